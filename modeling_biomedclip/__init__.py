@@ -1,0 +1,78 @@
+"""BiomedCLIP for transformers. Importing this package registers the model with the Auto classes and pipelines."""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
+
+from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+
+from .configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
+from .modeling_biomedclip import (
+    BiomedCLIPForImageClassification,
+    BiomedCLIPModel,
+    BiomedCLIPTextModel,
+    BiomedCLIPTextModelWithProjection,
+    BiomedCLIPVisionModel,
+    BiomedCLIPVisionModelWithProjection,
+)
+
+
+if TYPE_CHECKING:
+    from .contrastive_trainer import ContrastiveTrainer, ContrastiveTrainingArguments
+    from .zero_shot_classifier import ZeroShotClassifier
+
+# Imported at first use: the trainer pulls in `datasets`, which nobody needs who embeds an image.
+_LAZY = {
+    "ContrastiveTrainer": "contrastive_trainer",
+    "ContrastiveTrainingArguments": "contrastive_trainer",
+    "ZeroShotClassifier": "zero_shot_classifier",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def _register() -> None:
+    for config_class, model_class in [
+        (BiomedCLIPConfig, BiomedCLIPModel),
+        (BiomedCLIPTextConfig, BiomedCLIPTextModel),
+        (BiomedCLIPVisionConfig, BiomedCLIPVisionModel),
+    ]:
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModel.register(config_class, model_class, exist_ok=True)
+    AutoModelForZeroShotImageClassification.register(BiomedCLIPConfig, BiomedCLIPModel, exist_ok=True)
+    AutoModelForImageClassification.register(BiomedCLIPConfig, BiomedCLIPForImageClassification, exist_ok=True)
+    AutoImageProcessor.register(
+        BiomedCLIPConfig, image_processor_classes={"pil": BiomedCLIPImageProcessor}, exist_ok=True
+    )
+    AutoProcessor.register(BiomedCLIPConfig, BiomedCLIPProcessor, exist_ok=True)
+
+
+_register()
+
+__all__ = [
+    "BiomedCLIPConfig",
+    "BiomedCLIPForImageClassification",
+    "BiomedCLIPModel",
+    "BiomedCLIPTextConfig",
+    "BiomedCLIPTextModel",
+    "BiomedCLIPTextModelWithProjection",
+    "BiomedCLIPVisionConfig",
+    "BiomedCLIPVisionModel",
+    "BiomedCLIPVisionModelWithProjection",
+    "ContrastiveTrainer",
+    "ContrastiveTrainingArguments",
+    "ZeroShotClassifier",
+]

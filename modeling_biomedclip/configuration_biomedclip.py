@@ -1,0 +1,171 @@
+"""Configuration of BiomedCLIP: a ViT image tower and a BERT text tower with projections into one space.
+
+The defaults are the published architecture, `microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224`.
+"""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+def _check_heads(config: PreTrainedConfig) -> None:
+    if config.hidden_size % config.num_attention_heads != 0:
+        raise ValueError(
+            f"hidden_size ({config.hidden_size}) of {type(config).__name__} must be a multiple of "
+            f"num_attention_heads ({config.num_attention_heads})."
+        )
+
+
+@strict
+class BiomedCLIPTextConfig(PreTrainedConfig):
+    r"""
+    Configuration of the text tower: BERT base with the vocabulary of PubMedBERT.
+
+    Args:
+        vocab_size (`int`, defaults to 30522): Rows of the word embedding table (PubMedBERT's vocabulary fills 28,895).
+        hidden_size (`int`, defaults to 768): Width of the tower.
+        intermediate_size (`int`, defaults to 3072): Width of the feed-forward layers.
+        projection_dim (`int`, defaults to 512): Width of the space shared with images.
+        num_hidden_layers (`int`, defaults to 12): Post-LayerNorm blocks.
+        num_attention_heads (`int`, defaults to 12): Attention heads of each block.
+        max_position_embeddings (`int`, defaults to 512): Rows of the position table; training used the first 256.
+        type_vocab_size (`int`, defaults to 2): Rows of BERT's token type table.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of the feed-forward layers and of the projection.
+        hidden_dropout (`float`, defaults to 0.1): Dropout after embeddings, attention and feed-forward layers.
+        attention_dropout (`float`, defaults to 0.1): Dropout of attention probabilities.
+        layer_norm_eps (`float`, defaults to 1e-12): Epsilon of every LayerNorm.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of freshly drawn weights.
+        pad_token_id (`int`, defaults to 0): `[PAD]`; positions that hold it are masked when no mask is given.
+
+    Example:
+
+    ```python
+    >>> from modeling_biomedclip import BiomedCLIPTextConfig, BiomedCLIPTextModel
+
+    >>> model = BiomedCLIPTextModel(BiomedCLIPTextConfig(num_hidden_layers=2))
+    ```"""
+
+    model_type = "biomedclip_text_model"
+    base_config_key = "text_config"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    hidden_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+
+    def validate_architecture(self) -> None:
+        """Raises `ValueError` when the heads do not divide the width."""
+        _check_heads(self)
+
+
+@strict
+class BiomedCLIPVisionConfig(PreTrainedConfig):
+    r"""
+    Configuration of the image tower: timm's `vit_base_patch16_224`.
+
+    Args:
+        hidden_size (`int`, defaults to 768): Width of the tower.
+        intermediate_size (`int`, defaults to 3072): Width of the feed-forward layers.
+        projection_dim (`int`, defaults to 512): Width of the space shared with texts.
+        num_hidden_layers (`int`, defaults to 12): Pre-LayerNorm blocks.
+        num_attention_heads (`int`, defaults to 12): Attention heads of each block.
+        num_channels (`int`, defaults to 3): Channels of the input.
+        image_size (`int`, defaults to 224): Side of the square input, in pixels.
+        patch_size (`int`, defaults to 16): Side of a patch, in pixels.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of the feed-forward layers.
+        hidden_dropout (`float`, defaults to 0.0): Dropout after embeddings, attention and feed-forward layers.
+        attention_dropout (`float`, defaults to 0.0): Dropout of attention probabilities.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm. timm's value: ports that use
+            transformers' ViT default of 1e-12 give other embeddings.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of freshly drawn weights.
+
+    Example:
+
+    ```python
+    >>> from modeling_biomedclip import BiomedCLIPVisionConfig, BiomedCLIPVisionModel
+
+    >>> model = BiomedCLIPVisionModel(BiomedCLIPVisionConfig(num_hidden_layers=2))
+    ```"""
+
+    model_type = "biomedclip_vision_model"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_act: str = "gelu"
+    hidden_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+    def validate_architecture(self) -> None:
+        """Raises `ValueError` when heads do not divide the width, or patches the image."""
+        _check_heads(self)
+        if self.image_size % self.patch_size != 0:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}), "
+                "or pixels at the right and lower edge would never be seen."
+            )
+
+
+@strict
+class BiomedCLIPConfig(PreTrainedConfig):
+    r"""
+    Configuration of the whole model.
+
+    Args:
+        text_config (`dict` or [`BiomedCLIPTextConfig`], *optional*): The text tower.
+        vision_config (`dict` or [`BiomedCLIPVisionConfig`], *optional*): The image tower.
+        projection_dim (`int`, defaults to 512): Width of the shared space; both towers take it from here.
+        logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): Start of the log inverse temperature.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of a freshly drawn classification head.
+
+    Example:
+
+    ```python
+    >>> from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+
+    >>> config = BiomedCLIPConfig(text_config={"num_hidden_layers": 2}, vision_config={"num_hidden_layers": 2})
+    >>> model = BiomedCLIPModel(config)
+    ```"""
+
+    model_type = "biomedclip"
+    sub_configs = {"text_config": BiomedCLIPTextConfig, "vision_config": BiomedCLIPVisionConfig}
+
+    text_config: dict | BiomedCLIPTextConfig | None = None
+    vision_config: dict | BiomedCLIPVisionConfig | None = None
+    projection_dim: int = 512
+    logit_scale_init_value: float | int = math.log(1 / 0.07)
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        for name, config_class in self.sub_configs.items():
+            sub_config = getattr(self, name)
+            if sub_config is None:
+                sub_config = config_class()
+            elif isinstance(sub_config, dict):
+                sub_config = config_class(**sub_config)
+            # One value for both towers: a tower that is saved alone keeps the width of its projection.
+            sub_config.projection_dim = self.projection_dim
+            setattr(self, name, sub_config)
+        super().__post_init__(**kwargs)
+
+
+__all__ = ["BiomedCLIPConfig", "BiomedCLIPTextConfig", "BiomedCLIPVisionConfig"]

@@ -1,0 +1,876 @@
+"""BiomedCLIP in PyTorch: a ViT image tower and a BERT text tower that meet in one space.
+
+Both towers are made of the same attention and feed-forward modules under the same names, so one list of LoRA targets
+fits both. They differ where ViT and BERT differ: LayerNorm stands before each sub-layer of an image block and after
+each sub-layer of a text block.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BertModel, PreTrainedModel, ViTModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, torch_int
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
+
+
+@dataclass
+class BiomedCLIPTextModelOutput(ModelOutput):
+    """
+    Output of [`BiomedCLIPTextModelWithProjection`].
+
+    Args:
+        text_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Projected, not normalised.
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Last block's output.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): Output of the embeddings and of each block.
+        attentions (`tuple[torch.Tensor]`, *optional*): Attention probabilities of each block (eager attention).
+    """
+
+    text_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class BiomedCLIPVisionModelOutput(ModelOutput):
+    """
+    Output of [`BiomedCLIPVisionModelWithProjection`].
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Projected, not normalised.
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, patches + 1, hidden_size)`): After the last LayerNorm.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): Output of the embeddings and of each block.
+        attentions (`tuple[torch.Tensor]`, *optional*): Attention probabilities of each block (eager attention).
+    """
+
+    image_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class BiomedCLIPOutput(ModelOutput):
+    """
+    Output of [`BiomedCLIPModel`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*): Symmetric InfoNCE of this batch, with `return_loss=True`.
+        logits_per_image (`torch.Tensor` of shape `(images, texts)`): Cosine similarities times `logit_scale.exp()`.
+        logits_per_text (`torch.Tensor` of shape `(texts, images)`): Its transpose.
+        text_embeds (`torch.Tensor` of shape `(texts, projection_dim)`): L2-normalised.
+        image_embeds (`torch.Tensor` of shape `(images, projection_dim)`): L2-normalised.
+        text_model_output (`BaseModelOutputWithPooling`): Output of the text tower.
+        vision_model_output (`BaseModelOutputWithPooling`): Output of the image tower.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,  # (batch, heads, queries, head_dim)
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention spelled out: the only implementation that returns the probabilities."""
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    output = torch.matmul(probabilities, value).transpose(1, 2).contiguous()
+    return output, probabilities
+
+
+class BiomedCLIPAttention(nn.Module):
+    """Multi-head self-attention without a causal mask."""
+
+    def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False
+
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        hidden_shape = (*input_shape, -1, self.head_dim)
+
+        # (batch, sequence, hidden) -> (batch, heads, sequence, head_dim)
+        query = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attention_output, attention_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        attention_output = attention_output.reshape(*input_shape, -1).contiguous()
+        return self.out_proj(attention_output), attention_weights
+
+
+class BiomedCLIPMLP(nn.Module):
+    """Feed-forward sub-layer."""
+
+    def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class BiomedCLIPEncoderLayer(GradientCheckpointingLayer):
+    """The parts of a block; where LayerNorm stands is the towers' difference."""
+
+    def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig):
+        super().__init__()
+        self.self_attn = BiomedCLIPAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = BiomedCLIPMLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+
+class BiomedCLIPVisionLayer(BiomedCLIPEncoderLayer):
+    """Pre-LayerNorm block of ViT."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attention_output, _ = self.self_attn(self.layer_norm1(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attention_output)
+        mlp_output = self.mlp(self.layer_norm2(hidden_states))
+        return hidden_states + self.dropout(mlp_output)
+
+
+class BiomedCLIPTextLayer(BiomedCLIPEncoderLayer):
+    """Post-LayerNorm block of BERT."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attention_output, _ = self.self_attn(hidden_states, attention_mask, **kwargs)
+        hidden_states = self.layer_norm1(self.dropout(attention_output) + hidden_states)
+        mlp_output = self.mlp(hidden_states)
+        return self.layer_norm2(self.dropout(mlp_output) + hidden_states)
+
+
+class BiomedCLIPVisionEmbeddings(nn.Module):
+    """Patches, a class token before them, and learned positions."""
+
+    def __init__(self, config: BiomedCLIPVisionConfig):
+        super().__init__()
+        self.image_size = config.image_size
+        self.patch_size = config.patch_size
+        num_patches = (config.image_size // config.patch_size) ** 2
+
+        # Three-dimensional, as in timm: weight decay spares parameters of fewer than two dimensions.
+        self.class_embedding = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embedding = nn.Parameter(torch.zeros(1, num_patches + 1, config.hidden_size))
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def interpolate_position_embedding(self, height: int, width: int) -> torch.Tensor:
+        """Positions for an image of `height` x `width` pixels, bicubic between the learned ones."""
+        class_position, patch_positions = self.position_embedding[:, :1], self.position_embedding[:, 1:]
+        side = torch_int(patch_positions.shape[1] ** 0.5)
+        grid = patch_positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        grid = nn.functional.interpolate(
+            grid, size=(height // self.patch_size, width // self.patch_size), mode="bicubic", align_corners=False
+        )
+        return torch.cat([class_position, grid.flatten(2).transpose(1, 2)], dim=1)
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        batch_size, _, height, width = pixel_values.shape
+        if not interpolate_pos_encoding and (height, width) != (self.image_size, self.image_size):
+            raise ValueError(
+                f"Images of {height} x {width} pixels do not fit a model for {self.image_size} x {self.image_size}: "
+                "resize them with the processor, or pass interpolate_pos_encoding=True."
+            )
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        patches = patches.flatten(2).transpose(1, 2)  # (batch, hidden, rows, columns) -> (batch, patches, hidden)
+        embeddings = torch.cat([self.class_embedding.expand(batch_size, -1, -1), patches], dim=1)
+        if interpolate_pos_encoding:
+            embeddings = embeddings + self.interpolate_position_embedding(height, width)
+        else:
+            embeddings = embeddings + self.position_embedding
+        return self.dropout(embeddings)
+
+
+class BiomedCLIPTextEmbeddings(nn.Module):
+    """Words, token types and positions, normalised."""
+
+    def __init__(self, config: BiomedCLIPTextConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.position_ids = nn.Buffer(torch.arange(config.max_position_embeddings)[None], persistent=False)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        batch_size, length, _ = inputs_embeds.shape
+        if position_ids is None:
+            if length > self.position_ids.shape[1]:
+                raise ValueError(
+                    f"A text of {length} tokens does not fit {self.position_ids.shape[1]} positions: "
+                    "let the processor truncate it (`truncation=True`, its default)."
+                )
+            position_ids = self.position_ids[:, :length]
+        if token_type_ids is None:
+            token_type_ids = torch.zeros((batch_size, length), dtype=torch.long, device=inputs_embeds.device)
+        # BERT's order of addition: floating point sums depend on it.
+        embeddings = inputs_embeds + self.token_type_embeddings(token_type_ids)
+        embeddings = embeddings + self.position_embeddings(position_ids)
+        return self.dropout(self.layer_norm(embeddings))
+
+
+class BiomedCLIPTextProjection(nn.Module):
+    """Two-layer projection of the text tower; its inner width is the mean of the outer ones (open_clip's `mlp`)."""
+
+    def __init__(self, config: BiomedCLIPTextConfig):
+        super().__init__()
+        inner_size = (config.hidden_size + config.projection_dim) // 2
+        self.fc1 = nn.Linear(config.hidden_size, inner_size, bias=False)
+        self.activation_fn = nn.GELU()
+        self.fc2 = nn.Linear(inner_size, config.projection_dim, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class BiomedCLIPPreTrainedModel(PreTrainedModel):
+    """Base class: loading, saving and weight initialisation."""
+
+    config: BiomedCLIPConfig
+    config_class = BiomedCLIPConfig
+    base_model_prefix = "biomedclip"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "BiomedCLIPTextEmbeddings",
+        "BiomedCLIPVisionEmbeddings",
+        "BiomedCLIPTextLayer",
+        "BiomedCLIPVisionLayer",
+    ]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Linear, convolution, embedding and LayerNorm: normal(0, initializer_range), zeros and ones, by transformers.
+        super()._init_weights(module)
+        if isinstance(module, BiomedCLIPVisionEmbeddings):
+            init.normal_(module.class_embedding, std=1e-6)  # timm's value
+            init.normal_(module.position_embedding, std=self.config.initializer_range)
+        elif isinstance(module, BiomedCLIPTextEmbeddings):
+            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
+        elif isinstance(module, BiomedCLIPModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+
+class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
+    """
+    The text tower: BERT without its pooler.
+
+    Example:
+
+    ```python
+    >>> from modeling_biomedclip import BiomedCLIPTextConfig, BiomedCLIPTextModel
+
+    >>> model = BiomedCLIPTextModel(BiomedCLIPTextConfig(num_hidden_layers=2)).eval()
+    >>> model(input_ids=torch.tensor([[2, 1805, 3]])).pooler_output.shape
+    torch.Size([1, 768])
+    ```"""
+
+    config: BiomedCLIPTextConfig
+    config_class = BiomedCLIPTextConfig
+    base_model_prefix = "text_model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    _keys_to_ignore_on_load_unexpected = [
+        r"^vision_model\.",
+        r"^visual_projection\.",
+        r"^text_projection\.",
+        "^logit_scale$",
+    ]
+    _can_record_outputs = {"hidden_states": BiomedCLIPTextLayer, "attentions": BiomedCLIPAttention}
+
+    def __init__(self, config: BiomedCLIPTextConfig):
+        super().__init__(config)
+        self.embeddings = BiomedCLIPTextEmbeddings(config)
+        self.layers = nn.ModuleList([BiomedCLIPTextLayer(config) for _ in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Token ids.
+            attention_mask (`torch.Tensor` of the same shape, *optional*): 1 for words, 0 for padding. Worked out from
+                `[PAD]` when it is left out, as open_clip does.
+            token_type_ids (`torch.Tensor` of the same shape, *optional*): BERT's segments; zeros when left out.
+            position_ids (`torch.Tensor`, *optional*): Positions; 0, 1, 2, ... when left out.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Instead
+                of `input_ids`.
+
+        Returns:
+            `BaseModelOutputWithPooling`, whose `pooler_output` of shape `(batch_size, hidden_size)` is the last hidden
+            state of `[CLS]`.
+
+        Raises:
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, or a text longer than the position table.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            attention_mask = (input_ids != self.config.pad_token_id).long()
+
+        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+
+class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
+    """
+    The image tower: ViT with a class token.
+
+    Example:
+
+    ```python
+    >>> from modeling_biomedclip import BiomedCLIPVisionConfig, BiomedCLIPVisionModel
+
+    >>> model = BiomedCLIPVisionModel(BiomedCLIPVisionConfig(num_hidden_layers=2)).eval()
+    >>> model(pixel_values=torch.zeros(1, 3, 224, 224)).pooler_output.shape
+    torch.Size([1, 768])
+    ```"""
+
+    config: BiomedCLIPVisionConfig
+    config_class = BiomedCLIPVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [
+        r"^text_model\.",
+        r"^text_projection\.",
+        r"^visual_projection\.",
+        "^logit_scale$",
+    ]
+    _can_record_outputs = {"hidden_states": BiomedCLIPVisionLayer, "attentions": BiomedCLIPAttention}
+
+    def __init__(self, config: BiomedCLIPVisionConfig):
+        super().__init__(config)
+        self.embeddings = BiomedCLIPVisionEmbeddings(config)
+        self.layers = nn.ModuleList([BiomedCLIPVisionLayer(config) for _ in range(config.num_hidden_layers)])
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embedding
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size than the model's by
+                interpolating its positions.
+
+        Returns:
+            `BaseModelOutputWithPooling`, whose `pooler_output` of shape `(batch_size, hidden_size)` is the class token
+            after the last LayerNorm.
+
+        Raises:
+            ValueError: Images of another size without `interpolate_pos_encoding`.
+        """
+        if pixel_values is None:
+            raise ValueError("Pass `pixel_values`.")
+        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        hidden_states = self.post_layernorm(hidden_states)
+
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+
+class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
+    """The text tower and its projection: texts alone, half the memory of the whole model."""
+
+    config: BiomedCLIPTextConfig
+    config_class = BiomedCLIPTextConfig
+    base_model_prefix = "text_model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", "^logit_scale$"]
+
+    def __init__(self, config: BiomedCLIPTextConfig):
+        super().__init__(config)
+        self.text_model = BiomedCLIPTextModel._from_config(config)
+        self.text_projection = BiomedCLIPTextProjection(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BiomedCLIPTextModelOutput:
+        """Arguments as in [`BiomedCLIPTextModel.forward`]."""
+        outputs = self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return BiomedCLIPTextModelOutput(
+            text_embeds=self.text_projection(outputs.pooler_output),
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
+    """The image tower and its projection: images alone, half the memory of the whole model."""
+
+    config: BiomedCLIPVisionConfig
+    config_class = BiomedCLIPVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", "^logit_scale$"]
+
+    def __init__(self, config: BiomedCLIPVisionConfig):
+        super().__init__(config)
+        self.vision_model = BiomedCLIPVisionModel._from_config(config)
+        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BiomedCLIPVisionModelOutput:
+        """Arguments as in [`BiomedCLIPVisionModel.forward`]."""
+        outputs = self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        return BiomedCLIPVisionModelOutput(
+            image_embeds=self.visual_projection(outputs.pooler_output),
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
+    """
+    Both towers, their projections and the temperature.
+
+    Example:
+
+    ```python
+    >>> from modeling_biomedclip import BiomedCLIPModel
+    >>> from processing import BiomedCLIPProcessor, read_image
+
+    >>> model = BiomedCLIPModel.from_pretrained("out/model")
+    >>> processor = BiomedCLIPProcessor.from_pretrained("out/model")
+    >>> inputs = processor(text=["chest X-ray", "brain MRI"], images=read_image("scan.png"), return_tensors="pt")
+    >>> model(**inputs).logits_per_image.softmax(dim=-1)
+    ```"""
+
+    config: BiomedCLIPConfig
+
+    def __init__(self, config: BiomedCLIPConfig):
+        super().__init__(config)
+        self.text_model = BiomedCLIPTextModel._from_config(config.text_config)
+        self.vision_model = BiomedCLIPVisionModel._from_config(config.vision_config)
+        self.text_projection = BiomedCLIPTextProjection(config.text_config)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(cls, vision: str, text: str, **config_kwargs: Any) -> "BiomedCLIPModel":
+        """
+        Starts the towers from saved `ViTModel` and `BertModel` checkpoints, the projections and temperature afresh.
+
+        Args:
+            vision: Folder or Hub id of a ViT, such as `google/vit-base-patch16-224`.
+            text: Folder or Hub id of a BERT, such as `microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract`.
+            config_kwargs: Further fields of [`BiomedCLIPConfig`], such as `projection_dim`.
+
+        Returns:
+            A model in evaluation mode whose towers give the hidden states of the two checkpoints.
+
+        Raises:
+            ValueError: A checkpoint of another architecture, or one whose tensors do not all find their place.
+        """
+        vit = ViTModel.from_pretrained(vision, add_pooling_layer=False)
+        bert = BertModel.from_pretrained(text, add_pooling_layer=False)
+        config = BiomedCLIPConfig(
+            vision_config=_vision_config_of(vit.config), text_config=_text_config_of(bert.config), **config_kwargs
+        )
+        model = cls(config)
+        _copy_tower(vit, model.vision_model, _VIT_NAMES)
+        _copy_tower(bert, model.text_model, _BERT_NAMES)
+        return model.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Arguments as in [`BiomedCLIPTextModel.forward`]. `pooler_output`, of shape `(texts, projection_dim)`, holds the
+        projected features, not normalised.
+        """
+        outputs = self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Arguments as in [`BiomedCLIPVisionModel.forward`]. `pooler_output`, of shape `(images, projection_dim)`, holds
+        the projected features, not normalised.
+        """
+        outputs = self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        return_loss: bool = False,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BiomedCLIPOutput:
+        """
+        Args:
+            input_ids (`torch.Tensor` of shape `(texts, sequence_length)`): Token ids.
+            pixel_values (`torch.Tensor` of shape `(images, num_channels, height, width)`): Normalised pixels.
+            attention_mask (`torch.Tensor` of shape `(texts, sequence_length)`, *optional*): 1 for words.
+            token_type_ids (`torch.Tensor` of shape `(texts, sequence_length)`, *optional*): BERT's segments.
+            position_ids (`torch.Tensor`, *optional*): Positions of the tokens.
+            return_loss (`bool`, defaults to `False`): Also the symmetric InfoNCE of these pairs, text i belonging to
+                image i. It sees this process alone: [`ContrastiveTrainer`] gathers over all of them.
+            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size.
+
+        Raises:
+            ValueError: Inputs missing, or `return_loss` with unequal numbers of images and texts.
+        """
+        image_outputs = self.get_image_features(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        text_outputs = self.get_text_features(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        image_embeds = nn.functional.normalize(image_outputs.pooler_output, dim=-1)
+        text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
+
+        # Towers can live on different devices (`device_map`); the logits are worked out on the text tower's.
+        logits_per_text = text_embeds @ image_embeds.t().to(text_embeds.device)
+        logits_per_text = logits_per_text * self.logit_scale.exp().to(text_embeds.device)
+
+        loss = None
+        if return_loss:
+            if len(image_embeds) != len(text_embeds):
+                raise ValueError(
+                    f"The loss needs pairs, but the batch holds {len(image_embeds)} images and {len(text_embeds)} texts."
+                )
+            labels = torch.arange(len(text_embeds), device=logits_per_text.device)
+            text_loss = nn.functional.cross_entropy(logits_per_text, labels)
+            image_loss = nn.functional.cross_entropy(logits_per_text.t(), labels)
+            loss = (text_loss + image_loss) / 2
+
+        return BiomedCLIPOutput(
+            loss=loss,
+            logits_per_image=logits_per_text.t(),
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=image_outputs,
+        )
+
+
+class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
+    """The image tower with a linear classifier on its class token. `config.num_labels` sets the number of classes."""
+
+    config: BiomedCLIPConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [
+        r"^text_model\.",
+        r"^text_projection\.",
+        r"^visual_projection\.",
+        "^logit_scale$",
+    ]
+
+    def __init__(self, config: BiomedCLIPConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vision_model = BiomedCLIPVisionModel._from_config(config.vision_config)
+        self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+            labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Class indices, or values for regression with
+                one label, or 0/1 of shape `(batch_size, num_labels)` for many; `config.problem_type` overrides.
+            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size.
+        """
+        outputs = self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        logits = self.classifier(outputs.pooler_output)
+        loss = self.loss_function(labels, logits, self.config) if labels is not None else None
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+# The names of modules in transformers' ViTModel and BertModel, and ours: (theirs, ours), applied in turn. Module names
+# and not names in files, because transformers saves the two under older names than its modules have.
+_VIT_NAMES = [
+    ("embeddings.cls_token", "embeddings.class_embedding"),
+    ("embeddings.position_embeddings", "embeddings.position_embedding"),
+    ("embeddings.patch_embeddings.projection", "embeddings.patch_embedding"),
+    ("encoder.layer.", "layers."),
+    ("attention.attention.query", "self_attn.q_proj"),
+    ("attention.attention.key", "self_attn.k_proj"),
+    ("attention.attention.value", "self_attn.v_proj"),
+    ("attention.output.dense", "self_attn.out_proj"),
+    (".attention.o_proj", ".self_attn.out_proj"),
+    (".attention.", ".self_attn."),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+    ("layernorm_before", "layer_norm1"),
+    ("layernorm_after", "layer_norm2"),
+    ("layernorm.", "post_layernorm."),
+]
+_BERT_NAMES = [
+    ("embeddings.LayerNorm", "embeddings.layer_norm"),
+    ("encoder.layer.", "layers."),
+    ("attention.self.query", "self_attn.q_proj"),
+    ("attention.self.key", "self_attn.k_proj"),
+    ("attention.self.value", "self_attn.v_proj"),
+    ("attention.output.dense", "self_attn.out_proj"),
+    ("attention.output.LayerNorm", "layer_norm1"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+    ("output.LayerNorm", "layer_norm2"),
+]
+
+
+def _vision_config_of(vit_config: Any) -> dict[str, Any]:
+    """Our fields of a `ViTConfig`, its own epsilon included."""
+    if vit_config.model_type != "vit":
+        raise ValueError(f"The image tower starts from a ViT checkpoint, not from a {vit_config.model_type!r}.")
+    shared = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size"
+    return {
+        **{name: getattr(vit_config, name) for name in shared.split()},
+        "hidden_act": vit_config.hidden_act,
+        "hidden_dropout": vit_config.hidden_dropout_prob,
+        "attention_dropout": vit_config.attention_probs_dropout_prob,
+        "layer_norm_eps": vit_config.layer_norm_eps,
+        "initializer_range": vit_config.initializer_range,
+    }
+
+
+def _text_config_of(bert_config: Any) -> dict[str, Any]:
+    """Our fields of a `BertConfig`."""
+    if bert_config.model_type != "bert":
+        raise ValueError(f"The text tower starts from a BERT checkpoint, not from a {bert_config.model_type!r}.")
+    shared = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+        "type_vocab_size hidden_act layer_norm_eps initializer_range pad_token_id"
+    )
+    return {
+        **{name: getattr(bert_config, name) for name in shared.split()},
+        "hidden_dropout": bert_config.hidden_dropout_prob,
+        "attention_dropout": bert_config.attention_probs_dropout_prob,
+    }
+
+
+def _copy_tower(source: nn.Module, tower: nn.Module, names: list[tuple[str, str]]) -> None:
+    """Copies the weights of `source` into `tower` under our names; each tensor must find its place."""
+    renamed = {}
+    for name, tensor in source.state_dict().items():
+        for theirs, ours in names:
+            name = name.replace(theirs, ours)
+        renamed[name] = tensor
+    mismatch = tower.load_state_dict(renamed, strict=False)
+    if mismatch.missing_keys or mismatch.unexpected_keys:
+        raise ValueError(
+            f"{type(source).__name__} does not fit {type(tower).__name__}: "
+            f"missing {mismatch.missing_keys}, unexpected {mismatch.unexpected_keys}."
+        )
+
+
+__all__ = [
+    "BiomedCLIPForImageClassification",
+    "BiomedCLIPModel",
+    "BiomedCLIPPreTrainedModel",
+    "BiomedCLIPTextModel",
+    "BiomedCLIPTextModelWithProjection",
+    "BiomedCLIPVisionModel",
+    "BiomedCLIPVisionModelWithProjection",
+]

@@ -1,0 +1,38 @@
+"""Everything that turns raw material into tensors: articles, images and captions. Nothing here knows the model."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .collator import ContrastiveCollator
+    from .image_processing_biomedclip import BiomedCLIPImageProcessor
+    from .images import read_image
+    from .processing_biomedclip import BiomedCLIPProcessor
+    from .streaming import PairStream, load_pmc15m
+
+# Imported at first use, so that reading articles does not import torch, nor an image processor `datasets`.
+_LAZY = {
+    "BiomedCLIPImageProcessor": "image_processing_biomedclip",
+    "BiomedCLIPProcessor": "processing_biomedclip",
+    "ContrastiveCollator": "collator",
+    "PairStream": "streaming",
+    "load_pmc15m": "streaming",
+    "read_image": "images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+__all__ = [
+    "BiomedCLIPImageProcessor",
+    "BiomedCLIPProcessor",
+    "ContrastiveCollator",
+    "PairStream",
+    "load_pmc15m",
+    "read_image",
+]
