@@ -1,0 +1,56 @@
+"""Fills cards from measured results."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+
+_SIZE_CATEGORIES = [
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+]
+
+
+def fill_dataset_card(report: Mapping[str, Any]) -> str:
+    """
+    The dataset card of a build.
+
+    Args:
+        report: What `biomedclip build` reports.
+
+    Returns:
+        Markdown with the metadata block that the Hub reads.
+    """
+    articles, figures, splits = report["articles"], report["figures"], report["splits"]
+    left_out = {f"article: {reason}": count for reason, count in articles["dropped"].items()}
+    left_out |= {f"figure: {reason}": count for reason, count in figures["skipped"].items()}
+    template = Template((Path(__file__).parent / "dataset_card.md").read_text())
+    return template.substitute(
+        pairs=f"{report['pairs']:,}",
+        articles_seen=f"{articles['seen']:,}",
+        articles_kept=f"{articles['kept']:,}",
+        figures_seen=f"{figures['seen']:,}",
+        source=_public_name(report["source"]),
+        inventory_date=report["inventory_date"] or "none in the source",
+        size_category=next((name for limit, name in _SIZE_CATEGORIES if report["pairs"] < limit), "n>100M"),
+        data_files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits),
+        splits=_rows([(split, count["articles"], count["pairs"]) for split, count in splits.items()]),
+        licenses=_rows(list(report["licenses"].items())),
+        left_out=_rows(list(left_out.items())) or "| nothing | 0 |",
+    )
+
+
+def _public_name(source: str) -> str:
+    """A URL as it is, of a local path its last part: a card carries no path of the machine it was built on."""
+    return source if "://" in source else Path(source).name
+
+
+def _rows(rows: list[tuple[Any, ...]]) -> str:
+    return "\n".join(
+        "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |" for row in rows
+    )

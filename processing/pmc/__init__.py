@@ -1,0 +1,1 @@
+"""From PubMed Central's bucket to shards of figure-caption pairs."""
