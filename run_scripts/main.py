@@ -1,0 +1,74 @@
+"""The `biomedclip` command: finds the verb, runs it, and turns errors into one line a person can act on."""
+
+import logging
+import os
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+
+VERBS = {
+    "quickstart": "the whole line in one command: build, train, evaluate, save, load again, fine-tune",
+    "build": "figure-caption pairs out of PubMed Central's bucket, or a mirror of it",
+    "train": "contrastive training of BiomedCLIP or any other dual encoder",
+    "evaluate": "retrieval and zero-shot classification",
+}
+DEBUG_VARIABLE = "BIOMEDCLIP_DEBUG"
+
+
+def usage() -> str:
+    """What `biomedclip --help` shows."""
+    verbs = "\n".join(f"  {verb:<12}{summary}" for verb, summary in VERBS.items())
+    return (
+        "usage: biomedclip VERB [options]\n\n"
+        "BiomedCLIP for transformers.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "Every verb has --help with an example, and takes --config: a YAML file or the\n"
+        "name of a shipped recipe. Options on the command line win over the recipe.\n\n"
+        "example:\n  biomedclip quickstart --output-dir out\n"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """
+    Runs a verb.
+
+    Args:
+        arguments: What follows `biomedclip` on the command line; `sys.argv` when left out.
+
+    Returns:
+        The exit status: 0, 1 when the work failed, 2 when the command line makes no sense.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        sys.stdout.write(f"biomedclip {version('biomedclip')}\n")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        sys.stderr.write(f"biomedclip: there is no verb {verb!r}; there are {', '.join(VERBS)}.\n")
+        return 2
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        import_module(f"run_scripts.{verb}").main(rest)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        sys.stderr.write(f"\nbiomedclip {verb}: {_describe(error)}\n({DEBUG_VARIABLE}=1 shows where it happened.)\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nbiomedclip {verb}: interrupted.\n")
+        return 130
+    return 0
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Options of a verb: out of a recipe and off the command line, the latter winning."""
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+RECIPES = Path(__file__).parent / "recipes"
+VERBS_WITH_RECIPES = ("build", "train", "evaluate", "quickstart")
+
+
+def parse_options(
+    verb: str,
+    option_classes: Sequence[type],
+    arguments: Sequence[str],
+    *,
+    description: str,
+    example: str,
+    sections: Sequence[str] | None = None,
+    shown: Sequence[str] | None = None,
+) -> tuple[Any, ...]:
+    """
+    Parses the options of a verb into its dataclasses.
+
+    Args:
+        verb: Name of the verb.
+        option_classes: Dataclasses whose fields are the options; no field may stand in two of them.
+        arguments: The command line behind the verb.
+        description: What the verb does.
+        example: A line to paste.
+        sections: Sections of a recipe that apply; the verb's own when left out.
+        shown: Options that `--help` explains; all of them when left out. The others work all the same.
+
+    Returns:
+        One object of each class.
+
+    Raises:
+        ValueError: A recipe that cannot be read, or with an option that the verb does not have.
+    """
+    parser = HfArgumentParser(
+        option_classes,
+        prog=f"biomedclip {verb}",
+        description=description,
+        epilog=_epilog(example, shown),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="RECIPE", help=f"YAML file, or a shipped recipe: {', '.join(recipe_names())}")
+    if shown is not None:
+        for action in parser._actions:
+            if action.dest not in (*shown, "config", "help"):
+                action.help = argparse.SUPPRESS
+
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config")
+    recipe = config.parse_known_args(list(arguments))[0].config
+    if recipe:
+        _set_defaults(parser, read_recipe(recipe, sections or [verb]), recipe, verb)
+    *options, _ = parser.parse_args_into_dataclasses(args=list(arguments))
+    return tuple(options)
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def read_recipe(name: str, sections: Sequence[str]) -> dict[str, Any]:
+    """
+    Reads the options of a recipe.
+
+    A recipe holds either options, or a section of options for each verb.
+
+    Args:
+        name: A YAML file, or the name of a shipped recipe.
+        sections: Verbs whose sections are read, the later winning.
+
+    Returns:
+        Options by name, with underscores.
+
+    Raises:
+        ValueError: No such recipe, or not a mapping of options.
+    """
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") or Path(name).exists() else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"There is no recipe {name!r}: neither a file nor one of {', '.join(recipe_names())}.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is not YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{name} must hold options, one `name: value` a line.")
+    if content and all(key in VERBS_WITH_RECIPES and isinstance(value, Mapping) for key, value in content.items()):
+        content = {key: value for section in sections for key, value in content.get(section, {}).items()}
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _set_defaults(parser: argparse.ArgumentParser, options: Mapping[str, Any], recipe: str, verb: str) -> None:
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in options.items():
+        if name not in actions or name in ("config", "help"):
+            close = difflib.get_close_matches(name, actions, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else f" See: biomedclip {verb} --help"
+            raise ValueError(f"{recipe}: {name!r} is not an option of biomedclip {verb}.{hint}")
+        action = actions[name]
+        action.required = False
+        # As text, so that argparse converts and checks it as if it stood on the command line (YAML reads 5e-4 as text).
+        if isinstance(value, list):
+            value = [parser._get_value(action, str(item)) for item in value]
+        elif value is not None and not isinstance(value, Mapping):
+            value = str(value)
+        parser.set_defaults(**{name: value})
+
+
+def _epilog(example: str, shown: Sequence[str] | None) -> str:
+    rest = "\n\nEvery other field of transformers.TrainingArguments is an option too." if shown is not None else ""
+    return f"example:\n  {example}{rest}"

@@ -1,0 +1,334 @@
+"""The whole line in one command: articles, pairs, training, evaluation, a saved model, fine-tuning.
+
+biomedclip quickstart --output-dir out
+biomedclip quickstart --source ../pmc_mirror --output-dir out
+"""
+
+import dataclasses
+import resource
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModel, AutoProcessor, pipeline
+
+from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
+from processing import ContrastiveCollator, PairStream, read_image
+from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
+
+from . import build, evaluate, train
+from .options import parse_options
+from .plots import plot_answers, plot_curves
+from .reporting import format_value, say, show_table, versions, write_json
+
+
+EXAMPLE = "biomedclip quickstart --output-dir out"
+SHOWN = (
+    "source pmcids license figures lora_steps output_dir seed max_steps per_device_train_batch_size learning_rate "
+    "overwrite workers"
+).split()
+# Names of the attention's projections, the same in both towers.
+LORA_TARGETS = ["q_proj", "v_proj"]
+KINDS = "figure_kinds.csv"
+
+
+@dataclass
+class QuickstartOptions(build.SourceOptions):
+    """Where the articles come from, and how far to go."""
+
+    source: str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Mirror of PMC's bucket, or s3://pmc-oa-opendata. A corpus is drawn if left out."}
+    )
+    figures: int = field(default=3000, metadata={"help": "Figures of the drawn corpus."})
+    lora_steps: int = field(default=10, metadata={"help": "Steps of fine-tuning with LoRA at the end."})
+
+
+@dataclass
+class EvaluationOptions:
+    """How the model is evaluated."""
+
+    batch_size: int = field(default=128, metadata={"help": "Pairs or images at a time."})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs `biomedclip quickstart`."""
+    arguments = list(arguments)
+    if not any(argument.split("=")[0] == "--config" for argument in arguments):
+        arguments = ["--config", "quickstart", *arguments]
+    options = parse_options(
+        "quickstart",
+        [QuickstartOptions, EvaluationOptions, train.PairHandling, train.ModelOptions, ContrastiveTrainingArguments],
+        arguments,
+        description=__doc__.split("\n\n")[0],
+        example=EXAMPLE,
+        sections=["build", "train", "evaluate", "quickstart"],
+        shown=SHOWN,
+    )
+    Quickstart(*options).run()
+
+
+class Quickstart:
+    """The stations of the line, one method each, in the order of `run`."""
+
+    def __init__(
+        self,
+        source: QuickstartOptions,
+        evaluation: EvaluationOptions,
+        handling: train.PairHandling,
+        model_options: train.ModelOptions,
+        args: ContrastiveTrainingArguments,
+    ):
+        self.source = source
+        self.evaluation = evaluation
+        self.handling = handling
+        self.model_options = model_options
+        self.args = args
+        self.output_dir = Path(args.output_dir)
+
+    def run(self) -> dict[str, Any]:
+        """Runs the whole line and leaves `model/`, `data/`, `report.json`, `report.md` and plots."""
+        started = time.monotonic()
+        self._claim_output()
+        say("1/5  Articles and pairs")
+        built = self.build()
+        say("2/5  Training")
+        training, log_history = self.train(built)
+        say("3/5  Evaluation of the saved model on held-out articles")
+        retrieval, zero_shot = self.evaluate()
+        say("4/5  Loading it again as its users do")
+        reloaded = self.reload()
+        say("5/5  Fine-tuning with LoRA")
+        lora = self.fine_tune()
+        report = {
+            "retrieval": retrieval,
+            "zero_shot": zero_shot,
+            "training": training,
+            "reloaded": reloaded,
+            "lora": lora,
+            "build": built,
+            "seed": self.args.seed,
+            "seconds": round(time.monotonic() - started, 1),
+            "peak_memory_mib": _peak_memory_mib(),
+            "versions": versions(),
+        }
+        plot_curves(log_history, self.output_dir / "curves.png")
+        write_json(self.output_dir / "report.json", report)
+        (self.output_dir / "report.md").write_text(report_as_markdown(report))
+        self.show(report)
+        return report
+
+    def build(self) -> dict[str, Any]:
+        """Draws a corpus unless there is a source, and builds its pairs."""
+        source = self.source.source
+        if source is None:
+            source = str(self.output_dir / "corpus")
+            draw_corpus(source, figures=self.source.figures, seed=self.args.seed, progress=True)
+        names = {option.name for option in dataclasses.fields(build.SourceOptions)}
+        options = build.SourceOptions(**{name: getattr(self.source, name) for name in names} | {"source": source})
+        report = build.build(options, build.OutputOptions(str(self.output_dir), self.args.seed))
+        self._copy_labels(source)
+        return report
+
+    def train(self, built: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Trains the small model and saves it to `model/`."""
+        batch_size = self._batch_that_fits(built)
+        args = dataclasses.replace(
+            self.args, output_dir=str(self.output_dir / "training"), per_device_train_batch_size=batch_size
+        )
+        trainer, results = train.train(str(self.output_dir), self.handling, self.model_options, args)
+        trainer.save_model(str(self.output_dir / "model"))
+        return results, trainer.state.log_history
+
+    def evaluate(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Retrieval on the test split, and zero-shot classification where the source has labels."""
+        model, processor = self._load()
+        options = evaluate.EvaluateOptions(
+            model=str(self.output_dir / "model"),
+            data=str(self.output_dir),
+            output_dir=str(self.output_dir / "training"),
+            batch_size=self.evaluation.batch_size,
+            templates=list(ZERO_SHOT_TEMPLATES),
+            seed=self.args.seed,
+        )
+        pairs, images, texts = evaluate.embed_pairs(model, processor, options)
+        retrieval = evaluate.retrieval_of(pairs, images, texts, options.seed)
+        shown = slice(0, 8)
+        plot_answers(
+            [read_image(image) for image in pairs[shown]["image"]],
+            pairs["caption"],
+            images[shown] @ texts.t(),
+            self.output_dir / "answers.png",
+        )
+        if not (self.output_dir / evaluate.LABELS).exists():
+            return retrieval, None
+        pictures, labels, _ = evaluate.labelled_images(options.data, options.split)
+        of_kind = Counter(labels)
+        # Who knows the kind and nothing else guesses among the pairs of that kind.
+        retrieval["oracle_of_kind_at_1"] = sum(1 / of_kind[label] for label in labels) / len(pairs)
+        return retrieval, evaluate.evaluate_zero_shot(model, processor, pictures, labels, options)
+
+    def reload(self) -> dict[str, Any]:
+        """Loads the saved folder through the pipeline, and holds its answer against the model's own."""
+        model, processor = self._load()
+        classifier = pipeline("zero-shot-image-classification", model=str(self.output_dir / "model"), device="cpu")
+        row = PairStream(self.output_dir, "test").rows(0, 0, 1)[0]
+        image = read_image(row["image"]).convert("RGB")
+        labels = ["chest X-ray", "line chart", "gel electrophoresis"]
+        answers = {
+            answer["label"]: answer["score"]
+            for answer in classifier(image, candidate_labels=labels, hypothesis_template="this is a photo of {}")
+        }
+        prompts = [f"this is a photo of {label}" for label in labels]
+        with torch.no_grad():
+            logits = model(**processor(text=prompts, images=image, return_tensors="pt")).logits_per_image
+        scores = dict(zip(labels, logits.softmax(dim=-1)[0].tolist(), strict=True))
+        difference = max(abs(scores[label] - answers[label]) for label in labels)
+        if difference > 1e-5:
+            raise RuntimeError(f"The pipeline and the model disagree by {difference} about one image.")
+        return {"pipeline": answers, "largest_difference_to_the_model": difference}
+
+    def fine_tune(self) -> dict[str, Any]:
+        """A few steps of LoRA on both towers; the adapter is saved, loaded and held against the trained one."""
+        model, processor = self._load()
+        adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS))
+        adapted.base_model.model.enable_input_require_grads() if self.args.gradient_checkpointing else None
+        stream = PairStream(self.output_dir, "validation", seed=self.args.seed)
+        batch_size = min(32, len(stream))
+        args = ContrastiveTrainingArguments(
+            output_dir=str(self.output_dir / "adapter"),
+            max_steps=self.source.lora_steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=1e-3,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=self.args.seed,
+        )
+        collator = ContrastiveCollator(processor, training=True, seed=self.args.seed)
+        trainer = ContrastiveTrainer(adapted, args, train_dataset=stream, data_collator=collator)
+        trainer.train()
+        adapted.save_pretrained(self.output_dir / "adapter")
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+        loaded = PeftModel.from_pretrained(self._load()[0], str(self.output_dir / "adapter")).eval()
+        batch = ContrastiveCollator(processor)(stream.rows(0, 0, min(8, len(stream))))
+        with torch.no_grad():
+            difference = (adapted.eval()(**batch).image_embeds - loaded(**batch).image_embeds).abs().max().item()
+        if difference > 1e-5:
+            raise RuntimeError(f"The adapter that was loaded differs from the trained one by {difference}.")
+        trainable, total = adapted.get_nb_trainable_parameters()
+        return {
+            "steps": self.source.lora_steps,
+            "loss_first": losses[0],
+            "loss_last": losses[-1],
+            "trainable_parameters": trainable,
+            "trainable_share": trainable / total,
+            "largest_difference_after_loading": difference,
+        }
+
+    def show(self, report: dict[str, Any]) -> None:
+        """Prints the closing tables."""
+        evaluate.show_retrieval(report["retrieval"], report["retrieval"].get("oracle_of_kind_at_1"))
+        if report["zero_shot"]:
+            evaluate.show_zero_shot(report["zero_shot"])
+        rows = [
+            ("pairs built", report["build"]["pairs"]),
+            ("training steps", report["training"]["steps"]),
+            ("training seconds", report["training"]["seconds"]),
+            ("LoRA loss, first step", report["lora"]["loss_first"]),
+            ("LoRA loss, last step", report["lora"]["loss_last"]),
+            ("seconds in all", report["seconds"]),
+            ("peak memory, MiB", report["peak_memory_mib"]),
+        ]
+        show_table("Quickstart", rows, ["", "value"])
+        say(f"In {self.output_dir}: model/, adapter/, data/, report.json, report.md, curves.png, answers.png")
+
+    def _load(self) -> tuple[Any, Any]:
+        folder = str(self.output_dir / "model")
+        return AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+    def _claim_output(self) -> None:
+        """The output folder must be empty, or of an earlier quickstart that may be replaced."""
+        if self.output_dir.is_file():
+            raise FileExistsError(f"{self.output_dir} is a file. Choose another --output-dir.")
+        mark = self.output_dir / ".quickstart"  # nothing is ever removed that a quickstart has not written
+        if self.output_dir.is_dir() and any(self.output_dir.iterdir()):
+            if not (self.source.overwrite and mark.exists()):
+                remedy = "pass --overwrite to replace it, or choose" if mark.exists() else "choose"
+                raise FileExistsError(f"{self.output_dir} is not empty: {remedy} another --output-dir.")
+            shutil.rmtree(self.output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+    def _batch_that_fits(self, built: dict[str, Any]) -> int:
+        """The batch asked for, or the largest power of two that a small source can fill."""
+        pairs, wanted = built["splits"]["train"]["pairs"], self.args.per_device_train_batch_size
+        if pairs >= wanted:
+            return wanted
+        fitting = 1 << (pairs.bit_length() - 1)
+        say(f"The source gives {pairs} training pairs: batches of {fitting} instead of {wanted}.")
+        return fitting
+
+    def _copy_labels(self, source: str) -> None:
+        """Labels that a source brings along (a drawn corpus does) make zero-shot classification possible."""
+        filesystem, root = fsspec.core.url_to_fs(source, **({"anon": True} if source.startswith("s3://") else {}))
+        if not source.startswith("http") and filesystem.exists(f"{root}/{KINDS}"):
+            filesystem.get_file(f"{root}/{KINDS}", str(self.output_dir / evaluate.LABELS))
+
+
+def report_as_markdown(report: dict[str, Any]) -> str:
+    """The report for people: what was measured, beside chance, with the plots."""
+    retrieval, zero_shot, training = report["retrieval"], report["zero_shot"], report["training"]
+    lines = [
+        "# Quickstart",
+        "",
+        f"{training['steps']} steps on {report['build']['splits']['train']['pairs']:,} pairs in {training['seconds']} s; "
+        f"the whole line in {report['seconds']} s and {report['peak_memory_mib']:,} MiB. Seed {report['seed']}.",
+        "",
+        f"## Retrieval among {retrieval['pairs']:,} held-out pairs",
+        "",
+        "| | image to text | text to image | chance |",
+        "|---|---:|---:|---:|",
+    ]
+    for k in (1, 5, 10):
+        cells = []
+        for direction in ("image_to_text", "text_to_image"):
+            low, high = retrieval[direction][f"recall_at_{k}_interval"]
+            cells.append(f"{retrieval[direction][f'recall_at_{k}']:.3f} ({low:.3f} to {high:.3f})")
+        lines.append(f"| recall at {k} | {' | '.join(cells)} | {min(1.0, k * retrieval['chance_at_1']):.4f} |")
+    ranks = [format_value(retrieval[direction]["median_rank"]) for direction in ("image_to_text", "text_to_image")]
+    lines.append(f"| median rank | {' | '.join(ranks)} | {(retrieval['pairs'] + 1) / 2} |")
+    lines += ["", "In brackets 95 % bootstrap intervals over articles."]
+    if "oracle_of_kind_at_1" in retrieval:
+        oracle = retrieval["oracle_of_kind_at_1"]
+        lines += ["", f"Who knows the kind of a figure and nothing else has a recall at 1 of {oracle:.3f}."]
+    lines += ["", "## Zero-shot classification", ""]
+    if zero_shot:
+        lines += [
+            f"Accuracy {zero_shot['accuracy']:.3f}, balanced {zero_shot['balanced_accuracy']:.3f}, chance "
+            f"{zero_shot['chance']:.3f}, {zero_shot['images']} images of {len(zero_shot['classes'])} kinds.",
+            "",
+            "| kind | recall |",
+            "|---|---:|",
+            *(f"| {name} | {recall:.2f} |" for name, recall in zero_shot["recall_of_class"].items()),
+        ]
+    else:
+        lines.append("Not measured: the source has no labels.")
+    lines += ["", "## Pictures", "", "![Loss and recall](curves.png)", "", "![Queries and answers](answers.png)", ""]
+    return "\n".join(lines)
+
+
+def _peak_memory_mib() -> int:
+    """Resident memory of the largest process of the run at its peak."""
+    unit = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes, Linux KiB
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(who).ru_maxrss for who in processes) // 1024 // unit

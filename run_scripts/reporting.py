@@ -1,0 +1,60 @@
+"""What a run leaves for people and programs: tables, JSON files, versions."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+PACKAGES = ("biomedclip", "torch", "transformers", "datasets", "accelerate", "peft", "pillow", "numpy")
+
+
+def show_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
+    """Prints a table that fits the terminal; the first column is text, the others stand to the right."""
+    say(title)
+    table = Table()
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position == 0 else "right")
+    for row in rows:
+        table.add_row(*(format_value(value) for value in row))
+    Console().print(table)
+
+
+def say(message: str) -> None:
+    """Prints a line that marks a stage of the run."""
+    Console().print(message, style="bold")
+
+
+def format_value(value: Any) -> str:
+    """A value as a table shows it: four decimals for fractions, commas in large numbers, a dash for none."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers were measured with."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }

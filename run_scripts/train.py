@@ -1,0 +1,281 @@
+"""Trains BiomedCLIP, or any other dual encoder, with the contrastive loss.
+
+biomedclip train --config quickstart --train-data out --output-dir run
+torchrun --nproc-per-node 8 --no-python biomedclip train --config quickstart --train-data out --output-dir run
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_biomedclip import (
+    BiomedCLIPConfig,
+    BiomedCLIPModel,
+    ContrastiveTrainer,
+    ContrastiveTrainingArguments,
+)
+from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator, PairStream, load_pmc15m
+
+from .options import parse_options
+from .reporting import say, show_table, versions, write_json
+
+
+logger = logging.getLogger(__name__)
+
+EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
+SHOWN = (
+    "train_data model_name_or_path vision_model text_model model_config tokenizer vocabulary_size max_length on_bad_row "
+    "max_eval_pairs output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size "
+    "learning_rate warmup_steps weight_decay bf16 gradient_checkpointing torch_compile dataloader_num_workers eval_steps "
+    "save_steps logging_steps save_total_limit report_to resume_from_checkpoint seed"
+).split()
+
+
+@dataclass
+class ModelOptions:
+    """Which model is trained. One of: a checkpoint, two towers, a configuration."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to go on from: BiomedCLIP, CLIP or another dual encoder."}
+    )
+    vision_model: str | None = field(default=None, metadata={"help": "ViT checkpoint to start the image tower from."})
+    text_model: str | None = field(default=None, metadata={"help": "BERT checkpoint to start the text tower from."})
+    model_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of BiomedCLIPConfig, as JSON, for a model drawn afresh. The published size if empty."},
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Tokenizer to use. The checkpoint's, or one trained on the training captions."}
+    )
+    vocabulary_size: int = field(
+        default=30522, metadata={"help": "Entries at most of a vocabulary trained on the captions."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens a caption is cut at. The tokenizer's limit if left out."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.model_config, str):
+            try:
+                self.model_config = json.loads(self.model_config)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"--model-config is not JSON: {error}") from error
+        if (self.vision_model is None) != (self.text_model is None):
+            raise ValueError("--vision-model and --text-model go together.")
+        chosen = [self.model_name_or_path, self.vision_model, self.model_config]
+        if sum(choice is not None for choice in chosen) > 1:
+            raise ValueError("Choose one of --model-name-or-path, --vision-model with --text-model, --model-config.")
+
+
+@dataclass
+class PairHandling:
+    """How pairs are read."""
+
+    on_bad_row: str = field(
+        default="substitute",
+        metadata={
+            "help": "What a row does that cannot be decoded: raise, or substitute another one and count it.",
+            "choices": ["raise", "substitute"],
+        },
+    )
+    max_eval_pairs: int = field(default=2000, metadata={"help": "Validation pairs used in training, at most."})
+
+
+@dataclass
+class TrainData:
+    """What is trained on."""
+
+    train_data: str = field(metadata={"help": "Folder that biomedclip build wrote; local, hf:// or s3://."})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs `biomedclip train`."""
+    data, handling, model_options, args = parse_options(
+        "train",
+        [TrainData, PairHandling, ModelOptions, ContrastiveTrainingArguments],
+        arguments,
+        description=__doc__.split("\n\n")[0],
+        example=EXAMPLE,
+        shown=SHOWN,
+    )
+    trainer, results = train(data.train_data, handling, model_options, args)
+    if trainer.is_world_process_zero():
+        show_results(results)
+        say(f"Model in {args.output_dir}, curves in trainer_state.json, figures in train_results.json")
+
+
+def train(
+    train_data: str, handling: PairHandling, model_options: ModelOptions, args: ContrastiveTrainingArguments
+) -> tuple[ContrastiveTrainer, dict[str, Any]]:
+    """
+    Trains and saves a model.
+
+    Args:
+        train_data: Folder that `biomedclip build` wrote.
+        handling: How pairs are read.
+        model_options: Which model is trained.
+        args: Everything else.
+
+    Returns:
+        The trainer, its model trained, and the results that `train_results.json` holds.
+
+    Raises:
+        ValueError: Options that contradict each other.
+        FileNotFoundError: No data set there.
+        FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
+    """
+    stream = PairStream(train_data, "train", seed=args.seed)
+    checkpoint = _checkpoint_to_resume(args)
+    set_seed(args.seed)
+    processor = load_processor(model_options, stream, args)
+    model = load_model(model_options, processor)
+    collate = {"max_length": model_options.max_length, "seed": args.seed, "on_error": handling.on_bad_row}
+    training_collator = ContrastiveCollator(processor, training=True, **collate)
+    trainer = ContrastiveTrainer(
+        model,
+        args,
+        train_dataset=stream,
+        eval_dataset=_validation_pairs(train_data, handling.max_eval_pairs) if _evaluates(args) else None,
+        data_collator=training_collator,
+        eval_data_collator=ContrastiveCollator(processor, **collate),
+        processing_class=processor,
+    )
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    results = {
+        "steps": trainer.state.global_step,
+        "samples": trainer.state.global_step * args.train_batch_size * args.world_size,
+        "seconds": round(output.metrics["train_runtime"], 1),
+        "samples_per_second": round(output.metrics["train_samples_per_second"], 1),
+        "loss": output.training_loss,
+        "batch_size": args.train_batch_size * args.world_size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "substituted_rows": training_collator.substituted_rows,
+        "resumed_from_step": _step_of(checkpoint),
+        "versions": versions(),
+    }
+    if trainer.is_world_process_zero():
+        write_json(Path(args.output_dir) / "train_results.json", results)
+    return trainer, results
+
+
+def load_processor(
+    options: ModelOptions, stream: PairStream, args: ContrastiveTrainingArguments
+) -> ProcessorMixin:
+    """The checkpoint's processor, or a new one whose vocabulary is given or learned from the training captions."""
+    if options.model_name_or_path:
+        return AutoProcessor.from_pretrained(options.model_name_or_path)
+    config = _config(options)
+    size = config.vision_config.image_size if config else 224
+    image_processor = BiomedCLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
+    limit = {"model_max_length": options.max_length} if options.max_length else {}
+    source = options.tokenizer or options.text_model
+    if source:
+        return BiomedCLIPProcessor(image_processor, AutoTokenizer.from_pretrained(source, **limit))
+    learned = Path(args.output_dir) / "tokenizer"
+    # One process learns the vocabulary, the others wait and read it: all must have the same ids.
+    with args.main_process_first(desc="learning the vocabulary"):
+        if args.should_save and not (learned / "tokenizer.json").exists():
+            learn_vocabulary(stream, options.vocabulary_size).save_pretrained(learned)
+    return BiomedCLIPProcessor(image_processor, BertTokenizer.from_pretrained(learned, **limit))
+
+
+def learn_vocabulary(stream: PairStream, size: int) -> BertTokenizer:
+    """A lower-casing WordPiece vocabulary of the captions of the stream, with BERT's special tokens in their places."""
+    captions = PairStream(stream.path, stream.split, columns=["caption"])
+    lines = (row["caption"] for start in range(0, len(captions), 1000) for row in captions.rows(0, start, start + 1000))
+    return BertTokenizer().train_new_from_iterator(lines, vocab_size=size, show_progress=False)
+
+
+def load_model(options: ModelOptions, processor: ProcessorMixin) -> PreTrainedModel:
+    """The model that the options name, with random weights where they name a configuration."""
+    if options.model_name_or_path:
+        return AutoModel.from_pretrained(options.model_name_or_path, dtype=torch.float32)
+    if options.vision_model and options.text_model:
+        return BiomedCLIPModel.from_vision_text_pretrained(options.vision_model, options.text_model)
+    config = _config(options)
+    assert config is not None
+    if "vocab_size" not in ((options.model_config or {}).get("text_config") or {}) and not options.tokenizer:
+        config.text_config.vocab_size = len(processor.tokenizer)
+    if len(processor.tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(processor.tokenizer):,} entries, more than the {config.text_config.vocab_size:,} "
+            "rows of the model's table. Lower --vocabulary-size, or raise text_config.vocab_size in --model-config."
+        )
+    return BiomedCLIPModel(config)
+
+
+def show_results(results: dict[str, Any]) -> None:
+    """Prints what the training took."""
+    names = ["steps", "samples", "batch_size", "seconds", "samples_per_second", "loss", "parameters", "substituted_rows"]
+    show_table("Training", [(name.replace("_", " "), results[name]) for name in names], ["", "value"])
+
+
+def _config(options: ModelOptions) -> BiomedCLIPConfig | None:
+    """The configuration of a model drawn afresh; none for one that starts from checkpoints."""
+    if options.model_name_or_path or options.vision_model:
+        return None
+    fields = dict(options.model_config or {})
+    known = set(BiomedCLIPConfig().to_dict())
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ValueError(f"--model-config: {', '.join(unknown)} is not a field of BiomedCLIPConfig.")
+    return BiomedCLIPConfig(**fields)
+
+
+def _validation_pairs(path: str, most: int) -> Any:
+    pairs = load_pmc15m(path, "validation", streaming=False, columns=["pair_id", "image", "caption"])
+    return pairs.select(range(min(most, len(pairs)))).cast_column("image", _undecoded_image())
+
+
+def _undecoded_image() -> Any:
+    """The collator decodes, with its own limits and errors."""
+    from datasets import Image
+
+    return Image(decode=False)
+
+
+def _evaluates(args: ContrastiveTrainingArguments) -> bool:
+    return args.eval_strategy != "no"
+
+
+def _checkpoint_to_resume(args: ContrastiveTrainingArguments) -> str | None:
+    """The checkpoint that `--resume-from-checkpoint` means: a path, or with `true` the last one of the output folder."""
+    wanted = str(args.resume_from_checkpoint or "false")
+    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if wanted.lower() == "false":
+        if last is not None:
+            raise FileExistsError(
+                f"{args.output_dir} holds checkpoints of an earlier run. Go on with --resume-from-checkpoint true, or "
+                "choose another --output-dir."
+            )
+        return None
+    if wanted.lower() == "true":
+        if last is None:
+            logger.warning("%s holds no checkpoint yet: training starts from the beginning.", args.output_dir)
+        return last
+    if not Path(wanted).is_dir():
+        raise FileNotFoundError(f"--resume-from-checkpoint {wanted}: there is no such folder.")
+    return wanted
+
+
+def _step_of(checkpoint: str | None) -> int | None:
+    return int(checkpoint.rstrip("/").rsplit("-", 1)[-1]) if checkpoint else None
