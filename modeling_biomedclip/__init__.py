@@ -54,9 +54,9 @@ def _register() -> None:
         AutoModel.register(config_class, model_class, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(BiomedCLIPConfig, BiomedCLIPModel, exist_ok=True)
     AutoModelForImageClassification.register(BiomedCLIPConfig, BiomedCLIPForImageClassification, exist_ok=True)
-    AutoImageProcessor.register(
-        BiomedCLIPConfig, image_processor_classes={"pil": BiomedCLIPImageProcessor}, exist_ok=True
-    )
+    # Pillow whatever is installed: torchvision's own resampling gives other pixels.
+    backends = dict.fromkeys(("pil", "torchvision"), BiomedCLIPImageProcessor)
+    AutoImageProcessor.register(BiomedCLIPConfig, image_processor_classes=backends, exist_ok=True)
     AutoProcessor.register(BiomedCLIPConfig, BiomedCLIPProcessor, exist_ok=True)
 
 

@@ -167,7 +167,7 @@ class ContrastiveTrainer(Trainer):
                 gathered = self.accelerator.gather_for_metrics((outputs.image_embeds, outputs.text_embeds))
                 images.append(gathered[0].float().cpu())
                 texts.append(gathered[1].float().cpu())
-                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         image_embeds, text_embeds = torch.cat(images), torch.cat(texts)
         scale = find_logit_scale(model).detach().exp().float().cpu()
         metrics = {f"{metric_key_prefix}_loss": whole_set_loss(image_embeds, text_embeds, scale)}

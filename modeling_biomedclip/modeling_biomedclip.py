@@ -720,9 +720,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         loss = None
         if return_loss:
             if len(image_embeds) != len(text_embeds):
-                raise ValueError(
-                    f"The loss needs pairs, but the batch holds {len(image_embeds)} images and {len(text_embeds)} texts."
-                )
+                raise ValueError(f"The loss needs pairs, not {len(image_embeds)} images and {len(text_embeds)} texts.")
             labels = torch.arange(len(text_embeds), device=logits_per_text.device)
             text_loss = nn.functional.cross_entropy(logits_per_text, labels)
             image_loss = nn.functional.cross_entropy(logits_per_text.t(), labels)

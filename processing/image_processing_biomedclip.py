@@ -39,13 +39,13 @@ def to_8_bit(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
     darkest, brightest = values.min(), values.max()
     if darkest < 0 or brightest > 255:
-        values = (values - darkest) * (255 / max(brightest - darkest, np.finfo(np.float64).tiny))
+        values = (values - darkest) * (255 / ((brightest - darkest) or 1))
     return Image.fromarray(np.round(values).astype(np.uint8))
 
 
 class BiomedCLIPImageProcessor(PilBackend):
     r"""
-    Shortest side to 224 pixels (bicubic, antialiased), centre crop of 224 x 224, RGB, [0, 1], CLIP's mean and deviation.
+    Shortest side to 224 pixels (bicubic, antialiased), centre crop of 224 x 224, RGB, [0, 1], CLIP's mean and std.
 
     `pixel_values` equal those of open_clip's evaluation transform bit for bit for every mode of 8 bits. What that means
     on purpose: transparency is dropped, not blended; palette images are resized without interpolation; EXIF orientation

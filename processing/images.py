@@ -9,7 +9,7 @@ import fsspec
 from PIL import Image, UnidentifiedImageError
 
 
-MAX_PIXELS = 200_000_000  # 600 MB as RGB; a page scanned at 1,200 dpi has 140 million
+MAX_PIXELS = 175_000_000  # 525 MB as RGB; a page scanned at 1,200 dpi has 140 million, Pillow itself stops at 179
 DECODABLE_FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")
 
 
@@ -31,6 +31,8 @@ def read_image(source: Any) -> Image.Image:
     Raises:
         ImageError: Missing, empty, truncated, of an unknown format, or of more than `MAX_PIXELS` pixels.
     """
+    if source is None:
+        raise ImageError("there is no image")
     if isinstance(source, Image.Image):
         return _decode(source, "image")
     if isinstance(source, dict):
@@ -56,6 +58,8 @@ def _open(content: bytes, name: str) -> Image.Image:
             # Pillow warns at half its own limit; the limit that counts is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=DECODABLE_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels ({error})") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image of a known format ({', '.join(DECODABLE_FORMATS)})") from error
     except Exception as error:  # damaged headers surface as many types; the next line of a bulk run must go on

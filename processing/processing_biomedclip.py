@@ -21,8 +21,8 @@ class BiomedCLIPProcessorKwargs(ProcessingKwargs, total=False):
 
 class BiomedCLIPProcessor(ProcessorMixin):
     r"""
-    Prepares images and texts. Texts are cut at `tokenizer.model_max_length` tokens and padded to the longest of the batch
-    by default.
+    Prepares images and texts. By default texts are cut at `tokenizer.model_max_length` tokens and padded to the longest
+    of the batch.
 
     Args:
         image_processor ([`BiomedCLIPImageProcessor`]): Prepares images.
@@ -32,6 +32,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
     Example:
 
     ```python
+    >>> import modeling_biomedclip  # registers the parts that a saved processor is loaded from
     >>> from processing import BiomedCLIPProcessor, read_image
 
     >>> processor = BiomedCLIPProcessor.from_pretrained("out/model")

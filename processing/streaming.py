@@ -171,7 +171,7 @@ class PairStream:
 
 
 class PairBatches(IterableDataset):
-    """What [`PairStream.batches`] returns: an endless iterable of lists of rows, for a loader with `batch_size=None`."""
+    """What [`PairStream.batches`] returns: lists of rows without end, for a loader with `batch_size=None`."""
 
     def __init__(self, stream: PairStream, batch_size: int, rank: int, world_size: int, samples_seen: int):
         super().__init__()

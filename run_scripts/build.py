@@ -117,6 +117,8 @@ def show_report(report: dict[str, Any]) -> None:
     rows += [("figures seen", figures["seen"])]
     rows += [(f"  skipped: {reason}", count) for reason, count in figures["skipped"].items()]
     rows += [("pairs", report["pairs"])]
-    rows += [(f"  {split}, of {count['articles']:,} articles", count["pairs"]) for split, count in report["splits"].items()]
+    rows += [
+        (f"  {split}, of {count['articles']:,} articles", count["pairs"]) for split, count in report["splits"].items()
+    ]
     rows += [(f"  {license}", count) for license, count in report["licenses"].items()]
     show_table(f"Built from {report['source']} in {report['seconds']} s", rows, ["", "count"])

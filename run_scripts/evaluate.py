@@ -194,11 +194,7 @@ def labelled_images(path: str, split: str) -> tuple[list[Any], list[str], str]:
     """
     if (Path(path) / LABELS).is_file():
         label_of = read_labels(Path(path) / LABELS)
-        pairs = [
-            row
-            for row in load_pmc15m(path, split, columns=["pair_id", "image"])
-            if row["pair_id"] in label_of
-        ]
+        pairs = [row for row in load_pmc15m(path, split, columns=["pair_id", "image"]) if row["pair_id"] in label_of]
         if not pairs:
             raise ValueError(f"{path}: no pair of the {split} split stands in {LABELS}.")
         names = [row["pair_id"] for row in pairs]
@@ -217,7 +213,7 @@ def read_labels(path: Path) -> dict[str, str]:
     """Labels by pair id, from a CSV with a header and two columns, the second of any name."""
     with path.open(newline="", encoding="utf-8") as file:
         _, *rows = csv.reader(file)
-    return {pair_id: label for pair_id, label in rows}
+    return dict(rows)
 
 
 def show_retrieval(metrics: dict[str, Any], oracle: float | None = None) -> None:

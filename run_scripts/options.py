@@ -50,7 +50,9 @@ def parse_options(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="RECIPE", help=f"YAML file, or a shipped recipe: {', '.join(recipe_names())}")
+    parser.add_argument(
+        "--config", metavar="RECIPE", help=f"YAML file, or a shipped recipe: {', '.join(recipe_names())}"
+    )
     if shown is not None:
         for action in parser._actions:
             if action.dest not in (*shown, "config", "help"):

@@ -11,7 +11,7 @@ import torch
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402 (the backend has to be chosen first)
+from matplotlib import pyplot as plt
 
 
 def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:

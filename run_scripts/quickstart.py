@@ -4,6 +4,7 @@ biomedclip quickstart --output-dir out
 biomedclip quickstart --source ../pmc_mirror --output-dir out
 """
 
+import copy
 import dataclasses
 import resource
 import shutil
@@ -31,10 +32,10 @@ from .reporting import format_value, say, show_table, versions, write_json
 
 
 EXAMPLE = "biomedclip quickstart --output-dir out"
-SHOWN = (
-    "source pmcids license figures lora_steps output_dir seed max_steps per_device_train_batch_size learning_rate "
-    "overwrite workers"
-).split()
+SHOWN = """
+    source pmcids license figures lora_steps output_dir seed max_steps per_device_train_batch_size learning_rate
+    overwrite workers
+""".split()
 # Names of the attention's projections, the same in both towers.
 LORA_TARGETS = ["q_proj", "v_proj"]
 KINDS = "figure_kinds.csv"
@@ -45,7 +46,8 @@ class QuickstartOptions(build.SourceOptions):
     """Where the articles come from, and how far to go."""
 
     source: str | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Mirror of PMC's bucket, or s3://pmc-oa-opendata. A corpus is drawn if left out."}
+        default=None,
+        metadata={"help": "Mirror of PMC's bucket, or s3://pmc-oa-opendata. A corpus is drawn if left out."},
     )
     figures: int = field(default=3000, metadata={"help": "Figures of the drawn corpus."})
     lora_steps: int = field(default=10, metadata={"help": "Steps of fine-tuning with LoRA at the end."})
@@ -139,10 +141,9 @@ class Quickstart:
 
     def train(self, built: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Trains the small model and saves it to `model/`."""
-        batch_size = self._batch_that_fits(built)
-        args = dataclasses.replace(
-            self.args, output_dir=str(self.output_dir / "training"), per_device_train_batch_size=batch_size
-        )
+        args = copy.copy(self.args)
+        args.output_dir = str(self.output_dir / "training")
+        args.per_device_train_batch_size = self._batch_that_fits(built)
         trainer, results = train.train(str(self.output_dir), self.handling, self.model_options, args)
         trainer.save_model(str(self.output_dir / "model"))
         return results, trainer.state.log_history
@@ -291,8 +292,9 @@ def report_as_markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Quickstart",
         "",
-        f"{training['steps']} steps on {report['build']['splits']['train']['pairs']:,} pairs in {training['seconds']} s; "
-        f"the whole line in {report['seconds']} s and {report['peak_memory_mib']:,} MiB. Seed {report['seed']}.",
+        f"{training['steps']} steps on {report['build']['splits']['train']['pairs']:,} pairs in "
+        f"{training['seconds']} s; the whole line in {report['seconds']} s and {report['peak_memory_mib']:,} MiB. "
+        f"Seed {report['seed']}.",
         "",
         f"## Retrieval among {retrieval['pairs']:,} held-out pairs",
         "",

@@ -38,12 +38,12 @@ from .reporting import say, show_table, versions, write_json
 logger = logging.getLogger(__name__)
 
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
-SHOWN = (
-    "train_data model_name_or_path vision_model text_model model_config tokenizer vocabulary_size max_length on_bad_row "
-    "max_eval_pairs output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size "
-    "learning_rate warmup_steps weight_decay bf16 gradient_checkpointing torch_compile dataloader_num_workers eval_steps "
-    "save_steps logging_steps save_total_limit report_to resume_from_checkpoint seed"
-).split()
+SHOWN = """
+    train_data model_name_or_path vision_model text_model model_config tokenizer vocabulary_size max_length on_bad_row
+    max_eval_pairs output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size
+    learning_rate warmup_steps weight_decay bf16 gradient_checkpointing torch_compile dataloader_num_workers eval_steps
+    save_steps logging_steps save_total_limit report_to resume_from_checkpoint seed
+""".split()
 
 
 @dataclass
@@ -57,7 +57,9 @@ class ModelOptions:
     text_model: str | None = field(default=None, metadata={"help": "BERT checkpoint to start the text tower from."})
     model_config: dict | str | None = field(
         default=None,
-        metadata={"help": "Fields of BiomedCLIPConfig, as JSON, for a model drawn afresh. The published size if empty."},
+        metadata={
+            "help": "Fields of BiomedCLIPConfig, as JSON, for a model drawn afresh. The published size if empty."
+        },
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Tokenizer to use. The checkpoint's, or one trained on the training captions."}
@@ -175,17 +177,13 @@ def train(
     return trainer, results
 
 
-def load_processor(
-    options: ModelOptions, stream: PairStream, args: ContrastiveTrainingArguments
-) -> ProcessorMixin:
+def load_processor(options: ModelOptions, stream: PairStream, args: ContrastiveTrainingArguments) -> ProcessorMixin:
     """The checkpoint's processor, or a new one whose vocabulary is given or learned from the training captions."""
     if options.model_name_or_path:
         return AutoProcessor.from_pretrained(options.model_name_or_path)
     config = _config(options)
     size = config.vision_config.image_size if config else 224
-    image_processor = BiomedCLIPImageProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    )
+    image_processor = BiomedCLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     limit = {"model_max_length": options.max_length} if options.max_length else {}
     source = options.tokenizer or options.text_model
     if source:
@@ -212,8 +210,7 @@ def load_model(options: ModelOptions, processor: ProcessorMixin) -> PreTrainedMo
     if options.vision_model and options.text_model:
         return BiomedCLIPModel.from_vision_text_pretrained(options.vision_model, options.text_model)
     config = _config(options)
-    assert config is not None
-    if "vocab_size" not in ((options.model_config or {}).get("text_config") or {}) and not options.tokenizer:
+    if "vocab_size" not in (_config_fields(options).get("text_config") or {}) and not options.tokenizer:
         config.text_config.vocab_size = len(processor.tokenizer)
     if len(processor.tokenizer) > config.text_config.vocab_size:
         raise ValueError(
@@ -225,20 +222,33 @@ def load_model(options: ModelOptions, processor: ProcessorMixin) -> PreTrainedMo
 
 def show_results(results: dict[str, Any]) -> None:
     """Prints what the training took."""
-    names = ["steps", "samples", "batch_size", "seconds", "samples_per_second", "loss", "parameters", "substituted_rows"]
+    names = [
+        "steps",
+        "samples",
+        "batch_size",
+        "seconds",
+        "samples_per_second",
+        "loss",
+        "parameters",
+        "substituted_rows",
+    ]
     show_table("Training", [(name.replace("_", " "), results[name]) for name in names], ["", "value"])
 
 
-def _config(options: ModelOptions) -> BiomedCLIPConfig | None:
+def _config(options: ModelOptions) -> Any:
     """The configuration of a model drawn afresh; none for one that starts from checkpoints."""
     if options.model_name_or_path or options.vision_model:
         return None
-    fields = dict(options.model_config or {})
+    fields = _config_fields(options)
     known = set(BiomedCLIPConfig().to_dict())
     unknown = sorted(set(fields) - known)
     if unknown:
         raise ValueError(f"--model-config: {', '.join(unknown)} is not a field of BiomedCLIPConfig.")
     return BiomedCLIPConfig(**fields)
+
+
+def _config_fields(options: ModelOptions) -> dict[str, Any]:
+    return dict(options.model_config) if isinstance(options.model_config, dict) else {}
 
 
 def _validation_pairs(path: str, most: int) -> Any:
@@ -258,7 +268,7 @@ def _evaluates(args: ContrastiveTrainingArguments) -> bool:
 
 
 def _checkpoint_to_resume(args: ContrastiveTrainingArguments) -> str | None:
-    """The checkpoint that `--resume-from-checkpoint` means: a path, or with `true` the last one of the output folder."""
+    """The checkpoint that `--resume-from-checkpoint` means: a path, or with `true` the last of the output folder."""
     wanted = str(args.resume_from_checkpoint or "false")
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     if wanted.lower() == "false":

@@ -1,13 +1,9 @@
 """What tests share: real data where it lies, and a corpus, model and processor small enough to build on the spot."""
 
-import hashlib
-import io
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from mirror_writer import MirrorWriter
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -21,74 +17,6 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-def png_bytes(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
-    """A small picture of noise."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-class MirrorWriter:
-    """Writes articles into a folder in the layout of PMC's bucket."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        (root / "metadata").mkdir(parents=True)
-
-    def article(self, number: int, *, figures: str, media: dict[str, bytes], version: int = 1, **metadata) -> str:
-        """Adds an article whose XML holds `figures` in its body; returns its name."""
-        xml = (
-            '<article xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:mml="http://www.w3.org/1998/Math/MathML">'
-            f"<front/><body><sec>{figures}</sec></body></article>"
-        )
-        return self.raw_article(number, xml=xml.encode(), media=media, version=version, **metadata)
-
-    def raw_article(self, number: int, *, xml: bytes, media: dict[str, bytes], version: int = 1, **metadata) -> str:
-        """Adds an article with this XML; returns its name."""
-        name = f"PMC{number}.{version}"
-        (self.root / name).mkdir()
-
-        def url(file: str, content: bytes) -> str:
-            (self.root / name / file).write_bytes(content)
-            return f"s3://pmc-oa-opendata/{name}/{file}?md5={hashlib.md5(content).hexdigest()}"
-
-        content = {
-            "pmcid": f"PMC{number}",
-            "version": version,
-            "pmid": str(number),
-            "doi": f"10.1/{number}",
-            "citation": "Journal. 2020",
-            "is_pmc_openaccess": True,
-            "is_manuscript": False,
-            "is_historical_ocr": False,
-            "is_retracted": False,
-            "license_code": "CC BY",
-            "xml_url": url(f"{name}.xml", xml),
-            "media_urls": [url(file, bytes_) for file, bytes_ in media.items()],
-        } | metadata
-        for path in (self.root / name / f"{name}.json", self.root / "metadata" / f"{name}.json"):
-            path.write_text(json.dumps(content))
-        return name
-
-    def plain_articles(self, count: int, *, figures_each: int = 2, first: int = 1000) -> None:
-        """Adds articles with nothing special about them."""
-        for number in range(first, first + count):
-            figures = "".join(
-                figure_xml(f"F{n}", f"Caption {n} of article {number}.", f"a{number}-g{n}") for n in range(figures_each)
-            )
-            media = {f"a{number}-g{n}.png": png_bytes(number * 10 + n) for n in range(figures_each)}
-            self.article(number, figures=figures, media=media)
-
-
-def figure_xml(figure_id: str, caption: str, href: str) -> str:
-    """One `<fig>` with a plain caption."""
-    return (
-        f'<fig id="{figure_id}"><label>Figure {figure_id}</label><caption><p>{caption}</p></caption>'
-        f'<graphic xlink:href="{href}"/></fig>'
-    )
-
-
 @pytest.fixture
 def mirror(tmp_path: Path) -> MirrorWriter:
     """An empty mirror of the bucket."""
@@ -97,11 +25,11 @@ def mirror(tmp_path: Path) -> MirrorWriter:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built data set of 60 articles with 120 pairs."""
+    """A built data set of 100 articles with 200 pairs."""
     from processing.pmc.build import build_dataset
 
     root = tmp_path_factory.mktemp("built")
-    MirrorWriter(root / "mirror").plain_articles(60)
+    MirrorWriter(root / "mirror").plain_articles(100)
     build_dataset(str(root / "mirror"), root / "set")
     return root / "set"
 
@@ -117,7 +45,7 @@ SMALL_CONFIG = {
         "num_attention_heads": 4,
     },
     "text_config": {
-        "vocab_size": 64,
+        "vocab_size": 128,
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
@@ -147,7 +75,10 @@ def small_processor():
 
     from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
-    words = ["caption of article figure chest x-ray brain mri line chart this is a photo 0 1 2 3 4 5 6 7 8 9 ."] * 3
-    tokenizer = BertTokenizer(model_max_length=64).train_new_from_iterator(words, vocab_size=64, show_progress=False)
+    words = ["caption of article figure chest x-ray brain mri line chart this is a photo ."] * 9
+    numbers = [" ".join(map(str, range(1000, 1100)))]
+    tokenizer = BertTokenizer(model_max_length=64).train_new_from_iterator(
+        words + numbers, vocab_size=SMALL_CONFIG["text_config"]["vocab_size"], show_progress=False
+    )
     image_processor = BiomedCLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return BiomedCLIPProcessor(image_processor, tokenizer)

@@ -16,15 +16,18 @@ MAX_XML_BYTES = 100_000_000  # the largest articles of PMC have some 20 MB
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 
 # Elements that end a line on a page: their text must not be glued to its neighbours.
-_BLOCKS = {
-    "break", "caption", "def", "def-item", "disp-formula", "disp-quote", "list", "list-item", "p", "sec", "statement",
-    "title", "verse-line",
-}  # fmt: skip
+_BLOCKS = frozenset(
+    """
+    break caption def def-item disp-formula disp-quote list list-item p sec statement title verse-line
+    """.split()
+)
 # Elements that are not part of the running text: pictures, floating objects, identifiers, duplicates of formulae.
-_LEFT_OUT = {
-    "alt-text", "annotation", "annotation-xml", "boxed-text", "fig", "fig-group", "fn", "graphic", "inline-graphic", "label", "long-desc",
-    "media", "object-id", "supplementary-material", "table-wrap",
-}  # fmt: skip
+_LEFT_OUT = frozenset(
+    """
+    alt-text annotation annotation-xml boxed-text fig fig-group fn graphic inline-graphic label long-desc media
+    object-id supplementary-material table-wrap
+    """.split()
+)
 # Of several renderings of one thing the first of these is taken; pictures of it are left out.
 _ALTERNATIVES = ("math", "tex-math", "textual-form", "chem-struct")
 
@@ -184,7 +187,7 @@ def _is_citation_number(element: etree._Element) -> bool:
     return (
         _name(element) == "xref"
         and element.get("ref-type") == "bibr"
-        and not any(character.isalpha() for character in "".join(element.itertext()))
+        and not any(character.isalpha() for character in "".join(map(str, element.itertext())))
     )
 
 
@@ -214,13 +217,10 @@ def _graphics(figure: etree._Element) -> Iterator[Graphic]:
     """The pictures of a figure; several renderings in `<alternatives>` are one picture."""
     for child in figure:
         name = _name(child)
-        if name == "graphic":
-            if child.get(_XLINK_HREF):
-                yield Graphic((child.get(_XLINK_HREF),), _label(child))
-        elif name == "alternatives":
-            graphics = [graphic for graphic in child if _name(graphic) == "graphic" and graphic.get(_XLINK_HREF)]
+        if name in ("graphic", "alternatives"):
+            graphics = [graphic for graphic in child.iter("{*}graphic") if graphic.get(_XLINK_HREF)]
             if graphics:
-                hrefs = tuple(dict.fromkeys(graphic.get(_XLINK_HREF) for graphic in graphics))
+                hrefs = tuple(dict.fromkeys(graphic.get(_XLINK_HREF, "") for graphic in graphics))
                 yield Graphic(hrefs, next((label for label in map(_label, graphics) if label), None))
         elif name not in ("caption", "fig", "label"):
             yield from _graphics(child)

@@ -22,7 +22,9 @@ def caption_of(caption: str) -> str:
 
 
 def test_text_in_nested_markup_is_kept():
-    assert caption_of("<p>Growth of <italic>E. <bold>coli</bold></italic> at 37 °C.</p>") == "Growth of E. coli at 37 °C."
+    assert (
+        caption_of("<p>Growth of <italic>E. <bold>coli</bold></italic> at 37 °C.</p>") == "Growth of E. coli at 37 °C."
+    )
 
 
 def test_title_and_paragraphs_are_joined_by_single_spaces():
@@ -87,7 +89,9 @@ def test_a_figure_without_caption_does_not_inherit_its_neighbours():
 
 
 def test_a_figure_without_caption_takes_that_of_its_group():
-    body = f'<fig-group><caption><p>Both.</p></caption><fig id="a"><graphic xlink:href="g"/></fig>{figure("<p>Own.</p>")}'
+    body = (
+        f'<fig-group><caption><p>Both.</p></caption><fig id="a"><graphic xlink:href="g"/></fig>{figure("<p>Own.</p>")}'
+    )
     first, second = parse_figures(article(body + "</fig-group>"))
     assert (first.caption, second.caption) == ("Both.", "Own.")
 

@@ -1,0 +1,208 @@
+"""Contrastive training through `Trainer`."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+from torch.nn.functional import normalize
+from transformers import CLIPConfig, CLIPModel, TrainerCallback
+
+from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments
+from modeling_biomedclip.contrastive_loss import contrastive_loss
+from modeling_biomedclip.contrastive_trainer import whole_set_loss
+from processing import ContrastiveCollator, PairStream
+
+
+def unit(pairs: int, seed: int) -> torch.Tensor:
+    return normalize(torch.randn(pairs, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@pytest.fixture
+def train(built, small_model, small_processor, tmp_path):
+    """Trains the small model for a few steps; returns the trainer."""
+
+    def run(model=None, *, folder="run", resume=None, callbacks=None, train_dataset=None, **options):
+        options = {"max_steps": 6, "per_device_train_batch_size": 16, "logging_steps": 1, "report_to": "none"} | options
+        args = ContrastiveTrainingArguments(output_dir=str(tmp_path / folder), disable_tqdm=True, **options)
+        trainer = ContrastiveTrainer(
+            model or small_model,
+            args,
+            train_dataset=train_dataset or PairStream(built),
+            eval_dataset=PairStream(built, "test").rows(0, 0, 10**6),
+            data_collator=ContrastiveCollator(small_processor, training=True),
+            eval_data_collator=ContrastiveCollator(small_processor),
+            callbacks=callbacks,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    return run
+
+
+def fresh(small_model) -> BiomedCLIPModel:
+    model = BiomedCLIPModel(small_model.config)
+    model.load_state_dict(small_model.state_dict())
+    return model
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_the_loss_equals_a_plain_loop_in_float64():
+    images, texts, scale = unit(12, 0), unit(12, 1), torch.tensor(14.0)
+    total = 0.0
+    for i in range(12):
+        for query, candidates in ((images[i], texts), (texts[i], images)):
+            logits = [scale.item() * (query.double() @ candidate.double()).item() for candidate in candidates]
+            total += math.log(sum(math.exp(logit) for logit in logits)) - logits[i]
+    assert contrastive_loss(images, texts, scale).item() == pytest.approx(total / 24, abs=1e-6)
+    assert whole_set_loss(images, texts, scale) == pytest.approx(total / 24, abs=1e-6)
+
+
+def test_images_and_texts_that_are_not_pairs_are_refused():
+    with pytest.raises(ValueError, match="not pairs"):
+        contrastive_loss(unit(3, 0), unit(4, 0), torch.tensor(1.0))
+
+
+def _gradients(rank: int, world_size: int, port: int, results) -> None:
+    """One process's share of a batch of eight; the mean of the gradients over processes is what DDP makes of them."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
+    torch.manual_seed(0)
+    image_tower, text_tower = nn.Linear(8, 4), nn.Linear(8, 4)
+    scale = nn.Parameter(torch.tensor(1.5))
+    share = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
+    images, texts = normalize(image_tower(unit(8, 0)[share]), dim=-1), normalize(text_tower(unit(8, 1)[share]), dim=-1)
+    contrastive_loss(images, texts, scale.exp()).backward()
+    gradients = [image_tower.weight.grad, text_tower.weight.grad, scale.grad]
+    for gradient in gradients:
+        torch.distributed.all_reduce(gradient)
+    if rank == 0:
+        results[world_size] = [(gradient / world_size).tolist() for gradient in gradients]
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch():
+    manager = torch.multiprocessing.get_context("spawn").Manager()
+    results = manager.dict()
+    for world_size, port in ((1, 29611), (2, 29612)):
+        torch.multiprocessing.spawn(_gradients, (world_size, port, results), nprocs=world_size)
+    for one, two in zip(results[1], results[2], strict=True):
+        torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-5, atol=1e-7)
+
+
+def test_training_lowers_the_loss_and_leaves_a_trainer_folder(train, tmp_path):
+    trainer = train(max_steps=30, learning_rate=5e-3, per_device_train_batch_size=32)
+    assert losses(trainer)[-1] < losses(trainer)[0] - 0.5
+    trainer.save_state()
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == 30
+    assert state["epoch"] == pytest.approx(30 * 32 / len(trainer.pair_stream))
+
+
+def test_the_same_seed_gives_the_same_losses(train, small_model):
+    first, second = (losses(train(fresh(small_model), folder=name)) for name in "ab")
+    assert first == second
+
+
+def test_a_resumed_run_ends_with_the_losses_and_weights_of_an_undisturbed_one(train, small_model, tmp_path):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 4
+
+    undisturbed = train(fresh(small_model), folder="whole", max_steps=8)
+    train(fresh(small_model), folder="cut", max_steps=8, save_steps=2, callbacks=[Interrupt()])
+    resumed = train(fresh(small_model), folder="cut", max_steps=8, resume=str(tmp_path / "cut" / "checkpoint-4"))
+    assert losses(resumed) == losses(undisturbed)
+    for ours, theirs in zip(resumed.model.parameters(), undisturbed.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_workers_of_the_loader_change_nothing(train, small_model):
+    alone = losses(train(fresh(small_model), folder="alone"))
+    assert losses(train(fresh(small_model), folder="workers", dataloader_num_workers=2)) == alone
+
+
+def test_gradient_accumulation_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(ValueError, match="only negatives"):
+        ContrastiveTrainingArguments(output_dir=str(tmp_path), gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize(("start", "bound"), [(10.0, math.log(100)), (-3.0, 0.0)])
+def test_the_temperature_is_kept_in_bounds(train, small_model, start, bound):
+    with torch.no_grad():
+        small_model.logit_scale.fill_(start)
+    assert train(max_steps=1).model.logit_scale.item() == pytest.approx(bound)
+
+
+def test_weight_decay_spares_biases_norms_and_the_temperature(train):
+    trainer = train(max_steps=1)
+    decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    assert "logit_scale" not in decayed and "text_model.layers.0.layer_norm1.weight" not in decayed
+    assert "visual_projection.weight" in decayed and "vision_model.embeddings.position_embedding" in decayed
+    assert not any(name.endswith("bias") for name in decayed)
+
+
+def test_evaluation_measures_the_whole_set_whatever_the_batch(train, small_model):
+    results = []
+    for folder, size in (("small", 3), ("large", 100)):
+        trainer = train(fresh(small_model), folder=folder, max_steps=1, per_device_eval_batch_size=size)
+        results.append(trainer.evaluate())
+    assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"], abs=1e-5)
+    for k in (1, 5, 10):
+        key = f"eval_image_to_text_recall_at_{k}"
+        assert results[0][key] == pytest.approx(results[1][key])
+    assert 1 <= results[0]["eval_text_to_image_median_rank"] <= 20
+
+
+def test_any_dual_encoder_of_transformers_trains(train, small_processor):
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config=size | {"vocab_size": 64, "eos_token_id": 3, "max_position_embeddings": 64},
+            vision_config=size | {"image_size": 32, "patch_size": 8},
+            projection_dim=16,
+        )
+    )
+    assert losses(train(clip))[0] == pytest.approx(math.log(16), abs=0.5)
+
+
+def test_a_model_without_temperature_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no parameter `logit_scale`"):
+        ContrastiveTrainer(nn.Linear(2, 2), ContrastiveTrainingArguments(output_dir=str(tmp_path)))
+
+
+def test_rows_with_random_access_train_and_get_new_crops_each_epoch(train, built):
+    rows = PairStream(built).rows(0, 0, 32)
+    for row in rows:
+        del row["epoch"]
+    trainer = train(train_dataset=rows, max_steps=-1, num_train_epochs=3)
+    assert trainer.state.global_step == 6
+    assert trainer.data_collator.epoch == 2
+
+
+def test_epochs_are_counted_in_pairs(train, built):
+    trainer = train(max_steps=-1, num_train_epochs=1)
+    assert trainer.state.global_step == len(PairStream(built)) // 16
+
+
+def test_a_peft_model_trains_its_adapter_alone(train, small_model):
+    peft = pytest.importorskip("peft")
+    before = small_model.visual_projection.weight.detach().clone()
+    adapted = peft.get_peft_model(small_model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    trainer = train(adapted, learning_rate=1e-2)
+    trained = {name: p for name, p in trainer.model.named_parameters() if "lora_B" in name}
+    assert len(trained) == 8 and all(p.abs().sum() > 0 for p in trained.values())
+    assert torch.equal(before, small_model.visual_projection.weight)
+
+
+def test_the_published_recipe_is_the_default(tmp_path):
+    args = ContrastiveTrainingArguments(output_dir=str(tmp_path))
+    assert (args.learning_rate, args.weight_decay, args.adam_epsilon) == (5e-4, 0.2, 1e-6)
+    assert (args.adam_beta1, args.adam_beta2, args.lr_scheduler_type) == (0.9, 0.98, "cosine")
+    assert BiomedCLIPConfig().projection_dim == 512

@@ -1,0 +1,236 @@
+"""The build from a mirror to shards, whole, damaged and interrupted."""
+
+import errno
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from mirror_writer import figure_xml, png_bytes
+from PIL import Image
+
+from processing.pmc import steps
+from processing.pmc.build import STAGING, build_dataset
+from processing.pmc.shards import SPLITS, parse_fractions, split_by_hash
+
+
+def rows_of(folder, columns=None) -> list[dict]:
+    return [
+        row
+        for path in sorted(folder.glob("data/*.parquet"))
+        for row in pq.read_table(path, columns=columns).to_pylist()
+    ]
+
+
+def skipped(folder) -> list[tuple[str, str]]:
+    return [(row["article"], row["reason"]) for row in map(json.loads, (folder / "skipped.jsonl").open())]
+
+
+def bytes_of(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "data").iterdir())}
+
+
+def test_every_figure_becomes_a_row_with_its_columns(mirror, tmp_path):
+    mirror.plain_articles(5)
+    report = build_dataset(str(mirror.root), tmp_path / "out")
+    rows = {row["pair_id"]: row for row in rows_of(tmp_path / "out")}
+    assert len(rows) == report["pairs"] == 10
+    row = rows["PMC1003.1/F1/a1003-g1"]
+    content = png_bytes(10031)
+    assert row["image"] == {"bytes": content, "path": "a1003-g1.png"}
+    assert row["caption"] == "Caption 1 of article 1003."
+    assert (row["pmcid"], row["version"], row["license"], row["doi"]) == ("PMC1003", 1, "CC BY", "10.1/1003")
+    assert (row["width"], row["height"]) == (40, 30)
+
+
+def test_the_files_do_not_depend_on_tasks_or_workers(mirror, tmp_path):
+    mirror.plain_articles(30)
+    for name, tasks, workers in (("one", 1, 1), ("many", 7, 1), ("parallel", 4, 2)):
+        build_dataset(str(mirror.root), tmp_path / name, tasks=tasks, workers=workers)
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "many") == bytes_of(tmp_path / "parallel")
+
+
+def test_the_seed_changes_the_order_and_not_the_splits(mirror, tmp_path):
+    mirror.plain_articles(30)
+    orders = []
+    for seed in (0, 1):
+        build_dataset(str(mirror.root), tmp_path / str(seed), seed=seed)
+        orders.append([(row["split"], row["pair_id"]) for row in rows_of(tmp_path / str(seed), ["split", "pair_id"])])
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
+
+
+def test_an_article_falls_into_one_split_and_no_split_is_empty(mirror, tmp_path):
+    mirror.plain_articles(4, figures_each=3)
+    report = build_dataset(str(mirror.root), tmp_path / "out")
+    splits = {(row["pmcid"], row["split"]) for row in rows_of(tmp_path / "out")}
+    assert len(splits) == 4
+    assert set(report["splits"]) == set(SPLITS)
+
+
+def test_splits_follow_the_fractions():
+    counts = Counter(split_by_hash(f"PMC{number}", (0.8, 0.1, 0.1)) for number in range(20_000))
+    # Three standard deviations of a binomial count are 170 for train and 127 for the others.
+    assert abs(counts["train"] - 16_000) < 170
+    assert abs(counts["validation"] - 2_000) < 127 and abs(counts["test"] - 2_000) < 127
+
+
+def test_too_few_articles_for_the_splits_is_a_clear_error(mirror, tmp_path):
+    mirror.plain_articles(2)
+    with pytest.raises(ValueError, match="Only 2 article"):
+        build_dataset(str(mirror.root), tmp_path / "out")
+    assert not (tmp_path / "out" / "data").exists()
+    report = build_dataset(str(mirror.root), tmp_path / "out", split_fractions=(1, 0, 0))
+    assert list(report["splits"]) == ["train"]
+
+
+@pytest.mark.parametrize("choice", ["0.8,0.1", "1,1,1", "a,b,c", "1.2,-0.1,-0.1"])
+def test_fractions_that_make_no_sense_are_refused(choice):
+    with pytest.raises(ValueError, match="split-fractions"):
+        parse_fractions(choice)
+
+
+def test_damage_is_listed_and_everything_else_is_kept(mirror, tmp_path):
+    mirror.plain_articles(6)
+    good = {"g.png": png_bytes(1)}
+    mirror.raw_article(1, xml=b"<article><body><fig>", media=good)
+    mirror.article(2, figures=figure_xml("F1", "", "g"), media=good)
+    mirror.article(3, figures=figure_xml("F1", "No file.", "absent"), media=good)
+    mirror.article(4, figures=figure_xml("F1", "Cut off.", "g"), media={"g.png": png_bytes(1)[:500]})
+    mirror.article(5, figures=figure_xml("F1", "Dot.", "g"), media={"g.png": png_bytes(1, (3, 3))})
+    mirror.article(6, figures="<p>No figures.</p>", media={})
+    mirror.article(7, figures=figure_xml("F1", "Retracted.", "g"), media=good, is_retracted=True)
+    mirror.article(8, figures=figure_xml("F1", "Closed.", "g"), media=good, is_pmc_openaccess=False)
+    mirror.article(9, figures=figure_xml("F1", "Changed.", "g"), media=good)
+    (mirror.root / "PMC9.1" / "g.png").write_bytes(png_bytes(2))
+    mirror.article(10, figures=figure_xml("F1", "Unreadable.", "g"), media=good)
+    for path in (mirror.root / "metadata" / "PMC10.1.json", mirror.root / "PMC10.1" / "PMC10.1.json"):
+        path.write_text("{")
+    mirror.article(11, figures=figure_xml("F1", "Not an image.", "g"), media={"g.jpg": b"%PDF-1.4"})
+    mirror.article(12, figures=figure_xml("F1", "Odd metadata.", "g"), media=good, media_urls=17)
+
+    report = build_dataset(str(mirror.root), tmp_path / "out")
+    listed = skipped(tmp_path / "out")
+    for number, reason in [
+        (1, "XML unreadable"),
+        (2, "no caption"),
+        (3, "image missing"),
+        (4, "image damaged"),
+        (5, "image too small"),
+        (6, "no figures"),
+        (7, "retracted"),
+        (8, "not open access"),
+        (9, "image unreadable"),
+        (10, "metadata unreadable"),
+        (11, "image damaged"),
+        (12, "unexpected error"),
+    ]:
+        assert (f"PMC{number}.1", reason) in listed
+    assert report["pairs"] == 12
+    assert report["articles"]["seen"] == 18 and report["articles"]["kept"] == 6
+    assert sum(report["articles"]["dropped"].values()) == 12
+
+
+def test_only_licences_that_were_asked_for_are_taken(mirror, tmp_path):
+    for number, code in enumerate(["CC BY", "CC0", "CC BY-NC", "CC BY-ND", "TDM"]):
+        mirror.article(
+            number, figures=figure_xml("F1", f"Under {code}.", "g"), media={"g.png": png_bytes(1)}, license_code=code
+        )
+    taken = {}
+    for choice in ("commercial", "noncommercial", "all", "CC0,TDM"):
+        report = build_dataset(str(mirror.root), tmp_path / choice, license=choice, split_fractions=(1, 0, 0))
+        taken[choice] = set(report["licenses"])
+    assert taken == {
+        "commercial": {"CC BY", "CC0", "CC BY-ND"},
+        "noncommercial": {"CC BY", "CC0", "CC BY-NC", "CC BY-ND"},
+        "all": {"CC BY", "CC0", "CC BY-NC", "CC BY-ND", "TDM"},
+        "CC0,TDM": {"CC0", "TDM"},
+    }
+
+
+def test_the_largest_file_that_decodes_is_taken_with_its_own_bytes(mirror, tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((90, 120), dtype=np.uint16)).save(buffer, "TIFF")
+    media = {
+        "g.gif": png_bytes(1),
+        "g.tif": buffer.getvalue(),
+        "g.jpg": b"broken",
+        "g.pdf": b"%PDF",
+        "h.png": png_bytes(2),
+    }
+    mirror.article(1, figures=figure_xml("F1", "Three files.", "g"), media=media)
+    build_dataset(str(mirror.root), tmp_path / "out", split_fractions=(1, 0, 0))
+    (row,) = rows_of(tmp_path / "out")
+    assert row["image"]["bytes"] == media["g.tif"]
+    assert (row["width"], row["height"]) == (120, 90)
+
+
+@pytest.mark.parametrize(
+    ("href", "name"),
+    [
+        ("fig-1", "fig-1.jpg"),
+        ("fig-1.tif", "fig-1.jpg"),
+        ("962025.002", "962025.002.jpg"),
+        ("info:doi/10.1371/journal.pone.0012.g001", "journal.pone.0012.g001.png"),
+        ("FIG1", "fig1.JPG"),
+    ],
+)
+def test_an_href_finds_its_file(href, name):
+    assert steps.matching_media(href, {"other.jpg": "", f"{name}.xml": "", name: "", "fig-11.jpg": ""}) == [name]
+
+
+def test_a_full_disk_leaves_nothing_that_looks_whole_and_the_same_command_goes_on(mirror, tmp_path, monkeypatch):
+    mirror.plain_articles(30)
+    build_dataset(str(mirror.root), tmp_path / "undisturbed", tasks=3)
+
+    process, calls = steps.PairFigures.process, []
+
+    def count(self, article):
+        calls.append(article.name)
+        return process(self, article)
+
+    write_table = pq.ParquetWriter.write_table
+    monkeypatch.setattr(steps.PairFigures, "process", count)
+
+    def full(self, table, *args, **kwargs):
+        if len(calls) > 15:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_table(self, table, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        build_dataset(str(mirror.root), tmp_path / "out", tasks=3)
+    assert not (tmp_path / "out" / "data").exists()
+    done = len(set(calls[:10]))
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
+    calls.clear()
+    build_dataset(str(mirror.root), tmp_path / "out", tasks=3)
+    assert len(calls) == 30 - done, "the task that was complete is not done again"
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "undisturbed")
+    assert not (tmp_path / "out" / STAGING).exists()
+
+
+def test_a_set_that_is_there_is_kept_unless_it_may_be_replaced(mirror, tmp_path):
+    mirror.plain_articles(5)
+    build_dataset(str(mirror.root), tmp_path / "out")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        build_dataset(str(mirror.root), tmp_path / "out")
+    mirror.plain_articles(5, first=2000)
+    assert build_dataset(str(mirror.root), tmp_path / "out", overwrite=True)["pairs"] == 20
+    assert len(rows_of(tmp_path / "out")) == 20
+
+
+def test_real_articles_are_built_without_loss(shared_data, tmp_path):
+    files = {
+        path.name
+        for path in (shared_data / "pmc_mirror").glob("PMC*/*")
+        if path.suffix not in (".xml", ".json", ".txt")
+    }
+    build_dataset(str(shared_data / "pmc_mirror"), tmp_path / "out", workers=2, license="all")
+    rows = rows_of(tmp_path / "out")
+    assert {row["image"]["path"] for row in rows} == files
+    assert all(row["caption"] and row["pair_id"].startswith(row["pmcid"]) for row in rows)
+    assert len({row["pair_id"] for row in rows}) == len(rows)

@@ -1,0 +1,117 @@
+"""Pixels: equal to open_clip's evaluation transform, and what we do where it is wrong."""
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import image_transform
+from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from processing import BiomedCLIPImageProcessor
+from processing.image_processing_biomedclip import to_8_bit
+
+
+MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA", "1", "YCbCr")
+
+
+def noise(mode: str, width: int, height: int, generator: np.random.Generator) -> Image.Image:
+    image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(generator.integers(0, 256, (height, width), dtype=np.uint8)))
+        return image
+    return image.quantize(64) if mode == "P" else image.convert(mode)
+
+
+def plain_transform(image: Image.Image) -> torch.Tensor:
+    """The published evaluation transform, spelled out: resize in the image's mode, rounded crop, RGB, normalise."""
+    width, height = image.size
+    scaled = [224, int(224 * max(width, height) / min(width, height))]
+    image = image.resize(tuple(scaled if width <= height else scaled[::-1]), Image.Resampling.BICUBIC)
+    left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
+    pixels = torch.from_numpy(np.array(image.crop((left, top, left + 224, top + 224)).convert("RGB")))
+    pixels = pixels.permute(2, 0, 1).float().div(255)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (pixels - mean) / std
+
+
+def random_images(count: int):
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        width, height = (int(side) for side in generator.integers(1, 500, 2))
+        if number % 20 == 0:
+            width, height = 1, min(height, 100)
+        elif number % 20 == 1:
+            width, height = min(width, 100), 1
+        yield noise(MODES[number % len(MODES)], width, height, generator)
+
+
+def test_pixels_equal_the_published_transform_spelled_out():
+    processor = BiomedCLIPImageProcessor()
+    for image in random_images(80):
+        ours = processor(image, return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(ours, plain_transform(image)), (image.mode, image.size)
+
+
+def test_pixels_equal_open_clips_for_300_random_images_of_every_mode():
+    theirs = image_transform(
+        224,
+        is_train=False,
+        mean=OPENAI_CLIP_MEAN,
+        std=OPENAI_CLIP_STD,
+        interpolation="bicubic",
+        resize_mode="shortest",
+    )
+    processor = BiomedCLIPImageProcessor()
+    for image in random_images(300):
+        ours = processor(image, return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(ours, theirs(image)), (image.mode, image.size)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_a_12_bit_radiograph_keeps_its_range(dtype):
+    """Pillow's own conversion, which open_clip uses, clips at 255 and leaves it nearly all white."""
+    ramp = np.linspace(0, 4095, 256 * 256).reshape(256, 256).astype(dtype)
+    image = Image.fromarray(ramp)
+    grey = np.asarray(to_8_bit(image))
+    assert (grey.min(), grey.max()) == (0, 255)
+    assert abs(grey.mean() - 127.5) < 1
+    pixels = BiomedCLIPImageProcessor(do_normalize=False)(image, return_tensors="pt")["pixel_values"]
+    assert 0.4 < pixels.mean() < 0.6
+    if dtype is np.uint16:
+        assert np.asarray(image.convert("RGB")).mean() > 230, "if Pillow did better, to_8_bit could go"
+
+
+def test_values_that_fit_into_8_bits_are_kept():
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    assert np.array_equal(np.asarray(to_8_bit(Image.fromarray(values))), values)
+
+
+def test_a_constant_image_of_16_bits_and_one_with_nan_are_no_accident():
+    assert np.asarray(to_8_bit(Image.fromarray(np.full((4, 4), 3000, dtype=np.uint16)))).max() == 0
+    values = np.array([[np.nan, 0.0], [np.inf, 1000.0]], dtype=np.float32)
+    assert np.array_equal(np.asarray(to_8_bit(Image.fromarray(values))), [[0, 0], [0, 255]])
+
+
+def test_arrays_and_tensors_give_the_pixels_of_the_image():
+    image = noise("RGB", 300, 260, np.random.default_rng(1))
+    processor = BiomedCLIPImageProcessor()
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    array = np.array(image)
+    for other in (array, torch.from_numpy(array.transpose(2, 0, 1).copy()), array.astype(np.float64) / 255):
+        assert torch.equal(processor(other, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_a_strip_of_one_pixel_does_not_exhaust_memory():
+    strip = Image.fromarray(np.arange(200_000, dtype=np.uint32).astype(np.uint8)[None])
+    assert BiomedCLIPImageProcessor()(strip, return_tensors="pt")["pixel_values"].shape == (1, 3, 224, 224)
+
+
+def test_another_size_can_be_asked_for():
+    processor = BiomedCLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    assert processor(Image.new("L", (99, 70)), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
+
+
+def test_saving_and_loading_changes_nothing(tmp_path):
+    processor = BiomedCLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    processor.save_pretrained(tmp_path)
+    assert BiomedCLIPImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()

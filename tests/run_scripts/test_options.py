@@ -1,0 +1,115 @@
+"""Options out of recipes and off the command line."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+
+from modeling_biomedclip import ContrastiveTrainingArguments
+from run_scripts.options import RECIPES, parse_options, read_recipe, recipe_names
+from run_scripts.train import ModelOptions, PairHandling, TrainData
+
+
+@dataclass
+class Options:
+    needed: str = field(metadata={"help": "Something."})
+    max_steps: int = field(default=1)
+    rate: float = field(default=0.1)
+    names: list[str] = field(default_factory=lambda: ["a"])
+    fast: bool = field(default=False)
+
+
+def parse(*arguments: str) -> Options:
+    (options,) = parse_options("train", [Options], arguments, description="Does it.", example="biomedclip train")
+    return options
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(content) -> str:
+        (tmp_path / "recipe.yaml").write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return str(tmp_path / "recipe.yaml")
+
+    return write
+
+
+def test_the_command_line_wins_over_the_recipe(recipe):
+    path = recipe({"needed": "of recipe", "max_steps": 5, "rate": 0.5})
+    options = parse("--config", path, "--rate", "0.7")
+    assert (options.needed, options.max_steps, options.rate) == ("of recipe", 5, 0.7)
+
+
+def test_dashes_and_underscores_are_the_same(recipe):
+    assert parse("--needed", "x", "--max-steps", "3").max_steps == 3
+    assert parse("--needed", "x", "--max_steps", "3").max_steps == 3
+    assert parse("--config", recipe({"needed": "x", "max-steps": 3})).max_steps == 3
+
+
+def test_values_of_a_recipe_are_converted_like_those_of_the_command_line(recipe):
+    # YAML reads 5e-4, which has no point, as text.
+    options = parse("--config", recipe("needed: 17\nrate: 5e-4\nnames: [b, c]\nfast: true\n"))
+    assert (options.needed, options.rate, options.names, options.fast) == ("17", 5e-4, ["b", "c"], True)
+
+
+def test_a_wrong_value_in_a_recipe_is_refused(recipe, capsys):
+    with pytest.raises(SystemExit):
+        parse("--config", recipe({"needed": "x", "max_steps": "many"}))
+    assert "invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_a_verb_reads_its_own_section(recipe):
+    path = recipe({"build": {"source": "s"}, "train": {"needed": "x", "max_steps": 9}})
+    assert parse("--config", path).max_steps == 9
+
+
+def test_an_unknown_option_of_a_recipe_is_named_with_the_likely_one(recipe):
+    with pytest.raises(ValueError, match=r"'max_step' is not an option of biomedclip train. Did you mean 'max_steps'"):
+        parse("--config", recipe({"needed": "x", "max_step": 5}))
+
+
+@pytest.mark.parametrize(("content", "message"), [("a: [", "is not YAML"), ("- a\n- b\n", "must hold options")])
+def test_what_is_no_recipe_is_refused(recipe, content, message):
+    with pytest.raises(ValueError, match=message):
+        parse("--config", recipe(content))
+
+
+def test_a_missing_recipe_names_those_that_are_shipped():
+    with pytest.raises(ValueError, match="neither a file nor one of .*quickstart"):
+        parse("--config", "nowhere")
+
+
+def test_a_missing_option_is_named(capsys):
+    with pytest.raises(SystemExit):
+        parse()
+    assert "--needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_fits_its_verbs(name, tmp_path):
+    sections = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    assert set(sections) <= {"build", "train", "evaluate", "quickstart"}
+    parse_options(
+        "train",
+        [TrainData, PairHandling, ModelOptions, ContrastiveTrainingArguments],
+        ["--config", name, "--train-data", "x", "--output-dir", str(tmp_path), "--bf16", "false"],
+        description="",
+        example="",
+    )
+
+
+def test_the_quickstart_model_has_no_dropout():
+    text_config = read_recipe("quickstart", ["train"])["model_config"]["text_config"]
+    assert text_config["hidden_dropout"] == text_config["attention_dropout"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vision_model": "a"}, "go together"),
+        ({"model_name_or_path": "a", "model_config": {}}, "Choose one of"),
+        ({"model_config": "{"}, "not JSON"),
+    ],
+)
+def test_models_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelOptions(**options)

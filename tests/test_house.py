@@ -1,0 +1,86 @@
+"""The rules of the house: which folder may know which, and what an import must not cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("modeling_biomedclip", "processing", "run_scripts", "model_cards")
+MUST_NOT_KNOW = {
+    "modeling_biomedclip": {"processing", "run_scripts", "model_cards"},
+    "processing": {"modeling_biomedclip", "run_scripts", "model_cards"},
+    "model_cards": {"modeling_biomedclip", "processing", "run_scripts"},
+    "run_scripts": set(),
+}
+THE_DOOR = ROOT / "modeling_biomedclip" / "__init__.py"
+
+
+def imported_packages(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_folder_imports_what_it_must_not_know(folder):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        allowed = {"processing"} if path == THE_DOOR else set()
+        assert not imported_packages(path) & MUST_NOT_KNOW[folder] - allowed, path
+
+
+def test_the_top_level_holds_nothing_else():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    top = {name.split("/")[0] for name in tracked if name}
+    small_files = {
+        ".ci",
+        ".gitignore",
+        ".pre-commit-config.yaml",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "Makefile",
+    }
+    assert top <= {*FOLDERS, "tests", "pyproject.toml", "README.md", *small_files}
+
+
+@pytest.mark.parametrize("package", ["modeling_biomedclip", "processing"])
+def test_importing_is_lazy(package):
+    heavy = ["datatrove", "datasets", "lxml", "evaluate", "matplotlib", "sklearn"]
+    code = f"import {package}, sys; print([name for name in {heavy} if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[]"
+
+
+def test_processing_alone_does_not_import_torch():
+    code = "import processing, processing.pmc.jats, sys; print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("package", ["modeling_biomedclip", "processing"])
+def test_every_public_name_can_be_had_and_is_documented(package):
+    module = __import__(package)
+    for name in module.__all__:
+        assert getattr(module, name).__doc__, name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+def test_relative_imports_of_files_that_travel_as_remote_code_are_siblings():
+    """transformers flattens such files into one folder: two dots, or a package below, would not be found."""
+    for path in [*ROOT.glob("modeling_biomedclip/*_biomedclip.py"), *ROOT.glob("processing/*_biomedclip.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and "." not in node.module, path
