@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .articles import JOURNALS, Article, ArticleFigure, article_xml, choose_figure_id_form
-from .captions import topic_of, write_caption
+from .captions import topic_of, write_caption, write_short_caption
 from .figures import FIGURE_KINDS
 from .randomness import pick
 
@@ -37,6 +37,7 @@ _FILES: dict[tuple[str, ...], float] = {
     ("gif",): 0.03,
     ("tif",): 0.03,
 }
+_SHORT_CAPTIONS = 0.15  # share of the figures whose caption names no more than their kind
 _README = """A corpus of drawn figures in the layout of the PMC Article Datasets.
 
 Every article here is invented: its pictures are drawn by a program, its captions say what was drawn. Nothing comes
@@ -269,7 +270,11 @@ def _draw_figure(
     attributes = kind.combination(planned.combination)
     picture = kind.draw(attributes, rng)
     extensions = list(_FILES)[int(rng.choice(len(_FILES), p=list(_FILES.values())))]
-    figure = ArticleFigure(figure_id, kind.name, write_caption(kind.name, attributes, rng), stem, extensions)
+    short = rng.random() < _SHORT_CAPTIONS
+    caption = (
+        write_short_caption(kind.name, planned.number, rng) if short else write_caption(kind.name, attributes, rng)
+    )
+    figure = ArticleFigure(figure_id, kind.name, caption, stem, extensions)
     files = {f"{stem}.{extension}": _encode(picture, extension, rng) for extension in extensions[:1]}
     for extension in extensions[1:]:
         # As in PMC, the second file is a thumbnail.

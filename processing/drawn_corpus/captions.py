@@ -174,6 +174,23 @@ def write_caption(kind: str, attributes: Mapping[str, str], rng: np.random.Gener
     return tuple(sentence.format(**parts) for sentence in pick(_TEMPLATES, rng))
 
 
+def write_short_caption(kind: str, number: int, rng: np.random.Generator) -> tuple[str, ...]:
+    """
+    A caption that names the kind and nothing else that could be seen, as many do in the literature.
+
+    Such captions are what ties the name of a kind to its pictures: in a long caption the attributes give it away.
+
+    Args:
+        kind: One of `KIND_NAMES`; stands in the caption as it is.
+        number: Number of the sample, which sets the caption apart from others.
+        rng: Chooses the template.
+
+    Returns:
+        The sentences of the caption; joined by single spaces they are its text.
+    """
+    return (pick(ZERO_SHOT_TEMPLATES, rng).format(kind) + f" of sample {number}.",)
+
+
 def topic_of(kind: str) -> str:
     """What figures of this kind are most often about: for the title of an article."""
     return _WORDINGS[kind].topics[0]

@@ -183,13 +183,16 @@ def test_each_figure_of_the_table_is_in_the_xml_and_has_its_files(corpus: DrawnC
 def test_captions_are_distinct_and_survive_the_markup(corpus: DrawnCorpus, monkeypatch: pytest.MonkeyPatch):
     written = set()
 
-    def remember(*arguments):
-        sentences = original(*arguments)
-        written.add(" ".join(sentences))
-        return sentences
+    def remembering(write):
+        def remember(*arguments):
+            sentences = write(*arguments)
+            written.add(" ".join(sentences))
+            return sentences
 
-    original = bucket.write_caption
-    monkeypatch.setattr(bucket, "write_caption", remember)
+        return remember
+
+    for name in ("write_caption", "write_short_caption"):
+        monkeypatch.setattr(bucket, name, remembering(getattr(bucket, name)))
     draw_corpus(corpus.path.parent / "again", figures=FIGURES, seed=3)
 
     figures = figures_of(corpus)

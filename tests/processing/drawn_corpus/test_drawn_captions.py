@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from processing.drawn_corpus import KIND_NAMES, ZERO_SHOT_TEMPLATES
-from processing.drawn_corpus.captions import _SYNONYMS, write_caption
+from processing.drawn_corpus.captions import _SYNONYMS, write_caption, write_short_caption
 from processing.drawn_corpus.figures import FIGURE_KINDS
 
 
@@ -70,3 +70,12 @@ def test_a_caption_depends_on_the_generator_alone():
     captions = [write_caption("pie chart", attributes, np.random.default_rng(4)) for _ in range(2)]
 
     assert captions[0] == captions[1]
+
+
+@pytest.mark.parametrize("name", KIND_NAMES)
+def test_short_captions_are_prompts_set_apart_by_a_number(name: str):
+    rng = np.random.default_rng(5)
+    captions = {" ".join(write_short_caption(name, number, rng)) for number in range(40)}
+    assert len(captions) == 40
+    for template in ZERO_SHOT_TEMPLATES:
+        assert any(caption.startswith(template.format(name) + " of sample") for caption in captions)
