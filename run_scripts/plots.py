@@ -22,7 +22,7 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
         log_history: `trainer.state.log_history`.
         path: PNG to write.
     """
-    figure, (loss_axes, recall_axes) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, (loss_axes, recall_axes) = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
     for key, label in (("loss", "training batch"), ("eval_loss", "validation set")):
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
         if points:
@@ -36,16 +36,16 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
                 label = f"{direction.replace('_', ' ')}, recall at {k}"
                 recall_axes.plot(*zip(*points, strict=True), style, color=colour, label=label)
     recall_axes.set(xlabel="step", ylabel="recall", ylim=(0, 1), title="Retrieval on the validation set")
-    for axes in (loss_axes, recall_axes):
+    for axes, place in ((loss_axes, {}), (recall_axes, {"loc": "center left", "bbox_to_anchor": (1, 0.5)})):
         axes.grid(alpha=0.3)
         if axes.get_lines():
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, **place)
     _save(figure, path)
 
 
 def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: torch.Tensor, path: Path) -> None:
     """
-    Images as queries, each beside its three best captions.
+    Images as queries, each beside its three best captions; where the right one is not among them, its rank.
 
     Args:
         images: Pillow images of the queries.
@@ -56,7 +56,12 @@ def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: torch.T
     columns = 2
     rows = -(-len(images) // columns)
     figure, grid = plt.subplots(
-        rows, 2 * columns, figsize=(13, 1.9 * rows), width_ratios=[1, 3] * columns, layout="constrained", squeeze=False
+        rows,
+        2 * columns,
+        figsize=(12, 1.75 * rows),
+        width_ratios=[1, 2.6] * columns,
+        layout="constrained",
+        squeeze=False,
     )
     for axes in grid.flat:
         axes.axis("off")
@@ -65,12 +70,17 @@ def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: torch.T
         picture, text = grid[row][2 * column], grid[row][2 * column + 1]
         picture.imshow(image.convert("RGB"))
         top = 0.98
-        for candidate in scores[query].topk(min(3, len(captions))).indices.tolist():
+        best = scores[query].argsort(descending=True).tolist()
+        for candidate in best[:3]:
             right = candidate == query
             caption = textwrap.shorten(captions[candidate], 170, placeholder=" ...")
-            lines = textwrap.wrap(f"{'✓' if right else '·'} {scores[query, candidate]:.2f}  {caption}", 64)
+            lines = textwrap.wrap(f"{'✓' if right else '·'} {scores[query, candidate]:.2f}  {caption}", 70)
             text.text(0, top, "\n".join(lines), va="top", fontsize=7, color="tab:green" if right else "0.25")
-            top -= 0.1 * len(lines) + 0.06
+            top -= 0.1 * len(lines) + 0.05
+        if query not in best[:3]:
+            text.text(
+                0, top, f"The right one is at rank {best.index(query) + 1}.", va="top", fontsize=7, style="italic"
+            )
     _save(figure, path)
 
 

@@ -6,12 +6,13 @@ torchrun --nproc-per-node 8 --no-python biomedclip train --config quickstart --t
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.trainers import WordPieceTrainer
 from transformers import (
     AutoModel,
     AutoProcessor,
@@ -197,10 +198,34 @@ def load_processor(options: ModelOptions, stream: PairStream, args: ContrastiveT
 
 
 def learn_vocabulary(stream: PairStream, size: int) -> BertTokenizer:
-    """A lower-casing WordPiece vocabulary of the captions of the stream, with BERT's special tokens in their places."""
+    """
+    A lower-casing WordPiece vocabulary of the captions of a stream, with BERT's special tokens in their places.
+
+    Args:
+        stream: Where the captions are.
+        size: Entries at most, unless the characters alone are more.
+
+    Returns:
+        A tokenizer that is the same for the same captions.
+    """
     captions = PairStream(stream.path, stream.split, columns=["caption"])
-    lines = (row["caption"] for start in range(0, len(captions), 1000) for row in captions.rows(0, start, start + 1000))
-    return BertTokenizer().train_new_from_iterator(lines, vocab_size=size, show_progress=False)
+
+    def lines() -> Iterator[str]:
+        for start in range(0, len(captions), 1000):
+            yield from (row["caption"] for row in captions.rows(0, start, start + 1000))
+
+    tokenizer = BertTokenizer()
+    backend = tokenizer.backend_tokenizer
+    characters = sorted(set().union(*map(backend.normalizer.normalize_str, lines())) - set(" "))
+    # Of two merges that are equally frequent the trainer takes the one of lower ids, and it numbers the continuing
+    # characters in the order of a hash table. Named beforehand they have fixed ids, and the vocabulary is the same
+    # each time.
+    continuing = [f"##{character}" for character in characters]
+    trainer = WordPieceTrainer(
+        vocab_size=size, special_tokens=[*tokenizer.get_vocab(), *continuing], show_progress=False
+    )
+    backend.train_from_iterator(lines(), trainer)
+    return BertTokenizer(vocab=backend.get_vocab())
 
 
 def load_model(options: ModelOptions, processor: ProcessorMixin) -> PreTrainedModel:

@@ -74,6 +74,15 @@ def test_the_quickstart_leaves_what_it_promises(out):
         assert (out / name).stat().st_size > 0, name
 
 
+def test_two_runs_of_one_seed_give_the_same_numbers(out, tmp_path):
+    again = tmp_path / "again"
+    biomedclip("quickstart", *SMALL, "--output-dir", again, "--figures", 300, "--max-steps", 8, "--lora-steps", 2)
+    first, second = (json.loads((folder / "report.json").read_text()) for folder in (out, again))
+    for part in ("retrieval", "zero_shot", "lora"):
+        assert first[part] == second[part]
+    assert losses(out / "training") == losses(again / "training")
+
+
 def test_held_out_captions_are_distinct_and_not_in_training(out):
     code = (
         "from processing import load_pmc15m\n"
