@@ -15,7 +15,7 @@ quickstart: $(VENV)/.core  ## Articles, pairs, training, evaluation, a saved mod
 	$(BIN)/biomedclip quickstart --output-dir $(OUT) --overwrite true $(if $(SOURCE),--source $(SOURCE))
 
 test: $(VENV)/.test  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .

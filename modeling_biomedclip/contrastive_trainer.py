@@ -37,6 +37,10 @@ class ContrastiveTrainingArguments(TrainingArguments):
         default=0.2, metadata={"help": "Weight decay; spares biases, norms and logit_scale, as open_clip does."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "true for the last checkpoint of the output folder, or one checkpoint's folder."},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the raw columns."})
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "A smaller last batch would have fewer negatives."}

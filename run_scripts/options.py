@@ -47,7 +47,8 @@ def parse_options(
         prog=f"biomedclip {verb}",
         description=description,
         epilog=_epilog(example, shown),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"biomedclip {verb} [options]",
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -65,6 +66,15 @@ def parse_options(
         _set_defaults(parser, read_recipe(recipe, sections or [verb]), recipe, verb)
     *options, _ = parser.parse_args_into_dataclasses(args=list(arguments))
     return tuple(options)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One spelling of an option, with dashes, and a short name for its value."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        value = "|".join(map(str, action.choices)) if action.choices else action.metavar or action.dest.split("_")[-1]
+        option = action.option_strings[-1]
+        return option if action.nargs in (0, "?") else f"{option} {str(value).upper() if not action.choices else value}"
 
 
 def recipe_names() -> list[str]:

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import fsspec
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, AutoProcessor, pipeline
 
@@ -28,6 +30,7 @@ from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
 from . import build, evaluate, train
 from .options import parse_options
 from .plots import plot_answers, plot_curves
+from .progress import show_progress
 from .reporting import format_value, say, show_table, versions, write_json
 
 
@@ -74,6 +77,9 @@ def main(arguments: Sequence[str]) -> None:
         sections=["build", "train", "evaluate", "quickstart"],
         shown=SHOWN,
     )
+    # Bars for files of a few megabytes would bury those that tell something.
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     Quickstart(*options).run()
 
 
@@ -200,7 +206,6 @@ class Quickstart:
         """A few steps of LoRA on both towers; the adapter is saved, loaded and held against the trained one."""
         model, processor = self._load()
         adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS))
-        adapted.base_model.model.enable_input_require_grads() if self.args.gradient_checkpointing else None
         stream = PairStream(self.output_dir, "validation", seed=self.args.seed)
         batch_size = min(32, len(stream))
         args = ContrastiveTrainingArguments(
@@ -211,11 +216,11 @@ class Quickstart:
             logging_steps=1,
             save_strategy="no",
             report_to="none",
-            disable_tqdm=True,
             seed=self.args.seed,
         )
         collator = ContrastiveCollator(processor, training=True, seed=self.args.seed)
         trainer = ContrastiveTrainer(adapted, args, train_dataset=stream, data_collator=collator)
+        show_progress(trainer)
         trainer.train()
         adapted.save_pretrained(self.output_dir / "adapter")
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -32,13 +32,13 @@ def say(message: str) -> None:
 
 
 def format_value(value: Any) -> str:
-    """A value as a table shows it: four decimals for fractions, commas in large numbers, a dash for none."""
+    """A value as a table shows it: four digits for fractions, commas in large numbers, a dash for none."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+        return f"{value:.4g}" if abs(value) < 10 else f"{value:,.1f}"
     if isinstance(value, int):
         return f"{value:,}"
     return str(value)

@@ -6,12 +6,13 @@ torchrun --nproc-per-node 8 --no-python biomedclip train --config quickstart --t
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers.trainers import WordPieceTrainer
 from transformers import (
     AutoModel,
@@ -33,6 +34,7 @@ from modeling_biomedclip import (
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator, PairStream, load_pmc15m
 
 from .options import parse_options
+from .progress import show_progress
 from .reporting import say, show_table, versions, write_json
 
 
@@ -42,7 +44,7 @@ EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir ru
 SHOWN = """
     train_data model_name_or_path vision_model text_model model_config tokenizer vocabulary_size max_length on_bad_row
     max_eval_pairs output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size
-    learning_rate warmup_steps weight_decay bf16 gradient_checkpointing torch_compile dataloader_num_workers eval_steps
+    learning_rate warmup_steps weight_decay bf16 torch_compile dataloader_num_workers eval_steps
     save_steps logging_steps save_total_limit report_to resume_from_checkpoint seed
 """.split()
 
@@ -158,6 +160,7 @@ def train(
         eval_data_collator=ContrastiveCollator(processor, **collate),
         processing_class=processor,
     )
+    show_progress(trainer)
     output = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -265,11 +268,20 @@ def _config(options: ModelOptions) -> Any:
     if options.model_name_or_path or options.vision_model:
         return None
     fields = _config_fields(options)
-    known = set(BiomedCLIPConfig().to_dict())
-    unknown = sorted(set(fields) - known)
+    _check_fields(BiomedCLIPConfig, fields)
+    for name, config_class in BiomedCLIPConfig.sub_configs.items():
+        _check_fields(config_class, fields.get(name) or {})
+    try:
+        return BiomedCLIPConfig(**fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"--model-config: {error}") from error
+
+
+def _check_fields(config_class: Any, fields: Mapping[str, Any]) -> None:
+    """transformers takes any field without a word; here a slip of the pen is an error."""
+    unknown = sorted(set(fields) - set(config_class().to_dict()))
     if unknown:
-        raise ValueError(f"--model-config: {', '.join(unknown)} is not a field of BiomedCLIPConfig.")
-    return BiomedCLIPConfig(**fields)
+        raise ValueError(f"--model-config: {', '.join(unknown)}: not a field of {config_class.__name__}.")
 
 
 def _config_fields(options: ModelOptions) -> dict[str, Any]:

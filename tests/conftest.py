@@ -1,6 +1,11 @@
 """What tests share: real data where it lies, and a corpus, model and processor small enough to build on the spot."""
 
+import os
 from pathlib import Path
+
+
+# Two test processes share the cores; threads of each that wait for one another would make both many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from mirror_writer import MirrorWriter

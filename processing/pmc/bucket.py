@@ -52,7 +52,7 @@ class Bucket:
     def __init__(self, source: str):
         self.source = source
         try:
-            exists = source.startswith("http") or self._filesystem.exists(self._root)
+            exists = not self._can_list or self._filesystem.exists(self._root)
         except ImportError as error:
             raise BucketError(f"{source}: {error}. For s3:// run: pip install 'biomedclip[s3]'") from error
         except OSError as error:
@@ -177,7 +177,13 @@ class Bucket:
     def _has(self, name: str) -> bool:
         return any(self._filesystem.exists(f"{self._root}/{folder}/{name}.json") for folder in ("metadata", name))
 
+    @property
+    def _can_list(self) -> bool:
+        return not self.source.startswith("http")
+
     def _all_versions(self) -> Iterator[str]:
+        if not self._can_list:
+            raise BucketError(f"{self.source}: folders cannot be listed over HTTP. Pass --pmcids, or use s3://.")
         manifest = self._newest_manifest()
         if manifest:
             yield from self._inventory_names(manifest)
@@ -189,6 +195,8 @@ class Bucket:
                 yield path.rstrip("/").rsplit("/", 1)[-1]
 
     def _newest_manifest(self) -> str | None:
+        if not self._can_list:
+            return None
         # The folders are named by date, so the last in the order of the alphabet is the newest.
         manifests = sorted(self._filesystem.glob(f"{self._root}/{INVENTORY}/*/manifest.json"))
         return manifests[-1].removeprefix(self._root).lstrip("/") if manifests else None

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from run_scripts.main import main
+
 
 ROOT = Path(__file__).resolve().parents[2]
 # One thread: the tests may share their cores, and sums do not depend on how many there are.
@@ -224,16 +226,27 @@ def test_the_dataset_card_and_report_tell_what_was_built(out):
         (["dance"], "no verb 'dance'"),
     ],
 )
-def test_errors_are_one_line_that_a_person_can_act_on(out, tmp_path, arguments, message):
+def test_errors_are_one_line_that_a_person_can_act_on(out, tmp_path, arguments, message, capsys):
     filled = [argument.replace("{tmp}", str(tmp_path)).replace("{out}", str(out)) for argument in arguments]
-    result = biomedclip(*filled, check=False)
-    assert result.returncode != 0
-    assert message in result.stderr and "Traceback" not in result.stderr
+    assert main(filled) != 0
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize("verb", ["quickstart", "build", "train", "evaluate"])
-def test_help_shows_an_example_and_fits_80_columns(verb):
-    output = biomedclip(verb, "--help").stdout
+def test_help_shows_an_example_and_fits_80_columns(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    output = capsys.readouterr().out
+    assert end.value.code == 0
     assert f"biomedclip {verb}" in output.split("example:")[1]
     assert "--config" in output
-    assert len(output.splitlines()) < 120
+    assert len(output.splitlines()) < 100 and max(map(len, output.splitlines())) <= 80
+
+
+def test_the_command_lists_its_verbs(capsys):
+    assert main(["--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(verb in output for verb in ("quickstart", "build", "train", "evaluate"))
+    assert main([]) == 2
