@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
 from .contrastive_loss import contrastive_loss
@@ -25,9 +26,9 @@ class ContrastiveTrainingArguments(TrainingArguments):
     """
     `TrainingArguments` with the defaults that contrastive training needs.
 
-    The published recipe: AdamW with betas (0.9, 0.98) and epsilon 1e-6, weight decay 0.2, peak learning rate 5e-4, a
-    warm-up of 2,000 steps and a cosine to zero. The batch of the loss is `per_device_train_batch_size` times the number
-    of processes.
+    The published recipe's: AdamW with betas (0.9, 0.98) and epsilon 1e-6, weight decay 0.2, peak learning rate 5e-4, a
+    cosine to zero. Its warm-up of 2,000 steps is left to the recipe file, as no short run could bear it. The batch of
+    the loss is `per_device_train_batch_size` times the number of processes.
     """
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
@@ -116,7 +117,7 @@ class ContrastiveTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=data_collator,
-            callbacks=[_ContrastiveCallback(self), *(callbacks or [])],
+            callbacks=[_ContrastiveCallback(), *(callbacks or [])],
             **kwargs,
         )
         # The loss is that of the whole batch already; Trainer must not divide it.
@@ -203,30 +204,59 @@ class ContrastiveTrainer(Trainer):
         return self.get_eval_dataloader(test_dataset)
 
 
-class _ContrastiveCallback(TrainerCallback):
-    """What has to happen at certain moments: the stream's position, the collator's epoch, the temperature's bound."""
+class _ContrastiveCallback(TrainerCallback, ExportableState):
+    """What has to happen at certain moments: the stream's position, epochs, the temperature's bound."""
 
-    def __init__(self, trainer: ContrastiveTrainer):
-        self.trainer = trainer
+    def __init__(self) -> None:
+        self.samples_seen = 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.trainer.pair_stream is not None:
-            batches = self.trainer.train_dataset
-            batches.samples_seen = state.global_step * batches.batch_size
+    def state(self) -> dict[str, Any]:
+        """Goes into each checkpoint's `trainer_state.json`."""
+        return {"args": {}, "attributes": {"samples_seen": self.samples_seen}}
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if hasattr(self.trainer.data_collator, "set_epoch"):
-            self.trainer.data_collator.set_epoch(int(state.epoch or 0))
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        batches = _stream_batches(train_dataloader)
+        if batches is None:
+            return
+        self.samples_seen = 0
+        if state.global_step > 0:
+            saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
+            self.samples_seen = saved.get("samples_seen", state.global_step * batches.batch_size)
+            if self.samples_seen != state.global_step * batches.batch_size:
+                logger.warning(
+                    "The checkpoint was written with another batch size: training goes on near pair %s of its stream, "
+                    "but batches are not those of an undisturbed run.",
+                    f"{self.samples_seen:,}",
+                )
+        batches.samples_seen = self.samples_seen
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.pair_stream is not None:
-            # Trainer takes an endless stream for one epoch of `max_steps`.
-            samples = state.global_step * self.trainer.train_dataset.batch_size
-            state.epoch = samples / len(self.trainer.pair_stream)
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        collator = getattr(train_dataloader, "collate_fn", None)
+        if hasattr(collator, "set_epoch"):
+            collator.set_epoch(int(state.epoch or 0))
 
-    def on_optimizer_step(self, args, state, control, model, **kwargs):
+    def on_step_end(self, args, state, control, train_dataloader=None, **kwargs):
+        batches = _stream_batches(train_dataloader)
+        if batches is None:
+            return
+        # Trainer takes an endless stream for one epoch of `max_steps`; epochs are counted in pairs here.
+        epochs_before = self.samples_seen // len(batches.stream)
+        self.samples_seen += batches.batch_size
+        state.epoch = self.samples_seen / len(batches.stream)
+        if self.samples_seen // len(batches.stream) > epochs_before:
+            control.should_evaluate |= args.eval_strategy == "epoch"
+            control.should_save |= args.save_strategy == "epoch"
+            control.should_log |= args.logging_strategy == "epoch"
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         with torch.no_grad():
             find_logit_scale(model).clamp_(0, MAX_LOGIT_SCALE)
+
+
+def _stream_batches(loader: DataLoader | None) -> Any:
+    """The batches of a stream that a loader reads, or none where it reads something else."""
+    data_set = getattr(loader, "dataset", None)
+    return data_set if hasattr(data_set, "samples_seen") else None
 
 
 def find_logit_scale(model: nn.Module) -> nn.Parameter:

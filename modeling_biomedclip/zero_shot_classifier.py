@@ -57,7 +57,8 @@ class ZeroShotClassifier:
         for template in templates:
             texts = self.processor.tokenizer(
                 [template.replace("{}", name) for name in self.class_names],
-                padding=True,
+                # SigLIP pools the last position, so its texts must always have the same length.
+                padding="max_length" if "siglip" in self.model.config.model_type else True,
                 truncation=True,
                 max_length=max_length,
                 return_token_type_ids=False,

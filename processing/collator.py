@@ -96,18 +96,16 @@ class ContrastiveCollator:
         images, captions = self._usable(rows)
         text = self.processor.tokenizer(
             captions,
-            padding=True,
+            # SigLIP pools the last position, so its texts must always have the same length.
+            padding="max_length" if "siglip" in type(self.processor).__name__.lower() else True,
             truncation=True,
             max_length=self.max_length,
             return_token_type_ids=False,
             return_tensors="pt",
         )
         pixels = self.processor.image_processor(images, return_tensors="pt")
-        return {
-            "input_ids": text["input_ids"],
-            "attention_mask": text["attention_mask"],
-            "pixel_values": pixels["pixel_values"],
-        }
+        texts = {name: text[name] for name in ("input_ids", "attention_mask") if name in text}
+        return {**texts, "pixel_values": pixels["pixel_values"]}
 
     def _usable(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Image.Image], list[str]]:
         """Images and captions of all rows, the unusable ones replaced."""

@@ -6,9 +6,11 @@ the batches w, w + workers, ... So the pairs of a step are the same for every nu
 position to resume from is one integer.
 """
 
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -20,6 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 if TYPE_CHECKING:
     import datasets
 
+OPEN_FILES = 16  # an epoch walks through thousands of shards
 TRAINING_COLUMNS = ("pair_id", "image", "caption")
 
 
@@ -37,7 +40,7 @@ def shard_paths(path: str | os.PathLike[str], split: str) -> list[str]:
     """
     filesystem, root = fsspec.core.url_to_fs(os.fspath(path))
     for folder in (f"{root}/data", root):
-        names = sorted(filesystem.glob(f"{folder}/{split}-*.parquet"))
+        names = sorted(filesystem.glob(f"{glob.escape(folder)}/{split}-*.parquet"))
         if names:
             _check_complete(names)
             return [filesystem.unstrip_protocol(name) for name in names]
@@ -194,13 +197,18 @@ class PairBatches(IterableDataset):
             step += stride
 
 
-@dataclass
+@lru_cache(maxsize=OPEN_FILES)
+def _open_file(process: int, url: str) -> pq.ParquetFile:
+    """A shard's file, kept open for a while; for each process its own, as a forked one shares the position in it."""
+    return pq.ParquetFile(fsspec.open(url, "rb").open())
+
+
+@dataclass(frozen=True)
 class _Shard:
     """One Parquet file: the rows of its row groups, known from its footer alone."""
 
     url: str
     group_rows: tuple[int, ...]
-    _opened: tuple[int, pq.ParquetFile] | None = None
 
     @classmethod
     def open(cls, url: str) -> "_Shard":
@@ -212,20 +220,11 @@ class _Shard:
     def rows(self) -> int:
         return sum(self.group_rows)
 
-    def _file(self) -> pq.ParquetFile:
-        """The file, opened once by each process: one that a forked worker inherits shares its position in it."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), pq.ParquetFile(fsspec.open(self.url, "rb").open()))
-        return self._opened[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "group_rows": self.group_rows, "_opened": None}
-
     def read(self, first: int, last: int, columns: Sequence[str]) -> list[dict[str, Any]]:
         """Rows [first, last), from the row groups that overlap them."""
         edges = np.cumsum([0, *self.group_rows])
         groups = [group for group in range(len(self.group_rows)) if edges[group] < last and edges[group + 1] > first]
-        table = self._file().read_row_groups(groups, columns=list(columns))
+        table = _open_file(os.getpid(), self.url).read_row_groups(groups, columns=list(columns))
         return table.slice(first - edges[groups[0]], last - first).to_pylist()
 
 

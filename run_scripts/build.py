@@ -6,6 +6,7 @@ biomedclip build --source s3://pmc-oa-opendata --pmcids PMC3178181,PMC6281068 --
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from .options import parse_options
 from .reporting import say, show_table, versions, write_json
 
 
-EXAMPLE = "biomedclip build --source s3://pmc-oa-opendata --pmcids ids.txt --output-dir out"
+EXAMPLE = "biomedclip build --source path/of/a/mirror --output-dir out"
 
 
 @dataclass
@@ -98,7 +99,7 @@ def read_pmcids(choice: str | None) -> list[str] | None:
     """
     if choice is None:
         return None
-    if choice.startswith("PMC") and not Path(choice).exists():
+    if re.fullmatch(r"PMC[\d.]+(\s*,\s*PMC[\d.]+)*", choice.strip()):
         pmcids = [part.strip() for part in choice.split(",")]
     elif Path(choice).is_file():
         pmcids = Path(choice).read_text().split()

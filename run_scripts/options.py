@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def parse_options(
     example: str,
     sections: Sequence[str] | None = None,
     shown: Sequence[str] | None = None,
+    base_recipe: str | None = None,
+    alternatives: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """
     Parses the options of a verb into its dataclasses.
@@ -35,6 +38,9 @@ def parse_options(
         example: A line to paste.
         sections: Sections of a recipe that apply; the verb's own when left out.
         shown: Options that `--help` explains; all of them when left out. The others work all the same.
+        base_recipe: A shipped recipe that holds what `--config` does not say.
+        alternatives: Options of which one excludes the others: where one stands on the command line, those of the
+            recipe do not count.
 
     Returns:
         One object of each class.
@@ -45,7 +51,7 @@ def parse_options(
     parser = HfArgumentParser(
         option_classes,
         prog=f"biomedclip {verb}",
-        description=description,
+        description=textwrap.fill(description, 80),
         epilog=_epilog(example, shown),
         usage=f"biomedclip {verb} [options]",
         formatter_class=_HelpFormatter,
@@ -61,9 +67,11 @@ def parse_options(
 
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
-    recipe = config.parse_known_args(list(arguments))[0].config
-    if recipe:
-        _set_defaults(parser, read_recipe(recipe, sections or [verb]), recipe, verb)
+    for recipe in filter(None, [base_recipe, config.parse_known_args(list(arguments))[0].config]):
+        recipe_options = read_recipe(recipe, sections or [verb])
+        if set(alternatives) & _names(arguments):
+            recipe_options = {name: value for name, value in recipe_options.items() if name not in alternatives}
+        _set_defaults(parser, recipe_options, recipe, verb)
     *options, _ = parser.parse_args_into_dataclasses(args=list(arguments))
     return tuple(options)
 
@@ -75,6 +83,11 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         value = "|".join(map(str, action.choices)) if action.choices else action.metavar or action.dest.split("_")[-1]
         option = action.option_strings[-1]
         return option if action.nargs in (0, "?") else f"{option} {str(value).upper() if not action.choices else value}"
+
+
+def _names(arguments: Sequence[str]) -> set[str]:
+    """Options that stand on the command line, with underscores."""
+    return {argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
 
 
 def recipe_names() -> list[str]:
@@ -121,6 +134,10 @@ def _set_defaults(parser: argparse.ArgumentParser, options: Mapping[str, Any], r
             raise ValueError(f"{recipe}: {name!r} is not an option of biomedclip {verb}.{hint}")
         action = actions[name]
         action.required = False
+        if action.choices:
+            for item in value if isinstance(value, list) else [value]:
+                if item not in action.choices:
+                    raise ValueError(f"{recipe}: {name} must be one of {', '.join(action.choices)}, not {item!r}.")
         # As text, so that argparse converts and checks it as if it stood on the command line (YAML reads 5e-4 as text).
         if isinstance(value, list):
             value = [parser._get_value(action, str(item)) for item in value]

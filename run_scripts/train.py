@@ -15,6 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers.trainers import WordPieceTrainer
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoProcessor,
     AutoTokenizer,
@@ -23,7 +24,6 @@ from transformers import (
     ProcessorMixin,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_biomedclip import (
     BiomedCLIPConfig,
@@ -32,6 +32,7 @@ from modeling_biomedclip import (
     ContrastiveTrainingArguments,
 )
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator, PairStream, load_pmc15m
+from processing.processing_biomedclip import CONTEXT_LENGTH
 
 from .options import parse_options
 from .progress import show_progress
@@ -47,6 +48,8 @@ SHOWN = """
     learning_rate warmup_steps weight_decay bf16 torch_compile dataloader_num_workers eval_steps
     save_steps logging_steps save_total_limit report_to resume_from_checkpoint seed
 """.split()
+# A model starts from one of these; `text_model` goes with `vision_model`.
+MODEL_CHOICES = ("model_name_or_path", "vision_model", "text_model", "model_config")
 
 
 @dataclass
@@ -85,6 +88,8 @@ class ModelOptions:
         chosen = [self.model_name_or_path, self.vision_model, self.model_config]
         if sum(choice is not None for choice in chosen) > 1:
             raise ValueError("Choose one of --model-name-or-path, --vision-model with --text-model, --model-config.")
+        if self.model_name_or_path and self.tokenizer:
+            raise ValueError("--model-name-or-path brings its own tokenizer; leave --tokenizer out.")
 
 
 @dataclass
@@ -117,6 +122,7 @@ def main(arguments: Sequence[str]) -> None:
         description=__doc__.split("\n\n")[0],
         example=EXAMPLE,
         shown=SHOWN,
+        alternatives=MODEL_CHOICES,
     )
     trainer, results = train(data.train_data, handling, model_options, args)
     if trainer.is_world_process_zero():
@@ -147,7 +153,7 @@ def train(
     stream = PairStream(train_data, "train", seed=args.seed)
     checkpoint = _checkpoint_to_resume(args)
     set_seed(args.seed)
-    processor = load_processor(model_options, stream, args)
+    processor = load_processor(model_options, stream, args, learn=checkpoint is None)
     model = load_model(model_options, processor)
     collate = {"max_length": model_options.max_length, "seed": args.seed, "on_error": handling.on_bad_row}
     training_collator = ContrastiveCollator(processor, training=True, **collate)
@@ -161,19 +167,23 @@ def train(
         processing_class=processor,
     )
     show_progress(trainer)
+    first_step = _step_of(checkpoint)
     output = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+    batch_size = args.train_batch_size * args.world_size
+    seconds = round(max(output.metrics["train_runtime"], 0.1), 1)
     results = {
         "steps": trainer.state.global_step,
-        "samples": trainer.state.global_step * args.train_batch_size * args.world_size,
-        "seconds": round(output.metrics["train_runtime"], 1),
-        "samples_per_second": round(output.metrics["train_samples_per_second"], 1),
+        "samples": trainer.state.global_step * batch_size,
+        "seconds": seconds,
+        "samples_per_second": round((trainer.state.global_step - (first_step or 0)) * batch_size / seconds, 1),
         "loss": output.training_loss,
-        "batch_size": args.train_batch_size * args.world_size,
+        "batch_size": batch_size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "substituted_rows": training_collator.substituted_rows,
-        "resumed_from_step": _step_of(checkpoint),
+        "substituted_rows_in_evaluation": trainer.eval_data_collator.substituted_rows,
+        "resumed_from_step": first_step,
         "versions": versions(),
     }
     if trainer.is_world_process_zero():
@@ -181,21 +191,32 @@ def train(
     return trainer, results
 
 
-def load_processor(options: ModelOptions, stream: PairStream, args: ContrastiveTrainingArguments) -> ProcessorMixin:
-    """The checkpoint's processor, or a new one whose vocabulary is given or learned from the training captions."""
+def load_processor(
+    options: ModelOptions, stream: PairStream, args: ContrastiveTrainingArguments, *, learn: bool
+) -> ProcessorMixin:
+    """
+    The checkpoint's processor, or a new one whose vocabulary is given or learned from the training captions.
+
+    Args:
+        options: Which model is trained.
+        stream: Where the captions are.
+        args: Where the run leaves its vocabulary.
+        learn: Learn the vocabulary, if one is needed, even where the run has left one: it is not being resumed.
+    """
     if options.model_name_or_path:
         return AutoProcessor.from_pretrained(options.model_name_or_path)
     config = _config(options)
-    size = config.vision_config.image_size if config else 224
+    size = (config.vision_config if config else AutoConfig.from_pretrained(options.vision_model)).image_size
     image_processor = BiomedCLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    limit = {"model_max_length": options.max_length} if options.max_length else {}
+    positions = config.text_config.max_position_embeddings if config else CONTEXT_LENGTH
+    limit = {"model_max_length": options.max_length or min(CONTEXT_LENGTH, positions)}
     source = options.tokenizer or options.text_model
     if source:
         return BiomedCLIPProcessor(image_processor, AutoTokenizer.from_pretrained(source, **limit))
     learned = Path(args.output_dir) / "tokenizer"
     # One process learns the vocabulary, the others wait and read it: all must have the same ids.
     with args.main_process_first(desc="learning the vocabulary"):
-        if args.should_save and not (learned / "tokenizer.json").exists():
+        if args.should_save and (learn or not (learned / "tokenizer.json").exists()):
             learn_vocabulary(stream, options.vocabulary_size).save_pretrained(learned)
     return BiomedCLIPProcessor(image_processor, BertTokenizer.from_pretrained(learned, **limit))
 
@@ -307,7 +328,9 @@ def _evaluates(args: ContrastiveTrainingArguments) -> bool:
 def _checkpoint_to_resume(args: ContrastiveTrainingArguments) -> str | None:
     """The checkpoint that `--resume-from-checkpoint` means: a path, or with `true` the last of the output folder."""
     wanted = str(args.resume_from_checkpoint or "false")
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    # A kill while a checkpoint is written leaves a folder without this file, which is written last.
+    whole = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
+    last = str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[-1]))) if whole else None
     if wanted.lower() == "false":
         if last is not None:
             raise FileExistsError(
@@ -325,4 +348,6 @@ def _checkpoint_to_resume(args: ContrastiveTrainingArguments) -> str | None:
 
 
 def _step_of(checkpoint: str | None) -> int | None:
-    return int(checkpoint.rstrip("/").rsplit("-", 1)[-1]) if checkpoint else None
+    if checkpoint is None:
+        return None
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]

@@ -11,10 +11,10 @@ import io
 import json
 import logging
 import re
+import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import fsspec
 
@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 INVENTORY = "inventory-reports/pmc-oa-opendata/metadata"
 MAX_OBJECT_BYTES = 500_000_000
 
+ATTEMPTS = 4
+FIRST_PAUSE = 0.5  # seconds; doubled each time
+
+_BUCKET_URL = re.compile(r"^s3://[^/]+/|^/+")
 _VERSION_NAME = re.compile(r"(PMC\d+)\.(\d+)")
 _PMCID = re.compile(r"PMC\d+(\.\d+)?")
 _MAX_VERSION_GAP = 3  # versions are numbered from 1; now and then one has been removed
@@ -33,8 +37,19 @@ class BucketError(ValueError):
     """A source that cannot be used at all: missing, unreachable or empty. The message names the remedy."""
 
 
+class SourceUnavailable(BucketError):
+    """A source that stopped answering. Not a fault of an article: the run must stop, and can be taken up again."""
+
+
 class ObjectError(ValueError):
     """One object that cannot be used: missing, too large or not what its MD5 says."""
+
+
+def open_source(source: str) -> tuple[Any, str]:
+    """The file system of a source, and the root in it; PMC's own bucket is read without credentials."""
+    options = {"anon": True} if source.startswith("s3://pmc-oa-opendata") else {}
+    filesystem, root = fsspec.core.url_to_fs(source, **options)
+    return filesystem, root.rstrip("/")
 
 
 class Bucket:
@@ -66,9 +81,7 @@ class Bucket:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        options = {"anon": True} if self.source.startswith("s3://") else {}
-        filesystem, root = fsspec.core.url_to_fs(self.source, **options)
-        return filesystem, root.rstrip("/")
+        return open_source(self.source)
 
     @property
     def _filesystem(self) -> Any:
@@ -138,21 +151,36 @@ class Bucket:
         Raises:
             ObjectError: Missing, unreadable, of more than `MAX_OBJECT_BYTES`, or with another MD5 than the URL says.
         """
-        parts = urlsplit(url)
-        key = parts.path.lstrip("/")
+        location, _, expected = url.partition("?md5=")
+        key = _BUCKET_URL.sub("", location)
         if ".." in key.split("/"):
             raise ObjectError(f"{url}: the key points out of the bucket")
-        try:
-            with self._filesystem.open(f"{self._root}/{key}", "rb") as file:
-                content = file.read(MAX_OBJECT_BYTES + 1)
-        except OSError as error:
-            raise ObjectError(f"{key}: cannot be read ({error})") from error
+        content = self._read_patiently(key)
         if len(content) > MAX_OBJECT_BYTES:
             raise ObjectError(f"{key}: more than {MAX_OBJECT_BYTES:,} bytes")
-        expected = parse_qs(parts.query).get("md5", [None])[0]
         if expected and hashlib.md5(content, usedforsecurity=False).hexdigest() != expected.lower():
             raise ObjectError(f"{key}: the MD5 is not the one in the metadata, {expected}")
         return content
+
+    def _read_patiently(self, key: str) -> bytes:
+        """The object's bytes, `MAX_OBJECT_BYTES` + 1 at most; what may be a passing fault is tried again."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with self._filesystem.open(f"{self._root}/{key}", "rb") as file:
+                    content = bytearray()
+                    while chunk := file.read(MAX_OBJECT_BYTES + 1 - len(content)):  # HTTP gives what has arrived
+                        content += chunk
+                    return bytes(content)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+                raise ObjectError(f"{key}: cannot be read ({error})") from error
+            except Exception as error:  # every client has its own: time-outs, 503s, resets, input/output errors
+                if attempt == ATTEMPTS:
+                    raise SourceUnavailable(
+                        f"{self.source}: {key} could not be read in {ATTEMPTS} attempts ({type(error).__name__}: "
+                        f"{error}). The same command goes on from here once the source answers."
+                    ) from error
+                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+        raise AssertionError("unreachable")
 
     def _versions_of(self, pmcids: Iterable[str]) -> Iterator[str]:
         for pmcid in pmcids:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ def build_dataset(
         tasks = min(16, -(-len(names) // 50))
 
     staging = output / STAGING
-    _claim(staging, _fingerprint(source, names, license, tasks))
+    # An interrupted build is taken up again only by the same code on the same state of the source.
+    _claim(staging, _fingerprint(version("biomedclip"), bucket.inventory_date(), source, names, license, tasks))
     (staging / "work_list.txt").write_text("\n".join(names))
     first_pass = [
         ReadWorkList(str(staging / "work_list.txt")),
@@ -105,7 +107,11 @@ def build_dataset(
         _run(first_pass, tasks, workers, staging / "logs-pairs")
 
     pair_files = sorted((staging / "pairs").iterdir())
-    plan = plan_shards(pair_files, fractions=split_fractions, rows_per_shard=rows_per_shard, seed=seed)
+    try:
+        plan = plan_shards(pair_files, fractions=split_fractions, rows_per_shard=rows_per_shard, seed=seed)
+    except ValueError:
+        shutil.rmtree(staging)  # the source may be mended; what is kept here would hide that
+        raise
     shards_folder = staging / f"data-{_fingerprint(plan)}"
     shards_folder.mkdir(exist_ok=True)
     with _bar(progress, "Shards", len(plan.shards()), lambda: len(list(shards_folder.glob("*.parquet")))):

@@ -17,7 +17,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from ..images import ImageError, read_image
 from .articles import Article, Dropped, decide
-from .bucket import Bucket, ObjectError
+from .bucket import Bucket, ObjectError, SourceUnavailable
 from .jats import Figure, Graphic, JatsError, parse_figures
 from .shards import ROWS_PER_GROUP, pair_schema
 
@@ -62,8 +62,8 @@ class ArticleStep(PipelineStep):
                         self.process(article)
                 except Dropped as drop:
                     self._drop(article, drop.reason, drop.detail)
-                except (MemoryError, KeyboardInterrupt):
-                    raise
+                except (MemoryError, SourceUnavailable):
+                    raise  # no fault of the article: the task fails, and the same command takes it up again
                 except Exception as error:  # whatever an untrusted article provokes costs that article, not the run
                     logger.exception("%s failed on %s", self.name, article.name)
                     self._drop(article, "unexpected error", f"{type(error).__name__}: {error}")
@@ -142,15 +142,18 @@ class PairFigures(ArticleStep):
             article.skip(item, "image missing", "no such file among media_urls")
             return
         best: dict[str, Any] | None = None
+        faults: list[tuple[str, str, str]] = []
         for name in dict.fromkeys(names):
             try:
                 picture = self._picture(media[name])
             except (ObjectError, ImageError) as error:
                 reason = "image unreadable" if isinstance(error, ObjectError) else "image damaged"
-                article.skip(f"{item}/{name}", reason, str(error))
+                faults.append((f"{item}/{name}", reason, str(error)))
                 continue
             if best is None or picture["width"] * picture["height"] > best["width"] * best["height"]:
                 best = picture
+        for name, reason, detail in faults:
+            article.skip(name, reason if best is None else f"{reason}, another file taken", detail)
         if best is None:
             return
         if min(best["width"], best["height"]) < MIN_SIDE:

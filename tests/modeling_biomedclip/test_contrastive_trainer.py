@@ -211,3 +211,19 @@ def test_the_published_recipe_is_the_default(tmp_path):
     assert (args.learning_rate, args.weight_decay, args.adam_epsilon) == (5e-4, 0.2, 1e-6)
     assert (args.adam_beta1, args.adam_beta2, args.lr_scheduler_type) == (0.9, 0.98, "cosine")
     assert BiomedCLIPConfig().projection_dim == 512
+
+
+def test_epochs_of_a_stream_can_be_saved_and_evaluated(train, built, tmp_path):
+    per_epoch = len(PairStream(built)) / 16
+    train(max_steps=-1, num_train_epochs=3, save_strategy="epoch", eval_strategy="epoch")
+    steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert len(steps) >= 2
+    assert steps[0] == math.ceil(per_epoch)
+
+
+def test_resuming_with_another_batch_size_says_so_and_keeps_the_position(train, small_model, tmp_path, caplog):
+    train(fresh(small_model), folder="cut", max_steps=4, save_steps=4)
+    checkpoint = str(tmp_path / "cut" / "checkpoint-4")
+    trainer = train(fresh(small_model), folder="cut", max_steps=8, resume=checkpoint, per_device_train_batch_size=8)
+    assert "another batch size" in caplog.text
+    assert trainer.train_dataset.samples_seen == 4 * 16

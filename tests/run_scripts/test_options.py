@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from modeling_biomedclip import ContrastiveTrainingArguments
+from run_scripts.build import read_pmcids
 from run_scripts.options import RECIPES, parse_options, read_recipe, recipe_names
-from run_scripts.train import ModelOptions, PairHandling, TrainData
+from run_scripts.train import MODEL_CHOICES, ModelOptions, PairHandling, TrainData
 
 
 @dataclass
@@ -113,3 +114,49 @@ def test_the_quickstart_model_has_no_dropout():
 def test_models_that_contradict_each_other_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ModelOptions(**options)
+
+
+def test_a_choice_of_the_command_line_replaces_that_of_the_recipe(tmp_path):
+    options = parse_options(
+        "train",
+        [TrainData, PairHandling, ModelOptions, ContrastiveTrainingArguments],
+        ["--config", "quickstart", "--train-data", "x", "--output-dir", str(tmp_path), "--model-name-or-path", "mine"],
+        description="",
+        example="",
+        alternatives=MODEL_CHOICES,
+    )
+    assert options[2].model_name_or_path == "mine" and options[2].model_config is None
+
+
+def test_a_base_recipe_holds_what_the_users_recipe_does_not_say(recipe, tmp_path):
+    options = parse_options(
+        "train",
+        [TrainData, PairHandling, ModelOptions, ContrastiveTrainingArguments],
+        ["--config", recipe({"max_steps": 7, "train_data": "x"}), "--output-dir", str(tmp_path)],
+        description="",
+        example="",
+        base_recipe="quickstart",
+    )
+    assert options[3].max_steps == 7 and options[2].model_config["projection_dim"] == 128
+
+
+def test_a_recipe_is_held_to_the_choices_of_an_option(recipe):
+    with pytest.raises(ValueError, match="on_bad_row must be one of raise, substitute, not 'ignore'"):
+        parse_options(
+            "train", [PairHandling], ["--config", recipe({"on_bad_row": "ignore"})], description="", example=""
+        )
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [("PMC1", ["PMC1"]), (",".join(f"PMC{n}" for n in range(500)), [f"PMC{n}" for n in range(500)])],
+)
+def test_pmcids_are_read_from_the_command_line(choice, expected):
+    assert read_pmcids(choice) == expected
+
+
+def test_pmcids_are_read_from_a_file(tmp_path):
+    (tmp_path / "ids.txt").write_text("PMC1\nPMC2.1\n")
+    assert read_pmcids(str(tmp_path / "ids.txt")) == ["PMC1", "PMC2.1"]
+    with pytest.raises(ValueError, match="neither a list"):
+        read_pmcids("ids")

@@ -7,7 +7,8 @@ import pickle
 import fsspec
 import pytest
 
-from processing.pmc.bucket import INVENTORY, Bucket, BucketError, ObjectError
+from processing.pmc import bucket as bucket_module
+from processing.pmc.bucket import INVENTORY, Bucket, BucketError, ObjectError, SourceUnavailable
 
 
 def write_inventory(mirror, names: list[str], date: str = "2026-01-18T01-00Z") -> None:
@@ -113,3 +114,29 @@ def test_any_file_system_of_fsspec_will_do(mirror):
         assert bucket.read(bucket.read_metadata("PMC1000.1")["xml_url"]).startswith(b"<article")
     finally:
         memory.rm("/bucket", recursive=True)
+
+
+class Flaky:
+    """A file system whose `open` fails a number of times before it works."""
+
+    def __init__(self, filesystem, failures: int):
+        self.filesystem, self.failures = filesystem, failures
+
+    def open(self, *arguments):
+        self.failures -= 1
+        if self.failures >= 0:
+            raise TimeoutError("no answer")
+        return self.filesystem.open(*arguments)
+
+
+@pytest.mark.parametrize(("failures", "works"), [(2, True), (99, False)])
+def test_a_passing_fault_is_tried_again_and_an_outage_stops_the_run(mirror, monkeypatch, failures, works):
+    mirror.plain_articles(1)
+    reader = Bucket(str(mirror.root))
+    monkeypatch.setattr(bucket_module, "FIRST_PAUSE", 0.001)
+    reader.__dict__["_opened"] = (Flaky(reader._filesystem, failures), reader._root)
+    if works:
+        assert reader.read("metadata/PMC1000.1.json").startswith(b"{")
+    else:
+        with pytest.raises(SourceUnavailable, match="no answer"):
+            reader.read("metadata/PMC1000.1.json")

@@ -12,6 +12,7 @@ from mirror_writer import figure_xml, png_bytes
 from PIL import Image
 
 from processing.pmc import steps
+from processing.pmc.bucket import SourceUnavailable
 from processing.pmc.build import STAGING, build_dataset
 from processing.pmc.shards import SPLITS, parse_fractions, split_by_hash
 
@@ -234,3 +235,31 @@ def test_real_articles_are_built_without_loss(shared_data, tmp_path):
     assert {row["image"]["path"] for row in rows} == files
     assert all(row["caption"] and row["pair_id"].startswith(row["pmcid"]) for row in rows)
     assert len({row["pair_id"] for row in rows}) == len(rows)
+
+
+def test_an_outage_stops_the_build_and_does_not_thin_the_data_set(mirror, tmp_path, monkeypatch):
+    mirror.plain_articles(6)
+    parse = steps.ParseFigures.process
+
+    def outage(self, article):
+        if article.name == "PMC1004.1":
+            raise SourceUnavailable("the source does not answer")
+        return parse(self, article)
+
+    monkeypatch.setattr(steps.ParseFigures, "process", outage)
+    with pytest.raises(SourceUnavailable):
+        build_dataset(str(mirror.root), tmp_path / "out")
+    assert not (tmp_path / "out" / "data").exists()
+    monkeypatch.setattr(steps.ParseFigures, "process", parse)
+    assert build_dataset(str(mirror.root), tmp_path / "out")["pairs"] == 12
+
+
+def test_a_source_that_was_mended_is_read_again(mirror, tmp_path):
+    mirror.plain_articles(4)
+    for path in mirror.root.glob("PMC*/*.png"):
+        path.rename(path.with_suffix(".lost"))
+    with pytest.raises(ValueError, match="Only 0 article"):
+        build_dataset(str(mirror.root), tmp_path / "out")
+    for path in mirror.root.glob("PMC*/*.lost"):
+        path.rename(path.with_suffix(".png"))
+    assert build_dataset(str(mirror.root), tmp_path / "out")["pairs"] == 8
