@@ -231,7 +231,7 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
         batches.samples_seen = self.samples_seen
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        collator = getattr(train_dataloader, "collate_fn", None)
+        collator: Any = getattr(train_dataloader, "collate_fn", None)
         if hasattr(collator, "set_epoch"):
             collator.set_epoch(int(state.epoch or 0))
 

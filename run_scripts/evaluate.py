@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
 from transformers import AutoModel, AutoProcessor
 
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, ZeroShotClassifier
 from modeling_biomedclip.retrieval_metrics import bootstrap_interval, rank_counts, recall_at, summarize_ranks
-from processing import ContrastiveCollator, load_pmc15m, read_image
+from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
 from processing.images import DECODABLE_FORMATS
 
 from .options import parse_options
@@ -65,16 +66,20 @@ def main(arguments: Sequence[str]) -> None:
     (options,) = parse_options(
         "evaluate", [EvaluateOptions], arguments, description=__doc__.split("\n\n")[0], example=EXAMPLE
     )
-    model = AutoModel.from_pretrained(options.model).eval()
+    # float32 whatever the checkpoint holds: similarities in half precision would tie.
+    model = AutoModel.from_pretrained(options.model, dtype=torch.float32).eval().to(PartialState().device)
     processor = AutoProcessor.from_pretrained(options.model)
     started = time.monotonic()
     if options.task == "retrieval":
         metrics, fingerprint = evaluate_retrieval(model, processor, options)
-        show_retrieval(metrics)
+        show: Any = show_retrieval
     else:
         images, labels, fingerprint = labelled_images(options.data, options.split)
         metrics = evaluate_zero_shot(model, processor, images, labels, options)
-        show_zero_shot(metrics)
+        show = show_zero_shot
+    if not PartialState().is_main_process:
+        return
+    show(metrics)
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -178,7 +183,7 @@ def evaluate_zero_shot(
     }
 
 
-def labelled_images(path: str, split: str) -> tuple[list[Any], list[str], str]:
+def labelled_images(path: str, split: str) -> tuple[Sequence[Any], list[str], str]:
     """
     Images and labels for zero-shot classification.
 
@@ -187,18 +192,19 @@ def labelled_images(path: str, split: str) -> tuple[list[Any], list[str], str]:
         split: Split of a built data set.
 
     Returns:
-        Pillow images, their labels, and the fingerprint of the set.
+        Pillow images, decoded when asked for, their labels, and the fingerprint of the set.
 
     Raises:
         FileNotFoundError: Neither of the two is there.
     """
     if (Path(path) / LABELS).is_file():
         label_of = read_labels(Path(path) / LABELS)
-        pairs = [row for row in load_pmc15m(path, split, columns=["pair_id", "image"]) if row["pair_id"] in label_of]
+        stream = PairStream(path, split, columns=["pair_id", "image"])
+        pairs = [row for row in stream.rows(0, 0, len(stream)) if row["pair_id"] in label_of]
         if not pairs:
             raise ValueError(f"{path}: no pair of the {split} split stands in {LABELS}.")
         names = [row["pair_id"] for row in pairs]
-        return [row["image"] for row in pairs], [label_of[name] for name in names], _fingerprint(names)
+        return LazyImages([row["image"] for row in pairs]), [label_of[name] for name in names], _fingerprint(names)
     files = sorted(file for file in Path(path).glob("*/*") if file.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
         raise FileNotFoundError(
@@ -206,7 +212,22 @@ def labelled_images(path: str, split: str) -> tuple[list[Any], list[str], str]:
             "a folder of images for each class."
         )
     names = [f"{file.parent.name}/{file.name}" for file in files]
-    return [read_image(file) for file in files], [file.parent.name for file in files], _fingerprint(names)
+    return LazyImages(files), [file.parent.name for file in files], _fingerprint(names)
+
+
+class LazyImages(Sequence[Any]):
+    """Images that are decoded when they are asked for: those of a benchmark would not fit into memory."""
+
+    def __init__(self, sources: Sequence[Any]):
+        self.sources = sources
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [read_image(source) for source in self.sources[index]]
+        return read_image(self.sources[index])
 
 
 def read_labels(path: Path) -> dict[str, str]:

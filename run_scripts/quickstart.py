@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -26,6 +25,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
 from processing import ContrastiveCollator, PairStream, read_image
 from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
+from processing.pmc.bucket import open_source
 
 from . import build, evaluate, train
 from .options import parse_options
@@ -42,6 +42,11 @@ SHOWN = """
 # Names of the attention's projections, the same in both towers.
 LORA_TARGETS = ["q_proj", "v_proj"]
 KINDS = "figure_kinds.csv"
+# What a quickstart writes, and replaces with --overwrite; nothing else in the folder is ever removed.
+RESULTS = """
+    .build corpus data model training adapter README.md skipped.jsonl labels.csv report.json report.md curves.png
+    answers.png
+""".split()
 
 
 @dataclass
@@ -65,9 +70,6 @@ class EvaluationOptions:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs `biomedclip quickstart`."""
-    arguments = list(arguments)
-    if not any(argument.split("=")[0] == "--config" for argument in arguments):
-        arguments = ["--config", "quickstart", *arguments]
     options = parse_options(
         "quickstart",
         [QuickstartOptions, EvaluationOptions, train.PairHandling, train.ModelOptions, ContrastiveTrainingArguments],
@@ -76,6 +78,8 @@ def main(arguments: Sequence[str]) -> None:
         example=EXAMPLE,
         sections=["build", "train", "evaluate", "quickstart"],
         shown=SHOWN,
+        base_recipe="quickstart",
+        alternatives=train.MODEL_CHOICES,
     )
     # Bars for files of a few megabytes would bury those that tell something.
     transformers.utils.logging.disable_progress_bar()
@@ -149,7 +153,7 @@ class Quickstart:
         """Trains the small model and saves it to `model/`."""
         args = copy.copy(self.args)
         args.output_dir = str(self.output_dir / "training")
-        args.per_device_train_batch_size = self._batch_that_fits(built)
+        args.per_device_train_batch_size = max(1, self._batch_that_fits(built) // max(1, args.n_gpu))
         trainer, results = train.train(str(self.output_dir), self.handling, self.model_options, args)
         trainer.save_model(str(self.output_dir / "model"))
         return results, trainer.state.log_history
@@ -202,12 +206,14 @@ class Quickstart:
             raise RuntimeError(f"The pipeline and the model disagree by {difference} about one image.")
         return {"pipeline": answers, "largest_difference_to_the_model": difference}
 
-    def fine_tune(self) -> dict[str, Any]:
+    def fine_tune(self) -> dict[str, Any] | None:
         """A few steps of LoRA on both towers; the adapter is saved, loaded and held against the trained one."""
+        if self.source.lora_steps < 1:
+            return None
         model, processor = self._load()
         adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS))
         stream = PairStream(self.output_dir, "validation", seed=self.args.seed)
-        batch_size = min(32, len(stream))
+        batch_size = max(1, min(32, len(stream)) // max(1, self.args.n_gpu))
         args = ContrastiveTrainingArguments(
             output_dir=str(self.output_dir / "adapter"),
             max_steps=self.source.lora_steps,
@@ -228,7 +234,7 @@ class Quickstart:
         loaded = PeftModel.from_pretrained(self._load()[0], str(self.output_dir / "adapter")).eval()
         batch = ContrastiveCollator(processor)(stream.rows(0, 0, min(8, len(stream))))
         with torch.no_grad():
-            difference = (adapted.eval()(**batch).image_embeds - loaded(**batch).image_embeds).abs().max().item()
+            difference = (adapted.cpu().eval()(**batch).image_embeds - loaded(**batch).image_embeds).abs().max().item()
         if difference > 1e-5:
             raise RuntimeError(f"The adapter that was loaded differs from the trained one by {difference}.")
         trainable, total = adapted.get_nb_trainable_parameters()
@@ -250,8 +256,8 @@ class Quickstart:
             ("pairs built", report["build"]["pairs"]),
             ("training steps", report["training"]["steps"]),
             ("training seconds", report["training"]["seconds"]),
-            ("LoRA loss, first step", report["lora"]["loss_first"]),
-            ("LoRA loss, last step", report["lora"]["loss_last"]),
+            ("LoRA loss, first step", report["lora"] and report["lora"]["loss_first"]),
+            ("LoRA loss, last step", report["lora"] and report["lora"]["loss_last"]),
             ("seconds in all", report["seconds"]),
             ("peak memory, MiB", report["peak_memory_mib"]),
         ]
@@ -266,12 +272,15 @@ class Quickstart:
         """The output folder must be empty, or of an earlier quickstart that may be replaced."""
         if self.output_dir.is_file():
             raise FileExistsError(f"{self.output_dir} is a file. Choose another --output-dir.")
-        mark = self.output_dir / ".quickstart"  # nothing is ever removed that a quickstart has not written
+        mark = self.output_dir / ".quickstart"
         if self.output_dir.is_dir() and any(self.output_dir.iterdir()):
             if not (self.source.overwrite and mark.exists()):
                 remedy = "pass --overwrite to replace it, or choose" if mark.exists() else "choose"
                 raise FileExistsError(f"{self.output_dir} is not empty: {remedy} another --output-dir.")
-            shutil.rmtree(self.output_dir)
+            if self.source.source and Path(self.source.source).resolve().is_relative_to(self.output_dir.resolve()):
+                raise ValueError(f"--source {self.source.source} lies in the output folder that is to be replaced.")
+            for path in (self.output_dir / name for name in RESULTS):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
@@ -286,7 +295,7 @@ class Quickstart:
 
     def _copy_labels(self, source: str) -> None:
         """Labels that a source brings along (a drawn corpus does) make zero-shot classification possible."""
-        filesystem, root = fsspec.core.url_to_fs(source, **({"anon": True} if source.startswith("s3://") else {}))
+        filesystem, root = open_source(source)
         if not source.startswith("http") and filesystem.exists(f"{root}/{KINDS}"):
             filesystem.get_file(f"{root}/{KINDS}", str(self.output_dir / evaluate.LABELS))
 
