@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
+
+# Not from the top: there transformers 5.17 puts a stand-in that asks for torchvision, which we do not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 

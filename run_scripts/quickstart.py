@@ -279,7 +279,8 @@ class Quickstart:
                 raise FileExistsError(f"{self.output_dir} is not empty: {remedy} another --output-dir.")
             if self.source.source and Path(self.source.source).resolve().is_relative_to(self.output_dir.resolve()):
                 raise ValueError(f"--source {self.source.source} lies in the output folder that is to be replaced.")
-            for path in (self.output_dir / name for name in RESULTS):
+            unfinished = self.output_dir.glob(".corpus-*")  # of a drawing that was killed
+            for path in (*(self.output_dir / name for name in RESULTS), *unfinished):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         mark.touch()

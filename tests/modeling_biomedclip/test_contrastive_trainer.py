@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 from torch import nn
 from torch.nn.functional import normalize
-from transformers import CLIPConfig, CLIPModel, TrainerCallback
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, TrainerCallback
 
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments
 from modeling_biomedclip.contrastive_loss import contrastive_loss
@@ -165,16 +165,19 @@ def test_evaluation_measures_the_whole_set_whatever_the_batch(train, small_model
     assert 1 <= results[0]["eval_text_to_image_median_rank"] <= 20
 
 
-def test_any_dual_encoder_of_transformers_trains(train, small_processor):
+@pytest.mark.parametrize("name", ["CLIP", "Siglip"])
+def test_any_dual_encoder_of_transformers_trains(train, name):
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    clip = CLIPModel(
-        CLIPConfig(
-            text_config=size | {"vocab_size": 128, "eos_token_id": 3, "max_position_embeddings": 64},
-            vision_config=size | {"image_size": 32, "patch_size": 8},
-            projection_dim=16,
-        )
-    )
-    assert losses(train(clip))[0] == pytest.approx(math.log(16), abs=0.5)
+    text = size | {"vocab_size": 128, "max_position_embeddings": 64}
+    vision = size | {"image_size": 32, "patch_size": 8}
+    if name == "CLIP":
+        text |= {"eos_token_id": 3}
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+    else:
+        model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=vision))
+    trainer = train(model)
+    assert losses(trainer)[0] == pytest.approx(math.log(16), abs=0.5)
+    assert 1 <= trainer.evaluate()["eval_image_to_text_median_rank"] <= 20
 
 
 def test_a_model_without_temperature_is_refused(tmp_path):
