@@ -15,6 +15,15 @@ _SIZE_CATEGORIES = [
     (100_000_000, "10M<n<100M"),
 ]
 
+_FROM_PMC = """\
+Figures and captions come from the PMC Article Datasets of the U.S. National Library of Medicine (NLM). The copy is as
+current as the inventory above; articles are corrected and retracted later. NLM does not endorse this data set. Captions
+describe what authors saw, not ground truth; clinical use is out of scope."""
+_DRAWN = """\
+Every article here is invented: a program drew its pictures, and its captions say what was drawn. Nothing comes from
+PubMed Central, the licences and dates above are part of the drawing, and no number in it means anything. It is there to
+try the software on."""
+
 
 def fill_dataset_card(report: Mapping[str, Any]) -> str:
     """
@@ -30,7 +39,10 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
     left_out = {f"article: {reason}": count for reason, count in articles["dropped"].items()}
     left_out |= {f"figure: {reason}": count for reason, count in figures["skipped"].items()}
     template = Template((Path(__file__).parent / "dataset_card.md").read_text())
+    drawn = report.get("drawn", False)
     return template.substitute(
+        title="Drawn figure-caption pairs" if drawn else "Figure-caption pairs from PubMed Central",
+        acknowledgement=_DRAWN if drawn else _FROM_PMC,
         pairs=f"{report['pairs']:,}",
         articles_seen=f"{articles['seen']:,}",
         articles_kept=f"{articles['kept']:,}",

@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 
 
 def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
@@ -29,12 +28,32 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
         raise ValueError(f"Images {tuple(image_embeds.shape)} and texts {tuple(text_embeds.shape)} are not pairs.")
     all_images, all_texts, first = image_embeds, text_embeds, 0
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        all_images, all_texts = torch.cat(all_gather(image_embeds)), torch.cat(all_gather(text_embeds))
+        all_images, all_texts = _gather(image_embeds), _gather(text_embeds)
         first = dist.get_rank() * len(image_embeds)
     labels = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
     image_loss = nn.functional.cross_entropy(logit_scale * image_embeds @ all_texts.t(), labels)
     text_loss = nn.functional.cross_entropy(logit_scale * text_embeds @ all_images.t(), labels)
     return (image_loss + text_loss) / 2
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """Concatenates the rows of all processes; each gets back the gradients that all of them have for its rows."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def _gather(rows: torch.Tensor) -> torch.Tensor:
+    return _GatherWithGradient.apply(rows)
 
 
 __all__ = ["contrastive_loss"]

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,10 @@ class ContrastiveTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # Without an accelerator transformers takes the processes of torchrun for strangers, unless it is told to use
+        # the CPU: each would train on its own, on the same pairs.
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         if self.gradient_accumulation_steps != 1:
             raise ValueError(

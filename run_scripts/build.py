@@ -65,8 +65,18 @@ def main(arguments: Sequence[str]) -> None:
     say(f"Data set in {output.output_dir}: data/, README.md, report.json, skipped.jsonl")
 
 
-def build(source: SourceOptions, output: OutputOptions) -> dict[str, Any]:
-    """Builds the data set, its card and its report; returns the report."""
+def build(source: SourceOptions, output: OutputOptions, *, drawn: bool = False) -> dict[str, Any]:
+    """
+    Builds the data set, its card and its report.
+
+    Args:
+        source: What is taken from where.
+        output: Where it goes.
+        drawn: Whether the articles are invented; the card says so.
+
+    Returns:
+        The report.
+    """
     output_dir = Path(output.output_dir)
     report = build_dataset(
         source.source,
@@ -81,7 +91,11 @@ def build(source: SourceOptions, output: OutputOptions) -> dict[str, Any]:
         overwrite=source.overwrite,
         progress=True,
     )
-    report |= {"options": dataclasses.asdict(source) | dataclasses.asdict(output), "versions": versions()}
+    report |= {
+        "drawn": drawn,
+        "options": dataclasses.asdict(source) | dataclasses.asdict(output),
+        "versions": versions(),
+    }
     (output_dir / "README.md").write_text(fill_dataset_card(report))
     write_json(output_dir / "report.json", report)
     return report

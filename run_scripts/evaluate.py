@@ -249,7 +249,7 @@ def show_retrieval(metrics: dict[str, Any], oracle: float | None = None) -> None
     ranks = [metrics[direction]["median_rank"] for direction in ("image_to_text", "text_to_image")]
     rows.append(("median rank", *ranks, (metrics["pairs"] + 1) / 2))
     if oracle is not None:
-        rows.append(("oracle of the kind, at 1", oracle, oracle, None))
+        rows.append(("oracle of kind", oracle, oracle, None))
     title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} held-out articles [95 % interval]"
     show_table(title, rows, ["", "image to text", "text to image", "chance"])
 

@@ -145,7 +145,8 @@ class Quickstart:
             draw_corpus(source, figures=self.source.figures, seed=self.args.seed, progress=True)
         names = {option.name for option in dataclasses.fields(build.SourceOptions)}
         options = build.SourceOptions(**{name: getattr(self.source, name) for name in names} | {"source": source})
-        report = build.build(options, build.OutputOptions(str(self.output_dir), self.args.seed))
+        output = build.OutputOptions(str(self.output_dir), self.args.seed)
+        report = build.build(options, output, drawn=self.source.source is None)
         self._copy_labels(source)
         return report
 
@@ -310,6 +311,8 @@ def report_as_markdown(report: dict[str, Any]) -> str:
         f"{training['steps']} steps on {report['build']['splits']['train']['pairs']:,} pairs in "
         f"{training['seconds']} s; the whole line in {report['seconds']} s and {report['peak_memory_mib']:,} MiB. "
         f"Seed {report['seed']}.",
+        "",
+        "The articles are drawn, not real." if report["build"]["drawn"] else f"Source: {report['build']['source']}.",
         "",
         f"## Retrieval among {retrieval['pairs']:,} held-out pairs",
         "",

@@ -168,6 +168,11 @@ def train(
     )
     show_progress(trainer)
     first_step = _step_of(checkpoint)
+    if first_step is not None and 0 < args.max_steps <= first_step:
+        raise ValueError(
+            f"{checkpoint} has done {first_step} of {args.max_steps} steps: nothing is left to do. "
+            "Raise --max-steps to go on."
+        )
     output = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()

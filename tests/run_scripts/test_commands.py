@@ -152,10 +152,12 @@ def test_train_gives_the_same_losses_alone_on_two_processes_and_killed_and_resum
     assert len(expected) == 8
 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29671"]
-    command += ["-m", "run_scripts.main", *map(str, train), "--per-device-train-batch-size", "16", "--use-cpu", "true"]
-    command += ["--output-dir", str(tmp_path / "two")]
+    command += ["--no-python", str(Path(sys.executable).parent / "biomedclip"), *map(str, train)]
+    command += ["--per-device-train-batch-size", "16", "--output-dir", str(tmp_path / "two")]
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads((tmp_path / "two" / "train_results.json").read_text())["batch_size"] == 32
+    assert result.stdout.count("samples per second") == 1, "one table, of the first process"
     # Float32: sums over two processes in another order, and an optimizer that divides by small ones.
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=2e-3)
     assert losses(tmp_path / "two")[0] == pytest.approx(expected[0], rel=1e-5)
@@ -178,6 +180,20 @@ def test_train_gives_the_same_losses_alone_on_two_processes_and_killed_and_resum
     assert losses(tmp_path / "killed") == expected
     results = json.loads((tmp_path / "killed" / "train_results.json").read_text())
     assert results["resumed_from_step"] >= 4
+
+
+def test_resuming_a_run_that_is_done_does_not_train_on(out, tmp_path):
+    train = ["train", *SMALL, "--train-data", out, "--output-dir", tmp_path / "run", "--max-steps", 4]
+    biomedclip(*train)
+    result = biomedclip(*train, "--resume-from-checkpoint", "true", check=False)
+    assert result.returncode == 1 and "nothing is left to do" in result.stderr
+    assert not (tmp_path / "run" / "checkpoint-5").exists()
+
+
+def test_the_card_of_real_articles_thanks_their_source(shared_data, tmp_path):
+    biomedclip("build", "--source", shared_data / "pmc_mirror", "--output-dir", tmp_path / "set")
+    card = (tmp_path / "set" / "README.md").read_text()
+    assert "National Library of Medicine" in card and "CC BY" in card and "invented" not in card
 
 
 def test_a_build_that_is_killed_leaves_no_data_and_goes_on(out, tmp_path):
@@ -203,7 +219,7 @@ def test_a_build_that_is_killed_leaves_no_data_and_goes_on(out, tmp_path):
 
 def test_the_dataset_card_and_report_tell_what_was_built(out):
     card = (out / "README.md").read_text()
-    assert "National Library of Medicine" in card and "| train |" in card and "retracted" in card
+    assert "Every article here is invented" in card and "| train |" in card and "retracted" in card
     assert str(out) not in card, "no path of the machine"
     with (out / "labels.csv").open() as file:
         assert next(csv.reader(file)) == ["pair_id", "kind"]
