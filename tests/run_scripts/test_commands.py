@@ -168,11 +168,12 @@ def test_train_gives_the_same_losses_alone_on_two_processes_and_killed_and_resum
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while not (tmp_path / "killed" / "checkpoint-4" / "trainer_state.json").exists():
         assert killed.poll() is None, "it ended before it could be killed"
         time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
+    os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     refused = biomedclip(*train, "--output-dir", tmp_path / "killed", check=False)
     assert refused.returncode == 1 and "--resume-from-checkpoint true" in refused.stderr
@@ -204,11 +205,12 @@ def test_a_build_that_is_killed_leaves_no_data_and_goes_on(out, tmp_path):
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while not list((tmp_path / "set").glob(".build/pairs/*")):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)  # with the processes it has started, which would outlive it
     process.wait()
     assert not (tmp_path / "set" / "data").exists()
     biomedclip(*command, "--tasks", "6", "--workers", "1")
