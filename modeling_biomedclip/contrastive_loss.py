@@ -28,7 +28,7 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
         raise ValueError(f"Images {tuple(image_embeds.shape)} and texts {tuple(text_embeds.shape)} are not pairs.")
     all_images, all_texts, first = image_embeds, text_embeds, 0
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        all_images, all_texts = _gather(image_embeds), _gather(text_embeds)
+        all_images, all_texts = map(_GatherWithGradient.apply, (image_embeds, text_embeds))
         first = dist.get_rank() * len(image_embeds)
     labels = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
     image_loss = nn.functional.cross_entropy(logit_scale * image_embeds @ all_texts.t(), labels)
@@ -50,10 +50,6 @@ class _GatherWithGradient(torch.autograd.Function):
         gradient = gradient.clone()
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def _gather(rows: torch.Tensor) -> torch.Tensor:
-    return _GatherWithGradient.apply(rows)
 
 
 __all__ = ["contrastive_loss"]

@@ -55,6 +55,7 @@ def load_pmc15m(
     *,
     streaming: bool = True,
     columns: Sequence[str] | None = None,
+    decode: bool = True,
 ) -> "datasets.IterableDataset | datasets.Dataset":
     """
     Opens a split of a built data set with `datasets`.
@@ -64,9 +65,10 @@ def load_pmc15m(
         split: `train`, `validation` or `test`.
         streaming: Read rows as they are asked for; otherwise a set with random access.
         columns: Columns to read; none for all.
+        decode: Decode images with Pillow; otherwise `image` holds the bytes of the file, for [`read_image`].
 
     Returns:
-        Rows with `image` decoded by Pillow, `caption`, `pair_id`, `pmcid`, `license` and so on.
+        Rows with `image`, `caption`, `pair_id`, `pmcid`, `license` and so on.
 
     Raises:
         FileNotFoundError: No such split there, or an incomplete one.
@@ -88,7 +90,7 @@ def load_pmc15m(
         streaming=streaming,
         columns=list(columns) if columns is not None else None,
     )
-    return data_set
+    return data_set if decode else data_set.cast_column("image", datasets.Image(decode=False))
 
 
 class PairStream:

@@ -135,11 +135,8 @@ def embed_pairs(
     model: torch.nn.Module, processor: Any, options: EvaluateOptions
 ) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """The pairs of a split, and their normalised image and text embeddings, of shape `(pairs, dimension)`."""
-    from datasets import Image
-
     columns = ["pair_id", "pmcid", "image", "caption"]
-    pairs = load_pmc15m(options.data, options.split, streaming=False, columns=columns)
-    pairs = pairs.cast_column("image", Image(decode=False))
+    pairs = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)
     trainer = ContrastiveTrainer(
         model,
         ContrastiveTrainingArguments(

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 VERBS = {
     "quickstart": "the whole line: build, train, evaluate, load again, fine-tune",
-    "build": "figure-caption pairs out of PubMed Central's bucket, or a mirror of it",
+    "build": "figure-caption pairs out of PubMed Central's bucket, or a mirror",
     "train": "contrastive training of BiomedCLIP or any other dual encoder",
     "evaluate": "retrieval and zero-shot classification",
 }

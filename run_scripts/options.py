@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from .main import VERBS
+
 
 RECIPES = Path(__file__).parent / "recipes"
-VERBS_WITH_RECIPES = ("build", "train", "evaluate", "quickstart")
 
 
 def parse_options(
@@ -120,7 +121,7 @@ def read_recipe(name: str, sections: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{name} is not YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{name} must hold options, one `name: value` a line.")
-    if content and all(key in VERBS_WITH_RECIPES and isinstance(value, Mapping) for key, value in content.items()):
+    if content and all(key in VERBS and isinstance(value, Mapping) for key, value in content.items()):
         content = {key: value for section in sections for key, value in content.get(section, {}).items()}
     return {str(key).replace("-", "_"): value for key, value in content.items()}
 

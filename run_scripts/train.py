@@ -315,15 +315,9 @@ def _config_fields(options: ModelOptions) -> dict[str, Any]:
 
 
 def _validation_pairs(path: str, most: int) -> Any:
-    pairs = load_pmc15m(path, "validation", streaming=False, columns=["pair_id", "image", "caption"])
-    return pairs.select(range(min(most, len(pairs)))).cast_column("image", _undecoded_image())
-
-
-def _undecoded_image() -> Any:
-    """The collator decodes, with its own limits and errors."""
-    from datasets import Image
-
-    return Image(decode=False)
+    # Not decoded here: the collator does that, with its own limits and errors.
+    pairs = load_pmc15m(path, "validation", streaming=False, columns=["pair_id", "image", "caption"], decode=False)
+    return pairs.select(range(min(most, len(pairs))))
 
 
 def _evaluates(args: ContrastiveTrainingArguments) -> bool:
