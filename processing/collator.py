@@ -94,8 +94,8 @@ class ContrastiveCollator:
             ValueError: A row that cannot be used (with `on_error="raise"`), or none that can.
         """
         images, captions = self._usable(rows)
-        text = self.processor.tokenizer(
-            captions,
+        text = self.processor(
+            text=captions,
             # SigLIP pools the last position, so its texts must always have the same length.
             padding="max_length" if "siglip" in type(self.processor).__name__.lower() else True,
             truncation=True,

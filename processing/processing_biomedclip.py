@@ -1,10 +1,45 @@
 """Processor of BiomedCLIP: its image processor and a BERT tokenizer in one object."""
 
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+import html
+from typing import Any
 
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.utils import logging
+
+
+# In a `try`, because this file also travels with checkpoints as remote code, to machines that may lack ftfy.
+try:
+    import ftfy
+except ImportError:
+    ftfy = None
+
+logger = logging.get_logger(__name__)
 
 CONTEXT_LENGTH = 256  # tokens, as BiomedCLIP was trained
 LARGEST_LIMIT = 1_000_000  # transformers writes «no limit» as 10^30
+
+
+def clean_text(text: str) -> str:
+    """
+    Cleans a text as open_clip does before its tokenizer, and so as BiomedCLIP saw it in training.
+
+    Broken encodings are mended and typographic quotes, ligatures and full-width letters made plain (ftfy), HTML
+    entities resolved twice, white space collapsed.
+
+    Args:
+        text: A caption or prompt.
+
+    Returns:
+        The cleaned text. Without ftfy installed its part is left out, with one warning.
+    """
+    if ftfy is None:
+        logger.warning_once(
+            "ftfy is not installed: typographic quotes, ligatures and broken encodings stay as they are and give other "
+            "tokens than BiomedCLIP was trained with. Remedy: pip install ftfy"
+        )
+    else:
+        text = ftfy.fix_text(text)
+    return " ".join(html.unescape(html.unescape(text)).split())
 
 
 class BiomedCLIPProcessorKwargs(ProcessingKwargs, total=False):
@@ -21,8 +56,8 @@ class BiomedCLIPProcessorKwargs(ProcessingKwargs, total=False):
 
 class BiomedCLIPProcessor(ProcessorMixin):
     r"""
-    Prepares images and texts. By default texts are cut at `tokenizer.model_max_length` tokens and padded to the longest
-    of the batch.
+    Prepares images and texts. By default texts are cleaned as in training ([`clean_text`]), cut at
+    `tokenizer.model_max_length` tokens and padded to the longest of the batch.
 
     Args:
         image_processor ([`BiomedCLIPImageProcessor`]): Prepares images.
@@ -46,5 +81,22 @@ class BiomedCLIPProcessor(ProcessorMixin):
             tokenizer.model_max_length = CONTEXT_LENGTH
         super().__init__(image_processor, tokenizer, **kwargs)
 
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
+        """
+        Args:
+            images: One image or a list of them: Pillow images, arrays or tensors.
+            text: One text or a list of them.
+            kwargs: Options of the image processor and the tokenizer, `return_tensors="pt"` among them.
 
-__all__ = ["BiomedCLIPProcessor"]
+        Returns:
+            A `BatchFeature` with `input_ids`, `attention_mask` of shape `(texts, longest)` and `pixel_values` of shape
+            `(images, 3, height, width)`, as far as there are texts and images.
+        """
+        if isinstance(text, str):
+            text = clean_text(text)
+        elif text is not None:
+            text = [clean_text(item) if isinstance(item, str) else item for item in text]
+        return super().__call__(images=images, text=text, **kwargs)
+
+
+__all__ = ["BiomedCLIPProcessor", "clean_text"]

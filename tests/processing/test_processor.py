@@ -1,13 +1,17 @@
 """The processor: texts and images in one object."""
 
 import json
+import logging
 
 import pytest
+import torch
+from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from transformers import BertTokenizer
 
 import modeling_biomedclip  # noqa: F401 (registers the parts that a saved processor is loaded from)
-from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, processing_biomedclip
+from processing.processing_biomedclip import CONTEXT_LENGTH, clean_text
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +33,53 @@ def test_texts_are_cut_at_256_tokens_and_padded_by_default(published):
     assert "token_type_ids" not in inputs
 
 
-def test_real_captions_give_the_ids_of_the_tokenizer_alone(published, shared_data):
-    tokenizer = BertTokenizer.from_pretrained(shared_data / "biomedclip_tokenizer")
-    lines = (shared_data / "captions" / "captions.jsonl").read_text().splitlines()[:500]
+@pytest.fixture(scope="module")
+def open_clip_tokenizer(shared_data):
+    return HFTokenizer(str(shared_data / "biomedclip_tokenizer"), context_length=CONTEXT_LENGTH)
+
+
+def test_real_captions_give_open_clips_token_ids(published, open_clip_tokenizer, shared_data):
+    lines = (shared_data / "captions" / "captions.jsonl").read_text().splitlines()[::5]
     captions = [json.loads(line)["caption"] for line in lines]
-    expected = tokenizer(captions, truncation=True, max_length=256)["input_ids"]
-    assert published(text=captions, padding=False)["input_ids"] == expected
-    assert max(map(len, expected)) == 256, "one caption at least is longer"
+    ours = published(text=captions, padding="max_length", return_tensors="pt")
+    theirs = open_clip_tokenizer(captions)
+    assert torch.equal(ours["input_ids"], theirs)
+    assert (theirs[:, -1] != 0).sum() > 50, "captions longer than 256 tokens are among them"
+    uncleaned = published.tokenizer(captions, truncation=True, padding="max_length", return_tensors="pt")["input_ids"]
+    assert (uncleaned != theirs).any(dim=1).sum() > 50, "without cleaning, some would differ"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "p &lt; 0.05 &amp;amp; n &gt; 3",
+        "&#945;-synuclein, &alpha; and \u03b2-catenin; \u0394F508",
+        "x\u00b2, 10\u207b\u00b3, H\u2082O, \u00b5m and \u03bcm",
+        "\u201cquoted\u201d and \u2018single\u2019 \u2014 dash \u2026",
+        "\ufb01brosis and \ufb02uorescence",
+        "caf\u00c3\u00a9 of broken encoding",
+        "\uff21\uff22\uff23 full width",
+        "line\nbreaks,\ttabs\u00a0and\u2003spaces  ",
+        "\u4e2d\u6587 and \U0001f9ec",
+        "zero\u200bwidth, soft\u00adhyphen, \ufeffmark",
+        "",
+        "   ",
+        "[CLS] [SEP] [MASK] <b>bold</b> {}",
+        "a" * 300,
+        "word " * 1000,
+    ],
+)
+def test_awkward_texts_give_open_clips_token_ids(published, open_clip_tokenizer, text):
+    for given in (text, [text]):
+        ours = published(text=given, padding="max_length", return_tensors="pt")["input_ids"]
+        assert torch.equal(ours.reshape(1, -1), open_clip_tokenizer([text]))
+
+
+def test_without_ftfy_texts_are_still_prepared_and_the_user_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(processing_biomedclip, "ftfy", None)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert clean_text("a  &lt;\nb") == "a < b"
+    assert "pip install ftfy" in caplog.text
 
 
 def test_a_tokenizer_with_a_limit_keeps_it(small_processor):
