@@ -25,6 +25,69 @@ PubMed Central, the licences and dates above are part of the drawing, and no num
 try the software on."""
 
 
+PUBLISHED = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+_USAGE = {
+    "transformers": """\
+```python
+import modeling_biomedclip  # or trust_remote_code=True in the calls below
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained("path/or/id"), AutoProcessor.from_pretrained("path/or/id")
+labels = [f"this is a photo of {label}" for label in ("brain MRI", "chest X-ray", "pie chart")]
+inputs = processor(text=labels, images=Image.open("figure.png"), return_tensors="pt")
+print(model(**inputs).logits_per_image.softmax(-1))
+```""",
+    "open_clip": """\
+```python
+import open_clip
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:path/of/this/folder")
+tokenizer = open_clip.get_tokenizer("local-dir:path/of/this/folder")
+```""",
+}
+
+
+def fill_model_card(report: Mapping[str, Any]) -> str:
+    """
+    The model card of a converted checkpoint.
+
+    Args:
+        report: What `biomedclip convert` reports.
+
+    Returns:
+        Markdown with the metadata block that the Hub reads.
+    """
+    published = report["source"] == PUBLISHED
+    verified = report["verification"]
+    template = Template((Path(__file__).parent / "model_card.md").read_text())
+    return template.substitute(
+        title=f"BiomedCLIP, converted from {_public_name(report['source'])}",
+        license="mit" if published else "other",
+        license_note="MIT, as the published weights."
+        if published
+        else f"That of `{_public_name(report['source'])}`, which see.",
+        library=report["layout"],
+        layout=report["layout"],
+        source=_public_name(report["source"]),
+        version=report["versions"]["biomedclip"],
+        parameters=f"{report['parameters']:,}",
+        logit_scale=f"{report['logit_scale']:.4f}",
+        dtype=report["dtype"],
+        usage=_USAGE[report["layout"]],
+        verification=_verification(verified) if verified else "Not checked: convert with `--verify`.",
+    )
+
+
+def _verification(verified: Mapping[str, Any]) -> str:
+    rows = [(name, f"{difference:.2g}") for name, difference in verified["largest_difference"].items()]
+    return (
+        f"The same {verified['images']} images and {verified['labels']} labels through both, in float32 on a CPU; the "
+        f"best label is the same for {verified['same_best_label']}.\n\n"
+        f"| stage | largest difference |\n|---|---:|\n{_rows(rows)}"
+    )
+
+
 def fill_dataset_card(report: Mapping[str, Any]) -> str:
     """
     The dataset card of a build.
@@ -58,8 +121,8 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
 
 
 def _public_name(source: str) -> str:
-    """A URL as it is, of a local path its last part: a card carries no path of the machine it was built on."""
-    return source if "://" in source else Path(source).name
+    """A URL or Hub id as it is, of a local path its last part: a card carries no path of the machine that made it."""
+    return Path(source).name if "://" not in source and Path(source).exists() else source
 
 
 def _rows(rows: list[tuple[Any, ...]]) -> str:

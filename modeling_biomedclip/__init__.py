@@ -28,6 +28,7 @@ from .modeling_biomedclip import (
 
 if TYPE_CHECKING:
     from .contrastive_trainer import ContrastiveTrainer, ContrastiveTrainingArguments
+    from .conversion import from_open_clip, to_open_clip
     from .zero_shot_classifier import ZeroShotClassifier
 
 # Imported at first use: the trainer pulls in `datasets`, which nobody needs who embeds an image.
@@ -35,6 +36,8 @@ _LAZY = {
     "ContrastiveTrainer": "contrastive_trainer",
     "ContrastiveTrainingArguments": "contrastive_trainer",
     "ZeroShotClassifier": "zero_shot_classifier",
+    "from_open_clip": "conversion",
+    "to_open_clip": "conversion",
 }
 
 
@@ -77,4 +80,6 @@ __all__ = [
     "ContrastiveTrainer",
     "ContrastiveTrainingArguments",
     "ZeroShotClassifier",
+    "from_open_clip",
+    "to_open_clip",
 ]

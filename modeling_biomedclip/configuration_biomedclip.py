@@ -136,6 +136,8 @@ class BiomedCLIPConfig(PreTrainedConfig):
         projection_dim (`int`, defaults to 512): Width of the shared space; both towers take it from here.
         logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): Start of the log inverse temperature.
         initializer_range (`float`, defaults to 0.02): Standard deviation of a freshly drawn classification head.
+        open_clip_config (`str`, *optional*): The content of the `open_clip_config.json` that a converted checkpoint
+            came with, where it says more than the model does; the way back writes it again.
 
     Example:
 
@@ -154,6 +156,7 @@ class BiomedCLIPConfig(PreTrainedConfig):
     projection_dim: int = 512
     logit_scale_init_value: float | int = math.log(1 / 0.07)
     initializer_range: float = 0.02
+    open_clip_config: str | None = None
 
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():

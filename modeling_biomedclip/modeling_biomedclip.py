@@ -618,11 +618,11 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         vit = ViTModel.from_pretrained(vision, add_pooling_layer=False)
         bert = BertModel.from_pretrained(text, add_pooling_layer=False)
         config = BiomedCLIPConfig(
-            vision_config=_vision_config_of(vit.config), text_config=_text_config_of(bert.config), **config_kwargs
+            vision_config=vision_config_of(vit.config), text_config=text_config_of(bert.config), **config_kwargs
         )
         model = cls(config)
         _copy_tower(vit, model.vision_model, _VIT_NAMES)
-        _copy_tower(bert, model.text_model, _BERT_NAMES)
+        _copy_tower(bert, model.text_model, BERT_NAMES)
         return model.eval()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -804,7 +804,7 @@ _VIT_NAMES = [
     ("layernorm_after", "layer_norm2"),
     ("layernorm.", "post_layernorm."),
 ]
-_BERT_NAMES = [
+BERT_NAMES = [
     ("embeddings.LayerNorm", "embeddings.layer_norm"),
     ("encoder.layer.", "layers."),
     ("attention.self.query", "self_attn.q_proj"),
@@ -816,9 +816,14 @@ _BERT_NAMES = [
     ("output.dense", "mlp.fc2"),
     ("output.LayerNorm", "layer_norm2"),
 ]
+# Fields of `BertConfig` that ours has under the same names.
+SHARED_WITH_BERT = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+    "type_vocab_size hidden_act layer_norm_eps initializer_range pad_token_id"
+).split()
 
 
-def _vision_config_of(vit_config: Any) -> dict[str, Any]:
+def vision_config_of(vit_config: Any) -> dict[str, Any]:
     """Our fields of a `ViTConfig`, its own epsilon included."""
     if vit_config.model_type != "vit":
         raise ValueError(f"The image tower starts from a ViT checkpoint, not from a {vit_config.model_type!r}.")
@@ -833,16 +838,12 @@ def _vision_config_of(vit_config: Any) -> dict[str, Any]:
     }
 
 
-def _text_config_of(bert_config: Any) -> dict[str, Any]:
+def text_config_of(bert_config: Any) -> dict[str, Any]:
     """Our fields of a `BertConfig`."""
     if bert_config.model_type != "bert":
         raise ValueError(f"The text tower starts from a BERT checkpoint, not from a {bert_config.model_type!r}.")
-    shared = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
-        "type_vocab_size hidden_act layer_norm_eps initializer_range pad_token_id"
-    )
     return {
-        **{name: getattr(bert_config, name) for name in shared.split()},
+        **{name: getattr(bert_config, name) for name in SHARED_WITH_BERT},
         "hidden_dropout": bert_config.hidden_dropout_prob,
         "attention_dropout": bert_config.attention_probs_dropout_prob,
     }

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 175_000_000  # 525 MB as RGB; a page scanned at 1,200 dpi has 140 million, Pillow itself stops at 179
 DECODABLE_FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")
+IMAGE_SUFFIXES = {f".{name.lower()}" for name in DECODABLE_FORMATS} | {".jpg", ".tif"}
 
 
 class ImageError(ValueError):
@@ -77,4 +78,4 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-__all__ = ["DECODABLE_FORMATS", "MAX_PIXELS", "ImageError", "read_image"]
+__all__ = ["DECODABLE_FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "ImageError", "read_image"]

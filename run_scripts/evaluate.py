@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoProcessor
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, ZeroShotClassifier
 from modeling_biomedclip.retrieval_metrics import bootstrap_interval, rank_counts, recall_at, summarize_ranks
 from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
-from processing.images import DECODABLE_FORMATS
+from processing.images import IMAGE_SUFFIXES
 
 from .options import parse_options
 from .reporting import say, show_table, versions, write_json
@@ -30,7 +30,6 @@ from .reporting import say, show_table, versions, write_json
 EXAMPLE = "biomedclip evaluate retrieval --model run --data out --output-dir results"
 TASKS = ("retrieval", "zero-shot")
 LABELS = "labels.csv"
-_IMAGE_SUFFIXES = {f".{name.lower()}" for name in DECODABLE_FORMATS} | {".jpg", ".tif"}
 
 
 @dataclass
@@ -60,11 +59,13 @@ class EvaluateOptions:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs `biomedclip evaluate`."""
-    arguments = list(arguments)
-    if arguments and arguments[0] in TASKS:
-        arguments = ["--task", arguments[0], *arguments[1:]]
     (options,) = parse_options(
-        "evaluate", [EvaluateOptions], arguments, description=__doc__.split("\n\n")[0], example=EXAMPLE
+        "evaluate",
+        [EvaluateOptions],
+        arguments,
+        description=__doc__.split("\n\n")[0],
+        example=EXAMPLE,
+        positionals=["task"],
     )
     # float32 whatever the checkpoint holds: similarities in half precision would tie.
     model = AutoModel.from_pretrained(options.model, dtype=torch.float32).eval().to(PartialState().device)
@@ -202,7 +203,7 @@ def labelled_images(path: str, split: str) -> tuple[Sequence[Any], list[str], st
             raise ValueError(f"{path}: no pair of the {split} split stands in {LABELS}.")
         names = [row["pair_id"] for row in pairs]
         return LazyImages([row["image"] for row in pairs]), [label_of[name] for name in names], _fingerprint(names)
-    files = sorted(file for file in Path(path).glob("*/*") if file.suffix.lower() in _IMAGE_SUFFIXES)
+    files = sorted(file for file in Path(path).glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise FileNotFoundError(
             f"{path}: zero-shot classification needs labels: a {LABELS} with pair_id,label beside a built data set, or "

@@ -12,6 +12,7 @@ VERBS = {
     "build": "figure-caption pairs out of PubMed Central's bucket, or a mirror",
     "train": "contrastive training of BiomedCLIP or any other dual encoder",
     "evaluate": "retrieval and zero-shot classification",
+    "convert": "open_clip's checkpoints to transformers', and back",
 }
 DEBUG_VARIABLE = "BIOMEDCLIP_DEBUG"
 

@@ -27,6 +27,7 @@ def parse_options(
     shown: Sequence[str] | None = None,
     base_recipe: str | None = None,
     alternatives: Sequence[str] = (),
+    positionals: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """
     Parses the options of a verb into its dataclasses.
@@ -42,6 +43,7 @@ def parse_options(
         base_recipe: A shipped recipe that holds what `--config` does not say.
         alternatives: Options of which one excludes the others: where one stands on the command line, those of the
             recipe do not count.
+        positionals: Options whose values may also stand without their names, in this order.
 
     Returns:
         One object of each class.
@@ -54,7 +56,7 @@ def parse_options(
         prog=f"biomedclip {verb}",
         description=textwrap.fill(description, 80),
         epilog=_epilog(example, shown),
-        usage=f"biomedclip {verb} [options]",
+        usage=" ".join([f"biomedclip {verb}", *(name.upper().replace("_", "-") for name in positionals), "[options]"]),
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
@@ -66,6 +68,7 @@ def parse_options(
             if action.dest not in (*shown, "config", "help"):
                 action.help = argparse.SUPPRESS
 
+    arguments = _spelled_out(parser, arguments, positionals)
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
     for recipe in filter(None, [base_recipe, config.parse_known_args(list(arguments))[0].config]):
@@ -75,6 +78,30 @@ def parse_options(
         _set_defaults(parser, recipe_options, recipe, verb)
     *options, _ = parser.parse_args_into_dataclasses(args=list(arguments))
     return tuple(options)
+
+
+def _spelled_out(parser: argparse.ArgumentParser, arguments: Sequence[str], positionals: Sequence[str]) -> list[str]:
+    """The command line with the name of an option before each value that stands alone, and `true` behind bare flags."""
+    named, waiting = [], list(positionals)
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            named += [f"--{waiting.pop(0)}", argument] if waiting else [argument]
+            continue
+        named.append(argument)
+        action = parser._option_string_actions.get(argument)
+        if action is None:
+            continue
+        if action.nargs == "?":  # a flag, as --verify or --verify true
+            follows = bool(rest) and rest[0].lower() in ("true", "false", "yes", "no", "1", "0")
+            named.append(rest.pop(0) if follows else "true")
+        elif action.nargs in ("*", "+"):
+            while rest and not rest[0].startswith("--"):
+                named.append(rest.pop(0))
+        elif action.nargs is None and rest:
+            named.append(rest.pop(0))
+    return named
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

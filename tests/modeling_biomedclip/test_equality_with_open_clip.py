@@ -5,45 +5,7 @@ import pytest
 import torch
 
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
-
-
-NAMES = [
-    ("visual.trunk.cls_token", "vision_model.embeddings.class_embedding"),
-    ("visual.trunk.pos_embed", "vision_model.embeddings.position_embedding"),
-    ("visual.trunk.patch_embed.proj", "vision_model.embeddings.patch_embedding"),
-    ("visual.trunk.blocks.", "vision_model.layers."),
-    ("visual.trunk.norm.", "vision_model.post_layernorm."),
-    ("visual.head.proj", "visual_projection"),
-    ("text.proj.0", "text_projection.fc1"),
-    ("text.proj.2", "text_projection.fc2"),
-    ("text.transformer.embeddings.LayerNorm", "text_model.embeddings.layer_norm"),
-    ("text.transformer.embeddings.", "text_model.embeddings."),
-    ("text.transformer.encoder.layer.", "text_model.layers."),
-    (".attention.self.query", ".self_attn.q_proj"),
-    (".attention.self.key", ".self_attn.k_proj"),
-    (".attention.self.value", ".self_attn.v_proj"),
-    (".attention.output.dense", ".self_attn.out_proj"),
-    (".attention.output.LayerNorm", ".layer_norm1"),
-    (".intermediate.dense", ".mlp.fc1"),
-    (".output.dense", ".mlp.fc2"),
-    (".output.LayerNorm", ".layer_norm2"),
-    (".norm1", ".layer_norm1"),
-    (".norm2", ".layer_norm2"),
-    (".attn.proj", ".self_attn.out_proj"),
-]
-
-
-def renamed(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    ours = {}
-    for name, tensor in theirs.items():
-        for old, new in NAMES:
-            name = name.replace(old, new)
-        if ".attn.qkv" in name:
-            for part, piece in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
-                ours[name.replace("attn.qkv", f"self_attn.{part}")] = piece
-        else:
-            ours[name] = tensor
-    return ours
+from modeling_biomedclip.conversion.tensors import from_open_clip_tensors
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +39,7 @@ def models(tmp_path_factory):
             torch.nn.init.normal_(parameter, mean=float(parameter.mean() > 0.5), std=0.1)
     layers = {"num_hidden_layers": 3}
     ours = BiomedCLIPModel(BiomedCLIPConfig(text_config=layers, vision_config=layers)).eval()
-    ours.load_state_dict(renamed(theirs.state_dict()), strict=True)
+    ours.load_state_dict(from_open_clip_tensors(theirs.state_dict(), list(ours.state_dict())))
     return theirs, ours
 
 
@@ -106,7 +68,8 @@ def test_gradients_are_equal_to_rounding(models):
     open_clip.ClipLoss()(image_embeds, text_embeds, scale).backward()
     loss = ours(texts, images, return_loss=True).loss
     loss.backward()
-    expected = renamed({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    expected = from_open_clip_tensors(gradients, [name for name, _ in ours.named_parameters()])
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, parameter in ours.named_parameters():
         # One product for q, k and v there, three here: sums in another order. Gradients that are nothing but rounding

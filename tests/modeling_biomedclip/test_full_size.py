@@ -1,10 +1,22 @@
-"""The published size, not only small ones: one step of training, saved, loaded, and asked through the pipeline."""
+"""The published size, not only small ones: a step of training, saved, loaded, asked through the pipeline; converted."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoModel, BertTokenizer, pipeline
 
-from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments
+from modeling_biomedclip import (
+    BiomedCLIPConfig,
+    BiomedCLIPModel,
+    ContrastiveTrainer,
+    ContrastiveTrainingArguments,
+    to_open_clip,
+)
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator
 
 
@@ -40,3 +52,26 @@ def test_the_full_model_trains_saves_loads_and_answers(tmp_path):
     classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "model"), device="cpu")
     answers = classify(rows[0]["image"], candidate_labels=["chest x-ray", "brain mri"])
     assert {answer["label"] for answer in answers} == {"chest x-ray", "brain mri"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the highest memory of a process is read from Linux's /proc")
+def test_the_full_model_is_converted_in_less_than_3_gib(tmp_path):
+    torch.manual_seed(0)
+    model = BiomedCLIPModel(BiomedCLIPConfig())
+    tokenizer = BertTokenizer().train_new_from_iterator(["a chest x-ray"], vocab_size=80, show_progress=False)
+    to_open_clip(model, BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer), tmp_path / "open_clip")
+    code = (
+        "import sys\n"
+        "from run_scripts.main import main\n"
+        "status = main(['convert', *sys.argv[1:]])\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
+        "sys.exit(status)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "open_clip"), str(tmp_path / "converted")]
+    root = Path(__file__).resolve().parents[2]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout.splitlines()[-1]) < 3 * 2**20, "kibibytes at the highest"
+    assert json.loads((tmp_path / "converted" / "conversion.json").read_text())["parameters"] == 195_902_721
+    loaded = AutoModel.from_pretrained(tmp_path / "converted")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), loaded.parameters(), strict=True))

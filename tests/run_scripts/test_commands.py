@@ -251,7 +251,7 @@ def test_errors_are_one_line_that_a_person_can_act_on(out, tmp_path, arguments, 
     assert message in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize("verb", ["quickstart", "build", "train", "evaluate"])
+@pytest.mark.parametrize("verb", ["quickstart", "build", "train", "evaluate", "convert"])
 def test_help_shows_an_example_and_fits_80_columns(verb, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as end:

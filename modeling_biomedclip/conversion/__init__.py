@@ -1,0 +1,65 @@
+"""Conversion of checkpoints: open_clip's layout to transformers' and back, and the layout of a community port.
+
+Weights are renamed, and the image tower's fused q, k, v split or joined; no number is touched. Every tensor must find
+its place: one too many or too few is an error that names it.
+"""
+
+import os
+from pathlib import Path
+
+from .. import BiomedCLIPProcessor
+from ..configuration_biomedclip import BiomedCLIPConfig
+from ..modeling_biomedclip import BiomedCLIPModel
+from .community_port import is_port, read_port
+from .files import find_checkpoint, read_json
+from .open_clip import OPEN_CLIP_CONFIG, read_open_clip, to_open_clip
+
+
+def from_open_clip(
+    source: str | os.PathLike[str], *, revision: str | None = None
+) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
+    """
+    Reads a BiomedCLIP checkpoint in open_clip's layout, or in that of the community port.
+
+    Args:
+        source: Folder or Hub id. open_clip's layout is `open_clip_config.json` (either generation of its keys),
+            `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`, and tokenizer files. The port's is
+            `config.json`, `model.safetensors` or `pytorch_model.bin`, and tokenizer files.
+        revision: Branch, tag or commit of a Hub id.
+
+    Returns:
+        The model, in evaluation mode, with the trained `logit_scale` and the file's own precision, and its processor.
+
+    Raises:
+        FileNotFoundError: A file of the layout is missing.
+        ValueError: A tensor is missing, unexpected or of another shape; a setting that BiomedCLIP does not have; a
+            pickle that holds more than tensors.
+
+    Example:
+
+    ```python
+    >>> from modeling_biomedclip import from_open_clip
+
+    >>> model, processor = from_open_clip("microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224")
+    >>> model.save_pretrained("biomedclip"), processor.save_pretrained("biomedclip")
+    ```"""
+    folder = find_checkpoint(source, revision)
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return read_open_clip(folder)
+    if is_port(folder):
+        return read_port(folder)
+    raise FileNotFoundError(
+        f"{source}: neither {OPEN_CLIP_CONFIG} nor the config.json of chuhac/BiomedCLIP-vit-bert-hf. A folder that "
+        "biomedclip has written is loaded with AutoModel.from_pretrained."
+    )
+
+
+def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
+    """Model and processor out of a folder in transformers' layout, open_clip's or the community port's."""
+    config = folder / "config.json"
+    if config.is_file() and read_json(config).get("model_type") == BiomedCLIPConfig.model_type:
+        return BiomedCLIPModel.from_pretrained(folder, dtype="auto"), BiomedCLIPProcessor.from_pretrained(folder)
+    return from_open_clip(folder)
+
+
+__all__ = ["from_open_clip", "load_any_layout", "to_open_clip"]

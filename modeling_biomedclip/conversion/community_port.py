@@ -1,0 +1,52 @@
+"""The community port `chuhac/BiomedCLIP-vit-bert-hf`: remote code under CLIP's name, and an epsilon that is wrong."""
+
+import logging
+from pathlib import Path
+
+from transformers import BertConfig, BertTokenizer, ViTConfig
+
+from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+from ..configuration_biomedclip import BiomedCLIPConfig
+from ..modeling_biomedclip import BiomedCLIPModel, text_config_of, vision_config_of
+from .files import read_json, read_tokenizer, read_weights
+from .open_clip import TIMM_EPSILON
+from .tensors import fill_model, from_port_tensors
+
+
+logger = logging.getLogger(__name__)
+
+CONTEXT_LENGTH = 256  # tokens, as BiomedCLIP was trained; the port's files do not say it
+
+
+def read_port(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
+    """Model and processor of a folder in the port's layout, with the image tower's epsilon put right."""
+    stored = read_json(folder / "config.json")
+    vit_config = ViTConfig(**stored["vision_config"])
+    if vit_config.layer_norm_eps != TIMM_EPSILON:
+        logger.warning(
+            "%s states layer_norm_eps=%s for the image tower; BiomedCLIP was trained with %s, which is what the "
+            "converted model has. Image embeddings differ from the port's in the fifth digit.",
+            folder / "config.json",
+            vit_config.layer_norm_eps,
+            TIMM_EPSILON,
+        )
+        vit_config.layer_norm_eps = TIMM_EPSILON
+    config = BiomedCLIPConfig(
+        vision_config=vision_config_of(vit_config),
+        text_config=text_config_of(BertConfig(**stored["text_config"])),
+        projection_dim=stored["projection_dim"],
+    )
+    model = fill_model(config, from_port_tensors, read_weights(folder), folder)
+    size = vit_config.image_size
+    image_processor = BiomedCLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    tokenizer = read_tokenizer(BertTokenizer, folder, CONTEXT_LENGTH)
+    return model, BiomedCLIPProcessor(image_processor, tokenizer)
+
+
+def is_port(folder: Path) -> bool:
+    """Whether a folder is in the port's layout: CLIP by name, ViT and BERT inside."""
+    if not (folder / "config.json").is_file():
+        return False
+    stored = read_json(folder / "config.json")
+    towers = [stored.get(name, {}).get("model_type") for name in ("vision_config", "text_config")]
+    return stored.get("model_type") == "clip" and towers == ["vit", "bert"]

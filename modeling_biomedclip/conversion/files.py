@@ -1,0 +1,96 @@
+"""Reading the files of a checkpoint, from a folder or the Hub; nothing in them is trusted."""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+# In open_clip's order of preference; the last two are the community port's.
+_WEIGHTS = (
+    OPEN_CLIP_WEIGHTS,
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+# Buffers that older versions of transformers wrote into checkpoints: 0, 1, 2, ... and nothing learned.
+_STALE_BUFFER = re.compile(r"\.embeddings\.position_ids$")
+
+
+def find_checkpoint(source: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """
+    The local folder of a checkpoint, downloaded first where `source` is a Hub id.
+
+    Raises:
+        FileNotFoundError: Neither a folder nor a Hub id that can be reached.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    folder = None
+    try:
+        for weights in _WEIGHTS:  # one file of weights is enough: they are 784 MB each
+            folder = Path(
+                snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.txt", weights])
+            )
+            if (folder / weights).exists():
+                break
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(f"{source}: neither a folder nor a Hub id that can be reached ({reason})") from error
+    assert folder is not None
+    return folder
+
+
+def read_tokenizer(tokenizer_class: Any, folder: Path, context_length: int) -> Any:
+    """The tokenizer whose files lie in a folder; it cuts texts at `context_length` tokens."""
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(f"{folder}: no tokenizer there, neither {' nor '.join(_TOKENIZER_FILES)}.")
+    return tokenizer_class.from_pretrained(folder, model_max_length=context_length)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises `ValueError` with its name where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name, less what no model has learned; large ones stay on the disk until used."""
+    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder}: no weights there; looked for {', '.join(_WEIGHTS)}.")
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: damaged or truncated ({error}).") from error
+    return {name: tensor for name, tensor in tensors.items() if not _STALE_BUFFER.search(name)}
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors alone: a pickle that would run code is refused."""
+    whole = zipfile.is_zipfile(path)
+    if not whole and path.open("rb").read(2) == b"PK":
+        raise ValueError(f"{path}: damaged or truncated (a zip archive without its end).")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, which could run code when it is read; it is refused. Save its state "
+            "dictionary alone, best as safetensors."
+        ) from error
+    content = content.get("state_dict", content)  # open_clip's training checkpoints
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}

@@ -1,0 +1,278 @@
+"""open_clip's layout: its configuration beside ours, and folders of it read and written."""
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoTokenizer, BertConfig
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+
+from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+from ..configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
+from ..modeling_biomedclip import SHARED_WITH_BERT, BiomedCLIPModel, text_config_of
+from .files import OPEN_CLIP_WEIGHTS, read_json, read_tokenizer, read_weights
+from .tensors import fill_model, from_open_clip_tensors, to_open_clip_tensors
+
+
+logger = logging.getLogger(__name__)
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+# The BERT that the published checkpoint names. open_clip builds a text tower from the configuration found there.
+PUBLISHED_BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
+TIMM_EPSILON = 1e-6
+# timm's plain towers (timm/models/vision_transformer.py) by the size in their name: width, layers, heads, and the sides
+# of patch and image that it has a name for. open_clip builds an image tower from the name alone.
+_TIMM_TOWERS: dict[str, tuple[int, int, int, set[tuple[int, int]]]] = {
+    "tiny": (192, 12, 3, {(16, 224), (16, 384)}),
+    "small": (384, 12, 6, {(8, 224), (16, 224), (16, 384), (32, 224), (32, 384)}),
+    "base": (768, 12, 12, {(8, 224), (16, 224), (16, 384), (32, 224), (32, 384)}),
+    "large": (1024, 24, 16, {(14, 224), (16, 224), (16, 384), (32, 224), (32, 384)}),
+    "huge": (1280, 32, 16, {(14, 224)}),
+}
+_INTERPOLATIONS = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
+# What open_clip takes for granted where a file does not say it.
+_DEFAULT_CONTEXT_LENGTH = 77
+_DEFAULT_IMAGE_SIZE = 224
+
+
+def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
+    """Model and processor of a folder in open_clip's layout."""
+    path = folder / OPEN_CLIP_CONFIG
+    stored = read_json(path)
+    tensors = read_weights(folder)
+    config: Any = _config_of_open_clip(stored, tensors, path)
+    model = fill_model(config, from_open_clip_tensors, tensors, folder)
+    context_length = stored["model_cfg"]["text_cfg"].get("context_length", _DEFAULT_CONTEXT_LENGTH)
+    tokenizer = read_tokenizer(AutoTokenizer, folder, context_length)
+    processor = BiomedCLIPProcessor(_image_processor_of_open_clip(stored, config.vision_config, path), tokenizer)
+    # What cannot be worked out from the model is kept with it, so that the way back gives the same file.
+    text = path.read_text(encoding="utf-8")
+    if not _is_derivable(text, model.config, processor):
+        model.config.open_clip_config = text
+    return model, processor
+
+
+def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder: str | os.PathLike[str]) -> None:
+    """
+    Writes a folder that open_clip loads, its model and tokenizer alike, under the name `local-dir:FOLDER`.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        folder: Where to write `open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer's files.
+
+    Raises:
+        ValueError: open_clip has no such towers or no such preparation of images.
+    """
+    if not isinstance(model, BiomedCLIPModel):
+        raise ValueError(f"open_clip's layout holds a BiomedCLIPModel, not a {type(model).__name__}.")
+    config: Any = model.config
+    path, stored = Path(folder).resolve(), config.open_clip_config
+    if stored is not None and _still_describes(json.loads(stored), config, processor):
+        open_clip_config = stored
+    elif _is_published_text_shape(config.text_config):
+        open_clip_config = _open_clip_config_of(config, processor, PUBLISHED_BERT)
+    else:
+        open_clip_config = _open_clip_config_of(config, processor, str(path))
+        bert_config_of(config.text_config).save_pretrained(path)
+        logger.warning(
+            "No BERT on the Hub has the shape of this text tower: %s names its own folder for it. After moving the "
+            "folder, change text_cfg.hf_model_name there.",
+            path / OPEN_CLIP_CONFIG,
+        )
+    tensors = to_open_clip_tensors(model.state_dict())
+    path.mkdir(parents=True, exist_ok=True)
+    (path / OPEN_CLIP_CONFIG).write_text(open_clip_config, encoding="utf-8")
+    save_file(tensors, path / OPEN_CLIP_WEIGHTS)
+    processor.tokenizer.save_pretrained(path)
+    processor.tokenizer.backend_tokenizer.model.save(str(path))  # vocab.txt, for readers that know no tokenizer.json
+
+
+def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path: Path) -> BiomedCLIPConfig:
+    """Our configuration out of open_clip's and the shapes of its tensors."""
+    try:
+        model_cfg = stored["model_cfg"]
+        vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+        timm_name, embed_dim = vision_cfg["timm_model_name"], model_cfg["embed_dim"]
+        bert_name = text_cfg["hf_model_name"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no model of BiomedCLIP's kind: {error} is missing.") from error
+    for name, value, wanted in (
+        ("vision_cfg.timm_pool", vision_cfg.get("timm_pool", "avg"), ("", "token")),
+        ("vision_cfg.timm_proj", vision_cfg.get("timm_proj", "linear"), ("linear",)),
+        # Older files say proj and pooler_type.
+        ("text_cfg.hf_proj_type", text_cfg.get("hf_proj_type", text_cfg.get("proj")), ("mlp",)),
+        (
+            "text_cfg.hf_pooler_type",
+            text_cfg.get("hf_pooler_type", text_cfg.get("pooler_type")),
+            ("cls_last_hidden_state_pooler",),
+        ),
+    ):
+        if value not in wanted:
+            raise ValueError(f"{path}: {name} is {value!r}; BiomedCLIP has {' or '.join(map(repr, wanted))}.")
+    matched = re.fullmatch(r"vit_([a-z]+)_patch\d+_\d+(\.\w+)?", timm_name)
+    if matched is None or matched[1] not in _TIMM_TOWERS:
+        raise ValueError(f"{path}: timm_model_name {timm_name!r} is not one of timm's plain vit_*_patch*_* towers.")
+    return BiomedCLIPConfig(
+        vision_config=_vision_shapes(tensors, heads=_TIMM_TOWERS[matched[1]][2]),
+        text_config=_text_shapes(tensors, bert_name),
+        projection_dim=embed_dim,
+    )
+
+
+def _vision_shapes(tensors: Mapping[str, torch.Tensor], heads: int) -> dict[str, Any]:
+    """Fields of the image tower as its tensors show them."""
+    patches = _shape(tensors, "visual.trunk.patch_embed.proj.weight")
+    return {
+        "hidden_size": patches[0],
+        "num_channels": patches[1],
+        "patch_size": patches[2],
+        "image_size": math.isqrt(_shape(tensors, "visual.trunk.pos_embed")[1] - 1) * patches[2],
+        "num_hidden_layers": _layers(tensors, "visual.trunk.blocks."),
+        "num_attention_heads": heads,
+        "intermediate_size": _shape(tensors, "visual.trunk.blocks.0.mlp.fc1.weight")[0],
+        "layer_norm_eps": TIMM_EPSILON,
+    }
+
+
+def _text_shapes(tensors: Mapping[str, torch.Tensor], bert_name: str) -> dict[str, Any]:
+    """Fields of the text tower: those of the BERT named where it lies in a folder, or else as its tensors show them."""
+    if Path(bert_name).is_dir():
+        return text_config_of(AutoConfig.from_pretrained(bert_name))
+    prefix = "text.transformer."
+    vocab_size, hidden_size = _shape(tensors, f"{prefix}embeddings.word_embeddings.weight")
+    return text_config_of(
+        BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            num_hidden_layers=_layers(tensors, f"{prefix}encoder.layer."),
+            num_attention_heads=max(1, hidden_size // 64),  # as in every BERT of Google's and Microsoft's
+            intermediate_size=_shape(tensors, f"{prefix}encoder.layer.0.intermediate.dense.weight")[0],
+            max_position_embeddings=_shape(tensors, f"{prefix}embeddings.position_embeddings.weight")[0],
+            type_vocab_size=_shape(tensors, f"{prefix}embeddings.token_type_embeddings.weight")[0],
+        )
+    )
+
+
+def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Size:
+    if name not in tensors:
+        raise ValueError(f"The weights are not those of BiomedCLIP: missing {name}.")
+    return tensors[name].shape
+
+
+def _layers(tensors: Mapping[str, torch.Tensor], prefix: str) -> int:
+    """Number of blocks whose names start with `prefix` and a number."""
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+    return max(map(int, numbers), default=-1) + 1
+
+
+def _image_processor_of_open_clip(stored: Any, config: BiomedCLIPVisionConfig, path: Path) -> BiomedCLIPImageProcessor:
+    preprocess = stored.get("preprocess_cfg", {})
+    interpolation, resize_mode = preprocess.get("interpolation", "bicubic"), preprocess.get("resize_mode", "shortest")
+    if interpolation not in _INTERPOLATIONS or resize_mode != "shortest":
+        raise ValueError(
+            f"{path}: preprocess_cfg has interpolation={interpolation!r} and resize_mode={resize_mode!r}; BiomedCLIP's "
+            f"processor does {' or '.join(_INTERPOLATIONS)} and 'shortest'."
+        )
+    statistics = {f"image_{name}": preprocess[name] for name in ("mean", "std") if name in preprocess}
+    return BiomedCLIPImageProcessor(
+        size={"shortest_edge": config.image_size},
+        crop_size={"height": config.image_size, "width": config.image_size},
+        resample=_INTERPOLATIONS[interpolation],
+        **statistics,
+    )
+
+
+def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, bert_name: str) -> str:
+    """open_clip's configuration of a model, in the form of the published file."""
+    image_processor = processor.image_processor
+    _check_image_processor(image_processor, config.vision_config.image_size)
+    content = {
+        "model_cfg": {
+            "embed_dim": config.projection_dim,
+            "vision_cfg": {
+                "timm_model_name": _timm_name(config.vision_config),
+                "timm_model_pretrained": False,
+                "timm_pool": "",
+                "timm_proj": "linear",
+                "image_size": config.vision_config.image_size,
+            },
+            "text_cfg": {
+                "hf_model_name": bert_name,
+                "hf_tokenizer_name": bert_name,
+                "hf_proj_type": "mlp",
+                "hf_pooler_type": "cls_last_hidden_state_pooler",
+                "context_length": processor.tokenizer.model_max_length,
+            },
+        },
+        "preprocess_cfg": {"mean": list(image_processor.image_mean), "std": list(image_processor.image_std)},
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def _is_derivable(stored: str, config: Any, processor: BiomedCLIPProcessor) -> bool:
+    """Whether a configuration says nothing that the model and its processor do not."""
+    try:
+        derived = _open_clip_config_of(config, processor, PUBLISHED_BERT)
+    except ValueError:
+        return False
+    return stored == derived and _is_published_text_shape(config.text_config)
+
+
+def _is_published_text_shape(config: BiomedCLIPTextConfig) -> bool:
+    published = BiomedCLIPTextConfig()
+    return all(getattr(config, name) == getattr(published, name) for name in SHARED_WITH_BERT)
+
+
+def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCLIPProcessor) -> bool:
+    """Whether nothing that can change after a conversion has: the width of the space, sizes, lengths, statistics."""
+    model_cfg, preprocess = stored["model_cfg"], stored.get("preprocess_cfg", {})
+    image_processor = processor.image_processor
+    return (
+        model_cfg["embed_dim"] == config.projection_dim
+        and model_cfg["vision_cfg"].get("image_size", _DEFAULT_IMAGE_SIZE) == config.vision_config.image_size
+        and model_cfg["text_cfg"].get("context_length", _DEFAULT_CONTEXT_LENGTH) == processor.tokenizer.model_max_length
+        and list(preprocess.get("mean", OPENAI_CLIP_MEAN)) == list(image_processor.image_mean)
+        and list(preprocess.get("std", OPENAI_CLIP_STD)) == list(image_processor.image_std)
+    )
+
+
+def _check_image_processor(image_processor: BiomedCLIPImageProcessor, image_size: int) -> None:
+    """open_clip prepares images in one way: shortest side, centre crop, normalisation, bicubic."""
+    usual = BiomedCLIPImageProcessor(
+        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+    )
+    steps = "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize do_convert_rgb"
+    for name in steps.split():
+        given, wanted = getattr(image_processor, name), getattr(usual, name)
+        if given != wanted:
+            raise ValueError(f"The image processor has {name}={given!r}; open_clip prepares images with {wanted!r}.")
+
+
+def _timm_name(config: BiomedCLIPVisionConfig) -> str:
+    """timm's name of an image tower."""
+    shape = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    plain = config.intermediate_size == 4 * config.hidden_size and config.layer_norm_eps == TIMM_EPSILON
+    for size, (*known, sides) in _TIMM_TOWERS.items():
+        if plain and shape == tuple(known) and (config.patch_size, config.image_size) in sides:
+            return f"vit_{size}_patch{config.patch_size}_{config.image_size}"
+    raise ValueError(
+        "open_clip builds image towers by timm's names, and timm has none for "
+        f"{config.num_hidden_layers} layers of width {config.hidden_size} with {config.num_attention_heads} heads, "
+        f"patches of {config.patch_size} and images of {config.image_size} pixels."
+    )
+
+
+def bert_config_of(config: BiomedCLIPTextConfig) -> BertConfig:
+    """The inverse of [`text_config_of`]."""
+    shared = {name: getattr(config, name) for name in SHARED_WITH_BERT}
+    return BertConfig(
+        **shared, hidden_dropout_prob=config.hidden_dropout, attention_probs_dropout_prob=config.attention_dropout
+    )

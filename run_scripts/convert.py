@@ -1,0 +1,118 @@
+"""Converts BiomedCLIP's checkpoints: open_clip's layout, or a community port's, to transformers', and back.
+
+biomedclip convert microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 biomedclip --verify
+biomedclip convert biomedclip open_clip_folder --to open_clip
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model_cards.fill import fill_model_card
+from modeling_biomedclip import to_open_clip
+from modeling_biomedclip.conversion import load_any_layout
+from modeling_biomedclip.conversion.files import find_checkpoint
+
+from .options import parse_options
+from .reporting import say, show_table, versions, write_json
+from .verification import LARGEST_DIFFERENCE, show_verification, verify
+
+
+EXAMPLE = "biomedclip convert microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 biomedclip --verify"
+REPORT = "conversion.json"
+
+
+@dataclass
+class ConvertOptions:
+    """What is converted to what."""
+
+    source: str = field(
+        metadata={
+            "help": "Folder or Hub id of a checkpoint: open_clip's layout, that of chuhac/BiomedCLIP-vit-bert-hf, or "
+            "with --to open_clip also transformers'. May stand without its name."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder for the result. May stand without its name."})
+    to: str = field(
+        default="transformers", metadata={"help": "Layout of the result.", "choices": ["transformers", "open_clip"]}
+    )
+    verify: bool = field(
+        default=False,
+        metadata={"help": "Run open_clip and transformers on the same images and labels, and compare."},
+    )
+    images: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Images, or folders of them, to compare on. Drawn figures if left out."},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
+    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs `biomedclip convert`."""
+    (options,) = parse_options(
+        "convert",
+        [ConvertOptions],
+        arguments,
+        description=__doc__.split("\n\n")[0],
+        example=EXAMPLE,
+        positionals=["source", "output_dir"],
+    )
+    report = convert(options)
+    verified = report["verification"]
+    rows = [(name, report[name]) for name in ("parameters", "logit_scale", "dtype", "seconds")]
+    show_table(f"{options.source} in the layout of {options.to}", rows, ["", "value"])
+    if verified:
+        show_verification(verified)
+    say(f"In {options.output_dir}, with {REPORT}")
+    if verified and not verified["equal"]:
+        raise ValueError(
+            f"the embeddings differ by more than {LARGEST_DIFFERENCE}: do not use the result before you know why."
+        )
+
+
+def convert(options: ConvertOptions) -> dict[str, Any]:
+    """
+    Converts a checkpoint and writes its card and `conversion.json` beside it.
+
+    Args:
+        options: What is converted to what.
+
+    Returns:
+        The report that `conversion.json` holds.
+
+    Raises:
+        FileExistsError: `output_dir` is not empty, and no word of overwriting.
+        FileNotFoundError: The source, or a file of it, is missing.
+        ValueError: Weights or settings that are not BiomedCLIP's.
+    """
+    output_dir = Path(options.output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())) and not options.overwrite:
+        raise FileExistsError(f"{output_dir} is not empty: pass --overwrite, or choose another folder.")
+    started = time.monotonic()
+    source = find_checkpoint(options.source, options.revision)
+    model, processor = load_any_layout(source)
+    if options.to == "open_clip":
+        to_open_clip(model, processor, output_dir)
+    else:
+        model.save_pretrained(output_dir)
+        processor.save_pretrained(output_dir)
+    report: dict[str, Any] = {
+        "source": options.source,
+        "revision": options.revision,
+        "layout": options.to,
+        "parameters": model.num_parameters(),
+        "logit_scale": model.logit_scale.item(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "seconds": round(time.monotonic() - started, 1),
+        "verification": None,
+        "versions": versions(),
+    }
+    del model, processor
+    if options.verify:
+        report["verification"] = verify(source, output_dir, options.images)
+    (output_dir / "README.md").write_text(fill_model_card(report))
+    write_json(output_dir / REPORT, report)
+    return report

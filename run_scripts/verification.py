@@ -1,0 +1,192 @@
+"""Holds a converted checkpoint against open_clip: the same images and labels through both, stage by stage."""
+
+import importlib.util
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import model_info, try_to_load_from_cache
+
+from modeling_biomedclip import to_open_clip
+from modeling_biomedclip.conversion import load_any_layout
+from modeling_biomedclip.conversion.open_clip import OPEN_CLIP_CONFIG, bert_config_of
+from processing import read_image
+from processing.drawn_corpus.figures import FIGURE_KINDS
+from processing.images import IMAGE_SUFFIXES, ImageError
+
+from .reporting import show_table
+
+
+logger = logging.getLogger(__name__)
+
+# The example of the published model card.
+TEMPLATE = "this is a photo of {}"
+LABELS = (
+    "adenocarcinoma histopathology",
+    "brain MRI",
+    "covid line chart",
+    "squamous cell carcinoma histopathology",
+    "immunohistochemistry histopathology",
+    "bone X-ray",
+    "chest X-ray",
+    "pie chart",
+    "hematoxylin and eosin histopathology",
+)
+BATCH_SIZE = 16
+# Equal to the last bit is usual; other shapes of products on other processors may round otherwise.
+LARGEST_DIFFERENCE = 2e-6
+
+
+def verify(source: Path, result: Path, images: Sequence[str]) -> dict[str, Any]:
+    """
+    Runs open_clip and transformers on the labels of the published card and on images, on the CPU in float32.
+
+    Args:
+        source: Folder that was converted.
+        result: Folder that it was converted to. One of the two holds open_clip's layout, or the result is written in it
+            once more for the comparison.
+        images: Files, or folders of them; drawn figures where there are none.
+
+    Returns:
+        The largest difference of each stage, on how many images both implementations agree about the best label, and
+        whether that is `equal` within `LARGEST_DIFFERENCE`.
+
+    Raises:
+        ImportError: open_clip is not installed.
+        FileNotFoundError: No images where they should be.
+    """
+    if importlib.util.find_spec("open_clip") is None:
+        raise ImportError(
+            "--verify compares with open_clip, which is not installed: pip install 'biomedclip[open_clip]'"
+        )
+    pictures = _pictures(images)
+    with tempfile.TemporaryDirectory() as scratch:
+        model, processor = load_any_layout(source if (result / OPEN_CLIP_CONFIG).is_file() else result)
+        theirs_in = next((folder for folder in (result, source) if (folder / OPEN_CLIP_CONFIG).is_file()), None)
+        if theirs_in is None:
+            theirs_in = Path(scratch) / "written"
+            to_open_clip(model, processor, theirs_in)
+        ours = _ours(model, processor, pictures)
+        theirs = _theirs(_loadable(theirs_in, model.config.text_config, Path(scratch)), pictures)
+    stages = {name: (ours[name].double() - theirs[name].double()).abs().max().item() for name in ours}
+    agreement = (ours["probabilities"].argmax(dim=1) == theirs["probabilities"].argmax(dim=1)).sum().item()
+    return {
+        "images": len(pictures),
+        "labels": len(LABELS),
+        "largest_difference": stages,
+        "same_best_label": agreement,
+        "equal": stages["token ids"] == 0
+        and max(stages["image embeddings"], stages["text embeddings"]) <= LARGEST_DIFFERENCE,
+    }
+
+
+def show_verification(verified: dict[str, Any]) -> None:
+    """Prints the largest difference of each stage."""
+    rows = [(name, f"{difference:.2g}") for name, difference in verified["largest_difference"].items()]
+    rows.append(("images with the same best label", f"{verified['same_best_label']} of {verified['images']}"))
+    show_table("Against open_clip", rows, ["", "largest difference"])
+
+
+@torch.no_grad()
+def _ours(model: Any, processor: Any, pictures: list[Any]) -> dict[str, torch.Tensor]:
+    model.float().set_attn_implementation("sdpa")
+    texts = processor(text=[TEMPLATE.format(label) for label in LABELS], padding="max_length", return_tensors="pt")
+    pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    image_embeds = torch.cat([model.get_image_features(batch).pooler_output for batch in pixels.split(BATCH_SIZE)])
+    text_embeds = model.get_text_features(texts["input_ids"]).pooler_output
+    return _stages(texts["input_ids"], pixels, image_embeds, text_embeds, model.logit_scale)
+
+
+@torch.no_grad()
+def _theirs(folder: Path, pictures: list[Any]) -> dict[str, torch.Tensor]:
+    import open_clip
+
+    name = f"local-dir:{folder}"
+    model, preprocess = open_clip.create_model_from_pretrained(name, precision="fp32")
+    tokens = open_clip.get_tokenizer(name)([TEMPLATE.format(label) for label in LABELS])
+    pixels = torch.stack([preprocess(picture) for picture in pictures])
+    model.eval()
+    image_embeds = torch.cat([model.encode_image(batch) for batch in pixels.split(BATCH_SIZE)])
+    return _stages(tokens, pixels, image_embeds, model.encode_text(tokens), model.logit_scale)
+
+
+def _stages(
+    tokens: torch.Tensor,
+    pixels: torch.Tensor,
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    image_embeds, text_embeds = (torch.nn.functional.normalize(each, dim=-1) for each in (image_embeds, text_embeds))
+    return {
+        "token ids": tokens,
+        "pixels": pixels,
+        "image embeddings": image_embeds,
+        "text embeddings": text_embeds,
+        "probabilities": (logit_scale.exp() * image_embeds @ text_embeds.t()).softmax(dim=-1),
+    }
+
+
+def _loadable(folder: Path, text_config: Any, scratch: Path) -> Path:
+    """
+    A folder that open_clip can load.
+
+    open_clip builds the text tower from the configuration of a named BERT. Where that cannot be reached (no network),
+    the names are replaced by a folder with the same configuration, and the other files linked.
+    """
+    config = json.loads((folder / OPEN_CLIP_CONFIG).read_text())
+    if _is_within_reach(config["model_cfg"]["text_cfg"]["hf_model_name"]):
+        return folder
+    stand_in = scratch / "stand_in"
+    stand_in.mkdir()
+    for path in folder.iterdir():
+        (stand_in / path.name).symlink_to(path.resolve())
+    bert_config_of(text_config).save_pretrained(scratch / "bert")
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = str(scratch / "bert")
+    (stand_in / OPEN_CLIP_CONFIG).unlink()
+    (stand_in / OPEN_CLIP_CONFIG).write_text(json.dumps(config))
+    return stand_in
+
+
+def _is_within_reach(name: str) -> bool:
+    """Whether the configuration of a model lies in a folder or the cache, or the Hub answers for it."""
+    if Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True
+    try:
+        model_info(name, timeout=10)
+    except Exception as error:  # no network, a proxy, a name that is gone: each client has its own types
+        logger.info("%s cannot be reached (%s); its configuration is written down instead.", name, error)
+        return False
+    return True
+
+
+def _pictures(paths: Sequence[str]) -> list[Any]:
+    if not paths:
+        return [kind.draw(kind.combination(0), np.random.default_rng(0)) for kind in FIGURE_KINDS.values()]
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"--images {path}: there is no such file or folder.")
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files += found if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"--images {' '.join(paths)}: no images there.")
+    pictures = []
+    for file in files:
+        try:
+            picture = read_image(file)
+        except ImageError as error:
+            logger.warning("Left out of the comparison: %s", error)
+            continue
+        if picture.mode.startswith(("I", "F")):
+            logger.warning("Left out of the comparison: %s has more than 8 bits, which open_clip clips.", file)
+        else:
+            pictures.append(picture)
+    if not pictures:
+        raise ValueError(f"--images {' '.join(paths)}: none of the {len(files)} images can be compared.")
+    return pictures

@@ -1,0 +1,392 @@
+"""Checkpoints of open_clip and of the community port, in and out, against open_clip itself."""
+
+import json
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoProcessor, BertConfig, BertTokenizer
+
+from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, from_open_clip, to_open_clip
+from modeling_biomedclip.conversion.open_clip import PUBLISHED_BERT
+from modeling_biomedclip.conversion.tensors import to_open_clip_tensors
+from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["caption of article figure chest x-ray brain mri line chart this is a photo of ."] * 9
+TRAINED_LOGIT_SCALE = 4.4454
+
+
+@pytest.fixture(scope="module")
+def published_like(tmp_path_factory):
+    """
+    open_clip's own model of BiomedCLIP's kind with random weights, and a folder of it as its authors write one.
+
+    timm's smallest plain tower and a BERT of two layers, whose configuration open_clip finds in a folder.
+    """
+    root = tmp_path_factory.mktemp("open_clip")
+    BertConfig(
+        vocab_size=96, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
+    ).save_pretrained(root / "bert")
+    folder = root / "published"
+    BertTokenizer().train_new_from_iterator(WORDS, vocab_size=96, show_progress=False).save_pretrained(folder)
+    config = {
+        "model_cfg": {
+            "embed_dim": 32,
+            "vision_cfg": {
+                "timm_model_name": "vit_tiny_patch16_224",
+                "timm_model_pretrained": False,
+                "timm_pool": "",
+                "timm_proj": "linear",
+                "image_size": 224,
+            },
+            "text_cfg": {
+                "hf_model_name": str(root / "bert"),
+                "hf_tokenizer_name": str(root / "bert"),
+                "hf_proj_type": "mlp",
+                "hf_pooler_type": "cls_last_hidden_state_pooler",
+                "context_length": 40,
+            },
+        },
+        "preprocess_cfg": {"mean": [0.4, 0.45, 0.5], "std": [0.2, 0.25, 0.3]},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    text_cfg = config["model_cfg"]["text_cfg"] | {"hf_model_pretrained": False}
+    model = open_clip.CustomTextCLIP(**config["model_cfg"] | {"text_cfg": text_cfg}).eval()
+    for parameter in model.parameters():  # biases and norms that are not zeros and ones
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=float(parameter.mean() > 0.5), std=0.1)
+    with torch.no_grad():
+        model.logit_scale.fill_(TRAINED_LOGIT_SCALE)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(published_like, tmp_path):
+    """A copy of the folder, to be tampered with."""
+    return Path(shutil.copytree(published_like, tmp_path / "source"))
+
+
+@pytest.fixture
+def pictures():
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (200 + 9 * n, 300, 3), dtype=np.uint8)) for n in range(3)]
+
+
+def read_config(folder: Path) -> dict:
+    return json.loads((folder / "open_clip_config.json").read_text())
+
+
+def change_config(folder: Path, section: str, **values) -> None:
+    config = read_config(folder)
+    part = config if section == "preprocess_cfg" else config["model_cfg"]
+    part[section] = part[section] | values
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+
+
+def older_keys(folder: Path) -> None:
+    config = read_config(folder)
+    text_cfg = config["model_cfg"]["text_cfg"]
+    text_cfg["proj"], text_cfg["pooler_type"] = text_cfg.pop("hf_proj_type"), text_cfg.pop("hf_pooler_type")
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+
+
+def as_pickle(folder: Path, *, stale: bool = True, wrapped: bool = False) -> None:
+    tensors = load_file(folder / "open_clip_model.safetensors")
+    (folder / "open_clip_model.safetensors").unlink()
+    if stale:
+        tensors["text.transformer.embeddings.position_ids"] = torch.arange(512)[None]
+    content = {"epoch": 3, "state_dict": {f"module.{name}": each for name, each in tensors.items()}}
+    torch.save(content if wrapped else tensors, folder / "open_clip_pytorch_model.bin")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@torch.no_grad()
+def test_a_converted_checkpoint_answers_as_open_clip_does_to_the_last_bit(folder, pictures):
+    theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")
+    texts = ["a chest x-ray", "caption &amp; figure", "chart " * 60]
+    image_embeds, text_embeds, scale = theirs.eval()(
+        torch.stack([preprocess(picture) for picture in pictures]), tokens(texts)
+    )
+
+    model, processor = from_open_clip(folder)
+    outputs = model(**processor(text=texts, images=pictures, padding="max_length", return_tensors="pt"))
+    assert torch.equal(outputs.image_embeds, image_embeds)
+    assert torch.equal(outputs.text_embeds, text_embeds)
+    assert torch.equal(model.logit_scale.exp(), scale)
+    assert model.logit_scale.item() == pytest.approx(TRAINED_LOGIT_SCALE)
+    assert not model.training and processor.tokenizer.model_max_length == 40
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["newer keys", "older keys"])
+@pytest.mark.parametrize("form", ["pickle", "pickle without stale buffer", "training checkpoint"])
+def test_every_form_of_the_files_gives_the_same_model(published_like, folder, older, form):
+    as_pickle(folder, stale=form == "pickle", wrapped=form == "training checkpoint")
+    if older:
+        older_keys(folder)
+    assert same_weights(from_open_clip(folder)[0], from_open_clip(published_like)[0])
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["newer keys", "older keys"])
+def test_there_and_back_gives_the_same_file_contents(folder, tmp_path, older):
+    if older:
+        older_keys(folder)
+    model, processor = from_open_clip(folder)
+    model.save_pretrained(tmp_path / "transformers")
+    processor.save_pretrained(tmp_path / "transformers")
+    model, processor = (kind.from_pretrained(tmp_path / "transformers") for kind in (AutoModel, AutoProcessor))
+    to_open_clip(model, processor, tmp_path / "back")
+    before, after = contents(folder), contents(tmp_path / "back")
+    for name in ("open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json"):
+        assert before[name] == after[name], name
+
+    model, processor = from_open_clip(tmp_path / "back")
+    model.save_pretrained(tmp_path / "again")
+    processor.save_pretrained(tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "transformers")
+
+
+def test_the_published_configuration_is_written_to_the_byte(shared_data, tmp_path, monkeypatch):
+    tokenizer = BertTokenizer.from_pretrained(shared_data / "biomedclip_tokenizer")
+    with torch.device("meta"):
+        model = BiomedCLIPModel(BiomedCLIPConfig())
+    monkeypatch.setattr("modeling_biomedclip.conversion.open_clip.save_file", lambda tensors, path: None)
+    to_open_clip(model, BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer), tmp_path)
+    for name in ("open_clip_config.json", "vocab.txt", "tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == (shared_data / "biomedclip_tokenizer" / name).read_bytes(), name
+
+
+def test_what_a_person_changed_after_the_conversion_is_written_and_not_what_came_with_it(folder, tmp_path):
+    model, processor = from_open_clip(folder)
+    processor.tokenizer.model_max_length = 20
+    to_open_clip(model, processor, tmp_path / "back")
+    assert read_config(tmp_path / "back")["model_cfg"]["text_cfg"]["context_length"] == 20
+
+
+def test_a_text_tower_that_no_model_of_the_hub_has_is_described_in_the_folder(folder, tmp_path, caplog):
+    model, processor = from_open_clip(folder)
+    model.config.open_clip_config = None  # as of a model that was trained here
+    processor.image_processor.image_mean = BiomedCLIPImageProcessor.image_mean
+    to_open_clip(model, processor, tmp_path / "own")
+    assert "No BERT on the Hub has the shape" in caplog.text
+    theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'own'}")
+    assert theirs.text.config.num_hidden_layers == 2
+    texts = torch.randint(5, 90, (2, 12))
+    with torch.no_grad():
+        assert torch.equal(theirs.eval().encode_text(texts), model.get_text_features(texts).pooler_output)
+
+
+def test_half_precision_stays_what_it_is(folder, tmp_path):
+    path = folder / "open_clip_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
+    model, processor = from_open_clip(folder)
+    assert model.dtype == torch.bfloat16
+    to_open_clip(model, processor, tmp_path / "back")
+    assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["visual.trunk.blocks.3.attn.qkv.bias", "text.proj.2.weight", "logit_scale"])
+def test_a_missing_tensor_is_named(folder, name):
+    path = folder / "open_clip_model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(path).items() if key != name}, path)
+    with pytest.raises(ValueError, match=f"missing {name}") as error:
+        from_open_clip(folder)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["visual.trunk.norm_pre.weight", "text.transformer.pooler.dense.bias", "logit_bias"])
+def test_an_unexpected_tensor_is_named(folder, name):
+    path = folder / "open_clip_model.safetensors"
+    save_file(load_file(path) | {name: torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=f"unexpected {name}"):
+        from_open_clip(folder)
+
+
+def test_a_tensor_of_another_shape_is_named(folder):
+    path = folder / "open_clip_model.safetensors"
+    save_file(load_file(path) | {"visual.head.proj.weight": torch.zeros(48, 192)}, path)
+    with pytest.raises(ValueError, match=r"visual_projection.weight is \(48, 192\) instead of \(32, 192\)"):
+        from_open_clip(folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("vision_cfg", {"timm_pool": "avg"}, "timm_pool is 'avg'"),
+        ("vision_cfg", {"timm_proj": "mlp"}, "timm_proj is 'mlp'"),
+        ("vision_cfg", {"timm_model_name": "vit_base_patch16_clip_224"}, "not one of timm's plain"),
+        ("vision_cfg", {"timm_model_name": "resnet50"}, "not one of timm's plain"),
+        ("text_cfg", {"hf_proj_type": "linear"}, "hf_proj_type is 'linear'"),
+        ("text_cfg", {"hf_pooler_type": "mean_pooler"}, "hf_pooler_type is 'mean_pooler'"),
+        ("preprocess_cfg", {"resize_mode": "squash"}, "resize_mode='squash'"),
+    ],
+)
+def test_a_setting_that_biomedclip_does_not_have_is_named(folder, section, values, message):
+    change_config(folder, section, **values)
+    with pytest.raises(ValueError, match=message):
+        from_open_clip(folder)
+
+
+class Malicious:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_would_run_code_is_refused(folder, tmp_path):
+    (folder / "open_clip_model.safetensors").unlink()
+    content = {"logit_scale": Malicious(tmp_path / "it_ran")}
+    for write in (
+        lambda path: path.write_bytes(pickle.dumps(content, protocol=2)),
+        lambda path: torch.save(content, path),
+    ):
+        write(folder / "open_clip_pytorch_model.bin")
+        with pytest.raises(ValueError, match="holds more than tensors"):
+            from_open_clip(folder)
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_truncated_weights_are_called_so(folder, kind, share):
+    if kind == "pickle":
+        as_pickle(folder)
+    (path,) = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        from_open_clip(folder)
+
+
+def test_missing_files_are_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a Hub id"):
+        from_open_clip(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="open_clip_config.json"):
+        from_open_clip(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no tokenizer there"):
+        from_open_clip(folder)
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no weights there"):
+        from_open_clip(folder)
+    (folder / "open_clip_config.json").write_text("{")
+    with pytest.raises(ValueError, match="open_clip_config.json is not JSON"):
+        from_open_clip(folder)
+
+
+def test_what_open_clip_cannot_express_is_refused(small_model, small_processor, folder, tmp_path):
+    with pytest.raises(ValueError, match="timm has none for 2 layers of width 32"):
+        to_open_clip(small_model, small_processor, tmp_path / "a")
+    model, processor = from_open_clip(folder)
+    processor.image_processor.do_center_crop = False
+    model.config.open_clip_config = None
+    with pytest.raises(ValueError, match="do_center_crop=False"):
+        to_open_clip(model, processor, tmp_path / "a")
+    with pytest.raises(ValueError, match="not a BiomedCLIPVisionModel"):
+        to_open_clip(model.vision_model, processor, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_hub_id_is_read_from_the_cache(folder, tmp_path):
+    """As `huggingface_hub` lays its cache out; no network is asked."""
+    repository = tmp_path / "hub" / "models--org--biomedclip"
+    shutil.copytree(folder, repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    code = (
+        "from modeling_biomedclip import from_open_clip\n"
+        "print(from_open_clip('org/biomedclip')[0].num_parameters())\n"
+        "try: from_open_clip('org/other')\n"
+        "except FileNotFoundError as error: print(error)\n"
+    )
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    parameters, error = run.stdout.splitlines()
+    assert int(parameters) == from_open_clip(folder)[0].num_parameters()
+    assert error.startswith("org/other: neither a folder nor a Hub id that can be reached")
+
+
+def as_community_port(model: BiomedCLIPModel, folder: Path, tokenizer) -> None:
+    """Writes a model in the layout of chuhac/BiomedCLIP-vit-bert-hf: CLIP's names and shapes, its wrong epsilon."""
+    tensors = {"text_model.embeddings.position_ids": torch.arange(64)[None]}
+    for name, tensor in model.state_dict().items():
+        name = name.replace("layers.", "encoder.layers.")
+        name = name.replace("word_embeddings", "token_embedding").replace("_embeddings.", "_embedding.")
+        if name == "vision_model.embeddings.class_embedding":
+            tensor = tensor[0, 0]
+        elif name == "vision_model.embeddings.position_embedding":
+            name, tensor = f"{name}.weight", tensor[0]
+        tensors[name] = tensor.clone()
+    folder.mkdir()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    vision, text = model.config.vision_config, model.config.text_config
+    shared = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+    config = {
+        "model_type": "clip",
+        "projection_dim": model.config.projection_dim,
+        "logit_scale_init_value": TRAINED_LOGIT_SCALE,
+        "vision_config": {name: getattr(vision, name) for name in (*shared, "image_size", "patch_size")}
+        | {"model_type": "vit", "layer_norm_eps": 1e-12, "attention_probs_dropout_prob": 0.0, "qkv_bias": True},
+        "text_config": {name: getattr(text, name) for name in (*shared, "vocab_size", "max_position_embeddings")}
+        | {"model_type": "bert", "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.0, "use_cache": True},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def test_the_community_port_is_read_with_its_epsilon_put_right(small_model, small_processor, tmp_path, caplog):
+    as_community_port(small_model, tmp_path / "port", small_processor.tokenizer)
+    with caplog.at_level(logging.WARNING):
+        model, processor = from_open_clip(tmp_path / "port")
+    assert "layer_norm_eps=1e-12" in caplog.text and "1e-06" in caplog.text
+    assert model.config.vision_config.layer_norm_eps == 1e-6
+    assert model.config.text_config.layer_norm_eps == 1e-12
+    images, texts = torch.randn(2, 3, 32, 32), torch.randint(5, 60, (2, 9))
+    assert torch.equal(model.get_image_features(images).pooler_output, small_model.get_image_features(images)[1])
+    assert torch.equal(model.get_text_features(texts).pooler_output, small_model.get_text_features(texts)[1])
+    assert processor.tokenizer.model_max_length == 256
+    assert processor.image_processor.crop_size["height"] == 32
+
+
+def test_a_missing_tensor_of_the_community_port_is_named(small_model, small_processor, tmp_path):
+    as_community_port(small_model, tmp_path / "port", small_processor.tokenizer)
+    path = tmp_path / "port" / "pytorch_model.bin"
+    tensors = torch.load(path)
+    del tensors["text_model.encoder.layers.1.mlp.fc2.bias"]
+    torch.save(tensors | {"vision_model.pre_layrnorm.weight": torch.ones(32)}, path)
+    expected = r"missing text_model.encoder.layers.1.mlp.fc2.bias; unexpected vision_model.pre_layrnorm.weight"
+    with pytest.raises(ValueError, match=expected):
+        from_open_clip(tmp_path / "port")
+
+
+def test_the_published_model_has_the_tensors_of_the_published_file():
+    with torch.device("meta"):
+        tensors = to_open_clip_tensors(BiomedCLIPModel(BiomedCLIPConfig()).state_dict())
+    assert len(tensors) == 351
+    assert tensors["visual.trunk.blocks.11.attn.qkv.weight"].shape == (2304, 768)
+    assert tensors["text.proj.0.weight"].shape == (640, 768) and tensors["logit_scale"].shape == ()
+    assert PUBLISHED_BERT.startswith("microsoft/")
