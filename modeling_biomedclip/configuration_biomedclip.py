@@ -4,6 +4,7 @@ The defaults are the published architecture, `microsoft/BiomedCLIP-PubMedBERT_25
 """
 
 import math
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -17,8 +18,23 @@ def _check_heads(config: PreTrainedConfig) -> None:
         )
 
 
+class BiomedCLIPBaseConfig(PreTrainedConfig):
+    """Saved folders carry the code: their configuration names the class that each Auto class finds there."""
+
+    _auto_class = "AutoConfig"
+    _model_of_auto_class: ClassVar[dict[str, str]] = {}
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Saves `config.json`, with `auto_map` for all Auto classes and not for that of one model alone."""
+        # Set anew each time: a configuration that was loaded from the Hub names the code in its old repository.
+        self.auto_map = {
+            auto_class: f"modeling_biomedclip.{model}" for auto_class, model in self._model_of_auto_class.items()
+        }
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
 @strict
-class BiomedCLIPTextConfig(PreTrainedConfig):
+class BiomedCLIPTextConfig(BiomedCLIPBaseConfig):
     r"""
     Configuration of the text tower: BERT base with the vocabulary of PubMedBERT.
 
@@ -47,6 +63,7 @@ class BiomedCLIPTextConfig(PreTrainedConfig):
     ```"""
 
     model_type = "biomedclip_text_model"
+    _model_of_auto_class = {"AutoModel": "BiomedCLIPTextModel"}
     base_config_key = "text_config"
 
     vocab_size: int = 30522
@@ -70,7 +87,7 @@ class BiomedCLIPTextConfig(PreTrainedConfig):
 
 
 @strict
-class BiomedCLIPVisionConfig(PreTrainedConfig):
+class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
     r"""
     Configuration of the image tower: timm's `vit_base_patch16_224`.
 
@@ -99,6 +116,7 @@ class BiomedCLIPVisionConfig(PreTrainedConfig):
     ```"""
 
     model_type = "biomedclip_vision_model"
+    _model_of_auto_class = {"AutoModel": "BiomedCLIPVisionModel"}
     base_config_key = "vision_config"
 
     hidden_size: int = 768
@@ -126,7 +144,7 @@ class BiomedCLIPVisionConfig(PreTrainedConfig):
 
 
 @strict
-class BiomedCLIPConfig(PreTrainedConfig):
+class BiomedCLIPConfig(BiomedCLIPBaseConfig):
     r"""
     Configuration of the whole model.
 
@@ -149,6 +167,11 @@ class BiomedCLIPConfig(PreTrainedConfig):
     ```"""
 
     model_type = "biomedclip"
+    _model_of_auto_class = {
+        "AutoModel": "BiomedCLIPModel",
+        "AutoModelForZeroShotImageClassification": "BiomedCLIPModel",
+        "AutoModelForImageClassification": "BiomedCLIPForImageClassification",
+    }
     sub_configs = {"text_config": BiomedCLIPTextConfig, "vision_config": BiomedCLIPVisionConfig}
 
     text_config: dict | BiomedCLIPTextConfig | None = None

@@ -307,6 +307,8 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
     config: BiomedCLIPConfig
     config_class = BiomedCLIPConfig
     base_model_prefix = "biomedclip"
+    # The code is saved beside the weights; which Auto class finds which model, the configuration says.
+    _auto_class = "AutoModel"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = [

@@ -60,6 +60,7 @@ class BiomedCLIPImageProcessor(PilBackend):
     torch.Size([1, 3, 224, 224])
     ```"""
 
+    _auto_class = "AutoImageProcessor"  # the code is saved beside the settings
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD

@@ -74,6 +74,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
     >>> inputs = processor(text=["chest X-ray"], images=read_image("scan.png"), return_tensors="pt")
     ```"""
 
+    _auto_class = "AutoProcessor"  # the code is saved beside the settings
     valid_processor_kwargs = BiomedCLIPProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):

@@ -1,0 +1,171 @@
+"""A saved folder carries the code: loaded, used and saved again by three kinds of process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL_CONFIG
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+
+from modeling_biomedclip import (
+    BiomedCLIPConfig,
+    BiomedCLIPForImageClassification,
+    BiomedCLIPModel,
+    BiomedCLIPTextModelWithProjection,
+)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = ["chest x-ray", "brain mri"]
+# What a process does before it loads anything, and the flag that its calls carry.
+PROCESSES = {
+    "imported": ("import modeling_biomedclip",),
+    "installed but not imported": ("import importlib.util as u; assert u.find_spec('modeling_biomedclip')", "trust"),
+    "not installed": ("hide('modeling_biomedclip', 'processing', 'run_scripts', 'model_cards')", "trust"),
+    "not installed, nor is ftfy": ("hide('modeling_biomedclip', 'processing', 'ftfy')", "trust"),
+}
+SCRIPT = """
+import json, sys
+
+class Hidden:
+    def __init__(self, names): self.names = names
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names: raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+def hide(*names): sys.meta_path.insert(0, Hidden(names))
+
+before, folder, classifier, adapter, text_tower, image, again = sys.argv[1:8]
+flag = {"trust_remote_code": True} if len(sys.argv) > 8 else {}
+exec(before)
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import (
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification, AutoProcessor, AutoTokenizer, pipeline,
+)
+assert flag == {} or "modeling_biomedclip" not in sys.modules
+labels, picture = ["chest x-ray", "brain mri"], Image.open(image)
+model, processor = AutoModel.from_pretrained(folder, **flag), AutoProcessor.from_pretrained(folder, **flag)
+inputs = processor(text=labels, images=picture, return_tensors="pt")
+zero_shot = AutoModelForZeroShotImageClassification.from_pretrained(folder, **flag)
+classify = pipeline("zero-shot-image-classification", model=folder, device="cpu", **flag)
+answers = {a["label"]: a["score"] for a in classify(picture, candidate_labels=labels, hypothesis_template="{}")}
+classes = AutoModelForImageClassification.from_pretrained(classifier, **flag)
+pixels = AutoImageProcessor.from_pretrained(folder, **flag)(picture, return_tensors="pt")["pixel_values"]
+with torch.no_grad():
+    results = {
+        "logits": model(**inputs).logits_per_image.tolist(),
+        "zero_shot": zero_shot(**inputs).logits_per_image.tolist(),
+        "classes": classes(inputs["pixel_values"]).logits.tolist(),
+        "text_tower": AutoModel.from_pretrained(text_tower, **flag)(inputs["input_ids"]).pooler_output.tolist(),
+        "adapted": PeftModel.from_pretrained(model, adapter)(**inputs).logits_per_image.tolist(),
+    }
+results |= {
+    "answers": [answers[label] for label in labels],
+    "pixels": pixels.sum().item(),
+    "tokens": AutoTokenizer.from_pretrained(folder)(labels, padding=True)["input_ids"],
+    "config": AutoConfig.from_pretrained(folder, **flag).projection_dim,
+}
+zero_shot.save_pretrained(again)
+processor.save_pretrained(again)
+print()  # a progress bar may have left the line unfinished
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders as users save them, and what the models in them answer."""
+    from transformers import BertTokenizer
+
+    from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+
+    root = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    model = BiomedCLIPModel(BiomedCLIPConfig(**SMALL_CONFIG)).eval()
+    tokenizer = BertTokenizer(model_max_length=64).train_new_from_iterator(
+        ["chest x-ray brain mri"] * 9, vocab_size=100, show_progress=False
+    )
+    processor = BiomedCLIPProcessor(
+        BiomedCLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}), tokenizer
+    )
+    model.save_pretrained(root / "model")
+    processor.save_pretrained(root / "model")
+    classifier = BiomedCLIPForImageClassification.from_pretrained(root / "model", num_labels=3)
+    classifier.save_pretrained(root / "classifier")
+    BiomedCLIPTextModelWithProjection.from_pretrained(root / "model").save_pretrained(root / "text")
+    picture = Image.effect_noise((60, 50), 90).convert("RGB")
+    picture.save(root / "picture.png")
+    inputs = processor(text=LABELS, images=picture, return_tensors="pt")
+    with torch.no_grad():
+        expected = {
+            "logits": model(**inputs).logits_per_image,
+            "zero_shot": model(**inputs).logits_per_image,
+            "classes": classifier(inputs["pixel_values"]).logits,
+            "text_tower": model.text_model(inputs["input_ids"]).pooler_output,
+            "answers": model(**inputs).logits_per_image.softmax(-1)[0],
+        }
+        adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+        expected["adapted"] = adapted(**inputs).logits_per_image
+    adapted.save_pretrained(root / "adapter")
+    expected |= {"pixels": inputs["pixel_values"].sum(), "tokens": inputs["input_ids"], "config": 16}
+    return root, {name: torch.as_tensor(value).tolist() for name, value in expected.items()}
+
+
+def run(root: Path, folder: Path, process: str, again: Path) -> dict:
+    before, *flag = PROCESSES[process]
+    folders = [folder, root / "classifier", root / "adapter", root / "text", root / "picture.png", again]
+    command = [sys.executable, "-c", SCRIPT, before, *map(str, folders), *flag]
+    environment = os.environ | {"HF_MODULES_CACHE": f"{again}_modules", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, env=environment, cwd=again.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
+
+
+def test_each_process_loads_uses_and_saves_again_what_the_one_before_saved(saved, tmp_path):
+    root, expected = saved
+    folder = root / "model"
+    names = {path.name for path in folder.iterdir()}
+    for number, process in enumerate([*PROCESSES, "imported"]):
+        again = tmp_path / f"again_{number}"
+        results = run(root, folder, process, again)
+        assert results.keys() == expected.keys()
+        for name, value in expected.items():
+            # Another process rounds products of float32 another way, as memory happens to be aligned.
+            torch.testing.assert_close(torch.tensor(results[name]), torch.tensor(value), rtol=1e-5, atol=1e-6)
+        assert {path.name for path in again.iterdir()} == names, process
+        for name in names:
+            if name.endswith((".py", ".safetensors", "processor_config.json")):
+                assert (again / name).read_bytes() == (root / "model" / name).read_bytes(), (process, name)
+        folder = again
+
+
+def test_without_import_and_flag_the_error_names_the_flag(saved, tmp_path):
+    code = "import sys; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, str(saved[0] / "model")]
+    result = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert result.returncode != 0 and "trust_remote_code=True" in result.stderr
+
+
+def test_every_head_stands_in_the_configuration_of_every_saved_model(saved):
+    root, _ = saved
+    heads = ("AutoModel", "AutoModelForZeroShotImageClassification", "AutoModelForImageClassification", "AutoConfig")
+    for folder in ("model", "classifier"):
+        auto_map = json.loads((root / folder / "config.json").read_text())["auto_map"]
+        assert set(auto_map) == set(heads)
+        assert all((root / folder / f"{name.split('.')[0]}.py").is_file() for name in auto_map.values())
+
+
+def test_a_configuration_of_the_hub_is_saved_with_the_code_of_its_new_folder(small_model, tmp_path):
+    small_model.config.auto_map = {"AutoModel": "org/biomedclip--modeling_biomedclip.BiomedCLIPModel"}
+    small_model.save_pretrained(tmp_path)
+    assert "org/biomedclip--" not in (tmp_path / "config.json").read_text()
