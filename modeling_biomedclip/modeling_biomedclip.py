@@ -456,6 +456,9 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embedding
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.patch_embedding = value
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -554,6 +557,9 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vision_model.set_input_embeddings(value)
 
     @can_return_tuple
     def forward(
@@ -761,6 +767,9 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vision_model.set_input_embeddings(value)
 
     @can_return_tuple
     def forward(

@@ -11,7 +11,14 @@ from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import to_pil_image
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, PILImageResampling, SizeDict
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
 from transformers.utils import TensorType
 
 
@@ -77,6 +84,9 @@ class BiomedCLIPImageProcessor(PilBackend):
         """A Pillow image out of a Pillow image, an array or a tensor; arrays hold 0..255, or floats in [0, 1]."""
         if not isinstance(image, Image.Image):
             image = np.asarray(image)
+            if input_data_format is None and image.ndim == 3 and not {1, 3} & {image.shape[0], image.shape[-1]}:
+                # With transparency. Not asked for at once: a colour image of two or four rows would be taken for it.
+                input_data_format = infer_channel_dimension_format(image, num_channels=(2, 4))
             if image.dtype == np.uint16:
                 image = Image.fromarray(np.squeeze(image))
             else:

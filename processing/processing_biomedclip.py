@@ -82,6 +82,11 @@ class BiomedCLIPProcessor(ProcessorMixin):
             tokenizer.model_max_length = CONTEXT_LENGTH
         super().__init__(image_processor, tokenizer, **kwargs)
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call returns by default: BERT's tokenizer would add `token_type_ids`, which are all zero here."""
+        return [name for name in super().model_input_names if name != "token_type_ids"]
+
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """
         Args:

@@ -101,6 +101,22 @@ def test_arrays_and_tensors_give_the_pixels_of_the_image():
         assert torch.equal(processor(other, return_tensors="pt")["pixel_values"], expected)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_arrays_with_transparency_give_the_pixels_of_the_image(mode):
+    image = noise(mode, 300, 260, np.random.default_rng(2))
+    processor = BiomedCLIPImageProcessor()
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    for array in (np.array(image), np.array(image).transpose(2, 0, 1)):
+        assert torch.equal(processor(array, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_an_array_of_four_rows_is_not_taken_for_one_of_four_channels():
+    array = np.random.default_rng(3).integers(0, 256, (4, 40, 3), dtype=np.uint8)
+    processor = BiomedCLIPImageProcessor()
+    expected = processor(Image.fromarray(array), return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(array, return_tensors="pt")["pixel_values"], expected)
+
+
 def test_a_strip_of_one_pixel_does_not_exhaust_memory():
     strip = Image.fromarray(np.arange(200_000, dtype=np.uint32).astype(np.uint8)[None])
     assert BiomedCLIPImageProcessor()(strip, return_tensors="pt")["pixel_values"].shape == (1, 3, 224, 224)

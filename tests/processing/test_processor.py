@@ -93,6 +93,12 @@ def test_images_and_texts_come_together(small_processor):
     assert inputs["pixel_values"].shape == (1, 3, 32, 32)
 
 
+def test_the_names_it_states_are_those_that_a_call_returns(small_processor):
+    inputs = small_processor(text="caption", images=Image.new("RGB", (50, 40)), return_tensors="pt")
+    assert set(small_processor.model_input_names) == set(inputs)
+    assert "token_type_ids" in small_processor(text="caption", return_token_type_ids=True)
+
+
 def test_saving_and_loading_changes_nothing(small_processor, tmp_path):
     small_processor.save_pretrained(tmp_path)
     loaded = BiomedCLIPProcessor.from_pretrained(tmp_path)
