@@ -4,18 +4,30 @@ VENV ?= .venv
 OUT ?= out
 SOURCE ?=
 BIN := $(VENV)/bin
+# The lowest transformers that pyproject.toml admits: a folder before the environment's own packages.
+LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+ON_LOWEST := PYTHONPATH=$(abspath $(VENV))/lowest $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test test-lowest lint format clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 quickstart: $(VENV)/.core  ## Articles, pairs, training, evaluation, a saved model: the whole line, into OUT=out
 	$(BIN)/biomedclip quickstart --output-dir $(OUT) --overwrite true $(if $(SOURCE),--source $(SOURCE))
 
 test: $(VENV)/.test  ## Run the tests
+	$(BIN)/python tests/transformers_suite/source_archive.py
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-lowest: $(VENV)/.lowest  ## Run the tests of model and processor on the lowest supported transformers
+	$(ON_LOWEST) -c 'import transformers as t; assert f"{t.__version__}.".startswith("$(LOWEST)."), t'
+	$(ON_LOWEST) tests/transformers_suite/source_archive.py
+	$(ON_LOWEST) -m pytest --numprocesses 2 tests/transformers_suite tests/processing/test_processor.py \
+		tests/processing/test_image_processor.py tests/modeling_biomedclip/test_modeling.py \
+		tests/modeling_biomedclip/test_citizenship.py tests/modeling_biomedclip/test_zero_shot_classifier.py \
+		tests/modeling_biomedclip/test_equality_with_open_clip.py
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .
@@ -41,4 +53,11 @@ $(VENV)/.core: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+# 5.17 asks for huggingface_hub below 2, and that for httpx, which the newest one does without.
+$(VENV)/.lowest: pyproject.toml | $(VENV)/.test
+	rm -rf $(VENV)/lowest
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/lowest 'transformers==$(LOWEST)' \
+		'huggingface_hub<2' httpx httpcore h11 anyio
 	@touch $@
