@@ -188,10 +188,17 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
                 sub_config = config_class()
             elif isinstance(sub_config, dict):
                 sub_config = config_class(**sub_config)
-            # One value for both towers: a tower that is saved alone keeps the width of its projection.
-            sub_config.projection_dim = self.projection_dim
             setattr(self, name, sub_config)
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "projection_dim" or name in self.sub_configs:
+            # One value for both towers, whenever and wherever it is set: a tower that is saved alone keeps the width of
+            # its projection.
+            for sub_config in map(self.__dict__.get, self.sub_configs):
+                if isinstance(sub_config, PreTrainedConfig):
+                    sub_config.projection_dim = self.projection_dim
 
 
 __all__ = ["BiomedCLIPConfig", "BiomedCLIPTextConfig", "BiomedCLIPVisionConfig"]

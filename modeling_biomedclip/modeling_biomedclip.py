@@ -260,7 +260,6 @@ class BiomedCLIPTextEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.position_ids = nn.Buffer(torch.arange(config.max_position_embeddings)[None], persistent=False)
 
     def forward(
         self,
@@ -273,12 +272,14 @@ class BiomedCLIPTextEmbeddings(nn.Module):
             inputs_embeds = self.word_embeddings(input_ids)
         batch_size, length, _ = inputs_embeds.shape
         if position_ids is None:
-            if length > self.position_ids.shape[1]:
+            if length > self.position_embeddings.num_embeddings:
                 raise ValueError(
-                    f"A text of {length} tokens does not fit {self.position_ids.shape[1]} positions: "
+                    f"A text of {length} tokens does not fit {self.position_embeddings.num_embeddings} positions: "
                     "let the processor truncate it (`truncation=True`, its default)."
                 )
-            position_ids = self.position_ids[:, :length]
+            # Not a buffer: one that is not saved would stay empty in a model that is built on the meta device and
+            # filled by `load_state_dict`.
+            position_ids = torch.arange(length, device=inputs_embeds.device)[None]
         if token_type_ids is None:
             token_type_ids = torch.zeros((batch_size, length), dtype=torch.long, device=inputs_embeds.device)
         # BERT's order of addition: floating point sums depend on it.
@@ -329,8 +330,6 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
         if isinstance(module, BiomedCLIPVisionEmbeddings):
             init.normal_(module.class_embedding, std=1e-6)  # timm's value
             init.normal_(module.position_embedding, std=self.config.initializer_range)
-        elif isinstance(module, BiomedCLIPTextEmbeddings):
-            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
         elif isinstance(module, BiomedCLIPModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
