@@ -2,6 +2,7 @@
 transformers' own common tests, out of the source archive of the installed version: the wheel does not hold them.
 
 `python tests/transformers_suite/source_archive.py` fetches them, as `make test` does; `load` imports one of them.
+The pipelines' mixin is not used: its tests are not in the archive, and it loads small models from the Hub.
 """
 
 import subprocess
