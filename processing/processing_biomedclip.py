@@ -81,6 +81,8 @@ class BiomedCLIPProcessor(ProcessorMixin):
         if tokenizer is not None and tokenizer.model_max_length > LARGEST_LIMIT:
             tokenizer.model_max_length = CONTEXT_LENGTH
         super().__init__(image_processor, tokenizer, **kwargs)
+        # What saving would add: a processor is the same before it is saved and after it is loaded.
+        self.auto_map = {"AutoProcessor": "processing_biomedclip.BiomedCLIPProcessor"}
 
     @property
     def model_input_names(self) -> list[str]:
