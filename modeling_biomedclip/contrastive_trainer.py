@@ -49,9 +49,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        # Without an accelerator transformers takes the processes of torchrun for strangers, unless it is told to use
-        # the CPU: each would train on its own, on the same pairs.
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        if are_processes_on_cpu():
             self.use_cpu = True
         super().__post_init__()
         if self.gradient_accumulation_steps != 1:
@@ -62,12 +60,22 @@ class ContrastiveTrainingArguments(TrainingArguments):
             )
 
 
+def are_processes_on_cpu() -> bool:
+    """
+    Whether torchrun has started several processes on a machine without an accelerator.
+
+    transformers takes them for strangers unless it is told to use the CPU: each would train on its own, on the same
+    samples.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+
+
 class ContrastiveTrainer(Trainer):
     """
     Trains a dual encoder with symmetric InfoNCE over the batch of all processes.
 
     The model is anything whose `forward` returns `image_embeds` and `text_embeds` and that has a `logit_scale`:
-    [`BiomedCLIPModel`], `CLIPModel`, a PEFT model of either. `logit_scale` is kept in [0, ln 100].
+    [`BiomedCLIPModel`], `CLIPModel`, a PEFT model of either. `logit_scale` is kept in [0, ln 100], unless it is frozen.
 
     `train_dataset` is either a stream with exact batches ([`processing.PairStream`]: anything with a method
     `batches(batch_size, rank, world_size, samples_seen)` and a length), which makes resuming exact, or whatever
@@ -138,6 +146,9 @@ class ContrastiveTrainer(Trainer):
             batch_size=None,
             collate_fn=self.data_collator,
             num_workers=workers,
+            # Its own: drawn from torch's, the workers' seeds would shift the dropout of a resumed run, whose state
+            # Trainer restores before the loader starts.
+            generator=torch.Generator().manual_seed(self.args.seed),
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
@@ -254,8 +265,11 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
             control.should_log |= args.logging_strategy == "epoch"
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        with torch.no_grad():
-            find_logit_scale(model).clamp_(0, MAX_LOGIT_SCALE)
+        scale = find_logit_scale(model)
+        # A frozen one belongs to the base of an adapter, which would not fit any other copy of it once it is changed.
+        if scale.requires_grad:
+            with torch.no_grad():
+                scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
 def _stream_batches(loader: DataLoader | None) -> Any:
@@ -300,4 +314,10 @@ def whole_set_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_
     return total / (2 * len(image_embeds))
 
 
-__all__ = ["ContrastiveTrainer", "ContrastiveTrainingArguments", "find_logit_scale", "whole_set_loss"]
+__all__ = [
+    "ContrastiveTrainer",
+    "ContrastiveTrainingArguments",
+    "are_processes_on_cpu",
+    "find_logit_scale",
+    "whole_set_loss",
+]

@@ -115,7 +115,10 @@ def test_the_same_seed_gives_the_same_losses(train, small_model):
     assert first == second
 
 
-def test_a_resumed_run_ends_with_the_losses_and_weights_of_an_undisturbed_one(train, small_model, tmp_path):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_resumed_run_ends_with_the_losses_and_weights_of_an_undisturbed_one(train, small_model, tmp_path, dropout):
+    small_model.config.text_config.hidden_dropout = dropout
+
     class Interrupt(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == 4
@@ -143,6 +146,13 @@ def test_the_temperature_is_kept_in_bounds(train, small_model, start, bound):
     with torch.no_grad():
         small_model.logit_scale.fill_(start)
     assert train(max_steps=1).model.logit_scale.item() == pytest.approx(bound)
+
+
+def test_a_frozen_temperature_is_left_alone(train, small_model):
+    with torch.no_grad():
+        small_model.logit_scale.fill_(10.0)
+    small_model.logit_scale.requires_grad_(False)
+    assert train(max_steps=1).model.logit_scale.item() == 10.0
 
 
 def test_weight_decay_spares_biases_norms_and_the_temperature(train):
