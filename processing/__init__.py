@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .collator import ContrastiveCollator
+    from .collator import ContrastiveCollator, LabelCollator
     from .image_processing_biomedclip import BiomedCLIPImageProcessor
     from .images import read_image
+    from .labelled_images import read_labelled_images
     from .processing_biomedclip import BiomedCLIPProcessor
     from .streaming import PairStream, load_pmc15m
 
@@ -16,9 +17,11 @@ _LAZY = {
     "BiomedCLIPImageProcessor": "image_processing_biomedclip",
     "BiomedCLIPProcessor": "processing_biomedclip",
     "ContrastiveCollator": "collator",
+    "LabelCollator": "collator",
     "PairStream": "streaming",
     "load_pmc15m": "streaming",
     "read_image": "images",
+    "read_labelled_images": "labelled_images",
 }
 
 
@@ -32,7 +35,9 @@ __all__ = [
     "BiomedCLIPImageProcessor",
     "BiomedCLIPProcessor",
     "ContrastiveCollator",
+    "LabelCollator",
     "PairStream",
     "load_pmc15m",
     "read_image",
+    "read_labelled_images",
 ]

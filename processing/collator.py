@@ -1,4 +1,4 @@
-"""From rows of a data set to the tensors of one contrastive batch."""
+"""From rows of a data set to the tensors of one batch, contrastive or labelled."""
 
 import hashlib
 import logging
@@ -18,9 +18,109 @@ from .images import ImageError, read_image
 logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 1024  # slots of the counter that loader workers share
+# open_clip's RandomResizedCrop: share of the area, width over height.
+CROP_SCALE = (0.9, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+IGNORED_LABEL = -100  # what torch's cross-entropy leaves out
 
 
-class ContrastiveCollator:
+class _RowCollator:
+    """What collators share: reading images, cropping them at random, substitutes for rows that cannot be used."""
+
+    target_column: str
+    name_column: str
+
+    def __init__(
+        self,
+        image_processor: Any,
+        *,
+        training: bool,
+        crop_scale: tuple[float, float],
+        crop_ratio: tuple[float, float],
+        seed: int,
+        on_error: Literal["raise", "substitute"],
+    ):
+        if on_error not in ("raise", "substitute"):
+            raise ValueError(f"on_error must be 'raise' or 'substitute', not {on_error!r}.")
+        self.image_processor = image_processor
+        self.training = training
+        self.crop_scale = crop_scale
+        self.crop_ratio = crop_ratio
+        self.seed = seed
+        self.on_error = on_error
+        self.epoch = 0
+        # One slot for each worker in memory that all of them share: no lock, and no count is lost.
+        self._substituted = torch.zeros(MAX_WORKERS + 1, dtype=torch.int64).share_memory_()
+
+    @property
+    def substituted_rows(self) -> int:
+        """Rows replaced so far, in all workers of this process."""
+        return int(self._substituted.sum())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of rows that do not carry their own."""
+        self.epoch = epoch
+
+    def _usable(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Image.Image], list[str]]:
+        """Images and targets of all rows, the unusable ones replaced."""
+        pairs = self._read_all(rows)
+        good = [pair for pair in pairs if pair is not None]
+        if not good:
+            raise ValueError(f"None of the {len(rows)} rows of the batch can be used.")
+        for position, row in enumerate(rows):
+            if pairs[position] is None:
+                pairs[position] = good[self._generator(row, position, "substitute").integers(len(good))]
+        images, targets = zip(*(pair for pair in pairs if pair is not None), strict=True)
+        return list(images), list(targets)
+
+    def _read_all(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Image.Image, str] | None]:
+        """Image and target of each row; none, counted, for a row that cannot be used."""
+        pairs: list[tuple[Image.Image, str] | None] = []
+        for position, row in enumerate(rows):
+            try:
+                pairs.append(self._read(row, position))
+            except ImageError as error:
+                message = f"Row {self._row_name(row, position)} cannot be used: {error}."
+                if self.on_error == "raise":
+                    raise ValueError(
+                        f"{message} Remove it from the data set, or pass on_error='substitute'."
+                    ) from error
+                logger.warning("%s It is left out of its batch.", message)
+                worker = get_worker_info()
+                self._substituted[0 if worker is None else worker.id % MAX_WORKERS + 1] += 1
+                pairs.append(None)
+        return pairs
+
+    def _read(self, row: Mapping[str, Any], position: int) -> tuple[Image.Image, str]:
+        for column in ("image", self.target_column):
+            if column not in row:
+                raise ValueError(f"Row {self._row_name(row, position)} has no {column!r}; it has {sorted(row)}.")
+        target = row[self.target_column]
+        if not isinstance(target, str) or not target.strip():
+            raise ImageError(f"its {self.target_column} is empty")
+        image = read_image(row["image"])
+        if self.training:
+            generator = self._generator(row, position, "crop")
+            image = random_resized_crop(image, self._crop_size(), generator, self.crop_scale, self.crop_ratio)
+        return image, target
+
+    def _generator(self, row: Mapping[str, Any], position: int, purpose: str) -> np.random.Generator:
+        name = row.get(self.name_column) or row.get("caption") or position
+        key = f"{purpose}/{row.get('epoch', self.epoch)}/{name}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        return np.random.default_rng([self.seed, int.from_bytes(digest, "little")])
+
+    def _crop_size(self) -> tuple[int, int]:
+        """Height and width of the images that the processor puts out."""
+        crops = getattr(self.image_processor, "do_center_crop", False)
+        size = dict(self.image_processor.crop_size if crops else self.image_processor.size)
+        return (size.get("height") or size["shortest_edge"], size.get("width") or size["shortest_edge"])
+
+    def _row_name(self, row: Mapping[str, Any], position: int) -> str:
+        return repr(row[self.name_column]) if row.get(self.name_column) else f"{position} of the batch"
+
+
+class ContrastiveCollator(_RowCollator):
     r"""
     Collates rows with `image` and `caption` into `input_ids`, `attention_mask` and `pixel_values`.
 
@@ -48,38 +148,30 @@ class ContrastiveCollator:
     >>> batch = collator(list(load_pmc15m("out", split="train").take(8)))
     ```"""
 
+    target_column = "caption"
+    name_column = "pair_id"
+
     def __init__(
         self,
         processor: Any,
         *,
         training: bool = False,
         max_length: int | None = None,
-        crop_scale: tuple[float, float] = (0.9, 1.0),
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        crop_scale: tuple[float, float] = CROP_SCALE,
+        crop_ratio: tuple[float, float] = CROP_RATIO,
         seed: int = 0,
         on_error: Literal["raise", "substitute"] = "raise",
     ):
-        if on_error not in ("raise", "substitute"):
-            raise ValueError(f"on_error must be 'raise' or 'substitute', not {on_error!r}.")
+        super().__init__(
+            processor.image_processor,
+            training=training,
+            crop_scale=crop_scale,
+            crop_ratio=crop_ratio,
+            seed=seed,
+            on_error=on_error,
+        )
         self.processor = processor
-        self.training = training
         self.max_length = max_length
-        self.crop_scale = crop_scale
-        self.crop_ratio = crop_ratio
-        self.seed = seed
-        self.on_error = on_error
-        self.epoch = 0
-        # One slot for each worker in memory that all of them share: no lock, and no count is lost.
-        self._substituted = torch.zeros(MAX_WORKERS + 1, dtype=torch.int64).share_memory_()
-
-    @property
-    def substituted_rows(self) -> int:
-        """Rows replaced so far, in all workers of this process."""
-        return int(self._substituted.sum())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch of rows that do not carry their own."""
-        self.epoch = epoch
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -103,61 +195,84 @@ class ContrastiveCollator:
             return_token_type_ids=False,
             return_tensors="pt",
         )
-        pixels = self.processor.image_processor(images, return_tensors="pt")
+        pixels = self.image_processor(images, return_tensors="pt")
         texts = {name: text[name] for name in ("input_ids", "attention_mask") if name in text}
         return {**texts, "pixel_values": pixels["pixel_values"]}
 
-    def _usable(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Image.Image], list[str]]:
-        """Images and captions of all rows, the unusable ones replaced."""
-        pairs: list[tuple[Image.Image, str] | None] = []
-        for position, row in enumerate(rows):
-            try:
-                pairs.append(self._read(row, position))
-            except ImageError as error:
-                message = f"Row {_row_name(row, position)} cannot be used: {error}."
-                if self.on_error == "raise":
-                    raise ValueError(
-                        f"{message} Remove it from the data set, or pass on_error='substitute'."
-                    ) from error
-                logger.warning("%s Another row takes its place.", message)
-                pairs.append(None)
 
-        good = [pair for pair in pairs if pair is not None]
-        if not good:
-            raise ValueError(f"None of the {len(rows)} rows of the batch can be used.")
-        for position, row in enumerate(rows):
-            if pairs[position] is None:
-                pairs[position] = good[self._generator(row, position, "substitute").integers(len(good))]
-                worker = get_worker_info()
-                self._substituted[0 if worker is None else worker.id % MAX_WORKERS + 1] += 1
-        images, captions = zip(*(pair for pair in pairs if pair is not None), strict=True)
-        return list(images), list(captions)
+class LabelCollator(_RowCollator):
+    r"""
+    Collates rows with `image` and `label` into `pixel_values` and `labels`, for image classification.
 
-    def _read(self, row: Mapping[str, Any], position: int) -> tuple[Image.Image, str]:
-        for column in ("image", "caption"):
-            if column not in row:
-                raise ValueError(f"Row {_row_name(row, position)} has no {column!r}; it has {sorted(row)}.")
-        caption = row["caption"]
-        if not isinstance(caption, str) or not caption.strip():
-            raise ImageError("its caption is empty")
-        image = read_image(row["image"])
-        if self.training:
-            generator = self._generator(row, position, "crop")
-            image = random_resized_crop(image, self._crop_size(), generator, self.crop_scale, self.crop_ratio)
-        return image, caption
+    Crops in training as [`ContrastiveCollator`] does, by the seed, the row's `name` and the epoch alone.
 
-    def _generator(self, row: Mapping[str, Any], position: int, purpose: str) -> np.random.Generator:
-        key = f"{purpose}/{row.get('epoch', self.epoch)}/{row.get('pair_id') or row.get('caption') or position}"
-        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-        return np.random.default_rng([self.seed, int.from_bytes(digest, "little")])
+    Args:
+        image_processor: [`BiomedCLIPImageProcessor`], `CLIPImageProcessor`, ...
+        label2id (`dict[str, int]`): The class number of each label.
+        training (`bool`, defaults to `False`): Crop at random.
+        crop_scale (`tuple[float, float]`, defaults to `(0.9, 1.0)`): Share of the area that a crop keeps.
+        crop_ratio (`tuple[float, float]`, defaults to `(3/4, 4/3)`): Width over height of a crop.
+        seed (`int`, defaults to 0): Seed of crops and substitutes.
+        on_error (`"raise"` or `"substitute"`): What an image does that cannot be decoded: raise an error that names it,
+            or be counted in `substituted_rows`, with a warning. In training another row of the batch then takes its
+            place, drawn by seed; in evaluation, where that would count a row twice, its label becomes
+            `IGNORED_LABEL`, which losses and metrics leave out.
 
-    def _crop_size(self) -> tuple[int, int]:
-        """Height and width of the images that the processor puts out."""
-        image_processor = self.processor.image_processor
-        size = dict(
-            image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
+    Example:
+
+    ```python
+    >>> from processing import BiomedCLIPImageProcessor, LabelCollator, read_labelled_images
+
+    >>> images = read_labelled_images("folder_of_classes")["train"]
+    >>> label2id = {label: number for number, label in enumerate(sorted(set(images.labels)))}
+    >>> collator = LabelCollator(BiomedCLIPImageProcessor.from_pretrained("out/model"), label2id, training=True)
+    >>> batch = collator([images[number] for number in range(8)])
+    ```"""
+
+    target_column = "label"
+    name_column = "name"
+
+    def __init__(
+        self,
+        image_processor: Any,
+        label2id: Mapping[str, int],
+        *,
+        training: bool = False,
+        crop_scale: tuple[float, float] = CROP_SCALE,
+        crop_ratio: tuple[float, float] = CROP_RATIO,
+        seed: int = 0,
+        on_error: Literal["raise", "substitute"] = "raise",
+    ):
+        super().__init__(
+            image_processor,
+            training=training,
+            crop_scale=crop_scale,
+            crop_ratio=crop_ratio,
+            seed=seed,
+            on_error=on_error,
         )
-        return (size.get("height") or size["shortest_edge"], size.get("width") or size["shortest_edge"])
+        self.label2id = label2id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            rows: Rows with `image` (whatever [`read_image`] takes) and `label`, and optionally `name` and `epoch`.
+
+        Returns:
+            `pixel_values` of shape `(rows, 3, height, width)` and `labels` of shape `(rows,)`.
+
+        Raises:
+            ValueError: A row that cannot be used (with `on_error="raise"`), or in training none that can.
+        """
+        if self.training:
+            images, targets = self._usable(rows)
+            labels = [self.label2id[target] for target in targets]
+        else:
+            pairs = self._read_all(rows)
+            images = [pair[0] if pair else Image.new("RGB", (1, 1)) for pair in pairs]
+            labels = [self.label2id[pair[1]] if pair else IGNORED_LABEL for pair in pairs]
+        pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels, "labels": torch.tensor(labels)}
 
 
 def random_resized_crop(
@@ -202,8 +317,4 @@ def _central_box(width: int, height: int, ratio: tuple[float, float]) -> tuple[i
     return left, top, left + crop_width, top + crop_height
 
 
-def _row_name(row: Mapping[str, Any], position: int) -> str:
-    return repr(row["pair_id"]) if row.get("pair_id") else f"{position} of the batch"
-
-
-__all__ = ["ContrastiveCollator", "random_resized_crop"]
+__all__ = ["IGNORED_LABEL", "ContrastiveCollator", "LabelCollator", "random_resized_crop"]

@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoProcessor
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, ZeroShotClassifier
 from modeling_biomedclip.retrieval_metrics import bootstrap_interval, rank_counts, recall_at, summarize_ranks
 from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
-from processing.images import IMAGE_SUFFIXES
+from processing.labelled_images import image_files_by_class
 
 from .options import parse_options
 from .reporting import say, show_table, versions, write_json
@@ -203,14 +203,15 @@ def labelled_images(path: str, split: str) -> tuple[Sequence[Any], list[str], st
             raise ValueError(f"{path}: no pair of the {split} split stands in {LABELS}.")
         names = [row["pair_id"] for row in pairs]
         return LazyImages([row["image"] for row in pairs]), [label_of[name] for name in names], _fingerprint(names)
-    files = sorted(file for file in Path(path).glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
+    files_by_class = image_files_by_class(path)
+    if not files_by_class:
         raise FileNotFoundError(
             f"{path}: zero-shot classification needs labels: a {LABELS} with pair_id,label beside a built data set, or "
             "a folder of images for each class."
         )
-    names = [f"{file.parent.name}/{file.name}" for file in files]
-    return LazyImages(files), [file.parent.name for file in files], _fingerprint(names)
+    files = [file for found in files_by_class.values() for file in found]
+    labels = [label for label, found in files_by_class.items() for _ in found]
+    return LazyImages(files), labels, _fingerprint([file.relative_to(path).as_posix() for file in files])
 
 
 class LazyImages(Sequence[Any]):
