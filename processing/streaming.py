@@ -49,6 +49,12 @@ def shard_paths(path: str | os.PathLike[str], split: str) -> list[str]:
     )
 
 
+def column_names(path: str | os.PathLike[str], split: str) -> list[str]:
+    """Columns of a split, from the footer of its first shard."""
+    with fsspec.open(shard_paths(path, split)[0], "rb") as file:
+        return pq.read_schema(file).names
+
+
 def load_pmc15m(
     path: str | os.PathLike[str],
     split: str = "train",
@@ -237,4 +243,4 @@ def _check_complete(names: Sequence[str]) -> None:
         raise FileNotFoundError(f"{names[0]} is one of {int(expected)} shards, but only {len(names)} are there.")
 
 
-__all__ = ["PairBatches", "PairStream", "load_pmc15m", "shard_paths"]
+__all__ = ["PairBatches", "PairStream", "column_names", "load_pmc15m", "shard_paths"]

@@ -10,7 +10,7 @@ from importlib.metadata import version
 VERBS = {
     "quickstart": "the whole line: build, train, evaluate, load again, fine-tune",
     "build": "figure-caption pairs out of PubMed Central's bucket, or a mirror",
-    "train": "contrastive training of BiomedCLIP or any other dual encoder",
+    "train": "contrastive training or image classification; all weights, or LoRA",
     "evaluate": "retrieval and zero-shot classification",
     "convert": "open_clip's checkpoints to transformers', and back",
 }

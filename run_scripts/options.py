@@ -1,6 +1,7 @@
 """Options of a verb: out of a recipe and off the command line, the latter winning."""
 
 import argparse
+import dataclasses
 import difflib
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from .main import VERBS
 
@@ -63,10 +64,13 @@ def parse_options(
     parser.add_argument(
         "--config", metavar="RECIPE", help=f"YAML file, or a shipped recipe: {', '.join(recipe_names())}"
     )
-    if shown is not None:
-        for action in parser._actions:
-            if action.dest not in (*shown, "config", "help"):
-                action.help = argparse.SUPPRESS
+    explained = {option.name: option.metadata.get("help") for option in dataclasses.fields(TrainingArguments)}
+    for action in parser._actions:
+        if shown is not None and action.dest not in (*shown, "config", "help"):
+            action.help = argparse.SUPPRESS
+        elif action.help and action.help == explained.get(action.dest):
+            # transformers explains each option at length; the first sentence says what it is.
+            action.help = action.help.split(". ")[0].removesuffix(".") + "."
 
     arguments = _spelled_out(parser, arguments, positionals)
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -104,6 +108,29 @@ def _spelled_out(parser: argparse.ArgumentParser, arguments: Sequence[str], posi
     return named
 
 
+def option_value(verb: str, name: str, arguments: Sequence[str]) -> str | None:
+    """
+    One option before all of them are parsed, for a verb whose other options depend on it.
+
+    Args:
+        verb: Name of the verb.
+        name: Name of the option.
+        arguments: The command line behind the verb.
+
+    Returns:
+        Its value on the command line, or else in the recipe; none where neither has it.
+
+    Raises:
+        ValueError: A recipe that cannot be read.
+    """
+    parser = argparse.ArgumentParser(prog=f"biomedclip {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument(f"--{name}")
+    known, _ = parser.parse_known_args(list(arguments))
+    in_recipe = read_recipe(known.config, [verb]).get(name) if known.config else None
+    return getattr(known, name) or in_recipe
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """One spelling of an option, with dashes, and a short name for its value."""
 
@@ -130,7 +157,7 @@ def read_recipe(name: str, sections: Sequence[str]) -> dict[str, Any]:
     A recipe holds either options, or a section of options for each verb.
 
     Args:
-        name: A YAML file, or the name of a shipped recipe.
+        name: A YAML file, or the name of a shipped recipe; `recipes/NAME.yaml` is one too, wherever the user stands.
         sections: Verbs whose sections are read, the later winning.
 
     Returns:
@@ -140,6 +167,8 @@ def read_recipe(name: str, sections: Sequence[str]) -> dict[str, Any]:
         ValueError: No such recipe, or not a mapping of options.
     """
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") or Path(name).exists() else RECIPES / f"{name}.yaml"
+    if not path.is_file() and path.parent.name == RECIPES.name:
+        path = RECIPES / path.name
     if not path.is_file():
         raise ValueError(f"There is no recipe {name!r}: neither a file nor one of {', '.join(recipe_names())}.")
     try:

@@ -10,6 +10,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 SHOWN = {
     "loss": "loss",
     "eval_loss": "eval loss",
+    "eval_accuracy": "accuracy",
     "eval_image_to_text_recall_at_1": "image to text R@1",
     "eval_text_to_image_recall_at_1": "text to image R@1",
 }

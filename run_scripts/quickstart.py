@@ -6,9 +6,7 @@ biomedclip quickstart --source ../pmc_mirror --output-dir out
 
 import copy
 import dataclasses
-import resource
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
@@ -28,10 +26,11 @@ from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
 from processing.pmc.bucket import open_source
 
 from . import build, evaluate, train
+from .adapters import AdapterOptions, add_adapter
 from .options import parse_options
 from .plots import plot_answers, plot_curves
 from .progress import show_progress
-from .reporting import format_value, say, show_table, versions, write_json
+from .reporting import format_value, peak_memory_mib, say, show_table, versions, write_json
 
 
 EXAMPLE = "biomedclip quickstart --output-dir out"
@@ -39,8 +38,6 @@ SHOWN = """
     source pmcids license figures lora_steps output_dir seed max_steps per_device_train_batch_size learning_rate
     overwrite workers
 """.split()
-# Names of the attention's projections, the same in both towers.
-LORA_TARGETS = ["q_proj", "v_proj"]
 KINDS = "figure_kinds.csv"
 # What a quickstart writes, and replaces with --overwrite; nothing else in the folder is ever removed.
 RESULTS = """
@@ -128,7 +125,7 @@ class Quickstart:
             "build": built,
             "seed": self.args.seed,
             "seconds": round(time.monotonic() - started, 1),
-            "peak_memory_mib": _peak_memory_mib(),
+            "peak_memory_mib": peak_memory_mib(),
             "versions": versions(),
         }
         plot_curves(log_history, self.output_dir / "curves.png")
@@ -212,7 +209,7 @@ class Quickstart:
         if self.source.lora_steps < 1:
             return None
         model, processor = self._load()
-        adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS))
+        adapted = add_adapter(model, AdapterOptions(lora_rank=8))
         stream = PairStream(self.output_dir, "validation", seed=self.args.seed)
         batch_size = max(1, min(32, len(stream)) // max(1, self.args.n_gpu))
         args = ContrastiveTrainingArguments(
@@ -345,10 +342,3 @@ def report_as_markdown(report: dict[str, Any]) -> str:
         lines.append("Not measured: the source has no labels.")
     lines += ["", "## Pictures", "", "![Loss and recall](curves.png)", "", "![Queries and answers](answers.png)", ""]
     return "\n".join(lines)
-
-
-def _peak_memory_mib() -> int:
-    """Resident memory of the largest process of the run at its peak."""
-    unit = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes, Linux KiB
-    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(who).ru_maxrss for who in processes) // 1024 // unit

@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +51,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     os.replace(partial, path)
+
+
+def peak_memory_mib() -> int:
+    """Resident memory of the largest process of the run at its peak."""
+    unit = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes, Linux KiB
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(who).ru_maxrss for who in processes) // 1024 // unit
 
 
 def versions() -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Trains BiomedCLIP, or any other dual encoder, with the contrastive loss.
 
 biomedclip train --config quickstart --train-data out --output-dir run
+biomedclip train --config lora_contrastive --model-name-or-path biomedclip --train-data out --output-dir adapter
+biomedclip train --config lora_classification --train-data folder_of_classes --output-dir classifier
 torchrun --nproc-per-node 8 --no-python biomedclip train --config quickstart --train-data out --output-dir run
 """
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,21 +34,25 @@ from modeling_biomedclip import (
 )
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator, PairStream, load_pmc15m
 from processing.processing_biomedclip import CONTEXT_LENGTH
+from processing.streaming import TRAINING_COLUMNS, column_names
 
-from .options import parse_options
+from . import classification
+from .adapters import MERGED, AdapterOptions, add_adapter, refuse_adapter, save_merged, what_is_where
+from .options import option_value, parse_options
 from .progress import show_progress
-from .reporting import say, show_table, versions, write_json
+from .reporting import say, show_table, write_json
+from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, run_training
 
-
-logger = logging.getLogger(__name__)
 
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
 SHOWN = """
-    train_data model_name_or_path vision_model text_model model_config tokenizer vocabulary_size max_length on_bad_row
-    max_eval_pairs output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size
-    learning_rate warmup_steps weight_decay bf16 torch_compile dataloader_num_workers eval_steps
-    save_steps logging_steps save_total_limit report_to resume_from_checkpoint seed
+    task train_data model_name_or_path vision_model text_model model_config tokenizer vocabulary_size max_length
+    on_bad_row max_eval_pairs lora_rank lora_alpha lora_dropout lora_targets merge_adapter output_dir max_steps
+    num_train_epochs per_device_train_batch_size per_device_eval_batch_size learning_rate warmup_steps weight_decay
+    bf16 torch_compile dataloader_num_workers eval_steps save_steps logging_steps save_total_limit report_to
+    resume_from_checkpoint seed
 """.split()
+TASKS = ["contrastive", classification.TASK]
 # A model starts from one of these; `text_model` goes with `vision_model`.
 MODEL_CHOICES = ("model_name_or_path", "vision_model", "text_model", "model_config")
 
@@ -111,27 +116,40 @@ class TrainData:
     """What is trained on."""
 
     train_data: str = field(metadata={"help": "Folder that biomedclip build wrote; local, hf:// or s3://."})
+    task: str = field(
+        default=TASKS[0],
+        metadata={"help": "What is learned. Each task has options of its own: --task T --help.", "choices": TASKS},
+    )
+
+
+OPTION_CLASSES = [TrainData, PairHandling, ModelOptions, AdapterOptions, ContrastiveTrainingArguments]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs `biomedclip train`."""
-    data, handling, model_options, args = parse_options(
+    if option_value("train", "task", arguments) == classification.TASK:
+        return classification.main(arguments)
+    data, handling, model_options, adapter, args = parse_options(
         "train",
-        [TrainData, PairHandling, ModelOptions, ContrastiveTrainingArguments],
+        OPTION_CLASSES,
         arguments,
         description=__doc__.split("\n\n")[0],
         example=EXAMPLE,
         shown=SHOWN,
         alternatives=MODEL_CHOICES,
     )
-    trainer, results = train(data.train_data, handling, model_options, args)
+    trainer, results = train(data.train_data, handling, model_options, args, adapter)
     if trainer.is_world_process_zero():
         show_results(results)
-        say(f"Model in {args.output_dir}, curves in trainer_state.json, figures in train_results.json")
+        say(f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json")
 
 
 def train(
-    train_data: str, handling: PairHandling, model_options: ModelOptions, args: ContrastiveTrainingArguments
+    train_data: str,
+    handling: PairHandling,
+    model_options: ModelOptions,
+    args: ContrastiveTrainingArguments,
+    adapter: AdapterOptions | None = None,
 ) -> tuple[ContrastiveTrainer, dict[str, Any]]:
     """
     Trains and saves a model.
@@ -141,6 +159,7 @@ def train(
         handling: How pairs are read.
         model_options: Which model is trained.
         args: Everything else.
+        adapter: LoRA; all weights are trained when left out.
 
     Returns:
         The trainer, its model trained, and the results that `train_results.json` holds.
@@ -150,11 +169,20 @@ def train(
         FileNotFoundError: No data set there.
         FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
     """
+    adapter = adapter or AdapterOptions()
+    if adapter.lora_rank is not None and not model_options.model_name_or_path:
+        raise ValueError(
+            "--lora-rank needs --model-name-or-path: an adapter is saved without its base model, which must be a "
+            "checkpoint that it can be loaded upon."
+        )
+    check_checkpoint(model_options.model_name_or_path)
     stream = PairStream(train_data, "train", seed=args.seed)
-    checkpoint = _checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
     processor = load_processor(model_options, stream, args, learn=checkpoint is None)
     model = load_model(model_options, processor)
+    if adapter.lora_rank is not None:
+        model = add_adapter(model, adapter)
     collate = {"max_length": model_options.max_length, "seed": args.seed, "on_error": handling.on_bad_row}
     training_collator = ContrastiveCollator(processor, training=True, **collate)
     trainer = ContrastiveTrainer(
@@ -167,32 +195,15 @@ def train(
         processing_class=processor,
     )
     show_progress(trainer)
-    first_step = _step_of(checkpoint)
-    if first_step is not None and 0 < args.max_steps <= first_step:
-        raise ValueError(
-            f"{checkpoint} has done {first_step} of {args.max_steps} steps: nothing is left to do. "
-            "Raise --max-steps to go on."
-        )
-    output = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    batch_size = args.train_batch_size * args.world_size
-    seconds = round(max(output.metrics["train_runtime"], 0.1), 1)
     results = {
-        "steps": trainer.state.global_step,
-        "samples": trainer.state.global_step * batch_size,
-        "seconds": seconds,
-        "samples_per_second": round((trainer.state.global_step - (first_step or 0)) * batch_size / seconds, 1),
-        "loss": output.training_loss,
-        "batch_size": batch_size,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **run_training(trainer, checkpoint),
         "substituted_rows": training_collator.substituted_rows,
         "substituted_rows_in_evaluation": trainer.eval_data_collator.substituted_rows,
-        "resumed_from_step": first_step,
-        "versions": versions(),
     }
     if trainer.is_world_process_zero():
         write_json(Path(args.output_dir) / "train_results.json", results)
+        if adapter.merge_adapter:
+            save_merged(model, processor, Path(args.output_dir) / MERGED)
     return trainer, results
 
 
@@ -260,7 +271,9 @@ def learn_vocabulary(stream: PairStream, size: int) -> BertTokenizer:
 def load_model(options: ModelOptions, processor: ProcessorMixin) -> PreTrainedModel:
     """The model that the options name, with random weights where they name a configuration."""
     if options.model_name_or_path:
-        return AutoModel.from_pretrained(options.model_name_or_path, dtype=torch.float32)
+        model = AutoModel.from_pretrained(options.model_name_or_path, dtype=torch.float32)
+        refuse_adapter(model)
+        return model
     if options.vision_model and options.text_model:
         return BiomedCLIPModel.from_vision_text_pretrained(options.vision_model, options.text_model)
     config = _config(options)
@@ -276,17 +289,7 @@ def load_model(options: ModelOptions, processor: ProcessorMixin) -> PreTrainedMo
 
 def show_results(results: dict[str, Any]) -> None:
     """Prints what the training took."""
-    names = [
-        "steps",
-        "samples",
-        "batch_size",
-        "seconds",
-        "samples_per_second",
-        "loss",
-        "parameters",
-        "substituted_rows",
-    ]
-    show_table("Training", [(name.replace("_", " "), results[name]) for name in names], ["", "value"])
+    show_table("Training", cost_rows(results), ["", "value"])
 
 
 def _config(options: ModelOptions) -> Any:
@@ -315,38 +318,12 @@ def _config_fields(options: ModelOptions) -> dict[str, Any]:
 
 
 def _validation_pairs(path: str, most: int) -> Any:
+    # A set of another source need not have a `pair_id`.
+    columns = [name for name in column_names(path, "validation") if name in TRAINING_COLUMNS]
     # Not decoded here: the collator does that, with its own limits and errors.
-    pairs = load_pmc15m(path, "validation", streaming=False, columns=["pair_id", "image", "caption"], decode=False)
+    pairs = load_pmc15m(path, "validation", streaming=False, columns=columns, decode=False)
     return pairs.select(range(min(most, len(pairs))))
 
 
 def _evaluates(args: ContrastiveTrainingArguments) -> bool:
     return args.eval_strategy != "no"
-
-
-def _checkpoint_to_resume(args: ContrastiveTrainingArguments) -> str | None:
-    """The checkpoint that `--resume-from-checkpoint` means: a path, or with `true` the last of the output folder."""
-    wanted = str(args.resume_from_checkpoint or "false")
-    # A kill while a checkpoint is written leaves a folder without this file, which is written last.
-    whole = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
-    last = str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[-1]))) if whole else None
-    if wanted.lower() == "false":
-        if last is not None:
-            raise FileExistsError(
-                f"{args.output_dir} holds checkpoints of an earlier run. Go on with --resume-from-checkpoint true, or "
-                "choose another --output-dir."
-            )
-        return None
-    if wanted.lower() == "true":
-        if last is None:
-            logger.warning("%s holds no checkpoint yet: training starts from the beginning.", args.output_dir)
-        return last
-    if not Path(wanted).is_dir():
-        raise FileNotFoundError(f"--resume-from-checkpoint {wanted}: there is no such folder.")
-    return wanted
-
-
-def _step_of(checkpoint: str | None) -> int | None:
-    if checkpoint is None:
-        return None
-    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]

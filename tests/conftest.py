@@ -89,3 +89,17 @@ def small_processor():
     )
     image_processor = BiomedCLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return BiomedCLIPProcessor(image_processor, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_processor) -> Path:
+    """Folder of a small model and its processor, as a base to fine-tune."""
+    import torch
+
+    from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "base"
+    torch.manual_seed(0)
+    BiomedCLIPModel(BiomedCLIPConfig(**SMALL_CONFIG)).save_pretrained(folder)
+    small_processor.save_pretrained(folder)
+    return folder

@@ -10,33 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import ENVIRONMENT, ROOT, biomedclip, losses, python
 
 from run_scripts.main import main
 
 
-ROOT = Path(__file__).resolve().parents[2]
-# One thread: the tests may share their cores, and sums do not depend on how many there are.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
 SMALL = ["--config", "quickstart", "--per-device-train-batch-size", "32", "--eval-steps", "4", "--save-steps", "4"]
 SMALL += ["--vocabulary-size", "600", "--logging-steps", "1"]
-
-
-def biomedclip(*arguments, check: bool = True) -> subprocess.CompletedProcess:
-    result = subprocess.run(
-        [sys.executable, "-m", "run_scripts.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=ROOT,
-    )
-    assert not check or result.returncode == 0, result.stderr[-3000:]
-    return result
-
-
-def python(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +25,6 @@ def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart") / "out"
     biomedclip("quickstart", *SMALL, "--output-dir", folder, "--figures", 300, "--max-steps", 8, "--lora-steps", 2)
     return folder
-
-
-def losses(folder: Path) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
 
 
 def test_the_quickstart_leaves_what_it_promises(out):
@@ -251,11 +226,12 @@ def test_errors_are_one_line_that_a_person_can_act_on(out, tmp_path, arguments, 
     assert message in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize("verb", ["quickstart", "build", "train", "evaluate", "convert"])
+@pytest.mark.parametrize("verb", ["quickstart", "build", "train", "train --task image-classification", "evaluate", "convert"])
 def test_help_shows_an_example_and_fits_80_columns(verb, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
+    verb, *task = verb.split()
     with pytest.raises(SystemExit) as end:
-        main([verb, "--help"])
+        main([verb, *task, "--help"])
     output = capsys.readouterr().out
     assert end.value.code == 0
     assert f"biomedclip {verb}" in output.split("example:")[1]

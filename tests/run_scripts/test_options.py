@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from modeling_biomedclip import ContrastiveTrainingArguments
+from run_scripts import classification, train
 from run_scripts.build import read_pmcids
-from run_scripts.options import RECIPES, parse_options, read_recipe, recipe_names
+from run_scripts.options import RECIPES, option_value, parse_options, read_recipe, recipe_names
 from run_scripts.train import MODEL_CHOICES, ModelOptions, PairHandling, TrainData
 
 
@@ -89,13 +90,27 @@ def test_a_missing_option_is_named(capsys):
 def test_every_shipped_recipe_fits_its_verbs(name, tmp_path):
     sections = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     assert set(sections) <= {"build", "train", "evaluate", "quickstart"}
+    classifies = sections["train"].get("task") == classification.TASK
     parse_options(
         "train",
-        [TrainData, PairHandling, ModelOptions, ContrastiveTrainingArguments],
+        classification.OPTION_CLASSES if classifies else train.OPTION_CLASSES,
         ["--config", name, "--train-data", "x", "--output-dir", str(tmp_path), "--bf16", "false"],
         description="",
         example="",
     )
+
+
+def test_a_shipped_recipe_is_found_by_its_path_too(recipe):
+    assert read_recipe("recipes/quickstart.yaml", ["train"]) == read_recipe("quickstart", ["train"])
+    with pytest.raises(ValueError, match="no recipe 'recipes/nowhere.yaml'"):
+        read_recipe("recipes/nowhere.yaml", ["train"])
+
+
+def test_one_option_can_be_had_before_the_others(recipe):
+    path = recipe({"train": {"task": "of recipe"}})
+    assert option_value("train", "task", ["--config", path, "--other", "x"]) == "of recipe"
+    assert option_value("train", "task", ["--config", path, "--task", "of line"]) == "of line"
+    assert option_value("train", "task", []) is None
 
 
 def test_the_quickstart_model_has_no_dropout():

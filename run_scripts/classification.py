@@ -1,0 +1,293 @@
+"""Trains an image classifier on BiomedCLIP's image tower: the task image-classification of `biomedclip train`.
+
+biomedclip train --config lora_classification --train-data folder_of_classes --output-dir classifier
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from transformers import (
+    AutoModelForImageClassification,
+    AutoProcessor,
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from modeling_biomedclip import ContrastiveTrainer
+from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
+from processing import LabelCollator, read_labelled_images
+from processing.collator import IGNORED_LABEL
+from processing.labelled_images import LabelledImages, hold_out
+
+from .adapters import MERGED, AdapterOptions, add_adapter, refuse_adapter, save_merged, what_is_where
+from .options import parse_options
+from .progress import show_progress
+from .reporting import say, show_table, write_json
+from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, run_training
+
+
+TASK = "image-classification"
+EXAMPLE = """biomedclip train --config lora_classification \\
+      --train-data folder_of_classes --output-dir classifier"""
+SHOWN = """
+    task train_data image_column label_column validation_share on_bad_row model_name_or_path lora_rank lora_alpha
+    lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs per_device_train_batch_size
+    per_device_eval_batch_size gradient_accumulation_steps learning_rate warmup_steps weight_decay bf16
+    dataloader_num_workers eval_strategy save_steps logging_steps report_to resume_from_checkpoint seed
+""".split()
+HEAD = "classifier"  # what transformers' image classifiers call it
+CONFIG = "config"  # folder of the model's configuration, in an adapter's
+
+
+@dataclass
+class LabelledData:
+    """What is trained on, and from which model."""
+
+    train_data: str = field(
+        metadata={
+            "help": "Folder with a folder of images for each class (optionally under train, validation, test), or a "
+            "datasets set: a folder, or a Hub id."
+        }
+    )
+    model_name_or_path: str = field(
+        metadata={"help": "Checkpoint whose image tower is used: BiomedCLIP, CLIP or an image classifier."}
+    )
+    task: str = field(default=TASK, metadata={"help": "What is learned."})
+    image_column: str = field(default="image", metadata={"help": "Column of images of a datasets set."})
+    label_column: str = field(default="label", metadata={"help": "Column of labels of a datasets set."})
+    validation_share: float = field(
+        default=0.1, metadata={"help": "Share of each class that is held out where the set has no validation split."}
+    )
+    on_bad_row: str = field(
+        default="substitute",
+        metadata={
+            "help": "What an image does that cannot be decoded: raise, or substitute another one and count it.",
+            "choices": ["raise", "substitute"],
+        },
+    )
+
+
+@dataclass
+class ClassificationArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults that a set of images needs."""
+
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "true for the last checkpoint of the output folder, or one checkpoint's folder."},
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the raw columns."})
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "A last batch of one damaged image would have no substitute for it."}
+    )
+
+    def __post_init__(self):
+        if are_processes_on_cpu():
+            self.use_cpu = True
+        super().__post_init__()
+
+
+OPTION_CLASSES = [LabelledData, AdapterOptions, ClassificationArguments]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs `biomedclip train --task image-classification`."""
+    data, adapter, args = parse_options(
+        "train",
+        OPTION_CLASSES,
+        arguments,
+        description=__doc__.split("\n\n")[0],
+        example=EXAMPLE,
+        shown=SHOWN,
+    )
+    trainer, results = train_classifier(data, args, adapter)
+    if trainer.is_world_process_zero():
+        show_results(results)
+        say(f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json")
+
+
+def train_classifier(
+    data: LabelledData, args: ClassificationArguments, adapter: AdapterOptions
+) -> tuple["ClassificationTrainer", dict[str, Any]]:
+    """
+    Trains and saves an image classifier, and measures it on held-out images.
+
+    Args:
+        data: What is trained on, and from which model.
+        args: Everything else.
+        adapter: LoRA, or none.
+
+    Returns:
+        The trainer, its model trained, and the results that `train_results.json` holds.
+
+    Raises:
+        ValueError: Fewer than two classes, or fewer images than a batch; labels that training does not have.
+        FileNotFoundError: No images there.
+        FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
+    """
+    check_checkpoint(data.model_name_or_path)
+    splits = with_validation(
+        read_labelled_images(data.train_data, image_column=data.image_column, label_column=data.label_column),
+        data.validation_share,
+        args.seed,
+    )
+    classes = class_names(splits, data.train_data)
+    checkpoint = checkpoint_to_resume(args)
+    set_seed(args.seed)
+    image_processor = AutoProcessor.from_pretrained(data.model_name_or_path)
+    image_processor = getattr(image_processor, "image_processor", image_processor)
+    model = load_classifier(data.model_name_or_path, classes)
+    config = model.config
+    if adapter.lora_rank is not None:
+        model = add_adapter(model, adapter, trained_whole=[HEAD])
+    collate: dict[str, Any] = {"label2id": config.label2id, "seed": args.seed, "on_error": data.on_bad_row}
+    collators = [LabelCollator(image_processor, training=training, **collate) for training in (True, False)]
+    trainer = ClassificationTrainer(
+        model,
+        args,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        data_collator=collators[0],
+        eval_data_collator=collators[1],
+        processing_class=image_processor,
+    )
+    show_progress(trainer)
+    results: dict[str, Any] = {
+        **run_training(trainer, checkpoint),
+        "classes": classes,
+        "chance": 1 / len(classes),
+        "substituted_rows": collators[0].substituted_rows,
+    }
+    for split in ("validation", "test"):
+        if split in splits:
+            results[split] = measure(trainer, splits[split], split)
+    if trainer.is_world_process_zero():
+        output_dir = Path(args.output_dir)
+        write_json(output_dir / "train_results.json", results)
+        if adapter.lora_rank is not None:
+            # Not beside the adapter: where a configuration lies, transformers looks for a whole model.
+            config.save_pretrained(output_dir / CONFIG)
+        if adapter.merge_adapter:
+            save_merged(model, image_processor, output_dir / MERGED)
+    return trainer, results
+
+
+class ClassificationTrainer(Trainer):
+    """
+    `Trainer` for [`LabelCollator`]: augments in training alone, and evaluates every image.
+
+    Raises:
+        ValueError: Fewer training images than a batch.
+    """
+
+    def __init__(self, model: Any, args: ClassificationArguments, *, eval_data_collator: Any, **kwargs: Any):
+        images = len(kwargs["train_dataset"])
+        batch_size = args.train_batch_size * args.world_size
+        if images < batch_size:
+            raise ValueError(
+                f"A batch of {batch_size} images does not fit: there are {images} to train on. "
+                "Lower --per-device-train-batch-size."
+            )
+        if args.max_steps <= 0:
+            steps_per_epoch = math.ceil(images // batch_size / args.gradient_accumulation_steps)
+            args.max_steps = math.ceil(args.num_train_epochs * steps_per_epoch)
+        self.eval_data_collator = eval_data_collator
+        args.dataloader_pin_memory &= args.device.type != "cpu"
+        super().__init__(model, args, compute_metrics=accuracies, callbacks=[_EpochOfCrops()], **kwargs)
+        # The model's loss is the mean of its batch: Trainer has to divide it by the number of accumulated ones.
+        self.model_accepts_loss_kwargs = False
+
+    # Trainer's own would use the training collator, and drop the last batch along with the training set's.
+    get_eval_dataloader = ContrastiveTrainer.get_eval_dataloader
+
+
+class _EpochOfCrops(TrainerCallback):
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        train_dataloader.collate_fn.set_epoch(int(state.epoch or 0))
+
+
+def with_validation(splits: Mapping[str, LabelledImages], share: float, seed: int) -> dict[str, LabelledImages]:
+    """The splits as they are if one of them is for validation, or else with a share of the training images as one."""
+    if "validation" in splits:
+        return dict(splits)
+    stay, held_out = hold_out(splits["train"].labels, share, seed)
+    return {**splits, "train": splits["train"].select(stay), "validation": splits["train"].select(held_out)}
+
+
+def class_names(splits: Mapping[str, LabelledImages], path: str) -> list[str]:
+    """
+    The classes of the training images, sorted.
+
+    Raises:
+        ValueError: Fewer than two, or a split with others.
+    """
+    classes = sorted(set(splits["train"].labels))
+    if len(classes) < 2:
+        raise ValueError(f"{path}: all images are labelled {classes[0]!r}: classification needs at least two classes.")
+    for split, images in splits.items():
+        others = sorted(set(images.labels) - set(classes))
+        if others:
+            raise ValueError(
+                f"{path}: {', '.join(map(repr, others))} of the {split} split is no class of the training images, "
+                f"which have {', '.join(classes)}."
+            )
+    return classes
+
+
+def load_classifier(name: str, classes: Sequence[str]) -> PreTrainedModel:
+    """The image tower of a checkpoint with a classifier for these classes, a new one where it has none that fits."""
+    model = AutoModelForImageClassification.from_pretrained(
+        name,
+        id2label=dict(enumerate(classes)),
+        label2id={label: number for number, label in enumerate(classes)},
+        num_labels=len(classes),
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+    )
+    refuse_adapter(model)
+    return model
+
+
+def accuracies(evaluated: EvalPrediction) -> dict[str, float]:
+    """Accuracy, its mean over classes, and cross-entropy of the images that could be read."""
+    readable = evaluated.label_ids != IGNORED_LABEL
+    truth, logits = evaluated.label_ids[readable], evaluated.predictions[readable]
+    answers = logits.argmax(axis=-1)
+    return {
+        # Trainer's loss is a mean over batches, and not a number where one of them holds unreadable images alone.
+        "cross_entropy": float(torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(truth))),
+        "accuracy": float(accuracy_score(truth, answers)),
+        "balanced_accuracy": float(balanced_accuracy_score(truth, answers)),
+    }
+
+
+def measure(trainer: ClassificationTrainer, images: LabelledImages, split: str) -> dict[str, Any]:
+    """What the trained model makes of a split, and how many of its images could not be read."""
+    before = trainer.eval_data_collator.substituted_rows
+    metrics = trainer.evaluate(images, metric_key_prefix=split)
+    return {
+        **{name: metrics[f"{split}_{name}"] for name in ("accuracy", "balanced_accuracy", "cross_entropy")},
+        "images": len(images),
+        "unreadable_images": trainer.eval_data_collator.substituted_rows - before,
+    }
+
+
+def show_results(results: dict[str, Any]) -> None:
+    """Prints the accuracies beside chance, and what the training took."""
+    rows = [
+        (f"{split} {name.replace('_', ' ')}", results[split][name])
+        for split in ("validation", "test")
+        if split in results
+        for name in ("images", "accuracy", "balanced_accuracy")
+    ]
+    rows += [("chance", results["chance"])]
+    rows += cost_rows(results)
+    show_table(f"Classification, {len(results['classes'])} classes", rows, ["", "value"])

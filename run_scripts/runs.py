@@ -1,0 +1,130 @@
+"""A training run of any task: where it starts from, and what it leaves."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from .reporting import peak_memory_mib, versions
+
+
+logger = logging.getLogger(__name__)
+
+_COSTS = [
+    "steps",
+    "samples",
+    "batch_size",
+    "seconds",
+    "samples_per_second",
+    "loss",
+    "parameters",
+    "trainable_parameters",
+    "trainable_share",
+    "peak_memory_mib",
+    "peak_device_memory_mib",
+    "substituted_rows",
+]
+
+
+def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
+    """
+    Trains, from the start or a checkpoint, and saves model and curves.
+
+    Args:
+        trainer: The trainer, with its output folder.
+        checkpoint: Folder of the checkpoint to go on from, if any.
+
+    Returns:
+        What the training took. Memory is that of this process at its peak: resident, loading included, and what its
+        tensors took on the accelerator, if there is one.
+
+    Raises:
+        ValueError: The checkpoint has done all steps.
+    """
+    args = trainer.args
+    first_step = _step_of(checkpoint)
+    if first_step is not None and 0 < args.max_steps <= first_step:
+        raise ValueError(
+            f"{checkpoint} has done {first_step} of {args.max_steps} steps: nothing is left to do. "
+            "Raise --max-steps to go on."
+        )
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    seconds = round(max(output.metrics["train_runtime"], 0.1), 1)
+    parameters = list(trainer.model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    on_device = args.device.type in ("cuda", "xpu")
+    return {
+        "steps": trainer.state.global_step,
+        "samples": trainer.state.global_step * batch_size,
+        "seconds": seconds,
+        "samples_per_second": round((trainer.state.global_step - (first_step or 0)) * batch_size / seconds, 1),
+        "loss": output.training_loss,
+        "batch_size": batch_size,
+        "parameters": total,
+        "trainable_parameters": trainable,
+        "trainable_share": trainable / total,
+        "peak_memory_mib": peak_memory_mib(),
+        "peak_device_memory_mib": torch.accelerator.max_memory_allocated() // 2**20 if on_device else None,
+        "resumed_from_step": first_step,
+        "versions": versions(),
+    }
+
+
+def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Rows of the closing table that every task has; without an accelerator none on its memory."""
+    names = [name for name in _COSTS if results[name] is not None]
+    return [(name.replace("_", " ").replace("mib", "MiB"), results[name]) for name in names]
+
+
+def check_checkpoint(name: str | None) -> None:
+    """
+    Raises:
+        FileNotFoundError: A name that is neither a folder nor can be an id on the Hub, which transformers would look
+            for there at length.
+    """
+    if name and "/" not in name.removeprefix("./") and not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"--model-name-or-path {name}: there is no such folder (and an id on the Hub would be owner/name)."
+        )
+
+
+def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+    """
+    The checkpoint that `--resume-from-checkpoint` means: a path, or with `true` the last of the output folder.
+
+    Raises:
+        FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
+        FileNotFoundError: No such checkpoint.
+    """
+    wanted = str(args.resume_from_checkpoint or "false")
+    # A kill while a checkpoint is written leaves a folder without this file, which is written last.
+    whole = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
+    last = str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[-1]))) if whole else None
+    if wanted.lower() == "false":
+        if last is not None:
+            raise FileExistsError(
+                f"{args.output_dir} holds checkpoints of an earlier run. Go on with --resume-from-checkpoint true, or "
+                "choose another --output-dir."
+            )
+        return None
+    if wanted.lower() == "true":
+        if last is None:
+            logger.warning("%s holds no checkpoint yet: training starts from the beginning.", args.output_dir)
+        return last
+    if not Path(wanted).is_dir():
+        raise FileNotFoundError(f"--resume-from-checkpoint {wanted}: there is no such folder.")
+    return wanted
+
+
+def _step_of(checkpoint: str | None) -> int | None:
+    if checkpoint is None:
+        return None
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
