@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .images import IMAGE_SUFFIXES
+from .images import DECODABLE_FORMATS, IMAGE_SUFFIXES
 
 
 # What data sets call their splits.

@@ -226,7 +226,9 @@ def test_errors_are_one_line_that_a_person_can_act_on(out, tmp_path, arguments, 
     assert message in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize("verb", ["quickstart", "build", "train", "train --task image-classification", "evaluate", "convert"])
+@pytest.mark.parametrize(
+    "verb", ["quickstart", "build", "train", "train --task image-classification", "evaluate", "convert"]
+)
 def test_help_shows_an_example_and_fits_80_columns(verb, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     verb, *task = verb.split()
