@@ -1,10 +1,15 @@
 """Zero-shot classification with prompts: labels are embedded once, images in batches."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+
+from .embedding import BATCH_SIZE, embed_prompts, image_batches, normalize
+
+
+logger = logging.getLogger(__name__)
 
 
 class ZeroShotClassifier:
@@ -12,13 +17,17 @@ class ZeroShotClassifier:
     Classifies images by the similarity of their embedding to those of the class names.
 
     A class is the normalised mean of its normalised template embeddings, as in CLIP and the paper (suppl. table 10).
+    With one template the scores are the model's own `logits_per_image`, to the last bit for the same batches.
 
     Args:
-        model: A dual encoder with `get_image_features`, `get_text_features` and `logit_scale`.
+        model: A dual encoder with `get_image_features`, `get_text_features` and `logit_scale`, or an [`ExportedModel`].
         processor: Its processor.
         class_names: Names of the classes.
-        templates: One or more sentences with `{}` in the place of the name.
-        max_length: Longer prompts are cut; the tokenizer's limit when left out.
+        templates: One sentence, or more of them, with `{}` in the place of the name.
+        max_length: Longer prompts are cut, with a warning; the tokenizer's limit when left out.
+
+    Attributes:
+        class_embeds: One embedding for each class, worked out once, of shape `(classes, dimension)`, on the CPU.
 
     Raises:
         ValueError: No class names or templates, or a template without `{}`.
@@ -33,65 +42,67 @@ class ZeroShotClassifier:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         processor: Any,
         class_names: Sequence[str],
-        templates: Sequence[str] = ("this is a photo of {}",),
+        templates: str | Sequence[str] = "this is a photo of {}",
         *,
         max_length: int | None = None,
     ):
-        if not class_names or not templates:
+        self.templates = [templates] if isinstance(templates, str) else list(templates)
+        self.class_names = [class_names] if isinstance(class_names, str) else list(class_names)
+        if not self.class_names or not self.templates:
             raise ValueError("Zero-shot classification needs at least one class name and one template.")
-        for template in templates:
+        for template in self.templates:
             if "{}" not in template:
                 raise ValueError(f"The template {template!r} has no {{}} for the class name.")
         self.model = model.eval()
         self.processor = processor
-        self.class_names = list(class_names)
-        self.class_embeds = self._embed_classes(templates, max_length)
+        self.class_embeds = self._embed_classes(max_length)
 
-    @torch.no_grad()
-    def _embed_classes(self, templates: Sequence[str], max_length: int | None) -> torch.Tensor:
-        """One embedding for each class, of shape `(classes, dimension)`."""
+    def _embed_classes(self, max_length: int | None) -> torch.Tensor:
         of_templates = []
-        for template in templates:
-            texts = self.processor.tokenizer(
-                [template.replace("{}", name) for name in self.class_names],
-                # SigLIP pools the last position, so its texts must always have the same length.
-                padding="max_length" if "siglip" in self.model.config.model_type else True,
-                truncation=True,
-                max_length=max_length,
-                return_token_type_ids=False,
-                return_tensors="pt",
-            ).to(self.model.device)
-            of_templates.append(_normalize(self.model.get_text_features(**texts).pooler_output))
-        return _normalize(torch.stack(of_templates).mean(dim=0))
+        for template in self.templates:
+            prompts = [template.replace("{}", name) for name in self.class_names]
+            embeds, lengths = embed_prompts(self.model, self.processor, prompts, max_length=max_length)
+            self._warn_of_long(prompts, lengths, max_length or self.processor.tokenizer.model_max_length)
+            of_templates.append(embeds)
+        if len(of_templates) == 1:  # the mean of one, normalised once more, would differ in the last bit
+            return of_templates[0]
+        return normalize(torch.stack(of_templates).mean(dim=0))
 
-    @torch.no_grad()
-    def logits(self, images: Sequence[Any], *, batch_size: int = 32) -> torch.Tensor:
+    def _warn_of_long(self, prompts: list[str], lengths: list[int], limit: int) -> None:
+        long = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length > limit]
+        if long:
+            logger.warning(
+                "%d of %d prompts have more than %d tokens and are cut there, the first of them: %.60s...",
+                len(long),
+                len(prompts),
+                limit,
+                long[0],
+            )
+
+    def similarities(self, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
         """
-        Cosine similarities times the inverse temperature, of shape `(images, classes)`, on the CPU.
+        Cosine similarities, of shape `(images, classes)`, on the CPU.
 
         Args:
-            images: Pillow images.
+            images: Pillow images, or a sequence that reads them when they are asked for.
             batch_size: Images at a time.
         """
-        scale = self.model.logit_scale.exp()
-        logits = []
-        for start in range(0, len(images), batch_size):
-            batch = list(images[start : start + batch_size])
-            pixels = self.processor.image_processor(batch, return_tensors="pt").to(self.model.device)
-            image_embeds = _normalize(self.model.get_image_features(**pixels).pooler_output)
-            logits.append((scale * image_embeds @ self.class_embeds.t()).float().cpu())
-        return torch.cat(logits) if logits else torch.empty(0, len(self.class_names))
+        batches = image_batches(self.model, self.processor, images, batch_size)
+        # Texts before images and batch by batch, as in the model's forward: the product's last bit depends on it.
+        similarities = [(self.class_embeds @ image_embeds.t()).t() for image_embeds in batches]
+        return torch.cat(similarities) if similarities else torch.empty(0, len(self.class_names))
 
-    def __call__(self, images: Sequence[Any], *, batch_size: int = 32) -> torch.Tensor:
-        """Probabilities of the classes for each image, of shape `(images, classes)`; arguments as in [`logits`]."""
+    def logits(self, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
+        """Similarities times the inverse temperature; arguments and shape as in [`similarities`]."""
+        scale = self.model.logit_scale.detach().float().exp().cpu()
+        return self.similarities(images, batch_size=batch_size) * scale
+
+    def __call__(self, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
+        """Probabilities of the classes (softmax of the logits); arguments and shape as in [`similarities`]."""
         return self.logits(images, batch_size=batch_size).softmax(dim=-1)
-
-
-def _normalize(features: torch.Tensor) -> torch.Tensor:
-    return nn.functional.normalize(features, dim=-1)
 
 
 __all__ = ["ZeroShotClassifier"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
+from transformers import pipeline
 
 from modeling_biomedclip import ZeroShotClassifier
 
@@ -13,15 +14,55 @@ def images():
     return [Image.new("RGB", (40 + n, 30), (25 * n, 200 - 20 * n, 99)) for n in range(7)]
 
 
-def test_one_template_gives_the_models_own_logits(small_model, small_processor, images):
+def test_one_template_gives_the_models_own_logits_to_the_last_bit(small_model, small_processor, images):
     names = ["chest x-ray", "brain mri", "line chart"]
-    classifier = ZeroShotClassifier(small_model, small_processor, names, ["this is a photo of {}"])
+    classifier = ZeroShotClassifier(small_model, small_processor, names, "this is a photo of {}")
     prompts = [f"this is a photo of {name}" for name in names]
     inputs = small_processor(text=prompts, images=images, return_tensors="pt")
     with torch.no_grad():
         expected = small_model(**inputs).logits_per_image
-    torch.testing.assert_close(classifier.logits(images), expected)
-    torch.testing.assert_close(classifier(images), expected.softmax(dim=-1))
+    assert torch.equal(classifier.logits(images), expected)
+    assert torch.equal(classifier(images), expected.softmax(dim=-1))
+    cosines = expected / small_model.logit_scale.exp()
+    torch.testing.assert_close(classifier.similarities(images), cosines.detach())
+
+
+def test_the_stock_pipeline_gives_the_same_scores_for_the_same_batches(small_model, small_processor, images):
+    names = ["chest x-ray", "brain mri", "line chart", "figure"]
+    stock = pipeline(
+        "zero-shot-image-classification",
+        model=small_model,
+        tokenizer=small_processor.tokenizer,
+        image_processor=small_processor.image_processor,
+        device="cpu",
+    )
+    scores = ZeroShotClassifier(small_model, small_processor, names, "a photo of {}")(images, batch_size=1)
+    for image, row in zip(images, scores, strict=True):
+        answers = stock(image, candidate_labels=names, hypothesis_template="a photo of {}")
+        assert {answer["label"]: answer["score"] for answer in answers} == dict(zip(names, row.tolist(), strict=True))
+
+
+def test_labels_are_embedded_once_and_kept(small_model, small_processor, images, monkeypatch):
+    classifier = ZeroShotClassifier(small_model, small_processor, ["chest", "brain"])
+    monkeypatch.setattr(small_model, "get_text_features", None)
+    assert classifier(images).shape == classifier(images[:3] * 2 + images[:1]).shape
+
+
+def test_long_labels_are_cut_with_a_warning_that_shows_one(small_model, small_processor, images, caplog):
+    names = ["chest", "brain " * 80]
+    classifier = ZeroShotClassifier(small_model, small_processor, names, "this is a photo of {}")
+    assert "1 of 2 prompts have more than 64 tokens" in caplog.text and "this is a photo of brain" in caplog.text
+    assert torch.isfinite(classifier(images)).all()
+    caplog.clear()
+    ZeroShotClassifier(small_model, small_processor, ["chest"])
+    assert caplog.text == ""
+
+
+def test_similarities_of_a_model_in_half_precision_are_worked_out_in_float32(small_model, small_processor, images):
+    classifier = ZeroShotClassifier(small_model.bfloat16(), small_processor, ["chest", "brain"])
+    logits = classifier.logits(images)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float()), "or near ones would tie"
 
 
 def test_a_class_is_the_normalised_mean_of_its_templates(small_model, small_processor):

@@ -1,0 +1,145 @@
+"""Embeddings of many images and texts: in batches, prepared while the model works, padding not paid for."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import nn
+
+
+BATCH_SIZE = 32
+PROMPTS_AT_A_TIME = 256
+
+
+def embed_images(model: Any, processor: Any, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
+    """
+    Normalised embeddings of images.
+
+    Args:
+        model: A dual encoder with `get_image_features`, or an [`ExportedModel`].
+        processor: Its processor.
+        images: Pillow images, or a sequence that reads them when they are asked for.
+        batch_size: Images at a time.
+
+    Returns:
+        L2-normalised, float32, on the CPU, of shape `(images, dimension)`.
+    """
+    embeds = list(image_batches(model, processor, images, batch_size))
+    return torch.cat(embeds) if embeds else torch.empty(0, model.config.projection_dim)
+
+
+def image_batches(model: Any, processor: Any, images: Sequence[Any], batch_size: int) -> Iterator[torch.Tensor]:
+    """The embeddings of [`embed_images`], batch by batch."""
+
+    def prepare(start: int) -> torch.Tensor:
+        batch = list(images[start : start + batch_size])
+        return processor.image_processor(batch, return_tensors="pt")["pixel_values"]
+
+    for pixel_values in _prepared_ahead(prepare, range(0, len(images), batch_size)):
+        with torch.no_grad():
+            features = model.get_image_features(pixel_values=pixel_values.to(model.device)).pooler_output
+            embeds = normalize(features).cpu()
+        yield embeds
+
+
+@torch.no_grad()
+def embed_texts(
+    model: Any, processor: Any, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, max_length: int | None = None
+) -> torch.Tensor:
+    """
+    Normalised embeddings of texts, in their order.
+
+    Texts of like length go together, so that next to no padding is worked on: real captions average 107 of 256 tokens.
+
+    Args:
+        model: A dual encoder with `get_text_features`, or an [`ExportedModel`].
+        processor: Its processor.
+        texts: Captions or prompts.
+        batch_size: Texts of the full length at a time; of shorter ones as many more as have the same number of tokens.
+        max_length: Tokens that a text is cut at; the tokenizer's limit when left out.
+
+    Returns:
+        L2-normalised, float32, on the CPU, of shape `(texts, dimension)`.
+    """
+    if not texts:
+        return torch.empty(0, model.config.projection_dim)
+    token_ids, fixed_length = _token_ids(model, processor, texts, max_length)
+    longest_first = sorted(range(len(texts)), key=lambda index: -len(token_ids[index]))
+    budget = batch_size * (fixed_length or len(token_ids[longest_first[0]]))
+    embeds: torch.Tensor | None = None
+    start = 0
+    while start < len(texts):
+        longest = fixed_length or len(token_ids[longest_first[start]])
+        chosen = longest_first[start : start + max(1, budget // longest)]
+        rows = _embed_batch(model, processor, [token_ids[index] for index in chosen], longest)
+        embeds = rows.new_empty(len(texts), rows.shape[1]) if embeds is None else embeds
+        embeds[chosen] = rows
+        start += len(chosen)
+    assert embeds is not None
+    return embeds
+
+
+@torch.no_grad()
+def embed_prompts(
+    model: Any, processor: Any, prompts: Sequence[str], *, max_length: int | None = None
+) -> tuple[torch.Tensor, list[int]]:
+    """
+    Normalised embeddings of prompts in one batch, padded to the longest, as the model itself would embed them.
+
+    Args:
+        model: A dual encoder with `get_text_features`, or an [`ExportedModel`].
+        processor: Its processor.
+        prompts: Some hundreds at most are worked on at a time.
+        max_length: Tokens that a prompt is cut at; the tokenizer's limit when left out.
+
+    Returns:
+        Embeddings as of [`embed_texts`], and the number of tokens that each prompt had before it was cut.
+    """
+    token_ids, fixed_length = _token_ids(model, processor, prompts, max_length)
+    whole = processor(text=list(prompts), padding=False, truncation=False, verbose=False)["input_ids"]
+    embeds = []
+    for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
+        batch = token_ids[start : start + PROMPTS_AT_A_TIME]
+        embeds.append(_embed_batch(model, processor, batch, fixed_length or max(map(len, batch))))
+    return torch.cat(embeds), [len(ids) for ids in whole]
+
+
+def normalize(features: torch.Tensor) -> torch.Tensor:
+    """Unit vectors in float32, whatever the model's precision: similarities in half precision would tie."""
+    return nn.functional.normalize(features.float(), dim=-1)
+
+
+def _token_ids(
+    model: Any, processor: Any, texts: Sequence[str], max_length: int | None
+) -> tuple[list[list[int]], int | None]:
+    """Token ids of each text, cut at the limit, and the length that all must have, where there is one."""
+    limit = max_length or processor.tokenizer.model_max_length
+    token_ids = processor(text=list(texts), padding=False, truncation=True, max_length=limit)["input_ids"]
+    # SigLIP pools the last position, so its texts must always have the same length.
+    return token_ids, limit if "siglip" in model.config.model_type else None
+
+
+def _embed_batch(model: Any, processor: Any, token_ids: list[list[int]], length: int) -> torch.Tensor:
+    pad = processor.tokenizer.pad_token_id or 0
+    input_ids = torch.tensor([ids + [pad] * (length - len(ids)) for ids in token_ids])
+    inputs = {"input_ids": input_ids.to(model.device)}
+    if "attention_mask" in processor.tokenizer.model_input_names:
+        mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in token_ids])
+        inputs["attention_mask"] = mask.to(model.device)
+    return normalize(model.get_text_features(**inputs).pooler_output).cpu()
+
+
+def _prepared_ahead(prepare: Callable[[int], torch.Tensor], starts: Sequence[int]) -> Iterator[torch.Tensor]:
+    """Batches, the next one being prepared in a thread while the caller works on the last."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting = thread.submit(prepare, starts[0]) if starts else None
+        for following in [*starts[1:], None]:
+            if waiting is None:
+                return
+            batch = waiting.result()
+            waiting = thread.submit(prepare, following) if following is not None else None
+            yield batch
+
+
+__all__ = ["embed_images", "image_batches", "embed_prompts", "embed_texts", "normalize"]
