@@ -29,13 +29,20 @@ from .modeling_biomedclip import (
 if TYPE_CHECKING:
     from .contrastive_trainer import ContrastiveTrainer, ContrastiveTrainingArguments
     from .conversion import from_open_clip, to_open_clip
+    from .embedding import embed_images, embed_texts
+    from .export import export_model
+    from .exported_model import ExportedModel
     from .zero_shot_classifier import ZeroShotClassifier
 
 # Imported at first use: the trainer pulls in `datasets`, which nobody needs who embeds an image.
 _LAZY = {
     "ContrastiveTrainer": "contrastive_trainer",
     "ContrastiveTrainingArguments": "contrastive_trainer",
+    "ExportedModel": "exported_model",
     "ZeroShotClassifier": "zero_shot_classifier",
+    "embed_images": "embedding",
+    "embed_texts": "embedding",
+    "export_model": "export",
     "from_open_clip": "conversion",
     "to_open_clip": "conversion",
 }
@@ -79,7 +86,11 @@ __all__ = [
     "BiomedCLIPVisionModelWithProjection",
     "ContrastiveTrainer",
     "ContrastiveTrainingArguments",
+    "ExportedModel",
     "ZeroShotClassifier",
+    "embed_images",
+    "embed_texts",
+    "export_model",
     "from_open_clip",
     "to_open_clip",
 ]

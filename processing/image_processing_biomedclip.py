@@ -80,6 +80,11 @@ class BiomedCLIPImageProcessor(PilBackend):
     do_normalize = True
     do_convert_rgb = True
 
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Saves the settings, and the code of this class alone: a processor that it was part of is not saved here."""
+        self.auto_map = {"AutoImageProcessor": "image_processing_biomedclip.BiomedCLIPImageProcessor"}
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
     def process_image(self, image: ImageInput, input_data_format: Any = None, **kwargs: Any) -> Image.Image:
         """A Pillow image out of a Pillow image, an array or a tensor; arrays hold 0..255, or floats in [0, 1]."""
         if not isinstance(image, Image.Image):

@@ -20,7 +20,7 @@ from .reporting import say, show_table, versions, write_json
 from .verification import LARGEST_DIFFERENCE, show_verification, verify
 
 
-EXAMPLE = "biomedclip convert microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 biomedclip --verify"
+EXAMPLE = "biomedclip convert open_clip_folder_or_hub_id biomedclip --verify"
 REPORT = "conversion.json"
 
 

@@ -1,5 +1,7 @@
 """Pixels: equal to open_clip's evaluation transform, and what we do where it is wrong."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,11 @@ def test_saving_and_loading_changes_nothing(tmp_path):
     processor = BiomedCLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     processor.save_pretrained(tmp_path)
     assert BiomedCLIPImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+
+
+def test_saved_alone_it_names_its_own_code_and_no_processor(small_processor, tmp_path):
+    small_processor.save_pretrained(tmp_path / "processor")  # which writes itself into the image processor too
+    small_processor.image_processor.save_pretrained(tmp_path / "alone")
+    auto_map = json.loads((tmp_path / "alone" / "preprocessor_config.json").read_text())["auto_map"]
+    assert auto_map == {"AutoImageProcessor": "image_processing_biomedclip.BiomedCLIPImageProcessor"}
+    assert (tmp_path / "alone" / "image_processing_biomedclip.py").is_file()

@@ -1,0 +1,177 @@
+"""Export of the two towers as graphs that run without PyTorch: ONNX for ONNX Runtime, or OpenVINO's own format.
+
+Each graph gives L2-normalised embeddings; batch and text length are free. In 8 bits the weights have one scale for each
+output channel. Activations are quantised while the graph runs: by ONNX Runtime with one scale for a whole tensor, by
+OpenVINO with one for each token and group of channels, which is closer to float32.
+"""
+
+import copy
+import importlib.util
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["float32", "bfloat16", "int8"]
+FORMATS: dict[str, tuple[str, ...]] = {"onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16", "int8")}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+GRAPHS = ("image", "text")
+DESCRIPTION = "export.json"
+OPSET = 20  # the first with LayerNormalization and Gelu as operators of their own
+# Smaller matrices, the projections, stay in float32: they take no time, and their error would be felt most.
+SMALLEST_QUANTISED = 500_000
+_EXAMPLE_LENGTH = 16
+
+
+class ImageGraph(nn.Module):
+    """Pixels to normalised embeddings."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.model.get_image_features(pixel_values).pooler_output, dim=-1)
+
+
+class TextGraph(nn.Module):
+    """Token ids and mask to normalised embeddings."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.model.get_text_features(input_ids, attention_mask).pooler_output, dim=-1)
+
+
+def export_model(
+    model: Any, folder: str | os.PathLike[str], *, format: str = "onnx", precision: Precision = "float32"
+) -> None:
+    """
+    Writes the image and the text graph of a model, and what [`ExportedModel`] needs to know of them.
+
+    Args:
+        model: A [`BiomedCLIPModel`], on the CPU.
+        folder: Where `image` and `text` (`.onnx`, or `.xml` and `.bin`) and `export.json` go.
+        format: `onnx` or `openvino`.
+        precision: `float32`; `int8`; or, for OpenVINO, `bfloat16`, which keeps float32 weights in the file and works in
+            bfloat16 where the processor can.
+
+    Raises:
+        ValueError: A format there is not, or a precision it does not have.
+        ImportError: The package that the format needs is not installed.
+    """
+    check_export(format, precision)
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    model = (model if model.dtype == torch.float32 else copy.deepcopy(model).float()).eval()
+    for name, graph, inputs, shapes in _graphs(model):
+        logger.info("Exporting the %s graph.", name)
+        if format == "onnx":
+            _write_onnx(graph, inputs, shapes, path / f"{name}.onnx", f"{name}_embeds", quantise=precision == "int8")
+        else:
+            _write_openvino(graph, inputs, shapes, path / f"{name}.xml", quantise=precision == "int8")
+    description = {
+        "format": format,
+        "precision": precision,
+        "logit_scale": model.logit_scale.item(),
+        "projection_dim": model.config.projection_dim,
+        "image_hidden_size": model.config.vision_config.hidden_size,
+        "text_hidden_size": model.config.text_config.hidden_size,
+        "image_size": model.config.vision_config.image_size,
+    }
+    (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def check_export(format: str, precision: str) -> None:
+    """Raises as [`export_model`] does, before any work is done."""
+    if format not in FORMATS:
+        raise ValueError(f"There is no format {format!r}; there are {', '.join(FORMATS)}.")
+    if precision not in FORMATS[format]:
+        remedy = " ONNX Runtime has no bfloat16 on a CPU; choose openvino." if precision == "bfloat16" else ""
+        raise ValueError(f"{format} is written in {' or '.join(FORMATS[format])}, not in {precision!r}.{remedy}")
+    for package in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}[format]:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"Export to {format} needs {package}: pip install 'biomedclip[export]'")
+
+
+def _graphs(model: Any) -> list[tuple[str, nn.Module, tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]]:
+    """Name, module, example inputs and free dimensions of each graph."""
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    length = torch.export.Dim("length", min=2, max=model.config.text_config.max_position_embeddings)
+    size = model.config.vision_config.image_size
+    pixel_values = torch.zeros(2, model.config.vision_config.num_channels, size, size)
+    input_ids = torch.ones(2, _EXAMPLE_LENGTH, dtype=torch.long)
+    text_shape = {0: batch, 1: length}
+    return [
+        ("image", ImageGraph(model), (pixel_values,), ({0: batch},)),
+        ("text", TextGraph(model), (input_ids, torch.ones_like(input_ids)), (text_shape, text_shape)),
+    ]
+
+
+def _write_onnx(graph: nn.Module, inputs: Any, shapes: Any, path: Path, output_name: str, *, quantise: bool) -> None:
+    program = torch.onnx.export(
+        graph,
+        inputs,
+        dynamo=True,
+        dynamic_shapes=shapes,
+        output_names=[output_name],
+        opset_version=OPSET,
+        verbose=False,
+    )
+    if not quantise:
+        program.save(str(path), external_data=False)
+        return
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    names = [
+        node.name
+        for node in program.model.graph
+        if node.op_type == "MatMul"
+        and node.inputs[1].const_value is not None
+        and node.inputs[1].const_value.size >= SMALLEST_QUANTISED
+    ]
+    quantize_dynamic(
+        program.model_proto, str(path), nodes_to_quantize=names, weight_type=QuantType.QInt8, per_channel=True
+    )
+
+
+def _write_openvino(graph: nn.Module, inputs: Any, shapes: Any, path: Path, *, quantise: bool) -> None:
+    import openvino
+
+    program = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=False)
+    model = openvino.convert_model(program)
+    if quantise:
+        _compress_weights(model)
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _compress_weights(model: Any) -> None:
+    """Gives each large constant matrix 8 bits and a scale for each output channel, in the form OpenVINO looks for."""
+    from openvino import Type
+    from openvino import opset13 as opset
+
+    for operation in model.get_ops():
+        weights = operation.input_value(1).get_node() if operation.get_type_name() == "MatMul" else None
+        if weights is None or weights.get_type_name() != "Constant" or weights.data.size < SMALLEST_QUANTISED:
+            continue
+        transposed = operation.get_attributes()["transpose_b"]  # output channels are rows then, and columns otherwise
+        scales = np.abs(weights.data).max(axis=1 if transposed else 0, keepdims=True) / 127
+        quantised = np.round(weights.data / np.maximum(scales, np.finfo(np.float32).tiny)).astype(np.int8)
+        restored = opset.multiply(
+            opset.convert(opset.constant(quantised, dtype=Type.i8), Type.f32),
+            opset.constant(scales.astype(np.float32)),
+        )
+        operation.input(1).replace_source_output(restored.output(0))
+
+
+__all__ = ["export_model"]
