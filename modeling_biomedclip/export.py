@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["float32", "bfloat16", "int8"]
 FORMATS: dict[str, tuple[str, ...]] = {"onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16", "int8")}
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 GRAPHS = ("image", "text")
@@ -54,7 +53,7 @@ class TextGraph(nn.Module):
 
 
 def export_model(
-    model: Any, folder: str | os.PathLike[str], *, format: str = "onnx", precision: Precision = "float32"
+    model: Any, folder: str | os.PathLike[str], *, format: str = "onnx", precision: str = "float32"
 ) -> None:
     """
     Writes the image and the text graph of a model, and what [`ExportedModel`] needs to know of them.

@@ -64,7 +64,7 @@ def verify(source: Path, result: Path, images: Sequence[str]) -> dict[str, Any]:
         raise ImportError(
             "--verify compares with open_clip, which is not installed: pip install 'biomedclip[open_clip]'"
         )
-    pictures = _pictures(images)
+    pictures = pictures_to_compare(images)
     with tempfile.TemporaryDirectory() as scratch:
         model, processor = load_any_layout(source if (result / OPEN_CLIP_CONFIG).is_file() else result)
         theirs_in = next((folder for folder in (result, source) if (folder / OPEN_CLIP_CONFIG).is_file()), None)
@@ -165,7 +165,17 @@ def _is_within_reach(name: str) -> bool:
     return True
 
 
-def _pictures(paths: Sequence[str]) -> list[Any]:
+def pictures_to_compare(paths: Sequence[str]) -> list[Any]:
+    """
+    Pillow images of at most 8 bits; what cannot be read or compared is named in a warning and left out.
+
+    Args:
+        paths: Files, or folders of them; one drawn figure of each kind where there are none.
+
+    Raises:
+        FileNotFoundError: A path that is not there, or no images.
+        ValueError: None of the images can be compared.
+    """
     if not paths:
         return [kind.draw(kind.combination(0), np.random.default_rng(0)) for kind in FIGURE_KINDS.values()]
     files: list[Path] = []

@@ -227,7 +227,7 @@ def test_errors_are_one_line_that_a_person_can_act_on(out, tmp_path, arguments, 
 
 
 @pytest.mark.parametrize(
-    "verb", ["quickstart", "build", "train", "train --task image-classification", "evaluate", "convert"]
+    "verb", ["quickstart", "build", "train", "train --task image-classification", "evaluate", "convert", "export"]
 )
 def test_help_shows_an_example_and_fits_80_columns(verb, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")

@@ -1,0 +1,116 @@
+"""Exported graphs against the model they come from."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import cosine_similarity
+
+from modeling_biomedclip import (
+    BiomedCLIPConfig,
+    BiomedCLIPModel,
+    ExportedModel,
+    ZeroShotClassifier,
+    embed_images,
+    embed_texts,
+    export_model,
+)
+from modeling_biomedclip import export as export_module
+
+
+TEXTS = ["chest x-ray", "a", "caption of article figure " * 4, "brain mri"]
+PICTURES = [Image.effect_noise((40 + n, 36), 99) for n in range(5)]
+# float32: sums in another order. The others have 8 bits or less, and the small model few products to average over.
+SMALLEST_COSINE = {"float32": 1 - 1e-6, "bfloat16": 0.999, "int8": 0.99}
+
+
+@pytest.fixture(scope="module")
+def wide_model():
+    """Wide enough for its matrices to be quantised: 256 by 2048."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return BiomedCLIPModel(
+        BiomedCLIPConfig(
+            projection_dim=16,
+            vision_config=shape | {"image_size": 32, "patch_size": 8, "initializer_range": 0.06},
+            text_config=shape | {"vocab_size": 128, "max_position_embeddings": 64, "initializer_range": 0.06},
+        )
+    ).eval()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(format, precision) for format, precisions in export_module.FORMATS.items() for precision in precisions],
+    ids="-".join,
+)
+def exported(request, wide_model, tmp_path_factory):
+    format, precision = request.param
+    folder = tmp_path_factory.mktemp("exported")
+    export_model(wide_model, folder, format=format, precision=precision)
+    return folder, precision
+
+
+def test_every_batch_and_length_gives_the_embeddings_of_the_model(exported, wide_model, small_processor):
+    folder, precision = exported
+    model = ExportedModel(folder)
+    for count in (1, 5):
+        images = (
+            embed_images(model, small_processor, PICTURES[:count]),
+            embed_images(wide_model, small_processor, PICTURES[:count]),
+        )
+        texts = (
+            embed_texts(model, small_processor, TEXTS[:count]),
+            embed_texts(wide_model, small_processor, TEXTS[:count]),
+        )
+        for ours, exact in (images, texts):
+            assert ours.shape == exact.shape
+            assert cosine_similarity(ours, exact).min() > SMALLEST_COSINE[precision]
+
+
+def test_padding_is_masked(exported, small_processor):
+    model = ExportedModel(exported[0])
+    inputs = small_processor(text=["brain mri", "caption of article figure"], return_tensors="pt")
+    alone = small_processor(text=["brain mri"], return_tensors="pt")
+    together, single = (model.get_text_features(**each).pooler_output[0] for each in (inputs, alone))
+    assert cosine_similarity(together, single, dim=0) > SMALLEST_COSINE[exported[1]]
+
+
+def test_it_takes_the_models_place_in_the_classifier(exported, wide_model, small_processor):
+    folder, precision = exported
+    names = ["chest", "brain", "chart"]
+    ours = ZeroShotClassifier(ExportedModel(folder), small_processor, names).logits(PICTURES)
+    exact = ZeroShotClassifier(wide_model, small_processor, names).logits(PICTURES)
+    torch.testing.assert_close(ours, exact, rtol=0, atol={"float32": 1e-4, "bfloat16": 0.5, "int8": 1.0}[precision])
+
+
+def test_8_bits_take_about_a_quarter_of_the_space(wide_model, tmp_path):
+    for format in export_module.FORMATS:
+        sizes = {}
+        for precision in ("float32", "int8"):
+            folder = tmp_path / f"{format}_{precision}"
+            export_model(wide_model, folder, format=format, precision=precision)
+            sizes[precision] = sum(file.stat().st_size for file in folder.iterdir())
+        assert sizes["int8"] < 0.6 * sizes["float32"], "half of this model's matrices are large enough"
+
+
+def test_a_model_in_half_precision_is_left_as_it_is(small_model, tmp_path):
+    export_model(small_model.bfloat16(), tmp_path)
+    assert small_model.dtype == torch.bfloat16
+
+
+def test_missing_files_and_packages_are_named(small_model, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no export.json there"):
+        ExportedModel(tmp_path)
+    export_model(small_model, tmp_path)
+    (tmp_path / "text.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match="text.onnx: missing"):
+        ExportedModel(tmp_path)
+    description = json.loads((tmp_path / "export.json").read_text())
+    (tmp_path / "export.json").write_text(json.dumps(description | {"format": "tflite"}))
+    with pytest.raises(ValueError, match="no format 'tflite'"):
+        ExportedModel(tmp_path)
+    monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'biomedclip\[export\]'"):
+        export_model(small_model, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
