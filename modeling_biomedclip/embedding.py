@@ -10,6 +10,9 @@ from torch import nn
 
 BATCH_SIZE = 32
 PROMPTS_AT_A_TIME = 256
+# Share of a text's place in a batch that may be padding. On a CPU a small batch costs less than padding does, and where
+# there are many texts, batches fill up all the same.
+MOST_PADDING = 1 / 8
 
 
 def embed_images(model: Any, processor: Any, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
@@ -71,7 +74,9 @@ def embed_texts(
     start = 0
     while start < len(texts):
         longest = fixed_length or len(token_ids[longest_first[start]])
-        chosen = longest_first[start : start + max(1, budget // longest)]
+        shortest = longest * (1 - MOST_PADDING) if fixed_length is None else 0
+        at_most = longest_first[start : start + max(1, budget // longest)]
+        chosen = [index for index in at_most if len(token_ids[index]) >= shortest]
         rows = _embed_batch(model, processor, [token_ids[index] for index in chosen], longest)
         embeds = rows.new_empty(len(texts), rows.shape[1]) if embeds is None else embeds
         embeds[chosen] = rows

@@ -1,5 +1,6 @@
 """Pixels: equal to open_clip's evaluation transform, and what we do where it is wrong."""
 
+import io
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from processing import BiomedCLIPImageProcessor
+from processing import BiomedCLIPImageProcessor, read_image
 from processing.image_processing_biomedclip import to_8_bit
 
 
@@ -54,8 +55,10 @@ def test_pixels_equal_the_published_transform_spelled_out():
         assert torch.equal(ours, plain_transform(image)), (image.mode, image.size)
 
 
-def test_pixels_equal_open_clips_for_300_random_images_of_every_mode():
-    theirs = image_transform(
+@pytest.fixture(scope="module")
+def open_clips():
+    """open_clip's evaluation transform of the published checkpoint."""
+    return image_transform(
         224,
         is_train=False,
         mean=OPENAI_CLIP_MEAN,
@@ -63,10 +66,36 @@ def test_pixels_equal_open_clips_for_300_random_images_of_every_mode():
         interpolation="bicubic",
         resize_mode="shortest",
     )
+
+
+def test_pixels_equal_open_clips_for_300_random_images_of_every_mode(open_clips):
     processor = BiomedCLIPImageProcessor()
     for image in random_images(300):
         ours = processor(image, return_tensors="pt")["pixel_values"][0]
-        assert torch.equal(ours, theirs(image)), (image.mode, image.size)
+        assert torch.equal(ours, open_clips(image)), (image.mode, image.size)
+
+
+@pytest.mark.parametrize("size", [(9001, 6007), (40_000, 53), (3, 2900), (224, 224), (223, 225), (1, 1)])
+def test_pixels_of_huge_odd_and_tiny_images_equal_open_clips(open_clips, size):
+    row = np.random.default_rng(0).integers(0, 256, (1, size[0], 3), dtype=np.uint8)
+    column = np.random.default_rng(1).integers(0, 256, (size[1], 1, 3), dtype=np.uint8)
+    image = Image.fromarray(row ^ column)
+    assert torch.equal(BiomedCLIPImageProcessor()(image, return_tensors="pt")["pixel_values"][0], open_clips(image))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_pixels_of_images_with_an_exif_orientation_equal_open_clips(open_clips, orientation, kind):
+    image, exif = noise("RGB", 321, 250, np.random.default_rng(orientation)), Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, kind, exif=exif)
+    tagged = Image.open(buffer)
+    assert tagged.getexif()[0x0112] == orientation
+    expected = open_clips(Image.open(buffer))
+    assert torch.equal(BiomedCLIPImageProcessor()(tagged, return_tensors="pt")["pixel_values"][0], expected)
+    read = read_image(buffer.getvalue())
+    assert torch.equal(BiomedCLIPImageProcessor()(read, return_tensors="pt")["pixel_values"][0], expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
