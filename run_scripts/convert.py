@@ -16,7 +16,7 @@ from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.files import find_checkpoint
 
 from .options import parse_options
-from .reporting import say, show_table, versions, write_json
+from .reporting import refuse_filled, say, show_table, versions, write_json
 from .verification import LARGEST_DIFFERENCE, show_verification, verify
 
 
@@ -89,8 +89,7 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
         ValueError: Weights or settings that are not BiomedCLIP's.
     """
     output_dir = Path(options.output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())) and not options.overwrite:
-        raise FileExistsError(f"{output_dir} is not empty: pass --overwrite, or choose another folder.")
+    refuse_filled(output_dir, overwrite=options.overwrite)
     started = time.monotonic()
     source = find_checkpoint(options.source, options.revision)
     model, processor = load_any_layout(source)

@@ -19,7 +19,7 @@ from modeling_biomedclip.conversion.files import find_checkpoint
 from modeling_biomedclip.export import FORMATS, check_export
 
 from .options import parse_options
-from .reporting import say, show_table, versions, write_json
+from .reporting import refuse_filled, say, show_table, versions, write_json
 from .verification import LABELS, TEMPLATE, pictures_to_compare
 
 
@@ -98,8 +98,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     """
     check_export(options.format, options.precision)
     output_dir = Path(options.output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())) and not options.overwrite:
-        raise FileExistsError(f"{output_dir} is not empty: pass --overwrite, or choose another folder.")
+    refuse_filled(output_dir, overwrite=options.overwrite)
     started = time.monotonic()
     pictures = pictures_to_compare(options.images)
     texts = _texts(options.texts)

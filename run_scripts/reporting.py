@@ -46,6 +46,15 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+def refuse_filled(folder: Path, *, overwrite: bool) -> None:
+    """
+    Raises:
+        FileExistsError: There is something in the folder, or a file in its place, and no word of overwriting.
+    """
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty: pass --overwrite, or choose another folder.")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file, whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
