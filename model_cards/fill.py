@@ -85,6 +85,7 @@ def _verification(verified: Mapping[str, Any]) -> str:
         f"The same {verified['images']} images and {verified['labels']} labels through both, in float32 on a CPU; the "
         f"best label is the same for {verified['same_best_label']}.\n\n"
         f"| stage | largest difference |\n|---|---:|\n{_rows(rows)}"
+        + ("\n\nThe text tower's heads and epsilon were taken as usual." if verified["bert_assumed"] else "")
     )
 
 

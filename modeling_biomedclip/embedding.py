@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 BATCH_SIZE = 32
 PROMPTS_AT_A_TIME = 256
+LARGEST_LIMIT = 1_000_000  # transformers writes «no limit» as 10^30
 # Share of a text's place in a batch that may be padding. On a CPU a small batch costs less than padding does, and where
 # there are many texts, batches fill up all the same.
 MOST_PADDING = 1 / 8
@@ -40,7 +42,7 @@ def image_batches(model: Any, processor: Any, images: Sequence[Any], batch_size:
         return processor.image_processor(batch, return_tensors="pt")["pixel_values"]
 
     for pixel_values in _prepared_ahead(prepare, range(0, len(images), batch_size)):
-        with torch.no_grad():
+        with torch.no_grad(), _in_evaluation(model):
             features = model.get_image_features(pixel_values=pixel_values.to(model.device)).pooler_output
             embeds = normalize(features).cpu()
         yield embeds
@@ -110,6 +112,14 @@ def embed_prompts(
     return torch.cat(embeds), [len(ids) for ids in whole]
 
 
+def text_limit(model: Any, processor: Any) -> int:
+    """Tokens that a text may have: the tokenizer's limit or, where it has none, the model's positions."""
+    limit = processor.tokenizer.model_max_length
+    if limit < LARGEST_LIMIT:
+        return limit
+    return getattr(getattr(model.config, "text_config", None), "max_position_embeddings", None) or 512
+
+
 def normalize(features: torch.Tensor) -> torch.Tensor:
     """Unit vectors in float32, whatever the model's precision: similarities in half precision would tie."""
     return nn.functional.normalize(features.float(), dim=-1)
@@ -119,7 +129,7 @@ def _token_ids(
     model: Any, processor: Any, texts: Sequence[str], max_length: int | None
 ) -> tuple[list[list[int]], int | None]:
     """Token ids of each text, cut at the limit, and the length that all must have, where there is one."""
-    limit = max_length or processor.tokenizer.model_max_length
+    limit = max_length or text_limit(model, processor)
     token_ids = processor(text=list(texts), padding=False, truncation=True, max_length=limit)["input_ids"]
     # SigLIP pools the last position, so its texts must always have the same length.
     return token_ids, limit if "siglip" in model.config.model_type else None
@@ -132,7 +142,20 @@ def _embed_batch(model: Any, processor: Any, token_ids: list[list[int]], length:
     if "attention_mask" in processor.tokenizer.model_input_names:
         mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in token_ids])
         inputs["attention_mask"] = mask.to(model.device)
-    return normalize(model.get_text_features(**inputs).pooler_output).cpu()
+    with _in_evaluation(model):
+        return normalize(model.get_text_features(**inputs).pooler_output).cpu()
+
+
+@contextmanager
+def _in_evaluation(model: Any) -> Iterator[None]:
+    """Without dropout, which would give other embeddings at each call; the model's mode is as before afterwards."""
+    training = getattr(model, "training", False)
+    model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
 
 
 def _prepared_ahead(prepare: Callable[[int], torch.Tensor], starts: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -147,4 +170,4 @@ def _prepared_ahead(prepare: Callable[[int], torch.Tensor], starts: Sequence[int
             yield batch
 
 
-__all__ = ["embed_images", "image_batches", "embed_prompts", "embed_texts", "normalize"]
+__all__ = ["embed_images", "embed_prompts", "embed_texts", "image_batches", "normalize", "text_limit"]

@@ -21,6 +21,8 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 FORMATS: dict[str, tuple[str, ...]] = {"onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16", "int8")}
+_PACKAGES_TO_EXPORT = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+PACKAGES_TO_RUN = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 GRAPHS = ("image", "text")
 DESCRIPTION = "export.json"
@@ -70,6 +72,12 @@ def export_model(
         ImportError: The package that the format needs is not installed.
     """
     check_export(format, precision)
+    check_packages(_PACKAGES_TO_EXPORT[format])
+    if precision == "int8" and not _largest_matrix(model) >= SMALLEST_QUANTISED:
+        raise ValueError(
+            f"The model's largest matrix has {_largest_matrix(model):,} entries, and matrices below "
+            f"{SMALLEST_QUANTISED:,} stay in float32: 8 bits would change nothing. Export it in float32."
+        )
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     model = (model if model.dtype == torch.float32 else copy.deepcopy(model).float()).eval()
@@ -86,7 +94,6 @@ def export_model(
         "projection_dim": model.config.projection_dim,
         "image_hidden_size": model.config.vision_config.hidden_size,
         "text_hidden_size": model.config.text_config.hidden_size,
-        "image_size": model.config.vision_config.image_size,
     }
     (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
@@ -98,9 +105,17 @@ def check_export(format: str, precision: str) -> None:
     if precision not in FORMATS[format]:
         remedy = " ONNX Runtime has no bfloat16 on a CPU; choose openvino." if precision == "bfloat16" else ""
         raise ValueError(f"{format} is written in {' or '.join(FORMATS[format])}, not in {precision!r}.{remedy}")
-    for package in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}[format]:
+
+
+def check_packages(packages: tuple[str, ...]) -> None:
+    """Raises `ImportError` where one of the packages is not installed."""
+    for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f"Export to {format} needs {package}: pip install 'biomedclip[export]'")
+            raise ImportError(f"{package} is not installed: pip install 'biomedclip[export]'")
+
+
+def _largest_matrix(model: Any) -> int:
+    return max(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def _graphs(model: Any) -> list[tuple[str, nn.Module, tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]]:

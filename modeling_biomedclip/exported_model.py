@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .export import DESCRIPTION, GRAPHS, SUFFIXES, check_export
+from .export import DESCRIPTION, GRAPHS, PACKAGES_TO_RUN, SUFFIXES, check_export, check_packages
 
 
 class ExportedModel:
@@ -44,6 +44,7 @@ class ExportedModel:
             raise FileNotFoundError(f"{path}: no {DESCRIPTION} there. Write one with: biomedclip export --help")
         self.description = json.loads((path / DESCRIPTION).read_text())
         check_export(self.description["format"], self.description["precision"])
+        check_packages(PACKAGES_TO_RUN[self.description["format"]])
         self.config = SimpleNamespace(
             model_type="biomedclip_exported", projection_dim=self.description["projection_dim"]
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .embedding import BATCH_SIZE, embed_prompts, image_batches, normalize
+from .embedding import BATCH_SIZE, embed_prompts, image_batches, normalize, text_limit
 
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class ZeroShotClassifier:
         for template in self.templates:
             if "{}" not in template:
                 raise ValueError(f"The template {template!r} has no {{}} for the class name.")
-        self.model = model.eval()
+        self.model = model
         self.processor = processor
         self.class_embeds = self._embed_classes(max_length)
 
@@ -65,7 +65,7 @@ class ZeroShotClassifier:
         for template in self.templates:
             prompts = [template.replace("{}", name) for name in self.class_names]
             embeds, lengths = embed_prompts(self.model, self.processor, prompts, max_length=max_length)
-            self._warn_of_long(prompts, lengths, max_length or self.processor.tokenizer.model_max_length)
+            self._warn_of_long(prompts, lengths, max_length or text_limit(self.model, self.processor))
             of_templates.append(embeds)
         if len(of_templates) == 1:  # the mean of one, normalised once more, would differ in the last bit
             return of_templates[0]

@@ -110,6 +110,12 @@ def read_labelled_images(
     return _from_folders(root)
 
 
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders that are called as splits are, in whatever case, by split."""
+    found = {folder.name.lower(): folder for folder in root.iterdir() if folder.is_dir()} if root.is_dir() else {}
+    return {split: found[name] for split, names in SPLIT_NAMES.items() for name in names if name in found}
+
+
 def image_files_by_class(path: str | os.PathLike[str]) -> dict[str, list[Path]]:
     """
     Image files of a folder of class folders, by class; folders inside a class folder belong to the class.
@@ -161,9 +167,13 @@ def hold_out(labels: Sequence[str], share: float, seed: int) -> tuple[list[int],
 
 
 def _from_folders(root: Path) -> dict[str, LabelledImages]:
-    folders = {split: root / name for split, names in SPLIT_NAMES.items() for name in names if (root / name).is_dir()}
-    if "train" not in folders:
-        folders = {"train": root}
+    folders = split_folders(root)
+    if folders and "train" not in folders:
+        raise ValueError(
+            f"{root} has folders of splits ({', '.join(folder.name for folder in folders.values())}) but none called "
+            f"{' or '.join(SPLIT_NAMES['train'])}. They are not classes; name the training folder so."
+        )
+    folders = folders or {"train": root}
     splits = {}
     for split, folder in folders.items():
         files = image_files_by_class(folder)

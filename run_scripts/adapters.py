@@ -107,6 +107,18 @@ def refuse_adapter(model: PreTrainedModel) -> None:
         )
 
 
+def refuse_sharded_merge(trainer: Any, options: AdapterOptions) -> None:
+    """
+    Raises:
+        ValueError: The model is to be merged, but no process will hold the whole of it.
+    """
+    if options.merge_adapter and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError(
+            "--merge-adapter needs the whole model in one process, which FSDP and DeepSpeed split. Leave it out, and "
+            "merge the saved adapter afterwards: PeftModel.from_pretrained(base, adapter).merge_and_unload()."
+        )
+
+
 def save_merged(model: PeftModel, processor: Any, folder: Path) -> None:
     """
     Saves a plain model, which loads without PEFT: each layer's weight with the product of its adapter added.

@@ -28,7 +28,15 @@ from processing import LabelCollator, read_labelled_images
 from processing.collator import IGNORED_LABEL
 from processing.labelled_images import LabelledImages, hold_out
 
-from .adapters import MERGED, AdapterOptions, add_adapter, refuse_adapter, save_merged, what_is_where
+from .adapters import (
+    MERGED,
+    AdapterOptions,
+    add_adapter,
+    refuse_adapter,
+    refuse_sharded_merge,
+    save_merged,
+    what_is_where,
+)
 from .options import parse_options
 from .progress import show_progress
 from .reporting import say, show_table, write_json
@@ -159,6 +167,7 @@ def train_classifier(
         eval_data_collator=collators[1],
         processing_class=image_processor,
     )
+    refuse_sharded_merge(trainer, adapter)
     show_progress(trainer)
     results: dict[str, Any] = {
         **run_training(trainer, checkpoint),

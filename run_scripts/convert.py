@@ -111,7 +111,7 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
     }
     del model, processor
     if options.verify:
-        report["verification"] = verify(source, output_dir, options.images)
+        report["verification"] = verify(source, output_dir, options.to, options.images)
     (output_dir / "README.md").write_text(fill_model_card(report))
     write_json(output_dir / REPORT, report)
     return report

@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoProcessor
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, ZeroShotClassifier
 from modeling_biomedclip.retrieval_metrics import bootstrap_interval, rank_counts, recall_at, summarize_ranks
 from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
-from processing.labelled_images import image_files_by_class
+from processing.labelled_images import image_files_by_class, split_folders
 
 from .options import parse_options
 from .reporting import say, show_table, versions, write_json
@@ -203,7 +203,10 @@ def labelled_images(path: str, split: str) -> tuple[Sequence[Any], list[str], st
             raise ValueError(f"{path}: no pair of the {split} split stands in {LABELS}.")
         names = [row["pair_id"] for row in pairs]
         return LazyImages([row["image"] for row in pairs]), [label_of[name] for name in names], _fingerprint(names)
-    files_by_class = image_files_by_class(path)
+    folders = split_folders(Path(path))
+    if folders and split not in folders:
+        raise FileNotFoundError(f"{path} has no {split} folder; --split may be {' or '.join(folders)}.")
+    files_by_class = image_files_by_class(folders.get(split, path))
     if not files_by_class:
         raise FileNotFoundError(
             f"{path}: zero-shot classification needs labels: a {LABELS} with pair_id,label beside a built data set, or "

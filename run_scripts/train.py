@@ -37,7 +37,15 @@ from processing.processing_biomedclip import CONTEXT_LENGTH
 from processing.streaming import TRAINING_COLUMNS, column_names
 
 from . import classification
-from .adapters import MERGED, AdapterOptions, add_adapter, refuse_adapter, save_merged, what_is_where
+from .adapters import (
+    MERGED,
+    AdapterOptions,
+    add_adapter,
+    refuse_adapter,
+    refuse_sharded_merge,
+    save_merged,
+    what_is_where,
+)
 from .options import option_value, parse_options
 from .progress import show_progress
 from .reporting import say, show_table, write_json
@@ -194,6 +202,7 @@ def train(
         eval_data_collator=ContrastiveCollator(processor, **collate),
         processing_class=processor,
     )
+    refuse_sharded_merge(trainer, adapter)
     show_progress(trainer)
     results = {
         **run_training(trainer, checkpoint),

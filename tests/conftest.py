@@ -103,3 +103,21 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_processor) 
     BiomedCLIPModel(BiomedCLIPConfig(**SMALL_CONFIG)).save_pretrained(folder)
     small_processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def wide_model():
+    """Wide enough for matrices to be quantised, 256 by 2,048; otherwise as small."""
+    import torch
+
+    from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return BiomedCLIPModel(
+        BiomedCLIPConfig(
+            projection_dim=16,
+            vision_config=shape | {"image_size": 32, "patch_size": 8, "initializer_range": 0.06},
+            text_config=shape | {"vocab_size": 128, "max_position_embeddings": 64, "initializer_range": 0.06},
+        )
+    ).eval()

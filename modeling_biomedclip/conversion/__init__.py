@@ -55,11 +55,23 @@ def from_open_clip(
 
 
 def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """Model and processor out of a folder in transformers' layout, open_clip's or the community port's."""
-    config = folder / "config.json"
-    if config.is_file() and read_json(config).get("model_type") == BiomedCLIPConfig.model_type:
-        return BiomedCLIPModel.from_pretrained(folder, dtype="auto"), BiomedCLIPProcessor.from_pretrained(folder)
-    return from_open_clip(folder)
+    """
+    Model and processor out of a folder in transformers' layout, open_clip's or the community port's.
+
+    Raises:
+        FileNotFoundError: A file of the layout is missing.
+        ValueError: The folder holds a part of the model alone, such as an image classifier, or other weights.
+    """
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    if config.get("model_type") != BiomedCLIPConfig.model_type:
+        return from_open_clip(folder)
+    model, loading = BiomedCLIPModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    complaints = [f"{kind.split('_')[0]} {sorted(map(str, names))[0]}" for kind, names in loading.items() if names]
+    if complaints:
+        saved = ", ".join(config.get("architectures") or ["another model"])
+        raise ValueError(f"{folder} holds {saved} and not a whole BiomedCLIPModel: {'; '.join(complaints)}.")
+    return model, BiomedCLIPProcessor.from_pretrained(folder)
 
 
 __all__ = ["from_open_clip", "load_any_layout", "to_open_clip"]

@@ -21,6 +21,8 @@ CONTEXT_LENGTH = 256  # tokens, as BiomedCLIP was trained; the port's files do n
 def read_port(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     """Model and processor of a folder in the port's layout, with the image tower's epsilon put right."""
     stored = read_json(folder / "config.json")
+    if not isinstance(stored.get("projection_dim"), int):
+        raise ValueError(f"{folder / 'config.json'}: projection_dim is missing or no number.")
     vit_config = ViTConfig(**stored["vision_config"])
     if vit_config.layer_norm_eps != TIMM_EPSILON:
         logger.warning(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 # In open_clip's order of preference; the last two are the community port's.
 _WEIGHTS = (
@@ -38,26 +39,31 @@ def find_checkpoint(source: str | os.PathLike[str], revision: str | None = None)
     """
     if Path(source).is_dir():
         return Path(source)
-    folder = None
     try:
-        for weights in _WEIGHTS:  # one file of weights is enough: they are 784 MB each
-            folder = Path(
-                snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.txt", weights])
-            )
-            if (folder / weights).exists():
+        small = ["*.json", "*.txt"]
+        folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=small))
+        # One file of weights is enough: they are 784 MB each. Which one, the small files say.
+        ours = "model*.safetensors"
+        for weights in [ours] if _is_ours(folder) else _WEIGHTS:
+            snapshot_download(str(source), revision=revision, allow_patterns=[*small, weights])
+            if any(folder.glob(weights)):
                 break
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileNotFoundError(f"{source}: neither a folder nor a Hub id that can be reached ({reason})") from error
-    assert folder is not None
     return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and read_json(config).get("model_type") == "biomedclip"
 
 
 def read_tokenizer(tokenizer_class: Any, folder: Path, context_length: int) -> Any:
     """The tokenizer whose files lie in a folder; it cuts texts at `context_length` tokens."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise FileNotFoundError(f"{folder}: no tokenizer there, neither {' nor '.join(_TOKENIZER_FILES)}.")
-    return tokenizer_class.from_pretrained(folder, model_max_length=context_length)
+    return tokenizer_class.from_pretrained(folder, model_max_length=context_length, trust_remote_code=False)
 
 
 def read_json(path: Path) -> Any:
@@ -92,5 +98,8 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds more than tensors, which could run code when it is read; it is refused. Save its state "
             "dictionary alone, best as safetensors."
         ) from error
-    content = content.get("state_dict", content)  # open_clip's training checkpoints
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)  # open_clip's training checkpoints
+    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        raise ValueError(f"{path} holds no state dictionary: tensors by name.")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, BertConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
@@ -17,15 +19,19 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from ..configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
 from ..modeling_biomedclip import SHARED_WITH_BERT, BiomedCLIPModel, text_config_of
-from .files import OPEN_CLIP_WEIGHTS, read_json, read_tokenizer, read_weights
+from .files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, read_json, read_tokenizer, read_weights
 from .tensors import fill_model, from_open_clip_tensors, to_open_clip_tensors
 
 
 logger = logging.getLogger(__name__)
 
-OPEN_CLIP_CONFIG = "open_clip_config.json"
 # The BERT that the published checkpoint names. open_clip builds a text tower from the configuration found there.
 PUBLISHED_BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
+# The model was renamed; its configuration, BERT base, is known and need not be asked for.
+PUBLISHED_NAMES = (
+    PUBLISHED_BERT,
+    "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract",
+)
 TIMM_EPSILON = 1e-6
 # timm's plain towers (timm/models/vision_transformer.py) by the size in their name: width, layers, heads, and the sides
 # of patch and image that it has a name for. open_clip builds an image tower from the name alone.
@@ -47,7 +53,10 @@ def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     path = folder / OPEN_CLIP_CONFIG
     stored = read_json(path)
     tensors = read_weights(folder)
-    config: Any = _config_of_open_clip(stored, tensors, path)
+    try:
+        config: Any = _config_of_open_clip(stored, tensors, path)
+    except StrictDataclassError as error:
+        raise ValueError(f"{path}: {error}") from error
     model = fill_model(config, from_open_clip_tensors, tensors, folder)
     context_length = stored["model_cfg"]["text_cfg"].get("context_length", _DEFAULT_CONTEXT_LENGTH)
     tokenizer = read_tokenizer(AutoTokenizer, folder, context_length)
@@ -75,6 +84,7 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
         raise ValueError(f"open_clip's layout holds a BiomedCLIPModel, not a {type(model).__name__}.")
     config: Any = model.config
     path, stored = Path(folder).resolve(), config.open_clip_config
+    _check_image_processor(processor.image_processor, config.vision_config.image_size)
     if stored is not None and _still_describes(json.loads(stored), config, processor):
         open_clip_config = stored
     elif _is_published_text_shape(config.text_config):
@@ -143,11 +153,19 @@ def _vision_shapes(tensors: Mapping[str, torch.Tensor], heads: int) -> dict[str,
 
 
 def _text_shapes(tensors: Mapping[str, torch.Tensor], bert_name: str) -> dict[str, Any]:
-    """Fields of the text tower: those of the BERT named where it lies in a folder, or else as its tensors show them."""
-    if Path(bert_name).is_dir():
-        return text_config_of(AutoConfig.from_pretrained(bert_name))
+    """Fields of the text tower: those of the BERT named where it can be had, or else as its tensors show them."""
+    if Path(bert_name).is_dir() or isinstance(try_to_load_from_cache(bert_name, "config.json"), str):
+        return text_config_of(AutoConfig.from_pretrained(bert_name, trust_remote_code=False))
     prefix = "text.transformer."
     vocab_size, hidden_size = _shape(tensors, f"{prefix}embeddings.word_embeddings.weight")
+    if bert_name not in PUBLISHED_NAMES:
+        # The number of heads cannot be seen in the tensors, nor can epsilon and activation.
+        logger.warning(
+            "The configuration of %s is neither in a folder nor in the cache. It is taken to be a usual BERT with "
+            "heads of 64 channels; if it is not, embeddings are wrong. Fetch it first: hf download %s config.json",
+            bert_name,
+            bert_name,
+        )
     return text_config_of(
         BertConfig(
             vocab_size=vocab_size,
@@ -193,7 +211,7 @@ def _image_processor_of_open_clip(stored: Any, config: BiomedCLIPVisionConfig, p
 def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, bert_name: str) -> str:
     """open_clip's configuration of a model, in the form of the published file."""
     image_processor = processor.image_processor
-    _check_image_processor(image_processor, config.vision_config.image_size)
+    interpolation = _interpolation(image_processor)
     content = {
         "model_cfg": {
             "embed_dim": config.projection_dim,
@@ -214,6 +232,8 @@ def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, bert_name:
         },
         "preprocess_cfg": {"mean": list(image_processor.image_mean), "std": list(image_processor.image_std)},
     }
+    if interpolation != "bicubic":
+        content["preprocess_cfg"]["interpolation"] = interpolation
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
@@ -232,28 +252,36 @@ def _is_published_text_shape(config: BiomedCLIPTextConfig) -> bool:
 
 
 def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCLIPProcessor) -> bool:
-    """Whether nothing that can change after a conversion has: the width of the space, sizes, lengths, statistics."""
+    """Whether nothing that can change after a conversion has: widths, sizes, lengths, the preparation of images."""
     model_cfg, preprocess = stored["model_cfg"], stored.get("preprocess_cfg", {})
     image_processor = processor.image_processor
     return (
         model_cfg["embed_dim"] == config.projection_dim
         and model_cfg["vision_cfg"].get("image_size", _DEFAULT_IMAGE_SIZE) == config.vision_config.image_size
         and model_cfg["text_cfg"].get("context_length", _DEFAULT_CONTEXT_LENGTH) == processor.tokenizer.model_max_length
+        and preprocess.get("interpolation", "bicubic") == _interpolation(image_processor)
         and list(preprocess.get("mean", OPENAI_CLIP_MEAN)) == list(image_processor.image_mean)
         and list(preprocess.get("std", OPENAI_CLIP_STD)) == list(image_processor.image_std)
     )
 
 
 def _check_image_processor(image_processor: BiomedCLIPImageProcessor, image_size: int) -> None:
-    """open_clip prepares images in one way: shortest side, centre crop, normalisation, bicubic."""
+    """open_clip prepares images in one way: shortest side, centre crop, normalisation."""
     usual = BiomedCLIPImageProcessor(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
-    steps = "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize do_convert_rgb"
+    steps = "do_resize size do_center_crop crop_size do_rescale rescale_factor do_normalize do_convert_rgb"
     for name in steps.split():
         given, wanted = getattr(image_processor, name), getattr(usual, name)
         if given != wanted:
             raise ValueError(f"The image processor has {name}={given!r}; open_clip prepares images with {wanted!r}.")
+
+
+def _interpolation(image_processor: BiomedCLIPImageProcessor) -> str:
+    for name, resample in _INTERPOLATIONS.items():
+        if image_processor.resample == resample:
+            return name
+    raise ValueError(f"The image processor has resample={image_processor.resample!r}; open_clip has none such.")
 
 
 def _timm_name(config: BiomedCLIPVisionConfig) -> str:

@@ -16,8 +16,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, BertConfig, BertTokenizer
+from transformers.image_utils import PILImageResampling
 
-from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, from_open_clip, to_open_clip
+from modeling_biomedclip import (
+    BiomedCLIPConfig,
+    BiomedCLIPForImageClassification,
+    BiomedCLIPModel,
+    from_open_clip,
+    to_open_clip,
+)
+from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.open_clip import PUBLISHED_BERT
 from modeling_biomedclip.conversion.tensors import to_open_clip_tensors
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
@@ -249,6 +257,44 @@ def test_a_setting_that_biomedclip_does_not_have_is_named(folder, section, value
         from_open_clip(folder)
 
 
+def test_a_changed_interpolation_is_written_down(folder, tmp_path):
+    model, processor = from_open_clip(folder)
+    processor.image_processor.resample = PILImageResampling.BILINEAR
+    to_open_clip(model, processor, tmp_path / "back")
+    assert read_config(tmp_path / "back")["preprocess_cfg"]["interpolation"] == "bilinear"
+    again = from_open_clip(tmp_path / "back")[1]
+    assert again.image_processor.resample == PILImageResampling.BILINEAR
+
+
+def test_a_bert_that_has_to_be_guessed_at_is_told_of(folder, caplog):
+    change_config(folder, "text_cfg", hf_model_name="nobody/no-such-bert")
+    model, _ = from_open_clip(folder)
+    assert "nobody/no-such-bert is neither in a folder nor in the cache" in caplog.text
+    assert model.config.text_config.num_attention_heads == 1, "64 channels; the real one has four heads"
+
+
+def test_a_part_of_the_model_is_not_taken_for_the_whole(small_model, small_processor, tmp_path):
+    small_model.save_pretrained(tmp_path / "whole")
+    small_processor.save_pretrained(tmp_path / "whole")
+    BiomedCLIPForImageClassification.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "classifier")
+    assert same_weights(load_any_layout(tmp_path / "whole")[0], small_model)
+    with pytest.raises(ValueError, match="holds BiomedCLIPForImageClassification and not a whole BiomedCLIPModel"):
+        load_any_layout(tmp_path / "classifier")
+
+
+def test_wrong_types_in_a_configuration_and_a_file_of_no_names_are_clear_errors(folder):
+    config = read_config(folder)
+    (folder / "open_clip_config.json").write_text(
+        json.dumps(config | {"model_cfg": config["model_cfg"] | {"embed_dim": "32"}})
+    )
+    with pytest.raises(ValueError, match="open_clip_config.json.*projection_dim"):
+        from_open_clip(folder)
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save([torch.zeros(3)], folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds no state dictionary"):
+        from_open_clip(folder)
+
+
 class Malicious:
     def __init__(self, path: Path):
         self.path = path
@@ -302,7 +348,6 @@ def test_what_open_clip_cannot_express_is_refused(small_model, small_processor, 
         to_open_clip(small_model, small_processor, tmp_path / "a")
     model, processor = from_open_clip(folder)
     processor.image_processor.do_center_crop = False
-    model.config.open_clip_config = None
     with pytest.raises(ValueError, match="do_center_crop=False"):
         to_open_clip(model, processor, tmp_path / "a")
     with pytest.raises(ValueError, match="not a BiomedCLIPVisionModel"):

@@ -70,3 +70,18 @@ def test_a_damaged_image_stops_the_run_with_its_own_error(small_model, small_pro
 
     with pytest.raises(ValueError, match="scan_7.png"):
         embed_images(small_model, small_processor, Damaged([1, 2]))
+
+
+def test_a_model_in_training_embeds_without_dropout_and_goes_on_in_training(small_model, small_processor):
+    expected = embed_texts(small_model, small_processor, TEXTS)
+    small_model.train()
+    for module in small_model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    assert torch.equal(embed_texts(small_model, small_processor, TEXTS), expected)
+    assert small_model.training
+
+
+def test_a_tokenizer_without_a_limit_takes_the_models(small_model, small_processor, monkeypatch):
+    monkeypatch.setattr(small_processor.tokenizer, "model_max_length", 10**30)
+    assert embed_texts(small_model, small_processor, ["line chart " * 90]).shape == (1, 16)

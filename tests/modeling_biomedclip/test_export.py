@@ -8,8 +8,6 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 from modeling_biomedclip import (
-    BiomedCLIPConfig,
-    BiomedCLIPModel,
     ExportedModel,
     ZeroShotClassifier,
     embed_images,
@@ -23,20 +21,6 @@ TEXTS = ["chest x-ray", "a", "caption of article figure " * 4, "brain mri"]
 PICTURES = [Image.effect_noise((40 + n, 36), 99) for n in range(5)]
 # float32: sums in another order. The others have 8 bits or less, and the small model few products to average over.
 SMALLEST_COSINE = {"float32": 1 - 1e-6, "bfloat16": 0.999, "int8": 0.99}
-
-
-@pytest.fixture(scope="module")
-def wide_model():
-    """Wide enough for its matrices to be quantised: 256 by 2048."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return BiomedCLIPModel(
-        BiomedCLIPConfig(
-            projection_dim=16,
-            vision_config=shape | {"image_size": 32, "patch_size": 8, "initializer_range": 0.06},
-            text_config=shape | {"vocab_size": 128, "max_position_embeddings": 64, "initializer_range": 0.06},
-        )
-    ).eval()
 
 
 @pytest.fixture(
@@ -92,6 +76,13 @@ def test_8_bits_take_about_a_quarter_of_the_space(wide_model, tmp_path):
             export_model(wide_model, folder, format=format, precision=precision)
             sizes[precision] = sum(file.stat().st_size for file in folder.iterdir())
         assert sizes["int8"] < 0.6 * sizes["float32"], "half of this model's matrices are large enough"
+
+
+@pytest.mark.parametrize("format", export_module.FORMATS)
+def test_8_bits_of_a_model_too_small_for_them_are_refused(small_model, tmp_path, format):
+    with pytest.raises(ValueError, match="largest matrix has .* 8 bits would change nothing"):
+        export_model(small_model, tmp_path / "x", format=format, precision="int8")
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_model_in_half_precision_is_left_as_it_is(small_model, tmp_path):

@@ -48,6 +48,20 @@ def test_folders_of_splits_are_recognised_by_the_names_that_sets_give_them(tmp_p
     assert splits["validation"].names[0] == "val/brain/0.png"
 
 
+def test_names_of_splits_are_recognised_in_every_case_and_never_taken_for_classes(tmp_path):
+    for split in ("Training", "Testing"):
+        for kind in ("lung", "brain"):
+            write_images(tmp_path / "kaggle" / split / kind, 1)
+            if split == "Testing":
+                write_images(tmp_path / "no_training" / split / kind, 1)
+    splits = read_labelled_images(tmp_path / "kaggle")
+    assert {split: images.labels for split, images in splits.items()} == dict.fromkeys(
+        ("train", "test"), ["brain", "lung"]
+    )
+    with pytest.raises(ValueError, match="folders of splits .Testing. but none called train"):
+        read_labelled_images(tmp_path / "no_training")
+
+
 def test_a_class_folder_without_images_is_named(tmp_path):
     write_images(tmp_path / "lung", 1)
     (tmp_path / "brain").mkdir()

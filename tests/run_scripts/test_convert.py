@@ -86,7 +86,26 @@ def test_verify_finds_what_is_wrong(source, tmp_path, capsys, monkeypatch):
     assert verified["largest_difference"]["image embeddings"] > 2e-6
 
 
-def test_a_bert_that_cannot_be_reached_is_stood_in_for(source, tmp_path):
+def test_verify_finds_a_lost_temperature(source, tmp_path, monkeypatch):
+    def with_lost_temperature(folder):
+        model, processor = load(folder)
+        model.logit_scale.data.fill_(4.0)
+        return model, processor
+
+    load = convert.load_any_layout
+    monkeypatch.setattr(convert, "load_any_layout", with_lost_temperature)
+    assert main(["convert", str(source), str(tmp_path / "result"), "--verify"]) == 1
+
+
+def test_what_is_verified_is_what_was_just_written(source, tmp_path):
+    """And not files of another layout that the folder held before."""
+    model, processor = convert.load_any_layout(source)
+    model.logit_scale.data.fill_(4.0)
+    to_open_clip(model, processor, tmp_path / "result")
+    assert main(["convert", str(source), str(tmp_path / "result"), "--verify", "--overwrite"]) == 0
+
+
+def test_a_bert_that_cannot_be_reached_is_stood_in_for(source, tmp_path, capsys):
     config = json.loads((source / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["hf_model_name"] = "nobody/no-such-bert"
     folder = tmp_path / "unreachable"
@@ -95,7 +114,9 @@ def test_a_bert_that_cannot_be_reached_is_stood_in_for(source, tmp_path):
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     assert main(["convert", str(folder), str(tmp_path / "result"), "--verify"]) == 0
-    assert json.loads((tmp_path / "result" / "conversion.json").read_text())["verification"]["equal"]
+    verified = json.loads((tmp_path / "result" / "conversion.json").read_text())["verification"]
+    assert verified["equal"] and verified["bert_assumed"], "what was not compared is said"
+    assert "cannot be reached" in capsys.readouterr().out
 
 
 def test_the_card_says_what_was_done_and_carries_no_path(source, tmp_path):

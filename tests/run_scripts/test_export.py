@@ -12,8 +12,8 @@ from run_scripts.main import main
 
 
 @pytest.fixture
-def source(small_model, small_processor, tmp_path):
-    small_model.save_pretrained(tmp_path / "model")
+def source(wide_model, small_processor, tmp_path):
+    wide_model.save_pretrained(tmp_path / "model")
     small_processor.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
