@@ -16,6 +16,8 @@ class ExportedModel:
     """
     The towers that [`export_model`] wrote, run by ONNX Runtime or OpenVINO on the CPU.
 
+    Keep it out of a process that forks later: a data loader with workers has been seen to crash after OpenVINO had run.
+
     It takes the place of the model in [`ZeroShotClassifier`], `embed_images` and `embed_texts`. `pooler_output` holds
     embeddings that are normalised already.
 
