@@ -13,7 +13,7 @@ VERBS = {
     "train": "contrastive training or image classification; all weights, or LoRA",
     "evaluate": "retrieval and zero-shot classification",
     "convert": "open_clip's checkpoints to transformers', and back",
-    "export": "the towers as ONNX or OpenVINO graphs, in float32, bfloat16 or 8 bits",
+    "export": "the towers as ONNX or OpenVINO graphs, also in 8 bits",
 }
 DEBUG_VARIABLE = "BIOMEDCLIP_DEBUG"
 

@@ -8,10 +8,9 @@ import os
 from pathlib import Path
 
 from .. import BiomedCLIPProcessor
-from ..configuration_biomedclip import BiomedCLIPConfig
 from ..modeling_biomedclip import BiomedCLIPModel
 from .community_port import is_port, read_port
-from .files import find_checkpoint, read_json
+from .files import find_checkpoint, is_transformers_layout, read_json
 from .open_clip import OPEN_CLIP_CONFIG, read_open_clip, to_open_clip
 
 
@@ -62,14 +61,12 @@ def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]
         FileNotFoundError: A file of the layout is missing.
         ValueError: The folder holds a part of the model alone, such as an image classifier, or other weights.
     """
-    path = folder / "config.json"
-    config = read_json(path) if path.is_file() else {}
-    if config.get("model_type") != BiomedCLIPConfig.model_type:
+    if not is_transformers_layout(folder):
         return from_open_clip(folder)
     model, loading = BiomedCLIPModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
     complaints = [f"{kind.split('_')[0]} {sorted(map(str, names))[0]}" for kind, names in loading.items() if names]
     if complaints:
-        saved = ", ".join(config.get("architectures") or ["another model"])
+        saved = ", ".join(read_json(folder / "config.json").get("architectures") or ["another model"])
         raise ValueError(f"{folder} holds {saved} and not a whole BiomedCLIPModel: {'; '.join(complaints)}.")
     return model, BiomedCLIPProcessor.from_pretrained(folder)
 

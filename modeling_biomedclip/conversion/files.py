@@ -14,6 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..configuration_biomedclip import BiomedCLIPConfig
+
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
@@ -44,7 +46,7 @@ def find_checkpoint(source: str | os.PathLike[str], revision: str | None = None)
         folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=small))
         # One file of weights is enough: they are 784 MB each. Which one, the small files say.
         ours = "model*.safetensors"
-        for weights in [ours] if _is_ours(folder) else _WEIGHTS:
+        for weights in [ours] if is_transformers_layout(folder) else _WEIGHTS:
             snapshot_download(str(source), revision=revision, allow_patterns=[*small, weights])
             if any(folder.glob(weights)):
                 break
@@ -54,9 +56,10 @@ def find_checkpoint(source: str | os.PathLike[str], revision: str | None = None)
     return folder
 
 
-def _is_ours(folder: Path) -> bool:
+def is_transformers_layout(folder: Path) -> bool:
+    """Whether a folder is in the layout that BiomedCLIP has in transformers."""
     config = folder / "config.json"
-    return config.is_file() and read_json(config).get("model_type") == "biomedclip"
+    return config.is_file() and read_json(config).get("model_type") == BiomedCLIPConfig.model_type
 
 
 def read_tokenizer(tokenizer_class: Any, folder: Path, context_length: int) -> Any:
