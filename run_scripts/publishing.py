@@ -1,0 +1,248 @@
+"""Publishing on the Hub: checks before anything leaves the machine, and an upload that goes on where it stopped.
+
+Shards go up first, 50 to a commit; the last commit brings the card and the report and takes away the shards of an
+earlier build. huggingface_hub's calls for whole folders do it the other way round (they delete first and send the card
+with the first files), and differ between the releases we support: before 2.0 `upload_folder` is one commit for
+everything, since then `upload_large_folder` is gone. `create_commit` is the same in all of them.
+"""
+
+import hashlib
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.hf_api import RepoFile
+
+from .reporting import say
+
+
+# What is published beside the shards. Everything else in the folder stays at home, hidden folders above all.
+COMPANIONS = ("articles.parquet", "skipped.jsonl", "report.json", "report.png", "README.md")
+SHARDS_PER_COMMIT = 50  # 25 GB at full scale, 60 commits: the Hub allows 128 an hour
+ATTEMPTS = 5
+LOG_IN = "Log in with: hf auth login (a token with the role 'write', from https://huggingface.co/settings/tokens)."
+
+_REDISTRIBUTABLE = re.compile(r"CC0|CC BY(-NC)?(-SA|-ND)?")
+_SHARD = re.compile(r"data/[a-z]+-\d{5}-of-\d{5}\.parquet")
+
+
+def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = False, report: Mapping[str, Any]) -> str:
+    """
+    Publishes a built data set on the Hub; an upload that was interrupted goes on when it is called again.
+
+    Args:
+        folder: What `biomedclip build` wrote.
+        repo_id: `ORG/NAME` or `USER/NAME`; created where it does not exist.
+        private: Create it as a private one.
+        report: The report of the build.
+
+    Returns:
+        The URL of the data set.
+
+    Raises:
+        PermissionError: No token, or none that may write there.
+        ValueError: A bad `repo_id`, a public repository where a private one was asked for, or pairs whose licence does
+            not allow to pass them on.
+        FileNotFoundError: A file of the build is missing.
+        OSError: The Hub cannot be reached, gave up in the middle, or holds something else than was sent.
+    """
+    api = check_write_access(repo_id)
+    shards = {f"data/{path.name}": path for path in find_shards(Path(folder), report)}
+    check_licenses(shards.values(), pairs=report["pairs"])
+    companions = {name: Path(folder) / name for name in COMPANIONS}
+
+    _create(api, repo_id, private)
+    there = _files_on_hub(api, repo_id)
+    digests = {name: _sha256_if_there(path, there.get(name)) for name, path in shards.items()}
+    sent = {name: digest for name, digest in digests.items() if digest}
+    waiting = [name for name in shards if name not in sent]
+    for start in range(0, len(waiting), SHARDS_PER_COMMIT):
+        names = waiting[start : start + SHARDS_PER_COMMIT]
+        title = f"Shards {len(sent) + 1} to {len(sent) + len(names)} of {len(shards)}"
+        say(f"{title} ({_gigabytes(shards[name] for name in names)}) to {repo_id}")
+        sent |= _commit(api, repo_id, {name: shards[name] for name in names}, title)
+    stale = [name for name in there if _SHARD.fullmatch(name) and name not in shards]
+    sent |= _commit(api, repo_id, companions, f"{report['pairs']:,} pairs", delete=stale)
+    _verify(_files_on_hub(api, repo_id), shards | companions, sent, stale, repo_id)
+    return f"{api.endpoint}/datasets/{repo_id}"
+
+
+def check_write_access(repo_id: str) -> HfApi:
+    """
+    Makes sure, without writing, that there is a token and that it may write to a namespace.
+
+    Args:
+        repo_id: `ORG/NAME` or `USER/NAME`.
+
+    Returns:
+        The client to upload with.
+
+    Raises:
+        ValueError: `repo_id` is not of that form.
+        PermissionError: No token, an invalid one, or one without the right.
+        ConnectionError: The Hub does not answer.
+    """
+    if not re.fullmatch(r"\w[\w.-]*/\w([\w.-]*\w)?", repo_id, re.ASCII) or re.search(r"--|\.\.|\.git$", repo_id):
+        raise ValueError(
+            f"--push-to {repo_id!r}: an organisation or user and a name are needed, such as my-lab/pmc-pairs, of "
+            "letters, digits, '-', '_' and '.'."
+        )
+    if get_token() is None:
+        raise PermissionError(f"--push-to {repo_id}: there is no token of the Hugging Face Hub. {LOG_IN}")
+    api = HfApi()
+    try:
+        account = api.whoami()
+    except HfHubHTTPError as error:
+        raise PermissionError(f"--push-to {repo_id}: the Hub refuses the token ({_reason(error)}). {LOG_IN}") from error
+    except HTTPError as error:
+        raise ConnectionError(f"--push-to {repo_id}: {api.endpoint} does not answer ({error}).") from error
+
+    namespace = repo_id.split("/")[0]
+    roles = {org["name"].lower(): org.get("roleInOrg") for org in account.get("orgs", [])}
+    roles[account["name"].lower()] = "admin"
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise PermissionError(f"--push-to {repo_id}: the token of {account['name']} may only read. {LOG_IN}")
+    if namespace.lower() not in roles:
+        raise PermissionError(
+            f"--push-to {repo_id}: {account['name']} is not a member of {namespace}. Choose one of "
+            f"{', '.join(sorted(roles))}, or log in as somebody else: hf auth login"
+        )
+    if roles[namespace.lower()] == "read":
+        raise PermissionError(f"--push-to {repo_id}: {account['name']} may only read in {namespace}. Ask its owners.")
+    return api
+
+
+def find_shards(folder: Path, report: Mapping[str, Any]) -> list[Path]:
+    """
+    The shards of a build, after a look whether all that is to be published is there.
+
+    Raises:
+        FileNotFoundError: A shard that the report counts, or a file beside the shards, is missing.
+        ValueError: There are shards that the report does not know.
+    """
+    names = [
+        f"{split}-{number:05d}-of-{counts['shards']:05d}.parquet"
+        for split, counts in report["splits"].items()
+        for number in range(counts["shards"])
+    ]
+    wanted = [folder / "data" / name for name in names]
+    missing = [path for path in [*wanted, *(folder / name for name in COMPANIONS)] if not path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+        raise FileNotFoundError(f"{missing[0]}{more} missing. Build the data set again: biomedclip build --help")
+    if foreign := sorted({path.name for path in (folder / "data").glob("*.parquet")} - set(names)):
+        raise ValueError(f"{folder / 'data' / foreign[0]} is not of this build. Move it away.")
+    return wanted
+
+
+def check_licenses(shards: Iterable[Path], *, pairs: int) -> None:
+    """
+    Reads the licence of every pair out of the shards: what is there decides, not what the report says.
+
+    Args:
+        shards: The Parquet files.
+        pairs: Rows that there should be.
+
+    Raises:
+        ValueError: Pairs under something else than a Creative Commons licence, a damaged file, another number of rows.
+    """
+    codes: Counter[str | None] = Counter()
+    for path in shards:
+        try:
+            codes.update(pq.read_table(path, columns=["license"]).column("license").to_pylist())
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} is damaged ({error}). Build the data set again.") from error
+    forbidden = {code: count for code, count in codes.items() if not _REDISTRIBUTABLE.fullmatch(code or "")}
+    if forbidden:
+        named = ", ".join(f"{count:,} under {code or 'none'}" for code, count in forbidden.items())
+        raise ValueError(
+            f"Pairs whose licence does not allow to pass them on: {named}. Build the set to publish with "
+            "--license noncommercial or --license commercial."
+        )
+    if codes.total() != pairs:
+        raise ValueError(f"The shards hold {codes.total():,} pairs, report.json says {pairs:,}. Build the set again.")
+
+
+def _create(api: HfApi, repo_id: str, private: bool) -> None:
+    try:
+        # None leaves it to the organisation, which may want everything private.
+        api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
+        public = not api.dataset_info(repo_id).private
+    except HfHubHTTPError as error:
+        raise PermissionError(f"{repo_id} cannot be created or opened ({_reason(error)}). {LOG_IN}") from error
+    if private and public:
+        raise ValueError(f"{repo_id} exists and is public. Make it private in its settings, or choose another name.")
+
+
+def _files_on_hub(api: HfApi, repo_id: str) -> dict[str, RepoFile]:
+    entries = api.list_repo_tree(repo_id, recursive=True, repo_type="dataset")
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _sha256_if_there(path: Path, remote: RepoFile | None) -> str | None:
+    """The file's SHA-256 if the Hub has it already, bit for bit."""
+    if remote is None or remote.lfs is None or remote.size != path.stat().st_size:
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest if digest == remote.lfs.sha256 else None
+
+
+def _commit(
+    api: HfApi, repo_id: str, files: Mapping[str, Path], title: str, *, delete: Sequence[str] = ()
+) -> dict[str, str]:
+    """Sends files in one commit, patiently; returns the SHA-256 of each."""
+    for attempt in range(1, ATTEMPTS + 1):
+        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()]
+        deletions = [CommitOperationDelete(path_in_repo=name) for name in delete]
+        try:
+            api.create_commit(repo_id, [*additions, *deletions], commit_message=title, repo_type="dataset")
+            return {addition.path_in_repo: addition.upload_info.sha256.hex() for addition in additions}
+        except (HTTPError, OSError, RuntimeError) as error:  # the last is what broken transfers come as
+            if attempt == ATTEMPTS or not _may_pass(error):
+                raise OSError(
+                    f"The upload to {repo_id} stopped at '{title}' ({_reason(error)}). What is there stays: the same "
+                    "command goes on."
+                ) from error
+            time.sleep(4 ** (attempt - 1))
+    raise AssertionError("unreachable")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it may work the next time: everything but a plain no of the server."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return response is None or response.status_code in (408, 429) or response.status_code >= 500
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return str(getattr(cause, "server_message", None) or cause).strip().split("\n")[0]
+
+
+def _gigabytes(paths: Iterable[Path]) -> str:
+    return f"{sum(path.stat().st_size for path in paths) / 1e9:.3g} GB"
+
+
+def _verify(
+    there: Mapping[str, RepoFile],
+    files: Mapping[str, Path],
+    sent: Mapping[str, str],
+    stale: Sequence[str],
+    repo_id: str,
+) -> None:
+    """Compares the Hub's list of files with what was sent: names, sizes, and SHA-256 where the Hub knows it."""
+    wrong = [name for name in stale if name in there]
+    for name, path in files.items():
+        remote = there.get(name)
+        if remote is None or remote.size != path.stat().st_size or (remote.lfs and remote.lfs.sha256 != sent[name]):
+            wrong.append(name)
+    if wrong:
+        raise OSError(f"{repo_id} on the Hub is not what was sent: {', '.join(wrong[:5])}. Run the same command again.")
