@@ -1,4 +1,4 @@
-"""Pictures of a run: curves of the training, and what the model answers."""
+"""Pictures of a run: curves of the training, what the model answers, and what a build has gathered."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,9 @@ import torch
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from .build_report import largest, percent, share
 
 
 def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -82,6 +85,94 @@ def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: torch.T
                 0, top, f"The right one is at rank {best.index(query) + 1}.", va="top", fontsize=7, style="italic"
             )
     _save(figure, path)
+
+
+def plot_report(report: Mapping[str, Any], path: Path) -> None:
+    """
+    What a build has gathered: articles and figures kept and left out, licences, lengths of captions, sizes of images.
+
+    Args:
+        report: The report of `biomedclip build`.
+        path: PNG to write.
+    """
+    figure, grid = plt.subplots(2, 2, figsize=(13, 9), height_ratios=[1.3, 1], layout="constrained")
+    (counts_axes, caption_axes), (license_axes, image_axes) = grid
+    articles, figures = report["articles"], report["figures"]
+    rows = [("articles kept", articles["kept"], articles["seen"], "tab:blue")]
+    rows += [(reason, n, articles["seen"], "lightsteelblue") for reason, n in largest(articles["dropped"], 7)]
+    rows += [("pairs", report["pairs"], 0, "tab:orange")]
+    rows += [(reason, n, figures["seen"], "navajowhite") for reason, n in largest(figures["skipped"], 7)]
+    _plot_counts(counts_axes, rows)
+    counts_axes.set_title(
+        f"Articles seen: {articles['seen']:,} (blue), their figures: {figures['seen']:,} (orange)\n"
+        "pale: left out, and why"
+    )
+
+    licenses = largest(report["licenses"], 10)
+    _plot_counts(license_axes, [(code, count, report["pairs"], "tab:green") for code, count in licenses])
+    license_axes.set_title("Pairs under each licence")
+
+    captions, images = report["caption_length"], report["image_size"]
+    _plot_histogram(caption_axes, captions, [256] if captions["unit"] == "tokens" else [])
+    caption_axes.set(xlabel=f"{captions['unit']} of a caption", ylabel="captions")
+    caption_axes.set_title(f"Captions: {percent(captions['within_256'])} have 256 {captions['unit']} or fewer")
+    _plot_histogram(image_axes, images, [224, 336])
+    image_axes.set(xlabel=images["unit"], ylabel="images")
+    image_axes.set_title(f"Images: {percent(images['above_336'])} are larger than 336 pixels")
+    figure.suptitle(f"Pairs: {report['pairs']:,}, built on {report['built']}")
+    _save(figure, path)
+
+
+def _plot_counts(axes: Any, rows: Sequence[tuple[str, int, int, str]]) -> None:
+    """Bars with name, count, share of a total (0 for none) and colour, from top to bottom."""
+    names = [textwrap.fill(textwrap.shorten(name, 75, placeholder=" ..."), 40) for name, *_ in rows]
+    bars = axes.barh(range(len(rows)), [count for _, count, *_ in rows], color=[colour for *_, colour in rows])
+    labels = [f"{count:,}" + (f"  {share(count, total)}" if total else "") for _, count, total, _ in rows]
+    axes.bar_label(bars, labels, padding=4, fontsize=8)
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.set_ylim(max(len(rows), 6) - 0.5, -0.5)  # a bar or two should not fill the panel
+    axes.set_xlim(0, 1.35 * max([1, *(count for _, count, *_ in rows)]))  # with room for the labels
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plot_histogram(axes: Any, part: Mapping[str, Any], lines: Sequence[int]) -> None:
+    """Counts, the cumulative share on a second scale, and lines at sizes that mean something to the model."""
+    edges, counts = part["histogram"]["edges"], part["histogram"]["counts"]
+    axes.stairs(counts, edges, fill=True, color="tab:blue", alpha=0.6)
+    total = sum(counts)
+    if total:
+        shares = axes.twinx()
+        shares.plot(edges, [0.0, *(sum(counts[: n + 1]) / total for n in range(len(counts)))], color="tab:orange")
+        shares.set(ylim=(0, 1.12), ylabel="share of them up to here")
+        shares.yaxis.set_major_formatter(PercentFormatter(1))
+        shares.yaxis.label.set_color("tab:orange")
+    for number, position in enumerate(lines):
+        side = "right" if number + 1 < len(lines) else "left"  # names of two lines that stand close keep apart
+        axes.axvline(position, color="0.3", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"{position}",
+            (position, 1),
+            (-3 if side == "right" else 3, -12),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha=side,
+        )
+    # The last bar holds all that is longer, and would squeeze the others.
+    axes.set_xlim(0, max(1.25 * part["percentiles"]["99"], 300, *(1.25 * position for position in lines)))
+    axes.set_ylim(0, 1.12 * max([1, *counts]))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    axes.spines[["top"]].set_visible(False)
+
+
+def _short(value: float, position: int) -> str:
+    """12,000,000 as 12 M: the numbers of an axis."""
+    for size, unit in ((1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def _save(figure: Any, path: Path) -> None:
