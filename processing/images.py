@@ -9,13 +9,31 @@ import fsspec
 from PIL import Image, UnidentifiedImageError
 
 
-MAX_PIXELS = 175_000_000  # 525 MB as RGB; a page scanned at 1,200 dpi has 140 million, Pillow itself stops at 179
+MAX_PIXELS = 175_000_000  # a page scanned at 1,200 dpi has 140 million; Pillow itself stops at 179
+# An image and its file, decoder included, stay below this: with all that a process holds besides, below 1 GiB.
+MAX_BYTES = 700_000_000
+# Bytes that decoding takes for each pixel at most, measured with Pillow 13. JPEG: a file may come in several scans, for
+# which all coefficients are held. TIFF: a file may be one strip, of 16-bit RGBA. WebP: the canvas, four times.
+_BYTES_TO_DECODE = {"JPEG": 12, "MPO": 12, "TIFF": 12, "WEBP": 16}
+_BYTES_TO_DECODE_ONE_BAND = 3
+_BYTES_TO_DECODE_OTHERWISE = 5  # four in Pillow's memory, and a copy in grey
 DECODABLE_FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")
 IMAGE_SUFFIXES = {f".{name.lower()}" for name in DECODABLE_FORMATS} | {".jpg", ".tif"}
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message says why."""
+    """
+    An image that cannot be used; the message says why.
+
+    Args:
+        message: What is wrong with which image.
+        reason: The same in a few words, for counting: `image missing`, `image unreadable`, `image of unknown format`,
+            `image too large`, `image too small` or `image damaged`.
+    """
+
+    def __init__(self, message: str, reason: str = "image damaged"):
+        super().__init__(message)
+        self.reason = reason
 
 
 def read_image(source: Any) -> Image.Image:
@@ -30,23 +48,24 @@ def read_image(source: Any) -> Image.Image:
         The image, decoded; of an animation or a multi-page file the first frame.
 
     Raises:
-        ImageError: Missing, empty, truncated, of an unknown format, or of more than `MAX_PIXELS` pixels.
+        ImageError: Missing, empty, truncated, of an unknown format, of more than `MAX_PIXELS` pixels, or such that
+            decoding it would take more than `MAX_BYTES`.
     """
     if source is None:
-        raise ImageError("there is no image")
+        raise ImageError("there is no image", "image missing")
     if isinstance(source, Image.Image):
-        return _decode(source, "image")
+        return _decode(source, "image", file_bytes=0)
     if isinstance(source, dict):
         source = source.get("bytes") or source.get("path")
         if not source:
-            raise ImageError("the row holds neither bytes nor a path of an image")
+            raise ImageError("the row holds neither bytes nor a path of an image", "image missing")
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         try:
             with fsspec.open(name, "rb") as file:
                 content = file.read()
         except OSError as error:
-            raise ImageError(f"{name}: cannot be read ({error})") from error
+            raise ImageError(f"{name}: cannot be read ({error})", "image unreadable") from error
         return _open(content, name)
     return _open(source if isinstance(source, bytes) else source.read(), "image")
 
@@ -60,17 +79,27 @@ def _open(content: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=DECODABLE_FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels ({error})") from error
+        raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels ({error})", "image too large") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image of a known format ({', '.join(DECODABLE_FORMATS)})") from error
+        formats = ", ".join(DECODABLE_FORMATS)
+        raise ImageError(f"{name}: not an image of a known format ({formats})", "image of unknown format") from error
     except Exception as error:  # damaged headers surface as many types; the next line of a bulk run must go on
         raise ImageError(f"{name}: {error}") from error
-    return _decode(image, name)
+    return _decode(image, name, file_bytes=len(content))
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{name}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+def _decode(image: Image.Image, name: str, file_bytes: int) -> Image.Image:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,} pixels", "image too large"
+        )
+    if file_bytes + pixels * _bytes_to_decode(image) > MAX_BYTES:
+        raise ImageError(
+            f"{name}: to decode {image.width} x {image.height} pixels of {image.format} ({image.mode}) may take more "
+            f"than {MAX_BYTES:,} bytes",
+            "image too large",
+        )
     try:
         image.load()
     except Exception as error:  # truncated data surfaces as OSError, SyntaxError, ValueError, struct.error, ...
@@ -78,4 +107,11 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-__all__ = ["DECODABLE_FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "ImageError", "read_image"]
+def _bytes_to_decode(image: Image.Image) -> int:
+    """Bytes for each pixel, at most."""
+    if image.mode in ("1", "L", "P"):
+        return _BYTES_TO_DECODE_ONE_BAND
+    return _BYTES_TO_DECODE.get(image.format or "", _BYTES_TO_DECODE_OTHERWISE)
+
+
+__all__ = ["DECODABLE_FORMATS", "IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "ImageError", "read_image"]

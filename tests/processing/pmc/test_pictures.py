@@ -1,0 +1,327 @@
+"""What is recorded of pictures, and how the same picture is known again."""
+
+import io
+import pickle
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mirror_writer import png_bytes
+from PIL import Image
+
+from processing.images import ImageError
+from processing.pmc.pictures import (
+    NEAR_DUPLICATE_BITS,
+    PictureIndex,
+    count_duplicates,
+    inspect_picture,
+    perceptual_hash,
+    same_picture,
+)
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """Soft coloured blobs: a picture with contrast at low frequencies, as photographs have."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of one bit a pixel that ends where its pixels would begin."""
+    fields = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    header = struct.pack(">I", 13) + fields + struct.pack(">I", zlib.crc32(fields))
+    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 100) + b"IDAT"
+
+
+def distance(hash_a: str, hash_b: str) -> int:
+    return (int(hash_a, 16) ^ int(hash_b, 16)).bit_count()
+
+
+def sixteen_bits(image: Image.Image) -> np.ndarray:
+    """The picture in 12 bits, as radiographs have them: 8-bit software would clip nearly all of it."""
+    return np.asarray(image.convert("L")).astype(np.uint16) * 12 + 1000
+
+
+FILES = {
+    "RGB": lambda image: encoded(image),
+    "L": lambda image: encoded(image.convert("L")),
+    "P": lambda image: encoded(image.quantize(256)),
+    "CMYK": lambda image: encoded(image.convert("CMYK"), "TIFF"),
+    "RGBA": lambda image: encoded(image.convert("RGBA")),
+    "LA": lambda image: encoded(image.convert("LA")),
+    "I;16": lambda image: encoded(Image.fromarray(sixteen_bits(image))),
+    "I;16B": lambda image: encoded(
+        Image.frombytes("I;16B", image.size, sixteen_bits(image).astype(">u2").tobytes()), "TIFF"
+    ),
+    "F": lambda image: encoded(Image.fromarray(sixteen_bits(image).astype(np.float32) / 7), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("mode", FILES)
+def test_the_mode_of_the_file_is_recorded_and_the_hash_is_that_of_the_picture_in_any_mode(mode):
+    described = inspect_picture(FILES[mode](picture()))
+    assert (described.width, described.height, described.mode, described.frames) == (160, 120, mode, 1)
+    assert distance(described.perceptual_hash, perceptual_hash(picture())) <= 2  # grey values are rounded otherwise
+
+
+def test_the_inverted_cmyk_that_adobe_writes_is_not_taken_for_the_negative():
+    content = encoded(picture().convert("CMYK"), "JPEG", quality=95)
+    assert b"Adobe" in content
+    described = inspect_picture(content)
+    assert described.mode == "CMYK"
+    assert distance(described.perceptual_hash, perceptual_hash(picture())) <= 2
+    negative = Image.fromarray(255 - np.asarray(picture()))
+    assert distance(perceptual_hash(negative), perceptual_hash(picture())) > 50
+
+
+def test_a_bitonal_scan_is_known_by_its_grey_version():
+    page = picture().convert("1")
+    described = inspect_picture(encoded(page, "TIFF", compression="group4"))
+    assert described.mode == "1"
+    assert described.perceptual_hash == perceptual_hash(page.convert("L"))
+
+
+@pytest.mark.parametrize(("format", "mode"), [("GIF", "P"), ("TIFF", "RGB")])
+def test_of_several_frames_the_first_is_described_and_all_are_counted(format, mode):
+    first, *others = (picture(seed).quantize(64) if mode == "P" else picture(seed) for seed in range(3))
+    described = inspect_picture(encoded(first, format, save_all=True, append_images=others))
+    assert (described.frames, described.mode) == (3, mode)
+    assert same_picture(described.perceptual_hash, perceptual_hash(picture(0)))
+
+
+def test_frames_that_are_cut_off_do_not_cost_the_first():
+    content = encoded(picture(0).quantize(64), "GIF", save_all=True, append_images=[picture(1).quantize(64)])
+    alone = inspect_picture(encoded(picture(0).quantize(64), "GIF"))
+    assert inspect_picture(content[:-300]).perceptual_hash == alone.perceptual_hash
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "image damaged"),
+        (b"%PDF-1.7", "image of unknown format"),
+        (encoded(picture())[:900], "image damaged"),
+        (encoded(picture(), "JPEG")[:900], "image damaged"),
+        (png_bytes(0, (15, 400)), "image too small"),
+        (png_header(40_000, 40_000), "image too large"),
+        (png_header(13_300, 13_200), "image too large"),
+    ],
+    ids=["empty", "PDF", "cut PNG", "cut JPEG", "small", "bomb", "beyond our limit"],
+)
+def test_a_picture_that_cannot_be_used_says_why_in_a_few_words(content, reason):
+    with pytest.raises(ImageError) as raised:
+        inspect_picture(content)
+    assert raised.value.reason == reason
+    assert pickle.loads(pickle.dumps(raised.value)).reason == reason  # on its way out of a worker process
+
+
+def test_a_picture_of_16_pixels_and_one_40_000_pixels_wide_are_taken():
+    assert inspect_picture(png_bytes(0, (16, 400))).width == 16
+    assert inspect_picture(encoded(picture(0, (40_000, 53)))).width == 40_000
+
+
+MEASURED_IN_A_PROCESS_OF_ITS_OWN = """
+import sys
+from processing.images import ImageError
+from processing.pmc.pictures import inspect_picture
+try:
+    inspect_picture(open(sys.argv[1], "rb").read())
+    outcome = "taken"
+except ImageError as error:
+    outcome = error.reason
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print(outcome, int(peak) // 1024, sep="|")
+"""
+
+
+# The largest that MAX_BYTES lets through of each kind, and the next one up.
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
+@pytest.mark.parametrize(
+    ("mode", "size", "format", "options", "outcome"),
+    [
+        ("CMYK", (7_500, 7_700), "JPEG", {"progressive": True, "subsampling": 0}, "taken"),
+        ("CMYK", (7_500, 7_900), "JPEG", {"progressive": True, "subsampling": 0}, "image too large"),
+        ("RGBA", (11_000, 12_600), "PNG", {"compress_level": 1}, "taken"),
+        ("P", (13_200, 13_200), "GIF", {}, "taken"),
+        ("CMYK", (7_500, 7_700), "TIFF", {"compression": "tiff_lzw", "strip_size": 2**31 - 1}, "taken"),
+        ("RGB", (6_500, 6_700), "WEBP", {"method": 0}, "taken"),
+    ],
+)
+def test_the_largest_pictures_that_are_taken_leave_a_process_below_1_gib(
+    mode, size, format, options, outcome, tmp_path
+):
+    path = tmp_path / "large"
+    path.write_bytes(encoded(Image.new(mode, size), format, **options))
+    output = subprocess.run(
+        [sys.executable, "-c", MEASURED_IN_A_PROCESS_OF_ITS_OWN, str(path)], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    measured, peak = output.split("|")
+    assert measured == outcome
+    assert int(peak) < 1024
+
+
+def test_the_hash_is_that_of_imagehash(shared_data):
+    imagehash = pytest.importorskip("imagehash")
+    small_and_grey = sorted((shared_data / "mednist").glob("*/*.jpeg"))[::20]
+    figures = sorted((shared_data / "pmc_mirror").glob("PMC*/*.jpg"))[::5]
+    assert len(small_and_grey) > 50 and len(figures) > 50
+    for file in small_and_grey:
+        image = Image.open(file)
+        assert perceptual_hash(image) == str(imagehash.phash(image)), file
+    for file in figures:  # reduced in colour, and in two steps: grey values are rounded at other places
+        image = Image.open(file)
+        assert distance(perceptual_hash(image), str(imagehash.phash(image))) <= NEAR_DUPLICATE_BITS, file
+
+
+def test_a_hash_never_changes():
+    assert perceptual_hash(picture(0)) == "c0a7ecd64252ecba"
+
+
+def test_copies_are_known_again_and_other_pictures_are_not(shared_data):
+    files = [
+        *sorted((shared_data / "pmc_mirror").glob("PMC*/*.jpg"))[::8],
+        *sorted((shared_data / "jats_with_images").glob("*/*.*g"))[::4],
+        *sorted((shared_data / "mednist").glob("*/*.jpeg"))[::60],
+        *sorted((shared_data / "crc_he").rglob("*.jpg"))[::4],
+    ]
+    assert len(files) > 100
+    hashes = []
+    for file in files:
+        image = Image.open(file).convert("RGB")
+        half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+        copies = [encoded(image), encoded(image, "JPEG", quality=85), encoded(half, "JPEG", quality=85)]
+        original, *others = (inspect_picture(content).perceptual_hash for content in [file.read_bytes(), *copies])
+        if original:
+            assert all(same_picture(original, other) for other in others), file
+            hashes.append(int(original, 16))
+    integers = np.array(hashes, dtype=np.uint64)
+    distances = np.bitwise_count(integers[:, None] ^ integers)[np.triu_indices(len(integers), 1)]
+    assert np.mean(distances <= NEAR_DUPLICATE_BITS) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGB", (100, 100), "white"),
+        Image.new("L", (100, 100), 7),
+        Image.new("I;16", (100, 100), 40_000),
+        Image.fromarray(np.random.default_rng(0).normal(200, 8, (300, 300)).astype(np.uint8)),
+        Image.fromarray(np.full((30, 30), np.nan, dtype=np.float32)),
+    ],
+    ids=["white", "black", "16 bits", "noise", "not a number"],
+)
+def test_blank_pictures_have_no_hash_and_resemble_nothing(image):
+    assert perceptual_hash(image) == ""
+    assert not same_picture("", "")
+    assert not PictureIndex(["", "0123456789abcdef"]).contains("")
+
+
+def test_an_index_finds_what_differs_in_few_bits():
+    index = PictureIndex(["00000000ffffffff"])
+    assert index.contains(f"{0x00000000FFFFFFFF ^ (2**NEAR_DUPLICATE_BITS - 1):016x}")
+    assert not index.contains(f"{0x00000000FFFFFFFF ^ (2 ** (NEAR_DUPLICATE_BITS + 1) - 1):016x}")
+
+
+def test_an_index_agrees_with_the_comparison_one_by_one():
+    generator = np.random.default_rng(0)
+    known = [f"{number:016x}" for number in generator.integers(0, 2**63, 50)]
+    index = PictureIndex(known)
+    found = 0
+    for _ in range(200):
+        flips = sum(1 << int(bit) for bit in generator.choice(64, generator.integers(0, 12), replace=False))
+        asked = f"{int(known[generator.integers(50)], 16) ^ flips:016x}"
+        assert index.contains(asked) == any(same_picture(asked, other) for other in known)
+        found += index.contains(asked)
+    assert 50 < found < 150
+
+
+def test_an_index_of_a_benchmark_answers_in_well_under_a_millisecond():
+    index = PictureIndex(f"{number:016x}" for number in np.random.default_rng(0).integers(0, 2**63, 32_768))
+    started = time.perf_counter()
+    for number in range(200):
+        index.contains(f"{number:016x}")
+    assert (time.perf_counter() - started) / 200 < 1e-3  # 0.03 ms on a free core
+
+
+def test_an_index_travels_to_other_processes_and_is_told_from_another():
+    index = PictureIndex(["00000000ffffffff", "ffffffff00000000"])
+    copy = pickle.loads(pickle.dumps(index))
+    assert copy.contains("00000000ffffffff") and len(copy) == 2
+    assert repr(copy) == repr(index) != repr(PictureIndex(["00000000ffffffff"]))
+
+
+def test_an_index_is_made_of_a_folder_and_names_what_cannot_be_read(tmp_path, caplog):
+    (tmp_path / "class" / "deep").mkdir(parents=True)
+    (tmp_path / "class" / "deep" / "a.JPG").write_bytes(encoded(picture(0), "JPEG"))
+    (tmp_path / "b.png").write_bytes(encoded(picture(1)))
+    (tmp_path / "broken.png").write_bytes(encoded(picture(2))[:500])
+    (tmp_path / "labels.csv").write_text("a,b")
+    index = PictureIndex.from_path(tmp_path)
+    assert [index.contains(perceptual_hash(picture(seed))) for seed in range(3)] == [True, True, False]
+    assert "1 of 3 pictures cannot be read" in caplog.text and "broken.png" in caplog.text
+
+
+def test_an_index_is_made_of_one_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(picture(0)))
+    assert PictureIndex.from_path(tmp_path / "a.png").contains(perceptual_hash(picture(0)))
+
+
+def test_an_index_is_made_of_a_built_set(built):
+    index = PictureIndex.from_path(built)
+    rows = pq.read_table(next((built / "data").glob("test-*.parquet")), columns=["image"]).column("image").to_pylist()
+    hashes = [inspect_picture(row["bytes"]).perceptual_hash for row in rows]
+    assert all(index.contains(hash_) for hash_ in hashes if hash_) and len(index) > 100
+
+
+def test_hashes_that_a_set_records_are_taken_as_they_are(tmp_path):
+    table = pa.table({"image": [b"not looked at"] * 3, "perceptual_hash": ["00000000ffffffff", "", None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert len(PictureIndex.from_path(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error", "message"),
+    [
+        (lambda path: None, FileNotFoundError, "no such file or folder"),
+        (lambda path: path.mkdir(), ValueError, "no images there"),
+        (lambda path: (path.mkdir(), (path / "a.png").write_bytes(b"?")), ValueError, "1 unreadable, 0 blank"),
+        (
+            lambda path: (path.mkdir(), Image.new("L", (50, 50)).save(path / "a.png")),
+            ValueError,
+            "0 unreadable, 1 blank",
+        ),
+        (lambda path: (path.mkdir(), (path / "a.parquet").write_bytes(b"?")), ValueError, "not a Parquet file"),
+        (
+            lambda path: (path.mkdir(), pq.write_table(pa.table({"x": [1]}), path / "a.parquet")),
+            ValueError,
+            "no column `image`",
+        ),
+    ],
+)
+def test_a_path_without_pictures_is_a_clear_error(prepare, error, message, tmp_path):
+    prepare(tmp_path / "benchmark")
+    with pytest.raises(error, match=f"--decontaminate .*benchmark.*{message}"):
+        PictureIndex.from_path(tmp_path / "benchmark")
+
+
+def test_duplicates_are_counted_by_bytes_and_by_picture_and_blank_ones_are_not():
+    md5s = [digit * 32 for digit in "abaca"]
+    hashes = ["00000000ffffffff", "00000000ffffffff", "00000000ffffffff", "", ""]
+    assert count_duplicates(iter(md5s), iter(hashes)) == {"same_bytes": 2, "same_picture": 2}
+    assert count_duplicates([], []) == {"same_bytes": 0, "same_picture": 0}
