@@ -1,5 +1,7 @@
 """Fills cards from measured results."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -15,14 +17,36 @@ _SIZE_CATEGORIES = [
     (100_000_000, "10M<n<100M"),
 ]
 
-_FROM_PMC = """\
-Figures and captions come from the PMC Article Datasets of the U.S. National Library of Medicine (NLM). The copy is as
-current as the inventory above; articles are corrected and retracted later. NLM does not endorse this data set. Captions
-describe what authors saw, not ground truth; clinical use is out of scope."""
 _DRAWN = """\
+## Limits
+
 Every article here is invented: a program drew its pictures, and its captions say what was drawn. Nothing comes from
 PubMed Central, the licences and dates above are part of the drawing, and no number in it means anything. It is there to
-try the software on."""
+try the software on.
+"""
+
+# Name, type as `datasets` writes it, meaning.
+_COLUMNS = [
+    ("pair_id", "dtype: string", "PMCID.version/figure/graphic; the same in every build"),
+    ("image", "dtype: image", "the file as the publisher gave it, byte for byte"),
+    ("caption", "dtype: string", "title and all paragraphs of the caption as plain text"),
+    ("label", "dtype: string", "such as `Figure 2`; null where the article has none"),
+    ("panel", "dtype: string", "the panel that the graphic is, where the XML says so; otherwise null"),
+    ("mentions", "list: string", "the paragraphs that cite the figure"),
+    ("pmcid", "dtype: string", "the article"),
+    ("version", "dtype: int32", "its version in PMC"),
+    ("pmid", "dtype: string", "the article in PubMed; null where it is not there"),
+    ("doi", "dtype: string", "its DOI, or null"),
+    ("citation", "dtype: string", "journal, year, volume and pages"),
+    ("license", "dtype: string", "the licence of the article, and so of the pair"),
+    ("width", "dtype: int32", "of the image in pixels"),
+    ("height", "dtype: int32", "of the image in pixels"),
+    ("image_md5", "dtype: string", "MD5 of the image's bytes, as PMC states it"),
+    ("split", "dtype: string", "`train`, `validation` or `test`"),
+]
+
+# Where and how fast a build runs, which says nothing about what comes out.
+_OF_THE_MACHINE = ("output_dir", "overwrite", "tasks", "workers", "executor", "push_to", "private")
 
 
 PUBLISHED = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
@@ -60,8 +84,7 @@ def fill_model_card(report: Mapping[str, Any]) -> str:
     """
     published = report["source"] == PUBLISHED
     verified = report["verification"]
-    template = Template((Path(__file__).parent / "model_card.md").read_text())
-    return template.substitute(
+    return _template("model_card.md").substitute(
         title=f"BiomedCLIP, converted from {_public_name(report['source'])}",
         license="mit" if published else "other",
         license_note="MIT, as the published weights."
@@ -100,30 +123,129 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
         Markdown with the metadata block that the Hub reads.
     """
     articles, figures, splits = report["articles"], report["figures"], report["splits"]
+    pairs, captions, images = report["pairs"], report["caption_length"], report["image_size"]
+    moved = len(report["articles_moved_to_fill_a_split"])
     left_out = {f"article: {reason}": count for reason, count in articles["dropped"].items()}
     left_out |= {f"figure: {reason}": count for reason, count in figures["skipped"].items()}
-    template = Template((Path(__file__).parent / "dataset_card.md").read_text())
-    drawn = report.get("drawn", False)
-    return template.substitute(
-        title="Drawn figure-caption pairs" if drawn else "Figure-caption pairs from PubMed Central",
-        acknowledgement=_DRAWN if drawn else _FROM_PMC,
-        pairs=f"{report['pairs']:,}",
-        articles_seen=f"{articles['seen']:,}",
-        articles_kept=f"{articles['kept']:,}",
-        figures_seen=f"{figures['seen']:,}",
-        source=_public_name(report["source"]),
-        inventory_date=report["inventory_date"] or "none in the source",
-        size_category=next((name for limit, name in _SIZE_CATEGORIES if report["pairs"] < limit), "n>100M"),
-        data_files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits),
-        splits=_rows([(split, count["articles"], count["pairs"]) for split, count in splits.items()]),
-        licenses=_rows(list(report["licenses"].items())),
-        left_out=_rows(list(left_out.items())) or "| nothing | 0 |",
-    )
+    filled = {
+        "title": "Drawn figure-caption pairs" if report["drawn"] else "Figure-caption pairs from PubMed Central",
+        "size_category": next((name for limit, name in _SIZE_CATEGORIES if pairs < limit), "n>100M"),
+        "data_files": "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits),
+        "features": "\n".join(f"  - name: {name}\n    {kind}" for name, kind, _ in _COLUMNS),
+        "split_sizes": "\n".join(
+            f"  - name: {split}\n    num_bytes: {count['bytes']}\n    num_examples: {count['pairs']}"
+            for split, count in splits.items()
+        ),
+        "bytes": sum(count["bytes"] for count in splits.values()),
+        "version": report["versions"]["biomedclip"],
+        "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
+        "command": _command(report["options"]),
+        "source": _public_name(report["source"]),
+        "inventory_date": report["inventory_date"] or "none in the source",
+        "as_current_as": f"the inventory of {report['inventory_date']}"
+        if report["inventory_date"]
+        else "its source, which has no inventory",
+        "moved": f" To leave no split empty, {moved} of them were moved." if moved else "",
+        "built": report["built"],
+        "license_choice": report["license_choice"],
+        "pairs": f"{pairs:,}",
+        "articles_seen": f"{articles['seen']:,}",
+        "articles_kept": f"{articles['kept']:,}",
+        "figures_seen": f"{figures['seen']:,}",
+        "pairs_with_mentions": f"{report['mentions']['pairs_with']:,}",
+        "panels": f"{report['panels']:,}",
+        "split_fractions": " / ".join(f"{fraction:g}" for fraction in report["split_fractions"]),
+        "splits": _rows(
+            [
+                (split, *(n[key] for key in ("articles", "pairs", "shards")), size(n["bytes"]))
+                for split, n in splits.items()
+            ]
+        ),
+        "licenses": _shares(report["licenses"], pairs),
+        "images": _shares({f"format {name}": count for name, count in report["formats"].items()}, pairs)
+        + "\n"
+        + _shares({f"mode {name}": count for name, count in report["modes"].items()}, pairs),
+        "percentile_names": " | ".join(f"{q} %" for q in captions["percentiles"]),
+        "percentile_rule": "---:|" * len(captions["percentiles"]),
+        "lengths": _rows(
+            [
+                (name, *(f"{value:,.0f}" for value in (part["mean"], *part["percentiles"].values())))
+                for name, part in ((f"{captions['unit']} of a caption", captions), (images["unit"], images))
+            ]
+        ),
+        "caption_unit": captions["unit"]
+        + (f" of `{_public_name(captions['tokenizer'])}`" if captions["tokenizer"] else ""),
+        "within_256": percent(captions["within_256"]),
+        "above_336": percent(images["above_336"]),
+        "same_bytes": f"{report['duplicates']['same_bytes']:,}",
+        "same_picture": f"{report['duplicates']['same_picture']:,}",
+        "left_out": _rows(_largest_first(left_out)) or "| nothing | 0 |",
+        "columns": _rows([(f"`{name}`", meaning) for name, _, meaning in _COLUMNS]),
+    }
+    terms = _DRAWN if report["drawn"] else _template("pmc_terms.md").substitute(filled)
+    return _template("dataset_card.md").substitute(filled, terms=terms.strip())
+
+
+def public_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of a build as it can be published: of paths on the machine only their last part."""
+    options = {
+        key: _public_name(value) if isinstance(value, str) else value for key, value in report["options"].items()
+    }
+    tokenizer = report["caption_length"]["tokenizer"]
+    return {
+        **report,
+        "source": _public_name(report["source"]),
+        "caption_length": report["caption_length"] | {"tokenizer": tokenizer and _public_name(tokenizer)},
+        "options": options,
+    }
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent, with which something never reads as nothing, nor almost all as all."""
+    if 0 < fraction < 0.001:
+        return "< 0.1 %"
+    if 0.999 < fraction < 1:
+        return "> 99.9 %"
+    return f"{100 * fraction:.1f} %"
+
+
+def size(count: float) -> str:
+    """Bytes with a unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def _command(options: Mapping[str, Any]) -> str:
+    """The command that gives these pairs again."""
+    words = ["biomedclip build"]
+    for name, value in options.items():
+        if value is None or value is False or name in _OF_THE_MACHINE:
+            continue
+        text = "" if value is True else _public_name(str(value))
+        text = f" '{text}'" if re.search(r"[^\w.,:/-]", text) else f" {text}".rstrip()
+        words.append(f"--{name.replace('_', '-')}{text if len(text) < 100 else f'{text[:80]}...'}")
+    return " \\\n  ".join([*words, "--output-dir out"])
+
+
+def _template(name: str) -> Template:
+    return Template((Path(__file__).parent / name).read_text())
+
+
+def _largest_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda entry: -entry[1])
+
+
+def _shares(counts: Mapping[str, int], total: int) -> str:
+    return _rows([(name, count, percent(count / total)) for name, count in _largest_first(counts)])
 
 
 def _public_name(source: str) -> str:
     """A URL or Hub id as it is, of a local path its last part: a card carries no path of the machine that made it."""
-    return Path(source).name if "://" not in source and Path(source).exists() else source
+    local = source.startswith(("/", "~", "file:")) or ("://" not in source and os.path.exists(source))
+    return Path(source).name if local else source
 
 
 def _rows(rows: list[tuple[Any, ...]]) -> str:

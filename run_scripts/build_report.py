@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from model_cards.fill import percent, size
+
 from .reporting import say, show_table
 
 
@@ -38,21 +40,21 @@ def show_report(report: Mapping[str, Any]) -> None:
             rows += [(f"pairs {name}", count, share(count, pairs))]
     show_table("Figures and pairs", rows, ["", "count", "share"])
 
-    rows = [
+    split_rows = [
         (split, count["articles"], count["pairs"], share(count["pairs"], pairs), count["shards"], size(count["bytes"]))
         for split, count in report["splits"].items()
     ]
-    show_table("Splits", rows, ["", "articles", "pairs", "share", "shards", "size"])
+    show_table("Splits", split_rows, ["", "articles", "pairs", "share", "shards", "size"])
     rows = [(code, count, share(count, pairs)) for code, count in largest(report["licenses"], REASONS)]
     show_table("Licences", rows, ["", "pairs", "share"])
 
     captions, images = report["caption_length"], report["image_size"]
     columns = ["", "mean", *(f"{q} %" for q in captions["percentiles"])]
-    rows = [
+    length_rows = [
         (name, *(f"{value:,.0f}" for value in (part["mean"], *part["percentiles"].values())))
         for name, part in ((f"caption, {captions['unit']}", captions), ("image, shorter side", images))
     ]
-    show_table("Captions and images: mean and percentiles", rows, columns)
+    show_table("Captions and images: mean and percentiles", length_rows, columns)
     say(
         f"{percent(captions['within_256'])} of the captions have 256 {captions['unit']} or fewer, "
         f"{percent(images['above_336'])} of the images more than 336 pixels on the shorter side."
@@ -78,24 +80,6 @@ def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
 def share(count: int, total: int) -> str:
     """A count as part of a total, in percent."""
     return percent(count / total) if total else "-"
-
-
-def percent(fraction: float) -> str:
-    """A fraction in percent, with which something never reads as nothing, nor almost all as all."""
-    if 0 < fraction < 0.001:
-        return "< 0.1 %"
-    if 0.999 < fraction < 1:
-        return "> 99.9 %"
-    return f"{100 * fraction:.1f} %"
-
-
-def size(count: float) -> str:
-    """Bytes with a unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
 
 
 def duration(seconds: float) -> str:

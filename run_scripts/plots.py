@@ -14,7 +14,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from .build_report import largest, percent, share
+from model_cards.fill import percent
+
+from .build_report import largest, share
 
 
 def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:

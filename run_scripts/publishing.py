@@ -7,19 +7,22 @@ everything, since then `upload_large_folder` is gone. `create_commit` is the sam
 """
 
 import hashlib
+import json
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, get_token
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.hf_api import RepoFile
+
+from model_cards.fill import public_report, size
 
 from .reporting import say
 
@@ -32,6 +35,13 @@ LOG_IN = "Log in with: hf auth login (a token with the role 'write', from https:
 
 _REDISTRIBUTABLE = re.compile(r"CC0|CC BY(-NC)?(-SA|-ND)?")
 _SHARD = re.compile(r"data/[a-z]+-\d{5}-of-\d{5}\.parquet")
+
+
+class _Sent(NamedTuple):
+    """A file that is on the Hub as it is here."""
+
+    size: int
+    sha256: str
 
 
 def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = False, report: Mapping[str, Any]) -> str:
@@ -57,21 +67,24 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
     api = check_write_access(repo_id)
     shards = {f"data/{path.name}": path for path in find_shards(Path(folder), report)}
     check_licenses(shards.values(), pairs=report["pairs"])
-    companions = {name: Path(folder) / name for name in COMPANIONS}
+    _check_card(Path(folder) / "README.md")
+    companions: dict[str, Path | bytes] = {name: Path(folder) / name for name in COMPANIONS}
+    companions["report.json"] = json.dumps(public_report(report), indent=2, ensure_ascii=False).encode()
 
     _create(api, repo_id, private)
     there = _files_on_hub(api, repo_id)
-    digests = {name: _sha256_if_there(path, there.get(name)) for name, path in shards.items()}
-    sent = {name: digest for name, digest in digests.items() if digest}
+    if any(name in there for name in shards):
+        say(f"Comparing the shards with those that are in {repo_id} already")
+    sent = {name: file for name, path in shards.items() if (file := _if_there(path, there.get(name)))}
     waiting = [name for name in shards if name not in sent]
     for start in range(0, len(waiting), SHARDS_PER_COMMIT):
         names = waiting[start : start + SHARDS_PER_COMMIT]
         title = f"Shards {len(sent) + 1} to {len(sent) + len(names)} of {len(shards)}"
-        say(f"{title} ({_gigabytes(shards[name] for name in names)}) to {repo_id}")
+        say(f"{title}, {size(sum(shards[name].stat().st_size for name in names))}, to {repo_id}")
         sent |= _commit(api, repo_id, {name: shards[name] for name in names}, title)
     stale = [name for name in there if _SHARD.fullmatch(name) and name not in shards]
     sent |= _commit(api, repo_id, companions, f"{report['pairs']:,} pairs", delete=stale)
-    _verify(_files_on_hub(api, repo_id), shards | companions, sent, stale, repo_id)
+    _verify(_files_on_hub(api, repo_id), sent, stale, repo_id)
     return f"{api.endpoint}/datasets/{repo_id}"
 
 
@@ -100,10 +113,10 @@ def check_write_access(repo_id: str) -> HfApi:
     api = HfApi()
     try:
         account = api.whoami()
-    except HfHubHTTPError as error:
-        raise PermissionError(f"--push-to {repo_id}: the Hub refuses the token ({_reason(error)}). {LOG_IN}") from error
     except HTTPError as error:
-        raise ConnectionError(f"--push-to {repo_id}: {api.endpoint} does not answer ({error}).") from error
+        if _may_pass(error):
+            raise ConnectionError(f"{api.endpoint} does not answer ({_reason(error)}). Try again later.") from error
+        raise PermissionError(f"--push-to {repo_id}: the Hub refuses the token ({_reason(error)}). {LOG_IN}") from error
 
     namespace = repo_id.split("/")[0]
     roles = {org["name"].lower(): org.get("roleInOrg") for org in account.get("orgs", [])}
@@ -171,41 +184,57 @@ def check_licenses(shards: Iterable[Path], *, pairs: int) -> None:
         raise ValueError(f"The shards hold {codes.total():,} pairs, report.json says {pairs:,}. Build the set again.")
 
 
+def _check_card(path: Path) -> None:
+    """Has the Hub look at the card's metadata now: it would refuse them at the very end."""
+    try:
+        DatasetCard.load(path).validate(repo_type="dataset")
+    except ValueError as error:
+        raise ValueError(f"{path}: the Hub does not take its metadata ({error}). Build the set again.") from error
+    except HTTPError as error:
+        raise ConnectionError(f"The Hub does not answer ({_reason(error)}). Try again later.") from error
+
+
 def _create(api: HfApi, repo_id: str, private: bool) -> None:
     try:
         # None leaves it to the organisation, which may want everything private.
         api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
         public = not api.dataset_info(repo_id).private
-    except HfHubHTTPError as error:
+    except HTTPError as error:
+        if _may_pass(error):
+            raise ConnectionError(f"The Hub does not answer ({_reason(error)}). Try again later.") from error
         raise PermissionError(f"{repo_id} cannot be created or opened ({_reason(error)}). {LOG_IN}") from error
     if private and public:
         raise ValueError(f"{repo_id} exists and is public. Make it private in its settings, or choose another name.")
 
 
 def _files_on_hub(api: HfApi, repo_id: str) -> dict[str, RepoFile]:
-    entries = api.list_repo_tree(repo_id, recursive=True, repo_type="dataset")
-    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    try:
+        entries = api.list_repo_tree(repo_id, recursive=True, repo_type="dataset")
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    except HTTPError as error:
+        raise ConnectionError(f"The files of {repo_id} cannot be listed ({_reason(error)}). Try again.") from error
 
 
-def _sha256_if_there(path: Path, remote: RepoFile | None) -> str | None:
-    """The file's SHA-256 if the Hub has it already, bit for bit."""
+def _if_there(path: Path, remote: RepoFile | None) -> _Sent | None:
+    """The file if the Hub has it already, bit for bit."""
     if remote is None or remote.lfs is None or remote.size != path.stat().st_size:
         return None
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return digest if digest == remote.lfs.sha256 else None
+    return _Sent(remote.size, digest) if digest == remote.lfs.sha256 else None
 
 
 def _commit(
-    api: HfApi, repo_id: str, files: Mapping[str, Path], title: str, *, delete: Sequence[str] = ()
-) -> dict[str, str]:
-    """Sends files in one commit, patiently; returns the SHA-256 of each."""
+    api: HfApi, repo_id: str, files: Mapping[str, Path | bytes], title: str, *, delete: Sequence[str] = ()
+) -> dict[str, _Sent]:
+    """Sends files in one commit, patiently."""
     for attempt in range(1, ATTEMPTS + 1):
-        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()]
+        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
         deletions = [CommitOperationDelete(path_in_repo=name) for name in delete]
         try:
             api.create_commit(repo_id, [*additions, *deletions], commit_message=title, repo_type="dataset")
-            return {addition.path_in_repo: addition.upload_info.sha256.hex() for addition in additions}
+            infos = {addition.path_in_repo: addition.upload_info for addition in additions}
+            return {name: _Sent(info.size, info.sha256.hex()) for name, info in infos.items()}
         except (HTTPError, OSError, RuntimeError) as error:  # the last is what broken transfers come as
             if attempt == ATTEMPTS or not _may_pass(error):
                 raise OSError(
@@ -218,7 +247,9 @@ def _commit(
 
 def _may_pass(error: BaseException) -> bool:
     """Whether it may work the next time: everything but a plain no of the server."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    response = getattr(error, "response", None)
+    if response is None:
+        response = getattr(error.__cause__, "response", None)
     return response is None or response.status_code in (408, 429) or response.status_code >= 500
 
 
@@ -227,22 +258,12 @@ def _reason(error: BaseException) -> str:
     return str(getattr(cause, "server_message", None) or cause).strip().split("\n")[0]
 
 
-def _gigabytes(paths: Iterable[Path]) -> str:
-    return f"{sum(path.stat().st_size for path in paths) / 1e9:.3g} GB"
-
-
-def _verify(
-    there: Mapping[str, RepoFile],
-    files: Mapping[str, Path],
-    sent: Mapping[str, str],
-    stale: Sequence[str],
-    repo_id: str,
-) -> None:
+def _verify(there: Mapping[str, RepoFile], sent: Mapping[str, _Sent], stale: Sequence[str], repo_id: str) -> None:
     """Compares the Hub's list of files with what was sent: names, sizes, and SHA-256 where the Hub knows it."""
     wrong = [name for name in stale if name in there]
-    for name, path in files.items():
+    for name, file in sent.items():
         remote = there.get(name)
-        if remote is None or remote.size != path.stat().st_size or (remote.lfs and remote.lfs.sha256 != sent[name]):
+        if remote is None or remote.size != file.size or (remote.lfs and remote.lfs.sha256 != file.sha256):
             wrong.append(name)
     if wrong:
         raise OSError(f"{repo_id} on the Hub is not what was sent: {', '.join(wrong[:5])}. Run the same command again.")

@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 
 PAGE = 1000  # entries of a listing, as on the Hub
 REGULAR_BYTES = 10_000_000  # larger files, and binary ones, go by LFS
@@ -245,6 +247,10 @@ class _Handler(BaseHTTPRequestHandler):
         return {"type": "user", "name": user["name"], "orgs": orgs, "auth": {"accessToken": token}}
 
     def validate(self) -> dict[str, Any]:
+        card = json.loads(self.body)["content"]
+        metadata = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else None
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("license"), str):
+            raise Refused(400, '"license" must be a string')
         return {"errors": [], "warnings": []}
 
     def create(self) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""The dataset card: what the Hub reads of it, and what a person must find in it."""
+
+import json
+import re
+
+import pytest
+from build_reports import full_scale_report, smallest_report
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from model_cards.fill import fill_dataset_card, percent, public_report, size
+from processing.pmc.shards import pair_schema
+
+
+@pytest.fixture(params=["full scale", "smallest", "drawn"])
+def report(request):
+    return {
+        "full scale": full_scale_report(),
+        "smallest": smallest_report(),
+        "drawn": smallest_report() | {"drawn": True},
+    }[request.param]
+
+
+def section(card: str, title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card, re.MULTILINE | re.DOTALL)[1]
+
+
+def table_rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
+
+
+def test_the_metadata_is_what_the_hub_reads(report):
+    metadata = DatasetCard(fill_dataset_card(report)).data
+    assert isinstance(metadata, DatasetCardData)
+    assert metadata.license == "other" and metadata.language == ["en"]
+    assert metadata.to_dict()["license_name"] and metadata.to_dict()["license_link"].startswith("https://")
+    (config,) = metadata.configs
+    assert {entry["split"] for entry in config["data_files"]} == set(report["splits"])
+
+
+def test_datasets_reads_features_and_splits_out_of_it(report):
+    from datasets.info import DatasetInfosDict
+
+    metadata = DatasetCard(fill_dataset_card(report)).data
+    info = DatasetInfosDict.from_dataset_card_data(metadata)["default"]
+    assert info.features.arrow_schema == pair_schema()
+    assert {name: split.num_examples for name, split in info.splits.items()} == {
+        name: counts["pairs"] for name, counts in report["splits"].items()
+    }
+
+
+def test_every_column_is_explained():
+    rows = table_rows(section(fill_dataset_card(full_scale_report()), "Columns"))
+    assert [row[0].strip("`") for row in rows[1:]] == pair_schema().names
+    assert all(len(row) == 2 and row[1] for row in rows)
+
+
+def test_all_numbers_of_the_composition_are_there():
+    report = full_scale_report()
+    composition = section(fill_dataset_card(report), "Composition")
+    counts = [*report["licenses"].values(), *report["modes"].values(), *report["formats"].values()]
+    counts += [*report["articles"]["dropped"].values(), *report["figures"]["skipped"].values()]
+    counts += [count for split in report["splits"].values() for count in (split["articles"], split["pairs"])]
+    for count in counts:
+        assert f"| {count:,} |" in composition, count
+
+
+def test_tables_have_as_many_cells_in_each_row(report):
+    for block in re.findall(r"(?:^\|.*\n)+", fill_dataset_card(report), re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1, block
+
+
+def test_nothing_is_left_to_fill(report):
+    assert not re.search(r"\$\w|\bNone\b", fill_dataset_card(report))
+
+
+def test_it_says_how_current_it_is_and_whom_to_thank():
+    text = section(fill_dataset_card(full_scale_report()), "Acknowledgement")
+    assert "National Library of Medicine" in text and "the inventory of 2026-11-23" in text
+    assert "its source, which has no inventory" in section(fill_dataset_card(smallest_report()), "Acknowledgement")
+
+
+def test_a_drawn_set_does_not_thank_nlm():
+    card = fill_dataset_card(smallest_report() | {"drawn": True})
+    assert "National Library" not in card and "invented" in section(card, "Limits")
+
+
+def test_the_command_gives_the_same_set_again_wherever_it_runs():
+    report = full_scale_report()
+    report["options"] |= {"split_fractions": "0.8,0.1,0.1", "license": "CC BY,CC0", "update": True}
+    command = re.search(r"```bash\n(.*?)\n```", section(fill_dataset_card(report), "How it was built"), re.DOTALL)[1]
+    assert command.split(" \\\n  ") == [
+        "biomedclip build",
+        "--source s3://pmc-oa-opendata",
+        "--license 'CC BY,CC0'",
+        "--split-fractions 0.8,0.1,0.1",
+        "--rows-per-shard 5000",
+        "--seed 0",
+        "--update",
+        "--output-dir out",
+    ]
+
+
+@pytest.mark.parametrize("path", ["/home/someone/thing", "file:///home/someone/thing", "~/thing", "."])
+def test_no_path_of_the_machine_gets_out(path, tmp_path, monkeypatch):
+    (tmp_path / "thing").mkdir()
+    monkeypatch.chdir(tmp_path / "thing")
+    report = full_scale_report() | {"source": path}
+    report["options"] |= {"source": path, "decontaminate": path, "pmcids": "PMC1," * 2000}
+    for text in (fill_dataset_card(report), json.dumps(public_report(report))):
+        assert "someone" not in text and "/thing" not in text and str(tmp_path) not in text and "~" not in text
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"),
+    [(0, "0.0 %"), (1e-9, "< 0.1 %"), (0.5, "50.0 %"), (0.99999, "> 99.9 %"), (1, "100.0 %")],
+)
+def test_a_share_never_rounds_something_to_nothing_or_to_all(fraction, text):
+    assert percent(fraction) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (21_004, "21 kB"), (1.46e12, "1.46 TB")])
+def test_bytes_get_a_unit(count, text):
+    assert size(count) == text
