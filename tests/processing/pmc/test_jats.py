@@ -1,5 +1,8 @@
 """Figures out of JATS. Each case that the paper's own pipeline gets wrong is a test here."""
 
+import re
+import time
+
 import pytest
 
 from processing.pmc.jats import JatsError, parse_figures
@@ -41,7 +44,7 @@ def test_a_formula_in_two_renderings_comes_once():
         "<inline-formula><alternatives><tex-math>\\documentclass{a}\\begin{document}$x^2$\\end{document}</tex-math>"
         "<mml:math><mml:msup><mml:mi>x</mml:mi><mml:mn>2</mml:mn></mml:msup></mml:math></alternatives></inline-formula>"
     )
-    assert caption_of(f"<p>Where {formula} grows.</p>") == "Where x2 grows."
+    assert caption_of(f"<p>Where {formula} grows.</p>") == "Where x^2 grows."
 
 
 def test_a_formula_in_tex_alone_loses_its_preamble():
@@ -177,6 +180,358 @@ def test_what_is_no_article_is_a_clear_error(xml):
 def test_deep_nesting_is_an_error_and_not_a_crash():
     with pytest.raises(JatsError):
         parse_figures(article("<p>" * 100_000))
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("5 &#xB5;m,&#160;thin&#x2009;space", "5 µm, thin space"),
+        ("hyphen&#xAD;ated zero&#x200B;width", "hyphenated zerowidth"),
+        ("“quoted” – dashed — α", "“quoted” – dashed — α"),
+        ("<named-content>a</named-content><styled-content>b</styled-content><sc>c</sc><email>d@e</email>", "abcd@e"),
+        ("one<break/>two", "one two"),
+        ("See:<disp-formula><mml:math><mml:mi>E</mml:mi></mml:math></disp-formula>, then", "See: E, then"),
+        ("Text<table-wrap><table><tr><td>cell</td></tr></table></table-wrap>goes on", "Text goes on"),
+        ("Note<fn><p>left out</p></fn>.", "Note."),
+        ("<def-list><def-item><term>CI</term><def><p>interval</p></def></def-item></def-list>", "CI interval"),
+        (
+            "<list><list-item><label>•</label><p>one</p></list-item><list-item><label>1.</label><p>two</p>"
+            "</list-item></list>",
+            "one two",
+        ),
+        ("a<!-- comment -->b<?processing instruction?>c", "abc"),
+        ("Alt<alt-text>hidden</alt-text><index-term><term>hidden</term></index-term>", "Alt"),
+        ("space : before points stays ; as it is", "space : before points stays ; as it is"),
+        ("an empty pair () stays [] too", "an empty pair () stays [] too"),
+        ("a symbol (<inline-graphic/>) , and", "a symbol, and"),
+    ],
+)
+def test_text_is_what_a_reader_sees(markup, text):
+    assert caption_of(f"<p>{markup}</p>") == text
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("cm<sup>2</sup>", "cm2"),
+        ("<sup>3</sup>H", "3H"),
+        ("[<sup>3</sup>H]", "[3H]"),
+        ("(a+b)<sup>2</sup>", "(a+b)^2"),
+        ("10<sup><italic>−</italic>6</sup>", "10^−6"),
+        ("10<sup>10<sup>6</sup></sup>", "10^10^6"),
+        ("SO<sub>4</sub><sup>2−</sup>", "SO4^2−"),
+        ("CD4<sup>+</sup>25", "CD4+25"),
+        ("p53<sup>−/−</sup>", "p53−/−"),
+        ("IC<sub>50</sub> V<sub>max</sub>", "IC50 Vmax"),
+    ],
+)
+def test_a_caret_stands_only_where_a_number_would_grow(markup, text):
+    assert caption_of(f"<p>{markup}</p>") == text
+
+
+def cite(shown: str, kind: str = "bibr") -> str:
+    return f'<xref ref-type="{kind}" rid="B1">{shown}</xref>'
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        (f"as before [{cite('12')},{cite('14')}–{cite('17')}].", "as before."),
+        (f"as before {cite('[12]')}, {cite('[13]')}, but", "as before, but"),
+        (f"as before [{cite('12')}], [{cite('13')}] and", "as before and"),
+        (f"as before [{cite('12')} and {cite('13a')}]", "as before"),
+        (f"as before.<sup>{cite('12')},{cite('13')}</sup> Then", "as before. Then"),
+        (f"10{cite('<sup>6</sup>')} cells", "10 cells"),
+        (f"Cao et al. {cite('[3]')}.", "Cao et al."),
+        (f"(updated from Cao et al {cite('[3]')}).", "(updated from Cao et al)."),
+        (f"([{cite('3')}])", ""),
+        (f"(Smith 2010; {cite('3')})", "(Smith 2010)"),
+        (f"({cite('3')}; see Smith)", "(see Smith)"),
+        (f"studies[{cite('3')}]were", "studies were"),
+        (f"Reiter, {cite('1994')}; {cite('Smith et al., 2010')}", "Reiter, 1994; Smith et al., 2010"),
+        (f"Smith ({cite('2006a')})", "Smith (2006a)"),
+        (f"{cite('[1: fig. 10]')} and {cite('Ref. 5')}", "[1: fig. 10] and Ref. 5"),
+        (f"cells{cite('12', 'ref')}.", "cells."),
+        (f"value{cite('*', 'table-fn')} and more<sup>{cite('a', 'fn')},{cite('b', 'fn')}</sup>", "value and more"),
+        (f"{cite('see note', 'fn')} {cite('Table 2', 'table')} {cite('Methods', 'sec')}", "see note Table 2 Methods"),
+        (f"0.5 {cite('[12]')} .5", "0.5 .5"),
+    ],
+)
+def test_references_that_say_nothing_leave_no_trace(markup, text):
+    assert caption_of(f"<p>{markup}</p>") == text
+
+
+def test_a_paragraph_that_is_only_an_identifier_is_dropped():
+    identifier = "<p><bold>DOI:</bold> <ext-link>http://dx.doi.org/10.7554/eLife.00001.003</ext-link></p>"
+    assert caption_of(f"<title>Title.</title><p>Text.</p>{identifier}") == "Title. Text."
+    assert caption_of("<p>Data: doi:10.5061/dryad.1.</p>") == "Data: doi:10.5061/dryad.1."
+
+
+def math(content: str) -> str:
+    tagged = re.sub(r"<(/?)(\w)", r"<\1mml:\2", f"<math>{content}</math>")
+    return caption_of(f"<p><inline-formula>{tagged}</inline-formula></p>")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("<mi>x</mi> <mo>=</mo> <mn>0</mn> <mo>.</mo> <mn>5</mn>", "x=0.5"),
+        ("<msub><mi>x</mi><mi>i</mi></msub>", "x_i"),
+        ("<msup><mi>x</mi><mrow><mi>n</mi><mo>+</mo><mn>1</mn></mrow></msup>", "x^(n+1)"),
+        ("<msup><mn>10</mn><mrow><mo>−</mo><mn>3</mn></mrow></msup>", "10^−3"),
+        ("<msup><mn>10</mn><mrow><mrow><mo>−</mo></mrow><mn>3</mn></mrow></msup>", "10^−3"),
+        ("<msup><mi>w</mi><mo>⋆</mo></msup>", "w^⋆"),
+        ("<msup><mi>f</mi><mo>′</mo></msup>", "f′"),
+        ("<msubsup><mi>x</mi><mi>i</mi><mn>2</mn></msubsup>", "x_i^2"),
+        ("<msup><mi>x</mi><mfrac><mn>1</mn><mn>2</mn></mfrac></msup>", "x^(1/2)"),
+        ("<mfrac><mrow><mi>a</mi><mo>+</mo><mi>b</mi></mrow><mi>c</mi></mfrac>", "(a+b)/c"),
+        ("<mfrac><mrow><mo>(</mo><mi>a</mi><mo>+</mo><mi>b</mi><mo>)</mo></mrow><mi>c</mi></mfrac>", "(a+b)/c"),
+        ("<mfrac><mrow><mo>−</mo><mn>1</mn></mrow><mi>c</mi></mfrac>", "−1/c"),
+        ("<msqrt><mi>a</mi></msqrt>", "√a"),
+        ("<msqrt><mi>a</mi><mo>+</mo><mi>b</mi></msqrt>", "√(a+b)"),
+        ("<mroot><mi>a</mi><mn>3</mn></mroot>", "√[3]a"),
+        ("<mover><mi>x</mi><mo>¯</mo></mover>", "x¯"),
+        (
+            "<munderover><mo>∑</mo><mrow><mi>i</mi><mo>=</mo><mn>1</mn></mrow><mi>n</mi></munderover><mi>x</mi>",
+            "∑_(i=1)^nx",
+        ),
+        ("<mfenced><mi>a</mi><mi>b</mi></mfenced>", "(a,b)"),
+        ("<mfenced open='[' close=']' separators=';'><mi>a</mi><mi>b</mi></mfenced>", "[a;b]"),
+        ("<mi>y</mi><mtext> if \n positive</mtext>", "y if positive"),
+        ("<mi>y</mi><mo>&#x2061;</mo><mi>x</mi>", "yx"),
+        ("<mtable><mtr><mtd><mn>1</mn></mtd><mtd><mn>0</mn></mtd></mtr></mtable>", "1 0"),
+        ("<semantics><mi>x</mi><annotation>\\x</annotation></semantics>", "x"),
+    ],
+)
+def test_a_formula_stands_on_one_line(content, text):
+    assert math(content) == text
+
+
+def test_of_a_formula_beside_its_source_and_its_picture_only_the_formula_is_kept():
+    rendered = "<mml:math><mml:mi>x</mml:mi></mml:math>"
+    assert caption_of(f"<p><inline-formula><tex-math>$x$</tex-math>{rendered}</inline-formula></p>") == "x"
+    assert caption_of(f"<p><inline-formula><graphic/>{rendered}</inline-formula></p>") == "x"
+    assert caption_of("<p>where <inline-formula><graphic/></inline-formula>, and</p>") == "where, and"
+
+
+def test_paragraphs_beside_the_caption_are_read_with_it():
+    rest = '<graphic xlink:href="g"/><p><bold>A.</bold> Control.</p><permissions><license><graphic xlink:href="cc"/>'
+    (parsed,) = parse_figures(article(figure("<p>Cells.</p>", rest=f"{rest}</license></permissions>")))
+    assert parsed.caption == "Cells. A. Control."
+    assert [graphic.hrefs for graphic in parsed.graphics] == [("g",)]
+
+
+def test_a_second_caption_is_a_translation_and_left_out():
+    body = "<fig><caption><p>One.</p></caption><caption xml:lang='fr'><p>Un.</p></caption></fig>"
+    assert parse_figures(article(body))[0].caption == "One."
+
+
+def test_a_label_is_text_and_none_where_it_is_empty():
+    body = "<fig><label><bold>Figure <italic>1</italic></bold>.</label></fig><fig><label> </label></fig><fig/>"
+    assert [parsed.label for parsed in parse_figures(article(body))] == ["Figure 1.", None, None]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        '<p><graphic xlink:href="g"/></p>',
+        '<sec><p><alternatives><graphic xlink:href="g"/></alternatives></p></sec>',
+        '<media mimetype="image" xlink:href="g"/>',
+        '<media mimetype="video" xlink:href="film.mp4"/><media xlink:href="g.tif"/>',
+        '<graphic/><graphic xlink:href=" "/><graphic xlink:href="g"/>',
+    ],
+)
+def test_pictures_are_found_wherever_a_figure_holds_them(rest):
+    (parsed,) = parse_figures(article(figure("<p>One.</p>", rest=rest)))
+    assert [graphic.hrefs[0].removesuffix(".tif") for graphic in parsed.graphics] == ["g"]
+
+
+def test_a_nested_figure_keeps_its_own_picture_and_caption():
+    inner = figure("<p>Inner.</p>", figure_id="F1a", rest='<graphic xlink:href="inner"/>')
+    outer = figure("<p>Outer.</p>", rest=f'{inner}<graphic xlink:href="outer"/>')
+    parsed = parse_figures(article(outer))
+    found = [(each.figure_id, each.caption, [graphic.hrefs for graphic in each.graphics]) for each in parsed]
+    assert found == [("F1", "Outer.", [("outer",)]), ("F1a", "Inner.", [("inner",)])]
+
+
+def test_pictures_that_stand_in_a_group_are_a_figure_of_their_own():
+    group = (
+        '<fig-group id="G"><label>Figure 9</label><caption><p>All.</p></caption>'
+        f'<graphic xlink:href="g"><label>A</label></graphic>{figure("", rest="")}</fig-group>'
+    )
+    mention = '<p>In <xref ref-type="fig" rid="G">Figure 9</xref>.</p>'
+    parsed, child = parse_figures(article(mention + group))
+    assert (parsed.figure_id, parsed.label, parsed.caption) == ("G", "Figure 9", "All.")
+    assert [(graphic.hrefs, graphic.panel) for graphic in parsed.graphics] == [(("g",), "A")]
+    assert parsed.mentions == ("In Figure 9.",)
+    assert (child.figure_id, child.label, child.caption, child.graphics) == ("F1", "Figure 1.", "All.", ())
+
+
+def test_a_group_within_a_group_passes_the_caption_on():
+    body = "<fig-group><caption><p>All.</p></caption><fig-group><fig><caption><p/></caption></fig></fig-group>"
+    assert parse_figures(article(f"{body}</fig-group>"))[0].caption == "All."
+
+
+def refer(rid: str, shown: str = "") -> str:
+    return f'<xref ref-type="fig" rid="{rid}">{shown}</xref>'
+
+
+FIVE = "".join(figure(f"<p>{number}</p>", figure_id=f"F{number}") for number in range(1, 6))
+
+
+def mentions_of(body: str) -> list[tuple[str, ...]]:
+    return [parsed.mentions for parsed in parse_figures(article(body + FIVE))]
+
+
+@pytest.mark.parametrize("dash", ["–", "-", " — ", "−", "&#x2011;"])
+def test_a_range_of_references_cites_what_lies_between(dash):
+    mentions = mentions_of(f"<p>Figs {refer('F2', '2')}{dash}{refer('F4', '4')}.</p>")
+    assert [bool(texts) for texts in mentions] == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize("joined", [", ", " and ", "–6, "])
+def test_other_neighbours_are_no_range(joined):
+    mentions = mentions_of(f"<p>Figs {refer('F2', '2')}{joined}{refer('F4', '4')}.</p>")
+    assert [bool(texts) for texts in mentions] == [False, True, False, True, False]
+
+
+def test_a_paragraph_is_mentioned_once_and_whole():
+    body = f"<p>{refer('F1', 'Fig. 1')}<list><list-item><p>{refer('F1', 'Fig. 1A')}</p></list-item></list> end.</p>"
+    assert mentions_of(body)[0] == ("Fig. 1 Fig. 1A end.",)
+
+
+def test_what_floats_in_a_paragraph_is_not_its_text():
+    box = f"<boxed-text><p>Box {refer('F2', '2')}.</p></boxed-text>"
+    table = f"<table-wrap><table><tr><td>{refer('F3', '3')}</td></tr></table></table-wrap>"
+    note = f"<fn><p>Note {refer('F4', '4')}.</p></fn>"
+    paragraph = f"<p>Text {refer('F1', '1')}{box}{table} goes on{note}.</p>"
+    assert mentions_of(paragraph) == [("Text 1 goes on.",), ("Box 2.",), (), ("Note 4.",), ()]
+
+
+def test_paragraphs_of_figures_mention_nothing():
+    body = f"<fig><caption><p>Like {refer('F1')}</p></caption></fig><fig-group><caption><p>{refer('F1')}</p></caption>"
+    assert mentions_of(f"{body}</fig-group><sec><title>{refer('F1', 'Fig. 1')}</title></sec>")[1:] == [()] * 5
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "</body><front><article-meta><abstract>{}</abstract></article-meta></front><body>",
+        "</body><back><app-group><app>{}</app></app-group></back><body>",
+        "</body><response><body>{}</body></response><body>",
+        "<table-wrap><table-wrap-foot>{}</table-wrap-foot></table-wrap>",
+        "<supplementary-material><caption>{}</caption></supplementary-material>",
+    ],
+)
+def test_mentions_are_found_wherever_they_stand(place):
+    assert mentions_of(place.format(f"<p>See {refer('F1', 'Figure 1')}.</p>"))[0] == ("See Figure 1.",)
+
+
+def test_ids_may_hold_spaces():
+    body = f"<p>A {refer(' F 1 ', '1')}</p>" + figure("<p>a</p>", figure_id=" F 1 ")
+    (parsed,) = parse_figures(article(body))
+    assert (parsed.figure_id, parsed.mentions) == ("F 1", ("A 1",))
+
+
+def test_made_up_ids_never_collide_with_real_ones():
+    body = "".join(f'<fig id="{name}"/>' for name in ("F1", "F1-3", "F1", "fig-5")) + "<fig/>"
+    figure_ids = [parsed.figure_id for parsed in parse_figures(article(body))]
+    assert len(set(figure_ids)) == 5
+    assert figure_ids[:2] == ["F1", "F1-3"]
+
+
+WHOLE = article(f"<p>Größe {refer('F1', 'Fig. 1')}.</p>" + figure("<p>α<sub>2</sub></p>")).decode()
+PARSED = ("F1", "Figure 1.", "α2", (("g1",),), ("Größe Fig. 1.",))
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        WHOLE.encode("utf-16"),
+        WHOLE.encode("utf-8-sig"),
+        b'<?xml version="1.0" encoding="ISO-8859-1"?>' + WHOLE.encode("latin-1", "xmlcharrefreplace"),
+        WHOLE.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "").encode(),
+        WHOLE.replace("xlink:", "l:").replace(":xlink", ":l").encode(),
+        WHOLE.replace("1999/xlink", "TR/xlink/").encode(),
+        WHOLE.replace("<article", '<article xmlns="http://specs.niso.org/schemas/jats"').encode(),
+        re.sub(r"<(/?)(?=\w)", r"<\1j:", WHOLE).replace("<j:article", '<j:article xmlns:j="urn:j"').encode(),
+        re.sub(r"<(/?)(?=\w)", r"<\1jats:", WHOLE).encode(),
+        re.sub(r"<[^>]+>", lambda tag: tag[0].upper(), WHOLE.replace('"fig"', '"FIG"').replace("g1", "G1")).encode(),
+        f"<pmc-articleset>{WHOLE}</pmc-articleset>".encode(),
+    ],
+)
+def test_an_article_is_read_however_it_is_written(xml):
+    (parsed,) = parse_figures(xml)
+    found = (parsed.figure_id, parsed.label, parsed.caption, tuple(g.hrefs for g in parsed.graphics), parsed.mentions)
+    assert str(found).lower() == str(PARSED).lower()
+
+
+def test_entities_of_a_dtd_that_is_not_read_are_their_characters():
+    head = '<!DOCTYPE article PUBLIC "-//NLM//DTD JATS" "http://localhost:9/JATS.dtd">'
+    (parsed,) = parse_figures(article(figure("<p>TGF-&beta;1 &plusmn; 5&nbsp;&unheardof;%</p>"), head=head))
+    assert parsed.caption == "TGF-β1 ± 5 %"
+
+
+HOSTILE = {
+    "a document of 250 levels": "<sec>" * 250 + "</sec>" * 250,
+    "scripts within scripts": figure("<p>" + "1<sup>" * 240 + "</sup>" * 240 + "</p>"),
+    "references within references": figure(
+        "<p>" + '<xref ref-type="bibr">' * 240 + "1" * 10**6 + "</xref>" * 240 + "</p>"
+    ),
+    "fractions within fractions": figure(
+        "<p><math>" + "<mfrac><mi>a</mi>" * 240 + "<mi/>" + "</mfrac>" * 240 + "</math></p>"
+    ),
+    "figures within figures": "<fig>" * 240 + '<graphic xlink:href="g"/>' * 1000 + "</fig>" * 240,
+    "groups within groups": "<fig-group>" * 240 + "<fig/>" * 10_000 + "</fig-group>" * 240,
+    "a paragraph of 100,000 references": f"<p>{refer('F1', '1') * 100_000}</p>" + figure(""),
+    "a range of 100,000 references": f"<p>{(refer('F1', '1') + '–') * 100_000}</p>" + figure(""),
+    "deep references": "<p>" * 200 + f"<b>{refer('F1', '1')}</b>" * 50_000 + "</p>" * 200 + figure(""),
+    "100,000 citations": figure(f"<p>{(cite('1') + ', ') * 100_000}</p>"),
+    "citations in brackets": figure(f"<p>{'[(' * 100_000}{cite('1')}{')]' * 100_000}</p>"),
+    "citations among words": figure(f"<p>{('(' + cite('1') + ') a, ') * 50_000}</p>"),
+    "symbols and dots": figure("<p>" + "<inline-graphic/> . <fn/>" * 50_000 + "</p>"),
+    "50,000 scripts": figure("<p>" + "1<sup>2</sup>" * 50_000 + "</p>"),
+    "50,000 empty scripts": figure("<p>1" + "<sup/>" * 50_000 + "</p>"),
+    "50,000 formulae": figure("<p>" + "<tex-math>$x$</tex-math>" * 50_000 + "</p>"),
+    "50,000 beginnings": figure("<p><tex-math>" + "\\begin{document}" * 50_000 + "</tex-math></p>"),
+    "50,000 figures": figure("<p>a</p>") * 50_000,
+    "50,000 figures of a group": f"<fig-group><caption><p>{'a' * 10**5}</p></caption>{'<fig/>' * 50_000}</fig-group>",
+    "50,000 figures in 2,000 ranges": "".join(f'<fig id="f{number}"/>' for number in range(50_000))
+    + f"<p>{refer('f0')}–{refer('f49999')}</p>" * 2_000,
+    "50,000 graphics": figure("", rest='<graphic xlink:href="g"/>' * 50_000),
+    "50,000 labels": figure("", rest="<label/>" * 50_000),
+    "50,000 alternatives": figure("<p>" + "<alternatives><graphic/></alternatives>" * 50_000 + "</p>"),
+    "a million spaces": figure(f"<p>10<sup>{' ' * 10**6}</sup>DOI{' ' * 10**6}x</p><p>doi{' ' * 10**6}x</p>"),
+    "a million dashes": figure(f"<p>{cite('–' * 10**6 + 'x')}{cite('')}{'-' * 10**6}x</p>"),
+    "a million digits": figure(f"<p>{cite('1' * 10**6)}{cite('1a' * 10**6 + 'ab')}</p><p>10.{'1' * 10**6}</p>"),
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
+def test_no_article_takes_longer_than_its_size_allows(body):
+    """A second or less each here; what grows with the square of these counts takes minutes."""
+    started = time.perf_counter()
+    parse_figures(article(body))
+    assert time.perf_counter() - started < 10
+
+
+def test_nothing_is_deeper_than_the_recursion_goes():
+    """Called from 300 frames down, as within an executor."""
+
+    def descend(frames: int) -> None:
+        if frames:
+            descend(frames - 1)
+        else:
+            for name in ("scripts within scripts", "fractions within fractions", "figures within figures"):
+                assert parse_figures(article(HOSTILE[name]))
+
+    descend(300)
+
+
+def test_an_article_above_the_limit_is_refused(monkeypatch):
+    monkeypatch.setattr("processing.pmc.jats.MAX_XML_BYTES", 100)
+    with pytest.raises(JatsError, match="more than 100"):
+        parse_figures(article(figure("<p>Here.</p>")))
 
 
 def test_real_articles_lose_no_caption_text(shared_data):
