@@ -2,6 +2,7 @@
 
 biomedclip build --source ../pmc_mirror --output-dir out
 biomedclip build --source s3://pmc-oa-opendata --pmcids PMC3178181,PMC6281068 --output-dir out
+biomedclip build --source s3://pmc-oa-opendata --output-dir out --update --push-to my-lab/pmc-pairs
 """
 
 import dataclasses
@@ -12,12 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_cards.fill import fill_dataset_card
-from processing.pmc.build import build_dataset
-from processing.pmc.shards import parse_fractions
+from datasets.utils.py_utils import convert_file_size_to_int
 
+from model_cards.fill import fill_dataset_card
+from processing.pmc.build import REPORT_FILE, BuildOptions, build_dataset
+from processing.pmc.executors import EXECUTORS, Engine
+from processing.pmc.splits import parse_fractions
+
+from .build_report import show_report
 from .options import parse_options
-from .reporting import say, show_table, versions, write_json
+from .plots import plot_report
+from .publishing import check_write_access, push_dataset
+from .reporting import say, versions, write_json
 
 
 EXAMPLE = "biomedclip build --source path/of/a/mirror --output-dir out"
@@ -33,72 +40,196 @@ class SourceOptions:
     pmcids: str | None = field(
         default=None, metadata={"help": "Articles to take: PMC1,PMC2,... or a file with one a line. All if left out."}
     )
+    inventory: str | None = field(
+        default=None, metadata={"help": "Inventory to take, such as 2026-01-18T01-00Z. The newest if left out."}
+    )
     license: str = field(
         default="noncommercial",
         metadata={"help": "commercial, noncommercial (any Creative Commons), all, or codes such as 'CC BY,CC0'."},
+    )
+    decontaminate: str | None = field(
+        default=None,
+        metadata={"help": "Pictures of a benchmark, a folder or a built set: whatever looks like one is left out."},
     )
     split_fractions: str | None = field(
         default=None,
         metadata={"help": "Train,validation,test. 0.8,0.1,0.1 below 10,000 articles, the paper's from there on."},
     )
-    rows_per_shard: int = field(default=5000, metadata={"help": "Pairs in a Parquet file, at most."})
+    max_shard_size: str = field(default="500MB", metadata={"help": "Size of a Parquet file, about."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Measures captions for the report. Words are counted if left out."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace results that are there."})
+    update: bool = field(default=False, metadata={"help": "Take what is new or changed into the set that is there."})
+
+
+@dataclass
+class EngineOptions:
+    """Where the work is done."""
+
+    executor: str = field(default="local", metadata={"help": "This machine, or a cluster.", "choices": EXECUTORS})
     tasks: int | None = field(default=None, metadata={"help": "Slices of the work list. One for each 50 articles."})
     workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Tasks at a time. One for each core."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace results that are there."})
+    retries: int = field(default=2, metadata={"help": "How often a task that failed is run again."})
+    connections: int | None = field(
+        default=None, metadata={"help": "Articles that a task reads at a time. 16 over a network, 1 from a disk."}
+    )
+    memory_gb: int = field(default=2, metadata={"help": "Memory to reserve for a task on Slurm or Ray."})
+    slurm_partition: str | None = field(default=None, metadata={"help": "Needed for --executor slurm."})
+    slurm_time: str = field(default="24:00:00", metadata={"help": "Limit of a job."})
+    slurm_args: str | None = field(
+        default=None, metadata={"help": "Other options of sbatch, such as account=lab,qos=long."}
+    )
 
 
 @dataclass
 class OutputOptions:
     """Where results go."""
 
-    output_dir: str = field(metadata={"help": "Folder for data/, README.md, report.json and skipped.jsonl."})
+    output_dir: str = field(
+        metadata={"help": "Folder for data/, README.md, report.json and so on; shared by all machines of a cluster."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the order of pairs."})
+    push_to: str | None = field(default=None, metadata={"help": "ORG/NAME of a data set on the Hub to publish it as."})
+    private: bool = field(default=False, metadata={"help": "Make that one private."})
+
+
+@dataclass(frozen=True)
+class Documents:
+    """
+    Writes the card and the picture that go with a finished data set; travels to the machine that finishes it.
+
+    Args:
+        options: Options of the command.
+        drawn: Whether the articles are invented; the card says so.
+        push_to: Where to publish it straight away, if anywhere.
+        private: As a private one.
+    """
+
+    options: dict[str, Any]
+    drawn: bool = False
+    push_to: str | None = None
+    private: bool = False
+
+    def __call__(self, report: dict[str, Any], folder: Path) -> None:
+        report |= {"drawn": self.drawn, "options": self.options, "versions": versions()}
+        plot_report(report, folder / "report.png")
+        (folder / "README.md").write_text(fill_dataset_card(report), encoding="utf-8")
+        write_json(folder / REPORT_FILE, report)
+        if self.push_to:
+            push_dataset(folder, self.push_to, private=self.private, report=report)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs `biomedclip build`."""
-    source, output = parse_options(
-        "build", [SourceOptions, OutputOptions], arguments, description=__doc__.split("\n\n")[0], example=EXAMPLE
+    source, engine, output = parse_options(
+        "build",
+        [SourceOptions, EngineOptions, OutputOptions],
+        arguments,
+        description=__doc__.split("\n\n")[0],
+        example=EXAMPLE,
     )
-    report = build(source, output)
+    if output.push_to:
+        check_write_access(output.push_to)
+    report = build(source, output, engine)
+    if report is None:
+        say(
+            f"Submitted. The data set appears in {output.output_dir}/data; logs are in {output.output_dir}/.build/logs."
+        )
+        return
     show_report(report)
-    say(f"Data set in {output.output_dir}: data/, README.md, report.json, skipped.jsonl")
+    say(
+        f"Data set in {output.output_dir}: data/, README.md, {REPORT_FILE}, report.png, articles.parquet, skipped.jsonl"
+    )
+    if output.push_to:
+        url = push_dataset(output.output_dir, output.push_to, private=output.private, report=report)
+        say(f"Published at {url}")
 
 
-def build(source: SourceOptions, output: OutputOptions, *, drawn: bool = False) -> dict[str, Any]:
+def build(
+    source: SourceOptions, output: OutputOptions, engine: EngineOptions | None = None, *, drawn: bool = False
+) -> dict[str, Any] | None:
     """
     Builds the data set, its card and its report.
 
     Args:
         source: What is taken from where.
         output: Where it goes.
+        engine: Where the work is done; all cores of this machine when left out.
         drawn: Whether the articles are invented; the card says so.
 
     Returns:
-        The report.
+        The report; none where the work was submitted to Slurm.
     """
-    output_dir = Path(output.output_dir)
-    report = build_dataset(
-        source.source,
-        output_dir,
-        pmcids=read_pmcids(source.pmcids),
-        license=source.license,
-        split_fractions=parse_fractions(source.split_fractions) if source.split_fractions else None,
-        rows_per_shard=source.rows_per_shard,
-        seed=output.seed,
-        tasks=source.tasks,
-        workers=source.workers,
+    engine = engine or EngineOptions()
+    in_background = engine.executor == "slurm"
+    documents = Documents(
+        options={key: value for part in (source, engine, output) for key, value in dataclasses.asdict(part).items()},
+        drawn=drawn,
+        push_to=output.push_to if in_background else None,
+        private=output.private,
+    )
+    return build_dataset(
+        read_build_options(source, seed=output.seed),
+        output.output_dir,
+        engine=read_engine(engine),
+        tasks=engine.tasks,
+        concurrency=engine.connections,
         overwrite=source.overwrite,
+        update=source.update,
+        finish=documents,
         progress=True,
     )
-    report |= {
-        "drawn": drawn,
-        "options": dataclasses.asdict(source) | dataclasses.asdict(output),
-        "versions": versions(),
-    }
-    (output_dir / "README.md").write_text(fill_dataset_card(report))
-    write_json(output_dir / "report.json", report)
-    return report
+
+
+def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
+    """The options of the command as the build takes them."""
+    try:
+        max_shard_bytes = convert_file_size_to_int(source.max_shard_size)
+    except ValueError:
+        raise ValueError(f"--max-shard-size {source.max_shard_size!r}: a size is needed, such as 500MB.") from None
+    return BuildOptions(
+        source=source.source,
+        pmcids=read_pmcids(source.pmcids),
+        inventory=source.inventory,
+        license=source.license,
+        split_fractions=parse_fractions(source.split_fractions) if source.split_fractions else None,
+        max_shard_bytes=max_shard_bytes,
+        seed=seed,
+        decontaminate=source.decontaminate,
+        tokenizer=source.tokenizer,
+    )
+
+
+def read_engine(options: EngineOptions) -> Engine:
+    """
+    The engine that was asked for.
+
+    Raises:
+        ValueError: Slurm without a partition, or options that cannot be.
+    """
+    for name in ("tasks", "workers", "connections", "memory_gb"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
+    slurm: dict[str, Any] = {}
+    if options.executor == "slurm":
+        if not options.slurm_partition:
+            raise ValueError("--executor slurm needs --slurm-partition: see sinfo for those of the cluster.")
+        pairs = [part.partition("=") for part in (options.slurm_args or "").split(",") if part.strip()]
+        slurm = {
+            "partition": options.slurm_partition,
+            "time": options.slurm_time,
+            "qos": None,  # datatrove's default asks for one that not every cluster has
+            "sbatch_args": {name.strip(): value.strip() for name, _, value in pairs},
+        }
+    return Engine(
+        executor=options.executor,
+        workers=options.workers,
+        retries=options.retries,
+        memory_gb=options.memory_gb,
+        slurm=slurm,
+    )
 
 
 def read_pmcids(choice: str | None) -> list[str] | None:
@@ -122,18 +253,3 @@ def read_pmcids(choice: str | None) -> list[str] | None:
     if not pmcids:
         raise ValueError(f"--pmcids {choice!r} holds no PMCID.")
     return pmcids
-
-
-def show_report(report: dict[str, Any]) -> None:
-    """Prints what was built and what was left out."""
-    articles, figures = report["articles"], report["figures"]
-    rows = [("articles seen", articles["seen"]), ("articles kept", articles["kept"])]
-    rows += [(f"  dropped: {reason}", count) for reason, count in articles["dropped"].items()]
-    rows += [("figures seen", figures["seen"])]
-    rows += [(f"  skipped: {reason}", count) for reason, count in figures["skipped"].items()]
-    rows += [("pairs", report["pairs"])]
-    rows += [
-        (f"  {split}, of {count['articles']:,} articles", count["pairs"]) for split, count in report["splits"].items()
-    ]
-    rows += [(f"  {license}", count) for license, count in report["licenses"].items()]
-    show_table(f"Built from {report['source']} in {report['seconds']} s", rows, ["", "count"])

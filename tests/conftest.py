@@ -1,6 +1,8 @@
 """What tests share: real data where it lies, and a corpus, model and processor small enough to build on the spot."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 
@@ -8,7 +10,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from mirror_writer import MirrorWriter
+from mirror_writer import MirrorWriter, build_set
+from unreliable_server import UnreliableServer
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -28,14 +31,19 @@ def mirror(tmp_path: Path) -> MirrorWriter:
     return MirrorWriter(tmp_path / "mirror")
 
 
+@pytest.fixture
+def serve() -> Iterator[Callable[..., UnreliableServer]]:
+    """Serves folders over HTTP for the length of a test."""
+    with ExitStack() as servers:
+        yield lambda *arguments, **options: servers.enter_context(UnreliableServer(*arguments, **options))
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A built data set of 100 articles with 200 pairs."""
-    from processing.pmc.build import build_dataset
-
     root = tmp_path_factory.mktemp("built")
     MirrorWriter(root / "mirror").plain_articles(100)
-    build_dataset(str(root / "mirror"), root / "set")
+    build_set(root / "mirror", root / "set")
     return root / "set"
 
 

@@ -1,9 +1,11 @@
 """Writes small mirrors of PMC's bucket for tests."""
 
+import dataclasses
 import hashlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -75,3 +77,14 @@ def figure_xml(figure_id: str, caption: str, href: str) -> str:
         f'<fig id="{figure_id}"><label>Figure {figure_id}</label><caption><p>{caption}</p></caption>'
         f'<graphic xlink:href="{href}"/></fig>'
     )
+
+
+def build_set(source: str | Path, output: Path, *, workers: int = 1, **options: Any) -> dict[str, Any]:
+    """Builds a data set with options of `BuildOptions` and `build_dataset` alike."""
+    from processing.pmc.build import BuildOptions, build_dataset
+    from processing.pmc.executors import Engine
+
+    names = {option.name for option in dataclasses.fields(BuildOptions)}
+    what = BuildOptions(str(source), **{name: value for name, value in options.items() if name in names})
+    how = {name: value for name, value in options.items() if name not in names}
+    return build_dataset(what, output, **{"engine": Engine(workers=workers, retries=0)} | how)

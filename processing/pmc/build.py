@@ -1,9 +1,9 @@
 """The build: a source in PMC's layout becomes shards of pairs, on datatrove.
 
-Two passes. The first has one task for each slice of the work list and writes the pairs of its articles. The second has
-one task for each shard and gathers its pairs from all of them. Everything happens in a hidden folder beside the result,
-which gets its name in one step when all of it is there: a build that was killed, or ran out of disk, leaves no `data`
-folder, and the same command takes it up where it stopped.
+Four stages. `articles` has one task for each run of the work list and leaves journals of pairs. `plan` decides which
+pair goes where, `shards` gathers the pairs of each shard, and `finish` counts, reports and puts everything in its
+place. All of it happens in a hidden folder beside the result: a build that was killed, or ran out of disk, leaves no
+`data` folder, and the same command goes on with the very next article.
 """
 
 import contextlib
@@ -11,248 +11,448 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datatrove.data import DocumentsPipeline
-from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.utils.logging import logger as datatrove_logger
 from tqdm.auto import tqdm
 
 from .articles import parse_licenses
 from .bucket import Bucket
-from .shards import ShardPlan, plan_shards, write_shard
-from .steps import PairFigures, ParseFigures, ReadMetadata, ReadWorkList, WritePairs
+from .executors import Engine, Stage
+from .inventory import find_manifest, inventory_date, read_work_list
+from .journal import count_articles
+from .pictures import PictureIndex
+from .plan import ARTICLES_FILE, Plan, make_plan
+from .shards import write_shard
+from .splits import TooFewArticles
+from .staging import Staging, write_whole
+from .statistics import load_tokenizer, summarize
+from .steps import FetchPictures, PairFigures, ParseFigures, ReadArticles, ReadWorkList, WriteArticles
 
 
 logger = logging.getLogger(__name__)
 
-STAGING = ".build"
+DATASET_FORMAT = 1  # rises when the same article gives other rows, so that an update does not mix two kinds
+REPORT_FILE = "report.json"
+ARTICLES_PER_TASK = 50  # at least, by default
+SHARD_TASKS = 512  # at most: a task writes several shards
+REMOTE_CONCURRENCY = 16
+
+Finish = Callable[[dict[str, Any], Path], None]
 
 
-def build_dataset(
-    source: str,
-    output_dir: str | os.PathLike[str],
-    *,
-    pmcids: Sequence[str] | None = None,
-    license: str = "noncommercial",
-    split_fractions: Sequence[float] | None = None,
-    rows_per_shard: int = 5000,
-    seed: int = 0,
-    tasks: int | None = None,
-    workers: int = 1,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class BuildOptions:
     """
-    Builds `output_dir/data/{train,validation,test}-*.parquet` from a bucket in PMC's layout.
-
-    The shards depend on the articles, `split_fractions`, `rows_per_shard` and `seed` alone, not on tasks or workers.
+    What is built out of what; together with the source it decides every byte of the shards.
 
     Args:
         source: A mirror's folder, `s3://pmc-oa-opendata`, or any URL that fsspec opens.
-        output_dir: Local folder; gets `data/` and `skipped.jsonl`, which lists all that was left out.
-        pmcids: Articles to take; none for all of the source.
+        pmcids: Articles (`PMC123`) or versions (`PMC123.2`) to take; none for all of the source.
+        inventory: Name of the inventory to take, such as `2026-01-18T01-00Z`; none for the newest.
         license: `commercial`, `noncommercial` (every Creative Commons licence), `all`, or codes such as `CC BY,CC0`.
         split_fractions: Shares of train, validation and test; none for the paper's from 10,000 articles on, and
             80/10/10 below. Splits go by article.
-        rows_per_shard: Pairs that a shard holds at most.
+        max_shard_bytes: Size of a shard, about.
         seed: Seed of the order of pairs.
-        tasks: Slices of the work list; none for one for each 50 articles, 16 at most.
-        workers: Tasks at a time.
+        decontaminate: Pictures of a benchmark, a folder or a built data set; what looks like one of them is left out.
+        tokenizer: Name or folder of the tokenizer that measures captions for the report; none to count words.
+    """
+
+    source: str
+    pmcids: Sequence[str] | None = None
+    inventory: str | None = None
+    license: str = "noncommercial"
+    split_fractions: Sequence[float] | None = None
+    max_shard_bytes: int = 500_000_000
+    seed: int = 0
+    decontaminate: str | None = None
+    tokenizer: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """The options as they are remembered: equal where the same data set is meant."""
+        pmcids = None if self.pmcids is None else sorted(self.pmcids)
+        digest = hashlib.md5(json.dumps(pmcids).encode(), usedforsecurity=False).hexdigest()
+        return {
+            "source": self.source,
+            "pmcids": None if pmcids is None else f"{len(pmcids)}, MD5 {digest}",
+            "inventory": self.inventory,
+            "license": self.license,
+            "split_fractions": None if self.split_fractions is None else list(self.split_fractions),
+            "max_shard_bytes": self.max_shard_bytes,
+            "seed": self.seed,
+            "decontaminate": self.decontaminate,
+            "tokenizer": self.tokenizer,
+        }
+
+
+def build_dataset(
+    options: BuildOptions,
+    output_dir: str | os.PathLike[str],
+    *,
+    engine: Engine | None = None,
+    tasks: int | None = None,
+    concurrency: int | None = None,
+    overwrite: bool = False,
+    update: bool = False,
+    finish: Finish | None = None,
+    progress: bool = False,
+) -> dict[str, Any] | None:
+    """
+    Builds `output_dir/data/{train,validation,test}-*.parquet` from a bucket in PMC's layout.
+
+    The shards depend on the articles and the options alone, not on the engine or the number of tasks. Beside them come
+    `articles.parquet` (what became of each article), `skipped.jsonl` (all that was left out, and why) and
+    `report.json`.
+
+    Args:
+        options: What is built out of what.
+        output_dir: Local folder, or one that all machines of the engine share.
+        engine: Where the tasks run; one at a time on this machine when left out.
+        tasks: Runs of the work list; none for some of 50 articles or more. A build that is taken up keeps its own.
+        concurrency: Articles that a task reads at a time; none for 16 where each read is a request, else 1.
         overwrite: Replace a data set that is there.
-        progress: Show a bar.
+        update: Take what is new or changed into the data set that is there, and leave out what is gone.
+        finish: Called at the end with the report and the folder of the finished result, before it takes its place.
+        progress: Show bars.
 
     Returns:
-        The report: counts of articles, figures and pairs, what was left out and why, splits and licences.
+        The report; none where the stages were only submitted.
 
     Raises:
         BucketError: The source is missing, empty or damaged.
-        FileExistsError: There is a data set already, and `overwrite` is off.
-        ValueError: An option that makes no sense, or too few articles for the splits.
+        FileExistsError: There is a data set already, and neither `overwrite` nor `update` is on.
+        FileNotFoundError: `update` is on, and there is none.
+        ValueError: An option that makes no sense, too few articles for the splits, or other options than those of
+            the data set or of the interrupted build that is there.
     """
-    started = time.monotonic()
-    output = Path(output_dir)
-    if (output / "data").exists() and not overwrite:
-        raise FileExistsError(f"{output / 'data'} is there already. Choose another --output-dir, or pass --overwrite.")
-    licenses = parse_licenses(license)
-    if rows_per_shard < 1:
-        raise ValueError(f"--rows-per-shard must be at least 1, not {rows_per_shard}.")
-    bucket = Bucket(source)
-    names = bucket.work_list(pmcids)
-    if tasks is None:
-        tasks = min(16, -(-len(names) // 50))
-
-    staging = output / STAGING
-    # An interrupted build is taken up again only by the same code on the same state of the source.
-    _claim(staging, _fingerprint(version("biomedclip"), bucket.inventory_date(), source, names, license, tasks))
-    (staging / "work_list.txt").write_text("\n".join(names))
-    first_pass = [
-        ReadWorkList(str(staging / "work_list.txt")),
-        ReadMetadata(bucket, licenses),
-        ParseFigures(bucket),
-        PairFigures(bucket),
-        WritePairs(str(staging)),
-    ]
-    with _bar(progress, "Articles", len(names), lambda: _progress_bytes(staging / "progress")):
-        _run(first_pass, tasks, workers, staging / "logs-pairs")
-
-    pair_files = sorted((staging / "pairs").iterdir())
+    engine = engine or Engine()
+    staging = Staging(Path(output_dir))
+    if staging.finish_move():
+        return read_report(staging.output)
+    _check(options, staging, overwrite=overwrite, update=update)
+    begun = staging.read_options()
+    identity = {**options.identity(), "update": update}
+    if begun is not None and begun["options"] != identity:
+        if not overwrite:
+            raise ValueError(_other_options(begun["options"], identity, staging.root))
+        begun = None
+    if begun is None:
+        begun = _begin(options, staging, engine, tasks, update=update, progress=progress)
+    if begun is None:
+        return read_report(staging.output)
+    in_background = engine.executor == "slurm"
+    stages = _stages(options, staging, begun, concurrency, finish, in_background)
     try:
-        plan = plan_shards(pair_files, fractions=split_fractions, rows_per_shard=rows_per_shard, seed=seed)
-    except ValueError:
-        shutil.rmtree(staging)  # the source may be mended; what is kept here would hide that
+        engine.run(stages, staging.logs, _bar_of(staging, begun["articles"], progress))
+    except TooFewArticles:
+        staging.clear()  # the source may be mended; what is kept here would hide that
         raise
-    shards_folder = staging / f"data-{_fingerprint(plan)}"
-    shards_folder.mkdir(exist_ok=True)
-    with _bar(progress, "Shards", len(plan.shards()), lambda: len(list(shards_folder.glob("*.parquet")))):
-        _run(
-            [WriteShards(pair_files, plan, shards_folder)],
-            len(plan.shards()),
-            workers,
-            staging / f"logs-{shards_folder.name}",
+    if in_background:
+        return None
+    staging.take_place()
+    return read_report(staging.output)
+
+
+def read_report(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The report of a data set that was built."""
+    return json.loads((Path(output_dir) / REPORT_FILE).read_text(encoding="utf-8"))
+
+
+def _check(options: BuildOptions, staging: Staging, *, overwrite: bool, update: bool) -> None:
+    """Refuses what makes no sense before anything is read or written."""
+    parse_licenses(options.license)
+    if options.max_shard_bytes < 1:
+        raise ValueError(f"--max-shard-size must be positive, not {options.max_shard_bytes}.")
+    if options.tokenizer:
+        load_tokenizer(options.tokenizer)
+    data = staging.output / "data"
+    if overwrite and update:
+        raise ValueError("--overwrite builds anew and --update keeps what is there: pass one of them.")
+    if data.exists() and not overwrite and not update:
+        raise FileExistsError(
+            f"{data} is there already. Pass --update to take what is new, --overwrite to build it anew, or another "
+            "--output-dir."
         )
-    report = _report(staging, plan, bucket, started)
-    _verify(shards_folder, plan)
-
-    _concatenate(sorted((staging / "skipped").iterdir()), output / "skipped.jsonl")
-    if (output / "data").exists():
-        os.replace(output / "data", staging / "replaced")
-    os.replace(shards_folder, output / "data")
-    shutil.rmtree(staging)
-    return report
+    if update and not (data.exists() and (staging.output / ARTICLES_FILE).exists()):
+        raise FileNotFoundError(f"{staging.output}: no data set to update, {ARTICLES_FILE} and data/ belong to it.")
+    if update:
+        _check_update(options, read_report(staging.output))
 
 
-class WriteShards(PipelineStep):
-    """The second pass: task n writes the n-th shard."""
+def _check_update(options: BuildOptions, report: Mapping[str, Any]) -> None:
+    now = {
+        "format": DATASET_FORMAT,
+        "license_choice": options.license,
+        "decontaminated_with": options.decontaminate,
+    }
+    for name, value in now.items():
+        if report.get(name) != value:
+            raise ValueError(
+                f"--update: the data set was built with {name.replace('_', ' ')} {report.get(name)!r}, not {value!r}: "
+                "old rows would not fit new ones. Pass the same, or build anew with --overwrite."
+            )
 
-    name = "Write shards"
+
+def _begin(
+    options: BuildOptions, staging: Staging, engine: Engine, tasks: int | None, *, update: bool, progress: bool
+) -> dict[str, Any] | None:
+    """Reads the work list and writes down what is to be done; none if an update finds nothing to do."""
+    started = datetime.now(UTC)
+    bucket = Bucket(options.source)
+    work_list = read_work_list(bucket, options.pmcids, inventory=options.inventory, progress=progress)
+    staging.clear()
+    staging.root.mkdir(parents=True)
+    changes = None
+    if update:
+        work_list, changes = _changes(work_list, staging)
+        if not any(changes[name] for name in ("new", "changed", "removed", "again")):
+            staging.clear()
+            logger.warning("%s: nothing new, %d articles unchanged", staging.output, changes["unchanged"])
+            return None
+    articles = work_list.num_rows
+    if tasks is None:
+        tasks = min(-(-articles // ARTICLES_PER_TASK), max(16, 4 * engine.workers))
+    tasks = max(1, min(tasks, articles))
+    with pq.ParquetWriter(staging.work_list, work_list.schema) as writer:
+        for task in range(tasks):  # a row group each
+            start, end = task * articles // tasks, (task + 1) * articles // tasks
+            writer.write_table(work_list.slice(start, end - start), row_group_size=max(end - start, 1))
+    begun = {
+        "options": {**options.identity(), "update": update},
+        "inventory_date": inventory_date(find_manifest(bucket, options.inventory)),
+        "started": started.isoformat(),
+        "tasks": tasks,
+        "articles": articles,
+        "update": changes,
+    }
+    write_whole(staging.options, json.dumps(begun, indent=2))
+    return begun
+
+
+def _changes(work_list: pa.Table, staging: Staging) -> tuple[pa.Table, dict[str, int]]:
+    """What of the work list is new, changed or to be tried again, and the list of articles whose rows are outdated."""
+    before = pq.read_table(staging.output / ARTICLES_FILE, columns=["pmcid", "mark", "again"])
+    before = before.append_column("old", before.column("mark")).drop_columns(["mark"])
+    joined = work_list.select(["pmcid", "mark"]).join(before, "pmcid", join_type="full outer")
+    old, mark = joined.column("old"), joined.column("mark")
+    new, removed = pc.is_null(old), pc.is_null(mark)
+    changed = pc.fill_null(pc.not_equal(old, mark), False)
+    again = pc.and_(pc.fill_null(joined.column("again"), False), pc.invert(pc.or_(changed, removed)))
+    outdated = joined.filter(pc.or_(pc.or_(removed, changed), again)).column("pmcid")
+    wanted = joined.filter(pc.or_(pc.or_(new, changed), again)).column("pmcid")
+    staging.outdated.write_text("\n".join(outdated.to_pylist()))
+    kinds = {"new": new, "changed": changed, "again": again, "removed": removed}
+    counts = {name: pc.sum(column).as_py() or 0 for name, column in kinds.items()}
+    counts["unchanged"] = joined.num_rows - sum(counts.values())
+    return work_list.filter(pc.is_in(work_list.column("pmcid"), wanted.combine_chunks())), counts
+
+
+def _stages(
+    options: BuildOptions,
+    staging: Staging,
+    begun: Mapping[str, Any],
+    concurrency: int | None,
+    finish: Finish | None,
+    in_background: bool,
+) -> list[Stage]:
+    bucket = Bucket(options.source)
+    if concurrency is None:
+        concurrency = REMOTE_CONCURRENCY if bucket.is_remote else 1
+    benchmark = PictureIndex.from_path(options.decontaminate, progress=True) if options.decontaminate else None
+    articles = [
+        ReadWorkList(str(staging.work_list), str(staging.journals)),
+        ReadArticles(bucket, parse_licenses(options.license), concurrency),
+        ParseFigures(),
+        FetchPictures(bucket, concurrency),
+        PairFigures(benchmark),
+        WriteArticles(str(staging.journals)),
+    ]
+    tasks = begun["tasks"]
+    previous = read_report(staging.output) if begun["update"] is not None else None
+    return [
+        Stage("articles", articles, tasks),
+        Stage("plan", [PlanShards(options, staging, previous)], 1),
+        Stage("shards", [WriteShards(staging, options.tokenizer)], min(tasks, SHARD_TASKS)),
+        Stage("finish", [FinishDataset(options, staging, begun, finish, in_background)], 1),
+    ]
+
+
+class BuildStep(PipelineStep):
+    """A step that works on files of the staging folder, not on documents."""
+
     type = "PMC"
 
-    def __init__(self, pair_files: Sequence[Path], plan: ShardPlan, folder: Path):
+    def __init__(self, staging: Staging):
         super().__init__()
-        self.pair_files = pair_files
-        self.plan = plan
-        self.folder = folder
+        self.staging = staging
+
+    def work(self, rank: int, world_size: int) -> None:
+        """Does the work of one task."""
+        raise NotImplementedError
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        with self.track_time("shard"):
-            write_shard(self.pair_files, self.plan, *self.plan.shards()[rank], self.folder)
+        with self.track_time("task"):
+            self.work(rank, world_size)
         return
         yield  # a step is a generator, but this one has nothing to pass on
 
 
-class _QuietExecutor(LocalPipelineExecutor):
-    """datatrove's local executor, whose logs go to its log files alone."""
+class PlanShards(BuildStep):
+    """Decides on splits and shards."""
 
-    def run(self) -> Any:
-        datatrove_logger.remove()
-        return super().run()
+    name = "Plan shards"
 
-    def _launch_run_for_rank(self, *args: Any, **kwargs: Any) -> Any:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            try:
-                return super()._launch_run_for_rank(*args, **kwargs)
-            finally:
-                datatrove_logger.remove()
+    def __init__(self, options: BuildOptions, staging: Staging, previous: Mapping[str, Any] | None):
+        super().__init__(staging)
+        self.options = options
+        self.previous = previous
 
-
-def _run(pipeline: list[PipelineStep], tasks: int, workers: int, logging_dir: Path) -> None:
-    _QuietExecutor(pipeline, tasks=tasks, workers=min(workers, tasks), logging_dir=str(logging_dir)).run()
-
-
-def _fingerprint(*options: Any) -> str:
-    return hashlib.blake2b(repr(options).encode(), digest_size=8).hexdigest()
-
-
-def _claim(staging: Path, fingerprint: str) -> None:
-    """Keeps what an interrupted build of the same options has left, and clears away any other."""
-    mark = staging / "options"
-    if staging.exists() and not (mark.exists() and mark.read_text() == fingerprint):
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True, exist_ok=True)
-    mark.write_text(fingerprint)
+    def work(self, rank: int, world_size: int) -> None:
+        fractions = self.options.split_fractions
+        if fractions is None and self.previous is not None:
+            fractions = self.previous["split_fractions"]  # an article never changes its split because the set has grown
+        make_plan(
+            self.staging,
+            seed=self.options.seed,
+            fractions=fractions,
+            max_shard_bytes=self.options.max_shard_bytes,
+            previous=self.staging.output if self.previous is not None else None,
+            outdated=self.staging.outdated if self.previous is not None else None,
+        )
 
 
-def _verify(folder: Path, plan: ShardPlan) -> None:
+class WriteShards(BuildStep):
+    """The second pass: task n of m writes the shards n, n + m, n + 2 m, ..."""
+
+    name = "Write shards"
+
+    def __init__(self, staging: Staging, tokenizer: str | None):
+        super().__init__(staging)
+        self.tokenizer = tokenizer
+
+    def work(self, rank: int, world_size: int) -> None:
+        plan = Plan.load(self.staging)
+        for number in range(rank, len(plan.names()), world_size):
+            write_shard(self.staging, plan, number, self.tokenizer)
+
+
+class FinishDataset(BuildStep):
+    """Verifies that every pair is there, writes the report and, where nobody waits for it, puts all in its place."""
+
+    name = "Finish"
+
+    def __init__(
+        self,
+        options: BuildOptions,
+        staging: Staging,
+        begun: Mapping[str, Any],
+        finish: Finish | None,
+        in_background: bool,
+    ):
+        super().__init__(staging)
+        self.in_background = in_background
+        self.options = options
+        self.begun = begun
+        self.finish = finish
+
+    def work(self, rank: int, world_size: int) -> None:
+        plan = Plan.load(self.staging)
+        report = self._report(plan)
+        write_whole(self.staging.result / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        if self.finish is not None:
+            self.finish(report, self.staging.result)
+        if self.in_background:
+            self.staging.take_place(keep_logs=True)  # the executor has still to write there
+
+    def _report(self, plan: Plan) -> dict[str, Any]:
+        statistics = {}
+        for name in plan.names():
+            path = self.staging.statistics / f"{Path(name).stem}.json"
+            statistics[name] = json.loads(path.read_text())
+        _verify(self.staging.result / "data", plan)
+        now = datetime.now(UTC)
+        return {
+            "source": self.options.source,
+            "inventory_date": self.begun["inventory_date"],
+            "built": f"{now:%Y-%m-%d}",
+            **plan.counts,
+            **summarize(statistics.values(), self.options.tokenizer),
+            "splits": {
+                split: {
+                    "articles": plan.articles[split],
+                    "pairs": sum(shards),
+                    "shards": len(shards),
+                    "bytes": sum(
+                        counts["file"]["bytes"] for name, counts in statistics.items() if name.startswith(f"{split}-")
+                    ),
+                }
+                for split, shards in plan.shards.items()
+            },
+            "license_choice": self.options.license,
+            "split_fractions": list(plan.fractions),
+            "articles_moved_to_fill_a_split": plan.moved,
+            "update": self.begun["update"],
+            "format": DATASET_FORMAT,
+            "decontaminated_with": self.options.decontaminate,
+            "seconds": round((now - datetime.fromisoformat(self.begun["started"])).total_seconds(), 1),
+        }
+
+
+def _verify(folder: Path, plan: Plan) -> None:
     """Counts the rows that are in the files: every pair must be there."""
-    for split, expected in plan.pairs.items():
-        written = sum(pq.read_metadata(path).num_rows for path in folder.glob(f"{split}-*.parquet"))
-        if written != expected:
-            raise RuntimeError(f"{folder}: the shards of {split} hold {written} pairs, not {expected}.")
+    expected = [rows for shards in plan.shards.values() for rows in shards]
+    for name, rows in zip(plan.names(), expected, strict=True):
+        written = pq.read_metadata(folder / name).num_rows
+        if written != rows:
+            raise RuntimeError(f"{folder / name} holds {written} pairs, not {rows}.")
 
 
-def _report(staging: Path, plan: ShardPlan, bucket: Bucket, started: float) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
-    for path in (staging / "counts").iterdir():
-        counts.update(json.loads(path.read_text()))
-    articles_dropped: Counter[str] = Counter()
-    items_skipped: Counter[str] = Counter()
-    for path in sorted((staging / "skipped").iterdir()):
-        with path.open() as lines:
-            for row in map(json.loads, lines):
-                (items_skipped if row["item"] else articles_dropped)[row["reason"]] += 1
-    licenses: Counter[str] = Counter()
-    for path in (staging / "pairs").iterdir():
-        licenses.update(str(code) for code in pq.read_table(path, columns=["license"]).column("license").to_pylist())
-    return {
-        "source": bucket.source,
-        "inventory_date": bucket.inventory_date(),
-        "articles": {
-            "seen": counts["articles"],
-            "kept": counts["articles_kept"],
-            "dropped": dict(articles_dropped.most_common()),
-        },
-        "figures": {"seen": counts["figures"], "skipped": dict(items_skipped.most_common())},
-        "pairs": sum(plan.pairs.values()),
-        "splits": {
-            split: {
-                "articles": plan.articles[split],
-                "pairs": plan.pairs[split],
-                "shards": len(plan.boundaries[split]) + 1,
-            }
-            for split in plan.pairs
-        },
-        "split_fractions": list(plan.fractions),
-        "articles_moved_to_fill_a_split": plan.moved,
-        "licenses": dict(licenses.most_common()),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+def _other_options(begun: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> str:
+    differences = "; ".join(f"{name} {begun[name]!r}, not {now[name]!r}" for name in now if begun[name] != now[name])
+    return (
+        f"A build with other options was interrupted here ({differences}). Repeat it as it was to go "
+        f"on, pass --overwrite, or remove {folder} to start again."
+    )
 
 
-def _concatenate(paths: Sequence[Path], target: Path) -> None:
-    with target.open("wb") as whole:
-        for path in paths:
-            with path.open("rb") as part:
-                shutil.copyfileobj(part, whole)
+def _bar_of(staging: Staging, articles: int, show: bool) -> Callable[[str], AbstractContextManager[None]]:
+    """Gives the progress bar of a stage."""
 
+    def shards() -> int:
+        return sum(1 for _ in (staging.result / "data").glob("*.parquet"))
 
-def _progress_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir()) if folder.exists() else 0
+    def bar(stage: str) -> AbstractContextManager[None]:
+        if stage == "articles" and show:
+            return _watch("Articles", articles, lambda: count_articles(staging.journals))
+        if stage == "shards" and show:
+            return _watch("Shards", len(Plan.load(staging).names()), shards)
+        return contextlib.nullcontext()
+
+    return bar
 
 
 @contextlib.contextmanager
-def _bar(show: bool, name: str, total: int, count: Callable[[], int]) -> Iterator[None]:
-    """A progress bar that looks at the folder: it works whatever process, or machine, writes there."""
+def _watch(name: str, total: int, count: Callable[[], int]) -> Iterator[None]:
+    """A bar that looks at the folder: it works whatever process, or machine, writes there."""
     done = threading.Event()
-    bar = tqdm(total=total, desc=name, unit=name.lower()[:-1], disable=not show, file=sys.stderr, dynamic_ncols=True)
-
-    def update() -> None:
-        bar.n = min(count(), total)
-        bar.refresh()
+    bar = tqdm(total=total, initial=count(), desc=name, unit=name.lower()[:-1], file=sys.stderr, dynamic_ncols=True)
 
     def watch() -> None:
-        while not done.wait(0.5):
-            update()
+        while not done.wait(1):
+            bar.update(count() - bar.n)
+            bar.refresh()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -261,5 +461,5 @@ def _bar(show: bool, name: str, total: int, count: Callable[[], int]) -> Iterato
     finally:
         done.set()
         watcher.join()
-        update()
+        bar.update(count() - bar.n)
         bar.close()

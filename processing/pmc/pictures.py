@@ -165,7 +165,7 @@ class PictureIndex:
         if not len(index):
             raise ValueError(
                 f"--decontaminate {path}: none of its {len(unreadable) + len(hashes)} pictures can be compared with: "
-                f"{len(unreadable)} unreadable, {len(hashes)} blank."
+                f"{len(unreadable)} unreadable, {len(hashes)} blank. A Parquet file needs a column `image`."
             )
         return index
 
@@ -224,7 +224,7 @@ def _pictures_in(file: Path) -> Iterator[tuple[str, bytes | str]]:
     names = table.schema_arrow.names
     column = "perceptual_hash" if "perceptual_hash" in names else "image"
     if column not in names:
-        raise ValueError(f"--decontaminate {file}: no column `image` there, only {', '.join(names)}.")
+        return  # a table of something else, such as the articles of a built set
     row = 0
     for batch in table.iter_batches(batch_size=16, columns=[column]):
         for value in batch.column(0).to_pylist():

@@ -1,129 +1,182 @@
-"""The steps of the build, one `run` each, as datatrove chains them: from a list of names to tables of pairs."""
+"""The steps of the first pass, one `run` each, as datatrove chains them: from a work list to journals of pairs."""
 
 import hashlib
-import json
 import logging
 import os
-from collections import Counter
+from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from ..images import ImageError, read_image
-from .articles import Article, Dropped, decide
+from ..images import ImageError
+from .articles import Article, Dropped, choose_version
 from .bucket import Bucket, ObjectError, SourceUnavailable
-from .jats import Figure, Graphic, JatsError, parse_figures
-from .shards import ROWS_PER_GROUP, pair_schema
+from .jats import MAX_XML_BYTES, Figure, Graphic, JatsError, parse_figures
+from .journal import TaskJournal, journal_path, read_journal
+from .pictures import PictureIndex, inspect_picture
+from .shards import pair_schema
 
 
 logger = logging.getLogger(__name__)
 
-MIN_SIDE = 16  # pixels; smaller pictures are spacers and icons
+MAX_PICTURE_BYTES = 100_000_000  # a page scanned at 600 dpi, uncompressed, has as much
 _IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff", ".bmp", ".webp")
 
 
 class ReadWorkList(PipelineStep):
-    """Yields the articles of this task: every `world_size`-th line of the work list."""
+    """Yields the articles of this task, a run of the work list, from the first that its journal does not hold."""
 
     name = "Read work list"
     type = "PMC"
 
-    def __init__(self, work_list: str):
+    def __init__(self, work_list: str, journals: str):
         super().__init__()
         self.work_list = work_list
+        self.journals = journals
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        names = Path(self.work_list).read_text().split()
-        for name in names[rank::world_size]:
-            yield Document(text=name, id=name, metadata={"article": Article(name)})
+        # The last step has opened the journal, and cut off what was half done, before it asks for the first article.
+        done = sum(1 for _ in read_journal(journal_path(Path(self.journals), rank)))
+        for row in pq.ParquetFile(self.work_list).read_row_group(rank).slice(done).to_pylist():
+            yield Document(text=row["pmcid"], id=row["pmcid"], metadata={"article": Article(**row)})
 
 
 class ArticleStep(PipelineStep):
-    """A step that works on one article at a time; an article that fails is dropped, listed, and the run goes on."""
+    """
+    A step that works on one article at a time; an article that fails is dropped, listed, and the run goes on.
+
+    Args:
+        concurrency: Articles that are worked on at a time, by threads: for steps that wait for answers. They leave in
+            the order in which they came.
+    """
 
     type = "PMC"
+
+    def __init__(self, concurrency: int = 1):
+        super().__init__()
+        self.concurrency = concurrency
 
     def process(self, article: Article) -> None:
         """Takes the article one step further; raises `Dropped` to leave it out."""
         raise NotImplementedError
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        for document in data:
-            article = document.metadata["article"]
-            if not article.dropped:
-                try:
-                    with self.track_time():
-                        self.process(article)
-                except Dropped as drop:
-                    self._drop(article, drop.reason, drop.detail)
-                except (MemoryError, SourceUnavailable):
-                    raise  # no fault of the article: the task fails, and the same command takes it up again
-                except Exception as error:  # whatever an untrusted article provokes costs that article, not the run
-                    logger.exception("%s failed on %s", self.name, article.name)
-                    self._drop(article, "unexpected error", f"{type(error).__name__}: {error}")
-            yield document
+        if self.concurrency == 1:
+            for document in data:
+                self._process_or_drop(document.metadata["article"])
+                yield document
+            return
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            under_way: deque[tuple[Document, Any]] = deque()
+            for document in data:
+                under_way.append((document, pool.submit(self._process_or_drop, document.metadata["article"])))
+                if len(under_way) > self.concurrency:
+                    yield self._finished(*under_way.popleft())
+            while under_way:
+                yield self._finished(*under_way.popleft())
 
-    def _drop(self, article: Article, reason: str, detail: str) -> None:
-        article.dropped = True
-        article.pairs.clear()
-        article.skip("", reason, detail)
-        self.stat_update(f"dropped: {reason}")
+    def _finished(self, document: Document, future: Any) -> Document:
+        future.result()
+        return document
+
+    def _process_or_drop(self, article: Article) -> None:
+        if article.outcome:
+            return
+        try:
+            self.process(article)
+        except Dropped as drop:
+            article.drop(drop.reason, drop.detail)
+        except (MemoryError, SourceUnavailable):
+            raise  # no fault of the article: the task fails, and the same command takes it up again
+        except Exception as error:  # whatever an untrusted article provokes costs that article, not the run
+            logger.exception("%s failed on %s", self.name, article.name)
+            article.drop("unexpected error", f"{type(error).__name__}: {error}")
 
 
-class ReadMetadata(ArticleStep):
-    """Reads the metadata JSON and decides by it."""
+class ReadArticles(ArticleStep):
+    """Reads the metadata JSON, decides by it, and reads the XML of the version that is taken."""
 
-    name = "Read metadata"
+    name = "Read articles"
 
-    def __init__(self, bucket: Bucket, licenses: frozenset[str] | None):
-        super().__init__()
+    def __init__(self, bucket: Bucket, licenses: frozenset[str] | None, concurrency: int = 1):
+        super().__init__(concurrency)
         self.bucket = bucket
         self.licenses = licenses
 
     def process(self, article: Article) -> None:
+        choose_version(article, self._read_metadata, self.licenses)
         try:
-            article.metadata = self.bucket.read_metadata(article.name)
+            article.xml = self.bucket.read(article.metadata["xml_url"], max_bytes=MAX_XML_BYTES)
+        except ObjectError as error:
+            raise Dropped("XML unreadable", str(error)) from error
+
+    def _read_metadata(self, name: str) -> dict[str, Any]:
+        try:
+            return self.bucket.read_metadata(name)
         except ObjectError as error:
             raise Dropped("metadata unreadable", str(error)) from error
-        decide(article.metadata, self.licenses)
 
 
 class ParseFigures(ArticleStep):
-    """Reads the XML and takes its figures out."""
+    """Takes the figures out of the XML."""
 
     name = "Parse figures"
 
-    def __init__(self, bucket: Bucket):
-        super().__init__()
+    def process(self, article: Article) -> None:
+        xml, article.xml = article.xml, b""
+        try:
+            article.figures = parse_figures(xml)
+        except JatsError as error:
+            raise Dropped("XML damaged", str(error)) from error
+        if not article.figures:
+            raise Dropped("no figures")
+
+
+class FetchPictures(ArticleStep):
+    """Reads every file that a figure with a caption can mean."""
+
+    name = "Fetch pictures"
+
+    def __init__(self, bucket: Bucket, concurrency: int = 1):
+        super().__init__(concurrency)
         self.bucket = bucket
 
     def process(self, article: Article) -> None:
+        media = media_of(article)
+        for figure in article.figures:
+            for graphic in figure.graphics if figure.caption else ():
+                for name in files_of(graphic, media):
+                    if name not in article.pictures:
+                        article.pictures[name] = self._read(media[name])
+
+    def _read(self, url: str) -> bytes | ObjectError:
         try:
-            article.figures = parse_figures(self.bucket.read(article.metadata["xml_url"]))
-        except (ObjectError, JatsError) as error:
-            raise Dropped("XML unreadable", str(error)) from error
-        if not article.figures:
-            raise Dropped("no figures")
-        self.stat_update("figures", value=len(article.figures))
+            return self.bucket.read(url, max_bytes=MAX_PICTURE_BYTES)
+        except ObjectError as error:
+            return error
 
 
 class PairFigures(ArticleStep):
-    """Fetches the pictures and pairs each with its caption."""
+    """
+    Pairs each graphic of a figure with the caption.
+
+    Args:
+        benchmark: Pictures that are kept out, with all that look like them.
+    """
 
     name = "Pair figures"
 
-    def __init__(self, bucket: Bucket):
+    def __init__(self, benchmark: PictureIndex | None = None):
         super().__init__()
-        self.bucket = bucket
+        self.benchmark = benchmark
 
     def process(self, article: Article) -> None:
-        media = {url.split("?")[0].rsplit("/", 1)[-1]: url for url in article.metadata.get("media_urls") or ()}
+        media = media_of(article)
         for figure in article.figures:
             if not figure.caption:
                 article.skip(figure.figure_id, "no caption")
@@ -132,89 +185,75 @@ class PairFigures(ArticleStep):
             else:
                 for graphic in figure.graphics:
                     self._pair(article, figure, graphic, media)
+        article.pictures.clear()
         if not article.pairs:
             raise Dropped("no usable figure")
 
     def _pair(self, article: Article, figure: Figure, graphic: Graphic, media: dict[str, str]) -> None:
         item = f"{figure.figure_id}/{_stem(graphic.hrefs[0])}"
-        names = [name for href in graphic.hrefs for name in matching_media(href, media)]
+        names = files_of(graphic, media)
         if not names:
             article.skip(item, "image missing", "no such file among media_urls")
             return
-        best: dict[str, Any] | None = None
-        faults: list[tuple[str, str, str]] = []
-        for name in dict.fromkeys(names):
-            try:
-                picture = self._picture(media[name])
-            except (ObjectError, ImageError) as error:
-                reason = "image unreadable" if isinstance(error, ObjectError) else "image damaged"
-                faults.append((f"{item}/{name}", reason, str(error)))
-                continue
-            if best is None or picture["width"] * picture["height"] > best["width"] * best["height"]:
-                best = picture
-        for name, reason, detail in faults:
-            article.skip(name, reason if best is None else f"{reason}, another file taken", detail)
-        if best is None:
+        picture = self._best_picture(article, item, names)
+        if picture is None:
             return
-        if min(best["width"], best["height"]) < MIN_SIDE:
-            article.skip(item, "image too small", f"{best['width']} x {best['height']} pixels")
-            return
-        row = {**_columns(article, figure, graphic), **best}
+        row = {**_columns(article, figure, graphic), **picture}
         if any(pair["pair_id"] == row["pair_id"] for pair in article.pairs):
             article.skip(item, "picture named twice")
-            return
-        article.pairs.append(row)
+        elif self.benchmark is not None and self.benchmark.contains(row["perceptual_hash"]):
+            article.skip(item, "like a picture of the benchmark")
+        else:
+            article.pairs.append(row)
 
-    def _picture(self, url: str) -> dict[str, Any]:
-        content = self.bucket.read(url)
-        image = read_image(content)
-        return {
-            "image": {"bytes": content, "path": url.split("?")[0].rsplit("/", 1)[-1]},
-            "image_md5": hashlib.md5(content, usedforsecurity=False).hexdigest(),
-            "width": image.width,
-            "height": image.height,
-        }
+    def _best_picture(self, article: Article, item: str, names: list[str]) -> dict[str, Any] | None:
+        """The columns of the largest file that decodes; all faults are listed."""
+        best: dict[str, Any] | None = None
+        faults: list[tuple[str, str, str]] = []
+        for name in names:
+            content = article.pictures[name]
+            try:
+                picture = _picture_columns(name, content)
+            except ObjectError as error:
+                faults.append((f"{item}/{name}", "image unreadable", str(error)))
+            except ImageError as error:
+                faults.append((f"{item}/{name}", error.reason, str(error)))
+            else:
+                if best is None or picture["width"] * picture["height"] > best["width"] * best["height"]:
+                    best = picture
+        for name, reason, detail in faults:
+            article.skip(name, reason if best is None else f"{reason}, another file taken", detail)
+        return best
 
 
-class WritePairs(PipelineStep):
-    """Writes the pairs of a task to one Parquet file, and what was left out beside it; complete or not at all."""
+class WriteArticles(PipelineStep):
+    """Writes what has become of each article into the journal of the task."""
 
-    name = "Write pairs"
+    name = "Write articles"
     type = "PMC"
 
-    def __init__(self, folder: str):
+    def __init__(self, journals: str):
         super().__init__()
-        self.folder = folder
+        self.journals = journals
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        folder = Path(self.folder)
-        names = {kind: folder / kind / f"{rank:05d}" for kind in ("pairs", "skipped", "counts", "progress")}
-        for path in names.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
-        counts: Counter[str] = Counter()
-        with ExitStack() as files:
-            table = files.enter_context(pq.ParquetWriter(f"{names['pairs']}.partial", pair_schema()))
-            skipped = files.enter_context(open(f"{names['skipped']}.partial", "w"))
-            progress = files.enter_context(open(names["progress"], "w"))
-            rows: list[dict[str, Any]] = []
+        with TaskJournal(Path(self.journals), rank, pair_schema()) as journal:
             for document in data:
                 article = document.metadata["article"]
-                rows += article.pairs
-                counts.update(articles=1, figures=len(article.figures), articles_kept=bool(article.pairs))
-                for row in article.skipped:
-                    skipped.write(json.dumps(row) + "\n")
-                if len(rows) >= ROWS_PER_GROUP:
-                    table.write_table(pa.Table.from_pylist(rows, schema=table.schema))
-                    rows = []
-                progress.write(".")  # a byte an article: whoever watches the folder can count them
-                progress.flush()
+                journal.add(article)
+                self.stat_update("articles", "pairs", value=1)
                 yield document
-            if rows:
-                table.write_table(pa.Table.from_pylist(rows, schema=table.schema))
-        with open(f"{names['counts']}.partial", "w") as file:
-            json.dump(counts, file)
-        for kind in ("skipped", "counts", "pairs"):
-            os.replace(f"{names[kind]}.partial", names[kind])
+
+
+def media_of(article: Article) -> dict[str, str]:
+    """The URLs of an article's files by their names."""
+    urls = (url for url in article.metadata.get("media_urls") or () if isinstance(url, str))
+    return {url.split("?")[0].rsplit("/", 1)[-1]: url for url in urls}
+
+
+def files_of(graphic: Graphic, media: dict[str, str]) -> list[str]:
+    """Names of the files that a graphic can mean, each once, best first."""
+    return list(dict.fromkeys(name for href in graphic.hrefs for name in matching_media(href, media)))
 
 
 def matching_media(href: str, media: dict[str, str]) -> list[str]:
@@ -243,20 +282,41 @@ def _stem(href: str) -> str:
     return stem if extension.lower() in _IMAGE_EXTENSIONS else name
 
 
+def _picture_columns(name: str, content: bytes | Exception) -> dict[str, Any]:
+    """The columns that come from the picture's file."""
+    if isinstance(content, Exception):
+        raise content
+    picture = inspect_picture(content)
+    return {
+        "image": {"bytes": content, "path": name},
+        "width": picture.width,
+        "height": picture.height,
+        "mode": picture.mode,
+        "frames": picture.frames,
+        "file_size": len(content),
+        "image_md5": hashlib.md5(content, usedforsecurity=False).hexdigest(),
+        "perceptual_hash": picture.perceptual_hash,
+    }
+
+
 def _columns(article: Article, figure: Figure, graphic: Graphic) -> dict[str, Any]:
     """The columns that come from the metadata and the XML."""
     metadata = article.metadata
-    pmcid, version = article.name.split(".")
     return {
         "pair_id": f"{article.name}/{figure.figure_id}/{_stem(graphic.hrefs[0])}",
         "caption": figure.caption,
         "label": figure.label,
         "panel": graphic.panel,
         "mentions": list(figure.mentions),
-        "pmcid": pmcid,
-        "version": int(version),
-        "pmid": str(metadata["pmid"]) if metadata.get("pmid") else None,
-        "doi": metadata.get("doi"),
-        "citation": metadata.get("citation"),
-        "license": metadata.get("license_code"),
+        "pmcid": article.pmcid,
+        "version": article.version,
+        "pmid": _text(metadata.get("pmid")),
+        "doi": _text(metadata.get("doi")),
+        "citation": _text(metadata.get("citation")),
+        "license": _text(metadata.get("license_code")),
     }
+
+
+def _text(value: Any) -> str | None:
+    """A value of the metadata as text that can be stored: JSON may hold numbers, and halves of characters."""
+    return str(value).encode("utf-8", "replace").decode() if value not in (None, "") else None

@@ -8,13 +8,12 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from mirror_writer import figure_xml, png_bytes
+from mirror_writer import build_set, figure_xml, png_bytes
 from PIL import Image
 
-from processing.pmc import steps
+from processing.pmc import journal, steps
 from processing.pmc.bucket import SourceUnavailable
-from processing.pmc.build import STAGING, build_dataset
-from processing.pmc.shards import SPLITS, parse_fractions, split_by_hash
+from processing.pmc.splits import SPLITS, parse_fractions, split_by_hash
 
 
 def rows_of(folder, columns=None) -> list[dict]:
@@ -35,7 +34,7 @@ def bytes_of(folder) -> dict[str, bytes]:
 
 def test_every_figure_becomes_a_row_with_its_columns(mirror, tmp_path):
     mirror.plain_articles(5)
-    report = build_dataset(str(mirror.root), tmp_path / "out")
+    report = build_set(mirror.root, tmp_path / "out")
     rows = {row["pair_id"]: row for row in rows_of(tmp_path / "out")}
     assert len(rows) == report["pairs"] == 10
     row = rows["PMC1003.1/F1/a1003-g1"]
@@ -49,7 +48,7 @@ def test_every_figure_becomes_a_row_with_its_columns(mirror, tmp_path):
 def test_the_files_do_not_depend_on_tasks_or_workers(mirror, tmp_path):
     mirror.plain_articles(30)
     for name, tasks, workers in (("one", 1, 1), ("many", 7, 1), ("parallel", 4, 2)):
-        build_dataset(str(mirror.root), tmp_path / name, tasks=tasks, workers=workers)
+        build_set(mirror.root, tmp_path / name, tasks=tasks, workers=workers)
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "many") == bytes_of(tmp_path / "parallel")
 
 
@@ -57,7 +56,7 @@ def test_the_seed_changes_the_order_and_not_the_splits(mirror, tmp_path):
     mirror.plain_articles(30)
     orders = []
     for seed in (0, 1):
-        build_dataset(str(mirror.root), tmp_path / str(seed), seed=seed)
+        build_set(mirror.root, tmp_path / str(seed), seed=seed)
         orders.append([(row["split"], row["pair_id"]) for row in rows_of(tmp_path / str(seed), ["split", "pair_id"])])
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1])
@@ -65,7 +64,7 @@ def test_the_seed_changes_the_order_and_not_the_splits(mirror, tmp_path):
 
 def test_an_article_falls_into_one_split_and_no_split_is_empty(mirror, tmp_path):
     mirror.plain_articles(4, figures_each=3)
-    report = build_dataset(str(mirror.root), tmp_path / "out")
+    report = build_set(mirror.root, tmp_path / "out")
     splits = {(row["pmcid"], row["split"]) for row in rows_of(tmp_path / "out")}
     assert len(splits) == 4
     assert set(report["splits"]) == set(SPLITS)
@@ -81,9 +80,9 @@ def test_splits_follow_the_fractions():
 def test_too_few_articles_for_the_splits_is_a_clear_error(mirror, tmp_path):
     mirror.plain_articles(2)
     with pytest.raises(ValueError, match="Only 2 article"):
-        build_dataset(str(mirror.root), tmp_path / "out")
+        build_set(mirror.root, tmp_path / "out")
     assert not (tmp_path / "out" / "data").exists()
-    report = build_dataset(str(mirror.root), tmp_path / "out", split_fractions=(1, 0, 0))
+    report = build_set(mirror.root, tmp_path / "out", split_fractions=(1, 0, 0))
     assert list(report["splits"]) == ["train"]
 
 
@@ -112,10 +111,10 @@ def test_damage_is_listed_and_everything_else_is_kept(mirror, tmp_path):
     mirror.article(11, figures=figure_xml("F1", "Not an image.", "g"), media={"g.jpg": b"%PDF-1.4"})
     mirror.article(12, figures=figure_xml("F1", "Odd metadata.", "g"), media=good, media_urls=17)
 
-    report = build_dataset(str(mirror.root), tmp_path / "out")
+    report = build_set(mirror.root, tmp_path / "out")
     listed = skipped(tmp_path / "out")
     for number, reason in [
-        (1, "XML unreadable"),
+        (1, "XML damaged"),
         (2, "no caption"),
         (3, "image missing"),
         (4, "image damaged"),
@@ -125,8 +124,8 @@ def test_damage_is_listed_and_everything_else_is_kept(mirror, tmp_path):
         (8, "not open access"),
         (9, "image unreadable"),
         (10, "metadata unreadable"),
-        (11, "image damaged"),
-        (12, "unexpected error"),
+        (11, "image of unknown format"),
+        (12, "metadata damaged"),
     ]:
         assert (f"PMC{number}.1", reason) in listed
     assert report["pairs"] == 12
@@ -141,7 +140,7 @@ def test_only_licences_that_were_asked_for_are_taken(mirror, tmp_path):
         )
     taken = {}
     for choice in ("commercial", "noncommercial", "all", "CC0,TDM"):
-        report = build_dataset(str(mirror.root), tmp_path / choice, license=choice, split_fractions=(1, 0, 0))
+        report = build_set(mirror.root, tmp_path / choice, license=choice, split_fractions=(1, 0, 0))
         taken[choice] = set(report["licenses"])
     assert taken == {
         "commercial": {"CC BY", "CC0", "CC BY-ND"},
@@ -162,7 +161,7 @@ def test_the_largest_file_that_decodes_is_taken_with_its_own_bytes(mirror, tmp_p
         "h.png": png_bytes(2),
     }
     mirror.article(1, figures=figure_xml("F1", "Three files.", "g"), media=media)
-    build_dataset(str(mirror.root), tmp_path / "out", split_fractions=(1, 0, 0))
+    build_set(mirror.root, tmp_path / "out", split_fractions=(1, 0, 0))
     (row,) = rows_of(tmp_path / "out")
     assert row["image"]["bytes"] == media["g.tif"]
     assert (row["width"], row["height"]) == (120, 90)
@@ -184,7 +183,7 @@ def test_an_href_finds_its_file(href, name):
 
 def test_a_full_disk_leaves_nothing_that_looks_whole_and_the_same_command_goes_on(mirror, tmp_path, monkeypatch):
     mirror.plain_articles(30)
-    build_dataset(str(mirror.root), tmp_path / "undisturbed", tasks=3)
+    build_set(mirror.root, tmp_path / "undisturbed", tasks=3)
 
     process, calls = steps.PairFigures.process, []
 
@@ -192,35 +191,34 @@ def test_a_full_disk_leaves_nothing_that_looks_whole_and_the_same_command_goes_o
         calls.append(article.name)
         return process(self, article)
 
-    write_table = pq.ParquetWriter.write_table
     monkeypatch.setattr(steps.PairFigures, "process", count)
+    add = journal.TaskJournal.add
 
-    def full(self, table, *args, **kwargs):
+    def full(self, article):
         if len(calls) > 15:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write_table(self, table, *args, **kwargs)
+        return add(self, article)
 
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    monkeypatch.setattr(journal.TaskJournal, "add", full)
     with pytest.raises(OSError, match="No space left"):
-        build_dataset(str(mirror.root), tmp_path / "out", tasks=3)
+        build_set(mirror.root, tmp_path / "out", tasks=3)
     assert not (tmp_path / "out" / "data").exists()
-    done = len(set(calls[:10]))
 
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
+    monkeypatch.setattr(journal.TaskJournal, "add", add)
     calls.clear()
-    build_dataset(str(mirror.root), tmp_path / "out", tasks=3)
-    assert len(calls) == 30 - done, "the task that was complete is not done again"
+    build_set(mirror.root, tmp_path / "out", tasks=3)
+    assert len(calls) == 30 - 15, "what was complete is not done again"
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "undisturbed")
-    assert not (tmp_path / "out" / STAGING).exists()
+    assert not (tmp_path / "out" / ".build").exists()
 
 
 def test_a_set_that_is_there_is_kept_unless_it_may_be_replaced(mirror, tmp_path):
     mirror.plain_articles(5)
-    build_dataset(str(mirror.root), tmp_path / "out")
+    build_set(mirror.root, tmp_path / "out")
     with pytest.raises(FileExistsError, match="--overwrite"):
-        build_dataset(str(mirror.root), tmp_path / "out")
+        build_set(mirror.root, tmp_path / "out")
     mirror.plain_articles(5, first=2000)
-    assert build_dataset(str(mirror.root), tmp_path / "out", overwrite=True)["pairs"] == 20
+    assert build_set(mirror.root, tmp_path / "out", overwrite=True)["pairs"] == 20
     assert len(rows_of(tmp_path / "out")) == 20
 
 
@@ -230,7 +228,7 @@ def test_real_articles_are_built_without_loss(shared_data, tmp_path):
         for path in (shared_data / "pmc_mirror").glob("PMC*/*")
         if path.suffix not in (".xml", ".json", ".txt")
     }
-    build_dataset(str(shared_data / "pmc_mirror"), tmp_path / "out", workers=2, license="all")
+    build_set(shared_data / "pmc_mirror", tmp_path / "out", workers=2, license="all")
     rows = rows_of(tmp_path / "out")
     assert {row["image"]["path"] for row in rows} == files
     assert all(row["caption"] and row["pair_id"].startswith(row["pmcid"]) for row in rows)
@@ -248,10 +246,10 @@ def test_an_outage_stops_the_build_and_does_not_thin_the_data_set(mirror, tmp_pa
 
     monkeypatch.setattr(steps.ParseFigures, "process", outage)
     with pytest.raises(SourceUnavailable):
-        build_dataset(str(mirror.root), tmp_path / "out")
+        build_set(mirror.root, tmp_path / "out")
     assert not (tmp_path / "out" / "data").exists()
     monkeypatch.setattr(steps.ParseFigures, "process", parse)
-    assert build_dataset(str(mirror.root), tmp_path / "out")["pairs"] == 12
+    assert build_set(mirror.root, tmp_path / "out")["pairs"] == 12
 
 
 def test_a_source_that_was_mended_is_read_again(mirror, tmp_path):
@@ -259,7 +257,7 @@ def test_a_source_that_was_mended_is_read_again(mirror, tmp_path):
     for path in mirror.root.glob("PMC*/*.png"):
         path.rename(path.with_suffix(".lost"))
     with pytest.raises(ValueError, match="Only 0 article"):
-        build_dataset(str(mirror.root), tmp_path / "out")
+        build_set(mirror.root, tmp_path / "out")
     for path in mirror.root.glob("PMC*/*.lost"):
         path.rename(path.with_suffix(".png"))
-    assert build_dataset(str(mirror.root), tmp_path / "out")["pairs"] == 8
+    assert build_set(mirror.root, tmp_path / "out")["pairs"] == 8

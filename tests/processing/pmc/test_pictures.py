@@ -310,7 +310,7 @@ def test_hashes_that_a_set_records_are_taken_as_they_are(tmp_path):
         (
             lambda path: (path.mkdir(), pq.write_table(pa.table({"x": [1]}), path / "a.parquet")),
             ValueError,
-            "no column `image`",
+            "needs a column `image`",
         ),
     ],
 )

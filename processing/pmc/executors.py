@@ -1,0 +1,228 @@
+"""Where the tasks of the build run: on this machine, on Ray or under Slurm, by datatrove's executors.
+
+The stages of a build run one after the other, the tasks of a stage at the same time. A task that fails is run again,
+as often as `retries` says; what it had finished stands in its journal and is not done again.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from copy import copy, deepcopy
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.logging import logger as datatrove_logger
+
+from .bucket import SourceUnavailable
+
+
+logger = logging.getLogger(__name__)
+
+EXECUTORS = ("local", "slurm", "ray")
+PAUSE = 20.0  # seconds before a task is run again; twice as many before the next time
+
+
+class TasksFailed(RuntimeError):
+    """Tasks that failed each time they were run; the message names a log."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    Steps that each task runs one after the other.
+
+    Args:
+        name: Name of the stage, and of its logs.
+        steps: datatrove's pipeline.
+        tasks: Number of tasks.
+    """
+
+    name: str
+    steps: Sequence[PipelineStep]
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Engine:
+    """
+    How the stages are run.
+
+    Args:
+        executor: `local`, `slurm` or `ray`.
+        workers: Tasks at a time.
+        retries: How often a task that failed is run again.
+        slurm: For `slurm`: `partition`, `time`, and what else `sbatch` takes; `mem_per_cpu_gb` and `cpus_per_task` as
+            datatrove has them.
+        memory_gb: Memory that a task may use, where the executor reserves it.
+    """
+
+    executor: str = "local"
+    workers: int = 1
+    retries: int = 2
+    memory_gb: int = 2
+    slurm: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, stages: Sequence[Stage], logs: Path, around: Callable[[str], AbstractContextManager[None]]) -> bool:
+        """
+        Runs the stages.
+
+        Args:
+            stages: In their order.
+            logs: Folder for datatrove's logs and marks of completion.
+            around: Gives what surrounds a stage of some name, such as a progress bar.
+
+        Returns:
+            Whether they are done; under Slurm they are only submitted.
+
+        Raises:
+            TasksFailed: Some tasks failed each time.
+        """
+        if self.executor == "slurm":
+            self._submit(stages, logs)
+            return False
+        for stage in stages:
+            with around(stage.name):
+                self._run_stage(stage, logs / stage.name)
+        return True
+
+    def _run_stage(self, stage: Stage, logs: Path) -> None:
+        for attempt in range(1, self.retries + 2):
+            executor = self._executor(stage, logs)
+            error: Exception | None = None
+            try:
+                with _quiet():
+                    executor.run()
+            except Exception as failure:
+                error = failure
+            failed = executor.get_incomplete_ranks()
+            if not failed:
+                return
+            if not _may_pass(error):
+                raise error or AssertionError
+            if attempt <= self.retries:
+                logger.warning("%s: %d task(s) failed and are run again. %s", stage.name, len(failed), error or "")
+                time.sleep(PAUSE * attempt)
+        if error is not None and not isinstance(error, BrokenProcessPool):
+            raise error
+        raise TasksFailed(
+            f"{stage.name}: {len(failed)} of {stage.tasks} tasks failed {attempt} times, among them task {failed[0]}. "
+            f"The logs are in {logs}. The same command goes on from here."
+        ) from error
+
+    def _executor(self, stage: Stage, logs: Path) -> Any:
+        steps = list(stage.steps)
+        if self.executor == "ray" and stage.tasks > 1:
+            return _ray_executor(steps, stage.tasks, self.workers, logs, self.memory_gb)
+        return _LocalExecutor(steps, tasks=stage.tasks, workers=min(self.workers, stage.tasks), logging_dir=str(logs))
+
+    def _submit(self, stages: Sequence[Stage], logs: Path) -> None:
+        before = None
+        for stage in stages:
+            before = _SlurmExecutor(
+                list(stage.steps),
+                tasks=stage.tasks,
+                workers=self.workers if self.workers < stage.tasks else -1,
+                job_name=f"biomedclip-{stage.name}",
+                logging_dir=str(logs / stage.name),
+                mem_per_cpu_gb=self.memory_gb,
+                depends=before,
+                env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
+                **self.slurm,
+            )
+            before.retries = self.retries
+        if before is not None:
+            with _quiet():
+                before.run()  # submits those that it depends on first
+
+
+class _LocalExecutor(LocalPipelineExecutor):
+    """
+    datatrove's local executor on the standard library's pool.
+
+    The pool that datatrove takes waits for ever for a worker that was killed, as by the system when memory is short.
+    """
+
+    def run(self) -> None:
+        ranks = self.get_incomplete_ranks()
+        self.save_executor_as_json()
+        if self.workers == 1:
+            for rank in ranks:
+                self._run_copy(rank)
+            return
+        with ProcessPoolExecutor(self.workers, mp_context=get_context("forkserver")) as pool:
+            errors = [future.exception() for future in [pool.submit(self._run_copy, rank) for rank in ranks]]
+        for error in filter(None, errors):
+            raise error
+
+    def _run_copy(self, rank: int) -> None:
+        """A task on steps of its own: they count what they do."""
+        executor = copy(self)
+        executor.pipeline = deepcopy(self.pipeline)
+        with _quiet():
+            executor._run_for_rank(rank)
+
+
+class _SlurmExecutor(SlurmPipelineExecutor):
+    """datatrove's Slurm executor; a task that fails is run again in the same job."""
+
+    pipeline: list[Any]
+    retries = 0
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
+        steps = list(self.pipeline)
+        for attempt in range(1, self.retries + 2):
+            self.pipeline = deepcopy(steps)
+            try:
+                return super()._run_for_rank(rank, local_rank, node_rank)
+            except Exception as error:
+                if attempt > self.retries or not _may_pass(error):
+                    raise
+                time.sleep(PAUSE * attempt)
+
+    def launch_merge_stats(self) -> None:
+        """The report has all numbers; datatrove's own would be one more job for each stage."""
+
+
+def _may_pass(error: Exception | None) -> bool:
+    """Whether a task that died of this may do better another time. What Ray's tasks died of is known to their logs."""
+    if isinstance(error, OSError):
+        return error.errno != errno.ENOSPC
+    return error is None or isinstance(error, (SourceUnavailable, BrokenProcessPool))
+
+
+def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Path, memory_gb: int) -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(f"--executor ray: {error}. Run: pip install 'biomedclip[ray]'") from error
+    from datatrove.executor.ray import RayPipelineExecutor
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)  # a cluster's address is read from RAY_ADDRESS
+    return RayPipelineExecutor(
+        steps, tasks=tasks, workers=workers, logging_dir=str(logs), cpus_per_task=1, mem_per_cpu_gb=memory_gb
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """datatrove logs to the terminal as well as to its files; the terminal belongs to the progress bar."""
+    datatrove_logger.remove()
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        datatrove_logger.remove()
+        datatrove_logger.add(sys.stderr, level="ERROR")

@@ -1,0 +1,288 @@
+"""The plan of the second pass: for each shard the pairs that it holds, in their order, and where each lies now.
+
+A pair's place follows from its hash alone, so the same articles give the same files however many tasks have built them,
+and whether in one build or in several that each took what was new.
+"""
+
+import heapq
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .articles import KEPT
+from .journal import read_journal, records_path
+from .pictures import count_duplicates
+from .splits import SPLITS, assign_splits, default_fractions, hash_of
+from .staging import Staging, write_whole
+
+
+# A run permutes shards, not rows: with fewer the order of a small set would hardly change between epochs.
+SMALL_TRAIN_SHARDS = 16
+SMALL_SHARD_ROWS = 25
+TEXT_BYTES = 4_000  # of a pair beside its picture, before compression: caption, mentions, identifiers
+
+ARTICLES_FILE = "articles.parquet"
+SKIPPED_FILE = "skipped.jsonl"
+# Something of the article did not match its metadata or could not be had: it may be whole at the next update.
+TRIED_AGAIN = ("metadata unreadable", "XML unreadable", "image unreadable", "unexpected error", "not in the source")
+
+_PLACES = pa.schema([("file", pa.int32()), ("position", pa.int64()), ("size", pa.int32())])
+
+
+def articles_schema() -> pa.Schema:
+    """What became of each article; `again` where an update should try it once more."""
+    return pa.schema(
+        [
+            ("pmcid", pa.string()),
+            ("version", pa.int32()),
+            ("mark", pa.string()),
+            ("outcome", pa.string()),
+            ("figures", pa.int32()),
+            ("pairs", pa.int32()),
+            ("again", pa.bool_()),
+        ]
+    )
+
+
+@dataclass
+class Plan:
+    """
+    What the second pass makes, without the places of single pairs, which lie in a Parquet file beside it.
+
+    Args:
+        seed: Seed of the order of pairs.
+        fractions: Shares of train, validation and test.
+        moved: Splits of the few articles that were moved so that no split is empty.
+        files: Where pairs come from: records of the first pass (`.arrows`), or shards of the data set before.
+        shards: For each split the number of pairs in each shard.
+        articles: For each split the number of its articles.
+        counts: What the report says of articles, figures and duplicates.
+    """
+
+    seed: int
+    fractions: tuple[float, ...]
+    moved: dict[str, str] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    shards: dict[str, list[int]] = field(default_factory=dict)
+    articles: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """File names of all shards, such as `train-00000-of-00016.parquet`, in the order of the plan's row groups."""
+        return [
+            f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
+            for split, shards in self.shards.items()
+            for number in range(len(shards))
+        ]
+
+    def save(self, staging: Staging) -> None:
+        write_whole(staging.plan.with_suffix(".json"), json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, staging: Staging) -> "Plan":
+        return cls(**json.loads(staging.plan.with_suffix(".json").read_text()))
+
+
+def make_plan(
+    staging: Staging,
+    *,
+    seed: int,
+    fractions: Sequence[float] | None,
+    max_shard_bytes: int,
+    previous: Path | None = None,
+    outdated: Path | None = None,
+) -> Plan:
+    """
+    Decides on splits and shards, and writes the plan, the table of articles and the list of what was left out.
+
+    Args:
+        staging: The build, its first pass complete.
+        seed: Seed of the order of pairs.
+        fractions: Shares of train, validation and test; none for [`default_fractions`].
+        max_shard_bytes: Size of a shard, about.
+        previous: Folder of the data set that is updated, if any.
+        outdated: List of the PMCIDs whose pairs in it no longer count, one a line.
+
+    Raises:
+        TooFewArticles: Fewer articles with pairs than splits that were asked for.
+    """
+    journals = sorted(staging.journals.glob("*.jsonl"))
+    staging.result.mkdir(exist_ok=True)
+    gone = frozenset(outdated.read_text().split()) if outdated else frozenset()
+    old_articles, old_skipped = _previous_articles(previous, gone)
+    table, skipped_counts = _write_outcomes(staging, journals, old_articles, old_skipped)
+    shards = sorted((previous / "data").glob("*.parquet")) if previous else []
+    pairs = _Pairs.gather(journals, shards, gone)
+
+    kept = table.filter(pc.greater(table.column("pairs"), 0)).column("pmcid").to_pylist()
+    fractions = tuple(fractions) if fractions is not None else default_fractions(len(kept))
+    splits, moved = assign_splits(kept, fractions)
+    plan = Plan(seed, fractions, moved, [str(path) for path in (*map(records_path, journals), *shards)])
+    outcomes = Counter(table.column("outcome").to_pylist())
+    plan.counts = {
+        "articles": {
+            "seen": table.num_rows,
+            "kept": outcomes.pop(KEPT, 0),
+            "dropped": dict(outcomes.most_common()),
+        },
+        "figures": {
+            "seen": pc.sum(table.column("figures")).as_py() or 0,
+            "skipped": dict(skipped_counts.most_common()),
+        },
+        "duplicates": count_duplicates(map(bytes.decode, pairs.md5s), map(bytes.decode, pairs.hashes)),
+    }
+    numbers = np.array([int(pmcid[3:]) for pmcid in kept], dtype=np.int64)
+    codes = np.array([SPLITS.index(split) for split in splits], dtype=np.int8)
+    split_of_pair = codes[np.searchsorted(numbers, pairs.numbers)]
+    keys = np.array([hash_of(f"{seed}/{pair_id}") for pair_id in pairs.ids], dtype=np.uint64)
+    with pq.ParquetWriter(staging.plan, _PLACES) as writer:
+        for code, split in enumerate(SPLITS):
+            chosen = np.flatnonzero(split_of_pair == code)
+            if not len(chosen):
+                continue
+            chosen = chosen[np.argsort(keys[chosen], kind="stable")]
+            plan.articles[split] = int((codes == code).sum())
+            total_bytes = int(pairs.file_sizes[chosen].sum()) + TEXT_BYTES * len(chosen)
+            edges = _shard_edges(len(chosen), split, -(-total_bytes // max_shard_bytes))
+            plan.shards[split] = [end - start for start, end in zip(edges, edges[1:], strict=False)]
+            for start, end in zip(edges, edges[1:], strict=False):
+                writer.write_table(pairs.places(chosen[start:end]), row_group_size=end - start)
+    plan.save(staging)
+    return plan
+
+
+@dataclass
+class _Pairs:
+    """All pairs, column by column: 72 bytes a pair and its id."""
+
+    ids: list[str]
+    numbers: np.ndarray
+    files: np.ndarray
+    positions: np.ndarray
+    sizes: np.ndarray
+    file_sizes: np.ndarray
+    md5s: np.ndarray
+    hashes: np.ndarray
+
+    @classmethod
+    def gather(cls, journals: Sequence[Path], shards: Sequence[Path], gone: frozenset[str]) -> "_Pairs":
+        """Reads journals, and of the shards of the data set before the rows of articles that still count."""
+        parts = [_journal_pairs(path, file) for file, path in enumerate(journals)]
+        parts += [_shard_pairs(path, file, gone) for file, path in enumerate(shards, start=len(journals))]
+        ids = [pair_id for part in parts for pair_id in part[0]]
+        return cls(ids, *(np.concatenate(columns) for columns in zip(*(part[1:] for part in parts), strict=True)))
+
+    def places(self, chosen: np.ndarray) -> pa.Table:
+        columns = (self.files[chosen], self.positions[chosen], self.sizes[chosen])
+        return pa.Table.from_arrays([pa.array(column) for column in columns], schema=_PLACES)
+
+
+def _journal_pairs(path: Path, file: int) -> tuple[Any, ...]:
+    rows = [(entry["pmcid"], *pair) for entry in read_journal(path) for pair in entry["pairs"]]
+    pmcids, ids, sizes, file_sizes, md5s, hashes = zip(*rows, strict=True) if rows else [()] * 6
+    ends = np.cumsum(sizes, dtype=np.int64)
+    return _columns(ids, pmcids, file, ends - np.array(sizes, dtype=np.int64), sizes, file_sizes, md5s, hashes)
+
+
+def _shard_pairs(path: Path, file: int, gone: frozenset[str]) -> tuple[Any, ...]:
+    names = ["pmcid", "pair_id", "file_size", "image_md5", "perceptual_hash"]
+    columns = pq.read_table(path, columns=names).to_pydict()
+    rows = [
+        (position, *row)
+        for position, row in enumerate(zip(*(columns[name] for name in names), strict=True))
+        if row[0] not in gone
+    ]
+    positions, pmcids, ids, file_sizes, md5s, hashes = zip(*rows, strict=True) if rows else [()] * 6
+    return _columns(ids, pmcids, file, positions, [0] * len(rows), file_sizes, md5s, hashes)
+
+
+def _columns(
+    ids: Sequence[str],
+    pmcids: Iterable[str],
+    file: int,
+    positions: Any,
+    sizes: Any,
+    file_sizes: Any,
+    md5s: Iterable[str],
+    hashes: Iterable[str],
+) -> tuple[Any, ...]:
+    return (
+        ids,
+        np.array([int(pmcid[3:]) for pmcid in pmcids], dtype=np.int64),
+        np.full(len(ids), file, dtype=np.int32),
+        np.array(positions, dtype=np.int64),
+        np.array(sizes, dtype=np.int32),
+        np.array(file_sizes, dtype=np.int64),
+        np.array([md5[:16] for md5 in md5s], dtype="S16"),  # 64 bits will do to count
+        np.array(list(hashes), dtype="S16"),
+    )
+
+
+def _shard_edges(rows: int, split: str, shards: int) -> list[int]:
+    """Rows at which shards start, and the end."""
+    if split == "train":
+        shards = max(shards, min(SMALL_TRAIN_SHARDS, rows // SMALL_SHARD_ROWS))
+    shards = min(max(shards, 1), rows)
+    return [number * rows // shards for number in range(shards + 1)]
+
+
+def _previous_articles(previous: Path | None, gone: frozenset[str]) -> tuple[pa.Table, Iterator[dict[str, str]]]:
+    """Articles of the data set before that still count, and what of them was left out."""
+    if previous is None:
+        return articles_schema().empty_table(), iter(())
+    table = pq.read_table(previous / ARTICLES_FILE)
+    table = table.filter(pc.invert(pc.is_in(table.column("pmcid"), pa.array(list(gone), pa.string()))))
+    return table.cast(articles_schema()), (
+        row for row in _read_lines(previous / SKIPPED_FILE) if row["article"].split(".")[0] not in gone
+    )
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def _write_outcomes(
+    staging: Staging, journals: Sequence[Path], old_articles: pa.Table, old_skipped: Iterator[dict[str, str]]
+) -> tuple[pa.Table, Counter[str]]:
+    """Writes the table of articles and the list of what was left out, both in the order of numbers."""
+    counts: Counter[str] = Counter()
+    articles: list[dict[str, Any]] = []
+
+    def new_skipped() -> Iterator[dict[str, str]]:
+        for entry in (entry for path in journals for entry in read_journal(path)):
+            reasons = [reason for _, reason, _ in entry["skipped"]]
+            articles.append(
+                {
+                    **{name: entry[name] for name in ("pmcid", "version", "mark", "outcome", "figures")},
+                    "pairs": len(entry["pairs"]),
+                    "again": any(reason.startswith(TRIED_AGAIN) for reason in reasons),
+                }
+            )
+            name = entry["pmcid"] if entry["version"] is None else f"{entry['pmcid']}.{entry['version']}"
+            for item, reason, detail in entry["skipped"]:
+                yield {"article": name, "item": item, "reason": reason, "detail": detail}
+
+    with (staging.result / SKIPPED_FILE).open("w", encoding="utf-8") as file:
+        for row in heapq.merge(old_skipped, new_skipped(), key=_number):
+            counts.update([row["reason"]] if row["item"] else [])
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    table = pa.concat_tables([old_articles, pa.Table.from_pylist(articles, schema=articles_schema())])
+    order = np.argsort([_number({"article": pmcid}) for pmcid in table.column("pmcid").to_pylist()], kind="stable")
+    table = table.take(pa.array(order))
+    pq.write_table(table, staging.result / ARTICLES_FILE)
+    return table, counts
+
+
+def _number(row: dict[str, str]) -> int:
+    match = re.match(r"PMC(\d+)", row["article"])
+    return int(match[1]) if match else 0

@@ -1,0 +1,152 @@
+"""What the shards hold, in numbers: counted while they are written, summed for the report."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+CONTEXT_LENGTH = 256  # tokens that the model reads
+LARGE_SIDE = 336  # pixels; the paper counts the images above it
+_FORMATS = {"JPG": "JPEG", "TIF": "TIFF"}
+_PERCENTILES = (5, 50, 90, 95, 99)
+_BINS = 50
+
+
+class ShardStatistics:
+    """
+    Counts over the rows of a shard.
+
+    Args:
+        tokenizer: Name or folder of the tokenizer that measures captions; none to count words.
+    """
+
+    def __init__(self, tokenizer: str | None = None):
+        self._tokenizer = load_tokenizer(tokenizer) if tokenizer else None
+        self._counters: dict[str, Counter[str]] = {
+            name: Counter() for name in ("licenses", "modes", "formats", "caption_lengths", "shorter_sides", "other")
+        }
+
+    def add(self, table: pa.Table) -> None:
+        """Counts the rows of a table with the columns of the data set."""
+        text = {name: table.column(name).to_pylist() for name in ("license", "mode", "caption", "panel")}
+        paths = pc.struct_field(table.column("image"), "path").to_pylist()
+        sides = pc.min_element_wise(table.column("width"), table.column("height")).to_pylist()
+        mentions = pc.fill_null(pc.list_value_length(table.column("mentions")), 0)
+        self._counters["licenses"].update(str(code) for code in text["license"])
+        self._counters["modes"].update(text["mode"])
+        self._counters["formats"].update(map(_format, paths))
+        self._counters["caption_lengths"].update(map(str, self._lengths(text["caption"])))
+        self._counters["shorter_sides"].update(map(str, sides))
+        self._counters["other"].update(
+            pairs=table.num_rows,
+            with_mentions=pc.sum(pc.greater(mentions, 0)).as_py(),
+            mentions=pc.sum(mentions).as_py(),
+            panels=sum(panel is not None for panel in text["panel"]),
+            animated=pc.sum(pc.greater(table.column("frames"), 1)).as_py(),
+        )
+
+    def counts(self, file_bytes: int) -> dict[str, dict[str, int]]:
+        """All counts, ready for JSON, and the size of the shard's file."""
+        return {**{name: dict(counter) for name, counter in self._counters.items()}, "file": {"bytes": file_bytes}}
+
+    def _lengths(self, captions: list[str]) -> list[int]:
+        if self._tokenizer is None:
+            return [len(caption.split()) for caption in captions]
+        return [len(ids) for ids in self._tokenizer(captions, verbose=False)["input_ids"]]
+
+
+def load_tokenizer(name: str) -> Any:
+    """
+    The tokenizer that measures captions.
+
+    Raises:
+        ValueError: It cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"--tokenizer {name}: neither a folder with a tokenizer nor one on the Hub ({reason})"
+        ) from error
+
+
+def summarize(shards: Iterable[Mapping[str, Mapping[str, int]]], tokenizer: str | None) -> dict[str, Any]:
+    """
+    The report's part on what is in the data set.
+
+    Args:
+        shards: What [`ShardStatistics.counts`] gave for each shard.
+        tokenizer: What measured the captions.
+
+    Returns:
+        Counts, percentiles and histograms.
+    """
+    totals: dict[str, Counter[str]] = {}
+    for counts in shards:
+        for name, counter in counts.items():
+            totals.setdefault(name, Counter()).update(counter)
+    other = totals["other"]
+    return {
+        "pairs": other["pairs"],
+        "licenses": dict(totals["licenses"].most_common()),
+        "modes": dict(totals["modes"].most_common()),
+        "formats": dict(totals["formats"].most_common()),
+        "mentions": {"pairs_with": other["with_mentions"], "paragraphs": other["mentions"]},
+        "panels": other["panels"],
+        "animated": other["animated"],
+        "caption_length": {
+            "unit": "tokens" if tokenizer else "words",
+            "tokenizer": tokenizer,
+            f"within_{CONTEXT_LENGTH}": _share(totals["caption_lengths"], lambda values: values <= CONTEXT_LENGTH),
+            **_distribution(totals["caption_lengths"]),
+        },
+        "image_size": {
+            "unit": "pixels of the shorter side",
+            f"above_{LARGE_SIDE}": _share(totals["shorter_sides"], lambda values: values > LARGE_SIDE),
+            **_distribution(totals["shorter_sides"]),
+        },
+    }
+
+
+def _format(path: str | None) -> str:
+    suffix = PurePosixPath(path or "").suffix[1:].upper()
+    return _FORMATS.get(suffix, suffix)
+
+
+def _values(counter: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Values in rising order, and how often each occurs."""
+    items = sorted((int(value), count) for value, count in counter.items())
+    return np.array([value for value, _ in items]), np.array([count for _, count in items])
+
+
+def _share(counter: Mapping[str, int], holds: Any) -> float:
+    values, counts = _values(counter)
+    return round(float(counts[holds(values)].sum() / counts.sum()), 4)
+
+
+def _distribution(counter: Mapping[str, int]) -> dict[str, Any]:
+    """Mean, percentiles (the smallest value that so many do not exceed) and a histogram up to the 99.5th."""
+    values, counts = _values(counter)
+    ranks = np.cumsum(counts) / counts.sum()
+
+    def percentile(percent: float) -> int:
+        return int(values[np.searchsorted(ranks, percent / 100 - 1e-12)])
+
+    top = max(percentile(99.5), 1)
+    step = max(1, -(-top // _BINS))
+    edges = np.arange(0, top + step + 1, step)
+    histogram, _ = np.histogram(np.minimum(values, edges[-1]), bins=edges, weights=counts)
+    return {
+        "mean": round(float((values * counts).sum() / counts.sum()), 1),
+        "percentiles": {str(percent): percentile(percent) for percent in _PERCENTILES},
+        "largest": int(values[-1]),
+        "histogram": {"edges": edges.tolist(), "counts": histogram.astype(int).tolist()},
+    }

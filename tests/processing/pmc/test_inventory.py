@@ -1,0 +1,166 @@
+"""The work list: which articles a source holds, and in what state."""
+
+import gzip
+import hashlib
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from processing.pmc.bucket import Bucket, BucketError
+from processing.pmc.inventory import INVENTORY, find_manifest, inventory_date, read_work_list
+
+
+def write_inventory(root, rows: dict[str, str], date: str = "2026-01-18T01-00Z", files: int = 1, **manifest) -> None:
+    folder = root / INVENTORY
+    (folder / date).mkdir(parents=True)
+    (folder / "data").mkdir(exist_ok=True)
+    lines = [f'"pmc-oa-opendata","metadata/{name}.json","2026-01-08","{etag}"\n' for name, etag in rows.items()]
+    entries = []
+    for number in range(files):
+        content = gzip.compress("".join(lines[number::files]).encode())
+        key = f"{INVENTORY}/data/{date}-{number}.csv.gz"
+        (root / key).write_bytes(content)
+        entries.append({"key": key, "MD5checksum": hashlib.md5(content).hexdigest()})
+    (folder / date / "manifest.json").write_text(json.dumps({"files": entries} | manifest))
+
+
+def listed(bucket: Bucket, *arguments, **options) -> list[tuple]:
+    return [tuple(row.values()) for row in read_work_list(bucket, *arguments, **options).to_pylist()]
+
+
+def names(bucket: Bucket, *arguments, **options) -> dict[str, list[int]]:
+    return {pmcid: versions for pmcid, versions, _ in listed(bucket, *arguments, **options)}
+
+
+def test_articles_come_from_the_newest_inventory_in_the_order_of_their_numbers(mirror):
+    mirror.plain_articles(1)
+    write_inventory(mirror.root, {"PMC1000.1": "a"}, date="2026-01-01T01-00Z")
+    write_inventory(mirror.root, {"PMC20.2": "c", "PMC3.1": "d", "PMC20.1": "b"}, files=2)
+    bucket = Bucket(str(mirror.root))
+    assert listed(bucket) == [("PMC3", [1], "1:d"), ("PMC20", [1, 2], "1:b 2:c")]
+    assert inventory_date(find_manifest(bucket)) == "2026-01-18T01-00Z"
+
+
+def test_an_inventory_can_be_chosen_and_a_wrong_name_is_told(mirror):
+    mirror.plain_articles(1)
+    write_inventory(mirror.root, {"PMC1.1": "a"}, date="2026-01-01T01-00Z")
+    write_inventory(mirror.root, {"PMC2.1": "a"})
+    bucket = Bucket(str(mirror.root))
+    assert names(bucket, inventory="2026-01-01T01-00Z") == {"PMC1": [1]}
+    with pytest.raises(BucketError, match="no inventory '2020-01-01'.*2026-01-01T01-00Z, 2026-01-18T01-00Z"):
+        read_work_list(bucket, inventory="2020-01-01")
+
+
+def test_the_columns_of_the_inventory_are_those_that_its_manifest_names(mirror):
+    mirror.plain_articles(1)
+    write_inventory(mirror.root, {"PMC1.1": "a"}, fileSchema="Bucket, Key, ETag, Size")
+    (row,) = listed(Bucket(str(mirror.root)))
+    assert row == ("PMC1", [1], "1:2026-01-08")
+
+
+def test_other_objects_and_encoded_keys_in_the_inventory_do_no_harm(mirror):
+    mirror.plain_articles(1)
+    write_inventory(mirror.root, {"PMC1.1": "a", "README": "b", "PMC7%2E2": "c", "PMC1.1.bak": "d"})
+    assert names(Bucket(str(mirror.root))) == {"PMC1": [1], "PMC7": [2]}
+
+
+def test_without_inventory_they_come_from_the_folder_of_metadata(mirror):
+    mirror.plain_articles(2)
+    assert names(Bucket(str(mirror.root))) == {"PMC1000": [1], "PMC1001": [1]}
+
+
+def test_without_metadata_they_come_from_the_folders_of_articles(mirror):
+    mirror.plain_articles(2)
+    for path in (mirror.root / "metadata").iterdir():
+        path.unlink()
+    (mirror.root / "metadata").rmdir()
+    bucket = Bucket(str(mirror.root))
+    assert names(bucket) == {"PMC1000": [1], "PMC1001": [1]}
+    assert bucket.read_metadata("PMC1000.1")["pmcid"] == "PMC1000"
+
+
+def test_the_mark_changes_with_the_metadata(mirror):
+    mirror.plain_articles(2)
+    bucket = Bucket(str(mirror.root))
+    before = listed(bucket)
+    path = mirror.root / "metadata" / "PMC1001.1.json"
+    path.write_text(path.read_text() + " ")
+    after = listed(bucket)
+    assert before[0] == after[0] and before[1][2] != after[1][2]
+
+
+def test_a_list_of_pmcids_finds_all_versions_or_the_one_that_is_named(mirror):
+    for version in (1, 3):
+        mirror.article(7, figures="", media={}, version=version)
+    mirror.article(8, figures="", media={})
+    bucket = Bucket(str(mirror.root))
+    assert names(bucket, ["PMC8", "PMC7"]) == {"PMC7": [1, 3], "PMC8": [1]}
+    assert names(bucket, ["PMC7.1", "PMC7.1"]) == {"PMC7": [1]}
+
+
+@pytest.mark.parametrize("probed", [0, 1000])
+def test_a_pmcid_that_is_not_there_gets_a_row_without_versions(mirror, monkeypatch, probed):
+    monkeypatch.setattr("processing.pmc.inventory._MAX_PROBED", probed)  # a long list is looked up in the inventory
+    mirror.plain_articles(1)
+    write_inventory(mirror.root, {"PMC1000.1": "a", "PMC5.1": "b"})
+    assert names(Bucket(str(mirror.root)), ["PMC999", "PMC1000"]) == {"PMC999": [], "PMC1000": [1]}
+
+
+def test_a_list_that_makes_no_sense_is_a_clear_error(mirror):
+    mirror.plain_articles(1)
+    bucket = Bucket(str(mirror.root))
+    with pytest.raises(BucketError, match="'12345' is not a PMCID"):
+        read_work_list(bucket, ["PMC1000", "12345"])
+    with pytest.raises(BucketError, match="none of the 1 PMCID.* PMC999"):
+        read_work_list(bucket, ["PMC999"])
+
+
+def test_an_empty_source_is_a_clear_error(tmp_path):
+    with pytest.raises(BucketError, match="no articles there"):
+        read_work_list(Bucket(str(tmp_path)))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing", "manifest"])
+def test_a_damaged_inventory_is_a_clear_error_and_not_a_short_list(mirror, damage):
+    mirror.plain_articles(1)
+    write_inventory(mirror.root, {"PMC1000.1": "a"})
+    table = next((mirror.root / INVENTORY / "data").iterdir())
+    manifest = next((mirror.root / INVENTORY).glob("2026*/manifest.json"))
+    if damage == "truncated":
+        content = table.read_bytes()[:-9]
+        table.write_bytes(content)
+        manifest.write_text(json.dumps({"files": [{"key": f"{INVENTORY}/data/{table.name}"}]}))
+    elif damage == "changed":
+        table.write_bytes(gzip.compress(b'"b","metadata/PMC2.1.json","d","e"\n'))
+    elif damage == "missing":
+        table.unlink()
+    else:
+        manifest.write_text("{")
+    with pytest.raises(BucketError, match="inventory .* damaged"):
+        read_work_list(Bucket(str(mirror.root)))
+
+
+def test_over_http_the_inventory_of_one_of_the_last_days_is_found(mirror, serve):
+    mirror.plain_articles(2)
+    today = f"{datetime.now(UTC):%Y-%m-%d}T01-00Z"
+    write_inventory(mirror.root, {"PMC1000.1": "a", "PMC1001.1": "b"}, date=today)
+    bucket = Bucket(serve(mirror.root).url)
+    assert names(bucket) == {"PMC1000": [1], "PMC1001": [1]}
+    assert names(bucket, ["PMC1001"]) == {"PMC1001": [1]}
+
+
+def test_over_http_without_inventory_the_remedy_is_told(mirror, serve):
+    mirror.plain_articles(1)
+    with pytest.raises(BucketError, match="Pass --inventory, or --pmcids"):
+        read_work_list(Bucket(serve(mirror.root).url))
+
+
+def test_the_real_inventory_lists_what_is_there(shared_data):
+    root = shared_data / "pmc_mirror"
+    folders = {path.name for path in root.glob("PMC*")}
+    work_list = read_work_list(Bucket(str(root))).to_pylist()
+    assert {f"{row['pmcid']}.{version}" for row in work_list for version in row["versions"]} == folders
+    for row in work_list:
+        content = (root / "metadata" / f"{row['pmcid']}.1.json").read_bytes()
+        assert row["mark"] == f"1:{hashlib.md5(content).hexdigest()}"

@@ -1,0 +1,174 @@
+"""A build that was killed goes on where it was, and ends with the same bytes as one that nobody disturbed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mirror_writer import build_set
+
+from processing.pmc import build, steps
+from processing.pmc.journal import count_articles
+from processing.pmc.staging import Staging
+
+
+ROOT = Path(__file__).resolve().parents[3]
+TESTS = ROOT / "tests"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in (".parquet", ".jsonl")
+    }
+
+
+def start(mirror: Path, output: Path, *, workers: int = 1, tasks: int = 4) -> subprocess.Popen:
+    """A build in a process group of its own, slowed down so that there is a middle to be killed in."""
+    code = (
+        f"import sys, time; sys.path[:0] = [{str(TESTS)!r}]\n"
+        "from mirror_writer import build_set\n"
+        "from processing.pmc import plan, shards, steps\n"
+        "def slow(owner, name, seconds):\n"
+        "    method = getattr(owner, name)\n"
+        "    setattr(owner, name, lambda *a, **k: (time.sleep(seconds), method(*a, **k))[1])\n"
+        "slow(steps.PairFigures, 'process', 0.01)\n"
+        "slow(plan._Pairs, 'places', 0.02)\n"
+        "slow(shards._PairReader, 'read', 0.002)\n"
+        "if __name__ == '__main__':\n"
+        f"    output = __import__('pathlib').Path({str(output)!r})\n"
+        f"    build_set({str(mirror)!r}, output, tasks={tasks}, workers={workers})\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True
+    )
+
+
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_at_ten_random_moments_a_build_ends_with_the_same_bytes(mirror, tmp_path):
+    mirror.plain_articles(60)
+    build_set(mirror.root, tmp_path / "undisturbed")
+    output = tmp_path / "out"
+    moments = random.Random(0)
+    kills, done = 0, [0]
+    while kills < 10:
+        process = start(mirror.root, output)
+        while process.poll() is None and not (output / ".build" / "options.json").exists():
+            time.sleep(0.01)
+        try:
+            process.wait(moments.uniform(0.0, 0.45))
+        except subprocess.TimeoutExpired:
+            kill(process)
+            kills += 1
+            assert not (output / "data").exists(), "nothing looks finished"
+            done.append(count_articles(output / ".build" / "articles"))
+            assert done[-1] >= done[-2], "what was finished stays finished"
+            continue
+        # Ready before the ten kills were through: once more from nothing.
+        assert process.returncode == 0 and files(output) == files(tmp_path / "undisturbed")
+        for path in output.iterdir():
+            subprocess.run(["rm", "-r", str(path)], check=True)
+        done = [0]
+    process = start(mirror.root, output)
+    assert process.wait(120) == 0
+    assert files(output) == files(tmp_path / "undisturbed")
+
+
+def test_a_worker_that_was_killed_is_replaced_and_its_articles_are_not_read_twice(mirror, tmp_path):
+    mirror.plain_articles(60)
+    build_set(mirror.root, tmp_path / "undisturbed")
+    process = start(mirror.root, tmp_path / "out", workers=2)
+    journals = Staging(tmp_path / "out").journals
+    while count_articles(journals) < 10:
+        time.sleep(0.01)
+        assert process.poll() is None
+    children = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout
+    server = next(line.split()[0] for line in children.splitlines() if "forkserver" in line)
+    workers = subprocess.run(["ps", "-o", "pid=", "--ppid", server], capture_output=True, text=True, check=True)
+    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
+    assert process.wait(120) != 0, "without --retries the build stops"
+    before = count_articles(journals)
+    assert 10 <= before < 60
+    build_set(mirror.root, tmp_path / "out", tasks=4)
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+
+
+def test_no_finished_article_is_read_again(mirror, tmp_path, monkeypatch):
+    mirror.plain_articles(20)
+    process, names, power_cuts = steps.PairFigures.process, [], [None]
+
+    def interrupted(self, article):
+        if len(names) == 13 and power_cuts:
+            power_cuts.pop()
+            raise KeyboardInterrupt
+        names.append(article.name)
+        return process(self, article)
+
+    monkeypatch.setattr(steps.PairFigures, "process", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_set(mirror.root, tmp_path / "out", tasks=2)
+    build_set(mirror.root, tmp_path / "out", tasks=5)  # the tasks stay those that were begun
+    assert sorted(names) == sorted(f"PMC{1000 + number}.1" for number in range(20))
+
+
+def test_other_options_than_those_of_the_interrupted_build_are_refused(mirror, tmp_path, monkeypatch):
+    mirror.plain_articles(4)
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "make_plan", interrupted)
+        build_set(mirror.root, tmp_path / "out")
+    with pytest.raises(ValueError, match="license 'noncommercial', not 'all'.*--overwrite"):
+        build_set(mirror.root, tmp_path / "out", license="all")
+    assert build_set(mirror.root, tmp_path / "out", license="all", overwrite=True)["license_choice"] == "all"
+
+
+@pytest.mark.parametrize("moved", [0, 1, 3])
+def test_a_build_that_was_killed_while_it_took_its_place_is_finished_by_the_next_call(
+    mirror, tmp_path, monkeypatch, moved
+):
+    mirror.plain_articles(4)
+    build_set(mirror.root, tmp_path / "undisturbed")
+    replace, calls = os.replace, []
+
+    def interrupted(source, target):
+        if Path(target).parent == tmp_path / "out":
+            calls.append(target)
+            if len(calls) > moved:
+                raise KeyboardInterrupt
+        return replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", interrupted)
+        build_set(mirror.root, tmp_path / "out")
+    build_set(mirror.root, tmp_path / "out")
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+    assert not (tmp_path / "out" / ".build").exists()
+
+
+def test_a_failure_behind_the_last_shard_costs_no_shard(mirror, tmp_path):
+    mirror.plain_articles(10)
+
+    def fail(report, folder):
+        raise OSError("the printer is on fire")
+
+    with pytest.raises(OSError, match="printer"):
+        build_set(mirror.root, tmp_path / "out", finish=fail)
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/.build/result/data").iterdir()}
+    build_set(mirror.root, tmp_path / "out")
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/data").iterdir()} == {
+        path.name: time_ for path, time_ in shards.items()
+    }
