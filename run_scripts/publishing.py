@@ -2,8 +2,8 @@
 
 Shards go up first, 50 to a commit; the last commit brings the card and the report and takes away the shards of an
 earlier build. huggingface_hub's calls for whole folders do it the other way round (they delete first and send the card
-with the first files), and differ between the releases we support: before 2.0 `upload_folder` is one commit for
-everything, since then `upload_large_folder` is gone. `create_commit` is the same in all of them.
+with the first files), and differ between the releases we support: in 1.0 `upload_folder` is one commit for everything,
+in 2.4 `upload_large_folder` is gone. `create_commit` is the same in both.
 """
 
 import hashlib
