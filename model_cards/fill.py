@@ -41,12 +41,23 @@ _COLUMNS = [
     ("license", "dtype: string", "the licence of the article, and so of the pair"),
     ("width", "dtype: int32", "of the image in pixels"),
     ("height", "dtype: int32", "of the image in pixels"),
+    ("mode", "dtype: string", "what the file holds, in Pillow's words: RGB, L, P, CMYK, I;16, ..."),
+    ("frames", "dtype: int32", "more than 1 for an animation or a file of several pages, of which the first is shown"),
+    ("file_size", "dtype: int32", "of the image in bytes"),
     ("image_md5", "dtype: string", "MD5 of the image's bytes, as PMC states it"),
+    (
+        "perceptual_hash",
+        "dtype: string",
+        "64 bits as hex digits, of which the same picture shares 58 or more however it was saved; empty if blank",
+    ),
     ("split", "dtype: string", "`train`, `validation` or `test`"),
 ]
 
 # Where and how fast a build runs, which says nothing about what comes out.
-_OF_THE_MACHINE = ("output_dir", "overwrite", "tasks", "workers", "executor", "push_to", "private")
+_OF_THE_MACHINE = """
+    output_dir overwrite update executor tasks workers retries connections memory_gb
+    slurm_partition slurm_time slurm_args push_to private
+""".split()
 
 
 PUBLISHED = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
@@ -195,6 +206,7 @@ def public_report(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **report,
         "source": _public_name(report["source"]),
+        "decontaminated_with": report["decontaminated_with"] and _public_name(report["decontaminated_with"]),
         "caption_length": report["caption_length"] | {"tokenizer": tokenizer and _public_name(tokenizer)},
         "options": options,
     }

@@ -56,7 +56,7 @@ class SourceOptions:
         metadata={"help": "Train,validation,test. 0.8,0.1,0.1 below 10,000 articles, the paper's from there on."},
     )
     max_shard_size: str = field(default="500MB", metadata={"help": "Size of a Parquet file, about."})
-    tokenizer: str | None = field(
+    caption_tokenizer: str | None = field(
         default=None, metadata={"help": "Measures captions for the report. Words are counted if left out."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace results that are there."})
@@ -197,7 +197,7 @@ def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
         max_shard_bytes=max_shard_bytes,
         seed=seed,
         decontaminate=source.decontaminate,
-        tokenizer=source.tokenizer,
+        tokenizer=source.caption_tokenizer,
     )
 
 

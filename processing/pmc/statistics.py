@@ -74,7 +74,7 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"--tokenizer {name}: neither a folder with a tokenizer nor one on the Hub ({reason})"
+            f"--caption-tokenizer {name}: neither a folder with a tokenizer nor one on the Hub ({reason})"
         ) from error
 
 

@@ -93,9 +93,8 @@ def test_the_command_gives_the_same_set_again_wherever_it_runs():
         "--source s3://pmc-oa-opendata",
         "--license 'CC BY,CC0'",
         "--split-fractions 0.8,0.1,0.1",
-        "--rows-per-shard 5000",
+        "--max-shard-size 500MB",
         "--seed 0",
-        "--update",
         "--output-dir out",
     ]
 
