@@ -1,0 +1,159 @@
+"""The same shards from this machine, from Ray and from Slurm, and what becomes of tasks that fail."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_slurm import install_fake_slurm
+from mirror_writer import build_set
+
+from processing.pmc import executors, steps
+from processing.pmc.bucket import SourceUnavailable
+from processing.pmc.executors import Engine
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in (".parquet", ".jsonl")
+    }
+
+
+@pytest.fixture
+def undisturbed(mirror, tmp_path) -> dict[str, bytes]:
+    """Files of a build of 40 articles by one task on this machine."""
+    mirror.plain_articles(40)
+    build_set(mirror.root, tmp_path / "undisturbed", tasks=1)
+    return files(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(("tasks", "workers"), [(16, 1), (16, 2), (40, 2)])
+def test_the_number_of_tasks_and_workers_changes_no_byte(mirror, tmp_path, undisturbed, tasks, workers):
+    build_set(mirror.root, tmp_path / "out", tasks=tasks, workers=workers)
+    assert files(tmp_path / "out") == undisturbed
+
+
+def test_ray_gives_the_same_bytes(mirror, tmp_path, undisturbed):
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    # In a process of its own: Ray's workers should not inherit what tests have imported.
+    code = (
+        "from pathlib import Path\n"
+        "from processing.pmc.build import BuildOptions, build_dataset\n"
+        "from processing.pmc.executors import Engine\n"
+        f"build_dataset(BuildOptions({str(mirror.root)!r}), {str(tmp_path / 'out')!r}, tasks=16,\n"
+        "    engine=Engine(executor='ray', workers=2, memory_gb=1))\n"
+        "import ray\n"
+        "assert ray.is_initialized()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=300)
+    assert files(tmp_path / "out") == undisturbed
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Path:
+    """Folder of a Slurm that runs what is submitted at once."""
+    for name, value in install_fake_slurm(tmp_path / "slurm").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path / "slurm"
+
+
+SLURM = {"partition": "cpu", "time": "02:00:00", "qos": None, "sbatch_args": {"account": "lab"}}
+
+
+def test_slurm_gives_the_same_bytes_out_of_four_jobs_that_wait_for_each_other(mirror, tmp_path, undisturbed, slurm):
+    engine = Engine(executor="slurm", workers=3, memory_gb=4, slurm=SLURM)
+    assert build_set(mirror.root, tmp_path / "out", tasks=5, engine=engine) is None
+    assert files(tmp_path / "out") == undisturbed, "\n".join(path.read_text() for path in slurm.glob("*.out"))
+    scripts = [(slurm / f"job-{number}.sh").read_text() for number in range(1, 5)]
+    names = [re.search(r"--job-name=(\S+)", script)[1] for script in scripts]
+    assert names == [f"biomedclip-{stage}" for stage in ("articles", "plan", "shards", "finish")]
+    assert "#SBATCH --array=0-4%3" in scripts[0] and "#SBATCH --array=0-0\n" in scripts[1]
+    for script in scripts:
+        for line in ("--partition=cpu", "--time=02:00:00", "--account=lab", "--mem-per-cpu=4G", "--requeue"):
+            assert f"#SBATCH {line}\n" in script
+        assert str(Path(sys.executable).parent) in script
+    assert [(slurm / f"job-{number}.args").read_text().split("\n")[1:] for number in range(1, 5)] == [
+        [],
+        ["--dependency=afterok:1"],
+        ["--dependency=afterok:2"],
+        ["--dependency=afterok:3"],
+    ]
+    assert not list(slurm.glob("job-5*"))
+
+
+def test_under_slurm_the_same_command_goes_on_behind_a_job_that_failed(mirror, tmp_path, undisturbed, slurm):
+    engine = Engine(executor="slurm", workers=3, retries=0, slurm=SLURM)
+    launch = slurm / "launch_pickled_pipeline"
+    launch.write_text('#!/bin/bash\n[[ $SLURM_ARRAY_TASK_ID == 2 ]] && exit 1\nexec $REAL_LAUNCH "$@"\n')
+    launch.chmod(0o755)
+    real = str(Path(sys.executable).parent / "launch_pickled_pipeline")
+    os.environ["REAL_LAUNCH"] = real
+    (slurm / "srun").write_text((slurm / "srun").read_text().replace('exec "$@"', f'exec {launch} "${{@:2}}"'))
+    try:
+        with pytest.raises(Exception, match="sbatch"):
+            build_set(mirror.root, tmp_path / "out", tasks=5, engine=engine)
+        assert not (tmp_path / "out" / "data").exists()
+        (slurm / "srun").write_text((slurm / "srun").read_text().replace(str(launch), real))
+        assert build_set(mirror.root, tmp_path / "out", tasks=5, engine=engine) is None
+    finally:
+        del os.environ["REAL_LAUNCH"]
+    assert files(tmp_path / "out") == undisturbed
+    last = max(slurm.glob("job-*.sh"), key=lambda path: path.stat().st_mtime_ns)
+    assert "biomedclip-finish" in last.read_text()
+
+
+def test_a_task_that_failed_is_run_again_and_goes_on_where_it_was(mirror, tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr(executors, "PAUSE", 0.01)
+    parse, names, outages = steps.ParseFigures.process, [], [1, 2]
+
+    def outage(self, article):
+        if article.name == "PMC1015.1" and outages:
+            outages.pop()
+            raise SourceUnavailable("the source does not answer")
+        names.append(article.name)
+        return parse(self, article)
+
+    monkeypatch.setattr(steps.ParseFigures, "process", outage)
+    build_set(mirror.root, tmp_path / "out", tasks=3, engine=Engine(retries=2))
+    assert files(tmp_path / "out") == undisturbed
+    assert len(names) == len(set(names)) == 40
+
+
+def test_when_retries_are_used_up_the_cause_is_told_and_other_tasks_have_finished(mirror, tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "PAUSE", 0.01)
+    mirror.plain_articles(9)
+    parse, attempts = steps.ParseFigures.process, []
+
+    def outage(self, article):
+        if article.name == "PMC1000.1":
+            attempts.append(article.name)
+            raise SourceUnavailable("the source does not answer")
+        return parse(self, article)
+
+    monkeypatch.setattr(steps.ParseFigures, "process", outage)
+    with pytest.raises(SourceUnavailable, match="does not answer"):
+        build_set(mirror.root, tmp_path / "out", tasks=3, engine=Engine(retries=2))
+    assert len(attempts) == 3
+
+
+def test_a_fault_of_the_program_is_not_tried_again(mirror, tmp_path, monkeypatch):
+    mirror.plain_articles(3)
+    calls = []
+
+    def broken(*arguments, **options):
+        calls.append(arguments)
+        raise TypeError("a slip")
+
+    monkeypatch.setattr("processing.pmc.build.make_plan", broken)
+    with pytest.raises(TypeError, match="a slip"):
+        build_set(mirror.root, tmp_path / "out", engine=Engine(retries=2))
+    assert len(calls) == 1
