@@ -73,6 +73,7 @@ _BIBLIOGRAPHY = frozenset(("bibr", "ref"))
 _FOOTNOTES = frozenset(("fn", "table-fn", "aff", "corresp"))
 _DASHES = "‐‑–—−-"  # the plain one last: in a set of characters it would make a range
 _BARE_NUMBERS = re.compile(rf"(?:\d[a-z]?|[\s\[\](),;.^*{_DASHES}])*")
+_RANGE = frozenset(_DASHES)
 _YEAR = re.compile(r"(?<!\d)(?:1[6-9]|20)\d\d(?!\d)")
 _SIGNED_NUMBER = re.compile(rf"[+±{_DASHES}]?\s?\d")
 _IDENTIFIER = re.compile(r"(?:doi ?:? ?)?(?:https?://(?:dx\.)?doi\.org/)?10\.\d{4,9}/\S+", re.IGNORECASE)
@@ -81,6 +82,8 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u
 # Marks that stand in a text for what was left out until its surroundings are tidied; XML cannot contain them.
 _GAP = "\x00"
 _CITATION = f"{_GAP}\x01"
+_BETWEEN_CITATIONS = f" ,;[](){_DASHES}"
+_CLOSING = (".", ",", ";", ":", ")", "]")
 
 _TOKENS = frozenset(("mi", "mn", "mo", "ms", "mtext"))
 _PLAIN, _SIGNED, _COMPOUND = range(3)
@@ -228,8 +231,10 @@ def _collect(element: etree._Element, pieces: list[str]) -> None:
         name = _local_name(child.tag)
         if name in _SPECIAL:
             _collect_special(child, name, pieces)
-        else:
+        elif len(child):
             _collect(child, pieces)
+        elif text := child.text:
+            pieces.append(text)
         if tail := child.tail:
             pieces.append(tail)
 
@@ -237,18 +242,19 @@ def _collect(element: etree._Element, pieces: list[str]) -> None:
 def _collect_special(element: etree._Element, name: str, pieces: list[str]) -> None:
     """Appends the text of an element of the kinds that `_SPECIAL` names."""
     start = len(pieces)
-    if name in _BLOCKS:
+    if name == "xref":
+        _collect(element, pieces)
+        kind = element.get("ref-type")
+        if (kind in _BIBLIOGRAPHY or kind in _FOOTNOTES) and _is_noise(kind, pieces[start : start + 41]):
+            pieces[start:] = [_CITATION]
+    elif name in _BLOCKS:
         pieces.append(" ")
         _collect(element, pieces)
         if name == "p" and _is_identifier(pieces[start : start + 9]):
             del pieces[start:]
-        pieces.append(_GAP if (element.tail or "").lstrip()[:1] in tuple(".,;:") else " ")
+        pieces.append(_GAP if (element.tail or "").lstrip().startswith(_CLOSING) else " ")
     elif name in _LEFT_OUT:
         pieces.append(f"{_GAP} " if name in _FLOATS else _GAP)
-    elif name == "xref":
-        _collect(element, pieces)
-        if _is_noise(element.get("ref-type"), pieces[start : start + 41]):
-            pieces[start:] = [_CITATION]
     elif name == "sup":
         follows_number = start and (pieces[-1][-1:].isdigit() or pieces[-1][-1:] in tuple(")]}"))
         _collect(element, pieces)
@@ -275,11 +281,12 @@ def _collect_special(element: etree._Element, name: str, pieces: list[str]) -> N
 
 def _one_line(pieces: list[str]) -> str:
     """Joins collected text, with single spaces and without the marks of what was left out."""
-    text = "".join(pieces)
-    if not text.isascii():
-        text = _INVISIBLE.sub("", text)
-    text = " ".join(text.split())
-    return _close_gaps(text).strip() if _GAP in text else text
+    text = " ".join("".join(pieces).split())
+    if _GAP in text:
+        text = _close_gaps(text).strip()
+    if not text.isprintable():  # cheaper than to look for each of the characters without width
+        text = " ".join(_INVISIBLE.sub("", text).split())
+    return text
 
 
 def _close_gaps(text: str) -> str:
@@ -289,24 +296,26 @@ def _close_gaps(text: str) -> str:
     kept: list[str] = []
     for right, is_citation, next_is_citation in zip(segments, are_citations, [*are_citations[1:], False], strict=True):
         right = right.removeprefix("\x01")
-        if is_citation and next_is_citation and right.strip(f" ,;[](){_DASHES}") in ("", "and", "&"):
-            right = ""
+        if not right or (is_citation and next_is_citation and right.strip(_BETWEEN_CITATIONS) in ("", "and", "&")):
+            continue
+        before, after = left.rstrip(" "), right.lstrip(" ")
         for _ in range(3):  # brackets within brackets
-            if left.rstrip(" ")[-1:] + right.lstrip(" ")[:1] in ("()", "[]"):
-                left, right = left.rstrip(" ")[:-1], right.lstrip(" ")[1:]
+            if before[-1:] + after[:1] in ("()", "[]"):
+                left, right = before[:-1], after[1:]
+                before, after = left.rstrip(" "), right.lstrip(" ")
         if not left and kept:
             left = kept.pop()
-        closing = right.lstrip(" ")[:2]
-        if left.endswith(("(", "[")):
-            right = right.lstrip(" ,;")
-        elif closing.startswith((".", ",", ";", ":", ")", "]")) and not closing[1:].isdigit():
-            left, right = left.rstrip(" "), right.lstrip(" ")
+            before = left.rstrip(" ")
+        if before.endswith(("(", "[")):
+            left, right = before, after.lstrip(" ,;")
+        elif after.startswith(_CLOSING) and not after[1:2].isdigit():
+            left, right = before, after
             if left.endswith((",", ";")):
                 left = left[:-1]
             elif left.endswith(".") and right.startswith("."):
                 right = right[1:]
         elif left.endswith(" "):
-            right = right.lstrip(" ")
+            right = after
         elif is_citation and left[-1:].isalnum() and right[:1].isalnum():
             right = f" {right}"
         if right:
@@ -315,14 +324,14 @@ def _close_gaps(text: str) -> str:
     return "".join(kept) + left
 
 
-def _is_noise(reference_type: str | None, pieces: list[str]) -> bool:
+def _is_noise(kind: str, pieces: list[str]) -> bool:
     """A reference to the bibliography that shows bare numbers, such as the 12 of «[12]», or the mark of a footnote."""
+    text = "".join(pieces)
     if len(pieces) > 40:
         return False
-    text = "".join(pieces)
-    if reference_type in _BIBLIOGRAPHY:
-        return _BARE_NUMBERS.fullmatch(text) is not None and not _YEAR.search(text)
-    return reference_type in _FOOTNOTES and len(text.strip()) <= 2
+    if kind in _FOOTNOTES:
+        return len(text.strip()) <= 2
+    return _BARE_NUMBERS.fullmatch(text) is not None and not _YEAR.search(text)
 
 
 def _is_identifier(pieces: list[str]) -> bool:
@@ -492,17 +501,19 @@ def _mentions(references: list[etree._Element], xml_ids: list[str]) -> dict[str,
 def _cited_ids(reference: etree._Element, xml_ids: list[str], positions: dict[str, int]) -> list[str]:
     """The ids of figures that a reference names, and those up to the next reference if only a dash stands between."""
     cited = _named_ids(reference, positions)
-    following = reference.getnext()
-    if cited and following is not None and (reference.tail or "").strip() in tuple(_DASHES):
-        if following.get("ref-type") == "fig" and (upto := _named_ids(following, positions)):
-            between = range(positions[cited[-1]] + 1, positions[upto[0]])
-            cited += [xml_ids[position] for position in between if len(between) <= _LONGEST_RANGE]
-    return [xml_id for xml_id in cited if xml_id]
+    if cited and (reference.tail or "").strip() in _RANGE:
+        following = reference.getnext()
+        if following is not None and following.get("ref-type") == "fig":
+            upto = _named_ids(following, positions)
+            between = range(positions[cited[-1]] + 1, positions[upto[0]] if upto else 0)
+            if len(between) <= _LONGEST_RANGE:
+                cited += filter(None, xml_ids[between.start : between.stop])
+    return cited
 
 
 def _named_ids(reference: etree._Element, positions: dict[str, int]) -> list[str]:
     rid = (reference.get("rid") or "").strip()
-    return [xml_id for xml_id in ([rid] if rid in positions else rid.split()) if xml_id in positions]
+    return [rid] if rid in positions else [xml_id for xml_id in rid.split() if xml_id in positions]
 
 
 def _paragraph(reference: etree._Element, places: dict[etree._Element, etree._Element | None]) -> etree._Element | None:
