@@ -86,10 +86,11 @@ _BETWEEN_CITATIONS = f" ,;[](){_DASHES}"
 _CLOSING = (".", ",", ";", ":", ")", "]")
 
 _TOKENS = frozenset(("mi", "mn", "mo", "ms", "mtext"))
+_SCRIPTS = {"msub": "_", "munder": "_", "msup": "^", "mover": "^", "msubsup": "_^", "munderover": "_^"}
 _PLAIN, _SIGNED, _COMPOUND = range(3)
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "|": "|", "⟨": "⟩"}
-_NO_OPERATORS = frozenset("()[]{}|‖⟨⟩⌈⌉⌊⌋")
 _PRIMES = frozenset("'′″‴")
+_NO_OPERATORS = _PRIMES | frozenset("()[]{}|‖⟨⟩⌈⌉⌊⌋")
 
 
 class JatsError(ValueError):
@@ -352,18 +353,14 @@ def _tex(source: str) -> str:
 
 def _math(element: etree._Element) -> tuple[str, int]:
     """A MathML formula on one line, and whether it holds an operator: none, only as its sign, or between its parts."""
-    name = _name(element)
+    name = _local_name(element.tag)
     if name in _TOKENS:
         return _math_token(element, name)
     if name in _LEFT_OUT or name == "mphantom":
         return "", _PLAIN
     children = [_math(child) for child in element]
-    if name in ("msub", "munder") and len(children) == 2:
-        return _scripted(name, children[0], ("_", children[1]))
-    if name in ("msup", "mover") and len(children) == 2:
-        return _scripted(name, children[0], ("^", children[1]))
-    if name in ("msubsup", "munderover") and len(children) == 3:
-        return _scripted(name, children[0], ("_", children[1]), ("^", children[2]))
+    if name in _SCRIPTS and len(children) == len(_SCRIPTS[name]) + 1:
+        return _scripted(name, children)
     if name == "mfrac" and len(children) == 2:
         return f"{_bracketed(children[0])}/{_bracketed(children[1])}", _COMPOUND
     if name == "mroot" and len(children) == 2:
@@ -377,29 +374,36 @@ def _math(element: etree._Element) -> tuple[str, int]:
 
 
 def _math_token(element: etree._Element, name: str) -> tuple[str, int]:
-    pieces: list[str] = []
-    _collect(element, pieces)
-    text = _INVISIBLE.sub("", "".join(pieces))
+    text = element.text or ""
+    if len(element):
+        pieces: list[str] = []
+        _collect(element, pieces)
+        text = "".join(pieces)
+    if text.isalnum():
+        return text, _PLAIN
+    text = _INVISIBLE.sub("", text)
     # Letters in a formula touch, words do not: only the text of an <mtext> keeps a space at its ends.
     text = re.sub(r"\s+", " ", text) if name == "mtext" else " ".join(text.split())
-    is_operator = name == "mo" and not any(c.isalnum() or c in _NO_OPERATORS or c in _PRIMES for c in text)
-    return text, _SIGNED if text and is_operator else _PLAIN
+    is_operator = name == "mo" and text and not text.isalnum() and _NO_OPERATORS.isdisjoint(text)
+    return text, _SIGNED if is_operator else _PLAIN
 
 
 def _row(parts: list[tuple[str, int]]) -> tuple[str, int]:
-    parts = [part for part in parts if part[0]]
-    operators = [holds for _, holds in parts]
-    compound = _COMPOUND in operators or any(operators[1:])
-    return "".join(text for text, _ in parts), _COMPOUND if compound else max(operators, default=_PLAIN)
+    row, holds = "", _PLAIN
+    for text, operator in parts:
+        if operator and text:
+            holds = _COMPOUND if row else operator
+        row += text
+    return row, holds
 
 
-def _scripted(name: str, base: tuple[str, int], *scripts: tuple[str, tuple[str, int]]) -> tuple[str, int]:
-    text = base[0]
-    for mark, script in scripts:
+def _scripted(name: str, parts: list[tuple[str, int]]) -> tuple[str, int]:
+    text = parts[0][0]
+    for mark, script in zip(_SCRIPTS[name], parts[1:], strict=True):
         is_accent = name in ("munder", "mover") and len(script[0]) == 1 and not script[0].isalnum()
-        is_prime = bool(script[0]) and _PRIMES.issuperset(script[0])
-        text += _bracketed(script) if is_accent or is_prime or not script[0] else mark + _bracketed(script)
-    return text, base[1]
+        touches = is_accent or _PRIMES.issuperset(script[0])
+        text += script[0] if touches else mark + _bracketed(script)
+    return text, parts[0][1]
 
 
 def _bracketed(part: tuple[str, int]) -> str:
