@@ -1,0 +1,262 @@
+"""
+Feeds damaged articles and pictures to the parser and the image step, as many as asked for, and demands that each is
+either read or refused with `JatsError` or `ImageError`: no other error, no crash, no input that takes longer than 10
+seconds, and no process above 1 GiB.
+
+```
+python tests/fuzzing/fuzz.py --inputs 50000 --seed 0
+python tests/fuzzing/fuzz.py --inputs 50000 --seed 0 --target pictures --data ../shared/data
+```
+
+An input depends on the seed, its number and the files it is made of. One that fails is saved, the run goes on, and ends
+with status 1.
+"""
+
+import argparse
+import io
+import multiprocessing
+import resource
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from fuzzing.mutate import damage_article, damage_picture  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from processing.images import ImageError  # noqa: E402
+from processing.pmc.jats import JatsError, parse_figures  # noqa: E402
+from processing.pmc.pictures import inspect_picture  # noqa: E402
+
+
+SECONDS = 10
+PEAK_MIB = 1024
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is fuzzed: returns what kind of outcome an input had, or raises `refusal`."""
+
+    name: str
+    function: Callable[[bytes], Any]
+    refusal: type[Exception]
+    damage: Callable[[bytes, bytes, Random], bytes]
+
+
+TARGETS = (
+    Target("articles", parse_figures, JatsError, damage_article),
+    Target("pictures", inspect_picture, ImageError, damage_picture),
+)
+
+
+@dataclass
+class Result:
+    """What came of the inputs."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    slowest_ms: float = 0.0
+    slowest: int = -1
+    peak_mib: int = 0
+
+
+def make_input(target: Target, samples: Sequence[bytes], seed: int, number: int) -> bytes:
+    """Input `number` of a run; the same for ever, whatever came before it."""
+    random = Random(f"{target.name}/{seed}/{number}")
+    return target.damage(random.choice(samples), random.choice(samples), random)
+
+
+def fuzz(
+    target: Target,
+    samples: Sequence[bytes],
+    inputs: int,
+    seed: int,
+    seconds: int = SECONDS,
+    peak_mib: int = PEAK_MIB,
+) -> Result:
+    """Runs all inputs, in a process of their own, which is started anew where one has ended it."""
+    result = Result()
+    context = multiprocessing.get_context("fork")
+    number = 0
+    while number < inputs:
+        receiver, sender = context.Pipe(duplex=False)
+        numbers = range(number, inputs)
+        child = context.Process(target=_run, args=(sender, target, samples, numbers, seed, seconds, peak_mib))
+        child.start()
+        sender.close()
+        try:
+            while True:
+                number, outcome, milliseconds, peak = receiver.recv()
+                result.outcomes[outcome] += 1
+                if milliseconds > result.slowest_ms:
+                    result.slowest, result.slowest_ms = number, milliseconds
+                result.peak_mib = max(result.peak_mib, peak)
+                if outcome.startswith("FAILED"):
+                    result.failures.append((number, outcome))
+                number += 1
+        except EOFError:
+            child.join()
+        if number < inputs and child.exitcode:
+            outcome = f"FAILED: process ended by {signal.Signals(-child.exitcode).name}" if child.exitcode < 0 else ""
+            outcome = outcome.replace("SIGALRM", f"SIGALRM after {seconds} s") or f"FAILED: exit {child.exitcode}"
+            result.outcomes[outcome] += 1
+            result.failures.append((number, outcome))
+            number += 1
+    return result
+
+
+def _run(
+    sender: Any,
+    target: Target,
+    samples: Sequence[bytes],
+    numbers: range,
+    seed: int,
+    seconds: int,
+    peak_mib: int,
+) -> None:
+    """The child: an alarm that it does not handle ends it, also within C code."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))  # for the sake of the machine
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")
+    for number in numbers:
+        content = make_input(target, samples, seed, number)
+        signal.alarm(seconds)
+        started = time.perf_counter()
+        try:
+            target.function(content)
+            outcome = "read"
+        except target.refusal as error:
+            outcome = f"refused: {getattr(error, 'reason', type(error).__name__)}"
+        except BaseException as error:
+            outcome = f"FAILED: {type(error).__name__}: {str(error)[:200]}"
+        milliseconds = (time.perf_counter() - started) * 1000
+        signal.alarm(0)
+        peak = _peak_mib()
+        too_much = peak >= peak_mib
+        sender.send((number, f"FAILED: {peak} MiB" if too_much else outcome, milliseconds, peak))
+        if too_much:
+            return  # the peak of a process never falls: the next input gets a new one
+
+
+def _peak_mib() -> int:
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) // 1024
+
+
+def article_samples(data: Path) -> list[bytes]:
+    """Real articles, or drawn ones."""
+    files = [*data.glob("jats_xml/*.*ml"), *data.glob("pmc_mirror/PMC*/*.xml"), *data.glob("jats_with_images/*/*.nxml")]
+    return [file.read_bytes() for file in sorted(files)] or _drawn_samples("*.xml")
+
+
+def picture_samples(data: Path) -> list[bytes]:
+    """Real pictures, or drawn ones, and each format and mode that the decoder knows, small."""
+    patterns = ("pmc_mirror/PMC*/*.jpg", "jats_with_images/*/*.*", "crc_he/*/*.*")
+    files = sorted(file for pattern in patterns for file in data.glob(pattern))[::2]
+    suffixes = {".jpg", ".png", ".tif"}
+    real = [file.read_bytes() for file in files if file.suffix in suffixes and file.stat().st_size < 300_000]
+    # Real ones are nearly all baseline JPEG; half of the inputs shall be of the other kinds.
+    drawn = real or _drawn_samples("*.jpg")
+    kinds = [content for number in range(4) for content in _every_format(number)]
+    return drawn + kinds * max(1, len(drawn) // len(kinds))
+
+
+def _drawn_samples(pattern: str) -> list[bytes]:
+    from processing.drawn_corpus import draw_corpus
+
+    with tempfile.TemporaryDirectory() as folder:
+        draw_corpus(Path(folder) / "corpus", figures=60, seed=0)
+        return [file.read_bytes() for file in sorted((Path(folder) / "corpus").glob(f"PMC*/{pattern}"))]
+
+
+def _every_format(seed: int) -> list[bytes]:
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((96 + 16 * seed, 64), Image.Resampling.BICUBIC)
+    palette, grey = picture.quantize(64), picture.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 200)
+    kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
+        (picture, "JPEG", {"progressive": True}),
+        (picture, "JPEG", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}),
+        (picture.convert("CMYK"), "JPEG", {}),
+        (picture, "PNG", {}),
+        (picture.convert("RGBA"), "PNG", {}),
+        (grey.convert("LA"), "PNG", {}),
+        (palette, "PNG", {"transparency": bytes(range(64))}),
+        (deep, "PNG", {}),
+        (picture, "PNG", {"save_all": True, "append_images": [picture.rotate(90)]}),
+        (palette, "GIF", {"save_all": True, "append_images": [palette.rotate(90), palette.rotate(180)]}),
+        (palette, "GIF", {"interlace": True}),
+        (palette, "BMP", {}),
+        (picture, "BMP", {}),
+        (picture, "WEBP", {}),
+        (picture.convert("RGBA"), "WEBP", {"lossless": True}),
+        (picture, "WEBP", {"save_all": True, "append_images": [picture.rotate(90)]}),
+        (picture, "TIFF", {}),
+        (picture, "TIFF", {"save_all": True, "append_images": [grey, palette]}),
+        (Image.fromarray(np.asarray(grey).astype(np.float32) / 7), "TIFF", {}),
+        (Image.frombytes("I;16B", deep.size, np.asarray(deep).astype(">u2").tobytes()), "TIFF", {}),
+        (picture.convert("CMYK"), "TIFF", {"compression": "tiff_lzw"}),
+        (picture.convert("LAB"), "TIFF", {}) if seed % 2 else (picture.convert("YCbCr"), "TIFF", {}),
+        (picture, "TIFF", {"compression": "jpeg"}),
+        (deep, "TIFF", {"compression": "tiff_adobe_deflate"}),
+        (palette, "TIFF", {"compression": "packbits"}),
+        (picture.convert("1"), "TIFF", {"compression": "group4"}),
+        (picture, "TIFF", {"compression": "zstd"}),
+    ]
+    contents = []
+    for image, format, options in kinds:
+        buffer = io.BytesIO()
+        image.save(buffer, format, **options)
+        contents.append(buffer.getvalue())
+    return contents
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the targets one after the other and prints a table; 1 where an input failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=50_000, help="inputs for each target (default: 50000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", choices=[target.name for target in TARGETS], help="only this one (default: both)")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="real articles and pictures")
+    parser.add_argument("--failures", type=Path, default=Path("fuzz_failures"), help="folder for inputs that failed")
+    options = parser.parse_args(arguments)
+    failed = False
+    for target in TARGETS:
+        if options.target not in (None, target.name):
+            continue
+        samples = (article_samples if target.name == "articles" else picture_samples)(options.data)
+        started = time.perf_counter()
+        result = fuzz(target, samples, options.inputs, options.seed)
+        lines = [f"{target.name}: {options.inputs} inputs of {len(samples)} files, seed {options.seed}"]
+        lines += [f"{count:10d}  {outcome}" for outcome, count in result.outcomes.most_common()]
+        lines += [f"{result.slowest_ms:10.0f}  ms, the slowest input ({result.slowest})"]
+        lines += [f"{result.peak_mib:10d}  MiB, the peak"]
+        lines += [f"{time.perf_counter() - started:10.0f}  s in all"]
+        for number, outcome in result.failures:
+            options.failures.mkdir(parents=True, exist_ok=True)
+            path = options.failures / f"{target.name}-{options.seed}-{number}"
+            path.write_bytes(make_input(target, samples, options.seed, number))
+            lines.append(f"  {outcome}: input {number} is saved as {path}")
+            failed = True
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
