@@ -3,30 +3,57 @@
 The stream's order is a matter of arithmetic. An epoch is the concatenation of all shards in an order drawn by seed and
 epoch; batch k of an epoch is its rows [k B, (k + 1) B). A rank takes its contiguous slice of that, and loader worker w
 the batches w, w + workers, ... So the pairs of a step are the same for every number of ranks and workers, and the
-position to resume from is one integer.
+position to resume from is one integer. With a choice of licences the rows are those that are left, in the same order.
+
+Both views read through one reader, a row group at a time and of it only the columns that are needed, so that they give
+the same rows, texts and errors from a disk, the Hub or S3.
 """
 
 import glob
+import hashlib
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch.utils.data import IterableDataset, get_worker_info
+from tqdm.auto import tqdm
 
 
 if TYPE_CHECKING:
     import datasets
 
-OPEN_FILES = 16  # an epoch walks through thousands of shards
+logger = logging.getLogger(__name__)
+
+Text = Literal["caption", "mentions", "caption_and_mentions"]
+TEXTS = get_args(Text)
 TRAINING_COLUMNS = ("pair_id", "image", "caption")
 
+OPEN_FILES = 16  # an epoch walks through thousands of shards
+GROUPS_KEPT = 2  # batches end in the middle of a row group, and the next one goes on there
+READERS = 32  # shards looked into at a time when a stream is opened
+BAR_DELAY = 3  # seconds; what takes less needs no progress bar
 
-def shard_paths(path: str | os.PathLike[str], split: str) -> list[str]:
+ATTEMPTS = 5
+FIRST_PAUSE = 0.5  # seconds; doubled each time
+
+_T = TypeVar("_T")
+
+
+def shard_paths(
+    path: str | os.PathLike[str], split: str, storage_options: Mapping[str, Any] | None = None
+) -> list[str]:
     """
     The shards of a split, in their order.
 
@@ -34,11 +61,12 @@ def shard_paths(path: str | os.PathLike[str], split: str) -> list[str]:
         path: The folder that `biomedclip build` wrote, or its `data` folder; local, `hf://datasets/org/name`,
             `s3://...`.
         split: `train`, `validation` or `test`.
+        storage_options: What fsspec needs to open it, such as `{"anon": True}`.
 
     Raises:
         FileNotFoundError: There are none, or some are missing.
     """
-    filesystem, root = fsspec.core.url_to_fs(os.fspath(path))
+    filesystem, root = fsspec.core.url_to_fs(os.fspath(path), **(storage_options or {}))
     for folder in (f"{root}/data", root):
         names = sorted(filesystem.glob(f"{glob.escape(folder)}/{split}-*.parquet"))
         if names:
@@ -49,10 +77,11 @@ def shard_paths(path: str | os.PathLike[str], split: str) -> list[str]:
     )
 
 
-def column_names(path: str | os.PathLike[str], split: str) -> list[str]:
+def column_names(
+    path: str | os.PathLike[str], split: str, storage_options: Mapping[str, Any] | None = None
+) -> list[str]:
     """Columns of a split, from the footer of its first shard."""
-    with fsspec.open(shard_paths(path, split)[0], "rb") as file:
-        return pq.read_schema(file).names
+    return _Reader(storage_options=storage_options).schema(shard_paths(path, split, storage_options)[0]).names
 
 
 def load_pmc15m(
@@ -62,22 +91,50 @@ def load_pmc15m(
     streaming: bool = True,
     columns: Sequence[str] | None = None,
     decode: bool = True,
+    licenses: str | Collection[str] | None = None,
+    text: Text = "caption",
+    seed: int | None = None,
+    epoch: int = 0,
+    start: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> "datasets.IterableDataset | datasets.Dataset":
-    """
+    r"""
     Opens a split of a built data set with `datasets`.
 
+    `datasets` shares the shards out: to the processes of a run by `datasets.distributed.split_dataset_by_node`, to the
+    workers of a `DataLoader` by itself. Each row then comes exactly once for every number of both, but which rows make
+    a batch depends on them; where it must not, there is [`PairStream`].
+
+    `state_dict` and `load_state_dict` of the streaming set are exact: it goes on with the very next row, for which it
+    reads the shard it is in again from that shard's first row. `start` reads nothing of what came before.
+    `set_epoch` shuffles the shards as `datasets` does for any set; leave it, and pass `epoch`, where the order must be
+    the one of [`PairStream`].
+
     Args:
-        path: The folder that `biomedclip build` wrote; local or on the Hub (`hf://datasets/org/name`).
+        path: The folder that `biomedclip build` wrote; local, on the Hub (`hf://datasets/org/name`) or on S3
+            (`s3://...`).
         split: `train`, `validation` or `test`.
-        streaming: Read rows as they are asked for; otherwise a set with random access.
-        columns: Columns to read; none for all.
+        streaming: Read rows as they are asked for; otherwise a set with random access, for which `datasets` first
+            copies whole files to its cache.
+        columns: Columns to read, none for all. Nothing else is fetched.
         decode: Decode images with Pillow; otherwise `image` holds the bytes of the file, for [`read_image`].
+        licenses: Only pairs under these: `commercial`, `noncommercial` (every Creative Commons licence), `all`, codes
+            such as `"CC BY,CC0"`, or a list of codes.
+        text: What stands in `caption`: the `caption`; of the `mentions`, the paragraphs that cite the figure, one that
+            is drawn by seed, epoch and `pair_id`, or the caption of a pair without; or `caption_and_mentions`, the
+            caption followed by that paragraph.
+        seed: Shards in the order that [`PairStream`] of this seed has in `epoch`; none for the order they are stored
+            in, and texts drawn as with 0.
+        epoch: The epoch, for the order of shards and the texts.
+        start: Pairs to leave out at the beginning.
+        storage_options: What fsspec needs to open `path`, such as `{"anon": True}`.
 
     Returns:
         Rows with `image`, `caption`, `pair_id`, `pmcid`, `license` and so on.
 
     Raises:
         FileNotFoundError: No such split there, or an incomplete one.
+        ValueError: A column that the set does not have, or an option that makes no sense.
 
     Example:
 
@@ -86,31 +143,51 @@ def load_pmc15m(
 
     >>> for row in load_pmc15m("out", split="test").take(3):
     ...     print(row["caption"], row["image"].size)
+
+    >>> captions = load_pmc15m("out", columns=["pair_id", "caption"], licenses="commercial", seed=0, epoch=2)
     ```"""
     import datasets
 
-    data_set = datasets.load_dataset(
-        "parquet",
-        data_files={split: shard_paths(path, split)},
-        split=split,
-        streaming=streaming,
-        columns=list(columns) if columns is not None else None,
+    urls = shard_paths(path, split, storage_options)
+    if seed is not None:
+        urls = [urls[number] for number in _shard_order(len(urls), seed, epoch)]
+    reader = _Reader(columns, _license_codes(licenses), text, seed or 0, storage_options)
+    features = datasets.Features.from_arrow_schema(reader.schema(urls[0]))
+    features = datasets.Features({name: features[name] for name in columns or features})
+    if "image" in features:
+        features["image"] = datasets.Image(decode=decode)
+    if not streaming:
+        return _random_access(reader, urls, split, features, epoch, start)
+
+    shards = [_Shard(url) for url in urls]
+    if start:
+        shards = _skip(reader.open_shards(urls), start)
+    return datasets.IterableDataset.from_generator(
+        _generate_rows,
+        features=features,
+        gen_kwargs={"shards": shards, "reader": reader, "epoch": epoch},
+        split=datasets.NamedSplit(split),
     )
-    return data_set if decode else data_set.cast_column("image", datasets.Image(decode=False))
 
 
 class PairStream:
     """
     A split as batches whose pairs depend on seed and position alone.
 
+    Opening it reads the footers of all shards, many at a time, and with a choice of licences their `license` column.
+
     Args:
-        path: The folder that `biomedclip build` wrote.
+        path: The folder that `biomedclip build` wrote; local, `hf://datasets/org/name` or `s3://...`.
         split: `train`, `validation` or `test`.
-        seed: Seed of the order of shards.
+        seed: Seed of the order of shards, and of the texts.
         columns: Columns to read.
+        licenses: Only pairs under these, as for [`load_pmc15m`]. Batches are ranges of the rows that are left.
+        text: What stands in `caption`, as for [`load_pmc15m`].
+        storage_options: What fsspec needs to open `path`, such as `{"anon": True}`.
 
     Raises:
         FileNotFoundError: No such split there, or an incomplete one.
+        ValueError: A column that the set does not have, no pair of these licences, or an option that makes no sense.
 
     Example:
 
@@ -128,16 +205,20 @@ class PairStream:
         *,
         seed: int = 0,
         columns: Sequence[str] = TRAINING_COLUMNS,
+        licenses: str | Collection[str] | None = None,
+        text: Text = "caption",
+        storage_options: Mapping[str, Any] | None = None,
     ):
         self.path = os.fspath(path)
         self.split = split
         self.seed = seed
         self.columns = tuple(columns)
-        self.shards = [_Shard.open(url) for url in shard_paths(path, split)]
+        self._reader = _Reader(columns, _license_codes(licenses), text, seed, storage_options)
+        self._shards = self._reader.open_shards(shard_paths(path, split, storage_options))
 
     def __len__(self) -> int:
         """Pairs in an epoch."""
-        return sum(shard.rows for shard in self.shards)
+        return sum(shard.rows for shard in self._shards)
 
     def rows(self, epoch: int, low: int, high: int) -> list[dict[str, Any]]:
         """
@@ -146,13 +227,12 @@ class PairStream:
         Returns:
             The columns asked for and `epoch`; `image` holds the bytes of the file, not decoded.
         """
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
         rows: list[dict[str, Any]] = []
         start = 0
-        for shard in (self.shards[number] for number in order):
+        for shard in (self._shards[number] for number in _shard_order(len(self._shards), self.seed, epoch)):
             first, last = max(low - start, 0), min(high - start, shard.rows)
             if first < last:
-                rows += shard.read(first, last, self.columns)
+                rows += self._reader.rows(shard, first, last, epoch)
             start += shard.rows
         for row in rows:
             row["epoch"] = epoch
@@ -205,35 +285,268 @@ class PairBatches(IterableDataset):
             step += stride
 
 
-@lru_cache(maxsize=OPEN_FILES)
-def _open_file(process: int, url: str) -> pq.ParquetFile:
-    """A shard's file, kept open for a while; for each process its own, as a forked one shares the position in it."""
-    return pq.ParquetFile(fsspec.open(url, "rb").open())
-
-
 @dataclass(frozen=True)
 class _Shard:
-    """One Parquet file: the rows of its row groups, known from its footer alone."""
+    """
+    One Parquet file.
+
+    Args:
+        url: Where it lies.
+        group_rows: Of each row group the rows that are wanted; none as long as nobody has looked.
+        first: Wanted rows to leave out at its beginning.
+    """
 
     url: str
-    group_rows: tuple[int, ...]
-
-    @classmethod
-    def open(cls, url: str) -> "_Shard":
-        with fsspec.open(url, "rb") as file:
-            metadata = pq.read_metadata(file)
-        return cls(url, tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)))
+    group_rows: tuple[int, ...] | None = None
+    first: int = 0
 
     @property
     def rows(self) -> int:
-        return sum(self.group_rows)
+        return sum(self.group_rows or ())
 
-    def read(self, first: int, last: int, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Rows [first, last), from the row groups that overlap them."""
-        edges = np.cumsum([0, *self.group_rows])
-        groups = [group for group in range(len(self.group_rows)) if edges[group] < last and edges[group + 1] > first]
-        table = _open_file(os.getpid(), self.url).read_row_groups(groups, columns=list(columns))
-        return table.slice(first - edges[groups[0]], last - first).to_pylist()
+
+class _Reader:
+    """
+    Reads the rows of shards, for both views: the columns asked for, the licences chosen, the text in `caption`.
+
+    What may be a passing fault is tried again; a shard that cannot be read is named.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[str] | None = None,
+        licenses: frozenset[str] | None = None,
+        text: Text = "caption",
+        seed: int = 0,
+        storage_options: Mapping[str, Any] | None = None,
+    ):
+        if text not in TEXTS:
+            raise ValueError(f"text must be one of {', '.join(TEXTS)}, not {text!r}.")
+        if text != "caption" and columns is not None and "caption" not in columns:
+            raise ValueError(f"text={text!r} is given in 'caption', which is not among the columns {list(columns)}.")
+        self.columns = None if columns is None else tuple(columns)
+        self.licenses = licenses
+        self.text = text
+        self.seed = seed
+        self.storage_options = dict(storage_options or {})
+        self._keep_open()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files do not travel to another process.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_group")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._keep_open()
+
+    def _keep_open(self) -> None:
+        self._file = lru_cache(maxsize=OPEN_FILES)(self._open_file)
+        self._group = lru_cache(maxsize=GROUPS_KEPT)(self._read_group)
+
+    @property
+    def stored_columns(self) -> list[str] | None:
+        """Columns to read: those asked for and those that decide on rows and texts; none for all."""
+        if self.columns is None:
+            return None
+        needed = [*self.columns]
+        if self.licenses is not None:
+            needed.append("license")
+        if self.text != "caption":
+            needed += ["mentions", "pair_id"]
+        return list(dict.fromkeys(needed))
+
+    def schema(self, url: str) -> pa.Schema:
+        """The columns of a shard."""
+        return self._patiently(url, lambda file: self._checked(file, url).schema_arrow)
+
+    def open_shards(self, urls: Sequence[str]) -> list[_Shard]:
+        """Counts the wanted rows of all shards, many shards at a time."""
+        codes: Counter[str] = Counter()
+        shards = []
+        with ThreadPoolExecutor(READERS) as pool:
+            opened = pool.map(self._open_shard, urls)
+            bar = tqdm(
+                opened,
+                total=len(urls),
+                desc="Opening shards" if self.licenses is None else "Reading licences",
+                unit="shard",
+                delay=BAR_DELAY,
+                disable=None,
+                file=sys.stderr,
+                dynamic_ncols=True,
+            )
+            for shard, codes_of_shard in bar:
+                shards.append(shard)
+                codes.update(codes_of_shard)
+        if self.licenses is not None and not any(shard.rows for shard in shards):
+            there = ", ".join(f"{code} ({count:,} pairs)" for code, count in codes.most_common())
+            raise ValueError(f"{urls[0]}: no pair under {', '.join(sorted(self.licenses))}; there are: {there}.")
+        return shards
+
+    def rows(self, shard: _Shard, first: int, last: int, epoch: int) -> list[dict[str, Any]]:
+        """Wanted rows [first, last) of a shard whose rows have been counted, from the row groups that overlap them."""
+        rows: list[dict[str, Any]] = []
+        low = 0
+        for group, count in enumerate(shard.group_rows or ()):
+            begin, end = max(first - low, 0), min(last - low, count)
+            if begin < end:
+                rows += self._rows(self._group(os.getpid(), shard.url, group).slice(begin, end - begin), epoch)
+            low += count
+        return rows
+
+    def all_rows(self, shard: _Shard, epoch: int) -> Iterator[dict[str, Any]]:
+        """All wanted rows of a shard, from `shard.first` on; the row groups before it are not read."""
+        left_out = shard.first
+        for group in range(self._patiently(shard.url, lambda file: file.num_row_groups)):
+            if shard.group_rows is not None and shard.group_rows[group] <= left_out:
+                left_out -= shard.group_rows[group]
+            else:
+                yield from self._rows(self._group(os.getpid(), shard.url, group).slice(left_out), epoch)
+                left_out = 0
+
+    def text_of(self, row: Mapping[str, Any], epoch: int) -> str | None:
+        """The text of a pair in an epoch; the paragraph is drawn by seed, epoch and pair, so every process agrees."""
+        mentions = [mention for mention in row["mentions"] or () if mention and mention.strip()]
+        if self.text == "caption" or not mentions:
+            return row["caption"]
+        key = f"mention/{self.seed}/{epoch}/{row['pair_id']}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        mention = mentions[int.from_bytes(digest, "little") % len(mentions)]
+        return mention if self.text == "mentions" else f"{row['caption'] or ''} {mention}".strip()
+
+    def _rows(self, table: pa.Table, epoch: int) -> list[dict[str, Any]]:
+        rows = table.to_pylist()
+        if self.text != "caption":
+            for row in rows:
+                row["caption"] = self.text_of(row, epoch)
+        return [{name: row[name] for name in self.columns or row} for row in rows]
+
+    def _open_shard(self, url: str) -> tuple[_Shard, Counter[str]]:
+        return self._patiently(url, lambda file: self._count_rows(self._checked(file, url), url), keep=False)
+
+    def _count_rows(self, file: pq.ParquetFile, url: str) -> tuple[_Shard, Counter[str]]:
+        """The wanted rows of each row group, and pairs by licence."""
+        group_rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        if self.licenses is None:
+            return _Shard(url, tuple(group_rows)), Counter()
+        codes = file.read(columns=["license"]).column("license").to_pylist()
+        edges = np.cumsum([0, *group_rows])
+        wanted = [
+            sum(code in self.licenses for code in codes[low:high])
+            for low, high in zip(edges[:-1], edges[1:], strict=True)
+        ]
+        return _Shard(url, tuple(wanted)), Counter(map(str, codes))
+
+    def _checked(self, file: pq.ParquetFile, url: str) -> pq.ParquetFile:
+        names = file.schema_arrow.names
+        missing = [name for name in self.stored_columns or () if name not in names]
+        if missing:
+            raise _WrongColumns(f"{url} has no column {missing[0]!r}; it has {', '.join(names)}.")
+        return file
+
+    def _read_group(self, process: int, url: str, group: int) -> pa.Table:
+        """The wanted rows of a row group."""
+        table = self._patiently(url, lambda file: file.read_row_group(group, columns=self.stored_columns))
+        if self.licenses is None:
+            return table
+        return table.filter(pc.is_in(table.column("license"), pa.array(sorted(self.licenses), pa.string())))
+
+    def _open_file(self, process: int, url: str) -> pq.ParquetFile:
+        """Opens a shard for this process alone: a forked one would share the position in the file."""
+        filesystem, path = fsspec.core.url_to_fs(url, **self.storage_options)
+        # Arrow asks for exactly the ranges it needs, and joins those that touch (`pre_buffer`). A cache that reads
+        # ahead, by 50 MB on S3, would fetch the images between two captions.
+        return pq.ParquetFile(filesystem.open(path, "rb", cache_type="none"), pre_buffer=True)
+
+    def _patiently(self, url: str, read: Callable[[pq.ParquetFile], _T], *, keep: bool = True) -> _T:
+        """Reads from a shard; what may be a passing fault is tried again on a file opened afresh."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return read((self._file if keep else self._open_file)(os.getpid(), url))
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"{url}: this shard is not there any more. Restore it, or load the data set again if it has been "
+                    "rebuilt."
+                ) from error
+            except PermissionError as error:
+                raise PermissionError(f"{url}: this shard may not be read ({error}). Check the credentials.") from error
+            except (MemoryError, _WrongColumns):
+                raise
+            except Exception as error:  # every client has its own: time-outs, 503s, resets, truncated answers
+                self._file.cache_clear()
+                if attempt == ATTEMPTS:
+                    raise OSError(
+                        f"{url}: this shard could not be read in {ATTEMPTS} attempts ({type(error).__name__}: {error})."
+                    ) from error
+                logger.warning("%s: %s: %s. Trying again.", url, type(error).__name__, error)
+                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+        raise AssertionError("unreachable")
+
+
+class _WrongColumns(ValueError):
+    """No fault that passes."""
+
+
+def _generate_rows(shards: Sequence[_Shard], reader: _Reader, epoch: int) -> Iterator[dict[str, Any]]:
+    for shard in shards:
+        yield from reader.all_rows(shard, epoch)
+
+
+def _random_access(
+    reader: _Reader, urls: Sequence[str], split: str, features: "datasets.Features", epoch: int, start: int
+) -> "datasets.Dataset":
+    import datasets
+
+    data_set = datasets.load_dataset(
+        "parquet",
+        data_files={split: list(urls)},
+        split=split,
+        columns=reader.stored_columns,
+        filters=None if reader.licenses is None else [("license", "in", sorted(reader.licenses))],
+        storage_options=reader.storage_options or None,
+    )
+    if reader.text != "caption":
+        texts = data_set.select_columns(["pair_id", "caption", "mentions"]).map(
+            _text_row, fn_kwargs={"reader": reader, "epoch": epoch}, remove_columns=["pair_id", "mentions"]
+        )
+        # Beside the other columns, so that images are not copied.
+        data_set = datasets.concatenate_datasets([data_set.remove_columns("caption"), texts], axis=1)
+    data_set = data_set.select_columns(list(features))
+    if "image" in features:
+        data_set = data_set.cast_column("image", features["image"])
+    return data_set.select(range(start, len(data_set))) if start else data_set
+
+
+def _text_row(row: Mapping[str, Any], reader: _Reader, epoch: int) -> dict[str, str | None]:
+    return {"caption": reader.text_of(row, epoch)}
+
+
+def _skip(shards: Sequence[_Shard], start: int) -> list[_Shard]:
+    """What is left of the shards after the first `start` rows."""
+    total = sum(shard.rows for shard in shards)
+    if not 0 <= start <= total:
+        raise ValueError(f"start must lie in 0..{total}, the pairs of the split, and is {start}.")
+    left = []
+    for shard in shards:
+        if start < shard.rows:
+            left.append(_Shard(shard.url, shard.group_rows, start))
+        start = max(start - shard.rows, 0)
+    return left
+
+
+def _shard_order(shards: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(shards)
+
+
+def _license_codes(licenses: str | Collection[str] | None) -> frozenset[str] | None:
+    """The codes that a choice stands for, or none where all are welcome."""
+    from .pmc.articles import parse_licenses  # imports lxml, which reading pairs back does not need
+
+    if licenses is None or isinstance(licenses, str):
+        return None if licenses is None else parse_licenses(licenses)
+    if not licenses:
+        raise ValueError("licenses is empty; say commercial, noncommercial, all, or codes such as 'CC BY,CC0'.")
+    return frozenset(licenses)
 
 
 def _check_complete(names: Sequence[str]) -> None:

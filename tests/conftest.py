@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from mirror_writer import MirrorWriter, build_set
+from object_store import ObjectStore, running_object_store
 from unreliable_server import UnreliableServer
 
 
@@ -36,6 +37,13 @@ def serve() -> Iterator[Callable[..., UnreliableServer]]:
     """Serves folders over HTTP for the length of a test."""
     with ExitStack() as servers:
         yield lambda *arguments, **options: servers.enter_context(UnreliableServer(*arguments, **options))
+
+
+@pytest.fixture
+def object_store() -> Iterator[ObjectStore]:
+    """An S3 server on loopback, to which every `s3://` leads while the test runs."""
+    with running_object_store() as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,110 @@
+"""PMC's bucket on a real S3 server: the same as the same articles in a folder."""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from mirror_writer import figure_xml, png_bytes
+
+from processing.pmc.bucket import INVENTORY, Bucket, BucketError, ObjectError
+from processing.pmc.build import build_dataset
+
+
+PMC = "pmc-oa-opendata"
+
+
+def write_inventory(root: Path, date: str = "2026-01-18T01-00Z") -> None:
+    """An inventory of all metadata of a mirror, in two tables, as S3 writes it."""
+    (root / INVENTORY / date).mkdir(parents=True)
+    (root / INVENTORY / "data").mkdir()
+    rows = [
+        f'"{PMC}","metadata/{path.name}","2026-01-08T03:04:05.000Z","{hashlib.md5(path.read_bytes()).hexdigest()}"\n'
+        for path in sorted((root / "metadata").iterdir())
+    ]
+    keys = []
+    for number in range(2):
+        keys.append(f"{INVENTORY}/data/part-{number}.csv.gz")
+        (root / keys[-1]).write_bytes(gzip.compress("".join(rows[number::2]).encode(), mtime=0))
+    manifest = {"sourceBucket": PMC, "fileFormat": "CSV", "files": [{"key": key} for key in keys]}
+    (root / INVENTORY / date / "manifest.json").write_text(json.dumps(manifest))
+
+
+def shards_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "data").iterdir())}
+
+
+@pytest.fixture
+def both(mirror, object_store) -> tuple[Bucket, Bucket]:
+    """A mirror of 30 articles with an inventory, and the bucket that is made of it."""
+    mirror.plain_articles(30)
+    mirror.article(7, figures=figure_xml("F1", "Of two versions.", "g"), media={"g.png": png_bytes(7)})
+    mirror.article(7, figures=figure_xml("F1", "The second.", "g"), media={"g.png": png_bytes(8)}, version=2)
+    write_inventory(mirror.root)
+    return Bucket(str(mirror.root)), Bucket(object_store.upload(mirror.root, PMC))
+
+
+def test_the_work_list_comes_from_the_inventory(both, object_store):
+    folder, s3 = both
+    assert s3.work_list() == folder.work_list() and len(s3.work_list()) == 31
+    assert s3.inventory_date() == folder.inventory_date() == "2026-01-18T01-00Z"
+    assert s3.work_list(["PMC7", "PMC1003.1"]) == folder.work_list(["PMC7", "PMC1003.1"]) == ["PMC7.2", "PMC1003.1"]
+    assert not [path for method, path, _ in object_store.sent if path.startswith(f"/{PMC}/PMC1004.1")], (
+        "articles are not looked at one by one"
+    )
+
+
+def test_every_object_is_the_one_in_the_folder(both):
+    folder, s3 = both
+    for name in s3.work_list():
+        metadata = s3.read_metadata(name)
+        assert metadata == folder.read_metadata(name)
+        for url in (metadata["xml_url"], *metadata["media_urls"]):
+            assert s3.read(url) == folder.read(url)
+
+
+def test_content_is_held_against_its_md5(both, object_store):
+    url = both[1].read_metadata("PMC1000.1")["media_urls"][0]
+    object_store.client().put_object(Bucket=PMC, Key="PMC1000.1/a1000-g0.png", Body=b"other")
+    with pytest.raises(ObjectError, match="MD5"):
+        both[1].read(url)
+
+
+def test_what_is_not_there_is_a_fault_of_the_object(both):
+    with pytest.raises(ObjectError, match="g9.png: cannot be read"):
+        both[1].read("PMC1000.1/g9.png")
+    with pytest.raises(BucketError, match="PMC999 is not there"):
+        both[1].work_list(["PMC999"])
+
+
+def test_a_bucket_that_is_not_there_is_a_clear_error(object_store):
+    with pytest.raises(BucketError, match="no such folder or bucket"):
+        Bucket("s3://no-such-bucket")
+
+
+@pytest.mark.parametrize("how", ["503", "reset"])
+def test_a_passing_fault_of_the_server_is_not_noticed(both, object_store, how):
+    object_store.fail("PMC1000.1.xml", how)
+    url = both[0].read_metadata("PMC1000.1")["xml_url"]
+    assert both[1].read(url) == both[0].read(url)
+    assert object_store.faults_left == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_build_from_s3_is_the_build_from_the_folder_byte_for_byte(both, tmp_path, workers):
+    folder, s3 = both
+    reports = [
+        build_dataset(source, tmp_path / name, tasks=3, workers=workers)
+        for source, name in ((folder.source, "folder"), (s3.source, "s3"))
+    ]
+    assert reports[0]["pairs"] == reports[1]["pairs"] == 61
+    assert shards_of(tmp_path / "s3") == shards_of(tmp_path / "folder")
+
+
+def test_real_articles_from_s3_give_the_same_files(shared_data, object_store, tmp_path):
+    source = object_store.upload(shared_data / "pmc_mirror", PMC)
+    report = build_dataset(source, tmp_path / "s3", workers=2, license="all")
+    build_dataset(str(shared_data / "pmc_mirror"), tmp_path / "folder", workers=2, license="all")
+    assert report["articles"]["seen"] == 140 and report["inventory_date"] is not None
+    assert shards_of(tmp_path / "s3") == shards_of(tmp_path / "folder")
