@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import fsspec
@@ -300,7 +300,7 @@ class _Shard:
     group_rows: tuple[int, ...] | None = None
     first: int = 0
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return sum(self.group_rows or ())
 
@@ -540,10 +540,12 @@ def _shard_order(shards: int, seed: int, epoch: int) -> np.ndarray:
 
 def _license_codes(licenses: str | Collection[str] | None) -> frozenset[str] | None:
     """The codes that a choice stands for, or none where all are welcome."""
-    from .pmc.articles import parse_licenses  # imports lxml, which reading pairs back does not need
+    if licenses is None:
+        return None
+    if isinstance(licenses, str):
+        from .pmc.articles import parse_licenses  # imports lxml, which reading pairs back does not need
 
-    if licenses is None or isinstance(licenses, str):
-        return None if licenses is None else parse_licenses(licenses)
+        return parse_licenses(licenses)
     if not licenses:
         raise ValueError("licenses is empty; say commercial, noncommercial, all, or codes such as 'CC BY,CC0'.")
     return frozenset(licenses)

@@ -96,6 +96,7 @@ class HubServer:
         endpoint: For `HF_ENDPOINT`.
         repositories: By type (`model`, `dataset`, `space`) and id.
         requests: Method and path of every request.
+        bytes_sent: Of all answers together.
     """
 
     def __init__(self, users: dict[str, dict[str, Any]] | None = None):
@@ -103,6 +104,7 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}  # of LFS, by SHA-256
         self.requests: list[tuple[str, str]] = []
+        self.bytes_sent = 0
         self.lock = threading.Lock()
         self._failures: list[list[Any]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -207,6 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.hub.bytes_sent += len(body)
             self.wfile.write(body)
 
     # Who asks, and for what

@@ -1,6 +1,7 @@
 """Writes small mirrors of PMC's bucket for tests."""
 
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from processing.pmc.inventory import INVENTORY
 
 
 def png_bytes(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
@@ -77,6 +80,21 @@ def figure_xml(figure_id: str, caption: str, href: str) -> str:
         f'<fig id="{figure_id}"><label>Figure {figure_id}</label><caption><p>{caption}</p></caption>'
         f'<graphic xlink:href="{href}"/></fig>'
     )
+
+
+def write_inventory(root, rows: dict[str, str], date: str = "2026-01-18T01-00Z", files: int = 1, **manifest) -> None:
+    """An inventory of article versions with their ETags, as S3 writes it."""
+    folder = root / INVENTORY
+    (folder / date).mkdir(parents=True)
+    (folder / "data").mkdir(exist_ok=True)
+    lines = [f'"pmc-oa-opendata","metadata/{name}.json","2026-01-08","{etag}"\n' for name, etag in rows.items()]
+    entries = []
+    for number in range(files):
+        content = gzip.compress("".join(lines[number::files]).encode())
+        key = f"{INVENTORY}/data/{date}-{number}.csv.gz"
+        (root / key).write_bytes(content)
+        entries.append({"key": key, "MD5checksum": hashlib.md5(content).hexdigest()})
+    (folder / date / "manifest.json").write_text(json.dumps({"files": entries} | manifest))
 
 
 def build_set(source: str | Path, output: Path, *, workers: int = 1, **options: Any) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A real S3 server on loopback, for tests: moto behind a layer that counts what is sent, and fails when told to."""
 
 import json
+import random
 import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,13 +17,16 @@ import pytest
 
 
 KEYS = {"key": "access-key-of-a-test", "secret": "secret-key-of-a-test"}
+How = Literal["503", "reset", "slow"]
 
 
 @dataclass
 class _Fault:
     pattern: re.Pattern[str]
-    how: Literal["503", "reset"]
+    how: How
     left: int
+    share: float
+    seconds: float
 
 
 @dataclass
@@ -38,6 +43,7 @@ class ObjectStore:
     sent: list[tuple[str, str, int]] = field(default_factory=list)
     _faults: list[_Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _random: random.Random = field(default_factory=lambda: random.Random(0))
 
     def upload(self, folder: Path, bucket: str, prefix: str = "", *, public: bool = True) -> str:
         """Puts all files of a folder into a bucket, which is made where needed; returns their `s3://` address."""
@@ -75,9 +81,18 @@ class ObjectStore:
             region_name="us-east-1",
         )
 
-    def fail(self, pattern: str, how: Literal["503", "reset"], times: int = 1) -> None:
-        """Lets the next GETs whose path matches fail: refused with a 503, or cut off in the middle of the body."""
-        self._faults.append(_Fault(re.compile(pattern), how, times))
+    def fail(self, pattern: str, how: How, times: int = 1, *, share: float = 1, seconds: float = 0.03) -> None:
+        """
+        Disturbs the next GETs whose path matches.
+
+        Args:
+            pattern: A regular expression for `/bucket/key`.
+            how: Refused with a 503, cut off in the middle of the body, or answered some seconds later.
+            times: How many of them.
+            share: Only this share of those that match, drawn at random with a fixed seed.
+            seconds: How much later.
+        """
+        self._faults.append(_Fault(re.compile(pattern), how, times, share, seconds))
 
     def bytes_sent(self) -> int:
         """Bytes of all bodies sent so far in answer to GETs."""
@@ -88,12 +103,13 @@ class ObjectStore:
         """Failures that were asked for and have not happened yet."""
         return sum(fault.left for fault in self._faults)
 
-    def _next_fault(self, method: str, path: str) -> str | None:
+    def _next_fault(self, method: str, path: str) -> _Fault | None:
         with self._lock:
             for fault in self._faults:
                 if method == "GET" and fault.left and fault.pattern.search(path):
-                    fault.left -= 1
-                    return fault.how
+                    if self._random.random() < fault.share:
+                        fault.left -= 1
+                        return fault
         return None
 
     def _around(self, application: Any) -> Any:
@@ -102,12 +118,15 @@ class ObjectStore:
         def disturbed(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
             method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
             fault = self._next_fault(method, path)
-            if fault == "503":
+            how = fault.how if fault else None
+            if fault and how == "slow":
+                time.sleep(fault.seconds)
+            if how == "503":
                 start_response("503 Slow Down", [("Content-Length", "0")])
                 return
             body = b"".join(application(environ, start_response))
             self.sent.append((method, path, len(body)))
-            if fault == "reset":
+            if how == "reset":
                 yield body[: len(body) // 2]
                 environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
                 raise ConnectionResetError

@@ -92,12 +92,12 @@ def parse_licenses(choice: str | Collection[str]) -> frozenset[str] | None:
     parts = choice.split(",") if isinstance(choice, str) else choice
     codes = frozenset(code.strip() for code in parts if code.strip())
     if not codes:
-        raise ValueError("--license is empty; say commercial, noncommercial, all, or codes such as 'CC BY,CC0'.")
+        raise ValueError("No licence is named; say commercial, noncommercial, all, or codes such as 'CC BY,CC0'.")
     for code in codes - NONCOMMERCIAL_LICENSES:
         close = difflib.get_close_matches(code.upper(), [*NONCOMMERCIAL_LICENSES, *map(str.upper, named)], n=1)
         if close and code != "TDM":
             hint = close[0] if close[0] in NONCOMMERCIAL_LICENSES else close[0].lower()
-            raise ValueError(f"--license {code!r} is not a licence code of PMC. Did you mean {hint!r}?")
+            raise ValueError(f"{code!r} is not a licence code of PMC. Did you mean {hint!r}?")
     return codes
 
 

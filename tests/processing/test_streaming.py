@@ -2,11 +2,17 @@
 
 import pickle
 import shutil
+from collections import Counter
 
+import pyarrow.parquet as pq
 import pytest
+from datasets.distributed import split_dataset_by_node
+from pair_shards import LICENSES, pair_row, write_shards
 from torch.utils.data import DataLoader
 
-from processing import PairStream, load_pmc15m
+from processing import ContrastiveCollator, PairStream, load_pmc15m, streaming
+from processing.pmc.articles import COMMERCIAL_LICENSES, NONCOMMERCIAL_LICENSES
+from processing.streaming import column_names, shard_paths
 
 
 def first_batches(stream, count, *, world_size=1, workers=0, samples_seen=0, batch_size=16):
@@ -18,6 +24,16 @@ def first_batches(stream, count, *, world_size=1, workers=0, samples_seen=0, bat
         for batch in batches:
             batch += [(row["pair_id"], row["epoch"]) for row in next(loader)]
     return batches
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """150 pairs in 6 shards of three row groups each, with licences and mentions."""
+    return write_shards(tmp_path_factory.mktemp("pairs"))
+
+
+def ids(rows):
+    return [row["pair_id"] for row in rows]
 
 
 def test_both_views_give_the_same_pairs(built):
@@ -97,3 +113,202 @@ def test_a_batch_that_cannot_be_is_refused(built):
         stream.batches(1000)
     with pytest.raises(ValueError, match="shared evenly"):
         stream.batches(16, world_size=3)
+
+
+@pytest.mark.parametrize("text", ["caption", "mentions", "caption_and_mentions"])
+@pytest.mark.parametrize("licenses", [None, "commercial"])
+def test_with_a_seed_both_views_give_the_same_rows_in_the_same_order(pairs, licenses, text):
+    stream = PairStream(pairs, seed=3, licenses=licenses, text=text)
+    orders = set()
+    for epoch in range(4):
+        options = {"licenses": licenses, "text": text, "seed": 3, "epoch": epoch}
+        theirs = list(load_pmc15m(pairs, columns=streaming.TRAINING_COLUMNS, decode=False, **options))
+        assert [row | {"epoch": epoch} for row in theirs] == stream.rows(epoch, 0, len(stream))
+        orders.add(tuple(ids(theirs)))
+    assert len(orders) == 4
+
+
+def test_without_a_seed_rows_come_as_they_are_stored(pairs):
+    assert ids(load_pmc15m(pairs)) == [pair_row(number)["pair_id"] for number in range(150)]
+
+
+@pytest.mark.parametrize(
+    ("choice", "codes"),
+    [
+        ("commercial", COMMERCIAL_LICENSES),
+        ("noncommercial", NONCOMMERCIAL_LICENSES),
+        ("all", set(LICENSES)),
+        ("CC BY-NC,CC0", {"CC BY-NC", "CC0"}),
+        (["CC BY-NC-SA"], {"CC BY-NC-SA"}),
+    ],
+)
+def test_only_pairs_under_the_licences_chosen_are_given(pairs, choice, codes):
+    expected = [row["pair_id"] for row in map(pair_row, range(150)) if row["license"] in codes]
+    assert ids(load_pmc15m(pairs, columns=["pair_id"], licenses=choice)) == expected
+    stream = PairStream(pairs, columns=["pair_id"], licenses=choice)
+    rows = stream.rows(0, 0, 150)
+    assert len(stream) == len(expected) and sorted(ids(rows)) == sorted(expected)
+    assert set(rows[0]) == {"pair_id", "epoch"}, "the licence is read and not given"
+
+
+def test_licences_that_no_pair_has_are_a_clear_error(pairs):
+    with pytest.raises(ValueError, match=r"no pair under TDM; there are: .*CC BY \(\d+ pairs\)"):
+        PairStream(pairs, licenses="TDM")
+    with pytest.raises(ValueError, match="'CC-BY' is not a licence code of PMC. Did you mean 'CC BY'"):
+        PairStream(pairs, licenses="CC-BY")
+    with pytest.raises(ValueError, match="No licence is named"):
+        load_pmc15m(pairs, licenses=[])
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (4, 0), (1, 2), (2, 2)])
+def test_batches_of_some_licences_and_mentions_do_not_depend_on_ranks_and_workers(pairs, world_size, workers):
+    def texts(ranks, loaders):
+        stream = PairStream(pairs, seed=1, licenses="commercial", text="mentions")
+        batches = [[] for _ in range(12)]
+        for rank in range(ranks):
+            loader = iter(DataLoader(stream.batches(16, rank=rank, world_size=ranks), None, num_workers=loaders))
+            for batch in batches:
+                batch += [(row["pair_id"], row["epoch"], row["caption"]) for row in next(loader)]
+        return batches
+
+    assert texts(world_size, workers) == texts(1, 0)
+    assert texts(1, 0)[-1][0][1] >= 2, "more than two epochs"
+
+
+def test_a_mention_is_drawn_by_seed_epoch_and_pair(pairs):
+    mentions = {row["pair_id"]: row["mentions"] for row in map(pair_row, range(150))}
+    drawn = [{row["pair_id"]: row["caption"] for row in load_pmc15m(pairs, text="mentions", epoch=e)} for e in range(8)]
+    for pair_id, paragraphs in mentions.items():
+        texts = {epoch[pair_id] for epoch in drawn}
+        if paragraphs:
+            assert texts <= set(paragraphs)
+        else:
+            assert texts == {f"Caption {pair_id[3:].split('.')[0]}."}, "the caption of a pair that nobody cites"
+    cited = [pair_id for pair_id, paragraphs in mentions.items() if paragraphs]
+    firsts = Counter(epoch[pair_id] == mentions[pair_id][0] for epoch in drawn for pair_id in cited)
+    # About 112 pairs of one, two or three paragraphs, eight draws: the first of them in 11 of 18 cases.
+    assert 0.5 < firsts[True] / firsts.total() < 0.7
+    other_seed = [row["caption"] for row in load_pmc15m(pairs, text="mentions", seed=1, epoch=0)]
+    assert sorted(other_seed) != sorted(drawn[0].values())
+
+
+def test_caption_and_mention_can_be_had_together(pairs):
+    for row in load_pmc15m(pairs, text="caption_and_mentions", epoch=1):
+        caption = pair_row(int(row["pmcid"][3:]))["caption"]
+        assert row["caption"] in [f"{caption} {mention}" for mention in row["mentions"]] or (
+            not row["mentions"] and row["caption"] == caption
+        )
+
+
+def test_the_collator_reads_the_text_that_was_chosen(pairs, small_processor):
+    rows = PairStream(pairs, text="mentions").rows(0, 0, 8)
+    batch = ContrastiveCollator(small_processor)(rows)
+    expected = small_processor(text=[row["caption"] for row in rows], padding=True, return_tensors="pt")
+    assert any(row["caption"].startswith("Mention") for row in rows)
+    assert batch["input_ids"].equal(expected["input_ids"])
+
+
+@pytest.mark.parametrize("licenses", [None, "commercial"])
+def test_a_set_can_start_in_the_middle_of_an_epoch(pairs, licenses):
+    options = {"columns": ["pair_id"], "licenses": licenses, "seed": 5, "epoch": 1}
+    whole = ids(load_pmc15m(pairs, **options))
+    for start in (1, 9, 10, 24, 25, 26, len(whole) - 1, len(whole)):
+        assert ids(load_pmc15m(pairs, start=start, **options)) == whole[start:]
+    with pytest.raises(ValueError, match=rf"start must lie in 0\.\.{len(whole)}"):
+        load_pmc15m(pairs, start=len(whole) + 1, **options)
+
+
+@pytest.mark.parametrize("start", [0, 17])
+def test_a_state_goes_on_with_the_very_next_row(pairs, start):
+    def opened():
+        return load_pmc15m(pairs, columns=["pair_id", "caption"], licenses="noncommercial", seed=2, start=start)
+
+    whole = ids(opened())
+    for position in (1, 9, 10, 11, 24, 25, 60, len(whole) - 1):
+        data_set = opened()
+        rows = iter(data_set)
+        taken = [next(rows)["pair_id"] for _ in range(position)]
+        state = pickle.loads(pickle.dumps(data_set.state_dict()))
+        resumed = opened()
+        resumed.load_state_dict(state)
+        assert taken + ids(resumed) == whole
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 0), (3, 2), (4, 0), (4, 2), (1, 7)])
+def test_every_row_comes_once_for_any_number_of_processes_and_workers(pairs, world_size, workers):
+    taken = []
+    for rank in range(world_size):
+        share = split_dataset_by_node(load_pmc15m(pairs, columns=["pair_id"], seed=0), rank, world_size)
+        taken += ids(DataLoader(share, batch_size=None, num_workers=workers))
+    assert sorted(taken) == sorted(pair_row(number)["pair_id"] for number in range(150))
+
+
+@pytest.mark.parametrize("text", ["caption", "mentions"])
+def test_random_access_gives_what_the_stream_gives(pairs, text):
+    options = {"licenses": "commercial", "text": text, "seed": 4, "epoch": 1, "start": 7, "decode": False}
+    options["columns"] = ["image", "caption", "pair_id"]
+    assert list(load_pmc15m(pairs, streaming=False, **options)) == list(load_pmc15m(pairs, **options))
+
+
+def test_images_are_decoded_or_left_as_they_are(pairs):
+    assert next(iter(load_pmc15m(pairs)))["image"].size == (8, 6)
+    assert next(iter(load_pmc15m(pairs, decode=False)))["image"]["bytes"] == pair_row(0)["image"]["bytes"]
+
+
+def test_a_column_that_is_not_there_is_named(pairs, tmp_path):
+    for view in (PairStream, load_pmc15m):
+        with pytest.raises(ValueError, match=r"no column 'colour'; it has pair_id, image"):
+            view(pairs, columns=["pair_id", "colour"])
+    old = tmp_path / "data" / "train-00000-of-00001.parquet"
+    old.parent.mkdir()
+    pq.write_table(pq.read_table(pairs / "data").drop_columns(["mentions"]), old)
+    with pytest.raises(ValueError, match="no column 'mentions'"):
+        PairStream(tmp_path, text="mentions")
+
+
+def test_a_text_that_cannot_be_given_is_refused(pairs):
+    for view in (PairStream, load_pmc15m):
+        with pytest.raises(ValueError, match="text must be one of caption, mentions, caption_and_mentions"):
+            view(pairs, text="abstract")
+        with pytest.raises(ValueError, match="'caption', which is not among the columns"):
+            view(pairs, text="mentions", columns=["image", "pair_id"])
+
+
+@pytest.fixture
+def copy(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "FIRST_PAUSE", 0.001)
+    return shutil.copytree(pairs, tmp_path / "copy")
+
+
+def epochs(path):
+    """The rows of an epoch by both views, which open the set at once and read as they go."""
+    stream = PairStream(path, columns=["pair_id"])
+    return {
+        "set": iter(load_pmc15m(path, columns=["pair_id"], seed=0)),
+        "stream": (row for n in range(150) for row in stream.rows(0, n, n + 1)),
+    }
+
+
+@pytest.mark.parametrize("view", ["set", "stream"])
+def test_a_shard_that_vanishes_is_named(copy, view):
+    rows = epochs(copy)[view]
+    next(rows)
+    lost = shard_paths(copy, "train")[streaming._shard_order(6, 0, 0)[3]].removeprefix("file://")
+    shutil.move(lost, copy / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=f"{lost}: this shard is not there any more"):
+        list(rows)
+
+
+@pytest.mark.parametrize("view", ["set", "stream"])
+def test_a_damaged_shard_is_named(copy, view):
+    rows = epochs(copy)[view]
+    next(rows)
+    damaged = shard_paths(copy, "train")[streaming._shard_order(6, 0, 0)[2]].removeprefix("file://")
+    with open(damaged, "wb") as file:
+        file.write(b"PAR1 nothing else")
+    with pytest.raises(OSError, match=f"{damaged}: this shard could not be read in 5 attempts"):
+        list(rows)
+
+
+def test_the_columns_of_a_set_can_be_asked_for(pairs):
+    assert column_names(pairs, "train")[:3] == ["pair_id", "image", "caption"]

@@ -1,38 +1,26 @@
 """PMC's bucket on a real S3 server: the same as the same articles in a folder."""
 
-import gzip
 import hashlib
-import json
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
-from mirror_writer import figure_xml, png_bytes
+from mirror_writer import build_set, figure_xml, png_bytes, write_inventory
 
-from processing.pmc.bucket import INVENTORY, Bucket, BucketError, ObjectError
-from processing.pmc.build import build_dataset
+from processing.pmc.bucket import Bucket, BucketError, ObjectError
+from processing.pmc.inventory import find_manifest, read_work_list
 
 
 PMC = "pmc-oa-opendata"
 
 
-def write_inventory(root: Path, date: str = "2026-01-18T01-00Z") -> None:
-    """An inventory of all metadata of a mirror, in two tables, as S3 writes it."""
-    (root / INVENTORY / date).mkdir(parents=True)
-    (root / INVENTORY / "data").mkdir()
-    rows = [
-        f'"{PMC}","metadata/{path.name}","2026-01-08T03:04:05.000Z","{hashlib.md5(path.read_bytes()).hexdigest()}"\n'
-        for path in sorted((root / "metadata").iterdir())
-    ]
-    keys = []
-    for number in range(2):
-        keys.append(f"{INVENTORY}/data/part-{number}.csv.gz")
-        (root / keys[-1]).write_bytes(gzip.compress("".join(rows[number::2]).encode(), mtime=0))
-    manifest = {"sourceBucket": PMC, "fileFormat": "CSV", "files": [{"key": key} for key in keys]}
-    (root / INVENTORY / date / "manifest.json").write_text(json.dumps(manifest))
-
-
 def shards_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "data").iterdir())}
+
+
+def names(bucket: Bucket, *arguments) -> list[str]:
+    rows = read_work_list(bucket, *arguments).to_pylist()
+    return [f"{row['pmcid']}.{version}" for row in rows for version in row["versions"]]
 
 
 @pytest.fixture
@@ -41,23 +29,29 @@ def both(mirror, object_store) -> tuple[Bucket, Bucket]:
     mirror.plain_articles(30)
     mirror.article(7, figures=figure_xml("F1", "Of two versions.", "g"), media={"g.png": png_bytes(7)})
     mirror.article(7, figures=figure_xml("F1", "The second.", "g"), media={"g.png": png_bytes(8)}, version=2)
-    write_inventory(mirror.root)
+    etags = {path.stem: hashlib.md5(path.read_bytes()).hexdigest() for path in (mirror.root / "metadata").iterdir()}
+    write_inventory(mirror.root, etags, files=2)
     return Bucket(str(mirror.root)), Bucket(object_store.upload(mirror.root, PMC))
 
 
 def test_the_work_list_comes_from_the_inventory(both, object_store):
     folder, s3 = both
-    assert s3.work_list() == folder.work_list() and len(s3.work_list()) == 31
-    assert s3.inventory_date() == folder.inventory_date() == "2026-01-18T01-00Z"
-    assert s3.work_list(["PMC7", "PMC1003.1"]) == folder.work_list(["PMC7", "PMC1003.1"]) == ["PMC7.2", "PMC1003.1"]
-    assert not [path for method, path, _ in object_store.sent if path.startswith(f"/{PMC}/PMC1004.1")], (
+    assert read_work_list(s3) == read_work_list(folder) and read_work_list(s3).num_rows == 31
+    assert find_manifest(s3) == find_manifest(folder)
+    assert names(s3, ["PMC7", "PMC1003.1"]) == names(folder, ["PMC7", "PMC1003.1"]) == ["PMC7.1", "PMC7.2", "PMC1003.1"]
+    assert not [path for method, path, _ in object_store.sent if "PMC1004.1" in path], (
         "articles are not looked at one by one"
     )
 
 
+def test_the_state_of_an_object_is_its_etag_as_the_inventory_has_it(both):
+    work_list = read_work_list(both[1], ["PMC1003"])
+    assert work_list == read_work_list(both[1]).filter(pc.field("pmcid") == "PMC1003")
+
+
 def test_every_object_is_the_one_in_the_folder(both):
     folder, s3 = both
-    for name in s3.work_list():
+    for name in names(s3):
         metadata = s3.read_metadata(name)
         assert metadata == folder.read_metadata(name)
         for url in (metadata["xml_url"], *metadata["media_urls"]):
@@ -74,8 +68,8 @@ def test_content_is_held_against_its_md5(both, object_store):
 def test_what_is_not_there_is_a_fault_of_the_object(both):
     with pytest.raises(ObjectError, match="g9.png: cannot be read"):
         both[1].read("PMC1000.1/g9.png")
-    with pytest.raises(BucketError, match="PMC999 is not there"):
-        both[1].work_list(["PMC999"])
+    with pytest.raises(BucketError, match="none of the 1 PMCID.* PMC999"):
+        read_work_list(both[1], ["PMC999"])
 
 
 def test_a_bucket_that_is_not_there_is_a_clear_error(object_store):
@@ -95,7 +89,7 @@ def test_a_passing_fault_of_the_server_is_not_noticed(both, object_store, how):
 def test_a_build_from_s3_is_the_build_from_the_folder_byte_for_byte(both, tmp_path, workers):
     folder, s3 = both
     reports = [
-        build_dataset(source, tmp_path / name, tasks=3, workers=workers)
+        build_set(source, tmp_path / name, tasks=3, workers=workers)
         for source, name in ((folder.source, "folder"), (s3.source, "s3"))
     ]
     assert reports[0]["pairs"] == reports[1]["pairs"] == 61
@@ -104,7 +98,7 @@ def test_a_build_from_s3_is_the_build_from_the_folder_byte_for_byte(both, tmp_pa
 
 def test_real_articles_from_s3_give_the_same_files(shared_data, object_store, tmp_path):
     source = object_store.upload(shared_data / "pmc_mirror", PMC)
-    report = build_dataset(source, tmp_path / "s3", workers=2, license="all")
-    build_dataset(str(shared_data / "pmc_mirror"), tmp_path / "folder", workers=2, license="all")
+    report = build_set(source, tmp_path / "s3", workers=2, license="all")
+    build_set(shared_data / "pmc_mirror", tmp_path / "folder", workers=2, license="all")
     assert report["articles"]["seen"] == 140 and report["inventory_date"] is not None
     assert shards_of(tmp_path / "s3") == shards_of(tmp_path / "folder")

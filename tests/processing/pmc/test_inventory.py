@@ -6,23 +6,10 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from mirror_writer import write_inventory
 
 from processing.pmc.bucket import Bucket, BucketError
 from processing.pmc.inventory import INVENTORY, find_manifest, inventory_date, read_work_list
-
-
-def write_inventory(root, rows: dict[str, str], date: str = "2026-01-18T01-00Z", files: int = 1, **manifest) -> None:
-    folder = root / INVENTORY
-    (folder / date).mkdir(parents=True)
-    (folder / "data").mkdir(exist_ok=True)
-    lines = [f'"pmc-oa-opendata","metadata/{name}.json","2026-01-08","{etag}"\n' for name, etag in rows.items()]
-    entries = []
-    for number in range(files):
-        content = gzip.compress("".join(lines[number::files]).encode())
-        key = f"{INVENTORY}/data/{date}-{number}.csv.gz"
-        (root / key).write_bytes(content)
-        entries.append({"key": key, "MD5checksum": hashlib.md5(content).hexdigest()})
-    (folder / date / "manifest.json").write_text(json.dumps({"files": entries} | manifest))
 
 
 def listed(bucket: Bucket, *arguments, **options) -> list[tuple]:
