@@ -156,7 +156,7 @@ def test_licences_that_no_pair_has_are_a_clear_error(pairs):
         PairStream(pairs, licenses="TDM")
     with pytest.raises(ValueError, match="'CC-BY' is not a licence code of PMC. Did you mean 'CC BY'"):
         PairStream(pairs, licenses="CC-BY")
-    with pytest.raises(ValueError, match="No licence is named"):
+    with pytest.raises(ValueError, match="licenses is empty"):
         load_pmc15m(pairs, licenses=[])
 
 
