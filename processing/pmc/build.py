@@ -142,6 +142,7 @@ def build_dataset(
     if staging.finish_move():
         return read_report(staging.output)
     _check(options, staging, overwrite=overwrite, update=update)
+    benchmark = PictureIndex.from_path(options.decontaminate, progress=progress) if options.decontaminate else None
     begun = staging.read_options()
     identity = {**options.identity(), "update": update}
     if begun is not None and begun["options"] != identity:
@@ -153,7 +154,7 @@ def build_dataset(
     if begun is None:
         return read_report(staging.output)
     in_background = engine.executor == "slurm"
-    stages = _stages(options, staging, begun, concurrency, finish, in_background)
+    stages = _stages(options, staging, begun, benchmark, concurrency, finish, in_background)
     try:
         engine.run(stages, staging.logs, _bar_of(staging, begun["articles"], progress))
     except TooFewArticles:
@@ -263,6 +264,7 @@ def _stages(
     options: BuildOptions,
     staging: Staging,
     begun: Mapping[str, Any],
+    benchmark: PictureIndex | None,
     concurrency: int | None,
     finish: Finish | None,
     in_background: bool,
@@ -270,7 +272,6 @@ def _stages(
     bucket = Bucket(options.source)
     if concurrency is None:
         concurrency = REMOTE_CONCURRENCY if bucket.is_remote else 1
-    benchmark = PictureIndex.from_path(options.decontaminate, progress=True) if options.decontaminate else None
     articles = [
         ReadWorkList(str(staging.work_list), str(staging.journals)),
         ReadArticles(bucket, parse_licenses(options.license), concurrency),

@@ -261,3 +261,70 @@ def test_a_source_that_was_mended_is_read_again(mirror, tmp_path):
     for path in mirror.root.glob("PMC*/*.lost"):
         path.rename(path.with_suffix(".png"))
     assert build_set(mirror.root, tmp_path / "out")["pairs"] == 8
+
+
+def test_pictures_of_a_benchmark_and_what_looks_like_them_are_left_out(mirror, tmp_path):
+    mirror.plain_articles(6, figures_each=1)
+    benchmark = tmp_path / "benchmark"
+    benchmark.mkdir()
+    original = Image.open(io.BytesIO(large_picture(7)))
+    original.resize((150, 120)).save(benchmark / "test.jpg", quality=85)
+    mirror.article(7, figures=figure_xml("F1", "A test image, larger.", "g"), media={"g.png": large_picture(7)})
+    mirror.article(8, figures=figure_xml("F1", "Another.", "g"), media={"g.png": large_picture(8)})
+    report = build_set(mirror.root, tmp_path / "out", decontaminate=str(benchmark))
+    assert report["figures"]["skipped"] == {"like a picture of the benchmark": 1}
+    assert {row["pmcid"] for row in rows_of(tmp_path / "out", ["pmcid"])} == {
+        *(f"PMC{1000 + number}" for number in range(6)),
+        "PMC8",
+    }
+    with pytest.raises(FileNotFoundError, match="--decontaminate"):
+        build_set(mirror.root, tmp_path / "other", decontaminate=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "other").exists(), "told before anything is begun"
+
+
+def large_picture(seed: int) -> bytes:
+    """Smooth blobs: what a perceptual hash is made for."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((300, 240), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_report_counts_what_is_in_the_shards(mirror, tmp_path, shared_data):
+    mirror.plain_articles(9)
+    media = {"g.png": png_bytes(10000), "h.jpg": png_bytes(5, (400, 400))}
+    figures = figure_xml("F1", "Reprinted " + "word " * 300, "g") + figure_xml("F2", "Two words", "h")
+    figures += '<p>See <xref ref-type="fig" rid="F2">Figure 2</xref>.</p>'
+    mirror.article(1, figures=figures, media=media, license_code="CC0")
+    report = build_set(mirror.root, tmp_path / "words", seed=3)
+    assert report["pairs"] == sum(split["pairs"] for split in report["splits"].values()) == 20
+    assert report["licenses"] == {"CC BY": 18, "CC0": 2}
+    assert report["duplicates"] == {"same_bytes": 1, "same_picture": 1}
+    assert report["mentions"] == {"pairs_with": 1, "paragraphs": 1}
+    assert report["image_size"]["above_336"] == 0.05 and report["image_size"]["largest"] == 400
+    assert report["caption_length"]["unit"] == "words" and report["caption_length"]["largest"] == 301
+    assert report["caption_length"]["within_256"] == 0.95
+    assert sum(report["caption_length"]["histogram"]["counts"]) == 20
+    for split, counts in report["splits"].items():
+        paths = list((tmp_path / "words" / "data").glob(f"{split}-*"))
+        assert counts["shards"] == len(paths)
+        assert counts["bytes"] == sum(path.stat().st_size for path in paths)
+
+    tokenizer = str(shared_data / "biomedclip_tokenizer")
+    report = build_set(mirror.root, tmp_path / "tokens", tokenizer=tokenizer)
+    assert report["caption_length"]["unit"] == "tokens" and report["caption_length"]["largest"] >= 303
+    with pytest.raises(ValueError, match="--caption-tokenizer"):
+        build_set(mirror.root, tmp_path / "other", tokenizer=str(tmp_path))
+
+
+def test_shards_have_the_size_that_was_asked_for_a_page_index_and_small_row_groups(mirror, tmp_path):
+    mirror.plain_articles(40, figures_each=10)
+    build_set(mirror.root, tmp_path / "out", split_fractions=(1, 0, 0), max_shard_bytes=400_000)
+    paths = sorted((tmp_path / "out" / "data").iterdir())
+    sizes = [path.stat().st_size for path in paths]
+    assert len(paths) > 4 and max(sizes) < 440_000 and min(sizes) > 0.8 * max(sizes)
+    for path in paths:
+        metadata = pq.read_metadata(path)
+        assert max(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)) <= 100
+        assert metadata.row_group(0).column(0).has_offset_index and metadata.row_group(0).column(0).has_column_index
+        assert str(tmp_path) not in path.read_bytes().decode("latin-1"), "no path of the machine"
