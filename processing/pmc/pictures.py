@@ -81,6 +81,7 @@ def inspect_picture(content: bytes) -> Picture:
     return Picture(width, height, image.mode, perceptual_hash=perceptual_hash(image), frames=_count_frames(image))
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def perceptual_hash(image: Image.Image) -> str:
     """
     64 bits that stay nearly the same when a picture is resized or saved in another format.
@@ -93,7 +94,8 @@ def perceptual_hash(image: Image.Image) -> str:
         image: A decoded picture.
 
     Returns:
-        16 hex digits; nothing for a blank picture, one (nearly) without contrast, of which the bits would say nothing.
+        16 hex digits; nothing for a blank picture, one (nearly) without contrast, of which the bits would say nothing,
+        and for one of floats that are not all finite.
     """
     thumbnail = _grey_thumbnail(image)
     if not thumbnail.std() >= _BLANK_DEVIATION:
@@ -241,8 +243,6 @@ def _grey_thumbnail(image: Image.Image) -> np.ndarray:
         image = image.convert("L")
     elif image.mode.startswith("I;16") and image.mode != "I;16":
         image = image.convert("I")  # Pillow 13 resizes I;16B as if its bytes came in the other order
-    elif image.mode == "F":
-        image = Image.fromarray(np.nan_to_num(np.asarray(image), posinf=0.0, neginf=0.0))
     gap = 2.0 if image.mode != "I;16" else None  # Pillow cannot do its faster first step in this mode
     thumbnail = image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=gap)
     if not image.mode.startswith(("I", "F")):

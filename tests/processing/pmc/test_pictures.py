@@ -160,6 +160,7 @@ print(outcome, int(peak) // 1024, sep="|")
         ("RGBA", (11_000, 12_600), "PNG", {"compress_level": 1}, "taken"),
         ("P", (13_200, 13_200), "GIF", {}, "taken"),
         ("CMYK", (7_500, 7_700), "TIFF", {"compression": "tiff_lzw", "strip_size": 2**31 - 1}, "taken"),
+        ("F", (7_500, 7_700), "TIFF", {"compression": "tiff_adobe_deflate", "strip_size": 2**31 - 1}, "taken"),
         ("RGB", (6_500, 6_700), "WEBP", {"method": 0}, "taken"),
     ],
 )
@@ -224,7 +225,7 @@ def test_copies_are_known_again_and_other_pictures_are_not(shared_data):
         Image.fromarray(np.random.default_rng(0).normal(200, 8, (300, 300)).astype(np.uint8)),
         Image.fromarray(np.full((30, 30), np.nan, dtype=np.float32)),
     ],
-    ids=["white", "black", "16 bits", "noise", "not a number"],
+    ids=["white", "grey", "16 bits", "noise", "not a number"],
 )
 def test_blank_pictures_have_no_hash_and_resemble_nothing(image):
     assert perceptual_hash(image) == ""
