@@ -139,12 +139,14 @@ def build_dataset(
     """
     engine = engine or Engine()
     staging = Staging(Path(output_dir))
-    if staging.finish_move():
-        return read_report(staging.output)
+    identity = {**options.identity(), "update": update}
+    begun = staging.read_options()
+    if staging.finish_move():  # of a build that was killed just then
+        if begun is None or begun["options"] == identity:
+            return read_report(staging.output)
+        begun = None
     _check(options, staging, overwrite=overwrite, update=update)
     benchmark = PictureIndex.from_path(options.decontaminate, progress=progress) if options.decontaminate else None
-    begun = staging.read_options()
-    identity = {**options.identity(), "update": update}
     if begun is not None and begun["options"] != identity:
         if not overwrite:
             raise ValueError(_other_options(begun["options"], identity, staging.root))

@@ -69,7 +69,7 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     target.parent.mkdir(parents=True, exist_ok=True)
     places = pq.ParquetFile(staging.plan).read_row_group(number)
     statistics = ShardStatistics(tokenizer)
-    partial = target.with_suffix(".partial")
+    partial = staging.partial(name)
     reader = _PairReader(plan.files)
     # Content-defined pages: what an update leaves as it was need not be uploaded again.
     with pq.ParquetWriter(partial, pair_schema(), write_page_index=True, use_content_defined_chunking=True) as writer:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ class Staging:
         """PMCIDs whose rows in the data set that is updated no longer count, one a line."""
         return self.root / "outdated.txt"
 
+    def partial(self, name: str) -> Path:
+        """Where a file is written that gets its name when it is whole; for each process another."""
+        folder = self.root / "partial"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{name}.{socket.gethostname()}.{os.getpid()}"
+
     @property
     def _complete(self) -> Path:
         return self.root / "complete"
@@ -95,6 +102,6 @@ class Staging:
 
 def write_whole(path: Path, content: str) -> None:
     """Writes a file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     partial.write_text(content, encoding="utf-8")
     os.replace(partial, path)

@@ -1,5 +1,6 @@
 """A build that was killed goes on where it was, and ends with the same bytes as one that nobody disturbed."""
 
+import contextlib
 import os
 import random
 import signal
@@ -81,6 +82,22 @@ def test_killed_at_ten_random_moments_a_build_ends_with_the_same_bytes(mirror, t
     process = start(mirror.root, output)
     assert process.wait(120) == 0
     assert files(output) == files(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("wait", [0.2, 0.5, 1.5])
+def test_workers_that_outlive_their_killed_parent_do_no_harm(mirror, tmp_path, wait):
+    mirror.plain_articles(60)
+    build_set(mirror.root, tmp_path / "undisturbed")
+    first = start(mirror.root, tmp_path / "out", workers=2)
+    while not (tmp_path / "out" / ".build" / "options.json").exists():
+        time.sleep(0.01)
+    time.sleep(wait)
+    os.kill(first.pid, signal.SIGKILL)  # alone: its workers go on for a while
+    second = start(mirror.root, tmp_path / "out", workers=2)
+    assert second.wait(120) == 0
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(first.pid, signal.SIGKILL)
 
 
 def test_a_worker_that_was_killed_is_replaced_and_its_articles_are_not_read_twice(mirror, tmp_path):
