@@ -134,7 +134,7 @@ def load_pmc15m(
 
     Raises:
         FileNotFoundError: No such split there, or an incomplete one.
-        ValueError: A column that the set does not have, or an option that makes no sense.
+        ValueError: A column that the set does not have, no pair of these licences, or an option that makes no sense.
 
     Example:
 
@@ -156,6 +156,8 @@ def load_pmc15m(
     features = datasets.Features({name: features[name] for name in columns or features})
     if "image" in features:
         features["image"] = datasets.Image(decode=decode)
+    if reader.licenses is not None and not reader.open_shard(urls[0])[0].rows:
+        reader.open_shards(urls)  # raises where the others hold none either
     if not streaming:
         return _random_access(reader, urls, split, features, epoch, start)
 
@@ -364,7 +366,7 @@ class _Reader:
         codes: Counter[str] = Counter()
         shards = []
         with ThreadPoolExecutor(READERS) as pool:
-            opened = pool.map(self._open_shard, urls)
+            opened = pool.map(self.open_shard, urls)
             bar = tqdm(
                 opened,
                 total=len(urls),
@@ -421,7 +423,8 @@ class _Reader:
                 row["caption"] = self.text_of(row, epoch)
         return [{name: row[name] for name in self.columns or row} for row in rows]
 
-    def _open_shard(self, url: str) -> tuple[_Shard, Counter[str]]:
+    def open_shard(self, url: str) -> tuple[_Shard, Counter[str]]:
+        """Counts the wanted rows of a shard, and with a choice of licences its pairs by licence."""
         return self._patiently(url, lambda file: self._count_rows(self._checked(file, url), url), keep=False)
 
     def _count_rows(self, file: pq.ParquetFile, url: str) -> tuple[_Shard, Counter[str]]:

@@ -1,5 +1,6 @@
 """Reading pairs back, as a data set and as a stream of exact batches."""
 
+import os
 import pickle
 import shutil
 from collections import Counter
@@ -156,8 +157,18 @@ def test_licences_that_no_pair_has_are_a_clear_error(pairs):
         PairStream(pairs, licenses="TDM")
     with pytest.raises(ValueError, match="'CC-BY' is not a licence code of PMC. Did you mean 'CC BY'"):
         PairStream(pairs, licenses="CC-BY")
+    for streaming_set in (True, False):
+        with pytest.raises(ValueError, match="no pair under CC-BY"):
+            load_pmc15m(pairs, licenses="CC-BY", streaming=streaming_set)
     with pytest.raises(ValueError, match="licenses is empty"):
         load_pmc15m(pairs, licenses=[])
+
+
+def test_a_licence_that_the_first_shard_lacks_is_found_in_others(tmp_path):
+    write_shards(tmp_path, shards=10, rows=1)
+    assert pair_row(0)["license"] != "CC BY-NC-SA"
+    expected = [pair_row(number)["pair_id"] for number in range(10) if pair_row(number)["license"] == "CC BY-NC-SA"]
+    assert ids(load_pmc15m(tmp_path, licenses="CC BY-NC-SA")) == expected != []
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (4, 0), (1, 2), (2, 2)])
@@ -178,12 +189,16 @@ def test_batches_of_some_licences_and_mentions_do_not_depend_on_ranks_and_worker
 def test_a_mention_is_drawn_by_seed_epoch_and_pair(pairs):
     mentions = {row["pair_id"]: row["mentions"] for row in map(pair_row, range(150))}
     drawn = [{row["pair_id"]: row["caption"] for row in load_pmc15m(pairs, text="mentions", epoch=e)} for e in range(8)]
+    alike = 0
     for pair_id, paragraphs in mentions.items():
         texts = {epoch[pair_id] for epoch in drawn}
         if paragraphs:
             assert texts <= set(paragraphs)
+            # Eight draws of two paragraphs are all the same once in 128 pairs, of three far more rarely.
+            alike += len(paragraphs) > 1 and len(texts) == 1
         else:
             assert texts == {f"Caption {pair_id[3:].split('.')[0]}."}, "the caption of a pair that nobody cites"
+    assert alike <= 2
     cited = [pair_id for pair_id, paragraphs in mentions.items() if paragraphs]
     firsts = Counter(epoch[pair_id] == mentions[pair_id][0] for epoch in drawn for pair_id in cited)
     # About 112 pairs of one, two or three paragraphs, eight draws: the first of them in 11 of 18 cases.
@@ -308,6 +323,16 @@ def test_a_damaged_shard_is_named(copy, view):
         file.write(b"PAR1 nothing else")
     with pytest.raises(OSError, match=f"{damaged}: this shard could not be read in 5 attempts"):
         list(rows)
+
+
+def test_a_file_whose_connection_is_lost_is_opened_again(copy):
+    stream = PairStream(copy)
+    expected = stream.rows(0, 0, 25)
+    stream = PairStream(copy)
+    stream.rows(0, 0, 1)
+    first = shard_paths(copy, "train")[streaming._shard_order(6, 0, 0)[0]]
+    stream._reader._file(os.getpid(), first).close(force=True)
+    assert stream.rows(0, 0, 25) == expected
 
 
 def test_the_columns_of_a_set_can_be_asked_for(pairs):
