@@ -6,18 +6,13 @@ import math
 import pytest
 import torch
 import torch.multiprocessing
-from torch import nn
-from torch.nn.functional import normalize
+from gradient_processes import gradients_of_a_process, unit
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, TrainerCallback
 
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments
 from modeling_biomedclip.contrastive_loss import contrastive_loss
 from modeling_biomedclip.contrastive_trainer import whole_set_loss
 from processing import ContrastiveCollator, PairStream
-
-
-def unit(pairs: int, seed: int) -> torch.Tensor:
-    return normalize(torch.randn(pairs, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 @pytest.fixture
@@ -68,30 +63,11 @@ def test_images_and_texts_that_are_not_pairs_are_refused():
         contrastive_loss(unit(3, 0), unit(4, 0), torch.tensor(1.0))
 
 
-def _gradients(rank: int, world_size: int, port: int, results) -> None:
-    """One process's share of a batch of eight; the mean of the gradients over processes is what DDP makes of them."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
-    )
-    torch.manual_seed(0)
-    image_tower, text_tower = nn.Linear(8, 4), nn.Linear(8, 4)
-    scale = nn.Parameter(torch.tensor(1.5))
-    share = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
-    images, texts = normalize(image_tower(unit(8, 0)[share]), dim=-1), normalize(text_tower(unit(8, 1)[share]), dim=-1)
-    contrastive_loss(images, texts, scale.exp()).backward()
-    gradients = [image_tower.weight.grad, text_tower.weight.grad, scale.grad]
-    for gradient in gradients:
-        torch.distributed.all_reduce(gradient)
-    if rank == 0:
-        results[world_size] = [(gradient / world_size).tolist() for gradient in gradients]
-    torch.distributed.destroy_process_group()
-
-
 def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch():
     manager = torch.multiprocessing.get_context("spawn").Manager()
     results = manager.dict()
     for world_size, port in ((1, 29611), (2, 29612)):
-        torch.multiprocessing.spawn(_gradients, (world_size, port, results), nprocs=world_size)
+        torch.multiprocessing.spawn(gradients_of_a_process, (world_size, port, results), nprocs=world_size)
     for one, two in zip(results[1], results[2], strict=True):
         torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-5, atol=1e-7)
 
