@@ -168,7 +168,7 @@ def test_any_dual_encoder_of_transformers_trains(train, name):
 
 def test_a_model_without_temperature_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no parameter `logit_scale`"):
-        ContrastiveTrainer(nn.Linear(2, 2), ContrastiveTrainingArguments(output_dir=str(tmp_path)))
+        ContrastiveTrainer(torch.nn.Linear(2, 2), ContrastiveTrainingArguments(output_dir=str(tmp_path)))
 
 
 def test_rows_with_random_access_train_and_get_new_crops_each_epoch(train, built):
