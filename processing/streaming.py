@@ -11,6 +11,7 @@ the same rows, texts and errors from a disk, the Hub or S3.
 
 import glob
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -29,6 +30,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
+
+from .pmc.articles import LICENSES_KEY, parse_licenses
 
 
 if TYPE_CHECKING:
@@ -151,7 +154,7 @@ def load_pmc15m(
     urls = shard_paths(path, split, storage_options)
     if seed is not None:
         urls = [urls[number] for number in _shard_order(len(urls), seed, epoch)]
-    reader = _Reader(columns, _license_codes(licenses), text, seed or 0, storage_options)
+    reader = _Reader(columns, None if licenses is None else parse_licenses(licenses), text, seed or 0, storage_options)
     features = datasets.Features.from_arrow_schema(reader.schema(urls[0]))
     features = datasets.Features({name: features[name] for name in columns or features})
     if "image" in features:
@@ -176,7 +179,7 @@ class PairStream:
     """
     A split as batches whose pairs depend on seed and position alone.
 
-    Opening it reads the footers of all shards, many at a time, and with a choice of licences their `license` column.
+    Opening it reads the footers of all shards, many at a time, and with a choice of licences what they say of them.
 
     Args:
         path: The folder that `biomedclip build` wrote; local, `hf://datasets/org/name` or `s3://...`.
@@ -215,7 +218,9 @@ class PairStream:
         self.split = split
         self.seed = seed
         self.columns = tuple(columns)
-        self._reader = _Reader(columns, _license_codes(licenses), text, seed, storage_options)
+        self._reader = _Reader(
+            columns, None if licenses is None else parse_licenses(licenses), text, seed, storage_options
+        )
         self._shards = self._reader.open_shards(shard_paths(path, split, storage_options))
 
     def __len__(self) -> int:
@@ -305,6 +310,16 @@ class _Shard:
     @cached_property
     def rows(self) -> int:
         return sum(self.group_rows or ())
+
+
+def _licenses_of_groups(file: pq.ParquetFile) -> list[Mapping[str, int]]:
+    """Pairs by licence of each row group: from the footer, where the build has put them, else from the column."""
+    noted = (file.metadata.metadata or {}).get(LICENSES_KEY.encode())
+    if noted is not None:
+        return json.loads(noted)
+    groups = range(file.num_row_groups)
+    columns = (file.read_row_group(group, columns=["license"]).column("license").to_pylist() for group in groups)
+    return [Counter(map(str, codes)) for codes in columns]
 
 
 class _Reader:
@@ -429,16 +444,12 @@ class _Reader:
 
     def _count_rows(self, file: pq.ParquetFile, url: str) -> tuple[_Shard, Counter[str]]:
         """The wanted rows of each row group, and pairs by licence."""
-        group_rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         if self.licenses is None:
-            return _Shard(url, tuple(group_rows)), Counter()
-        codes = file.read(columns=["license"]).column("license").to_pylist()
-        edges = np.cumsum([0, *group_rows])
-        wanted = [
-            sum(code in self.licenses for code in codes[low:high])
-            for low, high in zip(edges[:-1], edges[1:], strict=True)
-        ]
-        return _Shard(url, tuple(wanted)), Counter(map(str, codes))
+            groups = range(file.num_row_groups)
+            return _Shard(url, tuple(file.metadata.row_group(group).num_rows for group in groups)), Counter()
+        counts = _licenses_of_groups(file)
+        wanted = [sum(count for code, count in group.items() if code in self.licenses) for group in counts]
+        return _Shard(url, tuple(wanted)), sum(map(Counter, counts), Counter())
 
     def _checked(self, file: pq.ParquetFile, url: str) -> pq.ParquetFile:
         names = file.schema_arrow.names
@@ -539,19 +550,6 @@ def _skip(shards: Sequence[_Shard], start: int) -> list[_Shard]:
 
 def _shard_order(shards: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(shards)
-
-
-def _license_codes(licenses: str | Collection[str] | None) -> frozenset[str] | None:
-    """The codes that a choice stands for, or none where all are welcome."""
-    if licenses is None:
-        return None
-    if isinstance(licenses, str):
-        from .pmc.articles import parse_licenses  # imports lxml, which reading pairs back does not need
-
-        return parse_licenses(licenses)
-    if not licenses:
-        raise ValueError("licenses is empty; say commercial, noncommercial, all, or codes such as 'CC BY,CC0'.")
-    return frozenset(licenses)
 
 
 def _check_complete(names: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 COMMERCIAL_LICENSES = frozenset({"CC0", "CC BY", "CC BY-SA", "CC BY-ND"})
 NONCOMMERCIAL_LICENSES = COMMERCIAL_LICENSES | {"CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND"}
+# In the footer of each shard: pairs by licence of each row group, so that readers can choose without reading rows.
+LICENSES_KEY = "biomedclip.licenses"
 KEPT = "kept"
 
 

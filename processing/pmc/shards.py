@@ -1,6 +1,7 @@
 """The shards of the data set: Parquet files with the figures' original bytes."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .articles import LICENSES_KEY
 from .journal import RECORDS_SUFFIX, read_record
 from .plan import Plan
 from .staging import Staging, write_whole
@@ -69,6 +71,7 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     target.parent.mkdir(parents=True, exist_ok=True)
     places = pq.ParquetFile(staging.plan).read_row_group(number)
     statistics = ShardStatistics(tokenizer)
+    licenses: list[dict[str, int]] = []
     partial = staging.partial(name)
     reader = _PairReader(plan.files)
     # Content-defined pages: what an update leaves as it was need not be uploaded again.
@@ -80,7 +83,9 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
             split = pa.array([name.split("-")[0]] * len(rows), pa.string())
             table = table.set_column(table.schema.get_field_index("split"), pair_schema().field("split"), split)
             statistics.add(table)
+            licenses.append(dict(sorted(Counter(map(str, table.column("license").to_pylist())).items())))
             writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+        writer.add_key_value_metadata({LICENSES_KEY: json.dumps(licenses)})
     staging.statistics.mkdir(exist_ok=True)
     write_whole(staging.statistics / f"{target.stem}.json", json.dumps(statistics.counts(partial.stat().st_size)))
     partial.replace(target)

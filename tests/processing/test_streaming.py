@@ -160,7 +160,7 @@ def test_licences_that_no_pair_has_are_a_clear_error(pairs):
     for streaming_set in (True, False):
         with pytest.raises(ValueError, match="no pair under TDM"):
             load_pmc15m(pairs, licenses="TDM", streaming=streaming_set)
-    with pytest.raises(ValueError, match="licenses is empty"):
+    with pytest.raises(ValueError, match="No licence is named"):
         load_pmc15m(pairs, licenses=[])
 
 

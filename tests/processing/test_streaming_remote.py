@@ -212,3 +212,16 @@ assert sorted(row["pair_id"] for row in workers) == sorted(rows)
     environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_built_set_says_in_its_footers_what_a_choice_of_licences_leaves(built, object_store):
+    s3 = object_store.upload(built, "built")
+    sent = {}
+    for choice in (None, "CC BY"):
+        before = object_store.bytes_sent()
+        stream = PairStream(s3, licenses=choice)
+        assert len(stream) == len(PairStream(built)) > 100
+        sent[choice] = object_store.bytes_sent() - before
+    assert sent["CC BY"] == sent[None]
+    with pytest.raises(ValueError, match=r"no pair under CC0; there are: CC BY \(\d+ pairs\)"):
+        PairStream(s3, licenses="CC0")
