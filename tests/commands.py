@@ -12,12 +12,14 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
 
 
-def biomedclip(*arguments, check: bool = True) -> subprocess.CompletedProcess:
+def biomedclip(
+    *arguments, check: bool = True, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
     result = subprocess.run(
         [sys.executable, "-m", "run_scripts.main", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | (environment or {}),
         cwd=ROOT,
     )
     assert not check or result.returncode == 0, result.stderr[-3000:]

@@ -1,0 +1,119 @@
+"""`biomedclip build` as a person runs it."""
+
+import json
+
+import pytest
+from commands import biomedclip
+from fake_slurm import install_fake_slurm
+from hub_server import HubServer
+
+from run_scripts.build import EngineOptions, SourceOptions, read_build_options, read_engine
+from run_scripts.main import main
+
+
+RESULTS = {"README.md", "articles.parquet", "data", "report.json", "report.png", "skipped.jsonl"}
+
+
+@pytest.fixture
+def articles(mirror):
+    """Twelve articles in a mirror."""
+    mirror.plain_articles(12)
+    return mirror
+
+
+def test_a_build_leaves_the_card_the_report_and_the_picture(articles, tmp_path):
+    result = biomedclip("build", "--source", articles.root, "--output-dir", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
+    assert "24" in result.stdout and max(map(len, result.stdout.splitlines())) <= 80
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["pairs"] == 24 and report["options"]["license"] == "noncommercial"
+    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_is_updated_and_published_by_the_same_command(articles, tmp_path):
+    command = ["build", "--source", articles.root, "--output-dir", tmp_path / "out"]
+    biomedclip(*command)
+    articles.plain_articles(3, first=2000)
+    with HubServer() as hub:
+        environment = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": "hf_writer",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
+        result = biomedclip(*command, "--update", "--push-to", "lab/pairs", environment=environment)
+        files = hub.repositories["dataset", "lab/pairs"].files
+    assert "15 articles" in result.stdout.replace(",", "") or "30" in result.stdout
+    assert "lab/pairs" in result.stdout
+    assert {name.split("/")[0] for name in files} - {".gitattributes"} == RESULTS
+    assert json.loads(files["report.json"].content)["update"] == {
+        "new": 3, "changed": 0, "again": 0, "removed": 0, "unchanged": 12
+    }  # fmt: skip
+    assert str(tmp_path).encode() not in files["report.json"].content + files["README.md"].content
+
+
+def test_without_a_token_nothing_is_begun(articles, tmp_path):
+    result = biomedclip(
+        *["build", "--source", articles.root, "--output-dir", tmp_path / "out", "--push-to", "lab/pairs"],
+        environment={"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""},
+        check=False,
+    )
+    assert result.returncode == 1 and "hf auth login" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_slurm_finishes_the_set_with_its_card_and_publishes_it(articles, tmp_path):
+    with HubServer() as hub:
+        environment = {
+            **install_fake_slurm(tmp_path / "slurm"),
+            **{"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"},
+        }
+        result = biomedclip(
+            *["build", "--source", articles.root, "--output-dir", tmp_path / "out", "--tasks", "2"],
+            *["--executor", "slurm", "--slurm-partition", "cpu", "--push-to", "lab/pairs"],
+            environment=environment,
+        )
+        assert "Submitted" in result.stdout
+        assert RESULTS <= {path.name for path in (tmp_path / "out").iterdir()}, "".join(
+            path.read_text() for path in (tmp_path / "slurm").glob("*.out")
+        )
+        assert "README.md" in hub.repositories["dataset", "lab/pairs"].files
+
+
+def test_a_recipe_holds_the_options(articles, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"source: {articles.root}\nlicense: CC0\nsplit_fractions: 1,0,0\nmax_shard_size: 1MB\n")
+    biomedclip("build", "--config", recipe, "--license", "CC BY", "--output-dir", tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["license_choice"] == "CC BY" and list(report["splits"]) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--executor", "slurm"], "--slurm-partition"),
+        (["--workers", "0"], "--workers must be at least 1"),
+        (["--max-shard-size", "large"], "--max-shard-size 'large'"),
+        (["--license", "CC-BY"], "Did you mean 'CC BY'"),
+        (["--push-to", "pairs"], "an organisation or user and a name"),
+        (["--overwrite", "--update"], "pass one of them"),
+        (["--update"], "no data set to update"),
+        (["--caption-tokenizer", "/nowhere"], "--caption-tokenizer /nowhere"),
+    ],
+)
+def test_options_that_make_no_sense_are_told_before_anything_is_begun(
+    articles, tmp_path, options, message, capsys, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    command = ["build", "--source", str(articles.root), "--output-dir", str(tmp_path / "out"), *options]
+    assert main(command) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_the_command_reach_the_engine():
+    options = EngineOptions(executor="slurm", slurm_partition="cpu", slurm_args="account=lab, qos=long", workers=7)
+    engine = read_engine(options)
+    assert engine.workers == 7 and engine.slurm["partition"] == "cpu"
+    assert engine.slurm["sbatch_args"] == {"account": "lab", "qos": "long"}
+    assert read_build_options(SourceOptions("x", max_shard_size="2GB"), seed=3).max_shard_bytes == 2_000_000_000
