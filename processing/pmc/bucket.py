@@ -151,14 +151,14 @@ class Bucket:
             ObjectError: Missing, unreadable, of more than `max_bytes`, or with another MD5 than the URL says.
             SourceUnavailable: The source did not answer, `ATTEMPTS` times.
         """
-        location, _, expected = url.partition("?md5=")
+        location, expected = url.partition("?md5=")[0], verified_md5(url)
         key = _BUCKET_URL.sub("", location)
         if ".." in key.split("/"):
             raise ObjectError(f"{url}: the key points out of the bucket")
         content = self._read_patiently(key, max_bytes)
         if len(content) > max_bytes:
             raise ObjectError(f"{key}: more than {max_bytes:,} bytes")
-        if expected and hashlib.md5(content, usedforsecurity=False).hexdigest() != expected.lower():
+        if expected and md5_of(content) != expected:
             raise ObjectError(f"{key}: the MD5 is not the one in the metadata, {expected}")
         return content
 
@@ -186,6 +186,16 @@ class Bucket:
             if error.errno == errno.EINVAL and "range" in str(error).lower():  # S3's answer for an empty object
                 return b""
             raise
+
+
+def verified_md5(url: str) -> str:
+    """The MD5 that a URL names, and that what was read from it is known to have; empty where it names none."""
+    return url.partition("?md5=")[2].lower()
+
+
+def md5_of(content: bytes) -> str:
+    """MD5 as hex digits."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _state(entry: dict[str, Any]) -> str:

@@ -146,4 +146,6 @@ def read_record(file: IO[bytes], offset: int, size: int, schema: pa.Schema) -> p
 
 
 def _serialize(row: dict[str, Any], schema: pa.Schema) -> pa.Buffer:
-    return pa.RecordBatch.from_pylist([row], schema=schema).serialize()
+    # As one struct: to convert each column by itself takes twice as long.
+    record = pa.array([row], pa.struct(list(schema)))
+    return pa.RecordBatch.from_struct_array(record).serialize()

@@ -1,11 +1,11 @@
 """The steps of the first pass, one `run` each, as datatrove chains them: from a work list to journals of pairs."""
 
-import hashlib
 import logging
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from ..images import ImageError
 from .articles import Article, Dropped, choose_version
-from .bucket import Bucket, ObjectError, SourceUnavailable
+from .bucket import Bucket, ObjectError, SourceUnavailable, md5_of, verified_md5
 from .jats import MAX_XML_BYTES, Figure, Graphic, JatsError, parse_figures
 from .journal import TaskJournal, journal_path, read_journal
 from .pictures import PictureIndex, inspect_picture
@@ -25,6 +25,7 @@ from .shards import pair_schema
 logger = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES = 100_000_000  # a page scanned at 600 dpi, uncompressed, has as much
+_ARTICLES_AT_A_TIME = 1000  # a task may have half a million, and as Python objects they take ten times the memory
 _IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff", ".bmp", ".webp")
 
 
@@ -42,8 +43,10 @@ class ReadWorkList(PipelineStep):
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         # The last step has opened the journal, and cut off what was half done, before it asks for the first article.
         done = sum(1 for _ in read_journal(journal_path(Path(self.journals), rank)))
-        for row in pq.ParquetFile(self.work_list).read_row_group(rank).slice(done).to_pylist():
-            yield Document(text=row["pmcid"], id=row["pmcid"], metadata={"article": Article(**row)})
+        articles = pq.ParquetFile(self.work_list).read_row_group(rank).slice(done)
+        for batch in articles.to_batches(max_chunksize=_ARTICLES_AT_A_TIME):
+            for row in batch.to_pylist():
+                yield Document(text=row["pmcid"], id=row["pmcid"], metadata={"article": Article(**row)})
 
 
 class ArticleStep(PipelineStep):
@@ -195,7 +198,7 @@ class PairFigures(ArticleStep):
         if not names:
             article.skip(item, "image missing", "no such file among media_urls")
             return
-        picture = self._best_picture(article, item, names)
+        picture = self._best_picture(article, item, names, media)
         if picture is None:
             return
         row = {**_columns(article, figure, graphic), **picture}
@@ -206,14 +209,16 @@ class PairFigures(ArticleStep):
         else:
             article.pairs.append(row)
 
-    def _best_picture(self, article: Article, item: str, names: list[str]) -> dict[str, Any] | None:
+    def _best_picture(
+        self, article: Article, item: str, names: list[str], media: dict[str, str]
+    ) -> dict[str, Any] | None:
         """The columns of the largest file that decodes; all faults are listed."""
         best: dict[str, Any] | None = None
         faults: list[tuple[str, str, str]] = []
         for name in names:
             content = article.pictures[name]
             try:
-                picture = _picture_columns(name, content)
+                picture = _picture_columns(name, content, media[name])
             except ObjectError as error:
                 faults.append((f"{item}/{name}", "image unreadable", str(error)))
             except ImageError as error:
@@ -241,7 +246,8 @@ class WriteArticles(PipelineStep):
             for document in data:
                 article = document.metadata["article"]
                 journal.add(article)
-                self.stat_update("articles", "pairs", value=1)
+                self.stat_update("articles", value=1)
+                self.stat_update("pairs", value=len(article.pairs))
                 yield document
 
 
@@ -275,6 +281,7 @@ def matching_media(href: str, media: dict[str, str]) -> list[str]:
     ]
 
 
+@lru_cache(maxsize=10_000)  # each graphic of an article looks at all files of it
 def _stem(href: str) -> str:
     """The last part of a path without an image's extension; other dots belong to the name."""
     name = href.rsplit("/", 1)[-1]
@@ -282,8 +289,8 @@ def _stem(href: str) -> str:
     return stem if extension.lower() in _IMAGE_EXTENSIONS else name
 
 
-def _picture_columns(name: str, content: bytes | Exception) -> dict[str, Any]:
-    """The columns that come from the picture's file."""
+def _picture_columns(name: str, content: bytes | Exception, url: str) -> dict[str, Any]:
+    """The columns that come from the picture's file, which was read from `url`."""
     if isinstance(content, Exception):
         raise content
     picture = inspect_picture(content)
@@ -294,7 +301,7 @@ def _picture_columns(name: str, content: bytes | Exception) -> dict[str, Any]:
         "mode": picture.mode,
         "frames": picture.frames,
         "file_size": len(content),
-        "image_md5": hashlib.md5(content, usedforsecurity=False).hexdigest(),
+        "image_md5": verified_md5(url) or md5_of(content),
         "perceptual_hash": picture.perceptual_hash,
     }
 
