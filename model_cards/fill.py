@@ -199,17 +199,18 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
 
 def public_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """The report of a build as it can be published: of paths on the machine only their last part."""
-    options = {
-        key: _public_name(value) if isinstance(value, str) else value for key, value in report["options"].items()
-    }
     tokenizer = report["caption_length"]["tokenizer"]
     return {
         **report,
         "source": _public_name(report["source"]),
-        "decontaminated_with": report["decontaminated_with"] and _public_name(report["decontaminated_with"]),
+        "built_with": _public_values(report["built_with"]),
         "caption_length": report["caption_length"] | {"tokenizer": tokenizer and _public_name(tokenizer)},
-        "options": options,
+        "options": _public_values(report["options"]),
     }
+
+
+def _public_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _public_name(value) if isinstance(value, str) else value for key, value in options.items()}
 
 
 def percent(fraction: float) -> str:

@@ -102,22 +102,33 @@ class Documents:
     Args:
         options: Options of the command.
         drawn: Whether the articles are invented; the card says so.
-        push_to: Where to publish it straight away, if anywhere.
-        private: As a private one.
     """
 
     options: dict[str, Any]
     drawn: bool = False
-    push_to: str | None = None
-    private: bool = False
 
     def __call__(self, report: dict[str, Any], folder: Path) -> None:
         report |= {"drawn": self.drawn, "options": self.options, "versions": versions()}
         plot_report(report, folder / "report.png")
         (folder / "README.md").write_text(fill_dataset_card(report), encoding="utf-8")
         write_json(folder / REPORT_FILE, report)
-        if self.push_to:
-            push_dataset(folder, self.push_to, private=self.private, report=report)
+
+
+@dataclass(frozen=True)
+class Publish:
+    """
+    Publishes a data set on the Hub.
+
+    Args:
+        repo_id: `ORG/NAME`.
+        private: As a private one.
+    """
+
+    repo_id: str
+    private: bool = False
+
+    def __call__(self, report: dict[str, Any], folder: Path) -> None:
+        say(f"Published at {push_dataset(folder, self.repo_id, private=self.private, report=report)}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -141,9 +152,6 @@ def main(arguments: Sequence[str]) -> None:
     say(
         f"Data set in {output.output_dir}: data/, README.md, {REPORT_FILE}, report.png, articles.parquet, skipped.jsonl"
     )
-    if output.push_to:
-        url = push_dataset(output.output_dir, output.push_to, private=output.private, report=report)
-        say(f"Published at {url}")
 
 
 def build(
@@ -162,13 +170,7 @@ def build(
         The report; none where the work was submitted to Slurm.
     """
     engine = engine or EngineOptions()
-    in_background = engine.executor == "slurm"
-    documents = Documents(
-        options={key: value for part in (source, engine, output) for key, value in dataclasses.asdict(part).items()},
-        drawn=drawn,
-        push_to=output.push_to if in_background else None,
-        private=output.private,
-    )
+    options = {key: value for part in (source, engine, output) for key, value in dataclasses.asdict(part).items()}
     return build_dataset(
         read_build_options(source, seed=output.seed),
         output.output_dir,
@@ -177,7 +179,8 @@ def build(
         concurrency=engine.connections,
         overwrite=source.overwrite,
         update=source.update,
-        finish=documents,
+        finish=Documents(options, drawn),
+        publish=Publish(output.push_to, output.private) if output.push_to else None,
         progress=True,
     )
 

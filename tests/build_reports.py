@@ -99,7 +99,7 @@ def full_scale_report() -> dict[str, Any]:
             "histogram": side_histogram,
         },
         "update": {"unchanged": 7_990_011, "new": 20_114, "changed": 2_220, "removed": 31},
-        "decontaminated_with": None,
+        "built_with": {"source": "/home/someone/mirror"},
         "seconds": 40_215.3,
         "drawn": False,
         "options": {
@@ -149,7 +149,7 @@ def smallest_report() -> dict[str, Any]:
             "histogram": {"edges": [0, 32], "counts": [1]},
         },
         "update": None,
-        "decontaminated_with": None,
+        "built_with": {"source": "/home/someone/mirror"},
         "seconds": 0.4,
         "options": {"source": "/home/someone/mirror", "license": "noncommercial", "output_dir": "/home/someone/out"},
     }

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from .pictures import PictureIndex
 from .plan import ARTICLES_FILE, Plan, make_plan
 from .shards import write_shard
 from .splits import TooFewArticles
-from .staging import Staging, write_whole
+from .staging import HIDDEN, Staging, discard, only_one, write_whole
 from .statistics import load_tokenizer, summarize
 from .steps import FetchPictures, PairFigures, ParseFigures, ReadArticles, ReadWorkList, WriteArticles
 
@@ -49,7 +49,11 @@ ARTICLES_PER_TASK = 50  # at least, by default
 SHARD_TASKS = 512  # at most: a task writes several shards
 REMOTE_CONCURRENCY = 16
 
-Finish = Callable[[dict[str, Any], Path], None]
+# An update that finds more of its articles gone than this has been given half a source.
+REMOVED_SHARE = 0.05
+FEW_REMOVED = 20
+
+Callback = Callable[[dict[str, Any], Path], None]
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,19 @@ class BuildOptions:
     decontaminate: str | None = None
     tokenizer: str | None = None
 
+    def absolute(self) -> "BuildOptions":
+        """The same options with folders of this machine by their whole paths."""
+
+        def whole(place: str | None) -> str | None:
+            return str(Path(place).absolute()) if place and "://" not in place and Path(place).exists() else place
+
+        return replace(
+            self,
+            source=whole(self.source) or self.source,
+            decontaminate=whole(self.decontaminate),
+            tokenizer=whole(self.tokenizer),
+        )
+
     def identity(self) -> dict[str, Any]:
         """The options as they are remembered: equal where the same data set is meant."""
         pmcids = None if self.pmcids is None else sorted(self.pmcids)
@@ -106,7 +123,8 @@ def build_dataset(
     concurrency: int | None = None,
     overwrite: bool = False,
     update: bool = False,
-    finish: Finish | None = None,
+    finish: Callback | None = None,
+    publish: Callback | None = None,
     progress: bool = False,
 ) -> dict[str, Any] | None:
     """
@@ -123,8 +141,11 @@ def build_dataset(
         tasks: Runs of the work list; none for some of 50 articles or more. A build that is taken up keeps its own.
         concurrency: Articles that a task reads at a time; none for 16 where each read is a request, else 1.
         overwrite: Replace a data set that is there.
-        update: Take what is new or changed into the data set that is there, and leave out what is gone.
+        update: Take what is new or changed into the data set that is there, and leave out what is gone. An article
+            never changes its split.
         finish: Called at the end with the report and the folder of the finished result, before it takes its place.
+        publish: Called with the report and `output_dir` once all is in its place; a set that is there already, of the
+            same options, is published as it is.
         progress: Show bars.
 
     Returns:
@@ -136,36 +157,21 @@ def build_dataset(
         FileNotFoundError: `update` is on, and there is none.
         ValueError: An option that makes no sense, too few articles for the splits, or other options than those of
             the data set or of the interrupted build that is there.
+        AtWork: Another build is at work in the folder.
     """
+    output = Path(output_dir).absolute()  # tasks may run on machines that stand in other folders
+    options = options.absolute()
     engine = engine or Engine()
-    staging = Staging(Path(output_dir))
-    identity = {**options.identity(), "update": update}
-    begun = staging.read_options()
-    if staging.finish_move():  # of a build that was killed just then
-        if begun is None or begun["options"] == identity:
-            return read_report(staging.output)
-        begun = None
-    _check(options, staging, overwrite=overwrite, update=update)
-    benchmark = PictureIndex.from_path(options.decontaminate, progress=progress) if options.decontaminate else None
-    if begun is not None and begun["options"] != identity:
-        if not overwrite:
-            raise ValueError(_other_options(begun["options"], identity, staging.root))
-        begun = None
-    if begun is None:
-        begun = _begin(options, staging, engine, tasks, update=update, progress=progress)
-    if begun is None:
-        return read_report(staging.output)
-    in_background = engine.executor == "slurm"
-    stages = _stages(options, staging, begun, benchmark, concurrency, finish, in_background)
-    try:
-        engine.run(stages, staging.logs, _bar_of(staging, begun["articles"], progress))
-    except TooFewArticles:
-        staging.clear()  # the source may be mended; what is kept here would hide that
-        raise
-    if in_background:
-        return None
-    staging.take_place()
-    return read_report(staging.output)
+    _check(options, output, overwrite=overwrite, update=update, publish=publish is not None)
+    with only_one(output):
+        report: dict[str, Any] | None
+        if publish is not None and not overwrite and not update and (output / "data").exists():
+            report = read_report(output)  # what is left to do is to publish it
+        else:
+            report = _build(options, output, engine, tasks, concurrency, overwrite, update, finish, publish, progress)
+        if report is not None and publish is not None:
+            publish(report, output)
+    return report
 
 
 def read_report(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -173,56 +179,106 @@ def read_report(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
     return json.loads((Path(output_dir) / REPORT_FILE).read_text(encoding="utf-8"))
 
 
-def _check(options: BuildOptions, staging: Staging, *, overwrite: bool, update: bool) -> None:
+def _build(
+    options: BuildOptions,
+    output: Path,
+    engine: Engine,
+    tasks: int | None,
+    concurrency: int | None,
+    overwrite: bool,
+    update: bool,
+    finish: Callback | None,
+    publish: Callback | None,
+    progress: bool,
+) -> dict[str, Any] | None:
+    identity = {**options.identity(), "update": update}
+    found = Staging.find(output)
+    if found is not None and found[1]["options"] != identity:
+        if not overwrite:
+            raise ValueError(_other_options(found[1]["options"], identity, output / HIDDEN))
+        found = None
+    if found is not None and found[0].finish_move():
+        discard(output)
+        return read_report(output)
+    benchmark = PictureIndex.from_path(options.decontaminate, progress=progress) if options.decontaminate else None
+    if found is None:
+        found = _begin(options, output, engine, tasks, update=update, progress=progress)
+    if found is None:
+        return read_report(output)
+    staging, begun = found
+    in_background = engine.executor == "slurm"
+    afterwards = _Afterwards(finish, publish if in_background else None, in_background)
+    stages = _stages(options, staging, begun, benchmark, concurrency, afterwards)
+    try:
+        engine.run(stages, staging.logs, _Watch(staging, begun["articles"], progress))
+    except TooFewArticles:
+        discard(output)  # the source may be mended; what is kept here would hide that
+        raise
+    if in_background:
+        return None
+    staging.take_place()
+    discard(output)
+    return read_report(output)
+
+
+def _check(options: BuildOptions, output: Path, *, overwrite: bool, update: bool, publish: bool) -> None:
     """Refuses what makes no sense before anything is read or written."""
     parse_licenses(options.license)
     if options.max_shard_bytes < 1:
         raise ValueError(f"--max-shard-size must be positive, not {options.max_shard_bytes}.")
     if options.tokenizer:
         load_tokenizer(options.tokenizer)
-    data = staging.output / "data"
     if overwrite and update:
         raise ValueError("--overwrite builds anew and --update keeps what is there: pass one of them.")
-    if data.exists() and not overwrite and not update:
+    data = output / "data"
+    moving = Staging.find(output) is not None  # killed while it took its place, perhaps
+    if update and not moving and not (data.exists() and (output / ARTICLES_FILE).exists()):
+        raise FileNotFoundError(f"{output}: no data set to update, {ARTICLES_FILE} and data/ belong to it.")
+    if not data.exists() or overwrite or moving:
+        return
+    differences = _differences(options, read_report(output)) if (output / REPORT_FILE).exists() else ["no report"]
+    if update and differences:
+        raise ValueError(
+            f"--update: the data set that is there has {'; '.join(differences)}. Its rows would not fit new ones. Pass "
+            "the same options, or build anew with --overwrite."
+        )
+    if not update and (differences or not publish):
         raise FileExistsError(
             f"{data} is there already. Pass --update to take what is new, --overwrite to build it anew, or another "
             "--output-dir."
         )
-    if update and not (data.exists() and (staging.output / ARTICLES_FILE).exists()):
-        raise FileNotFoundError(f"{staging.output}: no data set to update, {ARTICLES_FILE} and data/ belong to it.")
-    if update:
-        _check_update(options, read_report(staging.output))
 
 
-def _check_update(options: BuildOptions, report: Mapping[str, Any]) -> None:
-    now = {
-        "format": DATASET_FORMAT,
-        "license_choice": options.license,
-        "decontaminated_with": options.decontaminate,
-    }
-    for name, value in now.items():
-        if report.get(name) != value:
-            raise ValueError(
-                f"--update: the data set was built with {name.replace('_', ' ')} {report.get(name)!r}, not {value!r}: "
-                "old rows would not fit new ones. Pass the same, or build anew with --overwrite."
-            )
+def _differences(options: BuildOptions, report: Mapping[str, Any]) -> list[str]:
+    """What of the options decides on rows and splits, and is not what the data set was built with."""
+    now = {"format": DATASET_FORMAT, **options.identity()}
+    before = report.get("built_with") or {}
+    names = ["format", "source", "pmcids", "license", "decontaminate"]
+    if options.split_fractions is not None:
+        names.append("split_fractions")
+    return [
+        f"{name.replace('_', ' ')} {before.get(name)!r}, not {now[name]!r}"
+        for name in names
+        if before.get(name) != now[name]
+    ]
 
 
 def _begin(
-    options: BuildOptions, staging: Staging, engine: Engine, tasks: int | None, *, update: bool, progress: bool
-) -> dict[str, Any] | None:
-    """Reads the work list and writes down what is to be done; none if an update finds nothing to do."""
+    options: BuildOptions, output: Path, engine: Engine, tasks: int | None, *, update: bool, progress: bool
+) -> tuple[Staging, dict[str, Any]] | None:
+    """Reads the work list and notes what is to be done; none if an update finds nothing to do."""
     started = datetime.now(UTC)
     bucket = Bucket(options.source)
+    manifest = find_manifest(bucket, options.inventory)
     work_list = read_work_list(bucket, options.pmcids, inventory=options.inventory, progress=progress)
-    staging.clear()
-    staging.root.mkdir(parents=True)
+    staging = Staging.begin(output)
     changes = None
     if update:
+        _refuse_older(inventory_date(manifest), read_report(output)["inventory_date"])
         work_list, changes = _changes(work_list, staging)
         if not any(changes[name] for name in ("new", "changed", "removed", "again")):
-            staging.clear()
-            logger.warning("%s: nothing new, %d articles unchanged", staging.output, changes["unchanged"])
+            discard(output)
+            logger.warning("%s: nothing new, %d articles unchanged", output, changes["unchanged"])
             return None
     articles = work_list.num_rows
     if tasks is None:
@@ -234,14 +290,22 @@ def _begin(
             writer.write_table(work_list.slice(start, end - start), row_group_size=max(end - start, 1))
     begun = {
         "options": {**options.identity(), "update": update},
-        "inventory_date": inventory_date(find_manifest(bucket, options.inventory)),
+        "inventory_date": inventory_date(manifest),
         "started": started.isoformat(),
         "tasks": tasks,
         "articles": articles,
         "update": changes,
     }
-    write_whole(staging.options, json.dumps(begun, indent=2))
-    return begun
+    staging.note(begun)
+    return staging, begun
+
+
+def _refuse_older(inventory: str | None, before: str | None) -> None:
+    if inventory and before and inventory < before:
+        raise ValueError(
+            f"--update: the inventory {inventory} is older than {before}, with which the data set was built: what came "
+            "in between would be taken for removed. Leave --inventory out, or build anew with --overwrite."
+        )
 
 
 def _changes(work_list: pa.Table, staging: Staging) -> tuple[pa.Table, dict[str, int]]:
@@ -253,12 +317,17 @@ def _changes(work_list: pa.Table, staging: Staging) -> tuple[pa.Table, dict[str,
     new, removed = pc.is_null(old), pc.is_null(mark)
     changed = pc.fill_null(pc.not_equal(old, mark), False)
     again = pc.and_(pc.fill_null(joined.column("again"), False), pc.invert(pc.or_(changed, removed)))
-    outdated = joined.filter(pc.or_(pc.or_(removed, changed), again)).column("pmcid")
-    wanted = joined.filter(pc.or_(pc.or_(new, changed), again)).column("pmcid")
-    staging.outdated.write_text("\n".join(outdated.to_pylist()))
     kinds = {"new": new, "changed": changed, "again": again, "removed": removed}
     counts = {name: pc.sum(column).as_py() or 0 for name, column in kinds.items()}
     counts["unchanged"] = joined.num_rows - sum(counts.values())
+    if counts["removed"] > max(FEW_REMOVED, before.num_rows * REMOVED_SHARE):
+        raise ValueError(
+            f"--update: {counts['removed']:,} of the {before.num_rows:,} articles of the data set are no more in the "
+            "source. PMC removes few; the source may be incomplete. Build anew with --overwrite if it is right."
+        )
+    outdated = joined.filter(pc.or_(pc.or_(removed, changed), again)).column("pmcid")
+    wanted = joined.filter(pc.or_(pc.or_(new, changed), again)).column("pmcid")
+    staging.outdated.write_text("\n".join(outdated.to_pylist()))
     return work_list.filter(pc.is_in(work_list.column("pmcid"), wanted.combine_chunks())), counts
 
 
@@ -268,8 +337,7 @@ def _stages(
     begun: Mapping[str, Any],
     benchmark: PictureIndex | None,
     concurrency: int | None,
-    finish: Finish | None,
-    in_background: bool,
+    afterwards: "_Afterwards",
 ) -> list[Stage]:
     bucket = Bucket(options.source)
     if concurrency is None:
@@ -288,8 +356,17 @@ def _stages(
         Stage("articles", articles, tasks),
         Stage("plan", [PlanShards(options, staging, previous)], 1),
         Stage("shards", [WriteShards(staging, options.tokenizer)], min(tasks, SHARD_TASKS)),
-        Stage("finish", [FinishDataset(options, staging, begun, finish, in_background)], 1),
+        Stage("finish", [FinishDataset(options, staging, begun, afterwards)], 1),
     ]
+
+
+@dataclass(frozen=True)
+class _Afterwards:
+    """What the last stage does beside the report: documents and, where nobody waits for it, the move and the rest."""
+
+    finish: Callback | None
+    publish: Callback | None
+    in_background: bool
 
 
 class BuildStep(PipelineStep):
@@ -324,15 +401,22 @@ class PlanShards(BuildStep):
 
     def work(self, rank: int, world_size: int) -> None:
         fractions = self.options.split_fractions
-        if fractions is None and self.previous is not None:
-            fractions = self.previous["split_fractions"]  # an article never changes its split because the set has grown
+        if self.previous is None:
+            update: dict[str, Any] = {}
+        else:
+            # An article never changes its split because the set has grown.
+            fractions = self.previous["split_fractions"]
+            update = {
+                "previous": self.staging.output,
+                "outdated": self.staging.outdated,
+                "moved_before": self.previous["articles_moved_to_fill_a_split"],
+            }
         make_plan(
             self.staging,
             seed=self.options.seed,
             fractions=fractions,
             max_shard_bytes=self.options.max_shard_bytes,
-            previous=self.staging.output if self.previous is not None else None,
-            outdated=self.staging.outdated if self.previous is not None else None,
+            **update,
         )
 
 
@@ -356,28 +440,24 @@ class FinishDataset(BuildStep):
 
     name = "Finish"
 
-    def __init__(
-        self,
-        options: BuildOptions,
-        staging: Staging,
-        begun: Mapping[str, Any],
-        finish: Finish | None,
-        in_background: bool,
-    ):
+    def __init__(self, options: BuildOptions, staging: Staging, begun: Mapping[str, Any], afterwards: _Afterwards):
         super().__init__(staging)
-        self.in_background = in_background
         self.options = options
         self.begun = begun
-        self.finish = finish
+        self.afterwards = afterwards
 
     def work(self, rank: int, world_size: int) -> None:
-        plan = Plan.load(self.staging)
-        report = self._report(plan)
-        write_whole(self.staging.result / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        if self.finish is not None:
-            self.finish(report, self.staging.result)
-        if self.in_background:
-            self.staging.take_place(keep_logs=True)  # the executor has still to write there
+        if not self.staging.finish_move():  # a job that was taken up again may have moved it before
+            report = self._report(Plan.load(self.staging))
+            write_whole(self.staging.result / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            if self.afterwards.finish is not None:
+                self.afterwards.finish(report, self.staging.result)
+            if self.afterwards.in_background:
+                self.staging.take_place()
+        if self.afterwards.publish is not None:
+            self.afterwards.publish(read_report(self.staging.output), self.staging.output)
+        if self.afterwards.in_background:
+            self.staging.leave_logs()
 
     def _report(self, plan: Plan) -> dict[str, Any]:
         statistics = {}
@@ -407,8 +487,7 @@ class FinishDataset(BuildStep):
             "split_fractions": list(plan.fractions),
             "articles_moved_to_fill_a_split": plan.moved,
             "update": self.begun["update"],
-            "format": DATASET_FORMAT,
-            "decontaminated_with": self.options.decontaminate,
+            "built_with": {**self.options.identity(), "format": DATASET_FORMAT},
             "seconds": round((now - datetime.fromisoformat(self.begun["started"])).total_seconds(), 1),
         }
 
@@ -430,25 +509,29 @@ def _other_options(begun: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
     )
 
 
-def _bar_of(staging: Staging, articles: int, show: bool) -> Callable[[str], AbstractContextManager[None]]:
-    """Gives the progress bar of a stage."""
+class _Watch:
+    """Looks at the folder to see how far a build is: it works whatever process, or machine, writes there."""
 
-    def shards() -> int:
-        return sum(1 for _ in (staging.result / "data").glob("*.parquet"))
+    def __init__(self, staging: Staging, articles: int, show: bool):
+        self.staging = staging
+        self.articles = articles
+        self.show = show
 
-    def bar(stage: str) -> AbstractContextManager[None]:
-        if stage == "articles" and show:
-            return _watch("Articles", articles, lambda: count_articles(staging.journals))
-        if stage == "shards" and show:
-            return _watch("Shards", len(Plan.load(staging).names()), shards)
-        return contextlib.nullcontext()
+    def count(self, stage: str) -> int:
+        if stage == "articles":
+            return count_articles(self.staging.journals)
+        return sum(1 for _ in (self.staging.result / "data").glob("*.parquet")) if stage == "shards" else 0
 
-    return bar
+    def bar(self, stage: str) -> AbstractContextManager[None]:
+        if not self.show or stage not in ("articles", "shards"):
+            return contextlib.nullcontext()
+        total = self.articles if stage == "articles" else len(Plan.load(self.staging).names())
+        return _watch(stage.capitalize(), total, lambda: self.count(stage))
 
 
 @contextlib.contextmanager
 def _watch(name: str, total: int, count: Callable[[], int]) -> Iterator[None]:
-    """A bar that looks at the folder: it works whatever process, or machine, writes there."""
+    """A bar that counts again each second."""
     done = threading.Event()
     bar = tqdm(total=total, initial=count(), desc=name, unit=name.lower()[:-1], file=sys.stderr, dynamic_ncols=True)
 

@@ -10,16 +10,17 @@ import logging
 import os
 import shlex
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -30,6 +31,8 @@ from .bucket import SourceUnavailable
 
 logger = logging.getLogger(__name__)
 
+# What does not pass: a full disk, one that is read-only, one that knows no locks.
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 EXECUTORS = ("local", "slurm", "ray")
 PAUSE = 20.0  # seconds before a task is run again; twice as many before the next time
 
@@ -62,7 +65,7 @@ class Engine:
     Args:
         executor: `local`, `slurm` or `ray`.
         workers: Tasks at a time.
-        retries: How often a task that failed is run again.
+        retries: How often tasks that failed are run again without any getting further.
         slurm: For `slurm`: `partition`, `time`, and what else `sbatch` takes; `mem_per_cpu_gb` and `cpus_per_task` as
             datatrove has them.
         memory_gb: Memory that a task may use, where the executor reserves it.
@@ -74,31 +77,29 @@ class Engine:
     memory_gb: int = 2
     slurm: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, stages: Sequence[Stage], logs: Path, around: Callable[[str], AbstractContextManager[None]]) -> bool:
+    def run(self, stages: Sequence[Stage], logs: Path, watch: "Watch") -> None:
         """
-        Runs the stages.
+        Runs the stages; under Slurm they are only submitted.
 
         Args:
             stages: In their order.
             logs: Folder for datatrove's logs and marks of completion.
-            around: Gives what surrounds a stage of some name, such as a progress bar.
-
-        Returns:
-            Whether they are done; under Slurm they are only submitted.
+            watch: Sees how far they are.
 
         Raises:
             TasksFailed: Some tasks failed each time.
         """
         if self.executor == "slurm":
             self._submit(stages, logs)
-            return False
+            return
         for stage in stages:
-            with around(stage.name):
-                self._run_stage(stage, logs / stage.name)
-        return True
+            with watch.bar(stage.name):
+                self._run_stage(stage, logs / stage.name, watch)
 
-    def _run_stage(self, stage: Stage, logs: Path) -> None:
-        for attempt in range(1, self.retries + 2):
+    def _run_stage(self, stage: Stage, logs: Path, watch: "Watch") -> None:
+        in_vain = 0
+        while True:
+            before = watch.count(stage.name)
             executor = self._executor(stage, logs)
             error: Exception | None = None
             try:
@@ -109,17 +110,12 @@ class Engine:
             failed = executor.get_incomplete_ranks()
             if not failed:
                 return
-            if not _may_pass(error):
-                raise error or AssertionError
-            if attempt <= self.retries:
-                logger.warning("%s: %d task(s) failed and are run again. %s", stage.name, len(failed), error or "")
-                time.sleep(PAUSE * attempt)
-        if error is not None and not isinstance(error, BrokenProcessPool):
-            raise error
-        raise TasksFailed(
-            f"{stage.name}: {len(failed)} of {stage.tasks} tasks failed {attempt} times, among them task {failed[0]}. "
-            f"The logs are in {logs}. The same command goes on from here."
-        ) from error
+            # A run that got on is not in vain: over days of work there is an outage now and then.
+            in_vain = 0 if watch.count(stage.name) > before else in_vain + 1
+            if in_vain > self.retries or not _may_pass(error):
+                raise _cause(error, stage, failed, logs) from error
+            logger.warning("%s: %d task(s) failed and are run again. %s", stage.name, len(failed), error or "")
+            time.sleep(PAUSE * (in_vain + 1))
 
     def _executor(self, stage: Stage, logs: Path) -> Any:
         steps = list(stage.steps)
@@ -147,6 +143,16 @@ class Engine:
                 before.run()  # submits those that it depends on first
 
 
+class Watch(Protocol):
+    """What sees how far a build is."""
+
+    def bar(self, stage: str) -> AbstractContextManager[None]:
+        """What surrounds a stage: a progress bar."""
+
+    def count(self, stage: str) -> int:
+        """Work of a stage that is done so far, in whatever unit."""
+
+
 class _LocalExecutor(LocalPipelineExecutor):
     """
     datatrove's local executor on the standard library's pool.
@@ -161,7 +167,7 @@ class _LocalExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 self._run_copy(rank)
             return
-        with ProcessPoolExecutor(self.workers, mp_context=get_context("forkserver")) as pool:
+        with ProcessPoolExecutor(self.workers, get_context("forkserver"), initializer=_end_with_parent) as pool:
             errors = [future.exception() for future in [pool.submit(self._run_copy, rank) for rank in ranks]]
         for error in filter(None, errors):
             raise error
@@ -195,10 +201,39 @@ class _SlurmExecutor(SlurmPipelineExecutor):
         """The report has all numbers; datatrove's own would be one more job for each stage."""
 
 
+def _end_with_parent() -> None:
+    """Lets a worker die when its parent does, even by -9: it would take the next tasks of the queue, and then wait."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _cause(error: Exception | None, stage: Stage, failed: Sequence[int], logs: Path) -> Exception:
+    """What is told of a stage that failed: the error that is known, or where to look for it."""
+    if error is not None and not isinstance(error, BrokenProcessPool):
+        return error
+    return TasksFailed(
+        f"{stage.name}: {len(failed)} of {stage.tasks} tasks failed each time, among them task {failed[0]}. The logs "
+        f"are in {logs}. The same command goes on from here."
+    )
+
+
 def _may_pass(error: Exception | None) -> bool:
     """Whether a task that died of this may do better another time. What Ray's tasks died of is known to their logs."""
     if isinstance(error, OSError):
-        return error.errno != errno.ENOSPC
+        return error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.ENOSYS,
+            errno.EOPNOTSUPP,
+            errno.ENOLCK,
+        )
     return error is None or isinstance(error, (SourceUnavailable, BrokenProcessPool))
 
 

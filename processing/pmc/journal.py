@@ -5,7 +5,6 @@ one row, and a journal with a line of JSON for each article, written after its r
 done. A task that starts again cuts off what came after the last whole line and goes on with the next article.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from .articles import KEPT, Article
+from .staging import lock
 
 
 logger = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ class TaskJournal:
         self._journal = self._open(self.path)
         self._records = self._open(records_path(self.path))
         self._progress = self._open(self.path.with_suffix(".progress"))  # a byte an article
-        # A worker whose parent was killed may still be at it: it ends with its task, and this one then finds all done.
-        fcntl.flock(self._journal, fcntl.LOCK_EX)
+        # A task that was given up may still be at it, on another machine perhaps: one writes at a time.
+        lock(self._journal, wait=True)
         self._recover()
         return self
 

@@ -8,7 +8,7 @@ import heapq
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ def make_plan(
     max_shard_bytes: int,
     previous: Path | None = None,
     outdated: Path | None = None,
+    moved_before: Mapping[str, str] | None = None,
 ) -> Plan:
     """
     Decides on splits and shards, and writes the plan, the table of articles and the list of what was left out.
@@ -111,6 +112,7 @@ def make_plan(
         max_shard_bytes: Size of a shard, about.
         previous: Folder of the data set that is updated, if any.
         outdated: List of the PMCIDs whose pairs in it no longer count, one a line.
+        moved_before: Its articles that were moved to fill a split.
 
     Raises:
         TooFewArticles: Fewer articles with pairs than splits that were asked for.
@@ -125,7 +127,7 @@ def make_plan(
 
     kept = table.filter(pc.greater(table.column("pairs"), 0)).column("pmcid").to_pylist()
     fractions = tuple(fractions) if fractions is not None else default_fractions(len(kept))
-    splits, moved = assign_splits(kept, fractions)
+    splits, moved = assign_splits(kept, fractions, moved_before)
     plan = Plan(seed, fractions, moved, [str(path) for path in (*map(records_path, journals), *shards)])
     outcomes = Counter(table.column("outcome").to_pylist())
     plan.counts = {

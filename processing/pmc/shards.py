@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 
 import numpy as np
@@ -18,6 +18,7 @@ from .statistics import ShardStatistics
 
 # Readers share shards and take slices of them, so a slice must not cost a large row group.
 ROWS_PER_GROUP = 100
+BYTES_PER_GROUP = 250_000_000  # of pictures: Arrow joins no more than 2 GiB, and the memory of a task is shared out
 
 
 @cache
@@ -56,7 +57,7 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     """
     Writes one shard in the order of the plan, and its statistics; complete or not at all.
 
-    A hundred pairs are in memory at a time.
+    A row group is in memory at a time: a hundred pairs, or fewer if their pictures are large.
 
     Args:
         staging: The build.
@@ -76,9 +77,7 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     reader = _PairReader(plan.files)
     # Content-defined pages: what an update leaves as it was need not be uploaded again.
     with pq.ParquetWriter(partial, pair_schema(), write_page_index=True, use_content_defined_chunking=True) as writer:
-        for start in range(0, places.num_rows, ROWS_PER_GROUP):
-            group = places.slice(start, ROWS_PER_GROUP).to_pydict()
-            rows = [reader.read(*place) for place in zip(*group.values(), strict=True)]
+        for rows in _row_groups(reader, places):
             table = pa.Table.from_batches(rows, pair_schema()).combine_chunks()
             split = pa.array([name.split("-")[0]] * len(rows), pa.string())
             table = table.set_column(table.schema.get_field_index("split"), pair_schema().field("split"), split)
@@ -89,6 +88,22 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     staging.statistics.mkdir(exist_ok=True)
     write_whole(staging.statistics / f"{target.stem}.json", json.dumps(statistics.counts(partial.stat().st_size)))
     partial.replace(target)
+
+
+def _row_groups(reader: "_PairReader", places: pa.Table) -> Iterator[list[pa.RecordBatch]]:
+    """The pairs of a shard, a row group at a time."""
+    rows: list[pa.RecordBatch] = []
+    group_bytes = 0
+    for place in places.to_pylist():
+        row = reader.read(**place)
+        row_bytes = row.column("file_size")[0].as_py()
+        if rows and (len(rows) == ROWS_PER_GROUP or group_bytes + row_bytes > BYTES_PER_GROUP):
+            yield rows
+            rows, group_bytes = [], 0
+        rows.append(row)
+        group_bytes += row_bytes
+    if rows:
+        yield rows
 
 
 class _PairReader:

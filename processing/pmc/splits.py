@@ -51,13 +51,16 @@ def parse_fractions(choice: str) -> tuple[float, float, float]:
     return train, validation, test
 
 
-def assign_splits(pmcids: Sequence[str], fractions: Sequence[float]) -> tuple[list[str], dict[str, str]]:
+def assign_splits(
+    pmcids: Sequence[str], fractions: Sequence[float], moved_before: Mapping[str, str] | None = None
+) -> tuple[list[str], dict[str, str]]:
     """
     The split of each article, none of those that were asked for left empty.
 
     Args:
         pmcids: Articles with at least one pair.
         fractions: Shares of train, validation and test.
+        moved_before: Articles that were moved when the set was smaller: they stay where they are.
 
     Returns:
         A split for each article, and the few articles that were moved to fill a split: those whose hashes come first,
@@ -73,7 +76,8 @@ def assign_splits(pmcids: Sequence[str], fractions: Sequence[float]) -> tuple[li
             "articles, or fewer splits, such as --split-fractions 1,0,0."
         )
     splits = {pmcid: split_by_hash(pmcid, fractions) for pmcid in pmcids}
-    moved = _fill_empty(splits, wanted)
+    moved = {pmcid: split for pmcid, split in (moved_before or {}).items() if pmcid in splits and split in wanted}
+    moved |= _fill_empty(splits | moved, wanted)
     return [moved.get(pmcid, splits[pmcid]) for pmcid in pmcids], moved
 
 

@@ -1,36 +1,75 @@
 """The hidden folder in which a data set grows, and how it takes its place when all of it is there."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
 import socket
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+
+HIDDEN = ".build"
+
+
+class AtWork(OSError):
+    """Another build is at work in the folder."""
 
 
 @dataclass(frozen=True)
 class Staging:
     """
-    The folder of an unfinished build, `.build` beside the result.
+    The folder of an unfinished build: `.build/<name>` beside the result.
+
+    Each build has a folder of its own name, so that what a killed one has left running writes nowhere else.
 
     Args:
         output: The folder of the data set.
+        name: The build's.
     """
 
     output: Path
+    name: str
+
+    @classmethod
+    def begin(cls, output: Path) -> "Staging":
+        """A folder for a new build; what an earlier one has left is cleared away."""
+        discard(output)
+        staging = cls(output, uuid.uuid4().hex[:12])
+        staging.root.mkdir(parents=True)
+        return staging
+
+    @classmethod
+    def find(cls, output: Path) -> "tuple[Staging, dict[str, Any]] | None":
+        """The build that was begun here and is not finished, and what was noted of it; none where there is none."""
+        path = output / HIDDEN / "options.json"
+        if not path.exists():
+            return None
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        return cls(output, begun["name"]), begun
+
+    def note(self, begun: Mapping[str, Any]) -> None:
+        """Notes what is to be done: from now on the build can be taken up."""
+        content = json.dumps({"name": self.name, **begun}, indent=2)
+        write_whole(self.output / HIDDEN / "options.json", content)
 
     @property
     def root(self) -> Path:
-        return self.output / ".build"
-
-    @property
-    def options(self) -> Path:
-        return self.root / "options.json"
+        return self.output / HIDDEN / self.name
 
     @property
     def work_list(self) -> Path:
         return self.root / "work_list.parquet"
+
+    @property
+    def outdated(self) -> Path:
+        """PMCIDs whose rows in the data set that is updated no longer count, one a line."""
+        return self.root / "outdated.txt"
 
     @property
     def journals(self) -> Path:
@@ -56,9 +95,8 @@ class Staging:
         return self.root / "result"
 
     @property
-    def outdated(self) -> Path:
-        """PMCIDs whose rows in the data set that is updated no longer count, one a line."""
-        return self.root / "outdated.txt"
+    def _complete(self) -> Path:
+        return self.root / "complete"
 
     def partial(self, name: str) -> Path:
         """Where a file is written that gets its name when it is whole; for each process another."""
@@ -66,38 +104,78 @@ class Staging:
         folder.mkdir(exist_ok=True)
         return folder / f"{name}.{socket.gethostname()}.{os.getpid()}"
 
-    @property
-    def _complete(self) -> Path:
-        return self.root / "complete"
-
-    def read_options(self) -> dict[str, Any] | None:
-        """Options of the build that was interrupted here; none where there was none."""
-        return json.loads(self.options.read_text()) if self.options.exists() else None
-
-    def clear(self, *, keep_logs: bool = False) -> None:
-        """Removes the folder, or all but the logs in it."""
-        for path in self.root.iterdir() if self.root.exists() else ():
-            if path != self.logs:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if self.root.exists() and not keep_logs:
-            shutil.rmtree(self.root)
-
-    def take_place(self, *, keep_logs: bool = False) -> None:
+    def take_place(self) -> None:
         """Moves the result to its place; a move that was interrupted is finished by [`finish_move`]."""
         self._complete.touch()
-        self.finish_move(keep_logs=keep_logs)
+        self.finish_move()
 
-    def finish_move(self, *, keep_logs: bool = False) -> bool:
-        """Finishes a move that was interrupted; returns whether there was one."""
+    def finish_move(self) -> bool:
+        """Finishes a move that was interrupted; returns whether the result was complete."""
         if not self._complete.exists():
             return False
-        for path in sorted(self.result.iterdir()):
+        for path in sorted(self.result.iterdir()) if self.result.exists() else ():
             target = self.output / path.name
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(path, target)
-        self.clear(keep_logs=keep_logs)
         return True
+
+    def leave_logs(self) -> None:
+        """Clears away all but the logs, for an executor that has still to write there."""
+        (self.output / HIDDEN / "options.json").unlink(missing_ok=True)
+        for path in self.root.iterdir():
+            if path != self.logs:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def discard(output: Path) -> None:
+    """Removes what builds have left in a folder: out of the way in one step, so that no half of it is ever taken up."""
+    hidden = output / HIDDEN
+    if hidden.exists():
+        os.replace(hidden, output / f"{HIDDEN}-{uuid.uuid4().hex[:12]}")
+    for path in output.glob(f"{HIDDEN}-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_one(output: Path) -> Iterator[None]:
+    """
+    Keeps other builds out of a folder for as long as this one is at it.
+
+    Raises:
+        AtWork: There is one.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{HIDDEN}.lock"
+    with path.open("w") as file:
+        try:
+            lock(file, wait=False)
+        except BlockingIOError:
+            raise AtWork(f"{output}: another build is at work here. Wait for it, or end it.") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                output.rmdir()  # if nothing came of it
+
+
+def lock(file: IO[Any], *, wait: bool) -> None:
+    """
+    Takes the lock of an open file for this process, until it is closed.
+
+    Raises:
+        BlockingIOError: Another process has it, and this one is not to wait.
+        OSError: The disk does not know locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise OSError(
+                error.errno, f"this disk does not support locks ({error.strerror}); mount it with flock", file.name
+            ) from error
+        raise
 
 
 def write_whole(path: Path, content: str) -> None:

@@ -182,7 +182,7 @@ def test_a_build_that_is_killed_leaves_no_data_and_goes_on(out, tmp_path):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not list((tmp_path / "set").glob(".build/articles/*.jsonl")):
+    while not list((tmp_path / "set").glob(".build/*/articles/*.jsonl")):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)  # with the processes it has started, which would outlive it

@@ -1,6 +1,5 @@
 """A build that was killed goes on where it was, and ends with the same bytes as one that nobody disturbed."""
 
-import contextlib
 import os
 import random
 import signal
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mirror_writer import build_set
+from mirror_writer import build_set, figure_xml, png_bytes
 
 from processing.pmc import build, steps
 from processing.pmc.journal import count_articles
@@ -29,7 +28,13 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def start(mirror: Path, output: Path, *, workers: int = 1, tasks: int = 4) -> subprocess.Popen:
+def journals_in(output: Path) -> Path:
+    """Where the build that is under way keeps what it has finished."""
+    found = Staging.find(output)
+    return found[0].journals if found else output
+
+
+def start(mirror: Path, output: Path, *, workers: int = 1, tasks: int = 4, **options) -> subprocess.Popen:
     """A build in a process group of its own, slowed down so that there is a middle to be killed in."""
     code = (
         f"import sys, time; sys.path[:0] = [{str(TESTS)!r}]\n"
@@ -43,7 +48,7 @@ def start(mirror: Path, output: Path, *, workers: int = 1, tasks: int = 4) -> su
         "slow(shards._PairReader, 'read', 0.002)\n"
         "if __name__ == '__main__':\n"
         f"    output = __import__('pathlib').Path({str(output)!r})\n"
-        f"    build_set({str(mirror)!r}, output, tasks={tasks}, workers={workers})\n"
+        f"    build_set({str(mirror)!r}, output, tasks={tasks}, workers={workers}, **{options!r})\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True
@@ -71,7 +76,7 @@ def test_killed_at_ten_random_moments_a_build_ends_with_the_same_bytes(mirror, t
             kill(process)
             kills += 1
             assert not (output / "data").exists(), "nothing looks finished"
-            done.append(count_articles(output / ".build" / "articles"))
+            done.append(count_articles(journals_in(output)))
             assert done[-1] >= done[-2], "what was finished stays finished"
             continue
         # Ready before the ten kills were through: once more from nothing.
@@ -92,20 +97,52 @@ def test_workers_that_outlive_their_killed_parent_do_no_harm(mirror, tmp_path, w
     while not (tmp_path / "out" / ".build" / "options.json").exists():
         time.sleep(0.01)
     time.sleep(wait)
-    os.kill(first.pid, signal.SIGKILL)  # alone: its workers go on for a while
+    os.kill(first.pid, signal.SIGKILL)  # alone: its workers go on for a moment
+    first.wait()
     second = start(mirror.root, tmp_path / "out", workers=2)
     assert second.wait(120) == 0
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(first.pid, signal.SIGKILL)
+    assert not processes_of(first.pid), "they end soon after their parent"
 
 
-def test_a_worker_that_was_killed_is_replaced_and_its_articles_are_not_read_twice(mirror, tmp_path):
+def processes_of(group: int) -> list[str]:
+    """Processes of a group that are still alive."""
+    lines = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    rows = (line.split(None, 2) for line in lines.splitlines())
+    return [row[-1] for row in rows if row[0] == str(group) and "Z" not in row[1]]
+
+
+def test_workers_of_a_killed_build_do_not_write_into_another_build(mirror, tmp_path):
+    mirror.plain_articles(60)
+    for number in range(5):
+        media = {"g.png": png_bytes(number)}
+        mirror.article(number, figures=figure_xml("F1", "Closed.", "g"), media=media, license_code="TDM")
+    build_set(mirror.root, tmp_path / "undisturbed", license="commercial")
+    first = start(mirror.root, tmp_path / "out", workers=2, license="all")
+    while count_articles(journals_in(tmp_path / "out")) < 5:
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    report = build_set(mirror.root, tmp_path / "out", license="commercial", overwrite=True, workers=2)
+    assert set(report["licenses"]) == {"CC BY"}
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+
+
+def test_two_builds_at_once_in_one_folder_are_refused(mirror, tmp_path):
+    mirror.plain_articles(60)
+    first = start(mirror.root, tmp_path / "out")
+    while not journals_in(tmp_path / "out").exists() or count_articles(journals_in(tmp_path / "out")) < 3:
+        time.sleep(0.01)
+    with pytest.raises(OSError, match="another build is at work"):
+        build_set(mirror.root, tmp_path / "out")
+    assert first.wait(120) == 0
+
+
+def test_a_worker_that_was_killed_is_noticed_and_replaced(mirror, tmp_path):
     mirror.plain_articles(60)
     build_set(mirror.root, tmp_path / "undisturbed")
     process = start(mirror.root, tmp_path / "out", workers=2)
-    journals = Staging(tmp_path / "out").journals
-    while count_articles(journals) < 10:
+    while count_articles(journals_in(tmp_path / "out")) < 10:
         time.sleep(0.01)
         assert process.poll() is None
     children = subprocess.run(
@@ -114,10 +151,7 @@ def test_a_worker_that_was_killed_is_replaced_and_its_articles_are_not_read_twic
     server = next(line.split()[0] for line in children.splitlines() if "forkserver" in line)
     workers = subprocess.run(["ps", "-o", "pid=", "--ppid", server], capture_output=True, text=True, check=True)
     os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
-    assert process.wait(120) != 0, "without --retries the build stops"
-    before = count_articles(journals)
-    assert 10 <= before < 60
-    build_set(mirror.root, tmp_path / "out", tasks=4)
+    assert process.wait(120) == 0
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
 
 
@@ -153,6 +187,22 @@ def test_other_options_than_those_of_the_interrupted_build_are_refused(mirror, t
     assert build_set(mirror.root, tmp_path / "out", license="all", overwrite=True)["license_choice"] == "all"
 
 
+def test_a_build_that_was_killed_while_it_cleared_up_behind_itself_is_over(mirror, tmp_path, monkeypatch):
+    mirror.plain_articles(6)
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("processing.pmc.staging.shutil.rmtree", interrupted)
+        build_set(mirror.root, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="--update"):
+        build_set(mirror.root, tmp_path / "out")
+    mirror.plain_articles(2, first=2000)
+    assert build_set(mirror.root, tmp_path / "out", update=True)["pairs"] == 16
+    assert not list((tmp_path / "out").glob(".build*"))
+
+
 @pytest.mark.parametrize("moved", [0, 1, 3])
 def test_a_build_that_was_killed_while_it_took_its_place_is_finished_by_the_next_call(
     mirror, tmp_path, monkeypatch, moved
@@ -184,7 +234,7 @@ def test_a_failure_behind_the_last_shard_costs_no_shard(mirror, tmp_path):
 
     with pytest.raises(OSError, match="printer"):
         build_set(mirror.root, tmp_path / "out", finish=fail)
-    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/.build/result/data").iterdir()}
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(".build/*/result/data/*")}
     build_set(mirror.root, tmp_path / "out")
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/data").iterdir()} == {
         path.name: time_ for path, time_ in shards.items()

@@ -1,12 +1,14 @@
 """An update takes what is new or changed and leaves the rest, and ends where a build from nothing would."""
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
-from mirror_writer import build_set, figure_xml, png_bytes
+from mirror_writer import build_set, figure_xml, png_bytes, write_inventory
 
-from processing.pmc import steps
+from processing.pmc import build, steps
+from processing.pmc.splits import split_by_hash
 
 
 def files(folder) -> dict[str, bytes]:
@@ -102,11 +104,74 @@ def splits(folder) -> dict[str, str]:
     }
 
 
-def test_an_update_with_another_choice_of_licences_is_refused(mirror, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"license": "commercial"}, "license 'noncommercial', not 'commercial'"),
+        ({"pmcids": ["PMC1000"]}, "pmcids None, not '1, MD5"),
+        ({"split_fractions": (1, 0, 0)}, "split fractions None, not"),
+        ({"inventory": "2025-12-01T01-00Z"}, "2025-12-01T01-00Z is older than 2026-01-18T01-00Z"),
+    ],
+)
+def test_an_update_that_asks_for_something_else_is_refused(mirror, tmp_path, options, message):
+    mirror.plain_articles(4)
+    names = {path.stem: "etag" for path in (mirror.root / "metadata").iterdir()}
+    write_inventory(mirror.root, names, date="2025-12-01T01-00Z")
+    write_inventory(mirror.root, names)
+    build_set(mirror.root, tmp_path / "out")
+    before = files(tmp_path / "out")
+    with pytest.raises(ValueError, match=message):
+        build_set(mirror.root, tmp_path / "out", update=True, **options)
+    assert files(tmp_path / "out") == before
+
+
+def test_an_update_from_another_source_is_refused(mirror, tmp_path):
     mirror.plain_articles(4)
     build_set(mirror.root, tmp_path / "out")
-    with pytest.raises(ValueError, match="license choice 'noncommercial', not 'commercial'"):
-        build_set(mirror.root, tmp_path / "out", update=True, license="commercial")
+    shutil.copytree(mirror.root, tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="source .*mirror', not .*elsewhere'"):
+        build_set(tmp_path / "elsewhere", tmp_path / "out", update=True)
+
+
+def test_an_update_from_half_a_source_is_refused(mirror, tmp_path):
+    mirror.plain_articles(60)
+    build_set(mirror.root, tmp_path / "out")
+    for path in sorted((mirror.root / "metadata").iterdir())[:30]:
+        path.unlink()
+    with pytest.raises(ValueError, match="30 of the 60 articles .* may be incomplete"):
+        build_set(mirror.root, tmp_path / "out", update=True)
+
+
+def test_an_article_that_was_moved_to_fill_a_split_stays_there(mirror, tmp_path):
+    in_train = [n for n in range(1000, 1200) if split_by_hash(f"PMC{n}", (0.8, 0.1, 0.1)) == "train"]
+    for number in in_train[:6]:
+        mirror.plain_articles(1, first=number)
+    moved = build_set(mirror.root, tmp_path / "out")["articles_moved_to_fill_a_split"]
+    assert len(moved) == 2
+    before = splits(tmp_path / "out")
+    mirror.plain_articles(60, first=3000)
+    report = build_set(mirror.root, tmp_path / "out", update=True)
+    assert report["articles_moved_to_fill_a_split"] == moved
+    assert before.items() <= splits(tmp_path / "out").items()
+
+
+def test_an_update_that_was_interrupted_goes_on(mirror, tmp_path, monkeypatch):
+    mirror.plain_articles(30)
+    build_set(mirror.root, tmp_path / "out")
+    change_the_mirror(mirror)
+    build_set(mirror.root, tmp_path / "fresh")
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for name in ("make_plan", "write_shard", "_verify"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(build, name, interrupted)
+            build_set(mirror.root, tmp_path / "out", update=True)
+    with pytest.raises(ValueError, match="update True, not False"):
+        build_set(mirror.root, tmp_path / "out")
+    build_set(mirror.root, tmp_path / "out", update=True)
+    assert files(tmp_path / "out") == files(tmp_path / "fresh")
 
 
 def test_an_update_of_nothing_is_a_clear_error(mirror, tmp_path):
