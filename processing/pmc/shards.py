@@ -112,7 +112,7 @@ class _PairReader:
     def __init__(self, files: Sequence[str]):
         self.files = files
         self._records = lru_cache(maxsize=256)(lambda path: open(path, "rb"))
-        self._shard = lru_cache(maxsize=64)(_OldShard)
+        self._shard = lru_cache(maxsize=8)(_OldShard)
 
     def read(self, file: int, position: int, size: int) -> pa.RecordBatch:
         """The pair as a batch of one row: `size` bytes of records at `position`, or row `position` of a shard."""

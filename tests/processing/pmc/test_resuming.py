@@ -44,7 +44,7 @@ def start(mirror: Path, output: Path, *, workers: int = 1, tasks: int = 4, **opt
         "    method = getattr(owner, name)\n"
         "    setattr(owner, name, lambda *a, **k: (time.sleep(seconds), method(*a, **k))[1])\n"
         "slow(steps.PairFigures, 'process', 0.01)\n"
-        "slow(plan._Pairs, 'places', 0.02)\n"
+        "slow(plan, '_places', 0.02)\n"
         "slow(shards._PairReader, 'read', 0.002)\n"
         "if __name__ == '__main__':\n"
         f"    output = __import__('pathlib').Path({str(output)!r})\n"
