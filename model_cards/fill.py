@@ -37,7 +37,7 @@ _COLUMNS = [
     ("version", "dtype: int32", "its version in PMC"),
     ("pmid", "dtype: string", "the article in PubMed; null where it is not there"),
     ("doi", "dtype: string", "its DOI, or null"),
-    ("citation", "dtype: string", "journal, year, volume and pages"),
+    ("citation", "dtype: string", "journal and year, with volume and pages where PMC states them"),
     ("license", "dtype: string", "the licence of the article, and so of the pair"),
     ("width", "dtype: int32", "of the image in pixels"),
     ("height", "dtype: int32", "of the image in pixels"),
@@ -186,6 +186,9 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
         ),
         "caption_unit": captions["unit"]
         + (f" of `{_public_name(captions['tokenizer'])}`" if captions["tokenizer"] else ""),
+        "context_note": "BiomedCLIP reads 256 tokens"
+        if captions["unit"] == "tokens"
+        else "BiomedCLIP reads 256 tokens, of which most words are more than one",
         "within_256": percent(captions["within_256"]),
         "above_336": percent(images["above_336"]),
         "same_bytes": f"{report['duplicates']['same_bytes']:,}",

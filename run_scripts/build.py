@@ -1,13 +1,14 @@
 """Builds figure-caption pairs out of PubMed Central's bucket, or a mirror of it.
 
 biomedclip build --source ../pmc_mirror --output-dir out
-biomedclip build --source s3://pmc-oa-opendata --pmcids PMC3178181,PMC6281068 --output-dir out
+biomedclip build --source s3://pmc-oa-opendata --pmcids PMC2803133,PMC3178181,PMC6281068 --output-dir out
 biomedclip build --source s3://pmc-oa-opendata --output-dir out --update --push-to my-lab/pmc-pairs
 """
 
 import dataclasses
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,9 @@ class SourceOptions:
     )
     license: str = field(
         default="noncommercial",
-        metadata={"help": "commercial, noncommercial (any Creative Commons), all, or codes such as 'CC BY,CC0'."},
+        metadata={
+            "help": "commercial, noncommercial (any Creative Commons; the default), all, or codes as 'CC BY,CC0'."
+        },
     )
     decontaminate: str | None = field(
         default=None,
@@ -55,7 +58,10 @@ class SourceOptions:
         default=None,
         metadata={"help": "Train,validation,test. 0.8,0.1,0.1 below 10,000 articles, the paper's from there on."},
     )
-    max_shard_size: str = field(default="500MB", metadata={"help": "Size of a Parquet file, about."})
+    max_shard_size: str = field(
+        default="500MB",
+        metadata={"help": "Size of a Parquet file, about; 500MB. Small sets have 16 all the same, to be shuffled."},
+    )
     caption_tokenizer: str | None = field(
         default=None, metadata={"help": "Measures captions for the report. Words are counted if left out."}
     )
@@ -67,16 +73,18 @@ class SourceOptions:
 class EngineOptions:
     """Where the work is done."""
 
-    executor: str = field(default="local", metadata={"help": "This machine, or a cluster.", "choices": EXECUTORS})
+    executor: str = field(
+        default="local", metadata={"help": "This machine (the default), or a cluster.", "choices": EXECUTORS}
+    )
     tasks: int | None = field(default=None, metadata={"help": "Slices of the work list. One for each 50 articles."})
     workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Tasks at a time. One for each core."})
-    retries: int = field(default=2, metadata={"help": "How often a task that failed is run again."})
+    retries: int = field(default=2, metadata={"help": "How often tasks that failed are run again in vain; 2."})
     connections: int | None = field(
         default=None, metadata={"help": "Articles that a task reads at a time. 16 over a network, 1 from a disk."}
     )
-    memory_gb: int = field(default=2, metadata={"help": "Memory to reserve for a task on Slurm or Ray."})
+    memory_gb: int = field(default=2, metadata={"help": "Memory to reserve for a task on Slurm or Ray; 2."})
     slurm_partition: str | None = field(default=None, metadata={"help": "Needed for --executor slurm."})
-    slurm_time: str = field(default="24:00:00", metadata={"help": "Limit of a job."})
+    slurm_time: str = field(default="24:00:00", metadata={"help": "Limit of a job; 24:00:00."})
     slurm_args: str | None = field(
         default=None, metadata={"help": "Other options of sbatch, such as account=lab,qos=long."}
     )
@@ -142,7 +150,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     if output.push_to:
         check_write_access(output.push_to)
-    report = build(source, output, engine)
+    try:
+        report = build(source, output, engine)
+    except KeyboardInterrupt:
+        say("Interrupted. The same command goes on from here.")
+        raise
     if report is None:
         say(
             f"Submitted. The data set appears in {output.output_dir}/data; logs are in {output.output_dir}/.build/logs."
@@ -170,11 +182,14 @@ def build(
         The report; none where the work was submitted to Slurm.
     """
     engine = engine or EngineOptions()
+    how = read_engine(engine)
+    if engine.executor == "slurm" and shutil.which("sbatch") is None:
+        raise ValueError("--executor slurm: there is no sbatch on this machine. Run it where jobs are submitted.")
     options = {key: value for part in (source, engine, output) for key, value in dataclasses.asdict(part).items()}
     return build_dataset(
         read_build_options(source, seed=output.seed),
         output.output_dir,
-        engine=read_engine(engine),
+        engine=how,
         tasks=engine.tasks,
         concurrency=engine.connections,
         overwrite=source.overwrite,
@@ -235,22 +250,24 @@ def read_engine(options: EngineOptions) -> Engine:
     )
 
 
-def read_pmcids(choice: str | None) -> list[str] | None:
+def read_pmcids(choice: str | list[str] | None) -> list[str] | None:
     """
     Reads `--pmcids`.
 
     Args:
-        choice: Identifiers between commas, or a file with one a line.
+        choice: Identifiers between commas or in a list, or a file with one a line; what follows a # is left aside.
 
     Raises:
         ValueError: A file that is not there, or nothing in it.
     """
     if choice is None:
         return None
+    if isinstance(choice, list):  # as YAML has it
+        choice = ",".join(map(str, choice))
     if re.fullmatch(r"PMC[\d.]+(\s*,\s*PMC[\d.]+)*", choice.strip()):
         pmcids = [part.strip() for part in choice.split(",")]
     elif Path(choice).is_file():
-        pmcids = Path(choice).read_text().split()
+        pmcids = [word for line in Path(choice).read_text().splitlines() for word in line.split("#")[0].split()]
     else:
         raise ValueError(f"--pmcids {choice!r} is neither a list such as PMC1,PMC2 nor a file with one a line.")
     if not pmcids:

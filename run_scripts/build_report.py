@@ -19,7 +19,8 @@ def show_report(report: Mapping[str, Any]) -> None:
         report: The report of `biomedclip build`.
     """
     inventory = f", inventory of {report['inventory_date']}" if report["inventory_date"] else ""
-    say(f"Built from {report['source']}{inventory}, in {duration(report['seconds'])}")
+    took = f", in {duration(report['seconds'])}" if report["seconds"] is not None else ""
+    say(f"Built from {report['source']}{inventory}{took}")
     articles, figures = report["articles"], report["figures"]
     rows = [("seen", articles["seen"], ""), ("kept", articles["kept"], share(articles["kept"], articles["seen"]))]
     rows += _left_out("dropped", articles["dropped"], articles["seen"])
@@ -34,7 +35,7 @@ def show_report(report: Mapping[str, Any]) -> None:
         ("of one panel of a figure", report["panels"]),
         ("with the first frame of an animated image", report["animated"]),
         ("with the same bytes as another", report["duplicates"]["same_bytes"]),
-        ("with the same picture as another", report["duplicates"]["same_picture"]),
+        ("whose picture looks like that of another", report["duplicates"]["same_picture"]),
     ):
         if count:
             rows += [(f"pairs {name}", count, share(count, pairs))]

@@ -201,14 +201,14 @@ def _build(
         discard(output)
         return read_report(output)
     benchmark = PictureIndex.from_path(options.decontaminate, progress=progress) if options.decontaminate else None
-    if found is None:
-        found = _begin(options, output, engine, tasks, update=update, progress=progress)
-    if found is None:
-        return read_report(output)
-    staging, begun = found
+    resumed = found is not None
+    staging, begun = found or _begin(options, output, engine, tasks, update=update, progress=progress)
+    if update and not _is_news(begun["update"]):
+        discard(output)
+        return read_report(output) | {"update": begun["update"], "seconds": None}
     in_background = engine.executor == "slurm"
     afterwards = _Afterwards(finish, publish if in_background else None, in_background)
-    stages = _stages(options, staging, begun, benchmark, concurrency, afterwards)
+    stages = _stages(options, staging, begun | {"resumed": resumed}, benchmark, concurrency, afterwards)
     try:
         engine.run(stages, staging.logs, _Watch(staging, begun["articles"], progress))
     except TooFewArticles:
@@ -224,6 +224,8 @@ def _build(
 def _check(options: BuildOptions, output: Path, *, overwrite: bool, update: bool, publish: bool) -> None:
     """Refuses what makes no sense before anything is read or written."""
     parse_licenses(options.license)
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"--output-dir {output} is a file; a folder is needed.")
     if options.max_shard_bytes < 1:
         raise ValueError(f"--max-shard-size must be positive, not {options.max_shard_bytes}.")
     if options.tokenizer:
@@ -265,8 +267,8 @@ def _differences(options: BuildOptions, report: Mapping[str, Any]) -> list[str]:
 
 def _begin(
     options: BuildOptions, output: Path, engine: Engine, tasks: int | None, *, update: bool, progress: bool
-) -> tuple[Staging, dict[str, Any]] | None:
-    """Reads the work list and notes what is to be done; none if an update finds nothing to do."""
+) -> tuple[Staging, dict[str, Any]]:
+    """Reads the work list and notes what is to be done."""
     started = datetime.now(UTC)
     bucket = Bucket(options.source)
     manifest = find_manifest(bucket, options.inventory)
@@ -276,10 +278,10 @@ def _begin(
     if update:
         _refuse_older(inventory_date(manifest), read_report(output)["inventory_date"])
         work_list, changes = _changes(work_list, staging)
-        if not any(changes[name] for name in ("new", "changed", "removed", "again")):
-            discard(output)
-            logger.warning("%s: nothing new, %d articles unchanged", output, changes["unchanged"])
-            return None
+    missing = work_list.filter(pc.equal(pc.list_value_length(work_list.column("versions")), 0)).column("pmcid")
+    if len(missing):
+        shown = ", ".join(missing.to_pylist()[:5]) + (", ..." if len(missing) > 5 else "")
+        logger.warning("%s: %d article(s) that were asked for are not there: %s", options.source, len(missing), shown)
     articles = work_list.num_rows
     if tasks is None:
         tasks = min(-(-articles // ARTICLES_PER_TASK), max(16, 4 * engine.workers))
@@ -298,6 +300,10 @@ def _begin(
     }
     staging.note(begun)
     return staging, begun
+
+
+def _is_news(changes: Mapping[str, int]) -> bool:
+    return any(changes[name] for name in ("new", "changed", "removed", "again"))
 
 
 def _refuse_older(inventory: str | None, before: str | None) -> None:
@@ -488,7 +494,10 @@ class FinishDataset(BuildStep):
             "articles_moved_to_fill_a_split": plan.moved,
             "update": self.begun["update"],
             "built_with": {**self.options.identity(), "format": DATASET_FORMAT},
-            "seconds": round((now - datetime.fromisoformat(self.begun["started"])).total_seconds(), 1),
+            # Of a build that was interrupted nobody knows how long it was at work.
+            "seconds": None
+            if self.begun["resumed"]
+            else round((now - datetime.fromisoformat(self.begun["started"])).total_seconds(), 1),
         }
 
 

@@ -215,6 +215,9 @@ def _end_with_parent() -> None:
 
 def _cause(error: Exception | None, stage: Stage, failed: Sequence[int], logs: Path) -> Exception:
     """What is told of a stage that failed: the error that is known, or where to look for it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = f"{error.strerror}. The same command goes on once there is room"
+        return OSError(error.errno, what, str(logs.parents[2]))
     if error is not None and not isinstance(error, BrokenProcessPool):
         return error
     return TasksFailed(

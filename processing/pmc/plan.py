@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from .articles import KEPT
 from .journal import read_journal, records_path
 from .pictures import count_duplicates
-from .splits import SPLITS, assign_splits, default_fractions, hash_of
+from .splits import SPLITS, TooFewArticles, assign_splits, default_fractions, hash_of
 from .staging import Staging, write_whole
 
 
@@ -51,6 +51,14 @@ _PAIR = np.dtype(
     ]
 )
 _ROWS_AT_A_TIME = 10_000
+
+
+def _nothing_left(table: pa.Table) -> str:
+    """Why no article has a pair."""
+    counts = pc.value_counts(table.column("outcome")).to_pylist()
+    counts.sort(key=lambda row: row["counts"], reverse=True)
+    reasons = ", ".join(f"{row['values']} ({row['counts']:,})" for row in counts)
+    return f"None of the {table.num_rows:,} article(s) has a figure that can be used: {reasons}."
 
 
 def articles_schema() -> pa.Schema:
@@ -143,6 +151,8 @@ def make_plan(
     pairs = _read_pairs(seed, journals, shards, gone)
 
     kept = table.filter(pc.greater(table.column("pairs"), 0)).column("pmcid").to_pylist()
+    if not kept:
+        raise TooFewArticles(_nothing_left(table))
     fractions = tuple(fractions) if fractions is not None else default_fractions(len(kept))
     splits, moved = assign_splits(kept, fractions, moved_before)
     plan = Plan(seed, fractions, moved, [str(path) for path in (*map(records_path, journals), *shards)])
