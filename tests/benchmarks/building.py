@@ -324,16 +324,23 @@ def watch_memory(folder: Path, articles: int, every: int) -> dict[str, Any]:
 
     engine = MeasuredEngine(watch=watch)
     report = build(f"repeated://{articles}{mirror}/.mirror", folder / "set", engine, tasks=1)
-    settled = [(number, used) for number, used in samples if number >= articles / 10]
-    slope = float(np.polyfit(*zip(*settled, strict=True), 1)[0]) if len(settled) > 2 else None
     return {
         "articles": report["articles"]["seen"],
         "figures": report["pairs"],
         "samples": samples,
-        "bytes_per_article": slope,
+        "bytes_per_article": {
+            "from a tenth on": slope(samples, articles / 10),
+            "in the second half": slope(samples, articles / 2),
+        },
         "stages": peaks,
         "bytes": engine.bytes,
     }
+
+
+def slope(samples: list[tuple[int, int]], start: float) -> float | None:
+    """Bytes by which memory grows with an article, fitted to the samples from some article on."""
+    chosen = [sample for sample in samples if sample[0] >= start]
+    return float(np.polyfit(*zip(*chosen, strict=True), 1)[0]) if len(chosen) > 2 else None
 
 
 def shrink(mirror: Path) -> None:
@@ -535,8 +542,9 @@ def memory_table(memory: dict[str, Any]) -> list[str]:
     ]
     step = max(1, len(memory["samples"]) // 12)
     lines += [f"| {number} | {used / 2**20:.1f} |" for number, used in memory["samples"][step - 1 :: step]]
-    if memory["bytes_per_article"] is not None:
-        lines += ["", f"From a tenth on it grows by {memory['bytes_per_article']:.1f} bytes an article."]
+    for part, growth in memory["bytes_per_article"].items():
+        if growth is not None:
+            lines += ["", f"It grows by {growth:.1f} bytes an article {part}."]
     lines += ["", "| stage | seconds | before, MiB | peak, MiB |", "|---|---:|---:|---:|"]
     for name, stage in memory["stages"].items():
         cells = (f"{stage['seconds']:.0f}", f"{stage['before'] / 2**20:.1f}", f"{stage['peak'] / 2**20:.1f}")
@@ -547,10 +555,8 @@ def memory_table(memory: dict[str, Any]) -> list[str]:
 def cost_table(cost: dict[str, Any]) -> list[str]:
     lines = ["| assumed | | |", "|---|---:|---|"]
     for assumption in fields(Assumptions):
-        value = cost["assumed"][assumption.name]
-        lines.append(
-            f"| {assumption.name} | {value:,.4g} | {assumption.metadata['text']} |".replace("e+06", " million")
-        )
+        value = f"{cost['assumed'][assumption.name]:,.2f}".removesuffix(".00")
+        lines.append(f"| {assumption.name} | {value} | {assumption.metadata['text']} |")
     lines += [
         "",
         "| what it costs | |",
