@@ -1,8 +1,10 @@
 """A web server on loopback for tests, which can be slow and fail, by a seed."""
 
 import random
+import re
 import threading
 import time
+from collections.abc import Collection
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,11 +18,21 @@ class UnreliableServer:
         root: The folder.
         failing: Share of requests that are answered with 503, or broken off in the middle, in turns.
         slow: Share of requests that wait for `delay` seconds.
+        forbidden: Names of files that are answered with 403.
         seed: Seed of which are.
     """
 
-    def __init__(self, root: Path, *, failing: float = 0.0, slow: float = 0.0, delay: float = 0.05, seed: int = 0):
-        self.failing, self.slow, self.delay = failing, slow, delay
+    def __init__(
+        self,
+        root: Path,
+        *,
+        failing: float = 0.0,
+        slow: float = 0.0,
+        delay: float = 0.05,
+        seed: int = 0,
+        forbidden: Collection[str] = (),
+    ):
+        self.failing, self.slow, self.delay, self.forbidden = failing, slow, delay, forbidden
         self.requests: list[str] = []
         self.failures = 0
         self._random = random.Random(seed)
@@ -65,17 +77,32 @@ class _Handler(SimpleHTTPRequestHandler):
         path = Path(self.translate_path(self.path))
         if fate == "refused":
             self._answer(503, b"try again")
+        elif path.name in self.unreliable.forbidden:
+            self._answer(403, b"forbidden")
         elif not path.is_file():
             self._answer(404, b"not found")
         else:
-            content = path.read_bytes()
-            self._answer(200, content[: len(content) // 2] if fate == "broken off" else content, len(content))
+            status, content = self._in_range(path.read_bytes())
+            self._answer(status, content[: len(content) // 2] if fate == "broken off" else content, len(content))
 
     def do_HEAD(self) -> None:
+        fate = self.unreliable.fate(self.path)
         path = Path(self.translate_path(self.path))
-        self.send_response(200 if path.is_file() else 404)
-        self.send_header("Content-Length", str(path.stat().st_size) if path.is_file() else "0")
-        self.end_headers()
+        if fate != "fine":
+            self._answer(503, b"")
+        elif path.name in self.unreliable.forbidden:
+            self._answer(403, b"")
+        else:
+            self._answer(200 if path.is_file() else 404, b"", path.stat().st_size if path.is_file() else 0)
+            self.close_connection = False  # no body belongs to it
+
+    def _in_range(self, content: bytes) -> tuple[int, bytes]:
+        """The part that was asked for, with 206, or 416 where there is none: S3 does so for an empty object."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None:
+            return 200, content
+        start, end = int(asked[1]), int(asked[2] or len(content))
+        return (206, content[start : end + 1]) if start < len(content) else (416, b"")
 
     def _answer(self, status: int, content: bytes, length: int | None = None) -> None:
         self.send_response(status)

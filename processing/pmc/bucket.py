@@ -10,8 +10,10 @@ import json
 import logging
 import re
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 
@@ -19,9 +21,19 @@ import fsspec
 logger = logging.getLogger(__name__)
 
 MAX_OBJECT_BYTES = 500_000_000
+MAX_METADATA_BYTES = 10_000_000  # as Python objects they may take 25 times as much; real ones have some 10 kB
 
-ATTEMPTS = 4
-FIRST_PAUSE = 0.5  # seconds; doubled each time
+ATTEMPTS = 8
+FIRST_PAUSE = 0.5  # seconds; doubled each time, so that an outage of a minute is waited for
+
+_MAX_KEY_BYTES = 1024  # S3's limit
+_MAX_PART_BYTES = 255  # of the file systems that a mirror lies in
+
+# Answers of a server, S3's codes as texts and HTTP's as numbers. That one object may not be read is its own matter; all
+# other ways in which S3 refuses (an expired token, a wrong signature, a clock that is off) concern every object.
+_DENIED = frozenset({"AccessDenied", "403", "InvalidObjectState", 403})
+_CREDENTIALS_REFUSED = frozenset({"InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed", 401, 407})
+_TRY_AGAIN = frozenset({401, 407, 408, 425, 429})  # of HTTP's 4xx
 
 _BUCKET_URL = re.compile(r"^s3://[^/]+/|^/+")
 
@@ -35,13 +47,22 @@ class SourceUnavailable(BucketError):
 
 
 class ObjectError(ValueError):
-    """One object that cannot be used: missing, too large or not what its MD5 says."""
+    """
+    One object that cannot be used: missing, too large or not what its MD5 says.
+
+    The message is the same whatever kind of source it lies in, and holds no path of a machine.
+    """
+
+
+class ObjectMissing(ObjectError):
+    """There is no such object."""
 
 
 def open_source(source: str) -> tuple[Any, str]:
     """The file system of a source, and the root in it; PMC's own bucket is read without credentials."""
     options = {"anon": True} if source.startswith("s3://pmc-oa-opendata") else {}
-    filesystem, root = fsspec.core.url_to_fs(source, **options)
+    # Listings are not kept: an update in the same process has to see what is new.
+    filesystem, root = fsspec.core.url_to_fs(source, use_listings_cache=False, **options)
     return filesystem, root.rstrip("/")
 
 
@@ -104,20 +125,33 @@ class Bucket:
         Returns:
             Last parts of the keys, each with its ETag, or size and time of change where there is none. Empty where
             there is no such folder.
+
+        Raises:
+            BucketError: The folder may not be listed, or the source does not answer.
         """
         if not self.can_list:
             return {}
         try:
-            entries = self._filesystem.ls(f"{self._root}/{folder}".rstrip("/"), detail=True)
-        except FileNotFoundError:
+            entries = self._request(folder, lambda path: self._filesystem.ls(path, detail=True))
+        except ObjectMissing:
             return {}
+        except ObjectError as error:
+            raise BucketError(
+                f"{self.source}: folders cannot be listed ({error}). Pass --inventory or --pmcids."
+            ) from error
         return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: _state(entry) for entry in entries}
 
     def state(self, key: str) -> str | None:
-        """The same mark of one object; none where there is no such object."""
+        """
+        The same mark of one object; none where there is no such object, or it may not be read (S3's answer for a
+        missing one to those who may not list).
+
+        Raises:
+            SourceUnavailable: The source does not answer.
+        """
         try:
-            return _state(self._filesystem.info(f"{self._root}/{key}"))
-        except FileNotFoundError:
+            return _state(self._request(key, self._info_once))
+        except ObjectError:
             return None
 
     def read_metadata(self, name: str) -> dict[str, Any]:
@@ -125,12 +159,12 @@ class Bucket:
         The metadata of an article version.
 
         Raises:
-            ObjectError: Missing, or not a JSON object.
+            ObjectError: Missing, of more than `MAX_METADATA_BYTES`, or not a JSON object.
         """
         try:
-            content = self.read(f"metadata/{name}.json")
-        except ObjectError:
-            content = self.read(f"{name}/{name}.json")
+            content = self.read(f"metadata/{name}.json", max_bytes=MAX_METADATA_BYTES)
+        except ObjectMissing:
+            content = self.read(f"{name}/{name}.json", max_bytes=MAX_METADATA_BYTES)
         try:
             metadata = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -141,56 +175,88 @@ class Bucket:
 
     def read(self, url: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         """
-        Reads one object whole and verifies it.
+        Reads one object whole, and verifies it where the URL names its MD5, as all of PMC's do.
 
         Args:
             url: A key below the root, or a URL out of the metadata (`s3://pmc-oa-opendata/<key>?md5=<32 digits>`).
             max_bytes: Size that is accepted.
 
         Raises:
-            ObjectError: Missing, unreadable, of more than `max_bytes`, or with another MD5 than the URL says.
-            SourceUnavailable: The source did not answer, `ATTEMPTS` times.
+            ObjectError: Missing, unreadable, of more than `max_bytes`, with another MD5 than the URL says, or with a
+                key that no source can hold.
+            SourceUnavailable: The source did not answer, `ATTEMPTS` times, or refuses the credentials.
         """
-        location, expected = url.partition("?md5=")[0], verified_md5(url)
+        location, expected = split_url(url)
         key = _BUCKET_URL.sub("", location)
-        if ".." in key.split("/"):
-            raise ObjectError(f"{url}: the key points out of the bucket")
-        content = self._read_patiently(key, max_bytes)
+        _check_key(key)
+        content = self._request(key, lambda path: self._read_once(path, max_bytes))
         if len(content) > max_bytes:
             raise ObjectError(f"{key}: more than {max_bytes:,} bytes")
         if expected and md5_of(content) != expected:
             raise ObjectError(f"{key}: the MD5 is not the one in the metadata, {expected}")
         return content
 
-    def _read_patiently(self, key: str, max_bytes: int) -> bytes:
-        """The object's bytes, `max_bytes` + 1 at most; what may be a passing fault is tried again."""
+    def _request(self, key: str, request: Callable[[str], Any]) -> Any:
+        """What `request` gives for the path of a key; what may be a passing fault is tried again."""
+        path = f"{self._root}/{key if self.can_list else quote(key)}".rstrip("/")
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._read_once(f"{self._root}/{key}", max_bytes)
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-                raise ObjectError(f"{key}: cannot be read ({error})") from error
+                return request(path)
+            except MemoryError:
+                raise
             except Exception as error:  # every client has its own: time-outs, 503s, resets, input/output errors
+                fault = _fault_of_object(key, error)
+                if fault is not None:
+                    raise fault from error
+                cause = f"{type(error).__name__}: {error}"
+                if isinstance(error, PermissionError) or _answer(error) in _CREDENTIALS_REFUSED:
+                    raise SourceUnavailable(
+                        f"{self.source}: the credentials are refused ({cause}). Renew them, see that the clock is "
+                        "right, and give the same command again: it goes on from here."
+                    ) from error
                 if attempt == ATTEMPTS:
                     raise SourceUnavailable(
-                        f"{self.source}: {key} could not be read in {ATTEMPTS} attempts ({type(error).__name__}: "
-                        f"{error}). The same command goes on from here once the source answers."
+                        f"{self.source}: {key or 'the folder'} could not be read in {ATTEMPTS} attempts ({cause}). "
+                        "The same command goes on from here once the source answers."
                     ) from error
-                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+            time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
 
     def _read_once(self, path: str, max_bytes: int) -> bytes:
         """One request: opening a remote file and reading it would be two or more."""
         try:
             return self._filesystem.cat_file(path, start=0, end=max_bytes + 1)
-        except OSError as error:
-            if error.errno == errno.EINVAL and "range" in str(error).lower():  # S3's answer for an empty object
+        except Exception as error:
+            if _answer(error) in ("InvalidRange", "416", 416):  # no byte 0: the object is empty
                 return b""
             raise
+
+    def _info_once(self, path: str) -> dict[str, Any]:
+        try:
+            return self._filesystem.info(path)
+        except FileNotFoundError as error:
+            if not self.can_list and error.__cause__ is not None:  # over HTTP fsspec calls every failure so
+                raise error.__cause__ from None
+            raise
+        except OSError as error:
+            if isinstance(error, PermissionError) or error.errno == errno.EINVAL:
+                self._filesystem.cat_file(path, start=0, end=1)  # S3 says in the body why, and a HEAD has none
+            raise
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """A URL of the metadata without its query, and the MD5 in that as lower-case digits; empty where it names none."""
+    location, _, query = url.rpartition("?")
+    for parameter in query.split("&"):
+        name, _, value = parameter.partition("=")
+        if name == "md5":
+            return location, value.lower()
+    return url, ""
 
 
 def verified_md5(url: str) -> str:
     """The MD5 that a URL names, and that what was read from it is known to have; empty where it names none."""
-    return url.partition("?md5=")[2].lower()
+    return split_url(url)[1]
 
 
 def md5_of(content: bytes) -> str:
@@ -202,3 +268,47 @@ def _state(entry: dict[str, Any]) -> str:
     """ETag of an object, or what else changes with it; local files have a time of change."""
     tag = entry.get("ETag") or entry.get("etag")
     return str(tag).strip('"') if tag else f"{entry.get('size')}-{entry.get('mtime', entry.get('created'))}"
+
+
+def _check_key(key: str) -> None:
+    """Raises `ObjectError` for a key that points elsewhere, or that a bucket and a mirror of it cannot both hold."""
+    parts = key.split("/")
+    if ".." in parts:
+        raise ObjectError(f"{key}: the key points out of the bucket")
+    try:
+        sizes = [len(part.encode()) for part in parts]
+    except UnicodeEncodeError as error:
+        raise ObjectError(f"{key!a}: the key holds half a character") from error
+    if not key or any(ord(character) < 32 or ord(character) == 127 for character in key):
+        raise ObjectError(f"{key!a}: the key is empty or holds control characters")
+    if sum(sizes) + len(sizes) - 1 > _MAX_KEY_BYTES or max(sizes) > _MAX_PART_BYTES:
+        raise ObjectError(
+            f"{key}: the key has more than {_MAX_KEY_BYTES:,} bytes, or a part of it more than {_MAX_PART_BYTES}"
+        )
+
+
+def _answer(error: BaseException) -> int | str | None:
+    """What a server answered, as its client reports it: S3's error code or HTTP's status; none if it is no answer."""
+    response = getattr(error.__cause__, "response", None)
+    if isinstance(response, dict):
+        return response.get("Error", {}).get("Code")
+    return getattr(error, "status", None)
+
+
+def _fault_of_object(key: str, error: Exception) -> ObjectError | None:
+    """What is wrong with one object; none where the fault is the source's."""
+    answer = _answer(error)
+    if answer == "NoSuchBucket":
+        return None
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or answer in (404, 410):
+        return ObjectMissing(f"{key}: cannot be read (there is no such object)")
+    number = error.errno if isinstance(error, OSError) else None
+    if answer in _DENIED or (isinstance(error, PermissionError) and number in (errno.EACCES, errno.EPERM)):
+        return ObjectError(f"{key}: cannot be read (access is denied)")
+    if isinstance(answer, int) and 400 <= answer < 500 and answer not in _TRY_AGAIN:
+        return ObjectError(f"{key}: cannot be read (the request is refused)")
+    # A certificate that is not accepted is a ValueError and an OSError, and the fault of the source.
+    is_value_error = isinstance(error, ValueError) and not isinstance(error, OSError)
+    if is_value_error or number in (errno.ENAMETOOLONG, errno.ELOOP):
+        return ObjectError(f"{key}: cannot be read (the key is not usable)")
+    return None

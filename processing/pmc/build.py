@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from .articles import parse_licenses
 from .bucket import Bucket
 from .executors import Engine, Stage
-from .inventory import find_manifest, inventory_date, read_work_list
+from .inventory import read_work_list
 from .journal import count_articles
 from .pictures import PictureIndex
 from .plan import ARTICLES_FILE, Plan, make_plan
@@ -271,12 +271,11 @@ def _begin(
     """Reads the work list and notes what is to be done."""
     started = datetime.now(UTC)
     bucket = Bucket(options.source)
-    manifest = find_manifest(bucket, options.inventory)
-    work_list = read_work_list(bucket, options.pmcids, inventory=options.inventory, progress=progress)
+    work_list, inventory = read_work_list(bucket, options.pmcids, inventory=options.inventory, progress=progress)
     staging = Staging.begin(output)
     changes = None
     if update:
-        _refuse_older(inventory_date(manifest), read_report(output)["inventory_date"])
+        _refuse_older(inventory, read_report(output)["inventory_date"])
         work_list, changes = _changes(work_list, staging)
     missing = work_list.filter(pc.equal(pc.list_value_length(work_list.column("versions")), 0)).column("pmcid")
     if len(missing):
@@ -292,7 +291,7 @@ def _begin(
             writer.write_table(work_list.slice(start, end - start), row_group_size=max(end - start, 1))
     begun = {
         "options": {**options.identity(), "update": update},
-        "inventory_date": inventory_date(manifest),
+        "inventory_date": inventory,
         "started": started.isoformat(),
         "tasks": tasks,
         "articles": articles,

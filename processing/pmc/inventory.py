@@ -8,7 +8,10 @@ import gzip
 import hashlib
 import json
 import logging
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
@@ -18,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from tqdm.auto import tqdm
 
-from .bucket import Bucket, BucketError, ObjectError
+from .bucket import Bucket, BucketError, ObjectError, SourceUnavailable
 
 
 logger = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ _VERSION_NAME = r"(?:^|/)PMC(?P<number>\d{1,12})\.(?P<version>\d{1,6})(?:\.json)
 _PMCID = r"^PMC(?P<number>\d{1,12})(?:\.(?P<version>\d{1,6}))?$"
 _MAX_VERSION_GAP = 3  # versions are numbered from 1; now and then one has been removed
 _MAX_PROBED = 1000  # longer lists of PMCIDs are looked up in the inventory: a few requests for each would take hours
+_REQUESTS_AT_A_TIME = 16
 
 _ROWS = pa.schema([("number", pa.int64()), ("version", pa.int32()), ("state", pa.string())])
 
@@ -43,26 +47,30 @@ def work_list_schema() -> pa.Schema:
 
 def read_work_list(
     bucket: Bucket, pmcids: Sequence[str] | None = None, *, inventory: str | None = None, progress: bool = False
-) -> pa.Table:
+) -> tuple[pa.Table, str | None]:
     """
-    The articles to read, sorted by number.
+    The articles to read, sorted by number, and the inventory that says so.
 
     Args:
         bucket: Where they lie.
         pmcids: Articles (`PMC123`) or versions (`PMC123.2`); none for all. One that the source does not hold gets a
             row without versions.
-        inventory: Name of the inventory to take, such as `2026-01-18T01-00Z`; none for the newest.
+        inventory: Name of the inventory to take, such as `2026-01-18T01-00Z`; none for the newest, which is not
+            looked into for a short list of PMCIDs.
         progress: Show a bar.
 
     Returns:
-        A table of [`work_list_schema`].
+        A table of [`work_list_schema`], and the name of the inventory that it comes from; none where the source was
+        listed, or asked for each article.
 
     Raises:
-        BucketError: No article at all, a damaged inventory, or a PMCID that is none.
+        BucketError: No article at all, a damaged inventory, a PMCID that is none, or a source that does not answer.
     """
-    manifest = find_manifest(bucket, inventory)
-    if pmcids is not None:
-        rows = _rows_of(bucket, parse_pmcids(pmcids), manifest, progress)
+    wanted = None if pmcids is None else parse_pmcids(pmcids)
+    is_short = wanted is not None and len(wanted) <= _MAX_PROBED and not inventory
+    manifest = None if is_short else find_manifest(bucket, inventory)
+    if wanted is not None:
+        rows = _rows_of(bucket, wanted, manifest, progress)
     elif manifest:
         rows = _inventory_rows(bucket, manifest, progress)
     elif not bucket.can_list:
@@ -71,13 +79,13 @@ def read_work_list(
             "HTTP. Pass --inventory, or --pmcids, or use s3://."
         )
     else:
-        rows = _listed_rows(bucket.names("metadata") or bucket.names(""))
+        rows = _listed_rows(bucket.names("metadata") or _states_of_folders(bucket, progress))
     if not rows.num_rows:
         raise BucketError(
             f"{bucket.source}: no articles there. A mirror of PMC's bucket holds inventory-reports/, metadata/ or "
             "folders such as PMC10009416.1/."
         )
-    return _grouped(rows)
+    return _grouped(rows), inventory_date(manifest)
 
 
 def parse_pmcids(pmcids: Iterable[str]) -> dict[int, set[int]]:
@@ -149,7 +157,9 @@ def _inventory_rows(bucket: Bucket, manifest: str, progress: bool) -> pa.Table:
             for key, md5 in tqdm(files, desc="Inventory", unit="file", disable=not progress, delay=2)
         ]
         return pa.concat_tables(parts) if parts else _ROWS.empty_table()
-    except (ObjectError, ValueError, KeyError, TypeError, AttributeError, OSError, EOFError) as error:
+    except SourceUnavailable:
+        raise  # the inventory may well be whole
+    except (ObjectError, ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zlib.error) as error:
         raise BucketError(
             f"{bucket.source}: the inventory {manifest} is damaged or incomplete ({error}). Copy it again, or remove "
             "inventory-reports/ to take the articles from metadata/."
@@ -195,20 +205,31 @@ def _listed_rows(names: Mapping[str, str]) -> pa.Table:
     return _rows(pa.table({"Key": pa.array(names, pa.string()), "ETag": pa.array(names.values(), pa.string())}))
 
 
+def _states_of_folders(bucket: Bucket, progress: bool) -> dict[str, str]:
+    """The folders of articles, each with the state of the metadata in it: that of a folder itself says nothing."""
+    names = [name for name in bucket.names("") if re.search(_VERSION_NAME, name)]
+    with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
+        states = pool.map(lambda name: bucket.state(f"{name}/{name}.json") or "missing", names)
+        bar = tqdm(states, desc="Work list", unit="article", total=len(names), disable=not progress, delay=2)
+        return dict(zip(names, bar, strict=True))
+
+
 def _rows_of(bucket: Bucket, wanted: Mapping[int, set[int]], manifest: str | None, progress: bool) -> pa.Table:
     """Rows of the articles that were asked for; of those that the source does not hold, one without version."""
-    if manifest and len(wanted) > _MAX_PROBED:
+    if manifest:
         rows = _inventory_rows(bucket, manifest, progress)
         rows = rows.filter(pc.is_in(rows.column("number"), pa.array(wanted, pa.int64())))
         found = zip(*(rows.column(name).to_pylist() for name in _ROWS.names), strict=True)
         kept = [row for row in found if not wanted[row[0]] or row[1] in wanted[row[0]]]
     else:
-        articles = tqdm(wanted.items(), desc="Work list", unit="article", disable=not progress, delay=2)
-        kept = [
-            (number, version, state)
-            for number, versions in articles
-            for version, state in _probe(bucket, number, versions)
-        ]
+        with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
+            probed = pool.map(lambda item: list(_probe(bucket, *item)), wanted.items())
+            bar = tqdm(probed, desc="Work list", unit="article", total=len(wanted), disable=not progress, delay=2)
+            kept = [
+                (number, version, state)
+                for number, versions in zip(wanted, bar, strict=True)
+                for version, state in versions
+            ]
     missing = set(wanted) - {number for number, _, _ in kept}
     if len(missing) == len(wanted):
         raise BucketError(

@@ -19,7 +19,7 @@ def shards_of(folder: Path) -> dict[str, bytes]:
 
 
 def names(bucket: Bucket, *arguments) -> list[str]:
-    rows = read_work_list(bucket, *arguments).to_pylist()
+    rows = read_work_list(bucket, *arguments)[0].to_pylist()
     return [f"{row['pmcid']}.{version}" for row in rows for version in row["versions"]]
 
 
@@ -36,7 +36,7 @@ def both(mirror, object_store) -> tuple[Bucket, Bucket]:
 
 def test_the_work_list_comes_from_the_inventory(both, object_store):
     folder, s3 = both
-    assert read_work_list(s3) == read_work_list(folder) and read_work_list(s3).num_rows == 31
+    assert read_work_list(s3) == read_work_list(folder) and read_work_list(s3)[0].num_rows == 31
     assert find_manifest(s3) == find_manifest(folder)
     assert names(s3, ["PMC7", "PMC1003.1"]) == names(folder, ["PMC7", "PMC1003.1"]) == ["PMC7.1", "PMC7.2", "PMC1003.1"]
     assert not [path for method, path, _ in object_store.sent if "PMC1004.1" in path], (
@@ -45,8 +45,8 @@ def test_the_work_list_comes_from_the_inventory(both, object_store):
 
 
 def test_the_state_of_an_object_is_its_etag_as_the_inventory_has_it(both):
-    work_list = read_work_list(both[1], ["PMC1003"])
-    assert work_list == read_work_list(both[1]).filter(pc.field("pmcid") == "PMC1003")
+    work_list, _ = read_work_list(both[1], ["PMC1003"])
+    assert work_list == read_work_list(both[1])[0].filter(pc.field("pmcid") == "PMC1003")
 
 
 def test_every_object_is_the_one_in_the_folder(both):

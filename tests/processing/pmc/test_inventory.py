@@ -3,17 +3,20 @@
 import gzip
 import hashlib
 import json
+import shutil
+import time
 from datetime import UTC, datetime
 
 import pytest
 from mirror_writer import write_inventory
 
-from processing.pmc.bucket import Bucket, BucketError
+from processing.pmc import bucket as bucket_module
+from processing.pmc.bucket import Bucket, BucketError, SourceUnavailable
 from processing.pmc.inventory import INVENTORY, find_manifest, inventory_date, read_work_list
 
 
 def listed(bucket: Bucket, *arguments, **options) -> list[tuple]:
-    return [tuple(row.values()) for row in read_work_list(bucket, *arguments, **options).to_pylist()]
+    return [tuple(row.values()) for row in read_work_list(bucket, *arguments, **options)[0].to_pylist()]
 
 
 def names(bucket: Bucket, *arguments, **options) -> dict[str, list[int]]:
@@ -26,7 +29,7 @@ def test_articles_come_from_the_newest_inventory_in_the_order_of_their_numbers(m
     write_inventory(mirror.root, {"PMC20.2": "c", "PMC3.1": "d", "PMC20.1": "b"}, files=2)
     bucket = Bucket(str(mirror.root))
     assert listed(bucket) == [("PMC3", [1], "1:d"), ("PMC20", [1, 2], "1:b 2:c")]
-    assert inventory_date(find_manifest(bucket)) == "2026-01-18T01-00Z"
+    assert read_work_list(bucket)[1] == inventory_date(find_manifest(bucket)) == "2026-01-18T01-00Z"
 
 
 def test_an_inventory_can_be_chosen_and_a_wrong_name_is_told(mirror):
@@ -77,6 +80,73 @@ def test_the_mark_changes_with_the_metadata(mirror):
     assert before[0] == after[0] and before[1][2] != after[1][2]
 
 
+def without_metadata(mirror) -> Bucket:
+    shutil.rmtree(mirror.root / "metadata")
+    return Bucket(str(mirror.root))
+
+
+def test_without_metadata_the_mark_changes_with_the_one_in_the_folder_and_with_nothing_else(mirror):
+    mirror.plain_articles(2)
+    bucket = without_metadata(mirror)
+    before = listed(bucket)
+    (mirror.root / "PMC1000.1" / "thumbs.db").write_text("changes the folder")
+    path = mirror.root / "PMC1001.1" / "PMC1001.1.json"
+    path.write_text(path.read_text() + " ")
+    after = listed(bucket)
+    assert before[0] == after[0] and before[1][2] != after[1][2]
+    path.unlink()
+    assert listed(bucket)[1] == ("PMC1001", [1], "1:missing")
+
+
+def test_without_metadata_on_s3_the_mark_is_the_etag(mirror, object_store):
+    mirror.plain_articles(2)
+    without_metadata(mirror)
+    content = (mirror.root / "PMC1001.1" / "PMC1001.1.json").read_bytes()
+    rows = listed(Bucket(object_store.upload(mirror.root, "mirror")))
+    assert rows[1] == ("PMC1001", [1], f"1:{hashlib.md5(content).hexdigest()}")
+
+
+def test_the_inventory_that_is_named_is_the_one_that_was_used(mirror, monkeypatch):
+    mirror.plain_articles(2)
+    bucket = Bucket(str(mirror.root))
+    assert read_work_list(bucket)[1] is None
+    write_inventory(mirror.root, {"PMC1000.1": "a"})
+    assert read_work_list(bucket)[1] == "2026-01-18T01-00Z"
+    rows, inventory = read_work_list(bucket, ["PMC1000", "PMC1001"])
+    assert inventory is None and rows.num_rows == 2, "a short list is asked for, article by article"
+    rows, inventory = read_work_list(bucket, ["PMC1000"], inventory="2026-01-18T01-00Z")
+    assert inventory == "2026-01-18T01-00Z" and rows.column("mark").to_pylist() == ["1:a"]
+    monkeypatch.setattr("processing.pmc.inventory._MAX_PROBED", 0)
+    assert read_work_list(bucket, ["PMC1000"])[1] == "2026-01-18T01-00Z"
+
+
+def test_an_outage_while_the_inventory_is_read_is_not_called_damage(mirror, monkeypatch):
+    mirror.plain_articles(1)
+    write_inventory(mirror.root, {"PMC1000.1": "a"})
+    monkeypatch.setattr(bucket_module, "FIRST_PAUSE", 0.001)
+
+    def silent(*arguments, **options):
+        raise TimeoutError("no answer")
+
+    bucket = Bucket(str(mirror.root))
+    monkeypatch.setattr(bucket._filesystem, "cat_file", silent)
+    with pytest.raises(SourceUnavailable, match="no answer"):
+        read_work_list(bucket)
+
+
+def test_over_http_articles_are_asked_for_side_by_side_and_faults_of_the_server_are_not_noticed(
+    mirror, serve, monkeypatch
+):
+    monkeypatch.setattr(bucket_module, "FIRST_PAUSE", 0.001)
+    mirror.plain_articles(30)
+    server = serve(mirror.root, failing=0.3, slow=1, delay=0.02)
+    wanted = [f"PMC{number}" for number in range(1000, 1031)]
+    started = time.monotonic()
+    found = names(Bucket(server.url), wanted)
+    assert found == {pmcid: [1] for pmcid in wanted[:-1]} | {"PMC1030": []}
+    assert time.monotonic() - started < 0.5 * 0.02 * len(server.requests), "half the time that one by one takes"
+
+
 def test_a_list_of_pmcids_finds_all_versions_or_the_one_that_is_named(mirror):
     for version in (1, 3):
         mirror.article(7, figures="", media={}, version=version)
@@ -108,7 +178,7 @@ def test_an_empty_source_is_a_clear_error(tmp_path):
         read_work_list(Bucket(str(tmp_path)))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "missing", "manifest"])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "flipped", "missing", "manifest"])
 def test_a_damaged_inventory_is_a_clear_error_and_not_a_short_list(mirror, damage):
     mirror.plain_articles(1)
     write_inventory(mirror.root, {"PMC1000.1": "a"})
@@ -116,6 +186,13 @@ def test_a_damaged_inventory_is_a_clear_error_and_not_a_short_list(mirror, damag
     manifest = next((mirror.root / INVENTORY).glob("2026*/manifest.json"))
     if damage == "truncated":
         content = table.read_bytes()[:-9]
+        table.write_bytes(content)
+        manifest.write_text(json.dumps({"files": [{"key": f"{INVENTORY}/data/{table.name}"}]}))
+    elif damage == "flipped":
+        content = bytearray(table.read_bytes())
+        content[10] ^= (
+            0xFF  # the first byte that is compressed: zlib's error, and no MD5 in the manifest to tell before
+        )
         table.write_bytes(content)
         manifest.write_text(json.dumps({"files": [{"key": f"{INVENTORY}/data/{table.name}"}]}))
     elif damage == "changed":
@@ -146,7 +223,7 @@ def test_over_http_without_inventory_the_remedy_is_told(mirror, serve):
 def test_the_real_inventory_lists_what_is_there(shared_data):
     root = shared_data / "pmc_mirror"
     folders = {path.name for path in root.glob("PMC*")}
-    work_list = read_work_list(Bucket(str(root))).to_pylist()
+    work_list = read_work_list(Bucket(str(root)))[0].to_pylist()
     assert {f"{row['pmcid']}.{version}" for row in work_list for version in row["versions"]} == folders
     for row in work_list:
         content = (root / "metadata" / f"{row['pmcid']}.1.json").read_bytes()
