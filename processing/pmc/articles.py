@@ -14,6 +14,7 @@ NONCOMMERCIAL_LICENSES = COMMERCIAL_LICENSES | {"CC BY-NC", "CC BY-NC-SA", "CC B
 # In the footer of each shard: pairs by licence of each row group, so that readers can choose without reading rows.
 LICENSES_KEY = "biomedclip.licenses"
 KEPT = "kept"
+MAX_DETAIL = 400  # characters of what is listed: names and messages may hold what an untrusted article says
 
 
 class Dropped(Exception):
@@ -62,8 +63,12 @@ class Article:
         return f"{self.pmcid}.{self.version}" if self.version is not None else self.pmcid
 
     def skip(self, item: str, reason: str, detail: str = "") -> None:
-        """Lists one thing that is left out: a figure, picture or version, or the article itself (`item` empty)."""
-        self.skipped.append((item, reason, detail))
+        """
+        Lists one thing that is left out: a figure, picture or version, or the article itself (`item` empty).
+
+        The texts are made such that they can be stored, and cut to `MAX_DETAIL` characters.
+        """
+        self.skipped.append((storable_text(item[:MAX_DETAIL]), reason, storable_text(detail[:MAX_DETAIL])))
 
     def drop(self, reason: str, detail: str = "") -> None:
         """Leaves the whole article out, and lets go of what was read of it."""
@@ -72,6 +77,11 @@ class Article:
         self.xml = b""
         self.pairs.clear()
         self.pictures.clear()
+
+
+def storable_text(text: str) -> str:
+    """The text in UTF-8: JSON and file names may hold halves of characters, which become question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def parse_licenses(choice: str | Collection[str]) -> frozenset[str] | None:

@@ -26,6 +26,7 @@ from ..images import IMAGE_SUFFIXES, ImageError, read_image
 logger = logging.getLogger(__name__)
 
 MIN_SIDE = 16  # pixels; smaller pictures are spacers and icons
+MAX_FRAMES = 500  # more pages of a TIFF are not counted: each costs more than the one before
 
 # Measured on 1,545 pictures: 475 of PMC's mirror, 76 of journals, 600 of MedNIST, 315 of VQA-RAD, 79 tiles of tissue.
 # The same picture as PNG, as JPEG of quality 85, and as that at half the size: none of 4,635 copies differs by more
@@ -52,7 +53,8 @@ class Picture:
         width: Pixels.
         height: Pixels.
         mode: What the file holds, in Pillow's words: `RGB`, `L`, `P`, `CMYK`, `I;16`, ...
-        frames: More than 1 for an animation or a file of several pages; the first is what is shown and learned from.
+        frames: More than 1 for an animation or a file of several pages (`MAX_FRAMES` for one of more pages); the first
+            is what is shown and learned from.
         perceptual_hash: See [`perceptual_hash`].
     """
 
@@ -256,12 +258,22 @@ def _grey_thumbnail(image: Image.Image) -> np.ndarray:
 
 def _count_frames(image: Image.Image) -> int:
     try:
-        return getattr(image, "n_frames", 1)
+        return _count_pages(image) if image.format == "TIFF" else getattr(image, "n_frames", 1)
     except Exception:  # what follows the first frame may be damaged; nobody looks at it
         return 1
 
 
+def _count_pages(image: Image.Image) -> int:
+    for page in range(1, MAX_FRAMES):
+        try:
+            image.seek(page)
+        except EOFError:
+            return page
+    return MAX_FRAMES
+
+
 __all__ = [
+    "MAX_FRAMES",
     "MIN_SIDE",
     "NEAR_DUPLICATE_BITS",
     "Picture",

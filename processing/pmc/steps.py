@@ -3,9 +3,8 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from ..images import ImageError
-from .articles import Article, Dropped, choose_version
-from .bucket import Bucket, ObjectError, SourceUnavailable, md5_of, verified_md5
+from .articles import Article, Dropped, choose_version, storable_text
+from .bucket import Bucket, ObjectError, SourceUnavailable, md5_of, split_url, verified_md5
 from .jats import MAX_XML_BYTES, Figure, Graphic, JatsError, parse_figures
 from .journal import TaskJournal, journal_path, read_journal
 from .pictures import PictureIndex, inspect_picture
@@ -24,9 +23,14 @@ from .shards import pair_schema
 
 logger = logging.getLogger(__name__)
 
-MAX_PICTURE_BYTES = 100_000_000  # a page scanned at 600 dpi, uncompressed, has as much
+# A page scanned at 400 dpi, uncompressed, has 45 MB; of 475 pictures of PMC the largest has 0.2 MB. Sixteen articles
+# are fetched at a time, and each of their pictures is in memory.
+MAX_PICTURE_BYTES = 50_000_000
+MAX_ARTICLE_BYTES = 300_000_000  # of the pictures of an article, fetched and again as stored
+MAX_MENTION_BYTES = 20_000_000  # of an article: a paragraph is stored with each picture that it refers to
 _ARTICLES_AT_A_TIME = 1000  # a task may have half a million, and as Python objects they take ten times the memory
-_IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff", ".bmp", ".webp")
+# Best first: without loss, of those first what every viewer shows; GIF, with its 256 colours, last.
+_IMAGE_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".gif")
 
 
 class ReadWorkList(PipelineStep):
@@ -150,18 +154,19 @@ class FetchPictures(ArticleStep):
         self.bucket = bucket
 
     def process(self, article: Article) -> None:
-        media = media_of(article)
-        for figure in article.figures:
-            for graphic in figure.graphics if figure.caption else ():
-                for name in files_of(graphic, media):
-                    if name not in article.pictures:
-                        article.pictures[name] = self._read(media[name])
-
-    def _read(self, url: str) -> bytes | ObjectError:
-        try:
-            return self.bucket.read(url, max_bytes=MAX_PICTURE_BYTES)
-        except ObjectError as error:
-            return error
+        media = Media(article)
+        fetched = 0
+        for name in dict.fromkeys(name for figure in article.figures for name in media.files_of_figure(figure)):
+            if fetched >= MAX_ARTICLE_BYTES:
+                article.pictures[name] = _article_too_large()
+                continue
+            try:
+                content = self.bucket.read(media.urls[name], max_bytes=MAX_PICTURE_BYTES)
+            except ObjectError as error:
+                article.pictures[name] = error
+            else:
+                article.pictures[name] = content
+                fetched += len(content)
 
 
 class PairFigures(ArticleStep):
@@ -179,56 +184,101 @@ class PairFigures(ArticleStep):
         self.benchmark = benchmark
 
     def process(self, article: Article) -> None:
-        media = media_of(article)
-        for figure in article.figures:
+        pairing = _Pairing(article, self.benchmark)
+        files = [pairing.media.files_of_figure(figure) for figure in article.figures]
+        last_uses = {name: number for number, names in enumerate(files) for name in names}
+        for number, figure in enumerate(article.figures):
             if not figure.caption:
                 article.skip(figure.figure_id, "no caption")
             elif not figure.graphics:
                 article.skip(figure.figure_id, "no graphic")
             else:
                 for graphic in figure.graphics:
-                    self._pair(article, figure, graphic, media)
-        article.pictures.clear()
+                    pairing.add(figure, graphic)
+            pairing.let_go(name for name in files[number] if last_uses[name] == number)
         if not article.pairs:
             raise Dropped("no usable figure")
 
-    def _pair(self, article: Article, figure: Figure, graphic: Graphic, media: dict[str, str]) -> None:
+
+class _Pairing:
+    """The pairs of one article, and what they may still take."""
+
+    def __init__(self, article: Article, benchmark: PictureIndex | None):
+        self.article = article
+        self.benchmark = benchmark
+        self.media = Media(article)
+        self.pair_ids: set[str] = set()
+        self.inspected: dict[str, dict[str, Any] | Exception] = {}
+        self.bytes_left = MAX_ARTICLE_BYTES
+        self.mention_bytes_left = MAX_MENTION_BYTES
+
+    def add(self, figure: Figure, graphic: Graphic) -> None:
+        """Adds the pair of one graphic, or lists why there is none."""
+        article = self.article
         item = f"{figure.figure_id}/{_stem(graphic.hrefs[0])}"
-        names = files_of(graphic, media)
+        names = self.media.files_of(graphic)
         if not names:
             article.skip(item, "image missing", "no such file among media_urls")
             return
-        picture = self._best_picture(article, item, names, media)
+        if f"{article.name}/{item}" in self.pair_ids:
+            article.skip(item, "picture named twice")
+            return
+        picture = self._best_picture(item, names)
         if picture is None:
             return
-        row = {**_columns(article, figure, graphic), **picture}
-        if any(pair["pair_id"] == row["pair_id"] for pair in article.pairs):
-            article.skip(item, "picture named twice")
-        elif self.benchmark is not None and self.benchmark.contains(row["perceptual_hash"]):
+        size = picture["file_size"] + len(figure.caption)
+        if self.benchmark is not None and self.benchmark.contains(picture["perceptual_hash"]):
             article.skip(item, "like a picture of the benchmark")
+        elif size > self.bytes_left:
+            article.skip(item, "article too large", str(_article_too_large()))
         else:
+            row = {**_columns(article, figure, graphic), **picture, "mentions": self._mentions(item, figure)}
+            self.bytes_left -= size
+            self.pair_ids.add(row["pair_id"])
             article.pairs.append(row)
 
-    def _best_picture(
-        self, article: Article, item: str, names: list[str], media: dict[str, str]
-    ) -> dict[str, Any] | None:
-        """The columns of the largest file that decodes; all faults are listed."""
+    def _mentions(self, item: str, figure: Figure) -> list[str]:
+        """The mentions that can still be stored; the first that cannot be ends them for the whole article."""
+        kept: list[str] = []
+        for mention in figure.mentions:
+            if self.mention_bytes_left >= 0:
+                self.mention_bytes_left -= len(mention.encode())
+            if self.mention_bytes_left < 0:
+                left_out = len(figure.mentions) - len(kept)
+                self.article.skip(item, "mentions left out", f"{left_out} of {len(figure.mentions)}")
+                break
+            kept.append(mention)
+        return kept
+
+    def _best_picture(self, item: str, names: list[str]) -> dict[str, Any] | None:
+        """The columns of the largest file that decodes, of several the first; all faults are listed."""
         best: dict[str, Any] | None = None
         faults: list[tuple[str, str, str]] = []
         for name in names:
-            content = article.pictures[name]
-            try:
-                picture = _picture_columns(name, content, media[name])
-            except ObjectError as error:
-                faults.append((f"{item}/{name}", "image unreadable", str(error)))
-            except ImageError as error:
-                faults.append((f"{item}/{name}", error.reason, str(error)))
-            else:
-                if best is None or picture["width"] * picture["height"] > best["width"] * best["height"]:
-                    best = picture
+            picture = self._inspect(name)
+            if isinstance(picture, Exception):
+                reason = picture.reason if isinstance(picture, ImageError) else "image unreadable"
+                faults.append((f"{item}/{name}", reason, str(picture)))
+            elif best is None or picture["width"] * picture["height"] > best["width"] * best["height"]:
+                best = picture
         for name, reason, detail in faults:
-            article.skip(name, reason if best is None else f"{reason}, another file taken", detail)
+            self.article.skip(name, reason if best is None else f"{reason}, another file taken", detail)
         return best
+
+    def _inspect(self, name: str) -> dict[str, Any] | Exception:
+        """The columns of a file, or why there are none; each is decoded once, however many graphics mean it."""
+        if name not in self.inspected:
+            try:
+                self.inspected[name] = _picture_columns(name, self.article.pictures[name], self.media.urls[name])
+            except (ObjectError, ImageError) as error:
+                self.inspected[name] = error
+        return self.inspected[name]
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Forgets files that no later figure needs."""
+        for name in names:
+            self.article.pictures.pop(name, None)
+            self.inspected.pop(name, None)
 
 
 class WriteArticles(PipelineStep):
@@ -251,42 +301,58 @@ class WriteArticles(PipelineStep):
                 yield document
 
 
-def media_of(article: Article) -> dict[str, str]:
-    """The URLs of an article's files by their names."""
-    urls = (url for url in article.metadata.get("media_urls") or () if isinstance(url, str))
-    return {url.split("?")[0].rsplit("/", 1)[-1]: url for url in urls}
-
-
-def files_of(graphic: Graphic, media: dict[str, str]) -> list[str]:
-    """Names of the files that a graphic can mean, each once, best first."""
-    return list(dict.fromkeys(name for href in graphic.hrefs for name in matching_media(href, media)))
-
-
-def matching_media(href: str, media: dict[str, str]) -> list[str]:
+class Media:
     """
-    The files that an `xlink:href` can mean.
+    The picture files of an article, by their names and by what figures call them.
 
     Args:
-        href: With or without extension, now and then a URL or an identifier with slashes. A dot need not start an
-            extension (`OXIMED2011-962025.002`).
-        media: File names of the article (the values are not looked at).
-
-    Returns:
-        Names whose stem is the href's, in the order of `media`.
+        article: Its metadata are looked at.
     """
-    stem = _stem(href)
-    exact = [name for name in media if _stem(name) == stem and name.lower().endswith(_IMAGE_EXTENSIONS)]
-    return exact or [
-        name for name in media if _stem(name).lower() == stem.lower() and name.lower().endswith(_IMAGE_EXTENSIONS)
-    ]
+
+    def __init__(self, article: Article):
+        urls = (url for url in article.metadata.get("media_urls") or () if isinstance(url, str))
+        named = {split_url(url)[0].rsplit("/", 1)[-1]: url for url in urls}
+        self.urls = {name: url for name, url in named.items() if _extension(name) in _IMAGE_EXTENSIONS}
+        self._by_stem = _grouped(self.urls, _stem)
+        self._by_lower_stem = _grouped(self.urls, lambda name: _stem(name).lower())
+
+    def files_of(self, graphic: Graphic) -> list[str]:
+        """
+        Names of the files that a graphic can mean, each once, best first: by format, then by name.
+
+        An `xlink:href` stands with or without extension, now and then it is a URL or an identifier with slashes. A dot
+        need not start an extension (`OXIMED2011-962025.002`). Capitals count where that finds a file.
+        """
+        names = {name for href in graphic.hrefs for name in self._matching(_stem(href))}
+        return sorted(names, key=lambda name: (_IMAGE_EXTENSIONS.index(_extension(name)), name))
+
+    def files_of_figure(self, figure: Figure) -> list[str]:
+        """Names of the files that a pair of the figure can come from; none where it has no caption."""
+        return [name for graphic in figure.graphics for name in self.files_of(graphic)] if figure.caption else []
+
+    def _matching(self, stem: str) -> list[str]:
+        return self._by_stem.get(stem) or self._by_lower_stem.get(stem.lower()) or []
 
 
-@lru_cache(maxsize=10_000)  # each graphic of an article looks at all files of it
+def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
 def _stem(href: str) -> str:
     """The last part of a path without an image's extension; other dots belong to the name."""
     name = href.rsplit("/", 1)[-1]
-    stem, extension = os.path.splitext(name)
-    return stem if extension.lower() in _IMAGE_EXTENSIONS else name
+    return os.path.splitext(name)[0] if _extension(name) in _IMAGE_EXTENSIONS else name
+
+
+def _article_too_large() -> ImageError:
+    return ImageError(f"the pictures of the article have more than {MAX_ARTICLE_BYTES:,} bytes", "article too large")
 
 
 def _picture_columns(name: str, content: bytes | Exception, url: str) -> dict[str, Any]:
@@ -314,7 +380,6 @@ def _columns(article: Article, figure: Figure, graphic: Graphic) -> dict[str, An
         "caption": figure.caption,
         "label": figure.label,
         "panel": graphic.panel,
-        "mentions": list(figure.mentions),
         "pmcid": article.pmcid,
         "version": article.version,
         "pmid": _text(metadata.get("pmid")),
@@ -325,5 +390,5 @@ def _columns(article: Article, figure: Figure, graphic: Graphic) -> dict[str, An
 
 
 def _text(value: Any) -> str | None:
-    """A value of the metadata as text that can be stored: JSON may hold numbers, and halves of characters."""
-    return str(value).encode("utf-8", "replace").decode() if value not in (None, "") else None
+    """A value of the metadata as text that can be stored: JSON may hold numbers."""
+    return storable_text(str(value)) if value not in (None, "") else None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from processing.pmc.articles import Article, Dropped, choose_version, parse_licenses
+from processing.pmc.articles import MAX_DETAIL, Article, Dropped, choose_version, parse_licenses
 
 
 def metadata(**change) -> dict:
@@ -73,3 +73,13 @@ def test_licences_can_be_a_text_or_a_list_and_unknown_ones_are_taken_at_their_wo
     assert parse_licenses("CC BY, CC0") == parse_licenses(["CC BY", "CC0"]) == {"CC BY", "CC0"}
     assert parse_licenses("TDM,Crown") == {"TDM", "Crown"}
     assert parse_licenses("all") is None
+
+
+def test_what_is_listed_can_be_stored_and_is_bounded_whatever_an_article_says():
+    article = Article("PMC1")
+    article.skip("F\ud800", "image missing", "half a character \udfff")
+    article.skip("F" * 10_000, "image missing", "\ud800" * 10_000)
+    article.drop("licence not asked for", "CC BY\ud800")
+    assert article.skipped[0] == ("F?", "image missing", "half a character ?")
+    assert article.skipped[1] == ("F" * MAX_DETAIL, "image missing", "?" * MAX_DETAIL)
+    assert article.skipped[2] == ("", "licence not asked for", "CC BY?")

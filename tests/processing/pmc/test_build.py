@@ -167,20 +167,6 @@ def test_the_largest_file_that_decodes_is_taken_with_its_own_bytes(mirror, tmp_p
     assert (row["width"], row["height"]) == (120, 90)
 
 
-@pytest.mark.parametrize(
-    ("href", "name"),
-    [
-        ("fig-1", "fig-1.jpg"),
-        ("fig-1.tif", "fig-1.jpg"),
-        ("962025.002", "962025.002.jpg"),
-        ("info:doi/10.1371/journal.pone.0012.g001", "journal.pone.0012.g001.png"),
-        ("FIG1", "fig1.JPG"),
-    ],
-)
-def test_an_href_finds_its_file(href, name):
-    assert steps.matching_media(href, {"other.jpg": "", f"{name}.xml": "", name: "", "fig-11.jpg": ""}) == [name]
-
-
 def test_a_full_disk_leaves_nothing_that_looks_whole_and_the_same_command_goes_on(mirror, tmp_path, monkeypatch):
     mirror.plain_articles(30)
     build_set(mirror.root, tmp_path / "undisturbed", tasks=3)

@@ -57,6 +57,9 @@ def header_of_a_bomb() -> bytes:
 
 
 # Damage by article: what is written, and the reason that has to stand in the list.
+FORBIDDEN = "g.jpeg"  # answered with 403
+
+
 def damaged_xml(mirror, number: int) -> None:
     whole = XML.format(figure_xml("F1", "Cut off.", "g"))
     mirror.raw_article(number, xml=whole.encode()[: len(whole) // 2], media={"g.png": png_bytes(1)})
@@ -113,6 +116,7 @@ DAMAGE = [
     (lost_object("g.png"), "image unreadable"),
     (picture(jpeg()[:400]), "image damaged"),
     (picture(b""), "image damaged"),
+    (picture(jpeg()[:400], FORBIDDEN), "image unreadable"),
     (picture(b"%PDF-1.4"), "image of unknown format"),
     (picture(jpeg((10, 300))), "image too small"),
     (picture(header_of_a_bomb(), "g.png"), "image too large"),
@@ -142,7 +146,7 @@ def corpus(mirror):
 
 def test_every_damage_is_in_the_report_and_everything_else_in_the_shards(corpus, serve, tmp_path, monkeypatch):
     monkeypatch.setattr(bucket_module, "FIRST_PAUSE", 0.001)
-    with_faults = serve(corpus.root, failing=0.05, slow=0.05)
+    with_faults = serve(corpus.root, failing=0.05, slow=0.05, forbidden=[FORBIDDEN])
     report = build_set(with_faults.url, tmp_path / "out", inventory="2026-01-18T01-00Z", tasks=3, concurrency=8)
     assert with_faults.failures > 20
     listed = {(row["article"], row["reason"]) for row in map(json.loads, (tmp_path / "out/skipped.jsonl").open())}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lxml import etree
 
-from processing.pmc.jats import JatsError, parse_figures
+from processing.pmc.jats import MAX_MARKS, MAX_XML_BYTES, JatsError, parse_figures
 
 
 def article(body: str, *, head: str = "") -> bytes:
@@ -536,6 +536,30 @@ def test_an_article_above_the_limit_is_refused(monkeypatch):
     monkeypatch.setattr("processing.pmc.jats.MAX_XML_BYTES", 100)
     with pytest.raises(JatsError, match="more than 100"):
         parse_figures(article(figure("<p>Here.</p>")))
+
+
+RANGES = '<p><xref ref-type="fig" rid="F0"/>–<xref ref-type="fig" rid="F199"/></p>' * 1100
+FIGURES = "".join(figure("<p>c</p>", figure_id=f"F{number}") for number in range(200))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("<b/>" * 3_000_000, "more than 3,000,000 tags"),
+        ('<b a="" c="" d="" e=""/>' * 600_000, "more than 3,000,000 tags"),
+        ("<fig/>" * 100_001, "more than 100,000 figures"),
+        (FIGURES + RANGES, "refers to figures more than 200,000 times"),
+    ],
+    ids=["tags", "attributes", "figures", "mentions"],
+)
+def test_what_takes_far_more_memory_than_bytes_is_refused(body, message):
+    with pytest.raises(JatsError, match=message):
+        parse_figures(article(body))
+
+
+def test_the_limits_leave_room_for_articles_that_are_denser_than_any():
+    """30 MB with as many tags as the densest article that is at hand, one tag or attribute in 13 bytes."""
+    assert MAX_XML_BYTES / 13 < MAX_MARKS
 
 
 def spoken(text: str) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from processing.images import ImageError
 from processing.pmc.pictures import (
+    MAX_FRAMES,
     NEAR_DUPLICATE_BITS,
     PictureIndex,
     count_duplicates,
@@ -326,3 +327,25 @@ def test_duplicates_are_counted_by_bytes_and_by_picture_and_blank_ones_are_not()
     hashes = ["00000000ffffffff", "00000000ffffffff", "00000000ffffffff", "", ""]
     assert count_duplicates(iter(md5s), iter(hashes)) == {"same_bytes": 2, "same_picture": 2}
     assert count_duplicates([], []) == {"same_bytes": 0, "same_picture": 0}
+
+
+def pages(count: int) -> bytes:
+    """A TIFF of that many pages, all of the same pixels: an IFD takes 90 bytes."""
+    content = bytearray(encoded(picture(size=(32, 32)).convert("L"), "TIFF"))
+    first = struct.unpack_from("<I", content, 4)[0]
+    (entries,) = struct.unpack_from("<H", content, first)
+    directory = bytes(content[first : first + 2 + 12 * entries])
+    content += b"\0" * (len(content) % 2)
+    following = len(content)
+    struct.pack_into("<I", content, first + 2 + 12 * entries, following if count > 1 else 0)
+    for number in range(1, count):
+        size = len(directory) + 6
+        content += directory + struct.pack("<I", following + size * number if number < count - 1 else 0) + b"\0\0"
+    return bytes(content)
+
+
+@pytest.mark.parametrize(("count", "recorded"), [(1, 1), (2, 2), (499, 499), (500, MAX_FRAMES), (20_000, MAX_FRAMES)])
+def test_the_pages_of_a_tiff_are_counted_up_to_a_limit(count, recorded):
+    started = time.monotonic()
+    assert inspect_picture(pages(count)).frames == recorded
+    assert time.monotonic() - started < 2  # 20,000 pages took 5 s, and time grows with their square

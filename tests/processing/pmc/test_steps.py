@@ -1,0 +1,138 @@
+"""The steps of the first pass, on one article: what its figures, files and texts come to, and what they may take."""
+
+import io
+import time
+from itertools import permutations
+
+import pytest
+from mirror_writer import png_bytes
+from PIL import Image
+
+from processing.pmc import steps
+from processing.pmc.articles import Article
+from processing.pmc.bucket import Bucket
+from processing.pmc.jats import Figure, Graphic
+from processing.pmc.steps import FetchPictures, Media, PairFigures
+
+
+def figure(number: int, *hrefs: str, mentions: tuple[str, ...] = ()) -> Figure:
+    return Figure(f"F{number}", None, f"Caption {number}.", tuple(Graphic((href,)) for href in hrefs), mentions)
+
+
+def article(figures: list[Figure], files: list[str], pictures: dict[str, bytes] | None = None) -> Article:
+    urls = [f"s3://pmc-oa-opendata/PMC1.1/{name}" for name in files]
+    return Article(
+        "PMC1", [1], version=1, metadata={"media_urls": urls}, figures=figures, pictures=dict(pictures or {})
+    )
+
+
+def files_of(hrefs: tuple[str, ...], files: list[str]) -> list[str]:
+    return Media(article([], files)).files_of(Graphic(hrefs))
+
+
+@pytest.mark.parametrize(
+    ("href", "name"),
+    [
+        ("fig-1", "fig-1.jpg"),
+        ("fig-1.tif", "fig-1.jpg"),
+        ("962025.002", "962025.002.jpg"),
+        ("info:doi/10.1371/journal.pone.0012.g001", "journal.pone.0012.g001.png"),
+        ("FIG1", "fig1.JPG"),
+        ("fig?1", "fig?1.jpg"),
+    ],
+)
+def test_an_href_finds_its_file(href, name):
+    assert files_of((href,), ["other.jpg", f"{name}.xml", name, "fig-11.jpg", ".jpg", "jpg"]) == [name]
+
+
+def test_capitals_count_where_that_finds_a_file():
+    assert files_of(("Fig1",), ["FIG1.jpg", "Fig1.jpg"]) == ["Fig1.jpg"]
+
+
+def test_files_come_best_format_first_and_then_by_name_whatever_the_order_of_the_list():
+    files = ["g.gif", "g.jpg", "g.png", "g.tif"]
+    best_first = ["g.png", "g.tif", "g.jpg", "g.gif"]
+    assert all(files_of(("g",), list(order)) == best_first for order in permutations(files))
+    assert files_of(("b", "a"), ["b.jpg", "a.jpg"]) == ["a.jpg", "b.jpg"]
+
+
+def encoded(format: str) -> bytes:
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(png_bytes(3)))
+    (picture.quantize(256) if format == "GIF" else picture).save(buffer, format)
+    return buffer.getvalue()
+
+
+def test_of_files_of_one_size_the_best_format_is_taken_and_a_larger_one_goes_before():
+    contents = {"g.gif": encoded("GIF"), "g.jpg": encoded("JPEG")}
+    for order in permutations(contents):
+        taken = article([figure(1, "g")], list(order), contents)
+        PairFigures().process(taken)
+        assert [row["image"]["path"] for row in taken.pairs] == ["g.jpg"]
+    larger = article([figure(1, "g")], [*contents], contents | {"g.gif": png_bytes(1, (80, 60))})
+    PairFigures().process(larger)
+    assert [row["image"]["path"] for row in larger.pairs] == ["g.gif"]
+
+
+def test_pictures_beyond_what_an_article_may_take_are_listed_and_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "MAX_ARTICLE_BYTES", 10_000)
+    (tmp_path / "PMC1.1").mkdir()
+    files = [f"g{number}.png" for number in range(6)]
+    for number, name in enumerate(files):
+        (tmp_path / "PMC1.1" / name).write_bytes(png_bytes(number))  # 3.7 kB each
+    large = article([figure(number, name) for number, name in enumerate(files)], files)
+    FetchPictures(Bucket(str(tmp_path))).process(large)
+    assert sum(isinstance(content, bytes) for content in large.pictures.values()) == 3
+    PairFigures().process(large)
+    assert len(large.pairs) == 2 and sum(row["file_size"] for row in large.pairs) <= 10_000
+    assert [reason for _, reason, _ in large.skipped] == ["article too large"] * 4
+
+
+def test_a_picture_that_many_figures_name_counts_each_time_and_is_decoded_once(monkeypatch):
+    content = png_bytes(1)
+    monkeypatch.setattr(steps, "MAX_ARTICLE_BYTES", 5 * len(content))
+    decoded, inspect = [], steps.inspect_picture
+    monkeypatch.setattr(steps, "inspect_picture", lambda content: decoded.append(1) or inspect(content))
+    repeated = article([figure(number, "g") for number in range(10)], ["g.png"], {"g.png": content})
+    PairFigures().process(repeated)
+    assert len(repeated.pairs) == 4 and len(repeated.skipped) == 6 and len(decoded) == 1
+
+
+def test_a_file_is_let_go_of_behind_the_last_figure_that_needs_it(monkeypatch):
+    held, add = [], steps._Pairing.add
+
+    def record(self, figure, graphic):
+        held.append(sorted(self.article.pictures))
+        add(self, figure, graphic)
+
+    monkeypatch.setattr(steps._Pairing, "add", record)
+    pictures = {f"{name}.png": png_bytes(seed) for seed, name in enumerate("abc")}
+    taken = article([figure(1, "a", "b"), figure(2, "b"), figure(3, "c")], [*pictures], pictures)
+    PairFigures().process(taken)
+    assert held == [["a.png", "b.png", "c.png"], ["a.png", "b.png", "c.png"], ["b.png", "c.png"], ["c.png"]]
+    assert taken.pictures == {} and len(taken.pairs) == 4
+
+
+def test_mentions_of_an_article_are_stored_up_to_a_limit_and_those_left_out_are_listed(monkeypatch):
+    monkeypatch.setattr(steps, "MAX_MENTION_BYTES", 100)
+    mentions = ("x" * 30, "é" * 10)
+    figures = [figure(number, f"g{number}", mentions=mentions) for number in range(4)]
+    pictures = {f"g{number}.png": png_bytes(number) for number in range(4)}
+    taken = article(figures, [*pictures], pictures)
+    PairFigures().process(taken)
+    assert [row["mentions"] for row in taken.pairs] == [list(mentions), list(mentions), [], []]
+    assert taken.skipped == [("F2/g2", "mentions left out", "2 of 2"), ("F3/g3", "mentions left out", "2 of 2")]
+
+
+def test_time_grows_with_the_number_of_files_and_graphics_and_not_with_its_square():
+    count = 20_000
+    names = [f"g{number}.png" for number in range(count)]
+    damaged = article([figure(1, *names)], names, dict.fromkeys(names, b"no picture"))
+    one_file = article([], ["g.png"], {"g.png": png_bytes(1)})
+    one_file.figures = [Figure("F1", None, "Caption.", tuple(Graphic((name, "g")) for name in names), ())]
+    started = time.monotonic()
+    with pytest.raises(steps.Dropped, match="no usable figure"):
+        PairFigures().process(damaged)
+    PairFigures().process(one_file)
+    assert len(one_file.pairs) == count
+    assert time.monotonic() - started < 20  # some 3 s; each graphic with each file or pair took 100 s and more
