@@ -37,6 +37,7 @@ _COLUMNS = [
     ("version", "dtype: int32", "its version in PMC"),
     ("pmid", "dtype: string", "the article in PubMed; null where it is not there"),
     ("doi", "dtype: string", "its DOI, or null"),
+    ("title", "dtype: string", "title of the article"),
     ("citation", "dtype: string", "journal and year, with volume and pages where PMC states them"),
     ("license", "dtype: string", "the licence of the article, and so of the pair"),
     ("width", "dtype: int32", "of the image in pixels"),

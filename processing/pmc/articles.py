@@ -156,6 +156,7 @@ def choose_version(
         Dropped: None can be taken; the reason is that of the newest.
     """
     first: tuple[int, Dropped] | None = None
+    unreadable: list[tuple[int, Dropped]] = []
     manuscript: tuple[int, dict[str, Any]] | None = None
     for version in sorted(article.versions, reverse=True):
         try:
@@ -167,16 +168,16 @@ def choose_version(
                 first, manuscript = (version, refusal), None
                 break
             if refusal.reason == "metadata unreadable":
-                article.skip(f"version {version}", refusal.reason, refusal.detail)
+                unreadable.append((version, refusal))
             continue
         if not metadata.get("is_manuscript"):
             article.version, article.metadata = version, metadata
-            return
+            break
         manuscript = manuscript or (version, metadata)
-    if manuscript is not None:
+    if article.version is None and manuscript is not None:
         article.version, article.metadata = manuscript
-    elif first is not None:
-        article.version = first[0]
-        raise first[1]
-    else:
-        raise Dropped("not in the source")
+    if article.version is None:
+        article.version, reason = first or (None, Dropped("not in the source"))
+        raise reason
+    for version, reason in unreadable:
+        article.skip(f"version {version}", f"{reason.reason}, another version taken", reason.detail)

@@ -39,6 +39,7 @@ def pair_schema() -> pa.Schema:
             "version": Value("int32"),
             "pmid": text,
             "doi": text,
+            "title": text,
             "citation": text,
             "license": text,
             "width": Value("int32"),

@@ -384,6 +384,7 @@ def _columns(article: Article, figure: Figure, graphic: Graphic) -> dict[str, An
         "version": article.version,
         "pmid": _text(metadata.get("pmid")),
         "doi": _text(metadata.get("doi")),
+        "title": _text(metadata.get("title")),
         "citation": _text(metadata.get("citation")),
         "license": _text(metadata.get("license_code")),
     }

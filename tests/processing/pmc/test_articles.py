@@ -40,7 +40,7 @@ def test_a_version_that_cannot_be_taken_gives_way_to_an_older_one():
 def test_metadata_that_cannot_be_read_give_way_and_are_listed():
     article = chosen({1: metadata(), 2: None})
     assert article.version == 1
-    assert article.skipped == [("version 2", "metadata unreadable", "PMC1.2")]
+    assert article.skipped == [("version 2", "metadata unreadable, another version taken", "PMC1.2")]
 
 
 @pytest.mark.parametrize(
