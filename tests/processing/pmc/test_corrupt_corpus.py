@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -125,12 +126,22 @@ DAMAGE = [
     (metadata(media_urls=[17, None]), "image missing"),
     (metadata(media_urls=None), "image missing"),
     (metadata(xml_url=None), "metadata without xml_url"),
+    (metadata(xml_url="s3://pmc-oa-opendata/?md5=00"), "XML unreadable"),
+    (metadata(xml_url="s3://pmc-oa-opendata/PMC1.1/a\0b.xml?md5=00"), "XML unreadable"),
+    (metadata(xml_url="s3://pmc-oa-opendata/PMC1.1/\ud800.xml?md5=00"), "XML unreadable"),
+    (metadata(media_urls=["s3://pmc-oa-opendata/" + "a" * 300 + "/g.png?md5=00"]), "image unreadable"),
+    (metadata(media_urls=["s3://pmc-oa-opendata/PMC1.1/g.png?md5=\ud800"]), "image unreadable"),
+    (metadata(license_code="CC BY\ud800"), "licence not asked for"),
     (metadata(license_code=None), "licence not asked for"),
     (metadata(is_pmc_openaccess=None), "not open access"),
     (metadata(is_retracted=True), "retracted"),
     (metadata(is_historical_ocr=True), "historical OCR"),
 ]
 HANDLED = [picture(animation(), "g.gif"), picture(jpeg(mode="CMYK")), picture(sixteen_bits(), "g.tif")]
+
+
+def skipped(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "skipped.jsonl").open()]
 
 
 @pytest.fixture
@@ -149,7 +160,7 @@ def test_every_damage_is_in_the_report_and_everything_else_in_the_shards(corpus,
     with_faults = serve(corpus.root, failing=0.05, slow=0.05, forbidden=[FORBIDDEN])
     report = build_set(with_faults.url, tmp_path / "out", inventory="2026-01-18T01-00Z", tasks=3, concurrency=8)
     assert with_faults.failures > 20
-    listed = {(row["article"], row["reason"]) for row in map(json.loads, (tmp_path / "out/skipped.jsonl").open())}
+    listed = {(row["article"], row["reason"]) for row in skipped(tmp_path / "out")}
     for number, (_, reason) in enumerate(DAMAGE, start=1):
         assert (f"PMC{number}.1", reason) in listed, reason
     assert ("PMC99.1", "metadata unreadable") in listed
@@ -171,6 +182,12 @@ def test_every_damage_is_in_the_report_and_everything_else_in_the_shards(corpus,
     build_set(corpus.root, tmp_path / "undisturbed")
     shards = [sorted((tmp_path / name / "data").iterdir()) for name in ("out", "undisturbed")]
     assert [path.read_bytes() for path in shards[0]] == [path.read_bytes() for path in shards[1]]
+    # Over HTTP the inventory was used, which has one article more, and one file was forbidden.
+    over_http, from_folder = [
+        [row for row in skipped(tmp_path / name) if row["article"] != "PMC99.1" and FORBIDDEN not in row["item"]]
+        for name in ("out", "undisturbed")
+    ]
+    assert over_http == from_folder and str(tmp_path) not in str(from_folder)
 
 
 def test_original_bytes_survive_whatever_the_mode(corpus, tmp_path):
