@@ -48,6 +48,7 @@ REPORT_FILE = "report.json"
 ARTICLES_PER_TASK = 50  # at least, by default
 SHARD_TASKS = 512  # at most: a task writes several shards
 REMOTE_CONCURRENCY = 16
+PLAN_MEMORY_GB = 8  # 90 bytes a pair and 280 an article: 4.4 GiB for all of PMC
 
 # An update that finds more of its articles gone than this has been given half a source.
 REMOVED_SHARE = 0.05
@@ -359,7 +360,7 @@ def _stages(
     previous = read_report(staging.output) if begun["update"] is not None else None
     return [
         Stage("articles", articles, tasks),
-        Stage("plan", [PlanShards(options, staging, previous)], 1),
+        Stage("plan", [PlanShards(options, staging, previous)], 1, memory_gb=PLAN_MEMORY_GB),
         Stage("shards", [WriteShards(staging, options.tokenizer)], min(tasks, SHARD_TASKS)),
         Stage("finish", [FinishDataset(options, staging, begun, afterwards)], 1),
     ]

@@ -50,11 +50,13 @@ class Stage:
         name: Name of the stage, and of its logs.
         steps: datatrove's pipeline.
         tasks: Number of tasks.
+        memory_gb: Memory that a task needs, where it is more than the engine's.
     """
 
     name: str
     steps: Sequence[PipelineStep]
     tasks: int
+    memory_gb: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Engine:
                 workers=self.workers if self.workers < stage.tasks else -1,
                 job_name=f"biomedclip-{stage.name}",
                 logging_dir=str(logs / stage.name),
-                mem_per_cpu_gb=self.memory_gb,
+                mem_per_cpu_gb=max(self.memory_gb, stage.memory_gb),
                 depends=before,
                 env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
                 **self.slurm,

@@ -78,9 +78,11 @@ def test_slurm_gives_the_same_bytes_out_of_four_jobs_that_wait_for_each_other(mi
     assert names == [f"biomedclip-{stage}" for stage in ("articles", "plan", "shards", "finish")]
     assert "#SBATCH --array=0-4%3" in scripts[0] and "#SBATCH --array=0-0\n" in scripts[1]
     for script in scripts:
-        for line in ("--partition=cpu", "--time=02:00:00", "--account=lab", "--mem-per-cpu=4G", "--requeue"):
+        for line in ("--partition=cpu", "--time=02:00:00", "--account=lab", "--requeue"):
             assert f"#SBATCH {line}\n" in script
         assert str(Path(sys.executable).parent) in script
+    memory = [re.search(r"--mem-per-cpu=(\d+)G", script)[1] for script in scripts]
+    assert memory == ["4", "8", "4", "4"], "the plan has all pairs in memory"
     assert [(slurm / f"job-{number}.args").read_text().split("\n")[1:] for number in range(1, 5)] == [
         [],
         ["--dependency=afterok:1"],
