@@ -152,7 +152,10 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
         text_config (`dict` or [`BiomedCLIPTextConfig`], *optional*): The text tower.
         vision_config (`dict` or [`BiomedCLIPVisionConfig`], *optional*): The image tower.
         projection_dim (`int`, defaults to 512): Width of the shared space; both towers take it from here.
-        logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): Start of the log inverse temperature.
+        logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): Start of the log inverse temperature. SigLIP's is
+            ln 10.
+        logit_bias_init_value (`float`, *optional*): Start of a parameter that is added to each logit, which SigLIP's
+            loss needs; its own is -10. There is no such parameter if left out.
         initializer_range (`float`, defaults to 0.02): Standard deviation of a freshly drawn classification head.
         open_clip_config (`str`, *optional*): The content of the `open_clip_config.json` that a converted checkpoint
             came with, where it says more than the model does; the way back writes it again.
@@ -178,6 +181,7 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
     vision_config: dict | BiomedCLIPVisionConfig | None = None
     projection_dim: int = 512
     logit_scale_init_value: float | int = math.log(1 / 0.07)
+    logit_bias_init_value: float | int | None = None
     initializer_range: float = 0.02
     open_clip_config: str | None = None
 

@@ -69,7 +69,8 @@ class BiomedCLIPOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*): Symmetric InfoNCE of this batch, with `return_loss=True`.
-        logits_per_image (`torch.Tensor` of shape `(images, texts)`): Cosine similarities times `logit_scale.exp()`.
+        logits_per_image (`torch.Tensor` of shape `(images, texts)`): Cosine similarities times `logit_scale.exp()`,
+            plus `logit_bias` in a model that has one.
         logits_per_text (`torch.Tensor` of shape `(texts, images)`): Its transpose.
         text_embeds (`torch.Tensor` of shape `(texts, projection_dim)`): L2-normalised.
         image_embeds (`torch.Tensor` of shape `(images, projection_dim)`): L2-normalised.
@@ -332,6 +333,8 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
             init.normal_(module.position_embedding, std=self.config.initializer_range)
         elif isinstance(module, BiomedCLIPModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
 
 class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
@@ -357,7 +360,7 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
         r"^vision_model\.",
         r"^visual_projection\.",
         r"^text_projection\.",
-        "^logit_scale$",
+        "^logit_(scale|bias)$",
     ]
     _can_record_outputs = {"hidden_states": BiomedCLIPTextLayer, "attentions": BiomedCLIPAttention}
 
@@ -440,7 +443,7 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
         r"^text_model\.",
         r"^text_projection\.",
         r"^visual_projection\.",
-        "^logit_scale$",
+        "^logit_(scale|bias)$",
     ]
     _can_record_outputs = {"hidden_states": BiomedCLIPVisionLayer, "attentions": BiomedCLIPAttention}
 
@@ -497,7 +500,7 @@ class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
     input_modalities = ("text",)
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", "^logit_scale$"]
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", "^logit_(scale|bias)$"]
 
     def __init__(self, config: BiomedCLIPTextConfig):
         super().__init__(config)
@@ -546,7 +549,7 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", "^logit_scale$"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", "^logit_(scale|bias)$"]
 
     def __init__(self, config: BiomedCLIPVisionConfig):
         super().__init__(config)
@@ -581,7 +584,7 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
 
 class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
     """
-    Both towers, their projections and the temperature.
+    Both towers, their projections, the temperature, and for SigLIP's loss a bias of the logits.
 
     Example:
 
@@ -604,6 +607,8 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         self.text_projection = BiomedCLIPTextProjection(config.text_config)
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        bias = config.logit_bias_init_value
+        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
         self.post_init()
 
     @classmethod
@@ -723,6 +728,8 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         # Towers can live on different devices (`device_map`); the logits are worked out on the text tower's.
         logits_per_text = text_embeds @ image_embeds.t().to(text_embeds.device)
         logits_per_text = logits_per_text * self.logit_scale.exp().to(text_embeds.device)
+        if self.logit_bias is not None:
+            logits_per_text = logits_per_text + self.logit_bias.to(text_embeds.device)
 
         loss = None
         if return_loss:
@@ -754,7 +761,7 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
         r"^text_model\.",
         r"^text_projection\.",
         r"^visual_projection\.",
-        "^logit_scale$",
+        "^logit_(scale|bias)$",
     ]
 
     def __init__(self, config: BiomedCLIPConfig):

@@ -134,6 +134,7 @@ def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path:
         vision_config=_vision_shapes(tensors, heads=_TIMM_TOWERS[matched[1]][2]),
         text_config=_text_shapes(tensors, bert_name),
         projection_dim=embed_dim,
+        logit_bias_init_value=model_cfg.get("init_logit_bias"),
     )
 
 
@@ -232,6 +233,8 @@ def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, bert_name:
         },
         "preprocess_cfg": {"mean": list(image_processor.image_mean), "std": list(image_processor.image_std)},
     }
+    if config.logit_bias_init_value is not None:
+        content["model_cfg"]["init_logit_bias"] = config.logit_bias_init_value
     if interpolation != "bicubic":
         content["preprocess_cfg"]["interpolation"] = interpolation
     return json.dumps(content, indent=2, ensure_ascii=False)
@@ -257,6 +260,7 @@ def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCL
     image_processor = processor.image_processor
     return (
         model_cfg["embed_dim"] == config.projection_dim
+        and model_cfg.get("init_logit_bias") == config.logit_bias_init_value
         and model_cfg["vision_cfg"].get("image_size", _DEFAULT_IMAGE_SIZE) == config.vision_config.image_size
         and model_cfg["text_cfg"].get("context_length", _DEFAULT_CONTEXT_LENGTH) == processor.tokenizer.model_max_length
         and preprocess.get("interpolation", "bicubic") == _interpolation(image_processor)

@@ -30,6 +30,7 @@ _OPEN_CLIP_PARTS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("text.proj.0.", "text_projection.fc1.", []),
     ("text.proj.2.", "text_projection.fc2.", []),
     ("logit_scale", "logit_scale", []),
+    ("logit_bias", "logit_bias", []),
 ]
 # The community port `chuhac/BiomedCLIP-vit-bert-hf`: (its name, ours).
 _PORT_NAMES = [

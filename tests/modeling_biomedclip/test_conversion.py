@@ -125,9 +125,31 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def add_bias(folder: Path, value: float) -> None:
+    """Makes the checkpoint one of SigLIP's loss."""
+    path = folder / "open_clip_model.safetensors"
+    save_file(load_file(path) | {"logit_bias": torch.tensor(value)}, path)
+    config = read_config(folder)
+    config["model_cfg"]["init_logit_bias"] = -10
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+
+
 def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     ours, theirs = first.state_dict(), second.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trained_here", [False, True])
+def test_the_bias_of_siglips_loss_is_converted_both_ways(folder, tmp_path, trained_here):
+    add_bias(folder, -7.5)
+    model, processor = from_open_clip(folder)
+    assert model.logit_bias.item() == -7.5 and model.config.logit_bias_init_value == -10
+    if trained_here:
+        model.config.open_clip_config = None
+    to_open_clip(model, processor, tmp_path / "back")
+    theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'back'}")
+    assert theirs.logit_bias.item() == -7.5
 
 
 @torch.no_grad()

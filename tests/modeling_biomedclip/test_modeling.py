@@ -65,6 +65,17 @@ def test_embeddings_are_normalised_and_logits_are_their_scaled_products(small_mo
     assert outputs.loss.item() == pytest.approx(sum(rows).item() / 3, abs=1e-6)
 
 
+def test_a_model_has_a_bias_of_its_logits_only_if_its_configuration_asks_for_one(small_model, batch, tmp_path):
+    assert "logit_bias" not in small_model.state_dict()
+    small_model.save_pretrained(tmp_path / "without")
+    with_bias = BiomedCLIPModel.from_pretrained(tmp_path / "without", logit_bias_init_value=-10.0)
+    assert with_bias.logit_bias.item() == -10.0 and with_bias.logit_bias.shape == ()
+    assert same(with_bias(**batch).logits_per_image, small_model(**batch).logits_per_image - 10)
+    with_bias.logit_bias.data.fill_(-7.0)
+    with_bias.save_pretrained(tmp_path / "with")
+    assert BiomedCLIPModel.from_pretrained(tmp_path / "with").logit_bias.item() == -7.0
+
+
 def test_padding_is_masked_whether_or_not_a_mask_is_given(small_model, batch):
     mask = (batch["input_ids"] != 0).long()
     given = small_model.get_text_features(batch["input_ids"], mask).pooler_output
