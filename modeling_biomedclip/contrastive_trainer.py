@@ -13,7 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
-from .contrastive_loss import contrastive_loss
+from .cached_gradients import cached_backward, mini_batch_rows, take_rows
+from .contrastive_loss import LOSSES, contrastive_loss, summed_loss
 from .retrieval_metrics import retrieval_metrics
 
 
@@ -30,8 +31,26 @@ class ContrastiveTrainingArguments(TrainingArguments):
     The published recipe's: AdamW with betas (0.9, 0.98) and epsilon 1e-6, weight decay 0.2, peak learning rate 5e-4, a
     cosine to zero. Its warm-up of 2,000 steps is left to the recipe file, as no short run could bear it. The batch of
     the loss is `per_device_train_batch_size` times the number of processes.
+
+    Raises:
+        ValueError: Gradient accumulation, another loss than there are, a mini-batch of no pairs, or one with DeepSpeed.
     """
 
+    loss: str = field(
+        default=LOSSES[0],
+        metadata={
+            "help": "infonce: the right text among all texts and the right image among all images. siglip: each image "
+            "with each text, right or not; the model needs a logit_bias.",
+            "choices": list(LOSSES),
+        },
+    )
+    mini_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs that a process has in memory at a time; loss and gradients stay those of the whole batch, "
+            "for a second forward pass. The whole batch if left out."
+        },
+    )
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second beta."})
     adam_epsilon: float = field(default=1e-6, metadata={"help": "AdamW's epsilon."})
@@ -55,9 +74,15 @@ class ContrastiveTrainingArguments(TrainingArguments):
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} would change the loss: each piece of "
-                "the batch would see its own pairs as the only negatives. Lower --per-device-train-batch-size, or use "
-                "--gradient-checkpointing or more processes for a large batch on little memory."
+                "the batch would see its own pairs as the only negatives. Use --mini-batch-size for a large batch on "
+                "little memory: it gives the loss and the gradients of the whole batch."
             )
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss={self.loss!r}: the loss is one of {', '.join(LOSSES)}.")
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size={self.mini_batch_size} must be 1 or more. Leave it out for no limit.")
+        if self.mini_batch_size is not None and self.deepspeed:
+            raise ValueError("mini_batch_size: DeepSpeed takes each backward pass for a step. Use DDP or FSDP2.")
 
 
 def are_processes_on_cpu() -> bool:
@@ -72,10 +97,14 @@ def are_processes_on_cpu() -> bool:
 
 class ContrastiveTrainer(Trainer):
     """
-    Trains a dual encoder with symmetric InfoNCE over the batch of all processes.
+    Trains a dual encoder with a contrastive loss over the batch of all processes.
 
-    The model is anything whose `forward` returns `image_embeds` and `text_embeds` and that has a `logit_scale`:
-    [`BiomedCLIPModel`], `CLIPModel`, a PEFT model of either. `logit_scale` is kept in [0, ln 100], unless it is frozen.
+    The model is anything whose `forward` returns `image_embeds` and `text_embeds` and that has a `logit_scale`, and for
+    SigLIP's loss a `logit_bias`: [`BiomedCLIPModel`], `CLIPModel`, `SiglipModel`, a PEFT model of any. `logit_scale` is
+    kept in [0, ln 100], unless it is frozen.
+
+    With `mini_batch_size` no more pairs than that are in memory at a time: [`cached_backward`] gives the gradients of
+    the whole batch. Mini-batches are of texts of like length, so that little padding is embedded.
 
     `train_dataset` is either a stream with exact batches ([`processing.PairStream`]: anything with a method
     `batches(batch_size, rank, world_size, samples_seen)` and a length), which makes resuming exact, or whatever
@@ -83,7 +112,7 @@ class ContrastiveTrainer(Trainer):
     median rank, and the loss of the whole set as one batch, a number that does not depend on the batch size.
 
     Raises:
-        ValueError: A model without `logit_scale`, or an epoch count that gives no step.
+        ValueError: A model without the parameters of the loss, or an epoch count that gives no step.
 
     Example:
 
@@ -107,6 +136,11 @@ class ContrastiveTrainer(Trainer):
         **kwargs: Any,
     ):
         find_logit_scale(model)
+        if args.loss == "siglip" and find_logit_bias(model) is None:
+            raise ValueError(
+                f"{type(model).__name__} has no parameter `logit_bias`, which the SigLIP loss needs. A BiomedCLIPModel "
+                "has one when its configuration sets logit_bias_init_value, -10 as a rule."
+            )
         self.pair_stream = train_dataset if hasattr(train_dataset, "batches") else None
         # Batches without augmentation for evaluation; the training collator where none is given.
         self.eval_data_collator = eval_data_collator or data_collator
@@ -165,8 +199,41 @@ class ContrastiveTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         outputs = model(**inputs)
-        loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, find_logit_scale(model).exp())
+        loss = self._loss_of(model, outputs.image_embeds, outputs.text_embeds)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """One backward pass of the whole batch, or of one mini-batch after the other."""
+        size = self.args.mini_batch_size
+        if size is None or size >= len(inputs["pixel_values"]):
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        # SigLIP's text tower pools the last position, padding or not.
+        cut_text = "siglip" not in self.model.config.model_type
+
+        def embed(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            # The batch stays where the loader has put it; the device gets one mini-batch at a time.
+            outputs = model(**self._prepare_inputs(take_rows(inputs, rows, cut_text=cut_text)))
+            return outputs.image_embeds, outputs.text_embeds
+
+        return cached_backward(
+            embed,
+            mini_batch_rows(inputs, size),
+            lambda image_embeds, text_embeds: self._loss_of(model, image_embeds, text_embeds),
+            [scalar for scalar in loss_parameters(model) if scalar.requires_grad],
+            backward=self.accelerator.backward,
+            no_sync=lambda: self.accelerator.no_sync(model),
+            device=self.args.device,
+        )
+
+    def _loss_of(self, model: nn.Module, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        scale, bias = find_logit_scale(model).exp(), find_logit_bias(model)
+        return contrastive_loss(image_embeds, text_embeds, scale, bias, loss=self.args.loss)
 
     def evaluation_loop(
         self,
@@ -190,8 +257,10 @@ class ContrastiveTrainer(Trainer):
                 texts.append(gathered[1].float().cpu())
                 self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         image_embeds, text_embeds = torch.cat(images), torch.cat(texts)
-        scale = find_logit_scale(model).detach().exp().float().cpu()
-        metrics = {f"{metric_key_prefix}_loss": whole_set_loss(image_embeds, text_embeds, scale)}
+        scale, bias = find_logit_scale(model).exp().float().cpu(), find_logit_bias(model)
+        bias = None if bias is None else bias.float().cpu()
+        loss = whole_set_loss(image_embeds, text_embeds, scale, bias, loss=self.args.loss)
+        metrics = {f"{metric_key_prefix}_loss": loss}
         for direction, values in retrieval_metrics(image_embeds, text_embeds).items():
             metrics.update({f"{metric_key_prefix}_{direction}_{name}": value for name, value in values.items()})
         return EvalLoopOutput(
@@ -285,39 +354,61 @@ def find_logit_scale(model: nn.Module) -> nn.Parameter:
     Raises:
         ValueError: The model has none.
     """
-    for name, parameter in model.named_parameters():
-        if name.rsplit(".", 1)[-1] == "logit_scale":
-            return parameter
-    raise ValueError(
-        f"{type(model).__name__} has no parameter `logit_scale`: contrastive training needs a dual encoder such as "
-        "BiomedCLIPModel or CLIPModel."
-    )
+    scale = _find_parameter(model, "logit_scale")
+    if scale is None:
+        raise ValueError(
+            f"{type(model).__name__} has no parameter `logit_scale`: contrastive training needs a dual encoder such as "
+            "BiomedCLIPModel or CLIPModel."
+        )
+    return scale
+
+
+def find_logit_bias(model: nn.Module) -> nn.Parameter | None:
+    """What a dual encoder adds to its logits, if anything, inside whatever wraps it."""
+    return _find_parameter(model, "logit_bias")
+
+
+def loss_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a dual encoder that belong to no tower: `logit_scale`, and `logit_bias` if there is one."""
+    bias = find_logit_bias(model)
+    return [find_logit_scale(model), *([] if bias is None else [bias])]
+
+
+def _find_parameter(model: nn.Module, wanted: str) -> nn.Parameter | None:
+    found = (parameter for name, parameter in model.named_parameters() if name.rsplit(".", 1)[-1] == wanted)
+    return next(found, None)
 
 
 @torch.no_grad()
-def whole_set_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> float:
+def whole_set_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor | None = None,
+    *,
+    loss: str = LOSSES[0],
+) -> float:
     """
-    Symmetric InfoNCE of a set as one batch, a slice of rows at a time.
+    The loss of a set as one batch, whatever other processes do.
 
     Args:
         image_embeds: L2-normalised, of shape `(pairs, dimension)`.
         text_embeds: L2-normalised, of shape `(pairs, dimension)`.
-        logit_scale: Inverse temperature, of shape `()`.
+        logit_scale: Inverse temperature, of shape `()` or `(1,)`.
+        logit_bias: What is added to each logit, of shape `()` or `(1,)`.
+        loss: `infonce` or `siglip`.
     """
-    total = 0.0
-    for queries, candidates in ((image_embeds, text_embeds), (text_embeds, image_embeds)):
-        for start in range(0, len(queries), 1024):
-            rows = queries[start : start + 1024]
-            labels = torch.arange(start, start + len(rows))
-            logits = logit_scale * rows @ candidates.t()
-            total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-    return total / (2 * len(image_embeds))
+    directions = [(image_embeds, text_embeds), (text_embeds, image_embeds)]
+    totals = [summed_loss(*direction, logit_scale, logit_bias, loss=loss).item() for direction in directions]
+    return sum(totals) / (len(totals) * len(image_embeds))
 
 
 __all__ = [
     "ContrastiveTrainer",
     "ContrastiveTrainingArguments",
     "are_processes_on_cpu",
+    "find_logit_bias",
     "find_logit_scale",
+    "loss_parameters",
     "whole_set_loss",
 ]

@@ -5,13 +5,9 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing
-from gradient_processes import gradients_of_a_process, unit
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, TrainerCallback
 
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments
-from modeling_biomedclip.contrastive_loss import contrastive_loss
-from modeling_biomedclip.contrastive_trainer import whole_set_loss
 from processing import ContrastiveCollator, PairStream
 
 
@@ -45,31 +41,6 @@ def fresh(small_model) -> BiomedCLIPModel:
 
 def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def test_the_loss_equals_a_plain_loop_in_float64():
-    images, texts, scale = unit(12, 0), unit(12, 1), torch.tensor(14.0)
-    total = 0.0
-    for i in range(12):
-        for query, candidates in ((images[i], texts), (texts[i], images)):
-            logits = [scale.item() * (query.double() @ candidate.double()).item() for candidate in candidates]
-            total += math.log(sum(math.exp(logit) for logit in logits)) - logits[i]
-    assert contrastive_loss(images, texts, scale).item() == pytest.approx(total / 24, abs=1e-6)
-    assert whole_set_loss(images, texts, scale) == pytest.approx(total / 24, abs=1e-6)
-
-
-def test_images_and_texts_that_are_not_pairs_are_refused():
-    with pytest.raises(ValueError, match="not pairs"):
-        contrastive_loss(unit(3, 0), unit(4, 0), torch.tensor(1.0))
-
-
-def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch():
-    manager = torch.multiprocessing.get_context("spawn").Manager()
-    results = manager.dict()
-    for world_size, port in ((1, 29611), (2, 29612)):
-        torch.multiprocessing.spawn(gradients_of_a_process, (world_size, port, results), nprocs=world_size)
-    for one, two in zip(results[1], results[2], strict=True):
-        torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-5, atol=1e-7)
 
 
 def test_training_learns_a_few_pairs_by_heart(train, built):
@@ -113,7 +84,7 @@ def test_workers_of_the_loader_change_nothing(train, small_model):
 
 
 def test_gradient_accumulation_is_refused_with_the_reason(tmp_path):
-    with pytest.raises(ValueError, match="only negatives"):
+    with pytest.raises(ValueError, match="only negatives.*--mini-batch-size"):
         ContrastiveTrainingArguments(output_dir=str(tmp_path), gradient_accumulation_steps=2)
 
 
@@ -149,6 +120,32 @@ def test_evaluation_measures_the_whole_set_whatever_the_batch(train, small_model
         key = f"eval_image_to_text_recall_at_{k}"
         assert results[0][key] == pytest.approx(results[1][key])
     assert 1 <= results[0]["eval_text_to_image_median_rank"] <= 20
+
+
+def test_a_model_learns_a_few_pairs_by_heart_with_the_siglip_loss_in_mini_batches(train, built, small_model):
+    small_model.config.logit_scale_init_value, small_model.config.logit_bias_init_value = math.log(10), -10.0
+    model = BiomedCLIPModel(small_model.config)
+    trainer = train(
+        model,
+        train_dataset=PairStream(built).rows(0, 0, 16),
+        max_steps=-1,
+        num_train_epochs=60,
+        learning_rate=5e-3,
+        loss="siglip",
+        mini_batch_size=6,
+    )
+    assert losses(trainer)[-1] < 0.5 * losses(trainer)[0]
+    assert model.logit_bias.item() != -10.0
+
+
+def test_the_siglip_loss_is_refused_for_a_model_without_a_bias(train):
+    with pytest.raises(ValueError, match="logit_bias_init_value"):
+        train(loss="siglip")
+
+
+def test_a_loss_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="infonce, siglip"):
+        ContrastiveTrainingArguments(output_dir=str(tmp_path), loss="triplet")
 
 
 @pytest.mark.parametrize("name", ["CLIP", "Siglip"])

@@ -1,0 +1,187 @@
+"""Cached gradients against the plain backward pass. Over several processes: test_contrastive_loss.py."""
+
+import pytest
+import torch
+from gradient_processes import assert_same_gradients, some_batch, tiny_model
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+
+from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
+from modeling_biomedclip.cached_gradients import mini_batch_rows, take_rows
+from modeling_biomedclip.contrastive_loss import LOSSES, contrastive_loss
+
+
+PAIRS = 10
+
+
+@pytest.fixture
+def trainer_of(tmp_path):
+    """A trainer on the CPU, its model prepared as `train` does it."""
+
+    def build(model, **options):
+        args = ContrastiveTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
+        trainer = ContrastiveTrainer(model, args)
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        trainer.model_wrapped = trainer.accelerator.prepare_model(model)
+        return trainer
+
+    return build
+
+
+def cached_step(trainer):
+    """Loss and gradients of one step."""
+    torch.manual_seed(0)
+    loss = trainer.training_step(trainer.model_wrapped, some_batch(PAIRS))
+    return loss, gradients_of(trainer.model)
+
+
+def plain_step(trainer, size):
+    """The same of one backward pass through the graphs of all mini-batches."""
+    torch.manual_seed(0)
+    model, inputs = trainer.model_wrapped.train(), some_batch(PAIRS)
+    outputs = [model(**take_rows(inputs, rows)) for rows in mini_batch_rows(inputs, size)]
+    image_embeds, text_embeds = (torch.cat([o[name] for o in outputs]) for name in ("image_embeds", "text_embeds"))
+    whole = trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model
+    scale, bias = whole.logit_scale.exp(), whole.logit_bias
+    loss = contrastive_loss(image_embeds, text_embeds, scale, bias, loss=trainer.args.loss)
+    loss.backward()
+    return loss.detach(), gradients_of(trainer.model)
+
+
+def gradients_of(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_equal_to_rounding(ours, theirs):
+    assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-6)
+    assert_same_gradients(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("size", [1, 3, 5, 9])
+def test_cached_loss_and_gradients_are_those_of_the_whole_batch(trainer_of, loss, size):
+    ours = cached_step(trainer_of(tiny_model(), mini_batch_size=size, loss=loss))
+    assert_equal_to_rounding(ours, cached_step(trainer_of(tiny_model(), loss=loss)))
+
+
+def with_adapter(model):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "fc1"], lora_dropout=0.1))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return adapted
+
+
+def with_frozen_temperature(model):
+    model.logit_scale.requires_grad_(False)
+    return model
+
+
+def with_locked_image_tower(model):
+    model.vision_model.requires_grad_(False)
+    model.visual_projection.requires_grad_(False)
+    return model
+
+
+CHECKPOINTING = [
+    {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    for reentrant in (True, False)
+]
+
+
+@pytest.mark.parametrize("change", [None, with_adapter, with_frozen_temperature, with_locked_image_tower])
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, *CHECKPOINTING, {"bf16": True} | CHECKPOINTING[0]], ids=str)
+def test_dropout_autocast_checkpointing_and_frozen_parts_give_the_plain_backward_of_the_same_mini_batches(
+    trainer_of, change, options
+):
+    steps = []
+    for step in (cached_step, lambda trainer: plain_step(trainer, 3)):
+        model = tiny_model(dropout=0.3)
+        steps.append(step(trainer_of(change(model) if change else model, mini_batch_size=3, **options)))
+    assert_equal_to_rounding(*steps)
+
+
+def test_dropout_differs_between_mini_batches_and_from_step_to_step(trainer_of):
+    trainer = trainer_of(tiny_model(dropout=0.3), mini_batch_size=3)
+    batch = {name: value[:1].repeat_interleave(PAIRS, 0) for name, value in some_batch(PAIRS).items()}
+    torch.manual_seed(0)
+    first, second = (trainer.training_step(trainer.model_wrapped, batch).item() for _ in range(2))
+    assert first != second
+
+
+def test_a_step_leaves_the_random_state_of_a_plain_one(trainer_of):
+    after = []
+    for step in (cached_step, lambda trainer: plain_step(trainer, 3)):
+        step(trainer_of(tiny_model(dropout=0.3), mini_batch_size=3))
+        after.append(torch.rand(3))
+    assert torch.equal(*after)
+
+
+def seen_by(trainer):
+    """Shapes of the texts that a step gives to the model, in turn."""
+    shapes = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    cached_step(trainer)
+    return shapes
+
+
+def test_a_mini_batch_is_padded_to_its_own_longest_text_and_the_longest_come_first(trainer_of):
+    lengths = sorted(some_batch(PAIRS)["attention_mask"].sum(1).tolist(), reverse=True)
+    expected = [(len(lengths[start : start + 4]), lengths[start]) for start in range(0, PAIRS, 4)]
+    assert seen_by(trainer_of(tiny_model(), mini_batch_size=4)) == 2 * expected
+    assert expected[0][1] > expected[-1][1]
+
+
+@pytest.mark.parametrize("size", [None, PAIRS, PAIRS + 1])
+def test_a_batch_that_is_not_larger_than_a_mini_batch_is_embedded_once(trainer_of, size):
+    assert seen_by(trainer_of(tiny_model(), mini_batch_size=size)) == [(PAIRS, 12)]
+
+
+def test_texts_without_padding_have_the_same_embeddings():
+    model, batch = tiny_model().eval(), some_batch(PAIRS)
+    shortest = mini_batch_rows(batch, 2)[-1]
+    cut, whole = take_rows(batch, shortest), take_rows(batch, shortest, cut_text=False)
+    assert cut["input_ids"].shape[1] < 12 == whole["input_ids"].shape[1]
+    # The masked positions add exact zeros; products of other shapes round differently.
+    torch.testing.assert_close(model(**cut).text_embeds, model(**whole).text_embeds, rtol=0, atol=1e-6)
+
+
+def test_padding_on_the_left_stays_and_that_on_the_right_goes():
+    mask = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]])
+    batch = {"input_ids": mask * 7, "attention_mask": mask, "pixel_values": torch.zeros(2, 3, 5, 5)}
+    taken = take_rows(batch, torch.tensor([1, 0]))
+    assert taken["input_ids"].tolist() == [[0, 0, 7, 7], [0, 7, 7, 0]]
+    assert taken["pixel_values"].shape == (2, 3, 5, 5)
+
+
+def test_mini_batches_hold_each_row_once_and_keep_the_order_of_equals():
+    rows = mini_batch_rows(some_batch(PAIRS), 4)
+    assert sorted(torch.cat(rows).tolist()) == list(range(PAIRS))
+    equals = {"attention_mask": torch.ones(5, 3), "pixel_values": torch.zeros(5)}
+    assert [part.tolist() for part in mini_batch_rows(equals, 2)] == [[0, 1], [2, 3], [4]]
+    assert [part.tolist() for part in mini_batch_rows({"pixel_values": torch.zeros(3)}, 2)] == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("name", ["CLIP", "Siglip"])
+def test_the_dual_encoders_of_transformers_have_cached_gradients_too(trainer_of, name):
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = size | {"vocab_size": 32, "max_position_embeddings": 16}
+    vision = size | {"image_size": 16, "patch_size": 8}
+    steps = []
+    for mini_batch_size in (3, None):
+        torch.manual_seed(0)
+        if name == "CLIP":
+            model = CLIPModel(CLIPConfig(text_config=text | {"eos_token_id": 3}, vision_config=vision))
+        else:
+            model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 16}, vision_config=vision))
+        loss = "siglip" if name == "Siglip" else "infonce"
+        steps.append(cached_step(trainer_of(model, mini_batch_size=mini_batch_size, loss=loss)))
+    assert_equal_to_rounding(*steps)
+
+
+def test_a_mini_batch_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="mini_batch_size=0"):
+        ContrastiveTrainingArguments(output_dir=str(tmp_path), mini_batch_size=0)
