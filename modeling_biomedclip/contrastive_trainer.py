@@ -3,11 +3,14 @@
 import logging
 import math
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -169,6 +172,8 @@ class ContrastiveTrainer(Trainer):
         )
         # The loss is that of the whole batch already; Trainer must not divide it.
         self.loss_is_scaled_for_ga = True
+        if args.fsdp or self.is_fsdp_enabled:
+            self._prepare_sharding()
 
     def get_train_dataloader(self) -> DataLoader:
         """The stream's own loader, kept out of accelerate's hands: it would split each rank's slice once more."""
@@ -186,6 +191,12 @@ class ContrastiveTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if isinstance(self.model, FSDPModule):
+            # FSDP2 gives a model a class of its own; transformers would save the file of that one as the model's code.
+            type(self.model).__module__ = type(self.model).__bases__[-1].__module__
+        super()._save(output_dir, state_dict=state_dict)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """open_clip's rule: everything of two or more dimensions decays; biases, norms and `logit_scale` do not."""
@@ -211,7 +222,17 @@ class ContrastiveTrainer(Trainer):
         """One backward pass of the whole batch, or of one mini-batch after the other."""
         size = self.args.mini_batch_size
         if size is None or size >= len(inputs["pixel_values"]):
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self._cached_step(model, inputs, size)
+        if self.is_fsdp_enabled:
+            for scalar in loss_parameters(model):
+                if scalar.grad is not None:
+                    dist.all_reduce(scalar.grad)
+                    scalar.grad /= self.args.world_size
+        return loss
+
+    def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], size: int) -> torch.Tensor:
         model.train()
         # SigLIP's text tower pools the last position, padding or not.
         cut_text = "siglip" not in self.model.config.model_type
@@ -227,9 +248,34 @@ class ContrastiveTrainer(Trainer):
             lambda image_embeds, text_embeds: self._loss_of(model, image_embeds, text_embeds),
             [scalar for scalar in loss_parameters(model) if scalar.requires_grad],
             backward=self.accelerator.backward,
-            no_sync=lambda: self.accelerator.no_sync(model),
+            # FSDP would hold the gradients of the whole model in each process until the last mini-batch.
+            no_sync=nullcontext if self.is_fsdp_enabled else lambda: self.accelerator.no_sync(model),
             device=self.args.device,
         )
+
+    def _prepare_sharding(self) -> None:
+        """What FSDP2 cannot shard: a parameter without dimensions, and a table inside a layer that it has sharded."""
+        if not self.is_fsdp_enabled:
+            raise ValueError(
+                "fsdp: accelerate shards models on accelerators alone, and would run plain DDP here. Leave --fsdp out."
+            )
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
+            raise ValueError(
+                "fsdp_config: logit_scale needs version 2 and cpu_ram_efficient_loading false, as both are by default."
+            )
+        # Each process keeps them whole, as with DDP.
+        plugin.ignored_modules = [nn.ParameterList(loss_parameters(self.model)).to(self.args.device)]
+        # accelerate shards the words' table by itself, after all layers that it is told to.
+        if plugin.transformer_cls_names_to_wrap is None:
+            table, layers = self.model.get_input_embeddings(), self.model._no_split_modules or []
+            plugin.transformer_cls_names_to_wrap = sorted(
+                {
+                    type(module).__name__
+                    for module in self.model.modules()
+                    if type(module).__name__ in layers and table not in module.modules()
+                }
+            )
 
     def _loss_of(self, model: nn.Module, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         scale, bias = find_logit_scale(model).exp(), find_logit_bias(model)

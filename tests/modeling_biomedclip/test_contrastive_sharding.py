@@ -1,0 +1,65 @@
+"""Training sharded by FSDP2 in two processes, beside DDP."""
+
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing
+from gradient_processes import tiny_model
+from sharded_training import training_of_a_process
+
+from modeling_biomedclip import BiomedCLIPModel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(training_of_a_process, (2, port, str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return torch.load(folder / "results.pt")
+
+
+@pytest.mark.parametrize("run", ["fsdp", "fsdp cached", "fsdp siglip", "fsdp resumed"])
+def test_all_parameters_but_those_of_the_loss_are_sharded(results, run):
+    whole = set(results[run]["weights"]) - results[run]["sharded"]
+    assert whole == {"logit_scale", "logit_bias"}
+    assert len(results[run]["sharded"]) > 40
+    assert not results["ddp"]["sharded"]
+
+
+@pytest.mark.parametrize(
+    ("run", "beside"), [("fsdp", "ddp"), ("fsdp cached", "ddp"), ("fsdp siglip", "ddp siglip"), ("fsdp resumed", "ddp")]
+)
+def test_losses_gradients_and_weights_are_those_of_ddp(results, run, beside):
+    ours, theirs = results[run], results[beside]
+    # Sums in another order; AdamW carries rounding from step to step.
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+    steps = len(ours["gradient norms"])
+    assert ours["gradient norms"] == pytest.approx(theirs["gradient norms"][-steps:], rel=1e-4)
+    for name, weight in ours["weights"].items():
+        torch.testing.assert_close(weight, theirs["weights"][name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_the_temperature_moves_and_the_loss_falls(results):
+    for run in ("fsdp", "fsdp siglip"):
+        assert results[run]["losses"][-1] < results[run]["losses"][0]
+        start = tiny_model().logit_scale.item()
+        assert abs(results[run]["weights"]["logit_scale"].item() - start) > 1e-3
+
+
+def test_the_saved_model_is_whole_and_carries_its_code(folder, results):
+    saved = folder / "fsdp cached" / "model"
+    assert (saved / "modeling_biomedclip.py").is_file()
+    for name, weight in BiomedCLIPModel.from_pretrained(saved).named_parameters():
+        assert torch.equal(weight, results["fsdp cached"]["weights"][name])
+
+
+def test_sharding_that_accelerate_would_leave_out_without_a_word_is_refused(results):
+    assert "plain DDP" in results["refused"]
