@@ -105,6 +105,8 @@ class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
         attention_dropout (`float`, defaults to 0.0): Dropout of attention probabilities.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm. timm's value: ports that use
             transformers' ViT default of 1e-12 give other embeddings.
+        patch_dropout (`float`, defaults to 0.0): Share of the patches of each image that training leaves out, drawn at
+            random (FLIP, arXiv 2212.00794).
         initializer_range (`float`, defaults to 0.02): Standard deviation of freshly drawn weights.
 
     Example:
@@ -131,11 +133,14 @@ class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
     hidden_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
     layer_norm_eps: float = 1e-6
+    patch_dropout: float | int = 0.0
     initializer_range: float = 0.02
 
     def validate_architecture(self) -> None:
-        """Raises `ValueError` when heads do not divide the width, or patches the image."""
+        """Raises `ValueError` when heads do not divide the width, patches the image, or no patch would be left."""
         _check_heads(self)
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout must be at least 0 and less than 1, not {self.patch_dropout}.")
         if self.image_size % self.patch_size != 0:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}), "

@@ -207,6 +207,33 @@ class BiomedCLIPTextLayer(BiomedCLIPEncoderLayer):
         return self.layer_norm2(self.dropout(mlp_output) + hidden_states)
 
 
+class BiomedCLIPPatchDropout(nn.Module):
+    """
+    Leaves out a random share of each image's patches in training, never the class token.
+
+    The rule is timm's and open_clip's: the patches kept are those of the smallest of as many normal numbers, in that
+    order. Attention does not mind the order, as positions have been added before.
+    """
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:  # (batch, 1 + patches, hidden)
+        if not self.training or self.share == 0:
+            return embeddings
+        batch_size, length, hidden_size = embeddings.shape
+        noise = torch.randn(batch_size, length - 1, device=embeddings.device)
+        kept = noise.argsort(dim=-1)[:, : patches_kept(length - 1, self.share)] + 1
+        kept = torch.cat([kept.new_zeros(batch_size, 1), kept], dim=1)
+        return embeddings.gather(1, kept[:, :, None].expand(-1, -1, hidden_size))
+
+
+def patches_kept(patches: int, share: float) -> int:
+    """Patches of `patches` that are left when `share` of them are dropped: rounded down, one at least."""
+    return max(1, int(patches * (1 - share)))
+
+
 class BiomedCLIPVisionEmbeddings(nn.Module):
     """Patches, a class token before them, and learned positions."""
 
@@ -223,6 +250,30 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
         self.dropout = nn.Dropout(config.hidden_dropout)
+        self.patch_dropout = BiomedCLIPPatchDropout(config.patch_dropout)
+
+    @torch.no_grad()
+    def resize_images(self, image_size: int) -> None:
+        """
+        Makes positions for images of another size out of those that are there: bicubic, antialiased, in float32.
+
+        This is timm's `resample_abs_pos_embed`, by which open_clip gives a checkpoint another resolution. What
+        `interpolate_pos_encoding` does at each call is transformers' rule, which has another bicubic kernel.
+
+        Args:
+            image_size: Side of the images, in pixels; a multiple of `patch_size`.
+        """
+        if image_size == self.image_size:
+            return
+        old, new = self.image_size // self.patch_size, image_size // self.patch_size
+        class_position, patch_positions = self.position_embedding[:, :1], self.position_embedding[:, 1:]
+        grid = patch_positions.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+        grid = nn.functional.interpolate(grid, size=(new, new), mode="bicubic", antialias=True)
+        patch_positions = grid.flatten(2).transpose(1, 2).to(class_position.dtype)
+        self.position_embedding = nn.Parameter(
+            torch.cat([class_position, patch_positions], dim=1), requires_grad=self.position_embedding.requires_grad
+        )
+        self.image_size = image_size
 
     def interpolate_position_embedding(self, height: int, width: int) -> torch.Tensor:
         """Positions for an image of `height` x `width` pixels, bicubic between the learned ones."""
@@ -248,7 +299,7 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
             embeddings = embeddings + self.interpolate_position_embedding(height, width)
         else:
             embeddings = embeddings + self.position_embedding
-        return self.dropout(embeddings)
+        return self.patch_dropout(self.dropout(embeddings))
 
 
 class BiomedCLIPTextEmbeddings(nn.Module):
@@ -612,13 +663,17 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_vision_text_pretrained(cls, vision: str, text: str, **config_kwargs: Any) -> "BiomedCLIPModel":
+    def from_vision_text_pretrained(
+        cls, vision: str | None, text: str | None, **config_kwargs: Any
+    ) -> "BiomedCLIPModel":
         """
         Starts the towers from saved `ViTModel` and `BertModel` checkpoints, the projections and temperature afresh.
 
         Args:
-            vision: Folder or Hub id of a ViT, such as `google/vit-base-patch16-224`.
-            text: Folder or Hub id of a BERT, such as `microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract`.
+            vision: Folder or Hub id of a ViT, such as `google/vit-base-patch16-224`; none for a tower that is drawn
+                afresh from the field `vision_config`.
+            text: Folder or Hub id of a BERT, such as `microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract`; none for
+                a tower that is drawn afresh from the field `text_config`.
             config_kwargs: Further fields of [`BiomedCLIPConfig`], such as `projection_dim`.
 
         Returns:
@@ -627,15 +682,47 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         Raises:
             ValueError: A checkpoint of another architecture, or one whose tensors do not all find their place.
         """
-        vit = ViTModel.from_pretrained(vision, add_pooling_layer=False)
-        bert = BertModel.from_pretrained(text, add_pooling_layer=False)
-        config = BiomedCLIPConfig(
-            vision_config=vision_config_of(vit.config), text_config=text_config_of(bert.config), **config_kwargs
-        )
-        model = cls(config)
-        _copy_tower(vit, model.vision_model, _VIT_NAMES)
-        _copy_tower(bert, model.text_model, BERT_NAMES)
+        vit = bert = None
+        if vision is not None:
+            vit = ViTModel.from_pretrained(vision, add_pooling_layer=False)
+            config_kwargs["vision_config"] = vision_config_of(vit.config)
+        if text is not None:
+            bert = BertModel.from_pretrained(text, add_pooling_layer=False)
+            config_kwargs["text_config"] = text_config_of(bert.config)
+        model = cls(BiomedCLIPConfig(**config_kwargs))
+        if vit is not None:
+            _copy_tower(vit, model.vision_model, _VIT_NAMES)
+        if bert is not None:
+            _copy_tower(bert, model.text_model, BERT_NAMES)
         return model.eval()
+
+    def resize_images(self, image_size: int) -> None:
+        """
+        Makes the model one for images of another size; its positions are interpolated.
+
+        Args:
+            image_size: Side of the images, in pixels.
+
+        Raises:
+            ValueError: Patches do not divide the side.
+        """
+        self.vision_model.config.image_size = image_size  # one object with `self.config.vision_config`
+        self.vision_model.config.validate_architecture()
+        self.vision_model.embeddings.resize_images(image_size)
+
+    def set_patch_dropout(self, share: float) -> None:
+        """
+        Sets what share of the patches of each image training leaves out.
+
+        Args:
+            share: At least 0 and less than 1.
+
+        Raises:
+            ValueError: Another share.
+        """
+        self.vision_model.config.patch_dropout = share
+        self.vision_model.config.validate_architecture()
+        self.vision_model.embeddings.patch_dropout.share = share
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()

@@ -1,0 +1,160 @@
+"""Images of another size than the checkpoint's, and patches left out in training: as timm and open_clip do both."""
+
+import copy
+
+import open_clip
+import pytest
+import torch
+from timm.layers import resample_abs_pos_embed
+from transformers import AutoModel, BertConfig, BertModel, ViTConfig, ViTModel
+
+from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from modeling_biomedclip.conversion.tensors import from_open_clip_tensors
+from modeling_biomedclip.modeling_biomedclip import patches_kept
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """open_clip's model of the published image tower, two layers of it, with half of the patches dropped; and ours."""
+    folder = tmp_path_factory.mktemp("bert")
+    BertConfig(num_hidden_layers=1).save_pretrained(folder)
+    torch.manual_seed(0)
+    theirs = open_clip.CustomTextCLIP(
+        embed_dim=512,
+        vision_cfg={
+            "timm_model_name": "vit_base_patch16_224",
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "image_size": 224,
+            "patch_dropout": 0.5,
+        },
+        text_cfg={
+            "hf_model_name": str(folder),
+            "hf_tokenizer_name": str(folder),
+            "hf_model_pretrained": False,
+            "hf_proj_type": "mlp",
+            "hf_pooler_type": "cls_last_hidden_state_pooler",
+        },
+    )
+    del theirs.visual.trunk.blocks[2:]
+    ours = BiomedCLIPModel(
+        BiomedCLIPConfig(
+            text_config={"num_hidden_layers": 1}, vision_config={"num_hidden_layers": 2, "patch_dropout": 0.5}
+        )
+    )
+    ours.load_state_dict(from_open_clip_tensors(theirs.state_dict(), list(ours.state_dict())))
+    return theirs, ours
+
+
+@torch.no_grad()
+def test_patch_dropout_gives_the_features_of_open_clip_for_the_same_seed(models):
+    theirs, ours = (model.train() for model in models)
+    images = torch.randn(3, 3, 224, 224)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = theirs.encode_image(images)
+        torch.manual_seed(seed)
+        assert torch.equal(ours.get_image_features(images).pooler_output, expected)
+    assert not torch.equal(ours.get_image_features(images).pooler_output, expected), "other patches at each call"
+
+
+@torch.no_grad()
+def test_open_clips_own_layer_keeps_the_same_patches_from_the_same_noise(models, monkeypatch):
+    embeddings = models[1].vision_model.embeddings.train()
+    layer, theirs = embeddings.patch_dropout, open_clip.transformer.PatchDropout(0.5, exclude_first_token=True)
+    tokens = torch.randn(4, 197, 8)
+    noise = torch.randn(4, 196)
+    monkeypatch.setattr(torch, "randn", lambda *shape, **kwargs: noise)
+    ours = layer(tokens)
+    # It keeps the largest where timm keeps the smallest.
+    monkeypatch.setattr(torch, "randn", lambda *shape, **kwargs: -noise)
+    assert torch.equal(ours, theirs(tokens)) and ours.shape == (4, 99, 8)
+
+
+@torch.no_grad()
+def test_nothing_is_dropped_in_evaluation_or_at_a_share_of_zero(models):
+    ours = copy.deepcopy(models[1])
+    images = torch.randn(2, 3, 224, 224)
+    state = torch.get_rng_state()
+    expected = ours.eval().get_image_features(images).pooler_output
+    ours.set_patch_dropout(0.0)
+    assert torch.equal(ours.train().get_image_features(images).pooler_output, expected)
+    assert torch.equal(torch.get_rng_state(), state), "the generator is not touched"
+    plain = BiomedCLIPModel(ours.config).train()
+    plain.load_state_dict(ours.state_dict())
+    assert torch.equal(plain.get_image_features(images).pooler_output, expected)
+
+
+def test_each_image_keeps_patches_of_its_own_and_always_the_class_token(models):
+    embeddings = models[1].vision_model.embeddings.train()
+    numbered = torch.arange(197.0)[None, :, None].expand(8, -1, 4)
+    kept = embeddings.patch_dropout(numbered)[:, :, 0]
+    assert kept.shape == (8, 99) and (kept[:, 0] == 0).all()
+    assert all(len(row.unique()) == 99 for row in kept), "none comes twice"
+    assert len({tuple(row.tolist()) for row in kept}) == 8
+
+
+def test_one_patch_is_left_at_least():
+    assert patches_kept(196, 0.5) == 98 and patches_kept(196, 0.75) == 49 and patches_kept(4, 0.9) == 1
+
+
+@pytest.mark.parametrize("share", [1.0, -0.1])
+def test_a_share_that_is_none_is_refused(small_model, share):
+    with pytest.raises(ValueError, match="patch_dropout must be at least 0 and less than 1"):
+        small_model.set_patch_dropout(share)
+
+
+def test_patch_dropout_is_kept_with_the_model(small_model, tmp_path):
+    small_model.set_patch_dropout(0.25)
+    small_model.save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path).vision_model.embeddings.patch_dropout.share == 0.25
+
+
+@pytest.mark.parametrize("size", [16, 48, 64])
+def test_positions_for_another_image_size_are_those_of_timm(small_model, size):
+    positions = small_model.vision_model.embeddings.position_embedding.detach().clone()
+    small_model.resize_images(size)
+    ours = small_model.vision_model.embeddings.position_embedding
+    assert torch.equal(ours, resample_abs_pos_embed(positions, [size // 8, size // 8]))
+    assert ours.requires_grad and ours.shape[1] == (size // 8) ** 2 + 1
+
+
+def test_a_resized_model_takes_the_new_size_and_loads_again(small_model, tmp_path):
+    small_model.resize_images(48)
+    images = torch.randn(2, 3, 48, 48)
+    small_model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert loaded.config.vision_config.image_size == 48
+    assert torch.equal(
+        loaded.get_image_features(images).pooler_output, small_model.get_image_features(images).pooler_output
+    )
+    with pytest.raises(ValueError, match="do not fit a model for 48 x 48"):
+        small_model.get_image_features(torch.randn(2, 3, 32, 32))
+    with pytest.raises(ValueError, match="must be a multiple of patch_size"):
+        small_model.resize_images(50)
+
+
+def test_resizing_to_the_same_size_changes_nothing(small_model):
+    before = small_model.vision_model.embeddings.position_embedding
+    small_model.resize_images(32)
+    assert small_model.vision_model.embeddings.position_embedding is before
+
+
+def test_one_tower_starts_from_a_checkpoint_and_the_other_afresh(tmp_path):
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(**size, vocab_size=64)).eval()
+    bert.save_pretrained(tmp_path / "bert")
+    vit = ViTModel(ViTConfig(**size, image_size=32, patch_size=8), add_pooling_layer=False).eval()
+    vit.save_pretrained(tmp_path / "vit")
+    texts, images = torch.randint(1, 60, (2, 7)), torch.randn(2, 3, 32, 32)
+
+    model = BiomedCLIPModel.from_vision_text_pretrained(
+        None, tmp_path / "bert", vision_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    )
+    torch.testing.assert_close(model.text_model(texts).last_hidden_state, bert(texts).last_hidden_state)
+    assert model.config.vision_config.hidden_size == 16
+
+    model = BiomedCLIPModel.from_vision_text_pretrained(tmp_path / "vit", None, text_config=size | {"vocab_size": 99})
+    torch.testing.assert_close(model.vision_model(images).last_hidden_state, vit(images).last_hidden_state)
+    assert model.config.text_config.vocab_size == 99
