@@ -227,6 +227,11 @@ class PairStream:
         """Pairs in an epoch."""
         return sum(shard.rows for shard in self._shards)
 
+    def shards(self, epoch: int) -> list[tuple[str, int]]:
+        """The shards of an epoch in their order: where each lies, and how many of its pairs are read."""
+        order = _shard_order(len(self._shards), self.seed, epoch)
+        return [(self._shards[number].url, self._shards[number].rows) for number in order]
+
     def rows(self, epoch: int, low: int, high: int) -> list[dict[str, Any]]:
         """
         Rows [low, high) of an epoch.

@@ -27,7 +27,7 @@ def parse_options(
     sections: Sequence[str] | None = None,
     shown: Sequence[str] | None = None,
     base_recipe: str | None = None,
-    alternatives: Sequence[str] = (),
+    alternatives: Sequence[Sequence[str]] = (),
     positionals: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """
@@ -42,8 +42,8 @@ def parse_options(
         sections: Sections of a recipe that apply; the verb's own when left out.
         shown: Options that `--help` explains; all of them when left out. The others work all the same.
         base_recipe: A shipped recipe that holds what `--config` does not say.
-        alternatives: Options of which one excludes the others: where one stands on the command line, those of the
-            recipe do not count.
+        alternatives: Groups of options that exclude each other: where one stands on the command line, those of its
+            group in the recipe do not count.
         positionals: Options whose values may also stand without their names, in this order.
 
     Returns:
@@ -77,8 +77,9 @@ def parse_options(
     config.add_argument("--config")
     for recipe in filter(None, [base_recipe, config.parse_known_args(list(arguments))[0].config]):
         recipe_options = read_recipe(recipe, sections or [verb])
-        if set(alternatives) & _names(arguments):
-            recipe_options = {name: value for name, value in recipe_options.items() if name not in alternatives}
+        for group in alternatives:
+            if set(group) & _names(arguments):
+                recipe_options = {name: value for name, value in recipe_options.items() if name not in group}
         _set_defaults(parser, recipe_options, recipe, verb)
     *options, _ = parser.parse_args_into_dataclasses(args=list(arguments))
     return tuple(options)
@@ -114,7 +115,7 @@ def option_value(verb: str, name: str, arguments: Sequence[str]) -> str | None:
 
     Args:
         verb: Name of the verb.
-        name: Name of the option.
+        name: Name of the option, with underscores.
         arguments: The command line behind the verb.
 
     Returns:
@@ -125,10 +126,15 @@ def option_value(verb: str, name: str, arguments: Sequence[str]) -> str | None:
     """
     parser = argparse.ArgumentParser(prog=f"biomedclip {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
-    parser.add_argument(f"--{name}")
+    parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="?", const="true")
     known, _ = parser.parse_known_args(list(arguments))
     in_recipe = read_recipe(known.config, [verb]).get(name) if known.config else None
     return getattr(known, name) or in_recipe
+
+
+def is_true(value: str | bool | None) -> bool:
+    """Whether a flag is set, as the command line or a recipe has it."""
+    return str(value).lower() in ("true", "yes", "1", "t", "y")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -154,32 +160,56 @@ def read_recipe(name: str, sections: Sequence[str]) -> dict[str, Any]:
     """
     Reads the options of a recipe.
 
-    A recipe holds either options, or a section of options for each verb.
+    A recipe holds either options, or a section of options for each verb. It may build on another one, by a line
+    `base: NAME` beside them: then it holds what the base does not say or says otherwise. `null` gives an option of the
+    base back its default.
 
     Args:
         name: A YAML file, or the name of a shipped recipe; `recipes/NAME.yaml` is one too, wherever the user stands.
+            A base may be a file beside the recipe as well.
         sections: Verbs whose sections are read, the later winning.
 
     Returns:
         Options by name, with underscores.
 
     Raises:
-        ValueError: No such recipe, or not a mapping of options.
+        ValueError: No such recipe, not a mapping of options, or one that builds on itself.
     """
-    path = Path(name) if Path(name).suffix in (".yaml", ".yml") or Path(name).exists() else RECIPES / f"{name}.yaml"
-    if not path.is_file() and path.parent.name == RECIPES.name:
-        path = RECIPES / path.name
-    if not path.is_file():
-        raise ValueError(f"There is no recipe {name!r}: neither a file nor one of {', '.join(recipe_names())}.")
+    return _read_recipe(name, _recipe_path(name), sections, [])
+
+
+def _read_recipe(name: str, path: Path, sections: Sequence[str], above: Sequence[Path]) -> dict[str, Any]:
+    """The options of a recipe with those of its bases; `above` are the recipes that build on it."""
+    if path.resolve() in above:
+        chain = " -> ".join(recipe.stem for recipe in [*above, path])
+        raise ValueError(f"{name} builds on itself: {chain}. Take one of these lines `base:` away.")
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is not YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{name} must hold options, one `name: value` a line.")
+    content = dict(content)
+    base = content.pop("base", None)
     if content and all(key in VERBS and isinstance(value, Mapping) for key, value in content.items()):
         content = {key: value for section in sections for key, value in content.get(section, {}).items()}
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    options = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if base is not None:
+        options = _read_recipe(str(base), _recipe_path(str(base), path), sections, [*above, path.resolve()]) | options
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _recipe_path(name: str, above: Path | None = None) -> Path:
+    """The file of a recipe, which the recipe in the file `above` may name as its base."""
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") or Path(name).is_file() else RECIPES / f"{name}.yaml"
+    if above is not None and (above.parent / name).is_file():
+        return above.parent / name
+    if not path.is_file() and path.parent.name == RECIPES.name:
+        path = RECIPES / path.name
+    if not path.is_file():
+        wanted = f"{above}: there is no recipe {name!r} to build on" if above else f"There is no recipe {name!r}"
+        raise ValueError(f"{wanted}: neither a file nor one of {', '.join(recipe_names())}.")
+    return path
 
 
 def _set_defaults(parser: argparse.ArgumentParser, options: Mapping[str, Any], recipe: str, verb: str) -> None:

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
         sections=["build", "train", "evaluate", "quickstart"],
         shown=SHOWN,
         base_recipe="quickstart",
-        alternatives=train.MODEL_CHOICES,
+        alternatives=train.ALTERNATIVES,
     )
     # Bars for files of a few megabytes would bury those that tell something.
     transformers.utils.logging.disable_progress_bar()

@@ -18,6 +18,7 @@ _COSTS = [
     "steps",
     "samples",
     "batch_size",
+    "processes",
     "seconds",
     "samples_per_second",
     "loss",
@@ -68,6 +69,7 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
         "samples_per_second": round((trainer.state.global_step - (first_step or 0)) * batch_size / seconds, 1),
         "loss": output.training_loss,
         "batch_size": batch_size,
+        "processes": args.world_size,
         "parameters": total,
         "trainable_parameters": trainable,
         "trainable_share": trainable / total,
@@ -76,6 +78,28 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
         "resumed_from_step": first_step,
         "versions": versions(),
     }
+
+
+def set_batch_size(args: TrainingArguments, batch_size: int | None, devices: int) -> None:
+    """
+    Shares a batch among the devices of a run.
+
+    Args:
+        args: What gets `per_device_train_batch_size`.
+        batch_size: Pairs of a step over all devices; none to leave it as it is.
+        devices: Devices of the run.
+
+    Raises:
+        ValueError: A batch that the devices cannot share evenly.
+    """
+    if batch_size is None:
+        return
+    if batch_size < 1 or batch_size % devices != 0:
+        raise ValueError(
+            f"--batch-size {batch_size} cannot be shared evenly by {devices} devices. Choose a multiple of {devices}, "
+            "or another number of devices."
+        )
+    args.per_device_train_batch_size = batch_size // devices
 
 
 def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -8,8 +8,8 @@ import yaml
 from modeling_biomedclip import ContrastiveTrainingArguments
 from run_scripts import classification, train
 from run_scripts.build import read_pmcids
-from run_scripts.options import RECIPES, option_value, parse_options, read_recipe, recipe_names
-from run_scripts.train import MODEL_CHOICES, ModelOptions, PairHandling, TrainData
+from run_scripts.options import RECIPES, is_true, option_value, parse_options, read_recipe, recipe_names
+from run_scripts.train import ALTERNATIVES, ModelOptions, PairHandling, TrainData
 
 
 @dataclass
@@ -89,8 +89,8 @@ def test_a_missing_option_is_named(capsys):
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_fits_its_verbs(name, tmp_path):
     sections = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
-    assert set(sections) <= {"build", "train", "evaluate", "quickstart"}
-    classifies = sections["train"].get("task") == classification.TASK
+    assert set(sections) <= {"base", "build", "train", "evaluate", "quickstart"}
+    classifies = sections.get("train", {}).get("task") == classification.TASK
     parse_options(
         "train",
         classification.OPTION_CLASSES if classifies else train.OPTION_CLASSES,
@@ -113,6 +113,72 @@ def test_one_option_can_be_had_before_the_others(recipe):
     assert option_value("train", "task", []) is None
 
 
+def test_a_flag_can_be_had_before_the_others(recipe):
+    assert is_true(option_value("train", "dry_run", ["--config", "quickstart", "--dry-run", "--max-steps", "3"]))
+    assert is_true(option_value("train", "dry_run", ["--config", recipe({"train": {"dry_run": True}})]))
+    assert not is_true(option_value("train", "dry_run", ["--dry_run", "false"]))
+    assert not is_true(option_value("train", "dry_run", ["--output-dir", "dry"]))
+
+
+def test_a_recipe_holds_what_its_base_does_not_say(recipe, tmp_path):
+    (tmp_path / "base.yaml").write_text("train:\n  needed: of base\n  max_steps: 5\n  rate: 0.5\n")
+    options = parse("--config", recipe("base: base.yaml\ntrain:\n  max-steps: 6\n"))
+    assert (options.needed, options.max_steps, options.rate) == ("of base", 6, 0.5)
+    options = parse("--config", recipe("base: base.yaml\nmax_steps: 6\n"))
+    assert (options.needed, options.max_steps) == ("of base", 6), "without sections too"
+
+
+def test_a_base_may_have_a_base_and_add_nothing(recipe, tmp_path):
+    (tmp_path / "first.yaml").write_text("needed: of first\nmax_steps: 5\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nmax_steps: 6\n")
+    options = parse("--config", recipe("base: second.yaml\n"))
+    assert (options.needed, options.max_steps) == ("of first", 6)
+
+
+def test_null_gives_an_option_of_the_base_back_its_default(recipe, tmp_path):
+    (tmp_path / "base.yaml").write_text("needed: x\nmax_steps: 5\nnames: [b]\n")
+    options = parse("--config", recipe("base: base.yaml\nmax_steps: null\nnames: null\n"))
+    assert (options.max_steps, options.names) == (1, ["a"])
+
+
+def test_a_recipe_of_the_user_builds_on_a_shipped_one(recipe):
+    path = recipe({"base": "context_77", "train": {"seed": 3}})
+    ours, base = read_recipe(path, ["train"]), read_recipe("context_77", ["train"])
+    assert ours == base | {"seed": 3} and base["max_length"] == 77 and base["learning_rate"] == 5e-4
+
+
+def test_recipes_that_build_on_each_other_are_refused(recipe, tmp_path):
+    (tmp_path / "other.yaml").write_text("base: recipe.yaml\n")
+    with pytest.raises(ValueError, match="builds on itself: recipe -> other -> recipe"):
+        parse("--config", recipe({"base": "other.yaml", "needed": "x"}))
+    with pytest.raises(ValueError, match="builds on itself: recipe -> recipe"):
+        parse("--config", recipe({"base": "recipe.yaml", "needed": "x"}))
+
+
+def test_a_base_that_is_missing_is_named_with_who_wants_it(recipe):
+    with pytest.raises(ValueError, match=r"recipe.yaml: there is no recipe 'nowhere' to build on.*quickstart"):
+        parse("--config", recipe({"base": "nowhere"}))
+
+
+def test_a_folder_of_the_name_of_a_recipe_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "biomedclip").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("biomedclip", ["train"])["max_length"] == 256
+
+
+def test_the_batch_of_the_command_line_replaces_that_of_the_recipe(tmp_path):
+    arguments = ["--config", "quickstart", "--train-data", "x", "--output-dir", str(tmp_path), "--batch-size", "64"]
+    data, _, args = parse_options(
+        "train",
+        [TrainData, ModelOptions, ContrastiveTrainingArguments],
+        [*arguments, "--eval-strategy", "no"],
+        description="",
+        example="",
+        alternatives=ALTERNATIVES,
+    )
+    assert data.batch_size == 64 and args.per_device_train_batch_size == 8, "transformers' default, soon replaced"
+
+
 def test_the_quickstart_model_has_no_dropout():
     text_config = read_recipe("quickstart", ["train"])["model_config"]["text_config"]
     assert text_config["hidden_dropout"] == text_config["attention_dropout"] == 0.0
@@ -121,7 +187,11 @@ def test_the_quickstart_model_has_no_dropout():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vision_model": "a"}, "go together"),
+        ({"model_name_or_path": "a", "text_model": "b"}, "Choose one of"),
+        ({"vision_model": "a", "model_config": {"vision_config": {"hidden_size": 8}}}, "take vision_config out"),
+        ({"text_model": "a", "model_config": '{"text_config": {"hidden_size": 8}}'}, "take text_config out"),
+        ({"lock_image_tower": True, "text_model": "a"}, "would keep random weights"),
+        ({"lock_image_tower": True, "model_name_or_path": "a", "patch_dropout": 0.5}, "has no effect on a tower"),
         ({"model_name_or_path": "a", "model_config": {}}, "Choose one of"),
         ({"model_config": "{"}, "not JSON"),
     ],
@@ -138,7 +208,7 @@ def test_a_choice_of_the_command_line_replaces_that_of_the_recipe(tmp_path):
         ["--config", "quickstart", "--train-data", "x", "--output-dir", str(tmp_path), "--model-name-or-path", "mine"],
         description="",
         example="",
-        alternatives=MODEL_CHOICES,
+        alternatives=ALTERNATIVES,
     )
     assert options[2].model_name_or_path == "mine" and options[2].model_config is None
 

@@ -1,0 +1,222 @@
+"""Which model is trained: options, the model they name, and its outline without weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    CLIPConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    ViTConfig,
+)
+
+from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from modeling_biomedclip.modeling_biomedclip import text_config_of, vision_config_of
+
+from .adapters import refuse_adapter
+from .towers import lock_image_tower
+
+
+# Checkpoints on the Hub that the recipes start from. Their shapes are known, so a dry run need not ask for them.
+KNOWN: dict[str, PreTrainedConfig] = {
+    "google/vit-base-patch16-224": ViTConfig(),
+    "google/vit-large-patch16-224": ViTConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
+    ),
+    "WinKawaks/vit-small-patch16-224": ViTConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=6),
+    "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract": BertConfig(),
+    "openai/clip-vit-base-patch16": CLIPConfig(vision_config={"patch_size": 16}),
+}
+
+
+@dataclass
+class ModelOptions:
+    """Which model is trained: a checkpoint's, or one whose towers come from checkpoints or are drawn afresh."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to go on from: BiomedCLIP, CLIP or another dual encoder."}
+    )
+    vision_model: str | None = field(default=None, metadata={"help": "ViT checkpoint to start the image tower from."})
+    text_model: str | None = field(default=None, metadata={"help": "BERT checkpoint to start the text tower from."})
+    model_config: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Fields of BiomedCLIPConfig, as JSON; a tower without a checkpoint is drawn afresh by them. The "
+            "published size if empty."
+        },
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Side of the images, in pixels. Positions of a checkpoint for another are interpolated."},
+    )
+    patch_dropout: float | None = field(
+        default=None, metadata={"help": "Share of each image's patches that training leaves out, at random."}
+    )
+    lock_image_tower: bool = field(
+        default=False, metadata={"help": "Train all but the image tower, whose projection is trained (LiT)."}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Tokenizer to use. The checkpoint's, or one trained on the training captions."}
+    )
+    vocabulary_size: int = field(
+        default=30522, metadata={"help": "Entries at most of a vocabulary trained on the captions."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens a caption is cut at. The tokenizer's limit if left out."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.model_config, str):
+            try:
+                self.model_config = json.loads(self.model_config)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"--model-config is not JSON: {error}") from error
+        towers = {"vision_model": self.vision_model, "text_model": self.text_model}
+        if self.model_name_or_path and (any(towers.values()) or self.model_config is not None):
+            raise ValueError(
+                "Choose one of --model-name-or-path, and towers by --vision-model, --text-model, --model-config."
+            )
+        if self.model_name_or_path and self.tokenizer:
+            raise ValueError("--model-name-or-path brings its own tokenizer; leave --tokenizer out.")
+        for option, section in (("vision_model", "vision_config"), ("text_model", "text_config")):
+            if towers[option] and isinstance(self.model_config, dict) and self.model_config.get(section):
+                raise ValueError(
+                    f"--{option.replace('_', '-')} brings its own configuration; take {section} out of --model-config."
+                )
+        if self.lock_image_tower and self.patch_dropout:
+            raise ValueError("--patch-dropout has no effect on a tower that is locked; leave one of the two out.")
+        if self.lock_image_tower and not (self.model_name_or_path or self.vision_model):
+            raise ValueError(
+                "--lock-image-tower would keep random weights: start from --vision-model or --model-name-or-path."
+            )
+
+
+def load_model(options: ModelOptions, processor: ProcessorMixin) -> PreTrainedModel:
+    """The model that the options name: from checkpoints, and with random weights where they name none."""
+    if options.model_name_or_path:
+        model = AutoModel.from_pretrained(options.model_name_or_path, dtype=torch.float32)
+        refuse_adapter(model)
+    else:
+        model = BiomedCLIPModel.from_vision_text_pretrained(
+            options.vision_model, options.text_model, **_fields_with_vocabulary(options, processor)
+        )
+    return set_up_model(model, options)
+
+
+def set_up_model(model: PreTrainedModel, options: ModelOptions) -> PreTrainedModel:
+    """
+    Gives a model the size of images, the patch dropout and the locked tower that the options ask for.
+
+    Raises:
+        ValueError: The model has no such thing.
+    """
+    for option, value in (("--image-size", options.image_size), ("--patch-dropout", options.patch_dropout)):
+        if value is not None and not isinstance(model, BiomedCLIPModel):
+            raise ValueError(f"{option} is for a BiomedCLIPModel, not for a {type(model).__name__}. Leave it out.")
+    if options.image_size is not None:
+        model.resize_images(options.image_size)
+    if options.patch_dropout is not None:
+        model.set_patch_dropout(options.patch_dropout)
+    if options.lock_image_tower:
+        lock_image_tower(model)
+    return model
+
+
+def _fields_with_vocabulary(options: ModelOptions, processor: ProcessorMixin) -> dict[str, Any]:
+    """Fields of the configuration; a text tower that is drawn afresh has as many words as the vocabulary."""
+    config = configuration(options)
+    fields = _config_fields(options)
+    if options.text_model:
+        return fields
+    text_fields = dict(fields.get("text_config") or {})
+    if not options.tokenizer:
+        text_fields.setdefault("vocab_size", len(processor.tokenizer))
+    rows = text_fields.get("vocab_size", config.text_config.vocab_size)
+    if len(processor.tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer has {len(processor.tokenizer):,} entries, more than the {rows:,} "
+            "rows of the model's table. Lower --vocabulary-size, or raise text_config.vocab_size in --model-config."
+        )
+    return {**fields, "text_config": text_fields}
+
+
+def outline(options: ModelOptions) -> tuple[PreTrainedModel, list[str]]:
+    """
+    The model that the options name without its weights, for which nothing is downloaded but a configuration.
+
+    Args:
+        options: Which model.
+
+    Returns:
+        The model on the meta device, and notes on what was not looked at.
+
+    Raises:
+        ValueError: A checkpoint whose configuration cannot be had.
+    """
+    notes: list[str] = []
+    with torch.device("meta"):
+        if options.model_name_or_path:
+            model = AutoModel.from_config(_configuration_of(options.model_name_or_path, notes))
+        else:
+            fields = _config_fields(options)
+            configuration(options)
+            if options.vision_model:
+                fields["vision_config"] = vision_config_of(_configuration_of(options.vision_model, notes))
+            if options.text_model:
+                fields["text_config"] = text_config_of(_configuration_of(options.text_model, notes))
+            elif not options.tokenizer:
+                # The vocabulary is learned from the captions in training.
+                learned = {"vocab_size": options.vocabulary_size}
+                fields["text_config"] = learned | (fields.get("text_config") or {})
+            model = BiomedCLIPModel(BiomedCLIPConfig(**fields))
+        return set_up_model(model.train(), options), notes
+
+
+def _configuration_of(name: str, notes: list[str]) -> Any:
+    """The configuration of a checkpoint: its own, or that of a known one."""
+    if not Path(name).is_dir() and name in KNOWN:
+        notes.append(f"{name}: its known shape; training will need its weights, from the Hub or its cache.")
+        return KNOWN[name]
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name}: its configuration could not be had ({str(error).splitlines()[0]}). A dry run needs it, from a "
+            f"folder or the Hub; without either it knows {', '.join(KNOWN)}."
+        ) from error
+
+
+def configuration(options: ModelOptions) -> Any:
+    """The configuration that the options spell out, with the published tower where a checkpoint will stand."""
+    fields = _config_fields(options)
+    _check_fields(BiomedCLIPConfig, fields)
+    for name, config_class in BiomedCLIPConfig.sub_configs.items():
+        _check_fields(config_class, fields.get(name) or {})
+    try:
+        return BiomedCLIPConfig(**fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"--model-config: {error}") from error
+
+
+def _check_fields(config_class: Any, fields: Mapping[str, Any]) -> None:
+    """transformers takes any field without a word; here a slip of the pen is an error."""
+    unknown = sorted(set(fields) - set(config_class().to_dict()))
+    if unknown:
+        raise ValueError(f"--model-config: {', '.join(unknown)}: not a field of {config_class.__name__}.")
+
+
+def _config_fields(options: ModelOptions) -> dict[str, Any]:
+    fields = dict(options.model_config) if isinstance(options.model_config, dict) else {}
+    if options.image_size is not None and not options.vision_model:
+        # Positions that are drawn at random need no interpolation.
+        fields["vision_config"] = {**(fields.get("vision_config") or {}), "image_size": options.image_size}
+    return fields
