@@ -3,6 +3,7 @@
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -37,9 +38,16 @@ def lock_image_tower(model: Any) -> None:
     tower = model.vision_model
     tower.requires_grad_(False)
     tower.eval()
-    # `Trainer` calls `train()` on the whole model at each step.
+    # `Trainer` calls `train()` on the whole model at each step. With gradient checkpointing transformers makes what
+    # leaves the patch embedding require gradients: the tower would keep its activations for a pass that leads nowhere.
     tower.train = MethodType(_stay_in_evaluation, tower)
+    tower.forward = MethodType(_forward_without_gradients, tower)
 
 
 def _stay_in_evaluation(tower: nn.Module, mode: bool = True) -> nn.Module:
     return tower
+
+
+@torch.no_grad()
+def _forward_without_gradients(tower: nn.Module, *arguments: Any, **options: Any) -> Any:
+    return type(tower).forward(tower, *arguments, **options)

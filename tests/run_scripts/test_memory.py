@@ -69,6 +69,8 @@ def locked() -> BiomedCLIPModel:
         (wide_model, False, True),
         (wide_model, True, True),
         (locked, False, False),
+        (locked, False, True),
+        (locked, True, True),
         (lambda: wide_model(patch_dropout=0.5), False, False),
     ],
 )

@@ -1,5 +1,6 @@
 """What the options of `biomedclip train` do to pairs, images and towers, through the command."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -137,6 +138,32 @@ def test_the_whole_model_in_training_leaves_a_locked_tower_in_evaluation(small_m
     assert small_model.text_model.training and small_model.text_model.layers[0].training
     assert not any(module.training for module in small_model.vision_model.modules())
     assert small_model.visual_projection.weight.requires_grad
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_locked_tower_keeps_nothing_for_a_backward_pass(small_model, checkpointing):
+    lock_image_tower(small_model)
+    small_model.train()
+    if checkpointing:  # which makes what leaves the patch embedding require gradients
+        small_model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert not small_model.vision_model(torch.randn(2, 3, 32, 32)).pooler_output.requires_grad
+    assert small_model.get_image_features(torch.randn(2, 3, 32, 32)).pooler_output.requires_grad
+
+
+def test_what_is_not_locked_learns_as_beside_a_frozen_tower(small_model):
+    frozen = copy.deepcopy(small_model)
+    frozen.vision_model.requires_grad_(False)
+    lock_image_tower(small_model)
+    locked = copy.deepcopy(small_model)  # bound to the copy, not to the model it was copied from
+    del small_model
+    inputs = {"pixel_values": torch.randn(4, 3, 32, 32), "input_ids": torch.randint(5, 120, (4, 9))}
+    for model in (frozen, locked):
+        model(**inputs, return_loss=True).loss.backward()
+    expected = {name: parameter.grad for name, parameter in frozen.named_parameters()}
+    for name, parameter in locked.named_parameters():
+        assert (parameter.grad is None) == (expected[name] is None) == name.startswith("vision_model."), name
+        assert parameter.grad is None or torch.equal(parameter.grad, expected[name])
+    assert locked.vision_model.forward.__self__ is locked.vision_model
 
 
 def small_clip() -> CLIPModel:
