@@ -77,6 +77,8 @@ def _let_accelerate_shard_on_the_cpu() -> None:
         initialise(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None:
             self.fsdp_plugin = fsdp_plugin
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
         if self.__dict__.get("fsdp_plugin") is not None:
             self.distributed_type = DistributedType.FSDP
 
