@@ -69,7 +69,7 @@ def plan_run(
     number = pairs if isinstance(pairs, int) else len(pairs)
     share = args.per_device_train_batch_size
     batch_size = share * processes
-    mini_batch_size = min(getattr(args, "mini_batch_size", None) or share, share)
+    mini_batch_size = min(args.mini_batch_size or share, share)
     batches = number // batch_size
     if batches == 0:
         raise ValueError(f"A batch of {batch_size:,} pairs does not fit: there are {number:,}. Lower --batch-size.")

@@ -22,7 +22,7 @@ A locked tower keeps nothing; a block is all that it holds, before the other tow
 there are then
 
     features     24 B D      images and texts of all processes, and two gradients of each
-    logits       8 times those held at a time: a slice of rows, of 2^24 logits at most but one row at least
+    logits       8 times those held at a time: a slice of rows, of LOGITS_AT_ONCE logits at most but one row at least
 
 The peak is weights, gradients and optimizer, and of activations, features and logits on one hand and the step on the
 other whatever is more. That is an upper bound, as gradients grow while activations are given back unless there are
@@ -36,12 +36,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from modeling_biomedclip.contrastive_loss import LOGITS_AT_ONCE
 from modeling_biomedclip.modeling_biomedclip import patches_kept
 
 from .towers import part_of
-
-
-LOGITS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)

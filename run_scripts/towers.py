@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 
-# Parts of BiomedCLIPModel and CLIPModel, by the beginning of a parameter's name. What is left is the temperature.
+# Parts of BiomedCLIPModel and CLIPModel, by the beginning of a parameter's name. What is left is
+# the temperature, and SigLIP's bias.
 PARTS = {
     "vision_model.": "image tower",
     "visual_projection.": "image projection",

@@ -51,7 +51,8 @@ EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir ru
 SHOWN = """
     task train_data licenses text model_name_or_path vision_model text_model model_config image_size patch_dropout
     lock_image_tower tokenizer vocabulary_size max_length on_bad_row max_eval_pairs lora_rank lora_alpha lora_dropout
-    lora_targets merge_adapter output_dir max_steps num_train_epochs batch_size per_device_train_batch_size
+    lora_targets merge_adapter output_dir max_steps num_train_epochs batch_size mini_batch_size
+    loss per_device_train_batch_size
     per_device_eval_batch_size learning_rate warmup_steps weight_decay bf16 torch_compile dataloader_num_workers
     eval_steps save_steps logging_steps save_total_limit report_to resume_from_checkpoint seed
     dry_run pairs processes

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from typing import NamedTuple
 
 import open_clip
@@ -10,6 +11,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from modeling_biomedclip import BiomedCLIPConfig
 from run_scripts.main import main
 from run_scripts.options import RECIPES, read_recipe, recipe_names
 
@@ -41,13 +43,14 @@ ROWS = {
     "batch_2k": Row(32, "79.69 78.43", batch=2048),
     "batch_4k_40_epochs": Row(40, "83.98 82.71"),
     "batch_64k_first": Row(8, "87.32 86.66"),
+    "siglip": Row(32),
     "mentions": Row(32),
     "caption_and_mentions": Row(32),
     "commercial": Row(32),
     "patch_dropout": Row(32),
     "locked_image_tower": Row(32),
 }
-OTHERS = {"quickstart", "lora_contrastive", "lora_classification", "lora_merged"}
+OTHERS = {"batch_64k", "quickstart", "lora_contrastive", "lora_classification", "lora_merged"}
 
 
 def opening(name: str) -> str:
@@ -113,6 +116,31 @@ def test_the_gpt_variant_is_openai_clip(image_towers, tmp_path):
     plan = dry_run("gpt_77", tmp_path)
     assert plan["model"]["class"] == "CLIPModel"
     assert plan["model"]["parameters"] == image_towers["whole clip"] == 149_620_737
+
+
+def test_the_second_part_of_the_64k_schedule_goes_on_with_the_first(tmp_path):
+    BiomedCLIPConfig().save_pretrained(tmp_path / "first")
+    plan = dry_run("batch_64k", tmp_path / "plan", "--model-name-or-path", str(tmp_path / "first"))
+    schedule = plan["schedule"]
+    assert (schedule["batch_size"], schedule["per_device_batch_size"]) == (65536, 4096)
+    assert (schedule["mini_batch_size"], schedule["mini_batches"]) == (256, 16)
+    assert schedule["steps"] == 32 * (13_900_000 // 65536) and schedule["warmup_steps"] == 2000
+    assert plan["model"]["parameters"] == 195_902_721
+    first = dry_run("batch_64k_first", tmp_path / "plan")
+    assert plan["memory_mib"]["with_checkpointing"]["activations"] == pytest.approx(
+        first["memory_mib"]["with_checkpointing"]["activations"], abs=1
+    ), "as much as the first part, whose share is one mini-batch"
+    assert "27,144" in opening("batch_64k") and first["schedule"]["steps"] == 27_144
+    for value in ("87.32", "86.66"):
+        assert value in opening("batch_64k")
+
+
+def test_siglip_has_a_bias_and_its_own_temperature(tmp_path):
+    plan = dry_run("siglip", tmp_path)
+    assert plan["model"]["parameters"] == 195_902_721 + 1
+    options = read_recipe("siglip", ["train"])
+    assert options["loss"] == "siglip"
+    assert options["model_config"]["logit_scale_init_value"] == pytest.approx(math.log(10))
 
 
 def test_what_later_work_asks_for_changes_what_it_says():
