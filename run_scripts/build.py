@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.utils.py_utils import convert_file_size_to_int
-
 from model_cards.fill import fill_dataset_card
 from processing.pmc.build import REPORT_FILE, BuildOptions, build_dataset
 from processing.pmc.executors import EXECUTORS, Engine
@@ -202,6 +200,8 @@ def build(
 
 def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
     """The options of the command as the build takes them."""
+    from datasets.utils.py_utils import convert_file_size_to_int  # a second of imports, which --help does without
+
     try:
         max_shard_bytes = convert_file_size_to_int(source.max_shard_size)
     except ValueError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from .main import VERBS
 
@@ -64,7 +64,7 @@ def parse_options(
     parser.add_argument(
         "--config", metavar="RECIPE", help=f"YAML file, or a shipped recipe: {', '.join(recipe_names())}"
     )
-    explained = {option.name: option.metadata.get("help") for option in dataclasses.fields(TrainingArguments)}
+    explained = _explained_by_transformers(option_classes)
     for action in parser._actions:
         if shown is not None and action.dest not in (*shown, "config", "help"):
             action.help = argparse.SUPPRESS
@@ -83,6 +83,17 @@ def parse_options(
         _set_defaults(parser, recipe_options, recipe, verb)
     *options, _ = parser.parse_args_into_dataclasses(args=list(arguments))
     return tuple(options)
+
+
+def _explained_by_transformers(option_classes: Sequence[type]) -> dict[str, str | None]:
+    """What `TrainingArguments` says of its fields, for a verb that has them: others do without torch, for seconds."""
+    if not any(
+        base.__name__ == "TrainingArguments" for option_class in option_classes for base in option_class.__mro__
+    ):
+        return {}
+    from transformers import TrainingArguments
+
+    return {option.name: option.metadata.get("help") for option in dataclasses.fields(TrainingArguments)}
 
 
 def _spelled_out(parser: argparse.ArgumentParser, arguments: Sequence[str], positionals: Sequence[str]) -> list[str]:

@@ -3,10 +3,9 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
-import torch
 
 
 matplotlib.use("Agg")
@@ -17,6 +16,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from model_cards.fill import percent
 
 from .build_report import largest, share
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -48,7 +51,7 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: torch.Tensor, path: Path) -> None:
+def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: "torch.Tensor", path: Path) -> None:
     """
     Images as queries, each beside its three best captions; where the right one is not among them, its rank.
 
