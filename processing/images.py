@@ -51,10 +51,26 @@ def read_image(source: Any) -> Image.Image:
         ImageError: Missing, empty, truncated, of an unknown format, of more than `MAX_PIXELS` pixels, or such that
             decoding it would take more than `MAX_BYTES`.
     """
+    return decode_image(*open_image(source))
+
+
+def open_image(source: Any) -> tuple[Image.Image, str]:
+    """
+    Opens an image, of which the size is known then, but does not decode it: [`decode_image`] does.
+
+    Args:
+        source: What [`read_image`] takes.
+
+    Returns:
+        The image, and what errors should call it.
+
+    Raises:
+        ImageError: As [`read_image`], but for damage behind the headers.
+    """
     if source is None:
         raise ImageError("there is no image", "image missing")
     if isinstance(source, Image.Image):
-        return _decode(source, "image", file_bytes=0)
+        return _checked(source, "image", file_bytes=0), "image"
     if isinstance(source, dict):
         source = source.get("bytes") or source.get("path")
         if not source:
@@ -66,8 +82,8 @@ def read_image(source: Any) -> Image.Image:
                 content = file.read()
         except OSError as error:
             raise ImageError(f"{name}: cannot be read ({error})", "image unreadable") from error
-        return _open(content, name)
-    return _open(source if isinstance(source, bytes) else source.read(), "image")
+        return _open(content, name), name
+    return _open(source if isinstance(source, bytes) else source.read(), "image"), "image"
 
 
 def _open(content: bytes, name: str) -> Image.Image:
@@ -85,10 +101,10 @@ def _open(content: bytes, name: str) -> Image.Image:
         raise ImageError(f"{name}: not an image of a known format ({formats})", "image of unknown format") from error
     except Exception as error:  # damaged headers surface as many types; the next line of a bulk run must go on
         raise ImageError(f"{name}: {error}") from error
-    return _decode(image, name, file_bytes=len(content))
+    return _checked(image, name, file_bytes=len(content))
 
 
-def _decode(image: Image.Image, name: str, file_bytes: int) -> Image.Image:
+def _checked(image: Image.Image, name: str, file_bytes: int) -> Image.Image:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise ImageError(
@@ -100,6 +116,47 @@ def _decode(image: Image.Image, name: str, file_bytes: int) -> Image.Image:
             f"than {MAX_BYTES:,} bytes",
             "image too large",
         )
+    return image
+
+
+def reduce_jpeg(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> int:
+    """
+    Has a JPEG decoded at a half, a quarter or an eighth of its width and height (Pillow's draft mode), which is faster.
+
+    The scale is the smallest at which the box still has at least as many pixels as the result, in both directions, so
+    that nothing is blown up that would have been scaled down. Its pixels are those of the scaled inverse cosine
+    transform, not of a bicubic filter.
+
+    Args:
+        image: A JPEG that [`open_image`] has opened, not decoded yet; it is changed.
+        box: Left, top, right and bottom of what will be cut out, in pixels of the whole image.
+        size: Height and width of the result, in pixels.
+
+    Returns:
+        By how much width and height are divided: 1, 2, 4 or 8.
+    """
+    spare = min((box[2] - box[0]) // size[1], (box[3] - box[1]) // size[0])
+    reduction = next((scale for scale in (8, 4, 2) if spare >= scale), 1)
+    if reduction == 1:
+        return 1
+    # Pillow chooses the smallest scale that still has these sides: this very one.
+    return reduction if image.draft(None, (image.width // reduction, image.height // reduction)) else 1
+
+
+def decode_image(image: Image.Image, name: str) -> Image.Image:
+    """
+    Decodes what [`open_image`] has opened.
+
+    Args:
+        image: An opened image.
+        name: What errors call it.
+
+    Returns:
+        The same image, decoded.
+
+    Raises:
+        ImageError: Damaged or truncated.
+    """
     try:
         image.load()
     except Exception as error:  # truncated data surfaces as OSError, SyntaxError, ValueError, struct.error, ...
@@ -114,4 +171,14 @@ def _bytes_to_decode(image: Image.Image) -> int:
     return _BYTES_TO_DECODE.get(image.format or "", _BYTES_TO_DECODE_OTHERWISE)
 
 
-__all__ = ["DECODABLE_FORMATS", "IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "ImageError", "read_image"]
+__all__ = [
+    "DECODABLE_FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "ImageError",
+    "decode_image",
+    "open_image",
+    "read_image",
+    "reduce_jpeg",
+]

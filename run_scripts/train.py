@@ -50,8 +50,8 @@ from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, run_trainin
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
 SHOWN = """
     task train_data licenses text model_name_or_path vision_model text_model model_config image_size patch_dropout
-    lock_image_tower tokenizer vocabulary_size max_length on_bad_row max_eval_pairs lora_rank lora_alpha lora_dropout
-    lora_targets merge_adapter output_dir max_steps num_train_epochs batch_size mini_batch_size
+    lock_image_tower tokenizer vocabulary_size max_length on_bad_row fast_decode max_eval_pairs lora_rank
+    lora_alpha lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs batch_size mini_batch_size
     loss per_device_train_batch_size
     per_device_eval_batch_size learning_rate warmup_steps weight_decay bf16 torch_compile dataloader_num_workers
     eval_steps save_steps logging_steps save_total_limit report_to resume_from_checkpoint seed
@@ -88,6 +88,12 @@ class PairHandling:
         metadata={
             "help": "What a row does that cannot be decoded: raise, or substitute another one and count it.",
             "choices": ["raise", "substitute"],
+        },
+    )
+    fast_decode: bool = field(
+        default=False,
+        metadata={
+            "help": "Decode training JPEGs no larger than their crop needs: faster, with pixels that differ a little."
         },
     )
     max_eval_pairs: int = field(default=2000, metadata={"help": "Validation pairs used in training, at most."})
@@ -211,7 +217,7 @@ def train(
     if adapter.lora_rank is not None:
         model = add_adapter(model, adapter)
     collate = {"max_length": model_options.max_length, "seed": args.seed, "on_error": handling.on_bad_row}
-    training_collator = ContrastiveCollator(processor, training=True, **collate)
+    training_collator = ContrastiveCollator(processor, training=True, fast_decode=handling.fast_decode, **collate)
     trainer = ContrastiveTrainer(
         model,
         args,

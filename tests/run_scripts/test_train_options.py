@@ -85,6 +85,17 @@ def test_only_pairs_of_the_licences_are_trained_on(trained_stream):
     assert ids == {row["pair_id"] for row in map(pair_row, range(150)) if row["license"] in ("CC BY", "CC0")}
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_fast_decoding_is_for_training_alone(small_checkpoint, shards, tmp_path, fast):
+    args = ContrastiveTrainingArguments(
+        str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=8, use_cpu=True, report_to="none"
+    )
+    args.save_strategy = "no"
+    model = ModelOptions(model_name_or_path=str(small_checkpoint))
+    trainer, _ = train(str(shards), PairHandling(fast_decode=fast), model, args)
+    assert trainer.data_collator.fast_decode == fast and not trainer.eval_data_collator.fast_decode
+
+
 @pytest.mark.parametrize("text", ["mentions", "caption_and_mentions"])
 def test_the_text_is_what_is_asked_for(trained_stream, text):
     stream = trained_stream(text=text)
