@@ -21,6 +21,9 @@ _COSTS = [
     "processes",
     "seconds",
     "samples_per_second",
+    "step_samples_per_second",
+    "loader_samples_per_second",
+    "waiting_share",
     "loss",
     "parameters",
     "trainable_parameters",
@@ -103,8 +106,8 @@ def set_batch_size(args: TrainingArguments, batch_size: int | None, devices: int
 
 
 def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Rows of the closing table that every task has; without an accelerator none on its memory."""
-    names = [name for name in _COSTS if results[name] is not None]
+    """Rows of the closing table: none on what was not measured, such as memory without an accelerator."""
+    names = [name for name in _COSTS if results.get(name) is not None]
     return [(name.replace("_", " ").replace("mib", "MiB"), results[name]) for name in names]
 
 

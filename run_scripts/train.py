@@ -45,6 +45,7 @@ from .options import is_true, option_value, parse_options
 from .progress import show_progress
 from .reporting import say, show_table, write_json
 from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, run_training, set_batch_size
+from .throughput import StepClock, throughput
 
 
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
@@ -229,8 +230,11 @@ def train(
     )
     refuse_sharded_merge(trainer, adapter)
     show_progress(trainer)
+    clock = StepClock()
+    trainer.add_callback(clock)
     results = {
         **run_training(trainer, checkpoint),
+        **throughput(trainer, clock, training_collator),
         "substituted_rows": training_collator.substituted_rows,
         "substituted_rows_in_evaluation": trainer.eval_data_collator.substituted_rows,
     }
@@ -316,8 +320,10 @@ def learn_vocabulary(captions: PairStream, size: int) -> BertTokenizer:
 
 
 def show_results(results: dict[str, Any]) -> None:
-    """Prints what the training took."""
+    """Prints what the training took, and what limited it."""
     show_table("Training", cost_rows(results), ["", "value"])
+    if results["limit"]:
+        say(f"{results['waiting_share']:.0%} of the time went into waiting for data: {results['limit']}")
 
 
 def _check_base(options: ModelOptions, adapter: AdapterOptions) -> None:
