@@ -118,7 +118,7 @@ class _RowCollator:
         return self._read_crop(row["image"], self._generator(row, position, "crop")), target
 
     def _read_crop(self, source: Any, generator: np.random.Generator) -> Image.Image:
-        """A random crop of an image, decoded no larger than it needs where exactness is not asked for."""
+        """A random crop of an image, decoded and resized in the fast way if that is asked for and it is a JPEG."""
         image, name = open_image(source)
         size = self._crop_size()
         # A Pillow image belongs to someone, who may want all of it later.
@@ -126,7 +126,7 @@ class _RowCollator:
             return random_resized_crop(decode_image(image, name), size, generator, self.crop_scale, self.crop_ratio)
         box = random_box(image.size, generator, self.crop_scale, self.crop_ratio)
         reduction = reduce_jpeg(image, box, size)
-        return resized_crop(decode_image(image, name), box, size, reduction)
+        return fast_resized_crop(decode_image(image, name), box, size, reduction)
 
     def _generator(self, row: Mapping[str, Any], position: int, purpose: str) -> np.random.Generator:
         name = row.get(self.name_column) or row.get("caption") or position
@@ -163,8 +163,9 @@ class ContrastiveCollator(_RowCollator):
             or its caption is empty: raise an error that names it, or give its place to another row of the batch,
             drawn by seed, with a warning and a count in `substituted_rows`.
         fast_decode (`bool`, defaults to `False`): In training decode a JPEG at the smallest of 1, 1/2, 1/4 and 1/8 of
-            its size at which its crop still has the pixels of the result ([`reduce_jpeg`]). Crops are the same, pixels
-            differ by about 1 of 255 levels in the mean. Other formats and evaluation do not change.
+            its size at which its crop still has the pixels of the result ([`reduce_jpeg`]), and resize it with torch
+            where that is 1. Crops are the same; pixels differ by about 1 of 255 levels in the mean where the scale is
+            not 1, by some thousandths where it is. Other formats and evaluation do not change.
 
     Example:
 
@@ -359,9 +360,7 @@ def random_box(
     return _central_box(width, height, ratio)
 
 
-def resized_crop(
-    image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], reduction: int = 1
-) -> Image.Image:
+def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
     """
     Cuts a box out and resizes it (bicubic, antialiased).
 
@@ -369,14 +368,31 @@ def resized_crop(
         image: Any Pillow image; it comes back in RGB.
         box: Left, top, right and bottom, in pixels of the whole image.
         size: Height and width of the result, in pixels.
-        reduction: By how much the image has been reduced in decoding ([`reduce_jpeg`]).
     """
-    size = (size[1], size[0])
+    return to_8_bit(image).crop(box).convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
+
+
+def fast_resized_crop(
+    image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], reduction: int
+) -> Image.Image:
+    """
+    As [`resized_crop`], in less time and not to the last bit.
+
+    With torch's vectorised form of the same filter, or out of an image that was reduced in decoding.
+
+    Args:
+        image: A Pillow image of 8 bits; it comes back in RGB.
+        box: Left, top, right and bottom, in pixels of the whole image.
+        size: Height and width of the result, in pixels.
+        reduction: By how much the image has been reduced ([`reduce_jpeg`]).
+    """
     if reduction == 1:
-        return to_8_bit(image).crop(box).convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    # The box need not lie on whole pixels of the reduced image: it stays where it was, to a fraction of a pixel.
+        pixels = torch.from_numpy(np.array(image.crop(box).convert("RGB"))).permute(2, 0, 1)[None]
+        resized = torch.nn.functional.interpolate(pixels, size=size, mode="bicubic", antialias=True)
+        return Image.fromarray(resized[0].permute(1, 2, 0).numpy())
+    # The box need not lie on whole pixels of the reduced image: only Pillow leaves it where it was.
     left, top, right, bottom = (side / reduction for side in box)
-    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    return image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
 
 
 def _slot() -> int:

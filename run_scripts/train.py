@@ -94,7 +94,8 @@ class PairHandling:
     fast_decode: bool = field(
         default=False,
         metadata={
-            "help": "Decode training JPEGs no larger than their crop needs: faster, with pixels that differ a little."
+            "help": "Decode training JPEGs no larger than their crop needs, and resize them in a faster way; pixels "
+            "differ by one level of 255 or less in the mean."
         },
     )
     max_eval_pairs: int = field(default=2000, metadata={"help": "Validation pairs used in training, at most."})
