@@ -82,7 +82,7 @@ def test_two_processes_take_the_steps_of_one(launcher, arguments, alone, tmp_pat
     results = json.loads((tmp_path / "run" / "train_results.json").read_text())
     assert results["processes"] == 2, "a launcher may start one process without a word"
     assert results["batch_size"] == 32 and results["samples"] == 96
-    assert "".join(outputs).count("samples per second") == 1, "one table, of the first process"
+    assert "".join(outputs).count("trainable share") == 1, "one table, of the first process"
     # Float32: sums over two processes in another order, and an optimizer that divides by small ones.
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=2e-3)
     assert losses(tmp_path / "run")[0] == pytest.approx(alone[0], rel=1e-5)
