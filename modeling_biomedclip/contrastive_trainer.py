@@ -3,8 +3,10 @@
 import logging
 import math
 import os
-from contextlib import nullcontext
+import shutil
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +14,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, sort_checkpoints
 
 from .cached_gradients import cached_backward, mini_batch_rows, take_rows
 from .contrastive_loss import LOSSES, contrastive_loss, summed_loss
@@ -111,7 +114,10 @@ class ContrastiveTrainer(Trainer):
 
     `train_dataset` is either a stream with exact batches ([`processing.PairStream`]: anything with a method
     `batches(batch_size, rank, world_size, samples_seen)` and a length), which makes resuming exact, or whatever
-    `Trainer` takes. `eval_dataset` needs random access. Evaluation embeds it whole and reports recall at 1, 5 and 10,
+    `Trainer` takes. A checkpoint is whole once it has its `trainer_state.json`, and older ones are removed only then: a
+    run may be killed at any moment. Another number of processes may go on from it.
+
+    `eval_dataset` needs random access. Evaluation embeds it whole and reports recall at 1, 5 and 10,
     median rank, and the loss of the whole set as one batch, a number that does not depend on the batch size.
 
     Raises:
@@ -197,6 +203,58 @@ class ContrastiveTrainer(Trainer):
             # FSDP2 gives a model a class of its own; transformers would save the file of that one as the model's code.
             type(self.model).__module__ = type(self.model).__bases__[-1].__module__
         super()._save(output_dir, state_dict=state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """
+        Writes `trainer_state.json` last, and removes older checkpoints once it is on the disk.
+
+        A kill on the way leaves a checkpoint without that file, or with a part of it, and the ones before.
+        """
+        run_folder = self._get_output_dir(trial)
+        folder = Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            # One that was abandoned for an earlier one: its files must not mix with the new ones.
+            _remove_checkpoint(folder)
+        self.accelerator.wait_for_everyone()
+        limit = self.args.save_total_limit
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            _flush(folder)
+            best = self.state.best_model_checkpoint
+            checkpoints = sort_checkpoints(run_folder, use_mtime=True, best_model_checkpoint=best)
+            for path in map(Path, checkpoints[:-limit] if limit and limit > 0 else []):
+                if path not in (folder, best and Path(best)):
+                    _remove_checkpoint(path)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What Trainer writes next, on the first process alone, says that the files of all processes are there.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            _flush(Path(output_dir))
+        # It would then remove older checkpoints, before that last file is on the disk.
+        self.args.save_total_limit = None
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        processes = len(list(Path(checkpoint).glob("rng_state*.pth")))
+        if processes == self.args.world_size:
+            return super()._load_rng_state(checkpoint)
+        if self.is_world_process_zero():
+            logger.warning(
+                "%s has the random states of %d processes, and there are %d now. Weights, optimizer, learning rate and "
+                "the pairs of each batch go on as they were; dropout draws anew, so that with dropout the run is not "
+                "that of an undisturbed one.",
+                checkpoint,
+                processes,
+                self.args.world_size,
+            )
+        # Otherwise dropout would draw the masks of the first steps again.
+        set_seed(self.args.seed + self.state.global_step)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """open_clip's rule: everything of two or more dimensions decays; biases, norms and `logit_scale` do not."""
@@ -340,12 +398,14 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
 
     def __init__(self) -> None:
         self.samples_seen = 0
+        self.saved_step: int | None = None
 
     def state(self) -> dict[str, Any]:
         """Goes into each checkpoint's `trainer_state.json`."""
         return {"args": {}, "attributes": {"samples_seen": self.samples_seen}}
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self.saved_step = None
         batches = _stream_batches(train_dataloader)
         if batches is None:
             return
@@ -379,12 +439,37 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
             control.should_save |= args.save_strategy == "epoch"
             control.should_log |= args.logging_strategy == "epoch"
 
+    def on_save(self, args, state, control, **kwargs):
+        self.saved_step = state.global_step
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # Trainer ends its own epoch where one of pairs may have ended too: the same checkpoint, written over.
+        control.should_save &= self.saved_step != state.global_step
+
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         scale = find_logit_scale(model)
         # A frozen one belongs to the base of an adapter, which would not fit any other copy of it once it is changed.
         if scale.requires_grad:
             with torch.no_grad():
                 scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint; after a kill on the way it is not taken for whole."""
+    (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Has the files of a folder, and their names, written to the disk itself."""
+    for path in [*folder.rglob("*"), folder, folder.parent]:
+        # Some file systems cannot flush a folder.
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _stream_batches(loader: DataLoader | None) -> Any:

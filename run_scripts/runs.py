@@ -2,11 +2,13 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainingArguments
 
 from .reporting import peak_memory_mib, versions
@@ -50,7 +52,7 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
         ValueError: The checkpoint has done all steps.
     """
     args = trainer.args
-    first_step = _step_of(checkpoint)
+    first_step = None if checkpoint is None else _step_of(checkpoint)
     if first_step is not None and 0 < args.max_steps <= first_step:
         raise ValueError(
             f"{checkpoint} has done {first_step} of {args.max_steps} steps: nothing is left to do. "
@@ -127,31 +129,55 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """
     The checkpoint that `--resume-from-checkpoint` means: a path, or with `true` the last of the output folder.
 
+    A checkpoint whose writing was cut off is left out, named in a warning, and cleared away.
+
     Raises:
         FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
-        FileNotFoundError: No such checkpoint.
+        FileNotFoundError: No such checkpoint, a part of one, or none that all processes see.
     """
     wanted = str(args.resume_from_checkpoint or "false")
-    # A kill while a checkpoint is written leaves a folder without this file, which is written last.
-    whole = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
-    last = str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[-1]))) if whole else None
+    folders = [path for path in Path(args.output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+    steps = {folder: _step_of(folder) for folder in folders}
+    # Machines without a shared folder may have been killed one before and one after the end of a checkpoint.
+    seen_by_each = gather_object([{folder.name for folder, step in steps.items() if step is not None}])
+    checkpoint = None
     if wanted.lower() == "false":
-        if last is not None:
+        if any(seen_by_each):
             raise FileExistsError(
                 f"{args.output_dir} holds checkpoints of an earlier run. Go on with --resume-from-checkpoint true, or "
                 "choose another --output-dir."
             )
-        return None
-    if wanted.lower() == "true":
-        if last is None:
+    elif wanted.lower() == "true":
+        seen_by_all = set.intersection(*seen_by_each)
+        if seen_by_all:
+            last = max(seen_by_all, key=lambda name: int(name.split("-")[1]))
+            checkpoint = str(Path(args.output_dir) / last)
+        elif any(seen_by_each):
+            raise FileNotFoundError(
+                f"--resume-from-checkpoint: no checkpoint of {args.output_dir} is seen by all processes. The machines "
+                "need a shared folder, or --save-on-each-node true from the start."
+            )
+        else:
             logger.warning("%s holds no checkpoint yet: training starts from the beginning.", args.output_dir)
-        return last
-    if not Path(wanted).is_dir():
-        raise FileNotFoundError(f"--resume-from-checkpoint {wanted}: there is no such folder.")
-    return wanted
+    else:
+        checkpoint = wanted
+        if not Path(wanted).is_dir():
+            raise FileNotFoundError(f"--resume-from-checkpoint {wanted}: there is no such folder.")
+        if _step_of(wanted) is None:
+            raise FileNotFoundError(
+                f"--resume-from-checkpoint {wanted}: there is no whole trainer_state.json, so its writing was cut off. "
+                "Take another one, or true for the last one that is whole."
+            )
+    if args.should_save:
+        for folder in (folder for folder, step in steps.items() if step is None):
+            logger.warning("The writing of %s was cut off: it is not used, and is cleared away.", folder)
+            shutil.rmtree(folder)
+    return checkpoint
 
 
-def _step_of(checkpoint: str | None) -> int | None:
-    if checkpoint is None:
+def _step_of(checkpoint: str | Path) -> int | None:
+    """Step of a checkpoint, or none if it is not whole: the file that says so is the last to be written."""
+    try:
+        return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
+    except (OSError, ValueError, KeyError):
         return None
-    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
