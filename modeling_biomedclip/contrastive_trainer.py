@@ -244,7 +244,9 @@ class ContrastiveTrainer(Trainer):
         processes = len(list(Path(checkpoint).glob("rng_state*.pth")))
         if processes == self.args.world_size:
             return super()._load_rng_state(checkpoint)
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and processes == 0:
+            logger.warning("%s has weights alone: optimizer and learning rate start anew.", checkpoint)
+        elif self.is_world_process_zero():
             logger.warning(
                 "%s has the random states of %d processes, and there are %d now. Weights, optimizer, learning rate and "
                 "the pairs of each batch go on as they were; dropout draws anew, so that with dropout the run is not "

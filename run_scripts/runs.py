@@ -40,13 +40,15 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
     """
     Trains, from the start or a checkpoint, and saves model and curves.
 
+    A run that was cut off between its last step and its end is brought to its end.
+
     Args:
         trainer: The trainer, with its output folder.
         checkpoint: Folder of the checkpoint to go on from, if any.
 
     Returns:
-        What the training took. Memory is that of this process at its peak: resident, loading included, and what its
-        tensors took on the accelerator, if there is one.
+        What the training took; speed and mean loss are those since the checkpoint. Memory is that of this process at
+        its peak: resident, loading included, and what its tensors took on the accelerator, if there is one.
 
     Raises:
         ValueError: The checkpoint has done all steps.
@@ -54,10 +56,13 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
     args = trainer.args
     first_step = None if checkpoint is None else _step_of(checkpoint)
     if first_step is not None and 0 < args.max_steps <= first_step:
-        raise ValueError(
-            f"{checkpoint} has done {first_step} of {args.max_steps} steps: nothing is left to do. "
-            "Raise --max-steps to go on."
-        )
+        if first_step > args.max_steps or not _lacks_its_model(args, str(checkpoint), first_step):
+            raise ValueError(
+                f"{checkpoint} has done {first_step} of {args.max_steps} steps: nothing is left to do. "
+                "Raise --max-steps to go on."
+            )
+        logger.warning("%s has done all steps, but the run was cut off before its end: saving the model.", checkpoint)
+        trainer.get_train_dataloader = list  # type: ignore[method-assign]  # Trainer takes a step of any that has rows
     output = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -67,12 +72,14 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
     total = sum(parameter.numel() for parameter in parameters)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     on_device = args.device.type in ("cuda", "xpu")
+    steps = trainer.state.global_step - (first_step or 0)
     return {
         "steps": trainer.state.global_step,
         "samples": trainer.state.global_step * batch_size,
         "seconds": seconds,
-        "samples_per_second": round((trainer.state.global_step - (first_step or 0)) * batch_size / seconds, 1),
-        "loss": output.training_loss,
+        "samples_per_second": round(steps * batch_size / seconds, 1),
+        # Trainer divides the sum since the start of the process by all steps.
+        "loss": output.training_loss * trainer.state.global_step / steps if steps else None,
         "batch_size": batch_size,
         "processes": args.world_size,
         "parameters": total,
@@ -173,6 +180,17 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
             logger.warning("The writing of %s was cut off: it is not used, and is cleared away.", folder)
             shutil.rmtree(folder)
     return checkpoint
+
+
+def _lacks_its_model(args: TrainingArguments, checkpoint: str, steps: int) -> bool:
+    """Whether a run has written its last checkpoint, but not `train_results.json`, which comes after its model."""
+    output = Path(args.output_dir)
+    try:
+        finished = json.loads((output / "train_results.json").read_text())["steps"] == steps
+    except (OSError, ValueError, KeyError):
+        finished = False
+    # All together: the first process writes that file, and may be ahead.
+    return Path(checkpoint).resolve().parent == output.resolve() and not any(gather_object([finished]))
 
 
 def _step_of(checkpoint: str | Path) -> int | None:

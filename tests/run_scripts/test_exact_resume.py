@@ -85,9 +85,9 @@ def expected_reads(first_step: int, rank: int, processes: int) -> list[list[int]
     return [[epoch, low := batch * BATCH + rank * share, low + share] for epoch, batch in batches]
 
 
-def train_through_kills(runs, arguments: list[str], folder: Path, logs: Path, moments, processes: int) -> list[int]:
-    """Kills and resumes a run at each moment and lets it end; returns the steps that it started from."""
-    starts, last = [], 0
+def train_through_kills(runs, arguments: list[str], folder: Path, logs: Path, moments, processes: int):
+    """Kills and resumes a run at each moment and lets it end: the steps that it started from, the checkpoints torn."""
+    starts, torn, last = [], [], 0
     for number, moment in enumerate([*moments, {}]):
         log = logs / str(number)
         resume = ["--resume-from-checkpoint=true"] if whole_steps(folder) or number else []
@@ -98,10 +98,11 @@ def train_through_kills(runs, arguments: list[str], folder: Path, logs: Path, mo
             rows = reads(log, rank)
             assert rows == expected_reads(last, rank, processes)[: len(rows)], "a pair is skipped or read again"
         starts.append(last)
-        if statuses == [0] * processes:
-            return starts
+        if (folder / "train_results.json").exists():
+            return starts, torn
         whole = whole_steps(folder)
         assert not last or whole, "no checkpoint is left"
+        torn += [path.name for path in folder.glob("checkpoint-*") if int(path.name.split("-")[1]) not in whole]
         last = max(whole, default=0)
         assert last >= starts[-1]
     raise AssertionError("the run has not ended")
@@ -140,8 +141,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     killed = command(pairs, tmp_path / "killed", mini_batch=mini_batch, save_total_limit=1)
     seconds = json.loads((tmp_path / "undisturbed" / "train_results.json").read_text())["seconds"]
     moments = random_moments(2 * processes + bool(mini_batch), kills, processes, seconds)
-    starts = train_through_kills(runs, killed, tmp_path / "killed", tmp_path / "logs", moments, processes)
-    assert len(starts) > 2 and starts[-1] > 0, "too late to disturb anything"
+    starts, torn = train_through_kills(runs, killed, tmp_path / "killed", tmp_path / "logs", moments, processes)
+    assert len(starts) > 2 and starts[-1] > 0 and torn, "another seed would disturb more"
     # Bitwise for two processes as well: the sum of two numbers has no order.
     assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
     assert len(losses(tmp_path / "killed")) == STEPS
@@ -188,6 +189,22 @@ def test_the_end_of_an_epoch_at_the_last_step_is_saved_once(pairs, tmp_path, mon
     whole_batches = {"batch_size": PAIRS // 10, "max_steps": 10}
     assert main(command(pairs, tmp_path / "run", save_strategy="epoch", **whole_batches)) == 0
     assert saved == [10], "written over, it would be lost for a moment"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_killed_after_its_last_step_is_brought_to_its_end(runs, pairs, tmp_path, processes):
+    arguments = [*command(pairs, tmp_path / "run", max_steps=2), "--resume-from-checkpoint=true"]
+    assert runs.run(arguments, tmp_path / "log", processes=processes) == [0] * processes
+    model, history = tmp_path / "run" / "model.safetensors", losses(tmp_path / "run")
+    weights = load_file(model)
+    assert runs.run(arguments, tmp_path / "again", processes=processes)[0] == 1
+    assert "nothing is left to do" in said(tmp_path / "again")
+    for name in ("model.safetensors", "train_results.json", "trainer_state.json"):
+        (tmp_path / "run" / name).unlink()
+    assert runs.run(arguments, tmp_path / "end", processes=processes) == [0] * processes, said(tmp_path / "end")
+    assert not reads(tmp_path / "end") and losses(tmp_path / "run") == history
+    assert all(torch.equal(weight, weights[name]) for name, weight in load_file(model).items())
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["steps"] == 2
 
 
 @pytest.fixture
