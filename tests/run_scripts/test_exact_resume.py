@@ -1,7 +1,9 @@
 """A run that is killed, at any moment, ends where an undisturbed one ends."""
 
 import json
+import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -189,6 +191,26 @@ def test_the_end_of_an_epoch_at_the_last_step_is_saved_once(pairs, tmp_path, mon
     whole_batches = {"batch_size": PAIRS // 10, "max_steps": 10}
     assert main(command(pairs, tmp_path / "run", save_strategy="epoch", **whole_batches)) == 0
     assert saved == [10], "written over, it would be lost for a moment"
+
+
+def test_an_older_checkpoint_goes_once_the_new_one_is_on_the_disk(pairs, tmp_path, monkeypatch):
+    flushed, removals, sync, remove = set(), [], os.fsync, shutil.rmtree
+
+    def fsync(descriptor):
+        flushed.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def rmtree(folder, *arguments, **options):
+        if Path(folder).name == "checkpoint-2" and Path(folder).exists():
+            assert not (Path(folder) / "trainer_state.json").exists(), "killed now it would be taken for whole"
+            removals.append(set(flushed))
+        remove(folder, *arguments, **options)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert main(command(pairs, tmp_path / "run", max_steps=4, save_total_limit=1)) == 0
+    files = {str(path) for path in (tmp_path / "run" / "checkpoint-4").iterdir()}
+    assert len(removals) == 1 and files <= removals[0] and len(files) > 5
 
 
 @pytest.mark.parametrize("processes", [1, 2])
