@@ -40,7 +40,7 @@ from .adapters import (
 from .options import parse_options
 from .progress import show_progress
 from .reporting import say, show_table, write_json
-from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, run_training
+from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, part_processes, run_training
 
 
 TASK = "image-classification"
@@ -120,6 +120,7 @@ def main(arguments: Sequence[str]) -> None:
     if trainer.is_world_process_zero():
         show_results(results)
         say(f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json")
+    part_processes()
 
 
 def train_classifier(

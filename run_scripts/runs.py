@@ -132,6 +132,13 @@ def check_checkpoint(name: str | None) -> None:
         )
 
 
+def part_processes() -> None:
+    """Ends the group of processes: one that is left to the end of the interpreter aborts it now and then."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """
     The checkpoint that `--resume-from-checkpoint` means: a path, or with `true` the last of the output folder.

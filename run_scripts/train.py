@@ -44,7 +44,7 @@ from .models import ModelOptions, configuration, load_model, outline
 from .options import is_true, option_value, parse_options
 from .progress import show_progress
 from .reporting import say, show_table, write_json
-from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, run_training, set_batch_size
+from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, part_processes, run_training, set_batch_size
 from .throughput import StepClock, throughput
 
 
@@ -149,6 +149,7 @@ def main(arguments: Sequence[str]) -> None:
     if trainer.is_world_process_zero():
         show_results(results)
         say(f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json")
+    part_processes()
 
 
 def _dry_run(
