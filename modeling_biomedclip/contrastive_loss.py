@@ -1,11 +1,17 @@
 """Contrastive losses over the batch of all processes: symmetric InfoNCE, and SigLIP's pairwise sigmoid loss."""
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import nn
 
 
 LOSSES = ("infonce", "siglip")
+# Where SigLIP's loss starts (arXiv 2303.15343, section 3.2): nearly all pairs are wrong ones, and the bias keeps
+# them from outweighing the right ones.
+SIGLIP_LOGIT_BIAS = -10.0
+SIGLIP_LOGIT_SCALE = math.log(10)
 # Logits that exist at a time. 64 MiB in float32: a product so large keeps any device busy, and it is little beside the
 # activations of the towers.
 LOGITS_AT_ONCE = 2**24
@@ -163,4 +169,4 @@ class _GatherWithGradient(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-__all__ = ["LOSSES", "contrastive_loss", "summed_loss"]
+__all__ = ["LOSSES", "SIGLIP_LOGIT_BIAS", "SIGLIP_LOGIT_SCALE", "contrastive_loss", "summed_loss"]

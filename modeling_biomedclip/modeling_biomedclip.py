@@ -724,6 +724,21 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         self.vision_model.config.validate_architecture()
         self.vision_model.embeddings.patch_dropout.share = share
 
+    def start_logit_bias(self, bias: float, scale: float) -> None:
+        """
+        Gives the model a bias of its logits, which it keeps in its configuration, and starts its temperature with it.
+
+        The two belong together: a bias only fits the temperature that the similarities are multiplied by.
+
+        Args:
+            bias: Start of `logit_bias`.
+            scale: New start of `logit_scale`, the log inverse temperature.
+        """
+        self.config.logit_bias_init_value, self.config.logit_scale_init_value = bias, scale
+        with torch.no_grad():
+            self.logit_scale.fill_(scale)
+        self.logit_bias = nn.Parameter(torch.full_like(self.logit_scale, bias))
+
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 

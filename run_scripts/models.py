@@ -1,6 +1,7 @@
 """Which model is trained: options, the model they name, and its outline without weights."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,15 @@ from transformers import (
 )
 
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from modeling_biomedclip.contrastive_loss import LOSSES, SIGLIP_LOGIT_BIAS, SIGLIP_LOGIT_SCALE
+from modeling_biomedclip.contrastive_trainer import find_logit_bias
 from modeling_biomedclip.modeling_biomedclip import text_config_of, vision_config_of
 
 from .adapters import refuse_adapter
 from .towers import lock_image_tower
 
+
+logger = logging.getLogger(__name__)
 
 # Checkpoints on the Hub that the recipes start from. Their shapes are known, so a dry run need not ask for them.
 KNOWN: dict[str, PreTrainedConfig] = {
@@ -100,21 +105,36 @@ class ModelOptions:
             )
 
 
-def load_model(options: ModelOptions, processor: ProcessorMixin) -> PreTrainedModel:
-    """The model that the options name: from checkpoints, and with random weights where they name none."""
+def load_model(
+    options: ModelOptions, processor: ProcessorMixin, loss: str = LOSSES[0], *, adapted: bool = False
+) -> PreTrainedModel:
+    """
+    The model that the options name: from checkpoints, and with random weights where they name none.
+
+    Args:
+        options: Which model.
+        processor: Its processor.
+        loss: Which loss it is for: SigLIP's needs a bias.
+        adapted: Only an adapter will be trained, and saved without the model.
+
+    Raises:
+        ValueError: The model cannot be what the options and the loss ask for.
+    """
     if options.model_name_or_path:
         model = AutoModel.from_pretrained(options.model_name_or_path, dtype=torch.float32)
         refuse_adapter(model)
     else:
         model = BiomedCLIPModel.from_vision_text_pretrained(
-            options.vision_model, options.text_model, **_fields_with_vocabulary(options, processor)
+            options.vision_model, options.text_model, **_fields_with_vocabulary(options, processor, loss)
         )
-    return set_up_model(model, options)
+    return set_up_model(model, options, loss, adapted=adapted)
 
 
-def set_up_model(model: PreTrainedModel, options: ModelOptions) -> PreTrainedModel:
+def set_up_model(
+    model: PreTrainedModel, options: ModelOptions, loss: str = LOSSES[0], *, adapted: bool = False
+) -> PreTrainedModel:
     """
-    Gives a model the size of images, the patch dropout and the locked tower that the options ask for.
+    Gives a model the size of images, the patch dropout, the locked tower and the bias that options and loss ask for.
 
     Raises:
         ValueError: The model has no such thing.
@@ -128,13 +148,35 @@ def set_up_model(model: PreTrainedModel, options: ModelOptions) -> PreTrainedMod
         model.set_patch_dropout(options.patch_dropout)
     if options.lock_image_tower:
         lock_image_tower(model)
+    if loss == "siglip" and find_logit_bias(model) is None:
+        if adapted:
+            raise ValueError(
+                "--loss siglip: the checkpoint has no logit_bias, and an adapter, which is saved without its base, "
+                "cannot bring one. Leave one of --loss siglip and --lora-rank out."
+            )
+        _start_siglip(model)
     return model
 
 
-def _fields_with_vocabulary(options: ModelOptions, processor: ProcessorMixin) -> dict[str, Any]:
+def _start_siglip(model: PreTrainedModel) -> None:
+    """Gives a checkpoint the bias that it lacks, with the temperature that SigLIP starts from in place of its own."""
+    if not isinstance(model, BiomedCLIPModel):
+        raise ValueError(
+            f"--loss siglip needs a model with a logit_bias, for which {type(model).__name__} has no place. Take "
+            "infonce, or start from a BiomedCLIPModel or a SiglipModel."
+        )
+    logger.warning(
+        "The model has no logit_bias, which SigLIP's loss needs: it gets one of %g, and its temperature starts afresh "
+        "with it, at a logit_scale of ln 10. With the old temperature the wrong pairs would outweigh the right ones.",
+        SIGLIP_LOGIT_BIAS,
+    )
+    model.start_logit_bias(SIGLIP_LOGIT_BIAS, SIGLIP_LOGIT_SCALE)
+
+
+def _fields_with_vocabulary(options: ModelOptions, processor: ProcessorMixin, loss: str) -> dict[str, Any]:
     """Fields of the configuration; a text tower that is drawn afresh has as many words as the vocabulary."""
     config = configuration(options)
-    fields = _config_fields(options)
+    fields = _config_fields(options, loss)
     if options.text_model:
         return fields
     text_fields = dict(fields.get("text_config") or {})
@@ -149,25 +191,29 @@ def _fields_with_vocabulary(options: ModelOptions, processor: ProcessorMixin) ->
     return {**fields, "text_config": text_fields}
 
 
-def outline(options: ModelOptions) -> tuple[PreTrainedModel, list[str]]:
+def outline(
+    options: ModelOptions, loss: str = LOSSES[0], *, adapted: bool = False
+) -> tuple[PreTrainedModel, list[str]]:
     """
     The model that the options name without its weights, for which nothing is downloaded but a configuration.
 
     Args:
         options: Which model.
+        loss: Which loss it is for.
+        adapted: Only an adapter will be trained.
 
     Returns:
         The model on the meta device, and notes on what was not looked at.
 
     Raises:
-        ValueError: A checkpoint whose configuration cannot be had.
+        ValueError: A checkpoint whose configuration cannot be had, or a model that cannot be what is asked for.
     """
     notes: list[str] = []
     with torch.device("meta"):
         if options.model_name_or_path:
             model = AutoModel.from_config(_configuration_of(options.model_name_or_path, notes))
         else:
-            fields = _config_fields(options)
+            fields = _config_fields(options, loss)
             configuration(options)
             if options.vision_model:
                 fields["vision_config"] = vision_config_of(_configuration_of(options.vision_model, notes))
@@ -178,7 +224,7 @@ def outline(options: ModelOptions) -> tuple[PreTrainedModel, list[str]]:
                 learned = {"vocab_size": options.vocabulary_size}
                 fields["text_config"] = learned | (fields.get("text_config") or {})
             model = BiomedCLIPModel(BiomedCLIPConfig(**fields))
-        return set_up_model(model.train(), options), notes
+        return set_up_model(model.train(), options, loss, adapted=adapted), notes
 
 
 def _configuration_of(name: str, notes: list[str]) -> Any:
@@ -214,8 +260,10 @@ def _check_fields(config_class: Any, fields: Mapping[str, Any]) -> None:
         raise ValueError(f"--model-config: {', '.join(unknown)}: not a field of {config_class.__name__}.")
 
 
-def _config_fields(options: ModelOptions) -> dict[str, Any]:
-    fields = dict(options.model_config) if isinstance(options.model_config, dict) else {}
+def _config_fields(options: ModelOptions, loss: str = LOSSES[0]) -> dict[str, Any]:
+    start = {"logit_bias_init_value": SIGLIP_LOGIT_BIAS, "logit_scale_init_value": SIGLIP_LOGIT_SCALE}
+    fields: dict[str, Any] = start if loss == "siglip" else {}
+    fields |= options.model_config if isinstance(options.model_config, dict) else {}
     if options.image_size is not None and not options.vision_model:
         # Positions that are drawn at random need no interpolation.
         fields["vision_config"] = {**(fields.get("vision_config") or {}), "image_size": options.image_size}

@@ -165,7 +165,7 @@ def _dry_run(
     _check_base(model_options, adapter)
     processes = dry_options.processes or args.world_size * max(1, args.n_gpu)
     set_batch_size(args, data.batch_size, processes)
-    model, notes = outline(model_options)
+    model, notes = outline(model_options, args.loss, adapted=adapter.lora_rank is not None)
     if adapter.lora_rank is not None:
         model = add_adapter(model, adapter)
     plan = plan_run(
@@ -216,7 +216,7 @@ def train(
     checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
     processor = load_processor(model_options, stream, handling, args, learn=checkpoint is None)
-    model = load_model(model_options, processor)
+    model = load_model(model_options, processor, args.loss, adapted=adapter.lora_rank is not None)
     if adapter.lora_rank is not None:
         model = add_adapter(model, adapter)
     collate = {"max_length": model_options.max_length, "seed": args.seed, "on_error": handling.on_bad_row}
