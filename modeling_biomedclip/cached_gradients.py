@@ -51,9 +51,9 @@ def cached_backward(
     states, embeds = [], []
     with torch.no_grad():
         for rows in mini_batches:
-            states.append(_RandomState(device))
+            states.append(RandomState(device))
             embeds.append(embed(rows))
-    state_after = _RandomState(device)
+    state_after = RandomState(device)
 
     image_embeds, text_embeds = (torch.cat(parts).requires_grad_() for parts in zip(*embeds, strict=True))
     loss = loss_of(image_embeds, text_embeds)
@@ -113,7 +113,7 @@ def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool =
     return taken
 
 
-class _RandomState:
+class RandomState:
     """Torch's random state on the CPU and on a device."""
 
     def __init__(self, device: torch.device | str):
@@ -129,4 +129,4 @@ class _RandomState:
             self.generators.set_rng_state(self.on_device, device=self.device)
 
 
-__all__ = ["cached_backward", "mini_batch_rows", "take_rows"]
+__all__ = ["RandomState", "cached_backward", "mini_batch_rows", "take_rows"]

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, sort_checkpoints
 
-from .cached_gradients import cached_backward, mini_batch_rows, take_rows
+from .cached_gradients import RandomState, cached_backward, mini_batch_rows, take_rows
 from .contrastive_loss import LOSSES, contrastive_loss, summed_loss
 from .retrieval_metrics import retrieval_metrics
 
@@ -118,7 +119,10 @@ class ContrastiveTrainer(Trainer):
     run may be killed at any moment. Another number of processes may go on from it.
 
     `eval_dataset` needs random access. Evaluation embeds it whole and reports recall at 1, 5 and 10,
-    median rank, and the loss of the whole set as one batch, a number that does not depend on the batch size.
+    median rank, and the loss of the whole set as one batch, a number that does not depend on the batch size. To these
+    come the figures of `evaluators`: each is called with the model in evaluation mode, on all processes, and gives
+    figures by name, before which comes `eval_`. Training goes on as if nothing had been evaluated: random states are
+    what they were.
 
     Raises:
         ValueError: A model without the parameters of the loss, or an epoch count that gives no step.
@@ -141,6 +145,7 @@ class ContrastiveTrainer(Trainer):
         eval_dataset: Any = None,
         data_collator: Any = None,
         eval_data_collator: Any = None,
+        evaluators: Sequence[Callable[[Any], Mapping[str, float]]] = (),
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
@@ -153,6 +158,7 @@ class ContrastiveTrainer(Trainer):
         self.pair_stream = train_dataset if hasattr(train_dataset, "batches") else None
         # Batches without augmentation for evaluation; the training collator where none is given.
         self.eval_data_collator = eval_data_collator or data_collator
+        self.evaluators = evaluators
         # For an iterable set accelerate would let rank 0 read and decode everything and send it around.
         args.accelerator_config.dispatch_batches = False
         if self.pair_stream is not None:
@@ -350,6 +356,7 @@ class ContrastiveTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Embeds the whole set, then measures: a contrastive loss or rank makes no sense batch by batch."""
+        random_state = RandomState(self.args.device)  # a loader draws a seed for its workers
         model = self._wrap_model(self.model, training=False)
         if len(self.accelerator._models) == 0 and model is self.model:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
@@ -369,12 +376,25 @@ class ContrastiveTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_loss": loss}
         for direction, values in retrieval_metrics(image_embeds, text_embeds).items():
             metrics.update({f"{metric_key_prefix}_{direction}_{name}": value for name, value in values.items()})
+        for name, value in self._figures_of_evaluators(model).items():
+            metrics[f"{metric_key_prefix}_{name}"] = value
+        random_state.restore()
         return EvalLoopOutput(
             predictions=(image_embeds.numpy(), text_embeds.numpy()),
             label_ids=None,
             metrics=metrics,
             num_samples=len(image_embeds),
         )
+
+    def _figures_of_evaluators(self, model: nn.Module) -> dict[str, float]:
+        model = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if isinstance(model, FSDPModule):
+            # It puts a sharded model together for `forward` alone unless it is told of other ways in.
+            for method in ("get_image_features", "get_text_features"):
+                register_fsdp_forward_method(model, method)
+        with self.accelerator.autocast():
+            figures = [evaluator(model) for evaluator in self.evaluators]
+        return {name: value for values in figures for name, value in values.items()}
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Trainer's own would drop the last batch along with the training set's, and augment."""

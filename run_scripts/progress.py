@@ -37,7 +37,8 @@ class TrainingBar(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        for key, name in SHOWN.items():
+        zero_shot = {key: key.removeprefix("eval_zero_shot_").replace("_", " ") for key in logs or {} if _is_shown(key)}
+        for key, name in (SHOWN | zero_shot).items():
             if key in (logs or {}):
                 self.figures[name] = f"{float((logs or {})[key]):.3f}"
         if hasattr(self, "bar"):
@@ -45,6 +46,11 @@ class TrainingBar(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
+
+
+def _is_shown(key: str) -> bool:
+    """Of each zero-shot set the balanced accuracy, which a classifier of one answer cannot have."""
+    return key.startswith("eval_zero_shot_") and key.endswith("_balanced_accuracy")
 
 
 def show_progress(trainer: Trainer) -> None:

@@ -46,6 +46,7 @@ from .progress import show_progress
 from .reporting import say, show_table, write_json
 from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, part_processes, run_training, set_batch_size
 from .throughput import StepClock, throughput
+from .zero_shot_validation import ZeroShotOptions, ZeroShotValidation, read_zero_shot_sets
 
 
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
@@ -55,7 +56,8 @@ SHOWN = """
     lora_alpha lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs batch_size mini_batch_size
     loss per_device_train_batch_size
     per_device_eval_batch_size learning_rate warmup_steps weight_decay bf16 torch_compile dataloader_num_workers
-    eval_steps save_steps logging_steps save_total_limit report_to resume_from_checkpoint seed
+    eval_steps zero_shot_data zero_shot_split zero_shot_templates save_steps logging_steps save_total_limit report_to
+    resume_from_checkpoint seed
     dry_run pairs processes
 """.split()
 TASKS = ["contrastive", classification.TASK]
@@ -121,7 +123,15 @@ class TrainData:
     )
 
 
-OPTION_CLASSES = [TrainData, PairHandling, ModelOptions, AdapterOptions, DryRunOptions, ContrastiveTrainingArguments]
+OPTION_CLASSES = [
+    TrainData,
+    PairHandling,
+    ModelOptions,
+    AdapterOptions,
+    ZeroShotOptions,
+    DryRunOptions,
+    ContrastiveTrainingArguments,
+]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -129,7 +139,7 @@ def main(arguments: Sequence[str]) -> None:
     if option_value("train", "task", arguments) == classification.TASK:
         return classification.main(arguments)
     dry = is_true(option_value("train", "dry_run", arguments))
-    data, handling, model_options, adapter, dry_options, args = parse_options(
+    data, handling, model_options, adapter, zero_shot, dry_options, args = parse_options(
         "train",
         OPTION_CLASSES,
         # A dry run is for any machine: the CPU does whatever the recipe asks a GPU for, such as bf16.
@@ -145,7 +155,7 @@ def main(arguments: Sequence[str]) -> None:
     if data.train_data is None:
         raise ValueError("--train-data is missing: the folder that biomedclip build wrote. (--dry-run needs none.)")
     set_batch_size(args, data.batch_size, args.world_size * max(1, args.n_gpu))
-    trainer, results = train(data.train_data, handling, model_options, args, adapter)
+    trainer, results = train(data.train_data, handling, model_options, args, adapter, zero_shot)
     if trainer.is_world_process_zero():
         show_results(results)
         say(f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json")
@@ -190,6 +200,7 @@ def train(
     model_options: ModelOptions,
     args: ContrastiveTrainingArguments,
     adapter: AdapterOptions | None = None,
+    zero_shot: ZeroShotOptions | None = None,
 ) -> tuple[ContrastiveTrainer, dict[str, Any]]:
     """
     Trains and saves a model.
@@ -200,6 +211,7 @@ def train(
         model_options: Which model is trained.
         args: Everything else.
         adapter: LoRA; all weights are trained when left out.
+        zero_shot: What is classified at each evaluation; nothing when left out.
 
     Returns:
         The trainer, its model trained, and the results that `train_results.json` holds.
@@ -212,6 +224,7 @@ def train(
     adapter = adapter or AdapterOptions()
     _check_base(model_options, adapter)
     check_checkpoint(model_options.model_name_or_path)
+    zero_shot_sets = read_zero_shot_sets(zero_shot or ZeroShotOptions(), args)
     stream = _training_pairs(train_data, handling, args.seed)
     checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
@@ -228,6 +241,12 @@ def train(
         eval_dataset=_validation_pairs(train_data, handling.max_eval_pairs) if _evaluates(args) else None,
         data_collator=training_collator,
         eval_data_collator=ContrastiveCollator(processor, **collate),
+        evaluators=[
+            ZeroShotValidation(
+                labelled, processor, batch_size=args.eval_batch_size, max_length=model_options.max_length
+            )
+            for labelled in zero_shot_sets
+        ],
         processing_class=processor,
     )
     refuse_sharded_merge(trainer, adapter)

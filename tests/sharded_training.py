@@ -54,11 +54,18 @@ def _train(folder: Path, resume: bool = False, **options) -> dict:
         **options,
     )
     train_dataset = [{name: value[number] for name, value in rows.items()} for number in range(64)]
-    trainer = ContrastiveTrainer(tiny_model(), args, train_dataset=train_dataset)
+    trainer = ContrastiveTrainer(
+        tiny_model(),
+        args,
+        train_dataset=train_dataset,
+        eval_dataset=train_dataset[:11],
+        evaluators=[_similarities_of_features],
+    )
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resume else None)
     trainer.save_model(str(folder / "model"))
     parameters = dict(trainer.model.named_parameters())
     return {
+        "evaluation": trainer.evaluate(),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "gradient norms": [float(entry["grad_norm"]) for entry in trainer.state.log_history if "loss" in entry],
         "sharded": {name for name, parameter in parameters.items() if isinstance(parameter, DTensor)},
@@ -67,6 +74,15 @@ def _train(folder: Path, resume: bool = False, **options) -> dict:
             for name, parameter in parameters.items()
         },
     }
+
+
+@torch.no_grad()
+def _similarities_of_features(model) -> dict[str, float]:
+    """By the ways into a model that are not its forward, as zero-shot classification takes them."""
+    rows = some_batch(3)
+    images = model.get_image_features(pixel_values=rows.pop("pixel_values")).pooler_output
+    texts = model.get_text_features(**rows).pooler_output
+    return {f"similarity_{number}": value for number, value in enumerate((images * texts).sum(dim=1).tolist())}
 
 
 def _let_accelerate_shard_on_the_cpu() -> None:

@@ -47,6 +47,15 @@ def test_losses_gradients_and_weights_are_those_of_ddp(results, run, beside):
         torch.testing.assert_close(weight, theirs["weights"][name], rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize(("run", "beside"), [("fsdp", "ddp"), ("fsdp siglip", "ddp siglip")])
+def test_the_evaluation_of_a_sharded_model_is_that_of_a_whole_one(results, run, beside):
+    ours, theirs = results[run]["evaluation"], results[beside]["evaluation"]
+    names = [name for name in theirs if "similarity" in name or "recall" in name or name == "eval_loss"]
+    assert len(names) == 3 + 6 + 1
+    # The weights are equal to 1e-5.
+    assert {name: ours[name] for name in names} == pytest.approx({name: theirs[name] for name in names}, abs=1e-3)
+
+
 def test_the_temperature_moves_and_the_loss_falls(results):
     for run in ("fsdp", "fsdp siglip"):
         assert results[run]["losses"][-1] < results[run]["losses"][0]

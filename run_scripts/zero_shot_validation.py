@@ -1,0 +1,183 @@
+"""Zero-shot classification of labelled images while a model is trained, beside the retrieval of held-out pairs."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from transformers import TrainingArguments
+
+from modeling_biomedclip import ZeroShotClassifier
+from processing.images import ImageError
+
+from .evaluate import labelled_images
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ZeroShotOptions:
+    """What is classified by prompts at each evaluation of a training."""
+
+    zero_shot_data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Labelled images to classify by prompts at each evaluation: folders with one folder of images for "
+            "each class, or built sets with a labels.csv. NAME=FOLDER calls one by another name than its own."
+        },
+    )
+    zero_shot_split: str = field(default="test", metadata={"help": "Split of the labelled images."})
+    zero_shot_templates: list[str] = field(
+        default_factory=lambda: ["this is a photo of {}", "{} presented in image"],
+        metadata={"help": "Prompts of the labelled images; {} stands for the class name."},
+    )
+
+    def __post_init__(self):
+        for template in self.zero_shot_templates:
+            if "{}" not in template:
+                raise ValueError(f"--zero-shot-templates: {template!r} has no {{}} for the class name.")
+
+
+@dataclass(frozen=True)
+class ZeroShotSet:
+    """
+    Labelled images, and the prompts of their classes.
+
+    Args:
+        name: What its figures are called by.
+        images: Images, read when asked for.
+        answers: Number of each image's class.
+        class_names: Names of the classes, as the prompts have them.
+        templates: Prompts, with `{}` for the name.
+    """
+
+    name: str
+    images: Sequence[Any]
+    answers: list[int]
+    class_names: list[str]
+    templates: list[str]
+
+
+def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> list[ZeroShotSet]:
+    """
+    The sets that the options name.
+
+    Raises:
+        FileNotFoundError: No labelled images there.
+        ValueError: One class alone, two sets of one name, or a training without evaluation.
+    """
+    if options.zero_shot_data and args.eval_strategy == "no":
+        raise ValueError(
+            "--zero-shot-data is classified at each evaluation, and there is none. Set --eval-strategy steps and "
+            "--eval-steps."
+        )
+    sets: dict[str, ZeroShotSet] = {}
+    for wanted in options.zero_shot_data:
+        name, path = _name_and_path(wanted)
+        if name in sets:
+            raise ValueError(f"--zero-shot-data: two sets are called {name!r}. Call one otherwise: NAME={path}.")
+        images, labels, _ = labelled_images(path, options.zero_shot_split)
+        classes = sorted(set(labels))
+        if len(classes) < 2:
+            raise ValueError(f"--zero-shot-data {path}: all images are {classes[0]!r}; it takes two classes at least.")
+        answers = [classes.index(label) for label in labels]
+        sets[name] = ZeroShotSet(name, images, answers, classes, options.zero_shot_templates)
+    return list(sets.values())
+
+
+def _name_and_path(wanted: str) -> tuple[str, str]:
+    """The two parts of NAME=PATH; of a path alone the name is its last part, fit to be one of a figure."""
+    name, sign, path = wanted.partition("=")
+    if not sign or not re.fullmatch(r"\w+", name):
+        path = wanted
+        name = re.sub(r"\W+", "_", Path(wanted).resolve().name).strip("_")
+    return name, path
+
+
+class ZeroShotValidation:
+    """
+    Classifies a set with a model that is being trained; a [`ContrastiveTrainer`] calls it at each evaluation.
+
+    All processes must call it. They share the images evenly, and so that each takes the same batches: a sharded model
+    is put together anew for each. Images that cannot be read are left out, and named in a warning once.
+
+    Args:
+        zero_shot_set: What is classified.
+        processor: The processor of the model.
+        batch_size: Images at a time in each process.
+        max_length: Tokens a prompt is cut at; the tokenizer's limit when left out.
+    """
+
+    def __init__(
+        self, zero_shot_set: ZeroShotSet, processor: Any, *, batch_size: int = 32, max_length: int | None = None
+    ):
+        self.set = zero_shot_set
+        self.processor = processor
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.unreadable: set[int] = set()
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Accuracy and balanced accuracy of the images that can be read, by names that tell the set."""
+        state = PartialState()
+        total = len(self.set.images)
+        share = -(-total // state.num_processes)
+        # The last process takes the last image more than once, where they do not come out even.
+        numbers = [min(state.process_index * share + place, total - 1) for place in range(share)]
+        images = _Readable(self.set.images, numbers)
+        classifier = ZeroShotClassifier(
+            model, self.processor, self.set.class_names, self.set.templates, max_length=self.max_length
+        )
+        chosen = classifier.similarities(images, batch_size=self.batch_size).argmax(dim=-1).tolist()
+        answers = dict(gather_object(list(zip(numbers, chosen, strict=True))))
+        self._warn_of(set(gather_object(sorted(images.unreadable))))
+        read = [number for number in sorted(answers) if number not in self.unreadable]
+        if not read:
+            raise ImageError(f"{self.set.name}: none of its {total:,} images can be read.")
+        truth, given = [self.set.answers[number] for number in read], [answers[number] for number in read]
+        return {
+            f"zero_shot_{self.set.name}_accuracy": float(accuracy_score(truth, given)),
+            f"zero_shot_{self.set.name}_balanced_accuracy": float(balanced_accuracy_score(truth, given)),
+        }
+
+    def _warn_of(self, unreadable: set[int]) -> None:
+        if unreadable - self.unreadable and PartialState().is_main_process:
+            sources = getattr(self.set.images, "sources", range(len(self.set.images)))
+            first = sources[min(unreadable)]
+            logger.warning(
+                "%s: %d of %d images cannot be read and are left out, the first of them %s.",
+                self.set.name,
+                len(unreadable),
+                len(self.set.images),
+                first if isinstance(first, Path) else f"number {min(unreadable)}",
+            )
+        self.unreadable |= unreadable
+
+
+class _Readable(Sequence[Any]):
+    """Some images of a sequence, black ones in the place of those that cannot be read, whose numbers are noted."""
+
+    def __init__(self, images: Sequence[Any], numbers: Sequence[int]):
+        self.images = images
+        self.numbers = numbers
+        self.unreadable: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, places: Any) -> Any:
+        if isinstance(places, slice):
+            return [self[place] for place in range(*places.indices(len(self)))]
+        number = self.numbers[places]
+        try:
+            return self.images[number]
+        except ImageError:
+            self.unreadable.add(number)
+            return Image.new("RGB", (8, 8))
