@@ -69,6 +69,10 @@ class ContrastiveTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "true for the last checkpoint of the output folder, or one checkpoint's folder."},
     )
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={"help": "Where figures go besides the output folder: tensorboard, trackio, wandb, or several."},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the raw columns."})
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "A smaller last batch would have fewer negatives."}

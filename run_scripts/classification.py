@@ -40,7 +40,7 @@ from .adapters import (
 from .options import parse_options
 from .progress import show_progress
 from .reporting import say, show_table, write_json
-from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, part_processes, run_training
+from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
 
 
 TASK = "image-classification"
@@ -143,6 +143,7 @@ def train_classifier(
         FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
     """
     check_checkpoint(data.model_name_or_path)
+    check_trackers(args)
     splits = with_validation(
         read_labelled_images(data.train_data, image_column=data.image_column, label_column=data.label_column),
         data.validation_share,

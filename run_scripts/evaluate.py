@@ -141,7 +141,7 @@ def embed_pairs(
     trainer = ContrastiveTrainer(
         model,
         ContrastiveTrainingArguments(
-            output_dir=options.output_dir, per_device_eval_batch_size=options.batch_size, report_to="none"
+            output_dir=options.output_dir, per_device_eval_batch_size=options.batch_size, report_to=["none"]
         ),
         data_collator=ContrastiveCollator(processor, max_length=options.max_length),
     )

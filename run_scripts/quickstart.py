@@ -220,7 +220,7 @@ class Quickstart:
             learning_rate=1e-3,
             logging_steps=1,
             save_strategy="no",
-            report_to="none",
+            report_to=["none"],
             seed=self.args.seed,
         )
         collator = ContrastiveCollator(processor, training=True, seed=self.args.seed)

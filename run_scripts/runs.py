@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from .reporting import peak_memory_mib, versions
 
 
 logger = logging.getLogger(__name__)
 
+TRACKERS = ("tensorboard", "trackio", "wandb")  # of the extra `tracking`
 _COSTS = [
     "steps",
     "samples",
@@ -129,6 +131,18 @@ def check_checkpoint(name: str | None) -> None:
     if name and "/" not in name.removeprefix("./") and not Path(name).is_dir():
         raise FileNotFoundError(
             f"--model-name-or-path {name}: there is no such folder (and an id on the Hub would be owner/name)."
+        )
+
+
+def check_trackers(args: TrainingArguments) -> None:
+    """
+    Raises:
+        ImportError: `--report-to` names what is not installed, which `Trainer` would find out after much else.
+    """
+    missing = set(TRACKERS) & set(args.report_to) - set(get_available_reporting_integrations())
+    if missing:
+        raise ImportError(
+            f"--report-to {' '.join(sorted(missing))}: not installed. Do so by: pip install 'biomedclip[tracking]'"
         )
 
 

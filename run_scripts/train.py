@@ -44,7 +44,15 @@ from .models import ModelOptions, configuration, load_model, outline
 from .options import is_true, option_value, parse_options
 from .progress import show_progress
 from .reporting import say, show_table, write_json
-from .runs import check_checkpoint, checkpoint_to_resume, cost_rows, part_processes, run_training, set_batch_size
+from .runs import (
+    check_checkpoint,
+    check_trackers,
+    checkpoint_to_resume,
+    cost_rows,
+    part_processes,
+    run_training,
+    set_batch_size,
+)
 from .throughput import StepClock, throughput
 from .zero_shot_validation import ZeroShotOptions, ZeroShotValidation, read_zero_shot_sets
 
@@ -54,11 +62,9 @@ SHOWN = """
     task train_data licenses text model_name_or_path vision_model text_model model_config image_size patch_dropout
     lock_image_tower tokenizer vocabulary_size max_length on_bad_row fast_decode max_eval_pairs lora_rank
     lora_alpha lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs batch_size mini_batch_size
-    loss per_device_train_batch_size
-    per_device_eval_batch_size learning_rate warmup_steps weight_decay bf16 torch_compile dataloader_num_workers
-    eval_steps zero_shot_data zero_shot_split zero_shot_templates save_steps logging_steps save_total_limit report_to
-    resume_from_checkpoint seed
-    dry_run pairs processes
+    loss per_device_train_batch_size per_device_eval_batch_size learning_rate warmup_steps weight_decay bf16
+    torch_compile dataloader_num_workers eval_steps zero_shot_data save_steps logging_steps save_total_limit report_to
+    resume_from_checkpoint seed dry_run pairs processes
 """.split()
 TASKS = ["contrastive", classification.TASK]
 # Where one of a group stands on the command line, a recipe's others do not count.
@@ -224,6 +230,7 @@ def train(
     adapter = adapter or AdapterOptions()
     _check_base(model_options, adapter)
     check_checkpoint(model_options.model_name_or_path)
+    check_trackers(args)
     zero_shot_sets = read_zero_shot_sets(zero_shot or ZeroShotOptions(), args)
     stream = _training_pairs(train_data, handling, args.seed)
     checkpoint = checkpoint_to_resume(args)
