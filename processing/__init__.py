@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .benchmarks import load_benchmark
     from .collator import ContrastiveCollator, LabelCollator
     from .image_processing_biomedclip import BiomedCLIPImageProcessor
     from .images import read_image
@@ -19,6 +20,7 @@ _LAZY = {
     "ContrastiveCollator": "collator",
     "LabelCollator": "collator",
     "PairStream": "streaming",
+    "load_benchmark": "benchmarks",
     "load_pmc15m": "streaming",
     "read_image": "images",
     "read_labelled_images": "labelled_images",
@@ -37,6 +39,7 @@ __all__ = [
     "ContrastiveCollator",
     "LabelCollator",
     "PairStream",
+    "load_benchmark",
     "load_pmc15m",
     "read_image",
     "read_labelled_images",

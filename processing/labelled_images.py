@@ -29,11 +29,13 @@ class LabelledImages:
         images: Paths, or `datasets` image rows that are not decoded.
         labels: One label for each image.
         names: What an image is called in messages; it also seeds the image's random crops.
+        groups: Patient, slide or source of each image, where it is known: images of one group belong into one split.
     """
 
     images: Sequence[Any]
     labels: list[str]
     names: list[str]
+    groups: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,6 +49,7 @@ class LabelledImages:
             _Selected(self.images, list(numbers)),
             [self.labels[number] for number in numbers],
             [self.names[number] for number in numbers],
+            [self.groups[number] for number in numbers] if self.groups is not None else None,
         )
 
 

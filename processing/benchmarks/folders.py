@@ -1,0 +1,46 @@
+"""Any labelled images: a folder of class folders, or a `datasets` set."""
+
+import os
+
+from ..labelled_images import LabelledImages, hold_out, read_labelled_images
+
+
+def read_any_images(
+    path: str | os.PathLike[str],
+    split: str,
+    held_out: float | None,
+    seed: int,
+    image_column: str,
+    label_column: str,
+) -> tuple[LabelledImages, list[str]]:
+    """
+    A split of any labelled images, and notes.
+
+    Raises:
+        FileNotFoundError, ValueError: See [`read_labelled_images`]; or the split is not there.
+    """
+    splits = read_labelled_images(path, image_column=image_column, label_column=label_column)
+    if split == "test" and held_out is None and list(splits) == ["train"]:
+        return splits["train"], ["The images come without splits: all of them are the test split."]
+    notes = []
+    if held_out is not None:
+        all_images = len(splits["train"])
+        for wanted in ("test", "validation"):
+            if wanted not in splits:
+                rest = splits["train"]
+                # As many images whether or not some of them have gone to the other split.
+                kept, taken = hold_out(rest.labels, held_out * all_images / len(rest), seed)
+                splits["train"], splits[wanted] = rest.select(kept), rest.select(taken)
+                notes.append(
+                    f"The {wanted} split was drawn from the training images: {len(taken)} of {all_images}, "
+                    f"{held_out:.0%} of each class, seed {seed}. Images of one patient may be in both."
+                )
+    if split not in splits:
+        raise ValueError(
+            f"{path}: there is no {split} split, only {', '.join(splits)}. Add it, or have a share of the training "
+            "images held out."
+        )
+    return splits[split], notes
+
+
+__all__ = ["read_any_images"]
