@@ -19,6 +19,7 @@ _BYTES_TO_DECODE_ONE_BAND = 3
 _BYTES_TO_DECODE_OTHERWISE = 5  # four in Pillow's memory, and a copy in grey
 DECODABLE_FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")
 IMAGE_SUFFIXES = {f".{name.lower()}" for name in DECODABLE_FORMATS} | {".jpg", ".tif"}
+DICOM_SUFFIXES = {".dcm", ".dicom"}
 
 
 class ImageError(ValueError):
@@ -42,12 +43,14 @@ def read_image(source: Any) -> Image.Image:
 
     Args:
         source: A path or URL that fsspec opens, the bytes of a file, a binary file object, a Pillow image, or a
-            `datasets` image row `{"bytes": ..., "path": ...}`.
+            `datasets` image row `{"bytes": ..., "path": ...}`. A file may be DICOM: see `processing/dicom.py` for
+            what becomes of its values.
 
     Returns:
         The image, decoded; of an animation or a multi-page file the first frame.
 
     Raises:
+        ImportError: A DICOM file, and pydicom is not installed.
         ImageError: Missing, empty, truncated, of an unknown format, of more than `MAX_PIXELS` pixels, or such that
             decoding it would take more than `MAX_BYTES`.
     """
@@ -56,7 +59,7 @@ def read_image(source: Any) -> Image.Image:
 
 def open_image(source: Any) -> tuple[Image.Image, str]:
     """
-    Opens an image, of which the size is known then, but does not decode it: [`decode_image`] does.
+    Opens an image, of which the size is known then, but does not decode it: [`decode_image`] does. (DICOM is decoded.)
 
     Args:
         source: What [`read_image`] takes.
@@ -89,6 +92,10 @@ def open_image(source: Any) -> tuple[Image.Image, str]:
 def _open(content: bytes, name: str) -> Image.Image:
     if not content:
         raise ImageError(f"{name}: the file is empty")
+    if content[128:132] == b"DICM" or os.path.splitext(name)[1].lower() in DICOM_SUFFIXES:
+        from .dicom import decode_dicom  # it looks for pydicom, which few images need
+
+        return decode_dicom(content, name)
     try:
         with warnings.catch_warnings():
             # Of half its own size limit (ours is checked below), and of damaged metadata, which nobody reads.
@@ -173,6 +180,7 @@ def _bytes_to_decode(image: Image.Image) -> int:
 
 __all__ = [
     "DECODABLE_FORMATS",
+    "DICOM_SUFFIXES",
     "IMAGE_SUFFIXES",
     "MAX_BYTES",
     "MAX_PIXELS",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .images import DECODABLE_FORMATS, IMAGE_SUFFIXES
+from .images import DECODABLE_FORMATS, DICOM_SUFFIXES, IMAGE_SUFFIXES
 
 
 # What data sets call their splits.
@@ -130,12 +130,12 @@ def image_files_by_class(path: str | os.PathLike[str]) -> dict[str, list[Path]]:
         ValueError: A class folder without images beside others that have some.
     """
     folders = sorted(folder for folder in Path(path).glob("*") if folder.is_dir() and _is_visible(folder.name))
-    files = {folder.name: [*_image_files(folder)] for folder in folders}
+    files = {folder.name: [*image_files(folder)] for folder in folders}
     empty = [name for name, found in files.items() if not found]
     if len(empty) == len(files):
         return {}
     if empty:
-        formats = ", ".join(DECODABLE_FORMATS)
+        formats = ", ".join((*DECODABLE_FORMATS, "DICOM"))
         raise ValueError(
             f"{Path(path) / empty[0]}: no images ({formats}) in this class folder. Put some there, or remove it."
         )
@@ -194,9 +194,14 @@ def _from_folders(root: Path) -> dict[str, LabelledImages]:
     return splits
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[Path]:
+    """Image files of a folder and of those inside it, sorted."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and _is_visible(*path.relative_to(folder).parts) and path.is_file():
+        if (
+            path.suffix.lower() in IMAGE_SUFFIXES | DICOM_SUFFIXES
+            and _is_visible(*path.relative_to(folder).parts)
+            and path.is_file()
+        ):
             yield path
 
 
@@ -253,4 +258,4 @@ def _label_texts(rows: Any, column: str, where: str) -> list[str]:
     return [names[value] if names is not None else str(value) for value in values]
 
 
-__all__ = ["LabelledImages", "hold_out", "image_files_by_class", "read_labelled_images"]
+__all__ = ["LabelledImages", "hold_out", "image_files", "image_files_by_class", "read_labelled_images"]
