@@ -1,10 +1,10 @@
 """Reading DICOM files, of which the pixels are measurements: what they mean on a screen stands beside them.
 
-Grey images of 8 bits keep the values that are stored, unless the file names a window. Those of 16 bits (of which often 12
-are used) are brought to 8 by the window that the file names (its first); where it names none they stay 16-bit, counted
-from their darkest value, and the image processor scales them to their own range. MONOCHROME1, in which the largest value
-is black, is inverted. Rescaling and windows are pydicom's, applied to every value that can be stored rather than to
-every pixel.
+Grey images of 8 bits keep the values that are stored, unless the file names a window. Those of 16 bits (of which often
+12 are used) are brought to 8 by the window that the file names (its first); where it names none they stay 16-bit,
+counted from their darkest value, and the image processor scales them to their own range. MONOCHROME1, in which the
+largest value is black, is inverted. Rescaling and windows are pydicom's, applied to every value that can be stored
+rather than to every pixel.
 """
 
 import io
@@ -52,8 +52,8 @@ def decode_dicom(content: bytes, name: str) -> Image.Image:
 
     Raises:
         ImportError: pydicom is not installed.
-        ImageError: Damaged, too large (which is seen before it is decoded), without an image, or compressed in a way for
-            which there is no decoder.
+        ImageError: Damaged, too large (which is seen before it is decoded), without an image, or compressed in a way
+            for which there is no decoder.
     """
     require_pydicom()
     with warnings.catch_warnings():

@@ -110,7 +110,7 @@ class RetrievalBenchmark:
         name: As [`load_benchmark`] takes it.
         split: `train`, `validation` or `test`.
         path: As it was given.
-        pairs: Rows with `pair_id`, `image` (what [`read_image`] takes) and `caption`.
+        pairs: Rows with `pair_id`, `pmcid`, `image` (what [`read_image`] takes) and `caption`.
         paper: Published values as fractions, by direction and metric; of the test split only.
         source: Where the values come from.
         fingerprint: Of the names of all pairs.

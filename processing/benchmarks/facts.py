@@ -29,6 +29,12 @@ def template_sets_of_any_images() -> dict[str, list[str]]:
     return _file()["template_sets_of_any_images"]
 
 
+def medmnist_classes(flag: str) -> dict[str, str] | None:
+    """Labels and names of the classes of a MedMNIST set (`pathmnist`); nothing if it is not known."""
+    names = _file()["medmnist"].get(flag)
+    return {str(number): name for number, name in enumerate(names)} if isinstance(names, list) else None
+
+
 def choose_prompts(
     prompts: str | os.PathLike[str] | None, classes: Mapping[str, str], template_sets: Mapping[str, list[str]]
 ) -> tuple[list[str], list[str], dict[str, list[str]]]:
@@ -82,4 +88,4 @@ def _read_prompts(path: Path, classes: Mapping[str, str]) -> tuple[list[str], li
     return [names.get(label, name) for label, name in classes.items()], templates
 
 
-__all__ = ["choose_prompts", "facts_of", "template_sets_of_any_images"]
+__all__ = ["choose_prompts", "facts_of", "medmnist_classes", "template_sets_of_any_images"]

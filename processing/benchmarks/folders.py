@@ -1,6 +1,7 @@
 """Any labelled images: a folder of class folders, or a `datasets` set."""
 
 import os
+from collections.abc import Mapping
 
 from ..labelled_images import LabelledImages, hold_out, read_labelled_images
 
@@ -20,9 +21,36 @@ def read_any_images(
         FileNotFoundError, ValueError: See [`read_labelled_images`]; or the split is not there.
     """
     splits = read_labelled_images(path, image_column=image_column, label_column=label_column)
+    return choose_split(splits, path, split, held_out, seed)
+
+
+def choose_split(
+    splits: Mapping[str, LabelledImages],
+    path: str | os.PathLike[str],
+    split: str,
+    held_out: float | None,
+    seed: int,
+) -> tuple[LabelledImages, list[str]]:
+    """
+    A split of images that may have come without splits.
+
+    Args:
+        splits: Those that are there; `train` alone where there are none.
+        path: What errors call it.
+        split: The one that is asked for.
+        held_out: Share of each class of the training images to hold out for each of the other splits that is not there.
+            Without it, images without splits are all test images.
+        seed: Of the draw.
+
+    Returns:
+        The images, and notes on how they were split.
+
+    Raises:
+        ValueError: No such split.
+    """
     if split == "test" and held_out is None and list(splits) == ["train"]:
         return splits["train"], ["The images come without splits: all of them are the test split."]
-    notes = []
+    splits, notes = dict(splits), []
     if held_out is not None:
         all_images = len(splits["train"])
         for wanted in ("test", "validation"):
@@ -43,4 +71,4 @@ def read_any_images(
     return splits[split], notes
 
 
-__all__ = ["read_any_images"]
+__all__ = ["choose_split", "read_any_images"]

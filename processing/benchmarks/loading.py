@@ -2,20 +2,30 @@
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ..labelled_images import LabelledImages
-from .benchmark import ClassificationBenchmark, RetrievalBenchmark, VisualQuestionBenchmark
-from .facts import choose_prompts, template_sets_of_any_images
+from .benchmark import ClassificationBenchmark, RetrievalBenchmark, VisualQuestion, VisualQuestionBenchmark
+from .facts import choose_prompts, facts_of, template_sets_of_any_images
 from .fingerprint import fingerprint_of
 from .folders import read_any_images
+from .lc25000 import read_lc25000
+from .medmnist import read_medmnist
+from .pcam import read_pcam
+from .questions import read_slake, read_vqa_rad
+from .rsna import read_rsna
+from .tcga_til import read_tcga_til
 
 
+Benchmark = ClassificationBenchmark | VisualQuestionBenchmark | RetrievalBenchmark
+CLASSIFICATION = ("pcam", "lc25000_lung", "lc25000_colon", "tcga_til", "rsna", "medmnist", "imagefolder")
+VISUAL_QUESTIONS = ("vqa_rad", "slake")
+RETRIEVAL = ("pmc15m",)
+BENCHMARK_NAMES = (*CLASSIFICATION, *VISUAL_QUESTIONS, *RETRIEVAL)
 Split = Literal["train", "validation", "test"]
-ClassificationName = Literal["pcam", "lc25000_lung", "lc25000_colon", "tcga_til", "rsna", "medmnist", "imagefolder"]
-VisualQuestionName = Literal["vqa_rad", "slake"]
-RetrievalName = Literal["pmc15m"]
-BENCHMARK_NAMES = (*get_args(ClassificationName), *get_args(VisualQuestionName), *get_args(RetrievalName))
+
+# What AUROC is about in MedMNIST's two sets of two classes.
+_POSITIVE_OF_MEDMNIST = {"normal, pneumonia": "1", "malignant, normal or benign": "0"}
 
 
 def load_benchmark(
@@ -28,28 +38,36 @@ def load_benchmark(
     seed: int = 0,
     image_column: str = "image",
     label_column: str = "label",
-) -> ClassificationBenchmark | VisualQuestionBenchmark | RetrievalBenchmark:
+    cancer: str = "pancancer",
+    image_folder: str | os.PathLike[str] | None = None,
+    language: str = "en",
+) -> Benchmark:
     """
     Reads a benchmark out of the files that people download.
 
     Args:
-        name: One of `BENCHMARK_NAMES`; `imagefolder` is any folder of class folders, or a `datasets` set.
-        path: Folder or file of the benchmark.
-        split: `train`, `validation` or `test`.
+        name: One of `BENCHMARK_NAMES`; `imagefolder` is any folder of class folders, or a `datasets` set. Which files
+            each one needs is told by its reader in `processing/benchmarks`, and by the error when they are not there.
+        path: Folder of the benchmark, or its file.
+        split: `train`, `validation` or `test`. LC25000, RSNA and most folders of images come without: see `held_out`.
         prompts: Name of a template set (nothing: the first one, which is the paper's where there is one), or a YAML
             file with `templates`, `class_names` or both.
         held_out: For images that come without splits: share of each class that is held out for `test`, and as much
-            for `validation`. Without it all such images are the test split.
-        seed: Of that draw.
+            for `validation`. Without it all such images are the test split. RSNA is always split, by patient.
+        seed: Of such splits.
         image_column: Column of images of a `datasets` set.
         label_column: Column of labels of a `datasets` set.
+        cancer: Of TCGA-TIL.
+        image_folder: Of VQA-RAD and SLAKE, where the images do not lie beside the questions.
+        language: Of SLAKE's questions: `en`, `zh` or `all`.
 
     Returns:
-        Images with labels, questions with answers, or pairs of image and caption. Images are read when asked for, and
-        only then is one found to be damaged.
+        A `ClassificationBenchmark`, a `VisualQuestionBenchmark` (`vqa_rad`, `slake`) or a `RetrievalBenchmark`
+        (`pmc15m`). Images are read when asked for, and only then is one found to be damaged.
 
     Raises:
         FileNotFoundError: Nothing of the kind there, or a part of it is missing.
+        ImportError: The files need a library of an extra, `hdf5` or `dicom`.
         ValueError: An unknown name or split, or files that hold something else.
 
     Example:
@@ -68,16 +86,68 @@ def load_benchmark(
     if name == "imagefolder":
         images, notes = read_any_images(path, split, held_out, seed, image_column, label_column)
         classes = {label: label.replace("_", " ") for label in sorted(set(images.labels))}
-        return _classification(name, split, path, images, classes, notes, prompts)
-    raise NotImplementedError(f"{name} of {root}")
+        return _unpublished(name, split, path, images, classes, None, notes, prompts)
+    if not root.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or folder.")
+    if name == "medmnist":
+        images, classes, notes = read_medmnist(root, split)
+        positive = _POSITIVE_OF_MEDMNIST.get(", ".join(classes.values()))
+        return _unpublished(name, split, path, images, classes, positive, notes, prompts)
+    if name in VISUAL_QUESTIONS:
+        folder = Path(image_folder) if image_folder is not None else None
+        if name == "vqa_rad":
+            questions, notes = read_vqa_rad(root, split, folder)
+        else:
+            questions, notes = read_slake(root, split, folder, language)
+        return _visual_questions(name, split, path, questions, notes)
+    if name == "pmc15m":
+        return _pairs(split, path)
+    if name == "pcam":
+        images, notes = read_pcam(root, split, held_out, seed)
+    elif name == "tcga_til":
+        images, notes = read_tcga_til(root, split, cancer)
+    elif name == "rsna":
+        images, notes = read_rsna(root, split, seed)
+    else:
+        images, notes = read_lc25000(root, name, split, held_out, seed)
+    return _published(name, split, path, images, notes, prompts)
 
 
-def _classification(
+def _published(
+    name: str,
+    split: str,
+    path: str | os.PathLike[str],
+    images: LabelledImages,
+    notes: list[str],
+    prompts: str | os.PathLike[str] | None,
+) -> ClassificationBenchmark:
+    facts = facts_of(name)
+    class_names, templates, template_sets = choose_prompts(prompts, facts["classes"], facts["template_sets"])
+    return ClassificationBenchmark(
+        name=name,
+        split=split,
+        path=os.fspath(path),
+        images=images,
+        classes=list(facts["classes"]),
+        class_names=class_names,
+        templates=templates,
+        template_sets=template_sets,
+        positive=facts["positive"],
+        metric=facts["metric"],
+        paper=dict(facts["paper"]) if split == "test" else {},
+        source=facts["source"],
+        fingerprint=_fingerprint(images),
+        notes=notes + _of_another_size(facts, split, len(images), "images"),
+    )
+
+
+def _unpublished(
     name: str,
     split: str,
     path: str | os.PathLike[str],
     images: LabelledImages,
     classes: dict[str, str],
+    positive: str | None,
     notes: list[str],
     prompts: str | os.PathLike[str] | None,
 ) -> ClassificationBenchmark:
@@ -91,13 +161,60 @@ def _classification(
         class_names=class_names,
         templates=templates,
         template_sets=template_sets,
-        positive=None,
+        positive=positive,
         metric="accuracy",
         paper={},
-        source="nothing is published; prompts of the published model card",
-        fingerprint=fingerprint_of(list(zip(images.names, images.labels, strict=True)), images.images),
+        source="nothing is published of BiomedCLIP; prompts of the published model card",
+        fingerprint=_fingerprint(images),
         notes=notes,
     )
+
+
+def _visual_questions(
+    name: str, split: str, path: str | os.PathLike[str], questions: list[VisualQuestion], notes: list[str]
+) -> VisualQuestionBenchmark:
+    facts = facts_of(name)
+    images = {question.image_name: question.image for question in questions}
+    rows = [(asked.name, asked.image_name, asked.question, asked.answer, asked.answer_type) for asked in questions]
+    return VisualQuestionBenchmark(
+        name=name,
+        split=split,
+        path=os.fspath(path),
+        questions=questions,
+        paper=dict(facts["paper"]) if split == "test" else {},
+        source=facts["source"],
+        fingerprint=fingerprint_of(rows, list(images.values())),
+        notes=notes + _of_another_size(facts, split, len(questions), "questions"),
+    )
+
+
+def _pairs(split: str, path: str | os.PathLike[str]) -> RetrievalBenchmark:
+    from ..streaming import load_pmc15m  # torch and `datasets`
+
+    facts = facts_of("pmc15m")
+    columns = ["pair_id", "pmcid", "image", "caption"]
+    pairs: Any = load_pmc15m(path, split, streaming=False, columns=columns, decode=False)
+    return RetrievalBenchmark(
+        name="pmc15m",
+        split=split,
+        path=os.fspath(path),
+        pairs=pairs,
+        paper=dict(facts["paper"]) if split == "test" else {},
+        source=facts["source"],
+        fingerprint=fingerprint_of([[pair_id] for pair_id in pairs["pair_id"]], []),
+        notes=_of_another_size(facts, split, len(pairs), "pairs"),
+    )
+
+
+def _fingerprint(images: LabelledImages) -> str:
+    return fingerprint_of(list(zip(images.names, images.labels, strict=True)), images.images)
+
+
+def _of_another_size(facts: dict[str, Any], split: str, found: int, of_what: str) -> list[str]:
+    published = facts["images"].get(split)
+    if published is None or found == published:
+        return []
+    return [f"{found:,} {of_what}, where the published {split} split has {published:,}."]
 
 
 __all__ = ["BENCHMARK_NAMES", "load_benchmark"]

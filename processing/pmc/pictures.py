@@ -183,10 +183,15 @@ class PictureIndex:
 
     def contains(self, perceptual_hash: str) -> bool:
         """Whether one of the pictures is (nearly) the one with this hash; never for a blank one, `""`."""
-        if not perceptual_hash:
-            return False
+        return self.nearest(perceptual_hash) is not None
+
+    def nearest(self, perceptual_hash: str) -> str | None:
+        """The hash of the picture that is (nearly) the one with this hash, if there is one; never for a blank one."""
+        if not perceptual_hash or not len(self):
+            return None
         distances = np.bitwise_count(self._hashes ^ np.uint64(int(perceptual_hash, 16)))
-        return bool((distances <= NEAR_DUPLICATE_BITS).any())
+        nearest = int(distances.argmin())
+        return f"{int(self._hashes[nearest]):016x}" if distances[nearest] <= NEAR_DUPLICATE_BITS else None
 
 
 def count_duplicates(image_md5s: Iterable[str], perceptual_hashes: Iterable[str]) -> dict[str, int]:

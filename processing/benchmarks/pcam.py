@@ -1,0 +1,121 @@
+"""PatchCamelyon: HDF5 as published, Kaggle's TIFF files with a table of labels, or folders of images."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ..labelled_images import LabelledImages, split_folders
+from .arrays import Hdf5Images, open_array
+from .files import check_names, find_file, find_folder, incomplete, labelled_folders, read_table, some_of
+from .folders import choose_split
+
+
+LABELS = {"0": "normal", "1": "tumor"}
+_PARTS = {"train": "train", "validation": "valid", "test": "test"}
+_FILE = "camelyonpatch_level_2_split_{part}_{what}"
+
+
+def read_pcam(root: Path, split: str, held_out: float | None, seed: int) -> tuple[LabelledImages, list[str]]:
+    """
+    A split of PCam, and notes.
+
+    Args:
+        root: Folder with `camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5`; or with `train_labels.csv` and
+            `train/<id>.tif`; or with folders of images called `normal` and `tumor`, or `0` and `1`, optionally under
+            folders of splits.
+        split: `train`, `validation` or `test`.
+        held_out: Of images without splits: see [`choose_split`].
+        seed: Likewise.
+
+    Raises:
+        FileNotFoundError: A part is missing.
+        ImportError: h5py is not installed.
+        ValueError: A file that holds something else.
+    """
+    names = {_FILE.format(part=part, what=f"{what}.h5") for part in _PARTS.values() for what in "xy"}
+    if find_file(root, *names, *(f"{name}.gz" for name in names)):
+        return _from_hdf5(root, _PARTS[split])
+    if table := find_file(root, "train_labels.csv"):
+        return choose_split({"train": _from_kaggle(table)}, root, split, held_out, seed)
+    return choose_split(_from_folders(root), root, split, held_out, seed)
+
+
+def _from_hdf5(root: Path, part: str) -> tuple[LabelledImages, list[str]]:
+    x, y = (_find_hdf5(root, _FILE.format(part=part, what=f"{what}.h5")) for what in "xy")
+    images = Hdf5Images(x, "x")
+    values = open_array(y, "y")
+    if values.dtype.kind not in "iu" or values.size != len(values):
+        raise ValueError(f"{y}: 'y' holds {values.dtype} of shape {values.shape}, where one integer an image belongs.")
+    if len(values) != len(images):
+        raise ValueError(
+            f"{y}: {len(values):,} labels for the {len(images):,} images of {x.name}. Download both again."
+        )
+    labels = np.asarray(values).reshape(-1)
+    if unknown := set(labels.tolist()) - {0, 1}:
+        raise ValueError(
+            f"{y}: labels are 0 and 1, and there are {some_of([str(label) for label in sorted(unknown)])}."
+        )
+    return (
+        LabelledImages(
+            images,
+            [LABELS[str(label)] for label in labels],
+            [f"{part}/{row}" for row in range(len(images))],
+            _slides(x.with_name(_FILE.format(part=part, what="meta.csv")), len(images)),
+        ),
+        [],
+    )
+
+
+def _find_hdf5(root: Path, name: str) -> Path:
+    if found := find_file(root, name):
+        return found
+    if packed := find_file(root, f"{name}.gz"):
+        raise FileNotFoundError(
+            f"{packed}: still packed, and not to be read by rows. Unpack it with: gunzip {packed.name}"
+        )
+    raise incomplete(root, f"no {name}", "pcam")
+
+
+def _slides(table: Path, images: int) -> list[str] | None:
+    """Slide of each patch, where the table of them was downloaded too."""
+    if not table.is_file():
+        return None
+    slides = [row["wsi"] for row in read_table(table, ["wsi"])]
+    if len(slides) != images:
+        raise ValueError(f"{table}: {len(slides):,} rows for {images:,} images. Download it again, or remove it.")
+    return slides
+
+
+def _from_kaggle(table: Path) -> LabelledImages:
+    folder = table.parent / "train"
+    rows = read_table(table, ["id", "label"])
+    check_names((row["id"] for row in rows), table, "id")
+    if unknown := {row["label"] for row in rows} - LABELS.keys():
+        raise ValueError(f"{table}: labels are 0 and 1, and there are {some_of(sorted(unknown))}.")
+    files = [folder / f"{row['id']}.tif" for row in rows]
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if missing := [file.name for file in files if file.name not in there]:
+        raise incomplete(
+            folder, f"{len(missing):,} of {len(files):,} images of {table.name} are missing: {some_of(missing)}", "pcam"
+        )
+    return LabelledImages(files, [LABELS[row["label"]] for row in rows], [row["id"] for row in rows])
+
+
+def _from_folders(root: Path) -> dict[str, LabelledImages]:
+    folders = split_folders(root) or {"train": root}
+    splits = {}
+    for split, folder in folders.items():
+        found = {label: find_folder(folder, label, digit) for digit, label in LABELS.items()}
+        for label, of_label in found.items():
+            if of_label is None:
+                raise incomplete(
+                    folder,
+                    f"no {_FILE.format(part='test', what='x.h5')}, no train_labels.csv, and no folder of images called "
+                    f"{label} (or {list(LABELS.values()).index(label)})",
+                    "pcam",
+                )
+        splits[split] = labelled_folders(root, {label: path for label, path in found.items() if path}, "pcam")
+    return splits
+
+
+__all__ = ["read_pcam"]
