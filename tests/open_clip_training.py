@@ -227,7 +227,7 @@ def train_biomedclip(model: BiomedCLIPModel, batches: Sequence[Batch], run: Run)
     """Runs our trainer in this process."""
     watch = Watch(run.device)
     args = ContrastiveTrainingArguments(
-        output_dir="run",
+        **({"output_dir": "run"} | run.trainer),
         use_cpu=run.device == "cpu",
         max_steps=len(batches),
         per_device_train_batch_size=len(batches[0]["input_ids"]),
@@ -240,7 +240,6 @@ def train_biomedclip(model: BiomedCLIPModel, batches: Sequence[Batch], run: Run)
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        **run.trainer,
     )
     trainer = ContrastiveTrainer(
         model, args, train_dataset=OurBatches(batches), data_collator=lambda batch: batch, callbacks=[_Clock(watch)]
