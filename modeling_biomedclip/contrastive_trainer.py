@@ -40,7 +40,8 @@ class ContrastiveTrainingArguments(TrainingArguments):
     the loss is `per_device_train_batch_size` times the number of processes.
 
     Raises:
-        ValueError: Gradient accumulation, another loss than there are, a mini-batch of no pairs, or one with DeepSpeed.
+        ValueError: Gradient accumulation, another loss than there are, a mini-batch of no pairs, or one with DeepSpeed;
+            activations to keep of no mini-batches.
     """
 
     loss: str = field(
@@ -56,6 +57,13 @@ class ContrastiveTrainingArguments(TrainingArguments):
         metadata={
             "help": "Pairs that a process has in memory at a time; loss and gradients stay those of the whole batch, "
             "for a second forward pass. The whole batch if left out."
+        },
+    )
+    keep_activations: bool = field(
+        default=False,
+        metadata={
+            "help": "Embed the mini-batches once, with memory for the whole batch: all that they do then is to save "
+            "padding, as texts of like length share one."
         },
     )
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
@@ -92,6 +100,8 @@ class ContrastiveTrainingArguments(TrainingArguments):
             raise ValueError(f"loss={self.loss!r}: the loss is one of {', '.join(LOSSES)}.")
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
             raise ValueError(f"mini_batch_size={self.mini_batch_size} must be 1 or more. Leave it out for no limit.")
+        if self.keep_activations and self.mini_batch_size is None:
+            raise ValueError("keep_activations: there are none but those of the whole batch without mini_batch_size.")
         if self.mini_batch_size is not None and self.deepspeed:
             raise ValueError("mini_batch_size: DeepSpeed takes each backward pass for a step. Use DDP or FSDP2.")
 
@@ -115,7 +125,8 @@ class ContrastiveTrainer(Trainer):
     kept in [0, ln 100], unless it is frozen.
 
     With `mini_batch_size` no more pairs than that are in memory at a time: [`cached_backward`] gives the gradients of
-    the whole batch. Mini-batches are of texts of like length, so that little padding is embedded.
+    the whole batch. Mini-batches are of texts of like length, so that little padding is embedded; with
+    `keep_activations` that is all they do, and each pair is embedded once.
 
     `train_dataset` is either a stream with exact batches ([`processing.PairStream`]: anything with a method
     `batches(batch_size, rank, world_size, samples_seen)` and a length), which makes resuming exact, or whatever
@@ -279,9 +290,18 @@ class ContrastiveTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        size = self.args.mini_batch_size
+        if model.training and size is not None and size < len(inputs["pixel_values"]) and not return_outputs:
+            parts = [model(**self._take_rows(inputs, rows)) for rows in mini_batch_rows(inputs, size)]
+            embeds = (torch.cat([part[name] for part in parts]) for name in ("image_embeds", "text_embeds"))
+            return self._loss_of(model, *embeds)
         outputs = model(**inputs)
         loss = self._loss_of(model, outputs.image_embeds, outputs.text_embeds)
         return (loss, outputs) if return_outputs else loss
+
+    def _take_rows(self, inputs: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        # SigLIP's text tower pools the last position, padding or not.
+        return take_rows(inputs, rows, cut_text="siglip" not in self.model.config.model_type)
 
     def training_step(
         self,
@@ -291,7 +311,7 @@ class ContrastiveTrainer(Trainer):
     ) -> torch.Tensor:
         """One backward pass of the whole batch, or of one mini-batch after the other."""
         size = self.args.mini_batch_size
-        if size is None or size >= len(inputs["pixel_values"]):
+        if size is None or size >= len(inputs["pixel_values"]) or self.args.keep_activations:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self._cached_step(model, inputs, size)
@@ -304,12 +324,10 @@ class ContrastiveTrainer(Trainer):
 
     def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], size: int) -> torch.Tensor:
         model.train()
-        # SigLIP's text tower pools the last position, padding or not.
-        cut_text = "siglip" not in self.model.config.model_type
 
         def embed(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # The batch stays where the loader has put it; the device gets one mini-batch at a time.
-            outputs = model(**self._prepare_inputs(take_rows(inputs, rows, cut_text=cut_text)))
+            outputs = model(**self._prepare_inputs(self._take_rows(inputs, rows)))
             return outputs.image_embeds, outputs.text_embeds
 
         return cached_backward(

@@ -21,15 +21,16 @@ MODEL = {
     "text_config": TOWER
     | {"max_position_embeddings": 64, "hidden_dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.2},
 }
-# (processes, pairs of each, pairs of a mini-batch)
+# (processes, pairs of each, pairs of a mini-batch, other options)
 WAYS = {
-    "cached 4 x 16": (1, 64, 16),
-    "2 processes x 32": (2, 32, None),
-    "2 processes x 32, cached 2 x 16": (2, 32, 16),
+    "cached 4 x 16": (1, 64, 16, {}),
+    "2 processes x 32": (2, 32, None, {}),
+    "2 processes x 32, cached 2 x 16": (2, 32, 16, {}),
+    "2 processes x 32, activations of 2 x 16 kept": (2, 32, 16, {"keep-activations": "true"}),
 }
 
 
-def trajectory(built, folder, loss, processes, pairs, mini_batch):
+def trajectory(built, folder, loss, processes, pairs, mini_batch, others):
     """Losses of each step and final weights of a run."""
     launch = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
@@ -46,6 +47,7 @@ def trajectory(built, folder, loss, processes, pairs, mini_batch):
         "report-to": "none",
         "save-strategy": "no",
         "use-cpu": "true",
+        **others,
     }
     if mini_batch:
         options["mini-batch-size"] = mini_batch
@@ -59,7 +61,7 @@ def trajectory(built, folder, loss, processes, pairs, mini_batch):
 @pytest.fixture(scope="module")
 def whole(built, tmp_path_factory):
     """Losses and weights of the undivided batch, for each loss."""
-    return {loss: trajectory(built, tmp_path_factory.mktemp(loss), loss, 1, 64, None) for loss in LOSSES}
+    return {loss: trajectory(built, tmp_path_factory.mktemp(loss), loss, 1, 64, None, {}) for loss in LOSSES}
 
 
 @pytest.mark.parametrize(("loss", "way"), [*(("infonce", way) for way in WAYS), ("siglip", list(WAYS)[-1])])
