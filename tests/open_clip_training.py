@@ -54,6 +54,7 @@ class Run:
         gradient_checkpointing: In both towers.
         pairs: Batches to take, and of each the pairs to take; all pairs of all batches when left out.
         device: Where to train.
+        processor_time: Count the seconds of the processor, all threads together, and not those of the clock.
         trainer: More of [`ContrastiveTrainingArguments`], for our side.
         save_as: File for the trained weights, under the side's own names; not saved when left out.
     """
@@ -66,6 +67,7 @@ class Run:
     gradient_checkpointing: bool = False
     pairs: list[list[int]] | None = None
     device: str = "cpu"
+    processor_time: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
     save_as: str | None = None
 
@@ -105,15 +107,16 @@ def run_in_a_process(folder: Path, run: Run, **environment: str) -> dict[str, An
 class Watch:
     """Clock and memory at the beginning and the end of each step."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, processor_time: bool = False) -> None:
         self.device = device
+        self.clock = time.process_time if processor_time else time.perf_counter
         self.begun: list[float] = []
         self.ended: list[float] = []
 
     def now(self) -> float:
         if self.device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self.clock()
 
     def summary(self) -> dict[str, Any]:
         on_device = torch.cuda.max_memory_allocated() // 2**20 if self.device == "cuda" else peak_mib()
@@ -156,7 +159,7 @@ def train_open_clip(folder: Path, batches: Sequence[Batch], run: Run) -> dict[st
     from open_clip_train import main as program
 
     stored = json.loads((folder / OPEN_CLIP_CONFIG).read_text())
-    watch, losses, result = Watch(run.device), [], {}
+    watch, losses, result = Watch(run.device, processor_time=run.processor_time), [], {}
     data = TheirBatches(batches, stored["model_cfg"]["text_cfg"]["context_length"], watch)
     train_one_epoch = program.train_one_epoch
 
@@ -225,7 +228,7 @@ class _Clock(TrainerCallback):
 
 def train_biomedclip(model: BiomedCLIPModel, batches: Sequence[Batch], run: Run) -> dict[str, Any]:
     """Runs our trainer in this process."""
-    watch = Watch(run.device)
+    watch = Watch(run.device, processor_time=run.processor_time)
     args = ContrastiveTrainingArguments(
         **({"output_dir": "run"} | run.trainer),
         use_cpu=run.device == "cpu",

@@ -9,8 +9,9 @@ curve: fifty steps from the same weights on the same batches in float32 without 
 speed: the published size with random weights and dropout as published, `--batch-size` real captions and images, in
     float32 and under bfloat16 autocast. Each way runs in a process of its own, in turns; a round has a batch of its
     own, the same for all, after a step of two pairs that warms up. Batches lie in memory (`loading.py` measures the
-    loader). open_clip pads texts to 256 tokens, biomedclip to the longest. The bound is what the matrix products of the
-    model's shapes alone would allow, texts without padding.
+    loader). Seconds are those of the clock, for which the machine must have nothing else to do, or with
+    --shared-machine those of the processor, with one thread. open_clip pads texts to 256 tokens, biomedclip to the
+    longest. The bound is what the matrix products of the model's shapes alone would allow, texts without padding.
 scale: our trainer alone on a device, drawn images and captions of real length: samples a second, share of the measured
     rate of matrix products that the model's own work makes up, memory, hours for the paper's 445 million samples.
 open_clip's side runs `open_clip_train.main` (`tests/open_clip_training.py`).
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=[*PARTS, "scale"], default=PARTS)
     parser.add_argument("--rounds", type=int, default=3, help="of speed")
     parser.add_argument("--without", nargs="+", default=[], help="leave out ways that have this in their names")
+    parser.add_argument("--shared-machine", action="store_true", help="in speed: one thread, processor seconds")
     parser.add_argument("--batch-size", type=int, default=16, help="of speed and scale")
     parser.add_argument("--mini-batch-size", type=int, help="of scale, and of one way of speed; 4 there if left out")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of scale")
@@ -169,10 +171,14 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
             name = f"{side}, {precision}, gradient checkpointing"
             ways[name] = Run(side, bf16=bf16, gradient_checkpointing=True)
     ways = {name: run for name, run in ways.items() if not any(word in name for word in options.without)}
+    threads = {"OMP_NUM_THREADS": "1"} if options.shared_machine else {}
+    if options.shared_machine:
+        torch.set_num_threads(1)
     lengths = [batch["attention_mask"].sum(dim=1).tolist() for batch in batches]
     results: dict[str, Any] = {
         "batch_size": options.batch_size,
         "lengths": lengths,
+        "seconds": "of the processor, one thread" if options.shared_machine else "of the clock",
         "ways": {name: {"samples_per_second": [], "mib": []} for name in ways},
         "bounds": {"float32": [], "bfloat16": []},
     }
@@ -183,12 +189,15 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
         for turn in tqdm(range(options.rounds), desc="rounds"):
             for name, run in ways.items():
                 run.pairs = [[turn, 2], [turn, options.batch_size]]
-                found = run_in_a_process(folder, run)
+                run.processor_time = options.shared_machine
+                found = run_in_a_process(folder, run, **threads)
                 results["ways"][name]["samples_per_second"].append(options.batch_size / found["seconds"][-1])
                 results["ways"][name]["mib"].append(found["mib"])
             operations = statistics.mean(operations_of_pair(config, length) for length in lengths[turn])
             for dtype in (torch.float32, torch.bfloat16):
-                rate = product_rate(config.vision_config, options.batch_size, dtype, "cpu")
+                rate = product_rate(
+                    config.vision_config, options.batch_size, dtype, "cpu", processor_time=options.shared_machine
+                )
                 results["bounds"][str(dtype).removeprefix("torch.")].append(rate / operations)
             show_speed(results)
             if options.output:
@@ -229,21 +238,22 @@ def operations_of_pair(config: Any, tokens: int) -> float:
     return 3 * (tower(vision, patches + 1) + embedding + tower(config.text_config, tokens))
 
 
-def product_rate(config: Any, images: int, dtype: torch.dtype, device: str) -> float:
+def product_rate(config: Any, images: int, dtype: torch.dtype, device: str, *, processor_time: bool = False) -> float:
     """Operations a second in the feed-forward products of a batch of images, forward and backward; the best of five."""
     rows = images * ((config.image_size // config.patch_size) ** 2 + 1)
     options: Any = {"dtype": dtype, "device": device}
     short = torch.randn(rows, config.hidden_size, **options)
     long = torch.randn(rows, config.intermediate_size, **options)
     weight = torch.randn(config.intermediate_size, config.hidden_size, **options)
+    clock = time.process_time if processor_time else time.perf_counter
 
     def products() -> float:
         synchronise(device)
-        started = time.perf_counter()
+        started = clock()
         for _ in range(3):
             short @ weight.t(), long @ weight, long.t() @ short
         synchronise(device)
-        return 3 * 3 * 2 * rows * config.hidden_size * config.intermediate_size / (time.perf_counter() - started)
+        return 3 * 3 * 2 * rows * config.hidden_size * config.intermediate_size / (clock() - started)
 
     return max(products() for _ in range(5))
 
