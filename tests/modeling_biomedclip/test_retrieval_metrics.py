@@ -6,7 +6,14 @@ import torch
 from torch.nn.functional import normalize
 
 from modeling_biomedclip import retrieval_metrics as module
-from modeling_biomedclip.retrieval_metrics import bootstrap_interval, rank_counts, retrieval_metrics
+from modeling_biomedclip.retrieval_metrics import (
+    RankCounter,
+    bootstrap_interval,
+    rank_counts,
+    recall_at,
+    retrieval_metrics,
+    summarize_ranks,
+)
 
 
 def unit(pairs: int, dimension: int = 8, seed: int = 0) -> torch.Tensor:
@@ -24,11 +31,77 @@ def test_metrics_equal_a_plain_loop():
         assert metrics[direction]["median_rank"] == np.median(ranks)
 
 
-def test_tiles_change_nothing(monkeypatch):
-    images, texts = unit(50), normalize(unit(50) + unit(50, seed=1), dim=-1)
-    whole = retrieval_metrics(images, texts)
-    monkeypatch.setattr(module, "TILE", 7)
-    assert retrieval_metrics(images, texts) == whole
+def whole_numbers(rows: int, seed: int, dimension: int = 8) -> torch.Tensor:
+    """Rows whose products are whole, so that every way to work them out gives the same, with many ties."""
+    return torch.randint(-2, 3, (rows, dimension), generator=torch.Generator().manual_seed(seed)).float()
+
+
+def counts_of_a_plain_loop(images: torch.Tensor, texts: torch.Tensor, image_of_text: torch.Tensor) -> dict:
+    scores = (images.double() @ texts.double().T).numpy()
+    counts = {name: [] for name in ("image_to_text_better", "image_to_text_equal", "right")}
+    for image, row in enumerate(scores):
+        of_image = [score for text, score in enumerate(row) if image_of_text[text] == image]
+        counts["image_to_text_better"].append(sum(score > max(of_image) for score in row))
+        counts["image_to_text_equal"].append(sum(score == max(of_image) for score in row))
+        counts["right"].append(sum(score == max(of_image) for score in of_image))
+    columns = [(column, column[image_of_text[text]]) for text, column in enumerate(scores.T)]
+    counts["text_to_image_better"] = [sum(score > right for score in column) for column, right in columns]
+    counts["text_to_image_equal"] = [sum(score == right for score in column) for column, right in columns]
+    return counts
+
+
+@pytest.mark.parametrize("shape", [(512, 2048), (128, 1024), (256, 1024)])
+def test_counts_of_whole_tiles_and_of_parts_equal_a_plain_loop(monkeypatch, shape):
+    monkeypatch.setattr(module, "TILE", shape)
+    images, texts = whole_numbers(300, 0), whole_numbers(1100, 1)
+    image_of_text = torch.cat(
+        [torch.arange(300), torch.randint(300, (800,), generator=torch.Generator().manual_seed(2))]
+    )
+    image_of_text = image_of_text[torch.randperm(1100, generator=torch.Generator().manual_seed(3))]
+    counter = RankCounter(images, texts, image_of_text)
+    assert {name: counts.tolist() for name, counts in (counter.count() | {"right": counter.right}).items()} == (
+        counts_of_a_plain_loop(images, texts, image_of_text)
+    )
+
+
+def test_blocks_add_up_to_the_whole(monkeypatch):
+    monkeypatch.setattr(module, "TILE", (128, 1024))
+    counter = RankCounter(whole_numbers(500, 0), whole_numbers(500, 1))
+    whole, blocks = counter.count(), [counter.count(first, first + 256) for first in (0, 256)]
+    for kind in ("better", "equal"):
+        assert torch.cat([block[f"image_to_text_{kind}"] for block in blocks]).equal(whole[f"image_to_text_{kind}"])
+        assert sum(block[f"text_to_image_{kind}"] for block in blocks).equal(whole[f"text_to_image_{kind}"])
+    with pytest.raises(ValueError, match="multiple of 128"):
+        counter.count(100)
+
+
+def test_of_several_captions_the_best_counts_and_ties_are_drawn():
+    # Three of five candidates score the same, two of them right: the first right one is first in two of three orders.
+    better, equal, right = torch.tensor([1]), torch.tensor([3]), torch.tensor([2])
+    assert recall_at(1, better, equal, right).item() == 0
+    assert recall_at(2, better, equal, right).item() == pytest.approx(2 / 3)
+    assert recall_at(3, better, equal, right).item() == 1
+    assert summarize_ranks(better, equal, right)["median_rank"] == pytest.approx(1 + 4 / 3)
+    alone = torch.ones(1)
+    for k in (1, 5, 10):
+        for better, equal in ((torch.tensor([g]), torch.tensor([m])) for g in range(9) for m in range(1, 9)):
+            expected = recall_at(k, better, equal).item()
+            assert recall_at(k, better, equal, alone).item() == pytest.approx(expected)
+
+
+def test_20_000_pairs_give_what_faiss_finds_by_its_exact_index():
+    faiss = pytest.importorskip("faiss", reason="faiss-cpu is in the extra `test`")
+    images = unit(20_000, 64)
+    texts = normalize(images + 0.35 * torch.randn(20_000, 64, generator=torch.Generator().manual_seed(1)), dim=-1)
+    better, equal = rank_counts(images, texts)
+    for direction, queries, candidates in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+        index = faiss.IndexFlatIP(64)
+        index.add(candidates.numpy())
+        _, found = index.search(queries.numpy(), 10)
+        for k in (1, 5, 10):
+            theirs = (found[:, :k] == np.arange(20_000)[:, None]).any(axis=1)
+            assert 0.05 < theirs.mean() < 0.95
+            assert np.array_equal(recall_at(k, better[direction], equal[direction]).numpy() == 1, theirs)
 
 
 def test_a_perfect_model_scores_one():
@@ -36,14 +109,14 @@ def test_a_perfect_model_scores_one():
     assert metrics["image_to_text"] == {"recall_at_1": 1, "recall_at_5": 1, "recall_at_10": 1, "median_rank": 1}
 
 
-@pytest.mark.parametrize("tile", [4096, 7])
+@pytest.mark.parametrize("tile", [(512, 2048), (128, 1024)])
 def test_a_collapsed_model_scores_chance(monkeypatch, tile):
     monkeypatch.setattr(module, "TILE", tile)
-    point = unit(1).expand(40, -1).contiguous()
+    point = unit(1).expand(1500, -1).contiguous()
     for values in retrieval_metrics(point, point).values():
-        assert values["recall_at_1"] == pytest.approx(1 / 40)
-        assert values["recall_at_5"] == pytest.approx(5 / 40)
-        assert values["median_rank"] == 20.5
+        assert values["recall_at_1"] == pytest.approx(1 / 1500)
+        assert values["recall_at_5"] == pytest.approx(5 / 1500)
+        assert values["median_rank"] == 750.5
 
 
 def test_a_tie_of_two_counts_half():
