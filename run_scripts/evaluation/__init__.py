@@ -1,0 +1,1 @@
+"""What `biomedclip evaluate` is made of: embeddings on disk, tasks, metrics, results."""

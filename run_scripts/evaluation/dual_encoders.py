@@ -1,0 +1,274 @@
+"""Anyone's dual encoder as one that the evaluation takes: transformers' models, adapters, open_clip's, BioViL's."""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import AutoModel, AutoProcessor
+
+from modeling_biomedclip import BiomedCLIPModel, from_open_clip
+from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
+from modeling_biomedclip.conversion.community_port import is_port
+from modeling_biomedclip.conversion.files import read_json
+from modeling_biomedclip.embedding import normalize
+
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+BIOVIL = ("biovil", "biovil-t")
+
+
+@dataclass
+class DualEncoder:
+    """
+    A model with its processor, both with the interface of transformers' dual encoders.
+
+    Args:
+        name: As it was given.
+        type: `biomedclip`, `clip`, `siglip`, ... as transformers calls it, or `open_clip`, `biovil`, `biovil-t`.
+        model: Has `get_image_features`, `get_text_features` (which give an object with `pooler_output`), `logit_scale`,
+            `config` and `device`.
+        processor: Has `image_processor` and `tokenizer`, and takes `text=`.
+        precision: `float32`, or `bfloat16` for products within the towers; what comes out of them is float32 always.
+        weights: Fingerprint of the tensors.
+        processing: Fingerprint of the settings of image processor and tokenizer.
+    """
+
+    name: str
+    type: str
+    model: Any
+    processor: Any
+    precision: str = "float32"
+    weights: str = field(default="", init=False)
+    processing: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = weights_fingerprint(self.model)
+        self.processing = _settings(self.processor)
+
+    @property
+    def logit_scale(self) -> float:
+        """The inverse temperature."""
+        return float(self.model.logit_scale.detach().float().exp())
+
+    def precise(self) -> AbstractContextManager[Any]:
+        """The precision of the towers, as a context."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+
+    @torch.no_grad()
+    def embed_pixels(self, pixel_values: torch.Tensor, features: str = "embeds") -> torch.Tensor:
+        """
+        Features of images, float32, on the CPU.
+
+        Args:
+            pixel_values: Of shape `(images, 3, height, width)`.
+            features: `embeds`, projected and L2-normalised; or `hidden`, what the image tower gives to its projection.
+
+        Raises:
+            ValueError: `hidden` of a model that does not show it.
+        """
+        pixel_values = pixel_values.to(self.model.device)
+        with self.precise():
+            if features == "embeds":
+                return normalize(self.model.get_image_features(pixel_values=pixel_values).pooler_output).cpu()
+            tower = getattr(self.model, "vision_model", None)
+            if tower is None:
+                raise ValueError(f"{self.name} does not show the hidden state of its image tower: use --features embeds.")
+            return tower(pixel_values=pixel_values).pooler_output.float().cpu()
+
+
+def load_dual_encoder(name: str, *, precision: str = "float32") -> DualEncoder:
+    """
+    Loads a dual encoder.
+
+    Args:
+        name: A folder or Hub id in transformers' layout (BiomedCLIP, CLIP, SigLIP, ... or a PEFT adapter of one); a
+            folder in open_clip's layout; `biovil` or `biovil-t`, which need the package `health_multimodal`.
+        precision: See [`DualEncoder`].
+
+    Returns:
+        The model in evaluation mode and float32 (in half precision similarities would tie), on this process's device.
+
+    Raises:
+        FileNotFoundError: No such folder.
+        ValueError: The folder holds no dual encoder.
+        ImportError: A package that this model needs is not installed.
+    """
+    if name in BIOVIL:
+        kind, model, processor = _load_biovil(name)
+    elif (Path(name) / OPEN_CLIP_CONFIG).is_file() and not (Path(name) / "config.json").is_file():
+        kind, model, processor = _load_open_clip(Path(name))
+    elif Path(name).is_dir() and is_port(Path(name)):
+        model, processor = from_open_clip(name)
+        kind = "biomedclip"
+    else:
+        kind, model, processor = _load_transformers(name)
+    for method in ("get_image_features", "get_text_features", "logit_scale"):
+        if not hasattr(model, method):
+            raise ValueError(f"{name} is a {type(model).__name__}, not a dual encoder: it has no {method}.")
+    device = PartialState(cpu=are_processes_on_cpu()).device
+    return DualEncoder(name, kind, model.float().eval().to(device), processor, precision)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """16 hex digits: blake2b of names, types, shapes and bytes of all tensors of a model, as it is loaded."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _settings(processor: Any) -> str:
+    """A hash of what decides about pixels and tokens."""
+    tokenizer = processor.tokenizer
+    vocabulary = sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else repr(tokenizer)
+    image_processor = processor.image_processor
+    settings = image_processor.to_dict() if hasattr(image_processor, "to_dict") else repr(image_processor)
+    limit = getattr(tokenizer, "model_max_length", None)
+    text = json.dumps([settings, vocabulary, limit], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _load_transformers(name: str) -> tuple[str, Any, Any]:
+    if "/" not in name.removeprefix("./") and not Path(name).is_dir():
+        raise FileNotFoundError(f"--model {name}: there is no such folder (and an id on the Hub would be owner/name).")
+    model = AutoModel.from_pretrained(name, dtype=torch.float32)
+    base = name
+    if (Path(name) / ADAPTER_CONFIG).is_file() and not (Path(name) / "processor_config.json").is_file():
+        base = read_json(Path(name) / ADAPTER_CONFIG)["base_model_name_or_path"]
+    return model.config.model_type, model, AutoProcessor.from_pretrained(base)
+
+
+def _load_open_clip(folder: Path) -> tuple[str, Any, Any]:
+    """BiomedCLIP's layout through our own reader, any other through open_clip."""
+    text_config = read_json(folder / OPEN_CLIP_CONFIG).get("model_cfg", {}).get("text_cfg", {})
+    if "BiomedBERT" in str(text_config.get("hf_model_name")) or "PubMedBERT" in str(text_config.get("hf_model_name")):
+        model, processor = from_open_clip(folder)
+        return BiomedCLIPModel.config_class.model_type, model, processor
+    open_clip = _import("open_clip", f"{folder} is in open_clip's layout", 'pip install "biomedclip[open_clip]"')
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    return "open_clip", _OpenClipModel(model), _OpenClipProcessor(preprocess, tokenizer)
+
+
+class _OpenClipModel(nn.Module):
+    """open_clip's model with transformers' interface."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        self.config = SimpleNamespace(model_type="open_clip")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        return self.model.logit_scale
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> Any:
+        return SimpleNamespace(pooler_output=self.model.encode_image(pixel_values))
+
+    def get_text_features(self, input_ids: torch.Tensor) -> Any:
+        return SimpleNamespace(pooler_output=self.model.encode_text(input_ids))
+
+
+class _TransformedImages:
+    """A torchvision transform as an image processor."""
+
+    def __init__(self, transform: Any, mode: str):
+        self.transform = transform
+        self.mode = mode
+
+    def __call__(self, images: Sequence[Any], return_tensors: str = "pt") -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.stack([self.transform(image.convert(self.mode)) for image in images])}
+
+    def __repr__(self) -> str:
+        return f"{self.mode} {self.transform}"
+
+
+class _OpenClipProcessor:
+    """open_clip's transform and tokenizer with transformers' interface; all texts have the full length."""
+
+    def __init__(self, transform: Any, tokenizer: Any):
+        self.image_processor = _TransformedImages(transform, "RGB")
+        self.open_clip_tokenizer = tokenizer
+        # A mask is not among its inputs: padding is told by the ids.
+        self.tokenizer = SimpleNamespace(
+            model_max_length=tokenizer.context_length, pad_token_id=0, model_input_names=["input_ids"]
+        )
+
+    def __call__(self, text: Sequence[str], max_length: int | None = None, **kwargs: Any) -> dict[str, Any]:
+        # Without a limit it is asked how long the texts are, which this tokenizer does not tell.
+        length = self.tokenizer.model_max_length if max_length is None else max_length
+        return {"input_ids": self.open_clip_tokenizer(list(text), context_length=length).tolist()}
+
+
+def _load_biovil(name: str) -> tuple[str, Any, Any]:
+    """
+    BioViL and BioViL-T of Microsoft's `health_multimodal`, whose towers are two engines.
+
+    Its temperature is not published, so similarities stand for logits; neither ranks nor accuracy depend on it.
+    """
+    needed = f"--model {name}: the model is not in transformers"
+    remedy = "pip install hi-ml-multimodal (https://github.com/microsoft/hi-ml)"
+    image = _import("health_multimodal.image.utils", needed, remedy)
+    text = _import("health_multimodal.text.utils", needed, remedy)
+    of_images, of_texts = ("BIOVIL_T", "BIOVIL_T_BERT") if name == "biovil-t" else ("BIOVIL", "CXR_BERT")
+    image_engine = image.get_image_inference(getattr(image.ImageModelType, of_images))
+    text_engine = text.get_bert_inference(getattr(text.BertEncoderType, of_texts))
+    processor = _BioVilProcessor(image_engine.transform, text_engine.tokenizer)
+    return name, _BioVilModel(image_engine.model, text_engine.model, name), processor
+
+
+class _BioVilModel(nn.Module):
+    """BioViL's two towers with transformers' interface."""
+
+    def __init__(self, image_model: nn.Module, text_model: nn.Module, name: str):
+        super().__init__()
+        self.image_model = image_model
+        self.text_model = text_model
+        self.register_buffer("logit_scale", torch.zeros(()), persistent=False)
+        self.config = SimpleNamespace(model_type=name)
+
+    @property
+    def device(self) -> torch.device:
+        return self.logit_scale.device
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> Any:
+        return SimpleNamespace(pooler_output=self.image_model(pixel_values).projected_global_embedding)
+
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        embeds = self.text_model.get_projected_text_embeddings(input_ids=input_ids, attention_mask=attention_mask)
+        return SimpleNamespace(pooler_output=embeds)
+
+
+class _BioVilProcessor:
+    """BioViL's transform, of grey images, and its tokenizer with transformers' interface."""
+
+    def __init__(self, transform: Any, tokenizer: Any):
+        self.image_processor = _TransformedImages(transform, "L")
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: Sequence[str], **kwargs: Any) -> Any:
+        return self.tokenizer(list(text), **kwargs)
+
+
+def _import(module: str, why: str, remedy: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{why} and needs the package {module.split('.')[0]}: {remedy}.") from error

@@ -1,0 +1,213 @@
+"""Retrieval: captions by images and images by captions, among all pairs of a set."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from modeling_biomedclip.retrieval_metrics import DIRECTIONS, RankCounter
+
+from ..reporting import show_table
+from .features import FeatureStore
+from .metrics import load_metric
+from .parts import Part, Parts
+
+
+# Images of a block: of 725,739 pairs there are 45 blocks, each with two 4-byte counts for each text (6 MB).
+BLOCK = 16_384
+
+
+@dataclass(frozen=True)
+class EmbeddedPairs:
+    """
+    Pairs whose images could be read, embedded.
+
+    Args:
+        images: Normalised image embeddings, of shape `(images, dimension)`.
+        texts: Normalised text embeddings, of shape `(texts, dimension)`.
+        image_of_text: The image of each text; none where text i belongs to image i.
+        rows: The row of the data that each text stands in.
+        damaged: `name` and `reason` of each row that was left out.
+        fingerprint: Of the data.
+    """
+
+    images: torch.Tensor
+    texts: torch.Tensor
+    image_of_text: torch.Tensor | None
+    rows: torch.Tensor
+    damaged: list[dict[str, str]]
+    fingerprint: str
+
+
+def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None) -> EmbeddedPairs:
+    """
+    Embeds pairs, as far as that has not been done.
+
+    Args:
+        pairs: A data set with columns `pair_id`, `image` (not decoded) and `caption`.
+        store: The model, and where its features are kept.
+        image_id: Column that tells which rows show the same image, which then has several captions.
+
+    Raises:
+        ValueError: No such column, or a caption that is empty.
+    """
+    names, captions = list(pairs["pair_id"]), list(pairs["caption"])
+    empty = next((name for name, caption in zip(names, captions, strict=True) if not caption), None)
+    if empty is not None:
+        raise ValueError(f"{empty} has an empty caption: nothing could be found by it. Remove it from the data set.")
+    first_rows, image_of_row = _distinct_images(pairs, image_id)
+    fingerprint = pairs_fingerprint(pairs, names, captions)
+    images = store.images(
+        _Column(pairs, "image", first_rows), [names[row] for row in first_rows], f"{fingerprint}/{image_id}"
+    )
+    texts = store.texts(captions, fingerprint)
+
+    new_number = torch.full((len(first_rows),), -1)
+    new_number[images.rows] = torch.arange(len(images.rows))
+    of_row = new_number[image_of_row]
+    rows = torch.nonzero(of_row >= 0).flatten()
+    # No copy where all can be used: of 725,739 texts that would be 1.5 GB.
+    embeds = texts.embeds if len(rows) == len(captions) else texts.embeds[rows]
+    image_of_text = None if image_id is None else of_row[rows]
+    return EmbeddedPairs(images.embeds, embeds, image_of_text, rows, images.damaged, fingerprint)
+
+
+def pairs_fingerprint(pairs: Any, names: Sequence[str], captions: Sequence[str]) -> str:
+    """16 hex digits of the ids and captions in their order, and the content of 64 images, evenly spread."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, caption in zip(names, captions, strict=True):
+        digest.update(f"{name}\0{caption}\0".encode())
+    for row in range(0, len(names), max(1, len(names) // 64)):
+        image = pairs[row]["image"]
+        digest.update(image["bytes"] or str(image["path"]).encode() if isinstance(image, dict) else str(image).encode())
+    return digest.hexdigest()
+
+
+def count_ranks(embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+    """
+    Counts the candidates above the right ones in blocks of images, which processes share and which are kept on disk.
+
+    Args:
+        embedded: The pairs; each process holds all of them.
+        folder: Where the blocks lie.
+        key: What tells these embeddings from others.
+
+    Returns:
+        By direction `better`, `equal` and `right`, as the metric `retrieval` takes them.
+    """
+    device = PartialState().device
+    image_of_text = embedded.image_of_text
+    counter = RankCounter(
+        embedded.images.to(device),
+        embedded.texts.to(device),
+        None if image_of_text is None else image_of_text.to(device),
+    )
+    block = max(counter.rows, BLOCK // counter.rows * counter.rows)
+    key = {**key, "what": "ranks", "images": counter.images, "texts": counter.texts, "block": block}
+    parts = Parts(folder, key, -(-counter.images // block))
+
+    def work(number: int) -> Part:
+        counts = counter.count(number * block, (number + 1) * block)
+        return {name: values.int() for name, values in counts.items()}, None
+
+    parts.complete(work, "Ranks")
+    of_images: dict[str, list[torch.Tensor]] = {"better": [], "equal": []}
+    of_texts = {kind: torch.zeros(counter.texts, dtype=torch.int64) for kind in of_images}
+    for number in range(parts.count):
+        counts, _ = parts.read(number)
+        for kind in of_images:
+            of_images[kind].append(counts[f"image_to_text_{kind}"].long())
+            of_texts[kind] += counts[f"text_to_image_{kind}"]
+    return {
+        "image_to_text": {kind: torch.cat(found) for kind, found in of_images.items()} | {"right": counter.right},
+        "text_to_image": {**of_texts, "right": torch.ones(counter.texts, dtype=torch.int64)},
+    }
+
+
+def retrieval_of(
+    counts: Mapping[str, Mapping[str, torch.Tensor]],
+    articles: Sequence[str],
+    seed: int,
+    image_of_text: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """
+    Retrieval in both directions.
+
+    Args:
+        counts: As of [`count_ranks`].
+        articles: The article of each text, of which the bootstrap draws whole ones.
+        seed: Seed of the bootstrap.
+        image_of_text: The image of each text; none where text i belongs to image i.
+
+    Returns:
+        Metrics by direction with 95 % bootstrap intervals over articles, chance, and the numbers of pairs and articles.
+    """
+    metric = load_metric("retrieval", "ranks")
+    images, texts = (len(counts[direction]["better"]) for direction in DIRECTIONS)
+    of_image = list(articles)
+    if image_of_text is not None:
+        article_of = dict(zip(image_of_text.tolist(), articles, strict=True))
+        of_image = [article_of[image] for image in range(images)]
+    metrics: dict[str, Any] = {"pairs": texts, "articles": len(set(articles)), "chance_at_1": 1 / texts}
+    if image_of_text is not None:
+        metrics |= {"images": images, "captions_of_an_image": texts / images}
+    for direction, groups in zip(DIRECTIONS, (of_image, articles), strict=True):
+        metrics[direction] = metric.compute(**counts[direction], groups=groups, seed=seed)
+    return metrics
+
+
+def show_retrieval(
+    metrics: dict[str, Any], oracle: float | None = None, paper: Mapping[str, Mapping[str, float]] | None = None
+) -> None:
+    """Prints retrieval beside chance, the paper's values, and an oracle, where these are given."""
+    rows: list[tuple[Any, ...]] = []
+    for k in (1, 5, 10):
+        cells = []
+        for direction in DIRECTIONS:
+            low, high = metrics[direction][f"recall_at_{k}_interval"]
+            cells.append(f"{metrics[direction][f'recall_at_{k}']:.3f} [{low:.3f}, {high:.3f}]")
+        rows.append((f"recall at {k}", *cells, min(1.0, k * metrics["chance_at_1"])))
+        if paper:
+            values = [paper.get(direction, {}).get(f"recall_at_{k}") for direction in DIRECTIONS]
+            rows.append(("  paper", *values, None))
+    ranks = [metrics[direction]["median_rank"] for direction in DIRECTIONS]
+    rows.append(("median rank", *ranks, (metrics["pairs"] + 1) / 2))
+    if oracle is not None:
+        rows.append(("oracle of kind", oracle, oracle, None))
+    title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} held-out articles [95 % interval]"
+    show_table(title, rows, ["", "image to text", "text to image", "chance"])
+
+
+def _distinct_images(pairs: Any, image_id: str | None) -> tuple[list[int], torch.Tensor]:
+    """The first row of each image, and the number of the image of each row."""
+    if image_id is None:
+        return list(range(len(pairs))), torch.arange(len(pairs))
+    if image_id not in pairs.column_names:
+        raise ValueError(f"--image-id {image_id}: there is no such column; there are {', '.join(pairs.column_names)}.")
+    number_of: dict[Any, int] = {}
+    first_rows, image_of_row = [], []
+    for row, value in enumerate(pairs[image_id]):
+        if value not in number_of:
+            number_of[value] = len(number_of)
+            first_rows.append(row)
+        image_of_row.append(number_of[value])
+    return first_rows, torch.tensor(image_of_row)
+
+
+class _Column(Sequence[Any]):
+    """Some rows of a column, each read when it is asked for."""
+
+    def __init__(self, rows: Any, name: str, numbers: Sequence[int]):
+        self.rows = rows
+        self.name = name
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self.rows[self.numbers[position]][self.name]

@@ -1,0 +1,120 @@
+"""Zero-shot classification: images by the names of their classes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from modeling_biomedclip import ZeroShotClassifier
+
+from ..reporting import show_table
+from .dual_encoders import DualEncoder
+from .metrics import load_metric
+
+
+def classify_zero_shot(
+    encoder: DualEncoder,
+    image_embeds: torch.Tensor,
+    labels: Sequence[str],
+    classes: Sequence[str],
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    positive: str | None = None,
+    groups: Sequence[str] | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Classifies embedded images by prompts.
+
+    Args:
+        encoder: The model.
+        image_embeds: Normalised, of shape `(images, dimension)`.
+        labels: The label of each image.
+        classes: Labels in their order.
+        class_names: What each is called in a prompt.
+        templates: Prompts with `{}`: a class is the normalised mean of its normalised prompts.
+        positive: The class that AUROC of two is about; the last when left out.
+        groups: Patient or source of each image, for the bootstrap.
+        max_length: Tokens a prompt is cut at.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        As of [`classification_metrics`], and the templates.
+    """
+    with encoder.precise():
+        classifier = ZeroShotClassifier(
+            encoder.model, encoder.processor, class_names, list(templates), max_length=max_length
+        )
+    # Texts before images, as in the model's forward: the product's last bit depends on it.
+    scores = (classifier.class_embeds @ image_embeds.t()).t() * encoder.logit_scale
+    metrics = classification_metrics(scores, labels, classes, positive=positive, groups=groups, seed=seed)
+    return metrics | {"templates": list(templates)}
+
+
+def classification_metrics(
+    scores: torch.Tensor,
+    labels: Sequence[str],
+    classes: Sequence[str],
+    *,
+    positive: str | None = None,
+    groups: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    What the metric `classification` says, with labels in the place of numbers, and chance.
+
+    Args:
+        scores: Logits, of shape `(images, classes)`.
+        labels: The label of each image.
+        classes: Labels in their order.
+        positive: The class that AUROC of two is about; the last when left out.
+        groups: Patient or source of each image, for the bootstrap.
+        resamples: Resampled sets of the bootstrap.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: Fewer than two classes.
+    """
+    if len(classes) < 2:
+        raise ValueError(f"All images are labelled {classes[0]!r}: classification needs at least two classes.")
+    number_of = {label: number for number, label in enumerate(classes)}
+    measured = load_metric("classification").compute(
+        predictions=scores.double().numpy(),
+        references=[number_of[label] for label in labels],
+        positive=len(classes) - 1 if positive is None else number_of[positive],
+        groups=groups,
+        resamples=resamples,
+        seed=seed,
+    )
+    recalls = dict(zip(classes, measured.pop("recall_of_class"), strict=True))
+    return {
+        **{name: value for name, value in measured.items() if name != "confusion_matrix"},
+        "chance": 1 / len(classes),
+        "images": len(labels),
+        "classes": list(classes),
+        "recall_of_class": recalls,
+        "confusion_matrix": measured["confusion_matrix"],
+    }
+
+
+def show_zero_shot(metrics: Mapping[str, Any], paper: Mapping[str, float] | None = None) -> None:
+    """Prints zero-shot accuracy beside the paper's value and chance, and the recall of each class."""
+    show_classification(f"Zero-shot classification, {metrics['images']:,} images", metrics, paper or {})
+
+
+def show_classification(title: str, metrics: Mapping[str, Any], paper: Mapping[str, float]) -> None:
+    """Prints a classification: accuracies and AUROC with their intervals, chance, and the recall of each class."""
+    rows: list[tuple[Any, ...]] = []
+    for name in ("accuracy", "balanced_accuracy", "auroc"):
+        interval = metrics.get(f"{name}_interval")
+        shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else None
+        rows.append((name.replace("_", " ").replace("auroc", "AUROC"), metrics[name], shown, paper.get(name)))
+    rows.append(("chance", metrics["chance"], None, None))
+    rows += [(f"  {name}", recall, None, None) for name, recall in metrics["recall_of_class"].items()]
+    if paper:
+        show_table(title, rows, ["", "value", "95 % interval", "paper"])
+    else:
+        show_table(title, [row[:3] for row in rows], ["", "value", "95 % interval"])
