@@ -1,60 +1,150 @@
-"""Evaluates a dual encoder: retrieval of held-out pairs, or zero-shot classification.
+"""Evaluates dual encoders: retrieval, zero-shot classification, a linear probe.
 
 biomedclip evaluate retrieval --model run --data out --output-dir results
 biomedclip evaluate zero-shot --model run --data folder_of_classes --output-dir results
+biomedclip evaluate zero-shot --model run --model another --benchmark pcam --data pcam --output-dir results
+biomedclip evaluate linear-probe --model run --benchmark rsna --data rsna --output-dir results
 """
 
 import csv
-import hashlib
+import dataclasses
+import datetime
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
-from transformers import AutoModel, AutoProcessor
 
-from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, ZeroShotClassifier
-from modeling_biomedclip.retrieval_metrics import bootstrap_interval, rank_counts, recall_at, summarize_ranks
-from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
-from processing.labelled_images import image_files_by_class, split_folders
+from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
+from processing import PairStream, load_benchmark, load_pmc15m
+from processing.benchmarks.benchmark import ClassificationBenchmark, RetrievalBenchmark
+from processing.benchmarks.fingerprint import fingerprint_of
+from processing.benchmarks.leaks import find_leaks
+from processing.labelled_images import LabelledImages, hold_out, image_files_by_class, split_folders
 
+from .evaluation.comparison import compare, short_names
+from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
+from .evaluation.features import WORKERS, FeatureStore
+from .evaluation.linear_probe import LabelledFeatures, probe, show_probe
+from .evaluation.results import write_results
+from .evaluation.retrieval import count_ranks, embed_pairs, retrieval_of, show_retrieval
+from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
 from .options import parse_options
-from .reporting import say, show_table, versions, write_json
+from .reporting import say
+from .runs import part_processes
 
 
 EXAMPLE = "biomedclip evaluate retrieval --model run --data out --output-dir results"
-TASKS = ("retrieval", "zero-shot")
 LABELS = "labels.csv"
+TEMPLATES = ["this is a photo of {}", "{} presented in image"]
+FEATURES = "features"
+HELD_OUT = 0.2  # share of images without splits that the linear probe is judged by, and as many choose its strength
+SHOWN_DAMAGED = 5
 
 
 @dataclass
 class EvaluateOptions:
     """What is evaluated on what."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of BiomedCLIP, CLIP or another dual encoder."})
-    data: str = field(
+    model: list[str] = field(
         metadata={
-            "help": "Folder that biomedclip build wrote (for zero-shot with a labels.csv of pair_id,label), or for "
-            "zero-shot a folder with one folder of images for each class."
+            "help": "Folder or Hub id of BiomedCLIP, CLIP, SigLIP or another dual encoder, of an adapter, an open_clip "
+            "folder, biovil or biovil-t. Several models are compared."
         }
     )
-    output_dir: str = field(metadata={"help": "Folder for results.json."})
-    task: str = field(default="retrieval", metadata={"help": "May stand as the first word.", "choices": list(TASKS)})
-    split: str = field(default="test", metadata={"help": "Split of a built data set."})
+    data: str = field(
+        metadata={
+            "help": "Folder that biomedclip build wrote (for zero-shot with a labels.csv of pair_id,label), the files "
+            "of the benchmark, or a folder with one folder of images for each class."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder for results.json; of several models one folder for each."})
+    task: str = field(
+        default="retrieval", metadata={"help": "retrieval, zero-shot or linear-probe; may stand as the first word."}
+    )
+    benchmark: str | None = field(
+        default=None, metadata={"help": "pcam, rsna, pmc15m, ...: whose files --data holds; brings prompts and values."}
+    )
+    split: str = field(default="test", metadata={"help": "Split that is measured on."})
     batch_size: int = field(default=32, metadata={"help": "Pairs or images at a time."})
+    workers: int = field(default=WORKERS, metadata={"help": "Batches of images read at the same time, in threads."})
+    precision: str = field(
+        default="float32",
+        metadata={"help": "Of the towers; similarities are float32 always.", "choices": ["float32", "bfloat16"]},
+    )
     max_length: int | None = field(
         default=None, metadata={"help": "Tokens a caption or prompt is cut at. The tokenizer's limit if left out."}
     )
-    templates: list[str] = field(
-        default_factory=lambda: ["this is a photo of {}", "{} presented in image"],
-        metadata={"help": "Prompts of zero-shot classification; {} stands for the class name."},
+    image_id: str | None = field(
+        default=None, metadata={"help": "Retrieval: column by which several captions belong to one image."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
+    prompts: str | None = field(
+        default=None, metadata={"help": "Set of templates of the benchmark, or a YAML file. The paper's if left out."}
+    )
+    templates: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Prompts of zero-shot classification; {} stands for the class name. The benchmark's, or "
+            + " and ".join(f"'{template}'" for template in TEMPLATES)
+            + ", if left out."
+        },
+    )
+    shares: list[float] = field(
+        default_factory=lambda: [0.01, 0.1, 1.0], metadata={"help": "Linear probe: shares of the training labels."}
+    )
+    draws: int = field(default=5, metadata={"help": "Linear probe: how often each share is drawn."})
+    probe_features: str = field(
+        default="embeds",
+        metadata={
+            "help": "Linear probe: the normalised image embedding, or the image tower's state before its projection.",
+            "choices": ["embeds", "hidden"],
+        },
+    )
+    find_leaks: bool = field(
+        default=True, metadata={"help": "Linear probe: look for test images among those of training."}
+    )
+    features_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps embeddings, for other runs too. OUTPUT_DIR/features if left out."},
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap, and of draws and splits."})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model on one task: what a task is given."""
+
+    model: str
+    options: EvaluateOptions
+    output_dir: Path
+    command: Sequence[str]
+
+    def load(self) -> tuple[DualEncoder, FeatureStore]:
+        """The model, and where its features are kept."""
+        encoder = load_dual_encoder(self.model, precision=self.options.precision)
+        # Of several models all in one folder: they are told apart by their weights.
+        folder = Path(self.options.features_dir or Path(self.options.output_dir) / FEATURES)
+        store = FeatureStore(
+            encoder,
+            folder,
+            batch_size=self.options.batch_size,
+            max_length=self.options.max_length,
+            workers=self.options.workers,
+        )
+        return encoder, store
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """What the numbers depend on, for `results.json`."""
+        names = ("batch_size", "max_length", "seed")
+        return {
+            **{name: getattr(self.options, name) for name in names},
+            "processes": PartialState().num_processes,
+            **more,
+        }
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -62,135 +152,190 @@ def main(arguments: Sequence[str]) -> None:
     (options,) = parse_options(
         "evaluate",
         [EvaluateOptions],
-        arguments,
+        _with_models_together(arguments),
         description=__doc__.split("\n\n")[0],
         example=EXAMPLE,
         positionals=["task"],
     )
-    # float32 whatever the checkpoint holds: similarities in half precision would tie.
-    model = AutoModel.from_pretrained(options.model, dtype=torch.float32).eval().to(PartialState().device)
-    processor = AutoProcessor.from_pretrained(options.model)
-    started = time.monotonic()
-    if options.task == "retrieval":
-        metrics, fingerprint = evaluate_retrieval(model, processor, options)
-        show: Any = show_retrieval
-    else:
-        images, labels, fingerprint = labelled_images(options.data, options.split)
-        metrics = evaluate_zero_shot(model, processor, images, labels, options)
-        show = show_zero_shot
-    if not PartialState().is_main_process:
-        return
-    show(metrics)
-    output_dir = Path(options.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(
-        output_dir / "results.json",
-        {
-            "task": options.task,
-            "model": options.model,
-            "data": {"path": options.data, "split": options.split, "fingerprint": fingerprint},
-            "metrics": metrics,
-            "seconds": round(time.monotonic() - started, 1),
-            "versions": versions(),
-        },
-    )
-    say(f"Results in {output_dir / 'results.json'}")
+    if options.task not in TASKS:
+        raise ValueError(f"There is no task {options.task!r}; there are {', '.join(TASKS)}.")
+    PartialState(cpu=are_processes_on_cpu(), timeout=datetime.timedelta(days=1))
+    folders = _folders(options.model, Path(options.output_dir))
+    results = []
+    for model, folder in zip(options.model, folders, strict=True):
+        if len(folders) > 1 and PartialState().is_main_process:
+            say(f"{model}")
+        folder.mkdir(parents=True, exist_ok=True)
+        results.append(TASKS[options.task](Run(model, options, folder, arguments)))
+    if len(results) > 1 and PartialState().is_main_process:
+        compare([result for result in results if result is not None], Path(options.output_dir))
+    part_processes()
 
 
-def evaluate_retrieval(model: torch.nn.Module, processor: Any, options: EvaluateOptions) -> tuple[dict[str, Any], str]:
-    """Retrieval among all pairs of a split: what [`retrieval_of`] gives, and the fingerprint of the pairs."""
-    pairs, images, texts = embed_pairs(model, processor, options)
-    return retrieval_of(pairs, images, texts, options.seed), _fingerprint(pairs["pair_id"])
-
-
-def retrieval_of(pairs: Any, images: torch.Tensor, texts: torch.Tensor, seed: int) -> dict[str, Any]:
-    """
-    Retrieval in both directions.
-
-    Args:
-        pairs: A data set with a column `pmcid`.
-        images: Their normalised image embeddings, of shape `(pairs, dimension)`.
-        texts: Their normalised text embeddings.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        Metrics by direction with 95 % bootstrap intervals over articles, chance, and the numbers of pairs and articles.
-    """
-    better, equal = rank_counts(images, texts)
-    articles = pairs["pmcid"]
-    metrics: dict[str, Any] = {
-        "pairs": len(pairs),
-        "articles": len(set(articles)),
-        "chance_at_1": 1 / len(pairs),
-    }
-    for direction in better:
-        summary: dict[str, Any] = summarize_ranks(better[direction], equal[direction])
-        for k in (1, 5, 10):
-            hits = recall_at(k, better[direction], equal[direction]).numpy()
-            summary[f"recall_at_{k}_interval"] = bootstrap_interval(hits, articles, seed=seed)
-        metrics[direction] = summary
-    return metrics
-
-
-def embed_pairs(
-    model: torch.nn.Module, processor: Any, options: EvaluateOptions
-) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """The pairs of a split, and their normalised image and text embeddings, of shape `(pairs, dimension)`."""
-    columns = ["pair_id", "pmcid", "image", "caption"]
+def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
+    """Retrieval among all pairs of a split; writes and gives the results, in the first process."""
+    started, options = time.monotonic(), run.options
+    benchmark = _retrieval_benchmark(options)
+    columns = ["pair_id", "pmcid", "image", "caption", *filter(None, [options.image_id])]
     pairs = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)
-    trainer = ContrastiveTrainer(
-        model,
-        ContrastiveTrainingArguments(
-            output_dir=options.output_dir, per_device_eval_batch_size=options.batch_size, report_to=["none"]
-        ),
-        data_collator=ContrastiveCollator(processor, max_length=options.max_length),
-    )
-    images, texts = trainer.predict(pairs).predictions
-    return pairs, torch.from_numpy(images), torch.from_numpy(texts)
-
-
-def evaluate_zero_shot(
-    model: torch.nn.Module, processor: Any, images: Sequence[Any], labels: Sequence[str], options: EvaluateOptions
-) -> dict[str, Any]:
-    """
-    Zero-shot classification of labelled images; the class names are the labels.
-
-    Returns:
-        Accuracy, balanced accuracy, recall of each class, the confusion matrix (rows: truth), and chance, which is one
-        over the number of classes.
-    """
-    class_names = sorted(set(labels))
-    if len(class_names) < 2:
-        raise ValueError(f"All images are labelled {class_names[0]!r}: classification needs at least two classes.")
-    classifier = ZeroShotClassifier(model, processor, class_names, options.templates, max_length=options.max_length)
-    logits = classifier.logits(images, batch_size=options.batch_size)
-    truth = np.array([class_names.index(label) for label in labels])
-    answers = logits.argmax(dim=-1).numpy()
-    classes = range(len(class_names))
-    return {
-        "accuracy": float(accuracy_score(truth, answers)),
-        "balanced_accuracy": float(balanced_accuracy_score(truth, answers)),
-        "chance": 1 / len(class_names),
-        "images": len(truth),
-        "classes": class_names,
-        "templates": list(options.templates),
-        "recall_of_class": dict(
-            zip(class_names, map(float, recall_score(truth, answers, labels=classes, average=None)), strict=True)
-        ),
-        "confusion_matrix": confusion_matrix(truth, answers, labels=classes).tolist(),
+    encoder, store = run.load()
+    embedded = embed_pairs(pairs, store, image_id=options.image_id)
+    key = {
+        "weights": encoder.weights,
+        "processor": encoder.processing,
+        "precision": encoder.precision,
+        "max_length": options.max_length,
+        "data": embedded.fingerprint,
+        "image_id": options.image_id,
     }
+    counts = count_ranks(embedded, store.folder, key)
+    if not PartialState().is_main_process:
+        return None
+    articles = pairs["pmcid"]
+    articles = [articles[row] for row in embedded.rows.tolist()] if embedded.damaged else list(articles)
+    metrics = retrieval_of(counts, articles, options.seed, embedded.image_of_text)
+    paper = benchmark.paper if benchmark else {}
+    show_retrieval(metrics, paper=paper)
+    return _write(
+        run,
+        encoder,
+        data={
+            "fingerprint": embedded.fingerprint,
+            "rows": metrics["pairs"],
+            "damaged": embedded.damaged,
+            "notes": benchmark.notes if benchmark else [],
+        },
+        metrics=metrics,
+        paper=paper,
+        paper_source=benchmark.source if benchmark else "",
+        settings=run.settings(image_id=options.image_id),
+        started=started,
+    )
 
 
-def labelled_images(path: str, split: str) -> tuple[Sequence[Any], list[str], str]:
+def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
+    """Zero-shot classification of labelled images; writes and gives the results, in the first process."""
+    started, options = time.monotonic(), run.options
+    benchmark = _classification_benchmark(options, options.split)
+    encoder, store = run.load()
+    images = benchmark.images
+    features = store.images(images.images, images.names, benchmark.fingerprint)
+    if not PartialState().is_main_process:
+        return None
+    judged = images.select(features.rows.tolist())
+    metrics = classify_zero_shot(
+        encoder,
+        features.embeds,
+        judged.labels,
+        benchmark.classes,
+        benchmark.class_names,
+        benchmark.templates,
+        positive=benchmark.positive,
+        groups=judged.groups,
+        max_length=options.max_length,
+        seed=options.seed,
+    )
+    show_zero_shot(metrics, benchmark.paper)
+    sets = [name for name, templates in benchmark.template_sets.items() if templates == benchmark.templates]
+    return _write(
+        run,
+        encoder,
+        data=_data(benchmark, len(judged), features.damaged),
+        metrics=metrics,
+        paper=benchmark.paper,
+        paper_source=benchmark.source,
+        settings=run.settings(
+            templates=benchmark.templates,
+            template_set=sets[0] if sets else None,
+            class_names=dict(zip(benchmark.classes, benchmark.class_names, strict=True)),
+            positive=benchmark.positive,
+        ),
+        started=started,
+    )
+
+
+def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
+    """Logistic regression on frozen image features; writes and gives the results, in the first process."""
+    started, options = time.monotonic(), run.options
+    name = options.benchmark or "imagefolder"
+    splits: dict[str, Any] = {}
+    notes: list[str] = []
+    wanted: list[Any] = ["train", "validation", options.split]
+    for split in wanted:
+        try:
+            splits[split] = load_benchmark(name, options.data, split=split, held_out=HELD_OUT, seed=options.seed)
+        except (FileNotFoundError, ValueError):
+            if split != "validation":
+                raise
+    if not all(isinstance(split, ClassificationBenchmark) for split in splits.values()):
+        raise ValueError(f"--benchmark {name} has no classes: it is not for a linear probe.")
+    test = splits[options.split]
+    encoder, store = run.load()
+    features = {
+        split: store.images(read.images.images, read.images.names, read.fingerprint, features=options.probe_features)
+        for split, read in splits.items()
+    }
+    if not PartialState().is_main_process:
+        return None
+    number_of = {label: number for number, label in enumerate(test.classes)}
+    labelled = {}
+    for split, read in splits.items():
+        kept = read.images.select(features[split].rows.tolist())
+        labels = np.array([number_of[label] for label in kept.labels])
+        labelled[split] = LabelledFeatures(features[split].embeds.numpy(), labels, kept.groups)
+    if "validation" not in labelled:
+        whole = labelled["train"]
+        stay, held = hold_out([str(label) for label in whole.labels], HELD_OUT, options.seed)
+        labelled["train"], labelled["validation"] = whole.select(stay), whole.select(held)
+        notes.append(f"No validation split: {HELD_OUT:.0%} of the training images chose the regularisation.")
+    metrics = probe(
+        labelled["train"],
+        labelled["validation"],
+        labelled[options.split],
+        test.classes,
+        shares=options.shares,
+        seeds=options.draws,
+        positive=test.positive,
+        metric=test.metric,
+        seed=options.seed,
+    )
+    show_probe(metrics)
+    leaks = None
+    if options.find_leaks:
+        leaks = find_leaks(splits["train"], test, progress=True).as_dict()
+        if leaks["leaked"]:
+            say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are among those of training, or nearly.")
+    damaged = [entry for split in splits for entry in features[split].damaged]
+    return _write(
+        run,
+        encoder,
+        data=_data(test, metrics["images"], damaged, notes) | {"leaks": leaks},
+        metrics=metrics,
+        # What is published is zero-shot classification.
+        paper={},
+        paper_source="",
+        settings=run.settings(
+            features=options.probe_features, shares=options.shares, draws=options.draws, chosen_by=test.metric
+        ),
+        started=started,
+    )
+
+
+# Each takes a `Run` and gives what it has written, or none in a process that is not the first.
+TASKS: dict[str, Callable[[Run], dict[str, Any] | None]] = {
+    "retrieval": evaluate_retrieval,
+    "zero-shot": evaluate_zero_shot,
+    "linear-probe": evaluate_linear_probe,
+}
+
+
+def labelled_images(path: str, split: str) -> LabelledImages:
     """
     Images and labels for zero-shot classification.
 
     Args:
         path: A built data set with a `labels.csv` (`pair_id,label`), or a folder of class folders.
         split: Split of a built data set.
-
-    Returns:
-        Pillow images, decoded when asked for, their labels, and the fingerprint of the set.
 
     Raises:
         FileNotFoundError: Neither of the two is there.
@@ -202,7 +347,7 @@ def labelled_images(path: str, split: str) -> tuple[Sequence[Any], list[str], st
         if not pairs:
             raise ValueError(f"{path}: no pair of the {split} split stands in {LABELS}.")
         names = [row["pair_id"] for row in pairs]
-        return LazyImages([row["image"] for row in pairs]), [label_of[name] for name in names], _fingerprint(names)
+        return LabelledImages([row["image"] for row in pairs], [label_of[name] for name in names], names)
     folders = split_folders(Path(path))
     if folders and split not in folders:
         raise FileNotFoundError(f"{path} has no {split} folder; --split may be {' or '.join(folders)}.")
@@ -214,22 +359,7 @@ def labelled_images(path: str, split: str) -> tuple[Sequence[Any], list[str], st
         )
     files = [file for found in files_by_class.values() for file in found]
     labels = [label for label, found in files_by_class.items() for _ in found]
-    return LazyImages(files), labels, _fingerprint([file.relative_to(path).as_posix() for file in files])
-
-
-class LazyImages(Sequence[Any]):
-    """Images that are decoded when they are asked for: those of a benchmark would not fit into memory."""
-
-    def __init__(self, sources: Sequence[Any]):
-        self.sources = sources
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [read_image(source) for source in self.sources[index]]
-        return read_image(self.sources[index])
+    return LabelledImages(files, labels, [file.relative_to(path).as_posix() for file in files])
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -239,31 +369,102 @@ def read_labels(path: Path) -> dict[str, str]:
     return dict(rows)
 
 
-def show_retrieval(metrics: dict[str, Any], oracle: float | None = None) -> None:
-    """Prints retrieval beside chance, and beside an oracle where one is given."""
-    rows: list[tuple[Any, ...]] = []
-    for k in (1, 5, 10):
-        cells = []
-        for direction in ("image_to_text", "text_to_image"):
-            low, high = metrics[direction][f"recall_at_{k}_interval"]
-            cells.append(f"{metrics[direction][f'recall_at_{k}']:.3f} [{low:.3f}, {high:.3f}]")
-        rows.append((f"recall at {k}", *cells, min(1.0, k * metrics["chance_at_1"])))
-    ranks = [metrics[direction]["median_rank"] for direction in ("image_to_text", "text_to_image")]
-    rows.append(("median rank", *ranks, (metrics["pairs"] + 1) / 2))
-    if oracle is not None:
-        rows.append(("oracle of kind", oracle, oracle, None))
-    title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} held-out articles [95 % interval]"
-    show_table(title, rows, ["", "image to text", "text to image", "chance"])
+def unpublished_benchmark(path: str, split: str, templates: Sequence[str]) -> ClassificationBenchmark:
+    """Labelled images of one's own as a benchmark; the class names are the labels."""
+    images = labelled_images(path, split)
+    classes = sorted(set(images.labels))
+    return ClassificationBenchmark(
+        name="",
+        split=split,
+        path=path,
+        images=images,
+        classes=classes,
+        class_names=classes,
+        templates=list(templates),
+        template_sets={},
+        positive=None,
+        metric="accuracy",
+        paper={},
+        source="",
+        fingerprint=fingerprint_of(list(zip(images.names, images.labels, strict=True)), images.images),
+    )
 
 
-def show_zero_shot(metrics: dict[str, Any]) -> None:
-    """Prints zero-shot accuracy beside chance, and the recall of each class."""
-    rows = [("accuracy", metrics["accuracy"]), ("balanced accuracy", metrics["balanced_accuracy"])]
-    rows += [("chance", metrics["chance"])]
-    rows += [(f"  {name}", recall) for name, recall in metrics["recall_of_class"].items()]
-    show_table(f"Zero-shot classification, {metrics['images']:,} images", rows, ["", "value"])
+def _classification_benchmark(options: EvaluateOptions, split: Any) -> ClassificationBenchmark:
+    if options.benchmark is None:
+        if options.prompts is not None:
+            raise ValueError("--prompts names a set of a benchmark: pass --benchmark too, or --templates instead.")
+        return unpublished_benchmark(options.data, split, options.templates or TEMPLATES)
+    benchmark = load_benchmark(options.benchmark, options.data, split=split, prompts=options.prompts, seed=options.seed)
+    if not isinstance(benchmark, ClassificationBenchmark):
+        raise ValueError(f"--benchmark {options.benchmark} has no classes: it is not for {options.task}.")
+    return dataclasses.replace(benchmark, templates=list(options.templates)) if options.templates else benchmark
 
 
-def _fingerprint(names: Sequence[str]) -> str:
-    """A short hash of what was evaluated on, whatever its order."""
-    return hashlib.blake2b("\n".join(sorted(names)).encode(), digest_size=8).hexdigest()
+def _retrieval_benchmark(options: EvaluateOptions) -> RetrievalBenchmark | None:
+    if options.benchmark is None:
+        return None
+    benchmark = load_benchmark(options.benchmark, options.data, split=options.split)  # type: ignore[arg-type]
+    if not isinstance(benchmark, RetrievalBenchmark):
+        raise ValueError(f"--benchmark {options.benchmark} has no captions: it is not for retrieval.")
+    return benchmark
+
+
+def _data(
+    benchmark: ClassificationBenchmark, rows: int, damaged: list[dict[str, str]], notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    return {
+        "fingerprint": benchmark.fingerprint,
+        "rows": rows,
+        "damaged": damaged,
+        "notes": [*benchmark.notes, *notes],
+    }
+
+
+def _write(
+    run: Run, encoder: DualEncoder, *, data: Mapping[str, Any], started: float, **content: Any
+) -> dict[str, Any]:
+    """Writes the results, and says what was left out."""
+    damaged = data["damaged"]
+    if damaged:
+        names = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in damaged[:SHOWN_DAMAGED])
+        rest = f", and {len(damaged) - SHOWN_DAMAGED:,} more" if len(damaged) > SHOWN_DAMAGED else ""
+        say(f"{len(damaged):,} damaged images are left out: {names}{rest}.")
+    results = write_results(
+        run.output_dir,
+        task=run.options.task,
+        benchmark=run.options.benchmark,
+        command=run.command,
+        encoder=encoder,
+        data={"path": run.options.data, "split": run.options.split, **data},
+        seconds=time.monotonic() - started,
+        **content,
+    )
+    say(f"Results in {run.output_dir / 'results.json'}")
+    return results
+
+
+def _with_models_together(arguments: Sequence[str]) -> list[str]:
+    """The command line with `--model A --model B` as `--model A B`, which the parser takes."""
+    others: list[str] = []
+    models: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument.startswith("--model="):
+            models += argument.removeprefix("--model=").split(",")
+        elif argument == "--model":
+            while rest and not rest[0].startswith("--"):
+                models += rest.pop(0).split(",")
+        else:
+            others.append(argument)
+    return [*others, "--model", *models] if models else others
+
+
+def _folders(models: Sequence[str], output_dir: Path) -> list[Path]:
+    """A folder for each of several models, called as it is; the output folder itself for a single one."""
+    if len(models) == 1:
+        return [output_dir]
+    if len(set(models)) < len(models):
+        raise ValueError("--model names the same model twice.")
+    return [output_dir / re.sub(r"[^\w.-]+", "_", name) for name in short_names(models)]

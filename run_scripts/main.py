@@ -11,7 +11,7 @@ VERBS = {
     "quickstart": "the whole line: build, train, evaluate, load again, fine-tune",
     "build": "figure-caption pairs out of PubMed Central's bucket, or a mirror",
     "train": "contrastive training or image classification; all weights, or LoRA",
-    "evaluate": "retrieval and zero-shot classification",
+    "evaluate": "retrieval, zero-shot classification, a linear probe; several models",
     "convert": "open_clip's checkpoints to transformers', and back",
     "export": "the towers as ONNX or OpenVINO graphs, also in 8 bits",
 }

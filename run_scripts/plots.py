@@ -92,6 +92,49 @@ def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: "torch.
     _save(figure, path)
 
 
+def plot_comparison(
+    title: str, columns: Sequence[str], cells: Mapping[str, Sequence[Any]], chance: float | None, path: Path
+) -> None:
+    """
+    Models side by side: a group of points for each number, with its interval or standard deviation.
+
+    Args:
+        title: What was measured on what.
+        columns: Names of the numbers.
+        cells: For each model its numbers: `value`, `interval` and `deviation`.
+        chance: What guessing gives, as a line; none where it differs between the numbers.
+        path: PNG to write.
+    """
+    height = 0.22 * len(columns) * (len(cells) + 1) + 1.4
+    figure, axes = plt.subplots(figsize=(8.5, max(2.6, height)), layout="constrained")
+    for place, (name, values) in enumerate(cells.items()):
+        offset = (place + 0.5) / len(cells) - 0.5
+        points = [(row + 0.8 * offset, value) for row, value in enumerate(values) if value.value is not None]
+        errors = [
+            (value.value - value.interval[0], value.interval[1] - value.value)
+            if value.interval
+            else (value.deviation or 0.0, value.deviation or 0.0)
+            for _, value in points
+        ]
+        axes.errorbar(
+            [value.value for _, value in points],
+            [row for row, _ in points],
+            xerr=[[max(0.0, side[end]) for side in errors] for end in (0, 1)],
+            fmt="D" if name == "published" else "o",
+            color="0.3" if name == "published" else f"C{place % 10}",
+            capsize=2,
+            label=name,
+        )
+    if chance is not None:
+        axes.axvline(chance, color="0.5", linestyle="--", linewidth=1, label="chance (accuracy)")
+    axes.set_yticks(range(len(columns)), columns)
+    axes.set(xlim=(0, 1.02), ylim=(len(columns) - 0.5, -0.5), xlabel="fraction")
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
 def plot_report(report: Mapping[str, Any], path: Path) -> None:
     """
     What a build has gathered: articles and figures kept and left out, licences, lengths of captions, sizes of images.

@@ -21,12 +21,16 @@ from peft import PeftModel
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
-from processing import ContrastiveCollator, PairStream, read_image
+from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
 from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
 from processing.pmc.bucket import open_source
 
 from . import build, evaluate, train
 from .adapters import AdapterOptions, add_adapter
+from .evaluation.dual_encoders import load_dual_encoder
+from .evaluation.features import FeatureStore
+from .evaluation.retrieval import count_ranks, embed_pairs, retrieval_of, show_retrieval
+from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
 from .options import parse_options
 from .plots import plot_answers, plot_curves
 from .progress import show_progress
@@ -159,31 +163,40 @@ class Quickstart:
 
     def evaluate(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Retrieval on the test split, and zero-shot classification where the source has labels."""
-        model, processor = self._load()
-        options = evaluate.EvaluateOptions(
-            model=str(self.output_dir / "model"),
-            data=str(self.output_dir),
-            output_dir=str(self.output_dir / "training"),
-            batch_size=self.evaluation.batch_size,
-            templates=list(ZERO_SHOT_TEMPLATES),
-            seed=self.args.seed,
+        encoder = load_dual_encoder(str(self.output_dir / "model"))
+        store = FeatureStore(
+            encoder, self.output_dir / "training" / evaluate.FEATURES, batch_size=self.evaluation.batch_size
         )
-        pairs, images, texts = evaluate.embed_pairs(model, processor, options)
-        retrieval = evaluate.retrieval_of(pairs, images, texts, options.seed)
+        columns = ["pair_id", "pmcid", "image", "caption"]
+        pairs = load_pmc15m(self.output_dir, "test", streaming=False, columns=columns, decode=False)
+        embedded = embed_pairs(pairs, store)
+        counts = count_ranks(embedded, store.folder, {"weights": encoder.weights, "data": embedded.fingerprint})
+        rows = embedded.rows.tolist()
+        retrieval = retrieval_of(counts, [pairs["pmcid"][row] for row in rows], self.args.seed)
         shown = slice(0, 8)
         plot_answers(
-            [read_image(image) for image in pairs[shown]["image"]],
-            pairs["caption"],
-            images[shown] @ texts.t(),
+            [read_image(pairs[row]["image"]) for row in rows[shown]],
+            [pairs["caption"][row] for row in rows],
+            embedded.images[shown] @ embedded.texts.t(),
             self.output_dir / "answers.png",
         )
         if not (self.output_dir / evaluate.LABELS).exists():
             return retrieval, None
-        pictures, labels, _ = evaluate.labelled_images(options.data, options.split)
+        labelled = evaluate.unpublished_benchmark(str(self.output_dir), "test", ZERO_SHOT_TEMPLATES)
+        features = store.images(labelled.images.images, labelled.images.names, labelled.fingerprint)
+        labels = labelled.images.select(features.rows.tolist()).labels
         of_kind = Counter(labels)
         # Who knows the kind and nothing else guesses among the pairs of that kind.
-        retrieval["oracle_of_kind_at_1"] = sum(1 / of_kind[label] for label in labels) / len(pairs)
-        return retrieval, evaluate.evaluate_zero_shot(model, processor, pictures, labels, options)
+        retrieval["oracle_of_kind_at_1"] = sum(1 / of_kind[label] for label in labels) / len(rows)
+        return retrieval, classify_zero_shot(
+            encoder,
+            features.embeds,
+            labels,
+            labelled.classes,
+            labelled.class_names,
+            labelled.templates,
+            seed=self.args.seed,
+        )
 
     def reload(self) -> dict[str, Any]:
         """Loads the saved folder through the pipeline, and holds its answer against the model's own."""
@@ -248,9 +261,9 @@ class Quickstart:
 
     def show(self, report: dict[str, Any]) -> None:
         """Prints the closing tables."""
-        evaluate.show_retrieval(report["retrieval"], report["retrieval"].get("oracle_of_kind_at_1"))
+        show_retrieval(report["retrieval"], report["retrieval"].get("oracle_of_kind_at_1"))
         if report["zero_shot"]:
-            evaluate.show_zero_shot(report["zero_shot"])
+            show_zero_shot(report["zero_shot"])
         rows = [
             ("pairs built", report["build"]["pairs"]),
             ("training steps", report["training"]["steps"]),

@@ -84,7 +84,9 @@ class DualEncoder:
                 return normalize(self.model.get_image_features(pixel_values=pixel_values).pooler_output).cpu()
             tower = getattr(self.model, "vision_model", None)
             if tower is None:
-                raise ValueError(f"{self.name} does not show the hidden state of its image tower: use --features embeds.")
+                raise ValueError(
+                    f"{self.name} does not show the hidden state of its image tower: use --features embeds."
+                )
             return tower(pixel_values=pixel_values).pooler_output.float().cpu()
 
 

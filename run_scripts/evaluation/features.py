@@ -70,9 +70,7 @@ class FeatureStore:
         self.max_length = max_length
         self.workers = workers
 
-    def images(
-        self, images: Sequence[Any], names: Sequence[str], data: str, *, features: str = "embeds"
-    ) -> Features:
+    def images(self, images: Sequence[Any], names: Sequence[str], data: str, *, features: str = "embeds") -> Features:
         """
         Features of images.
 
@@ -147,7 +145,9 @@ class FeatureStore:
                     good.append(row)
                 except ImageError as error:
                     failed.append((row, error.reason))
-            pixels = self.encoder.processor.image_processor(pictures, return_tensors="pt")["pixel_values"] if good else None
+            pixels = (
+                self.encoder.processor.image_processor(pictures, return_tensors="pt")["pixel_values"] if good else None
+            )
             return good, pixels, failed
 
         batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]

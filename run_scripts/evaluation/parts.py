@@ -82,9 +82,7 @@ class Parts:
     def _write(self, number: int, tensors: dict[str, torch.Tensor], note: Any) -> None:
         path = self._path(number)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"note": json.dumps(note)}
-        )
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"note": json.dumps(note)})
         os.replace(partial, path)
 
     def _path(self, number: int) -> Path:

@@ -50,7 +50,7 @@ def classify_zero_shot(
     # Texts before images, as in the model's forward: the product's last bit depends on it.
     scores = (classifier.class_embeds @ image_embeds.t()).t() * encoder.logit_scale
     metrics = classification_metrics(scores, labels, classes, positive=positive, groups=groups, seed=seed)
-    return metrics | {"templates": list(templates)}
+    return {**metrics, "templates": list(templates)}
 
 
 def classification_metrics(

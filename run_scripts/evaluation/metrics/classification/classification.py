@@ -81,7 +81,7 @@ class Classification(evaluate.Metric):
         if resamples:
             _, group_of = np.unique(np.arange(len(truth)) if groups is None else groups, return_inverse=True)
             result["accuracy_interval"] = list(
-                bootstrap_interval((answers == truth).astype(float), group_of, seed=seed, resamples=resamples)
+                bootstrap_interval((answers == truth).astype(float), group_of.tolist(), seed=seed, resamples=resamples)
             )
             balanced, areas = [], []
             generator = np.random.default_rng(seed)

@@ -61,8 +61,8 @@ class Retrieval(evaluate.Metric):
         seed: int = 0,
     ) -> dict[str, Any]:
         if self.config_name == "ranks":
-            counts = (torch.as_tensor(np.asarray(values)) for values in (better, equal, right))
-            return _of_direction(*counts, groups, resamples, seed)
+            above, level, correct = (torch.as_tensor(np.asarray(values)) for values in (better, equal, right))
+            return _of_direction(above, level, correct, groups, resamples, seed)
         higher, same = rank_counts(
             torch.tensor(np.asarray(predictions, dtype=np.float32)),
             torch.tensor(np.asarray(references, dtype=np.float32)),
@@ -85,7 +85,5 @@ def _of_direction(
         groups = range(len(better)) if groups is None else groups
         for k in (1, 5, 10):
             hits = recall_at(k, better, equal, several).numpy()
-            summary[f"recall_at_{k}_interval"] = list(
-                bootstrap_interval(hits, groups, seed=seed, resamples=resamples)
-            )
+            summary[f"recall_at_{k}_interval"] = list(bootstrap_interval(hits, groups, seed=seed, resamples=resamples))
     return summary

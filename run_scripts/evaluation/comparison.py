@@ -1,0 +1,149 @@
+"""Several models side by side: as Markdown, LaTeX, JSON and a plot."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modeling_biomedclip.retrieval_metrics import DIRECTIONS
+
+from ..plots import plot_comparison
+from ..reporting import say, show_table, write_json
+
+
+class Value(NamedTuple):
+    """A number with its 95 % interval, or mean and standard deviation, as far as they are known."""
+
+    value: float | None
+    interval: Sequence[float] | None = None
+    deviation: float | None = None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "-"
+        spread = f" ± {self.deviation:.3f}" if self.deviation is not None else ""
+        return f"{self.value:.3f}" + (f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]" if self.interval else spread)
+
+
+def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
+    """
+    The numbers by which models are compared, by their names.
+
+    Args:
+        task: As in `results.json`.
+        metrics: Of `results.json`; also the part that a paper gives.
+    """
+    if task == "retrieval":
+        short = dict(zip(DIRECTIONS, ("image to text", "text to image"), strict=True))
+        return {
+            f"{short[direction]} R@{k}": Value(
+                metrics[direction][f"recall_at_{k}"], metrics[direction].get(f"recall_at_{k}_interval")
+            )
+            for direction in DIRECTIONS
+            for k in (1, 5, 10)
+            if f"recall_at_{k}" in metrics.get(direction, {})
+        }
+    if "by_share" in metrics:
+        return {
+            f"{label} {float(share):.0%}": Value(summary[name], None, summary[f"{name}_sd"])
+            for name, label in (("accuracy", "accuracy"), ("auroc", "AUROC"))
+            for share, summary in metrics["by_share"].items()
+        }
+    names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+    names |= {f"{kind}_accuracy": f"{kind} accuracy" for kind in ("open", "closed")}
+    return {
+        label: Value(metrics[name], metrics.get(f"{name}_interval")) for name, label in names.items() if name in metrics
+    }
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last part of each model's name, or as many parts as tell them apart."""
+    parts = [name.strip("/").split("/") for name in names]
+    for shown in range(1, 1 + max(map(len, parts))):
+        short = ["/".join(name[-shown:]) for name in parts]
+        if len(set(short)) == len(short):
+            return short
+    return [f"{name} ({number})" for number, name in enumerate(names, 1)]
+
+
+def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
+    """
+    Writes `comparison.md`, `.tex`, `.json` and `.png`, and prints the table.
+
+    Args:
+        results: Contents of the models' `results.json`, of one task and one set of data.
+        output_dir: Where to.
+    """
+    task, data = results[0]["task"], results[0]["data"]
+    names = short_names([result["model"]["name"] for result in results])
+    rows = {name: headline(task, result["metrics"]) for name, result in zip(names, results, strict=True)}
+    paper = headline(task, results[0]["paper"])
+    if paper:
+        rows["published"] = paper
+    columns = list(dict.fromkeys(column for values in rows.values() for column in values))
+    cells = {name: [values.get(column, Value(None)) for column in columns] for name, values in rows.items()}
+    title = (
+        f"{task} on {results[0]['benchmark'] or Path(data['path']).name}, {data['split']} split, {data['rows']:,} rows"
+    )
+    (output_dir / "comparison.md").write_text(_markdown(title, columns, cells, bool(paper), results))
+    (output_dir / "comparison.tex").write_text(_latex(title, columns, cells))
+    write_json(
+        output_dir / "comparison.json",
+        {
+            "task": task,
+            "benchmark": results[0]["benchmark"],
+            "data": {name: data[name] for name in ("path", "split", "fingerprint", "rows")},
+            "models": {
+                name: {column: value._asdict() for column, value in values.items()} for name, values in rows.items()
+            },
+        },
+    )
+    plot_comparison(title, columns, cells, results[0]["metrics"].get("chance"), output_dir / "comparison.png")
+    # By columns: a terminal is 80 wide, and models may be many.
+    show_table(
+        title,
+        [(column, *(str(values[place]) for values in cells.values())) for place, column in enumerate(columns)],
+        ["", *cells],
+    )
+    say(f"In {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
+
+
+def _markdown(
+    title: str,
+    columns: Sequence[str],
+    cells: Mapping[str, Sequence[Value]],
+    published: bool,
+    results: Sequence[Mapping[str, Any]],
+) -> str:
+    lines = [f"# {title}", "", f"| model | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    lines += [f"| {name} | {' | '.join(map(str, values))} |" for name, values in cells.items()]
+    spread = (
+        "± standard deviations over draws of the labels"
+        if results[0]["task"] == "linear-probe"
+        else ("[95 % bootstrap intervals]")
+    )
+    lines += ["", f"Fractions; {spread}. Data {results[0]['data']['fingerprint']}."]
+    if published:
+        lines.append(f"Published: {results[0]['paper_source']}.")
+    return "\n".join([*lines, ""])
+
+
+def _latex(title: str, columns: Sequence[str], cells: Mapping[str, Sequence[Value]]) -> str:
+    """A table for the package booktabs."""
+    lines = [
+        rf"\begin{{table}}\centering\caption{{{_escaped(title)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        r"\toprule",
+        rf"model & {' & '.join(map(_escaped, columns))} \\",
+        r"\midrule",
+    ]
+    lines += [
+        rf"{_escaped(name)} & {' & '.join(_escaped(str(value)) for value in values)} \\"
+        for name, values in cells.items()
+    ]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}\end{table}", ""])
+
+
+def _escaped(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    return "".join(special.get(character, character) for character in text)

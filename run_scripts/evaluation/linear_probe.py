@@ -1,0 +1,199 @@
+"""A linear probe: logistic regression on frozen image features, with few and with all labels."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from tqdm.auto import tqdm
+
+from ..reporting import show_table
+from .zero_shot import classification_metrics
+
+
+# Inverse strengths of the regularisation that are tried, on standardised features.
+STRENGTHS = tuple(10.0**power for power in range(-6, 3))
+ITERATIONS = 1000
+MEASURED = ("accuracy", "balanced_accuracy", "auroc")
+_ABSENT = -1e9  # score of a class that the training images do not show
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """
+    A split, embedded.
+
+    Args:
+        features: Of shape `(images, dimension)`.
+        labels: The class of each image, from 0.
+        groups: Patient or source of each image, where it is known.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    groups: list[str] | None = None
+
+    def select(self, numbers: Sequence[int]) -> "LabelledFeatures":
+        """The images of these numbers."""
+        groups = None if self.groups is None else [self.groups[number] for number in numbers]
+        return LabelledFeatures(self.features[numbers], self.labels[numbers], groups)
+
+
+def probe(
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
+    test: LabelledFeatures,
+    classes: Sequence[str],
+    *,
+    shares: Sequence[float] = (0.01, 0.1, 1.0),
+    seeds: int = 5,
+    positive: str | None = None,
+    metric: str = "accuracy",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Fits and judges a classifier for each share of the labels and each seed.
+
+    Features are standardised by the training images that are used. The strength of the regularisation is the one that
+    is best on the whole validation split, the stronger of equals.
+
+    Args:
+        train: Of which the shares are drawn.
+        validation: By which the regularisation is chosen.
+        test: By which the classifier is judged.
+        classes: Labels in their order.
+        shares: Shares of the training labels. Each class keeps at least one.
+        seeds: Draws of each share below one; all labels are the same whoever draws them.
+        positive: The class that AUROC of two is about; the last when left out.
+        metric: What is best on validation: `accuracy`, `balanced_accuracy` or `auroc`.
+        seed: Of the first draw and of the bootstrap.
+
+    Returns:
+        The metrics of the classifier with the largest share, with intervals, and `by_share`: mean and standard
+        deviation over the draws, and each of them with its number of images and strength.
+
+    Raises:
+        ValueError: Training images of a single class.
+    """
+    if len(np.unique(train.labels)) < 2:
+        raise ValueError(f"All {len(train.labels)} training images are of one class: there is nothing to learn.")
+    runs = [(share, draw) for share in sorted(shares) for draw in range(seed, seed + (seeds if share < 1 else 1))]
+    by_share: dict[str, Any] = {}
+    scores = np.empty(0)
+    for share, draw in tqdm(runs, desc="Classifiers", unit="fit"):
+        drawn = train.select(stratified(train.labels, share, draw))
+        strength, scores, converged = _fit(drawn, validation, test, classes, positive, metric)
+        measured = _measure(scores, test, classes, positive, resamples=0)
+        run = {"seed": draw, "images": len(drawn.labels), "C": strength, "converged": converged}
+        by_share.setdefault(f"{share:g}", {"runs": []})["runs"].append(
+            run | {name: measured[name] for name in MEASURED}
+        )
+    for summary in by_share.values():
+        for name in MEASURED:
+            values = [run[name] for run in summary["runs"] if run[name] is not None]
+            summary[name] = float(np.mean(values)) if values else None
+            summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return _measure(scores, test, classes, positive, seed=seed) | {
+        "training_images": len(train.labels),
+        "validation_images": len(validation.labels),
+        "by_share": by_share,
+    }
+
+
+def stratified(labels: np.ndarray, share: float, seed: int) -> list[int]:
+    """
+    Numbers of some images, drawn class by class: the share of each, rounded, but at least one.
+
+    Args:
+        labels: The class of each image.
+        share: From above 0 to 1.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: No such share.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"--shares: a share of the labels lies above 0 and up to 1, not {share}.")
+    numbers: list[int] = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        wanted = max(1, round(share * len(members)))
+        numbers += np.random.default_rng([seed, int(label)]).permutation(members)[:wanted].tolist()
+    return sorted(numbers)
+
+
+def show_probe(metrics: dict[str, Any]) -> None:
+    """Prints accuracy and AUROC by the share of the labels."""
+    rows: list[tuple[Any, ...]] = []
+    for share, summary in metrics["by_share"].items():
+        cells = []
+        for name in MEASURED:
+            sd = summary[f"{name}_sd"]
+            value = summary[name]
+            cells.append(None if value is None else f"{value:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
+        rows.append((f"{float(share):.0%} ({summary['runs'][0]['images']:,})", *cells))
+    rows.append(("chance", metrics["chance"], metrics["chance"], 0.5))
+    title = f"Linear probe, {metrics['images']:,} test images; mean and standard deviation over draws"
+    show_table(title, rows, ["labels", "accuracy", "balanced", "AUROC"])
+
+
+def _fit(
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
+    test: LabelledFeatures,
+    classes: Sequence[str],
+    positive: str | None,
+    metric: str,
+) -> tuple[float, np.ndarray, bool]:
+    """The best strength on validation, the scores of the test images with it, and whether its fit converged."""
+    mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
+    deviation[deviation == 0] = 1  # a feature that never changes says nothing
+    used, chosen_by, judged = ((split.features - mean) / deviation for split in (train, validation, test))
+    classifier = LogisticRegression(max_iter=ITERATIONS, warm_start=True)
+    best: tuple[float, float, np.ndarray, bool] | None = None
+    for strength in STRENGTHS:
+        classifier.set_params(C=strength)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            classifier.fit(used, train.labels)
+        converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+        scores = _scores(classifier, chosen_by, len(classes))
+        value = _measure(scores, validation, classes, positive, resamples=0)[metric]
+        value = -np.inf if value is None else value
+        if best is None or value > best[0]:
+            best = (value, strength, _scores(classifier, judged, len(classes)), converged)
+    assert best is not None
+    return best[1:]
+
+
+def _scores(classifier: LogisticRegression, features: np.ndarray, classes: int) -> np.ndarray:
+    decided = classifier.decision_function(features)
+    if decided.ndim == 1:
+        decided = np.stack([np.zeros_like(decided), decided], axis=1)
+    scores = np.full((len(features), classes), _ABSENT)
+    scores[:, classifier.classes_] = decided
+    return scores
+
+
+def _measure(
+    scores: np.ndarray,
+    split: LabelledFeatures,
+    classes: Sequence[str],
+    positive: str | None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    return classification_metrics(
+        torch.from_numpy(scores),
+        [classes[label] for label in split.labels],
+        classes,
+        positive=positive,
+        groups=split.groups,
+        resamples=resamples,
+        seed=seed,
+    )
