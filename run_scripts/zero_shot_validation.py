@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,13 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from transformers import TrainingArguments
 
 from modeling_biomedclip import ZeroShotClassifier
+from processing import load_benchmark, read_image
+from processing.benchmarks.benchmark import ClassificationBenchmark
+from processing.benchmarks.loading import CLASSIFICATION
 from processing.images import ImageError
+from processing.labelled_images import LabelledImages
 
-from .evaluate import labelled_images
+from .evaluate import TEMPLATES, unpublished_benchmark
 
 
 logger = logging.getLogger(__name__)
@@ -30,13 +34,16 @@ class ZeroShotOptions:
         default_factory=list,
         metadata={
             "help": "Labelled images to classify by prompts at each evaluation: folders with one folder of images for "
-            "each class, or built sets with a labels.csv. NAME=FOLDER calls one by another name than its own."
+            "each class, or built sets with a labels.csv. NAME=FOLDER calls one by another name than its own, and "
+            "reads a benchmark (pcam, rsna, ...) out of its files, with its prompts, where NAME is that of one."
         },
     )
     zero_shot_split: str = field(default="test", metadata={"help": "Split of the labelled images."})
     zero_shot_templates: list[str] = field(
-        default_factory=lambda: ["this is a photo of {}", "{} presented in image"],
-        metadata={"help": "Prompts of the labelled images; {} stands for the class name."},
+        default_factory=list,
+        metadata={
+            "help": "Prompts of the labelled images; {} stands for the class name. As biomedclip evaluate, if left out."
+        },
     )
 
     def __post_init__(self):
@@ -45,29 +52,9 @@ class ZeroShotOptions:
                 raise ValueError(f"--zero-shot-templates: {template!r} has no {{}} for the class name.")
 
 
-@dataclass(frozen=True)
-class ZeroShotSet:
+def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> list[ClassificationBenchmark]:
     """
-    Labelled images, and the prompts of their classes.
-
-    Args:
-        name: What its figures are called by.
-        images: Images, read when asked for.
-        answers: Number of each image's class.
-        class_names: Names of the classes, as the prompts have them.
-        templates: Prompts, with `{}` for the name.
-    """
-
-    name: str
-    images: Sequence[Any]
-    answers: list[int]
-    class_names: list[str]
-    templates: list[str]
-
-
-def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> list[ZeroShotSet]:
-    """
-    The sets that the options name.
+    The sets that the options name, each called as its figures are.
 
     Raises:
         FileNotFoundError: No labelled images there.
@@ -78,18 +65,24 @@ def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> li
             "--zero-shot-data is classified at each evaluation, and there is none. Set --eval-strategy steps and "
             "--eval-steps."
         )
-    sets: dict[str, ZeroShotSet] = {}
+    sets: dict[str, ClassificationBenchmark] = {}
     for wanted in options.zero_shot_data:
         name, path = _name_and_path(wanted)
         if name in sets:
             raise ValueError(f"--zero-shot-data: two sets are called {name!r}. Call one otherwise: NAME={path}.")
-        images, labels, _ = labelled_images(path, options.zero_shot_split)
-        classes = sorted(set(labels))
+        sets[name] = _read_zero_shot_set(name, path, options)
+        classes = sets[name].classes
         if len(classes) < 2:
             raise ValueError(f"--zero-shot-data {path}: all images are {classes[0]!r}; it takes two classes at least.")
-        answers = [classes.index(label) for label in labels]
-        sets[name] = ZeroShotSet(name, images, answers, classes, options.zero_shot_templates)
     return list(sets.values())
+
+
+def _read_zero_shot_set(name: str, path: str, options: ZeroShotOptions) -> ClassificationBenchmark:
+    split: Any = options.zero_shot_split
+    if name not in CLASSIFICATION:
+        return replace(unpublished_benchmark(path, split, options.zero_shot_templates or TEMPLATES), name=name)
+    benchmark: Any = load_benchmark(name, path, split=split)
+    return replace(benchmark, templates=options.zero_shot_templates or benchmark.templates)
 
 
 def _name_and_path(wanted: str) -> tuple[str, str]:
@@ -109,16 +102,16 @@ class ZeroShotValidation:
     is put together anew for each. Images that cannot be read are left out, and named in a warning once.
 
     Args:
-        zero_shot_set: What is classified.
+        benchmark: What is classified; its name is that of the figures.
         processor: The processor of the model.
         batch_size: Images at a time in each process.
         max_length: Tokens a prompt is cut at; the tokenizer's limit when left out.
     """
 
     def __init__(
-        self, zero_shot_set: ZeroShotSet, processor: Any, *, batch_size: int = 32, max_length: int | None = None
+        self, benchmark: ClassificationBenchmark, processor: Any, *, batch_size: int = 32, max_length: int | None = None
     ):
-        self.set = zero_shot_set
+        self.benchmark = benchmark
         self.processor = processor
         self.batch_size = batch_size
         self.max_length = max_length
@@ -126,45 +119,44 @@ class ZeroShotValidation:
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Accuracy and balanced accuracy of the images that can be read, by names that tell the set."""
-        state = PartialState()
-        total = len(self.set.images)
+        state, benchmark = PartialState(), self.benchmark
+        total = len(benchmark.images)
         share = -(-total // state.num_processes)
         # The last process takes the last image more than once, where they do not come out even.
         numbers = [min(state.process_index * share + place, total - 1) for place in range(share)]
-        images = _Readable(self.set.images, numbers)
+        images = _Readable(benchmark.images, numbers)
         classifier = ZeroShotClassifier(
-            model, self.processor, self.set.class_names, self.set.templates, max_length=self.max_length
+            model, self.processor, benchmark.class_names, benchmark.templates, max_length=self.max_length
         )
         chosen = classifier.similarities(images, batch_size=self.batch_size).argmax(dim=-1).tolist()
         answers = dict(gather_object(list(zip(numbers, chosen, strict=True))))
         self._warn_of(set(gather_object(sorted(images.unreadable))))
         read = [number for number in sorted(answers) if number not in self.unreadable]
         if not read:
-            raise ImageError(f"{self.set.name}: none of its {total:,} images can be read.")
-        truth, given = [self.set.answers[number] for number in read], [answers[number] for number in read]
+            raise ImageError(f"{benchmark.name}: none of its {total:,} images can be read.")
+        truth = [benchmark.images.labels[number] for number in read]
+        given = [benchmark.classes[answers[number]] for number in read]
         return {
-            f"zero_shot_{self.set.name}_accuracy": float(accuracy_score(truth, given)),
-            f"zero_shot_{self.set.name}_balanced_accuracy": float(balanced_accuracy_score(truth, given)),
+            f"zero_shot_{benchmark.name}_accuracy": float(accuracy_score(truth, given)),
+            f"zero_shot_{benchmark.name}_balanced_accuracy": float(balanced_accuracy_score(truth, given)),
         }
 
     def _warn_of(self, unreadable: set[int]) -> None:
         if unreadable - self.unreadable and PartialState().is_main_process:
-            sources = getattr(self.set.images, "sources", range(len(self.set.images)))
-            first = sources[min(unreadable)]
             logger.warning(
                 "%s: %d of %d images cannot be read and are left out, the first of them %s.",
-                self.set.name,
+                self.benchmark.name,
                 len(unreadable),
-                len(self.set.images),
-                first if isinstance(first, Path) else f"number {min(unreadable)}",
+                len(self.benchmark.images),
+                self.benchmark.images.names[min(unreadable)],
             )
         self.unreadable |= unreadable
 
 
 class _Readable(Sequence[Any]):
-    """Some images of a sequence, black ones in the place of those that cannot be read, whose numbers are noted."""
+    """Some of the images, black ones in the place of those that cannot be read, whose numbers are noted."""
 
-    def __init__(self, images: Sequence[Any], numbers: Sequence[int]):
+    def __init__(self, images: LabelledImages, numbers: Sequence[int]):
         self.images = images
         self.numbers = numbers
         self.unreadable: set[int] = set()
@@ -177,7 +169,7 @@ class _Readable(Sequence[Any]):
             return [self[place] for place in range(*places.indices(len(self)))]
         number = self.numbers[places]
         try:
-            return self.images[number]
+            return read_image(self.images.images[number])
         except ImageError:
             self.unreadable.add(number)
             return Image.new("RGB", (8, 8))
