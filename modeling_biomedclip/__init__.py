@@ -6,8 +6,10 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
+    pipelines,
 )
 
 # Not from the top: there transformers 5.17 puts a stand-in that asks for torchvision, which we do not need.
@@ -15,15 +17,22 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
-from .configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
+from .configuration_biomedclip import (
+    BiomedCLIPCoAttentionConfig,
+    BiomedCLIPConfig,
+    BiomedCLIPTextConfig,
+    BiomedCLIPVisionConfig,
+)
 from .modeling_biomedclip import (
     BiomedCLIPForImageClassification,
+    BiomedCLIPForVisualQuestionAnswering,
     BiomedCLIPModel,
     BiomedCLIPTextModel,
     BiomedCLIPTextModelWithProjection,
     BiomedCLIPVisionModel,
     BiomedCLIPVisionModelWithProjection,
 )
+from .pipeline_biomedclip import TASK, VisualQuestionAnsweringPipeline
 
 
 if TYPE_CHECKING:
@@ -66,6 +75,12 @@ def _register() -> None:
         AutoModel.register(config_class, model_class, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(BiomedCLIPConfig, BiomedCLIPModel, exist_ok=True)
     AutoModelForImageClassification.register(BiomedCLIPConfig, BiomedCLIPForImageClassification, exist_ok=True)
+    AutoModelForVisualQuestionAnswering.register(BiomedCLIPConfig, BiomedCLIPForVisualQuestionAnswering, exist_ok=True)
+    # transformers has taken its pipeline of this name out; 5.23 refuses the name before it looks for ours.
+    getattr(pipelines, "REMOVED_TASKS", {}).pop(TASK, None)
+    pipelines.PIPELINE_REGISTRY.register_pipeline(
+        TASK, VisualQuestionAnsweringPipeline, pt_model=AutoModelForVisualQuestionAnswering, type="multimodal"
+    )
     # Pillow whatever is installed: torchvision's own resampling gives other pixels.
     backends = dict.fromkeys(("pil", "torchvision"), BiomedCLIPImageProcessor)
     AutoImageProcessor.register(BiomedCLIPConfig, image_processor_classes=backends, exist_ok=True)
@@ -75,8 +90,10 @@ def _register() -> None:
 _register()
 
 __all__ = [
+    "BiomedCLIPCoAttentionConfig",
     "BiomedCLIPConfig",
     "BiomedCLIPForImageClassification",
+    "BiomedCLIPForVisualQuestionAnswering",
     "BiomedCLIPModel",
     "BiomedCLIPTextConfig",
     "BiomedCLIPTextModel",
@@ -87,6 +104,7 @@ __all__ = [
     "ContrastiveTrainer",
     "ContrastiveTrainingArguments",
     "ExportedModel",
+    "VisualQuestionAnsweringPipeline",
     "ZeroShotClassifier",
     "embed_images",
     "embed_texts",

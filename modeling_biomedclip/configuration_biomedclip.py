@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 def _check_heads(config: PreTrainedConfig) -> None:
@@ -149,6 +150,41 @@ class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
 
 
 @strict
+class BiomedCLIPCoAttentionConfig(PreTrainedConfig):
+    r"""
+    Configuration of the co-attention head that answers questions: METER's (arXiv 2111.02387), as BiomedCLIP used it.
+
+    Args:
+        hidden_size (`int`, defaults to 768): Width of the head; the tokens of both towers are mapped to it.
+        intermediate_size (`int`, defaults to 3072): Width of the feed-forward layers.
+        num_hidden_layers (`int`, defaults to 6): Blocks of each modality.
+        num_attention_heads (`int`, defaults to 12): Attention heads of each block.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of the feed-forward layers.
+        hidden_dropout (`float`, defaults to 0.1): Dropout after attention and feed-forward layers.
+        attention_dropout (`float`, defaults to 0.1): Dropout of attention probabilities.
+        layer_norm_eps (`float`, defaults to 1e-12): Epsilon of the blocks' LayerNorm.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of freshly drawn weights.
+    """
+
+    model_type = "biomedclip_co_attention"
+    base_config_key = "co_attention_config"
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    hidden_act: str = "gelu"
+    hidden_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+
+    def validate_architecture(self) -> None:
+        """Raises `ValueError` when the heads do not divide the width."""
+        _check_heads(self)
+
+
+@strict
 class BiomedCLIPConfig(BiomedCLIPBaseConfig):
     r"""
     Configuration of the whole model.
@@ -156,12 +192,14 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
     Args:
         text_config (`dict` or [`BiomedCLIPTextConfig`], *optional*): The text tower.
         vision_config (`dict` or [`BiomedCLIPVisionConfig`], *optional*): The image tower.
+        co_attention_config (`dict` or [`BiomedCLIPCoAttentionConfig`], *optional*): The head that answers questions, in
+            [`BiomedCLIPForVisualQuestionAnswering`] alone.
         projection_dim (`int`, defaults to 512): Width of the shared space; both towers take it from here.
         logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): Start of the log inverse temperature. SigLIP's is
             ln 10.
         logit_bias_init_value (`float`, *optional*): Start of a parameter that is added to each logit, which SigLIP's
             loss needs; its own is -10. There is no such parameter if left out.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of a freshly drawn classification head.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of a freshly drawn classifier.
         open_clip_config (`str`, *optional*): The content of the `open_clip_config.json` that a converted checkpoint
             came with, where it says more than the model does; the way back writes it again.
 
@@ -179,11 +217,17 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
         "AutoModel": "BiomedCLIPModel",
         "AutoModelForZeroShotImageClassification": "BiomedCLIPModel",
         "AutoModelForImageClassification": "BiomedCLIPForImageClassification",
+        "AutoModelForVisualQuestionAnswering": "BiomedCLIPForVisualQuestionAnswering",
     }
-    sub_configs = {"text_config": BiomedCLIPTextConfig, "vision_config": BiomedCLIPVisionConfig}
+    sub_configs = {
+        "text_config": BiomedCLIPTextConfig,
+        "vision_config": BiomedCLIPVisionConfig,
+        "co_attention_config": BiomedCLIPCoAttentionConfig,
+    }
 
     text_config: dict | BiomedCLIPTextConfig | None = None
     vision_config: dict | BiomedCLIPVisionConfig | None = None
+    co_attention_config: dict | BiomedCLIPCoAttentionConfig | None = None
     projection_dim: int = 512
     logit_scale_init_value: float | int = math.log(1 / 0.07)
     logit_bias_init_value: float | int | None = None
@@ -198,6 +242,9 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
             elif isinstance(sub_config, dict):
                 sub_config = config_class(**sub_config)
             setattr(self, name, sub_config)
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # Where a saved folder has its pipeline; installed, the package has registered its own.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -206,8 +253,8 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
             # One value for both towers, whenever and wherever it is set: a tower that is saved alone keeps the width of
             # its projection.
             for sub_config in map(self.__dict__.get, self.sub_configs):
-                if isinstance(sub_config, PreTrainedConfig):
+                if hasattr(sub_config, "projection_dim"):
                     sub_config.projection_dim = self.projection_dim
 
 
-__all__ = ["BiomedCLIPConfig", "BiomedCLIPTextConfig", "BiomedCLIPVisionConfig"]
+__all__ = ["BiomedCLIPCoAttentionConfig", "BiomedCLIPConfig", "BiomedCLIPTextConfig", "BiomedCLIPVisionConfig"]

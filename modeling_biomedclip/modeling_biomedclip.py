@@ -23,7 +23,12 @@ from transformers.utils import ModelOutput, TransformersKwargs, torch_int
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
+from .configuration_biomedclip import (
+    BiomedCLIPCoAttentionConfig,
+    BiomedCLIPConfig,
+    BiomedCLIPTextConfig,
+    BiomedCLIPVisionConfig,
+)
 
 
 @dataclass
@@ -90,6 +95,27 @@ class BiomedCLIPOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
+@dataclass
+class BiomedCLIPVisualQuestionAnsweringOutput(ModelOutput):
+    """
+    Output of [`BiomedCLIPForVisualQuestionAnswering`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*): Binary cross-entropy, summed over answers, with `labels`.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): One for each answer; their sigmoid is its score.
+        text_model_output (`BaseModelOutputWithPooling`): Output of the text tower.
+        vision_model_output (`BaseModelOutputWithPooling`): Output of the image tower.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,  # (batch, heads, queries, head_dim)
@@ -111,9 +137,9 @@ def eager_attention_forward(
 
 
 class BiomedCLIPAttention(nn.Module):
-    """Multi-head self-attention without a causal mask."""
+    """Multi-head attention without a causal mask: of a sequence to itself, or to another one."""
 
-    def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig):
+    def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig | BiomedCLIPCoAttentionConfig):
         super().__init__()
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
@@ -130,15 +156,19 @@ class BiomedCLIPAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        key_value_states: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if key_value_states is None:
+            key_value_states = hidden_states
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
+        key_value_shape = (*key_value_states.shape[:-1], -1, self.head_dim)
 
         # (batch, sequence, hidden) -> (batch, heads, sequence, head_dim)
         query = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        key = self.k_proj(key_value_states).view(key_value_shape).transpose(1, 2)
+        value = self.v_proj(key_value_states).view(key_value_shape).transpose(1, 2)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -160,7 +190,7 @@ class BiomedCLIPAttention(nn.Module):
 class BiomedCLIPMLP(nn.Module):
     """Feed-forward sub-layer."""
 
-    def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig):
+    def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig | BiomedCLIPCoAttentionConfig):
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -369,6 +399,7 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
         "BiomedCLIPVisionEmbeddings",
         "BiomedCLIPTextLayer",
         "BiomedCLIPVisionLayer",
+        "BiomedCLIPCoAttentionLayer",
     ]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -904,6 +935,219 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
         )
 
 
+class BiomedCLIPCoAttentionLayer(GradientCheckpointingLayer):
+    """
+    Block of one modality in the co-attention head: attention to itself, attention to the other modality, feed-forward,
+    LayerNorm after each. METER's `BertCrossLayer`, which is the cross-attending block of BERT without a causal mask.
+    """
+
+    def __init__(self, config: BiomedCLIPCoAttentionConfig):
+        super().__init__()
+        self.self_attn = BiomedCLIPAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attn = BiomedCLIPAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = BiomedCLIPMLP(config)
+        self.layer_norm3 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        other_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        other_attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attention_output, _ = self.self_attn(hidden_states, attention_mask, **kwargs)
+        hidden_states = self.layer_norm1(self.dropout(attention_output) + hidden_states)
+        attention_output, _ = self.cross_attn(
+            hidden_states, other_attention_mask, key_value_states=other_states, **kwargs
+        )
+        hidden_states = self.layer_norm2(self.dropout(attention_output) + hidden_states)
+        mlp_output = self.mlp(hidden_states)
+        return self.layer_norm3(self.dropout(mlp_output) + hidden_states)
+
+
+class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
+    """
+    METER's co-attention: each modality in blocks of its own that attend to the other's output of the block before. The
+    first token of each is pooled.
+    """
+
+    config: BiomedCLIPCoAttentionConfig
+    config_class = BiomedCLIPCoAttentionConfig
+    base_model_prefix = "co_attention"
+    main_input_name = "text_states"
+
+    def __init__(self, config: BiomedCLIPCoAttentionConfig):
+        super().__init__(config)
+        self.token_type_embeddings = nn.Embedding(2, config.hidden_size)  # text, image
+        self.text_layers = nn.ModuleList([BiomedCLIPCoAttentionLayer(config) for _ in range(config.num_hidden_layers)])
+        self.image_layers = nn.ModuleList([BiomedCLIPCoAttentionLayer(config) for _ in range(config.num_hidden_layers)])
+        self.text_pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.image_pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        text_states: torch.Tensor,
+        image_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """
+        Args:
+            text_states (`torch.Tensor` of shape `(batch_size, words, hidden_size)`): Tokens of the text tower.
+            image_states (`torch.Tensor` of shape `(batch_size, patches + 1, hidden_size)`): Tokens of the image tower.
+            attention_mask (`torch.Tensor` of shape `(batch_size, words)`, *optional*): 1 for words, 0 for padding.
+
+        Returns:
+            The pooled text and the pooled image, of shape `(batch_size, 2 * hidden_size)`.
+        """
+        text_type, image_type = self.token_type_embeddings(torch.arange(2, device=text_states.device))
+        text, image = text_states + text_type, image_states + image_type
+        # Words are keys for both modalities, padding for neither; all patches are keys.
+        word_mask = create_bidirectional_mask(config=self.config, inputs_embeds=text, attention_mask=attention_mask)
+        word_mask_of_patches = create_bidirectional_mask(
+            config=self.config, inputs_embeds=image, attention_mask=attention_mask, encoder_hidden_states=text
+        )
+        for text_layer, image_layer in zip(self.text_layers, self.image_layers, strict=True):
+            text, image = (
+                text_layer(text, image, word_mask, None, **kwargs),
+                image_layer(image, text, None, word_mask_of_patches, **kwargs),
+            )
+        return torch.tanh(torch.cat([self.text_pooler(text[:, 0]), self.image_pooler(image[:, 0])], dim=-1))
+
+
+class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
+    """
+    Both towers, METER's co-attention head on their tokens, and a classifier over a fixed list of answers:
+    `config.id2label`. From a checkpoint without the head, the towers are loaded and the head is drawn afresh.
+
+    Example:
+
+    ```python
+    >>> from modeling_biomedclip import BiomedCLIPForVisualQuestionAnswering
+    >>> from processing import BiomedCLIPProcessor, read_image
+
+    >>> model = BiomedCLIPForVisualQuestionAnswering.from_pretrained("answers")
+    >>> processor = BiomedCLIPProcessor.from_pretrained("answers")
+    >>> inputs = processor(text=["Is the heart enlarged?"], images=read_image("scan.png"), return_tensors="pt")
+    >>> model.config.id2label[model(**inputs).logits.argmax().item()]
+    ```"""
+
+    config: BiomedCLIPConfig
+    _keys_to_ignore_on_load_unexpected = [r"^text_projection\.", r"^visual_projection\.", "^logit_(scale|bias)$"]
+
+    def __init__(self, config: BiomedCLIPConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.text_model = BiomedCLIPTextModel._from_config(config.text_config)
+        self.vision_model = BiomedCLIPVisionModel._from_config(config.vision_config)
+        width = config.co_attention_config.hidden_size
+        self.text_transform = nn.Linear(config.text_config.hidden_size, width)
+        self.image_transform = nn.Linear(config.vision_config.hidden_size, width)
+        self.co_attention = BiomedCLIPCoAttention._from_config(config.co_attention_config)
+        self.classifier = nn.Sequential(
+            nn.Linear(2 * width, 2 * width),
+            nn.LayerNorm(2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, config.num_labels),
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the model and, beside its code, the pipeline that answers with it."""
+        from .pipeline_biomedclip import VisualQuestionAnsweringPipeline
+
+        self.config.custom_pipelines = VisualQuestionAnsweringPipeline.custom_pipelines()
+        super().save_pretrained(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BiomedCLIPVisualQuestionAnsweringOutput:
+        """
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Token ids of the questions.
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): The image of each.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for words, 0 for
+                padding. Worked out from `[PAD]` when it is left out.
+            token_type_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): BERT's segments.
+            position_ids (`torch.Tensor`, *optional*): Positions of the tokens.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Instead
+                of `input_ids`.
+            labels (`torch.Tensor`, *optional*): The number of each question's answer, of shape `(batch_size,)`,
+                negative where it has none and counts for nothing; or scores of all answers in 0..1, of shape
+                `(batch_size, num_labels)`, where several are right.
+            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size.
+
+        Raises:
+            ValueError: Inputs missing, or as many images as there are not questions.
+        """
+        image_outputs = self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+        if attention_mask is None and input_ids is not None and self.config.text_config.pad_token_id is not None:
+            attention_mask = (input_ids != self.config.text_config.pad_token_id).long()
+        text_outputs = self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        text_states = self.text_transform(text_outputs.last_hidden_state)
+        # Towers can live on different devices (`device_map`); the head is where the text is.
+        image_states = self.image_transform(image_outputs.last_hidden_state).to(text_states.device)
+        if len(text_states) != len(image_states):
+            raise ValueError(f"Each question needs its image: {len(text_states)} and {len(image_states)} were passed.")
+        logits = self.classifier(self.co_attention(text_states, image_states, attention_mask, **kwargs))
+        return BiomedCLIPVisualQuestionAnsweringOutput(
+            loss=None if labels is None else answer_loss(logits, labels),
+            logits=logits,
+            text_model_output=text_outputs,
+            vision_model_output=image_outputs,
+        )
+
+
+def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    METER's loss (`compute_vqa`, after BAN's): binary cross-entropy, summed over answers, the mean over questions.
+
+    Args:
+        logits: Of shape `(questions, answers)`.
+        labels: The number of each answer, negative for none, or scores of all answers in 0..1, as many as logits.
+
+    Returns:
+        A scalar; not a number where no question has a label, as torch's cross-entropy has it.
+    """
+    labels = labels.to(logits.device)
+    if labels.ndim == 1:
+        logits, labels = logits[labels >= 0], labels[labels >= 0]
+        labels = nn.functional.one_hot(labels, logits.shape[-1])
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) * logits.shape[-1]
+
+
 # The names of modules in transformers' ViTModel and BertModel, and ours: (theirs, ours), applied in turn. Module names
 # and not names in files, because transformers saves the two under older names than its modules have.
 _VIT_NAMES = [
@@ -985,6 +1229,7 @@ def _copy_tower(source: nn.Module, tower: nn.Module, names: list[tuple[str, str]
 
 __all__ = [
     "BiomedCLIPForImageClassification",
+    "BiomedCLIPForVisualQuestionAnswering",
     "BiomedCLIPModel",
     "BiomedCLIPPreTrainedModel",
     "BiomedCLIPTextModel",

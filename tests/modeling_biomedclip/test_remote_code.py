@@ -159,6 +159,7 @@ def test_without_import_and_flag_the_error_names_the_flag(saved, tmp_path):
 def test_every_head_stands_in_the_configuration_of_every_saved_model(saved):
     root, _ = saved
     heads = ("AutoModel", "AutoModelForZeroShotImageClassification", "AutoModelForImageClassification", "AutoConfig")
+    heads += ("AutoModelForVisualQuestionAnswering",)
     for folder in ("model", "classifier"):
         auto_map = json.loads((root / folder / "config.json").read_text())["auto_map"]
         assert set(auto_map) == set(heads)

@@ -16,6 +16,7 @@ from transformers_suite.source_archive import load
 from modeling_biomedclip import (
     BiomedCLIPConfig,
     BiomedCLIPForImageClassification,
+    BiomedCLIPForVisualQuestionAnswering,
     BiomedCLIPModel,
     BiomedCLIPTextConfig,
     BiomedCLIPTextModel,
@@ -39,7 +40,8 @@ TOWER = {
 }
 TEXT = {**TOWER, "vocab_size": 99, "max_position_embeddings": 64}
 VISION = {**TOWER, "image_size": 16, "patch_size": 4}
-WHOLE = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 16}
+HEAD = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+WHOLE = {"text_config": TEXT, "vision_config": VISION, "co_attention_config": HEAD, "projection_dim": 16}
 
 
 class Tester:
@@ -143,11 +145,50 @@ class VisionModelTest(NoLossMixin, NoWordsMixin, ModelTesterMixin, unittest.Test
         ConfigTester(self, config_class=BiomedCLIPVisionConfig, has_text_modality=False, **VISION).run_common_tests()
 
 
-class ModelTest(OverfitMixin, ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (BiomedCLIPModel,)
-    model_tester = Tester(BiomedCLIPConfig, WHOLE, texts=True, images=True)
+class BothTowersMixin:
+    """
+    For models of both towers: the mixin looks for one list of hidden states and attentions at the top of the output.
+    Here each tower has its own, in `text_model_output` and `vision_model_output`.
+    """
+
     additional_model_inputs = ["pixel_values"]
     _is_composite = True
+
+    def check_towers(self, outputs):
+        for tower, length in (outputs.text_model_output, 7), (outputs.vision_model_output, 17):
+            self.assertEqual([state.shape for state in tower.hidden_states], [(3, length, 32)] * 3)
+            self.assertEqual([weights.shape for weights in tower.attentions], [(3, 4, length, length)] * 2)
+
+    def test_hidden_states_output(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        (model_class,) = self.all_model_classes
+        model = model_class._from_config(config, attn_implementation="eager").eval()
+        self.check_towers(model(**inputs, output_hidden_states=True, output_attentions=True))
+
+    def test_attention_outputs(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        config._attn_implementation = "eager"
+        for name in ("output_hidden_states", "output_attentions"):
+            self._set_subconfig_attributes(config, name, True)
+        (model_class,) = self.all_model_classes
+        self.check_towers(model_class(config).eval()(**inputs))
+
+    def test_retain_grad_hidden_states_attentions(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        (model_class,) = self.all_model_classes
+        model = model_class._from_config(config, attn_implementation="eager")
+        outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
+        towers = outputs.text_model_output, outputs.vision_model_output
+        inner = [tensor for tower in towers for tensor in (tower.hidden_states[0], tower.attentions[0])]
+        for tensor in inner:
+            tensor.retain_grad()
+        outputs[0][0, 0].backward()
+        self.assertTrue(all(tensor.grad is not None for tensor in inner))
+
+
+class ModelTest(BothTowersMixin, OverfitMixin, ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (BiomedCLIPModel,)
+    model_tester = Tester(BiomedCLIPConfig, WHOLE, texts=True, images=True)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
@@ -164,37 +205,6 @@ class ModelTest(OverfitMixin, ModelTesterMixin, unittest.TestCase):
         )
         tester.run_common_tests()
 
-    # The three below: the mixin looks for one list of hidden states and attentions at the top of the output. Here each
-    # tower has its own, in `text_model_output` and `vision_model_output`.
-
-    def check_towers(self, outputs):
-        for tower, length in (outputs.text_model_output, 7), (outputs.vision_model_output, 17):
-            self.assertEqual([state.shape for state in tower.hidden_states], [(3, length, 32)] * 3)
-            self.assertEqual([weights.shape for weights in tower.attentions], [(3, 4, length, length)] * 2)
-
-    def test_hidden_states_output(self):
-        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        model = BiomedCLIPModel._from_config(config, attn_implementation="eager").eval()
-        self.check_towers(model(**inputs, output_hidden_states=True, output_attentions=True))
-
-    def test_attention_outputs(self):
-        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        config._attn_implementation = "eager"
-        for name in ("output_hidden_states", "output_attentions"):
-            self._set_subconfig_attributes(config, name, True)
-        self.check_towers(BiomedCLIPModel(config).eval()(**inputs))
-
-    def test_retain_grad_hidden_states_attentions(self):
-        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        model = BiomedCLIPModel._from_config(config, attn_implementation="eager")
-        outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
-        towers = outputs.text_model_output, outputs.vision_model_output
-        inner = [tensor for tower in towers for tensor in (tower.hidden_states[0], tower.attentions[0])]
-        for tensor in inner:
-            tensor.retain_grad()
-        outputs.logits_per_image[0, 0].backward()
-        self.assertTrue(all(tensor.grad is not None for tensor in inner))
-
 
 class ImageClassificationTest(OverfitMixin, NoWordsMixin, ModelTesterMixin, unittest.TestCase):
     all_model_classes = (BiomedCLIPForImageClassification,)
@@ -208,3 +218,23 @@ class ImageClassificationTest(OverfitMixin, NoWordsMixin, ModelTesterMixin, unit
 
     def overfit_batch(self, batch_size, pixel_values):
         return {"pixel_values": pixel_values, "labels": torch.arange(batch_size) % 2}
+
+
+class VisualQuestionAnsweringTest(BothTowersMixin, OverfitMixin, ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (BiomedCLIPForVisualQuestionAnswering,)
+    model_tester = Tester(BiomedCLIPConfig, WHOLE, texts=True, images=True)
+
+    def setUp(self):
+        if "eager_matches_sdpa" in self._testMethodName:
+            # Of a class of this name the mixin compares the logits, of others hidden states at the top of the output.
+            self.all_model_classes = (type("Classification", self.all_model_classes, {}),)
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        # The mixin looks the class up in transformers' own list of models that answer questions.
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        return {**inputs, "labels": torch.zeros(3, dtype=torch.long)} if return_labels else inputs
+
+    def overfit_batch(self, batch_size, pixel_values):
+        input_ids = torch.arange(1, 1 + 5 * batch_size).view(batch_size, 5)
+        labels = torch.arange(batch_size) % 2
+        return {"input_ids": input_ids, "pixel_values": pixel_values, "labels": labels}

@@ -1,0 +1,94 @@
+"""The pipeline `visual-question-answering`, which transformers 5 no longer has; it travels with saved models."""
+
+from typing import Any
+
+from transformers import Pipeline, ProcessorMixin
+from transformers.image_utils import load_image
+
+
+TASK = "visual-question-answering"
+
+
+class VisualQuestionAnsweringPipeline(Pipeline):
+    """
+    Answers questions about images, with the arguments and results of the pipeline that transformers 4 had.
+
+    Example:
+
+    ```python
+    >>> import modeling_biomedclip  # or trust_remote_code=True
+    >>> from transformers import pipeline
+
+    >>> answer = pipeline("visual-question-answering", model="answers")
+    >>> answer(image="scan.png", question="Is the heart enlarged?", top_k=1)
+    [{'score': 0.93, 'answer': 'no'}]
+    ```"""
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args: Any, processor: ProcessorMixin, **kwargs: Any):
+        super().__init__(*args, processor=processor, **kwargs)
+
+    @classmethod
+    def custom_pipelines(cls) -> dict[str, dict[str, Any]]:
+        """What the configuration of a saved model says of this pipeline, for `trust_remote_code=True`."""
+        implementation = f"{__name__.rpartition('.')[-1]}.{cls.__name__}"
+        return {TASK: {"impl": implementation, "pt": ["AutoModelForVisualQuestionAnswering"], "type": "multimodal"}}
+
+    def __call__(self, image: Any, question: str | list[str] | None = None, **kwargs: Any) -> Any:
+        """
+        Args:
+            image: A Pillow image, a path or an address; a list of them; or one or a list of
+                `{"image": ..., "question": ...}`.
+            question: One for each image, or one for all images, or several for one image.
+            top_k (`int`, defaults to 5): Answers to return, at most.
+            timeout (`float`, *optional*): Seconds to wait for an address.
+            batch_size (`int`, defaults to 1): Questions at a time.
+
+        Returns:
+            For each question a list of `{"score": ..., "answer": ...}`, the best first; a list of such lists for
+            several. Each score is a probability of its own: they do not sum to 1.
+
+        Raises:
+            ValueError: No question, or not as many questions as images.
+        """
+        if question is None:
+            if not (isinstance(image, dict) or _is_list(image)):
+                raise ValueError("Pass a question beside the image, or {'image': ..., 'question': ...}.")
+            return super().__call__(image, **kwargs)
+        if not _is_list(image) and isinstance(question, str):
+            return super().__call__({"image": image, "question": question}, **kwargs)
+        images = image if _is_list(image) else [image] * len(question)
+        questions = [question] * len(images) if isinstance(question, str) else question
+        if len(images) != len(questions):
+            raise ValueError(f"Each question needs its image: {len(questions)} and {len(images)} were passed.")
+        pairs = [{"image": image, "question": text} for image, text in zip(images, questions, strict=True)]
+        return super().__call__(pairs, **kwargs)
+
+    def _sanitize_parameters(self, top_k=None, timeout=None, **kwargs):
+        return {"timeout": timeout}, {}, {} if top_k is None else {"top_k": top_k}
+
+    def preprocess(self, inputs, timeout=None):
+        image = load_image(inputs["image"], timeout=timeout)
+        return self.processor(text=[inputs["question"]], images=[image], return_tensors="pt")
+
+    def _forward(self, model_inputs):
+        return {"logits": self.model(**model_inputs).logits}
+
+    def postprocess(self, model_outputs, top_k=5):
+        scores, numbers = model_outputs["logits"][0].float().sigmoid().topk(min(top_k, self.model.config.num_labels))
+        answers = self.model.config.id2label
+        return [
+            {"score": score, "answer": answers[number]}
+            for score, number in zip(scores.tolist(), numbers.tolist(), strict=True)
+        ]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+__all__ = ["VisualQuestionAnsweringPipeline"]
