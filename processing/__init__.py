@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmarks import load_benchmark
-    from .collator import ContrastiveCollator, LabelCollator
+    from .collator import ContrastiveCollator, LabelCollator, VisualQuestionCollator
     from .image_processing_biomedclip import BiomedCLIPImageProcessor
     from .images import read_image
     from .labelled_images import read_labelled_images
@@ -20,6 +20,7 @@ _LAZY = {
     "ContrastiveCollator": "collator",
     "LabelCollator": "collator",
     "PairStream": "streaming",
+    "VisualQuestionCollator": "collator",
     "load_benchmark": "benchmarks",
     "load_pmc15m": "streaming",
     "read_image": "images",
@@ -39,6 +40,7 @@ __all__ = [
     "ContrastiveCollator",
     "LabelCollator",
     "PairStream",
+    "VisualQuestionCollator",
     "load_benchmark",
     "load_pmc15m",
     "read_image",

@@ -1,4 +1,4 @@
-"""From rows of a data set to the tensors of one batch, contrastive or labelled."""
+"""From rows of a data set to the tensors of one batch: contrastive, labelled, or questions."""
 
 import hashlib
 import logging
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from .answers import normalize_answer
 from .image_processing_biomedclip import to_8_bit
 from .images import ImageError, decode_image, open_image, read_image, reduce_jpeg
 
@@ -23,12 +24,13 @@ MAX_WORKERS = 1024  # slots of the counter that loader workers share
 CROP_SCALE = (0.9, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 IGNORED_LABEL = -100  # what torch's cross-entropy leaves out
+UNKNOWN_ANSWER = -1  # of a question whose answer is none that the model can give
 
 
 class _RowCollator:
     """What collators share: reading images, cropping them at random, substitutes for rows that cannot be used."""
 
-    target_column: str
+    target_columns: tuple[str, ...]
     name_column: str
 
     def __init__(
@@ -77,7 +79,7 @@ class _RowCollator:
         """Sets the epoch of rows that do not carry their own."""
         self.epoch = epoch
 
-    def _usable(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Image.Image], list[str]]:
+    def _usable(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Image.Image], list[Any]]:
         """Images and targets of all rows, the unusable ones replaced."""
         pairs = self._read_all(rows)
         good = [pair for pair in pairs if pair is not None]
@@ -89,9 +91,9 @@ class _RowCollator:
         images, targets = zip(*(pair for pair in pairs if pair is not None), strict=True)
         return list(images), list(targets)
 
-    def _read_all(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Image.Image, str] | None]:
+    def _read_all(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Image.Image, Any] | None]:
         """Image and target of each row; none, counted, for a row that cannot be used."""
-        pairs: list[tuple[Image.Image, str] | None] = []
+        pairs: list[tuple[Image.Image, Any] | None] = []
         for position, row in enumerate(rows):
             try:
                 pairs.append(self._read(row, position))
@@ -106,16 +108,19 @@ class _RowCollator:
                 pairs.append(None)
         return pairs
 
-    def _read(self, row: Mapping[str, Any], position: int) -> tuple[Image.Image, str]:
-        for column in ("image", self.target_column):
+    def _read(self, row: Mapping[str, Any], position: int) -> tuple[Image.Image, Any]:
+        for column in ("image", *self.target_columns):
             if column not in row:
                 raise ValueError(f"Row {self._row_name(row, position)} has no {column!r}; it has {sorted(row)}.")
-        target = row[self.target_column]
-        if not isinstance(target, str) or not target.strip():
-            raise ImageError(f"its {self.target_column} is empty")
+        target = self._target(row)
         if not self.training:
             return read_image(row["image"]), target
         return self._read_crop(row["image"], self._generator(row, position, "crop")), target
+
+    def _target(self, row: Mapping[str, Any]) -> Any:
+        """What goes with the image."""
+        (column,) = self.target_columns
+        return _text(row, column)
 
     def _read_crop(self, source: Any, generator: np.random.Generator) -> Image.Image:
         """A random crop of an image, decoded and resized in the fast way if that is asked for and it is a JPEG."""
@@ -176,7 +181,7 @@ class ContrastiveCollator(_RowCollator):
     >>> batch = collator(list(load_pmc15m("out", split="train").take(8)))
     ```"""
 
-    target_column = "caption"
+    target_columns = ("caption",)
     name_column = "pair_id"
 
     def __init__(
@@ -217,17 +222,8 @@ class ContrastiveCollator(_RowCollator):
         """
         started = time.perf_counter()
         images, captions = self._usable(rows)
-        text = self.processor(
-            text=captions,
-            # SigLIP pools the last position, so its texts must always have the same length.
-            padding="max_length" if "siglip" in type(self.processor).__name__.lower() else True,
-            truncation=True,
-            max_length=self.max_length,
-            return_token_type_ids=False,
-            return_tensors="pt",
-        )
+        texts = _tokens(self.processor, captions, self.max_length)
         pixels = self.image_processor(images, return_tensors="pt")
-        texts = {name: text[name] for name in ("input_ids", "attention_mask") if name in text}
         self._count(len(rows), started)
         return {**texts, "pixel_values": pixels["pixel_values"]}
 
@@ -261,7 +257,7 @@ class LabelCollator(_RowCollator):
     >>> batch = collator([images[number] for number in range(8)])
     ```"""
 
-    target_column = "label"
+    target_columns = ("label",)
     name_column = "name"
 
     def __init__(
@@ -305,6 +301,89 @@ class LabelCollator(_RowCollator):
             labels = [self.label2id[pair[1]] if pair else IGNORED_LABEL for pair in pairs]
         pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": torch.tensor(labels)}
+
+
+class VisualQuestionCollator(_RowCollator):
+    r"""
+    Collates rows with `image`, `question` and `answer` into `input_ids`, `attention_mask`, `pixel_values` and `labels`.
+
+    Crops in training as [`ContrastiveCollator`] does, by the seed, the row's `name` and the epoch alone. Answers are
+    compared in the form of [`normalize_answer`].
+
+    Args:
+        processor: [`BiomedCLIPProcessor`].
+        label2id (`dict[str, int]`): The number of each answer that the model can give, normalised.
+        training (`bool`, defaults to `False`): Crop at random.
+        max_length (`int`, *optional*): Longer questions are cut; the tokenizer's limit when left out.
+        crop_scale (`tuple[float, float]`, defaults to `(0.9, 1.0)`): Share of the area that a crop keeps.
+        crop_ratio (`tuple[float, float]`, defaults to `(3/4, 4/3)`): Width over height of a crop.
+        seed (`int`, defaults to 0): Seed of crops and substitutes.
+        on_error (`"raise"` or `"substitute"`): What a row does whose image cannot be decoded, or that has no question:
+            as in [`LabelCollator`].
+
+    Example:
+
+    ```python
+    >>> from processing import BiomedCLIPProcessor, VisualQuestionCollator
+
+    >>> collator = VisualQuestionCollator(BiomedCLIPProcessor.from_pretrained("out/model"), {"yes": 0, "no": 1})
+    >>> batch = collator([{"image": "scan.png", "question": "Is there a fracture?", "answer": "No"}])
+    ```"""
+
+    target_columns = ("question", "answer")
+    name_column = "name"
+
+    def __init__(
+        self,
+        processor: Any,
+        label2id: Mapping[str, int],
+        *,
+        training: bool = False,
+        max_length: int | None = None,
+        crop_scale: tuple[float, float] = CROP_SCALE,
+        crop_ratio: tuple[float, float] = CROP_RATIO,
+        seed: int = 0,
+        on_error: Literal["raise", "substitute"] = "raise",
+    ):
+        super().__init__(
+            processor.image_processor,
+            training=training,
+            crop_scale=crop_scale,
+            crop_ratio=crop_ratio,
+            seed=seed,
+            on_error=on_error,
+        )
+        self.processor = processor
+        self.label2id = label2id
+        self.max_length = max_length
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            rows: Rows with `image` (whatever [`read_image`] takes), `question` and `answer`, and optionally `name` and
+                `epoch`.
+
+        Returns:
+            `input_ids` and `attention_mask` of shape `(rows, longest question)`, `pixel_values` of shape
+            `(rows, 3, height, width)` and `labels` of shape `(rows,)`: the number of the answer, `UNKNOWN_ANSWER` for
+            one that the model cannot give, in evaluation `IGNORED_LABEL` for a row that cannot be used.
+
+        Raises:
+            ValueError: A row that cannot be used (with `on_error="raise"`), or in training none that can.
+        """
+        if self.training:
+            images, targets = self._usable(rows)
+        else:
+            pairs = self._read_all(rows)
+            images = [pair[0] if pair else Image.new("RGB", (1, 1)) for pair in pairs]
+            targets = [pair[1] if pair else ("", IGNORED_LABEL) for pair in pairs]
+        questions, labels = zip(*targets, strict=True)
+        pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        texts = _tokens(self.processor, list(questions), self.max_length)
+        return {**texts, "pixel_values": pixels, "labels": torch.tensor(labels)}
+
+    def _target(self, row: Mapping[str, Any]) -> tuple[str, int]:
+        return _text(row, "question"), self.label2id.get(normalize_answer(row["answer"]), UNKNOWN_ANSWER)
 
 
 def random_resized_crop(
@@ -395,6 +474,28 @@ def fast_resized_crop(
     return image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
 
 
+def _text(row: Mapping[str, Any], column: str) -> str:
+    """A text of a row, which makes the row unusable where it is empty."""
+    text = row[column]
+    if not isinstance(text, str) or not text.strip():
+        raise ImageError(f"its {column} is empty")
+    return text
+
+
+def _tokens(processor: Any, texts: list[str], max_length: int | None) -> dict[str, torch.Tensor]:
+    """Texts of a batch, padded to the longest."""
+    tokens = processor(
+        text=texts,
+        # SigLIP pools the last position, so its texts must always have the same length.
+        padding="max_length" if "siglip" in type(processor).__name__.lower() else True,
+        truncation=True,
+        max_length=max_length,
+        return_token_type_ids=False,
+        return_tensors="pt",
+    )
+    return {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
+
+
 def _slot() -> int:
     """The place of this worker in counters that all workers share; the first is that of the process itself."""
     worker = get_worker_info()
@@ -408,4 +509,11 @@ def _central_box(width: int, height: int, ratio: tuple[float, float]) -> tuple[i
     return left, top, left + crop_width, top + crop_height
 
 
-__all__ = ["IGNORED_LABEL", "ContrastiveCollator", "LabelCollator", "random_resized_crop"]
+__all__ = [
+    "IGNORED_LABEL",
+    "UNKNOWN_ANSWER",
+    "ContrastiveCollator",
+    "LabelCollator",
+    "VisualQuestionCollator",
+    "random_resized_crop",
+]

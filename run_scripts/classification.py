@@ -3,10 +3,8 @@
 biomedclip train --config lora_classification --train-data folder_of_classes --output-dir classifier
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,31 +14,19 @@ from transformers import (
     AutoProcessor,
     EvalPrediction,
     PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
     set_seed,
 )
 
-from modeling_biomedclip import ContrastiveTrainer
-from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
 from processing import LabelCollator, read_labelled_images
 from processing.collator import IGNORED_LABEL
 from processing.labelled_images import LabelledImages, hold_out
 
-from .adapters import (
-    MERGED,
-    AdapterOptions,
-    add_adapter,
-    refuse_adapter,
-    refuse_sharded_merge,
-    save_merged,
-    what_is_where,
-)
+from .adapters import AdapterOptions, add_adapter, refuse_adapter, refuse_sharded_merge, what_is_where
 from .options import parse_options
 from .progress import show_progress
-from .reporting import say, show_table, write_json
+from .reporting import say, show_table
 from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
+from .supervised import SupervisedArguments, SupervisedTrainer, save_results
 
 
 TASK = "image-classification"
@@ -53,7 +39,6 @@ SHOWN = """
     dataloader_num_workers eval_strategy save_steps logging_steps report_to resume_from_checkpoint seed
 """.split()
 HEAD = "classifier"  # what transformers' image classifiers call it
-CONFIG = "config"  # folder of the model's configuration, in an adapter's
 
 
 @dataclass
@@ -84,26 +69,7 @@ class LabelledData:
     )
 
 
-@dataclass
-class ClassificationArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults that a set of images needs."""
-
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={"help": "true for the last checkpoint of the output folder, or one checkpoint's folder."},
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the raw columns."})
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "A last batch of one damaged image would have no substitute for it."}
-    )
-
-    def __post_init__(self):
-        if are_processes_on_cpu():
-            self.use_cpu = True
-        super().__post_init__()
-
-
-OPTION_CLASSES = [LabelledData, AdapterOptions, ClassificationArguments]
+OPTION_CLASSES = [LabelledData, AdapterOptions, SupervisedArguments]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -124,8 +90,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def train_classifier(
-    data: LabelledData, args: ClassificationArguments, adapter: AdapterOptions
-) -> tuple["ClassificationTrainer", dict[str, Any]]:
+    data: LabelledData, args: SupervisedArguments, adapter: AdapterOptions
+) -> tuple[SupervisedTrainer, dict[str, Any]]:
     """
     Trains and saves an image classifier, and measures it on held-out images.
 
@@ -160,7 +126,7 @@ def train_classifier(
         model = add_adapter(model, adapter, trained_whole=[HEAD])
     collate: dict[str, Any] = {"label2id": config.label2id, "seed": args.seed, "on_error": data.on_bad_row}
     collators = [LabelCollator(image_processor, training=training, **collate) for training in (True, False)]
-    trainer = ClassificationTrainer(
+    trainer = SupervisedTrainer(
         model,
         args,
         train_dataset=splits["train"],
@@ -168,6 +134,7 @@ def train_classifier(
         data_collator=collators[0],
         eval_data_collator=collators[1],
         processing_class=image_processor,
+        compute_metrics=accuracies,
     )
     refuse_sharded_merge(trainer, adapter)
     show_progress(trainer)
@@ -180,49 +147,8 @@ def train_classifier(
     for split in ("validation", "test"):
         if split in splits:
             results[split] = measure(trainer, splits[split], split)
-    if trainer.is_world_process_zero():
-        output_dir = Path(args.output_dir)
-        write_json(output_dir / "train_results.json", results)
-        if adapter.lora_rank is not None:
-            # Not beside the adapter: where a configuration lies, transformers looks for a whole model.
-            config.save_pretrained(output_dir / CONFIG)
-        if adapter.merge_adapter:
-            save_merged(model, image_processor, output_dir / MERGED)
+    save_results(trainer, results, adapter, config)
     return trainer, results
-
-
-class ClassificationTrainer(Trainer):
-    """
-    `Trainer` for [`LabelCollator`]: augments in training alone, and evaluates every image.
-
-    Raises:
-        ValueError: Fewer training images than a batch.
-    """
-
-    def __init__(self, model: Any, args: ClassificationArguments, *, eval_data_collator: Any, **kwargs: Any):
-        images = len(kwargs["train_dataset"])
-        batch_size = args.train_batch_size * args.world_size
-        if images < batch_size:
-            raise ValueError(
-                f"A batch of {batch_size} images does not fit: there are {images} to train on. "
-                "Lower --per-device-train-batch-size."
-            )
-        if args.max_steps <= 0:
-            steps_per_epoch = math.ceil(images // batch_size / args.gradient_accumulation_steps)
-            args.max_steps = math.ceil(args.num_train_epochs * steps_per_epoch)
-        self.eval_data_collator = eval_data_collator
-        args.dataloader_pin_memory &= args.device.type != "cpu"
-        super().__init__(model, args, compute_metrics=accuracies, callbacks=[_EpochOfCrops()], **kwargs)
-        # The model's loss is the mean of its batch: Trainer has to divide it by the number of accumulated ones.
-        self.model_accepts_loss_kwargs = False
-
-    # Trainer's own would use the training collator, and drop the last batch along with the training set's.
-    get_eval_dataloader = ContrastiveTrainer.get_eval_dataloader
-
-
-class _EpochOfCrops(TrainerCallback):
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        train_dataloader.collate_fn.set_epoch(int(state.epoch or 0))
 
 
 def with_validation(splits: Mapping[str, LabelledImages], share: float, seed: int) -> dict[str, LabelledImages]:
@@ -280,7 +206,7 @@ def accuracies(evaluated: EvalPrediction) -> dict[str, float]:
     }
 
 
-def measure(trainer: ClassificationTrainer, images: LabelledImages, split: str) -> dict[str, Any]:
+def measure(trainer: SupervisedTrainer, images: LabelledImages, split: str) -> dict[str, Any]:
     """What the trained model makes of a split, and how many of its images could not be read."""
     before = trainer.eval_data_collator.substituted_rows
     metrics = trainer.evaluate(images, metric_key_prefix=split)

@@ -10,8 +10,8 @@ from importlib.metadata import version
 VERBS = {
     "quickstart": "the whole line: build, train, evaluate, load again, fine-tune",
     "build": "figure-caption pairs out of PubMed Central's bucket, or a mirror",
-    "train": "contrastive training or image classification; all weights, or LoRA",
-    "evaluate": "retrieval, zero-shot classification, a linear probe; several models",
+    "train": "contrastive, image classification, visual questions; all weights or LoRA",
+    "evaluate": "retrieval, zero-shot, linear probe, visual questions; several models",
     "convert": "open_clip's checkpoints to transformers', and back",
     "export": "the towers as ONNX or OpenVINO graphs, also in 8 bits",
 }

@@ -30,7 +30,7 @@ from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, Contrastiv
 from processing.processing_biomedclip import CONTEXT_LENGTH
 from processing.streaming import TRAINING_COLUMNS, Text, column_names
 
-from . import classification
+from . import classification, visual_question_answering
 from .adapters import (
     MERGED,
     AdapterOptions,
@@ -66,7 +66,8 @@ SHOWN = """
     torch_compile dataloader_num_workers eval_steps zero_shot_data save_steps logging_steps save_total_limit report_to
     resume_from_checkpoint seed dry_run pairs processes
 """.split()
-TASKS = ["contrastive", classification.TASK]
+OTHER_TASKS = {module.TASK: module for module in (classification, visual_question_answering)}
+TASKS = ["contrastive", *OTHER_TASKS]
 # Where one of a group stands on the command line, a recipe's others do not count.
 ALTERNATIVES = (
     ("model_name_or_path", "vision_model", "text_model", "model_config"),
@@ -142,8 +143,9 @@ OPTION_CLASSES = [
 
 def main(arguments: Sequence[str]) -> None:
     """Runs `biomedclip train`."""
-    if option_value("train", "task", arguments) == classification.TASK:
-        return classification.main(arguments)
+    task = option_value("train", "task", arguments)
+    if task in OTHER_TASKS:
+        return OTHER_TASKS[task].main(arguments)
     dry = is_true(option_value("train", "dry_run", arguments))
     data, handling, model_options, adapter, zero_shot, dry_options, args = parse_options(
         "train",

@@ -1,0 +1,102 @@
+"""What the tasks with labels share: training on images with a right answer each, and measuring it on held-out ones."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from modeling_biomedclip import ContrastiveTrainer
+from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
+
+from .adapters import MERGED, AdapterOptions, save_merged
+from .reporting import write_json
+
+
+CONFIG = "config"  # folder of the model's configuration, in an adapter's
+
+
+@dataclass
+class SupervisedArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults that a set of images needs."""
+
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "true for the last checkpoint of the output folder, or one checkpoint's folder."},
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the raw columns."})
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "A last batch of one damaged image would have no substitute for it."}
+    )
+
+    def __post_init__(self):
+        if are_processes_on_cpu():
+            self.use_cpu = True
+        super().__post_init__()
+
+
+class SupervisedTrainer(Trainer):
+    """
+    `Trainer` for collators that crop at random and find substitutes: augments in training alone, and evaluates every
+    row.
+
+    Args:
+        model: The model; its loss is the mean of its batch.
+        args: How it is trained.
+        eval_data_collator: Collates the rows that are evaluated.
+        kwargs: Further arguments of `Trainer`, `train_dataset` and `data_collator` among them.
+
+    Raises:
+        ValueError: Fewer training rows than a batch.
+    """
+
+    rows = "images"  # what a row of the training set is
+
+    def __init__(self, model: Any, args: SupervisedArguments, *, eval_data_collator: Any, **kwargs: Any):
+        rows = len(kwargs["train_dataset"])
+        batch_size = args.train_batch_size * args.world_size
+        if rows < batch_size:
+            raise ValueError(
+                f"A batch of {batch_size} {self.rows} does not fit: there are {rows} to train on. "
+                "Lower --per-device-train-batch-size."
+            )
+        if args.max_steps <= 0:
+            steps_per_epoch = math.ceil(rows // batch_size / args.gradient_accumulation_steps)
+            args.max_steps = math.ceil(args.num_train_epochs * steps_per_epoch)
+        self.eval_data_collator = eval_data_collator
+        args.dataloader_pin_memory &= args.device.type != "cpu"
+        super().__init__(model, args, callbacks=[_EpochOfCrops()], **kwargs)
+        # The model's loss is the mean of its batch: Trainer has to divide it by the number of accumulated ones.
+        self.model_accepts_loss_kwargs = False
+
+    # Trainer's own would use the training collator, and drop the last batch along with the training set's.
+    get_eval_dataloader = ContrastiveTrainer.get_eval_dataloader
+    get_test_dataloader = ContrastiveTrainer.get_test_dataloader
+
+
+def save_results(trainer: SupervisedTrainer, results: Mapping[str, Any], adapter: AdapterOptions, config: Any) -> None:
+    """
+    Leaves what a run has measured, and beside an adapter the configuration and the merged model.
+
+    Args:
+        trainer: The trainer, its model trained and saved.
+        results: What `train_results.json` will hold.
+        adapter: LoRA, or none.
+        config: Configuration of the model without the adapter.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    output_dir = Path(trainer.args.output_dir)
+    write_json(output_dir / "train_results.json", results)
+    if adapter.lora_rank is not None:
+        # Not beside the adapter: where a configuration lies, transformers looks for a whole model.
+        config.save_pretrained(output_dir / CONFIG)
+    if adapter.merge_adapter:
+        save_merged(trainer.model, trainer.processing_class, output_dir / MERGED)
+
+
+class _EpochOfCrops(TrainerCallback):
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        train_dataloader.collate_fn.set_epoch(int(state.epoch or 0))

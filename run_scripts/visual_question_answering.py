@@ -1,0 +1,343 @@
+"""Trains a model that answers questions about images: the task visual-question-answering of `biomedclip train`.
+
+biomedclip train --config vqa_rad --model-name-or-path model --train-data VQA_RAD --output-dir answers
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+    EvalPrediction,
+    PreTrainedModel,
+    set_seed,
+)
+
+from modeling_biomedclip import BiomedCLIPCoAttentionConfig
+from processing import VisualQuestionCollator, load_benchmark
+from processing.answers import answer_vocabulary, normalize_answer
+from processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
+from processing.benchmarks.loading import VISUAL_QUESTIONS
+from processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
+
+from .adapters import AdapterOptions, add_adapter, refuse_adapter, refuse_sharded_merge, what_is_where
+from .options import parse_options
+from .progress import show_progress
+from .reporting import say, show_table
+from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
+from .supervised import SupervisedArguments, SupervisedTrainer, save_results
+
+
+TASK = "visual-question-answering"
+EXAMPLE = """biomedclip train --config vqa_rad --model-name-or-path model \\
+      --train-data VQA_RAD --output-dir answers"""
+SHOWN = """
+    task train_data benchmark image_folder validation_share on_bad_row model_name_or_path co_attention_config max_length
+    head_learning_rate_factor cross_modal_learning_rate_factor lora_rank lora_alpha lora_dropout lora_targets
+    merge_adapter output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size
+    gradient_accumulation_steps learning_rate warmup_steps weight_decay bf16 dataloader_num_workers eval_strategy
+    save_steps logging_steps report_to resume_from_checkpoint seed
+""".split()
+# What is neither of the two towers nor of the classifier is cross-modal, as METER has it.
+HEAD, TOWERS = "classifier", ("text_model", "vision_model")
+NEW_PARTS = [HEAD, "co_attention", "text_transform", "image_transform"]
+
+
+@dataclass
+class QuestionData:
+    """What is trained on, from which model, and what METER has beside `TrainingArguments`."""
+
+    train_data: str = field(metadata={"help": "Folder of the benchmark, as it is downloaded."})
+    model_name_or_path: str = field(
+        metadata={"help": "BiomedCLIP checkpoint whose towers are used, and its head for questions if it has one."}
+    )
+    benchmark: str = field(metadata={"help": "Whose layout the folder has.", "choices": list(VISUAL_QUESTIONS)})
+    task: str = field(default=TASK, metadata={"help": "What is learned."})
+    image_folder: str | None = field(
+        default=None, metadata={"help": "Folder of the images, where they do not lie beside the questions."}
+    )
+    validation_share: float = field(
+        default=0.1,
+        metadata={"help": "Share of the images, with all their questions, that is held out of a set without a split."},
+    )
+    on_bad_row: str = field(
+        default="substitute",
+        metadata={
+            "help": "What a question does whose image cannot be decoded: raise, or be replaced by another and counted.",
+            "choices": ["raise", "substitute"],
+        },
+    )
+    co_attention_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of BiomedCLIPCoAttentionConfig, as JSON. The published size if left out."},
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens a question is cut at. The tokenizer's limit if left out."}
+    )
+    head_learning_rate_factor: float = field(
+        default=50.0, metadata={"help": "The classifier learns so many times as fast as the towers (METER)."}
+    )
+    cross_modal_learning_rate_factor: float = field(
+        default=5.0, metadata={"help": "The co-attention learns so many times as fast as the towers (METER)."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.co_attention_config, str):
+            try:
+                self.co_attention_config = json.loads(self.co_attention_config)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"--co-attention-config is not JSON: {error}") from error
+        if isinstance(self.co_attention_config, Mapping):
+            _check_head(self.co_attention_config)
+        elif self.co_attention_config is not None:
+            raise ValueError('--co-attention-config must hold fields by name, such as {"num_hidden_layers": 2}.')
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"--validation-share must lie between 0 and 1, not {self.validation_share}.")
+
+
+OPTION_CLASSES = [QuestionData, AdapterOptions, SupervisedArguments]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs `biomedclip train --task visual-question-answering`."""
+    data, adapter, args = parse_options(
+        "train",
+        OPTION_CLASSES,
+        arguments,
+        description=__doc__.split("\n\n")[0],
+        example=EXAMPLE,
+        shown=SHOWN,
+    )
+    trainer, results = train_answerer(data, args, adapter)
+    if trainer.is_world_process_zero():
+        show_results(results)
+        say(f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json")
+    part_processes()
+
+
+def train_answerer(
+    data: QuestionData, args: SupervisedArguments, adapter: AdapterOptions
+) -> tuple["QuestionTrainer", dict[str, Any]]:
+    """
+    Trains and saves a model that answers questions, and measures it on the questions of held-out images.
+
+    Args:
+        data: What is trained on, and from which model.
+        args: Everything else.
+        adapter: LoRA on the towers, or none; the head is trained whole.
+
+    Returns:
+        The trainer, its model trained, and the results that `train_results.json` holds.
+
+    Raises:
+        ValueError: Fewer questions than a batch, or a checkpoint that cannot answer any.
+        FileNotFoundError: No such benchmark there, or a part of it missing.
+        FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
+    """
+    check_checkpoint(data.model_name_or_path)
+    check_trackers(args)
+    splits = question_splits(data, args.seed)
+    answered = [question for question in splits["train"] if normalize_answer(question.answer)]
+    unanswered = len(splits["train"]) - len(answered)
+    splits["train"] = answered
+    answers = answer_vocabulary(question.answer for question in answered)
+    checkpoint = checkpoint_to_resume(args)
+    set_seed(args.seed)
+    processor = AutoProcessor.from_pretrained(data.model_name_or_path)
+    model = load_answerer(data.model_name_or_path, answers, data.co_attention_config)
+    config = model.config
+    if adapter.lora_rank is not None:
+        model = add_adapter(model, adapter, trained_whole=NEW_PARTS)
+    collate: dict[str, Any] = {"max_length": data.max_length, "seed": args.seed, "on_error": data.on_bad_row}
+    collators = [
+        VisualQuestionCollator(processor, config.label2id, training=training, **collate) for training in (True, False)
+    ]
+    rows = {split: [vars(question) for question in questions] for split, questions in splits.items()}
+    trainer = QuestionTrainer(
+        model,
+        args,
+        head_factor=data.head_learning_rate_factor,
+        cross_modal_factor=data.cross_modal_learning_rate_factor,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        data_collator=collators[0],
+        eval_data_collator=collators[1],
+        processing_class=processor,
+    )
+    refuse_sharded_merge(trainer, adapter)
+    show_progress(trainer)
+    results: dict[str, Any] = {
+        **run_training(trainer, checkpoint),
+        "questions": len(splits["train"]),
+        "images": len({question.image_name for question in splits["train"]}),
+        "answers": len(answers),
+        "questions_without_answer": unanswered,
+        "substituted_rows": collators[0].substituted_rows,
+        "validation": measure(trainer, splits["validation"], rows["validation"]),
+    }
+    save_results(trainer, results, adapter, config)
+    return trainer, results
+
+
+class QuestionTrainer(SupervisedTrainer):
+    """
+    `Trainer` for questions about images, with METER's learning rates for three parts of the model.
+
+    Args:
+        model: The model.
+        args: How it is trained; its learning rate is that of the towers.
+        head_factor: By how much faster the classifier learns.
+        cross_modal_factor: By how much faster all else learns that is no tower.
+        kwargs: Further arguments of [`SupervisedTrainer`].
+    """
+
+    rows = "questions"
+
+    def __init__(
+        self, model: Any, args: SupervisedArguments, *, head_factor: float, cross_modal_factor: float, **kwargs: Any
+    ):
+        self.head_factor, self.cross_modal_factor = head_factor, cross_modal_factor
+        super().__init__(model, args, compute_metrics=accuracy, preprocess_logits_for_metrics=_best_answers, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's, with its two groups (with and without weight decay) split by how fast their parts learn."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        factor_of = {parameter: self._factor(name) for name, parameter in (model or self.model).named_parameters()}
+        # The towers first: the learning rate that Trainer logs is that of the first group.
+        optimizer.param_groups = [
+            {**group, "params": parameters, "lr": group["lr"] * factor}
+            for factor in sorted(set(factor_of.values()), key=[1.0, self.cross_modal_factor, self.head_factor].index)
+            for group in optimizer.param_groups
+            if (parameters := [parameter for parameter in group["params"] if factor_of[parameter] == factor])
+        ]
+        return optimizer
+
+    def _factor(self, name: str) -> float:
+        parts = name.split(".")
+        if HEAD in parts:
+            return self.head_factor
+        return 1.0 if any(tower in parts for tower in TOWERS) else self.cross_modal_factor
+
+
+def load_questions(name: str | None, path: str, split: Any, image_folder: str | None = None) -> VisualQuestionBenchmark:
+    """
+    A split of a benchmark of questions.
+
+    Args:
+        name: Of the benchmark.
+        path: Its folder.
+        split: `train`, `validation` or `test`.
+        image_folder: Folder of the images, where they do not lie beside the questions.
+
+    Raises:
+        ValueError: A benchmark of something else, or of nothing.
+        FileNotFoundError: No such benchmark there, or a part of it missing.
+    """
+    if name not in VISUAL_QUESTIONS:
+        raise ValueError(f"--benchmark must be {' or '.join(VISUAL_QUESTIONS)} for visual questions, not {name}.")
+    benchmark = load_benchmark(name, path, split=split, image_folder=image_folder)
+    assert isinstance(benchmark, VisualQuestionBenchmark)
+    return benchmark
+
+
+def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuestion]]:
+    """
+    The questions to train on and those to validate on: the set's own split, or some of its training images.
+
+    Args:
+        data: Which benchmark, and where.
+        seed: Seed of the draw of images.
+    """
+    where = data.image_folder
+    train = load_questions(data.benchmark, data.train_data, "train", where).questions
+    if data.benchmark == "slake":
+        return {"train": train, "validation": load_questions("slake", data.train_data, "validation", where).questions}
+    images = sorted({question.image_name for question in train})
+    wanted = min(len(images) - 1, max(1, round(data.validation_share * len(images))))
+    held_out = set(np.random.default_rng(seed).permutation(images)[:wanted].tolist())
+    return {
+        "train": [question for question in train if question.image_name not in held_out],
+        "validation": [question for question in train if question.image_name in held_out],
+    }
+
+
+def load_answerer(name: str, answers: Sequence[str], co_attention_config: Any = None) -> PreTrainedModel:
+    """
+    The towers of a checkpoint with a head for these answers, drawn afresh where it has none that fits.
+
+    Args:
+        name: Folder or Hub id of a BiomedCLIP.
+        answers: What the model can answer.
+        co_attention_config: Fields of the head; the checkpoint's, or the published ones, if none are given.
+    """
+    head = {} if co_attention_config is None else {"co_attention_config": co_attention_config}
+    model = AutoModelForVisualQuestionAnswering.from_pretrained(
+        name,
+        id2label=dict(enumerate(answers)),
+        label2id={answer: number for number, answer in enumerate(answers)},
+        num_labels=len(answers),
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        **head,
+    )
+    refuse_adapter(model)
+    return model
+
+
+def _check_head(fields: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: Fields that the head does not have (transformers takes any without a word), or that do not fit.
+    """
+    unknown = sorted(set(fields) - set(BiomedCLIPCoAttentionConfig().to_dict()))
+    if unknown:
+        raise ValueError(f"--co-attention-config: {', '.join(unknown)}: not a field of BiomedCLIPCoAttentionConfig.")
+    try:
+        BiomedCLIPCoAttentionConfig(**fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"--co-attention-config: {error}") from error
+
+
+def _best_answers(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """The number of the best answer: not the logits of all, nor what the towers put out."""
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    return logits.argmax(dim=-1)
+
+
+def accuracy(evaluated: EvalPrediction) -> dict[str, float]:
+    """Share of right answers among the questions whose images could be read; answers never seen count as wrong."""
+    readable = evaluated.label_ids != IGNORED_LABEL
+    return {"accuracy": float((evaluated.predictions == evaluated.label_ids)[readable].mean())}
+
+
+def measure(trainer: QuestionTrainer, questions: Sequence[VisualQuestion], rows: Sequence[Any]) -> dict[str, Any]:
+    """What the trained model makes of the validation questions, open and closed ones apart."""
+    found = trainer.predict(rows, metric_key_prefix="validation")
+    readable, right = found.label_ids != IGNORED_LABEL, found.predictions == found.label_ids
+    types = np.array([question.answer_type for question in questions])
+    measured: dict[str, Any] = {"accuracy": found.metrics["validation_accuracy"]}
+    for answer_type in ("open", "closed"):
+        of_type = readable & (types == answer_type)
+        measured[f"{answer_type}_accuracy"] = float(right[of_type].mean()) if of_type.any() else None
+    return {
+        **measured,
+        "questions": len(questions),
+        "images": len({question.image_name for question in questions}),
+        "answers_never_seen": int((found.label_ids == UNKNOWN_ANSWER).sum()),
+        "unreadable_questions": int((~readable).sum()),
+    }
+
+
+def show_results(results: dict[str, Any]) -> None:
+    """Prints the accuracies on held-out images, and what the training took."""
+    rows = [(name.replace("_", " "), results[name]) for name in ("questions", "images", "questions_without_answer")]
+    rows += [(f"validation {name.replace('_', ' ')}", value) for name, value in results["validation"].items()]
+    show_table(f"Visual question answering, {results['answers']} answers", rows + cost_rows(results), ["", "value"])
