@@ -1,9 +1,10 @@
-"""Evaluates dual encoders: retrieval, zero-shot classification, a linear probe.
+"""Evaluates models: retrieval, zero-shot classification, a linear probe, visual questions.
 
 biomedclip evaluate retrieval --model run --data out --output-dir results
 biomedclip evaluate zero-shot --model run --data folder_of_classes --output-dir results
 biomedclip evaluate zero-shot --model run --model another --benchmark pcam --data pcam --output-dir results
 biomedclip evaluate linear-probe --model run --benchmark rsna --data rsna --output-dir results
+biomedclip evaluate vqa --model answers --benchmark vqa_rad --data VQA_RAD --output-dir results
 """
 
 import csv
@@ -32,6 +33,7 @@ from .evaluation.features import WORKERS, FeatureStore
 from .evaluation.linear_probe import LabelledFeatures, probe, show_probe
 from .evaluation.results import write_results
 from .evaluation.retrieval import count_ranks, embed_pairs, retrieval_of, show_retrieval
+from .evaluation.visual_question_answering import evaluate_questions
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
 from .options import parse_options
 from .reporting import say
@@ -64,7 +66,8 @@ class EvaluateOptions:
     )
     output_dir: str = field(metadata={"help": "Folder for results.json; of several models one folder for each."})
     task: str = field(
-        default="retrieval", metadata={"help": "retrieval, zero-shot or linear-probe; may stand as the first word."}
+        default="retrieval",
+        metadata={"help": "retrieval, zero-shot, linear-probe or vqa; may be the first word."},
     )
     benchmark: str | None = field(
         default=None, metadata={"help": "pcam, rsna, pmc15m, ...: whose files --data holds; brings prompts and values."}
@@ -92,6 +95,9 @@ class EvaluateOptions:
             + " and ".join(f"'{template}'" for template in TEMPLATES)
             + ", if left out."
         },
+    )
+    image_folder: str | None = field(
+        default=None, metadata={"help": "vqa: where the images of vqa_rad or slake lie, if not beside the questions."}
     )
     shares: list[float] = field(
         default_factory=lambda: [0.01, 0.1, 1.0], metadata={"help": "Linear probe: shares of the training labels."}
@@ -326,6 +332,7 @@ TASKS: dict[str, Callable[[Run], dict[str, Any] | None]] = {
     "retrieval": evaluate_retrieval,
     "zero-shot": evaluate_zero_shot,
     "linear-probe": evaluate_linear_probe,
+    "vqa": lambda run: evaluate_questions(run.model, run.options, run.output_dir, run.command),
 }
 
 

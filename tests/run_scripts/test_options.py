@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from modeling_biomedclip import ContrastiveTrainingArguments
-from run_scripts import classification, train
+from run_scripts import train
 from run_scripts.build import read_pmcids
 from run_scripts.options import RECIPES, is_true, option_value, parse_options, read_recipe, recipe_names
 from run_scripts.train import ALTERNATIVES, ModelOptions, PairHandling, TrainData
@@ -90,11 +90,12 @@ def test_a_missing_option_is_named(capsys):
 def test_every_shipped_recipe_fits_its_verbs(name, tmp_path):
     sections = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     assert set(sections) <= {"base", "build", "train", "evaluate", "quickstart"}
-    classifies = sections.get("train", {}).get("task") == classification.TASK
+    module = train.OTHER_TASKS.get(read_recipe(name, ["train"]).get("task"), train)
+    named = ["--model-name-or-path", "x"] if module is not train else []
     parse_options(
         "train",
-        classification.OPTION_CLASSES if classifies else train.OPTION_CLASSES,
-        ["--config", name, "--train-data", "x", "--output-dir", str(tmp_path), "--bf16", "false"],
+        module.OPTION_CLASSES,
+        ["--config", name, "--train-data", "x", "--output-dir", str(tmp_path), "--bf16", "false", *named],
         description="",
         example="",
     )

@@ -49,7 +49,7 @@ ROWS = {
     "patch_dropout": Row(32),
     "locked_image_tower": Row(32),
 }
-OTHERS = {"batch_64k", "quickstart", "lora_contrastive", "lora_classification", "lora_merged"}
+OTHERS = {"batch_64k", "quickstart", "lora_contrastive", "lora_classification", "lora_merged", "vqa_rad", "vqa_slake"}
 
 
 def opening(name: str) -> str:

@@ -1,0 +1,1 @@
+"""Accuracy of answers to visual questions, open and closed ones apart."""

@@ -1,0 +1,307 @@
+"""Evaluates a model that answers questions about images: accuracy of open, closed and all questions of a benchmark."""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
+
+from modeling_biomedclip.retrieval_metrics import bootstrap_interval
+from processing import VisualQuestionCollator, read_image
+from processing.answers import normalize_answer
+from processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
+from processing.benchmarks.leaks import find_leaks
+from processing.collator import IGNORED_LABEL
+from processing.images import ImageError
+
+from ..reporting import say, show_table
+from ..visual_question_answering import load_questions
+from .dual_encoders import DualEncoder
+from .metrics.visual_question_answering.visual_question_answering import right_answers
+from .parts import Parts
+from .results import write_results
+
+
+ANSWERS = "answers.jsonl"
+ANSWER_TYPES = ("open", "closed")
+PARTS = "features"  # folder of what is kept between runs, as of the other tasks
+PART = 256  # questions of a part: what is lost at most when a run is killed
+
+
+def evaluate_questions(name: str, options: Any, output_dir: Path, command: Sequence[str] = ()) -> dict[str, Any] | None:
+    """
+    Runs `biomedclip evaluate vqa`: shows the accuracies, writes `results.json` and the answers to `answers.jsonl`.
+
+    Args:
+        name: Folder or Hub id of the model.
+        options: `data`, `benchmark`, `image_folder`, `split`, `batch_size`, `max_length` and `seed`.
+        output_dir: Where the results go; what an interrupted run has left there is gone on with.
+        command: The command line behind `biomedclip evaluate`.
+
+    Returns:
+        What `results.json` holds, in the first process.
+
+    Raises:
+        ValueError: No benchmark of questions, or a model that answers none.
+        FileNotFoundError: No such model, or no such benchmark there.
+    """
+    started = time.monotonic()
+    benchmark = load_questions(options.benchmark, options.data, options.split, options.image_folder)
+    answerer = load_answerer(name)
+    answers, damaged = answer_questions(
+        answerer, benchmark, output_dir / PARTS, batch_size=options.batch_size, max_length=options.max_length
+    )
+    if not PartialState().is_main_process:
+        return None
+    metrics = {**answer_metrics(answers, options.seed), "answers": answerer.model.config.num_labels}
+    training = training_split(benchmark, options.image_folder)
+    leaks = None
+    if training is not None:
+        metrics |= majority_baseline(answers, training.questions)
+        leaks = find_leaks(training, benchmark, progress=True).as_dict()
+    show_answers(metrics, benchmark)
+    if leaks is not None:
+        say(f"{leaks['leaked']:,} of {leaks['test_images']:,} images are, or look like, images of the training split.")
+    if damaged:
+        say(f"{len(damaged):,} questions are left out, the first {damaged[0]['name']}: {damaged[0]['reason']}")
+    write_answers(output_dir / ANSWERS, answers)
+    results = write_results(
+        output_dir,
+        task="vqa",
+        benchmark=benchmark.name,
+        command=command,
+        encoder=answerer,
+        data={
+            "path": options.data,
+            "split": benchmark.split,
+            "fingerprint": benchmark.fingerprint,
+            "rows": len(answers),
+            "damaged": damaged,
+            "leaks": leaks,
+            "notes": benchmark.notes,
+        },
+        metrics=metrics,
+        paper=benchmark.paper,
+        paper_source=benchmark.source,
+        settings={"batch_size": options.batch_size, "max_length": options.max_length, "seed": options.seed},
+        seconds=time.monotonic() - started,
+    )
+    say(f"Results in {output_dir / 'results.json'}, each answer in {output_dir / ANSWERS}")
+    return results
+
+
+def training_split(
+    benchmark: VisualQuestionBenchmark, image_folder: str | None = None
+) -> VisualQuestionBenchmark | None:
+    """The training split of a benchmark of which another split is measured, if it is there."""
+    if benchmark.split == "train":
+        return None
+    try:
+        return load_questions(benchmark.name, benchmark.path, "train", image_folder)
+    except FileNotFoundError:
+        return None
+
+
+def load_answerer(name: str) -> DualEncoder:
+    """
+    A model that was trained to answer questions, with its processor, in float32 and evaluation mode.
+
+    Args:
+        name: Folder or Hub id.
+
+    Raises:
+        FileNotFoundError: No such folder.
+        ValueError: A model without a trained head for questions.
+    """
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise FileNotFoundError(f"--model {name}: there is no such folder.")
+    model, info = AutoModelForVisualQuestionAnswering.from_pretrained(
+        name, dtype=torch.float32, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise ValueError(
+            f"--model {name} has no head for questions: it would answer at random. Train one: "
+            f"biomedclip train --config vqa_rad --model-name-or-path {name} --train-data ... --output-dir answers"
+        )
+    model = model.eval().to(PartialState().device)
+    # Both towers with a head on them: the same facts are written about it as about towers alone.
+    return DualEncoder(name, model.config.model_type, model, AutoProcessor.from_pretrained(name))
+
+
+def answer_questions(
+    answerer: DualEncoder,
+    benchmark: VisualQuestionBenchmark,
+    folder: Path,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """
+    Answers the questions of a benchmark, in parts that processes share and that are not done twice.
+
+    Args:
+        answerer: A model with `logits` over the answers of its `config.id2label`.
+        benchmark: The questions.
+        folder: Where the parts are kept.
+        batch_size: Questions at a time.
+        max_length: Tokens a question is cut at; the tokenizer's limit if left out.
+
+    Returns:
+        A row for each question whose image could be read: name, image, question, answer type, right answer, answer
+        given, its score, whether it is right, and whether the model can give the right one at all; and name and reason
+        of each that could not.
+    """
+    model, questions = answerer.model, benchmark.questions
+    label2id = {normalize_answer(answer): number for answer, number in model.config.label2id.items()}
+    collate = VisualQuestionCollator(answerer.processor, label2id, max_length=max_length, on_error="substitute")
+    key = {
+        "what": "answers",
+        "weights": answerer.weights,
+        "processor": answerer.processing,
+        "data": benchmark.fingerprint,
+        "max_length": max_length,
+        "part": PART,
+    }
+    parts = Parts(folder, key, math.ceil(len(questions) / PART))
+
+    @torch.no_grad()
+    def work(part: int) -> tuple[dict[str, torch.Tensor], Any]:
+        asked = questions[part * PART : (part + 1) * PART]
+        found: dict[str, list[torch.Tensor]] = {"numbers": [], "scores": [], "labels": []}
+        for start in range(0, len(asked), batch_size):
+            batch = collate([vars(question) for question in asked[start : start + batch_size]])
+            found["labels"].append(batch.pop("labels"))
+            logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits.float().cpu()
+            best = logits.max(dim=-1)
+            found["numbers"].append(best.indices)
+            found["scores"].append(best.values.sigmoid())
+        tensors = {name: torch.cat(batches) for name, batches in found.items()}
+        unread = [row for row, label in enumerate(tensors["labels"].tolist()) if label == IGNORED_LABEL]
+        return tensors, [{"name": asked[row].name, "reason": _reason(asked[row])} for row in unread]
+
+    parts.complete(work, "Questions")
+    answers: list[dict[str, Any]] = []
+    damaged: list[dict[str, str]] = []
+    for part in range(parts.count):
+        tensors, unread = parts.read(part)
+        damaged += unread
+        rows = zip(*(tensors[name].tolist() for name in ("numbers", "scores", "labels")), strict=True)
+        for question, (number, score, label) in zip(questions[part * PART : (part + 1) * PART], rows, strict=True):
+            if label != IGNORED_LABEL:
+                answers.append(_answered(question, model.config.id2label[number], score, label >= 0))
+    return answers, damaged
+
+
+def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """
+    Accuracy of open, closed and all questions, with 95 % bootstrap intervals over images.
+
+    Args:
+        answers: What [`answer_questions`] gives.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: No question whose image could be read.
+    """
+    if not answers:
+        raise ValueError("No image of the benchmark can be read: there is nothing to measure.")
+    metrics: dict[str, Any] = {}
+    for answer_type in (None, *ANSWER_TYPES):
+        prefix = f"{answer_type}_" if answer_type else ""
+        of_type = [row for row in answers if answer_type in (None, row["answer_type"])]
+        hits = np.array([row["right"] for row in of_type], dtype=float)
+        metrics[f"{prefix}accuracy"] = float(hits.mean()) if of_type else None
+        metrics[f"{prefix}accuracy_interval"] = (
+            bootstrap_interval(hits, [row["image"] for row in of_type], seed=seed) if of_type else None
+        )
+        metrics[f"{prefix}questions"] = len(of_type)
+        metrics[f"{prefix}answers_never_seen"] = sum(not row["can_be_given"] for row in of_type)
+    return {**metrics, "images": len({row["image"] for row in answers})}
+
+
+def majority_baseline(answers: Sequence[dict[str, Any]], training: Sequence[VisualQuestion]) -> dict[str, Any]:
+    """
+    Accuracy of whoever gives the most frequent training answer of the question's type, without a look at either.
+
+    Args:
+        answers: What [`answer_questions`] gives.
+        training: The `VisualQuestion`s of the training split.
+
+    Returns:
+        `chance`, `open_chance` and `closed_chance`, and these answers.
+    """
+    frequent = {}
+    for answer_type in ANSWER_TYPES:
+        counts = Counter(normalize_answer(row.answer) for row in training if row.answer_type == answer_type)
+        # Of equally frequent ones the first in alphabetical order.
+        frequent[answer_type] = min(counts, key=lambda answer: (-counts[answer], answer)) if counts else None
+    hits: dict[str, list[bool]] = {answer_type: [] for answer_type in ANSWER_TYPES}
+    for row in answers:
+        hits[row["answer_type"]].append(normalize_answer(row["answer"]) == frequent[row["answer_type"]])
+    every = [hit for found in hits.values() for hit in found]
+    return {
+        "chance": sum(every) / len(every),
+        **{f"{name}_chance": sum(found) / len(found) if found else None for name, found in hits.items()},
+        "most_frequent_answers": frequent,
+    }
+
+
+def write_answers(path: Path, answers: Sequence[dict[str, Any]]) -> None:
+    """Writes one answer a line, as JSON."""
+    lines = (json.dumps(row, ensure_ascii=False) for row in answers)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark) -> None:
+    """Prints the accuracies beside the paper's, the majority's and what the model's answers allow."""
+    rows = []
+    for name, prefix in (("open", "open_"), ("closed", "closed_"), ("all", "")):
+        accuracy, questions = metrics[f"{prefix}accuracy"], metrics[f"{prefix}questions"]
+        if accuracy is None:
+            continue
+        low, high = metrics[f"{prefix}accuracy_interval"]
+        attainable = 1 - metrics[f"{prefix}answers_never_seen"] / questions
+        paper = benchmark.paper.get(f"{prefix}accuracy")
+        rows.append(
+            (
+                name,
+                questions,
+                f"{accuracy:.3f} [{low:.3f}, {high:.3f}]",
+                metrics.get(f"{prefix}chance"),
+                attainable,
+                paper,
+            )
+        )
+    title = f"Visual questions, {benchmark.name} {benchmark.split}, {metrics['images']:,} images [95 % interval]"
+    show_table(title, rows, ["questions", "number", "accuracy", "most frequent answer", "attainable", "paper"])
+
+
+def _answered(question: VisualQuestion, given: str, score: float, can_be_given: bool) -> dict[str, Any]:
+    """A line of `answers.jsonl`."""
+    return {
+        "name": question.name,
+        "image": question.image_name,
+        "question": question.question,
+        "answer_type": question.answer_type,
+        "answer": question.answer,
+        "given": given,
+        "score": round(score, 6),
+        "right": right_answers([given], [question.answer])[0],
+        "can_be_given": can_be_given,
+    }
+
+
+def _reason(question: VisualQuestion) -> str:
+    """Why a question could not be asked."""
+    try:
+        read_image(question.image)
+    except ImageError as error:
+        return str(error)
+    return "its question is empty"
