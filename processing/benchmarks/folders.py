@@ -46,9 +46,17 @@ def choose_split(
         The images, and notes on how they were split.
 
     Raises:
-        ValueError: No such split.
+        ValueError: No such split, or a share that leaves nothing to train on.
     """
-    if split == "test" and held_out is None and list(splits) == ["train"]:
+    if held_out is not None and not 0 < held_out < 0.5:
+        raise ValueError(f"The share held out for each of two splits must lie between 0 and 0.5, not {held_out}.")
+    if held_out is None and list(splits) == ["train"]:
+        if split != "test":
+            # Not all of them once more: they would be learned from and judged by.
+            raise ValueError(
+                f"{path}: the images come without splits: all of them are the test split, and there is no {split} "
+                "split. Put them into folders train, validation and test, or have a share held out (held_out=0.2)."
+            )
         return splits["train"], ["The images come without splits: all of them are the test split."]
     splits, notes = dict(splits), []
     if held_out is not None:
@@ -66,7 +74,7 @@ def choose_split(
     if split not in splits:
         raise ValueError(
             f"{path}: there is no {split} split, only {', '.join(splits)}. Add it, or have a share of the training "
-            "images held out."
+            "images held out (held_out=0.2)."
         )
     return splits[split], notes
 

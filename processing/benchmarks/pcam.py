@@ -32,6 +32,7 @@ def read_pcam(root: Path, split: str, held_out: float | None, seed: int) -> tupl
         ImportError: h5py is not installed.
         ValueError: A file that holds something else.
     """
+    root = root.parent if root.is_file() else root
     names = {_FILE.format(part=part, what=f"{what}.h5") for part in _PARTS.values() for what in "xy"}
     if find_file(root, *names, *(f"{name}.gz" for name in names)):
         return _from_hdf5(root, _PARTS[split])

@@ -65,7 +65,7 @@ def test_names_of_splits_are_recognised_in_every_case_and_never_taken_for_classe
 def test_a_class_folder_without_images_is_named(tmp_path):
     write_images(tmp_path / "lung", 1)
     (tmp_path / "brain").mkdir()
-    (tmp_path / "brain" / "scan.dcm").write_bytes(b"")
+    (tmp_path / "brain" / "scan.nii").write_bytes(b"")
     with pytest.raises(ValueError, match="brain: no images .*Put some there, or remove it"):
         read_labelled_images(tmp_path)
 

@@ -232,6 +232,7 @@ def test_blank_pictures_have_no_hash_and_resemble_nothing(image):
     assert perceptual_hash(image) == ""
     assert not same_picture("", "")
     assert not PictureIndex(["", "0123456789abcdef"]).contains("")
+    assert PictureIndex([]).nearest("0123456789abcdef") is None
 
 
 def test_an_index_finds_what_differs_in_few_bits():
@@ -249,6 +250,8 @@ def test_an_index_agrees_with_the_comparison_one_by_one():
         flips = sum(1 << int(bit) for bit in generator.choice(64, generator.integers(0, 12), replace=False))
         asked = f"{int(known[generator.integers(50)], 16) ^ flips:016x}"
         assert index.contains(asked) == any(same_picture(asked, other) for other in known)
+        nearest = min(known, key=lambda other: (int(asked, 16) ^ int(other, 16)).bit_count())
+        assert index.nearest(asked) == (nearest if same_picture(asked, nearest) else None)
         found += index.contains(asked)
     assert 50 < found < 150
 
