@@ -1,0 +1,230 @@
+"""Writes benchmarks in the layouts that people download, with drawn images: a few for tests, or the full number."""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+PCAM_SIZES = {"train": 262_144, "valid": 32_768, "test": 32_768}
+
+
+def drawn_pixels(seed: int | Sequence[int], size: int, positive: bool = False) -> np.ndarray:
+    """
+    A picture of its own for each seed, (size, size, 3): soft clouds of colour; dark spots where it is `positive`.
+    """
+    randomness = np.random.default_rng(seed)
+    clouds = Image.fromarray(randomness.integers(90, 256, (8, 8, 3), dtype=np.uint8)).resize((size, size))
+    pixels = np.asarray(clouds).copy()
+    if positive:
+        rows, columns = np.mgrid[:size, :size]
+        for row, column in randomness.integers(0, size, (6, 2)):
+            pixels[(rows - row) ** 2 + (columns - column) ** 2 < (size / 12) ** 2] = (60, 20, 80)
+    return pixels
+
+
+def save_drawn(path: Path, seed: int | Sequence[int], size: int, positive: bool = False, mode: str = "RGB") -> None:
+    """A drawn picture as a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(drawn_pixels(seed, size, positive)).convert(mode).save(path)
+
+
+def write_pcam(
+    folder: Path,
+    part: str = "test",
+    images: int = PCAM_SIZES["test"],
+    *,
+    distinct: int = 512,
+    chunk_rows: int | None = 16,
+    compression: str | None = None,
+    slides: Sequence[str] | None = None,
+) -> np.ndarray:
+    """
+    `camelyonpatch_level_2_split_{part}_{x,y}.h5`: keys `x` (N, 96, 96, 3) and `y` (N, 1, 1, 1), uint8.
+
+    Args:
+        folder: Where to.
+        part: `train`, `valid` or `test`.
+        images: Their number.
+        distinct: Pictures that are drawn; beyond, they come again with a few pixels of their own.
+        chunk_rows: Images in a chunk of the file; nothing for a file without chunks.
+        compression: `gzip` or nothing.
+        slides: Slide of each image: also writes `..._meta.csv`.
+
+    Returns:
+        The labels.
+    """
+    import h5py
+
+    folder.mkdir(parents=True, exist_ok=True)
+    randomness = np.random.default_rng(list(part.encode()))
+    labels = randomness.integers(0, 2, images).astype(np.uint8)
+    drawn = [
+        np.stack([drawn_pixels([*part.encode(), number, label], 96, bool(label)) for number in range(distinct)])
+        for label in (0, 1)
+    ]
+    stem = folder / f"camelyonpatch_level_2_split_{part}"
+    with h5py.File(f"{stem}_x.h5", "w") as file:
+        chunks = (min(chunk_rows, images), 96, 96, 3) if chunk_rows else None
+        x = file.create_dataset("x", (images, 96, 96, 3), np.uint8, chunks=chunks, compression=compression)
+        for start in range(0, images, 1024):
+            numbers = np.arange(start, min(start + 1024, images))
+            rows = np.where(
+                labels[numbers, None, None, None] == 1, drawn[1][numbers % distinct], drawn[0][numbers % distinct]
+            )
+            rows[:, 0, :, 0] = randomness.integers(0, 256, (len(rows), 96))
+            x[start : start + len(rows)] = rows
+    with h5py.File(f"{stem}_y.h5", "w") as file:
+        file["y"] = labels.reshape(-1, 1, 1, 1)
+    if slides is not None:
+        write_table(
+            Path(f"{stem}_meta.csv"),
+            ["", "coord_y", "coord_x", "tumor_patch", "center_tumor_patch", "wsi"],
+            [(row, 0, 0, bool(label), bool(label), slides[row]) for row, label in enumerate(labels)],
+        )
+    return labels
+
+
+def write_pcam_of_kaggle(folder: Path, labels: Sequence[int]) -> None:
+    """`train/<40 hex digits>.tif` and `train_labels.csv`."""
+    names = [f"{number:040x}" for number in range(len(labels))]
+    for number, (name, label) in enumerate(zip(names, labels, strict=True)):
+        save_drawn(folder / "train" / f"{name}.tif", number, 96, bool(label))
+    write_table(folder / "train_labels.csv", ["id", "label"], zip(names, labels, strict=True))
+
+
+def write_lc25000(folder: Path, images: int = 5000, size: int = 768) -> None:
+    """`lung_colon_image_set/{lung_image_sets,colon_image_sets}/<class>/<name><number>.jpeg`; images of each class."""
+    for organ, classes in {"lung": ("lung_aca", "lung_n", "lung_scc"), "colon": ("colon_aca", "colon_n")}.items():
+        for order, label in enumerate(classes):
+            for number in range(1, images + 1):
+                save_drawn(
+                    folder
+                    / "lung_colon_image_set"
+                    / f"{organ}_image_sets"
+                    / label
+                    / f"{label.replace('_', '')}{number}.jpeg",
+                    [order, number],
+                    size,
+                    label.endswith(("aca", "scc")),
+                )
+
+
+def write_tcga_til(folder: Path, cancers: Sequence[str], images: dict[str, tuple[int, int]]) -> None:
+    """
+    `TCGA-TILs/images-tcga-tils/<cancer>/{train,val,test}/{til-negative,til-positive}/*.png`, 100 pixels.
+
+    Args:
+        folder: Where to.
+        cancers: Their folders.
+        images: Negative and positive ones of each split.
+    """
+    for cancer in cancers:
+        for split, numbers in images.items():
+            for label, wanted in zip(("til-negative", "til-positive"), numbers, strict=True):
+                for number in range(wanted):
+                    patient = f"TCGA-{split[:2].upper()}-{number // 2:04d}"
+                    name = f"{patient}-01Z-00-DX1-{number}.png"
+                    path = folder / "TCGA-TILs" / "images-tcga-tils" / cancer / split / label / name
+                    save_drawn(path, [len(split), number, len(label)], 100, label == "til-positive")
+
+
+def write_rsna(folder: Path, targets: dict[str, Sequence[int]], size: int = 64) -> None:
+    """
+    `stage_2_train_images/<patientId>.dcm` (8 bits, JPEG) and `stage_2_train_labels.csv`.
+
+    Args:
+        folder: Where to.
+        targets: `Target` of each row of a patient.
+        size: Pixels a side.
+    """
+    rows: list[tuple] = []
+    for number, (patient, values) in enumerate(targets.items()):
+        save_radiograph(folder / "stage_2_train_images" / f"{patient}.dcm", number, size, any(values))
+        rows += [(patient, *((10.0, 10.0, 20.0, 20.0) if value else ("", "", "", "")), value) for value in values]
+    write_table(folder / "stage_2_train_labels.csv", ["patientId", "x", "y", "width", "height", "Target"], rows)
+
+
+def save_radiograph(path: Path, seed: int, size: int, positive: bool = False) -> None:
+    """A drawn picture as DICOM with a JPEG stream, as RSNA's are."""
+    import io
+
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage, generate_uid
+
+    stream = io.BytesIO()
+    Image.fromarray(drawn_pixels(seed, size, positive)).convert("L").save(stream, "JPEG")
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.stem])
+    dataset.PatientID = path.stem
+    dataset.Rows = dataset.Columns = size
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PixelData = encapsulate([stream.getvalue()])
+    dataset["PixelData"].is_undefined_length = True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def write_medmnist(
+    file: Path, classes: int, images: dict[str, int], shape: tuple[int, ...] = (28, 28), labels: int = 1
+) -> None:
+    """
+    An `.npz` with `{train,val,test}_{images,labels}`.
+
+    Args:
+        file: Where to.
+        classes: Labels go from 0 to one less.
+        images: Number of each of the splits.
+        shape: Of an image.
+        labels: Of an image: 14 in ChestMNIST.
+    """
+    randomness = np.random.default_rng(0)
+    arrays = {}
+    for split, number in images.items():
+        arrays[f"{split}_images"] = randomness.integers(0, 256, (number, *shape), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(number * labels).reshape(number, labels) % classes).astype(np.uint8)
+    np.savez_compressed(file, **arrays)
+
+
+def write_vqa_rad(folder: Path, questions: Iterable[dict], name: str = "VQA_RAD Dataset Public.json") -> None:
+    """The JSON of VQA-RAD and `VQA_RAD Image Folder`; what a question does not say is filled in."""
+    rows = []
+    for number, given in enumerate(questions):
+        row = {
+            "qid": number,
+            "phrase_type": "freeform",
+            "image_name": "synpic1.jpg",
+            "image_organ": "CHEST",
+            "question": "Is there a mass?",
+            "question_type": "PRES",
+            "answer": "Yes",
+            "answer_type": "CLOSED",
+        }
+        rows.append(row | given)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(rows, indent=3), encoding="utf-8")
+    for number, image in enumerate(sorted({row["image_name"] for row in rows})):
+        save_drawn(folder / "VQA_RAD Image Folder" / image, number, 64)
+
+
+def draw_slake_images(folder: Path, questions: Iterable[Path], size: int = 32) -> None:
+    """Pictures for SLAKE's questions: `imgs/xmlab<number>/source.jpg`, each of its own."""
+    names = {row["img_name"] for file in questions for row in json.loads(file.read_text(encoding="utf-8"))}
+    for name in names:
+        save_drawn(folder / name, int("".join(filter(str.isdigit, name))), size)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """A CSV file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])

@@ -1,0 +1,95 @@
+"""LC25000 and TCGA-TIL: folders of histopathology images."""
+
+import shutil
+
+import pytest
+from benchmark_files import write_lc25000, write_tcga_til
+
+from processing import load_benchmark, read_image
+from processing.images import ImageError
+
+
+def test_lc25000_is_read_from_wherever_in_its_tree(tmp_path):
+    write_lc25000(tmp_path, images=3, size=16)
+    tree = tmp_path / "lung_colon_image_set"
+    lung = [load_benchmark("lc25000_lung", path) for path in (tmp_path, tree, tree / "lung_image_sets")]
+    assert {benchmark.fingerprint for benchmark in lung if benchmark.images.names == lung[0].images.names}
+    for benchmark in lung:
+        assert benchmark.images.labels == ["lung_aca"] * 3 + ["lung_n"] * 3 + ["lung_scc"] * 3
+    assert lung[0].class_names == ["lung adenocarcinomas", "normal lung tissue", "lung squamous cell carcinomas"]
+    assert lung[0].positive is None
+    assert "9 images, where the published test split has 15,000." in lung[0].notes
+    colon = load_benchmark("lc25000_colon", tmp_path)
+    assert (colon.images.labels, colon.positive) == (["colon_aca"] * 3 + ["colon_n"] * 3, "colon_aca")
+    assert colon.templates == ["a photo of {}", "{} presented in image"]
+
+
+def test_the_prompts_of_the_paper_and_of_the_independent_run_can_be_chosen(tmp_path):
+    write_lc25000(tmp_path, images=1, size=16)
+    assert load_benchmark("lc25000_lung", tmp_path).templates[0] == "this is an image of {}"
+    assert load_benchmark("lc25000_lung", tmp_path, prompts="paper").templates[0] == "this is an image of {}"
+    assert load_benchmark("lc25000_lung", tmp_path, prompts="rerun").templates[0] == "a photo of {}"
+    with pytest.raises(ValueError, match="neither a set of templates \\(paper, rerun\\) nor a YAML file"):
+        load_benchmark("lc25000_lung", tmp_path, prompts="openai")
+
+
+def test_lc25000_has_no_splits_and_says_what_one_would_be_worth(tmp_path):
+    write_lc25000(tmp_path, images=10, size=16)
+    with pytest.raises(ValueError, match="there is no train split"):
+        load_benchmark("lc25000_lung", tmp_path, split="train")
+    train = load_benchmark("lc25000_lung", tmp_path, split="train", held_out=0.2)
+    assert len(train) == 18
+    assert any("1,250 originals" in note for note in train.notes)
+
+
+def test_half_a_tree_is_refused(tmp_path):
+    write_lc25000(tmp_path, images=1, size=16)
+    sets = tmp_path / "lung_colon_image_set" / "lung_image_sets"
+    (sets / "lung_n" / "lungn1.jpeg").unlink()
+    with pytest.raises(
+        FileNotFoundError, match="no images of lung_n there. LC25000, lung comes from https://github.com"
+    ):
+        load_benchmark("lc25000_lung", tmp_path)
+    shutil.rmtree(sets / "lung_scc")
+    with pytest.raises(FileNotFoundError, match="no folder lung_scc"):
+        load_benchmark("lc25000_lung", tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no such file or folder"):
+        load_benchmark("lc25000_lung", tmp_path / "nowhere")
+
+
+def test_a_damaged_image_is_found_only_when_it_is_read(tmp_path):
+    write_lc25000(tmp_path, images=2, size=16)
+    damaged = tmp_path / "lung_colon_image_set" / "lung_image_sets" / "lung_n" / "lungn1.jpeg"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    benchmark = load_benchmark("lc25000_lung", tmp_path)
+    assert len(benchmark) == 6
+    with pytest.raises(ImageError, match="lungn1.jpeg"):
+        read_image(benchmark.images[2]["image"])
+
+
+def test_tcga_til_is_read_by_cancer_and_split_and_both_are_named(tmp_path):
+    write_tcga_til(tmp_path, ["pancancer", "brca"], {"train": (4, 2), "val": (2, 1), "test": (8, 2)})
+    benchmark = load_benchmark("tcga_til", tmp_path)
+    assert benchmark.images.labels == ["til-negative"] * 8 + ["til-positive"] * 2
+    assert (benchmark.metric, benchmark.paper, benchmark.positive) == ("auroc", {"auroc": 0.6704}, "til-positive")
+    assert benchmark.class_names == ["none", "tumor infiltrating lymphocytes"]
+    assert "Cancer pancancer, folder test: 10 images, 20.0% positive." in benchmark.notes[0]
+    assert benchmark.images.groups[:3] == ["TCGA-TE-0000", "TCGA-TE-0000", "TCGA-TE-0001"]
+    folder = tmp_path / "TCGA-TILs" / "images-tcga-tils"
+    brca = load_benchmark("tcga_til", folder, split="validation", cancer="brca")
+    assert len(brca) == 3 and "Cancer brca, folder val" in brca.notes[0]
+    with pytest.raises(FileNotFoundError, match="no folder of the cancer 'luad'; there are brca, pancancer.*zenodo"):
+        load_benchmark("tcga_til", tmp_path, cancer="luad")
+    shutil.rmtree(folder / "brca" / "train")
+    with pytest.raises(FileNotFoundError, match="no folder of the train split; there are .*test"):
+        load_benchmark("tcga_til", tmp_path, cancer="brca", split="train")
+    shutil.rmtree(folder / "brca" / "test" / "til-positive")
+    with pytest.raises(FileNotFoundError, match="no folder til-positive"):
+        load_benchmark("tcga_til", tmp_path, cancer="brca")
+
+
+def test_real_images_of_lc25000_are_read(shared_data):
+    lung = load_benchmark("lc25000_lung", shared_data / "lc25000_sample")
+    colon = load_benchmark("lc25000_colon", shared_data / "lc25000_sample")
+    assert (len(lung), len(colon)) == (15, 10)
+    assert {read_image(image).size for image in [*lung.images.images, *colon.images.images]} == {(768, 768)}

@@ -1,0 +1,128 @@
+"""Leaks between the splits of a benchmark: planted ones, and those of published benchmarks."""
+
+import json
+
+import numpy as np
+import pytest
+from benchmark_files import draw_slake_images, write_pcam, write_rsna, write_tcga_til
+from PIL import Image
+
+from processing import load_benchmark
+from processing.benchmarks.leaks import find_leaks
+
+
+def save_distinct(path, number, size=64):
+    """Blocks of random grey: no two numbers look alike, as clouds sometimes do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blocks = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(blocks).resize((size, size), Image.Resampling.NEAREST).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, first in (("train", 0), ("test", 100)):
+        for label in ("a", "b"):
+            for number in range(8):
+                save_distinct(tmp_path / split / label / f"{number}.png", first + number + 50 * (label == "b"))
+    return tmp_path
+
+
+def leaks_of(name, folder, **options):
+    return find_leaks(*[load_benchmark(name, folder, split=split, **options) for split in ("train", "test")])
+
+
+def test_splits_that_share_nothing_are_said_to(folder):
+    leaks = leaks_of("imagefolder", folder)
+    assert leaks.as_dict() == {
+        "train_images": 16,
+        "test_images": 16,
+        "same_group": None,
+        "same_name": None,
+        "same_bytes": 0,
+        "same_picture": 0,
+        "leaked": 0,
+        "unreadable": [],
+        "examples": {},
+    }
+
+
+def test_a_file_under_another_name_is_found(folder):
+    (folder / "test" / "a" / "renamed.png").write_bytes((folder / "train" / "b" / "3.png").read_bytes())
+    leaks = leaks_of("imagefolder", folder)
+    assert (leaks.same_bytes, leaks.same_picture, leaks.leaked) == (1, 1, 1)
+    assert leaks.examples["same_bytes"] == [{"test": "test/a/renamed.png", "train": "train/b/3.png"}]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "png"])
+def test_a_picture_in_another_format_and_size_is_found(folder, suffix):
+    with Image.open(folder / "train" / "a" / "5.png") as image:
+        image.resize((48, 48), Image.Resampling.BICUBIC).save(folder / "test" / "b" / f"again.{suffix}")
+    leaks = leaks_of("imagefolder", folder)
+    assert (leaks.same_bytes, leaks.same_picture, leaks.leaked) == (0, 1, 1)
+    assert leaks.examples["same_picture"] == [{"test": f"test/b/again.{suffix}", "train": "train/a/5.png"}]
+
+
+def test_a_patient_in_two_splits_is_found(tmp_path):
+    write_tcga_til(tmp_path, ["pancancer"], {"train": (4, 2), "test": (4, 2)})
+    assert leaks_of("tcga_til", tmp_path).same_group == 0
+    patches = tmp_path / "TCGA-TILs" / "images-tcga-tils" / "pancancer" / "test" / "til-negative"
+    save_distinct(patches / "TCGA-TR-0001-01Z-00-DX1-77.png", 7)
+    leaks = leaks_of("tcga_til", tmp_path)
+    assert leaks.same_group == 1
+    assert leaks.examples["same_group"][0]["test"].endswith("TCGA-TR-0001-01Z-00-DX1-77.png")
+    assert "TCGA-TR-0001" in leaks.examples["same_group"][0]["train"]
+
+
+def test_the_split_of_rsna_by_patient_leaks_none(tmp_path):
+    pytest.importorskip("pydicom")
+    write_rsna(tmp_path, {f"p{number}": [number % 2] for number in range(20)})
+    assert leaks_of("rsna", tmp_path).same_group == 0
+
+
+def test_rows_of_an_array_are_compared_too(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    for part in ("train", "test"):
+        write_pcam(tmp_path, part, images=20, distinct=20)
+    name = str(tmp_path / "camelyonpatch_level_2_split_{}_x.h5")
+    with h5py.File(name.format("test"), "r+") as test, h5py.File(name.format("train")) as train:
+        test["x"][4] = train["x"][11]
+    leaks = leaks_of("pcam", tmp_path)
+    assert leaks.same_bytes == 1
+    assert leaks.examples["same_bytes"] == [{"test": "test/4", "train": "train/11"}]
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_compared(folder):
+    (folder / "test" / "a" / "renamed.png").write_bytes((folder / "train" / "b" / "3.png").read_bytes())
+    (folder / "test" / "a" / "0.png").write_bytes(b"damaged")
+    (folder / "train" / "a" / "0.png").write_bytes(b"damaged too")
+    leaks = leaks_of("imagefolder", folder)
+    assert leaks.same_bytes == 1
+    assert [entry.split(" (")[0] for entry in leaks.unreadable] == ["train: train/a/0.png", "test: test/a/0.png"]
+
+
+def test_the_result_can_be_written_as_json(folder):
+    assert json.loads(json.dumps(leaks_of("imagefolder", folder).as_dict()))["test_images"] == 16
+
+
+def test_a_blank_picture_is_like_no_other(folder):
+    for split in ("train", "test"):
+        Image.new("RGB", (64, 64), split == "test" and "white" or "black").save(folder / split / "a" / "blank.png")
+    assert leaks_of("imagefolder", folder).leaked == 0
+
+
+def test_vqa_rads_own_leak_is_reported(shared_data):
+    root = shared_data / "vqa_rad"
+    leaks = leaks_of("vqa_rad", root)
+    assert (leaks.test_images, leaks.same_name, leaks.same_bytes, leaks.same_picture) == (203, 202, 202, 202)
+    assert leaks.leaked == 202
+    images = root / "data" / "osfstorage" / "VQA_RAD Image Folder"
+    assert leaks_of("vqa_rad", root / "awenbocc_split", image_folder=images).same_name == 203
+
+
+def test_slakes_own_leak_is_reported(shared_data, tmp_path):
+    folder = shared_data / "slake" / "Slake1.0"
+    draw_slake_images(tmp_path, folder.glob("*.json"), size=16)
+    leaks = leaks_of("slake", folder, language="all", image_folder=tmp_path)
+    assert (leaks.test_images, leaks.same_name, leaks.same_bytes) == (180, 142, 142)
+    english = leaks_of("slake", folder, image_folder=tmp_path)
+    assert (english.test_images, english.same_name, english.same_bytes) == (96, 0, 0)
