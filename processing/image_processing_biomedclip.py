@@ -137,17 +137,39 @@ class BiomedCLIPImageProcessor(PilBackend):
                 image = self.center_crop(image, crop_size)
             if do_convert_rgb:
                 image = image.convert("RGB")
-            pixels = np.asarray(image, dtype=np.float32)
-            pixels = np.moveaxis(pixels if pixels.ndim == 3 else pixels[..., None], -1, 0)
-            # Division, subtraction, division, each rounded to float32: the arithmetic of torchvision's ToTensor and
-            # Normalize. Multiplying by 1 / 255 would differ in the last bit.
-            if do_rescale:
-                pixels = pixels / np.float32(1 / rescale_factor)
-            if do_normalize:
-                mean, std = (np.array(value, dtype=np.float32).reshape(-1, 1, 1) for value in (image_mean, image_std))
-                pixels = (pixels - mean) / std
+            bands = image.split()
+            tables = _tables(len(bands), do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            pixels = np.empty((len(tables), image.height, image.width), dtype=np.float32)
+            for number, table in enumerate(tables):
+                # A grey image takes the means of three bands, if there are so many. There is nothing to clip, but in
+                # another mode numpy would fill a copy first.
+                np.take(table, np.asarray(bands[number % len(bands)]), out=pixels[number], mode="clip")
             pixel_values.append(pixels)
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+
+def _tables(
+    bands: int,
+    do_rescale: bool,
+    rescale_factor: float,
+    do_normalize: bool,
+    image_mean: float | list[float] | None,
+    image_std: float | list[float] | None,
+) -> np.ndarray:
+    """
+    What becomes of each of the 256 values of a pixel, of shape `(bands, 256)`. To look it up is faster than to work it
+    out for each pixel anew.
+
+    Division, subtraction, division, each rounded to float32: the arithmetic of torchvision's ToTensor and Normalize.
+    Multiplying by 1 / 255 would differ in the last bit.
+    """
+    values = np.tile(np.arange(256, dtype=np.float32), (bands, 1))
+    if do_rescale:
+        values = values / np.float32(1 / rescale_factor)
+    if do_normalize:
+        mean, std = (np.array(value, dtype=np.float32).reshape(-1, 1) for value in (image_mean, image_std))
+        values = (values - mean) / std
+    return values
 
 
 def _crop_offset(length: int, crop: int) -> int:

@@ -98,6 +98,20 @@ def test_pixels_of_images_with_an_exif_orientation_equal_open_clips(open_clips, 
     assert torch.equal(BiomedCLIPImageProcessor()(read, return_tensors="pt")["pixel_values"][0], expected)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "CMYK"])
+@pytest.mark.parametrize("steps", [(True, True), (True, False), (False, True), (False, False)])
+def test_all_values_of_a_pixel_get_the_arithmetic_of_the_steps_that_are_asked_for(mode, steps):
+    image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert(mode)
+    rescales, normalizes = steps
+    expected = np.atleast_3d(np.asarray(image, dtype=np.float32)).transpose(2, 0, 1)
+    expected = expected / np.float32(255) if rescales else expected
+    expected = (expected - np.float32(0.4)) / np.float32(0.3) if normalizes else expected
+    pixels = BiomedCLIPImageProcessor(do_resize=False, do_center_crop=False, do_convert_rgb=False)(
+        image, return_tensors="np", do_rescale=rescales, do_normalize=normalizes, image_mean=[0.4], image_std=[0.3]
+    )["pixel_values"][0]
+    assert pixels.dtype == np.float32 and np.array_equal(pixels, expected)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_a_12_bit_radiograph_keeps_its_range(dtype):
     """Pillow's own conversion, which open_clip uses, clips at 255 and leaves it nearly all white."""
