@@ -43,7 +43,7 @@ from run_scripts.reporting import say, show_table, versions, write_json
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 PARTS = ("curve", "speed")
-STEPS, DIFFERENT_BATCHES, PAIRS = 50, 10, 16  # of the curve
+STEPS, DIFFERENT_BATCHES, PAIRS = 50, 10, 8  # of the curve
 TINY = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}
 CONTEXT = 256
 SAMPLES = 445e6  # of the published run: 32 epochs of 13.9 million pairs
@@ -193,6 +193,8 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
                 found = run_in_a_process(folder, run, **threads)
                 results["ways"][name]["samples_per_second"].append(options.batch_size / found["seconds"][-1])
                 results["ways"][name]["mib"].append(found["mib"])
+                if options.output:
+                    write_json(options.output.with_suffix(".partial.json"), results)
             operations = statistics.mean(operations_of_pair(config, length) for length in lengths[turn])
             for dtype in (torch.float32, torch.bfloat16):
                 rate = product_rate(
@@ -200,8 +202,6 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
                 )
                 results["bounds"][str(dtype).removeprefix("torch.")].append(rate / operations)
             show_speed(results)
-            if options.output:
-                write_json(options.output.with_suffix(".partial.json"), results)
     return results
 
 
