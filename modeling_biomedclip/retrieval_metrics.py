@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 
 # Rows and columns of a tile of the similarity matrix. On a CPU 4 MB, which stay in the cache while they are compared;
@@ -64,8 +65,8 @@ class RankCounter:
     Counts exactly how many candidates score as high as the right ones or higher, in blocks of images.
 
     One pass over tiles of the similarity matrix gives both directions; the matrix itself is never held. Beside the
-    embeddings (padded to whole tiles, twice 1.5 GB for 725,739 pairs of 512 numbers) that takes a few tiles and six
-    numbers for each image and text.
+    embeddings (twice 1.5 GB for 725,739 pairs of 512 numbers; the texts once more where images have several) that takes
+    a tile, and a few numbers for each image and text.
 
     Args:
         image_embeds: Of shape `(images, dimension)`.
@@ -90,7 +91,8 @@ class RankCounter:
             raise ValueError(
                 f"Images {tuple(image_embeds.shape)} and texts {tuple(text_embeds.shape)} are not pairs to retrieve."
             )
-        if not (torch.isfinite(image_embeds).all() and torch.isfinite(text_embeds).all()):
+        # Some rows at a time: isfinite takes as much memory again.
+        if not all(rows.isfinite().all() for embeds in (image_embeds, text_embeds) for rows in embeds.split(2**16)):
             raise ValueError("The embeddings hold NaN or infinity: the model has diverged, there is nothing to rank.")
         self.images, self.texts, self.device = images, texts, image_embeds.device
         self._order: torch.Tensor | None = None
@@ -106,8 +108,7 @@ class RankCounter:
         largest_rows, largest_columns = TILE if self.device.type == "cpu" else TILE_ON_ACCELERATOR
         self.rows = min(largest_rows, _up_to(images, _ADDABLE))
         self._columns = min(largest_columns, _up_to(texts, 8 * _ADDABLE))
-        self._image_embeds = _padded(image_embeds.float(), self.rows)
-        self._text_embeds = _padded(text_embeds.float(), self._columns)
+        self._image_embeds, self._text_embeds = image_embeds.float(), text_embeds.float()
         self._tile = torch.empty(self.rows, self._columns, device=self.device)
         self._mask = torch.empty(self.rows, self._columns, dtype=torch.bool, device=self.device)
         self._score_right()
@@ -133,7 +134,7 @@ class RankCounter:
         if first % self.rows:
             raise ValueError(f"A block begins at a multiple of {self.rows} images, not at {first}.")
         of_images = torch.zeros(2, _up_to(last - first, self.rows), dtype=torch.int64, device=self.device)
-        of_texts = torch.zeros(2, len(self._text_embeds), dtype=torch.int64, device=self.device)
+        of_texts = torch.zeros(2, len(self._right_score), dtype=torch.int64, device=self.device)
         for row in range(first, last, self.rows):
             best = self._best[row : row + self.rows, None]
             place = slice(row - first, row - first + self.rows)
@@ -162,7 +163,7 @@ class RankCounter:
         From whole tiles, with the products that are compared with them: a dot product worked out in another way differs
         in its last bit, and a tie would be none.
         """
-        right = torch.full((len(self._text_embeds),), torch.inf, device=self.device)
+        right = torch.full((_up_to(self.texts, self._columns),), torch.inf, device=self.device)
         bounds = torch.arange(0, self.images + self.rows, self.rows, device=self.device)
         first_texts = torch.searchsorted(self._image_of_text, bounds).tolist()
         for number, (low, high) in enumerate(zip(first_texts, first_texts[1:], strict=False)):
@@ -176,12 +177,13 @@ class RankCounter:
         ties = (right[: self.texts] == best[self._image_of_text]).long()
         self.right = torch.zeros(self.images, dtype=torch.int64, device=self.device)
         self.right = self.right.index_add_(0, self._image_of_text, ties).cpu()
-        self._best = torch.full((len(self._image_embeds),), torch.inf, device=self.device)
+        self._best = torch.full((_up_to(self.images, self.rows),), torch.inf, device=self.device)
         self._best[: self.images] = best
 
     def _score(self, row: int, column: int, last: int) -> torch.Tensor:
         """Similarities of a tile; what is padding, or behind the last image, is below all others."""
-        images, texts = self._image_embeds[row : row + self.rows], self._text_embeds[column : column + self._columns]
+        images = _rows(self._image_embeds, row, self.rows)
+        texts = _rows(self._text_embeds, column, self._columns)
         tile = torch.mm(images, texts.t(), out=self._tile)
         tile[max(0, last - row) :] = -torch.inf
         tile[:, self.texts - column :] = -torch.inf
@@ -266,9 +268,10 @@ def _sum_of_columns(mask: torch.Tensor) -> torch.Tensor:
     return packed.view(torch.uint8).view(-1, columns).sum(dim=0)
 
 
-def _padded(embeds: torch.Tensor, multiple: int) -> torch.Tensor:
-    missing = -len(embeds) % multiple
-    return torch.cat([embeds, embeds.new_zeros(missing, embeds.shape[1])]) if missing else embeds.contiguous()
+def _rows(embeds: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    """So many rows from a place on; behind the last come zeros."""
+    rows = embeds[start : start + count]
+    return rows if len(rows) == count else nn.functional.pad(rows, (0, 0, 0, count - len(rows)))
 
 
 def _up_to(number: int, multiple: int) -> int:

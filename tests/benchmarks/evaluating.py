@@ -1,0 +1,154 @@
+"""Time, memory and bound of the evaluation at full size: ranks among 725,739 pairs, and PCam's 32,768 test images.
+
+python tests/benchmarks/evaluating.py ranks --rows 4096
+python tests/benchmarks/evaluating.py images --images 32768
+
+Ranks are counted for some images against all 725,739 texts, as the command does it, and the time of all is worked out
+from that; the bound is the products alone, in the same tiles, measured in turns with it. Features are drawn.
+
+Images are drawn patches of 96 pixels in an array, as PCam's HDF5 gives them, through a small model with 224-pixel
+images; the bound is the slower of reading and resizing alone, and the model alone.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from modeling_biomedclip.retrieval_metrics import RankCounter
+from processing import BiomedCLIPImageProcessor
+from run_scripts.evaluation.dual_encoders import DualEncoder
+from run_scripts.evaluation.features import FeatureStore
+from run_scripts.reporting import peak_memory_mib, versions
+
+
+PAIRS, DIMENSION = 725_739, 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("what", choices=["ranks", "images"])
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--rows", type=int, default=4096, help="images whose ranks are counted")
+    parser.add_argument("--images", type=int, default=32_768)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", help="JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    measured = measure_ranks(options.pairs, options.rows) if options.what == "ranks" else measure_images(options.images)
+    measured |= {"threads": options.threads, "peak_memory_mib": peak_memory_mib(), "versions": versions()}
+    text = json.dumps(measured, indent=2)
+    sys.stdout.write(f"{text}\n")
+    if options.output:
+        Path(options.output).write_text(f"{text}\n")
+
+
+def measure_ranks(pairs: int, rows: int) -> dict[str, Any]:
+    """Counting and the products alone take turns, a row of tiles each."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(pairs, DIMENSION, generator=generator)
+    texts = torch.randn(pairs, DIMENSION, generator=generator)
+    for embeds in (images, texts):
+        normalize(embeds, dim=-1, out=embeds)
+    started = time.perf_counter()
+    counter = RankCounter(images, texts)
+    prepared = time.perf_counter() - started
+    del images, texts
+    counting, products = [], []
+    for row in range(0, rows, counter.rows):
+        started = time.perf_counter()
+        counter.count(row, row + counter.rows)
+        counting.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        for column in range(0, counter.texts - counter._columns, counter._columns):
+            torch.mm(
+                counter._image_embeds[row : row + counter.rows],
+                counter._text_embeds[column : column + counter._columns].t(),
+                out=counter._tile,
+            )
+        products.append(time.perf_counter() - started)
+    operations = 2 * counter.rows * pairs * DIMENSION
+    whole = pairs / counter.rows
+    return {
+        "pairs": pairs,
+        "rows": rows,
+        "preparation_seconds": round(prepared, 1),
+        "counting_gflops": round(operations / statistics.median(counting) / 1e9, 1),
+        "products_gflops": round(operations / statistics.median(products) / 1e9, 1),
+        "times_the_bound": round(statistics.median(counting) / statistics.median(products), 3),
+        "counting_seconds": round(sum(counting), 1),
+        "products_seconds": round(sum(products), 1),
+        "whole_hours": round(statistics.median(counting) * whole / 3600, 2),
+        "whole_hours_at_the_bound": round(statistics.median(products) * whole / 3600, 2),
+    }
+
+
+class Patches(Sequence[Any]):
+    """PCam's shape: drawn patches of 96 pixels as Pillow images, made when they are asked for."""
+
+    def __init__(self, count: int):
+        self.patches = np.random.default_rng(0).integers(256, size=(min(count, 2048), 96, 96, 3), dtype=np.uint8)
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: Any) -> Image.Image:
+        return Image.fromarray(self.patches[number % len(self.patches)])
+
+
+class _Processor:
+    image_processor = BiomedCLIPImageProcessor()
+    tokenizer = "none"
+
+
+def measure_images(count: int) -> dict[str, Any]:
+    """Extraction as the command does it, beside its two parts alone on the first thousand."""
+    tower = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = BiomedCLIPModel(BiomedCLIPConfig(vision_config=tower, text_config=tower | {"vocab_size": 100})).eval()
+    encoder = DualEncoder("drawn", "biomedclip", model, _Processor())
+    images = Patches(count)
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore(encoder, Path(folder), batch_size=64)
+        started = time.perf_counter()
+        store.images(images, [str(number) for number in range(count)], "drawn")
+        whole = time.perf_counter() - started
+        started = time.perf_counter()
+        store.images(images, [str(number) for number in range(count)], "drawn")
+        again = time.perf_counter() - started
+    batches = [list(range(start, start + 64)) for start in range(0, min(count, 1024), 64)]
+    started = time.perf_counter()
+    pixels = [
+        _Processor.image_processor([images[number] for number in batch], return_tensors="pt")["pixel_values"]
+        for batch in batches
+    ]
+    preparing = (time.perf_counter() - started) / (64 * len(batches))
+    started = time.perf_counter()
+    for batch in pixels:
+        encoder.embed_pixels(batch)
+    embedding = (time.perf_counter() - started) / (64 * len(batches))
+    return {
+        "images": count,
+        "seconds": round(whole, 1),
+        "images_per_second": round(count / whole, 1),
+        "seconds_from_disk": round(again, 2),
+        "preparing_alone_one_thread": round(1 / preparing, 1),
+        "model_alone": round(1 / embedding, 1),
+        "workers": store.workers,
+    }
+
+
+if __name__ == "__main__":
+    main()
