@@ -66,20 +66,24 @@ def measure_ranks(pairs: int, rows: int) -> dict[str, Any]:
     prepared = time.perf_counter() - started
     del images, texts
     counting, products = [], []
-    for row in range(0, rows, counter.rows):
+    block = counter.rows * torch.get_num_threads()
+
+    def multiply(starts: Sequence[int]) -> torch.Tensor:
+        tile = torch.empty(counter.rows, counter._columns)
+        for row in starts:
+            for column in range(0, counter.texts, counter._columns):
+                counter._score(row, column, counter.images, tile)
+        return tile
+
+    for row in range(0, rows, block):
         started = time.perf_counter()
-        counter.count(row, row + counter.rows)
+        counter.count(row, row + block)
         counting.append(time.perf_counter() - started)
         started = time.perf_counter()
-        for column in range(0, counter.texts - counter._columns, counter._columns):
-            torch.mm(
-                counter._image_embeds[row : row + counter.rows],
-                counter._text_embeds[column : column + counter._columns].t(),
-                out=counter._tile,
-            )
+        counter._in_threads(multiply, range(row, row + block, counter.rows))
         products.append(time.perf_counter() - started)
-    operations = 2 * counter.rows * pairs * DIMENSION
-    whole = pairs / counter.rows
+    whole = pairs / block
+    operations = 2 * block * pairs * DIMENSION
     return {
         "pairs": pairs,
         "rows": rows,
