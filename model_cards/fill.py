@@ -1,4 +1,4 @@
-"""Fills cards from measured results."""
+"""Fills the card of a data set, and what the cards share."""
 
 import os
 import re
@@ -61,69 +61,6 @@ _OF_THE_MACHINE = """
 """.split()
 
 
-PUBLISHED = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
-_USAGE = {
-    "transformers": """\
-```python
-import modeling_biomedclip  # or trust_remote_code=True in the calls below
-from PIL import Image
-from transformers import AutoModel, AutoProcessor
-
-model, processor = AutoModel.from_pretrained("path/or/id"), AutoProcessor.from_pretrained("path/or/id")
-labels = [f"this is a photo of {label}" for label in ("brain MRI", "chest X-ray", "pie chart")]
-inputs = processor(text=labels, images=Image.open("figure.png"), return_tensors="pt")
-print(model(**inputs).logits_per_image.softmax(-1))
-```""",
-    "open_clip": """\
-```python
-import open_clip
-
-model, preprocess = open_clip.create_model_from_pretrained("local-dir:path/of/this/folder")
-tokenizer = open_clip.get_tokenizer("local-dir:path/of/this/folder")
-```""",
-}
-
-
-def fill_model_card(report: Mapping[str, Any]) -> str:
-    """
-    The model card of a converted checkpoint.
-
-    Args:
-        report: What `biomedclip convert` reports.
-
-    Returns:
-        Markdown with the metadata block that the Hub reads.
-    """
-    published = report["source"] == PUBLISHED
-    verified = report["verification"]
-    return _template("model_card.md").substitute(
-        title=f"BiomedCLIP, converted from {_public_name(report['source'])}",
-        license="mit" if published else "other",
-        license_note="MIT, as the published weights."
-        if published
-        else f"That of `{_public_name(report['source'])}`, which see.",
-        library=report["layout"],
-        layout=report["layout"],
-        source=_public_name(report["source"]),
-        version=report["versions"]["biomedclip"],
-        parameters=f"{report['parameters']:,}",
-        logit_scale=f"{report['logit_scale']:.4f}",
-        dtype=report["dtype"],
-        usage=_USAGE[report["layout"]],
-        verification=_verification(verified) if verified else "Not checked: convert with `--verify`.",
-    )
-
-
-def _verification(verified: Mapping[str, Any]) -> str:
-    rows = [(name, f"{difference:.2g}") for name, difference in verified["largest_difference"].items()]
-    return (
-        f"The same {verified['images']} images and {verified['labels']} labels through both, in float32 on a CPU; the "
-        f"best label is the same for {verified['same_best_label']}.\n\n"
-        f"| stage | largest difference |\n|---|---:|\n{_rows(rows)}"
-        + ("\n\nThe text tower's heads and epsilon were taken as usual." if verified["bert_assumed"] else "")
-    )
-
-
 def fill_dataset_card(report: Mapping[str, Any]) -> str:
     """
     The dataset card of a build.
@@ -152,7 +89,7 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
         "version": report["versions"]["biomedclip"],
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
         "command": _command(report["options"]),
-        "source": _public_name(report["source"]),
+        "source": public_name(report["source"]),
         "inventory_date": report["inventory_date"] or "none in the source",
         "as_current_as": f"the inventory of {report['inventory_date']}"
         if report["inventory_date"]
@@ -167,7 +104,7 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
         "pairs_with_mentions": f"{report['mentions']['pairs_with']:,}",
         "panels": f"{report['panels']:,}",
         "split_fractions": " / ".join(f"{fraction:g}" for fraction in report["split_fractions"]),
-        "splits": _rows(
+        "splits": table_rows(
             [
                 (split, *(n[key] for key in ("articles", "pairs", "shards")), size(n["bytes"]))
                 for split, n in splits.items()
@@ -179,14 +116,14 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
         + _shares({f"mode {name}": count for name, count in report["modes"].items()}, pairs),
         "percentile_names": " | ".join(f"{q} %" for q in captions["percentiles"]),
         "percentile_rule": "---:|" * len(captions["percentiles"]),
-        "lengths": _rows(
+        "lengths": table_rows(
             [
                 (name, *(f"{value:,.0f}" for value in (part["mean"], *part["percentiles"].values())))
                 for name, part in ((f"{captions['unit']} of a caption", captions), (images["unit"], images))
             ]
         ),
         "caption_unit": captions["unit"]
-        + (f" of `{_public_name(captions['tokenizer'])}`" if captions["tokenizer"] else ""),
+        + (f" of `{public_name(captions['tokenizer'])}`" if captions["tokenizer"] else ""),
         "context_note": "BiomedCLIP reads 256 tokens"
         if captions["unit"] == "tokens"
         else "BiomedCLIP reads 256 tokens, of which most words are more than one",
@@ -194,11 +131,11 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
         "above_336": percent(images["above_336"]),
         "same_bytes": f"{report['duplicates']['same_bytes']:,}",
         "same_picture": f"{report['duplicates']['same_picture']:,}",
-        "left_out": _rows(_largest_first(left_out)) or "| nothing | 0 |",
-        "columns": _rows([(f"`{name}`", meaning) for name, _, meaning in _COLUMNS]),
+        "left_out": table_rows(_largest_first(left_out)) or "| nothing | 0 |",
+        "columns": table_rows([(f"`{name}`", meaning) for name, _, meaning in _COLUMNS]),
     }
-    terms = _DRAWN if report["drawn"] else _template("pmc_terms.md").substitute(filled)
-    return _template("dataset_card.md").substitute(filled, terms=terms.strip())
+    terms = _DRAWN if report["drawn"] else template("pmc_terms.md").substitute(filled)
+    return template("dataset_card.md").substitute(filled, terms=terms.strip())
 
 
 def public_report(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,15 +143,15 @@ def public_report(report: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = report["caption_length"]["tokenizer"]
     return {
         **report,
-        "source": _public_name(report["source"]),
+        "source": public_name(report["source"]),
         "built_with": _public_values(report["built_with"]),
-        "caption_length": report["caption_length"] | {"tokenizer": tokenizer and _public_name(tokenizer)},
+        "caption_length": report["caption_length"] | {"tokenizer": tokenizer and public_name(tokenizer)},
         "options": _public_values(report["options"]),
     }
 
 
 def _public_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _public_name(value) if isinstance(value, str) else value for key, value in options.items()}
+    return {key: public_name(value) if isinstance(value, str) else value for key, value in options.items()}
 
 
 def percent(fraction: float) -> str:
@@ -241,13 +178,14 @@ def _command(options: Mapping[str, Any]) -> str:
     for name, value in options.items():
         if value is None or value is False or name in _OF_THE_MACHINE:
             continue
-        text = "" if value is True else _public_name(str(value))
+        text = "" if value is True else public_name(str(value))
         text = f" '{text}'" if re.search(r"[^\w.,:/-]", text) else f" {text}".rstrip()
         words.append(f"--{name.replace('_', '-')}{text if len(text) < 100 else f'{text[:80]}...'}")
     return " \\\n  ".join([*words, "--output-dir out"])
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """A card before it is filled."""
     return Template((Path(__file__).parent / name).read_text())
 
 
@@ -256,16 +194,17 @@ def _largest_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _shares(counts: Mapping[str, int], total: int) -> str:
-    return _rows([(name, count, percent(count / total)) for name, count in _largest_first(counts)])
+    return table_rows([(name, count, percent(count / total)) for name, count in _largest_first(counts)])
 
 
-def _public_name(source: str) -> str:
+def public_name(source: str) -> str:
     """A URL or Hub id as it is, of a local path its last part: a card carries no path of the machine that made it."""
     local = source.startswith(("/", "~", "file:")) or ("://" not in source and os.path.exists(source))
     return Path(source).name if local else source
 
 
-def _rows(rows: list[tuple[Any, ...]]) -> str:
+def table_rows(rows: list[tuple[Any, ...]]) -> str:
+    """Rows of a Markdown table, whole numbers with commas."""
     return "\n".join(
         "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |" for row in rows
     )

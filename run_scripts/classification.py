@@ -22,7 +22,7 @@ from processing.collator import IGNORED_LABEL
 from processing.labelled_images import LabelledImages, hold_out
 
 from .adapters import AdapterOptions, add_adapter, refuse_adapter, refuse_sharded_merge, what_is_where
-from .options import parse_options
+from .options import parse_options, write_recipe
 from .progress import show_progress
 from .reporting import say, show_table
 from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
@@ -85,7 +85,10 @@ def main(arguments: Sequence[str]) -> None:
     trainer, results = train_classifier(data, args, adapter)
     if trainer.is_world_process_zero():
         show_results(results)
-        say(f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json")
+        say(
+            f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json, "
+            "options in recipe.yaml"
+        )
     part_processes()
 
 
@@ -117,6 +120,8 @@ def train_classifier(
     )
     classes = class_names(splits, data.train_data)
     checkpoint = checkpoint_to_resume(args)
+    if args.process_index == 0:
+        write_recipe(args.output_dir, [data, adapter, args], task=TASK)
     set_seed(args.seed)
     image_processor = AutoProcessor.from_pretrained(data.model_name_or_path)
     image_processor = getattr(image_processor, "image_processor", image_processor)

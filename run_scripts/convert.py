@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_cards.fill import fill_model_card
+from model_cards.fill import public_name
+from model_cards.model_card import fill_model_card
 from modeling_biomedclip import to_open_clip
 from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.files import find_checkpoint
 
+from .card import CONVERSION, card_facts, describe_model
 from .options import parse_options
 from .reporting import refuse_filled, say, show_table, versions, write_json
 from .verification import LARGEST_DIFFERENCE, show_verification, verify
 
 
 EXAMPLE = "biomedclip convert open_clip_folder_or_hub_id biomedclip --verify"
-REPORT = "conversion.json"
 
 
 @dataclass
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     show_table(f"{options.source} in the layout of {options.to}", rows, ["", "value"])
     if verified:
         show_verification(verified)
-    say(f"In {options.output_dir}, with {REPORT}")
+    say(f"In {options.output_dir}, with {CONVERSION}")
     if verified and not verified["equal"]:
         raise ValueError(
             f"the embeddings differ by more than {LARGEST_DIFFERENCE}: do not use the result before you know why."
@@ -109,9 +110,15 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
         "verification": None,
         "versions": versions(),
     }
+    described = describe_model(model, processor) | {"layout": options.to}
     del model, processor
     if options.verify:
         report["verification"] = verify(source, output_dir, options.to, options.images)
-    (output_dir / "README.md").write_text(fill_model_card(report))
-    write_json(output_dir / REPORT, report)
+    (output_dir / "README.md").write_text(
+        fill_model_card(
+            card_facts(described, conversion=report, title=f"BiomedCLIP, converted from {public_name(options.source)}")
+        ),
+        encoding="utf-8",
+    )
+    write_json(output_dir / CONVERSION, report)
     return report

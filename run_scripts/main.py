@@ -14,6 +14,8 @@ VERBS = {
     "evaluate": "retrieval, zero-shot, linear probe, visual questions; several models",
     "convert": "open_clip's checkpoints to transformers', and back",
     "export": "the towers as ONNX or OpenVINO graphs, also in 8 bits",
+    "card": "the card of a model, from what was trained and measured",
+    "push": "a model with card, code and results to the Hub",
 }
 DEBUG_VARIABLE = "BIOMEDCLIP_DEBUG"
 

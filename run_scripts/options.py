@@ -5,16 +5,29 @@ import dataclasses
 import difflib
 import textwrap
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 
+from model_cards.fill import public_name
+
 from .main import VERBS
 
 
 RECIPES = Path(__file__).parent / "recipes"
+WRITTEN_RECIPE = "recipe.yaml"  # what a run leaves in its folder
+# Where a run reads and writes, and how it looks meanwhile: nothing that its result depends on.
+_OF_THE_MACHINE = frozenset(
+    """
+    train_data output_dir logging_dir resume_from_checkpoint disable_tqdm report_to run_name project debug
+    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision local_rank
+    accelerator_config trackio_space_id trackio_bucket_id trackio_static_space_id use_cpu deepspeed fsdp_config
+    dataloader_pin_memory do_train do_eval do_predict
+    """.split()
+)
 
 
 def parse_options(
@@ -208,6 +221,34 @@ def _read_recipe(name: str, path: Path, sections: Sequence[str], above: Sequence
     if base is not None:
         options = _read_recipe(str(base), _recipe_path(str(base), path), sections, [*above, path.resolve()]) | options
     return {key: value for key, value in options.items() if value is not None}
+
+
+def write_recipe(folder: str | Path, options: Sequence[Any], **also: Any) -> None:
+    """
+    Writes what a run was asked for into its folder, as a recipe: the same run is had by `--config` with it.
+
+    Args:
+        folder: Folder of the run; made where it does not exist.
+        options: Objects of option classes. What has its default, and what belongs to the machine, is left out, and of
+            local paths only the last part is kept.
+        also: Options that take the place of theirs; none takes an option out.
+    """
+    recipe: dict[str, Any] = {}
+    for part in options:
+        for option in dataclasses.fields(part):
+            value = getattr(part, option.name)
+            value = value.value if isinstance(value, Enum) else value
+            made = option.default_factory
+            default = option.default if made is dataclasses.MISSING else made()
+            default = default.value if isinstance(default, Enum) else default
+            # Some options of None are set to what stands for nothing when they are read.
+            if option.name in _OF_THE_MACHINE or value == default or (default is None and not value):
+                continue
+            recipe[option.name] = public_name(value) if isinstance(value, str) else value
+    recipe = {name: value for name, value in (recipe | also).items() if value is not None}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    (Path(folder) / WRITTEN_RECIPE).write_text(text, encoding="utf-8")
 
 
 def _recipe_path(name: str, above: Path | None = None) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.hf_api import RepoFile
 
@@ -37,7 +37,7 @@ _REDISTRIBUTABLE = re.compile(r"CC0|CC BY(-NC)?(-SA|-ND)?")
 _SHARD = re.compile(r"data/[a-z]+-\d{5}-of-\d{5}\.parquet")
 
 
-class _Sent(NamedTuple):
+class Sent(NamedTuple):
     """A file that is on the Hub as it is here."""
 
     size: int
@@ -67,12 +67,12 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
     api = check_write_access(repo_id)
     shards = {f"data/{path.name}": path for path in find_shards(Path(folder), report)}
     check_licenses(shards.values(), pairs=report["pairs"])
-    _check_card(Path(folder) / "README.md")
+    check_card(Path(folder) / "README.md", "dataset")
     companions: dict[str, Path | bytes] = {name: Path(folder) / name for name in COMPANIONS}
     companions["report.json"] = json.dumps(public_report(report), indent=2, ensure_ascii=False).encode()
 
-    _create(api, repo_id, private)
-    there = _files_on_hub(api, repo_id)
+    create_repository(api, repo_id, private, "dataset")
+    there = files_on_hub(api, repo_id, "dataset")
     if any(name in there for name in shards):
         say(f"Comparing the shards with those that are in {repo_id} already")
     sent = {name: file for name, path in shards.items() if (file := _if_there(path, there.get(name)))}
@@ -81,19 +81,20 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
         names = waiting[start : start + SHARDS_PER_COMMIT]
         title = f"Shards {len(sent) + 1} to {len(sent) + len(names)} of {len(shards)}"
         say(f"{title}, {size(sum(shards[name].stat().st_size for name in names))}, to {repo_id}")
-        sent |= _commit(api, repo_id, {name: shards[name] for name in names}, title)
+        sent |= commit(api, repo_id, "dataset", {name: shards[name] for name in names}, title)
     stale = [name for name in there if _SHARD.fullmatch(name) and name not in shards]
-    sent |= _commit(api, repo_id, companions, f"{report['pairs']:,} pairs", delete=stale)
-    _verify(_files_on_hub(api, repo_id), sent, stale, repo_id)
+    sent |= commit(api, repo_id, "dataset", companions, f"{report['pairs']:,} pairs", delete=stale)
+    verify_upload(files_on_hub(api, repo_id, "dataset"), sent, stale, repo_id)
     return f"{api.endpoint}/datasets/{repo_id}"
 
 
-def check_write_access(repo_id: str) -> HfApi:
+def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
     """
     Makes sure, without writing, that there is a token and that it may write to a namespace.
 
     Args:
         repo_id: `ORG/NAME` or `USER/NAME`.
+        option: What errors call it.
 
     Returns:
         The client to upload with.
@@ -105,31 +106,31 @@ def check_write_access(repo_id: str) -> HfApi:
     """
     if not re.fullmatch(r"\w[\w.-]*/\w([\w.-]*\w)?", repo_id, re.ASCII) or re.search(r"--|\.\.|\.git$", repo_id):
         raise ValueError(
-            f"--push-to {repo_id!r}: an organisation or user and a name are needed, such as my-lab/pmc-pairs, of "
+            f"{option} {repo_id!r}: an organisation or user and a name are needed, such as my-lab/pmc-pairs, of "
             "letters, digits, '-', '_' and '.'."
         )
     if get_token() is None:
-        raise PermissionError(f"--push-to {repo_id}: there is no token of the Hugging Face Hub. {LOG_IN}")
+        raise PermissionError(f"{option} {repo_id}: there is no token of the Hugging Face Hub. {LOG_IN}")
     api = HfApi()
     try:
         account = api.whoami()
     except HTTPError as error:
         if _may_pass(error):
             raise ConnectionError(f"{api.endpoint} does not answer ({_reason(error)}). Try again later.") from error
-        raise PermissionError(f"--push-to {repo_id}: the Hub refuses the token ({_reason(error)}). {LOG_IN}") from error
+        raise PermissionError(f"{option} {repo_id}: the Hub refuses the token ({_reason(error)}). {LOG_IN}") from error
 
     namespace = repo_id.split("/")[0]
     roles = {org["name"].lower(): org.get("roleInOrg") for org in account.get("orgs", [])}
     roles[account["name"].lower()] = "admin"
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise PermissionError(f"--push-to {repo_id}: the token of {account['name']} may only read. {LOG_IN}")
+        raise PermissionError(f"{option} {repo_id}: the token of {account['name']} may only read. {LOG_IN}")
     if namespace.lower() not in roles:
         raise PermissionError(
-            f"--push-to {repo_id}: {account['name']} is not a member of {namespace}. Choose one of "
+            f"{option} {repo_id}: {account['name']} is not a member of {namespace}. Choose one of "
             f"{', '.join(sorted(roles))}, or log in as somebody else: hf auth login"
         )
     if roles[namespace.lower()] == "read":
-        raise PermissionError(f"--push-to {repo_id}: {account['name']} may only read in {namespace}. Ask its owners.")
+        raise PermissionError(f"{option} {repo_id}: {account['name']} may only read in {namespace}. Ask its owners.")
     return api
 
 
@@ -184,21 +185,42 @@ def check_licenses(shards: Iterable[Path], *, pairs: int) -> None:
         raise ValueError(f"The shards hold {codes.total():,} pairs, report.json says {pairs:,}. Build the set again.")
 
 
-def _check_card(path: Path) -> None:
-    """Has the Hub look at the card's metadata now: it would refuse them at the very end."""
+def check_card(card: Path | str, repo_type: str) -> None:
+    """
+    Has the Hub look at a card's metadata now: it would refuse them at the very end.
+
+    Args:
+        card: The file, or its text.
+        repo_type: `model` or `dataset`.
+
+    Raises:
+        ValueError: The Hub would refuse them.
+        ConnectionError: It does not answer.
+    """
+    card_class, remedy = (DatasetCard, "Build the set") if repo_type == "dataset" else (ModelCard, "Fill the card")
     try:
-        DatasetCard.load(path).validate(repo_type="dataset")
+        loaded = card_class(card) if isinstance(card, str) else card_class.load(card)
+        loaded.validate(repo_type=repo_type)
     except ValueError as error:
-        raise ValueError(f"{path}: the Hub does not take its metadata ({error}). Build the set again.") from error
+        where = "The card" if isinstance(card, str) else card
+        raise ValueError(f"{where}: the Hub does not take its metadata ({error}). {remedy} again.") from error
     except HTTPError as error:
         raise ConnectionError(f"The Hub does not answer ({_reason(error)}). Try again later.") from error
 
 
-def _create(api: HfApi, repo_id: str, private: bool) -> None:
+def create_repository(api: HfApi, repo_id: str, private: bool, repo_type: str) -> None:
+    """
+    Creates a repository unless it is there.
+
+    Raises:
+        PermissionError: The Hub refuses it.
+        ValueError: It is there and public, and should be private.
+        ConnectionError: The Hub does not answer.
+    """
     try:
         # None leaves it to the organisation, which may want everything private.
-        api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
-        public = not api.dataset_info(repo_id).private
+        api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
+        public = not api.repo_info(repo_id, repo_type=repo_type).private
     except HTTPError as error:
         if _may_pass(error):
             raise ConnectionError(f"The Hub does not answer ({_reason(error)}). Try again later.") from error
@@ -207,34 +229,60 @@ def _create(api: HfApi, repo_id: str, private: bool) -> None:
         raise ValueError(f"{repo_id} exists and is public. Make it private in its settings, or choose another name.")
 
 
-def _files_on_hub(api: HfApi, repo_id: str) -> dict[str, RepoFile]:
+def files_on_hub(api: HfApi, repo_id: str, repo_type: str, revision: str | None = None) -> dict[str, RepoFile]:
+    """The files of a repository by path; raises `ConnectionError` where they cannot be listed."""
     try:
-        entries = api.list_repo_tree(repo_id, recursive=True, repo_type="dataset")
+        entries = api.list_repo_tree(repo_id, recursive=True, repo_type=repo_type, revision=revision)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     except HTTPError as error:
         raise ConnectionError(f"The files of {repo_id} cannot be listed ({_reason(error)}). Try again.") from error
 
 
-def _if_there(path: Path, remote: RepoFile | None) -> _Sent | None:
+def _if_there(path: Path, remote: RepoFile | None) -> Sent | None:
     """The file if the Hub has it already, bit for bit."""
     if remote is None or remote.lfs is None or remote.size != path.stat().st_size:
         return None
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return _Sent(remote.size, digest) if digest == remote.lfs.sha256 else None
+    return Sent(remote.size, digest) if digest == remote.lfs.sha256 else None
 
 
-def _commit(
-    api: HfApi, repo_id: str, files: Mapping[str, Path | bytes], title: str, *, delete: Sequence[str] = ()
-) -> dict[str, _Sent]:
-    """Sends files in one commit, patiently."""
+def commit(
+    api: HfApi,
+    repo_id: str,
+    repo_type: str,
+    files: Mapping[str, Path | bytes],
+    title: str,
+    *,
+    delete: Sequence[str] = (),
+    revision: str | None = None,
+) -> dict[str, Sent]:
+    """
+    Sends files in one commit, patiently; what is on the Hub already is not sent again.
+
+    Args:
+        api: The client.
+        repo_id: Where to.
+        repo_type: `model` or `dataset`.
+        files: Files, or their content, by path in the repository.
+        title: Title of the commit.
+        delete: Files of the repository that the commit takes away.
+        revision: Branch; `main` if left out.
+
+    Returns:
+        What was sent, to be held against the Hub's list.
+
+    Raises:
+        OSError: The Hub gave up, or refused the commit.
+    """
     for attempt in range(1, ATTEMPTS + 1):
         additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
         deletions = [CommitOperationDelete(path_in_repo=name) for name in delete]
         try:
-            api.create_commit(repo_id, [*additions, *deletions], commit_message=title, repo_type="dataset")
+            operations = [*additions, *deletions]
+            api.create_commit(repo_id, operations, commit_message=title, repo_type=repo_type, revision=revision)
             infos = {addition.path_in_repo: addition.upload_info for addition in additions}
-            return {name: _Sent(info.size, info.sha256.hex()) for name, info in infos.items()}
+            return {name: Sent(info.size, info.sha256.hex()) for name, info in infos.items()}
         except (HTTPError, OSError, RuntimeError) as error:  # the last is what broken transfers come as
             if attempt == ATTEMPTS or not _may_pass(error):
                 raise OSError(
@@ -258,8 +306,9 @@ def _reason(error: BaseException) -> str:
     return str(getattr(cause, "server_message", None) or cause).strip().split("\n")[0]
 
 
-def _verify(there: Mapping[str, RepoFile], sent: Mapping[str, _Sent], stale: Sequence[str], repo_id: str) -> None:
-    """Compares the Hub's list of files with what was sent: names, sizes, and SHA-256 where the Hub knows it."""
+def verify_upload(there: Mapping[str, RepoFile], sent: Mapping[str, Sent], stale: Sequence[str], repo_id: str) -> None:
+    """Compares the Hub's list of files with what was sent: names, sizes, and SHA-256 where the Hub knows it; raises
+    `OSError` where they differ."""
     wrong = [name for name in stale if name in there]
     for name, file in sent.items():
         remote = there.get(name)

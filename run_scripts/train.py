@@ -41,7 +41,7 @@ from .adapters import (
 )
 from .dry_run import DryRunOptions, plan_run, show_plan
 from .models import ModelOptions, configuration, load_model, outline
-from .options import is_true, option_value, parse_options
+from .options import is_true, option_value, parse_options, write_recipe
 from .progress import show_progress
 from .reporting import say, show_table, write_json
 from .runs import (
@@ -166,7 +166,10 @@ def main(arguments: Sequence[str]) -> None:
     trainer, results = train(data.train_data, handling, model_options, args, adapter, zero_shot)
     if trainer.is_world_process_zero():
         show_results(results)
-        say(f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json")
+        say(
+            f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json, "
+            "options in recipe.yaml"
+        )
     part_processes()
 
 
@@ -236,6 +239,14 @@ def train(
     zero_shot_sets = read_zero_shot_sets(zero_shot or ZeroShotOptions(), args)
     stream = _training_pairs(train_data, handling, args.seed)
     checkpoint = checkpoint_to_resume(args)
+    if args.process_index == 0:
+        batch_size = args.train_batch_size * args.world_size
+        write_recipe(
+            args.output_dir,
+            [handling, model_options, adapter, args],
+            batch_size=batch_size,
+            per_device_train_batch_size=None,
+        )
     set_seed(args.seed)
     processor = load_processor(model_options, stream, handling, args, learn=checkpoint is None)
     model = load_model(model_options, processor, args.loss, adapted=adapter.lora_rank is not None)
@@ -265,6 +276,7 @@ def train(
     results = {
         **run_training(trainer, checkpoint),
         **throughput(trainer, clock, training_collator),
+        "training_pairs": len(stream),
         "substituted_rows": training_collator.substituted_rows,
         "substituted_rows_in_evaluation": trainer.eval_data_collator.substituted_rows,
     }

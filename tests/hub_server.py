@@ -1,7 +1,7 @@
 """A small Hub on loopback, in memory: huggingface_hub can create, fill, list and read repositories on it.
 
 Models, datasets and spaces; tokens with and without the right to write; private repositories; commits of which the
-history stays readable. Uploads go by LFS alone, so a client of it runs with `HF_HUB_DISABLE_XET=1`.
+history stays readable; branches. Uploads go by LFS alone, so a client of it runs with `HF_HUB_DISABLE_XET=1`.
 """
 
 import base64
@@ -58,19 +58,34 @@ class File:
 
 @dataclass
 class Repository:
-    """A repository: its commits, the last one being `main`."""
+    """A repository: its commits, the last one being `main`, and those of its other branches."""
 
     private: bool
     commits: list[tuple[str, str, dict[str, File]]] = field(default_factory=list)
+    branches: dict[str, list[tuple[str, str, dict[str, File]]]] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, File]:
         """The files of `main`."""
         return self.commits[-1][2]
 
-    def commit(self, title: str, files: dict[str, File]) -> str:
-        oid = hashlib.sha1(f"{len(self.commits)} {title} {sorted(files)}".encode()).hexdigest()
-        self.commits.append((oid, title, files))
+    def commits_of(self, revision: str) -> list[tuple[str, str, dict[str, File]]] | None:
+        """The commits of a branch, or up to a commit; none where there is no such thing."""
+        name = revision.removeprefix("refs/heads/")
+        branches = {"main": self.commits, **self.branches}
+        if name in branches:
+            return branches[name]
+        for commits in branches.values():
+            for number, (oid, _, _) in enumerate(commits):
+                if oid == revision:
+                    return commits[: number + 1]
+        return None
+
+    def commit(self, title: str, files: dict[str, File], branch: str = "main") -> str:
+        commits = self.commits if branch == "main" else self.branches[branch]
+        content = {path: file.etag for path, file in sorted(files.items())}
+        oid = hashlib.sha1(f"{branch} {len(commits)} {title} {content}".encode()).hexdigest()
+        commits.append((oid, title, files))
         return oid
 
 
@@ -155,6 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", rf"{_API}/preupload/(?P<revision>[^/]+)", "preupload"),
         ("POST", rf"{_API}/commit/(?P<revision>[^/]+)", "commit"),
         ("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)", "paths_info"),
+        ("POST", rf"{_API}/branch/(?P<branch>[^/]+)", "create_branch"),
+        ("DELETE", rf"{_API}/branch/(?P<branch>[^/]+)", "delete_branch"),
         ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?", "tree"),
         ("GET", rf"{_API}/refs", "refs"),
         ("GET", rf"{_API}/commits/(?P<revision>[^/]+)", "history"),
@@ -185,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         except Refused as refused:
             self.answer(refused.status, refused.content, refused.headers)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_any
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_any
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -235,11 +252,11 @@ class _Handler(BaseHTTPRequestHandler):
         return found
 
     def snapshot(self, type: str, id: str, revision: str = "main") -> tuple[str, dict[str, File]]:
-        commits = self.repository(type, id).commits
-        for oid, _, files in reversed(commits):
-            if revision in ("main", "refs/heads/main", oid):
-                return oid, files
-        raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        commits = self.repository(type, id).commits_of(revision)
+        if commits is None:
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        oid, _, files = commits[-1]
+        return oid, files
 
     # The routes
 
@@ -318,7 +335,8 @@ class _Handler(BaseHTTPRequestHandler):
                     del files[path]
             else:
                 raise Refused(400, f"unknown change {kind}")
-        oid = self.repository(type, id).commit(header["value"]["summary"], files)
+        branch = () if revision == "main" else (revision,)
+        oid = self.repository(type, id).commit(header["value"]["summary"], files, *branch)
         return {"commitOid": oid, "commitUrl": f"{self.hub.endpoint}/{id}/commit/{oid}", "hookOutput": ""}
 
     def entries(self, files: dict[str, File]) -> dict[str, dict[str, Any]]:
@@ -362,11 +380,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def refs(self, type: str, id: str) -> dict[str, Any]:
         oid, _ = self.snapshot(type, id)
-        main = {"name": "main", "ref": "refs/heads/main", "targetCommit": oid}
-        return {"branches": [main], "converts": [], "tags": [], "pullRequests": []}
+        heads = {"main": oid} | {name: commits[-1][0] for name, commits in self.repository(type, id).branches.items()}
+        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in heads.items()]
+        return {"branches": branches, "converts": [], "tags": [], "pullRequests": []}
+
+    def create_branch(self, type: str, id: str, branch: str) -> dict[str, Any]:
+        self.must_write(id)
+        repository = self.repository(type, id)
+        if branch == "main" or branch in repository.branches:
+            raise Refused(409, f"Reference already exists: {branch}")
+        start = json.loads(self.body or b"{}").get("startingPoint") or "main"
+        self.snapshot(type, id, start)
+        repository.branches[branch] = list(repository.commits_of(start) or [])
+        return {}
+
+    def delete_branch(self, type: str, id: str, branch: str) -> dict[str, Any]:
+        self.must_write(id)
+        if self.repository(type, id).branches.pop(branch, None) is None:
+            raise Refused(404, f"Reference does not exist: {branch}", "RevisionNotFound")
+        return {}
 
     def history(self, type: str, id: str, revision: str) -> list[dict[str, Any]]:
-        commits = self.repository(type, id).commits
+        self.snapshot(type, id, revision)
+        commits = self.repository(type, id).commits_of(revision) or []
         date = "2026-01-01T00:00:00.000Z"
         return [
             {"id": oid, "title": title, "message": "", "date": date, "authors": []}

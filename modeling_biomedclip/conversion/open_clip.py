@@ -83,13 +83,9 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
     if not isinstance(model, BiomedCLIPModel):
         raise ValueError(f"open_clip's layout holds a BiomedCLIPModel, not a {type(model).__name__}.")
     config: Any = model.config
-    path, stored = Path(folder).resolve(), config.open_clip_config
-    _check_image_processor(processor.image_processor, config.vision_config.image_size)
-    if stored is not None and _still_describes(json.loads(stored), config, processor):
-        open_clip_config = stored
-    elif _is_published_text_shape(config.text_config):
-        open_clip_config = _open_clip_config_of(config, processor, PUBLISHED_BERT)
-    else:
+    path = Path(folder).resolve()
+    open_clip_config = _portable_config(config, processor)
+    if open_clip_config is None:
         open_clip_config = _open_clip_config_of(config, processor, str(path))
         bert_config_of(config.text_config).save_pretrained(path)
         logger.warning(
@@ -103,6 +99,34 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
     save_file(tensors, path / OPEN_CLIP_WEIGHTS)
     processor.tokenizer.save_pretrained(path)
     processor.tokenizer.backend_tokenizer.model.save(str(path))  # vocab.txt, for readers that know no tokenizer.json
+
+
+def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
+    """
+    Why open_clip could not load a model out of a repository on the Hub; none if it can.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+    """
+    try:
+        text = _portable_config(model.config, processor)
+    except ValueError as error:
+        return str(error)
+    if text is None or os.path.isabs(json.loads(text)["model_cfg"]["text_cfg"]["hf_model_name"]):
+        return "open_clip builds text towers by a BERT on the Hub, and none has the shape of this one."
+    return None
+
+
+def _portable_config(config: Any, processor: BiomedCLIPProcessor) -> str | None:
+    """open_clip's configuration where its BERT has a name: none where it would be a folder's."""
+    stored = config.open_clip_config
+    _check_image_processor(processor.image_processor, config.vision_config.image_size)
+    if stored is not None and _still_describes(json.loads(stored), config, processor):
+        return stored
+    if _is_published_text_shape(config.text_config):
+        return _open_clip_config_of(config, processor, PUBLISHED_BERT)
+    return None
 
 
 def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path: Path) -> BiomedCLIPConfig:

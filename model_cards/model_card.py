@@ -1,0 +1,428 @@
+"""Fills the card of a model from its configuration, its training, and what was measured."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from .fill import percent, public_name, table_rows, template
+from .results import Measure, chances, measures
+
+
+PUBLISHED = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+# Stands in a card for what nobody said. It is for the author to fill, and nothing is pushed with it.
+NOT_STATED = "Not stated"
+NOT_MEASURED = "not measured"
+# The repository, until it has a name.
+PLACEHOLDER = "ORG/NAME"
+NAMED = 5  # damaged images and leaks that the card names; results.json names all
+
+# Tasks by the name that results.json has: in words, and as the Hub's metadata have them.
+TASKS = {
+    "retrieval": ("Retrieval", "image-text-retrieval"),
+    "zero-shot": ("Zero-shot classification", "zero-shot-image-classification"),
+    "linear-probe": ("Linear probe", "image-classification"),
+    "vqa": ("Visual question answering", "visual-question-answering"),
+}
+BENCHMARKS = {
+    "pmc15m": "pairs as PMC-15M's",
+    "pcam": "PCam",
+    "lc25000_lung": "LC25000 lung",
+    "lc25000_colon": "LC25000 colon",
+    "tcga_til": "TCGA-TIL",
+    "rsna": "RSNA pneumonia",
+    "vqa_rad": "VQA-RAD",
+    "slake": "SLAKE",
+    "medmnist": "MedMNIST",
+    "imagefolder": "a folder of images",
+}
+# What the paper measured (arXiv 2303.00915, sections 4 and 5): what is not measured here is told.
+OF_THE_PAPER = [
+    ("retrieval", "pmc15m"),
+    *(("zero-shot", name) for name in ("pcam", "lc25000_lung", "lc25000_colon", "tcga_til", "rsna")),
+    *(("linear-probe", name) for name in ("pcam", "rsna")),
+    *(("vqa", name) for name in ("vqa_rad", "slake")),
+]
+_METRIC_TYPES = {"auroc": "roc_auc"}  # names of `evaluate`'s modules, where they differ from ours
+
+_TEN_LINES = """\
+```python
+import modeling_biomedclip  # of the package biomedclip; or trust_remote_code=True in the two calls below
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained("NAME_OF_MODEL"), AutoProcessor.from_pretrained("NAME_OF_MODEL")
+labels = ["brain MRI", "chest X-ray", "pie chart"]
+prompts = [f"this is a photo of {label}" for label in labels]
+with torch.no_grad():
+    outputs = model(**processor(text=prompts, images=Image.open("figure.png"), return_tensors="pt"))
+print(dict(zip(labels, outputs.logits_per_image.softmax(-1)[0].tolist())))
+```"""
+_OPEN_CLIP_LINES = """\
+```python
+import open_clip
+
+model, preprocess = open_clip.create_model_from_pretrained("NAME_OF_MODEL")
+tokenizer = open_clip.get_tokenizer("NAME_OF_MODEL")
+```"""
+
+
+def fill_model_card(facts: Mapping[str, Any]) -> str:
+    """
+    The card of a model.
+
+    Args:
+        facts: What `biomedclip card` gathers: `title`, `name` (its repository), `model` (of the configuration),
+            `license`, `conversion`, `training`, `dataset`, `results`, `versions`. None stands for what is not known,
+            and the card says so.
+
+    Returns:
+        Markdown with the metadata block that the Hub reads.
+    """
+    model, conversion = facts["model"], facts["conversion"]
+    published = conversion is not None and conversion["source"] == PUBLISHED
+    verified = conversion and conversion["verification"]
+    return template("model_card.md").substitute(
+        metadata=_metadata(facts),
+        title=facts["title"],
+        origin=_origin(facts),
+        usage=_usage(facts),
+        context=model["context_length"],
+        architecture=table_rows(_architecture(model)),
+        data=_data(facts, published),
+        recipe=_recipe(facts["training"], published),
+        results=_results(facts["results"]),
+        verification=_verification(verified) if verified else "Not checked: `biomedclip convert --verify` does it.",
+        environment=_environment(facts),
+        license_note=_license_note(facts["license"], conversion),
+    )
+
+
+def _metadata(facts: Mapping[str, Any]) -> str:
+    entries = [entry for result in facts["results"] for entry in _eval_results(result)]
+    license = facts["license"] or "unknown"
+    data = ModelCardData(
+        language=["en"],
+        license=license,
+        license_name="other-terms" if license == "other" else None,
+        license_link="#licence" if license == "other" else None,
+        library_name=facts["model"]["layout"],
+        pipeline_tag="zero-shot-image-classification",
+        datasets=[facts["dataset"]["id"]] if (facts["dataset"] or {}).get("id") else None,
+        tags=["biomedclip", "clip", "biology", "medical", *(["open_clip"] if facts["open_clip"] else [])],
+        **({"model_name": facts["title"], "eval_results": entries} if entries else {}),
+    )
+    return data.to_yaml()
+
+
+def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
+    """The entries of the Hub's `model-index` that a result gives."""
+    words, task_type = TASKS.get(result["task"], (result["task"], result["task"]))
+    return [
+        EvalResult(
+            task_type=task_type,
+            task_name=words,
+            dataset_type=result["benchmark"],
+            dataset_name=BENCHMARKS.get(result["benchmark"], result["benchmark"]),
+            dataset_split=result["data"]["split"],
+            dataset_revision=result["data"]["fingerprint"],
+            metric_type=_METRIC_TYPES.get(measure.path[-1], measure.path[-1]),
+            metric_name=_words(measure),
+            metric_value=measure.value,
+        )
+        for measure in measures(result)
+        if "recall_of_class" not in measure.path
+    ]
+
+
+def _origin(facts: Mapping[str, Any]) -> str:
+    conversion = facts["conversion"]
+    text = f"Its weights have the fingerprint `{facts['model']['weights']}`."
+    if conversion is not None:
+        return (
+            f"Converted by biomedclip {conversion['versions']['biomedclip']} from "
+            f"`{public_name(conversion['source'])}` to the layout of {conversion['layout']}. No weight was changed. "
+            f"{text}"
+        )
+    if facts["training"] is not None:
+        return f"Trained with biomedclip {facts['training']['results']['versions']['biomedclip']}. {text}"
+    return text
+
+
+def _usage(facts: Mapping[str, Any]) -> str:
+    name = facts["name"]
+    if facts["model"]["layout"] == "open_clip":
+        return _OPEN_CLIP_LINES.replace("NAME_OF_MODEL", "local-dir:path/of/this/folder")
+    text = _TEN_LINES.replace("NAME_OF_MODEL", name)
+    if facts["open_clip"]:
+        text += "\n\nThe same model for open_clip, out of the same repository:\n\n"
+        text += _OPEN_CLIP_LINES.replace("NAME_OF_MODEL", f"hf-hub:{name}")
+    return text
+
+
+def _architecture(model: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    rows = [
+        ("parameters", model["parameters"]),
+        ("of the image tower", model["image_parameters"]),
+        ("of the text tower", model["text_parameters"]),
+    ]
+    for name, tower in (("image", model["image_tower"]), ("text", model["text_tower"])):
+        rows.append(
+            (
+                f"{name} tower",
+                f"{tower['layers']} layers of width {tower['width']:,}, {tower['heads']} heads, feed-forward "
+                f"{tower['feed_forward']:,}, {tower['input']}",
+            )
+        )
+    return [
+        *rows,
+        ("embeddings", f"{model['embedding']} dimensions, of length 1"),
+        ("`logit_scale`", f"{model['logit_scale']:.4f}"),
+        ("precision of the weights", model["dtype"]),
+    ]
+
+
+def _data(facts: Mapping[str, Any], published: bool) -> str:
+    report = facts["dataset"]
+    if report is None:
+        if published:
+            return (
+                "PMC-15M: 15,282,336 pairs of a figure and its caption out of PubMed Central's open access subset of "
+                "15 June 2022, 13.9 million of them for training. The pairs were never published; the licences are "
+                "those of the articles, which the authors' pipeline did not keep."
+            )
+        return f"{NOT_STATED}: `biomedclip card --dataset` reads it from what `biomedclip build` left."
+    pairs, train = report["pairs"], report["splits"]["train"]["pairs"]
+    source = (
+        "Drawn by a program to try the software on: no article, picture or licence in it is real."
+        if report["drawn"]
+        else f"Figures and captions of PubMed Central (source `{public_name(report['source'])}`, inventory "
+        f"{report['inventory_date'] or 'none in the source'}), built on {report['built']} with biomedclip "
+        f"{report['versions']['biomedclip']}."
+    )
+    named = f" Data set: [{report['id']}](https://huggingface.co/datasets/{report['id']})." if report.get("id") else ""
+    rows = [
+        (code, count, percent(count / pairs)) for code, count in sorted(report["licenses"].items(), key=lambda x: -x[1])
+    ]
+    return (
+        f"{source}{named} {pairs:,} pairs of {report['articles']['kept']:,} articles, split by article; {train:,} of "
+        f"them are for training.\n\n"
+        f"| licence of the article | pairs | share |\n|---|---:|---:|\n{table_rows(rows)}\n\n"
+        "The figures and captions stay under the licences of their articles."
+    )
+
+
+def _recipe(training: Mapping[str, Any] | None, published: bool) -> str:
+    if training is None:
+        if published:
+            return (
+                "That of the paper, section 3: AdamW, learning rate 5e-4, 2,000 steps of warm-up, cosine to 0, 32 "
+                "epochs, batches of 4,096 pairs, 256 tokens, image tower from ImageNet, text tower from PubMedBERT."
+            )
+        return f"{NOT_STATED}: `biomedclip card --train-run` reads it from what `biomedclip train` left."
+    results, recipe = training["results"], training["recipe"]
+    rows = [
+        (words, _figure(results[name]))
+        for name, words in (
+            ("steps", "steps"),
+            ("samples", "pairs seen"),
+            ("batch_size", "pairs of a step"),
+            ("processes", "processes"),
+            ("loss", "mean loss"),
+            ("seconds", "seconds"),
+            ("peak_memory_mib", "peak memory of a process, MiB"),
+            ("peak_device_memory_mib", "peak memory of a device, MiB"),
+            ("substituted_rows", "rows that could not be decoded, and were replaced"),
+        )
+        if results.get(name) is not None
+    ]
+    rows += [
+        (f"{name}, at the last evaluation in training", _figure(value)) for name, value in training["last"].items()
+    ]
+    text = f"| | |\n|---|---:|\n{table_rows(rows)}"
+    if recipe is None:
+        return f"{text}\n\n{NOT_STATED}: the options. The run has no `recipe.yaml`, which `biomedclip train` writes."
+    written = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100).strip().replace("```", "'''")
+    return (
+        f"{text}\n\nThe options that are not the defaults, a recipe for `biomedclip train --config`:\n\n"
+        f"```yaml\n{written}\n```"
+    )
+
+
+def _results(results: Sequence[Mapping[str, Any]]) -> str:
+    rows = [row for result in results for row in _measured_rows(result)]
+    there = {(result["task"], result["benchmark"]) for result in results}
+    for task, benchmark in OF_THE_PAPER:
+        if (task, benchmark) not in there:
+            rows.append(
+                (TASKS[task][0], BENCHMARKS[benchmark], "none", "all", NOT_MEASURED, NOT_MEASURED, "see the paper")
+            )
+    columns = ["task", "benchmark", "rows", "metric", "measured", "95 % interval", "paper"]
+    text = f"| {' | '.join(columns)} |\n|---|---|---:|---|---:|---:|---:|\n{table_rows(rows)}\n\n"
+    text += (
+        "Values are fractions. The last column is what the paper reports for the published BiomedCLIP; its retrieval "
+        "is among 725,739 pairs, and among fewer it is easier."
+    )
+    if not results:
+        return f"{text} Nothing was measured here: `biomedclip evaluate` measures it."
+    return "\n\n".join([text, *(_how(result) for result in results)])
+
+
+def _measured_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            _task(result),
+            f"{_benchmark(result)}, {_inline(result['data']['split'])}",
+            f"{result['data']['rows']:,}",
+            _inline(_words(measure)),
+            _number(measure.value),
+            " to ".join(map(_number, measure.interval)) if measure.interval else "not given",
+            "not given" if measure.paper is None else _number(measure.paper),
+        )
+        for measure in measures(result)
+    ]
+
+
+def _how(result: Mapping[str, Any]) -> str:
+    """How a result was measured: command, date, data, what was left out, leaks."""
+    data = result["data"]
+    took = f", in {result['seconds']:,} s" if isinstance(result.get("seconds"), int | float) else ""
+    lines = [
+        f"Measured on {_inline(result['date'])}{took}, on {data['rows']:,} rows of the split {_inline(data['split'])}; "
+        f"fingerprint of the data `{_code(data['fingerprint'])}`."
+    ]
+    lines += [f"{_inline(_spaced(name)).capitalize()}: {_number(value)}." for name, value in chances(result)]
+    lines += [_damaged(data.get("damaged")), _leaks(data.get("leaks"))]
+    lines += [_inline(note) for note in data.get("notes") or []]
+    if settings := result.get("settings"):
+        lines.append(f"Settings: `{_code(json.dumps(settings, ensure_ascii=False))}`")
+    if source := result.get("paper_source"):
+        lines.append(f"The paper's values: {_inline(source)}.")
+    lines.append(f"With {_versions(result['versions'])}")
+    command = public_command(result["command"]).replace("```", "'''")
+    bullets = "\n".join(f"- {line}" for line in lines)
+    return f"### {_task(result)}, {_benchmark(result)}\n\n```bash\n{command}\n```\n\n{bullets}"
+
+
+def _damaged(damaged: Sequence[Mapping[str, Any]] | None) -> str:
+    if damaged is None:
+        return "Damaged images: not counted."
+    if not damaged:
+        return "Damaged images: none."
+    named = [f"`{_code(row['name'])}` ({_inline(row['reason'])})" for row in damaged[:NAMED]]
+    return f"**Damaged images, left out: {len(damaged):,}**: {_and_more(named, len(damaged))}."
+
+
+def _leaks(leaks: Mapping[str, Any] | None) -> str:
+    if leaks is None:
+        return "Leaks between training and test: not looked for."
+    counts = {name: _count(value) for name, value in leaks.items() if _count(value) is not None}
+    found = {name: count for name, count in counts.items() if count}
+    if not found:
+        return f"Leaks between training and test: none ({_inline(', '.join(map(_spaced, counts)))})."
+    return (
+        f"**Leaks between training and test: {_inline(', '.join(f'{_spaced(n)} {c:,}' for n, c in found.items()))}**."
+    )
+
+
+def _count(value: Any) -> int | None:
+    """How many there are, of what a report of leaks holds: a number, a list, or a mapping with a count."""
+    if isinstance(value, Mapping):
+        return _count(value.get("count"))
+    if isinstance(value, list):
+        return len(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _verification(verified: Mapping[str, Any]) -> str:
+    rows = [(name, f"{difference:.2g}") for name, difference in verified["largest_difference"].items()]
+    return (
+        f"The same {verified['images']} images and {verified['labels']} labels through both, in float32 on a CPU; the "
+        f"best label is the same for {verified['same_best_label']}.\n\n"
+        f"| stage | largest difference |\n|---|---:|\n{table_rows(rows)}"
+        + ("\n\nThe text tower's heads and epsilon were taken as usual." if verified["bert_assumed"] else "")
+    )
+
+
+def _environment(facts: Mapping[str, Any]) -> str:
+    lines = [f"This card: {_versions(facts['versions'])}"]
+    if facts["training"] is not None:
+        lines.insert(0, f"Training: {_versions(facts['training']['results']['versions'])}")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _license_note(license: str | None, conversion: Mapping[str, Any] | None) -> str:
+    if license is None:
+        return f"{NOT_STATED}: `biomedclip card --license` states it."
+    if conversion is None:
+        return f"Weights: {license}. The data have licences of their own: see there."
+    if conversion["source"] == PUBLISHED:
+        return "MIT, as the published weights."
+    return f"Weights: {license}, that of `{public_name(conversion['source'])}`, which see."
+
+
+def public_command(command: str) -> str:
+    """A command as it can be published: of paths on the machine only their last part."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    return shlex.join(public_name(word) for word in words)
+
+
+def public_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as it can be published: of paths on the machine only their last part."""
+    model, data = dict(result["model"]), dict(result["data"])
+    for part, name in ((model, "name"), (data, "path")):
+        if isinstance(part.get(name), str):
+            part[name] = public_name(part[name])
+    return {**result, "command": public_command(result["command"]), "model": model, "data": data}
+
+
+def _task(result: Mapping[str, Any]) -> str:
+    return TASKS[result["task"]][0] if result["task"] in TASKS else _inline(result["task"])
+
+
+def _benchmark(result: Mapping[str, Any]) -> str:
+    return BENCHMARKS.get(result["benchmark"], _inline(result["benchmark"]))
+
+
+def _words(measure: Measure) -> str:
+    return ", ".join(map(_spaced, measure.path))
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _versions(versions: Mapping[str, Any]) -> str:
+    return _inline(", ".join(f"{name} {version}" for name, version in versions.items())) + "."
+
+
+def _number(value: float) -> str:
+    """A measure with four places, or one where it is no fraction."""
+    return f"{value:.4f}" if value <= 1 else f"{value:,.1f}"
+
+
+def _figure(value: float) -> str:
+    """A figure of a training: four digits, and all of a whole number."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _and_more(named: Sequence[str], count: int) -> str:
+    return ", ".join(named) + (f", and {count - len(named):,} more" if count > len(named) else "")
+
+
+def _code(text: Any) -> str:
+    """Text of a file for a span of code."""
+    return re.sub(r"\s+", " ", str(text)).strip().replace("`", "'")
+
+
+def _inline(text: Any) -> str:
+    """Text of a file as one line that neither a table nor a browser takes for anything else."""
+    return _code(text).replace("|", "\\|").replace("<", "&lt;")
