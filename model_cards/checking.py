@@ -14,7 +14,7 @@ _PLACEHOLDERS = re.compile(
     rf"\$\{{?[a-z_]+\}}?|\{{\{{.*?\}}\}}|\bTODO\b|\bFIXME\b|\bTBD\b|\[?More Information Needed\]?|{PLACEHOLDER}|<!--"
 )
 _HEADING = re.compile(r"(#{1,6}) (.+)")
-_EMPTY_CELL = re.compile(r"\|\s*(None|nan|-|)\s*(?=\|)", re.IGNORECASE)
+_EMPTY_CELL = re.compile(r"\|\s*(None|NaN|nan|null|-|)\s*(?=\|)")
 _RULE = re.compile(r"[|\s:-]*-[|\s:-]*")
 
 

@@ -327,7 +327,8 @@ def compare_download(
 def _answers_of(folder: Path, inputs: Path, scratch: Path) -> dict[str, torch.Tensor]:
     # -P: not even the folder of the script is looked into for modules, let alone this package's.
     command = [sys.executable, "-P", reloading.__file__, str(folder), str(inputs), str(scratch / "answers.safetensors")]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    hidden = ("PYTHONPATH", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
     done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
