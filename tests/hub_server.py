@@ -12,9 +12,13 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import huggingface_hub
+import huggingface_hub.constants
+import pytest
 import yaml
 
 
@@ -152,6 +156,22 @@ class HubServer:
         """Puts a repository there without any upload."""
         repository = self.repositories.setdefault((repo_type, repo_id), Repository(private))
         repository.commit("Add", {path: File(content, bool(BINARY.search(path))) for path, content in files.items()})
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, server: HubServer, token: str = "hf_writer") -> None:
+    """Leads huggingface_hub of this process to the server, as whoever has the token."""
+    files = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", token)
+
+
+def environment_of(server: HubServer, cache: Path, token: str | None = None) -> dict[str, str]:
+    """The environment of another process that the server is the Hub of, and that has an empty cache."""
+    environment = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    return environment | {"HF_HUB_OFFLINE": "0", "HF_TOKEN": token or ""}
 
 
 _REPO = r"(?P<id>[\w.-]+(?:/[\w.-]+)?)"

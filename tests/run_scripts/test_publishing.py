@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from build_reports import full_scale_report
 from commands import ROOT
-from hub_server import HubServer, Repository
+from hub_server import HubServer, Repository, log_in
 
 from model_cards.fill import fill_dataset_card
 from run_scripts import publishing
@@ -30,12 +30,7 @@ USERS = {
 def hub(monkeypatch):
     """A Hub, with a writer logged in."""
     with HubServer(USERS) as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
-        files = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        log_in(monkeypatch, server)
         monkeypatch.setattr(publishing.time, "sleep", lambda seconds: None)
         yield server
 

@@ -1,0 +1,193 @@
+"""The model card: what the Hub reads of it, what a person must find in it, and what is still to be filled."""
+
+import re
+
+import pytest
+import yaml
+from build_reports import full_scale_report, smallest_report
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index
+from model_results import WEIGHTS, retrieval_result, zero_shot_result
+
+from model_cards.checking import problems_of
+from model_cards.model_card import NOT_MEASURED, PUBLISHED, fill_model_card, public_result
+
+
+MODEL = {
+    "layout": "transformers",
+    "weights": WEIGHTS,
+    "parameters": 195_902_721,
+    "image_parameters": 86_191_872,
+    "text_parameters": 109_710_848,
+    "image_tower": {"layers": 12, "width": 768, "heads": 12, "feed_forward": 3072, "input": "images of 224 pixels"},
+    "text_tower": {"layers": 12, "width": 768, "heads": 12, "feed_forward": 3072, "input": "30,522 words"},
+    "embedding": 512,
+    "context_length": 256,
+    "logit_scale": 4.4454,
+    "dtype": "float32",
+}
+VERSIONS = {"python": "3.11.7", "biomedclip": "0.1.0"}
+
+
+def facts(**other):
+    training = {
+        "results": {"steps": 240, "samples": 30_720, "loss": 2.5, "versions": VERSIONS},
+        "last": {"text to image recall at 1": 0.25},
+        "recipe": {"learning_rate": 5e-4, "max_steps": 240},
+    }
+    return {
+        "title": "BiomedCLIP",
+        "name": "lab/model",
+        "license": "apache-2.0",
+        "model": MODEL,
+        "conversion": None,
+        "training": training,
+        "dataset": full_scale_report() | {"drawn": False, "id": "lab/pairs"},
+        "results": [public_result(retrieval_result()), public_result(zero_shot_result())],
+        "open_clip": True,
+        "versions": VERSIONS,
+    } | other
+
+
+CARDS = {
+    "full": facts(),
+    "nothing measured": facts(results=[]),
+    "of nothing but weights": facts(results=[], training=None, dataset=None, license=None),
+    "drawn": facts(dataset=smallest_report() | {"drawn": True}),
+}
+
+
+def section(card: str, title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card, re.MULTILINE | re.DOTALL)[1]
+
+
+def test_the_hub_reads_each_measured_number_out_of_the_metadata():
+    data = ModelCard(fill_model_card(facts())).data
+    assert data.license == "apache-2.0" and data.datasets == ["lab/pairs"]
+    assert data.pipeline_tag == "zero-shot-image-classification"
+    found = {
+        (result.task_type, result.dataset_type, result.metric_name): result.metric_value for result in data.eval_results
+    }
+    assert found["image-text-retrieval", "pmc15m", "text to image, recall at 1"] == 0.2013
+    assert found["zero-shot-image-classification", "pcam", "auroc"] == 0.5334
+    assert len(found) == 6 + 3
+    pcam = next(result for result in data.eval_results if result.dataset_type == "pcam")
+    assert (pcam.dataset_split, pcam.dataset_revision) == ("test", "00ffaa1122334455")
+
+
+def test_the_model_index_has_the_form_that_the_hub_asks_for():
+    card = fill_model_card(facts())
+    written = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    assert written == eval_results_to_model_index("BiomedCLIP", ModelCard(card).data.eval_results)
+    assert "model-index" not in yaml.safe_load(fill_model_card(facts(results=[])).split("---\n")[1])
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_tables_have_as_many_cells_in_each_row(name):
+    for block in re.findall(r"(?:^\|.*\n)+", fill_model_card(CARDS[name]), re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_it_warns_of_clinical_use_and_says_how_to_load_and_cite(name):
+    card = fill_model_card(CARDS[name])
+    assert "Not for clinical use" in card and "2303.00915" in card and "@article{zhang2025biomedclip" in card
+    assert 'AutoModel.from_pretrained("lab/model")' in card and "trust_remote_code=True" in card
+
+
+def test_each_result_stands_with_command_date_and_fingerprint():
+    text = section(fill_model_card(facts()), "Results")
+    row = "| Zero-shot classification | PCam, test | 32,768 | accuracy | 0.5123 | 0.5001 to 0.5245 | 0.7341 |"
+    assert row in text and "recall of class, lymph node metastasis | 0.1163" in text
+    assert "biomedclip evaluate zero-shot --model run --data pcam --benchmark pcam" in text
+    assert "2026-11-24" in text and "`00ffaa1122334455`" in text
+
+
+def test_damaged_images_and_leaks_are_told():
+    text = section(fill_model_card(facts()), "Results")
+    assert "**Damaged images, left out: 7**: `picture|0.png` (truncated &lt;img>)" in text and "and 2 more" in text
+    assert "**Leaks between training and test: same group 12**" in text
+    assert "Damaged images: none." in text and "Leaks between training and test: not looked for." in text
+
+
+def test_leaks_that_were_looked_for_and_not_found_are_told_as_such():
+    clean = zero_shot_result()
+    clean["data"] |= {"leaks": {"same_group": {"count": 0}, "near_duplicates": []}}
+    assert "test: none (same group, near duplicates)" in fill_model_card(facts(results=[clean]))
+
+
+def test_what_was_not_measured_is_said_of_each_table_of_the_paper():
+    assert section(fill_model_card(facts(results=[])), "Results").count(f"| {NOT_MEASURED} | {NOT_MEASURED} |") == 10
+    text = section(fill_model_card(facts()), "Results")
+    assert text.count(f"| {NOT_MEASURED} | {NOT_MEASURED} |") == 8
+    assert "| Visual question answering | SLAKE | none | all | not measured" in text
+
+
+def test_the_training_stands_with_its_recipe():
+    text = section(fill_model_card(facts()), "Training recipe")
+    assert "| pairs seen | 30,720 |" in text
+    recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    assert recipe == {"learning_rate": 5e-4, "max_steps": 240}
+
+
+def test_the_data_stand_with_their_licences():
+    report = full_scale_report()
+    text = section(fill_model_card(facts()), "Training data")
+    for code, count in report["licenses"].items():
+        assert f"| {code} | {count:,} |" in text
+    assert "inventory 2026-11-23" in text
+    assert "no article, picture or licence in it is real" in fill_model_card(CARDS["drawn"])
+
+
+def test_of_the_published_weights_data_and_recipe_are_those_of_the_paper():
+    conversion = {"source": PUBLISHED, "layout": "transformers", "versions": VERSIONS, "verification": None}
+    card = fill_model_card(facts(training=None, dataset=None, license="mit", conversion=conversion))
+    assert "15,282,336" in card and "108,576" not in card and "MIT, as the published weights." in card
+    assert problems_of(card) == []
+
+
+def test_a_card_that_says_everything_has_no_problem():
+    assert problems_of(fill_model_card(facts())) == []
+    assert problems_of(fill_model_card(facts(results=[]))) == [], "that nothing was measured is a statement"
+
+
+def test_what_nobody_stated_is_a_problem():
+    problems = problems_of(fill_model_card(CARDS["of nothing but weights"]))
+    for start in ("metadata: license", "Training data: Not stated", "Training recipe: Not stated", "Licence: Not"):
+        assert any(problem.startswith(start) for problem in problems), start
+    recipe = facts()["training"] | {"recipe": None}
+    assert "Training recipe: Not" in problems_of(fill_model_card(facts(training=recipe)))[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("| accuracy | 0.5123 |", "| accuracy | |", "Results: line .* has an empty cell"),
+        ("| accuracy | 0.5123 |", "| accuracy | None |", "Results: line .* has an empty cell"),
+        ("| accuracy | 0.5123 |", "| accuracy | nan |", "Results: line .* has an empty cell"),
+        ("For research only", "TODO", "BiomedCLIP: line .* has a placeholder"),
+        ("For research only", "[More Information Needed]", "has a placeholder"),
+        ("For research only", "$title", "has a placeholder"),
+        ('AutoModel.from_pretrained("lab/model")', 'AutoModel.from_pretrained("ORG/NAME")', "Use: .* placeholder"),
+        ("license: apache-2.0", "license: ''", "metadata: license"),
+        ("license: apache-2.0", "license: [", "metadata: they cannot be read"),
+        ("value: 0.5123", "value: .nan", "metadata: model-index has nan"),
+        ("value: 0.5123", "value: ''", "metadata: model-index has ''"),
+        ("      type: pcam\n", "", "metadata: "),
+        ("Weights: apache-2.0. The data have licences of their own: see there.", "", "Licence: there is nothing in it"),
+    ],
+)
+def test_a_field_that_is_empty_is_found(old, new, problem):
+    card = fill_model_card(facts())
+    assert old in card
+    assert any(re.search(problem, found) for found in problems_of(card.replace(old, new)))
+
+
+def test_the_last_section_counts_too():
+    card = fill_model_card(facts())
+    assert problems_of(card[: card.index("```bibtex")]) == ["Citation: there is nothing in it"]
+
+
+def test_no_path_of_the_machine_gets_out():
+    results = [public_result(zero_shot_result())]
+    assert "/home" not in fill_model_card(facts(results=results)) and "/data" not in str(results)

@@ -1,0 +1,75 @@
+"""Results on disk: which numbers of them get into a card, and which files are refused."""
+
+import json
+
+import pytest
+from model_results import retrieval_result, write_result, zero_shot_result
+
+from model_cards.results import chances, find_results, measures, read_result
+
+
+def test_measures_have_their_interval_and_the_papers_value():
+    found = {measure.path: measure for measure in measures(retrieval_result())}
+    first = found["text_to_image", "recall_at_1"]
+    assert (first.value, first.interval, first.paper) == (0.2013, (0.1, 0.3), 0.696)
+    assert found["image_to_text", "recall_at_1"].paper is None
+    assert found["image_to_text", "median_rank"].interval is None
+    assert len(found) == 6, "counts, chance and intervals are no measures"
+
+
+def test_chance_is_told_apart():
+    assert chances(retrieval_result()) == [("chance_at_1", 0.05)]
+    assert not any("chance" in name for measure in measures(zero_shot_result()) for name in measure.path)
+
+
+def test_numbers_that_measure_nothing_are_left_out():
+    metrics = {"share_0.1": {"accuracy": 0.8, "regularization": 31.6}, "train_seconds": 40.5, "best_epoch": 3.0}
+    assert [m.path for m in measures(zero_shot_result(metrics=metrics))] == [("share_0.1", "accuracy")]
+
+
+def test_files_are_found_at_any_depth_and_once(tmp_path):
+    first = write_result(tmp_path / "a" / "b", zero_shot_result())
+    second = write_result(tmp_path / "c", retrieval_result())
+    assert find_results([str(tmp_path), str(first)]) == [first, second]
+
+
+def test_a_place_without_results_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--results .*: no results.json there"):
+        find_results([str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="--results /nowhere"):
+        find_results(["/nowhere"])
+
+
+def without(result: dict, *keys: str) -> dict:
+    inner = result
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps(zero_shot_result())[:-40], "is damaged"),
+        (json.dumps(zero_shot_result()).replace("0.5123", "NaN"), "is damaged.*NaN"),
+        ("[]", "schema 1 of biomedclip evaluate is needed"),
+        (json.dumps(zero_shot_result(schema=0)), "schema 1 of biomedclip evaluate is needed"),
+        (json.dumps(without(zero_shot_result(), "command")), "command is missing"),
+        (json.dumps(zero_shot_result(command=" ")), "command is ' '"),
+        (json.dumps(without(zero_shot_result(), "data", "fingerprint")), "data.fingerprint is missing"),
+        (json.dumps(without(zero_shot_result(), "model", "weights")), "model.weights is missing"),
+        (json.dumps(zero_shot_result(metrics={})), "metrics holds no number"),
+        (json.dumps(zero_shot_result(metrics={"accuracy": 73.41})), r"metrics.accuracy is \[73.41\]"),
+        (json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": [0.4, 1.2]})), "between 0 and 1"),
+    ],
+)
+def test_what_is_damaged_is_refused_with_its_name(tmp_path, content, message):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"results.json.*{message}"):
+        read_result(path)
+
+
+def test_a_whole_file_is_read_as_it_is(tmp_path):
+    assert read_result(write_result(tmp_path, zero_shot_result())) == zero_shot_result()
