@@ -1,5 +1,6 @@
 """open_clip's layout: its configuration beside ours, and folders of it read and written."""
 
+import hashlib
 import json
 import logging
 import math
@@ -32,6 +33,8 @@ PUBLISHED_NAMES = (
     PUBLISHED_BERT,
     "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract",
 )
+# BLAKE2b of its 28,895 words, a line each, in the order of their ids: from the Hub, open_clip takes a tokenizer by name.
+PUBLISHED_VOCABULARY = "2444c4f523518b32"
 TIMM_EPSILON = 1e-6
 # timm's plain towers (timm/models/vision_transformer.py) by the size in their name: width, layers, heads, and the sides
 # of patch and image that it has a name for. open_clip builds an image tower from the name alone.
@@ -113,8 +116,14 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
         text = _portable_config(model.config, processor)
     except ValueError as error:
         return str(error)
-    if text is None or os.path.isabs(json.loads(text)["model_cfg"]["text_cfg"]["hf_model_name"]):
+    text_cfg = json.loads(text)["model_cfg"]["text_cfg"] if text else {}
+    if not text_cfg or os.path.isabs(text_cfg["hf_model_name"]):
         return "open_clip builds text towers by a BERT on the Hub, and none has the shape of this one."
+    if text_cfg.get("hf_tokenizer_name") in PUBLISHED_NAMES:
+        ids = processor.tokenizer.get_vocab()
+        words = "\n".join(sorted(ids, key=ids.__getitem__))
+        if hashlib.blake2b(words.encode(), digest_size=8).hexdigest() != PUBLISHED_VOCABULARY:
+            return "open_clip takes the tokenizer of its BERT from the Hub, and this one has other words."
     return None
 
 

@@ -26,7 +26,7 @@ from modeling_biomedclip import (
     to_open_clip,
 )
 from modeling_biomedclip.conversion import load_any_layout
-from modeling_biomedclip.conversion.open_clip import PUBLISHED_BERT
+from modeling_biomedclip.conversion.open_clip import PUBLISHED_BERT, open_clip_obstacle
 from modeling_biomedclip.conversion.tensors import to_open_clip_tensors
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
@@ -206,6 +206,21 @@ def test_the_published_configuration_is_written_to_the_byte(shared_data, tmp_pat
     to_open_clip(model, BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer), tmp_path)
     for name in ("open_clip_config.json", "vocab.txt", "tokenizer.json"):
         assert (tmp_path / name).read_bytes() == (shared_data / "biomedclip_tokenizer" / name).read_bytes(), name
+
+
+def test_what_keeps_open_clip_from_loading_out_of_a_repository_is_told(shared_data, small_processor, small_model):
+    tokenizer = BertTokenizer.from_pretrained(shared_data / "biomedclip_tokenizer", model_max_length=256)
+    processor = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)
+    with torch.device("meta"):
+        model = BiomedCLIPModel(BiomedCLIPConfig())
+        deep = BiomedCLIPModel(BiomedCLIPConfig(text_config={"num_hidden_layers": 13}))
+    assert open_clip_obstacle(model, processor) is None
+    other = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), small_processor.tokenizer)
+    assert "has other words" in open_clip_obstacle(model, other)
+    assert "none has the shape of this one" in open_clip_obstacle(deep, processor)
+    assert "none has the shape of this one" in open_clip_obstacle(small_model, small_processor)
+    processor.image_processor.do_center_crop = False
+    assert "do_center_crop" in open_clip_obstacle(model, processor)
 
 
 def test_what_a_person_changed_after_the_conversion_is_written_and_not_what_came_with_it(folder, tmp_path):

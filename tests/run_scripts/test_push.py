@@ -363,7 +363,10 @@ def test_open_clip_loads_its_copy_out_of_the_same_repository(hub, tmp_path):
     processor = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)
     to_open_clip(BiomedCLIPModel(config), processor, tmp_path / "theirs")
     # A BERT of the Hub that has the shape of the text tower: without one open_clip has no name for it.
-    hub.add("lab/bert", {"config.json": bert_config_of(config.text_config).to_json_string().encode()})
+    bert = {"config.json": bert_config_of(config.text_config).to_json_string().encode()}
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        bert[name] = (tmp_path / "theirs" / name).read_bytes()
+    hub.add("lab/bert", bert)
     settings = json.loads((tmp_path / "theirs" / "open_clip_config.json").read_text())
     settings["model_cfg"]["text_cfg"] |= {"hf_model_name": "lab/bert", "hf_tokenizer_name": "lab/bert"}
     (tmp_path / "theirs" / "open_clip_config.json").write_text(json.dumps(settings))
