@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import yaml
 from huggingface_hub import ModelCard
 
-from .model_card import NOT_STATED, PLACEHOLDER
+from .fill import PLACEHOLDER
+from .model_card import NOT_STATED
 
 
 _PLACEHOLDERS = re.compile(

@@ -8,6 +8,9 @@ from string import Template
 from typing import Any
 
 
+# The repository in the examples of a card, until it is pushed to one.
+PLACEHOLDER = "ORG/NAME"
+
 _SIZE_CATEGORIES = [
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),

@@ -17,8 +17,6 @@ PUBLISHED = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 # Stands in a card for what nobody said. It is for the author to fill, and nothing is pushed with it.
 NOT_STATED = "Not stated"
 NOT_MEASURED = "not measured"
-# The repository, until it has a name.
-PLACEHOLDER = "ORG/NAME"
 NAMED = 5  # damaged images and leaks that the card names; results.json names all
 
 # Tasks by the name that results.json has: in words, and as the Hub's metadata have them.

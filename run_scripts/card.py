@@ -14,12 +14,11 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from model_cards.fill import public_name
+from model_cards.fill import PLACEHOLDER, public_name
 from model_cards.model_card import (
     BENCHMARKS,
     NOT_MEASURED,
     OF_THE_PAPER,
-    PLACEHOLDER,
     PUBLISHED,
     TASKS,
     fill_model_card,

@@ -22,7 +22,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCa
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.hf_api import RepoFile
 
-from model_cards.fill import public_report, size
+from model_cards.fill import PLACEHOLDER, public_report, size
 
 from .reporting import say
 
@@ -69,6 +69,8 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
     check_licenses(shards.values(), pairs=report["pairs"])
     check_card(Path(folder) / "README.md", "dataset")
     companions: dict[str, Path | bytes] = {name: Path(folder) / name for name in COMPANIONS}
+    card = (Path(folder) / "README.md").read_text(encoding="utf-8")
+    companions["README.md"] = card.replace(PLACEHOLDER, repo_id).encode()
     companions["report.json"] = json.dumps(public_report(report), indent=2, ensure_ascii=False).encode()
 
     create_repository(api, repo_id, private, "dataset")

@@ -24,8 +24,7 @@ from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file
 
 from model_cards.checking import problems_of
-from model_cards.fill import size
-from model_cards.model_card import PLACEHOLDER
+from model_cards.fill import PLACEHOLDER, size
 from modeling_biomedclip import to_open_clip
 from modeling_biomedclip.conversion import from_open_clip, load_any_layout
 from modeling_biomedclip.conversion.files import is_transformers_layout, read_json

@@ -33,7 +33,7 @@ PUBLISHED_NAMES = (
     PUBLISHED_BERT,
     "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract",
 )
-# BLAKE2b of its 28,895 words, a line each, in the order of their ids: from the Hub, open_clip takes a tokenizer by name.
+# BLAKE2b of its 28,895 words, a line each, in the order of their ids. From the Hub, open_clip takes tokenizers by name.
 PUBLISHED_VOCABULARY = "2444c4f523518b32"
 TIMM_EPSILON = 1e-6
 # timm's plain towers (timm/models/vision_transformer.py) by the size in their name: width, layers, heads, and the sides

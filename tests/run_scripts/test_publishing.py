@@ -85,7 +85,9 @@ def test_all_that_belongs_to_the_set_goes_up_and_nothing_else(hub, made):
     files = {name: file.content for name, file in hub.repositories["dataset", "lab/pairs"].files.items()}
     assert set(files) == {*shards(made), *COMPANIONS, ".gitattributes"}
     for name, content in (shards(made) | {name: (made / name).read_bytes() for name in COMPANIONS}).items():
-        assert files[name] == content or name == "report.json", name
+        assert files[name] == content or name in ("report.json", "README.md"), name
+    card = (made / "README.md").read_text()
+    assert "ORG/NAME" in card and files["README.md"].decode() == card.replace("ORG/NAME", "lab/pairs")
 
 
 def test_what_was_pushed_reads_as_what_was_built(hub, made, tmp_path):
