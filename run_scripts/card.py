@@ -29,7 +29,7 @@ from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.files import is_transformers_layout, read_json
 from modeling_biomedclip.conversion.open_clip import open_clip_obstacle
 
-from .fingerprints import weights_fingerprint
+from .fingerprints import fingerprint_of_model
 from .options import WRITTEN_RECIPE, parse_options, read_recipe
 from .reporting import say, show_table, versions, write_json
 
@@ -175,7 +175,7 @@ def describe_model(model: Any, processor: Any) -> dict[str, Any]:
         "dtype": dtype,
         "open_clip_obstacle": open_clip_obstacle(model, processor),
         # As evaluation loads them, whatever the checkpoint holds.
-        "weights": weights_fingerprint({name: tensor.float() for name, tensor in model.state_dict().items()}),
+        "weights": fingerprint_of_model(model),
     }
 
 

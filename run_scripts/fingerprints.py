@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 
 def weights_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -22,3 +23,8 @@ def weights_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
         # As bytes, since numpy has no bfloat16; a tensor without dimensions has no view of another width.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def fingerprint_of_model(model: nn.Module) -> str:
+    """The fingerprint of a model's weights in float32: one checkpoint has one, in whatever precision it is run."""
+    return weights_fingerprint({name: tensor.float() for name, tensor in model.state_dict().items()})

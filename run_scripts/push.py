@@ -31,7 +31,7 @@ from modeling_biomedclip.conversion.files import is_transformers_layout, read_js
 
 from . import reloading
 from .card import CARD, CARD_FACTS, describe_model
-from .fingerprints import weights_fingerprint
+from .fingerprints import fingerprint_of_model
 from .options import WRITTEN_RECIPE, parse_options
 from .publishing import (
     Sent,
@@ -232,7 +232,7 @@ def _upload(
     scratch: Path,
 ) -> dict[str, Any]:
     repo_id, target = options.repo_id, options.revision or "main"
-    title = f"BiomedCLIP with weights {weights_fingerprint_of(source[0])}"
+    title = f"BiomedCLIP with weights {fingerprint_of_model(source[0])}"
     check_card(card, "model")
     create_repository(api, repo_id, options.private, "model")
     say(f"Sending {size(sum(map(_size, files.values())))} to {repo_id}")
@@ -299,8 +299,8 @@ def compare_download(
     """
     commit_hash = api.model_info(repo_id, revision=revision).sha
     folder = Path(api.snapshot_download(repo_id, revision=commit_hash, cache_dir=scratch / "cache"))
-    weights = weights_fingerprint_of(source[0])
-    if (folder / "open_clip_config.json").is_file() and weights_fingerprint_of(from_open_clip(folder)[0]) != weights:
+    weights = fingerprint_of_model(source[0])
+    if (folder / "open_clip_config.json").is_file() and fingerprint_of_model(from_open_clip(folder)[0]) != weights:
         raise ValueError(f"{repo_id}: the uploaded copy for open_clip has other weights. Nothing was published.")
     inputs = scratch / "inputs"
     inputs.mkdir()
@@ -334,11 +334,6 @@ def _answers_of(folder: Path, inputs: Path, scratch: Path) -> dict[str, torch.Te
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ValueError(f"The upload, downloaded again, does not load ({last[0]}). Nothing was published.")
     return load_file(scratch / "answers.safetensors")
-
-
-def weights_fingerprint_of(model: Any) -> str:
-    """The fingerprint of a model's weights in float32, as the card has it."""
-    return weights_fingerprint({name: tensor.float() for name, tensor in model.state_dict().items()})
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -27,7 +27,7 @@ from processing.benchmarks.loading import VISUAL_QUESTIONS
 from processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 
 from .adapters import AdapterOptions, add_adapter, refuse_adapter, refuse_sharded_merge, what_is_where
-from .options import parse_options
+from .options import parse_options, write_recipe
 from .progress import show_progress
 from .reporting import say, show_table
 from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
@@ -148,6 +148,8 @@ def train_answerer(
     splits["train"] = answered
     answers = answer_vocabulary(question.answer for question in answered)
     checkpoint = checkpoint_to_resume(args)
+    if args.process_index == 0:
+        write_recipe(args.output_dir, [data, adapter, args], task=TASK)
     set_seed(args.seed)
     processor = AutoProcessor.from_pretrained(data.model_name_or_path)
     model = load_answerer(data.model_name_or_path, answers, data.co_attention_config)

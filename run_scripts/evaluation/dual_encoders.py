@@ -21,6 +21,8 @@ from modeling_biomedclip.conversion.community_port import is_port
 from modeling_biomedclip.conversion.files import read_json
 from modeling_biomedclip.embedding import normalize
 
+from ..fingerprints import fingerprint_of_model
+
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -52,7 +54,7 @@ class DualEncoder:
     processing: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        self.weights = weights_fingerprint(self.model)
+        self.weights = fingerprint_of_model(self.model)
         self.processing = _settings(self.processor)
 
     @property
@@ -121,15 +123,6 @@ def load_dual_encoder(name: str, *, precision: str = "float32") -> DualEncoder:
             raise ValueError(f"{name} is a {type(model).__name__}, not a dual encoder: it has no {method}.")
     device = PartialState(cpu=are_processes_on_cpu()).device
     return DualEncoder(name, kind, model.float().eval().to(device), processor, precision)
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """16 hex digits: blake2b of names, types, shapes and bytes of all tensors of a model, as it is loaded."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _settings(processor: Any) -> str:

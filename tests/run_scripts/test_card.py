@@ -14,8 +14,8 @@ from model_results import retrieval_result, write_result, zero_shot_result
 from transformers import AutoModel
 
 from model_cards.checking import problems_of
+from run_scripts.fingerprints import fingerprint_of_model
 from run_scripts.main import main
-from run_scripts.push import weights_fingerprint_of
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def dataset(built, tmp_path) -> Path:
 
 
 def weights(folder: Path) -> str:
-    return weights_fingerprint_of(AutoModel.from_pretrained(folder))
+    return fingerprint_of_model(AutoModel.from_pretrained(folder))
 
 
 def card(*arguments) -> int:
