@@ -34,6 +34,7 @@ FILES = {
     "image_processing_biomedclip.py",
     "model.safetensors",
     "modeling_biomedclip.py",
+    "pipeline_biomedclip.py",
     "processing_biomedclip.py",
     "processor_config.json",
     "recipe.yaml",
