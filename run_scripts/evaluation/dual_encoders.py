@@ -118,9 +118,6 @@ def load_dual_encoder(name: str, *, precision: str = "float32") -> DualEncoder:
         kind = "biomedclip"
     else:
         kind, model, processor = _load_transformers(name)
-    for method in ("get_image_features", "get_text_features", "logit_scale"):
-        if not hasattr(model, method):
-            raise ValueError(f"{name} is a {type(model).__name__}, not a dual encoder: it has no {method}.")
     device = PartialState(cpu=are_processes_on_cpu()).device
     return DualEncoder(name, kind, model.float().eval().to(device), processor, precision)
 
@@ -140,10 +137,14 @@ def _load_transformers(name: str) -> tuple[str, Any, Any]:
     if "/" not in name.removeprefix("./") and not Path(name).is_dir():
         raise FileNotFoundError(f"--model {name}: there is no such folder (and an id on the Hub would be owner/name).")
     model = AutoModel.from_pretrained(name, dtype=torch.float32)
+    for method in ("get_image_features", "get_text_features", "logit_scale"):
+        if not hasattr(model, method):
+            raise ValueError(f"{name} is a {type(model).__name__}, not a dual encoder: it has no {method}.")
     base = name
     if (Path(name) / ADAPTER_CONFIG).is_file() and not (Path(name) / "processor_config.json").is_file():
         base = read_json(Path(name) / ADAPTER_CONFIG)["base_model_name_or_path"]
-    return model.config.model_type, model, AutoProcessor.from_pretrained(base)
+    # Pillow whatever is installed: torchvision's own resampling gives other pixels.
+    return model.config.model_type, model, AutoProcessor.from_pretrained(base, backend="pil")
 
 
 def _load_open_clip(folder: Path) -> tuple[str, Any, Any]:

@@ -1,0 +1,247 @@
+"""`biomedclip evaluate` as a person runs it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import ENVIRONMENT, ROOT
+from PIL import Image
+
+from modeling_biomedclip import BiomedCLIPModel
+from run_scripts.evaluate import main as evaluate
+from run_scripts.evaluation.comparison import headline
+from run_scripts.main import main
+
+
+def draw_images(folder: Path, of_class: dict[str, int], seed: int = 0) -> Path:
+    """Class folders of noise, darker in some classes than in others."""
+    generator = np.random.default_rng(seed)
+    for place, (name, count) in enumerate(of_class.items()):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(120 * place, 120 * place + 100, size=(16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:04}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_models(small_checkpoint, tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("other") / "other"
+    shutil.copytree(small_checkpoint, folder)
+    model = BiomedCLIPModel.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.visual_projection.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    model.save_pretrained(folder)
+    return small_checkpoint, folder
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_retrieval_leaves_results_in_the_agreed_form(small_checkpoint, built, tmp_path, capsys):
+    arguments = ["retrieval", "--model", small_checkpoint, "--benchmark", "pmc15m", "--data", built]
+    evaluate([*map(str, arguments), "--output-dir", str(tmp_path)])
+    results = results_of(tmp_path)
+    assert set(results) == {
+        *("schema", "task", "benchmark", "command", "date", "model", "data", "metrics", "paper", "paper_source"),
+        *("settings", "seconds", "versions"),
+    }
+    assert results["schema"] == 1 and results["benchmark"] == "pmc15m"
+    assert results["command"].startswith("biomedclip evaluate retrieval --model ")
+    assert results["model"]["type"] == "biomedclip" and len(results["model"]["weights"]) == 16
+    pairs = results["metrics"]["pairs"]
+    assert results["data"]["rows"] == pairs and results["data"]["damaged"] == [] and results["data"]["leaks"] is None
+    assert results["metrics"]["chance_at_1"] == 1 / pairs
+    assert results["paper"]["text_to_image"]["recall_at_1"] == 0.696 and "725,739" in results["paper_source"]
+    assert any("725,739" in note for note in results["data"]["notes"]), "another size than the paper's"
+    output = capsys.readouterr().out
+    assert "paper" in output and max(map(len, output.splitlines())) <= 80
+
+
+def test_several_captions_of_an_image_are_all_right(small_checkpoint, built, tmp_path):
+    """By article: two figures each, of which the first stands for both."""
+    arguments = ["--model", small_checkpoint, "--data", built, "--image-id", "pmcid", "--output-dir", tmp_path]
+    evaluate(["retrieval", *map(str, arguments)])
+    metrics = results_of(tmp_path)["metrics"]
+    assert metrics["images"] == metrics["articles"] < metrics["pairs"]
+    assert metrics["captions_of_an_image"] == metrics["pairs"] / metrics["images"]
+    with pytest.raises(ValueError, match="--image-id colour"):
+        evaluate(["retrieval", *map(str, arguments[:5]), "colour", *map(str, arguments[6:])])
+
+
+def test_several_models_are_compared(two_models, tmp_path, capsys):
+    data = draw_images(tmp_path / "data", {"dark_ones": 20, "light": 30})
+    models = [option for model in two_models for option in ("--model", str(model))]
+    evaluate(["zero-shot", *models, "--data", str(data), "--output-dir", str(tmp_path / "out")])
+    out = tmp_path / "out"
+    assert "other" in capsys.readouterr().out
+    each = [results_of(out / name) for name in ("base", "other")]
+    assert each[0]["model"]["weights"] != each[1]["model"]["weights"]
+    comparison = json.loads((out / "comparison.json").read_text())["models"]
+    for name, results in zip(("base", "other"), each, strict=True):
+        assert comparison[name]["accuracy"]["value"] == results["metrics"]["accuracy"]
+        assert comparison[name]["AUROC"]["interval"] == results["metrics"]["auroc_interval"]
+    markdown, latex = (out / "comparison.md").read_text(), (out / "comparison.tex").read_text()
+    assert "| base | " in markdown and "| other | " in markdown
+    assert f"{each[0]['metrics']['accuracy']:.3f} [" in markdown and f"{each[0]['metrics']['accuracy']:.3f} [" in latex
+    assert latex.count("\\\\") == 3 and r"\toprule" in latex and "accuracy_" not in latex.replace(r"\_", "")
+    assert Image.open(out / "comparison.png").width > 500
+    with pytest.raises(ValueError, match="the same model twice"):
+        evaluate(["zero-shot", *models[:2], *models[:2], "--data", str(data), "--output-dir", str(out)])
+
+
+def test_models_may_stand_with_commas(two_models, tmp_path):
+    data = draw_images(tmp_path / "data", {"a": 3, "b": 3})
+    evaluate(
+        [
+            "zero-shot",
+            f"--model={two_models[0]},{two_models[1]}",
+            "--data",
+            str(data),
+            "--output-dir",
+            str(tmp_path / "o"),
+        ]
+    )
+    assert (tmp_path / "o" / "comparison.md").is_file()
+
+
+def test_published_values_stand_beside_the_measured_ones():
+    assert {name: str(value) for name, value in headline("zero-shot", {"accuracy": 0.7341}).items()} == {
+        "accuracy": "0.734"
+    }
+    published = headline("retrieval", {"text_to_image": {"recall_at_1": 0.696}})
+    assert {name: value.value for name, value in published.items()} == {"text to image R@1": 0.696}
+
+
+def test_damaged_images_are_left_out_counted_and_named(small_checkpoint, tmp_path, capsys):
+    data = draw_images(tmp_path / "data", {"a": 6, "b": 6})
+    evaluate(
+        ["zero-shot", "--model", str(small_checkpoint), "--data", str(data), "--output-dir", str(tmp_path / "whole")]
+    )
+    (data / "a" / "0002.png").write_bytes(b"no image")
+    (data / "b" / "0005.png").write_bytes(b"")
+    evaluate(
+        ["zero-shot", "--model", str(small_checkpoint), "--data", str(data), "--output-dir", str(tmp_path / "less")]
+    )
+    results = results_of(tmp_path / "less")
+    assert [entry["name"] for entry in results["data"]["damaged"]] == ["a/0002.png", "b/0005.png"]
+    assert results["metrics"]["images"] == results["data"]["rows"] == 10
+    assert np.array(results["metrics"]["confusion_matrix"]).sum() == 10
+    assert "2 damaged images are left out: a/0002.png" in capsys.readouterr().out.replace("\n", " ")
+    assert results["data"]["fingerprint"] != results_of(tmp_path / "whole")["data"]["fingerprint"]
+
+
+def test_a_benchmark_brings_its_prompts_and_values(small_checkpoint, tmp_path):
+    data = draw_images(tmp_path / "data", {"normal": 5, "tumor": 4})
+    arguments = ["zero-shot", "--benchmark", "pcam", "--model", str(small_checkpoint), "--data", str(data)]
+    evaluate([*arguments, "--output-dir", str(tmp_path / "out")])
+    results = results_of(tmp_path / "out")
+    assert results["paper"] == {"accuracy": 0.7341}
+    assert results["settings"]["templates"] == ["this is an image of {}", "{} presented in image"]
+    assert results["settings"]["template_set"] == "paper" and results["settings"]["positive"] == "tumor"
+    assert results["settings"]["class_names"]["tumor"] == "lymph node metastasis"
+    evaluate([*arguments, "--templates", "a photo of {}", "--output-dir", str(tmp_path / "other")])
+    assert results_of(tmp_path / "other")["settings"]["templates"] == ["a photo of {}"]
+
+
+def test_the_probe_learns_what_light_is_and_reports_a_planted_leak(small_checkpoint, tmp_path, capsys):
+    data = tmp_path / "data"
+    for seed, (split, count) in enumerate({"train": 40, "val": 10, "test": 10}.items()):
+        draw_images(data / split, {"dark": count, "light": count}, seed)
+    shutil.copy(data / "train" / "dark" / "0003.png", data / "test" / "dark" / "0004.png")
+    arguments = ["linear-probe", "--model", str(small_checkpoint), "--data", str(data), "--draws", "2"]
+    evaluate([*arguments, "--output-dir", str(tmp_path / "out")])
+    results = results_of(tmp_path / "out")
+    assert results["metrics"]["accuracy"] == 1 and set(results["metrics"]["by_share"]) == {"0.01", "0.1", "1"}
+    assert results["metrics"]["training_images"] == 80 and results["metrics"]["validation_images"] == 20
+    assert results["data"]["leaks"]["same_bytes"] == 1
+    assert "dark/0004.png" in json.dumps(results["data"]["leaks"]["examples"])
+    assert "test images are among those of training" in capsys.readouterr().out.replace("\n", " ")
+    evaluate(
+        [*arguments, "--probe-features", "hidden", "--find-leaks", "false", "--output-dir", str(tmp_path / "hidden")]
+    )
+    hidden = results_of(tmp_path / "hidden")
+    assert hidden["settings"]["features"] == "hidden" and hidden["data"]["leaks"] is None
+
+
+def test_images_without_splits_are_split_for_the_probe(small_checkpoint, tmp_path):
+    data = draw_images(tmp_path / "data", {"dark": 30, "light": 30})
+    arguments = ["--model", str(small_checkpoint), "--data", str(data), "--output-dir", str(tmp_path / "out")]
+    evaluate(["linear-probe", *arguments, "--shares", "1.0"])
+    metrics = results_of(tmp_path / "out")["metrics"]
+    assert (metrics["training_images"], metrics["validation_images"], metrics["images"]) == (36, 12, 12)
+
+
+def parts_of(folder: Path) -> Iterator[Path]:
+    return folder.rglob("part-*.safetensors")
+
+
+def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_path):
+    data = draw_images(tmp_path / "data", {"dark": 1500, "light": 1700})
+    command = [sys.executable, "-m", "run_scripts.main", "evaluate", "zero-shot", "--model", str(small_checkpoint)]
+    command += ["--data", str(data), "--output-dir"]
+    killed = subprocess.Popen(
+        [*command, str(tmp_path / "killed")],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(parts_of(tmp_path / "killed")) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    done = {path: path.stat().st_mtime_ns for path in parts_of(tmp_path / "killed")}
+    assert 1 <= len(done) < 4 and not (tmp_path / "killed" / "results.json").exists()
+
+    for name in ("killed", "whole"):
+        main([*command[3:], str(tmp_path / name)])
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "what was done is not done again"
+    assert len(list(parts_of(tmp_path / "killed"))) == 4
+    assert results_of(tmp_path / "killed")["metrics"] == results_of(tmp_path / "whole")["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["dance", "--model", "m", "--data", "d", "--output-dir", "o"],
+            "no task 'dance'; there are retrieval, zero-shot",
+        ),
+        (
+            ["zero-shot", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"],
+            "--model m: there is no such folder",
+        ),
+        (
+            ["zero-shot", "--prompts", "paper", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"],
+            "--benchmark too",
+        ),
+        (
+            ["zero-shot", "--benchmark", "pmc15m", "--model", "m", "--data", "{built}", "--output-dir", "{tmp}"],
+            "no classes",
+        ),
+        (
+            ["retrieval", "--benchmark", "pcam", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"],
+            "no captions",
+        ),
+        (["retrieval", "--benchmark", "chess", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"], "chess"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_one_line(arguments, message, tmp_path, built, capsys):
+    draw_images(tmp_path / "normal_and_not", {"normal": 1, "tumor": 1})
+    filled = {"data": tmp_path / "normal_and_not", "built": built, "tmp": tmp_path / "out"}
+    assert main(["evaluate", *(argument.format(**filled) for argument in arguments)]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error

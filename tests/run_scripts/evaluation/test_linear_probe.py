@@ -1,0 +1,82 @@
+"""The linear probe against scikit-learn used by hand, and its draws of the labels."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from run_scripts.evaluation import linear_probe as module
+from run_scripts.evaluation.linear_probe import LabelledFeatures, probe, stratified
+
+
+def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabelledFeatures:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(classes, size=images)
+    centres = np.random.default_rng(99).normal(size=(classes, 12))
+    return LabelledFeatures(5 + apart * centres[labels] + generator.normal(size=(images, 12)), labels)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_all_labels_give_what_scikit_learn_gives_by_hand(classes):
+    train, validation, test = (split(200, classes, seed) for seed in range(3))
+    names = [f"class {number}" for number in range(classes)]
+    metrics = probe(train, validation, test, names, shares=[1.0])
+    (run,) = metrics["by_share"]["1"]["runs"]
+    mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
+    best = None
+    for strength in module.STRENGTHS:
+        fitted = LogisticRegression(C=strength, max_iter=1000).fit((train.features - mean) / deviation, train.labels)
+        accuracy = accuracy_score(validation.labels, fitted.predict((validation.features - mean) / deviation))
+        if best is None or accuracy > best[0]:
+            best = (accuracy, strength, fitted)
+    assert run["C"] == best[1] and run["images"] == 200 and run["converged"]
+    judged = (test.features - mean) / deviation
+    # Fits that start elsewhere end within lbfgs' tolerance of each other: no answer changes here, an order might.
+    assert metrics["accuracy"] == run["accuracy"] == accuracy_score(test.labels, best[2].predict(judged))
+    chances = best[2].predict_proba(judged)
+    area = roc_auc_score(test.labels, chances[:, 1] if classes == 2 else chances, multi_class="ovr")
+    assert metrics["auroc"] == pytest.approx(area, abs=1e-3)
+    assert metrics["accuracy_interval"][0] < metrics["accuracy"] < metrics["accuracy_interval"][1]
+
+
+def test_shares_are_drawn_by_seed_and_summed_up():
+    train, validation, test = split(300, 2, 0, 0.3), split(100, 2, 1, 0.3), split(200, 2, 2, 0.3)
+    metrics = probe(train, validation, test, ["a", "b"], shares=[1.0, 0.1], seeds=3, seed=7)
+    small, whole = metrics["by_share"]["0.1"], metrics["by_share"]["1"]
+    assert [run["seed"] for run in small["runs"]] == [7, 8, 9] and len(whole["runs"]) == 1
+    accuracies = [run["accuracy"] for run in small["runs"]]
+    assert len(set(accuracies)) > 1, "the draws differ"
+    assert small["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert small["accuracy_sd"] == pytest.approx(np.std(accuracies, ddof=1)) and whole["accuracy_sd"] is None
+    assert metrics["accuracy"] == whole["accuracy"]
+    again = probe(train, validation, test, ["a", "b"], shares=[0.1, 1.0], seeds=3, seed=7)
+    assert again == metrics
+
+
+def test_a_draw_keeps_the_classes_shares_and_at_least_one_of_each():
+    labels = np.array([0] * 1000 + [1] * 100 + [2] * 3)
+    drawn = labels[stratified(labels, 0.01, 0)]
+    assert np.bincount(drawn).tolist() == [10, 1, 1]
+    assert stratified(labels, 0.01, 0) != stratified(labels, 0.01, 1)
+    assert stratified(labels, 1.0, 0) == list(range(1103))
+    with pytest.raises(ValueError, match="up to 1, not 1.5"):
+        stratified(labels, 1.5, 0)
+
+
+def test_separable_features_are_learned_and_noise_is_not():
+    names = ["a", "b"]
+    apart = [split(200, 2, seed, apart=20) for seed in range(3)]
+    assert probe(*apart, names, shares=[0.01, 1.0], seeds=2)["by_share"]["0.01"]["accuracy"] == 1
+    noise = [split(1000, 2, seed, apart=0) for seed in range(3)]
+    # Three standard deviations of a share of 1,000 at a half are 0.047.
+    assert abs(probe(*noise, names, shares=[1.0])["accuracy"] - 0.5) < 0.05
+
+
+def test_classes_that_training_lacks_are_never_answered():
+    train = split(60, 3, 0, 20)
+    present = np.flatnonzero(train.labels != 1)
+    metrics = probe(train.select(present), split(60, 3, 1, 20), split(60, 3, 2, 20), ["a", "b", "c"], shares=[1.0])
+    assert metrics["recall_of_class"]["b"] == 0 and metrics["recall_of_class"]["a"] == 1
+    with pytest.raises(ValueError, match="of one class"):
+        only = train.select(np.flatnonzero(train.labels == 0))
+        probe(only, only, only, ["a", "b", "c"])
