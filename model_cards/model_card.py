@@ -125,8 +125,8 @@ def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type=task_type,
             task_name=words,
-            dataset_type=result["benchmark"],
-            dataset_name=BENCHMARKS.get(result["benchmark"], result["benchmark"]),
+            dataset_type=result["benchmark"] or "own",
+            dataset_name=benchmark_name(result),
             dataset_split=result["data"]["split"],
             dataset_revision=result["data"]["fingerprint"],
             metric_type=_METRIC_TYPES.get(measure.path[-1], measure.path[-1]),
@@ -134,7 +134,7 @@ def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
             metric_value=measure.value,
         )
         for measure in measures(result)
-        if "recall_of_class" not in measure.path
+        if "recall_of_class" not in measure.path and not measure.path[-1].endswith("_sd")
     ]
 
 
@@ -275,7 +275,7 @@ def _measured_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             _task(result),
-            f"{_benchmark(result)}, {_inline(result['data']['split'])}",
+            f"{benchmark_name(result)}, {_inline(result['data']['split'])}",
             f"{result['data']['rows']:,}",
             _inline(_words(measure)),
             _number(measure.value),
@@ -304,7 +304,7 @@ def _how(result: Mapping[str, Any]) -> str:
     lines.append(f"With {_versions(result['versions'])}")
     command = public_command(result["command"]).replace("```", "'''")
     bullets = "\n".join(f"- {line}" for line in lines)
-    return f"### {_task(result)}, {_benchmark(result)}\n\n```bash\n{command}\n```\n\n{bullets}"
+    return f"### {_task(result)}, {benchmark_name(result)}\n\n```bash\n{command}\n```\n\n{bullets}"
 
 
 def _damaged(damaged: Sequence[Mapping[str, Any]] | None) -> str:
@@ -317,24 +317,17 @@ def _damaged(damaged: Sequence[Mapping[str, Any]] | None) -> str:
 
 
 def _leaks(leaks: Mapping[str, Any] | None) -> str:
+    """What two splits share, by the headings that `find_leaks` has."""
     if leaks is None:
         return "Leaks between training and test: not looked for."
-    counts = {name: _count(value) for name, value in leaks.items() if _count(value) is not None}
-    found = {name: count for name, count in counts.items() if count}
-    if not found:
-        return f"Leaks between training and test: none ({_inline(', '.join(map(_spaced, counts)))})."
+    counts = {name: value for name, value in leaks.items() if name.startswith("same_") and value is not None}
+    found = ", ".join(f"{_spaced(name)} {count:,}" for name, count in counts.items())
+    if not any(counts.values()):
+        return f"Leaks between training and test: none ({_inline(found)})."
     return (
-        f"**Leaks between training and test: {_inline(', '.join(f'{_spaced(n)} {c:,}' for n, c in found.items()))}**."
+        f"**Leaks: {leaks['leaked']:,} of {leaks['test_images']:,} test images are among those of training, or "
+        f"nearly**: {_inline(found)}."
     )
-
-
-def _count(value: Any) -> int | None:
-    """How many there are, of what a report of leaks holds: a number, a list, or a mapping with a count."""
-    if isinstance(value, Mapping):
-        return _count(value.get("count"))
-    if isinstance(value, list):
-        return len(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _verification(verified: Mapping[str, Any]) -> str:
@@ -386,8 +379,10 @@ def _task(result: Mapping[str, Any]) -> str:
     return TASKS[result["task"]][0] if result["task"] in TASKS else _inline(result["task"])
 
 
-def _benchmark(result: Mapping[str, Any]) -> str:
-    return BENCHMARKS.get(result["benchmark"], _inline(result["benchmark"]))
+def benchmark_name(result: Mapping[str, Any]) -> str:
+    """What a card calls the benchmark of a result: of a set of one's own the last part of its path."""
+    name = result["benchmark"] or public_name(str(result["data"].get("path") or "a set of one's own"))
+    return BENCHMARKS.get(name) or _inline(name)
 
 
 def _words(measure: Measure) -> str:

@@ -14,7 +14,7 @@ SCHEMA = 1
 # Fields that a card cannot do without, and their types.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "task": str,
-    "benchmark": str,
+    "benchmark": (str, type(None)),  # none for a set of one's own
     "command": str,
     "date": str,
     "model": Mapping,
@@ -95,7 +95,7 @@ def measures(result: Mapping[str, Any]) -> list[Measure]:
 
 def chances(result: Mapping[str, Any]) -> list[tuple[str, float]]:
     """What chance alone would give, by name."""
-    return [(" ".join(keys), value) for keys, value, _ in _leaves(result["metrics"]) if keys[-1].startswith("chance")]
+    return [(" ".join(keys), value) for keys, value, _ in _leaves(result["metrics"]) if "chance" in keys[-1]]
 
 
 def _leaves(
@@ -117,10 +117,10 @@ def _at(tree: Any, keys: Sequence[str]) -> float | None:
 
 def _check_fields(path: Path, content: Mapping[str, Any], fields: Mapping[str, Any], above: str = "") -> None:
     for name, kind in fields.items():
-        value = content.get(name)
+        value = content.get(name, ...)
         if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
             raise ValueError(
-                f"{path}: {above}{name} is {'missing' if value is None else f'{value!r}'}. Evaluate again, or leave it "
+                f"{path}: {above}{name} is {'missing' if value is ... else f'{value!r}'}. Evaluate again, or leave it "
                 "out of --results."
             )
 

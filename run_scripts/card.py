@@ -21,6 +21,7 @@ from model_cards.model_card import (
     OF_THE_PAPER,
     PUBLISHED,
     TASKS,
+    benchmark_name,
     fill_model_card,
     public_result,
 )
@@ -29,7 +30,7 @@ from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.files import is_transformers_layout, read_json
 from modeling_biomedclip.conversion.open_clip import open_clip_obstacle
 
-from .fingerprints import fingerprint_of_model
+from .fingerprints import evaluated_fingerprint
 from .options import WRITTEN_RECIPE, parse_options, read_recipe
 from .reporting import say, show_table, versions, write_json
 
@@ -174,8 +175,7 @@ def describe_model(model: Any, processor: Any) -> dict[str, Any]:
         "logit_scale": model.logit_scale.item(),
         "dtype": dtype,
         "open_clip_obstacle": open_clip_obstacle(model, processor),
-        # As evaluation loads them, whatever the checkpoint holds.
-        "weights": fingerprint_of_model(model),
+        "weights": evaluated_fingerprint(model),
     }
 
 
@@ -264,9 +264,7 @@ def results_of(weights: str, places: Sequence[str]) -> tuple[list[dict[str, Any]
         if weights not in (result["model"]["weights"], result["model"].get("base_weights")):
             left_out.append(path)
             continue
-        what = json.dumps(
-            [result["task"], result["benchmark"], result["data"]["split"], result.get("settings")], sort_keys=True
-        )
+        what = json.dumps([result["task"], result["benchmark"], result["data"], result.get("settings")], sort_keys=True)
         if what in results:
             raise ValueError(f"{results[what][0]} and {path} measured the same thing. Leave one out of --results.")
         results[what] = path, result
@@ -277,7 +275,9 @@ def results_of(weights: str, places: Sequence[str]) -> tuple[list[dict[str, Any]
         )
     order = [*TASKS]
     found = [result for _, result in results.values()]
-    return sorted(found, key=lambda r: (order.index(r["task"]) if r["task"] in order else 99, r["benchmark"])), left_out
+    return sorted(
+        found, key=lambda r: (order.index(r["task"]) if r["task"] in order else 99, r["benchmark"] or "")
+    ), left_out
 
 
 def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
@@ -292,7 +292,7 @@ def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
     ]
     for result in results:
         first = measures(result)[0]
-        rows.append((f"{result['task']}, {result['benchmark']}: {' '.join(first.path)}", first.value))
+        rows.append((f"{result['task']}, {benchmark_name(result)}: {' '.join(first.path)}", first.value))
     there = {(result["task"], result["benchmark"]) for result in results}
     rows += [
         (f"{task}, {BENCHMARKS[benchmark]}", NOT_MEASURED)

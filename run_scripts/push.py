@@ -31,7 +31,7 @@ from modeling_biomedclip.conversion.files import is_transformers_layout, read_js
 
 from . import reloading
 from .card import CARD, CARD_FACTS, describe_model
-from .fingerprints import fingerprint_of_model
+from .fingerprints import evaluated_fingerprint
 from .options import WRITTEN_RECIPE, parse_options
 from .publishing import (
     Sent,
@@ -200,7 +200,7 @@ def results_as_files(facts: Mapping[str, Any]) -> dict[str, bytes]:
     """The results that a card states, each as a file of its own, and the recipe of the training."""
     files: dict[str, bytes] = {}
     for result in facts.get("results", []):
-        name = re.sub(r"[^\w-]+", "_", f"{result['task']}_{result['benchmark']}")
+        name = re.sub(r"[^\w-]+", "_", f"{result['task']}_{result['benchmark'] or 'own'}")
         number = sum(known.startswith(f"results/{name}") for known in files)
         files[f"results/{name}{f'_{number + 1}' if number else ''}.json"] = _json(result)
     if recipe := (facts.get("training") or {}).get("recipe"):
@@ -232,7 +232,7 @@ def _upload(
     scratch: Path,
 ) -> dict[str, Any]:
     repo_id, target = options.repo_id, options.revision or "main"
-    title = f"BiomedCLIP with weights {fingerprint_of_model(source[0])}"
+    title = f"BiomedCLIP with weights {evaluated_fingerprint(source[0])}"
     check_card(card, "model")
     create_repository(api, repo_id, options.private, "model")
     say(f"Sending {size(sum(map(_size, files.values())))} to {repo_id}")
@@ -299,8 +299,8 @@ def compare_download(
     """
     commit_hash = api.model_info(repo_id, revision=revision).sha
     folder = Path(api.snapshot_download(repo_id, revision=commit_hash, cache_dir=scratch / "cache"))
-    weights = fingerprint_of_model(source[0])
-    if (folder / "open_clip_config.json").is_file() and fingerprint_of_model(from_open_clip(folder)[0]) != weights:
+    weights = evaluated_fingerprint(source[0])
+    if (folder / "open_clip_config.json").is_file() and evaluated_fingerprint(from_open_clip(folder)[0]) != weights:
         raise ValueError(f"{repo_id}: the uploaded copy for open_clip has other weights. Nothing was published.")
     inputs = scratch / "inputs"
     inputs.mkdir()

@@ -6,6 +6,17 @@ from typing import Any
 
 
 WEIGHTS = "0123456789abcdef"
+LEAKS = {
+    "train_images": 262_144,
+    "test_images": 32_768,
+    "same_group": 12,
+    "same_name": None,
+    "same_bytes": 0,
+    "same_picture": 3,
+    "leaked": 14,
+    "unreadable": [],
+    "examples": {"same_group": [{"test": "a.png", "train": "b.png"}]},
+}
 
 
 def zero_shot_result(weights: str = WEIGHTS, **other: Any) -> dict[str, Any]:
@@ -23,7 +34,7 @@ def zero_shot_result(weights: str = WEIGHTS, **other: Any) -> dict[str, Any]:
             "fingerprint": "00ffaa1122334455",
             "rows": 32_768,
             "damaged": [{"name": f"picture|{number}.png", "reason": "truncated <img>"} for number in range(7)],
-            "leaks": {"same_group": {"count": 12, "examples": ["patient 1"]}, "same_bytes": 0},
+            "leaks": LEAKS,
             "notes": ["read from HDF5"],
         },
         "metrics": {

@@ -21,7 +21,7 @@ from modeling_biomedclip.conversion.community_port import is_port
 from modeling_biomedclip.conversion.files import read_json
 from modeling_biomedclip.embedding import normalize
 
-from ..fingerprints import fingerprint_of_model
+from ..fingerprints import weights_fingerprint
 
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -54,7 +54,7 @@ class DualEncoder:
     processing: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        self.weights = fingerprint_of_model(self.model)
+        self.weights = weights_fingerprint(self.model)
         self.processing = _settings(self.processor)
 
     @property

@@ -7,7 +7,7 @@ import yaml
 from build_reports import full_scale_report, smallest_report
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
-from model_results import WEIGHTS, retrieval_result, zero_shot_result
+from model_results import LEAKS, WEIGHTS, retrieval_result, zero_shot_result
 
 from model_cards.checking import problems_of
 from model_cards.model_card import NOT_MEASURED, PUBLISHED, fill_model_card, public_result
@@ -106,14 +106,30 @@ def test_each_result_stands_with_command_date_and_fingerprint():
 def test_damaged_images_and_leaks_are_told():
     text = section(fill_model_card(facts()), "Results")
     assert "**Damaged images, left out: 7**: `picture|0.png` (truncated &lt;img>)" in text and "and 2 more" in text
-    assert "**Leaks between training and test: same group 12**" in text
+    assert "**Leaks: 14 of 32,768 test images are among those of training, or nearly**: same group 12, " in text
     assert "Damaged images: none." in text and "Leaks between training and test: not looked for." in text
 
 
 def test_leaks_that_were_looked_for_and_not_found_are_told_as_such():
     clean = zero_shot_result()
-    clean["data"] |= {"leaks": {"same_group": {"count": 0}, "near_duplicates": []}}
-    assert "test: none (same group, near duplicates)" in fill_model_card(facts(results=[clean]))
+    clean["data"] |= {"leaks": LEAKS | {"same_group": 0, "same_picture": 0, "leaked": 0}}
+    assert "test: none (same group 0, same bytes 0, same picture 0)" in fill_model_card(facts(results=[clean]))
+
+
+def test_a_set_of_ones_own_has_the_name_of_its_folder():
+    card = fill_model_card(facts(results=[public_result(zero_shot_result(benchmark=None))]))
+    assert "| Zero-shot classification | pcam, test |" in card and problems_of(card) == []
+    (own, *_) = ModelCard(card).data.eval_results
+    assert (own.dataset_type, own.dataset_name) == ("own", "pcam")
+
+
+def test_a_linear_probe_stands_with_its_shares_and_their_spread():
+    by_share = {"0.1": {"accuracy": 0.61, "accuracy_sd": 0.02, "runs": [{"C": 10.0, "accuracy": 0.6}]}}
+    probe = zero_shot_result(task="linear-probe", metrics={"accuracy": 0.7, "chance": 0.5, "by_share": by_share})
+    card = fill_model_card(facts(results=[probe]))
+    assert "by share, 0.1, accuracy | 0.6100" in card and "by share, 0.1, accuracy sd | 0.0200" in card
+    names = [result.metric_name for result in ModelCard(card).data.eval_results]
+    assert names == ["accuracy", "by share, 0.1, accuracy"]
 
 
 def test_what_was_not_measured_is_said_of_each_table_of_the_paper():

@@ -14,7 +14,7 @@ from model_results import retrieval_result, write_result, zero_shot_result
 from transformers import AutoModel
 
 from model_cards.checking import problems_of
-from run_scripts.fingerprints import fingerprint_of_model
+from run_scripts.fingerprints import evaluated_fingerprint
 from run_scripts.main import main
 
 
@@ -49,7 +49,7 @@ def dataset(built, tmp_path) -> Path:
 
 
 def weights(folder: Path) -> str:
-    return fingerprint_of_model(AutoModel.from_pretrained(folder))
+    return evaluated_fingerprint(AutoModel.from_pretrained(folder))
 
 
 def card(*arguments) -> int:

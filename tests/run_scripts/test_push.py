@@ -21,7 +21,7 @@ from modeling_biomedclip.conversion.open_clip import bert_config_of
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from run_scripts import publishing, push, reloading
 from run_scripts.card import CardOptions, write_card
-from run_scripts.fingerprints import fingerprint_of_model
+from run_scripts.fingerprints import evaluated_fingerprint
 from run_scripts.main import main
 from run_scripts.push import PushOptions, push_model
 
@@ -80,7 +80,7 @@ def describe(folder: Path, **options) -> None:
     data = folder.parent / "set"
     data.mkdir(exist_ok=True)
     (data / "report.json").write_text(json.dumps(report | {"articles": {"kept": 100}}))
-    result = zero_shot_result(fingerprint_of_model(AutoModel.from_pretrained(folder)))
+    result = zero_shot_result(evaluated_fingerprint(AutoModel.from_pretrained(folder)))
     write_result(folder.parent / "results", result)
     options = {"license": "mit", "dataset": str(data), "results": [str(folder.parent / "results")]} | options
     write_card(CardOptions(str(folder), **options))

@@ -14,7 +14,7 @@ from modeling_biomedclip import embed_images, embed_texts
 from run_scripts.evaluation import features as module
 from run_scripts.evaluation.dual_encoders import DualEncoder
 from run_scripts.evaluation.features import FeatureStore
-from run_scripts.fingerprints import fingerprint_of_model
+from run_scripts.fingerprints import weights_fingerprint
 
 
 @pytest.fixture
@@ -141,11 +141,11 @@ def test_lower_precision_is_near_and_kept_apart(small_model, small_processor, en
 
 
 def test_the_fingerprint_of_weights_tells_every_change(small_model):
-    first = fingerprint_of_model(small_model)
-    assert len(first) == 16 and first == fingerprint_of_model(small_model)
+    first = weights_fingerprint(small_model)
+    assert len(first) == 16 and first == weights_fingerprint(small_model)
     with torch.no_grad():
         small_model.logit_scale += 1e-6
-    assert fingerprint_of_model(small_model) != first
+    assert weights_fingerprint(small_model) != first
 
 
 PROGRAM = """
