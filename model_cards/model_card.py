@@ -381,8 +381,9 @@ def _task(result: Mapping[str, Any]) -> str:
 
 def benchmark_name(result: Mapping[str, Any]) -> str:
     """What a card calls the benchmark of a result: of a set of one's own the last part of its path."""
-    name = result["benchmark"] or public_name(str(result["data"].get("path") or "a set of one's own"))
-    return BENCHMARKS.get(name) or _inline(name)
+    if result["benchmark"] is None:
+        return _inline(public_name(str(result["data"].get("path") or "a set of one's own")))
+    return BENCHMARKS.get(result["benchmark"]) or _inline(result["benchmark"])
 
 
 def _words(measure: Measure) -> str:
