@@ -77,6 +77,9 @@ class ContrastiveTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "true for the last checkpoint of the output folder, or one checkpoint's folder."},
     )
+    fsdp: bool = field(
+        default=False, metadata={"help": "Share the model out among the processes (FSDP2), on accelerators."}
+    )
     report_to: list[str] = field(
         default_factory=lambda: ["none"],
         metadata={"help": "Where figures go besides the output folder: tensorboard, trackio, wandb, or several."},

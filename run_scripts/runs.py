@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
@@ -84,6 +85,7 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
         "loss": output.training_loss * trainer.state.global_step / steps if steps else None,
         "batch_size": batch_size,
         "processes": args.world_size,
+        "sharded": any(isinstance(parameter, DTensor) for parameter in parameters),
         "parameters": total,
         "trainable_parameters": trainable,
         "trainable_share": trainable / total,

@@ -31,10 +31,13 @@ def training_of_a_process(rank: int, world_size: int, port: int, folder: str) ->
         _train(Path(folder) / "refused", fsdp=True)
     except ValueError as error:
         results["refused"] = str(error)
-    _let_accelerate_shard_on_the_cpu()
+    let_accelerate_shard_on_the_cpu()
     results |= {name: _train(Path(folder) / name, **options) for name, options in SHARDED.items()}
     shutil.rmtree(Path(folder) / "fsdp" / "checkpoint-6", ignore_errors=True)
     results["fsdp resumed"] = _train(Path(folder) / "fsdp", resume=True, fsdp=True)
+    # Last: the environment keeps the word. Without code for the processor, which would take a minute to make.
+    compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    results["fsdp compiled"] = _train(Path(folder) / "fsdp compiled", fsdp=True, mini_batch_size=3, **compiled)
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
     torch.distributed.destroy_process_group()
@@ -63,7 +66,8 @@ def _train(folder: Path, resume: bool = False, **options) -> dict:
     )
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resume else None)
     trainer.save_model(str(folder / "model"))
-    parameters = dict(trainer.model.named_parameters())
+    # A compiled model has names of its own.
+    parameters = {name.removeprefix("_orig_mod."): value for name, value in trainer.model.named_parameters()}
     return {
         "evaluation": trainer.evaluate(),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
@@ -85,7 +89,7 @@ def _similarities_of_features(model) -> dict[str, float]:
     return {f"similarity_{number}": value for number, value in enumerate((images * texts).sum(dim=1).tolist())}
 
 
-def _let_accelerate_shard_on_the_cpu() -> None:
+def let_accelerate_shard_on_the_cpu() -> None:
     """It shards on accelerators alone, and runs DDP on the CPU without a word; FSDP2 itself works there."""
     initialise = AcceleratorState.__init__
 

@@ -63,6 +63,10 @@ def lines(launcher: str, port: str) -> list[list[str]]:
         # `--multi_gpu` starts processes on a CPU too; `--cpu` would start one, whatever --num_processes says.
         options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
         return [[str(BIN / "accelerate"), "launch", *options.split(), "--main_process_port", port, "--no_python"]]
+    if launcher == "accelerate's own FSDP":
+        options = "--use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false --num_processes 2 "
+        options += "--num_machines 1 --mixed_precision no --dynamo_backend no"
+        return [[str(BIN / "accelerate"), "launch", *options.split(), "--main_process_port", port, "--no_python"]]
     if launcher == "accelerate on 2 machines":
         options = "--multi_gpu --num_processes 2 --num_machines 2 --mixed_precision no --dynamo_backend no"
         address = ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--no_python"]
@@ -75,14 +79,33 @@ def lines(launcher: str, port: str) -> list[list[str]]:
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate", "torchrun on 2 machines", "accelerate on 2 machines"])
 def test_two_processes_take_the_steps_of_one(launcher, arguments, alone, tmp_path):
     command = [str(BIN / "biomedclip"), *arguments, "--output-dir", str(tmp_path / "run")]
-    machines = [launch([*line, *command]) for line in lines(launcher, free_port())]
-    outputs = [machine.communicate(timeout=200)[0] for machine in machines]
-    for machine, output in zip(machines, outputs, strict=True):
-        assert machine.returncode == 0, output[-3000:]
-    results = json.loads((tmp_path / "run" / "train_results.json").read_text())
-    assert results["processes"] == 2, "a launcher may start one process without a word"
-    assert results["batch_size"] == 32 and results["samples"] == 96
-    assert "".join(outputs).count("trainable share") == 1, "one table, of the first process"
+    results = results_of([[*line, *command] for line in lines(launcher, free_port())], tmp_path / "run")
+    assert not results["sharded"]
     # Float32: sums over two processes in another order, and an optimizer that divides by small ones.
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=2e-3)
     assert losses(tmp_path / "run")[0] == pytest.approx(alone[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun on 2 machines", "accelerate", "accelerate's own FSDP"])
+def test_two_processes_with_a_share_of_the_model_each_take_the_steps_of_one(launcher, arguments, alone, tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "sharded_command.py"), *arguments]
+    command += ["--output-dir", str(tmp_path / "run")]
+    if launcher != "accelerate's own FSDP":
+        command += ["--fsdp", "true"]
+    results = results_of([[*line, *command] for line in lines(launcher, free_port())], tmp_path / "run")
+    assert results["sharded"]
+    assert losses(tmp_path / "run") == pytest.approx(alone, rel=2e-3)
+    assert losses(tmp_path / "run")[0] == pytest.approx(alone[0], rel=1e-5)
+
+
+def results_of(machines: list[list[str]], folder: Path) -> dict:
+    """What a run leaves that each machine starts its part of."""
+    processes = [launch(command) for command in machines]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
+    results = json.loads((folder / "train_results.json").read_text())
+    assert results["processes"] == 2, "a launcher may start one process without a word"
+    assert results["batch_size"] == 32 and results["samples"] == 96
+    assert "".join(outputs).count("trainable share") == 1, "one table, of the first process"
+    return results
