@@ -26,7 +26,7 @@ def results(folder):
     return torch.load(folder / "results.pt")
 
 
-@pytest.mark.parametrize("run", ["fsdp", "fsdp cached", "fsdp siglip", "fsdp resumed"])
+@pytest.mark.parametrize("run", ["fsdp", "fsdp cached", "fsdp siglip", "fsdp resumed", "fsdp compiled"])
 def test_all_parameters_but_those_of_the_loss_are_sharded(results, run):
     whole = set(results[run]["weights"]) - results[run]["sharded"]
     assert whole == {"logit_scale", "logit_bias"}
@@ -35,7 +35,14 @@ def test_all_parameters_but_those_of_the_loss_are_sharded(results, run):
 
 
 @pytest.mark.parametrize(
-    ("run", "beside"), [("fsdp", "ddp"), ("fsdp cached", "ddp"), ("fsdp siglip", "ddp siglip"), ("fsdp resumed", "ddp")]
+    ("run", "beside"),
+    [
+        ("fsdp", "ddp"),
+        ("fsdp cached", "ddp"),
+        ("fsdp siglip", "ddp siglip"),
+        ("fsdp resumed", "ddp"),
+        ("fsdp compiled", "ddp"),
+    ],
 )
 def test_losses_gradients_and_weights_are_those_of_ddp(results, run, beside):
     ours, theirs = results[run], results[beside]
@@ -47,7 +54,7 @@ def test_losses_gradients_and_weights_are_those_of_ddp(results, run, beside):
         torch.testing.assert_close(weight, theirs["weights"][name], rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize(("run", "beside"), [("fsdp", "ddp"), ("fsdp siglip", "ddp siglip")])
+@pytest.mark.parametrize(("run", "beside"), [("fsdp", "ddp"), ("fsdp siglip", "ddp siglip"), ("fsdp compiled", "ddp")])
 def test_the_evaluation_of_a_sharded_model_is_that_of_a_whole_one(results, run, beside):
     ours, theirs = results[run]["evaluation"], results[beside]["evaluation"]
     names = [name for name in theirs if "similarity" in name or "recall" in name or name == "eval_loss"]
@@ -63,11 +70,12 @@ def test_the_temperature_moves_and_the_loss_falls(results):
         assert abs(results[run]["weights"]["logit_scale"].item() - start) > 1e-3
 
 
-def test_the_saved_model_is_whole_and_carries_its_code(folder, results):
-    saved = folder / "fsdp cached" / "model"
+@pytest.mark.parametrize("run", ["fsdp cached", "fsdp compiled"])
+def test_the_saved_model_is_whole_and_carries_its_code(folder, results, run):
+    saved = folder / run / "model"
     assert (saved / "modeling_biomedclip.py").is_file()
     for name, weight in BiomedCLIPModel.from_pretrained(saved).named_parameters():
-        assert torch.equal(weight, results["fsdp cached"]["weights"][name])
+        assert torch.equal(weight, results[run]["weights"][name])
 
 
 def test_sharding_that_accelerate_would_leave_out_without_a_word_is_refused(results):
