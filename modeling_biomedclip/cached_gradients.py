@@ -113,6 +113,24 @@ def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool =
     return taken
 
 
+def copy_to_device(inputs: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """
+    Tensors on an accelerator, copied while it is still at work on what came before.
+
+    From memory that is not pinned the copy would wait for that work, and the accelerator then for the copy.
+
+    Args:
+        inputs: Tensors, and what is no tensor, which stays as it is.
+        device: The accelerator.
+    """
+    return {
+        name: value.pin_memory().to(device, non_blocking=True)
+        if isinstance(value, torch.Tensor) and value.device.type == "cpu"
+        else value
+        for name, value in inputs.items()
+    }
+
+
 class RandomState:
     """Torch's random state on the CPU and on a device."""
 
@@ -129,4 +147,4 @@ class RandomState:
             self.generators.set_rng_state(self.on_device, device=self.device)
 
 
-__all__ = ["RandomState", "cached_backward", "mini_batch_rows", "take_rows"]
+__all__ = ["RandomState", "cached_backward", "copy_to_device", "mini_batch_rows", "take_rows"]

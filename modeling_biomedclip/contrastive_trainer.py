@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, sort_checkpoints
 
-from .cached_gradients import RandomState, cached_backward, mini_batch_rows, take_rows
+from .cached_gradients import RandomState, cached_backward, copy_to_device, mini_batch_rows, take_rows
 from .contrastive_loss import LOSSES, contrastive_loss, summed_loss
 from .retrieval_metrics import retrieval_metrics
 
@@ -327,10 +327,14 @@ class ContrastiveTrainer(Trainer):
 
     def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], size: int) -> torch.Tensor:
         model.train()
+        pinned = self.args.dataloader_pin_memory and self.args.device.type == "cuda"
 
         def embed(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # The batch stays where the loader has put it; the device gets one mini-batch at a time.
-            outputs = model(**self._prepare_inputs(self._take_rows(inputs, rows)))
+            mini_batch = self._take_rows(inputs, rows)
+            if pinned:
+                mini_batch = copy_to_device(mini_batch, self.args.device)
+            outputs = model(**self._prepare_inputs(mini_batch))
             return outputs.image_embeds, outputs.text_embeds
 
         return cached_backward(

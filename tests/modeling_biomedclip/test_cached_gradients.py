@@ -6,7 +6,7 @@ from gradient_processes import assert_same_gradients, some_batch, tiny_model
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
-from modeling_biomedclip.cached_gradients import mini_batch_rows, take_rows
+from modeling_biomedclip.cached_gradients import copy_to_device, mini_batch_rows, take_rows
 from modeling_biomedclip.contrastive_loss import LOSSES, contrastive_loss
 
 
@@ -155,6 +155,24 @@ def test_padding_on_the_left_stays_and_that_on_the_right_goes():
     taken = take_rows(batch, torch.tensor([1, 0]))
     assert taken["input_ids"].tolist() == [[0, 0, 7, 7], [0, 7, 7, 0]]
     assert taken["pixel_values"].shape == (2, 3, 5, 5)
+
+
+def test_tensors_are_copied_from_pinned_memory_without_waiting_and_the_rest_is_left_alone(monkeypatch):
+    pinned, waits = [], []
+    copy = torch.Tensor.to
+
+    def to(self, *args, non_blocking=False, **options):
+        waits.append(not non_blocking)
+        return copy(self, *args, non_blocking=non_blocking, **options)
+
+    # Without an accelerator there is no pinned memory; one that holds no values stands for it.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    there = torch.zeros(2, device="meta")
+    copied = copy_to_device({"pixel_values": torch.ones(2, 3), "there": there, "interpolate": True}, "meta")
+    assert copied["pixel_values"].device.type == "meta" and copied["pixel_values"].shape == (2, 3)
+    assert copied["there"] is there and copied["interpolate"] is True
+    assert len(pinned) == 1 and waits == [False]
 
 
 def test_mini_batches_hold_each_row_once_and_keep_the_order_of_equals():
