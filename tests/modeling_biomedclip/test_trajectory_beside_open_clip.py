@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
+    pytest.importorskip("webdataset", reason="open_clip's training program needs webdataset: pip install webdataset")
     return run_in_a_process(folder, Run("open_clip", save_as=str(folder / "theirs"), **RECIPE))
 
 
