@@ -83,7 +83,10 @@ class EvaluateOptions:
         default=None, metadata={"help": "Tokens a caption or prompt is cut at. The tokenizer's limit if left out."}
     )
     image_id: str | None = field(
-        default=None, metadata={"help": "Retrieval: column by which several captions belong to one image."}
+        default=None,
+        metadata={
+            "help": "Retrieval: column whose equal values mean one image with several captions, such as image_md5."
+        },
     )
     prompts: str | None = field(
         default=None, metadata={"help": "Set of templates of the benchmark, or a YAML file. The paper's if left out."}
@@ -182,7 +185,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
     """Retrieval among all pairs of a split; writes and gives the results, in the first process."""
     started, options = time.monotonic(), run.options
     benchmark = _retrieval_benchmark(options)
-    columns = ["pair_id", "pmcid", "image", "caption", *filter(None, [options.image_id])]
+    columns = ["pair_id", "pmcid", "image", "caption", *{options.image_id} - {None, "pmcid", "pair_id"}]
     pairs = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)
     encoder, store = run.load()
     embedded = embed_pairs(pairs, store, image_id=options.image_id)

@@ -53,7 +53,7 @@ def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None)
         image_id: Column that tells which rows show the same image, which then has several captions.
 
     Raises:
-        ValueError: No such column, or a caption that is empty.
+        ValueError: A caption that is empty.
     """
     names, captions = list(pairs["pair_id"]), list(pairs["caption"])
     empty = next((name for name, caption in zip(names, captions, strict=True) if not caption), None)
@@ -152,7 +152,7 @@ def retrieval_of(
     if image_of_text is not None:
         article_of = dict(zip(image_of_text.tolist(), articles, strict=True))
         of_image = [article_of[image] for image in range(images)]
-    metrics: dict[str, Any] = {"pairs": texts, "articles": len(set(articles)), "chance_at_1": 1 / texts}
+    metrics: dict[str, Any] = {"pairs": texts, "articles": len(set(articles)), "chance_at_1": 1 / images}
     if image_of_text is not None:
         metrics |= {"images": images, "captions_of_an_image": texts / images}
     for direction, groups in zip(DIRECTIONS, (of_image, articles), strict=True):
@@ -186,8 +186,6 @@ def _distinct_images(pairs: Any, image_id: str | None) -> tuple[list[int], torch
     """The first row of each image, and the number of the image of each row."""
     if image_id is None:
         return list(range(len(pairs))), torch.arange(len(pairs))
-    if image_id not in pairs.column_names:
-        raise ValueError(f"--image-id {image_id}: there is no such column; there are {', '.join(pairs.column_names)}.")
     number_of: dict[Any, int] = {}
     first_rows, image_of_row = [], []
     for row, value in enumerate(pairs[image_id]):

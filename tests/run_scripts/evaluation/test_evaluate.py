@@ -76,7 +76,7 @@ def test_several_captions_of_an_image_are_all_right(small_checkpoint, built, tmp
     metrics = results_of(tmp_path)["metrics"]
     assert metrics["images"] == metrics["articles"] < metrics["pairs"]
     assert metrics["captions_of_an_image"] == metrics["pairs"] / metrics["images"]
-    with pytest.raises(ValueError, match="--image-id colour"):
+    with pytest.raises(ValueError, match="no column 'colour'"):
         evaluate(["retrieval", *map(str, arguments[:5]), "colour", *map(str, arguments[6:])])
 
 
