@@ -185,7 +185,9 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
     """Retrieval among all pairs of a split; writes and gives the results, in the first process."""
     started, options = time.monotonic(), run.options
     benchmark = _retrieval_benchmark(options)
-    columns = ["pair_id", "pmcid", "image", "caption", *{options.image_id} - {None, "pmcid", "pair_id"}]
+    columns = ["pair_id", "pmcid", "image", "caption"]
+    if options.image_id and options.image_id not in columns:
+        columns.append(options.image_id)
     pairs = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)
     encoder, store = run.load()
     embedded = embed_pairs(pairs, store, image_id=options.image_id)
