@@ -295,7 +295,9 @@ class ContrastiveTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         size = self.args.mini_batch_size
         if model.training and size is not None and size < len(inputs["pixel_values"]) and not return_outputs:
-            parts = [model(**self._take_rows(inputs, rows)) for rows in mini_batch_rows(inputs, size)]
+            # In a context around them all autocast casts the weights once, not for each.
+            with self.accelerator.autocast():
+                parts = [model(**self._take_rows(inputs, rows)) for rows in mini_batch_rows(inputs, size)]
             embeds = (torch.cat([part[name] for part in parts]) for name in ("image_embeds", "text_embeds"))
             return self._loss_of(model, *embeds)
         outputs = model(**inputs)
