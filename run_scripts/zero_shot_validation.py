@@ -33,9 +33,8 @@ class ZeroShotOptions:
     zero_shot_data: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Labelled images to classify by prompts at each evaluation: folders with one folder of images for "
-            "each class, or built sets with a labels.csv. NAME=FOLDER calls one by another name than its own, and "
-            "reads a benchmark (pcam, rsna, ...) out of its files, with its prompts, where NAME is that of one."
+            "help": "Labelled images to classify by prompts at each evaluation: folders of class folders, built sets "
+            "with a labels.csv, or BENCHMARK=FOLDER (pcam, rsna, ...). NAME=FOLDER only names one otherwise."
         },
     )
     zero_shot_split: str = field(default="test", metadata={"help": "Split of the labelled images."})
