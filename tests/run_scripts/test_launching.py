@@ -86,7 +86,7 @@ def test_two_processes_take_the_steps_of_one(launcher, arguments, alone, tmp_pat
     assert losses(tmp_path / "run")[0] == pytest.approx(alone[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun on 2 machines", "accelerate", "accelerate's own FSDP"])
+@pytest.mark.parametrize("launcher", ["torchrun on 2 machines", "accelerate's own FSDP"])
 def test_two_processes_with_a_share_of_the_model_each_take_the_steps_of_one(launcher, arguments, alone, tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "sharded_command.py"), *arguments]
     command += ["--output-dir", str(tmp_path / "run")]
