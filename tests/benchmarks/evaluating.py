@@ -1,10 +1,14 @@
 """Time, memory and bound of the evaluation at full size: ranks among 725,739 pairs, and PCam's 32,768 test images.
 
 python tests/benchmarks/evaluating.py ranks --rows 4096
+python tests/benchmarks/evaluating.py retrieval --folder DIR
 python tests/benchmarks/evaluating.py images --images 32768
 
 Ranks are counted for some images against all 725,739 texts, as the command does it, and the time of all is worked out
 from that; the bound is the products alone, in the same tiles, measured in turns with it. Features are drawn.
+
+Retrieval is the whole of it: all blocks, kept in the folder so that a run that was cut off goes on, and the metrics
+with their intervals. Ranks of a few queries in each direction are compared with those of a plain product.
 
 Images are drawn patches of 96 pixels in an array, as PCam's HDF5 gives them, through a small model with 224-pixel
 images; the bound is the slower of reading and resizing alone, and the model alone.
@@ -16,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from modeling_biomedclip.retrieval_metrics import RankCounter
 from processing import BiomedCLIPImageProcessor
 from run_scripts.evaluation.dual_encoders import DualEncoder
 from run_scripts.evaluation.features import FeatureStore
+from run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks, retrieval_of
 from run_scripts.reporting import peak_memory_mib, versions
 
 
@@ -38,15 +43,21 @@ PAIRS, DIMENSION = 725_739, 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", choices=["ranks", "images"])
+    parser.add_argument("what", choices=["ranks", "retrieval", "images"])
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--rows", type=int, default=4096, help="images whose ranks are counted")
+    parser.add_argument("--folder", type=Path, help="where the blocks of retrieval lie")
     parser.add_argument("--images", type=int, default=32_768)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    measured = measure_ranks(options.pairs, options.rows) if options.what == "ranks" else measure_images(options.images)
+    if options.what == "ranks":
+        measured = measure_ranks(options.pairs, options.rows)
+    elif options.what == "retrieval":
+        measured = measure_retrieval(options.pairs, options.folder)
+    else:
+        measured = measure_images(options.images)
     measured |= {"threads": options.threads, "peak_memory_mib": peak_memory_mib(), "versions": versions()}
     text = json.dumps(measured, indent=2)
     sys.stdout.write(f"{text}\n")
@@ -56,11 +67,7 @@ def main() -> None:
 
 def measure_ranks(pairs: int, rows: int) -> dict[str, Any]:
     """Counting and the products alone take turns, a row of tiles each."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(pairs, DIMENSION, generator=generator)
-    texts = torch.randn(pairs, DIMENSION, generator=generator)
-    for embeds in (images, texts):
-        normalize(embeds, dim=-1, out=embeds)
+    images, texts = draw_features(pairs)
     started = time.perf_counter()
     counter = RankCounter(images, texts)
     prepared = time.perf_counter() - started
@@ -96,6 +103,53 @@ def measure_ranks(pairs: int, rows: int) -> dict[str, Any]:
         "whole_hours": round(statistics.median(counting) * whole / 3600, 2),
         "whole_hours_at_the_bound": round(statistics.median(products) * whole / 3600, 2),
     }
+
+
+def draw_features(pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised features of images and texts that have nothing to do with each other: recall is that of chance."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(pairs, DIMENSION, generator=generator)
+    texts = torch.randn(pairs, DIMENSION, generator=generator)
+    for embeds in (images, texts):
+        normalize(embeds, dim=-1, out=embeds)
+    return images, texts
+
+
+def measure_retrieval(pairs: int, folder: Path) -> dict[str, Any]:
+    """All ranks and the metrics, by the functions of the command; seconds are those of the blocks of this run."""
+    images, texts = draw_features(pairs)
+    embedded = EmbeddedPairs(images, texts, None, torch.arange(pairs), [], "drawn")
+    done = len(list(folder.glob("*/part-*.safetensors")))
+    started, processor = time.perf_counter(), time.process_time()
+    counts = count_ranks(embedded, folder, {"benchmark": "drawn features"})
+    seconds, processor_seconds = time.perf_counter() - started, time.process_time() - processor
+    blocks = len(list(folder.glob("*/part-*.safetensors")))
+    started = time.perf_counter()
+    metrics = retrieval_of(counts, [str(number // 4) for number in range(pairs)], seed=0)
+    return {
+        "pairs": pairs,
+        "blocks": blocks,
+        "blocks_of_this_run": blocks - done,
+        "counting_seconds": round(seconds, 1),
+        "counting_processor_seconds": round(processor_seconds, 1),
+        "metrics_seconds": round(time.perf_counter() - started, 1),
+        "largest_difference_of_a_rank": largest_difference(images, texts, counts),
+        "metrics": metrics,
+    }
+
+
+def largest_difference(
+    images: torch.Tensor, texts: torch.Tensor, counts: Mapping[str, Mapping[str, torch.Tensor]]
+) -> int:
+    """Between the candidates above the right one as they were counted, and by a product in float64, of 32 queries."""
+    queries = torch.linspace(0, len(images) - 1, 32).long()
+    largest = 0
+    for direction, asked, candidates in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+        for query in queries.tolist():
+            scores = torch.cat([rows.double() @ asked[query].double() for rows in candidates.split(2**16)])
+            better = int((scores > scores[query]).sum())
+            largest = max(largest, abs(better - int(counts[direction]["better"][query])))
+    return largest
 
 
 class Patches(Sequence[Any]):
