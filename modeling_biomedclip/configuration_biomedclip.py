@@ -202,6 +202,8 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
         initializer_range (`float`, defaults to 0.02): Standard deviation of a freshly drawn classifier.
         open_clip_config (`str`, *optional*): The content of the `open_clip_config.json` that a converted checkpoint
             came with, where it says more than the model does; the way back writes it again.
+        base_weights (`str`, *optional*): Fingerprint of the dual encoder that [`BiomedCLIPForVisualQuestionAnswering`]
+            was fine-tuned from. What is measured names it, so that the card of the dual encoder can take it.
 
     Example:
 
@@ -233,6 +235,7 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
     logit_bias_init_value: float | int | None = None
     initializer_range: float = 0.02
     open_clip_config: str | None = None
+    base_weights: str | None = None
 
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():

@@ -5,6 +5,7 @@ import hashlib
 
 import torch
 from torch import nn
+from transformers import AutoModel
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -21,3 +22,17 @@ def evaluated_fingerprint(model: nn.Module) -> str:
     """The fingerprint of a model as it is evaluated: in float32, whatever the checkpoint holds."""
     parameters = {parameter.dtype for parameter in model.parameters()}
     return weights_fingerprint(model if parameters == {torch.float32} else copy.deepcopy(model).float())
+
+
+def base_fingerprint(name: str) -> str | None:
+    """
+    The fingerprint, as it is evaluated, of the dual encoder that a checkpoint holds.
+
+    Args:
+        name: Folder or Hub id.
+
+    Returns:
+        None for a checkpoint that is no whole dual encoder, such as one with a head in the place of the projections.
+    """
+    model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    return None if info["missing_keys"] else evaluated_fingerprint(model)

@@ -27,6 +27,7 @@ from processing.benchmarks.loading import VISUAL_QUESTIONS
 from processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 
 from .adapters import AdapterOptions, add_adapter, refuse_adapter, refuse_sharded_merge, what_is_where
+from .fingerprints import base_fingerprint
 from .options import parse_options, write_recipe
 from .progress import show_progress
 from .reporting import say, show_table
@@ -291,6 +292,8 @@ def load_answerer(name: str, answers: Sequence[str], co_attention_config: Any = 
         **head,
     )
     refuse_adapter(model)
+    # Trained on, a model that answers questions keeps the base that it came from.
+    model.config.base_weights = base_fingerprint(name) or model.config.base_weights
     return model
 
 

@@ -53,7 +53,7 @@ def write_results(
         "benchmark": benchmark,
         "command": shlex.join(["biomedclip", "evaluate", *command]),
         "date": datetime.date.today().isoformat(),
-        "model": {"name": encoder.name, "type": encoder.type, "weights": encoder.weights},
+        "model": {"name": encoder.name, "type": encoder.type, "weights": encoder.weights, **_base(encoder)},
         "data": {"damaged": [], "leaks": None, "notes": [], **data},
         "metrics": dict(metrics),
         "paper": dict(paper),
@@ -65,3 +65,9 @@ def write_results(
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "results.json", results)
     return results
+
+
+def _base(encoder: DualEncoder) -> dict[str, str]:
+    """The weights that a head was fine-tuned on top of, where the model names them."""
+    base = getattr(encoder.model.config, "base_weights", None)
+    return {} if base is None else {"base_weights": base}

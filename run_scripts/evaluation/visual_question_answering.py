@@ -90,7 +90,10 @@ def evaluate_questions(name: str, options: Any, output_dir: Path, command: Seque
         metrics=metrics,
         paper=benchmark.paper,
         paper_source=benchmark.source,
-        settings={"batch_size": options.batch_size, "max_length": options.max_length, "seed": options.seed},
+        settings={
+            **{name: getattr(options, name) for name in ("batch_size", "max_length", "seed")},
+            "processes": PartialState().num_processes,
+        },
         seconds=time.monotonic() - started,
     )
     say(f"Results in {output_dir / 'results.json'}, each answer in {output_dir / ANSWERS}")

@@ -22,6 +22,7 @@ from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPForVisualQuestionAns
 from processing import VisualQuestionCollator, load_benchmark
 from run_scripts import evaluation
 from run_scripts.evaluation import visual_question_answering
+from run_scripts.evaluation.dual_encoders import load_dual_encoder
 from run_scripts.evaluation.visual_question_answering import (
     answer_metrics,
     answer_questions,
@@ -290,19 +291,22 @@ def test_an_adapter_is_trained_on_the_towers_beside_a_whole_head(train, question
     assert measure(tmp_path / "run" / "merged", questions, tmp_path / "results") == 0
 
 
-def test_two_processes_train_what_one_does(train, questions, small_checkpoint, tmp_path):
-    options = [*SHORT, "--max-steps", "3"]
-    assert train(questions, tmp_path / "one", *options, "--per-device-train-batch-size", "16") == 0
+def on_two_processes(*command: str | Path) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = str(server.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    command += ["-m", "run_scripts.main", "train", "--config", "vqa_rad", "--model-name-or-path", str(small_checkpoint)]
-    command += ["--train-data", str(questions), "--output-dir", str(tmp_path / "two"), "--report-to", "none"]
-    command += ["--co-attention-config", json.dumps(HEAD), "--learning-rate", "2e-4", "--dataloader-num-workers", "0"]
-    command += [*options, "--per-device-train-batch-size", "8"]
-    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    result = subprocess.run([*launcher, *map(str, command)], env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_two_processes_train_what_one_does(train, questions, small_checkpoint, tmp_path):
+    options = [*SHORT, "--max-steps", "3"]
+    assert train(questions, tmp_path / "one", *options, "--per-device-train-batch-size", "16") == 0
+    command = ["-m", "run_scripts.main", "train", "--config", "vqa_rad", "--model-name-or-path", small_checkpoint]
+    command += ["--train-data", questions, "--output-dir", tmp_path / "two", "--report-to", "none"]
+    command += ["--co-attention-config", json.dumps(HEAD), "--learning-rate", "2e-4", "--dataloader-num-workers", "0"]
+    on_two_processes(*command, *options, "--per-device-train-batch-size", "8")
     assert results(tmp_path / "two")["processes"] == 2 and results(tmp_path / "two")["batch_size"] == 16
     # Accelerate hands each process every second batch of 8 of the same order. Float32: gradients summed in two parts.
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
@@ -344,14 +348,30 @@ def test_an_answer_that_training_does_not_have_is_wrong_and_counted(measured):
     assert unseen["answer"] == "purple" and not unseen["right"]
 
 
-def test_the_results_say_what_was_measured_on_what(measured, answerer):
+def test_the_results_say_what_was_measured_on_what(measured, answerer, small_checkpoint):
     found = json.loads((measured / "results.json").read_text())
     assert (found["schema"], found["task"], found["benchmark"]) == (1, "vqa", "vqa_rad")
     assert found["model"]["name"] == str(answerer) and len(found["model"]["weights"]) == 16
+    assert found["model"]["base_weights"] == load_dual_encoder(str(small_checkpoint)).weights
     assert found["data"]["rows"] == 20 and found["data"]["split"] == "test" and found["data"]["fingerprint"]
     assert found["paper"]["accuracy"] == 0.727 and found["paper_source"]
     leaks = found["data"]["leaks"]
     assert leaks["same_name"] == leaks["same_bytes"] == 1 and leaks["test_images"] == 11, "one is in both splits"
+
+
+def test_two_processes_answer_what_one_does_each_a_share(measured, answerer, questions, tmp_path):
+    (tmp_path / "in_small_parts.py").write_text(
+        "import sys\n"
+        "from run_scripts.evaluation import visual_question_answering\n"
+        "from run_scripts.main import main\n"
+        "visual_question_answering.PART = 8\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = ["evaluate", "vqa", "--model", answerer, "--data", questions, "--benchmark", "vqa_rad"]
+    on_two_processes(tmp_path / "in_small_parts.py", *command, "--output-dir", tmp_path / "two")
+    assert answers_in(tmp_path / "two") == answers_in(measured)
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in (measured, tmp_path / "two"))
+    assert two["metrics"] == one["metrics"] and two["data"] == one["data"]
 
 
 def test_the_answers_are_those_of_the_pipeline(measured, answerer, questions):
