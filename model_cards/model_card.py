@@ -76,8 +76,8 @@ def fill_model_card(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: What `biomedclip card` gathers: `title`, `name` (its repository), `model` (of the configuration),
-            `license`, `conversion`, `training`, `dataset`, `results`, `versions`. None stands for what is not known,
-            and the card says so.
+            `license`, `conversion`, `training`, `dataset`, `results`, `versions`, and `paper`, the published values by
+            task and benchmark. None stands for what is not known, and the card says so.
 
     Returns:
         Markdown with the metadata block that the Hub reads.
@@ -94,7 +94,7 @@ def fill_model_card(facts: Mapping[str, Any]) -> str:
         architecture=table_rows(_architecture(model)),
         data=_data(facts, published),
         recipe=_recipe(facts["training"], published),
-        results=_results(facts["results"]),
+        results=_results(facts["results"], facts["paper"]),
         verification=_verification(verified) if verified else "Not checked: `biomedclip convert --verify` does it.",
         environment=_environment(facts),
         license_note=_license_note(facts["license"], conversion),
@@ -252,14 +252,15 @@ def _recipe(training: Mapping[str, Any] | None, published: bool) -> str:
     )
 
 
-def _results(results: Sequence[Mapping[str, Any]]) -> str:
+def _results(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [row for result in results for row in _measured_rows(result)]
     there = {(result["task"], result["benchmark"]) for result in results}
     for task, benchmark in OF_THE_PAPER:
         if (task, benchmark) not in there:
-            rows.append(
-                (TASKS[task][0], BENCHMARKS[benchmark], "none", "all", NOT_MEASURED, NOT_MEASURED, "see the paper")
-            )
+            published = measures({"metrics": paper[task][benchmark]})
+            values = [(_inline(_words(value)), _number(value.value)) for value in published]
+            for metric, value in values or [("all", "see the paper")]:
+                rows.append((TASKS[task][0], BENCHMARKS[benchmark], "none", metric, NOT_MEASURED, NOT_MEASURED, value))
     columns = ["task", "benchmark", "rows", "metric", "measured", "95 % interval", "paper"]
     text = f"| {' | '.join(columns)} |\n|---|---|---:|---|---:|---:|---:|\n{table_rows(rows)}\n\n"
     text += (

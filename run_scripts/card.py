@@ -29,6 +29,7 @@ from model_cards.results import find_results, measures, read_result
 from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.files import is_transformers_layout, read_json
 from modeling_biomedclip.conversion.open_clip import open_clip_obstacle
+from processing.benchmarks.facts import facts_of
 
 from .fingerprints import evaluated_fingerprint
 from .options import WRITTEN_RECIPE, parse_options, read_recipe
@@ -151,10 +152,20 @@ def card_facts(
         "training": training,
         "dataset": dataset and {**dataset, "source": public_name(dataset["source"])},
         "results": [public_result(result) for result in results],
+        "paper": published_values(),
         "open_clip": model["open_clip_obstacle"] is None,
         "date": date.today().isoformat(),
         "versions": versions(),
     }
+
+
+def published_values() -> dict[str, dict[str, Any]]:
+    """The paper's values by task and benchmark."""
+    values: dict[str, dict[str, Any]] = {task: {} for task, _ in OF_THE_PAPER}
+    for task, benchmark in OF_THE_PAPER:
+        facts = facts_of(benchmark)
+        values[task][benchmark] = facts.get("paper_of_linear_probe", {}) if task == "linear-probe" else facts["paper"]
+    return values
 
 
 def describe_model(model: Any, processor: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ biomedclip evaluate linear-probe --model run --benchmark rsna --data rsna --outp
 biomedclip evaluate vqa --model answers --benchmark vqa_rad --data VQA_RAD --output-dir results
 """
 
-import csv
 import dataclasses
 import datetime
 import re
@@ -21,16 +20,16 @@ import numpy as np
 from accelerate import PartialState
 
 from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
-from processing import PairStream, load_benchmark, load_pmc15m
+from processing import load_benchmark, load_pmc15m
 from processing.benchmarks.benchmark import ClassificationBenchmark, RetrievalBenchmark
-from processing.benchmarks.fingerprint import fingerprint_of
 from processing.benchmarks.leaks import find_leaks
-from processing.labelled_images import LabelledImages, hold_out, image_files_by_class, split_folders
+from processing.labelled_images import hold_out
 
 from .evaluation.comparison import compare, short_names
 from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
-from .evaluation.features import WORKERS, FeatureStore
+from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
 from .evaluation.linear_probe import LabelledFeatures, probe, show_probe
+from .evaluation.own_images import TEMPLATES, unpublished_benchmark
 from .evaluation.results import write_results
 from .evaluation.retrieval import count_ranks, embed_pairs, retrieval_of, show_retrieval
 from .evaluation.visual_question_answering import evaluate_questions
@@ -41,9 +40,6 @@ from .runs import part_processes
 
 
 EXAMPLE = "biomedclip evaluate retrieval --model run --data out --output-dir results"
-LABELS = "labels.csv"
-TEMPLATES = ["this is a photo of {}", "{} presented in image"]
-FEATURES = "features"
 HELD_OUT = 0.2  # share of images without splits that the linear probe is judged by, and as many choose its strength
 SHOWN_DAMAGED = 5
 
@@ -268,18 +264,7 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
 def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
     """Logistic regression on frozen image features; writes and gives the results, in the first process."""
     started, options = time.monotonic(), run.options
-    name = options.benchmark or "imagefolder"
-    splits: dict[str, Any] = {}
-    notes: list[str] = []
-    wanted: list[Any] = ["train", "validation", options.split]
-    for split in wanted:
-        try:
-            splits[split] = load_benchmark(name, options.data, split=split, held_out=HELD_OUT, seed=options.seed)
-        except (FileNotFoundError, ValueError):
-            if split != "validation":
-                raise
-    if not all(isinstance(split, ClassificationBenchmark) for split in splits.values()):
-        raise ValueError(f"--benchmark {name} has no classes: it is not for a linear probe.")
+    splits = _probed_splits(options)
     test = splits[options.split]
     encoder, store = run.load()
     features = {
@@ -288,12 +273,8 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
     }
     if not PartialState().is_main_process:
         return None
-    number_of = {label: number for number, label in enumerate(test.classes)}
-    labelled = {}
-    for split, read in splits.items():
-        kept = read.images.select(features[split].rows.tolist())
-        labels = np.array([number_of[label] for label in kept.labels])
-        labelled[split] = LabelledFeatures(features[split].embeds.numpy(), labels, kept.groups)
+    labelled = {split: _labelled(read, features[split], test.classes) for split, read in splits.items()}
+    notes = []
     if "validation" not in labelled:
         whole = labelled["train"]
         stay, held = hold_out([str(label) for label in whole.labels], HELD_OUT, options.seed)
@@ -310,7 +291,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         metric=test.metric,
         seed=options.seed,
     )
-    show_probe(metrics)
+    show_probe(metrics, test.paper_of_linear_probe)
     leaks = None
     if options.find_leaks:
         leaks = find_leaks(splits["train"], test, progress=True).as_dict()
@@ -322,9 +303,8 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         encoder,
         data=_data(test, metrics["images"], damaged, notes) | {"leaks": leaks},
         metrics=metrics,
-        # What is published is zero-shot classification.
-        paper={},
-        paper_source="",
+        paper=test.paper_of_linear_probe,
+        paper_source="BiomedCLIP, linear probe, read off the figure" if test.paper_of_linear_probe else "",
         settings=run.settings(
             features=options.probe_features, shares=options.shares, draws=options.draws, chosen_by=test.metric
         ),
@@ -341,67 +321,6 @@ TASKS: dict[str, Callable[[Run], dict[str, Any] | None]] = {
 }
 
 
-def labelled_images(path: str, split: str) -> LabelledImages:
-    """
-    Images and labels for zero-shot classification.
-
-    Args:
-        path: A built data set with a `labels.csv` (`pair_id,label`), or a folder of class folders.
-        split: Split of a built data set.
-
-    Raises:
-        FileNotFoundError: Neither of the two is there.
-    """
-    if (Path(path) / LABELS).is_file():
-        label_of = read_labels(Path(path) / LABELS)
-        stream = PairStream(path, split, columns=["pair_id", "image"])
-        pairs = [row for row in stream.rows(0, 0, len(stream)) if row["pair_id"] in label_of]
-        if not pairs:
-            raise ValueError(f"{path}: no pair of the {split} split stands in {LABELS}.")
-        names = [row["pair_id"] for row in pairs]
-        return LabelledImages([row["image"] for row in pairs], [label_of[name] for name in names], names)
-    folders = split_folders(Path(path))
-    if folders and split not in folders:
-        raise FileNotFoundError(f"{path} has no {split} folder; --split may be {' or '.join(folders)}.")
-    files_by_class = image_files_by_class(folders.get(split, path))
-    if not files_by_class:
-        raise FileNotFoundError(
-            f"{path}: zero-shot classification needs labels: a {LABELS} with pair_id,label beside a built data set, or "
-            "a folder of images for each class."
-        )
-    files = [file for found in files_by_class.values() for file in found]
-    labels = [label for label, found in files_by_class.items() for _ in found]
-    return LabelledImages(files, labels, [file.relative_to(path).as_posix() for file in files])
-
-
-def read_labels(path: Path) -> dict[str, str]:
-    """Labels by pair id, from a CSV with a header and two columns, the second of any name."""
-    with path.open(newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
-    return dict(rows)
-
-
-def unpublished_benchmark(path: str, split: str, templates: Sequence[str]) -> ClassificationBenchmark:
-    """Labelled images of one's own as a benchmark; the class names are the labels."""
-    images = labelled_images(path, split)
-    classes = sorted(set(images.labels))
-    return ClassificationBenchmark(
-        name="",
-        split=split,
-        path=path,
-        images=images,
-        classes=classes,
-        class_names=classes,
-        templates=list(templates),
-        template_sets={},
-        positive=None,
-        metric="accuracy",
-        paper={},
-        source="",
-        fingerprint=fingerprint_of(list(zip(images.names, images.labels, strict=True)), images.images),
-    )
-
-
 def _classification_benchmark(options: EvaluateOptions, split: Any) -> ClassificationBenchmark:
     if options.benchmark is None:
         if options.prompts is not None:
@@ -411,6 +330,32 @@ def _classification_benchmark(options: EvaluateOptions, split: Any) -> Classific
     if not isinstance(benchmark, ClassificationBenchmark):
         raise ValueError(f"--benchmark {options.benchmark} has no classes: it is not for {options.task}.")
     return dataclasses.replace(benchmark, templates=list(options.templates)) if options.templates else benchmark
+
+
+def _probed_splits(options: EvaluateOptions) -> dict[str, ClassificationBenchmark]:
+    """The splits to train on and to judge by, and one to choose the regularisation by where the set has it."""
+    name = options.benchmark or "imagefolder"
+    splits: dict[str, ClassificationBenchmark] = {}
+    wanted: list[Any] = ["train", "validation", options.split]
+    for split in wanted:
+        try:
+            read = load_benchmark(name, options.data, split=split, held_out=HELD_OUT, seed=options.seed)
+        except (FileNotFoundError, ValueError):
+            if split != "validation":
+                raise
+            continue
+        if not isinstance(read, ClassificationBenchmark):
+            raise ValueError(f"--benchmark {name} has no classes: it is not for a linear probe.")
+        splits[split] = read
+    return splits
+
+
+def _labelled(benchmark: ClassificationBenchmark, features: Features, classes: Sequence[str]) -> LabelledFeatures:
+    """A split whose images could be embedded, with the numbers of their classes."""
+    number_of = {label: number for number, label in enumerate(classes)}
+    kept = benchmark.images.select(features.rows.tolist())
+    labels = np.array([number_of[label] for label in kept.labels])
+    return LabelledFeatures(features.embeds.numpy(), labels, kept.groups)
 
 
 def _retrieval_benchmark(options: EvaluateOptions) -> RetrievalBenchmark | None:

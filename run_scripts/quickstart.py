@@ -25,10 +25,11 @@ from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
 from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
 from processing.pmc.bucket import open_source
 
-from . import build, evaluate, train
+from . import build, train
 from .adapters import AdapterOptions, add_adapter
 from .evaluation.dual_encoders import load_dual_encoder
-from .evaluation.features import FeatureStore
+from .evaluation.features import FEATURES, FeatureStore
+from .evaluation.own_images import LABELS, unpublished_benchmark
 from .evaluation.retrieval import count_ranks, embed_pairs, retrieval_of, show_retrieval
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
 from .options import parse_options
@@ -164,9 +165,7 @@ class Quickstart:
     def evaluate(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Retrieval on the test split, and zero-shot classification where the source has labels."""
         encoder = load_dual_encoder(str(self.output_dir / "model"))
-        store = FeatureStore(
-            encoder, self.output_dir / "training" / evaluate.FEATURES, batch_size=self.evaluation.batch_size
-        )
+        store = FeatureStore(encoder, self.output_dir / "training" / FEATURES, batch_size=self.evaluation.batch_size)
         columns = ["pair_id", "pmcid", "image", "caption"]
         pairs = load_pmc15m(self.output_dir, "test", streaming=False, columns=columns, decode=False)
         embedded = embed_pairs(pairs, store)
@@ -180,9 +179,9 @@ class Quickstart:
             embedded.images[shown] @ embedded.texts.t(),
             self.output_dir / "answers.png",
         )
-        if not (self.output_dir / evaluate.LABELS).exists():
+        if not (self.output_dir / LABELS).exists():
             return retrieval, None
-        labelled = evaluate.unpublished_benchmark(str(self.output_dir), "test", ZERO_SHOT_TEMPLATES)
+        labelled = unpublished_benchmark(str(self.output_dir), "test", ZERO_SHOT_TEMPLATES)
         features = store.images(labelled.images.images, labelled.images.names, labelled.fingerprint)
         labels = labelled.images.select(features.rows.tolist()).labels
         of_kind = Counter(labels)
@@ -310,7 +309,7 @@ class Quickstart:
         """Labels that a source brings along (a drawn corpus does) make zero-shot classification possible."""
         filesystem, root = open_source(source)
         if not source.startswith("http") and filesystem.exists(f"{root}/{KINDS}"):
-            filesystem.get_file(f"{root}/{KINDS}", str(self.output_dir / evaluate.LABELS))
+            filesystem.get_file(f"{root}/{KINDS}", str(self.output_dir / LABELS))
 
 
 def report_as_markdown(report: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from processing.benchmarks.loading import CLASSIFICATION
 from processing.images import ImageError
 from processing.labelled_images import LabelledImages
 
-from .evaluate import TEMPLATES, unpublished_benchmark
+from .evaluation.own_images import TEMPLATES, unpublished_benchmark
 
 
 logger = logging.getLogger(__name__)

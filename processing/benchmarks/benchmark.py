@@ -23,11 +23,12 @@ class ClassificationBenchmark:
         template_sets: All sets, by name.
         positive: The class that AUROC and average precision of a two-class set are about.
         metric: The one that is published.
-        paper: Published values as fractions, by metric; of the test split only.
+        paper: Published values of zero-shot classification as fractions, by metric; of the test split only.
         source: Where prompts and values come from.
         fingerprint: Of the names and labels of all images, the sizes of their files, and the contents of
             `CONTENTS_IN_FINGERPRINT` of them, evenly spread.
         notes: What a reader of the result has to know about this data.
+        paper_of_linear_probe: Published values of the linear probe, likewise.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ClassificationBenchmark:
     source: str
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    paper_of_linear_probe: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)

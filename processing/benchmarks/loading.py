@@ -138,6 +138,7 @@ def _published(
         source=facts["source"],
         fingerprint=_fingerprint(images),
         notes=notes + _of_another_size(facts, split, len(images), "images"),
+        paper_of_linear_probe=dict(facts.get("paper_of_linear_probe", {})) if split == "test" else {},
     )
 
 

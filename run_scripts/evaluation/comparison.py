@@ -44,9 +44,10 @@ def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
         }
     if "by_share" in metrics:
         return {
-            f"{label} {float(share):.0%}": Value(summary[name], None, summary[f"{name}_sd"])
+            f"{label} {float(share):.0%}": Value(summary[name], None, summary.get(f"{name}_sd"))
             for name, label in (("accuracy", "accuracy"), ("auroc", "AUROC"))
             for share, summary in metrics["by_share"].items()
+            if name in summary
         }
     names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
     names |= {f"{kind}_accuracy": f"{kind} accuracy" for kind in ("open", "closed")}

@@ -18,6 +18,7 @@ from .dual_encoders import DualEncoder
 from .parts import Parts
 
 
+FEATURES = "features"  # folder beside the results, where no other is named
 # Rows of a part: what is lost at most when a run is killed. 2 MB of 512 numbers in float32.
 PART = 1024
 WORKERS = min(8, os.cpu_count() or 1)

@@ -1,7 +1,7 @@
 """A linear probe: logistic regression on frozen image features, with few and with all labels."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,8 +126,9 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> list[int]:
     return sorted(numbers)
 
 
-def show_probe(metrics: dict[str, Any]) -> None:
-    """Prints accuracy and AUROC by the share of the labels."""
+def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:
+    """Prints accuracy and AUROC by the share of the labels, the paper's values below those it gives."""
+    published = (paper or {}).get("by_share", {})
     rows: list[tuple[Any, ...]] = []
     for share, summary in metrics["by_share"].items():
         cells = []
@@ -136,6 +137,8 @@ def show_probe(metrics: dict[str, Any]) -> None:
             value = summary[name]
             cells.append(None if value is None else f"{value:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
         rows.append((f"{float(share):.0%} ({summary['runs'][0]['images']:,})", *cells))
+        if share in published:
+            rows.append(("  paper", *(published[share].get(name) for name in MEASURED)))
     rows.append(("chance", metrics["chance"], metrics["chance"], 0.5))
     title = f"Linear probe, {metrics['images']:,} test images; mean and standard deviation over draws"
     show_table(title, rows, ["labels", "accuracy", "balanced", "AUROC"])

@@ -24,6 +24,7 @@ from processing.images import ImageError
 from ..reporting import say, show_table
 from ..visual_question_answering import load_questions
 from .dual_encoders import DualEncoder
+from .features import FEATURES
 from .metrics.visual_question_answering.visual_question_answering import right_answers
 from .parts import Parts
 from .results import write_results
@@ -31,7 +32,6 @@ from .results import write_results
 
 ANSWERS = "answers.jsonl"
 ANSWER_TYPES = ("open", "closed")
-PARTS = "features"  # folder of what is kept between runs, as of the other tasks
 PART = 256  # questions of a part: what is lost at most when a run is killed
 
 
@@ -56,7 +56,7 @@ def evaluate_questions(name: str, options: Any, output_dir: Path, command: Seque
     benchmark = load_questions(options.benchmark, options.data, options.split, options.image_folder)
     answerer = load_answerer(name)
     answers, damaged = answer_questions(
-        answerer, benchmark, output_dir / PARTS, batch_size=options.batch_size, max_length=options.max_length
+        answerer, benchmark, output_dir / FEATURES, batch_size=options.batch_size, max_length=options.max_length
     )
     if not PartialState().is_main_process:
         return None

@@ -112,7 +112,10 @@ def test_results_of_other_weights_are_left_out_and_named(model, tmp_path, capsys
     assert card(model, "--results", tmp_path / "results") == 0
     output = capsys.readouterr().out.replace("\n", "")
     assert "measured with other weights" in output and "theirs" in output
-    assert "Retrieval | pairs as PMC-15M's | none | all | not measured" in (model / "README.md").read_text()
+    assert (
+        "Retrieval | pairs as PMC-15M's | none | image to text, recall at 1 | not measured"
+        in (model / "README.md").read_text()
+    )
 
 
 def test_a_head_that_was_trained_on_top_names_the_weights_below(model, tmp_path):

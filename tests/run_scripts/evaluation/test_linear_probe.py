@@ -5,8 +5,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, roc_auc_score
 
+from processing.benchmarks.facts import facts_of
 from run_scripts.evaluation import linear_probe as module
-from run_scripts.evaluation.linear_probe import LabelledFeatures, probe, stratified
+from run_scripts.evaluation.comparison import headline
+from run_scripts.evaluation.linear_probe import LabelledFeatures, probe, show_probe, stratified
 
 
 def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabelledFeatures:
@@ -51,6 +53,21 @@ def test_shares_are_drawn_by_seed_and_summed_up():
     assert metrics["accuracy"] == whole["accuracy"]
     again = probe(train, validation, test, ["a", "b"], shares=[0.1, 1.0], seeds=3, seed=7)
     assert again == metrics
+
+
+def test_the_papers_value_stands_below_the_share_it_is_of(capsys):
+    train, validation, test = split(300, 2, 0), split(100, 2, 1), split(200, 2, 2)
+    metrics = probe(train, validation, test, ["a", "b"], shares=[0.1, 1.0], seeds=2)
+    show_probe(metrics, facts_of("rsna")["paper_of_linear_probe"])
+    lines = capsys.readouterr().out.splitlines()
+    below = next(number for number, line in enumerate(lines) if "10%" in line)
+    assert lines[below + 1].replace("│", " ").split() == ["paper", "0.83", "-", "-"]
+    assert sum("paper" in line for line in lines) == 1
+    measured, paper = (
+        headline("linear-probe", metrics),
+        headline("linear-probe", facts_of("rsna")["paper_of_linear_probe"]),
+    )
+    assert [*paper] == ["accuracy 10%"] and "accuracy 10%" in measured
 
 
 def test_a_draw_keeps_the_classes_shares_and_at_least_one_of_each():
