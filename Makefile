@@ -21,7 +21,8 @@ quickstart: $(VENV)/.core  ## Articles, pairs, training, evaluation, a saved mod
 
 test: $(VENV)/.test  ## Run the tests
 	$(BIN)/python tests/transformers_suite/source_archive.py
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(EXPORT_TESTS:%=--ignore=%)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		$(EXPORT_TESTS:%=--ignore=%)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(EXPORT_TESTS)
 
 test-lowest: $(VENV)/.lowest  ## Run the tests of model and processor on the lowest supported transformers

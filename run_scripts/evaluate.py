@@ -84,6 +84,10 @@ class EvaluateOptions:
             "help": "Retrieval: column whose equal values mean one image with several captions, such as image_md5."
         },
     )
+    image_column: str = field(
+        default="image", metadata={"help": "Column of images, where imagefolder's data are a set of `datasets`."}
+    )
+    label_column: str = field(default="label", metadata={"help": "Column of labels of such a set."})
     prompts: str | None = field(
         default=None, metadata={"help": "Set of templates of the benchmark, or a YAML file. The paper's if left out."}
     )
@@ -326,10 +330,17 @@ def _classification_benchmark(options: EvaluateOptions, split: Any) -> Classific
         if options.prompts is not None:
             raise ValueError("--prompts names a set of a benchmark: pass --benchmark too, or --templates instead.")
         return unpublished_benchmark(options.data, split, options.templates or TEMPLATES)
-    benchmark = load_benchmark(options.benchmark, options.data, split=split, prompts=options.prompts, seed=options.seed)
+    benchmark = load_benchmark(
+        options.benchmark, options.data, split=split, prompts=options.prompts, **_reading(options)
+    )
     if not isinstance(benchmark, ClassificationBenchmark):
         raise ValueError(f"--benchmark {options.benchmark} has no classes: it is not for {options.task}.")
     return dataclasses.replace(benchmark, templates=list(options.templates)) if options.templates else benchmark
+
+
+def _reading(options: EvaluateOptions) -> dict[str, Any]:
+    """What the readers of labelled images are told by options of the same names."""
+    return {name: getattr(options, name) for name in ("image_column", "label_column", "seed")}
 
 
 def _probed_splits(options: EvaluateOptions) -> dict[str, ClassificationBenchmark]:
@@ -339,7 +350,7 @@ def _probed_splits(options: EvaluateOptions) -> dict[str, ClassificationBenchmar
     wanted: list[Any] = ["train", "validation", options.split]
     for split in wanted:
         try:
-            read = load_benchmark(name, options.data, split=split, held_out=HELD_OUT, seed=options.seed)
+            read = load_benchmark(name, options.data, split=split, held_out=HELD_OUT, **_reading(options))
         except (FileNotFoundError, ValueError):
             if split != "validation":
                 raise

@@ -15,7 +15,28 @@ from object_store import ObjectStore, running_object_store
 from unreliable_server import UnreliableServer
 
 
+# Files of few tests that start many processes, the longest first: begun last, one of them would keep a single process
+# busy while the others have nothing left to do. The Makefile tells pytest-xdist to keep this order.
+LONGEST = (
+    "test_launching.py",
+    "test_commands.py",
+    "test_contrastive_trajectories.py",
+    "test_executors.py",
+    "test_resuming.py",
+    "test_exact_resume.py",
+    "test_contrastive_sharding.py",
+    "test_remote_code.py",
+    "test_compiling.py",
+    "test_push.py",
+    "test_contrastive_loss.py",
+)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; within a file nothing changes."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

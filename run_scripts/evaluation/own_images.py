@@ -40,7 +40,7 @@ def labelled_images(path: str, split: str) -> LabelledImages:
     if not files_by_class:
         raise FileNotFoundError(
             f"{path}: zero-shot classification needs labels: a {LABELS} with pair_id,label beside a built data set, or "
-            "a folder of images for each class."
+            "a folder of images for each class. A data set of the `datasets` library takes --benchmark imagefolder."
         )
     files = [file for found in files_by_class.values() for file in found]
     labels = [label for label, found in files_by_class.items() for _ in found]

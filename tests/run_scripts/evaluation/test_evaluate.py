@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from commands import ENVIRONMENT, ROOT
+from datasets import Dataset
+from datasets import Image as ImageColumn
 from PIL import Image
 
 from modeling_biomedclip import BiomedCLIPModel
@@ -181,6 +183,19 @@ def test_images_without_splits_are_split_for_the_probe(small_checkpoint, tmp_pat
     evaluate(["linear-probe", *arguments, "--shares", "1.0"])
     metrics = results_of(tmp_path / "out")["metrics"]
     assert (metrics["training_images"], metrics["validation_images"], metrics["images"]) == (36, 12, 12)
+
+
+def test_a_set_of_the_datasets_library_names_its_columns(small_checkpoint, tmp_path, capsys):
+    draw_images(tmp_path / "images", {"dark": 6, "light": 6})
+    files = sorted((tmp_path / "images").glob("*/*.png"))
+    rows = {"scan": [str(file) for file in files], "finding": [file.parent.name for file in files]}
+    Dataset.from_dict(rows).cast_column("scan", ImageColumn()).save_to_disk(tmp_path / "set")
+    arguments = ["evaluate", "zero-shot", "--model", small_checkpoint, "--benchmark", "imagefolder"]
+    arguments = [*map(str, arguments), "--data", str(tmp_path / "set"), "--output-dir", str(tmp_path / "results")]
+    assert main(arguments) == 1
+    assert "Name it with --image-column" in " ".join(capsys.readouterr().err.split())
+    assert main([*arguments, "--image-column", "scan", "--label-column", "finding"]) == 0
+    assert results_of(tmp_path / "results")["metrics"]["classes"] == ["dark", "light"]
 
 
 def parts_of(folder: Path) -> Iterator[Path]:
