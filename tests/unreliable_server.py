@@ -20,6 +20,10 @@ class UnreliableServer:
         slow: Share of requests that wait for `delay` seconds.
         forbidden: Names of files that are answered with 403.
         seed: Seed of which are.
+
+    Attributes:
+        requests: Paths that were asked for.
+        most_at_once: Slow requests that waited side by side.
     """
 
     def __init__(
@@ -34,7 +38,7 @@ class UnreliableServer:
     ):
         self.failing, self.slow, self.delay, self.forbidden = failing, slow, delay, forbidden
         self.requests: list[str] = []
-        self.failures = 0
+        self.failures = self.most_at_once = self._waiting = 0
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self, directory=str(root)))
@@ -61,8 +65,16 @@ class UnreliableServer:
             self.failures += fails
             kind = ("refused", "broken off")[self.failures % 2] if fails else "fine"
         if wait:
-            time.sleep(self.delay)
+            self._wait()
         return kind
+
+    def _wait(self) -> None:
+        with self._lock:
+            self._waiting += 1
+            self.most_at_once = max(self.most_at_once, self._waiting)
+        time.sleep(self.delay)
+        with self._lock:
+            self._waiting -= 1
 
 
 class _Handler(SimpleHTTPRequestHandler):

@@ -258,10 +258,10 @@ def test_an_index_agrees_with_the_comparison_one_by_one():
 
 def test_an_index_of_a_benchmark_answers_in_well_under_a_millisecond():
     index = PictureIndex(f"{number:016x}" for number in np.random.default_rng(0).integers(0, 2**63, 32_768))
-    started = time.perf_counter()
+    started = time.process_time()
     for number in range(200):
         index.contains(f"{number:016x}")
-    assert (time.perf_counter() - started) / 200 < 1e-3  # 0.03 ms on a free core
+    assert (time.process_time() - started) / 200 < 1e-3  # 0.03 ms on a free core
 
 
 def test_an_index_travels_to_other_processes_and_is_told_from_another():
@@ -349,6 +349,6 @@ def pages(count: int) -> bytes:
 
 @pytest.mark.parametrize(("count", "recorded"), [(1, 1), (2, 2), (499, 499), (500, MAX_FRAMES), (20_000, MAX_FRAMES)])
 def test_the_pages_of_a_tiff_are_counted_up_to_a_limit(count, recorded):
-    started = time.monotonic()
+    started = time.process_time()
     assert inspect_picture(pages(count)).frames == recorded
-    assert time.monotonic() - started < 2  # 20,000 pages took 5 s, and time grows with their square
+    assert time.process_time() - started < 2  # 20,000 pages took 5 s, and time grows with their square
