@@ -274,8 +274,7 @@ def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark) ->
         paper = benchmark.paper.get(f"{prefix}accuracy")
         rows.append(
             (
-                name,
-                questions,
+                f"{name} ({questions:,})",
                 f"{accuracy:.3f} [{low:.3f}, {high:.3f}]",
                 metrics.get(f"{prefix}chance"),
                 attainable,
@@ -283,7 +282,7 @@ def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark) ->
             )
         )
     title = f"Visual questions, {benchmark.name} {benchmark.split}, {metrics['images']:,} images [95 % interval]"
-    show_table(title, rows, ["questions", "number", "accuracy", "most frequent answer", "attainable", "paper"])
+    show_table(title, rows, ["questions", "accuracy", "most frequent", "attainable", "paper"])
 
 
 def _answered(question: VisualQuestion, given: str, score: float, can_be_given: bool) -> dict[str, Any]:
