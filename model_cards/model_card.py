@@ -134,7 +134,7 @@ def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
             metric_value=measure.value,
         )
         for measure in measures(result)
-        if "recall_of_class" not in measure.path and not measure.path[-1].endswith("_sd")
+        if "recall_of_class" not in measure.path and not _is_deviation(measure)
     ]
 
 
@@ -264,8 +264,9 @@ def _results(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Mapping[s
     columns = ["task", "benchmark", "rows", "metric", "measured", "95 % interval", "paper"]
     text = f"| {' | '.join(columns)} |\n|---|---|---:|---|---:|---:|---:|\n{table_rows(rows)}\n\n"
     text += (
-        "Values are fractions. The last column is what the paper reports for the published BiomedCLIP; its retrieval "
-        "is among 725,739 pairs, and among fewer it is easier."
+        "Values are fractions; ± stands before a standard deviation over draws of the labels. The last column is what "
+        "the paper reports for the published BiomedCLIP; its retrieval is among 725,739 pairs, and among fewer it is "
+        "easier."
     )
     if not results:
         return f"{text} Nothing was measured here: `biomedclip evaluate` measures it."
@@ -273,6 +274,7 @@ def _results(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Mapping[s
 
 
 def _measured_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    deviations = {measure.path: measure.value for measure in measures(result) if _is_deviation(measure)}
     return [
         (
             _task(result),
@@ -280,11 +282,24 @@ def _measured_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{result['data']['rows']:,}",
             _inline(_words(measure)),
             _number(measure.value),
-            " to ".join(map(_number, measure.interval)) if measure.interval else "not given",
+            _spread(measure, deviations),
             "not given" if measure.paper is None else _number(measure.paper),
         )
         for measure in measures(result)
+        if not _is_deviation(measure)
     ]
+
+
+def _spread(measure: Measure, deviations: Mapping[tuple[str, ...], float]) -> str:
+    """The interval of a measure, or its standard deviation over draws of the labels."""
+    if measure.interval:
+        return " to ".join(map(_number, measure.interval))
+    deviation = deviations.get((*measure.path[:-1], f"{measure.path[-1]}_sd"))
+    return "not given" if deviation is None else f"± {_number(deviation)}"
+
+
+def _is_deviation(measure: Measure) -> bool:
+    return measure.path[-1].endswith("_sd")
 
 
 def _how(result: Mapping[str, Any]) -> str:
@@ -388,6 +403,9 @@ def benchmark_name(result: Mapping[str, Any]) -> str:
 
 
 def _words(measure: Measure) -> str:
+    if measure.path[0] == "by_share":
+        _, share, name = measure.path
+        return f"{_spaced(name)}, {100 * float(share):g} % of the labels"
     return ", ".join(map(_spaced, measure.path))
 
 

@@ -129,9 +129,9 @@ def test_a_linear_probe_stands_with_its_shares_and_their_spread():
     by_share = {"0.1": {"accuracy": 0.61, "accuracy_sd": 0.02, "runs": [{"C": 10.0, "accuracy": 0.6}]}}
     probe = zero_shot_result(task="linear-probe", metrics={"accuracy": 0.7, "chance": 0.5, "by_share": by_share})
     card = fill_model_card(facts(results=[probe]))
-    assert "by share, 0.1, accuracy | 0.6100" in card and "by share, 0.1, accuracy sd | 0.0200" in card
+    assert "| accuracy, 10 % of the labels | 0.6100 | ± 0.0200 |" in card and "sd |" not in card
     names = [result.metric_name for result in ModelCard(card).data.eval_results]
-    assert names == ["accuracy", "by share, 0.1, accuracy"]
+    assert names == ["accuracy", "accuracy, 10 % of the labels"]
 
 
 def test_what_was_not_measured_is_said_of_each_table_of_the_paper():
@@ -142,7 +142,7 @@ def test_what_was_not_measured_is_said_of_each_table_of_the_paper():
     assert text.count(f"| {NOT_MEASURED} | {NOT_MEASURED} |") == 4 + 2 + 6
     for row in (
         "Visual question answering | SLAKE | none | open accuracy | not measured | not measured | 0.8430",
-        "Linear probe | RSNA pneumonia | none | by share, 0.1, accuracy | not measured | not measured | 0.8300",
+        "Linear probe | RSNA pneumonia | none | accuracy, 10 % of the labels | not measured | not measured | 0.8300",
         "Linear probe | PCam | none | all | not measured | not measured | see the paper",
     ):
         assert f"| {row} |" in text, row
