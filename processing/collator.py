@@ -91,6 +91,15 @@ class _RowCollator:
         images, targets = zip(*(pair for pair in pairs if pair is not None), strict=True)
         return list(images), list(targets)
 
+    def _usable_or_ignored(
+        self, rows: Sequence[Mapping[str, Any]], ignored: Any
+    ) -> tuple[list[Image.Image], list[Any]]:
+        """As `_usable` in training; in evaluation, where a substitute would count twice, a blank with this target."""
+        if self.training:
+            return self._usable(rows)
+        pairs = [pair or (Image.new("RGB", (1, 1)), ignored) for pair in self._read_all(rows)]
+        return [image for image, _ in pairs], [target for _, target in pairs]
+
     def _read_all(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Image.Image, Any] | None]:
         """Image and target of each row; none, counted, for a row that cannot be used."""
         pairs: list[tuple[Image.Image, Any] | None] = []
@@ -292,15 +301,12 @@ class LabelCollator(_RowCollator):
         Raises:
             ValueError: A row that cannot be used (with `on_error="raise"`), or in training none that can.
         """
-        if self.training:
-            images, targets = self._usable(rows)
-            labels = [self.label2id[target] for target in targets]
-        else:
-            pairs = self._read_all(rows)
-            images = [pair[0] if pair else Image.new("RGB", (1, 1)) for pair in pairs]
-            labels = [self.label2id[pair[1]] if pair else IGNORED_LABEL for pair in pairs]
+        images, labels = self._usable_or_ignored(rows, IGNORED_LABEL)
         pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": torch.tensor(labels)}
+
+    def _target(self, row: Mapping[str, Any]) -> int:
+        return self.label2id[_text(row, "label")]
 
 
 class VisualQuestionCollator(_RowCollator):
@@ -371,12 +377,7 @@ class VisualQuestionCollator(_RowCollator):
         Raises:
             ValueError: A row that cannot be used (with `on_error="raise"`), or in training none that can.
         """
-        if self.training:
-            images, targets = self._usable(rows)
-        else:
-            pairs = self._read_all(rows)
-            images = [pair[0] if pair else Image.new("RGB", (1, 1)) for pair in pairs]
-            targets = [pair[1] if pair else ("", IGNORED_LABEL) for pair in pairs]
+        images, targets = self._usable_or_ignored(rows, ("", IGNORED_LABEL))
         questions, labels = zip(*targets, strict=True)
         pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
         texts = _tokens(self.processor, list(questions), self.max_length)
