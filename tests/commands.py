@@ -12,6 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
 
 
+# torchrun, which finds a free port of its own.
+ON_TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
 def biomedclip(
     *arguments, check: bool = True, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess:
@@ -23,6 +27,20 @@ def biomedclip(
         cwd=ROOT,
     )
     assert not check or result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+def on_two_processes(*command: str | Path) -> subprocess.CompletedProcess:
+    """Runs what stands behind `python` (a file, or `-m` and a module) on two processes."""
+    result = subprocess.run(
+        [sys.executable, *ON_TWO_PROCESSES, *map(str, command)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
     return result
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from commands import ENVIRONMENT, ROOT, losses
+from commands import ENVIRONMENT, ON_TWO_PROCESSES, ROOT, losses
 from safetensors.torch import load_file
 
 from modeling_biomedclip.contrastive_loss import LOSSES
@@ -32,9 +32,7 @@ WAYS = {
 
 def trajectory(built, folder, loss, processes, pairs, mini_batch, others):
     """Losses of each step and final weights of a run."""
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
+    launch = ON_TWO_PROCESSES if processes == 2 else []
     options = {
         "train-data": built,
         "output-dir": folder,

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, ROOT, biomedclip, losses, python
+from commands import ENVIRONMENT, ROOT, biomedclip, losses, on_two_processes, python
 
 from run_scripts.main import main
 
@@ -126,11 +126,8 @@ def test_train_gives_the_same_losses_alone_on_two_processes_and_killed_and_resum
     expected = losses(tmp_path / "alone")
     assert len(expected) == 8
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29671"]
-    command += ["--no-python", str(Path(sys.executable).parent / "biomedclip"), *map(str, train)]
-    command += ["--per-device-train-batch-size", "16", "--output-dir", str(tmp_path / "two")]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-    assert result.returncode == 0, result.stderr[-3000:]
+    command = ["--no-python", Path(sys.executable).parent / "biomedclip", *train]
+    result = on_two_processes(*command, "--per-device-train-batch-size", "16", "--output-dir", tmp_path / "two")
     assert json.loads((tmp_path / "two" / "train_results.json").read_text())["batch_size"] == 32
     assert result.stdout.count("trainable share") == 1, "one table, of the first process"
     # Float32: sums over two processes in another order, and an optimizer that divides by small ones.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from commands import ENVIRONMENT, ROOT, losses
+from commands import ENVIRONMENT, ON_TWO_PROCESSES, ROOT, losses
 from gradient_processes import some_batch, tiny_model
 from pair_shards import write_shards
 from safetensors.torch import load_file
@@ -40,7 +40,7 @@ def plain(arguments, tmp_path_factory):
 def test_a_compiled_model_takes_the_steps_of_a_plain_one_and_saves_the_same_names(
     arguments, plain, processes, tmp_path
 ):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes == 2 else []
+    launch = ON_TWO_PROCESSES if processes == 2 else []
     command = [sys.executable, *launch, "-m", "run_scripts.main", *arguments, *COMPILED]
     command += ["--output-dir", str(tmp_path / "run")]
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=300)

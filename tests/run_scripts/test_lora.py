@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ENVIRONMENT, ROOT, losses
+from commands import losses, on_two_processes
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -149,12 +147,9 @@ def test_gradient_checkpointing_changes_no_loss(train, tmp_path):
 
 def test_two_processes_train_one_adapter(train, base, built, tmp_path):
     assert train(tmp_path / "alone", "--lora-dropout", "0") == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29683"]
-    command += ["-m", "run_scripts.main", "train", "--config", "lora_contrastive", "--model-name-or-path", str(base)]
-    command += ["--train-data", str(built), "--output-dir", str(tmp_path / "two"), *SHORT, "--lora-dropout", "0"]
-    command += ["--per-device-train-batch-size", "16", "--merge-adapter"]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-    assert result.returncode == 0, result.stderr[-3000:]
+    command = ["-m", "run_scripts.main", "train", "--config", "lora_contrastive", "--model-name-or-path", base]
+    command += ["--train-data", built, "--output-dir", tmp_path / "two", *SHORT, "--lora-dropout", "0"]
+    on_two_processes(*command, "--per-device-train-batch-size", "16", "--merge-adapter")
     # Float32: sums over two processes in another order, and an optimizer that divides by small ones.
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "alone"), rel=2e-3)
     assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "alone")[0], rel=1e-5)

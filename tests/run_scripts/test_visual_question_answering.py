@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from commands import ENVIRONMENT, losses
+from commands import losses, on_two_processes
 from conftest import SMALL_CONFIG
 from PIL import Image
 from sklearn.metrics import accuracy_score
@@ -289,15 +286,6 @@ def test_an_adapter_is_trained_on_the_towers_beside_a_whole_head(train, question
     assert model.config.num_labels == 6
     assert not any("lora" in name for name in model.state_dict())
     assert measure(tmp_path / "run" / "merged", questions, tmp_path / "results") == 0
-
-
-def on_two_processes(*command: str | Path) -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = str(server.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    result = subprocess.run([*launcher, *map(str, command)], env=ENVIRONMENT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_two_processes_train_what_one_does(train, questions, small_checkpoint, tmp_path):

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ENVIRONMENT, ROOT, losses
+from commands import losses, on_two_processes
 from mirror_writer import png_bytes
 from pair_shards import write_shards
 from safetensors.torch import load_file
@@ -139,16 +137,7 @@ def test_a_resumed_run_ends_with_the_figures_and_weights_of_an_undisturbed_one(r
 
 def test_two_processes_share_the_images(arguments, labelled, readable, tmp_path):
     command = arguments("run", "--mini-batch-size", "4", *EVALUATED, "--zero-shot-data", str(labelled))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launch, "-m", "run_scripts.main", *command],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = on_two_processes("-m", "run_scripts.main", *command)
     assert result.stderr.count("cannot be read") == 1
     expected = evaluated(tmp_path / "run", readable, tmp_path / "results")
     for figure in ("accuracy", "balanced_accuracy"):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from commands import ENVIRONMENT, ROOT
+from commands import ENVIRONMENT, ON_TWO_PROCESSES, ROOT
 from PIL import Image
 
 from modeling_biomedclip import embed_images, embed_texts
@@ -176,8 +176,7 @@ def test_two_processes_share_the_parts_and_give_what_one_gives(small_checkpoint,
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     outputs = []
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29693"]
-    for name, start in (("one", []), ("two", launch)):
+    for name, start in (("one", ()), ("two", ON_TWO_PROCESSES)):
         arguments = [program, small_checkpoint, pictures[0].parent, tmp_path / name, tmp_path / f"{name}.pt"]
         result = subprocess.run(
             [sys.executable, *start, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT
