@@ -480,5 +480,6 @@ def test_a_model_without_a_head_is_not_measured(small_checkpoint, questions, tmp
 
 
 def test_a_benchmark_without_questions_is_refused(answerer, questions, tmp_path, capsys):
-    assert main(["evaluate", "vqa", "--model", str(answerer), "--data", str(questions), "--output-dir", "x"]) == 1
+    command = ["evaluate", "vqa", "--model", answerer, "--data", questions, "--output-dir", tmp_path]
+    assert main([*map(str, command)]) == 1
     assert "--benchmark must be vqa_rad or slake" in capsys.readouterr().err
