@@ -410,7 +410,7 @@ def _words(measure: Measure) -> str:
 
 
 def _spaced(name: str) -> str:
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("auroc", "AUROC")
 
 
 def _versions(versions: Mapping[str, Any]) -> str:

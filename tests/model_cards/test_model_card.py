@@ -71,7 +71,7 @@ def test_the_hub_reads_each_measured_number_out_of_the_metadata():
         (result.task_type, result.dataset_type, result.metric_name): result.metric_value for result in data.eval_results
     }
     assert found["image-text-retrieval", "pmc15m", "text to image, recall at 1"] == 0.2013
-    assert found["zero-shot-image-classification", "pcam", "auroc"] == 0.5334
+    assert found["zero-shot-image-classification", "pcam", "AUROC"] == 0.5334
     assert len(found) == 6 + 3
     pcam = next(result for result in data.eval_results if result.dataset_type == "pcam")
     assert (pcam.dataset_split, pcam.dataset_revision) == ("test", "00ffaa1122334455")
