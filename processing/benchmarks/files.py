@@ -84,6 +84,29 @@ def check_names(names: Iterable[str], table: Path, column: str) -> None:
             raise ValueError(f"{table}: {column} {name[:100]!r} is no name of a file.")
 
 
+def check_images(folder: Path, names: Sequence[str], source: Path, benchmark: str) -> None:
+    """
+    Checks that the images that a file names are in a folder.
+
+    Args:
+        folder: The folder, which may itself be missing.
+        names: Names of the images, as they lie below it.
+        source: The file that names them.
+        benchmark: For the error.
+
+    Raises:
+        FileNotFoundError: Some are not there.
+    """
+    there = set(os.listdir(folder)) if folder.is_dir() else set()  # faster than to ask for each of 220,025
+    missing = [name for name in names if name not in there and not os.path.isfile(folder / name)]
+    if missing:
+        raise incomplete(
+            folder,
+            f"{len(missing):,} of {len(names):,} images of {source.name} are missing: {some_of(missing)}",
+            benchmark,
+        )
+
+
 def labelled_folders(root: Path, folders: dict[str, Path], benchmark: str) -> LabelledImages:
     """
     The images of some folders.
@@ -109,6 +132,7 @@ def labelled_folders(root: Path, folders: dict[str, Path], benchmark: str) -> La
 
 
 __all__ = [
+    "check_images",
     "check_names",
     "find_file",
     "find_folder",

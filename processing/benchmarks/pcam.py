@@ -6,7 +6,7 @@ import numpy as np
 
 from ..labelled_images import LabelledImages, split_folders
 from .arrays import Hdf5Images, open_array
-from .files import check_names, find_file, find_folder, incomplete, labelled_folders, read_table, some_of
+from .files import check_images, check_names, find_file, find_folder, incomplete, labelled_folders, read_table, some_of
 from .folders import choose_split
 
 
@@ -94,11 +94,7 @@ def _from_kaggle(table: Path) -> LabelledImages:
     if unknown := {row["label"] for row in rows} - LABELS.keys():
         raise ValueError(f"{table}: labels are 0 and 1, and there are {some_of(sorted(unknown))}.")
     files = [folder / f"{row['id']}.tif" for row in rows]
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if missing := [file.name for file in files if file.name not in there]:
-        raise incomplete(
-            folder, f"{len(missing):,} of {len(files):,} images of {table.name} are missing: {some_of(missing)}", "pcam"
-        )
+    check_images(folder, [file.name for file in files], table, "pcam")
     return LabelledImages(files, [LABELS[row["label"]] for row in rows], [row["id"] for row in rows])
 
 

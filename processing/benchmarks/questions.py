@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from .benchmark import VisualQuestion
-from .files import find_file, find_folder, incomplete, some_of
+from .files import check_images, find_file, find_folder, incomplete
 
 
 _VQA_RAD_FILES = ("VQA_RAD Dataset Public.json", "VQA_RAD_Dataset_Public.json")
@@ -100,12 +100,7 @@ def _questions(
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
             raise ValueError(f"{file}: {image_key} {name[:100]!r} leads out of the folder of images.")
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise incomplete(
-            folder,
-            f"{len(missing):,} of {len(names):,} images of {file.name} are missing: {some_of(missing)}",
-            benchmark,
-        )
+    check_images(folder, names, file, benchmark)
     return [_question(row, file, image_key, folder) for row in rows]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..dicom import require_pydicom
 from ..labelled_images import LabelledImages
-from .files import check_names, find_file, incomplete, read_table, some_of
+from .files import check_images, check_names, find_file, incomplete, read_table, some_of
 
 
 _TABLE = "stage_2_train_labels.csv"
@@ -63,14 +63,7 @@ def read_rsna(root: Path, split: str, seed: int) -> tuple[LabelledImages, list[s
         raise incomplete(root, f"no {_TABLE}", "rsna")
     targets = _targets(table)
     folder = table.parent / _FOLDER
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if missing := [patient for patient in targets if f"{patient}.dcm" not in there]:
-        raise incomplete(
-            folder,
-            f"{len(missing):,} of {len(targets):,} images of {_TABLE} are missing: "
-            f"{some_of([f'{patient}.dcm' for patient in missing])}",
-            "rsna",
-        )
+    check_images(folder, [f"{patient}.dcm" for patient in targets], table, "rsna")
     splits = split_patients(targets, seed)
     patients = splits[split]
     if not patients:
