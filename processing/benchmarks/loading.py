@@ -86,13 +86,13 @@ def load_benchmark(
     if name == "imagefolder":
         images, notes = read_any_images(path, split, held_out, seed, image_column, label_column)
         classes = {label: label.replace("_", " ") for label in sorted(set(images.labels))}
-        return _unpublished(name, split, path, images, classes, None, notes, prompts)
+        return _classification(name, split, path, images, _unpublished(classes), notes, prompts)
     if not root.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder.")
     if name == "medmnist":
         images, classes, notes = read_medmnist(root, split)
         positive = _POSITIVE_OF_MEDMNIST.get(", ".join(classes.values()))
-        return _unpublished(name, split, path, images, classes, positive, notes, prompts)
+        return _classification(name, split, path, images, _unpublished(classes, positive), notes, prompts)
     if name in VISUAL_QUESTIONS:
         folder = Path(image_folder) if image_folder is not None else None
         if name == "vqa_rad":
@@ -110,18 +110,18 @@ def load_benchmark(
         images, notes = read_rsna(root, split, seed)
     else:
         images, notes = read_lc25000(root, name, split, held_out, seed)
-    return _published(name, split, path, images, notes, prompts)
+    return _classification(name, split, path, images, facts_of(name), notes, prompts)
 
 
-def _published(
+def _classification(
     name: str,
     split: str,
     path: str | os.PathLike[str],
     images: LabelledImages,
+    facts: dict[str, Any],
     notes: list[str],
     prompts: str | os.PathLike[str] | None,
 ) -> ClassificationBenchmark:
-    facts = facts_of(name)
     class_names, templates, template_sets = choose_prompts(prompts, facts["classes"], facts["template_sets"])
     return ClassificationBenchmark(
         name=name,
@@ -136,39 +136,23 @@ def _published(
         metric=facts["metric"],
         paper=dict(facts["paper"]) if split == "test" else {},
         source=facts["source"],
-        fingerprint=_fingerprint(images),
+        fingerprint=fingerprint_of(list(zip(images.names, images.labels, strict=True)), images.images),
         notes=notes + _of_another_size(facts, split, len(images), "images"),
         paper_of_linear_probe=dict(facts.get("paper_of_linear_probe", {})) if split == "test" else {},
     )
 
 
-def _unpublished(
-    name: str,
-    split: str,
-    path: str | os.PathLike[str],
-    images: LabelledImages,
-    classes: dict[str, str],
-    positive: str | None,
-    notes: list[str],
-    prompts: str | os.PathLike[str] | None,
-) -> ClassificationBenchmark:
-    class_names, templates, template_sets = choose_prompts(prompts, classes, template_sets_of_any_images())
-    return ClassificationBenchmark(
-        name=name,
-        split=split,
-        path=os.fspath(path),
-        images=images,
-        classes=list(classes),
-        class_names=class_names,
-        templates=templates,
-        template_sets=template_sets,
-        positive=positive,
-        metric="accuracy",
-        paper={},
-        source="nothing is published of BiomedCLIP; prompts of the published model card",
-        fingerprint=_fingerprint(images),
-        notes=notes,
-    )
+def _unpublished(classes: dict[str, str], positive: str | None = None) -> dict[str, Any]:
+    """Facts of images of which nothing is published, as [`facts_of`] gives those of the others."""
+    return {
+        "classes": classes,
+        "template_sets": template_sets_of_any_images(),
+        "positive": positive,
+        "metric": "accuracy",
+        "paper": {},
+        "source": "nothing is published of BiomedCLIP; prompts of the published model card",
+        "images": {},
+    }
 
 
 def _visual_questions(
@@ -205,10 +189,6 @@ def _pairs(split: str, path: str | os.PathLike[str]) -> RetrievalBenchmark:
         fingerprint=fingerprint_of([[pair_id] for pair_id in pairs["pair_id"]], []),
         notes=_of_another_size(facts, split, len(pairs), "pairs"),
     )
-
-
-def _fingerprint(images: LabelledImages) -> str:
-    return fingerprint_of(list(zip(images.names, images.labels, strict=True)), images.images)
 
 
 def _of_another_size(facts: dict[str, Any], split: str, found: int, of_what: str) -> list[str]:
