@@ -35,7 +35,7 @@ def fingerprint_of(rows: Sequence[Sequence[str]], images: Sequence[Any]) -> str:
         if isinstance(image, str | os.PathLike):
             digest.update(str(os.path.getsize(image) if os.path.isfile(image) else None).encode())
         if number in shown:
-            digest.update(hashlib.blake2b(_content(image)).digest())
+            digest.update(hashlib.blake2b(content_of(image)).digest())
     return digest.hexdigest()
 
 
@@ -43,7 +43,13 @@ def _are_paths(images: Sequence[Any]) -> bool:
     return len(images) > 0 and isinstance(images[0], str | os.PathLike)
 
 
-def _content(image: Any) -> bytes:
+def content_of(image: Any) -> bytes:
+    """
+    The bytes of an image's file, or of the pixels of one out of an array; none of one that cannot be read.
+
+    Args:
+        image: What [`read_image`] takes.
+    """
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path") or b""
     if isinstance(image, Image.Image):
@@ -57,4 +63,4 @@ def _content(image: Any) -> bytes:
         return b""
 
 
-__all__ = ["CONTENTS_IN_FINGERPRINT", "fingerprint_of"]
+__all__ = ["CONTENTS_IN_FINGERPRINT", "content_of", "fingerprint_of"]

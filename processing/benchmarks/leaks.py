@@ -1,17 +1,16 @@
 """Leaks: what of a test split a model has already seen in the training split."""
 
 import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..images import ImageError, read_image
 from ..pmc.pictures import PictureIndex, perceptual_hash
 from .benchmark import ClassificationBenchmark, VisualQuestionBenchmark
+from .fingerprint import content_of
 
 
 EXAMPLES_SHOWN = 10
@@ -54,9 +53,12 @@ class Leaks:
 
 @dataclass(frozen=True)
 class _Image:
+    """An image by its place: one out of an array is made each time that it is asked for, and not kept."""
+
     name: str
-    image: Any
     group: str | None
+    images: Sequence[Any]
+    number: int
 
 
 def find_leaks(
@@ -84,7 +86,7 @@ def find_leaks(
 
     >>> find_leaks(load_benchmark("vqa_rad", "vqa_rad", split="train"), load_benchmark("vqa_rad", "vqa_rad"))
     ```"""
-    learned, judged = list(_images_of(train)), list(_images_of(test))
+    learned, judged = _images_of(train), _images_of(test)
     leaks = Leaks(train_images=len(learned), test_images=len(judged))
     # What training has, by heading: from the value that is compared to the name of an image.
     groups = {entry.group: entry.name for entry in reversed(learned) if entry.group is not None}
@@ -126,35 +128,24 @@ def find_leaks(
     return leaks
 
 
-def _images_of(benchmark: ClassificationBenchmark | VisualQuestionBenchmark) -> Iterator[_Image]:
+def _images_of(benchmark: ClassificationBenchmark | VisualQuestionBenchmark) -> list[_Image]:
+    images: Sequence[Any]
     if isinstance(benchmark, VisualQuestionBenchmark):
-        images = {asked.image_name: asked.image for asked in benchmark.questions}
-        yield from (_Image(name, image, None) for name, image in images.items())
-        return
-    images_of = benchmark.images
-    for number, name in enumerate(images_of.names):
-        # Indexed again when it is compared: an image out of an array is made each time, and not kept.
-        yield _Image(name, (images_of.images, number), images_of.groups[number] if images_of.groups else None)
+        by_name = {asked.image_name: asked.image for asked in benchmark.questions}
+        names, images, groups = list(by_name), list(by_name.values()), None
+    else:
+        names, images, groups = benchmark.images.names, benchmark.images.images, benchmark.images.groups
+    return [_Image(name, groups[number] if groups else None, images, number) for number, name in enumerate(names)]
 
 
 def _compared(entry: _Image, split: str, leaks: Leaks) -> tuple[bytes | None, str]:
     """Digest of the file, and perceptual hash."""
-    image = entry.image
-    if isinstance(image, tuple):
-        images, number = image
-        image = images[number]
-    digest = None
+    image = entry.images[entry.number]
+    content = content_of(image)
+    digest = hashlib.blake2b(content, digest_size=16).digest() if content else None
     try:
-        if isinstance(image, str | os.PathLike):
-            with open(image, "rb") as file:
-                content = file.read()
-            digest = hashlib.blake2b(content, digest_size=16).digest()
-        elif isinstance(image, dict) and image.get("bytes"):
-            digest = hashlib.blake2b(image["bytes"], digest_size=16).digest()
-        elif isinstance(image, Image.Image):
-            digest = hashlib.blake2b(repr((image.mode, image.size)).encode() + image.tobytes(), digest_size=16).digest()
         return digest, perceptual_hash(read_image(image))
-    except (ImageError, OSError) as error:
+    except ImageError as error:
         leaks.unreadable.append(f"{split}: {entry.name} ({error})")
         return digest, ""
 
