@@ -1,5 +1,6 @@
 """LC25000: folders of histopathology images of lung and colon, 5,000 for each class."""
 
+import os
 from pathlib import Path
 
 from ..labelled_images import LabelledImages
@@ -30,7 +31,9 @@ def read_lc25000(
         if folder is None:
             raise incomplete(root, f"no folder {label}", name)
         folders[label] = folder
-    images, notes = choose_split({"train": labelled_folders(root, folders, name)}, root, split, held_out, seed)
+    # Names are the same wherever in the tree the path begins, and so is the fingerprint.
+    images = labelled_folders(Path(os.path.commonpath(list(folders.values()))), folders, name)
+    images, notes = choose_split({"train": images}, root, split, held_out, seed)
     if held_out is not None:
         notes.append(
             "The images of LC25000 are 1,250 originals (250 of each class), turned and flipped; which came from which "
