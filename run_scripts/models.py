@@ -80,11 +80,7 @@ class ModelOptions:
     )
 
     def __post_init__(self):
-        if isinstance(self.model_config, str):
-            try:
-                self.model_config = json.loads(self.model_config)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"--model-config is not JSON: {error}") from error
+        self.model_config = read_fields("--model-config", self.model_config)
         towers = {"vision_model": self.vision_model, "text_model": self.text_model}
         if self.model_name_or_path and (any(towers.values()) or self.model_config is not None):
             raise ValueError(
@@ -243,21 +239,47 @@ def _configuration_of(name: str, notes: list[str]) -> Any:
 
 def configuration(options: ModelOptions) -> Any:
     """The configuration that the options spell out, with the published tower where a checkpoint will stand."""
-    fields = _config_fields(options)
-    _check_fields(BiomedCLIPConfig, fields)
-    for name, config_class in BiomedCLIPConfig.sub_configs.items():
-        _check_fields(config_class, fields.get(name) or {})
+    return make_config("--model-config", BiomedCLIPConfig, _config_fields(options))
+
+
+def read_fields(option: str, value: Any) -> dict[str, Any] | None:
+    """
+    Fields of a configuration: JSON off the command line, or a mapping out of a recipe; none where none are given.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{option} is not JSON: {error}") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f'{option} must hold fields by name, such as {{"initializer_range": 0.02}}.')
+    return value
+
+
+def make_config(option: str, config_class: Any, fields: Mapping[str, Any]) -> Any:
+    """
+    The configuration that an option spells out.
+
+    Args:
+        option: For errors.
+        config_class: Its class.
+        fields: Its fields, of which those of `sub_configs` are mappings.
+
+    Raises:
+        ValueError: A field that there is not (transformers takes any without a word), or fields that do not fit.
+    """
+    parts = [(config_class, fields)]
+    parts += [(part_class, fields.get(name) or {}) for name, part_class in config_class.sub_configs.items()]
+    for part_class, part in parts:
+        if unknown := sorted(set(part) - set(part_class().to_dict())):
+            raise ValueError(f"{option}: {', '.join(unknown)}: not a field of {part_class.__name__}.")
     try:
-        return BiomedCLIPConfig(**fields)
+        return config_class(**fields)
     except StrictDataclassError as error:
-        raise ValueError(f"--model-config: {error}") from error
-
-
-def _check_fields(config_class: Any, fields: Mapping[str, Any]) -> None:
-    """transformers takes any field without a word; here a slip of the pen is an error."""
-    unknown = sorted(set(fields) - set(config_class().to_dict()))
-    if unknown:
-        raise ValueError(f"--model-config: {', '.join(unknown)}: not a field of {config_class.__name__}.")
+        raise ValueError(f"{option}: {error}") from error
 
 
 def _config_fields(options: ModelOptions, loss: str = LOSSES[0]) -> dict[str, Any]:

@@ -3,14 +3,12 @@
 biomedclip train --config vqa_rad --model-name-or-path model --train-data VQA_RAD --output-dir answers
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForVisualQuestionAnswering,
     AutoProcessor,
@@ -28,6 +26,7 @@ from processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 
 from .adapters import AdapterOptions, add_adapter, refuse_adapter, refuse_sharded_merge, what_is_where
 from .fingerprints import base_fingerprint
+from .models import make_config, read_fields
 from .options import parse_options, write_recipe
 from .progress import show_progress
 from .reporting import say, show_table
@@ -89,15 +88,9 @@ class QuestionData:
     )
 
     def __post_init__(self):
-        if isinstance(self.co_attention_config, str):
-            try:
-                self.co_attention_config = json.loads(self.co_attention_config)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"--co-attention-config is not JSON: {error}") from error
-        if isinstance(self.co_attention_config, Mapping):
-            _check_head(self.co_attention_config)
-        elif self.co_attention_config is not None:
-            raise ValueError('--co-attention-config must hold fields by name, such as {"num_hidden_layers": 2}.')
+        self.co_attention_config = read_fields("--co-attention-config", self.co_attention_config)
+        if self.co_attention_config is not None:
+            make_config("--co-attention-config", BiomedCLIPCoAttentionConfig, self.co_attention_config)
         if not 0 < self.validation_share < 1:
             raise ValueError(f"--validation-share must lie between 0 and 1, not {self.validation_share}.")
 
@@ -295,20 +288,6 @@ def load_answerer(name: str, answers: Sequence[str], co_attention_config: Any = 
     # Trained on, a model that answers questions keeps the base that it came from.
     model.config.base_weights = base_fingerprint(name) or model.config.base_weights
     return model
-
-
-def _check_head(fields: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        ValueError: Fields that the head does not have (transformers takes any without a word), or that do not fit.
-    """
-    unknown = sorted(set(fields) - set(BiomedCLIPCoAttentionConfig().to_dict()))
-    if unknown:
-        raise ValueError(f"--co-attention-config: {', '.join(unknown)}: not a field of BiomedCLIPCoAttentionConfig.")
-    try:
-        BiomedCLIPCoAttentionConfig(**fields)
-    except StrictDataclassError as error:
-        raise ValueError(f"--co-attention-config: {error}") from error
 
 
 def _best_answers(outputs: Any, labels: torch.Tensor) -> torch.Tensor:

@@ -195,6 +195,7 @@ def test_the_quickstart_model_has_no_dropout():
         ({"lock_image_tower": True, "model_name_or_path": "a", "patch_dropout": 0.5}, "has no effect on a tower"),
         ({"model_name_or_path": "a", "model_config": {}}, "Choose one of"),
         ({"model_config": "{"}, "not JSON"),
+        ({"model_config": "[1]"}, "must hold fields by name"),
     ],
 )
 def test_models_that_contradict_each_other_are_refused(options, message):
