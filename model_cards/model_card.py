@@ -76,8 +76,9 @@ def fill_model_card(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: What `biomedclip card` gathers: `title`, `name` (its repository), `model` (of the configuration),
-            `license`, `conversion`, `training`, `dataset`, `results`, `versions`, and `paper`, the published values by
-            task and benchmark. None stands for what is not known, and the card says so.
+            `license`, `conversion`, `training`, `dataset`, `results`, `open_clip` (whether its repository has the model
+            for open_clip too), `versions`, and `paper`, the published values by task and benchmark. None stands for
+            what is not known, and the card says so.
 
     Returns:
         Markdown with the metadata block that the Hub reads.
