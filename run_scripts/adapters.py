@@ -136,8 +136,10 @@ def save_merged(model: PeftModel, processor: Any, folder: Path) -> None:
 
 
 def what_is_where(output_dir: str, options: AdapterOptions) -> str:
-    """What a run has left, in words: a model, or an adapter, or both."""
+    """What a run has left, in words: a model, or an adapter, or both, and the files beside them."""
     if options.lora_rank is None:
-        return f"Model in {output_dir}"
-    merged = f", the merged model in {Path(output_dir) / MERGED}" if options.merge_adapter else ""
-    return f"Adapter in {output_dir}{merged}"
+        model = f"Model in {output_dir}"
+    else:
+        merged = f", the merged model in {Path(output_dir) / MERGED}" if options.merge_adapter else ""
+        model = f"Adapter in {output_dir}{merged}"
+    return f"{model}, curves in trainer_state.json, figures in train_results.json, options in recipe.yaml"

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> None:
     trainer, results = train_answerer(data, args, adapter)
     if trainer.is_world_process_zero():
         show_results(results)
-        say(f"{what_is_where(args.output_dir, adapter)}, curves in trainer_state.json, figures in train_results.json")
+        say(what_is_where(args.output_dir, adapter))
     part_processes()
 
 
