@@ -94,8 +94,9 @@ def measures(result: Mapping[str, Any]) -> list[Measure]:
 
 
 def chances(result: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """What chance alone would give, by name."""
-    return [(" ".join(keys), value) for keys, value, _ in _leaves(result["metrics"]) if "chance" in keys[-1]]
+    """What chance alone, or always naming the most frequent class, would give, by name."""
+    guesses = re.compile("chance|most_frequent")
+    return [(" ".join(keys), value) for keys, value, _ in _leaves(result["metrics"]) if guesses.search(keys[-1])]
 
 
 def _leaves(

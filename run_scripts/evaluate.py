@@ -39,9 +39,15 @@ from .reporting import say
 from .runs import part_processes
 
 
-EXAMPLE = "biomedclip evaluate retrieval --model run --data out --output-dir results"
+EXAMPLE = """biomedclip evaluate retrieval --model run --data out --output-dir results
+  biomedclip evaluate zero-shot --model run --data classes --output-dir results
+  biomedclip evaluate linear-probe --model run --benchmark rsna --data rsna \\
+      --output-dir results
+  biomedclip evaluate vqa --model answers --benchmark vqa_rad --data VQA_RAD \\
+      --output-dir results"""
 HELD_OUT = 0.2  # share of images without splits that the linear probe is judged by, and as many choose its strength
 SHOWN_DAMAGED = 5
+FEW = 30  # articles or images, below which the bootstrap draws too few different sets
 
 
 @dataclass
@@ -206,7 +212,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
     articles = [articles[row] for row in embedded.rows.tolist()] if embedded.damaged else list(articles)
     metrics = retrieval_of(counts, articles, options.seed, embedded.image_of_text)
     paper = benchmark.paper if benchmark else {}
-    show_retrieval(metrics, paper=paper)
+    show_retrieval(metrics, paper=paper, split=options.split)
     return _write(
         run,
         encoder,
@@ -392,12 +398,17 @@ def _data(
 def _write(
     run: Run, encoder: DualEncoder, *, data: Mapping[str, Any], started: float, **content: Any
 ) -> dict[str, Any]:
-    """Writes the results, and says what was left out."""
-    damaged = data["damaged"]
+    """Writes the results, and says what was left out and how the data differ from what is published."""
+    metrics, damaged = content["metrics"], data["damaged"]
+    drawn, what = (metrics["articles"], "articles") if "articles" in metrics else (data["rows"], "images")
+    if drawn < FEW:
+        data = {**data, "notes": [*data["notes"], f"Only {drawn} {what}: the intervals are too narrow."]}
     if damaged:
         names = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in damaged[:SHOWN_DAMAGED])
         rest = f", and {len(damaged) - SHOWN_DAMAGED:,} more" if len(damaged) > SHOWN_DAMAGED else ""
         say(f"{len(damaged):,} damaged images are left out: {names}{rest}.")
+    for note in data["notes"]:
+        say(f"Note: {note}")
     results = write_results(
         run.output_dir,
         task=run.options.task,

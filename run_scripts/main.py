@@ -10,8 +10,8 @@ from importlib.metadata import version
 VERBS = {
     "quickstart": "the whole line: build, train, evaluate, load again, fine-tune",
     "build": "figure-caption pairs out of PubMed Central's bucket, or a mirror",
-    "train": "contrastive, image classification, visual questions; all weights or LoRA",
-    "evaluate": "retrieval, zero-shot, linear probe, visual questions; several models",
+    "train": "contrastive, classification, visual questions; all weights or LoRA",
+    "evaluate": "retrieval, zero-shot, linear probe, visual questions; many models",
     "convert": "open_clip's checkpoints to transformers', and back",
     "export": "the towers as ONNX or OpenVINO graphs, also in 8 bits",
     "card": "the card of a model, from what was trained and measured",

@@ -127,8 +127,9 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> list[int]:
 
 
 def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:
-    """Prints accuracy and AUROC by the share of the labels, the paper's values below those it gives."""
+    """Prints accuracies and AUROC by share of the labels, what guessing gives, and the paper's values where it has any."""
     published = (paper or {}).get("by_share", {})
+    largest = [*metrics["by_share"]][-1]
     rows: list[tuple[Any, ...]] = []
     for share, summary in metrics["by_share"].items():
         cells = []
@@ -137,9 +138,15 @@ def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) 
             value = summary[name]
             cells.append(None if value is None else f"{value:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
         rows.append((f"{float(share):.0%} ({summary['runs'][0]['images']:,})", *cells))
+        if share == largest and len(summary["runs"]) == 1:  # of several draws the deviation says more
+            intervals = [metrics[f"{name}_interval"] for name in MEASURED]
+            rows.append(
+                ("  95 % interval", *(f"[{ends[0]:.3f}, {ends[1]:.3f}]" if ends else None for ends in intervals))
+            )
         if share in published:
             rows.append(("  paper", *(published[share].get(name) for name in MEASURED)))
     rows.append(("chance", metrics["chance"], metrics["chance"], 0.5))
+    rows.append(("most frequent class", metrics["most_frequent_class"], metrics["chance"], 0.5))
     title = f"Linear probe, {metrics['images']:,} test images; mean and standard deviation over draws"
     show_table(title, rows, ["labels", "accuracy", "balanced", "AUROC"])
 

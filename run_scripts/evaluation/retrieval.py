@@ -161,7 +161,10 @@ def retrieval_of(
 
 
 def show_retrieval(
-    metrics: dict[str, Any], oracle: float | None = None, paper: Mapping[str, Mapping[str, float]] | None = None
+    metrics: dict[str, Any],
+    oracle: float | None = None,
+    paper: Mapping[str, Mapping[str, float]] | None = None,
+    split: str = "test",
 ) -> None:
     """Prints retrieval beside chance, the paper's values, and an oracle, where these are given."""
     rows: list[tuple[Any, ...]] = []
@@ -178,7 +181,7 @@ def show_retrieval(
     rows.append(("median rank", *ranks, (metrics["pairs"] + 1) / 2))
     if oracle is not None:
         rows.append(("oracle of kind", oracle, oracle, None))
-    title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} held-out articles [95 % interval]"
+    title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} articles, {split} split [95 % interval]"
     show_table(title, rows, ["", "image to text", "text to image", "chance"])
 
 

@@ -71,6 +71,8 @@ def evaluate_questions(name: str, options: Any, output_dir: Path, command: Seque
         say(f"{leaks['leaked']:,} of {leaks['test_images']:,} images are, or look like, images of the training split.")
     if damaged:
         say(f"{len(damaged):,} questions are left out, the first {damaged[0]['name']}: {damaged[0]['reason']}")
+    for note in benchmark.notes:
+        say(f"Note: {note}")
     write_answers(output_dir / ANSWERS, answers)
     results = write_results(
         output_dir,

@@ -64,7 +64,8 @@ def classification_metrics(
     seed: int = 0,
 ) -> dict[str, Any]:
     """
-    What the metric `classification` says, with labels in the place of numbers, and chance.
+    What the metric `classification` says, with labels in the place of numbers; chance, and the share of the
+    most frequent class, which is the accuracy of whoever always names that one.
 
     Args:
         scores: Logits, of shape `(images, classes)`.
@@ -93,6 +94,7 @@ def classification_metrics(
     return {
         **{name: value for name, value in measured.items() if name != "confusion_matrix"},
         "chance": 1 / len(classes),
+        "most_frequent_class": max(map(sum, measured["confusion_matrix"])) / len(labels),
         "images": len(labels),
         "classes": list(classes),
         "recall_of_class": recalls,
@@ -106,13 +108,15 @@ def show_zero_shot(metrics: Mapping[str, Any], paper: Mapping[str, float] | None
 
 
 def show_classification(title: str, metrics: Mapping[str, Any], paper: Mapping[str, float]) -> None:
-    """Prints a classification: accuracies and AUROC with their intervals, chance, and the recall of each class."""
+    """Prints a classification: accuracies and AUROC with their intervals, what guessing gives, and recalls."""
     rows: list[tuple[Any, ...]] = []
     for name in ("accuracy", "balanced_accuracy", "auroc"):
         interval = metrics.get(f"{name}_interval")
         shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else None
         rows.append((name.replace("_", " ").replace("auroc", "AUROC"), metrics[name], shown, paper.get(name)))
     rows.append(("chance", metrics["chance"], None, None))
+    rows.append(("always the most frequent class", metrics["most_frequent_class"], None, None))
+    rows.append(("recall of", "", "", ""))
     rows += [(f"  {name}", recall, None, None) for name, recall in metrics["recall_of_class"].items()]
     if paper:
         show_table(title, rows, ["", "value", "95 % interval", "paper"])

@@ -19,6 +19,9 @@ def test_measures_have_their_interval_and_the_papers_value():
 
 def test_chance_is_told_apart():
     assert chances(retrieval_result()) == [("chance_at_1", 0.05)]
+    frequent = zero_shot_result(metrics={"accuracy": 0.6, "chance": 0.5, "most_frequent_class": 0.6})
+    assert chances(frequent) == [("chance", 0.5), ("most_frequent_class", 0.6)]
+    assert [measure.path for measure in measures(frequent)] == [("accuracy",)]
     assert not any("chance" in name for measure in measures(zero_shot_result()) for name in measure.path)
 
 

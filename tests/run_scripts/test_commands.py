@@ -239,8 +239,18 @@ def test_help_shows_an_example_and_fits_80_columns(verb, capsys, monkeypatch):
     assert len(output.splitlines()) < 130 and max(map(len, output.splitlines())) <= 80
 
 
+def test_help_shows_an_example_of_each_evaluation_and_what_a_negated_flag_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    options, examples = capsys.readouterr().out.split("example:")
+    assert all(f"evaluate {task} --model" in examples for task in ("retrieval", "zero-shot", "linear-probe", "vqa"))
+    assert "The opposite of --find-leaks." in options and options.count("look for test images") == 1
+
+
 def test_the_command_lists_its_verbs(capsys):
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
     assert all(verb in output for verb in ("quickstart", "build", "train", "evaluate"))
+    assert max(map(len, output.splitlines())) <= 80
     assert main([]) == 2

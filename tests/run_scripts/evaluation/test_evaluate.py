@@ -69,6 +69,28 @@ def test_retrieval_leaves_results_in_the_agreed_form(small_checkpoint, built, tm
     assert any("725,739" in note for note in results["data"]["notes"]), "another size than the paper's"
     output = capsys.readouterr().out
     assert "paper" in output and max(map(len, output.splitlines())) <= 80
+    assert "articles, test split" in output
+    assert "Note:" in output and "725,739" in output, "what a table does not say of itself stands below it"
+
+
+def test_another_split_than_test_is_named(small_checkpoint, built, tmp_path, capsys):
+    arguments = ["--model", small_checkpoint, "--data", built, "--split", "validation", "--output-dir", tmp_path]
+    evaluate(["retrieval", *map(str, arguments)])
+    output = capsys.readouterr().out
+    assert "articles, validation split" in output and "held-out" not in output
+
+
+def test_a_table_shows_what_the_most_frequent_class_would_score(small_checkpoint, tmp_path, capsys):
+    data = draw_images(tmp_path / "data", {"dark": 24, "light": 6})
+    arguments = ["zero-shot", "--model", str(small_checkpoint), "--data", str(data), "--output-dir", str(tmp_path)]
+    evaluate(arguments)
+    assert results_of(tmp_path)["metrics"]["most_frequent_class"] == 0.8
+    output = capsys.readouterr().out
+    assert "always the most frequent class" in output and "too narrow" not in output
+    (data / "dark" / "0000.png").unlink()
+    evaluate(arguments)
+    assert "Only 29 images: the intervals are too narrow." in capsys.readouterr().out
+    assert "Only 29 images: the intervals are too narrow." in results_of(tmp_path)["data"]["notes"]
 
 
 def test_several_captions_of_an_image_are_all_right(small_checkpoint, built, tmp_path):

@@ -70,6 +70,18 @@ def test_the_papers_value_stands_below_the_share_it_is_of(capsys):
     assert [*paper] == ["accuracy 10%"] and "accuracy 10%" in measured
 
 
+def test_the_table_has_the_interval_of_all_labels_and_the_most_frequent_class(capsys):
+    train, validation, test = split(300, 2, 0, 0.3), split(100, 2, 1, 0.3), split(200, 2, 2, 0.3)
+    test = test.select([*np.flatnonzero(test.labels == 0), *np.flatnonzero(test.labels == 1)[:20]])
+    metrics = probe(train, validation, test, ["a", "b"], shares=[1.0, 0.1], seeds=2)
+    assert metrics["most_frequent_class"] == np.mean(test.labels == 0) > 0.8
+    show_probe(metrics)
+    output = capsys.readouterr().out
+    low, high = metrics["accuracy_interval"]
+    assert output.count("95 % interval") == 1 and f"[{low:.3f}, {high:.3f}]" in output
+    assert "most frequent class" in output and max(map(len, output.splitlines())) <= 80
+
+
 def test_a_draw_keeps_the_classes_shares_and_at_least_one_of_each():
     labels = np.array([0] * 1000 + [1] * 100 + [2] * 3)
     drawn = labels[stratified(labels, 0.01, 0)]
