@@ -75,6 +75,8 @@ def shard_paths(
         if names:
             _check_complete(names)
             return [filesystem.unstrip_protocol(name) for name in names]
+    if not filesystem.exists(root):
+        raise FileNotFoundError(f"{path}: there is no such folder.")
     raise FileNotFoundError(
         f"{path}: no {split}-*.parquet there or in its data folder. Build a data set with: biomedclip build --help"
     )

@@ -28,7 +28,7 @@ from processing.labelled_images import hold_out
 from .evaluation.comparison import compare, short_names
 from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
 from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
-from .evaluation.linear_probe import LabelledFeatures, probe, show_probe
+from .evaluation.linear_probe import LabelledFeatures, check_share, probe, show_probe
 from .evaluation.own_images import TEMPLATES, unpublished_benchmark
 from .evaluation.results import write_results
 from .evaluation.retrieval import count_ranks, embed_pairs, retrieval_of, show_retrieval
@@ -47,6 +47,16 @@ EXAMPLE = """biomedclip evaluate retrieval --model run --data out --output-dir r
       --output-dir results"""
 HELD_OUT = 0.2  # share of images without splits that the linear probe is judged by, and as many choose its strength
 SHOWN_DAMAGED = 5
+# Options that only some tasks read: another one would drop them without a word.
+READ_BY = {
+    "image_id": ["retrieval"],
+    "prompts": ["zero-shot"],
+    "templates": ["zero-shot"],
+    "image_folder": ["vqa"],
+    **dict.fromkeys(["image_column", "label_column"], ["zero-shot", "linear-probe"]),
+    "precision": ["retrieval", "zero-shot", "linear-probe"],
+    **dict.fromkeys(["shares", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
+}
 FEW = 30  # articles or images, below which the bootstrap draws too few different sets
 
 
@@ -174,6 +184,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     if options.task not in TASKS:
         raise ValueError(f"There is no task {options.task!r}; there are {', '.join(TASKS)}.")
+    check_options(options)
     PartialState(cpu=are_processes_on_cpu(), timeout=datetime.timedelta(days=1))
     folders = _folders(options.model, Path(options.output_dir))
     results = []
@@ -185,6 +196,25 @@ def main(arguments: Sequence[str]) -> None:
     if len(results) > 1 and PartialState().is_main_process:
         compare([result for result in results if result is not None], Path(options.output_dir))
     part_processes()
+
+
+def check_options(options: EvaluateOptions) -> None:
+    """
+    Raises:
+        ValueError: An option that the task does not read, shares of the labels that cannot be drawn, or a template
+            without a place for the class name.
+    """
+    for option in dataclasses.fields(options):
+        tasks, made = READ_BY.get(option.name, [options.task]), option.default_factory
+        default = option.default if made is dataclasses.MISSING else made()
+        if options.task not in tasks and getattr(options, option.name) != default:
+            name = option.name.replace("_", "-")
+            raise ValueError(f"--{name} has no effect on {options.task}, only on {', '.join(tasks)}. Leave it out.")
+    for share in options.shares:
+        check_share(share)
+    for template in options.templates:
+        if "{}" not in template:
+            raise ValueError(f"--templates: {template!r} has no {{}} for the class name.")
 
 
 def evaluate_retrieval(run: Run) -> dict[str, Any] | None:

@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"biomedclip: there is no verb {verb!r}; there are {', '.join(VERBS)}.\n")
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it prints for itself
     try:
         import_module(f"run_scripts.{verb}").main(rest)
     except (ValueError, OSError, ImportError) as error:

@@ -63,7 +63,7 @@ def parse_options(
         One object of each class.
 
     Raises:
-        ValueError: A recipe that cannot be read, or with an option that the verb does not have.
+        ValueError: A recipe that cannot be read, or an option that the verb does not have.
     """
     parser = HfArgumentParser(
         option_classes,
@@ -96,8 +96,20 @@ def parse_options(
             if set(group) & _names(arguments):
                 recipe_options = {name: value for name, value in recipe_options.items() if name not in group}
         _set_defaults(parser, recipe_options, recipe, verb)
-    *options, _ = parser.parse_args_into_dataclasses(args=list(arguments))
+    *options, _, unknown = parser.parse_args_into_dataclasses(args=list(arguments), return_remaining_strings=True)
+    if unknown:
+        raise ValueError(_what_is_unknown(parser, verb, unknown))
     return tuple(options)
+
+
+def _what_is_unknown(parser: argparse.ArgumentParser, verb: str, arguments: Sequence[str]) -> str:
+    """A sentence on the first of some arguments that belong to no option."""
+    name = next((argument.split("=")[0] for argument in arguments if argument.startswith("--")), None)
+    if name is None:
+        return f"{arguments[0]!r} belongs to no option. See: biomedclip {verb} --help"
+    spelled = [option for option in parser._option_string_actions if "_" not in option]
+    close = difflib.get_close_matches(name.replace("_", "-"), spelled, n=1)
+    return f"There is no option {name}.{f' Did you mean {close[0]}?' if close else ''} See: biomedclip {verb} --help"
 
 
 def _explained_by_transformers(option_classes: Sequence[type]) -> dict[str, str | None]:

@@ -5,7 +5,8 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,19 @@ def show_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str]
 def say(message: str) -> None:
     """Prints a line that marks a stage of the run."""
     Console().print(message, style="bold")
+
+
+@contextmanager
+def no_warnings_of_transformers() -> Iterator[None]:
+    """Keeps back what transformers warns of, where whoever calls says it in a sentence of its own."""
+    from transformers.utils import logging  # not for verbs that do without it
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def format_value(value: Any) -> str:

@@ -3,6 +3,7 @@
 biomedclip train --config vqa_rad --model-name-or-path model --train-data VQA_RAD --output-dir answers
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +30,12 @@ from .fingerprints import base_fingerprint
 from .models import make_config, read_fields
 from .options import parse_options, write_recipe
 from .progress import show_progress
-from .reporting import say, show_table
+from .reporting import no_warnings_of_transformers, say, show_table
 from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
 from .supervised import SupervisedArguments, SupervisedTrainer, save_results
 
+
+logger = logging.getLogger(__name__)
 
 TASK = "visual-question-answering"
 EXAMPLE = """biomedclip train --config vqa_rad --model-name-or-path model \\
@@ -275,18 +278,24 @@ def load_answerer(name: str, answers: Sequence[str], co_attention_config: Any = 
         co_attention_config: Fields of the head; the checkpoint's, or the published ones, if none are given.
     """
     head = {} if co_attention_config is None else {"co_attention_config": co_attention_config}
-    model = AutoModelForVisualQuestionAnswering.from_pretrained(
-        name,
-        id2label=dict(enumerate(answers)),
-        label2id={answer: number for number, answer in enumerate(answers)},
-        num_labels=len(answers),
-        ignore_mismatched_sizes=True,
-        dtype=torch.float32,
-        **head,
-    )
+    with no_warnings_of_transformers():  # it lists each tensor of a head that is meant to be new
+        model, info = AutoModelForVisualQuestionAnswering.from_pretrained(
+            name,
+            id2label=dict(enumerate(answers)),
+            label2id={answer: number for number, answer in enumerate(answers)},
+            num_labels=len(answers),
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **head,
+        )
+        base_weights = base_fingerprint(name)
     refuse_adapter(model)
+    drawn = {*info["missing_keys"], *(tensor for tensor, *_ in info["mismatched_keys"])}
+    if of_towers := sorted(tensor for tensor in drawn if tensor.startswith(TOWERS)):
+        logger.warning(f"{name} lacks {len(of_towers)} tensors of the towers, drawn at random: {of_towers[0]}, ...")
     # Trained on, a model that answers questions keeps the base that it came from.
-    model.config.base_weights = base_fingerprint(name) or model.config.base_weights
+    model.config.base_weights = base_weights or model.config.base_weights
     return model
 
 

@@ -116,14 +116,22 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> list[int]:
     Raises:
         ValueError: No such share.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"--shares: a share of the labels lies above 0 and up to 1, not {share}.")
+    check_share(share)
     numbers: list[int] = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         wanted = max(1, round(share * len(members)))
         numbers += np.random.default_rng([seed, int(label)]).permutation(members)[:wanted].tolist()
     return sorted(numbers)
+
+
+def check_share(share: float) -> None:
+    """
+    Raises:
+        ValueError: Not a share of the labels that can be drawn.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"--shares: a share of the labels lies above 0 and up to 1, not {share}.")
 
 
 def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:

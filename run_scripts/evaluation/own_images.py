@@ -33,6 +33,8 @@ def labelled_images(path: str, split: str) -> LabelledImages:
             raise ValueError(f"{path}: no pair of the {split} split stands in {LABELS}.")
         names = [row["pair_id"] for row in pairs]
         return LabelledImages([row["image"] for row in pairs], [label_of[name] for name in names], names)
+    if not Path(path).exists():
+        raise FileNotFoundError(f"--data {path}: there is no such folder.")
     folders = split_folders(Path(path))
     if folders and split not in folders:
         raise FileNotFoundError(f"{path} has no {split} folder; --split may be {' or '.join(folders)}.")

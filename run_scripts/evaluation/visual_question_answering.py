@@ -21,7 +21,7 @@ from processing.benchmarks.leaks import find_leaks
 from processing.collator import IGNORED_LABEL
 from processing.images import ImageError
 
-from ..reporting import say, show_table
+from ..reporting import no_warnings_of_transformers, say, show_table
 from ..visual_question_answering import load_questions
 from .dual_encoders import DualEncoder
 from .features import FEATURES
@@ -127,9 +127,10 @@ def load_answerer(name: str) -> DualEncoder:
     """
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise FileNotFoundError(f"--model {name}: there is no such folder.")
-    model, info = AutoModelForVisualQuestionAnswering.from_pretrained(
-        name, dtype=torch.float32, output_loading_info=True
-    )
+    with no_warnings_of_transformers():  # they list each tensor of a head that is not there
+        model, info = AutoModelForVisualQuestionAnswering.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
     if info["missing_keys"]:
         raise ValueError(
             f"--model {name} has no head for questions: it would answer at random. Train one: "

@@ -12,6 +12,7 @@ import torch
 from commands import losses, on_two_processes
 from conftest import SMALL_CONFIG
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score
 from transformers import AutoModelForVisualQuestionAnswering, pipeline
 
@@ -30,6 +31,7 @@ from run_scripts.main import main
 from run_scripts.options import read_recipe
 from run_scripts.supervised import SupervisedArguments
 from run_scripts.visual_question_answering import QuestionData, QuestionTrainer, question_splits
+from run_scripts.visual_question_answering import load_answerer as load_for_training
 
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (40, 40, 210)}
@@ -476,7 +478,20 @@ def test_training_that_makes_no_sense_is_refused_in_one_line(options, message, t
 
 def test_a_model_without_a_head_is_not_measured(small_checkpoint, questions, tmp_path, capsys):
     assert measure(small_checkpoint, questions, tmp_path) == 1
-    assert "has no head for questions" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "has no head for questions" in error and "MISSING" not in error
+
+
+def test_a_new_head_is_no_news_and_a_lost_tensor_of_a_tower_is(small_checkpoint, tmp_path, capfd, caplog):
+    load_for_training(str(small_checkpoint), ["yes", "no"], HEAD)
+    assert "MISSING" not in capfd.readouterr().err and not caplog.records
+    shutil.copytree(small_checkpoint, tmp_path / "less")
+    tensors = load_file(tmp_path / "less" / "model.safetensors")
+    lost = "vision_model.post_layernorm.weight"
+    del tensors[lost]
+    save_file(tensors, tmp_path / "less" / "model.safetensors", {"format": "pt"})
+    load_for_training(str(tmp_path / "less"), ["yes", "no"], HEAD)
+    assert f"lacks 1 tensors of the towers, drawn at random: {lost}" in caplog.text
 
 
 def test_a_benchmark_without_questions_is_refused(answerer, questions, tmp_path, capsys):

@@ -274,6 +274,33 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
             "no captions",
         ),
         (["retrieval", "--benchmark", "chess", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"], "chess"),
+        (
+            ["retrieval", "--model", "m", "--data", "nowhere", "--output-dir", "{tmp}"],
+            "nowhere: there is no such folder",
+        ),
+        (
+            ["zero-shot", "--model", "m", "--data", "nowhere", "--output-dir", "{tmp}"],
+            "nowhere: there is no such folder",
+        ),
+        (
+            ["retrieval", "--templates", "a {{}}", "--model", "m", "--data", "d", "--output-dir", "o"],
+            "--templates has no effect on retrieval, only on zero-shot.",
+        ),
+        (
+            ["zero-shot", "--no-find-leaks", "--model", "m", "--data", "d", "--output-dir", "o"],
+            "--find-leaks has no effect on zero-shot, only on linear-probe.",
+        ),
+        (
+            ["vqa", "--precision", "bfloat16", "--model", "m", "--data", "d", "--output-dir", "o"],
+            "--precision has no effect on vqa",
+        ),
+        (["zero-shot", "--templates", "a", "--model", "m", "--data", "d", "--output-dir", "o"], "'a' has no {} for"),
+        (["linear-probe", "--shares", "2", "--model", "m", "--data", "d", "--output-dir", "o"], "up to 1, not 2.0"),
+        (
+            ["retrieval", "--split-name", "test", "--model", "m", "--data", "d", "--output-dir", "o"],
+            "There is no option --split-name. Did you mean --split? See: biomedclip evaluate --help",
+        ),
+        (["retrieval", "again", "--model", "m", "--data", "d", "--output-dir", "o"], "'again' belongs to no option."),
     ],
 )
 def test_what_makes_no_sense_is_said_in_one_line(arguments, message, tmp_path, built, capsys):
