@@ -10,6 +10,7 @@ lost would load without a word; and the temperature of a trained model has littl
 """
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,16 +83,16 @@ def add_adapter(model: PreTrainedModel, options: AdapterOptions, *, trained_whol
         raise ValueError(
             f"--lora-targets: {type(model).__name__} has no layer {', '.join(unknown)}. It has {', '.join(names)}."
         )
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=options.lora_rank,
-            lora_alpha=2 * options.lora_rank if options.lora_alpha is None else options.lora_alpha,
-            lora_dropout=options.lora_dropout,
-            target_modules=list(options.lora_targets),
-            modules_to_save=list(trained_whole) or None,
-        ),
+    config = LoraConfig(
+        r=options.lora_rank,
+        lora_alpha=2 * options.lora_rank if options.lora_alpha is None else options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=list(options.lora_targets),
+        modules_to_save=list(trained_whole) or None,
     )
+    with warnings.catch_warnings():  # PEFT reads a property that transformers renames
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def refuse_adapter(model: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,13 @@ def test_the_temperature_is_the_bases_own(adapted, base):
     model = add_adapter(AutoModel.from_pretrained(base), AdapterOptions(lora_rank=4))
     scale = model.base_model.model.logit_scale
     assert not scale.requires_grad and scale.item() == 5.0
+
+
+def test_adding_an_adapter_warns_of_nothing(base):
+    model = AutoModel.from_pretrained(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        add_adapter(model, AdapterOptions(lora_rank=4))
 
 
 def test_the_results_hold_memory_and_trainable_share(adapted, train, tmp_path, capsys):
