@@ -127,7 +127,8 @@ def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
             task_type=task_type,
             task_name=words,
             dataset_type=result["benchmark"] or "own",
-            dataset_name=benchmark_name(result),
+            # The Hub shows no more than this: a number on twenty rows must not pass for one on the whole benchmark.
+            dataset_name=f"{benchmark_name(result)}, {result['data']['rows']:,} rows",
             dataset_split=result["data"]["split"],
             dataset_revision=result["data"]["fingerprint"],
             metric_type=_METRIC_TYPES.get(measure.path[-1], measure.path[-1]),

@@ -299,7 +299,10 @@ def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
         ("weights", facts["model"]["weights"]),
         ("licence", facts["license"] or "not stated"),
         ("training run", f"{facts['training']['results']['steps']:,} steps" if facts["training"] else "not stated"),
-        ("training data", f"{facts['dataset']['pairs']:,} pairs" if facts["dataset"] else "not stated"),
+        (
+            "training data",
+            f"{facts['dataset']['splits']['train']['pairs']:,} pairs" if facts["dataset"] else "not stated",
+        ),
     ]
     for result in results:
         first = measures(result)[0]

@@ -135,7 +135,7 @@ def check_share(share: float) -> None:
 
 
 def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:
-    """Prints accuracies and AUROC by share of the labels, what guessing gives, and the paper's values where it has any."""
+    """Prints accuracies and AUROC by share of the labels, what guessing gives, and the paper's values."""
     published = (paper or {}).get("by_share", {})
     largest = [*metrics["by_share"]][-1]
     rows: list[tuple[Any, ...]] = []

@@ -75,6 +75,7 @@ def test_the_hub_reads_each_measured_number_out_of_the_metadata():
     assert len(found) == 6 + 3
     pcam = next(result for result in data.eval_results if result.dataset_type == "pcam")
     assert (pcam.dataset_split, pcam.dataset_revision) == ("test", "00ffaa1122334455")
+    assert pcam.dataset_name == "PCam, 32,768 rows", "which tells a sample from the whole"
 
 
 def test_the_model_index_has_the_form_that_the_hub_asks_for():
@@ -122,7 +123,7 @@ def test_a_set_of_ones_own_has_the_name_of_its_folder():
     card = fill_model_card(facts(results=[public_result(zero_shot_result(benchmark=None))]))
     assert "| Zero-shot classification | pcam, test |" in card and problems_of(card) == []
     (own, *_) = ModelCard(card).data.eval_results
-    assert (own.dataset_type, own.dataset_name) == ("own", "pcam")
+    assert (own.dataset_type, own.dataset_name) == ("own", "pcam, 32,768 rows")
 
 
 def test_a_linear_probe_stands_with_its_shares_and_their_spread():

@@ -313,6 +313,13 @@ def measured(answerer, questions, tmp_path_factory) -> Path:
     return folder
 
 
+def test_the_table_fits_80_columns_a_row_a_line(measured, answerer, questions, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert measure(answerer, questions, tmp_path) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [row.split()[1] for row in rows] == ["open", "closed", "all"] and all(row.count("]") == 1 for row in rows)
+
+
 def answers_in(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
 
