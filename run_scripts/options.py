@@ -84,7 +84,8 @@ def parse_options(
         elif action.help and action.help == explained.get(action.dest):
             # transformers explains each option at length; the first sentence says what it is.
             action.help = action.help.split(". ")[0].removesuffix(".") + "."
-        if action.option_strings[-1].startswith("--no-"):  # argparse repeats what the option without it does
+        if action.option_strings[-1].startswith("--no-") and action.help != argparse.SUPPRESS:
+            # The parser repeats what the option without it does.
             action.help = f"The opposite of --{action.option_strings[-1].removeprefix('--no-')}."
 
     arguments = _spelled_out(parser, arguments, positionals)
