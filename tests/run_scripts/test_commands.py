@@ -207,7 +207,7 @@ def test_the_dataset_card_and_report_tell_what_was_built(out):
         (["train", "--train-data", "{tmp}", "--output-dir", "{tmp}/run"], "Build a data set with"),
         (["train", "--output-dir", "{tmp}/run"], "--train-data is missing"),
         (["train", "--config", "nowhere", "--train-data", "x", "--output-dir", "y"], "no recipe 'nowhere'"),
-        (["train", "--train-data", "x", "--output-dir", "y", "--model-config", '{"depth": 1}'], "no train-"),
+        (["train", "--train-data", "x", "--output-dir", "y", "--model-config", '{"depth": 1}'], "x: there is no such"),
         (
             ["evaluate", "zero-shot", "--model", "{out}/model", "--data", "{tmp}", "--output-dir", "{tmp}"],
             "needs labels",
