@@ -21,12 +21,12 @@ from processing import LabelCollator, read_labelled_images
 from processing.collator import IGNORED_LABEL
 from processing.labelled_images import LabelledImages, hold_out
 
-from .adapters import AdapterOptions, add_adapter, refuse_adapter, refuse_sharded_merge, what_is_where
+from .adapters import AdapterOptions, add_adapter, refuse_sharded_merge, what_is_where
 from .options import parse_options, write_recipe
 from .progress import show_progress
 from .reporting import say, show_table
 from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
-from .supervised import SupervisedArguments, SupervisedTrainer, save_results
+from .supervised import SupervisedArguments, SupervisedTrainer, load_with_head, save_results
 
 
 TASK = "image-classification"
@@ -183,15 +183,7 @@ def class_names(splits: Mapping[str, LabelledImages], path: str) -> list[str]:
 
 def load_classifier(name: str, classes: Sequence[str]) -> PreTrainedModel:
     """The image tower of a checkpoint with a classifier for these classes, a new one where it has none that fits."""
-    model = AutoModelForImageClassification.from_pretrained(
-        name,
-        id2label=dict(enumerate(classes)),
-        label2id={label: number for number, label in enumerate(classes)},
-        num_labels=len(classes),
-        ignore_mismatched_sizes=True,
-        dtype=torch.float32,
-    )
-    refuse_adapter(model)
+    model, _ = load_with_head(AutoModelForImageClassification, name, classes)
     return model
 
 

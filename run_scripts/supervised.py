@@ -1,17 +1,18 @@
 """What the tasks with labels share: training on images with a right answer each, and measuring it on held-out ones."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+import torch
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from modeling_biomedclip import ContrastiveTrainer
 from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
 
-from .adapters import MERGED, AdapterOptions, save_merged
+from .adapters import MERGED, AdapterOptions, refuse_adapter, save_merged
 from .reporting import write_json
 
 
@@ -74,6 +75,38 @@ class SupervisedTrainer(Trainer):
     # Trainer's own would use the training collator, and drop the last batch along with the training set's.
     get_eval_dataloader = ContrastiveTrainer.get_eval_dataloader
     get_test_dataloader = ContrastiveTrainer.get_test_dataloader
+
+
+def load_with_head(
+    auto_class: Any, name: str, labels: Sequence[str], **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """
+    The towers of a checkpoint with a head for some labels, drawn afresh where it has none that fits.
+
+    Args:
+        auto_class: The Auto class of models with such a head.
+        name: Folder or Hub id.
+        labels: What the model can answer, in the order of their numbers.
+        options: Further arguments of `from_pretrained`.
+
+    Returns:
+        The model in float32, and what transformers says of the tensors that were missing or did not fit.
+
+    Raises:
+        ValueError: The checkpoint is an adapter.
+    """
+    model, info = auto_class.from_pretrained(
+        name,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+        num_labels=len(labels),
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        output_loading_info=True,
+        **options,
+    )
+    refuse_adapter(model)
+    return model, info
 
 
 def save_results(trainer: SupervisedTrainer, results: Mapping[str, Any], adapter: AdapterOptions, config: Any) -> None:

@@ -25,14 +25,14 @@ from processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
 from processing.benchmarks.loading import VISUAL_QUESTIONS
 from processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 
-from .adapters import AdapterOptions, add_adapter, refuse_adapter, refuse_sharded_merge, what_is_where
+from .adapters import AdapterOptions, add_adapter, refuse_sharded_merge, what_is_where
 from .fingerprints import base_fingerprint
 from .models import make_config, read_fields
 from .options import parse_options, write_recipe
 from .progress import show_progress
 from .reporting import no_warnings_of_transformers, say, show_table
 from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
-from .supervised import SupervisedArguments, SupervisedTrainer, save_results
+from .supervised import SupervisedArguments, SupervisedTrainer, load_with_head, save_results
 
 
 logger = logging.getLogger(__name__)
@@ -279,18 +279,8 @@ def load_answerer(name: str, answers: Sequence[str], co_attention_config: Any = 
     """
     head = {} if co_attention_config is None else {"co_attention_config": co_attention_config}
     with no_warnings_of_transformers():  # it lists each tensor of a head that is meant to be new
-        model, info = AutoModelForVisualQuestionAnswering.from_pretrained(
-            name,
-            id2label=dict(enumerate(answers)),
-            label2id={answer: number for number, answer in enumerate(answers)},
-            num_labels=len(answers),
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **head,
-        )
+        model, info = load_with_head(AutoModelForVisualQuestionAnswering, name, answers, **head)
         base_weights = base_fingerprint(name)
-    refuse_adapter(model)
     drawn = {*info["missing_keys"], *(tensor for tensor, *_ in info["mismatched_keys"])}
     if of_towers := sorted(tensor for tensor in drawn if tensor.startswith(TOWERS)):
         logger.warning(f"{name} lacks {len(of_towers)} tensors of the towers, drawn at random: {of_towers[0]}, ...")
