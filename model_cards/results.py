@@ -26,6 +26,7 @@ _OF_THE_DATA: dict[str, type | tuple[type, ...]] = {"split": str, "fingerprint":
 # What a number must be called, it or something above it, to be a measure, and what tells that it is none.
 _MEASURE = re.compile(r"accuracy|auroc|auc\b|recall|precision|f1|rank|open|closed|overall")
 _NO_MEASURE = re.compile(r"chance|oracle|threshold|regulari[sz]ation|seconds|^c$", re.IGNORECASE)
+_GUESS = re.compile(r"chance|most_frequent")  # what whoever does not look would score
 
 
 class Measure(NamedTuple):
@@ -95,8 +96,7 @@ def measures(result: Mapping[str, Any]) -> list[Measure]:
 
 def chances(result: Mapping[str, Any]) -> list[tuple[str, float]]:
     """What chance alone, or always naming the most frequent class, would give, by name."""
-    guesses = re.compile("chance|most_frequent")
-    return [(" ".join(keys), value) for keys, value, _ in _leaves(result["metrics"]) if guesses.search(keys[-1])]
+    return [(" ".join(keys), value) for keys, value, _ in _leaves(result["metrics"]) if _GUESS.search(keys[-1])]
 
 
 def _leaves(

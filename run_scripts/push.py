@@ -27,7 +27,7 @@ from model_cards.checking import problems_of
 from model_cards.fill import PLACEHOLDER, size
 from modeling_biomedclip import to_open_clip
 from modeling_biomedclip.conversion import from_open_clip, load_any_layout
-from modeling_biomedclip.conversion.files import is_transformers_layout, read_json
+from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG, is_transformers_layout, read_json
 
 from . import reloading
 from .card import CARD, CARD_FACTS, describe_model
@@ -300,7 +300,7 @@ def compare_download(
     commit_hash = api.model_info(repo_id, revision=revision).sha
     folder = Path(api.snapshot_download(repo_id, revision=commit_hash, cache_dir=scratch / "cache"))
     weights = evaluated_fingerprint(source[0])
-    if (folder / "open_clip_config.json").is_file() and evaluated_fingerprint(from_open_clip(folder)[0]) != weights:
+    if (folder / OPEN_CLIP_CONFIG).is_file() and evaluated_fingerprint(from_open_clip(folder)[0]) != weights:
         raise ValueError(f"{repo_id}: the uploaded copy for open_clip has other weights. Nothing was published.")
     inputs = scratch / "inputs"
     inputs.mkdir()

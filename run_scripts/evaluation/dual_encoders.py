@@ -18,13 +18,12 @@ from transformers import AutoModel, AutoProcessor
 from modeling_biomedclip import BiomedCLIPModel, from_open_clip
 from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
 from modeling_biomedclip.conversion.community_port import is_port
-from modeling_biomedclip.conversion.files import read_json
+from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
 from modeling_biomedclip.embedding import normalize
 
 from ..fingerprints import weights_fingerprint
 
 
-OPEN_CLIP_CONFIG = "open_clip_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 BIOVIL = ("biovil", "biovil-t")
 
