@@ -1,34 +1,35 @@
-"""Figures out of JATS, the XML of journal articles (ANSI/NISO Z39.96).
+"""Find the figures of an article in JATS, the XML of journal articles (ANSI/NISO Z39.96).
 
-Every figure of an article: in the body, in floats, appendices, boxes, supplements, sub-articles and figure groups. XML
-comes from thousands of publishers and is not trusted: no DTD is loaded, no entity of its own expanded, nothing fetched;
-size and depth are bounded, and time grows with size alone.
+Figures are found in the body, in floats, appendices, boxes, supplements, sub-articles and figure groups. The XML comes
+from thousands of publishers and is not trusted: no DTD is loaded, no entity is expanded, nothing is fetched, size and
+depth are bounded, and the run time is linear in the size. [`jats_text`] turns elements into text.
 
-What the texts (label, caption, mentions) hold:
+A figure is a `<fig>`, a `<fig-group>` with images of its own, or a captioned `<graphic>` outside both. Publishers put
+captions and images at different levels, so a caption is looked up in this order:
 
-- One line with single spaces. Typographic quotes, dashes and Greek stay as they are; soft hyphens and characters
-  without width go.
-- A caption is its title and all its paragraphs, lists and formulae, and the paragraphs that follow it in the figure.
-  Nested markup is kept as text; blocks are set apart by a space. The label, marks of list items, footnotes, pictures,
-  tables, nested figures, supplements, alternative texts and a paragraph that is only a DOI are left out.
-- A figure in a group takes the group's caption where it has none of its own, and never a neighbour's. Pictures that
-  stand directly in a group are a figure with the group's id, label and caption.
-- Scripts stand as plain text (H2O, Ca2+), with a caret only where a number would grow otherwise (10^6).
-- A formula comes once: from MathML on one line (x^2, x_i^(n+1), (a+b)/c, √x), else as TeX without its preamble; a
-  picture of a formula is left out.
-- References to the bibliography that show bare numbers are dropped with their brackets and commas, and so are marks of
-  footnotes. Named citations, years, and references to figures and tables stay.
-- Mentions are the paragraphs outside figures that refer to the figure, by name or within a range (Figs 2–5), each once
-  and whole, without the tables, boxes and footnotes inside them. Paragraphs of those count by themselves.
+1. In the figure itself: its caption (title, paragraphs, lists, formulas), and the paragraphs and lists beside it.
+2. In its `<graphic>` and `<media>` elements.
+3. In the figures inside it that have a caption but no image. These are not figures of their own.
+4. In the groups around it, nearest first: `<fig-group>`, an outer `<fig>`, `<supplementary-material>`. An outer `<fig>`
+   that only holds other figures is a group and not a figure.
+
+A caption is never taken from a neighbor. Of several captions the one in the language of the article is taken, or the
+first. The `<fig>`s of a `<fig-group>` that differ in language are one figure.
+
+A mention is a paragraph outside figures that refers to a figure, one of its images or a group around it, or to a range
+around it (Figs 2–5). The target of an `<xref>` counts, not its `ref-type`. Each paragraph is given once and whole,
+without the tables, boxes and footnotes inside it. Paragraphs of those are mentions of their own.
 """
 
 import mimetypes
 import re
-from dataclasses import dataclass
-from functools import lru_cache
-from html.entities import html5
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
 
 from lxml import etree
+
+from .jats_text import DASHES, LEFT_OUT, local_name, name_of, plain_text, text_of_blocks
 
 
 # The largest articles of PMC have some 20 MB. In memory a tag or an attribute takes 100 to 250 bytes, however short it
@@ -39,63 +40,26 @@ MAX_FIGURES = 100_000
 MAX_MENTIONS = 200_000  # pairs of a figure and a paragraph; a range names 200 figures in 60 bytes
 
 _LONGEST_RANGE = 200  # figures; «Figs 1–9999» must not cost more than it says
+_RANGE = frozenset(DASHES)
 
 _XML_ID = "{http://www.w3.org/XML/1998/namespace}id"
+_XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 
 _PLAIN_NAME = re.compile("[a-z][a-z0-9-]*")
 
-# Elements that end a line on a page: their text must not be glued to its neighbours.
-_BLOCKS = frozenset(
-    """
-    array attrib break caption chem-struct-wrap code def def-item def-list disp-formula disp-formula-group disp-quote hr
-    list list-item p preformat sec speech statement subtitle td term th title tr verse-group verse-line
-    """.split()
-)
-# Elements that are not part of the running text: what floats beside it, and pictures, notes, identifiers within it.
-_FLOATS = frozenset(
-    """
-    boxed-text fig fig-group fn-group graphic media supplementary-material table table-wrap table-wrap-group
-    """.split()
-)
-_LEFT_OUT = _FLOATS | frozenset(
-    """
-    alt-text annotation annotation-xml fn glyph-data glyph-ref index-term index-term-range-end inline-graphic
-    inline-media label long-desc object-id private-char
-    """.split()
-)
-# Of several renderings of one thing the first of these is taken; pictures of it are left out.
-_ALTERNATIVES = ("math", "tex-math", "textual-form", "chem-struct")
-# All that needs more than to have its text taken as it stands; the empty name is that of entities.
-_SPECIAL = _BLOCKS | _LEFT_OUT | {"", "alternatives", "math", "sup", "tex-math", "xref"}
-# Parts of a figure in which a graphic is not a picture of it: a symbol, a formula, a logo, a figure of its own.
+# Elements whose caption and references also count for the figures inside them.
+_GROUPS = frozenset(("fig", "fig-group", "supplementary-material"))
+_ARTICLES = frozenset(("article", "sub-article", "response"))
+# The search for a group around a figure ends here.
+_GROUP_BOUNDARIES = _ARTICLES | frozenset("app back body boxed-text caption floats-group sec table-wrap".split())
+# Parts of a figure in which a graphic is not an image of it: a symbol, a formula, a logo, a figure of its own.
 _WITHOUT_GRAPHICS = frozenset(
     "attrib caption disp-formula disp-formula-group fig fig-group inline-formula label permissions".split()
 )
+# A captioned graphic inside one of these is not a figure of its own.
+_HOLDERS_OF_GRAPHICS = _GROUPS | _WITHOUT_GRAPHICS | frozenset(("chem-struct-wrap", "table-wrap"))
 _LEGEND = frozenset(("p", "list", "def-list"))  # what may follow the caption inside a figure and is read with it
-
-_BIBLIOGRAPHY = frozenset(("bibr", "ref"))
-_FOOTNOTES = frozenset(("fn", "table-fn", "aff", "corresp"))
-_DASHES = "‐‑–—−-"  # the plain one last: in a set of characters it would make a range
-_BARE_NUMBERS = re.compile(rf"(?:\d[a-z]?|[\s\[\](),;.^*{_DASHES}])*")
-_RANGE = frozenset(_DASHES)
-_YEAR = re.compile(r"(?<!\d)(?:1[6-9]|20)\d\d(?!\d)")
-_SIGNED_NUMBER = re.compile(rf"[+±{_DASHES}]?\s?\d")
-_IDENTIFIER = re.compile(r"(?:doi ?:? ?)?(?:https?://(?:dx\.)?doi\.org/)?10\.\d{4,9}/\S+", re.IGNORECASE)
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
-
-# Marks that stand in a text for what was left out until its surroundings are tidied; XML cannot contain them.
-_GAP = "\x00"
-_CITATION = f"{_GAP}\x01"
-_BETWEEN_CITATIONS = f" ,;[](){_DASHES}"
-_CLOSING = (".", ",", ";", ":", ")", "]")
-
-_TOKENS = frozenset(("mi", "mn", "mo", "ms", "mtext"))
-_SCRIPTS = {"msub": "_", "munder": "_", "msup": "^", "mover": "^", "msubsup": "_^", "munderover": "_^"}
-_PLAIN, _SIGNED, _COMPOUND = range(3)
-_BRACKETS = {"(": ")", "[": "]", "{": "}", "|": "|", "⟨": "⟩"}
-_PRIMES = frozenset("'′″‴")
-_NO_OPERATORS = _PRIMES | frozenset("()[]{}|‖⟨⟩⌈⌉⌊⌋")
 
 
 class JatsError(ValueError):
@@ -104,7 +68,7 @@ class JatsError(ValueError):
 
 @dataclass(frozen=True)
 class Graphic:
-    """One picture of a figure: the names its file can have, best first, and its panel where the XML names one."""
+    """One image of a figure: the names that its file can have, best first, and its panel if the XML names one."""
 
     hrefs: tuple[str, ...]
     panel: str | None = None
@@ -112,7 +76,7 @@ class Graphic:
 
 @dataclass(frozen=True)
 class Figure:
-    """One `<fig>`: texts are plain, with single spaces; `caption` is empty where the figure has none."""
+    """One figure: texts are plain, with single spaces; `caption` is empty if the figure has none."""
 
     figure_id: str
     label: str | None
@@ -121,52 +85,165 @@ class Figure:
     mentions: tuple[str, ...]
 
 
-def parse_figures(xml: bytes) -> list[Figure]:
+@dataclass(eq=False)
+class _Candidate:
     """
-    Reads all figures of an article, in the order of the document.
+    A figure while the structure of the article is resolved.
 
     Args:
-        xml: The article, JATS of any version.
+        element: The `<fig>`, `<fig-group>`, `<graphic>` or `<media>`.
+        pictures: Its images: `<graphic>`, `<media>` or `<alternatives>` elements.
+        captioned: Elements inside it that hold its caption if it has none itself.
+        xml_ids: XML ids by which an `<xref>` can name it.
+    """
+
+    element: etree._Element
+    pictures: list[etree._Element]
+    captioned: list[etree._Element] = field(default_factory=list)
+    xml_ids: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.xml_ids += filter(None, map(_xml_id, (self.element, *_with_alternatives(self.pictures))))
+
+    def merge(self, other: "_Candidate") -> None:
+        """Take over the images and the names of another candidate that is the same figure."""
+        known = {_hrefs(picture) for picture in self.pictures}
+        self.pictures += [picture for picture in other.pictures if _hrefs(picture) not in known]
+        self.xml_ids += other.xml_ids
+
+
+_Candidates = dict[etree._Element, _Candidate]
+_Value = TypeVar("_Value")
+
+
+class _Inherited(Generic[_Value]):
+    """
+    What the nearest element around another one says, looked up in linear time for all elements together.
+
+    Args:
+        read: Returns what an element says, or None to ask the element around it.
+        otherwise: The answer where no element says anything.
+    """
+
+    def __init__(self, read: Callable[[etree._Element], _Value | None], otherwise: _Value):
+        self._read = read
+        self._otherwise = otherwise
+        self._known: dict[etree._Element, _Value] = {}
+
+    def around(self, element: etree._Element) -> _Value:
+        """What the elements around an element say, without itself."""
+        parent = element.getparent()
+        return self._otherwise if parent is None else self.of(parent)
+
+    def of(self, element: etree._Element) -> _Value:
+        """What an element says, or else the elements around it."""
+        passed = []
+        value: _Value | None = None
+        asked: etree._Element | None = element
+        while asked is not None and (value := self._known.get(asked)) is None:
+            passed.append(asked)
+            if (value := self._read(asked)) is not None:
+                break
+            asked = asked.getparent()
+        found = self._otherwise if value is None else value
+        self._known.update(dict.fromkeys(passed, found))
+        return found
+
+
+class _Surroundings:
+    """What the elements around a figure say of it: groups, languages, articles."""
+
+    def __init__(self) -> None:
+        self._groups = _Inherited[etree._Element | Literal[False]](_read_group, False)
+        self._languages = _Inherited(_read_language, "")
+        self._articles = _Inherited[etree._Element | Literal[False]](
+            lambda element: element if name_of(element) in _ARTICLES else None, False
+        )
+        self._holders = _Inherited(lambda element: name_of(element) in _HOLDERS_OF_GRAPHICS or None, False)
+
+    def group(self, element: etree._Element) -> etree._Element | None:
+        """The nearest group around an element, across paragraphs and lists but not across sections."""
+        group = self._groups.around(element)
+        return None if group is False else group
+
+    def is_held(self, graphic: etree._Element) -> bool:
+        """Whether a graphic belongs to a figure, a table, a formula or a supplement."""
+        return self._holders.around(graphic)
+
+    def language(self, element: etree._Element) -> str:
+        """The language of an element as a primary subtag such as `en`; empty if nothing states it."""
+        return self._languages.of(element)
+
+    def preferred(self, languages: list[str], element: etree._Element) -> str:
+        """The language of the article that holds an element if it is among some languages, otherwise the first."""
+        article = self._articles.of(element)
+        language = "" if article is False else self.language(article)
+        return language if language in languages else languages[0]
+
+    def captions(self, element: etree._Element) -> list[etree._Element]:
+        """The captions of an element; of several with text the one in the language of the article comes first."""
+        captions = [child for child in element if name_of(child) == "caption"]
+        if len(captions) > 1:
+            captions = [caption for caption in captions if text_of_blocks([caption])]
+            languages = list(map(self.language, captions))
+            if captions:
+                captions.insert(0, captions.pop(languages.index(self.preferred(languages, element))))
+        return captions
+
+
+def _read_group(element: etree._Element) -> etree._Element | Literal[False] | None:
+    name = name_of(element)
+    if name in _GROUPS:
+        return element
+    return False if name in _GROUP_BOUNDARIES else None
+
+
+def _read_language(element: etree._Element) -> str | None:
+    return (element.get(_XML_LANG) or "").split("-")[0].strip().lower() or None
+
+
+def parse_figures(xml: bytes) -> list[Figure]:
+    """
+    Read all figures of an article, in document order.
+
+    Args:
+        xml: The article, in any version of JATS.
 
     Returns:
-        A [`Figure`] for each `<fig>`, and for each `<fig-group>` with pictures of its own. `figure_id` is its XML id,
-        or `fig-<position>` where it has none, made distinct where two figures share one. `mentions` are the paragraphs
-        that refer to it.
+        The figures. `figure_id` is the XML id of the figure, or `fig-<position>` if it has none, made distinct if two
+        figures share one. `mentions` are the paragraphs that refer to it.
 
     Raises:
-        JatsError: Not well-formed, not an article, or beyond one of the limits `MAX_XML_BYTES`, `MAX_MARKS`,
-            `MAX_FIGURES`, `MAX_MENTIONS`.
+        JatsError: If the XML is not well-formed, is not an article, or exceeds one of the limits `MAX_XML_BYTES`,
+            `MAX_MARKS`, `MAX_FIGURES`, `MAX_MENTIONS`.
     """
-    elements: list[etree._Element] = []
-    graphics: list[list[Graphic]] = []
+    surroundings = _Surroundings()
+    candidates: _Candidates = {}
     references: list[etree._Element] = []
     # One pass: it costs as much as all that is done with what it finds.
-    for element in _parse(xml).iter("{*}xref", "{*}fig", "{*}fig-group"):
-        if element.get("ref-type") == "fig":
+    for element in _parse(xml).iter("{*}xref", "{*}fig", "{*}fig-group", "{*}graphic", "{*}media"):
+        name = local_name(element.tag)
+        if name == "xref":
             references.append(element)
-        elif (name := _local_name(element.tag)) != "xref":
-            pictures: list[Graphic] = []
-            _collect_graphics(element, pictures)
-            if pictures or name == "fig":
-                elements.append(element)
-                graphics.append(pictures)
-                if len(elements) > MAX_FIGURES:
-                    raise JatsError(f"the XML holds more than {MAX_FIGURES:,} figures")
+        elif (candidate := _candidate(element, name, surroundings)) is not None:
+            candidates[element] = candidate
+            if len(candidates) > MAX_FIGURES:
+                raise JatsError(f"the XML holds more than {MAX_FIGURES:,} figures")
 
-    xml_ids = [(element.get("id") or element.get(_XML_ID) or "").strip() for element in elements]
-    mentions = _mentions(references, xml_ids)
-    captions: dict[etree._Element, str] = {}
+    _correct_types(references, candidates)
+    captions = _Captions(surroundings)
+    _merge_translations(candidates, captions, surroundings)
+    _join_inner_captions(candidates, captions, surroundings)
+    groups = _groups_around(candidates, surroundings)
+    for group in groups:
+        if group in candidates and not candidates[group].pictures:
+            del candidates[group]
+    mentions = _mentions(references, list(candidates.values()), groups)
+    xml_ids = [_own_id(candidate) for candidate in candidates.values()]
     return [
-        Figure(figure_id, _label(element), _caption(element, captions), tuple(pictures), mentions.get(xml_id, ()))
-        for figure_id, xml_id, element, pictures in zip(_distinct(xml_ids), xml_ids, elements, graphics, strict=True)
+        Figure(figure_id, _label(candidate), captions.of(candidate), tuple(_graphics(candidate)), paragraphs)
+        for figure_id, candidate, paragraphs in zip(_distinct(xml_ids), candidates.values(), mentions, strict=True)
     ]
-
-
-def plain_text(element: etree._Element) -> str:
-    """The text inside an element as a reader would see it on one line; the module says what is kept."""
-    pieces: list[str] = []
-    _collect(element, pieces)
-    return _one_line(pieces)
 
 
 def _parse(xml: bytes) -> etree._Element:
@@ -184,7 +261,7 @@ def _parse(xml: bytes) -> etree._Element:
     if next(root.iter("{*}article"), None) is None:
         _normalise_names(root)
         if next(root.iter("article"), None) is None:
-            raise JatsError(f"the XML holds no <article>; its root is <{_local_name(root.tag)}>")
+            raise JatsError(f"the XML holds no <article>; its root is <{local_name(root.tag)}>")
     return root
 
 
@@ -210,17 +287,11 @@ def _normalise_names(root: etree._Element) -> None:
     """Names in capitals, or with a prefix that nothing declares, become what JATS calls them."""
     for element in root.iter(etree.Element):
         for name, value in element.items():
-            if _PLAIN_NAME.fullmatch(local := _local_name(name)):
+            if _PLAIN_NAME.fullmatch(local := local_name(name)):
                 del element.attrib[name]
                 element.set(local, value)
-        if _PLAIN_NAME.fullmatch(local := _local_name(element.tag)):
+        if _PLAIN_NAME.fullmatch(local := local_name(element.tag)):
             element.tag = local
-
-
-@lru_cache(maxsize=4096)
-def _local_name(tag: object) -> str:
-    """The name without namespace; empty for an entity that is not expanded."""
-    return re.split("[}:]", tag)[-1].lower() if isinstance(tag, str) else ""
 
 
 def _distinct(xml_ids: list[str]) -> list[str]:
@@ -234,252 +305,58 @@ def _distinct(xml_ids: list[str]) -> list[str]:
     return list(taken)
 
 
-def _collect(element: etree._Element, pieces: list[str]) -> None:
-    """Appends the text inside `element`, white space as it stands and a mark for what is left out."""
-    if text := element.text:
-        pieces.append(text)
+def _candidate(element: etree._Element, name: str, surroundings: _Surroundings) -> _Candidate | None:
+    """The candidate that an element starts, if it starts one."""
+    if name in ("graphic", "media"):
+        has_caption = any(name_of(child) == "caption" for child in element)
+        if not has_caption or not _hrefs(element) or surroundings.is_held(element):
+            return None
+        return _Candidate(element, [element])
+    pictures = list(_pictures(element, _WITHOUT_GRAPHICS))
+    if not pictures and name == "fig":
+        # Only a figure without any other image has it inside its caption; otherwise that is a symbol.
+        captions = (child for child in element if name_of(child) == "caption")
+        pictures = [picture for caption in captions for picture in _pictures(caption, _WITHOUT_GRAPHICS)]
+    return _Candidate(element, pictures) if pictures or name == "fig" else None
+
+
+def _pictures(element: etree._Element, excluded: frozenset[str]) -> Iterator[etree._Element]:
+    """The images inside an element; several renderings in `<alternatives>` are one image."""
     for child in element:
-        name = _local_name(child.tag)
-        if name in _SPECIAL:
-            _collect_special(child, name, pieces)
-        elif len(child):
-            _collect(child, pieces)
-        elif text := child.text:
-            pieces.append(text)
-        if tail := child.tail:
-            pieces.append(tail)
-
-
-def _collect_special(element: etree._Element, name: str, pieces: list[str]) -> None:
-    """Appends the text of an element of the kinds that `_SPECIAL` names."""
-    start = len(pieces)
-    if name == "xref":
-        _collect(element, pieces)
-        kind = element.get("ref-type")
-        if (kind in _BIBLIOGRAPHY or kind in _FOOTNOTES) and _is_noise(kind, pieces[start : start + 41]):
-            pieces[start:] = [_CITATION]
-    elif name in _BLOCKS:
-        pieces.append(" ")
-        _collect(element, pieces)
-        if name == "p" and _is_identifier(pieces[start : start + 9]):
-            del pieces[start:]
-        pieces.append(_GAP if (element.tail or "").lstrip().startswith(_CLOSING) else " ")
-    elif name in _LEFT_OUT:
-        pieces.append(f"{_GAP} " if name in _FLOATS else _GAP)
-    elif name == "sup":
-        follows_number = start and (pieces[-1][-1:].isdigit() or pieces[-1][-1:] in tuple(")]}"))
-        _collect(element, pieces)
-        if follows_number and _SIGNED_NUMBER.match("".join(pieces[start : start + 9]).lstrip()):
-            pieces[start] = "^" + pieces[start].lstrip()
-    elif name == "math":
-        pieces.append(_math(element)[0])
-    elif name == "tex-math":
-        if not any(_name(sibling) == "math" for sibling in (element.getprevious(), element.getnext())):
-            source: list[str] = []
-            _collect(element, source)
-            pieces.append(_tex("".join(source)))
-    elif name == "alternatives":
-        chosen = _chosen_rendering(element)
-        if chosen is None:
-            pieces.append(_GAP)
-        elif _name(chosen) in _SPECIAL:
-            _collect_special(chosen, _name(chosen), pieces)
-        else:
-            _collect(chosen, pieces)
-    else:
-        pieces.append(html5.get((element.text or "").lstrip("&"), ""))
-
-
-def _one_line(pieces: list[str]) -> str:
-    """Joins collected text, with single spaces and without the marks of what was left out."""
-    text = " ".join("".join(pieces).split())
-    if _GAP in text:
-        text = _close_gaps(text).strip()
-    if not text.isprintable():  # cheaper than to look for each of the characters without width
-        text = " ".join(_INVISIBLE.sub("", text).split())
-    return text
-
-
-def _close_gaps(text: str) -> str:
-    """Takes the marks out, with the brackets, commas and spaces that make no sense without what was left out."""
-    left, *segments = text.split(_GAP)
-    are_citations = [segment.startswith("\x01") for segment in segments]
-    kept: list[str] = []
-    for right, is_citation, next_is_citation in zip(segments, are_citations, [*are_citations[1:], False], strict=True):
-        right = right.removeprefix("\x01")
-        if not right or (is_citation and next_is_citation and right.strip(_BETWEEN_CITATIONS) in ("", "and", "&")):
-            continue
-        before, after = left.rstrip(" "), right.lstrip(" ")
-        for _ in range(3):  # brackets within brackets
-            if before[-1:] + after[:1] in ("()", "[]"):
-                left, right = before[:-1], after[1:]
-                before, after = left.rstrip(" "), right.lstrip(" ")
-        if not left and kept:
-            left = kept.pop()
-            before = left.rstrip(" ")
-        if before.endswith(("(", "[")):
-            left, right = before, after.lstrip(" ,;")
-        elif after.startswith(_CLOSING) and not after[1:2].isdigit():
-            left, right = before, after
-            if left.endswith((",", ";")):
-                left = left[:-1]
-            elif left.endswith(".") and right.startswith("."):
-                right = right[1:]
-        elif left.endswith(" "):
-            right = after
-        elif is_citation and left[-1:].isalnum() and right[:1].isalnum():
-            right = f" {right}"
-        if right:
-            kept.append(left)
-            left = right
-    return "".join(kept) + left
-
-
-def _is_noise(kind: str, pieces: list[str]) -> bool:
-    """A reference to the bibliography that shows bare numbers, such as the 12 of «[12]», or the mark of a footnote."""
-    text = "".join(pieces)
-    if len(pieces) > 40:
-        return False
-    if kind in _FOOTNOTES:
-        return len(text.strip()) <= 2
-    return _BARE_NUMBERS.fullmatch(text) is not None and not _YEAR.search(text)
-
-
-def _is_identifier(pieces: list[str]) -> bool:
-    return len(pieces) < 9 and _IDENTIFIER.fullmatch(" ".join("".join(pieces).split())) is not None
-
-
-def _chosen_rendering(alternatives: etree._Element) -> etree._Element | None:
-    children = {_name(child): child for child in reversed(alternatives)}
-    names = (*_ALTERNATIVES, *reversed(children))
-    return next((children[name] for name in names if name in children and name not in _LEFT_OUT), None)
-
-
-def _tex(source: str) -> str:
-    """The formula of a `<tex-math>`, without the preamble that many publishers send along."""
-    before, begin, after = source.partition(r"\begin{document}")
-    return re.sub(r"(?<!\\)\$", "", after.partition(r"\end{document}")[0] if begin else before)
-
-
-def _math(element: etree._Element) -> tuple[str, int]:
-    """A MathML formula on one line, and whether it holds an operator: none, only as its sign, or between its parts."""
-    name = _local_name(element.tag)
-    if name in _TOKENS:
-        return _math_token(element, name)
-    if name in _LEFT_OUT or name == "mphantom":
-        return "", _PLAIN
-    children = [_math(child) for child in element]
-    if name in _SCRIPTS and len(children) == len(_SCRIPTS[name]) + 1:
-        return _scripted(name, children)
-    if name == "mfrac" and len(children) == 2:
-        return f"{_bracketed(children[0])}/{_bracketed(children[1])}", _COMPOUND
-    if name == "mroot" and len(children) == 2:
-        return f"√[{children[1][0]}]{_bracketed(children[0])}", _PLAIN
-    if name == "mfenced":
-        return _fenced(element, children), _PLAIN
-    if name in ("mtable", "mtr", "mlabeledtr"):
-        return " ".join(text for text, _ in children), _COMPOUND
-    row = _row(children) if children else ((element.text or "").strip(), _PLAIN)
-    return (f"√{_bracketed(row)}", _PLAIN) if name == "msqrt" else row
-
-
-def _math_token(element: etree._Element, name: str) -> tuple[str, int]:
-    text = element.text or ""
-    if len(element):
-        pieces: list[str] = []
-        _collect(element, pieces)
-        text = "".join(pieces)
-    if text.isalnum():
-        return text, _PLAIN
-    text = _INVISIBLE.sub("", text)
-    # Letters in a formula touch, words do not: only the text of an <mtext> keeps a space at its ends.
-    text = re.sub(r"\s+", " ", text) if name == "mtext" else " ".join(text.split())
-    is_operator = name == "mo" and text and not text.isalnum() and _NO_OPERATORS.isdisjoint(text)
-    return text, _SIGNED if is_operator else _PLAIN
-
-
-def _row(parts: list[tuple[str, int]]) -> tuple[str, int]:
-    row, holds = "", _PLAIN
-    for text, operator in parts:
-        if operator and text:
-            holds = _COMPOUND if row else operator
-        row += text
-    return row, holds
-
-
-def _scripted(name: str, parts: list[tuple[str, int]]) -> tuple[str, int]:
-    text = parts[0][0]
-    for mark, script in zip(_SCRIPTS[name], parts[1:], strict=True):
-        is_accent = name in ("munder", "mover") and len(script[0]) == 1 and not script[0].isalnum()
-        touches = is_accent or _PRIMES.issuperset(script[0])
-        text += script[0] if touches else mark + _bracketed(script)
-    return text, parts[0][1]
-
-
-def _bracketed(part: tuple[str, int]) -> str:
-    """In brackets if it holds an operator and does not stand in brackets yet."""
-    text, holds = part
-    closing = _BRACKETS.get(text[:1])
-    if holds != _COMPOUND or (closing and text.endswith(closing) and closing not in text[1:-1]):
-        return text
-    return f"({text})"
-
-
-def _fenced(element: etree._Element, children: list[tuple[str, int]]) -> str:
-    separators = "".join(element.get("separators", ",").split())
-    text = ""
-    for position, (child, _) in enumerate(children):
-        text += separators[min(position, len(separators)) - 1] if position and separators else ""
-        text += child
-    return element.get("open", "(") + text + element.get("close", ")")
-
-
-def _name(element: etree._Element | None) -> str:
-    return "" if element is None else _local_name(element.tag)
-
-
-def _label(element: etree._Element) -> str | None:
-    return next((text for child in element if _name(child) == "label" and (text := plain_text(child))), None)
-
-
-def _caption(figure: etree._Element, known: dict[etree._Element, str]) -> str:
-    """The figure's own caption, or that of the group it stands in; `known` holds those of groups."""
-    caption = _own_caption(figure)
-    group = figure.getparent()
-    while not caption and group is not None and _name(group) == "fig-group":
-        if group not in known:
-            known[group] = _own_caption(group)
-        caption = known[group]
-        group = group.getparent()
-    return caption
-
-
-def _own_caption(element: etree._Element) -> str:
-    pieces: list[str] = []
-    has_caption = False  # a second one is a translation
-    for child in element:
-        name = _name(child)
-        if name in _LEGEND or (name == "caption" and not has_caption):
-            _collect_special(child, name, pieces)
-            has_caption |= name == "caption"
-    return _one_line(pieces)
-
-
-def _collect_graphics(element: etree._Element, graphics: list[Graphic]) -> None:
-    """Appends the pictures of a figure; several renderings in `<alternatives>` are one picture."""
-    for child in element:
-        name = _name(child)
+        name = name_of(child)
         if name in ("graphic", "media", "alternatives"):
-            pictures = [each for each in (child if name == "alternatives" else (child,)) if _is_picture(each)]
-            hrefs = tuple(dict.fromkeys(href for href in map(_href, pictures) if href))
-            if hrefs:
-                graphics.append(Graphic(hrefs, next((label for label in map(_label, pictures) if label), None)))
-        elif name not in _WITHOUT_GRAPHICS:
-            _collect_graphics(child, graphics)
+            if _hrefs(child):
+                yield child
+        elif name not in excluded:
+            yield from _pictures(child, excluded)
+
+
+def _graphics(candidate: _Candidate) -> Iterator[Graphic]:
+    for picture in candidate.pictures:
+        labels = (_own_label(rendering) for rendering in _renderings(picture) if rendering is not candidate.element)
+        yield Graphic(_hrefs(picture), next(filter(None, labels), None))
+
+
+def _hrefs(picture: etree._Element) -> tuple[str, ...]:
+    """The file names of an image, each once; empty if the element is no image."""
+    return tuple(dict.fromkeys(href for rendering in _renderings(picture) if (href := _href(rendering))))
+
+
+def _renderings(picture: etree._Element) -> Iterator[etree._Element]:
+    for rendering in picture if name_of(picture) == "alternatives" else (picture,):
+        if _is_picture(rendering):
+            yield rendering
+
+
+def _with_alternatives(pictures: Iterable[etree._Element]) -> Iterator[etree._Element]:
+    for picture in pictures:
+        yield picture
+        if name_of(picture) == "alternatives":
+            yield from picture
 
 
 def _is_picture(element: etree._Element) -> bool:
-    name = _name(element)
+    name = name_of(element)
     if name == "media":
         kind = element.get("mimetype") or mimetypes.guess_type(_href(element))[0] or ""
         return kind.lower().startswith("image")
@@ -487,51 +364,190 @@ def _is_picture(element: etree._Element) -> bool:
 
 
 def _href(element: etree._Element) -> str:
-    """`xlink:href` as written, also where its prefix is declared as something else or not at all."""
+    """`xlink:href` as written, also if its prefix is declared as something else or not at all."""
     href = element.get(_XLINK_HREF)
     if href is None:
-        href = next((str(value) for name, value in element.items() if _local_name(name) == "href"), "")
+        href = next((str(value) for name, value in element.items() if local_name(name) == "href"), "")
     return href if href.strip() else ""
 
 
-def _mentions(references: list[etree._Element], xml_ids: list[str]) -> dict[str, tuple[str, ...]]:
-    """Texts of paragraphs by the ids of the figures they refer to."""
-    positions = {xml_id: position for position, xml_id in reversed(list(enumerate(xml_ids))) if xml_id}
+def _own_id(candidate: _Candidate) -> str:
+    """The id of a figure's element, not of an image of it; empty if there is none."""
+    return next(filter(None, map(_xml_id, (candidate.element, *candidate.captioned))), "")
+
+
+def _xml_id(element: etree._Element) -> str:
+    return (element.get("id") or element.get(_XML_ID) or "").strip()
+
+
+def _groups_around(candidates: _Candidates, surroundings: _Surroundings) -> dict[etree._Element, None]:
+    """All groups around the candidates that have images."""
+    groups: dict[etree._Element, None] = {}
+    for candidate in candidates.values():
+        group = surroundings.group(candidate.element) if candidate.pictures else None
+        while group is not None and group not in groups:
+            groups[group] = None
+            group = surroundings.group(group)
+    return groups
+
+
+def _merge_translations(candidates: _Candidates, captions: "_Captions", surroundings: _Surroundings) -> None:
+    """Make one figure of the `<fig>`s of a group that differ in language; the caption's language decides which."""
+    groups = dict.fromkeys(candidate.element.getparent() for candidate in candidates.values())
+    for group in groups:
+        if group is None or name_of(group) != "fig-group":
+            continue
+        by_language: dict[str, list[_Candidate]] = {}
+        for child in group:
+            if child in candidates:
+                language = surroundings.language(next(iter(surroundings.captions(child)), child))
+                by_language.setdefault(language, []).append(candidates[child])
+        if len(by_language) < 2:
+            continue
+        with_caption = [
+            language for language, figures in by_language.items() if any(captions.own(each.element) for each in figures)
+        ]
+        if not with_caption:
+            continue
+        kept = by_language.pop(surroundings.preferred(with_caption, group))
+        for figures in by_language.values():
+            for figure, translation in zip(kept, figures, strict=False):
+                figure.merge(translation)
+                del candidates[translation.element]
+
+
+def _join_inner_captions(candidates: _Candidates, captions: "_Captions", surroundings: _Surroundings) -> None:
+    """Give a figure that has images but no caption those of the figures inside it that have captions but no images."""
+    for candidate in [each for each in candidates.values() if not each.pictures]:
+        group = surroundings.group(candidate.element)
+        outer = None if group is None else candidates.get(group)
+        if outer is None or not outer.pictures or not captions.own(candidate.element):
+            continue
+        if not captions.own(outer.element) and not captions.of_pictures(outer):
+            outer.captioned.append(candidate.element)
+            outer.merge(candidate)
+            del candidates[candidate.element]
+
+
+class _Captions:
+    """The captions of figures and groups, each text made once."""
+
+    def __init__(self, surroundings: _Surroundings):
+        self._surroundings = surroundings
+        self._own: dict[etree._Element, str] = {}
+        self._around: dict[etree._Element, str] = {}
+
+    def of(self, candidate: _Candidate) -> str:
+        """The caption of a figure, wherever it is; the module docstring states the order."""
+        return (
+            self.own(candidate.element)
+            or self.of_pictures(candidate)
+            or " ".join(map(self.own, candidate.captioned))
+            or self._of_groups(candidate.element)
+        )
+
+    def own(self, element: etree._Element) -> str:
+        """The caption that an element holds as its child."""
+        if element not in self._own:
+            captions = self._surroundings.captions(element)
+            has_legend = name_of(element) in ("fig", "fig-group")
+            blocks = [child for child in element if child in captions[:1] or (has_legend and name_of(child) in _LEGEND)]
+            self._own[element] = text_of_blocks(blocks)
+        return self._own[element]
+
+    def of_pictures(self, candidate: _Candidate) -> str:
+        """The captions inside the images of a figure, each once."""
+        texts = (self.own(picture) for picture in _with_alternatives(candidate.pictures))
+        return " ".join(dict.fromkeys(filter(None, texts)))
+
+    def _of_groups(self, element: etree._Element) -> str:
+        """The caption of the nearest group that has one."""
+        passed = []
+        group = self._surroundings.group(element)
+        while group is not None and group not in self._around and not self.own(group):
+            passed.append(group)
+            group = self._surroundings.group(group)
+        caption = "" if group is None else self._around.get(group) or self.own(group)
+        self._around.update(dict.fromkeys(passed, caption))
+        return caption
+
+
+def _label(candidate: _Candidate) -> str | None:
+    labels = (_own_label(element) for element in (candidate.element, *candidate.captioned))
+    return next(filter(None, labels), None)
+
+
+def _own_label(element: etree._Element) -> str | None:
+    return next((text for child in element if name_of(child) == "label" and (text := plain_text(child))), None)
+
+
+def _correct_types(references: Iterable[etree._Element], candidates: _Candidates) -> None:
+    """Give references to figures the type `fig`, so that no text takes them for references to the bibliography."""
+    known = {xml_id for candidate in candidates.values() for xml_id in candidate.xml_ids}
+    for reference in references:
+        if (reference.get("rid") or "").strip() in known:
+            reference.set("ref-type", "fig")
+
+
+class _Targets:
+    """Which figures an `<xref>` names, as their positions in document order."""
+
+    def __init__(self, candidates: list[_Candidate], groups: Iterable[etree._Element]) -> None:
+        self._positions = {candidate.element: position for position, candidate in enumerate(candidates)}
+        self._groups = {xml_id: group for group in groups if (xml_id := _xml_id(group))}
+        self._by_id: dict[str, list[int]] = {}
+        for position, candidate in enumerate(candidates):
+            for xml_id in candidate.xml_ids:
+                self._by_id.setdefault(xml_id, []).append(position)
+
+    def named_by(self, reference: etree._Element) -> list[int]:
+        """The figures that an element refers to; none if it is no reference to a figure."""
+        rid = (reference.get("rid") or "").strip()
+        return self._named(rid) or [position for xml_id in rid.split() for position in self._named(xml_id)]
+
+    def _named(self, xml_id: str) -> list[int]:
+        if (group := self._groups.pop(xml_id, None)) is not None:
+            inner = (self._positions.get(each) for each in group.iter("{*}fig", "{*}fig-group"))
+            known = self._by_id.setdefault(xml_id, [])
+            known += [position for position in inner if position is not None and position not in known]
+        return self._by_id.get(xml_id, [])
+
+
+def _mentions(
+    references: list[etree._Element], candidates: list[_Candidate], groups: Iterable[etree._Element]
+) -> list[tuple[str, ...]]:
+    """The texts of the paragraphs that refer to each figure."""
+    targets = _Targets(candidates, groups)
     places: dict[etree._Element, etree._Element | None] = {}
-    citing: dict[str, dict[etree._Element, None]] = {}
+    citing: list[dict[etree._Element, None]] = [{} for _ in candidates]
     count = 0
     for reference in references:
-        cited = _cited_ids(reference, xml_ids, positions)
+        cited = _cited(reference, targets)
         paragraph = _paragraph(reference, places) if cited else None
         if paragraph is not None:
             count += len(cited)
             if count > MAX_MENTIONS:
                 raise JatsError(f"the XML refers to figures more than {MAX_MENTIONS:,} times")
-            for xml_id in cited:
-                citing.setdefault(xml_id, {})[paragraph] = None
-    texts = {paragraph: plain_text(paragraph) for paragraphs in citing.values() for paragraph in paragraphs}
-    return {
-        xml_id: tuple(text for paragraph in paragraphs if (text := texts[paragraph]))
-        for xml_id, paragraphs in citing.items()
-    }
+            for position in cited:
+                citing[position][paragraph] = None
+    texts = {paragraph: plain_text(paragraph) for paragraph in dict.fromkeys(p for each in citing for p in each)}
+    return [tuple(text for paragraph in paragraphs if (text := texts[paragraph])) for paragraphs in citing]
 
 
-def _cited_ids(reference: etree._Element, xml_ids: list[str], positions: dict[str, int]) -> list[str]:
-    """The ids of figures that a reference names, and those up to the next reference if only a dash stands between."""
-    cited = _named_ids(reference, positions)
+def _cited(reference: etree._Element, targets: _Targets) -> list[int]:
+    """The figures that a reference names, and those up to the next reference if only a dash is between them."""
+    cited = targets.named_by(reference)
     if cited and (reference.tail or "").strip() in _RANGE:
         following = reference.getnext()
-        if following is not None and following.get("ref-type") == "fig":
-            upto = _named_ids(following, positions)
-            between = range(positions[cited[-1]] + 1, positions[upto[0]] if upto else 0)
+        if following is not None and name_of(following) == "xref":
+            upto = targets.named_by(following)
+            start = cited[0] + 1
+            while start in cited:
+                start += 1
+            between = range(start, upto[0] if upto else 0)
             if len(between) <= _LONGEST_RANGE:
-                cited += filter(None, xml_ids[between.start : between.stop])
+                cited = [*cited, *between]
     return cited
-
-
-def _named_ids(reference: etree._Element, positions: dict[str, int]) -> list[str]:
-    rid = (reference.get("rid") or "").strip()
-    return [rid] if rid in positions else [xml_id for xml_id in rid.split() if xml_id in positions]
 
 
 def _paragraph(reference: etree._Element, places: dict[etree._Element, etree._Element | None]) -> etree._Element | None:
@@ -547,13 +563,13 @@ def _paragraph(reference: etree._Element, places: dict[etree._Element, etree._El
         element = element.getparent()
     place = None if element is None else places[element]
     for element in reversed(path):
-        name = _name(element)
-        if _name(place) in ("", "p"):
+        name = name_of(element)
+        if name_of(place) in ("", "p"):
             if name in ("fig", "fig-group"):
                 place = element
-            elif name in _LEFT_OUT:
+            elif name in LEFT_OUT:
                 place = None
             elif name == "p" and place is None:
                 place = element
         places[element] = place
-    return place if _name(place) == "p" else None
+    return place if name_of(place) == "p" else None

@@ -503,6 +503,23 @@ HOSTILE = {
     "50,000 figures in 2,000 ranges": "".join(f'<fig id="f{number}"/>' for number in range(50_000))
     + f"<p>{refer('f0')}–{refer('f49999')}</p>" * 2_000,
     "50,000 graphics": figure("", rest='<graphic xlink:href="g"/>' * 50_000),
+    "figures in paragraphs in paragraphs": "<p>" * 240 + "<fig/>" * 50_000 + "</p>" * 240,
+    "captioned graphics of a deep table": "<table-wrap>"
+    + "<p>" * 240
+    + '<b><graphic xlink:href="g"><caption/></graphic></b>' * 50_000
+    + "</p>" * 240
+    + "</table-wrap>",
+    "50,000 translations": "<p>" * 240
+    + "<fig-group>"
+    + '<fig xml:lang="en"><caption>a</caption></fig><fig xml:lang="es"/>' * 25_000
+    + "</fig-group>"
+    + "</p>" * 240,
+    "50,000 captions": f"<fig>{'<caption><p>a</p></caption>' * 50_000}</fig>",
+    "50,000 parts of one image": f"<fig-group>{'<fig><caption><p>a</p></caption></fig>' * 50_000}"
+    '<graphic xlink:href="g"/></fig-group>',
+    "captions of nested groups": "<fig-group>" * 120
+    + '<fig><graphic xlink:href="g"/></fig>' * 50_000
+    + "<caption>a</caption></fig-group>" * 120,
     "50,000 labels": figure("", rest="<label/>" * 50_000),
     "50,000 alternatives": figure("<p>" + "<alternatives><graphic/></alternatives>" * 50_000 + "</p>"),
     "a million spaces": figure(f"<p>10<sup>{' ' * 10**6}</sup>DOI{' ' * 10**6}x</p><p>doi{' ' * 10**6}x</p>"),

@@ -1,0 +1,295 @@
+"""Plain text out of JATS elements: labels, captions and paragraphs as a reader sees them on one line.
+
+- Texts are one line with single spaces. Typographic quotes, dashes and Greek letters are kept. Soft hyphens and
+  zero-width characters are removed.
+- Nested markup is kept as text, and blocks are separated by a space. Marks of list items, footnotes, images, tables,
+  nested figures, supplements, alternative texts, paragraphs that are only a DOI and PMC's "Click here for additional
+  data file." are left out.
+- Subscripts and superscripts are plain text (H2O, Ca2+). A caret is written only where a number would change (10^6).
+- A formula is written once: from MathML on one line (x^2, x_i^(n+1), (a+b)/c, √x), or from TeX without its preamble. An
+  image of a formula is left out.
+- References to the bibliography that show bare numbers are dropped with their brackets and commas, and so are marks of
+  footnotes. Named citations, years, and references to figures and tables are kept.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from html.entities import html5
+
+from lxml import etree
+
+
+# Elements that end a line on a page: their text must not be glued to its neighbours.
+_BLOCKS = frozenset(
+    """
+    array attrib break caption chem-struct-wrap code def def-item def-list disp-formula disp-formula-group disp-quote hr
+    list list-item p preformat sec speech statement subtitle td term th title tr verse-group verse-line
+    """.split()
+)
+# Elements that are not part of the running text: what floats beside it, and pictures, notes, identifiers within it.
+_FLOATS = frozenset(
+    """
+    boxed-text fig fig-group fn-group graphic media supplementary-material table table-wrap table-wrap-group
+    """.split()
+)
+LEFT_OUT = _FLOATS | frozenset(
+    """
+    alt-text annotation annotation-xml fn glyph-data glyph-ref index-term index-term-range-end inline-graphic
+    inline-media label long-desc object-id private-char
+    """.split()
+)
+# Of several renderings of one thing the first of these is taken; pictures of it are left out.
+_ALTERNATIVES = ("math", "tex-math", "textual-form", "chem-struct")
+# All that needs more than to have its text taken as it stands; the empty name is that of entities.
+_SPECIAL = _BLOCKS | LEFT_OUT | {"", "alternatives", "math", "sup", "tex-math", "xref"}
+
+_BIBLIOGRAPHY = frozenset(("bibr", "ref"))
+_FOOTNOTES = frozenset(("fn", "table-fn", "aff", "corresp"))
+DASHES = "‐‑–—−-"  # the plain one last: in a set of characters it would make a range
+_BARE_NUMBERS = re.compile(rf"(?:\d[a-z]?|[\s\[\](),;.^*{DASHES}])*")
+_YEAR = re.compile(r"(?<!\d)(?:1[6-9]|20)\d\d(?!\d)")
+_SIGNED_NUMBER = re.compile(rf"[+±{DASHES}]?\s?\d")
+_IDENTIFIER = re.compile(r"(?:doi ?:? ?)?(?:https?://(?:dx\.)?doi\.org/)?10\.\d{4,9}/\S+", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"click here (?:for additional data file|to view)\b.{0,60}", re.IGNORECASE)
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+# Marks that stand in a text for what was left out until its surroundings are tidied; XML cannot contain them.
+_GAP = "\x00"
+_CITATION = f"{_GAP}\x01"
+_BETWEEN_CITATIONS = f" ,;[](){DASHES}"
+_CLOSING = (".", ",", ";", ":", ")", "]")
+
+_TOKENS = frozenset(("mi", "mn", "mo", "ms", "mtext"))
+_SCRIPTS = {"msub": "_", "munder": "_", "msup": "^", "mover": "^", "msubsup": "_^", "munderover": "_^"}
+_PLAIN, _SIGNED, _COMPOUND = range(3)
+_BRACKETS = {"(": ")", "[": "]", "{": "}", "|": "|", "⟨": "⟩"}
+_PRIMES = frozenset("'′″‴")
+_NO_OPERATORS = _PRIMES | frozenset("()[]{}|‖⟨⟩⌈⌉⌊⌋")
+
+
+def plain_text(element: etree._Element) -> str:
+    """The text inside an element as a reader would see it on one line; the module says what is kept."""
+    pieces: list[str] = []
+    _collect(element, pieces)
+    return _one_line(pieces)
+
+
+def text_of_blocks(blocks: Iterable[etree._Element]) -> str:
+    """Return the text of paragraphs, lists and captions that follow each other, on one line."""
+    pieces: list[str] = []
+    for block in blocks:
+        _collect_special(block, local_name(block.tag), pieces)
+    return _one_line(pieces)
+
+
+@lru_cache(maxsize=4096)
+def local_name(tag: object) -> str:
+    """The name without namespace; empty for an entity that is not expanded."""
+    return re.split("[}:]", tag)[-1].lower() if isinstance(tag, str) else ""
+
+
+def _collect(element: etree._Element, pieces: list[str]) -> None:
+    """Appends the text inside `element`, white space as it stands and a mark for what is left out."""
+    if text := element.text:
+        pieces.append(text)
+    for child in element:
+        name = local_name(child.tag)
+        if name in _SPECIAL:
+            _collect_special(child, name, pieces)
+        elif len(child):
+            _collect(child, pieces)
+        elif text := child.text:
+            pieces.append(text)
+        if tail := child.tail:
+            pieces.append(tail)
+
+
+def _collect_special(element: etree._Element, name: str, pieces: list[str]) -> None:
+    """Appends the text of an element of the kinds that `_SPECIAL` names."""
+    start = len(pieces)
+    if name == "xref":
+        _collect(element, pieces)
+        kind = element.get("ref-type")
+        if (kind in _BIBLIOGRAPHY or kind in _FOOTNOTES) and _is_noise(kind, pieces[start : start + 41]):
+            pieces[start:] = [_CITATION]
+    elif name in _BLOCKS:
+        pieces.append(" ")
+        _collect(element, pieces)
+        if name in ("p", "title") and _is_no_text(pieces[start : start + 9]):
+            del pieces[start:]
+        pieces.append(_GAP if (element.tail or "").lstrip().startswith(_CLOSING) else " ")
+    elif name in LEFT_OUT:
+        pieces.append(f"{_GAP} " if name in _FLOATS else _GAP)
+    elif name == "sup":
+        follows_number = start and (pieces[-1][-1:].isdigit() or pieces[-1][-1:] in tuple(")]}"))
+        _collect(element, pieces)
+        if follows_number and _SIGNED_NUMBER.match("".join(pieces[start : start + 9]).lstrip()):
+            pieces[start] = "^" + pieces[start].lstrip()
+    elif name == "math":
+        pieces.append(_math(element)[0])
+    elif name == "tex-math":
+        if not any(name_of(sibling) == "math" for sibling in (element.getprevious(), element.getnext())):
+            source: list[str] = []
+            _collect(element, source)
+            pieces.append(_tex("".join(source)))
+    elif name == "alternatives":
+        chosen = _chosen_rendering(element)
+        if chosen is None:
+            pieces.append(_GAP)
+        elif name_of(chosen) in _SPECIAL:
+            _collect_special(chosen, name_of(chosen), pieces)
+        else:
+            _collect(chosen, pieces)
+    else:
+        pieces.append(html5.get((element.text or "").lstrip("&"), ""))
+
+
+def _one_line(pieces: list[str]) -> str:
+    """Joins collected text, with single spaces and without the marks of what was left out."""
+    text = " ".join("".join(pieces).split())
+    if _GAP in text:
+        text = _close_gaps(text).strip()
+    if not text.isprintable():  # cheaper than to look for each of the characters without width
+        text = " ".join(_INVISIBLE.sub("", text).split())
+    return text
+
+
+def _close_gaps(text: str) -> str:
+    """Takes the marks out, with the brackets, commas and spaces that make no sense without what was left out."""
+    left, *segments = text.split(_GAP)
+    are_citations = [segment.startswith("\x01") for segment in segments]
+    kept: list[str] = []
+    for right, is_citation, next_is_citation in zip(segments, are_citations, [*are_citations[1:], False], strict=True):
+        right = right.removeprefix("\x01")
+        if not right or (is_citation and next_is_citation and right.strip(_BETWEEN_CITATIONS) in ("", "and", "&")):
+            continue
+        before, after = left.rstrip(" "), right.lstrip(" ")
+        for _ in range(3):  # brackets within brackets
+            if before[-1:] + after[:1] in ("()", "[]"):
+                left, right = before[:-1], after[1:]
+                before, after = left.rstrip(" "), right.lstrip(" ")
+        if not left and kept:
+            left = kept.pop()
+            before = left.rstrip(" ")
+        if before.endswith(("(", "[")):
+            left, right = before, after.lstrip(" ,;")
+        elif after.startswith(_CLOSING) and not after[1:2].isdigit():
+            left, right = before, after
+            if left.endswith((",", ";")):
+                left = left[:-1]
+            elif left.endswith(".") and right.startswith("."):
+                right = right[1:]
+        elif left.endswith(" "):
+            right = after
+        elif is_citation and left[-1:].isalnum() and right[:1].isalnum():
+            right = f" {right}"
+        if right:
+            kept.append(left)
+            left = right
+    return "".join(kept) + left
+
+
+def _is_noise(kind: str, pieces: list[str]) -> bool:
+    """A reference to the bibliography that shows bare numbers, such as the 12 of «[12]», or the mark of a footnote."""
+    text = "".join(pieces)
+    if len(pieces) > 40:
+        return False
+    if kind in _FOOTNOTES:
+        return len(text.strip()) <= 2
+    return _BARE_NUMBERS.fullmatch(text) is not None and not _YEAR.search(text)
+
+
+def _is_no_text(pieces: list[str]) -> bool:
+    """A paragraph that is only a DOI, or what PMC puts in place of a file."""
+    text = " ".join("".join(pieces).split())
+    return len(pieces) < 9 and any(pattern.fullmatch(text) for pattern in (_IDENTIFIER, _PLACEHOLDER))
+
+
+def _chosen_rendering(alternatives: etree._Element) -> etree._Element | None:
+    children = {name_of(child): child for child in reversed(alternatives)}
+    names = (*_ALTERNATIVES, *reversed(children))
+    return next((children[name] for name in names if name in children and name not in LEFT_OUT), None)
+
+
+def _tex(source: str) -> str:
+    """The formula of a `<tex-math>`, without the preamble that many publishers send along."""
+    before, begin, after = source.partition(r"\begin{document}")
+    return re.sub(r"(?<!\\)\$", "", after.partition(r"\end{document}")[0] if begin else before)
+
+
+def _math(element: etree._Element) -> tuple[str, int]:
+    """A MathML formula on one line, and whether it holds an operator: none, only as its sign, or between its parts."""
+    name = local_name(element.tag)
+    if name in _TOKENS:
+        return _math_token(element, name)
+    if name in LEFT_OUT or name == "mphantom":
+        return "", _PLAIN
+    children = [_math(child) for child in element]
+    if name in _SCRIPTS and len(children) == len(_SCRIPTS[name]) + 1:
+        return _scripted(name, children)
+    if name == "mfrac" and len(children) == 2:
+        return f"{_bracketed(children[0])}/{_bracketed(children[1])}", _COMPOUND
+    if name == "mroot" and len(children) == 2:
+        return f"√[{children[1][0]}]{_bracketed(children[0])}", _PLAIN
+    if name == "mfenced":
+        return _fenced(element, children), _PLAIN
+    if name in ("mtable", "mtr", "mlabeledtr"):
+        return " ".join(text for text, _ in children), _COMPOUND
+    row = _row(children) if children else ((element.text or "").strip(), _PLAIN)
+    return (f"√{_bracketed(row)}", _PLAIN) if name == "msqrt" else row
+
+
+def _math_token(element: etree._Element, name: str) -> tuple[str, int]:
+    text = element.text or ""
+    if len(element):
+        pieces: list[str] = []
+        _collect(element, pieces)
+        text = "".join(pieces)
+    if text.isalnum():
+        return text, _PLAIN
+    text = _INVISIBLE.sub("", text)
+    # Letters in a formula touch, words do not: only the text of an <mtext> keeps a space at its ends.
+    text = re.sub(r"\s+", " ", text) if name == "mtext" else " ".join(text.split())
+    is_operator = name == "mo" and text and not text.isalnum() and _NO_OPERATORS.isdisjoint(text)
+    return text, _SIGNED if is_operator else _PLAIN
+
+
+def _row(parts: list[tuple[str, int]]) -> tuple[str, int]:
+    row, holds = "", _PLAIN
+    for text, operator in parts:
+        if operator and text:
+            holds = _COMPOUND if row else operator
+        row += text
+    return row, holds
+
+
+def _scripted(name: str, parts: list[tuple[str, int]]) -> tuple[str, int]:
+    text = parts[0][0]
+    for mark, script in zip(_SCRIPTS[name], parts[1:], strict=True):
+        is_accent = name in ("munder", "mover") and len(script[0]) == 1 and not script[0].isalnum()
+        touches = is_accent or _PRIMES.issuperset(script[0])
+        text += script[0] if touches else mark + _bracketed(script)
+    return text, parts[0][1]
+
+
+def _bracketed(part: tuple[str, int]) -> str:
+    """In brackets if it holds an operator and does not stand in brackets yet."""
+    text, holds = part
+    closing = _BRACKETS.get(text[:1])
+    if holds != _COMPOUND or (closing and text.endswith(closing) and closing not in text[1:-1]):
+        return text
+    return f"({text})"
+
+
+def _fenced(element: etree._Element, children: list[tuple[str, int]]) -> str:
+    separators = "".join(element.get("separators", ",").split())
+    text = ""
+    for position, (child, _) in enumerate(children):
+        text += separators[min(position, len(separators)) - 1] if position and separators else ""
+        text += child
+    return element.get("open", "(") + text + element.get("close", ")")
+
+
+def name_of(element: etree._Element | None) -> str:
+    return "" if element is None else local_name(element.tag)
