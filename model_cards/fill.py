@@ -189,7 +189,7 @@ def _command(options: Mapping[str, Any]) -> str:
 
 def template(name: str) -> Template:
     """A card before it is filled."""
-    return Template((Path(__file__).parent / name).read_text())
+    return Template((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def _largest_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:

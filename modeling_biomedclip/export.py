@@ -95,7 +95,7 @@ def export_model(
         "image_hidden_size": model.config.vision_config.hidden_size,
         "text_hidden_size": model.config.text_config.hidden_size,
     }
-    (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def check_export(format: str, precision: str) -> None:

@@ -44,7 +44,7 @@ class ExportedModel:
         path = Path(folder)
         if not (path / DESCRIPTION).is_file():
             raise FileNotFoundError(f"{path}: no {DESCRIPTION} there. Write one with: biomedclip export --help")
-        self.description = json.loads((path / DESCRIPTION).read_text())
+        self.description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         check_export(self.description["format"], self.description["precision"])
         check_packages(PACKAGES_TO_RUN[self.description["format"]])
         self.config = SimpleNamespace(

@@ -267,7 +267,11 @@ def read_pmcids(choice: str | list[str] | None) -> list[str] | None:
     if re.fullmatch(r"PMC[\d.]+(\s*,\s*PMC[\d.]+)*", choice.strip()):
         pmcids = [part.strip() for part in choice.split(",")]
     elif Path(choice).is_file():
-        pmcids = [word for line in Path(choice).read_text().splitlines() for word in line.split("#")[0].split()]
+        pmcids = [
+            word
+            for line in Path(choice).read_text(encoding="utf-8").splitlines()
+            for word in line.split("#")[0].split()
+        ]
     else:
         raise ValueError(f"--pmcids {choice!r} is neither a list such as PMC1,PMC2 nor a file with one a line.")
     if not pmcids:

@@ -1,5 +1,6 @@
 """The `biomedclip` command: finds the verb, runs it, and turns errors into one line a person can act on."""
 
+import io
 import logging
 import os
 import sys
@@ -44,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0, 1 when the work failed, 2 when the command line makes no sense.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks must not end a command whose work is done.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0 if arguments else 2

@@ -223,7 +223,7 @@ def _read_recipe(name: str, path: Path, sections: Sequence[str], above: Sequence
         chain = " -> ".join(recipe.stem for recipe in [*above, path])
         raise ValueError(f"{name} builds on itself: {chain}. Take one of these lines `base:` away.")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is not YAML: {error}") from error
     if not isinstance(content, Mapping):

@@ -306,7 +306,7 @@ def compare_download(
     inputs.mkdir()
     for number, picture in enumerate(pictures_to_compare([])):
         picture.save(inputs / f"{number:03d}.png")
-    (inputs / reloading.TEXTS).write_text(json.dumps([TEMPLATE.format(label) for label in LABELS]))
+    (inputs / reloading.TEXTS).write_text(json.dumps([TEMPLATE.format(label) for label in LABELS]), encoding="utf-8")
     theirs = _answers_of(folder, inputs, scratch)
     ours = reloading.answers(*source, inputs)
     differences = {}
@@ -329,7 +329,9 @@ def _answers_of(folder: Path, inputs: Path, scratch: Path) -> dict[str, torch.Te
     hidden = ("PYTHONPATH", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=scratch, env=environment, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ValueError(f"The upload, downloaded again, does not load ({last[0]}). Nothing was published.")

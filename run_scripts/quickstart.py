@@ -135,7 +135,7 @@ class Quickstart:
         }
         plot_curves(log_history, self.output_dir / "curves.png")
         write_json(self.output_dir / "report.json", report)
-        (self.output_dir / "report.md").write_text(report_as_markdown(report))
+        (self.output_dir / "report.md").write_text(report_as_markdown(report), encoding="utf-8")
         self.show(report)
         return report
 

@@ -29,7 +29,7 @@ def answers(model: Any, processor: Any, inputs: Path) -> dict[str, torch.Tensor]
     """
     model = model.float().eval()
     pictures = [Image.open(path) for path in sorted(inputs.glob("*.png"))]
-    texts = json.loads((inputs / TEXTS).read_text())
+    texts = json.loads((inputs / TEXTS).read_text(encoding="utf-8"))
     batch = processor(text=texts, images=pictures, return_tensors="pt")
     output = model(**batch)
     return {

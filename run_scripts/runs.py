@@ -209,7 +209,7 @@ def _lacks_its_model(args: TrainingArguments, checkpoint: str, steps: int) -> bo
     """Whether a run has written its last checkpoint, but not `train_results.json`, which comes after its model."""
     output = Path(args.output_dir)
     try:
-        finished = json.loads((output / "train_results.json").read_text())["steps"] == steps
+        finished = json.loads((output / "train_results.json").read_text(encoding="utf-8"))["steps"] == steps
     except (OSError, ValueError, KeyError):
         finished = False
     # All together: the first process writes that file, and may be ahead.
@@ -219,6 +219,6 @@ def _lacks_its_model(args: TrainingArguments, checkpoint: str, steps: int) -> bo
 def _step_of(checkpoint: str | Path) -> int | None:
     """Step of a checkpoint, or none if it is not whole: the file that says so is the last to be written."""
     try:
-        return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
+        return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
     except (OSError, ValueError, KeyError):
         return None

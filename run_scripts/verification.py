@@ -149,7 +149,7 @@ def _loadable(folder: Path, text_config: Any, scratch: Path) -> Path:
     open_clip builds the text tower from the configuration of a named BERT. Where that cannot be reached (no network),
     the names are replaced by a folder with the same configuration, and the other files linked.
     """
-    config = json.loads((folder / OPEN_CLIP_CONFIG).read_text())
+    config = json.loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     if _is_within_reach(config["model_cfg"]["text_cfg"]["hf_model_name"]):
         return folder
     stand_in = scratch / "stand_in"
@@ -159,7 +159,7 @@ def _loadable(folder: Path, text_config: Any, scratch: Path) -> Path:
     bert_config_of(text_config).save_pretrained(scratch / "bert")
     config["model_cfg"]["text_cfg"]["hf_model_name"] = str(scratch / "bert")
     (stand_in / OPEN_CLIP_CONFIG).unlink()
-    (stand_in / OPEN_CLIP_CONFIG).write_text(json.dumps(config))
+    (stand_in / OPEN_CLIP_CONFIG).write_text(json.dumps(config), encoding="utf-8")
     return stand_in
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,20 @@ def python(code: str) -> str:
 def losses(folder: Path) -> list[float]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def free_port() -> int:
+    """
+    Returns a port of loopback for a server that starts within the next minute.
+
+    A port that was only bound and released may be given to any other program before the server binds it. A connection
+    that was closed on this side keeps the port for a minute: the system gives it to no one, and a server that asks for
+    this port gets it.
+    """
+    with socket.socket() as server, socket.socket() as client:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        client.connect(server.getsockname())
+        server.accept()[0].close()
+        return server.getsockname()[1]

@@ -8,14 +8,13 @@ requests from its input and answers with exit statuses, as lines of JSON.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from commands import ENVIRONMENT, ROOT
+from commands import ENVIRONMENT, ROOT, free_port
 
 
 TIMEOUT = 120  # seconds, after which a run hangs
@@ -118,9 +117,7 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         log, processes, kill_after = Path(request["log"]), request["processes"], request["kill_after"]
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = server.getsockname()[1]
+        port = free_port()
         running = {}
         for process in range(processes):
             pid = os.fork()

@@ -21,7 +21,7 @@ THE_DOOR = ROOT / "modeling_biomedclip" / "__init__.py"
 
 def imported_packages(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -41,9 +41,9 @@ def test_no_folder_imports_what_it_must_not_know(folder):
 def test_the_top_level_holds_nothing_else():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )
+    # Git refuses a checkout that belongs to another user unless it is told that this one is safe.
+    command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     top = {name.split("/")[0] for name in tracked if name}
     small_files = {
         ".ci",
@@ -83,6 +83,31 @@ def test_every_public_name_can_be_had_and_is_documented(package):
 def test_relative_imports_of_files_that_travel_as_remote_code_are_siblings():
     """transformers flattens such files into one folder: two dots, or a package below, would not be found."""
     for path in [*ROOT.glob("modeling_biomedclip/*_biomedclip.py"), *ROOT.glob("processing/*_biomedclip.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
                 assert node.level == 1 and "." not in node.module, path
+
+
+def reads_or_writes_text_without_an_encoding(call: ast.Call) -> bool:
+    """Whether a call leaves the encoding of a file or of a program's output to the locale."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    named = {keyword.arg: keyword.value for keyword in call.keywords}
+    literals = {value.value for value in [*call.args, *named.values()] if isinstance(value, ast.Constant)}
+    if "encoding" in named:
+        return False
+    if name == "open":
+        # `PIL.Image.open` and a file system's `open` read bytes; a text mode has no "b", and is the default of `open`.
+        modes = {value for value in literals if isinstance(value, str) and set(value) <= set("rwaxbt+")}
+        return not any("b" in mode for mode in modes) and (isinstance(call.func, ast.Name) or bool(modes))
+    return name in ("read_text", "write_text") or getattr(named.get("text"), "value", False) is True
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_text_is_read_and_written_in_an_encoding_that_the_code_names(folder):
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and reads_or_writes_text_without_an_encoding(node)
+    ]
+    assert not found

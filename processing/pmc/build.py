@@ -333,7 +333,7 @@ def _changes(work_list: pa.Table, staging: Staging) -> tuple[pa.Table, dict[str,
         )
     outdated = joined.filter(pc.or_(pc.or_(removed, changed), again)).column("pmcid")
     wanted = joined.filter(pc.or_(pc.or_(new, changed), again)).column("pmcid")
-    staging.outdated.write_text("\n".join(outdated.to_pylist()))
+    staging.outdated.write_text("\n".join(outdated.to_pylist()), encoding="utf-8")
     return work_list.filter(pc.is_in(work_list.column("pmcid"), wanted.combine_chunks())), counts
 
 
@@ -469,7 +469,7 @@ class FinishDataset(BuildStep):
         statistics = {}
         for name in plan.names():
             path = self.staging.statistics / f"{Path(name).stem}.json"
-            statistics[name] = json.loads(path.read_text())
+            statistics[name] = json.loads(path.read_text(encoding="utf-8"))
         _verify(self.staging.result / "data", plan)
         now = datetime.now(UTC)
         return {

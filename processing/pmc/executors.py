@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,8 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
-from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger as datatrove_logger
 
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 # What does not pass: a full disk, one that is read-only, one that knows no locks.
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 EXECUTORS = ("local", "slurm", "ray")
+_LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes
+_SHORTER = "Set {} to a folder with a shorter path, such as /tmp."
 PAUSE = 20.0  # seconds before a task is run again; twice as many before the next time
 
 
@@ -169,6 +173,7 @@ class _LocalExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 self._run_copy(rank)
             return
+        _check_temporary_folder()
         with ProcessPoolExecutor(self.workers, get_context("forkserver"), initializer=_end_with_parent) as pool:
             errors = [future.exception() for future in [pool.submit(self._run_copy, rank) for rank in ranks]]
         for error in filter(None, errors):
@@ -199,8 +204,36 @@ class _SlurmExecutor(SlurmPipelineExecutor):
                     raise
                 time.sleep(PAUSE * attempt)
 
+    def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
+        """Quotes values and paths: `sbatch` and bash would split them at spaces."""
+        pickled = self.logging_dir.resolve_paths("executor.pik")
+        return super().get_launch_file_contents(
+            {name: shlex.quote(str(value)) if value else value for name, value in sbatch_args.items()},
+            run_script.replace(pickled, shlex.quote(pickled)),
+        )
+
     def launch_merge_stats(self) -> None:
         """The report has all numbers; datatrove's own would be one more job for each stage."""
+
+
+class _RayExecutor(RayPipelineExecutor):
+    """
+    datatrove's Ray executor with the log of each task in the folder of logs.
+
+    datatrove first writes all logs to one folder of the system, `/tmp/ray_logs`. If another user created it, every task
+    fails; two builds at the same time mix their logs.
+    """
+
+    _run_for_rank = PipelineExecutor._run_for_rank
+
+
+def _check_temporary_folder() -> None:
+    """Raises `ValueError` if the sockets of worker processes do not fit into the path that the system allows."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) + len("/pymp-xxxxxxxx/listener-xxxxxxxx") > _LONGEST_SOCKET_PATH:
+        raise ValueError(
+            f"The path of the temporary folder {folder} is too long for sockets. {_SHORTER.format('TMPDIR')}"
+        )
 
 
 def _end_with_parent() -> None:
@@ -247,11 +280,15 @@ def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Pat
         import ray
     except ImportError as error:
         raise ImportError(f"--executor ray: {error}. Run: pip install 'biomedclip[ray]'") from error
-    from datatrove.executor.ray import RayPipelineExecutor
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)  # a cluster's address is read from RAY_ADDRESS
-    return RayPipelineExecutor(
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)  # a cluster's address is read from RAY_ADDRESS
+        except OSError as error:
+            if "AF_UNIX" not in str(error):
+                raise
+            raise ValueError(f"--executor ray: {error}. {_SHORTER.format('RAY_TMPDIR')}") from error
+    return _RayExecutor(
         steps, tasks=tasks, workers=workers, logging_dir=str(logs), cpus_per_task=1, mem_per_cpu_gb=memory_gb
     )
 
@@ -261,7 +298,7 @@ def _quiet() -> Iterator[None]:
     """datatrove logs to the terminal as well as to its files; the terminal belongs to the progress bar."""
     datatrove_logger.remove()
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
             yield
     finally:
         datatrove_logger.remove()

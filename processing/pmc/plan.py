@@ -112,7 +112,7 @@ class Plan:
 
     @classmethod
     def load(cls, staging: Staging) -> "Plan":
-        return cls(**json.loads(staging.plan.with_suffix(".json").read_text()))
+        return cls(**json.loads(staging.plan.with_suffix(".json").read_text(encoding="utf-8")))
 
 
 def make_plan(
@@ -144,7 +144,7 @@ def make_plan(
     """
     journals = sorted(staging.journals.glob("*.jsonl"))
     staging.result.mkdir(exist_ok=True)
-    gone = frozenset(outdated.read_text().split()) if outdated else frozenset()
+    gone = frozenset(outdated.read_text(encoding="utf-8").split()) if outdated else frozenset()
     old_articles, old_skipped = _previous_articles(previous, gone)
     table, skipped_counts = _write_outcomes(staging, journals, old_articles, old_skipped)
     shards = sorted((previous / "data").glob("*.parquet")) if previous else []

@@ -147,7 +147,7 @@ def only_one(output: Path) -> Iterator[None]:
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{HIDDEN}.lock"
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         try:
             lock(file, wait=False)
         except BlockingIOError:

@@ -85,8 +85,8 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     title = (
         f"{task} on {results[0]['benchmark'] or Path(data['path']).name}, {data['split']} split, {data['rows']:,} rows"
     )
-    (output_dir / "comparison.md").write_text(_markdown(title, columns, cells, bool(paper), results))
-    (output_dir / "comparison.tex").write_text(_latex(title, columns, cells))
+    (output_dir / "comparison.md").write_text(_markdown(title, columns, cells, bool(paper), results), encoding="utf-8")
+    (output_dir / "comparison.tex").write_text(_latex(title, columns, cells), encoding="utf-8")
     write_json(
         output_dir / "comparison.json",
         {

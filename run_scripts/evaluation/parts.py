@@ -33,7 +33,7 @@ class Parts:
         self.count = count
         self.folder.mkdir(parents=True, exist_ok=True)
         if PartialState().is_main_process:
-            (self.folder / "key.json").write_text(json.dumps(key, indent=2, sort_keys=True) + "\n")
+            (self.folder / "key.json").write_text(json.dumps(key, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def complete(self, work: Callable[[int], Part], description: str) -> None:
         """

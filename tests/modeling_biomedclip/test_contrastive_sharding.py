@@ -1,10 +1,9 @@
 """Training sharded by FSDP2 in two processes, beside DDP."""
 
-import socket
-
 import pytest
 import torch
 import torch.multiprocessing
+from commands import free_port
 from gradient_processes import tiny_model
 from sharded_training import training_of_a_process
 
@@ -14,10 +13,7 @@ from modeling_biomedclip import BiomedCLIPModel
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(training_of_a_process, (2, port, str(folder)), nprocs=2)
+    torch.multiprocessing.spawn(training_of_a_process, (2, free_port(), str(folder)), nprocs=2)
     return folder
 
 

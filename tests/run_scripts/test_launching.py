@@ -1,13 +1,12 @@
 """The lines that start a run on several GPUs or machines, with processes on the CPU in their place."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, ROOT, biomedclip, losses
+from commands import ENVIRONMENT, ROOT, biomedclip, free_port, losses
 from pair_shards import write_shards
 
 
@@ -43,12 +42,6 @@ def alone(arguments, tmp_path_factory) -> list[float]:
     return losses(folder)
 
 
-def free_port() -> str:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
-
-
 def launch(command: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         command, env=ENVIRONMENT, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -79,7 +72,7 @@ def lines(launcher: str, port: str) -> list[list[str]]:
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate", "torchrun on 2 machines", "accelerate on 2 machines"])
 def test_two_processes_take_the_steps_of_one(launcher, arguments, alone, tmp_path):
     command = [str(BIN / "biomedclip"), *arguments, "--output-dir", str(tmp_path / "run")]
-    results = results_of([[*line, *command] for line in lines(launcher, free_port())], tmp_path / "run")
+    results = results_of([[*line, *command] for line in lines(launcher, str(free_port()))], tmp_path / "run")
     assert not results["sharded"]
     # Float32: sums over two processes in another order, and an optimizer that divides by small ones.
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=2e-3)
@@ -92,7 +85,7 @@ def test_two_processes_with_a_share_of_the_model_each_take_the_steps_of_one(laun
     command += ["--output-dir", str(tmp_path / "run")]
     if launcher != "accelerate's own FSDP":
         command += ["--fsdp", "true"]
-    results = results_of([[*line, *command] for line in lines(launcher, free_port())], tmp_path / "run")
+    results = results_of([[*line, *command] for line in lines(launcher, str(free_port()))], tmp_path / "run")
     assert results["sharded"]
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=2e-3)
     assert losses(tmp_path / "run")[0] == pytest.approx(alone[0], rel=1e-5)

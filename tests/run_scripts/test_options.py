@@ -1,5 +1,7 @@
 """Options out of recipes and off the command line."""
 
+import io
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -8,7 +10,9 @@ import yaml
 from modeling_biomedclip import ContrastiveTrainingArguments
 from run_scripts import train
 from run_scripts.build import read_pmcids
+from run_scripts.main import main
 from run_scripts.options import RECIPES, is_true, option_value, parse_options, read_recipe, recipe_names
+from run_scripts.reporting import say
 from run_scripts.train import ALTERNATIVES, ModelOptions, PairHandling, TrainData
 
 
@@ -247,3 +251,12 @@ def test_pmcids_are_read_from_a_file(tmp_path):
     assert read_pmcids(str(tmp_path / "ids.txt")) == ["PMC1", "PMC2.1"]
     with pytest.raises(ValueError, match="neither a list"):
         read_pmcids("ids")
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_a_command(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr("run_scripts.convert.main", lambda arguments: say("größe 大小"))
+    assert main(["convert"]) == 0
+    terminal.flush()
+    assert "größe \\u5927\\u5c0f" in terminal.buffer.getvalue().decode("latin-1")

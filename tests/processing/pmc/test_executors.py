@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -42,17 +43,21 @@ def test_the_number_of_tasks_and_workers_changes_no_byte(mirror, tmp_path, undis
 
 def test_ray_gives_the_same_bytes(mirror, tmp_path, undisturbed):
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    # The folder that datatrove logs to first: its place is taken, as by another user.
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "temporary" / "ray_logs").touch()
     # In a process of its own: Ray's workers should not inherit what tests have imported.
     code = (
         "from pathlib import Path\n"
         "from processing.pmc.build import BuildOptions, build_dataset\n"
         "from processing.pmc.executors import Engine\n"
-        f"build_dataset(BuildOptions({str(mirror.root)!r}), {str(tmp_path / 'out')!r}, tasks=16,\n"
+        f"build_dataset(BuildOptions({str(mirror.root)!r}), {str(tmp_path / 'out')!r}, tasks=4,\n"
         "    engine=Engine(executor='ray', workers=2, memory_gb=1))\n"
         "import ray\n"
         "assert ray.is_initialized()\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
+    environment["TMPDIR"] = str(tmp_path / "temporary")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=300)
     assert files(tmp_path / "out") == undisturbed
 
@@ -66,21 +71,22 @@ def slurm(tmp_path, monkeypatch) -> Path:
     return tmp_path / "slurm"
 
 
-SLURM = {"partition": "cpu", "time": "02:00:00", "qos": None, "sbatch_args": {"account": "lab"}}
+SLURM = {"partition": "cpu", "time": "02:00:00", "qos": None, "sbatch_args": {"account": "lab", "comment": "two words"}}
 
 
 def test_slurm_gives_the_same_bytes_out_of_four_jobs_that_wait_for_each_other(mirror, tmp_path, undisturbed, slurm):
     engine = Engine(executor="slurm", workers=3, memory_gb=4, slurm=SLURM)
-    assert build_set(mirror.root, tmp_path / "out", tasks=5, engine=engine) is None
-    assert files(tmp_path / "out") == undisturbed, "\n".join(path.read_text() for path in slurm.glob("*.out"))
+    output = tmp_path / "a folder of the user's"
+    assert build_set(mirror.root, output, tasks=5, engine=engine) is None
+    assert files(output) == undisturbed, "\n".join(path.read_text() for path in slurm.glob("*.out"))
     scripts = [(slurm / f"job-{number}.sh").read_text() for number in range(1, 5)]
     names = [re.search(r"--job-name=(\S+)", script)[1] for script in scripts]
     assert names == [f"biomedclip-{stage}" for stage in ("articles", "plan", "shards", "finish")]
     assert "#SBATCH --array=0-4%3" in scripts[0] and "#SBATCH --array=0-0\n" in scripts[1]
     for script in scripts:
-        for line in ("--partition=cpu", "--time=02:00:00", "--account=lab", "--requeue"):
+        for line in ("--partition=cpu", "--time=02:00:00", "--account=lab", "--comment='two words'", "--requeue"):
             assert f"#SBATCH {line}\n" in script
-        assert str(Path(sys.executable).parent) in script
+        assert f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n" in script
     memory = [re.search(r"--mem-per-cpu=(\d+)G", script)[1] for script in scripts]
     assert memory == ["4", "8", "4", "4"], "the plan has all pairs in memory"
     assert [(slurm / f"job-{number}.args").read_text().split("\n")[1:] for number in range(1, 5)] == [
@@ -94,23 +100,36 @@ def test_slurm_gives_the_same_bytes_out_of_four_jobs_that_wait_for_each_other(mi
 
 def test_under_slurm_the_same_command_goes_on_behind_a_job_that_failed(mirror, tmp_path, undisturbed, slurm):
     engine = Engine(executor="slurm", workers=3, retries=0, slurm=SLURM)
-    launch = slurm / "launch_pickled_pipeline"
-    launch.write_text('#!/bin/bash\n[[ $SLURM_ARRAY_TASK_ID == 2 ]] && exit 1\nexec $REAL_LAUNCH "$@"\n')
-    launch.chmod(0o755)
-    real = str(Path(sys.executable).parent / "launch_pickled_pipeline")
-    os.environ["REAL_LAUNCH"] = real
-    (slurm / "srun").write_text((slurm / "srun").read_text().replace('exec "$@"', f'exec {launch} "${{@:2}}"'))
-    try:
-        with pytest.raises(Exception, match="sbatch"):
-            build_set(mirror.root, tmp_path / "out", tasks=5, engine=engine)
-        assert not (tmp_path / "out" / "data").exists()
-        (slurm / "srun").write_text((slurm / "srun").read_text().replace(str(launch), real))
-        assert build_set(mirror.root, tmp_path / "out", tasks=5, engine=engine) is None
-    finally:
-        del os.environ["REAL_LAUNCH"]
+    real = shlex.quote(str(Path(sys.executable).parent / "launch_pickled_pipeline"))
+    srun = (slurm / "srun").read_text()
+    third_fails = f'[[ $SLURM_ARRAY_TASK_ID == 2 ]] && exit 1\nexec {real} "${{@:2}}"'
+    (slurm / "srun").write_text(srun.replace('exec "$@"', third_fails))
+    with pytest.raises(Exception, match="sbatch"):
+        build_set(mirror.root, tmp_path / "out", tasks=5, engine=engine)
+    assert not (tmp_path / "out" / "data").exists()
+    (slurm / "srun").write_text(srun)
+    assert build_set(mirror.root, tmp_path / "out", tasks=5, engine=engine) is None
     assert files(tmp_path / "out") == undisturbed
     last = max(slurm.glob("job-*.sh"), key=lambda path: path.stat().st_mtime_ns)
     assert "biomedclip-finish" in last.read_text()
+
+
+def test_a_temporary_folder_too_long_for_sockets_is_told_before_a_worker_starts(mirror, tmp_path, monkeypatch):
+    mirror.plain_articles(3)
+    monkeypatch.setattr("tempfile.tempdir", f"/{'long/' * 20}")
+    with pytest.raises(ValueError, match="/long/.* is too long for sockets. Set TMPDIR to"):
+        build_set(mirror.root, tmp_path / "out", tasks=2, workers=2)
+
+
+def test_a_temporary_folder_too_long_for_the_sockets_of_ray_is_told(monkeypatch):
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+
+    def too_long(**options):
+        raise OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /long/ray/...")
+
+    monkeypatch.setattr(ray, "init", too_long)
+    with pytest.raises(ValueError, match="--executor ray: .*AF_UNIX.*Set RAY_TMPDIR to"):
+        executors._ray_executor([], 2, 1, Path("logs"), 1)
 
 
 def test_a_task_that_failed_is_run_again_and_goes_on_where_it_was(mirror, tmp_path, undisturbed, monkeypatch):

@@ -2,12 +2,15 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from mirror_writer import build_set, figure_xml, png_bytes
 
@@ -82,7 +85,7 @@ def test_killed_at_ten_random_moments_a_build_ends_with_the_same_bytes(mirror, t
         # Ready before the ten kills were through: once more from nothing.
         assert process.returncode == 0 and files(output) == files(tmp_path / "undisturbed")
         for path in output.iterdir():
-            subprocess.run(["rm", "-r", str(path)], check=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         done = [0]
     process = start(mirror.root, output)
     assert process.wait(120) == 0
@@ -107,9 +110,12 @@ def test_workers_that_outlive_their_killed_parent_do_no_harm(mirror, tmp_path, w
 
 def processes_of(group: int) -> list[str]:
     """Processes of a group that are still alive."""
-    lines = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
-    rows = (line.split(None, 2) for line in lines.splitlines())
-    return [row[-1] for row in rows if row[0] == str(group) and "Z" not in row[1]]
+    alive = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(" ".join(process.cmdline()))
+    return alive
 
 
 def test_workers_of_a_killed_build_do_not_write_into_another_build(mirror, tmp_path):
@@ -145,12 +151,9 @@ def test_a_worker_that_was_killed_is_noticed_and_replaced(mirror, tmp_path):
     while count_articles(journals_in(tmp_path / "out")) < 10:
         time.sleep(0.01)
         assert process.poll() is None
-    children = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout
-    server = next(line.split()[0] for line in children.splitlines() if "forkserver" in line)
-    workers = subprocess.run(["ps", "-o", "pid=", "--ppid", server], capture_output=True, text=True, check=True)
-    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
+    children = psutil.Process(process.pid).children()
+    (server,) = [child for child in children if "forkserver" in " ".join(child.cmdline())]
+    server.children()[0].kill()
     assert process.wait(120) == 0
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
 
