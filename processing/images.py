@@ -8,18 +8,18 @@ from typing import Any
 import fsspec
 from PIL import Image, UnidentifiedImageError
 
+from .image_formats import DECODABLE_FORMATS, DICOM_SUFFIXES, format_of
+
 
 MAX_PIXELS = 175_000_000  # a page scanned at 1,200 dpi has 140 million; Pillow itself stops at 179
 # An image and its file, decoder included, stay below this: with all that a process holds besides, below 1 GiB.
 MAX_BYTES = 700_000_000
 # Bytes that decoding takes for each pixel at most, measured with Pillow 13. JPEG: a file may come in several scans, for
 # which all coefficients are held. TIFF: a file may be one strip, of 16-bit RGBA. WebP: the canvas, four times.
-_BYTES_TO_DECODE = {"JPEG": 12, "MPO": 12, "TIFF": 12, "WEBP": 16}
+_BYTES_TO_DECODE = {"JPEG": 12, "MPO": 12, "TIFF": 12, "WEBP": 16, "JPEG2000": 28}
 _BYTES_TO_DECODE_ONE_BAND = 3
+_BYTES_TO_DECODE_JPEG2000_ONE_BAND = 10  # OpenJPEG holds four bytes for each value of a tile, which may be the image
 _BYTES_TO_DECODE_OTHERWISE = 5  # four in Pillow's memory, and a copy in grey
-DECODABLE_FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")
-IMAGE_SUFFIXES = {f".{name.lower()}" for name in DECODABLE_FORMATS} | {".jpg", ".tif"}
-DICOM_SUFFIXES = {".dcm", ".dicom"}
 
 
 class ImageError(ValueError):
@@ -80,6 +80,8 @@ def open_image(source: Any) -> tuple[Image.Image, str]:
             raise ImageError("the row holds neither bytes nor a path of an image", "image missing")
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
+        if os.path.exists(name) and not os.path.isfile(name):  # opening a FIFO would wait for ever
+            raise ImageError(f"{name}: not a regular file", "image unreadable")
         try:
             with fsspec.open(name, "rb") as file:
                 content = file.read()
@@ -92,7 +94,8 @@ def open_image(source: Any) -> tuple[Image.Image, str]:
 def _open(content: bytes, name: str) -> Image.Image:
     if not content:
         raise ImageError(f"{name}: the file is empty")
-    if content[128:132] == b"DICM" or os.path.splitext(name)[1].lower() in DICOM_SUFFIXES:
+    signature = format_of(content)
+    if signature == "DICOM" or (signature is None and os.path.splitext(name)[1].lower() in DICOM_SUFFIXES):
         from .dicom import decode_dicom  # it looks for pydicom, which few images need
 
         return decode_dicom(content, name)
@@ -173,15 +176,14 @@ def decode_image(image: Image.Image, name: str) -> Image.Image:
 
 def _bytes_to_decode(image: Image.Image) -> int:
     """Bytes for each pixel, at most."""
+    if image.format == "JPEG2000" and len(image.getbands()) == 1:
+        return _BYTES_TO_DECODE_JPEG2000_ONE_BAND
     if image.mode in ("1", "L", "P"):
         return _BYTES_TO_DECODE_ONE_BAND
     return _BYTES_TO_DECODE.get(image.format or "", _BYTES_TO_DECODE_OTHERWISE)
 
 
 __all__ = [
-    "DECODABLE_FORMATS",
-    "DICOM_SUFFIXES",
-    "IMAGE_SUFFIXES",
     "MAX_BYTES",
     "MAX_PIXELS",
     "ImageError",

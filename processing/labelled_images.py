@@ -1,16 +1,27 @@
-"""Labelled images for classification: out of a folder of class folders, or a `datasets` set."""
+"""Labeled images for classification: class folders, `datasets`' imagefolder with its tables, or a `datasets` set."""
 
+import logging
+import math
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .images import DECODABLE_FORMATS, DICOM_SUFFIXES, IMAGE_SUFFIXES
+from .image_files import FolderContent, find_images, is_visible, shown_name, warn_of_left_out
+from .image_formats import DECODABLE_FORMATS
+from .image_tables import METADATA_FILES, names_images, read_image_table
+from .images import ImageError, read_image
 
+
+logger = logging.getLogger(__name__)
+
+IMAGE_COLUMN, LABEL_COLUMN = "image", "label"  # where no others are named
+_SHOWN = 5
 
 # What data sets call their splits.
 SPLIT_NAMES = {
@@ -18,6 +29,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -68,23 +80,28 @@ class _Selected(Sequence[Any]):
 
 
 def read_labelled_images(
-    path: str | os.PathLike[str], *, image_column: str = "image", label_column: str = "label"
+    path: str | os.PathLike[str], *, image_column: str = IMAGE_COLUMN, label_column: str = LABEL_COLUMN
 ) -> dict[str, LabelledImages]:
     """
-    Reads a set of labelled images.
+    Read a set of labeled images that has a training split.
 
     Args:
         path: A folder with one folder of images for each class, or with such folders under `train`, `validation` and
-            `test`; a `datasets` set, saved with `save_to_disk` or as Parquet or Arrow files; or a data set on the Hub.
-        image_column: Column of images of a `datasets` set.
-        label_column: Column of labels of a `datasets` set: class labels, texts or numbers.
+            `test`; a folder of images with `metadata.csv`, `metadata.jsonl` or `metadata.parquet`, in it or in its
+            folders of splits; a `datasets` set, saved with `save_to_disk` or as Parquet or Arrow files; or a dataset
+            on the Hub.
+        image_column: Column of images of a `datasets` set or a metadata file.
+        label_column: Column of labels of a `datasets` set or a metadata file: class labels, texts or numbers.
 
     Returns:
-        The splits that are there, of `train`, `validation` and `test`; `train` always is.
+        Those of `train`, `validation` and `test` that exist. Images without splits are `train`.
 
     Raises:
-        FileNotFoundError: Nothing of the kind there.
-        ValueError: A class without images, a column that is not there, a row without a label, or no training split.
+        FileNotFoundError: If there is no such folder or dataset, if it has no labeled images, or if images that a
+            metadata file names are missing.
+        ImportError: If images are DICOM and pydicom is not installed.
+        ValueError: If there is no training split, a class without images, a missing column or label, a column that
+            class folders do not have, or a metadata file that cannot be read.
 
     Example:
 
@@ -95,6 +112,24 @@ def read_labelled_images(
 
     >>> Counter(read_labelled_images("folder_of_classes")["train"].labels)
     ```"""
+    splits = read_splits(path, image_column=image_column, label_column=label_column)
+    if "train" not in splits:
+        folders = split_folders(Path(path))
+        raise ValueError(
+            f"{path} has folders of splits ({', '.join(folder.name for folder in folders.values())}) but none called "
+            f"{' or '.join(SPLIT_NAMES['train'])}. They are not classes; name the training folder so."
+        )
+    return splits
+
+
+def read_splits(
+    path: str | os.PathLike[str], *, image_column: str = IMAGE_COLUMN, label_column: str = LABEL_COLUMN
+) -> dict[str, LabelledImages]:
+    """
+    Read a set of labeled images, of which there may be a test split alone.
+
+    Args and errors are those of [`read_labelled_images`].
+    """
     root = Path(path)
     if not root.is_dir():
         return _from_datasets(_open_on_hub(str(path)), str(path), image_column, label_column)
@@ -102,44 +137,93 @@ def read_labelled_images(
         import datasets
 
         return _from_datasets(datasets.load_from_disk(str(root)), str(path), image_column, label_column)
-    if any(
-        _is_visible(*file.relative_to(root).parts)
-        for suffix in ("parquet", "arrow")
-        for file in root.rglob(f"*.{suffix}")
-    ):
+    folders = split_folders(root)
+    content = find_images(root, link_depth=2 if folders else 1)
+    tables = [file for file in content.others if file.name in METADATA_FILES]
+    if any(file.suffix in (".parquet", ".arrow") for file in content.others if file not in tables):
         import datasets
 
         return _from_datasets(datasets.load_dataset(str(root)), str(path), image_column, label_column)
-    return _from_folders(root)
+    if tables and any(names_images(table, image_column) for table in tables):
+        content = replace(content, others=[file for file in content.others if file not in tables])
+        splits = _from_tables(root, folders, tables, content, image_column, label_column)
+    else:
+        splits = _from_folders(root, folders, content)
+        for name, default, option in (
+            (image_column, IMAGE_COLUMN, "--image-column"),
+            (label_column, LABEL_COLUMN, "--label-column"),
+        ):
+            if name != default:
+                raise ValueError(
+                    f"{option} {name} has no effect on class folders, whose names are the labels ({path} has no "
+                    f"{', '.join(METADATA_FILES)} and is no `datasets` set). Leave it out."
+                )
+    if content.dicom:
+        from .dicom import require_pydicom
+
+        require_pydicom()
+    warn_of_left_out(root, [content])
+    return splits
+
+
+def check_readable(images: LabelledImages, where: str) -> None:
+    """
+    Check that each class has an image that can be decoded, by reading one image of each in most cases.
+
+    Args:
+        images: The images.
+        where: What errors call them.
+
+    Raises:
+        ValueError: If none of the images of a class can be read.
+    """
+    numbers_of: dict[str, list[int]] = {}
+    for number, label in enumerate(images.labels):
+        numbers_of.setdefault(label, []).append(number)
+    for label, numbers in numbers_of.items():
+        reason = ""
+        for number in numbers:
+            try:
+                read_image(images.images[number])
+                break
+            except ImageError as error:
+                reason = reason or str(error)
+        else:
+            raise ValueError(
+                f"{where}: none of the {len(numbers):,} images of the class {label!r} can be read. The first: {reason}"
+            )
+
+
+def similar_classes(classes: Sequence[str]) -> list[str]:
+    """Return a note on each group of classes whose names differ only in case, spaces or Unicode form."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        key = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+        groups.setdefault(key, []).append(name)
+    return [
+        f"The classes {', '.join(map(repr, names))} differ only in case or spaces and count as {len(names)} classes."
+        for names in groups.values()
+        if len(names) > 1
+    ]
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders that are called as splits are, in whatever case, by split."""
-    found = {folder.name.lower(): folder for folder in root.iterdir() if folder.is_dir()} if root.is_dir() else {}
-    return {split: found[name] for split, names in SPLIT_NAMES.items() for name in names if name in found}
-
-
-def image_files_by_class(path: str | os.PathLike[str]) -> dict[str, list[Path]]:
     """
-    Image files of a folder of class folders, by class; folders inside a class folder belong to the class.
-
-    Returns:
-        Classes and files in sorted order; nothing where the folder holds no folder with images.
+    Return the folders that have names of splits, in any case, by split.
 
     Raises:
-        ValueError: A class folder without images beside others that have some.
+        ValueError: If two folders are called by the same split.
     """
-    folders = sorted(folder for folder in Path(path).glob("*") if folder.is_dir() and _is_visible(folder.name))
-    files = {folder.name: [*image_files(folder)] for folder in folders}
-    empty = [name for name, found in files.items() if not found]
-    if len(empty) == len(files):
-        return {}
-    if empty:
-        formats = ", ".join((*DECODABLE_FORMATS, "DICOM"))
-        raise ValueError(
-            f"{Path(path) / empty[0]}: no images ({formats}) in this class folder. Put some there, or remove it."
-        )
-    return files
+    found: dict[str, Path] = {}
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if folder.is_dir() and folder.name.lower() in _SPLIT_OF:
+            split = _SPLIT_OF[folder.name.lower()]
+            if split in found:
+                raise ValueError(
+                    f"{root}: both {found[split].name} and {folder.name} are folders of the {split} split. Keep one."
+                )
+            found[split] = folder
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
 def hold_out(labels: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -169,50 +253,88 @@ def hold_out(labels: Sequence[str], share: float, seed: int) -> tuple[list[int],
     return sorted(set(range(len(labels))) - set(held_out)), sorted(held_out)
 
 
-def _from_folders(root: Path) -> dict[str, LabelledImages]:
-    folders = split_folders(root)
-    if folders and "train" not in folders:
-        raise ValueError(
-            f"{root} has folders of splits ({', '.join(folder.name for folder in folders.values())}) but none called "
-            f"{' or '.join(SPLIT_NAMES['train'])}. They are not classes; name the training folder so."
-        )
-    folders = folders or {"train": root}
+def _from_folders(root: Path, folders: Mapping[str, Path], content: FolderContent) -> dict[str, LabelledImages]:
+    """Images by the names of their class folders. Images that lie beside class folders are noted as left out."""
     splits = {}
-    for split, folder in folders.items():
-        files = image_files_by_class(folder)
-        if not files:
+    below: dict[Path, list[Path]] = {}
+    for path in content.images:
+        below.setdefault(_ancestor(path, root, 2 if folders else 1), []).append(path)
+    for split, folder in (folders or {"train": root}).items():
+        classes = sorted(child for child in folder.iterdir() if child.is_dir() and is_visible(child.name))
+        found = {child: below.pop(child, []) for child in classes}
+        empty = [child for child, paths in found.items() if not paths]
+        if len(empty) == len(found):
             raise FileNotFoundError(
                 f"{folder}: no folder with images there. Classification needs one folder of images for each class, "
-                "optionally under train, validation and test, or a data set of the `datasets` library."
+                "optionally under train, validation and test; a metadata.csv with file_name and a column of labels; "
+                "or a dataset of the `datasets` library."
             )
-        paths = [path for found in files.values() for path in found]
+        if empty:
+            formats = ", ".join((*DECODABLE_FORMATS, "DICOM"))
+            raise ValueError(f"{empty[0]}: no images ({formats}) in this class folder. Put some there, or remove it.")
         splits[split] = LabelledImages(
-            paths,
-            [label for label, found in files.items() for _ in found],
-            [path.relative_to(root).as_posix() for path in paths],
+            [path for paths in found.values() for path in paths],
+            [child.name for child, paths in found.items() for _ in paths],
+            [path.relative_to(root).as_posix() for paths in found.values() for path in paths],
         )
+    _warn_of_unused(root, [path for paths in below.values() for path in paths], "lie in no class folder")
     return splits
 
 
-def image_files(folder: Path) -> Iterator[Path]:
-    """Image files of a folder and of those inside it, sorted."""
-    for path in sorted(folder.rglob("*")):
-        if (
-            path.suffix.lower() in IMAGE_SUFFIXES | DICOM_SUFFIXES
-            and _is_visible(*path.relative_to(folder).parts)
-            and path.is_file()
-        ):
-            yield path
+def _ancestor(path: Path, root: Path, depth: int) -> Path:
+    """The folder that holds a path, as many levels below the root as given, or the path itself."""
+    return root.joinpath(*path.relative_to(root).parts[:depth])
 
 
-def _is_visible(*names: str) -> bool:
-    """Not of a file manager or an editor, which leave images too (`._scan.png`, `.ipynb_checkpoints`, `__MACOSX`)."""
-    return not any(name.startswith((".", "__MACOSX")) for name in names)
+def _from_tables(
+    root: Path,
+    folders: Mapping[str, Path],
+    tables: Sequence[Path],
+    content: FolderContent,
+    image_column: str,
+    label_column: str,
+) -> dict[str, LabelledImages]:
+    """Images that metadata files name, in the splits of the folders that the files or the images lie in."""
+    folder_of = {table.parent: table for table in tables}
+    if len(folder_of) < len(tables):
+        raise ValueError(f"{root}: several of {', '.join(METADATA_FILES)} lie in one folder. Keep one of them.")
+    split_of = {folder: split for split, folder in folders.items()}
+    found: dict[str | None, list[Any]] = {}
+    for table in tables:
+        for row in read_image_table(table, image_column, label_column):
+            split = split_of.get(_ancestor(row.image, root, 1))
+            found.setdefault(split, []).append(row)
+    if len(found) > 1 and None in found:
+        row = found[None][0]
+        raise ValueError(f"{row.where}: {row.image.relative_to(root)} lies in no folder of a split, and others do.")
+    if without := [folder.name for split, folder in folders.items() if split not in found and None not in found]:
+        raise ValueError(f"{root}: no metadata file names images of {', '.join(without)}, as of the other splits.")
+    if not found:
+        raise ValueError(f"{tables[0]}: the table has no rows.")
+    splits, named = {}, set()
+    for name in SPLIT_NAMES if None not in found else (None,):
+        rows = found.get(name, [])
+        images = [row.image for row in rows]
+        named.update(images)
+        if rows:
+            names = [image.relative_to(root).as_posix() for image in images]
+            splits[name or "train"] = LabelledImages(images, [row.label for row in rows], names)
+    _warn_of_unused(root, [path for path in content.images if path not in named], "are named in no metadata file")
+    return splits
+
+
+def _warn_of_unused(root: Path, unused: Sequence[Path], why: str) -> None:
+    if unused:
+        names = ", ".join(shown_name(path.relative_to(root).as_posix()) for path in unused[:_SHOWN])
+        rest = ", ..." if len(unused) > _SHOWN else ""
+        logger.warning("%s: %s images %s and are left out: %s%s", root, f"{len(unused):,}", why, names, rest)
 
 
 def _open_on_hub(name: str) -> Any:
     import datasets
 
+    if os.path.exists(name):
+        raise ValueError(f"{name} is a file. Name the folder of the images; its metadata.csv is found there.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"{name}: there is no such folder.")
     try:
@@ -247,15 +369,34 @@ def _from_datasets(opened: Any, path: str, image_column: str, label_column: str)
 
 def _label_texts(rows: Any, column: str, where: str) -> list[str]:
     feature, values = rows.features[column], list(rows[column])
-    # Test splits of competitions mark what they do not tell with -1.
-    names: Sequence[str] | None = getattr(feature, "names", None)
-    missing = sum(value is None or (names is not None and value < 0) for value in values)
-    if missing:
-        raise ValueError(f"{where}: {missing} of {len(values)} rows have no label in {column!r}. Filter them out.")
-    unusual = Counter(type(value).__name__ for value in values if not isinstance(value, str | int | float))
+    names: Any = getattr(feature, "names", None)
+    unusual = Counter(type(value).__name__ for value in values if not isinstance(value, str | int | float | None))
     if unusual:
         raise ValueError(f"{where}: {column!r} holds {', '.join(unusual)}, not one label for each image.")
-    return [names[value] if names is not None else str(value) for value in values]
+    texts = [value.strip() if isinstance(value, str) else value for value in values]
+    missing = [row for row, value in enumerate(texts) if _is_missing(value, names)]
+    if missing:
+        raise ValueError(
+            f"{where}: {len(missing)} of {len(values)} rows have no label in {column!r}, the first is row "
+            f"{missing[0]}. Filter them out."
+        )
+    return [names[value] if names is not None else str(value) for value in texts]
 
 
-__all__ = ["LabelledImages", "hold_out", "image_files", "image_files_by_class", "read_labelled_images"]
+def _is_missing(value: Any, names: Sequence[str] | None) -> bool:
+    if names is not None and isinstance(value, int):
+        return value < 0  # test splits of competitions mark labels that are not told with -1
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+__all__ = [
+    "IMAGE_COLUMN",
+    "LABEL_COLUMN",
+    "LabelledImages",
+    "check_readable",
+    "hold_out",
+    "read_labelled_images",
+    "read_splits",
+    "similar_classes",
+    "split_folders",
+]

@@ -3,6 +3,7 @@
 biomedclip train --config lora_classification --train-data folder_of_classes --output-dir classifier
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import (
 
 from processing import LabelCollator, read_labelled_images
 from processing.collator import IGNORED_LABEL
-from processing.labelled_images import LabelledImages, hold_out
+from processing.labelled_images import LabelledImages, check_readable, hold_out, similar_classes
 
 from .adapters import AdapterOptions, add_adapter, refuse_sharded_merge, what_is_where
 from .options import parse_options, write_recipe
@@ -28,6 +29,8 @@ from .reporting import say, show_table
 from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
 from .supervised import SupervisedArguments, SupervisedTrainer, load_with_head, save_results
 
+
+logger = logging.getLogger(__name__)
 
 TASK = "image-classification"
 EXAMPLE = """biomedclip train --config lora_classification \\
@@ -47,16 +50,20 @@ class LabelledData:
 
     train_data: str = field(
         metadata={
-            "help": "Folder with a folder of images for each class (optionally under train, validation, test), or a "
-            "datasets set: a folder, or a Hub id."
+            "help": "Folder with a folder of images for each class, or of images with a metadata.csv (both optionally "
+            "under train, validation, test); a datasets set; or a Hub id."
         }
     )
     model_name_or_path: str = field(
         metadata={"help": "Checkpoint whose image tower is used: BiomedCLIP, CLIP or an image classifier."}
     )
     task: str = field(default=TASK, metadata={"help": "What is learned."})
-    image_column: str = field(default="image", metadata={"help": "Column of images of a datasets set."})
-    label_column: str = field(default="label", metadata={"help": "Column of labels of a datasets set."})
+    image_column: str = field(
+        default="image", metadata={"help": "Column of images of a metadata.csv or a datasets set."}
+    )
+    label_column: str = field(
+        default="label", metadata={"help": "Column of labels of a metadata.csv or a datasets set."}
+    )
     validation_share: float = field(
         default=0.1, metadata={"help": "Share of each class that is held out where the set has no validation split."}
     )
@@ -104,7 +111,8 @@ def train_classifier(
         The trainer, its model trained, and the results that `train_results.json` holds.
 
     Raises:
-        ValueError: Fewer than two classes, or fewer images than a batch; labels that training does not have.
+        ValueError: If there are fewer than two classes, fewer images than a batch, labels that training does not have,
+            a class without readable images, or an option without effect.
         FileNotFoundError: No images there.
         FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
     """
@@ -116,6 +124,8 @@ def train_classifier(
         args.seed,
     )
     classes = class_names(splits, data.train_data)
+    for split, images in splits.items():
+        check_readable(images, f"{data.train_data}, {split} split")
     checkpoint = checkpoint_to_resume(args)
     if args.process_index == 0:
         write_recipe(args.output_dir, [data, adapter, args], task=TASK)
@@ -169,6 +179,8 @@ def class_names(splits: Mapping[str, LabelledImages], path: str) -> list[str]:
         ValueError: Fewer than two, or a split with others.
     """
     classes = sorted(set(splits["train"].labels))
+    for note in similar_classes(classes):
+        logger.warning("%s: %s", path, note)
     if len(classes) < 2:
         raise ValueError(f"{path}: all images are labelled {classes[0]!r}: classification needs at least two classes.")
     for split, images in splits.items():

@@ -17,7 +17,8 @@ from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.open_clip import OPEN_CLIP_CONFIG, bert_config_of
 from processing import read_image
 from processing.drawn_corpus.figures import FIGURE_KINDS
-from processing.images import IMAGE_SUFFIXES, ImageError
+from processing.image_files import find_images, warn_of_left_out
+from processing.images import ImageError
 
 from .reporting import say, show_table
 
@@ -192,8 +193,12 @@ def pictures_to_compare(paths: Sequence[str]) -> list[Any]:
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"--images {path}: there is no such file or folder.")
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        files += found if path.is_dir() else [path]
+        if not path.is_dir():
+            files.append(path)
+            continue
+        content = find_images(path)
+        warn_of_left_out(path, [content])
+        files += content.images
     if not files:
         raise FileNotFoundError(f"--images {' '.join(paths)}: no images there.")
     pictures = []

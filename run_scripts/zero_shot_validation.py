@@ -18,7 +18,7 @@ from processing import load_benchmark, read_image
 from processing.benchmarks.benchmark import ClassificationBenchmark
 from processing.benchmarks.loading import CLASSIFICATION
 from processing.images import ImageError
-from processing.labelled_images import LabelledImages
+from processing.labelled_images import LabelledImages, check_readable
 
 from .evaluation.own_images import TEMPLATES, unpublished_benchmark
 
@@ -73,6 +73,7 @@ def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> li
         classes = sets[name].classes
         if len(classes) < 2:
             raise ValueError(f"--zero-shot-data {path}: all images are {classes[0]!r}; it takes two classes at least.")
+        check_readable(sets[name].images, f"--zero-shot-data {path}")
     return list(sets.values())
 
 

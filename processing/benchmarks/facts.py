@@ -83,6 +83,8 @@ def _read_prompts(path: Path, classes: Mapping[str, str]) -> tuple[list[str], li
     if not isinstance(names, dict):
         raise ValueError(f"{path}: `class_names` must be a mapping of labels to names.")
     names = {str(label): str(name) for label, name in names.items()}
+    if empty := [label for label, name in names.items() if not name.strip()]:
+        raise ValueError(f"{path}: `class_names` gives {empty[0]} an empty name.")
     if unknown := names.keys() - classes.keys():
         raise ValueError(f"{path}: no class is called {', '.join(sorted(unknown))}; there are {', '.join(classes)}.")
     return [names.get(label, name) for label, name in classes.items()], templates

@@ -1,12 +1,14 @@
-"""Files of downloads: finding them, and reading tables whose columns are known."""
+"""Files of downloads: finding them, and checking what their tables say."""
 
-import csv
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from ..labelled_images import LabelledImages, image_files
+from ..dicom import require_pydicom
+from ..image_files import find_images, warn_of_left_out
+from ..labelled_images import LabelledImages
+from ..tables import Table
 from .facts import facts_of
 
 
@@ -50,38 +52,31 @@ def find_file(root: Path, *names: str) -> Path | None:
     return next((folder / name for folder in folders_in(root) for name in names if (folder / name).is_file()), None)
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def check_names(table: Table, column: str) -> None:
     """
-    Rows of a CSV file.
+    Check that a column holds names of files.
 
     Raises:
-        ValueError: It does not have these columns, or not in every row, or is no text.
+        ValueError: If a name would lead out of the folder of images. The message names the line.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            found = reader.fieldnames or []
-            if missing := [column for column in columns if column not in found]:
-                raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(found) or 'none'}.")
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file that can be read ({error}).") from error
-    for number, row in enumerate(rows, start=2):
-        if any(row[column] is None for column in columns):
-            raise ValueError(
-                f"{path}, line {number}: the row ends too early. The file is truncated: download it again."
-            )
-    return rows
+    for row in table.rows:
+        if not re.fullmatch(r"[\w.-]+", row[column]) or row[column].startswith("."):
+            raise ValueError(f"{table.path}, line {row.line}: {column} {row[column][:100]!r} is no name of a file.")
 
 
-def check_names(names: Iterable[str], table: Path, column: str) -> None:
+def check_values(table: Table, column: str, allowed: Collection[str]) -> None:
     """
+    Check that a column holds known values alone.
+
     Raises:
-        ValueError: A name that would lead out of the folder of images.
+        ValueError: If there is another value. The message names the line of the first one.
     """
-    for name in names:
-        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-            raise ValueError(f"{table}: {column} {name[:100]!r} is no name of a file.")
+    unknown = {row[column]: row.line for row in reversed(table.rows) if row[column] not in allowed}
+    if unknown:
+        first = min(unknown.values())
+        raise ValueError(
+            f"{table.path}, line {first}: {column} is {' or '.join(allowed)}, and there are {some_of(sorted(unknown))}."
+        )
 
 
 def check_images(folder: Path, names: Sequence[str], source: Path, benchmark: str) -> None:
@@ -109,7 +104,7 @@ def check_images(folder: Path, names: Sequence[str], source: Path, benchmark: st
 
 def labelled_folders(root: Path, folders: dict[str, Path], benchmark: str) -> LabelledImages:
     """
-    The images of some folders.
+    Return the images of some folders.
 
     Args:
         root: What names of images begin below.
@@ -117,12 +112,17 @@ def labelled_folders(root: Path, folders: dict[str, Path], benchmark: str) -> La
         benchmark: For the error.
 
     Raises:
-        FileNotFoundError: A folder without images.
+        FileNotFoundError: If a folder has no images.
+        ImportError: If images are DICOM and pydicom is not installed.
     """
-    files = {label: [*image_files(folder)] for label, folder in folders.items()}
-    for label, found in files.items():
-        if not found:
+    contents = {label: find_images(folder) for label, folder in folders.items()}
+    for label, content in contents.items():
+        if not content.images:
             raise incomplete(folders[label], f"no images of {label} there", benchmark)
+    if any(content.dicom for content in contents.values()):
+        require_pydicom()
+    warn_of_left_out(root, contents.values())
+    files = {label: content.images for label, content in contents.items()}
     paths = [path for found in files.values() for path in found]
     return LabelledImages(
         paths,
@@ -134,11 +134,11 @@ def labelled_folders(root: Path, folders: dict[str, Path], benchmark: str) -> La
 __all__ = [
     "check_images",
     "check_names",
+    "check_values",
     "find_file",
     "find_folder",
     "folders_in",
     "incomplete",
     "labelled_folders",
-    "read_table",
     "some_of",
 ]

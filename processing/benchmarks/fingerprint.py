@@ -57,6 +57,8 @@ def content_of(image: Any) -> bytes:
     if isinstance(image, bytes):
         return image
     try:
+        if not os.path.isfile(image):  # opening a FIFO would wait for ever
+            return b""
         with open(image, "rb") as file:
             return file.read()
     except (OSError, TypeError):  # counted when it is read

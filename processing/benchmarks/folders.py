@@ -1,9 +1,9 @@
-"""Any labelled images: a folder of class folders, or a `datasets` set."""
+"""Any labeled images: class folders, a folder with a metadata file, or a `datasets` set."""
 
 import os
 from collections.abc import Mapping
 
-from ..labelled_images import LabelledImages, hold_out, read_labelled_images
+from ..labelled_images import LabelledImages, hold_out, read_splits
 
 
 def read_any_images(
@@ -15,12 +15,12 @@ def read_any_images(
     label_column: str,
 ) -> tuple[LabelledImages, list[str]]:
     """
-    A split of any labelled images, and notes.
+    Read a split of any labeled images, and notes.
 
     Raises:
-        FileNotFoundError, ValueError: See [`read_labelled_images`]; or the split is not there.
+        FileNotFoundError, ValueError: See [`read_labelled_images`]; or if the split does not exist.
     """
-    splits = read_labelled_images(path, image_column=image_column, label_column=label_column)
+    splits = read_splits(path, image_column=image_column, label_column=label_column)
     return choose_split(splits, path, split, held_out, seed)
 
 
@@ -59,7 +59,7 @@ def choose_split(
             )
         return splits["train"], ["The images come without splits: all of them are the test split."]
     splits, notes = dict(splits), []
-    if held_out is not None:
+    if held_out is not None and "train" in splits:
         all_images = len(splits["train"])
         for wanted in ("test", "validation"):
             if wanted not in splits:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..labelled_images import LabelledImages
+from ..labelled_images import LabelledImages, similar_classes
 from .benchmark import ClassificationBenchmark, RetrievalBenchmark, VisualQuestion, VisualQuestionBenchmark
 from .facts import choose_prompts, facts_of, template_sets_of_any_images
 from .fingerprint import fingerprint_of
@@ -86,6 +86,7 @@ def load_benchmark(
     if name == "imagefolder":
         images, notes = read_any_images(path, split, held_out, seed, image_column, label_column)
         classes = {label: label.replace("_", " ") for label in sorted(set(images.labels))}
+        notes += similar_classes(list(classes))
         return _classification(name, split, path, images, _unpublished(classes), notes, prompts)
     if not root.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder.")

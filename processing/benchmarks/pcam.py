@@ -5,8 +5,18 @@ from pathlib import Path
 import numpy as np
 
 from ..labelled_images import LabelledImages, split_folders
+from ..tables import labels_by_name, read_table
 from .arrays import Hdf5Images, open_array
-from .files import check_images, check_names, find_file, find_folder, incomplete, labelled_folders, read_table, some_of
+from .files import (
+    check_images,
+    check_names,
+    check_values,
+    find_file,
+    find_folder,
+    incomplete,
+    labelled_folders,
+    some_of,
+)
 from .folders import choose_split
 
 
@@ -81,7 +91,7 @@ def _slides(table: Path, images: int) -> list[str] | None:
     """Slide of each patch, where the table of them was downloaded too."""
     if not table.is_file():
         return None
-    slides = [row["wsi"] for row in read_table(table, ["wsi"])]
+    slides = [row["wsi"] for row in read_table(table, ["wsi"]).rows]
     if len(slides) != images:
         raise ValueError(f"{table}: {len(slides):,} rows for {images:,} images. Download it again, or remove it.")
     return slides
@@ -89,13 +99,13 @@ def _slides(table: Path, images: int) -> list[str] | None:
 
 def _from_kaggle(table: Path) -> LabelledImages:
     folder = table.parent / "train"
-    rows = read_table(table, ["id", "label"])
-    check_names((row["id"] for row in rows), table, "id")
-    if unknown := {row["label"] for row in rows} - LABELS.keys():
-        raise ValueError(f"{table}: labels are 0 and 1, and there are {some_of(sorted(unknown))}.")
-    files = [folder / f"{row['id']}.tif" for row in rows]
+    read = read_table(table, ["id", "label"])
+    check_names(read, "id")
+    check_values(read, "label", LABELS)
+    row_of = labels_by_name(read, "id", "label")
+    files = [folder / f"{name}.tif" for name in row_of]
     check_images(folder, [file.name for file in files], table, "pcam")
-    return LabelledImages(files, [LABELS[row["label"]] for row in rows], [row["id"] for row in rows])
+    return LabelledImages(files, [LABELS[row["label"]] for row in row_of.values()], list(row_of))
 
 
 def _from_folders(root: Path) -> dict[str, LabelledImages]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from ..tables import read_text
 from .benchmark import VisualQuestion
 from .files import check_images, find_file, find_folder, incomplete
 
@@ -78,7 +79,7 @@ def read_slake(
 
 def _read_rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+        rows = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not a JSON file, or a truncated one ({error}). Download it again.") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

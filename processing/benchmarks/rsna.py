@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..dicom import require_pydicom
 from ..labelled_images import LabelledImages
-from .files import check_images, check_names, find_file, incomplete, read_table, some_of
+from ..tables import read_table
+from .files import check_images, check_names, check_values, find_file, incomplete
 
 
 _TABLE = "stage_2_train_labels.csv"
@@ -83,12 +84,11 @@ def read_rsna(root: Path, split: str, seed: int) -> tuple[LabelledImages, list[s
 
 def _targets(table: Path) -> dict[str, str]:
     """Label of each patient, of whom a table has one row for each opacity."""
-    rows = read_table(table, ["patientId", "Target"])
-    check_names((row["patientId"] for row in rows), table, "patientId")
-    if unknown := {row["Target"] for row in rows} - {"0", "1"}:
-        raise ValueError(f"{table}: Target is 0 or 1, and there are {some_of(sorted(unknown))}.")
-    positive = {row["patientId"] for row in rows if row["Target"] == "1"}
-    return {row["patientId"]: "pneumonia" if row["patientId"] in positive else "normal" for row in rows}
+    read = read_table(table, ["patientId", "Target"])
+    check_names(read, "patientId")
+    check_values(read, "Target", ("0", "1"))
+    positive = {row["patientId"] for row in read.rows if row["Target"] == "1"}
+    return {row["patientId"]: "pneumonia" if row["patientId"] in positive else "normal" for row in read.rows}
 
 
 __all__ = ["read_rsna", "split_patients"]

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..images import IMAGE_SUFFIXES, ImageError, read_image
+from ..image_files import FolderContent, find_images, is_image_file, shown_name, warn_of_left_out
+from ..images import ImageError, read_image
 
 
 logger = logging.getLogger(__name__)
@@ -65,17 +66,18 @@ class Picture:
     perceptual_hash: str
 
 
-def inspect_picture(content: bytes) -> Picture:
+def inspect_picture(source: bytes | Path) -> Picture:
     """
-    Decodes a picture whole and describes it.
+    Decode an image whole and describe it.
 
     Args:
-        content: The bytes of its file.
+        source: The bytes of its file, or its path.
 
     Raises:
-        ImageError: It cannot be used; `reason` is `image too small` (a side below `MIN_SIDE`) or one of `read_image`'s.
+        ImageError: If it cannot be used; `reason` is `image too small` (a side below `MIN_SIDE`) or one of
+            `read_image`'s.
     """
-    image = read_image(content)
+    image = read_image(source)
     width, height = image.size
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"image: {width} x {height} pixels, and a side has to have {MIN_SIDE}", "image too small")
@@ -128,34 +130,39 @@ class PictureIndex:
     @classmethod
     def from_path(cls, path: str | os.PathLike[str], progress: bool = False) -> "PictureIndex":
         """
-        Reads the pictures behind `--decontaminate PATH`. Those that cannot be read are listed in a warning.
+        Read the images behind `--decontaminate PATH`. Those that cannot be read, and files that are not images, are
+        listed in warnings.
 
         Args:
             path: An image, a Parquet file with a column `image` (such as the shards of a built set), or a folder with
-                any number of both, at any depth.
+                any number of both, at any depth. Images are recognized by [`find_images`].
             progress: Show a bar.
 
         Raises:
-            FileNotFoundError: There is nothing at `path`.
-            ValueError: There is no picture that can be compared.
+            FileNotFoundError: If there is nothing at `path`.
+            ImportError: If images are DICOM and pydicom is not installed.
+            ValueError: If there is no image that can be compared.
         """
         root = Path(path)
         if not root.exists():
             raise FileNotFoundError(f"--decontaminate {path}: there is no such file or folder.")
-        files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
-        files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES | {".parquet"}]
+        content = find_images(root, link_depth=2) if root.is_dir() else FolderContent(others=[root])
+        if is_image_file(root):
+            content = FolderContent(images=[root])
+        parquet = {file for file in content.others if _is_parquet(file)}
+        files = sorted([*content.images, *parquet])
         if not files:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"--decontaminate {path}: no images there (files in {suffixes}, or .parquet).")
+            raise ValueError(f"--decontaminate {path}: no images there, and no Parquet files.")
+        warn_of_left_out(root, [replace(content, others=[file for file in content.others if file not in parquet])])
         hashes: list[str] = []
         unreadable: list[str] = []
         bar = tqdm(files, desc="Pictures to keep out", unit="file", disable=not progress, dynamic_ncols=True)
         for file in bar:
-            for name, content in _pictures_in(file):
+            for name, source in _pictures_in(file, is_parquet=file in parquet):
                 try:
-                    hashes.append(content if isinstance(content, str) else inspect_picture(content).perceptual_hash)
+                    hashes.append(source if isinstance(source, str) else inspect_picture(source).perceptual_hash)
                 except ImageError as error:
-                    unreadable.append(f"{name} ({error})")
+                    unreadable.append(f"{shown_name(name)} ({shown_name(str(error))})")
         if unreadable:
             shown = "; ".join(unreadable[:20]) + ("; ..." if len(unreadable) > 20 else "")
             logger.warning(
@@ -221,10 +228,23 @@ def _to_integers(hex_digits: Iterable[str]) -> np.ndarray:
     return np.fromiter((int(digits[:16], 16) for digits in hex_digits if digits), dtype=np.uint64)
 
 
-def _pictures_in(file: Path) -> Iterator[tuple[str, bytes | str]]:
-    """Name and bytes of each picture in a file, or its perceptual hash where that is recorded."""
-    if file.suffix.lower() != ".parquet":
-        yield str(file), file.read_bytes()
+def _is_parquet(file: Path) -> bool:
+    """Whether a file is Parquet by its suffix or its first bytes."""
+    if not file.is_file():
+        return False
+    if file.suffix.lower() == ".parquet":
+        return True
+    try:
+        with file.open("rb") as opened:
+            return opened.read(4) == b"PAR1"
+    except OSError:
+        return False
+
+
+def _pictures_in(file: Path, *, is_parquet: bool) -> Iterator[tuple[str, Path | bytes | str]]:
+    """Name and source of each image in a file, or its perceptual hash where that is recorded."""
+    if not is_parquet:
+        yield str(file), file
         return
     try:
         table = pq.ParquetFile(file)

@@ -10,7 +10,7 @@ from mirror_writer import png_bytes
 
 from processing import LabelCollator, read_image, read_labelled_images
 from processing.collator import IGNORED_LABEL
-from processing.labelled_images import hold_out
+from processing.labelled_images import check_readable, hold_out
 
 
 def write_images(folder: Path, count: int, seed: int = 0) -> None:
@@ -173,3 +173,44 @@ def test_a_damaged_image_is_left_out_of_an_evaluation(collator, batch):
 def test_a_damaged_image_is_named_where_it_is_to_raise(collator, batch):
     with pytest.raises(ValueError, match="Row '2' cannot be used"):
         collator()(batch)
+
+
+def test_a_class_without_a_readable_image_is_named(tmp_path):
+    for label in ("lung", "brain"):
+        write_images(tmp_path / label, 3)
+    images = read_labelled_images(tmp_path)["train"]
+    (tmp_path / "lung" / "0.png").write_bytes(b"")
+    check_readable(images, "data")
+    for number in range(3):
+        (tmp_path / "lung" / f"{number}.png").write_bytes(png_bytes(0)[:60])
+    with pytest.raises(ValueError, match="data: none of the 3 images of the class 'lung' can be read.*0.png"):
+        check_readable(images, "data")
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    for split in ("val", "validation", "train"):
+        write_images(tmp_path / split / "lung", 1)
+    with pytest.raises(ValueError, match="both val and validation are folders of the validation split"):
+        read_labelled_images(tmp_path)
+
+
+def test_images_beside_class_folders_are_noted(tmp_path, caplog):
+    for folder in ("train/lung", "train/brain", "other/lung"):
+        write_images(tmp_path / folder, 1)
+    (tmp_path / "overview.png").write_bytes(png_bytes(0))
+    assert len(read_labelled_images(tmp_path)["train"]) == 2
+    assert "2 images lie in no class folder and are left out: other/lung/0.png, overview.png" in caplog.text
+
+
+def test_a_file_is_refused_where_a_folder_is_needed(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,label\n")
+    with pytest.raises(ValueError, match="metadata.csv is a file. Name the folder"):
+        read_labelled_images(tmp_path / "metadata.csv")
+
+
+@pytest.mark.parametrize("labels", [["a", " a ", ""], ["a", None, "b"], [1.0, float("nan"), 2.0]])
+def test_empty_labels_of_a_datasets_set_are_refused_with_their_row(rows, labels, tmp_path):
+    few = rows.select(range(3)).remove_columns("organ").add_column("organ", labels)
+    few.save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match="1 of 3 rows have no label in 'organ', the first is row [12]"):
+        read_labelled_images(tmp_path / "set", image_column="scan", label_column="organ")

@@ -148,6 +148,8 @@ def test_a_set_with_splits_of_its_own_keeps_them_and_measures_the_test_split(tra
         (KINDS[:1], [], "classification needs at least two classes"),
         (KINDS[:2], ["--per-device-train-batch-size", "64"], "A batch of 64 images does not fit: there are 8"),
         (KINDS[:2], ["--validation-share", "0"], "between 0 and 1"),
+        (KINDS[:2], ["--label-column", "diagnosis"], "--label-column diagnosis has no effect on class folders"),
+        (KINDS[:2], ["--image-column", "scan"], "--image-column scan has no effect on class folders"),
         (KINDS[:2], ["--lora-targets", "visual_projection"], "has no layer visual_projection. It has fc1, fc2"),
         (KINDS[:2], ["--model-name-or-path", "{classifier}"], "is an adapter. Start from its base model"),
     ],

@@ -181,7 +181,7 @@ def test_kaggles_layout_is_read(tmp_path):
     [
         (["name", "label"], ["a", 0], "no column id; it has name, label"),
         (["id", "label"], ["../../etc/passwd", 0], "is no name of a file"),
-        (["id", "label"], ["a", 7], "labels are 0 and 1, and there are 7"),
+        (["id", "label"], ["a", 7], "label is 0 or 1, and there are 7"),
         (["id", "label"], ["a"], "line 2: the row ends too early"),
     ],
 )
