@@ -6,7 +6,7 @@ SOURCE ?=
 BIN := $(VENV)/bin
 # The lowest transformers that pyproject.toml admits: a folder before the environment's own packages.
 LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
-ON_LOWEST := PYTHONPATH=$(abspath $(VENV))/lowest $(BIN)/python
+ON_LOWEST := PYTHONPATH="$(abspath $(VENV))/lowest" $(BIN)/python
 # In processes of their own: one that has run OpenVINO may crash when a data loader forks its workers later on.
 EXPORT_TESTS := tests/modeling_biomedclip/test_export.py tests/run_scripts/test_export.py
 
@@ -17,7 +17,7 @@ help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 quickstart: $(VENV)/.core  ## Articles, pairs, training, evaluation, a saved model: the whole line, into OUT=out
-	$(BIN)/biomedclip quickstart --output-dir $(OUT) --overwrite true $(if $(SOURCE),--source $(SOURCE))
+	$(BIN)/biomedclip quickstart --output-dir "$(OUT)" --overwrite true $(if $(SOURCE),--source "$(SOURCE)")
 
 test: $(VENV)/.test  ## Run the tests
 	$(BIN)/python tests/transformers_suite/source_archive.py

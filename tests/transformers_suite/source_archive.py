@@ -60,12 +60,15 @@ def fetch() -> None:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "transformers"]
         subprocess.run([*pip, "--dest", scratch, f"transformers=={VERSION}"], check=True)
         (archive,) = Path(scratch).glob("*.tar.gz")
-        root = f"transformers-{VERSION}/tests"
+        tests = Path(scratch) / "tests"
+        tests.mkdir()
         with tarfile.open(archive) as files:
-            tests = [member for member in files if member.name.startswith(f"{root}/test_")]
-            files.extractall(scratch, members=tests, filter="data")
-        (Path(scratch) / root / "__init__.py").touch()  # the configuration tests look for it
-        (Path(scratch) / root).rename(FOLDER)  # under its name only when all of it is there
+            for member in files:
+                if member.isfile() and member.name.startswith(f"transformers-{VERSION}/tests/test_"):
+                    # One by one: `extractall` needs a filter, which Python has since 3.11.4.
+                    (tests / Path(member.name).name).write_bytes(files.extractfile(member).read())
+        (tests / "__init__.py").touch()  # the configuration tests look for it
+        tests.rename(FOLDER)  # under its name only when all of it is there
 
 
 def load(name: str) -> ModuleType:
