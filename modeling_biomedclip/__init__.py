@@ -14,6 +14,7 @@ from transformers import (
 
 # Not from the top: there transformers 5.17 puts a stand-in that asks for torchvision, which we do not need.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
@@ -73,6 +74,9 @@ def _register() -> None:
     ]:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)
+        # There is no video processor. Without this entry, transformers derives one from the image processor's
+        # `auto_map` when a pipeline is built, and asks whether to run the code of the folder.
+        AutoVideoProcessor.register(config_class, None, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(BiomedCLIPConfig, BiomedCLIPModel, exist_ok=True)
     AutoModelForImageClassification.register(BiomedCLIPConfig, BiomedCLIPForImageClassification, exist_ok=True)
     AutoModelForVisualQuestionAnswering.register(BiomedCLIPConfig, BiomedCLIPForVisualQuestionAnswering, exist_ok=True)

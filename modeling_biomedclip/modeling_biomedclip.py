@@ -715,10 +715,10 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         """
         vit = bert = None
         if vision is not None:
-            vit = ViTModel.from_pretrained(vision, add_pooling_layer=False)
+            vit = ViTModel.from_pretrained(vision, add_pooling_layer=False, trust_remote_code=False)
             config_kwargs["vision_config"] = vision_config_of(vit.config)
         if text is not None:
-            bert = BertModel.from_pretrained(text, add_pooling_layer=False)
+            bert = BertModel.from_pretrained(text, add_pooling_layer=False, trust_remote_code=False)
             config_kwargs["text_config"] = text_config_of(bert.config)
         model = cls(BiomedCLIPConfig(**config_kwargs))
         if vit is not None:

@@ -1,10 +1,16 @@
 """Processor of BiomedCLIP: its image processor and a BERT tokenizer in one object."""
 
 import html
+import json
+from pathlib import Path
 from typing import Any
 
+# Not from the top: there transformers 5.17 puts a stand-in that asks for torchvision, which we do not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
+
+from .image_processing_biomedclip import BiomedCLIPImageProcessor
 
 
 # In a `try`, because this file also travels with checkpoints as remote code, to machines that may lack ftfy.
@@ -15,7 +21,17 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
+# AutoImageProcessor finds registered classes by their names, and without this entry it asks whether to run the copy of
+# the class that lies in the folder. The key is never looked up: a processor does not know the model's configuration.
+# Pillow is used whatever is installed, because torchvision's own resampling gives other pixels.
+AutoImageProcessor.register(
+    BiomedCLIPImageProcessor,
+    image_processor_classes=dict.fromkeys(("pil", "torchvision"), BiomedCLIPImageProcessor),
+    exist_ok=True,
+)
+
 CONTEXT_LENGTH = 256  # tokens, as BiomedCLIP was trained
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 LARGEST_LIMIT = 1_000_000  # transformers writes «no limit» as 10^30
 
 
@@ -67,7 +83,6 @@ class BiomedCLIPProcessor(ProcessorMixin):
     Example:
 
     ```python
-    >>> import modeling_biomedclip  # registers the parts that a saved processor is loaded from
     >>> from processing import BiomedCLIPProcessor, read_image
 
     >>> processor = BiomedCLIPProcessor.from_pretrained("out/model")
@@ -83,6 +98,26 @@ class BiomedCLIPProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
         # What saving would add: a processor is the same before it is saved and after it is loaded.
         self.auto_map = {"AutoProcessor": "processing_biomedclip.BiomedCLIPProcessor"}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "BiomedCLIPProcessor":
+        """
+        Loads a processor. No code of the folder is run, and no question is asked, unless `trust_remote_code=True`.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id.
+            kwargs: Further arguments of `ProcessorMixin.from_pretrained`.
+
+        Returns:
+            The processor.
+
+        Raises:
+            ValueError: If the tokenizer needs code of the folder, or if the files name an audio tokenizer.
+        """
+        kwargs.setdefault("trust_remote_code", False)
+        if not kwargs["trust_remote_code"]:
+            _refuse_audio_tokenizer(pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -105,6 +140,18 @@ class BiomedCLIPProcessor(ProcessorMixin):
         elif text is not None:
             text = [clean_text(item) if isinstance(item, str) else item for item in text]
         return super().__call__(images=images, text=text, **kwargs)
+
+
+def _refuse_audio_tokenizer(name: Any, kwargs: dict[str, Any]) -> None:
+    """Raises `ValueError` for a setting with which transformers would load a model from another place."""
+    hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+    for file in ("processor_config.json", "audio_tokenizer_config.json"):
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+        if path is None:
+            continue
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if file.startswith("audio") or "audio_tokenizer" in content:
+            raise ValueError(f"{path}: audio_tokenizer names a model to load, and BiomedCLIP has none. Remove it.")
 
 
 __all__ = ["BiomedCLIPProcessor", "clean_text"]

@@ -28,6 +28,7 @@ from .progress import show_progress
 from .reporting import say, show_table
 from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
 from .supervised import SupervisedArguments, SupervisedTrainer, load_with_head, save_results
+from .trust import trust_option
 
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ TASK = "image-classification"
 EXAMPLE = """biomedclip train --config lora_classification \\
       --train-data folder_of_classes --output-dir classifier"""
 SHOWN = """
-    task train_data image_column label_column validation_share on_bad_row model_name_or_path lora_rank lora_alpha
-    lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs per_device_train_batch_size
+    task train_data image_column label_column validation_share on_bad_row model_name_or_path trust_remote_code lora_rank
+    lora_alpha lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs per_device_train_batch_size
     per_device_eval_batch_size gradient_accumulation_steps learning_rate warmup_steps weight_decay bf16
     dataloader_num_workers eval_strategy save_steps logging_steps report_to resume_from_checkpoint seed
 """.split()
@@ -74,6 +75,7 @@ class LabelledData:
             "choices": ["raise", "substitute"],
         },
     )
+    trust_remote_code: bool = trust_option()
 
 
 OPTION_CLASSES = [LabelledData, AdapterOptions, SupervisedArguments]
@@ -116,7 +118,8 @@ def train_classifier(
         FileNotFoundError: No images there.
         FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
     """
-    check_checkpoint(data.model_name_or_path)
+    trust = data.trust_remote_code
+    check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
     splits = with_validation(
         read_labelled_images(data.train_data, image_column=data.image_column, label_column=data.label_column),
@@ -130,9 +133,9 @@ def train_classifier(
     if args.process_index == 0:
         write_recipe(args.output_dir, [data, adapter, args], task=TASK)
     set_seed(args.seed)
-    image_processor = AutoProcessor.from_pretrained(data.model_name_or_path)
+    image_processor = AutoProcessor.from_pretrained(data.model_name_or_path, trust_remote_code=trust)
     image_processor = getattr(image_processor, "image_processor", image_processor)
-    model = load_classifier(data.model_name_or_path, classes)
+    model = load_classifier(data.model_name_or_path, classes, trust_remote_code=trust)
     config = model.config
     if adapter.lora_rank is not None:
         model = add_adapter(model, adapter, trained_whole=[HEAD])
@@ -193,9 +196,9 @@ def class_names(splits: Mapping[str, LabelledImages], path: str) -> list[str]:
     return classes
 
 
-def load_classifier(name: str, classes: Sequence[str]) -> PreTrainedModel:
+def load_classifier(name: str, classes: Sequence[str], *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The image tower of a checkpoint with a classifier for these classes, a new one where it has none that fits."""
-    model, _ = load_with_head(AutoModelForImageClassification, name, classes)
+    model, _ = load_with_head(AutoModelForImageClassification, name, classes, trust_remote_code=trust_remote_code)
     return model
 
 

@@ -37,6 +37,7 @@ from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
 from .options import parse_options
 from .reporting import say
 from .runs import part_processes
+from .trust import trust_option
 
 
 EXAMPLE = """biomedclip evaluate retrieval --model run --data out --output-dir results
@@ -137,6 +138,7 @@ class EvaluateOptions:
         metadata={"help": "Folder that keeps embeddings, for other runs too. OUTPUT_DIR/features if left out."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap, and of draws and splits."})
+    trust_remote_code: bool = trust_option()
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ class Run:
 
     def load(self) -> tuple[DualEncoder, FeatureStore]:
         """The model, and where its features are kept."""
-        encoder = load_dual_encoder(self.model, precision=self.options.precision)
+        encoder = load_dual_encoder(
+            self.model, precision=self.options.precision, trust_remote_code=self.options.trust_remote_code
+        )
         # Of several models all in one folder: they are told apart by their weights.
         folder = Path(self.options.features_dir or Path(self.options.output_dir) / FEATURES)
         store = FeatureStore(

@@ -24,15 +24,18 @@ def evaluated_fingerprint(model: nn.Module) -> str:
     return weights_fingerprint(model if parameters == {torch.float32} else copy.deepcopy(model).float())
 
 
-def base_fingerprint(name: str) -> str | None:
+def base_fingerprint(name: str, *, trust_remote_code: bool = False) -> str | None:
     """
     The fingerprint, as it is evaluated, of the dual encoder that a checkpoint holds.
 
     Args:
         name: Folder or Hub id.
+        trust_remote_code: Whether the code of the checkpoint may be run.
 
     Returns:
         None for a checkpoint that is no whole dual encoder, such as one with a head in the place of the projections.
     """
-    model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    model, info = AutoModel.from_pretrained(
+        name, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
+    )
     return None if info["missing_keys"] else evaluated_fingerprint(model)

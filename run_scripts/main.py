@@ -19,6 +19,7 @@ VERBS = {
     "push": "a model with card, code and results to the Hub",
 }
 DEBUG_VARIABLE = "BIOMEDCLIP_DEBUG"
+TRUST_OPTION = "--trust-remote-code"
 
 
 def usage() -> str:
@@ -30,6 +31,8 @@ def usage() -> str:
         f"verbs:\n{verbs}\n\n"
         "Every verb has --help with an example, and takes --config: a YAML file or the\n"
         "name of a shipped recipe. Options on the command line win over the recipe.\n\n"
+        "No verb runs the code in a model's folder, and none asks whether to. train and\n"
+        "evaluate run it with --trust-remote-code, which no recipe can set.\n\n"
         "example:\n  biomedclip quickstart --output-dir out\n"
     )
 
@@ -61,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("huggingface_hub").propagate = False  # it prints for itself
     try:
-        import_module(f"run_scripts.{verb}").main(rest)
+        module = import_module(f"run_scripts.{verb}")
+        with import_module("run_scripts.trust").questions_are_errors():
+            module.main(rest)
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -76,7 +81,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
+    # transformers names its argument; users of the command have the option.
+    text = str(error).replace("the argument `trust_remote_code=True`", f"`{TRUST_OPTION}` (train, evaluate)")
+    return text.replace("the option `trust_remote_code=True`", f"`{TRUST_OPTION}` (train, evaluate)") or (
+        type(error).__name__
+    )
 
 
 if __name__ == "__main__":

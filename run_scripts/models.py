@@ -27,6 +27,7 @@ from modeling_biomedclip.modeling_biomedclip import text_config_of, vision_confi
 
 from .adapters import refuse_adapter
 from .towers import lock_image_tower
+from .trust import check_source, trust_option
 
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class ModelOptions:
     max_length: int | None = field(
         default=None, metadata={"help": "Tokens a caption is cut at. The tokenizer's limit if left out."}
     )
+    trust_remote_code: bool = trust_option()
 
     def __post_init__(self):
         self.model_config = read_fields("--model-config", self.model_config)
@@ -116,8 +118,11 @@ def load_model(
     Raises:
         ValueError: The model cannot be what the options and the loss ask for.
     """
+    trust = options.trust_remote_code
+    for name in filter(None, (options.model_name_or_path, options.vision_model, options.text_model)):
+        check_source(name, trust_remote_code=trust)
     if options.model_name_or_path:
-        model = AutoModel.from_pretrained(options.model_name_or_path, dtype=torch.float32)
+        model = AutoModel.from_pretrained(options.model_name_or_path, dtype=torch.float32, trust_remote_code=trust)
         refuse_adapter(model)
     else:
         model = BiomedCLIPModel.from_vision_text_pretrained(
@@ -205,16 +210,20 @@ def outline(
         ValueError: A checkpoint whose configuration cannot be had, or a model that cannot be what is asked for.
     """
     notes: list[str] = []
+    trust = options.trust_remote_code
     with torch.device("meta"):
         if options.model_name_or_path:
-            model = AutoModel.from_config(_configuration_of(options.model_name_or_path, notes))
+            config = _configuration_of(options.model_name_or_path, notes, trust_remote_code=trust)
+            model = AutoModel.from_config(config, trust_remote_code=trust)
         else:
             fields = _config_fields(options, loss)
             configuration(options)
             if options.vision_model:
-                fields["vision_config"] = vision_config_of(_configuration_of(options.vision_model, notes))
+                start = _configuration_of(options.vision_model, notes, trust_remote_code=trust)
+                fields["vision_config"] = vision_config_of(start)
             if options.text_model:
-                fields["text_config"] = text_config_of(_configuration_of(options.text_model, notes))
+                start = _configuration_of(options.text_model, notes, trust_remote_code=trust)
+                fields["text_config"] = text_config_of(start)
             elif not options.tokenizer:
                 # The vocabulary is learned from the captions in training.
                 learned = {"vocab_size": options.vocabulary_size}
@@ -223,13 +232,14 @@ def outline(
         return set_up_model(model.train(), options, loss, adapted=adapted), notes
 
 
-def _configuration_of(name: str, notes: list[str]) -> Any:
+def _configuration_of(name: str, notes: list[str], *, trust_remote_code: bool) -> Any:
     """The configuration of a checkpoint: its own, or that of a known one."""
     if not Path(name).is_dir() and name in KNOWN:
         notes.append(f"{name}: its known shape; training will need its weights, from the Hub or its cache.")
         return KNOWN[name]
+    check_source(name, trust_remote_code=trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name}: its configuration could not be had ({str(error).splitlines()[0]}). A dry run needs it, from a "

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from model_cards.fill import public_name
 
-from .main import VERBS
+from .main import TRUST_OPTION, VERBS
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -25,7 +25,7 @@ _OF_THE_MACHINE = frozenset(
     train_data output_dir logging_dir resume_from_checkpoint disable_tqdm report_to run_name project debug
     push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision local_rank
     accelerator_config trackio_space_id trackio_bucket_id trackio_static_space_id use_cpu deepspeed fsdp_config
-    dataloader_pin_memory do_train do_eval do_predict
+    dataloader_pin_memory do_train do_eval do_predict trust_remote_code
     """.split()
 )
 
@@ -233,6 +233,8 @@ def _read_recipe(name: str, path: Path, sections: Sequence[str], above: Sequence
     if content and all(key in VERBS and isinstance(value, Mapping) for key, value in content.items()):
         content = {key: value for section in sections for key, value in content.get(section, {}).items()}
     options = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if "trust_remote_code" in options:
+        raise ValueError(f"{name}: trust_remote_code cannot be set by a recipe. Pass {TRUST_OPTION} to the command.")
     if base is not None:
         options = _read_recipe(str(base), _recipe_path(str(base), path), sections, [*above, path.resolve()]) | options
     return {key: value for key, value in options.items() if value is not None}

@@ -200,7 +200,12 @@ class Quickstart:
     def reload(self) -> dict[str, Any]:
         """Loads the saved folder through the pipeline, and holds its answer against the model's own."""
         model, processor = self._load()
-        classifier = pipeline("zero-shot-image-classification", model=str(self.output_dir / "model"), device="cpu")
+        classifier = pipeline(
+            "zero-shot-image-classification",
+            model=str(self.output_dir / "model"),
+            device="cpu",
+            trust_remote_code=False,
+        )
         row = PairStream(self.output_dir, "test").rows(0, 0, 1)[0]
         image = read_image(row["image"]).convert("RGB")
         labels = ["chest X-ray", "line chart", "gel electrophoresis"]
@@ -277,7 +282,8 @@ class Quickstart:
 
     def _load(self) -> tuple[Any, Any]:
         folder = str(self.output_dir / "model")
-        return AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+        model = AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
+        return model, AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
     def _claim_output(self) -> None:
         """The output folder must be empty, or of an earlier quickstart that may be replaced."""

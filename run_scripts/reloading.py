@@ -43,9 +43,8 @@ def answers(model: Any, processor: Any, inputs: Path) -> dict[str, torch.Tensor]
 
 if __name__ == "__main__":
     folder, inputs, output = sys.argv[1:]
-    flag = {"trust_remote_code": True, "local_files_only": True}
     loaded = (
-        AutoModel.from_pretrained(folder, dtype=torch.float32, **flag),
-        AutoProcessor.from_pretrained(folder, **flag),
+        AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=True),
+        AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=True),
     )
     save_file(answers(*loaded, Path(inputs)), output)

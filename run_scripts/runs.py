@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from .reporting import peak_memory_mib, versions
+from .trust import check_source
 
 
 logger = logging.getLogger(__name__)
@@ -124,9 +125,16 @@ def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name.replace("_", " ").replace("mib", "MiB"), results[name]) for name in names]
 
 
-def check_checkpoint(name: str | None) -> None:
+def check_checkpoint(name: str | None, *, trust_remote_code: bool = False) -> None:
     """
+    Check the name of a model to train before anything is read.
+
+    Args:
+        name: Folder or Hub id; none where the model is made of towers.
+        trust_remote_code: Whether the user trusts the model.
+
     Raises:
+        ValueError: If a file of the model has a setting that needs trust, see [`check_source`].
         FileNotFoundError: A name that is neither a folder nor can be an id on the Hub, which transformers would look
             for there at length.
     """
@@ -134,6 +142,8 @@ def check_checkpoint(name: str | None) -> None:
         raise FileNotFoundError(
             f"--model-name-or-path {name}: there is no such folder (and an id on the Hub would be owner/name)."
         )
+    if name:
+        check_source(name, trust_remote_code=trust_remote_code)
 
 
 def check_trackers(args: TrainingArguments) -> None:

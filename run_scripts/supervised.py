@@ -78,7 +78,7 @@ class SupervisedTrainer(Trainer):
 
 
 def load_with_head(
-    auto_class: Any, name: str, labels: Sequence[str], **options: Any
+    auto_class: Any, name: str, labels: Sequence[str], *, trust_remote_code: bool = False, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """
     The towers of a checkpoint with a head for some labels, drawn afresh where it has none that fits.
@@ -87,6 +87,7 @@ def load_with_head(
         auto_class: The Auto class of models with such a head.
         name: Folder or Hub id.
         labels: What the model can answer, in the order of their numbers.
+        trust_remote_code: Whether the code of the checkpoint may be run.
         options: Further arguments of `from_pretrained`.
 
     Returns:
@@ -103,6 +104,7 @@ def load_with_head(
         ignore_mismatched_sizes=True,
         dtype=torch.float32,
         output_loading_info=True,
+        trust_remote_code=trust_remote_code,
         **options,
     )
     refuse_adapter(model)

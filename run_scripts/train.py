@@ -60,11 +60,11 @@ from .zero_shot_validation import ZeroShotOptions, ZeroShotValidation, read_zero
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
 SHOWN = """
     task train_data licenses text model_name_or_path vision_model text_model model_config image_size patch_dropout
-    lock_image_tower tokenizer vocabulary_size max_length on_bad_row fast_decode max_eval_pairs lora_rank
-    lora_alpha lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs batch_size mini_batch_size
-    loss per_device_train_batch_size per_device_eval_batch_size learning_rate warmup_steps weight_decay bf16
-    torch_compile dataloader_num_workers eval_steps zero_shot_data save_steps logging_steps save_total_limit report_to
-    resume_from_checkpoint seed dry_run pairs processes
+    lock_image_tower tokenizer vocabulary_size max_length trust_remote_code on_bad_row fast_decode max_eval_pairs
+    lora_rank lora_alpha lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs batch_size
+    mini_batch_size loss per_device_train_batch_size per_device_eval_batch_size learning_rate warmup_steps weight_decay
+    bf16 torch_compile dataloader_num_workers eval_steps zero_shot_data save_steps logging_steps save_total_limit
+    report_to resume_from_checkpoint seed dry_run pairs processes
 """.split()
 OTHER_TASKS = {module.TASK: module for module in (classification, visual_question_answering)}
 TASKS = ["contrastive", *OTHER_TASKS]
@@ -231,7 +231,7 @@ def train(
     """
     adapter = adapter or AdapterOptions()
     _check_base(model_options, adapter)
-    check_checkpoint(model_options.model_name_or_path)
+    check_checkpoint(model_options.model_name_or_path, trust_remote_code=model_options.trust_remote_code)
     check_trackers(args)
     zero_shot_sets = read_zero_shot_sets(zero_shot or ZeroShotOptions(), args)
     stream = _training_pairs(train_data, handling, args.seed)
@@ -302,30 +302,34 @@ def load_processor(
         args: Where the run leaves its vocabulary.
         learn: Learn the vocabulary, if one is needed, even where the run has left one: it is not being resumed.
     """
-    size = options.image_size
+    size, trust = options.image_size, options.trust_remote_code
     if options.model_name_or_path:
-        processor = AutoProcessor.from_pretrained(options.model_name_or_path)
+        processor = AutoProcessor.from_pretrained(options.model_name_or_path, trust_remote_code=trust)
         if size is not None:
             processor.image_processor.size = {"shortest_edge": size}
             processor.image_processor.crop_size = {"height": size, "width": size}
         return processor
     config = configuration(options)
     if size is None:
-        start = AutoConfig.from_pretrained(options.vision_model) if options.vision_model else config.vision_config
+        start = config.vision_config
+        if options.vision_model:
+            start = AutoConfig.from_pretrained(options.vision_model, trust_remote_code=trust)
         size = start.image_size
     image_processor = BiomedCLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     positions = CONTEXT_LENGTH if options.text_model else config.text_config.max_position_embeddings
     limit = {"model_max_length": options.max_length or min(CONTEXT_LENGTH, positions)}
     source = options.tokenizer or options.text_model
     if source:
-        return BiomedCLIPProcessor(image_processor, AutoTokenizer.from_pretrained(source, **limit))
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust, **limit)
+        return BiomedCLIPProcessor(image_processor, tokenizer)
     learned = Path(args.output_dir) / "tokenizer"
     # One process learns the vocabulary, the others wait and read it: all must have the same ids.
     with args.main_process_first(desc="learning the vocabulary"):
         if args.should_save and (learn or not (learned / "tokenizer.json").exists()):
             captions = _training_pairs(stream.path, handling, stream.seed, columns=["caption"])
             learn_vocabulary(captions, options.vocabulary_size).save_pretrained(learned)
-    return BiomedCLIPProcessor(image_processor, BertTokenizer.from_pretrained(learned, **limit))
+    tokenizer = BertTokenizer.from_pretrained(learned, trust_remote_code=False, **limit)
+    return BiomedCLIPProcessor(image_processor, tokenizer)
 
 
 def learn_vocabulary(captions: PairStream, size: int) -> BertTokenizer:

@@ -33,6 +33,7 @@ from .progress import show_progress
 from .reporting import no_warnings_of_transformers, say, show_table
 from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
 from .supervised import SupervisedArguments, SupervisedTrainer, load_with_head, save_results
+from .trust import trust_option
 
 
 logger = logging.getLogger(__name__)
@@ -41,11 +42,11 @@ TASK = "visual-question-answering"
 EXAMPLE = """biomedclip train --config vqa_rad --model-name-or-path model \\
       --train-data VQA_RAD --output-dir answers"""
 SHOWN = """
-    task train_data benchmark image_folder validation_share on_bad_row model_name_or_path co_attention_config max_length
-    head_learning_rate_factor cross_modal_learning_rate_factor lora_rank lora_alpha lora_dropout lora_targets
-    merge_adapter output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size
-    gradient_accumulation_steps learning_rate warmup_steps weight_decay bf16 dataloader_num_workers eval_strategy
-    save_steps logging_steps report_to resume_from_checkpoint seed
+    task train_data benchmark image_folder validation_share on_bad_row model_name_or_path trust_remote_code
+    co_attention_config max_length head_learning_rate_factor cross_modal_learning_rate_factor lora_rank lora_alpha
+    lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs per_device_train_batch_size
+    per_device_eval_batch_size gradient_accumulation_steps learning_rate warmup_steps weight_decay bf16
+    dataloader_num_workers eval_strategy save_steps logging_steps report_to resume_from_checkpoint seed
 """.split()
 # What is neither of the two towers nor of the classifier is cross-modal, as METER has it.
 HEAD, TOWERS = "classifier", ("text_model", "vision_model")
@@ -83,6 +84,7 @@ class QuestionData:
     max_length: int | None = field(
         default=None, metadata={"help": "Tokens a question is cut at. The tokenizer's limit if left out."}
     )
+    trust_remote_code: bool = trust_option()
     head_learning_rate_factor: float = field(
         default=50.0, metadata={"help": "The classifier learns so many times as fast as the towers (METER)."}
     )
@@ -137,7 +139,8 @@ def train_answerer(
         FileNotFoundError: No such benchmark there, or a part of it missing.
         FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
     """
-    check_checkpoint(data.model_name_or_path)
+    trust = data.trust_remote_code
+    check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
     splits = question_splits(data, args.seed)
     answered = [question for question in splits["train"] if normalize_answer(question.answer)]
@@ -148,8 +151,8 @@ def train_answerer(
     if args.process_index == 0:
         write_recipe(args.output_dir, [data, adapter, args], task=TASK)
     set_seed(args.seed)
-    processor = AutoProcessor.from_pretrained(data.model_name_or_path)
-    model = load_answerer(data.model_name_or_path, answers, data.co_attention_config)
+    processor = AutoProcessor.from_pretrained(data.model_name_or_path, trust_remote_code=trust)
+    model = load_answerer(data.model_name_or_path, answers, data.co_attention_config, trust_remote_code=trust)
     config = model.config
     if adapter.lora_rank is not None:
         model = add_adapter(model, adapter, trained_whole=NEW_PARTS)
@@ -268,7 +271,9 @@ def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuest
     }
 
 
-def load_answerer(name: str, answers: Sequence[str], co_attention_config: Any = None) -> PreTrainedModel:
+def load_answerer(
+    name: str, answers: Sequence[str], co_attention_config: Any = None, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """
     The towers of a checkpoint with a head for these answers, drawn afresh where it has none that fits.
 
@@ -276,11 +281,14 @@ def load_answerer(name: str, answers: Sequence[str], co_attention_config: Any = 
         name: Folder or Hub id of a BiomedCLIP.
         answers: What the model can answer.
         co_attention_config: Fields of the head; the checkpoint's, or the published ones, if none are given.
+        trust_remote_code: Whether the code of the checkpoint may be run.
     """
     head = {} if co_attention_config is None else {"co_attention_config": co_attention_config}
     with no_warnings_of_transformers():  # it lists each tensor of a head that is meant to be new
-        model, info = load_with_head(AutoModelForVisualQuestionAnswering, name, answers, **head)
-        base_weights = base_fingerprint(name)
+        model, info = load_with_head(
+            AutoModelForVisualQuestionAnswering, name, answers, trust_remote_code=trust_remote_code, **head
+        )
+        base_weights = base_fingerprint(name, trust_remote_code=trust_remote_code)
     drawn = {*info["missing_keys"], *(tensor for tensor, *_ in info["mismatched_keys"])}
     if of_towers := sorted(tensor for tensor in drawn if tensor.startswith(TOWERS)):
         logger.warning(f"{name} lacks {len(of_towers)} tensors of the towers, drawn at random: {of_towers[0]}, ...")

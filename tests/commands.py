@@ -13,20 +13,24 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
 
 
+QUESTION = "[y/N]"  # the end of transformers' question whether to run the code of a folder
 # torchrun, which finds a free port of its own.
 ON_TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def biomedclip(
-    *arguments, check: bool = True, environment: dict[str, str] | None = None
+    *arguments, check: bool = True, environment: dict[str, str] | None = None, answers: str = ""
 ) -> subprocess.CompletedProcess:
+    """Runs a command with `answers` on stdin; the test fails where transformers asks whether to run code."""
     result = subprocess.run(
         [sys.executable, "-m", "run_scripts.main", *map(str, arguments)],
+        input=answers,
         capture_output=True,
         text=True,
         env=ENVIRONMENT | (environment or {}),
         cwd=ROOT,
     )
+    assert QUESTION not in result.stdout + result.stderr
     assert not check or result.returncode == 0, result.stderr[-3000:]
     return result
 
@@ -35,6 +39,7 @@ def on_two_processes(*command: str | Path) -> subprocess.CompletedProcess:
     """Runs what stands behind `python` (a file, or `-m` and a module) on two processes."""
     result = subprocess.run(
         [sys.executable, *ON_TWO_PROCESSES, *map(str, command)],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
@@ -46,7 +51,15 @@ def on_two_processes(*command: str | Path) -> subprocess.CompletedProcess:
 
 
 def python(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+    )
+    assert QUESTION not in result.stdout + result.stderr
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

@@ -39,6 +39,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
+@pytest.fixture(autouse=True)
+def no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that asks a question: transformers asks on stdin whether to run the code of a folder."""
+
+    def ask(prompt: object = "") -> str:
+        # pytest.fail raises no Exception, which transformers would catch.
+        pytest.fail(f"input() was called: {prompt}")
+
+    monkeypatch.setattr("builtins.input", ask)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real articles and images, which are never part of the repository."""

@@ -63,12 +63,14 @@ def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]
     """
     if not is_transformers_layout(folder):
         return from_open_clip(folder)
-    model, loading = BiomedCLIPModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    model, loading = BiomedCLIPModel.from_pretrained(
+        folder, dtype="auto", output_loading_info=True, trust_remote_code=False
+    )
     complaints = [f"{kind.split('_')[0]} {sorted(map(str, names))[0]}" for kind, names in loading.items() if names]
     if complaints:
         saved = ", ".join(read_json(folder / "config.json").get("architectures") or ["another model"])
         raise ValueError(f"{folder} holds {saved} and not a whole BiomedCLIPModel: {'; '.join(complaints)}.")
-    return model, BiomedCLIPProcessor.from_pretrained(folder)
+    return model, BiomedCLIPProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 __all__ = ["from_open_clip", "load_any_layout", "to_open_clip"]

@@ -122,4 +122,6 @@ def fill_model(
     if shapes:
         raise ValueError(f"{folder}: the weights do not fit the configuration: {_some(shapes)}.")
     dtype = max((tensor.dtype for tensor in renamed.values()), key=lambda dtype: dtype.itemsize)
-    return BiomedCLIPModel.from_pretrained(None, config=config, state_dict=renamed, dtype=dtype)
+    return BiomedCLIPModel.from_pretrained(
+        None, config=config, state_dict=renamed, dtype=dtype, trust_remote_code=False
+    )

@@ -72,7 +72,7 @@ def load_tokenizer(name: str) -> Any:
     if name.startswith(("/", ".")) and not Path(name).exists():
         raise ValueError(f"--caption-tokenizer {name}: there is no such folder.")
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(

@@ -22,9 +22,9 @@ from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
 from modeling_biomedclip.embedding import normalize
 
 from ..fingerprints import weights_fingerprint
+from ..trust import ADAPTER_CONFIG, check_source
 
 
-ADAPTER_CONFIG = "adapter_config.json"
 BIOVIL = ("biovil", "biovil-t")
 
 
@@ -91,7 +91,7 @@ class DualEncoder:
             return tower(pixel_values=pixel_values).pooler_output.float().cpu()
 
 
-def load_dual_encoder(name: str, *, precision: str = "float32") -> DualEncoder:
+def load_dual_encoder(name: str, *, precision: str = "float32", trust_remote_code: bool = False) -> DualEncoder:
     """
     Loads a dual encoder.
 
@@ -99,6 +99,7 @@ def load_dual_encoder(name: str, *, precision: str = "float32") -> DualEncoder:
         name: A folder or Hub id in transformers' layout (BiomedCLIP, CLIP, SigLIP, ... or a PEFT adapter of one); a
             folder in open_clip's layout; `biovil` or `biovil-t`, which need the package `health_multimodal`.
         precision: See [`DualEncoder`].
+        trust_remote_code: Whether the code of the folder or repository may be run.
 
     Returns:
         The model in evaluation mode and float32 (in half precision similarities would tie), on this process's device.
@@ -116,7 +117,7 @@ def load_dual_encoder(name: str, *, precision: str = "float32") -> DualEncoder:
         model, processor = from_open_clip(name)
         kind = "biomedclip"
     else:
-        kind, model, processor = _load_transformers(name)
+        kind, model, processor = _load_transformers(name, trust_remote_code)
     device = PartialState(cpu=are_processes_on_cpu()).device
     return DualEncoder(name, kind, model.float().eval().to(device), processor, precision)
 
@@ -132,10 +133,11 @@ def _settings(processor: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _load_transformers(name: str) -> tuple[str, Any, Any]:
+def _load_transformers(name: str, trust_remote_code: bool) -> tuple[str, Any, Any]:
     if "/" not in name.removeprefix("./") and not Path(name).is_dir():
         raise FileNotFoundError(f"--model {name}: there is no such folder (and an id on the Hub would be owner/name).")
-    model = AutoModel.from_pretrained(name, dtype=torch.float32)
+    check_source(name, trust_remote_code=trust_remote_code)
+    model = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
     for method in ("get_image_features", "get_text_features", "logit_scale"):
         if not hasattr(model, method):
             raise ValueError(f"{name} is a {type(model).__name__}, not a dual encoder: it has no {method}.")
@@ -143,7 +145,8 @@ def _load_transformers(name: str) -> tuple[str, Any, Any]:
     if (Path(name) / ADAPTER_CONFIG).is_file() and not (Path(name) / "processor_config.json").is_file():
         base = read_json(Path(name) / ADAPTER_CONFIG)["base_model_name_or_path"]
     # Pillow whatever is installed: torchvision's own resampling gives other pixels.
-    return model.config.model_type, model, AutoProcessor.from_pretrained(base, backend="pil")
+    processor = AutoProcessor.from_pretrained(base, backend="pil", trust_remote_code=trust_remote_code)
+    return model.config.model_type, model, processor
 
 
 def _load_open_clip(folder: Path) -> tuple[str, Any, Any]:

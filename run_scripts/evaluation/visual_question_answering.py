@@ -22,6 +22,7 @@ from processing.collator import IGNORED_LABEL
 from processing.images import ImageError
 
 from ..reporting import no_warnings_of_transformers, say, show_table
+from ..trust import check_source
 from ..visual_question_answering import load_questions
 from .dual_encoders import DualEncoder
 from .features import FEATURES
@@ -41,7 +42,8 @@ def evaluate_questions(name: str, options: Any, output_dir: Path, command: Seque
 
     Args:
         name: Folder or Hub id of the model.
-        options: `data`, `benchmark`, `image_folder`, `split`, `batch_size`, `max_length` and `seed`.
+        options: `data`, `benchmark`, `image_folder`, `split`, `batch_size`, `max_length`, `seed` and
+            `trust_remote_code`.
         output_dir: Where the results go; what an interrupted run has left there is gone on with.
         command: The command line behind `biomedclip evaluate`.
 
@@ -54,7 +56,7 @@ def evaluate_questions(name: str, options: Any, output_dir: Path, command: Seque
     """
     started = time.monotonic()
     benchmark = load_questions(options.benchmark, options.data, options.split, options.image_folder)
-    answerer = load_answerer(name)
+    answerer = load_answerer(name, trust_remote_code=options.trust_remote_code)
     answers, damaged = answer_questions(
         answerer, benchmark, output_dir / FEATURES, batch_size=options.batch_size, max_length=options.max_length
     )
@@ -114,12 +116,13 @@ def training_split(
         return None
 
 
-def load_answerer(name: str) -> DualEncoder:
+def load_answerer(name: str, *, trust_remote_code: bool = False) -> DualEncoder:
     """
     A model that was trained to answer questions, with its processor, in float32 and evaluation mode.
 
     Args:
         name: Folder or Hub id.
+        trust_remote_code: Whether the code of the checkpoint may be run.
 
     Raises:
         FileNotFoundError: No such folder.
@@ -127,9 +130,10 @@ def load_answerer(name: str) -> DualEncoder:
     """
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise FileNotFoundError(f"--model {name}: there is no such folder.")
+    check_source(name, trust_remote_code=trust_remote_code)
     with no_warnings_of_transformers():  # they list each tensor of a head that is not there
         model, info = AutoModelForVisualQuestionAnswering.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
         )
     if info["missing_keys"]:
         raise ValueError(
@@ -138,7 +142,8 @@ def load_answerer(name: str) -> DualEncoder:
         )
     model = model.eval().to(PartialState().device)
     # Both towers with a head on them: the same facts are written about it as about towers alone.
-    return DualEncoder(name, model.config.model_type, model, AutoProcessor.from_pretrained(name))
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    return DualEncoder(name, model.config.model_type, model, processor)
 
 
 def answer_questions(

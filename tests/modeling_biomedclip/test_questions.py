@@ -1,0 +1,88 @@
+"""No documented call asks whether to run the code that a saved folder carries."""
+
+import shutil
+
+import pytest
+from commands import python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, pipeline
+
+from modeling_biomedclip import (
+    BiomedCLIPForImageClassification,
+    BiomedCLIPForVisualQuestionAnswering,
+    BiomedCLIPVisionModel,
+)
+from processing import BiomedCLIPProcessor
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, small_checkpoint, small_processor):
+    """Folders of each kind of model with a whole processor, and with the image processor alone where that suffices."""
+    root = tmp_path_factory.mktemp("saved")
+    shutil.copytree(small_checkpoint, root / "model")
+    config = AutoModel.from_pretrained(small_checkpoint).config
+    config.num_labels = 2
+    for name, model_class in (
+        ("classifier", BiomedCLIPForImageClassification),
+        ("answers", BiomedCLIPForVisualQuestionAnswering),
+    ):
+        model_class(config).save_pretrained(root / name)
+        small_processor.save_pretrained(root / name)
+    BiomedCLIPForImageClassification(config).save_pretrained(root / "merged")
+    BiomedCLIPVisionModel(config.vision_config).save_pretrained(root / "tower")
+    for name in ("merged", "tower"):  # a training of a classifier saves the image processor alone
+        small_processor.image_processor.save_pretrained(root / name)
+    small_processor.save_pretrained(root / "processor")
+    return root
+
+
+# Without the flag, with it refused, and with it given: the installed code is used in all three cases.
+@pytest.mark.parametrize("flag", [{}, {"trust_remote_code": False}, {"trust_remote_code": True}])
+@pytest.mark.parametrize(
+    ("task", "folder", "inputs"),
+    [
+        ("zero-shot-image-classification", "model", {"candidate_labels": ["chest", "brain"]}),
+        ("image-classification", "classifier", {}),
+        ("image-classification", "merged", {}),
+        ("visual-question-answering", "answers", {"question": "is it?"}),
+        ("image-feature-extraction", "tower", {}),
+    ],
+)
+def test_pipelines_ask_nothing(saved, task, folder, inputs, flag):
+    made = pipeline(task, model=str(saved / folder), device="cpu", **flag)
+    assert made(Image.new("RGB", (40, 40)), **inputs)
+    assert type(made.model).__module__.startswith("modeling_biomedclip")
+
+
+@pytest.mark.parametrize("folder", ["model", "classifier", "answers"])
+def test_auto_classes_ask_nothing(saved, folder):
+    for auto_class in (AutoModel, AutoProcessor, AutoImageProcessor, AutoTokenizer):
+        assert auto_class.from_pretrained(saved / folder)
+
+
+def test_processors_load_without_the_models_package(saved):
+    """Processors are loaded by a process that has imported `processing` alone."""
+    python(
+        f"""
+import sys
+from pathlib import Path
+from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+
+for folder in sorted(Path({str(saved)!r}).iterdir()):
+    image_processor = BiomedCLIPImageProcessor.from_pretrained(folder)
+    assert image_processor.size["shortest_edge"] == 32, folder
+    if (folder / "tokenizer.json").exists():
+        processor = BiomedCLIPProcessor.from_pretrained(folder)
+        assert type(processor.image_processor) is BiomedCLIPImageProcessor
+        assert processor.image_processor.to_dict() == image_processor.to_dict()
+        assert processor.tokenizer.model_max_length == 64 and type(processor.tokenizer).__name__ == "BertTokenizer"
+assert "modeling_biomedclip" not in sys.modules
+"""
+    )
+
+
+def test_a_processor_that_names_an_audio_tokenizer_is_refused(saved, tmp_path):
+    folder = shutil.copytree(saved / "processor", tmp_path / "processor")
+    (folder / "audio_tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="audio_tokenizer"):
+        BiomedCLIPProcessor.from_pretrained(folder)
