@@ -11,7 +11,7 @@ ON_LOWEST := PYTHONPATH="$(abspath $(VENV))/lowest" $(BIN)/python
 EXPORT_TESTS := tests/modeling_biomedclip/test_export.py tests/run_scripts/test_export.py
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-lowest lint format clean
+.PHONY: help quickstart test test-lowest lint format clean mutation
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ test-lowest: $(VENV)/.lowest  ## Run the tests of model and processor on the low
 		tests/modeling_biomedclip/test_equality_with_open_clip.py tests/modeling_biomedclip/test_conversion.py \
 		tests/modeling_biomedclip/test_remote_code.py tests/modeling_biomedclip/test_embedding.py
 
+mutation: $(VENV)/.mutation  ## Measure how many small faults in the core modules the tests notice (about an hour)
+	$(BIN)/python tests/mutation/run.py
+
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,6 +57,10 @@ $(BIN)/python:
 
 $(VENV)/.core: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.mutation: pyproject.toml | $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --editable '.[mutation]'
 	@touch $@
 
 $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(BIN)/python
