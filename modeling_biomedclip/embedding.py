@@ -12,6 +12,9 @@ from torch import nn
 BATCH_SIZE = 32
 PROMPTS_AT_A_TIME = 256
 LARGEST_LIMIT = 1_000_000  # transformers writes «no limit» as 10^30
+# Characters of a text that are kept for each token that it may have, as of [`BiomedCLIPProcessor`]: what is behind them
+# cannot matter, and may be long.
+CHARACTERS_PER_TOKEN = 128
 # Share of a text's place in a batch that may be padding. On a CPU a small batch costs less than padding does, and where
 # there are many texts, batches fill up all the same.
 MOST_PADDING = 1 / 8
@@ -101,8 +104,10 @@ def embed_prompts(
         max_length: Tokens that a prompt is cut at; the tokenizer's limit when left out.
 
     Returns:
-        Embeddings as of [`embed_texts`], and the number of tokens that each prompt had before it was cut.
+        Embeddings as of [`embed_texts`], and the number of tokens of each prompt; of a prompt of more than
+        `CHARACTERS_PER_TOKEN` characters for each token of the limit, the number of tokens of its beginning.
     """
+    prompts = _cut(model, processor, prompts, max_length)
     token_ids, fixed_length = _token_ids(model, processor, prompts, max_length)
     whole = processor(text=list(prompts), padding=False, truncation=False, verbose=False)["input_ids"]
     embeds = []
@@ -130,9 +135,18 @@ def _token_ids(
 ) -> tuple[list[list[int]], int | None]:
     """Token ids of each text, cut at the limit, and the length that all must have, where there is one."""
     limit = max_length or text_limit(model, processor)
-    token_ids = processor(text=list(texts), padding=False, truncation=True, max_length=limit)["input_ids"]
+    texts = _cut(model, processor, texts, max_length)
+    token_ids = processor(text=texts, padding=False, truncation=True, max_length=limit)["input_ids"]
     # SigLIP pools the last position, so its texts must always have the same length.
     return token_ids, limit if "siglip" in model.config.model_type else None
+
+
+def _cut(model: Any, processor: Any, texts: Sequence[str], max_length: int | None) -> list[str]:
+    """The beginnings of texts that can matter for the tokens that are used."""
+    if getattr(processor.tokenizer, "truncation_side", "right") != "right":
+        return list(texts)
+    limit = max_length or text_limit(model, processor)
+    return [text[: limit * CHARACTERS_PER_TOKEN] for text in texts]
 
 
 def _embed_batch(model: Any, processor: Any, token_ids: list[list[int]], length: int) -> torch.Tensor:

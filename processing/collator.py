@@ -14,7 +14,8 @@ from torch.utils.data import get_worker_info
 
 from .answers import normalize_answer
 from .image_processing_biomedclip import to_8_bit
-from .images import ImageError, decode_image, open_image, read_image, reduce_jpeg
+from .images import ImageError, decode_image, open_row_image, read_row_image, reduce_jpeg
+from .processing_biomedclip import cut_text
 
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class _RowCollator:
                 raise ValueError(f"Row {self._row_name(row, position)} has no {column!r}; it has {sorted(row)}.")
         target = self._target(row)
         if not self.training:
-            return read_image(row["image"]), target
+            return read_row_image(row["image"]), target
         return self._read_crop(row["image"], self._generator(row, position, "crop")), target
 
     def _target(self, row: Mapping[str, Any]) -> Any:
@@ -133,7 +134,7 @@ class _RowCollator:
 
     def _read_crop(self, source: Any, generator: np.random.Generator) -> Image.Image:
         """A random crop of an image, decoded and resized in the fast way if that is asked for and it is a JPEG."""
-        image, name = open_image(source)
+        image, name = open_row_image(source)
         size = self._crop_size()
         # A Pillow image belongs to someone, who may want all of it later.
         if not self.fast_decode or image.format != "JPEG" or isinstance(source, Image.Image):
@@ -220,7 +221,7 @@ class ContrastiveCollator(_RowCollator):
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Rows with `image` (whatever [`read_image`] takes) and `caption`, and optionally `pair_id` and `epoch`.
+            rows: Rows with `image` (what [`read_row_image`] takes) and `caption`, and optionally `pair_id` and `epoch`.
 
         Returns:
             `input_ids` and `attention_mask` of shape `(rows, longest caption)`, `pixel_values` of shape
@@ -293,7 +294,7 @@ class LabelCollator(_RowCollator):
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Rows with `image` (whatever [`read_image`] takes) and `label`, and optionally `name` and `epoch`.
+            rows: Rows with `image` (what [`read_row_image`] takes) and `label`, and optionally `name` and `epoch`.
 
         Returns:
             `pixel_values` of shape `(rows, 3, height, width)` and `labels` of shape `(rows,)`.
@@ -330,10 +331,12 @@ class VisualQuestionCollator(_RowCollator):
     Example:
 
     ```python
+    >>> from pathlib import Path
+
     >>> from processing import BiomedCLIPProcessor, VisualQuestionCollator
 
     >>> collator = VisualQuestionCollator(BiomedCLIPProcessor.from_pretrained("out/model"), {"yes": 0, "no": 1})
-    >>> batch = collator([{"image": "scan.png", "question": "Is there a fracture?", "answer": "No"}])
+    >>> batch = collator([{"image": Path("scan.png"), "question": "Is there a fracture?", "answer": "No"}])
     ```"""
 
     target_columns = ("question", "answer")
@@ -366,7 +369,7 @@ class VisualQuestionCollator(_RowCollator):
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Rows with `image` (whatever [`read_image`] takes), `question` and `answer`, and optionally `name` and
+            rows: Rows with `image` (what [`read_row_image`] takes), `question` and `answer`, and optionally `name` and
                 `epoch`.
 
         Returns:
@@ -485,6 +488,10 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 
 def _tokens(processor: Any, texts: list[str], max_length: int | None) -> dict[str, torch.Tensor]:
     """Texts of a batch, padded to the longest."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    limit = max_length or getattr(tokenizer, "model_max_length", None)
+    if limit and getattr(tokenizer, "truncation_side", "right") == "right":
+        texts = [cut_text(text, limit) for text in texts]
     tokens = processor(
         text=texts,
         # SigLIP pools the last position, so its texts must always have the same length.

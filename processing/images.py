@@ -20,6 +20,7 @@ _BYTES_TO_DECODE = {"JPEG": 12, "MPO": 12, "TIFF": 12, "WEBP": 16, "JPEG2000": 2
 _BYTES_TO_DECODE_ONE_BAND = 3
 _BYTES_TO_DECODE_JPEG2000_ONE_BAND = 10  # OpenJPEG holds four bytes for each value of a tile, which may be the image
 _BYTES_TO_DECODE_OTHERWISE = 5  # four in Pillow's memory, and a copy in grey
+MAX_NAME = 200  # characters of a path that errors show
 
 
 class ImageError(ValueError):
@@ -43,8 +44,9 @@ def read_image(source: Any) -> Image.Image:
 
     Args:
         source: A path or URL that fsspec opens, the bytes of a file, a binary file object, a Pillow image, or a
-            `datasets` image row `{"bytes": ..., "path": ...}`. A file may be DICOM: see `processing/dicom.py` for
-            what becomes of its values.
+            `datasets` image row `{"bytes": ..., "path": ...}`, of which only the bytes are read. A file may be DICOM:
+            see `processing/dicom.py` for what becomes of its values. For an image out of a data row that strangers
+            may have written, use [`read_row_image`], which opens no path.
 
     Returns:
         The image, decoded; of an animation or a multi-page file the first frame.
@@ -55,6 +57,52 @@ def read_image(source: Any) -> Image.Image:
             decoding it would take more than `MAX_BYTES`.
     """
     return decode_image(*open_image(source))
+
+
+def read_row_image(value: Any) -> Image.Image:
+    """
+    Read and decode the image of a data row; a path or URL in the row is an error.
+
+    Rows of a table may come from strangers, and a path in them could name any file or server. A `pathlib.Path` is read:
+    no table holds one, so it comes from the program, such as a reader of image folders.
+
+    Args:
+        value: The value of the image column: bytes, `{"bytes": ..., "path": ...}`, a Pillow image, a `pathlib.Path`, or
+            another object that [`read_image`] takes, but no text.
+
+    Returns:
+        The image, decoded.
+
+    Raises:
+        ImageError: If the row holds a path or URL in place of the bytes, or as of [`read_image`].
+    """
+    return decode_image(*open_row_image(value))
+
+
+def open_row_image(value: Any) -> tuple[Image.Image, str]:
+    """
+    Open the image of a data row, as [`open_image`] does; a path or URL in the row is an error.
+
+    Args:
+        value: As of [`read_row_image`].
+
+    Returns:
+        The image, and the name for errors.
+
+    Raises:
+        ImageError: As of [`read_row_image`].
+    """
+    if isinstance(value, str):
+        raise _path_in_row(value)
+    return open_image(value)
+
+
+def _path_in_row(path: str) -> ImageError:
+    return ImageError(
+        f"the image is given by its path {path[:MAX_NAME]!r}, and paths inside data rows are not opened: store the "
+        "bytes of the file, or call read_image(path) where the path is yours",
+        "image missing",
+    )
 
 
 def open_image(source: Any) -> tuple[Image.Image, str]:
@@ -75,9 +123,13 @@ def open_image(source: Any) -> tuple[Image.Image, str]:
     if isinstance(source, Image.Image):
         return _checked(source, "image", file_bytes=0), "image"
     if isinstance(source, dict):
-        source = source.get("bytes") or source.get("path")
-        if not source:
+        if source.get("bytes") is None and source.get("path"):
+            raise _path_in_row(str(source["path"]))
+        source = source.get("bytes")
+        if source is None:
             raise ImageError("the row holds neither bytes nor a path of an image", "image missing")
+        if not isinstance(source, bytes):
+            raise ImageError(f"the bytes of the image are of type {type(source).__name__}", "image missing")
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         if os.path.exists(name) and not os.path.isfile(name):  # opening a FIFO would wait for ever
@@ -189,6 +241,8 @@ __all__ = [
     "ImageError",
     "decode_image",
     "open_image",
+    "open_row_image",
     "read_image",
+    "read_row_image",
     "reduce_jpeg",
 ]

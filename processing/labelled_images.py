@@ -15,7 +15,7 @@ import numpy as np
 from .image_files import FolderContent, find_images, is_visible, shown_name, warn_of_left_out
 from .image_formats import DECODABLE_FORMATS
 from .image_tables import METADATA_FILES, names_images, read_image_table
-from .images import ImageError, read_image
+from .images import ImageError, read_row_image
 
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in nam
 @dataclass(frozen=True)
 class LabelledImages:
     """
-    Images and their labels, read when asked for: row by row for a loader, `image` being what [`read_image`] takes.
+    Images and their labels, read when asked for: row by row for a loader, `image` being what [`read_row_image`] takes.
 
     Args:
         images: Paths, or `datasets` image rows that are not decoded.
@@ -184,7 +184,7 @@ def check_readable(images: LabelledImages, where: str) -> None:
         reason = ""
         for number in numbers:
             try:
-                read_image(images.images[number])
+                read_row_image(images.images[number])
                 break
             except ImageError as error:
                 reason = reason or str(error)

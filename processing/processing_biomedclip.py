@@ -2,6 +2,7 @@
 
 import html
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,26 @@ AutoImageProcessor.register(
 CONTEXT_LENGTH = 256  # tokens, as BiomedCLIP was trained
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 LARGEST_LIMIT = 1_000_000  # transformers writes «no limit» as 10^30
+# Characters of a text that are kept for each token that it may have. WordPiece reads a word of more than 100 characters
+# as one token, so this many hold a token of any text that is not mostly white space, longer words or HTML entities.
+CHARACTERS_PER_TOKEN = 128
+
+
+def cut_text(text: str, max_tokens: int) -> str:
+    """
+    Cut a text to the characters that can matter for its first tokens, so that its length costs no time.
+
+    The token ids, cut at `max_tokens`, stay the same for a text of at most `max_tokens * CHARACTERS_PER_TOKEN`
+    characters, and for any longer text of which the part that is kept has `max_tokens` tokens.
+
+    Args:
+        text: A caption or prompt, not cleaned yet.
+        max_tokens: Number of tokens at which it will be cut.
+
+    Returns:
+        The text, or its beginning.
+    """
+    return text[: max_tokens * CHARACTERS_PER_TOKEN]
 
 
 def clean_text(text: str) -> str:
@@ -135,11 +156,22 @@ class BiomedCLIPProcessor(ProcessorMixin):
             A `BatchFeature` with `input_ids`, `attention_mask` of shape `(texts, longest)` and `pixel_values` of shape
             `(images, 3, height, width)`, as far as there are texts and images.
         """
+        limit = self._token_limit(kwargs) if text is not None else 0
         if isinstance(text, str):
-            text = clean_text(text)
+            text = clean_text(cut_text(text, limit))
         elif text is not None:
-            text = [clean_text(item) if isinstance(item, str) else item for item in text]
+            text = [clean_text(cut_text(item, limit)) if isinstance(item, str) else item for item in text]
         return super().__call__(images=images, text=text, **kwargs)
+
+    def _token_limit(self, kwargs: dict[str, Any]) -> int:
+        """Tokens of each text that a call with these options uses; no limit if it does not cut, or cuts on the left."""
+        options = {**kwargs.get("common_kwargs", {}), **kwargs.get("text_kwargs", {}), **kwargs}
+        truncation = options.get("truncation", True)
+        cuts = truncation is not None and truncation is not False and str(truncation) != "do_not_truncate"
+        side = options.get("truncation_side") or self.tokenizer.truncation_side
+        if not cuts or side != "right" or options.get("return_overflowing_tokens"):
+            return sys.maxsize
+        return options.get("max_length") or self.tokenizer.model_max_length
 
 
 def _refuse_audio_tokenizer(name: Any, kwargs: dict[str, Any]) -> None:
@@ -154,4 +186,4 @@ def _refuse_audio_tokenizer(name: Any, kwargs: dict[str, Any]) -> None:
             raise ValueError(f"{path}: audio_tokenizer names a model to load, and BiomedCLIP has none. Remove it.")
 
 
-__all__ = ["BiomedCLIPProcessor", "clean_text"]
+__all__ = ["BiomedCLIPProcessor", "clean_text", "cut_text"]

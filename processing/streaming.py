@@ -7,6 +7,9 @@ position to resume from is one integer. With a choice of licences the rows are t
 
 Both views read through one reader, a row group at a time and of it only the columns that are needed, so that they give
 the same rows, texts and errors from a disk, the Hub or S3.
+
+A reader keeps at most `GROUPS_KEPT` row groups of `GROUP_BYTES_KEPT`. A larger row group is read in batches of about
+`BATCH_BYTES`, and one of more than `MAX_GROUP_BYTES` is refused.
 """
 
 import glob
@@ -20,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import fsspec
@@ -31,6 +34,7 @@ import pyarrow.parquet as pq
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
+from .integrity import DamagedFile, TruncatedFile, check_values, footers_of, open_parquet
 from .pmc.articles import LICENSES_KEY, parse_licenses
 
 
@@ -45,6 +49,10 @@ TRAINING_COLUMNS = ("pair_id", "image", "caption")
 
 OPEN_FILES = 16  # an epoch walks through thousands of shards
 GROUPS_KEPT = 2  # batches end in the middle of a row group, and the next one goes on there
+GROUP_BYTES_KEPT = 64_000_000  # of the columns that are read, decompressed
+BATCH_BYTES = 16_000_000  # of a larger row group, by the mean size of its rows
+PAGE_BUFFER_BYTES = 8_000_000  # of each column of a larger row group
+MAX_GROUP_BYTES = 1_000_000_000
 READERS = 32  # shards looked into at a time when a stream is opened
 BAR_DELAY = 3  # seconds; what takes less needs no progress bar
 
@@ -86,7 +94,8 @@ def column_names(
     path: str | os.PathLike[str], split: str, storage_options: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Columns of a split, from the footer of its first shard."""
-    return _Reader(storage_options=storage_options).schema(shard_paths(path, split, storage_options)[0]).names
+    shards = shard_paths(path, split, storage_options)
+    return _Reader(storage_options=storage_options).verify_against_report(shards).schema(shards[0]).names
 
 
 def load_pmc15m(
@@ -122,7 +131,7 @@ def load_pmc15m(
         streaming: Read rows as they are asked for; otherwise a set with random access, for which `datasets` first
             copies whole files to its cache.
         columns: Columns to read, none for all. Nothing else is fetched.
-        decode: Decode images with Pillow; otherwise `image` holds the bytes of the file, for [`read_image`].
+        decode: Decode images with [`read_image`] and its limits; otherwise `image` holds the bytes of the file.
         licenses: Only pairs under these: `commercial`, `noncommercial` (every Creative Commons licence), `all`, codes
             such as `"CC BY,CC0"`, or a list of codes.
         text: What stands in `caption`: the `caption`; of the `mentions`, the paragraphs that cite the figure, one that
@@ -153,14 +162,17 @@ def load_pmc15m(
     ```"""
     import datasets
 
+    from .image_feature import PairImage
+
     urls = shard_paths(path, split, storage_options)
     if seed is not None:
         urls = [urls[number] for number in _shard_order(len(urls), seed, epoch)]
     reader = _Reader(columns, None if licenses is None else parse_licenses(licenses), text, seed or 0, storage_options)
+    reader.verify_against_report(urls)
     features = datasets.Features.from_arrow_schema(reader.schema(urls[0]))
     features = datasets.Features({name: features[name] for name in columns or features})
     if "image" in features:
-        features["image"] = datasets.Image(decode=decode)
+        features["image"] = PairImage(decode=decode)
     if reader.licenses is not None and not reader.open_shard(urls[0])[0].rows:
         reader.open_shards(urls)  # raises where the others hold none either
     if not streaming:
@@ -172,7 +184,7 @@ def load_pmc15m(
     return datasets.IterableDataset.from_generator(
         _generate_rows,
         features=features,
-        gen_kwargs={"shards": shards, "reader": reader, "epoch": epoch},
+        gen_kwargs={"shards": shards, "reader": reader, "epoch": epoch, "decode": decode},
         split=datasets.NamedSplit(split),
     )
 
@@ -223,7 +235,8 @@ class PairStream:
         self._reader = _Reader(
             columns, None if licenses is None else parse_licenses(licenses), text, seed, storage_options
         )
-        self._shards = self._reader.open_shards(shard_paths(path, split, storage_options))
+        shards = shard_paths(path, split, storage_options)
+        self._shards = self._reader.verify_against_report(shards).open_shards(shards)
 
     def __len__(self) -> int:
         """Pairs in an epoch."""
@@ -263,8 +276,17 @@ class PairStream:
             samples_seen: Pairs of the steps already taken, over all ranks: where to resume.
 
         Raises:
-            ValueError: A batch that the ranks cannot share evenly, or that is larger than the split.
+            ValueError: If `batch_size` or `world_size` is not positive, `rank` or `samples_seen` is out of range, the
+                ranks cannot share a batch evenly, or a batch is larger than the split.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+        if world_size < 1:
+            raise ValueError(f"world_size must be at least 1, not {world_size}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0..{world_size - 1} for world_size={world_size}, not {rank}.")
+        if samples_seen < 0:
+            raise ValueError(f"samples_seen must not be negative, and is {samples_seen}.")
         if batch_size % world_size != 0:
             raise ValueError(f"A batch of {batch_size} pairs cannot be shared evenly by {world_size} processes.")
         if batch_size > len(self):
@@ -353,11 +375,12 @@ class _Reader:
         self.text = text
         self.seed = seed
         self.storage_options = dict(storage_options or {})
+        self.footers: Mapping[str, str] = {}
         self._keep_open()
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files do not travel to another process.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_group")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_group", "_large")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -366,6 +389,12 @@ class _Reader:
     def _keep_open(self) -> None:
         self._file = lru_cache(maxsize=OPEN_FILES)(self._open_file)
         self._group = lru_cache(maxsize=GROUPS_KEPT)(self._read_group)
+        self._large = lru_cache(maxsize=1)(self._open_large)
+
+    def verify_against_report(self, shards: Sequence[str]) -> "_Reader":
+        """Learns the hashes of footers from the report beside the shards, where it states them."""
+        self.footers = footers_of(shards, self.storage_options)
+        return self
 
     @property
     def stored_columns(self) -> list[str] | None:
@@ -414,7 +443,8 @@ class _Reader:
         for group, count in enumerate(shard.group_rows or ()):
             begin, end = max(first - low, 0), min(last - low, count)
             if begin < end:
-                rows += self._rows(self._group(os.getpid(), shard.url, group).slice(begin, end - begin), epoch)
+                for table in self._slices(shard.url, group, begin, end):
+                    rows += self._rows(table, epoch)
             low += count
         return rows
 
@@ -425,7 +455,8 @@ class _Reader:
             if shard.group_rows is not None and shard.group_rows[group] <= left_out:
                 left_out -= shard.group_rows[group]
             else:
-                yield from self._rows(self._group(os.getpid(), shard.url, group).slice(left_out), epoch)
+                for table in self._slices(shard.url, group, left_out, None):
+                    yield from self._rows(table, epoch)
                 left_out = 0
 
     def text_of(self, row: Mapping[str, Any], epoch: int) -> str | None:
@@ -462,22 +493,85 @@ class _Reader:
         names = file.schema_arrow.names
         missing = [name for name in self.stored_columns or () if name not in names]
         if missing:
-            raise _WrongColumns(f"{url} has no column {missing[0]!r}; it has {', '.join(names)}.")
+            raise _NotReadable(f"{url} has no column {missing[0]!r}; it has {', '.join(names)}.")
         return file
 
+    def _slices(self, url: str, group: int, first: int, last: int | None) -> Iterator[pa.Table]:
+        """Wanted rows [first, last) of a row group, or all from `first` on, in pieces that do not take much memory."""
+        group_bytes, stored_rows = self._patiently(url, lambda file: self._size_of_group(file, url, group))
+        batch_rows = max(1, BATCH_BYTES * stored_rows // max(group_bytes, 1))
+        if group_bytes <= GROUP_BYTES_KEPT:
+            table = self._group(os.getpid(), url, group)
+            last = table.num_rows if last is None else last
+            for start in range(first, last, batch_rows):
+                yield table.slice(start, min(batch_rows, last - start))
+            return
+        while last is None or first < last:
+            piece = self._patiently(url, partial(self._read_large, url, group, batch_rows, first))
+            if not piece.num_rows:
+                return
+            yield piece.slice(0, None if last is None else last - first)
+            first += piece.num_rows
+
+    def _size_of_group(self, file: pq.ParquetFile, url: str, group: int) -> tuple[int, int]:
+        """Bytes of the columns that are read of a row group, and its rows; an error for one that is too large."""
+        metadata = file.metadata.row_group(group)
+        chunks = (metadata.column(number) for number in range(metadata.num_columns))
+        stored = self.stored_columns
+        size = sum(
+            max(chunk.total_uncompressed_size, chunk.total_compressed_size)
+            for chunk in chunks
+            if stored is None or chunk.path_in_schema.split(".")[0] in stored
+        )
+        if size > MAX_GROUP_BYTES:
+            raise _NotReadable(
+                f"{url}: row group {group} has {size:,} bytes, and at most {MAX_GROUP_BYTES:,} are read. Write the "
+                "file again with fewer rows in a row group."
+            )
+        return size, metadata.num_rows
+
     def _read_group(self, process: int, url: str, group: int) -> pa.Table:
-        """The wanted rows of a row group."""
-        table = self._patiently(url, lambda file: file.read_row_group(group, columns=self.stored_columns))
+        """The wanted rows of a row group that is not large."""
+        return self._wanted(
+            self._patiently(
+                url,
+                lambda file: check_values(
+                    file.read_row_group(group, columns=self.stored_columns), file.metadata.row_group(group), url
+                ),
+            )
+        )
+
+    def _read_large(self, url: str, group: int, batch_rows: int, first: int, file: pq.ParquetFile) -> pa.Table:
+        """Some wanted rows of a large row group from `first` on; none behind its end."""
+        cursor = self._large(os.getpid(), url, group, batch_rows)
+        if cursor.start > first:
+            self._large.cache_clear()
+            cursor = self._large(os.getpid(), url, group, batch_rows)
+        try:
+            return cursor.rows_from(first)
+        except Exception:
+            self._large.cache_clear()
+            raise
+
+    def _open_large(self, process: int, url: str, group: int, batch_rows: int) -> "_Cursor":
+        # Column by column through a buffer: with `pre_buffer` Arrow would hold all of the row group.
+        file = self._open_file(process, url, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
+        batches = file.iter_batches(batch_rows, row_groups=[group], columns=self.stored_columns, use_threads=False)
+        return _Cursor(self._wanted(pa.Table.from_batches([batch])) for batch in batches)
+
+    def _wanted(self, table: pa.Table) -> pa.Table:
+        """The rows under the licences that were chosen."""
         if self.licenses is None:
             return table
         return table.filter(pc.is_in(table.column("license"), pa.array(sorted(self.licenses), pa.string())))
 
-    def _open_file(self, process: int, url: str) -> pq.ParquetFile:
+    def _open_file(self, process: int, url: str, **options: Any) -> pq.ParquetFile:
         """Opens a shard for this process alone: a forked one would share the position in the file."""
         filesystem, path = fsspec.core.url_to_fs(url, **self.storage_options)
         # Arrow asks for exactly the ranges it needs, and joins those that touch (`pre_buffer`). A cache that reads
         # ahead, by 50 MB on S3, would fetch the images between two captions.
-        return pq.ParquetFile(filesystem.open(path, "rb", cache_type="none"), pre_buffer=True)
+        file = filesystem.open(path, "rb", cache_type="none")
+        return open_parquet(file, url, footer_sha256=self.footers.get(url), **{"pre_buffer": True, **options})
 
     def _patiently(self, url: str, read: Callable[[pq.ParquetFile], _T], *, keep: bool = True) -> _T:
         """Reads from a shard; what may be a passing fault is tried again on a file opened afresh."""
@@ -491,10 +585,14 @@ class _Reader:
                 ) from error
             except PermissionError as error:
                 raise PermissionError(f"{url}: this shard may not be read ({error}). Check the credentials.") from error
-            except (MemoryError, _WrongColumns):
+            except (MemoryError, _NotReadable):
                 raise
             except Exception as error:  # every client has its own: time-outs, 503s, resets, truncated answers
                 self._file.cache_clear()
+                if _is_local(url) and _is_damage(error):
+                    if attempt == 1:  # on a file that is opened again
+                        continue
+                    raise DamagedFile(f"{url}: this shard is damaged ({error}). Restore or build it again.") from error
                 if attempt == ATTEMPTS:
                     raise OSError(
                         f"{url}: this shard could not be read in {ATTEMPTS} attempts ({type(error).__name__}: {error})."
@@ -504,28 +602,85 @@ class _Reader:
         raise AssertionError("unreachable")
 
 
-class _WrongColumns(ValueError):
+class _NotReadable(ValueError):
     """No fault that passes."""
 
 
-def _generate_rows(shards: Sequence[_Shard], reader: _Reader, epoch: int) -> Iterator[dict[str, Any]]:
+class _Cursor:
+    """
+    Walks forwards through the batches of a large row group, of which it keeps one.
+
+    Args:
+        batches: The wanted rows of each batch.
+    """
+
+    def __init__(self, batches: Iterator[pa.Table]):
+        self._batches = batches
+        self._batch = pa.table({})
+        self.start = 0  # of the batch, in wanted rows
+
+    def rows_from(self, first: int) -> pa.Table:
+        """The rows of one batch from `first` on; none behind the end."""
+        while first >= self.start + self._batch.num_rows:
+            following = next(self._batches, None)
+            if following is None:
+                return self._batch.slice(self._batch.num_rows)
+            self.start += self._batch.num_rows
+            self._batch = following
+        return self._batch.slice(first - self.start)
+
+
+def _is_local(url: str) -> bool:
+    return "://" not in url or url.startswith("file://")
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether a file on a disk that gives this error will give it again; Arrow's errors on content have no number."""
+    if isinstance(error, TruncatedFile):
+        return False  # it may be about to be replaced
+    return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
+
+
+def _generate_rows(
+    shards: Sequence[_Shard], reader: _Reader, epoch: int, decode: bool = False
+) -> Iterator[dict[str, Any]]:
     for shard in shards:
-        yield from reader.all_rows(shard, epoch)
+        for number, row in enumerate(reader.all_rows(shard, epoch)):
+            if decode and (image := row.get("image")) is not None and image["bytes"] is None:
+                raise _without_bytes(f"{shard.url}: row {row.get('pair_id') or number}", image["path"])
+            yield row
+
+
+def _without_bytes(row: str, path: str | None) -> ValueError:
+    return ValueError(
+        f"{row} has no bytes of its image, only the path {path!r}, and paths inside data are not opened. Store the "
+        "bytes in the column 'image', or remove the row."
+    )
 
 
 def _random_access(
     reader: _Reader, urls: Sequence[str], split: str, features: "datasets.Features", epoch: int, start: int
 ) -> "datasets.Dataset":
     import datasets
+    import pyarrow.dataset as pads
+    from datasets.exceptions import DatasetGenerationError
 
-    data_set = datasets.load_dataset(
-        "parquet",
-        data_files={split: list(urls)},
-        split=split,
-        columns=reader.stored_columns,
-        filters=None if reader.licenses is None else [("license", "in", sorted(reader.licenses))],
-        storage_options=reader.storage_options or None,
-    )
+    reader.open_shards(urls)  # checks all footers
+    try:
+        data_set = datasets.load_dataset(
+            "parquet",
+            data_files={split: list(urls)},
+            split=split,
+            columns=reader.stored_columns,
+            filters=None if reader.licenses is None else [("license", "in", sorted(reader.licenses))],
+            storage_options=reader.storage_options or None,
+            fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True),
+        )
+    except DatasetGenerationError:
+        for url in urls:  # `datasets` does not say which shard it was; reading says so
+            for _ in reader.all_rows(_Shard(url), epoch):
+                pass
+        raise
     if reader.text != "caption":
         texts = data_set.select_columns(["pair_id", "caption", "mentions"]).map(
             _text_row, fn_kwargs={"reader": reader, "epoch": epoch}, remove_columns=["pair_id", "mentions"]
@@ -534,8 +689,22 @@ def _random_access(
         data_set = datasets.concatenate_datasets([data_set.remove_columns("caption"), texts], axis=1)
     data_set = data_set.select_columns(list(features))
     if "image" in features:
+        if features["image"].decode:
+            _refuse_paths(data_set)
         data_set = data_set.cast_column("image", features["image"])
     return data_set.select(range(start, len(data_set))) if start else data_set
+
+
+def _refuse_paths(data_set: "datasets.Dataset") -> None:
+    """Raises for the first row whose image has a path and no bytes."""
+    images = data_set.data.column("image")
+    if not pa.types.is_struct(images.type):
+        return
+    first = pc.index(pc.and_(pc.is_valid(images), pc.is_null(pc.struct_field(images, "bytes"))), True).as_py()
+    if first >= 0:
+        named = "pair_id" in data_set.column_names
+        name = data_set.data.column("pair_id")[first].as_py() if named else f"{first} of the {data_set.split} split"
+        raise _without_bytes(f"Row {name}", images[first]["path"].as_py())
 
 
 def _text_row(row: Mapping[str, Any], reader: _Reader, epoch: int) -> dict[str, str | None]:

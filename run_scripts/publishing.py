@@ -16,13 +16,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from model_cards.fill import PLACEHOLDER, public_report, size
+from processing.integrity import HASHES, DamagedFile, check_file, read_columns
 
 from .reporting import say
 
@@ -66,6 +65,7 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
     """
     api = check_write_access(repo_id)
     shards = {f"data/{path.name}": path for path in find_shards(Path(folder), report)}
+    check_files(Path(folder), report)
     check_licenses(shards.values(), pairs=report["pairs"])
     check_card(Path(folder) / "README.md", "dataset")
     companions: dict[str, Path | bytes] = {name: Path(folder) / name for name in COMPANIONS}
@@ -159,6 +159,24 @@ def find_shards(folder: Path, report: Mapping[str, Any]) -> list[Path]:
     return wanted
 
 
+def check_files(folder: Path, report: Mapping[str, Any]) -> None:
+    """
+    Check that the files to publish are those that were built. All of them are read.
+
+    Args:
+        folder: What `biomedclip build` wrote.
+        report: The report of the build. Nothing is checked if it states no hashes.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    for name, stated in (report.get(HASHES) or {}).items():
+        try:
+            check_file(folder / name, stated)
+        except DamagedFile as error:
+            raise ValueError(f"{error} Build the data set again.") from error
+
+
 def check_licenses(shards: Iterable[Path], *, pairs: int) -> None:
     """
     Reads the licence of every pair out of the shards: what is there decides, not what the report says.
@@ -173,8 +191,8 @@ def check_licenses(shards: Iterable[Path], *, pairs: int) -> None:
     codes: Counter[str | None] = Counter()
     for path in shards:
         try:
-            codes.update(pq.read_table(path, columns=["license"]).column("license").to_pylist())
-        except pa.ArrowInvalid as error:
+            codes.update(read_columns(path, ["license"]).column("license").to_pylist())
+        except OSError as error:
             raise ValueError(f"{path} is damaged ({error}). Build the data set again.") from error
     forbidden = {code: count for code, count in codes.items() if not _REDISTRIBUTABLE.fullmatch(code or "")}
     if forbidden:

@@ -14,10 +14,10 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from transformers import TrainingArguments
 
 from modeling_biomedclip import ZeroShotClassifier
-from processing import load_benchmark, read_image
+from processing import load_benchmark
 from processing.benchmarks.benchmark import ClassificationBenchmark
 from processing.benchmarks.loading import CLASSIFICATION
-from processing.images import ImageError
+from processing.images import ImageError, read_row_image
 from processing.labelled_images import LabelledImages, check_readable
 
 from .evaluation.own_images import TEMPLATES, unpublished_benchmark
@@ -169,7 +169,7 @@ class _Readable(Sequence[Any]):
             return [self[place] for place in range(*places.indices(len(self)))]
         number = self.numbers[places]
         try:
-            return read_image(self.images.images[number])
+            return read_row_image(self.images.images[number])
         except ImageError:
             self.unreadable.add(number)
             return Image.new("RGB", (8, 8))

@@ -60,7 +60,7 @@ class VisualQuestion:
         question: As it is written, without blanks at its ends.
         answer: Likewise; numbers as text. How answers are compared is for the metric to say.
         answer_type: `closed` where the data set says that the answers to choose from are few and known (yes, no).
-        image: What [`read_image`] takes.
+        image: What [`read_row_image`] takes.
         image_name: The same for all questions about an image.
         name: Identifies the question in its data set.
     """
@@ -112,7 +112,7 @@ class RetrievalBenchmark:
         name: As [`load_benchmark`] takes it.
         split: `train`, `validation` or `test`.
         path: As it was given.
-        pairs: Rows with `pair_id`, `pmcid`, `image` (what [`read_image`] takes) and `caption`.
+        pairs: Rows with `pair_id`, `pmcid`, `image` (what [`read_row_image`] takes) and `caption`.
         paper: Published values as fractions, by direction and metric; of the test split only.
         source: Where the values come from.
         fingerprint: Of the names of all pairs.

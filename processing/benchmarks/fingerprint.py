@@ -17,7 +17,7 @@ def fingerprint_of(rows: Sequence[Sequence[str]], images: Sequence[Any]) -> str:
 
     Args:
         rows: Name, label and what else belongs to each image.
-        images: What [`read_image`] takes. Sizes of all that are files count, and the contents of
+        images: What [`read_row_image`] takes. Sizes of all that are files count, and the contents of
             `CONTENTS_IN_FINGERPRINT`, evenly spread; not where they lie.
 
     Returns:
@@ -32,7 +32,7 @@ def fingerprint_of(rows: Sequence[Sequence[str]], images: Sequence[Any]) -> str:
     # An image out of an array or a `datasets` set is not read for its size.
     for number in range(number_of_images) if _are_paths(images) else sorted(shown):
         image = images[number]
-        if isinstance(image, str | os.PathLike):
+        if isinstance(image, os.PathLike):
             digest.update(str(os.path.getsize(image) if os.path.isfile(image) else None).encode())
         if number in shown:
             digest.update(hashlib.blake2b(content_of(image)).digest())
@@ -40,7 +40,7 @@ def fingerprint_of(rows: Sequence[Sequence[str]], images: Sequence[Any]) -> str:
 
 
 def _are_paths(images: Sequence[Any]) -> bool:
-    return len(images) > 0 and isinstance(images[0], str | os.PathLike)
+    return len(images) > 0 and isinstance(images[0], os.PathLike)
 
 
 def content_of(image: Any) -> bytes:
@@ -48,20 +48,22 @@ def content_of(image: Any) -> bytes:
     The bytes of an image's file, or of the pixels of one out of an array; none of one that cannot be read.
 
     Args:
-        image: What [`read_image`] takes.
+        image: What [`read_row_image`] takes. A path in a data row is not opened.
     """
     if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path") or b""
+        image = image.get("bytes") or b""
     if isinstance(image, Image.Image):
         return repr((image.mode, image.size)).encode() + image.tobytes()
     if isinstance(image, bytes):
         return image
+    if not isinstance(image, os.PathLike):
+        return b""
     try:
         if not os.path.isfile(image):  # opening a FIFO would wait for ever
             return b""
         with open(image, "rb") as file:
             return file.read()
-    except (OSError, TypeError):  # counted when it is read
+    except OSError:  # counted when it is read
         return b""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..images import ImageError, read_image
+from ..images import ImageError, read_row_image
 from ..pmc.pictures import PictureIndex, perceptual_hash
 from .benchmark import ClassificationBenchmark, VisualQuestionBenchmark
 from .fingerprint import content_of
@@ -144,7 +144,7 @@ def _compared(entry: _Image, split: str, leaks: Leaks) -> tuple[bytes | None, st
     content = content_of(image)
     digest = hashlib.blake2b(content, digest_size=16).digest() if content else None
     try:
-        return digest, perceptual_hash(read_image(image))
+        return digest, perceptual_hash(read_row_image(image))
     except ImageError as error:
         leaks.unreadable.append(f"{split}: {entry.name} ({error})")
         return digest, ""

@@ -27,13 +27,14 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from tqdm.auto import tqdm
 
+from ..integrity import HASHES, REPORT_FILE, WRITE_OPTIONS, hashes_of, open_parquet
 from .articles import parse_licenses
 from .bucket import Bucket
 from .executors import Engine, Stage
 from .inventory import read_work_list
 from .journal import count_articles
 from .pictures import PictureIndex
-from .plan import ARTICLES_FILE, Plan, make_plan
+from .plan import ARTICLES_FILE, SKIPPED_FILE, Plan, make_plan, read_articles
 from .shards import write_shard
 from .splits import TooFewArticles
 from .staging import HIDDEN, Staging, discard, only_one, write_whole
@@ -44,7 +45,6 @@ from .steps import FetchPictures, PairFigures, ParseFigures, ReadArticles, ReadW
 logger = logging.getLogger(__name__)
 
 DATASET_FORMAT = 1  # rises when the same article gives other rows, so that an update does not mix two kinds
-REPORT_FILE = "report.json"
 ARTICLES_PER_TASK = 50  # at least, by default
 SHARD_TASKS = 512  # at most: a task writes several shards
 REMOTE_CONCURRENCY = 16
@@ -286,7 +286,7 @@ def _begin(
     if tasks is None:
         tasks = min(-(-articles // ARTICLES_PER_TASK), max(16, 4 * engine.workers))
     tasks = max(1, min(tasks, articles))
-    with pq.ParquetWriter(staging.work_list, work_list.schema) as writer:
+    with pq.ParquetWriter(staging.work_list, work_list.schema, **WRITE_OPTIONS) as writer:
         for task in range(tasks):  # a row group each
             start, end = task * articles // tasks, (task + 1) * articles // tasks
             writer.write_table(work_list.slice(start, end - start), row_group_size=max(end - start, 1))
@@ -316,7 +316,7 @@ def _refuse_older(inventory: str | None, before: str | None) -> None:
 
 def _changes(work_list: pa.Table, staging: Staging) -> tuple[pa.Table, dict[str, int]]:
     """What of the work list is new, changed or to be tried again, and the list of articles whose rows are outdated."""
-    before = pq.read_table(staging.output / ARTICLES_FILE, columns=["pmcid", "mark", "again"])
+    before = read_articles(staging.output, ["pmcid", "mark", "again"])
     before = before.append_column("old", before.column("mark")).drop_columns(["mark"])
     joined = work_list.select(["pmcid", "mark"]).join(before, "pmcid", join_type="full outer")
     old, mark = joined.column("old"), joined.column("mark")
@@ -466,10 +466,12 @@ class FinishDataset(BuildStep):
             self.staging.leave_logs()
 
     def _report(self, plan: Plan) -> dict[str, Any]:
-        statistics = {}
+        statistics, hashes = {}, {}
         for name in plan.names():
-            path = self.staging.statistics / f"{Path(name).stem}.json"
-            statistics[name] = json.loads(path.read_text(encoding="utf-8"))
+            counted = json.loads((self.staging.statistics / f"{Path(name).stem}.json").read_text(encoding="utf-8"))
+            statistics[name], hashes[f"data/{name}"] = counted["counts"], counted["hashes"]
+        for name in (ARTICLES_FILE, SKIPPED_FILE):
+            hashes[name] = hashes_of(self.staging.result / name, parquet=name == ARTICLES_FILE)
         _verify(self.staging.result / "data", plan)
         now = datetime.now(UTC)
         return {
@@ -494,6 +496,7 @@ class FinishDataset(BuildStep):
             "articles_moved_to_fill_a_split": plan.moved,
             "update": self.begun["update"],
             "built_with": {**self.options.identity(), "format": DATASET_FORMAT},
+            HASHES: hashes,
             # Of a build that was interrupted nobody knows how long it was at work.
             "seconds": None
             if self.begun["resumed"]
@@ -505,7 +508,7 @@ def _verify(folder: Path, plan: Plan) -> None:
     """Counts the rows that are in the files: every pair must be there."""
     expected = [rows for shards in plan.shards.values() for rows in shards]
     for name, rows in zip(plan.names(), expected, strict=True):
-        written = pq.read_metadata(folder / name).num_rows
+        written = open_parquet(folder / name).metadata.num_rows
         if written != rows:
             raise RuntimeError(f"{folder / name} holds {written} pairs, not {rows}.")
 

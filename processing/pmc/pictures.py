@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ..image_files import FolderContent, find_images, is_image_file, shown_name, warn_of_left_out
 from ..images import ImageError, read_image
+from ..integrity import open_parquet
 
 
 logger = logging.getLogger(__name__)
@@ -247,19 +246,21 @@ def _pictures_in(file: Path, *, is_parquet: bool) -> Iterator[tuple[str, Path | 
         yield str(file), file
         return
     try:
-        table = pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
+        table = open_parquet(file)
+        names = table.schema_arrow.names
+        column = "perceptual_hash" if "perceptual_hash" in names else "image"
+        if column not in names:
+            return  # a table of something else, such as the articles of a built set
+        row = 0
+        for batch in table.iter_batches(batch_size=16, columns=[column]):
+            for value in batch.column(0).to_pylist():
+                content = value.get("bytes") if isinstance(value, dict) else value
+                if column == "image" and isinstance(content, str):
+                    content = None  # a path, which is not opened
+                yield f"{file}, row {row}", b"" if content is None else content
+                row += 1
+    except OSError as error:
         raise ValueError(f"--decontaminate {file}: not a Parquet file that can be read ({error}).") from error
-    names = table.schema_arrow.names
-    column = "perceptual_hash" if "perceptual_hash" in names else "image"
-    if column not in names:
-        return  # a table of something else, such as the articles of a built set
-    row = 0
-    for batch in table.iter_batches(batch_size=16, columns=[column]):
-        for value in batch.column(0).to_pylist():
-            content = value.get("bytes") if isinstance(value, dict) else value
-            yield f"{file}, row {row}", b"" if content is None else content
-            row += 1
 
 
 def _grey_thumbnail(image: Image.Image) -> np.ndarray:

@@ -19,6 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..integrity import (
+    WRITE_OPTIONS,
+    check_file,
+    footer_sha256,
+    footers_of,
+    open_parquet,
+    read_columns,
+    read_hashes,
+    stated_footer,
+)
 from .articles import KEPT
 from .journal import read_journal, records_path
 from .pictures import count_duplicates
@@ -89,6 +99,8 @@ class Plan:
         shards: For each split the number of pairs in each shard.
         articles: For each split the number of its articles.
         counts: What the report says of articles, figures and duplicates.
+        footers: SHA-256 of the footers of the shards in `files`, where the data set before states them.
+        places_sha256: SHA-256 of the footer of the Parquet file of places.
     """
 
     seed: int
@@ -98,6 +110,8 @@ class Plan:
     shards: dict[str, list[int]] = field(default_factory=dict)
     articles: dict[str, int] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
+    footers: dict[str, str] = field(default_factory=dict)
+    places_sha256: str | None = None
 
     def names(self) -> list[str]:
         """File names of all shards, such as `train-00000-of-00016.parquet`, in the order of the plan's row groups."""
@@ -106,6 +120,10 @@ class Plan:
             for split, shards in self.shards.items()
             for number in range(len(shards))
         ]
+
+    def places(self, staging: Staging, number: int) -> pa.Table:
+        """Return `file`, `position` and `size` of each pair of a shard, in the order of the shard."""
+        return open_parquet(staging.plan, footer_sha256=self.places_sha256).read_row_group(number)
 
     def save(self, staging: Staging) -> None:
         write_whole(staging.plan.with_suffix(".json"), json.dumps(asdict(self)))
@@ -148,14 +166,16 @@ def make_plan(
     old_articles, old_skipped = _previous_articles(previous, gone)
     table, skipped_counts = _write_outcomes(staging, journals, old_articles, old_skipped)
     shards = sorted((previous / "data").glob("*.parquet")) if previous else []
-    pairs = _read_pairs(seed, journals, shards, gone)
+    footers = footers_of([str(path) for path in shards]) if shards else {}
+    pairs = _read_pairs(seed, journals, shards, gone, footers)
 
     kept = table.filter(pc.greater(table.column("pairs"), 0)).column("pmcid").to_pylist()
     if not kept:
         raise TooFewArticles(_nothing_left(table))
     fractions = tuple(fractions) if fractions is not None else default_fractions(len(kept))
     splits, moved = assign_splits(kept, fractions, moved_before)
-    plan = Plan(seed, fractions, moved, [str(path) for path in (*map(records_path, journals), *shards)])
+    files = [str(path) for path in (*map(records_path, journals), *shards)]
+    plan = Plan(seed, fractions, moved, files, footers=footers)
     outcomes = Counter({row["values"]: row["counts"] for row in pc.value_counts(table.column("outcome")).to_pylist()})
     plan.counts = {
         "articles": {
@@ -174,7 +194,7 @@ def make_plan(
     numbers = np.array([int(pmcid[3:]) for pmcid in kept], dtype=np.int64)
     codes = np.array([SPLITS.index(split) for split in splits], dtype=np.int8)
     split_of_pair = codes[np.searchsorted(numbers, pairs["article"])]
-    with pq.ParquetWriter(staging.plan, _PLACES) as writer:
+    with pq.ParquetWriter(staging.plan, _PLACES, **WRITE_OPTIONS) as writer:
         for code, split in enumerate(SPLITS):
             chosen = np.flatnonzero(split_of_pair == code)
             if not len(chosen):
@@ -186,15 +206,21 @@ def make_plan(
             plan.shards[split] = [end - start for start, end in zip(edges, edges[1:], strict=False)]
             for start, end in zip(edges, edges[1:], strict=False):
                 writer.write_table(_places(pairs[chosen[start:end]]), row_group_size=end - start)
+    plan.places_sha256 = footer_sha256(staging.plan)
     plan.save(staging)
     return plan
 
 
-def _read_pairs(seed: int, journals: Sequence[Path], shards: Sequence[Path], gone: frozenset[str]) -> np.ndarray:
+def _read_pairs(
+    seed: int, journals: Sequence[Path], shards: Sequence[Path], gone: frozenset[str], footers: Mapping[str, str]
+) -> np.ndarray:
     """All pairs of the journals, and of the data set before those of articles that still count, as `_PAIR`."""
     rows = itertools.chain(
         *(_journal_pairs(seed, path, file) for file, path in enumerate(journals)),
-        *(_shard_pairs(seed, path, file, gone) for file, path in enumerate(shards, start=len(journals))),
+        *(
+            _shard_pairs(seed, path, file, gone, footers.get(str(path)))
+            for file, path in enumerate(shards, start=len(journals))
+        ),
     )
     return np.fromiter(rows, dtype=_PAIR)
 
@@ -208,9 +234,11 @@ def _journal_pairs(seed: int, path: Path, file: int) -> Iterator[tuple[Any, ...]
             position += size
 
 
-def _shard_pairs(seed: int, path: Path, file: int, gone: frozenset[str]) -> Iterator[tuple[Any, ...]]:
+def _shard_pairs(
+    seed: int, path: Path, file: int, gone: frozenset[str], footer: str | None
+) -> Iterator[tuple[Any, ...]]:
     names = ["pmcid", "pair_id", "file_size", "image_md5", "perceptual_hash"]
-    columns = pq.read_table(path, columns=names).to_pydict()
+    columns = read_columns(path, names, footer_sha256=footer).to_pydict()
     rows = zip(*(columns[name] for name in names), strict=True)
     for position, (pmcid, pair_id, file_size, md5, perceptual_hash) in enumerate(rows):
         if pmcid not in gone:
@@ -239,11 +267,30 @@ def _previous_articles(previous: Path | None, gone: frozenset[str]) -> tuple[pa.
     """Articles of the data set before that still count, and what of them was left out."""
     if previous is None:
         return articles_schema().empty_table(), iter(())
-    table = pq.read_table(previous / ARTICLES_FILE)
+    table = read_articles(previous)
     table = table.filter(pc.invert(pc.is_in(table.column("pmcid"), pa.array(list(gone), pa.string()))))
+    hashes = read_hashes(str(previous))
+    if hashes is not None and SKIPPED_FILE in hashes:
+        check_file(previous / SKIPPED_FILE, hashes[SKIPPED_FILE])
     return table.cast(articles_schema()), (
         row for row in _read_lines(previous / SKIPPED_FILE) if row["article"].split(".")[0] not in gone
     )
+
+
+def read_articles(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """
+    Read the table of articles of a built set, checked against its report.
+
+    Args:
+        folder: The folder of the set.
+        columns: Names of the columns; all by default.
+
+    Raises:
+        DamagedFile: If the file is damaged.
+    """
+    hashes = read_hashes(str(folder))
+    footer = None if hashes is None else stated_footer(hashes, ARTICLES_FILE, folder)
+    return read_columns(folder / ARTICLES_FILE, columns, footer_sha256=footer)
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, str]]:
@@ -287,7 +334,7 @@ def _write_outcomes(
     table = pa.concat_tables(tables)
     numbers = pc.utf8_slice_codeunits(table.column("pmcid"), len("PMC")).cast(pa.int64())
     table = table.take(pa.array(np.argsort(numbers.to_numpy(), kind="stable")))
-    pq.write_table(table, staging.result / ARTICLES_FILE)
+    pq.write_table(table, staging.result / ARTICLES_FILE, **WRITE_OPTIONS)
     return table, counts
 
 

@@ -2,13 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..integrity import WRITE_OPTIONS, DamagedFile, check_values, hashes_of, open_parquet
 from .articles import LICENSES_KEY
 from .journal import RECORDS_SUFFIX, read_record
 from .plan import Plan
@@ -18,7 +20,8 @@ from .statistics import ShardStatistics
 
 # Readers share shards and take slices of them, so a slice must not cost a large row group.
 ROWS_PER_GROUP = 100
-BYTES_PER_GROUP = 250_000_000  # of pictures: Arrow joins no more than 2 GiB, and the memory of a task is shared out
+# Of images and texts: a reader refuses groups of a gigabyte, and the memory of a task is shared out.
+BYTES_PER_GROUP = 250_000_000
 
 
 @cache
@@ -71,13 +74,14 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    places = pq.ParquetFile(staging.plan).read_row_group(number)
+    places = plan.places(staging, number)
     statistics = ShardStatistics(tokenizer)
     licenses: list[dict[str, int]] = []
     partial = staging.partial(name)
-    reader = _PairReader(plan.files)
+    reader = _PairReader(plan.files, plan.footers)
     # Content-defined pages: what an update leaves as it was need not be uploaded again.
-    with pq.ParquetWriter(partial, pair_schema(), write_page_index=True, use_content_defined_chunking=True) as writer:
+    layout = {"write_page_index": True, "use_content_defined_chunking": True, **WRITE_OPTIONS}
+    with pq.ParquetWriter(partial, pair_schema(), **layout) as writer:
         for rows in _row_groups(reader, places):
             table = pa.Table.from_batches(rows, pair_schema()).combine_chunks()
             split = pa.array([name.split("-")[0]] * len(rows), pa.string())
@@ -87,7 +91,9 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
             writer.write_table(table, row_group_size=ROWS_PER_GROUP)
         writer.add_key_value_metadata({LICENSES_KEY: json.dumps(licenses)})
     staging.statistics.mkdir(exist_ok=True)
-    write_whole(staging.statistics / f"{target.stem}.json", json.dumps(statistics.counts(partial.stat().st_size)))
+    hashes = hashes_of(partial, parquet=True)
+    counts = {"counts": statistics.counts(hashes["bytes"]), "hashes": hashes}
+    write_whole(staging.statistics / f"{target.stem}.json", json.dumps(counts))
     partial.replace(target)
 
 
@@ -97,7 +103,7 @@ def _row_groups(reader: "_PairReader", places: pa.Table) -> Iterator[list[pa.Rec
     group_bytes = 0
     for place in places.to_pylist():
         row = reader.read(**place)
-        row_bytes = row.column("file_size")[0].as_py()
+        row_bytes = _bytes_of(row)
         if rows and (len(rows) == ROWS_PER_GROUP or group_bytes + row_bytes > BYTES_PER_GROUP):
             yield rows
             rows, group_bytes = [], 0
@@ -107,11 +113,24 @@ def _row_groups(reader: "_PairReader", places: pa.Table) -> Iterator[list[pa.Rec
         yield rows
 
 
-class _PairReader:
-    """Single pairs out of the files of the plan, of which some are kept open."""
+def _bytes_of(row: pa.RecordBatch) -> int:
+    """The bytes of the image and the texts of a pair; the same wherever the pair comes from."""
+    texts = pc.binary_length(pa.concat_arrays([row.column("caption"), row.column("mentions").flatten()]))
+    return row.column("file_size")[0].as_py() + (pc.sum(texts).as_py() or 0)
 
-    def __init__(self, files: Sequence[str]):
+
+class _PairReader:
+    """
+    Reads single pairs out of the files of the plan, of which some are kept open.
+
+    Args:
+        files: Paths of records and of shards.
+        footers: SHA-256 of the footers of those shards that are verifiable.
+    """
+
+    def __init__(self, files: Sequence[str], footers: Mapping[str, str]):
         self.files = files
+        self.footers = footers
         self._records = lru_cache(maxsize=256)(lambda path: open(path, "rb"))
         self._shard = lru_cache(maxsize=8)(_OldShard)
 
@@ -120,14 +139,15 @@ class _PairReader:
         path = self.files[file]
         if path.endswith(RECORDS_SUFFIX):
             return read_record(self._records(path), position, size, pair_schema())
-        return self._shard(path).row(position)
+        return self._shard(path, self.footers.get(path)).row(position)
 
 
 class _OldShard:
     """A shard of the data set before; its rows come in their order, so a group is read once."""
 
-    def __init__(self, path: str):
-        self._file = pq.ParquetFile(path)
+    def __init__(self, path: str, footer_sha256: str | None):
+        self._path = path
+        self._file = open_parquet(path, footer_sha256=footer_sha256)
         metadata = self._file.metadata
         self._edges = np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))])
         self._group: tuple[int, pa.Table] = (-1, pa.table({}))
@@ -135,5 +155,11 @@ class _OldShard:
     def row(self, position: int) -> pa.RecordBatch:
         group = int(np.searchsorted(self._edges, position, side="right")) - 1
         if self._group[0] != group:
-            self._group = (group, self._file.read_row_group(group).cast(pair_schema()))
+            self._group = (group, self._read_group(group).cast(pair_schema()))
         return self._group[1].slice(position - int(self._edges[group]), 1).combine_chunks().to_batches()[0]
+
+    def _read_group(self, group: int) -> pa.Table:
+        try:
+            return check_values(self._file.read_row_group(group), self._file.metadata.row_group(group), self._path)
+        except OSError as error:
+            raise DamagedFile(f"{self._path}: damaged ({error}). Build the data set again with --overwrite.") from error

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from ..images import ImageError
+from ..integrity import open_parquet
 from .articles import Article, Dropped, choose_version, storable_text
 from .bucket import Bucket, ObjectError, SourceUnavailable, md5_of, split_url, verified_md5
 from .jats import MAX_XML_BYTES, Figure, Graphic, JatsError, parse_figures
@@ -47,7 +47,7 @@ class ReadWorkList(PipelineStep):
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         # The last step has opened the journal, and cut off what was half done, before it asks for the first article.
         done = sum(1 for _ in read_journal(journal_path(Path(self.journals), rank)))
-        articles = pq.ParquetFile(self.work_list).read_row_group(rank).slice(done)
+        articles = open_parquet(self.work_list).read_row_group(rank).slice(done)
         for batch in articles.to_batches(max_chunksize=_ARTICLES_AT_A_TIME):
             for row in batch.to_pylist():
                 yield Document(text=row["pmcid"], id=row["pmcid"], metadata={"article": Article(**row)})

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from modeling_biomedclip.embedding import embed_texts
-from processing import read_image
-from processing.images import ImageError
+from processing.images import ImageError, read_row_image
 
 from .dual_encoders import DualEncoder
 from .parts import Parts
@@ -76,7 +75,7 @@ class FeatureStore:
         Features of images.
 
         Args:
-            images: What [`read_image`] takes, one for each row; read when needed.
+            images: What [`read_row_image`] takes, one for each row; read when needed.
             names: What each is called in the list of damaged ones.
             data: Fingerprint of the images and their order.
             features: `embeds`, normalised; or `hidden`, the image tower's state before its projection.
@@ -142,7 +141,7 @@ class FeatureStore:
             pictures, good, failed = [], [], []
             for row in batch:
                 try:
-                    pictures.append(read_image(images[row]))
+                    pictures.append(read_row_image(images[row]))
                     good.append(row)
                 except ImageError as error:
                     failed.append((row, error.reason))

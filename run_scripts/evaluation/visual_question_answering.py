@@ -14,12 +14,12 @@ from accelerate import PartialState
 from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
 from modeling_biomedclip.retrieval_metrics import bootstrap_interval
-from processing import VisualQuestionCollator, read_image
+from processing import VisualQuestionCollator
 from processing.answers import normalize_answer
 from processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
 from processing.benchmarks.leaks import find_leaks
 from processing.collator import IGNORED_LABEL
-from processing.images import ImageError
+from processing.images import ImageError, read_row_image
 
 from ..reporting import no_warnings_of_transformers, say, show_table
 from ..trust import check_source
@@ -311,7 +311,7 @@ def _answered(question: VisualQuestion, given: str, score: float, can_be_given: 
 def _reason(question: VisualQuestion) -> str:
     """Why a question could not be asked."""
     try:
-        read_image(question.image)
+        read_row_image(question.image)
     except ImageError as error:
         return str(error)
     return "its question is empty"

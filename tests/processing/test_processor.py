@@ -10,8 +10,9 @@ from PIL import Image
 from transformers import BertTokenizer
 
 import modeling_biomedclip  # noqa: F401 (registers the parts that a saved processor is loaded from)
-from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, processing_biomedclip
-from processing.processing_biomedclip import CONTEXT_LENGTH, clean_text
+from modeling_biomedclip import embedding
+from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator, processing_biomedclip
+from processing.processing_biomedclip import CHARACTERS_PER_TOKEN, CONTEXT_LENGTH, clean_text, cut_text
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +107,76 @@ def test_saving_and_loading_changes_nothing(small_processor, tmp_path):
     ours, theirs = small_processor(**arguments), loaded(**arguments)
     assert all((ours[name] == theirs[name]).all() for name in ours)
     assert isinstance(loaded.image_processor, BiomedCLIPImageProcessor)
+
+
+def test_a_long_text_gives_the_tokens_of_its_whole(published):
+    texts = [
+        "Axial CT shows ground-glass opacities, “consolidation” &amp; nodules. " * 700,
+        "肺" * 50_000,
+        ("x" * 99 + " ") * 500,
+        ("y" * 101 + " ") * 500,
+        "z" * 100_000,
+        "&lt;p&gt; \u03b1-synuclein\n" * 3000,
+    ]
+    cut = published(text=texts)["input_ids"]
+    cleaned = [clean_text(text) for text in texts]
+    assert cut == published.tokenizer(cleaned, truncation=True, padding=True, max_length=256)["input_ids"]
+    for max_length in (2, 7, 64):
+        ids = published(text=texts, max_length=max_length)["input_ids"]
+        assert ids == published.tokenizer(cleaned, truncation=True, padding=True, max_length=max_length)["input_ids"]
+
+
+def test_a_text_below_the_bound_is_not_cut():
+    text = "a " * (CHARACTERS_PER_TOKEN * 5)
+    assert cut_text(text, 10) == text and cut_text(text + "b", 10) == text
+    assert CHARACTERS_PER_TOKEN == embedding.CHARACTERS_PER_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("options", "characters"),
+    [
+        ({}, 64 * CHARACTERS_PER_TOKEN),
+        ({"max_length": 10}, 10 * CHARACTERS_PER_TOKEN),
+        ({"text_kwargs": {"max_length": 10}}, 10 * CHARACTERS_PER_TOKEN),
+        ({"truncation": False}, 50_000),
+        ({"truncation": "do_not_truncate"}, 50_000),
+        ({"truncation": "longest_first"}, 64 * CHARACTERS_PER_TOKEN),
+    ],
+)
+def test_only_the_characters_that_can_matter_are_cleaned(small_processor, monkeypatch, options, characters):
+    seen = []
+    monkeypatch.setattr(processing_biomedclip, "clean_text", lambda text: seen.append(len(text)) or "chest")
+    small_processor(text="x " * 25_000, **options)
+    small_processor(text=["x " * 25_000], **options)
+    assert seen == [characters] * 2
+
+
+def test_a_tokenizer_that_cuts_on_the_left_gets_the_whole_text(small_processor, monkeypatch):
+    monkeypatch.setattr(small_processor.tokenizer, "truncation_side", "left")
+    ids = small_processor(text="chest " * 30_000 + "brain mri", max_length=4)["input_ids"]
+    assert ids == small_processor.tokenizer("brain mri", truncation=True, max_length=4)["input_ids"]
+
+
+def test_no_path_of_texts_tokenizes_a_long_text_whole(small_processor, small_model, monkeypatch):
+    # A processor of another library, which does not cut by itself.
+    longest = []
+
+    class Other:
+        tokenizer = small_processor.tokenizer
+        image_processor = small_processor.image_processor
+
+        def __call__(self, text, **options):
+            longest.append(max(map(len, text)))
+            return self.tokenizer(text, **options)
+
+    long = "chest x-ray " * 10_000
+    bound = 64 * CHARACTERS_PER_TOKEN
+    expected = embedding.embed_texts(small_model, small_processor, ["chest x-ray " * 100])
+    assert embedding.embed_texts(small_model, Other(), [long]).equal(expected)
+    assert longest.pop() == bound
+    embeds, (tokens,) = embedding.embed_prompts(small_model, Other(), [long])
+    assert embeds.equal(expected) and tokens > 64 and max(longest) == bound
+    longest.clear()
+    row = {"pair_id": "a", "image": Image.new("RGB", (40, 40)), "caption": long}
+    batch = ContrastiveCollator(Other())([row])
+    assert longest == [bound] and batch["input_ids"].shape == (1, 64)

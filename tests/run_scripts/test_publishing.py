@@ -16,6 +16,7 @@ from commands import ROOT
 from hub_server import HubServer, Repository, log_in
 
 from model_cards.fill import fill_dataset_card
+from processing.integrity import hashes_of
 from run_scripts import publishing
 from run_scripts.publishing import COMPANIONS, push_dataset
 
@@ -289,6 +290,18 @@ def test_a_damaged_shard_is_named(hub, made):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="test-00000-of-00001.parquet is damaged"):
         push(made)
+
+
+@pytest.mark.parametrize("name", ["data/test-00000-of-00001.parquet", "articles.parquet", "skipped.jsonl"])
+def test_a_file_that_is_not_the_one_that_was_built_is_refused(hub, made, name):
+    report = json.loads((made / "report.json").read_text())
+    names = ["articles.parquet", "skipped.jsonl", *(f"data/{path.name}" for path in (made / "data").glob("*.parquet"))]
+    report["files"] = {known: hashes_of(made / known, parquet=known.endswith("parquet")) for known in names}
+    (made / "report.json").write_text(json.dumps(report))
+    (made / name).write_bytes((made / name).read_bytes() + b"\n")
+    with pytest.raises(ValueError, match=f"{name}: damaged"):
+        push(made)
+    assert not hub.repositories
 
 
 def test_pairs_that_the_report_does_not_know_are_refused(hub, made):

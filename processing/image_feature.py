@@ -1,0 +1,37 @@
+"""The `datasets` feature of the column `image`: decoded by our reader, and never from a path."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from .images import read_row_image
+
+
+@dataclass
+class PairImage(datasets.Image):
+    """
+    `datasets.Image` for rows that strangers may have written.
+
+    `datasets.Image` opens the path or URL of a row without bytes, prefers a local file of that name to the bytes, and
+    has no limits. This feature reads the bytes alone, with the limits of [`read_image`].
+    """
+
+    def encode_example(self, value: Any) -> dict[str, Any]:
+        """Return the row as it is stored; its bytes are kept whatever its path is."""
+        if isinstance(value, dict):
+            return {"bytes": value.get("bytes"), "path": value.get("path")}
+        return super().encode_example(value)
+
+    def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Image.Image:
+        """
+        Return the image, decoded.
+
+        Raises:
+            ImageError: If the row has no bytes, or they cannot be read.
+        """
+        if not self.decode:
+            raise RuntimeError("Decoding is disabled for this feature: use PairImage(decode=True).")
+        image = read_row_image(value)
+        return image.convert(self.mode) if self.mode and self.mode != image.mode else image

@@ -1,0 +1,293 @@
+"""Damage at rest: hashes of the files of a built data set, and Parquet files that are checked when they are read.
+
+A page checksum covers the data of a page. The footer (schema, row groups, key-values) has none, so `report.json` holds
+the SHA-256 of each shard and of its footer. See docs/data_integrity.md.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "report.json"
+HASHES = "files"  # the section of the report
+MAGIC = b"PAR1"
+# Most footers are shorter, and one request of this size costs as much as one of eight bytes.
+FOOTER_BYTES = 65_536
+# The same for every file of a build, so that the same rows give the same bytes.
+WRITE_OPTIONS = {"write_page_checksum": True}
+
+_NOT_VERIFIABLE_NAMED: set[str] = set()
+
+
+class DamagedFile(OSError):
+    """A file that is not as it was written; the message names the file."""
+
+
+class TruncatedFile(OSError):
+    """A file that does not end as a Parquet file does; of a file read over a network the end may just not have come."""
+
+
+def open_parquet(
+    source: str | os.PathLike[str] | IO[bytes],
+    name: str | None = None,
+    *,
+    footer_sha256: str | None = None,
+    **options: Any,
+) -> pq.ParquetFile:
+    """
+    Open a Parquet file whose pages are checked when they are read, and whose footer is checked now.
+
+    Args:
+        source: A local path, or a binary file that can seek.
+        name: The name for errors; the path by default.
+        footer_sha256: The SHA-256 that the footer must have. Without it the footer is not checked.
+        options: Options of `pyarrow.parquet.ParquetFile`, such as `pre_buffer`.
+
+    Returns:
+        The opened file. Reading a damaged page from it raises `OSError`.
+
+    Raises:
+        DamagedFile: If the footer is not the expected one.
+        TruncatedFile: If the file does not end as a Parquet file does.
+    """
+    if isinstance(source, str | os.PathLike):
+        name = name or os.fspath(source)
+    file: Any = pa.OSFile(os.fspath(source), "rb") if isinstance(source, str | os.PathLike) else source
+    footer = _read_footer(file, name or "file")
+    if footer_sha256 is not None and hashlib.sha256(footer).hexdigest() != footer_sha256:
+        raise DamagedFile(f"{name}: the footer is damaged: its SHA-256 is not the one in {REPORT_FILE}.")
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(footer))
+    except (pa.ArrowException, OSError) as error:
+        raise TruncatedFile(f"{name}: the footer is damaged ({error}).") from error
+    file.seek(0)
+    return pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True, **options)
+
+
+def check_values(table: pa.Table, group: pq.RowGroupMetaData, name: str) -> pa.Table:
+    """
+    Compare the number of values in list columns with the footer.
+
+    The header of a page has no checksum. A wrong number of values there is an error for all columns but lists, of
+    which the last row would become shorter.
+
+    Args:
+        table: A whole row group.
+        group: Its entry in the footer.
+        name: The name of the file for errors.
+
+    Returns:
+        The table.
+
+    Raises:
+        DamagedFile: If they differ.
+    """
+    stated = {
+        group.column(n).path_in_schema.split(".")[0]: group.column(n).num_values for n in range(group.num_columns)
+    }
+    for field in table.schema:
+        if pa.types.is_list(field.type) and not pa.types.is_nested(field.type.value_type):
+            lengths = pc.fill_null(pc.list_value_length(table.column(field.name)), 0)
+            if pc.sum(pc.max_element_wise(lengths, 1)).as_py() not in (stated[field.name], None):
+                raise DamagedFile(f"{name}: column {field.name!r} is damaged: values are missing.")
+    return table
+
+
+def footer_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the footer of a local Parquet file: metadata, its length, and the magic number."""
+    with open(path, "rb") as file:
+        return hashlib.sha256(_read_footer(file, os.fspath(path))).hexdigest()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a local file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes_of(path: Path, *, parquet: bool) -> dict[str, Any]:
+    """Return what the report holds of a local file: its size, its SHA-256, and of a Parquet file that of its footer."""
+    hashes: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    return hashes | ({"footer_sha256": footer_sha256(path)} if parquet else {})
+
+
+def read_columns(
+    path: str | os.PathLike[str], columns: Sequence[str] | None = None, *, footer_sha256: str | None = None
+) -> pa.Table:
+    """
+    Read columns of a local Parquet file, checked.
+
+    Args:
+        path: The file.
+        columns: Names of the columns; all by default.
+        footer_sha256: The SHA-256 that the footer must have. Without it the footer is not checked.
+
+    Returns:
+        The table.
+
+    Raises:
+        DamagedFile: If the file is damaged.
+    """
+    name = os.fspath(path)
+    try:
+        file = open_parquet(path, footer_sha256=footer_sha256)
+        groups = range(file.num_row_groups)
+        tables = [
+            check_values(file.read_row_group(n, columns=columns), file.metadata.row_group(n), name) for n in groups
+        ]
+    except (DamagedFile, FileNotFoundError, PermissionError):
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFile(f"{name}: damaged ({error}).") from error
+    return pa.concat_tables(tables) if tables else file.schema_arrow.empty_table().select(columns or file.schema.names)
+
+
+def check_file(path: Path, stated: Mapping[str, Any]) -> None:
+    """
+    Check a whole local file of a built set.
+
+    Args:
+        path: The file.
+        stated: What the report states of it, see [`hashes_of`].
+
+    Raises:
+        DamagedFile: If the file has another size or SHA-256.
+    """
+    if path.stat().st_size != stated["bytes"]:
+        raise DamagedFile(
+            f"{path}: damaged: it has {path.stat().st_size:,} bytes, and {REPORT_FILE} says {stated['bytes']:,}."
+        )
+    if file_sha256(path) != stated["sha256"]:
+        raise DamagedFile(f"{path}: damaged: its SHA-256 is not the one in {REPORT_FILE}.")
+
+
+def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] | None:
+    """
+    Return what the report of a built set states of its files, by name such as `data/train-00000-of-00016.parquet`.
+
+    A set whose report does not state it is named once in the log as not verifiable.
+
+    Args:
+        root: The folder of the set, as the file system names it.
+        filesystem: The fsspec file system; the local one by default.
+
+    Returns:
+        `bytes`, `sha256` and, of a Parquet file, `footer_sha256` of each file; None if the set is not verifiable.
+
+    Raises:
+        DamagedFile: If the report cannot be read.
+    """
+    filesystem = filesystem or fsspec.filesystem("file")
+    path = posixpath.join(root, REPORT_FILE)
+    try:
+        report = json.loads(filesystem.cat_file(path))
+        hashes = report.get(HASHES)
+        if hashes is not None:
+            return {str(name): dict(stated) for name, stated in hashes.items()}
+        why = f"its {REPORT_FILE} has no hashes"
+    except FileNotFoundError:
+        why = f"it has no {REPORT_FILE}"
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedFile(f"{path}: damaged ({error}). Build the data set again.") from error
+    if root not in _NOT_VERIFIABLE_NAMED:
+        _NOT_VERIFIABLE_NAMED.add(root)
+        logger.warning("%s: not verifiable: %s, so damage to its files may go unnoticed. Build it again.", root, why)
+    return None
+
+
+def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """
+    Return the SHA-256 that the report of a set states for the footer of each of its shards.
+
+    Args:
+        shards: Paths or URLs of shards of one folder.
+        storage_options: Options of fsspec to open them.
+
+    Returns:
+        The hash of each shard; nothing for a set that is not verifiable.
+
+    Raises:
+        DamagedFile: If the report cannot be read, or does not know a shard.
+    """
+    filesystem, first = fsspec.core.url_to_fs(shards[0], **(storage_options or {}))
+    folder = posixpath.dirname(first)
+    inside_data = posixpath.basename(folder) == "data"
+    root, prefix = (posixpath.dirname(folder), "data/") if inside_data else (folder, "")
+    hashes = read_hashes(root, filesystem)
+    return (
+        {}
+        if hashes is None
+        else {shard: stated_footer(hashes, f"{prefix}{posixpath.basename(shard)}", root) for shard in shards}
+    )
+
+
+def stated_footer(hashes: Mapping[str, Mapping[str, Any]], name: str, root: str | os.PathLike[str]) -> str:
+    """
+    Return the SHA-256 that the report of a set states for the footer of one file.
+
+    Args:
+        hashes: The hashes of the report ([`read_hashes`]).
+        name: The file as the report names it.
+        root: The folder of the set, for errors.
+
+    Returns:
+        64 hex digits.
+
+    Raises:
+        DamagedFile: If the report does not know the file.
+    """
+    try:
+        return str(hashes[name]["footer_sha256"])
+    except KeyError as error:
+        raise DamagedFile(
+            f"{root}: {REPORT_FILE} states no hash of {name}: one of the two is damaged, or of another build."
+        ) from error
+
+
+def _read_footer(file: IO[bytes], name: str) -> bytes:
+    """The last bytes of a Parquet file: metadata, length of the metadata, magic number."""
+    size = file.seek(0, os.SEEK_END)
+    tail = _read_last(file, size, min(size, FOOTER_BYTES))
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] != MAGIC or length > size:
+        raise TruncatedFile(f"{name}: not a Parquet file, or a truncated one: it does not end as a Parquet file does.")
+    return tail[-length:] if length <= len(tail) else _read_last(file, size, length)
+
+
+def _read_last(file: IO[bytes], size: int, count: int) -> bytes:
+    file.seek(size - count)
+    content = file.read(count)
+    if len(content) != count:
+        raise TruncatedFile(f"only {len(content)} of {count} bytes came")
+    return content
+
+
+__all__ = [
+    "HASHES",
+    "REPORT_FILE",
+    "WRITE_OPTIONS",
+    "DamagedFile",
+    "check_file",
+    "check_values",
+    "file_sha256",
+    "footer_sha256",
+    "footers_of",
+    "hashes_of",
+    "open_parquet",
+    "read_columns",
+    "read_hashes",
+    "stated_footer",
+]

@@ -1,0 +1,310 @@
+"""Damage at rest: no damaged byte of a built set comes back as another row."""
+
+import hashlib
+import json
+import logging
+import random
+import shutil
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mirror_writer import MirrorWriter, build_set
+from pair_shards import pair_row, write_shards
+
+from processing import PairStream, integrity, load_pmc15m, streaming
+from processing.integrity import DamagedFile, read_columns
+from processing.pmc.pictures import PictureIndex
+from processing.pmc.plan import read_articles
+
+
+FLIPS = 240
+COLUMNS = ("pair_id", "image", "caption", "mentions", "license")
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory) -> Path:
+    """A built set of 12 articles, whose shards are small enough to damage at many places."""
+    root = tmp_path_factory.mktemp("small")
+    mirror = MirrorWriter(root / "mirror")
+    mirror.plain_articles(12)
+    build_set(root / "mirror", root / "set")
+    return root / "set"
+
+
+@pytest.fixture
+def copy(small_set, tmp_path, monkeypatch) -> Path:
+    """The set, to be damaged."""
+    monkeypatch.setattr(streaming, "FIRST_PAUSE", 0.001)
+    shutil.copytree(small_set, tmp_path / "set")
+    return tmp_path / "set"
+
+
+def shard_of(folder: Path) -> Path:
+    return next((folder / "data").glob("train-00000-*.parquet"))
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def damage_page(path: Path, column: str) -> None:
+    """Flip a bit at the end of the first row group's data of a column."""
+    group = pq.read_metadata(path).row_group(0)
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    flip(path, (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 5)
+
+
+def by_stream(folder):
+    stream = PairStream(folder, columns=COLUMNS)
+    return stream.rows(0, 0, len(stream))
+
+
+def by_set(folder):
+    return list(load_pmc15m(folder, columns=COLUMNS, decode=False))
+
+
+def by_random_access(folder):
+    return list(load_pmc15m(folder, columns=COLUMNS, decode=False, streaming=False))
+
+
+def test_no_flipped_bit_gives_other_rows(copy):
+    # Every region: pages with their headers, page indexes, the footer, its length and the magic numbers.
+    path = shard_of(copy)
+    expected = {reader: reader(copy) for reader in (by_stream, by_set)}
+    intact = path.read_bytes()
+    positions = random.Random(0)
+    outcomes = {"same": 0, "error": 0}
+    for number in range(FLIPS):
+        footer = len(intact) - 8 - int.from_bytes(intact[-8:-4], "little")
+        low, high = (0, footer) if number % 3 else (footer, len(intact))
+        path.write_bytes(intact)
+        flip(path, positions.randrange(low, high), positions.randrange(8))
+        reader = (by_stream, by_set)[number % 2]
+        try:
+            assert reader(copy) == expected[reader]
+            outcomes["same"] += 1
+        except (OSError, ValueError) as error:
+            assert path.name in str(error)
+            outcomes["error"] += 1
+    assert outcomes["error"] > FLIPS / 2
+
+
+@pytest.mark.parametrize("reader", [by_stream, by_set, by_random_access])
+@pytest.mark.parametrize("column", ["image", "caption"])
+def test_a_flipped_bit_of_a_page_names_the_shard(copy, monkeypatch, tmp_path, reader, column):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path = shard_of(copy)
+    damage_page(path, column)
+    with pytest.raises(DamagedFile, match=path.name):
+        reader(copy)
+
+
+def test_a_wrong_number_of_values_in_the_header_of_a_page_of_lists_is_noticed(tmp_path):
+    # No checksum covers the header of a page: a smaller number of values there cuts the last list of the page.
+    rows = pa.table({"mentions": [["one", "two"], ["three", "four", "five"]]})
+    pq.write_table(rows, tmp_path / "a.parquet", write_page_checksum=True, use_dictionary=False)
+    group = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
+    shorter = pa.table({"mentions": [["one", "two"], ["three", "four"]]})
+    assert integrity.check_values(rows, group, "a") is rows
+    with pytest.raises(DamagedFile, match="a: column 'mentions' is damaged"):
+        integrity.check_values(shorter, group, "a")
+
+
+@pytest.mark.parametrize("reader", [by_stream, by_set, by_random_access])
+def test_a_footer_that_is_not_the_one_of_the_report_is_refused(copy, monkeypatch, tmp_path, reader):
+    # A valid Parquet file, whose checksums are right, but not the one that was built.
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path = shard_of(copy)
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, table.num_rows - 1), path, write_page_checksum=True)
+    with pytest.raises(OSError, match=rf"{path.name}: .*footer is damaged: its SHA-256 is not the one in report.json"):
+        reader(copy)
+
+
+def test_the_report_holds_the_hashes_of_shards_their_footers_and_the_tables(small_set):
+    report = json.loads((small_set / "report.json").read_text())
+    shards = {f"data/{path.name}" for path in (small_set / "data").iterdir()}
+    assert set(report["files"]) == shards | {"articles.parquet", "skipped.jsonl"}
+    for name, stated in report["files"].items():
+        content = (small_set / name).read_bytes()
+        assert stated["sha256"] == hashlib.sha256(content).hexdigest()
+        assert stated["bytes"] == len(content)
+        if name.endswith(".parquet"):
+            footer = content[-8 - int.from_bytes(content[-8:-4], "little") :]
+            assert stated["footer_sha256"] == hashlib.sha256(footer).hexdigest()
+
+
+@pytest.mark.parametrize("damage", ["cut", "not an object", "another shard's"])
+def test_a_damaged_report_is_named(copy, damage):
+    path = copy / "report.json"
+    report = json.loads(path.read_text())
+    if damage == "cut":
+        path.write_text(path.read_text()[:-100])
+    elif damage == "not an object":
+        path.write_text("[1]")
+    else:
+        del report["files"][f"data/{shard_of(copy).name}"]
+        path.write_text(json.dumps(report))
+    with pytest.raises(DamagedFile, match="report.json"):
+        PairStream(copy)
+
+
+@pytest.mark.parametrize("report", [None, "{}"])
+def test_a_set_without_hashes_is_read_and_named_once(tmp_path, caplog, report):
+    write_shards(tmp_path)
+    if report is not None:
+        (tmp_path / "report.json").write_text(report)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert len(PairStream(tmp_path)) == 150
+            assert len(list(load_pmc15m(tmp_path, columns=["pair_id"]))) == 150
+    notes = [record.getMessage() for record in caplog.records if "not verifiable" in record.getMessage()]
+    assert len(notes) == 1 and str(tmp_path) in notes[0]
+
+
+def test_the_hashes_are_found_from_the_folder_of_shards_too(copy):
+    path = shard_of(copy)
+    pq.write_table(pq.read_table(path), path)
+    with pytest.raises(OSError, match="its SHA-256 is not the one in report.json"):
+        PairStream(copy / "data")
+
+
+def test_damage_to_the_table_of_articles_is_noticed(copy):
+    path = copy / "articles.parquet"
+    assert read_articles(copy).num_rows == 12
+    flip(path, 40)
+    with pytest.raises(DamagedFile, match="articles.parquet"):
+        read_articles(copy)
+    shutil.copy(shard_of(copy), path)
+    with pytest.raises(DamagedFile, match="articles.parquet"):
+        read_articles(copy)
+
+
+def test_an_update_refuses_a_damaged_set(tmp_path):
+    mirror = MirrorWriter(tmp_path / "mirror")
+    mirror.plain_articles(4)
+    build_set(mirror.root, tmp_path / "set")
+    mirror.plain_articles(1, first=2000)
+    path = shard_of(tmp_path / "set")
+    damage_page(path, "caption")
+    damaged = path.read_bytes()
+    with pytest.raises(Exception, match=path.name):
+        build_set(mirror.root, tmp_path / "set", update=True)
+    assert path.read_bytes() == damaged, "the set is as it was"
+
+
+def test_damage_to_a_set_to_keep_out_is_noticed(copy):
+    path = shard_of(copy)
+    damage_page(path, "perceptual_hash")
+    with pytest.raises(ValueError, match=rf"--decontaminate .*{path.name}.*CRC"):
+        PictureIndex.from_path(path)
+
+
+def test_a_column_of_a_damaged_file_is_not_read(tmp_path):
+    pq.write_table(pa.table({"a": list(range(1000))}), tmp_path / "a.parquet", write_page_checksum=True)
+    assert read_columns(tmp_path / "a.parquet", ["a"]).column("a").to_pylist() == list(range(1000))
+    flip(tmp_path / "a.parquet", 200)
+    with pytest.raises(DamagedFile, match=r"a\.parquet: damaged"):
+        read_columns(tmp_path / "a.parquet", ["a"])
+    with pytest.raises(FileNotFoundError):
+        read_columns(tmp_path / "b.parquet")
+
+
+# Memory
+
+
+def write_group(folder: Path, rows: int, image_bytes: int, **options) -> Path:
+    """Write a set of one shard with one row group."""
+    path = folder / "data" / "train-00000-of-00001.parquet"
+    path.parent.mkdir()
+    content = random.Random(0)
+    pairs = [pair_row(n) | {"image": {"bytes": content.randbytes(image_bytes), "path": "a"}} for n in range(rows)]
+    from processing.pmc.shards import pair_schema
+
+    pq.write_table(pa.Table.from_pylist(pairs, schema=pair_schema()), path, row_group_size=rows, **options)
+    return folder
+
+
+def test_a_large_row_group_is_read_in_batches_within_the_bound(tmp_path, monkeypatch):
+    folder = write_group(tmp_path, 120, 200_000, use_content_defined_chunking=True)
+    expected = by_stream(folder)
+    whole = pa.total_allocated_bytes()
+    monkeypatch.setattr(streaming, "GROUP_BYTES_KEPT", 1_000_000)
+    monkeypatch.setattr(streaming, "BATCH_BYTES", 1_000_000)
+    monkeypatch.setattr(streaming, "PAGE_BUFFER_BYTES", 500_000)
+    stream = PairStream(folder, columns=COLUMNS)
+    before = pa.total_allocated_bytes()
+    assert before <= whole
+    kept, rows = 0, []
+    for low in range(0, 120, 8):
+        rows += stream.rows(0, low, low + 8)
+        kept = max(kept, pa.total_allocated_bytes() - before)
+    assert rows == expected
+    # A batch of about 1 MB, the next one, and of each column a buffer and a page: the row group has 24 MB.
+    assert kept < 8_000_000
+
+
+@pytest.mark.parametrize("licenses", [None, "commercial"])
+def test_rows_of_a_large_row_group_are_the_same_in_any_order(tmp_path, monkeypatch, licenses):
+    write_shards(tmp_path, shards=2, rows=40, rows_per_group=20)
+    options = {"licenses": licenses, "text": "mentions"}
+    whole = PairStream(tmp_path, **options)
+    expected = whole.rows(1, 0, len(whole))
+    monkeypatch.setattr(streaming, "GROUP_BYTES_KEPT", 0)
+    monkeypatch.setattr(streaming, "BATCH_BYTES", 1500)
+    stream = PairStream(tmp_path, **options)
+    assert stream.rows(1, 0, len(stream)) == expected
+    for low, high in ((7, 12), (3, 9), (len(stream) - 3, len(stream)), (0, 1), (11, 30)):
+        assert stream.rows(1, low, high) == expected[low:high]
+    in_set = [row["pair_id"] for row in load_pmc15m(tmp_path, columns=["pair_id"], licenses=licenses, start=5)]
+    assert len(in_set) == len(stream) - 5
+
+
+def test_a_row_group_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path, shards=1)
+    monkeypatch.setattr(streaming, "MAX_GROUP_BYTES", 1000)
+    for view in (lambda: PairStream(folder).rows(0, 0, 1), lambda: next(iter(load_pmc15m(folder)))):
+        with pytest.raises(ValueError, match=r"row group 0 has [\d,]+ bytes, and at most 1,000 are read"):
+            view()
+
+
+# Arguments and order
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": -16}, "batch_size"),
+        ({"batch_size": 16, "world_size": 0}, "world_size"),
+        ({"batch_size": 16, "world_size": -2}, "world_size"),
+        ({"batch_size": 16, "world_size": 2, "rank": 2}, "rank"),
+        ({"batch_size": 16, "world_size": 2, "rank": -1}, "rank"),
+        ({"batch_size": 16, "samples_seen": -16}, "samples_seen"),
+    ],
+)
+def test_batches_refuse_arguments_out_of_range(tmp_path, arguments, name):
+    stream = PairStream(write_shards(tmp_path))
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        stream.batches(**arguments)
+
+
+def test_the_path_of_an_image_that_has_bytes_is_not_looked_for(tmp_path, monkeypatch):
+    # `datasets.Image` prefers a local file of the path in the row to the bytes of the row.
+    write_shards(tmp_path, shards=1)
+    monkeypatch.chdir(tmp_path)
+    for number in range(25):
+        Path(f"g{number}.png").write_text("not this")
+    for options in ({"streaming": True}, {"streaming": False}):
+        row = load_pmc15m(tmp_path, columns=["image"], **options)
+        first = next(iter(row))
+        assert first["image"].size == (8, 6)
+    raw = next(iter(load_pmc15m(tmp_path, columns=["image"], decode=False)))
+    assert raw["image"]["bytes"] == pair_row(0)["image"]["bytes"]
+    assert isinstance(load_pmc15m(tmp_path, columns=["image"]).features["image"], datasets.Image)
