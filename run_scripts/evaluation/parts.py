@@ -1,7 +1,12 @@
-"""Long work in numbered parts on disk, which processes share, and which goes on where it was cut off."""
+"""Long work in numbered parts on disk, which processes share, and which goes on where it was cut off.
+
+A part carries a checksum of its tensors, its note, its number and the key of the work. A part without the right
+checksum is damaged or belongs to other work, and is computed again.
+"""
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+
+logger = logging.getLogger(__name__)
 
 Part = tuple[dict[str, torch.Tensor], Any]
 
@@ -29,6 +36,7 @@ class Parts:
 
     def __init__(self, folder: Path, key: Mapping[str, Any], count: int):
         text = json.dumps(key, sort_keys=True)
+        self._key = text
         self.folder = folder / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self.count = count
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +45,7 @@ class Parts:
 
     def complete(self, work: Callable[[int], Part], description: str) -> None:
         """
-        Does the parts that are missing or damaged; each process takes its share of them.
+        Do the parts that are missing or damaged; each process takes its share of them. Damaged ones are warned of.
 
         Args:
             work: Takes the number of a part and gives its tensors, and a note that JSON can hold.
@@ -47,7 +55,14 @@ class Parts:
             FileNotFoundError: Parts of other processes are not seen here.
         """
         state = PartialState()
-        missing = [number for number in range(self.count) if not self._is_whole(number)]
+        missing = [number for number in range(self.count) if self._load(number) is None]
+        damaged = [self._path(number) for number in missing if self._path(number).exists()]
+        if damaged and state.is_main_process:
+            logger.warning(
+                "%s%s: damaged, or not written by this version for this work. Computing again.",
+                damaged[0],
+                f" and {len(damaged) - 1} other(s)" if len(damaged) > 1 else "",
+            )
         state.wait_for_everyone()  # all have looked before the first writes: they share the same list
         mine = missing[state.process_index :: state.num_processes]
         # A single process knows how much was done before; of several, each bar is about its own share.
@@ -67,22 +82,45 @@ class Parts:
             )
 
     def read(self, number: int) -> Part:
-        """Tensors and note of a part that has been done."""
-        with safe_open(self._path(number), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["note"])
+        """
+        Return tensors and note of a part that has been done.
 
-    def _is_whole(self, number: int) -> bool:
+        Raises:
+            OSError: If it is missing or damaged.
+        """
+        part = self._load(number)
+        if part is None:
+            raise OSError(f"{self._path(number)}: missing or damaged. Run the same command again to compute it again.")
+        return part
+
+    def _load(self, number: int) -> Part | None:
+        """Tensors and note of a part; none if it is missing or its checksum is not the right one."""
         try:
-            # Opening compares the file's length with what its header says.
             with safe_open(self._path(number), framework="pt") as file:
-                return "note" in (file.metadata() or {})
-        except (OSError, SafetensorError):
-            return False
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            if metadata["checksum"] == self._checksum(number, tensors, metadata["note"]):
+                return tensors, json.loads(metadata["note"])
+        except (OSError, SafetensorError, KeyError, ValueError):
+            pass
+        return None
+
+    def _checksum(self, number: int, tensors: Mapping[str, torch.Tensor], note: str) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for text in (self._key, str(number), note):
+            digest.update(f"{len(text)} {text}".encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def _write(self, number: int, tensors: dict[str, torch.Tensor], note: Any) -> None:
         path = self._path(number)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"note": json.dumps(note)})
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        metadata = {"note": json.dumps(note)}
+        metadata["checksum"] = self._checksum(number, tensors, metadata["note"])
+        save_file(tensors, partial, metadata)
         os.replace(partial, path)
 
     def _path(self, number: int) -> Path:
