@@ -3,6 +3,7 @@
 biomedclip build --source ../pmc_mirror --output-dir out
 biomedclip build --source s3://pmc-oa-opendata --pmcids PMC2803133,PMC3178181,PMC6281068 --output-dir out
 biomedclip build --source s3://pmc-oa-opendata --output-dir out --update --push-to my-lab/pmc-pairs
+biomedclip build --verify out
 """
 
 import dataclasses
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from model_cards.fill import fill_dataset_card
-from processing.pmc.build import REPORT_FILE, BuildOptions, build_dataset
+from processing.integrity import REPORT_FILE, DamagedFile
+from processing.pmc.build import BuildOptions, build_dataset
 from processing.pmc.executors import EXECUTORS, Engine
 from processing.pmc.splits import parse_fractions
+from processing.pmc.verify import verify_dataset
 
-from .build_report import show_report
-from .options import parse_options
+from .build_report import show_report, show_verification
+from .options import option_value, parse_options
 from .plots import plot_report
 from .publishing import check_write_access, push_dataset
 from .reporting import say, versions, write_json
@@ -98,6 +101,17 @@ class OutputOptions:
     seed: int = field(default=0, metadata={"help": "Seed of the order of pairs."})
     push_to: str | None = field(default=None, metadata={"help": "ORG/NAME of a data set on the Hub to publish it as."})
     private: bool = field(default=False, metadata={"help": "Make that one private."})
+    verify: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a built set to check: images, hashes and counts. No other option is needed."},
+    )
+
+
+@dataclass
+class VerifyOptions:
+    """The options of `--verify`, which builds nothing."""
+
+    verify: str = field(metadata={"help": "Folder of a built set."})
 
 
 @dataclass(frozen=True)
@@ -138,7 +152,26 @@ class Publish:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs `biomedclip build`."""
+    """
+    Run `biomedclip build`.
+
+    Args:
+        arguments: The command line behind the verb.
+
+    Raises:
+        DamagedFile: If `--verify` finds a fault.
+    """
+    if option_value("build", "verify", arguments) is not None:
+        (verify_options,) = parse_options(
+            "build --verify",
+            [VerifyOptions],
+            arguments,
+            description=__doc__.split("\n\n")[0],
+            example="biomedclip build --verify out",
+            sections=["build"],
+        )
+        verify(Path(verify_options.verify))
+        return
     source, engine, output = parse_options(
         "build",
         [SourceOptions, EngineOptions, OutputOptions],
@@ -162,6 +195,22 @@ def main(arguments: Sequence[str]) -> None:
     say(
         f"Data set in {output.output_dir}: data/, README.md, {REPORT_FILE}, report.png, articles.parquet, skipped.jsonl"
     )
+
+
+def verify(folder: Path) -> None:
+    """
+    Verify a built set and print what was checked.
+
+    Args:
+        folder: What `biomedclip build` wrote.
+
+    Raises:
+        DamagedFile: If there is a fault. All faults are printed.
+    """
+    result = verify_dataset(folder, progress=True)
+    show_verification(result, str(folder))
+    if result.faults:
+        raise DamagedFile(f"{folder}: {len(result.faults):,} fault(s), listed above. Build the data set again.")
 
 
 def build(

@@ -1,9 +1,11 @@
 """What a build tells whoever started it: a few short tables."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from model_cards.fill import percent, size
+from processing.pmc.verify import Verification
 
 from .reporting import say, show_table
 
@@ -67,6 +69,23 @@ def show_report(report: Mapping[str, Any]) -> None:
         say(f"Moved so that no split is empty: {len(report['articles_moved_to_fill_a_split'])} articles")
     if report["update"]:
         say("Since the last build: " + ", ".join(f"{count:,} {name}" for name, count in report["update"].items()))
+
+
+def show_verification(result: Verification, name: str) -> None:
+    """
+    Print what was checked in a built set, and every fault.
+
+    Args:
+        result: What [`verify_dataset`] returned.
+        name: The name of the set.
+    """
+    rows: list[tuple[str, Any]] = [(f"{what} checked", count) for what, count in result.checked.items()]
+    rows.append(("hashes", "checked" if result.verifiable else "not verifiable: report.json has none"))
+    rows.append(("faults", len(result.faults)))
+    show_table(f"Verification of {name}", rows, ["", "result"])
+    for fault in result.faults:
+        # Names in it may come from strangers: nothing that steers a terminal.
+        sys.stdout.write("".join(character if character.isprintable() else "?" for character in fault) + "\n")
 
 
 def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:

@@ -1,0 +1,229 @@
+"""Verification of a built set: every image, page, file and count against the report and the rows."""
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm.auto import tqdm
+
+from ..integrity import REPORT_FILE, check_file, open_parquet, read_hashes
+from .articles import KEPT, LICENSES_KEY
+from .plan import ARTICLES_FILE, SKIPPED_FILE, read_articles
+
+
+ROWS_AT_A_TIME = 16
+FAULTS_OF_A_FILE = 20  # that are listed
+
+
+@dataclass
+class Verification:
+    """
+    What was checked in a built set, and what is wrong with it.
+
+    Args:
+        checked: Number of things checked, by kind.
+        faults: Every fault, with the file or row that it is about.
+        verifiable: Whether the report states hashes. Otherwise damage that leaves images and counts intact is not
+            found.
+    """
+
+    checked: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    verifiable: bool = True
+
+    def compare(self, what: str, found: Any, stated: Any) -> None:
+        """Note a fault if what is found in the files is not what the report states."""
+        self.checked["counts"] += 1
+        if found != stated:
+            self.faults.append(f"{what}: {REPORT_FILE} states {_shown(stated)}, and there are {_shown(found)}")
+
+
+def verify_dataset(folder: Path, *, progress: bool = False) -> Verification:
+    """
+    Verify a built set.
+
+    Args:
+        folder: What `biomedclip build` wrote. Nothing in it is changed.
+        progress: Show a bar on stderr.
+
+    Returns:
+        The counts and the faults.
+
+    Raises:
+        FileNotFoundError: If there is no data set in the folder.
+
+    Example:
+
+    ```python
+    >>> from pathlib import Path
+
+    >>> from processing.pmc.verify import verify_dataset
+
+    >>> verify_dataset(Path("out")).faults
+    []
+    ```"""
+    shards = sorted((folder / "data").glob("*.parquet"))
+    if not shards:
+        raise FileNotFoundError(f"{folder}: no data set there: it has no data/*.parquet.")
+    result = Verification()
+    report = _read_report(folder, result)
+    hashes = _hashes(folder, result)
+    result.verifiable = bool(hashes)
+    counts = _Counts()
+    for path in tqdm(shards, desc="Verifying", unit="shard", file=sys.stderr, disable=not progress, dynamic_ncols=True):
+        stated = hashes.get(f"data/{path.name}")
+        if hashes and stated is None:
+            result.faults.append(f"{path}: not in {REPORT_FILE}, so it is not of this build")
+        _attempt(result, path, partial(_verify_shard, path, stated, counts, result))
+    for name in sorted(set(hashes) - {f"data/{path.name}" for path in shards}):
+        path = folder / name
+        if not path.is_file():
+            result.faults.append(f"{path}: missing")
+            continue
+        result.checked["files"] += 1
+        _attempt(result, path, partial(check_file, path, hashes[name]))
+    if report:
+        _attempt(result, folder / REPORT_FILE, partial(_compare_counts, report, counts, result))
+        _attempt(result, folder / ARTICLES_FILE, partial(_verify_articles, folder, report, counts, result))
+        _attempt(result, folder / SKIPPED_FILE, partial(_verify_skipped, folder, report, result))
+    return result
+
+
+@dataclass
+class _Counts:
+    """Counts over the rows of all shards."""
+
+    pairs: Counter[str] = field(default_factory=Counter)
+    shards: Counter[str] = field(default_factory=Counter)
+    file_bytes: Counter[str] = field(default_factory=Counter)
+    licenses: Counter[str] = field(default_factory=Counter)
+    splits_of_article: dict[str, set[str]] = field(default_factory=dict)
+    pair_ids: set[bytes] = field(default_factory=set)
+
+
+def _read_report(folder: Path, result: Verification) -> dict[str, Any]:
+    try:
+        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        if isinstance(report, dict):
+            return report
+        result.faults.append(f"{folder / REPORT_FILE}: damaged: not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        result.faults.append(f"{folder / REPORT_FILE}: cannot be read ({error})")
+    return {}
+
+
+def _hashes(folder: Path, result: Verification) -> dict[str, dict[str, Any]]:
+    try:
+        return read_hashes(str(folder)) or {}
+    except OSError as error:
+        result.faults.append(str(error))
+        return {}
+
+
+def _attempt(result: Verification, path: Path, work: Callable[[], None]) -> None:
+    """Do a part of the verification; an error of whatever kind is a fault of the file."""
+    try:
+        work()
+    except MemoryError:
+        raise
+    except Exception as error:
+        message = str(error) if str(path) in str(error) else f"{path}: {type(error).__name__}: {error}"
+        result.faults.append(message.rstrip("."))
+
+
+def _verify_shard(path: Path, stated: Mapping[str, Any] | None, counts: _Counts, result: Verification) -> None:
+    split = path.name.split("-")[0]
+    counts.shards[split] += 1
+    counts.file_bytes[split] += path.stat().st_size
+    result.checked["shards"] += 1
+    if stated is not None:
+        _attempt(result, path, partial(check_file, path, stated))
+    file = open_parquet(path, footer_sha256=None if stated is None else stated["footer_sha256"])
+    noted = json.loads((file.metadata.metadata or {}).get(LICENSES_KEY.encode(), b"[]"))
+    faults: list[str] = []
+    for group in range(file.num_row_groups):
+        licenses: Counter[str] = Counter()
+        for batch in file.iter_batches(ROWS_AT_A_TIME, row_groups=[group]):
+            for row in batch.to_pylist():
+                licenses[str(row["license"])] += 1
+                faults += _faults_of_row(row, split, counts)
+            result.checked["images"] += batch.num_rows
+        if noted and noted[group] != licenses:
+            faults.append(f"the footer counts other licenses in row group {group} than its rows have")
+        counts.licenses.update(licenses)
+        counts.pairs[split] += licenses.total()
+    result.faults += [f"{path}: {fault}" for fault in faults[:FAULTS_OF_A_FILE]]
+    if len(faults) > FAULTS_OF_A_FILE:
+        result.faults.append(f"{path}: {len(faults) - FAULTS_OF_A_FILE:,} more faults in its rows")
+
+
+def _faults_of_row(row: Mapping[str, Any], split: str, counts: _Counts) -> list[str]:
+    name, content = row["pair_id"], (row["image"] or {}).get("bytes")
+    counts.splits_of_article.setdefault(row["pmcid"], set()).add(split)
+    digest = hashlib.blake2b(str(name).encode(), digest_size=12).digest()
+    faults = [f"row {name}: it is there twice"] if digest in counts.pair_ids else []
+    counts.pair_ids.add(digest)
+    if content is None:
+        return [*faults, f"row {name}: it has no bytes of its image"]
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != row["image_md5"]:
+        faults.append(f"row {name}: the image has another MD5 than image_md5 states")
+    if len(content) != row["file_size"]:
+        faults.append(f"row {name}: the image has {len(content):,} bytes, and file_size is {row['file_size']:,}")
+    if row["split"] != split:
+        faults.append(f"row {name}: its split is {row['split']!r}, not {split!r}")
+    return faults
+
+
+def _compare_counts(report: Mapping[str, Any], counts: _Counts, result: Verification) -> None:
+    result.compare("pairs", counts.pairs.total(), report["pairs"])
+    result.compare("pairs by license", dict(counts.licenses), report["licenses"])
+    for split in sorted({*report["splits"], *counts.shards}):
+        stated = report["splits"].get(split, {})
+        result.compare(f"{split}: pairs", counts.pairs[split], stated.get("pairs"))
+        result.compare(f"{split}: shards", counts.shards[split], stated.get("shards"))
+        result.compare(f"{split}: bytes", counts.file_bytes[split], stated.get("bytes"))
+        articles = sum(split in splits for splits in counts.splits_of_article.values())
+        result.compare(f"{split}: articles", articles, stated.get("articles"))
+    several = sorted(name for name, splits in counts.splits_of_article.items() if len(splits) > 1)
+    if several:
+        result.faults.append(f"{several[0]} and {len(several) - 1} other article(s) are in more than one split")
+
+
+def _verify_articles(folder: Path, report: Mapping[str, Any], counts: _Counts, result: Verification) -> None:
+    table = read_articles(folder)
+    outcomes = {row["values"]: row["counts"] for row in pc.value_counts(table.column("outcome")).to_pylist()}
+    result.compare(f"{ARTICLES_FILE}: articles", table.num_rows, report["articles"]["seen"])
+    result.compare(f"{ARTICLES_FILE}: articles kept", outcomes.pop(KEPT, 0), report["articles"]["kept"])
+    result.compare(f"{ARTICLES_FILE}: articles dropped", outcomes, report["articles"]["dropped"])
+    result.compare(f"{ARTICLES_FILE}: figures", _sum(table, "figures"), report["figures"]["seen"])
+    result.compare(f"{ARTICLES_FILE}: pairs", _sum(table, "pairs"), counts.pairs.total())
+
+
+def _verify_skipped(folder: Path, report: Mapping[str, Any], result: Verification) -> None:
+    reasons: Counter[str] = Counter()
+    with (folder / SKIPPED_FILE).open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            reasons.update([row["reason"]] if row["item"] else [])
+    result.compare(f"{SKIPPED_FILE}: figures", dict(reasons), report["figures"]["skipped"])
+
+
+def _sum(table: pa.Table, column: str) -> int:
+    return pc.sum(table.column(column)).as_py() or 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(count)}" for name, count in sorted(value.items())) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+__all__ = ["Verification", "verify_dataset"]
