@@ -85,6 +85,11 @@ def shard_paths(
             return [filesystem.unstrip_protocol(name) for name in names]
     if not filesystem.exists(root):
         raise FileNotFoundError(f"{path}: there is no such folder.")
+    if filesystem.exists(f"{root}/.build"):
+        raise FileNotFoundError(
+            f"{path}: a build was interrupted here, and no {split}-*.parquet is there yet. Run the same command again "
+            "to finish it."
+        )
     raise FileNotFoundError(
         f"{path}: no {split}-*.parquet there or in its data folder. Build a data set with: biomedclip build --help"
     )

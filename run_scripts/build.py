@@ -17,6 +17,7 @@ from typing import Any
 
 from model_cards.fill import fill_dataset_card
 from processing.integrity import REPORT_FILE, DamagedFile
+from processing.pmc.articles import FIGURES_PER_ARTICLE
 from processing.pmc.build import BuildOptions, build_dataset
 from processing.pmc.executors import EXECUTORS, Engine
 from processing.pmc.splits import parse_fractions
@@ -58,6 +59,10 @@ class SourceOptions:
     split_fractions: str | None = field(
         default=None,
         metadata={"help": "Train,validation,test. 0.8,0.1,0.1 below 10,000 articles, the paper's from there on."},
+    )
+    max_figures_per_article: int = field(
+        default=FIGURES_PER_ARTICLE,
+        metadata={"help": f"Maximum number of figure images per article (default: {FIGURES_PER_ARTICLE})."},
     )
     max_shard_size: str = field(
         default="500MB",
@@ -265,6 +270,7 @@ def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
         seed=seed,
         decontaminate=source.decontaminate,
         tokenizer=source.caption_tokenizer,
+        max_figures_per_article=source.max_figures_per_article,
     )
 
 

@@ -37,10 +37,12 @@ class ObjectStore:
     Args:
         url: Its address.
         sent: Method, path (`/bucket/key`) and bytes of the body of every answer so far.
+        signers: Access keys that requests were signed with; empty for anonymous ones.
     """
 
     url: str = ""
     sent: list[tuple[str, str, int]] = field(default_factory=list)
+    signers: set[str] = field(default_factory=set)
     _faults: list[_Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _random: random.Random = field(default_factory=lambda: random.Random(0))
@@ -62,6 +64,7 @@ class ObjectStore:
                 key = f"{prefix}/{path.relative_to(folder).as_posix()}".lstrip("/")
                 backend.put_object(bucket, key, path.read_bytes())
         self.sent.clear()
+        self.signers.clear()
         return f"s3://{bucket}/{prefix}".rstrip("/")
 
     def delete(self, address: str) -> None:
@@ -117,6 +120,7 @@ class ObjectStore:
 
         def disturbed(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
             method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+            self.signers.add("".join(re.findall(r"Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))))
             fault = self._next_fault(method, path)
             how = fault.how if fault else None
             if fault and how == "slow":

@@ -14,16 +14,25 @@ NONCOMMERCIAL_LICENSES = COMMERCIAL_LICENSES | {"CC BY-NC", "CC BY-NC-SA", "CC B
 # In the footer of each shard: pairs by licence of each row group, so that readers can choose without reading rows.
 LICENSES_KEY = "biomedclip.licenses"
 KEPT = "kept"
+FIGURES_PER_ARTICLE = 1000  # figure images of an article, by default: one article must not flood a data set
 MAX_DETAIL = 400  # characters of what is listed: names and messages may hold what an untrusted article says
 
 
 class Dropped(Exception):
-    """Raised by a step that leaves an article out; `reason` is one of a few words, `detail` tells the case."""
+    """
+    Raised by a step that leaves an article out.
 
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason, detail)
+    Args:
+        reason: One of a few words, for counting.
+        detail: The case.
+        all_versions: Whether the reason, found in one version, holds for the others too.
+    """
+
+    def __init__(self, reason: str, detail: str = "", all_versions: bool = False):
+        super().__init__(reason, detail, all_versions)
         self.reason = reason
         self.detail = detail
+        self.all_versions = all_versions
 
 
 @dataclass
@@ -38,10 +47,12 @@ class Article:
         version: The version that is taken.
         metadata: Its metadata JSON.
         xml: Its XML; emptied once parsed.
-        figures: Its figures as the XML has them.
+        figures: Its figures as the XML has them, up to the limit for one article.
+        figures_cut: Number of figures beyond that limit.
         pictures: Contents of its picture files by name, or why a file could not be had; emptied once paired.
         pairs: Rows of the data set, the split still empty.
-        skipped: What was left out, a row each: item (empty for the article itself), reason, detail.
+        skipped: What was left out, a row each: item (empty for the article itself), reason, detail, and the number of
+            items where it is more than one.
         outcome: `kept`, or the reason why the whole article is out; empty as long as it is on its way.
     """
 
@@ -52,9 +63,10 @@ class Article:
     metadata: dict[str, Any] = field(default_factory=dict)
     xml: bytes = b""
     figures: "list[Figure]" = field(default_factory=list)
+    figures_cut: int = 0
     pictures: dict[str, bytes | Exception] = field(default_factory=dict)
     pairs: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    skipped: list[tuple[Any, ...]] = field(default_factory=list)
     outcome: str = ""
 
     @property
@@ -62,13 +74,18 @@ class Article:
         """`PMC<id>.<version>`, the name of its folder."""
         return f"{self.pmcid}.{self.version}" if self.version is not None else self.pmcid
 
-    def skip(self, item: str, reason: str, detail: str = "") -> None:
+    def skip(self, item: str, reason: str, detail: str = "", count: int = 1) -> None:
         """
-        Lists one thing that is left out: a figure, picture or version, or the article itself (`item` empty).
+        List something that is left out. The texts are cut to `MAX_DETAIL` characters and made storable.
 
-        The texts are made such that they can be stored, and cut to `MAX_DETAIL` characters.
+        Args:
+            item: A figure, picture or version; empty for the article itself.
+            reason: One of a few words, for counting.
+            detail: The case.
+            count: Number of items that this row stands for.
         """
-        self.skipped.append((storable_text(item[:MAX_DETAIL]), reason, storable_text(detail[:MAX_DETAIL])))
+        row = (storable_text(item[:MAX_DETAIL]), reason, storable_text(detail[:MAX_DETAIL]))
+        self.skipped.append(row if count == 1 else (*row, count))
 
     def drop(self, reason: str, detail: str = "") -> None:
         """Leaves the whole article out, and lets go of what was read of it."""
@@ -113,6 +130,49 @@ def parse_licenses(choice: str | Collection[str]) -> frozenset[str] | None:
     return codes
 
 
+_TEXT, _FLAG = (str,), (bool,)
+# Types of the fields that PMC documents. A field may be missing or null; other fields are not looked at.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "pmcid": _TEXT,
+    "version": (int,),
+    "pmid": (int, str),
+    "doi": _TEXT,
+    "title": _TEXT,
+    "citation": _TEXT,
+    "is_pmc_openaccess": _FLAG,
+    "is_manuscript": _FLAG,
+    "is_historical_ocr": _FLAG,
+    "is_retracted": _FLAG,
+    "license_code": _TEXT,
+    "xml_url": _TEXT,
+    "text_url": _TEXT,
+    "pdf_url": _TEXT,
+    "media_urls": (list,),
+}
+_TYPE_NAMES = {str: "text", int: "an integer", bool: "true or false", list: "a list of texts"}
+_FOUND_NAMES = {str: "text", bool: "true or false", list: "a list", dict: "an object"}
+
+
+def _check_types(metadata: dict[str, Any]) -> None:
+    """
+    Raise `Dropped` if a value has the wrong type: what it means cannot be known, as of `"is_retracted": "false"`.
+
+    A version that may be retracted stands for all versions.
+    """
+    for name in ("is_retracted", *_TYPES):  # this one first
+        value, types = metadata.get(name), _TYPES[name]
+        if value is None:
+            continue
+        wrong = type(value) not in types
+        if name == "media_urls" and not wrong:
+            wrong, value = next(((True, url) for url in value if type(url) is not str), (False, value))
+        if wrong:
+            wanted = " or ".join(_TYPE_NAMES[kind] for kind in types)
+            found = _FOUND_NAMES.get(type(value), "null" if value is None else "a number")
+            detail = f"{name} holds {found}, {str(value)[:100]!r}, and should be {wanted}"
+            raise Dropped("metadata damaged", detail, all_versions=name == "is_retracted")
+
+
 def decide(metadata: dict[str, Any], licenses: Collection[str] | None) -> None:
     """
     Decides by its metadata whether an article version can be taken: before its XML is fetched.
@@ -124,10 +184,9 @@ def decide(metadata: dict[str, Any], licenses: Collection[str] | None) -> None:
     Raises:
         Dropped: It cannot; the reason says why.
     """
-    if not isinstance(metadata.get("media_urls") or [], list) or not isinstance(metadata.get("xml_url") or "", str):
-        raise Dropped("metadata damaged", "media_urls is not a list, or xml_url not a text")
+    _check_types(metadata)
     if metadata.get("is_retracted"):
-        raise Dropped("retracted")
+        raise Dropped("retracted", all_versions=True)
     if not metadata.get("is_pmc_openaccess"):
         raise Dropped("not open access")
     if metadata.get("is_historical_ocr"):
@@ -164,10 +223,10 @@ def choose_version(
             decide(metadata, licenses)
         except Dropped as refusal:
             first = first or (version, refusal)
-            if refusal.reason == "retracted":
+            if refusal.all_versions:
                 first, manuscript = (version, refusal), None
                 break
-            if refusal.reason == "metadata unreadable":
+            if refusal.reason in ("metadata unreadable", "metadata damaged"):
                 unreadable.append((version, refusal))
             continue
         if not metadata.get("is_manuscript"):

@@ -9,13 +9,19 @@ import hashlib
 import json
 import logging
 import re
+import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from ..files import leads_out, special_kind
+from ..retries import chain, lasting_error
 
 
 logger = logging.getLogger(__name__)
@@ -25,6 +31,8 @@ MAX_METADATA_BYTES = 10_000_000  # as Python objects they may take 25 times as m
 
 ATTEMPTS = 8
 FIRST_PAUSE = 0.5  # seconds; doubled each time, so that an outage of a minute is waited for
+FIRST_ATTEMPTS = 3  # without a connection, as long as the source has never answered
+QUIET_ATTEMPTS = 3  # later ones are logged
 
 _MAX_KEY_BYTES = 1024  # S3's limit
 _MAX_PART_BYTES = 255  # of the file systems that a mirror lies in
@@ -37,6 +45,16 @@ _TRY_AGAIN = frozenset({401, 407, 408, 425, 429})  # of HTTP's 4xx
 
 _BUCKET_URL = re.compile(r"^s3://[^/]+/|^/+")
 
+_PMC_BUCKET = "pmc-oa-opendata"
+# Settings of fsspec (its files and FSSPEC_S3_* variables) that say who asks.
+_IDENTITY_SETTINGS = frozenset({"anon", "key", "secret", "token", "username", "password", "profile", "session"})
+
+_NO_CONNECTION = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
+_NO_CONNECTION_CLASSES = frozenset(
+    {"ClientConnectorError", "ConnectionTimeoutError", "EndpointConnectionError", "ConnectTimeoutError"}
+    | {"ProxyConnectionError"}
+)
+
 
 class BucketError(ValueError):
     """A source that cannot be used at all: missing, unreachable or empty. The message names the remedy."""
@@ -44,6 +62,10 @@ class BucketError(ValueError):
 
 class SourceUnavailable(BucketError):
     """A source that stopped answering. Not a fault of an article: the run must stop, and can be taken up again."""
+
+
+class CredentialsRefused(SourceUnavailable):
+    """A source that refuses the credentials. No retry helps until the user renews them."""
 
 
 class ObjectError(ValueError):
@@ -58,12 +80,52 @@ class ObjectMissing(ObjectError):
     """There is no such object."""
 
 
+class ObjectDamaged(ObjectError):
+    """An object that was read and does not hold what it should."""
+
+
 def open_source(source: str) -> tuple[Any, str]:
-    """The file system of a source, and the root in it; PMC's own bucket is read without credentials."""
-    options = {"anon": True} if source.startswith("s3://pmc-oa-opendata") else {}
+    """
+    Open the file system of a source.
+
+    S3 is read with the user's credentials: from the environment, a profile, AWS's files or fsspec's settings. If there
+    are none, it is read anonymously.
+
+    Args:
+        source: A folder or a URL that fsspec opens.
+
+    Returns:
+        The file system, and the path of the root in it.
+
+    Raises:
+        ImportError: If the package for this kind of source is not installed.
+        BucketError: If the configured credentials cannot be read.
+    """
+    options = {"anon": True} if source.startswith(("s3://", "s3a://")) and not _has_credentials(source) else {}
     # Listings are not kept: an update in the same process has to see what is new.
     filesystem, root = fsspec.core.url_to_fs(source, use_listings_cache=False, **options)
     return filesystem, root.rstrip("/")
+
+
+def _has_credentials(source: str) -> bool:
+    """Whether the user has configured an identity for S3."""
+    if _IDENTITY_SETTINGS & set(fsspec.config.conf.get("s3", {})):
+        return True
+    from botocore.exceptions import BotoCoreError
+    from botocore.session import Session
+
+    try:
+        providers = Session().get_component("credential_provider")
+        if source.split("/")[2] == _PMC_BUCKET:
+            # The role of a machine is nobody's choice, and may lack the right to read a public bucket.
+            for name in ("container-role", "iam-role"):
+                providers.remove(name)
+        return providers.load_credentials() is not None
+    except BotoCoreError as error:
+        raise BucketError(
+            f"{source}: the AWS credentials of this machine cannot be read ({error}). Correct them, or unset them to "
+            "read a public bucket."
+        ) from error
 
 
 class Bucket:
@@ -80,18 +142,32 @@ class Bucket:
 
     def __init__(self, source: str):
         self.source = source
+        self._answered = False
+        self._refusal: ObjectError | None = None
         try:
-            exists = not self.can_list or self._filesystem.exists(self._root)
+            if self.can_list:
+                self._check_root()
         except ImportError as error:
             raise BucketError(f"{source}: {error}. For s3:// run: pip install 'biomedclip[s3]'") from error
-        except OSError as error:
-            raise BucketError(f"{source}: cannot be reached ({error})") from error
-        if not exists:
-            raise BucketError(f"{source}: there is no such folder or bucket. Check --source.")
+
+    def _check_root(self) -> None:
+        missing = BucketError(f"{self.source}: no such folder or bucket. Check --source.")
+        try:
+            root = self._request("", self._filesystem.info)
+        except ObjectMissing as error:
+            raise missing from error
+        except ObjectError:
+            return  # a bucket that may not be listed may still be read
+        except SourceUnavailable as error:
+            if _answer(error.__cause__) == "NoSuchBucket":
+                raise missing from error
+            raise
+        if isinstance(self._filesystem, LocalFileSystem) and root["type"] != "directory":
+            raise BucketError(f"{self.source} is not a folder. Pass the folder of a mirror as --source.")
 
     def __getstate__(self) -> dict[str, Any]:
         # A connection cannot travel to a worker; it opens its own.
-        return {"source": self.source}
+        return {"source": self.source, "_answered": self._answered, "_refusal": None}
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -151,26 +227,37 @@ class Bucket:
         """
         try:
             return _state(self._request(key, self._info_once))
-        except ObjectError:
+        except ObjectMissing:
             return None
+        except ObjectError as error:
+            self._refusal = error
+            return None
+
+    @property
+    def refusal(self) -> str:
+        """Why the last object that could not be looked at could not, as ` (cause)`; empty if there was none."""
+        return f" ({self._refusal})" if self._refusal is not None else ""
 
     def read_metadata(self, name: str) -> dict[str, Any]:
         """
         The metadata of an article version.
 
         Raises:
-            ObjectError: Missing, of more than `MAX_METADATA_BYTES`, or not a JSON object.
+            ObjectError: If it is missing, has more than `MAX_METADATA_BYTES`, or is not JSON.
+            ObjectDamaged: If the JSON is not an object, or has a name twice.
         """
         try:
             content = self.read(f"metadata/{name}.json", max_bytes=MAX_METADATA_BYTES)
         except ObjectMissing:
             content = self.read(f"{name}/{name}.json", max_bytes=MAX_METADATA_BYTES)
         try:
-            metadata = json.loads(content)
+            metadata = json.loads(content, object_pairs_hook=_unique_names)
+        except ObjectDamaged as error:
+            raise ObjectDamaged(f"{name}.json: {error}") from error
         except (ValueError, RecursionError) as error:
             raise ObjectError(f"{name}.json is not JSON ({error})") from error
         if not isinstance(metadata, dict):
-            raise ObjectError(f"{name}.json is not a JSON object")
+            raise ObjectDamaged(f"{name}.json is not a JSON object")
         return metadata
 
     def read(self, url: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
@@ -188,7 +275,8 @@ class Bucket:
         """
         location, expected = split_url(url)
         key = _BUCKET_URL.sub("", location)
-        _check_key(key)
+        if not key:
+            raise ObjectError("the key is empty")
         content = self._request(key, lambda path: self._read_once(path, max_bytes))
         if len(content) > max_bytes:
             raise ObjectError(f"{key}: more than {max_bytes:,} bytes")
@@ -198,32 +286,51 @@ class Bucket:
 
     def _request(self, key: str, request: Callable[[str], Any]) -> Any:
         """What `request` gives for the path of a key; what may be a passing fault is tried again."""
+        if key:
+            _check_key(key)
         path = f"{self._root}/{key if self.can_list else quote(key)}".rstrip("/")
+        if isinstance(self._filesystem, LocalFileSystem) and leads_out(path, self._root or "/"):
+            raise ObjectError(f"{key}: cannot be read (a link leads out of the mirror)")
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return request(path)
-            except MemoryError:
+                result = request(path)
+                self._answered = True
+                return result
+            except (MemoryError, ObjectError):
                 raise
             except Exception as error:  # every client has its own: time-outs, 503s, resets, input/output errors
+                lasting = lasting_error(error)
+                if lasting is not None:
+                    raise lasting from None
                 fault = _fault_of_object(key, error)
                 if fault is not None:
+                    self._answered = True
                     raise fault from error
                 cause = f"{type(error).__name__}: {error}"
                 if isinstance(error, PermissionError) or _answer(error) in _CREDENTIALS_REFUSED:
-                    raise SourceUnavailable(
+                    raise CredentialsRefused(
                         f"{self.source}: the credentials are refused ({cause}). Renew them, see that the clock is "
-                        "right, and give the same command again: it goes on from here."
+                        "right, and give the same command again: it goes on from here. For a public bucket, unset them."
                     ) from error
-                if attempt == ATTEMPTS:
+                unreachable = _is_unreachable(error)
+                if attempt >= (FIRST_ATTEMPTS if unreachable and not self._answered else ATTEMPTS):
+                    what = "no connection" if unreachable else f"{key or 'the folder'} could not be read"
+                    remedy = "Check the network. " if unreachable else ""
                     raise SourceUnavailable(
-                        f"{self.source}: {key or 'the folder'} could not be read in {ATTEMPTS} attempts ({cause}). "
+                        f"{self.source}: {what} in {attempt} attempts ({cause}). {remedy}"
                         "The same command goes on from here once the source answers."
                     ) from error
+                if attempt > QUIET_ATTEMPTS:
+                    logger.warning("%s: %s: %s. Trying again.", self.source, key or "the folder", cause)
             time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
 
     def _read_once(self, path: str, max_bytes: int) -> bytes:
         """One request: opening a remote file and reading it would be two or more."""
+        if isinstance(self._filesystem, LocalFileSystem):
+            kind = special_kind(path)
+            if kind is not None and kind != "a folder":
+                raise ObjectError(f"{path[len(self._root) + 1 :]}: cannot be read (it is {kind})")
         try:
             return self._filesystem.cat_file(path, start=0, end=max_bytes + 1)
         except Exception as error:
@@ -272,27 +379,57 @@ def _state(entry: dict[str, Any]) -> str:
 
 def _check_key(key: str) -> None:
     """Raises `ObjectError` for a key that points elsewhere, or that a bucket and a mirror of it cannot both hold."""
-    parts = key.split("/")
+    parts = key.replace("\\", "/").split("/")
     if ".." in parts:
         raise ObjectError(f"{key}: the key points out of the bucket")
     try:
         sizes = [len(part.encode()) for part in parts]
     except UnicodeEncodeError as error:
         raise ObjectError(f"{key!a}: the key holds half a character") from error
-    if not key or any(ord(character) < 32 or ord(character) == 127 for character in key):
-        raise ObjectError(f"{key!a}: the key is empty or holds control characters")
+    if any(ord(character) < 32 or ord(character) == 127 for character in key):
+        raise ObjectError(f"{key!a}: the key holds control characters")
     if sum(sizes) + len(sizes) - 1 > _MAX_KEY_BYTES or max(sizes) > _MAX_PART_BYTES:
         raise ObjectError(
             f"{key}: the key has more than {_MAX_KEY_BYTES:,} bytes, or a part of it more than {_MAX_PART_BYTES}"
         )
 
 
-def _answer(error: BaseException) -> int | str | None:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of which no name stands twice: which of the values holds would be a matter of the reader."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ObjectDamaged(f"{name[:100]!a} stands in it twice")
+    return result
+
+
+def _answer(error: BaseException | None) -> int | str | None:
     """What a server answered, as its client reports it: S3's error code or HTTP's status; none if it is no answer."""
-    response = getattr(error.__cause__, "response", None)
+    response = getattr(getattr(error, "__cause__", None), "response", None)
     if isinstance(response, dict):
         return response.get("Error", {}).get("Code")
     return getattr(error, "status", None)
+
+
+def _status(error: BaseException) -> str:
+    """The answer of a server for people, as `: HTTP 403, AccessDenied`; empty if it is no answer."""
+    answer = _answer(error)
+    response = getattr(error.__cause__, "response", None)
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    parts = [f"HTTP {number}" for number in [status or answer] if str(number).isdigit()]
+    parts += [answer] if isinstance(answer, str) and not answer.isdigit() else []
+    return f": {', '.join(parts)}" if parts else ""
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether no connection came about: no network, no such host, nobody listens."""
+    for part in chain(error):
+        classes = {kind.__name__ for kind in type(part).__mro__}
+        if isinstance(part, socket.gaierror) or classes & _NO_CONNECTION_CLASSES:
+            return True
+        if isinstance(part, OSError) and part.errno in _NO_CONNECTION:
+            return True
+    return False
 
 
 def _fault_of_object(key: str, error: Exception) -> ObjectError | None:
@@ -304,9 +441,9 @@ def _fault_of_object(key: str, error: Exception) -> ObjectError | None:
         return ObjectMissing(f"{key}: cannot be read (there is no such object)")
     number = error.errno if isinstance(error, OSError) else None
     if answer in _DENIED or (isinstance(error, PermissionError) and number in (errno.EACCES, errno.EPERM)):
-        return ObjectError(f"{key}: cannot be read (access is denied)")
+        return ObjectError(f"{key}: cannot be read (access is denied){_status(error)}")
     if isinstance(answer, int) and 400 <= answer < 500 and answer not in _TRY_AGAIN:
-        return ObjectError(f"{key}: cannot be read (the request is refused)")
+        return ObjectError(f"{key}: cannot be read (the request is refused){_status(error)}")
     # A certificate that is not accepted is a ValueError and an OSError, and the fault of the source.
     is_value_error = isinstance(error, ValueError) and not isinstance(error, OSError)
     if is_value_error or number in (errno.ENAMETOOLONG, errno.ELOOP):

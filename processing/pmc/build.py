@@ -28,7 +28,8 @@ from datatrove.pipeline.base import PipelineStep
 from tqdm.auto import tqdm
 
 from ..integrity import HASHES, REPORT_FILE, WRITE_OPTIONS, hashes_of, open_parquet
-from .articles import parse_licenses
+from ..retries import explained
+from .articles import FIGURES_PER_ARTICLE, parse_licenses
 from .bucket import Bucket
 from .executors import Engine, Stage
 from .inventory import read_work_list
@@ -37,14 +38,16 @@ from .pictures import PictureIndex
 from .plan import ARTICLES_FILE, SKIPPED_FILE, Plan, make_plan, read_articles
 from .shards import write_shard
 from .splits import TooFewArticles
-from .staging import HIDDEN, Staging, discard, only_one, write_whole
+from .staging import HIDDEN, Staging, discard, finish_interrupted, only_one, write_whole
 from .statistics import load_tokenizer, summarize
 from .steps import FetchPictures, PairFigures, ParseFigures, ReadArticles, ReadWorkList, WriteArticles
 
 
 logger = logging.getLogger(__name__)
 
-DATASET_FORMAT = 1  # rises when the same article gives other rows, so that an update does not mix two kinds
+DATASET_FORMAT = 2  # rises when the same article gives other rows, so that an update does not mix two kinds
+# The list of causes of a build that failed as a whole, where there is a data set with a list of its own.
+FAILED_FILE = "skipped-failed.jsonl"
 ARTICLES_PER_TASK = 50  # at least, by default
 SHARD_TASKS = 512  # at most: a task writes several shards
 REMOTE_CONCURRENCY = 16
@@ -73,6 +76,8 @@ class BuildOptions:
         seed: Seed of the order of pairs.
         decontaminate: Pictures of a benchmark, a folder or a built data set; what looks like one of them is left out.
         tokenizer: Name or folder of the tokenizer that measures captions for the report; none to count words.
+        max_figures_per_article: Maximum number of figure images that one article contributes. The rest is listed as
+            skipped.
     """
 
     source: str
@@ -84,6 +89,7 @@ class BuildOptions:
     seed: int = 0
     decontaminate: str | None = None
     tokenizer: str | None = None
+    max_figures_per_article: int = FIGURES_PER_ARTICLE
 
     def absolute(self) -> "BuildOptions":
         """The same options with folders of this machine by their whole paths."""
@@ -112,6 +118,7 @@ class BuildOptions:
             "seed": self.seed,
             "decontaminate": self.decontaminate,
             "tokenizer": self.tokenizer,
+            "max_figures_per_article": self.max_figures_per_article,
         }
 
 
@@ -158,15 +165,20 @@ def build_dataset(
         FileNotFoundError: `update` is on, and there is none.
         ValueError: An option that makes no sense, too few articles for the splits, or other options than those of
             the data set or of the interrupted build that is there.
+        OSError: If the disk is full or read-only, or a limit of the operating system is reached.
         AtWork: Another build is at work in the folder.
     """
     output = Path(output_dir).absolute()  # tasks may run on machines that stand in other folders
     options = options.absolute()
     engine = engine or Engine()
-    _check(options, output, overwrite=overwrite, update=update, publish=publish is not None)
-    with only_one(output):
+    _check_options(options, output, overwrite=overwrite, update=update)
+    with explained(output), only_one(output) as killed:
+        finished = finish_interrupted(output)
         report: dict[str, Any] | None
-        if publish is not None and not overwrite and not update and (output / "data").exists():
+        if finished == {**options.identity(), "update": update}:
+            report = read_report(output)  # this very build, killed while it took its place or cleared up
+        elif _is_ready(options, output, overwrite=overwrite, update=update, publish=publish is not None, killed=killed):
+            discard(output)
             report = read_report(output)  # what is left to do is to publish it
         else:
             report = _build(options, output, engine, tasks, concurrency, overwrite, update, finish, publish, progress)
@@ -198,9 +210,6 @@ def _build(
         if not overwrite:
             raise ValueError(_other_options(found[1]["options"], identity, output / HIDDEN))
         found = None
-    if found is not None and found[0].finish_move():
-        discard(output)
-        return read_report(output)
     benchmark = PictureIndex.from_path(options.decontaminate, progress=progress) if options.decontaminate else None
     resumed = found is not None
     staging, begun = found or _begin(options, output, engine, tasks, update=update, progress=progress)
@@ -212,51 +221,89 @@ def _build(
     stages = _stages(options, staging, begun | {"resumed": resumed}, benchmark, concurrency, afterwards)
     try:
         engine.run(stages, staging.logs, _Watch(staging, begun["articles"], progress))
-    except TooFewArticles:
+    except TooFewArticles as error:
+        causes = output / (FAILED_FILE if (output / "data").exists() else SKIPPED_FILE)
+        os.replace(staging.result / SKIPPED_FILE, causes)
         discard(output)  # the source may be mended; what is kept here would hide that
-        raise
+        raise TooFewArticles(f"{error} All causes are listed in {causes}.") from error
     if in_background:
         return None
     staging.take_place()
-    discard(output)
+    (output / FAILED_FILE).unlink(missing_ok=True)
+    staging.clear()
     return read_report(output)
 
 
-def _check(options: BuildOptions, output: Path, *, overwrite: bool, update: bool, publish: bool) -> None:
+def _check_options(options: BuildOptions, output: Path, *, overwrite: bool, update: bool) -> None:
     """Refuses what makes no sense before anything is read or written."""
     parse_licenses(options.license)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"--output-dir {output} is a file; a folder is needed.")
     if options.max_shard_bytes < 1:
         raise ValueError(f"--max-shard-size must be positive, not {options.max_shard_bytes}.")
+    if options.max_figures_per_article < 1:
+        raise ValueError(f"--max-figures-per-article must be at least 1, not {options.max_figures_per_article}.")
     if options.tokenizer:
         load_tokenizer(options.tokenizer)
     if overwrite and update:
         raise ValueError("--overwrite builds anew and --update keeps what is there: pass one of them.")
+    if update and not output.exists():
+        raise _nothing_to_update(output)
+
+
+def _nothing_to_update(output: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"{output}: no data set to update, {ARTICLES_FILE} and data/ belong to it.")
+
+
+def _is_ready(
+    options: BuildOptions, output: Path, *, overwrite: bool, update: bool, publish: bool, killed: bool
+) -> bool:
+    """
+    Whether the data set that is there is what was asked for.
+
+    Args:
+        options: The options of the command.
+        output: Folder of the data set.
+        overwrite: Replace a data set that is there.
+        update: Update it.
+        publish: Publish it.
+        killed: An earlier command was killed here. If it had these options, all that it had left to do was to clear up.
+
+    Raises:
+        FileExistsError: If there is another data set, or this one and nothing to do with it.
+        FileNotFoundError: If there is nothing to update.
+        ValueError: If the data set cannot be updated with these options.
+    """
     data = output / "data"
-    moving = Staging.find(output) is not None  # killed while it took its place, perhaps
-    if update and not moving and not (data.exists() and (output / ARTICLES_FILE).exists()):
-        raise FileNotFoundError(f"{output}: no data set to update, {ARTICLES_FILE} and data/ belong to it.")
-    if not data.exists() or overwrite or moving:
-        return
-    differences = _differences(options, read_report(output)) if (output / REPORT_FILE).exists() else ["no report"]
+    if Staging.find(output) is not None:
+        return False  # an interrupted build, which decides for itself
+    if update and not (data.exists() and (output / ARTICLES_FILE).exists()):
+        raise _nothing_to_update(output)
+    if not data.exists() or overwrite:
+        return False
+    report = read_report(output) if (output / REPORT_FILE).exists() else None
+    differences = _differences(options, report) if report is not None else ["no report"]
     if update and differences:
         raise ValueError(
             f"--update: the data set that is there has {'; '.join(differences)}. Its rows would not fit new ones. Pass "
             "the same options, or build anew with --overwrite."
         )
-    if not update and (differences or not publish):
+    if update:
+        return False
+    same = report is not None and report.get("built_with") == {**options.identity(), "format": DATASET_FORMAT}
+    if (differences or not publish) and not (killed and same):
         raise FileExistsError(
             f"{data} is there already. Pass --update to take what is new, --overwrite to build it anew, or another "
             "--output-dir."
         )
+    return True
 
 
 def _differences(options: BuildOptions, report: Mapping[str, Any]) -> list[str]:
     """What of the options decides on rows and splits, and is not what the data set was built with."""
     now = {"format": DATASET_FORMAT, **options.identity()}
     before = report.get("built_with") or {}
-    names = ["format", "source", "pmcids", "license", "decontaminate"]
+    names = ["format", "source", "pmcids", "license", "decontaminate", "max_figures_per_article"]
     if options.split_fractions is not None:
         names.append("split_fractions")
     return [
@@ -351,7 +398,7 @@ def _stages(
     articles = [
         ReadWorkList(str(staging.work_list), str(staging.journals)),
         ReadArticles(bucket, parse_licenses(options.license), concurrency),
-        ParseFigures(),
+        ParseFigures(options.max_figures_per_article),
         FetchPictures(bucket, concurrency),
         PairFigures(benchmark),
         WriteArticles(str(staging.journals)),
@@ -463,7 +510,7 @@ class FinishDataset(BuildStep):
         if self.afterwards.publish is not None:
             self.afterwards.publish(read_report(self.staging.output), self.staging.output)
         if self.afterwards.in_background:
-            self.staging.leave_logs()
+            self.staging.clear(keep_logs=True)
 
     def _report(self, plan: Plan) -> dict[str, Any]:
         statistics, hashes = {}, {}
@@ -514,7 +561,9 @@ def _verify(folder: Path, plan: Plan) -> None:
 
 
 def _other_options(begun: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> str:
-    differences = "; ".join(f"{name} {begun[name]!r}, not {now[name]!r}" for name in now if begun[name] != now[name])
+    differences = "; ".join(
+        f"{name} {begun.get(name)!r}, not {now[name]!r}" for name in now if begun.get(name) != now[name]
+    )
     return (
         f"A build with other options was interrupted here ({differences}). Repeat it as it was to go "
         f"on, pass --overwrite, or remove {folder} to start again."

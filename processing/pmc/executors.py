@@ -5,7 +5,6 @@ as often as `retries` says; what it had finished stands in its journal and is no
 """
 
 import contextlib
-import errno
 import logging
 import os
 import shlex
@@ -28,13 +27,12 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger as datatrove_logger
 
-from .bucket import SourceUnavailable
+from ..retries import lasting_error
+from .bucket import CredentialsRefused, SourceUnavailable
 
 
 logger = logging.getLogger(__name__)
 
-# What does not pass: a full disk, one that is read-only, one that knows no locks.
-_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 EXECUTORS = ("local", "slurm", "ray")
 _LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes
 _SHORTER = "Set {} to a folder with a shorter path, such as /tmp."
@@ -176,7 +174,7 @@ class _LocalExecutor(LocalPipelineExecutor):
         _check_temporary_folder()
         with ProcessPoolExecutor(self.workers, get_context("forkserver"), initializer=_end_with_parent) as pool:
             errors = [future.exception() for future in [pool.submit(self._run_copy, rank) for rank in ranks]]
-        for error in filter(None, errors):
+        for error in sorted(filter(None, errors), key=_may_pass):  # first one that is not worth another run
             raise error
 
     def _run_copy(self, rank: int) -> None:
@@ -250,9 +248,6 @@ def _end_with_parent() -> None:
 
 def _cause(error: Exception | None, stage: Stage, failed: Sequence[int], logs: Path) -> Exception:
     """What is told of a stage that failed: the error that is known, or where to look for it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = f"{error.strerror}. The same command goes on once there is room"
-        return OSError(error.errno, what, str(logs.parents[2]))
     if error is not None and not isinstance(error, BrokenProcessPool):
         return error
     return TasksFailed(
@@ -261,18 +256,11 @@ def _cause(error: Exception | None, stage: Stage, failed: Sequence[int], logs: P
     )
 
 
-def _may_pass(error: Exception | None) -> bool:
+def _may_pass(error: BaseException | None) -> bool:
     """Whether a task that died of this may do better another time. What Ray's tasks died of is known to their logs."""
-    if isinstance(error, OSError):
-        return error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.ENOSYS,
-            errno.EOPNOTSUPP,
-            errno.ENOLCK,
-        )
-    return error is None or isinstance(error, (SourceUnavailable, BrokenProcessPool))
+    if lasting_error(error) is not None or isinstance(error, CredentialsRefused):
+        return False
+    return error is None or isinstance(error, (OSError, SourceUnavailable, BrokenProcessPool))
 
 
 def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Path, memory_gb: int) -> Any:

@@ -75,8 +75,8 @@ def read_work_list(
         rows = _inventory_rows(bucket, manifest, progress)
     elif not bucket.can_list:
         raise BucketError(
-            f"{bucket.source}: no inventory of the last {KEPT_DAYS} days was found, and folders cannot be listed over "
-            "HTTP. Pass --inventory, or --pmcids, or use s3://."
+            f"{bucket.source}: no inventory of the last {KEPT_DAYS} days was found{bucket.refusal}, and folders cannot "
+            "be listed over HTTP. Pass --inventory, or --pmcids, or use s3://."
         )
     else:
         rows = _listed_rows(bucket.names("metadata") or _states_of_folders(bucket, progress))
@@ -122,7 +122,8 @@ def find_manifest(bucket: Bucket, inventory: str | None = None) -> str | None:
         if bucket.state(key) is None:
             names = ", ".join(_inventory_names(bucket)) or "none"
             raise BucketError(
-                f"{bucket.source}: no inventory {inventory!r} (NLM keeps them {KEPT_DAYS} days). There are: {names}."
+                f"{bucket.source}: no inventory {inventory!r}{bucket.refusal}; NLM keeps them {KEPT_DAYS} days. "
+                f"There are: {names}."
             )
         return key
     for name in reversed(list(_inventory_names(bucket))):  # named by date, so the last is the newest
@@ -233,7 +234,8 @@ def _rows_of(bucket: Bucket, wanted: Mapping[int, set[int]], manifest: str | Non
     missing = set(wanted) - {number for number, _, _ in kept}
     if len(missing) == len(wanted):
         raise BucketError(
-            f"{bucket.source}: none of the {len(wanted)} PMCID(s) is there, such as PMC{min(missing)}. Check --pmcids."
+            f"{bucket.source}: none of the {len(wanted)} PMCID(s) is there, such as PMC{min(missing)}{bucket.refusal}. "
+            "Check --pmcids."
         )
     kept += [(number, None, None) for number in missing]
     return pa.Table.from_arrays([pa.array(column) for column in zip(*kept, strict=True)], schema=_ROWS)

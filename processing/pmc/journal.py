@@ -44,7 +44,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     The articles of a journal, as far as its lines are whole.
 
     Returns:
-        `pmcid`, `version`, `mark`, `outcome`, `figures` (their number), `skipped` (item, reason, detail) and `pairs`
+        `pmcid`, `version`, `mark`, `outcome`, `figures` (their number), `skipped` (as in [`Article`]) and `pairs`
         (pair id, bytes of its record, bytes, MD5 and perceptual hash of its picture) of one article after the other.
     """
     with path.open("rb") as lines:
@@ -83,8 +83,8 @@ class TaskJournal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.flush_to_disk()
-        self._files.close()
+        with self._files:  # closed in any case: a lock that stays would stop the next run of the task for ever
+            self.flush_to_disk()
 
     def add(self, article: Article) -> None:
         """Writes the article's pairs, then its line."""
@@ -95,7 +95,7 @@ class TaskJournal:
             "version": article.version,
             "mark": article.mark,
             "outcome": article.outcome or KEPT,
-            "figures": len(article.figures),
+            "figures": len(article.figures) + article.figures_cut,
             "skipped": article.skipped,
             "pairs": [
                 (row["pair_id"], size, row["file_size"], row["image_md5"], row["perceptual_hash"])

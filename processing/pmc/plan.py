@@ -63,12 +63,12 @@ _PAIR = np.dtype(
 _ROWS_AT_A_TIME = 10_000
 
 
-def _nothing_left(table: pa.Table) -> str:
+def _nothing_left(table: pa.Table, example: str) -> str:
     """Why no article has a pair."""
     counts = pc.value_counts(table.column("outcome")).to_pylist()
     counts.sort(key=lambda row: row["counts"], reverse=True)
     reasons = ", ".join(f"{row['values']} ({row['counts']:,})" for row in counts)
-    return f"None of the {table.num_rows:,} article(s) has a figure that can be used: {reasons}."
+    return f"None of the {table.num_rows:,} article(s) has a figure that can be used: {reasons}.{example}"
 
 
 def articles_schema() -> pa.Schema:
@@ -164,14 +164,14 @@ def make_plan(
     staging.result.mkdir(exist_ok=True)
     gone = frozenset(outdated.read_text(encoding="utf-8").split()) if outdated else frozenset()
     old_articles, old_skipped = _previous_articles(previous, gone)
-    table, skipped_counts = _write_outcomes(staging, journals, old_articles, old_skipped)
+    table, skipped_counts, example = _write_outcomes(staging, journals, old_articles, old_skipped)
     shards = sorted((previous / "data").glob("*.parquet")) if previous else []
     footers = footers_of([str(path) for path in shards]) if shards else {}
     pairs = _read_pairs(seed, journals, shards, gone, footers)
 
     kept = table.filter(pc.greater(table.column("pairs"), 0)).column("pmcid").to_pylist()
     if not kept:
-        raise TooFewArticles(_nothing_left(table))
+        raise TooFewArticles(_nothing_left(table, example))
     fractions = tuple(fractions) if fractions is not None else default_fractions(len(kept))
     splits, moved = assign_splits(kept, fractions, moved_before)
     files = [str(path) for path in (*map(records_path, journals), *shards)]
@@ -263,7 +263,7 @@ def _shard_edges(rows: int, split: str, shards: int) -> list[int]:
     return [number * rows // shards for number in range(shards + 1)]
 
 
-def _previous_articles(previous: Path | None, gone: frozenset[str]) -> tuple[pa.Table, Iterator[dict[str, str]]]:
+def _previous_articles(previous: Path | None, gone: frozenset[str]) -> tuple[pa.Table, Iterator[dict[str, Any]]]:
     """Articles of the data set before that still count, and what of them was left out."""
     if previous is None:
         return articles_schema().empty_table(), iter(())
@@ -293,16 +293,24 @@ def read_articles(folder: Path, columns: Sequence[str] | None = None) -> pa.Tabl
     return read_columns(folder / ARTICLES_FILE, columns, footer_sha256=footer)
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, str]]:
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 
 
 def _write_outcomes(
-    staging: Staging, journals: Sequence[Path], old_articles: pa.Table, old_skipped: Iterator[dict[str, str]]
-) -> tuple[pa.Table, Counter[str]]:
-    """Writes the table of articles and the list of what was left out, both in the order of numbers."""
+    staging: Staging, journals: Sequence[Path], old_articles: pa.Table, old_skipped: Iterator[dict[str, Any]]
+) -> tuple[pa.Table, Counter[str], str]:
+    """
+    Writes the table of articles and the list of what was left out, both in the order of numbers.
+
+    Returns:
+        The table, the number of figures, images and versions left out by reason, and a sentence with an example of the
+        most frequent reason that has a detail.
+    """
     counts: Counter[str] = Counter()
+    causes: Counter[str] = Counter()
+    examples: dict[str, str] = {}
     tables = [old_articles]
     articles: list[dict[str, Any]] = []
 
@@ -310,9 +318,9 @@ def _write_outcomes(
         tables.append(pa.Table.from_pylist(articles, schema=articles_schema()))
         articles.clear()
 
-    def new_skipped() -> Iterator[dict[str, str]]:
+    def new_skipped() -> Iterator[dict[str, Any]]:
         for entry in (entry for path in journals for entry in read_journal(path)):
-            reasons = [reason for _, reason, _ in entry["skipped"]]
+            reasons = [row[1] for row in entry["skipped"]]
             articles.append(
                 {
                     **{name: entry[name] for name in ("pmcid", "version", "mark", "outcome", "figures")},
@@ -323,21 +331,27 @@ def _write_outcomes(
             if len(articles) == _ROWS_AT_A_TIME:
                 to_table()
             name = entry["pmcid"] if entry["version"] is None else f"{entry['pmcid']}.{entry['version']}"
-            for item, reason, detail in entry["skipped"]:
-                yield {"article": name, "item": item, "reason": reason, "detail": detail}
+            for item, reason, detail, *count in entry["skipped"]:
+                row = {"article": name, "item": item, "reason": reason, "detail": detail}
+                yield row | {"count": count[0]} if count else row
 
     with (staging.result / SKIPPED_FILE).open("w", encoding="utf-8") as file:
         for row in heapq.merge(old_skipped, new_skipped(), key=_number):
-            counts.update([row["reason"]] if row["item"] else [])
+            if row["item"]:
+                counts[row["reason"]] += row.get("count", 1)
+            if row["detail"]:
+                causes[row["reason"]] += 1
+                examples.setdefault(row["reason"], f"{row['article']} {row['item']}".strip() + f": {row['detail']}")
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     to_table()
     table = pa.concat_tables(tables)
     numbers = pc.utf8_slice_codeunits(table.column("pmcid"), len("PMC")).cast(pa.int64())
     table = table.take(pa.array(np.argsort(numbers.to_numpy(), kind="stable")))
     pq.write_table(table, staging.result / ARTICLES_FILE, **WRITE_OPTIONS)
-    return table, counts
+    example = "".join(f" For example {examples[reason]}." for reason, _ in causes.most_common(1))
+    return table, counts, example
 
 
-def _number(row: dict[str, str]) -> int:
+def _number(row: dict[str, Any]) -> int:
     match = re.match(r"PMC(\d+)", row["article"])
     return int(match[1]) if match else 0

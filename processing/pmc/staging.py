@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ..integrity import REPORT_FILE
+
 
 HIDDEN = ".build"
 
@@ -98,6 +100,11 @@ class Staging:
     def _complete(self) -> Path:
         return self.root / "complete"
 
+    @property
+    def _replaced(self) -> Path:
+        """The data set before, until it is removed."""
+        return self.root / "replaced"
+
     def partial(self, name: str) -> Path:
         """Where a file is written that gets its name when it is whole; for each process another."""
         folder = self.root / "partial"
@@ -113,19 +120,39 @@ class Staging:
         """Finishes a move that was interrupted; returns whether the result was complete."""
         if not self._complete.exists():
             return False
-        for path in sorted(self.result.iterdir()) if self.result.exists() else ():
-            target = self.output / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(path, target)
+        if (self.result / REPORT_FILE).exists():
+            self._set_aside(REPORT_FILE)  # first: readers would hold the new files against the old report
+        paths = list(self.result.iterdir()) if self.result.exists() else []
+        for path in sorted(paths, key=lambda path: (path.name == REPORT_FILE, path.name)):
+            if path.is_dir():  # in one step: removing it takes time, in which readers would see a part
+                self._set_aside(path.name)
+            os.replace(path, self.output / path.name)
         return True
 
-    def leave_logs(self) -> None:
-        """Clears away all but the logs, for an executor that has still to write there."""
-        (self.output / HIDDEN / "options.json").unlink(missing_ok=True)
+    def _set_aside(self, name: str) -> None:
+        """Moves what the data set before has under a name out of the way, to be removed with the rest."""
+        if (self.output / name).exists():
+            self._replaced.mkdir(exist_ok=True)
+            os.replace(self.output / name, self._replaced / name)
+
+    def clear(self, *, keep_logs: bool = False) -> None:
+        """
+        Removes what is left of a build whose result is in its place.
+
+        The note and the mark of completion go last. If this is interrupted, the same command still knows that the build
+        is complete.
+
+        Args:
+            keep_logs: Keep the logs, for an executor that has still to write there.
+        """
         for path in self.root.iterdir():
-            if path != self.logs:
+            if path != self._complete and not (keep_logs and path == self.logs):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        if keep_logs:
+            (self.output / HIDDEN / "options.json").unlink(missing_ok=True)
+            self._complete.unlink(missing_ok=True)
+        else:
+            discard(self.output)
 
 
 def discard(output: Path) -> None:
@@ -133,27 +160,53 @@ def discard(output: Path) -> None:
     hidden = output / HIDDEN
     if hidden.exists():
         os.replace(hidden, output / f"{HIDDEN}-{uuid.uuid4().hex[:12]}")
-    for path in output.glob(f"{HIDDEN}-*"):
+    for path in _discarded(output):
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _discarded(output: Path) -> list[Path]:
+    """Folders that [`discard`] has not finished removing."""
+    return list(output.glob(f"{HIDDEN}-*"))
+
+
+def finish_interrupted(output: Path) -> dict[str, Any] | None:
+    """
+    Finish a build that was interrupted after its result was complete: while it took its place, or cleared up.
+
+    Args:
+        output: Folder of the data set.
+
+    Returns:
+        The options of that build; none if there was no such build.
+    """
+    found = Staging.find(output)
+    if found is None or not found[0].finish_move():
+        return None
+    found[0].clear()
+    return found[1]["options"]
+
+
 @contextlib.contextmanager
-def only_one(output: Path) -> Iterator[None]:
+def only_one(output: Path) -> Iterator[bool]:
     """
     Keeps other builds out of a folder for as long as this one is at it.
+
+    Yields:
+        Whether a command that was at work here before has been killed.
 
     Raises:
         AtWork: There is one.
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{HIDDEN}.lock"
+    killed = path.exists() or bool(_discarded(output))
     with path.open("w", encoding="utf-8") as file:
         try:
             lock(file, wait=False)
         except BlockingIOError:
             raise AtWork(f"{output}: another build is at work here. Wait for it, or end it.") from None
         try:
-            yield
+            yield killed
         finally:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from datatrove.pipeline.base import PipelineStep
 
 from ..images import ImageError
 from ..integrity import open_parquet
-from .articles import Article, Dropped, choose_version, storable_text
-from .bucket import Bucket, ObjectError, SourceUnavailable, md5_of, split_url, verified_md5
+from ..retries import lasting_error
+from .articles import FIGURES_PER_ARTICLE, Article, Dropped, choose_version, storable_text
+from .bucket import Bucket, ObjectDamaged, ObjectError, SourceUnavailable, md5_of, split_url, verified_md5
 from .jats import MAX_XML_BYTES, Figure, Graphic, JatsError, parse_figures
 from .journal import TaskJournal, journal_path, read_journal
 from .pictures import PictureIndex, inspect_picture
@@ -101,6 +103,8 @@ class ArticleStep(PipelineStep):
         except (MemoryError, SourceUnavailable):
             raise  # no fault of the article: the task fails, and the same command takes it up again
         except Exception as error:  # whatever an untrusted article provokes costs that article, not the run
+            if lasting_error(error) is not None:
+                raise  # nor is a fault of this machine
             logger.exception("%s failed on %s", self.name, article.name)
             article.drop("unexpected error", f"{type(error).__name__}: {error}")
 
@@ -125,14 +129,25 @@ class ReadArticles(ArticleStep):
     def _read_metadata(self, name: str) -> dict[str, Any]:
         try:
             return self.bucket.read_metadata(name)
+        except ObjectDamaged as error:
+            raise Dropped("metadata damaged", str(error)) from error
         except ObjectError as error:
             raise Dropped("metadata unreadable", str(error)) from error
 
 
 class ParseFigures(ArticleStep):
-    """Takes the figures out of the XML."""
+    """
+    Takes the figures out of the XML.
+
+    Args:
+        max_figures: Images of figures that are taken of an article at most; what comes after them is listed.
+    """
 
     name = "Parse figures"
+
+    def __init__(self, max_figures: int = FIGURES_PER_ARTICLE):
+        super().__init__()
+        self.max_figures = max_figures
 
     def process(self, article: Article) -> None:
         xml, article.xml = article.xml, b""
@@ -142,6 +157,30 @@ class ParseFigures(ArticleStep):
             raise Dropped("XML damaged", str(error)) from error
         if not article.figures:
             raise Dropped("no figures")
+        self._cut(article)
+
+    def _cut(self, article: Article) -> None:
+        """Keeps the first `max_figures` images; a figure without caption or image counts as one."""
+        figures, total = article.figures, sum(map(_images, article.figures))
+        if total <= self.max_figures:
+            return
+        left = self.max_figures
+        first_cut = figures[0].figure_id
+        for number, figure in enumerate(figures):
+            if left < _images(figure):
+                kept = [replace(figure, graphics=figure.graphics[:left])] if left else []
+                article.figures, first_cut = [*figures[:number], *kept], figure.figure_id
+                break
+            left -= _images(figure)
+        article.figures_cut = len(figures) - len(article.figures)
+        cut = total - self.max_figures
+        detail = f"{cut:,} of {total:,}, from here on: the limit is --max-figures-per-article {self.max_figures}"
+        article.skip(first_cut, "too many figures", detail, cut)
+
+
+def _images(figure: Figure) -> int:
+    """What a figure counts for."""
+    return max(len(figure.graphics), 1) if figure.caption else 1
 
 
 class FetchPictures(ArticleStep):
@@ -310,8 +349,7 @@ class Media:
     """
 
     def __init__(self, article: Article):
-        urls = (url for url in article.metadata.get("media_urls") or () if isinstance(url, str))
-        named = {split_url(url)[0].rsplit("/", 1)[-1]: url for url in urls}
+        named = {split_url(url)[0].rsplit("/", 1)[-1]: url for url in article.metadata.get("media_urls") or ()}
         self.urls = {name: url for name, url in named.items() if _extension(name) in _IMAGE_EXTENSIONS}
         self._by_stem = _grouped(self.urls, _stem)
         self._by_lower_stem = _grouped(self.urls, lambda name: _stem(name).lower())

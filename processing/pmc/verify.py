@@ -212,7 +212,8 @@ def _verify_skipped(folder: Path, report: Mapping[str, Any], result: Verificatio
     with (folder / SKIPPED_FILE).open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            reasons.update([row["reason"]] if row["item"] else [])
+            if row["item"]:
+                reasons[row["reason"]] += row.get("count", 1)
     result.compare(f"{SKIPPED_FILE}: figures", dict(reasons), report["figures"]["skipped"])
 
 

@@ -92,6 +92,7 @@ def test_a_recipe_holds_the_options(articles, tmp_path):
     ("options", "message"),
     [
         (["--executor", "slurm"], "--slurm-partition"),
+        (["--max-figures-per-article", "0"], "--max-figures-per-article must be at least 1"),
         (["--workers", "0"], "--workers must be at least 1"),
         (["--max-shard-size", "large"], "--max-shard-size 'large'"),
         (["--license", "CC-BY"], "Did you mean 'CC BY'"),
@@ -117,3 +118,5 @@ def test_options_of_the_command_reach_the_engine():
     assert engine.workers == 7 and engine.slurm["partition"] == "cpu"
     assert engine.slurm["sbatch_args"] == {"account": "lab", "qos": "long"}
     assert read_build_options(SourceOptions("x", max_shard_size="2GB"), seed=3).max_shard_bytes == 2_000_000_000
+    assert read_build_options(SourceOptions("x"), seed=0).max_figures_per_article == 1000
+    assert read_build_options(SourceOptions("x", max_figures_per_article=7), seed=0).max_figures_per_article == 7

@@ -2,14 +2,40 @@
 
 import errno
 import hashlib
+import os
 import pickle
+import signal
+import socket
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import fsspec
 import pytest
+from mirror_writer import build_set, write_inventory
+from unreliable_server import UnreliableServer
 
 from processing.pmc import bucket as bucket_module
-from processing.pmc.bucket import Bucket, BucketError, ObjectError, SourceUnavailable, split_url
+from processing.pmc.bucket import Bucket, BucketError, ObjectDamaged, ObjectError, SourceUnavailable, split_url
+from processing.pmc.inventory import INVENTORY, read_work_list
+
+
+class Hangs(BaseException):
+    """No error that is caught and tried again."""
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Ends a test that waits for ever."""
+
+    def stop(*arguments):
+        raise Hangs
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def with_failing(bucket: Bucket, error: BaseException | None, failures: int = 10**9, *, calls=("cat_file",)) -> Bucket:
@@ -18,12 +44,18 @@ def with_failing(bucket: Bucket, error: BaseException | None, failures: int = 10
     return bucket
 
 
-def refused_by_s3(code: str) -> Exception:
+def refused_by_s3(code: str, status: int | None = None) -> Exception:
     """What s3fs makes of an answer of S3."""
     exceptions = pytest.importorskip("botocore.exceptions")
     errors = pytest.importorskip("s3fs.errors")
     return errors.translate_boto_error(
-        exceptions.ClientError({"Error": {"Code": code, "Message": f"about {code}"}}, "GetObject")
+        exceptions.ClientError(
+            {
+                "Error": {"Code": code, "Message": f"about {code}"},
+                "ResponseMetadata": {"HTTPStatusCode": status} if status else {},
+            },
+            "GetObject",
+        )
     )
 
 
@@ -42,11 +74,126 @@ def test_content_is_held_against_its_md5(mirror):
         bucket.read(url)
 
 
-def test_a_key_cannot_point_out_of_the_bucket(mirror):
-    (mirror.root.parent / "secret").write_text("secret")
+TRAVERSALS = [
+    "../secret",
+    "s3://pmc-oa-opendata/../secret",
+    "s3://pmc-oa-opendata/PMC1000.1/../../secret?md5=00",
+    "PMC1000.1/../../secret",
+    "metadata/..",
+    "PMC1000.1\\..\\..\\secret",
+    "..\\secret",
+]
+
+
+@pytest.mark.parametrize("call", ["read", "state", "names"])
+@pytest.mark.parametrize("key", TRAVERSALS)
+def test_a_key_that_points_out_of_the_bucket_is_refused_before_it_is_asked_for(mirror, key, call):
+    bucket = with_failing(Bucket(str(mirror.root)), AssertionError("asked for"), calls=("cat_file", "info", "ls"))
+    if call == "state":
+        assert bucket.state(key) is None and "out of the bucket" in bucket.refusal
+        return
+    with pytest.raises((ObjectError, BucketError), match="out of the bucket"):
+        getattr(bucket, call)(key)
+
+
+def secret_beside(mirror) -> Path:
+    secret = mirror.root.parent / "secret"
+    secret.write_text("secret")
     mirror.plain_articles(1)
-    with pytest.raises(ObjectError, match="out of the bucket"):
-        Bucket(str(mirror.root)).read("s3://pmc-oa-opendata/../secret")
+    return secret
+
+
+@pytest.mark.parametrize("over_http", [False, True])
+def test_no_form_of_a_key_reads_what_lies_beside_the_bucket(mirror, serve, over_http):
+    secret = secret_beside(mirror)
+    bucket = Bucket(serve(mirror.root).url if over_http else str(mirror.root))
+    encoded = ["%2e%2e/secret", "%2E%2E%2Fsecret", "..%2fsecret", "%252e%252e/secret", "PMC1000.1/%2e%2e/%2e%2e/secret"]
+    absolute = [
+        str(secret),
+        f"/{secret}",
+        f"s3://b/{secret}",
+        f"file://{secret}",
+        f"s3://b//{secret}",
+        f"local://{secret}",
+    ]
+    for key in (*TRAVERSALS, *encoded, *absolute, "~/secret", "C:\\secret", "\\\\host\\secret"):
+        with pytest.raises(ObjectError):
+            bucket.read(key)
+
+
+@pytest.mark.parametrize("target", ["file", "folder", "chain", "broken", "loop"])
+def test_a_link_that_leaves_a_mirror_is_refused(mirror, target):
+    secret = secret_beside(mirror)
+    if target == "file":
+        (mirror.root / "link").symlink_to(secret)
+    elif target == "folder":
+        (mirror.root / "PMC1.1").symlink_to(mirror.root.parent)
+    elif target == "chain":
+        (mirror.root / "link").symlink_to(mirror.root / "second")
+        (mirror.root / "second").symlink_to("../secret")
+    elif target == "broken":
+        (mirror.root / "link").symlink_to(mirror.root.parent / "nowhere")
+    else:
+        (mirror.root / "link").symlink_to(mirror.root / "link")
+    with pytest.raises(ObjectError, match="cannot be read") as refusal:
+        Bucket(str(mirror.root)).read("PMC1.1/secret" if target == "folder" else "link")
+    assert target == "loop" or "a link leads out of the mirror" in str(refusal.value)
+
+
+def test_links_within_a_mirror_and_a_link_to_a_mirror_are_followed(mirror, tmp_path):
+    mirror.plain_articles(1)
+    (mirror.root / "PMC5.1").symlink_to("PMC1000.1")
+    (mirror.root / "link.png").symlink_to(mirror.root / "PMC1000.1" / "a1000-g0.png")
+    (tmp_path / "linked").symlink_to(mirror.root)
+    for source in (mirror.root, tmp_path / "linked"):
+        bucket = Bucket(str(source))
+        content = bucket.read("PMC1000.1/a1000-g0.png")
+        assert bucket.read("link.png") == bucket.read("PMC5.1/a1000-g0.png") == content
+
+
+def put_in_place(path: Path, kind: str) -> None:
+    """Something that is no file, in the place of one."""
+    path.unlink(missing_ok=True)
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "socket":
+        folder = os.open(path.parent, os.O_RDONLY)
+        with socket.socket(socket.AF_UNIX) as server:  # by way of /proc, for a path may be longer than a name can be
+            server.bind(f"/proc/self/fd/{folder}/{path.name}")
+        os.close(folder)
+    else:
+        path.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "folder"])
+@pytest.mark.parametrize("file", ["metadata/PMC1000.1.json", "PMC1000.1/PMC1000.1.xml", "PMC1000.1/a1000-g0.png"])
+def test_what_is_no_file_is_refused_and_costs_no_other_article(mirror, tmp_path, impatient, kind, file):
+    mirror.plain_articles(3)
+    put_in_place(mirror.root / file, kind)
+    report = build_set(mirror.root, tmp_path / "out", split_fractions=(1, 0, 0))
+    skipped = (tmp_path / "out" / "skipped.jsonl").read_text()
+    if kind == "folder" and "metadata" in file:
+        assert report["pairs"] == 6 and skipped == "", "the metadata in the article's folder are taken"
+    else:
+        assert report["pairs"] == (5 if "png" in file else 4)
+        assert f"{file}: cannot be read " in skipped and str(tmp_path) not in skipped
+        assert kind == "folder" or f"(it is a {kind})" in skipped
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket"])
+def test_an_inventory_that_is_no_file_is_a_clear_error(mirror, impatient, kind):
+    mirror.plain_articles(1)
+    write_inventory(mirror.root, {"PMC1000.1": "etag"})
+    put_in_place(mirror.root / INVENTORY / "2026-01-18T01-00Z" / "manifest.json", kind)
+    with pytest.raises(BucketError, match=f"inventory .* damaged or incomplete .*it is a {kind}"):
+        read_work_list(Bucket(str(mirror.root)))
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "file"])
+def test_a_source_that_is_no_folder_is_refused(tmp_path, impatient, kind):
+    put_in_place(tmp_path / "source", "FIFO") if kind == "FIFO" else (tmp_path / "source").write_text("a file")
+    with pytest.raises(BucketError, match="is not a folder"):
+        Bucket(str(tmp_path / "source"))
 
 
 def test_any_file_system_of_fsspec_will_do(mirror):
@@ -169,6 +316,43 @@ def test_a_key_that_no_source_can_hold_is_refused_before_it_is_asked_for(mirror,
         with_failing(Bucket(str(mirror.root)), AssertionError("asked for")).read(key)
 
 
+@pytest.mark.parametrize("name", ["ENOSPC", "EFBIG", "EROFS", "EMFILE", "ENFILE"])
+@pytest.mark.parametrize("call", ["read", "state", "names"])
+def test_an_error_of_this_machine_is_raised_at_once(mirror, monkeypatch, name, call):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it is tried again"))
+    wrapped = ConnectionError("cannot connect")
+    wrapped.__cause__ = OSError(getattr(errno, name), "text")
+    bucket = with_failing(Bucket(str(mirror.root)), wrapped, calls=("cat_file", "info", "ls"))
+    with pytest.raises(OSError) as raised:
+        getattr(bucket, call)("metadata")
+    assert raised.value.errno == getattr(errno, name)
+
+
+@pytest.mark.parametrize(
+    ("content", "detail"),
+    [
+        ("[]", "not a JSON object"),
+        ('"text"', "not a JSON object"),
+        ("null", "not a JSON object"),
+        ('{"is_retracted": true, "is_retracted": false}', "'is_retracted' stands in it twice"),
+        ('{"a": {"b": 1, "b": 1}}', "'b' stands in it twice"),
+    ],
+)
+def test_metadata_that_are_no_object_or_contradict_themselves_are_damaged(mirror, content, detail):
+    (mirror.root / "metadata" / "PMC1.1.json").write_text(content)
+    with pytest.raises(ObjectDamaged, match=f"PMC1.1.json.*{detail}"):
+        Bucket(str(mirror.root)).read_metadata("PMC1.1")
+
+
+def test_names_that_stand_twice_are_found_in_linear_time(mirror):
+    content = ",".join(f'"{number}":0' for number in range(300_000)) + ',"299999":0'
+    (mirror.root / "metadata" / "PMC1.1.json").write_text(f"{{{content}}}")
+    started = time.process_time()
+    with pytest.raises(ObjectDamaged, match="'299999' stands in it twice"):
+        Bucket(str(mirror.root)).read_metadata("PMC1.1")
+    assert time.process_time() - started < 5
+
+
 def test_only_metadata_that_are_missing_are_looked_for_in_the_folder_of_the_article(mirror):
     mirror.plain_articles(2)
     bucket = Bucket(str(mirror.root))
@@ -207,6 +391,24 @@ def test_a_folder_is_listed_anew_each_time(mirror, object_store):
     mirror.plain_articles(1, first=2000)
     object_store.upload(mirror.root, "mirror")
     assert {*bucket.names("metadata")} - {*before} == {"PMC2000.1.json"}
+
+
+LARGE = b"x" * 20_000_000
+
+
+@pytest.mark.parametrize("kind", ["folder", "http", "s3"])
+def test_the_md5_of_a_large_object_covers_its_last_byte(tmp_path, serve, request, kind):
+    for name, content in (("whole", LARGE), ("damaged", LARGE[:-1] + b"y"), ("short", LARGE[:-1])):
+        (tmp_path / name).write_bytes(content)
+    if kind == "s3":
+        source = request.getfixturevalue("object_store").upload(tmp_path, "bucket")
+    else:
+        source = str(tmp_path) if kind == "folder" else serve(tmp_path).url
+    bucket, digest = Bucket(source), hashlib.md5(LARGE).hexdigest()
+    assert bucket.read(f"s3://pmc-oa-opendata/whole?md5={digest}") == LARGE
+    for url in (f"damaged?md5={digest}", f"short?md5={digest.upper()}", f"damaged?x=1&md5={digest}", "whole?md5=0"):
+        with pytest.raises(ObjectError, match="the MD5 is not the one"):
+            bucket.read(f"s3://pmc-oa-opendata/{url}")
 
 
 @pytest.mark.parametrize("size", [0, 10, 11])
@@ -254,6 +456,38 @@ def test_over_http_what_is_forbidden_or_empty_is_a_matter_of_one_object(tmp_path
     with pytest.raises(ObjectError, match=r"secret.png: cannot be read \(access is denied\)"):
         bucket.read("secret.png")
     assert bucket.state("secret.png") is None
+
+
+@pytest.mark.parametrize("call", ["read", "state"])
+def test_without_a_connection_the_run_stops_soon_and_says_so(monkeypatch, call):
+    monkeypatch.setattr(bucket_module, "FIRST_PAUSE", 0.001)
+    with socket.socket() as server:  # nobody listens at this port
+        server.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(SourceUnavailable, match=f"{url}: no connection in 3 attempts .*Check the network"):
+            getattr(Bucket(url), call)("a.json")
+
+
+def test_once_a_source_has_answered_a_lost_connection_is_waited_for(mirror, monkeypatch):
+    monkeypatch.setattr(bucket_module, "FIRST_PAUSE", 0.001)
+    mirror.plain_articles(1)
+    with UnreliableServer(mirror.root) as server:
+        bucket = Bucket(server.url)
+        assert bucket.state("metadata/PMC1000.1.json")
+    fsspec.get_filesystem_class("http").clear_instance_cache()  # and its open connections
+    with pytest.raises(SourceUnavailable, match="no connection in 8 attempts"):
+        pickle.loads(pickle.dumps(bucket)).read("metadata/PMC1000.1.json")
+
+
+def test_what_a_server_answers_is_told(mirror, serve):
+    mirror.plain_articles(1)
+    bucket = Bucket(serve(mirror.root, forbidden=["PMC1000.1.json"]).url)
+    with pytest.raises(ObjectError, match=r"^metadata/PMC1000.1.json: cannot be read \(access is denied\): HTTP 403$"):
+        bucket.read_metadata("PMC1000.1")
+    with pytest.raises(BucketError, match=r"none of the 1 PMCID\(s\) .* PMC1000 \(.*access is denied.*HTTP 403"):
+        read_work_list(bucket, ["PMC1000"])
+    with pytest.raises(ObjectError, match=r"access is denied\): HTTP 403, AccessDenied"):
+        with_failing(Bucket(str(mirror.root)), refused_by_s3("AccessDenied", 403)).read("metadata/PMC1000.1.json")
 
 
 @pytest.mark.parametrize("name", ["fig#1.png", "fig%41.png", "fig?1.png", "fig+1 x.png", "Abb. ü.png"])

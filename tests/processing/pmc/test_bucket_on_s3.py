@@ -1,13 +1,16 @@
 """PMC's bucket on a real S3 server: the same as the same articles in a folder."""
 
 import hashlib
+import socket
 from pathlib import Path
 
+import fsspec
 import pyarrow.compute as pc
 import pytest
 from mirror_writer import build_set, figure_xml, png_bytes, write_inventory
 
-from processing.pmc.bucket import Bucket, BucketError, ObjectError
+from processing.pmc import bucket as bucket_module
+from processing.pmc.bucket import Bucket, BucketError, ObjectError, SourceUnavailable
 from processing.pmc.inventory import find_manifest, read_work_list
 
 
@@ -75,6 +78,78 @@ def test_what_is_not_there_is_a_fault_of_the_object(both):
 def test_a_bucket_that_is_not_there_is_a_clear_error(object_store):
     with pytest.raises(BucketError, match="no such folder or bucket"):
         Bucket("s3://no-such-bucket")
+
+
+def without_keys(monkeypatch) -> None:
+    import s3fs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def read_with(monkeypatch, object_store, source: str, **environment: str) -> set[str]:
+    """Reads an object with these variables alone; returns who signed the requests."""
+    without_keys(monkeypatch)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert Bucket(source).read_metadata("PMC1000.1")["pmcid"] == "PMC1000"
+    return object_store.signers
+
+
+@pytest.mark.parametrize("name", [PMC, "a-mirror"])
+class TestCredentials:
+    """For PMC's own bucket as for any other."""
+
+    @pytest.fixture
+    def source(self, mirror, object_store, name) -> str:
+        mirror.plain_articles(1)
+        return object_store.upload(mirror.root, name)
+
+    def test_without_any_a_bucket_is_read_anonymously(self, source, object_store, monkeypatch):
+        assert read_with(monkeypatch, object_store, source) == {""}
+
+    def test_those_of_the_environment_are_used(self, source, object_store, monkeypatch):
+        keys = {"AWS_ACCESS_KEY_ID": "of-the-environment", "AWS_SECRET_ACCESS_KEY": "secret"}
+        assert read_with(monkeypatch, object_store, source, **keys) == {"of-the-environment"}
+
+    @pytest.mark.parametrize("profile", ["default", "lab"])
+    def test_those_of_a_profile_are_used(self, source, object_store, monkeypatch, tmp_path, profile):
+        (tmp_path / "keys").write_text(
+            f"[{profile}]\naws_access_key_id = of-a-profile\naws_secret_access_key = secret\n"
+        )
+        files = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "keys"), "AWS_PROFILE": profile}
+        assert read_with(monkeypatch, object_store, source, **files) == {"of-a-profile"}
+
+    def test_those_of_fsspecs_settings_are_used(self, source, object_store, monkeypatch):
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"key": "of-the-settings", "secret": "secret"})
+        assert read_with(monkeypatch, object_store, source) == {"of-the-settings"}
+
+    def test_a_profile_that_is_not_there_is_a_clear_error(self, source, object_store, monkeypatch):
+        with pytest.raises(BucketError, match=f"{source}: the AWS credentials .* \\(.*nobody.*unset them"):
+            read_with(monkeypatch, object_store, source, AWS_PROFILE="nobody")
+
+
+def test_without_a_network_it_is_said_that_there_is_no_connection(object_store, monkeypatch):
+    import s3fs
+
+    monkeypatch.setattr(bucket_module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    with socket.socket() as server:  # nobody listens at this port
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(SourceUnavailable, match=f"s3://{PMC}: no connection .*Check the network"):
+            Bucket(f"s3://{PMC}")
+
+
+def test_a_bucket_that_may_not_be_read_is_not_called_missing(mirror, object_store, monkeypatch):
+    mirror.plain_articles(1)
+    source = object_store.upload(mirror.root, "closed", public=False)
+    without_keys(monkeypatch)
+    with pytest.raises(BucketError, match=r"closed: none of the 1 PMCID.*access is denied\): HTTP 403"):
+        read_work_list(Bucket(source), ["PMC1000"])
 
 
 @pytest.mark.parametrize("how", ["503", "reset"])

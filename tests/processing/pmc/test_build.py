@@ -8,12 +8,13 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from mirror_writer import build_set, figure_xml, png_bytes
+from mirror_writer import build_set, figure_xml, png_bytes, write_inventory
 from PIL import Image
 
 from processing.pmc import journal, steps
 from processing.pmc.bucket import SourceUnavailable
 from processing.pmc.splits import SPLITS, parse_fractions, split_by_hash
+from processing.pmc.verify import verify_dataset
 
 
 def rows_of(folder, columns=None) -> list[dict]:
@@ -133,6 +134,28 @@ def test_damage_is_listed_and_everything_else_is_kept(mirror, tmp_path):
     assert sum(report["articles"]["dropped"].values()) == 12
 
 
+def test_one_article_cannot_flood_the_set(mirror, tmp_path):
+    mirror.plain_articles(3)
+    figures = "".join(figure_xml(f"F{number}", "The same image.", "g") for number in range(2_500))
+    mirror.article(1, figures=figures, media={"g.png": png_bytes(1)})
+    report = build_set(mirror.root, tmp_path / "out")
+    assert report["pairs"] == 1_006
+    assert report["figures"] == {"seen": 2_506, "skipped": {"too many figures": 1_500}}
+    (row,) = map(json.loads, (tmp_path / "out" / "skipped.jsonl").open())
+    assert row == {
+        "article": "PMC1.1",
+        "item": "F1000",
+        "reason": "too many figures",
+        "detail": "1,500 of 2,500, from here on: the limit is --max-figures-per-article 1000",
+        "count": 1_500,
+    }
+    assert verify_dataset(tmp_path / "out").faults == []
+    assert build_set(mirror.root, tmp_path / "fewer", max_figures_per_article=10)["pairs"] == 16
+    assert build_set(mirror.root, tmp_path / "all", max_figures_per_article=9_999)["figures"]["skipped"] == {}
+    with pytest.raises(ValueError, match="--max-figures-per-article must be at least 1"):
+        build_set(mirror.root, tmp_path / "none", max_figures_per_article=0)
+
+
 def test_only_licences_that_were_asked_for_are_taken(mirror, tmp_path):
     for number, code in enumerate(["CC BY", "CC0", "CC BY-NC", "CC BY-ND", "TDM"]):
         mirror.article(
@@ -247,6 +270,40 @@ def test_a_source_that_was_mended_is_read_again(mirror, tmp_path):
     for path in mirror.root.glob("PMC*/*.lost"):
         path.rename(path.with_suffix(".png"))
     assert build_set(mirror.root, tmp_path / "out")["pairs"] == 8
+
+
+def test_a_build_that_fails_as_a_whole_says_why_and_keeps_the_list_of_causes(mirror, serve, tmp_path):
+    mirror.plain_articles(12)
+    names = [f"PMC{1000 + number}.1.json" for number in range(12)]
+    server = serve(mirror.root, forbidden=names)
+    write_inventory(mirror.root, {name.removesuffix(".json"): "etag" for name in names})
+    with pytest.raises(ValueError) as failure:
+        build_set(server.url, tmp_path / "out", inventory="2026-01-18T01-00Z")
+    message = str(failure.value)
+    assert "metadata unreadable (12)" in message
+    assert "metadata/PMC1000.1.json: cannot be read (access is denied): HTTP 403" in message
+    assert str(tmp_path / "out" / "skipped.jsonl") in message
+    rows = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").open()]
+    assert len(rows) == 12 and all("HTTP 403" in row["detail"] for row in rows)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["skipped.jsonl"]
+    server.forbidden = []
+    assert build_set(server.url, tmp_path / "out", inventory="2026-01-18T01-00Z")["pairs"] == 24
+    assert (tmp_path / "out" / "skipped.jsonl").read_text() == ""
+
+
+def test_the_list_of_causes_of_a_failed_build_does_not_replace_that_of_the_set_that_is_there(mirror, tmp_path):
+    mirror.plain_articles(4)
+    build_set(mirror.root, tmp_path / "out")
+    for path in mirror.root.glob("PMC*/*.png"):
+        path.rename(path.with_suffix(".lost"))
+    with pytest.raises(ValueError, match="no such object.*skipped-failed.jsonl"):
+        build_set(mirror.root, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "skipped.jsonl").read_text() == ""
+    assert "no such object" in (tmp_path / "out" / "skipped-failed.jsonl").read_text()
+    for path in mirror.root.glob("PMC*/*.lost"):
+        path.rename(path.with_suffix(".png"))
+    build_set(mirror.root, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "skipped-failed.jsonl").exists()
 
 
 def test_pictures_of_a_benchmark_and_what_looks_like_them_are_left_out(mirror, tmp_path):

@@ -123,7 +123,7 @@ DAMAGE = [
     (picture(header_of_a_bomb(), "g.png"), "image too large"),
     (unreadable_metadata, "metadata unreadable"),
     (metadata(media_urls=17), "metadata damaged"),
-    (metadata(media_urls=[17, None]), "image missing"),
+    (metadata(media_urls=[17, None]), "metadata damaged"),
     (metadata(media_urls=None), "image missing"),
     (metadata(xml_url=None), "metadata without xml_url"),
     (metadata(xml_url="s3://pmc-oa-opendata/?md5=00"), "XML unreadable"),
@@ -134,6 +134,7 @@ DAMAGE = [
     (metadata(license_code="CC BY\ud800"), "licence not asked for"),
     (metadata(license_code=None), "licence not asked for"),
     (metadata(is_pmc_openaccess=None), "not open access"),
+    (metadata(is_pmc_openaccess="false"), "metadata damaged"),
     (metadata(is_retracted=True), "retracted"),
     (metadata(is_historical_ocr=True), "historical OCR"),
 ]

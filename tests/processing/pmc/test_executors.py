@@ -1,8 +1,11 @@
 """The same shards from this machine, from Ray and from Slurm, and what becomes of tasks that fail."""
 
+import errno
 import os
 import re
+import resource
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,9 @@ from fake_slurm import install_fake_slurm
 from mirror_writer import build_set
 
 from processing.pmc import executors, steps
-from processing.pmc.bucket import SourceUnavailable
+from processing.pmc.bucket import CredentialsRefused, SourceUnavailable
 from processing.pmc.executors import Engine
+from processing.pmc.journal import TaskJournal
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -178,3 +182,78 @@ def test_a_fault_of_the_program_is_not_tried_again(mirror, tmp_path, monkeypatch
     with pytest.raises(TypeError, match="a slip"):
         build_set(mirror.root, tmp_path / "out", engine=Engine(retries=2))
     assert len(calls) == 1
+
+
+def count_attempts(monkeypatch, error: Exception) -> list[str]:
+    """Names of articles that were parsed, each of which fails with an error."""
+    attempts: list[str] = []
+
+    def fail(self, article):
+        attempts.append(article.name)
+        raise error
+
+    monkeypatch.setattr(steps.ParseFigures, "process", fail)
+    return attempts
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EMFILE", "ENFILE"])
+def test_an_error_of_this_machine_stops_the_build_at_once_and_says_what_to_do(mirror, tmp_path, monkeypatch, name):
+    mirror.plain_articles(4)
+    number = getattr(errno, name)
+    attempts = count_attempts(monkeypatch, OSError(number, os.strerror(number)))
+    with pytest.raises(OSError, match=f"{os.strerror(number)}. .*out") as raised:
+        build_set(mirror.root, tmp_path / "out", engine=Engine(retries=5))
+    assert len(attempts) == 1 and raised.value.errno == number
+
+
+def test_refused_credentials_stop_the_build_at_once(mirror, tmp_path, monkeypatch):
+    mirror.plain_articles(4)
+    attempts = count_attempts(monkeypatch, CredentialsRefused("the credentials are refused"))
+    with pytest.raises(CredentialsRefused):
+        build_set(mirror.root, tmp_path / "out", engine=Engine(retries=5))
+    assert len(attempts) == 1
+
+
+@pytest.fixture
+def patience():
+    """Ends a test that waits for ever."""
+
+    def stop(*arguments):
+        pytest.fail("it waits for ever")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_files_beyond_the_limit_on_their_size_stop_the_build_and_a_higher_limit_finishes_it(
+    mirror, tmp_path, undisturbed, patience
+):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large. .*ulimit -f"):
+            build_set(mirror.root, tmp_path / "out", tasks=1, engine=Engine(retries=5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    build_set(mirror.root, tmp_path / "out", tasks=1)
+    assert files(tmp_path / "out") == undisturbed
+
+
+def test_a_task_whose_disk_failed_for_a_moment_goes_on_in_the_same_process(
+    mirror, tmp_path, undisturbed, monkeypatch, patience
+):
+    monkeypatch.setattr(executors, "PAUSE", 0.01)
+    flush, failures = TaskJournal.flush_to_disk, [1]
+
+    def fail(self):
+        if failures:
+            failures.pop()
+            raise OSError(errno.EIO, "Input/output error")
+        flush(self)
+
+    monkeypatch.setattr(TaskJournal, "flush_to_disk", fail)
+    build_set(mirror.root, tmp_path / "out", tasks=3, engine=Engine(retries=2))
+    assert files(tmp_path / "out") == undisturbed

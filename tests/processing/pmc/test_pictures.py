@@ -217,6 +217,17 @@ def test_copies_are_known_again_and_other_pictures_are_not(shared_data):
     assert np.mean(distances <= NEAR_DUPLICATE_BITS) < 1e-3
 
 
+@pytest.mark.parametrize(("bits", "same"), [(0, True), (1, True), (6, True), (7, False), (8, False), (64, False)])
+def test_pictures_of_up_to_6_different_bits_are_the_same(bits, same):
+    one = 0x0123456789ABCDEF
+    for shift in (0, 64 - bits):  # at both ends of the hash
+        other = one ^ (((1 << bits) - 1) << shift)
+        hashes = (f"{one:016x}", f"{other:016x}")
+        assert same_picture(*hashes) is same
+        assert PictureIndex([hashes[0]]).contains(hashes[1]) is same
+        assert PictureIndex([hashes[0]]).nearest(hashes[1]) == (hashes[0] if same else None)
+
+
 @pytest.mark.parametrize(
     "image",
     [

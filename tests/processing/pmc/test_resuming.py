@@ -1,5 +1,6 @@
 """A build that was killed goes on where it was, and ends with the same bytes as one that nobody disturbed."""
 
+import json
 import os
 import random
 import shutil
@@ -7,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from mirror_writer import build_set, figure_xml, png_bytes
+from mirror_writer import MirrorWriter, build_set, figure_xml, png_bytes
 
 from processing.pmc import build, steps
 from processing.pmc.journal import count_articles
 from processing.pmc.staging import Staging
+from processing.streaming import load_pmc15m
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -190,20 +193,120 @@ def test_other_options_than_those_of_the_interrupted_build_are_refused(mirror, t
     assert build_set(mirror.root, tmp_path / "out", license="all", overwrite=True)["license_choice"] == "all"
 
 
-def test_a_build_that_was_killed_while_it_cleared_up_behind_itself_is_over(mirror, tmp_path, monkeypatch):
-    mirror.plain_articles(6)
+class Killed(BaseException):
+    """The end of a process: no call that changes the disk works any more."""
 
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("processing.pmc.staging.shutil.rmtree", interrupted)
-        build_set(mirror.root, tmp_path / "out")
+@contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """The process dies at one of the calls that change the disk."""
+    calls = 0
+
+    def mortal(call):
+        def run(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls > step:
+                raise Killed
+            return call(*arguments, **options)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir"):
+            patch.setattr(os, name, mortal(getattr(os, name)))
+        yield
+
+
+@pytest.fixture(scope="module", params=["first", "overwriting", "updating"])
+def complete(request, tmp_path_factory) -> tuple[Path, Path, dict, dict]:
+    """A build that was killed before it took its place, its source, its options, and the files that it should leave."""
+    change = {"first": {}, "overwriting": {"overwrite": True}, "updating": {"update": True}}[request.param]
+    options = {"split_fractions": (1, 0, 0)} | change
+    root = tmp_path_factory.mktemp("complete")
+    mirror, output = MirrorWriter(root / "mirror"), root / "out"
+    mirror.plain_articles(4)
+    if change:
+        build_set(mirror.root, output, split_fractions=(1, 0, 0))
+        mirror.plain_articles(4, first=2000)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        finish_move = Staging.finish_move
+
+        def die(self):
+            if self._complete.exists():
+                raise Killed
+            return finish_move(self)
+
+        patch.setattr(Staging, "finish_move", die)
+        build_set(mirror.root, output, **options)
+    for path in output.glob(".build/*/logs"):
+        shutil.rmtree(path)  # many files, each of which would be a step
+    shutil.copytree(output, root / "undisturbed")
+    build_set(mirror.root, root / "undisturbed", **options)
+    return output, mirror.root, options, files(root / "undisturbed")
+
+
+def test_a_build_that_was_killed_at_any_step_behind_its_last_shard_is_finished_by_the_same_command(complete, tmp_path):
+    output, source, options, undisturbed = complete
+    steps = 0
+    while True:
+        copy = tmp_path / f"copy-{steps}"
+        shutil.copytree(output, copy)
+        try:
+            with killed_at(steps):
+                build_set(source, copy, **options)
+        except Killed:
+            assert_readers_see_a_whole_set_or_are_told_what_to_do(copy)
+            if not hidden_in(copy):
+                break  # all was done before the process ended
+            report = build_set(source, copy, **options)
+            assert files(copy) == undisturbed
+            assert not hidden_in(copy)
+            assert report["pairs"] == json.loads((copy / "report.json").read_text())["pairs"]
+        else:
+            assert files(copy) == undisturbed
+            break
+        steps += 1
+    assert steps > 10
+
+
+def hidden_in(folder: Path) -> list[Path]:
+    return list(folder.glob(".*"))
+
+
+def assert_readers_see_a_whole_set_or_are_told_what_to_do(output: Path) -> None:
+    reports = [*output.glob("report.json"), *output.glob(".build*/*/re*/report.json")]
+    try:
+        pairs = len(list(load_pmc15m(output, "train", columns=["pair_id"])))
+    except FileNotFoundError as error:
+        assert "the same command" in str(error)
+    else:
+        assert pairs in {json.loads(path.read_text())["pairs"] for path in reports}
+
+
+@pytest.mark.parametrize("also", ["update", "publish"])
+def test_behind_such_a_kill_an_update_and_a_push_find_the_whole_set(complete, tmp_path, also):
+    output, source, options, undisturbed = complete
+    published = []
+    command = {"update": {"update": True}, "publish": {"publish": lambda *what: published.append(what)}}[also]
+    for step in range(8):
+        copy = tmp_path / f"copy-{step}"
+        shutil.copytree(output, copy)
+        with pytest.raises(Killed), killed_at(step):
+            build_set(source, copy, **options)
+        report = build_set(source, copy, **{"split_fractions": (1, 0, 0)} | command)
+        assert report["pairs"] == sum(split["pairs"] for split in report["splits"].values())
+        assert files(copy) == undisturbed
+    assert [folder.name for _, folder in published] == ([f"copy-{n}" for n in range(8)] if also == "publish" else [])
+
+
+def test_a_set_that_is_there_is_still_kept_from_a_command_with_other_options(complete, tmp_path):
+    output, source, options, _ = complete
+    shutil.copytree(output, tmp_path / "copy")
+    with pytest.raises(Killed), killed_at(5):
+        build_set(source, tmp_path / "copy", **options)
     with pytest.raises(FileExistsError, match="--update"):
-        build_set(mirror.root, tmp_path / "out")
-    mirror.plain_articles(2, first=2000)
-    assert build_set(mirror.root, tmp_path / "out", update=True)["pairs"] == 16
-    assert not list((tmp_path / "out").glob(".build*"))
+        build_set(source, tmp_path / "copy", split_fractions=(1, 0, 0), seed=3)
 
 
 @pytest.mark.parametrize("moved", [0, 1, 3])

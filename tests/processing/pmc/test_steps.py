@@ -1,5 +1,6 @@
 """The steps of the first pass, on one article: what its figures, files and texts come to, and what they may take."""
 
+import errno
 import io
 import time
 from itertools import permutations
@@ -12,7 +13,7 @@ from processing.pmc import steps
 from processing.pmc.articles import Article
 from processing.pmc.bucket import Bucket
 from processing.pmc.jats import Figure, Graphic
-from processing.pmc.steps import FetchPictures, Media, PairFigures
+from processing.pmc.steps import FetchPictures, Media, PairFigures, ParseFigures, ReadArticles
 
 
 def figure(number: int, *hrefs: str, mentions: tuple[str, ...] = ()) -> Figure:
@@ -122,6 +123,53 @@ def test_mentions_of_an_article_are_stored_up_to_a_limit_and_those_left_out_are_
     PairFigures().process(taken)
     assert [row["mentions"] for row in taken.pairs] == [list(mentions), list(mentions), [], []]
     assert taken.skipped == [("F2/g2", "mentions left out", "2 of 2"), ("F3/g3", "mentions left out", "2 of 2")]
+
+
+def parsed(figures: list[Figure], limit: int, monkeypatch) -> Article:
+    monkeypatch.setattr(steps, "parse_figures", lambda xml: figures)
+    taken = article([], [])
+    ParseFigures(limit).process(taken)
+    return taken
+
+
+def test_images_beyond_the_limit_for_an_article_are_cut_and_counted(monkeypatch):
+    figures = [figure(1, "a", "b"), figure(2, "a"), figure(3, "a", "c", "d"), figure(4, "e"), figure(5, "a")]
+    taken = parsed(figures, 4, monkeypatch)
+    hrefs = [[graphic.hrefs[0] for graphic in kept.graphics] for kept in taken.figures]
+    assert hrefs == [["a", "b"], ["a"], ["a"]], "the same file named again counts again"
+    detail = "4 of 8, from here on: the limit is --max-figures-per-article 4"
+    assert taken.skipped == [("F3", "too many figures", detail, 4)]
+    assert len(taken.figures) + taken.figures_cut == 5
+
+
+@pytest.mark.parametrize(("limit", "kept", "cut"), [(1, 1, 2), (2, 2, 1), (3, 3, 0), (4, 3, 0)])
+def test_a_figure_without_caption_or_image_counts_as_one(monkeypatch, limit, kept, cut):
+    figures = [figure(1), Figure("F2", None, "", (Graphic(("a",)), Graphic(("b",))), ()), figure(3, "a")]
+    taken = parsed(figures, limit, monkeypatch)
+    assert len(taken.figures) == kept and taken.figures_cut == cut
+    assert [row[-1] for row in taken.skipped] == ([cut] if cut > 1 else [row[-1] for row in taken.skipped])
+    assert bool(taken.skipped) == bool(cut)
+
+
+def test_no_real_article_reaches_the_limit(shared_data):
+    files = [*(shared_data / "pmc_mirror").glob("PMC*/*.xml"), *(shared_data / "jats_xml").glob("*.*ml")]
+    assert len(files) > 200
+    for file in files:
+        assert sum(map(steps._images, steps.parse_figures(file.read_bytes()))) < steps.FIGURES_PER_ARTICLE / 4
+
+
+@pytest.mark.parametrize("step", [ReadArticles, FetchPictures])
+def test_a_limit_of_this_machine_stops_the_run_and_drops_no_article(tmp_path, monkeypatch, step):
+    bucket = Bucket(str(tmp_path))
+
+    def fail(*arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(bucket, "_read_once", fail)
+    taken = article([figure(1, "g")], ["g.png"])
+    with pytest.raises(OSError, match="Too many open files"):
+        step(bucket, None)._process_or_drop(taken) if step is ReadArticles else step(bucket)._process_or_drop(taken)
+    assert not taken.outcome and not taken.pictures
 
 
 def test_time_grows_with_the_number_of_files_and_graphics_and_not_with_its_square():

@@ -1,0 +1,35 @@
+"""Checks on local files before they are opened: reading a FIFO would wait forever."""
+
+import os
+import stat
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def special_kind(path: str | os.PathLike[str]) -> str | None:
+    """
+    Return what stands at a path instead of a regular file. Links are followed.
+
+    Args:
+        path: A local path.
+
+    Returns:
+        `a folder`, `a FIFO`, `a socket` or `a device`; none for a regular file.
+
+    Raises:
+        OSError: If there is nothing at the path, or it cannot be looked at.
+    """
+    return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+
+
+def leads_out(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
+    """Return whether a path leads out of a folder once all links are followed."""
+    inside = os.path.realpath(root)
+    return os.path.commonpath([inside, os.path.realpath(path)]) != inside

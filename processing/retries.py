@@ -1,0 +1,67 @@
+"""Errors that no retry can fix: the one rule for reads, tasks and jobs."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+
+_ROOM = "Free some space, then run the same command again: it continues from here"
+_ADVICE = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: (
+        "The limit on the size of a file (ulimit -f) or the file system is too small. Raise it, then run the same "
+        "command again: it continues from here"
+    ),
+    errno.EROFS: "Choose a folder that can be written to",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n), or lower --workers and --connections",
+    errno.ENFILE: "Close other programs, or lower --workers and --connections",
+}
+# Of a disk that does not support locks.
+_LASTING = frozenset({*_ADVICE, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
+
+
+def lasting_error(error: BaseException | None) -> OSError | None:
+    """
+    Return the error of this machine that stays the same however often the work is repeated, such as a full disk.
+
+    Args:
+        error: Any exception. Its causes are searched too: clients wrap the errors of the operating system.
+
+    Returns:
+        The `OSError`, or none if a retry may help.
+    """
+    for part in chain(error):
+        if isinstance(part, OSError) and part.errno in _LASTING:
+            return part
+    return None
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those that led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def explained(place: str | os.PathLike[str]) -> Iterator[None]:
+    """
+    Add to errors of this machine what the user can do.
+
+    Args:
+        place: File or folder to name if an error does not name one.
+
+    Raises:
+        OSError: If the block raises one that no retry can fix.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ADVICE:
+            raise
+        message = f"{os.strerror(error.errno)}. {_ADVICE[error.errno]}"
+        raise OSError(error.errno, message, error.filename or str(place)) from error

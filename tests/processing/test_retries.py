@@ -1,0 +1,43 @@
+"""Which errors no retry can fix, and what is said of them."""
+
+import errno
+
+import pytest
+
+from processing.retries import explained, lasting_error
+
+
+LASTING = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EMFILE", "ENFILE"]
+
+
+@pytest.mark.parametrize("name", [*LASTING, "ENOLCK", "EOPNOTSUPP"])
+def test_an_error_of_this_machine_lasts_however_deep_a_client_has_wrapped_it(name):
+    cause = OSError(getattr(errno, name), "text")
+    wrapped = ConnectionError("cannot connect")
+    wrapped.__cause__ = cause
+    outer = ValueError("request failed")
+    outer.__context__ = wrapped
+    assert lasting_error(cause) is lasting_error(wrapped) is lasting_error(outer) is cause
+
+
+@pytest.mark.parametrize(
+    "error", [None, TimeoutError(), OSError(errno.EIO, "text"), OSError(errno.ECONNRESET, "text"), ValueError("text")]
+)
+def test_what_may_pass_does_not_last(error):
+    if error is not None:
+        error.__cause__ = error  # a cycle does no harm
+    assert lasting_error(error) is None
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_an_error_that_lasts_says_where_and_what_to_do(name):
+    with pytest.raises(OSError, match=r"\. [A-Z].* '/data/out'") as raised, explained("/data/out"):
+        raise OSError(getattr(errno, name), "text")
+    assert raised.value.errno == getattr(errno, name)
+
+
+def test_other_errors_stay_as_they_are():
+    error = PermissionError(errno.EACCES, "text")
+    with pytest.raises(PermissionError) as raised, explained("/data/out"):
+        raise error
+    assert raised.value is error
