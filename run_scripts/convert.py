@@ -13,8 +13,7 @@ from typing import Any
 from model_cards.fill import public_name
 from model_cards.model_card import fill_model_card
 from modeling_biomedclip import to_open_clip
-from modeling_biomedclip.conversion import load_any_layout
-from modeling_biomedclip.conversion.files import find_checkpoint
+from modeling_biomedclip.conversion import load_any_layout, local_checkpoint
 
 from .card import CONVERSION, card_facts, describe_model
 from .options import parse_options
@@ -31,8 +30,8 @@ class ConvertOptions:
 
     source: str = field(
         metadata={
-            "help": "Folder or Hub id of a checkpoint: open_clip's layout, that of chuhac/BiomedCLIP-vit-bert-hf, or "
-            "with --to open_clip also transformers'. May stand without its name."
+            "help": "Folder or Hub id in open_clip's layout, that of chuhac/BiomedCLIP-vit-bert-hf or transformers', "
+            "or an epoch_N.pt of open_clip's training. May stand without its name."
         }
     )
     output_dir: str = field(metadata={"help": "Folder for the result. May stand without its name."})
@@ -91,8 +90,21 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
     """
     output_dir = Path(options.output_dir)
     refuse_filled(output_dir, overwrite=options.overwrite)
+    with local_checkpoint(options.source, options.revision) as source:
+        report, described = _convert(source, output_dir, options)
+    (output_dir / "README.md").write_text(
+        fill_model_card(
+            card_facts(described, conversion=report, title=f"BiomedCLIP, converted from {public_name(options.source)}")
+        ),
+        encoding="utf-8",
+    )
+    write_json(output_dir / CONVERSION, report)
+    return report
+
+
+def _convert(source: Path, output_dir: Path, options: ConvertOptions) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Converts a folder; gives the report and the description of the model for its card."""
     started = time.monotonic()
-    source = find_checkpoint(options.source, options.revision)
     model, processor = load_any_layout(source)
     if options.to == "open_clip":
         to_open_clip(model, processor, output_dir)
@@ -114,11 +126,4 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
     del model, processor
     if options.verify:
         report["verification"] = verify(source, output_dir, options.to, options.images)
-    (output_dir / "README.md").write_text(
-        fill_model_card(
-            card_facts(described, conversion=report, title=f"BiomedCLIP, converted from {public_name(options.source)}")
-        ),
-        encoding="utf-8",
-    )
-    write_json(output_dir / CONVERSION, report)
-    return report
+    return report, described

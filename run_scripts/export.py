@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from modeling_biomedclip import ExportedModel, embed_images, embed_texts, export_model
-from modeling_biomedclip.conversion import load_any_layout
-from modeling_biomedclip.conversion.files import find_checkpoint
+from modeling_biomedclip.conversion import load_any_layout, local_checkpoint
 from modeling_biomedclip.export import FORMATS, check_export
 
 from .options import parse_options
@@ -102,7 +101,8 @@ def export(options: ExportOptions) -> dict[str, Any]:
     started = time.monotonic()
     pictures = pictures_to_compare(options.images)
     texts = _texts(options.texts)
-    model, processor = load_any_layout(find_checkpoint(options.model))
+    with local_checkpoint(options.model) as source:
+        model, processor = load_any_layout(source)
     model.float()
     export_model(model, output_dir, format=options.format, precision=options.precision)
     processor.save_pretrained(output_dir)

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub import model_info
 
 from modeling_biomedclip import to_open_clip
 from modeling_biomedclip.conversion import load_any_layout
-from modeling_biomedclip.conversion.open_clip import OPEN_CLIP_CONFIG, bert_config_of
+from modeling_biomedclip.conversion.open_clip import OPEN_CLIP_CONFIG, PUBLISHED_NAMES, bert_config_of
+from modeling_biomedclip.conversion.open_clip_settings import is_at_hand
 from processing import read_image
 from processing.drawn_corpus.figures import FIGURE_KINDS
 from processing.image_files import find_images, warn_of_left_out
 from processing.images import ImageError
 
+from .open_clip_folders import load_with_open_clip
 from .reporting import say, show_table
 
 
@@ -114,11 +116,8 @@ def _ours(model: Any, processor: Any, pictures: list[Any]) -> dict[str, torch.Te
 
 @torch.no_grad()
 def _theirs(folder: Path, pictures: list[Any]) -> dict[str, torch.Tensor]:
-    import open_clip
-
-    name = f"local-dir:{folder}"
-    model, preprocess = open_clip.create_model_from_pretrained(name, precision="fp32")
-    tokens = open_clip.get_tokenizer(name)([TEMPLATE.format(label) for label in LABELS])
+    model, preprocess, tokenizer = load_with_open_clip(folder)
+    tokens = tokenizer([TEMPLATE.format(label) for label in LABELS])
     pixels = torch.stack([preprocess(picture) for picture in pictures])
     model.eval()
     image_embeds = torch.cat([model.encode_image(batch) for batch in pixels.split(BATCH_SIZE)])
@@ -165,9 +164,11 @@ def _loadable(folder: Path, text_config: Any, scratch: Path) -> Path:
 
 
 def _is_within_reach(name: str) -> bool:
-    """Whether the configuration of a model lies in a folder or the cache, or the Hub answers for it."""
-    if Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str):
+    """Whether the configuration of a BERT is in a folder or the cache, or a published one that the Hub answers for."""
+    if is_at_hand(name):
         return True
+    if name not in PUBLISHED_NAMES:  # no request for a name that stands in a file
+        return False
     try:
         model_info(name, timeout=10)
     except Exception as error:  # no network, a proxy, a name that is gone: each client has its own types

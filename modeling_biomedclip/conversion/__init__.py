@@ -10,8 +10,9 @@ from pathlib import Path
 from .. import BiomedCLIPProcessor
 from ..modeling_biomedclip import BiomedCLIPModel
 from .community_port import is_port, read_port
-from .files import find_checkpoint, is_transformers_layout, read_json
+from .files import is_transformers_layout, read_json
 from .open_clip import OPEN_CLIP_CONFIG, read_open_clip, to_open_clip
+from .training_checkpoint import local_checkpoint
 
 
 def from_open_clip(
@@ -23,7 +24,8 @@ def from_open_clip(
     Args:
         source: Folder or Hub id. open_clip's layout is `open_clip_config.json` (either generation of its keys),
             `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`, and tokenizer files. The port's is
-            `config.json`, `model.safetensors` or `pytorch_model.bin`, and tokenizer files.
+            `config.json`, `model.safetensors` or `pytorch_model.bin`, and tokenizer files. A checkpoint file of
+            open_clip's training is read with the configuration and the tokenizer beside it or in the run folder.
         revision: Branch, tag or commit of a Hub id.
 
     Returns:
@@ -42,11 +44,15 @@ def from_open_clip(
     >>> model, processor = from_open_clip("microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224")
     >>> model.save_pretrained("biomedclip"), processor.save_pretrained("biomedclip")
     ```"""
-    folder = find_checkpoint(source, revision)
-    if (folder / OPEN_CLIP_CONFIG).is_file():
-        return read_open_clip(folder)
-    if is_port(folder):
-        return read_port(folder)
+    with local_checkpoint(source, revision) as folder:
+        if (folder / OPEN_CLIP_CONFIG).is_file():
+            return read_open_clip(folder)
+        if is_port(folder):
+            return read_port(folder)
+        if checkpoints := sorted([*folder.glob("epoch_*.pt"), *folder.glob("checkpoints/epoch_*.pt")]):
+            raise FileNotFoundError(
+                f"{source} holds checkpoints of open_clip's training. Name one of them: {checkpoints[-1]}"
+            )
     raise FileNotFoundError(
         f"{source}: neither {OPEN_CLIP_CONFIG} nor the config.json of chuhac/BiomedCLIP-vit-bert-hf. A folder that "
         "biomedclip has written is loaded with AutoModel.from_pretrained."
@@ -73,4 +79,4 @@ def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]
     return model, BiomedCLIPProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
-__all__ = ["from_open_clip", "load_any_layout", "to_open_clip"]
+__all__ = ["from_open_clip", "load_any_layout", "local_checkpoint", "to_open_clip"]

@@ -27,7 +27,7 @@ _WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 # Buffers that older versions of transformers wrote into checkpoints: 0, 1, 2, ... and nothing learned.
 _STALE_BUFFER = re.compile(r"\.embeddings\.position_ids$")
 
@@ -64,17 +64,26 @@ def is_transformers_layout(folder: Path) -> bool:
 
 def read_tokenizer(tokenizer_class: Any, folder: Path, context_length: int) -> Any:
     """The tokenizer whose files lie in a folder; it cuts texts at `context_length` tokens."""
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise FileNotFoundError(f"{folder}: no tokenizer there, neither {' nor '.join(_TOKENIZER_FILES)}.")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise FileNotFoundError(f"{folder}: no tokenizer there, neither {' nor '.join(TOKENIZER_FILES)}.")
     return tokenizer_class.from_pretrained(folder, model_max_length=context_length, trust_remote_code=False)
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; raises `ValueError` with its name where it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str, source: object) -> Any:
+    """The content of a JSON text; raises `ValueError` with the name of its source where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source} is not JSON: {error}") from error
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -105,4 +114,5 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         content = content.get("state_dict", content)  # open_clip's training checkpoints
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
         raise ValueError(f"{path} holds no state dictionary: tensors by name.")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    # The prefixes of parallel and of compiled models, which nest either way.
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in content.items()}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, BertConfig
@@ -20,7 +19,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from ..configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
 from ..modeling_biomedclip import SHARED_WITH_BERT, BiomedCLIPModel, text_config_of
-from .files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, read_json, read_tokenizer, read_weights
+from .files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, parse_json, read_json, read_tokenizer, read_weights
+from .open_clip_settings import channel_values, check_honored, check_known, is_at_hand
 from .tensors import fill_model, from_open_clip_tensors, to_open_clip_tensors
 
 
@@ -131,8 +131,11 @@ def _portable_config(config: Any, processor: BiomedCLIPProcessor) -> str | None:
     """open_clip's configuration where its BERT has a name: none where it would be a folder's."""
     stored = config.open_clip_config
     _check_image_processor(processor.image_processor, config.vision_config.image_size)
-    if stored is not None and _still_describes(json.loads(stored), config, processor):
-        return stored
+    if stored is not None:
+        content = parse_json(stored, "open_clip_config in config.json")
+        check_honored(content, Path("config.json: open_clip_config"))  # it came with the model, perhaps a stranger's
+        if _still_describes(content, config, processor):
+            return stored
     if _is_published_text_shape(config.text_config):
         return _open_clip_config_of(config, processor, PUBLISHED_BERT)
     return None
@@ -140,6 +143,7 @@ def _portable_config(config: Any, processor: BiomedCLIPProcessor) -> str | None:
 
 def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path: Path) -> BiomedCLIPConfig:
     """Our configuration out of open_clip's and the shapes of its tensors."""
+    check_known(stored, path)
     try:
         model_cfg = stored["model_cfg"]
         vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
@@ -147,25 +151,27 @@ def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path:
         bert_name = text_cfg["hf_model_name"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: no model of BiomedCLIP's kind: {error} is missing.") from error
-    for name, value, wanted in (
-        ("vision_cfg.timm_pool", vision_cfg.get("timm_pool", "avg"), ("", "token")),
-        ("vision_cfg.timm_proj", vision_cfg.get("timm_proj", "linear"), ("linear",)),
-        # Older files say proj and pooler_type.
-        ("text_cfg.hf_proj_type", text_cfg.get("hf_proj_type", text_cfg.get("proj")), ("mlp",)),
-        (
-            "text_cfg.hf_pooler_type",
-            text_cfg.get("hf_pooler_type", text_cfg.get("pooler_type")),
-            ("cls_last_hidden_state_pooler",),
-        ),
-    ):
-        if value not in wanted:
-            raise ValueError(f"{path}: {name} is {value!r}; BiomedCLIP has {' or '.join(map(repr, wanted))}.")
-    matched = re.fullmatch(r"vit_([a-z]+)_patch\d+_\d+(\.\w+)?", timm_name)
+    check_honored(stored, path)
+    matched = re.fullmatch(r"vit_([a-z]+)_patch\d+_\d+(\.\w+)?", str(timm_name))
     if matched is None or matched[1] not in _TIMM_TOWERS:
         raise ValueError(f"{path}: timm_model_name {timm_name!r} is not one of timm's plain vit_*_patch*_* towers.")
+    vision_shapes = _vision_shapes(tensors, heads=_TIMM_TOWERS[matched[1]][2])
+    side = vision_shapes["image_size"]
+    if vision_cfg.get("image_size", _DEFAULT_IMAGE_SIZE) not in (side, [side], [side, side]):
+        raise ValueError(
+            f"{path}: vision_cfg.image_size is {vision_cfg.get('image_size')!r}, and the weights are for images of "
+            f"{side} pixels."
+        )
+    text_shapes = _text_shapes(tensors, bert_name)
+    context_length = text_cfg.get("context_length", _DEFAULT_CONTEXT_LENGTH)
+    if not isinstance(context_length, int) or not 0 < context_length <= text_shapes["max_position_embeddings"]:
+        raise ValueError(
+            f"{path}: text_cfg.context_length is {context_length!r}. It must be a number from 1 to "
+            f"{text_shapes['max_position_embeddings']}, the positions of the weights."
+        )
     return BiomedCLIPConfig(
-        vision_config=_vision_shapes(tensors, heads=_TIMM_TOWERS[matched[1]][2]),
-        text_config=_text_shapes(tensors, bert_name),
+        vision_config=vision_shapes | {"patch_dropout": vision_cfg.get("patch_dropout", 0.0)},
+        text_config=text_shapes,
         projection_dim=embed_dim,
         logit_bias_init_value=model_cfg.get("init_logit_bias"),
     )
@@ -188,7 +194,7 @@ def _vision_shapes(tensors: Mapping[str, torch.Tensor], heads: int) -> dict[str,
 
 def _text_shapes(tensors: Mapping[str, torch.Tensor], bert_name: str) -> dict[str, Any]:
     """Fields of the text tower: those of the BERT named where it can be had, or else as its tensors show them."""
-    if Path(bert_name).is_dir() or isinstance(try_to_load_from_cache(bert_name, "config.json"), str):
+    if is_at_hand(bert_name):
         return text_config_of(AutoConfig.from_pretrained(bert_name, trust_remote_code=False))
     prefix = "text.transformer."
     vocab_size, hidden_size = _shape(tensors, f"{prefix}embeddings.word_embeddings.weight")
@@ -226,18 +232,17 @@ def _layers(tensors: Mapping[str, torch.Tensor], prefix: str) -> int:
 
 
 def _image_processor_of_open_clip(stored: Any, config: BiomedCLIPVisionConfig, path: Path) -> BiomedCLIPImageProcessor:
-    preprocess = stored.get("preprocess_cfg", {})
-    interpolation, resize_mode = preprocess.get("interpolation", "bicubic"), preprocess.get("resize_mode", "shortest")
-    if interpolation not in _INTERPOLATIONS or resize_mode != "shortest":
-        raise ValueError(
-            f"{path}: preprocess_cfg has interpolation={interpolation!r} and resize_mode={resize_mode!r}; BiomedCLIP's "
-            f"processor does {' or '.join(_INTERPOLATIONS)} and 'shortest'."
-        )
-    statistics = {f"image_{name}": preprocess[name] for name in ("mean", "std") if name in preprocess}
+    preprocess = stored.get("preprocess_cfg") or {}
+    interpolation = preprocess.get("interpolation") or "bicubic"
+    statistics = {
+        f"image_{name}": channel_values(preprocess.get(name), name, path, default)
+        for name, default in (("mean", OPENAI_CLIP_MEAN), ("std", OPENAI_CLIP_STD))
+    }
     return BiomedCLIPImageProcessor(
         size={"shortest_edge": config.image_size},
         crop_size={"height": config.image_size, "width": config.image_size},
-        resample=_INTERPOLATIONS[interpolation],
+        # `random` is for training; open_clip's evaluation takes bicubic then.
+        resample=_INTERPOLATIONS.get(interpolation, PILImageResampling.BICUBIC),
         **statistics,
     )
 
@@ -289,16 +294,16 @@ def _is_published_text_shape(config: BiomedCLIPTextConfig) -> bool:
 
 def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCLIPProcessor) -> bool:
     """Whether nothing that can change after a conversion has: widths, sizes, lengths, the preparation of images."""
-    model_cfg, preprocess = stored["model_cfg"], stored.get("preprocess_cfg", {})
-    image_processor = processor.image_processor
+    model_cfg, preprocess = stored["model_cfg"], stored.get("preprocess_cfg") or {}
+    image_processor, path = processor.image_processor, Path(OPEN_CLIP_CONFIG)
     return (
         model_cfg["embed_dim"] == config.projection_dim
         and model_cfg.get("init_logit_bias") == config.logit_bias_init_value
         and model_cfg["vision_cfg"].get("image_size", _DEFAULT_IMAGE_SIZE) == config.vision_config.image_size
         and model_cfg["text_cfg"].get("context_length", _DEFAULT_CONTEXT_LENGTH) == processor.tokenizer.model_max_length
-        and preprocess.get("interpolation", "bicubic") == _interpolation(image_processor)
-        and list(preprocess.get("mean", OPENAI_CLIP_MEAN)) == list(image_processor.image_mean)
-        and list(preprocess.get("std", OPENAI_CLIP_STD)) == list(image_processor.image_std)
+        and (preprocess.get("interpolation") or "bicubic") == _interpolation(image_processor)
+        and channel_values(preprocess.get("mean"), "mean", path, OPENAI_CLIP_MEAN) == list(image_processor.image_mean)
+        and channel_values(preprocess.get("std"), "std", path, OPENAI_CLIP_STD) == list(image_processor.image_std)
     )
 
 

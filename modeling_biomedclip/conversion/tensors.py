@@ -72,6 +72,8 @@ def from_open_clip_tensors(theirs: Mapping[str, torch.Tensor], names: list[str])
         tensor, fused = theirs[open_clip_name(name)], _FUSED.match(name)
         # A copy, since transformers saves no two tensors that share memory.
         ours[name] = tensor.chunk(3)["qkv".index(fused[2])].clone() if fused else tensor
+        if name in ("logit_scale", "logit_bias") and tensor.numel() == 1:
+            ours[name] = tensor.reshape(())  # open_clip's `nonscalar_logit_scale` saves them with a dimension
     return ours
 
 

@@ -19,9 +19,11 @@ from modeling_biomedclip import BiomedCLIPModel, from_open_clip
 from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
 from modeling_biomedclip.conversion.community_port import is_port
 from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
+from modeling_biomedclip.conversion.open_clip_settings import check_known
 from modeling_biomedclip.embedding import normalize
 
 from ..fingerprints import weights_fingerprint
+from ..open_clip_folders import load_with_open_clip
 from ..trust import ADAPTER_CONFIG, check_source
 
 
@@ -151,13 +153,14 @@ def _load_transformers(name: str, trust_remote_code: bool) -> tuple[str, Any, An
 
 def _load_open_clip(folder: Path) -> tuple[str, Any, Any]:
     """BiomedCLIP's layout through our own reader, any other through open_clip."""
-    text_config = read_json(folder / OPEN_CLIP_CONFIG).get("model_cfg", {}).get("text_cfg", {})
-    if "BiomedBERT" in str(text_config.get("hf_model_name")) or "PubMedBERT" in str(text_config.get("hf_model_name")):
+    path = folder / OPEN_CLIP_CONFIG
+    stored = read_json(path)
+    check_known(stored, path)
+    bert_name = str((stored["model_cfg"].get("text_cfg") or {}).get("hf_model_name"))
+    if "BiomedBERT" in bert_name or "PubMedBERT" in bert_name:
         model, processor = from_open_clip(folder)
         return BiomedCLIPModel.config_class.model_type, model, processor
-    open_clip = _import("open_clip", f"{folder} is in open_clip's layout", 'pip install "biomedclip[open_clip]"')
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    model, preprocess, tokenizer = load_with_open_clip(folder)
     return "open_clip", _OpenClipModel(model), _OpenClipProcessor(preprocess, tokenizer)
 
 

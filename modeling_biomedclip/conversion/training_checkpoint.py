@@ -1,0 +1,180 @@
+"""Checkpoint files of open_clip's training program, which lie in a run folder without configuration and tokenizer.
+
+logs/RUN/params.txt                   options of the run, one `name: value` a line
+logs/RUN/checkpoints/epoch_32.pt      epoch, weights, state of the optimizer
+"""
+
+import ast
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from .files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, TOKENIZER_FILES, find_checkpoint, read_json
+from .open_clip import PUBLISHED_NAMES
+from .open_clip_settings import is_at_hand
+
+
+PARAMS = "params.txt"
+_PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+# Options of open_clip's training that win over the model's configuration: (option, section, setting).
+_OVERRIDES = (
+    ("force_image_size", "vision_cfg", "image_size"),
+    ("force_patch_dropout", "vision_cfg", "patch_dropout"),
+    ("force_context_length", "text_cfg", "context_length"),
+    ("image_mean", "preprocess_cfg", "mean"),
+    ("image_std", "preprocess_cfg", "std"),
+    ("image_interpolation", "preprocess_cfg", "interpolation"),
+    ("image_resize_mode", "preprocess_cfg", "resize_mode"),
+)
+_BIAS_OF_SIGLIP = -10  # what open_clip's `--siglip` starts from
+
+
+@contextmanager
+def local_checkpoint(source: str | os.PathLike[str], revision: str | None = None) -> Iterator[Path]:
+    """
+    Give the local folder of a checkpoint.
+
+    Args:
+        source: Folder, Hub id, or a checkpoint file of open_clip's training. For a file, a temporary folder in
+            open_clip's layout is made, with a link to the weights.
+        revision: Branch, tag or commit of a Hub id.
+
+    Yields:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, file or Hub id, or if no configuration or tokenizer belongs to
+            the file. The message says which files to put where.
+        ValueError: If a file beside the checkpoint cannot be read, or if several configurations are there.
+    """
+    if not Path(source).is_file():
+        yield find_checkpoint(source, revision)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        _assemble(Path(source), Path(scratch))
+        yield Path(scratch)
+
+
+def _assemble(checkpoint: Path, folder: Path) -> None:
+    """Puts configuration, weights and tokenizer of a training checkpoint into one folder."""
+    places = [checkpoint.resolve().parent, checkpoint.resolve().parent.parent]
+    params = _read_params(places)
+    config = _with_overrides(_find_config(checkpoint, places, params), params)
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+    name = OPEN_CLIP_WEIGHTS if checkpoint.suffix == ".safetensors" else _PICKLED_WEIGHTS
+    (folder / name).symlink_to(checkpoint.resolve())
+    _find_tokenizer(checkpoint, places, config, folder)
+
+
+def _read_params(places: list[Path]) -> dict[str, Any]:
+    """The options of the training run, as far as they are written down."""
+    path = next((place / PARAMS for place in places if (place / PARAMS).is_file()), None)
+    if path is None:
+        return {}
+    params = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, text = line.partition(": ")
+        try:
+            params[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            params[name] = text
+    return params
+
+
+def _find_config(checkpoint: Path, places: list[Path], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration beside a checkpoint or above it, or that of a model which open_clip knows by name."""
+    for place in places:
+        if (place / OPEN_CLIP_CONFIG).is_file():
+            return _as_whole(read_json(place / OPEN_CLIP_CONFIG))
+        found = {path: content for path in sorted(place.glob("*.json")) if (content := _model_config(path)) is not None}
+        named = {path: content for path, content in found.items() if path.stem == params.get("model")}
+        if len(named or found) > 1:
+            raise ValueError(
+                f"{checkpoint}: several configurations in {place}: {', '.join(path.name for path in found)}. Name the "
+                f"right one {OPEN_CLIP_CONFIG}."
+            )
+        if found:
+            return _as_whole(next(iter((named or found).values())))
+    name = params.get("model")
+    if isinstance(name, str) and ":" not in name and find_spec("open_clip") is not None:
+        from open_clip import get_model_config
+
+        if (config := get_model_config(name)) is not None:
+            return _as_whole(config)
+    model = f"the model {name!r} that its {PARAMS} names" if name else "its model"
+    raise FileNotFoundError(
+        f"{checkpoint}: no configuration of the model in {places[0]} or {places[1]}. Copy the JSON file of {model} "
+        f"there as {OPEN_CLIP_CONFIG}, with embed_dim, vision_cfg and text_cfg."
+    )
+
+
+def _model_config(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file that describes a model of open_clip's."""
+    try:
+        content = read_json(path)
+    except (ValueError, OSError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    model_cfg = content.get("model_cfg", content)
+    whole = isinstance(model_cfg, dict) and {"embed_dim", "vision_cfg", "text_cfg"} <= set(model_cfg)
+    return content if whole else None
+
+
+def _as_whole(content: Any) -> dict[str, Any]:
+    """open_clip's own files of models hold what stands under `model_cfg` in a published one."""
+    if isinstance(content, dict) and "model_cfg" not in content:
+        return {"model_cfg": content, "preprocess_cfg": {}}
+    return content
+
+
+def _with_overrides(config: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with what the options of the training run say otherwise."""
+    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
+        return config  # refused when it is read
+    config = {**config, "model_cfg": dict(config["model_cfg"])}
+    for option, section, setting in _OVERRIDES:
+        if params.get(option) is not None:
+            owner = config if section == "preprocess_cfg" else config["model_cfg"]
+            owner[section] = {**(owner.get(section) or {}), setting: params[option]}
+    if params.get("siglip") is True:
+        config["model_cfg"]["init_logit_bias"] = _BIAS_OF_SIGLIP
+    return config
+
+
+def _find_tokenizer(checkpoint: Path, places: list[Path], config: Any, folder: Path) -> None:
+    """Copies the tokenizer beside a checkpoint or above it into a folder, or the one that the configuration names."""
+    for place in places:
+        if any((place / name).is_file() for name in TOKENIZER_FILES):
+            # The words alone do not say which tokenizer they are of; the text tower is a BERT's.
+            (folder / _TOKENIZER_CONFIG).write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
+            for name in (*TOKENIZER_FILES, _TOKENIZER_CONFIG):
+                if (place / name).is_file():
+                    shutil.copyfile(place / name, folder / name)
+            return
+    try:
+        wanted = config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
+    except (KeyError, TypeError):
+        wanted = None
+    reason = "the configuration names no tokenizer"
+    if wanted in PUBLISHED_NAMES or is_at_hand(wanted):
+        try:
+            AutoTokenizer.from_pretrained(wanted, trust_remote_code=False).save_pretrained(folder)
+            return
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+    elif wanted:
+        reason = f"{wanted} is neither a folder nor in the cache; if you trust it: hf download {wanted}"
+    raise FileNotFoundError(
+        f"{checkpoint}: no tokenizer in {places[0]} or {places[1]} ({reason}). Copy the tokenizer.json or vocab.txt of "
+        "the training there."
+    )
