@@ -33,3 +33,18 @@ def leads_out(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> boo
     """Return whether a path leads out of a folder once all links are followed."""
     inside = os.path.realpath(root)
     return os.path.commonpath([inside, os.path.realpath(path)]) != inside
+
+
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """
+    Refuse what is not a regular file.
+
+    Args:
+        path: A local path. Links are followed.
+
+    Raises:
+        OSError: If a FIFO, a socket, a device or a folder stands at the path, or nothing.
+    """
+    kind = special_kind(path)
+    if kind is not None:
+        raise OSError(f"{os.fspath(path)} is {kind}, not a file.")

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .files import require_regular
+
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ def open_parquet(
     """
     if isinstance(source, str | os.PathLike):
         name = name or os.fspath(source)
+        require_regular(source)
     file: Any = pa.OSFile(os.fspath(source), "rb") if isinstance(source, str | os.PathLike) else source
     footer = _read_footer(file, name or "file")
     if footer_sha256 is not None and hashlib.sha256(footer).hexdigest() != footer_sha256:

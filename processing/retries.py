@@ -15,8 +15,8 @@ _ADVICE = {
         "command again: it continues from here"
     ),
     errno.EROFS: "Choose a folder that can be written to",
-    errno.EMFILE: "Raise the limit on open files (ulimit -n), or lower --workers and --connections",
-    errno.ENFILE: "Close other programs, or lower --workers and --connections",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n), or use fewer workers and connections",
+    errno.ENFILE: "Close other programs, or use fewer workers and connections",
 }
 # Of a disk that does not support locks.
 _LASTING = frozenset({*_ADVICE, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})

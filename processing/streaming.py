@@ -34,8 +34,10 @@ import pyarrow.parquet as pq
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
+from .files import require_regular
 from .integrity import DamagedFile, TruncatedFile, check_values, footers_of, open_parquet
 from .pmc.articles import LICENSES_KEY, parse_licenses
+from .retries import lasting_error
 
 
 if TYPE_CHECKING:
@@ -575,6 +577,8 @@ class _Reader:
         filesystem, path = fsspec.core.url_to_fs(url, **self.storage_options)
         # Arrow asks for exactly the ranges it needs, and joins those that touch (`pre_buffer`). A cache that reads
         # ahead, by 50 MB on S3, would fetch the images between two captions.
+        if _is_local(url):
+            require_regular(path)
         file = filesystem.open(path, "rb", cache_type="none")
         return open_parquet(file, url, footer_sha256=self.footers.get(url), **{"pre_buffer": True, **options})
 
@@ -594,6 +598,8 @@ class _Reader:
                 raise
             except Exception as error:  # every client has its own: time-outs, 503s, resets, truncated answers
                 self._file.cache_clear()
+                if lasting_error(error) is not None:
+                    raise
                 if _is_local(url) and _is_damage(error):
                     if attempt == 1:  # on a file that is opened again
                         continue

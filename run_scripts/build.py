@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from model_cards.fill import fill_dataset_card
+from processing.files import require_regular
 from processing.integrity import REPORT_FILE, DamagedFile
 from processing.pmc.articles import FIGURES_PER_ARTICLE
 from processing.pmc.build import BuildOptions, build_dataset
@@ -321,14 +322,24 @@ def read_pmcids(choice: str | list[str] | None) -> list[str] | None:
         choice = ",".join(map(str, choice))
     if re.fullmatch(r"PMC[\d.]+(\s*,\s*PMC[\d.]+)*", choice.strip()):
         pmcids = [part.strip() for part in choice.split(",")]
-    elif Path(choice).is_file():
-        pmcids = [
-            word
-            for line in Path(choice).read_text(encoding="utf-8").splitlines()
-            for word in line.split("#")[0].split()
-        ]
     else:
-        raise ValueError(f"--pmcids {choice!r} is neither a list such as PMC1,PMC2 nor a file with one a line.")
+        lines = _read_lines_of(choice)
+        pmcids = [word for line in lines for word in line.split("#")[0].split()]
     if not pmcids:
         raise ValueError(f"--pmcids {choice!r} holds no PMCID.")
     return pmcids
+
+
+def _read_lines_of(choice: str) -> list[str]:
+    """The lines of the file that `--pmcids` names."""
+    try:
+        require_regular(choice)
+        return Path(choice).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--pmcids {choice}: not a text file in UTF-8 with one PMCID a line ({error}).") from error
+    except (OSError, ValueError) as error:
+        shown = choice if len(choice) <= 100 else f"{choice[:100]}..."
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"--pmcids {shown!r} is neither a list such as PMC1,PMC2 nor a file with one a line ({reason})."
+        ) from error

@@ -22,6 +22,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from model_cards.fill import PLACEHOLDER, public_report, size
 from processing.integrity import HASHES, DamagedFile, check_file, read_columns
+from processing.retries import lasting_error
 
 from .reporting import say
 
@@ -314,7 +315,9 @@ def commit(
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether it may work the next time: everything but a plain no of the server."""
+    """Whether it may work the next time: everything but a plain no of the server, and errors of this machine."""
+    if lasting_error(error) is not None:
+        return False
     response = getattr(error, "response", None)
     if response is None:
         response = getattr(error.__cause__, "response", None)

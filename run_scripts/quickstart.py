@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
 from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
 from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
-from processing.pmc.bucket import open_source
+from processing.pmc.bucket import Bucket, ObjectError, ObjectMissing
 
 from . import build, train
 from .adapters import AdapterOptions, add_adapter
@@ -313,9 +313,16 @@ class Quickstart:
 
     def _copy_labels(self, source: str) -> None:
         """Labels that a source brings along (a drawn corpus does) make zero-shot classification possible."""
-        filesystem, root = open_source(source)
-        if not source.startswith("http") and filesystem.exists(f"{root}/{KINDS}"):
-            filesystem.get_file(f"{root}/{KINDS}", str(self.output_dir / LABELS))
+        if source.startswith("http"):
+            return
+        try:
+            content = Bucket(source).read(KINDS)
+        except ObjectMissing:
+            return
+        except ObjectError as error:
+            say(f"Without labels of the source: {error}")
+            return
+        (self.output_dir / LABELS).write_bytes(content)
 
 
 def report_as_markdown(report: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What tests share: real data where it lies, and a corpus, model and processor small enough to build on the spot."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -56,6 +57,24 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data is not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+class Hangs(BaseException):
+    """Not an error that is caught and tried again."""
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Ends a test that waits forever."""
+
+    def stop(*arguments: object) -> None:
+        raise Hangs
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

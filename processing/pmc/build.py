@@ -27,6 +27,7 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from tqdm.auto import tqdm
 
+from ..files import require_regular
 from ..integrity import HASHES, REPORT_FILE, WRITE_OPTIONS, hashes_of, open_parquet
 from ..retries import explained
 from .articles import FIGURES_PER_ARTICLE, parse_licenses
@@ -188,8 +189,25 @@ def build_dataset(
 
 
 def read_report(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The report of a data set that was built."""
-    return json.loads((Path(output_dir) / REPORT_FILE).read_text(encoding="utf-8"))
+    """
+    Read the report of a data set that was built.
+
+    Args:
+        output_dir: Folder of the data set.
+
+    Raises:
+        OSError: If there is no report.
+        ValueError: If it is damaged.
+    """
+    path = Path(output_dir) / REPORT_FILE
+    require_regular(path)
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Build the data set again with --overwrite.") from error
+    if not isinstance(report, dict):
+        raise ValueError(f"{path} is damaged: it is not a JSON object. Build the data set again with --overwrite.")
+    return report
 
 
 def _build(

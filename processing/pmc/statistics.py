@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..files import require_regular
+
 
 CONTEXT_LENGTH = 256  # tokens that the model reads
 LARGE_SIDE = 336  # pixels; the paper counts the images above it
@@ -71,6 +73,10 @@ def load_tokenizer(name: str) -> Any:
 
     if name.startswith(("/", ".")) and not Path(name).exists():
         raise ValueError(f"--caption-tokenizer {name}: there is no such folder.")
+    local = Path(name)
+    for file in local.iterdir() if local.is_dir() else [local] if local.exists() else []:
+        if not file.is_dir():
+            require_regular(file)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -1,6 +1,7 @@
 """Options out of recipes and off the command line."""
 
 import io
+import os
 import sys
 from dataclasses import dataclass, field
 
@@ -260,3 +261,23 @@ def test_a_name_that_the_terminal_cannot_show_does_not_end_a_command(monkeypatch
     assert main(["convert"]) == 0
     terminal.flush()
     assert "größe \\u5927\\u5c0f" in terminal.buffer.getvalue().decode("latin-1")
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "UTF-16", "missing", "too long", "null"])
+def test_a_file_of_pmcids_that_cannot_be_read_is_a_clear_error(tmp_path, impatient, kind):
+    path = tmp_path / "ids.txt"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "UTF-16":
+        path.write_text("PMC1\n", encoding="utf-16")
+    choice = {"too long": "PMC" * 2000, "null": "ids\0"}.get(kind, str(path))
+    with pytest.raises(ValueError, match="^--pmcids .*one (a line|PMCID a line)") as raised:
+        read_pmcids(choice)
+    assert len(str(raised.value)) < 600
+
+
+def test_a_file_of_pmcids_may_start_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "ids.txt").write_text("PMC1\nPMC2 # two\n", encoding="utf-8-sig")
+    assert read_pmcids(str(tmp_path / "ids.txt")) == ["PMC1", "PMC2"]

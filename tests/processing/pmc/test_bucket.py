@@ -4,10 +4,8 @@ import errno
 import hashlib
 import os
 import pickle
-import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -18,24 +16,6 @@ from unreliable_server import UnreliableServer
 from processing.pmc import bucket as bucket_module
 from processing.pmc.bucket import Bucket, BucketError, ObjectDamaged, ObjectError, SourceUnavailable, split_url
 from processing.pmc.inventory import INVENTORY, read_work_list
-
-
-class Hangs(BaseException):
-    """No error that is caught and tried again."""
-
-
-@pytest.fixture
-def impatient() -> Iterator[None]:
-    """Ends a test that waits for ever."""
-
-    def stop(*arguments):
-        raise Hangs
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def with_failing(bucket: Bucket, error: BaseException | None, failures: int = 10**9, *, calls=("cat_file",)) -> Bucket:

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -229,6 +230,26 @@ def test_a_set_that_is_there_is_kept_unless_it_may_be_replaced(mirror, tmp_path)
     mirror.plain_articles(5, first=2000)
     assert build_set(mirror.root, tmp_path / "out", overwrite=True)["pairs"] == 20
     assert len(rows_of(tmp_path / "out")) == 20
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_report_is_a_clear_error_and_the_set_can_be_built_anew(mirror, tmp_path, content):
+    mirror.plain_articles(3)
+    options = {"split_fractions": (1, 0, 0)}
+    build_set(mirror.root, tmp_path / "out", **options)
+    (tmp_path / "out" / "report.json").write_text(content)
+    for also in ({}, {"update": True}):
+        with pytest.raises(ValueError, match="report.json is damaged.*--overwrite"):
+            build_set(mirror.root, tmp_path / "out", **options, **also)
+    assert build_set(mirror.root, tmp_path / "out", **options, overwrite=True)["pairs"] == 6
+
+
+def test_a_tokenizer_with_a_file_that_is_none_is_refused(mirror, tmp_path, impatient):
+    (tmp_path / "tokenizer").mkdir()
+    os.mkfifo(tmp_path / "tokenizer" / "vocab.txt")
+    with pytest.raises(OSError, match="vocab.txt is a FIFO, not a file"):
+        build_set(mirror.root, tmp_path / "out", tokenizer=str(tmp_path / "tokenizer"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_real_articles_are_built_without_loss(shared_data, tmp_path):

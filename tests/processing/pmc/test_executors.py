@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -214,22 +213,8 @@ def test_refused_credentials_stop_the_build_at_once(mirror, tmp_path, monkeypatc
     assert len(attempts) == 1
 
 
-@pytest.fixture
-def patience():
-    """Ends a test that waits for ever."""
-
-    def stop(*arguments):
-        pytest.fail("it waits for ever")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
 def test_files_beyond_the_limit_on_their_size_stop_the_build_and_a_higher_limit_finishes_it(
-    mirror, tmp_path, undisturbed, patience
+    mirror, tmp_path, undisturbed, impatient
 ):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -243,7 +228,7 @@ def test_files_beyond_the_limit_on_their_size_stop_the_build_and_a_higher_limit_
 
 
 def test_a_task_whose_disk_failed_for_a_moment_goes_on_in_the_same_process(
-    mirror, tmp_path, undisturbed, monkeypatch, patience
+    mirror, tmp_path, undisturbed, monkeypatch, impatient
 ):
     monkeypatch.setattr(executors, "PAUSE", 0.01)
     flush, failures = TaskJournal.flush_to_disk, [1]

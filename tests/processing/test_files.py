@@ -1,0 +1,63 @@
+"""Local files that are no regular files are refused before they are opened."""
+
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from processing.files import leads_out, require_regular, special_kind
+from processing.integrity import open_parquet
+from processing.streaming import load_pmc15m
+
+
+@pytest.fixture
+def fifo(tmp_path) -> str:
+    os.mkfifo(tmp_path / "a.parquet")
+    return str(tmp_path / "a.parquet")
+
+
+def test_the_kind_of_a_file_is_named(tmp_path, fifo, impatient):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("file")
+    kinds = {path: special_kind(path) for path in (tmp_path / "file", tmp_path / "link", tmp_path, fifo, os.devnull)}
+    assert list(kinds.values()) == [None, None, "a folder", "a FIFO", "a device"]
+    require_regular(tmp_path / "file")
+    with pytest.raises(OSError, match="a.parquet is a FIFO, not a file"):
+        require_regular(fifo)
+    with pytest.raises(FileNotFoundError):
+        require_regular(tmp_path / "nothing")
+
+
+def test_a_link_is_followed_to_where_it_leads(tmp_path):
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "insider").mkdir()
+    (tmp_path / "inside" / "up").symlink_to("..")
+    (tmp_path / "inside" / "round").symlink_to("../inside")
+    root = tmp_path / "inside"
+    assert not leads_out(root, root) and not leads_out(root / "file", root) and not leads_out(root / "round/file", root)
+    assert leads_out(root / "up/file", root) and leads_out(tmp_path / "insider", root) and leads_out("/", root)
+
+
+def test_readers_of_parquet_files_refuse_a_fifo(tmp_path, fifo, impatient):
+    with pytest.raises(OSError, match="is a FIFO, not a file"):
+        open_parquet(fifo)
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    os.rename(fifo, tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(OSError, match="is a FIFO, not a file"):
+        load_pmc15m(tmp_path / "set")
+
+
+def test_readers_of_parquet_files_do_not_try_an_error_of_this_machine_again(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "data" / "train-00000-of-00001.parquet")
+    calls = []
+
+    def fail(*arguments, **options):
+        calls.append(arguments)
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("processing.streaming.open_parquet", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        load_pmc15m(tmp_path)
+    assert len(calls) == 1
