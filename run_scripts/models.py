@@ -24,10 +24,11 @@ from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 from modeling_biomedclip.contrastive_loss import LOSSES, SIGLIP_LOGIT_BIAS, SIGLIP_LOGIT_SCALE
 from modeling_biomedclip.contrastive_trainer import find_logit_bias
 from modeling_biomedclip.modeling_biomedclip import text_config_of, vision_config_of
+from modeling_biomedclip.source_checks import check_source
 
 from .adapters import refuse_adapter
 from .towers import lock_image_tower
-from .trust import check_source, trust_option
+from .trust import trust_option
 
 
 logger = logging.getLogger(__name__)

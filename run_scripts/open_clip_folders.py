@@ -40,7 +40,7 @@ def load_with_open_clip(folder: Path) -> tuple[Any, Any, Any]:
 
     name = f"local-dir:{folder}"
     # Only tokenizers of transformers have the argument.
-    trust = {"trust_remote_code": False} if stored["model_cfg"]["text_cfg"].get("hf_tokenizer_name") else {}
+    trust = {"trust_remote_code": False} if (stored["model_cfg"].get("text_cfg") or {}).get("hf_tokenizer_name") else {}
     with questions_are_errors():
         model, preprocess = open_clip.create_model_from_pretrained(name, precision="fp32")
         return model, preprocess, open_clip.get_tokenizer(name, **trust)

@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
+from modeling_biomedclip.source_checks import check_source
+
 from .reporting import peak_memory_mib, versions
-from .trust import check_source
 
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .. import BiomedCLIPProcessor
 from ..modeling_biomedclip import BiomedCLIPModel
+from ..source_checks import ADAPTER_CONFIG, check_source
 from .community_port import is_port, read_port
 from .files import is_transformers_layout, read_json
 from .open_clip import OPEN_CLIP_CONFIG, read_open_clip, to_open_clip
@@ -65,10 +66,14 @@ def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]
 
     Raises:
         FileNotFoundError: A file of the layout is missing.
-        ValueError: The folder holds a part of the model alone, such as an image classifier, or other weights.
+        ValueError: The folder holds a part of the model alone, such as an image classifier, or other weights; an
+            adapter; or a setting that would run code or load from elsewhere.
     """
     if not is_transformers_layout(folder):
         return from_open_clip(folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{folder} holds an adapter beside the model. Merge them first: merge_and_unload() of PEFT.")
+    check_source(str(folder), trust_remote_code=False)
     model, loading = BiomedCLIPModel.from_pretrained(
         folder, dtype="auto", output_loading_info=True, trust_remote_code=False
     )

@@ -21,10 +21,10 @@ from modeling_biomedclip.conversion.community_port import is_port
 from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
 from modeling_biomedclip.conversion.open_clip_settings import check_known
 from modeling_biomedclip.embedding import normalize
+from modeling_biomedclip.source_checks import ADAPTER_CONFIG, check_source
 
 from ..fingerprints import weights_fingerprint
 from ..open_clip_folders import load_with_open_clip
-from ..trust import ADAPTER_CONFIG, check_source
 
 
 BIOVIL = ("biovil", "biovil-t")

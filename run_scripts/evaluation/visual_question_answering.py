@@ -14,6 +14,7 @@ from accelerate import PartialState
 from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
 from modeling_biomedclip.retrieval_metrics import bootstrap_interval
+from modeling_biomedclip.source_checks import check_source
 from processing import VisualQuestionCollator
 from processing.answers import normalize_answer
 from processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
@@ -22,7 +23,6 @@ from processing.collator import IGNORED_LABEL
 from processing.images import ImageError, read_row_image
 
 from ..reporting import no_warnings_of_transformers, say, show_table
-from ..trust import check_source
 from ..visual_question_answering import load_questions
 from .dual_encoders import DualEncoder
 from .features import FEATURES

@@ -19,6 +19,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from modeling_biomedclip.conversion import load_any_layout
+from modeling_biomedclip.source_checks import check_source
 from run_scripts.adapters import AdapterOptions, add_adapter
 from run_scripts.evaluation.dual_encoders import load_dual_encoder
 from run_scripts.evaluation.visual_question_answering import load_answerer
@@ -26,7 +28,7 @@ from run_scripts.fingerprints import base_fingerprint
 from run_scripts.main import main, usage
 from run_scripts.models import ModelOptions, outline
 from run_scripts.options import read_recipe
-from run_scripts.trust import check_source, questions_are_errors
+from run_scripts.trust import questions_are_errors
 
 
 AUTO_CLASSES = (
@@ -231,6 +233,8 @@ def test_pickles_of_adapters_are_refused_and_those_of_models_hold_tensors_alone(
         ("config.json", {"_attn_implementation": {"text_config": "someone/kernel"}}),
         ("config.json", {"text_config": {"attn_implementation": "someone/kernel@main"}}),
         ("config.json", {"experts_implementation": "someone/kernel"}),
+        ("config.json", {"architecture": "hf-hub:someone/else"}),
+        ("config.json", {"vision_config": {"backbone": "someone/else"}}),
         (
             "processor_config.json",
             {"audio_tokenizer": {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "else/where"}},
@@ -243,9 +247,21 @@ def test_settings_that_load_from_elsewhere_are_refused_by_name(small_checkpoint,
     if not (folder / file).exists():
         (folder / file).write_text("{}")
     change(folder / file, **values)
-    with pytest.raises(ValueError, match=file):
-        check_source(str(folder), trust_remote_code=False)
+    for load in (load_dual_encoder, load_any_layout):
+        with pytest.raises(ValueError, match=file):
+            load(folder if load is load_any_layout else str(folder))
     check_source(str(folder), trust_remote_code=True)
+
+
+@pytest.mark.parametrize("verb", ["convert {model} {out}", "export {model} {out}", "card {model}"])
+def test_an_adapter_beside_a_model_is_refused_where_only_the_model_is_read(
+    small_checkpoint, adapter, tmp_path, capsys, verb
+):
+    folder = shutil.copytree(small_checkpoint, tmp_path / "model")
+    shutil.copytree(adapter, folder, dirs_exist_ok=True)
+    change(folder / "adapter_config.json", peft_type="XLORA")
+    assert main(verb.format(model=folder, out=tmp_path / "out").split()) == 1
+    assert "holds an adapter" in capsys.readouterr().err
 
 
 def test_recipes_cannot_give_trust(tmp_path):

@@ -1,0 +1,104 @@
+"""Checks of a model's JSON files for settings that run code or load from elsewhere without asking for trust."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+# A kernel `owner/name` is downloaded and run; a backbone of this form, or a timm model "hf-hub:...", is downloaded.
+_KERNELS = ("attn_implementation", "experts_implementation")
+_OTHER_MODELS = ("architecture", "backbone")
+_REMEDY = "Remove it, or pass the argument `trust_remote_code=True` if you trust the model."
+
+
+def check_source(name: str, *, trust_remote_code: bool) -> None:
+    """
+    Check the JSON files of a model for settings that run code or load from elsewhere without asking for trust.
+
+    Args:
+        name: Folder or Hub id of a model or an adapter. The base of an adapter is checked too.
+        trust_remote_code: Whether the user trusts the models. Nothing is checked then.
+
+    Raises:
+        ValueError: If a file holds such a setting. The message names the file and the setting.
+    """
+    if trust_remote_code:
+        return
+    checked: set[str] = set()
+    waiting: str | None = name
+    while waiting is not None and waiting not in checked:
+        checked.add(waiting)
+        name, waiting = waiting, None
+        for file, check in _CHECKS.items():
+            path = _find(name, file)
+            content = _read(path) if path is not None else None
+            if path is not None and isinstance(content, dict):
+                check(path, content)
+                if file == ADAPTER_CONFIG:
+                    waiting = content.get("base_model_name_or_path")
+
+
+def _find(name: str, file: str) -> Path | None:
+    """A file of a folder, the cache or the Hub; none where it cannot be had, which the loader reports better."""
+    try:
+        found = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):
+        return None
+    return Path(found) if found else None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _check_config(path: Path, content: Mapping[str, Any]) -> None:
+    for key, value in content.items():
+        if key.endswith(_KERNELS):
+            names = value.values() if isinstance(value, Mapping) else [value]
+            if any(isinstance(item, str) and "/" in item for item in names):
+                raise ValueError(f"{path}: {key} is {value!r}, a kernel to be downloaded and run. {_REMEDY}")
+        elif key in _OTHER_MODELS and isinstance(value, str) and ("/" in value or ":" in value):
+            raise ValueError(f"{path}: {key} is {value!r}, another model to be loaded. {_REMEDY}")
+        elif isinstance(value, Mapping):
+            _check_config(path, value)
+
+
+def _check_processor(path: Path, content: Mapping[str, Any]) -> None:
+    if "audio_tokenizer" in content or path.name.startswith("audio_tokenizer"):
+        raise ValueError(f"{path}: audio_tokenizer names another model to load. {_REMEDY}")
+
+
+def _check_adapter(path: Path, content: Mapping[str, Any]) -> None:
+    """LoRA without Megatron: other kinds of adapters load models, tokenizers or modules that the file names."""
+    if content.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: peft_type is {content.get('peft_type')!r}. Only LORA adapters are loaded.")
+    if content.get("megatron_config"):
+        raise ValueError(f"{path}: megatron_config would import the module that the file names. Remove it.")
+    if (path.parent / "adapter_model.bin").is_file() and not (path.parent / "adapter_model.safetensors").is_file():
+        raise ValueError(
+            f"{path.parent / 'adapter_model.bin'} is a pickle. Load the adapter and save it again as safetensors."
+        )
+    base = content.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{path}: base_model_name_or_path is {base!r}. It must name the model that was adapted.")
+
+
+_CHECKS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
+    "config.json": _check_config,
+    "processor_config.json": _check_processor,
+    "audio_tokenizer_config.json": _check_processor,
+    ADAPTER_CONFIG: _check_adapter,
+}
