@@ -309,8 +309,9 @@ class Bucket:
                 cause = f"{type(error).__name__}: {error}"
                 if isinstance(error, PermissionError) or _answer(error) in _CREDENTIALS_REFUSED:
                     raise CredentialsRefused(
-                        f"{self.source}: the credentials are refused ({cause}). Renew them, see that the clock is "
-                        "right, and give the same command again: it goes on from here. For a public bucket, unset them."
+                        f"{self.source}: {key or 'the folder'}: the credentials are refused ({cause}). Renew them, or "
+                        "unset them if the bucket is public. Check the clock. Then run the same command again: it "
+                        "continues from here."
                     ) from error
                 unreachable = _is_unreachable(error)
                 if attempt >= (FIRST_ATTEMPTS if unreachable and not self._answered else ATTEMPTS):

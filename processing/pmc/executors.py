@@ -27,6 +27,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger as datatrove_logger
 
+from ..integrity import DamagedFile
 from ..retries import lasting_error
 from .bucket import CredentialsRefused, SourceUnavailable
 
@@ -258,7 +259,7 @@ def _cause(error: Exception | None, stage: Stage, failed: Sequence[int], logs: P
 
 def _may_pass(error: BaseException | None) -> bool:
     """Whether a task that died of this may do better another time. What Ray's tasks died of is known to their logs."""
-    if lasting_error(error) is not None or isinstance(error, CredentialsRefused):
+    if lasting_error(error) is not None or isinstance(error, CredentialsRefused | DamagedFile):
         return False
     return error is None or isinstance(error, (OSError, SourceUnavailable, BrokenProcessPool))
 

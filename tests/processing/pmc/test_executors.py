@@ -13,6 +13,7 @@ import pytest
 from fake_slurm import install_fake_slurm
 from mirror_writer import build_set
 
+from processing.integrity import DamagedFile
 from processing.pmc import executors, steps
 from processing.pmc.bucket import CredentialsRefused, SourceUnavailable
 from processing.pmc.executors import Engine
@@ -205,10 +206,12 @@ def test_an_error_of_this_machine_stops_the_build_at_once_and_says_what_to_do(mi
     assert len(attempts) == 1 and raised.value.errno == number
 
 
-def test_refused_credentials_stop_the_build_at_once(mirror, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [CredentialsRefused("refused"), DamagedFile("damaged")], ids=str)
+def test_what_the_user_has_to_mend_stops_the_build_at_once(mirror, tmp_path, monkeypatch, error):
     mirror.plain_articles(4)
-    attempts = count_attempts(monkeypatch, CredentialsRefused("the credentials are refused"))
-    with pytest.raises(CredentialsRefused):
+    monkeypatch.setattr(steps.ArticleStep, "_process_or_drop", lambda self, article: self.process(article))
+    attempts = count_attempts(monkeypatch, error)
+    with pytest.raises(type(error)):
         build_set(mirror.root, tmp_path / "out", engine=Engine(retries=5))
     assert len(attempts) == 1
 

@@ -52,6 +52,8 @@ def test_an_article_on_the_edge_of_two_splits_belongs_to_the_second():
         (SMALL_FRACTIONS, "train validation train test", {"PMC101": "validation"}),
         (SMALL_FRACTIONS, "train train train test test validation", {}),
         ((0, 0.02, 0.98), "test validation test", {"PMC101": "validation"}),
+        # Out of the largest split: PMC101 comes before PMC102, and is all that train has.
+        ((0.1, 0.002, 0.898), "test train validation test", {"PMC102": "validation"}),
         ((0.5, 0.5, 0), "validation train train", {}),
         ((1, 0, 0), "train train train", {}),
     ],
