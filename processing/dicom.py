@@ -1,10 +1,8 @@
-"""Reading DICOM files, of which the pixels are measurements: what they mean on a screen stands beside them.
+"""
+Read DICOM files.
 
-Grey images of 8 bits keep the values that are stored, unless the file names a window. Those of 16 bits (of which often
-12 are used) are brought to 8 by the window that the file names (its first); where it names none they stay 16-bit,
-counted from their darkest value, and the image processor scales them to their own range. MONOCHROME1, in which the
-largest value is black, is inverted. Rescaling and windows are pydicom's, applied to every value that can be stored
-rather than to every pixel.
+Grey values are shown as the file says: see `processing/dicom_display.py`. Color is scaled from the range of BitsStored;
+if BitsStored only repeats a container of 16 bits, from the range of the data.
 """
 
 import io
@@ -41,19 +39,20 @@ def require_pydicom() -> None:
 
 def decode_dicom(content: bytes, name: str) -> Image.Image:
     """
-    Decodes the image of a DICOM file; of several frames the first.
+    Decode the image of a DICOM file, the first frame if there are several.
 
     Args:
         content: The bytes of the file.
         name: What errors call it.
 
     Returns:
-        An image of mode `L` or `RGB`, or `I;16` for grey of 16 bits without a window.
+        An image of mode `L` or `RGB`, or `I;16` for grey of more than 8 bits if the file has no usable window or VOI
+        LUT.
 
     Raises:
         ImportError: pydicom is not installed.
-        ImageError: Damaged, too large (which is seen before it is decoded), without an image, or compressed in a way
-            for which there is no decoder.
+        ImageError: If the file is damaged, has no image, is too large (this is known before decoding), is compressed
+            in a way for which there is no decoder, or if the display step fails.
     """
     require_pydicom()
     with warnings.catch_warnings():
@@ -105,20 +104,25 @@ def _check_size(dataset: "Dataset", file_bytes: int, name: str) -> None:
 
 
 def _image(dataset: "Dataset", name: str) -> Image.Image:
-    kind, bits = str(dataset.PhotometricInterpretation), int(dataset.BitsAllocated)
+    kind, bits = str(dataset.PhotometricInterpretation).strip(), int(dataset.BitsAllocated)
     if bits not in (1, 8, 16):
         raise ImageError(f"{name}: DICOM of {bits} bits; 1, 8 and 16 are read", "image of unknown format")
-    pixels = _pixels_of_first_frame(dataset, name)
-    if kind in _GREY:
-        return _grey_image(pixels, dataset, inverted=kind == "MONOCHROME1")
-    if kind == "PALETTE COLOR":
-        from pydicom.pixels import apply_color_lut
+    pixels = _pixels_of_first_frame(dataset, name, kind)
+    try:
+        if kind in _GREY:
+            from .dicom_display import grey_image  # brings transformers, which other images do without
 
-        pixels = apply_color_lut(pixels, dataset)[..., :3]
-    return Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))
+            return grey_image(pixels, dataset, name, mask_unused_bits=_has_unused_bits(dataset))
+        return _color_image(pixels, dataset, kind)
+    except Exception as error:  # faulty elements surface as many types
+        raise ImageError(
+            f"{name}: the pixels were decoded, but the display step failed ({type(error).__name__}: {error}); check "
+            "the elements of modality LUT, VOI LUT, window and palette",
+            "image unreadable",
+        ) from error
 
 
-def _pixels_of_first_frame(dataset: "Dataset", name: str) -> np.ndarray:
+def _pixels_of_first_frame(dataset: "Dataset", name: str, kind: str) -> np.ndarray:
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -128,35 +132,41 @@ def _pixels_of_first_frame(dataset: "Dataset", name: str) -> np.ndarray:
             "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg brings most of them",
             "image of unknown format",
         )
-    return pixel_array(dataset, index=0)
+    if kind in _GREY and _has_unused_bits(dataset):
+        # A padding value may use bits above BitsStored, so these are masked after it has been looked for.
+        return pixel_array(dataset, index=0, correct_unused_bits=False)
+    return pixel_array(dataset, index=0, raw=_is_deep_ybr(dataset, kind))
 
 
-def _grey_image(pixels: np.ndarray, dataset: "Dataset", inverted: bool) -> Image.Image:
-    if int(dataset.BitsAllocated) == 1:
-        pixels = pixels * np.uint8(255)
-    stored = np.iinfo(pixels.dtype)
-    if _has_window(dataset):
-        shades = _windowed(np.arange(stored.min, stored.max + 1), dataset)
-        return Image.fromarray((255 - shades if inverted else shades)[pixels.astype(np.intp) - stored.min])
-    if pixels.dtype == np.uint8:
-        return Image.fromarray(255 - pixels if inverted else pixels)
-    values = pixels.astype(np.int32)
-    return Image.fromarray((values.max() - values if inverted else values - values.min()).astype(np.uint16))
+def _has_unused_bits(dataset: "Dataset") -> bool:
+    """Whether bits above BitsStored have to be ignored; the decoders of these compressions return the values."""
+    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
+
+    decoded = {*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes}
+    return int(dataset.BitsStored) < int(dataset.BitsAllocated) and dataset.file_meta.TransferSyntaxUID not in decoded
 
 
-def _windowed(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """What stored values are shown as, in 8 bits."""
-    from pydicom.pixels import apply_modality_lut, apply_windowing
-
-    # The infinities tell what pydicom makes of values below and above the window.
-    values = np.concatenate([[-np.inf, np.inf], apply_modality_lut(stored, dataset)])
-    with np.errstate(over="ignore"):
-        black, white, *shades = apply_windowing(values, dataset, index=0)
-    return np.round((np.asarray(shades) - black) / (white - black) * 255).astype(np.uint8)
+def _is_deep_ybr(dataset: "Dataset", kind: str) -> bool:
+    return kind.startswith("YBR_FULL") and int(dataset.BitsAllocated) == 16
 
 
-def _has_window(dataset: "Dataset") -> bool:
-    return all(dataset.get(keyword) not in (None, "") for keyword in ("WindowCenter", "WindowWidth"))
+def _color_image(pixels: np.ndarray, dataset: "Dataset", kind: str) -> Image.Image:
+    from pydicom.pixels import apply_color_lut, convert_color_space
+
+    from .image_processing_biomedclip import scale_to_8_bit
+
+    if kind == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)[..., :3]
+        if pixels.dtype != np.uint8:
+            # Some tables of 16 bits hold values of 8.
+            pixels = (pixels if pixels.max() <= 255 else pixels >> 8).astype(np.uint8)
+        return Image.fromarray(pixels)
+    bits_stored, bits_allocated = int(dataset.BitsStored), int(dataset.BitsAllocated)
+    if bits_stored < bits_allocated or _is_deep_ybr(dataset, kind):
+        pixels = scale_to_8_bit(pixels, 0, 2**bits_stored - 1)
+    elif bits_allocated > 8:
+        pixels = scale_to_8_bit(pixels)
+    return Image.fromarray(convert_color_space(pixels, kind, "RGB") if _is_deep_ybr(dataset, kind) else pixels)
 
 
 __all__ = ["decode_dicom", "require_pydicom"]

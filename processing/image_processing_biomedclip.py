@@ -10,16 +10,17 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_transforms import to_pil_image
+from transformers.image_transforms import to_channel_dimension_format
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
+    ChannelDimension,
     ImageInput,
     PILImageResampling,
     SizeDict,
     infer_channel_dimension_format,
 )
-from transformers.utils import TensorType
+from transformers.utils import TensorType, is_torch_tensor
 
 
 # A strip of 1 x 100,000 pixels would be blown up to 224 x 22,400,000 before the crop. Beyond this ratio of the sides
@@ -27,13 +28,75 @@ from transformers.utils import TensorType
 MAX_ASPECT_RATIO = 1000
 
 
+# Values that are converted together: a bound on the memory of the intermediate float64 array.
+_BLOCK = 1 << 20
+
+
+def scale_to_8_bit(values: np.ndarray, lowest: float | None = None, highest: float | None = None) -> np.ndarray:
+    """
+    Map values linearly to 0..255. This is the one rule for everything that is not an 8-bit image.
+
+    `lowest` becomes 0, `highest` becomes 255, and the result is rounded to the nearest integer (ties to even). By
+    default the range is that of the data: the smallest and the largest finite value. NaN and infinities do not count
+    for the range and become 0. An array of one single value becomes 0.
+
+    Args:
+        values: Integers, booleans or floats of any range and shape. The range is taken over all channels together.
+        lowest: Value that becomes 0; smaller values become 0 too.
+        highest: Value that becomes 255; larger values become 255 too.
+
+    Returns:
+        An array of the same shape and of dtype uint8.
+
+    Raises:
+        ValueError: If `values` are neither real numbers nor booleans.
+    """
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"Pixels must be integers, booleans or floats, but they are {values.dtype}.")
+    result = np.zeros(values.shape, dtype=np.uint8)
+    if lowest is None or highest is None:
+        smallest, largest = _finite_range(values) or (0, 0)
+        lowest, highest = smallest if lowest is None else lowest, largest if highest is None else highest
+    if not lowest < highest:
+        return result
+    step = max(1, _BLOCK // max(1, values[:1].size))
+    for start in range(0, len(values), step):
+        block = values[start : start + step]
+        result[start : start + step] = _scaled(block, lowest, highest)
+    return result
+
+
+def _finite_range(values: np.ndarray) -> tuple[Any, Any] | None:
+    """Smallest and largest finite value as Python numbers, if there are finite values."""
+    if values.dtype.kind != "f":
+        return (values.min().item(), values.max().item()) if values.size else None
+    finite = np.isfinite(values)
+    if not finite.any():
+        return None
+    return values.min(where=finite, initial=np.inf).item(), values.max(where=finite, initial=-np.inf).item()
+
+
+def _scaled(values: np.ndarray, lowest: float, highest: float) -> np.ndarray:
+    if values.dtype.itemsize == 8 and values.dtype.kind in "iu" and isinstance(lowest, int):
+        # float64 has 53 bits: the offset is subtracted before the conversion, modulo 2**64.
+        above = np.where(values > lowest, values.astype(np.uint64) - np.uint64(lowest % 2**64), np.uint64(0))
+        distance, width = above.astype(np.float64), float(highest - lowest)
+    else:
+        # A difference or a product of huge floats would overflow; a power of two changes no digit of them.
+        shrink = 2.0**-20 if max(abs(lowest), abs(highest)) > 1e300 else 1.0
+        with np.errstate(invalid="ignore"):  # some NaN signal
+            distance = np.nan_to_num(values.astype(np.float64), nan=lowest, posinf=lowest, neginf=lowest) * shrink
+        distance -= lowest * shrink
+        width = highest * shrink - lowest * shrink
+    return np.round(np.clip(distance, 0, width) * 255 / width).astype(np.uint8)
+
+
 def to_8_bit(image: Image.Image) -> Image.Image:
     """
-    Brings an image of more than 8 bits (modes `I;16`, `I`, `F`) to 8-bit grey.
+    Convert an image of more than 8 bits (modes `I;16`, `I`, `F`) to 8-bit grey by [`scale_to_8_bit`].
 
-    The image's own range, darkest to brightest, is mapped linearly to 0..255. Pillow's conversion, which open_clip
-    uses, clips at 255 instead: a 12-bit radiograph comes out nearly all white. Values that fit into 8 bits already are
-    kept as they are, and so is every image of 8 bits.
+    The range is the image's own. Pillow's conversion, which open_clip uses, clips at 255 instead: a 12-bit radiograph
+    comes out nearly all white. Images of the other modes have 8 bits or fewer and are kept as they are.
 
     Args:
         image: Any Pillow image.
@@ -43,11 +106,38 @@ def to_8_bit(image: Image.Image) -> Image.Image:
     """
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-    darkest, brightest = values.min(), values.max()
-    if darkest < 0 or brightest > 255:
-        values = (values - darkest) * (255 / ((brightest - darkest) or 1))
-    return Image.fromarray(np.round(values).astype(np.uint8))
+    # In blocks of rows: a whole array of the image would take several times its memory.
+    rows = max(1, _BLOCK // image.width)
+    boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+    ranges = [found for box in boxes if (found := _finite_range(np.asarray(image.crop(box))))]
+    lowest = min((smallest for smallest, _ in ranges), default=0)
+    highest = max((largest for _, largest in ranges), default=0)
+    result = np.empty((image.height, image.width), dtype=np.uint8)
+    for box in boxes:
+        result[box[1] : box[3]] = scale_to_8_bit(np.asarray(image.crop(box)), lowest, highest)
+    return Image.fromarray(result)
+
+
+def _array_to_image(array: np.ndarray, input_data_format: Any = None) -> Image.Image:
+    """Return an 8-bit Pillow image of an array: grey `(height, width)`, or with 1 to 4 channels first or last."""
+    if array.ndim == 3:
+        if input_data_format is None and not {1, 3} & {array.shape[0], array.shape[-1]}:
+            # With transparency. Not tried first: a color image of two or four rows would be mistaken for it.
+            input_data_format = infer_channel_dimension_format(array, num_channels=(2, 4))
+        array = to_channel_dimension_format(array, ChannelDimension.LAST, input_data_format)
+        if array.shape[-1] > 4:
+            raise ValueError(f"An image has 1 to 4 channels, but the array has {array.shape[-1]}.")
+        if array.shape[-1] == 1:
+            array = array[..., 0]
+    if array.dtype == np.bool_:
+        # A grey one is an image of one bit, as Pillow reads it from a file.
+        return Image.fromarray(array if array.ndim == 2 else array.astype(np.uint8) * np.uint8(255))
+    if array.dtype != np.uint8:
+        if array.ndim == 3:
+            array = array[..., : 1 if array.shape[-1] == 2 else 3]  # transparency is dropped
+            array = array[..., 0] if array.shape[-1] == 1 else array
+        array = scale_to_8_bit(array)
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 class BiomedCLIPImageProcessor(PilBackend):
@@ -56,7 +146,8 @@ class BiomedCLIPImageProcessor(PilBackend):
 
     `pixel_values` equal those of open_clip's evaluation transform bit for bit for every mode of 8 bits. What that means
     on purpose: transparency is dropped, not blended; palette images are resized without interpolation; EXIF orientation
-    is left alone. Images of 16 bits are the exception, see [`to_8_bit`].
+    is left alone. Images of more than 8 bits, and arrays of other dtypes than uint8, are scaled from their own range to
+    0..255 first: see [`scale_to_8_bit`].
 
     Example:
 
@@ -86,17 +177,27 @@ class BiomedCLIPImageProcessor(PilBackend):
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def process_image(self, image: ImageInput, input_data_format: Any = None, **kwargs: Any) -> Image.Image:
-        """A Pillow image out of a Pillow image, an array or a tensor; arrays hold 0..255, or floats in [0, 1]."""
-        if not isinstance(image, Image.Image):
-            image = np.asarray(image)
-            if input_data_format is None and image.ndim == 3 and not {1, 3} & {image.shape[0], image.shape[-1]}:
-                # With transparency. Not asked for at once: a colour image of two or four rows would be taken for it.
-                input_data_format = infer_channel_dimension_format(image, num_channels=(2, 4))
-            if image.dtype == np.uint16:
-                image = Image.fromarray(np.squeeze(image))
-            else:
-                image = to_pil_image(image, input_data_format=input_data_format)
-        return to_8_bit(image)
+        """
+        Convert an image to a Pillow image of 8 bits.
+
+        Args:
+            image: A Pillow image, an array or a tensor. Arrays of uint8 are taken as they are, those of another dtype
+                are scaled by [`scale_to_8_bit`], like a file that holds the same values.
+            input_data_format: Where an array has its channels; inferred by default.
+
+        Returns:
+            The image.
+        """
+        if isinstance(image, Image.Image):
+            return to_8_bit(image)
+        if is_torch_tensor(image):
+            image = image.detach().cpu()
+            image = image.float() if str(image.dtype) == "torch.bfloat16" else image  # numpy has no such type
+        return _array_to_image(np.asarray(image), input_data_format)
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> ImageInput:
+        """Accept grey arrays without a channel dimension, alone or in lists."""
+        return super()._prepare_images_structure(_with_channels(images), expected_ndims)
 
     def resize(self, image: Image.Image, size: SizeDict, resample: Any, **kwargs: Any) -> Image.Image:
         """Resizes to `shortest_edge`, or to `height` and `width`, as torchvision does."""
@@ -146,6 +247,13 @@ class BiomedCLIPImageProcessor(PilBackend):
                 np.take(table, np.asarray(bands[number % len(bands)]), out=pixels[number], mode="clip")
             pixel_values.append(pixels)
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+
+def _with_channels(images: Any) -> Any:
+    """Give arrays and tensors of shape `(height, width)` a channel dimension."""
+    if isinstance(images, list | tuple):
+        return [_with_channels(image) for image in images]
+    return images[None] if getattr(images, "ndim", None) == 2 else images
 
 
 def _tables(

@@ -8,6 +8,7 @@ from typing import Any
 import fsspec
 from PIL import Image, UnidentifiedImageError
 
+from .deep_images import DeepPng, DeepTiff, find_deep_image
 from .image_formats import DECODABLE_FORMATS, DICOM_SUFFIXES, format_of
 
 
@@ -40,7 +41,10 @@ class ImageError(ValueError):
 
 def read_image(source: Any) -> Image.Image:
     """
-    Reads and decodes one image in its own mode (16-bit images stay 16-bit; the image processor converts).
+    Read and decode one image in its own mode.
+
+    Grey images of more than 8 bits keep their values; the image processor scales them. Color of more than 8 bits is
+    scaled here, because Pillow has no mode for it.
 
     Args:
         source: A path or URL that fsspec opens, the bytes of a file, a binary file object, a Pillow image, or a
@@ -107,7 +111,9 @@ def _path_in_row(path: str) -> ImageError:
 
 def open_image(source: Any) -> tuple[Image.Image, str]:
     """
-    Opens an image, of which the size is known then, but does not decode it: [`decode_image`] does. (DICOM is decoded.)
+    Open an image, of which the size is known then, but do not decode it: [`decode_image`] does.
+
+    DICOM, and the files that `processing/deep_images.py` reads, are decoded here.
 
     Args:
         source: What [`read_image`] takes.
@@ -153,9 +159,14 @@ def _open(content: bytes, name: str) -> Image.Image:
         return decode_dicom(content, name)
     try:
         with warnings.catch_warnings():
-            # Of half its own size limit (ours is checked below), and of damaged metadata, which nobody reads.
+            # About half of Pillow's own size limit (ours is checked below), and about damaged metadata.
             warnings.simplefilter("ignore")
+            deep = find_deep_image(content)
+            if deep is not None:
+                return _read_deep_image(deep, name)
             image = Image.open(io.BytesIO(content), formats=DECODABLE_FORMATS)
+    except ImageError:
+        raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels ({error})", "image too large") from error
     except UnidentifiedImageError as error:
@@ -166,19 +177,34 @@ def _open(content: bytes, name: str) -> Image.Image:
     return _checked(image, name, file_bytes=len(content))
 
 
+def _read_deep_image(image: DeepTiff | DeepPng, name: str) -> Image.Image:
+    kind = "TIFF" if isinstance(image, DeepTiff) else "PNG"
+    _check_size(name, image.size, len(image.content) * 2 + image.bytes_to_decode, f"{kind} of more than 8 bits")
+    try:
+        result = image.read()
+    except Image.DecompressionBombError as error:  # a strip or tile beyond Pillow's limit
+        raise ImageError(f"{name}: {error}", "image too large") from error
+    except Exception as error:  # as in `decode_image`
+        raise ImageError(f"{name}: damaged or truncated ({error})") from error
+    result.format = kind
+    return result
+
+
 def _checked(image: Image.Image, name: str, file_bytes: int) -> Image.Image:
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
+    bytes_to_decode = image.width * image.height * _bytes_to_decode(image)
+    _check_size(name, image.size, file_bytes + bytes_to_decode, f"{image.format} ({image.mode})")
+    return image
+
+
+def _check_size(name: str, size: tuple[int, int], bytes_needed: int, kind: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,} pixels", "image too large")
+    if bytes_needed > MAX_BYTES:
         raise ImageError(
-            f"{name}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,} pixels", "image too large"
-        )
-    if file_bytes + pixels * _bytes_to_decode(image) > MAX_BYTES:
-        raise ImageError(
-            f"{name}: to decode {image.width} x {image.height} pixels of {image.format} ({image.mode}) may take more "
-            f"than {MAX_BYTES:,} bytes",
+            f"{name}: to decode {width} x {height} pixels of {kind} may take more than {MAX_BYTES:,} bytes",
             "image too large",
         )
-    return image
 
 
 def reduce_jpeg(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> int:

@@ -61,6 +61,8 @@ def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: "torch.
         scores: Similarities of shape `(queries, captions)`.
         path: PNG to write.
     """
+    from processing.image_processing_biomedclip import to_8_bit  # brings transformers, which the other plots do without
+
     columns = 2
     rows = -(-len(images) // columns)
     figure, grid = plt.subplots(
@@ -76,7 +78,7 @@ def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: "torch.
     for query, image in enumerate(images):
         row, column = divmod(query, columns)
         picture, text = grid[row][2 * column], grid[row][2 * column + 1]
-        picture.imshow(image.convert("RGB"))
+        picture.imshow(to_8_bit(image).convert("RGB"))
         top = 0.98
         best = scores[query].argsort(descending=True).tolist()
         for candidate in best[:3]:

@@ -23,6 +23,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
 from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
 from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
+from processing.image_processing_biomedclip import to_8_bit
 from processing.pmc.bucket import Bucket, ObjectError, ObjectMissing
 
 from . import build, train
@@ -207,7 +208,7 @@ class Quickstart:
             trust_remote_code=False,
         )
         row = PairStream(self.output_dir, "test").rows(0, 0, 1)[0]
-        image = read_image(row["image"]).convert("RGB")
+        image = to_8_bit(read_image(row["image"])).convert("RGB")
         labels = ["chest X-ray", "line chart", "gel electrophoresis"]
         answers = {
             answer["label"]: answer["score"]

@@ -7,6 +7,7 @@ two matrix products.
 """
 
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 from tqdm.auto import tqdm
 
 from ..image_files import FolderContent, find_images, is_image_file, shown_name, warn_of_left_out
+from ..image_formats import DECODABLE_FORMATS
 from ..images import ImageError, read_image
 from ..integrity import open_parquet
 
@@ -36,6 +38,7 @@ MAX_FRAMES = 500  # more pages of a TIFF are not counted: each costs more than t
 # 1,545 copies are missed.
 NEAR_DUPLICATE_BITS = 6
 
+_BLOCK = 1 << 20  # values that are looked at together
 _THUMBNAIL = 32  # pixels a side
 _FREQUENCIES = 8  # the lowest of them in each direction
 _COSINES = np.cos(np.pi / (2 * _THUMBNAIL) * np.outer(np.arange(_FREQUENCIES), 2 * np.arange(_THUMBNAIL) + 1))
@@ -81,7 +84,8 @@ def inspect_picture(source: bytes | Path) -> Picture:
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"image: {width} x {height} pixels, and a side has to have {MIN_SIDE}", "image too small")
     # The frames last: to count them moves on in the file.
-    return Picture(width, height, image.mode, perceptual_hash=perceptual_hash(image), frames=_count_frames(image))
+    perceptual = perceptual_hash(image)
+    return Picture(width, height, image.mode, perceptual_hash=perceptual, frames=_count_frames(image, source))
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -89,16 +93,16 @@ def perceptual_hash(image: Image.Image) -> str:
     """
     64 bits that stay nearly the same when a picture is resized or saved in another format.
 
-    The picture is reduced to 32 x 32 grey values, whatever its mode: 16 bits are scaled from the darkest to the
-    brightest as the image processor does, transparency is dropped. The 8 x 8 lowest frequencies of their discrete
-    cosine transform are compared with their median.
+    The picture is reduced to 32 x 32 grey values, whatever its mode. More than 8 bits are scaled from the range of
+    their finite values, as the image processor does, and transparency is dropped. The 8 x 8 lowest frequencies of their
+    discrete cosine transform are compared with their median.
 
     Args:
         image: A decoded picture.
 
     Returns:
-        16 hex digits; nothing for a blank picture, one (nearly) without contrast, of which the bits would say nothing,
-        and for one of floats that are not all finite.
+        16 hex digits; an empty string for a blank picture, which has (nearly) no contrast, so that its bits would be
+        noise.
     """
     thumbnail = _grey_thumbnail(image)
     if not thumbnail.std() >= _BLANK_DEVIATION:
@@ -264,28 +268,51 @@ def _pictures_in(file: Path, *, is_parquet: bool) -> Iterator[tuple[str, Path | 
 
 
 def _grey_thumbnail(image: Image.Image) -> np.ndarray:
-    """32 x 32 grey values; the picture is reduced in its own mode, or from a copy of one byte a pixel."""
+    """Return 32 x 32 grey values; the picture is reduced in its own mode, or from a copy of one byte a pixel."""
     if image.mode in ("1", "P", "PA", "LA", "RGBA"):
         # Pillow would not interpolate the first three, and would copy the others whole to blend their transparency.
         image.info.pop("transparency", None)
         image = image.convert("L")
     elif image.mode.startswith("I;16") and image.mode != "I;16":
         image = image.convert("I")  # Pillow 13 resizes I;16B as if its bytes came in the other order
+    elif image.mode == "F":
+        image = _with_finite_values(image)
     gap = 2.0 if image.mode != "I;16" else None  # Pillow cannot do its faster first step in this mode
     thumbnail = image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=gap)
     if not image.mode.startswith(("I", "F")):
         return np.asarray(thumbnail.convert("RGB").convert("L"), dtype=np.float64)
-    values = np.asarray(thumbnail, dtype=np.float64)
+    # The range of the image processor. Its code is not imported: it brings torch, and 800 MB of memory to each worker.
     darkest, brightest = cast(tuple[float, float], image.getextrema())
-    if darkest < 0 or brightest > 255:
-        values = (values - darkest) * (255 / ((brightest - darkest) or 1))
-    return values
+    return (np.asarray(thumbnail, dtype=np.float64) - darkest) * (255 / ((brightest - darkest) or 1))
 
 
-def _count_frames(image: Image.Image) -> int:
+def _with_finite_values(image: Image.Image) -> Image.Image:
+    """Return an image of floats with its smallest finite value in the place of NaN and infinities."""
+    rows = max(1, _BLOCK // image.width)
+    boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+    smallest, all_finite = np.inf, True
+    for box in boxes:
+        values = np.asarray(image.crop(box))
+        finite = np.isfinite(values)
+        all_finite &= bool(finite.all())
+        smallest = min(smallest, float(values.min(where=finite, initial=np.inf)))
+    if all_finite or smallest == np.inf:
+        return image
+    result = image.copy()
+    for box in boxes:
+        values = np.asarray(image.crop(box))
+        result.paste(Image.fromarray(np.where(np.isfinite(values), values, np.float32(smallest))), box)
+    return result
+
+
+def _count_frames(image: Image.Image, source: bytes | Path) -> int:
     try:
+        if not isinstance(image, ImageFile.ImageFile):  # its pixels were not read by Pillow
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(file, formats=DECODABLE_FORMATS) as opened:
+                return _count_frames(opened, source)
         return _count_pages(image) if image.format == "TIFF" else getattr(image, "n_frames", 1)
-    except Exception:  # what follows the first frame may be damaged; nobody looks at it
+    except Exception:  # the frames after the first may be damaged, and are not used
         return 1
 
 

@@ -14,42 +14,11 @@ from processing.images import ImageError
 
 
 pydicom = pytest.importorskip("pydicom")
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from dicom_writer import dicom, ramp  # noqa: E402
 from pydicom.pixels import apply_modality_lut, apply_windowing  # noqa: E402
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid  # noqa: E402
 
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
-
-
-def dicom(pixels: np.ndarray, **elements) -> bytes:
-    """An uncompressed DICOM file; elements by keyword, beside or instead of those that describe the pixels."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["test"])
-    bits = 8 * pixels.dtype.itemsize
-    described = {
-        "Rows": pixels.shape[0],
-        "Columns": pixels.shape[1],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": bits,
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-        "PixelRepresentation": int(np.issubdtype(pixels.dtype, np.signedinteger)),
-    }
-    for keyword, value in (described | elements).items():
-        setattr(dataset, keyword, value)
-    dataset.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
-    file = io.BytesIO()
-    dataset.save_as(file, enforce_file_format=True)
-    return file.getvalue()
-
-
-def ramp(dtype, size: int = 16) -> np.ndarray:
-    return np.linspace(0, 4095 if np.dtype(dtype).itemsize > 1 else 255, size * size).astype(dtype).reshape(size, size)
 
 
 def test_8_bits_are_the_values_of_the_file():

@@ -8,10 +8,11 @@ import pytest
 import torch
 from open_clip.transform import image_transform
 from PIL import Image
+from torchvision.transforms.functional import center_crop
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from processing import BiomedCLIPImageProcessor, read_image
-from processing.image_processing_biomedclip import to_8_bit
+from processing import BiomedCLIPImageProcessor, image_processing_biomedclip, read_image
+from processing.image_processing_biomedclip import scale_to_8_bit, to_8_bit
 
 
 MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA", "1", "YCbCr")
@@ -126,15 +127,46 @@ def test_a_12_bit_radiograph_keeps_its_range(dtype):
         assert np.asarray(image.convert("RGB")).mean() > 230, "if Pillow did better, to_8_bit could go"
 
 
-def test_values_that_fit_into_8_bits_are_kept():
-    values = np.arange(64, dtype=np.uint16).reshape(8, 8)
-    assert np.array_equal(np.asarray(to_8_bit(Image.fromarray(values))), values)
+def test_the_range_is_that_of_the_data_for_values_that_fit_into_8_bits_too():
+    values = np.arange(0, 64, 9, dtype=np.uint16).reshape(2, 4)
+    assert np.asarray(to_8_bit(Image.fromarray(values))).tolist() == [[0, 36, 73, 109], [146, 182, 219, 255]]
 
 
-def test_a_constant_image_of_16_bits_and_one_with_nan_are_no_accident():
+def test_a_constant_image_of_16_bits_and_one_with_nan_are_black_where_they_have_no_range():
     assert np.asarray(to_8_bit(Image.fromarray(np.full((4, 4), 3000, dtype=np.uint16)))).max() == 0
-    values = np.array([[np.nan, 0.0], [np.inf, 1000.0]], dtype=np.float32)
-    assert np.array_equal(np.asarray(to_8_bit(Image.fromarray(values))), [[0, 0], [0, 255]])
+    values = np.array([[np.nan, 500.0], [np.inf, 1000.0], [-np.inf, 700.0]], dtype=np.float32)
+    assert np.asarray(to_8_bit(Image.fromarray(values))).tolist() == [[0, 0], [0, 255], [0, 102]]
+
+
+def test_the_range_can_be_given_and_values_outside_are_clipped():
+    for dtype in (np.int16, np.int64, np.float32):
+        values = np.array([-5, 0, 10, 50, 100, 101], dtype=dtype)
+        assert scale_to_8_bit(values, 0, 100).tolist() == [0, 0, 26, 128, 255, 255]
+    assert scale_to_8_bit(np.array([0.0, 50.0]), lowest=-50).tolist() == [128, 255]
+    assert scale_to_8_bit(np.array([2**63 + 5, 2**63 + 1], dtype=np.uint64), 2**63, 2**63 + 5).tolist() == [255, 51]
+
+
+def test_large_arrays_are_scaled_in_blocks_to_the_same_values(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(70, 30)).astype(np.float32)
+    values[20:30] = np.nan
+    expected = scale_to_8_bit(values)
+    monkeypatch.setattr(image_processing_biomedclip, "_BLOCK", 100)
+    assert np.array_equal(scale_to_8_bit(values), expected)
+    assert np.array_equal(to_8_bit(Image.fromarray(values)), expected)
+
+
+@pytest.mark.parametrize("crop", [(8, 8), (7, 8), (8, 5)])
+def test_crops_are_those_of_torchvision_for_images_smaller_and_larger_than_the_crop(crop):
+    """What lies outside the image is black, and the surplus pixel of an odd difference is on torchvision's side."""
+    processor = BiomedCLIPImageProcessor(
+        do_resize=False, do_normalize=False, do_rescale=False, crop_size={"height": crop[0], "width": crop[1]}
+    )
+    generator = np.random.default_rng(0)
+    for height in range(1, 13):
+        for width in range(1, 13):
+            image = Image.fromarray(generator.integers(1, 256, (height, width, 3), dtype=np.uint8))
+            expected = np.asarray(center_crop(image, crop)).transpose(2, 0, 1)
+            assert np.array_equal(processor(image, return_tensors="np")["pixel_values"][0], expected), image.size
 
 
 def test_arrays_and_tensors_give_the_pixels_of_the_image():
