@@ -21,6 +21,7 @@ from transformers import (
 
 from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.source_checks import check_source
+from processing.pmc.statistics import load_tokenizer
 from run_scripts.adapters import AdapterOptions, add_adapter
 from run_scripts.evaluation.dual_encoders import load_dual_encoder
 from run_scripts.evaluation.visual_question_answering import load_answerer
@@ -163,6 +164,26 @@ def test_the_flag_runs_the_code(planted, marker):
     with pytest.raises(Exception):  # noqa: B017 - the planted class is no model
         load_dual_encoder(str(planted), trust_remote_code=True)
     assert marker.exists()
+
+
+@torch.no_grad()
+def test_a_model_that_needs_its_own_code_is_loaded_with_the_flag_alone(small_checkpoint, tmp_path):
+    folder = shutil.copytree(small_checkpoint, tmp_path / "model")
+    change(folder / "config.json", model_type="someones_clip")
+    code = folder / "configuration_biomedclip.py"
+    code.write_text(code.read_text().replace('model_type = "biomedclip"\n', 'model_type = "someones_clip"\n'))
+    with questions_are_errors(), pytest.raises(ValueError, match="trust_remote_code"):
+        load_dual_encoder(str(folder))
+    encoder, original = load_dual_encoder(str(folder), trust_remote_code=True), load_dual_encoder(str(small_checkpoint))
+    assert encoder.type == "someones_clip" and type(encoder.model).__module__.startswith("transformers_modules")
+    pixels = torch.zeros(1, 3, 32, 32)
+    torch.testing.assert_close(encoder.embed_pixels(pixels), original.embed_pixels(pixels), rtol=0, atol=1e-6)
+
+
+def test_the_tokenizer_that_measures_captions_runs_no_code(planted, marker):
+    with questions_are_errors(), pytest.raises(ValueError, match="--caption-tokenizer"):
+        load_tokenizer(str(planted))
+    assert not marker.exists()
 
 
 @pytest.fixture
