@@ -3,14 +3,16 @@
 import logging
 import math
 import os
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from .image_files import FolderContent, find_images, is_visible, shown_name, warn_of_left_out
 from .image_formats import DECODABLE_FORMATS
@@ -143,6 +145,7 @@ def read_splits(
     if any(file.suffix in (".parquet", ".arrow") for file in content.others if file not in tables):
         import datasets
 
+        _refuse_data_elsewhere(root)
         return _from_datasets(datasets.load_dataset(str(root)), str(path), image_column, label_column)
     if tables and any(names_images(table, image_column) for table in tables):
         content = replace(content, others=[file for file in content.others if file not in tables])
@@ -328,6 +331,46 @@ def _warn_of_unused(root: Path, unused: Sequence[Path], why: str) -> None:
         names = ", ".join(shown_name(path.relative_to(root).as_posix()) for path in unused[:_SHOWN])
         rest = ", ..." if len(unused) > _SHOWN else ""
         logger.warning("%s: %s images %s and are left out: %s%s", root, f"{len(unused):,}", why, names, rest)
+
+
+def _refuse_data_elsewhere(root: Path) -> None:
+    """
+    Check that the settings of a `datasets` folder name no data outside of it, which `datasets` would fetch.
+
+    Raises:
+        ValueError: If `data_files` or `data_dir` of `README.md` or `.huggingface.yaml` names an address, an absolute
+            path or a parent folder.
+    """
+    for file in (root / "README.md", root / ".huggingface.yaml"):
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8", errors="replace")
+        parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE) if file.suffix == ".md" else ["", text]
+        try:
+            settings = yaml.safe_load(parts[1]) if len(parts) > 1 else None
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file}: the settings at its head are not YAML: {error}") from error
+        configs = settings.get("configs") if isinstance(settings, dict) else None
+        for config in configs if isinstance(configs, list) else [configs]:
+            for key in ("data_files", "data_dir"):
+                for place in _texts_in(config.get(key) if isinstance(config, dict) else None):
+                    if "://" in place or "::" in place or Path(place).is_absolute() or ".." in Path(place).parts:
+                        raise ValueError(
+                            f"{file}: {key} names {place!r}, which is outside of the folder. Remove it, or copy the "
+                            "data into the folder."
+                        )
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """The texts in a nested value of a YAML file."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts_in(item)
 
 
 def _open_on_hub(name: str) -> Any:

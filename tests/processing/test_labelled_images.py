@@ -214,3 +214,19 @@ def test_empty_labels_of_a_datasets_set_are_refused_with_their_row(rows, labels,
     few.save_to_disk(tmp_path / "set")
     with pytest.raises(ValueError, match="1 of 3 rows have no label in 'organ', the first is row [12]"):
         read_labelled_images(tmp_path / "set", image_column="scan", label_column="organ")
+
+
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize(
+    "place",
+    ["https://example.org/rows.parquet", "hf://datasets/someone/else/rows.parquet", "/etc/rows.csv", "../rows.csv"],
+)
+@pytest.mark.parametrize("form", ["data_files: {place}", "data_files: [{{split: train, path: ['{place}']}}]"])
+def test_a_card_of_a_folder_fetches_no_data_from_elsewhere(tmp_path, monkeypatch, file, place, form):
+    monkeypatch.setattr("datasets.load_dataset", lambda *arguments: pytest.fail("datasets has seen the folder"))
+    (tmp_path / "rows.parquet").write_bytes(b"")
+    text = f"configs:\n- config_name: default\n  {form.format(place=place)}\n"
+    (tmp_path / file).write_text(f"---\n{text}---\n# Set\n" if file == "README.md" else text)
+    with pytest.raises(ValueError, match=f"{file}: data_files names") as error:
+        read_labelled_images(tmp_path)
+    assert place in str(error.value)
