@@ -71,7 +71,10 @@ def open_parquet(
     file: Any = pa.OSFile(os.fspath(source), "rb") if isinstance(source, str | os.PathLike) else source
     footer = _read_footer(file, name or "file")
     if footer_sha256 is not None and hashlib.sha256(footer).hexdigest() != footer_sha256:
-        raise DamagedFile(f"{name}: the footer is damaged: its SHA-256 is not the one in {REPORT_FILE}.")
+        raise DamagedFile(
+            f"{name}: the footer is damaged: its SHA-256 is not the one in {REPORT_FILE}. If the data set was built "
+            "again meanwhile, load it again."
+        )
     try:
         metadata = pq.read_metadata(pa.BufferReader(footer))
     except (pa.ArrowException, OSError) as error:
@@ -196,7 +199,7 @@ def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] 
     filesystem = filesystem or fsspec.filesystem("file")
     path = posixpath.join(root, REPORT_FILE)
     try:
-        report = json.loads(filesystem.cat_file(path))
+        report = report_of_build(json.loads(filesystem.cat_file(path)))
         hashes = report.get(HASHES)
         if hashes is not None:
             return {str(name): dict(stated) for name, stated in hashes.items()}
@@ -209,6 +212,12 @@ def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] 
         _NOT_VERIFIABLE_NAMED.add(root)
         logger.warning("%s: not verifiable: %s, so damage to its files may go unnoticed. Build it again.", root, why)
     return None
+
+
+def report_of_build(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report of the build: that of a quickstart, which has its place, holds it under `build`."""
+    build = report.get("build")
+    return build if isinstance(build, dict) else report
 
 
 def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -292,5 +301,6 @@ __all__ = [
     "open_parquet",
     "read_columns",
     "read_hashes",
+    "report_of_build",
     "stated_footer",
 ]

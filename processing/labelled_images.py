@@ -134,7 +134,7 @@ def read_splits(
     """
     root = Path(path)
     if not root.is_dir():
-        return _from_datasets(_open_on_hub(str(path)), str(path), image_column, label_column)
+        return _from_datasets(_open_on_hub(str(path)), str(path), image_column, label_column, downloaded=True)
     if any((root / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
         import datasets
 
@@ -386,7 +386,37 @@ def _open_on_hub(name: str) -> Any:
         raise FileNotFoundError(f"{name}: no such folder, and no such data set on the Hub ({error}).") from error
 
 
-def _from_datasets(opened: Any, path: str, image_column: str, label_column: str) -> dict[str, LabelledImages]:
+@dataclass(frozen=True)
+class _Downloaded(Sequence[Any]):
+    """Images of a set on the Hub that consists of image files: its rows hold the paths of the files in the cache."""
+
+    images: Sequence[Any]
+    caches: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: Any) -> Any:
+        image = self.images[number]
+        if not isinstance(image, dict) or image.get("bytes") is not None or not image.get("path"):
+            return image
+        file = Path(image["path"]).resolve()
+        # A path that leads elsewhere stays a path in a row, which is not opened.
+        return file if any(file.is_relative_to(cache) for cache in self.caches) else image
+
+
+def _download_caches() -> tuple[Path, ...]:
+    """Folders into which `datasets` downloads."""
+    import datasets
+    from huggingface_hub import constants
+
+    folders = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    return tuple(Path(folder).resolve() for folder in folders)
+
+
+def _from_datasets(
+    opened: Any, path: str, image_column: str, label_column: str, *, downloaded: bool = False
+) -> dict[str, LabelledImages]:
     import datasets
 
     by_name: Mapping[str, Any] = opened if isinstance(opened, Mapping) else {"train": opened}
@@ -406,7 +436,8 @@ def _from_datasets(opened: Any, path: str, image_column: str, label_column: str)
         if isinstance(rows.features[image_column], datasets.Image):
             rows = rows.cast_column(image_column, datasets.Image(decode=False))
         labels = _label_texts(rows, label_column, f"{path}: the {split} split")
-        splits[split] = LabelledImages(rows[image_column], labels, [f"{split}/{row}" for row in range(len(rows))])
+        images = _Downloaded(rows[image_column], _download_caches()) if downloaded else rows[image_column]
+        splits[split] = LabelledImages(images, labels, [f"{split}/{row}" for row in range(len(rows))])
     return splits
 
 

@@ -35,6 +35,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 from .files import require_regular
+from .images import MAX_NAME
 from .integrity import DamagedFile, TruncatedFile, check_values, footers_of, open_parquet
 from .pmc.articles import LICENSES_KEY, parse_licenses
 from .retries import lasting_error
@@ -657,15 +658,18 @@ def _generate_rows(
 ) -> Iterator[dict[str, Any]]:
     for shard in shards:
         for number, row in enumerate(reader.all_rows(shard, epoch)):
-            if decode and (image := row.get("image")) is not None and image["bytes"] is None:
+            image = row.get("image")
+            if isinstance(image, str):
+                image = {"bytes": None, "path": image}
+            if decode and isinstance(image, dict) and image["bytes"] is None and image["path"] is not None:
                 raise _without_bytes(f"{shard.url}: row {row.get('pair_id') or number}", image["path"])
             yield row
 
 
-def _without_bytes(row: str, path: str | None) -> ValueError:
+def _without_bytes(row: str, path: str) -> ValueError:
     return ValueError(
-        f"{row} has no bytes of its image, only the path {path!r}, and paths inside data are not opened. Store the "
-        "bytes in the column 'image', or remove the row."
+        f"{row} has no bytes of its image, only the path {path[:MAX_NAME]!r}, and paths inside data are not opened. "
+        "Store the bytes in the column 'image', or remove the row."
     )
 
 
@@ -708,14 +712,18 @@ def _random_access(
 
 def _refuse_paths(data_set: "datasets.Dataset") -> None:
     """Raises for the first row whose image has a path and no bytes."""
-    images = data_set.data.column("image")
-    if not pa.types.is_struct(images.type):
+    images = paths = data_set.data.column("image")
+    without_bytes = pc.is_valid(images)
+    if pa.types.is_struct(images.type):
+        paths = pc.struct_field(images, "path")
+        without_bytes = pc.and_(pc.is_valid(paths), pc.is_null(pc.struct_field(images, "bytes")))
+    elif pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type):
         return
-    first = pc.index(pc.and_(pc.is_valid(images), pc.is_null(pc.struct_field(images, "bytes"))), True).as_py()
+    first = pc.index(without_bytes, True).as_py()
     if first >= 0:
         named = "pair_id" in data_set.column_names
         name = data_set.data.column("pair_id")[first].as_py() if named else f"{first} of the {data_set.split} split"
-        raise _without_bytes(f"Row {name}", images[first]["path"].as_py())
+        raise _without_bytes(f"Row {name}", str(paths[first].as_py()))
 
 
 def _text_row(row: Mapping[str, Any], reader: _Reader, epoch: int) -> dict[str, str | None]:

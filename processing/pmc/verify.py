@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from ..integrity import REPORT_FILE, check_file, open_parquet, read_hashes
+from ..integrity import REPORT_FILE, check_file, open_parquet, read_hashes, report_of_build
 from .articles import KEPT, LICENSES_KEY
 from .plan import ARTICLES_FILE, SKIPPED_FILE, read_articles
 
 
 ROWS_AT_A_TIME = 16
+PAGE_BUFFER_BYTES = 8_000_000
 FAULTS_OF_A_FILE = 20  # that are listed
 
 
@@ -113,7 +114,7 @@ def _read_report(folder: Path, result: Verification) -> dict[str, Any]:
     try:
         report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
         if isinstance(report, dict):
-            return report
+            return report_of_build(report)
         result.faults.append(f"{folder / REPORT_FILE}: damaged: not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         result.faults.append(f"{folder / REPORT_FILE}: cannot be read ({error})")
@@ -146,7 +147,9 @@ def _verify_shard(path: Path, stated: Mapping[str, Any] | None, counts: _Counts,
     result.checked["shards"] += 1
     if stated is not None:
         _attempt(result, path, partial(check_file, path, stated))
-    file = open_parquet(path, footer_sha256=None if stated is None else stated["footer_sha256"])
+    footer = None if stated is None else stated["footer_sha256"]
+    # Through a buffer, so that a row group need not be in memory as a whole.
+    file = open_parquet(path, footer_sha256=footer, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
     noted = json.loads((file.metadata.metadata or {}).get(LICENSES_KEY.encode(), b"[]"))
     faults: list[str] = []
     for group in range(file.num_row_groups):

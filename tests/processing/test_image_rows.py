@@ -19,6 +19,7 @@ from processing import (
     LabelCollator,
     VisualQuestionCollator,
     images,
+    labelled_images,
     load_pmc15m,
     read_image,
     read_labelled_images,
@@ -159,6 +160,24 @@ def test_a_picture_to_keep_out_that_is_a_path_is_not_read(tmp_path, picture, cap
         PictureIndex.from_path(tmp_path / "a.parquet")
 
 
+def test_image_files_of_a_set_on_the_hub_are_read_from_the_cache_alone(tmp_path, monkeypatch, picture):
+    # `datasets` gives rows with the paths of the files that it has downloaded.
+    cache = tmp_path / "cache" / "downloads"
+    for label in ("a", "b"):
+        (cache / label).mkdir(parents=True)
+        (cache / label / "1.png").write_bytes(png_bytes(3))
+    (cache / "b" / "2.png").symlink_to(picture)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    opened = datasets.load_dataset("imagefolder", data_dir=str(cache), split="train")
+    monkeypatch.setattr(labelled_images, "_open_on_hub", lambda name: opened)
+    read = read_labelled_images("someone/images")["train"]
+    expected = np.asarray(read_image(png_bytes(3)))
+    assert np.array_equal(read_row_image(read[0]["image"]), expected)
+    assert np.array_equal(read_row_image(read[1]["image"]), expected)
+    with pytest.raises(ImageError, match="paths inside data rows are not opened"):
+        read_row_image(read[2]["image"])
+
+
 # load_pmc15m
 
 
@@ -180,6 +199,17 @@ def test_a_set_refuses_a_path_in_a_row_and_names_the_row(tmp_path, picture, stre
         list(load_pmc15m(folder, streaming=streaming))
     undecoded = list(load_pmc15m(folder, streaming=streaming, decode=False))
     assert undecoded[1]["image"]["bytes"] is None, "left to the collator, which names or replaces the row"
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_set_whose_images_are_texts_is_refused_by_row(tmp_path, picture, streaming, monkeypatch, opened):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    table = pa.table({"pair_id": ["a", "b"], "image": [None, str(picture)]})
+    pq.write_table(table, tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=r"(?s)ow b has no bytes.*paths inside data are not opened"):
+        list(load_pmc15m(tmp_path / "set", streaming=streaming))
+    assert opened == []
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from mirror_writer import MirrorWriter, build_set
 
+from processing import integrity
 from processing.integrity import hashes_of
 from processing.pmc.verify import verify_dataset
 from run_scripts.main import main
@@ -128,6 +129,14 @@ def test_a_set_without_hashes_is_not_verifiable_and_its_images_are_checked(copy)
     result = verify_dataset(copy)
     assert not result.verifiable
     assert len(result.faults) == 1 + 1 and "another MD5" in result.faults[0]  # and the bytes of the split
+
+
+def test_a_set_of_a_quickstart_is_verified_by_the_report_of_its_build(copy):
+    report = json.loads((copy / "report.json").read_text())
+    (copy / "report.json").write_text(json.dumps({"build": report, "training": {"steps": 3}}))
+    result = verify_dataset(copy)
+    assert result.verifiable and result.faults == []
+    assert len(integrity.footers_of([str(path) for path in sorted((copy / "data").iterdir())])) > 0
 
 
 def test_many_faults_of_a_shard_are_counted(copy, monkeypatch):
