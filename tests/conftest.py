@@ -6,10 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-
-# Two test processes share the cores; threads of each that wait for one another would make both many times slower.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+import environment  # noqa: F401  (first: what others import reads it)
 import pytest
 from mirror_writer import MirrorWriter, build_set
 from object_store import ObjectStore, running_object_store

@@ -139,7 +139,6 @@ class Engine:
                 logging_dir=str(logs / stage.name),
                 mem_per_cpu_gb=max(self.memory_gb, stage.memory_gb),
                 depends=before,
-                env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
                 **self.slurm,
             )
             before.retries = self.retries
@@ -204,11 +203,12 @@ class _SlurmExecutor(SlurmPipelineExecutor):
                 time.sleep(PAUSE * attempt)
 
     def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
-        """Quotes values and paths: `sbatch` and bash would split them at spaces."""
+        """Starts tasks with this Python, and quotes values and paths: `sbatch` and bash would split them at spaces."""
         pickled = self.logging_dir.resolve_paths("executor.pik")
+        command = [sys.executable, "-P", "-m", "datatrove.tools.launch_pickled_pipeline", pickled]
         return super().get_launch_file_contents(
             {name: shlex.quote(str(value)) if value else value for name, value in sbatch_args.items()},
-            run_script.replace(pickled, shlex.quote(pickled)),
+            run_script.replace(f"launch_pickled_pipeline {pickled}", shlex.join(command)),
         )
 
     def launch_merge_stats(self) -> None:

@@ -90,7 +90,7 @@ def test_slurm_gives_the_same_bytes_out_of_four_jobs_that_wait_for_each_other(mi
     for script in scripts:
         for line in ("--partition=cpu", "--time=02:00:00", "--account=lab", "--comment='two words'", "--requeue"):
             assert f"#SBATCH {line}\n" in script
-        assert f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n" in script
+        assert f" {shlex.quote(sys.executable)} -P -m datatrove" in script
     memory = [re.search(r"--mem-per-cpu=(\d+)G", script)[1] for script in scripts]
     assert memory == ["4", "8", "4", "4"], "the plan has all pairs in memory"
     assert [(slurm / f"job-{number}.args").read_text().split("\n")[1:] for number in range(1, 5)] == [
@@ -104,10 +104,8 @@ def test_slurm_gives_the_same_bytes_out_of_four_jobs_that_wait_for_each_other(mi
 
 def test_under_slurm_the_same_command_goes_on_behind_a_job_that_failed(mirror, tmp_path, undisturbed, slurm):
     engine = Engine(executor="slurm", workers=3, retries=0, slurm=SLURM)
-    real = shlex.quote(str(Path(sys.executable).parent / "launch_pickled_pipeline"))
     srun = (slurm / "srun").read_text()
-    third_fails = f'[[ $SLURM_ARRAY_TASK_ID == 2 ]] && exit 1\nexec {real} "${{@:2}}"'
-    (slurm / "srun").write_text(srun.replace('exec "$@"', third_fails))
+    (slurm / "srun").write_text(srun.replace("exec", "[[ $SLURM_ARRAY_TASK_ID == 2 ]] && exit 1\nexec"))
     with pytest.raises(Exception, match="sbatch"):
         build_set(mirror.root, tmp_path / "out", tasks=5, engine=engine)
     assert not (tmp_path / "out" / "data").exists()
