@@ -55,14 +55,14 @@ def test_ray_gives_the_same_bytes(mirror, tmp_path, undisturbed):
         "from pathlib import Path\n"
         "from processing.pmc.build import BuildOptions, build_dataset\n"
         "from processing.pmc.executors import Engine\n"
-        f"build_dataset(BuildOptions({str(mirror.root)!r}), {str(tmp_path / 'out')!r}, tasks=4,\n"
+        f"build_dataset(BuildOptions({str(mirror.root)!r}), {str(tmp_path / 'out')!r}, tasks=3,\n"
         "    engine=Engine(executor='ray', workers=2, memory_gb=1))\n"
         "import ray\n"
         "assert ray.is_initialized()\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
     environment["TMPDIR"] = str(tmp_path / "temporary")
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=900)
     assert files(tmp_path / "out") == undisturbed
 
 
