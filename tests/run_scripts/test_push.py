@@ -161,7 +161,7 @@ def test_no_path_of_the_machine_goes_up_and_the_card_names_the_repository(hub, m
 
 def test_the_ten_lines_of_the_readme_run_on_what_was_pushed(hub, model, built, tmp_path):
     run_push(model)
-    code = code_block((ROOT / "README.md").read_text(), "Ten lines")
+    code = code_block((ROOT / "README.md").read_text(encoding="utf-8"), "Ten lines")
     code = code.replace('"out/model"', '"lab/model"').replace('"out"', repr(str(built)))
     printed = python(code, hub, tmp_path / "empty cache", ours=True)
     assert "'chest X-ray': " in printed and "torch.Size([1, 16])" in printed
