@@ -1,6 +1,5 @@
 """What tests share: real data where it lies, and a corpus, model and processor small enough to build on the spot."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

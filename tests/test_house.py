@@ -99,7 +99,9 @@ def reads_or_writes_text_without_an_encoding(call: ast.Call) -> bool:
         # `PIL.Image.open` and a file system's `open` read bytes; a text mode has no "b", and is the default of `open`.
         modes = {value for value in literals if isinstance(value, str) and set(value) <= set("rwaxbt+")}
         return not any("b" in mode for mode in modes) and (isinstance(call.func, ast.Name) or bool(modes))
-    return name in ("read_text", "write_text") or getattr(named.get("text"), "value", False) is True
+    if name in ("read_text", "write_text"):
+        return isinstance(call.func, ast.Attribute)  # a function of ours knows its encoding
+    return getattr(named.get("text"), "value", False) is True
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
