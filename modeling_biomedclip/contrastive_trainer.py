@@ -12,17 +12,25 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, sort_checkpoints
 
 from .cached_gradients import RandomState, cached_backward, copy_to_device, mini_batch_rows, take_rows
 from .contrastive_loss import LOSSES, contrastive_loss, summed_loss
 from .retrieval_metrics import retrieval_metrics
+from .training_options import (
+    CONTRASTIVE,
+    check_accelerator,
+    check_before_processing,
+    check_trainer_arguments,
+    check_training_arguments,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -39,9 +47,11 @@ class ContrastiveTrainingArguments(TrainingArguments):
     cosine to zero. Its warm-up of 2,000 steps is left to the recipe file, as no short run could bear it. The batch of
     the loss is `per_device_train_batch_size` times the number of processes.
 
+    Fields that contrastive training would ignore are refused: see `docs/training_arguments.md`.
+
     Raises:
-        ValueError: Gradient accumulation, another loss than there are, a mini-batch of no pairs, or one with DeepSpeed;
-            activations to keep of no mini-batches.
+        ValueError: If a field is refused, `loss` is unknown, `mini_batch_size < 1`, or `keep_activations` is set
+            without `mini_batch_size`.
     """
 
     loss: str = field(
@@ -92,21 +102,15 @@ class ContrastiveTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if are_processes_on_cpu():
             self.use_cpu = True
+        check_before_processing(self)
         super().__post_init__()
-        if self.gradient_accumulation_steps != 1:
-            raise ValueError(
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} would change the loss: each piece of "
-                "the batch would see its own pairs as the only negatives. Use --mini-batch-size for a large batch on "
-                "little memory: it gives the loss and the gradients of the whole batch."
-            )
+        check_training_arguments(self, CONTRASTIVE)
         if self.loss not in LOSSES:
             raise ValueError(f"loss={self.loss!r}: the loss is one of {', '.join(LOSSES)}.")
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
             raise ValueError(f"mini_batch_size={self.mini_batch_size} must be 1 or more. Leave it out for no limit.")
         if self.keep_activations and self.mini_batch_size is None:
-            raise ValueError("keep_activations: there are none but those of the whole batch without mini_batch_size.")
-        if self.mini_batch_size is not None and self.deepspeed:
-            raise ValueError("mini_batch_size: DeepSpeed takes each backward pass for a step. Use DDP or FSDP2.")
+            raise ValueError("keep_activations=True needs mini_batch_size: without it there are no mini-batches.")
 
 
 def are_processes_on_cpu() -> bool:
@@ -142,8 +146,12 @@ class ContrastiveTrainer(Trainer):
     figures by name, before which comes `eval_`. Training goes on as if nothing had been evaluated: random states are
     what they were.
 
+    Options that contrastive training would ignore are refused, in `args` and among the arguments: see
+    `docs/training_arguments.md`. They are checked again when training starts.
+
     Raises:
-        ValueError: A model without the parameters of the loss, or an epoch count that gives no step.
+        ValueError: If an option is refused, the model lacks the parameters of the loss, `eval_dataset` has no random
+            access, or `num_train_epochs` gives no step.
 
     Example:
 
@@ -156,8 +164,8 @@ class ContrastiveTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
-        args: ContrastiveTrainingArguments,
+        model: nn.Module | None = None,
+        args: ContrastiveTrainingArguments | None = None,
         *,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -167,13 +175,24 @@ class ContrastiveTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
+        check_trainer_arguments(kwargs)
+        if not isinstance(args, ContrastiveTrainingArguments) or model is None:
+            raise ValueError("ContrastiveTrainer needs model, and ContrastiveTrainingArguments as args.")
         find_logit_scale(model)
         if args.loss == "siglip" and find_logit_bias(model) is None:
             raise ValueError(
                 f"{type(model).__name__} has no parameter `logit_bias`, which the SigLIP loss needs. A BiomedCLIPModel "
                 "has one when its configuration sets logit_bias_init_value, -10 as a rule."
             )
+        for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
+            if dataset is not None and not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+                raise ValueError(
+                    f"eval_dataset {name}: a {type(dataset).__name__} has no random access, which evaluation needs. "
+                    "Pass a list of rows, or load_pmc15m(..., streaming=False)."
+                )
         self.pair_stream = train_dataset if hasattr(train_dataset, "batches") else None
+        check_training_arguments(args, CONTRASTIVE, stream=self.pair_stream is not None)
+        check_mini_batch_size(args)
         # Batches without augmentation for evaluation; the training collator where none is given.
         self.eval_data_collator = eval_data_collator or data_collator
         self.evaluators = evaluators
@@ -182,6 +201,7 @@ class ContrastiveTrainer(Trainer):
         if self.pair_stream is not None:
             batch_size = args.train_batch_size * args.world_size
             if args.max_steps <= 0:
+                args.steps_from_epochs = True  # type: ignore[attr-defined]
                 args.max_steps = math.ceil(args.num_train_epochs * (len(self.pair_stream) // batch_size))
                 if args.max_steps == 0:
                     raise ValueError(
@@ -200,10 +220,31 @@ class ContrastiveTrainer(Trainer):
             callbacks=[_ContrastiveCallback(), *(callbacks or [])],
             **kwargs,
         )
+        self._check_options()
         # The loss is that of the whole batch already; Trainer must not divide it.
         self.loss_is_scaled_for_ga = True
         if args.fsdp or self.is_fsdp_enabled:
             self._prepare_sharding()
+
+    def _check_options(self) -> None:
+        check_training_arguments(self.args, CONTRASTIVE, stream=self.pair_stream is not None)
+        check_mini_batch_size(self.args)
+        check_accelerator(self.accelerator)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """
+        Train, after a check of the options, some of which may have been changed since the trainer was created.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint, or True for the last one in the output folder.
+            kwargs: Further arguments of `Trainer.train`.
+
+        Raises:
+            ValueError: If an option is refused.
+        """
+        self._check_options()
+        check_resume(self.args, resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """The stream's own loader, kept out of accelerate's hands: it would split each rank's slice once more."""
@@ -219,6 +260,7 @@ class ContrastiveTrainer(Trainer):
             # Trainer restores before the loader starts.
             generator=torch.Generator().manual_seed(self.args.seed),
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
 
@@ -329,6 +371,7 @@ class ContrastiveTrainer(Trainer):
 
     def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], size: int) -> torch.Tensor:
         model.train()
+        _set_mode(self.optimizer, "train")
         pinned = self.args.dataloader_pin_memory and self.args.device.type == "cuda"
 
         def embed(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -339,7 +382,7 @@ class ContrastiveTrainer(Trainer):
             outputs = model(**self._prepare_inputs(mini_batch))
             return outputs.image_embeds, outputs.text_embeds
 
-        return cached_backward(
+        loss = cached_backward(
             embed,
             mini_batch_rows(inputs, size),
             lambda image_embeds, text_embeds: self._loss_of(model, image_embeds, text_embeds),
@@ -349,6 +392,10 @@ class ContrastiveTrainer(Trainer):
             no_sync=nullcontext if self.is_fsdp_enabled else lambda: self.accelerator.no_sync(model),
             device=self.args.device,
         )
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
+        return loss
 
     def _prepare_sharding(self) -> None:
         """What FSDP2 cannot shard: a parameter without dimensions, and a table inside a layer that it has sharded."""
@@ -392,6 +439,7 @@ class ContrastiveTrainer(Trainer):
         if len(self.accelerator._models) == 0 and model is self.model:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
+        _set_mode(self.optimizer, "eval")
         images, texts = [], []
         with torch.no_grad():
             for inputs in dataloader:
@@ -433,17 +481,62 @@ class ContrastiveTrainer(Trainer):
             eval_dataset = self.eval_dataset[eval_dataset] if eval_dataset else self.eval_dataset
         if eval_dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
+        workers = self.args.dataloader_num_workers
         loader = DataLoader(
             eval_dataset,
             batch_size=self.args.eval_batch_size,
             collate_fn=self.eval_data_collator,
-            num_workers=self.args.dataloader_num_workers,
+            num_workers=workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
         return self.accelerator.prepare(loader)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         return self.get_eval_dataloader(test_dataset)
+
+
+def check_mini_batch_size(args: ContrastiveTrainingArguments) -> None:
+    """
+    Refuse mini-batches that are larger than the batch.
+
+    Args:
+        args: The training arguments, with the batch size of the run.
+
+    Raises:
+        ValueError: If `mini_batch_size` is larger than the batch of a process.
+    """
+    if args.mini_batch_size is not None and args.mini_batch_size > args.train_batch_size:
+        raise ValueError(
+            f"mini_batch_size={args.mini_batch_size} is larger than the batch of a process, {args.train_batch_size} "
+            "pairs, and would have no effect. Leave it out, or choose a smaller one."
+        )
+
+
+def check_resume(args: TrainingArguments, resume_from_checkpoint: str | bool | None) -> None:
+    """
+    Refuse a checkpoint that is named where `train()` does not look for it.
+
+    Args:
+        args: The training arguments.
+        resume_from_checkpoint: The argument of `train()`.
+
+    Raises:
+        ValueError: If the argument is None and the training arguments name a checkpoint.
+    """
+    named = str(args.resume_from_checkpoint or "false")
+    if resume_from_checkpoint is None and named.lower() != "false":
+        raise ValueError(
+            f"resume_from_checkpoint={named!r} of the training arguments is read by the command alone. Pass it to "
+            "trainer.train(resume_from_checkpoint=...)."
+        )
+
+
+def _set_mode(optimizer: Any, mode: str) -> None:
+    """Call `train()` or `eval()` of an optimizer that has them, such as a schedule-free one."""
+    if callable(method := getattr(optimizer, mode, None)):
+        method()
 
 
 class _ContrastiveCallback(TrainerCallback, ExportableState):
@@ -591,6 +684,8 @@ __all__ = [
     "ContrastiveTrainer",
     "ContrastiveTrainingArguments",
     "are_processes_on_cpu",
+    "check_mini_batch_size",
+    "check_resume",
     "find_logit_bias",
     "find_logit_scale",
     "loss_parameters",

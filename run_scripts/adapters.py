@@ -53,6 +53,8 @@ class AdapterOptions:
                 raise ValueError("--lora-alpha, --lora-dropout, --lora-targets and --merge-adapter need --lora-rank.")
         elif self.lora_rank < 1:
             raise ValueError(f"--lora-rank must be 1 or more, not {self.lora_rank}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora-dropout must be at least 0 and less than 1, not {self.lora_dropout}.")
 
 
 def add_adapter(model: PreTrainedModel, options: AdapterOptions, *, trained_whole: Sequence[str] = ()) -> PeftModel:

@@ -18,13 +18,14 @@ from typing import Any
 from model_cards.fill import fill_dataset_card
 from processing.files import require_regular
 from processing.integrity import REPORT_FILE, DamagedFile
-from processing.pmc.articles import FIGURES_PER_ARTICLE
+from processing.pmc.articles import FIGURES_PER_ARTICLE, parse_licenses
 from processing.pmc.build import BuildOptions, build_dataset
 from processing.pmc.executors import EXECUTORS, Engine
 from processing.pmc.splits import parse_fractions
 from processing.pmc.verify import verify_dataset
 
 from .build_report import show_report, show_verification
+from .errors import UsageError, usage_errors
 from .options import option_value, parse_options
 from .plots import plot_report
 from .publishing import check_write_access, push_dataset
@@ -235,12 +236,17 @@ def build(
         The report; none where the work was submitted to Slurm.
     """
     engine = engine or EngineOptions()
-    how = read_engine(engine)
+    with usage_errors():
+        how = read_engine(engine)
+        build_options = read_build_options(source, seed=output.seed)
+        parse_licenses(source.license)
+        if source.overwrite and source.update:
+            raise UsageError("--overwrite builds anew and --update keeps what is there: pass one of them.")
     if engine.executor == "slurm" and shutil.which("sbatch") is None:
-        raise ValueError("--executor slurm: there is no sbatch on this machine. Run it where jobs are submitted.")
+        raise UsageError("--executor slurm: there is no sbatch on this machine. Run it where jobs are submitted.")
     options = {key: value for part in (source, engine, output) for key, value in dataclasses.asdict(part).items()}
     return build_dataset(
-        read_build_options(source, seed=output.seed),
+        build_options,
         output.output_dir,
         engine=how,
         tasks=engine.tasks,
@@ -260,7 +266,7 @@ def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
     try:
         max_shard_bytes = convert_file_size_to_int(source.max_shard_size)
     except ValueError:
-        raise ValueError(f"--max-shard-size {source.max_shard_size!r}: a size is needed, such as 500MB.") from None
+        raise UsageError(f"--max-shard-size {source.max_shard_size!r}: a size is needed, such as 500MB.") from None
     return BuildOptions(
         source=source.source,
         pmcids=read_pmcids(source.pmcids),
@@ -285,11 +291,11 @@ def read_engine(options: EngineOptions) -> Engine:
     for name in ("tasks", "workers", "connections", "memory_gb"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
     slurm: dict[str, Any] = {}
     if options.executor == "slurm":
         if not options.slurm_partition:
-            raise ValueError("--executor slurm needs --slurm-partition: see sinfo for those of the cluster.")
+            raise UsageError("--executor slurm needs --slurm-partition: see sinfo for those of the cluster.")
         pairs = [part.partition("=") for part in (options.slurm_args or "").split(",") if part.strip()]
         slurm = {
             "partition": options.slurm_partition,
@@ -326,7 +332,7 @@ def read_pmcids(choice: str | list[str] | None) -> list[str] | None:
         lines = _read_lines_of(choice)
         pmcids = [word for line in lines for word in line.split("#")[0].split()]
     if not pmcids:
-        raise ValueError(f"--pmcids {choice!r} holds no PMCID.")
+        raise UsageError(f"--pmcids {choice!r} holds no PMCID.")
     return pmcids
 
 

@@ -26,7 +26,15 @@ from .adapters import AdapterOptions, add_adapter, refuse_sharded_merge, what_is
 from .options import parse_options, write_recipe
 from .progress import show_progress
 from .reporting import say, show_table
-from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
+from .runs import (
+    ALTERNATIVES,
+    check_checkpoint,
+    check_trackers,
+    checkpoint_to_resume,
+    cost_rows,
+    part_processes,
+    run_training,
+)
 from .supervised import SupervisedArguments, SupervisedTrainer, load_with_head, save_results
 from .trust import trust_option
 
@@ -77,6 +85,10 @@ class LabelledData:
     )
     trust_remote_code: bool = trust_option()
 
+    def __post_init__(self):
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"--validation-share must lie between 0 and 1, not {self.validation_share}.")
+
 
 OPTION_CLASSES = [LabelledData, AdapterOptions, SupervisedArguments]
 
@@ -90,6 +102,7 @@ def main(arguments: Sequence[str]) -> None:
         description=__doc__.split("\n\n")[0],
         example=EXAMPLE,
         shown=SHOWN,
+        alternatives=ALTERNATIVES,
     )
     trainer, results = train_classifier(data, args, adapter)
     if trainer.is_world_process_zero():
@@ -169,6 +182,8 @@ def train_classifier(
 def with_validation(splits: Mapping[str, LabelledImages], share: float, seed: int) -> dict[str, LabelledImages]:
     """The splits as they are if one of them is for validation, or else with a share of the training images as one."""
     if "validation" in splits:
+        if share != LabelledData.validation_share:
+            raise ValueError("--validation-share has no effect: the set has a validation split. Leave it out.")
         return dict(splits)
     stay, held_out = hold_out(splits["train"].labels, share, seed)
     return {**splits, "train": splits["train"].select(stay), "validation": splits["train"].select(held_out)}

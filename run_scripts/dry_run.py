@@ -10,6 +10,7 @@ from torch import nn
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
 from processing import PairStream
 
+from .errors import UsageError
 from .memory import estimate_memory, mib
 from .reporting import say, show_table, versions
 from .towers import PARTS, REST, part_of
@@ -38,6 +39,8 @@ class DryRunOptions:
         for name, value in (("--pairs", self.pairs), ("--processes", self.processes)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, not {value}.")
+        if not self.dry_run and (self.pairs != PUBLISHED_PAIRS or self.processes is not None):
+            raise ValueError("--pairs and --processes have no effect without --dry-run. Leave them out.")
 
 
 def plan_run(
@@ -72,11 +75,11 @@ def plan_run(
     mini_batch_size = min(args.mini_batch_size or share, share)
     batches = number // batch_size
     if batches == 0:
-        raise ValueError(f"A batch of {batch_size:,} pairs does not fit: there are {number:,}. Lower --batch-size.")
+        raise UsageError(f"A batch of {batch_size:,} pairs does not fit: there are {number:,}. Lower --batch-size.")
     # As the trainer counts: whole batches of each epoch.
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * batches)
     if steps == 0:
-        raise ValueError(f"--num-train-epochs {args.num_train_epochs} gives no step. Raise it, or set --max-steps.")
+        raise UsageError(f"--num-train-epochs {args.num_train_epochs} gives no step. Raise it, or set --max-steps.")
     memory = {
         checkpointing: estimate_memory(
             model,

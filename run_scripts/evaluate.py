@@ -25,6 +25,7 @@ from processing.benchmarks.benchmark import ClassificationBenchmark, RetrievalBe
 from processing.benchmarks.leaks import find_leaks
 from processing.labelled_images import hold_out
 
+from .errors import UsageError
 from .evaluation.comparison import compare, short_names
 from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
 from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
@@ -187,7 +188,7 @@ def main(arguments: Sequence[str]) -> None:
         positionals=["task"],
     )
     if options.task not in TASKS:
-        raise ValueError(f"There is no task {options.task!r}; there are {', '.join(TASKS)}.")
+        raise UsageError(f"There is no task {options.task!r}; there are {', '.join(TASKS)}.")
     check_options(options)
     PartialState(cpu=are_processes_on_cpu(), timeout=datetime.timedelta(days=1))
     folders = _folders(options.model, Path(options.output_dir))
@@ -205,7 +206,7 @@ def main(arguments: Sequence[str]) -> None:
 def check_options(options: EvaluateOptions) -> None:
     """
     Raises:
-        ValueError: An option that the task does not read, shares of the labels that cannot be drawn, or a template
+        UsageError: An option that the task does not read, shares of the labels that cannot be drawn, or a template
             without a place for the class name.
     """
     for option in dataclasses.fields(options):
@@ -213,12 +214,12 @@ def check_options(options: EvaluateOptions) -> None:
         default = option.default if made is dataclasses.MISSING else made()
         if options.task not in tasks and getattr(options, option.name) != default:
             name = option.name.replace("_", "-")
-            raise ValueError(f"--{name} has no effect on {options.task}, only on {', '.join(tasks)}. Leave it out.")
+            raise UsageError(f"--{name} has no effect on {options.task}, only on {', '.join(tasks)}. Leave it out.")
     for share in options.shares:
         check_share(share)
     for template in options.templates:
         if "{}" not in template:
-            raise ValueError(f"--templates: {template!r} has no {{}} for the class name.")
+            raise UsageError(f"--templates: {template!r} has no {{}} for the class name.")
 
 
 def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
@@ -368,13 +369,13 @@ TASKS: dict[str, Callable[[Run], dict[str, Any] | None]] = {
 def _classification_benchmark(options: EvaluateOptions, split: Any) -> ClassificationBenchmark:
     if options.benchmark is None:
         if options.prompts is not None:
-            raise ValueError("--prompts names a set of a benchmark: pass --benchmark too, or --templates instead.")
+            raise UsageError("--prompts names a set of a benchmark: pass --benchmark too, or --templates instead.")
         return unpublished_benchmark(options.data, split, options.templates or TEMPLATES)
     benchmark = load_benchmark(
         options.benchmark, options.data, split=split, prompts=options.prompts, **_reading(options)
     )
     if not isinstance(benchmark, ClassificationBenchmark):
-        raise ValueError(f"--benchmark {options.benchmark} has no classes: it is not for {options.task}.")
+        raise UsageError(f"--benchmark {options.benchmark} has no classes: it is not for {options.task}.")
     return dataclasses.replace(benchmark, templates=list(options.templates)) if options.templates else benchmark
 
 
@@ -396,7 +397,7 @@ def _probed_splits(options: EvaluateOptions) -> dict[str, ClassificationBenchmar
                 raise
             continue
         if not isinstance(read, ClassificationBenchmark):
-            raise ValueError(f"--benchmark {name} has no classes: it is not for a linear probe.")
+            raise UsageError(f"--benchmark {name} has no classes: it is not for a linear probe.")
         splits[split] = read
     return splits
 
@@ -414,7 +415,7 @@ def _retrieval_benchmark(options: EvaluateOptions) -> RetrievalBenchmark | None:
         return None
     benchmark = load_benchmark(options.benchmark, options.data, split=options.split)  # type: ignore[arg-type]
     if not isinstance(benchmark, RetrievalBenchmark):
-        raise ValueError(f"--benchmark {options.benchmark} has no captions: it is not for retrieval.")
+        raise UsageError(f"--benchmark {options.benchmark} has no captions: it is not for retrieval.")
     return benchmark
 
 
@@ -479,5 +480,5 @@ def _folders(models: Sequence[str], output_dir: Path) -> list[Path]:
     if len(models) == 1:
         return [output_dir]
     if len(set(models)) < len(models):
-        raise ValueError("--model names the same model twice.")
+        raise UsageError("--model names the same model twice.")
     return [output_dir / re.sub(r"[^\w.-]+", "_", name) for name in short_names(models)]

@@ -7,6 +7,8 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
+from run_scripts.errors import UsageError
+
 
 VERBS = {
     "quickstart": "the whole line: build, train, evaluate, load again, fine-tune",
@@ -33,6 +35,7 @@ def usage() -> str:
         "name of a shipped recipe. Options on the command line win over the recipe.\n\n"
         "No verb runs the code in a model's folder, and none asks whether to. train and\n"
         "evaluate run it with --trust-remote-code, which no recipe can set.\n\n"
+        "exit status: 0 done, 1 the work failed, 2 the command line or the recipe is wrong\n\n"
         "example:\n  biomedclip quickstart --output-dir out\n"
     )
 
@@ -45,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: What follows `biomedclip` on the command line; `sys.argv` when left out.
 
     Returns:
-        The exit status: 0, 1 when the work failed, 2 when the command line makes no sense.
+        The exit status: 0, 1 if the work failed, 2 if the command line or the recipe is wrong.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -71,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         sys.stderr.write(f"\nbiomedclip {verb}: {_describe(error)}\n({DEBUG_VARIABLE}=1 shows where it happened.)\n")
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         sys.stderr.write(f"\nbiomedclip {verb}: interrupted.\n")
         return 130

@@ -91,6 +91,17 @@ class ModelOptions:
             )
         if self.model_name_or_path and self.tokenizer:
             raise ValueError("--model-name-or-path brings its own tokenizer; leave --tokenizer out.")
+        source = self.model_name_or_path or self.tokenizer or self.text_model
+        if source and self.vocabulary_size != ModelOptions.vocabulary_size:
+            raise ValueError(f"--vocabulary-size has no effect: {source} brings its vocabulary. Leave it out.")
+        for name, least in (("image_size", 1), ("vocabulary_size", 1), ("max_length", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")
+        if self.patch_dropout is not None and not 0 <= self.patch_dropout < 1:
+            raise ValueError(
+                f"--patch-dropout: patch_dropout must be at least 0 and less than 1, not {self.patch_dropout}."
+            )
         for option, section in (("vision_model", "vision_config"), ("text_model", "text_config")):
             if towers[option] and isinstance(self.model_config, dict) and self.model_config.get(section):
                 raise ValueError(

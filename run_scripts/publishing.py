@@ -24,6 +24,7 @@ from model_cards.fill import PLACEHOLDER, public_report, size
 from processing.integrity import HASHES, DamagedFile, check_file, read_columns
 from processing.retries import lasting_error
 
+from .errors import UsageError
 from .reporting import say
 
 
@@ -108,7 +109,7 @@ def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
         ConnectionError: The Hub does not answer.
     """
     if not re.fullmatch(r"\w[\w.-]*/\w([\w.-]*\w)?", repo_id, re.ASCII) or re.search(r"--|\.\.|\.git$", repo_id):
-        raise ValueError(
+        raise UsageError(
             f"{option} {repo_id!r}: an organisation or user and a name are needed, such as my-lab/pmc-pairs, of "
             "letters, digits, '-', '_' and '.'."
         )

@@ -28,6 +28,7 @@ from processing.pmc.bucket import Bucket, ObjectError, ObjectMissing
 
 from . import build, train
 from .adapters import AdapterOptions, add_adapter
+from .errors import UsageError
 from .evaluation.dual_encoders import load_dual_encoder
 from .evaluation.features import FEATURES, FeatureStore
 from .evaluation.own_images import LABELS, unpublished_benchmark
@@ -296,7 +297,7 @@ class Quickstart:
                 remedy = "pass --overwrite to replace it, or choose" if mark.exists() else "choose"
                 raise FileExistsError(f"{self.output_dir} is not empty: {remedy} another --output-dir.")
             if self.source.source and Path(self.source.source).resolve().is_relative_to(self.output_dir.resolve()):
-                raise ValueError(f"--source {self.source.source} lies in the output folder that is to be replaced.")
+                raise UsageError(f"--source {self.source.source} lies in the output folder that is to be replaced.")
             unfinished = self.output_dir.glob(".corpus-*")  # of a drawing that was killed
             for path in (*(self.output_dir / name for name in RESULTS), *unfinished):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

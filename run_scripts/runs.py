@@ -1,25 +1,38 @@
 """A training run of any task: where it starts from, and what it leaves."""
 
+import configparser
+import importlib.util
 import json
 import logging
+import netrc
+import os
 import shutil
+import sys
+import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import TrainOutput
 
 from modeling_biomedclip.source_checks import check_source
 
+from .errors import UsageError
 from .reporting import peak_memory_mib, versions
 
 
 logger = logging.getLogger(__name__)
 
+# Where one of a group stands on the command line, a recipe's others do not count.
+ALTERNATIVES = (("max_steps", "num_train_epochs"),)
 TRACKERS = ("tensorboard", "trackio", "wandb")  # of the extra `tracking`
 _COSTS = [
     "steps",
@@ -68,7 +81,7 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
             )
         logger.warning("%s has done all steps, but the run was cut off before its end: saving the model.", checkpoint)
         trainer.get_train_dataloader = list  # type: ignore[method-assign]  # Trainer takes a step of any that has rows
-    output = trainer.train(resume_from_checkpoint=checkpoint)
+    output = _train(trainer, checkpoint)
     trainer.save_model()
     trainer.save_state()
     batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -83,8 +96,8 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
         "samples": trainer.state.global_step * batch_size,
         "seconds": seconds,
         "samples_per_second": round(steps * batch_size / seconds, 1),
-        # Trainer divides the sum since the start of the process by all steps.
-        "loss": output.training_loss * trainer.state.global_step / steps if steps else None,
+        # Not `output.training_loss`: versions of Trainer differ in the number of steps that they divide by.
+        "loss": trainer._total_loss_scalar / steps if steps else None,
         "batch_size": batch_size,
         "processes": args.world_size,
         "sharded": any(isinstance(parameter, DTensor) for parameter in parameters),
@@ -108,12 +121,12 @@ def set_batch_size(args: TrainingArguments, batch_size: int | None, devices: int
         devices: Devices of the run.
 
     Raises:
-        ValueError: A batch that the devices cannot share evenly.
+        UsageError: If the devices cannot share the batch evenly.
     """
     if batch_size is None:
         return
     if batch_size < 1 or batch_size % devices != 0:
-        raise ValueError(
+        raise UsageError(
             f"--batch-size {batch_size} cannot be shared evenly by {devices} devices. Choose a multiple of {devices}, "
             "or another number of devices."
         )
@@ -149,14 +162,82 @@ def check_checkpoint(name: str | None, *, trust_remote_code: bool = False) -> No
 
 def check_trackers(args: TrainingArguments) -> None:
     """
+    Check that the trackers of `--report-to` can start, before anything is loaded.
+
+    Args:
+        args: The training arguments; `report_to` is a list by now.
+
     Raises:
-        ImportError: `--report-to` names what is not installed, which `Trainer` would find out after much else.
+        UsageError: If transformers does not know a tracker.
+        ImportError: If a tracker is not installed.
+        OSError: If Weights & Biases has no API key and would send metrics to a server.
     """
-    missing = set(TRACKERS) & set(args.report_to) - set(get_available_reporting_integrations())
+    unknown = [name for name in args.report_to if name not in INTEGRATION_TO_CALLBACK]
+    if unknown:
+        known = ", ".join(INTEGRATION_TO_CALLBACK)
+        raise UsageError(f"--report-to {' '.join(unknown)}: choose among {known}, or one of all and none.")
+    missing = {name for name in args.report_to if not _is_installed(name)}
+    if extra := sorted(missing & set(TRACKERS)):
+        raise ImportError(f"--report-to {' '.join(extra)}: not installed. Do so by: pip install 'biomedclip[tracking]'")
     if missing:
         raise ImportError(
-            f"--report-to {' '.join(sorted(missing))}: not installed. Do so by: pip install 'biomedclip[tracking]'"
+            f"--report-to {' '.join(sorted(missing))}: not installed. Install the package of the tracker."
         )
+    if "wandb" in args.report_to and not _wandb_can_start():
+        raise OSError(
+            "--report-to wandb: no API key was found. Run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline "
+            "to keep the metrics on this machine."
+        )
+
+
+def _is_installed(tracker: str) -> bool:
+    # transformers leaves these two out of its list, or out of it beside mlflow.
+    modules = {"flyte": "flytekit", "azure_ml": "azureml"}
+    if tracker in modules:
+        return importlib.util.find_spec(modules[tracker]) is not None
+    return tracker in get_available_reporting_integrations()
+
+
+def _wandb_can_start() -> bool:
+    """Whether Weights & Biases has a key, or needs none: it looks in the environment, its settings and `.netrc`."""
+    if getattr(sys.modules.get("wandb"), "run", None) is not None:
+        return True
+    settings = {"base_url": "https://api.wandb.ai"}
+    user_settings = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings"
+    for path in (user_settings, Path(os.environ.get("WANDB_DIR", ".")) / "wandb" / "settings"):
+        parser = configparser.ConfigParser(interpolation=None)
+        with suppress(configparser.Error, OSError):
+            parser.read(path)
+            settings |= dict(parser["default"]) if parser.has_section("default") else {}
+    settings |= {name[6:].lower(): value for name, value in os.environ.items() if name.startswith("WANDB_") and value}
+    if settings.get("mode") in ("offline", "dryrun", "disabled") or "disabled" in settings:
+        return True
+    if settings.get("api_key") or settings.get("identity_token_file"):
+        return True
+    names = [os.environ.get("NETRC") or "~/.netrc", "~/_netrc"]
+    for name in names:
+        with suppress(OSError, netrc.NetrcParseError):
+            if netrc.netrc(os.path.expanduser(name)).authenticators(urlsplit(settings["base_url"]).netloc):
+                return True
+    return False
+
+
+def _train(trainer: Trainer, checkpoint: str | None) -> TrainOutput:
+    """
+    Train, and name the tracker if one fails.
+
+    Raises:
+        OSError: If a tracker of `--report-to` raises an error, which has a type of its own.
+    """
+    try:
+        return trainer.train(resume_from_checkpoint=checkpoint or False)
+    except Exception as error:
+        callbacks = {callback: name for name, callback in INTEGRATION_TO_CALLBACK.items()}
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            tracker = callbacks.get(type(frame.f_locals.get("self")))
+            if tracker is not None:
+                raise OSError(f"--report-to {tracker}: {type(error).__name__}: {error}") from error
+        raise
 
 
 def part_processes() -> None:

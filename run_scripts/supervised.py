@@ -8,9 +8,17 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from modeling_biomedclip import ContrastiveTrainer
-from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
+from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu, check_resume
+from modeling_biomedclip.training_options import (
+    LABELS,
+    check_accelerator,
+    check_before_processing,
+    check_training_arguments,
+    rule_of,
+)
 
 from .adapters import MERGED, AdapterOptions, refuse_adapter, save_merged
 from .reporting import write_json
@@ -21,7 +29,12 @@ CONFIG = "config"  # folder of the model's configuration, in an adapter's
 
 @dataclass
 class SupervisedArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults that a set of images needs."""
+    """
+    `TrainingArguments` with the defaults that a set of images needs.
+
+    Raises:
+        ValueError: If a field would be ignored: see `docs/training_arguments.md`.
+    """
 
     resume_from_checkpoint: str | None = field(
         default=None,
@@ -32,10 +45,17 @@ class SupervisedArguments(TrainingArguments):
         default=True, metadata={"help": "A last batch of one damaged image would have no substitute for it."}
     )
 
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={"help": "Trackers of the metrics: tensorboard, trackio, wandb, or several."},
+    )
+
     def __post_init__(self):
         if are_processes_on_cpu():
             self.use_cpu = True
+        check_before_processing(self)
         super().__post_init__()
+        check_training_arguments(self, LABELS)
 
 
 class SupervisedTrainer(Trainer):
@@ -64,13 +84,27 @@ class SupervisedTrainer(Trainer):
                 "Lower --per-device-train-batch-size."
             )
         if args.max_steps <= 0:
+            args.steps_from_epochs = True  # type: ignore[attr-defined]
             steps_per_epoch = math.ceil(rows // batch_size / args.gradient_accumulation_steps)
             args.max_steps = math.ceil(args.num_train_epochs * steps_per_epoch)
         self.eval_data_collator = eval_data_collator
         args.dataloader_pin_memory &= args.device.type != "cpu"
         super().__init__(model, args, callbacks=[_EpochOfCrops()], **kwargs)
+        self._check_options()
         # The model's loss is the mean of its batch: Trainer has to divide it by the number of accumulated ones.
         self.model_accepts_loss_kwargs = False
+
+    def _check_options(self) -> None:
+        check_training_arguments(self.args, LABELS, stream=False)
+        check_accelerator(self.accelerator)
+        if self.is_fsdp_enabled:
+            raise ValueError(f"accelerate is configured for FSDP, which is refused: {rule_of('fsdp', LABELS).text}.")
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Train, after a check of the options, some of which may have been changed since the trainer was created."""
+        self._check_options()
+        check_resume(self.args, resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, **kwargs)
 
     # Trainer's own would use the training collator, and drop the last batch along with the training set's.
     get_eval_dataloader = ContrastiveTrainer.get_eval_dataloader

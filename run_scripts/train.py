@@ -22,15 +22,14 @@ from transformers import (
     set_seed,
 )
 
-from modeling_biomedclip import (
-    ContrastiveTrainer,
-    ContrastiveTrainingArguments,
-)
+from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
+from modeling_biomedclip.contrastive_trainer import check_mini_batch_size
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator, PairStream, load_pmc15m
+from processing.pmc.articles import parse_licenses
 from processing.processing_biomedclip import CONTEXT_LENGTH
 from processing.streaming import TRAINING_COLUMNS, Text, column_names
 
-from . import classification, visual_question_answering
+from . import classification, runs, visual_question_answering
 from .adapters import (
     MERGED,
     AdapterOptions,
@@ -39,7 +38,8 @@ from .adapters import (
     save_merged,
     what_is_where,
 )
-from .dry_run import DryRunOptions, plan_run, show_plan
+from .dry_run import PUBLISHED_PAIRS, DryRunOptions, plan_run, show_plan
+from .errors import UsageError, usage_errors
 from .models import ModelOptions, configuration, load_model, outline
 from .options import is_true, option_value, parse_options, write_recipe
 from .progress import show_progress
@@ -68,10 +68,14 @@ SHOWN = """
 """.split()
 OTHER_TASKS = {module.TASK: module for module in (classification, visual_question_answering)}
 TASKS = ["contrastive", *OTHER_TASKS]
+PER_DEVICE_BATCH = (
+    ContrastiveTrainingArguments.per_device_train_batch_size
+)  # transformers' default, of training and evaluation
 # Where one of a group stands on the command line, a recipe's others do not count.
 ALTERNATIVES = (
     ("model_name_or_path", "vision_model", "text_model", "model_config"),
     ("batch_size", "per_device_train_batch_size"),
+    *runs.ALTERNATIVES,
 )
 
 
@@ -108,6 +112,12 @@ class PairHandling:
         },
     )
     max_eval_pairs: int = field(default=2000, metadata={"help": "Validation pairs used in training, at most."})
+
+    def __post_init__(self):
+        if self.licenses is not None:
+            parse_licenses(self.licenses)
+        if self.max_eval_pairs < 1:
+            raise ValueError(f"--max-eval-pairs must be 1 or more, not {self.max_eval_pairs}.")
 
 
 @dataclass
@@ -157,12 +167,16 @@ def main(arguments: Sequence[str]) -> None:
         shown=SHOWN,
         alternatives=ALTERNATIVES,
     )
+    _check_batch(data, args)
     if dry:
         folder = args.output_dir if option_value("train", "output_dir", arguments) else None
         return _dry_run(data, handling, model_options, adapter, dry_options, args, folder)
     if data.train_data is None:
-        raise ValueError("--train-data is missing: the folder that biomedclip build wrote. (--dry-run needs none.)")
+        raise UsageError("--train-data is missing: the folder that biomedclip build wrote. (--dry-run needs none.)")
     set_batch_size(args, data.batch_size, args.world_size * max(1, args.n_gpu))
+    with usage_errors():
+        check_mini_batch_size(args)
+    _check_evaluation(handling, args)
     trainer, results = train(data.train_data, handling, model_options, args, adapter, zero_shot)
     if trainer.is_world_process_zero():
         show_results(results)
@@ -180,6 +194,8 @@ def _dry_run(
     folder: str | None,
 ) -> None:
     """Plans the run that the options describe, and writes the plan into a folder, if there is one."""
+    if data.train_data and dry_options.pairs != PUBLISHED_PAIRS:
+        raise UsageError("--pairs has no effect with --train-data, whose pairs are counted. Leave one of the two out.")
     _check_base(model_options, adapter)
     processes = dry_options.processes or args.world_size * max(1, args.n_gpu)
     set_batch_size(args, data.batch_size, processes)
@@ -240,7 +256,7 @@ def train(
         batch_size = args.train_batch_size * args.world_size
         write_recipe(
             args.output_dir,
-            [handling, model_options, adapter, args],
+            [handling, model_options, adapter, zero_shot or ZeroShotOptions(), args],
             batch_size=batch_size,
             per_device_train_batch_size=None,
         )
@@ -369,25 +385,53 @@ def show_results(results: dict[str, Any]) -> None:
         say(f"{results['waiting_share']:.0%} of the time went into waiting for data: {results['limit']}")
 
 
+def _check_batch(data: TrainData, args: ContrastiveTrainingArguments) -> None:
+    """
+    Raises:
+        UsageError: If the batch is given twice.
+    """
+    if data.batch_size is not None and args.per_device_train_batch_size != PER_DEVICE_BATCH:
+        raise UsageError(
+            f"--batch-size {data.batch_size} and --per-device-train-batch-size {args.per_device_train_batch_size} both "
+            "set the batch. Leave one of the two out."
+        )
+
+
+def _check_evaluation(handling: PairHandling, args: ContrastiveTrainingArguments) -> None:
+    """
+    Raises:
+        UsageError: If options of the evaluation are set and nothing is evaluated.
+    """
+    if _evaluates(args):
+        return
+    set_anyway = {
+        "--max-eval-pairs": handling.max_eval_pairs != PairHandling.max_eval_pairs,
+        "--per-device-eval-batch-size": args.per_device_eval_batch_size != PER_DEVICE_BATCH,
+    }
+    for option, is_set in set_anyway.items():
+        if is_set:
+            raise UsageError(f"{option} has no effect without evaluation. Set --eval-strategy, or leave it out.")
+
+
 def _check_base(options: ModelOptions, adapter: AdapterOptions) -> None:
     """
     Raises:
-        ValueError: An adapter that could not be loaded upon the checkpoint that it was trained on.
+        UsageError: If the adapter could not be loaded on the checkpoint that it is trained on.
     """
     if adapter.lora_rank is None:
         return
     if not options.model_name_or_path:
-        raise ValueError(
+        raise UsageError(
             "--lora-rank needs --model-name-or-path: an adapter is saved without its base model, which must be a "
             "checkpoint that it can be loaded upon."
         )
     if options.image_size is not None:
-        raise ValueError(
+        raise UsageError(
             "--image-size changes the base of an adapter, which is saved without it. Leave one of --image-size and "
             "--lora-rank out."
         )
     if options.lock_image_tower:
-        raise ValueError("--lock-image-tower: with --lora-rank all of the base is frozen; leave one of the two out.")
+        raise UsageError("--lock-image-tower: with --lora-rank all of the base is frozen; leave one of the two out.")
 
 
 def _training_pairs(
@@ -408,4 +452,4 @@ def _validation_pairs(path: str, most: int) -> Any:
 
 
 def _evaluates(args: ContrastiveTrainingArguments) -> bool:
-    return args.eval_strategy != "no"
+    return args.eval_strategy != "no" or args.eval_on_start

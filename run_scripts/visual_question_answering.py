@@ -26,12 +26,21 @@ from processing.benchmarks.loading import VISUAL_QUESTIONS
 from processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 
 from .adapters import AdapterOptions, add_adapter, refuse_sharded_merge, what_is_where
+from .errors import UsageError
 from .fingerprints import base_fingerprint
 from .models import make_config, read_fields
 from .options import parse_options, write_recipe
 from .progress import show_progress
 from .reporting import no_warnings_of_transformers, say, show_table
-from .runs import check_checkpoint, check_trackers, checkpoint_to_resume, cost_rows, part_processes, run_training
+from .runs import (
+    ALTERNATIVES,
+    check_checkpoint,
+    check_trackers,
+    checkpoint_to_resume,
+    cost_rows,
+    part_processes,
+    run_training,
+)
 from .supervised import SupervisedArguments, SupervisedTrainer, load_with_head, save_results
 from .trust import trust_option
 
@@ -98,6 +107,10 @@ class QuestionData:
             make_config("--co-attention-config", BiomedCLIPCoAttentionConfig, self.co_attention_config)
         if not 0 < self.validation_share < 1:
             raise ValueError(f"--validation-share must lie between 0 and 1, not {self.validation_share}.")
+        if self.benchmark == "slake" and self.validation_share != QuestionData.validation_share:
+            raise ValueError("--validation-share has no effect on slake, which has a validation split. Leave it out.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"--max-length must be 1 or more, not {self.max_length}.")
 
 
 OPTION_CLASSES = [QuestionData, AdapterOptions, SupervisedArguments]
@@ -112,6 +125,7 @@ def main(arguments: Sequence[str]) -> None:
         description=__doc__.split("\n\n")[0],
         example=EXAMPLE,
         shown=SHOWN,
+        alternatives=ALTERNATIVES,
     )
     trainer, results = train_answerer(data, args, adapter)
     if trainer.is_world_process_zero():
@@ -244,7 +258,7 @@ def load_questions(name: str | None, path: str, split: Any, image_folder: str | 
         FileNotFoundError: No such benchmark there, or a part of it missing.
     """
     if name not in VISUAL_QUESTIONS:
-        raise ValueError(f"--benchmark must be {' or '.join(VISUAL_QUESTIONS)} for visual questions, not {name}.")
+        raise UsageError(f"--benchmark must be {' or '.join(VISUAL_QUESTIONS)} for visual questions, not {name}.")
     benchmark = load_benchmark(name, path, split=split, image_folder=image_folder)
     assert isinstance(benchmark, VisualQuestionBenchmark)
     return benchmark

@@ -20,6 +20,7 @@ from processing.benchmarks.loading import CLASSIFICATION
 from processing.images import ImageError, read_row_image
 from processing.labelled_images import LabelledImages, check_readable
 
+from .errors import UsageError
 from .evaluation.own_images import TEMPLATES, unpublished_benchmark
 
 
@@ -49,6 +50,8 @@ class ZeroShotOptions:
         for template in self.zero_shot_templates:
             if "{}" not in template:
                 raise ValueError(f"--zero-shot-templates: {template!r} has no {{}} for the class name.")
+        if not self.zero_shot_data and (self.zero_shot_templates or self.zero_shot_split != "test"):
+            raise ValueError("--zero-shot-templates and --zero-shot-split have no effect without --zero-shot-data.")
 
 
 def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> list[ClassificationBenchmark]:
@@ -59,8 +62,8 @@ def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> li
         FileNotFoundError: No labelled images there.
         ValueError: One class alone, two sets of one name, or a training without evaluation.
     """
-    if options.zero_shot_data and args.eval_strategy == "no":
-        raise ValueError(
+    if options.zero_shot_data and args.eval_strategy == "no" and not args.eval_on_start:
+        raise UsageError(
             "--zero-shot-data is classified at each evaluation, and there is none. Set --eval-strategy steps and "
             "--eval-steps."
         )
@@ -68,7 +71,7 @@ def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> li
     for wanted in options.zero_shot_data:
         name, path = _name_and_path(wanted)
         if name in sets:
-            raise ValueError(f"--zero-shot-data: two sets are called {name!r}. Call one otherwise: NAME={path}.")
+            raise UsageError(f"--zero-shot-data: two sets are called {name!r}. Call one otherwise: NAME={path}.")
         sets[name] = _read_zero_shot_set(name, path, options)
         classes = sets[name].classes
         if len(classes) < 2:

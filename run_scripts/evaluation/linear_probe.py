@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
+from ..errors import UsageError
 from ..reporting import show_table
 from .zero_shot import classification_metrics
 
@@ -128,10 +129,10 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> list[int]:
 def check_share(share: float) -> None:
     """
     Raises:
-        ValueError: Not a share of the labels that can be drawn.
+        UsageError: If the share is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"--shares: a share of the labels lies above 0 and up to 1, not {share}.")
+        raise UsageError(f"--shares: a share of the labels lies above 0 and up to 1, not {share}.")
 
 
 def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:

@@ -11,6 +11,7 @@ import yaml
 from modeling_biomedclip import ContrastiveTrainingArguments
 from run_scripts import train
 from run_scripts.build import read_pmcids
+from run_scripts.errors import UsageError
 from run_scripts.main import main
 from run_scripts.options import RECIPES, is_true, option_value, parse_options, read_recipe, recipe_names
 from run_scripts.reporting import say
@@ -78,6 +79,89 @@ def test_an_unknown_option_of_a_recipe_is_named_with_the_likely_one(recipe):
 def test_what_is_no_recipe_is_refused(recipe, content, message):
     with pytest.raises(ValueError, match=message):
         parse("--config", recipe(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: 1\nb: [\n", "recipe.yaml, line 3, is not YAML"),
+        ("a: 1\n\tb: 2\n", "recipe.yaml, line 2, is not YAML"),
+        ("- a\n", "holds a list. A recipe must hold options"),
+        ("three\n", "holds a str. A recipe must hold options"),
+        ("", "is empty. A recipe must hold options"),
+        ("max_steps: 1\nneeded: x\nmax_steps: 2\n", "recipe.yaml, line 3: the key 'max_steps' stands there twice"),
+        ("train:\n  needed: x\n  needed: y\n", "recipe.yaml, line 3: the key 'needed' stands there twice"),
+        ("max_steps: 1\nmax-steps: 2\n", "'max_steps' is set twice, with dashes and with underscores"),
+        ("train:\n  base: quickstart\n  needed: x\n", "`base: quickstart` stands in the section 'train'. Move it to"),
+        ("base: [a, b]\n", "base must be the name or file of one recipe"),
+        ("trian:\n  needed: x\n", "there is no section 'trian'. Did you mean 'train'"),
+        (
+            "train:\n  needed: x\nbiuld:\n  source: s\n",
+            "'biuld' stands beside sections.*Did you mean the section 'build'",
+        ),
+        ("train:\n  needed: x\nmax_steps: 2\n", "'max_steps' stands beside sections.*Move it into the section"),
+        ("build:\n  source: s\n", "has no section `train:`, so it would have no effect. It has build"),
+        ("train: [needed]\n", "the section 'train' must hold options"),
+        ("train:\n  train:\n    needed: x\n", "the section 'train' stands in the section 'train'"),
+        ("max_steps: [1, 2]\n", "max_steps takes one value, not the list"),
+        ("max_steps:\n  a: 1\n", "max_steps takes a value, not the mapping"),
+    ],
+)
+def test_a_recipe_that_is_wrong_says_where_and_what_to_do(recipe, content, message):
+    with pytest.raises(UsageError, match=message):
+        parse("--config", recipe(content))
+
+
+@pytest.mark.parametrize("value", ["ten", "1.5", "true", "''"])
+def test_a_value_of_the_wrong_type_names_the_recipe_and_the_option(recipe, value, capsys):
+    path = recipe(f"needed: x\nmax_steps: {value}\n")
+    with pytest.raises(SystemExit) as end:
+        parse("--config", path)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert f"{path}: argument" in error and "max-steps: invalid int value" in error
+
+
+def test_a_single_value_is_a_list_of_one_for_an_option_that_takes_a_list(recipe):
+    assert parse("--config", recipe("needed: x\nnames: b\n")).names == ["b"]
+
+
+def test_a_list_of_an_option_that_is_separated_by_commas_is_that_text(recipe):
+    assert parse("--config", recipe("needed: [PMC1, PMC2]\n")).needed == "PMC1,PMC2"
+
+
+def test_a_bare_no_is_the_choice_no(recipe, tmp_path):
+    path = recipe("eval_strategy: no\n")
+    options = ["--config", path, "--output-dir", str(tmp_path)]
+    (args,) = parse_options("train", [ContrastiveTrainingArguments], options, description="", example="")
+    assert args.eval_strategy == "no"
+
+
+def test_a_recipe_may_be_a_folder_no_more_than_it_may_be_missing(tmp_path):
+    with pytest.raises(UsageError, match="that is a folder, not a file"):
+        parse("--config", str(tmp_path))
+    with pytest.raises(UsageError, match="neither a file nor one of"):
+        parse("--config", str(tmp_path / "nowhere.yaml"))
+
+
+def test_a_section_of_the_base_is_enough(recipe, tmp_path):
+    (tmp_path / "base.yaml").write_text("train:\n  needed: of base\n")
+    assert parse("--config", recipe("base: base.yaml\nbuild:\n  source: s\n")).needed == "of base"
+
+
+def test_options_of_a_recipe_that_the_command_line_makes_moot_are_dropped(recipe, tmp_path):
+    path = recipe("eval_strategy: steps\neval_steps: 5\nsave_steps: 7\nmax_steps: 9\n")
+    options = ["--config", path, "--output-dir", str(tmp_path), "--eval-strategy", "no", "--num-train-epochs=2"]
+    (args,) = parse_options(
+        "train",
+        [ContrastiveTrainingArguments],
+        options,
+        description="",
+        example="",
+        alternatives=ALTERNATIVES,
+    )
+    assert (args.eval_strategy, args.eval_steps, args.save_steps) == ("no", None, 7)
+    assert (args.max_steps, args.num_train_epochs) == (-1, 2)
 
 
 def test_a_missing_recipe_names_those_that_are_shipped():

@@ -41,8 +41,8 @@ def run(small_checkpoint, shards, tmp_path):
     return run
 
 
-def error_of(capsys, *options: str) -> str:
-    assert main(["train", *options]) == 1
+def error_of(capsys, *options: str, status: int = 2) -> str:
+    assert main(["train", *options]) == status
     return capsys.readouterr().err
 
 
@@ -200,14 +200,24 @@ def test_what_only_our_model_has_is_refused_for_others(options):
     [
         (["--lora-rank", "2", "--image-size", "48"], "--image-size changes the base of an adapter"),
         (["--lora-rank", "2", "--lock-image-tower", "true"], "with --lora-rank all of the base is frozen"),
-        (["--image-size", "50"], "must be a multiple of patch_size"),
-        (["--patch-dropout", "1"], "patch_dropout must be at least 0 and less than 1"),
-        (["--licenses", "CC BY-ND"], "no pair under CC BY-ND"),
+        (["--patch-dropout", "1"], "--patch-dropout must be at least 0 and less than 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message, small_checkpoint, shards, tmp_path, capsys):
     base = ["--model-name-or-path", str(small_checkpoint), "--train-data", str(shards), *SHORT]
     assert message in error_of(capsys, *base, "--output-dir", str(tmp_path / "run"), *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image-size", "50"], "must be a multiple of patch_size"),
+        (["--licenses", "CC BY-ND"], "no pair under CC BY-ND"),
+    ],
+)
+def test_options_that_do_not_fit_model_or_data_fail(options, message, small_checkpoint, shards, tmp_path, capsys):
+    base = ["--model-name-or-path", str(small_checkpoint), "--train-data", str(shards), *SHORT]
+    assert message in error_of(capsys, *base, "--output-dir", str(tmp_path / "run"), *options, status=1)
 
 
 def test_a_run_without_data_says_what_is_missing(capsys, tmp_path):
