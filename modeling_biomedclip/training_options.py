@@ -116,7 +116,12 @@ FIELDS: dict[str, tuple[Rule, ...]] = {
             "LOMO, GaLore and APOLLO are not tested with this trainer. Use an optimizer such as adamw_torch",
         ),
     ),
-    "optim_args": (WORKS,),
+    "optim_args": (
+        _with(
+            lambda args: getattr(args.optim, "value", args.optim) in ("sgd", "adagrad", "rmsprop"),
+            "it needs optim=sgd, adagrad or rmsprop: the others that are tested here do not read it",
+        ),
+    ),
     "weight_decay": (WORKS,),
     "adam_beta1": (WORKS,),
     "adam_beta2": (WORKS,),
@@ -282,14 +287,7 @@ FIELDS: dict[str, tuple[Rule, ...]] = {
         _refused("fsdp is not tested with labels. Use DDP"),
     ),
     "deepspeed": (_refused("it is not tested. Use DDP or fsdp"),),
-    "debug": (
-        Rule(
-            lambda value, args, stream: all(
-                getattr(option, "value", option) != "tpu_metrics_debug" for option in value or ()
-            ),
-            "tpu_metrics_debug is for TPUs, which are not tested. Use underflow_overflow",
-        ),
-    ),
+    "debug": (_refused("it fails on boolean masks, or is for TPUs, which are not tested. Leave it out"),),
     "skip_memory_metrics": (WORKS,),
     "do_train": (Rule(None, "Says what is done anyway: `train()` trains."),),
     "do_eval": (_with(_evaluates, _EVALUATES),),
@@ -389,15 +387,17 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is refused: {rule.text}.")
 
 
-def check_accelerator(accelerator: Any) -> None:
+def check_accelerator(accelerator: Any, args: TrainingArguments) -> None:
     """
     Refuse what the environment of accelerate asks for beside the training arguments.
 
     Args:
         accelerator: The accelerator of a trainer.
+        args: The training arguments.
 
     Raises:
-        ValueError: If it accumulates gradients, or runs DeepSpeed, Megatron-LM or another parallelism.
+        ValueError: If it accumulates gradients, has another precision than the arguments, or runs DeepSpeed,
+            Megatron-LM or another parallelism.
     """
     variable = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
     if os.environ.get(variable, "1") != "1" or accelerator.gradient_accumulation_steps != 1:
@@ -405,6 +405,11 @@ def check_accelerator(accelerator: Any) -> None:
         raise ValueError(
             f"{variable}={steps} is refused: accelerate must not accumulate gradients. Leave "
             "gradient_accumulation_steps out of its configuration and of `accelerate launch`."
+        )
+    if args.bf16 and accelerator.mixed_precision != "bf16":
+        raise ValueError(
+            f"bf16=True is refused: this process has started accelerate with mixed_precision="
+            f"{accelerator.mixed_precision!r} before, which cannot be changed. Start another process."
         )
     kind = getattr(accelerator.distributed_type, "value", accelerator.distributed_type)
     if kind in ("DEEPSPEED", "MEGATRON_LM"):
