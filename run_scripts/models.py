@@ -99,9 +99,7 @@ class ModelOptions:
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")
         if self.patch_dropout is not None and not 0 <= self.patch_dropout < 1:
-            raise ValueError(
-                f"--patch-dropout: patch_dropout must be at least 0 and less than 1, not {self.patch_dropout}."
-            )
+            raise ValueError(f"--patch-dropout must be at least 0 and less than 1, not {self.patch_dropout}.")
         for option, section in (("vision_model", "vision_config"), ("text_model", "text_config")):
             if towers[option] and isinstance(self.model_config, dict) and self.model_config.get(section):
                 raise ValueError(
