@@ -229,7 +229,7 @@ class ContrastiveTrainer(Trainer):
     def _check_options(self) -> None:
         check_training_arguments(self.args, CONTRASTIVE, stream=self.pair_stream is not None)
         check_mini_batch_size(self.args)
-        check_accelerator(self.accelerator, self.args)
+        check_accelerator(self.accelerator)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """

@@ -387,17 +387,15 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is refused: {rule.text}.")
 
 
-def check_accelerator(accelerator: Any, args: TrainingArguments) -> None:
+def check_accelerator(accelerator: Any) -> None:
     """
     Refuse what the environment of accelerate asks for beside the training arguments.
 
     Args:
         accelerator: The accelerator of a trainer.
-        args: The training arguments.
 
     Raises:
-        ValueError: If it accumulates gradients, has another precision than the arguments, or runs DeepSpeed,
-            Megatron-LM or another parallelism.
+        ValueError: If it accumulates gradients, or runs DeepSpeed, Megatron-LM or another parallelism.
     """
     variable = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
     if os.environ.get(variable, "1") != "1" or accelerator.gradient_accumulation_steps != 1:
@@ -405,11 +403,6 @@ def check_accelerator(accelerator: Any, args: TrainingArguments) -> None:
         raise ValueError(
             f"{variable}={steps} is refused: accelerate must not accumulate gradients. Leave "
             "gradient_accumulation_steps out of its configuration and of `accelerate launch`."
-        )
-    if args.bf16 and accelerator.mixed_precision != "bf16":
-        raise ValueError(
-            f"bf16=True is refused: this process has started accelerate with mixed_precision="
-            f"{accelerator.mixed_precision!r} before, which cannot be changed. Start another process."
         )
     kind = getattr(accelerator.distributed_type, "value", accelerator.distributed_type)
     if kind in ("DEEPSPEED", "MEGATRON_LM"):

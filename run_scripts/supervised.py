@@ -96,7 +96,7 @@ class SupervisedTrainer(Trainer):
 
     def _check_options(self) -> None:
         check_training_arguments(self.args, LABELS, stream=False)
-        check_accelerator(self.accelerator, self.args)
+        check_accelerator(self.accelerator)
         if self.is_fsdp_enabled:
             raise ValueError(f"accelerate is configured for FSDP, which is refused: {rule_of('fsdp', LABELS).text}.")
 

@@ -213,3 +213,67 @@ def test_resuming_with_another_batch_size_says_so_and_keeps_the_position(train, 
     trainer = train(fresh(small_model), folder="cut", max_steps=8, resume=checkpoint, per_device_train_batch_size=8)
     assert "another batch size" in caplog.text
     assert trainer.train_dataset.samples_seen == 4 * 16
+
+
+def test_each_batch_size_goes_on_with_the_pairs_that_are_next(train, small_model, tmp_path, monkeypatch):
+    read, rows = [], PairStream.rows
+
+    def recorded(stream, epoch, low, high):
+        read.append((epoch, low, high))
+        return rows(stream, epoch, low, high)
+
+    monkeypatch.setattr(PairStream, "rows", recorded)
+    runs = [(16, 4, 4), (8, 8, 4), (16, 10, 2)]  # batch size, steps of the schedule, steps of the run
+    resume, seen = None, 0
+    for size, steps, own in runs:
+        read.clear()
+        trainer = train(
+            fresh(small_model),
+            folder="cut",
+            max_steps=steps,
+            save_steps=steps,
+            resume=resume,
+            per_device_train_batch_size=size,
+        )
+        trained = [rows for rows in read if rows[2] - rows[1] == size]
+        assert trained[:own] == [(0, seen + step * size, seen + (step + 1) * size) for step in range(own)]
+        seen += own * size
+        resume = str(tmp_path / "cut" / f"checkpoint-{steps}")
+        state = json.loads((tmp_path / "cut" / f"checkpoint-{steps}" / "trainer_state.json").read_text())
+        assert state["stateful_callbacks"]["_ContrastiveCallback"]["attributes"] == {"samples_seen": seen}
+        assert state["epoch"] == pytest.approx(seen / len(trainer.pair_stream))
+
+
+def test_a_checkpoint_without_a_position_is_taken_to_have_the_same_batch_size(train, small_model, tmp_path):
+    train(fresh(small_model), folder="cut", max_steps=2, save_steps=2)
+    path = tmp_path / "cut" / "checkpoint-2" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    del state["stateful_callbacks"]["_ContrastiveCallback"]
+    path.write_text(json.dumps(state))
+    trainer = train(fresh(small_model), folder="cut", max_steps=3, resume=str(path.parent))
+    assert trainer.train_dataset.samples_seen == 2 * 16
+
+
+def test_random_states_of_another_number_of_processes_are_replaced_by_a_new_seed(train, tmp_path, caplog):
+    trainer = train(max_steps=1, save_steps=1, seed=11)
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    state = torch.get_rng_state()
+    trainer._load_rng_state(None)
+    assert torch.equal(torch.get_rng_state(), state)
+    trainer.state.global_step = 5
+    (checkpoint / "rng_state_1.pth").write_bytes((checkpoint / "rng_state.pth").read_bytes())
+    trainer._load_rng_state(str(checkpoint))
+    assert torch.initial_seed() == 11 + 5 and "random states of 2 processes, and there are 1 now" in caplog.text
+    for path in checkpoint.glob("rng_state*"):
+        path.unlink()
+    torch.manual_seed(0)
+    trainer._load_rng_state(str(checkpoint))
+    assert torch.initial_seed() == 11 + 5 and "optimizer and learning rate start anew" in caplog.text
+
+
+def test_files_of_an_abandoned_checkpoint_do_not_mix_with_new_ones(train, tmp_path):
+    stale = tmp_path / "run" / "checkpoint-2" / "rng_state_7.pth"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of another run")
+    train(max_steps=2, save_steps=2)
+    assert not stale.exists() and (stale.parent / "trainer_state.json").exists()

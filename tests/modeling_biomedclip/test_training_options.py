@@ -408,7 +408,6 @@ def test_the_best_checkpoint_is_kept_and_loaded(trainer, built, tmp_path):
     "options",
     [
         {"neftune_noise_alpha": 5.0},
-        {"bf16": True},
         {"full_determinism": True},
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
     ],
@@ -438,10 +437,11 @@ def test_a_loss_that_is_not_a_number_is_left_out_of_the_log_on_request(trainer, 
         assert math.isnan(made.state.log_history[0]["loss"]) != filtered
 
 
-def test_a_precision_that_accelerate_would_ignore_is_refused(trainer):
-    trainer()
-    with pytest.raises(ValueError, match="bf16=True is refused: this process has started accelerate"):
-        trainer(bf16=True)
+def test_bf16_trains_in_bfloat16(trainer, small_model):
+    seen = []
+    small_model.visual_projection.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer(bf16=True, max_steps=1).train()
+    assert seen == [torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)

@@ -180,6 +180,16 @@ def test_another_number_of_processes_goes_on_and_is_told_what_it_cannot_keep(run
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("logging_steps", [1, 4])
+def test_the_loss_of_a_resumed_run_is_the_mean_of_its_own_steps(pairs, tmp_path, logging_steps):
+    assert main(command(pairs, tmp_path / "whole", dropout=0.0, max_steps=7)) == 0
+    resumed = command(pairs, tmp_path / "resumed", dropout=0.0, max_steps=7, logging_steps=logging_steps)
+    assert main([*resumed, f"--resume-from-checkpoint={tmp_path / 'whole' / 'checkpoint-4'}"]) == 0
+    for folder, own in (("whole", losses(tmp_path / "whole")), ("resumed", losses(tmp_path / "whole")[4:])):
+        results = json.loads((tmp_path / folder / "train_results.json").read_text())
+        assert results["loss"] == pytest.approx(sum(own) / len(own), rel=1e-5)
+
+
 def test_the_end_of_an_epoch_at_the_last_step_is_saved_once(pairs, tmp_path, monkeypatch):
     saved, save = [], ContrastiveTrainer._save_checkpoint
 

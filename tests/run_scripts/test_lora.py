@@ -116,6 +116,20 @@ def test_the_temperature_is_the_bases_own(adapted, base):
     assert not scale.requires_grad and scale.item() == 5.0
 
 
+def test_adapters_need_no_method_of_transformers_that_asks_for_another_peft(base, tmp_path, inputs, monkeypatch):
+    def refuse(min_version):
+        raise ValueError(f"PEFT >= {min_version} is needed.")
+
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", refuse)
+    model = add_adapter(AutoModel.from_pretrained(base), AdapterOptions(lora_rank=4)).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(AutoModel.from_pretrained(base), str(tmp_path)).eval()
+    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+
+
 def test_adding_an_adapter_warns_of_nothing(base):
     model = AutoModel.from_pretrained(base)
     with warnings.catch_warnings():

@@ -9,9 +9,14 @@ import pytest
 from commands import ROOT, biomedclip, losses
 from mirror_writer import png_bytes
 from pair_shards import write_shards
+from transformers import TrainingArguments
 
+from modeling_biomedclip import ContrastiveTrainingArguments
 from run_scripts import runs
+from run_scripts.errors import UsageError
 from run_scripts.main import main
+from run_scripts.options import parse_options, write_recipe
+from run_scripts.zero_shot_validation import ZeroShotOptions
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,113 @@ def test_trackio_has_them_on_this_machine_and_beside_another_one(arguments, tmp_
     for name, values in expected(folder).items():
         found = [(entry["train/global_step"], entry[theirs(name)]) for entry in logged if theirs(name) in entry]
         assert sorted(found) == values
+
+
+@pytest.fixture
+def no_credentials(monkeypatch, tmp_path):
+    """wandb is installed, as far as transformers can tell, and nobody has logged in."""
+    monkeypatch.setattr(runs, "get_available_reporting_integrations", lambda: ["tensorboard", "wandb"])
+    for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check(*trackers: str) -> None:
+    runs.check_trackers(TrainingArguments(output_dir="run", use_cpu=True, report_to=list(trackers)))
+
+
+def test_wandb_without_a_key_is_refused_before_anything_is_done(arguments, no_credentials, capsys):
+    assert main([*arguments, "--output-dir", str(no_credentials / "run"), "--report-to", "wandb"]) == 1
+    error = capsys.readouterr().err
+    assert "--report-to wandb: no API key was found. Run `wandb login`, set WANDB_API_KEY, or" in error
+    assert not (no_credentials / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "variables", [{"WANDB_API_KEY": "k" * 40}, {"WANDB_MODE": "offline"}, {"WANDB_MODE": "disabled"}]
+)
+def test_wandb_starts_with_a_key_or_where_it_needs_none(no_credentials, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check("wandb")
+
+
+def test_wandb_starts_with_the_key_that_its_login_has_left(no_credentials, monkeypatch):
+    netrc = no_credentials / ".netrc"
+    netrc.write_text("machine api.wandb.ai\n  login user\n  password " + "k" * 40 + "\n")
+    check("wandb")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.hospital.example")
+    with pytest.raises(OSError, match="no API key"):
+        check("wandb")
+    netrc.write_text("machine wandb.hospital.example\n  login user\n  password " + "k" * 40 + "\n")
+    check("wandb")
+
+
+def test_wandb_starts_with_settings_that_keep_it_offline(no_credentials):
+    settings = no_credentials / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nmode = offline\n")
+    check("wandb")
+
+
+@pytest.mark.parametrize("trackers", [["wandbb"], ["none", "tensorboard"], ["tensorboard", "all"]])
+def test_a_tracker_that_does_not_exist_is_refused(no_credentials, trackers):
+    with pytest.raises(UsageError, match="choose among azure_ml, comet_ml.* or one of all and none"):
+        check(*trackers)
+
+
+@pytest.mark.parametrize("tracker", ["mlflow", "flyte", "clearml"])
+def test_a_tracker_of_another_package_that_is_not_installed_is_named(no_credentials, tracker):
+    with pytest.raises(ImportError, match=f"--report-to {tracker}: not installed"):
+        check(tracker)
+
+
+def test_all_means_the_trackers_that_are_installed(no_credentials):
+    assert "tensorboard" in TrainingArguments(output_dir="run", use_cpu=True, report_to="all").report_to
+    check("tensorboard")
+
+
+def test_a_tracker_that_fails_is_named_without_a_traceback(arguments, tmp_path, capsys, monkeypatch):
+    class ServerError(Exception):
+        """An error that only the tracker knows."""
+
+    def fail(*values, **named):
+        raise ServerError("no answer")
+
+    monkeypatch.setattr("transformers.integrations.integration_utils.TensorBoardCallback._init_summary_writer", fail)
+    assert main([*arguments, "--output-dir", str(tmp_path / "run"), "--report-to", "tensorboard"]) == 1
+    assert "--report-to tensorboard: ServerError: no answer" in capsys.readouterr().err
+
+
+def test_the_recipe_of_a_run_holds_its_trackers_and_what_else_makes_it(tmp_path):
+    options = {
+        "report_to": ["tensorboard"],
+        "run_name": "mine",
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "lr_scheduler_type": "constant",
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "seed": 7,
+        "use_cpu": True,
+        "torch_compile": True,
+        "full_determinism": False,
+        "ddp_bucket_cap_mb": 3,
+        "accelerator_config": {"use_configured_state": True},
+    }
+    args = ContrastiveTrainingArguments(output_dir=str(tmp_path / "elsewhere"), **options)
+    zero_shot = ZeroShotOptions(zero_shot_data=[f"kinds={tmp_path}/some", str(tmp_path)], zero_shot_templates=["a {}"])
+    write_recipe(tmp_path / "run", [zero_shot, args])
+    text = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert str(tmp_path) not in text and "kinds=some" in text
+    command = ["--config", str(tmp_path / "run" / "recipe.yaml"), "--output-dir", str(tmp_path / "elsewhere")]
+    again, same = parse_options(
+        "train", [ZeroShotOptions, ContrastiveTrainingArguments], command, description="", example=""
+    )
+    assert same.to_dict() == args.to_dict()
+    assert again.zero_shot_templates == ["a {}"]
 
 
 def test_what_is_not_installed_is_named_before_anything_is_done(arguments, tmp_path, capsys, monkeypatch):
