@@ -566,6 +566,8 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
                     f"{self.samples_seen:,}",
                 )
         batches.samples_seen = self.samples_seen
+        # Trainer fails to save where a checkpoint of another trainer has left it out.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         collator: Any = getattr(train_dataloader, "collate_fn", None)
