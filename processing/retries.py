@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import Iterator
 
 
@@ -21,6 +22,12 @@ _ADVICE = {
 # Of a disk that does not support locks.
 _LASTING = frozenset({*_ADVICE, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
+_NO_CONNECTION = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
+_NO_CONNECTION_CLASSES = frozenset(
+    {"ClientConnectorError", "ConnectionTimeoutError", "EndpointConnectionError", "ConnectTimeoutError"}
+    | {"ProxyConnectionError", "ConnectError", "ConnectTimeout"}  # the last two of httpx
+)
+
 
 def lasting_error(error: BaseException | None) -> OSError | None:
     """
@@ -36,6 +43,22 @@ def lasting_error(error: BaseException | None) -> OSError | None:
         if isinstance(part, OSError) and part.errno in _LASTING:
             return part
     return None
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """
+    Return whether no connection came about: there is no network, no such host, or nobody listens.
+
+    Args:
+        error: What a client raised. Its causes are searched too.
+    """
+    for part in chain(error):
+        classes = {kind.__name__ for kind in type(part).__mro__}
+        if isinstance(part, socket.gaierror) or classes & _NO_CONNECTION_CLASSES:
+            return True
+        if isinstance(part, OSError) and part.errno in _NO_CONNECTION:
+            return True
+    return False
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

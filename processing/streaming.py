@@ -38,7 +38,7 @@ from .files import require_regular
 from .images import MAX_NAME
 from .integrity import DamagedFile, TruncatedFile, check_values, footers_of, open_parquet
 from .pmc.articles import LICENSES_KEY, parse_licenses
-from .retries import lasting_error
+from .retries import is_unreachable, lasting_error
 
 
 if TYPE_CHECKING:
@@ -79,7 +79,25 @@ def shard_paths(
 
     Raises:
         FileNotFoundError: There are none, or some are missing.
+        OSError: If the source cannot be reached, or denies access.
     """
+    try:
+        return _find_shards(path, split, storage_options)
+    except (FileNotFoundError, ImportError):
+        raise
+    except Exception as error:  # clients raise errors of their own, without the path
+        if is_unreachable(error):
+            raise ConnectionError(f"{path}: no connection ({error}). Check the network.") from error
+        if isinstance(error, PermissionError):
+            raise PermissionError(f"{path}: access is denied ({error}). Check the credentials.") from error
+        if isinstance(error, OSError | ValueError):
+            raise
+        raise OSError(f"{path}: the files cannot be listed ({type(error).__name__}: {error}).") from error
+
+
+def _find_shards(
+    path: str | os.PathLike[str], split: str, storage_options: Mapping[str, Any] | None = None
+) -> list[str]:
     filesystem, root = fsspec.core.url_to_fs(os.fspath(path), **(storage_options or {}))
     for folder in (f"{root}/data", root):
         names = sorted(filesystem.glob(f"{glob.escape(folder)}/{split}-*.parquet"))

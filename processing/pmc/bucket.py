@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import re
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ..files import leads_out, special_kind
-from ..retries import chain, lasting_error
+from ..retries import is_unreachable, lasting_error
 
 
 logger = logging.getLogger(__name__)
@@ -48,12 +47,6 @@ _BUCKET_URL = re.compile(r"^s3://[^/]+/|^/+")
 _PMC_BUCKET = "pmc-oa-opendata"
 # Settings of fsspec (its files and FSSPEC_S3_* variables) that say who asks.
 _IDENTITY_SETTINGS = frozenset({"anon", "key", "secret", "token", "username", "password", "profile", "session"})
-
-_NO_CONNECTION = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
-_NO_CONNECTION_CLASSES = frozenset(
-    {"ClientConnectorError", "ConnectionTimeoutError", "EndpointConnectionError", "ConnectTimeoutError"}
-    | {"ProxyConnectionError"}
-)
 
 
 class BucketError(ValueError):
@@ -313,7 +306,7 @@ class Bucket:
                         "unset them if the bucket is public. Check the clock. Then run the same command again: it "
                         "continues from here."
                     ) from error
-                unreachable = _is_unreachable(error)
+                unreachable = is_unreachable(error)
                 if attempt >= (FIRST_ATTEMPTS if unreachable and not self._answered else ATTEMPTS):
                     what = "no connection" if unreachable else f"{key or 'the folder'} could not be read"
                     remedy = "Check the network. " if unreachable else ""
@@ -420,17 +413,6 @@ def _status(error: BaseException) -> str:
     parts = [f"HTTP {number}" for number in [status or answer] if str(number).isdigit()]
     parts += [answer] if isinstance(answer, str) and not answer.isdigit() else []
     return f": {', '.join(parts)}" if parts else ""
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    """Whether no connection came about: no network, no such host, nobody listens."""
-    for part in chain(error):
-        classes = {kind.__name__ for kind in type(part).__mro__}
-        if isinstance(part, socket.gaierror) or classes & _NO_CONNECTION_CLASSES:
-            return True
-        if isinstance(part, OSError) and part.errno in _NO_CONNECTION:
-            return True
-    return False
 
 
 def _fault_of_object(key: str, error: Exception) -> ObjectError | None:

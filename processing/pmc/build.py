@@ -239,11 +239,9 @@ def _build(
     stages = _stages(options, staging, begun | {"resumed": resumed}, benchmark, concurrency, afterwards)
     try:
         engine.run(stages, staging.logs, _Watch(staging, begun["articles"], progress))
-    except TooFewArticles as error:
-        causes = output / (FAILED_FILE if (output / "data").exists() else SKIPPED_FILE)
-        os.replace(staging.result / SKIPPED_FILE, causes)
+    except TooFewArticles:
         discard(output)  # the source may be mended; what is kept here would hide that
-        raise TooFewArticles(f"{error} All causes are listed in {causes}.") from error
+        raise
     if in_background:
         return None
     staging.take_place()
@@ -482,13 +480,19 @@ class PlanShards(BuildStep):
                 "outdated": self.staging.outdated,
                 "moved_before": self.previous["articles_moved_to_fill_a_split"],
             }
-        make_plan(
-            self.staging,
-            seed=self.options.seed,
-            fractions=fractions,
-            max_shard_bytes=self.options.max_shard_bytes,
-            **update,
-        )
+        try:
+            make_plan(
+                self.staging,
+                seed=self.options.seed,
+                fractions=fractions,
+                max_shard_bytes=self.options.max_shard_bytes,
+                **update,
+            )
+        except TooFewArticles as error:
+            output = self.staging.output
+            causes = output / (FAILED_FILE if (output / "data").exists() else SKIPPED_FILE)
+            os.replace(self.staging.result / SKIPPED_FILE, causes)
+            raise TooFewArticles(f"{error} All causes are listed in {causes}.") from error
 
 
 class WriteShards(BuildStep):

@@ -1,10 +1,11 @@
 """Which errors no retry can fix, and what is said of them."""
 
 import errno
+import socket
 
 import pytest
 
-from processing.retries import explained, lasting_error
+from processing.retries import explained, is_unreachable, lasting_error
 
 
 LASTING = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EMFILE", "ENFILE"]
@@ -41,3 +42,11 @@ def test_other_errors_stay_as_they_are():
     with pytest.raises(PermissionError) as raised, explained("/data/out"):
         raise error
     assert raised.value is error
+
+
+@pytest.mark.parametrize("name", ["ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH"])
+def test_without_a_connection_a_source_is_unreachable(name):
+    wrapped = ValueError("request failed")
+    wrapped.__cause__ = OSError(getattr(errno, name), "text")
+    assert is_unreachable(wrapped) and is_unreachable(socket.gaierror("no such host"))
+    assert not is_unreachable(OSError(errno.ECONNRESET, "text")) and not is_unreachable(ValueError("text"))

@@ -1,6 +1,7 @@
 """Reading pairs back from S3 and from the Hub: the same rows as from disk, and no more bytes than they take."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,8 +76,20 @@ def test_s3_gives_what_the_disk_gives(pairs, object_store, s3, view, access):
 @pytest.mark.parametrize("view", ["set", "stream"])
 def test_a_private_bucket_without_keys_is_a_clear_error(pairs, object_store, view):
     private = object_store.upload(pairs, "private-bucket", public=False)
-    with pytest.raises(PermissionError):
+    with pytest.raises(PermissionError, match="s3://private-bucket.*Check the credentials"):
         read(view, private, storage_options={"anon": True})
+
+
+def test_without_a_network_it_is_said_that_there_is_no_connection(object_store, monkeypatch):
+    import s3fs
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with socket.socket() as server:  # nobody listens at this port
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(ConnectionError, match="s3://bucket/set: no connection .*Check the network"):
+            load_pmc15m("s3://bucket/set")
 
 
 @pytest.mark.parametrize("view", ["set", "stream"])

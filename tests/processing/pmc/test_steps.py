@@ -140,6 +140,9 @@ def test_images_beyond_the_limit_for_an_article_are_cut_and_counted(monkeypatch)
     detail = "4 of 8, from here on: the limit is --max-figures-per-article 4"
     assert taken.skipped == [("F3", "too many figures", detail, 4)]
     assert len(taken.figures) + taken.figures_cut == 5
+    at_an_edge = parsed(figures, 3, monkeypatch)
+    assert [kept.figure_id for kept in at_an_edge.figures] == ["F1", "F2"]
+    assert at_an_edge.skipped[0][0] == "F3" and at_an_edge.skipped[0][3] == 5
 
 
 @pytest.mark.parametrize(("limit", "kept", "cut"), [(1, 1, 2), (2, 2, 1), (3, 3, 0), (4, 3, 0)])
