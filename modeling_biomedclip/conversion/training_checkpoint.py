@@ -69,9 +69,12 @@ def _assemble(checkpoint: Path, folder: Path) -> None:
     places = [checkpoint.resolve().parent, checkpoint.resolve().parent.parent]
     params = _read_params(places)
     config = _with_overrides(_find_config(checkpoint, places, params), params)
-    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2, default=str), encoding="utf-8")
     name = OPEN_CLIP_WEIGHTS if checkpoint.suffix == ".safetensors" else _PICKLED_WEIGHTS
-    (folder / name).symlink_to(checkpoint.resolve())
+    try:
+        (folder / name).symlink_to(checkpoint.resolve())
+    except OSError:  # on Windows links need a right that users lack
+        shutil.copyfile(checkpoint, folder / name)
     _find_tokenizer(checkpoint, places, config, folder)
 
 
@@ -85,7 +88,7 @@ def _read_params(places: list[Path]) -> dict[str, Any]:
         name, _, text = line.partition(": ")
         try:
             params[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # a text, or nested beyond what Python reads
             params[name] = text
     return params
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ AUTO_MAP = dict.fromkeys(AUTO_CLASSES, "planted.Planted") | {"AutoTokenizer": ["
 SOURCES = ("modeling_biomedclip", "processing", "run_scripts", "model_cards")
 # Loads what this process has just trained, and has no argument of this name.
 WITHOUT_ARGUMENT = {"PeftModel"}
+RUN_WHAT_THEY_READ = {"pickle.load", "pickle.loads", "yaml.load", "eval", "exec"}
 # A process that answers for an upload with the code in it, after that code was found equal to the installed one.
 MAY_TRUST = {"run_scripts/reloading.py"}
 
@@ -302,15 +304,13 @@ def test_the_help_shows_the_option(verb, capsys):
     assert "--trust-remote-code" in usage()
 
 
-def calls() -> list[tuple[str, ast.Call]]:
-    """Calls in the source that may load a model, a processor or a pipeline, with their places."""
-    found = []
+def all_calls() -> Iterator[tuple[str, ast.Call]]:
+    """All calls in the source, with their files."""
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and _loads(node.func):
-                    found.append((str(path.relative_to(ROOT)), node))
-    return found
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    yield str(path.relative_to(ROOT)), node
 
 
 def _loads(function: ast.expr) -> bool:
@@ -325,9 +325,25 @@ def _loads(function: ast.expr) -> bool:
 
 
 def test_every_call_that_loads_says_whether_code_is_trusted():
-    assert len(calls()) > 20
-    for place, call in calls():
+    calls = [(place, call) for place, call in all_calls() if _loads(call.func)]
+    assert len(calls) > 20
+    for place, call in calls:
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         value = given.get("trust_remote_code", "nothing")
         allowed = {"False", "trust", "trust_remote_code"} | ({"True"} if place in MAY_TRUST else set())
         assert value in allowed, f"{place}:{call.lineno}: trust_remote_code is {value}, not one of {sorted(allowed)}"
+
+
+def test_open_clip_and_pickles_are_read_in_one_place_each():
+    open_clips = ("create_model", "create_model_and_transforms", "create_model_from_pretrained", "get_tokenizer")
+    for place, call in all_calls():
+        name = ast.unparse(call.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if name.endswith(open_clips):
+            assert place == "run_scripts/open_clip_folders.py", f"{place}:{call.lineno}: {name} before check_safe"
+        if name == "torch.load":
+            assert given.get("weights_only") == "True", f"{place}:{call.lineno}: torch.load without weights_only=True"
+        assert name not in ("pickle.load", "pickle.loads", "yaml.load", "eval", "exec"), (
+            f"{place}:{call.lineno}: {name}"
+        )
+        assert given.get("allow_pickle", "False") == "False", f"{place}:{call.lineno}: {name} with allow_pickle"
