@@ -9,10 +9,12 @@ biomedclip evaluate vqa --model answers --benchmark vqa_rad --data VQA_RAD --out
 
 import dataclasses
 import datetime
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +25,27 @@ from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
 from processing import load_benchmark, load_pmc15m
 from processing.benchmarks.benchmark import ClassificationBenchmark, RetrievalBenchmark
 from processing.benchmarks.leaks import find_leaks
-from processing.labelled_images import hold_out
+from processing.benchmarks.loading import BENCHMARK_NAMES, CLASSIFICATION, RETRIEVAL, VISUAL_QUESTIONS
+from processing.labelled_images import IMAGE_COLUMN, LABEL_COLUMN, LabelledImages, check_readable, hold_out
 
 from .errors import UsageError
+from .evaluation.checks import check_model, check_output, check_writable
 from .evaluation.comparison import compare, short_names
 from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
 from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
 from .evaluation.linear_probe import LabelledFeatures, check_share, probe, show_probe
 from .evaluation.own_images import TEMPLATES, unpublished_benchmark
 from .evaluation.results import write_results
-from .evaluation.retrieval import count_ranks, embed_pairs, retrieval_of, show_retrieval
-from .evaluation.visual_question_answering import evaluate_questions
+from .evaluation.retrieval import check_captions, count_ranks, embed_pairs, retrieval_of, show_retrieval
+from .evaluation.visual_question_answering import evaluate_questions, read_questions
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
 from .options import parse_options
 from .reporting import say
 from .runs import part_processes
 from .trust import trust_option
 
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = """biomedclip evaluate retrieval --model run --data out --output-dir results
   biomedclip evaluate zero-shot --model run --data classes --output-dir results
@@ -59,6 +65,13 @@ READ_BY = {
     "precision": ["retrieval", "zero-shot", "linear-probe"],
     **dict.fromkeys(["shares", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
 }
+BENCHMARKS_OF = {
+    "retrieval": RETRIEVAL,
+    "zero-shot": CLASSIFICATION,
+    "linear-probe": CLASSIFICATION,
+    "vqa": VISUAL_QUESTIONS,
+}
+_LACKS = {"retrieval": "no captions", "zero-shot": "no classes", "linear-probe": "no classes", "vqa": "no questions"}
 FEW = 30  # articles or images, below which the bootstrap draws too few different sets
 
 
@@ -75,7 +88,7 @@ class EvaluateOptions:
     data: str = field(
         metadata={
             "help": "Folder that biomedclip build wrote (for zero-shot with a labels.csv of pair_id,label), the files "
-            "of the benchmark, or a folder with one folder of images for each class."
+            "of the benchmark, or labeled images: class folders, images with a metadata.csv, or a datasets set."
         }
     )
     output_dir: str = field(metadata={"help": "Folder for results.json; of several models one folder for each."})
@@ -103,9 +116,11 @@ class EvaluateOptions:
         },
     )
     image_column: str = field(
-        default="image", metadata={"help": "Column of images, where imagefolder's data are a set of `datasets`."}
+        default=IMAGE_COLUMN, metadata={"help": "Column of images of a metadata.csv or a datasets set."}
     )
-    label_column: str = field(default="label", metadata={"help": "Column of labels of such a set."})
+    label_column: str = field(
+        default=LABEL_COLUMN, metadata={"help": "Column of labels of such a table, or of labels.csv."}
+    )
     prompts: str | None = field(
         default=None, metadata={"help": "Set of templates of the benchmark, or a YAML file. The paper's if left out."}
     )
@@ -144,9 +159,10 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class Run:
-    """One model on one task: what a task is given."""
+    """One model on one task: what a task is given. `data` is what the task has read, once for all models."""
 
     model: str
+    data: Any
     options: EvaluateOptions
     output_dir: Path
     command: Sequence[str]
@@ -192,22 +208,66 @@ def main(arguments: Sequence[str]) -> None:
     check_options(options)
     PartialState(cpu=are_processes_on_cpu(), timeout=datetime.timedelta(days=1))
     folders = _folders(options.model, Path(options.output_dir))
-    results = []
+    data = _checked_data(options, folders)
+    results, failed = [], {}
     for model, folder in zip(options.model, folders, strict=True):
         if len(folders) > 1 and PartialState().is_main_process:
             say(f"{model}")
-        folder.mkdir(parents=True, exist_ok=True)
-        results.append(TASKS[options.task](Run(model, options, folder, arguments)))
-    if len(results) > 1 and PartialState().is_main_process:
-        compare([result for result in results if result is not None], Path(options.output_dir))
+        try:
+            results.append(TASKS[options.task].evaluate(Run(model, data, options, folder, arguments)))
+        except Exception as error:
+            if len(folders) == 1:
+                raise
+            # As text: the error itself would keep the memory of its model.
+            failed[model] = f"{type(error).__name__}: {error}"
+            logger.error("%s: %s", model, failed[model])
+            if PartialState().num_processes > 1:
+                break  # the other processes may have failed elsewhere, and wait
+    measured = [result for result in results if result is not None]
+    if len(folders) > 1 and measured:
+        compare(measured, Path(options.output_dir))
+    if failed:
+        names = "; ".join(f"{model}: {reason}" for model, reason in failed.items())
+        raise ValueError(f"{len(failed)} of {len(folders)} models could not be measured: {names}")
     part_processes()
+
+
+def _checked_data(options: EvaluateOptions, folders: Sequence[Path]) -> Any:
+    """
+    Check everything that can be checked before a model is loaded, and read the data.
+
+    Raises:
+        ValueError, OSError, ImportError: What is wrong. Several problems are told together.
+    """
+    problems: list[Exception] = []
+    data = None
+    checks: list[Callable[[], Any]] = [
+        partial(check_model, model, options.task, trust_remote_code=options.trust_remote_code)
+        for model in options.model
+    ]
+    checks.append(partial(TASKS[options.task].read, options))
+    for check in checks:
+        try:
+            data = check()
+        except (ValueError, OSError, ImportError) as error:
+            problems.append(error)
+    if not problems:
+        check_output([*dict.fromkeys([Path(options.output_dir), *folders])], options.task, options.benchmark)
+        if options.features_dir is not None:
+            check_writable(Path(options.features_dir), "--features-dir")
+        return data
+    if len(problems) == 1:
+        raise problems[0]
+    raise ValueError("\n".join(str(problem) for problem in problems))
 
 
 def check_options(options: EvaluateOptions) -> None:
     """
+    Check the options of a task, without a look at data or models.
+
     Raises:
-        UsageError: An option that the task does not read, shares of the labels that cannot be drawn, or a template
-            without a place for the class name.
+        UsageError: If an option has no effect on the task or the benchmark, has a value that cannot be used, or names
+            a benchmark of another task.
     """
     for option in dataclasses.fields(options):
         tasks, made = READ_BY.get(option.name, [options.task]), option.default_factory
@@ -215,6 +275,30 @@ def check_options(options: EvaluateOptions) -> None:
         if options.task not in tasks and getattr(options, option.name) != default:
             name = option.name.replace("_", "-")
             raise UsageError(f"--{name} has no effect on {options.task}, only on {', '.join(tasks)}. Leave it out.")
+    for name, least in (("batch_size", 1), ("workers", 1), ("draws", 1), ("max_length", 1), ("seed", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")
+    if options.benchmark is not None and options.benchmark not in BENCHMARKS_OF[options.task]:
+        of_task = ", ".join(BENCHMARKS_OF[options.task])
+        if options.benchmark not in BENCHMARK_NAMES:
+            raise UsageError(f"No benchmark is called {options.benchmark!r}. For {options.task} there are {of_task}.")
+        raise UsageError(
+            f"--benchmark {options.benchmark} has {_LACKS[options.task]}: it is not for {options.task}. Choose one of "
+            f"{of_task}."
+        )
+    for name, default in (("image_column", IMAGE_COLUMN), ("label_column", LABEL_COLUMN)):
+        if getattr(options, name) != default and options.benchmark not in (None, "imagefolder"):
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect on --benchmark {options.benchmark}, whose files are known. "
+                "Leave it out."
+            )
+    if options.prompts is not None and options.benchmark is None:
+        raise UsageError("--prompts names a set of a benchmark: pass --benchmark too, or --templates instead.")
+    if options.task == "linear-probe" and options.split == "train":
+        raise UsageError("--split train: the probe would be judged by the images that it learns from. Choose test.")
+    if not options.shares:
+        raise UsageError("--shares needs at least one share of the labels, such as 1.0.")
     for share in options.shares:
         check_share(share)
     for template in options.templates:
@@ -225,11 +309,7 @@ def check_options(options: EvaluateOptions) -> None:
 def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
     """Retrieval among all pairs of a split; writes and gives the results, in the first process."""
     started, options = time.monotonic(), run.options
-    benchmark = _retrieval_benchmark(options)
-    columns = ["pair_id", "pmcid", "image", "caption"]
-    if options.image_id and options.image_id not in columns:
-        columns.append(options.image_id)
-    pairs = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)
+    benchmark, pairs = run.data
     encoder, store = run.load()
     embedded = embed_pairs(pairs, store, image_id=options.image_id)
     key = {
@@ -247,6 +327,9 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
     articles = [articles[row] for row in embedded.rows.tolist()] if embedded.damaged else list(articles)
     metrics = retrieval_of(counts, articles, options.seed, embedded.image_of_text)
     paper = benchmark.paper if benchmark else {}
+    notes = list(benchmark.notes) if benchmark else []
+    if metrics["pairs"] < 10:
+        notes.append(f"Only {metrics['pairs']} pairs: recall at 10 is 1 for every model.")
     show_retrieval(metrics, paper=paper, split=options.split)
     return _write(
         run,
@@ -255,7 +338,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
             "fingerprint": embedded.fingerprint,
             "rows": metrics["pairs"],
             "damaged": embedded.damaged,
-            "notes": benchmark.notes if benchmark else [],
+            "notes": notes,
         },
         metrics=metrics,
         paper=paper,
@@ -268,7 +351,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
 def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
     """Zero-shot classification of labelled images; writes and gives the results, in the first process."""
     started, options = time.monotonic(), run.options
-    benchmark = _classification_benchmark(options, options.split)
+    benchmark: ClassificationBenchmark = run.data
     encoder, store = run.load()
     images = benchmark.images
     features = store.images(images.images, images.names, benchmark.fingerprint)
@@ -309,7 +392,7 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
 def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
     """Logistic regression on frozen image features; writes and gives the results, in the first process."""
     started, options = time.monotonic(), run.options
-    splits = _probed_splits(options)
+    splits, notes = run.data
     test = splits[options.split]
     encoder, store = run.load()
     features = {
@@ -319,7 +402,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
     if not PartialState().is_main_process:
         return None
     labelled = {split: _labelled(read, features[split], test.classes) for split, read in splits.items()}
-    notes = []
+    notes = list(notes)
     if "validation" not in labelled:
         whole = labelled["train"]
         stay, held = hold_out([str(label) for label in whole.labels], HELD_OUT, options.seed)
@@ -357,26 +440,104 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
     )
 
 
-# Each takes a `Run` and gives what it has written, or none in a process that is not the first.
-TASKS: dict[str, Callable[[Run], dict[str, Any] | None]] = {
-    "retrieval": evaluate_retrieval,
-    "zero-shot": evaluate_zero_shot,
-    "linear-probe": evaluate_linear_probe,
-    "vqa": lambda run: evaluate_questions(run.model, run.options, run.output_dir, run.command),
-}
+def read_pairs(options: EvaluateOptions) -> tuple[RetrievalBenchmark | None, Any]:
+    """Read the benchmark, if there is one, and the pairs of a split."""
+    benchmark = None
+    if options.benchmark is not None:
+        loaded = load_benchmark(options.benchmark, options.data, split=options.split)  # type: ignore[arg-type]
+        assert isinstance(loaded, RetrievalBenchmark)
+        benchmark = loaded
+    columns = ["pair_id", "pmcid", "image", "caption"]
+    if options.image_id and options.image_id not in columns:
+        columns.append(options.image_id)
+    pairs: Any = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)
+    check_captions(pairs["pair_id"], pairs["caption"])
+    return benchmark, pairs
 
 
-def _classification_benchmark(options: EvaluateOptions, split: Any) -> ClassificationBenchmark:
+def read_classes(options: EvaluateOptions) -> ClassificationBenchmark:
+    """
+    Read the labeled images of a split.
+
+    Raises:
+        ValueError: If there are fewer than two classes, or a class without readable images.
+    """
+    benchmark: Any
     if options.benchmark is None:
-        if options.prompts is not None:
-            raise UsageError("--prompts names a set of a benchmark: pass --benchmark too, or --templates instead.")
-        return unpublished_benchmark(options.data, split, options.templates or TEMPLATES)
-    benchmark = load_benchmark(
-        options.benchmark, options.data, split=split, prompts=options.prompts, **_reading(options)
-    )
-    if not isinstance(benchmark, ClassificationBenchmark):
-        raise UsageError(f"--benchmark {options.benchmark} has no classes: it is not for {options.task}.")
+        benchmark = unpublished_benchmark(
+            options.data,
+            options.split,
+            options.templates or TEMPLATES,
+            image_column=options.image_column,
+            label_column=options.label_column,
+        )
+    else:
+        split: Any = options.split
+        benchmark = load_benchmark(
+            options.benchmark, options.data, split=split, prompts=options.prompts, **_reading(options)
+        )
+    _check_classes(benchmark.images, benchmark.classes, options)
     return dataclasses.replace(benchmark, templates=list(options.templates)) if options.templates else benchmark
+
+
+def read_probed(options: EvaluateOptions) -> tuple[dict[str, ClassificationBenchmark], list[str]]:
+    """
+    Read the splits of a linear probe, all with the classes of the training split, and notes on them.
+
+    Raises:
+        ValueError: If a split has classes that training lacks, or fewer than two, or one without readable images.
+    """
+    splits = _probed_splits(options)
+    test, learned = splits[options.split], sorted(set(splits["train"].images.labels))
+    _check_classes(splits["train"].images, learned, options)
+    for split, read in splits.items():
+        if unknown := sorted(set(read.images.labels) - set(learned)):
+            raise ValueError(
+                f"--data {options.data}: no training image is of the class {', '.join(map(repr, unknown))}, which the "
+                f"{split} split has. Training has {', '.join(learned)}."
+            )
+    check_readable(test.images, f"--data {options.data}, {options.split} split")
+    notes = []
+    if options.split == "validation":
+        notes.append("The regularization was chosen on the split that is measured on.")
+    if absent := sorted(set(learned) - set(test.images.labels)):
+        notes.append(f"No image of the {options.split} split is of the class {', '.join(map(repr, absent))}.")
+    # Of images of the user's own, a split has the classes of its images alone.
+    classes = test.classes if set(learned) <= set(test.classes) else learned
+    return {split: dataclasses.replace(read, classes=classes) for split, read in splits.items()}, notes
+
+
+def _check_classes(images: LabelledImages, classes: Sequence[str], options: EvaluateOptions) -> None:
+    if len(classes) < 2:
+        raise ValueError(
+            f"--data {options.data}: all images are labelled {classes[0]!r}. Classification needs at least two classes."
+        )
+    check_readable(images, f"--data {options.data}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A task of the evaluation.
+
+    Args:
+        read: Reads and checks the data, before a model is loaded.
+        evaluate: Measures a model. Returns what it has written, or None in a process that is not the first.
+    """
+
+    read: Callable[[EvaluateOptions], Any]
+    evaluate: Callable[[Run], dict[str, Any] | None]
+
+
+TASKS = {
+    "retrieval": Task(read_pairs, evaluate_retrieval),
+    "zero-shot": Task(read_classes, evaluate_zero_shot),
+    "linear-probe": Task(read_probed, evaluate_linear_probe),
+    "vqa": Task(
+        lambda options: read_questions(options.benchmark, options.data, options.split, options.image_folder),
+        lambda run: evaluate_questions(run.model, run.data, run.options, run.output_dir, run.command),
+    ),
+}
 
 
 def _reading(options: EvaluateOptions) -> dict[str, Any]:
@@ -392,12 +553,11 @@ def _probed_splits(options: EvaluateOptions) -> dict[str, ClassificationBenchmar
     for split in wanted:
         try:
             read = load_benchmark(name, options.data, split=split, held_out=HELD_OUT, **_reading(options))
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             if split != "validation":
                 raise
             continue
-        if not isinstance(read, ClassificationBenchmark):
-            raise UsageError(f"--benchmark {name} has no classes: it is not for a linear probe.")
+        assert isinstance(read, ClassificationBenchmark)
         splits[split] = read
     return splits
 
@@ -408,15 +568,6 @@ def _labelled(benchmark: ClassificationBenchmark, features: Features, classes: S
     kept = benchmark.images.select(features.rows.tolist())
     labels = np.array([number_of[label] for label in kept.labels])
     return LabelledFeatures(features.embeds.numpy(), labels, kept.groups)
-
-
-def _retrieval_benchmark(options: EvaluateOptions) -> RetrievalBenchmark | None:
-    if options.benchmark is None:
-        return None
-    benchmark = load_benchmark(options.benchmark, options.data, split=options.split)  # type: ignore[arg-type]
-    if not isinstance(benchmark, RetrievalBenchmark):
-        raise UsageError(f"--benchmark {options.benchmark} has no captions: it is not for retrieval.")
-    return benchmark
 
 
 def _data(

@@ -56,9 +56,7 @@ def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None)
         ValueError: A caption that is empty.
     """
     names, captions = list(pairs["pair_id"]), list(pairs["caption"])
-    empty = next((name for name, caption in zip(names, captions, strict=True) if not caption), None)
-    if empty is not None:
-        raise ValueError(f"{empty} has an empty caption: nothing could be found by it. Remove it from the data set.")
+    check_captions(names, captions)
     first_rows, image_of_row = _distinct_images(pairs, image_id)
     fingerprint = pairs_fingerprint(pairs, names, captions)
     images = store.images(
@@ -74,6 +72,20 @@ def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None)
     embeds = texts.embeds if len(rows) == len(captions) else texts.embeds[rows]
     image_of_text = None if image_id is None else of_row[rows]
     return EmbeddedPairs(images.embeds, embeds, image_of_text, rows, images.damaged, fingerprint)
+
+
+def check_captions(names: Sequence[str], captions: Sequence[str]) -> None:
+    """
+    Check that each pair has a caption.
+
+    Raises:
+        ValueError: If a caption is empty, or if there are fewer than two pairs to choose from.
+    """
+    empty = next((name for name, caption in zip(names, captions, strict=True) if not (caption or "").strip()), None)
+    if empty is not None:
+        raise ValueError(f"{empty} has an empty caption: nothing could be found by it. Remove it from the dataset.")
+    if len(names) < 2:
+        raise ValueError(f"The split has {len(names)} pairs. Retrieval needs at least two to choose from.")
 
 
 def pairs_fingerprint(pairs: Any, names: Sequence[str], captions: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
 from processing.benchmarks.leaks import find_leaks
 from processing.collator import IGNORED_LABEL
 from processing.images import ImageError, read_row_image
+from processing.labelled_images import LabelledImages, check_readable
 
 from ..reporting import no_warnings_of_transformers, say, show_table
 from ..visual_question_answering import load_questions
@@ -36,14 +37,40 @@ ANSWER_TYPES = ("open", "closed")
 PART = 256  # questions of a part: what is lost at most when a run is killed
 
 
-def evaluate_questions(name: str, options: Any, output_dir: Path, command: Sequence[str] = ()) -> dict[str, Any] | None:
+Questions = tuple[VisualQuestionBenchmark, VisualQuestionBenchmark | None]
+
+
+def read_questions(name: str | None, path: str, split: str, image_folder: str | None = None) -> Questions:
     """
-    Runs `biomedclip evaluate vqa`: shows the accuracies, writes `results.json` and the answers to `answers.jsonl`.
+    Read the questions that a model is measured by, and those of the training split if they are there.
+
+    Args:
+        name: Of the benchmark.
+        path: Its folder.
+        split: Split that is measured on.
+        image_folder: Folder of the images, if they do not lie beside the questions.
+
+    Raises:
+        ValueError: If it is no benchmark of questions, or if none of its images can be read.
+        FileNotFoundError: If it or a part of it is missing.
+    """
+    benchmark = load_questions(name, path, split, image_folder)
+    images = {question.image_name: question.image for question in benchmark.questions}
+    together = LabelledImages(list(images.values()), [benchmark.name] * len(images), list(images))
+    check_readable(together, f"--data {path}")
+    return benchmark, training_split(benchmark, image_folder)
+
+
+def evaluate_questions(
+    name: str, questions: Questions, options: Any, output_dir: Path, command: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """
+    Run `biomedclip evaluate vqa`: show the accuracies, write `results.json` and the answers to `answers.jsonl`.
 
     Args:
         name: Folder or Hub id of the model.
-        options: `data`, `benchmark`, `image_folder`, `split`, `batch_size`, `max_length`, `seed` and
-            `trust_remote_code`.
+        questions: What [`read_questions`] returns.
+        options: `data`, `split`, `batch_size`, `max_length`, `seed` and `trust_remote_code`.
         output_dir: Where the results go; what an interrupted run has left there is gone on with.
         command: The command line behind `biomedclip evaluate`.
 
@@ -51,11 +78,11 @@ def evaluate_questions(name: str, options: Any, output_dir: Path, command: Seque
         What `results.json` holds, in the first process.
 
     Raises:
-        ValueError: No benchmark of questions, or a model that answers none.
-        FileNotFoundError: No such model, or no such benchmark there.
+        ValueError: If the model has no head for questions.
+        FileNotFoundError: If there is no such model.
     """
     started = time.monotonic()
-    benchmark = load_questions(options.benchmark, options.data, options.split, options.image_folder)
+    benchmark, training = questions
     answerer = load_answerer(name, trust_remote_code=options.trust_remote_code)
     answers, damaged = answer_questions(
         answerer, benchmark, output_dir / FEATURES, batch_size=options.batch_size, max_length=options.max_length
@@ -63,7 +90,6 @@ def evaluate_questions(name: str, options: Any, output_dir: Path, command: Seque
     if not PartialState().is_main_process:
         return None
     metrics = {**answer_metrics(answers, options.seed), "answers": answerer.model.config.num_labels}
-    training = training_split(benchmark, options.image_folder)
     leaks = None
     if training is not None:
         metrics |= majority_baseline(answers, training.questions)

@@ -294,6 +294,46 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
             ["vqa", "--precision", "bfloat16", "--model", "m", "--data", "d", "--output-dir", "o"],
             "--precision has no effect on vqa",
         ),
+        (
+            [
+                "zero-shot",
+                "--benchmark",
+                "pcam",
+                "--label-column",
+                "x",
+                "--model",
+                "m",
+                "--data",
+                "d",
+                "--output-dir",
+                "o",
+            ],
+            "--label-column has no effect on --benchmark pcam",
+        ),
+        (
+            ["zero-shot", "--label-column", "x", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"],
+            "--label-column x has no effect on class folders",
+        ),
+        (
+            ["zero-shot", "--split", "validation", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"],
+            "there is no validation split",
+        ),
+        (["vqa", "--benchmark", "pcam", "--model", "m", "--data", "d", "--output-dir", "o"], "has no questions"),
+        (
+            ["linear-probe", "--split", "train", "--model", "m", "--data", "d", "--output-dir", "o"],
+            "--split train: the",
+        ),
+        (
+            ["retrieval", "--batch-size", "0", "--model", "m", "--data", "d", "--output-dir", "o"],
+            "--batch-size must be",
+        ),
+        (["retrieval", "--workers", "0", "--model", "m", "--data", "d", "--output-dir", "o"], "--workers must be 1 or"),
+        (
+            ["retrieval", "--max-length", "0", "--model", "m", "--data", "d", "--output-dir", "o"],
+            "--max-length must be",
+        ),
+        (["retrieval", "--seed", "-1", "--model", "m", "--data", "d", "--output-dir", "o"], "--seed must be 0 or more"),
+        (["linear-probe", "--draws", "0", "--model", "m", "--data", "d", "--output-dir", "o"], "--draws must be 1 or"),
         (["zero-shot", "--templates", "a", "--model", "m", "--data", "d", "--output-dir", "o"], "'a' has no {} for"),
         (["linear-probe", "--shares", "2", "--model", "m", "--data", "d", "--output-dir", "o"], "up to 1, not 2.0"),
         (
@@ -310,3 +350,112 @@ def test_what_makes_no_sense_is_said_in_one_line(arguments, message, tmp_path, b
     assert main(["evaluate", *(argument.format(**filled) for argument in arguments)]) == (1 if missing else 2)
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails a test that loads a model."""
+    monkeypatch.setattr(
+        "run_scripts.evaluate.load_dual_encoder", lambda *args, **kwargs: pytest.fail("a model is loaded")
+    )
+
+
+def refused(capsys, *arguments) -> str:
+    assert main(["evaluate", *map(str, arguments)]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "Traceback" not in error
+    return error
+
+
+def test_all_models_data_and_folders_are_checked_before_one_is_loaded(two_models, tmp_path, capsys, no_model):
+    models = ["--model", *two_models, tmp_path / "gone", "nowhere", "--output-dir", tmp_path / "out"]
+    error = refused(capsys, "zero-shot", *models, "--data", tmp_path / "no data")
+    assert "gone: there is no such folder" in error and "--model nowhere: there is no such folder" in error
+    assert "no data: there is no such folder" in error
+    assert not (tmp_path / "out").exists()
+    data = draw_images(tmp_path / "data", {"a": 2, "b": 2})
+    (tmp_path / "out").write_text("")
+    assert "out is a file" in refused(capsys, "zero-shot", *models[:3], *models[5:], "--data", data)
+    arguments = ["zero-shot", "--model", two_models[0], "--data", data, "--output-dir", tmp_path / "results"]
+    assert "--features-dir" in refused(capsys, *arguments, "--features-dir", tmp_path / "out")
+
+
+def test_models_that_fail_in_mid_run_are_named_and_the_others_are_compared(two_models, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(two_models[0], broken)
+    weights = torch.full((16, 32), float("nan"))
+    model = BiomedCLIPModel.from_pretrained(broken)
+    with torch.no_grad():
+        model.visual_projection.weight.copy_(weights)
+    model.save_pretrained(broken)
+    data = draw_images(tmp_path / "data", {"dark": 5, "light": 5})
+    arguments = ["--model", two_models[0], broken, two_models[1], "--data", data, "--output-dir", tmp_path / "out"]
+    error = refused(capsys, "zero-shot", *arguments)
+    assert f"1 of 3 models could not be measured: {broken}: ValueError: " in error
+    assert set(json.loads((tmp_path / "out" / "comparison.json").read_text())["models"]) == {"base", "other"}
+
+
+@pytest.mark.parametrize("benchmark", [[], ["--benchmark", "imagefolder"]])
+@pytest.mark.parametrize("task", ["zero-shot", "linear-probe"])
+def test_one_class_is_refused_before_a_model_is_loaded(small_checkpoint, tmp_path, capsys, no_model, task, benchmark):
+    data = draw_images(tmp_path / "data", {"alone": 5})
+    arguments = [task, *benchmark, "--model", small_checkpoint, "--data", data, "--output-dir", tmp_path / "out"]
+    assert "needs at least two classes" in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("task", ["zero-shot", "linear-probe"])
+def test_a_class_without_readable_images_is_refused_before_a_model_is_loaded(
+    small_checkpoint, tmp_path, capsys, no_model, task
+):
+    data = draw_images(tmp_path / "data", {"a": 10, "b": 10})
+    for file in (data / "b").iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    arguments = [task, "--model", small_checkpoint, "--data", data, "--output-dir", tmp_path / "out"]
+    assert "none of the" in (error := refused(capsys, *arguments)) and "class 'b' can be read" in error
+
+
+def test_a_class_that_training_lacks_is_refused_and_one_that_the_test_lacks_is_noted(
+    small_checkpoint, tmp_path, capsys, monkeypatch
+):
+    data = tmp_path / "data"
+    draw_images(data / "train", {"dark": 12, "light": 12})
+    draw_images(data / "test", {"dark": 4, "light": 4})
+    shutil.copytree(data / "test" / "dark", data / "test" / "new")
+    arguments = ["linear-probe", "--model", small_checkpoint, "--data", data, "--output-dir", tmp_path / "out"]
+    arguments += ["--shares", "1.0", "--find-leaks", "false"]
+    with monkeypatch.context() as patched:
+        patched.setattr("run_scripts.evaluate.load_dual_encoder", lambda *args, **kwargs: pytest.fail("loaded"))
+        assert "no training image is of the class 'new', which the test split has" in refused(capsys, *arguments)
+    (data / "test" / "new").rename(data / "train" / "new")
+    assert main(["evaluate", *map(str, arguments)]) == 0
+    results = results_of(tmp_path / "out")
+    assert results["metrics"]["classes"] == ["dark", "light", "new"]
+    assert results["metrics"]["recall_of_class"]["new"] is None
+    assert "No image of the test split is of the class 'new'." in results["data"]["notes"]
+
+
+def test_a_metadata_file_is_measured_by_its_column_of_labels(small_checkpoint, tmp_path, capsys):
+    data = draw_images(tmp_path / "data", {"dark": 6, "light": 6})
+    lines = [f"{file.relative_to(data)},{file.parent.name}" for file in sorted(data.rglob("*.png"))]
+    (data / "metadata.csv").write_text("\n".join(["file_name,shade", *lines]))
+    arguments = ["zero-shot", "--model", small_checkpoint, "--data", data, "--output-dir", tmp_path / "out"]
+    assert "Name it with --label-column" in refused(capsys, *arguments)
+    assert main(["evaluate", *map(str, arguments), "--label-column", "shade"]) == 0
+    assert results_of(tmp_path / "out")["metrics"]["classes"] == ["dark", "light"]
+
+
+def test_a_missing_package_is_named_before_a_model_is_loaded(small_checkpoint, tmp_path, capsys, no_model, monkeypatch):
+    data = draw_images(tmp_path / "data", {"a": 1, "b": 1})
+    (data / "a" / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(200))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    arguments = ["zero-shot", "--model", small_checkpoint, "--data", data, "--output-dir", tmp_path / "out"]
+    assert 'pip install "biomedclip[dicom]"' in refused(capsys, *arguments)
+
+
+def test_too_few_pairs_to_choose_from_are_refused(small_checkpoint, built, tmp_path, capsys, no_model, monkeypatch):
+    import run_scripts.evaluate as module
+
+    read = module.load_pmc15m
+    monkeypatch.setattr(module, "load_pmc15m", lambda *args, **options: read(*args, **options).select([0]))
+    arguments = ["retrieval", "--model", small_checkpoint, "--data", built, "--output-dir", tmp_path / "out"]
+    assert "needs at least two to choose from" in refused(capsys, *arguments)
