@@ -1,5 +1,6 @@
 """Labeled images for classification: class folders, `datasets`' imagefolder with its tables, or a `datasets` set."""
 
+import json
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from .image_files import FolderContent, find_images, is_visible, shown_name, war
 from .image_formats import DECODABLE_FORMATS
 from .image_tables import METADATA_FILES, names_images, read_image_table
 from .images import ImageError, read_row_image
+from .tables import read_text
 
 
 logger = logging.getLogger(__name__)
@@ -136,9 +138,7 @@ def read_splits(
     if not root.is_dir():
         return _from_datasets(_open_on_hub(str(path)), str(path), image_column, label_column, downloaded=True)
     if any((root / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        import datasets
-
-        return _from_datasets(datasets.load_from_disk(str(root)), str(path), image_column, label_column)
+        return _from_datasets(_open_saved(root), str(path), image_column, label_column)
     folders = split_folders(root)
     content = find_images(root, link_depth=2 if folders else 1)
     tables = [file for file in content.others if file.name in METADATA_FILES]
@@ -371,6 +371,22 @@ def _texts_in(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _texts_in(item)
+
+
+def _open_saved(root: Path) -> Any:
+    """A set that `save_to_disk` wrote, whose files lie where it writes them."""
+    import datasets
+
+    for state in root.rglob("state.json"):
+        files = json.loads(read_text(state)).get("_data_files") or []
+        for name in [str(file.get("filename")) for file in files]:
+            if name != os.path.basename(name.replace("\\", "/")):
+                raise ValueError(f"{state}: the file {shown_name(name[:200])!r} does not lie beside it.")
+    for file in root.glob("dataset_dict.json"):
+        for name in map(str, json.loads(read_text(file)).get("splits") or []):
+            if name in (".", "..") or name != os.path.basename(name.replace("\\", "/")):
+                raise ValueError(f"{file}: the split {shown_name(name[:200])!r} is not the name of a folder beside it.")
+    return datasets.load_from_disk(str(root))
 
 
 def _open_on_hub(name: str) -> Any:

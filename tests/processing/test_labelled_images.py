@@ -1,5 +1,6 @@
 """Labelled images out of folders and `datasets` sets, and the batches that are made of them."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -230,3 +231,21 @@ def test_a_card_of_a_folder_fetches_no_data_from_elsewhere(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=f"{file}: data_files names") as error:
         read_labelled_images(tmp_path)
     assert place in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("train/state.json", {"_data_files": [{"filename": "../../outside/data-00000-of-00001.arrow"}]}),
+        ("train/state.json", {"_data_files": [{"filename": "/outside/data-00000-of-00001.arrow"}]}),
+        ("dataset_dict.json", {"splits": ["train", "../outside"]}),
+        ("dataset_dict.json", {"splits": [".."]}),
+    ],
+)
+def test_a_saved_set_leads_to_no_other_folder(rows, tmp_path, file, change):
+    rows.save_to_disk(tmp_path / "outside")
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "set")
+    path = tmp_path / "set" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match="beside it"):
+        read_labelled_images(tmp_path / "set", image_column="scan", label_column="organ")
