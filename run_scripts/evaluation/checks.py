@@ -13,9 +13,9 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
 from modeling_biomedclip.conversion.community_port import is_port
 from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
+from modeling_biomedclip.source_checks import ADAPTER_CONFIG, check_source
 from processing.image_files import find_images
 
-from ..trust import ADAPTER_CONFIG, check_source
 from .dual_encoders import BIOVIL
 
 
