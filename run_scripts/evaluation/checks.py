@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
 from modeling_biomedclip.conversion.community_port import is_port
 from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
+from modeling_biomedclip.conversion.open_clip_settings import check_known
 from modeling_biomedclip.source_checks import ADAPTER_CONFIG, check_source
 from processing.image_files import find_images
 
@@ -180,8 +181,7 @@ def _check_adapter(folder: Path, where: str, task: str, trusted: bool) -> None:
 
 def _check_open_clip(folder: Path, where: str) -> None:
     config = read_json(folder / OPEN_CLIP_CONFIG)
-    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
-        raise ValueError(f"{where}: {OPEN_CLIP_CONFIG} has no model_cfg.")
+    check_known(config, folder / OPEN_CLIP_CONFIG)
     text = config["model_cfg"].get("text_cfg")
     name = str(text.get("hf_model_name")) if isinstance(text, dict) else ""
     if "BiomedBERT" not in name and "PubMedBERT" not in name:
