@@ -722,8 +722,7 @@ def _random_access(
         data_set = datasets.concatenate_datasets([data_set.remove_columns("caption"), texts], axis=1)
     data_set = data_set.select_columns(list(features))
     if "image" in features:
-        if features["image"].decode:
-            _refuse_paths(data_set)
+        _refuse_paths(data_set)  # decoded or not: saving the set would put the files that rows name into it
         data_set = data_set.cast_column("image", features["image"])
     return data_set.select(range(start, len(data_set))) if start else data_set
 

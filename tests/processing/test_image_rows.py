@@ -197,8 +197,13 @@ def test_a_set_refuses_a_path_in_a_row_and_names_the_row(tmp_path, picture, stre
     folder = write_rows(tmp_path / "set", {"bytes": None, "path": str(picture)})
     with pytest.raises(ValueError, match=r"(?s)PMC1\.1/F1/g1.*paths inside data are not opened"):
         list(load_pmc15m(folder, streaming=streaming))
-    undecoded = list(load_pmc15m(folder, streaming=streaming, decode=False))
-    assert undecoded[1]["image"]["bytes"] is None, "left to the collator, which names or replaces the row"
+    if streaming:
+        undecoded = list(load_pmc15m(folder, decode=False))
+        assert undecoded[1]["image"]["bytes"] is None, "left to the collator, which names or replaces the row"
+    else:
+        # `datasets` would put the file that the row names into a set that is saved.
+        with pytest.raises(ValueError, match="paths inside data are not opened"):
+            load_pmc15m(folder, streaming=False, decode=False)
 
 
 @pytest.mark.parametrize("streaming", [True, False])
