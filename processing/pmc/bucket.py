@@ -201,7 +201,7 @@ class Bucket:
         if not self.can_list:
             return {}
         try:
-            entries = self._request(folder, lambda path: self._filesystem.ls(path, detail=True))
+            entries = self._request(folder, self._list_once)
         except ObjectMissing:
             return {}
         except ObjectError as error:
@@ -331,6 +331,10 @@ class Bucket:
             if _answer(error) in ("InvalidRange", "416", 416):  # no byte 0: the object is empty
                 return b""
             raise
+
+    def _list_once(self, path: str) -> list[dict[str, Any]]:
+        # The list of what is no folder holds the thing itself.
+        return [entry for entry in self._filesystem.ls(path, detail=True) if entry["name"].rstrip("/") != path]
 
     def _info_once(self, path: str) -> dict[str, Any]:
         try:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import shutil
 from datetime import UTC, datetime
 
@@ -64,6 +65,17 @@ def test_without_metadata_they_come_from_the_folders_of_articles(mirror):
     for path in (mirror.root / "metadata").iterdir():
         path.unlink()
     (mirror.root / "metadata").rmdir()
+    bucket = Bucket(str(mirror.root))
+    assert names(bucket) == {"PMC1000": [1], "PMC1001": [1]}
+    assert bucket.read_metadata("PMC1000.1")["pmcid"] == "PMC1000"
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "file"])
+def test_what_is_no_folder_of_metadata_does_not_hide_the_articles(mirror, impatient, kind):
+    mirror.plain_articles(2)
+    shutil.rmtree(mirror.root / "metadata")
+    path = mirror.root / "metadata"
+    os.mkfifo(path) if kind == "FIFO" else path.write_text("no folder")
     bucket = Bucket(str(mirror.root))
     assert names(bucket) == {"PMC1000": [1], "PMC1001": [1]}
     assert bucket.read_metadata("PMC1000.1")["pmcid"] == "PMC1000"
