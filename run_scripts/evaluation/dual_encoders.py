@@ -25,6 +25,7 @@ from modeling_biomedclip.source_checks import ADAPTER_CONFIG, check_source
 
 from ..fingerprints import weights_fingerprint
 from ..open_clip_folders import load_with_open_clip
+from ..trust import questions_are_errors
 
 
 BIOVIL = ("biovil", "biovil-t")
@@ -93,6 +94,7 @@ class DualEncoder:
             return tower(pixel_values=pixel_values).pooler_output.float().cpu()
 
 
+@questions_are_errors()
 def load_dual_encoder(name: str, *, precision: str = "float32", trust_remote_code: bool = False) -> DualEncoder:
     """
     Loads a dual encoder.

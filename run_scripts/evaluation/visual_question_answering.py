@@ -24,6 +24,7 @@ from processing.images import ImageError, read_row_image
 from processing.labelled_images import LabelledImages, check_readable
 
 from ..reporting import no_warnings_of_transformers, say, show_table
+from ..trust import questions_are_errors
 from ..visual_question_answering import load_questions
 from .dual_encoders import DualEncoder
 from .features import FEATURES
@@ -142,6 +143,7 @@ def training_split(
         return None
 
 
+@questions_are_errors()
 def load_answerer(name: str, *, trust_remote_code: bool = False) -> DualEncoder:
     """
     A model that was trained to answer questions, with its processor, in float32 and evaluation mode.

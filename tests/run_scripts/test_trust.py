@@ -151,7 +151,7 @@ def test_a_loader_that_forgets_the_argument_does_not_ask_either(two_towers, mark
     # transformers does not pass `trust_remote_code=False` on from this processor to its image processor.
     folder = plant(shutil.copytree(two_towers, tmp_path / "model"), marker, "preprocessor_config.json")
     change(folder / "preprocessor_config.json", auto_map={"AutoImageProcessor": "planted.Planted"})
-    with questions_are_errors(), pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(ValueError, match="trust_remote_code"):
         load_dual_encoder(str(folder))
     assert not marker.exists()
 
