@@ -7,6 +7,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from .escaping import Markdown, code, code_block, markdown, table_rows, yaml_text
+
 
 # The repository in the examples of a card, until it is pushed to one.
 PLACEHOLDER = "ORG/NAME"
@@ -82,24 +84,24 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
     filled = {
         "title": "Drawn figure-caption pairs" if report["drawn"] else "Figure-caption pairs from PubMed Central",
         "size_category": next((name for limit, name in _SIZE_CATEGORIES if pairs < limit), "n>100M"),
-        "data_files": "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits),
+        "data_files": "\n".join(f"  - split: {yaml_text(split)}\n    path: {_yaml_path(split)}" for split in splits),
         "features": "\n".join(f"  - name: {name}\n    {kind}" for name, kind, _ in _COLUMNS),
         "split_sizes": "\n".join(
-            f"  - name: {split}\n    num_bytes: {count['bytes']}\n    num_examples: {count['pairs']}"
+            f"  - name: {yaml_text(split)}\n    num_bytes: {count['bytes']}\n    num_examples: {count['pairs']}"
             for split, count in splits.items()
         ),
         "bytes": sum(count["bytes"] for count in splits.values()),
-        "version": report["versions"]["biomedclip"],
-        "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
-        "command": _command(report["options"]),
-        "source": public_name(report["source"]),
-        "inventory_date": report["inventory_date"] or "none in the source",
-        "as_current_as": f"the inventory of {report['inventory_date']}"
+        "version": markdown(report["versions"]["biomedclip"]),
+        "versions": markdown(", ".join(f"{name} {version}" for name, version in report["versions"].items())) + ".",
+        "command": code_block(_command(report["options"]), "bash"),
+        "source": markdown(public_name(report["source"])),
+        "inventory_date": markdown(report["inventory_date"] or "none in the source"),
+        "as_current_as": f"the inventory of {markdown(report['inventory_date'])}"
         if report["inventory_date"]
         else "its source, which has no inventory",
         "moved": f" To leave no split empty, {moved} of them were moved." if moved else "",
-        "built": report["built"],
-        "license_choice": report["license_choice"],
+        "built": markdown(report["built"]),
+        "license_choice": code(report["license_choice"]),
         "pairs": f"{pairs:,}",
         "articles_seen": f"{articles['seen']:,}",
         "articles_kept": f"{articles['kept']:,}",
@@ -117,7 +119,7 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
         "images": _shares({f"format {name}": count for name, count in report["formats"].items()}, pairs)
         + "\n"
         + _shares({f"mode {name}": count for name, count in report["modes"].items()}, pairs),
-        "percentile_names": " | ".join(f"{q} %" for q in captions["percentiles"]),
+        "percentile_names": " | ".join(markdown(f"{q} %") for q in captions["percentiles"]),
         "percentile_rule": "---:|" * len(captions["percentiles"]),
         "lengths": table_rows(
             [
@@ -125,8 +127,8 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
                 for name, part in ((f"{captions['unit']} of a caption", captions), (images["unit"], images))
             ]
         ),
-        "caption_unit": captions["unit"]
-        + (f" of `{public_name(captions['tokenizer'])}`" if captions["tokenizer"] else ""),
+        "caption_unit": markdown(captions["unit"])
+        + (f" of {code(public_name(captions['tokenizer']))}" if captions["tokenizer"] else ""),
         "context_note": "BiomedCLIP reads 256 tokens"
         if captions["unit"] == "tokens"
         else "BiomedCLIP reads 256 tokens, of which most words are more than one",
@@ -135,7 +137,7 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
         "same_bytes": f"{report['duplicates']['same_bytes']:,}",
         "same_picture": f"{report['duplicates']['same_picture']:,}",
         "left_out": table_rows(_largest_first(left_out)) or "| nothing | 0 |",
-        "columns": table_rows([(f"`{name}`", meaning) for name, _, meaning in _COLUMNS]),
+        "columns": table_rows([(Markdown(f"`{name}`"), Markdown(meaning)) for name, _, meaning in _COLUMNS]),
     }
     terms = _DRAWN if report["drawn"] else template("pmc_terms.md").substitute(filled)
     return template("dataset_card.md").substitute(filled, terms=terms.strip())
@@ -192,6 +194,11 @@ def template(name: str) -> Template:
     return Template((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
+def _yaml_path(split: str) -> str:
+    """Return the pattern of a split's shards as YAML."""
+    return f"data/{split}-*.parquet" if re.fullmatch(r"\w+", split, re.ASCII) else yaml_text(f"data/{split}-*.parquet")
+
+
 def _largest_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda entry: -entry[1])
 
@@ -204,10 +211,3 @@ def public_name(source: str) -> str:
     """A URL or Hub id as it is, of a local path its last part: a card carries no path of the machine that made it."""
     local = source.startswith(("/", "~", "file:")) or ("://" not in source and os.path.exists(source))
     return Path(source).name if local else source
-
-
-def table_rows(rows: list[tuple[Any, ...]]) -> str:
-    """Rows of a Markdown table, whole numbers with commas."""
-    return "\n".join(
-        "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |" for row in rows
-    )

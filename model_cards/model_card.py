@@ -9,14 +9,16 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from .fill import percent, public_name, table_rows, template
-from .results import Measure, chances, measures
+from .escaping import Markdown, code, code_block, markdown, one_line, table, table_rows
+from .fill import percent, public_name, template
+from .results import Measure, chances, measures, reasons
 
 
 PUBLISHED = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 # Stands in a card for what nobody said. It is for the author to fill, and nothing is pushed with it.
 NOT_STATED = "Not stated"
 NOT_MEASURED = "not measured"
+UNDEFINED = "undefined"
 NAMED = 5  # damaged images and leaks that the card names; results.json names all
 
 # Tasks by the name that results.json has: in words, and as the Hub's metadata have them.
@@ -45,6 +47,19 @@ OF_THE_PAPER = [
     *(("linear-probe", name) for name in ("pcam", "rsna")),
     *(("vqa", name) for name in ("vqa_rad", "slake")),
 ]
+# Numbers of `train_results.json` that a card states, in words.
+COSTS = (
+    ("steps", "steps"),
+    ("samples", "pairs seen"),
+    ("batch_size", "pairs of a step"),
+    ("processes", "processes"),
+    ("loss", "mean loss"),
+    ("seconds", "seconds"),
+    ("peak_memory_mib", "peak memory of a process, MiB"),
+    ("peak_device_memory_mib", "peak memory of a device, MiB"),
+    ("substituted_rows", "rows that could not be decoded, and were replaced"),
+)
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _METRIC_TYPES = {"auroc": "roc_auc"}  # names of `evaluate`'s modules, where they differ from ours
 
 _TEN_LINES = """\
@@ -88,7 +103,7 @@ def fill_model_card(facts: Mapping[str, Any]) -> str:
     verified = conversion and conversion["verification"]
     return template("model_card.md").substitute(
         metadata=_metadata(facts),
-        title=facts["title"],
+        title=markdown(facts["title"]),
         origin=_origin(facts),
         usage=_usage(facts),
         context=model["context_length"],
@@ -104,7 +119,7 @@ def fill_model_card(facts: Mapping[str, Any]) -> str:
 
 def _metadata(facts: Mapping[str, Any]) -> str:
     entries = [entry for result in facts["results"] for entry in _eval_results(result)]
-    license = facts["license"] or "unknown"
+    license = one_line(facts["license"] or "unknown")
     data = ModelCardData(
         language=["en"],
         license=license,
@@ -112,9 +127,9 @@ def _metadata(facts: Mapping[str, Any]) -> str:
         license_link="#licence" if license == "other" else None,
         library_name=facts["model"]["layout"],
         pipeline_tag="zero-shot-image-classification",
-        datasets=[facts["dataset"]["id"]] if (facts["dataset"] or {}).get("id") else None,
+        datasets=[facts["dataset"]["id"]] if _HUB_ID.fullmatch((facts["dataset"] or {}).get("id") or "") else None,
         tags=["biomedclip", "clip", "biology", "medical", *(["open_clip"] if facts["open_clip"] else [])],
-        **({"model_name": facts["title"], "eval_results": entries} if entries else {}),
+        **({"model_name": one_line(facts["title"]), "eval_results": entries} if entries else {}),
     )
     return data.to_yaml()
 
@@ -124,38 +139,39 @@ def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
     words, task_type = TASKS.get(result["task"], (result["task"], result["task"]))
     return [
         EvalResult(
-            task_type=task_type,
-            task_name=words,
-            dataset_type=result["benchmark"] or "own",
+            task_type=one_line(task_type),
+            task_name=one_line(words),
+            dataset_type=one_line(result["benchmark"] or "own"),
             # The Hub shows no more than this: a number on twenty rows must not pass for one on the whole benchmark.
-            dataset_name=f"{benchmark_name(result)}, {result['data']['rows']:,} rows",
-            dataset_split=result["data"]["split"],
-            dataset_revision=result["data"]["fingerprint"],
-            metric_type=_METRIC_TYPES.get(measure.path[-1], measure.path[-1]),
-            metric_name=_words(measure),
+            dataset_name=f"{one_line(benchmark_name(result))}, {result['data']['rows']:,} rows",
+            dataset_split=one_line(result["data"]["split"]),
+            dataset_revision=one_line(result["data"]["fingerprint"]),
+            metric_type=one_line(_METRIC_TYPES.get(measure.path[-1], measure.path[-1])),
+            metric_name=one_line(_words(measure)),
             metric_value=measure.value,
         )
         for measure in measures(result)
-        if "recall_of_class" not in measure.path and not _is_deviation(measure)
+        if "recall_of_class" not in measure.path and not _is_deviation(measure) and measure.value is not None
     ]
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
     conversion = facts["conversion"]
-    text = f"Its weights have the fingerprint `{facts['model']['weights']}`."
+    text = f"Its weights have the fingerprint {code(facts['model']['weights'])}."
     if conversion is not None:
         return (
-            f"Converted by biomedclip {conversion['versions']['biomedclip']} from "
-            f"`{public_name(conversion['source'])}` to the layout of {conversion['layout']}. No weight was changed. "
-            f"{text}"
+            f"Converted by biomedclip {markdown(conversion['versions']['biomedclip'])} from "
+            f"{code(public_name(conversion['source']))} to the layout of {markdown(conversion['layout'])}. No weight "
+            f"was changed. {text}"
         )
     if facts["training"] is not None:
-        return f"Trained with biomedclip {facts['training']['results']['versions']['biomedclip']}. {text}"
+        version = markdown(facts["training"]["results"]["versions"]["biomedclip"])
+        return f"Trained with biomedclip {version}. {text}"
     return text
 
 
 def _usage(facts: Mapping[str, Any]) -> str:
-    name = facts["name"]
+    name = re.sub(r"[^\w./-]", "_", facts["name"])  # it stands in code
     if facts["model"]["layout"] == "open_clip":
         return _OPEN_CLIP_LINES.replace("NAME_OF_MODEL", "local-dir:path/of/this/folder")
     text = _TEN_LINES.replace("NAME_OF_MODEL", name)
@@ -182,7 +198,7 @@ def _architecture(model: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return [
         *rows,
         ("embeddings", f"{model['embedding']} dimensions, of length 1"),
-        ("`logit_scale`", f"{model['logit_scale']:.4f}"),
+        (Markdown("`logit_scale`"), f"{model['logit_scale']:.4f}"),
         ("precision of the weights", model["dtype"]),
     ]
 
@@ -201,18 +217,18 @@ def _data(facts: Mapping[str, Any], published: bool) -> str:
     source = (
         "Drawn by a program to try the software on: no article, picture or licence in it is real."
         if report["drawn"]
-        else f"Figures and captions of PubMed Central (source `{public_name(report['source'])}`, inventory "
-        f"{report['inventory_date'] or 'none in the source'}), built on {report['built']} with biomedclip "
-        f"{report['versions']['biomedclip']}."
+        else f"Figures and captions of PubMed Central (source {code(public_name(report['source']))}, inventory "
+        f"{markdown(report['inventory_date'] or 'none in the source')}), built on {markdown(report['built'])} with "
+        f"biomedclip {markdown(report['versions']['biomedclip'])}."
     )
-    named = f" Data set: [{report['id']}](https://huggingface.co/datasets/{report['id']})." if report.get("id") else ""
+    named = f" Data set: {_dataset_link(report['id'])}." if report.get("id") else ""
     rows = [
         (code, count, percent(count / pairs)) for code, count in sorted(report["licenses"].items(), key=lambda x: -x[1])
     ]
     return (
         f"{source}{named} {pairs:,} pairs of {report['articles']['kept']:,} articles, split by article; {train:,} of "
         f"them are for training.\n\n"
-        f"| licence of the article | pairs | share |\n|---|---:|---:|\n{table_rows(rows)}\n\n"
+        f"{table(['licence of the article', 'pairs', 'share'], rows)}\n\n"
         "The figures and captions stay under the licences of their articles."
     )
 
@@ -226,31 +242,17 @@ def _recipe(training: Mapping[str, Any] | None, published: bool) -> str:
             )
         return f"{NOT_STATED}: `biomedclip card --train-run` reads it from what `biomedclip train` left."
     results, recipe = training["results"], training["recipe"]
-    rows = [
-        (words, _figure(results[name]))
-        for name, words in (
-            ("steps", "steps"),
-            ("samples", "pairs seen"),
-            ("batch_size", "pairs of a step"),
-            ("processes", "processes"),
-            ("loss", "mean loss"),
-            ("seconds", "seconds"),
-            ("peak_memory_mib", "peak memory of a process, MiB"),
-            ("peak_device_memory_mib", "peak memory of a device, MiB"),
-            ("substituted_rows", "rows that could not be decoded, and were replaced"),
-        )
-        if results.get(name) is not None
-    ]
+    rows = [(words, _figure(results[name])) for name, words in COSTS if results.get(name) is not None]
     rows += [
         (f"{name}, at the last evaluation in training", _figure(value)) for name, value in training["last"].items()
     ]
-    text = f"| | |\n|---|---:|\n{table_rows(rows)}"
+    text = table(["", ""], rows)
     if recipe is None:
         return f"{text}\n\n{NOT_STATED}: the options. The run has no `recipe.yaml`, which `biomedclip train` writes."
-    written = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100).strip().replace("```", "'''")
+    written = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100).strip()
     return (
         f"{text}\n\nThe options that are not the defaults, a recipe for `biomedclip train --config`:\n\n"
-        f"```yaml\n{written}\n```"
+        f"{code_block(written, 'yaml')}"
     )
 
 
@@ -260,11 +262,13 @@ def _results(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Mapping[s
     for task, benchmark in OF_THE_PAPER:
         if (task, benchmark) not in there:
             published = measures({"metrics": paper[task][benchmark]})
-            values = [(_inline(_words(value)), _number(value.value)) for value in published]
+            values = [(_words(value), _number(value.value)) for value in published]
             for metric, value in values or [("all", "see the paper")]:
                 rows.append((TASKS[task][0], BENCHMARKS[benchmark], "none", metric, NOT_MEASURED, NOT_MEASURED, value))
     columns = ["task", "benchmark", "rows", "metric", "measured", "95 % interval", "paper"]
     text = f"| {' | '.join(columns)} |\n|---|---|---:|---|---:|---:|---:|\n{table_rows(rows)}\n\n"
+    if any(row[4] == UNDEFINED for row in rows):
+        text += "A metric is undefined where the data do not hold what it needs; see the notes below.\n\n"
     text += (
         "Values are fractions; ± stands before a standard deviation over draws of the labels. The last column is what "
         "the paper reports for the published BiomedCLIP; its retrieval is among 725,739 pairs, and among fewer it is "
@@ -276,13 +280,17 @@ def _results(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Mapping[s
 
 
 def _measured_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    deviations = {measure.path: measure.value for measure in measures(result) if _is_deviation(measure)}
+    deviations = {
+        measure.path: measure.value
+        for measure in measures(result)
+        if _is_deviation(measure) and measure.value is not None
+    }
     return [
         (
             _task(result),
-            f"{benchmark_name(result)}, {_inline(result['data']['split'])}",
+            f"{benchmark_name(result)}, {result['data']['split']}",
             f"{result['data']['rows']:,}",
-            _inline(_words(measure)),
+            _words(measure),
             _number(measure.value),
             _spread(measure, deviations),
             "not given" if measure.paper is None else _number(measure.paper),
@@ -309,20 +317,21 @@ def _how(result: Mapping[str, Any]) -> str:
     data = result["data"]
     took = f", in {result['seconds']:,} s" if isinstance(result.get("seconds"), int | float) else ""
     lines = [
-        f"Measured on {_inline(result['date'])}{took}, on {data['rows']:,} rows of the split {_inline(data['split'])}; "
-        f"fingerprint of the data `{_code(data['fingerprint'])}`."
+        f"Measured on {markdown(result['date'])}{took}, on {data['rows']:,} rows of the split "
+        f"{markdown(data['split'])}; fingerprint of the data {code(data['fingerprint'])}."
     ]
-    lines += [f"{_inline(_spaced(name)).capitalize()}: {_number(value)}." for name, value in chances(result)]
+    lines += [f"{markdown(_spaced(name).capitalize())}: {_number(value)}." for name, value in chances(result)]
+    lines += [f"{markdown(_spaced(name).capitalize())} is undefined: {markdown(why)}." for name, why in reasons(result)]
     lines += [_damaged(data.get("damaged")), _leaks(data.get("leaks"))]
-    lines += [_inline(note) for note in data.get("notes") or []]
+    lines += [markdown(note) for note in data.get("notes") or []]
     if settings := result.get("settings"):
-        lines.append(f"Settings: `{_code(json.dumps(settings, ensure_ascii=False))}`")
+        lines.append(f"Settings: {code(json.dumps(settings, ensure_ascii=False))}")
     if source := result.get("paper_source"):
-        lines.append(f"The paper's values: {_inline(source)}.")
+        lines.append(f"The paper's values: {markdown(source)}.")
     lines.append(f"With {_versions(result['versions'])}")
-    command = public_command(result["command"]).replace("```", "'''")
+    command = code_block(one_line(public_command(result["command"])), "bash")
     bullets = "\n".join(f"- {line}" for line in lines)
-    return f"### {_task(result)}, {benchmark_name(result)}\n\n```bash\n{command}\n```\n\n{bullets}"
+    return f"### {markdown(_task(result))}, {markdown(benchmark_name(result))}\n\n{command}\n\n{bullets}"
 
 
 def _damaged(damaged: Sequence[Mapping[str, Any]] | None) -> str:
@@ -330,7 +339,7 @@ def _damaged(damaged: Sequence[Mapping[str, Any]] | None) -> str:
         return "Damaged images: not counted."
     if not damaged:
         return "Damaged images: none."
-    named = [f"`{_code(row['name'])}` ({_inline(row['reason'])})" for row in damaged[:NAMED]]
+    named = [f"{code(row['name'])} ({markdown(row['reason'])})" for row in damaged[:NAMED]]
     return f"**Damaged images, left out: {len(damaged):,}**: {_and_more(named, len(damaged))}."
 
 
@@ -339,12 +348,12 @@ def _leaks(leaks: Mapping[str, Any] | None) -> str:
     if leaks is None:
         return "Leaks between training and test: not looked for."
     counts = {name: value for name, value in leaks.items() if name.startswith("same_") and value is not None}
-    found = ", ".join(f"{_spaced(name)} {count:,}" for name, count in counts.items())
+    found = markdown(", ".join(f"{_spaced(name)} {_figure(count)}" for name, count in counts.items()))
     if not any(counts.values()):
-        return f"Leaks between training and test: none ({_inline(found)})."
+        return f"Leaks between training and test: none ({found})."
     return (
         f"**Leaks: {leaks['leaked']:,} of {leaks['test_images']:,} test images are among those of training, or "
-        f"nearly**: {_inline(found)}."
+        f"nearly**: {found}."
     )
 
 
@@ -353,7 +362,7 @@ def _verification(verified: Mapping[str, Any]) -> str:
     return (
         f"The same {verified['images']} images and {verified['labels']} labels through both, in float32 on a CPU; the "
         f"best label is the same for {verified['same_best_label']}.\n\n"
-        f"| stage | largest difference |\n|---|---:|\n{table_rows(rows)}"
+        f"{table(['stage', 'largest difference'], rows)}"
         + ("\n\nThe text tower's heads and epsilon were taken as usual." if verified["bert_assumed"] else "")
     )
 
@@ -369,10 +378,10 @@ def _license_note(license: str | None, conversion: Mapping[str, Any] | None) -> 
     if license is None:
         return f"{NOT_STATED}: `biomedclip card --license` states it."
     if conversion is None:
-        return f"Weights: {license}. The data have licences of their own: see there."
+        return f"Weights: {markdown(license)}. The data have licences of their own: see there."
     if conversion["source"] == PUBLISHED:
         return "MIT, as the published weights."
-    return f"Weights: {license}, that of `{public_name(conversion['source'])}`, which see."
+    return f"Weights: {markdown(license)}, that of {code(public_name(conversion['source']))}, which see."
 
 
 def public_command(command: str) -> str:
@@ -394,18 +403,18 @@ def public_result(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _task(result: Mapping[str, Any]) -> str:
-    return TASKS[result["task"]][0] if result["task"] in TASKS else _inline(result["task"])
+    return TASKS[result["task"]][0] if result["task"] in TASKS else result["task"]
 
 
 def benchmark_name(result: Mapping[str, Any]) -> str:
     """What a card calls the benchmark of a result: of a set of one's own the last part of its path."""
     if result["benchmark"] is None:
-        return _inline(public_name(str(result["data"].get("path") or "a set of one's own")))
-    return BENCHMARKS.get(result["benchmark"]) or _inline(result["benchmark"])
+        return public_name(str(result["data"].get("path") or "a set of one's own"))
+    return BENCHMARKS.get(result["benchmark"]) or result["benchmark"]
 
 
 def _words(measure: Measure) -> str:
-    if measure.path[0] == "by_share":
+    if measure.path[0] == "by_share" and len(measure.path) == 3:
         _, share, name = measure.path
         return f"{_spaced(name)}, {100 * float(share):g} % of the labels"
     return ", ".join(map(_spaced, measure.path))
@@ -415,12 +424,21 @@ def _spaced(name: str) -> str:
     return name.replace("_", " ").replace("auroc", "AUROC")
 
 
+def _dataset_link(repo_id: str) -> Markdown:
+    """Return a link to a data set on the Hub; of what is no id of the Hub, its text."""
+    if not _HUB_ID.fullmatch(repo_id):
+        return code(repo_id)
+    return Markdown(f"[{markdown(repo_id)}](https://huggingface.co/datasets/{repo_id})")
+
+
 def _versions(versions: Mapping[str, Any]) -> str:
-    return _inline(", ".join(f"{name} {version}" for name, version in versions.items())) + "."
+    return markdown(", ".join(f"{name} {version}" for name, version in versions.items())) + "."
 
 
-def _number(value: float) -> str:
-    """A measure with four places, or one where it is no fraction."""
+def _number(value: float | None) -> str:
+    """Return a measure with four places, or one where it is no fraction, or that it is undefined."""
+    if value is None:
+        return UNDEFINED
     return f"{value:.4f}" if value <= 1 else f"{value:,.1f}"
 
 
@@ -431,13 +449,3 @@ def _figure(value: float) -> str:
 
 def _and_more(named: Sequence[str], count: int) -> str:
     return ", ".join(named) + (f", and {count - len(named):,} more" if count > len(named) else "")
-
-
-def _code(text: Any) -> str:
-    """Text of a file for a span of code."""
-    return re.sub(r"\s+", " ", str(text)).strip().replace("`", "'")
-
-
-def _inline(text: Any) -> str:
-    """Text of a file as one line that neither a table nor a browser takes for anything else."""
-    return _code(text).replace("|", "\\|").replace("<", "&lt;")

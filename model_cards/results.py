@@ -1,6 +1,5 @@
 """Results of `biomedclip evaluate`, read for a card: nothing damaged gets into one."""
 
-import json
 import math
 import os
 import re
@@ -8,21 +7,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .reading import check_shape, find_file, read_json
+
 
 RESULTS_FILE = "results.json"
 SCHEMA = 1
-# Fields that a card cannot do without, and their types.
-_FIELDS: dict[str, type | tuple[type, ...]] = {
+_NUMBER = (int, float)
+# Shape of `results.json`, as `check_shape` reads it.
+RESULT: dict[str, Any] = {
     "task": str,
     "benchmark": (str, type(None)),  # none for a set of one's own
     "command": str,
     "date": str,
-    "model": Mapping,
-    "data": Mapping,
-    "metrics": Mapping,
-    "versions": Mapping,
+    "model": {"weights": str, "name?": str, "base_weights?": str},
+    "data": {
+        "split": str,
+        "fingerprint": str,
+        "rows": int,
+        "path?": str,
+        "damaged?": [{"name": str, "reason": str}],
+        "leaks?": {"leaked": int, "test_images": int},
+        "notes?": [str],
+    },
+    "metrics": {"undefined?": {str: str}},  # and numbers, at any depth
+    "paper?": {str: object},
+    "paper_source?": str,
+    "settings?": {str: object},
+    "seconds?": _NUMBER,
+    "versions": {str: object},
 }
-_OF_THE_DATA: dict[str, type | tuple[type, ...]] = {"split": str, "fingerprint": str, "rows": int}
+_PARTS = ("model", "data")
 # What a number must be called, it or something above it, to be a measure, and what tells that it is none.
 _MEASURE = re.compile(r"accuracy|auroc|auc\b|recall|precision|f1|rank|open|closed|overall")
 _NO_MEASURE = re.compile(r"chance|oracle|threshold|regulari[sz]ation|seconds|^c$", re.IGNORECASE)
@@ -30,10 +44,10 @@ _GUESS = re.compile(r"chance|most_frequent")  # what whoever does not look would
 
 
 class Measure(NamedTuple):
-    """One number of a result: `path` are its keys in `metrics`, the interval and the paper's value beside it."""
+    """One number of a result: `path` are its keys in `metrics`; `value` is `None` where the metric is undefined."""
 
     path: tuple[str, ...]
-    value: float
+    value: float | None
     interval: tuple[float, float] | None
     paper: float | None
 
@@ -51,80 +65,125 @@ def find_results(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
     found: dict[Path, None] = {}
     for name in folders:
         place = Path(name)
-        files = [place] if place.is_file() else sorted(place.rglob(RESULTS_FILE))
+        if place.is_dir():
+            files = [find_file(place, str(path.relative_to(place))) for path in sorted(place.rglob(RESULTS_FILE))]
+        else:
+            files = [place.resolve()] if place.exists() else []
         if not files:
             raise FileNotFoundError(f"--results {name}: no {RESULTS_FILE} there. biomedclip evaluate writes one.")
-        found |= dict.fromkeys(file.resolve() for file in files)
+        found |= dict.fromkeys(file for file in files if file is not None)
     return list(found)
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """
-    One `results.json`, checked field by field.
+    Read one `results.json` and check every field that a card uses.
 
     Raises:
-        ValueError: It is not JSON, of another schema, lacks a field, or holds a number that cannot be.
+        ValueError: If it is not JSON, has another schema, lacks a field, or holds a number that cannot be.
     """
     try:
-        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        result = read_json(path)
+        if not isinstance(result, Mapping) or result.get("schema") != SCHEMA:
+            raise ValueError(f"{path}: schema {SCHEMA} of biomedclip evaluate is needed.")
+        check_shape(path, result, RESULT)
+        _check_text(path, result)
+        _check_numbers(path, result)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Evaluate again, or leave it out of --results.") from error
-    if not isinstance(result, Mapping) or result.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema {SCHEMA} of biomedclip evaluate is needed. Evaluate again with this version.")
-    _check_fields(path, result, _FIELDS)
-    _check_fields(path, result["data"], _OF_THE_DATA, "data.")
-    _check_fields(path, result["model"], {"weights": str}, "model.")
-    if not measures(result):
-        raise ValueError(f"{path}: metrics holds no number. Evaluate again, or leave it out of --results.")
-    for measure in measures(result):
+        raise ValueError(f"{error} Evaluate again, or leave the file out of --results.") from error
+    return dict(result)
+
+
+def _check_text(path: Path, result: Mapping[str, Any]) -> None:
+    for where, content, shape in (("", result, RESULT), *((f"{name}.", result[name], RESULT[name]) for name in _PARTS)):
+        for name, kind in shape.items():
+            value = content.get(name)
+            if kind in (str, (str, type(None))) and isinstance(value, str) and not value.strip():
+                raise ValueError(f"{path}: {where}{name} is {value!r}.")
+
+
+def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
+    metrics = result["metrics"]
+    for keys, value in _named(metrics):
+        name = f"metrics.{'.'.join(keys)}"
+        if keys[-1].endswith("_interval") and value is not None:
+            check_shape(path, value, [_NUMBER], name)
+            if len(value) != 2:
+                raise ValueError(f"{path}: {name} must hold two ends, not {len(value)}.")
+    shares = metrics.get("by_share", {})
+    check_shape(path, shares, {str: {str: object}}, "metrics.by_share")
+    for share in shares:
+        _check_share(path, share)
+    found = measures(result)
+    if not found:
+        raise ValueError(f"{path}: metrics holds no number.")
+    for measure in found:
+        if measure.value is None:
+            continue
         values = [measure.value, *(measure.interval or ())]
         most = math.inf if "rank" in measure.path[-1] else 1
         if not all(math.isfinite(value) and 0 <= value <= most for value in values):
             raise ValueError(f"{path}: metrics.{'.'.join(measure.path)} is {values}, and should lie between 0 and 1.")
-    return dict(result)
+
+
+def _check_share(path: Path, share: str) -> None:
+    """Raise `ValueError` if a key of `by_share` is not a share of the labels."""
+    try:
+        valid = 0 < float(share) <= 1
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{path}: metrics.by_share has {share!r}, which is not a share of the labels.")
 
 
 def measures(result: Mapping[str, Any]) -> list[Measure]:
     """The numbers of a result in their order; counts, lists, and what chance alone would give are none."""
     paper = result.get("paper") or {}
     return [
-        Measure(keys, float(value), interval, _at(paper, keys))
+        Measure(keys, value, interval, _at(paper, keys))
         for keys, value, interval in _leaves(result["metrics"])
-        if isinstance(value, float) and any(map(_MEASURE.search, keys)) and not any(map(_NO_MEASURE.search, keys))
+        if isinstance(value, float | None)
+        and any(map(_MEASURE.search, keys))
+        and not any(map(_NO_MEASURE.search, keys))
+        and not (value is None and keys[-1].endswith(("_interval", "_sd")))
     ]
 
 
 def chances(result: Mapping[str, Any]) -> list[tuple[str, float]]:
     """What chance alone, or always naming the most frequent class, would give, by name."""
-    return [(" ".join(keys), value) for keys, value, _ in _leaves(result["metrics"]) if _GUESS.search(keys[-1])]
+    return [
+        (" ".join(keys), value)
+        for keys, value, _ in _leaves(result["metrics"])
+        if value is not None and _GUESS.search(keys[-1])
+    ]
 
 
-def _leaves(
-    metrics: Mapping[str, Any], above: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any, tuple[float, float] | None]]:
+def reasons(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the names of the metrics that are undefined, each with the reason."""
+    undefined = result["metrics"].get("undefined") or {}
+    return [(" ".join(keys), str(reason)) for keys, reason in _named(undefined)]
+
+
+def _leaves(metrics: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, tuple[float, float] | None]]:
+    """Yield keys, value and interval of each number, and of each metric that is undefined."""
+    for keys, value in _named(metrics):
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            beside = metrics
+            for key in keys[:-1]:
+                beside = beside[key]
+            interval = beside.get(f"{keys[-1]}_interval")
+            yield keys, value, (interval[0], interval[1]) if interval else None
+
+
+def _named(metrics: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in metrics.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, (*above, name))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            interval = metrics.get(f"{name}_interval")
-            yield (*above, name), value, (interval[0], interval[1]) if interval else None
+            yield from _named(value, (*above, name))
+        else:
+            yield (*above, name), value
 
 
 def _at(tree: Any, keys: Sequence[str]) -> float | None:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree if isinstance(tree, int | float) else None
-
-
-def _check_fields(path: Path, content: Mapping[str, Any], fields: Mapping[str, Any], above: str = "") -> None:
-    for name, kind in fields.items():
-        value = content.get(name, ...)
-        if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
-            raise ValueError(
-                f"{path}: {above}{name} is {'missing' if value is ... else f'{value!r}'}. Evaluate again, or leave it "
-                "out of --results."
-            )
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, which is no number")

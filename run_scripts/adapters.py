@@ -20,6 +20,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from .permissions import apply_umask
+
 
 # `fc1` and `fc2` are the feed-forward layers, and the text projection of BiomedCLIP, which is made of two such.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -136,6 +138,7 @@ def save_merged(model: PeftModel, processor: Any, folder: Path) -> None:
     # Merged where it is, the model would be of no use to whoever goes on with it.
     copy.deepcopy(model).merge_and_unload(safe_merge=True).save_pretrained(folder)
     processor.save_pretrained(folder)
+    apply_umask(folder)
 
 
 def what_is_where(output_dir: str, options: AdapterOptions) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from model_cards.fill import fill_dataset_card
+from model_cards.reading import find_file
 from processing.files import require_regular
 from processing.integrity import REPORT_FILE, DamagedFile
 from processing.pmc.articles import FIGURES_PER_ARTICLE, parse_licenses
@@ -29,7 +30,7 @@ from .errors import UsageError, usage_errors
 from .options import option_value, parse_options
 from .plots import plot_report
 from .publishing import check_write_access, push_dataset
-from .reporting import say, versions, write_json
+from .reporting import say, versions, write_json, write_text
 
 
 EXAMPLE = "biomedclip build --source path/of/a/mirror --output-dir out"
@@ -137,7 +138,7 @@ class Documents:
     def __call__(self, report: dict[str, Any], folder: Path) -> None:
         report |= {"drawn": self.drawn, "options": self.options, "versions": versions()}
         plot_report(report, folder / "report.png")
-        (folder / "README.md").write_text(fill_dataset_card(report), encoding="utf-8")
+        write_text(folder / "README.md", fill_dataset_card(report))
         write_json(folder / REPORT_FILE, report)
 
 
@@ -188,6 +189,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     if output.push_to:
         check_write_access(output.push_to)
+        find_file(Path(output.output_dir), REPORT_FILE)  # a set that is there already is published as it is
     try:
         report = build(source, output, engine)
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from model_cards.fill import PLACEHOLDER, public_name
 from model_cards.model_card import (
     BENCHMARKS,
+    COSTS,
     NOT_MEASURED,
     OF_THE_PAPER,
     PUBLISHED,
@@ -25,15 +26,16 @@ from model_cards.model_card import (
     fill_model_card,
     public_result,
 )
-from model_cards.results import find_results, measures, read_result
+from model_cards.reading import check_shape, find_file, read_json, read_yaml
+from model_cards.results import RESULT, find_results, measures, read_result
 from modeling_biomedclip.conversion import load_any_layout
-from modeling_biomedclip.conversion.files import is_transformers_layout, read_json
+from modeling_biomedclip.conversion.files import is_transformers_layout
 from modeling_biomedclip.conversion.open_clip import open_clip_obstacle
 from processing.benchmarks.facts import facts_of
 
 from .fingerprints import evaluated_fingerprint
-from .options import WRITTEN_RECIPE, parse_options, read_recipe
-from .reporting import say, show_table, versions, write_json
+from .options import WRITTEN_RECIPE, parse_options
+from .reporting import UNDEFINED, say, show_table, versions, write_json, write_text
 
 
 EXAMPLE = """biomedclip card out/model --train-run out/training --dataset out \\
@@ -42,6 +44,46 @@ CARD = "README.md"
 CONVERSION = "conversion.json"  # what biomedclip convert leaves
 CARD_FACTS = "card.json"
 TRAIN_RESULTS = "train_results.json"
+TRAINER_STATE = "trainer_state.json"
+BUILD_REPORT = "report.json"
+_NUMBER = (int, float)
+# Shapes of the files that a card is filled from, as `check_shape` reads them.
+_VERSIONS = {"versions": {"biomedclip": str}}
+_CONVERSION = {
+    "source": str,
+    "layout": str,
+    "verification?": {
+        "images": int,
+        "labels": int,
+        "same_best_label": int,
+        "bert_assumed": bool,
+        "largest_difference": {str: _NUMBER},
+    },
+    **_VERSIONS,
+}
+_TRAINING = {
+    "steps": int,
+    **dict.fromkeys((f"{name}?" for name, _ in COSTS), _NUMBER),
+    "training_pairs?": int,
+    **_VERSIONS,
+}
+_DATASET = {
+    "source": str,
+    "inventory_date?": str,
+    "built": str,
+    "drawn": bool,
+    "pairs": int,
+    "splits": {"train": {"pairs": int}},
+    "licenses": {str: int},
+    "articles": {"kept": int},
+    **_VERSIONS,
+}
+FACTS = {
+    "model": {"weights": str},
+    "training?": {"results": _TRAINING, "recipe?": {str: object}},
+    "dataset?": _DATASET | {"id?": str},
+    "results": [RESULT],
+}
 
 
 @dataclass
@@ -108,7 +150,7 @@ def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
     model, processor = load_any_layout(folder)
     described = describe_model(model, processor)
     del model
-    conversion = read_json(folder / CONVERSION) if (folder / CONVERSION).is_file() else None
+    conversion = _read_part(folder, CONVERSION, _CONVERSION)
     training = read_training(folder, options.train_run)
     dataset = read_dataset(options.dataset, training) if options.dataset else None
     results, left_out = results_of(described["weights"], options.results)
@@ -124,7 +166,7 @@ def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
     )
     output = Path(options.output or folder)
     output.mkdir(parents=True, exist_ok=True)
-    (output / CARD).write_text(fill_model_card(facts), encoding="utf-8")
+    write_text(output / CARD, fill_model_card(facts))
     write_json(output / CARD_FACTS, facts)
     return facts, left_out
 
@@ -198,14 +240,13 @@ def read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
         FileNotFoundError: `train_run` holds no results of a training.
     """
     run = Path(train_run) if train_run else model
-    if not (run / TRAIN_RESULTS).is_file():
+    results = _read_part(run, TRAIN_RESULTS, _TRAINING)
+    if results is None:
         if train_run is None:
             return None
         raise FileNotFoundError(f"--train-run {run}: no {TRAIN_RESULTS} there, which biomedclip train leaves.")
-    results, recipe = read_json(run / TRAIN_RESULTS), run / WRITTEN_RECIPE
-    if missing := {"steps", "versions"} - results.keys():
-        raise ValueError(f"{run / TRAIN_RESULTS}: {', '.join(sorted(missing))} is missing. Was it left by a training?")
-    history = read_json(run / "trainer_state.json")["log_history"] if (run / "trainer_state.json").is_file() else []
+    state = _read_part(run, TRAINER_STATE, {"log_history": [{str: object}]})
+    history = state["log_history"] if state else []
     evaluations = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
     speed = ("runtime", "per_second")
     last = {
@@ -213,11 +254,8 @@ def read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
         for name, value in (evaluations[-1] if evaluations else {}).items()
         if name.startswith("eval_") and not name.endswith(speed)
     }
-    return {
-        "results": results,
-        "last": last,
-        "recipe": read_recipe(str(recipe), ["train"]) if recipe.is_file() else None,
-    }
+    check_shape(run / TRAINER_STATE, last, {str: _NUMBER}, "the last evaluation")
+    return {"results": results, "last": last, "recipe": _read_options(run)}
 
 
 def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -228,20 +266,21 @@ def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any
         FileNotFoundError: No report there.
         ValueError: The run was trained on another number of pairs.
     """
-    path, repo_id = Path(name) / "report.json", None
-    if not Path(name).is_dir():
+    path, repo_id = Path(name) / BUILD_REPORT, None
+    if Path(name).is_dir():
+        found = find_file(Path(name), BUILD_REPORT)
+    else:
         try:
-            path, repo_id = Path(hf_hub_download(name, "report.json", repo_type="dataset")), name
+            found, repo_id = Path(hf_hub_download(name, BUILD_REPORT, repo_type="dataset")), name
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise FileNotFoundError(f"--dataset {name}: neither a folder nor on the Hub ({reason})") from error
-    if not path.is_file():
-        raise FileNotFoundError(f"--dataset {name}: no report.json there, which biomedclip build leaves.")
-    report = read_json(path)
+    if found is None:
+        raise FileNotFoundError(f"--dataset {name}: no {BUILD_REPORT} there, which biomedclip build leaves.")
+    report = read_json(found)
+    check_shape(path, report, {str: object})
     report = report.get("build", report)  # quickstart's own report holds that of its build
-    wanted = ("source", "inventory_date", "built", "drawn", "pairs", "splits", "licenses", "articles", "versions")
-    if missing := [key for key in wanted if key not in report]:
-        raise ValueError(f"{path}: {', '.join(missing)} is missing. Build the data set again: biomedclip build --help")
+    check_shape(path, report, _DATASET)
     trained, there = training and training["results"].get("training_pairs"), report["splits"]["train"]["pairs"]
     narrowed = training and (training["recipe"] or {}).get("licenses")
     if trained is not None and not narrowed and trained != there:
@@ -249,7 +288,7 @@ def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any
             f"--dataset {name} has {there:,} training pairs, and the run was trained on {trained:,}. Name the set that "
             "it was trained on."
         )
-    return {key: report[key] for key in wanted} | {"id": repo_id}
+    return {key.removesuffix("?"): report.get(key.removesuffix("?")) for key in _DATASET} | {"id": repo_id}
 
 
 def results_of(weights: str, places: Sequence[str]) -> tuple[list[dict[str, Any]], list[Path]]:
@@ -306,7 +345,12 @@ def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
     ]
     for result in results:
         first = measures(result)[0]
-        rows.append((f"{result['task']}, {benchmark_name(result)}: {' '.join(first.path)}", first.value))
+        rows.append(
+            (
+                f"{result['task']}, {benchmark_name(result)}: {' '.join(first.path)}",
+                UNDEFINED if first.value is None else first.value,
+            )
+        )
     there = {(result["task"], result["benchmark"]) for result in results}
     rows += [
         (f"{task}, {BENCHMARKS[benchmark]}", NOT_MEASURED)
@@ -316,6 +360,32 @@ def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
     show_table(f"Card of {facts['title']}", rows, ["", "value"])
     for path in left_out:
         say(f"Left out, for it was measured with other weights: {path}")
+
+
+def _read_part(folder: Path, name: str, shape: Mapping[str, Any]) -> Any:
+    """Return the content of a JSON file of a folder, or `None` if there is none."""
+    path = find_file(folder, name)
+    if path is None:
+        return None
+    content = read_json(path)
+    check_shape(folder / name, content, shape)
+    return content
+
+
+def _read_options(run: Path) -> dict[str, Any] | None:
+    """Return the options that `biomedclip train` has written into the folder of a run."""
+    path = find_file(run, WRITTEN_RECIPE)
+    if path is None:
+        return None
+    options = read_yaml(path)
+    check_shape(run / WRITTEN_RECIPE, options, {str: object})
+    if "base" in options:
+        raise ValueError(f"{run / WRITTEN_RECIPE} builds on another recipe, which biomedclip train never writes.")
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{run / WRITTEN_RECIPE} holds a value that JSON does not have ({error}).") from error
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _tower(config: Any) -> dict[str, int]:

@@ -17,7 +17,8 @@ from modeling_biomedclip.conversion import load_any_layout, local_checkpoint
 
 from .card import CONVERSION, card_facts, describe_model
 from .options import parse_options
-from .reporting import refuse_filled, say, show_table, versions, write_json
+from .permissions import apply_umask
+from .reporting import refuse_filled, say, show_table, versions, write_json, write_text
 from .verification import LARGEST_DIFFERENCE, show_verification, verify
 
 
@@ -92,12 +93,8 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
     refuse_filled(output_dir, overwrite=options.overwrite)
     with local_checkpoint(options.source, options.revision) as source:
         report, described = _convert(source, output_dir, options)
-    (output_dir / "README.md").write_text(
-        fill_model_card(
-            card_facts(described, conversion=report, title=f"BiomedCLIP, converted from {public_name(options.source)}")
-        ),
-        encoding="utf-8",
-    )
+    title = f"BiomedCLIP, converted from {public_name(options.source)}"
+    write_text(output_dir / "README.md", fill_model_card(card_facts(described, conversion=report, title=title)))
     write_json(output_dir / CONVERSION, report)
     return report
 
@@ -111,6 +108,7 @@ def _convert(source: Path, output_dir: Path, options: ConvertOptions) -> tuple[d
     else:
         model.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)
+    apply_umask(output_dir)
     report: dict[str, Any] = {
         "source": options.source,
         "revision": options.revision,

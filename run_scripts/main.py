@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
+from model_cards.escaping import lines
 from run_scripts.errors import UsageError
 
 
@@ -64,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in VERBS:
         sys.stderr.write(f"biomedclip: there is no verb {verb!r}; there are {', '.join(VERBS)}.\n")
         return 2
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # it prints for itself
     try:
         module = import_module(f"run_scripts.{verb}")
@@ -73,12 +76,21 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        sys.stderr.write(f"\nbiomedclip {verb}: {_describe(error)}\n({DEBUG_VARIABLE}=1 shows where it happened.)\n")
+        sys.stderr.write(
+            f"\nbiomedclip {verb}: {lines(_describe(error))}\n({DEBUG_VARIABLE}=1 shows where it happened.)\n"
+        )
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         sys.stderr.write(f"\nbiomedclip {verb}: interrupted.\n")
         return 130
     return 0
+
+
+class _Visible(logging.Formatter):
+    """Messages name files and classes of strangers, which must not reach the terminal as escape sequences."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return lines(super().format(record))
 
 
 def _describe(error: Exception) -> str:

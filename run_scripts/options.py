@@ -17,6 +17,7 @@ from model_cards.fill import public_name
 
 from .errors import UsageError
 from .main import TRUST_OPTION, VERBS
+from .reporting import write_text
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -393,7 +394,7 @@ def write_recipe(folder: str | Path, options: Sequence[Any], **also: Any) -> Non
     recipe = {name: value for name, value in (recipe | also).items() if value is not None}
     Path(folder).mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    (Path(folder) / WRITTEN_RECIPE).write_text(text, encoding="utf-8")
+    write_text(Path(folder) / WRITTEN_RECIPE, text)
 
 
 def _plain(value: Any) -> Any:

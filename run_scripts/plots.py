@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from model_cards.escaping import one_line
 from model_cards.fill import percent
 
 from .build_report import largest, share
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     import torch
 
 
+# Names of files, models and classes are text: a pair of dollars in them is not mathematics.
+_plain_text = matplotlib.rc_context({"text.parse_math": False, "text.usetex": False})
+
+
+@_plain_text
 def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     Loss and validation recall over the steps.
@@ -51,6 +57,7 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+@_plain_text
 def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: "torch.Tensor", path: Path) -> None:
     """
     Images as queries, each beside its three best captions; where the right one is not among them, its rank.
@@ -83,7 +90,7 @@ def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: "torch.
         best = scores[query].argsort(descending=True).tolist()
         for candidate in best[:3]:
             right = candidate == query
-            caption = textwrap.shorten(captions[candidate], 170, placeholder=" ...")
+            caption = textwrap.shorten(one_line(captions[candidate]), 170, placeholder=" ...")
             lines = textwrap.wrap(f"{'✓' if right else '·'} {scores[query, candidate]:.2f}  {caption}", 70)
             text.text(0, top, "\n".join(lines), va="top", fontsize=7, color="tab:green" if right else "0.25")
             top -= 0.1 * len(lines) + 0.05
@@ -94,6 +101,7 @@ def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: "torch.
     _save(figure, path)
 
 
+@_plain_text
 def plot_comparison(
     title: str, columns: Sequence[str], cells: Mapping[str, Sequence[Any]], chance: float | None, path: Path
 ) -> None:
@@ -125,18 +133,20 @@ def plot_comparison(
             fmt="D" if name == "published" else "o",
             color="0.3" if name == "published" else f"C{place % 10}",
             capsize=2,
-            label=name,
+            # matplotlib leaves labels that begin with an underscore out of the legend.
+            label=f" {one_line(name)}" if name.startswith("_") else one_line(name),
         )
     if chance is not None:
         axes.axvline(chance, color="0.5", linestyle="--", linewidth=1, label="chance (accuracy)")
-    axes.set_yticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(columns)), list(map(one_line, columns)))
     axes.set(xlim=(0, 1.02), ylim=(len(columns) - 0.5, -0.5), xlabel="fraction")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(one_line(title), fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 
+@_plain_text
 def plot_report(report: Mapping[str, Any], path: Path) -> None:
     """
     What a build has gathered: articles and figures kept and left out, licences, lengths of captions, sizes of images.
@@ -164,18 +174,20 @@ def plot_report(report: Mapping[str, Any], path: Path) -> None:
 
     captions, images = report["caption_length"], report["image_size"]
     _plot_histogram(caption_axes, captions, [256] if captions["unit"] == "tokens" else [])
-    caption_axes.set(xlabel=f"{captions['unit']} of a caption", ylabel="captions")
-    caption_axes.set_title(f"Captions: {percent(captions['within_256'])} have 256 {captions['unit']} or fewer")
+    caption_axes.set(xlabel=f"{one_line(captions['unit'])} of a caption", ylabel="captions")
+    caption_axes.set_title(
+        f"Captions: {percent(captions['within_256'])} have 256 {one_line(captions['unit'])} or fewer"
+    )
     _plot_histogram(image_axes, images, [224, 336])
-    image_axes.set(xlabel=images["unit"], ylabel="images")
+    image_axes.set(xlabel=one_line(images["unit"]), ylabel="images")
     image_axes.set_title(f"Images: {percent(images['above_336'])} are larger than 336 pixels")
-    figure.suptitle(f"Pairs: {report['pairs']:,}, built on {report['built']}")
+    figure.suptitle(f"Pairs: {report['pairs']:,}, built on {one_line(report['built'])}")
     _save(figure, path)
 
 
 def _plot_counts(axes: Any, rows: Sequence[tuple[str, int, int, str]]) -> None:
     """Bars with name, count, share of a total (0 for none) and colour, from top to bottom."""
-    names = [textwrap.fill(textwrap.shorten(name, 75, placeholder=" ..."), 40) for name, *_ in rows]
+    names = [textwrap.fill(textwrap.shorten(one_line(name), 75, placeholder=" ..."), 40) for name, *_ in rows]
     bars = axes.barh(range(len(rows)), [count for _, count, *_ in rows], color=[colour for *_, colour in rows])
     labels = [f"{count:,}" + (f"  {share(count, total)}" if total else "") for _, count, total, _ in rows]
     axes.bar_label(bars, labels, padding=4, fontsize=8)

@@ -21,6 +21,7 @@ from huggingface_hub.errors import HTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from model_cards.fill import PLACEHOLDER, public_report, size
+from model_cards.reading import check_shape, find_file, read_text, refuse_links_out
 from processing.integrity import HASHES, DamagedFile, check_file, read_columns
 from processing.retries import lasting_error
 
@@ -34,6 +35,16 @@ SHARDS_PER_COMMIT = 50  # 25 GB at full scale, 60 commits: the Hub allows 128 an
 ATTEMPTS = 5
 LOG_IN = "Log in with: hf auth login (a token with the role 'write', from https://huggingface.co/settings/tokens)."
 
+# Shape of what is used of a build's report, as `check_shape` reads it.
+_REPORT = {
+    "source": str,
+    "pairs": int,
+    "splits": {str: {"shards": int}},
+    "built_with": {str: object},
+    "options": {str: object},
+    "caption_length": {"tokenizer": (str, type(None))},
+    f"{HASHES}?": {str: {str: object}},
+}
 _REDISTRIBUTABLE = re.compile(r"CC0|CC BY(-NC)?(-SA|-ND)?")
 _SHARD = re.compile(r"data/[a-z]+-\d{5}-of-\d{5}\.parquet")
 
@@ -60,20 +71,24 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
 
     Raises:
         PermissionError: No token, or none that may write there.
-        ValueError: A bad `repo_id`, a public repository where a private one was asked for, or pairs whose licence does
-            not allow to pass them on.
+        ValueError: A bad `repo_id`, a public repository where a private one was asked for, pairs whose licence does
+            not allow to pass them on, or a file that [`find_dataset_files`] refuses.
         FileNotFoundError: A file of the build is missing.
         OSError: The Hub cannot be reached, gave up in the middle, or holds something else than was sent.
     """
     api = check_write_access(repo_id)
-    shards = {f"data/{path.name}": path for path in find_shards(Path(folder), report)}
+    check_shape(Path(folder) / "report.json", report, _REPORT)
+    found = find_dataset_files(Path(folder), report)
+    shards = {name: path for name, path in found.items() if name not in COMPANIONS}
     check_files(Path(folder), report)
     check_licenses(shards.values(), pairs=report["pairs"])
-    check_card(Path(folder) / "README.md", "dataset")
-    companions: dict[str, Path | bytes] = {name: Path(folder) / name for name in COMPANIONS}
-    card = (Path(folder) / "README.md").read_text(encoding="utf-8")
+    card = read_text(found["README.md"])
+    check_card(card, "dataset", Path(folder) / "README.md")
+    companions: dict[str, Path | bytes] = {name: found[name] for name in COMPANIONS}
     companions["README.md"] = card.replace(PLACEHOLDER, repo_id).encode()
-    companions["report.json"] = json.dumps(public_report(report), indent=2, ensure_ascii=False).encode()
+    companions["report.json"] = json.dumps(
+        public_report(report), indent=2, ensure_ascii=False, allow_nan=False
+    ).encode()
 
     create_repository(api, repo_id, private, "dataset")
     there = files_on_hub(api, repo_id, "dataset")
@@ -138,27 +153,44 @@ def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
     return api
 
 
-def find_shards(folder: Path, report: Mapping[str, Any]) -> list[Path]:
+def find_dataset_files(folder: Path, report: Mapping[str, Any]) -> dict[str, Path]:
     """
-    The shards of a build, after a look whether all that is to be published is there.
+    Find the files of a build that are published: the shards that the report counts, and those of [`COMPANIONS`].
+
+    Args:
+        folder: What `biomedclip build` wrote.
+        report: Its report.
+
+    Returns:
+        The files, without links, by their path in the repository.
 
     Raises:
-        FileNotFoundError: A shard that the report counts, or a file beside the shards, is missing.
-        ValueError: There are shards that the report does not know.
+        FileNotFoundError: If one of them is missing.
+        ValueError: If a link leaves the folder or leads to a file that is not published, a file is not a regular one,
+            or there are shards that the report does not know.
     """
+    for split, counts in report["splits"].items():
+        if not re.fullmatch("[a-z]+", split) or not 0 <= counts["shards"] < 100_000:
+            raise ValueError(
+                f"{folder / 'report.json'}: splits.{split} has {counts['shards']:,} shards, which cannot be."
+            )
     names = [
-        f"{split}-{number:05d}-of-{counts['shards']:05d}.parquet"
+        f"data/{split}-{number:05d}-of-{counts['shards']:05d}.parquet"
         for split, counts in report["splits"].items()
         for number in range(counts["shards"])
     ]
-    wanted = [folder / "data" / name for name in names]
-    missing = [path for path in [*wanted, *(folder / name for name in COMPANIONS)] if not path.is_file()]
+    wanted = dict.fromkeys([*names, *COMPANIONS])
+    refuse_links_out(folder / "data", folder)
+    found = {name: find_file(folder, name, allowed=wanted.__contains__) for name in wanted}
+    missing = [name for name, path in found.items() if path is None]
     if missing:
         more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
-        raise FileNotFoundError(f"{missing[0]}{more} missing. Build the data set again: biomedclip build --help")
-    if foreign := sorted({path.name for path in (folder / "data").glob("*.parquet")} - set(names)):
-        raise ValueError(f"{folder / 'data' / foreign[0]} is not of this build. Move it away.")
-    return wanted
+        raise FileNotFoundError(
+            f"{folder / missing[0]}{more} missing. Build the data set again: biomedclip build --help"
+        )
+    if foreign := sorted({f"data/{path.name}" for path in (folder / "data").glob("*.parquet")} - set(names)):
+        raise ValueError(f"{folder / foreign[0]} is not of this build. Move it away.")
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def check_files(folder: Path, report: Mapping[str, Any]) -> None:
@@ -207,13 +239,14 @@ def check_licenses(shards: Iterable[Path], *, pairs: int) -> None:
         raise ValueError(f"The shards hold {codes.total():,} pairs, report.json says {pairs:,}. Build the set again.")
 
 
-def check_card(card: Path | str, repo_type: str) -> None:
+def check_card(card: str, repo_type: str, where: str | Path = "The card") -> None:
     """
     Has the Hub look at a card's metadata now: it would refuse them at the very end.
 
     Args:
-        card: The file, or its text.
+        card: The text of the card.
         repo_type: `model` or `dataset`.
+        where: The file, for errors.
 
     Raises:
         ValueError: The Hub would refuse them.
@@ -221,10 +254,8 @@ def check_card(card: Path | str, repo_type: str) -> None:
     """
     card_class, remedy = (DatasetCard, "Build the set") if repo_type == "dataset" else (ModelCard, "Fill the card")
     try:
-        loaded = card_class(card) if isinstance(card, str) else card_class.load(card)
-        loaded.validate(repo_type=repo_type)
+        card_class(card).validate(repo_type=repo_type)
     except ValueError as error:
-        where = "The card" if isinstance(card, str) else card
         raise ValueError(f"{where}: the Hub does not take its metadata ({error}). {remedy} again.") from error
     except HTTPError as error:
         raise ConnectionError(f"The Hub does not answer ({_reason(error)}). Try again later.") from error

@@ -7,6 +7,7 @@ biomedclip push my-lab/biomedclip --model out/model --private
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,13 +26,15 @@ from safetensors.torch import load_file
 
 from model_cards.checking import problems_of
 from model_cards.fill import PLACEHOLDER, size
+from model_cards.reading import check_shape, read_json, read_text
 from modeling_biomedclip import to_open_clip
 from modeling_biomedclip.conversion import from_open_clip, load_any_layout
-from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG, is_transformers_layout, read_json
+from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG
 
 from . import reloading
-from .card import CARD, CARD_FACTS, describe_model
+from .card import CARD, CARD_FACTS, FACTS, describe_model
 from .fingerprints import evaluated_fingerprint
+from .model_files import find_model_files, is_published
 from .options import WRITTEN_RECIPE, parse_options
 from .publishing import (
     Sent,
@@ -48,24 +51,9 @@ from .verification import LABELS, LARGEST_DIFFERENCE, TEMPLATE, pictures_to_comp
 
 EXAMPLE = "biomedclip push my-lab/biomedclip --model out/model --dry-run"
 REPORT = "push.json"
-# What belongs to a model in transformers' layout; everything else in its folder stays at home.
-_PATTERNS = (
-    "config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "*_biomedclip.py",
-)
-# What an earlier push has put there, and goes when it is not part of this one.
-_OURS = (*_PATTERNS, "open_clip_*", "results/*.json", WRITTEN_RECIPE)
-_NEEDED = ("config.json", "processor_config.json", "tokenizer.json", "modeling_biomedclip.py", CARD, CARD_FACTS)
-_OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|h5|msgpack|npz)")
-_OF_A_RUN = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt")
 _TEXT = (".json", ".md", ".py", ".txt", ".yaml")
+# What an earlier push has put there, and goes when it is not part of this one.
+_OF_A_PUSH = ("open_clip_*", "results/*.json", WRITTEN_RECIPE)
 # Where an upload waits until it has been looked at.
 _WAITING = "biomedclip-push"
 
@@ -81,7 +69,8 @@ class PushOptions:
         default=None, metadata={"help": "Branch to push to, created where it does not exist. main if left out."}
     )
     dry_run: bool = field(
-        default=False, metadata={"help": "Only list what would be sent, and check the card; without a network."}
+        default=False,
+        metadata={"help": "List what would be sent and what stays, and check the card; without a network."},
     )
 
 
@@ -100,6 +89,8 @@ def main(arguments: Sequence[str]) -> None:
     rows.append((f"{len(rows)} files", size(sum(report["files"].values()))))
     what = "would go" if options.dry_run else "went"
     show_table(f"What {what} to {options.repo_id}", rows, ["file", "size"])
+    if report["left_out"]:
+        show_table(f"Stays in {options.model}", list(report["left_out"].items()), ["file", "why"])
     if report["without_open_clip"]:
         say(f"No copy for open_clip: {report['without_open_clip']}")
     if options.dry_run:
@@ -126,28 +117,29 @@ def push_model(options: PushOptions) -> dict[str, Any]:
 
     Raises:
         PermissionError: No token, or none that may write there.
-        ValueError: A card with something left to fill, weights that are not safetensors, a path of the machine in a
-            file, an upload that gives other embeddings.
-        FileNotFoundError: Something is missing in the folder.
+        ValueError: If [`find_model_files`] refuses a file; the card has something left to fill or is that of other
+            weights; a file names a path of this machine; or the upload gives other embeddings.
+        FileNotFoundError: If something is missing in the folder.
         OSError: The Hub cannot be reached, gave up in the middle, or holds something else than was sent.
     """
     folder, repo_id = Path(options.model), options.repo_id
     api = None if options.dry_run else check_write_access(repo_id, "push")
-    files = find_files(folder)
-    card = (folder / CARD).read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)
-    facts = read_json(folder / CARD_FACTS)
+    found, left_out = find_model_files(folder)
+    card = read_text(found.pop(CARD)).replace(PLACEHOLDER, repo_id)
+    facts = read_json(found.pop(CARD_FACTS))
+    check_shape(folder / CARD_FACTS, facts, FACTS)
     if problems := problems_of(card):
         raise ValueError(
             f"{folder / CARD} is not complete. Fill it by biomedclip card (--help), or by hand:\n  "
             + "\n  ".join(problems)
         )
-    model, processor = load_any_layout(folder)
-    described = describe_model(model, processor)
-    if facts.get("model", {}).get("weights") != described["weights"]:
-        raise ValueError(f"{folder / CARD} is the card of other weights. Fill it again: biomedclip card --help")
-    files |= {CARD: card.encode(), CARD_FACTS: _json(facts | {"name": repo_id})}
-    files |= results_as_files(facts)
     with tempfile.TemporaryDirectory() as scratch:
+        model, processor = load_files(found, folder, Path(scratch))
+        described = describe_model(model, processor)
+        if facts["model"]["weights"] != described["weights"]:
+            raise ValueError(f"{folder / CARD} is the card of other weights. Fill it again: biomedclip card --help")
+        files: dict[str, Path | bytes] = {**found, CARD: card.encode(), CARD_FACTS: _json(facts | {"name": repo_id})}
+        files |= results_as_files(facts)
         if described["open_clip_obstacle"] is None:
             to_open_clip(model, processor, Path(scratch) / "open_clip")
             # Tokenizer files of the same names are ours already: open_clip reads them as well.
@@ -159,6 +151,7 @@ def push_model(options: PushOptions) -> dict[str, Any]:
             "private": options.private,
             "weights": described["weights"],
             "files": {name: _size(file) for name, file in sorted(files.items())},
+            "left_out": left_out,
             "without_open_clip": described["open_clip_obstacle"],
             "dry_run": options.dry_run,
         }
@@ -168,32 +161,29 @@ def push_model(options: PushOptions) -> dict[str, Any]:
     return report
 
 
-def find_files(folder: Path) -> dict[str, Path | bytes]:
+def load_files(files: Mapping[str, Path], folder: Path, scratch: Path) -> tuple[Any, Any]:
     """
-    The files of a folder that belong to a model, by name.
+    Load model and processor from the files that are published, and from no other file of their folder.
+
+    Args:
+        files: The files by name.
+        folder: The folder that they come from, for errors.
+        scratch: A folder for a copy made of links.
 
     Raises:
-        FileNotFoundError: No such folder, or a file that a repository cannot do without is missing.
-        ValueError: No model in transformers' layout, or weights that are not safetensors.
+        ValueError: If they do not hold a whole BiomedCLIP.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--model {folder}: there is no such folder.")
-    if not is_transformers_layout(folder):
-        raise ValueError(f"{folder} holds no BiomedCLIP in transformers' layout. See: biomedclip convert --help")
-    other = [path.name for path in folder.iterdir() if _OTHER_WEIGHTS.fullmatch(path.name)]
-    if other := sorted(set(other) - set(_OF_A_RUN)):
-        raise ValueError(
-            f"{folder / other[0]} is not safetensors, and could run code when it is read. Load the model and save it "
-            "again with save_pretrained, and take the file away."
-        )
-    files: dict[str, Path | bytes] = {path.name: path for pattern in _PATTERNS for path in folder.glob(pattern)}
-    if not any(name.endswith(".safetensors") for name in files):
-        raise FileNotFoundError(f"{folder}: no model.safetensors there.")
-    for name in _NEEDED:
-        if not (folder / name).is_file():
-            remedy = "biomedclip card fills it" if name in (CARD, CARD_FACTS) else "save model and processor again"
-            raise FileNotFoundError(f"{folder / name} is missing: {remedy}.")
-    return files
+    copy = scratch / "published"
+    copy.mkdir()
+    for name, path in files.items():
+        try:
+            (copy / name).symlink_to(path)
+        except OSError:  # Windows without the right to make links
+            shutil.copyfile(path, copy / name)
+    try:
+        return load_any_layout(copy)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(copy), str(folder))) from error
 
 
 def results_as_files(facts: Mapping[str, Any]) -> dict[str, bytes]:
@@ -254,7 +244,7 @@ def _commit_and_verify(
     api: HfApi, repo_id: str, files: Mapping[str, Path | bytes], title: str, revision: str
 ) -> dict[str, Sent]:
     there = files_on_hub(api, repo_id, "model", revision)
-    stale = [name for name in there if name not in files and any(fnmatch(name, pattern) for pattern in _OURS)]
+    stale = [name for name in there if name not in files and _is_of_a_push(name)]
     sent = commit(api, repo_id, "model", files, title, delete=stale, revision=revision)
     verify_upload(files_on_hub(api, repo_id, "model", revision), sent, stale, repo_id)
     return sent
@@ -338,8 +328,12 @@ def _answers_of(folder: Path, inputs: Path, scratch: Path) -> dict[str, torch.Te
     return load_file(scratch / "answers.safetensors")
 
 
+def _is_of_a_push(name: str) -> bool:
+    return is_published(name) or any(fnmatch(name, pattern) for pattern in _OF_A_PUSH)
+
+
 def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _size(file: Path | bytes) -> int:

@@ -20,7 +20,9 @@ import transformers
 from peft import PeftModel
 from transformers import AutoModel, AutoProcessor, pipeline
 
+from model_cards.escaping import markdown, table
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
+from modeling_biomedclip.retrieval_metrics import DIRECTIONS
 from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
 from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
 from processing.image_processing_biomedclip import to_8_bit
@@ -32,12 +34,21 @@ from .errors import UsageError
 from .evaluation.dual_encoders import load_dual_encoder
 from .evaluation.features import FEATURES, FeatureStore
 from .evaluation.own_images import LABELS, unpublished_benchmark
-from .evaluation.retrieval import count_ranks, embed_pairs, retrieval_of, show_retrieval
+from .evaluation.retrieval import (
+    RECALLS,
+    count_ranks,
+    embed_pairs,
+    rank_as_text,
+    recall_as_text,
+    retrieval_of,
+    show_retrieval,
+)
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
 from .options import parse_options
+from .permissions import apply_umask
 from .plots import plot_answers, plot_curves
 from .progress import show_progress
-from .reporting import format_value, peak_memory_mib, say, show_table, versions, write_json
+from .reporting import UNDEFINED, peak_memory_mib, say, show_table, versions, write_json, write_text
 
 
 EXAMPLE = "biomedclip quickstart --output-dir out"
@@ -137,7 +148,7 @@ class Quickstart:
         }
         plot_curves(log_history, self.output_dir / "curves.png")
         write_json(self.output_dir / "report.json", report)
-        (self.output_dir / "report.md").write_text(report_as_markdown(report), encoding="utf-8")
+        write_text(self.output_dir / "report.md", report_as_markdown(report))
         self.show(report)
         return report
 
@@ -162,6 +173,7 @@ class Quickstart:
         args.per_device_train_batch_size = max(1, self._batch_that_fits(built) // max(1, args.n_gpu))
         trainer, results = train.train(str(self.output_dir), self.handling, self.model_options, args)
         trainer.save_model(str(self.output_dir / "model"))
+        apply_umask(self.output_dir / "model")
         return results, trainer.state.log_history
 
     def evaluate(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -247,6 +259,7 @@ class Quickstart:
         show_progress(trainer)
         trainer.train()
         adapted.save_pretrained(self.output_dir / "adapter")
+        apply_umask(self.output_dir / "adapter")
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
         loaded = PeftModel.from_pretrained(self._load()[0], str(self.output_dir / "adapter")).eval()
@@ -327,6 +340,10 @@ class Quickstart:
         (self.output_dir / LABELS).write_bytes(content)
 
 
+def _decimals(value: float | None, places: int) -> str:
+    return UNDEFINED if value is None else f"{value:.{places}f}"
+
+
 def report_as_markdown(report: dict[str, Any]) -> str:
     """The report for people: what was measured, beside chance, with the plots."""
     retrieval, zero_shot, training = report["retrieval"], report["zero_shot"], report["training"]
@@ -337,34 +354,33 @@ def report_as_markdown(report: dict[str, Any]) -> str:
         f"{training['seconds']} s; the whole line in {report['seconds']} s and {report['peak_memory_mib']:,} MiB. "
         f"Seed {report['seed']}.",
         "",
-        "The articles are drawn, not real." if report["build"]["drawn"] else f"Source: {report['build']['source']}.",
+        "The articles are drawn, not real."
+        if report["build"]["drawn"]
+        else f"Source: {markdown(report['build']['source'])}.",
         "",
         f"## Retrieval among {retrieval['pairs']:,} held-out pairs",
         "",
         "| | image to text | text to image | chance |",
         "|---|---:|---:|---:|",
     ]
-    for k in (1, 5, 10):
-        cells = []
-        for direction in ("image_to_text", "text_to_image"):
-            low, high = retrieval[direction][f"recall_at_{k}_interval"]
-            cells.append(f"{retrieval[direction][f'recall_at_{k}']:.3f} ({low:.3f} to {high:.3f})")
+    for k in RECALLS:
+        cells = [recall_as_text(retrieval[direction], k) for direction in DIRECTIONS]
         lines.append(f"| recall at {k} | {' | '.join(cells)} | {min(1.0, k * retrieval['chance_at_1']):.4f} |")
-    ranks = [format_value(retrieval[direction]["median_rank"]) for direction in ("image_to_text", "text_to_image")]
+    ranks = [rank_as_text(retrieval[direction]) for direction in DIRECTIONS]
     lines.append(f"| median rank | {' | '.join(ranks)} | {(retrieval['pairs'] + 1) / 2} |")
-    lines += ["", "In brackets 95 % bootstrap intervals over articles."]
+    lines += ["", "In square brackets 95 % bootstrap intervals over articles."]
     if "oracle_of_kind_at_1" in retrieval:
         oracle = retrieval["oracle_of_kind_at_1"]
         lines += ["", f"Who knows the kind of a figure and nothing else has a recall at 1 of {oracle:.3f}."]
     lines += ["", "## Zero-shot classification", ""]
     if zero_shot:
+        accuracy, balanced = (_decimals(zero_shot[name], 3) for name in ("accuracy", "balanced_accuracy"))
+        recalls = [(name, _decimals(recall, 2)) for name, recall in zero_shot["recall_of_class"].items()]
         lines += [
-            f"Accuracy {zero_shot['accuracy']:.3f}, balanced {zero_shot['balanced_accuracy']:.3f}, chance "
-            f"{zero_shot['chance']:.3f}, {zero_shot['images']} images of {len(zero_shot['classes'])} kinds.",
+            f"Accuracy {accuracy}, balanced {balanced}, chance {zero_shot['chance']:.3f}, {zero_shot['images']} images "
+            f"of {len(zero_shot['classes'])} kinds.",
             "",
-            "| kind | recall |",
-            "|---|---:|",
-            *(f"| {name} | {recall:.2f} |" for name, recall in zero_shot["recall_of_class"].items()),
+            table(["kind", "recall"], recalls),
         ]
     else:
         lines.append("Not measured: the source has no labels.")

@@ -1,6 +1,8 @@
 """What a run leaves for people and programs: tables, JSON files, versions."""
 
 import json
+import logging
+import math
 import os
 import platform
 import resource
@@ -13,8 +15,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from model_cards.escaping import lines, one_line
 
 
+logger = logging.getLogger(__name__)
+
+UNDEFINED = "undefined"
 PACKAGES = ("biomedclip", "torch", "transformers", "datasets", "accelerate", "peft", "pillow", "numpy")
 
 
@@ -23,15 +31,31 @@ def show_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str]
     say(title)
     table = Table()
     for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right")
+        table.add_column(Text(one_line(column)), justify="left" if position == 0 else "right")
     for row in rows:
-        table.add_row(*(format_value(value) for value in row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    """A value on one line; blanks at its beginning stay, for they set a row below another."""
+    text = format_value(value)
+    return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
 
 
 def say(message: str) -> None:
     """Prints a line that marks a stage of the run."""
-    Console().print(message, style="bold")
+    # As Text: rich would take brackets of a string for markup, and names between colons for emoji.
+    Console().print(Text(lines(message)), style="bold")
+
+
+def say_undefined(metrics: Mapping[str, Any]) -> None:
+    """Prints why metrics are undefined, one line for each reason; `metrics` holds the reasons under `undefined`."""
+    named: dict[str, list[str]] = {}
+    for name, reason in (metrics.get("undefined") or {}).items():
+        named.setdefault(reason, []).append(name.replace("_", " "))
+    for reason, names in named.items():
+        say(f"Undefined: {', '.join(names)}: {reason}.")
 
 
 @contextmanager
@@ -48,12 +72,15 @@ def no_warnings_of_transformers() -> Iterator[None]:
 
 
 def format_value(value: Any) -> str:
-    """A value as a table shows it: four digits for fractions, commas in large numbers, a dash for none."""
+    """A value as a table shows it: four digits for fractions, commas in large numbers, a dash for none, and a word
+    for NaN and infinities."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
+        if not math.isfinite(value):
+            return UNDEFINED
         return f"{value:.4g}" if abs(value) < 10 else f"{value:,.1f}"
     if isinstance(value, int):
         return f"{value:,}"
@@ -70,9 +97,40 @@ def refuse_filled(folder: Path, *, overwrite: bool) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """
+    Writes a JSON file, whole or not at all.
+
+    JSON has no NaN and no infinity: they are written as null, and a warning names them.
+    """
+    undefined: list[str] = []
+    strict = _strict(content, "", undefined)
+    if undefined:
+        logger.warning("%s: NaN or infinite, written as null: %s", path, ", ".join(undefined[:10]))
+    write_text(path, json.dumps(strict, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _strict(content: Any, name: str, undefined: list[str]) -> Any:
+    """The content with None in place of NaN and infinities, whose names are added to a list."""
+    if isinstance(content, Mapping):
+        return {key: _strict(value, f"{name}.{key}".lstrip("."), undefined) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_strict(value, f"{name}[{number}]", undefined) for number, value in enumerate(content)]
+    if isinstance(content, float) and not math.isfinite(content):
+        undefined.append(name)
+        return None
+    return content
+
+
+def write_text(path: Path, content: str) -> None:
+    """
+    Writes a text file in UTF-8, whole or not at all, with the permissions that the umask gives.
+
+    A link in its place is replaced and not followed, wherever it leads.
+    """
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.unlink(missing_ok=True)
+    with partial.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(content)
     os.replace(partial, path)
 
 

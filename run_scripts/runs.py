@@ -26,6 +26,7 @@ from transformers.trainer_utils import TrainOutput
 from modeling_biomedclip.source_checks import check_source
 
 from .errors import UsageError
+from .permissions import UmaskOnCheckpoints, apply_umask
 from .reporting import peak_memory_mib, versions
 
 
@@ -81,8 +82,11 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
             )
         logger.warning("%s has done all steps, but the run was cut off before its end: saving the model.", checkpoint)
         trainer.get_train_dataloader = list  # type: ignore[method-assign]  # Trainer takes a step of any that has rows
+    trainer.add_callback(UmaskOnCheckpoints())
     output = _train(trainer, checkpoint)
     trainer.save_model()
+    if args.should_save:
+        apply_umask(Path(args.output_dir))
     trainer.save_state()
     batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     seconds = round(max(output.metrics["train_runtime"], 0.1), 1)

@@ -4,24 +4,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from model_cards.escaping import Markdown, code, latex, markdown, table
 from modeling_biomedclip.retrieval_metrics import DIRECTIONS
 
 from ..plots import plot_comparison
-from ..reporting import say, show_table, write_json
+from ..reporting import UNDEFINED, say, show_table, write_json, write_text
+
+
+PUBLISHED = "published"  # row of the paper's values
 
 
 class Value(NamedTuple):
-    """A number with its 95 % interval, or mean and standard deviation, as far as they are known."""
+    """
+    A number with its 95 % interval, or mean and standard deviation, as far as they are known.
+
+    `value` is None where the metric is undefined or, with `measured=False`, where it was not measured.
+    """
 
     value: float | None
     interval: Sequence[float] | None = None
     deviation: float | None = None
+    measured: bool = True
 
     def __str__(self) -> str:
         if self.value is None:
-            return "-"
+            return UNDEFINED if self.measured else "-"
         spread = f" ± {self.deviation:.3f}" if self.deviation is not None else ""
         return f"{self.value:.3f}" + (f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]" if self.interval else spread)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `comparison.json` holds of it."""
+        return {"value": self.value, "interval": self.interval, "deviation": self.deviation}
 
 
 def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
@@ -76,17 +89,20 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     """
     task, data = results[0]["task"], results[0]["data"]
     names = short_names([result["model"]["name"] for result in results])
+    names = [f"{name} (model)" if name == PUBLISHED else name for name in names]
     rows = {name: headline(task, result["metrics"]) for name, result in zip(names, results, strict=True)}
     paper = headline(task, results[0]["paper"])
     if paper:
-        rows["published"] = paper
+        rows[PUBLISHED] = paper
     columns = list(dict.fromkeys(column for values in rows.values() for column in values))
-    cells = {name: [values.get(column, Value(None)) for column in columns] for name, values in rows.items()}
+    cells = {
+        name: [values.get(column, Value(None, measured=False)) for column in columns] for name, values in rows.items()
+    }
     title = (
         f"{task} on {results[0]['benchmark'] or Path(data['path']).name}, {data['split']} split, {data['rows']:,} rows"
     )
-    (output_dir / "comparison.md").write_text(_markdown(title, columns, cells, bool(paper), results), encoding="utf-8")
-    (output_dir / "comparison.tex").write_text(_latex(title, columns, cells), encoding="utf-8")
+    write_text(output_dir / "comparison.md", _markdown(title, columns, cells, bool(paper), results))
+    write_text(output_dir / "comparison.tex", _latex(title, columns, cells))
     write_json(
         output_dir / "comparison.json",
         {
@@ -94,7 +110,7 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
             "benchmark": results[0]["benchmark"],
             "data": {name: data[name] for name in ("path", "split", "fingerprint", "rows")},
             "models": {
-                name: {column: value._asdict() for column, value in values.items()} for name, values in rows.items()
+                name: {column: value.as_dict() for column, value in values.items()} for name, values in rows.items()
             },
         },
     )
@@ -115,36 +131,32 @@ def _markdown(
     published: bool,
     results: Sequence[Mapping[str, Any]],
 ) -> str:
-    lines = [f"# {title}", "", f"| model | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    lines += [f"| {name} | {' | '.join(map(str, values))} |" for name, values in cells.items()]
+    rows = [(name, *(Markdown(value) for value in values)) for name, values in cells.items()]
+    lines = [f"# {markdown(title)}", "", table(["model", *columns], rows)]
     spread = (
         "± standard deviations over draws of the labels"
         if results[0]["task"] == "linear-probe"
         else ("[95 % bootstrap intervals]")
     )
-    lines += ["", f"Fractions; {spread}. Data {results[0]['data']['fingerprint']}."]
+    lines += ["", f"Fractions; {spread}. Data {code(results[0]['data']['fingerprint'])}."]
+    for model, result in zip(cells, results, strict=False):  # the last of the cells may be the paper's
+        for name, reason in (result["metrics"].get("undefined") or {}).items():
+            lines.append(f"Undefined for {markdown(model)}: {markdown(name.replace('_', ' '))}: {markdown(reason)}.")
     if published:
-        lines.append(f"Published: {results[0]['paper_source']}.")
+        lines.append(f"Published: {markdown(results[0]['paper_source'])}.")
     return "\n".join([*lines, ""])
 
 
 def _latex(title: str, columns: Sequence[str], cells: Mapping[str, Sequence[Value]]) -> str:
     """A table for the package booktabs."""
     lines = [
-        rf"\begin{{table}}\centering\caption{{{_escaped(title)}}}",
+        rf"\begin{{table}}\centering\caption{{{latex(title)}}}",
         rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
         r"\toprule",
-        rf"model & {' & '.join(map(_escaped, columns))} \\",
+        rf"model & {' & '.join(map(latex, columns))} \\",
         r"\midrule",
     ]
     lines += [
-        rf"{_escaped(name)} & {' & '.join(_escaped(str(value)) for value in values)} \\"
-        for name, values in cells.items()
+        rf"{latex(name)} & {' & '.join(latex(str(value)) for value in values)} \\" for name, values in cells.items()
     ]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}\end{table}", ""])
-
-
-def _escaped(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    special |= {character: f"\\{character}" for character in "&%$#_{}"}
-    return "".join(special.get(character, character) for character in text)

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
 from ..errors import UsageError
-from ..reporting import show_table
+from ..reporting import UNDEFINED, say_undefined, show_table
 from .zero_shot import classification_metrics
 
 
@@ -145,7 +145,7 @@ def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) 
         for name in MEASURED:
             sd = summary[f"{name}_sd"]
             value = summary[name]
-            cells.append(None if value is None else f"{value:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
+            cells.append(UNDEFINED if value is None else f"{value:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
         rows.append((f"{float(share):.0%} ({summary['runs'][0]['images']:,})", *cells))
         if share == largest and len(summary["runs"]) == 1:  # of several draws the deviation says more
             intervals = [metrics[f"{name}_interval"] for name in MEASURED]
@@ -158,6 +158,7 @@ def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) 
     rows.append(("most frequent class", metrics["most_frequent_class"], metrics["chance"], 0.5))
     title = f"Linear probe, {metrics['images']:,} test images; mean and standard deviation over draws"
     show_table(title, rows, ["labels", "accuracy", "balanced", "AUROC"])
+    say_undefined(metrics)
 
 
 def _fit(
@@ -167,8 +168,15 @@ def _fit(
     classes: Sequence[str],
     positive: str | None,
     metric: str,
-) -> tuple[float, np.ndarray, bool]:
-    """The best strength on validation, the scores of the test images with it, and whether its fit converged."""
+) -> tuple[float | None, np.ndarray, bool]:
+    """
+    The best strength on validation, the scores of the test images with it, and whether its fit converged.
+
+    Accuracy chooses where the metric is undefined. Features that are NaN or infinite cannot be fitted: then the scores
+    are NaN, and there is no strength.
+    """
+    if not all(np.isfinite(split.features).all() for split in (train, validation, test)):
+        return None, np.full((len(test.labels), len(classes)), np.nan), False
     mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
     deviation[deviation == 0] = 1  # a feature that never changes says nothing
     used, chosen_by, judged = ((split.features - mean) / deviation for split in (train, validation, test))
@@ -181,8 +189,9 @@ def _fit(
             classifier.fit(used, train.labels)
         converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
         scores = _scores(classifier, chosen_by, len(classes))
-        value = _measure(scores, validation, classes, positive, resamples=0)[metric]
-        value = -np.inf if value is None else value
+        measured = _measure(scores, validation, classes, positive, resamples=0)
+        # The metric is undefined for all strengths or for none: it depends on which classes have images.
+        value = measured["accuracy"] if measured[metric] is None else measured[metric]
         if best is None or value > best[0]:
             best = (value, strength, _scores(classifier, judged, len(classes)), converged)
     assert best is not None

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from ..permissions import apply_umask
+
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +123,7 @@ class Parts:
         metadata = {"note": json.dumps(note)}
         metadata["checksum"] = self._checksum(number, tensors, metadata["note"])
         save_file(tensors, partial, metadata)
+        apply_umask(partial)
         os.replace(partial, path)
 
     def _path(self, number: int) -> Path:

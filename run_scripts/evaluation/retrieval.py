@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from modeling_biomedclip.retrieval_metrics import DIRECTIONS, RankCounter
 
-from ..reporting import show_table
+from ..reporting import UNDEFINED, format_value, say_undefined, show_table
 from .features import FeatureStore
 from .metrics import load_metric
 from .parts import Part, Parts
@@ -19,6 +19,7 @@ from .parts import Part, Parts
 
 # Images of a block: of 725,739 pairs there are 45 blocks, each with two 4-byte counts for each text (6 MB).
 BLOCK = 16_384
+RECALLS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def pairs_fingerprint(pairs: Any, names: Sequence[str], captions: Sequence[str])
     return digest.hexdigest()
 
 
-def count_ranks(embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+def count_ranks(
+    embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]
+) -> dict[str, dict[str, torch.Tensor]] | None:
     """
     Counts the candidates above the right ones in blocks of images, which processes share and which are kept on disk.
 
@@ -109,8 +112,12 @@ def count_ranks(embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]) -
         key: What tells these embeddings from others.
 
     Returns:
-        By direction `better`, `equal` and `right`, as the metric `retrieval` takes them.
+        By direction `better`, `equal` and `right`, as the metric `retrieval` takes them; `None` if an embedding holds
+        NaN or infinity, for there is no rank then.
     """
+    # Some rows at a time: isfinite takes as much memory again.
+    if not all(rows.isfinite().all() for part in (embedded.images, embedded.texts) for rows in part.split(2**16)):
+        return None
     device = PartialState().device
     image_of_text = embedded.image_of_text
     counter = RankCounter(
@@ -141,7 +148,7 @@ def count_ranks(embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]) -
 
 
 def retrieval_of(
-    counts: Mapping[str, Mapping[str, torch.Tensor]],
+    counts: Mapping[str, Mapping[str, torch.Tensor]] | None,
     articles: Sequence[str],
     seed: int,
     image_of_text: torch.Tensor | None = None,
@@ -157,9 +164,11 @@ def retrieval_of(
 
     Returns:
         Metrics by direction with 95 % bootstrap intervals over articles, chance, and the numbers of pairs and articles.
+        Without counts the metrics are None, and `undefined` gives the reason.
     """
     metric = load_metric("retrieval", "ranks")
-    images, texts = (len(counts[direction]["better"]) for direction in DIRECTIONS)
+    texts = len(articles)
+    images = texts if image_of_text is None else int(image_of_text.max()) + 1
     of_image = list(articles)
     if image_of_text is not None:
         article_of = dict(zip(image_of_text.tolist(), articles, strict=True))
@@ -167,6 +176,10 @@ def retrieval_of(
     metrics: dict[str, Any] = {"pairs": texts, "articles": len(set(articles)), "chance_at_1": 1 / images}
     if image_of_text is not None:
         metrics |= {"images": images, "captions_of_an_image": texts / images}
+    if counts is None:
+        names = [name for k in RECALLS for name in (f"recall_at_{k}", f"recall_at_{k}_interval")]
+        metrics |= {direction: dict.fromkeys([*names, "median_rank"]) for direction in DIRECTIONS}
+        return metrics | {"undefined": dict.fromkeys(DIRECTIONS, "the embeddings hold NaN or infinity")}
     for direction, groups in zip(DIRECTIONS, (of_image, articles), strict=True):
         metrics[direction] = metric.compute(**counts[direction], groups=groups, seed=seed)
     return metrics
@@ -180,21 +193,32 @@ def show_retrieval(
 ) -> None:
     """Prints retrieval beside chance, the paper's values, and an oracle, where these are given."""
     rows: list[tuple[Any, ...]] = []
-    for k in (1, 5, 10):
-        cells = []
-        for direction in DIRECTIONS:
-            low, high = metrics[direction][f"recall_at_{k}_interval"]
-            cells.append(f"{metrics[direction][f'recall_at_{k}']:.3f} [{low:.3f}, {high:.3f}]")
+    for k in RECALLS:
+        cells = [recall_as_text(metrics[direction], k) for direction in DIRECTIONS]
         rows.append((f"recall at {k}", *cells, min(1.0, k * metrics["chance_at_1"])))
         if paper:
             values = [paper.get(direction, {}).get(f"recall_at_{k}") for direction in DIRECTIONS]
             rows.append(("  paper", *values, None))
-    ranks = [metrics[direction]["median_rank"] for direction in DIRECTIONS]
+    ranks = [rank_as_text(metrics[direction]) for direction in DIRECTIONS]
     rows.append(("median rank", *ranks, (metrics["pairs"] + 1) / 2))
     if oracle is not None:
         rows.append(("oracle of kind", oracle, oracle, None))
     title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} articles, {split} split [95 % interval]"
     show_table(title, rows, ["", "image to text", "text to image", "chance"])
+    say_undefined(metrics)
+
+
+def recall_as_text(metrics: Mapping[str, Any], k: int) -> str:
+    """Return recall at k of one direction with its interval, as a table shows it."""
+    if metrics[f"recall_at_{k}"] is None:
+        return UNDEFINED
+    low, high = metrics[f"recall_at_{k}_interval"]
+    return f"{metrics[f'recall_at_{k}']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def rank_as_text(metrics: Mapping[str, Any]) -> str:
+    """Return the median rank of one direction, as a table shows it."""
+    return UNDEFINED if metrics["median_rank"] is None else format_value(metrics["median_rank"])
 
 
 def _distinct_images(pairs: Any, image_id: str | None) -> tuple[list[int], torch.Tensor]:

@@ -23,7 +23,7 @@ from processing.collator import IGNORED_LABEL
 from processing.images import ImageError, read_row_image
 from processing.labelled_images import LabelledImages, check_readable
 
-from ..reporting import no_warnings_of_transformers, say, show_table
+from ..reporting import UNDEFINED, no_warnings_of_transformers, say, say_undefined, show_table, write_text
 from ..trust import questions_are_errors
 from ..visual_question_answering import load_questions
 from .dual_encoders import DualEncoder
@@ -220,7 +220,8 @@ def answer_questions(
             logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits.float().cpu()
             best = logits.max(dim=-1)
             found["numbers"].append(best.indices)
-            found["scores"].append(best.values.sigmoid())
+            finite = logits.isfinite().all(dim=-1)
+            found["scores"].append(best.values.sigmoid().where(finite, torch.nan))  # NaN: no answer was given
         tensors = {name: torch.cat(batches) for name, batches in found.items()}
         unread = [row for row, label in enumerate(tensors["labels"].tolist()) if label == IGNORED_LABEL]
         return tensors, [{"name": asked[row].name, "reason": _reason(asked[row])} for row in unread]
@@ -246,23 +247,37 @@ def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, An
         answers: What [`answer_questions`] gives.
         seed: Seed of the bootstrap.
 
+    Returns:
+        The metrics. An accuracy is None, and `undefined` gives the reason, if there are no such questions or if the
+        scores of an answer are NaN or infinite.
+
     Raises:
         ValueError: No question whose image could be read.
     """
     if not answers:
         raise ValueError("No image of the benchmark can be read: there is nothing to measure.")
     metrics: dict[str, Any] = {}
+    undefined: dict[str, str] = {}
     for answer_type in (None, *ANSWER_TYPES):
         prefix = f"{answer_type}_" if answer_type else ""
         of_type = [row for row in answers if answer_type in (None, row["answer_type"])]
+        unanswered = sum(row["right"] is None for row in of_type)
+        if not of_type:
+            undefined[f"{prefix}accuracy"] = f"there are no {answer_type} questions"
+        elif unanswered:
+            undefined[f"{prefix}accuracy"] = (
+                f"the scores of {unanswered:,} of {len(of_type):,} answers are NaN or infinite"
+            )
+        defined = f"{prefix}accuracy" not in undefined
         hits = np.array([row["right"] for row in of_type], dtype=float)
-        metrics[f"{prefix}accuracy"] = float(hits.mean()) if of_type else None
+        metrics[f"{prefix}accuracy"] = float(hits.mean()) if defined else None
         metrics[f"{prefix}accuracy_interval"] = (
-            bootstrap_interval(hits, [row["image"] for row in of_type], seed=seed) if of_type else None
+            bootstrap_interval(hits, [row["image"] for row in of_type], seed=seed) if defined else None
         )
         metrics[f"{prefix}questions"] = len(of_type)
         metrics[f"{prefix}answers_never_seen"] = sum(not row["can_be_given"] for row in of_type)
-    return {**metrics, "images": len({row["image"] for row in answers})}
+    metrics["images"] = len({row["image"] for row in answers})
+    return metrics | ({"undefined": undefined} if undefined else {})
 
 
 def majority_baseline(answers: Sequence[dict[str, Any]], training: Sequence[VisualQuestion]) -> dict[str, Any]:
@@ -294,8 +309,8 @@ def majority_baseline(answers: Sequence[dict[str, Any]], training: Sequence[Visu
 
 def write_answers(path: Path, answers: Sequence[dict[str, Any]]) -> None:
     """Writes one answer a line, as JSON."""
-    lines = (json.dumps(row, ensure_ascii=False) for row in answers)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in answers)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark) -> None:
@@ -303,15 +318,18 @@ def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark) ->
     rows = []
     for name, prefix in (("open", "open_"), ("closed", "closed_"), ("all", "")):
         accuracy, questions = metrics[f"{prefix}accuracy"], metrics[f"{prefix}questions"]
-        if accuracy is None:
+        if not questions:
             continue
-        low, high = metrics[f"{prefix}accuracy_interval"]
+        shown = UNDEFINED
+        if accuracy is not None:
+            low, high = metrics[f"{prefix}accuracy_interval"]
+            shown = f"{accuracy:.3f} [{low:.3f}, {high:.3f}]"
         attainable = 1 - metrics[f"{prefix}answers_never_seen"] / questions
         paper = benchmark.paper.get(f"{prefix}accuracy")
         rows.append(
             (
                 f"{name} ({questions:,})",
-                f"{accuracy:.3f} [{low:.3f}, {high:.3f}]",
+                shown,
                 metrics.get(f"{prefix}chance"),
                 attainable,
                 paper,
@@ -319,19 +337,21 @@ def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark) ->
         )
     title = f"Visual questions, {benchmark.name} {benchmark.split}, {metrics['images']:,} images [95 % interval]"
     show_table(title, rows, ["questions", "accuracy", "most frequent", "attainable", "paper"])
+    say_undefined(metrics)
 
 
 def _answered(question: VisualQuestion, given: str, score: float, can_be_given: bool) -> dict[str, Any]:
-    """A line of `answers.jsonl`."""
+    """A line of `answers.jsonl`; a score of NaN means that no answer was given."""
+    answered = not math.isnan(score)
     return {
         "name": question.name,
         "image": question.image_name,
         "question": question.question,
         "answer_type": question.answer_type,
         "answer": question.answer,
-        "given": given,
-        "score": round(score, 6),
-        "right": right_answers([given], [question.answer])[0],
+        "given": given if answered else None,
+        "score": round(score, 6) if answered else None,
+        "right": right_answers([given], [question.answer])[0] if answered else None,
         "can_be_given": can_be_given,
     }
 

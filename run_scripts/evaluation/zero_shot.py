@@ -1,5 +1,6 @@
 """Zero-shot classification: images by the names of their classes."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 
 from modeling_biomedclip import ZeroShotClassifier
 
-from ..reporting import show_table
+from ..reporting import UNDEFINED, say_undefined, show_table
 from .dual_encoders import DualEncoder
 from .metrics import load_metric
 
@@ -90,15 +91,17 @@ def classification_metrics(
         resamples=resamples,
         seed=seed,
     )
+    undefined = measured.pop("undefined")
     recalls = dict(zip(classes, measured.pop("recall_of_class"), strict=True))
     return {
         **{name: value for name, value in measured.items() if name != "confusion_matrix"},
         "chance": 1 / len(classes),
-        "most_frequent_class": max(map(sum, measured["confusion_matrix"])) / len(labels),
+        "most_frequent_class": max(Counter(labels).values()) / len(labels),
         "images": len(labels),
         "classes": list(classes),
         "recall_of_class": recalls,
         "confusion_matrix": measured["confusion_matrix"],
+        **({"undefined": undefined} if undefined else {}),
     }
 
 
@@ -113,12 +116,17 @@ def show_classification(title: str, metrics: Mapping[str, Any], paper: Mapping[s
     for name in ("accuracy", "balanced_accuracy", "auroc"):
         interval = metrics.get(f"{name}_interval")
         shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else None
-        rows.append((name.replace("_", " ").replace("auroc", "AUROC"), metrics[name], shown, paper.get(name)))
+        value = UNDEFINED if metrics[name] is None else metrics[name]
+        rows.append((name.replace("_", " ").replace("auroc", "AUROC"), value, shown, paper.get(name)))
     rows.append(("chance", metrics["chance"], None, None))
     rows.append(("always the most frequent class", metrics["most_frequent_class"], None, None))
     rows.append(("recall of", "", "", ""))
-    rows += [(f"  {name}", recall, None, None) for name, recall in metrics["recall_of_class"].items()]
+    rows += [
+        (f"  {name}", UNDEFINED if recall is None else recall, None, None)
+        for name, recall in metrics["recall_of_class"].items()
+    ]
     if paper:
         show_table(title, rows, ["", "value", "95 % interval", "paper"])
     else:
         show_table(title, [row[:3] for row in rows], ["", "value", "95 % interval"])
+    say_undefined(metrics)

@@ -5,7 +5,7 @@ import json
 import pytest
 from model_results import retrieval_result, write_result, zero_shot_result
 
-from model_cards.results import chances, find_results, measures, read_result
+from model_cards.results import chances, find_results, measures, read_result, reasons
 
 
 def test_measures_have_their_interval_and_the_papers_value():
@@ -63,6 +63,24 @@ def without(result: dict, *keys: str) -> dict:
         (json.dumps(without(zero_shot_result(), "data", "fingerprint")), "data.fingerprint is missing"),
         (json.dumps(without(zero_shot_result(), "model", "weights")), "model.weights is missing"),
         (json.dumps(zero_shot_result(metrics={})), "metrics holds no number"),
+        (json.dumps(zero_shot_result(metrics=[])), "metrics must be an object"),
+        (json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": 3})), "interval must be a list"),
+        (json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": [0.1]})), "must hold two ends"),
+        (json.dumps(zero_shot_result(metrics={"by_share": {"all": {"accuracy": 0.5}}})), "'all', which is not a share"),
+        (json.dumps(zero_shot_result(metrics={"by_share": [0.5]})), "by_share must be an object"),
+        (json.dumps(zero_shot_result(metrics={"auroc": None, "undefined": ["auroc"]})), "undefined must be an object"),
+        (json.dumps(zero_shot_result(versions="1")), "versions must be an object"),
+        (json.dumps(zero_shot_result(paper=0.5)), "paper must be an object"),
+        (json.dumps(zero_shot_result(seconds="1")), "seconds must be int or float"),
+        (json.dumps(zero_shot_result(data={"split": "a", "fingerprint": "b", "rows": 1.5})), "data.rows must be int"),
+        (
+            json.dumps(zero_shot_result(data=zero_shot_result()["data"] | {"damaged": [{"name": 3, "reason": ""}]})),
+            r"data.damaged\[0\].name must be str",
+        ),
+        (
+            json.dumps(zero_shot_result(data=zero_shot_result()["data"] | {"leaks": {"leaked": 1}})),
+            "data.leaks.test_images is missing",
+        ),
         (json.dumps(zero_shot_result(metrics={"accuracy": 73.41})), r"metrics.accuracy is \[73.41\]"),
         (json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": [0.4, 1.2]})), "between 0 and 1"),
     ],
@@ -76,3 +94,10 @@ def test_what_is_damaged_is_refused_with_its_name(tmp_path, content, message):
 
 def test_a_whole_file_is_read_as_it_is(tmp_path):
     assert read_result(write_result(tmp_path, zero_shot_result())) == zero_shot_result()
+
+
+def test_a_metric_that_is_undefined_is_told_with_its_reason_and_is_no_number():
+    metrics = {"accuracy": 0.5, "auroc": None, "auroc_interval": None, "undefined": {"auroc": "one class"}}
+    result = zero_shot_result(metrics=metrics)
+    assert [(measure.path, measure.value) for measure in measures(result)] == [(("accuracy",), 0.5), (("auroc",), None)]
+    assert reasons(result) == [("auroc", "one class")]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.nn.functional import normalize
 
 from modeling_biomedclip import retrieval_metrics as module
@@ -150,3 +151,54 @@ def test_an_interval_holds_the_mean_and_widens_with_groups():
     assert single[0] < values.mean() < single[1]
     assert grouped[1] - grouped[0] > 2 * (single[1] - single[0])
     assert grouped == bootstrap_interval(values, np.repeat(range(40), 10))
+
+
+HITS = np.array([0.0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "interval"),
+    [
+        (range(12), {}, (5 / 12, 11 / 12)),
+        ("aabbccddeeff", {}, (1 / 2, 5 / 6)),
+        ("aaaabbccddef", {"resamples": 200, "level": 0.9}, (0.5384615384615384, 0.875)),
+    ],
+)
+def test_an_interval_has_these_ends(groups, options, interval):
+    """Pinned: results that were published must come out again."""
+    assert bootstrap_interval(HITS, list(groups), **options) == pytest.approx(interval, abs=1e-15)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_an_interval_over_single_queries_is_scipys(seed):
+    values = np.random.default_rng(1).random(300)
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    ours = bootstrap_interval(values, range(300), seed=seed)
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert ours != bootstrap_interval(values, range(300), seed=seed + 1)
+
+
+def test_an_interval_over_groups_is_scipys_over_their_sums_and_sizes():
+    generator = np.random.default_rng(2)
+    groups = generator.integers(60, size=300)
+    values = (generator.random(300) < 0.3 + 0.4 * (groups % 2)).astype(float)
+    sums, sizes = np.bincount(groups, values, 60), np.bincount(groups, minlength=60)
+    theirs = stats.bootstrap(
+        (sums, sizes),
+        lambda total, count, axis: total.sum(axis=axis) / count.sum(axis=axis),
+        paired=True,
+        n_resamples=1000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    assert bootstrap_interval(values, groups) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_an_interval_of_many_groups_is_drawn_in_pieces_that_give_the_same():
+    """Beyond 4,194,304 draws at a time; the draws follow one another as in one piece."""
+    values = np.random.default_rng(3).random(5000)
+    drawn = np.random.default_rng(0).integers(5000, size=(1000, 5000))
+    expected = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    assert bootstrap_interval(values, range(5000)) == pytest.approx(tuple(expected), abs=1e-12)

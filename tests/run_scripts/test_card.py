@@ -1,8 +1,10 @@
 """`biomedclip card` as a person runs it, on a model that `biomedclip train` has left."""
 
 import json
+import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,14 @@ def test_training_leaves_a_recipe_that_gives_the_same_model_again(run, built, tm
     assert main([str(word) for word in command]) == 0
     assert weights(tmp_path / "again") == weights(run)
     assert (tmp_path / "again" / "recipe.yaml").read_text() == (run / "recipe.yaml").read_text()
+
+
+def test_every_file_of_a_run_has_the_permissions_of_the_umask(run, tmp_path):
+    (tmp_path / "plain").write_text("")
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert any(path.name == "model.safetensors" for path in files)
+    expected = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert [path for path in files if stat.S_IMODE(path.stat().st_mode) != expected] == []
 
 
 def test_the_card_states_all_that_is_on_disk(model, dataset, tmp_path, capsys):
@@ -173,6 +183,79 @@ def test_the_report_of_a_quickstart_holds_that_of_its_build(model, dataset):
     (dataset / "report.json").write_text(json.dumps({"build": report, "seconds": 1.0}))
     assert card(model, "--dataset", dataset) == 0
     assert "| CC BY | 200 |" in (model / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["train_results.json", "trainer_state.json", "recipe.yaml", "conversion.json"])
+def test_files_of_the_model_that_lead_out_or_never_end_are_refused_by_name(model, tmp_path, capsys, name):
+    (tmp_path / "secret").write_text('{"secret": 1}')
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(tmp_path / "secret")
+    assert card(model) == 1
+    assert f"{name} is a link that leaves its folder" in error_of(capsys)
+    (model / name).unlink()
+    os.mkfifo(model / name)
+    assert card(model) == 1
+    assert f"{name} is a named pipe" in error_of(capsys)
+
+
+def test_results_and_reports_that_lead_out_or_never_end_are_refused_by_name(model, dataset, tmp_path, capsys):
+    path = write_result(tmp_path / "elsewhere", zero_shot_result(weights(model)))
+    (tmp_path / "results" / "a").mkdir(parents=True)
+    (tmp_path / "results" / "a" / "results.json").symlink_to(path)
+    assert card(model, "--results", tmp_path / "results") == 1
+    assert "results.json is a link that leaves its folder" in error_of(capsys)
+    assert card(model, "--results", path) == 0, "a file that the user names may lie anywhere"
+    (tmp_path / "results" / "a" / "results.json").unlink()
+    os.mkfifo(tmp_path / "results" / "a" / "results.json")
+    for place in (tmp_path / "results", tmp_path / "results" / "a" / "results.json"):
+        assert card(model, "--results", place) == 1
+        assert "results.json is a named pipe" in error_of(capsys)
+    (dataset / "report.json").rename(tmp_path / "report.json")
+    (dataset / "report.json").symlink_to("../report.json")
+    assert card(model, "--dataset", dataset) == 1
+    assert "report.json is a link that leaves its folder" in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train_results.json", "[]", "the file must be an object"),
+        ("train_results.json", '{"versions": {"biomedclip": "1"}}', "steps is missing"),
+        ("train_results.json", '{"steps": "3", "versions": {"biomedclip": "1"}}', "steps must be int"),
+        ("train_results.json", '{"steps": 3, "versions": {"biomedclip": 1}}', "versions.biomedclip must be str"),
+        (
+            "train_results.json",
+            '{"steps": 3, "loss": "a", "versions": {"biomedclip": "1"}}',
+            "loss must be int or float",
+        ),
+        ("train_results.json", '{"steps": NaN}', "is damaged"),
+        ("train_results.json", "[" * 100_000, "is damaged"),
+        ("trainer_state.json", "{}", "log_history is missing"),
+        ("trainer_state.json", '{"log_history": [3]}', "log_history[0] must be an object"),
+        ("trainer_state.json", '{"log_history": [{"eval_loss": "x"}]}', "must be int or float"),
+        ("conversion.json", '{"source": 3}', "source must be str"),
+        ("recipe.yaml", "- a", "the file must be an object"),
+        ("recipe.yaml", "a: [", "is damaged"),
+        ("recipe.yaml", "base: /etc/passwd", "builds on another recipe"),
+        ("recipe.yaml", "a: .nan", "a value that JSON does not have"),
+        ("recipe.yaml", "a: 2026-11-24", "a value that JSON does not have"),
+        ("recipe.yaml", "a: !!python/name:os.system", "is damaged"),
+    ],
+)
+def test_files_of_another_shape_are_refused_by_name(model, capsys, name, content, message):
+    (model / name).write_text(content)
+    assert card(model) == 1
+    error = error_of(capsys)
+    assert name in error and message in error and "Traceback" not in error
+    assert not (model / "README.md").exists()
+
+
+def test_a_link_in_the_place_of_the_card_is_replaced_and_not_written_through(model, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    for name in ("README.md", "card.json"):
+        (model / name).symlink_to(tmp_path / "mine")
+    assert card(model) == 0
+    assert (tmp_path / "mine").read_text() == "precious" and not (model / "README.md").is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ def test_there_and_back_through_the_command(source, tmp_path, capsys):
     assert main(["convert", "--to", "open_clip", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
     for name in ("open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json", "vocab.txt"):
         assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes(), name
+    (tmp_path / "plain").write_text("")
+    written = [path for folder in ("ours", "back") for path in (tmp_path / folder).iterdir()]
+    assert {path.stat().st_mode for path in written} == {(tmp_path / "plain").stat().st_mode}
 
 
 @pytest.mark.parametrize("to", ["transformers", "open_clip"])

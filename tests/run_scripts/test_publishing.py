@@ -351,3 +351,61 @@ def test_the_hub_of_the_tests_serves_models_as_well(hub, tmp_path):
         huggingface_hub.HfApi(endpoint=hub.endpoint, token=False).list_repo_files("lab/large")
     with pytest.raises(huggingface_hub.errors.EntryNotFoundError):
         api.hf_hub_download("lab/model", "nothing.txt", cache_dir=tmp_path)
+
+
+LINKED = {
+    "a companion": lambda made, secret: relink(made / "skipped.jsonl", secret),
+    "the card": lambda made, secret: relink(made / "README.md", secret),
+    "a shard": lambda made, secret: relink(next(iter((made / "data").glob("train-*"))), secret),
+    "a file beside the shards": lambda made, secret: (made / "data" / "other").symlink_to(secret),
+    "the folder of shards": lambda made, secret: (
+        (made / "data").rename(made.parent / "elsewhere"),
+        (made / "data").symlink_to("../elsewhere"),
+    ),
+}
+
+
+def relink(path: Path, target: Path) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("make", LINKED.values(), ids=LINKED.keys())
+def test_a_link_that_leaves_the_set_is_refused_and_nothing_is_sent(hub, made, tmp_path, make):
+    (tmp_path / "secret").write_text("not for others")
+    report = json.loads((made / "report.json").read_text())
+    make(made, tmp_path / "secret")
+    with pytest.raises(ValueError, match="is a link that leaves"):
+        push_dataset(made, "lab/pairs", report=report)
+    assert not hub.repositories
+
+
+def test_a_link_to_a_file_of_the_set_that_is_not_published_is_refused(hub, made):
+    relink(made / "skipped.jsonl", Path("notes.txt"))
+    with pytest.raises(ValueError, match=r"skipped.jsonl is a link to notes.txt, which is not published"):
+        push(made)
+
+
+def test_a_named_pipe_in_the_place_of_a_file_of_the_set_is_refused_at_once(hub, made):
+    (made / "README.md").unlink()
+    os.mkfifo(made / "README.md")
+    with pytest.raises(ValueError, match=r"README.md is a named pipe"):
+        push(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"splits": []}, "splits must be an object"),
+        ({"splits": {"train": {"shards": "1"}}}, "splits.train.shards must be int"),
+        ({"splits": {"train": {"shards": 10**12}}}, "which cannot be"),
+        ({"splits": {"../train": {"shards": 1}}}, "which cannot be"),
+        ({"source": None}, "source must be str"),
+        ({"caption_length": 3}, "caption_length must be an object"),
+    ],
+)
+def test_a_report_of_another_shape_is_refused_by_name(hub, made, change, message):
+    report = json.loads((made / "report.json").read_text()) | change
+    with pytest.raises(ValueError, match=rf"report.json: .*{message}"):
+        push_dataset(made, "lab/pairs", report=report)
+    assert not hub.repositories

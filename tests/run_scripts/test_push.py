@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoProcessor
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, from_open_clip, to_open_clip
 from modeling_biomedclip.conversion.open_clip import bert_config_of
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
-from run_scripts import publishing, push, reloading
+from run_scripts import model_files, publishing, push, reloading
 from run_scripts.card import CardOptions, write_card
 from run_scripts.fingerprints import evaluated_fingerprint
 from run_scripts.main import main
@@ -337,16 +337,174 @@ def test_a_damaged_upload_never_reaches_main(hub, model, monkeypatch):
 def test_code_or_settings_that_give_other_embeddings_never_reach_main(
     hub, model, monkeypatch, in_another_process, file, old, new, message
 ):
-    """As when the folder's own code is not that of the package that measured it."""
-    load = push.load_any_layout
-    kept = load(model)
+    """As when the package on disk was changed after this process had imported it."""
+    kept = push.load_any_layout(model)
     text = (model / file).read_text()
     assert old in text
     (model / file).write_text(text.replace(old, new))
+    code = {path.name: path for path in model.glob("*_biomedclip.py")}
+    monkeypatch.setattr(model_files, "package_code", lambda: code)
     monkeypatch.setattr(push, "load_any_layout", lambda folder: kept)
     with pytest.raises(ValueError, match=message):
         run_push(model)
     assert set(files_of(hub)) == {".gitattributes"} and not hub.repositories["model", "lab/model"].branches
+
+
+SECRET = b"the secret of somebody"
+LINKS = {
+    "a file": lambda model, secret: replace_by_link(model / "vocab.txt", secret),
+    "a link to a link": lambda model, secret: (
+        (model / "between").symlink_to(secret),
+        replace_by_link(model / "vocab.txt", "between"),
+    ),
+    "the card": lambda model, secret: replace_by_link(model / "README.md", secret),
+    "the facts of the card": lambda model, secret: replace_by_link(model / "card.json", secret),
+    "code": lambda model, secret: replace_by_link(model / "modeling_biomedclip.py", secret),
+    "a folder": lambda model, secret: (model / "results").symlink_to(secret.parent),
+    "a file in a folder below": lambda model, secret: (model / "checkpoint-3" / "x").symlink_to(secret),
+    "a file that is not published": lambda model, secret: (model / "other.txt").symlink_to(secret),
+    "nothing": lambda model, secret: replace_by_link(model / "vocab.txt", secret.parent / "nothing"),
+}
+
+
+def replace_by_link(path: Path, target) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+@pytest.fixture
+def nothing_loaded(monkeypatch):
+    """Whatever is refused is refused before a model is loaded or code of the folder could run."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("the folder was loaded")
+
+    monkeypatch.setattr(push, "load_any_layout", refuse)
+    monkeypatch.setattr(push, "_answers_of", refuse)
+
+
+@pytest.mark.parametrize("make", LINKS.values(), ids=LINKS.keys())
+def test_a_link_that_leaves_the_folder_is_refused_and_nothing_is_sent(hub, model, tmp_path, nothing_loaded, make):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "key").write_bytes(SECRET)
+    make(model, tmp_path / "secrets" / "key")
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match="is a link that leaves"):
+            run_push(model, dry_run=dry_run)
+    assert not hub.repositories and not uploads(hub)
+
+
+def test_a_link_within_the_folder_to_what_is_not_published_is_refused(hub, model, nothing_loaded):
+    replace_by_link(model / "vocab.txt", "notes.txt")
+    with pytest.raises(ValueError, match=r"vocab.txt is a link to notes.txt, which is not published"):
+        run_push(model)
+    assert not hub.repositories
+
+
+def test_a_link_within_the_folder_to_what_is_published_is_followed(hub, model):
+    (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+    (model / "model.safetensors").symlink_to("model-00001-of-00001.safetensors")
+    run_push(model)
+    weights = files_of(hub)["model.safetensors"]
+    assert weights == (model / "model-00001-of-00001.safetensors").read_bytes()
+
+
+CODE = {
+    "a changed module": ("modeling_biomedclip.py", None, "modeling_biomedclip.py is not identical"),
+    "a module that imports": ("configuration_biomedclip.py", None, "configuration_biomedclip.py is not identical"),
+    "another module": ("helper_biomedclip.py", "", "helper_biomedclip.py is not a module of the installed"),
+    "a name with a new line": ("a\nb_biomedclip.py", "", "is not a module of the installed"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), CODE.values(), ids=CODE.keys())
+def test_code_that_is_not_the_packages_is_refused_before_it_could_run(
+    hub, model, nothing_loaded, name, content, message
+):
+    mark = model.parent / "it ran"
+    run = f"\nopen({str(mark)!r}, 'w')\n"
+    (model / name).write_text(((model / name).read_text() if content is None else content) + run)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=message):
+            run_push(model, dry_run=dry_run)
+    assert not hub.repositories and not mark.exists()
+
+
+def change_json(path: Path, change: dict) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "evil/repo--modeling_evil.Model"}}, "auto_map names 'evil/repo--"),
+        ("config.json", {"auto_map": {"AutoModel": "helper.Model"}}, "auto_map names 'helper.Model'"),
+        ("config.json", {"vision_config": {"auto_map": {"AutoModel": "helper.Model"}}}, "auto_map names"),
+        ("config.json", {"custom_pipelines": {"x": {"impl": "helper.Pipeline"}}}, "custom_pipelines names"),
+        ("processor_config.json", {"auto_map": {"AutoProcessor": "helper.P"}}, "processor_config.json: auto_map names"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["helper.T", None]}}, "auto_map names 'helper.T'"),
+        ("config.json", {"auto_map": {"AutoModel": 3}}, "auto_map names 3"),
+        ("config.json", {"model_type": ["biomedclip"]}, "no BiomedCLIP in transformers' layout"),
+    ],
+)
+def test_a_configuration_that_names_code_of_somebody_else_is_refused(hub, model, nothing_loaded, file, change, message):
+    change_json(model / file, change)
+    with pytest.raises(ValueError, match=message):
+        run_push(model)
+    assert not hub.repositories
+
+
+def test_an_index_of_weights_cannot_lead_out_of_the_folder(hub, model, nothing_loaded):
+    index = {"weight_map": {"logit_scale": "../../other/model.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"weight_map names '../../other/model.safetensors'"):
+        run_push(model)
+
+
+@pytest.mark.parametrize("name", ["README.md", "card.json", "config.json", "vocab.txt"])
+def test_a_named_pipe_in_the_place_of_a_file_is_refused_at_once(model, nothing_loaded, name):
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    with pytest.raises(ValueError, match=f"{name} is a named pipe"):
+        run_push(model, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "must be an object"),
+        ("{}", "model is missing"),
+        ('{"model": {"weights": 3}, "results": []}', "model.weights must be str"),
+        ('{"model": {"weights": "0"}, "results": {}}', "results must be a list"),
+        ('{"model": {"weights": "0"}, "results": [{"task": 3}]}', r"results\[0\].task must be str"),
+        ('{"model": {"weights": NaN}, "results": []}', "damaged"),
+    ],
+)
+def test_facts_of_another_shape_are_refused_by_name(model, nothing_loaded, content, message):
+    (model / "card.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"card.json.*{message}"):
+        run_push(model, dry_run=True)
+
+
+def test_files_that_are_not_published_are_not_loaded_either(hub, model):
+    """transformers would read both of these, and what they say would reach open_clip's copy and the comparison."""
+    (model / "added_tokens.json").write_text('{"secret word": 100}')
+    (model / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/nowhere"}')
+    report = run_push(model)
+    assert set(files_of(hub)) == FILES | {".gitattributes"}
+    assert {"added_tokens.json", "adapter_config.json"} <= set(report["left_out"])
+
+
+def test_a_dry_run_tells_what_stays_and_why(model, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    (model / "evil\x1b[31m.txt").write_text("")
+    assert main(["push", "lab/model", "--model", str(model), "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    rows = dict(re.findall(r"│ (\S.*?) +│ +(\S.*?) │", output))
+    assert rows["training_args.bin"] == "state of a training run"
+    assert rows["notes.txt"] == "not on the list of published files"
+    assert rows["checkpoint-3"].startswith("a folder") and "\x1b" not in output
+    assert "notes.txt" in json.loads((model / "push.json").read_text())["left_out"]
 
 
 def test_open_clip_loads_its_copy_out_of_the_same_repository(hub, tmp_path):

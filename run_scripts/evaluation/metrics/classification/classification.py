@@ -12,8 +12,12 @@ from modeling_biomedclip.retrieval_metrics import bootstrap_interval
 
 _DESCRIPTION = """\
 Classification by scores. The answer is the class with the highest score, of equal ones the first. AUROC is that of the
-positive class where there are two, otherwise the mean over the classes of the data, each against the rest, by their
-probabilities (softmax of the scores). A tie of two images counts half.
+positive class where there are two classes, otherwise the mean over all classes, each against the rest, by their
+probabilities (softmax of the scores). A tie of two images counts half, so constant scores give 0.5.
+
+A metric that is undefined is None, and `undefined` gives the reason: all metrics if a score is NaN or infinite; AUROC
+if a class has no images or has all of them, as in scikit-learn. Balanced accuracy is the mean over the classes that
+have images.
 """
 _INPUTS = """\
 Args:
@@ -24,9 +28,12 @@ Args:
     resamples: Resampled sets for the 95 % intervals; 0 for none.
     seed: Seed of the resampling.
 Returns:
-    accuracy, balanced_accuracy, auroc (none where the data hold a single class), each with ..._interval;
-    recall_of_class (none for a class without images) and confusion_matrix (rows: truth).
+    accuracy, balanced_accuracy and auroc, each with ..._interval; recall_of_class (None for a class without images);
+    confusion_matrix (rows: truth); and undefined, the reason by the name of each metric that is None.
 """
+_METRICS = ("accuracy", "balanced_accuracy", "auroc")
+# Share of the resampled sets that must hold all classes. The ends of an interval over fewer would mean nothing.
+_USABLE = 0.1
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
@@ -57,19 +64,26 @@ class Classification(evaluate.Metric):
     ) -> dict[str, Any]:
         scores, truth = np.asarray(predictions, dtype=np.float64), np.asarray(references)
         classes = scores.shape[1]
-        if not np.isfinite(scores).all():
-            raise ValueError("The scores hold NaN or infinity: the model has diverged, there is nothing to measure.")
         if truth.min() < 0 or truth.max() >= classes:
             raise ValueError(f"References must be classes from 0 to {classes - 1}.")
+        images = np.bincount(truth, minlength=classes)
+        undefined = _undefined(scores, images)
+        result: dict[str, Any] = dict.fromkeys(_METRICS) | {
+            "recall_of_class": [None] * classes,
+            "confusion_matrix": None,
+            "undefined": undefined,
+        }
+        if resamples:
+            result |= dict.fromkeys(f"{name}_interval" for name in _METRICS)
+        if "accuracy" in undefined:
+            return result
         answers = scores.argmax(axis=1)
         matrix = np.bincount(truth * classes + answers, minlength=classes**2).reshape(classes, classes)
-        curves = [
-            _Curve(margin, truth == number)
-            for number, margin in _margins(scores, positive)
-            if 0 < (truth == number).sum() < len(truth)
-        ]
+        curves = []
+        if "auroc" not in undefined:
+            curves = [_Curve(margin, truth == number) for number, margin in _margins(scores, positive)]
         ones = np.ones(len(truth))
-        result: dict[str, Any] = {
+        result |= {
             "accuracy": float((answers == truth).mean()),
             "balanced_accuracy": _balanced_accuracy(truth, answers, ones),
             "auroc": float(np.mean([curve.area(ones) for curve in curves])) if curves else None,
@@ -94,9 +108,20 @@ class Classification(evaluate.Metric):
                 balanced.append(_balanced_accuracy(truth, answers, weights))
                 if curves:
                     areas.append(float(np.mean([curve.area(weights) for curve in curves])))
-            result["balanced_accuracy_interval"] = _interval(balanced)
-            result["auroc_interval"] = _interval(areas)
+            for name, values in (("balanced_accuracy", balanced), ("auroc", areas)):
+                result[f"{name}_interval"] = _interval(values, resamples)
         return result
+
+
+def _undefined(scores: np.ndarray, images: np.ndarray) -> dict[str, str]:
+    """The reason of each metric that is undefined; `images` is the number of images of each class."""
+    bad = int((~np.isfinite(scores)).any(axis=1).sum())
+    if bad:
+        return dict.fromkeys(_METRICS, f"the scores of {bad:,} of {len(scores):,} images are NaN or infinite")
+    empty = int((images == 0).sum())
+    if np.count_nonzero(images) == 1:
+        return {"auroc": "all images are of one class"}
+    return {"auroc": f"{empty:,} of {len(images):,} classes have no images"} if empty else {}
 
 
 def _margins(scores: np.ndarray, positive: int) -> list[tuple[int, np.ndarray]]:
@@ -136,5 +161,6 @@ def _balanced_accuracy(truth: np.ndarray, answers: np.ndarray, weights: np.ndarr
     return float((right[of_class > 0] / of_class[of_class > 0]).mean())
 
 
-def _interval(values: list[float]) -> list[float] | None:
-    return np.quantile(values, [0.025, 0.975]).tolist() if values else None
+def _interval(values: list[float], resamples: int) -> list[float] | None:
+    usable = len(values) >= _USABLE * resamples
+    return np.quantile(values, [0.025, 0.975]).tolist() if values and usable else None
