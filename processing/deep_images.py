@@ -32,6 +32,7 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 # None, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard: those that return the bytes as they were written.
 _LOSSLESS = {1, 5, 8, 32946, 32773, 34925, 50000}
+_WITHOUT_PREDICTOR = {1, 32773}  # libtiff ignores the tag for these
 _NO_PREDICTOR, _HORIZONTAL, _FLOATING_POINT = 1, 2, 3
 # (Sample format, bits) that Pillow reads exactly if there is one sample and black is zero. In compressed files of
 # big-endian numbers it swaps some bytes twice.
@@ -130,7 +131,7 @@ class DeepTiff:
         kind = {_SIGNED: "i", _FLOAT: "f"}.get(self.sample_format, "u")
         # A predictor works on the rows of a strip, or of each tile.
         segment = int(self.tags.get(_TILE_WIDTH, self._row_pixels)) * self._pixel_samples
-        predictor = int(self.tags.get(_PREDICTOR, _NO_PREDICTOR))
+        predictor = _predictor(self.tags)
         if self.bits % 8:
             bits = np.unpackbits(rows, axis=1)[:, : shape[1] * shape[2] * self.bits].reshape(*shape, self.bits)
             return bits @ (1 << np.arange(self.bits, dtype=np.int32)[::-1]).astype(np.uint16)
@@ -253,7 +254,7 @@ def _find_deep_tiff(content: bytes) -> DeepTiff | None:
     (sample_bits,), (sample_format,) = bits, formats
     packed = sample_bits % 8 != 0
     sample_format = _UNSIGNED if sample_format == _UNDEFINED else sample_format
-    predictor = int(tags.get(_PREDICTOR, _NO_PREDICTOR))
+    predictor = _predictor(tags)
     kinds = {_UNSIGNED: {8, 16, 32, 64, *range(9, 16)}, _SIGNED: {8, 16, 32, 64}, _FLOAT: {16, 32, 64}}
     if (
         sample_bits not in kinds.get(sample_format, set())
@@ -284,6 +285,11 @@ def _as_image(values: np.ndarray) -> Image.Image:
     from .image_processing_biomedclip import scale_to_8_bit  # brings transformers, which few images need
 
     return Image.fromarray(scale_to_8_bit(values))
+
+
+def _predictor(tags: ImageFileDirectory_v2) -> int:
+    ignored = int(tags.get(_COMPRESSION, 1)) in _WITHOUT_PREDICTOR
+    return _NO_PREDICTOR if ignored else int(tags.get(_PREDICTOR, _NO_PREDICTOR))
 
 
 def _integers(value: Any) -> list[int]:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 
+WITHOUT_PREDICTOR = (None, "packbits")  # the tag is ignored
 COMPRESSIONS = {None: 1, "tiff_lzw": 5, "deflate": 8, "packbits": 32773, "zstd": 50000}
 
 
@@ -57,7 +58,10 @@ def tiff(
         else:
             step = rows_per_strip or height
             chunks += [plane[top : top + step] for top in range(0, height, step)]
-    stored = [_compressed(_predicted(chunk, predictor, byteorder), compression) for chunk in chunks]
+    stored = [
+        _compressed(_predicted(chunk, 1 if compression in WITHOUT_PREDICTOR else predictor, byteorder), compression)
+        for chunk in chunks
+    ]
 
     fields: dict[int, list[int]] = {
         256: [width],
