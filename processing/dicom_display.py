@@ -188,7 +188,12 @@ def _windows(source: "Dataset", name: str) -> Iterator[dict[str, Any]]:
         _warn(name, f"VOILUTFunction {function!r}", "is unknown", "LINEAR is used")
         function = "LINEAR"
     if len(centers) != len(widths):
-        _warn(name, f"{len(centers)} values of WindowCenter with {len(widths)} of WindowWidth", "do not match")
+        _warn(
+            name,
+            f"{len(centers)} values of WindowCenter with {len(widths)} of WindowWidth",
+            "do not match",
+            "those without a partner are ignored",
+        )
     for center, width in zip(centers, widths, strict=False):
         if not (math.isfinite(center) and math.isfinite(width) and width > 0):
             _warn(name, f"the window with WindowCenter {center} and WindowWidth {width}", "cannot be used")
@@ -244,15 +249,15 @@ def _lut(item: "Dataset", little_endian: bool, signed: bool) -> _Lut:
         numbers = [int(number) for number in (data if hasattr(data, "__iter__") else [data])]
         raw = np.array(numbers, dtype=np.int64).astype("<u2").tobytes()
         little_endian = True
-    # Entries of 8 bits may be packed, two to a word.
-    entry = np.dtype("u1") if len(raw) < 2 * count else np.dtype("<u2" if little_endian else ">u2")
-    entries = np.frombuffer(raw, dtype=entry, count=count).astype(np.int64)
     if not 1 <= bits <= 16:
         raise ValueError(f"{bits} bits for each entry")
-    entries &= 2**bits - 1
-    # Some tables declare the bits of their container. Two bits that no entry uses are no accident.
+    # Entries of 8 bits may be packed, two to a word.
+    packed = bits <= 8 and len(raw) < 2 * count
+    entry = np.dtype("u1") if packed else np.dtype("<u2" if little_endian else ">u2")
+    entries = np.frombuffer(raw, dtype=entry, count=count).astype(np.int64)
+    # Some tables declare the bits of their container, at least two more than any entry uses, or too few.
     used_bits = max(1, int(entries.max()).bit_length())
-    return _Lut(first, entries, used_bits if used_bits <= bits - 2 else bits)
+    return _Lut(first, entries, bits if used_bits <= bits < used_bits + 2 else used_bits)
 
 
 def _sources(dataset: "Dataset", macro: str) -> Iterator["Dataset"]:

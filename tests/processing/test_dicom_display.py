@@ -99,6 +99,11 @@ CHAINS = {
     ),
     "VOI LUT of numbers": ({"VOILUTSequence": [lut(curve(), data=curve().tolist(), vr="US")]}, SQUARE),
     "VOI LUT of 12 bits that states 16": ({"VOILUTSequence": [lut(curve(highest=4095))]}, SQUARE),
+    "VOI LUT of 16 bits that states 12": ({"VOILUTSequence": [lut(curve(), bits=12)]}, SQUARE),
+    "VOI LUT that stays one bit below its range": (
+        {"VOILUTSequence": [lut(curve(highest=32767))]},
+        [0, 3, 10, 23, 42, 65, 94, 127],
+    ),
     "VOI LUT before window": ({"VOILUTSequence": [lut(curve())], **window(100, 10)}, SQUARE),
     "first of two VOI LUTs": ({"VOILUTSequence": [lut(curve()), lut(curve(power=1))]}, SQUARE),
     "VOI LUT after slope": ({"VOILUTSequence": [lut(curve(8191))], **rescale(2)}, SQUARE),
@@ -203,6 +208,11 @@ FAULTY = {
         [0, 0, 0, 0, 255, 255, 255, 255],
     ),
     "LUT that is too short": ({"VOILUTSequence": [lut(curve(), data=b"\0\1" * 9)]}, "item 0 of VOILUTSequence", UP),
+    "LUT of which a quarter is missing": (
+        {"VOILUTSequence": [lut(curve(), data=curve().astype("<u2").tobytes()[:6144])]},
+        "item 0 of VOILUTSequence",
+        UP,
+    ),
     "LUT of no bits": ({"VOILUTSequence": [lut(curve(), bits=0)]}, "0 bits", UP),
     "faulty LUT, then a good one": (
         {"VOILUTSequence": [item(LUTExplanation="x"), lut(curve())]},
@@ -260,6 +270,7 @@ DIFFERENT_IN_PYDICOM = {
     "VOI LUT of 8 bits": "indices are cut to 8 bits",
     "VOI LUT of packed bytes": "an error: words are expected",
     "VOI LUT of 12 bits that states 16": "taken as stated, nearly black",
+    "VOI LUT of 16 bits that states 12": "taken as stated, above white",
     "VOI LUT after a slope that was rounded down": "one entry too low",
     "VOI LUT whose first value is written unsigned": "taken as stated, all values below it",
     "width below 1": "an error",
