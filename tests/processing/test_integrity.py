@@ -1,6 +1,7 @@
 """Damage at rest: no damaged byte of a built set comes back as another row."""
 
 import hashlib
+import itertools
 import json
 import logging
 import random
@@ -14,8 +15,9 @@ import pytest
 from mirror_writer import MirrorWriter, build_set
 from pair_shards import pair_row, write_shards
 
-from processing import PairStream, integrity, load_pmc15m, streaming
+from processing import PairStream, load_pmc15m, streaming
 from processing.integrity import DamagedFile, read_columns
+from processing.pmc import shards
 from processing.pmc.pictures import PictureIndex
 from processing.pmc.plan import read_articles
 
@@ -45,8 +47,7 @@ def copy(small_set, tmp_path, monkeypatch) -> Path:
 
 def shard_of(folder: Path) -> Path:
     """The last of several training shards: the first one is opened for its columns anyway."""
-    shards = sorted((folder / "data").glob("train-*.parquet"))
-    return shards[-1]
+    return sorted((folder / "data").glob("train-*.parquet"))[-1]
 
 
 def flip(path: Path, position: int, bit: int = 0) -> None:
@@ -108,15 +109,41 @@ def test_a_flipped_bit_of_a_page_names_the_shard(copy, monkeypatch, tmp_path, re
         reader(copy)
 
 
-def test_a_wrong_number_of_values_in_the_header_of_a_page_of_lists_is_noticed(tmp_path):
-    # No checksum covers the header of a page: a smaller number of values there cuts the last list of the page.
-    rows = pa.table({"mentions": [["one", "two"], ["three", "four", "five"]]})
-    pq.write_table(rows, tmp_path / "a.parquet", write_page_checksum=True, use_dictionary=False)
-    group = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
-    shorter = pa.table({"mentions": [["one", "two"], ["three", "four"]]})
-    assert integrity.check_values(rows, group, "a") is rows
-    with pytest.raises(DamagedFile, match="a: column 'mentions' is damaged"):
-        integrity.check_values(shorter, group, "a")
+@pytest.fixture
+def shortened_list(tmp_path) -> Path:
+    """A set with a flipped bit in the header of a page, with which Arrow gives a row a shorter list."""
+    path = shard_of(write_shards(tmp_path, shards=1, rows=10))
+    table = pq.read_table(path)
+    pq.write_table(table, path, write_page_checksum=True)
+    group = pq.read_metadata(path).row_group(0)
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    start = next(chunk.data_page_offset for chunk in chunks if chunk.path_in_schema.startswith("mentions"))
+    intact = path.read_bytes()
+    for position, bit in itertools.product(range(start, start + 40), range(8)):
+        path.write_bytes(intact)
+        flip(path, position, bit)
+        try:
+            found = pq.ParquetFile(path, page_checksum_verification=True).read()
+        except (OSError, pa.ArrowException):
+            continue
+        if not found.equals(table):
+            return tmp_path
+    pytest.skip("this version of Arrow notices every flipped bit in the header of a page")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        by_stream,
+        by_set,
+        lambda folder: read_columns(shard_of(folder)),
+        lambda folder: shards._OldShard(str(shard_of(folder)), None).row(0),
+    ],
+)
+def test_a_flipped_bit_in_the_header_of_a_page_of_lists_is_noticed(shortened_list, read):
+    # No checksum covers the header: a smaller number of values there cuts the last list of the page.
+    with pytest.raises(DamagedFile, match=r"column 'mentions' is damaged: values are missing"):
+        read(shortened_list)
 
 
 @pytest.mark.parametrize("reader", [by_stream, by_set, by_random_access])
@@ -132,8 +159,8 @@ def test_a_footer_that_is_not_the_one_of_the_report_is_refused(copy, monkeypatch
 
 def test_the_report_holds_the_hashes_of_shards_their_footers_and_the_tables(small_set):
     report = json.loads((small_set / "report.json").read_text())
-    shards = {f"data/{path.name}" for path in (small_set / "data").iterdir()}
-    assert set(report["files"]) == shards | {"articles.parquet", "skipped.jsonl"}
+    names = {f"data/{path.name}" for path in (small_set / "data").iterdir()}
+    assert set(report["files"]) == names | {"articles.parquet", "skipped.jsonl"}
     for name, stated in report["files"].items():
         content = (small_set / name).read_bytes()
         assert stated["sha256"] == hashlib.sha256(content).hexdigest()
