@@ -129,7 +129,7 @@ def test_a_set_with_splits_of_its_own_keeps_them_and_measures_the_test_split(tra
         for kind in KINDS[:2]:
             (tmp_path / "set" / split / kind).mkdir(parents=True)
             for path in sorted((images / kind).iterdir())[rows]:
-                shutil.copy(path, tmp_path / "set" / split / kind)
+                shutil.copyfile(path, tmp_path / "set" / split / kind / path.name)  # the original may be read-only
     damaged = next((tmp_path / "set" / "validation" / KINDS[0]).iterdir())
     damaged.write_bytes(damaged.read_bytes()[:500])
     damaged = next((tmp_path / "set" / "train" / KINDS[1]).iterdir())
