@@ -93,3 +93,14 @@ def test_real_images_of_lc25000_are_read(shared_data):
     colon = load_benchmark("lc25000_colon", shared_data / "lc25000_sample")
     assert (len(lung), len(colon)) == (15, 10)
     assert {read_image(image).size for image in [*lung.images.images, *colon.images.images]} == {(768, 768)}
+
+
+def test_images_of_a_benchmark_are_known_by_their_content_and_others_are_listed(tmp_path, caplog):
+    write_lc25000(tmp_path, images=2, size=16)
+    folder = tmp_path / "lung_colon_image_set" / "lung_image_sets" / "lung_n"
+    first = min(folder.iterdir())
+    first.rename(first.with_name("unnamed"))
+    (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    benchmark = load_benchmark("lc25000_lung", tmp_path)
+    assert benchmark.images.labels.count("lung_n") == 2 and "lung_n/unnamed" in benchmark.images.names
+    assert "1 files are not images and are ignored (.db 1; lung_n/Thumbs.db)" in caplog.text

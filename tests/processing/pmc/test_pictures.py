@@ -1,6 +1,7 @@
 """What is recorded of pictures, and how the same picture is known again."""
 
 import io
+import os
 import pickle
 import struct
 import subprocess
@@ -363,3 +364,30 @@ def test_the_pages_of_a_tiff_are_counted_up_to_a_limit(count, recorded):
     started = time.process_time()
     assert inspect_picture(pages(count)).frames == recorded
     assert time.process_time() - started < 2  # 20,000 pages took 5 s, and time grows with their square
+
+
+def test_images_to_keep_out_are_known_by_their_content(tmp_path, caplog):
+    pytest.importorskip("pydicom")
+    folder = tmp_path / "benchmark"
+    folder.mkdir()
+    for name, format in (("IM0001", "PNG"), ("b.jfif", "JPEG"), ("c.jp2", "JPEG2000"), ("d.txt", "TIFF")):
+        (folder / name).write_bytes(encoded(picture(ord(name[0])), format))
+    pq.write_table(pa.table({"image": [encoded(picture(5))]}), folder / "shard")
+    (folder / "notes.txt").write_text("no image")
+    os.mkfifo(folder / "pipe.png")
+    index = PictureIndex.from_path(folder)
+    seeds = [*map(ord, "Ibcd"), 5]
+    assert len(index) == 5 and all(index.contains(perceptual_hash(picture(seed))) for seed in seeds)
+    assert "2 files are not images and are ignored (.txt 1, .png 1; notes.txt, pipe.png)" in caplog.text
+    assert len(PictureIndex.from_path(folder / "IM0001")) == 1
+    with pytest.raises(ValueError, match="no images there, and no Parquet files"):
+        PictureIndex.from_path(folder / "notes.txt")
+
+
+def test_dicom_files_are_kept_out_too(caplog):
+    pytest.importorskip("pydicom")
+    faults = ROOT / "tests" / "data" / "faults" / "folder_extensions"
+    index = PictureIndex.from_path(faults)
+    hashes = [inspect_picture(path).perceptual_hash for path in sorted(faults.rglob("*")) if path.is_file()]
+    assert len(hashes) == 18 and all(index.contains(found) for found in hashes if found)
+    assert "cannot be read" not in caplog.text and "not images" not in caplog.text
