@@ -19,6 +19,7 @@ from datasets import Image as ImageColumn
 from PIL import Image
 
 from modeling_biomedclip import BiomedCLIPModel
+from run_scripts import evaluate as evaluate_module
 from run_scripts.evaluate import main as evaluate
 from run_scripts.evaluation.comparison import headline
 from run_scripts.main import main
@@ -381,19 +382,39 @@ def test_all_models_data_and_folders_are_checked_before_one_is_loaded(two_models
     assert "--features-dir" in refused(capsys, *arguments, "--features-dir", tmp_path / "out")
 
 
-def test_models_that_fail_in_mid_run_are_named_and_the_others_are_compared(two_models, tmp_path, capsys):
+def test_models_that_fail_in_mid_run_are_named_and_the_others_are_compared(two_models, tmp_path, capsys, monkeypatch):
     broken = tmp_path / "broken"
     shutil.copytree(two_models[0], broken)
-    weights = torch.full((16, 32), float("nan"))
-    model = BiomedCLIPModel.from_pretrained(broken)
-    with torch.no_grad():
-        model.visual_projection.weight.copy_(weights)
-    model.save_pretrained(broken)
+    load = evaluate_module.load_dual_encoder
+
+    def fail(name, *arguments, **options):
+        if str(name) == str(broken):
+            raise ValueError("it failed")
+        return load(name, *arguments, **options)
+
+    monkeypatch.setattr(evaluate_module, "load_dual_encoder", fail)
     data = draw_images(tmp_path / "data", {"dark": 5, "light": 5})
     arguments = ["--model", two_models[0], broken, two_models[1], "--data", data, "--output-dir", tmp_path / "out"]
     error = refused(capsys, "zero-shot", *arguments)
     assert f"1 of 3 models could not be measured: {broken}: ValueError: " in error
     assert set(json.loads((tmp_path / "out" / "comparison.json").read_text())["models"]) == {"base", "other"}
+
+
+def test_a_model_that_has_diverged_is_compared_as_undefined(two_models, tmp_path, capsys):
+    diverged = tmp_path / "diverged"
+    shutil.copytree(two_models[0], diverged)
+    model = BiomedCLIPModel.from_pretrained(diverged)
+    with torch.no_grad():
+        model.visual_projection.weight.fill_(float("nan"))
+    model.save_pretrained(diverged)
+    data = draw_images(tmp_path / "data", {"dark": 5, "light": 5})
+    arguments = ["zero-shot", "--model", two_models[0], diverged, "--data", data, "--output-dir", tmp_path / "out"]
+    assert main(["evaluate", *map(str, arguments)]) == 0
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text(), parse_constant=pytest.fail)["models"]
+    assert found["diverged"]["accuracy"]["value"] is None and found["base"]["accuracy"]["value"] is not None
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| diverged | undefined | undefined | undefined |" in table
+    assert "Undefined for diverged: accuracy: the scores of 10 of 10 images are NaN or infinite." in table
 
 
 @pytest.mark.parametrize("benchmark", [[], ["--benchmark", "imagefolder"]])
