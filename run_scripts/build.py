@@ -242,6 +242,8 @@ def build(
         how = read_engine(engine)
         build_options = read_build_options(source, seed=output.seed)
         parse_licenses(source.license)
+        if source.max_figures_per_article < 1:
+            raise UsageError(f"--max-figures-per-article must be at least 1, not {source.max_figures_per_article}.")
         if source.overwrite and source.update:
             raise UsageError("--overwrite builds anew and --update keeps what is there: pass one of them.")
     if engine.executor == "slurm" and shutil.which("sbatch") is None:
