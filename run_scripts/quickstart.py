@@ -26,6 +26,7 @@ from modeling_biomedclip.retrieval_metrics import DIRECTIONS
 from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
 from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
 from processing.image_processing_biomedclip import to_8_bit
+from processing.labelled_images import SPLIT_NAMES
 from processing.pmc.bucket import Bucket, ObjectError, ObjectMissing
 
 from . import build, train
@@ -33,7 +34,7 @@ from .adapters import AdapterOptions, add_adapter
 from .errors import UsageError
 from .evaluation.dual_encoders import load_dual_encoder
 from .evaluation.features import FEATURES, FeatureStore
-from .evaluation.own_images import LABELS, unpublished_benchmark
+from .evaluation.own_images import LABELS, pair_ids, unpublished_benchmark
 from .evaluation.retrieval import (
     RECALLS,
     count_ranks,
@@ -337,7 +338,11 @@ class Quickstart:
         except ObjectError as error:
             say(f"Without labels of the source: {error}")
             return
-        (self.output_dir / LABELS).write_bytes(content)
+        # The source labels figures that options such as --licenses left out of the dataset, too.
+        built = {name for split in SPLIT_NAMES for name in pair_ids(self.output_dir, split)}
+        header, *rows = content.decode("utf-8").splitlines(keepends=True)
+        kept = [row for row in rows if row.split(",")[0] in built]
+        (self.output_dir / LABELS).write_bytes("".join([header, *kept]).encode("utf-8"))
 
 
 def _decimals(value: float | None, places: int) -> str:

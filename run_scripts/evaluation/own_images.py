@@ -95,20 +95,23 @@ def _check_ids(root: Path, split: str, row_of: dict[str, Row], found: Sequence[s
     here = set(found)
     unknown = dict.fromkeys(name for name in row_of if name not in here)
     for other in SPLIT_NAMES if unknown else ():
-        if other == split:
-            continue
-        try:
-            stream = PairStream(root, other, columns=[PAIR_ID])
-        except FileNotFoundError:  # the set has no such split
-            continue
-        for row in stream.rows(0, 0, len(stream)):
-            unknown.pop(row[PAIR_ID], None)
+        for name in pair_ids(root, other) if other != split else ():
+            unknown.pop(name, None)
     if unknown:
         first = next(iter(unknown))
         raise ValueError(
             f"{root / LABELS}, line {row_of[first].line}: the dataset has no pair {shown_name(first[:100])!r} "
             f"({len(unknown):,} such rows). Correct or remove them."
         )
+
+
+def pair_ids(root: Path, split: str) -> list[str]:
+    """Return the ids of the pairs of a split; none if the dataset has no such split."""
+    try:
+        stream = PairStream(root, split, columns=[PAIR_ID])
+    except FileNotFoundError:
+        return []
+    return [row[PAIR_ID] for row in stream.rows(0, 0, len(stream))]
 
 
 def read_labels(path: Path, label_column: str = LABEL_COLUMN) -> tuple[dict[str, Row], str]:

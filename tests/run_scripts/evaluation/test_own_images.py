@@ -1,12 +1,14 @@
 """Labels of the user's own: `labels.csv` beside a built dataset, and images in folders."""
 
 import shutil
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from mirror_writer import png_bytes
 
 from run_scripts.evaluation.own_images import labelled_images, read_labels, unpublished_benchmark
+from run_scripts.quickstart import Quickstart
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +106,12 @@ def test_classes_that_differ_only_in_case_or_spaces_are_noted(tmp_path):
     notes = unpublished_benchmark(str(tmp_path), "test", ["a {}"]).notes
     assert "The classes 'Lung', 'lung' differ only in case or spaces and count as 2 classes." in notes
     assert "The classes 'left  lung', 'left lung' differ only in case or spaces and count as 2 classes." in notes
+
+
+def test_quickstart_keeps_the_labels_of_pairs_that_were_built(labelled, ids, tmp_path):
+    (tmp_path / "source").mkdir()
+    text = f"pair_id,kind\n{ids['train'][0]},chart\nleft out by an option,photo\n{ids['test'][0]},photo\n"
+    (tmp_path / "source" / "figure_kinds.csv").write_text(text)
+    Quickstart._copy_labels(SimpleNamespace(output_dir=labelled), str(tmp_path / "source"))
+    assert (labelled / "labels.csv").read_text() == text.replace("left out by an option,photo\n", "")
+    assert labelled_images(str(labelled), "test")[0].labels == ["photo"]
