@@ -192,7 +192,6 @@ class ContrastiveTrainer(Trainer):
                 )
         self.pair_stream = train_dataset if hasattr(train_dataset, "batches") else None
         check_training_arguments(args, CONTRASTIVE, stream=self.pair_stream is not None)
-        check_mini_batch_size(args)
         # Batches without augmentation for evaluation; the training collator where none is given.
         self.eval_data_collator = eval_data_collator or data_collator
         self.evaluators = evaluators
@@ -228,7 +227,8 @@ class ContrastiveTrainer(Trainer):
 
     def _check_options(self) -> None:
         check_training_arguments(self.args, CONTRASTIVE, stream=self.pair_stream is not None)
-        check_mini_batch_size(self.args)
+        if self.train_dataset is not None:
+            check_mini_batch_size(self.args)
         check_accelerator(self.accelerator)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
