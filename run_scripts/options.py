@@ -23,7 +23,8 @@ from .reporting import write_text
 RECIPES = Path(__file__).parent / "recipes"
 WRITTEN_RECIPE = "recipe.yaml"  # what a run leaves in its folder
 # An option, values of it (None for any), and options that have no effect with these values. If the command line sets
-# the first, a recipe's values of the others are dropped instead of being refused.
+# the first, a recipe's values of the others are dropped instead of being refused. The same holds for a recipe and its
+# base.
 _MOOT: tuple[tuple[str, Collection[str] | None, Collection[str]], ...] = (
     ("eval_strategy", ("no", "epoch"), ("eval_steps",)),
     ("eval_strategy", ("no",), ("eval_delay", "load_best_model_at_end", "metric_for_best_model", "greater_is_better")),
@@ -112,7 +113,7 @@ def parse_options(
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
     given = _given(arguments)
-    dropped = {name for option, values, names in _MOOT if _is_one_of(given, option, values) for name in names}
+    dropped = _made_moot(given)
     dropped |= {name for group in alternatives if set(group) & set(given) for name in group}
     for recipe in filter(None, [base_recipe, config.parse_known_args(list(arguments))[0].config]):
         recipe_options = read_recipe(recipe, sections or [verb])
@@ -229,8 +230,16 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _is_one_of(given: Mapping[str, str], option: str, values: Collection[str] | None) -> bool:
-    return option in given and (values is None or given[option].lower() in values)
+def _made_moot(given: Mapping[str, Any]) -> set[str]:
+    """Options that have no effect with the given ones."""
+    # YAML reads `no` as False.
+    texts = {name: "no" if value is False else str(value).lower() for name, value in given.items() if value is not None}
+    return {
+        name
+        for option, values, names in _MOOT
+        if option in texts and (values is None or texts[option] in values)
+        for name in names
+    }
 
 
 def recipe_names() -> list[str]:
@@ -296,7 +305,8 @@ def _read_recipe(
         raise UsageError(f"{name}: trust_remote_code cannot be set by a recipe. Pass {TRUST_OPTION} to the command.")
     if base is not None:
         of_base, found_in_base = _read_recipe(base, _recipe_path(base, path), sections, [*above, path.resolve()])
-        options = of_base | options
+        moot = _made_moot(options)
+        options = {key: value for key, value in of_base.items() if key not in moot} | options
         found = None if found is None or found_in_base is None else found | found_in_base
     return options, found
 

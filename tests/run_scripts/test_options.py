@@ -164,6 +164,15 @@ def test_options_of_a_recipe_that_the_command_line_makes_moot_are_dropped(recipe
     assert (args.max_steps, args.num_train_epochs) == (-1, 2)
 
 
+@pytest.mark.parametrize("value", ["no", "'no'"])
+def test_options_of_a_base_that_a_recipe_makes_moot_are_dropped(recipe, value, tmp_path):
+    (tmp_path / "base.yaml").write_text("eval_strategy: steps\neval_steps: 5\nmax_steps: 9\n")
+    own = recipe(f"base: base.yaml\neval_strategy: {value}\n")
+    assert set(read_recipe(own, ["train"])) == {"eval_strategy", "max_steps"}
+    own = recipe(f"base: base.yaml\neval_strategy: {value}\neval_steps: 7\n")
+    assert read_recipe(own, ["train"])["eval_steps"] == 7, "the recipe contradicts itself, which is an error later on"
+
+
 def test_a_missing_recipe_names_those_that_are_shipped():
     with pytest.raises(ValueError, match="neither a file nor one of .*quickstart"):
         parse("--config", "nowhere")
