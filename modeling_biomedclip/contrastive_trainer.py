@@ -65,8 +65,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
     mini_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Pairs that a process has in memory at a time; loss and gradients stay those of the whole batch, "
-            "for a second forward pass. The whole batch if left out."
+            "help": "Pairs that a process embeds at a time; the loss is that of the whole batch (default: all pairs)."
         },
     )
     keep_activations: bool = field(

@@ -34,7 +34,7 @@ class AdapterOptions:
     """Whether all weights are trained, or LoRA adapters beside frozen ones."""
 
     lora_rank: int | None = field(
-        default=None, metadata={"help": "Rank of LoRA adapters. All weights are trained if left out."}
+        default=None, metadata={"help": "Rank of LoRA adapters (default: train all weights)."}
     )
     lora_alpha: int | None = field(
         default=None, metadata={"help": "The adapters count lora_alpha / lora_rank times. Twice the rank if left out."}

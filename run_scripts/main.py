@@ -36,7 +36,7 @@ def usage() -> str:
         "name of a shipped recipe. Options on the command line win over the recipe.\n\n"
         "No verb runs the code in a model's folder, and none asks whether to. train and\n"
         "evaluate run it with --trust-remote-code, which no recipe can set.\n\n"
-        "exit status: 0 done, 1 the work failed, 2 the command line or the recipe is wrong\n\n"
+        "exit status: 0 for success, 1 if the work failed, 2 for a wrong command line\n\n"
         "example:\n  biomedclip quickstart --output-dir out\n"
     )
 

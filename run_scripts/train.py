@@ -100,7 +100,7 @@ class PairHandling:
     on_bad_row: str = field(
         default="substitute",
         metadata={
-            "help": "What a row does that cannot be decoded: raise, or substitute another one and count it.",
+            "help": "How to handle rows that cannot be decoded: raise, or substitute another row and count it.",
             "choices": ["raise", "substitute"],
         },
     )

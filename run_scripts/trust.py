@@ -12,7 +12,7 @@ def trust_option() -> Any:
     """Return the field `trust_remote_code` for the option class of a verb."""
     return field(
         default=False,
-        metadata={"help": "Run the Python code in the folders or repositories of the models you name. Off by default."},
+        metadata={"help": "Run the Python code in the folders of the models you name (default: no)."},
     )
 
 

@@ -34,8 +34,8 @@ class ZeroShotOptions:
     zero_shot_data: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Labelled images to classify by prompts at each evaluation: folders of class folders, built sets "
-            "with a labels.csv, or BENCHMARK=FOLDER (pcam, rsna, ...). NAME=FOLDER only names one otherwise."
+            "help": "Labeled images to classify at each evaluation: class folders, built sets with a labels.csv, or "
+            "BENCHMARK=FOLDER. NAME=FOLDER names one otherwise."
         },
     )
     zero_shot_split: str = field(default="test", metadata={"help": "Split of the labelled images."})

@@ -55,7 +55,7 @@ def command(pairs: Path, folder: Path, *, mini_batch: int | None = None, dropout
         "batch_size": BATCH,
         "learning-rate": 1e-3,
         "logging-steps": 1,
-        "save-steps": SAVED_EVERY,
+        **({"save-steps": SAVED_EVERY} if more.get("save_strategy") != "epoch" else {}),
         "report-to": "none",
         "use-cpu": "true",
         **({"mini-batch-size": mini_batch} if mini_batch else {}),

@@ -32,7 +32,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 def test_every_verb_is_tried():
     assert set(NEEDED) == set(VERBS)
-    assert "exit status: 0 done, 1 the work failed, 2 the command line or the recipe is wrong" in usage()
+    assert "exit status: 0 for success, 1 if the work failed, 2 for a wrong command line" in usage()
 
 
 @pytest.mark.parametrize("verb", NEEDED)
