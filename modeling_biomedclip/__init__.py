@@ -9,6 +9,8 @@ from transformers import (
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
+    AutoTokenizer,
+    BertTokenizer,
     pipelines,
 )
 
@@ -77,6 +79,8 @@ def _register() -> None:
         # There is no video processor. Without this entry, transformers derives one from the image processor's
         # `auto_map` when a pipeline is built, and asks whether to run the code of the folder.
         AutoVideoProcessor.register(config_class, None, exist_ok=True)
+        # Without this entry, transformers asks where `tokenizer_config.json` names code but no class of transformers.
+        AutoTokenizer.register(config_class, BertTokenizer, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(BiomedCLIPConfig, BiomedCLIPModel, exist_ok=True)
     AutoModelForImageClassification.register(BiomedCLIPConfig, BiomedCLIPForImageClassification, exist_ok=True)
     AutoModelForVisualQuestionAnswering.register(BiomedCLIPConfig, BiomedCLIPForVisualQuestionAnswering, exist_ok=True)

@@ -146,7 +146,11 @@ def open_image(source: Any) -> tuple[Image.Image, str]:
         except OSError as error:
             raise ImageError(f"{name}: cannot be read ({error})", "image unreadable") from error
         return _open(content, name), name
-    return _open(source if isinstance(source, bytes) else source.read(), "image"), "image"
+    if isinstance(source, bytes):
+        return _open(source, "image"), "image"
+    if not hasattr(source, "read"):
+        raise ImageError(f"a value of type {type(source).__name__} is no image", "image missing")
+    return _open(source.read(), "image"), "image"
 
 
 def _open(content: bytes, name: str) -> Image.Image:

@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -101,15 +102,57 @@ def check_values(table: pa.Table, group: pq.RowGroupMetaData, name: str) -> pa.T
     Raises:
         DamagedFile: If they differ.
     """
-    stated = {
-        group.column(n).path_in_schema.split(".")[0]: group.column(n).num_values for n in range(group.num_columns)
-    }
+    _compare_values(_count_values(table), group, name)
+    return table
+
+
+def check_batches(batches: Iterable[pa.RecordBatch], group: pq.RowGroupMetaData, name: str) -> Iterator[pa.Table]:
+    """
+    Compare a row group that is read in batches with the footer: its rows, and the values of its list columns.
+
+    For a wrong number of values in the header of a page, Arrow ends the batches early, without an error.
+
+    Args:
+        batches: The batches of a whole row group.
+        group: Its entry in the footer.
+        name: The name of the file for errors.
+
+    Yields:
+        Each batch as a table. The last one comes after the comparison.
+
+    Raises:
+        DamagedFile: If they differ.
+    """
+    rows = 0
+    values: Counter[str] = Counter()
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        rows += table.num_rows
+        values.update(_count_values(table))
+        if rows >= group.num_rows:
+            _compare_values(values, group, name)
+        yield table
+    if rows != group.num_rows:
+        raise DamagedFile(f"{name}: damaged: {rows:,} of {group.num_rows:,} rows of a row group can be read.")
+
+
+def _count_values(table: pa.Table) -> dict[str, int]:
+    """The values of each list column as a footer counts them: an empty list counts as one."""
+    counts = {}
     for field in table.schema:
         if pa.types.is_list(field.type) and not pa.types.is_nested(field.type.value_type):
             lengths = pc.fill_null(pc.list_value_length(table.column(field.name)), 0)
-            if pc.sum(pc.max_element_wise(lengths, 1)).as_py() not in (stated[field.name], None):
-                raise DamagedFile(f"{name}: column {field.name!r} is damaged: values are missing.")
-    return table
+            counts[field.name] = pc.sum(pc.max_element_wise(lengths, 1)).as_py() or 0
+    return counts
+
+
+def _compare_values(counts: Mapping[str, int], group: pq.RowGroupMetaData, name: str) -> None:
+    stated = {
+        group.column(n).path_in_schema.split(".")[0]: group.column(n).num_values for n in range(group.num_columns)
+    }
+    for column, count in counts.items():
+        if count != stated[column]:
+            raise DamagedFile(f"{name}: column {column!r} is damaged: values are missing.")
 
 
 def footer_sha256(path: str | os.PathLike[str]) -> str:
@@ -292,6 +335,7 @@ __all__ = [
     "REPORT_FILE",
     "WRITE_OPTIONS",
     "DamagedFile",
+    "check_batches",
     "check_file",
     "check_values",
     "file_sha256",

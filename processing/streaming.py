@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 
 from .files import require_regular
 from .images import MAX_NAME
-from .integrity import DamagedFile, TruncatedFile, check_values, footers_of, open_parquet
+from .integrity import DamagedFile, TruncatedFile, check_batches, check_values, footers_of, open_parquet
 from .pmc.articles import LICENSES_KEY, parse_licenses
 from .retries import is_unreachable, lasting_error
 
@@ -462,6 +462,22 @@ class _Reader:
             raise ValueError(f"{urls[0]}: no pair under {', '.join(sorted(self.licenses))}; there are: {there}.")
         return shards
 
+    def check_lists(self, urls: Sequence[str]) -> None:
+        """Compares the list columns that are read with the footers, for readers that do not: see [`check_values`]."""
+
+        def check(file: pq.ParquetFile, url: str) -> None:
+            stored = self.stored_columns
+            names = [
+                field.name
+                for field in file.schema_arrow
+                if pa.types.is_list(field.type) and (stored is None or field.name in stored)
+            ]
+            for group in range(file.num_row_groups if names else 0):
+                check_values(file.read_row_group(group, columns=names), file.metadata.row_group(group), url)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(lambda url: self._patiently(url, partial(check, url=url), keep=False), urls))
+
     def rows(self, shard: _Shard, first: int, last: int, epoch: int) -> list[dict[str, Any]]:
         """Wanted rows [first, last) of a shard whose rows have been counted, from the row groups that overlap them."""
         rows: list[dict[str, Any]] = []
@@ -583,7 +599,7 @@ class _Reader:
         # Column by column through a buffer: with `pre_buffer` Arrow would hold all of the row group.
         file = self._open_file(process, url, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
         batches = file.iter_batches(batch_rows, row_groups=[group], columns=self.stored_columns, use_threads=False)
-        return _Cursor(self._wanted(pa.Table.from_batches([batch])) for batch in batches)
+        return _Cursor(map(self._wanted, check_batches(batches, file.metadata.row_group(group), url)))
 
     def _wanted(self, table: pa.Table) -> pa.Table:
         """The rows under the licences that were chosen."""
@@ -698,7 +714,8 @@ def _random_access(
     import pyarrow.dataset as pads
     from datasets.exceptions import DatasetGenerationError
 
-    reader.open_shards(urls)  # checks all footers
+    rows = sum(shard.rows for shard in reader.open_shards(urls))  # checks all footers
+    reader.check_lists(urls)
     try:
         data_set = datasets.load_dataset(
             "parquet",
@@ -714,6 +731,8 @@ def _random_access(
             for _ in reader.all_rows(_Shard(url), epoch):
                 pass
         raise
+    if len(data_set) != rows:
+        raise DamagedFile(f"{urls[0]}: {len(data_set):,} of {rows:,} rows of this set can be read. Build it again.")
     if reader.text != "caption":
         texts = data_set.select_columns(["pair_id", "caption", "mentions"]).map(
             _text_row, fn_kwargs={"reader": reader, "epoch": epoch}, remove_columns=["pair_id", "mentions"]
@@ -724,7 +743,9 @@ def _random_access(
     if "image" in features:
         _refuse_paths(data_set)  # decoded or not: saving the set would put the files that rows name into it
         data_set = data_set.cast_column("image", features["image"])
-    return data_set.select(range(start, len(data_set))) if start else data_set
+    _check_start(start, len(data_set))
+    # `select` takes no empty range.
+    return data_set.select(range(start, len(data_set)) if start < len(data_set) else []) if start else data_set
 
 
 def _refuse_paths(data_set: "datasets.Dataset") -> None:
@@ -747,11 +768,15 @@ def _text_row(row: Mapping[str, Any], reader: _Reader, epoch: int) -> dict[str, 
     return {"caption": reader.text_of(row, epoch)}
 
 
+def _check_start(start: int, pairs: int) -> None:
+    if not 0 <= start <= pairs:
+        raise ValueError(f"start must lie in 0..{pairs}, the pairs of the split, and is {start}.")
+
+
 def _skip(shards: Sequence[_Shard], start: int) -> list[_Shard]:
     """What is left of the shards after the first `start` rows."""
     total = sum(shard.rows for shard in shards)
-    if not 0 <= start <= total:
-        raise ValueError(f"start must lie in 0..{total}, the pairs of the split, and is {start}.")
+    _check_start(start, total)
     left = []
     for shard in shards:
         if start < shard.rows:

@@ -1,5 +1,6 @@
 """No documented call asks whether to run the code that a saved folder carries."""
 
+import json
 import shutil
 
 import pytest
@@ -86,3 +87,22 @@ def test_a_processor_that_names_an_audio_tokenizer_is_refused(saved, tmp_path):
     (folder / "audio_tokenizer_config.json").write_text("{}")
     with pytest.raises(ValueError, match="audio_tokenizer"):
         BiomedCLIPProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "task", ["zero-shot-image-classification", "image-classification", "visual-question-answering"]
+)
+def test_a_tokenizer_that_names_code_and_no_class_asks_nothing_and_runs_nothing(saved, tmp_path, task):
+    names = {"zero-shot-image-classification": "model", "image-classification": "classifier"}
+    folder = shutil.copytree(saved / names.get(task, "answers"), tmp_path / "model")
+    (folder / "planted.py").write_text(
+        f"open({str(tmp_path / 'the_code_has_run')!r}, 'w').close()\nclass Planted: pass\n"
+    )
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("tokenizer_class", None)
+    settings["auto_map"] = {"AutoTokenizer": ["planted.Planted", "planted.Planted"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert type(AutoTokenizer.from_pretrained(folder)).__name__ == "BertTokenizer"
+    assert type(AutoProcessor.from_pretrained(folder)) is BiomedCLIPProcessor
+    assert pipeline(task, model=str(folder), device="cpu")
+    assert not (tmp_path / "the_code_has_run").exists()

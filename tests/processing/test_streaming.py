@@ -1,5 +1,6 @@
 """Reading pairs back, as a data set and as a stream of exact batches."""
 
+import itertools
 import os
 import pickle
 import shutil
@@ -229,8 +230,10 @@ def test_a_set_can_start_in_the_middle_of_an_epoch(pairs, licenses):
     whole = ids(load_pmc15m(pairs, **options))
     for start in (1, 9, 10, 24, 25, 26, len(whole) - 1, len(whole)):
         assert ids(load_pmc15m(pairs, start=start, **options)) == whole[start:]
-    with pytest.raises(ValueError, match=rf"start must lie in 0\.\.{len(whole)}"):
-        load_pmc15m(pairs, start=len(whole) + 1, **options)
+    assert ids(load_pmc15m(pairs, start=len(whole), streaming=False, **options)) == []
+    for start, stream in itertools.product((-1, len(whole) + 1), (True, False)):
+        with pytest.raises(ValueError, match=rf"start must lie in 0\.\.{len(whole)}"):
+            load_pmc15m(pairs, start=start, streaming=stream, **options)
 
 
 @pytest.mark.parametrize("start", [0, 17])
