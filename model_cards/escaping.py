@@ -1,8 +1,8 @@
-"""Write text of data, results and reports into documents, plots and terminals as text and as nothing else.
+"""Escape text from data, results and reports for documents, plots and terminals.
 
-Names of files, classes and models come from strangers. Each function here takes any text and returns it in a form in
-which it has no meaning but its characters. Invisible characters (control, bidirectional, zero-width, surrogates)
-become U+FFFD everywhere.
+Names of files, classes and models are untrusted. Each function here takes any text and returns it in a form that the
+target format displays literally. Invisible characters (control, bidirectional, zero-width, surrogates) are always
+replaced with U+FFFD.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
-_HTML = {"&": "&amp;", "<": "&lt;", "|": "&#124;"}  # the last would end the cell of a table
+_HTML = {"&": "&amp;", "<": "&lt;", "|": "&#124;"}  # a vertical bar would end the cell of a table
 _MARKUP = re.compile(
     r"[\\`*_\[\]~$#!{}@^]"  # emphasis, code, links, images, math, headings, mentions
     r"|:(?=\S)"  # schemes of URLs, emoji
@@ -33,12 +33,12 @@ _LATEX = {
 
 
 class Markdown(str):
-    """Text that is Markdown already: [`markdown`] returns it as it is."""
+    """Text that is already Markdown. [`markdown`] returns it unchanged."""
 
 
 def visible(text: Any, *, keep: str = "") -> str:
     """
-    Return a text with U+FFFD in place of every character that cannot be seen.
+    Return a text with every invisible character replaced with U+FFFD.
 
     Args:
         text: Anything that `str` takes.
@@ -51,18 +51,18 @@ def visible(text: Any, *, keep: str = "") -> str:
 
 
 def one_line(text: Any) -> str:
-    """Return a text as one line of visible characters, every run of white space as one space."""
+    """Return a text as one line of visible characters, with each run of white space replaced with one space."""
     return visible(" ".join(str(text).split()))
 
 
 def lines(text: Any) -> str:
-    """Return a text of several lines with visible characters only, as a terminal can print it."""
+    """Return a text of several lines with visible characters only, safe to print in a terminal."""
     return visible(str(text).replace("\t", "    "), keep="\n")
 
 
 def markdown(text: Any) -> Markdown:
     """
-    Return a text as one line that Markdown, HTML and mathematics leave as it is, in a table or anywhere else.
+    Return a text as one line that Markdown, HTML and math display literally, inside and outside of tables.
 
     Args:
         text: Anything that `str` takes. [`Markdown`] is returned unchanged.
@@ -76,7 +76,7 @@ def markdown(text: Any) -> Markdown:
 
 def code(text: Any) -> Markdown:
     """
-    Return a text as a code span. It may stand anywhere but in a table, where a vertical bar ends the cell.
+    Return a text as a code span. Do not use it in a table, where a vertical bar ends the cell.
 
     Backticks become apostrophes.
     """
@@ -84,12 +84,12 @@ def code(text: Any) -> Markdown:
 
 
 def code_block(text: Any, language: str) -> Markdown:
-    """Return a text of several lines as a fenced block of code; three backticks in it become apostrophes."""
+    """Return a text of several lines as a fenced code block. Three backticks in it become apostrophes."""
     return Markdown(f"```{language}\n{lines(text).replace('```', chr(39) * 3)}\n```")
 
 
 def latex(text: Any) -> str:
-    """Return a text as one line that LaTeX prints as it is."""
+    """Return a text as one line that LaTeX prints literally."""
     return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
@@ -107,8 +107,8 @@ def table(columns: list[Any], rows: list[tuple[Any, ...]], *, text_columns: int 
 
     Args:
         columns: Headings.
-        rows: As [`table_rows`] takes them.
-        text_columns: Columns that are aligned left; the others are aligned right.
+        rows: Rows of the table, as in [`table_rows`].
+        text_columns: Columns that are aligned left. All others are aligned right.
     """
     rule = "|---" * text_columns + "|---:" * (len(columns) - text_columns) + "|"
     return "\n".join([table_rows([tuple(columns)]), rule, *([table_rows(rows)] if rows else [])])

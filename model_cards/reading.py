@@ -1,7 +1,7 @@
-"""Read small files of folders that somebody else may have made.
+"""Read small files from untrusted folders.
 
-Nothing in such a folder is trusted: a link may lead out of it, a file may be a pipe that never ends, be larger than
-memory, or hold JSON of another shape. Each of these is a `ValueError` that names the file.
+A link may point outside the folder. A file may be a named pipe, be larger than memory, or contain JSON with unexpected
+fields. Each of these cases raises a `ValueError` that names the file.
 """
 
 import json
@@ -17,7 +17,7 @@ import yaml
 
 LARGEST = 64 * 2**20  # bytes of a JSON, YAML or Markdown file
 DEEPEST = 50  # levels of nesting
-MOST_VALUES = 100_000  # values of a YAML file: its aliases can repeat one value without end
+MOST_VALUES = 100_000  # values of a YAML file, because aliases can repeat a value any number of times
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFDIR: "a folder",
@@ -32,17 +32,17 @@ def find_file(folder: Path, name: str, *, allowed: Callable[[str], bool] | None 
     Find a regular file of a folder.
 
     Args:
-        folder: The folder. It may be a link itself: the user has named it.
+        folder: The folder. It may be a link, because the user has named it.
         name: Path of the file in the folder.
-        allowed: Tells for a path in the folder whether a link may lead to it. A link may lead to any file of the
-            folder if left out.
+        allowed: Function that returns whether a link may point to a path in the folder. By default, a link may point to
+            any file in the folder.
 
     Returns:
-        The path without links, or `None` if there is nothing of that name.
+        The path with all links resolved, or `None` if the file does not exist.
 
     Raises:
-        ValueError: If a link leads out of the folder, to nothing, or to a file that is not allowed, or if it is not a
-            regular file.
+        ValueError: If a link points outside the folder, is broken, or points to a file that is not allowed, or if the
+            path is not a regular file.
     """
     path = folder / name
     try:
@@ -68,14 +68,14 @@ def find_file(folder: Path, name: str, *, allowed: Callable[[str], bool] | None 
 
 def refuse_links_out(folder: Path, root: Path | None = None) -> None:
     """
-    Refuse a folder with a link, at any depth, that leaves it.
+    Raise an error if a folder contains a link, at any depth, that points outside.
 
     Args:
         folder: The folder.
-        root: The folder that links may not leave; `folder` if left out.
+        root: The folder that links must not leave (default: `folder`).
 
     Raises:
-        ValueError: If there is such a link.
+        ValueError: If a link points outside `root`.
     """
     root = root or folder
     inside = root.resolve()
@@ -100,7 +100,7 @@ def read_text(path: Path, *, largest: int = LARGEST) -> str:
         ValueError: If it is not a regular file, is too large, or is not UTF-8.
         OSError: If it cannot be read.
     """
-    # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
+    # Without O_NONBLOCK, opening a named pipe would wait for a writer forever.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     with open(descriptor, "rb") as file:
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
@@ -133,7 +133,7 @@ def read_json(path: Path, *, largest: int = LARGEST) -> Any:
         content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         _check_extent(content)
         if "\\u" in text:
-            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair could never be written again
+            json.dumps(content, ensure_ascii=False).encode()  # fails on half a surrogate pair
     except RecursionError:
         raise ValueError(f"{path} is damaged (it is nested too deeply).") from None
     except ValueError as error:
@@ -167,11 +167,11 @@ def read_yaml(path: Path, *, largest: int = 2**20) -> Any:
 
 def check_shape(path: Path, content: Any, shape: Any, where: str = "") -> None:
     """
-    Compare the content of a file with the shape that it should have.
+    Check that the content of a file has the expected fields and types.
 
     Args:
         path: The file, for the error.
-        content: What it holds.
+        content: The parsed content.
         shape: A type or a tuple of types; `[shape]` for a list; `{str: shape}` for an object with any names; or an
             object that gives the shape of each field. A field whose name ends with `?` may be missing or null. Other
             fields are ignored. `bool` does not count as a number.
@@ -214,7 +214,7 @@ def _short(content: Any) -> str:
 
 
 def _check_extent(content: Any, most: float = math.inf) -> None:
-    """Count the values level by level, so that YAML's aliases cost no more than the limit."""
+    """Count the values level by level, so that YAML aliases cannot exceed the limit."""
     level, count = [content], 0
     for _ in range(DEEPEST):
         below = []

@@ -43,7 +43,7 @@ def check_source(name: str, *, trust_remote_code: bool) -> None:
 
 
 def _find(name: str, file: str) -> Path | None:
-    """A file of a folder, the cache or the Hub; none where it cannot be had, which the loader reports better."""
+    """Return a file of a folder, the cache or the Hub. Return None if it is missing: the loader's error is better."""
     try:
         found = cached_file(
             name,
@@ -82,7 +82,7 @@ def _check_processor(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _check_adapter(path: Path, content: Mapping[str, Any]) -> None:
-    """LoRA without Megatron: other kinds of adapters load models, tokenizers or modules that the file names."""
+    """Accept only LoRA without Megatron: other adapters load models, tokenizers or modules that the file names."""
     if content.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type is {content.get('peft_type')!r}. Only LORA adapters are loaded.")
     if content.get("megatron_config"):

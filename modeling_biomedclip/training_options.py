@@ -1,7 +1,7 @@
 """
-What each option of transformers' `Trainer` does in the trainings of this package: it works, or it is refused by name.
+List which options of transformers' `Trainer` work in the trainings of this package, and which are refused.
 
-The tables here are the only place that says so. The trainers check their options against them, and the page
+The tables here are the single source of this information. The trainers check their options against them, and the page
 `docs/training_arguments.md` is the output of `python -m modeling_biomedclip.training_options`.
 """
 
@@ -25,7 +25,7 @@ class Rule(NamedTuple):
     Args:
         accepts: Called with the value, the training arguments, and whether the training set is a stream (None if that
             is not known yet). None if every value works.
-        text: What to know of an option that works; what is refused, why, and what to do instead.
+        text: Notes on an option that works. For a refused option: the reason and the alternative.
         refused: Whether the default is the only value that works.
     """
 
@@ -39,12 +39,12 @@ def _is_unset(value: Any, args: Any, stream: bool | None) -> bool:
 
 
 def _refused(text: str, default: Any = None) -> Rule:
-    """A rule that accepts the default alone: nothing, or a value."""
+    """Return a rule that accepts only the default: nothing, or a value."""
     return Rule(_is_unset if default is None else lambda value, args, stream: value == default, text, refused=True)
 
 
 def _with(condition: Callable[[Any], bool], text: str, default: Any = None) -> Rule:
-    """A rule of an option that is ignored without certain other options: it then accepts the default alone."""
+    """Return a rule that accepts only the default unless certain other options are set."""
     return Rule(lambda value, args, stream: value == default or not value or condition(args), text)
 
 
@@ -97,8 +97,8 @@ def _is_checkpointing(args: Any) -> bool:
     return bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", None))
 
 
-# For each field of TrainingArguments: the rule of contrastive training, and the one of training with labels
-# (classification, visual questions) where it is another.
+# For each field of TrainingArguments: the rule of contrastive training and, if it differs, the rule of training with
+# labels (classification, visual question answering).
 FIELDS: dict[str, tuple[Rule, ...]] = {
     "output_dir": (WORKS,),
     "per_device_train_batch_size": (WORKS,),
@@ -300,7 +300,7 @@ FIELDS: dict[str, tuple[Rule, ...]] = {
     ),
     "local_rank": (_refused("torchrun and accelerate set it in the environment. Leave it out", -1),),
 }
-# For each argument of Trainer.__init__, the rule of ContrastiveTrainer. The other tasks are run by the command alone.
+# For each argument of Trainer.__init__, the rule of ContrastiveTrainer. The other tasks are only run by the command.
 ARGUMENTS: dict[str, Rule] = {
     "model": WORKS,
     "args": Rule(None, "Must be `ContrastiveTrainingArguments`."),
@@ -334,12 +334,12 @@ def rule_of(name: str, training: str) -> Rule:
 
 def check_training_arguments(args: TrainingArguments, training: str, *, stream: bool | None = None) -> None:
     """
-    Refuse fields that would be ignored, or would make the training another one.
+    Refuse fields that would be ignored or would change the training method.
 
     Args:
-        args: The arguments, as given or as changed since.
+        args: The arguments, possibly changed after they were created.
         training: `contrastive` or `labels`.
-        stream: Whether the training set is a stream; None if that is not known yet.
+        stream: Whether the training set is a stream. None if this is not known yet.
 
     Raises:
         ValueError: If a field has a value that does not work. The message names all such fields.
@@ -357,10 +357,10 @@ def check_training_arguments(args: TrainingArguments, training: str, *, stream: 
 
 def check_before_processing(args: TrainingArguments) -> None:
     """
-    Refuse what transformers would replace or load while it processes the arguments.
+    Refuse arguments that transformers would replace or load while it processes them.
 
     Args:
-        args: The arguments, as given.
+        args: The arguments as the user passed them.
 
     Raises:
         ValueError: If `deepspeed` is set, or `report_to` is `all` and no tracker is installed.
@@ -389,13 +389,13 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
 
 def check_accelerator(accelerator: Any) -> None:
     """
-    Refuse what the environment of accelerate asks for beside the training arguments.
+    Refuse settings of accelerate's environment that conflict with the training arguments.
 
     Args:
         accelerator: The accelerator of a trainer.
 
     Raises:
-        ValueError: If it accumulates gradients, or runs DeepSpeed, Megatron-LM or another parallelism.
+        ValueError: If it accumulates gradients, or uses DeepSpeed, Megatron-LM or another parallelism.
     """
     variable = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
     if os.environ.get(variable, "1") != "1" or accelerator.gradient_accumulation_steps != 1:

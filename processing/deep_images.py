@@ -1,15 +1,15 @@
 """
-TIFF and PNG files whose samples Pillow cannot hold or reads wrong.
+Read TIFF and PNG files whose samples Pillow cannot represent or reads incorrectly.
 
 Pillow cuts 16-bit color to 8 bits, reads unsigned 32-bit and signed 8-bit samples with the wrong sign, inverts
 WhiteIsZero only up to 8 bits, and refuses other sample types. Here Pillow still decompresses the file, and numpy
 interprets the bytes:
 
-- A TIFF gets a second directory that declares each byte as a sample of 8-bit grey. Predictors are undone here.
+- A TIFF gets a second directory that declares each byte as an 8-bit grayscale sample. Predictors are undone here.
 - A PNG of 16-bit color is decoded once for the high bytes and once for the low bytes.
 
-Grey values keep their precision where a Pillow mode can hold them. Color, and everything else, is scaled to 8 bits by
-`scale_to_8_bit`. Transparency is dropped.
+Grayscale values keep their precision if a Pillow mode can represent them. Color and all other data are scaled to 8
+bits by `scale_to_8_bit`. Transparency is dropped.
 """
 
 import io
@@ -23,14 +23,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 
-# Bytes of samples that are interpreted together.
+# Maximum number of bytes that are interpreted at once.
 _BLOCK = 1 << 22
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _SAMPLE_FORMAT = 322, 323, 324, 325, 339
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
-# None, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard: those that return the bytes as they were written.
+# None, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard: the compressions that return the original bytes.
 _LOSSLESS = {1, 5, 8, 32946, 32773, 34925, 50000}
 _WITHOUT_PREDICTOR = {1, 32773}  # libtiff ignores the tag for these
 _NO_PREDICTOR, _HORIZONTAL, _FLOATING_POINT = 1, 2, 3
@@ -42,15 +42,15 @@ _EXACT_IN_PILLOW = {(_UNSIGNED, 12), (_UNSIGNED, 16), (_SIGNED, 16), (_SIGNED, 3
 @dataclass(frozen=True)
 class DeepTiff:
     """
-    A TIFF whose samples are read here.
+    A TIFF file that Pillow cannot read exactly.
 
     Args:
         content: The bytes of the file.
         tags: Its first directory.
-        big_endian: Whether its numbers have the most significant byte first.
+        big_endian: Whether the file is big-endian.
         bits: Bits of each sample.
-        sample_format: What a sample is: unsigned, signed or float.
-        samples: Number of samples of a pixel.
+        sample_format: Type of a sample: unsigned, signed or float.
+        samples: Number of samples per pixel.
         channels: Number of samples that are read: 1 for grey, 3 for RGB.
     """
 
@@ -94,12 +94,12 @@ class DeepTiff:
 
     @property
     def _pixel_samples(self) -> int:
-        """Samples that lie beside each other in the file."""
+        """Number of samples per pixel that are stored together in the file."""
         return 1 if self._is_planar else self.samples
 
     @property
     def _row_pixels(self) -> int:
-        """Pixels of a row, those of incomplete tiles included."""
+        """Number of pixels per row, including the padding of tiles."""
         width, tile = self.size[0], int(self.tags.get(_TILE_WIDTH, 0))
         return -(-width // tile) * tile if tile else width
 
@@ -108,7 +108,7 @@ class DeepTiff:
         return -(-self._row_pixels * self._pixel_samples * self.bits // 8)
 
     def _samples(self, plane: int) -> np.ndarray:
-        """Samples of shape `(height, width, channels)` of a plane, or of all planes if they are not separate."""
+        """Return samples of shape `(height, width, channels)` of one plane, or of all if they are not separate."""
         width, height = self.size
         with TiffImageFile(io.BytesIO(self._as_bytes(plane))) as image:  # Image.open would apply Pillow's size limit
             image.load()
@@ -126,7 +126,7 @@ class DeepTiff:
         return result
 
     def _interpret(self, rows: np.ndarray) -> np.ndarray:
-        """Samples of shape `(rows, pixels, samples)` of bytes of shape `(rows, bytes)`."""
+        """Convert bytes of shape `(rows, bytes)` to samples of shape `(rows, pixels, samples)`."""
         shape = (len(rows), self._row_pixels, self._pixel_samples)
         kind = {_SIGNED: "i", _FLOAT: "f"}.get(self.sample_format, "u")
         # A predictor works on the rows of a strip, or of each tile.
@@ -149,7 +149,7 @@ class DeepTiff:
         return rows.view(f"{order}{kind}{size}").astype(f"{kind}{size}").reshape(shape)
 
     def _as_bytes(self, plane: int) -> bytes:
-        """The file with another directory: a plane as an 8-bit grey image that has the bytes of the samples."""
+        """Return the file with a new directory that declares the bytes of a plane as an 8-bit grayscale image."""
         tiled = _TILES in self.tags
         offsets, counts = (_TILES, _TILE_BYTES) if tiled else (_STRIPS, _STRIP_BYTES)
         fields: dict[int, list[int]] = {
@@ -180,12 +180,12 @@ class DeepTiff:
 @dataclass(frozen=True)
 class DeepPng:
     """
-    A PNG of 16-bit color or of 16-bit grey with transparency.
+    A PNG of 16-bit color, or of 16-bit grayscale with transparency.
 
     Args:
         content: The bytes of the file.
         size: Width and height, in pixels.
-        color_type: The PNG's number: 2 for RGB, 4 for grey and alpha, 6 for RGBA.
+        color_type: Color type of the PNG: 2 for RGB, 4 for grayscale and alpha, 6 for RGBA.
     """
 
     content: bytes
@@ -198,9 +198,9 @@ class DeepPng:
         return 16 * self.size[0] * self.size[1]
 
     def read(self) -> Image.Image:
-        """Return the image in mode `RGB`, or `I;16` for grey."""
+        """Return the image in mode `RGB`, or `I;16` for grayscale."""
         if self.color_type == 4:
-            samples = self._decoded("RGBA", "RGBA")  # four bytes a pixel: those of grey, then those of alpha
+            samples = self._decoded("RGBA", "RGBA")  # four bytes per pixel: two of grayscale, two of alpha
             return _as_image(samples[..., :1].astype(np.uint16) << 8 | samples[..., 1:2])
         mode = "RGB" if self.color_type == 2 else "RGBA"
         values = self._decoded(mode, f"{mode};16B")[..., :3].astype(np.uint16) << 8
@@ -217,13 +217,13 @@ class DeepPng:
 
 def find_deep_image(content: bytes) -> DeepTiff | DeepPng | None:
     """
-    Recognize a file that is read here.
+    Detect a file that Pillow cannot read exactly.
 
     Args:
         content: The bytes of a file.
 
     Returns:
-        What reads it, or nothing if Pillow reads it exactly, or cannot read it at all.
+        The reader for the file. None if Pillow reads it exactly or cannot read it at all.
     """
     if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 25:
         width, height = struct.unpack(">LL", content[16:24])
@@ -235,7 +235,7 @@ def find_deep_image(content: bytes) -> DeepTiff | DeepPng | None:
     try:
         return _find_deep_tiff(content)
     except (EOFError, OSError, SyntaxError, TypeError, ValueError, struct.error):
-        return None  # damaged: Pillow's error is as good
+        return None  # damaged: Pillow raises a clear error
 
 
 def _find_deep_tiff(content: bytes) -> DeepTiff | None:
@@ -273,7 +273,7 @@ def _find_deep_tiff(content: bytes) -> DeepTiff | None:
 
 
 def _as_image(values: np.ndarray) -> Image.Image:
-    """Return values of shape `(height, width, channels)` in the mode that holds them exactly, else in 8 bits."""
+    """Return values of shape `(height, width, channels)` in a mode that represents them exactly, or in 8 bits."""
     if values.shape[2] == 1:
         values = values[..., 0]
         if values.dtype == np.uint16:
@@ -282,7 +282,7 @@ def _as_image(values: np.ndarray) -> Image.Image:
             return Image.fromarray(values.astype(np.int32))
         if values.dtype.kind == "f" and values.dtype.itemsize <= 4:
             return Image.fromarray(values.astype(np.float32))
-    from .image_processing_biomedclip import scale_to_8_bit  # brings transformers, which few images need
+    from .image_processing_biomedclip import scale_to_8_bit  # imports transformers, which few images need
 
     return Image.fromarray(scale_to_8_bit(values))
 
@@ -297,7 +297,7 @@ def _integers(value: Any) -> list[int]:
 
 
 def _directory(fields: dict[int, list[int]], offset: int) -> bytes:
-    """A directory of little-endian 32-bit numbers that stands at this offset."""
+    """Return a TIFF directory of little-endian 32-bit numbers, to be stored at this offset."""
     long_type = 4
     head, data = struct.pack("<H", len(fields)), b""
     data_offset = offset + 2 + 12 * len(fields) + 4

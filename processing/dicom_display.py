@@ -1,16 +1,16 @@
 """
-What the stored values of a grey DICOM image look like on a screen.
+Convert the stored values of a grayscale DICOM image to the values that are displayed.
 
-The steps are those of the standard (PS3.3, N.2), applied to each value that can be stored instead of to each pixel:
+The steps are those of the standard (PS3.3, N.2), applied to each possible stored value instead of each pixel:
 
 1. Modality: the modality LUT, or rescale slope and intercept (C.11.1).
 2. Values of interest: the first usable VOI LUT, else the first usable window (C.11.2).
-3. Presentation: MONOCHROME1 and the presentation LUT shape INVERSE show large values dark.
+3. Presentation: MONOCHROME1 and the presentation LUT shape INVERSE display large values as dark.
 
-Frames of enhanced files have these elements in functional groups: those of the first frame count before the shared
-ones, and these before the root. Pixels that have the padding value are black and do not count for the range. Without
-step 2 the range is that of BitsStored for images of up to 8 bits, and that of the data for all others. An element that
-cannot be used is named in a warning and ignored.
+In enhanced files, the functional groups of the first frame take precedence over the shared groups, and these over the
+root. Pixels with the padding value are black and are ignored when the range is computed. Without step 2, images of up
+to 8 bits use the range of BitsStored, and all others use the range of the data. An element that cannot be used
+is named in a warning and ignored.
 """
 
 import logging
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LARGEST_8_BIT = 255
-# The standard requires a width of at least 1 for LINEAR. Files of PET with real units have smaller ones.
+# The standard requires a width of at least 1 for LINEAR. PET files with real units can have smaller widths.
 _SMALLEST_LINEAR_WIDTH = 1
 
 
@@ -53,8 +53,8 @@ class _Lut:
     bits: int
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Output values; inputs beyond the ends get the first or the last entry."""
-        # Rounding first: products with a rescale slope lie a little below the integer that they stand for.
+        """Return output values. Inputs outside the table get the first or the last entry."""
+        # Round first: products with a rescale slope can be slightly below the intended integer.
         positions = np.floor(np.round(values.astype(np.float64), 6)) - self.first
         return self.entries[np.clip(positions, 0, len(self.entries) - 1).astype(np.intp)]
 
@@ -62,13 +62,13 @@ class _Lut:
 @dataclass(frozen=True)
 class _Modality:
     """
-    Values after the modality step.
+    The result of the modality step.
 
     Args:
-        values: One for each value that can be stored.
+        values: One output value for each possible stored value.
         slope: Rescale slope, 1 if there is none.
         intercept: Rescale intercept, 0 if there is none.
-        lut: The modality LUT, which takes the place of slope and intercept.
+        lut: The modality LUT, which replaces slope and intercept.
     """
 
     values: np.ndarray
@@ -84,11 +84,11 @@ def grey_image(pixels: np.ndarray, dataset: "Dataset", name: str, mask_unused_bi
     Args:
         pixels: Stored values of shape `(rows, columns)`, of 8 or 16 bits, with their unused bits.
         dataset: The file.
-        name: What warnings call it.
-        mask_unused_bits: Whether bits above BitsStored have to be ignored.
+        name: Name of the file for warnings.
+        mask_unused_bits: Whether to ignore bits above BitsStored.
 
     Returns:
-        An image of mode `L`, or `I;16` if its range is that of the data.
+        An image of mode `L`, or `I;16` if the range of the data is used.
     """
     codes = np.ascontiguousarray(pixels).view(f"u{pixels.dtype.itemsize}")
     contained = np.arange(2 ** (8 * pixels.dtype.itemsize)).astype(codes.dtype).view(pixels.dtype).astype(np.int64)
@@ -107,7 +107,7 @@ def grey_image(pixels: np.ndarray, dataset: "Dataset", name: str, mask_unused_bi
         table = np.round(show(modality.values) * _LARGEST_8_BIT).astype(np.uint8)
         table = _LARGEST_8_BIT - table if inverted else table
     else:
-        # Only the order of the values matters, so the steps of the stored values are kept.
+        # Only the order of the values matters, so the stored values are used directly.
         steps = modality.values.astype(np.int64) if modality.lut else stored
         inverted ^= modality.lut is None and modality.slope < 0
         if output_bits <= 8 and (modality.lut or not signed):
@@ -128,12 +128,12 @@ def _without_unused_bits(contained: np.ndarray, bits: int, signed: bool) -> np.n
 def _padding(
     dataset: "Dataset", contained: np.ndarray, stored: np.ndarray, bits: int, signed: bool, name: str
 ) -> np.ndarray:
-    """Which values are padding (C.7.5.1.1.2): the padding value, or the range up to the limit, both included."""
+    """Return which values are padding (C.7.5.1.1.2): the padding value, or the range up to the limit (inclusive)."""
     ends = []
     for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
         numbers = _numbers(dataset, keyword)
         if len(numbers) == 1 and math.isfinite(numbers[0]):
-            # The element may have been written with the other sign, and may use bits above BitsStored.
+            # The element may have been written with the wrong signedness, and may use bits above BitsStored.
             ends.append(int(numbers[0]))
         elif numbers:
             _warn(name, f"{keyword} {dataset.get(keyword)!r}", "is not one number")
@@ -166,7 +166,7 @@ def _modality(dataset: "Dataset", stored: np.ndarray, name: str) -> _Modality:
 def _values_of_interest(
     dataset: "Dataset", modality: _Modality, bits: int, signed: bool, name: str
 ) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What gives the shade, from 0 for black to 1 for white, of values after the modality step."""
+    """Return the function that maps values after the modality step to brightness, from 0 (black) to 1 (white)."""
     for source in _sources(dataset, "FrameVOILUTSequence"):
         for lut in _luts(source, "VOILUTSequence", dataset, bool(modality.values.min() < 0), name):
             return partial(_looked_up, lut=lut)
@@ -220,14 +220,14 @@ def _windowed(values: np.ndarray, elements: dict[str, Any]) -> np.ndarray:
         # FD instead of DS: a decimal string has at most 16 characters.
         representation = "US" if isinstance(value, int) else "CS" if isinstance(value, str) else "FD"
         window.add(DataElement(keyword, representation, value))
-    # The infinities show what pydicom makes of values below and above the window.
+    # The infinite values give pydicom's output below and above the window.
     with np.errstate(over="ignore"):
         black, white, *shades = apply_windowing(np.concatenate([[-np.inf, np.inf], values]), window)
     return (np.asarray(shades) - black) / (white - black)
 
 
 def _luts(source: "Dataset", keyword: str, dataset: "Dataset", signed: bool, name: str) -> Iterator[_Lut]:
-    """The usable look-up tables of a sequence; `signed` says that input values may be negative."""
+    """Return the usable look-up tables of a sequence. If `signed`, input values may be negative."""
     for number, item in enumerate(source.get(keyword) or []):
         try:
             yield _lut(item, dataset.file_meta.TransferSyntaxUID.is_little_endian, signed)
@@ -251,17 +251,17 @@ def _lut(item: "Dataset", little_endian: bool, signed: bool) -> _Lut:
         little_endian = True
     if not 1 <= bits <= 16:
         raise ValueError(f"{bits} bits for each entry")
-    # Entries of 8 bits may be packed, two to a word.
+    # 8-bit entries may be packed, two per word.
     packed = bits <= 8 and len(raw) < 2 * count
     entry = np.dtype("u1") if packed else np.dtype("<u2" if little_endian else ">u2")
     entries = np.frombuffer(raw, dtype=entry, count=count).astype(np.int64)
-    # Some tables declare the bits of their container, at least two more than any entry uses, or too few.
+    # Some tables declare too few bits, or the bits of the container, at least two more than any entry uses.
     used_bits = max(1, int(entries.max()).bit_length())
     return _Lut(first, entries, bits if used_bits <= bits < used_bits + 2 else used_bits)
 
 
 def _sources(dataset: "Dataset", macro: str) -> Iterator["Dataset"]:
-    """Where elements of the first frame may stand, in the order in which they count."""
+    """Return the datasets that may contain elements of the first frame, in order of precedence."""
     for keyword in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
         groups = dataset.get(keyword)
         items = groups[0].get(macro) if groups else None
@@ -271,10 +271,10 @@ def _sources(dataset: "Dataset", macro: str) -> Iterator["Dataset"]:
 
 
 def _numbers(source: "Dataset", keyword: str) -> list[float]:
-    """The values of an element, NaN for each that is no number; none if it is absent or empty."""
+    """Return the values of an element, with NaN for invalid numbers. Return no values if it is absent or empty."""
     try:
         value = source.get(keyword)
-    except (TypeError, ValueError, OverflowError):  # pydicom converts the text of a number when it is asked for
+    except (TypeError, ValueError, OverflowError):  # pydicom converts numbers lazily, on access
         return [math.nan]
     if value is None or value == "":
         return []

@@ -1,4 +1,4 @@
-"""Checks on local files before they are opened: reading a FIFO would wait forever."""
+"""Check local files before they are opened, because reading a FIFO would wait forever."""
 
 import os
 import stat
@@ -15,35 +15,35 @@ _KINDS = {
 
 def special_kind(path: str | os.PathLike[str]) -> str | None:
     """
-    Return what stands at a path instead of a regular file. Links are followed.
+    Return the kind of a path that is not a regular file. Links are followed.
 
     Args:
         path: A local path.
 
     Returns:
-        `a folder`, `a FIFO`, `a socket` or `a device`; none for a regular file.
+        `a folder`, `a FIFO`, `a socket` or `a device`. None for a regular file.
 
     Raises:
-        OSError: If there is nothing at the path, or it cannot be looked at.
+        OSError: If the path does not exist or cannot be accessed.
     """
     return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
 
 
 def leads_out(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
-    """Return whether a path leads out of a folder once all links are followed."""
+    """Return whether a path is outside a folder after all links are resolved."""
     inside = os.path.realpath(root)
     return os.path.commonpath([inside, os.path.realpath(path)]) != inside
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
     """
-    Refuse what is not a regular file.
+    Raise an error if a path is not a regular file.
 
     Args:
         path: A local path. Links are followed.
 
     Raises:
-        OSError: If a FIFO, a socket, a device or a folder stands at the path, or nothing.
+        OSError: If the path is a FIFO, a socket, a device or a folder, or does not exist.
     """
     kind = special_kind(path)
     if kind is not None:

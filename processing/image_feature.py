@@ -1,4 +1,4 @@
-"""The `datasets` feature of the column `image`: decoded by our reader, and never from a path."""
+"""The `datasets` feature of the column `image`. It decodes bytes with `read_image` and never opens a path."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +12,21 @@ from .images import read_row_image
 @dataclass
 class PairImage(datasets.Image):
     """
-    `datasets.Image` for rows that strangers may have written.
+    A replacement of `datasets.Image` for untrusted rows.
 
-    `datasets.Image` opens the path or URL of a row without bytes, prefers a local file of that name to the bytes, and
-    has no limits. This feature reads the bytes alone, with the limits of [`read_image`].
+    `datasets.Image` opens the path or URL of a row without bytes, prefers a local file with that path over the bytes,
+    and has no size limits. This feature reads only the bytes, with the limits of [`read_image`].
     """
 
     def encode_example(self, value: Any) -> dict[str, Any]:
-        """Return the row as it is stored; its bytes are kept whatever its path is."""
+        """Return the row as it is stored. Its bytes are always kept, even if it has a path."""
         if isinstance(value, dict):
             return {"bytes": value.get("bytes"), "path": value.get("path")}
         return super().encode_example(value)
 
     def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Image.Image:
         """
-        Return the image, decoded.
+        Return the decoded image.
 
         Raises:
             ImageError: If the row has no bytes, or they cannot be read.

@@ -1,4 +1,4 @@
-"""Finding the images of a folder by what its files hold: the one way in which folders of images are walked."""
+"""Find the images of a folder by the content of its files. All code that reads image folders uses this module."""
 
 import logging
 import os
@@ -17,22 +17,22 @@ from .image_formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, format_of
 
 logger = logging.getLogger(__name__)
 
-_BAR_DELAY = 2.0  # seconds without a progress bar
+_BAR_DELAY = 2.0  # seconds before a progress bar is shown
 _SHOWN = 5
 
 
 @dataclass
 class FolderContent:
     """
-    What a folder and the folders inside it hold. All lists are sorted.
+    The content of a folder and its subfolders. All lists are sorted.
 
     Args:
-        images: Files with the first bytes or the suffix of an image format that is read. A damaged image is one of
-            them: whoever reads it decides what becomes of it.
-        others: Files that are not images, and what cannot be opened: FIFOs, sockets, devices, broken links.
+        images: Files with the first bytes or the suffix of a supported image format. This includes damaged images,
+            which the caller has to handle.
+        others: Files that are not images, and entries that cannot be opened: FIFOs, sockets, devices, broken links.
         skipped_folders: Folders that were not entered: links to folders, and folders without read permission.
-        links_out: Images, and folders that were entered, that are links out of the folder.
-        dicom: Whether one of the images is DICOM, which needs pydicom.
+        links_out: Images and entered folders that are links to a place outside the folder.
+        dicom: Whether at least one image is DICOM, which needs pydicom.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -44,11 +44,11 @@ class FolderContent:
 
 def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
     """
-    Return the images of a folder and of the folders inside it.
+    Return the images of a folder and its subfolders.
 
-    A file counts as an image if it has the suffix of a format that is read or, without such a suffix, if its first
-    bytes are those of such a format. Hidden files and folders and `__MACOSX` are ignored. Nothing but regular files is
-    opened, also behind links. A progress bar is shown on stderr after two seconds.
+    A file counts as an image if it has the suffix of a supported format, or if its first bytes are those of a supported
+    format. Hidden files and folders and `__MACOSX` are ignored. Only regular files and links to them are opened. A
+    progress bar is shown on stderr after two seconds.
 
     Args:
         folder: The folder. It may itself be a link.
@@ -56,7 +56,7 @@ def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
             for class folders under folders of splits. Deeper ones, and links to folders inside, are skipped.
 
     Returns:
-        The images, and everything that was left out.
+        The images, and everything that was ignored.
 
     Raises:
         OSError: If the folder cannot be listed.
@@ -88,29 +88,29 @@ def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether a single file counts as an image, by the rule of [`find_images`]."""
+    """Return whether a single file counts as an image, by the rule of [`find_images`]."""
     return _leads_to_file(os.fspath(path)) and _kind(path.suffix, os.fspath(path)) is not None
 
 
 def is_visible(*names: str) -> bool:
-    """Whether none of the names is of a hidden file, or of a folder that an archive program left (`__MACOSX`)."""
+    """Return whether none of the names is hidden or the folder of an archive program (`__MACOSX`)."""
     return not any(name.startswith((".", "__MACOSX")) for name in names)
 
 
 def is_below(path: str | os.PathLike[str], root: str) -> bool:
-    """Whether a path, with its links followed, lies in a folder, which is given with its links followed."""
+    """Return whether a path is in a folder after its links are resolved. The folder must already be resolved."""
     return os.path.realpath(path).startswith(os.path.join(root, ""))
 
 
 def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
     """
-    Log one line on what [`find_images`] left out of a folder, with counts and the first names.
+    Log one line about the files that [`find_images`] ignored, with counts and the first names.
 
-    The same line is logged once in a process: several splits of one folder are read one after the other.
+    The same line is logged once per process, because several splits of one folder are read one after the other.
 
     Args:
         folder: The folder that names are shown relative to.
-        contents: What was found in it, or in the folders inside it.
+        contents: Results of [`find_images`] for the folder or its subfolders.
     """
     found = list(contents)
     notes = []
@@ -128,7 +128,7 @@ def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
 
 
 def shown_name(name: str) -> str:
-    """Return a name with everything escaped that a terminal does not print, such as line breaks."""
+    """Return a name in which characters that a terminal cannot print, such as line breaks, are escaped."""
     if name.isprintable():
         return name
     return "".join(
@@ -148,7 +148,7 @@ def _some(paths: Sequence[Path], root: Path) -> str:
 
 
 def _entries(folder: Path, root: str, link_depth: int, content: FolderContent) -> Iterator[os.DirEntry[str]]:
-    """Visible entries that are not folders, of a folder and of those inside it."""
+    """Yield the visible entries of a folder and its subfolders that are not folders."""
     waiting = [(os.fspath(folder), 0)]
     while waiting:
         current, depth = waiting.pop()
@@ -173,12 +173,12 @@ def _entries(folder: Path, root: str, link_depth: int, content: FolderContent) -
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether one of two folders is the other or lies in it."""
+    """Return whether two folders are the same or one contains the other."""
     return os.path.commonpath([one, other]) in (one, other)
 
 
 def _kind_of(entry: os.DirEntry[str]) -> str | None:
-    """`"DICOM"` or `"image"`, or None for what is not an image or not a regular file."""
+    """Return `"DICOM"` or `"image"`, or None if the path is not an image or not a regular file."""
     if not entry.is_file(follow_symlinks=False) and not (entry.is_symlink() and _leads_to_file(entry.path)):
         return None
     return _kind(os.path.splitext(entry.name)[1], entry.path)
@@ -192,7 +192,7 @@ def _leads_to_file(path: str) -> bool:
 
 
 def _kind(suffix: str, path: str) -> str | None:
-    # A suffix decides without opening the file: folders may hold 300,000 of them.
+    # If the suffix is known, the file is not opened: a folder may contain 300,000 files.
     if suffix.lower() in DICOM_SUFFIXES:
         return "DICOM"
     if suffix.lower() in IMAGE_SUFFIXES:

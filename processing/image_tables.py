@@ -1,4 +1,4 @@
-"""Tables that name images and their labels: the metadata files of `datasets`' imagefolder."""
+"""Read tables of images and their labels: the metadata files of `datasets`' imagefolder."""
 
 import json
 import math
@@ -38,9 +38,9 @@ class ImageRow:
 
 def file_columns(image_column: str) -> list[str]:
     """
-    Return the columns that may hold the paths of images, the first one that a table has counting.
+    Return the columns that may contain the image paths. The first one that exists in the table is used.
 
-    `datasets` calls an image `image` whose path is in `file_name`, and `scan` one whose path is in `scan_file_name`.
+    As in `datasets`, the column `file_name` contains the paths of `image`, and `scan_file_name` those of `scan`.
     """
     names = [f"{image_column}_file_name", image_column]
     return ["file_name", *names] if image_column == "image" else names
@@ -68,7 +68,7 @@ def read_image_table(path: Path, image_column: str, label_column: str) -> list[I
         label_column: Column of the labels.
 
     Returns:
-        One row for each image, in the order of the file. Rows that say the same twice count once.
+        One row for each image, in the order of the file. Duplicate rows are returned once.
 
     Raises:
         FileNotFoundError: If images are missing.
@@ -110,7 +110,7 @@ def read_image_table(path: Path, image_column: str, label_column: str) -> list[I
 
 
 class _Locator:
-    """Finds the images of a table; links to folders are followed once for each folder."""
+    """Find the images of a table. Links to folders are resolved once for each folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -153,7 +153,7 @@ def _label(value: Any, where: str) -> str:
 
 
 def _open_table(path: Path, columns: Sequence[str]) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
-    """The columns of a table, and its rows with the line of each, in words."""
+    """Return the columns of a table, and its rows, each with a text that states its line."""
     if not os.path.isfile(path):
         raise ValueError(f"{path}: not a regular file.")
     if path.suffix == ".csv":

@@ -1,7 +1,7 @@
-"""Damage at rest: hashes of the files of a built data set, and Parquet files that are checked when they are read.
+"""Detect corrupted files: hashes of the files of a built dataset, and Parquet files that are checked on reading.
 
-A page checksum covers the data of a page. The footer (schema, row groups, key-values) has none, so `report.json` holds
-the SHA-256 of each shard and of its footer. See docs/data_integrity.md.
+A page checksum covers the data of a page. The footer (schema, row groups, metadata) has no checksum, so `report.json`
+contains the SHA-256 of each shard and of its footer. See docs/data_integrity.md.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ logger = logging.getLogger(__name__)
 REPORT_FILE = "report.json"
 HASHES = "files"  # the section of the report
 MAGIC = b"PAR1"
-# Most footers are shorter, and one request of this size costs as much as one of eight bytes.
+# Most footers are smaller. One request of this size costs as much as one of eight bytes.
 FOOTER_BYTES = 65_536
-# The same for every file of a build, so that the same rows give the same bytes.
+# Fixed for every file of a build, so that the same rows give the same bytes.
 WRITE_OPTIONS = {"write_page_checksum": True}
 
 _NOT_VERIFIABLE_NAMED: set[str] = set()
 
 
 class DamagedFile(OSError):
-    """A file that is not as it was written; the message names the file."""
+    """Raised if a file has changed since it was written. The message names the file."""
 
 
 class TruncatedFile(OSError):
-    """A file that does not end as a Parquet file does; of a file read over a network the end may just not have come."""
+    """Raised if the end of a Parquet file is missing. It may also be missing if a network transfer was cut off."""
 
 
 def open_parquet(
@@ -51,7 +51,7 @@ def open_parquet(
     **options: Any,
 ) -> pq.ParquetFile:
     """
-    Open a Parquet file whose pages are checked when they are read, and whose footer is checked now.
+    Open a Parquet file and check its footer. Its pages are checked when they are read.
 
     Args:
         source: A local path, or a binary file that can seek.
@@ -63,8 +63,8 @@ def open_parquet(
         The opened file. Reading a damaged page from it raises `OSError`.
 
     Raises:
-        DamagedFile: If the footer is not the expected one.
-        TruncatedFile: If the file does not end as a Parquet file does.
+        DamagedFile: If the footer has another SHA-256.
+        TruncatedFile: If the end of a Parquet file is missing.
     """
     if isinstance(source, str | os.PathLike):
         name = name or os.fspath(source)
@@ -88,8 +88,8 @@ def check_values(table: pa.Table, group: pq.RowGroupMetaData, name: str) -> pa.T
     """
     Compare the number of values in list columns with the footer.
 
-    The header of a page has no checksum. A wrong number of values there is an error for all columns but lists, of
-    which the last row would become shorter.
+    The header of a page has no checksum. For a wrong number of values, pyarrow raises an error, except in list columns,
+    where the last row would silently become shorter.
 
     Args:
         table: A whole row group.
@@ -100,7 +100,7 @@ def check_values(table: pa.Table, group: pq.RowGroupMetaData, name: str) -> pa.T
         The table.
 
     Raises:
-        DamagedFile: If they differ.
+        DamagedFile: If the numbers differ.
     """
     _compare_values(_count_values(table), group, name)
     return table
@@ -168,7 +168,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def hashes_of(path: Path, *, parquet: bool) -> dict[str, Any]:
-    """Return what the report holds of a local file: its size, its SHA-256, and of a Parquet file that of its footer."""
+    """Return the size and SHA-256 of a local file for the report and, for a Parquet file, the SHA-256 of its footer."""
     hashes: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     return hashes | ({"footer_sha256": footer_sha256(path)} if parquet else {})
 
@@ -177,11 +177,11 @@ def read_columns(
     path: str | os.PathLike[str], columns: Sequence[str] | None = None, *, footer_sha256: str | None = None
 ) -> pa.Table:
     """
-    Read columns of a local Parquet file, checked.
+    Read columns of a local Parquet file and check them.
 
     Args:
         path: The file.
-        columns: Names of the columns; all by default.
+        columns: Names of the columns (default: all).
         footer_sha256: The SHA-256 that the footer must have. Without it the footer is not checked.
 
     Returns:
@@ -206,11 +206,11 @@ def read_columns(
 
 def check_file(path: Path, stated: Mapping[str, Any]) -> None:
     """
-    Check a whole local file of a built set.
+    Check a whole local file of a built dataset.
 
     Args:
         path: The file.
-        stated: What the report states of it, see [`hashes_of`].
+        stated: Entry of the file in the report, as returned by [`hashes_of`].
 
     Raises:
         DamagedFile: If the file has another size or SHA-256.
@@ -225,16 +225,16 @@ def check_file(path: Path, stated: Mapping[str, Any]) -> None:
 
 def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] | None:
     """
-    Return what the report of a built set states of its files, by name such as `data/train-00000-of-00016.parquet`.
+    Return the hashes in the report of a built dataset, by file name such as `data/train-00000-of-00016.parquet`.
 
-    A set whose report does not state it is named once in the log as not verifiable.
+    If the report has no hashes, the log states once that the dataset is not verifiable.
 
     Args:
-        root: The folder of the set, as the file system names it.
-        filesystem: The fsspec file system; the local one by default.
+        root: The folder of the dataset, as a path in the file system.
+        filesystem: The fsspec file system (default: local).
 
     Returns:
-        `bytes`, `sha256` and, of a Parquet file, `footer_sha256` of each file; None if the set is not verifiable.
+        `bytes`, `sha256` and, for Parquet files, `footer_sha256` of each file. None if the dataset is not verifiable.
 
     Raises:
         DamagedFile: If the report cannot be read.
@@ -258,24 +258,24 @@ def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] 
 
 
 def report_of_build(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the report of the build: that of a quickstart, which has its place, holds it under `build`."""
+    """Return the report of the build. The report of a quickstart contains it under `build`."""
     build = report.get("build")
     return build if isinstance(build, dict) else report
 
 
 def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
     """
-    Return the SHA-256 that the report of a set states for the footer of each of its shards.
+    Return the SHA-256 of the footer of each shard, as stated in the report of a dataset.
 
     Args:
         shards: Paths or URLs of shards of one folder.
-        storage_options: Options of fsspec to open them.
+        storage_options: Options of fsspec for opening them.
 
     Returns:
-        The hash of each shard; nothing for a set that is not verifiable.
+        The hash of each shard. Empty if the dataset is not verifiable.
 
     Raises:
-        DamagedFile: If the report cannot be read, or does not know a shard.
+        DamagedFile: If the report cannot be read or does not list a shard.
     """
     filesystem, first = fsspec.core.url_to_fs(shards[0], **(storage_options or {}))
     folder = posixpath.dirname(first)
@@ -291,18 +291,18 @@ def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None 
 
 def stated_footer(hashes: Mapping[str, Mapping[str, Any]], name: str, root: str | os.PathLike[str]) -> str:
     """
-    Return the SHA-256 that the report of a set states for the footer of one file.
+    Return the SHA-256 of the footer of one file, as stated in the report of a dataset.
 
     Args:
         hashes: The hashes of the report ([`read_hashes`]).
-        name: The file as the report names it.
-        root: The folder of the set, for errors.
+        name: Name of the file in the report.
+        root: The folder of the dataset, for errors.
 
     Returns:
         64 hex digits.
 
     Raises:
-        DamagedFile: If the report does not know the file.
+        DamagedFile: If the report does not list the file.
     """
     try:
         return str(hashes[name]["footer_sha256"])
@@ -313,7 +313,7 @@ def stated_footer(hashes: Mapping[str, Mapping[str, Any]], name: str, root: str 
 
 
 def _read_footer(file: IO[bytes], name: str) -> bytes:
-    """The last bytes of a Parquet file: metadata, length of the metadata, magic number."""
+    """Return the last bytes of a Parquet file: metadata, length of the metadata, magic number."""
     size = file.seek(0, os.SEEK_END)
     tail = _read_last(file, size, min(size, FOOTER_BYTES))
     length = int.from_bytes(tail[-8:-4], "little") + 8

@@ -1,4 +1,4 @@
-"""Errors that no retry can fix: the one rule for reads, tasks and jobs."""
+"""Detect errors that a retry cannot fix. Reads, tasks and jobs use the same rule."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ _ADVICE = {
     errno.EMFILE: "Raise the limit on open files (ulimit -n), or use fewer workers and connections",
     errno.ENFILE: "Close other programs, or use fewer workers and connections",
 }
-# Of a disk that does not support locks.
+# Raised by disks that do not support locks.
 _LASTING = frozenset({*_ADVICE, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 _NO_CONNECTION = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
@@ -31,13 +31,13 @@ _NO_CONNECTION_CLASSES = frozenset(
 
 def lasting_error(error: BaseException | None) -> OSError | None:
     """
-    Return the error of this machine that stays the same however often the work is repeated, such as a full disk.
+    Return the error of this machine that a retry cannot fix, such as a full disk.
 
     Args:
-        error: Any exception. Its causes are searched too: clients wrap the errors of the operating system.
+        error: Any exception. Its causes are searched too, because clients wrap errors of the operating system.
 
     Returns:
-        The `OSError`, or none if a retry may help.
+        The `OSError`, or None if a retry may help.
     """
     for part in chain(error):
         if isinstance(part, OSError) and part.errno in _LASTING:
@@ -47,10 +47,10 @@ def lasting_error(error: BaseException | None) -> OSError | None:
 
 def is_unreachable(error: BaseException) -> bool:
     """
-    Return whether no connection came about: there is no network, no such host, or nobody listens.
+    Return whether no connection was established: no network, unknown host, or connection refused.
 
     Args:
-        error: What a client raised. Its causes are searched too.
+        error: The exception that a client raised. Its causes are searched too.
     """
     for part in chain(error):
         classes = {kind.__name__ for kind in type(part).__mro__}
@@ -62,7 +62,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and those that led to it."""
+    """Yield an exception and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
@@ -73,13 +73,13 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 @contextlib.contextmanager
 def explained(place: str | os.PathLike[str]) -> Iterator[None]:
     """
-    Add to errors of this machine what the user can do.
+    Add instructions for the user to errors of this machine.
 
     Args:
         place: File or folder to name if an error does not name one.
 
     Raises:
-        OSError: If the block raises one that no retry can fix.
+        OSError: If the block raises an `OSError` that a retry cannot fix.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Reading tables that people write: CSV in the encodings and with the delimiters that spreadsheets use."""
+"""Read CSV files in the encodings and with the delimiters that spreadsheet programs use."""
 
 import codecs
 import csv
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 _DELIMITERS = (",", ";", "\t", "|")
-# The longer ones first: UTF-32's begins with UTF-16's.
+# Longer marks first, because the mark of UTF-32 begins with that of UTF-16.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -26,8 +26,8 @@ class Row:
     A row of a table.
 
     Args:
-        line: The line of the file in which it begins, from 1.
-        values: Values by column, without spaces at their ends.
+        line: Number of the line in which the row begins, from 1.
+        values: Values by column, without leading and trailing spaces.
     """
 
     line: int
@@ -40,12 +40,12 @@ class Row:
 @dataclass(frozen=True)
 class Table:
     """
-    A table that was read.
+    The content of a table.
 
     Args:
         path: Its file.
         columns: Names of all columns.
-        rows: Its rows, without blank ones.
+        rows: Its rows, without blank rows.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Table:
     rows: list[Row]
 
     def column(self, wanted: str) -> str | None:
-        """Return the name of a column as the file spells it: the same name, or the same in another case."""
+        """Return the name of a column as it is spelled in the file. Upper and lower case may differ."""
         if wanted in self.columns:
             return wanted
         return next((column for column in self.columns if column.casefold() == wanted.casefold()), None)
@@ -93,21 +93,21 @@ def read_table(
     """
     Read a CSV file with a header.
 
-    The delimiter is the one of comma, semicolon, tab and vertical bar that gives the wanted columns. Spaces at both
-    ends of values and blank rows are dropped.
+    The delimiter is a comma, semicolon, tab or vertical bar. It is detected from the requested columns. Leading and
+    trailing spaces of values and blank rows are dropped.
 
     Args:
         path: The file.
-        columns: Columns that it must have. A column in another case counts as the wanted one.
-        filled: Those of them that must have a value in each row; all when left out.
-        known: Columns that it may have, by which the delimiter is recognized too.
+        columns: Required columns. Upper and lower case may differ.
+        filled: Required columns that must have a value in each row (default: all).
+        known: Optional columns, which also help to detect the delimiter.
 
     Returns:
-        The table. The wanted columns have the names that were asked for.
+        The table. The required columns have the requested names.
 
     Raises:
-        ValueError: If the file is not text or not CSV, if it has no such column, or if a row has another number of
-            values than the header or lacks a value. The message names the line.
+        ValueError: If the file is not text or not CSV, if a required column is missing, or if a row has a different
+            number of values than the header or a missing value. The message names the line.
     """
     text = read_text(path)
     lines = text.splitlines()
@@ -115,7 +115,7 @@ def read_table(
     if first is None:
         raise ValueError(f"{path}: the file is empty. Its first line must name the columns: {','.join(columns)}.")
     delimiters: Sequence[str] = _DELIMITERS
-    if declared := re.fullmatch(r"\ufeff?\"?sep=(.)\"?", lines[first].strip(" \r\n")):  # written by and for Excel
+    if declared := re.fullmatch(r"\ufeff?\"?sep=(.)\"?", lines[first].strip(" \r\n")):  # a line for Excel
         delimiters = [declared.group(1)]
         text = text.split("\n", first + 1)[-1]
         first += 1
@@ -126,7 +126,7 @@ def read_table(
 
 
 def _delimiter_of(text: str, columns: Sequence[str], delimiters: Sequence[str]) -> str:
-    """The delimiter that gives most of the wanted columns, and of several such the one that gives most columns."""
+    """Return the delimiter that gives the most requested columns and, among equals, the most columns."""
     wanted = {column.casefold() for column in columns}
 
     def fit(delimiter: str) -> tuple[int, int]:
@@ -163,7 +163,7 @@ def _parse(path: Path, text: str, delimiter: str, line: int) -> Table:
 
 
 def _cells(path: Path, text: str, delimiter: str, line: int) -> Iterator[tuple[int, list[str]]]:
-    """The first line and the stripped values of each row."""
+    """Yield the first line and the stripped values of each row."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     while True:
         start = line + reader.line_num + 1
@@ -178,7 +178,7 @@ def _cells(path: Path, text: str, delimiter: str, line: int) -> Iterator[tuple[i
 
 
 def _checked(table: Table, columns: Sequence[str], filled: Sequence[str]) -> Table:
-    """The table with the wanted columns under the names that were asked for."""
+    """Return the table with the required columns under the requested names."""
     names = {column: table.column(column) for column in columns}
     if missing := [column for column, name in names.items() if name is None]:
         raise ValueError(
@@ -201,15 +201,15 @@ def _checked(table: Table, columns: Sequence[str], filled: Sequence[str]) -> Tab
 
 def labels_by_name(table: Table, name: str, label: str) -> dict[str, Row]:
     """
-    Return one row for each name of a table. Rows that say the same twice count once.
+    Return one row for each name of a table. Duplicate rows are returned once.
 
     Args:
         table: The table.
-        name: Column of the names.
-        label: Column of the labels.
+        name: Column that contains the names.
+        label: Column that contains the labels.
 
     Raises:
-        ValueError: If two rows give one name different labels. The message names both lines.
+        ValueError: If two rows have the same name and different labels. The message names both lines.
     """
     rows: dict[str, Row] = {}
     for row in table.rows:

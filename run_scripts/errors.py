@@ -1,4 +1,4 @@
-"""The error of a command line or recipe that cannot be carried out."""
+"""The error for an invalid command line or recipe."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,20 +6,20 @@ from contextlib import contextmanager
 
 class UsageError(ValueError):
     """
-    A command line or recipe that is wrong whatever lies on the disk: the command exits with 2.
+    Raised if a command line or recipe is invalid, independently of files on disk. The command exits with 2.
 
     Examples are an unknown option, a value of the wrong type, a missing option, and options that contradict each
-    other. Work that failed raises other errors, for which the command exits with 1.
+    other. Other errors mean that the work failed. The command then exits with 1.
     """
 
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
     """
-    Turn errors of a check of options into errors of usage.
+    Convert errors of option checks to usage errors.
 
     Raises:
-        UsageError: If the checks inside raise a `ValueError`.
+        UsageError: If the block raises a `ValueError`.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The files of a model's folder that are published: an allow-list, with the code of the installed package."""
+"""Select the files of a model folder to publish: an allow-list, with the code of the installed package."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from modeling_biomedclip import BiomedCLIPConfig
 from .card import CARD, CARD_FACTS
 
 
-# Nothing else of the folder is published.
+# No other files of the folder are published.
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 INDEX = "model.safetensors.index.json"
 JSON_FILES = ("config.json", "processor_config.json", "tokenizer_config.json", INDEX)
@@ -26,32 +26,32 @@ _CLASS_OF_OURS = re.compile(r"(\w+_biomedclip)\.\w+")
 
 
 def is_published(name: str) -> bool:
-    """Return whether a file of a model's folder is on the allow-list; `name` is its path in the folder."""
+    """Return whether a file of a model folder is on the allow-list. `name` is its path in the folder."""
     return bool(WEIGHTS.fullmatch(name) or CODE_FILES.fullmatch(name)) or name in (*DATA_FILES, CARD, CARD_FACTS)
 
 
 def package_code() -> dict[str, Path]:
-    """Return the modules that travel with a model, by file name, as the installed package has them."""
+    """Return the code files that are saved with a model, by file name, from the installed package."""
     folders = [Path(str(package.__file__)).parent for package in (modeling_biomedclip, processing)]
     return {path.name: path for folder in folders for path in sorted(folder.glob("*_biomedclip.py"))}
 
 
 def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """
-    Find what is published of a model's folder. Nothing is loaded and no code is run.
+    Find the files of a model folder to publish. Nothing is loaded and no code is run.
 
     Args:
-        folder: Folder in transformers' layout, with its card.
+        folder: Folder in transformers' layout, with a model card.
 
     Returns:
-        The files by name, without links; code is that of the installed package. And the names of all that stays
-        behind, each with the reason.
+        The paths of the files by name, with links resolved. Code files are those of the installed package. The second
+        value contains the names of all other files, each with the reason.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or a file that a repository needs is missing.
-        ValueError: If a link leaves the folder or leads to a file that is not published; a code file is not identical
-            to the installed package's; a configuration names code of somebody else; there are weights that are not
-            safetensors; or the folder is not in transformers' layout.
+        FileNotFoundError: If the folder or a required file is missing.
+        ValueError: If a link points outside the folder or to a file that is not published; a code file differs from the
+            installed package; a configuration refers to other code; weights are not safetensors; or the folder is not
+            in transformers' layout.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"--model {folder}: there is no such folder.")
@@ -98,7 +98,7 @@ def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
 
 
 def _check_settings(path: Path, content: Any, files: Mapping[str, Path]) -> None:
-    """Refuse a configuration that names code other than the folder's own, or weights outside of the folder."""
+    """Raise an error if a configuration refers to code or weights outside of the folder."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold an object.")
     for where, name in _named_code(content):
@@ -113,7 +113,7 @@ def _check_settings(path: Path, content: Any, files: Mapping[str, Path]) -> None
 
 
 def _named_code(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every class that `auto_map` or a custom pipeline names, at any depth."""
+    """Yield every class in `auto_map` or a custom pipeline, at any depth."""
     if isinstance(content, Mapping):
         for key, value in content.items():
             if key == "auto_map" and value:

@@ -1,4 +1,4 @@
-"""Models in open_clip's layout, loaded by open_clip after their settings were found safe."""
+"""Load models in open_clip's layout with open_clip, after their settings are checked."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ from modeling_biomedclip.conversion.open_clip_settings import check_safe
 from .trust import questions_are_errors
 
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # what open_clip looks for; pickles are read as tensors alone
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # names that open_clip looks for; from pickles, only tensors are read
 
 
 def load_with_open_clip(folder: Path) -> tuple[Any, Any, Any]:
@@ -26,8 +26,8 @@ def load_with_open_clip(folder: Path) -> tuple[Any, Any, Any]:
 
     Raises:
         ImportError: If open_clip is not installed.
-        FileNotFoundError: If there are no weights. open_clip would take those that the settings name from elsewhere.
-        ValueError: If a setting is unknown or not safe, or if the folder needs code of its own.
+        FileNotFoundError: If there are no weights. open_clip would download those that the settings name.
+        ValueError: If a setting is unknown or not safe, or if the folder needs its own code.
     """
     if importlib.util.find_spec("open_clip") is None:
         raise ImportError(f"{folder} is in open_clip's layout: pip install 'biomedclip[open_clip]'")
@@ -39,7 +39,7 @@ def load_with_open_clip(folder: Path) -> tuple[Any, Any, Any]:
     import open_clip
 
     name = f"local-dir:{folder}"
-    # Only tokenizers of transformers have the argument.
+    # Only transformers tokenizers have this argument.
     trust = {"trust_remote_code": False} if (stored["model_cfg"].get("text_cfg") or {}).get("hf_tokenizer_name") else {}
     with questions_are_errors():
         model, preprocess = open_clip.create_model_from_pretrained(name, precision="fp32")

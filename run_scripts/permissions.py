@@ -1,7 +1,7 @@
-"""Permissions of files that are written through temporary files.
+"""Set the permissions of files that are written through temporary files.
 
-safetensors (0.8) and `tempfile` make files that their owner alone may read, mode 0600, and the umask does not count.
-Others of a group could then not load a model that stands in a shared folder.
+safetensors (0.8) and `tempfile` ignore the umask and create files that only the owner can read (mode 0600). Other
+members of a group could then not load a model from a shared folder.
 """
 
 import os
@@ -13,19 +13,19 @@ from transformers import TrainerCallback
 
 
 _OF_THE_OWNER = 0o600
-# Code is copied with the permissions that it has in the installed package.
+# Code files are copied with their permissions in the installed package.
 _WRITTEN = ("*.safetensors", "*_biomedclip.py")
-_UMASK = os.umask(0)  # the only way to ask for it is to set it
+_UMASK = os.umask(0)  # the umask can only be read by setting it
 os.umask(_UMASK)
 
 
 def apply_umask(path: Path) -> None:
     """
-    Give files with mode 0600 the permissions that a plain `open` would have given them.
+    Set the permissions of files with mode 0600 to those that `open` would give them.
 
     Args:
-        path: A file; or a folder, of which the weights and the code of a saved model count, not those in folders below.
-            Files with other permissions and links stay as they are.
+        path: A file, or a folder with a saved model. In a folder, only the weights and the code files are changed.
+            Subfolders, links and files with other permissions are not changed.
     """
     files = [file for pattern in _WRITTEN for file in sorted(path.glob(pattern))] if path.is_dir() else [path]
     for file in files:
@@ -35,7 +35,7 @@ def apply_umask(path: Path) -> None:
 
 
 class UmaskOnCheckpoints(TrainerCallback):
-    """Applies the umask to each checkpoint of a training once it is written."""
+    """Apply the umask to each checkpoint of a training after it is written."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.should_save:

@@ -1,4 +1,4 @@
-"""Trust in model folders: no code of a folder runs unless the user passes `--trust-remote-code`."""
+"""Handle trust in model folders: their code runs only if the user passes `--trust-remote-code`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from transformers import dynamic_module_utils
 
 
 def trust_option() -> Any:
-    """Return the field `trust_remote_code` for the option class of a verb."""
+    """Return the field `trust_remote_code` for the options of a command."""
     return field(
         default=False,
         metadata={"help": "Run the Python code in the folders of the models you name (default: no)."},
@@ -19,10 +19,10 @@ def trust_option() -> Any:
 @contextmanager
 def questions_are_errors() -> Iterator[None]:
     """
-    Make transformers raise `ValueError` where it would ask on stdin whether to run a folder's code.
+    Make transformers raise `ValueError` instead of asking on stdin whether to run the code of a folder.
 
-    `trust_remote_code=False` alone is not enough: some of transformers' loaders do not pass it on to the loaders that
-    they call themselves. A timeout of zero is transformers' own switch for programs without a user.
+    `trust_remote_code=False` is not enough, because some loaders of transformers do not pass it on to the loaders that
+    they call. With a timeout of zero, transformers does not ask.
     """
     before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0

@@ -1,7 +1,7 @@
-"""The settings of open_clip's configuration file: which are known, which are safe, and which BiomedCLIP can honor.
+"""Check the settings of open_clip's configuration file: which are known, which are safe, and which BiomedCLIP supports.
 
-A setting that is silently ignored gives other pixels, other token ids or another model than open_clip's. A setting that
-is passed on unseen can make open_clip run code, download a model or open a file. So each key is known here by name.
+If a setting is silently ignored, pixels, token ids or the model can differ from open_clip's. If a setting is passed on
+unchecked, open_clip can run code, download a model or open a file. Therefore each key is listed here by name.
 """
 
 import re
@@ -38,8 +38,8 @@ KNOWN: dict[str, frozenset[str]] = {
     "multimodal_cfg": frozenset(f"{_TEXT} dim_head n_queries attn_pooler_heads".split()),
     "preprocess_cfg": frozenset("size mode mean std interpolation resize_mode fill_color".split()),
 }
-# Values that BiomedCLIP has, of the settings that change what a model of its kind does. The other known settings are
-# read from the file or the weights, or open_clip does not use them where a tower is timm's or a BERT's.
+# Supported values of the settings that change the model. The other known settings are read from the file or the
+# weights, or open_clip does not use them for a timm or BERT tower.
 _HONORED: dict[str, dict[str, tuple[Any, ...]]] = {
     "model_cfg": {"multimodal_cfg": (None,)},
     "vision_cfg": {
@@ -62,22 +62,22 @@ _HONORED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "tokenizer_kwargs": {"clean": ("whitespace",), "strip_sep_token": (False,), "language": (None,)},
 }
-# What open_clip takes where the file does not say it, as far as that is not among the honored values.
+# Defaults of open_clip that are not among the supported values.
 _DEFAULTS = {"timm_pool": "avg", "hf_pooler_type": "mean_pooler"}
 _OLDER_KEYS = {"hf_proj_type": "proj", "hf_pooler_type": "pooler_type"}
-# Arguments of open_clip's tokenizers that change token ids and do nothing else.
+# Arguments of open_clip's tokenizers that only change token ids.
 _SAFE_TOKENIZER_ARGUMENTS: dict[str, type | tuple[type, ...]] = {
     "clean": str,
     "strip_sep_token": bool,
     "language": (str, type(None)),
     "reduction_mask": str,
 }
-_TIMM_NAME = re.compile(r"\w+(\.\w+)?")  # no "hf-hub:" or "local-dir:", with which timm loads from elsewhere
+_TIMM_NAME = re.compile(r"\w+(\.\w+)?")  # without "hf-hub:" or "local-dir:", which load from elsewhere
 
 
 def check_known(stored: Any, path: Path) -> None:
     """
-    Check that every setting is one that open_clip documents.
+    Check that open_clip documents every setting.
 
     Args:
         stored: Content of the file.
@@ -102,7 +102,7 @@ def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> N
     Args:
         stored: Content of the file.
         path: The file, for errors.
-        reachable: Names of text models that may be looked up on the Hub. All others must be in a folder or the cache.
+        reachable: Names of text models that may be looked up on the Hub. All others must be local or cached.
 
     Raises:
         ValueError: If a setting is unknown or not safe. The message names it.
@@ -126,14 +126,14 @@ def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> N
 
 def check_honored(stored: Any, path: Path) -> None:
     """
-    Check that BiomedCLIP's model and processor can do what a file asks for.
+    Check that BiomedCLIP's model and processor support the settings of a file.
 
     Args:
         stored: Content of the file.
         path: The file, for errors.
 
     Raises:
-        ValueError: If a setting is unknown, or has a value that BiomedCLIP does not have. The message names it.
+        ValueError: If a setting is unknown, or has a value that BiomedCLIP does not support. The message names it.
     """
     check_known(stored, path)
     sections = _sections(stored)
@@ -144,7 +144,7 @@ def check_honored(stored: Any, path: Path) -> None:
             older = _OLDER_KEYS.get(key, key)
             value = section.get(key, section.get(older, _DEFAULTS.get(key, wanted[0])))
             if value is None and name == "preprocess_cfg":
-                continue  # open_clip takes its default for null
+                continue  # open_clip uses its default for null
             if value not in wanted:
                 setting = f"{name} has {key}={value!r}" if name == "preprocess_cfg" else f"{name}.{key} is {value!r}"
                 raise ValueError(f"{path}: {setting}; BiomedCLIP has {' or '.join(map(repr, wanted))}.")
@@ -158,7 +158,7 @@ def check_honored(stored: Any, path: Path) -> None:
 
 
 def is_at_hand(name: Any) -> bool:
-    """Whether the configuration of a text model is in a folder or in the cache of the Hub."""
+    """Return whether the configuration of a text model is in a folder or in the Hub cache."""
     if not isinstance(name, str):
         return False
     try:
@@ -169,7 +169,7 @@ def is_at_hand(name: Any) -> bool:
 
 def channel_values(value: Any, name: str, path: Path, default: Any) -> list[float]:
     """
-    The mean or the standard deviation of three channels, as open_clip reads them.
+    Return the mean or the standard deviation of three channels, as open_clip reads them.
 
     Raises:
         ValueError: If they are not one or three numbers.
@@ -183,7 +183,7 @@ def channel_values(value: Any, name: str, path: Path, default: Any) -> list[floa
 
 
 def _sections(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a file by name, those that are null as empty ones."""
+    """Return the sections of a file by name. Sections that are null become empty."""
     model_cfg = stored["model_cfg"]
     sections = {"model_cfg": model_cfg, "preprocess_cfg": stored.get("preprocess_cfg") or {}}
     for name in ("vision_cfg", "text_cfg", "multimodal_cfg"):

@@ -1,7 +1,7 @@
-"""Checkpoint files of open_clip's training program, which lie in a run folder without configuration and tokenizer.
+"""Read checkpoint files of open_clip's training, whose run folders have no configuration and no tokenizer.
 
-logs/RUN/params.txt                   options of the run, one `name: value` a line
-logs/RUN/checkpoints/epoch_32.pt      epoch, weights, state of the optimizer
+logs/RUN/params.txt                   options of the run, one `name: value` per line
+logs/RUN/checkpoints/epoch_32.pt      epoch, weights, optimizer state
 """
 
 import ast
@@ -25,7 +25,7 @@ from .open_clip_settings import is_at_hand
 PARAMS = "params.txt"
 _PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-# Options of open_clip's training that win over the model's configuration: (option, section, setting).
+# Options of open_clip's training that override the model's configuration: (option, section, setting).
 _OVERRIDES = (
     ("force_image_size", "vision_cfg", "image_size"),
     ("force_patch_dropout", "vision_cfg", "patch_dropout"),
@@ -35,13 +35,13 @@ _OVERRIDES = (
     ("image_interpolation", "preprocess_cfg", "interpolation"),
     ("image_resize_mode", "preprocess_cfg", "resize_mode"),
 )
-_BIAS_OF_SIGLIP = -10  # what open_clip's `--siglip` starts from
+_BIAS_OF_SIGLIP = -10  # initial value with open_clip's `--siglip`
 
 
 @contextmanager
 def local_checkpoint(source: str | os.PathLike[str], revision: str | None = None) -> Iterator[Path]:
     """
-    Give the local folder of a checkpoint.
+    Yield the local folder of a checkpoint.
 
     Args:
         source: Folder, Hub id, or a checkpoint file of open_clip's training. For a file, a temporary folder in
@@ -52,9 +52,9 @@ def local_checkpoint(source: str | os.PathLike[str], revision: str | None = None
         The folder.
 
     Raises:
-        FileNotFoundError: If there is no such folder, file or Hub id, or if no configuration or tokenizer belongs to
-            the file. The message says which files to put where.
-        ValueError: If a file beside the checkpoint cannot be read, or if several configurations are there.
+        FileNotFoundError: If the folder, file or Hub id does not exist, or if the configuration or tokenizer is
+            missing. The message says where to put the missing files.
+        ValueError: If a file next to the checkpoint cannot be read, or if there are several configurations.
     """
     if not Path(source).is_file():
         yield find_checkpoint(source, revision)
@@ -65,7 +65,7 @@ def local_checkpoint(source: str | os.PathLike[str], revision: str | None = None
 
 
 def _assemble(checkpoint: Path, folder: Path) -> None:
-    """Puts configuration, weights and tokenizer of a training checkpoint into one folder."""
+    """Collect configuration, weights and tokenizer of a training checkpoint in one folder."""
     places = [checkpoint.resolve().parent, checkpoint.resolve().parent.parent]
     params = _read_params(places)
     config = _with_overrides(_find_config(checkpoint, places, params), params)
@@ -73,13 +73,13 @@ def _assemble(checkpoint: Path, folder: Path) -> None:
     name = OPEN_CLIP_WEIGHTS if checkpoint.suffix == ".safetensors" else _PICKLED_WEIGHTS
     try:
         (folder / name).symlink_to(checkpoint.resolve())
-    except OSError:  # on Windows links need a right that users lack
+    except OSError:  # creating links on Windows needs a special permission
         shutil.copyfile(checkpoint, folder / name)
     _find_tokenizer(checkpoint, places, config, folder)
 
 
 def _read_params(places: list[Path]) -> dict[str, Any]:
-    """The options of the training run, as far as they are written down."""
+    """Return the options of the training run that `params.txt` states."""
     path = next((place / PARAMS for place in places if (place / PARAMS).is_file()), None)
     if path is None:
         return {}
@@ -88,13 +88,13 @@ def _read_params(places: list[Path]) -> dict[str, Any]:
         name, _, text = line.partition(": ")
         try:
             params[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):  # a text, or nested beyond what Python reads
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # a string, or nested too deeply for Python
             params[name] = text
     return params
 
 
 def _find_config(checkpoint: Path, places: list[Path], params: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration beside a checkpoint or above it, or that of a model which open_clip knows by name."""
+    """Return the configuration next to or above a checkpoint, or that of a model that open_clip knows by name."""
     for place in places:
         if (place / OPEN_CLIP_CONFIG).is_file():
             return _as_whole(read_json(place / OPEN_CLIP_CONFIG))
@@ -121,7 +121,7 @@ def _find_config(checkpoint: Path, places: list[Path], params: Mapping[str, Any]
 
 
 def _model_config(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file that describes a model of open_clip's."""
+    """Return the content of a JSON file that describes an open_clip model."""
     try:
         content = read_json(path)
     except (ValueError, OSError):
@@ -134,16 +134,16 @@ def _model_config(path: Path) -> dict[str, Any] | None:
 
 
 def _as_whole(content: Any) -> dict[str, Any]:
-    """open_clip's own files of models hold what stands under `model_cfg` in a published one."""
+    """Return a full configuration. open_clip's own model files contain only the section `model_cfg`."""
     if isinstance(content, dict) and "model_cfg" not in content:
         return {"model_cfg": content, "preprocess_cfg": {}}
     return content
 
 
 def _with_overrides(config: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with what the options of the training run say otherwise."""
+    """Return the configuration with the overrides from the options of the training run."""
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
-        return config  # refused when it is read
+        return config  # it is refused later, when the configuration is read
     config = {**config, "model_cfg": dict(config["model_cfg"])}
     for option, section, setting in _OVERRIDES:
         if params.get(option) is not None:
@@ -155,10 +155,10 @@ def _with_overrides(config: Any, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _find_tokenizer(checkpoint: Path, places: list[Path], config: Any, folder: Path) -> None:
-    """Copies the tokenizer beside a checkpoint or above it into a folder, or the one that the configuration names."""
+    """Copy the tokenizer next to or above a checkpoint into a folder, or the one that the configuration names."""
     for place in places:
         if any((place / name).is_file() for name in TOKENIZER_FILES):
-            # The words alone do not say which tokenizer they are of; the text tower is a BERT's.
+            # A vocabulary file does not state the type of the tokenizer. The text tower is a BERT.
             (folder / _TOKENIZER_CONFIG).write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
             for name in (*TOKENIZER_FILES, _TOKENIZER_CONFIG):
                 if (place / name).is_file():

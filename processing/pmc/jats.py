@@ -1,24 +1,24 @@
 """Find the figures of an article in JATS, the XML of journal articles (ANSI/NISO Z39.96).
 
 Figures are found in the body, in floats, appendices, boxes, supplements, sub-articles and figure groups. The XML comes
-from thousands of publishers and is not trusted: no DTD is loaded, no entity is expanded, nothing is fetched, size and
-depth are bounded, and the run time is linear in the size. [`jats_text`] turns elements into text.
+from thousands of publishers and is not trusted: no DTD is loaded, no entity is expanded, and nothing is downloaded.
+Size and depth are bounded, and the run time is linear in the size. [`jats_text`] turns elements into text.
 
-A figure is a `<fig>`, a `<fig-group>` with images of its own, or a captioned `<graphic>` outside both. Publishers put
-captions and images at different levels, so a caption is looked up in this order:
+A figure is a `<fig>`, a `<fig-group>` that directly contains images, or a captioned `<graphic>` outside both.
+Publishers put captions and images at different levels, so a caption is looked up in this order:
 
-1. In the figure itself: its caption (title, paragraphs, lists, formulas), and the paragraphs and lists beside it.
+1. In the figure itself: its caption (title, paragraphs, lists, formulas), and the paragraphs and lists next to it.
 2. In its `<graphic>` and `<media>` elements.
-3. In the figures inside it that have a caption but no image. These are not figures of their own.
+3. In the figures inside it that have a caption but no image. These are not separate figures.
 4. In the groups around it, nearest first: `<fig-group>`, an outer `<fig>`, `<supplementary-material>`. An outer `<fig>`
-   that only holds other figures is a group and not a figure.
+   that only contains other figures is a group and not a figure.
 
-A caption is never taken from a neighbor. Of several captions the one in the language of the article is taken, or the
-first. The `<fig>`s of a `<fig-group>` that differ in language are one figure.
+A caption is never taken from a neighboring figure. If there are several captions, the one in the language of the
+article is used, otherwise the first. The `<fig>`s of a `<fig-group>` that differ in language are one figure.
 
 A mention is a paragraph outside figures that refers to a figure, one of its images or a group around it, or to a range
-around it (Figs 2–5). The target of an `<xref>` counts, not its `ref-type`. Each paragraph is given once and whole,
-without the tables, boxes and footnotes inside it. Paragraphs of those are mentions of their own.
+around it (Figs 2–5). The target of an `<xref>` counts, not its `ref-type`. Each paragraph is returned once and in
+full, without the tables, boxes and footnotes inside it. Paragraphs inside these are separate mentions.
 """
 
 import mimetypes
@@ -33,13 +33,13 @@ from .jats_text import DASHES, LEFT_OUT, local_name, name_of, plain_text, text_o
 
 
 # The largest articles of PMC have some 20 MB. In memory a tag or an attribute takes 100 to 250 bytes, however short it
-# is written: 30 MB of «<b a=""/>» took 1.2 GB. With both limits no kind of filling takes a process beyond 900 MiB.
+# is written: 30 MB of «<b a=""/>» took 1.2 GB. With both limits, no input takes a process beyond 900 MiB.
 MAX_XML_BYTES = 30_000_000
 MAX_MARKS = 3_000_000  # of «<», «=» and «&»; of 393 articles the densest has one in 13 bytes, half have one in 20
 MAX_FIGURES = 100_000
 MAX_MENTIONS = 200_000  # pairs of a figure and a paragraph; a range names 200 figures in 60 bytes
 
-_LONGEST_RANGE = 200  # figures; «Figs 1–9999» must not cost more than it says
+_LONGEST_RANGE = 200  # figures; limits the cost of «Figs 1–9999»
 _RANGE = frozenset(DASHES)
 
 _XML_ID = "{http://www.w3.org/XML/1998/namespace}id"
@@ -53,22 +53,22 @@ _GROUPS = frozenset(("fig", "fig-group", "supplementary-material"))
 _ARTICLES = frozenset(("article", "sub-article", "response"))
 # The search for a group around a figure ends here.
 _GROUP_BOUNDARIES = _ARTICLES | frozenset("app back body boxed-text caption floats-group sec table-wrap".split())
-# Parts of a figure in which a graphic is not an image of it: a symbol, a formula, a logo, a figure of its own.
+# Parts of a figure in which a graphic is not an image of it: a symbol, a formula, a logo, a separate figure.
 _WITHOUT_GRAPHICS = frozenset(
     "attrib caption disp-formula disp-formula-group fig fig-group inline-formula label permissions".split()
 )
-# A captioned graphic inside one of these is not a figure of its own.
+# A captioned graphic inside one of these is not a separate figure.
 _HOLDERS_OF_GRAPHICS = _GROUPS | _WITHOUT_GRAPHICS | frozenset(("chem-struct-wrap", "table-wrap"))
-_LEGEND = frozenset(("p", "list", "def-list"))  # what may follow the caption inside a figure and is read with it
+_LEGEND = frozenset(("p", "list", "def-list"))  # elements that may follow the caption in a figure and belong to it
 
 
 class JatsError(ValueError):
-    """An article whose XML cannot be read; the message says why."""
+    """Raised if the XML of an article cannot be read. The message states the reason."""
 
 
 @dataclass(frozen=True)
 class Graphic:
-    """One image of a figure: the names that its file can have, best first, and its panel if the XML names one."""
+    """One image of a figure: the possible names of its file, best first, and its panel if the XML states one."""
 
     hrefs: tuple[str, ...]
     panel: str | None = None
@@ -76,7 +76,7 @@ class Graphic:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: texts are plain, with single spaces; `caption` is empty if the figure has none."""
+    """One figure. Texts are plain, with single spaces. `caption` is empty if the figure has none."""
 
     figure_id: str
     label: str | None
@@ -93,7 +93,7 @@ class _Candidate:
     Args:
         element: The `<fig>`, `<fig-group>`, `<graphic>` or `<media>`.
         pictures: Its images: `<graphic>`, `<media>` or `<alternatives>` elements.
-        captioned: Elements inside it that hold its caption if it has none itself.
+        captioned: Elements inside it that contain its caption if it has no caption itself.
         xml_ids: XML ids by which an `<xref>` can name it.
     """
 
@@ -106,7 +106,7 @@ class _Candidate:
         self.xml_ids += filter(None, map(_xml_id, (self.element, *_with_alternatives(self.pictures))))
 
     def merge(self, other: "_Candidate") -> None:
-        """Take over the images and the names of another candidate that is the same figure."""
+        """Add the images and the XML ids of another candidate that is the same figure."""
         known = {_hrefs(picture) for picture in self.pictures}
         self.pictures += [picture for picture in other.pictures if _hrefs(picture) not in known]
         self.xml_ids += other.xml_ids
@@ -118,11 +118,11 @@ _Value = TypeVar("_Value")
 
 class _Inherited(Generic[_Value]):
     """
-    What the nearest element around another one says, looked up in linear time for all elements together.
+    A property that elements inherit from the nearest ancestor that states it, computed in linear time.
 
     Args:
-        read: Returns what an element says, or None to ask the element around it.
-        otherwise: The answer where no element says anything.
+        read: Returns the value that an element states, or None to continue with its parent.
+        otherwise: The value if no element states one.
     """
 
     def __init__(self, read: Callable[[etree._Element], _Value | None], otherwise: _Value):
@@ -131,12 +131,12 @@ class _Inherited(Generic[_Value]):
         self._known: dict[etree._Element, _Value] = {}
 
     def around(self, element: etree._Element) -> _Value:
-        """What the elements around an element say, without itself."""
+        """Return the value that the ancestors of an element state, without the element itself."""
         parent = element.getparent()
         return self._otherwise if parent is None else self.of(parent)
 
     def of(self, element: etree._Element) -> _Value:
-        """What an element says, or else the elements around it."""
+        """Return the value that an element states, otherwise that of its ancestors."""
         passed = []
         value: _Value | None = None
         asked: etree._Element | None = element
@@ -151,7 +151,7 @@ class _Inherited(Generic[_Value]):
 
 
 class _Surroundings:
-    """What the elements around a figure say of it: groups, languages, articles."""
+    """Properties of a figure that its ancestors state: group, language, article."""
 
     def __init__(self) -> None:
         self._groups = _Inherited[etree._Element | Literal[False]](_read_group, False)
@@ -162,26 +162,26 @@ class _Surroundings:
         self._holders = _Inherited(lambda element: name_of(element) in _HOLDERS_OF_GRAPHICS or None, False)
 
     def group(self, element: etree._Element) -> etree._Element | None:
-        """The nearest group around an element, across paragraphs and lists but not across sections."""
+        """Return the nearest group around an element, across paragraphs and lists but not across sections."""
         group = self._groups.around(element)
         return None if group is False else group
 
     def is_held(self, graphic: etree._Element) -> bool:
-        """Whether a graphic belongs to a figure, a table, a formula or a supplement."""
+        """Return whether a graphic belongs to a figure, a table, a formula or a supplement."""
         return self._holders.around(graphic)
 
     def language(self, element: etree._Element) -> str:
-        """The language of an element as a primary subtag such as `en`; empty if nothing states it."""
+        """Return the language of an element as a primary subtag such as `en`. Empty if it is not stated."""
         return self._languages.of(element)
 
     def preferred(self, languages: list[str], element: etree._Element) -> str:
-        """The language of the article that holds an element if it is among some languages, otherwise the first."""
+        """Return the language of the article around an element if it is in `languages`, otherwise the first of them."""
         article = self._articles.of(element)
         language = "" if article is False else self.language(article)
         return language if language in languages else languages[0]
 
     def captions(self, element: etree._Element) -> list[etree._Element]:
-        """The captions of an element; of several with text the one in the language of the article comes first."""
+        """Return the captions of an element. The one with text in the language of the article comes first."""
         captions = [child for child in element if name_of(child) == "caption"]
         if len(captions) > 1:
             captions = [caption for caption in captions if text_of_blocks([caption])]
@@ -210,7 +210,7 @@ def parse_figures(xml: bytes) -> list[Figure]:
         xml: The article, in any version of JATS.
 
     Returns:
-        The figures. `figure_id` is the XML id of the figure, or `fig-<position>` if it has none, made distinct if two
+        The figures. `figure_id` is the XML id of the figure, or `fig-<position>` if it has none, made unique if two
         figures share one. `mentions` are the paragraphs that refer to it.
 
     Raises:
@@ -220,7 +220,7 @@ def parse_figures(xml: bytes) -> list[Figure]:
     surroundings = _Surroundings()
     candidates: _Candidates = {}
     references: list[etree._Element] = []
-    # One pass: it costs as much as all that is done with what it finds.
+    # One pass over the tree, because iterating costs as much as all other steps.
     for element in _parse(xml).iter("{*}xref", "{*}fig", "{*}fig-group", "{*}graphic", "{*}media"):
         name = local_name(element.tag)
         if name == "xref":
@@ -257,7 +257,7 @@ def _parse(xml: bytes) -> etree._Element:
     except (etree.LxmlError, ValueError) as error:
         if {entry.type_name for entry in parser.error_log} != {"NS_ERR_UNDEFINED_NAMESPACE"}:
             raise JatsError(f"the XML is not well-formed ({error})") from error
-        root = etree.fromstring(xml, _parser(recover=True))  # nothing but prefixes without declaration to recover from
+        root = etree.fromstring(xml, _parser(recover=True))  # only undeclared prefixes need recovery
     if next(root.iter("{*}article"), None) is None:
         _normalise_names(root)
         if next(root.iter("article"), None) is None:
@@ -267,10 +267,10 @@ def _parse(xml: bytes) -> etree._Element:
 
 def _parser(*, recover: bool = False) -> etree.XMLParser:
     """
-    A parser for each article: lxml's are not safe to share between threads.
+    Return a new parser for each article, because lxml parsers cannot be shared between threads.
 
-    Without `huge_tree` it refuses more than 256 levels, which bounds all recursion here. `collect_ids=False`, which
-    would be faster, makes it ask for the DTD.
+    Without `huge_tree`, it refuses more than 256 levels, which bounds all recursion here. `collect_ids=False` would be
+    faster, but makes it request the DTD.
     """
     return etree.XMLParser(
         resolve_entities=False,
@@ -284,7 +284,7 @@ def _parser(*, recover: bool = False) -> etree.XMLParser:
 
 
 def _normalise_names(root: etree._Element) -> None:
-    """Names in capitals, or with a prefix that nothing declares, become what JATS calls them."""
+    """Convert names in capitals or with an undeclared prefix to the names of JATS."""
     for element in root.iter(etree.Element):
         for name, value in element.items():
             if _PLAIN_NAME.fullmatch(local := local_name(name)):
@@ -295,7 +295,7 @@ def _normalise_names(root: etree._Element) -> None:
 
 
 def _distinct(xml_ids: list[str]) -> list[str]:
-    """Names for figures that may share an id or have none, by their positions from 1."""
+    """Return unique ids for figures that share an id or have none, by their positions from 1."""
     taken: dict[str, None] = {}
     for position, xml_id in enumerate(xml_ids, start=1):
         figure_id = xml_id or f"fig-{position}"
@@ -306,7 +306,7 @@ def _distinct(xml_ids: list[str]) -> list[str]:
 
 
 def _candidate(element: etree._Element, name: str, surroundings: _Surroundings) -> _Candidate | None:
-    """The candidate that an element starts, if it starts one."""
+    """Return the candidate that an element starts, or None."""
     if name in ("graphic", "media"):
         has_caption = any(name_of(child) == "caption" for child in element)
         if not has_caption or not _hrefs(element) or surroundings.is_held(element):
@@ -314,14 +314,14 @@ def _candidate(element: etree._Element, name: str, surroundings: _Surroundings) 
         return _Candidate(element, [element])
     pictures = list(_pictures(element, _WITHOUT_GRAPHICS))
     if not pictures and name == "fig":
-        # Only a figure without any other image has it inside its caption; otherwise that is a symbol.
+        # An image inside the caption is a symbol, unless the figure has no other image.
         captions = (child for child in element if name_of(child) == "caption")
         pictures = [picture for caption in captions for picture in _pictures(caption, _WITHOUT_GRAPHICS)]
     return _Candidate(element, pictures) if pictures or name == "fig" else None
 
 
 def _pictures(element: etree._Element, excluded: frozenset[str]) -> Iterator[etree._Element]:
-    """The images inside an element; several renderings in `<alternatives>` are one image."""
+    """Return the images inside an element. Several renderings in `<alternatives>` are one image."""
     for child in element:
         name = name_of(child)
         if name in ("graphic", "media", "alternatives"):
@@ -338,7 +338,7 @@ def _graphics(candidate: _Candidate) -> Iterator[Graphic]:
 
 
 def _hrefs(picture: etree._Element) -> tuple[str, ...]:
-    """The file names of an image, each once; empty if the element is no image."""
+    """Return the unique file names of an image. Empty if the element is not an image."""
     return tuple(dict.fromkeys(href for rendering in _renderings(picture) if (href := _href(rendering))))
 
 
@@ -364,7 +364,7 @@ def _is_picture(element: etree._Element) -> bool:
 
 
 def _href(element: etree._Element) -> str:
-    """`xlink:href` as written, also if its prefix is declared as something else or not at all."""
+    """Return `xlink:href` as written, even if its prefix is undeclared or declared differently."""
     href = element.get(_XLINK_HREF)
     if href is None:
         href = next((str(value) for name, value in element.items() if local_name(name) == "href"), "")
@@ -372,7 +372,7 @@ def _href(element: etree._Element) -> str:
 
 
 def _own_id(candidate: _Candidate) -> str:
-    """The id of a figure's element, not of an image of it; empty if there is none."""
+    """Return the id of the element of a figure, not of its images. Empty if there is none."""
     return next(filter(None, map(_xml_id, (candidate.element, *candidate.captioned))), "")
 
 
@@ -381,7 +381,7 @@ def _xml_id(element: etree._Element) -> str:
 
 
 def _groups_around(candidates: _Candidates, surroundings: _Surroundings) -> dict[etree._Element, None]:
-    """All groups around the candidates that have images."""
+    """Return all groups around the candidates that have images."""
     groups: dict[etree._Element, None] = {}
     for candidate in candidates.values():
         group = surroundings.group(candidate.element) if candidate.pictures else None
@@ -392,7 +392,7 @@ def _groups_around(candidates: _Candidates, surroundings: _Surroundings) -> dict
 
 
 def _merge_translations(candidates: _Candidates, captions: "_Captions", surroundings: _Surroundings) -> None:
-    """Make one figure of the `<fig>`s of a group that differ in language; the caption's language decides which."""
+    """Merge the `<fig>`s of a group that differ in language into one figure, selected by the caption's language."""
     groups = dict.fromkeys(candidate.element.getparent() for candidate in candidates.values())
     for group in groups:
         if group is None or name_of(group) != "fig-group":
@@ -417,7 +417,7 @@ def _merge_translations(candidates: _Candidates, captions: "_Captions", surround
 
 
 def _join_inner_captions(candidates: _Candidates, captions: "_Captions", surroundings: _Surroundings) -> None:
-    """Give a figure that has images but no caption those of the figures inside it that have captions but no images."""
+    """Use the captions of inner figures without images for an outer figure that has images but no caption."""
     for candidate in [each for each in candidates.values() if not each.pictures]:
         group = surroundings.group(candidate.element)
         outer = None if group is None else candidates.get(group)
@@ -430,7 +430,7 @@ def _join_inner_captions(candidates: _Candidates, captions: "_Captions", surroun
 
 
 class _Captions:
-    """The captions of figures and groups, each text made once."""
+    """The captions of figures and groups. Each text is extracted once."""
 
     def __init__(self, surroundings: _Surroundings):
         self._surroundings = surroundings
@@ -438,7 +438,7 @@ class _Captions:
         self._around: dict[etree._Element, str] = {}
 
     def of(self, candidate: _Candidate) -> str:
-        """The caption of a figure, wherever it is; the module docstring states the order."""
+        """Return the caption of a figure, in the order of the module docstring."""
         return (
             self.own(candidate.element)
             or self.of_pictures(candidate)
@@ -447,7 +447,7 @@ class _Captions:
         )
 
     def own(self, element: etree._Element) -> str:
-        """The caption that an element holds as its child."""
+        """Return the caption that is a child of an element."""
         if element not in self._own:
             captions = self._surroundings.captions(element)
             has_legend = name_of(element) in ("fig", "fig-group")
@@ -456,12 +456,12 @@ class _Captions:
         return self._own[element]
 
     def of_pictures(self, candidate: _Candidate) -> str:
-        """The captions inside the images of a figure, each once."""
+        """Return the unique captions inside the images of a figure."""
         texts = (self.own(picture) for picture in _with_alternatives(candidate.pictures))
         return " ".join(dict.fromkeys(filter(None, texts)))
 
     def _of_groups(self, element: etree._Element) -> str:
-        """The caption of the nearest group that has one."""
+        """Return the caption of the nearest group that has one."""
         passed = []
         group = self._surroundings.group(element)
         while group is not None and group not in self._around and not self.own(group):
@@ -482,7 +482,7 @@ def _own_label(element: etree._Element) -> str | None:
 
 
 def _correct_types(references: Iterable[etree._Element], candidates: _Candidates) -> None:
-    """Give references to figures the type `fig`, so that no text takes them for references to the bibliography."""
+    """Set the type of references to figures to `fig`, so that they are not treated as bibliography references."""
     known = {xml_id for candidate in candidates.values() for xml_id in candidate.xml_ids}
     for reference in references:
         if (reference.get("rid") or "").strip() in known:
@@ -490,7 +490,7 @@ def _correct_types(references: Iterable[etree._Element], candidates: _Candidates
 
 
 class _Targets:
-    """Which figures an `<xref>` names, as their positions in document order."""
+    """The figures that each `<xref>` refers to, as their positions in document order."""
 
     def __init__(self, candidates: list[_Candidate], groups: Iterable[etree._Element]) -> None:
         self._positions = {candidate.element: position for position, candidate in enumerate(candidates)}
@@ -501,7 +501,7 @@ class _Targets:
                 self._by_id.setdefault(xml_id, []).append(position)
 
     def named_by(self, reference: etree._Element) -> list[int]:
-        """The figures that an element refers to; none if it is no reference to a figure."""
+        """Return the figures that an element refers to. Empty if it does not refer to a figure."""
         rid = (reference.get("rid") or "").strip()
         return self._named(rid) or [position for xml_id in rid.split() for position in self._named(xml_id)]
 
@@ -516,7 +516,7 @@ class _Targets:
 def _mentions(
     references: list[etree._Element], candidates: list[_Candidate], groups: Iterable[etree._Element]
 ) -> list[tuple[str, ...]]:
-    """The texts of the paragraphs that refer to each figure."""
+    """Return the texts of the paragraphs that refer to each figure."""
     targets = _Targets(candidates, groups)
     places: dict[etree._Element, etree._Element | None] = {}
     citing: list[dict[etree._Element, None]] = [{} for _ in candidates]
@@ -535,7 +535,7 @@ def _mentions(
 
 
 def _cited(reference: etree._Element, targets: _Targets) -> list[int]:
-    """The figures that a reference names, and those up to the next reference if only a dash is between them."""
+    """Return the figures of a reference, and those up to the next reference if only a dash is between them."""
     cited = targets.named_by(reference)
     if cited and (reference.tail or "").strip() in _RANGE:
         following = reference.getnext()
@@ -552,9 +552,9 @@ def _cited(reference: etree._Element, targets: _Targets) -> list[int]:
 
 def _paragraph(reference: etree._Element, places: dict[etree._Element, etree._Element | None]) -> etree._Element | None:
     """
-    The outermost `<p>` whose text holds the reference; None inside a figure, or where no paragraph holds it.
+    Return the outermost `<p>` that contains the reference. None in a figure or outside of paragraphs.
 
-    `places` holds for each element that was passed what its text belongs to: a paragraph, a figure or nothing.
+    `places` caches for each visited element whether its text belongs to a paragraph, a figure or neither.
     """
     path = []
     element = reference.getparent()

@@ -1,15 +1,15 @@
-"""Plain text out of JATS elements: labels, captions and paragraphs as a reader sees them on one line.
+"""Convert JATS elements (labels, captions, paragraphs) to plain text on one line.
 
 - Texts are one line with single spaces. Typographic quotes, dashes and Greek letters are kept. Soft hyphens and
   zero-width characters are removed.
-- Nested markup is kept as text, and blocks are separated by a space. Marks of list items, footnotes, images, tables,
-  nested figures, supplements, alternative texts, paragraphs that are only a DOI and PMC's "Click here for additional
-  data file." are left out.
+- Nested markup is converted to text, and blocks are separated by a space. Markers of list items, footnotes, images,
+  tables, nested figures, supplements, alternative texts, paragraphs that are only a DOI and PMC's "Click here for
+  additional data file." are left out.
 - Subscripts and superscripts are plain text (H2O, Ca2+). A caret is written only where a number would change (10^6).
 - A formula is written once: from MathML on one line (x^2, x_i^(n+1), (a+b)/c, √x), or from TeX without its preamble. An
   image of a formula is left out.
-- References to the bibliography that show bare numbers are dropped with their brackets and commas, and so are marks of
-  footnotes. Named citations, years, and references to figures and tables are kept.
+- Numeric references to the bibliography are removed with their brackets and commas. Footnote marks are removed too.
+  Named citations, years, and references to figures and tables are kept.
 """
 
 import re
@@ -20,14 +20,14 @@ from html.entities import html5
 from lxml import etree
 
 
-# Elements that end a line on a page: their text must not be glued to its neighbours.
+# Elements that end a line on a page: their text must be separated from its neighbors.
 _BLOCKS = frozenset(
     """
     array attrib break caption chem-struct-wrap code def def-item def-list disp-formula disp-formula-group disp-quote hr
     list list-item p preformat sec speech statement subtitle td term th title tr verse-group verse-line
     """.split()
 )
-# Elements that are not part of the running text: what floats beside it, and pictures, notes, identifiers within it.
+# Elements that are not part of the running text: floating elements, images, notes and identifiers.
 _FLOATS = frozenset(
     """
     boxed-text fig fig-group fn-group graphic media supplementary-material table table-wrap table-wrap-group
@@ -39,14 +39,14 @@ LEFT_OUT = _FLOATS | frozenset(
     inline-media label long-desc object-id private-char
     """.split()
 )
-# Of several renderings of one thing the first of these is taken; pictures of it are left out.
+# If there are several renderings, the first of these is used. Image renderings are left out.
 _ALTERNATIVES = ("math", "tex-math", "textual-form", "chem-struct")
-# All that needs more than to have its text taken as it stands; the empty name is that of entities.
+# Elements that need special handling. The empty name stands for entities.
 _SPECIAL = _BLOCKS | LEFT_OUT | {"", "alternatives", "math", "sup", "tex-math", "xref"}
 
 _BIBLIOGRAPHY = frozenset(("bibr", "ref"))
 _FOOTNOTES = frozenset(("fn", "table-fn", "aff", "corresp"))
-DASHES = "‐‑–—−-"  # the plain one last: in a set of characters it would make a range
+DASHES = "‐‑–—−-"  # the ASCII hyphen is last, because it would form a range in a character set
 _BARE_NUMBERS = re.compile(rf"(?:\d[a-z]?|[\s\[\](),;.^*{DASHES}])*")
 _YEAR = re.compile(r"(?<!\d)(?:1[6-9]|20)\d\d(?!\d)")
 _SIGNED_NUMBER = re.compile(rf"[+±{DASHES}]?\s?\d")
@@ -54,7 +54,7 @@ _IDENTIFIER = re.compile(r"(?:doi ?:? ?)?(?:https?://(?:dx\.)?doi\.org/)?10\.\d{
 _PLACEHOLDER = re.compile(r"click here (?:for additional data file|to view)\b.{0,60}", re.IGNORECASE)
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 
-# Marks that stand in a text for what was left out until its surroundings are tidied; XML cannot contain them.
+# Placeholders for removed text, until the text around them is cleaned. XML cannot contain these characters.
 _GAP = "\x00"
 _CITATION = f"{_GAP}\x01"
 _BETWEEN_CITATIONS = f" ,;[](){DASHES}"
@@ -69,7 +69,7 @@ _NO_OPERATORS = _PRIMES | frozenset("()[]{}|‖⟨⟩⌈⌉⌊⌋")
 
 
 def plain_text(element: etree._Element) -> str:
-    """The text inside an element as a reader would see it on one line; the module says what is kept."""
+    """Return the text of an element on one line. The module docstring states the rules."""
     pieces: list[str] = []
     _collect(element, pieces)
     return _one_line(pieces)
@@ -85,12 +85,12 @@ def text_of_blocks(blocks: Iterable[etree._Element]) -> str:
 
 @lru_cache(maxsize=4096)
 def local_name(tag: object) -> str:
-    """The name without namespace; empty for an entity that is not expanded."""
+    """Return the name without namespace. Empty for an entity that is not expanded."""
     return re.split("[}:]", tag)[-1].lower() if isinstance(tag, str) else ""
 
 
 def _collect(element: etree._Element, pieces: list[str]) -> None:
-    """Appends the text inside `element`, white space as it stands and a mark for what is left out."""
+    """Append the text inside `element`, with its white space and with placeholders for removed text."""
     if text := element.text:
         pieces.append(text)
     for child in element:
@@ -106,7 +106,7 @@ def _collect(element: etree._Element, pieces: list[str]) -> None:
 
 
 def _collect_special(element: etree._Element, name: str, pieces: list[str]) -> None:
-    """Appends the text of an element of the kinds that `_SPECIAL` names."""
+    """Append the text of an element that is listed in `_SPECIAL`."""
     start = len(pieces)
     if name == "xref":
         _collect(element, pieces)
@@ -146,17 +146,17 @@ def _collect_special(element: etree._Element, name: str, pieces: list[str]) -> N
 
 
 def _one_line(pieces: list[str]) -> str:
-    """Joins collected text, with single spaces and without the marks of what was left out."""
+    """Join collected text, with single spaces and without placeholders."""
     text = " ".join("".join(pieces).split())
     if _GAP in text:
         text = _close_gaps(text).strip()
-    if not text.isprintable():  # cheaper than to look for each of the characters without width
+    if not text.isprintable():  # cheaper than a search for each zero-width character
         text = " ".join(_INVISIBLE.sub("", text).split())
     return text
 
 
 def _close_gaps(text: str) -> str:
-    """Takes the marks out, with the brackets, commas and spaces that make no sense without what was left out."""
+    """Remove the placeholders, and the brackets, commas and spaces around them that are no longer needed."""
     left, *segments = text.split(_GAP)
     are_citations = [segment.startswith("\x01") for segment in segments]
     kept: list[str] = []
@@ -191,7 +191,7 @@ def _close_gaps(text: str) -> str:
 
 
 def _is_noise(kind: str, pieces: list[str]) -> bool:
-    """A reference to the bibliography that shows bare numbers, such as the 12 of «[12]», or the mark of a footnote."""
+    """Return whether an element is a numeric reference to the bibliography, such as «[12]», or a footnote mark."""
     text = "".join(pieces)
     if len(pieces) > 40:
         return False
@@ -201,7 +201,7 @@ def _is_noise(kind: str, pieces: list[str]) -> bool:
 
 
 def _is_no_text(pieces: list[str]) -> bool:
-    """A paragraph that is only a DOI, or what PMC puts in place of a file."""
+    """Return whether a paragraph is only a DOI, or the text that PMC inserts for a file."""
     text = " ".join("".join(pieces).split())
     return len(pieces) < 9 and any(pattern.fullmatch(text) for pattern in (_IDENTIFIER, _PLACEHOLDER))
 
@@ -213,13 +213,13 @@ def _chosen_rendering(alternatives: etree._Element) -> etree._Element | None:
 
 
 def _tex(source: str) -> str:
-    """The formula of a `<tex-math>`, without the preamble that many publishers send along."""
+    """Return the formula of a `<tex-math>`, without the preamble that many publishers include."""
     before, begin, after = source.partition(r"\begin{document}")
     return re.sub(r"(?<!\\)\$", "", after.partition(r"\end{document}")[0] if begin else before)
 
 
 def _math(element: etree._Element) -> tuple[str, int]:
-    """A MathML formula on one line, and whether it holds an operator: none, only as its sign, or between its parts."""
+    """Return a MathML formula on one line, and the kind of its operators: none, only a sign, or between its parts."""
     name = local_name(element.tag)
     if name in _TOKENS:
         return _math_token(element, name)
@@ -249,7 +249,7 @@ def _math_token(element: etree._Element, name: str) -> tuple[str, int]:
     if text.isalnum():
         return text, _PLAIN
     text = _INVISIBLE.sub("", text)
-    # Letters in a formula touch, words do not: only the text of an <mtext> keeps a space at its ends.
+    # Letters in a formula are joined. Only the text of an <mtext> keeps the spaces at its ends.
     text = re.sub(r"\s+", " ", text) if name == "mtext" else " ".join(text.split())
     is_operator = name == "mo" and text and not text.isalnum() and _NO_OPERATORS.isdisjoint(text)
     return text, _SIGNED if is_operator else _PLAIN
@@ -274,7 +274,7 @@ def _scripted(name: str, parts: list[tuple[str, int]]) -> tuple[str, int]:
 
 
 def _bracketed(part: tuple[str, int]) -> str:
-    """In brackets if it holds an operator and does not stand in brackets yet."""
+    """Add brackets to a formula that has an operator and no brackets yet."""
     text, holds = part
     closing = _BRACKETS.get(text[:1])
     if holds != _COMPOUND or (closing and text.endswith(closing) and closing not in text[1:-1]):

@@ -1,4 +1,4 @@
-"""Verification of a built set: every image, page, file and count against the report and the rows."""
+"""Verify a built dataset: compare every image, page, file and count with the report and the rows."""
 
 import hashlib
 import json
@@ -21,19 +21,19 @@ from .plan import ARTICLES_FILE, SKIPPED_FILE, read_articles
 
 ROWS_AT_A_TIME = 16
 PAGE_BUFFER_BYTES = 8_000_000
-FAULTS_OF_A_FILE = 20  # that are listed
+FAULTS_OF_A_FILE = 20  # maximum number that is listed
 
 
 @dataclass
 class Verification:
     """
-    What was checked in a built set, and what is wrong with it.
+    The result of verifying a built dataset.
 
     Args:
         checked: Number of things checked, by kind.
-        faults: Every fault, with the file or row that it is about.
-        verifiable: Whether the report states hashes. Otherwise damage that leaves images and counts intact is not
-            found.
+        faults: Description of every fault, with its file or row.
+        verifiable: Whether the report states hashes. Otherwise, damage that leaves images and counts intact is not
+            detected.
     """
 
     checked: Counter[str] = field(default_factory=Counter)
@@ -41,7 +41,7 @@ class Verification:
     verifiable: bool = True
 
     def compare(self, what: str, found: Any, stated: Any) -> None:
-        """Note a fault if what is found in the files is not what the report states."""
+        """Add a fault if a value found in the files differs from the report."""
         self.checked["counts"] += 1
         if found != stated:
             self.faults.append(f"{what}: {REPORT_FILE} states {_shown(stated)}, and there are {_shown(found)}")
@@ -49,17 +49,17 @@ class Verification:
 
 def verify_dataset(folder: Path, *, progress: bool = False) -> Verification:
     """
-    Verify a built set.
+    Verify a built dataset.
 
     Args:
-        folder: What `biomedclip build` wrote. Nothing in it is changed.
-        progress: Show a bar on stderr.
+        folder: Folder that `biomedclip build` wrote. It is not changed.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
         The counts and the faults.
 
     Raises:
-        FileNotFoundError: If there is no data set in the folder.
+        FileNotFoundError: If the folder does not contain a dataset.
 
     Example:
 
@@ -130,7 +130,7 @@ def _hashes(folder: Path, result: Verification) -> dict[str, dict[str, Any]]:
 
 
 def _attempt(result: Verification, path: Path, work: Callable[[], None]) -> None:
-    """Do a part of the verification; an error of whatever kind is a fault of the file."""
+    """Run a part of the verification. Any error is added as a fault of the file."""
     try:
         work()
     except MemoryError:
@@ -148,7 +148,7 @@ def _verify_shard(path: Path, stated: Mapping[str, Any] | None, counts: _Counts,
     if stated is not None:
         _attempt(result, path, partial(check_file, path, stated))
     footer = None if stated is None else stated["footer_sha256"]
-    # Through a buffer, so that a row group need not be in memory as a whole.
+    # Use a buffer, so that a row group is not held in memory as a whole.
     file = open_parquet(path, footer_sha256=footer, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
     noted = json.loads((file.metadata.metadata or {}).get(LICENSES_KEY.encode(), b"[]"))
     faults: list[str] = []

@@ -1,4 +1,4 @@
-"""What is checked before a model is loaded: whether each model suits the task, and where results can be written."""
+"""Checks before a model is loaded: whether each model fits the task, and whether results can be written."""
 
 import json
 import tempfile
@@ -30,21 +30,21 @@ _SHOWN = 5
 
 def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> None:
     """
-    Check that a model can be loaded and suits a task, from its configuration and the names of its files.
+    Check that a model can be loaded and fits a task, from its configuration and file names.
 
-    No code of the model is run, and no weights are read but their headers. Of a model on the Hub the configuration
-    alone is looked at.
+    No code of the model is run, and only the headers of its weights are read. For a model on the Hub, only the
+    configuration is read.
 
     Args:
-        name: What `--model` names: a folder, a Hub id, `biovil` or `biovil-t`.
+        name: Value of `--model`: a folder, a Hub id, `biovil` or `biovil-t`.
         task: `retrieval`, `zero-shot`, `linear-probe` or `vqa`.
         trust_remote_code: Whether code of the model may be run when it is loaded.
 
     Raises:
-        FileNotFoundError: If there is no such folder or model.
+        FileNotFoundError: If the folder or model does not exist.
         ImportError: If a package that the model needs is not installed.
-        ValueError: If it is something else than a model, a model of another kind, or one that needs code of its own.
-            The message says what it is and what to do.
+        ValueError: If it is not a model, is a model for another task, or needs its own code. The message states what it
+            is and what to do.
     """
     _check_kind_of_model(name, task, trust_remote_code)
     if name not in BIOVIL:
@@ -76,15 +76,15 @@ def _check_kind_of_model(name: str, task: str, trusted: bool) -> None:
 
 def check_output(folders: Sequence[Path], task: str, benchmark: str | None) -> None:
     """
-    Check that results can be written, and that they would not replace results of another kind. Makes the folders.
+    Create the output folders. Check that they are writable and do not contain other results.
 
     Args:
-        folders: The folder of each model, and the one of the comparison.
+        folders: The output folder of each model, and that of the comparison.
         task: The task.
-        benchmark: The benchmark, if there is one.
+        benchmark: The benchmark, if any.
 
     Raises:
-        ValueError: If a folder is a file, cannot be written, or holds results of another task or benchmark.
+        ValueError: If a folder is a file, is not writable, or contains results of another task or benchmark.
     """
     for folder in folders:
         for name in ("results.json", "comparison.json"):
@@ -95,10 +95,10 @@ def check_output(folders: Sequence[Path], task: str, benchmark: str | None) -> N
 
 def check_writable(folder: Path, option: str) -> None:
     """
-    Make a folder and check that files can be written in it.
+    Create a folder and check that it is writable.
 
     Raises:
-        ValueError: If there is a file in its place, or if it cannot be written.
+        ValueError: If the path is a file, or if the folder is not writable.
     """
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir():
@@ -134,7 +134,7 @@ def _check_on_hub(name: str, where: str, task: str, trusted: bool) -> None:
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:
-        # An adapter has no configuration of its own.
+        # An adapter has no model configuration.
         if ADAPTER_CONFIG in str(error) or _has_adapter_on_hub(name):
             return
         reason = str(error).strip().splitlines()[0]
@@ -210,7 +210,7 @@ def _advice(task: str) -> str:
 
 
 def _check_architecture(config: Any, where: str, task: str, trusted: bool) -> None:
-    """Check what a configuration says about the kind of the model."""
+    """Check the model type in a configuration."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ValueError(f"{where}: its {CONFIG} has no model_type, so it is not a model of transformers.")
     named = config.get("architectures")
@@ -239,7 +239,7 @@ def _check_architecture(config: Any, where: str, task: str, trusted: bool) -> No
                 f"{version('transformers')}."
                 + (" Its own code runs with --trust-remote-code alone." if config.get("auto_map") else "")
             )
-        return  # loading decides about code of its own
+        return  # the loader handles models with their own code
     model_class = MODEL_MAPPING.get(CONFIG_MAPPING[config["model_type"]], None)
     classes = model_class if isinstance(model_class, tuple) else (model_class,)
     for method in ("get_image_features", "get_text_features"):
@@ -281,7 +281,7 @@ def _graphs(folder: Path) -> bool:
 
 
 def _what_else(folder: Path) -> str:
-    """What a folder is that holds no configuration of a model, and what to do."""
+    """Return a description of a folder without a model configuration, and what to do."""
     if not any(folder.iterdir()):
         return "the folder is empty. Name the folder of a model."
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: path.name.split("-")[-1].zfill(12))

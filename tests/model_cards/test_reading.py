@@ -55,7 +55,7 @@ def test_a_file_in_a_linked_subfolder_is_refused(folder):
 @pytest.mark.parametrize(
     ("target", "message"), [("nothing", "leads to nothing"), ("x.json", "cannot be opened"), ("sub", "is a folder")]
 )
-def test_a_link_without_a_file_behind_it_is_refused(folder, target, message):
+def test_a_broken_link_is_refused(folder, target, message):
     link(folder / "x.json", target)
     with pytest.raises(ValueError, match=rf"x\.json.* {message}"):
         find_file(folder, "x.json")
@@ -100,13 +100,13 @@ def test_a_named_pipe_is_refused_at_once(folder, read):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_is_not_strict_json_of_ordinary_size_is_refused_by_name(tmp_path, content, message):
+def test_json_that_is_not_strict_or_too_large_is_refused_by_name(tmp_path, content, message):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=rf"x\.json .*{message}"):
         read_json(tmp_path / "x.json", largest=1000 if b"xxx" in content else reading.LARGEST)
 
 
-def test_aliases_of_yaml_cannot_multiply_without_end(tmp_path):
+def test_the_number_of_values_from_yaml_aliases_is_limited(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     (tmp_path / "recipe.yaml").write_text("\n".join(lines))

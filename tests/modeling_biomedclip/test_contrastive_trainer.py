@@ -244,7 +244,7 @@ def test_each_batch_size_goes_on_with_the_pairs_that_are_next(train, small_model
         assert state["epoch"] == pytest.approx(seen / len(trainer.pair_stream))
 
 
-def test_a_checkpoint_without_a_position_is_taken_to_have_the_same_batch_size(train, small_model, tmp_path):
+def test_a_checkpoint_without_a_position_is_assumed_to_have_the_same_batch_size(train, small_model, tmp_path):
     train(fresh(small_model), folder="cut", max_steps=2, save_steps=2)
     path = tmp_path / "cut" / "checkpoint-2" / "trainer_state.json"
     state = json.loads(path.read_text())

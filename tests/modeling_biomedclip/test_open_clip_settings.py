@@ -112,7 +112,7 @@ def test_the_default_of_every_setting_is_accepted(folder, section, fields):
         ("preprocess_cfg", "fill_color", 9),
     ],
 )
-def test_a_setting_is_honored_as_open_clip_honors_it(folder, section, key, value):
+def test_a_setting_is_applied_as_in_open_clip(folder, section, key, value):
     change(folder, section, key, value)
     assert_equals_open_clip(folder)
 
@@ -167,7 +167,7 @@ def test_a_temperature_with_a_dimension_is_read(folder):
         ("preprocess_cfg", "std", [0.5, 0.0, 0.5]),
     ],
 )
-def test_a_setting_that_cannot_be_honored_is_refused_by_its_name(folder, section, key, value):
+def test_an_unsupported_setting_is_refused_by_name(folder, section, key, value):
     change(folder, section, key, value)
     with pytest.raises(ValueError, match=key) as error:
         from_open_clip(folder)
@@ -284,7 +284,7 @@ def test_a_folder_without_weights_is_refused(other):
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "convert", "verify"])
-def test_no_verb_passes_trust_from_the_file_to_open_clip(folder, other, marker, tmp_path, capsys, verb):
+def test_no_command_passes_trust_from_the_file_to_open_clip(folder, other, marker, tmp_path, capsys, verb):
     source = other if verb == "evaluate" else folder
     change(source, "text_cfg", "tokenizer_kwargs", {"trust_remote_code": True})
     plant(source, marker, "tokenizer_config.json")

@@ -49,14 +49,14 @@ def saved(tmp_path_factory, small_checkpoint, small_processor):
         ("image-feature-extraction", "tower", {}),
     ],
 )
-def test_pipelines_ask_nothing(saved, task, folder, inputs, flag):
+def test_pipelines_do_not_ask_for_confirmation(saved, task, folder, inputs, flag):
     made = pipeline(task, model=str(saved / folder), device="cpu", **flag)
     assert made(Image.new("RGB", (40, 40)), **inputs)
     assert type(made.model).__module__.startswith("modeling_biomedclip")
 
 
 @pytest.mark.parametrize("folder", ["model", "classifier", "answers"])
-def test_auto_classes_ask_nothing(saved, folder):
+def test_auto_classes_do_not_ask_for_confirmation(saved, folder):
     for auto_class in (AutoModel, AutoProcessor, AutoImageProcessor, AutoTokenizer):
         assert auto_class.from_pretrained(saved / folder)
 

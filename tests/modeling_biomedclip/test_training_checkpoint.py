@@ -88,7 +88,7 @@ def test_every_form_of_the_tokenizer_gives_the_same_ids(original, run, files):
 
 @pytest.mark.parametrize("place", ["beside", "above"])
 @pytest.mark.parametrize("name", ["open_clip_config.json", "biomedclip.json"])
-def test_the_configuration_is_found_beside_and_above(original, run, place, name):
+def test_the_configuration_is_found_next_to_and_above_the_checkpoint(original, run, place, name):
     (run / "biomedclip.json").unlink()
     (run / "results.json").write_text('{"accuracy": 1}')  # no model's
     folder = run / "checkpoints" if place == "beside" else run
@@ -96,7 +96,7 @@ def test_the_configuration_is_found_beside_and_above(original, run, place, name)
     assert same_weights(from_open_clip(checkpoint_of(run))[0], from_open_clip(original)[0])
 
 
-def test_of_several_configurations_the_one_that_was_trained_is_taken(original, run):
+def test_the_configuration_of_the_training_is_used_if_there_are_several(original, run):
     other = config_of(original)["model_cfg"] | {"embed_dim": 48}
     (run / "another.json").write_text(json.dumps(other))
     assert same_weights(from_open_clip(checkpoint_of(run))[0], from_open_clip(original)[0])
@@ -121,14 +121,14 @@ def test_options_of_the_run_that_change_inputs_are_honored(run):
         from_open_clip(checkpoint_of(run))
 
 
-def test_a_checkpoint_without_configuration_says_what_to_copy_where(run):
+def test_the_error_for_a_missing_configuration_says_what_to_copy(run):
     (run / "biomedclip.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"'biomedclip'.*open_clip_config.json") as error:
         from_open_clip(checkpoint_of(run))
     assert str(run) in str(error.value)
 
 
-def test_a_checkpoint_without_tokenizer_says_what_to_copy_where(original, run):
+def test_the_error_for_a_missing_tokenizer_says_what_to_copy(original, run):
     (run / "tokenizer.json").unlink()
     config = config_of(original)
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/else"
@@ -138,7 +138,7 @@ def test_a_checkpoint_without_tokenizer_says_what_to_copy_where(original, run):
     assert "someone/else" in str(error.value) and str(run) in str(error.value)
 
 
-def test_a_model_that_open_clip_knows_is_taken_by_its_name(run):
+def test_the_configuration_of_a_model_that_open_clip_knows_is_found_by_name(run):
     (run / "biomedclip.json").unlink()
     (run / "params.txt").write_text("model: roberta-ViT-B-32\n")
     with pytest.raises(ValueError, match="timm_model_name"):  # found, and no BiomedCLIP

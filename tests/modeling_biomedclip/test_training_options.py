@@ -119,7 +119,7 @@ OTHER_SETTINGS_OF_ACCELERATE = [
 ]
 
 
-def test_all_that_the_table_refuses_is_tried():
+def test_every_refused_setting_of_the_table_is_tested():
     limited = {name for name in FIELDS for rule in FIELDS[name] if rule.accepts is not None}
     assert limited == set(REFUSED)
 
@@ -149,7 +149,7 @@ def test_settings_of_accelerate_that_change_the_batch_are_refused(arguments_clas
         arguments_class(output_dir=str(tmp_path), use_cpu=True, accelerator_config=settings)
 
 
-def test_all_trackers_are_none_where_none_is_installed(tmp_path, monkeypatch):
+def test_report_to_all_selects_no_tracker_if_none_is_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(training_options, "get_available_reporting_integrations", lambda: [])
     with pytest.raises(ValueError, match="no tracker is installed"):
         ContrastiveTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="all")
@@ -183,7 +183,7 @@ def test_a_field_that_a_stream_would_ignore_is_refused_by_name(trainer, options)
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "random"])
-def test_a_stream_has_its_own_order(trainer, strategy):
+def test_options_that_change_the_order_of_a_stream_are_refused(trainer, strategy):
     if strategy == "sequential":
         with pytest.raises(ValueError, match="train_sampling_strategy='sequential' is refused"):
             trainer(train_sampling_strategy=strategy)
@@ -309,7 +309,7 @@ def test_options_of_ddp_reach_accelerate(trainer):
     assert handler.static_graph
 
 
-def test_a_seed_of_the_data_changes_the_order_of_a_list_alone(trainer):
+def test_the_data_seed_only_changes_the_order_of_a_list(trainer):
     orders = [list(trainer(stream=False, data_seed=seed).get_train_dataloader().batch_sampler) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
@@ -356,7 +356,7 @@ def test_the_cache_of_the_device_is_emptied_on_request(trainer, monkeypatch, min
     assert len(emptied) == 2
 
 
-def test_an_optimizer_of_the_users_own_trains(trainer, small_model):
+def test_a_custom_optimizer_trains(trainer, small_model):
     optimizer = torch.optim.SGD(small_model.parameters(), lr=0.5)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     before = small_model.visual_projection.weight.detach().clone()

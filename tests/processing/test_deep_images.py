@@ -218,7 +218,7 @@ def test_a_constant_image_is_black_unless_it_has_8_bits(values, expected):
     assert torch.equal(pixel_values(values), pixel_values(image))
 
 
-def test_floats_within_0_and_1_or_within_0_and_255_are_stretched_like_all_others():
+def test_floats_in_0_to_1_and_in_0_to_255_are_scaled_like_all_others():
     for lowest, highest in ((0, 1), (0.2, 0.6), (0, 255), (10, 99)):
         values = ramp(np.float32, lowest, highest)
         assert shades(read_image(tiff(values))).tolist() == UP
@@ -235,7 +235,7 @@ def test_halves_are_rounded_to_even():
     assert np.asarray(to_8_bit(Image.fromarray(values))).tolist() == [[0, 0, 1, 1, 2, 254, 255, 255]]
 
 
-def test_a_boolean_array_is_the_image_of_one_bit():
+def test_a_boolean_array_is_read_like_a_1_bit_image():
     values = np.random.default_rng(0).integers(0, 2, (300, 260)).astype(bool)
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
@@ -249,12 +249,12 @@ def test_a_bfloat16_tensor_that_needs_a_gradient_is_read():
 
 
 @pytest.mark.parametrize("values", [np.zeros((4, 4), complex), np.zeros((8, 8, 5), np.float32)])
-def test_an_array_that_is_no_image_is_a_clear_error(values):
+def test_an_array_that_is_not_an_image_is_a_clear_error(values):
     with pytest.raises(ValueError, match="integers, booleans or floats|channel"):
         PROCESSOR(values, input_data_format="channels_last")
 
 
-def test_8_bit_files_stay_with_pillow(monkeypatch):
+def test_8_bit_files_are_read_by_pillow(monkeypatch):
     monkeypatch.setattr(images, "_read_deep_image", None)
     values = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
     for pixels in (values, values[..., :3], values[..., 0]):
@@ -289,14 +289,14 @@ def test_a_damaged_file_is_an_image_error(content):
     ],
     ids=["wide TIFF", "large PNG", "large tile"],
 )
-def test_what_would_take_too_much_memory_is_refused_before_it_is_decoded(content, monkeypatch):
+def test_an_image_that_would_take_too_much_memory_is_refused_before_decoding(content, monkeypatch):
     monkeypatch.setattr(images, "MAX_BYTES", 10_000_000)
     with pytest.raises(ImageError) as refused:
         read_image(content)
     assert refused.value.reason == "image too large"
 
 
-def test_the_record_of_a_deep_picture_has_its_mode_pages_and_hash():
+def test_the_record_of_an_image_of_more_than_8_bits_has_its_mode_pages_and_hash():
     picture = np.random.default_rng(0).integers(0, 8, (8, 8)).repeat(20, 0).repeat(20, 1)
     grey = Image.fromarray((picture * 36).astype(np.uint8))
     expected = perceptual_hash(grey)

@@ -247,7 +247,7 @@ def test_each_element_of_the_display_chain_counts(case, caplog):
 
 
 @pytest.mark.parametrize("case", FAULTY)
-def test_an_element_that_cannot_be_used_is_named_and_the_picture_is_shown_without_it(case, caplog):
+def test_an_unusable_element_is_named_in_a_warning_and_ignored(case, caplog):
     elements, named, expected = FAULTY[case]
     with caplog.at_level(logging.WARNING):
         assert shades(dicom(ramp(), **BITS_12, **elements)) == expected
@@ -314,7 +314,7 @@ def lifted(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def test_every_grey_file_of_pydicom_looks_as_pydicom_shows_it():
+def test_every_grayscale_file_of_pydicom_has_the_pixels_of_pydicom():
     data_store = pytest.importorskip("data_store", reason="pydicom-data is not installed")
     files = [*sorted(BUNDLED.rglob("*.dcm")), *sorted((Path(data_store.__file__).parent / "data").glob("*.dcm"))]
     compared = 0
@@ -415,7 +415,7 @@ def test_signed_padding_within_12_bits_is_recognized_without_its_sign_bits():
         assert shades(dicom(stored, PixelPaddingValue=padding, **BITS_12)) == UP
 
 
-def test_an_image_of_padding_alone_is_black():
+def test_an_image_that_only_contains_padding_is_black():
     assert not np.asarray(read_image(dicom(np.full((9, 9), 7, np.uint16), PixelPaddingValue=7))).any()
 
 

@@ -48,7 +48,7 @@ def test_readers_of_parquet_files_refuse_a_fifo(tmp_path, fifo, impatient):
         load_pmc15m(tmp_path / "set")
 
 
-def test_readers_of_parquet_files_do_not_try_an_error_of_this_machine_again(tmp_path, monkeypatch):
+def test_readers_of_parquet_files_do_not_retry_an_error_of_this_machine(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "data" / "train-00000-of-00001.parquet")
     calls = []

@@ -31,7 +31,7 @@ def names(paths: list[Path]) -> list[str]:
     return [path.name for path in paths]
 
 
-def test_all_files_of_both_class_folders_are_read_whatever_they_are_called():
+def test_all_images_of_both_class_folders_are_read_independently_of_their_names():
     pytest.importorskip("pydicom")
     images = read_labelled_images(FAULTS)["train"]
     assert images.labels == ["a"] * 9 + ["b"] * 9
@@ -40,14 +40,14 @@ def test_all_files_of_both_class_folders_are_read_whatever_they_are_called():
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "JPEG2000"])
 @pytest.mark.parametrize("name", ["scan", "scan.img", "scan.0001", "SCAN.TXT"])
-def test_an_image_is_known_by_its_first_bytes(tmp_path, format, name):
+def test_an_image_format_is_detected_from_the_first_bytes(tmp_path, format, name):
     (tmp_path / name).write_bytes(encoded(format))
     assert names(find_images(tmp_path).images) == [name]
     assert read_image(tmp_path / name).size == (20, 20)
 
 
 @pytest.mark.parametrize("byte_order", ["II*\0", "MM\0*", "II+\0", "MM\0+"])
-def test_both_byte_orders_and_big_tiff_are_known(byte_order):
+def test_both_byte_orders_and_big_tiff_are_detected(byte_order):
     assert format_of(byte_order.encode()) == "TIFF"
 
 
@@ -75,13 +75,13 @@ def dicom_bytes(preamble: bool = True, implicit: bool = False) -> bytes:
 
 @pytest.mark.parametrize("preamble", [True, False])
 @pytest.mark.parametrize("implicit", [True, False])
-def test_dicom_is_known_with_and_without_a_preamble(tmp_path, preamble, implicit):
+def test_dicom_is_detected_with_and_without_a_preamble(tmp_path, preamble, implicit):
     (tmp_path / "IM0001").write_bytes(dicom_bytes(preamble, implicit))
     content = find_images(tmp_path)
     assert names(content.images) == ["IM0001"] and content.dicom
 
 
-def test_the_directory_of_a_disc_of_dicom_files_is_no_image(tmp_path):
+def test_a_dicomdir_is_not_an_image(tmp_path):
     (tmp_path / "IM0001").write_bytes(dicom_bytes())
     directory = Path(pytest.importorskip("pydicom").data.get_testdata_file("DICOMDIR", download=False))
     (tmp_path / "DICOMDIR").write_bytes(directory.read_bytes())
@@ -127,7 +127,7 @@ def test_a_damaged_image_still_counts_as_an_image(tmp_path):
     assert names(find_images(tmp_path).images) == ["cut", "cut.jpg", "empty.TIFF"]
 
 
-def test_hidden_files_and_what_archives_leave_are_ignored(tmp_path):
+def test_hidden_files_and_folders_of_archive_programs_are_ignored(tmp_path):
     for name in (".a.png", "__MACOSX/b.png", ".ipynb_checkpoints/c.png", "class/.d.png", "class/e.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(png_bytes(0))
@@ -135,7 +135,7 @@ def test_hidden_files_and_what_archives_leave_are_ignored(tmp_path):
     assert names(found.images) == ["e.png"] and not found.others
 
 
-def test_nothing_but_regular_files_is_opened(tmp_path):
+def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link to a pipe.png").symlink_to(tmp_path / "pipe")
@@ -180,7 +180,7 @@ def test_links_out_of_the_folder_are_listed_and_deep_ones_to_folders_are_not_fol
     assert "lung/loop, lung/more" in caplog.text and "lead out of it (brain, lung/one.png)" in caplog.text
 
 
-def test_what_is_left_out_is_said_once_in_one_line(tmp_path, caplog):
+def test_ignored_files_are_logged_once_in_one_line(tmp_path, caplog):
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         (tmp_path / label / "0.png").write_bytes(png_bytes(0))

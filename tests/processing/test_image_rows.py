@@ -106,7 +106,7 @@ def test_the_image_of_a_row_is_not_read_from_a_path(picture, opened, kind):
     assert content_of(value) == b""
 
 
-def test_what_the_program_gives_is_read(picture):
+def test_images_that_the_program_passes_are_read(picture):
     expected = np.asarray(Image.open(picture))
     content = picture.read_bytes()
     for value in (content, picture, {"bytes": content, "path": "/etc/hostname"}, io.BytesIO(content)):
@@ -153,14 +153,14 @@ def test_a_table_with_paths_as_images_gives_rows_that_cannot_be_read(tmp_path, p
     assert opened == []
 
 
-def test_a_picture_to_keep_out_that_is_a_path_is_not_read(tmp_path, picture, caplog):
+def test_a_path_in_a_dataset_to_decontaminate_is_not_read(tmp_path, picture, caplog):
     table = pa.table({"image": [str(picture), None]})
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="none of its 2 pictures can be compared"):
         PictureIndex.from_path(tmp_path / "a.parquet")
 
 
-def test_image_files_of_a_set_on_the_hub_are_read_from_the_cache_alone(tmp_path, monkeypatch, picture):
+def test_image_files_of_a_hub_dataset_are_only_read_from_the_cache(tmp_path, monkeypatch, picture):
     # `datasets` gives rows with the paths of the files that it has downloaded.
     cache = tmp_path / "cache" / "downloads"
     for label in ("a", "b"):
@@ -227,7 +227,7 @@ def test_a_set_decodes_with_the_limits_of_the_reader(tmp_path, streaming, monkey
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_set_gives_pillow_images_through_whatever_datasets_offers(tmp_path, streaming, monkeypatch):
+def test_a_dataset_returns_pillow_images_in_every_way_of_access(tmp_path, streaming, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = write_shards(tmp_path / "set", shards=1, rows=4)
     pairs = load_pmc15m(folder, streaming=streaming, columns=["pair_id", "image"])

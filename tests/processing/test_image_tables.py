@@ -84,7 +84,7 @@ def test_numbers_are_labels_too(tmp_path):
     assert read_labelled_images(tmp_path, label_column="diagnosis")["train"].labels == ["0", "1", "2"]
 
 
-def test_images_that_no_row_names_are_noted(tmp_path, caplog):
+def test_images_that_no_row_names_are_reported(tmp_path, caplog):
     write_images(tmp_path)
     (tmp_path / "extra.png").write_bytes(png_bytes(9))
     write_metadata(tmp_path, "csv")

@@ -85,7 +85,7 @@ def by_random_access(folder):
     return list(load_pmc15m(folder, columns=COLUMNS, decode=False, streaming=False))
 
 
-def test_no_flipped_bit_gives_other_rows(copy):
+def test_no_flipped_bit_changes_rows(copy):
     # Every region: pages with their headers, page indexes, the footer, its length and the magic numbers.
     path = shard_of(copy)
     expected = {reader: reader(copy) for reader in (by_stream, by_set)}
@@ -217,7 +217,7 @@ def test_a_damaged_report_is_named(copy, damage):
 
 
 @pytest.mark.parametrize("report", [None, "{}"])
-def test_a_set_without_hashes_is_read_and_named_once(tmp_path, caplog, report):
+def test_a_dataset_without_hashes_is_read_and_reported_once(tmp_path, caplog, report):
     write_shards(tmp_path)
     if report is not None:
         (tmp_path / "report.json").write_text(report)
@@ -236,7 +236,7 @@ def test_the_hashes_are_found_from_the_folder_of_shards_too(copy):
         PairStream(copy / "data")
 
 
-def test_damage_to_the_table_of_articles_is_noticed(copy):
+def test_damage_to_the_table_of_articles_is_detected(copy):
     path = copy / "articles.parquet"
     assert read_articles(copy).num_rows == 12
     flip(path, 40)
@@ -260,14 +260,14 @@ def test_an_update_refuses_a_damaged_set(tmp_path):
     assert path.read_bytes() == damaged, "the set is as it was"
 
 
-def test_damage_to_a_set_to_keep_out_is_noticed(copy):
+def test_damage_to_a_dataset_to_decontaminate_is_detected(copy):
     path = shard_of(copy)
     damage_page(path, "perceptual_hash")
     with pytest.raises(ValueError, match=rf"--decontaminate .*{path.name}.*CRC"):
         PictureIndex.from_path(path)
 
 
-def test_a_column_of_a_damaged_file_is_not_read(tmp_path):
+def test_columns_of_a_damaged_file_are_not_read(tmp_path):
     pq.write_table(pa.table({"a": list(range(1000))}), tmp_path / "a.parquet", write_page_checksum=True)
     assert read_columns(tmp_path / "a.parquet", ["a"]).column("a").to_pylist() == list(range(1000))
     flip(tmp_path / "a.parquet", 200)

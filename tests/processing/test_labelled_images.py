@@ -195,7 +195,7 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
         read_labelled_images(tmp_path)
 
 
-def test_images_beside_class_folders_are_noted(tmp_path, caplog):
+def test_images_next_to_class_folders_are_reported(tmp_path, caplog):
     for folder in ("train/lung", "train/brain", "other/lung"):
         write_images(tmp_path / folder, 1)
     (tmp_path / "overview.png").write_bytes(png_bytes(0))
@@ -223,7 +223,7 @@ def test_empty_labels_of_a_datasets_set_are_refused_with_their_row(rows, labels,
     ["https://example.org/rows.parquet", "hf://datasets/someone/else/rows.parquet", "/etc/rows.csv", "../rows.csv"],
 )
 @pytest.mark.parametrize("form", ["data_files: {place}", "data_files: [{{split: train, path: ['{place}']}}]"])
-def test_a_card_of_a_folder_fetches_no_data_from_elsewhere(tmp_path, monkeypatch, file, place, form):
+def test_the_dataset_card_of_a_folder_does_not_load_data_from_elsewhere(tmp_path, monkeypatch, file, place, form):
     monkeypatch.setattr("datasets.load_dataset", lambda *arguments: pytest.fail("datasets has seen the folder"))
     (tmp_path / "rows.parquet").write_bytes(b"")
     text = f"configs:\n- config_name: default\n  {form.format(place=place)}\n"
@@ -242,7 +242,7 @@ def test_a_card_of_a_folder_fetches_no_data_from_elsewhere(tmp_path, monkeypatch
         ("dataset_dict.json", {"splits": [".."]}),
     ],
 )
-def test_a_saved_set_leads_to_no_other_folder(rows, tmp_path, file, change):
+def test_a_saved_dataset_cannot_read_other_folders(rows, tmp_path, file, change):
     rows.save_to_disk(tmp_path / "outside")
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "set")
     path = tmp_path / "set" / file

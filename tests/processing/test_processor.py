@@ -109,7 +109,7 @@ def test_saving_and_loading_changes_nothing(small_processor, tmp_path):
     assert isinstance(loaded.image_processor, BiomedCLIPImageProcessor)
 
 
-def test_a_long_text_gives_the_tokens_of_its_whole(published):
+def test_a_long_text_has_the_same_tokens_after_it_is_cut(published):
     texts = [
         "Axial CT shows ground-glass opacities, “consolidation” &amp; nodules. " * 700,
         "肺" * 50_000,
@@ -157,7 +157,7 @@ def test_a_tokenizer_that_cuts_on_the_left_gets_the_whole_text(small_processor, 
     assert ids == small_processor.tokenizer("brain mri", truncation=True, max_length=4)["input_ids"]
 
 
-def test_no_path_of_texts_tokenizes_a_long_text_whole(small_processor, small_model, monkeypatch):
+def test_every_text_path_cuts_long_texts_before_tokenizing(small_processor, small_model, monkeypatch):
     # A processor of another library, which does not cut by itself.
     longest = []
 

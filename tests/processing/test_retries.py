@@ -24,14 +24,14 @@ def test_an_error_of_this_machine_lasts_however_deep_a_client_has_wrapped_it(nam
 @pytest.mark.parametrize(
     "error", [None, TimeoutError(), OSError(errno.EIO, "text"), OSError(errno.ECONNRESET, "text"), ValueError("text")]
 )
-def test_what_may_pass_does_not_last(error):
+def test_a_temporary_error_may_be_retried(error):
     if error is not None:
         error.__cause__ = error  # a cycle does no harm
     assert lasting_error(error) is None
 
 
 @pytest.mark.parametrize("name", LASTING)
-def test_an_error_that_lasts_says_where_and_what_to_do(name):
+def test_a_lasting_error_states_the_place_and_the_solution(name):
     with pytest.raises(OSError, match=r"\. [A-Z].* '/data/out'") as raised, explained("/data/out"):
         raise OSError(getattr(errno, name), "text")
     assert raised.value.errno == getattr(errno, name)

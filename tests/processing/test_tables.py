@@ -21,7 +21,7 @@ def written(delimiter: str, line_end: str = "\r\n") -> str:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_what_pythons_csv_writes_is_read_in_any_encoding_with_a_mark(tmp_path, delimiter, encoding, line_end):
+def test_output_of_the_csv_module_is_read_in_any_encoding_with_a_mark(tmp_path, delimiter, encoding, line_end):
     (tmp_path / "t.csv").write_bytes(written(delimiter, line_end).encode(encoding))
     table = read_table(tmp_path / "t.csv", ["pair_id", "label"])
     assert [(row["pair_id"], row["label"]) for row in table.rows] == ROWS
@@ -70,13 +70,13 @@ def test_blank_lines_spaces_and_other_delimiters_change_nothing(tmp_path, text, 
         (b"id,label\na," + b"x" * 200_000, "line 2: not CSV that can be read: field larger than field limit"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(tmp_path, content, message):
+def test_errors_state_the_line(tmp_path, content, message):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(ValueError, match=f"t.csv.*{message}"):
         read_table(tmp_path / "t.csv", ["id", "label"])
 
 
-def test_rows_that_say_the_same_twice_count_once_and_contradictions_are_refused(tmp_path):
+def test_duplicate_rows_count_once_and_contradictions_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("id,label\na,x\nb,y\na,x\n")
     table = read_table(tmp_path / "t.csv", ["id", "label"])
     assert [(name, row["label"]) for name, row in labels_by_name(table, "id", "label").items()] == [

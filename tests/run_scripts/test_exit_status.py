@@ -30,7 +30,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_every_verb_is_tried():
+def test_every_command_is_tested():
     assert set(NEEDED) == set(VERBS)
     assert "exit status: 0 for success, 1 if the work failed, 2 for a wrong command line" in usage()
 
@@ -40,7 +40,7 @@ def test_every_verb_is_tried():
     "options",
     [["--no-such-option", "1"], ["--config", "nowhere"], ["--config", "list.yaml"], ["--config", "unknown.yaml"]],
 )
-def test_an_error_of_usage_is_2(verb, options, tmp_path, capsys):
+def test_a_usage_error_exits_with_2(verb, options, tmp_path, capsys):
     (tmp_path / "list.yaml").write_text("- a\n")
     (tmp_path / "unknown.yaml").write_text(f"{verb}:\n  no_such_option: 1\n")
     assert status_of(verb, *NEEDED[verb], *options) == 2
@@ -93,7 +93,7 @@ def test_an_error_of_usage_is_2(verb, options, tmp_path, capsys):
         "push lab --model model",
     ],
 )
-def test_what_no_disk_could_make_right_is_2(command, tmp_path, capsys):
+def test_options_that_are_invalid_for_any_files_exit_with_2(command, tmp_path, capsys):
     assert status_of(*command.split()) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -107,6 +107,6 @@ def test_what_no_disk_could_make_right_is_2(command, tmp_path, capsys):
         "card --model nowhere",
     ],
 )
-def test_work_that_fails_is_1(command, capsys):
+def test_failed_work_exits_with_1(command, capsys):
     assert status_of(*command.split()) == 1
     assert "nowhere" in capsys.readouterr().err

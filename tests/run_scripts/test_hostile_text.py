@@ -289,7 +289,7 @@ def test_a_word_that_yaml_would_read_as_something_else_is_quoted(word):
     assert yaml.safe_load(f"a: {yaml_text(word)}") == {"a": word}
 
 
-def test_json_for_programs_is_strict_and_names_what_became_null(tmp_path, caplog):
+def test_json_output_is_strict_and_names_the_values_that_became_null(tmp_path, caplog):
     reporting.write_json(tmp_path / "x.json", {"loss": float("nan"), "a": {"b": [1.0, float("inf")]}, "c": (1, 2)})
     text = (tmp_path / "x.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"loss": None, "a": {"b": [1.0, None]}, "c": [1, 2]}

@@ -130,14 +130,14 @@ def test_a_list_of_an_option_that_is_separated_by_commas_is_that_text(recipe):
     assert parse("--config", recipe("needed: [PMC1, PMC2]\n")).needed == "PMC1,PMC2"
 
 
-def test_a_bare_no_is_the_choice_no(recipe, tmp_path):
+def test_an_unquoted_no_is_the_choice_no(recipe, tmp_path):
     path = recipe("eval_strategy: no\n")
     options = ["--config", path, "--output-dir", str(tmp_path)]
     (args,) = parse_options("train", [ContrastiveTrainingArguments], options, description="", example="")
     assert args.eval_strategy == "no"
 
 
-def test_a_recipe_may_be_a_folder_no_more_than_it_may_be_missing(tmp_path):
+def test_a_recipe_that_is_a_folder_or_missing_is_refused(tmp_path):
     with pytest.raises(UsageError, match="that is a folder, not a file"):
         parse("--config", str(tmp_path))
     with pytest.raises(UsageError, match="neither a file nor one of"):
@@ -149,7 +149,7 @@ def test_a_section_of_the_base_is_enough(recipe, tmp_path):
     assert parse("--config", recipe("base: base.yaml\nbuild:\n  source: s\n")).needed == "of base"
 
 
-def test_options_of_a_recipe_that_the_command_line_makes_moot_are_dropped(recipe, tmp_path):
+def test_options_of_a_recipe_that_no_longer_apply_with_the_command_line_are_dropped(recipe, tmp_path):
     path = recipe("eval_strategy: steps\neval_steps: 5\nsave_steps: 7\nmax_steps: 9\n")
     options = ["--config", path, "--output-dir", str(tmp_path), "--eval-strategy", "no", "--num-train-epochs=2"]
     (args,) = parse_options(
@@ -165,7 +165,7 @@ def test_options_of_a_recipe_that_the_command_line_makes_moot_are_dropped(recipe
 
 
 @pytest.mark.parametrize("value", ["no", "'no'"])
-def test_options_of_a_base_that_a_recipe_makes_moot_are_dropped(recipe, value, tmp_path):
+def test_options_of_a_base_that_do_not_apply_to_the_recipe_are_dropped(recipe, value, tmp_path):
     (tmp_path / "base.yaml").write_text("eval_strategy: steps\neval_steps: 5\nmax_steps: 9\n")
     own = recipe(f"base: base.yaml\neval_strategy: {value}\n")
     assert set(read_recipe(own, ["train"])) == {"eval_strategy", "max_steps"}

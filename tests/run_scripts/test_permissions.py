@@ -23,7 +23,7 @@ def plain_mode(folder: Path) -> int:
     return mode(folder / "plain")
 
 
-def test_weights_and_code_of_a_saved_model_become_as_others_and_nothing_else_does(tmp_path):
+def test_the_umask_applies_only_to_weights_and_code_of_a_saved_model(tmp_path):
     folder = tmp_path / "model"
     (folder / "below").mkdir(parents=True)
     names = ("model.safetensors", "modeling_biomedclip.py", "key.txt", "below/model.safetensors", "open.safetensors")

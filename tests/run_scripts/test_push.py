@@ -394,14 +394,14 @@ def test_a_link_that_leaves_the_folder_is_refused_and_nothing_is_sent(hub, model
     assert not hub.repositories and not uploads(hub)
 
 
-def test_a_link_within_the_folder_to_what_is_not_published_is_refused(hub, model, nothing_loaded):
+def test_a_link_to_a_file_that_is_not_published_is_refused(hub, model, nothing_loaded):
     replace_by_link(model / "vocab.txt", "notes.txt")
     with pytest.raises(ValueError, match=r"vocab.txt is a link to notes.txt, which is not published"):
         run_push(model)
     assert not hub.repositories
 
 
-def test_a_link_within_the_folder_to_what_is_published_is_followed(hub, model):
+def test_a_link_to_a_published_file_is_followed(hub, model):
     (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
     (model / "model.safetensors").symlink_to("model-00001-of-00001.safetensors")
     run_push(model)
@@ -447,7 +447,7 @@ def change_json(path: Path, change: dict) -> None:
         ("config.json", {"model_type": ["biomedclip"]}, "no BiomedCLIP in transformers' layout"),
     ],
 )
-def test_a_configuration_that_names_code_of_somebody_else_is_refused(hub, model, nothing_loaded, file, change, message):
+def test_a_configuration_that_refers_to_other_code_is_refused(hub, model, nothing_loaded, file, change, message):
     change_json(model / file, change)
     with pytest.raises(ValueError, match=message):
         run_push(model)
@@ -495,7 +495,7 @@ def test_files_that_are_not_published_are_not_loaded_either(hub, model):
     assert {"added_tokens.json", "adapter_config.json"} <= set(report["left_out"])
 
 
-def test_a_dry_run_tells_what_stays_and_why(model, capsys, monkeypatch):
+def test_a_dry_run_lists_the_files_that_are_not_uploaded_with_reasons(model, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     (model / "evil\x1b[31m.txt").write_text("")
     assert main(["push", "lab/model", "--model", str(model), "--dry-run"]) == 0

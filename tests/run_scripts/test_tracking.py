@@ -104,7 +104,7 @@ def test_wandb_without_a_key_is_refused_before_anything_is_done(arguments, no_cr
 @pytest.mark.parametrize(
     "variables", [{"WANDB_API_KEY": "k" * 40}, {"WANDB_MODE": "offline"}, {"WANDB_MODE": "disabled"}]
 )
-def test_wandb_starts_with_a_key_or_where_it_needs_none(no_credentials, monkeypatch, variables):
+def test_wandb_starts_with_a_key_or_in_a_mode_that_needs_none(no_credentials, monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     check("wandb")
@@ -157,7 +157,7 @@ def test_a_tracker_that_fails_is_named_without_a_traceback(arguments, tmp_path, 
     assert "--report-to tensorboard: ServerError: no answer" in capsys.readouterr().err
 
 
-def test_the_recipe_of_a_run_holds_its_trackers_and_what_else_makes_it(tmp_path):
+def test_the_recipe_of_a_run_contains_all_its_settings(tmp_path):
     options = {
         "report_to": ["tensorboard"],
         "run_name": "mine",

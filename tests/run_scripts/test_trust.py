@@ -115,7 +115,7 @@ def test_no_loader_runs_code_or_asks(planted, marker, number):
         "push lab/model --model {planted} --dry-run",
     ],
 )
-def test_no_verb_runs_code_when_the_answer_would_be_yes(planted, marker, built, tmp_path, monkeypatch, capsys, verb):
+def test_no_command_runs_code_if_the_answer_would_be_yes(planted, marker, built, tmp_path, monkeypatch, capsys, verb):
     from PIL import Image
 
     for number in range(8):
@@ -157,7 +157,7 @@ def test_a_loader_that_forgets_the_argument_does_not_ask_either(two_towers, mark
     assert not marker.exists()
 
 
-def test_code_beside_our_own_model_is_not_run(small_checkpoint, marker, tmp_path):
+def test_code_in_the_folder_of_a_biomedclip_is_not_run(small_checkpoint, marker, tmp_path):
     folder = plant(shutil.copytree(small_checkpoint, tmp_path / "model"), marker, "config.json")
     assert load_dual_encoder(str(folder)).type == "biomedclip"
     assert not marker.exists()
@@ -170,7 +170,7 @@ def test_the_flag_runs_the_code(planted, marker):
 
 
 @torch.no_grad()
-def test_a_model_that_needs_its_own_code_is_loaded_with_the_flag_alone(small_checkpoint, tmp_path):
+def test_a_model_that_needs_its_own_code_is_only_loaded_with_the_flag(small_checkpoint, tmp_path):
     folder = shutil.copytree(small_checkpoint, tmp_path / "model")
     change(folder / "config.json", model_type="someones_clip")
     code = folder / "configuration_biomedclip.py"
@@ -233,7 +233,7 @@ class RunsCode:
         return open, (str(self.marker), "w")
 
 
-def test_pickles_of_adapters_are_refused_and_those_of_models_hold_tensors_alone(
+def test_pickles_of_adapters_are_refused_and_those_of_models_only_contain_tensors(
     adapter, small_checkpoint, marker, tmp_path
 ):
     change(adapter / "adapter_config.json", base_model_name_or_path=str(small_checkpoint))
@@ -278,7 +278,7 @@ def test_settings_that_load_from_elsewhere_are_refused_by_name(small_checkpoint,
 
 
 @pytest.mark.parametrize("verb", ["convert {model} {out}", "export {model} {out}", "card {model}"])
-def test_an_adapter_beside_a_model_is_refused_where_only_the_model_is_read(
+def test_an_adapter_next_to_a_model_is_refused_if_only_the_model_is_read(
     small_checkpoint, adapter, tmp_path, capsys, verb
 ):
     folder = shutil.copytree(small_checkpoint, tmp_path / "model")
@@ -288,7 +288,7 @@ def test_an_adapter_beside_a_model_is_refused_where_only_the_model_is_read(
     assert "holds an adapter" in capsys.readouterr().err
 
 
-def test_recipes_cannot_give_trust(tmp_path):
+def test_a_recipe_cannot_set_trust_remote_code(tmp_path):
     (tmp_path / "recipe.yaml").write_text("trust-remote-code: true\n")
     with pytest.raises(ValueError, match="--trust-remote-code"):
         read_recipe(str(tmp_path / "recipe.yaml"), ["evaluate"])

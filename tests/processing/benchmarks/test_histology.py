@@ -95,7 +95,7 @@ def test_real_images_of_lc25000_are_read(shared_data):
     assert {read_image(image).size for image in [*lung.images.images, *colon.images.images]} == {(768, 768)}
 
 
-def test_images_of_a_benchmark_are_known_by_their_content_and_others_are_listed(tmp_path, caplog):
+def test_benchmark_images_are_found_by_content_and_other_files_are_listed(tmp_path, caplog):
     write_lc25000(tmp_path, images=2, size=16)
     folder = tmp_path / "lung_colon_image_set" / "lung_image_sets" / "lung_n"
     first = min(folder.iterdir())

@@ -84,7 +84,7 @@ def secret_beside(mirror) -> Path:
 
 
 @pytest.mark.parametrize("over_http", [False, True])
-def test_no_form_of_a_key_reads_what_lies_beside_the_bucket(mirror, serve, over_http):
+def test_no_form_of_a_key_reads_files_outside_the_bucket(mirror, serve, over_http):
     secret = secret_beside(mirror)
     bucket = Bucket(serve(mirror.root).url if over_http else str(mirror.root))
     encoded = ["%2e%2e/secret", "%2E%2E%2Fsecret", "..%2fsecret", "%252e%252e/secret", "PMC1000.1/%2e%2e/%2e%2e/secret"]
@@ -147,7 +147,7 @@ def put_in_place(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["FIFO", "socket", "folder"])
 @pytest.mark.parametrize("file", ["metadata/PMC1000.1.json", "PMC1000.1/PMC1000.1.xml", "PMC1000.1/a1000-g0.png"])
-def test_what_is_no_file_is_refused_and_costs_no_other_article(mirror, tmp_path, impatient, kind, file):
+def test_a_path_that_is_not_a_file_is_refused_and_other_articles_are_kept(mirror, tmp_path, impatient, kind, file):
     mirror.plain_articles(3)
     put_in_place(mirror.root / file, kind)
     report = build_set(mirror.root, tmp_path / "out", split_fractions=(1, 0, 0))
@@ -161,7 +161,7 @@ def test_what_is_no_file_is_refused_and_costs_no_other_article(mirror, tmp_path,
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "socket"])
-def test_an_inventory_that_is_no_file_is_a_clear_error(mirror, impatient, kind):
+def test_an_inventory_that_is_not_a_file_is_a_clear_error(mirror, impatient, kind):
     mirror.plain_articles(1)
     write_inventory(mirror.root, {"PMC1000.1": "etag"})
     put_in_place(mirror.root / INVENTORY / "2026-01-18T01-00Z" / "manifest.json", kind)
@@ -170,7 +170,7 @@ def test_an_inventory_that_is_no_file_is_a_clear_error(mirror, impatient, kind):
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "file"])
-def test_a_source_that_is_no_folder_is_refused(tmp_path, impatient, kind):
+def test_a_source_that_is_not_a_folder_is_refused(tmp_path, impatient, kind):
     put_in_place(tmp_path / "source", "FIFO") if kind == "FIFO" else (tmp_path / "source").write_text("a file")
     with pytest.raises(BucketError, match="is not a folder"):
         Bucket(str(tmp_path / "source"))
@@ -459,7 +459,7 @@ def test_once_a_source_has_answered_a_lost_connection_is_waited_for(mirror, monk
         pickle.loads(pickle.dumps(bucket)).read("metadata/PMC1000.1.json")
 
 
-def test_what_a_server_answers_is_told(mirror, serve):
+def test_the_http_status_of_a_server_is_reported(mirror, serve):
     mirror.plain_articles(1)
     bucket = Bucket(serve(mirror.root, forbidden=["PMC1000.1.json"]).url)
     with pytest.raises(ObjectError, match=r"^metadata/PMC1000.1.json: cannot be read \(access is denied\): HTTP 403$"):

@@ -106,26 +106,26 @@ class TestCredentials:
         mirror.plain_articles(1)
         return object_store.upload(mirror.root, name)
 
-    def test_without_any_a_bucket_is_read_anonymously(self, source, object_store, monkeypatch):
+    def test_without_credentials_a_bucket_is_read_anonymously(self, source, object_store, monkeypatch):
         assert read_with(monkeypatch, object_store, source) == {""}
 
-    def test_those_of_the_environment_are_used(self, source, object_store, monkeypatch):
+    def test_credentials_of_the_environment_are_used(self, source, object_store, monkeypatch):
         keys = {"AWS_ACCESS_KEY_ID": "of-the-environment", "AWS_SECRET_ACCESS_KEY": "secret"}
         assert read_with(monkeypatch, object_store, source, **keys) == {"of-the-environment"}
 
     @pytest.mark.parametrize("profile", ["default", "lab"])
-    def test_those_of_a_profile_are_used(self, source, object_store, monkeypatch, tmp_path, profile):
+    def test_credentials_of_a_profile_are_used(self, source, object_store, monkeypatch, tmp_path, profile):
         (tmp_path / "keys").write_text(
             f"[{profile}]\naws_access_key_id = of-a-profile\naws_secret_access_key = secret\n"
         )
         files = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "keys"), "AWS_PROFILE": profile}
         assert read_with(monkeypatch, object_store, source, **files) == {"of-a-profile"}
 
-    def test_those_of_fsspecs_settings_are_used(self, source, object_store, monkeypatch):
+    def test_credentials_of_the_fsspec_settings_are_used(self, source, object_store, monkeypatch):
         monkeypatch.setitem(fsspec.config.conf, "s3", {"key": "of-the-settings", "secret": "secret"})
         assert read_with(monkeypatch, object_store, source) == {"of-the-settings"}
 
-    def test_a_profile_that_is_not_there_is_a_clear_error(self, source, object_store, monkeypatch):
+    def test_a_missing_profile_is_a_clear_error(self, source, object_store, monkeypatch):
         with pytest.raises(BucketError, match=f"{source}: the AWS credentials .* \\(.*nobody.*unset them"):
             read_with(monkeypatch, object_store, source, AWS_PROFILE="nobody")
 
@@ -144,7 +144,7 @@ def test_without_a_network_it_is_said_that_there_is_no_connection(object_store, 
             Bucket(f"s3://{PMC}")
 
 
-def test_a_bucket_that_may_not_be_read_is_not_called_missing(mirror, object_store, monkeypatch):
+def test_a_bucket_without_read_access_is_not_reported_as_missing(mirror, object_store, monkeypatch):
     mirror.plain_articles(1)
     source = object_store.upload(mirror.root, "closed", public=False)
     without_keys(monkeypatch)

@@ -135,7 +135,7 @@ def test_damage_is_listed_and_everything_else_is_kept(mirror, tmp_path):
     assert sum(report["articles"]["dropped"].values()) == 12
 
 
-def test_one_article_cannot_flood_the_set(mirror, tmp_path):
+def test_the_number_of_figures_of_one_article_is_limited(mirror, tmp_path):
     mirror.plain_articles(3)
     figures = "".join(figure_xml(f"F{number}", "The same image.", "g") for number in range(2_500))
     mirror.article(1, figures=figures, media={"g.png": png_bytes(1)})
@@ -244,7 +244,7 @@ def test_a_damaged_report_is_a_clear_error_and_the_set_can_be_built_anew(mirror,
     assert build_set(mirror.root, tmp_path / "out", **options, overwrite=True)["pairs"] == 6
 
 
-def test_a_tokenizer_with_a_file_that_is_none_is_refused(mirror, tmp_path, impatient):
+def test_a_tokenizer_folder_with_a_fifo_is_refused(mirror, tmp_path, impatient):
     (tmp_path / "tokenizer").mkdir()
     os.mkfifo(tmp_path / "tokenizer" / "vocab.txt")
     with pytest.raises(OSError, match="vocab.txt is a FIFO, not a file"):

@@ -205,7 +205,7 @@ def test_an_error_of_this_machine_stops_the_build_at_once_and_says_what_to_do(mi
 
 
 @pytest.mark.parametrize("error", [CredentialsRefused("refused"), DamagedFile("damaged")], ids=str)
-def test_what_the_user_has_to_mend_stops_the_build_at_once(mirror, tmp_path, monkeypatch, error):
+def test_an_error_that_the_user_must_fix_stops_the_build_at_once(mirror, tmp_path, monkeypatch, error):
     mirror.plain_articles(4)
     monkeypatch.setattr(steps.ArticleStep, "_process_or_drop", lambda self, article: self.process(article))
     attempts = count_attempts(monkeypatch, error)

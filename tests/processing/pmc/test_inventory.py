@@ -71,7 +71,7 @@ def test_without_metadata_they_come_from_the_folders_of_articles(mirror):
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "file"])
-def test_what_is_no_folder_of_metadata_does_not_hide_the_articles(mirror, impatient, kind):
+def test_an_entry_that_is_not_a_metadata_folder_does_not_hide_the_articles(mirror, impatient, kind):
     mirror.plain_articles(2)
     shutil.rmtree(mirror.root / "metadata")
     path = mirror.root / "metadata"

@@ -54,7 +54,7 @@ def mentions_by_file(xml: bytes) -> dict[str, tuple[str, ...]]:
         "<fig><graphic xlink:href='a'>{caption}</graphic><graphic xlink:href='b'>{caption}</graphic></fig>",
     ],
 )
-def test_caption_and_images_find_each_other_across_levels(figure):
+def test_captions_and_images_are_matched_across_levels(figure):
     figure = figure.format(caption=caption("Two views of the chest."), a=graphic("a"), b=graphic("b"))
     assert captions_by_file(article(figure)) == dict.fromkeys(["a", "b"], "Two views of the chest.")
 
@@ -92,7 +92,7 @@ def test_a_figure_never_takes_the_caption_of_a_neighbor(body):
     assert captions_by_file(article(body)) == {"a": "Mine.", "b": ""}
 
 
-def test_a_symbol_in_the_caption_is_no_image_of_a_figure_that_has_another():
+def test_a_symbol_in_the_caption_is_not_an_image_of_a_figure_that_has_another():
     figure = f"<fig><caption><p>Cells {graphic('symbol')} marked.</p></caption>{graphic('a')}</fig>"
     assert captions_by_file(article(figure)) == {"a": "Cells marked."}
 
@@ -115,7 +115,7 @@ def test_a_captioned_graphic_outside_figures_is_a_figure():
         "<p><graphic>{caption}</graphic></p>",
     ],
 )
-def test_other_graphics_outside_figures_are_no_figures(body):
+def test_other_graphics_outside_figures_are_not_figures(body):
     assert parse_figures(article(body.format(a=graphic("a"), caption=caption("No figure.")))) == []
 
 
@@ -137,7 +137,7 @@ CLICK = "Click here for additional data file."
         (f"<fig>{caption('Click here rates of users.')}{graphic('a')}</fig>", "Click here rates of users."),
     ],
 )
-def test_the_placeholder_for_additional_files_is_no_caption(figure, expected):
+def test_the_placeholder_for_additional_files_is_not_a_caption(figure, expected):
     (parsed,) = parse_figures(article(figure))
     assert parsed.caption == expected
 
@@ -162,7 +162,7 @@ ENGLISH = 'xml:lang="en"'
     ],
 )
 @pytest.mark.parametrize(("language", "expected"), [("en", "Chest."), ("en-US", "Chest."), ("es", "Tórax.")])
-def test_of_captions_in_two_languages_that_of_the_article_is_taken(group, language, expected):
+def test_the_caption_in_the_language_of_the_article_is_used(group, language, expected):
     texts = {"tórax": caption("Tórax."), "chest": caption("Chest."), "a": graphic("a")}
     body = group.format(es=SPANISH, en=ENGLISH, **texts)
     assert captions_by_file(article(body, f'xml:lang="{language}"')) == {"a": expected}
@@ -182,7 +182,7 @@ def test_a_figure_without_a_language_has_that_of_the_article_and_one_without_a_c
     assert captions_by_file(article(body, ENGLISH)) == {"a": "Chest."}
 
 
-def test_of_captions_in_languages_that_the_article_does_not_have_the_first_is_taken():
+def test_the_first_caption_is_used_if_none_is_in_the_language_of_the_article():
     group = f"<fig-group><fig {SPANISH}>{caption('Tórax.')}</fig><fig {ENGLISH}>{caption('Chest.')}{graphic('a')}</fig>"
     for attributes in ("", 'xml:lang="fr"'):
         assert captions_by_file(article(f"{group}</fig-group>", attributes)) == {"a": "Tórax."}
@@ -233,7 +233,7 @@ def test_the_target_of_a_reference_counts_and_not_its_type(attributes, shown):
     assert mentions_by_file(article(body)) == {"a": (f"See {shown} here.",)}
 
 
-def test_a_reference_to_something_else_is_no_mention():
+def test_a_reference_to_something_else_is_not_a_mention():
     body = f"<p>See {refer('T1')} and {refer('sec1')}.</p><sec id='sec1'><fig id='F1'>{graphic('a')}</fig></sec>"
     assert mentions_by_file(article(body)) == {"a": ()}
 
@@ -255,7 +255,7 @@ def test_a_mention_of_a_group_is_one_of_each_figure_in_it(figure):
     assert found == {"a": ("In Fig.",), "b": ("In Fig.",), "c": ()}
 
 
-def test_a_mention_of_one_panel_is_none_of_the_others():
+def test_a_mention_of_one_panel_does_not_count_for_other_panels():
     group = f"<fig-group id='X'><fig id='a'>{graphic('a')}</fig><fig id='b'>{graphic('b')}</fig></fig-group>"
     assert mentions_by_file(article(f"<p>In {refer('b')}.</p>{group}")) == {"a": (), "b": ("In Fig.",)}
 

@@ -219,7 +219,7 @@ def test_copies_are_known_again_and_other_pictures_are_not(shared_data):
 
 
 @pytest.mark.parametrize(("bits", "same"), [(0, True), (1, True), (6, True), (7, False), (8, False), (64, False)])
-def test_pictures_of_up_to_6_different_bits_are_the_same(bits, same):
+def test_images_whose_hashes_differ_in_up_to_6_bits_are_the_same(bits, same):
     one = 0x0123456789ABCDEF
     for shift in (0, 64 - bits):  # at both ends of the hash
         other = one ^ (((1 << bits) - 1) << shift)
@@ -366,7 +366,7 @@ def test_the_pages_of_a_tiff_are_counted_up_to_a_limit(count, recorded):
     assert time.process_time() - started < 2  # 20,000 pages took 5 s, and time grows with their square
 
 
-def test_images_to_keep_out_are_known_by_their_content(tmp_path, caplog):
+def test_images_to_decontaminate_are_found_by_content(tmp_path, caplog):
     pytest.importorskip("pydicom")
     folder = tmp_path / "benchmark"
     folder.mkdir()
@@ -384,7 +384,7 @@ def test_images_to_keep_out_are_known_by_their_content(tmp_path, caplog):
         PictureIndex.from_path(folder / "notes.txt")
 
 
-def test_dicom_files_are_kept_out_too(caplog):
+def test_dicom_files_are_decontaminated_too(caplog):
     pytest.importorskip("pydicom")
     faults = ROOT / "tests" / "data" / "faults" / "folder_extensions"
     index = PictureIndex.from_path(faults)

@@ -285,7 +285,7 @@ def assert_readers_see_a_whole_set_or_are_told_what_to_do(output: Path) -> None:
 
 
 @pytest.mark.parametrize("also", ["update", "publish"])
-def test_behind_such_a_kill_an_update_and_a_push_find_the_whole_set(complete, tmp_path, also):
+def test_an_update_and_a_push_after_such_a_kill_find_the_complete_dataset(complete, tmp_path, also):
     output, source, options, undisturbed = complete
     published = []
     command = {"update": {"update": True}, "publish": {"publish": lambda *what: published.append(what)}}[also]
@@ -300,7 +300,7 @@ def test_behind_such_a_kill_an_update_and_a_push_find_the_whole_set(complete, tm
     assert [folder.name for _, folder in published] == ([f"copy-{n}" for n in range(8)] if also == "publish" else [])
 
 
-def test_a_set_that_is_there_is_still_kept_from_a_command_with_other_options(complete, tmp_path):
+def test_an_existing_dataset_is_kept_if_the_options_differ(complete, tmp_path):
     output, source, options, _ = complete
     shutil.copytree(output, tmp_path / "copy")
     with pytest.raises(Killed), killed_at(5):

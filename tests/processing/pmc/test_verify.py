@@ -159,7 +159,7 @@ def test_the_command_needs_no_other_option_and_exits_with_1_on_a_fault(copy, cap
     assert "no data set there" in capfd.readouterr().err
 
 
-def test_names_in_faults_do_not_steer_the_terminal(copy, capfd):
+def test_names_in_faults_are_escaped_for_the_terminal(copy, capfd):
     change_row(copy, "pair_id", lambda name: "PMC1\x1b[2J\u202e")
     change_row(copy, "image", other_image)
     assert main(["build", "--verify", str(copy)]) == 1

@@ -41,7 +41,7 @@ def adapter(folder, base, small_processor, **options):
 
 
 @pytest.mark.parametrize("task", ["retrieval", "zero-shot", "linear-probe"])
-def test_a_classifier_is_called_one_and_its_use_is_told(tmp_path, small_processor, task, no_weights):
+def test_the_error_for_a_classifier_states_how_to_use_it(tmp_path, small_processor, task, no_weights):
     name = save(BiomedCLIPForImageClassification, tmp_path, small_processor.image_processor)
     with pytest.raises(
         ValueError, match="is a classifier .BiomedCLIPForImageClassification., which has no text tower"
@@ -51,7 +51,7 @@ def test_a_classifier_is_called_one_and_its_use_is_told(tmp_path, small_processo
     assert "train_results.json" in str(found.value)
 
 
-def test_a_model_that_answers_questions_is_sent_to_its_task(tmp_path, small_processor, no_weights):
+def test_the_error_for_a_vqa_model_names_its_task(tmp_path, small_processor, no_weights):
     from modeling_biomedclip import BiomedCLIPCoAttentionConfig
 
     head = BiomedCLIPCoAttentionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
@@ -134,7 +134,7 @@ def write(folder, name, content=b"{}"):
         (["own/config.json"], "no config.json there"),
     ],
 )
-def test_a_folder_that_is_no_model_is_called_what_it_is(tmp_path, names, message, no_weights):
+def test_the_error_for_a_folder_that_is_not_a_model_describes_the_folder(tmp_path, names, message, no_weights):
     for name in names:
         write(tmp_path, name, png_bytes(0) if name.endswith(".png") else b"{}")
     with pytest.raises(ValueError, match=f"--model .*: .*{message}"):
@@ -154,7 +154,7 @@ def test_a_folder_that_is_no_model_is_called_what_it_is(tmp_path, names, message
         ("biovil-t", ImportError, "needs the package health_multimodal"),
     ],
 )
-def test_a_model_that_is_not_there_is_named(tmp_path, monkeypatch, name, error, message, no_weights):
+def test_a_missing_model_is_named(tmp_path, monkeypatch, name, error, message, no_weights):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "file").write_text("")
     with pytest.raises(error, match=f"--model .*{message}"):
@@ -213,7 +213,7 @@ def test_results_are_not_replaced_by_those_of_another_kind(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
-def test_a_file_is_no_output_folder(tmp_path, name):
+def test_a_file_is_refused_as_an_output_folder(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="--output-dir .*file is a file. Choose a folder"):
         check_output([tmp_path / name], "zero-shot", None)
@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("auto_map", "more"), [({}, ""), ({"AutoModel": "own.Model"}, "with --trust-remote-code alone")]
 )
-def test_a_model_of_a_type_that_is_not_known_needs_trust(tmp_path, auto_map, more, no_weights):
+def test_a_model_of_an_unknown_type_needs_trust_remote_code(tmp_path, auto_map, more, no_weights):
     write(tmp_path, "config.json", json.dumps({"model_type": "own", "auto_map": auto_map}).encode())
     write(tmp_path, "pytorch_model.bin")
     write(tmp_path, "processor_config.json")

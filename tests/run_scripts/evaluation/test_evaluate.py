@@ -382,7 +382,7 @@ def test_all_models_data_and_folders_are_checked_before_one_is_loaded(two_models
     assert "--features-dir" in refused(capsys, *arguments, "--features-dir", tmp_path / "out")
 
 
-def test_models_that_fail_in_mid_run_are_named_and_the_others_are_compared(two_models, tmp_path, capsys, monkeypatch):
+def test_models_that_fail_during_a_run_are_named_and_the_others_are_compared(two_models, tmp_path, capsys, monkeypatch):
     broken = tmp_path / "broken"
     shutil.copytree(two_models[0], broken)
     load = evaluate_module.load_dual_encoder
@@ -474,7 +474,7 @@ def test_a_missing_package_is_named_before_a_model_is_loaded(small_checkpoint, t
     assert 'pip install "biomedclip[dicom]"' in refused(capsys, *arguments)
 
 
-def test_too_few_pairs_to_choose_from_are_refused(small_checkpoint, built, tmp_path, capsys, no_model, monkeypatch):
+def test_too_few_pairs_to_sample_from_are_refused(small_checkpoint, built, tmp_path, capsys, no_model, monkeypatch):
     import run_scripts.evaluate as module
 
     read = module.load_pmc15m

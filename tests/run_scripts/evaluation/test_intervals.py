@@ -93,7 +93,7 @@ def test_answers_to_questions_draw_whole_images_as_scipy_does():
         assert metrics[f"{name}accuracy_interval"] == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
-def test_answers_whose_scores_are_no_numbers_make_the_accuracy_undefined(tmp_path, capsys):
+def test_nan_scores_of_answers_make_the_accuracy_undefined(tmp_path, capsys):
     rows = answers(np.array([True] * 6), np.arange(6))
     rows[2] |= {"right": None, "given": None, "score": None}
     metrics = answer_metrics(rows, seed=0)
@@ -114,7 +114,7 @@ def test_answers_whose_scores_are_no_numbers_make_the_accuracy_undefined(tmp_pat
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("which", ["train", "validation", "test"])
-def test_features_that_are_no_numbers_make_the_probe_undefined(which, value, capsys):
+def test_nan_features_make_the_linear_probe_undefined(which, value, capsys):
     generator = np.random.default_rng(3)
     splits = {}
     for name in ("train", "validation", "test"):

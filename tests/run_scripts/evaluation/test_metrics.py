@@ -150,7 +150,7 @@ UNDEFINED_AUROC = {
 
 
 @pytest.mark.parametrize(("scores", "truth", "reason"), UNDEFINED_AUROC.values(), ids=UNDEFINED_AUROC.keys())
-def test_auroc_that_is_undefined_is_none_with_the_reason(classification, scores, truth, reason):
+def test_an_undefined_auroc_is_none_with_a_reason(classification, scores, truth, reason):
     measured = classification.compute(predictions=scores, references=truth)
     assert measured["auroc"] is None and measured["auroc_interval"] is None
     assert measured["undefined"] == {"auroc": reason}
@@ -181,7 +181,7 @@ def recalls(truth, answers, scores) -> list[float | None]:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("images", [1, 6])
-def test_scores_that_are_no_numbers_make_every_metric_undefined(classification, value, images):
+def test_nan_scores_make_every_metric_undefined(classification, value, images):
     scores = np.zeros((6, 3))
     scores[:images, 1] = value
     measured = classification.compute(predictions=scores, references=[0, 1, 2, 0, 1, 2])
@@ -193,7 +193,7 @@ def test_scores_that_are_no_numbers_make_every_metric_undefined(classification, 
     json.dumps(measured, allow_nan=False)
 
 
-def test_constant_scores_rank_nothing(classification):
+def test_constant_scores_give_an_auroc_of_one_half(classification):
     measured = classification.compute(predictions=np.zeros((30, 3)), references=[0, 1, 2] * 10)
     assert measured["auroc"] == roc_auc_score([0, 1, 2] * 10, np.full((30, 3), 1 / 3), multi_class="ovr") == 0.5
     assert measured["auroc_interval"] == [0.5, 0.5] and measured["undefined"] == {}
@@ -289,7 +289,7 @@ def test_intervals_of_retrieval_draw_whole_articles(several):
             assert metrics[direction][f"recall_at_{k}_interval"] == pytest.approx(expected), (direction, k)
 
 
-def test_retrieval_of_embeddings_that_are_no_numbers_is_undefined(tmp_path, capsys):
+def test_retrieval_with_nan_embeddings_is_undefined(tmp_path, capsys):
     images, texts = torch.randn(4, 3), torch.randn(4, 3)
     texts[2, 1] = float("nan")
     embedded = EmbeddedPairs(images, texts, None, torch.arange(4), [], "0")

@@ -27,7 +27,7 @@ def labelled(built, tmp_path):
     return tmp_path / "set"
 
 
-def test_labels_of_all_splits_may_stand_in_one_file(labelled, ids):
+def test_labels_of_all_splits_may_be_in_one_file(labelled, ids):
     rows = [f" {name} ; {'chart' if number % 2 else 'photo'} " for number, name in enumerate(sum(ids.values(), []))]
     (labelled / "labels.csv").write_text("\n\npair_id;label\n" + "\n\n".join(rows), encoding="utf-16")
     images, notes = labelled_images(str(labelled), "test")
@@ -62,7 +62,7 @@ def test_labels_that_are_wrong_are_refused_with_their_line(labelled, ids, text, 
         labelled_images(str(labelled), "test")
 
 
-def test_labels_of_other_splits_alone_leave_nothing_to_measure(labelled, ids):
+def test_labels_of_other_splits_only_are_an_error(labelled, ids):
     (labelled / "labels.csv").write_text(f"pair_id,label\n{ids['train'][0]},chart\n")
     with pytest.raises(ValueError, match="no pair of the test split has a label"):
         labelled_images(str(labelled), "test")
@@ -76,7 +76,7 @@ def test_the_column_of_labels_can_be_named(tmp_path):
         labelled_images(str(tmp_path), "test", image_column="scan")
 
 
-def test_labels_beside_no_dataset_say_what_to_write_for_files(tmp_path):
+def test_labels_without_a_dataset_state_the_format_for_files(tmp_path):
     (tmp_path / "labels.csv").write_text("pair_id,label\na,x\n")
     (tmp_path / "a.png").write_bytes(png_bytes(0))
     with pytest.raises(FileNotFoundError, match="write a metadata.csv with file_name and label"):

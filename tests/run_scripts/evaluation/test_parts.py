@@ -91,7 +91,7 @@ def test_a_damaged_or_foreign_part_is_computed_again_with_a_warning(done, tmp_pa
     assert "part-00001.safetensors: damaged" in caplog.text
 
 
-def test_a_part_of_other_work_is_computed_again(done, tmp_path):
+def test_a_part_of_another_run_is_computed_again(done, tmp_path):
     other = Parts(tmp_path, {"weights": "other"}, 3)
     for number in range(3):
         shutil.copy(path_of(done, number), path_of(other, number))
@@ -99,7 +99,7 @@ def test_a_part_of_other_work_is_computed_again(done, tmp_path):
     assert computed == [0, 1, 2] and are_right(parts)
 
 
-def test_no_flipped_bit_of_a_part_gives_other_values(done, tmp_path):
+def test_no_flipped_bit_of_a_part_changes_values(done, tmp_path):
     path = path_of(done)
     intact = path.read_bytes()
     generator = random.Random(0)
