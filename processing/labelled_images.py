@@ -257,7 +257,7 @@ def hold_out(labels: Sequence[str], share: float, seed: int) -> tuple[list[int],
 
 
 def _from_folders(root: Path, folders: Mapping[str, Path], content: FolderContent) -> dict[str, LabelledImages]:
-    """Images by the names of their class folders. Images that lie beside class folders are noted as left out."""
+    """Images by the names of their class folders. Images next to class folders are reported as ignored."""
     splits = {}
     below: dict[Path, list[Path]] = {}
     for path in content.images:

@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 # AutoImageProcessor finds registered classes by their names, and without this entry it asks whether to run the copy of
 # the class that lies in the folder. The key is never looked up: a processor does not know the model's configuration.
-# Pillow is used whatever is installed, because torchvision's own resampling gives other pixels.
+# Pillow is always used, because the resampling of torchvision gives other pixels.
 AutoImageProcessor.register(
     BiomedCLIPImageProcessor,
     image_processor_classes=dict.fromkeys(("pil", "torchvision"), BiomedCLIPImageProcessor),

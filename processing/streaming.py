@@ -85,7 +85,7 @@ def shard_paths(
         return _find_shards(path, split, storage_options)
     except (FileNotFoundError, ImportError):
         raise
-    except Exception as error:  # clients raise errors of their own, without the path
+    except Exception as error:  # clients raise their own errors, without the path
         if is_unreachable(error):
             raise ConnectionError(f"{path}: no connection ({error}). Check the network.") from error
         if isinstance(error, PermissionError):
@@ -418,7 +418,7 @@ class _Reader:
         self._large = lru_cache(maxsize=1)(self._open_large)
 
     def verify_against_report(self, shards: Sequence[str]) -> "_Reader":
-        """Learns the hashes of footers from the report beside the shards, where it states them."""
+        """Read the hashes of footers from the report next to the shards, if it states them."""
         self.footers = footers_of(shards, self.storage_options)
         return self
 

@@ -84,7 +84,7 @@ def show_verification(result: Verification, name: str) -> None:
     rows.append(("faults", len(result.faults)))
     show_table(f"Verification of {name}", rows, ["", "result"])
     for fault in result.faults:
-        # Names in it may come from strangers: nothing that steers a terminal.
+        # Names in it are untrusted, so escape sequences are removed.
         sys.stdout.write("".join(character if character.isprintable() else "?" for character in fault) + "\n")
 
 

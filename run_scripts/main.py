@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class _Visible(logging.Formatter):
-    """Messages name files and classes of strangers, which must not reach the terminal as escape sequences."""
+    """Messages contain untrusted names, which must not reach the terminal as escape sequences."""
 
     def format(self, record: logging.LogRecord) -> str:
         return lines(super().format(record))

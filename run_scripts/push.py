@@ -52,7 +52,7 @@ from .verification import LABELS, LARGEST_DIFFERENCE, TEMPLATE, pictures_to_comp
 EXAMPLE = "biomedclip push my-lab/biomedclip --model out/model --dry-run"
 REPORT = "push.json"
 _TEXT = (".json", ".md", ".py", ".txt", ".yaml")
-# What an earlier push has put there, and goes when it is not part of this one.
+# Files of an earlier push. They are deleted if they are not part of this one.
 _OF_A_PUSH = ("open_clip_*", "results/*.json", WRITTEN_RECIPE)
 # Where an upload waits until it has been looked at.
 _WAITING = "biomedclip-push"

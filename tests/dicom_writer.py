@@ -8,7 +8,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
 def dicom(pixels: np.ndarray, **elements) -> bytes:
-    """An uncompressed DICOM file; elements by keyword, beside or instead of those that describe the pixels."""
+    """An uncompressed DICOM file. Elements by keyword are added to, or replace, those that describe the pixels."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -1,8 +1,8 @@
 """
-The environment that tests run in, whoever runs them and wherever.
+Give all tests the same environment, independent of the user and the machine.
 
-What a person, a cluster or a launcher has set must not change what tests see: the width and colors of the terminal,
-proxies, accounts, and the place of this process among others. Importing this module removes it.
+Settings of a user, a cluster or a launcher must not affect the tests: the width and colors of the terminal, proxies,
+accounts, and the rank of this process. Importing this module removes them.
 """
 
 import os

@@ -14,7 +14,7 @@ WORDS = ["caption of article figure chest x-ray brain mri line chart this is a p
 
 def write_open_clip_folder(root: Path) -> Path:
     """
-    Writes a small model of BiomedCLIP's kind, with the tokenizer beside the weights.
+    Write a small model with BiomedCLIP's architecture, with the tokenizer next to the weights.
 
     Its text tower is described in `root / "bert"`, so that nothing is asked of the Hub.
     """

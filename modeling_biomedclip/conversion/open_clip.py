@@ -133,7 +133,7 @@ def _portable_config(config: Any, processor: BiomedCLIPProcessor) -> str | None:
     _check_image_processor(processor.image_processor, config.vision_config.image_size)
     if stored is not None:
         content = parse_json(stored, "open_clip_config in config.json")
-        check_honored(content, Path("config.json: open_clip_config"))  # it came with the model, perhaps a stranger's
+        check_honored(content, Path("config.json: open_clip_config"))  # it came with the model, which is untrusted
         if _still_describes(content, config, processor):
             return stored
     if _is_published_text_shape(config.text_config):

@@ -14,7 +14,7 @@ NONCOMMERCIAL_LICENSES = COMMERCIAL_LICENSES | {"CC BY-NC", "CC BY-NC-SA", "CC B
 # In the footer of each shard: pairs by licence of each row group, so that readers can choose without reading rows.
 LICENSES_KEY = "biomedclip.licenses"
 KEPT = "kept"
-FIGURES_PER_ARTICLE = 1000  # figure images of an article, by default: one article must not flood a data set
+FIGURES_PER_ARTICLE = 1000  # default maximum number of figure images per article
 MAX_DETAIL = 400  # characters of what is listed: names and messages may hold what an untrusted article says
 
 

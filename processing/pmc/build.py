@@ -47,7 +47,7 @@ from .steps import FetchPictures, PairFigures, ParseFigures, ReadArticles, ReadW
 logger = logging.getLogger(__name__)
 
 DATASET_FORMAT = 2  # rises when the same article gives other rows, so that an update does not mix two kinds
-# The list of causes of a build that failed as a whole, where there is a data set with a list of its own.
+# The list of skipped articles of a failed build, if the folder already contains a dataset with its own list.
 FAILED_FILE = "skipped-failed.jsonl"
 ARTICLES_PER_TASK = 50  # at least, by default
 SHARD_TASKS = 512  # at most: a task writes several shards

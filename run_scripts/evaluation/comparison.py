@@ -33,7 +33,7 @@ class Value(NamedTuple):
         return f"{self.value:.3f}" + (f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]" if self.interval else spread)
 
     def as_dict(self) -> dict[str, Any]:
-        """What `comparison.json` holds of it."""
+        """Return its entry in `comparison.json`."""
         return {"value": self.value, "interval": self.interval, "deviation": self.deviation}
 
 

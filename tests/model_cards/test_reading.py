@@ -1,4 +1,4 @@
-"""Files of folders that somebody else has made: what is refused, and that the error names the file."""
+"""Files of untrusted folders are refused with an error that names the file."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from model_cards.reading import check_shape, find_file, read_json, read_text, re
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with one file, and a secret beside it."""
+    """A folder with one file, and a secret file next to the folder."""
     (tmp_path / "secret.json").write_text('{"secret": 1}')
     (tmp_path / "model" / "sub").mkdir(parents=True)
     (tmp_path / "model" / "card.json").write_text('{"a": 1}')

@@ -42,7 +42,7 @@ def write_checkpoint(path: Path, original: Path, prefix: str = "module.") -> Non
 
 @pytest.fixture
 def run(original, tmp_path):
-    """A run folder, with what a user has put beside the checkpoints: the model's JSON and the tokenizer."""
+    """A run folder, where a user has added the JSON file of the model and the tokenizer."""
     folder = tmp_path / "logs" / "run"
     write_checkpoint(folder / "checkpoints" / "epoch_32.pt", original)
     (folder / "params.txt").write_text(

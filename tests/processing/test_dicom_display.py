@@ -71,7 +71,7 @@ def rescale(slope, intercept=0) -> dict:
 
 
 WHOLE = window(2048, 4096)  # LINEAR, so 0 is black and 4095 is white
-# Elements beside a ramp of 0..4095 in 12 bits, and the right shades.
+# Elements that are added to a ramp of 0..4095 in 12 bits, and the expected brightness.
 CHAINS = {
     "nothing": ({}, UP),
     "slope": (rescale(2, -1024), UP),

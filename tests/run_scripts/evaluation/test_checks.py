@@ -1,4 +1,4 @@
-"""What is found out about a model before it is loaded."""
+"""Checks of a model before it is loaded."""
 
 import json
 import shutil

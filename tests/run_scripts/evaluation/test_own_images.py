@@ -1,4 +1,4 @@
-"""Labels of the user's own: `labels.csv` beside a built dataset, and images in folders."""
+"""Labels that users provide: `labels.csv` in a built dataset, and images in folders."""
 
 import shutil
 from types import SimpleNamespace
