@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .files import require_regular
+
 
 _DELIMITERS = (",", ";", "\t", "|")
 # Longer marks first, because the mark of UTF-32 begins with that of UTF-16.
@@ -68,7 +70,9 @@ def read_text(path: Path) -> str:
 
     Raises:
         ValueError: If the file is not text in such an encoding. The message names the line.
+        OSError: If it cannot be read, or is not a regular file.
     """
+    require_regular(path)
     content = path.read_bytes()
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
     if content.startswith(b"PK\x03\x04"):

@@ -12,6 +12,8 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from ..source_checks import check_source
+
 
 # Fields of open_clip's CLIPVisionCfg, CLIPTextCfg, MultimodalCfg and PreprocessCfg, and arguments of its models.
 _TOWER = """
@@ -118,6 +120,8 @@ def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> N
                 f"{path}: {name}.hf_model_name is {bert_name!r}, which is neither a folder nor in the cache. If you "
                 f"trust it, fetch it first: hf download {bert_name} config.json"
             )
+        if is_at_hand(bert_name):
+            check_source(bert_name, trust_remote_code=False)  # open_clip builds the tower from that config.json
         for key, value in _tokenizer_arguments(section, name, path).items():
             wanted = _SAFE_TOKENIZER_ARGUMENTS.get(key)
             if wanted is None or not isinstance(value, wanted):

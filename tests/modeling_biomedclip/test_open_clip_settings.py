@@ -277,6 +277,16 @@ def test_code_of_the_folder_and_of_its_text_model_is_not_run(other, marker, tmp_
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_kernel_that_the_text_model_names_is_refused_before_open_clip_sees_it(original, other, tmp_path, key):
+    text_model = Path(shutil.copytree(original.parent / "bert", tmp_path / "text_model"))
+    settings = json.loads((text_model / "config.json").read_text())
+    (text_model / "config.json").write_text(json.dumps(settings | {key: "someone/kernel"}))
+    change(other, "text_cfg", "hf_model_name", str(text_model))
+    with pytest.raises(ValueError, match=f"{key} is 'someone/kernel', a kernel"):
+        load_dual_encoder(str(other))
+
+
 def test_a_folder_without_weights_is_refused(other):
     (other / "open_clip_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no weights"):

@@ -1,6 +1,7 @@
 """Local files that are no regular files are refused before they are opened."""
 
 import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 from processing.files import leads_out, require_regular, special_kind
 from processing.integrity import open_parquet
 from processing.streaming import load_pmc15m
+from processing.tables import read_table
 
 
 @pytest.fixture
@@ -61,3 +63,8 @@ def test_readers_of_parquet_files_do_not_retry_an_error_of_this_machine(tmp_path
     with pytest.raises(OSError, match="Too many open files"):
         load_pmc15m(tmp_path)
     assert len(calls) == 1
+
+
+def test_the_reader_of_tables_refuses_a_fifo(fifo, impatient):
+    with pytest.raises(OSError, match="is a FIFO, not a file"):
+        read_table(Path(fifo), ["label"])
