@@ -10,11 +10,13 @@ Publishers put captions and images at different levels, so a caption is looked u
 1. In the figure itself: its caption (title, paragraphs, lists, formulas), and the paragraphs and lists next to it.
 2. In its `<graphic>` and `<media>` elements.
 3. In the figures inside it that have a caption but no image. These are not separate figures.
-4. In the groups around it, nearest first: `<fig-group>`, an outer `<fig>`, `<supplementary-material>`. An outer `<fig>`
+4. In the boxes, quotes and videos inside it.
+5. In the groups around it, nearest first: `<fig-group>`, an outer `<fig>`, `<supplementary-material>`. An outer `<fig>`
    that only contains other figures is a group and not a figure.
 
 A caption is never taken from a neighboring figure. If there are several captions, the one in the language of the
-article is used, otherwise the first. The `<fig>`s of a `<fig-group>` that differ in language are one figure.
+article is used, otherwise the first. The same holds for paragraphs of one caption in different languages. The `<fig>`s
+of a group that differ in language are one figure.
 
 A mention is a paragraph outside figures that refers to a figure, one of its images or a group around it, or to a range
 around it (Figs 2–5). The target of an `<xref>` counts, not its `ref-type`. Each paragraph is returned once and in
@@ -38,6 +40,9 @@ MAX_XML_BYTES = 30_000_000
 MAX_MARKS = 3_000_000  # of «<», «=» and «&»; of 393 articles the densest has one in 13 bytes, half have one in 20
 MAX_FIGURES = 100_000
 MAX_MENTIONS = 200_000  # pairs of a figure and a paragraph; a range names 200 figures in 60 bytes
+
+# Between several ids in one reference.
+_BETWEEN_IDS = re.compile(r"[\s,;#]+")
 
 _LONGEST_RANGE = 200  # figures; limits the cost of «Figs 1–9999»
 _RANGE = frozenset(DASHES)
@@ -101,14 +106,18 @@ class _Candidate:
     pictures: list[etree._Element]
     captioned: list[etree._Element] = field(default_factory=list)
     xml_ids: list[str] = field(default_factory=list)
+    _files: set[tuple[str, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.xml_ids += filter(None, map(_xml_id, (self.element, *_with_alternatives(self.pictures))))
+        self._files = set(map(_hrefs, self.pictures))
+        parts = [child for child in self.element if name_of(child) in ("label", "caption")]
+        self.xml_ids += filter(None, map(_xml_id, (self.element, *parts, *_with_alternatives(self.pictures))))
 
     def merge(self, other: "_Candidate") -> None:
         """Add the images and the XML ids of another candidate that is the same figure."""
-        known = {_hrefs(picture) for picture in self.pictures}
-        self.pictures += [picture for picture in other.pictures if _hrefs(picture) not in known]
+        new = [picture for picture in other.pictures if _hrefs(picture) not in self._files]
+        self.pictures += new
+        self._files.update(map(_hrefs, new))
         self.xml_ids += other.xml_ids
 
 
@@ -180,15 +189,31 @@ class _Surroundings:
         language = "" if article is False else self.language(article)
         return language if language in languages else languages[0]
 
-    def captions(self, element: etree._Element) -> list[etree._Element]:
-        """Return the captions of an element. The one with text in the language of the article comes first."""
+    def caption_language(self, element: etree._Element) -> str:
+        """Return the language of the caption of an element, otherwise the language of the element."""
+        caption = self.caption(element)
+        return self.language(element if caption is None else caption)
+
+    def in_one_language(self, elements: list[etree._Element]) -> list[etree._Element]:
+        """Return the elements in the language of the article, otherwise those in the language of the first element."""
+        languages = list(map(self.caption_language, elements))
+        if len(set(languages)) < 2:
+            return elements
+        kept = self.preferred(languages, elements[0])
+        return [element for element, language in zip(elements, languages, strict=True) if language == kept]
+
+    def caption(self, element: etree._Element) -> etree._Element | None:
+        """Return the caption of an element. If several have text, the one in the language of the article is used."""
         captions = [child for child in element if name_of(child) == "caption"]
         if len(captions) > 1:
-            captions = [caption for caption in captions if text_of_blocks([caption])]
-            languages = list(map(self.language, captions))
-            if captions:
-                captions.insert(0, captions.pop(languages.index(self.preferred(languages, element))))
-        return captions
+            captions = self.in_one_language([caption for caption in captions if text_of_blocks([caption])])
+        return next(iter(captions), None)
+
+    def caption_blocks(self, caption: etree._Element) -> list[etree._Element]:
+        """Return the caption, or only its blocks in one language if its blocks state several languages."""
+        stated = [block for block in caption if self.language(block)] if any(map(_read_language, caption)) else []
+        left_out = set(stated).difference(self.in_one_language(stated))
+        return [block for block in caption if block not in left_out] if left_out else [caption]
 
 
 def _read_group(element: etree._Element) -> etree._Element | Literal[False] | None:
@@ -230,7 +255,7 @@ def parse_figures(xml: bytes) -> list[Figure]:
             if len(candidates) > MAX_FIGURES:
                 raise JatsError(f"the XML holds more than {MAX_FIGURES:,} figures")
 
-    _correct_types(references, candidates)
+    _correct_types(references, candidates, _groups_around(candidates, surroundings))
     captions = _Captions(surroundings)
     _merge_translations(candidates, captions, surroundings)
     _join_inner_captions(candidates, captions, surroundings)
@@ -308,8 +333,11 @@ def _distinct(xml_ids: list[str]) -> list[str]:
 def _candidate(element: etree._Element, name: str, surroundings: _Surroundings) -> _Candidate | None:
     """Return the candidate that an element starts, or None."""
     if name in ("graphic", "media"):
-        has_caption = any(name_of(child) == "caption" for child in element)
-        if not has_caption or not _hrefs(element) or surroundings.is_held(element):
+        if (
+            not text_of_blocks(child for child in element if name_of(child) == "caption")
+            or not _hrefs(element)
+            or surroundings.is_held(element)
+        ):
             return None
         return _Candidate(element, [element])
     pictures = list(_pictures(element, _WITHOUT_GRAPHICS))
@@ -324,11 +352,18 @@ def _pictures(element: etree._Element, excluded: frozenset[str]) -> Iterator[etr
     """Return the images inside an element. Several renderings in `<alternatives>` are one image."""
     for child in element:
         name = name_of(child)
-        if name in ("graphic", "media", "alternatives"):
-            if _hrefs(child):
-                yield child
+        if name in ("graphic", "media", "alternatives") and _hrefs(child):
+            yield child
         elif name not in excluded:
             yield from _pictures(child, excluded)
+
+
+def _wrappers(element: etree._Element) -> Iterator[etree._Element]:
+    """Return the elements inside a figure, without those of inner figures, tables and supplements."""
+    for child in element.iterchildren(etree.Element):
+        if name_of(child) not in _HOLDERS_OF_GRAPHICS:
+            yield child
+            yield from _wrappers(child)
 
 
 def _graphics(candidate: _Candidate) -> Iterator[Graphic]:
@@ -392,16 +427,14 @@ def _groups_around(candidates: _Candidates, surroundings: _Surroundings) -> dict
 
 
 def _merge_translations(candidates: _Candidates, captions: "_Captions", surroundings: _Surroundings) -> None:
-    """Merge the `<fig>`s of a group that differ in language into one figure, selected by the caption's language."""
-    groups = dict.fromkeys(candidate.element.getparent() for candidate in candidates.values())
-    for group in groups:
-        if group is None or name_of(group) != "fig-group":
-            continue
-        by_language: dict[str, list[_Candidate]] = {}
-        for child in group:
-            if child in candidates:
-                language = surroundings.language(next(iter(surroundings.captions(child)), child))
-                by_language.setdefault(language, []).append(candidates[child])
+    """Merge the figures of a group that differ in language into one figure, selected by the caption's language."""
+    groups: dict[etree._Element, dict[str, list[_Candidate]]] = {}
+    for candidate in candidates.values():
+        group = _group_of_translations(candidate.element, surroundings)
+        if group is not None and name_of(group) in ("fig", "fig-group"):
+            language = surroundings.caption_language(candidate.element)
+            groups.setdefault(group, {}).setdefault(language, []).append(candidate)
+    for group, by_language in groups.items():
         if len(by_language) < 2:
             continue
         with_caption = [
@@ -416,17 +449,44 @@ def _merge_translations(candidates: _Candidates, captions: "_Captions", surround
                 del candidates[translation.element]
 
 
+def _group_of_translations(element: etree._Element, surroundings: _Surroundings) -> etree._Element | None:
+    """Return the group around a figure. A `<fig-group>` in a group that states a language is itself a translation."""
+    group = surroundings.group(element)
+    if group is not None and name_of(group) == "fig-group" and _read_language(group):
+        outer = surroundings.group(group)
+        return group if outer is None else outer
+    return group
+
+
 def _join_inner_captions(candidates: _Candidates, captions: "_Captions", surroundings: _Surroundings) -> None:
     """Use the captions of inner figures without images for an outer figure that has images but no caption."""
+
+    def read(element: etree._Element) -> etree._Element | Literal[False] | None:
+        group = _read_group(element)
+        if group is None or group is False:
+            return group
+        candidate = candidates.get(element)
+        return element if captions.own(element) or (candidate and candidate.pictures) else None
+
+    holders = _Inherited[etree._Element | Literal[False]](read, False)
+    has_caption: dict[etree._Element, bool] = {}
+    passed: set[etree._Element] = set()
     for candidate in [each for each in candidates.values() if not each.pictures]:
-        group = surroundings.group(candidate.element)
-        outer = None if group is None else candidates.get(group)
-        if outer is None or not outer.pictures or not captions.own(candidate.element):
+        holder = holders.around(candidate.element) if captions.own(candidate.element) else False
+        outer = None if holder is False else candidates.get(holder)
+        if holder is False or outer is None:
             continue
-        if not captions.own(outer.element) and not captions.of_pictures(outer):
-            outer.captioned.append(candidate.element)
-            outer.merge(candidate)
-            del candidates[candidate.element]
+        if holder not in has_caption:
+            has_caption[holder] = bool(captions.own(holder) or captions.of_pictures(outer))
+        if has_caption[holder]:
+            continue
+        outer.captioned.append(candidate.element)
+        outer.merge(candidate)
+        element: etree._Element | None = candidate.element
+        while element is not None and element is not holder and element not in passed:
+            passed.add(element)
+            candidates.pop(element, None)
+            element = surroundings.group(element)
 
 
 class _Captions:
@@ -442,23 +502,34 @@ class _Captions:
         return (
             self.own(candidate.element)
             or self.of_pictures(candidate)
-            or " ".join(map(self.own, candidate.captioned))
+            or " ".join(map(self.own, self._surroundings.in_one_language(candidate.captioned)))
+            or self._inside(candidate.element)
             or self._of_groups(candidate.element)
         )
 
     def own(self, element: etree._Element) -> str:
         """Return the caption that is a child of an element."""
         if element not in self._own:
-            captions = self._surroundings.captions(element)
+            caption = self._surroundings.caption(element)
             has_legend = name_of(element) in ("fig", "fig-group")
-            blocks = [child for child in element if child in captions[:1] or (has_legend and name_of(child) in _LEGEND)]
+            blocks: list[etree._Element] = []
+            for child in element:
+                if child is caption:
+                    blocks += self._surroundings.caption_blocks(child)
+                elif has_legend and name_of(child) in _LEGEND:
+                    blocks.append(child)
             self._own[element] = text_of_blocks(blocks)
         return self._own[element]
 
     def of_pictures(self, candidate: _Candidate) -> str:
         """Return the unique captions inside the images of a figure."""
-        texts = (self.own(picture) for picture in _with_alternatives(candidate.pictures))
-        return " ".join(dict.fromkeys(filter(None, texts)))
+        captioned = [picture for picture in _with_alternatives(candidate.pictures) if self.own(picture)]
+        return " ".join(dict.fromkeys(map(self.own, self._surroundings.in_one_language(captioned))))
+
+    def _inside(self, element: etree._Element) -> str:
+        """Return the captions in boxes, quotes and videos inside a figure."""
+        holders = [inner for inner in _wrappers(element) if self.own(inner)]
+        return " ".join(map(self.own, self._surroundings.in_one_language(holders)))
 
     def _of_groups(self, element: etree._Element) -> str:
         """Return the caption of the nearest group that has one."""
@@ -481,11 +552,20 @@ def _own_label(element: etree._Element) -> str | None:
     return next((text for child in element if name_of(child) == "label" and (text := plain_text(child))), None)
 
 
-def _correct_types(references: Iterable[etree._Element], candidates: _Candidates) -> None:
-    """Set the type of references to figures to `fig`, so that they are not treated as bibliography references."""
+def _named_ids(reference: etree._Element) -> list[str]:
+    """Return the XML ids that an `<xref>` names: the whole `rid`, because an id may contain a space, and its parts."""
+    rid = (reference.get("rid") or "").strip()
+    return [xml_id for xml_id in dict.fromkeys((rid, *_BETWEEN_IDS.split(rid))) if xml_id]
+
+
+def _correct_types(
+    references: Iterable[etree._Element], candidates: _Candidates, groups: Iterable[etree._Element]
+) -> None:
+    """Set the type of references to figures and groups to `fig`, so that they are not treated as bibliography."""
     known = {xml_id for candidate in candidates.values() for xml_id in candidate.xml_ids}
+    known.update(map(_xml_id, groups))
     for reference in references:
-        if (reference.get("rid") or "").strip() in known:
+        if not known.isdisjoint(_named_ids(reference)):
             reference.set("ref-type", "fig")
 
 
@@ -502,8 +582,7 @@ class _Targets:
 
     def named_by(self, reference: etree._Element) -> list[int]:
         """Return the figures that an element refers to. Empty if it does not refer to a figure."""
-        rid = (reference.get("rid") or "").strip()
-        return self._named(rid) or [position for xml_id in rid.split() for position in self._named(xml_id)]
+        return list(dict.fromkeys(position for xml_id in _named_ids(reference) for position in self._named(xml_id)))
 
     def _named(self, xml_id: str) -> list[int]:
         if (group := self._groups.pop(xml_id, None)) is not None:

@@ -51,7 +51,14 @@ _BARE_NUMBERS = re.compile(rf"(?:\d[a-z]?|[\s\[\](),;.^*{DASHES}])*")
 _YEAR = re.compile(r"(?<!\d)(?:1[6-9]|20)\d\d(?!\d)")
 _SIGNED_NUMBER = re.compile(rf"[+±{DASHES}]?\s?\d")
 _IDENTIFIER = re.compile(r"(?:doi ?:? ?)?(?:https?://(?:dx\.)?doi\.org/)?10\.\d{4,9}/\S+", re.IGNORECASE)
-_PLACEHOLDER = re.compile(r"click here (?:for additional data file|to view)\b.{0,60}", re.IGNORECASE)
+# PMC's own sentence, and the other forms in which publishers point to a file.
+_FILE_SENTENCE = re.compile(r" ?\bclick here for additional data files?\b(?: ?\(.{0,40}?\))?[.:]?", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"(?:please )?click here (?:to (?:view|see|open|access|download)|for (?:the |an? )?"
+    r"(?:(?:additional|supplement(?:al|ary)|supporting) )?(?:data |information |material )?"
+    r"(?:files?|data|information|materials?))\b[^.]{0,60}[.:]?(?: ?\(.{0,40}\))?\.?|additional data files?\.?",
+    re.IGNORECASE,
+)
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 
 # Placeholders for removed text, until the text around them is cleaned. XML cannot contain these characters.
@@ -76,11 +83,11 @@ def plain_text(element: etree._Element) -> str:
 
 
 def text_of_blocks(blocks: Iterable[etree._Element]) -> str:
-    """Return the text of paragraphs, lists and captions that follow each other, on one line."""
+    """Return the text of paragraphs, lists and captions that follow each other, on one line, without PMC's sentence."""
     pieces: list[str] = []
     for block in blocks:
         _collect_special(block, local_name(block.tag), pieces)
-    return _one_line(pieces)
+    return _FILE_SENTENCE.sub("", _one_line(pieces)).strip()
 
 
 @lru_cache(maxsize=4096)

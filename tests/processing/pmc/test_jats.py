@@ -517,6 +517,24 @@ HOSTILE = {
     "50,000 captions": f"<fig>{'<caption><p>a</p></caption>' * 50_000}</fig>",
     "50,000 parts of one image": f"<fig-group>{'<fig><caption><p>a</p></caption></fig>' * 50_000}"
     '<graphic xlink:href="g"/></fig-group>',
+    "8,000 images and captions": "<fig>"
+    + "".join(f'<graphic xlink:href="{number}"/>' for number in range(8_000))
+    + "<fig><caption><p>a</p></caption></fig>" * 8_000
+    + "</fig>",
+    "8,000 languages": "<fig-group>"
+    + "".join(
+        f'<fig xml:lang="l{number}"><caption>a</caption><graphic xlink:href="{number}"/></fig>'
+        for number in range(8_000)
+    )
+    + "</fig-group>",
+    "50,000 captions of deep figures": "<fig>" * 240
+    + "<fig><caption><p>a</p></caption></fig>" * 50_000
+    + "</fig>" * 240,
+    "50,000 captions in deep boxes": "<fig>"
+    + "<boxed-text>" * 240
+    + "<caption><p>a</p></caption>" * 50_000
+    + "</boxed-text>" * 240
+    + "</fig>",
     "captions of nested groups": "<fig-group>" * 120
     + '<fig><graphic xlink:href="g"/></fig>' * 50_000
     + "<caption>a</caption></fig-group>" * 120,

@@ -52,6 +52,14 @@ def mentions_by_file(xml: bytes) -> dict[str, tuple[str, ...]]:
         "<fig>{a}<media mimetype='image' xlink:href='b'>{caption}</media></fig>",
         "<fig><alternatives><graphic xlink:href='a'>{caption}</graphic><graphic xlink:href='b'/></alternatives></fig>",
         "<fig><graphic xlink:href='a'>{caption}</graphic><graphic xlink:href='b'>{caption}</graphic></fig>",
+        "<fig><boxed-text>{caption}{a}</boxed-text>{b}</fig>",
+        "<fig>{a}<boxed-text>{caption}</boxed-text><boxed-text><p>{b}</p></boxed-text></fig>",
+        "<fig>{a}{b}<disp-quote><disp-quote>{caption}</disp-quote></disp-quote></fig>",
+        "<fig>{a}{b}<media mimetype='video' xlink:href='v.mp4'>{caption}</media></fig>",
+        "<fig><media mimetype='video' xlink:href='v.mp4'>{caption}{a}</media>{b}</fig>",
+        "<fig>{a}{b}<fig><fig>{caption}</fig></fig></fig>",
+        "<fig-group>{a}{b}<fig-group><p><fig>{caption}</fig></p></fig-group></fig-group>",
+        "<fig>{caption}<fig><fig>{a}</fig><fig-group><fig>{b}</fig></fig-group></fig></fig>",
     ],
 )
 def test_captions_and_images_are_matched_across_levels(figure):
@@ -85,6 +93,8 @@ def test_captions_of_parts_of_one_image_are_joined():
         "<fig>{caption}{a}<table-wrap><fig>{b}</fig></table-wrap></fig>",
         "<fig><caption><p>Mine.</p><fig>{b}</fig></caption>{a}</fig>",
         "<fig>{caption}{a}</fig><p>{b}</p><fig>{b}</fig>",
+        "<fig>{caption}{a}</fig><fig>{b}<table-wrap>{caption}</table-wrap></fig>",
+        "<fig>{caption}{a}</fig><fig>{b}<supplementary-material>{caption}</supplementary-material></fig>",
     ],
 )
 def test_a_figure_never_takes_the_caption_of_a_neighbor(body):
@@ -113,6 +123,8 @@ def test_a_captioned_graphic_outside_figures_is_a_figure():
         "<supplementary-material><media xlink:href='s.tif'>{caption}</media></supplementary-material>",
         "<p><media xlink:href='s.docx'>{caption}</media></p>",
         "<p><graphic>{caption}</graphic></p>",
+        "<p><graphic xlink:href='a'><caption><p>Click here for additional data file.</p></caption></graphic></p>",
+        "<p><media mimetype='image' xlink:href='a'><caption/></media></p>",
     ],
 )
 def test_other_graphics_outside_figures_are_not_figures(body):
@@ -134,6 +146,25 @@ CLICK = "Click here for additional data file."
         (f"<fig><caption><p>\n <bold>{CLICK}</bold>\n</p></caption>{graphic('a')}</fig>", ""),
         (f"<fig><caption><p>{CLICK[:-1]} (12K, tif)</p></caption>{graphic('a')}</fig>", ""),
         (f"<fig>{caption('Click here to view.')}{graphic('a')}</fig>", ""),
+        *(
+            (f"<fig>{caption(text)}{graphic('a')}</fig>", "")
+            for text in (
+                "Click here for additional data files.",
+                "Click here for file",
+                "Click here for supplemental data.",
+                "Click here for the supplementary data file (PDF)",
+                "Click here for supplementary material.",
+                "Please click here to download.",
+                "Additional data file.",
+                f"{CLICK}{CLICK}",
+                f"{CLICK}</p><p>{CLICK}",
+            )
+        ),
+        (f"<fig>{caption(f'Cells. {CLICK}')}{graphic('a')}</fig>", "Cells."),
+        (f"<fig>{caption(f'{CLICK[:-1]} (12K, tif). Cells.')}{graphic('a')}</fig>", "Cells."),
+        (f"<fig>{graphic('a')}<media xlink:href='a.pdf'>{caption(CLICK)}</media></fig>", ""),
+        (f"<fig>{caption('Click here for figures.')}{graphic('a')}</fig>", "Click here for figures."),
+        (f"<fig>{caption('Additional data files of mice.')}{graphic('a')}</fig>", "Additional data files of mice."),
         (f"<fig>{caption('Click here rates of users.')}{graphic('a')}</fig>", "Click here rates of users."),
     ],
 )
@@ -159,6 +190,19 @@ ENGLISH = 'xml:lang="en"'
         "<fig><caption {es}><p>Tórax.</p></caption><caption {en}><p>Chest.</p></caption>{a}</fig>",
         "<fig-group><fig><caption {es}><p>Tórax.</p></caption></fig><fig><caption {en}><p>Chest.</p></caption>{a}</fig>"
         "</fig-group>",
+        "<fig-group><fig-group {es}><fig>{tórax}{a}</fig></fig-group><fig-group {en}><fig>{chest}{a}</fig></fig-group>"
+        "</fig-group>",
+        "<fig-group {es}><fig {es}>{tórax}{a}</fig><fig {en}>{chest}{a}</fig></fig-group>",
+        "<fig-group><p><fig {es}>{tórax}</fig></p><p><fig {en}>{chest}{a}</fig></p></fig-group>",
+        "<fig><fig {es}>{tórax}{a}</fig><fig {en}>{chest}{a}</fig></fig>",
+        "<fig>{a}<fig {es}>{tórax}</fig><fig {en}>{chest}</fig></fig>",
+        "<fig><caption><p {es}>Tórax.</p><p {en}>Chest.</p></caption>{a}</fig>",
+        "<fig><caption><title {es}>Tórax.</title><title {en}>Chest.</title></caption>{a}</fig>",
+        "<fig><alternatives><graphic xlink:href='a' {es}>{tórax}</graphic><graphic {en} xlink:href='a'>{chest}"
+        "</graphic></alternatives></fig>",
+        "<fig><graphic xlink:href='a'><caption {es}><p>Tórax.</p></caption><caption {en}><p>Chest.</p></caption>"
+        "</graphic></fig>",
+        "<fig>{a}<boxed-text {es}>{tórax}</boxed-text><boxed-text {en}>{chest}</boxed-text></fig>",
     ],
 )
 @pytest.mark.parametrize(("language", "expected"), [("en", "Chest."), ("en-US", "Chest."), ("es", "Tórax.")])
@@ -202,6 +246,19 @@ def test_a_translated_group_of_panels_keeps_each_panel_with_its_caption():
     assert captions_by_file(xml) == {"1": "One.", "2": "Two.", "2-en": "Two."}
 
 
+def test_groups_inside_a_group_that_state_no_language_are_not_translations_of_each_other():
+    both = f"<fig-group><fig {SPANISH}>{caption('Uno.')}</fig><fig {ENGLISH}>{caption('One.')}{graphic('1')}</fig>"
+    spanish = f"</fig-group><fig-group><fig {SPANISH}>{caption('Dos.')}{graphic('2')}</fig></fig-group>"
+    assert captions_by_file(article(f"<fig-group>{both}{spanish}</fig-group>", ENGLISH)) == {"1": "One.", "2": "Dos."}
+
+
+def test_what_states_no_language_stays_in_a_caption_of_two_languages():
+    blocks = f"<title>1.</title><p {SPANISH}>Tórax.</p><p {ENGLISH}>Chest.</p>"
+    figure = f"<fig><caption>{blocks}</caption>{graphic('a')}</fig>"
+    assert captions_by_file(article(figure)) == {"a": "1. Tórax."}
+    assert captions_by_file(article(figure, ENGLISH)) == {"a": "1. Chest."}
+
+
 def test_the_caption_of_a_translated_article_is_in_its_own_language():
     figure = f"<fig><caption {SPANISH}><p>Tórax.</p></caption><caption {ENGLISH}><p>Chest.</p></caption>"
     translation = f"<sub-article {SPANISH}><body>{figure}{graphic('es')}</fig></body></sub-article>"
@@ -231,6 +288,21 @@ def refer(rid: str, attributes: str = 'ref-type="fig"', shown: str = "Fig") -> s
 def test_the_target_of_a_reference_counts_and_not_its_type(attributes, shown):
     body = f"<p>See {refer('F1', attributes, shown)} here.</p><fig id='F1'>{caption('c')}{graphic('a')}</fig>"
     assert mentions_by_file(article(body)) == {"a": (f"See {shown} here.",)}
+
+
+@pytest.mark.parametrize("rid", ["F1 F2", "F1,F2", "F1; F2", "#F1 #F2"])
+def test_a_reference_may_name_several_figures(rid):
+    figures = "".join(f"<fig id='F{n}'>{caption('c')}{graphic(str(n))}</fig>" for n in (1, 2, 3))
+    found = mentions_by_file(article(f"<p>In {refer(rid)}.</p>{figures}"))
+    assert found == {"1": ("In Fig.",), "2": ("In Fig.",), "3": ()}
+
+
+@pytest.mark.parametrize("kind", ["bibr", "fn"])
+def test_a_reference_to_a_group_is_shown_whatever_its_type(kind):
+    group = f"<fig-group id='X'>{caption('c')}<fig>{graphic('a')}</fig></fig-group>"
+    attributes = f'ref-type="{kind}"'
+    body = f"<p>See {refer('X', attributes, '1')} here.</p>{group}"
+    assert mentions_by_file(article(body)) == {"a": ("See 1 here.",)}
 
 
 def test_a_reference_to_something_else_is_not_a_mention():
@@ -268,6 +340,8 @@ def test_a_mention_of_one_panel_does_not_count_for_other_panels():
         "<fig><alternatives id='X'><graphic xlink:href='a'/></alternatives></fig>",
         "<fig><alternatives><graphic xlink:href='a'/><graphic id='X' xlink:href='b'/></alternatives></fig>",
         "<fig-group><graphic id='X' xlink:href='a'/></fig-group>",
+        "<fig><label id='X'>Figure 1</label><graphic xlink:href='a'/></fig>",
+        "<fig id='F1'><caption id='X'><p>c</p></caption><graphic xlink:href='a'/></fig>",
         "<graphic id='X' xlink:href='a'><caption><p>c</p></caption></graphic>",
         "<fig-group><fig xml:lang='es' id='X'><caption><p>c</p></caption></fig><fig xml:lang='en'><caption><p>c</p>"
         "</caption><graphic xlink:href='a'/></fig></fig-group>",
