@@ -49,6 +49,17 @@ _RANGE = frozenset(DASHES)
 
 _XML_ID = "{http://www.w3.org/XML/1998/namespace}id"
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
+# Some publishers write the codes of three letters, and the article those of two.
+_SHORT_LANGUAGES = {
+    "eng": "en",
+    "spa": "es",
+    "por": "pt",
+    "fra": "fr",
+    "fre": "fr",
+    "deu": "de",
+    "ger": "de",
+    "ita": "it",
+}
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 
 _PLAIN_NAME = re.compile("[a-z][a-z0-9-]*")
@@ -224,7 +235,8 @@ def _read_group(element: etree._Element) -> etree._Element | Literal[False] | No
 
 
 def _read_language(element: etree._Element) -> str | None:
-    return (element.get(_XML_LANG) or "").split("-")[0].strip().lower() or None
+    language = re.split("[-_]", element.get(_XML_LANG) or "")[0].strip().lower()
+    return _SHORT_LANGUAGES.get(language, language) or None
 
 
 def parse_figures(xml: bytes) -> list[Figure]:

@@ -205,7 +205,17 @@ ENGLISH = 'xml:lang="en"'
         "<fig>{a}<boxed-text {es}>{tórax}</boxed-text><boxed-text {en}>{chest}</boxed-text></fig>",
     ],
 )
-@pytest.mark.parametrize(("language", "expected"), [("en", "Chest."), ("en-US", "Chest."), ("es", "Tórax.")])
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        ("en", "Chest."),
+        ("en-US", "Chest."),
+        ("en_US", "Chest."),
+        ("eng", "Chest."),
+        ("es", "Tórax."),
+        ("spa", "Tórax."),
+    ],
+)
 def test_the_caption_in_the_language_of_the_article_is_used(group, language, expected):
     texts = {"tórax": caption("Tórax."), "chest": caption("Chest."), "a": graphic("a")}
     body = group.format(es=SPANISH, en=ENGLISH, **texts)
