@@ -18,6 +18,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from .files import require_regular
 
@@ -242,6 +243,8 @@ def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] 
     filesystem = filesystem or fsspec.filesystem("file")
     path = posixpath.join(root, REPORT_FILE)
     try:
+        if isinstance(filesystem, LocalFileSystem):
+            require_regular(path)
         report = report_of_build(json.loads(filesystem.cat_file(path)))
         hashes = report.get(HASHES)
         if hashes is not None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
+from ..files import require_regular
 from ..integrity import REPORT_FILE, check_file, open_parquet, read_hashes, report_of_build
 from .articles import KEPT, LICENSES_KEY
 from .plan import ARTICLES_FILE, SKIPPED_FILE, read_articles
@@ -112,6 +113,7 @@ class _Counts:
 
 def _read_report(folder: Path, result: Verification) -> dict[str, Any]:
     try:
+        require_regular(folder / REPORT_FILE)
         report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
         if isinstance(report, dict):
             return report_of_build(report)
@@ -212,6 +214,7 @@ def _verify_articles(folder: Path, report: Mapping[str, Any], counts: _Counts, r
 
 def _verify_skipped(folder: Path, report: Mapping[str, Any], result: Verification) -> None:
     reasons: Counter[str] = Counter()
+    require_regular(folder / SKIPPED_FILE)
     with (folder / SKIPPED_FILE).open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)

@@ -1,6 +1,7 @@
 """Verification of a built set: an intact set passes, and each kind of damage is named."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from mirror_writer import MirrorWriter, build_set
 
-from processing import integrity
+from processing import PairStream, integrity
 from processing.integrity import hashes_of
 from processing.pmc.verify import verify_dataset
 from run_scripts.main import main
@@ -165,3 +166,17 @@ def test_names_in_faults_are_escaped_for_the_terminal(copy, capfd):
     assert main(["build", "--verify", str(copy)]) == 1
     out = capfd.readouterr().out
     assert "\x1b[2J" not in out and "\u202e" not in out and "PMC1?[2J?" in out
+
+
+@pytest.mark.parametrize("name", ["report.json", "skipped.jsonl", "articles.parquet"])
+def test_a_fifo_in_the_place_of_a_file_is_a_fault_and_not_waited_for(copy, impatient, name):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    assert any(f"{name} is a FIFO" in fault for fault in verify_dataset(copy).faults)
+
+
+def test_a_fifo_in_the_place_of_the_report_is_refused_when_a_set_is_opened(copy, impatient):
+    (copy / "report.json").unlink()
+    os.mkfifo(copy / "report.json")
+    with pytest.raises(OSError, match=r"report\.json is a FIFO"):
+        PairStream(copy)
