@@ -9,6 +9,7 @@ from processing.pmc.splits import (
     assign_splits,
     default_fractions,
     hash_of,
+    parse_fractions,
     split_by_hash,
 )
 
@@ -110,3 +111,21 @@ def test_the_place_of_a_pair_never_changes(seed, pair_id, key):
 def test_the_sizes_of_shards_never_change(rows, split, shards, sizes):
     edges = plan._shard_edges(rows, split, shards)
     assert [end - start for start, end in zip(edges, edges[1:], strict=False)] == sizes
+
+
+@pytest.mark.parametrize("choice", ["0.8,0.1,0.1", "1,0,0", " 0.5, 0.25 ,0.25", "0.3333333,0.3333333,0.3333333"])
+def test_fractions_are_three_numbers_that_add_up_to_1(choice):
+    assert parse_fractions(choice) == tuple(map(float, choice.split(",")))
+
+
+@pytest.mark.parametrize(
+    "choice", ["0.8,0.1", "0.8,0.1,0.1,0", "a,b,c", "", "0.8,0.1,0.2", "0.5,0.2,0.2", "1.5,-0.5,0"]
+)
+def test_other_fractions_are_refused_by_name(choice):
+    with pytest.raises(ValueError, match=f"--split-fractions '{choice}'"):
+        parse_fractions(choice)
+
+
+def test_fractions_for_fewer_or_more_than_three_splits_are_refused():
+    with pytest.raises(ValueError):
+        assign_splits(["PMC1", "PMC4"], (0.5, 0.5))
