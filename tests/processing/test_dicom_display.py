@@ -548,3 +548,24 @@ def test_the_reported_fault_in_color():
     assert image[40, ::9, 0].tolist() == UP and isinstance(
         read_image(FAULTS / "dcm_rgb_12in16" / "in.dcm"), Image.Image
     )
+
+
+def test_a_window_that_cannot_be_used_gives_way_to_the_next_one():
+    usable = shades(dicom(ramp(), **window(1024, 2048), **BITS_12))
+    assert usable != UP
+    assert shades(dicom(ramp(), **window([100, 1024], [0, 2048]), **BITS_12)) == usable
+
+
+def test_an_intercept_without_a_slope_moves_the_values_before_the_window():
+    assert shades(dicom(ramp(), RescaleIntercept=-1000, **window(1048, 4096), **BITS_12)) == UP
+
+
+def test_a_lut_may_have_more_than_32768_entries():
+    content = dicom(ramp(highest=39_999), VOILUTSequence=[lut(curve(40_000))])
+    assert shades(content) == SQUARE
+
+
+def test_a_header_that_states_too_many_pixels_is_refused_before_decoding():
+    content = dicom(ramp(), Rows=20_000, Columns=20_000)
+    with pytest.raises(ImageError, match="20000 x 20000 pixels are more than 175,000,000 pixels"):
+        read_image(content)
