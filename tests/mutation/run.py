@@ -71,7 +71,7 @@ TARGETS = {
     "processing/dicom.py": [f"{DATA}/test_dicom.py", f"{DATA}/test_dicom_display.py"],
     "processing/dicom_display.py": [f"{DATA}/test_dicom_display.py"],
     "processing/streaming.py": [f"{DATA}/test_streaming.py", f"{DATA}/test_integrity.py", "-knot flip"],
-    "processing/pmc/splits.py": [f"{DATA}/pmc/test_splits.py", f"{DATA}/pmc/test_build.py"],
+    "processing/pmc/splits.py": [f"{DATA}/pmc/test_splits.py"],
     "processing/pmc/jats.py": [
         f"{DATA}/pmc/test_jats_structure.py",
         f"{DATA}/pmc/test_jats.py",
