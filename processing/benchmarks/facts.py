@@ -1,12 +1,34 @@
-"""What is published about each benchmark, out of `benchmarks.yaml`."""
+"""Published facts about each benchmark, read from `benchmarks.yaml`."""
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+
+PAPER_MODEL = "BiomedCLIP"
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """
+    Published values of a model on a benchmark. This project has not measured them.
+
+    Args:
+        model: Name of the model.
+        values: Metrics as fractions, with the names and the depth of `metrics` in `results.json`.
+        source: Publication that gives the values.
+        read_from_figure: Whether the values were read off a plot, so that the last digit is uncertain.
+    """
+
+    model: str
+    values: dict[str, Any]
+    source: str
+    read_from_figure: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -22,6 +44,37 @@ def facts_of(name: str) -> dict[str, Any]:
         KeyError: There is none: nothing is published about it.
     """
     return _file()["benchmarks"][name]
+
+
+def published_models(benchmark: str, task: str) -> list[PublishedModel]:
+    """
+    Return the published values of the test split of a benchmark, BiomedCLIP's own first.
+
+    Args:
+        benchmark: As [`load_benchmark`] takes it.
+        task: `retrieval`, `zero-shot`, `linear-probe` or `vqa`.
+
+    Returns:
+        One entry for each model; empty if nothing is published.
+
+    Example:
+
+    ```python
+    >>> from processing.benchmarks.facts import published_models
+
+    >>> [(entry.model, entry.values["accuracy"]) for entry in published_models("rsna", "zero-shot")]
+    [('BiomedCLIP', 0.7895), ('GPT variant of BiomedCLIP', 0.81), ('BioViL', 0.732), ('GLoRIA', 0.7)]
+    ```"""
+    facts = _file()["benchmarks"].get(benchmark)
+    if facts is None:
+        return []
+    entries = [PublishedModel(**entry) for entry in facts.get("others", {}).get(task, [])]
+    own = {facts["task"]: facts["paper"], "linear-probe": facts.get("paper_of_linear_probe")}.get(task)
+    if own:
+        read_from_figure = task in facts.get("read_from_figure", [])
+        source = f"{PAPER_MODEL} paper (arXiv 2303.00915)"
+        entries.insert(0, PublishedModel(PAPER_MODEL, own, source, read_from_figure))
+    return entries
 
 
 def template_sets_of_any_images() -> dict[str, list[str]]:
@@ -90,4 +143,12 @@ def _read_prompts(path: Path, classes: Mapping[str, str]) -> tuple[list[str], li
     return [names.get(label, name) for label, name in classes.items()], templates
 
 
-__all__ = ["choose_prompts", "facts_of", "medmnist_classes", "template_sets_of_any_images"]
+__all__ = [
+    "PAPER_MODEL",
+    "PublishedModel",
+    "choose_prompts",
+    "facts_of",
+    "medmnist_classes",
+    "published_models",
+    "template_sets_of_any_images",
+]

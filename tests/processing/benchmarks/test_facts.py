@@ -2,7 +2,7 @@
 
 import pytest
 
-from processing.benchmarks.facts import facts_of, medmnist_classes
+from processing.benchmarks.facts import PAPER_MODEL, facts_of, medmnist_classes, published_models
 from processing.benchmarks.loading import BENCHMARK_NAMES
 
 
@@ -29,6 +29,67 @@ def test_the_published_values_are_those_of_the_paper():
     }
     mean = sum(value for metrics in values.values() for value in metrics.values()) / 5
     assert round(100 * mean, 2) == 75.52, "the mean that the paper gives"
+
+
+def _numbers(values):
+    for value in values.values():
+        yield from _numbers(value) if isinstance(value, dict) else [value]
+
+
+@pytest.mark.parametrize("name", sorted(set(BENCHMARK_NAMES) - {"medmnist", "imagefolder"}))
+def test_published_values_of_every_model_are_fractions_with_a_source(name):
+    tasks = {facts_of(name)["task"], *facts_of(name).get("others", {})}
+    for task in tasks:
+        entries = published_models(name, task)
+        assert len({entry.model for entry in entries}) == len(entries)
+        for entry in entries:
+            assert entry.source and isinstance(entry.read_from_figure, bool)
+            assert all(0 < number < 1 for number in _numbers(entry.values)), entry
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "task", "model", "path", "value", "read_from_figure"),
+    [
+        ("pmc15m", "retrieval", PAPER_MODEL, "text_to_image recall_at_1", 0.696, True),
+        ("pmc15m", "retrieval", "GPT variant of BiomedCLIP", "text_to_image recall_at_10", 0.857, True),
+        ("pmc15m", "retrieval", "GPT variant of BiomedCLIP", "image_to_text recall_at_1", 0.6, True),
+        ("pmc15m", "retrieval", "OpenAI CLIP", "text_to_image recall_at_1", 0.0848, True),
+        ("pmc15m", "retrieval", "OpenAI CLIP", "image_to_text recall_at_10", 0.195, True),
+        ("pmc15m", "retrieval", "PubMedCLIP", "text_to_image recall_at_5", 0.0251, True),
+        ("pmc15m", "retrieval", "PubMedCLIP", "image_to_text recall_at_5", 0.0213, True),
+        ("pcam", "zero-shot", "GPT variant of BiomedCLIP", "accuracy", 0.701, True),
+        ("lc25000_lung", "zero-shot", "GPT variant of BiomedCLIP", "accuracy", 0.606, True),
+        ("lc25000_colon", "zero-shot", "GPT variant of BiomedCLIP", "accuracy", 0.892, True),
+        ("tcga_til", "zero-shot", "GPT variant of BiomedCLIP", "auroc", 0.705, True),
+        ("rsna", "zero-shot", PAPER_MODEL, "accuracy", 0.7895, False),
+        ("rsna", "zero-shot", "GPT variant of BiomedCLIP", "accuracy", 0.81, True),
+        ("rsna", "zero-shot", "BioViL", "accuracy", 0.732, False),
+        ("rsna", "zero-shot", "BioViL", "auroc", 0.831, False),
+        ("rsna", "zero-shot", "GLoRIA", "accuracy", 0.7, False),
+        ("rsna", "linear-probe", PAPER_MODEL, "by_share 0.1 accuracy", 0.83, True),
+        ("rsna", "linear-probe", "BioViL", "by_share 0.01 accuracy", 0.805, False),
+        ("rsna", "linear-probe", "BioViL", "by_share 0.1 auroc", 0.884, False),
+        ("rsna", "linear-probe", "BioViL", "by_share 1 accuracy", 0.822, False),
+        ("rsna", "linear-probe", "GLoRIA", "by_share 1 accuracy", 0.79, False),
+        ("vqa_rad", "vqa", "PubMedCLIP", "accuracy", 0.721, False),
+        ("vqa_rad", "vqa", "BiomedGPT-B", "closed_accuracy", 0.813, False),
+        ("slake", "vqa", "MAML", "accuracy", 0.783, False),
+        ("slake", "vqa", "LLaVA-Med (BiomedCLIP image encoder)", "open_accuracy", 0.8711, False),
+    ],
+)
+def test_published_values_of_other_models_are_those_of_their_sources(
+    benchmark, task, model, path, value, read_from_figure
+):
+    entry = next(entry for entry in published_models(benchmark, task) if entry.model == model)
+    found = entry.values
+    for key in path.split():
+        found = found[key]
+    assert (found, entry.read_from_figure) == (value, read_from_figure)
+
+
+def test_nothing_is_published_for_other_tasks_and_unknown_sets():
+    assert published_models("pcam", "vqa") == published_models("pcam", "linear-probe") == []
+    assert published_models("imagefolder", "zero-shot") == []
 
 
 def test_a_set_of_medmnist_has_as_many_classes_as_it_is_published_with():
