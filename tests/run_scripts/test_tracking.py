@@ -1,8 +1,10 @@
-"""Figures of a training where people watch them: TensorBoard and trackio, written for real and read back."""
+"""Metrics of a training run in TensorBoard, trackio and W&B (offline): written by the packages and read back."""
 
 import json
 import os
 import sqlite3
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,43 @@ def test_trackio_has_them_on_this_machine_and_beside_another_one(arguments, tmp_
     for name, values in expected(folder).items():
         found = [(entry["train/global_step"], entry[theirs(name)]) for entry in logged if theirs(name) in entry]
         assert sorted(found) == values
+
+
+def wandb_history(file: Path) -> Iterator[dict[str, float]]:
+    """Read the logged metrics of an offline run of W&B.
+
+    The file is a log of LevelDB's format: a header of 7 bytes, then blocks of 32 KiB. A record consists of fragments
+    with a header each (checksum, length, kind), and kinds 1 (whole) and 4 (last) end a record.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, position, fragments = file.read_bytes(), 7, b""
+    while position + 7 <= len(content):
+        if (left := 32768 - position % 32768) < 7:  # a header is not split between blocks
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        fragments += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            record = Record.FromString(fragments)
+            fragments = b""
+            if record.WhichOneof("record_type") == "history":
+                yield {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+
+
+def test_wandb_offline_has_loss_recall_and_zero_shot_of_each_step(arguments, tmp_path):
+    pytest.importorskip("wandb")
+    folder = tmp_path / "run"
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
+    environment |= {f"WANDB_{name}_DIR": str(tmp_path / name) for name in ("CACHE", "CONFIG", "DATA")}
+    biomedclip(*arguments, "--output-dir", folder, "--report-to", "wandb", environment=environment)
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    logged = list(wandb_history(file))
+    for name, values in expected(folder).items():
+        found = [(entry["train/global_step"], entry[theirs(name)]) for entry in logged if theirs(name) in entry]
+        assert len(values) >= 2 and found == values
 
 
 @pytest.fixture
