@@ -1,6 +1,7 @@
 """`.ci/run`, with a `make` that only tells how it was called."""
 
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,7 +23,7 @@ def run_ci(tmp_path):
     if not shutil.which("git"):
         pytest.skip("git is not installed")
 
-    def run(failing: str = "") -> tuple[int, list[list[str]]]:
+    def run(failing: str = "", pythons: tuple[str, ...] = ()) -> tuple[int, list[list[str]]]:
         checkout, calls = tmp_path / "work" / "checkout", tmp_path / "calls"
         (checkout / ".ci").mkdir(parents=True)
         (tmp_path / "work" / "shared" / "data").mkdir(parents=True)
@@ -35,6 +36,10 @@ def run_ci(tmp_path):
         make.parent.mkdir()
         make.write_text(MAKE)
         make.chmod(0o755)
+        for version in {"3.11", "3.12", "3.13"} - {".".join(platform.python_version_tuple()[:2])}:
+            python = make.with_name(f"python{version}")
+            python.write_text(f"#!/bin/sh\nexit {0 if version in pythons else 1}\n")
+            python.chmod(0o755)
         calls.touch()
         calls.chmod(0o666)
         environment = os.environ | {"CALLS": str(calls), "FAILING": failing, "LC_ALL": "C.UTF-8"}
@@ -70,3 +75,10 @@ def test_a_check_that_fails_ends_the_run_with_its_status(run_ci):
     status, calls = run_ci(failing="test")
     assert status != 0
     assert [call[0] for call in calls] == ["lint", "test"]
+
+
+def test_the_tests_run_again_with_each_other_python_that_is_installed(run_ci):
+    default = ".".join(platform.python_version_tuple()[:2])
+    others = tuple(version for version in ("3.11", "3.12", "3.13") if version != default)
+    _, calls = run_ci(pythons=others[-1:])
+    assert [call[0] for call in calls[3:]] == [f"test PYTHON=python{others[-1]} VENV=.venv-{others[-1]}"]
