@@ -1,7 +1,8 @@
 """Training beside open_clip's own program: the same losses, samples a second, memory; and what a GPU reaches.
 
 PYTHONPATH=.:tests python tests/benchmarks/training.py --output training.json
-PYTHONPATH=.:tests python tests/benchmarks/training.py --parts scale --device cuda --batch-size 4096 --mini-batch-size 256
+PYTHONPATH=.:tests python tests/benchmarks/training.py --parts scale --device cuda --batch-size 4096 \\
+    --mini-batch-size 256
 
 curve: fifty steps from the same weights on the same batches in float32 without dropout, ViT-Ti/16 with a BERT of two
     layers. open_clip takes them a second time with the pairs of each batch in another order, which changes nothing but
