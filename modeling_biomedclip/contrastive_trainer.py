@@ -544,13 +544,14 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.samples_seen = 0
         self.saved_step: int | None = None
+        self.evaluated_step: int | None = None
 
     def state(self) -> dict[str, Any]:
         """Goes into each checkpoint's `trainer_state.json`."""
         return {"args": {}, "attributes": {"samples_seen": self.samples_seen}}
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.saved_step = None
+        self.saved_step = self.evaluated_step = None
         batches = _stream_batches(train_dataloader)
         if batches is None:
             return
@@ -577,21 +578,26 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
         batches = _stream_batches(train_dataloader)
         if batches is None:
             return
-        # Trainer takes an endless stream for one epoch of `max_steps`; epochs are counted in pairs here.
-        epochs_before = self.samples_seen // len(batches.stream)
+        # Trainer treats an endless stream as one epoch of `max_steps`. An epoch of the stream ends with its last whole
+        # batch, as in open_clip; `state.epoch` counts pairs.
         self.samples_seen += batches.batch_size
         state.epoch = self.samples_seen / len(batches.stream)
-        if self.samples_seen // len(batches.stream) > epochs_before:
-            control.should_evaluate |= args.eval_strategy == "epoch"
+        epochs, rest = divmod(self.samples_seen // batches.batch_size, len(batches.stream) // batches.batch_size)
+        if rest == 0:
+            control.should_evaluate |= args.eval_strategy == "epoch" and args.eval_delay <= epochs
             control.should_save |= args.save_strategy == "epoch"
             control.should_log |= args.logging_strategy == "epoch"
 
     def on_save(self, args, state, control, **kwargs):
         self.saved_step = state.global_step
 
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.evaluated_step = state.global_step
+
     def on_epoch_end(self, args, state, control, **kwargs):
-        # Trainer ends its own epoch where one of pairs may have ended too: the same checkpoint, written over.
+        # Trainer ends its own epoch where one of the stream may have ended too: the same evaluation and checkpoint.
         control.should_save &= self.saved_step != state.global_step
+        control.should_evaluate &= self.evaluated_step != state.global_step
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         scale = find_logit_scale(model)

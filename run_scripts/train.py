@@ -40,6 +40,7 @@ from .adapters import (
 )
 from .dry_run import PUBLISHED_PAIRS, DryRunOptions, plan_run, show_plan
 from .errors import UsageError, usage_errors
+from .evaluation.pools import TRAINING_POOL_SEED, draw_pool
 from .models import ModelOptions, configuration, load_model, outline
 from .options import is_true, option_value, parse_options, write_recipe
 from .progress import show_progress
@@ -111,7 +112,13 @@ class PairHandling:
             "differ by one level of 255 or less in the mean."
         },
     )
-    max_eval_pairs: int = field(default=2000, metadata={"help": "Validation pairs used in training, at most."})
+    max_eval_pairs: int = field(
+        default=2000,
+        metadata={
+            "help": "Maximum number of validation pairs (default: 2,000). A larger split is sampled with a fixed seed: "
+            "every run evaluates on the same pairs."
+        },
+    )
 
     def __post_init__(self):
         if self.licenses is not None:
@@ -290,6 +297,7 @@ def train(
         **run_training(trainer, checkpoint),
         **throughput(trainer, clock, training_collator),
         "training_pairs": len(stream),
+        "validation_pairs": 0 if trainer.eval_dataset is None else len(trainer.eval_dataset),
         "substituted_rows": training_collator.substituted_rows,
         "substituted_rows_in_evaluation": trainer.eval_data_collator.substituted_rows,
     }
@@ -448,7 +456,7 @@ def _validation_pairs(path: str, most: int) -> Any:
     columns = [name for name in column_names(path, "validation") if name in TRAINING_COLUMNS]
     # Not decoded here: the collator does that, with its own limits and errors.
     pairs = load_pmc15m(path, "validation", streaming=False, columns=columns, decode=False)
-    return pairs.select(range(min(most, len(pairs))))
+    return pairs if most >= len(pairs) else pairs.select(draw_pool(len(pairs), most, seed=TRAINING_POOL_SEED))
 
 
 def _evaluates(args: ContrastiveTrainingArguments) -> bool:

@@ -199,12 +199,45 @@ def test_the_published_recipe_is_the_default(tmp_path):
     assert BiomedCLIPConfig().projection_dim == 512
 
 
-def test_epochs_of_a_stream_can_be_saved_and_evaluated(train, built, tmp_path):
-    per_epoch = len(PairStream(built)) / 16
-    train(max_steps=-1, num_train_epochs=3, save_strategy="epoch", eval_strategy="epoch")
+def evaluated_steps(trainer) -> list[int]:
+    return [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+
+
+def test_an_epoch_of_a_stream_ends_with_its_last_whole_batch(train, built, tmp_path):
+    per_epoch, rest = divmod(len(PairStream(built)), 16)
+    assert rest * 3 >= 16, "counted in pairs, the third epoch would end a step later"
+    trainer = train(max_steps=-1, num_train_epochs=3, save_strategy="epoch", eval_strategy="epoch")
     steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*"))
-    assert len(steps) >= 2
-    assert steps[0] == math.ceil(per_epoch)
+    assert steps[:2] == evaluated_steps(trainer)[:2] == [per_epoch, 2 * per_epoch]
+
+
+def test_each_epoch_is_evaluated_once_also_after_a_resume(train, built, small_model):
+    per_epoch = len(PairStream(built)) // 32
+    options = {"max_steps": 3 * per_epoch, "per_device_train_batch_size": 32, "eval_strategy": "epoch"}
+    whole = train(fresh(small_model), folder="whole", save_steps=per_epoch + 1, **options)
+    assert evaluated_steps(whole) == [per_epoch, 2 * per_epoch, 3 * per_epoch]
+    checkpoint = f"{whole.args.output_dir}/checkpoint-{per_epoch + 1}"
+    resumed = train(fresh(small_model), folder="whole", save_steps=10**6, resume=checkpoint, **options)
+    assert evaluated_steps(resumed) == evaluated_steps(whole)
+
+
+def test_the_best_epoch_is_loaded(train, built, small_model):
+    per_epoch = len(PairStream(built)) // 32
+    trainer = train(
+        fresh(small_model),
+        max_steps=3 * per_epoch,
+        per_device_train_batch_size=32,
+        learning_rate=1e-2,
+        eval_strategy="epoch",
+        eval_delay=2,
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+    )
+    losses_by_step = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert sorted(losses_by_step) == [2 * per_epoch, 3 * per_epoch], "eval_delay counts epochs"
+    best = min(losses_by_step, key=losses_by_step.get)
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses_by_step[best], abs=1e-5)
 
 
 def test_resuming_with_another_batch_size_says_so_and_keeps_the_position(train, small_model, tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, Traini
 
 from modeling_biomedclip import ContrastiveTrainingArguments
 from run_scripts.adapters import AdapterOptions, add_adapter
+from run_scripts.evaluation.pools import draw_pool
 from run_scripts.main import main
 from run_scripts.models import ModelOptions, set_up_model
 from run_scripts.runs import set_batch_size
 from run_scripts.towers import lock_image_tower, part_of
-from run_scripts.train import PairHandling, train
+from run_scripts.train import PairHandling, _validation_pairs, train
 
 
 SHORT = ["--max-steps", "2", "--logging-steps", "1", "--batch-size", "16", "--save-strategy", "no", "--report-to"]
@@ -94,6 +96,38 @@ def test_fast_decoding_is_for_training_alone(small_checkpoint, shards, tmp_path,
     model = ModelOptions(model_name_or_path=str(small_checkpoint))
     trainer, _ = train(str(shards), PairHandling(fast_decode=fast), model, args)
     assert trainer.data_collator.fast_decode == fast and not trainer.eval_data_collator.fast_decode
+
+
+def test_a_large_validation_split_is_sampled_alike_whatever_the_seed_of_the_run(shards, tmp_path):
+    folder = write_shards(tmp_path / "set", shards=2, split="validation")
+    chosen = _validation_pairs(str(folder), 20)["pair_id"]
+    assert list(chosen) == [pair_row(row)["pair_id"] for row in draw_pool(50, 20, seed=0)]
+    assert list(chosen) != [pair_row(row)["pair_id"] for row in range(20)], "not the first ones"
+    assert len(_validation_pairs(str(folder), 50)) == len(_validation_pairs(str(folder), 51)) == 50
+
+
+def test_a_run_that_evaluates_each_epoch_keeps_its_best_checkpoint_and_resumes(small_checkpoint, tmp_path):
+    """The options of the recipe `biomedclip`: evaluation at each epoch, checkpoints at other steps."""
+    folder = write_shards(tmp_path / "set", shards=2, image_size=(40, 30))  # three steps of 16 pairs
+    write_shards(folder, shards=1, split="validation", image_size=(40, 30))
+    arguments = ["train", "--model-name-or-path", str(small_checkpoint), "--train-data", str(folder), "--report-to"]
+    arguments += ["none", "--batch-size", "16", "--num-train-epochs", "2", "--eval-strategy", "epoch"]
+    arguments += ["--max-eval-pairs", "10", "--output-dir", str(tmp_path / "run")]
+
+    def evaluated(name: str) -> list[int]:
+        state = json.loads((tmp_path / name / "trainer_state.json").read_text())
+        return [entry["step"] for entry in state["log_history"] if "eval_loss" in entry]
+
+    assert main([*arguments, "--save-steps", "4"]) == 0
+    assert evaluated("run") == [3, 6]
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["validation_pairs"] == 10
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    assert main([*arguments, "--save-steps", "4", "--resume-from-checkpoint", "true"]) == 0
+    assert evaluated("run") == [3, 6]
+    best = ["--save-strategy", "epoch", "--load-best-model-at-end", "--output-dir", str(tmp_path / "best")]
+    assert main([*arguments, *best]) == 0
+    state = json.loads((tmp_path / "best" / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]).name in ("checkpoint-3", "checkpoint-6")
 
 
 @pytest.mark.parametrize("text", ["mentions", "caption_and_mentions"])
