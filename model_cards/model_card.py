@@ -276,7 +276,29 @@ def _results(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Mapping[s
     )
     if not results:
         return f"{text} Nothing was measured here: `biomedclip evaluate` measures it."
-    return "\n\n".join([text, *(_how(result) for result in results)])
+    return "\n\n".join([text, *_published(results), *(_how(result) for result in results)])
+
+
+def _published(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a table of the published values of other models on the benchmarks of the results, if there are any."""
+    rows = [
+        (
+            _task(result),
+            benchmark_name(result),
+            entry["model"],
+            "; ".join(f"{_words(value)}: {_number(value.value)}" for value in measures({"metrics": entry["values"]})),
+            entry["source"] + ("; read off a figure" if entry["read_from_figure"] else ""),
+        )
+        for result in results
+        for entry in result.get("published") or []
+    ]
+    if not rows:
+        return []
+    return [
+        "Published values of models on these benchmarks. They come from the publications named and were not measured "
+        "here.",
+        table(["task", "benchmark", "model", "published values", "source"], list(dict.fromkeys(rows)), text_columns=5),
+    ]
 
 
 def _measured_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -32,6 +32,7 @@ RESULT: dict[str, Any] = {
     "metrics": {"undefined?": {str: str}},  # and numbers, at any depth
     "paper?": {str: object},
     "paper_source?": str,
+    "published?": [{"model": str, "values": {str: object}, "source": str, "read_from_figure": bool}],
     "settings?": {str: object},
     "seconds?": _NUMBER,
     "versions": {str: object},
@@ -103,37 +104,43 @@ def _check_text(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
-    metrics = result["metrics"]
-    for keys, value in _named(metrics):
-        name = f"metrics.{'.'.join(keys)}"
+    _check_values(path, "metrics", result["metrics"])
+    if not measures(result):
+        raise ValueError(f"{path}: metrics holds no number.")
+    for number, entry in enumerate(result.get("published") or []):
+        _check_values(path, f"published[{number}].values", entry["values"])
+
+
+def _check_values(path: Path, where: str, values: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if intervals, shares or numbers in `values`, which stands at `where`, are impossible."""
+    for keys, value in _named(values):
+        name = f"{where}.{'.'.join(keys)}"
         if keys[-1].endswith("_interval") and value is not None:
             check_shape(path, value, [_NUMBER], name)
             if len(value) != 2:
                 raise ValueError(f"{path}: {name} must hold two ends, not {len(value)}.")
-    shares = metrics.get("by_share", {})
-    check_shape(path, shares, {str: {str: object}}, "metrics.by_share")
+    shares = values.get("by_share", {})
+    check_shape(path, shares, {str: {str: object}}, f"{where}.by_share")
     for share in shares:
-        _check_share(path, share)
-    found = measures(result)
-    if not found:
-        raise ValueError(f"{path}: metrics holds no number.")
-    for measure in found:
+        _check_share(path, f"{where}.by_share", share)
+    for measure in measures({"metrics": values}):
         if measure.value is None:
             continue
-        values = [measure.value, *(measure.interval or ())]
+        numbers = [measure.value, *(measure.interval or ())]
         most = math.inf if "rank" in measure.path[-1] else 1
-        if not all(math.isfinite(value) and 0 <= value <= most for value in values):
-            raise ValueError(f"{path}: metrics.{'.'.join(measure.path)} is {values}, and should lie between 0 and 1.")
+        if not all(math.isfinite(number) and 0 <= number <= most for number in numbers):
+            name = f"{where}.{'.'.join(measure.path)}"
+            raise ValueError(f"{path}: {name} is {numbers}, and should lie between 0 and 1.")
 
 
-def _check_share(path: Path, share: str) -> None:
+def _check_share(path: Path, where: str, share: str) -> None:
     """Raise `ValueError` if a key of `by_share` is not a share of the labels."""
     try:
         valid = 0 < float(share) <= 1
     except ValueError:
         valid = False
     if not valid:
-        raise ValueError(f"{path}: metrics.by_share has {share!r}, which is not a share of the labels.")
+        raise ValueError(f"{path}: {where} has {share!r}, which is not a share of the labels.")
 
 
 def measures(result: Mapping[str, Any]) -> list[Measure]:

@@ -30,7 +30,7 @@ from processing.labelled_images import IMAGE_COLUMN, LABEL_COLUMN, LabelledImage
 
 from .errors import UsageError
 from .evaluation.checks import check_model, check_output, check_writable
-from .evaluation.comparison import compare, short_names
+from .evaluation.comparison import compare, short_names, show_published
 from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
 from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
 from .evaluation.linear_probe import LabelledFeatures, check_share, probe, show_probe
@@ -226,6 +226,8 @@ def main(arguments: Sequence[str]) -> None:
     measured = [result for result in results if result is not None]
     if len(folders) > 1 and measured:
         compare(measured, Path(options.output_dir))
+    elif measured:
+        show_published(options.task, measured[0]["published"])
     if failed:
         names = "; ".join(f"{model}: {reason}" for model, reason in failed.items())
         raise ValueError(f"{len(failed)} of {len(folders)} models could not be measured: {names}")

@@ -1,7 +1,8 @@
 """Pictures of a run: curves of the training, what the model answers, and what a build has gathered."""
 
+import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,19 +104,27 @@ def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: "torch.
 
 @_plain_text
 def plot_comparison(
-    title: str, columns: Sequence[str], cells: Mapping[str, Sequence[Any]], chance: float | None, path: Path
+    title: str,
+    columns: Sequence[str],
+    cells: Mapping[str, Sequence[Any]],
+    chance: float | None,
+    path: Path,
+    *,
+    published: Collection[str] = (),
 ) -> None:
     """
-    Models side by side: a group of points for each number, with its interval or standard deviation.
+    Plot a group of points for each metric, one point for each model, with its interval or standard deviation.
 
     Args:
-        title: What was measured on what.
-        columns: Names of the numbers.
-        cells: For each model its numbers: `value`, `interval` and `deviation`.
-        chance: What guessing gives, as a line; none where it differs between the numbers.
+        title: Task and data.
+        columns: Names of the metrics.
+        cells: Values of each model: `value`, `interval` and `deviation`.
+        chance: Accuracy of guessing, drawn as a line. None if it differs between the metrics.
         path: PNG to write.
+        published: Models of `cells` whose values were published, not measured. Their points are hollow and grey.
     """
-    height = 0.22 * len(columns) * (len(cells) + 1) + 1.4
+    shapes = dict(zip(published, itertools.cycle("Ds^vP<>")))
+    height = 0.22 * len(columns) * (len(cells) + 1) + 0.12 * len(cells) + 1.4
     figure, axes = plt.subplots(figsize=(8.5, max(2.6, height)), layout="constrained")
     for place, (name, values) in enumerate(cells.items()):
         offset = (place + 0.5) / len(cells) - 0.5
@@ -129,9 +138,10 @@ def plot_comparison(
         axes.errorbar(
             [value.value for _, value in points],
             [row for row, _ in points],
-            xerr=[[max(0.0, side[end]) for side in errors] for end in (0, 1)],
-            fmt="D" if name == "published" else "o",
-            color="0.3" if name == "published" else f"C{place % 10}",
+            xerr=None if name in shapes else [[max(0.0, side[end]) for side in errors] for end in (0, 1)],
+            fmt=shapes.get(name, "o"),
+            color="0.35" if name in shapes else f"C{place % 10}",
+            markerfacecolor="white" if name in shapes else None,
             capsize=2,
             # matplotlib leaves labels that begin with an underscore out of the legend.
             label=f" {one_line(name)}" if name.startswith("_") else one_line(name),
@@ -142,7 +152,7 @@ def plot_comparison(
     axes.set(xlim=(0, 1.02), ylim=(len(columns) - 0.5, -0.5), xlabel="fraction")
     axes.set_title(one_line(title), fontsize=10)
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)  # names of published models are long
     _save(figure, path)
 
 

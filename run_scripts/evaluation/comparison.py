@@ -11,14 +11,11 @@ from ..plots import plot_comparison
 from ..reporting import UNDEFINED, say, show_table, write_json, write_text
 
 
-PUBLISHED = "published"  # row of the paper's values
-
-
 class Value(NamedTuple):
     """
     A number with its 95 % interval, or mean and standard deviation, as far as they are known.
 
-    `value` is None where the metric is undefined or, with `measured=False`, where it was not measured.
+    `value` is None if the metric is undefined or, with `measured=False`, if there is no value.
     """
 
     value: float | None
@@ -43,7 +40,7 @@ def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
 
     Args:
         task: As in `results.json`.
-        metrics: Of `results.json`; also the part that a paper gives.
+        metrics: `metrics` of `results.json`, or the values of a published model.
     """
     if task == "retrieval":
         short = dict(zip(DIRECTIONS, ("image to text", "text to image"), strict=True))
@@ -79,48 +76,87 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
+def published_name(entry: Mapping[str, Any]) -> str:
+    """Return the name of a published model, marked as published."""
+    return f"{entry['model']} (published{', read off a figure' if entry['read_from_figure'] else ''})"
+
+
+def show_published(task: str, published: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Print a table of published values.
+
+    Args:
+        task: As in `results.json`.
+        published: `published` of `results.json`. Nothing is printed if it is empty.
+    """
+    if not published:
+        return
+    rows = {
+        f"{entry['model']}{' *' if entry['read_from_figure'] else ''}": headline(task, entry["values"])
+        for entry in published
+    }
+    longest = sorted(rows.values(), key=len, reverse=True)  # which has the shares of the labels in their order
+    columns = list(dict.fromkeys(column for values in longest for column in values))
+    cells = [[values[column].value if column in values else None for column in columns] for values in rows.values()]
+    mark = " (*: read off a figure)" if any(entry["read_from_figure"] for entry in published) else ""
+    title = f"Published values, not measured here{mark}"
+    if len(columns) <= len(rows):  # a terminal is 80 wide
+        show_table(title, [(name, *line) for name, line in zip(rows, cells, strict=True)], ["model", *columns])
+    else:
+        show_table(title, list(zip(columns, *cells, strict=True)), ["", *rows])
+
+
 def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     """
-    Writes `comparison.md`, `.tex`, `.json` and `.png`, and prints the table.
+    Write `comparison.md`, `.tex`, `.json` and `.png`, and print the table.
+
+    The published values of other models follow the measured ones, marked as published.
 
     Args:
         results: Contents of the models' `results.json`, of one task and one set of data.
-        output_dir: Where to.
+        output_dir: Folder of the files.
     """
     task, data = results[0]["task"], results[0]["data"]
     names = short_names([result["model"]["name"] for result in results])
-    names = [f"{name} (model)" if name == PUBLISHED else name for name in names]
+    published = {published_name(entry): entry for entry in results[0].get("published", [])}
+    names = [f"{name} (model)" if name in published else name for name in names]
     rows = {name: headline(task, result["metrics"]) for name, result in zip(names, results, strict=True)}
-    paper = headline(task, results[0]["paper"])
-    if paper:
-        rows[PUBLISHED] = paper
+    rows |= {name: headline(task, entry["values"]) for name, entry in published.items()}
     columns = list(dict.fromkeys(column for values in rows.values() for column in values))
     cells = {
         name: [values.get(column, Value(None, measured=False)) for column in columns] for name, values in rows.items()
     }
+    measured = {name: cells[name] for name in names}
     title = (
         f"{task} on {results[0]['benchmark'] or Path(data['path']).name}, {data['split']} split, {data['rows']:,} rows"
     )
-    write_text(output_dir / "comparison.md", _markdown(title, columns, cells, bool(paper), results))
-    write_text(output_dir / "comparison.tex", _latex(title, columns, cells))
+    write_text(output_dir / "comparison.md", _markdown(title, columns, cells, published, results))
+    write_text(output_dir / "comparison.tex", _latex(title, columns, cells, len(measured)))
     write_json(
         output_dir / "comparison.json",
         {
             "task": task,
             "benchmark": results[0]["benchmark"],
             "data": {name: data[name] for name in ("path", "split", "fingerprint", "rows")},
-            "models": {
-                name: {column: value.as_dict() for column, value in values.items()} for name, values in rows.items()
-            },
+            "models": {name: {column: value.as_dict() for column, value in rows[name].items()} for name in names},
+            "published": [
+                {
+                    **{field: entry[field] for field in ("model", "source", "read_from_figure")},
+                    "values": {column: value.value for column, value in rows[name].items()},
+                }
+                for name, entry in published.items()
+            ],
         },
     )
-    plot_comparison(title, columns, cells, results[0]["metrics"].get("chance"), output_dir / "comparison.png")
+    chance = results[0]["metrics"].get("chance")
+    plot_comparison(title, columns, cells, chance, output_dir / "comparison.png", published=published)
     # By columns: a terminal is 80 wide, and models may be many.
     show_table(
         title,
-        [(column, *(str(values[place]) for values in cells.values())) for place, column in enumerate(columns)],
-        ["", *cells],
+        [(column, *(str(values[place]) for values in measured.values())) for place, column in enumerate(columns)],
+        ["", *measured],
     )
+    show_published(task, results[0].get("published", []))
     say(f"In {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
 
 
@@ -128,7 +164,7 @@ def _markdown(
     title: str,
     columns: Sequence[str],
     cells: Mapping[str, Sequence[Value]],
-    published: bool,
+    published: Mapping[str, Mapping[str, Any]],
     results: Sequence[Mapping[str, Any]],
 ) -> str:
     rows = [(name, *(Markdown(value) for value in values)) for name, values in cells.items()]
@@ -139,16 +175,17 @@ def _markdown(
         else ("[95 % bootstrap intervals]")
     )
     lines += ["", f"Fractions; {spread}. Data {code(results[0]['data']['fingerprint'])}."]
-    for model, result in zip(cells, results, strict=False):  # the last of the cells may be the paper's
+    for model, result in zip(cells, results, strict=False):  # the published models follow
         for name, reason in (result["metrics"].get("undefined") or {}).items():
             lines.append(f"Undefined for {markdown(model)}: {markdown(name.replace('_', ' '))}: {markdown(reason)}.")
     if published:
-        lines.append(f"Published: {markdown(results[0]['paper_source'])}.")
+        lines += ["", "Rows marked as published hold values of publications. They were not measured here. Sources:", ""]
+        lines += [f"- {markdown(entry['model'])}: {markdown(entry['source'])}" for entry in published.values()]
     return "\n".join([*lines, ""])
 
 
-def _latex(title: str, columns: Sequence[str], cells: Mapping[str, Sequence[Value]]) -> str:
-    """A table for the package booktabs."""
+def _latex(title: str, columns: Sequence[str], cells: Mapping[str, Sequence[Value]], measured: int) -> str:
+    """Return a table for the package booktabs, with a rule between the measured and the published models."""
     lines = [
         rf"\begin{{table}}\centering\caption{{{latex(title)}}}",
         rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
@@ -156,7 +193,8 @@ def _latex(title: str, columns: Sequence[str], cells: Mapping[str, Sequence[Valu
         rf"model & {' & '.join(map(latex, columns))} \\",
         r"\midrule",
     ]
-    lines += [
-        rf"{latex(name)} & {' & '.join(latex(str(value)) for value in values)} \\" for name, values in cells.items()
-    ]
+    for number, (name, values) in enumerate(cells.items()):
+        if number == measured:
+            lines.append(r"\midrule")
+        lines.append(rf"{latex(name)} & {' & '.join(latex(str(value)) for value in values)} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}\end{table}", ""])

@@ -1,10 +1,13 @@
 """`results.json`: what every task of the evaluation leaves, in one form."""
 
+import dataclasses
 import datetime
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from processing.benchmarks.facts import published_models
 
 from ..reporting import versions, write_json
 from .dual_encoders import DualEncoder
@@ -39,14 +42,17 @@ def write_results(
         data: `path`, `split`, `fingerprint`, `rows` (those that were measured on), `damaged` (a list of `name` and
             `reason`), `leaks` and `notes`; what is left out is empty.
         metrics: Fractions from 0 to 1, and counts.
-        paper: The published values, with the same names; empty where there are none.
-        paper_source: Where they come from.
+        paper: BiomedCLIP's published values, with the names of `metrics`. Empty if they are of other data: another
+            split, or another selection of images. Then `published` is empty too; otherwise it holds the published
+            values of all models, as [`published_models`] returns them.
+        paper_source: Publication of `paper`.
         settings: All else that the numbers depend on.
         seconds: Of the whole task.
 
     Returns:
         What was written.
     """
+    published = published_models(benchmark, task) if benchmark and paper else []
     results = {
         "schema": SCHEMA,
         "task": task,
@@ -58,6 +64,7 @@ def write_results(
         "metrics": dict(metrics),
         "paper": dict(paper),
         "paper_source": paper_source,
+        "published": [dataclasses.asdict(entry) for entry in published],
         "settings": {"precision": encoder.precision, **settings},
         "seconds": round(seconds, 1),
         "versions": versions(),

@@ -106,6 +106,19 @@ def test_each_result_stands_with_command_date_and_fingerprint():
     assert "2026-11-24" in text and "`00ffaa1122334455`" in text
 
 
+def test_published_values_of_other_models_are_marked_and_have_their_source():
+    text = section(fill_model_card(facts()), "Results")
+    assert "were not measured here" in text
+    assert "| Zero-shot classification | PCam | BiomedCLIP | accuracy: 0.7341 | a paper |" in text
+    assert "| Zero-shot classification | PCam | Other | accuracy: 0.7007 | its figure; read off a figure |" in text
+    assert text.count("| Other |") == 1
+    twice = [public_result(zero_shot_result(weights=weights)) for weights in ("0", "1")]
+    assert fill_model_card(facts(results=twice)).count("| Other |") == 1, "of several results on one benchmark"
+    without = public_result(zero_shot_result())
+    del without["published"]
+    assert "were not measured here" not in fill_model_card(facts(results=[without])), "results of earlier versions"
+
+
 def test_damaged_images_and_leaks_are_told():
     text = section(fill_model_card(facts()), "Results")
     assert "**Damaged images, left out: 7**: `picture|0.png` (truncated &lt;img>)" in text and "and 2 more" in text

@@ -51,6 +51,10 @@ def without(result: dict, *keys: str) -> dict:
     return result
 
 
+def published(values: dict) -> dict:
+    return zero_shot_result(published=[{"model": "a", "values": values, "source": "b", "read_from_figure": False}])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -83,6 +87,10 @@ def without(result: dict, *keys: str) -> dict:
         ),
         (json.dumps(zero_shot_result(metrics={"accuracy": 73.41})), r"metrics.accuracy is \[73.41\]"),
         (json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": [0.4, 1.2]})), "between 0 and 1"),
+        (json.dumps(zero_shot_result(published=[{"model": "a"}])), r"published\[0\].values is missing"),
+        (json.dumps(published({"accuracy": 73.41})), r"published\[0\].values.accuracy is \[73.41\]"),
+        (json.dumps(published({"by_share": {"all": {"accuracy": 0.5}}})), "'all', which is not a share"),
+        (json.dumps(published({"accuracy": 0.5, "accuracy_interval": [0.1]})), "must hold two ends"),
     ],
 )
 def test_what_is_damaged_is_refused_with_its_name(tmp_path, content, message):

@@ -93,6 +93,7 @@ def facts_with(text: str) -> dict:
     result |= {"benchmark": text, "command": f"biomedclip {text}", "date": text, "paper_source": text}
     result["data"] = copy.deepcopy(result["data"])
     result["data"] |= {"split": text, "fingerprint": text, "notes": [text]}
+    result["published"] = published_with(text)
     result["data"]["damaged"] = [{"name": text, "reason": text}]
     result["metrics"] = result["metrics"] | {
         f"accuracy {text}": 0.5,
@@ -166,9 +167,13 @@ def test_a_data_sets_card_has_the_same_structure_with_any_text(text):
     assert data["configs"][0]["data_files"] == [{"split": one_line(text), "path": f"data/{one_line(text)}-*.parquet"}]
 
 
+def published_with(text: str) -> list[dict]:
+    return [{"model": text, "values": {"accuracy": 0.5}, "source": text, "read_from_figure": True}]
+
+
 def results_with(text: str) -> list[dict]:
     """Of two models, with a text in every place that a comparison shows."""
-    results = [zero_shot_result(benchmark=text, paper_source=text) for _ in range(2)]
+    results = [zero_shot_result(benchmark=text, paper_source=text, published=published_with(text)) for _ in range(2)]
     for number, result in enumerate(results):
         result["model"] = {"name": f"{text.replace('/', ':')}{number}", "weights": "0"}
         result["data"] = result["data"] | {"split": text, "fingerprint": text, "path": text}
@@ -178,7 +183,7 @@ def results_with(text: str) -> list[dict]:
 
 @every
 def test_a_comparison_has_the_same_structure_with_any_text(text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(comparison, "plot_comparison", lambda *arguments: None)
+    monkeypatch.setattr(comparison, "plot_comparison", lambda *arguments, **options: None)
     for name, content in (("hostile", text), ("benign", BENIGN)):
         (tmp_path / name).mkdir()
         compare(results_with(content), tmp_path / name)

@@ -57,7 +57,19 @@ def test_retrieval_leaves_results_in_the_agreed_form(small_checkpoint, built, tm
     evaluate([*map(str, arguments), "--output-dir", str(tmp_path)])
     results = results_of(tmp_path)
     assert set(results) == {
-        *("schema", "task", "benchmark", "command", "date", "model", "data", "metrics", "paper", "paper_source"),
+        *(
+            "schema",
+            "task",
+            "benchmark",
+            "command",
+            "date",
+            "model",
+            "data",
+            "metrics",
+            "paper",
+            "paper_source",
+            "published",
+        ),
         *("settings", "seconds", "versions"),
     }
     assert results["schema"] == 1 and results["benchmark"] == "pmc15m"
@@ -68,7 +80,10 @@ def test_retrieval_leaves_results_in_the_agreed_form(small_checkpoint, built, tm
     assert results["metrics"]["chance_at_1"] == 1 / pairs
     assert results["paper"]["text_to_image"]["recall_at_1"] == 0.696 and "725,739" in results["paper_source"]
     assert any("725,739" in note for note in results["data"]["notes"]), "another size than the paper's"
+    models = [entry["model"] for entry in results["published"]]
+    assert models == ["BiomedCLIP", "GPT variant of BiomedCLIP", "OpenAI CLIP", "PubMedCLIP"]
     output = capsys.readouterr().out
+    assert "Published values, not measured here" in output and "PubMedCLIP *" in output
     assert "paper" in output and max(map(len, output.splitlines())) <= 80
     assert "articles, test split" in output
     assert "Note:" in output and "725,739" in output, "what a table does not say of itself stands below it"
