@@ -35,6 +35,9 @@ from .training_options import (
 
 logger = logging.getLogger(__name__)
 
+# The batch of open_clip's validation loss, of which the paper's is one, and the name of the metric.
+VALIDATION_BATCH = 4096
+LOSS_IN_BATCHES = f"loss_in_batches_of_{VALIDATION_BATCH}"
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's and open_clip's bound of the temperature
 
 
@@ -139,11 +142,12 @@ class ContrastiveTrainer(Trainer):
     `Trainer` takes. A checkpoint is whole once it has its `trainer_state.json`, and older ones are removed only then: a
     run may be killed at any moment. Another number of processes may go on from it.
 
-    `eval_dataset` needs random access. Evaluation embeds it whole and reports recall at 1, 5 and 10,
-    median rank, and the loss of the whole set as one batch, a number that does not depend on the batch size. To these
-    come the figures of `evaluators`: each is called with the model in evaluation mode, on all processes, and gives
-    figures by name, before which comes `eval_`. Training goes on as if nothing had been evaluated: random states are
-    what they were.
+    `eval_dataset` needs random access. Evaluation embeds all of it and reports recall at 1, 5 and 10, the median rank,
+    and two losses. `eval_loss` is the loss of the whole set as one batch. `eval_loss_in_batches_of_4096` is the
+    validation loss of open_clip ([`loss_in_batches`]). None of these depends on the batch size or on the number of
+    processes. Each of `evaluators` is called with the model in evaluation mode, on all processes, and returns metrics
+    by name, which are reported with the prefix `eval_`. Evaluation restores all random states, so that it does not
+    change the training.
 
     Options that contrastive training would ignore are refused, in `args` and among the arguments: see
     `docs/training_arguments.md`. They are checked again when training starts.
@@ -451,7 +455,10 @@ class ContrastiveTrainer(Trainer):
         scale, bias = find_logit_scale(model).exp().float().cpu(), find_logit_bias(model)
         bias = None if bias is None else bias.float().cpu()
         loss = whole_set_loss(image_embeds, text_embeds, scale, bias, loss=self.args.loss)
-        metrics = {f"{metric_key_prefix}_loss": loss}
+        metrics = {
+            f"{metric_key_prefix}_loss": loss,
+            f"{metric_key_prefix}_{LOSS_IN_BATCHES}": loss_in_batches(image_embeds, text_embeds, scale),
+        }
         for direction, values in retrieval_metrics(image_embeds, text_embeds).items():
             metrics.update({f"{metric_key_prefix}_{direction}_{name}": value for name, value in values.items()})
         for name, value in self._figures_of_evaluators(model).items():
@@ -687,7 +694,36 @@ def whole_set_loss(
     return sum(totals) / (len(totals) * len(image_embeds))
 
 
+@torch.no_grad()
+def loss_in_batches(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    *,
+    batch_size: int = VALIDATION_BATCH,
+) -> float:
+    """
+    The validation loss of open_clip: the mean InfoNCE loss of consecutive batches, weighted by their sizes.
+
+    open_clip reports InfoNCE for a model of any loss. The last batch holds the pairs that are left, which may be fewer.
+    With one batch the result equals [`whole_set_loss`].
+
+    Args:
+        image_embeds: L2-normalized, of shape `(pairs, dimension)`.
+        text_embeds: L2-normalized, of shape `(pairs, dimension)`.
+        logit_scale: Inverse temperature, of shape `()` or `(1,)`.
+        batch_size: Pairs of a batch.
+
+    Returns:
+        The mean over all pairs.
+    """
+    batches = zip(image_embeds.split(batch_size), text_embeds.split(batch_size), strict=True)
+    total = sum(whole_set_loss(images, texts, logit_scale) * len(images) for images, texts in batches)
+    return total / len(image_embeds)
+
+
 __all__ = [
+    "LOSS_IN_BATCHES",
     "ContrastiveTrainer",
     "ContrastiveTrainingArguments",
     "are_processes_on_cpu",
@@ -695,6 +731,7 @@ __all__ = [
     "check_resume",
     "find_logit_bias",
     "find_logit_scale",
+    "loss_in_batches",
     "loss_parameters",
     "whole_set_loss",
 ]

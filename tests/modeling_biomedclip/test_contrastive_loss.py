@@ -1,14 +1,19 @@
 """The contrastive losses, by themselves and over several processes."""
 
+import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.multiprocessing
+from commands import free_port
+from evaluation_processes import evaluate_in_a_process
 from gradient_processes import assert_same_gradients, gradients_of_a_process, unit
 
+from modeling_biomedclip import contrastive_trainer
 from modeling_biomedclip.contrastive_loss import LOSSES, contrastive_loss, summed_loss
-from modeling_biomedclip.contrastive_trainer import whole_set_loss
+from modeling_biomedclip.contrastive_trainer import loss_in_batches, whole_set_loss
 
 
 def scalars(dtype=torch.float32, shape=()):
@@ -47,6 +52,47 @@ def test_a_loss_equals_a_plain_loop(loss):
     assert contrastive_loss(images.float(), texts.float(), *scalars(), loss=loss).item() == pytest.approx(
         expected, 1e-6
     )
+
+
+@pytest.mark.parametrize("pairs", [4200, 4096, 100])
+def test_the_loss_in_batches_is_the_validation_loss_of_open_clip(pairs, monkeypatch):
+    """Of open_clip's own function, on the same features in batches of 4,096, the last of which is smaller."""
+    from open_clip_train import train
+
+    monkeypatch.setattr(train, "get_clip_metrics", lambda **features: {})  # its ranks take seconds
+    images, texts, scale = unit(pairs, 0), unit(pairs, 1), scalars()[0]
+
+    class Features(torch.nn.Module):
+        def forward(self, image, text):
+            return {"image_features": image, "text_features": text, "logit_scale": scale}
+
+    class Batches(list):
+        num_samples = pairs
+
+    data = {"val": SimpleNamespace(dataloader=Batches(zip(images.split(4096), texts.split(4096), strict=True)))}
+    options = {
+        "rank": 0,
+        "device": "cpu",
+        "precision": "fp32",
+        "val_frequency": 1,
+        "epochs": 1,
+        "zeroshot_frequency": 0,
+    }
+    options |= {"distributed": False, "save_logs": False, "wandb": False}
+    expected = train.evaluate(Features(), data, 1, SimpleNamespace(**options))["clip_val_loss"]
+    assert loss_in_batches(images, texts, scale) == pytest.approx(expected, rel=1e-5)
+    whole = whole_set_loss(images, texts, scale)
+    assert (loss_in_batches(images, texts, scale) == pytest.approx(whole, rel=1e-6)) == (pairs <= 4096)
+
+
+def test_the_loss_in_batches_depends_on_neither_processes_nor_their_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(contrastive_trainer, "loss_in_batches", loss_in_batches)  # which the function replaces
+    evaluate_in_a_process(0, 1, str(tmp_path), 0, 100)
+    torch.multiprocessing.spawn(evaluate_in_a_process, (2, str(tmp_path), int(free_port()), 3), nprocs=2)
+    alone, together = (json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2))
+    assert alone["eval_loss_in_batches_of_4096"] != pytest.approx(alone["eval_loss"], rel=0.01)
+    for name in ("eval_loss_in_batches_of_4096", "eval_loss", "eval_image_to_text_recall_at_5"):
+        assert together[name] == pytest.approx(alone[name], rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
