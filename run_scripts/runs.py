@@ -111,8 +111,37 @@ def run_training(trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
         "peak_memory_mib": peak_memory_mib(),
         "peak_device_memory_mib": torch.accelerator.max_memory_allocated() // 2**20 if on_device else None,
         "resumed_from_step": first_step,
+        "saved_checkpoint": saved_checkpoint(trainer),
         "versions": versions(),
     }
+
+
+def saved_checkpoint(trainer: Trainer) -> dict[str, Any]:
+    """
+    Return which state of the training the saved model has: the best checkpoint on validation, or the last step.
+
+    Args:
+        trainer: The trainer, after training.
+
+    Returns:
+        `chosen` (`best` or `last`) and `step`; for `best` also `metric` and `value`.
+    """
+    args, state = trainer.args, trainer.state
+    if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        return {
+            "chosen": "best",
+            "step": state.best_global_step,
+            "metric": args.metric_for_best_model,
+            "value": state.best_metric,
+        }
+    return {"chosen": "last", "step": state.global_step}
+
+
+def describe_checkpoint(saved: Mapping[str, Any]) -> str:
+    """Return what [`saved_checkpoint`] returns as text for a table."""
+    if saved["chosen"] == "last":
+        return f"last, step {saved['step']:,}"
+    return f"best {saved['metric']} on validation ({saved['value']:.4g}), step {saved['step']:,}"
 
 
 def set_batch_size(args: TrainingArguments, batch_size: int | None, devices: int) -> None:

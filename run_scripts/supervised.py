@@ -53,6 +53,8 @@ class SupervisedArguments(TrainingArguments):
     def __post_init__(self):
         if are_processes_on_cpu():
             self.use_cpu = True
+        if self.load_best_model_at_end or self.save_strategy == "best":
+            self.metric_for_best_model: str | None = self.metric_for_best_model or "accuracy"  # not the loss
         check_before_processing(self)
         super().__post_init__()
         check_training_arguments(self, LABELS)

@@ -38,6 +38,7 @@ from .runs import (
     check_trackers,
     checkpoint_to_resume,
     cost_rows,
+    describe_checkpoint,
     part_processes,
     run_training,
 )
@@ -57,14 +58,15 @@ SHOWN = """
     per_device_eval_batch_size gradient_accumulation_steps learning_rate warmup_steps weight_decay bf16
     dataloader_num_workers eval_strategy save_steps logging_steps report_to resume_from_checkpoint seed
 """.split()
-# What is neither of the two towers nor of the classifier is cross-modal, as METER has it.
 HEAD, TOWERS = "classifier", ("text_model", "vision_model")
+# METER's names: its `token_type_embeddings` belong to neither the head nor the cross-modal group.
+AT_BASE_RATE = (*TOWERS, "token_type_embeddings")
 NEW_PARTS = [HEAD, "co_attention", "text_transform", "image_transform"]
 
 
 @dataclass
 class QuestionData:
-    """What is trained on, from which model, and what METER has beside `TrainingArguments`."""
+    """The questions, the model to start from, and the options of METER that `TrainingArguments` lacks."""
 
     train_data: str = field(metadata={"help": "Folder of the benchmark, as it is downloaded."})
     model_name_or_path: str = field(
@@ -76,8 +78,11 @@ class QuestionData:
         default=None, metadata={"help": "Folder of the images, where they do not lie beside the questions."}
     )
     validation_share: float = field(
-        default=0.1,
-        metadata={"help": "Share of the images, with all their questions, that is held out of a set without a split."},
+        default=0.0,
+        metadata={
+            "help": "Fraction of training images to hold out for validation, with all their questions (default: 0). "
+            "SLAKE has its own validation split."
+        },
     )
     on_bad_row: str = field(
         default="substitute",
@@ -95,19 +100,19 @@ class QuestionData:
     )
     trust_remote_code: bool = trust_option()
     head_learning_rate_factor: float = field(
-        default=50.0, metadata={"help": "The classifier learns so many times as fast as the towers (METER)."}
+        default=50.0, metadata={"help": "Factor of the learning rate for the classifier (default: 50, as in METER)."}
     )
     cross_modal_learning_rate_factor: float = field(
-        default=5.0, metadata={"help": "The co-attention learns so many times as fast as the towers (METER)."}
+        default=5.0, metadata={"help": "Factor of the learning rate for the co-attention (default: 5, as in METER)."}
     )
 
     def __post_init__(self):
         self.co_attention_config = read_fields("--co-attention-config", self.co_attention_config)
         if self.co_attention_config is not None:
             make_config("--co-attention-config", BiomedCLIPCoAttentionConfig, self.co_attention_config)
-        if not 0 < self.validation_share < 1:
-            raise ValueError(f"--validation-share must lie between 0 and 1, not {self.validation_share}.")
-        if self.benchmark == "slake" and self.validation_share != QuestionData.validation_share:
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"--validation-share must be at least 0 and less than 1, not {self.validation_share}.")
+        if self.benchmark == "slake" and self.validation_share > 0:
             raise ValueError("--validation-share has no effect on slake, which has a validation split. Leave it out.")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"--max-length must be 1 or more, not {self.max_length}.")
@@ -138,21 +143,23 @@ def train_answerer(
     data: QuestionData, args: SupervisedArguments, adapter: AdapterOptions
 ) -> tuple["QuestionTrainer", dict[str, Any]]:
     """
-    Trains and saves a model that answers questions, and measures it on the questions of held-out images.
+    Train and save a model that answers questions. Measure it on the validation questions, if there are any.
 
     Args:
-        data: What is trained on, and from which model.
-        args: Everything else.
-        adapter: LoRA on the towers, or none; the head is trained whole.
+        data: The questions and the model to start from.
+        args: The training arguments.
+        adapter: LoRA on the towers, if any. The head is always trained whole.
 
     Returns:
-        The trainer, its model trained, and the results that `train_results.json` holds.
+        The trainer with the trained model, and the content of `train_results.json`.
 
     Raises:
-        ValueError: Fewer questions than a batch, or a checkpoint that cannot answer any.
-        FileNotFoundError: No such benchmark there, or a part of it missing.
-        FileExistsError: Checkpoints of an earlier run in `output_dir`, and no word of resuming.
+        UsageError: If an option needs validation questions and none are held out.
+        ValueError: If there are fewer questions than a batch, or if the checkpoint is not a model with two towers.
+        FileNotFoundError: If the benchmark or a part of it is missing.
+        FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
     """
+    check_validation_options(data, args)
     trust = data.trust_remote_code
     check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
@@ -181,7 +188,7 @@ def train_answerer(
         head_factor=data.head_learning_rate_factor,
         cross_modal_factor=data.cross_modal_learning_rate_factor,
         train_dataset=rows["train"],
-        eval_dataset=rows["validation"],
+        eval_dataset=rows["validation"] or None,
         data_collator=collators[0],
         eval_data_collator=collators[1],
         processing_class=processor,
@@ -195,21 +202,48 @@ def train_answerer(
         "answers": len(answers),
         "questions_without_answer": unanswered,
         "substituted_rows": collators[0].substituted_rows,
-        "validation": measure(trainer, splits["validation"], rows["validation"]),
+        "validation": measure(trainer, splits["validation"], rows["validation"]) if rows["validation"] else None,
     }
     save_results(trainer, results, adapter, config)
     return trainer, results
 
 
+def check_validation_options(data: QuestionData, args: SupervisedArguments) -> None:
+    """
+    Check that no option needs validation questions if none are held out.
+
+    Raises:
+        UsageError: If an option has no effect without validation questions.
+    """
+    if data.benchmark == "slake" or data.validation_share > 0:
+        return
+    needs = {
+        f"--eval-strategy {args.eval_strategy.value}": args.eval_strategy != "no",
+        "--eval-on-start true": args.eval_on_start,
+        "--per-device-eval-batch-size": args.per_device_eval_batch_size
+        != SupervisedArguments.per_device_eval_batch_size,
+    }
+    for option, needed in needs.items():
+        if needed:
+            raise UsageError(
+                f"{option} needs validation questions, but --validation-share 0 trains on all questions. Leave it out "
+                "(--eval-strategy no), or hold out images, for example with --validation-share 0.1."
+            )
+
+
 class QuestionTrainer(SupervisedTrainer):
     """
-    `Trainer` for questions about images, with METER's learning rates for three parts of the model.
+    `Trainer` for questions about images, with the parameter groups of METER's `set_schedule`.
+
+    The classifier and the cross-modal layers have their own learning rates. As in METER, weight decay excludes biases
+    and LayerNorms, except for the LayerNorm of the classifier, which METER's list of names does not match.
 
     Args:
         model: The model.
-        args: How it is trained; its learning rate is that of the towers.
-        head_factor: By how much faster the classifier learns.
-        cross_modal_factor: By how much faster all else learns that is no tower.
+        args: The training arguments. `learning_rate` is the rate of the towers and of the token type embeddings.
+        head_factor: Factor of the learning rate for the classifier.
+        cross_modal_factor: Factor of the learning rate for the co-attention layers, the poolers and the two linear maps
+            before them.
         kwargs: Further arguments of [`SupervisedTrainer`].
     """
 
@@ -221,8 +255,14 @@ class QuestionTrainer(SupervisedTrainer):
         self.head_factor, self.cross_modal_factor = head_factor, cross_modal_factor
         super().__init__(model, args, compute_metrics=accuracy, preprocess_logits_for_metrics=_best_answers, **kwargs)
 
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Return the names of the parameters with weight decay: `Trainer`'s, and all weights of the classifier."""
+        names = super().get_decay_parameter_names(model)
+        of_head = [name for name, _ in model.named_parameters() if HEAD in name.split(".") and name.endswith("weight")]
+        return list(dict.fromkeys([*names, *of_head]))
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Trainer's, with its two groups (with and without weight decay) split by how fast their parts learn."""
+        """Create `Trainer`'s optimizer and split its two groups (with and without weight decay) by learning rate."""
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
@@ -240,7 +280,7 @@ class QuestionTrainer(SupervisedTrainer):
         parts = name.split(".")
         if HEAD in parts:
             return self.head_factor
-        return 1.0 if any(tower in parts for tower in TOWERS) else self.cross_modal_factor
+        return 1.0 if any(name in parts for name in AT_BASE_RATE) else self.cross_modal_factor
 
 
 def load_questions(name: str | None, path: str, split: Any, image_folder: str | None = None) -> VisualQuestionBenchmark:
@@ -266,17 +306,31 @@ def load_questions(name: str | None, path: str, split: Any, image_folder: str | 
 
 def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuestion]]:
     """
-    The questions to train on and those to validate on: the set's own split, or some of its training images.
+    Read the training and validation questions. VQA-RAD has no validation split: a fraction of its training images,
+    with all their questions, is held out.
 
     Args:
-        data: Which benchmark, and where.
-        seed: Seed of the draw of images.
+        data: The benchmark, its folder and the fraction to hold out.
+        seed: Seed of the random choice of images.
+
+    Returns:
+        The questions of `train` and `validation`. The latter is empty if nothing is held out.
+
+    Raises:
+        ValueError: If there are too few images to hold one out.
     """
     where = data.image_folder
     train = load_questions(data.benchmark, data.train_data, "train", where).questions
     if data.benchmark == "slake":
         return {"train": train, "validation": load_questions("slake", data.train_data, "validation", where).questions}
+    if data.validation_share == 0:
+        return {"train": train, "validation": []}
     images = sorted({question.image_name for question in train})
+    if len(images) < 2:
+        raise ValueError(
+            f"--validation-share {data.validation_share}: {data.train_data} has one training image, so none can be "
+            "held out. Pass --validation-share 0."
+        )
     wanted = min(len(images) - 1, max(1, round(data.validation_share * len(images))))
     held_out = set(np.random.default_rng(seed).permutation(images)[:wanted].tolist())
     return {
@@ -318,20 +372,28 @@ def _best_answers(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def accuracy(evaluated: EvalPrediction) -> dict[str, float]:
-    """Share of right answers among the questions whose images could be read; answers never seen count as wrong."""
+    """Return the accuracy on the questions with readable images. An answer outside the vocabulary counts as wrong."""
     readable = evaluated.label_ids != IGNORED_LABEL
     return {"accuracy": float((evaluated.predictions == evaluated.label_ids)[readable].mean())}
 
 
 def measure(trainer: QuestionTrainer, questions: Sequence[VisualQuestion], rows: Sequence[Any]) -> dict[str, Any]:
-    """What the trained model makes of the validation questions, open and closed ones apart."""
+    """
+    Measure the trained model on the validation questions.
+
+    Returns:
+        The accuracy and the attainable accuracy (the fraction of questions whose answer is in the vocabulary of the
+        model), for all, open and closed questions, and counts.
+    """
     found = trainer.predict(rows, metric_key_prefix="validation")
     readable, right = found.label_ids != IGNORED_LABEL, found.predictions == found.label_ids
     types = np.array([question.answer_type for question in questions])
-    measured: dict[str, Any] = {"accuracy": found.metrics["validation_accuracy"]}
-    for answer_type in ("open", "closed"):
-        of_type = readable & (types == answer_type)
-        measured[f"{answer_type}_accuracy"] = float(right[of_type].mean()) if of_type.any() else None
+    measured: dict[str, Any] = {}
+    for prefix, of_type in {"": True, "open_": types == "open", "closed_": types == "closed"}.items():
+        chosen = readable & of_type
+        measured[f"{prefix}accuracy"] = float(right[chosen].mean()) if chosen.any() else None
+        attainable = (found.label_ids != UNKNOWN_ANSWER)[chosen]
+        measured[f"{prefix}attainable_accuracy"] = float(attainable.mean()) if chosen.any() else None
     return {
         **measured,
         "questions": len(questions),
@@ -342,7 +404,9 @@ def measure(trainer: QuestionTrainer, questions: Sequence[VisualQuestion], rows:
 
 
 def show_results(results: dict[str, Any]) -> None:
-    """Prints the accuracies on held-out images, and what the training took."""
+    """Print the validation metrics, if any, which checkpoint was saved, and the cost of the training."""
     rows = [(name.replace("_", " "), results[name]) for name in ("questions", "images", "questions_without_answer")]
-    rows += [(f"validation {name.replace('_', ' ')}", value) for name, value in results["validation"].items()]
+    validation = results["validation"] or {}
+    rows += [(f"validation {name.replace('_', ' ')}", value) for name, value in validation.items()]
+    rows += [("saved checkpoint", describe_checkpoint(results["saved_checkpoint"]))]
     show_table(f"Visual question answering, {results['answers']} answers", rows + cost_rows(results), ["", "value"])

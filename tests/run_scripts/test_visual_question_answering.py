@@ -1,6 +1,7 @@
 """Visual question answering through the commands: from a benchmark's folder to a model that is measured on it."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,8 @@ from transformers import AutoModelForVisualQuestionAnswering, pipeline
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPForVisualQuestionAnswering
 from processing import VisualQuestionCollator, load_benchmark
 from run_scripts import evaluation
+from run_scripts import visual_question_answering as vqa_training
+from run_scripts.adapters import AdapterOptions, add_adapter
 from run_scripts.evaluation import visual_question_answering
 from run_scripts.evaluation.dual_encoders import load_dual_encoder
 from run_scripts.evaluation.visual_question_answering import (
@@ -30,7 +33,7 @@ from run_scripts.evaluation.visual_question_answering import (
 from run_scripts.main import main
 from run_scripts.options import read_recipe
 from run_scripts.supervised import SupervisedArguments
-from run_scripts.visual_question_answering import QuestionData, QuestionTrainer, question_splits
+from run_scripts.visual_question_answering import NEW_PARTS, QuestionData, QuestionTrainer, question_splits
 from run_scripts.visual_question_answering import load_answerer as load_for_training
 
 
@@ -45,7 +48,6 @@ HEAD = {
     "initializer_range": 0.2,
 }
 SHORT = ["--max-steps", "6", "--save-strategy", "steps", "--save-steps", "3", "--logging-steps", "1"]
-SHORT += ["--eval-strategy", "no"]
 METRICS = Path(evaluation.__file__).parent / "metrics"
 
 
@@ -94,12 +96,13 @@ def questions(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(small_checkpoint):
-    """Trains by the recipe `vqa_rad`, with further options; returns the exit status."""
+    """Train with the recipe `vqa_rad`, a tenth of the images held out, and further options. Return the exit status."""
 
     def run(folder: Path, output_dir: Path, *options: str) -> int:
         arguments = ["train", "--config", "vqa_rad", "--model-name-or-path", small_checkpoint, "--train-data", folder]
         arguments += ["--output-dir", output_dir, "--dataloader-num-workers", "0", "--report-to", "none"]
         arguments += ["--co-attention-config", json.dumps(HEAD), "--learning-rate", "2e-4"]
+        arguments += ["--validation-share", "0.1"]
         return main([*map(str, arguments), *options])
 
     return run
@@ -108,7 +111,7 @@ def train(small_checkpoint):
 @pytest.fixture(scope="module")
 def answerer(train, questions, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("answerer") / "run"
-    assert train(questions, folder, "--num-train-epochs", "30", "--eval-strategy", "no", "--save-strategy", "no") == 0
+    assert train(questions, folder, "--num-train-epochs", "30", "--save-strategy", "no") == 0
     return folder
 
 
@@ -176,8 +179,38 @@ def test_a_small_model_learns_sixteen_questions_by_heart(small_processor, tmp_pa
     assert trainer.evaluate(rows)["eval_accuracy"] == 1.0
 
 
-def test_towers_co_attention_and_classifier_learn_at_rates_of_their_own(small_model, questions, tmp_path):
+# Lists of names of METER's `set_schedule`, and METER's names for the modules of this model.
+NO_DECAY = ["bias", "LayerNorm.bias", "LayerNorm.weight"]
+NO_DECAY += [f"{norm}.{kind}" for norm in ("norm", "norm1", "norm2") for kind in ("bias", "weight")]
+METER_NAMES = {
+    "classifier.": "vqa_classifier.",
+    "text_transform.": "cross_modal_text_transform.",
+    "image_transform.": "cross_modal_image_transform.",
+    "co_attention.token_type_embeddings": "token_type_embeddings",
+    "co_attention.text_layers.": "cross_modal_text_layers.",
+    "co_attention.image_layers.": "cross_modal_image_layers.",
+    "co_attention.text_pooler.": "cross_modal_text_pooler.",
+    "co_attention.image_pooler.": "cross_modal_image_pooler.",
+    "text_model.": "text_transformer.",
+    "vision_model.": "vit_model.",
+}
+
+
+def group_in_meter(name: str) -> tuple[float, float]:
+    """Learning rate (as a factor) and weight decay that METER's `set_schedule` gives a parameter of this model."""
+    start = next(start for start in METER_NAMES if name.startswith(start))
+    theirs = METER_NAMES[start] + name.removeprefix(start)
+    if not theirs.startswith("vqa_classifier"):  # a Sequential: its LayerNorm is called 1
+        theirs = re.sub(r"(post_)?layer_?norm\d?\.", "LayerNorm.", theirs)
+    decay = 0.0 if any(part in theirs for part in NO_DECAY) else 0.01
+    return 5.0 if "cross_modal" in theirs else 50.0 if "vqa_classifier" in theirs else 1.0, decay
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_learning_rates_and_weight_decay_are_those_of_meters_set_schedule(adapter, tmp_path):
     model = BiomedCLIPForVisualQuestionAnswering(BiomedCLIPConfig(**SMALL_CONFIG, co_attention_config=HEAD))
+    if adapter:
+        model = add_adapter(model, AdapterOptions(lora_rank=2), trained_whole=NEW_PARTS)
     args = SupervisedArguments(
         output_dir=str(tmp_path), learning_rate=1e-3, weight_decay=0.01, use_cpu=True, per_device_train_batch_size=1
     )
@@ -192,27 +225,70 @@ def test_towers_co_attention_and_classifier_learn_at_rates_of_their_own(small_mo
     )
     optimizer = trainer.create_optimizer()
     assert trainer.create_optimizer() is optimizer, "and not with rates multiplied twice"
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
     seen = Counter()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            name = names[parameter]
-            part = name.split(".")[0]
-            factor = {"text_model": 1, "vision_model": 1, "classifier": 50}.get(part, 5)
-            assert group["lr"] == pytest.approx(factor * 1e-3), name
-            spared = name.endswith("bias") or "norm" in name or name.startswith("classifier.1")
-            assert group["weight_decay"] == (0 if spared else 0.01), name
-            seen[name] += 1
+            name = names[parameter].removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+            factor, decay = group_in_meter(name)
+            assert (group["lr"], group["weight_decay"]) == (pytest.approx(factor * 1e-3), decay), name
+            seen[names[parameter]] += 1
     assert set(seen) == set(names.values()) and set(seen.values()) == {1}
     assert optimizer.param_groups[0]["lr"] == 1e-3, "what Trainer logs"
 
 
+def test_token_type_embeddings_learn_at_the_rate_of_the_towers_and_the_classifiers_norm_decays():
+    assert group_in_meter("co_attention.token_type_embeddings.weight") == (1.0, 0.01)
+    assert group_in_meter("text_model.embeddings.token_type_embeddings.weight") == (1.0, 0.01)
+    assert group_in_meter("classifier.1.weight") == (50.0, 0.01)
+    assert group_in_meter("vision_model.layers.0.layer_norm1.weight") == (1.0, 0.0)
+    assert group_in_meter("text_transform.weight") == (5.0, 0.01)
+
+
 def test_the_recipes_have_the_rates_of_meter_and_one_builds_on_the_other():
     rad, slake = (read_recipe(name, ["train"]) for name in ("vqa_rad", "vqa_slake"))
-    assert slake == rad | {"benchmark": "slake"}
+    best = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    assert slake == rad | {"benchmark": "slake"} | best
     expected = {"learning_rate": 5e-6, "warmup_steps": 0.1, "num_train_epochs": 10, "weight_decay": 0.01}
     expected |= {"head_learning_rate_factor": 50, "cross_modal_learning_rate_factor": 5, "adam_beta2": 0.98}
     assert {name: float(rad[name]) for name in expected} == expected
+
+
+def test_the_recipe_of_vqa_rad_trains_on_all_questions_and_saves_the_last_step(train, questions, tmp_path, capsys):
+    assert train(questions, tmp_path, *SHORT, "--validation-share", "0") == 0
+    found = results(tmp_path)
+    assert found["images"] == 30 and found["questions"] == 60 and found["validation"] is None
+    assert found["saved_checkpoint"] == {"chosen": "last", "step": 6}
+    assert "last, step 6" in capsys.readouterr().out
+    assert "validation_share" not in read_recipe("vqa_rad", ["train"]), "the recipe leaves the default, 0"
+    assert QuestionData("data", "model", "vqa_rad").validation_share == 0
+
+
+def test_the_best_checkpoint_on_validation_is_saved_and_named(train, questions, tmp_path, monkeypatch):
+    # Accuracies that fall after the second evaluation, and losses that do not follow them.
+    found_accuracies = iter([0.25, 0.75, 0.5])
+    monkeypatch.setattr(vqa_training, "accuracy", lambda evaluated: {"accuracy": next(found_accuracies, 0.0)})
+    steps = ["--max-steps", "6", "--logging-steps", "1", "--save-strategy", "steps", "--save-steps", "2"]
+    steps += ["--eval-strategy", "steps", "--eval-steps", "2", "--load-best-model-at-end", "true"]
+    assert train(questions, tmp_path, *steps) == 0
+    best = {"chosen": "best", "step": 4, "metric": "accuracy", "value": 0.75}
+    assert results(tmp_path)["saved_checkpoint"] == best
+    saved, of_step_4 = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "checkpoint-4"))
+    assert all(torch.equal(saved[name], tensor) for name, tensor in of_step_4.items())
+    last = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    assert any(not torch.equal(saved[name], tensor) for name, tensor in last.items())
+
+
+def test_the_attainable_accuracy_counts_the_answers_that_training_has_after_holding_out(train, questions, tmp_path):
+    assert train(questions, tmp_path, *SHORT, "--validation-share", "0.3", "--seed", "4") == 0
+    splits = question_splits(QuestionData(str(questions), "model", "vqa_rad", validation_share=0.3), seed=4)
+    known = {question.answer.lower() for question in splits["train"]}
+    validation = results(tmp_path)["validation"]
+    for prefix, answer_type in (("", None), ("open_", "open"), ("closed_", "closed")):
+        asked = [question for question in splits["validation"] if answer_type in (None, question.answer_type)]
+        share = sum(question.answer.lower() in known for question in asked) / len(asked)
+        assert validation[f"{prefix}attainable_accuracy"] == pytest.approx(share)
+    assert validation["open_attainable_accuracy"] < 1, "the answer 4 is held out with its image"
 
 
 def test_no_image_is_trained_on_and_validated_on(questions):
@@ -296,6 +372,7 @@ def test_two_processes_train_what_one_does(train, questions, small_checkpoint, t
     command = ["-m", "run_scripts.main", "train", "--config", "vqa_rad", "--model-name-or-path", small_checkpoint]
     command += ["--train-data", questions, "--output-dir", tmp_path / "two", "--report-to", "none"]
     command += ["--co-attention-config", json.dumps(HEAD), "--learning-rate", "2e-4", "--dataloader-num-workers", "0"]
+    command += ["--validation-share", "0.1"]
     on_two_processes(*command, *options, "--per-device-train-batch-size", "8")
     assert results(tmp_path / "two")["processes"] == 2 and results(tmp_path / "two")["batch_size"] == 16
     # Accelerate hands each process every second batch of 8 of the same order. Float32: gradients summed in two parts.
@@ -470,7 +547,14 @@ def test_an_evaluation_that_is_cut_off_goes_on_with_the_questions_that_are_left(
     ("options", "message"),
     [
         (["--per-device-train-batch-size", "64"], "A batch of 64 questions does not fit: there are 54"),
-        (["--validation-share", "1"], "between 0 and 1"),
+        (["--validation-share", "1"], "at least 0 and less than 1"),
+        (["--validation-share", "-0.1"], "at least 0 and less than 1"),
+        (["--validation-share", "nan"], "at least 0 and less than 1"),
+        (["--validation-share", "0", "--eval-strategy", "epoch"], "--eval-strategy epoch needs validation questions"),
+        (["--validation-share", "0", "--eval-on-start", "true"], "--eval-on-start true needs validation questions"),
+        (["--validation-share", "0", "--per-device-eval-batch-size", "4"], "hold out images"),
+        (["--validation-share", "0", "--load-best-model-at-end", "true"], "save and eval strategy to match"),
+        (["--benchmark", "slake", "--validation-share", "0.1"], "no effect on slake"),
         (["--co-attention-config", "{"], "--co-attention-config is not JSON"),
         (["--co-attention-config", '{"num_attention_heads": 5}'], "must be a multiple of"),
         (["--co-attention-config", '{"layers": 5}'], "layers: not a field of BiomedCLIPCoAttentionConfig"),
@@ -478,7 +562,7 @@ def test_an_evaluation_that_is_cut_off_goes_on_with_the_questions_that_are_left(
     ],
 )
 def test_training_that_makes_no_sense_is_refused_in_one_line(options, message, train, questions, tmp_path, capsys):
-    assert train(questions, tmp_path / "run", *options) == (2 if options[0][2:5] in ("val", "co-") else 1)
+    assert train(questions, tmp_path / "run", *options) == (2 if options[0][2:5] in ("val", "co-", "ben") else 1)
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
 
