@@ -5,6 +5,7 @@ fits both. They differ where ViT and BERT differ: LayerNorm stands before each s
 each sub-layer of a text block.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ from .configuration_biomedclip import (
     BiomedCLIPTextConfig,
     BiomedCLIPVisionConfig,
 )
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -698,25 +702,30 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         cls, vision: str | None, text: str | None, **config_kwargs: Any
     ) -> "BiomedCLIPModel":
         """
-        Starts the towers from saved `ViTModel` and `BertModel` checkpoints, the projections and temperature afresh.
+        Load the towers from `ViTModel` and `BertModel` checkpoints. Projections and temperature are initialized.
+
+        The image tower gets the LayerNorm epsilon of timm's ViT (1e-6), as in the paper. transformers' ViT checkpoints
+        have 1e-12. If the two differ, a warning states both.
 
         Args:
-            vision: Folder or Hub id of a ViT, such as `google/vit-base-patch16-224`; none for a tower that is drawn
-                afresh from the field `vision_config`.
-            text: Folder or Hub id of a BERT, such as `microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract`; none for
-                a tower that is drawn afresh from the field `text_config`.
-            config_kwargs: Further fields of [`BiomedCLIPConfig`], such as `projection_dim`.
+            vision: Folder or Hub id of a ViT, such as `google/vit-base-patch16-224`. If `None`, the tower is
+                initialized at random from the field `vision_config`.
+            text: Folder or Hub id of a BERT, such as `microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract`. If
+                `None`, the tower is initialized at random from the field `text_config`.
+            config_kwargs: Other fields of [`BiomedCLIPConfig`], such as `projection_dim`.
 
         Returns:
-            A model in evaluation mode whose towers give the hidden states of the two checkpoints.
+            The model in evaluation mode, with the weights of the two checkpoints.
 
         Raises:
-            ValueError: A checkpoint of another architecture, or one whose tensors do not all find their place.
+            ValueError: If a checkpoint has another architecture, or if its tensors do not fit.
         """
         vit = bert = None
         if vision is not None:
             vit = ViTModel.from_pretrained(vision, add_pooling_layer=False, trust_remote_code=False)
             config_kwargs["vision_config"] = vision_config_of(vit.config)
+            if epsilon := changed_epsilon(vit.config):
+                logger.warning("%s: %s", vision, epsilon)
         if text is not None:
             bert = BertModel.from_pretrained(text, add_pooling_layer=False, trust_remote_code=False)
             config_kwargs["text_config"] = text_config_of(bert.config)
@@ -1187,7 +1196,7 @@ SHARED_WITH_BERT = (
 
 
 def vision_config_of(vit_config: Any) -> dict[str, Any]:
-    """Our fields of a `ViTConfig`, its own epsilon included."""
+    """Return our fields of a `ViTConfig`. The epsilon is timm's, which [`changed_epsilon`] describes."""
     if vit_config.model_type != "vit":
         raise ValueError(f"The image tower starts from a ViT checkpoint, not from a {vit_config.model_type!r}.")
     shared = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size"
@@ -1196,9 +1205,19 @@ def vision_config_of(vit_config: Any) -> dict[str, Any]:
         "hidden_act": vit_config.hidden_act,
         "hidden_dropout": vit_config.hidden_dropout_prob,
         "attention_dropout": vit_config.attention_probs_dropout_prob,
-        "layer_norm_eps": vit_config.layer_norm_eps,
+        "layer_norm_eps": BiomedCLIPVisionConfig.layer_norm_eps,
         "initializer_range": vit_config.initializer_range,
     }
+
+
+def changed_epsilon(vit_config: Any) -> str | None:
+    """Describe which LayerNorm epsilon replaces that of a `ViTConfig`. Return `None` if they are equal."""
+    given, used = vit_config.layer_norm_eps, BiomedCLIPVisionConfig.layer_norm_eps
+    if given == used:
+        return None
+    return (
+        f"its layer_norm_eps is {given}. The image tower uses {used} instead, the value of timm's ViT and of the paper."
+    )
 
 
 def text_config_of(bert_config: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from transformers import (
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 from modeling_biomedclip.contrastive_loss import LOSSES, SIGLIP_LOGIT_BIAS, SIGLIP_LOGIT_SCALE
 from modeling_biomedclip.contrastive_trainer import find_logit_bias
-from modeling_biomedclip.modeling_biomedclip import text_config_of, vision_config_of
+from modeling_biomedclip.modeling_biomedclip import changed_epsilon, text_config_of, vision_config_of
 from modeling_biomedclip.source_checks import check_source
 
 from .adapters import refuse_adapter
@@ -231,6 +231,8 @@ def outline(
             if options.vision_model:
                 start = _configuration_of(options.vision_model, notes, trust_remote_code=trust)
                 fields["vision_config"] = vision_config_of(start)
+                if epsilon := changed_epsilon(start):
+                    notes.append(f"{options.vision_model}: {epsilon}")
             if options.text_model:
                 start = _configuration_of(options.text_model, notes, trust_remote_code=trust)
                 fields["text_config"] = text_config_of(start)

@@ -332,6 +332,9 @@ def load_processor(
         if size is not None:
             processor.image_processor.size = {"shortest_edge": size}
             processor.image_processor.crop_size = {"height": size, "width": size}
+        if options.max_length is not None:
+            # The saved processor must cut texts where training did. Converters read the context length from it.
+            processor.tokenizer.model_max_length = options.max_length
         return processor
     config = configuration(options)
     if size is None:

@@ -1,4 +1,4 @@
-"""The community port `chuhac/BiomedCLIP-vit-bert-hf`: remote code under CLIP's name, and an epsilon that is wrong."""
+"""Read the community port `chuhac/BiomedCLIP-vit-bert-hf`, which has the model type of CLIP and another epsilon."""
 
 import logging
 from pathlib import Path
@@ -19,20 +19,19 @@ CONTEXT_LENGTH = 256  # tokens, as BiomedCLIP was trained; the port's files do n
 
 
 def read_port(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """Model and processor of a folder in the port's layout, with the image tower's epsilon put right."""
+    """Read model and processor of a folder in the port's layout. The image tower gets timm's epsilon."""
     stored = read_json(folder / "config.json")
     if not isinstance(stored.get("projection_dim"), int):
         raise ValueError(f"{folder / 'config.json'}: projection_dim is missing or no number.")
     vit_config = ViTConfig(**stored["vision_config"])
     if vit_config.layer_norm_eps != TIMM_EPSILON:
         logger.warning(
-            "%s states layer_norm_eps=%s for the image tower; BiomedCLIP was trained with %s, which is what the "
-            "converted model has. Image embeddings differ from the port's in the fifth digit.",
+            "%s has layer_norm_eps=%s for the image tower. BiomedCLIP was trained with %s, so the converted model has "
+            "that value. Image embeddings differ from the port's in the fifth digit.",
             folder / "config.json",
             vit_config.layer_norm_eps,
             TIMM_EPSILON,
         )
-        vit_config.layer_norm_eps = TIMM_EPSILON
     config = BiomedCLIPConfig(
         vision_config=vision_config_of(vit_config),
         text_config=text_config_of(BertConfig(**stored["text_config"])),
@@ -46,7 +45,7 @@ def read_port(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
 
 
 def is_port(folder: Path) -> bool:
-    """Whether a folder is in the port's layout: CLIP by name, ViT and BERT inside."""
+    """Return whether a folder is in the port's layout: model type CLIP, with a ViT and a BERT."""
     if not (folder / "config.json").is_file():
         return False
     stored = read_json(folder / "config.json")

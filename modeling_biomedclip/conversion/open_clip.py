@@ -35,7 +35,7 @@ PUBLISHED_NAMES = (
 )
 # BLAKE2b of its 28,895 words, a line each, in the order of their ids. From the Hub, open_clip takes tokenizers by name.
 PUBLISHED_VOCABULARY = "2444c4f523518b32"
-TIMM_EPSILON = 1e-6
+TIMM_EPSILON = BiomedCLIPVisionConfig.layer_norm_eps
 # timm's plain towers (timm/models/vision_transformer.py) by the size in their name: width, layers, heads, and the sides
 # of patch and image that it has a name for. open_clip builds an image tower from the name alone.
 _TIMM_TOWERS: dict[str, tuple[int, int, int, set[tuple[int, int]]]] = {
@@ -106,7 +106,7 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
 
 def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
     """
-    Why open_clip could not load a model out of a repository on the Hub; none if it can.
+    Return why open_clip cannot load a model from a repository on the Hub, or `None` if it can.
 
     Args:
         model: The model.
@@ -118,7 +118,18 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
         return str(error)
     text_cfg = json.loads(text)["model_cfg"]["text_cfg"] if text else {}
     if not text_cfg or os.path.isabs(text_cfg["hf_model_name"]):
-        return "open_clip builds text towers by a BERT on the Hub, and none has the shape of this one."
+        published = BiomedCLIPTextConfig()
+        differing = (
+            f"text_config.{name} is {getattr(model.config.text_config, name)!r}, and the published BERT has "
+            f"{getattr(published, name)!r}"
+            for name in SHARED_WITH_BERT
+            if getattr(model.config.text_config, name) != getattr(published, name)
+        )
+        return (
+            "open_clip builds text towers by a BERT on the Hub, and none has the shape of this one: "
+            f"{'; '.join(differing) or 'its configuration names a folder'}. For use on one machine, "
+            "`biomedclip convert --to open_clip` writes a folder with the configuration of this BERT."
+        )
     if text_cfg.get("hf_tokenizer_name") in PUBLISHED_NAMES:
         ids = processor.tokenizer.get_vocab()
         words = "\n".join(sorted(ids, key=ids.__getitem__))
@@ -128,8 +139,9 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
 
 
 def _portable_config(config: Any, processor: BiomedCLIPProcessor) -> str | None:
-    """open_clip's configuration where its BERT has a name: none where it would be a folder's."""
+    """Return open_clip's configuration, or `None` if its BERT would be named by a folder."""
     stored = config.open_clip_config
+    _check_vision_config(config.vision_config)
     _check_image_processor(processor.image_processor, config.vision_config.image_size)
     if stored is not None:
         content = parse_json(stored, "open_clip_config in config.json")
@@ -326,17 +338,49 @@ def _interpolation(image_processor: BiomedCLIPImageProcessor) -> str:
     raise ValueError(f"The image processor has resample={image_processor.resample!r}; open_clip has none such.")
 
 
+def _check_vision_config(config: BiomedCLIPVisionConfig) -> None:
+    """Check the fields of an image tower for which every ViT of timm has one value, and open_clip no setting."""
+    remedies = {
+        "layer_norm_eps": "Set the field to that value in config.json. The weights stay, and image embeddings change "
+        "by about as much as the two values differ.",
+        "hidden_act": "Train a model with that activation. The weights of this one do not fit another activation.",
+        "num_channels": "Train a model on images with that number of channels.",
+    }
+    for name, remedy in remedies.items():
+        value, theirs = getattr(config, name), getattr(BiomedCLIPVisionConfig, name)
+        if value != theirs:
+            raise ValueError(f"vision_config.{name} is {value!r}; open_clip's image towers have {theirs!r}. {remedy}")
+
+
 def _timm_name(config: BiomedCLIPVisionConfig) -> str:
-    """timm's name of an image tower."""
+    """Return timm's name of an image tower."""
+    _check_vision_config(config)
     shape = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
-    plain = config.intermediate_size == 4 * config.hidden_size and config.layer_norm_eps == TIMM_EPSILON
+    fields = (
+        f"{config.num_hidden_layers} layers of width {config.hidden_size} with {config.num_attention_heads} heads "
+        "(num_hidden_layers, hidden_size and num_attention_heads of vision_config)"
+    )
     for size, (*known, sides) in _TIMM_TOWERS.items():
-        if plain and shape == tuple(known) and (config.patch_size, config.image_size) in sides:
+        if shape != tuple(known):
+            continue
+        if config.intermediate_size != 4 * config.hidden_size:
+            raise ValueError(
+                f"vision_config.intermediate_size is {config.intermediate_size}; open_clip's image towers have 4 times "
+                f"hidden_size, {4 * config.hidden_size} here. Train a model with that value, or use this one with "
+                "transformers."
+            )
+        if (config.patch_size, config.image_size) in sides:
             return f"vit_{size}_patch{config.patch_size}_{config.image_size}"
+        raise ValueError(
+            f"vision_config.image_size is {config.image_size} and patch_size is {config.patch_size}. open_clip builds "
+            f"image towers by timm's names, and for {fields} timm has the image sizes "
+            f"{', '.join(f'{side} with patches of {patch}' for patch, side in sorted(sides))}. Train or resize "
+            "(--image-size) the model for one of them, or use this one with transformers."
+        )
+    known_shapes = (f"{size} ({layers}, {width}, {heads})" for size, (width, layers, heads, _) in _TIMM_TOWERS.items())
     raise ValueError(
-        "open_clip builds image towers by timm's names, and timm has none for "
-        f"{config.num_hidden_layers} layers of width {config.hidden_size} with {config.num_attention_heads} heads, "
-        f"patches of {config.patch_size} and images of {config.image_size} pixels."
+        f"open_clip builds image towers by timm's names, and timm has none for {fields}. It has "
+        f"{', '.join(known_shapes)}. Train a tower of one of these shapes, or use this one with transformers."
     )
 
 

@@ -217,7 +217,10 @@ def test_what_keeps_open_clip_from_loading_out_of_a_repository_is_told(shared_da
     assert open_clip_obstacle(model, processor) is None
     other = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), small_processor.tokenizer)
     assert "has other words" in open_clip_obstacle(model, other)
-    assert "none has the shape of this one" in open_clip_obstacle(deep, processor)
+    assert "num_hidden_layers is 13, and the published BERT has 12" in open_clip_obstacle(deep, processor)
+    with torch.device("meta"):
+        precise = BiomedCLIPModel(BiomedCLIPConfig(vision_config={"layer_norm_eps": 1e-12}))
+    assert "vision_config.layer_norm_eps is 1e-12" in open_clip_obstacle(precise, processor)
     assert "none has the shape of this one" in open_clip_obstacle(small_model, small_processor)
     processor.image_processor.do_center_crop = False
     assert "do_center_crop" in open_clip_obstacle(model, processor)
@@ -390,6 +393,27 @@ def test_what_open_clip_cannot_express_is_refused(small_model, small_processor, 
     with pytest.raises(ValueError, match="not a BiomedCLIPVisionModel"):
         to_open_clip(model.vision_model, processor, tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("layer_norm_eps", 1e-12, "vision_config.layer_norm_eps is 1e-12; .* have 1e-06. Set the field to that value"),
+        ("hidden_act", "relu", "vision_config.hidden_act is 'relu'; .* have 'gelu'. Train"),
+        ("num_channels", 1, "vision_config.num_channels is 1; .* have 3. Train"),
+        ("intermediate_size", 100, "vision_config.intermediate_size is 100; .* 768 here. Train"),
+        ("patch_size", 14, "vision_config.image_size is 224 and patch_size is 14.* 224 with patches of 16, 384"),
+        ("num_hidden_layers", 11, "timm has none for 11 layers of width 192 with 3 heads .*tiny \\(12, 192, 3\\)"),
+    ],
+)
+def test_a_field_of_the_image_tower_that_open_clip_cannot_express_is_named(folder, tmp_path, field, value, message):
+    model, processor = from_open_clip(folder)
+    setattr(model.config.vision_config, field, value)
+    if "Train" in message or "timm" in message:
+        model.config.open_clip_config = None  # as of a model that was trained here
+    with pytest.raises(ValueError, match=message):
+        to_open_clip(model, processor, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 def test_a_hub_id_is_read_from_the_cache(folder, tmp_path):

@@ -145,7 +145,8 @@ def test_one_tower_starts_from_a_checkpoint_and_the_other_afresh(tmp_path):
     torch.manual_seed(0)
     bert = BertModel(BertConfig(**size, vocab_size=64)).eval()
     bert.save_pretrained(tmp_path / "bert")
-    vit = ViTModel(ViTConfig(**size, image_size=32, patch_size=8), add_pooling_layer=False).eval()
+    config = ViTConfig(**size, image_size=32, patch_size=8, layer_norm_eps=1e-6)
+    vit = ViTModel(config, add_pooling_layer=False).eval()
     vit.save_pretrained(tmp_path / "vit")
     texts, images = torch.randint(1, 60, (2, 7)), torch.randn(2, 3, 32, 32)
 

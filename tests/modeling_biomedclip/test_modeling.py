@@ -183,10 +183,12 @@ def test_a_classifier_starts_from_the_image_tower(small_model, batch, tmp_path):
     assert same(outputs.logits, classifier.classifier(features))
 
 
-def test_the_towers_start_from_saved_vit_and_bert_checkpoints(tmp_path):
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-6])
+def test_the_towers_start_from_saved_vit_and_bert_checkpoints(epsilon, tmp_path, caplog):
     torch.manual_seed(0)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    vit = ViTModel(ViTConfig(**size, image_size=32, patch_size=8), add_pooling_layer=False).eval()
+    config = ViTConfig(**size, image_size=32, patch_size=8, layer_norm_eps=epsilon)
+    vit = ViTModel(config, add_pooling_layer=False).eval()
     bert = BertModel(BertConfig(**size, vocab_size=64), add_pooling_layer=True).eval()
     for model in (vit, bert):  # biases and norms that are not zeros and ones
         for parameter in model.parameters():
@@ -194,11 +196,16 @@ def test_the_towers_start_from_saved_vit_and_bert_checkpoints(tmp_path):
     vit.save_pretrained(tmp_path / "vit")
     bert.save_pretrained(tmp_path / "bert")
     model = BiomedCLIPModel.from_vision_text_pretrained(tmp_path / "vit", tmp_path / "bert", projection_dim=16)
+    assert model.config.vision_config.layer_norm_eps == 1e-6, "timm's and the paper's"
+    assert model.config.text_config.layer_norm_eps == bert.config.layer_norm_eps == 1e-12
+    assert caplog.text.count("layer_norm_eps is 1e-12. The image tower uses 1e-06") == (epsilon == 1e-12)
+    for module in vit.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6
     images, texts = torch.randn(2, 3, 32, 32), torch.randint(1, 60, (2, 7))
     with torch.no_grad():
         assert same(model.vision_model(images).last_hidden_state, vit(images).last_hidden_state)
         assert same(model.text_model(texts).last_hidden_state, bert(texts).last_hidden_state)
-    assert model.config.vision_config.layer_norm_eps == vit.config.layer_norm_eps
     assert model.visual_projection.weight.shape == (16, 32)
     with pytest.raises(ValueError, match="ViT checkpoint, not from a 'bert'"):
         BiomedCLIPModel.from_vision_text_pretrained(tmp_path / "bert", tmp_path / "bert")
