@@ -24,6 +24,7 @@ def tiff(
     rows_per_strip: int | None = None,
     sample_format: int | None = None,
     extra_samples: int = 0,
+    without: tuple[int, ...] = (),
 ) -> bytes:
     """
     The bytes of a file.
@@ -40,6 +41,7 @@ def tiff(
         rows_per_strip: Rows of a strip; all by default.
         sample_format: Value of the tag; derived from the dtype by default.
         extra_samples: Number of samples that are not color.
+        without: Tags to leave out.
     """
     cube = pixels if pixels.ndim == 3 else pixels[..., None]
     height, width, samples = cube.shape
@@ -83,6 +85,7 @@ def tiff(
         places.append(position)
         position += len(chunk)
     fields |= {offsets: places, counts: [len(chunk) for chunk in stored]}
+    fields = {tag: numbers for tag, numbers in fields.items() if tag not in without}
     body = b"".join(stored)
     body += b"\0" * (position % 2)
     return _header(byteorder, big, 16 + len(body)) + body + _directory(fields, byteorder, big, 16 + len(body))

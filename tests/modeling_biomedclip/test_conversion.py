@@ -27,7 +27,7 @@ from modeling_biomedclip import (
 )
 from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.open_clip import PUBLISHED_BERT, open_clip_obstacle
-from modeling_biomedclip.conversion.tensors import to_open_clip_tensors
+from modeling_biomedclip.conversion.tensors import from_open_clip_tensors, to_open_clip_tensors
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
 
@@ -246,6 +246,17 @@ def test_a_text_tower_that_no_model_of_the_hub_has_is_described_in_the_folder(fo
         assert torch.equal(theirs.eval().encode_text(texts), model.get_text_features(texts).pooler_output)
 
 
+def test_a_scale_and_a_bias_of_one_dimension_become_scalars_and_other_tensors_keep_their_shape():
+    """open_clip writes such tensors with `nonscalar_logit_scale`."""
+    theirs = {"logit_scale": torch.ones(1), "logit_bias": torch.ones(1), "visual.head.proj.weight": torch.ones(1, 1)}
+    ours = from_open_clip_tensors(theirs, ["logit_scale", "logit_bias", "visual_projection.weight"])
+    assert {name: tuple(tensor.shape) for name, tensor in ours.items()} == {
+        "logit_scale": (),
+        "logit_bias": (),
+        "visual_projection.weight": (1, 1),
+    }
+
+
 def test_half_precision_stays_what_it_is(folder, tmp_path):
     path = folder / "open_clip_model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
@@ -262,6 +273,16 @@ def test_a_missing_tensor_is_named(folder, name):
     with pytest.raises(ValueError, match=f"missing {name}") as error:
         from_open_clip(folder)
     assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("count", [8, 9, 20])
+def test_of_many_missing_tensors_eight_are_named(count):
+    names = [f"logit_scale.t{number}" for number in range(count)]
+    shown = ", ".join(sorted(names)[:8])
+    rest = f" and {count - 8} more" if count > 8 else ""
+    with pytest.raises(ValueError) as error:
+        from_open_clip_tensors({}, names)
+    assert str(error.value) == f"missing {shown}{rest}"
 
 
 @pytest.mark.parametrize("name", ["visual.trunk.norm_pre.weight", "text.transformer.pooler.dense.bias", "logit_bias"])

@@ -6,9 +6,10 @@
 Each mutant is one change that cosmic-ray makes to one module: another operator, comparison or number, a negated
 condition, an exchanged `and`/`or`, `True`/`False` or `break`/`continue`, a loop without iterations, a removed
 decorator. The places are drawn by seed from all places of the module that can be changed, and one change for each
-place. The mutant is written into a copy of the working tree, where the test files that belong to the module run until
-the first failure. A mutant survives if they pass. A run that takes longer than `TIMEOUT_FACTOR` times the unchanged
-tests counts as noticed.
+place. Changes that give invalid code, and changes that cannot alter the results of correct code (`SAME_RESULT`,
+`CHECKS`, type annotations), are not drawn. The mutant is written into a copy of the working tree, where the test files
+that belong to the module run until the first failure. A mutant survives if they pass. A run that takes longer than
+`TIMEOUT_FACTOR` times the unchanged tests counts as noticed.
 """
 
 import argparse
@@ -23,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +47,10 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_FACTOR = 4
 SEED = 0
+# `==` and `is` give the same result for the small numbers, constants and interned names that are compared.
+SAME_RESULT = ("ReplaceComparisonOperator_Eq_Is", "ReplaceComparisonOperator_NotEq_IsNot")
+# Arguments that only raise an error for faults elsewhere: assignment to a frozen object, sequences of unequal length.
+CHECKS = ("frozen", "slots", "strict")
 MODEL, DATA = "tests/modeling_biomedclip", "tests/processing"
 # The modules, and the arguments of pytest that run the tests of each, fastest first. Tests that only measure time or
 # memory are left out.
@@ -101,6 +105,14 @@ class Mutant:
         assert changed is not None, self
         return changed
 
+    def is_valid(self) -> bool:
+        """Whether the changed module is Python. The `*` before keyword-only parameters is no multiplication."""
+        try:
+            ast.parse(self.code())
+        except SyntaxError:
+            return False
+        return True
+
     def difference(self) -> str:
         """The changed line."""
         before = (ROOT / self.module).read_text(encoding="utf-8").splitlines()
@@ -111,29 +123,44 @@ class Mutant:
 
 
 def draw_mutants(module: str, count: int) -> list[Mutant]:
-    """Draw places of a module, and one change for each; places in type annotations are left out."""
+    """Draw places of a module, and one change for each, without the changes that cannot alter behaviour."""
     path = ROOT / module
     source = path.read_text(encoding="utf-8")
-    tree, annotations = get_ast(source), _annotations(source)
+    tree, ignored = get_ast(source), _ignored(source)
     by_place: dict[tuple[int, int], list[Mutant]] = {}
     for name in cosmic_ray.plugins.operator_names():
         operator_class = cosmic_ray.plugins.get_operator(name)
         if operator_class.arguments():
             continue  # changes of named variables, which would have to be listed
+        if name.endswith(SAME_RESULT):
+            continue
         places = (place for node in ast_nodes(tree) for place, _ in operator_class().mutation_positions(node))
         for occurrence, place in enumerate(places):
-            if not any(start <= place <= end for start, end in annotations):
+            if not any(start <= place <= end for start, end in ignored):
                 by_place.setdefault(place, []).append(Mutant(module, name, occurrence, place[0]))
     draw = random.Random(f"{SEED}/{module}")
-    places = draw.sample(sorted(by_place), min(count, len(by_place)))
-    return [draw.choice(by_place[place]) for place in sorted(places)]
+    drawn: list[Mutant] = []
+    for place in draw.sample(sorted(by_place), len(by_place)):
+        mutant = draw.choice(by_place[place])
+        if len(drawn) < count and mutant.is_valid():
+            drawn.append(mutant)
+    return sorted(drawn, key=lambda mutant: mutant.line)
 
 
-def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where the type annotations of a module begin and end, as lines and columns."""
-    nodes: Iterator[ast.AST | None] = (
-        getattr(node, name, None) for node in ast.walk(ast.parse(source)) for name in ("annotation", "returns")
-    )
+def _ignored(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where the type annotations and the enabled `CHECKS` of a module begin and end, as lines and columns."""
+    tree = ast.parse(source)
+    nodes: list[ast.AST | None] = [
+        getattr(node, name, None) for node in ast.walk(tree) for name in ("annotation", "returns")
+    ]
+    nodes += [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword)
+        and node.arg in CHECKS
+        and isinstance(node.value, ast.Constant)
+        and node.value.value is True
+    ]
     return [
         ((node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0))
         for node in nodes
@@ -195,7 +222,7 @@ def _run_pytest(copy: Path, files: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "--mutants-per-module", type=int, default=15, help="places to draw in each module (default: 15)"
+        "--mutants-per-module", type=int, default=16, help="places to draw in each module (default: 16)"
     )
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested at a time (default: 2)")
     parser.add_argument("--only", default="", help="test the modules whose path contains this text")

@@ -11,6 +11,7 @@ from PIL import Image
 from tiff_writer import COMPRESSIONS, png16, tiff
 
 from processing import BiomedCLIPImageProcessor, images, read_image
+from processing.deep_images import find_deep_image
 from processing.image_processing_biomedclip import to_8_bit
 from processing.images import ImageError
 from processing.pmc.pictures import inspect_picture, perceptual_hash
@@ -174,16 +175,73 @@ def test_the_floating_point_predictor_is_undone(dtype, layout):
             assert np.array_equal(to_8_bit(read_image(content)), to_8_bit(plain))
 
 
-@pytest.mark.parametrize("bits", [9, 10, 12, 14])
-@pytest.mark.parametrize("photometric", [0, 1])
-def test_packed_samples_are_unpacked(bits, photometric):
+def packed_tiff(bits: int, photometric: int = 1, **layout) -> bytes:
+    """A file of a ramp whose samples are not aligned to bytes."""
     values = ramp(np.uint16, 0, 2**bits - 1)
     packed = np.packbits((values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).reshape(64, -1), axis=1)
-    content = bytearray(tiff(packed, photometric))
+    content = bytearray(tiff(packed, photometric, **layout))
     for tag, number in ((256, 64), (258, bits)):
         place = content.index(struct.pack("<HHL", tag, 4, 1))
         content[place + 8 : place + 12] = struct.pack("<L", number)
-    assert shades(read_image(bytes(content))).tolist() == (UP if photometric else DOWN)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("bits", [9, 10, 12, 14])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_packed_samples_are_unpacked(bits, photometric):
+    assert shades(read_image(packed_tiff(bits, photometric))).tolist() == (UP if photometric else DOWN)
+
+
+@pytest.mark.parametrize("layout", [{"tile": 16}, {"compression": "deflate", "predictor": 2}], ids=str)
+def test_packed_samples_in_tiles_or_with_a_predictor_are_left_to_pillow(layout):
+    assert find_deep_image(packed_tiff(10, **layout)) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [packed_tiff(12), *(tiff(ramp(dtype, 0, 255)) for dtype in (np.uint16, np.int16, np.int32, np.float32))],
+    ids=["12 bits", "uint16", "int16", "int32", "float32"],
+)
+def test_grey_samples_that_pillow_reads_exactly_are_left_to_pillow(content):
+    assert find_deep_image(content) is None
+    assert shades(read_image(content)).tolist() == UP
+
+
+@pytest.mark.parametrize(("tag", "odd"), [(258, 8), (339, 3)], ids=["bits", "formats"])
+def test_a_tiff_whose_samples_differ_in_type_is_left_to_pillow(tag, odd):
+    usual = {258: 16, 339: 1}[tag]
+    before, after = (struct.pack("<3L", usual, usual, last) for last in (usual, odd))
+    content = tiff(np.zeros((4, 4, 3), np.uint16))
+    assert find_deep_image(content) is not None and content.count(before) == 1
+    assert find_deep_image(content.replace(before, after)) is None
+
+
+def test_tags_that_a_tiff_leaves_out_have_their_default_values():
+    values = ramp(np.uint32, 0, 1000)
+    bare = tiff(values, without=(259, 262, 277, 278, 284, 317, 339))
+    assert np.array_equal(read_image(bare), read_image(tiff(values)))
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "mode"),
+    [
+        (-(2**31), 2**31 - 1, "I"),
+        (-(2**31) - 1, 0, "L"),
+        (0, 2**31, "L"),
+    ],
+)
+def test_integers_keep_their_precision_if_they_fit_in_32_bits(lowest, highest, mode):
+    values = ramp(np.int64, lowest, highest)
+    image = read_image(tiff(values))
+    assert image.mode == mode and shades(image).tolist() == UP
+    if mode == "I":
+        assert np.array_equal(image, values)
+
+
+def test_separate_planes_count_as_much_memory_as_samples_that_are_stored_together():
+    values = np.zeros((50, 40, 3), np.uint16)
+    together, separate = (find_deep_image(tiff(values, planar=planar)) for planar in (False, True))
+    assert together.bytes_to_decode == separate.bytes_to_decode > 2 * values.nbytes
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -240,6 +298,11 @@ def test_a_boolean_array_is_read_like_a_1_bit_image():
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
     assert torch.equal(pixel_values(values), pixel_values(read_image(buffer.getvalue())))
+
+
+def test_a_boolean_color_array_is_black_and_full_color():
+    values = np.random.default_rng(0).integers(0, 2, (300, 260, 3)).astype(bool)
+    assert torch.equal(pixel_values(values), pixel_values(values.astype(np.uint8) * np.uint8(255)))
 
 
 def test_a_bfloat16_tensor_that_needs_a_gradient_is_read():

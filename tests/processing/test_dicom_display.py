@@ -415,6 +415,30 @@ def test_signed_padding_within_12_bits_is_recognized_without_its_sign_bits():
         assert shades(dicom(stored, PixelPaddingValue=padding, **BITS_12)) == UP
 
 
+@pytest.mark.parametrize("bits", [{}, BITS_12], ids=["16 bits", "12 bits"])
+@pytest.mark.parametrize("padding", [-32768, 32767])
+def test_the_padding_may_be_the_smallest_or_the_largest_signed_value(padding, bits):
+    content = dicom(padded(ramp(1000, np.int16, -1000), padding), PixelPaddingValue=padding, **bits)
+    assert shades(content) == UP
+    assert not np.asarray(read_image(content))[0].any()
+
+
+def test_a_padding_range_up_to_the_largest_signed_value_is_recognized_without_sign_bits():
+    """The ends are read with their sign, because without it -100 would be above 2047."""
+    pixels = padded(ramp(-200, np.int16, -2000), -100, 0, 2047)
+    stored = (pixels.astype(np.uint16) & 0x0FFF).astype(np.int16)
+    content = dicom(stored, PixelPaddingValue=2047, PixelPaddingRangeLimit=-100, **BITS_12)
+    assert shades(content) == UP
+    assert not np.asarray(read_image(content))[:3].any()
+
+
+def test_padding_beyond_bits_stored_does_not_hide_the_value_with_the_same_low_bits():
+    pixels = padded(ramp(), 63536)
+    pixels[50] = 63536 % 4096
+    image = np.asarray(read_image(dicom(pixels, PixelPaddingValue=63536, **BITS_12)))
+    assert not image[0].any() and (image[50] == 63536 % 4096).all()
+
+
 def test_an_image_that_only_contains_padding_is_black():
     assert not np.asarray(read_image(dicom(np.full((9, 9), 7, np.uint16), PixelPaddingValue=7))).any()
 
@@ -563,6 +587,22 @@ def test_an_intercept_without_a_slope_moves_the_values_before_the_window():
 def test_a_lut_may_have_more_than_32768_entries():
     content = dicom(ramp(highest=39_999), VOILUTSequence=[lut(curve(40_000))])
     assert shades(content) == SQUARE
+
+
+def test_a_lut_may_have_an_entry_for_each_value_of_16_bits():
+    assert shades(dicom(ramp(highest=65_535), VOILUTSequence=[lut(curve(65_536))])) == SQUARE
+
+
+@pytest.mark.parametrize("keyword", ["ModalityLUTSequence", "VOILUTSequence"])
+def test_a_lut_of_unsigned_values_may_start_above_32767(keyword):
+    content = dicom(ramp(highest=44_095, lowest=40_000), **{keyword: [lut(curve(), first=40_000)]})
+    assert shades(content) == SQUARE
+
+
+def test_entries_of_less_than_8_bits_may_be_packed():
+    entries = curve(highest=63).astype(np.uint8)
+    content = dicom(ramp(), VOILUTSequence=[lut(entries, bits=6, data=entries.tobytes())], **BITS_12)
+    assert shades(content) == np.round(entries[ramp()[40, ::9]].astype(float) * 255 / 63).tolist()
 
 
 def test_a_header_that_states_too_many_pixels_is_refused_before_decoding():

@@ -69,6 +69,7 @@ def test_a_fraction_keeps_its_bar():
         ("H<sub>2</sub>O", "H2O"),
         ("Ca<sup>2+</sup>", "Ca2+"),
         ("the 1<sup>st</sup> day", "the 1st day"),
+        ("about 10<sup>6</sup> cells", "about 10^6 cells"),
     ],
 )
 def test_scripts_are_readable(markup, text):
@@ -248,6 +249,7 @@ def cite(shown: str, kind: str = "bibr") -> str:
         (f"10{cite('<sup>6</sup>')} cells", "10 cells"),
         (f"Cao et al. {cite('[3]')}.", "Cao et al."),
         (f"(updated from Cao et al {cite('[3]')}).", "(updated from Cao et al)."),
+        (f"(updated from Cao et al {cite('[3]')})", "(updated from Cao et al)"),
         (f"([{cite('3')}])", ""),
         (f"(Smith 2010; {cite('3')})", "(Smith 2010)"),
         (f"({cite('3')}; see Smith)", "(see Smith)"),
@@ -258,6 +260,7 @@ def cite(shown: str, kind: str = "bibr") -> str:
         (f"cells{cite('12', 'ref')}.", "cells."),
         (f"value{cite('*', 'table-fn')} and more<sup>{cite('a', 'fn')},{cite('b', 'fn')}</sup>", "value and more"),
         (f"{cite('see note', 'fn')} {cite('Table 2', 'table')} {cite('Methods', 'sec')}", "see note Table 2 Methods"),
+        (f"{cite('SEM', 'fn')} and {cite('SD', 'fn')} of", "SEM and of"),
         (f"0.5 {cite('[12]')} .5", "0.5 .5"),
     ],
 )
@@ -291,6 +294,9 @@ def math(content: str) -> str:
         ("<mfrac><mrow><mi>a</mi><mo>+</mo><mi>b</mi></mrow><mi>c</mi></mfrac>", "(a+b)/c"),
         ("<mfrac><mrow><mo>(</mo><mi>a</mi><mo>+</mo><mi>b</mi><mo>)</mo></mrow><mi>c</mi></mfrac>", "(a+b)/c"),
         ("<mfrac><mrow><mo>−</mo><mn>1</mn></mrow><mi>c</mi></mfrac>", "−1/c"),
+        ("<mfrac><mrow><mi>(a)</mi><mo>+</mo><mi>(b)</mi></mrow><mi>c</mi></mfrac>", "((a)+(b))/c"),
+        ("<mfrac><mrow><mi>()</mi><mo>+</mo><mi>(b)</mi></mrow><mi>c</mi></mfrac>", "(()+(b))/c"),
+        ("<mfrac><msup><mi>x</mi><mrow><mi>n</mi><mo>+</mo><mn>1</mn></mrow></msup><mi>c</mi></mfrac>", "x^(n+1)/c"),
         ("<msqrt><mi>a</mi></msqrt>", "√a"),
         ("<msqrt><mi>a</mi><mo>+</mo><mi>b</mi></msqrt>", "√(a+b)"),
         ("<mroot><mi>a</mi><mn>3</mn></mroot>", "√[3]a"),
