@@ -26,6 +26,7 @@ from processing import load_benchmark, load_pmc15m
 from processing.benchmarks.benchmark import ClassificationBenchmark, RetrievalBenchmark
 from processing.benchmarks.leaks import find_leaks
 from processing.benchmarks.loading import BENCHMARK_NAMES, CLASSIFICATION, RETRIEVAL, VISUAL_QUESTIONS
+from processing.benchmarks.rsna import RSNA_SPLITS
 from processing.labelled_images import IMAGE_COLUMN, LABEL_COLUMN, LabelledImages, check_readable, hold_out
 
 from .errors import UsageError
@@ -61,10 +62,12 @@ READ_BY = {
     "prompts": ["zero-shot"],
     "templates": ["zero-shot"],
     "image_folder": ["vqa"],
-    **dict.fromkeys(["image_column", "label_column"], ["zero-shot", "linear-probe"]),
+    **dict.fromkeys(["image_column", "label_column", "cancer", "rsna_split"], ["zero-shot", "linear-probe"]),
     "precision": ["retrieval", "zero-shot", "linear-probe"],
     **dict.fromkeys(["shares", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
 }
+# Options of a single benchmark.
+OF_BENCHMARK = {"cancer": "tcga_til", "rsna_split": "rsna"}
 BENCHMARKS_OF = {
     "retrieval": RETRIEVAL,
     "zero-shot": CLASSIFICATION,
@@ -130,6 +133,16 @@ class EvaluateOptions:
             "help": "Prompts of zero-shot classification; {} stands for the class name. The benchmark's, or "
             + " and ".join(f"'{template}'" for template in TEMPLATES)
             + ", if left out."
+        },
+    )
+    cancer: str | None = field(
+        default=None, metadata={"help": "tcga_til: study (luad, brca, ...) or all (default: luad, as in the paper)."}
+    )
+    rsna_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "rsna: paper-test has 9,069 test patients, paper-fractions 70/15/15 %% (default: paper-test).",
+            "choices": list(RSNA_SPLITS),
         },
     )
     image_folder: str | None = field(
@@ -294,6 +307,11 @@ def check_options(options: EvaluateOptions) -> None:
             raise UsageError(
                 f"--{name.replace('_', '-')} has no effect on --benchmark {options.benchmark}, whose files are known. "
                 "Leave it out."
+            )
+    for name, benchmark in OF_BENCHMARK.items():
+        if getattr(options, name) is not None and options.benchmark != benchmark:
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect without --benchmark {benchmark}. Leave it out, or choose it."
             )
     if options.prompts is not None and options.benchmark is None:
         raise UsageError("--prompts names a set of a benchmark: pass --benchmark too, or --templates instead.")
@@ -543,8 +561,12 @@ TASKS = {
 
 
 def _reading(options: EvaluateOptions) -> dict[str, Any]:
-    """What the readers of labelled images are told by options of the same names."""
-    return {name: getattr(options, name) for name in ("image_column", "label_column", "seed")}
+    """Return the arguments of [`load_benchmark`] that have options of the same names."""
+    chosen = {name: getattr(options, name) for name in OF_BENCHMARK}
+    return {
+        **{name: getattr(options, name) for name in ("image_column", "label_column", "seed")},
+        **{name: value for name, value in chosen.items() if value is not None},
+    }
 
 
 def _probed_splits(options: EvaluateOptions) -> dict[str, ClassificationBenchmark]:
@@ -580,6 +602,7 @@ def _data(
         "rows": rows,
         "damaged": damaged,
         "notes": [*benchmark.notes, *notes],
+        **({"selection": benchmark.selection} if benchmark.selection else {}),
     }
 
 

@@ -28,7 +28,9 @@ class ClassificationBenchmark:
         fingerprint: Of the names and labels of all images, the sizes of their files, and the contents of
             `CONTENTS_IN_FINGERPRINT` of them, evenly spread.
         notes: What a reader of the result has to know about this data.
-        paper_of_linear_probe: Published values of the linear probe, likewise.
+        paper_of_linear_probe: Published values of the linear probe; of the test split only.
+        selection: Images that were chosen and their counts, where there is a choice: study, rule of the split, number
+            and share of positive images.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ClassificationBenchmark:
     fingerprint: str
     notes: list[str] = field(default_factory=list)
     paper_of_linear_probe: dict[str, Any] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,5 +1,6 @@
 """The door to all benchmarks."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,8 +14,8 @@ from .lc25000 import read_lc25000
 from .medmnist import read_medmnist
 from .pcam import read_pcam
 from .questions import read_slake, read_vqa_rad
-from .rsna import read_rsna
-from .tcga_til import read_tcga_til
+from .rsna import RsnaSplit, read_rsna
+from .tcga_til import DEFAULT_CANCER, is_of_the_paper, read_tcga_til
 
 
 Benchmark = ClassificationBenchmark | VisualQuestionBenchmark | RetrievalBenchmark
@@ -38,7 +39,8 @@ def load_benchmark(
     seed: int = 0,
     image_column: str = "image",
     label_column: str = "label",
-    cancer: str = "pancancer",
+    cancer: str = DEFAULT_CANCER,
+    rsna_split: RsnaSplit = "paper-test",
     image_folder: str | os.PathLike[str] | None = None,
     language: str = "en",
 ) -> Benchmark:
@@ -57,7 +59,10 @@ def load_benchmark(
         seed: Of such splits.
         image_column: Column of images of a `datasets` set.
         label_column: Column of labels of a `datasets` set.
-        cancer: Of TCGA-TIL.
+        cancer: Study of TCGA-TIL: `luad` (the default, which the paper measures), another one (`brca`, ...), or `all`.
+            For other studies than `luad`, `paper` is empty.
+        rsna_split: Sizes of RSNA's splits, as [`split_patients`][processing.benchmarks.rsna.split_patients] takes it:
+            `paper-test` (9,069 test patients, the default) or `paper-fractions` (70 / 15 / 15 %).
         image_folder: Of VQA-RAD and SLAKE, where the images do not lie beside the questions.
         language: Of SLAKE's questions: `en`, `zh` or `all`.
 
@@ -68,7 +73,8 @@ def load_benchmark(
     Raises:
         FileNotFoundError: Nothing of the kind there, or a part of it is missing.
         ImportError: The files need a library of an extra, `hdf5` or `dicom`.
-        ValueError: An unknown name or split, or files that hold something else.
+        ValueError: If the name or the split is unknown, if `cancer` or `rsna_split` has no effect on the benchmark, or
+            if files hold something else.
 
     Example:
 
@@ -82,6 +88,12 @@ def load_benchmark(
         raise ValueError(f"No benchmark is called {name!r}; there are {', '.join(BENCHMARK_NAMES)}.")
     if split not in get_args(Split):
         raise ValueError(f"No split is called {split!r}; there are {', '.join(get_args(Split))}.")
+    for option, value, default, only in (
+        ("cancer", cancer, DEFAULT_CANCER, "tcga_til"),
+        ("rsna_split", rsna_split, "paper-test", "rsna"),
+    ):
+        if value != default and name != only:
+            raise ValueError(f"{option} has no effect on {name}, only on {only}. Leave it out.")
     root = Path(path)
     if name == "imagefolder":
         images, notes = read_any_images(path, split, held_out, seed, image_column, label_column)
@@ -103,15 +115,20 @@ def load_benchmark(
         return _visual_questions(name, split, path, questions, notes)
     if name == "pmc15m":
         return _pairs(split, path)
+    facts = facts_of(name)
+    selection: dict[str, Any] = {}
     if name == "pcam":
         images, notes = read_pcam(root, split, held_out, seed)
     elif name == "tcga_til":
-        images, notes = read_tcga_til(root, split, cancer)
+        images, notes, selection = read_tcga_til(root, split, cancer)
+        if not is_of_the_paper(cancer):
+            facts = {**facts, "paper": {}, "images": {}}
     elif name == "rsna":
-        images, notes = read_rsna(root, split, seed)
+        images, notes, selection = read_rsna(root, split, seed, rsna_split)
     else:
         images, notes = read_lc25000(root, name, split, held_out, seed)
-    return _classification(name, split, path, images, facts_of(name), notes, prompts)
+    benchmark = _classification(name, split, path, images, facts, notes, prompts)
+    return dataclasses.replace(benchmark, selection=selection)
 
 
 def _classification(

@@ -6,6 +6,8 @@ import pytest
 from benchmark_files import write_lc25000, write_tcga_til
 
 from processing import load_benchmark, read_image
+from processing.benchmarks import loading, tcga_til
+from processing.benchmarks.facts import facts_of
 from processing.images import ImageError
 
 
@@ -68,24 +70,72 @@ def test_a_damaged_image_is_found_only_when_it_is_read(tmp_path):
 
 
 def test_tcga_til_is_read_by_cancer_and_split_and_both_are_named(tmp_path):
-    write_tcga_til(tmp_path, ["pancancer", "brca"], {"train": (4, 2), "val": (2, 1), "test": (8, 2)})
+    write_tcga_til(tmp_path, ["pancancer", "luad"], {"train": (4, 2), "val": (2, 1), "test": (8, 2)})
+    write_tcga_til(tmp_path, ["brca"], {"train": (1, 1), "val": (2, 1), "test": (1, 1)})
     benchmark = load_benchmark("tcga_til", tmp_path)
     assert benchmark.images.labels == ["til-negative"] * 8 + ["til-positive"] * 2
     assert (benchmark.metric, benchmark.paper, benchmark.positive) == ("auroc", {"auroc": 0.6704}, "til-positive")
     assert benchmark.class_names == ["none", "tumor infiltrating lymphocytes"]
-    assert "Cancer pancancer, folder test: 10 images, 20.0% positive." in benchmark.notes[0]
+    assert benchmark.notes[0] == "Cancer luad, folder test: 10 images, 20.0% positive."
+    assert "2,480 images, 5.9% of them positive: its value is for other images" in benchmark.notes[1]
+    assert benchmark.selection == {
+        **{"cancer": "luad", "folder": "test", "images": 10, "positive": 2, "positive_share": 0.2},
+    }
     assert benchmark.images.groups[:3] == ["TCGA-TE-0000", "TCGA-TE-0000", "TCGA-TE-0001"]
     folder = tmp_path / "TCGA-TILs" / "images-tcga-tils"
     brca = load_benchmark("tcga_til", folder, split="validation", cancer="brca")
     assert len(brca) == 3 and "Cancer brca, folder val" in brca.notes[0]
-    with pytest.raises(FileNotFoundError, match="no folder of the cancer 'luad'; there are brca, pancancer.*zenodo"):
-        load_benchmark("tcga_til", tmp_path, cancer="luad")
+    with pytest.raises(FileNotFoundError, match="no folder of the cancer 'acc'; there are brca, luad, all.*zenodo"):
+        load_benchmark("tcga_til", tmp_path, cancer="acc")
     shutil.rmtree(folder / "brca" / "train")
     with pytest.raises(FileNotFoundError, match="no folder of the train split; there are .*test"):
         load_benchmark("tcga_til", tmp_path, cancer="brca", split="train")
     shutil.rmtree(folder / "brca" / "test" / "til-positive")
     with pytest.raises(FileNotFoundError, match="no folder til-positive"):
         load_benchmark("tcga_til", tmp_path, cancer="brca")
+
+
+@pytest.mark.parametrize(
+    ("cancer", "folder"), [("all", "pancancer"), ("pancancer", "pancancer"), ("BRCA", "brca"), ("TCGA-BRCA", "brca")]
+)
+def test_other_studies_are_chosen_by_name_and_have_no_value_of_the_paper(tmp_path, cancer, folder):
+    write_tcga_til(tmp_path, ["luad", folder], {"test": (8, 2)})
+    benchmark = load_benchmark("tcga_til", tmp_path, cancer=cancer)
+    assert benchmark.paper == {}
+    assert f"/{folder}/test/" in benchmark.images.images[0].as_posix()
+    shown = "all" if folder == "pancancer" else folder
+    assert benchmark.selection["cancer"] == shown
+    assert benchmark.notes == [
+        f"Cancer {shown}, folder test: 10 images, 20.0% positive.",
+        "The paper's value is for luad (2,480 images, 5.9% of them positive). It is not shown.",
+    ]
+
+
+def test_a_test_set_of_the_papers_size_and_share_has_no_warning(tmp_path, monkeypatch):
+    facts = facts_of("tcga_til") | {"images": {"test": 17}, "positive_share": {"test": 0.059}}
+    monkeypatch.setattr(tcga_til, "facts_of", lambda name: facts)
+    monkeypatch.setattr(loading, "facts_of", lambda name: facts)
+    write_tcga_til(tmp_path, ["luad"], {"test": (16, 1)})
+    assert load_benchmark("tcga_til", tmp_path).notes == ["Cancer luad, folder test: 17 images, 5.9% positive."]
+    facts["positive_share"]["test"] = 0.2
+    notes = load_benchmark("tcga_til", tmp_path).notes
+    assert len(notes) == 2 and "17 images, 20.0% of them positive: its value is for other images" in notes[1]
+
+
+def test_the_folder_of_a_study_itself_is_read(tmp_path):
+    write_tcga_til(tmp_path, ["luad"], {"test": (8, 2)})
+    studies = tmp_path / "TCGA-TILs" / "images-tcga-tils"
+    alone = (studies / "luad").rename(tmp_path / "LUAD")
+    shutil.rmtree(studies.parent)
+    for root in (alone, tmp_path):
+        assert len(load_benchmark("tcga_til", root)) == 10
+
+
+@pytest.mark.parametrize("option", [{"cancer": "brca"}, {"rsna_split": "paper-fractions"}])
+def test_an_option_of_another_benchmark_is_refused(tmp_path, option):
+    write_lc25000(tmp_path, images=2, size=16)
+    with pytest.raises(ValueError, match=f"{next(iter(option))} has no effect on lc25000_lung"):
+        load_benchmark("lc25000_lung", tmp_path, **option)
 
 
 def test_real_images_of_lc25000_are_read(shared_data):

@@ -63,9 +63,9 @@ def test_a_picture_in_another_format_and_size_is_found(folder, suffix):
 
 
 def test_a_patient_in_two_splits_is_found(tmp_path):
-    write_tcga_til(tmp_path, ["pancancer"], {"train": (4, 2), "test": (4, 2)})
+    write_tcga_til(tmp_path, ["luad"], {"train": (4, 2), "test": (4, 2)})
     assert leaks_of("tcga_til", tmp_path).same_group == 0
-    patches = tmp_path / "TCGA-TILs" / "images-tcga-tils" / "pancancer" / "test" / "til-negative"
+    patches = tmp_path / "TCGA-TILs" / "images-tcga-tils" / "luad" / "test" / "til-negative"
     save_distinct(patches / "TCGA-TR-0001-01Z-00-DX1-77.png", 7)
     leaks = leaks_of("tcga_til", tmp_path)
     assert leaks.same_group == 1

@@ -1,5 +1,6 @@
 """RSNA pneumonia: DICOM and a table of opacities."""
 
+import hashlib
 import shutil
 
 import numpy as np
@@ -34,6 +35,14 @@ def test_a_patients_largest_target_is_the_label_and_each_is_in_one_split(folder)
     assert read_image(test.images[0]["image"]).size == (64, 64)
     assert test.class_names == ["normal lung", "pneumonia"]
     assert "seed 0: train 17, test 10, validation 3" in test.notes[0] and "9,069" in test.notes[0]
+    assert "18,678, validation 4,003, test 9,069, which is more than the 26,684 patients" in test.notes[0]
+    assert test.selection == {
+        "rsna_split": "paper-test",
+        "seed": 0,
+        "patients": {"train": 17, "test": 10, "validation": 3},
+        "positive": test.images.labels.count("pneumonia"),
+        "positive_share": test.images.labels.count("pneumonia") / 10,
+    }
     assert splits["train"].paper == {}
 
 
@@ -49,6 +58,56 @@ def test_the_split_is_one_of_the_seed_alone():
     assert splits["test"][:3] == ["00000003", "00000008", "0000000b"], "in every release"
     other = split_patients(patients, seed=1)
     assert 0.3 < len(set(other["test"]) & set(splits["test"])) / 9_069 < 0.38, "as chance has it"
+
+
+def digest(patients):
+    return hashlib.sha256("\n".join(patients).encode()).hexdigest()[:16]
+
+
+def test_the_papers_fractions_give_its_training_and_validation_sizes_without_overlap():
+    patients = [f"{number:08x}" for number in range(26_684)]
+    splits = split_patients(patients, rule="paper-fractions")
+    assert {split: len(members) for split, members in splits.items()} == {
+        "train": 18_678,
+        "validation": 4_003,
+        "test": 4_003,
+    }
+    assert len({patient for members in splits.values() for patient in members}) == 26_684
+    assert set(splits["test"]) < set(split_patients(patients)["test"]), "images that no rule trains on"
+    assert split_patients(patients, seed=1, rule="paper-fractions")["test"] != splits["test"]
+    with pytest.raises(ValueError, match="rsna_split='half' is unknown. Choose one of paper-test, paper-fractions"):
+        split_patients(patients, rule="half")
+
+
+@pytest.mark.parametrize(
+    ("rule", "digests"),
+    [
+        ("paper-test", ["963a1a7514168f3f", "9d6d6b9036552bd9", "7918703a6f4d73ff"]),
+        ("paper-fractions", ["08bbbee5519c984a", "89b585a86f389ebe", "915293f22c051fc5"]),
+    ],
+)
+def test_the_same_patients_are_drawn_in_every_release(rule, digests):
+    splits = split_patients([f"{number:08x}" for number in range(26_684)], rule=rule)
+    assert [digest(splits[split]) for split in ("train", "validation", "test")] == digests
+
+
+def test_the_counts_of_table_1_are_parts_of_the_patients_and_of_the_rows():
+    """Why `paper-fractions` is 70 / 15 / 15 % of the patients, and where 9,069 may come from."""
+    assert 7 * 26_684 // 10 == 18_678 and (26_684 - 18_678) // 2 == 4_003
+    assert -(-3 * 30_227 // 10) == 9_069, "30 % of the rows of the table, rounded up as scikit-learn does"
+    assert 18_678 + 4_003 + 9_069 > 26_684
+
+
+def test_the_rule_is_chosen_and_named(folder):
+    splits = {
+        split: load_benchmark("rsna", folder, split=split, rsna_split="paper-fractions")
+        for split in ("train", "validation", "test")
+    }
+    assert {split: len(benchmark) for split, benchmark in splits.items()} == {"train": 21, "validation": 4, "test": 5}
+    assert len({name for benchmark in splits.values() for name in benchmark.images.names}) == 30
+    test = splits["test"]
+    assert test.selection["rsna_split"] == "paper-fractions" and "rule paper-fractions" in test.notes[0]
+    assert "paper-fractions is inferred" in test.notes[1]
 
 
 def test_images_that_are_missing_are_counted_and_named(folder):

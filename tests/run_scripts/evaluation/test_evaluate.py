@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmark_files import write_rsna, write_tcga_til
 from commands import ENVIRONMENT, ROOT
 from datasets import Dataset
 from datasets import Image as ImageColumn
@@ -195,6 +196,43 @@ def test_a_benchmark_brings_its_prompts_and_values(small_checkpoint, tmp_path):
     assert results_of(tmp_path / "other")["settings"]["templates"] == ["a photo of {}"]
 
 
+def test_the_study_of_tcga_til_is_chosen_by_an_option(small_checkpoint, tmp_path, capsys):
+    write_tcga_til(tmp_path, ["luad", "pancancer"], {"train": (6, 6), "val": (2, 2), "test": (6, 2)})
+    arguments = ["--benchmark", "tcga_til", "--model", str(small_checkpoint), "--data", str(tmp_path)]
+    evaluate(["zero-shot", *arguments, "--output-dir", str(tmp_path / "luad")])
+    results = results_of(tmp_path / "luad")
+    assert results["data"]["selection"]["cancer"] == "luad" and results["data"]["selection"]["positive"] == 2
+    assert results["paper"] == {"auroc": 0.6704} and results["published"]
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Note: Cancer luad, folder test: 8 images, 25.0% positive." in output
+    assert "2,480 images, 5.9% of them positive: its value is for other images" in output
+    for task in ("zero-shot", "linear-probe"):
+        evaluate([task, *arguments, "--cancer", "all", "--output-dir", str(tmp_path / task)])
+        results = results_of(tmp_path / task)
+        assert results["data"]["selection"]["cancer"] == "all"
+        assert results["paper"] == {} and results["published"] == []
+    capsys.readouterr()
+    with pytest.raises(FileNotFoundError, match="no folder of the cancer 'brca'; there are luad, all"):
+        evaluate(["zero-shot", *arguments, "--cancer", "brca", "--output-dir", str(tmp_path / "none")])
+
+
+def test_the_split_of_rsna_is_chosen_by_an_option(small_checkpoint, tmp_path, capsys):
+    pytest.importorskip("pydicom")
+    write_rsna(tmp_path / "rsna", {f"patient-{number}": [int(number % 3 == 0)] for number in range(30)})
+    arguments = ["--benchmark", "rsna", "--model", str(small_checkpoint), "--data", str(tmp_path / "rsna")]
+    found = {}
+    for name, more in {"default": [], "fractions": ["--rsna-split", "paper-fractions"]}.items():
+        for task in ("zero-shot", "linear-probe"):
+            evaluate([task, *arguments, *more, "--output-dir", str(tmp_path / name / task)])
+            found[name, task] = results_of(tmp_path / name / task)["data"]["selection"]["patients"]
+    assert found["default", "zero-shot"] == {"train": 17, "test": 10, "validation": 3}
+    assert found["fractions", "zero-shot"] == {"train": 21, "test": 5, "validation": 4}
+    assert all(found[name, "linear-probe"] == found[name, "zero-shot"] for name in ("default", "fractions"))
+    output = " ".join(capsys.readouterr().out.split())
+    assert "train 18,678, validation 4,003, test 9,069, which is more than the 26,684 patients" in output
+    assert "paper-fractions is inferred" in output
+
+
 def test_the_probe_learns_what_light_is_and_reports_a_planted_leak(small_checkpoint, tmp_path, capsys):
     data = tmp_path / "data"
     for seed, (split, count) in enumerate({"train": 40, "val": 10, "test": 10}.items()):
@@ -325,6 +363,22 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
                 "o",
             ],
             "--label-column has no effect on --benchmark pcam",
+        ),
+        *(
+            ([*task, "--model", "m", "--data", "d", "--output-dir", "o"], message)
+            for task, message in (
+                (
+                    ["zero-shot", "--benchmark", "pcam", "--cancer", "luad"],
+                    "--cancer has no effect without --benchmark",
+                ),
+                (["linear-probe", "--cancer", "brca"], "--cancer has no effect without --benchmark tcga_til"),
+                (["retrieval", "--cancer", "luad"], "--cancer has no effect on retrieval"),
+                (["vqa", "--benchmark", "slake", "--rsna-split", "paper-test"], "--rsna-split has no effect on vqa"),
+                (
+                    ["zero-shot", "--benchmark", "tcga_til", "--rsna-split", "paper-test"],
+                    "--rsna-split has no effect without --benchmark rsna",
+                ),
+            )
         ),
         (
             ["zero-shot", "--label-column", "x", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"],
