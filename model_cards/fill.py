@@ -101,6 +101,7 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
         else "its source, which has no inventory",
         "moved": f" To leave no split empty, {moved} of them were moved." if moved else "",
         "built": markdown(report["built"]),
+        "snapshot": _snapshot(report),
         "license_choice": code(report["license_choice"]),
         "pairs": f"{pairs:,}",
         "articles_seen": f"{articles['seen']:,}",
@@ -141,6 +142,20 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
     }
     terms = _DRAWN if report["drawn"] else template("pmc_terms.md").substitute(filled)
     return template("dataset_card.md").substitute(filled, terms=terms.strip())
+
+
+def _snapshot(report: Mapping[str, Any]) -> str:
+    """Return the rows of the card on `--published-until` and `--first-image-only`. Empty if neither is set."""
+    rows = ""
+    if snapshot := report.get("snapshot"):
+        rows += (
+            f"\n| published until | {markdown(snapshot['published_until'])}, by the dates in the XML; "
+            f"{snapshot['articles_published_later']:,} later articles and {snapshot['articles_without_date']:,} "
+            "without a date were left out |"
+        )
+    if report["built_with"].get("first_image_only"):
+        rows += "\n| images of a figure | only the first |"
+    return rows
 
 
 def public_report(report: Mapping[str, Any]) -> dict[str, Any]:

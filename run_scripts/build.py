@@ -21,6 +21,7 @@ from processing.files import require_regular
 from processing.integrity import REPORT_FILE, DamagedFile
 from processing.pmc.articles import FIGURES_PER_ARTICLE, parse_licenses
 from processing.pmc.build import BuildOptions, build_dataset
+from processing.pmc.dates import parse_published_until
 from processing.pmc.executors import EXECUTORS, Engine
 from processing.pmc.splits import parse_fractions
 from processing.pmc.verify import verify_dataset
@@ -66,6 +67,16 @@ class SourceOptions:
     max_figures_per_article: int = field(
         default=FIGURES_PER_ARTICLE,
         metadata={"help": f"Maximum number of figure images per article (default: {FIGURES_PER_ARTICLE})."},
+    )
+    published_until: str | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out articles released in PMC, else published, after this day, such as 2022-06-15, and those "
+            "without a date (default: all). 2022-06 counts as 2022-06-30."
+        },
+    )
+    first_image_only: bool = field(
+        default=False, metadata={"help": "Use only the first image of each figure, as PMC-15M (default: all images)."}
     )
     max_shard_size: str = field(
         default="500MB",
@@ -242,6 +253,8 @@ def build(
         how = read_engine(engine)
         build_options = read_build_options(source, seed=output.seed)
         parse_licenses(source.license)
+        if source.published_until is not None:
+            parse_published_until(source.published_until)
         if source.max_figures_per_article < 1:
             raise UsageError(f"--max-figures-per-article must be at least 1, not {source.max_figures_per_article}.")
         if source.overwrite and source.update:
@@ -282,6 +295,8 @@ def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
         decontaminate=source.decontaminate,
         tokenizer=source.caption_tokenizer,
         max_figures_per_article=source.max_figures_per_article,
+        published_until=source.published_until,
+        first_image_only=source.first_image_only,
     )
 
 

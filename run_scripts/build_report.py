@@ -27,6 +27,11 @@ def show_report(report: Mapping[str, Any]) -> None:
     rows = [("seen", articles["seen"], ""), ("kept", articles["kept"], share(articles["kept"], articles["seen"]))]
     rows += _left_out("dropped", articles["dropped"], articles["seen"])
     show_table("Articles", rows, ["", "count", "share"])
+    if snapshot := report.get("snapshot"):
+        say(
+            f"Published until {snapshot['published_until']}. Left out: {snapshot['articles_published_later']:,} later "
+            f"articles, {snapshot['articles_without_date']:,} without a date."
+        )
 
     rows = [("figures seen", figures["seen"], "")]
     rows += _left_out("skipped", figures["skipped"], figures["seen"])

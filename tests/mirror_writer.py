@@ -29,11 +29,14 @@ class MirrorWriter:
         self.root = root
         (root / "metadata").mkdir(parents=True)
 
-    def article(self, number: int, *, figures: str, media: dict[str, bytes], version: int = 1, **metadata) -> str:
-        """Adds an article whose XML holds `figures` in its body; returns its name."""
+    def article(
+        self, number: int, *, figures: str, media: dict[str, bytes], version: int = 1, dates: str = "", **metadata
+    ) -> str:
+        """Adds an article whose XML holds `figures` in its body and `dates` in its front; returns its name."""
+        front = f"<front><article-meta>{dates}</article-meta></front>" if dates else "<front/>"
         xml = (
             '<article xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:mml="http://www.w3.org/1998/Math/MathML">'
-            f"<front/><body><sec>{figures}</sec></body></article>"
+            f"{front}<body><sec>{figures}</sec></body></article>"
         )
         return self.raw_article(number, xml=xml.encode(), media=media, version=version, **metadata)
 

@@ -32,6 +32,7 @@ from ..integrity import HASHES, REPORT_FILE, WRITE_OPTIONS, hashes_of, open_parq
 from ..retries import explained
 from .articles import FIGURES_PER_ARTICLE, parse_licenses
 from .bucket import Bucket
+from .dates import NO_DATE, parse_published_until, published_after
 from .executors import Engine, Stage
 from .inventory import read_work_list
 from .journal import count_articles
@@ -79,6 +80,9 @@ class BuildOptions:
         tokenizer: Name or folder of the tokenizer that measures captions for the report; none to count words.
         max_figures_per_article: Maximum number of figure images that one article contributes. The rest is listed as
             skipped.
+        published_until: Last day of publication, as `2022-06-15`. Later articles, and articles whose XML states no
+            date, are skipped. The module `dates` describes which date counts. None for no limit.
+        first_image_only: Whether to use only the first image of each figure, as PMC-15M does.
     """
 
     source: str
@@ -91,6 +95,8 @@ class BuildOptions:
     decontaminate: str | None = None
     tokenizer: str | None = None
     max_figures_per_article: int = FIGURES_PER_ARTICLE
+    published_until: str | None = None
+    first_image_only: bool = False
 
     def absolute(self) -> "BuildOptions":
         """The same options with folders of this machine by their whole paths."""
@@ -109,6 +115,8 @@ class BuildOptions:
         """The options as they are remembered: equal where the same data set is meant."""
         pmcids = None if self.pmcids is None else sorted(self.pmcids)
         digest = hashlib.md5(json.dumps(pmcids).encode(), usedforsecurity=False).hexdigest()
+        # Options of later versions are only included if they are set, so that older datasets can be updated.
+        later = {"published_until": self.published_until, "first_image_only": self.first_image_only}
         return {
             "source": self.source,
             "pmcids": None if pmcids is None else f"{len(pmcids)}, MD5 {digest}",
@@ -120,6 +128,7 @@ class BuildOptions:
             "decontaminate": self.decontaminate,
             "tokenizer": self.tokenizer,
             "max_figures_per_article": self.max_figures_per_article,
+            **{name: value for name, value in later.items() if value},
         }
 
 
@@ -259,6 +268,8 @@ def _check_options(options: BuildOptions, output: Path, *, overwrite: bool, upda
         raise ValueError(f"--max-shard-size must be positive, not {options.max_shard_bytes}.")
     if options.max_figures_per_article < 1:
         raise ValueError(f"--max-figures-per-article must be at least 1, not {options.max_figures_per_article}.")
+    if options.published_until is not None:
+        parse_published_until(options.published_until)
     if options.tokenizer:
         load_tokenizer(options.tokenizer)
     if overwrite and update:
@@ -320,12 +331,13 @@ def _differences(options: BuildOptions, report: Mapping[str, Any]) -> list[str]:
     now = {"format": DATASET_FORMAT, **options.identity()}
     before = report.get("built_with") or {}
     names = ["format", "source", "pmcids", "license", "decontaminate", "max_figures_per_article"]
+    names += ["published_until", "first_image_only"]
     if options.split_fractions is not None:
         names.append("split_fractions")
     return [
-        f"{name.replace('_', ' ')} {before.get(name)!r}, not {now[name]!r}"
+        f"{name.replace('_', ' ')} {before.get(name)!r}, not {now.get(name)!r}"
         for name in names
-        if before.get(name) != now[name]
+        if before.get(name) != now.get(name)
     ]
 
 
@@ -411,10 +423,11 @@ def _stages(
     bucket = Bucket(options.source)
     if concurrency is None:
         concurrency = REMOTE_CONCURRENCY if bucket.is_remote else 1
+    until = None if options.published_until is None else parse_published_until(options.published_until)
     articles = [
         ReadWorkList(str(staging.work_list), str(staging.journals)),
         ReadArticles(bucket, parse_licenses(options.license), concurrency),
-        ParseFigures(options.max_figures_per_article),
+        ParseFigures(options.max_figures_per_article, until, options.first_image_only),
         FetchPictures(bucket, concurrency),
         PairFigures(benchmark),
         WriteArticles(str(staging.journals)),
@@ -561,6 +574,7 @@ class FinishDataset(BuildStep):
                 for split, shards in plan.shards.items()
             },
             "license_choice": self.options.license,
+            **self._snapshot(plan.counts["articles"]["dropped"]),
             "split_fractions": list(plan.fractions),
             "articles_moved_to_fill_a_split": plan.moved,
             "update": self.begun["update"],
@@ -570,6 +584,20 @@ class FinishDataset(BuildStep):
             "seconds": None
             if self.begun["resumed"]
             else round((now - datetime.fromisoformat(self.begun["started"])).total_seconds(), 1),
+        }
+
+    def _snapshot(self, dropped: Mapping[str, int]) -> dict[str, Any]:
+        """Return the part of the report on `published_until`, if it is set."""
+        until = self.options.published_until
+        if until is None:
+            return {}
+        later = dropped.get(published_after(parse_published_until(until)), 0)
+        return {
+            "snapshot": {
+                "published_until": until,
+                "articles_published_later": later,
+                "articles_without_date": dropped.get(NO_DATE, 0),
+            }
         }
 
 
@@ -584,7 +612,9 @@ def _verify(folder: Path, plan: Plan) -> None:
 
 def _other_options(begun: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> str:
     differences = "; ".join(
-        f"{name} {begun.get(name)!r}, not {now[name]!r}" for name in now if begun.get(name) != now[name]
+        f"{name} {begun.get(name)!r}, not {now.get(name)!r}"
+        for name in dict.fromkeys((*now, *begun))
+        if begun.get(name) != now.get(name)
     )
     return (
         f"A build with other options was interrupted here ({differences}). Repeat it as it was to go "

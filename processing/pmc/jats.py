@@ -254,11 +254,24 @@ def parse_figures(xml: bytes) -> list[Figure]:
         JatsError: If the XML is not well-formed, is not an article, or exceeds one of the limits `MAX_XML_BYTES`,
             `MAX_MARKS`, `MAX_FIGURES`, `MAX_MENTIONS`.
     """
+    return find_figures(parse_article(xml))
+
+
+def find_figures(article: etree._Element) -> list[Figure]:
+    """
+    Find all figures of a parsed article, as [`parse_figures`] returns them.
+
+    Args:
+        article: The root of the XML, as [`parse_article`] returns it. It is changed.
+
+    Raises:
+        JatsError: If the article exceeds one of the limits `MAX_FIGURES`, `MAX_MENTIONS`.
+    """
     surroundings = _Surroundings()
     candidates: _Candidates = {}
     references: list[etree._Element] = []
     # One pass over the tree, because iterating costs as much as all other steps.
-    for element in _parse(xml).iter("{*}xref", "{*}fig", "{*}fig-group", "{*}graphic", "{*}media"):
+    for element in article.iter("{*}xref", "{*}fig", "{*}fig-group", "{*}graphic", "{*}media"):
         name = local_name(element.tag)
         if name == "xref":
             references.append(element)
@@ -283,7 +296,20 @@ def parse_figures(xml: bytes) -> list[Figure]:
     ]
 
 
-def _parse(xml: bytes) -> etree._Element:
+def parse_article(xml: bytes) -> etree._Element:
+    """
+    Parse the XML of an article.
+
+    Args:
+        xml: The article, in any version of JATS.
+
+    Returns:
+        The root. It is or contains an `<article>`.
+
+    Raises:
+        JatsError: If the XML is not well-formed, is not an article, or exceeds one of the limits `MAX_XML_BYTES`,
+            `MAX_MARKS`.
+    """
     if len(xml) > MAX_XML_BYTES:
         raise JatsError(f"the XML has {len(xml):,} bytes, more than {MAX_XML_BYTES:,}")
     if sum(map(xml.count, (b"<", b"=", b"&"))) > MAX_MARKS:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ..integrity import open_parquet
 from ..retries import lasting_error
 from .articles import FIGURES_PER_ARTICLE, Article, Dropped, choose_version, storable_text
 from .bucket import Bucket, ObjectDamaged, ObjectError, SourceUnavailable, md5_of, split_url, verified_md5
-from .jats import MAX_XML_BYTES, Figure, Graphic, JatsError, parse_figures
+from .dates import check_published
+from .jats import MAX_XML_BYTES, Figure, Graphic, JatsError, find_figures, parse_article, parse_figures
 from .journal import TaskJournal, journal_path, read_journal
 from .pictures import PictureIndex, inspect_picture
 from .shards import pair_schema
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 MAX_PICTURE_BYTES = 50_000_000
 MAX_ARTICLE_BYTES = 300_000_000  # of the pictures of an article, fetched and again as stored
 MAX_MENTION_BYTES = 20_000_000  # of an article: a paragraph is stored with each picture that it refers to
+NOT_FIRST = "not the first image of its figure"
 _ARTICLES_AT_A_TIME = 1000  # a task may have half a million, and as Python objects they take ten times the memory
 # Best first: without loss, of those first what every viewer shows; GIF, with its 256 colours, last.
 _IMAGE_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".gif")
@@ -141,23 +144,46 @@ class ParseFigures(ArticleStep):
 
     Args:
         max_figures: Images of figures that are taken of an article at most; what comes after them is listed.
+        published_until: Last day of publication. Later articles and articles without a date are skipped. None for no
+            limit.
+        first_image_only: Whether to use only the first image of each figure. The others are skipped.
     """
 
     name = "Parse figures"
 
-    def __init__(self, max_figures: int = FIGURES_PER_ARTICLE):
+    def __init__(
+        self,
+        max_figures: int = FIGURES_PER_ARTICLE,
+        published_until: date | None = None,
+        first_image_only: bool = False,
+    ):
         super().__init__()
         self.max_figures = max_figures
+        self.published_until = published_until
+        self.first_image_only = first_image_only
 
     def process(self, article: Article) -> None:
         xml, article.xml = article.xml, b""
         try:
-            article.figures = parse_figures(xml)
+            if self.published_until is None:
+                article.figures = parse_figures(xml)
+            else:
+                root = parse_article(xml)
+                check_published(root, self.published_until)
+                article.figures = find_figures(root)
         except JatsError as error:
             raise Dropped("XML damaged", str(error)) from error
         if not article.figures:
             raise Dropped("no figures")
+        if self.first_image_only:
+            self._keep_first_images(article)
         self._cut(article)
+
+    def _keep_first_images(self, article: Article) -> None:
+        for figure in article.figures:
+            if figure.caption and (others := len(figure.graphics) - 1) > 0:
+                article.skip(figure.figure_id, NOT_FIRST, "--first-image-only", others)
+        article.figures = [replace(figure, graphics=figure.graphics[:1]) for figure in article.figures]
 
     def _cut(self, article: Article) -> None:
         """Keeps the first `max_figures` images; a figure without caption or image counts as one."""

@@ -73,6 +73,16 @@ def test_nothing_is_left_to_fill(report):
     assert not re.search(r"\$\w|\bNone\b", fill_dataset_card(report))
 
 
+def test_the_rules_of_a_snapshot_are_stated_where_they_were_used():
+    report = smallest_report()
+    assert "published until" not in fill_dataset_card(report) and "only the first" not in fill_dataset_card(report)
+    report["snapshot"] = {"published_until": "2022-06-15", "articles_published_later": 3141, "articles_without_date": 5}
+    report["built_with"] |= {"first_image_only": True}
+    rows = dict(table_rows(fill_dataset_card(report).split("![")[0])[2:])
+    assert rows["published until"].startswith("2022-06-15") and "3,141 later articles and 5" in rows["published until"]
+    assert rows["images of a figure"] == "only the first" and rows["built"] == report["built"]
+
+
 def test_it_says_how_current_it_is_and_whom_to_thank():
     text = section(fill_dataset_card(full_scale_report()), "Acknowledgement")
     assert "National Library of Medicine" in text and "the inventory of 2026-11-23" in text

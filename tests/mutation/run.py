@@ -76,6 +76,7 @@ TARGETS = {
     "processing/dicom_display.py": [f"{DATA}/test_dicom_display.py"],
     "processing/streaming.py": [f"{DATA}/test_streaming.py", f"{DATA}/test_integrity.py", "-knot flip"],
     "processing/pmc/splits.py": [f"{DATA}/pmc/test_splits.py"],
+    "processing/pmc/dates.py": [f"{DATA}/pmc/test_dates.py", "-knot real_articles"],
     "processing/pmc/jats.py": [
         f"{DATA}/pmc/test_jats_structure.py",
         f"{DATA}/pmc/test_jats.py",

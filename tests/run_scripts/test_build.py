@@ -6,6 +6,7 @@ import pytest
 from commands import biomedclip
 from fake_slurm import install_fake_slurm
 from hub_server import HubServer
+from mirror_writer import figure_xml, png_bytes
 
 from run_scripts.build import EngineOptions, SourceOptions, read_build_options, read_engine
 from run_scripts.main import main
@@ -88,6 +89,24 @@ def test_a_recipe_holds_the_options(articles, tmp_path):
     assert report["license_choice"] == "CC BY" and list(report["splits"]) == ["train"]
 
 
+def test_the_recipe_of_the_paper_leaves_out_later_articles_and_says_how_many(articles, tmp_path):
+    for number, date in enumerate(["<year>2021</year>"] * 4 + ["<year>2022</year>"] * 3, start=1):
+        figures = figure_xml("F1", f"Caption {number}.", "g").replace("/></fig>", '/><graphic xlink:href="h"/></fig>')
+        media = {"g.png": png_bytes(number), "h.png": png_bytes(-number % 99)}
+        dates = f"<pub-date>{date}</pub-date>"
+        articles.article(number, figures=figures, media=media, dates=dates, license_code="TDM")
+    options = ["build", "--config", "pmc15m_2022", "--source", articles.root]
+    result = biomedclip(*options, "--output-dir", tmp_path / "out")
+    assert "Published until 2022-06-15. Left out: 3 later articles, 12 without a date." in result.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["pairs"] == 4 and report["licenses"] == {"TDM": 4}
+    assert report["figures"]["skipped"] == {"not the first image of its figure": 4}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| published until | 2022-06-15, by the dates in the XML; 3 later articles and 12 without a date" in card
+    assert "--published-until 2022-06-15 \\\n  --first-image-only \\\n" in card
+    assert biomedclip(*options, "--output-dir", tmp_path / "out", "--update").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -96,6 +115,9 @@ def test_a_recipe_holds_the_options(articles, tmp_path):
         (["--workers", "0"], "--workers must be at least 1"),
         (["--max-shard-size", "large"], "--max-shard-size 'large'"),
         (["--license", "CC-BY"], "Did you mean 'CC BY'"),
+        (["--published-until", "15.6.2022"], "--published-until '15.6.2022' is not a date such as 2022-06-15"),
+        (["--published-until", "2022-02-30"], "--published-until '2022-02-30' is not a date"),
+        (["--published-until", "2999-01-01"], "--published-until 2999-01-01 is in the future"),
         (["--push-to", "pairs"], "an organisation or user and a name"),
         (["--overwrite", "--update"], "pass one of them"),
         (["--split-fractions", "0.5"], ""),

@@ -29,6 +29,7 @@ class Row(NamedTuple):
 # arXiv 2303.00915, ablations: epochs, R@1, and what differs from batch 4,096, context 256, 224 px and ViT-B/16.
 ROWS = {
     "biomedclip": Row(32, "82.90 81.86"),
+    "pmc15m_2022": Row(32, "82.90 81.86"),
     "context_256": Row(8, "73.50 72.26"),
     "context_77": Row(8, "69.03 67.41", context=77),
     "gpt_77_8_epochs": Row(8, "64.53 63.56", context=77, tower="clip"),
@@ -151,6 +152,15 @@ def test_what_later_work_asks_for_changes_what_it_says():
         assert read_recipe(name, ["train"]) == base | options
     assert read_recipe("commercial", ["build"]) == {"license": "commercial"}
     assert read_recipe("mentions", ["build"]) == read_recipe("biomedclip", ["build"])
+
+
+def test_the_snapshot_of_2022_is_built_by_the_rules_of_the_paper_and_trained_as_published():
+    assert read_recipe("pmc15m_2022", ["build"]) == {
+        "license": "all",
+        "published_until": "2022-06-15",
+        "first_image_only": True,
+    }
+    assert read_recipe("pmc15m_2022", ["train"]) == read_recipe("biomedclip", ["train"])
 
 
 def test_a_locked_tower_is_not_trained(tmp_path):

@@ -111,6 +111,8 @@ def splits(folder) -> dict[str, str]:
         ({"pmcids": ["PMC1000"]}, "pmcids None, not '1, MD5"),
         ({"split_fractions": (1, 0, 0)}, "split fractions None, not"),
         ({"max_figures_per_article": 5}, "max figures per article 1000, not 5"),
+        ({"published_until": "2022-06-15"}, "published until None, not '2022-06-15'"),
+        ({"first_image_only": True}, "first image only None, not True"),
         ({"inventory": "2025-12-01T01-00Z"}, "2025-12-01T01-00Z is older than 2026-01-18T01-00Z"),
     ],
 )
