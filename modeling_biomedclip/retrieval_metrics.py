@@ -224,10 +224,10 @@ def recall_at(k: int, better: torch.Tensor, equal: torch.Tensor, right: torch.Te
         right: How many of these are right; one when left out.
     """
     if right is None:
-        return ((k - better) / equal).clamp(0, 1)
+        return ((k - better) / equal.double()).clamp(0, 1)
     missed = torch.ones(len(better), dtype=torch.float64)
     for drawn in range(k):
-        of_wrong = (equal - right - drawn).clamp(min=0) / (equal - drawn).clamp(min=1)
+        of_wrong = (equal - right - drawn).clamp(min=0).double() / (equal - drawn).clamp(min=1)
         missed = torch.where(drawn < k - better, missed * of_wrong, missed)
     return 1 - missed
 
@@ -247,6 +247,20 @@ def bootstrap_interval(
         resamples: Number of resampled sets.
         level: Share of the resampled means that the interval holds.
     """
+    means = bootstrap_means(values, groups, seed=seed, resamples=resamples)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_means(
+    values: np.ndarray, groups: Sequence[Any], *, seed: int | Sequence[int] = 0, resamples: int = 1000
+) -> np.ndarray:
+    """
+    Means of bootstrap resamples of whole groups; arguments as of [`bootstrap_interval`].
+
+    Returns:
+        The means, of shape `(resamples,)`.
+    """
     _, group_of = np.unique(np.asarray(groups), return_inverse=True)
     sums, sizes = np.bincount(group_of, weights=values), np.bincount(group_of)
     generator = np.random.default_rng(seed)
@@ -256,8 +270,7 @@ def bootstrap_interval(
     for start in range(0, resamples, at_a_time):
         drawn = generator.integers(len(sums), size=(min(at_a_time, resamples - start), len(sums)))
         means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return np.concatenate(means)
 
 
 def summarize_ranks(better: torch.Tensor, equal: torch.Tensor, right: torch.Tensor | None = None) -> dict[str, float]:
@@ -319,6 +332,7 @@ __all__ = [
     "DIRECTIONS",
     "RankCounter",
     "bootstrap_interval",
+    "bootstrap_means",
     "rank_counts",
     "recall_at",
     "retrieval_metrics",

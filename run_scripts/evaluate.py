@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
+from modeling_biomedclip.contrastive_trainer import LOSS_IN_BATCHES, are_processes_on_cpu
 from processing import load_benchmark, load_pmc15m
 from processing.benchmarks.benchmark import ClassificationBenchmark, RetrievalBenchmark
 from processing.benchmarks.leaks import find_leaks
@@ -36,8 +36,17 @@ from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
 from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
 from .evaluation.linear_probe import LabelledFeatures, check_share, probe, show_probe
 from .evaluation.own_images import TEMPLATES, unpublished_benchmark
+from .evaluation.pools import DRAWS, draw_pool, number_of_draws
 from .evaluation.results import write_results
-from .evaluation.retrieval import check_captions, count_ranks, embed_pairs, retrieval_of, show_retrieval
+from .evaluation.retrieval import (
+    check_captions,
+    count_ranks,
+    embed_pairs,
+    mean_or_none,
+    retrieval_of_pools,
+    show_retrieval,
+    validation_loss,
+)
 from .evaluation.visual_question_answering import evaluate_questions, read_questions
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
 from .options import parse_options
@@ -58,7 +67,7 @@ HELD_OUT = 0.2  # share of images without splits that the linear probe is judged
 SHOWN_DAMAGED = 5
 # Options that only some tasks read: another one would drop them without a word.
 READ_BY = {
-    "image_id": ["retrieval"],
+    **dict.fromkeys(["image_id", "pool_size", "pool_draws"], ["retrieval"]),
     "prompts": ["zero-shot"],
     "templates": ["zero-shot"],
     "image_folder": ["vqa"],
@@ -116,6 +125,20 @@ class EvaluateOptions:
         default=None,
         metadata={
             "help": "Retrieval: column whose equal values mean one image with several captions, such as image_md5."
+        },
+    )
+    pool_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Retrieval: measure among this many pairs, drawn with --seed from the split (default: all). "
+            "The paper's is 725739 for test and 13600 for validation."
+        },
+    )
+    pool_draws: int | None = field(
+        default=None,
+        metadata={
+            "help": f"Retrieval: number of pools to draw and average (default: {DRAWS}, or 1 if a pool is the whole "
+            "split)."
         },
     )
     image_column: str = field(
@@ -290,10 +313,13 @@ def check_options(options: EvaluateOptions) -> None:
         if options.task not in tasks and getattr(options, option.name) != default:
             name = option.name.replace("_", "-")
             raise UsageError(f"--{name} has no effect on {options.task}, only on {', '.join(tasks)}. Leave it out.")
-    for name, least in (("batch_size", 1), ("workers", 1), ("draws", 1), ("max_length", 1), ("seed", 0)):
+    least_values = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "seed": 0, "pool_size": 2}
+    for name, least in (least_values | {"pool_draws": 1}).items():
         value = getattr(options, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")
+    if options.pool_draws is not None and options.pool_size is None:
+        raise UsageError("--pool-draws has no effect without --pool-size. Leave it out, or set --pool-size too.")
     if options.benchmark is not None and options.benchmark not in BENCHMARKS_OF[options.task]:
         of_task = ", ".join(BENCHMARKS_OF[options.task])
         if options.benchmark not in BENCHMARK_NAMES:
@@ -327,11 +353,14 @@ def check_options(options: EvaluateOptions) -> None:
 
 
 def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
-    """Retrieval among all pairs of a split; writes and gives the results, in the first process."""
+    """Retrieval among the pairs of a split or of pools; writes and gives the results, in the first process."""
     started, options = time.monotonic(), run.options
     benchmark, pairs = run.data
     encoder, store = run.load()
     embedded = embed_pairs(pairs, store, image_id=options.image_id)
+    usable = len(embedded.texts)
+    draws = number_of_draws(usable, options.pool_size, options.pool_draws, options.split)
+    size = options.pool_size or usable
     key = {
         "weights": encoder.weights,
         "processor": encoder.processing,
@@ -340,14 +369,22 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
         "data": embedded.fingerprint,
         "image_id": options.image_id,
     }
-    counts = count_ranks(embedded, store.folder, key)
+    pmcids = list(pairs["pmcid"])
+    counts, articles, images_of_texts, losses = [], [], [], []
+    for draw in range(draws):
+        pool = embedded.select(draw_pool(usable, size, seed=options.seed, draw=draw))
+        of_pool = key if size == usable else {**key, "pool": size, "seed": options.seed, "draw": draw}
+        counts.append(count_ranks(pool, store.folder, of_pool))
+        if PartialState().is_main_process:
+            articles.append([pmcids[row] for row in pool.rows.tolist()])
+            images_of_texts.append(pool.image_of_text)
+            losses.append(validation_loss(pool, encoder))
     if not PartialState().is_main_process:
         return None
-    articles = pairs["pmcid"]
-    articles = [articles[row] for row in embedded.rows.tolist()] if embedded.damaged else list(articles)
-    metrics = retrieval_of(counts, articles, options.seed, embedded.image_of_text)
-    paper = benchmark.paper if benchmark else {}
-    notes = list(benchmark.notes) if benchmark else []
+    metrics = retrieval_of_pools(counts, articles, options.seed, images_of_texts)
+    metrics[LOSS_IN_BATCHES] = mean_or_none(losses)
+    metrics["pool"] = {"size": size, "draws": draws, "pairs": usable, "seed": options.seed}
+    paper, notes = _published_retrieval(benchmark, metrics["pool"])
     if metrics["pairs"] < 10:
         notes.append(f"Only {metrics['pairs']} pairs: recall at 10 is 1 for every model.")
     show_retrieval(metrics, paper=paper, split=options.split)
@@ -362,10 +399,26 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
         },
         metrics=metrics,
         paper=paper,
-        paper_source=benchmark.source if benchmark else "",
-        settings=run.settings(image_id=options.image_id),
+        paper_source=benchmark.source if benchmark and paper else "",
+        settings=run.settings(image_id=options.image_id, pool_size=options.pool_size, pool_draws=draws),
         started=started,
     )
+
+
+def _published_retrieval(
+    benchmark: RetrievalBenchmark | None, pool: Mapping[str, int]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the paper's values, if they are of as many pairs as the pool has, and notes."""
+    if benchmark is None:
+        return {}, []
+    published = benchmark.published_pairs
+    if not benchmark.paper or published is None or pool["size"] == published:
+        return dict(benchmark.paper), list(benchmark.notes)
+    remedy = f" Pass --pool-size {published} to compare." if pool["pairs"] >= published else ""
+    return {}, [
+        f"The pools differ: retrieval is among {pool['size']:,} pairs here and among {published:,} in the paper. The "
+        f"paper's values are not shown, as recall depends on the number of pairs.{remedy}"
+    ]
 
 
 def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
@@ -472,6 +525,7 @@ def read_pairs(options: EvaluateOptions) -> tuple[RetrievalBenchmark | None, Any
         columns.append(options.image_id)
     pairs: Any = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)
     check_captions(pairs["pair_id"], pairs["caption"])
+    number_of_draws(len(pairs), options.pool_size, options.pool_draws, options.split)
     return benchmark, pairs
 
 

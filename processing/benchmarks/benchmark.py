@@ -116,20 +116,23 @@ class RetrievalBenchmark:
         split: `train`, `validation` or `test`.
         path: As it was given.
         pairs: Rows with `pair_id`, `pmcid`, `image` (what [`read_row_image`] takes) and `caption`.
-        paper: Published values as fractions, by direction and metric; of the test split only.
+        paper: Published values by direction and metric, of the test and the validation split. They can be compared only
+            with values among `published_pairs` pairs.
         source: Where the values come from.
         fingerprint: Of the names of all pairs.
         notes: What a reader of the result has to know about this data.
+        published_pairs: Number of pairs among which the published values were measured.
     """
 
     name: str
     split: str
     path: str
     pairs: Sequence[dict[str, Any]]
-    paper: dict[str, dict[str, float]]
+    paper: dict[str, Any]
     source: str
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    published_pairs: int | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)

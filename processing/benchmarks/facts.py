@@ -46,13 +46,14 @@ def facts_of(name: str) -> dict[str, Any]:
     return _file()["benchmarks"][name]
 
 
-def published_models(benchmark: str, task: str) -> list[PublishedModel]:
+def published_models(benchmark: str, task: str, split: str = "test") -> list[PublishedModel]:
     """
-    Return the published values of the test split of a benchmark, BiomedCLIP's own first.
+    Return the published values of a split of a benchmark, BiomedCLIP's own first.
 
     Args:
         benchmark: As [`load_benchmark`] takes it.
         task: `retrieval`, `zero-shot`, `linear-probe` or `vqa`.
+        split: `train`, `validation` or `test`. There are values of a validation split for `pmc15m` alone.
 
     Returns:
         One entry for each model; empty if nothing is published.
@@ -68,6 +69,8 @@ def published_models(benchmark: str, task: str) -> list[PublishedModel]:
     facts = _file()["benchmarks"].get(benchmark)
     if facts is None:
         return []
+    if split != "test":
+        return [PublishedModel(**entry) for entry in facts.get(split, []) if task == facts["task"]]
     entries = [PublishedModel(**entry) for entry in facts.get("others", {}).get(task, [])]
     own = {facts["task"]: facts["paper"], "linear-probe": facts.get("paper_of_linear_probe")}.get(task)
     if own:

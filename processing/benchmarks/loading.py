@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from ..labelled_images import LabelledImages, similar_classes
 from .benchmark import ClassificationBenchmark, RetrievalBenchmark, VisualQuestion, VisualQuestionBenchmark
-from .facts import choose_prompts, facts_of, template_sets_of_any_images
+from .facts import choose_prompts, facts_of, published_models, template_sets_of_any_images
 from .fingerprint import fingerprint_of
 from .folders import read_any_images
 from .lc25000 import read_lc25000
@@ -197,13 +197,15 @@ def _pairs(split: str, path: str | os.PathLike[str]) -> RetrievalBenchmark:
     facts = facts_of("pmc15m")
     columns = ["pair_id", "pmcid", "image", "caption"]
     pairs: Any = load_pmc15m(path, split, streaming=False, columns=columns, decode=False)
+    published = published_models("pmc15m", "retrieval", split)
     return RetrievalBenchmark(
         name="pmc15m",
         split=split,
         path=os.fspath(path),
         pairs=pairs,
-        paper=dict(facts["paper"]) if split == "test" else {},
-        source=facts["source"],
+        paper=dict(published[0].values) if published else {},
+        published_pairs=facts["images"].get(split),
+        source=published[0].source if published and split != "test" else facts["source"],
         fingerprint=fingerprint_of([[pair_id] for pair_id in pairs["pair_id"]], []),
         notes=_of_another_size(facts, split, len(pairs), "pairs"),
     )

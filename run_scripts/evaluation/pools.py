@@ -2,7 +2,10 @@
 
 import numpy as np
 
+from ..errors import UsageError
 
+
+DRAWS = 5
 # Training evaluates on the same pairs whatever its seed is, so that runs with different seeds can be compared.
 TRAINING_POOL_SEED = 0
 
@@ -28,3 +31,34 @@ def draw_pool(pairs: int, size: int, *, seed: int, draw: int = 0) -> list[int]:
     if size > pairs:
         raise ValueError(f"A pool of {size:,} pairs cannot be drawn from {pairs:,} pairs.")
     return np.sort(np.random.default_rng([seed, draw]).choice(pairs, size, replace=False)).tolist()
+
+
+def number_of_draws(pairs: int, size: int | None, draws: int | None, split: str) -> int:
+    """
+    Check `--pool-size` and `--pool-draws` against a split.
+
+    Args:
+        pairs: Number of pairs in the split.
+        size: Pairs in a pool, or None for all.
+        draws: Number of pools asked for, or None for the default.
+        split: Name of the split, for the error.
+
+    Returns:
+        The number of pools to draw: 1 if a pool holds all pairs, and 5 by default otherwise.
+
+    Raises:
+        UsageError: If the pool is larger than the split, or if several draws would give the same pool.
+    """
+    if size is None:
+        return 1
+    if size > pairs:
+        raise UsageError(
+            f"--pool-size {size:,} is larger than the {split} split, which has {pairs:,} usable pairs. Choose a "
+            "smaller pool, or leave the option out to measure among all pairs."
+        )
+    if size == pairs and draws not in (None, 1):
+        raise UsageError(
+            f"--pool-draws {draws} has no effect: --pool-size {size:,} is the whole {split} split, so that all "
+            "draws are the same. Leave it out."
+        )
+    return 1 if size == pairs else draws or DRAWS

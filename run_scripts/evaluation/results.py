@@ -52,7 +52,7 @@ def write_results(
     Returns:
         What was written.
     """
-    published = published_models(benchmark, task) if benchmark and paper else []
+    published = published_models(benchmark, task, data["split"]) if benchmark and paper else []
     results = {
         "schema": SCHEMA,
         "task": task,

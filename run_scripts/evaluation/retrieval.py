@@ -1,17 +1,21 @@
-"""Retrieval: captions by images and images by captions, among all pairs of a set."""
+"""Retrieval: captions by images and images by captions, among all pairs of a split or among pools drawn out of it."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
-from modeling_biomedclip.retrieval_metrics import DIRECTIONS, RankCounter
+from modeling_biomedclip.contrastive_trainer import LOSS_IN_BATCHES, VALIDATION_BATCH, loss_in_batches
+from modeling_biomedclip.retrieval_metrics import DIRECTIONS, RankCounter, bootstrap_means, recall_at
 
-from ..reporting import UNDEFINED, format_value, say_undefined, show_table
+from ..reporting import UNDEFINED, format_value, say, say_undefined, show_table
+from .dual_encoders import BIOVIL, DualEncoder
 from .features import FeatureStore
 from .metrics import load_metric
 from .parts import Part, Parts
@@ -42,6 +46,22 @@ class EmbeddedPairs:
     rows: torch.Tensor
     damaged: list[dict[str, str]]
     fingerprint: str
+
+    def select(self, numbers: Sequence[int]) -> "EmbeddedPairs":
+        """Return some of the pairs, with the images that they show. Without a copy if these are all pairs."""
+        if len(numbers) == len(self.texts):
+            return self
+        chosen = torch.tensor(numbers)
+        images, image_of_text = chosen, None
+        if self.image_of_text is not None:
+            images, image_of_text = self.image_of_text[chosen].unique(return_inverse=True)
+        return replace(
+            self,
+            images=self.images[images],
+            texts=self.texts[chosen],
+            image_of_text=image_of_text,
+            rows=self.rows[chosen],
+        )
 
 
 def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None) -> EmbeddedPairs:
@@ -152,6 +172,7 @@ def retrieval_of(
     articles: Sequence[str],
     seed: int,
     image_of_text: torch.Tensor | None = None,
+    resamples: int = 1000,
 ) -> dict[str, Any]:
     """
     Retrieval in both directions.
@@ -161,6 +182,7 @@ def retrieval_of(
         articles: The article of each text, of which the bootstrap draws whole ones.
         seed: Seed of the bootstrap.
         image_of_text: The image of each text; none where text i belongs to image i.
+        resamples: Resamples of the bootstrap. 0 for no intervals.
 
     Returns:
         Metrics by direction with 95 % bootstrap intervals over articles, chance, and the numbers of pairs and articles.
@@ -169,10 +191,7 @@ def retrieval_of(
     metric = load_metric("retrieval", "ranks")
     texts = len(articles)
     images = texts if image_of_text is None else int(image_of_text.max()) + 1
-    of_image = list(articles)
-    if image_of_text is not None:
-        article_of = dict(zip(image_of_text.tolist(), articles, strict=True))
-        of_image = [article_of[image] for image in range(images)]
+    groups_of = _groups(articles, image_of_text)
     metrics: dict[str, Any] = {"pairs": texts, "articles": len(set(articles)), "chance_at_1": 1 / images}
     if image_of_text is not None:
         metrics |= {"images": images, "captions_of_an_image": texts / images}
@@ -180,19 +199,111 @@ def retrieval_of(
         names = [name for k in RECALLS for name in (f"recall_at_{k}", f"recall_at_{k}_interval")]
         metrics |= {direction: dict.fromkeys([*names, "median_rank"]) for direction in DIRECTIONS}
         return metrics | {"undefined": dict.fromkeys(DIRECTIONS, "the embeddings hold NaN or infinity")}
-    for direction, groups in zip(DIRECTIONS, (of_image, articles), strict=True):
-        metrics[direction] = metric.compute(**counts[direction], groups=groups, seed=seed)
+    for direction in DIRECTIONS:
+        metrics[direction] = metric.compute(
+            **counts[direction], groups=groups_of[direction], seed=seed, resamples=resamples
+        )
     return metrics
+
+
+def retrieval_of_pools(
+    counts: Sequence[Mapping[str, Mapping[str, torch.Tensor]] | None],
+    articles: Sequence[Sequence[str]],
+    seed: int,
+    images_of_texts: Sequence[torch.Tensor | None],
+) -> dict[str, Any]:
+    """
+    Retrieval in both directions, as the mean over pools.
+
+    Args:
+        counts: Of each pool, as of [`count_ranks`].
+        articles: Of each pool, the article of each text.
+        seed: Seed of the bootstrap.
+        images_of_texts: Of each pool, the image of each text.
+
+    Returns:
+        The metrics of [`retrieval_of`], each the mean over the pools. `articles` is the smallest number of articles
+        in a pool. `recall_at_K_of_draws` lists the recall of each pool. An interval covers the draws: its ends are
+        percentiles of the bootstrap resamples of all pools together, so that it is that of one pool of this size.
+    """
+    if len(counts) == 1:
+        return retrieval_of(counts[0], articles[0], seed, images_of_texts[0])
+    draws = [
+        retrieval_of(*pool, resamples=0)
+        for pool in zip(counts, articles, [seed] * len(counts), images_of_texts, strict=True)
+    ]
+    undefined = next((metrics for metrics in draws if "undefined" in metrics), None)
+    metrics = dict(undefined or draws[0])
+    metrics["articles"] = min(draw["articles"] for draw in draws)
+    for name in ("chance_at_1", "images", "captions_of_an_image"):
+        if name in metrics:
+            metrics[name] = float(np.mean([draw[name] for draw in draws]))
+    if undefined:
+        return metrics
+    groups_of = [_groups(*pool) for pool in zip(articles, images_of_texts, strict=True)]
+    for direction in DIRECTIONS:
+        summary: dict[str, Any] = {
+            name: float(np.mean([draw[direction][name] for draw in draws])) for name in draws[0][direction]
+        }
+        for k in RECALLS:
+            resampled = [
+                bootstrap_means(recall_at(k, *_ranks(counted, direction)).numpy(), groups[direction], seed=[seed, draw])
+                for draw, (counted, groups) in enumerate(zip(counts, groups_of, strict=True))
+            ]
+            low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975])
+            summary[f"recall_at_{k}_interval"] = [float(low), float(high)]
+            summary[f"recall_at_{k}_of_draws"] = [draw[direction][f"recall_at_{k}"] for draw in draws]
+        metrics[direction] = summary
+    return metrics
+
+
+def validation_loss(embedded: EmbeddedPairs, encoder: DualEncoder) -> float | None:
+    """
+    The loss in batches of 4,096 pairs, see [`loss_in_batches`].
+
+    Returns:
+        The loss, or None if the temperature of the model is not known or an embedding holds NaN or infinity.
+    """
+    if encoder.type in BIOVIL:
+        return None
+    device = PartialState().device
+    images = embedded.images if embedded.image_of_text is None else embedded.images[embedded.image_of_text]
+    loss = loss_in_batches(
+        images.to(device), embedded.texts.to(device), torch.tensor(encoder.logit_scale, device=device)
+    )
+    return loss if math.isfinite(loss) else None
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Return the mean, or None if a value is None."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _ranks(counts: Any, direction: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Counts of a direction as [`recall_at`] takes them."""
+    better, equal, right = (counts[direction][kind] for kind in ("better", "equal", "right"))
+    return better, equal, None if (right == 1).all() else right
+
+
+def _groups(articles: Sequence[str], image_of_text: torch.Tensor | None) -> dict[str, Sequence[str]]:
+    """The article of each query, by direction."""
+    of_images = articles
+    if image_of_text is not None:
+        article_of = dict(zip(image_of_text.tolist(), articles, strict=True))
+        of_images = [article_of[image] for image in range(len(article_of))]
+    return dict(zip(DIRECTIONS, (of_images, articles), strict=True))
 
 
 def show_retrieval(
     metrics: dict[str, Any],
     oracle: float | None = None,
-    paper: Mapping[str, Mapping[str, float]] | None = None,
+    paper: Mapping[str, Any] | None = None,
     split: str = "test",
 ) -> None:
     """Prints retrieval beside chance, the paper's values, and an oracle, where these are given."""
     rows: list[tuple[Any, ...]] = []
+    pool = metrics.get("pool")
     for k in RECALLS:
         cells = [recall_as_text(metrics[direction], k) for direction in DIRECTIONS]
         rows.append((f"recall at {k}", *cells, min(1.0, k * metrics["chance_at_1"])))
@@ -205,6 +316,13 @@ def show_retrieval(
         rows.append(("oracle of kind", oracle, oracle, None))
     title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} articles, {split} split [95 % interval]"
     show_table(title, rows, ["", "image to text", "text to image", "chance"])
+    if pool:
+        drawn = f"Mean of {pool['draws']} draws" if pool["draws"] > 1 else "One draw"
+        say(f"{drawn} of {pool['size']:,} of {pool['pairs']:,} pairs, seed {pool['seed']}.")
+    if metrics.get(LOSS_IN_BATCHES) is not None:
+        published = (paper or {}).get(LOSS_IN_BATCHES)
+        beside = "" if published is None else f" (paper: {format_value(published)})"
+        say(f"Loss in batches of {VALIDATION_BATCH:,} pairs: {format_value(metrics[LOSS_IN_BATCHES])}{beside}.")
     say_undefined(metrics)
 
 

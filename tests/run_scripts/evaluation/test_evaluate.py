@@ -79,13 +79,11 @@ def test_retrieval_leaves_results_in_the_agreed_form(small_checkpoint, built, tm
     pairs = results["metrics"]["pairs"]
     assert results["data"]["rows"] == pairs and results["data"]["damaged"] == [] and results["data"]["leaks"] is None
     assert results["metrics"]["chance_at_1"] == 1 / pairs
-    assert results["paper"]["text_to_image"]["recall_at_1"] == 0.696 and "725,739" in results["paper_source"]
+    assert results["paper"] == {} and results["paper_source"] == "", "the paper's pool is larger"
     assert any("725,739" in note for note in results["data"]["notes"]), "another size than the paper's"
-    models = [entry["model"] for entry in results["published"]]
-    assert models == ["BiomedCLIP", "GPT variant of BiomedCLIP", "OpenAI CLIP", "PubMedCLIP"]
+    assert results["published"] == []
     output = capsys.readouterr().out
-    assert "Published values, not measured here" in output and "PubMedCLIP *" in output
-    assert "paper" in output and max(map(len, output.splitlines())) <= 80
+    assert "Published values" not in output and max(map(len, output.splitlines())) <= 80
     assert "articles, test split" in output
     assert "Note:" in output and "725,739" in output, "what a table does not say of itself stands below it"
 

@@ -1,8 +1,29 @@
-"""Pools of pairs."""
+"""Retrieval among pools of pairs that are drawn out of a split."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
+from commands import on_two_processes
+from torch.nn.functional import normalize
 
+from modeling_biomedclip.retrieval_metrics import bootstrap_interval
+from processing.benchmarks import loading
 from run_scripts.evaluation.pools import draw_pool
+from run_scripts.evaluation.retrieval import (
+    EmbeddedPairs,
+    count_ranks,
+    retrieval_of,
+    retrieval_of_pools,
+    validation_loss,
+)
+from run_scripts.main import main
+
+
+DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def test_a_pool_is_drawn_without_replacement_and_depends_on_seed_and_draw_alone():
@@ -14,3 +35,231 @@ def test_a_pool_is_drawn_without_replacement_and_depends_on_seed_and_draw_alone(
     assert draw_pool(7, 7, seed=3) == list(range(7))
     with pytest.raises(ValueError, match="A pool of 8 pairs cannot be drawn from 7 pairs"):
         draw_pool(7, 8, seed=0)
+
+
+def embedded_pairs(pairs: int, *, several: bool, levels: int) -> EmbeddedPairs:
+    """Pairs with embeddings of few different values, so that many similarities tie exactly, in float32 too."""
+    generator = torch.Generator().manual_seed(0)
+    image_of_text = None
+    images = pairs
+    if several:
+        image_of_text = torch.randint(0, pairs // 2, (pairs,), generator=generator)
+        image_of_text = image_of_text.unique(return_inverse=True)[1]
+        images = int(image_of_text.max()) + 1
+    of_images, of_texts = (torch.randint(0, levels, (rows, 3), generator=generator).float() for rows in (images, pairs))
+    return EmbeddedPairs(of_images, of_texts, image_of_text, torch.arange(pairs), [], "")
+
+
+def recall_of_a_plain_loop(embedded: EmbeddedPairs, rows: list[int], k: int, direction: str) -> float:
+    """
+    Recall at k among the pairs of some rows, in float64.
+
+    Of the candidates with the score of the best right one, chance decides about the order.
+    """
+    image_of = range(len(embedded.texts)) if embedded.image_of_text is None else embedded.image_of_text.tolist()
+    images, texts = sorted({image_of[row] for row in rows}), rows
+    queries, candidates = (images, texts) if direction == "image_to_text" else (texts, images)
+    total = 0.0
+    for query in queries:
+        scores, right = [], []
+        for candidate in candidates:
+            image, text = (query, candidate) if direction == "image_to_text" else (candidate, query)
+            scores.append(float(embedded.images[image].double() @ embedded.texts[text].double()))
+            right.append(image_of[text] == image)
+        best = max(score for score, is_right in zip(scores, right, strict=True) if is_right)
+        better = sum(score > best for score in scores)
+        tied = [is_right for score, is_right in zip(scores, right, strict=True) if score == best]
+        wrong, missed = len(tied) - sum(tied), 1.0
+        for place in range(min(max(k - better, 0), len(tied))):
+            missed *= max(wrong - place, 0) / (len(tied) - place)
+        total += 1 - missed if k > better else 0.0
+    return total / len(queries)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_recall_in_pools_is_the_mean_of_a_plain_loop_over_the_draws(several, tmp_path):
+    embedded = embedded_pairs(60, several=several, levels=3)
+    articles = [f"PMC{row // 3}" for row in range(60)]
+    drawn = [draw_pool(60, 20, seed=4, draw=draw) for draw in range(3)]
+    pools = [embedded.select(rows) for rows in drawn]
+    counts = [count_ranks(pool, tmp_path, {"draw": number}) for number, pool in enumerate(pools)]
+    of_pools = [[articles[row] for row in rows] for rows in drawn]
+    metrics = retrieval_of_pools(counts, of_pools, 0, [pool.image_of_text for pool in pools])
+    for direction in DIRECTIONS:
+        for k in (1, 5, 10):
+            expected = [recall_of_a_plain_loop(embedded, rows, k, direction) for rows in drawn]
+            assert metrics[direction][f"recall_at_{k}_of_draws"] == pytest.approx(expected, abs=1e-12)
+            assert metrics[direction][f"recall_at_{k}"] == pytest.approx(np.mean(expected), abs=1e-12)
+            low, high = metrics[direction][f"recall_at_{k}_interval"]
+            assert low <= min(expected) and max(expected) <= high
+    assert metrics["pairs"] == 20 and metrics["articles"] == min(len(set(of_pool)) for of_pool in of_pools)
+    if several:
+        assert metrics["chance_at_1"] == pytest.approx(np.mean([1 / len(pool.images) for pool in pools]))
+
+
+def test_the_interval_of_one_pool_is_that_without_pools(tmp_path):
+    embedded = embedded_pairs(40, several=False, levels=40)
+    articles = [f"PMC{row // 2}" for row in range(40)]
+    counts = count_ranks(embedded, tmp_path, {})
+    assert retrieval_of_pools([counts], [articles], 3, [None]) == retrieval_of(counts, articles, 3)
+
+
+def test_the_interval_of_draws_has_the_coverage_of_one_pool(tmp_path):
+    """The mean of three equal pools has the interval of one of them, but for the seeds of the bootstrap."""
+    embedded = embedded_pairs(200, several=False, levels=40)
+    articles = [f"PMC{row}" for row in range(200)]
+    counts = count_ranks(embedded, tmp_path, {})
+    metrics = retrieval_of_pools([counts] * 3, [articles] * 3, 0, [None] * 3)
+    alone = retrieval_of(counts, articles, 0)
+    for direction in DIRECTIONS:
+        interval = metrics[direction]["recall_at_10_interval"]
+        assert interval == pytest.approx(alone[direction]["recall_at_10_interval"], abs=0.01)
+        hits = np.array([1.0] * 20 + [0.0] * 180)
+        assert bootstrap_interval(hits, articles) == pytest.approx((0.06, 0.145), abs=0.01), "and of a known one"
+
+
+def test_the_interval_holds_each_of_two_pools_that_differ():
+    """One pool in which all are found, one in which none is."""
+    ranks = {"equal": torch.ones(50, dtype=torch.int64), "right": torch.ones(50, dtype=torch.int64)}
+    counts = [{name: ranks | {"better": torch.full((50,), better)} for name in DIRECTIONS} for better in (0, 20)]
+    articles = [f"PMC{row}" for row in range(50)]
+    metrics = retrieval_of_pools(counts, [articles] * 2, 0, [None] * 2)["text_to_image"]
+    assert metrics["recall_at_10_of_draws"] == [1.0, 0.0] and metrics["recall_at_10"] == 0.5
+    assert metrics["recall_at_10_interval"] == [0.0, 1.0] and metrics["median_rank"] == (1 + 21) / 2
+
+
+def test_pools_that_hold_nan_are_undefined(tmp_path):
+    embedded = embedded_pairs(20, several=False, levels=40)
+    embedded.images[3] = float("nan")
+    pools = [embedded.select([3, 4, 5]), embedded.select([6, 7, 8])]
+    counts = [count_ranks(pool, tmp_path, {"draw": number}) for number, pool in enumerate(pools)]
+    metrics = retrieval_of_pools(counts, [["a", "b", "c"]] * 2, 0, [None] * 2)
+    assert metrics["image_to_text"]["recall_at_1"] is None and set(metrics["undefined"]) == set(DIRECTIONS)
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture
+def arguments(small_checkpoint, built, tmp_path):
+    """The command on the test split of a built set."""
+    return ["evaluate", "retrieval", "--model", str(small_checkpoint), "--data", str(built), "--features-dir"] + [
+        str(tmp_path / "features")
+    ]
+
+
+def test_pools_are_drawn_with_the_seed_and_embeddings_are_computed_once(arguments, tmp_path, capsys, monkeypatch):
+    assert main([*arguments, "--output-dir", str(tmp_path / "all")]) == 0
+    everything = results_of(tmp_path / "all")
+    pairs = everything["metrics"]["pool"]["pairs"]
+    assert everything["metrics"]["pool"] == {"size": pairs, "draws": 1, "pairs": pairs, "seed": 0}
+    assert everything["metrics"]["loss_in_batches_of_4096"] > 0
+    assert "Loss in batches of 4,096 pairs" in capsys.readouterr().out
+
+    monkeypatch.setattr(
+        "run_scripts.evaluation.dual_encoders.DualEncoder.embed_pixels", lambda *_: pytest.fail("embedded again")
+    )
+    assert main([*arguments, "--pool-size", "8", "--output-dir", str(tmp_path / "pool")]) == 0
+    found = results_of(tmp_path / "pool")
+    assert found["metrics"]["pool"] == {"size": 8, "draws": 5, "pairs": pairs, "seed": 0}
+    assert found["data"]["rows"] == found["metrics"]["pairs"] == 8
+    assert found["metrics"]["chance_at_1"] == 1 / 8
+    assert len(found["metrics"]["image_to_text"]["recall_at_1_of_draws"]) == 5
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"Mean of 5 draws of 8 of {pairs} pairs, seed 0." in output
+
+    again = [*arguments, "--pool-size", "8", "--pool-draws", "2", "--output-dir", str(tmp_path / "again")]
+    assert main(again) == 0
+    two = results_of(tmp_path / "again")["metrics"]["image_to_text"]["recall_at_1_of_draws"]
+    assert two == found["metrics"]["image_to_text"]["recall_at_1_of_draws"][:2]
+    assert main([*arguments, "--pool-size", str(pairs), "--output-dir", str(tmp_path / "equal")]) == 0
+    assert results_of(tmp_path / "equal")["metrics"] == everything["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--pool-size", "100000"],
+            "--pool-size 100,000 is larger than the validation split, which has {pairs} usable",
+        ),
+        (["--pool-size", "1"], "--pool-size must be 2 or more"),
+        (["--pool-draws", "3"], "--pool-draws has no effect without --pool-size"),
+        (["--pool-size", "5", "--pool-draws", "0"], "--pool-draws must be 1 or more"),
+        (["--pool-size", "{pairs}", "--pool-draws", "2"], "--pool-draws 2 has no effect"),
+    ],
+)
+def test_pools_that_cannot_be_are_refused_before_a_model_is_loaded(
+    options, message, arguments, built, tmp_path, capsys, monkeypatch
+):
+    pairs = len(loading.load_benchmark("pmc15m", built, split="validation"))
+    monkeypatch.setattr("run_scripts.evaluate.load_dual_encoder", lambda *_, **__: pytest.fail("loaded"))
+    options = [option.format(pairs=pairs) for option in options]
+    assert main([*arguments, *options, "--split", "validation", "--output-dir", str(tmp_path / "out")]) > 0
+    assert message.format(pairs=pairs) in " ".join(capsys.readouterr().err.split())
+
+
+def test_pools_have_no_effect_on_other_tasks(arguments, tmp_path, capsys):
+    assert main(["evaluate", "zero-shot", *arguments[2:], "--pool-size", "8", "--output-dir", str(tmp_path)]) == 2
+    assert "--pool-size has no effect on zero-shot" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_the_papers_values_are_shown_only_beside_a_pool_of_their_size(split, arguments, tmp_path, capsys, monkeypatch):
+    paper = {"test": 0.701, "validation": 0.829}[split]
+    published = {"test": 725_739, "validation": 13_600}[split]
+
+    arguments = [*arguments, "--benchmark", "pmc15m", "--split", split, "--output-dir"]
+    assert main([*arguments, str(tmp_path / "differs"), "--pool-size", "8"]) == 0
+    results, output = results_of(tmp_path / "differs"), " ".join(capsys.readouterr().out.split())
+    assert results["paper"] == {} and results["published"] == [] and "paper " not in output.split("Note:")[0]
+    note = next(note for note in results["data"]["notes"] if "The pools differ" in note)
+    assert "among 8 pairs here" in note and f"among {published:,} in the paper" in note and note in output
+
+    facts = loading.facts_of("pmc15m")
+    monkeypatch.setitem(facts, "images", {split: 8})
+    assert main([*arguments, str(tmp_path / "equals"), "--pool-size", "8"]) == 0
+    results, output = results_of(tmp_path / "equals"), " ".join(capsys.readouterr().out.split())
+    assert results["paper"]["image_to_text"]["recall_at_1"] == paper
+    assert results["published"][0]["values"] == results["paper"] and "BiomedCLIP" in results["published"][0]["model"]
+    assert not any("The pools differ" in note for note in results["data"]["notes"])
+    assert f"{paper:.4g}" in output
+    models = [entry["model"] for entry in results["published"]]
+    if split == "test":
+        assert models == ["BiomedCLIP", "GPT variant of BiomedCLIP", "OpenAI CLIP", "PubMedCLIP"]
+        assert "Published values, not measured here" in output and "PubMedCLIP *" in output
+    else:
+        assert models == ["BiomedCLIP", "GPT variant of BiomedCLIP", "OpenAI CLIP"]
+        assert results["paper"]["loss_in_batches_of_4096"] == 0.3819 and "(paper: 0.3819)" in output
+
+
+def test_processes_share_pools_and_rows_of_one_image(arguments, tmp_path):
+    options = [*arguments, "--pool-size", "10", "--pool-draws", "2", "--image-id", "pmcid", "--output-dir"]
+    assert main([*options, str(tmp_path / "alone")]) == 0
+    alone = results_of(tmp_path / "alone")
+    options[options.index("--features-dir") + 1] = str(tmp_path / "shared")
+    on_two_processes("-m", "run_scripts.main", *options, tmp_path / "together")
+    together = results_of(tmp_path / "together")
+    assert together["settings"]["processes"] == 2 and together["metrics"] == alone["metrics"]
+    assert 5 <= alone["metrics"]["images"] < 10
+
+
+def test_a_model_without_a_published_temperature_has_no_loss():
+    class Encoder:
+        type = "biovil"
+
+    embedded = embedded_pairs(4, several=False, levels=3)
+    assert validation_loss(embedded, Encoder()) is None
+
+
+def test_the_loss_of_several_captions_of_an_image_is_that_of_the_pairs():
+    class Encoder:
+        type, logit_scale = "biomedclip", 3.0
+
+    embedded = embedded_pairs(12, several=True, levels=9)
+    images, texts = normalize(embedded.images[embedded.image_of_text].double()), normalize(embedded.texts.double())
+    logits = 3 * images @ texts.T
+    expected = sum(torch.nn.functional.cross_entropy(side, torch.arange(12)) for side in (logits, logits.T)) / 2
+    unit = replace(embedded, images=normalize(embedded.images), texts=normalize(embedded.texts))
+    assert validation_loss(unit, Encoder()) == pytest.approx(expected.item(), rel=1e-5)
