@@ -40,7 +40,7 @@ RESULT: dict[str, Any] = {
 _PARTS = ("model", "data")
 # What a number must be called, it or something above it, to be a measure, and what tells that it is none.
 _MEASURE = re.compile(r"accuracy|auroc|auc\b|recall|precision|f1|rank|open|closed|overall")
-_NO_MEASURE = re.compile(r"chance|oracle|threshold|regulari[sz]ation|seconds|^c$", re.IGNORECASE)
+_NO_MEASURE = re.compile(r"chance|attainable|oracle|threshold|regulari[sz]ation|seconds|^c$", re.IGNORECASE)
 _GUESS = re.compile(r"chance|most_frequent")  # what whoever does not look would score
 
 

@@ -1,8 +1,14 @@
-"""Answers to visual questions: when two are the same, and which ones a model can give."""
+"""Answers to visual questions: normalization, token F1, and the vocabulary of a model."""
 
+import re
+import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(answer: Any) -> str:
@@ -32,4 +38,40 @@ def answer_vocabulary(answers: Iterable[Any]) -> list[str]:
     return sorted(counts, key=lambda answer: (-counts[answer], answer))
 
 
-__all__ = ["answer_vocabulary", "normalize_answer"]
+def word_tokens(answer: Any) -> list[str]:
+    """
+    Split an answer into words as SQuAD's evaluation does: lower case, without ASCII punctuation and English articles,
+    split at white space.
+
+    Args:
+        answer: A text or a number.
+    """
+    return _ARTICLES.sub(" ", str(answer).lower().translate(_WITHOUT_PUNCTUATION)).split()
+
+
+def token_f1(given: Sequence[str], right: Sequence[str]) -> float:
+    """
+    Return the harmonic mean of precision and recall of the tokens of an answer, as SQuAD's evaluation does.
+
+    A token counts as often as it occurs in both answers. If an answer has no tokens, the result is 1 if the other one
+    has none either, and 0 otherwise.
+
+    Args:
+        given: Tokens of the answer that was given.
+        right: Tokens of the right answer.
+
+    Example:
+
+    ```python
+    >>> from processing.answers import token_f1, word_tokens
+
+    >>> token_f1(word_tokens("the left lung"), word_tokens("Right lung"))
+    0.5
+    ```"""
+    if not given or not right:
+        return float(not given and not right)
+    common = sum((Counter(given) & Counter(right)).values())
+    return 2 * common / (len(given) + len(right))
+
+
+__all__ = ["answer_vocabulary", "normalize_answer", "token_f1", "word_tokens"]

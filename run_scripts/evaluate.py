@@ -47,7 +47,13 @@ from .evaluation.retrieval import (
     show_retrieval,
     validation_loss,
 )
-from .evaluation.visual_question_answering import evaluate_questions, read_questions
+from .evaluation.visual_question_answering import (
+    WORDS,
+    Questions,
+    evaluate_questions,
+    load_answer_tokenizer,
+    read_questions,
+)
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
 from .options import parse_options
 from .reporting import say
@@ -70,7 +76,7 @@ READ_BY = {
     **dict.fromkeys(["image_id", "pool_size", "pool_draws"], ["retrieval"]),
     "prompts": ["zero-shot"],
     "templates": ["zero-shot"],
-    "image_folder": ["vqa"],
+    **dict.fromkeys(["image_folder", "f1_tokenizer"], ["vqa"]),
     **dict.fromkeys(["image_column", "label_column", "cancer", "rsna_split"], ["zero-shot", "linear-probe"]),
     "precision": ["retrieval", "zero-shot", "linear-probe"],
     **dict.fromkeys(["shares", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
@@ -170,6 +176,13 @@ class EvaluateOptions:
     )
     image_folder: str | None = field(
         default=None, metadata={"help": "vqa: where the images of vqa_rad or slake lie, if not beside the questions."}
+    )
+    f1_tokenizer: str = field(
+        default=WORDS,
+        metadata={
+            "help": "vqa: tokens of the token F1: words (default, as in SQuAD), or a folder or Hub id of a tokenizer, "
+            "such as openai-community/gpt2 as in the paper."
+        },
     )
     shares: list[float] = field(
         default_factory=lambda: [0.01, 0.1, 1.0], metadata={"help": "Linear probe: shares of the training labels."}
@@ -581,6 +594,12 @@ def read_probed(options: EvaluateOptions) -> tuple[dict[str, ClassificationBench
     return {split: dataclasses.replace(read, classes=classes) for split, read in splits.items()}, notes
 
 
+def read_asked(options: EvaluateOptions) -> Questions:
+    """Read the questions, after a check that the tokenizer of token F1 can be loaded."""
+    load_answer_tokenizer(options.f1_tokenizer, trust_remote_code=options.trust_remote_code)
+    return read_questions(options.benchmark, options.data, options.split, options.image_folder)
+
+
 def _check_classes(images: LabelledImages, classes: Sequence[str], options: EvaluateOptions) -> None:
     if len(classes) < 2:
         raise ValueError(
@@ -608,7 +627,7 @@ TASKS = {
     "zero-shot": Task(read_classes, evaluate_zero_shot),
     "linear-probe": Task(read_probed, evaluate_linear_probe),
     "vqa": Task(
-        lambda options: read_questions(options.benchmark, options.data, options.split, options.image_folder),
+        read_asked,
         lambda run: evaluate_questions(run.model, run.data, run.options, run.output_dir, run.command),
     ),
 }

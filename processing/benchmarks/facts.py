@@ -75,7 +75,7 @@ def published_models(benchmark: str, task: str, split: str = "test") -> list[Pub
     own = {facts["task"]: facts["paper"], "linear-probe": facts.get("paper_of_linear_probe")}.get(task)
     if own:
         read_from_figure = task in facts.get("read_from_figure", [])
-        source = f"{PAPER_MODEL} paper (arXiv 2303.00915)"
+        source = "; ".join(filter(None, [f"{PAPER_MODEL} paper (arXiv 2303.00915)", facts.get("paper_note")]))
         entries.insert(0, PublishedModel(PAPER_MODEL, own, source, read_from_figure))
     return entries
 

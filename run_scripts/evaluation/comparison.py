@@ -61,6 +61,7 @@ def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
         }
     names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
     names |= {f"{kind}_accuracy": f"{kind} accuracy" for kind in ("open", "closed")}
+    names |= {"f1": "token F1", "open_f1": "open token F1", "closed_f1": "closed token F1"}
     return {
         label: Value(metrics[name], metrics.get(f"{name}_interval")) for name, label in names.items() if name in metrics
     }

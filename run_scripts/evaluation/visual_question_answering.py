@@ -1,22 +1,22 @@
-"""Evaluates a model that answers questions about images: accuracy of open, closed and all questions of a benchmark."""
+"""Evaluate a model that answers questions about images: accuracy and token F1 on open, closed and all questions."""
 
 import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
+from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor, AutoTokenizer
 
 from modeling_biomedclip.retrieval_metrics import bootstrap_interval
 from modeling_biomedclip.source_checks import check_source
 from processing import VisualQuestionCollator
-from processing.answers import normalize_answer
+from processing.answers import normalize_answer, token_f1, word_tokens
 from processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
 from processing.benchmarks.leaks import find_leaks
 from processing.collator import IGNORED_LABEL
@@ -36,7 +36,11 @@ from .results import write_results
 ANSWERS = "answers.jsonl"
 ANSWER_TYPES = ("open", "closed")
 PART = 256  # questions of a part: what is lost at most when a run is killed
-
+WORDS = "words"  # the tokens of SQuAD's F1
+WORDS_INSTEAD = (
+    "Token F1 counts words as in SQuAD. The published value counts GPT-2 tokens: pass a folder or Hub id of GPT-2's "
+    "tokenizer to --f1-tokenizer."
+)
 
 Questions = tuple[VisualQuestionBenchmark, VisualQuestionBenchmark | None]
 
@@ -66,12 +70,12 @@ def evaluate_questions(
     name: str, questions: Questions, options: Any, output_dir: Path, command: Sequence[str] = ()
 ) -> dict[str, Any] | None:
     """
-    Run `biomedclip evaluate vqa`: show the accuracies, write `results.json` and the answers to `answers.jsonl`.
+    Run `biomedclip evaluate vqa`: print accuracy and token F1, and write `results.json` and `answers.jsonl`.
 
     Args:
         name: Folder or Hub id of the model.
         questions: What [`read_questions`] returns.
-        options: `data`, `split`, `batch_size`, `max_length`, `seed` and `trust_remote_code`.
+        options: `data`, `split`, `batch_size`, `max_length`, `f1_tokenizer`, `seed` and `trust_remote_code`.
         output_dir: Where the results go; what an interrupted run has left there is gone on with.
         command: The command line behind `biomedclip evaluate`.
 
@@ -90,17 +94,26 @@ def evaluate_questions(
     )
     if not PartialState().is_main_process:
         return None
+    tokenize = load_answer_tokenizer(options.f1_tokenizer, trust_remote_code=options.trust_remote_code)
+    for row in answers:
+        answered = row["given"] is not None
+        row["f1"] = token_f1(tokenize(row["given"]), tokenize(row["answer"])) if answered else None
     metrics = {**answer_metrics(answers, options.seed), "answers": answerer.model.config.num_labels}
+    f1 = f1_metrics(answers, options.seed)
+    if undefined := {**metrics.pop("undefined", {}), **f1.pop("undefined", {})}:
+        f1["undefined"] = undefined
+    metrics |= f1
+    notes = [*benchmark.notes, *([WORDS_INSTEAD] if "f1" in benchmark.paper and options.f1_tokenizer == WORDS else [])]
     leaks = None
     if training is not None:
         metrics |= majority_baseline(answers, training.questions)
         leaks = find_leaks(training, benchmark, progress=True).as_dict()
-    show_answers(metrics, benchmark)
+    show_answers(metrics, benchmark, options.f1_tokenizer)
     if leaks is not None:
         say(f"{leaks['leaked']:,} of {leaks['test_images']:,} images are, or look like, images of the training split.")
     if damaged:
         say(f"{len(damaged):,} questions are left out, the first {damaged[0]['name']}: {damaged[0]['reason']}")
-    for note in benchmark.notes:
+    for note in notes:
         say(f"Note: {note}")
     write_answers(output_dir / ANSWERS, answers)
     results = write_results(
@@ -116,13 +129,13 @@ def evaluate_questions(
             "rows": len(answers),
             "damaged": damaged,
             "leaks": leaks,
-            "notes": benchmark.notes,
+            "notes": notes,
         },
         metrics=metrics,
         paper=benchmark.paper,
         paper_source=benchmark.source,
         settings={
-            **{name: getattr(options, name) for name in ("batch_size", "max_length", "seed")},
+            **{name: getattr(options, name) for name in ("batch_size", "max_length", "f1_tokenizer", "seed")},
             "processes": PartialState().num_processes,
         },
         seconds=time.monotonic() - started,
@@ -241,42 +254,92 @@ def answer_questions(
 
 def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """
-    Accuracy of open, closed and all questions, with 95 % bootstrap intervals over images.
+    Compute the accuracy on open, closed and all questions, with 95 % bootstrap intervals over images.
 
     Args:
-        answers: What [`answer_questions`] gives.
+        answers: What [`answer_questions`] returns.
         seed: Seed of the bootstrap.
 
     Returns:
         The metrics. An accuracy is None, and `undefined` gives the reason, if there are no such questions or if the
-        scores of an answer are NaN or infinite.
+        scores of an answer are NaN or infinite. `attainable_accuracy` is the fraction of questions whose answer is in
+        the vocabulary of the model.
 
     Raises:
-        ValueError: No question whose image could be read.
+        ValueError: If there is no question with a readable image.
     """
     if not answers:
         raise ValueError("No image of the benchmark can be read: there is nothing to measure.")
-    metrics: dict[str, Any] = {}
-    undefined: dict[str, str] = {}
+    metrics = _means(answers, "right", "accuracy", seed)
     for answer_type in (None, *ANSWER_TYPES):
         prefix = f"{answer_type}_" if answer_type else ""
         of_type = [row for row in answers if answer_type in (None, row["answer_type"])]
-        unanswered = sum(row["right"] is None for row in of_type)
-        if not of_type:
-            undefined[f"{prefix}accuracy"] = f"there are no {answer_type} questions"
-        elif unanswered:
-            undefined[f"{prefix}accuracy"] = (
-                f"the scores of {unanswered:,} of {len(of_type):,} answers are NaN or infinite"
-            )
-        defined = f"{prefix}accuracy" not in undefined
-        hits = np.array([row["right"] for row in of_type], dtype=float)
-        metrics[f"{prefix}accuracy"] = float(hits.mean()) if defined else None
-        metrics[f"{prefix}accuracy_interval"] = (
-            bootstrap_interval(hits, [row["image"] for row in of_type], seed=seed) if defined else None
-        )
+        never_seen = sum(not row["can_be_given"] for row in of_type)
         metrics[f"{prefix}questions"] = len(of_type)
-        metrics[f"{prefix}answers_never_seen"] = sum(not row["can_be_given"] for row in of_type)
+        metrics[f"{prefix}answers_never_seen"] = never_seen
+        metrics[f"{prefix}attainable_accuracy"] = 1 - never_seen / len(of_type) if of_type else None
     metrics["images"] = len({row["image"] for row in answers})
+    return metrics
+
+
+def f1_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """
+    Compute the mean token F1 of open, closed and all questions, with 95 % bootstrap intervals over images.
+
+    Args:
+        answers: What [`answer_questions`] returns, with the token F1 of each answer as `f1`.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        `f1`, `open_f1` and `closed_f1`, undefined for the same reasons as the accuracy of [`answer_metrics`].
+    """
+    return _means(answers, "f1", "f1", seed)
+
+
+def load_answer_tokenizer(name: str, *, trust_remote_code: bool = False) -> Callable[[Any], list[str]]:
+    """
+    Return the function that splits an answer into the tokens of token F1.
+
+    Args:
+        name: `words` for the words of SQuAD's evaluation, or a folder or Hub id of a tokenizer, such as GPT-2's. A
+            tokenizer gets the answer in the form of [`normalize_answer`] and adds no special tokens.
+        trust_remote_code: Whether the code of the tokenizer may be run.
+
+    Raises:
+        ValueError: If the tokenizer cannot be loaded, needs its own code, or has settings that need trust.
+    """
+    if name == WORDS:
+        return word_tokens
+    check_source(name, trust_remote_code=trust_remote_code)
+    try:
+        with questions_are_errors():
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a damaged tokenizer.json raises `Exception` itself
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"--f1-tokenizer {name}: the tokenizer cannot be loaded ({reason}). Name a folder with tokenizer files or "
+            f"a model on the Hub, or leave it out to count {WORDS}."
+        ) from error
+    return lambda answer: tokenizer.tokenize(normalize_answer(answer))
+
+
+def _means(answers: Sequence[dict[str, Any]], key: str, metric: str, seed: int) -> dict[str, Any]:
+    """Return the mean of a value of the answers, with its interval, for all, open and closed questions."""
+    metrics: dict[str, Any] = {}
+    undefined: dict[str, str] = {}
+    for answer_type in (None, *ANSWER_TYPES):
+        name = f"{answer_type}_{metric}" if answer_type else metric
+        of_type = [row for row in answers if answer_type in (None, row["answer_type"])]
+        unanswered = sum(row[key] is None for row in of_type)
+        if not of_type:
+            undefined[name] = f"there are no {answer_type} questions"
+        elif unanswered:
+            undefined[name] = f"the scores of {unanswered:,} of {len(of_type):,} answers are NaN or infinite"
+        values = np.array([row[key] for row in of_type], dtype=float)
+        metrics[name] = float(values.mean()) if name not in undefined else None
+        metrics[f"{name}_interval"] = (
+            bootstrap_interval(values, [row["image"] for row in of_type], seed=seed) if name not in undefined else None
+        )
     return metrics | ({"undefined": undefined} if undefined else {})
 
 
@@ -313,31 +376,46 @@ def write_answers(path: Path, answers: Sequence[dict[str, Any]]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark) -> None:
-    """Prints the accuracies beside the paper's, the majority's and what the model's answers allow."""
-    rows = []
+def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark, tokens: str = WORDS) -> None:
+    """
+    Print the accuracy beside the paper's, that of the most frequent answer and the attainable one, and the token F1.
+
+    Args:
+        metrics: What [`answer_metrics`] returns, and [`f1_metrics`], [`majority_baseline`] if there are any.
+        benchmark: The questions.
+        tokens: The tokens that token F1 counts.
+    """
+    rows, f1_rows = [], []
     for name, prefix in (("open", "open_"), ("closed", "closed_"), ("all", "")):
-        accuracy, questions = metrics[f"{prefix}accuracy"], metrics[f"{prefix}questions"]
+        questions = metrics[f"{prefix}questions"]
         if not questions:
             continue
-        shown = UNDEFINED
-        if accuracy is not None:
-            low, high = metrics[f"{prefix}accuracy_interval"]
-            shown = f"{accuracy:.3f} [{low:.3f}, {high:.3f}]"
-        attainable = 1 - metrics[f"{prefix}answers_never_seen"] / questions
-        paper = benchmark.paper.get(f"{prefix}accuracy")
+        first = f"{name} ({questions:,})"
         rows.append(
             (
-                f"{name} ({questions:,})",
-                shown,
+                first,
+                _with_interval(metrics, f"{prefix}accuracy"),
                 metrics.get(f"{prefix}chance"),
-                attainable,
-                paper,
+                metrics[f"{prefix}attainable_accuracy"],
+                benchmark.paper.get(f"{prefix}accuracy"),
             )
         )
+        if "f1" in metrics:
+            f1_rows.append((first, _with_interval(metrics, f"{prefix}f1"), benchmark.paper.get(f"{prefix}f1")))
     title = f"Visual questions, {benchmark.name} {benchmark.split}, {metrics['images']:,} images [95 % interval]"
     show_table(title, rows, ["questions", "accuracy", "most frequent", "attainable", "paper"])
+    if f1_rows:
+        of_paper = "; paper: GPT-2" if "f1" in benchmark.paper else ""
+        title = f"Token F1 (tokens: {tokens}{of_paper}) [95 % interval]"
+        show_table(title, f1_rows, ["questions", "token F1", "paper"])
     say_undefined(metrics)
+
+
+def _with_interval(metrics: dict[str, Any], name: str) -> str:
+    if metrics[name] is None:
+        return UNDEFINED
+    low, high = metrics[f"{name}_interval"]
+    return f"{metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _answered(question: VisualQuestion, given: str, score: float, can_be_given: bool) -> dict[str, Any]:

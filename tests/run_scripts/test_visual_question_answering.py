@@ -15,10 +15,12 @@ from conftest import SMALL_CONFIG
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score
-from transformers import AutoModelForVisualQuestionAnswering, pipeline
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoModelForVisualQuestionAnswering, AutoTokenizer, GPT2Tokenizer, pipeline
 
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPForVisualQuestionAnswering
 from processing import VisualQuestionCollator, load_benchmark
+from processing.answers import answer_vocabulary, normalize_answer
 from run_scripts import evaluation
 from run_scripts import visual_question_answering as vqa_training
 from run_scripts.adapters import AdapterOptions, add_adapter
@@ -27,11 +29,12 @@ from run_scripts.evaluation.dual_encoders import load_dual_encoder
 from run_scripts.evaluation.visual_question_answering import (
     answer_metrics,
     answer_questions,
+    f1_metrics,
     load_answerer,
     majority_baseline,
 )
 from run_scripts.main import main
-from run_scripts.options import read_recipe
+from run_scripts.options import RECIPES, read_recipe
 from run_scripts.supervised import SupervisedArguments
 from run_scripts.visual_question_answering import NEW_PARTS, QuestionData, QuestionTrainer, question_splits
 from run_scripts.visual_question_answering import load_answerer as load_for_training
@@ -394,7 +397,8 @@ def test_the_table_fits_80_columns_a_row_a_line(measured, answerer, questions, t
     monkeypatch.setenv("COLUMNS", "80")
     assert measure(answerer, questions, tmp_path) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert [row.split()[1] for row in rows] == ["open", "closed", "all"] and all(row.count("]") == 1 for row in rows)
+    rows = [row for row in rows if row.count("]") == 1]
+    assert [row.split()[1] for row in rows] == ["open", "closed", "all"] * 2, "accuracy, then token F1"
 
 
 def answers_in(folder: Path) -> list[dict]:
@@ -428,7 +432,11 @@ def test_the_results_say_what_was_measured_on_what(measured, answerer, small_che
     assert found["model"]["name"] == str(answerer) and len(found["model"]["weights"]) == 16
     assert found["model"]["base_weights"] == load_dual_encoder(str(small_checkpoint)).weights
     assert found["data"]["rows"] == 20 and found["data"]["split"] == "test" and found["data"]["fingerprint"]
-    assert found["paper"]["accuracy"] == 0.727 and found["paper_source"]
+    assert found["paper"]["accuracy"] == 0.727 and found["paper"]["f1"] == 0.7313 and found["paper_source"]
+    assert found["settings"]["f1_tokenizer"] == "words"
+    assert any("The published value counts GPT-2 tokens" in note for note in found["data"]["notes"])
+    ours = found["published"][0]
+    assert ours["model"] == "BiomedCLIP" and "GPT-2 tokens" in ours["source"] and ours["values"]["f1"] == 0.7313
     leaks = found["data"]["leaks"]
     assert leaks["same_name"] == leaks["same_bytes"] == 1 and leaks["test_images"] == 11, "one is in both splits"
 
@@ -466,9 +474,117 @@ def test_the_metric_is_a_module_that_is_loaded_without_a_network(measured, tmp_p
         answer_types=[row["answer_type"] for row in answers],
     )
     metrics = json.loads((measured / "results.json").read_text())["metrics"]
-    assert found == {name: metrics[name] for name in ("accuracy", "open_accuracy", "closed_accuracy")}
+    names = [f"{prefix}{metric}" for metric in ("accuracy", "f1") for prefix in ("", "open_", "closed_")]
+    assert found == pytest.approx({name: metrics[name] for name in names})
     alone = module.compute(predictions=["Yes."], references=["yes"], answer_types=["closed"])
-    assert alone == {"accuracy": 1.0, "open_accuracy": None, "closed_accuracy": 1.0}
+    assert alone == dict.fromkeys(["accuracy", "closed_accuracy", "f1", "closed_f1"], 1.0) | {
+        "open_accuracy": None,
+        "open_f1": None,
+    }
+
+
+def byte_level_tokenizer(folder: Path) -> Path:
+    """A tokenizer of GPT-2's kind, trained on a few words."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"])
+    tokenizer.train_from_iterator(["red green blue yes no"] * 5, trainer)
+    GPT2Tokenizer(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_token_f1_counts_the_tokens_of_a_named_tokenizer(measured, answerer, questions, tmp_path, capsys):
+    folder = byte_level_tokenizer(tmp_path / "gpt2")
+    assert measure(answerer, questions, tmp_path / "results", "--f1-tokenizer", str(folder)) == 0
+    found = json.loads((tmp_path / "results" / "results.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected = []
+    for row in answers_in(tmp_path / "results"):
+        given, right = (Counter(tokenizer.tokenize(row[key].lower())) for key in ("given", "answer"))
+        common = (given & right).total()
+        expected.append(2 * common / (given.total() + right.total()))
+        assert row["f1"] == pytest.approx(expected[-1])
+    assert found["metrics"]["f1"] == pytest.approx(np.mean(expected))
+    assert found["settings"]["f1_tokenizer"] == str(folder)
+    words = json.loads((measured / "results.json").read_text())
+    assert found["metrics"]["accuracy"] == words["metrics"]["accuracy"]
+    assert not any("GPT-2" in note for note in found["data"]["notes"])
+    assert "tokens: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "damaged"])
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_before_the_model_is_loaded(
+    kind, answerer, questions, tmp_path, capsys
+):
+    folder = tmp_path / kind
+    if kind == "empty":
+        folder.mkdir()
+    elif kind == "damaged":
+        byte_level_tokenizer(folder)
+        (folder / "tokenizer.json").write_text('{"model": {"type": "none"}}')
+    assert measure(answerer, questions, tmp_path / "results", "--f1-tokenizer", str(folder)) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"--f1-tokenizer {folder}: the tokenizer cannot be loaded" in error and "Traceback" not in error
+    assert not (tmp_path / "results").exists()
+
+
+def test_code_of_a_tokenizer_folder_does_not_run_without_trust(answerer, questions, tmp_path, capsys):
+    folder = byte_level_tokenizer(tmp_path / "gpt2")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass OwnTokenizer: pass\n")
+    measure(answerer, questions, tmp_path / "results", "--f1-tokenizer", str(folder))
+    assert not (tmp_path / "ran").exists() and "Traceback" not in capsys.readouterr().err
+
+
+def test_token_f1_is_the_mean_over_questions_with_an_interval_over_images(measured):
+    metrics, answers = json.loads((measured / "results.json").read_text())["metrics"], answers_in(measured)
+    for prefix, answer_type in (("", None), ("open_", "open"), ("closed_", "closed")):
+        scores = [row["f1"] for row in answers if answer_type in (None, row["answer_type"])]
+        assert metrics[f"{prefix}f1"] == pytest.approx(np.mean(scores))
+        low, high = metrics[f"{prefix}f1_interval"]
+        assert low <= metrics[f"{prefix}f1"] <= high
+        assert metrics[f"{prefix}f1"] >= metrics[f"{prefix}accuracy"], "a right answer has all tokens"
+    assert all(row["f1"] == 1 for row in answers if row["right"])
+
+
+def test_a_partly_right_answer_has_a_part_of_the_token_f1():
+    rows = rows_of([False, True], ["open", "closed"])
+    for row, f1 in zip(rows, (0.5, 1.0), strict=True):
+        row["f1"] = f1
+    metrics = f1_metrics(rows, seed=0)
+    assert (metrics["f1"], metrics["open_f1"], metrics["closed_f1"]) == (0.75, 0.5, 1.0)
+    rows[0]["f1"] = None
+    metrics = f1_metrics(rows, seed=0)
+    assert metrics["f1"] is metrics["open_f1"] is metrics["f1_interval"] is None and metrics["closed_f1"] == 1
+    assert set(metrics["undefined"]) == {"f1", "open_f1"}
+
+
+def test_the_attainable_accuracy_is_the_share_of_answers_that_the_model_can_give(measured):
+    metrics, answers = json.loads((measured / "results.json").read_text())["metrics"], answers_in(measured)
+    assert metrics["attainable_accuracy"] == sum(row["can_be_given"] for row in answers) / 20 == 0.95
+    assert metrics["open_attainable_accuracy"] == 0.9 and metrics["closed_attainable_accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "share", "open_questions"),
+    [("data/osfstorage", 0.0, 0.391), ("data/osfstorage", 0.1, 0.385)]
+    + [("awenbocc_split", 0.0, 0.771), ("awenbocc_split", 0.1, 0.743)],
+)
+def test_the_documented_attainable_shares_are_those_of_the_real_questions(folder, share, open_questions, shared_data):
+    root = shared_data / "vqa_rad"
+    images = str(root / "data" / "osfstorage" / "VQA_RAD Image Folder")
+    data = QuestionData(str(root / folder), "model", "vqa_rad", image_folder=images, validation_share=share)
+    known = set(answer_vocabulary(question.answer for question in question_splits(data, seed=0)["train"]))
+    test = load_benchmark("vqa_rad", root / folder, image_folder=images).questions
+    answers = [normalize_answer(question.answer) for question in test if question.answer_type == "open"]
+    assert len(answers) == 179 and sum(answer in known for answer in answers) / 179 == pytest.approx(
+        open_questions, abs=5e-4
+    )
+    page = (Path(__file__).parents[2] / "README.md").read_text() + (RECIPES / "vqa_rad.yaml").read_text()
+    assert page.count(f"{100 * open_questions:.1f} %") >= 2, "in the README and the recipe"
 
 
 def rows_of(right: list[bool], types: list[str]) -> list[dict]:

@@ -1,25 +1,27 @@
-"""Accuracy of answers to visual questions, as a module of the library `evaluate`."""
+"""Accuracy and token F1 of answers to visual questions, as a module of the library `evaluate`."""
 
 from collections.abc import Sequence
 
 import datasets
 import evaluate
 
-from processing.answers import normalize_answer
+from processing.answers import normalize_answer, token_f1, word_tokens
 
 
 DESCRIPTION = """
-Share of the questions that are answered with the right words, of all, of the open and of the closed ones. Answers are
-compared in lower case, with white space collapsed and full stops at the end off.
+Accuracy and mean token F1 of all, open and closed questions. For the accuracy, answers are compared in lower case, with
+white space collapsed and without full stops at the end. Token F1 is that of SQuAD's evaluation: it compares the
+words of the answers in lower case, without punctuation and articles.
 """
 INPUTS = """
 Args:
     predictions (`list[str]`): The answers that were given.
-    references (`list[str]`): The right ones.
+    references (`list[str]`): The right answers.
     answer_types (`list[str]`): `open` or `closed`, for each question.
 
 Returns:
-    `accuracy`, `open_accuracy` and `closed_accuracy`, in 0..1; none where there are no such questions.
+    `accuracy`, `open_accuracy`, `closed_accuracy`, `f1`, `open_f1` and `closed_f1`, from 0 to 1, or None if there
+    are no such questions.
 """
 CITATION = """
 @article{lau2018vqarad, title={A dataset of clinically generated visual questions and answers about radiology images},
@@ -29,7 +31,7 @@ CITATION = """
 
 
 class VisualQuestionAnsweringAccuracy(evaluate.Metric):
-    """Accuracy of all, of open and of closed questions."""
+    """Accuracy and token F1 of all, open and closed questions."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
@@ -43,18 +45,27 @@ class VisualQuestionAnsweringAccuracy(evaluate.Metric):
     def _compute(
         self, predictions: Sequence[str], references: Sequence[str], answer_types: Sequence[str]
     ) -> dict[str, float | None]:
-        right = right_answers(predictions, references)
+        scores: dict[str, Sequence[float]] = {
+            "accuracy": right_answers(predictions, references),
+            "f1": [
+                token_f1(word_tokens(given), word_tokens(right))
+                for given, right in zip(predictions, references, strict=True)
+            ],
+        }
         found: dict[str, float | None] = {}
-        for name, answer_type in {"accuracy": None, "open_accuracy": "open", "closed_accuracy": "closed"}.items():
-            of_type = [
-                hit for hit, other in zip(right, answer_types, strict=True) if answer_type in (None, other.lower())
-            ]
-            found[name] = sum(of_type) / len(of_type) if of_type else None
+        for metric, values in scores.items():
+            for prefix, answer_type in {"": None, "open_": "open", "closed_": "closed"}.items():
+                of_type = [
+                    value
+                    for value, other in zip(values, answer_types, strict=True)
+                    if answer_type in (None, other.lower())
+                ]
+                found[f"{prefix}{metric}"] = sum(of_type) / len(of_type) if of_type else None
         return found
 
 
 def right_answers(predictions: Sequence[str], references: Sequence[str]) -> list[bool]:
-    """Whether each answer is the right one, in whatever spelling [`normalize_answer`] makes equal."""
+    """Return whether each answer equals the right one after [`normalize_answer`]."""
     return [
         normalize_answer(given) == normalize_answer(right) for given, right in zip(predictions, references, strict=True)
     ]
