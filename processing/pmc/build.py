@@ -591,11 +591,10 @@ class FinishDataset(BuildStep):
         until = self.options.published_until
         if until is None:
             return {}
-        later = dropped.get(published_after(parse_published_until(until)), 0)
         return {
             "snapshot": {
                 "published_until": until,
-                "articles_published_later": later,
+                "articles_published_later": dropped.get(published_after(until), 0),
                 "articles_without_date": dropped.get(NO_DATE, 0),
             }
         }

@@ -91,7 +91,7 @@ def parse_published_until(choice: str) -> date:
     return day
 
 
-def published_after(until: date) -> str:
+def published_after(until: date | str) -> str:
     """Return the reason for which later articles are skipped."""
     return f"published after {until}"
 

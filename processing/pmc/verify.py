@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ..files import require_regular
 from ..integrity import REPORT_FILE, check_file, open_parquet, read_hashes, report_of_build
 from .articles import KEPT, LICENSES_KEY
+from .dates import NO_DATE, published_after
 from .plan import ARTICLES_FILE, SKIPPED_FILE, read_articles
 
 
@@ -208,6 +209,12 @@ def _verify_articles(folder: Path, report: Mapping[str, Any], counts: _Counts, r
     result.compare(f"{ARTICLES_FILE}: articles", table.num_rows, report["articles"]["seen"])
     result.compare(f"{ARTICLES_FILE}: articles kept", outcomes.pop(KEPT, 0), report["articles"]["kept"])
     result.compare(f"{ARTICLES_FILE}: articles dropped", outcomes, report["articles"]["dropped"])
+    if snapshot := report.get("snapshot"):
+        stated = {
+            published_after(snapshot["published_until"]): snapshot["articles_published_later"],
+            NO_DATE: snapshot["articles_without_date"],
+        }
+        result.compare(f"{ARTICLES_FILE}: snapshot", {name: outcomes.get(name, 0) for name in stated}, stated)
     result.compare(f"{ARTICLES_FILE}: figures", _sum(table, "figures"), report["figures"]["seen"])
     result.compare(f"{ARTICLES_FILE}: pairs", _sum(table, "pairs"), counts.pairs.total())
 

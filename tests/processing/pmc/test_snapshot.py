@@ -76,6 +76,9 @@ def test_later_articles_and_those_without_a_date_are_listed_with_their_reason(da
     assert not any(again)
     result = verify_dataset(tmp_path / "out")
     assert result.faults == [] and result.verifiable
+    report = tmp_path / "out" / "report.json"
+    report.write_text(report.read_text().replace('"articles_published_later": 3', '"articles_published_later": 4'))
+    assert "published after 2022-06-15 3" in "".join(verify_dataset(tmp_path / "out").faults)
 
 
 def test_nothing_of_a_later_article_is_fetched_besides_its_xml(dated, tmp_path, monkeypatch):
