@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -46,9 +48,10 @@ class ContrastiveTrainingArguments(TrainingArguments):
     """
     `TrainingArguments` with the defaults that contrastive training needs.
 
-    The published recipe's: AdamW with betas (0.9, 0.98) and epsilon 1e-6, weight decay 0.2, peak learning rate 5e-4, a
-    cosine to zero. Its warm-up of 2,000 steps is left to the recipe file, as no short run could bear it. The batch of
-    the loss is `per_device_train_batch_size` times the number of processes.
+    They are those of the published recipe: AdamW with betas (0.9, 0.98) and epsilon 1e-6, weight decay 0.2, peak
+    learning rate 5e-4, a cosine schedule to zero, and no gradient clipping. The warm-up of 2,000 steps is set by the
+    recipe file, because short runs have fewer steps. The batch of the loss is `per_device_train_batch_size` times the
+    number of processes.
 
     Fields that contrastive training would ignore are refused: see `docs/training_arguments.md`.
 
@@ -84,7 +87,15 @@ class ContrastiveTrainingArguments(TrainingArguments):
     weight_decay: float = field(
         default=0.2, metadata={"help": "Weight decay; spares biases, norms and logit_scale, as open_clip does."}
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Norm at which gradients are clipped (default: 0, no clipping)."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine",
+        metadata={
+            "help": "Schedule of the learning rate (default: cosine, whose warm-up counts steps as open_clip does)."
+        },
+    )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={"help": "true for the last checkpoint of the output folder, or one checkpoint's folder."},
@@ -164,6 +175,8 @@ class ContrastiveTrainer(Trainer):
     ... )
     >>> trainer.train()
     ```"""
+
+    lr_scheduler: Any  # Trainer does not declare it
 
     def __init__(
         self,
@@ -330,6 +343,30 @@ class ContrastiveTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """open_clip's rule: everything of two or more dimensions decays; biases, norms and `logit_scale` do not."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """
+        Create the schedule. `lr_scheduler_type="cosine"` is open_clip's: its warm-up starts above zero.
+
+        Args:
+            num_training_steps: Number of steps of the training.
+            optimizer: The optimizer (default: that of the trainer).
+
+        Returns:
+            The schedule of the learning rate.
+        """
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == "cosine":
+            factor = partial(
+                cosine_factor,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                steps=num_training_steps,
+                **(self.args.lr_scheduler_kwargs or {}),
+            )
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(
         self,
@@ -501,6 +538,24 @@ class ContrastiveTrainer(Trainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         return self.get_eval_dataloader(test_dataset)
+
+
+def cosine_factor(step: int, *, warmup_steps: int, steps: int, num_cycles: float = 0.5) -> float:
+    """
+    Return the factor of the peak learning rate at a step: open_clip's `cosine_lr`.
+
+    transformers' schedule counts the steps of the warm-up from zero, so that its first step changes nothing.
+
+    Args:
+        step: Number of the step, from 0.
+        warmup_steps: Steps of the linear warm-up.
+        steps: Steps of the training.
+        num_cycles: Waves of the cosine, as in transformers. The default falls from the peak to zero once.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return max(0.0, 0.5 * (1 + math.cos(2 * math.pi * num_cycles * progress)))
 
 
 def check_mini_batch_size(args: ContrastiveTrainingArguments) -> None:
@@ -729,6 +784,7 @@ __all__ = [
     "are_processes_on_cpu",
     "check_mini_batch_size",
     "check_resume",
+    "cosine_factor",
     "find_logit_bias",
     "find_logit_scale",
     "loss_in_batches",

@@ -105,7 +105,14 @@ FIELDS: dict[str, tuple[Rule, ...]] = {
     "num_train_epochs": (_with(_counts_epochs, "it is ignored if max_steps is set. Leave one of the two out", 3.0),),
     "max_steps": (WORKS,),
     "learning_rate": (WORKS,),
-    "lr_scheduler_type": (WORKS,),
+    "lr_scheduler_type": (
+        Rule(
+            None,
+            "The default is `cosine`. Its warm-up counts steps from one, as in open_clip: step `i` (from 0) has the "
+            "rate `learning_rate * (i + 1) / warmup_steps`. The other schedules are those of transformers.",
+        ),
+        WORKS,
+    ),
     "lr_scheduler_kwargs": (WORKS,),
     "warmup_steps": (WORKS,),
     "optim": (
@@ -139,7 +146,10 @@ FIELDS: dict[str, tuple[Rule, ...]] = {
         WORKS,
     ),
     "average_tokens_across_devices": (_refused("no tokens are counted for the loss. Leave it out", True),),
-    "max_grad_norm": (WORKS,),
+    "max_grad_norm": (
+        Rule(None, "The default is 0: gradients are not clipped, as in the paper and in open_clip."),
+        Rule(None, "The default is 0 (no clipping) for visual questions, as in METER, and 1 for classification."),
+    ),
     "label_smoothing_factor": (_refused("a contrastive batch has no labels. Leave it out"), WORKS),
     "bf16": (WORKS,),
     "fp16": (_refused("it is not tested: it needs a loss scale. Use bf16"),),

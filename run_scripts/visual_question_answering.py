@@ -118,7 +118,16 @@ class QuestionData:
             raise ValueError(f"--max-length must be 1 or more, not {self.max_length}.")
 
 
-OPTION_CLASSES = [QuestionData, AdapterOptions, SupervisedArguments]
+@dataclass
+class QuestionArguments(SupervisedArguments):
+    """`SupervisedArguments` without gradient clipping, as METER trains."""
+
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Norm at which gradients are clipped (default: 0, no clipping)."}
+    )
+
+
+OPTION_CLASSES = [QuestionData, AdapterOptions, QuestionArguments]
 
 
 def main(arguments: Sequence[str]) -> None:

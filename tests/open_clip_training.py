@@ -4,7 +4,9 @@ python tests/open_clip_training.py FOLDER '{"side": "open_clip", ...}'
 
 FOLDER holds a model in open_clip's layout and `batches.pt` ([`prepare`]); the fields of the JSON are those of [`Run`].
 open_clip's side is `open_clip_train.main`, with its options, weight-decay groups, schedule, `train_one_epoch` and loss.
-Only its reader is replaced by the batches, and its epoch is watched from outside.
+Only its reader is replaced by the batches, and its epoch is watched from outside. Its options are those of the paper.
+Our side is the recipe `biomedclip`, read by the command. Only sizes, steps, precision and the fields of [`Run`] differ
+from it.
 """
 
 import contextlib
@@ -33,6 +35,9 @@ from modeling_biomedclip import (
 )
 from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG
 from modeling_biomedclip.conversion.open_clip import bert_config_of
+from run_scripts import train
+from run_scripts.options import parse_options
+from run_scripts.runs import set_batch_size
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,26 +54,26 @@ class Run:
         side: `open_clip` or `biomedclip`.
         learning_rate: Peak; a cosine to zero follows.
         weight_decay: Of what decays.
-        max_grad_norm: Norm that gradients are clipped at; not at all if none.
+        warmup_steps: Steps of the warm-up; the paper's 2,000 are more than a test has.
         bf16: Under bfloat16 autocast.
         gradient_checkpointing: In both towers.
         pairs: Batches to take, and of each the pairs to take; all pairs of all batches when left out.
         device: Where to train.
         processor_time: Count the seconds of the processor, all threads together, and not those of the clock.
-        trainer: More of [`ContrastiveTrainingArguments`], for our side.
+        options: Further options of `biomedclip train`, for our side.
         save_as: File for the trained weights, under the side's own names; not saved when left out.
     """
 
     side: str
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.2
-    max_grad_norm: float | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    warmup_steps: int = 0
     bf16: bool = False
     gradient_checkpointing: bool = False
     pairs: list[list[int]] | None = None
     device: str = "cpu"
     processor_time: bool = False
-    trainer: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     save_as: str | None = None
 
 
@@ -89,7 +94,7 @@ def run_in_a_process(folder: Path, run: Run, **environment: str) -> dict[str, An
 
     Returns:
         `losses` and `seconds` of each step, `undecayed` (names, as the side calls them), and `mib`: resident memory
-        at its peak, on an accelerator that of its tensors.
+        at its peak, on an accelerator that of its tensors. Our side also gives the `grad_norms` before clipping.
     """
     with tempfile.TemporaryDirectory() as scratch:
         result = subprocess.run(
@@ -184,9 +189,10 @@ def train_open_clip(folder: Path, batches: Sequence[Batch], run: Run) -> dict[st
         "dataset-type": "synthetic",
         "batch-size": len(batches[0]["input_ids"]),
         "epochs": 1,
-        "warmup": 0,
-        "lr": run.learning_rate,
-        "wd": run.weight_decay,
+        "warmup": run.warmup_steps,
+        # Supplementary Table 9 of arXiv 2303.00915.
+        "lr": 5e-4 if run.learning_rate is None else run.learning_rate,
+        "wd": 0.2 if run.weight_decay is None else run.weight_decay,
         "beta1": 0.9,
         "beta2": 0.98,
         "eps": 1e-6,
@@ -195,8 +201,6 @@ def train_open_clip(folder: Path, batches: Sequence[Batch], run: Run) -> dict[st
         "workers": 0,
         "logs": "none",
     }
-    if run.max_grad_norm is not None:
-        options["grad-clip-norm"] = run.max_grad_norm
     flags = ["--grad-checkpointing"] if run.gradient_checkpointing else []
     program.main([f"--{name}={value}" for name, value in options.items()] + flags)
     return result
@@ -226,34 +230,56 @@ class _Clock(TrainerCallback):
         self.watch.ended.append(self.watch.now())
 
 
+def recipe_arguments(batches: Sequence[Batch], run: Run) -> ContrastiveTrainingArguments:
+    """The arguments that the command makes of the recipe, less what only a run at its full size needs."""
+    size = len(batches[0]["input_ids"])
+    options: dict[str, Any] = {
+        "config": "biomedclip",
+        "output_dir": "run",
+        "use_cpu": run.device == "cpu",
+        "max_steps": len(batches),
+        "batch_size": size,
+        "warmup_steps": run.warmup_steps,
+        "bf16": run.bf16,
+        "gradient_checkpointing": run.gradient_checkpointing,
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **{name: getattr(run, name) for name in ("learning_rate", "weight_decay")},
+        **run.options,
+    }
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+    *_, args = parse_options(
+        "train",
+        train.OPTION_CLASSES,
+        arguments,
+        description="",
+        example="",
+        alternatives=train.ALTERNATIVES,
+    )
+    set_batch_size(args, size, 1)
+    return args
+
+
 def train_biomedclip(model: BiomedCLIPModel, batches: Sequence[Batch], run: Run) -> dict[str, Any]:
     """Runs our trainer in this process."""
     watch = Watch(run.device, processor_time=run.processor_time)
-    args = ContrastiveTrainingArguments(
-        **({"output_dir": "run"} | run.trainer),
-        use_cpu=run.device == "cpu",
-        max_steps=len(batches),
-        per_device_train_batch_size=len(batches[0]["input_ids"]),
-        learning_rate=run.learning_rate,
-        weight_decay=run.weight_decay,
-        max_grad_norm=run.max_grad_norm or 0.0,
-        bf16=run.bf16,
-        gradient_checkpointing=run.gradient_checkpointing,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+    args = recipe_arguments(batches, run)
     trainer = ContrastiveTrainer(
         model, args, train_dataset=OurBatches(batches), data_collator=lambda batch: batch, callbacks=[_Clock(watch)]
     )
     with contextlib.redirect_stdout(sys.stderr):
         trainer.train()
     decayed = set(trainer.get_decay_parameter_names(model))
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     if run.save_as:
         save_file(model.state_dict(), run.save_as)
     return {
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "losses": [entry["loss"] for entry in entries],
+        "grad_norms": [entry["grad_norm"] for entry in entries],
         "undecayed": [name for name, _ in model.named_parameters() if name not in decayed],
         **watch.summary(),
     }

@@ -5,9 +5,19 @@ import math
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, TrainerCallback
+from open_clip_train.scheduler import cosine_lr
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    SiglipConfig,
+    SiglipModel,
+    TrainerCallback,
+    get_cosine_schedule_with_warmup,
+    get_scheduler,
+)
 
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments
+from modeling_biomedclip.contrastive_trainer import cosine_factor
 from processing import ContrastiveCollator, PairStream
 
 
@@ -45,7 +55,7 @@ def losses(trainer) -> list[float]:
 
 def test_training_learns_a_few_pairs_by_heart(train, built):
     rows = PairStream(built).rows(0, 0, 16)
-    trainer = train(train_dataset=rows, max_steps=-1, num_train_epochs=60, learning_rate=5e-3)
+    trainer = train(train_dataset=rows, max_steps=-1, num_train_epochs=60, learning_rate=1e-3, warmup_steps=5)
     assert losses(trainer)[-1] < 0.7 * losses(trainer)[0]
 
 
@@ -196,7 +206,64 @@ def test_the_published_recipe_is_the_default(tmp_path):
     args = ContrastiveTrainingArguments(output_dir=str(tmp_path))
     assert (args.learning_rate, args.weight_decay, args.adam_epsilon) == (5e-4, 0.2, 1e-6)
     assert (args.adam_beta1, args.adam_beta2, args.lr_scheduler_type) == (0.9, 0.98, "cosine")
+    assert args.max_grad_norm == 0
     assert BiomedCLIPConfig().projection_dim == 512
+
+
+def open_clip_rates(learning_rate: float, warmup_steps: int, steps: int) -> list[float]:
+    """The learning rate of each step in open_clip's training program."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = cosine_lr(optimizer, learning_rate, warmup_steps, steps)
+    return [schedule(step) for step in range(steps)]
+
+
+@pytest.mark.parametrize(("warmup_steps", "steps"), [(2000, 108_576), (10, 50), (0, 7), (7, 7), (1, 2)])
+def test_the_cosine_schedule_is_that_of_open_clip_at_every_step(warmup_steps, steps):
+    rates = [5e-4 * cosine_factor(step, warmup_steps=warmup_steps, steps=steps) for step in range(steps)]
+    assert rates == pytest.approx(open_clip_rates(5e-4, warmup_steps, steps), rel=1e-12, abs=1e-18)
+
+
+class Rates(TrainerCallback):
+    """Learning rate of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        (rate,) = {group["lr"] for group in optimizer.param_groups}
+        self.found.append(rate)
+
+
+@pytest.mark.parametrize("cut", [None, 2, 6])  # resumed in the warm-up, and after it
+def test_training_takes_each_step_at_the_learning_rate_of_open_clip(train, small_model, tmp_path, cut):
+    rates, options = Rates(), {"max_steps": 9, "warmup_steps": 4, "save_steps": cut or 500}
+    resume = None
+    if cut:
+        train(fresh(small_model), folder="cut", **options)
+        resume = str(tmp_path / "cut" / f"checkpoint-{cut}")
+    train(fresh(small_model), callbacks=[rates], resume=resume, **options)
+    assert rates.found == pytest.approx(open_clip_rates(5e-4, 4, 9)[cut or 0 :], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "constant_with_warmup"])
+def test_schedules_other_than_the_cosine_are_those_of_transformers(train, name):
+    rates = Rates()
+    train(callbacks=[rates], max_steps=5, warmup_steps=2, lr_scheduler_type=name)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=2, num_training_steps=5)
+    assert rates.found == pytest.approx([5e-4 * schedule.lr_lambdas[0](step) for step in range(5)])
+
+
+def test_further_settings_of_the_cosine_are_those_of_transformers(train):
+    trainer = train(max_steps=2, warmup_steps=1, lr_scheduler_kwargs={"num_cycles": 0.25})
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
+    theirs = get_cosine_schedule_with_warmup(optimizer, 1, 40, num_cycles=0.25)
+    ours = ContrastiveTrainer.create_scheduler
+    trainer.lr_scheduler, trainer.args.warmup_steps = None, 1
+    factors = ours(trainer, 40).lr_lambdas[0]
+    assert [factors(step) for step in range(1, 40)] == pytest.approx(
+        [theirs.lr_lambdas[0](step) for step in range(1, 40)]
+    )
 
 
 def evaluated_steps(trainer) -> list[int]:

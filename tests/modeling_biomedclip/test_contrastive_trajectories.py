@@ -70,4 +70,7 @@ def test_a_divided_batch_takes_the_steps_of_the_whole_one(built, tmp_path, whole
     # Float32 sums in another order, which AdamW carries on: 7e-7 of the losses was seen, and 2e-6 of the weights.
     assert steps == pytest.approx(expected_steps, rel=3e-6)
     for name, weight in weights.items():
+        # The bias of the keys shifts all scores of a softmax alike: its gradient is rounding alone.
+        if name.endswith("k_proj.bias"):
+            continue
         torch.testing.assert_close(weight, expected_weights[name], rtol=0, atol=1e-5, msg=name)
