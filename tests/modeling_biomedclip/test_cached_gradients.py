@@ -1,12 +1,14 @@
 """Cached gradients against the plain backward pass. Over several processes: test_contrastive_loss.py."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from gradient_processes import assert_same_gradients, some_batch, tiny_model
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
-from modeling_biomedclip.cached_gradients import copy_to_device, mini_batch_rows, take_rows
+from modeling_biomedclip.cached_gradients import cached_backward, copy_to_device, mini_batch_rows, take_rows
 from modeling_biomedclip.contrastive_loss import LOSSES, contrastive_loss
 
 
@@ -116,6 +118,33 @@ def test_a_step_leaves_the_random_state_of_a_plain_one(trainer_of):
         step(trainer_of(tiny_model(dropout=0.3), mini_batch_size=3))
         after.append(torch.rand(3))
     assert torch.equal(*after)
+
+
+def test_gradients_are_reduced_over_processes_only_in_the_backward_pass_of_the_last_mini_batch():
+    weight, scale = torch.ones(3, 2, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    inputs, events = torch.eye(3), []
+
+    @contextmanager
+    def no_sync():
+        events.append("no_sync")
+        yield
+        events.append("end")
+
+    def backward(products):
+        products.backward()
+        events.append("backward" if scale.grad is None else "backward with scalars")
+
+    cached_backward(
+        lambda rows: (inputs[rows] @ weight, inputs[rows] @ weight),
+        torch.arange(3).split(1),
+        lambda images, texts: scale * (images * texts).sum(),
+        [scale],
+        backward=backward,
+        no_sync=no_sync,
+    )
+    alone = ["no_sync", "backward", "end"]
+    assert events == [*alone, *alone, "backward with scalars"]
+    assert scale.grad == 6 and torch.equal(weight.grad, torch.full((3, 2), 4.0))
 
 
 def seen_by(trainer):

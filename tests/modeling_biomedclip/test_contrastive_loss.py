@@ -12,7 +12,13 @@ from evaluation_processes import evaluate_in_a_process
 from gradient_processes import assert_same_gradients, gradients_of_a_process, unit
 
 from modeling_biomedclip import contrastive_trainer
-from modeling_biomedclip.contrastive_loss import LOSSES, contrastive_loss, summed_loss
+from modeling_biomedclip.contrastive_loss import (
+    LOSSES,
+    SIGLIP_LOGIT_BIAS,
+    SIGLIP_LOGIT_SCALE,
+    contrastive_loss,
+    summed_loss,
+)
 from modeling_biomedclip.contrastive_trainer import loss_in_batches, whole_set_loss
 
 
@@ -121,6 +127,31 @@ def test_a_loss_does_not_depend_on_how_many_rows_are_worked_out_at_a_time(loss):
         for ours, whole in zip(chunked, values[2], strict=True):
             # Sums of 64 float32 numbers in another order.
             torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("logits_at_once", "rows"), [(1, [1] * 5), (20, [2, 2, 1]), (45, [5]), (1000, [5])])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_more_rows_of_logits_are_held_at_a_time_than_asked_for(loss, logits_at_once, rows, monkeypatch):
+    held = []
+    owner, name = (torch.nn.functional, "softplus") if loss == "siglip" else (torch.Tensor, "logsumexp")
+    function = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda logits, **options: held.append(logits.shape) or function(logits, **options))
+    summed_loss(unit(5, 0), unit(9, 1), *scalars(), loss=loss, logits_at_once=logits_at_once)
+    assert held == [(count, 9) for count in rows]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_second_derivatives_are_refused(loss):
+    """The gradients are computed in the forward pass, so autograd would take them for constants."""
+    images = unit(4, 0).requires_grad_()
+    value = contrastive_loss(images, unit(4, 1), *scalars(), loss=loss)
+    (gradient,) = torch.autograd.grad(value.square(), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_siglip_starts_with_the_temperature_and_the_bias_of_its_paper():
+    assert math.exp(SIGLIP_LOGIT_SCALE) == pytest.approx(10) and SIGLIP_LOGIT_BIAS == -10
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -26,7 +28,7 @@ from modeling_biomedclip import (
     to_open_clip,
 )
 from modeling_biomedclip.conversion import load_any_layout
-from modeling_biomedclip.conversion.open_clip import PUBLISHED_BERT, open_clip_obstacle
+from modeling_biomedclip.conversion.open_clip import _TIMM_TOWERS, PUBLISHED_BERT, open_clip_obstacle
 from modeling_biomedclip.conversion.tensors import from_open_clip_tensors, to_open_clip_tensors
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
@@ -226,11 +228,38 @@ def test_what_keeps_open_clip_from_loading_out_of_a_repository_is_told(shared_da
     assert "do_center_crop" in open_clip_obstacle(model, processor)
 
 
-def test_what_a_person_changed_after_the_conversion_is_written_and_not_what_came_with_it(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("part", "field", "value", "keys"),
+    [
+        ("tokenizer", "model_max_length", 20, ["model_cfg", "text_cfg", "context_length"]),
+        ("config", "logit_bias_init_value", -3, ["model_cfg", "init_logit_bias"]),
+        ("image_processor", "image_mean", [0.1, 0.2, 0.3], ["preprocess_cfg", "mean"]),
+        ("image_processor", "image_std", [0.6, 0.7, 0.8], ["preprocess_cfg", "std"]),
+    ],
+)
+def test_what_a_person_changed_after_the_conversion_is_written_and_not_what_came_with_it(
+    folder, tmp_path, part, field, value, keys
+):
+    add_bias(folder, -7.5)
     model, processor = from_open_clip(folder)
-    processor.tokenizer.model_max_length = 20
+    setattr(model.config if part == "config" else getattr(processor, part), field, value)
     to_open_clip(model, processor, tmp_path / "back")
-    assert read_config(tmp_path / "back")["model_cfg"]["text_cfg"]["context_length"] == 20
+    written = read_config(tmp_path / "back")
+    for key in keys:
+        written = written[key]
+    assert written == value
+
+
+def test_the_known_image_towers_are_all_plain_ones_of_timm():
+    named = {f"vit_{size}_patch{patch}_{side}" for size, (*_, sides) in _TIMM_TOWERS.items() for patch, side in sides}
+    plain = re.compile(rf"vit_({'|'.join(_TIMM_TOWERS)})_patch\d+_\d+")
+    assert named == set(filter(plain.fullmatch, timm.list_models("vit_*")))
+    for name in named:
+        size, patch, side = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", name).groups()
+        with torch.device("meta"):
+            tower = timm.create_model(name)
+        assert _TIMM_TOWERS[size][:3] == (tower.embed_dim, len(tower.blocks), tower.blocks[0].attn.num_heads)
+        assert tower.patch_embed.patch_size == (int(patch),) * 2 and tower.patch_embed.img_size == (int(side),) * 2
 
 
 def test_a_text_tower_that_no_model_of_the_hub_has_is_described_in_the_folder(folder, tmp_path, caplog):

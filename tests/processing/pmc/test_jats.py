@@ -70,6 +70,7 @@ def test_a_fraction_keeps_its_bar():
         ("Ca<sup>2+</sup>", "Ca2+"),
         ("the 1<sup>st</sup> day", "the 1st day"),
         ("about 10<sup>6</sup> cells", "about 10^6 cells"),
+        ("in 2<sup>8</sup> steps", "in 2^8 steps"),
     ],
 )
 def test_scripts_are_readable(markup, text):
