@@ -429,9 +429,12 @@ def _task(result: Mapping[str, Any]) -> str:
 
 
 def benchmark_name(result: Mapping[str, Any]) -> str:
-    """What a card calls the benchmark of a result: of a set of one's own the last part of its path."""
+    """Return the name of the benchmark of a result. For the user's own data, it is the last part of the path."""
+    path = public_name(str(result["data"].get("path") or ""))
     if result["benchmark"] is None:
-        return public_name(str(result["data"].get("path") or "a set of one's own"))
+        return path or "a set of one's own"
+    if result["benchmark"] == "medmnist" and path.endswith(".npz"):
+        return f"{BENCHMARKS['medmnist']}, {path.split('/')[-1].removesuffix('.npz')}"
     return BENCHMARKS.get(result["benchmark"]) or result["benchmark"]
 
 

@@ -1,10 +1,11 @@
-"""Evaluates models: retrieval, zero-shot classification, a linear probe, visual questions.
+"""Evaluates models: retrieval, zero-shot classification, a linear probe, visual questions, or all benchmarks at once.
 
 biomedclip evaluate retrieval --model run --data out --output-dir results
 biomedclip evaluate zero-shot --model run --data folder_of_classes --output-dir results
 biomedclip evaluate zero-shot --model run --model another --benchmark pcam --data pcam --output-dir results
 biomedclip evaluate linear-probe --model run --benchmark rsna --data rsna --output-dir results
 biomedclip evaluate vqa --model answers --benchmark vqa_rad --data VQA_RAD --output-dir results
+biomedclip evaluate suite --model run another --data-root benchmarks --output-dir results
 """
 
 import dataclasses
@@ -47,6 +48,8 @@ from .evaluation.retrieval import (
     show_retrieval,
     validation_loss,
 )
+from .evaluation.suite import SUITE, evaluate_suite
+from .evaluation.suite_plan import selected_runs
 from .evaluation.visual_question_answering import (
     WORDS,
     Questions,
@@ -68,11 +71,17 @@ EXAMPLE = """biomedclip evaluate retrieval --model run --data out --output-dir r
   biomedclip evaluate linear-probe --model run --benchmark rsna --data rsna \\
       --output-dir results
   biomedclip evaluate vqa --model answers --benchmark vqa_rad --data VQA_RAD \\
+      --output-dir results
+  biomedclip evaluate suite --model run another --data-root benchmarks \\
       --output-dir results"""
 HELD_OUT = 0.2  # share of images without splits that the linear probe is judged by, and as many choose its strength
 SHOWN_DAMAGED = 5
-# Options that only some tasks read: another one would drop them without a word.
+# Options that only some tasks read. Other tasks refuse them. The suite takes those of its tasks, except options that
+# belong to a single benchmark.
+_SINGLE = ["retrieval", "zero-shot", "linear-probe", "vqa"]
 READ_BY = {
+    **dict.fromkeys(["data_root", "tasks", "benchmarks"], [SUITE]),
+    **dict.fromkeys(["data", "benchmark", "split"], _SINGLE),
     **dict.fromkeys(["image_id", "pool_size", "pool_draws"], ["retrieval"]),
     "prompts": ["zero-shot"],
     "templates": ["zero-shot"],
@@ -83,6 +92,10 @@ READ_BY = {
 }
 # Options of a single benchmark.
 OF_BENCHMARK = {"cancer": "tcga_til", "rsna_split": "rsna"}
+OF_ONE_BENCHMARK = (
+    *("data", "benchmark", "split", "prompts", "templates"),
+    *("image_folder", "image_column", "label_column"),
+)
 BENCHMARKS_OF = {
     "retrieval": RETRIEVAL,
     "zero-shot": CLASSIFICATION,
@@ -103,16 +116,25 @@ class EvaluateOptions:
             "folder, biovil or biovil-t. Several models are compared."
         }
     )
-    data: str = field(
-        metadata={
-            "help": "Folder that biomedclip build wrote (for zero-shot with a labels.csv of pair_id,label), the files "
-            "of the benchmark, or labeled images: class folders, images with a metadata.csv, or a datasets set."
-        }
-    )
     output_dir: str = field(metadata={"help": "Folder for results.json; of several models one folder for each."})
     task: str = field(
         default="retrieval",
-        metadata={"help": "retrieval, zero-shot, linear-probe or vqa; may be the first word."},
+        metadata={"help": "retrieval, zero-shot, linear-probe, vqa or suite; may be the first word."},
+    )
+    data: str = field(
+        default="",
+        metadata={
+            "help": "Folder that biomedclip build wrote (for zero-shot with a labels.csv of pair_id,label), the files "
+            "of the benchmark, or labeled images: class folders, images with a metadata.csv, or a datasets set."
+        },
+    )
+    data_root: str = field(
+        default="",
+        metadata={"help": "Suite: folder that contains a folder for each benchmark, such as pcam, lc25000 and rsna."},
+    )
+    tasks: list[str] = field(default_factory=list, metadata={"help": "Suite: tasks to run. All if left out."})
+    benchmarks: list[str] = field(
+        default_factory=list, metadata={"help": "Suite: benchmarks to run. All whose files are there if left out."}
     )
     benchmark: str | None = field(
         default=None, metadata={"help": "pcam, rsna, pmc15m, ...: whose files --data holds; brings prompts and values."}
@@ -215,10 +237,11 @@ class Run:
     options: EvaluateOptions
     output_dir: Path
     command: Sequence[str]
+    encoder: DualEncoder | None = None  # the model, if it is loaded already
 
     def load(self) -> tuple[DualEncoder, FeatureStore]:
         """The model, and where its features are kept."""
-        encoder = load_dual_encoder(
+        encoder = self.encoder or load_dual_encoder(
             self.model, precision=self.options.precision, trust_remote_code=self.options.trust_remote_code
         )
         # Of several models all in one folder: they are told apart by their weights.
@@ -252,10 +275,13 @@ def main(arguments: Sequence[str]) -> None:
         example=EXAMPLE,
         positionals=["task"],
     )
-    if options.task not in TASKS:
-        raise UsageError(f"There is no task {options.task!r}; there are {', '.join(TASKS)}.")
+    if options.task not in (*TASKS, SUITE):
+        raise UsageError(f"There is no task {options.task!r}; there are {', '.join([*TASKS, SUITE])}.")
     check_options(options)
     PartialState(cpu=are_processes_on_cpu(), timeout=datetime.timedelta(days=1))
+    if options.task == SUITE:
+        evaluate_suite(options, _folders(options.model, Path(options.output_dir), several=True), arguments)
+        return part_processes()
     folders = _folders(options.model, Path(options.output_dir))
     data = _checked_data(options, folders)
     results, failed = [], {}
@@ -320,12 +346,22 @@ def check_options(options: EvaluateOptions) -> None:
         UsageError: If an option has no effect on the task or the benchmark, has a value that cannot be used, or names
             a benchmark of another task.
     """
-    for option in dataclasses.fields(options):
-        tasks, made = READ_BY.get(option.name, [options.task]), option.default_factory
-        default = option.default if made is dataclasses.MISSING else made()
-        if options.task not in tasks and getattr(options, option.name) != default:
-            name = option.name.replace("_", "-")
-            raise UsageError(f"--{name} has no effect on {options.task}, only on {', '.join(tasks)}. Leave it out.")
+    is_suite = options.task == SUITE
+    runs = selected_runs(options) if is_suite else [(options.task, options.benchmark)]
+    reading = list(dict.fromkeys(task for task, _ in runs))
+    for name in given_options(options):
+        option, tasks = f"--{name.replace('_', '-')}", READ_BY.get(name, reading)
+        if is_suite and name in OF_ONE_BENCHMARK:
+            raise UsageError(
+                f"{option} belongs to a single benchmark, and {SUITE} runs several. Leave it out, or run biomedclip "
+                f"evaluate {tasks[0]}."
+            )
+        if not {options.task, *reading} & set(tasks):
+            what = f"{SUITE} --tasks {' '.join(reading)}" if is_suite else options.task
+            raise UsageError(f"{option} has no effect on {what}, only on {', '.join(tasks)}. Leave it out.")
+    if not (options.data_root if is_suite else options.data):
+        needed = "--data-root, the folder with the benchmarks" if is_suite else "--data, the folder of the data"
+        raise UsageError(f"{options.task} needs {needed}.")
     least_values = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "seed": 0, "pool_size": 2}
     for name, least in (least_values | {"pool_draws": 1}).items():
         value = getattr(options, name)
@@ -348,10 +384,9 @@ def check_options(options: EvaluateOptions) -> None:
                 "Leave it out."
             )
     for name, benchmark in OF_BENCHMARK.items():
-        if getattr(options, name) is not None and options.benchmark != benchmark:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no effect without --benchmark {benchmark}. Leave it out, or choose it."
-            )
+        if getattr(options, name) is not None and all(benchmark != chosen for _, chosen in runs):
+            choice = f"--benchmark{'s' if is_suite else ''} {benchmark}"
+            raise UsageError(f"--{name.replace('_', '-')} has no effect without {choice}. Leave it out, or choose it.")
     if options.prompts is not None and options.benchmark is None:
         raise UsageError("--prompts names a set of a benchmark: pass --benchmark too, or --templates instead.")
     if options.task == "linear-probe" and options.split == "train":
@@ -363,6 +398,12 @@ def check_options(options: EvaluateOptions) -> None:
     for template in options.templates:
         if "{}" not in template:
             raise UsageError(f"--templates: {template!r} has no {{}} for the class name.")
+
+
+def given_options(options: EvaluateOptions) -> list[str]:
+    """Return the names of the options whose values are not the defaults."""
+    defaults = EvaluateOptions(model=options.model, output_dir=options.output_dir, task=options.task)
+    return [name for name, value in vars(options).items() if value != getattr(defaults, name)]
 
 
 def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
@@ -724,9 +765,9 @@ def _with_models_together(arguments: Sequence[str]) -> list[str]:
     return [*others, "--model", *models] if models else others
 
 
-def _folders(models: Sequence[str], output_dir: Path) -> list[Path]:
-    """A folder for each of several models, called as it is; the output folder itself for a single one."""
-    if len(models) == 1:
+def _folders(models: Sequence[str], output_dir: Path, *, several: bool = False) -> list[Path]:
+    """Return a folder for each of several models, named like it; the output folder itself for one without `several`."""
+    if len(models) == 1 and not several:
         return [output_dir]
     if len(set(models)) < len(models):
         raise UsageError("--model names the same model twice.")

@@ -129,23 +129,7 @@ def plot_comparison(
     for place, (name, values) in enumerate(cells.items()):
         offset = (place + 0.5) / len(cells) - 0.5
         points = [(row + 0.8 * offset, value) for row, value in enumerate(values) if value.value is not None]
-        errors = [
-            (value.value - value.interval[0], value.interval[1] - value.value)
-            if value.interval
-            else (value.deviation or 0.0, value.deviation or 0.0)
-            for _, value in points
-        ]
-        axes.errorbar(
-            [value.value for _, value in points],
-            [row for row, _ in points],
-            xerr=None if name in shapes else [[max(0.0, side[end]) for side in errors] for end in (0, 1)],
-            fmt=shapes.get(name, "o"),
-            color="0.35" if name in shapes else f"C{place % 10}",
-            markerfacecolor="white" if name in shapes else None,
-            capsize=2,
-            # matplotlib leaves labels that begin with an underscore out of the legend.
-            label=f" {one_line(name)}" if name.startswith("_") else one_line(name),
-        )
+        _plot_values(axes, points, name, None if name in shapes else f"C{place % 10}", shapes.get(name, "o"))
     if chance is not None:
         axes.axvline(chance, color="0.5", linestyle="--", linewidth=1, label="chance (accuracy)")
     axes.set_yticks(range(len(columns)), list(map(one_line, columns)))
@@ -153,6 +137,38 @@ def plot_comparison(
     axes.set_title(one_line(title), fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     figure.legend(fontsize=8, loc="outside lower center", ncols=2)  # names of published models are long
+    _save(figure, path)
+
+
+@_plain_text
+def plot_suite(title: str, lines: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]], path: Path) -> None:
+    """
+    Plot models on several benchmarks: a row for each metric, with our models and published values.
+
+    Args:
+        title: Heading.
+        lines: Label, values of our models by name, and published values by name. A value has `value`, `interval` and
+            `deviation`.
+        path: PNG to write.
+    """
+    ours = list(dict.fromkeys(name for _, values, _ in lines for name in values))
+    published = list(dict.fromkeys(name for *_, values in lines for name in values))
+    height = 0.24 * len(lines) * max(1.5, len(ours)) + 0.11 * (len(ours) + len(published)) + 1.4
+    figure, axes = plt.subplots(figsize=(8.5, height), layout="constrained")
+    for place, name in enumerate(ours):
+        offset = 0.7 * ((place + 0.5) / len(ours) - 0.5)
+        points = [(row + offset, values[name]) for row, (_, values, _) in enumerate(lines) if name in values]
+        _plot_values(axes, [point for point in points if point[1].value is not None], name, f"C{place % 10}", "o")
+    for name, marker in zip(published, itertools.cycle("Ds^vPX*h<>")):
+        points = [(row, values[name]) for row, (*_, values) in enumerate(lines) if name in values]
+        _plot_values(axes, points, f"{name} (published)", None, marker)
+    axes.set_yticks(range(len(lines)), [one_line(label) for label, *_ in lines])
+    axes.set(xlim=(0, 1.02), ylim=(len(lines) - 0.5, -0.5), xlabel="fraction")
+    for row in range(1, len(lines)):
+        axes.axhline(row - 0.5, color="0.9", linewidth=0.8, zorder=0)
+    axes.set_title(one_line(title), fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     _save(figure, path)
 
 
@@ -193,6 +209,27 @@ def plot_report(report: Mapping[str, Any], path: Path) -> None:
     image_axes.set_title(f"Images: {percent(images['above_336'])} are larger than 336 pixels")
     figure.suptitle(f"Pairs: {report['pairs']:,}, built on {one_line(report['built'])}")
     _save(figure, path)
+
+
+def _plot_values(axes: Any, points: Sequence[tuple[float, Any]], name: str, color: str | None, marker: str) -> None:
+    """Plot the values of a model at their rows with intervals or deviations; hollow and grey if there is no color."""
+    errors = [
+        (value.value - value.interval[0], value.interval[1] - value.value)
+        if value.interval
+        else (value.deviation or 0.0, value.deviation or 0.0)
+        for _, value in points
+    ]
+    axes.errorbar(
+        [value.value for _, value in points],
+        [row for row, _ in points],
+        xerr=None if color is None else [[max(0.0, side[end]) for side in errors] for end in (0, 1)],
+        fmt=marker,
+        color=color or "0.35",
+        markerfacecolor="white" if color is None else None,
+        capsize=2,
+        # matplotlib leaves labels that begin with an underscore out of the legend.
+        label=f" {one_line(name)}" if name.startswith("_") else one_line(name),
+    )
 
 
 def _plot_counts(axes: Any, rows: Sequence[tuple[str, int, int, str]]) -> None:

@@ -45,7 +45,7 @@ def read_medmnist(path: Path, split: str) -> tuple[LabelledImages, dict[str, str
     if len(labels) != len(images):
         raise ValueError(f"{file}: {len(labels):,} labels for {len(images):,} images. Download it again.")
     values = [str(label) for label in labels.reshape(-1).tolist()]
-    flag = re.sub(r"(_\d+)?$", "", file.stem.lower())
+    flag = set_name(file)
     notes = [f"{file.stem}: images of {images.shape[1]} x {images.shape[2]} pixels."]
     classes = medmnist_classes(flag)
     if classes is None:
@@ -55,6 +55,11 @@ def read_medmnist(path: Path, split: str) -> tuple[LabelledImages, dict[str, str
         raise ValueError(f"{file}: label {min(unknown, key=int)}, and {flag} has 0 to {len(classes) - 1}.")
     part = _PARTS[split]
     return LabelledImages(ArrayImages(images), values, [f"{part}/{row}" for row in range(len(images))]), classes, notes
+
+
+def set_name(file: Path) -> str:
+    """Return the name of the set that a file of MedMNIST holds: `pathmnist` of `pathmnist_224.npz`."""
+    return re.sub(r"(_\d+)?$", "", file.stem.lower())
 
 
 def _find(path: Path) -> Path:
@@ -84,4 +89,4 @@ def _array(file: Path, key: str) -> np.ndarray:
         raise ValueError(f"{file}: not a MedMNIST file, or a truncated one ({error}).") from error
 
 
-__all__ = ["read_medmnist"]
+__all__ = ["read_medmnist", "set_name"]

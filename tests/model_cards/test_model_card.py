@@ -10,7 +10,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from model_results import LEAKS, WEIGHTS, retrieval_result, zero_shot_result
 
 from model_cards.checking import problems_of
-from model_cards.model_card import NOT_MEASURED, PUBLISHED, fill_model_card, public_result
+from model_cards.model_card import NOT_MEASURED, PUBLISHED, benchmark_name, fill_model_card, public_result
 from run_scripts.card import published_values
 
 
@@ -230,3 +230,10 @@ def test_the_last_section_counts_too():
 def test_no_path_of_the_machine_gets_out():
     results = [public_result(zero_shot_result())]
     assert "/home" not in fill_model_card(facts(results=results)) and "/data" not in str(results)
+
+
+def test_a_set_of_medmnist_is_named_by_its_file():
+    result = zero_shot_result(benchmark="medmnist")
+    assert benchmark_name(result) == "MedMNIST"
+    result["data"] = {**result["data"], "path": "/data/medmnist/pathmnist_224.npz"}
+    assert benchmark_name(result) == "MedMNIST, pathmnist_224"

@@ -1,0 +1,254 @@
+"""One comparison across benchmarks and models: as Markdown, LaTeX, JSON and a plot."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_cards.escaping import Markdown, latex, markdown, table
+from model_cards.model_card import OF_THE_PAPER
+from processing.benchmarks.facts import PAPER_MODEL, facts_of
+
+from ..plots import plot_suite
+from ..reporting import say, show_table, write_json, write_text
+from .comparison import Value, headline
+
+
+PAPER_FIVE = tuple(benchmark for task, benchmark in OF_THE_PAPER if task == "zero-shot")
+MEAN = "mean of the paper's five"
+_LABELS = {"accuracy": "accuracy", "auroc": "AUROC"}
+_NONE = Value(None, measured=False)
+
+
+@dataclass(frozen=True)
+class Line:
+    """
+    A metric on a benchmark.
+
+    Args:
+        task: The task.
+        name: The benchmark.
+        metric: Name of the metric, as in [`headline`].
+        values: The values of our models, by name.
+        published: Published values of BiomedCLIP and other models, by name.
+        from_figure: Published models whose value was read off a figure.
+    """
+
+    task: str
+    name: str
+    metric: str
+    values: Mapping[str, Value]
+    published: Mapping[str, Value]
+    from_figure: frozenset[str] = frozenset()
+
+    def paper(self) -> str:
+        """Return BiomedCLIP's published value as text."""
+        return self._shown(PAPER_MODEL) if PAPER_MODEL in self.published else "-"
+
+    def others(self) -> str:
+        """Return the published values of other models as text."""
+        return ", ".join(f"{name} {self._shown(name)}" for name in self.published if name != PAPER_MODEL) or "-"
+
+    def _shown(self, name: str) -> str:
+        return f"{'about ' if name in self.from_figure else ''}{self.published[name].value:.4g}"
+
+
+Measured = Sequence[tuple[str, str, str, Mapping[str, Mapping[str, Any]]]]
+
+
+def compare_suite(
+    measured: Measured, models: Sequence[str], output_dir: Path, *, remarks: Mapping[str, Mapping[str, str]]
+) -> None:
+    """
+    Write `comparison.md`, `.tex`, `.json` and `.png`, and print the table.
+
+    Args:
+        measured: Task, benchmark, its name in tables, and the contents of `results.json` by model.
+        models: Names of the models in their order.
+        output_dir: Folder of the files.
+        remarks: Reasons by heading (such as `Missing`) and by what they are about.
+    """
+    lines = [line for task, benchmark, name, results in measured for line in _lines(task, benchmark, name, results)]
+    mean, lacks = paper_mean(lines, models)
+    if mean is not None:
+        place = max(number for number, line in enumerate(lines) if line.task == "zero-shot")
+        lines.insert(place + 1, mean)
+    why = {
+        model: f"No {MEAN} zero-shot benchmarks for {model}: {', '.join(names)} not measured as in the paper."
+        for model, names in lacks.items()
+    }
+    title = f"Benchmarks of {', '.join(models)}"
+    rows = [
+        (line.task, line.name, line.metric)
+        + tuple(Markdown(line.values.get(model, _NONE)) for model in models)  # numbers, which need no escapes
+        + (Markdown(line.paper()), Markdown(line.others()))
+        for line in lines
+    ]
+    columns = ["task", "benchmark", "metric", *models, "BiomedCLIP, published", "others, published"]
+    write_text(output_dir / "comparison.md", _markdown(title, columns, rows, measured, [*why.values()], remarks))
+    write_text(output_dir / "comparison.tex", _latex(title, columns, rows))
+    write_json(output_dir / "comparison.json", _json(lines, models, lacks, measured, remarks))
+    drawn = [(f"{line.task}: {_label(line)}", line.values, line.published) for line in lines]
+    plot_suite(title, drawn, output_dir / "comparison.png")
+    shown: list[tuple[str, ...]] = []
+    before = ""
+    for line in lines:
+        if line.task != before:
+            shown.append((line.task, *[""] * (len(models) + 1)))
+        cells = [line.values.get(model, _NONE)._replace(interval=None, deviation=None) for model in models]
+        shown.append((f"  {_label(line)}", *map(str, cells), line.paper()))  # a terminal is 80 wide: no intervals
+        before = line.task
+    show_table(title, shown, ["", *models, "published"])
+    for text in why.values():
+        say(text)
+    say(f"In {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
+
+
+def paper_mean(lines: Sequence[Line], models: Sequence[str]) -> tuple[Line | None, dict[str, list[str]]]:
+    """
+    Return the mean over the zero-shot benchmarks of the paper, each with the metric that the paper gives.
+
+    Args:
+        lines: All lines.
+        models: Names of the models.
+
+    Returns:
+        A line with the mean of each model that has all of them, and of each published model that has; None if no model
+        has. By model that classifies, the benchmarks that it lacks.
+    """
+    # A result without a value of the paper is of other images, such as another study of TCGA-TIL.
+    of_five = {line.name: line for line in lines if line.task == "zero-shot" and PAPER_MODEL in line.published}
+    values: dict[str, Value] = {}
+    lacks: dict[str, list[str]] = {}
+    classifying = {model for line in lines if line.task == "zero-shot" for model in line.values}
+    for model in filter(classifying.__contains__, models):
+        found = {name: line.values[model] for name, line in of_five.items() if model in line.values}
+        if lacking := [name for name in PAPER_FIVE if found.get(name, _NONE).value is None]:
+            lacks[model] = lacking
+        else:
+            values[model] = Value(_mean(list(found.values())))
+    if not values:
+        return None, lacks
+    published = {
+        name: Value(_mean([line.published[name] for line in of_five.values()]))
+        for name in next(iter(of_five.values())).published
+        if all(name in line.published for line in of_five.values())
+    }
+    from_figure = frozenset(name for line in of_five.values() for name in line.from_figure)
+    return Line("zero-shot", MEAN, "", values, published, from_figure), lacks
+
+
+def _mean(values: Sequence[Value]) -> float:
+    return sum(value.value or 0.0 for value in values) / len(values)
+
+
+def _lines(task: str, benchmark: str, name: str, results: Mapping[str, Mapping[str, Any]]) -> list[Line]:
+    """Return a line for each metric: the one that the paper gives for zero-shot and probes, else all of `headline`."""
+    values = {model: headline(task, result["metrics"]) for model, result in results.items()}
+    entries = next(iter(results.values())).get("published") or []
+    published = {entry["model"]: headline(task, entry["values"]) for entry in entries}
+    metrics = list(dict.fromkeys(metric for found in values.values() for metric in found))
+    if task in ("zero-shot", "linear-probe"):
+        chosen = "accuracy" if benchmark == "medmnist" else facts_of(benchmark)["metric"]
+        metrics = [metric for metric in metrics if metric.split(" ")[0] == _LABELS[chosen]]
+    from_figure = frozenset(entry["model"] for entry in entries if entry["read_from_figure"])
+    return [
+        Line(
+            task,
+            name,
+            metric,
+            {model: found[metric] for model, found in values.items() if metric in found},
+            {model: found[metric] for model, found in published.items() if metric in found},
+            from_figure,
+        )
+        for metric in metrics
+    ]
+
+
+def _label(line: Line) -> str:
+    return f"{line.name}, {line.metric}" if line.metric else line.name
+
+
+def _markdown(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    measured: Measured,
+    sentences: Sequence[str],
+    remarks: Mapping[str, Mapping[str, str]],
+) -> str:
+    lines = [f"# {markdown(title)}", "", table(list(columns), [tuple(row) for row in rows], text_columns=3), ""]
+    lines += ["Fractions, with 95 % bootstrap intervals, or ± the standard deviation over draws of the labels."]
+    lines += ["Published values were not measured here; those marked as about were read off a figure."]
+    lines += [f"The {MEAN} is over the zero-shot benchmarks of the {PAPER_MODEL} paper, each with the metric it gives."]
+    lines += ["", *map(markdown, sentences)] if sentences else []
+    notes: dict[str, None] = {}
+    sources: dict[str, None] = {}
+    for task, _, name, results in measured:
+        for model, result in results.items():
+            undefined = result["metrics"].get("undefined") or {}
+            notes |= {f"{task} on {name}: {note}": None for note in result["data"].get("notes", [])}
+            notes |= {f"{task} on {name}, {model}: {what} is undefined: {why}": None for what, why in undefined.items()}
+            sources |= {f"{entry['model']}: {entry['source']}": None for entry in result.get("published") or []}
+    for heading, items in {
+        **{heading: [f"{what}: {reason}" for what, reason in found.items()] for heading, found in remarks.items()},
+        "Notes": list(notes),
+        "Sources of published values": list(sources),
+    }.items():
+        if items:
+            lines += ["", f"## {heading}", "", *(f"- {markdown(item)}" for item in items)]
+    return "\n".join([*lines, ""])
+
+
+def _latex(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table for the package booktabs, with a rule between tasks."""
+    lines = [
+        rf"\begin{{table}}\centering\caption{{{latex(title)}}}",
+        rf"\begin{{tabular}}{{lll{'r' * (len(columns) - 4)}l}}",
+        r"\toprule",
+        rf"{' & '.join(map(latex, columns))} \\",
+    ]
+    before = ""
+    for row in rows:
+        lines += [r"\midrule"] if row[0] != before else []
+        lines.append(rf"{' & '.join(map(latex, row))} \\")
+        before = row[0]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}\end{table}", ""])
+
+
+def _json(
+    lines: Sequence[Line],
+    models: Sequence[str],
+    lacks: Mapping[str, list[str]],
+    measured: Measured,
+    remarks: Mapping[str, Mapping[str, str]],
+) -> dict[str, Any]:
+    mean = next((line for line in lines if line.name == MEAN), None)
+    return {
+        "task": "suite",
+        "benchmark": None,
+        "models": list(models),
+        "results": [
+            {
+                "task": task,
+                "benchmark": benchmark,
+                "name": name,
+                "data": {
+                    key: next(iter(results.values()))["data"][key] for key in ("path", "split", "fingerprint", "rows")
+                },
+                "models": {
+                    model: {metric: value.as_dict() for metric, value in headline(task, result["metrics"]).items()}
+                    for model, result in results.items()
+                },
+                "published": next(iter(results.values())).get("published") or [],
+            }
+            for task, benchmark, name, results in measured
+        ],
+        "mean_of_the_paper": {
+            "benchmarks": list(PAPER_FIVE),
+            "models": {model: mean.values[model].value for model in models if mean and model in mean.values},
+            "published": {model: value.value for model, value in mean.published.items()} if mean else {},
+            "lacks": dict(lacks),
+        },
+        **{heading.lower().replace(" ", "_"): dict(found) for heading, found in remarks.items()},
+    }

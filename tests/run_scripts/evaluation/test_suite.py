@@ -1,0 +1,458 @@
+"""`biomedclip evaluate suite`: all benchmarks of a folder."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmark_files import write_lc25000, write_medmnist, write_pcam, write_rsna, write_tcga_til, write_vqa_rad
+from commands import ENVIRONMENT, ROOT, on_two_processes
+from conftest import SMALL_CONFIG
+from PIL import Image
+
+from modeling_biomedclip import (
+    BiomedCLIPCoAttentionConfig,
+    BiomedCLIPConfig,
+    BiomedCLIPForVisualQuestionAnswering,
+    BiomedCLIPModel,
+)
+from processing.benchmarks.facts import PAPER_MODEL, facts_of
+from run_scripts import evaluate as evaluate_module
+from run_scripts.card import results_of
+from run_scripts.evaluate import Task
+from run_scripts.evaluation.comparison import Value
+from run_scripts.evaluation.dual_encoders import DualEncoder
+from run_scripts.evaluation.suite_comparison import PAPER_FIVE, Line, paper_mean
+from run_scripts.main import main
+
+
+METRIC = {name: facts_of(name)["metric"] for name in PAPER_FIVE}
+FAST = ["--shares", "1.0", "--find-leaks", "false"]
+
+
+def write_benchmarks(root: Path, *names: str) -> Path:
+    """A folder of small benchmarks in the layout of the suite."""
+    writers = {
+        "pcam": lambda folder: [
+            write_pcam(folder, part, images, distinct=images)
+            for part, images in (("train", 16), ("valid", 8), ("test", 12))
+        ],
+        "lc25000": lambda folder: write_lc25000(folder, 3, 32),
+        "tcga_til": lambda folder: write_tcga_til(folder, ["luad", "pancancer"], {"test": (4, 3)}),
+        "rsna": lambda folder: write_rsna(folder, {f"p{number}": [int(number % 3 == 0)] for number in range(24)}, 32),
+        "medmnist": lambda folder: write_medmnist(folder / "pneumoniamnist.npz", 2, {"train": 2, "val": 2, "test": 8}),
+        "vqa_rad": lambda folder: write_vqa_rad(
+            folder,
+            [
+                {"phrase_type": f"{part}freeform", "answer": answer, "image_name": f"{part}{answer}.jpg"}
+                for part in ("", "test_")
+                for answer in ("yes", "no")
+            ],
+        ),
+    }
+    for name in names:
+        (root / name).mkdir(parents=True)
+        writers[name](root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def two_models(small_checkpoint, tmp_path_factory) -> list[str]:
+    other = tmp_path_factory.mktemp("other") / "other"
+    shutil.copytree(small_checkpoint, other)
+    torch.manual_seed(1)
+    BiomedCLIPModel(BiomedCLIPConfig(**SMALL_CONFIG)).save_pretrained(other)
+    return [str(small_checkpoint), str(other)]
+
+
+@pytest.fixture(scope="module")
+def answerer(small_processor, tmp_path_factory) -> str:
+    """An untrained model that answers yes or no."""
+    folder = tmp_path_factory.mktemp("answerer") / "answers"
+    head = BiomedCLIPCoAttentionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    torch.manual_seed(0)
+    labels = {0: "yes", 1: "no"}
+    config = BiomedCLIPConfig(
+        **SMALL_CONFIG, co_attention_config=head.to_dict(), id2label=labels, label2id={"yes": 0, "no": 1}
+    )
+    BiomedCLIPForVisualQuestionAnswering(config).save_pretrained(folder)
+    small_processor.save_pretrained(folder)
+    return str(folder)
+
+
+def arguments(root: Path, out: Path, *models: str) -> list[str]:
+    return ["evaluate", "suite", "--model", *models, "--data-root", str(root), "--output-dir", str(out)]
+
+
+def comparison(out: Path) -> dict:
+    return json.loads((out / "comparison.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.fixture(scope="module")
+def measured(two_models, built, tmp_path_factory) -> tuple[Path, Path, str, list[int]]:
+    """Root, output folder, what is printed, and the numbers of images embedded, of two models on all benchmarks."""
+    root = write_benchmarks(tmp_path_factory.mktemp("root"), "pcam", "lc25000", "tcga_til", "rsna", "medmnist")
+    (root / "pmc15m").symlink_to(built)
+    embedded: list[int] = []
+    embed_pixels = DualEncoder.embed_pixels
+
+    def count(self, pixel_values, features="embeds"):
+        embedded.append(len(pixel_values))
+        return embed_pixels(self, pixel_values, features)
+
+    out = tmp_path_factory.mktemp("out")
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(io.StringIO()) as printed:
+        patched.setattr(DualEncoder, "embed_pixels", count)
+        patched.setenv("COLUMNS", "80")
+        assert main([*arguments(root, out, *two_models), *FAST]) == 0
+    return root, out, printed.getvalue(), embedded
+
+
+def test_the_mean_is_that_of_the_papers_five_benchmarks(measured):
+    _, out, printed, _ = measured
+    found = comparison(out)["mean_of_the_paper"]
+    assert found["benchmarks"] == ["pcam", "lc25000_lung", "lc25000_colon", "tcga_til", "rsna"]
+    for model in ("base", "other"):
+        values = [
+            json.loads((out / model / "zero-shot" / name / "results.json").read_text())["metrics"][METRIC[name]]
+            for name in PAPER_FIVE
+        ]
+        assert found["models"][model] == pytest.approx(np.mean(values), abs=1e-12)
+        assert f"{np.mean(values):.3f}" in next(line for line in printed.splitlines() if "mean of" in line)
+    assert METRIC["tcga_til"] == "auroc"
+    assert found["published"]["BiomedCLIP"] == pytest.approx(0.7552, abs=5e-5), "the mean that the paper gives"
+    assert found["lacks"] == {}
+
+
+def test_results_equal_those_of_the_single_tasks(measured, two_models, tmp_path):
+    root, out, _, _ = measured
+    single = ["evaluate", "linear-probe", "--benchmark", "rsna", "--data", str(root / "rsna"), *FAST]
+    assert main([*single, "--model", two_models[1], "--output-dir", str(tmp_path)]) == 0
+    results = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "results.json", out / "other" / "linear-probe" / "rsna" / "results.json")
+    ]
+    for name in ("metrics", "paper", "model", "settings"):
+        assert results[0][name] == results[1][name]
+
+
+def test_the_comparison_has_every_benchmark_with_published_values_beside_ours(measured):
+    _, out, printed, _ = measured
+    found = {(entry["task"], entry["name"]): entry for entry in comparison(out)["results"]}
+    assert [task for task, _ in found] == ["zero-shot"] * 6 + ["linear-probe"] * 2 + ["retrieval"]
+    assert all(set(entry["models"]) == {"base", "other"} for entry in found.values())
+    models = {entry["model"]: entry["values"] for entry in found["zero-shot", "rsna"]["published"]}
+    assert models["BiomedCLIP"] == {"accuracy": 0.7895} and models["BioViL"]["accuracy"] == 0.732
+    table = (out / "comparison.md").read_text()
+    line = next(line for line in table.splitlines() if line.startswith("| zero-shot | rsna "))
+    assert "| 0.7895 | " in line and "GPT variant of BiomedCLIP about 0.81, BioViL 0.732, GLoRIA 0.7 |" in line
+    assert "- BioViL: BioViL paper (arXiv 2204.09817)" in table
+    assert r"zero-shot & rsna & accuracy & " in (out / "comparison.tex").read_text()
+    assert "pneumoniamnist, accuracy" in printed and "image to text R@1" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert Image.open(out / "comparison.png").height > 500
+
+
+def test_missing_benchmarks_are_listed_with_their_folders_before_work_begins(measured):
+    _, out, printed, _ = measured
+    plan = printed[: printed.index("Zero-shot classification")]
+    for name in ("vqa_rad", "slake"):
+        line = next(line for line in plan.splitlines() if line.startswith(f"│ {name} "))
+        assert f"{name}/" in line and "missing" in line
+    assert comparison(out)["missing"]["vqa on slake"] == "expected in slake/"
+
+
+def test_images_are_embedded_once_for_all_tasks(measured, built):
+    """The test splits of PCam and RSNA serve both zero-shot classification and the linear probe."""
+    from processing import load_pmc15m
+
+    pairs = len(load_pmc15m(built, "test", streaming=False, columns=["pair_id"]))
+    rsna = 24
+    assert sum(measured[3]) == 2 * (16 + 8 + 12 + 15 + 7 + rsna + 8 + pairs)
+
+
+def test_the_card_takes_the_results_of_its_model(measured):
+    _, out, _, _ = measured
+    weights = json.loads((out / "base" / "zero-shot" / "pcam" / "results.json").read_text())["model"]["weights"]
+    results, left_out = results_of(weights, [str(out)])
+    assert len(results) == len(left_out) == 9
+    assert {result["model"]["weights"] for result in results} == {weights}
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """The evaluations that a test runs, by task and benchmark."""
+    seen: list[str] = []
+    tasks = evaluate_module.TASKS
+
+    def counted(task: str) -> Task:
+        def evaluate(run):
+            seen.append(f"{task} {run.output_dir.name}")
+            return tasks[task].evaluate(run)
+
+        return Task(tasks[task].read, evaluate)
+
+    monkeypatch.setattr(evaluate_module, "TASKS", {task: counted(task) for task in tasks})
+    return seen
+
+
+def test_only_what_an_option_or_the_weights_change_is_measured_again(two_models, tmp_path, calls):
+    root = write_benchmarks(tmp_path / "root", "rsna", "medmnist")
+    model = tmp_path / "model"
+    shutil.copytree(two_models[0], model)
+    command = [*arguments(root, tmp_path / "out", str(model)), "--find-leaks", "false", "--shares"]
+    everything = ["zero-shot rsna", "zero-shot pneumoniamnist", "linear-probe rsna"]
+    for shares, expected in ((["1.0"], everything), (["1.0"], []), (["0.5", "1.0"], everything[2:])):
+        assert main([*command, *shares]) == 0
+        assert calls == expected
+        calls.clear()
+    assert main([*command, "0.5", "1.0", "--batch-size", "8", "--workers", "1"]) == 0 and calls == []
+    shutil.copy(Path(two_models[1]) / "model.safetensors", model / "model.safetensors")
+    assert main([*command, "1.0"]) == 0 and calls == everything
+    calls.clear()
+    damaged = tmp_path / "out" / "model" / "zero-shot" / "rsna" / "results.json"
+    damaged.write_text(damaged.read_text()[:200])
+    write_medmnist(root / "medmnist" / "pneumoniamnist.npz", 2, {"train": 2, "val": 2, "test": 10})
+    # A damaged file is of an unknown task for the check of output folders.
+    damaged.unlink()
+    assert main([*command, "1.0"]) == 0 and calls == everything[:2]
+
+
+def test_a_killed_run_continues_with_the_next_benchmark(two_models, tmp_path, calls, capsys):
+    root, out = write_benchmarks(tmp_path / "root", "lc25000", "tcga_til", "medmnist"), tmp_path / "out"
+    command = arguments(root, out, two_models[0])
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "run_scripts.main", *command],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    first = out / "base" / "zero-shot" / "lc25000_lung" / "measured_with.json"
+    deadline = time.monotonic() + 120
+    while not first.exists() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL and first.exists()
+    before = first.with_name("results.json").stat().st_mtime_ns
+    done = len(list(out.rglob("measured_with.json")))
+    assert done < 4, "killed too late"
+
+    assert main(command) == 0
+    assert len(calls) == 4 - done and "zero-shot lc25000_lung" not in calls
+    assert first.with_name("results.json").stat().st_mtime_ns == before
+    assert len(comparison(out)["results"]) == 4
+    assert "Measured before" in capsys.readouterr().out
+
+
+def test_a_damaged_benchmark_is_listed_and_the_others_are_measured(two_models, tmp_path, capsys, calls):
+    root, out = write_benchmarks(tmp_path / "root", "lc25000", "tcga_til", "rsna", "medmnist"), tmp_path / "out"
+    whole = (root / "medmnist" / "pneumoniamnist.npz").read_bytes()
+    (root / "medmnist" / "pneumoniamnist.npz").write_bytes(whole[:500])
+    table = root / "rsna" / "stage_2_train_labels.csv"
+    table.write_text(table.read_text().replace(",1\n", ",7\n"))
+    command = [*arguments(root, out, two_models[0]), *FAST]
+    assert main(command) == 1
+    printed, error = capsys.readouterr()
+    assert printed.index("not a MedMNIST file, or a truncated one") < printed.index("Zero-shot classification")
+    assert "3 of the evaluations failed" in error and "Finished results are kept" in error
+    assert "zero-shot on rsna" in error and "linear-probe on rsna" in error and "Target is 0 or 1" in error
+    found = comparison(out)
+    assert set(found["failed"]) == {"zero-shot on rsna", "zero-shot on pneumoniamnist", "linear-probe on rsna"}
+    assert [entry["name"] for entry in found["results"]] == ["lc25000_lung", "lc25000_colon", "tcga_til"]
+    assert found["mean_of_the_paper"]["lacks"] == {"base": ["pcam", "rsna"]}
+    assert found["mean_of_the_paper"]["models"] == {}
+    assert (
+        "No mean of the paper's five zero-shot benchmarks for base: pcam, rsna not measured as in the paper."
+        in " ".join(printed.split())
+    )
+    assert "mean of the paper's five |" not in (out / "comparison.md").read_text()
+
+    calls.clear()
+    (root / "medmnist" / "pneumoniamnist.npz").write_bytes(whole)
+    shutil.rmtree(root / "rsna")
+    assert main(command) == 0 and calls == ["zero-shot pneumoniamnist"]
+
+
+def test_an_evaluation_or_a_model_that_fails_does_not_stop_the_others(two_models, tmp_path, capsys, monkeypatch):
+    root, out = write_benchmarks(tmp_path / "root", "lc25000"), tmp_path / "out"
+    broken = tmp_path / "broken"
+    shutil.copytree(two_models[0], broken)
+    (broken / "tokenizer.json").write_text("{")
+    evaluate = evaluate_module.TASKS["zero-shot"].evaluate
+
+    def fail(run):
+        if run.output_dir.name == "lc25000_colon":
+            raise RuntimeError("out of memory")
+        return evaluate(run)
+
+    monkeypatch.setitem(evaluate_module.TASKS, "zero-shot", Task(evaluate_module.TASKS["zero-shot"].read, fail))
+    assert main(arguments(root, out, str(broken), two_models[1])) == 1
+    error = capsys.readouterr().err
+    assert f"--model {broken}: " in error
+    assert f"zero-shot on lc25000_colon, {two_models[1]}: RuntimeError: out of memory" in error
+    assert list(comparison(out)["results"][0]["models"]) == ["other"]
+
+
+def test_a_missing_package_is_named_with_what_installs_it(two_models, tmp_path, capsys, monkeypatch):
+    root = write_benchmarks(tmp_path / "root", "pcam", "medmnist")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert main(arguments(root, tmp_path / "out", two_models[0])) == 1
+    assert 'pip install "biomedclip[hdf5]"' in capsys.readouterr().err
+    assert [entry["name"] for entry in comparison(tmp_path / "out")["results"]] == ["pneumoniamnist"]
+
+
+def test_parts_of_a_download_that_are_not_there_are_missing_and_no_failure(two_models, tmp_path):
+    root = write_benchmarks(tmp_path / "root", "pcam", "lc25000")
+    shutil.rmtree(root / "lc25000" / "lung_colon_image_set" / "colon_image_sets")
+    for file in (root / "pcam").glob("*_train_*"):
+        file.unlink()
+    assert main(arguments(root, tmp_path / "out", two_models[0])) == 0
+    found = comparison(tmp_path / "out")
+    assert [entry["name"] for entry in found["results"]] == ["pcam", "lc25000_lung"]
+    assert "no folder colon_aca" in found["missing"]["zero-shot on lc25000_colon"]
+    assert "split_train_x.h5" in found["missing"]["linear-probe on pcam"] and found["failed"] == {}
+
+
+def test_questions_are_for_models_with_a_head_and_other_tasks_for_dual_encoders(two_models, answerer, tmp_path, capsys):
+    root, out = write_benchmarks(tmp_path / "root", "vqa_rad", "medmnist"), tmp_path / "out"
+    assert main(arguments(root, out, two_models[0], answerer)) == 0
+    found = comparison(out)
+    by_name = {entry["name"]: list(entry["models"]) for entry in found["results"]}
+    assert by_name == {"pneumoniamnist": ["base"], "vqa_rad": ["answers"]}
+    assert "has no head for questions" in found["not_applicable"][f"vqa, {two_models[0]}"]
+    assert "answers questions" in found["not_applicable"][f"zero-shot, {answerer}"]
+    assert found["mean_of_the_paper"]["lacks"].keys() == {"base"}
+    capsys.readouterr()
+    (root / "vqa_rad").rename(tmp_path / "away")
+    assert main(arguments(root, tmp_path / "other", answerer)) == 1
+    assert "measure it with biomedclip evaluate vqa" in capsys.readouterr().err
+
+
+def test_a_folder_without_benchmarks_is_an_error_that_names_the_folders(two_models, tmp_path, capsys):
+    (tmp_path / "root" / "pcam").mkdir(parents=True)
+    (tmp_path / "root" / "images").mkdir()
+    assert main(arguments(tmp_path / "root", tmp_path / "out", two_models[0])) == 1
+    error = capsys.readouterr().err
+    assert "no benchmark there" in error and not (tmp_path / "out").exists()
+    assert all(name in error for name in ("pcam", "lc25000", "tcga_til", "rsna", "medmnist", "pmc15m", "slake"))
+    assert main(arguments(tmp_path / "none", tmp_path / "out", two_models[0])) == 1
+    assert "none: there is no such folder" in capsys.readouterr().err
+
+
+def test_sets_of_medmnist_without_classes_for_prompts_are_left_out(two_models, tmp_path):
+    root = write_benchmarks(tmp_path / "root", "medmnist")
+    write_medmnist(root / "medmnist" / "chestmnist.npz", 2, {"train": 2, "val": 2, "test": 4}, labels=14)
+    shutil.copy(root / "medmnist" / "pneumoniamnist.npz", root / "medmnist" / "pneumoniamnist_64.npz")
+    assert main(arguments(root, tmp_path / "out", two_models[0])) == 0
+    found = comparison(tmp_path / "out")
+    assert [entry["name"] for entry in found["results"]] == ["pneumoniamnist", "pneumoniamnist_64"]
+    assert "2D images with one label" in found["not_applicable"]["zero-shot on chestmnist"]
+
+
+def test_tasks_and_benchmarks_can_be_selected(two_models, tmp_path, calls, capsys):
+    root = write_benchmarks(tmp_path / "root", "pcam", "rsna", "medmnist")
+    command = [*arguments(root, tmp_path / "out", two_models[0]), *FAST]
+    assert main([*command, "--tasks", "linear-probe", "--benchmarks", "rsna", "medmnist"]) == 0
+    assert calls == ["linear-probe rsna"]
+    assert main([*command, "--benchmarks", "rsna", "slake"]) == 1
+    assert "vqa on slake (expected in slake/)" in capsys.readouterr().err
+
+
+def test_models_may_be_repeated_options_or_one_list(two_models, tmp_path):
+    root = write_benchmarks(tmp_path / "root", "medmnist")
+    found = []
+    for number, models in enumerate((["--model", *two_models], [f"--model={two_models[0]}", "--model", two_models[1]])):
+        out = tmp_path / str(number)
+        assert main(["evaluate", "suite", *models, "--data-root", str(root), "--output-dir", str(out)]) == 0
+        found.append(comparison(out)["results"][0]["models"])
+    assert found[0] == found[1] and list(found[0]) == ["base", "other"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "d"], "--data belongs to a single benchmark"),
+        (["--split", "validation"], "--split belongs to a single benchmark"),
+        (["--prompts", "paper"], "run biomedclip evaluate zero-shot"),
+        (["--tasks", "zero-shot", "--draws", "3"], "--draws has no effect on suite --tasks zero-shot, only on linear"),
+        (["--benchmarks", "slake", "--image-id", "x"], "--image-id has no effect on suite --tasks vqa"),
+        (["--tasks", "vqa", "--precision", "bfloat16"], "--precision has no effect on suite --tasks vqa"),
+        (["--benchmarks", "pcam", "--cancer", "brca"], "--cancer has no effect without --benchmarks tcga_til"),
+        (["--tasks", "dance"], "--tasks: 'dance' is not part of the suite. It has zero-shot, linear-probe, "),
+        (["--benchmarks", "imagefolder"], "'imagefolder' is not part of the suite. It has pcam, "),
+        (["--tasks", "vqa", "--benchmarks", "pcam"], "none of these is measured on pcam"),
+    ],
+)
+def test_options_that_the_suite_cannot_use_are_refused(options, message, capsys):
+    assert main(["evaluate", "suite", "--model", "m", "--data-root", "r", "--output-dir", "o", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["suite"], "suite needs --data-root"),
+        (["zero-shot"], "zero-shot needs --data,"),
+        (["zero-shot", "--data", "d", "--data-root", "r"], "--data-root has no effect on zero-shot, only on suite"),
+        (["zero-shot", "--data", "d", "--tasks", "vqa"], "--tasks has no effect on zero-shot, only on suite"),
+    ],
+)
+def test_each_task_needs_its_own_option_for_the_data(options, message, capsys):
+    assert main(["evaluate", *options, "--model", "m", "--output-dir", "o"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_results_of_another_task_are_not_replaced(two_models, tmp_path, capsys):
+    root, out = write_benchmarks(tmp_path / "root", "medmnist"), tmp_path / "out"
+    out.mkdir()
+    (out / "comparison.json").write_text('{"task": "zero-shot", "benchmark": "pcam"}')
+    assert main(arguments(root, out, two_models[0])) == 1
+    assert "holds results of zero-shot on pcam" in capsys.readouterr().err
+
+
+def test_a_mean_needs_all_five_benchmarks_as_in_the_paper_with_a_defined_metric():
+    published = [{PAPER_MODEL: Value(0.5), "GPT": Value(0.1 * place)} for place in range(5)]
+    lines = [
+        Line("zero-shot", name, "accuracy", {"a": Value(0.1 * place), "b": Value(None)}, published[place])
+        for place, name in enumerate(PAPER_FIVE)
+    ]
+    mean, lacks = paper_mean(lines, ["a", "b"])
+    assert mean is not None and mean.values == {"a": Value(pytest.approx(0.2))}
+    assert mean.published == {PAPER_MODEL: Value(0.5), "GPT": Value(pytest.approx(0.2))}
+    assert lacks == {"b": list(PAPER_FIVE)}
+    published[2].pop("GPT")
+    mean, _ = paper_mean(lines, ["a"])
+    assert mean is not None and mean.published == {PAPER_MODEL: Value(0.5)}
+    assert paper_mean(lines[1:], ["a"]) == (None, {"a": ["pcam"]})
+    published[3].pop(PAPER_MODEL)
+    assert paper_mean(lines, ["a"]) == (None, {"a": ["tcga_til"]})
+    assert paper_mean([Line("linear-probe", "rsna", "accuracy", {"a": Value(0.5)}, {})], ["a"]) == (None, {})
+
+
+def test_an_option_of_one_benchmark_changes_only_its_results(two_models, tmp_path, calls):
+    root = write_benchmarks(tmp_path / "root", "tcga_til", "medmnist")
+    command = arguments(root, tmp_path / "out", two_models[0])
+    assert main(command) == 0 and calls == ["zero-shot tcga_til", "zero-shot pneumoniamnist"]
+    assert main([*command, "--cancer", "all"]) == 0 and calls[2:] == ["zero-shot tcga_til"]
+
+
+def test_two_processes_give_the_results_of_one(measured, two_models, tmp_path):
+    root, out, _, _ = measured
+    command = arguments(root, tmp_path / "out", two_models[1])
+    on_two_processes("-m", "run_scripts.main", *command, "--tasks", "zero-shot", "--benchmarks", "pcam", "tcga_til")
+    for name in ("pcam", "tcga_til"):
+        found = [
+            json.loads((folder / "other" / "zero-shot" / name / "results.json").read_text())["metrics"]
+            for folder in (out, tmp_path / "out")
+        ]
+        assert found[0] == found[1]
