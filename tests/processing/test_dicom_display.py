@@ -334,7 +334,7 @@ def test_every_grayscale_file_of_pydicom_has_the_pixels_of_pydicom():
 
 
 def test_of_an_enhanced_file_the_groups_of_the_first_frame_count():
-    frames = np.stack([ramp(), ramp()])
+    frames = np.stack([ramp(), ramp()[:, ::-1]])
     groups = [
         item(
             PixelValueTransformationSequence=[item(**rescale(slope, 4095 if slope < 0 else 0))],

@@ -356,6 +356,7 @@ def test_a_mention_of_one_panel_does_not_count_for_other_panels():
         "<fig-group><fig xml:lang='es' id='X'><caption><p>c</p></caption></fig><fig xml:lang='en'><caption><p>c</p>"
         "</caption><graphic xlink:href='a'/></fig></fig-group>",
         "<fig-group><graphic xlink:href='a'/><fig id='X'><caption><p>c</p></caption></fig></fig-group>",
+        "<fig xml:id='X'><caption><p>c</p></caption><graphic xlink:href='a'/></fig>",
     ],
 )
 def test_a_reference_to_an_image_or_a_merged_figure_is_a_mention(figure):
