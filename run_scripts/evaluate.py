@@ -85,7 +85,7 @@ READ_BY = {
     **dict.fromkeys(["image_id", "pool_size", "pool_draws"], ["retrieval"]),
     "prompts": ["zero-shot"],
     "templates": ["zero-shot"],
-    **dict.fromkeys(["image_folder", "f1_tokenizer"], ["vqa"]),
+    **dict.fromkeys(["image_folder", "f1_tokenizer", "examples"], ["vqa"]),
     **dict.fromkeys(["image_column", "label_column", "cancer", "rsna_split"], ["zero-shot", "linear-probe"]),
     "precision": ["retrieval", "zero-shot", "linear-probe"],
     **dict.fromkeys(["shares", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
@@ -204,6 +204,13 @@ class EvaluateOptions:
         metadata={
             "help": "vqa: tokens of the token F1: words (default, as in SQuAD), or a folder or Hub id of a tokenizer, "
             "such as openai-community/gpt2 as in the paper."
+        },
+    )
+    examples: int = field(
+        default=0,
+        metadata={
+            "help": "vqa: number of questions to plot with the best answers of the model, half of them answered "
+            "correctly (default: 0)."
         },
     )
     shares: list[float] = field(
@@ -363,7 +370,7 @@ def check_options(options: EvaluateOptions) -> None:
         needed = "--data-root, the folder with the benchmarks" if is_suite else "--data, the folder of the data"
         raise UsageError(f"{options.task} needs {needed}.")
     least_values = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "seed": 0, "pool_size": 2}
-    for name, least in (least_values | {"pool_draws": 1}).items():
+    for name, least in (least_values | {"pool_draws": 1, "examples": 0}).items():
         value = getattr(options, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")

@@ -18,6 +18,7 @@ from model_cards.escaping import one_line
 from model_cards.fill import percent
 
 from .build_report import largest, share
+from .fonts import fonts_for, wrap_text
 
 
 if TYPE_CHECKING:
@@ -100,6 +101,66 @@ def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: "torch.
                 0, top, f"The right one is at rank {best.index(query) + 1}.", va="top", fontsize=7, style="italic"
             )
     _save(figure, path)
+
+
+@_plain_text
+def plot_question(
+    image: Any, question: str, right_answer: str, best: Sequence[tuple[str, float, bool]], path: Path
+) -> str:
+    """
+    Plot a question about an image, with the right answer and the best answers of a model.
+
+    Args:
+        image: Pillow image.
+        question: The question.
+        right_answer: The right answer.
+        best: Answer, probability and whether it is right, of the best answers, the best one first. Empty if the model
+            gave no answer.
+        path: PNG to write.
+
+    Returns:
+        The characters of the text that no installed font has, which are drawn as boxes.
+    """
+    from processing.image_processing_biomedclip import to_8_bit  # imports transformers, unlike the other plots
+
+    answers = [(one_line(answer)[:2000], score, is_right) for answer, score, is_right in best]
+    asked, truth = one_line(question)[:2000], one_line(right_answer)[:2000]  # more does not fit anyway
+    verdict = "no answer: its scores are NaN or infinite" if not best else "correct" if best[0][2] else "incorrect"
+    with fonts_for("".join([asked, truth, *(answer for answer, *_ in answers)])) as missing:
+        asked_lines, truth_lines = wrap_text(asked, 5.1, 11, 8), wrap_text(truth, 4.1, 9, 4)
+        height = max(3.2, 0.18 * len(asked_lines) + 0.15 * len(truth_lines) + 0.28 * len(answers) + 1.1)
+        figure = plt.figure(figsize=(9, height))
+        picture = figure.add_axes((0.015, 0.03, 0.37, 0.94))
+        shown = to_8_bit(image).convert("RGB")
+        shown.thumbnail((1024, 1024))
+        picture.imshow(shown)
+        picture.set(xticks=[], yticks=[])
+        picture.spines[:].set_color("0.8")
+        text = figure.add_axes((0.41, 0, 0.58, 1))
+        text.set(xlim=(0, 0.58 * 9), ylim=(height, 0))  # inches
+        text.axis("off")
+        top = 0.35
+        for line in asked_lines:
+            text.text(0, top, line, va="baseline", fontsize=11)
+            top += 0.18
+        top += 0.15
+        text.text(0, top, "right answer:", va="baseline", fontsize=9, color="0.4")
+        for line in truth_lines:
+            text.text(1.0, top, line, va="baseline", fontsize=9)
+            top += 0.15
+        top += 0.1
+        colour = "tab:green" if best and best[0][2] else "tab:red"
+        text.text(0, top, "model:", va="baseline", fontsize=9, color="0.4")
+        text.text(1.0, top, verdict, va="baseline", fontsize=9, color=colour)
+        top += 0.25
+        for place, (answer, score, is_right) in enumerate(answers):
+            colour = "tab:green" if is_right else "tab:red" if place == 0 else "0.6"
+            text.barh(top, 5.1 * score, 0.22, color=colour, alpha=0.35)
+            text.text(0.05, top, f"{score:.2f}", va="center_baseline", fontsize=9)
+            text.text(0.45, top, "".join(wrap_text(answer, 4.6, 9, 1)), va="center_baseline", fontsize=9)
+            top += 0.28
+        _save(figure, path)
+    return missing
 
 
 @_plain_text

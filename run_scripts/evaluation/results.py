@@ -29,6 +29,7 @@ def write_results(
     paper_source: str,
     settings: Mapping[str, Any],
     seconds: float,
+    examples: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """
     Writes `results.json`.
@@ -48,6 +49,7 @@ def write_results(
         paper_source: Publication of `paper`.
         settings: All else that the numbers depend on.
         seconds: Of the whole task.
+        examples: Pictures that were written for `--examples`: `file`, relative to the folder, and what it shows.
 
     Returns:
         What was written.
@@ -67,6 +69,7 @@ def write_results(
         "published": [dataclasses.asdict(entry) for entry in published],
         "settings": {"precision": encoder.precision, **settings},
         "seconds": round(seconds, 1),
+        **({"examples": [dict(example) for example in examples]} if examples else {}),
         "versions": versions(),
     }
     output_dir.mkdir(parents=True, exist_ok=True)

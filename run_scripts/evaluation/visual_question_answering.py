@@ -30,12 +30,14 @@ from .dual_encoders import DualEncoder
 from .features import FEATURES
 from .metrics.visual_question_answering.visual_question_answering import right_answers
 from .parts import Parts
+from .question_examples import write_examples
 from .results import write_results
 
 
 ANSWERS = "answers.jsonl"
 ANSWER_TYPES = ("open", "closed")
 PART = 256  # questions of a part: what is lost at most when a run is killed
+TOP_ANSWERS = 5
 WORDS = "words"  # the tokens of SQuAD's F1
 WORDS_INSTEAD = (
     "Token F1 counts words as in SQuAD. The published value counts GPT-2 tokens: pass a folder or Hub id of GPT-2's "
@@ -75,7 +77,8 @@ def evaluate_questions(
     Args:
         name: Folder or Hub id of the model.
         questions: What [`read_questions`] returns.
-        options: `data`, `split`, `batch_size`, `max_length`, `f1_tokenizer`, `seed` and `trust_remote_code`.
+        options: `data`, `split`, `batch_size`, `max_length`, `f1_tokenizer`, `examples`, `seed` and
+            `trust_remote_code`.
         output_dir: Where the results go; what an interrupted run has left there is gone on with.
         command: The command line behind `biomedclip evaluate`.
 
@@ -116,6 +119,9 @@ def evaluate_questions(
     for note in notes:
         say(f"Note: {note}")
     write_answers(output_dir / ANSWERS, answers)
+    examples = []
+    if options.examples:
+        examples = write_examples(answers, benchmark, options.examples, options.seed, output_dir)
     results = write_results(
         output_dir,
         task="vqa",
@@ -139,6 +145,7 @@ def evaluate_questions(
             "processes": PartialState().num_processes,
         },
         seconds=time.monotonic() - started,
+        examples=examples,
     )
     say(f"Results in {output_dir / 'results.json'}, each answer in {output_dir / ANSWERS}")
     return results
@@ -196,7 +203,7 @@ def answer_questions(
     max_length: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """
-    Answers the questions of a benchmark, in parts that processes share and that are not done twice.
+    Answer the questions of a benchmark, in parts that processes share and that are not computed twice.
 
     Args:
         answerer: A model with `logits` over the answers of its `config.id2label`.
@@ -206,9 +213,9 @@ def answer_questions(
         max_length: Tokens a question is cut at; the tokenizer's limit if left out.
 
     Returns:
-        A row for each question whose image could be read: name, image, question, answer type, right answer, answer
-        given, its score, whether it is right, and whether the model can give the right one at all; and name and reason
-        of each that could not.
+        A row for each question with a readable image: name, image, question, answer type, right answer, given answer,
+        its score, whether it is right, whether the right answer is in the vocabulary of the model, and the best
+        `TOP_ANSWERS` answers with their scores. And the name of each other question, with the reason.
     """
     model, questions = answerer.model, benchmark.questions
     label2id = {normalize_answer(answer): number for answer, number in model.config.label2id.items()}
@@ -220,6 +227,7 @@ def answer_questions(
         "data": benchmark.fingerprint,
         "max_length": max_length,
         "part": PART,
+        "top_answers": TOP_ANSWERS,
     }
     parts = Parts(folder, key, math.ceil(len(questions) / PART))
 
@@ -231,10 +239,11 @@ def answer_questions(
             batch = collate([vars(question) for question in asked[start : start + batch_size]])
             found["labels"].append(batch.pop("labels"))
             logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits.float().cpu()
-            best = logits.max(dim=-1)
-            found["numbers"].append(best.indices)
-            finite = logits.isfinite().all(dim=-1)
-            found["scores"].append(best.values.sigmoid().where(finite, torch.nan))  # NaN: no answer was given
+            best = logits.sort(dim=-1, descending=True, stable=True)
+            found["numbers"].append(best.indices[:, :TOP_ANSWERS].contiguous())
+            finite = logits.isfinite().all(dim=-1, keepdim=True)
+            scores = best.values[:, :TOP_ANSWERS].sigmoid()
+            found["scores"].append(scores.where(finite, torch.nan))  # NaN: no answer was given
         tensors = {name: torch.cat(batches) for name, batches in found.items()}
         unread = [row for row, label in enumerate(tensors["labels"].tolist()) if label == IGNORED_LABEL]
         return tensors, [{"name": asked[row].name, "reason": _reason(asked[row])} for row in unread]
@@ -246,9 +255,10 @@ def answer_questions(
         tensors, unread = parts.read(part)
         damaged += unread
         rows = zip(*(tensors[name].tolist() for name in ("numbers", "scores", "labels")), strict=True)
-        for question, (number, score, label) in zip(questions[part * PART : (part + 1) * PART], rows, strict=True):
+        for question, (numbers, scores, label) in zip(questions[part * PART : (part + 1) * PART], rows, strict=True):
             if label != IGNORED_LABEL:
-                answers.append(_answered(question, model.config.id2label[number], score, label >= 0))
+                top = [(model.config.id2label[number], score) for number, score in zip(numbers, scores, strict=True)]
+                answers.append(_answered(question, top, label >= 0))
     return answers, damaged
 
 
@@ -418,8 +428,9 @@ def _with_interval(metrics: dict[str, Any], name: str) -> str:
     return f"{metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _answered(question: VisualQuestion, given: str, score: float, can_be_given: bool) -> dict[str, Any]:
-    """A line of `answers.jsonl`; a score of NaN means that no answer was given."""
+def _answered(question: VisualQuestion, top: Sequence[tuple[str, float]], can_be_given: bool) -> dict[str, Any]:
+    """Return a line of `answers.jsonl`. A score of NaN means that no answer was given."""
+    given, score = top[0]
     answered = not math.isnan(score)
     return {
         "name": question.name,
@@ -431,6 +442,7 @@ def _answered(question: VisualQuestion, given: str, score: float, can_be_given: 
         "score": round(score, 6) if answered else None,
         "right": right_answers([given], [question.answer])[0] if answered else None,
         "can_be_given": can_be_given,
+        "top_answers": [[answer, round(score, 6)] for answer, score in top] if answered else [],
     }
 
 

@@ -483,6 +483,31 @@ def test_the_metric_is_a_module_that_is_loaded_without_a_network(measured, tmp_p
     }
 
 
+def test_answers_name_the_best_five_with_their_probabilities(measured, answerer):
+    for row in answers_in(measured):
+        best = row["top_answers"]
+        assert len(best) == 5 and best[0] == [row["given"], row["score"]]
+        assert [score for _, score in best] == sorted((score for _, score in best), reverse=True)
+        assert len({answer for answer, _ in best}) == 5
+
+
+@pytest.mark.parametrize(("count", "pictures"), [("4", 4), ("1000", 20), ("0", 0)])
+def test_examples_are_written_and_listed(count, pictures, answerer, questions, tmp_path):
+    assert measure(answerer, questions, tmp_path, "--examples", count, "--seed", "1") == 0
+    listed = json.loads((tmp_path / "results.json").read_text()).get("examples", [])
+    assert len(listed) == pictures and all((tmp_path / example["file"]).is_file() for example in listed)
+    assert (tmp_path / "examples.md").exists() == (pictures > 0)
+    if pictures == 4:
+        assert "with seed 1" in (tmp_path / "examples.md").read_text()
+        wrong = sum(not row["right"] for row in answers_in(tmp_path))
+        assert sum(not example["right"] for example in listed) == min(2, wrong) > 0
+
+
+def test_a_negative_number_of_examples_is_refused(answerer, questions, tmp_path, capsys):
+    assert measure(answerer, questions, tmp_path, "--examples", "-1") == 2
+    assert "--examples must be 0 or more, not -1" in capsys.readouterr().err
+
+
 def byte_level_tokenizer(folder: Path) -> Path:
     """A tokenizer of GPT-2's kind, trained on a few words."""
     tokenizer = Tokenizer(models.BPE())
