@@ -102,6 +102,34 @@ def test_a_recipe_is_its_row_of_the_paper(name, image_towers, tmp_path):
         assert value in opening(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "timm_name"),
+    [
+        ("vit_s", "vit_small_patch16_224"),
+        ("vit_m", "vit_medium_patch16_gap_256"),
+        ("vit_b", "vit_base_patch16_224"),
+    ],
+)
+def test_the_sizes_that_a_recipe_states_are_its_own_and_timms(name, timm_name, tmp_path):
+    with torch.device("meta"):
+        whole, trunk = timm.create_model(timm_name), timm.create_model(timm_name, num_classes=0)
+    stated = [sum(parameter.numel() for parameter in model.parameters()) for model in (whole, trunk)]
+    parts = dry_run(name, tmp_path)["model"]["parts"]
+    tower, projection = parts["image tower"]["parameters"], parts["image projection"]["parameters"]
+    if name == "vit_m":
+        assert tower != stated[1] and round((tower + projection) / 1e6) == round(stated[0] / 1e6) == 39
+        stated += [tower, tower + projection]
+        # What the recipe says about timm's model.
+        assert trunk.cls_token is None and trunk.global_pool == "avg" and trunk.pos_embed.shape == (1, 256, 512)
+        block = trunk.blocks[0]
+        assert block.attn.qkv.bias is None and type(block.ls1).__name__ == "LayerScale"
+        assert (len(trunk.blocks), block.attn.num_heads) == (12, 8)
+    else:
+        assert tower == stated[1]
+    for number in stated:
+        assert f"{number / 1e6:.2f} M" in opening(name)
+
+
 def test_the_published_configuration_has_the_published_size_and_steps(tmp_path):
     plan = dry_run("biomedclip", tmp_path)
     assert plan["model"]["parameters"] == plan["model"]["trainable_parameters"] == 195_902_721
