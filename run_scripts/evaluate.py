@@ -176,7 +176,11 @@ class EvaluateOptions:
         default=LABEL_COLUMN, metadata={"help": "Column of labels of such a table, or of labels.csv."}
     )
     prompts: str | None = field(
-        default=None, metadata={"help": "Set of templates of the benchmark, or a YAML file. The paper's if left out."}
+        default=None,
+        metadata={
+            "help": "Set of prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
+            "file with templates or class_names."
+        },
     )
     templates: list[str] = field(
         default_factory=list,
@@ -515,7 +519,7 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
         paper_source=benchmark.source,
         settings=run.settings(
             templates=benchmark.templates,
-            template_set=sets[0] if sets else None,
+            template_set=sets[0] if sets and not options.templates else None,
             class_names=dict(zip(benchmark.classes, benchmark.class_names, strict=True)),
             positive=benchmark.positive,
         ),

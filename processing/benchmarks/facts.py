@@ -92,27 +92,32 @@ def medmnist_classes(flag: str) -> dict[str, str] | None:
 
 
 def choose_prompts(
-    prompts: str | os.PathLike[str] | None, classes: Mapping[str, str], template_sets: Mapping[str, list[str]]
+    prompts: str | os.PathLike[str] | None,
+    classes: Mapping[str, str],
+    template_sets: Mapping[str, list[str]],
+    class_names_of_sets: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[list[str], list[str], dict[str, list[str]]]:
     """
-    Names of the classes, and templates.
+    Return the class names and the templates of prompts.
 
     Args:
-        prompts: Name of a template set (nothing: the first), or a YAML file with `templates` (a list of texts with
-            `{}`), `class_names` (a mapping of labels to names), or both.
+        prompts: Name of a template set, or a YAML file with `templates` (a list of texts with `{}`), `class_names` (a
+            mapping of labels to names), or both. If `None`, the first set.
         classes: Labels and their names.
         template_sets: Templates by name of the set.
+        class_names_of_sets: Class names of the sets that have their own, by name of the set and label.
 
     Returns:
-        Names of the classes in the order of `classes`, the chosen templates, and all sets; a file's templates are
-        called by its name.
+        Class names in the order of `classes`, the chosen templates, and all sets. The templates of a file are listed
+        under the name of the file.
 
     Raises:
-        ValueError: No such set or file, or a file that holds something else.
+        ValueError: If there is no such set or file, or if the file has other content.
     """
     if prompts is None or prompts in template_sets:
         chosen = next(iter(template_sets)) if prompts is None else str(prompts)
-        return list(classes.values()), list(template_sets[chosen]), dict(template_sets)
+        names = {**classes, **(class_names_of_sets or {}).get(chosen, {})}
+        return list(names.values()), list(template_sets[chosen]), dict(template_sets)
     path = Path(prompts)
     if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
         raise ValueError(

@@ -52,8 +52,8 @@ def load_benchmark(
             each one needs is told by its reader in `processing/benchmarks`, and by the error when they are not there.
         path: Folder of the benchmark, or its file.
         split: `train`, `validation` or `test`. LC25000, RSNA and most folders of images come without: see `held_out`.
-        prompts: Name of a template set (nothing: the first one, which is the paper's where there is one), or a YAML
-            file with `templates`, `class_names` or both.
+        prompts: Name of a template set, such as `biovil` for RSNA, or a YAML file with `templates`, `class_names` or
+            both. If `None`, the first set, which is the paper's if there is one.
         held_out: For images that come without splits: share of each class that is held out for `test`, and as much
             for `validation`. Without it all such images are the test split. RSNA is always split, by patient.
         seed: Of such splits.
@@ -140,7 +140,9 @@ def _classification(
     notes: list[str],
     prompts: str | os.PathLike[str] | None,
 ) -> ClassificationBenchmark:
-    class_names, templates, template_sets = choose_prompts(prompts, facts["classes"], facts["template_sets"])
+    class_names, templates, template_sets = choose_prompts(
+        prompts, facts["classes"], facts["template_sets"], facts.get("class_names_of_sets")
+    )
     return ClassificationBenchmark(
         name=name,
         split=split,

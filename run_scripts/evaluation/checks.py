@@ -17,7 +17,7 @@ from modeling_biomedclip.conversion.open_clip_settings import check_known
 from modeling_biomedclip.source_checks import ADAPTER_CONFIG, check_source
 from processing.image_files import find_images
 
-from .dual_encoders import BIOVIL
+from .dual_encoders import BIOVIL, BIOVIL_REMEDY
 
 
 CONFIG = "config.json"
@@ -54,7 +54,7 @@ def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> Non
 def _check_kind_of_model(name: str, task: str, trusted: bool) -> None:
     where, folder = f"--model {name}", Path(name)
     if name in BIOVIL:
-        _check_package("health_multimodal", where, "pip install hi-ml-multimodal (https://github.com/microsoft/hi-ml)")
+        _check_package("health_multimodal", where, BIOVIL_REMEDY)
         return _refuse_for_questions(where, task, "a model of two towers")
     if folder.is_file():
         raise ValueError(f"{where} is a file. Name the folder of the model.")

@@ -10,10 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
+from PIL import Image
 from torch import nn
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
 
 from modeling_biomedclip import BiomedCLIPModel, from_open_clip
 from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
@@ -29,6 +31,7 @@ from ..trust import questions_are_errors
 
 
 BIOVIL = ("biovil", "biovil-t")
+BIOVIL_REMEDY = "pip install hi-ml-multimodal, or 'biomedclip[biovil]' (https://github.com/microsoft/hi-ml)"
 
 
 @dataclass
@@ -148,9 +151,20 @@ def _load_transformers(name: str, trust_remote_code: bool) -> tuple[str, Any, An
     base = name
     if (Path(name) / ADAPTER_CONFIG).is_file() and not (Path(name) / "processor_config.json").is_file():
         base = read_json(Path(name) / ADAPTER_CONFIG)["base_model_name_or_path"]
-    # Pillow whatever is installed: torchvision's own resampling gives other pixels.
-    processor = AutoProcessor.from_pretrained(base, backend="pil", trust_remote_code=trust_remote_code)
-    return model.config.model_type, model, processor
+    return model.config.model_type, model, _load_processor(base, model, trust_remote_code)
+
+
+def _load_processor(name: str, model: Any, trust_remote_code: bool) -> Any:
+    try:
+        # Pillow, even if torchvision is installed: torchvision's own resampling gives other pixels.
+        return AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=trust_remote_code)
+    except ValueError:
+        settings, _ = CLIPImageProcessorPil.get_image_processor_dict(name)
+        # A class of transformers 4, which checkpoints of that time name. AutoProcessor of transformers 5 fails on it.
+        if model.config.model_type != "clip" or settings.get("image_processor_type") != "CLIPFeatureExtractor":
+            raise
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return CLIPProcessor(CLIPImageProcessorPil.from_pretrained(name), tokenizer)
 
 
 def _load_open_clip(folder: Path) -> tuple[str, Any, Any]:
@@ -222,14 +236,13 @@ class _OpenClipProcessor:
 
 def _load_biovil(name: str) -> tuple[str, Any, Any]:
     """
-    BioViL and BioViL-T of Microsoft's `health_multimodal`, whose towers are two engines.
+    Load BioViL or BioViL-T from Microsoft's `health_multimodal`, which has one inference engine for each tower.
 
-    Its temperature is not published, so similarities stand for logits; neither ranks nor accuracy depend on it.
+    The temperature is not published, so logits are similarities. Ranks and accuracy do not depend on it.
     """
     needed = f"--model {name}: the model is not in transformers"
-    remedy = "pip install hi-ml-multimodal (https://github.com/microsoft/hi-ml)"
-    image = _import("health_multimodal.image.utils", needed, remedy)
-    text = _import("health_multimodal.text.utils", needed, remedy)
+    image = _import("health_multimodal.image.utils", needed, BIOVIL_REMEDY)
+    text = _import("health_multimodal.text.utils", needed, BIOVIL_REMEDY)
     of_images, of_texts = ("BIOVIL_T", "BIOVIL_T_BERT") if name == "biovil-t" else ("BIOVIL", "CXR_BERT")
     image_engine = image.get_image_inference(getattr(image.ImageModelType, of_images))
     text_engine = text.get_bert_inference(getattr(text.BertEncoderType, of_texts))
@@ -259,15 +272,35 @@ class _BioVilModel(nn.Module):
         return SimpleNamespace(pooler_output=embeds)
 
 
+class _BioVilImages(_TransformedImages):
+    """BioViL's transform. Values are first scaled to 0 to 255, as the package does with every image that it reads."""
+
+    def __call__(self, images: Sequence[Any], return_tensors: str = "pt") -> dict[str, torch.Tensor]:
+        return super().__call__([_scaled(image) for image in images], return_tensors)
+
+    def __repr__(self) -> str:
+        return f"scaled {super().__repr__()}"
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Scale an image by its smallest and largest value. An image of one value stays as it is."""
+    values = np.asarray(image if image.mode == "L" else image.convert("RGB"), dtype=float)
+    smallest, largest = values.min(), values.max()
+    if smallest == largest:
+        return image
+    return Image.fromarray(((values - smallest) / (largest - smallest) * 255).astype(np.uint8))
+
+
 class _BioVilProcessor:
-    """BioViL's transform, of grey images, and its tokenizer with transformers' interface."""
+    """BioViL's transform of gray images, and its tokenizer, with the interface of transformers."""
 
     def __init__(self, transform: Any, tokenizer: Any):
-        self.image_processor = _TransformedImages(transform, "L")
+        self.image_processor = _BioVilImages(transform, "L")
         self.tokenizer = tokenizer
 
     def __call__(self, text: Sequence[str], **kwargs: Any) -> Any:
-        return self.tokenizer(list(text), **kwargs)
+        # The package removes punctuation at the end of each text, too.
+        return self.tokenizer([item.rstrip("!?.") for item in text], **kwargs)
 
 
 def _import(module: str, why: str, remedy: str) -> Any:

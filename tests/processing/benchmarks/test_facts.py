@@ -2,7 +2,7 @@
 
 import pytest
 
-from processing.benchmarks.facts import PAPER_MODEL, facts_of, medmnist_classes, published_models
+from processing.benchmarks.facts import PAPER_MODEL, choose_prompts, facts_of, medmnist_classes, published_models
 from processing.benchmarks.loading import BENCHMARK_NAMES
 
 
@@ -16,6 +16,18 @@ def test_every_published_benchmark_says_where_its_facts_and_files_come_from(name
         for templates in entry["template_sets"].values():
             assert templates and all(template.count("{}") == 1 for template in templates)
         assert next(iter(entry["template_sets"])) == "paper", "the default"
+        for name_of_set, names in entry.get("class_names_of_sets", {}).items():
+            assert name_of_set in entry["template_sets"] and names.keys() == entry["classes"].keys()
+
+
+def test_the_prompts_of_biovil_are_whole_sentences():
+    entry = facts_of("rsna")
+    sets = entry["class_names_of_sets"]
+    names, templates, _ = choose_prompts("biovil", entry["classes"], entry["template_sets"], sets)
+    prompts = [template.format(name) for name in names for template in templates]
+    assert prompts == ["No evidence of pneumonia", "Findings suggesting pneumonia"], "in the order of the classes"
+    names, templates, _ = choose_prompts(None, entry["classes"], entry["template_sets"], sets)
+    assert names == ["normal lung", "pneumonia"] and len(templates) == 2
 
 
 def test_the_published_values_are_those_of_the_paper():

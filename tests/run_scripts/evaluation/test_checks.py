@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from conftest import SMALL_CONFIG
@@ -156,6 +157,7 @@ def test_the_error_for_a_folder_that_is_not_a_model_describes_the_folder(tmp_pat
 )
 def test_a_missing_model_is_named(tmp_path, monkeypatch, name, error, message, no_weights):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setitem(sys.modules, "health_multimodal", None)  # as if it were not installed
     (tmp_path / "file").write_text("")
     with pytest.raises(error, match=f"--model .*{message}"):
         check_model(name.format(tmp=tmp_path), "retrieval")

@@ -211,6 +211,8 @@ def test_biovil_through_a_stand_in_of_its_packages_interface(monkeypatch, small_
     ],
 )
 def test_models_that_cannot_be_had_are_named(name, error, message, tmp_path, monkeypatch):
+    for module in ("health_multimodal", "health_multimodal.image.utils"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(error, match=message):
         load_dual_encoder(name.format(tmp=tmp_path))
 
