@@ -782,4 +782,7 @@ def _folders(models: Sequence[str], output_dir: Path, *, several: bool = False) 
         return [output_dir]
     if len(set(models)) < len(models):
         raise UsageError("--model names the same model twice.")
-    return [output_dir / re.sub(r"[^\w.-]+", "_", name) for name in short_names(models)]
+    names = [re.sub(r"[^\w.-]+", "_", name) for name in short_names(models)]
+    if len(set(names)) < len(names):
+        names = [f"{name}_{number}" for number, name in enumerate(names, 1)]
+    return [output_dir / name for name in names]

@@ -214,7 +214,7 @@ def plot_suite(title: str, lines: Sequence[tuple[str, Mapping[str, Any], Mapping
     """
     ours = list(dict.fromkeys(name for _, values, _ in lines for name in values))
     published = list(dict.fromkeys(name for *_, values in lines for name in values))
-    height = 0.24 * len(lines) * max(1.5, len(ours)) + 0.11 * (len(ours) + len(published)) + 1.4
+    height = (0.2 + 0.14 * len(ours)) * len(lines) + 0.11 * (len(ours) + len(published)) + 1.4
     figure, axes = plt.subplots(figsize=(8.5, height), layout="constrained")
     for place, name in enumerate(ours):
         offset = 0.7 * ((place + 0.5) / len(ours) - 0.5)

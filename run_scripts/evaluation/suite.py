@@ -20,7 +20,7 @@ from .checks import check_output, check_writable
 from .dual_encoders import DualEncoder, load_dual_encoder
 from .retrieval import pairs_fingerprint
 from .suite_comparison import compare_suite
-from .suite_plan import Entry, Outcome, find_entries, options_of, read_entries, show_plan, tasks_of_models
+from .suite_plan import Entry, Outcome, find_entries, options_of, read_entries, show_plan, tasks_of_models, text_of
 from .visual_question_answering import load_answerer
 
 
@@ -53,8 +53,8 @@ def evaluate_suite(options: Any, folders: Sequence[Path], command: Sequence[str]
     check_output([output, *folders], SUITE, None)
     if options.features_dir is not None:
         check_writable(Path(options.features_dir), "--features-dir")
-    for folder in folders:
-        for entry in entries:
+    for model, folder in zip(options.model, folders, strict=True):
+        for entry in (entry for entry in entries if entry.task in tasks[model]):
             check_output([folder / entry.task / entry.name], entry.task, entry.benchmark)
     readable = read_entries(options, entries, outcome)
     if PartialState().is_main_process:
@@ -66,8 +66,9 @@ def evaluate_suite(options: Any, folders: Sequence[Path], command: Sequence[str]
                 break  # other processes may have failed elsewhere, and wait
     finally:
         if PartialState().is_main_process and outcome.results:
+            measured = [entry for entry in readable if entry in outcome.results]
             compare_suite(
-                [(entry.task, entry.benchmark, entry.name, found) for entry, found in outcome.results.items()],
+                [(entry.task, entry.benchmark, entry.name, outcome.results[entry]) for entry in measured],
                 [folder.name for folder in folders],
                 output,
                 remarks={
@@ -94,7 +95,7 @@ def _evaluate_model(
     try:
         encoder = _load(model, entries[0].task, options)
     except Exception as error:
-        outcome.failed[f"--model {model}"] = _text_of(error)
+        outcome.failed[f"--model {model}"] = text_of(error)
         return alone
     for entry in entries:
         of_entry, what = options_of(entry, options), f"{entry}, {model}"
@@ -106,7 +107,7 @@ def _evaluate_model(
             result = _measure(run, encoder)
         except Exception as error:
             # As text: the error itself would keep its memory.
-            outcome.failed[what] = _text_of(error)
+            outcome.failed[what] = text_of(error)
             if not alone:
                 return False
             continue
@@ -174,8 +175,3 @@ def _fingerprints(data: Any) -> Iterator[Any]:
         yield [data.fingerprint, data.class_names, data.templates]
     elif isinstance(data, VisualQuestionBenchmark):
         yield data.fingerprint
-
-
-def _text_of(error: Exception) -> str:
-    known = isinstance(error, ValueError | OSError | ImportError)
-    return str(error) if known and str(error) else f"{type(error).__name__}: {error}"

@@ -47,7 +47,7 @@ class Line:
 
     def others(self) -> str:
         """Return the published values of other models as text."""
-        return ", ".join(f"{name} {self._shown(name)}" for name in self.published if name != PAPER_MODEL) or "-"
+        return ", ".join(f"{name} {self._shown(name)}" for name in self.published if name != PAPER_MODEL)
 
     def _shown(self, name: str) -> str:
         return f"{'about ' if name in self.from_figure else ''}{self.published[name].value:.4g}"
@@ -81,7 +81,7 @@ def compare_suite(
     rows = [
         (line.task, line.name, line.metric)
         + tuple(Markdown(line.values.get(model, _NONE)) for model in models)  # numbers, which need no escapes
-        + (Markdown(line.paper()), Markdown(line.others()))
+        + (Markdown(line.paper()), line.others())
         for line in lines
     ]
     columns = ["task", "benchmark", "metric", *models, "BiomedCLIP, published", "others, published"]
@@ -180,7 +180,8 @@ def _markdown(
     lines = [f"# {markdown(title)}", "", table(list(columns), [tuple(row) for row in rows], text_columns=3), ""]
     lines += ["Fractions, with 95 % bootstrap intervals, or ± the standard deviation over draws of the labels."]
     lines += ["Published values were not measured here; those marked as about were read off a figure."]
-    lines += [f"The {MEAN} is over the zero-shot benchmarks of the {PAPER_MODEL} paper, each with the metric it gives."]
+    if any(MEAN in row for row in rows):
+        lines += [f"The {MEAN} is over the zero-shot benchmarks of the {PAPER_MODEL} paper, with the metrics it gives."]
     lines += ["", *map(markdown, sentences)] if sentences else []
     notes: dict[str, None] = {}
     sources: dict[str, None] = {}

@@ -173,12 +173,12 @@ def read_entries(options: Any, entries: Sequence[Entry], outcome: Outcome) -> li
         try:
             TASKS[entry.task].read(options_of(entry, options))
             readable.append(entry)
-        except (ValueError, OSError, ImportError) as error:
+        except Exception as error:  # a damaged file can raise anything
             errors[entry] = error
     used = {entry.path for entry in readable}
     for entry, reason in errors.items():
         partly = isinstance(reason, FileNotFoundError) and entry.path in used
-        (outcome.missing if partly else outcome.failed)[str(entry)] = str(reason)
+        (outcome.missing if partly else outcome.failed)[str(entry)] = text_of(reason)
     return readable
 
 
@@ -205,3 +205,9 @@ def options_of(entry: Entry, options: Any) -> Any:
     others = {name: None for name, benchmark in OF_BENCHMARK.items() if benchmark != entry.benchmark}
     of_entry = {"task": entry.task, "benchmark": entry.benchmark, "data": str(entry.path)}
     return dataclasses.replace(options, **others, **of_entry)
+
+
+def text_of(error: Exception) -> str:
+    """Return the message of an error, with its type if it is not one that the evaluation raises."""
+    known = isinstance(error, ValueError | OSError | ImportError) and str(error)
+    return str(error) if known else f"{type(error).__name__}: {error}"

@@ -219,11 +219,8 @@ def test_only_what_an_option_or_the_weights_change_is_measured_again(two_models,
     shutil.copy(Path(two_models[1]) / "model.safetensors", model / "model.safetensors")
     assert main([*command, "1.0"]) == 0 and calls == everything
     calls.clear()
-    damaged = tmp_path / "out" / "model" / "zero-shot" / "rsna" / "results.json"
-    damaged.write_text(damaged.read_text()[:200])
+    (tmp_path / "out" / "model" / "zero-shot" / "rsna" / "results.json").unlink()
     write_medmnist(root / "medmnist" / "pneumoniamnist.npz", 2, {"train": 2, "val": 2, "test": 10})
-    # A damaged file is of an unknown task for the check of output folders.
-    damaged.unlink()
     assert main([*command, "1.0"]) == 0 and calls == everything[:2]
 
 
@@ -284,21 +281,26 @@ def test_a_damaged_benchmark_is_listed_and_the_others_are_measured(two_models, t
 
 
 def test_an_evaluation_or_a_model_that_fails_does_not_stop_the_others(two_models, tmp_path, capsys, monkeypatch):
-    root, out = write_benchmarks(tmp_path / "root", "lc25000"), tmp_path / "out"
+    root, out = write_benchmarks(tmp_path / "root", "lc25000", "medmnist"), tmp_path / "out"
     broken = tmp_path / "broken"
     shutil.copytree(two_models[0], broken)
     (broken / "tokenizer.json").write_text("{")
-    evaluate = evaluate_module.TASKS["zero-shot"].evaluate
+    task = evaluate_module.TASKS["zero-shot"]
 
     def fail(run):
         if run.output_dir.name == "lc25000_colon":
             raise RuntimeError("out of memory")
-        return evaluate(run)
+        return task.evaluate(run)
 
-    monkeypatch.setitem(evaluate_module.TASKS, "zero-shot", Task(evaluate_module.TASKS["zero-shot"].read, fail))
+    def read(options):
+        if options.benchmark == "medmnist":
+            raise RuntimeError("the file is damaged")
+        return task.read(options)
+
+    monkeypatch.setitem(evaluate_module.TASKS, "zero-shot", Task(read, fail))
     assert main(arguments(root, out, str(broken), two_models[1])) == 1
     error = capsys.readouterr().err
-    assert f"--model {broken}: " in error
+    assert f"--model {broken}: " in error and "zero-shot on pneumoniamnist: RuntimeError: the file is damaged" in error
     assert f"zero-shot on lc25000_colon, {two_models[1]}: RuntimeError: out of memory" in error
     assert list(comparison(out)["results"][0]["models"]) == ["other"]
 
@@ -325,10 +327,11 @@ def test_parts_of_a_download_that_are_not_there_are_missing_and_no_failure(two_m
 
 def test_questions_are_for_models_with_a_head_and_other_tasks_for_dual_encoders(two_models, answerer, tmp_path, capsys):
     root, out = write_benchmarks(tmp_path / "root", "vqa_rad", "medmnist"), tmp_path / "out"
-    assert main(arguments(root, out, two_models[0], answerer)) == 0
+    assert main(arguments(root, out, answerer, two_models[0])) == 0
     found = comparison(out)
-    by_name = {entry["name"]: list(entry["models"]) for entry in found["results"]}
-    assert by_name == {"pneumoniamnist": ["base"], "vqa_rad": ["answers"]}
+    by_name = [(entry["name"], list(entry["models"])) for entry in found["results"]]
+    assert by_name == [("pneumoniamnist", ["base"]), ("vqa_rad", ["answers"])]
+    assert {path.name for path in (out / "answers").iterdir()} == {"vqa"}
     assert "has no head for questions" in found["not_applicable"][f"vqa, {two_models[0]}"]
     assert "answers questions" in found["not_applicable"][f"zero-shot, {answerer}"]
     assert found["mean_of_the_paper"]["lacks"].keys() == {"base"}
@@ -410,6 +413,17 @@ def test_options_that_the_suite_cannot_use_are_refused(options, message, capsys)
 def test_each_task_needs_its_own_option_for_the_data(options, message, capsys):
     assert main(["evaluate", *options, "--model", "m", "--output-dir", "o"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_models_whose_names_differ_only_in_characters_of_paths_have_their_own_folders(two_models, tmp_path):
+    root = write_benchmarks(tmp_path / "root", "medmnist")
+    models = [tmp_path / "run 1", tmp_path / "run_1"]
+    for source, copy in zip(two_models, models, strict=True):
+        shutil.copytree(source, copy)
+    assert main(arguments(root, tmp_path / "out", *map(str, models))) == 0
+    assert list(comparison(tmp_path / "out")["results"][0]["models"]) == ["run_1_1", "run_1_2"]
+    weights = [json.loads(path.read_text())["model"]["weights"] for path in (tmp_path / "out").rglob("results.json")]
+    assert len(set(weights)) == 2
 
 
 def test_results_of_another_task_are_not_replaced(two_models, tmp_path, capsys):
