@@ -35,7 +35,7 @@ from .evaluation.checks import check_model, check_output, check_writable
 from .evaluation.comparison import compare, short_names, show_published
 from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
 from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
-from .evaluation.linear_probe import LabelledFeatures, check_share, probe, show_probe
+from .evaluation.linear_probe import PROTOCOLS, LabelledFeatures, check_share, probe, show_probe
 from .evaluation.own_images import TEMPLATES, unpublished_benchmark
 from .evaluation.pools import DRAWS, draw_pool, number_of_draws
 from .evaluation.results import write_results
@@ -76,6 +76,7 @@ EXAMPLE = """biomedclip evaluate retrieval --model run --data out --output-dir r
       --output-dir results"""
 HELD_OUT = 0.2  # share of images without splits that the linear probe is judged by, and as many choose its strength
 SHOWN_DAMAGED = 5
+PROBE_DOCS = "docs/benchmarks.md"
 # Options that only some tasks read. Other tasks refuse them. The suite takes those of its tasks, except options that
 # belong to a single benchmark.
 _SINGLE = ["retrieval", "zero-shot", "linear-probe", "vqa"]
@@ -88,7 +89,7 @@ READ_BY = {
     **dict.fromkeys(["image_folder", "f1_tokenizer", "examples"], ["vqa"]),
     **dict.fromkeys(["image_column", "label_column", "cancer", "rsna_split"], ["zero-shot", "linear-probe"]),
     "precision": ["retrieval", "zero-shot", "linear-probe"],
-    **dict.fromkeys(["shares", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
+    **dict.fromkeys(["protocol", "shares", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
 }
 # Options of a single benchmark.
 OF_BENCHMARK = {"cancer": "tcga_til", "rsna_split": "rsna"}
@@ -215,6 +216,13 @@ class EvaluateOptions:
         metadata={
             "help": "vqa: number of questions to plot with the best answers of the model, half of them answered "
             "correctly (default: 0)."
+        },
+    )
+    protocol: str = field(
+        default="logistic",
+        metadata={
+            "help": "Linear probe: logistic regression, or SGD with ELEVATER's search (default: logistic).",
+            "choices": list(PROTOCOLS),
         },
     )
     shares: list[float] = field(
@@ -528,7 +536,7 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
 
 
 def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
-    """Logistic regression on frozen image features; writes and gives the results, in the first process."""
+    """Evaluate a linear classifier of frozen image features. The first process writes and returns the results."""
     started, options = time.monotonic(), run.options
     splits, notes = run.data
     test = splits[options.split]
@@ -541,16 +549,24 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         return None
     labelled = {split: _labelled(read, features[split], test.classes) for split, read in splits.items()}
     notes = list(notes)
-    if "validation" not in labelled:
+    if options.protocol == "elevater":
+        notes.append(f"Protocol of ELEVATER: see {PROBE_DOCS} for what differs from its toolkit.")
+    elif options.benchmark is not None:
+        notes.append(
+            "The paper's linear probe uses ELEVATER's toolkit. This one is a logistic regression, whose regularization "
+            f"is chosen on the validation split. --protocol elevater is closer to the paper; see {PROBE_DOCS}."
+        )
+    if "validation" not in labelled and options.protocol == "logistic":
         whole = labelled["train"]
         stay, held = hold_out([str(label) for label in whole.labels], HELD_OUT, options.seed)
         labelled["train"], labelled["validation"] = whole.select(stay), whole.select(held)
         notes.append(f"No validation split: {HELD_OUT:.0%} of the training images chose the regularisation.")
     metrics = probe(
         labelled["train"],
-        labelled["validation"],
+        labelled.get("validation") if options.protocol == "logistic" else None,
         labelled[options.split],
         test.classes,
+        protocol=options.protocol,  # type: ignore[arg-type]
         shares=options.shares,
         seeds=options.draws,
         positive=test.positive,
@@ -572,7 +588,11 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         paper=test.paper_of_linear_probe,
         paper_source="BiomedCLIP, linear probe, read off the figure" if test.paper_of_linear_probe else "",
         settings=run.settings(
-            features=options.probe_features, shares=options.shares, draws=options.draws, chosen_by=test.metric
+            protocol=options.protocol,
+            features=options.probe_features,
+            shares=options.shares,
+            draws=options.draws,
+            chosen_by=test.metric,
         ),
         started=started,
     )
@@ -637,7 +657,7 @@ def read_probed(options: EvaluateOptions) -> tuple[dict[str, ClassificationBench
             )
     check_readable(test.images, f"--data {options.data}, {options.split} split")
     notes = []
-    if options.split == "validation":
+    if options.split == "validation" and options.protocol == "logistic":
         notes.append("The regularization was chosen on the split that is measured on.")
     if absent := sorted(set(learned) - set(test.images.labels)):
         notes.append(f"No image of the {options.split} split is of the class {', '.join(map(repr, absent))}.")
@@ -698,7 +718,7 @@ def _probed_splits(options: EvaluateOptions) -> dict[str, ClassificationBenchmar
     """The splits to train on and to judge by, and one to choose the regularisation by where the set has it."""
     name = options.benchmark or "imagefolder"
     splits: dict[str, ClassificationBenchmark] = {}
-    wanted: list[Any] = ["train", "validation", options.split]
+    wanted: list[Any] = ["train", *(["validation"] if options.protocol == "logistic" else []), options.split]
     for split in wanted:
         try:
             read = load_benchmark(name, options.data, split=split, held_out=HELD_OUT, **_reading(options))

@@ -1,9 +1,10 @@
-"""A linear probe: logistic regression on frozen image features, with few and with all labels."""
+"""A linear probe: a linear classifier on frozen image features, with few and with all labels."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache, partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,12 +14,16 @@ from tqdm.auto import tqdm
 
 from ..errors import UsageError
 from ..reporting import UNDEFINED, say_undefined, show_table
+from .elevater import fit_elevater
+from .metrics import load_metric
 from .zero_shot import classification_metrics
 
 
 # Inverse strengths of the regularisation that are tried, on standardised features.
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
 ITERATIONS = 1000
+Protocol = Literal["logistic", "elevater"]
+PROTOCOLS = get_args(Protocol)
 MEASURED = ("accuracy", "balanced_accuracy", "auroc")
 _ABSENT = -1e9  # score of a class that the training images do not show
 
@@ -46,10 +51,11 @@ class LabelledFeatures:
 
 def probe(
     train: LabelledFeatures,
-    validation: LabelledFeatures,
+    validation: LabelledFeatures | None,
     test: LabelledFeatures,
     classes: Sequence[str],
     *,
+    protocol: Protocol = "logistic",
     shares: Sequence[float] = (0.01, 0.1, 1.0),
     seeds: int = 5,
     positive: str | None = None,
@@ -57,29 +63,33 @@ def probe(
     seed: int = 0,
 ) -> dict[str, Any]:
     """
-    Fits and judges a classifier for each share of the labels and each seed.
+    Fit and evaluate a classifier for each share of the labels and each seed.
 
-    Features are standardised by the training images that are used. The strength of the regularisation is the one that
-    is best on the whole validation split, the stronger of equals.
+    `logistic` is a logistic regression. Features are standardized with the training images that are used. The
+    regularization is the one that is best on the whole validation split, the stronger of equals. `elevater` is the
+    protocol of ELEVATER's toolkit, see [`fit_elevater`]: it holds images out of the drawn training images instead.
 
     Args:
-        train: Of which the shares are drawn.
-        validation: By which the regularisation is chosen.
-        test: By which the classifier is judged.
+        train: Split that the shares are drawn from.
+        validation: Split that chooses the regularization. `elevater` does not use it.
+        test: Split that the classifier is evaluated on.
         classes: Labels in their order.
+        protocol: `logistic` or `elevater`.
         shares: Shares of the training labels. Each class keeps at least one.
-        seeds: Draws of each share below one; all labels are the same whoever draws them.
-        positive: The class that AUROC of two is about; the last when left out.
-        metric: What is best on validation: `accuracy`, `balanced_accuracy` or `auroc`.
-        seed: Of the first draw and of the bootstrap.
+        seeds: Number of draws of each share below 1. There is one draw of all labels.
+        positive: Positive class of the AUROC of two classes (default: the last one).
+        metric: Metric that chooses the regularization: `accuracy`, `balanced_accuracy` or `auroc`.
+        seed: Seed of the first draw and of the bootstrap.
 
     Returns:
         The metrics of the classifier with the largest share, with intervals, and `by_share`: mean and standard
-        deviation over the draws, and each of them with its number of images and strength.
+        deviation over the draws, and each draw with its number of images and the chosen settings.
 
     Raises:
-        ValueError: Training images of a single class.
+        ValueError: If all training images are of one class, or if `logistic` has no validation split.
     """
+    if protocol == "logistic" and validation is None:
+        raise ValueError("The protocol logistic needs a validation split, which chooses the regularization.")
     if len(np.unique(train.labels)) < 2:
         raise ValueError(f"All {len(train.labels)} training images are of one class: there is nothing to learn.")
     runs = [(share, draw) for share in sorted(shares) for draw in range(seed, seed + (seeds if share < 1 else 1))]
@@ -87,9 +97,13 @@ def probe(
     scores = np.empty(0)
     for share, draw in tqdm(runs, desc="Classifiers", unit="fit"):
         drawn = train.select(stratified(train.labels, share, draw))
-        strength, scores, converged = _fit(drawn, validation, test, classes, positive, metric)
+        if validation is not None and protocol == "logistic":
+            strength, scores, converged = _fit(drawn, validation, test, classes, positive, metric)
+            chosen: dict[str, Any] = {"C": strength, "converged": converged}
+        else:
+            scores, chosen = _fit_with_sgd(drawn, test, classes, positive, metric, draw)
         measured = _measure(scores, test, classes, positive, resamples=0)
-        run = {"seed": draw, "images": len(drawn.labels), "C": strength, "converged": converged}
+        run = {"seed": draw, "images": len(drawn.labels), **chosen}
         by_share.setdefault(f"{share:g}", {"runs": []})["runs"].append(
             run | {name: measured[name] for name in MEASURED}
         )
@@ -100,7 +114,7 @@ def probe(
             summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return _measure(scores, test, classes, positive, seed=seed) | {
         "training_images": len(train.labels),
-        "validation_images": len(validation.labels),
+        "validation_images": len(validation.labels) if validation is not None else None,
         "by_share": by_share,
     }
 
@@ -189,13 +203,45 @@ def _fit(
             classifier.fit(used, train.labels)
         converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
         scores = _scores(classifier, chosen_by, len(classes))
-        measured = _measure(scores, validation, classes, positive, resamples=0)
-        # The metric is undefined for all strengths or for none: it depends on which classes have images.
-        value = measured["accuracy"] if measured[metric] is None else measured[metric]
+        value = _value(scores, validation.labels, classes, positive, metric)
         if best is None or value > best[0]:
             best = (value, strength, _scores(classifier, judged, len(classes)), converged)
     assert best is not None
     return best[1:]
+
+
+def _fit_with_sgd(
+    train: LabelledFeatures,
+    test: LabelledFeatures,
+    classes: Sequence[str],
+    positive: str | None,
+    metric: str,
+    seed: int,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the scores of the test images and the settings that ELEVATER's search chose."""
+    if not all(np.isfinite(split.features).all() for split in (train, test)):
+        return np.full((len(test.labels), len(classes)), np.nan), {"learning_rate": None, "weight_decay": None}
+    score = partial(_value, classes=classes, positive=positive, metric=metric)
+    fit = fit_elevater(train.features, train.labels, test.features, test.labels, len(classes), score, seed)
+    return fit.scores, {
+        "learning_rate": fit.learning_rate,
+        "weight_decay": fit.weight_decay,
+        f"{metric}_of_best_test_epoch": fit.best_epoch,
+    }
+
+
+def _value(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str], positive: str | None, metric: str) -> float:
+    """Return the metric, or the accuracy if it is undefined, which depends on the labels alone."""
+    # Not with `compute`, which is slow: it writes the scores to a table first.
+    measured = _classification()._compute(
+        scores, labels, positive=len(classes) - 1 if positive is None else classes.index(positive), resamples=0
+    )
+    return measured["accuracy"] if measured[metric] is None else measured[metric]
+
+
+@cache
+def _classification() -> Any:
+    return load_metric("classification")
 
 
 def _scores(classifier: LogisticRegression, features: np.ndarray, classes: int) -> np.ndarray:

@@ -251,6 +251,25 @@ def test_the_probe_learns_what_light_is_and_reports_a_planted_leak(small_checkpo
     assert hidden["settings"]["features"] == "hidden" and hidden["data"]["leaks"] is None
 
 
+def test_the_probe_runs_elevaters_protocol_without_a_validation_split(small_checkpoint, tmp_path, capsys):
+    data = tmp_path / "data"
+    for seed, split in enumerate(("train", "test")):
+        draw_images(data / split, {"normal": 20, "tumor": 20}, seed)
+    arguments = ["linear-probe", "--model", str(small_checkpoint), "--data", str(data), "--benchmark", "pcam"]
+    arguments += ["--shares", "1.0"]
+    evaluate([*arguments, "--protocol", "elevater", "--output-dir", str(tmp_path / "out")])
+    results = results_of(tmp_path / "out")
+    assert results["settings"]["protocol"] == "elevater" and results["metrics"]["accuracy"] >= 0.5
+    (run,) = results["metrics"]["by_share"]["1"]["runs"]
+    assert run["images"] == 32, "as many as the other protocol trains on"
+    assert {"learning_rate", "weight_decay", "accuracy_of_best_test_epoch"} < set(run)
+    assert "Protocol of ELEVATER" in results["data"]["notes"][-1] and "docs/benchmarks.md" in capsys.readouterr().out
+    evaluate([*arguments, "--output-dir", str(tmp_path / "logistic")])
+    logistic = results_of(tmp_path / "logistic")
+    assert logistic["settings"]["protocol"] == "logistic"
+    assert any("--protocol elevater is closer" in note for note in logistic["data"]["notes"])
+
+
 def test_images_without_splits_are_split_for_the_probe(small_checkpoint, tmp_path):
     data = draw_images(tmp_path / "data", {"dark": 30, "light": 30})
     arguments = ["--model", str(small_checkpoint), "--data", str(data), "--output-dir", str(tmp_path / "out")]
@@ -370,6 +389,7 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
                     "--cancer has no effect without --benchmark",
                 ),
                 (["linear-probe", "--cancer", "brca"], "--cancer has no effect without --benchmark tcga_til"),
+                (["zero-shot", "--protocol", "elevater"], "--protocol has no effect on zero-shot"),
                 (["retrieval", "--cancer", "luad"], "--cancer has no effect on retrieval"),
                 (["vqa", "--benchmark", "slake", "--rsna-split", "paper-test"], "--rsna-split has no effect on vqa"),
                 (
