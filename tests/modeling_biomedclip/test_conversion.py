@@ -17,7 +17,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, BertConfig, BertTokenizer
+from transformers import AutoModel, AutoProcessor, BertConfig, BertTokenizer, ViTConfig
 from transformers.image_utils import PILImageResampling
 
 from modeling_biomedclip import (
@@ -30,6 +30,7 @@ from modeling_biomedclip import (
 from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.open_clip import _TIMM_TOWERS, PUBLISHED_BERT, open_clip_obstacle
 from modeling_biomedclip.conversion.tensors import from_open_clip_tensors, to_open_clip_tensors
+from modeling_biomedclip.modeling_biomedclip import text_config_of, vision_config_of
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
 
@@ -226,6 +227,14 @@ def test_what_keeps_open_clip_from_loading_out_of_a_repository_is_told(shared_da
     assert "none has the shape of this one" in open_clip_obstacle(small_model, small_processor)
     processor.image_processor.do_center_crop = False
     assert "do_center_crop" in open_clip_obstacle(model, processor)
+
+
+def test_a_start_from_the_published_vit_and_bert_can_be_loaded_by_open_clip_from_a_repository(shared_data):
+    tokenizer = BertTokenizer.from_pretrained(shared_data / "biomedclip_tokenizer", model_max_length=256)
+    towers = {"vision_config": vision_config_of(ViTConfig()), "text_config": text_config_of(BertConfig())}
+    with torch.device("meta"):
+        model = BiomedCLIPModel(BiomedCLIPConfig(**towers))
+    assert open_clip_obstacle(model, BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)) is None
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ def test_the_sizes_that_a_recipe_states_are_its_own_and_timms(name, timm_name, t
 def test_the_published_configuration_has_the_published_size_and_steps(tmp_path):
     plan = dry_run("biomedclip", tmp_path)
     assert plan["model"]["parameters"] == plan["model"]["trainable_parameters"] == 195_902_721
+    assert any("google/vit-base-patch16-224: its layer_norm_eps is 1e-12" in note for note in plan["notes"])
     assert plan["schedule"]["steps"] == 108_576 and plan["schedule"]["samples"] == pytest.approx(445e6, rel=1e-3)
     options = read_recipe("biomedclip", ["train"])
     expected = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "weight_decay": 0.2, "seed": 0}

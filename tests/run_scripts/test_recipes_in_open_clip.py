@@ -1,6 +1,7 @@
 """Train each contrastive recipe for one step, convert the model to open_clip, and compare embeddings there."""
 
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -12,6 +13,7 @@ from transformers import AutoModel, AutoProcessor, BertConfig, BertModel, BertTo
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, to_open_clip
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from run_scripts.main import main
+from run_scripts.models import ModelOptions, load_model
 from run_scripts.options import read_recipe, recipe_names
 
 
@@ -91,6 +93,17 @@ def test_a_recipe_trains_a_model_that_open_clip_runs_with_equal_embeddings(name,
     assert torch.equal(inputs["pixel_values"], pixels) and torch.equal(inputs["input_ids"], ids)
     torch.testing.assert_close(ours.image_embeds, image_embeds, rtol=0, atol=1e-6)
     torch.testing.assert_close(ours.text_embeds, text_embeds, rtol=0, atol=1e-6)
+
+
+def test_a_start_from_a_biomedclip_folder_keeps_the_epsilon_of_the_folder(small_checkpoint, tmp_path):
+    shutil.copytree(small_checkpoint, tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    config = json.loads(path.read_text())
+    config["vision_config"]["layer_norm_eps"] = 1e-5
+    path.write_text(json.dumps(config))
+    options = ModelOptions(model_name_or_path=str(tmp_path / "base"))
+    model = load_model(options, AutoProcessor.from_pretrained(tmp_path / "base"))
+    assert model.config.vision_config.layer_norm_eps == model.vision_model.post_layernorm.eps == 1e-5
 
 
 @pytest.mark.parametrize(("name", "message"), [("vit_m", "12 layers of width 512 with 8 heads"), ("quickstart", "128")])
