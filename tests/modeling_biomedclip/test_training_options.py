@@ -12,7 +12,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import Trainer, TrainingArguments
 
-from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, training_options
+from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, contrastive_trainer, training_options
+from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
 from modeling_biomedclip.training_options import ARGUMENTS, CONTRASTIVE, FIELDS, LABELS, markdown, rule_of
 from processing import ContrastiveCollator, PairStream
 from run_scripts.supervised import SupervisedArguments
@@ -173,6 +174,23 @@ def trainer(built, small_model, small_processor, tmp_path):
         )
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("processes", "accelerator", "expected"), [("2", False, True), ("2", True, False), ("1", False, False)]
+)
+def test_processes_without_an_accelerator_train_on_the_cpu(monkeypatch, tmp_path, processes, accelerator, expected):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    assert are_processes_on_cpu() == expected
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr(contrastive_trainer, "are_processes_on_cpu", lambda: expected)
+    assert ContrastiveTrainingArguments(output_dir=str(tmp_path)).use_cpu == expected
+
+
+def test_evaluators_of_a_compiled_model_get_the_model_itself(trainer, small_model):
+    evaluator = trainer(further={"evaluators": [lambda model: {"itself": model is small_model}]})
+    assert evaluator._figures_of_evaluators(torch.compile(small_model, backend="eager")) == {"itself": True}
 
 
 @pytest.mark.parametrize("options", [{"data_seed": 3}, {"dataloader_drop_last": False}])
