@@ -177,7 +177,9 @@ def test_another_number_of_processes_goes_on_and_is_told_what_it_cannot_keep(run
     assert losses(tmp_path / "resumed") == pytest.approx(losses(tmp_path / "undisturbed"), rel=3e-6)
     weights = load_file(tmp_path / "undisturbed" / "model.safetensors")
     for name, weight in load_file(tmp_path / "resumed" / "model.safetensors").items():
-        torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-5, msg=name)
+        # Softmax does not depend on the bias of the keys: its gradient is rounding alone, which AdamW scales up.
+        tolerance = 1e-4 if name.endswith("k_proj.bias") else 1e-6
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("logging_steps", [1, 4])
