@@ -24,6 +24,7 @@ from processing.answers import answer_vocabulary, normalize_answer
 from processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
 from processing.benchmarks.loading import VISUAL_QUESTIONS
 from processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
+from processing.labelled_images import LabelledImages, check_readable
 
 from .adapters import AdapterOptions, add_adapter, refuse_sharded_merge, what_is_where
 from .errors import UsageError
@@ -164,7 +165,8 @@ def train_answerer(
 
     Raises:
         UsageError: If an option needs validation questions and none are held out.
-        ValueError: If there are fewer questions than a batch, or if the checkpoint is not a model with two towers.
+        ValueError: If there are fewer questions than a batch, no image of a split can be read, or the checkpoint is not
+            a model with two towers.
         FileNotFoundError: If the benchmark or a part of it is missing.
         FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
     """
@@ -173,6 +175,8 @@ def train_answerer(
     check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
     splits = question_splits(data, args.seed)
+    for split, asked in splits.items():
+        check_questions_readable(asked, f"--train-data {data.train_data}, {split} questions")
     answered = [question for question in splits["train"] if normalize_answer(question.answer)]
     unanswered = len(splits["train"]) - len(answered)
     splits["train"] = answered
@@ -311,6 +315,21 @@ def load_questions(name: str | None, path: str, split: Any, image_folder: str | 
     benchmark = load_benchmark(name, path, split=split, image_folder=image_folder)
     assert isinstance(benchmark, VisualQuestionBenchmark)
     return benchmark
+
+
+def check_questions_readable(questions: Sequence[VisualQuestion], where: str) -> None:
+    """
+    Check that an image of some questions can be read.
+
+    Args:
+        questions: The questions. Nothing is checked if there are none.
+        where: Name of the questions in an error.
+
+    Raises:
+        ValueError: If none of the images can be read.
+    """
+    images = {question.image_name: question.image for question in questions}
+    check_readable(LabelledImages(list(images.values()), ["image"] * len(images), list(images)), where)
 
 
 def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuestion]]:

@@ -21,11 +21,10 @@ from processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
 from processing.benchmarks.leaks import find_leaks
 from processing.collator import IGNORED_LABEL
 from processing.images import ImageError, read_row_image
-from processing.labelled_images import LabelledImages, check_readable
 
 from ..reporting import UNDEFINED, no_warnings_of_transformers, say, say_undefined, show_table, write_text
 from ..trust import questions_are_errors
-from ..visual_question_answering import load_questions
+from ..visual_question_answering import check_questions_readable, load_questions
 from .dual_encoders import DualEncoder
 from .features import FEATURES
 from .metrics.visual_question_answering.visual_question_answering import right_answers
@@ -62,9 +61,7 @@ def read_questions(name: str | None, path: str, split: str, image_folder: str | 
         FileNotFoundError: If it or a part of it is missing.
     """
     benchmark = load_questions(name, path, split, image_folder)
-    images = {question.image_name: question.image for question in benchmark.questions}
-    together = LabelledImages(list(images.values()), [benchmark.name] * len(images), list(images))
-    check_readable(together, f"--data {path}")
+    check_questions_readable(benchmark.questions, f"--data {path}")
     return benchmark, training_split(benchmark, image_folder)
 
 

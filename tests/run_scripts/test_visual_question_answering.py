@@ -359,6 +359,18 @@ def test_what_cannot_be_used_is_counted_in_training_and_named_in_evaluation(trai
     assert found["metrics"]["questions"] == found["data"]["rows"] == 18
 
 
+def test_validation_images_that_cannot_be_read_are_refused_before_training(train, tmp_path, capsys):
+    folder = write_set(tmp_path / "set")
+    held_out = question_splits(QuestionData(str(folder), "model", "vqa_rad", validation_share=0.1), seed=0)[
+        "validation"
+    ]
+    for name in {question.image_name for question in held_out}:
+        (folder / "VQA_RAD Image Folder" / name).write_bytes(b"damaged")
+    assert train(folder, tmp_path / "run", *SHORT) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "validation questions: none of the 3 images" in error and not (tmp_path / "run").exists()
+
+
 def test_an_adapter_is_trained_on_the_towers_beside_a_whole_head(train, questions, answerer, tmp_path):
     options = [*SHORT, "--lora-rank", "4", "--merge-adapter", "true"]
     assert train(questions, tmp_path / "run", *options) == 0
