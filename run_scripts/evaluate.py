@@ -29,11 +29,13 @@ from processing.benchmarks.leaks import find_leaks
 from processing.benchmarks.loading import BENCHMARK_NAMES, CLASSIFICATION, RETRIEVAL, VISUAL_QUESTIONS
 from processing.benchmarks.rsna import RSNA_SPLITS
 from processing.labelled_images import IMAGE_COLUMN, LABEL_COLUMN, LabelledImages, check_readable, hold_out
+from processing.streaming import column_names
 
 from .errors import UsageError
 from .evaluation.checks import check_model, check_output, check_writable
 from .evaluation.comparison import compare, short_names, show_published
 from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
+from .evaluation.examples import find_examples, write_examples
 from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
 from .evaluation.linear_probe import PROTOCOLS, LabelledFeatures, check_share, probe, show_probe
 from .evaluation.own_images import TEMPLATES, unpublished_benchmark
@@ -84,9 +86,10 @@ READ_BY = {
     **dict.fromkeys(["data_root", "tasks", "benchmarks"], [SUITE]),
     **dict.fromkeys(["data", "benchmark", "split"], _SINGLE),
     **dict.fromkeys(["image_id", "pool_size", "pool_draws"], ["retrieval"]),
+    "examples": ["retrieval", "vqa"],
     "prompts": ["zero-shot"],
     "templates": ["zero-shot"],
-    **dict.fromkeys(["image_folder", "f1_tokenizer", "examples"], ["vqa"]),
+    **dict.fromkeys(["image_folder", "f1_tokenizer"], ["vqa"]),
     **dict.fromkeys(["image_column", "label_column", "cancer", "rsna_split"], ["zero-shot", "linear-probe"]),
     "precision": ["retrieval", "zero-shot", "linear-probe"],
     **dict.fromkeys(["protocol", "shares", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
@@ -214,8 +217,8 @@ class EvaluateOptions:
     examples: int = field(
         default=0,
         metadata={
-            "help": "vqa: number of questions to plot with the best answers of the model, half of them answered "
-            "correctly (default: 0)."
+            "help": "Retrieval and vqa: number of pairs or questions to draw as pictures in OUTPUT_DIR/examples, with "
+            "the best candidates or answers of the model (default: 0)."
         },
     )
     protocol: str = field(
@@ -444,10 +447,12 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
     }
     pmcids = list(pairs["pmcid"])
     counts, articles, images_of_texts, losses = [], [], [], []
+    first = embedded
     for draw in range(draws):
         pool = embedded.select(draw_pool(usable, size, seed=options.seed, draw=draw))
         of_pool = key if size == usable else {**key, "pool": size, "seed": options.seed, "draw": draw}
         counts.append(count_ranks(pool, store.folder, of_pool))
+        first = first if draw else pool
         if PartialState().is_main_process:
             articles.append([pmcids[row] for row in pool.rows.tolist()])
             images_of_texts.append(pool.image_of_text)
@@ -461,6 +466,13 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
     if metrics["pairs"] < 10:
         notes.append(f"Only {metrics['pairs']} pairs: recall at 10 is 1 for every model.")
     show_retrieval(metrics, paper=paper, split=options.split)
+    examples = []
+    if options.examples and counts[0] is not None:
+        found = find_examples(first, counts[0], options.examples, options.seed)
+        examples = write_examples(found, pairs, run.output_dir)
+        if options.examples > size:
+            notes.append(f"--examples {options.examples}: there are {size} pairs, and each is an example.")
+        say(f"Examples in {run.output_dir}: {', '.join(dict.fromkeys(entry['file'] for entry in examples))}")
     return _write(
         run,
         encoder,
@@ -475,6 +487,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
         paper_source=benchmark.source if benchmark and paper else "",
         settings=run.settings(image_id=options.image_id, pool_size=options.pool_size, pool_draws=draws),
         started=started,
+        examples=examples,
     )
 
 
@@ -606,6 +619,8 @@ def read_pairs(options: EvaluateOptions) -> tuple[RetrievalBenchmark | None, Any
         assert isinstance(loaded, RetrievalBenchmark)
         benchmark = loaded
     columns = ["pair_id", "pmcid", "image", "caption"]
+    if options.examples and "license" in column_names(options.data, options.split):
+        columns.append("license")  # the pictures show figures of articles
     if options.image_id and options.image_id not in columns:
         columns.append(options.image_id)
     pairs: Any = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)

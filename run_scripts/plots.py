@@ -1,10 +1,12 @@
 """Pictures of a run: curves of the training, what the model answers, and what a build has gathered."""
 
 import itertools
-import textwrap
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 
@@ -21,9 +23,7 @@ from .build_report import largest, share
 from .fonts import fonts_for, wrap_text
 
 
-if TYPE_CHECKING:
-    import torch
-
+logger = logging.getLogger(__name__)
 
 # Names of files, models and classes are text: a pair of dollars in them is not mathematics.
 _plain_text = matplotlib.rc_context({"text.parse_math": False, "text.usetex": False})
@@ -59,48 +59,202 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-@_plain_text
-def plot_answers(images: Sequence[Any], captions: Sequence[str], scores: "torch.Tensor", path: Path) -> None:
+@dataclass(frozen=True)
+class Answer:
     """
-    Images as queries, each beside its three best captions; where the right one is not among them, its rank.
+    A candidate that a model has retrieved.
 
     Args:
-        images: Pillow images of the queries.
-        captions: All candidate captions; that of query i stands at place i.
-        scores: Similarities of shape `(queries, captions)`.
+        content: A caption or a Pillow image.
+        score: Cosine similarity to the query.
+        right: Whether it belongs to the query.
+        source: Article and license. Empty if they are unknown.
+        rank: Place among all candidates, from 1.
+    """
+
+    content: Any
+    score: float
+    right: bool
+    source: str = ""
+    rank: float = 1
+
+
+@dataclass(frozen=True)
+class Query:
+    """
+    An image or a caption with what a model has retrieved for it.
+
+    Args:
+        content: A Pillow image or a caption.
+        answers: The best candidates, best first. If the right one is not among the best, it follows them.
+        source: Article and license. Empty if they are unknown.
+    """
+
+    content: Any
+    answers: Sequence[Answer]
+    source: str = ""
+
+
+@_plain_text
+def plot_answers(queries: Sequence[Query], path: Path) -> None:
+    """
+    Plot images, each beside its best captions. The right caption is green.
+
+    Args:
+        queries: Images with captions.
         path: PNG to write.
     """
-    from processing.image_processing_biomedclip import to_8_bit  # brings transformers, which the other plots do without
+    with _fonts_for(queries):
+        columns = 2
+        blocks = [_caption_blocks(query) for query in queries]
+        rows = -(-len(queries) // columns)
+        heights = [max(1.6, *map(_height, blocks[row * columns : (row + 1) * columns])) for row in range(rows)]
+        figure = plt.figure(figsize=(12, sum(heights) + 0.1))
+        grid = _grid(figure, heights, [1, 2.6] * columns)
+        for number, (query, block) in enumerate(zip(queries, blocks, strict=True)):
+            row, column = divmod(number, columns)
+            picture = figure.add_subplot(grid[row, 2 * column])
+            _show(picture, query.content)
+            picture.axis("off")
+            _write(figure.add_subplot(grid[row, 2 * column + 1]), block)
+        _save(figure, path)
 
-    columns = 2
-    rows = -(-len(images) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        2 * columns,
-        figsize=(12, 1.75 * rows),
-        width_ratios=[1, 2.6] * columns,
-        layout="constrained",
-        squeeze=False,
+
+@_plain_text
+def plot_retrieved_images(queries: Sequence[Query], path: Path) -> None:
+    """
+    Plot captions, each beside its best images. The right image has a green frame.
+
+    Args:
+        queries: Captions with images.
+        path: PNG to write.
+    """
+    with _fonts_for(queries):
+        blocks = [_query_block(query) for query in queries]
+        heights = [max(2.2, _height(block)) for block in blocks]
+        columns = max(len(query.answers) for query in queries)
+        figure = plt.figure(figsize=(3.6 + 1.7 * columns, sum(heights) + 0.1))
+        grid = _grid(figure, heights, [2.2, *[1] * columns])
+        for row, (query, block) in enumerate(zip(queries, blocks, strict=True)):
+            _write(figure.add_subplot(grid[row, 0]), block)
+            for column, answer in enumerate(query.answers):
+                axes = figure.add_subplot(grid[row, column + 1])
+                _show(axes, answer.content)
+                # Room for the line above and the lines below, in a cell of a fixed height.
+                place = axes.get_position(original=True)
+                room = 0.25 / figure.get_figheight(), 0.45 / figure.get_figheight()
+                axes.set_position((place.x0, place.y0 + room[1], place.width, place.height - sum(room)))
+                axes.set(xticks=[], yticks=[])
+                among_best = answer.rank <= column + 1
+                for spine in axes.spines.values():
+                    spine.set(color="tab:green" if answer.right else "0.8", linewidth=3 if answer.right else 0.8)
+                    spine.set_linestyle("-" if among_best else ":")
+                mark = f"{'✓ ' if answer.right else ''}rank {_rank(answer.rank)}   {answer.score:.2f}"
+                axes.set_title(mark, fontsize=7, pad=5, color="tab:green" if answer.right else "0.25")
+                axes.set_xlabel("\n".join(_wrapped(answer.source, 1.4, 2)), fontsize=6, color="0.4")
+        _save(figure, path)
+
+
+_SIZE = 7  # points
+_LINE = 10.0  # points of a line of text of this size
+_Block = list[tuple[list[str], str, str]]  # lines of text, their color and their style
+
+
+def _query_block(query: Query) -> _Block:
+    """The caption of a query."""
+    header = f"Caption of {one_line(query.source)}" if query.source else "Caption"
+    return [(_wrapped(header, 2.6, 2), "0.4", "italic"), (_wrapped(query.content, 2.6, 12), "black", "normal")]
+
+
+def _caption_blocks(query: Query) -> _Block:
+    """The captions that were retrieved for an image."""
+    block: _Block = []
+    if query.source:
+        block.append((_wrapped(f"Image of {query.source}", 3.8, 2), "0.4", "italic"))
+    for place, answer in enumerate(query.answers, 1):
+        rank = "" if answer.rank <= place else f" The right one is at rank {_rank(answer.rank)}:"
+        lines = _wrapped(f"{'✓' if answer.right else '·'} {answer.score:.2f} {rank} {answer.content}", 3.8, 3)
+        if answer.source:
+            lines += [f"    {line}" for line in _wrapped(answer.source, 3.6, 1)]
+        block.append((lines, "tab:green" if answer.right else "0.25", "normal" if answer.rank <= place else "italic"))
+    return block
+
+
+def _height(block: _Block) -> float:
+    """Inches that a block of text takes."""
+    return sum(_LINE * len(lines) + 4 for lines, *_ in block) / 72 + 0.15
+
+
+def _grid(figure: Any, heights: Sequence[float], widths: Sequence[float]) -> Any:
+    """Cells of given heights in inches and relative widths, without room between the rows."""
+    margin = 0.05 / figure.get_figheight()
+    return figure.add_gridspec(
+        len(heights),
+        len(widths),
+        height_ratios=heights,
+        width_ratios=widths,
+        left=0.01,
+        right=0.99,
+        bottom=margin,
+        top=1 - margin,
+        hspace=0,
+        wspace=0.06,
     )
-    for axes in grid.flat:
-        axes.axis("off")
-    for query, image in enumerate(images):
-        row, column = divmod(query, columns)
-        picture, text = grid[row][2 * column], grid[row][2 * column + 1]
-        picture.imshow(to_8_bit(image).convert("RGB"))
-        top = 0.98
-        best = scores[query].argsort(descending=True).tolist()
-        for candidate in best[:3]:
-            right = candidate == query
-            caption = textwrap.shorten(one_line(captions[candidate]), 170, placeholder=" ...")
-            lines = textwrap.wrap(f"{'✓' if right else '·'} {scores[query, candidate]:.2f}  {caption}", 70)
-            text.text(0, top, "\n".join(lines), va="top", fontsize=7, color="tab:green" if right else "0.25")
-            top -= 0.1 * len(lines) + 0.05
-        if query not in best[:3]:
-            text.text(
-                0, top, f"The right one is at rank {best.index(query) + 1}.", va="top", fontsize=7, style="italic"
-            )
-    _save(figure, path)
+
+
+def _show(axes: Any, image: Any) -> None:
+    """Draw an image of any mode and depth, at the top of its cell."""
+    from processing.image_processing_biomedclip import to_8_bit  # imports transformers, which other plots do not need
+
+    small = to_8_bit(image).convert("RGB")
+    small.thumbnail((512, 512))  # figures of articles have many megapixels
+    axes.imshow(small)
+    axes.set_anchor("N")
+
+
+def _write(axes: Any, block: _Block) -> None:
+    """Write a block of text from the top of a cell."""
+    axes.axis("off")
+    offset = 2.0
+    for lines, color, style in block:
+        axes.annotate(
+            "\n".join(lines),
+            (0, 1),
+            (0, -offset),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="top",
+            fontsize=_SIZE,
+            color=color,
+            style=style,
+        )
+        offset += _LINE * len(lines) + 4
+
+
+def _rank(rank: float) -> str:
+    """A rank, which is half a number where two candidates tie."""
+    return f"{rank:,.10g}"
+
+
+def _wrapped(text: Any, inches: float, most: int) -> list[str]:
+    """Break a text of any length into lines of 7 points."""
+    return wrap_text(one_line(str(text)[:5000]), inches, _SIZE, most)  # more does not fit
+
+
+@contextmanager
+def _fonts_for(queries: Sequence[Query]) -> Iterator[None]:
+    """Use fonts that have the characters of some queries. Warn of characters that no installed font has."""
+    texts = [text for query in queries for text in (query.content, query.source)]
+    texts += [text for query in queries for answer in query.answers for text in (answer.content, answer.source)]
+    with fonts_for("".join(one_line(text[:5000]) for text in texts if isinstance(text, str))) as missing:
+        yield
+    if missing:
+        logger.warning(
+            "No installed font has %d of the characters (%s), which are drawn as boxes. Install a font that has them, "
+            "such as Noto Sans CJK.",
+            len(missing),
+            missing[:10],
+        )
 
 
 @_plain_text
@@ -295,7 +449,7 @@ def _plot_values(axes: Any, points: Sequence[tuple[float, Any]], name: str, colo
 
 def _plot_counts(axes: Any, rows: Sequence[tuple[str, int, int, str]]) -> None:
     """Bars with name, count, share of a total (0 for none) and colour, from top to bottom."""
-    names = [textwrap.fill(textwrap.shorten(one_line(name), 75, placeholder=" ..."), 40) for name, *_ in rows]
+    names = ["\n".join(wrap_text(one_line(name), 2.6, 8, 2)) for name, *_ in rows]
     bars = axes.barh(range(len(rows)), [count for _, count, *_ in rows], color=[colour for *_, colour in rows])
     labels = [f"{count:,}" + (f"  {share(count, total)}" if total else "") for _, count, total, _ in rows]
     axes.bar_label(bars, labels, padding=4, fontsize=8)

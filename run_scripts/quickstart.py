@@ -33,6 +33,7 @@ from . import build, train
 from .adapters import AdapterOptions, add_adapter
 from .errors import UsageError
 from .evaluation.dual_encoders import load_dual_encoder
+from .evaluation.examples import plot_some_answers
 from .evaluation.features import FEATURES, FeatureStore
 from .evaluation.own_images import LABELS, pair_ids, unpublished_benchmark
 from .evaluation.retrieval import (
@@ -47,7 +48,7 @@ from .evaluation.retrieval import (
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
 from .options import parse_options
 from .permissions import apply_umask
-from .plots import plot_answers, plot_curves
+from .plots import plot_curves
 from .progress import show_progress
 from .reporting import UNDEFINED, peak_memory_mib, say, show_table, versions, write_json, write_text
 
@@ -181,19 +182,14 @@ class Quickstart:
         """Retrieval on the test split, and zero-shot classification where the source has labels."""
         encoder = load_dual_encoder(str(self.output_dir / "model"))
         store = FeatureStore(encoder, self.output_dir / "training" / FEATURES, batch_size=self.evaluation.batch_size)
-        columns = ["pair_id", "pmcid", "image", "caption"]
+        columns = ["pair_id", "pmcid", "license", "image", "caption"]
         pairs = load_pmc15m(self.output_dir, "test", streaming=False, columns=columns, decode=False)
         embedded = embed_pairs(pairs, store)
         counts = count_ranks(embedded, store.folder, {"weights": encoder.weights, "data": embedded.fingerprint})
         rows = embedded.rows.tolist()
         retrieval = retrieval_of(counts, [pairs["pmcid"][row] for row in rows], self.args.seed)
-        shown = slice(0, 8)
-        plot_answers(
-            [read_image(pairs[row]["image"]) for row in rows[shown]],
-            [pairs["caption"][row] for row in rows],
-            embedded.images[shown] @ embedded.texts.t(),
-            self.output_dir / "answers.png",
-        )
+        if counts is not None:
+            plot_some_answers(embedded, counts, pairs, 8, self.output_dir / "answers.png")
         if not (self.output_dir / LABELS).exists():
             return retrieval, None
         labelled = unpublished_benchmark(str(self.output_dir), "test", ZERO_SHOT_TEMPLATES)

@@ -7,7 +7,6 @@ import re
 import unicodedata
 
 import pytest
-import torch
 import yaml
 from build_reports import full_scale_report
 from huggingface_hub import DatasetCard, ModelCard
@@ -25,7 +24,7 @@ from run_scripts.evaluation import comparison
 from run_scripts.evaluation.comparison import Value, compare
 from run_scripts.evaluation.zero_shot import show_zero_shot
 from run_scripts.main import main
-from run_scripts.plots import plot_answers, plot_comparison, plot_report
+from run_scripts.plots import Answer, Query, plot_answers, plot_comparison, plot_report, plot_retrieved_images
 from run_scripts.quickstart import report_as_markdown
 
 
@@ -262,7 +261,11 @@ def test_plots_show_any_text_as_it_is(text, tmp_path, monkeypatch, no_mathematic
     monkeypatch.setattr(plots, "_save", look)
     plot_comparison(text, [text], {text: [Value(0.5, [0.4, 0.6])]}, 0.5, tmp_path / "a.png")
     assert sum(one_line(text) in found for found in shown[-1]) >= 3, "title, axis and legend"
-    plot_answers([Image.new("RGB", (8, 8))], [text, "b"], torch.eye(2)[:1], tmp_path / "b.png")
+    image = Image.new("RGB", (8, 8))
+    plot_answers([Query(image, [Answer(text, 0.5, True, text), Answer("b", 0.1, False)], text)], tmp_path / "b.png")
+    assert sum(one_line(text) in found for found in shown[-1]) >= 2, "caption and source"
+    plot_retrieved_images([Query(text, [Answer(image, 0.5, True, text, rank=7.5)], text)], tmp_path / "d.png")
+    assert sum(one_line(text) in found for found in shown[-1]) >= 3, "caption and both sources"
     plot_report(report_with(text), tmp_path / "c.png")
     for found in shown:
         assert_visible("\n".join(found))
