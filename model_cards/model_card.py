@@ -446,7 +446,7 @@ def _words(measure: Measure) -> str:
 
 
 def _spaced(name: str) -> str:
-    return name.replace("_", " ").replace("auroc", "AUROC")
+    return re.sub(r"\bf1$", "token F1", name.replace("_", " ").replace("auroc", "AUROC"))
 
 
 def _dataset_link(repo_id: str) -> Markdown:

@@ -149,13 +149,14 @@ def test_a_linear_probe_stands_with_its_shares_and_their_spread():
 
 
 def test_what_was_not_measured_is_said_of_each_table_of_the_paper():
-    """Six values of retrieval, five of zero-shot, two rows of the probe, six values of questions."""
+    """Six values of retrieval, five of zero-shot, two rows of the probe, eight values of questions."""
     text = section(fill_model_card(facts(results=[])), "Results")
-    assert text.count(f"| {NOT_MEASURED} | {NOT_MEASURED} |") == 6 + 5 + 2 + 6
+    assert text.count(f"| {NOT_MEASURED} | {NOT_MEASURED} |") == 6 + 5 + 2 + 8
     text = section(fill_model_card(facts()), "Results")
-    assert text.count(f"| {NOT_MEASURED} | {NOT_MEASURED} |") == 4 + 2 + 6
+    assert text.count(f"| {NOT_MEASURED} | {NOT_MEASURED} |") == 4 + 2 + 8
     for row in (
         "Visual question answering | SLAKE | none | open accuracy | not measured | not measured | 0.8430",
+        "Visual question answering | VQA-RAD | none | token F1 | not measured | not measured | 0.7313",
         "Linear probe | RSNA pneumonia | none | accuracy, 10 % of the labels | not measured | not measured | 0.8300",
         "Linear probe | PCam | none | all | not measured | not measured | see the paper",
     ):
