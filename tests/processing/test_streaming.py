@@ -1,11 +1,13 @@
 """Reading pairs back, as a data set and as a stream of exact batches."""
 
+import errno
 import itertools
 import os
 import pickle
 import shutil
 from collections import Counter
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets.distributed import split_dataset_by_node
@@ -13,6 +15,7 @@ from pair_shards import LICENSES, pair_row, write_shards
 from torch.utils.data import DataLoader
 
 from processing import ContrastiveCollator, PairStream, load_pmc15m, streaming
+from processing.integrity import TruncatedFile
 from processing.pmc.articles import COMMERCIAL_LICENSES, NONCOMMERCIAL_LICENSES
 from processing.streaming import column_names, shard_paths
 
@@ -336,6 +339,28 @@ def test_a_file_whose_connection_is_lost_is_opened_again(copy):
     first = shard_paths(copy, "train")[streaming._shard_order(6, 0, 0)[0]]
     stream._reader._file(os.getpid(), first).close(force=True)
     assert stream.rows(0, 0, 25) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (pa.ArrowInvalid("content"), True),
+        (OSError("content"), True),
+        (OSError(errno.EIO, "disk"), False),
+        (ValueError("other"), False),
+        (TruncatedFile("short"), False),
+    ],
+)
+def test_errors_of_arrow_on_the_content_are_damage_and_errors_of_the_system_are_not(error, expected):
+    assert streaming._is_damage(error) == expected
+
+
+@pytest.mark.parametrize(("licenses", "shown"), [(None, "Opening shards"), ("commercial", "Reading licences")])
+def test_the_progress_bar_states_what_is_read_of_the_shards(pairs, monkeypatch, licenses, shown):
+    bars = []
+    monkeypatch.setattr(streaming, "tqdm", lambda items, *, desc, **options: bars.append(desc) or items)
+    PairStream(pairs, licenses=licenses)
+    assert bars == [shown]
 
 
 def test_the_columns_of_a_set_can_be_asked_for(pairs):
