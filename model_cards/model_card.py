@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .escaping import Markdown, code, code_block, markdown, one_line, table, table_rows
 from .fill import percent, public_name, template
-from .results import Measure, chances, measures, reasons
+from .results import Measure, chances, measures, reasons, selection_of
 
 
 PUBLISHED = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
@@ -435,7 +435,7 @@ def benchmark_name(result: Mapping[str, Any]) -> str:
         return path or "a set of one's own"
     if result["benchmark"] == "medmnist" and path.endswith(".npz"):
         return f"{BENCHMARKS['medmnist']}, {path.split('/')[-1].removesuffix('.npz')}"
-    return BENCHMARKS.get(result["benchmark"]) or result["benchmark"]
+    return (BENCHMARKS.get(result["benchmark"]) or result["benchmark"]) + selection_of(result)
 
 
 def _words(measure: Measure) -> str:

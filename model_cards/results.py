@@ -28,6 +28,7 @@ RESULT: dict[str, Any] = {
         "damaged?": [{"name": str, "reason": str}],
         "leaks?": {"leaked": int, "test_images": int},
         "notes?": [str],
+        "selection?": {str: object},
     },
     "metrics": {"undefined?": {str: str}},  # and numbers, at any depth
     "paper?": {str: object},
@@ -154,6 +155,13 @@ def measures(result: Mapping[str, Any]) -> list[Measure]:
         and not any(map(_NO_MEASURE.search, keys))
         and not (value is None and keys[-1].endswith(("_interval", "_sd")))
     ]
+
+
+def selection_of(result: Mapping[str, Any]) -> str:
+    """Return the study or the split that was chosen, as ` (brca)`, or nothing if the benchmark has no choice."""
+    selection = result["data"].get("selection") or {}
+    chosen = selection.get("cancer") or selection.get("rsna_split")
+    return f" ({chosen})" if isinstance(chosen, str) else ""
 
 
 def chances(result: Mapping[str, Any]) -> list[tuple[str, float]]:

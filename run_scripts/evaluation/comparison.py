@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_cards.escaping import Markdown, code, latex, markdown, table
+from model_cards.results import selection_of
 from modeling_biomedclip.retrieval_metrics import DIRECTIONS
 
 from ..plots import plot_comparison
@@ -128,9 +129,8 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
         name: [values.get(column, Value(None, measured=False)) for column in columns] for name, values in rows.items()
     }
     measured = {name: cells[name] for name in names}
-    title = (
-        f"{task} on {results[0]['benchmark'] or Path(data['path']).name}, {data['split']} split, {data['rows']:,} rows"
-    )
+    benchmark = (results[0]["benchmark"] or Path(data["path"]).name) + selection_of(results[0])
+    title = f"{task} on {benchmark}, {data['split']} split, {data['rows']:,} rows"
     write_text(output_dir / "comparison.md", _markdown(title, columns, cells, published, results))
     write_text(output_dir / "comparison.tex", _latex(title, columns, cells, len(measured)))
     write_json(

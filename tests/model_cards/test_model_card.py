@@ -119,6 +119,21 @@ def test_published_values_of_other_models_are_marked_and_have_their_source():
     assert "were not measured here" not in fill_model_card(facts(results=[without])), "results of earlier versions"
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "selection", "shown"),
+    [
+        ("tcga_til", {"cancer": "brca", "positive": 3}, "TCGA-TIL (brca)"),
+        ("rsna", {"rsna_split": "paper-fractions", "seed": 0}, "RSNA pneumonia (paper-fractions)"),
+        ("pcam", None, "PCam"),
+    ],
+)
+def test_the_selection_of_a_benchmark_is_named(benchmark, selection, shown):
+    result = zero_shot_result(benchmark=benchmark)
+    result["data"] = result["data"] | {"selection": selection}
+    card = fill_model_card(facts(results=[public_result(result)]))
+    assert f"| Zero-shot classification | {shown}, test |" in section(card, "Results")
+
+
 def test_damaged_images_and_leaks_are_told():
     text = section(fill_model_card(facts()), "Results")
     assert "**Damaged images, left out: 7**: `picture|0.png` (truncated &lt;img>)" in text and "and 2 more" in text

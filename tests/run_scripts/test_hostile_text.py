@@ -91,7 +91,7 @@ def facts_with(text: str) -> dict:
     result = zero_shot_result()
     result |= {"benchmark": text, "command": f"biomedclip {text}", "date": text, "paper_source": text}
     result["data"] = copy.deepcopy(result["data"])
-    result["data"] |= {"split": text, "fingerprint": text, "notes": [text]}
+    result["data"] |= {"split": text, "fingerprint": text, "notes": [text], "selection": {"cancer": text}}
     result["published"] = published_with(text)
     result["data"]["damaged"] = [{"name": text, "reason": text}]
     result["metrics"] = result["metrics"] | {
@@ -176,6 +176,7 @@ def results_with(text: str) -> list[dict]:
     for number, result in enumerate(results):
         result["model"] = {"name": f"{text.replace('/', ':')}{number}", "weights": "0"}
         result["data"] = result["data"] | {"split": text, "fingerprint": text, "path": text}
+        result["data"]["selection"] = {"cancer": text}
         result["metrics"] = result["metrics"] | {"auroc": None, "undefined": {"auroc": text}}
     return results
 

@@ -48,6 +48,12 @@ def test_a_model_that_is_called_like_a_published_one_stays_measured(tmp_path):
     assert saved["models"]["BiomedCLIP (published) (model)"]["accuracy"]["value"] == 0.5123
 
 
+def test_the_title_names_the_study_that_was_chosen(tmp_path):
+    data = zero_shot_result()["data"] | {"selection": {"cancer": "brca", "images": 3}}
+    compare(results("a", "b", benchmark="tcga_til", data=data), tmp_path)
+    assert (tmp_path / "comparison.md").read_text().startswith("# zero-shot on tcga\\_til (brca), test split")
+
+
 def test_without_published_values_there_is_no_mark(tmp_path, capsys):
     compare(results("a", "b", published=[]), tmp_path)
     assert "measured here" not in (tmp_path / "comparison.md").read_text() + capsys.readouterr().out
@@ -102,10 +108,17 @@ class Encoder:
             pass
 
 
-@pytest.mark.parametrize(("paper", "models"), [({"accuracy": 0.7895}, 4), ({}, 0)])
+@pytest.mark.parametrize(("paper", "models"), [({"accuracy": 0.7895}, 5), ({}, 0)])
 def test_results_hold_published_values_only_of_the_same_data(paper, models, tmp_path):
     """BiomedCLIP's values are left out where the data are others; so are those of all models."""
-    content = {"command": [], "encoder": Encoder, "data": {}, "metrics": {}, "settings": {}, "seconds": 0.0}
+    content = {
+        "command": [],
+        "encoder": Encoder,
+        "data": {"split": "test"},
+        "metrics": {},
+        "settings": {},
+        "seconds": 0.0,
+    }
     content |= {"paper": paper, "paper_source": ""}
     written = write_results(tmp_path, task="zero-shot", benchmark="rsna", **content)
     assert len(written["published"]) == models
