@@ -46,6 +46,7 @@ CARD_FACTS = "card.json"
 TRAIN_RESULTS = "train_results.json"
 TRAINER_STATE = "trainer_state.json"
 BUILD_REPORT = "report.json"
+SHOWN_PATHS = 3  # results of other weights that are named
 _NUMBER = (int, float)
 # Shapes of the files that a card is filled from, as `check_shape` reads them.
 _VERSIONS = {"versions": {"biomedclip": str}}
@@ -358,8 +359,9 @@ def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
         if (task, benchmark) not in there
     ]
     show_table(f"Card of {facts['title']}", rows, ["", "value"])
-    for path in left_out:
-        say(f"Left out, for it was measured with other weights: {path}")
+    if left_out:
+        names = ", ".join(map(str, left_out[:SHOWN_PATHS])) + (", ..." if len(left_out) > SHOWN_PATHS else "")
+        say(f"Left out: {len(left_out):,} results that were measured with other weights: {names}")
 
 
 def _read_part(folder: Path, name: str, shape: Mapping[str, Any]) -> Any:

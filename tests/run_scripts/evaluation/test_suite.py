@@ -224,6 +224,16 @@ def test_only_what_an_option_or_the_weights_change_is_measured_again(two_models,
     assert main([*command, "1.0"]) == 0 and calls == everything[:2]
 
 
+def test_a_result_that_was_written_just_before_a_kill_does_not_count_for_other_options(two_models, tmp_path, calls):
+    root = write_benchmarks(tmp_path / "root", "tcga_til")
+    command = arguments(root, tmp_path / "out", two_models[0])
+    assert main(command) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("run_scripts.evaluation.suite.write_json", lambda *args: os.kill(os.getpid(), signal.SIGINT))
+        assert main([*command, "--seed", "1"]) == 130
+    assert main(command) == 0 and calls == ["zero-shot tcga_til"] * 3
+
+
 def test_a_killed_run_continues_with_the_next_benchmark(two_models, tmp_path, calls, capsys):
     root, out = write_benchmarks(tmp_path / "root", "lc25000", "tcga_til", "medmnist"), tmp_path / "out"
     command = arguments(root, out, two_models[0])
@@ -360,6 +370,12 @@ def test_sets_of_medmnist_without_classes_for_prompts_are_left_out(two_models, t
     found = comparison(tmp_path / "out")
     assert [entry["name"] for entry in found["results"]] == ["pneumoniamnist", "pneumoniamnist_64"]
     assert "2D images with one label" in found["not_applicable"]["zero-shot on chestmnist"]
+
+
+def test_a_model_is_loaded_once_for_all_benchmarks(two_models, tmp_path, monkeypatch):
+    root = write_benchmarks(tmp_path / "root", "tcga_til", "medmnist")
+    monkeypatch.setattr("run_scripts.evaluate.load_dual_encoder", lambda *args, **options: pytest.fail("again"))
+    assert main(arguments(root, tmp_path / "out", two_models[0])) == 0
 
 
 def test_tasks_and_benchmarks_can_be_selected(two_models, tmp_path, calls, capsys):
