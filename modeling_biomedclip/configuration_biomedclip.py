@@ -1,13 +1,14 @@
-"""Configuration of BiomedCLIP: a ViT image tower and a BERT text tower with projections into one space.
+"""Configuration of BiomedCLIP: a ViT image tower and a BERT or CLIP text tower with projections into one space.
 
 The defaults are the published architecture, `microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224`.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
@@ -52,7 +53,8 @@ class BiomedCLIPTextConfig(BiomedCLIPBaseConfig):
         hidden_dropout (`float`, defaults to 0.1): Dropout after embeddings, attention and feed-forward layers.
         attention_dropout (`float`, defaults to 0.1): Dropout of attention probabilities.
         layer_norm_eps (`float`, defaults to 1e-12): Epsilon of every LayerNorm.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of freshly drawn weights.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of random linear layers and embeddings. The
+            projection is initialized as PyTorch initializes a linear layer, as in open_clip.
         pad_token_id (`int`, defaults to 0): `[PAD]`; positions that hold it are masked when no mask is given.
 
     Example:
@@ -82,6 +84,14 @@ class BiomedCLIPTextConfig(BiomedCLIPBaseConfig):
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
 
+    def __post_init__(self, **kwargs):
+        if kwargs.get("model_type", self.model_type) != self.model_type:
+            raise ValueError(
+                f"The text tower is a {kwargs['model_type']}, not a {self.model_type}. Load the whole model, as "
+                "BiomedCLIPModel."
+            )
+        super().__post_init__(**kwargs)
+
     def validate_architecture(self) -> None:
         """Raises `ValueError` when the heads do not divide the width."""
         _check_heads(self)
@@ -108,7 +118,8 @@ class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
             transformers' ViT default of 1e-12 give other embeddings.
         patch_dropout (`float`, defaults to 0.0): Share of the patches of each image that training leaves out, drawn at
             random (FLIP, arXiv 2212.00794).
-        initializer_range (`float`, defaults to 0.02): Standard deviation of freshly drawn weights.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of random linear layers and positions. Patch
+            embedding and projection are initialized as PyTorch initializes such layers, as in timm and open_clip.
 
     Example:
 
@@ -184,13 +195,31 @@ class BiomedCLIPCoAttentionConfig(PreTrainedConfig):
         _check_heads(self)
 
 
+def text_config_class(fields: Mapping[str, Any]) -> type[BiomedCLIPTextConfig] | type[CLIPTextConfig]:
+    """
+    Return the class of the configuration of a text tower.
+
+    Args:
+        fields: Fields of the configuration. `model_type` selects the class (default: BERT's).
+
+    Raises:
+        ValueError: If `model_type` is neither BERT's nor CLIP's.
+    """
+    classes = {config_class.model_type: config_class for config_class in (BiomedCLIPTextConfig, CLIPTextConfig)}
+    wanted = fields.get("model_type", BiomedCLIPTextConfig.model_type)
+    if wanted not in classes:
+        raise ValueError(f"text_config.model_type is {wanted!r}. Choose one of {', '.join(classes)}.")
+    return classes[wanted]
+
+
 @strict
 class BiomedCLIPConfig(BiomedCLIPBaseConfig):
     r"""
     Configuration of the whole model.
 
     Args:
-        text_config (`dict` or [`BiomedCLIPTextConfig`], *optional*): The text tower.
+        text_config (`dict`, [`BiomedCLIPTextConfig`] or `CLIPTextConfig`, *optional*): The text tower. In a `dict` the
+            `model_type` `clip_text_model` selects CLIP's, a GPT-2 with a causal mask.
         vision_config (`dict` or [`BiomedCLIPVisionConfig`], *optional*): The image tower.
         co_attention_config (`dict` or [`BiomedCLIPCoAttentionConfig`], *optional*): The head that answers questions, in
             [`BiomedCLIPForVisualQuestionAnswering`] alone.
@@ -227,7 +256,7 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
         "co_attention_config": BiomedCLIPCoAttentionConfig,
     }
 
-    text_config: dict | BiomedCLIPTextConfig | None = None
+    text_config: dict | BiomedCLIPTextConfig | CLIPTextConfig | None = None
     vision_config: dict | BiomedCLIPVisionConfig | None = None
     co_attention_config: dict | BiomedCLIPCoAttentionConfig | None = None
     projection_dim: int = 512
@@ -243,6 +272,8 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
             if sub_config is None:
                 sub_config = config_class()
             elif isinstance(sub_config, dict):
+                if name == "text_config":
+                    config_class = text_config_class(sub_config)
                 sub_config = config_class(**sub_config)
             setattr(self, name, sub_config)
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):

@@ -1,4 +1,4 @@
-"""BiomedCLIP in PyTorch: a ViT image tower and a BERT text tower that meet in one space.
+"""BiomedCLIP in PyTorch: a ViT image tower and a BERT text tower, or CLIP's, that meet in one space.
 
 Both towers are made of the same attention and feed-forward modules under the same names, so one list of LoRA targets
 fits both. They differ where ViT and BERT differ: LayerNorm stands before each sub-layer of an image block and after
@@ -6,13 +6,14 @@ each sub-layer of a text block.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertModel, PreTrainedModel, ViTModel
+from transformers import BertModel, CLIPTextConfig, CLIPTextModel, PreTrainedModel, ViTModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -374,18 +375,33 @@ class BiomedCLIPTextEmbeddings(nn.Module):
         return self.dropout(self.layer_norm(embeddings))
 
 
+class BiomedCLIPProjection(nn.Linear):
+    """Linear layer without bias whose random weights are PyTorch's, as in open_clip."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+
 class BiomedCLIPTextProjection(nn.Module):
     """Two-layer projection of the text tower; its inner width is the mean of the outer ones (open_clip's `mlp`)."""
 
     def __init__(self, config: BiomedCLIPTextConfig):
         super().__init__()
         inner_size = (config.hidden_size + config.projection_dim) // 2
-        self.fc1 = nn.Linear(config.hidden_size, inner_size, bias=False)
+        self.fc1 = BiomedCLIPProjection(config.hidden_size, inner_size)
         self.activation_fn = nn.GELU()
-        self.fc2 = nn.Linear(inner_size, config.projection_dim, bias=False)
+        self.fc2 = BiomedCLIPProjection(inner_size, config.projection_dim)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+def _init_like_torch(module: nn.Linear | nn.Conv2d) -> None:
+    """Initialize a layer as PyTorch does: uniform between -1 / sqrt(inputs) and 1 / sqrt(inputs)."""
+    init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    if module.bias is not None:
+        bound = module.weight[0].numel() ** -0.5
+        init.uniform_(module.bias, -bound, bound)
 
 
 class BiomedCLIPPreTrainedModel(PreTrainedModel):
@@ -404,6 +420,8 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
         "BiomedCLIPTextLayer",
         "BiomedCLIPVisionLayer",
         "BiomedCLIPCoAttentionLayer",
+        "CLIPTextEmbeddings",
+        "CLIPEncoderLayer",
     ]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -412,11 +430,17 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Linear, convolution, embedding and LayerNorm: normal(0, initializer_range), zeros and ones, by transformers.
+        # Linear, embedding and LayerNorm: normal(0, initializer_range), zeros and ones, by transformers. The rest is as
+        # in a model that open_clip creates of timm's ViT: patch embedding and projections keep PyTorch's own values.
         super()._init_weights(module)
         if isinstance(module, BiomedCLIPVisionEmbeddings):
-            init.normal_(module.class_embedding, std=1e-6)  # timm's value
+            init.normal_(module.class_embedding, std=1e-6)
             init.normal_(module.position_embedding, std=self.config.initializer_range)
+            _init_like_torch(module.patch_embedding)
+        elif isinstance(module, BiomedCLIPProjection):
+            _init_like_torch(module)
+        elif isinstance(module, nn.Linear) and module is getattr(self, "text_projection", None):
+            init.normal_(module.weight, std=module.in_features**-0.5)  # behind CLIP's text tower
         elif isinstance(module, BiomedCLIPModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.logit_bias is not None:
@@ -451,6 +475,11 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
     _can_record_outputs = {"hidden_states": BiomedCLIPTextLayer, "attentions": BiomedCLIPAttention}
 
     def __init__(self, config: BiomedCLIPTextConfig):
+        if config.model_type != BiomedCLIPTextConfig.model_type:
+            raise ValueError(
+                f"This model needs a BERT text tower, and text_config is a {config.model_type}: BiomedCLIPModel is the "
+                "only model with CLIP's text tower."
+            )
         super().__init__(config)
         self.embeddings = BiomedCLIPTextEmbeddings(config)
         self.layers = nn.ModuleList([BiomedCLIPTextLayer(config) for _ in range(config.num_hidden_layers)])
@@ -504,6 +533,34 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
 
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+
+class BiomedCLIPCausalTextModel(CLIPTextModel):
+    """
+    CLIP's text tower: GPT-2's blocks with a causal mask, of which the end of the text is pooled.
+
+    Random weights are as in open_clip. transformers exchanges the scales of what goes into attention and out of it.
+    """
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.embeddings:
+            super()._init_weights(module)  # also the numbers of the positions, which are not saved
+            init.normal_(module.position_embedding.weight, std=0.01)
+            return
+        PreTrainedModel._init_weights(self, module)
+        width = self.config.hidden_size
+        out_std = width**-0.5 * (2 * self.config.num_hidden_layers) ** -0.5
+        for layer in self.encoder.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            if module in (attention.q_proj, attention.k_proj, attention.v_proj):
+                init.normal_(module.weight, std=width**-0.5)
+            elif module in (attention.out_proj, mlp.fc2):
+                init.normal_(module.weight, std=out_std)
+            elif module is mlp.fc1:
+                init.normal_(module.weight, std=(2 * width) ** -0.5)
+            if module in (mlp.fc1, mlp.fc2):
+                init.uniform_(module.bias, -(module.in_features**-0.5), module.in_features**-0.5)
 
 
 class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
@@ -640,7 +697,7 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
     def __init__(self, config: BiomedCLIPVisionConfig):
         super().__init__(config)
         self.vision_model = BiomedCLIPVisionModel._from_config(config)
-        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = BiomedCLIPProjection(config.hidden_size, config.projection_dim)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -688,10 +745,14 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
 
     def __init__(self, config: BiomedCLIPConfig):
         super().__init__(config)
-        self.text_model = BiomedCLIPTextModel._from_config(config.text_config)
+        if isinstance(config.text_config, CLIPTextConfig):
+            self.text_model = BiomedCLIPCausalTextModel._from_config(config.text_config)
+            self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        else:
+            self.text_model = BiomedCLIPTextModel._from_config(config.text_config)
+            self.text_projection = BiomedCLIPTextProjection(config.text_config)
         self.vision_model = BiomedCLIPVisionModel._from_config(config.vision_config)
-        self.text_projection = BiomedCLIPTextProjection(config.text_config)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = BiomedCLIPProjection(config.vision_config.hidden_size, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         bias = config.logit_bias_init_value
         self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
@@ -796,15 +857,15 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
-        Arguments as in [`BiomedCLIPTextModel.forward`]. `pooler_output`, of shape `(texts, projection_dim)`, holds the
-        projected features, not normalised.
+        Arguments as in [`BiomedCLIPTextModel.forward`]; a CLIP text tower has no token types and needs `input_ids`.
+        `pooler_output`, of shape `(texts, projection_dim)`, holds the projected features, not normalised.
         """
+        if isinstance(self.text_model, BiomedCLIPTextModel):
+            kwargs |= {"token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
         outputs = self.text_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
             position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
             return_dict=True,
             **kwargs,
         )

@@ -14,13 +14,15 @@ from transformers import (
     AutoModel,
     BertConfig,
     CLIPConfig,
+    CLIPTextConfig,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
     ViTConfig,
 )
 
-from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, BiomedCLIPTextConfig
+from modeling_biomedclip.configuration_biomedclip import text_config_class
 from modeling_biomedclip.contrastive_loss import LOSSES, SIGLIP_LOGIT_BIAS, SIGLIP_LOGIT_SCALE
 from modeling_biomedclip.contrastive_trainer import find_logit_bias
 from modeling_biomedclip.modeling_biomedclip import changed_epsilon, text_config_of, vision_config_of
@@ -57,8 +59,8 @@ class ModelOptions:
     model_config: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Fields of BiomedCLIPConfig, as JSON; a tower without a checkpoint is drawn afresh by them. The "
-            "published size if empty."
+            "help": "Fields of BiomedCLIPConfig, as JSON, for towers with random weights (default: the published "
+            "size). text_config.model_type=clip_text_model gives CLIP's text tower."
         },
     )
     image_size: int | None = field(
@@ -105,6 +107,11 @@ class ModelOptions:
                 raise ValueError(
                     f"--{option.replace('_', '-')} brings its own configuration; take {section} out of --model-config."
                 )
+        if _has_clip_text(self.model_config) and not self.tokenizer:
+            raise ValueError(
+                "text_config.model_type=clip_text_model needs --tokenizer: CLIP's text tower pools the end of the "
+                "text, which a vocabulary that is learned from the captions does not mark."
+            )
         if self.lock_image_tower and self.patch_dropout:
             raise ValueError("--patch-dropout has no effect on a tower that is locked; leave one of the two out.")
         if self.lock_image_tower and not (self.model_name_or_path or self.vision_model):
@@ -193,6 +200,8 @@ def _fields_with_vocabulary(options: ModelOptions, processor: ProcessorMixin, lo
     text_fields = dict(fields.get("text_config") or {})
     if not options.tokenizer:
         text_fields.setdefault("vocab_size", len(processor.tokenizer))
+    if _has_clip_text(fields):
+        text_fields |= _special_tokens(options, processor)
     rows = text_fields.get("vocab_size", config.text_config.vocab_size)
     if len(processor.tokenizer) > rows:
         raise ValueError(
@@ -200,6 +209,32 @@ def _fields_with_vocabulary(options: ModelOptions, processor: ProcessorMixin, lo
             "rows of the model's table. Lower --vocabulary-size, or raise text_config.vocab_size in --model-config."
         )
     return {**fields, "text_config": text_fields}
+
+
+def _has_clip_text(fields: Any) -> bool:
+    """Whether fields of BiomedCLIPConfig ask for CLIP's text tower."""
+    text_fields = fields.get("text_config") if isinstance(fields, Mapping) else None
+    return isinstance(text_fields, Mapping) and text_fields.get("model_type") == CLIPTextConfig.model_type
+
+
+def _special_tokens(options: ModelOptions, processor: ProcessorMixin) -> dict[str, int]:
+    """
+    Ids of the special tokens that CLIP's text tower knows.
+
+    Raises:
+        ValueError: If the tokenizer does not mark the end of a text.
+    """
+    tokenizer = processor.tokenizer
+    end = tokenizer.eos_token_id
+    # transformers pools the largest id of a text if the end has the id 2.
+    if end is None or end == 2 or tokenizer("a").input_ids[-1] != end:
+        raise ValueError(
+            f"--tokenizer {options.tokenizer}: CLIP's text tower pools the end of the text, so texts must end with an "
+            f"eos_token, and its id must not be 2 (eos_token_id={end}). Use a tokenizer such as that of "
+            "openai/clip-vit-base-patch16."
+        )
+    ids = {"bos": tokenizer.bos_token_id, "eos": end, "pad": tokenizer.pad_token_id}
+    return {f"{name}_token_id": number for name, number in ids.items() if number is not None}
 
 
 def outline(
@@ -296,6 +331,8 @@ def make_config(option: str, config_class: Any, fields: Mapping[str, Any]) -> An
     parts = [(config_class, fields)]
     parts += [(part_class, fields.get(name) or {}) for name, part_class in config_class.sub_configs.items()]
     for part_class, part in parts:
+        if part_class is BiomedCLIPTextConfig:
+            part_class = text_config_class(part)
         if unknown := sorted(set(part) - set(part_class().to_dict())):
             raise ValueError(f"{option}: {', '.join(unknown)}: not a field of {part_class.__name__}.")
     try:

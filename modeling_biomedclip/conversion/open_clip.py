@@ -140,6 +140,11 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
 
 def _portable_config(config: Any, processor: BiomedCLIPProcessor) -> str | None:
     """Return open_clip's configuration, or `None` if its BERT would be named by a folder."""
+    if config.text_config.model_type != BiomedCLIPTextConfig.model_type:
+        raise ValueError(
+            f"text_config.model_type is {config.text_config.model_type}: only models with a BERT text tower can be "
+            "written in open_clip's layout. Use the model in transformers' layout."
+        )
     stored = config.open_clip_config
     _check_vision_config(config.vision_config)
     _check_image_processor(processor.image_processor, config.vision_config.image_size)

@@ -32,7 +32,7 @@ ROWS = {
     "pmc15m_2022": Row(32, "82.90 81.86"),
     "context_256": Row(8, "73.50 72.26"),
     "context_77": Row(8, "69.03 67.41", context=77),
-    "gpt_77_8_epochs": Row(8, "64.53 63.56", context=77, tower="clip"),
+    "gpt_77_8_epochs": Row(8, "64.53 63.56", context=77),
     "gpt_77": Row(32, "81.57 80.89", context=77, tower="clip"),
     "vit_s": Row(8, "69.45 68.02", tower="small"),
     "vit_m": Row(8, "71.85 70.22", tower="medium"),
@@ -145,6 +145,18 @@ def test_the_gpt_variant_is_openai_clip(image_towers, tmp_path):
     plan = dry_run("gpt_77", tmp_path)
     assert plan["model"]["class"] == "CLIPModel"
     assert plan["model"]["parameters"] == image_towers["whole clip"] == 149_620_737
+
+
+def test_the_blank_gpt_variant_has_the_towers_of_open_clip(image_towers, tmp_path):
+    with torch.device("meta"):
+        clip = open_clip.CLIP(
+            embed_dim=512,
+            vision_cfg={"timm_model_name": "vit_base_patch16_224", "timm_pool": "", "timm_proj": "linear"},
+            text_cfg={"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+        )
+    plan = dry_run("gpt_77_8_epochs", tmp_path)
+    assert plan["model"]["parameters"] == sum(parameter.numel() for parameter in clip.parameters())
+    assert plan["model"]["trainable_parameters"] == plan["model"]["parameters"]
 
 
 def test_the_second_part_of_the_64k_schedule_goes_on_with_the_first(tmp_path):

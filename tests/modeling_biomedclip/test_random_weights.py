@@ -1,0 +1,132 @@
+"""Random weights have the distributions of those of a model that open_clip creates, for each kind of tensor."""
+
+import math
+import re
+from collections import defaultdict
+
+import open_clip
+import pytest
+import torch
+from scipy.stats import kstest
+from transformers import BertConfig
+
+from modeling_biomedclip import (
+    BiomedCLIPConfig,
+    BiomedCLIPModel,
+    BiomedCLIPTextConfig,
+    BiomedCLIPTextModelWithProjection,
+    BiomedCLIPVisionConfig,
+    BiomedCLIPVisionModelWithProjection,
+)
+from modeling_biomedclip.conversion.tensors import from_open_clip_tensors
+
+
+LAYERS = {"num_hidden_layers": 2}
+VISION = {"timm_model_name": "vit_base_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
+CLIP_TEXT = {"model_type": "clip_text_model", "hidden_act": "gelu", "vocab_size": 500, "eos_token_id": 499}
+ERROR = 1e-9  # chance that a tensor kind of one distribution is taken for one of two
+
+
+def as_our_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The text tower of open_clip's `CLIP` under our names."""
+    ours = {
+        "text_model.embeddings.token_embedding.weight": tensors["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": tensors["positional_embedding"],
+        "text_projection.weight": tensors["text_projection"].t(),
+    }
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    names |= {"attn.out_proj": "self_attn.out_proj"}
+    for name, tensor in tensors.items():
+        if name.startswith("ln_final."):
+            ours[f"text_model.final_layer_norm.{name.partition('.')[2]}"] = tensor
+        if (found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)) is None:
+            continue
+        layer, part, kind = found.groups()
+        if part == "attn.in_proj":
+            for projection, rows in zip("qkv", tensor.chunk(3), strict=True):
+                ours[f"text_model.encoder.layers.{layer}.self_attn.{projection}_proj.{kind}"] = rows
+        else:
+            ours[f"text_model.encoder.layers.{layer}.{names[part]}.{kind}"] = tensor
+    return ours
+
+
+def make_models(text: str, folder) -> tuple[open_clip.CLIP | open_clip.CustomTextCLIP, BiomedCLIPModel]:
+    """open_clip's model and ours, each with its own random weights; the image towers have 12 layers and 2."""
+    torch.manual_seed(0)
+    if text == "bert":
+        BertConfig(**LAYERS).save_pretrained(folder)
+        text_cfg = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "hf_model_pretrained": False}
+        text_cfg |= {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 256}
+        theirs = open_clip.CustomTextCLIP(embed_dim=512, vision_cfg=VISION, text_cfg=text_cfg)
+        text_config = LAYERS
+    else:
+        text_cfg = {"context_length": 77, "vocab_size": 500, "width": 512, "heads": 8, "layers": 2}
+        theirs = open_clip.CLIP(embed_dim=512, vision_cfg=VISION, text_cfg=text_cfg)
+        text_config = CLIP_TEXT | LAYERS
+    del theirs.visual.trunk.blocks[2:]
+    torch.manual_seed(1)
+    return theirs, BiomedCLIPModel(BiomedCLIPConfig(text_config=text_config, vision_config=LAYERS))
+
+
+def tensors_of(theirs, ours, text: str) -> dict[str, torch.Tensor]:
+    """open_clip's tensors under our names."""
+    state = theirs.state_dict()
+    if text == "bert":
+        return from_open_clip_tensors(state, list(ours.state_dict()))
+    image = {name: tensor for name, tensor in state.items() if name.startswith(("visual.", "logit_scale"))}
+    names = [name for name in ours.state_dict() if not name.startswith("text_")]
+    return from_open_clip_tensors(image, names) | as_our_names(state)
+
+
+def by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Numbers of each kind of tensor, which is its name without the number of the layer; 100,000 or a few more."""
+    kinds = defaultdict(list)
+    for name, tensor in tensors.items():
+        kinds[re.sub(r"\.\d+\.", ".N.", name)].append(tensor.detach().flatten())
+    numbers = {kind: torch.cat(found) for kind, found in kinds.items()}
+    return {kind: found[:: max(1, len(found) // 100_000)].double() for kind, found in numbers.items()}
+
+
+@pytest.mark.parametrize("text", ["bert", "gpt"])
+def test_each_kind_of_tensor_has_the_distribution_of_open_clip(text, tmp_path):
+    theirs, ours = make_models(text, tmp_path)
+    found, expected = by_kind(ours.state_dict()), by_kind(tensors_of(theirs, ours, text))
+    assert found.keys() == expected.keys() and len(found) > 30
+    for kind, numbers in found.items():
+        others = expected[kind]
+        if len(others.unique()) == 1:
+            assert torch.equal(numbers.unique(), others.unique()), kind
+            continue
+        # Kolmogorov and Smirnov: the distance of two empirical distributions of n and m numbers is greater than
+        # sqrt(-log(ERROR / 2) / 2 * (n + m) / (n * m)) with a chance of at most ERROR if they are drawn from one. With
+        # 100,000 of each that is 0.015: a standard deviation that is 7 % off exceeds it, or a normal distribution for a
+        # uniform one.
+        n, m = len(numbers), len(others)
+        bound = math.sqrt(-math.log(ERROR / 2) / 2 * (n + m) / (n * m))
+        distance = kstest(numbers.numpy(), others.numpy()).statistic
+        assert distance < bound, f"{kind}: std {numbers.std():.3g}, in open_clip {others.std():.3g}"
+
+
+def test_a_tower_alone_has_the_projection_of_the_whole_model():
+    torch.manual_seed(0)
+    image = BiomedCLIPVisionModelWithProjection(BiomedCLIPVisionConfig(num_hidden_layers=1)).visual_projection
+    text = BiomedCLIPTextModelWithProjection(BiomedCLIPTextConfig(num_hidden_layers=1, vocab_size=99)).text_projection
+    for layer in (image, text.fc1, text.fc2):
+        bound = layer.in_features**-0.5
+        assert 0.99 * bound < layer.weight.abs().max() <= bound
+
+
+@torch.no_grad()
+def test_clips_text_tower_embeds_as_in_open_clip(tmp_path):
+    theirs, ours = make_models("gpt", tmp_path)
+    ours.load_state_dict(tensors_of(theirs, ours, "gpt"))
+    texts = torch.randint(1, 499, (4, 77))
+    for row, length in enumerate((3, 20, 60, 76)):
+        texts[row, length:] = 0
+        texts[row, length] = 499
+    expected = theirs.eval().encode_text(texts)
+    torch.testing.assert_close(ours.eval().get_text_features(texts).pooler_output, expected, atol=2e-6, rtol=0)
+    images = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(
+        ours.get_image_features(images).pooler_output, theirs.encode_image(images), atol=2e-6, rtol=0
+    )
