@@ -553,6 +553,16 @@ def test_a_palette_of_16_bits_may_hold_values_of_8(factor):
     assert np.array_equal(image, np.stack([pixels] * 3, axis=-1))
 
 
+def test_the_transparency_of_a_palette_is_dropped():
+    values = np.arange(256, dtype=np.uint8)
+    elements = {}
+    for name in ("Red", "Green", "Blue", "Alpha"):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        elements[f"{name}PaletteColorLookupTableData"] = values.tobytes()
+    image = read_image(dicom(values.reshape(16, 16), PhotometricInterpretation="PALETTE COLOR", **elements))
+    assert image.mode == "RGB" and np.array_equal(image, np.stack([values.reshape(16, 16)] * 3, axis=-1))
+
+
 def test_an_error_of_the_display_step_is_not_called_damage():
     with pytest.raises(ImageError, match="display step failed .*palette") as raised:
         read_image(dicom(ramp(255, np.uint8), PhotometricInterpretation="PALETTE COLOR"))
@@ -587,6 +597,14 @@ def test_a_window_that_cannot_be_used_gives_way_to_the_next_one():
 
 def test_an_intercept_without_a_slope_moves_the_values_before_the_window():
     assert shades(dicom(ramp(), RescaleIntercept=-1000, **window(1048, 4096), **BITS_12)) == UP
+
+
+def test_values_that_are_clearly_below_an_integer_get_the_entry_of_the_integer_below():
+    """Only differences below half a millionth are taken for the rounding of a slope."""
+    entries = np.arange(4096) % 2 * 65535
+    content = dicom(ramp(), VOILUTSequence=[lut(entries)], **rescale(1, "-0.000004"), **BITS_12)
+    below = np.clip(ramp().astype(int) - 1, 0, None)
+    assert np.array_equal(read_image(content), entries[below] // 257)
 
 
 def test_a_lut_may_have_more_than_32768_entries():
