@@ -17,6 +17,8 @@ from .comparison import Value, headline
 PAPER_FIVE = tuple(benchmark for task, benchmark in OF_THE_PAPER if task == "zero-shot")
 MEAN = "mean of the paper's five"
 _LABELS = {"accuracy": "accuracy", "auroc": "AUROC"}
+ROOM = 30  # characters of a table in a terminal that models have
+_NOT_SHOWN = ("open token F1", "closed token F1")  # which nobody has published
 _NONE = Value(None, measured=False)
 
 
@@ -77,7 +79,7 @@ def compare_suite(
         model: f"No {MEAN} zero-shot benchmarks for {model}: {', '.join(names)} not measured as in the paper."
         for model, names in lacks.items()
     }
-    title = f"Benchmarks of {', '.join(models)}"
+    title = f"Benchmarks of {models[0] if len(models) == 1 else f'{len(models)} models'}"
     rows = [
         (line.task, line.name, line.metric)
         + tuple(Markdown(line.values.get(model, _NONE)) for model in models)  # numbers, which need no escapes
@@ -98,7 +100,11 @@ def compare_suite(
         cells = [line.values.get(model, _NONE)._replace(interval=None, deviation=None) for model in models]
         shown.append((f"  {_label(line)}", *map(str, cells), line.paper()))  # a terminal is 80 wide: no intervals
         before = line.task
-    show_table(title, shown, ["", *models, "published"])
+    # A terminal is 80 wide: long names stand below the table.
+    fits = sum(len(model) + 3 for model in models) <= ROOM
+    show_table(title, shown, ["", *(models if fits else map(str, range(1, len(models) + 1))), "published"])
+    for number, model in enumerate([] if fits else models, 1):
+        say(f"{number}: {model}")
     for text in why.values():
         say(text)
     say(f"In {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
@@ -147,7 +153,7 @@ def _lines(task: str, benchmark: str, name: str, results: Mapping[str, Mapping[s
     values = {model: headline(task, result["metrics"]) for model, result in results.items()}
     entries = next(iter(results.values())).get("published") or []
     published = {entry["model"]: headline(task, entry["values"]) for entry in entries}
-    metrics = list(dict.fromkeys(metric for found in values.values() for metric in found))
+    metrics = list(dict.fromkeys(metric for found in values.values() for metric in found if metric not in _NOT_SHOWN))
     if task in ("zero-shot", "linear-probe"):
         chosen = "accuracy" if benchmark == "medmnist" else facts_of(benchmark)["metric"]
         metrics = [metric for metric in metrics if metric.split(" ")[0] == _LABELS[chosen]]

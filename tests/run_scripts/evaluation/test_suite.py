@@ -476,6 +476,18 @@ def test_an_option_of_one_benchmark_changes_only_its_results(two_models, tmp_pat
     assert main([*command, "--cancer", "all"]) == 0 and calls[2:] == ["zero-shot tcga_til"]
 
 
+def test_long_names_of_models_stand_below_the_table(two_models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    root = write_benchmarks(tmp_path / "root", "tcga_til")
+    models = [tmp_path / f"BiomedCLIP-PubMedBERT_256-vit_base_patch16_{size}" for size in (224, 384)]
+    for source, copy in zip(two_models, models, strict=True):
+        shutil.copytree(source, copy)
+    assert main(arguments(root, tmp_path / "out", *map(str, models))) == 0
+    printed = capsys.readouterr().out
+    table = printed[printed.index("Benchmarks of 2 models") :]
+    assert "  tcga_til, AUROC │" in table and "2: BiomedCLIP-PubMedBERT_256-vit_base_patch16_384" in table
+
+
 def test_two_processes_give_the_results_of_one(measured, two_models, tmp_path):
     root, out, _, _ = measured
     command = arguments(root, tmp_path / "out", two_models[1])
