@@ -54,7 +54,7 @@ def write_results(
     Returns:
         What was written.
     """
-    published = published_models(benchmark, task, data.get("split", "test")) if benchmark and paper else []
+    published = published_models(benchmark, task, data["split"]) if benchmark and paper else []
     results = {
         "schema": SCHEMA,
         "task": task,
