@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,11 +21,20 @@ from model_cards.fill import fill_dataset_card
 from model_cards.model_card import fill_model_card
 from run_scripts import plots, reporting
 from run_scripts.card import card_facts
-from run_scripts.evaluation import comparison
+from run_scripts.evaluation import comparison, suite_comparison
 from run_scripts.evaluation.comparison import Value, compare
+from run_scripts.evaluation.suite_comparison import compare_suite
 from run_scripts.evaluation.zero_shot import show_zero_shot
 from run_scripts.main import main
-from run_scripts.plots import Answer, Query, plot_answers, plot_comparison, plot_report, plot_retrieved_images
+from run_scripts.plots import (
+    Answer,
+    Query,
+    plot_answers,
+    plot_comparison,
+    plot_report,
+    plot_retrieved_images,
+    plot_suite,
+)
 from run_scripts.quickstart import report_as_markdown
 
 
@@ -181,9 +191,21 @@ def results_with(text: str) -> list[dict]:
     return results
 
 
+def compare_as_suite(results: list[dict], output_dir: Path) -> None:
+    text = results[0]["benchmark"]
+    compare_suite(
+        [("zero-shot", "pcam", text, {f"{text}{number}": result for number, result in enumerate(results)})],
+        [f"{text}0", f"{text}1"],
+        output_dir,
+        remarks={"Missing": {}, "Failed": {text: text}},
+    )
+
+
+@pytest.mark.parametrize("compare", [compare, compare_as_suite])
 @every
-def test_a_comparison_has_the_same_structure_with_any_text(text, tmp_path, capsys, monkeypatch):
+def test_a_comparison_has_the_same_structure_with_any_text(text, compare, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(comparison, "plot_comparison", lambda *arguments, **options: None)
+    monkeypatch.setattr(suite_comparison, "plot_suite", lambda *arguments, **options: None)
     for name, content in (("hostile", text), ("benign", BENIGN)):
         (tmp_path / name).mkdir()
         compare(results_with(content), tmp_path / name)
@@ -262,6 +284,8 @@ def test_plots_show_any_text_as_it_is(text, tmp_path, monkeypatch, no_mathematic
     monkeypatch.setattr(plots, "_save", look)
     plot_comparison(text, [text], {text: [Value(0.5, [0.4, 0.6])]}, 0.5, tmp_path / "a.png")
     assert sum(one_line(text) in found for found in shown[-1]) >= 3, "title, axis and legend"
+    plot_suite(text, [(text, {text: Value(0.5)}, {f"{text} paper": Value(0.5)})], tmp_path / "e.png")
+    assert sum(one_line(text) in found for found in shown[-1]) >= 4, "title, axis and both entries of the legend"
     image = Image.new("RGB", (8, 8))
     plot_answers([Query(image, [Answer(text, 0.5, True, text), Answer("b", 0.1, False)], text)], tmp_path / "b.png")
     assert sum(one_line(text) in found for found in shown[-1]) >= 2, "caption and source"
