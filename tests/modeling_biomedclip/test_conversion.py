@@ -356,6 +356,17 @@ def test_a_setting_that_biomedclip_does_not_have_is_named(folder, section, value
         from_open_clip(folder)
 
 
+def test_a_context_length_of_zero_and_a_missing_field_are_named(folder):
+    change_config(folder, "text_cfg", context_length=0)
+    with pytest.raises(ValueError, match="context_length is 0. It must be a number from 1 to"):
+        from_open_clip(folder)
+    config = read_config(folder)
+    del config["model_cfg"]["embed_dim"]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="no model of BiomedCLIP's kind: 'embed_dim' is missing"):
+        from_open_clip(folder)
+
+
 def test_a_changed_interpolation_is_written_down(folder, tmp_path):
     model, processor = from_open_clip(folder)
     processor.image_processor.resample = PILImageResampling.BILINEAR
