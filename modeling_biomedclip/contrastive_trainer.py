@@ -63,8 +63,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
     loss: str = field(
         default=LOSSES[0],
         metadata={
-            "help": "infonce: the right text among all texts and the right image among all images. siglip: each image "
-            "with each text, right or not; the model needs a logit_bias.",
+            "help": "Contrastive loss: InfoNCE, or the pairwise sigmoid loss of SigLIP (default: infonce).",
             "choices": list(LOSSES),
         },
     )
