@@ -108,15 +108,15 @@ class PairHandling:
     fast_decode: bool = field(
         default=False,
         metadata={
-            "help": "Decode training JPEGs no larger than their crop needs, and resize them in a faster way; pixels "
-            "differ by one level of 255 or less in the mean."
+            "help": "Decode training JPEGs at a reduced size and resize them with a faster filter. Pixels differ by at "
+            "most one level of 255 on average."
         },
     )
     max_eval_pairs: int = field(
         default=2000,
         metadata={
-            "help": "Maximum number of validation pairs (default: 2,000). A larger split is sampled with a fixed seed: "
-            "every run evaluates on the same pairs."
+            "help": "Maximum number of validation pairs (default: 2,000). All runs sample the same pairs of a larger "
+            "split."
         },
     )
 
