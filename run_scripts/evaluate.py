@@ -91,7 +91,8 @@ READ_BY = {
     "templates": ["zero-shot"],
     **dict.fromkeys(["image_folder", "f1_tokenizer"], ["vqa"]),
     **dict.fromkeys(["image_column", "label_column", "cancer", "rsna_split"], ["zero-shot", "linear-probe"]),
-    "precision": ["retrieval", "zero-shot", "linear-probe"],
+    **dict.fromkeys(["precision", "features_dir", "workers"], ["retrieval", "zero-shot", "linear-probe"]),
+    "max_length": ["retrieval", "zero-shot", "vqa"],
     **dict.fromkeys(["protocol", "shares", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
 }
 # Options of a single benchmark.
@@ -411,6 +412,11 @@ def check_options(options: EvaluateOptions) -> None:
             raise UsageError(f"--{name.replace('_', '-')} has no effect without {choice}. Leave it out, or choose it.")
     if options.prompts is not None and options.benchmark is None:
         raise UsageError("--prompts names a set of a benchmark: pass --benchmark too, or --templates instead.")
+    if options.prompts is not None and options.templates:
+        raise UsageError(
+            "--prompts and --templates both choose the prompts. Pass one of them. A YAML file for --prompts can have "
+            "templates and class_names."
+        )
     if options.task == "linear-probe" and options.split == "train":
         raise UsageError("--split train: the probe would be judged by the images that it learns from. Choose test.")
     if not options.shares:
@@ -462,7 +468,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
     metrics = retrieval_of_pools(counts, articles, options.seed, images_of_texts)
     metrics[LOSS_IN_BATCHES] = mean_or_none(losses)
     metrics["pool"] = {"size": size, "draws": draws, "pairs": usable, "seed": options.seed}
-    paper, notes = _published_retrieval(benchmark, metrics["pool"])
+    paper, notes = _published_retrieval(benchmark, metrics["pool"], options.image_id)
     if metrics["pairs"] < 10:
         notes.append(f"Only {metrics['pairs']} pairs: recall at 10 is 1 for every model.")
     show_retrieval(metrics, paper=paper, split=options.split)
@@ -492,11 +498,16 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
 
 
 def _published_retrieval(
-    benchmark: RetrievalBenchmark | None, pool: Mapping[str, int]
+    benchmark: RetrievalBenchmark | None, pool: Mapping[str, int], image_id: str | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the paper's values, if they are of as many pairs as the pool has, and notes."""
     if benchmark is None:
         return {}, []
+    if benchmark.paper and image_id is not None:
+        return {}, [
+            f"--image-id {image_id}: an image can have several right captions here, and has one in the paper. The "
+            "paper's values are not shown."
+        ]
     published = benchmark.published_pairs
     if not benchmark.paper or published is None or pool["size"] == published:
         return dict(benchmark.paper), list(benchmark.notes)

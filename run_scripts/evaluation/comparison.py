@@ -179,6 +179,8 @@ def _markdown(
     for model, result in zip(cells, results, strict=False):  # the published models follow
         for name, reason in (result["metrics"].get("undefined") or {}).items():
             lines.append(f"Undefined for {markdown(model)}: {markdown(name.replace('_', ' '))}: {markdown(reason)}.")
+    if notes := dict.fromkeys(note for result in results for note in result["data"].get("notes", [])):
+        lines += ["", "Notes:", "", *(f"- {markdown(note)}" for note in notes)]
     if published:
         lines += ["", "Rows marked as published hold values of publications. They were not measured here. Sources:", ""]
         lines += [f"- {markdown(entry['model'])}: {markdown(entry['source'])}" for entry in published.values()]

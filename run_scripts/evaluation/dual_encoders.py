@@ -92,7 +92,7 @@ class DualEncoder:
             tower = getattr(self.model, "vision_model", None)
             if tower is None:
                 raise ValueError(
-                    f"{self.name} does not show the hidden state of its image tower: use --features embeds."
+                    f"{self.name} does not show the hidden state of its image tower: use --probe-features embeds."
                 )
             return tower(pixel_values=pixel_values).pooler_output.float().cpu()
 

@@ -54,6 +54,14 @@ def test_the_title_names_the_study_that_was_chosen(tmp_path):
     assert (tmp_path / "comparison.md").read_text().startswith("# zero-shot on tcga\\_til (brca), test split")
 
 
+def test_notes_of_the_results_are_listed_once(tmp_path):
+    """They state how the data differ from those of the published values."""
+    data = zero_shot_result()["data"] | {"notes": ["12 images, *not* 32,768.", "Other images."]}
+    compare(results("a", "b", data=data), tmp_path)
+    text = (tmp_path / "comparison.md").read_text()
+    assert "\nNotes:\n\n- 12 images, \\*not\\* 32,768.\n- Other images.\n" in text and text.count("12 images") == 1
+
+
 def test_without_published_values_there_is_no_mark(tmp_path, capsys):
     compare(results("a", "b", published=[]), tmp_path)
     assert "measured here" not in (tmp_path / "comparison.md").read_text() + capsys.readouterr().out

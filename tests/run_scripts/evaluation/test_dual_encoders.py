@@ -144,7 +144,7 @@ def test_an_open_clip_folder_of_another_model_than_biomedclip(images, tmp_path):
     torch.testing.assert_close(ours, image_embeds, rtol=0, atol=1e-6)
     texts = embed_texts(encoder.model, encoder.processor, TEXTS)
     torch.testing.assert_close(texts, text_embeds, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="use --features embeds"):
+    with pytest.raises(ValueError, match="use --probe-features embeds"):
         encoder.embed_pixels(pixels_of(encoder, images), "hidden")
 
 

@@ -390,6 +390,13 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
                 ),
                 (["linear-probe", "--cancer", "brca"], "--cancer has no effect without --benchmark tcga_til"),
                 (["zero-shot", "--protocol", "elevater"], "--protocol has no effect on zero-shot"),
+                (["linear-probe", "--max-length", "5"], "--max-length has no effect on linear-probe"),
+                (["vqa", "--benchmark", "slake", "--workers", "1"], "--workers has no effect on vqa"),
+                (["vqa", "--benchmark", "slake", "--features-dir", "f"], "--features-dir has no effect on vqa"),
+                (
+                    ["zero-shot", "--benchmark", "rsna", "--prompts", "biovil", "--templates", "a {{}}"],
+                    "--prompts and --templates both choose the prompts",
+                ),
                 (["retrieval", "--cancer", "luad"], "--cancer has no effect on retrieval"),
                 (["vqa", "--benchmark", "slake", "--rsna-split", "paper-test"], "--rsna-split has no effect on vqa"),
                 (

@@ -219,6 +219,11 @@ def test_the_papers_values_are_shown_only_beside_a_pool_of_their_size(split, arg
 
     facts = loading.facts_of("pmc15m")
     monkeypatch.setitem(facts, "images", {split: 8})
+    assert main([*arguments, str(tmp_path / "captions"), "--pool-size", "8", "--image-id", "pmcid"]) == 0
+    results = results_of(tmp_path / "captions")
+    assert results["paper"] == {} and results["published"] == [], "several captions of an image are another task"
+    assert any("--image-id pmcid: an image can have several right" in note for note in results["data"]["notes"])
+    capsys.readouterr()
     assert main([*arguments, str(tmp_path / "equals"), "--pool-size", "8"]) == 0
     results, output = results_of(tmp_path / "equals"), " ".join(capsys.readouterr().out.split())
     assert results["paper"]["image_to_text"]["recall_at_1"] == paper

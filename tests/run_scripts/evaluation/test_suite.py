@@ -406,6 +406,8 @@ def test_models_may_be_repeated_options_or_one_list(two_models, tmp_path):
         (["--tasks", "zero-shot", "--draws", "3"], "--draws has no effect on suite --tasks zero-shot, only on linear"),
         (["--benchmarks", "slake", "--image-id", "x"], "--image-id has no effect on suite --tasks vqa"),
         (["--tasks", "vqa", "--precision", "bfloat16"], "--precision has no effect on suite --tasks vqa"),
+        (["--tasks", "vqa", "--workers", "1"], "--workers has no effect on suite --tasks vqa"),
+        (["--tasks", "linear-probe", "--max-length", "5"], "--max-length has no effect on suite --tasks linear-probe"),
         (["--benchmarks", "pcam", "--cancer", "brca"], "--cancer has no effect without --benchmarks tcga_til"),
         (["--tasks", "dance"], "--tasks: 'dance' is not part of the suite. It has zero-shot, linear-probe, "),
         (["--benchmarks", "imagefolder"], "'imagefolder' is not part of the suite. It has pcam, "),
