@@ -27,11 +27,15 @@ TEXTS = ["a chest x-ray", "caption &amp; figure", "chart " * 300]
 
 
 def recipes_of_biomedclip() -> list[str]:
-    """Return the contrastive recipes that train a BiomedCLIPModel for images of the published size or larger."""
+    """
+    Return the contrastive recipes that train a BiomedCLIPModel with a BERT for images of the published size or larger.
+
+    A text tower of CLIP's is not converted; `test_clip_text_start.py` trains it.
+    """
     found = []
     for name in recipe_names():
         options = read_recipe(name, ["train"])
-        is_clip = "clip-vit" in (options.get("model_name_or_path") or "")
+        is_clip = "clip-vit" in (options.get("model_name_or_path") or options.get("tokenizer") or "")
         if options.get("task", "contrastive") == "contrastive" and not is_clip and name != "quickstart":
             found.append(name)
     return found
