@@ -106,6 +106,7 @@ def fill_model_card(facts: Mapping[str, Any]) -> str:
         title=markdown(facts["title"]),
         origin=_origin(facts),
         usage=_usage(facts),
+        text_kind=markdown(model["text_tower"].get("kind", "BERT")),
         context=model["context_length"],
         architecture=table_rows(_architecture(model)),
         data=_data(facts, published),
@@ -271,8 +272,8 @@ def _results(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Mapping[s
         text += "A metric is undefined where the data do not hold what it needs; see the notes below.\n\n"
     text += (
         "Values are fractions; ± stands before a standard deviation over draws of the labels. The last column is what "
-        "the paper reports for the published BiomedCLIP; its retrieval is among 725,739 pairs, and among fewer it is "
-        "easier."
+        "the paper reports for the published BiomedCLIP; its retrieval is among 725,739 test pairs or 13,600 "
+        "validation pairs, and among fewer it is easier."
     )
     if not results:
         return f"{text} Nothing was measured here: `biomedclip evaluate` measures it."

@@ -28,6 +28,7 @@ from model_cards.model_card import (
 )
 from model_cards.reading import check_shape, find_file, read_json, read_yaml
 from model_cards.results import RESULT, find_results, measures, read_result
+from modeling_biomedclip.configuration_biomedclip import BiomedCLIPTextConfig
 from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.files import is_transformers_layout
 from modeling_biomedclip.conversion.open_clip import open_clip_obstacle
@@ -223,6 +224,7 @@ def describe_model(model: Any, processor: Any) -> dict[str, Any]:
         "image_tower": _tower(vision)
         | {"input": f"images of {vision.image_size} pixels in patches of {vision.patch_size}"},
         "text_tower": _tower(text)
+        | {"kind": "BERT" if isinstance(text, BiomedCLIPTextConfig) else "CLIP's, with a causal mask"}
         | {"input": f"{text.vocab_size:,} words, {text.max_position_embeddings:,} positions"},
         "embedding": config.projection_dim,
         "context_length": processor.tokenizer.model_max_length,

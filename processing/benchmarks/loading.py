@@ -12,7 +12,7 @@ from .fingerprint import fingerprint_of
 from .folders import read_any_images
 from .lc25000 import read_lc25000
 from .medmnist import read_medmnist
-from .pcam import read_pcam
+from .pcam import find_kaggle, read_pcam
 from .questions import read_slake, read_vqa_rad
 from .rsna import RsnaSplit, read_rsna
 from .tcga_til import DEFAULT_CANCER, is_of_the_paper, read_tcga_til
@@ -119,6 +119,8 @@ def load_benchmark(
     selection: dict[str, Any] = {}
     if name == "pcam":
         images, notes = read_pcam(root, split, held_out, seed)
+        if find_kaggle(root):
+            facts = {**facts, "paper": {}, "images": {}}
     elif name == "tcga_til":
         images, notes, selection = read_tcga_til(root, split, cancer)
         if not is_of_the_paper(cancer):

@@ -43,12 +43,26 @@ def read_pcam(root: Path, split: str, held_out: float | None, seed: int) -> tupl
         ValueError: A file that holds something else.
     """
     root = root.parent if root.is_file() else root
-    names = {_FILE.format(part=part, what=f"{what}.h5") for part in _PARTS.values() for what in "xy"}
-    if find_file(root, *names, *(f"{name}.gz" for name in names)):
+    if _has_hdf5(root):
         return _from_hdf5(root, _PARTS[split])
-    if table := find_file(root, "train_labels.csv"):
-        return choose_split({"train": _from_kaggle(table)}, root, split, held_out, seed)
+    if table := find_kaggle(root):
+        images, notes = choose_split({"train": _from_kaggle(table)}, root, split, held_out, seed)
+        return images, [
+            *notes,
+            "Kaggle's labeled images are from PCam's training split. Published values are not shown.",
+        ]
     return choose_split(_from_folders(root), root, split, held_out, seed)
+
+
+def find_kaggle(root: Path) -> Path | None:
+    """Return the table of labels if the files of a folder are Kaggle's, whose images are from the training split."""
+    root = root.parent if root.is_file() else root
+    return None if _has_hdf5(root) else find_file(root, "train_labels.csv")
+
+
+def _has_hdf5(root: Path) -> bool:
+    names = {_FILE.format(part=part, what=f"{what}.h5") for part in _PARTS.values() for what in "xy"}
+    return find_file(root, *names, *(f"{name}.gz" for name in names)) is not None
 
 
 def _from_hdf5(root: Path, part: str) -> tuple[LabelledImages, list[str]]:
@@ -125,4 +139,4 @@ def _from_folders(root: Path) -> dict[str, LabelledImages]:
     return splits
 
 
-__all__ = ["read_pcam"]
+__all__ = ["find_kaggle", "read_pcam"]

@@ -84,6 +84,11 @@ def test_the_trained_model_is_evaluated_by_the_command(start, run, tmp_path):
     assert (tmp_path / "results" / "results.json").is_file()
 
 
+def test_the_card_names_the_kind_of_the_text_tower(run):
+    assert main(["card", str(run)]) == 0
+    assert "a text tower (CLIP's, with a causal mask)" in (run / "README.md").read_text()
+
+
 def test_what_needs_a_bert_text_tower_is_refused_by_name(run, tmp_path):
     for model_class in (BiomedCLIPTextModel, BiomedCLIPForVisualQuestionAnswering):
         with pytest.raises(ValueError, match="clip_text_model"):

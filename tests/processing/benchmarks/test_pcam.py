@@ -163,6 +163,15 @@ def test_without_h5py_the_error_names_the_extra(folder):
     assert 'pip install "biomedclip[hdf5]"' in output
 
 
+def test_published_values_are_not_shown_for_kaggles_images_which_are_of_the_training_split(tmp_path):
+    write_pcam_of_kaggle(tmp_path / "kaggle", [0, 1, 1, 0])
+    write_pcam(tmp_path / "published", "test", 4, distinct=4)
+    kaggle, published = (load_benchmark("pcam", tmp_path / name) for name in ("kaggle", "published"))
+    assert kaggle.paper == {} and published.paper == {"accuracy": 0.7341}
+    assert any("from PCam's training split" in note for note in kaggle.notes)
+    assert not any("training split" in note for note in published.notes)
+
+
 def test_kaggles_layout_is_read(tmp_path):
     write_pcam_of_kaggle(tmp_path, [0, 1, 1, 0, 1, 0, 0, 1, 1, 0])
     benchmark = load_benchmark("pcam", tmp_path)

@@ -25,7 +25,7 @@ def test_questions_are_split_by_their_phrase_type_and_cleaned(tmp_path):
     assert (first.question, first.answer, first.answer_type, first.name) == ("How many?", "4", "open", "2")
     assert (second.answer, second.answer_type, second.image_name) == ("Yes", "closed", "synpic2.jpg")
     assert read_image(second.image).size == (64, 64)
-    assert benchmark.paper == {"accuracy": 0.727, "open_accuracy": 0.67, "closed_accuracy": 0.765}
+    assert benchmark.paper == {"accuracy": 0.727, "open_accuracy": 0.67, "closed_accuracy": 0.765, "f1": 0.7313}
     with pytest.raises(ValueError, match="no validation split"):
         load_benchmark("vqa_rad", tmp_path, split="validation")
 
