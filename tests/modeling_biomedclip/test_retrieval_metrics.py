@@ -202,3 +202,8 @@ def test_an_interval_of_many_groups_is_drawn_in_pieces_that_give_the_same():
     drawn = np.random.default_rng(0).integers(5000, size=(1000, 5000))
     expected = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
     assert bootstrap_interval(values, range(5000)) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize(("number", "rounded"), [(1, 8), (8, 8), (9, 16), (255, 256), (256, 256)])
+def test_tiles_are_padded_no_further_than_to_the_next_multiple(number, rounded):
+    assert module._up_to(number, 8) == rounded
