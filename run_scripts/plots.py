@@ -362,8 +362,8 @@ def plot_suite(title: str, lines: Sequence[tuple[str, Mapping[str, Any], Mapping
 
     Args:
         title: Heading.
-        lines: Label, values of our models by name, and published values by name. A value has `value`, `interval` and
-            `deviation`.
+        lines: Label, values of our models by name, and published values by a name that marks them as published. A value
+            has `value`, `interval` and `deviation`.
         path: PNG to write.
     """
     ours = list(dict.fromkeys(name for _, values, _ in lines for name in values))
@@ -374,9 +374,9 @@ def plot_suite(title: str, lines: Sequence[tuple[str, Mapping[str, Any], Mapping
         offset = 0.7 * ((place + 0.5) / len(ours) - 0.5)
         points = [(row + offset, values[name]) for row, (_, values, _) in enumerate(lines) if name in values]
         _plot_values(axes, [point for point in points if point[1].value is not None], name, f"C{place % 10}", "o")
-    for name, marker in zip(published, itertools.cycle("Ds^vPX*h<>")):
+    for name, marker in zip(published, itertools.cycle("Ds^vPX*h<>pHd8")):
         points = [(row, values[name]) for row, (*_, values) in enumerate(lines) if name in values]
-        _plot_values(axes, points, f"{name} (published)", None, marker)
+        _plot_values(axes, points, name, None, marker)
     axes.set_yticks(range(len(lines)), [one_line(label) for label, *_ in lines])
     axes.set(xlim=(0, 1.02), ylim=(len(lines) - 0.5, -0.5), xlabel="fraction")
     for row in range(1, len(lines)):

@@ -11,7 +11,7 @@ from processing.benchmarks.facts import PAPER_MODEL, facts_of
 
 from ..plots import plot_suite
 from ..reporting import say, show_table, write_json, write_text
-from .comparison import Value, headline
+from .comparison import Value, headline, published_name
 
 
 PAPER_FIVE = tuple(benchmark for task, benchmark in OF_THE_PAPER if task == "zero-shot")
@@ -50,6 +50,13 @@ class Line:
     def others(self) -> str:
         """Return the published values of other models as text."""
         return ", ".join(f"{name} {self._shown(name)}" for name in self.published if name != PAPER_MODEL)
+
+    def marked(self) -> dict[str, Value]:
+        """Return the published values by names that mark them as published, and as read off a figure."""
+        return {
+            published_name({"model": name, "read_from_figure": name in self.from_figure}): value
+            for name, value in self.published.items()
+        }
 
     def _shown(self, name: str) -> str:
         return f"{'about ' if name in self.from_figure else ''}{self.published[name].value:.4g}"
@@ -90,7 +97,7 @@ def compare_suite(
     write_text(output_dir / "comparison.md", _markdown(title, columns, rows, measured, [*why.values()], remarks))
     write_text(output_dir / "comparison.tex", _latex(title, columns, rows))
     write_json(output_dir / "comparison.json", _json(lines, models, lacks, measured, remarks))
-    drawn = [(f"{line.task}: {_label(line)}", line.values, line.published) for line in lines]
+    drawn = [(f"{line.task}: {_label(line)}", line.values, line.marked()) for line in lines]
     plot_suite(title, drawn, output_dir / "comparison.png")
     shown: list[tuple[str, ...]] = []
     before = ""

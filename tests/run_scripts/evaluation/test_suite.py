@@ -27,11 +27,12 @@ from modeling_biomedclip import (
 )
 from processing.benchmarks.facts import PAPER_MODEL, facts_of
 from run_scripts import evaluate as evaluate_module
+from run_scripts import plots
 from run_scripts.card import results_of
 from run_scripts.evaluate import Task
 from run_scripts.evaluation.comparison import Value
 from run_scripts.evaluation.dual_encoders import DualEncoder
-from run_scripts.evaluation.suite_comparison import PAPER_FIVE, Line, paper_mean
+from run_scripts.evaluation.suite_comparison import PAPER_FIVE, Line, compare_suite, paper_mean
 from run_scripts.main import main
 
 
@@ -131,6 +132,30 @@ def test_the_mean_is_that_of_the_papers_five_benchmarks(measured):
     assert METRIC["tcga_til"] == "auroc"
     assert found["published"]["BiomedCLIP"] == pytest.approx(0.7552, abs=5e-5), "the mean that the paper gives"
     assert found["lacks"] == {}
+
+
+def test_the_plot_marks_published_values_and_those_read_off_a_figure(measured, tmp_path, monkeypatch):
+    drawn: list[str] = []
+    plot_values = plots._plot_values
+
+    def keep(axes, points, name, *style):
+        drawn.append(name)
+        plot_values(axes, points, name, *style)
+
+    monkeypatch.setattr(plots, "_plot_values", keep)
+    _, out, _, _ = measured
+    results = [
+        (
+            "zero-shot",
+            name,
+            name,
+            {"base": json.loads((out / "base" / "zero-shot" / name / "results.json").read_text())},
+        )
+        for name in PAPER_FIVE
+    ]
+    compare_suite(results, ["base"], tmp_path, remarks={})
+    assert {"base", "BiomedCLIP (published)", "GPT variant of BiomedCLIP (published, read off a figure)"} <= set(drawn)
+    assert "GPT variant of BiomedCLIP (published)" not in drawn
 
 
 def test_results_equal_those_of_the_single_tasks(measured, two_models, tmp_path):
