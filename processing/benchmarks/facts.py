@@ -36,6 +36,11 @@ def _file() -> dict[str, Any]:
     return yaml.safe_load((Path(__file__).parent / "benchmarks.yaml").read_text(encoding="utf-8"))
 
 
+def facts_version() -> int:
+    """Return the version of the published facts, which every change to a prompt, a class or a value raises."""
+    return _file()["version"]
+
+
 def facts_of(name: str) -> dict[str, Any]:
     """
     The entry of a benchmark in `benchmarks.yaml`.
@@ -156,6 +161,7 @@ __all__ = [
     "PublishedModel",
     "choose_prompts",
     "facts_of",
+    "facts_version",
     "medmnist_classes",
     "published_models",
     "template_sets_of_any_images",

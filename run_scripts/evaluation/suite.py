@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from model_cards.results import RESULTS_FILE, read_result
 from processing.benchmarks import ClassificationBenchmark, RetrievalBenchmark, VisualQuestionBenchmark
+from processing.benchmarks.facts import facts_version
 
 from ..reporting import say, write_json
 from .checks import check_output, check_writable
@@ -159,6 +160,7 @@ def _key(run: Any, encoder: DualEncoder) -> dict[str, Any]:
         "processor": encoder.processing,
         "data": list(_fingerprints(run.data)),
         "version": version("biomedclip"),
+        "facts": facts_version(),
     }
     return json.loads(json.dumps(key))
 

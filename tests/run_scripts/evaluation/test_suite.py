@@ -249,6 +249,14 @@ def test_only_what_an_option_or_the_weights_change_is_measured_again(two_models,
     assert main([*command, "1.0"]) == 0 and calls == everything[:2]
 
 
+def test_results_with_published_values_of_another_version_are_measured_again(two_models, tmp_path, calls, monkeypatch):
+    root = write_benchmarks(tmp_path / "root", "tcga_til")
+    command = arguments(root, tmp_path / "out", two_models[0])
+    assert main(command) == 0 and main(command) == 0 and len(calls) == 1
+    monkeypatch.setattr("run_scripts.evaluation.suite.facts_version", lambda: 99)
+    assert main(command) == 0 and len(calls) == 2
+
+
 def test_a_result_that_was_written_just_before_a_kill_does_not_count_for_other_options(two_models, tmp_path, calls):
     root = write_benchmarks(tmp_path / "root", "tcga_til")
     command = arguments(root, tmp_path / "out", two_models[0])
