@@ -15,7 +15,7 @@ from huggingface_hub import model_info
 from modeling_biomedclip import to_open_clip
 from modeling_biomedclip.conversion import load_any_layout
 from modeling_biomedclip.conversion.open_clip import OPEN_CLIP_CONFIG, PUBLISHED_NAMES, bert_config_of
-from modeling_biomedclip.conversion.open_clip_settings import is_at_hand
+from modeling_biomedclip.conversion.open_clip_settings import is_at_hand, is_clip_text
 from processing import read_image
 from processing.drawn_corpus.figures import FIGURE_KINDS
 from processing.image_files import find_images, warn_of_left_out
@@ -150,7 +150,8 @@ def _loadable(folder: Path, text_config: Any, scratch: Path) -> Path:
     the names are replaced by a folder with the same configuration, and the other files linked.
     """
     config = json.loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
-    if _is_within_reach(config["model_cfg"]["text_cfg"]["hf_model_name"]):
+    text_cfg = config["model_cfg"]["text_cfg"]
+    if is_clip_text(text_cfg) or _is_within_reach(text_cfg["hf_model_name"]):
         return folder
     stand_in = scratch / "stand_in"
     stand_in.mkdir()

@@ -5,11 +5,23 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
-from transformers import BertConfig, BertTokenizer
+from transformers import BertConfig, BertTokenizer, CLIPTokenizer
 
 
 WORDS = ["caption of article figure chest x-ray brain mri line chart this is a photo of , ! ."] * 9
+
+
+def published_clip_tokenizer() -> CLIPTokenizer:
+    """Return CLIP's tokenizer with the 49,408 entries of open_clip's own."""
+    vocabulary = SimpleTokenizer()
+    named = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    return CLIPTokenizer(
+        vocab={named.get(word, word): number for word, number in vocabulary.encoder.items()},
+        merges=sorted(vocabulary.bpe_ranks, key=vocabulary.bpe_ranks.__getitem__),
+        model_max_length=77,
+    )
 
 
 def write_open_clip_folder(root: Path) -> Path:

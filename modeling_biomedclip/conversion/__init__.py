@@ -1,7 +1,7 @@
 """Conversion of checkpoints: open_clip's layout to transformers' and back, and the layout of a community port.
 
-Weights are renamed, and the image tower's fused q, k, v split or joined; no number is touched. Every tensor must find
-its place: one too many or too few is an error that names it.
+Weights are renamed. Fused q, k and v are split or joined, and the projection of CLIP's text tower is transposed. No
+number changes. A missing or unexpected tensor is an error that names it.
 """
 
 import os

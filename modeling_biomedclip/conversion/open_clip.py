@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer, BertConfig
+from transformers import AutoConfig, AutoTokenizer, BertConfig, CLIPTextConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
 from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from ..configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
 from ..modeling_biomedclip import SHARED_WITH_BERT, BiomedCLIPModel, text_config_of
 from .files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, parse_json, read_json, read_tokenizer, read_weights
-from .open_clip_settings import channel_values, check_honored, check_known, is_at_hand
+from .open_clip_settings import channel_values, check_honored, check_known, is_at_hand, is_clip_text
 from .tensors import fill_model, from_open_clip_tensors, to_open_clip_tensors
 
 
@@ -35,6 +35,9 @@ PUBLISHED_NAMES = (
 )
 # BLAKE2b of its 28,895 words, a line each, in the order of their ids. From the Hub, open_clip takes tokenizers by name.
 PUBLISHED_VOCABULARY = "2444c4f523518b32"
+# The tokenizer of CLIP, and the same of its 49,408 entries.
+PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
+PUBLISHED_CLIP_VOCABULARY = "1099d1a7a249a922"
 TIMM_EPSILON = BiomedCLIPVisionConfig.layer_norm_eps
 # timm's plain towers (timm/models/vision_transformer.py) by the size in their name: width, layers, heads, and the sides
 # of patch and image that it has a name for. open_clip builds an image tower from the name alone.
@@ -49,6 +52,8 @@ _INTERPOLATIONS = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageRe
 # What open_clip takes for granted where a file does not say it.
 _DEFAULT_CONTEXT_LENGTH = 77
 _DEFAULT_IMAGE_SIZE = 224
+_DEFAULT_TEXT_HEADS = 8
+_END_OF_ARGMAX = 2  # with this `eos_token_id` transformers pools the largest id of a text, as open_clip's `argmax` does
 
 
 def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
@@ -90,18 +95,19 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
     open_clip_config = _portable_config(config, processor)
     if open_clip_config is None:
         open_clip_config = _open_clip_config_of(config, processor, str(path))
-        bert_config_of(config.text_config).save_pretrained(path)
-        logger.warning(
-            "No BERT on the Hub has the shape of this text tower: %s names its own folder for it. After moving the "
-            "folder, change text_cfg.hf_model_name there.",
-            path / OPEN_CLIP_CONFIG,
-        )
+        if not isinstance(config.text_config, CLIPTextConfig):
+            bert_config_of(config.text_config).save_pretrained(path)
+            logger.warning(
+                "No BERT on the Hub has the shape of this text tower: %s names its own folder for it. After moving the "
+                "folder, change text_cfg.hf_model_name there.",
+                path / OPEN_CLIP_CONFIG,
+            )
     tensors = to_open_clip_tensors(model.state_dict())
     path.mkdir(parents=True, exist_ok=True)
     (path / OPEN_CLIP_CONFIG).write_text(open_clip_config, encoding="utf-8")
     save_file(tensors, path / OPEN_CLIP_WEIGHTS)
     processor.tokenizer.save_pretrained(path)
-    processor.tokenizer.backend_tokenizer.model.save(str(path))  # vocab.txt, for readers that know no tokenizer.json
+    processor.tokenizer.backend_tokenizer.model.save(str(path))  # vocabulary, for readers that know no tokenizer.json
 
 
 def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
@@ -116,6 +122,13 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
         text = _portable_config(model.config, processor)
     except ValueError as error:
         return str(error)
+    if isinstance(model.config.text_config, CLIPTextConfig):
+        if _published_name(model.config.text_config, processor.tokenizer):
+            return None
+        return (
+            f"open_clip takes tokenizers by name from the Hub, and this one has other words than {PUBLISHED_CLIP}. For "
+            "use on one machine, `biomedclip convert --to open_clip` writes a folder with this tokenizer."
+        )
     text_cfg = json.loads(text)["model_cfg"]["text_cfg"] if text else {}
     if not text_cfg or os.path.isabs(text_cfg["hf_model_name"]):
         published = BiomedCLIPTextConfig()
@@ -131,31 +144,39 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
             "`biomedclip convert --to open_clip` writes a folder with the configuration of this BERT."
         )
     if text_cfg.get("hf_tokenizer_name") in PUBLISHED_NAMES:
-        ids = processor.tokenizer.get_vocab()
-        words = "\n".join(sorted(ids, key=ids.__getitem__))
-        if hashlib.blake2b(words.encode(), digest_size=8).hexdigest() != PUBLISHED_VOCABULARY:
+        if _vocabulary(processor.tokenizer) != PUBLISHED_VOCABULARY:
             return "open_clip takes the tokenizer of its BERT from the Hub, and this one has other words."
     return None
 
 
+def _vocabulary(tokenizer: Any) -> str:
+    """Return the fingerprint of the entries of a tokenizer."""
+    ids = tokenizer.get_vocab()
+    words = "\n".join(sorted(ids, key=ids.__getitem__))
+    return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+
+
+def _published_name(config: Any, tokenizer: Any) -> str | None:
+    """Return the Hub id by which open_clip finds the BERT of a text tower, or the tokenizer of CLIP's, if any."""
+    if isinstance(config, CLIPTextConfig):
+        return PUBLISHED_CLIP if _vocabulary(tokenizer) == PUBLISHED_CLIP_VOCABULARY else None
+    return PUBLISHED_BERT if _is_published_text_shape(config) else None
+
+
 def _portable_config(config: Any, processor: BiomedCLIPProcessor) -> str | None:
-    """Return open_clip's configuration, or `None` if its BERT would be named by a folder."""
-    if config.text_config.model_type != BiomedCLIPTextConfig.model_type:
-        raise ValueError(
-            f"text_config.model_type is {config.text_config.model_type}: only models with a BERT text tower can be "
-            "written in open_clip's layout. Use the model in transformers' layout."
-        )
+    """Return open_clip's configuration, or `None` if its BERT, or the tokenizer of CLIP's tower, is not on the Hub."""
     stored = config.open_clip_config
     _check_vision_config(config.vision_config)
     _check_image_processor(processor.image_processor, config.vision_config.image_size)
+    if isinstance(config.text_config, CLIPTextConfig):
+        _check_clip_text_config(config.text_config, processor.tokenizer.model_max_length)
     if stored is not None:
         content = parse_json(stored, "open_clip_config in config.json")
         check_honored(content, Path("config.json: open_clip_config"))  # it came with the model, which is untrusted
         if _still_describes(content, config, processor):
             return stored
-    if _is_published_text_shape(config.text_config):
-        return _open_clip_config_of(config, processor, PUBLISHED_BERT)
-    return None
+    name = _published_name(config.text_config, processor.tokenizer)
+    return _open_clip_config_of(config, processor, name) if name else None
 
 
 def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path: Path) -> BiomedCLIPConfig:
@@ -165,7 +186,7 @@ def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path:
         model_cfg = stored["model_cfg"]
         vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
         timm_name, embed_dim = vision_cfg["timm_model_name"], model_cfg["embed_dim"]
-        bert_name = text_cfg["hf_model_name"]
+        is_clip = is_clip_text(text_cfg)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: no model of BiomedCLIP's kind: {error} is missing.") from error
     check_honored(stored, path)
@@ -179,12 +200,14 @@ def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path:
             f"{path}: vision_cfg.image_size is {vision_cfg.get('image_size')!r}, and the weights are for images of "
             f"{side} pixels."
         )
-    text_shapes = _text_shapes(tensors, bert_name)
+    text_shapes = _clip_text_shapes(tensors, model_cfg, path) if is_clip else _text_shapes(tensors, text_cfg)
+    positions = text_shapes["max_position_embeddings"]
     context_length = text_cfg.get("context_length", _DEFAULT_CONTEXT_LENGTH)
-    if not isinstance(context_length, int) or not 0 < context_length <= text_shapes["max_position_embeddings"]:
+    least = positions if is_clip else 1  # open_clip resamples the positions of CLIP's tower to another length
+    if not isinstance(context_length, int) or not least <= context_length <= positions:
         raise ValueError(
-            f"{path}: text_cfg.context_length is {context_length!r}. It must be a number from 1 to "
-            f"{text_shapes['max_position_embeddings']}, the positions of the weights."
+            f"{path}: text_cfg.context_length is {context_length!r}. It must be a number from {least} to {positions}, "
+            "the positions of the weights."
         )
     return BiomedCLIPConfig(
         vision_config=vision_shapes | {"patch_dropout": vision_cfg.get("patch_dropout", 0.0)},
@@ -209,8 +232,36 @@ def _vision_shapes(tensors: Mapping[str, torch.Tensor], heads: int) -> dict[str,
     }
 
 
-def _text_shapes(tensors: Mapping[str, torch.Tensor], bert_name: str) -> dict[str, Any]:
+def _clip_text_shapes(tensors: Mapping[str, torch.Tensor], model_cfg: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the fields of CLIP's text tower, from its tensors and, where they do not show them, its settings."""
+    text_cfg = model_cfg["text_cfg"]
+    vocab_size, hidden_size = _shape(tensors, "token_embedding.weight")
+    heads = text_cfg.get("heads", _DEFAULT_TEXT_HEADS)
+    if not isinstance(heads, int) or heads < 1 or hidden_size % heads:
+        raise ValueError(f"{path}: text_cfg.heads is {heads!r}. It must divide the width, {hidden_size}.")
+    end = text_cfg.get("eos_id", _END_OF_ARGMAX)
+    if text_cfg.get("pool_type", "argmax") == "argmax":
+        end = _END_OF_ARGMAX
+    elif end == _END_OF_ARGMAX:
+        raise ValueError(f"{path}: text_cfg.eos_id is {end} with pool_type 'eos'. transformers has no such pooling.")
+    return {
+        "model_type": CLIPTextConfig.model_type,
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": _layers(tensors, "transformer.resblocks."),
+        "num_attention_heads": heads,
+        "intermediate_size": _shape(tensors, "transformer.resblocks.0.mlp.c_fc.weight")[0],
+        "max_position_embeddings": _shape(tensors, "positional_embedding")[0],
+        "hidden_act": "quick_gelu" if model_cfg.get("quick_gelu") else "gelu",
+        "eos_token_id": end,
+        "bos_token_id": None,  # the model uses neither
+        "pad_token_id": None,
+    }
+
+
+def _text_shapes(tensors: Mapping[str, torch.Tensor], text_cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the text tower: those of the BERT named where it can be had, or else as its tensors show them."""
+    bert_name = text_cfg["hf_model_name"]
     if is_at_hand(bert_name):
         return text_config_of(AutoConfig.from_pretrained(bert_name, trust_remote_code=False))
     prefix = "text.transformer."
@@ -264,9 +315,18 @@ def _image_processor_of_open_clip(stored: Any, config: BiomedCLIPVisionConfig, p
     )
 
 
-def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, bert_name: str) -> str:
-    """open_clip's configuration of a model, in the form of the published file."""
+def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, name: str) -> str:
+    """open_clip's configuration of a model, in the form of the published file; `name` is a BERT's or a tokenizer's."""
     image_processor = processor.image_processor
+    if isinstance(config.text_config, CLIPTextConfig):
+        text_cfg = _clip_text_cfg(config.text_config, name)
+    else:
+        text_cfg = {
+            "hf_model_name": name,
+            "hf_tokenizer_name": name,
+            "hf_proj_type": "mlp",
+            "hf_pooler_type": "cls_last_hidden_state_pooler",
+        }
     interpolation = _interpolation(image_processor)
     content = {
         "model_cfg": {
@@ -278,16 +338,12 @@ def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, bert_name:
                 "timm_proj": "linear",
                 "image_size": config.vision_config.image_size,
             },
-            "text_cfg": {
-                "hf_model_name": bert_name,
-                "hf_tokenizer_name": bert_name,
-                "hf_proj_type": "mlp",
-                "hf_pooler_type": "cls_last_hidden_state_pooler",
-                "context_length": processor.tokenizer.model_max_length,
-            },
+            "text_cfg": text_cfg | {"context_length": processor.tokenizer.model_max_length},
         },
         "preprocess_cfg": {"mean": list(image_processor.image_mean), "std": list(image_processor.image_std)},
     }
+    if config.text_config.hidden_act == "quick_gelu":
+        content["model_cfg"]["quick_gelu"] = True
     if config.logit_bias_init_value is not None:
         content["model_cfg"]["init_logit_bias"] = config.logit_bias_init_value
     if interpolation != "bicubic":
@@ -297,11 +353,45 @@ def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, bert_name:
 
 def _is_derivable(stored: str, config: Any, processor: BiomedCLIPProcessor) -> bool:
     """Whether a configuration says nothing that the model and its processor do not."""
+    name = _published_name(config.text_config, processor.tokenizer)
     try:
-        derived = _open_clip_config_of(config, processor, PUBLISHED_BERT)
+        return name is not None and stored == _open_clip_config_of(config, processor, name)
     except ValueError:
         return False
-    return stored == derived and _is_published_text_shape(config.text_config)
+
+
+def _clip_text_cfg(config: CLIPTextConfig, tokenizer_name: str) -> dict[str, Any]:
+    """Return open_clip's settings of CLIP's text tower."""
+    width, inner = config.hidden_size, config.intermediate_size
+    pooling = {"pool_type": "argmax"}
+    if config.eos_token_id != _END_OF_ARGMAX:
+        pooling = {"pool_type": "eos", "eos_id": config.eos_token_id}
+    return {
+        "hf_tokenizer_name": tokenizer_name,
+        "vocab_size": config.vocab_size,
+        "width": width,
+        "heads": config.num_attention_heads,
+        "layers": config.num_hidden_layers,
+        "mlp_ratio": inner / width if inner % width == 0 else (inner + 0.5) / width,  # open_clip rounds down
+        **pooling,
+    }
+
+
+def _check_clip_text_config(config: CLIPTextConfig, context_length: int) -> None:
+    """Check the fields of CLIP's text tower for which open_clip has no setting that BiomedCLIP reads."""
+    supported = {"hidden_act": ("gelu", "quick_gelu"), "layer_norm_eps": (CLIPTextConfig.layer_norm_eps,)}
+    for name, values in supported.items():
+        if (value := getattr(config, name)) not in values:
+            raise ValueError(
+                f"text_config.{name} is {value!r}; open_clip's text towers have {' or '.join(map(repr, values))}. "
+                "Train a model with that value, or use this one with transformers."
+            )
+    if config.max_position_embeddings != context_length:
+        raise ValueError(
+            f"text_config.max_position_embeddings is {config.max_position_embeddings}, and model_max_length of the "
+            f"tokenizer is {context_length}. open_clip pads texts to the number of positions, so they must be equal. "
+            "Train a model with equal values, or use this one with transformers."
+        )
 
 
 def _is_published_text_shape(config: BiomedCLIPTextConfig) -> bool:

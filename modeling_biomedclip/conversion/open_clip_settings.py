@@ -40,6 +40,7 @@ KNOWN: dict[str, frozenset[str]] = {
     "multimodal_cfg": frozenset(f"{_TEXT} dim_head n_queries attn_pooler_heads".split()),
     "preprocess_cfg": frozenset("size mode mean std interpolation resize_mode fill_color".split()),
 }
+_HONORED_TEXT: dict[str, tuple[Any, ...]] = {"output_tokens": (False,), "tokenizer_mode": (None, "")}
 # Supported values of the settings that change the model. The other known settings are read from the file or the
 # weights, or open_clip does not use them for a timm or BERT tower.
 _HONORED: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -54,8 +55,7 @@ _HONORED: dict[str, dict[str, tuple[Any, ...]]] = {
     "text_cfg": {
         "hf_proj_type": ("mlp",),
         "hf_pooler_type": ("cls_last_hidden_state_pooler",),
-        "output_tokens": (False,),
-        "tokenizer_mode": (None, ""),
+        **_HONORED_TEXT,
     },
     "preprocess_cfg": {
         "mode": ("RGB",),
@@ -63,6 +63,19 @@ _HONORED: dict[str, dict[str, tuple[Any, ...]]] = {
         "interpolation": ("bicubic", "bilinear", "random"),
     },
     "tokenizer_kwargs": {"clean": ("whitespace",), "strip_sep_token": (False,), "language": (None,)},
+}
+# The same for CLIP's text tower, where open_clip uses more of the settings.
+_HONORED_CLIP: dict[str, dict[str, tuple[Any, ...]]] = _HONORED | {
+    "model_cfg": {**_HONORED["model_cfg"], "custom_text": (False,)},
+    "text_cfg": {
+        **dict.fromkeys("embed_cls no_causal_mask proj_bias qk_norm scaled_cosine_attn".split(), (False,)),
+        **dict.fromkeys("scale_heads scale_attn_inner scale_attn scale_fc".split(), (False,)),
+        **dict.fromkeys("ls_init_value act_kwargs norm_kwargs".split(), (None,)),
+        "block_type": (None, "default"),
+        "pool_type": ("argmax", "eos"),
+        "proj_type": ("linear",),
+        **_HONORED_TEXT,
+    },
 }
 # Defaults of open_clip that are not among the supported values.
 _DEFAULTS = {"timm_pool": "avg", "hf_pooler_type": "mean_pooler"}
@@ -142,7 +155,7 @@ def check_honored(stored: Any, path: Path) -> None:
     check_known(stored, path)
     sections = _sections(stored)
     sections["tokenizer_kwargs"] = _tokenizer_arguments(sections["text_cfg"], "text_cfg", path)
-    for name, wanted_values in _HONORED.items():
+    for name, wanted_values in (_HONORED_CLIP if is_clip_text(sections["text_cfg"]) else _HONORED).items():
         section = sections.get(name, {})
         for key, wanted in wanted_values.items():
             older = _OLDER_KEYS.get(key, key)
@@ -156,9 +169,14 @@ def check_honored(stored: Any, path: Path) -> None:
         raise ValueError(f"{path}: text_cfg.tokenizer_kwargs has {', '.join(unknown)}, which cannot be honored.")
     if not sections["text_cfg"].get("hf_tokenizer_name"):
         raise ValueError(
-            f"{path}: text_cfg.hf_tokenizer_name is missing. Without it open_clip uses CLIP's own tokenizer, and "
-            "BiomedCLIP has a BERT's."
+            f"{path}: text_cfg.hf_tokenizer_name is missing. Without it open_clip uses its own tokenizer instead of "
+            "the files in the folder. Set it to the name of the tokenizer."
         )
+
+
+def is_clip_text(text_cfg: Mapping[str, Any]) -> bool:
+    """Return whether open_clip builds CLIP's text tower from a `text_cfg`, and not a BERT."""
+    return "hf_model_name" not in text_cfg
 
 
 def is_at_hand(name: Any) -> bool:

@@ -22,10 +22,25 @@ _TIMM_NAMES = [
     ("norm2", "layer_norm2"),
     ("norm.", "post_layernorm."),
 ]
-# Parts of the model: open_clip's prefix, ours, and the names behind it.
+# The same inside a block of CLIP's text tower.
+_CLIP_BLOCK_NAMES = [
+    ("attn.in_proj_", "self_attn.qkv."),
+    ("attn.out_proj.", "self_attn.out_proj."),
+    ("ln_1.", "layer_norm1."),
+    ("ln_2.", "layer_norm2."),
+    ("mlp.c_fc.", "mlp.fc1."),
+    ("mlp.c_proj.", "mlp.fc2."),
+]
+_CLIP_TEXT_PROJECTION = "text_projection.weight"  # open_clip has it transposed
+# Parts of the model: open_clip's prefix, ours, and the names behind it. The first prefix that fits counts.
 _OPEN_CLIP_PARTS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("visual.trunk.", "vision_model.", _TIMM_NAMES),
     ("visual.head.proj.", "visual_projection.", []),
+    ("transformer.resblocks.", "text_model.encoder.layers.", _CLIP_BLOCK_NAMES),
+    ("token_embedding.", "text_model.embeddings.token_embedding.", []),
+    ("positional_embedding", "text_model.embeddings.position_embedding.weight", []),
+    ("ln_final.", "text_model.final_layer_norm.", []),
+    ("text_projection", _CLIP_TEXT_PROJECTION, []),
     ("text.transformer.", "text_model.", BERT_NAMES),
     ("text.proj.0.", "text_projection.fc1.", []),
     ("text.proj.2.", "text_projection.fc2.", []),
@@ -40,7 +55,7 @@ _PORT_NAMES = [
     ("embeddings.token_type_embedding.", "embeddings.token_type_embeddings."),
     ("encoder.layers.", "layers."),
 ]
-_FUSED = re.compile(r"^(vision_model\.layers\.\d+\.self_attn\.)([qkv])_proj\.")
+_FUSED = re.compile(r"^((?:vision_model|text_model\.encoder)\.layers\.\d+\.self_attn\.)([qkv])_proj\.")
 
 
 def _check_names(expected: set[str], found: set[str]) -> None:
@@ -55,7 +70,7 @@ def _some(names: list[str]) -> str:
 
 
 def open_clip_name(name: str) -> str:
-    """open_clip's name of one of our tensors; q, k and v of an image block share one."""
+    """open_clip's name of one of our tensors; q, k and v of a block share one, except in a BERT."""
     name = _FUSED.sub(r"\1qkv.", name)
     theirs, ours, pieces = next(part for part in _OPEN_CLIP_PARTS if name.startswith(part[1]))
     rest = name.removeprefix(ours)
@@ -74,11 +89,15 @@ def from_open_clip_tensors(theirs: Mapping[str, torch.Tensor], names: list[str])
         ours[name] = tensor.chunk(3)["qkv".index(fused[2])].clone() if fused else tensor
         if name in ("logit_scale", "logit_bias") and tensor.numel() == 1:
             ours[name] = tensor.reshape(())  # open_clip's `nonscalar_logit_scale` saves them with a dimension
+        elif name == _CLIP_TEXT_PROJECTION:
+            ours[name] = tensor.t().contiguous()
     return ours
 
 
 def to_open_clip_tensors(ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our tensors under open_clip's names."""
+    if _CLIP_TEXT_PROJECTION in ours:
+        ours = {**ours, _CLIP_TEXT_PROJECTION: ours[_CLIP_TEXT_PROJECTION].t().contiguous()}
     parts: dict[str, list[torch.Tensor]] = {}
     for name in sorted(ours, key=lambda name: "qkv".find(fused[2]) if (fused := _FUSED.match(name)) else 0):
         parts.setdefault(open_clip_name(name), []).append(ours[name])

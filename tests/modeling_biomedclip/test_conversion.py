@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ import open_clip
 import pytest
 import timm
 import torch
+from open_clip_folders import published_clip_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, BertConfig, BertTokenizer, ViTConfig
+from transformers import AutoModel, AutoProcessor, BertConfig, BertTokenizer, CLIPTokenizer, ViTConfig
 from transformers.image_utils import PILImageResampling
 
 from modeling_biomedclip import (
@@ -293,6 +295,126 @@ def test_a_scale_and_a_bias_of_one_dimension_become_scalars_and_other_tensors_ke
         "logit_bias": (),
         "visual_projection.weight": (1, 1),
     }
+
+
+CLIP_TEXTS = ["a chest x-ray", "Caption &amp; figure", "chart " * 60]
+
+
+@pytest.fixture(scope="module")
+def clip_tokenizer():
+    """A small tokenizer of CLIP's kind, for texts of 24 tokens."""
+    words = [" ".join([*string.printable, *WORDS])] * 2
+    return CLIPTokenizer(model_max_length=24).train_new_from_iterator(words, 400, show_progress=False)
+
+
+def write_clip_folder(folder: Path, tokenizer, **settings) -> Path:
+    """Write a model of open_clip's class `CLIP` with random weights and timm's image tower."""
+    text_cfg = {"hf_tokenizer_name": "clip", "context_length": 24, "vocab_size": 410, "width": 48, "layers": 2}
+    text_cfg |= {"heads": 4, "mlp_ratio": 2.0, **settings.pop("text_cfg", {})}
+    vision_cfg = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "image_size": 224}
+    config = {"embed_dim": 32, "vision_cfg": vision_cfg, "text_cfg": text_cfg, **settings}
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=float(parameter.mean() > 0.5), std=0.1)
+    tokenizer.save_pretrained(folder)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return folder
+
+
+@torch.no_grad()
+def assert_embeds_as_open_clip(model, processor, folder: Path, images) -> None:
+    theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    ids = open_clip.get_tokenizer(f"local-dir:{folder}")(CLIP_TEXTS)
+    pixels = torch.stack([preprocess(image) for image in images])
+    image_embeds, text_embeds, scale = theirs.eval()(pixels, ids)[:3]
+    inputs = processor(text=CLIP_TEXTS, images=images, padding="max_length", return_tensors="pt")
+    outputs = model.eval()(**inputs)
+    assert torch.equal(inputs["input_ids"], ids) and torch.equal(inputs["pixel_values"], pixels)
+    torch.testing.assert_close(outputs.image_embeds, image_embeds, rtol=0, atol=2e-6)
+    torch.testing.assert_close(outputs.text_embeds, text_embeds, rtol=0, atol=2e-6)
+    assert torch.equal(model.logit_scale.exp(), scale)
+    assert (text_embeds[0] - text_embeds[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize("pool_type", ["argmax", "eos"])
+def test_clips_text_tower_is_converted_both_ways(clip_tokenizer, pictures, tmp_path, quick_gelu, pool_type):
+    text_cfg = {"pool_type": pool_type, "eos_id": clip_tokenizer.eos_token_id}
+    source = write_clip_folder(tmp_path / "source", clip_tokenizer, quick_gelu=quick_gelu, text_cfg=text_cfg)
+    model, processor = from_open_clip(source)
+    assert_embeds_as_open_clip(model, processor, source, pictures)
+
+    model.config.open_clip_config = None  # as of a model that was trained here
+    to_open_clip(model, processor, tmp_path / "back")
+    assert_embeds_as_open_clip(model, processor, tmp_path / "back", pictures)
+    weights = "open_clip_model.safetensors"
+    assert (tmp_path / "back" / weights).read_bytes() == (source / weights).read_bytes()
+    again = from_open_clip(tmp_path / "back")[0]
+    assert same_weights(again, model) and again.config.text_config.to_dict() == model.config.text_config.to_dict()
+
+
+def test_a_width_that_does_not_divide_the_inner_one_is_written(clip_tokenizer, pictures, tmp_path):
+    text = {"model_type": "clip_text_model", "hidden_size": 49, "intermediate_size": 103, "num_attention_heads": 7}
+    text |= {"num_hidden_layers": 1, "vocab_size": 400, "max_position_embeddings": 24}
+    text |= {"bos_token_id": None, "eos_token_id": clip_tokenizer.eos_token_id}
+    vision = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}
+    torch.manual_seed(0)
+    model = BiomedCLIPModel(BiomedCLIPConfig(text_config=text, vision_config=vision, projection_dim=32))
+    processor = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), clip_tokenizer)
+    to_open_clip(model, processor, tmp_path / "written")
+    assert_embeds_as_open_clip(model, processor, tmp_path / "written", pictures)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, True) for key in ("embed_cls", "no_causal_mask", "proj_bias", "qk_norm", "scale_fc", "output_tokens")),
+        ("ls_init_value", 0.1),
+        ("norm_kwargs", {"eps": 1e-3}),
+        ("act_kwargs", {"approximate": "tanh"}),
+        ("block_type", "custom"),
+        ("pool_type", "last"),
+        ("pool_type", "eos"),  # open_clip's default eos_id is 2
+        ("proj_type", "none"),
+        ("heads", 5),
+        ("heads", 0),
+        ("context_length", 20),
+        ("hf_tokenizer_name", ""),
+        ("custom_text", True),
+    ],
+)
+def test_a_setting_of_clips_text_tower_that_is_not_supported_is_named(clip_tokenizer, tmp_path, key, value):
+    folder = write_clip_folder(tmp_path / "source", clip_tokenizer)
+    config = read_config(folder)
+    (config["model_cfg"] if key == "custom_text" else config["model_cfg"]["text_cfg"])[key] = value
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"open_clip_config\.json.*{key}"):
+        from_open_clip(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("layer_norm_eps", 1e-6), ("hidden_act", "relu"), ("max_position_embeddings", 30)]
+)
+def test_a_field_of_clips_text_tower_that_open_clip_cannot_express_is_named(clip_tokenizer, tmp_path, field, value):
+    model, processor = from_open_clip(write_clip_folder(tmp_path / "source", clip_tokenizer))
+    setattr(model.config.text_config, field, value)
+    with pytest.raises(ValueError, match=f"text_config.{field} is {value!r}.*with transformers"):
+        to_open_clip(model, processor, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_open_clip_loads_clips_text_tower_from_a_repository_with_the_tokenizer_of_clip(clip_tokenizer):
+    published = published_clip_tokenizer()
+    with torch.device("meta"):
+        model = BiomedCLIPModel(BiomedCLIPConfig(text_config={"model_type": "clip_text_model"}))
+    assert open_clip_obstacle(model, BiomedCLIPProcessor(BiomedCLIPImageProcessor(), published)) is None
+    other = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), clip_tokenizer)
+    assert "model_max_length of the tokenizer is 24" in open_clip_obstacle(model, other)
+    model.config.text_config.max_position_embeddings = 24
+    assert "has other words" in open_clip_obstacle(model, other)
 
 
 def test_half_precision_stays_what_it_is(folder, tmp_path):

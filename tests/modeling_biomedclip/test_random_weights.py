@@ -27,29 +27,6 @@ CLIP_TEXT = {"model_type": "clip_text_model", "hidden_act": "gelu", "vocab_size"
 ERROR = 1e-9  # chance that a tensor kind of one distribution is taken for one of two
 
 
-def as_our_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The text tower of open_clip's `CLIP` under our names."""
-    ours = {
-        "text_model.embeddings.token_embedding.weight": tensors["token_embedding.weight"],
-        "text_model.embeddings.position_embedding.weight": tensors["positional_embedding"],
-        "text_projection.weight": tensors["text_projection"].t(),
-    }
-    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
-    names |= {"attn.out_proj": "self_attn.out_proj"}
-    for name, tensor in tensors.items():
-        if name.startswith("ln_final."):
-            ours[f"text_model.final_layer_norm.{name.partition('.')[2]}"] = tensor
-        if (found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)) is None:
-            continue
-        layer, part, kind = found.groups()
-        if part == "attn.in_proj":
-            for projection, rows in zip("qkv", tensor.chunk(3), strict=True):
-                ours[f"text_model.encoder.layers.{layer}.self_attn.{projection}_proj.{kind}"] = rows
-        else:
-            ours[f"text_model.encoder.layers.{layer}.{names[part]}.{kind}"] = tensor
-    return ours
-
-
 def make_models(text: str, folder) -> tuple[open_clip.CLIP | open_clip.CustomTextCLIP, BiomedCLIPModel]:
     """open_clip's model and ours, each with its own random weights; the image towers have 12 layers and 2."""
     torch.manual_seed(0)
@@ -68,16 +45,6 @@ def make_models(text: str, folder) -> tuple[open_clip.CLIP | open_clip.CustomTex
     return theirs, BiomedCLIPModel(BiomedCLIPConfig(text_config=text_config, vision_config=LAYERS))
 
 
-def tensors_of(theirs, ours, text: str) -> dict[str, torch.Tensor]:
-    """open_clip's tensors under our names."""
-    state = theirs.state_dict()
-    if text == "bert":
-        return from_open_clip_tensors(state, list(ours.state_dict()))
-    image = {name: tensor for name, tensor in state.items() if name.startswith(("visual.", "logit_scale"))}
-    names = [name for name in ours.state_dict() if not name.startswith("text_")]
-    return from_open_clip_tensors(image, names) | as_our_names(state)
-
-
 def by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Numbers of each kind of tensor, which is its name without the number of the layer; 100,000 or a few more."""
     kinds = defaultdict(list)
@@ -90,7 +57,10 @@ def by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("text", ["bert", "gpt"])
 def test_each_kind_of_tensor_has_the_distribution_of_open_clip(text, tmp_path):
     theirs, ours = make_models(text, tmp_path)
-    found, expected = by_kind(ours.state_dict()), by_kind(tensors_of(theirs, ours, text))
+    found, expected = (
+        by_kind(ours.state_dict()),
+        by_kind(from_open_clip_tensors(theirs.state_dict(), list(ours.state_dict()))),
+    )
     assert found.keys() == expected.keys() and len(found) > 30
     for kind, numbers in found.items():
         others = expected[kind]
@@ -119,7 +89,7 @@ def test_a_tower_alone_has_the_projection_of_the_whole_model():
 @torch.no_grad()
 def test_clips_text_tower_embeds_as_in_open_clip(tmp_path):
     theirs, ours = make_models("gpt", tmp_path)
-    ours.load_state_dict(tensors_of(theirs, ours, "gpt"))
+    ours.load_state_dict(from_open_clip_tensors(theirs.state_dict(), list(ours.state_dict())))
     texts = torch.randint(1, 499, (4, 77))
     for row, length in enumerate((3, 20, 60, 76)):
         texts[row, length:] = 0

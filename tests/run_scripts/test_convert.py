@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from open_clip_folders import published_clip_tokenizer
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, BertTokenizer
 
@@ -69,6 +70,23 @@ def test_verify_runs_both_and_prints_the_largest_difference(source, tmp_path, ca
     assert verified["images"] == 2 and verified["labels"] == 9 and verified["equal"]
     assert verified["largest_difference"] == dict.fromkeys(verified["largest_difference"], 0.0)
     assert "| image embeddings | 0 |" in (tmp_path / "result" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("to", ["transformers", "open_clip"])
+def test_verify_compares_a_model_with_clips_text_encoder(tmp_path, to):
+    text = {"model_type": "clip_text_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = BiomedCLIPConfig(
+        projection_dim=32,
+        vision_config={"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3},
+        text_config=text | {"num_hidden_layers": 2},
+    )
+    processor = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), published_clip_tokenizer())
+    to_open_clip(BiomedCLIPModel(config), processor, tmp_path / "source")
+    assert main(["convert", str(tmp_path / "source"), str(tmp_path / "result"), "--to", to, "--verify"]) == 0
+    verified = json.loads((tmp_path / "result" / "conversion.json").read_text())["verification"]
+    assert verified["equal"] and not verified["bert_assumed"]
+    assert verified["largest_difference"]["text embeddings"] <= 2e-6
 
 
 def test_verify_finds_what_is_wrong(source, tmp_path, capsys, monkeypatch):

@@ -13,11 +13,12 @@ import torch
 from commands import ROOT
 from hub_server import File, HubServer, Repository, environment_of, log_in
 from model_results import write_result, zero_shot_result
+from open_clip_folders import published_clip_tokenizer
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, from_open_clip, to_open_clip
-from modeling_biomedclip.conversion.open_clip import bert_config_of
+from modeling_biomedclip.conversion.open_clip import PUBLISHED_CLIP, bert_config_of
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from run_scripts import model_files, publishing, push, reloading
 from run_scripts.card import CardOptions, write_card
@@ -534,6 +535,29 @@ def test_open_clip_loads_its_copy_out_of_the_same_repository(hub, tmp_path):
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    assert_open_clip_loads_the_copy(hub, folder, tmp_path)
+
+
+def test_open_clip_loads_its_copy_with_clips_text_encoder_out_of_the_same_repository(hub, tmp_path):
+    tokenizer = published_clip_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "clip")
+    hub.add(PUBLISHED_CLIP, {path.name: path.read_bytes() for path in (tmp_path / "clip").iterdir()})
+    text = {"model_type": "clip_text_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    config = BiomedCLIPConfig(
+        projection_dim=32,
+        vision_config={"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3},
+        text_config=text | {"num_attention_heads": 4, "hidden_act": "gelu"},
+    )
+    folder = tmp_path / "model"
+    BiomedCLIPModel(config).save_pretrained(folder)
+    BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer).save_pretrained(folder)
+    assert_open_clip_loads_the_copy(hub, folder, tmp_path)
+
+
+def assert_open_clip_loads_the_copy(hub, folder: Path, tmp_path: Path) -> None:
+    """Push a folder, and compare the text embeddings of open_clip in another process."""
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     describe(folder)
     report = run_push(folder)
     assert {"open_clip_config.json", "open_clip_model.safetensors"} <= set(report["files"])

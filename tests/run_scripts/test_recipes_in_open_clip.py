@@ -2,13 +2,23 @@
 
 import json
 import shutil
+import string
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor, BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPTokenizer,
+    ViTConfig,
+    ViTModel,
+)
 
 from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, to_open_clip
 from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
@@ -27,15 +37,11 @@ TEXTS = ["a chest x-ray", "caption &amp; figure", "chart " * 300]
 
 
 def recipes_of_biomedclip() -> list[str]:
-    """
-    Return the contrastive recipes that train a BiomedCLIPModel with a BERT for images of the published size or larger.
-
-    A text tower of CLIP's is not converted; `test_clip_text_start.py` trains it.
-    """
+    """Return the contrastive recipes that train a BiomedCLIPModel for images of the published size or larger."""
     found = []
     for name in recipe_names():
         options = read_recipe(name, ["train"])
-        is_clip = "clip-vit" in (options.get("model_name_or_path") or options.get("tokenizer") or "")
+        is_clip = "clip-vit" in (options.get("model_name_or_path") or "")
         if options.get("task", "contrastive") == "contrastive" and not is_clip and name != "quickstart":
             found.append(name)
     return found
@@ -51,6 +57,8 @@ def checkpoints(tmp_path_factory) -> Path:
     words = ["caption of article figure chest x-ray line chart & " + " ".join(map(str, range(100)))] * 9
     tokenizer = BertTokenizer(model_max_length=512).train_new_from_iterator(words, vocab_size=128, show_progress=False)
     tokenizer.save_pretrained(root / "bert")
+    letters = [" ".join([*string.printable, *words])] * 2
+    CLIPTokenizer().train_new_from_iterator(letters, 500, show_progress=False).save_pretrained(root / "clip")
     BertModel(BertConfig(**TEXT, vocab_size=128), add_pooling_layer=False).save_pretrained(root / "bert")
     BiomedCLIPModel.from_vision_text_pretrained(root / "vit", root / "bert").save_pretrained(root / "base")
     BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer).save_pretrained(root / "base")
@@ -64,7 +72,12 @@ def train_one_step(name: str, checkpoints: Path, built: Path, folder: Path) -> P
     if options.get("model_name_or_path"):
         arguments += ["--model-name-or-path", str(checkpoints / "base")]
     else:
-        arguments += ["--text-model", str(checkpoints / "bert")]
+        if options.get("text_model"):
+            arguments += ["--text-model", str(checkpoints / "bert")]
+        else:
+            text_config = options["model_config"]["text_config"] | TEXT
+            arguments += ["--tokenizer", str(checkpoints / "clip")]
+            arguments += ["--model-config", json.dumps({"text_config": text_config | {"vocab_size": 500}})]
         if options.get("vision_model"):
             arguments += ["--vision-model", str(checkpoints / "vit")]
         else:
@@ -82,7 +95,9 @@ def test_a_recipe_trains_a_model_that_open_clip_runs_with_equal_embeddings(name,
     trained = train_one_step(name, checkpoints, built, tmp_path / "run")
     model, processor = AutoModel.from_pretrained(trained).eval(), AutoProcessor.from_pretrained(trained)
     assert model.config.vision_config.layer_norm_eps == 1e-6
-    assert model.config.text_config.layer_norm_eps == 1e-12
+    is_clip = model.config.text_config.model_type == "clip_text_model"
+    assert is_clip == (name == "gpt_77_8_epochs")
+    assert model.config.text_config.layer_norm_eps == (1e-5 if is_clip else 1e-12)
     assert processor.tokenizer.model_max_length == (read_recipe(name, ["train"]).get("max_length") or 512)
     assert main(["convert", str(trained), str(tmp_path / "open_clip"), "--to", "open_clip"]) == 0
     theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'open_clip'}")
