@@ -132,6 +132,7 @@ def test_the_mean_is_that_of_the_papers_five_benchmarks(measured):
     assert METRIC["tcga_til"] == "auroc"
     assert found["published"]["BiomedCLIP"] == pytest.approx(0.7552, abs=5e-5), "the mean that the paper gives"
     assert found["lacks"] == {}
+    assert "BiomedCLIP (independent run)" not in found["published"], "of other images and prompts"
 
 
 def test_the_plot_marks_published_values_and_those_read_off_a_figure(measured, tmp_path, monkeypatch):
@@ -378,6 +379,7 @@ def test_questions_are_for_models_with_a_head_and_other_tasks_for_dual_encoders(
     assert "has no head for questions" in found["not_applicable"][f"vqa, {two_models[0]}"]
     assert "answers questions" in found["not_applicable"][f"zero-shot, {answerer}"]
     assert found["mean_of_the_paper"]["lacks"].keys() == {"base"}
+    assert "token F1 (words)" in (out / "comparison.md").read_text(), "the paper counts GPT-2 tokens"
     capsys.readouterr()
     (root / "vqa_rad").rename(tmp_path / "away")
     assert main(arguments(root, tmp_path / "other", answerer)) == 1
