@@ -47,7 +47,9 @@ def test_losses_gradients_and_weights_are_those_of_ddp(results, run, beside):
     steps = len(ours["gradient norms"])
     assert ours["gradient norms"] == pytest.approx(theirs["gradient norms"][-steps:], rel=1e-4)
     for name, weight in ours["weights"].items():
-        torch.testing.assert_close(weight, theirs["weights"][name], rtol=0, atol=1e-5, msg=name)
+        # The bias of the keys shifts all scores of a softmax alike: its gradient is rounding alone, which AdamW scales.
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(weight, theirs["weights"][name], rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(("run", "beside"), [("fsdp", "ddp"), ("fsdp siglip", "ddp siglip"), ("fsdp compiled", "ddp")])

@@ -158,6 +158,17 @@ def test_a_loss_that_there_is_not_is_refused(tmp_path):
         ContrastiveTrainingArguments(output_dir=str(tmp_path), loss="triplet")
 
 
+@pytest.mark.parametrize("keep_activations", [False, True])
+def test_no_more_pairs_than_a_mini_batch_are_embedded_at_a_time(train, small_model, keep_activations):
+    model, embedded = fresh(small_model), []
+    model.vision_model.register_forward_pre_hook(
+        lambda module, args, kwargs: embedded.append(len(kwargs["pixel_values"] if kwargs else args[0])),
+        with_kwargs=True,
+    )
+    train(model, max_steps=1, mini_batch_size=6, keep_activations=keep_activations)
+    assert max(embedded) == 6 and sum(embedded) >= 16
+
+
 @pytest.mark.parametrize("name", ["CLIP", "Siglip"])
 def test_any_dual_encoder_of_transformers_trains(train, name):
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
