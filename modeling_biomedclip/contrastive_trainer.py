@@ -259,7 +259,10 @@ class ContrastiveTrainer(Trainer):
         """
         self._check_options()
         check_resume(self.args, resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint, **kwargs)
+        # A run that was killed after its last checkpoint, before older ones were removed, resumes without a step.
+        self._remove_old_checkpoints(self._get_output_dir(kwargs.get("trial")))
+        return output
 
     def get_train_dataloader(self) -> DataLoader:
         """The stream's own loader, kept out of accelerate's hands: it would split each rank's slice once more."""
@@ -304,11 +307,19 @@ class ContrastiveTrainer(Trainer):
             self.args.save_total_limit = limit
         if self.args.should_save:
             _flush(folder)
-            best = self.state.best_model_checkpoint
-            checkpoints = sort_checkpoints(run_folder, use_mtime=True, best_model_checkpoint=best)
-            for path in map(Path, checkpoints[:-limit] if limit and limit > 0 else []):
-                if path not in (folder, best and Path(best)):
-                    _remove_checkpoint(path)
+        self._remove_old_checkpoints(run_folder)
+
+    def _remove_old_checkpoints(self, run_folder: str) -> None:
+        """Keep `save_total_limit` checkpoints, the newest and the best one among them."""
+        limit = self.args.save_total_limit
+        if not self.args.should_save or not limit or limit < 0:
+            return
+        best = self.state.best_model_checkpoint
+        checkpoints = sort_checkpoints(run_folder, use_mtime=True, best_model_checkpoint=best)
+        newest = Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        for path in map(Path, checkpoints[:-limit]):
+            if path not in (newest, best and Path(best)):
+                _remove_checkpoint(path)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -159,12 +159,12 @@ def _load_processor(name: str, model: Any, trust_remote_code: bool) -> Any:
         # Pillow, even if torchvision is installed: torchvision's own resampling gives other pixels.
         return AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=trust_remote_code)
     except ValueError:
-        settings, _ = CLIPImageProcessorPil.get_image_processor_dict(name)
+        settings, _ = CLIPImageProcessorPil.get_image_processor_dict(name, trust_remote_code=False)
         # A class of transformers 4, which checkpoints of that time name. AutoProcessor of transformers 5 fails on it.
         if model.config.model_type != "clip" or settings.get("image_processor_type") != "CLIPFeatureExtractor":
             raise
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        return CLIPProcessor(CLIPImageProcessorPil.from_pretrained(name), tokenizer)
+        return CLIPProcessor(CLIPImageProcessorPil.from_pretrained(name, trust_remote_code=False), tokenizer)
 
 
 def _load_open_clip(folder: Path) -> tuple[str, Any, Any]:

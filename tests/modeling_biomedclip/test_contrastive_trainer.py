@@ -158,6 +158,15 @@ def test_a_loss_that_there_is_not_is_refused(tmp_path):
         ContrastiveTrainingArguments(output_dir=str(tmp_path), loss="triplet")
 
 
+def test_a_run_killed_before_it_removed_an_old_checkpoint_removes_it_when_it_is_resumed(
+    train, small_model, tmp_path, monkeypatch
+):
+    train(fresh(small_model), max_steps=4, save_steps=2)
+    monkeypatch.setattr(ContrastiveTrainer, "get_train_dataloader", lambda self: [])  # all steps are done
+    train(fresh(small_model), max_steps=4, save_steps=2, save_total_limit=1, resume=True)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
 @pytest.mark.parametrize("keep_activations", [False, True])
 def test_no_more_pairs_than_a_mini_batch_are_embedded_at_a_time(train, small_model, keep_activations):
     model, embedded = fresh(small_model), []
