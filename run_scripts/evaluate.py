@@ -458,7 +458,8 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
         pool = embedded.select(draw_pool(usable, size, seed=options.seed, draw=draw))
         of_pool = key if size == usable else {**key, "pool": size, "seed": options.seed, "draw": draw}
         counts.append(count_ranks(pool, store.folder, of_pool))
-        first = first if draw else pool
+        if draw == 0:
+            first = pool
         if PartialState().is_main_process:
             articles.append([pmcids[row] for row in pool.rows.tolist()])
             images_of_texts.append(pool.image_of_text)

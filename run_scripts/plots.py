@@ -203,13 +203,18 @@ def _grid(figure: Any, heights: Sequence[float], widths: Sequence[float]) -> Any
 
 
 def _show(axes: Any, image: Any) -> None:
-    """Draw an image of any mode and depth, at the top of its cell."""
+    """Draw an image at the top of its cell."""
+    axes.imshow(_small(image, 512))
+    axes.set_anchor("N")
+
+
+def _small(image: Any, side: int) -> Any:
+    """Return an image of any mode and depth in RGB, with at most `side` pixels a side: figures have many megapixels."""
     from processing.image_processing_biomedclip import to_8_bit  # imports transformers, which other plots do not need
 
     small = to_8_bit(image).convert("RGB")
-    small.thumbnail((512, 512))  # figures of articles have many megapixels
-    axes.imshow(small)
-    axes.set_anchor("N")
+    small.thumbnail((side, side))
+    return small
 
 
 def _write(axes: Any, block: _Block) -> None:
@@ -275,8 +280,6 @@ def plot_question(
     Returns:
         The characters of the text that no installed font has, which are drawn as boxes.
     """
-    from processing.image_processing_biomedclip import to_8_bit  # imports transformers, unlike the other plots
-
     answers = [(one_line(answer)[:2000], score, is_right) for answer, score, is_right in best]
     asked, truth = one_line(question)[:2000], one_line(right_answer)[:2000]  # more does not fit anyway
     verdict = "no answer: its scores are NaN or infinite" if not best else "correct" if best[0][2] else "incorrect"
@@ -285,9 +288,7 @@ def plot_question(
         height = max(3.2, 0.18 * len(asked_lines) + 0.15 * len(truth_lines) + 0.28 * len(answers) + 1.1)
         figure = plt.figure(figsize=(9, height))
         picture = figure.add_axes((0.015, 0.03, 0.37, 0.94))
-        shown = to_8_bit(image).convert("RGB")
-        shown.thumbnail((1024, 1024))
-        picture.imshow(shown)
+        picture.imshow(_small(image, 1024))
         picture.set(xticks=[], yticks=[])
         picture.spines[:].set_color("0.8")
         text = figure.add_axes((0.41, 0, 0.58, 1))

@@ -164,7 +164,7 @@ def _load_processor(name: str, model: Any, trust_remote_code: bool) -> Any:
         if model.config.model_type != "clip" or settings.get("image_processor_type") != "CLIPFeatureExtractor":
             raise
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        return CLIPProcessor(CLIPImageProcessorPil.from_pretrained(name, trust_remote_code=False), tokenizer)
+        return CLIPProcessor(CLIPImageProcessorPil.from_dict(settings), tokenizer)
 
 
 def _load_open_clip(folder: Path) -> tuple[str, Any, Any]:
