@@ -45,7 +45,7 @@ def read_pcam(root: Path, split: str, held_out: float | None, seed: int) -> tupl
     root = root.parent if root.is_file() else root
     if _has_hdf5(root):
         return _from_hdf5(root, _PARTS[split])
-    if table := find_kaggle(root):
+    if table := _find_labels(root):
         images, notes = choose_split({"train": _from_kaggle(table)}, root, split, held_out, seed)
         return images, [
             *notes,
@@ -57,7 +57,11 @@ def read_pcam(root: Path, split: str, held_out: float | None, seed: int) -> tupl
 def find_kaggle(root: Path) -> Path | None:
     """Return the table of labels if the files of a folder are Kaggle's, whose images are from the training split."""
     root = root.parent if root.is_file() else root
-    return None if _has_hdf5(root) else find_file(root, "train_labels.csv")
+    return None if _has_hdf5(root) else _find_labels(root)
+
+
+def _find_labels(root: Path) -> Path | None:
+    return find_file(root, "train_labels.csv")
 
 
 def _has_hdf5(root: Path) -> bool:
