@@ -11,7 +11,7 @@ ON_LOWEST := PYTHONPATH="$(abspath $(VENV))/lowest" $(BIN)/python
 EXPORT_TESTS := tests/modeling_biomedclip/test_export.py tests/run_scripts/test_export.py
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-lowest lint format clean mutation
+.PHONY: help quickstart test test-lowest lint types format clean mutation
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,17 +37,23 @@ test-lowest: $(VENV)/.lowest  ## Run the tests of model and processor on the low
 mutation: $(VENV)/.mutation  ## Measure how many small faults in the core modules the tests notice (about an hour)
 	$(BIN)/python tests/mutation/run.py
 
-lint: $(VENV)/.dev  ## Check style and types
+lint: $(VENV)/.dev types  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+# mypy does not know setuptools' mapping of folders to packages. It sees the package as a folder of links.
+types: $(VENV)/.dev
+	rm -rf "$(VENV)/typing" && mkdir -p "$(VENV)/typing/biomedclip"
+	ln -s "$(CURDIR)"/modeling_biomedclip/* "$(CURDIR)/processing" "$(CURDIR)/run_scripts" "$(CURDIR)/model_cards" \
+		"$(VENV)/typing/biomedclip/"
+	MYPYPATH="$(VENV)/typing" $(BIN)/mypy
 
 format: $(VENV)/.dev  ## Put the code into the house's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

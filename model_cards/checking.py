@@ -20,8 +20,7 @@ _RULE = re.compile(r"[|\s:-]*-[|\s:-]*")
 
 
 def problems_of(card: str) -> list[str]:
-    """
-    What a model's card still lacks.
+    """What a model's card still lacks.
 
     Args:
         card: The whole file.

@@ -37,8 +37,7 @@ class Markdown(str):
 
 
 def visible(text: Any, *, keep: str = "") -> str:
-    """
-    Return a text with every invisible character replaced with U+FFFD.
+    """Return a text with every invisible character replaced with U+FFFD.
 
     Args:
         text: Anything that `str` takes.
@@ -61,8 +60,7 @@ def lines(text: Any) -> str:
 
 
 def markdown(text: Any) -> Markdown:
-    """
-    Return a text as one line that Markdown, HTML and math display literally, inside and outside of tables.
+    """Return a text as one line that Markdown, HTML and math display literally, inside and outside of tables.
 
     Args:
         text: Anything that `str` takes. [`Markdown`] is returned unchanged.
@@ -75,8 +73,7 @@ def markdown(text: Any) -> Markdown:
 
 
 def code(text: Any) -> Markdown:
-    """
-    Return a text as a code span. Do not use it in a table, where a vertical bar ends the cell.
+    """Return a text as a code span. Do not use it in a table, where a vertical bar ends the cell.
 
     Backticks become apostrophes.
     """
@@ -102,8 +99,7 @@ def yaml_text(text: Any) -> str:
 
 
 def table(columns: list[Any], rows: list[tuple[Any, ...]], *, text_columns: int = 1) -> str:
-    """
-    Return a table in Markdown.
+    """Return a table in Markdown.
 
     Args:
         columns: Headings.

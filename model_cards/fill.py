@@ -67,8 +67,7 @@ _OF_THE_MACHINE = """
 
 
 def fill_dataset_card(report: Mapping[str, Any]) -> str:
-    """
-    The dataset card of a build.
+    """The dataset card of a build.
 
     Args:
         report: What `biomedclip build` reports.

@@ -64,7 +64,7 @@ _METRIC_TYPES = {"auroc": "roc_auc"}  # names of `evaluate`'s modules, where the
 
 _TEN_LINES = """\
 ```python
-import modeling_biomedclip  # of the package biomedclip; or trust_remote_code=True in the two calls below
+import biomedclip  # of the package biomedclip; or trust_remote_code=True in the two calls below
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
@@ -86,8 +86,7 @@ tokenizer = open_clip.get_tokenizer("NAME_OF_MODEL")
 
 
 def fill_model_card(facts: Mapping[str, Any]) -> str:
-    """
-    The card of a model.
+    """The card of a model.
 
     Args:
         facts: What `biomedclip card` gathers: `title`, `name` (its repository), `model` (of the configuration),

@@ -28,8 +28,7 @@ _KINDS = {
 
 
 def find_file(folder: Path, name: str, *, allowed: Callable[[str], bool] | None = None) -> Path | None:
-    """
-    Find a regular file of a folder.
+    """Find a regular file of a folder.
 
     Args:
         folder: The folder. It may be a link, because the user has named it.
@@ -67,8 +66,7 @@ def find_file(folder: Path, name: str, *, allowed: Callable[[str], bool] | None 
 
 
 def refuse_links_out(folder: Path, root: Path | None = None) -> None:
-    """
-    Raise an error if a folder contains a link, at any depth, that points outside.
+    """Raise an error if a folder contains a link, at any depth, that points outside.
 
     Args:
         folder: The folder.
@@ -89,8 +87,7 @@ def refuse_links_out(folder: Path, root: Path | None = None) -> None:
 
 
 def read_text(path: Path, *, largest: int = LARGEST) -> str:
-    """
-    Read a text file in UTF-8.
+    """Read a text file in UTF-8.
 
     Args:
         path: The file.
@@ -116,8 +113,7 @@ def read_text(path: Path, *, largest: int = LARGEST) -> str:
 
 
 def read_json(path: Path, *, largest: int = LARGEST) -> Any:
-    """
-    Read a JSON file.
+    """Read a JSON file.
 
     Args:
         path: The file.
@@ -142,8 +138,7 @@ def read_json(path: Path, *, largest: int = LARGEST) -> Any:
 
 
 def read_yaml(path: Path, *, largest: int = 2**20) -> Any:
-    """
-    Read a YAML file.
+    """Read a YAML file.
 
     Args:
         path: The file.
@@ -166,8 +161,7 @@ def read_yaml(path: Path, *, largest: int = 2**20) -> Any:
 
 
 def check_shape(path: Path, content: Any, shape: Any, where: str = "") -> None:
-    """
-    Check that the content of a file has the expected fields and types.
+    """Check that the content of a file has the expected fields and types.
 
     Args:
         path: The file, for the error.

@@ -55,8 +55,7 @@ class Measure(NamedTuple):
 
 
 def find_results(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """
-    The `results.json` files at or below some places.
+    """The `results.json` files at or below some places.
 
     Args:
         folders: Folders, or such files themselves.
@@ -78,8 +77,7 @@ def find_results(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """
-    Read one `results.json` and check every field that a card uses.
+    """Read one `results.json` and check every field that a card uses.
 
     Raises:
         ValueError: If it is not JSON, has another schema, lacks a field, or holds a number that cannot be.

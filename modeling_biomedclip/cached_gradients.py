@@ -30,8 +30,7 @@ def cached_backward(
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """
-    Adds to every parameter's `grad` that of the loss of all mini-batches together.
+    """Adds to every parameter's `grad` that of the loss of all mini-batches together.
 
     With dropout they are the gradients of the plain backward of the same mini-batches, each embedded in its turn.
 
@@ -76,8 +75,7 @@ def cached_backward(
 
 
 def mini_batch_rows(inputs: Mapping[str, Any], size: int) -> list[torch.Tensor]:
-    """
-    Rows of a batch in mini-batches of `size`, the last one perhaps smaller, longest texts first.
+    """Rows of a batch in mini-batches of `size`, the last one perhaps smaller, longest texts first.
 
     Texts of like length then share a mini-batch, which [`take_rows`] cuts to the longest of them. The longest come
     first, so that what does not fit into memory fails at once.
@@ -94,8 +92,7 @@ def mini_batch_rows(inputs: Mapping[str, Any], size: int) -> list[torch.Tensor]:
 
 
 def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool = True) -> dict[str, Any]:
-    """
-    Some rows of a batch, in the order given.
+    """Some rows of a batch, in the order given.
 
     Args:
         inputs: Tensors of shape `(rows, ...)`, and what is no tensor, which stays as it is.
@@ -114,8 +111,7 @@ def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool =
 
 
 def copy_to_device(inputs: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """
-    Tensors on an accelerator, copied while it is still at work on what came before.
+    """Tensors on an accelerator, copied while it is still at work on what came before.
 
     From memory that is not pinned the copy would wait for that work, and the accelerator then for the copy.
 

@@ -37,8 +37,7 @@ class BiomedCLIPBaseConfig(PreTrainedConfig):
 
 @strict
 class BiomedCLIPTextConfig(BiomedCLIPBaseConfig):
-    r"""
-    Configuration of the text tower: BERT base with the vocabulary of PubMedBERT.
+    r"""Configuration of the text tower: BERT base with the vocabulary of PubMedBERT.
 
     Args:
         vocab_size (`int`, defaults to 30522): Rows of the word embedding table (PubMedBERT's vocabulary fills 28,895).
@@ -58,12 +57,12 @@ class BiomedCLIPTextConfig(BiomedCLIPBaseConfig):
         pad_token_id (`int`, defaults to 0): `[PAD]`; positions that hold it are masked when no mask is given.
 
     Example:
-
     ```python
-    >>> from modeling_biomedclip import BiomedCLIPTextConfig, BiomedCLIPTextModel
+    >>> from biomedclip import BiomedCLIPTextConfig, BiomedCLIPTextModel
 
     >>> model = BiomedCLIPTextModel(BiomedCLIPTextConfig(num_hidden_layers=2))
-    ```"""
+    ```
+    """
 
     model_type = "biomedclip_text_model"
     _model_of_auto_class = {"AutoModel": "BiomedCLIPTextModel"}
@@ -99,8 +98,7 @@ class BiomedCLIPTextConfig(BiomedCLIPBaseConfig):
 
 @strict
 class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
-    r"""
-    Configuration of the image tower: timm's `vit_base_patch16_224`.
+    r"""Configuration of the image tower: timm's `vit_base_patch16_224`.
 
     Args:
         hidden_size (`int`, defaults to 768): Width of the tower.
@@ -122,12 +120,12 @@ class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
             embedding and projection are initialized as PyTorch initializes such layers, as in timm and open_clip.
 
     Example:
-
     ```python
-    >>> from modeling_biomedclip import BiomedCLIPVisionConfig, BiomedCLIPVisionModel
+    >>> from biomedclip import BiomedCLIPVisionConfig, BiomedCLIPVisionModel
 
     >>> model = BiomedCLIPVisionModel(BiomedCLIPVisionConfig(num_hidden_layers=2))
-    ```"""
+    ```
+    """
 
     model_type = "biomedclip_vision_model"
     _model_of_auto_class = {"AutoModel": "BiomedCLIPVisionModel"}
@@ -162,8 +160,7 @@ class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
 
 @strict
 class BiomedCLIPCoAttentionConfig(PreTrainedConfig):
-    r"""
-    Configuration of the co-attention head that answers questions: METER's (arXiv 2111.02387), as BiomedCLIP used it.
+    r"""Configuration of the co-attention head that answers questions (METER, arXiv 2111.02387, as BiomedCLIP used it).
 
     Args:
         hidden_size (`int`, defaults to 768): Width of the head; the tokens of both towers are mapped to it.
@@ -196,8 +193,7 @@ class BiomedCLIPCoAttentionConfig(PreTrainedConfig):
 
 
 def text_config_class(fields: Mapping[str, Any]) -> type[BiomedCLIPTextConfig] | type[CLIPTextConfig]:
-    """
-    Return the class of the configuration of a text tower.
+    """Return the class of the configuration of a text tower.
 
     Args:
         fields: Fields of the configuration. `model_type` selects the class (default: BERT's).
@@ -214,8 +210,7 @@ def text_config_class(fields: Mapping[str, Any]) -> type[BiomedCLIPTextConfig] |
 
 @strict
 class BiomedCLIPConfig(BiomedCLIPBaseConfig):
-    r"""
-    Configuration of the whole model.
+    r"""Configuration of the whole model.
 
     Args:
         text_config (`dict`, [`BiomedCLIPTextConfig`] or `CLIPTextConfig`, *optional*): The text tower. In a `dict` the
@@ -235,13 +230,13 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
             was fine-tuned from. What is measured names it, so that the card of the dual encoder can take it.
 
     Example:
-
     ```python
-    >>> from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+    >>> from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 
     >>> config = BiomedCLIPConfig(text_config={"num_hidden_layers": 2}, vision_config={"num_hidden_layers": 2})
     >>> model = BiomedCLIPModel(config)
-    ```"""
+    ```
+    """
 
     model_type = "biomedclip"
     _model_of_auto_class = {

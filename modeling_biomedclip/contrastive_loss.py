@@ -25,8 +25,7 @@ def contrastive_loss(
     *,
     loss: str = "infonce",
 ) -> torch.Tensor:
-    """
-    The loss of this process's pairs against the images and texts of all processes.
+    """The loss of this process's pairs against the images and texts of all processes.
 
     `infonce`: the cross-entropy of each image among all texts and of each text among all images, averaged. `siglip`:
     the binary cross-entropy of each image with each text, summed over texts and averaged over images.
@@ -72,8 +71,7 @@ def summed_loss(
     first: int = 0,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> torch.Tensor:
-    """
-    The loss of each query against all candidates, in one direction and summed.
+    """The loss of each query against all candidates, in one direction and summed.
 
     Args:
         queries: L2-normalised, of shape `(queries, dimension)`.
@@ -98,8 +96,7 @@ def summed_loss(
 
 
 class _SummedLoss(torch.autograd.Function):
-    """
-    Works out the gradients along with the loss, so that the logits of a slice of rows are forgotten before the next.
+    """Works out the gradients along with the loss, so that the logits of a slice of rows are forgotten before the next.
 
     Both losses have the same derivative by the logits: probabilities, softmax or sigmoid, less 1 for the pairs.
     """

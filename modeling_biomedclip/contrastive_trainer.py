@@ -45,8 +45,7 @@ MAX_LOGIT_SCALE = math.log(100)  # CLIP's and open_clip's bound of the temperatu
 
 @dataclass
 class ContrastiveTrainingArguments(TrainingArguments):
-    """
-    `TrainingArguments` with the defaults that contrastive training needs.
+    """`TrainingArguments` with the defaults that contrastive training needs.
 
     They are those of the published recipe: AdamW with betas (0.9, 0.98) and epsilon 1e-6, weight decay 0.2, peak
     learning rate 5e-4, a cosine schedule to zero, and no gradient clipping. The warm-up of 2,000 steps is set by the
@@ -126,8 +125,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
 
 
 def are_processes_on_cpu() -> bool:
-    """
-    Whether torchrun has started several processes on a machine without an accelerator.
+    """Whether torchrun has started several processes on a machine without an accelerator.
 
     transformers takes them for strangers unless it is told to use the CPU: each would train on its own, on the same
     samples.
@@ -136,8 +134,7 @@ def are_processes_on_cpu() -> bool:
 
 
 class ContrastiveTrainer(Trainer):
-    """
-    Trains a dual encoder with a contrastive loss over the batch of all processes.
+    """Trains a dual encoder with a contrastive loss over the batch of all processes.
 
     The model is anything whose `forward` returns `image_embeds` and `text_embeds` and that has a `logit_scale`, and for
     SigLIP's loss a `logit_bias`: [`BiomedCLIPModel`], `CLIPModel`, `SiglipModel`, a PEFT model of any. `logit_scale` is
@@ -147,7 +144,7 @@ class ContrastiveTrainer(Trainer):
     the whole batch. Mini-batches are of texts of like length, so that little padding is embedded; with
     `keep_activations` that is all they do, and each pair is embedded once.
 
-    `train_dataset` is either a stream with exact batches ([`processing.PairStream`]: anything with a method
+    `train_dataset` is either a stream with exact batches ([`biomedclip.processing.PairStream`]: anything with a method
     `batches(batch_size, rank, world_size, samples_seen)` and a length), which makes resuming exact, or whatever
     `Trainer` takes. A checkpoint is whole once it has its `trainer_state.json`, and older ones are removed only then: a
     run may be killed at any moment. Another number of processes may go on from it.
@@ -167,13 +164,13 @@ class ContrastiveTrainer(Trainer):
             access, or `num_train_epochs` gives no step.
 
     Example:
-
     ```python
     >>> trainer = ContrastiveTrainer(
     ...     model, args, train_dataset=PairStream("out"), data_collator=ContrastiveCollator(processor, training=True)
     ... )
     >>> trainer.train()
-    ```"""
+    ```
+    """
 
     lr_scheduler: Any  # Trainer does not declare it
 
@@ -247,8 +244,7 @@ class ContrastiveTrainer(Trainer):
         check_accelerator(self.accelerator)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """
-        Train, after a check of the options, some of which may have been changed since the trainer was created.
+        """Train, after a check of the options, some of which may have been changed since the trainer was created.
 
         Args:
             resume_from_checkpoint: Folder of a checkpoint, or True for the last one in the output folder.
@@ -289,8 +285,7 @@ class ContrastiveTrainer(Trainer):
         super()._save(output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """
-        Writes `trainer_state.json` last, and removes older checkpoints once it is on the disk.
+        """Writes `trainer_state.json` last, and removes older checkpoints once it is on the disk.
 
         A kill on the way leaves a checkpoint without that file, or with a part of it, and the ones before.
         """
@@ -357,8 +352,7 @@ class ContrastiveTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """
-        Create the schedule. `lr_scheduler_type="cosine"` is open_clip's: its warm-up starts above zero.
+        """Create the schedule. `lr_scheduler_type="cosine"` is open_clip's: its warm-up starts above zero.
 
         Args:
             num_training_steps: Number of steps of the training.
@@ -551,8 +545,7 @@ class ContrastiveTrainer(Trainer):
 
 
 def cosine_factor(step: int, *, warmup_steps: int, steps: int, num_cycles: float = 0.5) -> float:
-    """
-    Return the factor of the peak learning rate at a step: open_clip's `cosine_lr`.
+    """Return the factor of the peak learning rate at a step: open_clip's `cosine_lr`.
 
     transformers' schedule counts the steps of the warm-up from zero, so that its first step changes nothing.
 
@@ -569,8 +562,7 @@ def cosine_factor(step: int, *, warmup_steps: int, steps: int, num_cycles: float
 
 
 def check_mini_batch_size(args: ContrastiveTrainingArguments) -> None:
-    """
-    Refuse mini-batches that are larger than the batch.
+    """Refuse mini-batches that are larger than the batch.
 
     Args:
         args: The training arguments, with the batch size of the run.
@@ -586,8 +578,7 @@ def check_mini_batch_size(args: ContrastiveTrainingArguments) -> None:
 
 
 def check_resume(args: TrainingArguments, resume_from_checkpoint: str | bool | None) -> None:
-    """
-    Refuse a checkpoint that is named where `train()` does not look for it.
+    """Refuse a checkpoint that is named where `train()` does not look for it.
 
     Args:
         args: The training arguments.
@@ -704,8 +695,7 @@ def _stream_batches(loader: DataLoader | None) -> Any:
 
 
 def find_logit_scale(model: nn.Module) -> nn.Parameter:
-    """
-    The log inverse temperature of a dual encoder, inside whatever wraps it (DDP, PEFT, compile).
+    """The log inverse temperature of a dual encoder, inside whatever wraps it (DDP, PEFT, compile).
 
     Raises:
         ValueError: The model has none.
@@ -744,8 +734,7 @@ def whole_set_loss(
     *,
     loss: str = LOSSES[0],
 ) -> float:
-    """
-    The loss of a set as one batch, whatever other processes do.
+    """The loss of a set as one batch, whatever other processes do.
 
     Args:
         image_embeds: L2-normalised, of shape `(pairs, dimension)`.
@@ -767,8 +756,7 @@ def loss_in_batches(
     *,
     batch_size: int = VALIDATION_BATCH,
 ) -> float:
-    """
-    The validation loss of open_clip: the mean InfoNCE loss of consecutive batches, weighted by their sizes.
+    """The validation loss of open_clip: the mean InfoNCE loss of consecutive batches, weighted by their sizes.
 
     open_clip reports InfoNCE for a model of any loss. The last batch holds the pairs that are left, which may be fewer.
     With one batch the result equals [`whole_set_loss`].

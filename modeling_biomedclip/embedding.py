@@ -21,8 +21,7 @@ MOST_PADDING = 1 / 8
 
 
 def embed_images(model: Any, processor: Any, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
-    """
-    Normalised embeddings of images.
+    """Normalised embeddings of images.
 
     Args:
         model: A dual encoder with `get_image_features`, or an [`ExportedModel`].
@@ -55,8 +54,7 @@ def image_batches(model: Any, processor: Any, images: Sequence[Any], batch_size:
 def embed_texts(
     model: Any, processor: Any, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, max_length: int | None = None
 ) -> torch.Tensor:
-    """
-    Normalised embeddings of texts, in their order.
+    """Normalised embeddings of texts, in their order.
 
     Texts of like length go together, so that next to no padding is worked on: real captions average 107 of 256 tokens.
 
@@ -94,8 +92,7 @@ def embed_texts(
 def embed_prompts(
     model: Any, processor: Any, prompts: Sequence[str], *, max_length: int | None = None
 ) -> tuple[torch.Tensor, list[int]]:
-    """
-    Normalised embeddings of prompts in one batch, padded to the longest, as the model itself would embed them.
+    """Normalised embeddings of prompts in one batch, padded to the longest, as the model itself would embed them.
 
     Args:
         model: A dual encoder with `get_text_features`, or an [`ExportedModel`].

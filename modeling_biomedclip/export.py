@@ -57,8 +57,7 @@ class TextGraph(nn.Module):
 def export_model(
     model: Any, folder: str | os.PathLike[str], *, format: str = "onnx", precision: str = "float32"
 ) -> None:
-    """
-    Writes the image and the text graph of a model, and what [`ExportedModel`] needs to know of them.
+    """Writes the image and the text graph of a model, and what [`ExportedModel`] needs to know of them.
 
     Args:
         model: A [`BiomedCLIPModel`], on the CPU.

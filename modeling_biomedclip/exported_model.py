@@ -13,8 +13,7 @@ from .export import DESCRIPTION, GRAPHS, PACKAGES_TO_RUN, SUFFIXES, check_export
 
 
 class ExportedModel:
-    """
-    The towers that [`export_model`] wrote, run by ONNX Runtime or OpenVINO on the CPU.
+    """The towers that [`export_model`] wrote, run by ONNX Runtime or OpenVINO on the CPU.
 
     Keep it out of a process that forks later: a data loader with workers has been seen to crash after OpenVINO had run.
 
@@ -30,13 +29,13 @@ class ExportedModel:
         ImportError: The package that runs its format is not installed.
 
     Example:
-
     ```python
-    >>> from modeling_biomedclip import ExportedModel, ZeroShotClassifier
+    >>> from biomedclip import ExportedModel, ZeroShotClassifier
 
     >>> model = ExportedModel("exported")
     >>> classifier = ZeroShotClassifier(model, processor, ["chest X-ray", "brain MRI"])
-    ```"""
+    ```
+    """
 
     device = torch.device("cpu")
 

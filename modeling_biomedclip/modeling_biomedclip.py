@@ -38,8 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class BiomedCLIPTextModelOutput(ModelOutput):
-    """
-    Output of [`BiomedCLIPTextModelWithProjection`].
+    """Output of [`BiomedCLIPTextModelWithProjection`].
 
     Args:
         text_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Projected, not normalised.
@@ -56,8 +55,7 @@ class BiomedCLIPTextModelOutput(ModelOutput):
 
 @dataclass
 class BiomedCLIPVisionModelOutput(ModelOutput):
-    """
-    Output of [`BiomedCLIPVisionModelWithProjection`].
+    """Output of [`BiomedCLIPVisionModelWithProjection`].
 
     Args:
         image_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Projected, not normalised.
@@ -74,8 +72,7 @@ class BiomedCLIPVisionModelOutput(ModelOutput):
 
 @dataclass
 class BiomedCLIPOutput(ModelOutput):
-    """
-    Output of [`BiomedCLIPModel`].
+    """Output of [`BiomedCLIPModel`].
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*): Symmetric InfoNCE of this batch, with `return_loss=True`.
@@ -102,8 +99,7 @@ class BiomedCLIPOutput(ModelOutput):
 
 @dataclass
 class BiomedCLIPVisualQuestionAnsweringOutput(ModelOutput):
-    """
-    Output of [`BiomedCLIPForVisualQuestionAnswering`].
+    """Output of [`BiomedCLIPForVisualQuestionAnswering`].
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*): Binary cross-entropy, summed over answers, with `labels`.
@@ -243,8 +239,7 @@ class BiomedCLIPTextLayer(BiomedCLIPEncoderLayer):
 
 
 class BiomedCLIPPatchDropout(nn.Module):
-    """
-    Leaves out a random share of each image's patches in training, never the class token.
+    """Leaves out a random share of each image's patches in training, never the class token.
 
     The rule is timm's and open_clip's: the patches kept are those of the smallest of as many normal numbers, in that
     order. Attention does not mind the order, as positions have been added before.
@@ -289,8 +284,7 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
 
     @torch.no_grad()
     def resize_images(self, image_size: int) -> None:
-        """
-        Makes positions for images of another size out of those that are there: bicubic, antialiased, in float32.
+        """Makes positions for images of another size out of those that are there: bicubic, antialiased, in float32.
 
         This is timm's `resample_abs_pos_embed`, by which open_clip gives a checkpoint another resolution. What
         `interpolate_pos_encoding` does at each call is transformers' rule, which has another bicubic kernel.
@@ -448,18 +442,17 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
 
 
 class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
-    """
-    The text tower: BERT without its pooler.
+    """The text tower: BERT without its pooler.
 
     Example:
-
     ```python
-    >>> from modeling_biomedclip import BiomedCLIPTextConfig, BiomedCLIPTextModel
+    >>> from biomedclip import BiomedCLIPTextConfig, BiomedCLIPTextModel
 
     >>> model = BiomedCLIPTextModel(BiomedCLIPTextConfig(num_hidden_layers=2)).eval()
     >>> model(input_ids=torch.tensor([[2, 1805, 3]])).pooler_output.shape
     torch.Size([1, 768])
-    ```"""
+    ```
+    """
 
     config: BiomedCLIPTextConfig
     config_class = BiomedCLIPTextConfig
@@ -503,8 +496,7 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """
-        Args:
+        """Args:
             input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Token ids.
             attention_mask (`torch.Tensor` of the same shape, *optional*): 1 for words, 0 for padding. Worked out from
                 `[PAD]` when it is left out, as open_clip does.
@@ -536,8 +528,7 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPCausalTextModel(CLIPTextModel):
-    """
-    CLIP's text tower: GPT-2's blocks with a causal mask, of which the end of the text is pooled.
+    """CLIP's text tower: GPT-2's blocks with a causal mask, of which the end of the text is pooled.
 
     Random weights are as in open_clip. transformers exchanges the scales of what goes into attention and out of it.
     """
@@ -564,18 +555,17 @@ class BiomedCLIPCausalTextModel(CLIPTextModel):
 
 
 class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
-    """
-    The image tower: ViT with a class token.
+    """The image tower: ViT with a class token.
 
     Example:
-
     ```python
-    >>> from modeling_biomedclip import BiomedCLIPVisionConfig, BiomedCLIPVisionModel
+    >>> from biomedclip import BiomedCLIPVisionConfig, BiomedCLIPVisionModel
 
     >>> model = BiomedCLIPVisionModel(BiomedCLIPVisionConfig(num_hidden_layers=2)).eval()
     >>> model(pixel_values=torch.zeros(1, 3, 224, 224)).pooler_output.shape
     torch.Size([1, 768])
-    ```"""
+    ```
+    """
 
     config: BiomedCLIPVisionConfig
     config_class = BiomedCLIPVisionConfig
@@ -612,8 +602,7 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """
-        Args:
+        """Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size than the model's by
                 interpolating its positions.
@@ -726,20 +715,19 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
-    """
-    Both towers, their projections, the temperature, and for SigLIP's loss a bias of the logits.
+    """Both towers, their projections, the temperature, and for SigLIP's loss a bias of the logits.
 
     Example:
-
     ```python
-    >>> from modeling_biomedclip import BiomedCLIPModel
-    >>> from processing import BiomedCLIPProcessor, read_image
+    >>> from biomedclip import BiomedCLIPModel
+    >>> from biomedclip.processing import BiomedCLIPProcessor, read_image
 
     >>> model = BiomedCLIPModel.from_pretrained("out/model")
     >>> processor = BiomedCLIPProcessor.from_pretrained("out/model")
     >>> inputs = processor(text=["chest X-ray", "brain MRI"], images=read_image("scan.png"), return_tensors="pt")
     >>> model(**inputs).logits_per_image.softmax(dim=-1)
-    ```"""
+    ```
+    """
 
     config: BiomedCLIPConfig
 
@@ -762,8 +750,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
     def from_vision_text_pretrained(
         cls, vision: str | None, text: str | None, **config_kwargs: Any
     ) -> "BiomedCLIPModel":
-        """
-        Load the towers from `ViTModel` and `BertModel` checkpoints. Projections and temperature are initialized.
+        """Load the towers from `ViTModel` and `BertModel` checkpoints. Projections and temperature are initialized.
 
         The image tower gets the LayerNorm epsilon of timm's ViT (1e-6), as in the paper. transformers' ViT checkpoints
         have 1e-12. If the two differ, a warning states both.
@@ -798,8 +785,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         return model.eval()
 
     def resize_images(self, image_size: int) -> None:
-        """
-        Makes the model one for images of another size; its positions are interpolated.
+        """Makes the model one for images of another size; its positions are interpolated.
 
         Args:
             image_size: Side of the images, in pixels.
@@ -812,8 +798,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         self.vision_model.embeddings.resize_images(image_size)
 
     def set_patch_dropout(self, share: float) -> None:
-        """
-        Sets what share of the patches of each image training leaves out.
+        """Sets what share of the patches of each image training leaves out.
 
         Args:
             share: At least 0 and less than 1.
@@ -826,8 +811,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         self.vision_model.embeddings.patch_dropout.share = share
 
     def start_logit_bias(self, bias: float, scale: float) -> None:
-        """
-        Gives the model a bias of its logits, which it keeps in its configuration, and starts its temperature with it.
+        """Add a bias to the logits, store it in the configuration, and start the temperature with it.
 
         The two belong together: a bias only fits the temperature that the similarities are multiplied by.
 
@@ -856,8 +840,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """
-        Arguments as in [`BiomedCLIPTextModel.forward`]; a CLIP text tower has no token types and needs `input_ids`.
+        """Arguments as in [`BiomedCLIPTextModel.forward`]; a CLIP text tower has no token types and needs `input_ids`.
         `pooler_output`, of shape `(texts, projection_dim)`, holds the projected features, not normalised.
         """
         if isinstance(self.text_model, BiomedCLIPTextModel):
@@ -879,9 +862,8 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """
-        Arguments as in [`BiomedCLIPVisionModel.forward`]. `pooler_output`, of shape `(images, projection_dim)`, holds
-        the projected features, not normalised.
+        """Arguments as in [`BiomedCLIPVisionModel.forward`]. `pooler_output`, of shape `(images, projection_dim)`,
+        holds the projected features, not normalised.
         """
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
@@ -901,8 +883,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiomedCLIPOutput:
-        """
-        Args:
+        """Args:
             input_ids (`torch.Tensor` of shape `(texts, sequence_length)`): Token ids.
             pixel_values (`torch.Tensor` of shape `(images, num_channels, height, width)`): Normalised pixels.
             attention_mask (`torch.Tensor` of shape `(texts, sequence_length)`, *optional*): 1 for words.
@@ -988,12 +969,11 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
-        """
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
-            labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Class indices, or values for regression with
-                one label, or 0/1 of shape `(batch_size, num_labels)` for many; `config.problem_type` overrides.
-            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size.
+        """Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Class indices, or values for regression with
+            one label, or 0/1 of shape `(batch_size, num_labels)` for many; `config.problem_type` overrides.
+        interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size.
         """
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
@@ -1006,9 +986,9 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPCoAttentionLayer(GradientCheckpointingLayer):
-    """
-    Block of one modality in the co-attention head: attention to itself, attention to the other modality, feed-forward,
-    LayerNorm after each. METER's `BertCrossLayer`, which is the cross-attending block of BERT without a causal mask.
+    """Block of one modality in the co-attention head: attention to itself, attention to the other modality, feed-
+    forward, LayerNorm after each. METER's `BertCrossLayer`, which is the cross-attending block of BERT without a causal
+    mask.
     """
 
     def __init__(self, config: BiomedCLIPCoAttentionConfig):
@@ -1040,9 +1020,8 @@ class BiomedCLIPCoAttentionLayer(GradientCheckpointingLayer):
 
 
 class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
-    """
-    METER's co-attention: each modality in blocks of its own that attend to the other's output of the block before. The
-    first token of each is pooled.
+    """METER's co-attention: each modality in blocks of its own that attend to the other's output of the block before.
+    The first token of each is pooled.
     """
 
     config: BiomedCLIPCoAttentionConfig
@@ -1067,8 +1046,7 @@ class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """
-        Args:
+        """Args:
             text_states (`torch.Tensor` of shape `(batch_size, words, hidden_size)`): Tokens of the text tower.
             image_states (`torch.Tensor` of shape `(batch_size, patches + 1, hidden_size)`): Tokens of the image tower.
             attention_mask (`torch.Tensor` of shape `(batch_size, words)`, *optional*): 1 for words, 0 for padding.
@@ -1092,21 +1070,20 @@ class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
-    """
-    Both towers, METER's co-attention head on their tokens, and a classifier over a fixed list of answers:
+    """Both towers, METER's co-attention head on their tokens, and a classifier over a fixed list of answers:
     `config.id2label`. From a checkpoint without the head, the towers are loaded and the head is drawn afresh.
 
     Example:
-
     ```python
-    >>> from modeling_biomedclip import BiomedCLIPForVisualQuestionAnswering
-    >>> from processing import BiomedCLIPProcessor, read_image
+    >>> from biomedclip import BiomedCLIPForVisualQuestionAnswering
+    >>> from biomedclip.processing import BiomedCLIPProcessor, read_image
 
     >>> model = BiomedCLIPForVisualQuestionAnswering.from_pretrained("answers")
     >>> processor = BiomedCLIPProcessor.from_pretrained("answers")
     >>> inputs = processor(text=["Is the heart enlarged?"], images=read_image("scan.png"), return_tensors="pt")
     >>> model.config.id2label[model(**inputs).logits.argmax().item()]
-    ```"""
+    ```
+    """
 
     config: BiomedCLIPConfig
     _keys_to_ignore_on_load_unexpected = [r"^text_projection\.", r"^visual_projection\.", "^logit_(scale|bias)$"]
@@ -1154,8 +1131,7 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiomedCLIPVisualQuestionAnsweringOutput:
-        """
-        Args:
+        """Args:
             input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Token ids of the questions.
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): The image of each.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for words, 0 for
@@ -1201,8 +1177,7 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
 
 
 def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """
-    METER's loss (`compute_vqa`, after BAN's): binary cross-entropy, summed over answers, the mean over questions.
+    """METER's loss (`compute_vqa`, after BAN's): binary cross-entropy, summed over answers, the mean over questions.
 
     Args:
         logits: Of shape `(questions, answers)`.

@@ -10,19 +10,18 @@ TASK = "visual-question-answering"
 
 
 class VisualQuestionAnsweringPipeline(Pipeline):
-    """
-    Answers questions about images, with the arguments and results of the pipeline that transformers 4 had.
+    """Answers questions about images, with the arguments and results of the pipeline that transformers 4 had.
 
     Example:
-
     ```python
-    >>> import modeling_biomedclip  # or trust_remote_code=True
+    >>> import biomedclip  # or trust_remote_code=True
     >>> from transformers import pipeline
 
     >>> answer = pipeline("visual-question-answering", model="answers")
     >>> answer(image="scan.png", question="Is the heart enlarged?", top_k=1)
     [{'score': 0.93, 'answer': 'no'}]
-    ```"""
+    ```
+    """
 
     _load_processor = True
     _load_image_processor = False
@@ -39,8 +38,7 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         return {TASK: {"impl": implementation, "pt": ["AutoModelForVisualQuestionAnswering"], "type": "multimodal"}}
 
     def __call__(self, image: Any, question: str | list[str] | None = None, **kwargs: Any) -> Any:
-        """
-        Args:
+        """Args:
             image: A Pillow image, a path or an address; a list of them; or one or a list of
                 `{"image": ..., "question": ...}`.
             question: One for each image, or one for all images, or several for one image.

@@ -18,8 +18,7 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def retrieval_metrics(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> dict[str, dict[str, float]]:
-    """
-    Recall at 1, 5 and 10 and median rank, image to text and text to image, pair i being right for query i.
+    """Recall at 1, 5 and 10 and median rank, image to text and text to image, pair i being right for query i.
 
     Where m candidates share the score of the right one (itself included) and g score higher, chance puts the right one
     on each of the ranks g + 1 ... g + m with the same probability. Recall counts that probability and rank its mean, so
@@ -42,8 +41,7 @@ def retrieval_metrics(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> 
 def rank_counts(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """
-    For each query the number of candidates that score higher than the right one, and the number that score the same.
+    """For each query the number of candidates that score higher than the right one, and the number that score the same.
 
     Args:
         image_embeds: L2-normalised, of shape `(pairs, dimension)`.
@@ -62,8 +60,7 @@ def rank_counts(
 
 
 class RankCounter:
-    """
-    Counts exactly how many candidates score as high as the right ones or higher, in blocks of images.
+    """Counts exactly how many candidates score as high as the right ones or higher, in blocks of images.
 
     One pass over tiles of the similarity matrix gives both directions; the matrix itself is never held. Beside the
     embeddings (twice 1.5 GB for 725,739 pairs of 512 numbers; the texts once more where images have several) that takes
@@ -113,8 +110,7 @@ class RankCounter:
         self._score_right()
 
     def count(self, first: int = 0, last: int | None = None) -> dict[str, torch.Tensor]:
-        """
-        Counts for the images of a block.
+        """Counts for the images of a block.
 
         Args:
             first: First image, a multiple of `rows`.
@@ -163,8 +159,7 @@ class RankCounter:
         }
 
     def _score_right(self) -> None:
-        """
-        The score of each text with its image, and the best of each image; infinite where a tile is padded.
+        """The score of each text with its image, and the best of each image; infinite where a tile is padded.
 
         From whole tiles, with the products that are compared with them: a dot product worked out in another way differs
         in its last bit, and a tie would be none.
@@ -196,8 +191,7 @@ class RankCounter:
         tile[:, self.texts - column :] = -torch.inf
 
     def _in_threads(self, work: Callable[[Sequence[int]], torch.Tensor], starts: Sequence[int]) -> list[torch.Tensor]:
-        """
-        What the work gives for the shares of the threads.
+        """What the work gives for the shares of the threads.
 
         Each thread has tiles of its own: threads that share each small step, as torch's do, would wait for one another
         a dozen times for each tile.
@@ -214,8 +208,7 @@ class RankCounter:
 
 
 def recall_at(k: int, better: torch.Tensor, equal: torch.Tensor, right: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    Probability of each query, of shape `(queries,)`, that a right candidate is among the first k.
+    """Probability of each query, of shape `(queries,)`, that a right candidate is among the first k.
 
     Args:
         k: How many candidates are looked at.
@@ -235,8 +228,7 @@ def recall_at(k: int, better: torch.Tensor, equal: torch.Tensor, right: torch.Te
 def bootstrap_interval(
     values: np.ndarray, groups: Sequence[Any], *, seed: int = 0, resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """
-    Percentile bootstrap interval of a mean, resampling whole groups.
+    """Percentile bootstrap interval of a mean, resampling whole groups.
 
     Figures of one article resemble each other, so an interval over single figures would be too narrow.
 
@@ -255,8 +247,7 @@ def bootstrap_interval(
 def bootstrap_means(
     values: np.ndarray, groups: Sequence[Any], *, seed: int | Sequence[int] = 0, resamples: int = 1000
 ) -> np.ndarray:
-    """
-    Means of bootstrap resamples of whole groups; arguments as of [`bootstrap_interval`].
+    """Means of bootstrap resamples of whole groups; arguments as of [`bootstrap_interval`].
 
     Returns:
         The means, of shape `(resamples,)`.
@@ -274,8 +265,7 @@ def bootstrap_means(
 
 
 def summarize_ranks(better: torch.Tensor, equal: torch.Tensor, right: torch.Tensor | None = None) -> dict[str, float]:
-    """
-    Recall at 1, 5 and 10 and median rank of the first right candidate.
+    """Recall at 1, 5 and 10 and median rank of the first right candidate.
 
     Args:
         better: As of [`rank_counts`].

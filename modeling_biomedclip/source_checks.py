@@ -16,8 +16,7 @@ _REMEDY = "Remove it, or pass the argument `trust_remote_code=True` if you trust
 
 
 def check_source(name: str, *, trust_remote_code: bool) -> None:
-    """
-    Check the JSON files of a model for settings that run code or load from elsewhere without asking for trust.
+    """Check the JSON files of a model for settings that run code or load from elsewhere without asking for trust.
 
     Args:
         name: Folder or Hub id of a model or an adapter. The base of an adapter is checked too.

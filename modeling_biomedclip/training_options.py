@@ -1,8 +1,7 @@
-"""
-List which options of transformers' `Trainer` work in the trainings of this package, and which are refused.
+"""List which options of transformers' `Trainer` work in the trainings of this package, and which are refused.
 
 The tables here are the single source of this information. The trainers check their options against them, and the page
-`docs/training_arguments.md` is the output of `python -m modeling_biomedclip.training_options`.
+`docs/training_arguments.md` is the output of `python -m biomedclip.training_options`.
 """
 
 import dataclasses
@@ -19,8 +18,7 @@ CONTRASTIVE, LABELS = "contrastive", "labels"
 
 
 class Rule(NamedTuple):
-    """
-    Whether an option works.
+    """Whether an option works.
 
     Args:
         accepts: Called with the value, the training arguments, and whether the training set is a stream (None if that
@@ -331,8 +329,7 @@ ARGUMENTS: dict[str, Rule] = {
 
 
 def rule_of(name: str, training: str) -> Rule:
-    """
-    Return the rule of a field of `TrainingArguments`.
+    """Return the rule of a field of `TrainingArguments`.
 
     Args:
         name: Name of the field.
@@ -343,8 +340,7 @@ def rule_of(name: str, training: str) -> Rule:
 
 
 def check_training_arguments(args: TrainingArguments, training: str, *, stream: bool | None = None) -> None:
-    """
-    Refuse fields that would be ignored or would change the training method.
+    """Refuse fields that would be ignored or would change the training method.
 
     Args:
         args: The arguments, possibly changed after they were created.
@@ -366,8 +362,7 @@ def check_training_arguments(args: TrainingArguments, training: str, *, stream: 
 
 
 def check_before_processing(args: TrainingArguments) -> None:
-    """
-    Refuse arguments that transformers would replace or load while it processes them.
+    """Refuse arguments that transformers would replace or load while it processes them.
 
     Args:
         args: The arguments as the user passed them.
@@ -382,8 +377,7 @@ def check_before_processing(args: TrainingArguments) -> None:
 
 
 def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
-    """
-    Refuse arguments of `Trainer` that a contrastive training would ignore.
+    """Refuse arguments of `Trainer` that a contrastive training would ignore.
 
     Args:
         arguments: Arguments by name.
@@ -398,8 +392,7 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def check_accelerator(accelerator: Any) -> None:
-    """
-    Refuse settings of accelerate's environment that conflict with the training arguments.
+    """Refuse settings of accelerate's environment that conflict with the training arguments.
 
     Args:
         accelerator: The accelerator of a trainer.
@@ -436,7 +429,7 @@ def markdown() -> str:
         "is refused by an error that names it. Nothing is ignored. The check runs when the arguments are created, when",
         "the trainer is created, and when training starts, so fields that are changed in between are checked too.",
         "",
-        "This page is generated: `python -m modeling_biomedclip.training_options > docs/training_arguments.md`. A test",
+        "This page is generated: `python -m biomedclip.training_options > docs/training_arguments.md`. A test",
         "compares the tables with the installed transformers, so a new release cannot add a field unnoticed.",
         "",
         "## Fields of `TrainingArguments`",

@@ -13,8 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class ZeroShotClassifier:
-    """
-    Classifies images by the similarity of their embedding to those of the class names.
+    """Classifies images by the similarity of their embedding to those of the class names.
 
     A class is the normalised mean of its normalised template embeddings, as in CLIP and the paper (suppl. table 10).
     With one template the scores are the model's own `logits_per_image`, to the last bit for the same batches.
@@ -33,12 +32,12 @@ class ZeroShotClassifier:
         ValueError: No class names or templates, or a template without `{}`.
 
     Example:
-
     ```python
     >>> classifier = ZeroShotClassifier(model, processor, ["chest X-ray", "brain MRI"])
     >>> classifier([read_image("scan.png")])
     tensor([[0.98, 0.02]])
-    ```"""
+    ```
+    """
 
     def __init__(
         self,
@@ -83,8 +82,7 @@ class ZeroShotClassifier:
             )
 
     def similarities(self, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
-        """
-        Cosine similarities, of shape `(images, classes)`, on the CPU.
+        """Cosine similarities, of shape `(images, classes)`, on the CPU.
 
         Args:
             images: Pillow images, or a sequence that reads them when they are asked for.

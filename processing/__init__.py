@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from .benchmarks import load_benchmark
     from .collator import ContrastiveCollator, LabelCollator, VisualQuestionCollator
     from .image_processing_biomedclip import BiomedCLIPImageProcessor
-    from .images import read_image
-    from .labelled_images import read_labelled_images
+    from .images.labeled import read_labeled_images
+    from .images.reading import read_image
     from .processing_biomedclip import BiomedCLIPProcessor
     from .streaming import PairStream, load_pmc15m
 
@@ -23,8 +23,8 @@ _LAZY = {
     "VisualQuestionCollator": "collator",
     "load_benchmark": "benchmarks",
     "load_pmc15m": "streaming",
-    "read_image": "images",
-    "read_labelled_images": "labelled_images",
+    "read_image": "images.reading",
+    "read_labeled_images": "images.labeled",
 }
 
 
@@ -44,5 +44,5 @@ __all__ = [
     "load_benchmark",
     "load_pmc15m",
     "read_image",
-    "read_labelled_images",
+    "read_labeled_images",
 ]

@@ -12,8 +12,7 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(answer: Any) -> str:
-    """
-    The form in which answers are compared.
+    """The form in which answers are compared.
 
     Lower case, white space collapsed, full stops at the end off, numbers as text (VQA-RAD holds some as numbers).
     Nothing else: articles, punctuation inside and words for numbers stay, which others' evaluations also unify.
@@ -25,9 +24,8 @@ def normalize_answer(answer: Any) -> str:
 
 
 def answer_vocabulary(answers: Iterable[Any]) -> list[str]:
-    """
-    The different answers, normalised: the most frequent first, equally frequent ones in alphabetical order. Empty ones,
-    of which SLAKE has some, are none.
+    """The different answers, normalised: the most frequent first, equally frequent ones in alphabetical order. Empty
+    ones, of which SLAKE has some, are none.
 
     Raises:
         ValueError: No answer that is not empty.
@@ -39,9 +37,8 @@ def answer_vocabulary(answers: Iterable[Any]) -> list[str]:
 
 
 def word_tokens(answer: Any) -> list[str]:
-    """
-    Split an answer into words as SQuAD's evaluation does: lower case, without ASCII punctuation and English articles,
-    split at white space.
+    """Split an answer into words as SQuAD's evaluation does: lower case, without ASCII punctuation and English
+    articles, split at white space.
 
     Args:
         answer: A text or a number.
@@ -50,8 +47,7 @@ def word_tokens(answer: Any) -> list[str]:
 
 
 def token_f1(given: Sequence[str], right: Sequence[str]) -> float:
-    """
-    Return the harmonic mean of precision and recall of the tokens of an answer, as SQuAD's evaluation does.
+    """Return the harmonic mean of precision and recall of the tokens of an answer, as SQuAD's evaluation does.
 
     A token counts as often as it occurs in both answers. If an answer has no tokens, the result is 1 if the other one
     has none either, and 0 otherwise.
@@ -61,13 +57,13 @@ def token_f1(given: Sequence[str], right: Sequence[str]) -> float:
         right: Tokens of the right answer.
 
     Example:
-
     ```python
-    >>> from processing.answers import token_f1, word_tokens
+    >>> from biomedclip.processing.answers import token_f1, word_tokens
 
     >>> token_f1(word_tokens("the left lung"), word_tokens("Right lung"))
     0.5
-    ```"""
+    ```
+    """
     if not given or not right:
         return float(not given and not right)
     common = sum((Counter(given) & Counter(right)).values())

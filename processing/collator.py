@@ -1,4 +1,4 @@
-"""From rows of a data set to the tensors of one batch: contrastive, labelled, or questions."""
+"""From rows of a data set to the tensors of one batch: contrastive, labeled, or questions."""
 
 import hashlib
 import logging
@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 from .answers import normalize_answer
 from .image_processing_biomedclip import to_8_bit
-from .images import ImageError, decode_image, open_row_image, read_row_image, reduce_jpeg
+from .images.reading import ImageError, decode_image, open_row_image, read_row_image, reduce_jpeg
 from .processing_biomedclip import cut_text
 
 
@@ -160,8 +160,7 @@ class _RowCollator:
 
 
 class ContrastiveCollator(_RowCollator):
-    r"""
-    Collates rows with `image` and `caption` into `input_ids`, `attention_mask` and `pixel_values`.
+    r"""Collates rows with `image` and `caption` into `input_ids`, `attention_mask` and `pixel_values`.
 
     Captions are padded to the longest of the batch. In training images are cropped at random (open_clip's
     RandomResizedCrop, bicubic, no flips). The crop depends on the seed, the row's `pair_id` and the epoch alone, not on
@@ -183,13 +182,13 @@ class ContrastiveCollator(_RowCollator):
             not 1, by some thousandths where it is. Other formats and evaluation do not change.
 
     Example:
-
     ```python
-    >>> from processing import BiomedCLIPProcessor, ContrastiveCollator, load_pmc15m
+    >>> from biomedclip.processing import BiomedCLIPProcessor, ContrastiveCollator, load_pmc15m
 
     >>> collator = ContrastiveCollator(BiomedCLIPProcessor.from_pretrained("out/model"), training=True)
     >>> batch = collator(list(load_pmc15m("out", split="train").take(8)))
-    ```"""
+    ```
+    """
 
     target_columns = ("caption",)
     name_column = "pair_id"
@@ -219,8 +218,7 @@ class ContrastiveCollator(_RowCollator):
         self.max_length = max_length
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """
-        Args:
+        """Args:
             rows: Rows with `image` (what [`read_row_image`] takes) and `caption`, and optionally `pair_id` and `epoch`.
 
         Returns:
@@ -239,8 +237,7 @@ class ContrastiveCollator(_RowCollator):
 
 
 class LabelCollator(_RowCollator):
-    r"""
-    Collates rows with `image` and `label` into `pixel_values` and `labels`, for image classification.
+    r"""Collates rows with `image` and `label` into `pixel_values` and `labels`, for image classification.
 
     Crops in training as [`ContrastiveCollator`] does, by the seed, the row's `name` and the epoch alone.
 
@@ -257,15 +254,15 @@ class LabelCollator(_RowCollator):
             `IGNORED_LABEL`, which losses and metrics leave out.
 
     Example:
-
     ```python
-    >>> from processing import BiomedCLIPImageProcessor, LabelCollator, read_labelled_images
+    >>> from biomedclip.processing import BiomedCLIPImageProcessor, LabelCollator, read_labeled_images
 
-    >>> images = read_labelled_images("folder_of_classes")["train"]
+    >>> images = read_labeled_images("folder_of_classes")["train"]
     >>> label2id = {label: number for number, label in enumerate(sorted(set(images.labels)))}
     >>> collator = LabelCollator(BiomedCLIPImageProcessor.from_pretrained("out/model"), label2id, training=True)
     >>> batch = collator([images[number] for number in range(8)])
-    ```"""
+    ```
+    """
 
     target_columns = ("label",)
     name_column = "name"
@@ -292,8 +289,7 @@ class LabelCollator(_RowCollator):
         self.label2id = label2id
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """
-        Args:
+        """Args:
             rows: Rows with `image` (what [`read_row_image`] takes) and `label`, and optionally `name` and `epoch`.
 
         Returns:
@@ -311,8 +307,7 @@ class LabelCollator(_RowCollator):
 
 
 class VisualQuestionCollator(_RowCollator):
-    r"""
-    Collates rows with `image`, `question` and `answer` into `input_ids`, `attention_mask`, `pixel_values` and `labels`.
+    r"""Collate rows with `image`, `question` and `answer` to `input_ids`, `attention_mask`, `pixel_values`, `labels`.
 
     Crops in training as [`ContrastiveCollator`] does, by the seed, the row's `name` and the epoch alone. Answers are
     compared in the form of [`normalize_answer`].
@@ -329,15 +324,15 @@ class VisualQuestionCollator(_RowCollator):
             as in [`LabelCollator`].
 
     Example:
-
     ```python
     >>> from pathlib import Path
 
-    >>> from processing import BiomedCLIPProcessor, VisualQuestionCollator
+    >>> from biomedclip.processing import BiomedCLIPProcessor, VisualQuestionCollator
 
     >>> collator = VisualQuestionCollator(BiomedCLIPProcessor.from_pretrained("out/model"), {"yes": 0, "no": 1})
     >>> batch = collator([{"image": Path("scan.png"), "question": "Is there a fracture?", "answer": "No"}])
-    ```"""
+    ```
+    """
 
     target_columns = ("question", "answer")
     name_column = "name"
@@ -367,8 +362,7 @@ class VisualQuestionCollator(_RowCollator):
         self.max_length = max_length
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """
-        Args:
+        """Args:
             rows: Rows with `image` (what [`read_row_image`] takes), `question` and `answer`, and optionally `name` and
                 `epoch`.
 
@@ -397,8 +391,7 @@ def random_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Image.Image:
-    """
-    Crops a random part of random area and shape, and resizes it (bicubic, antialiased).
+    """Crops a random part of random area and shape, and resizes it (bicubic, antialiased).
 
     The rule is torchvision's RandomResizedCrop: ten tries of a uniform share of the area and a log-uniform ratio of
     the sides, then the largest central crop of a permitted ratio.
@@ -419,8 +412,7 @@ def random_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """
-    Where a random crop lies, by the rule of [`random_resized_crop`].
+    """Where a random crop lies, by the rule of [`random_resized_crop`].
 
     Args:
         image_size: Width and height of the image, in pixels.
@@ -444,8 +436,7 @@ def random_box(
 
 
 def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
-    """
-    Cuts a box out and resizes it (bicubic, antialiased).
+    """Cuts a box out and resizes it (bicubic, antialiased).
 
     Args:
         image: Any Pillow image; it comes back in RGB.
@@ -458,8 +449,7 @@ def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: tuple
 def fast_resized_crop(
     image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], reduction: int
 ) -> Image.Image:
-    """
-    As [`resized_crop`], in less time and not to the last bit.
+    """As [`resized_crop`], in less time and not to the last bit.
 
     With torch's vectorised form of the same filter, or out of an image that was reduced in decoding.
 

@@ -14,8 +14,7 @@ _KINDS = {
 
 
 def special_kind(path: str | os.PathLike[str]) -> str | None:
-    """
-    Return the kind of a path that is not a regular file. Links are followed.
+    """Return the kind of a path that is not a regular file. Links are followed.
 
     Args:
         path: A local path.
@@ -36,8 +35,7 @@ def leads_out(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> boo
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """
-    Raise an error if a path is not a regular file.
+    """Raise an error if a path is not a regular file.
 
     Args:
         path: A local path. Links are followed.

@@ -33,8 +33,7 @@ _BLOCK = 1 << 20
 
 
 def scale_to_8_bit(values: np.ndarray, lowest: float | None = None, highest: float | None = None) -> np.ndarray:
-    """
-    Map values linearly to 0..255. This is the one rule for everything that is not an 8-bit image.
+    """Map values linearly to 0..255. This is the one rule for everything that is not an 8-bit image.
 
     `lowest` becomes 0, `highest` becomes 255, and the result is rounded to the nearest integer (ties to even). By
     default the range is that of the data: the smallest and the largest finite value. NaN and infinities do not count
@@ -92,8 +91,7 @@ def _scaled(values: np.ndarray, lowest: float, highest: float) -> np.ndarray:
 
 
 def to_8_bit(image: Image.Image) -> Image.Image:
-    """
-    Convert an image of more than 8 bits (modes `I;16`, `I`, `F`) to 8-bit grey by [`scale_to_8_bit`].
+    """Convert an image of more than 8 bits (modes `I;16`, `I`, `F`) to 8-bit grey by [`scale_to_8_bit`].
 
     The range is the image's own. Pillow's conversion, which open_clip uses, clips at 255 instead: a 12-bit radiograph
     comes out nearly all white. Images of the other modes have 8 bits or fewer and are kept as they are.
@@ -141,8 +139,7 @@ def _array_to_image(array: np.ndarray, input_data_format: Any = None) -> Image.I
 
 
 class BiomedCLIPImageProcessor(PilBackend):
-    r"""
-    Shortest side to 224 pixels (bicubic, antialiased), centre crop of 224 x 224, RGB, [0, 1], CLIP's mean and std.
+    r"""Shortest side to 224 pixels (bicubic, antialiased), centre crop of 224 x 224, RGB, [0, 1], CLIP's mean and std.
 
     `pixel_values` equal those of open_clip's evaluation transform bit for bit for every mode of 8 bits. What that means
     on purpose: transparency is dropped, not blended; palette images are resized without interpolation; EXIF orientation
@@ -150,13 +147,13 @@ class BiomedCLIPImageProcessor(PilBackend):
     0..255 first: see [`scale_to_8_bit`].
 
     Example:
-
     ```python
-    >>> from processing import BiomedCLIPImageProcessor, read_image
+    >>> from biomedclip.processing import BiomedCLIPImageProcessor, read_image
 
     >>> BiomedCLIPImageProcessor()(read_image("scan.png"), return_tensors="pt")["pixel_values"].shape
     torch.Size([1, 3, 224, 224])
-    ```"""
+    ```
+    """
 
     _auto_class = "AutoImageProcessor"  # the code is saved beside the settings
     resample = PILImageResampling.BICUBIC
@@ -177,8 +174,7 @@ class BiomedCLIPImageProcessor(PilBackend):
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def process_image(self, image: ImageInput, input_data_format: Any = None, **kwargs: Any) -> Image.Image:
-        """
-        Convert an image to a Pillow image of 8 bits.
+        """Convert an image to a Pillow image of 8 bits.
 
         Args:
             image: A Pillow image, an array or a tensor. Arrays of uint8 are taken as they are, those of another dtype
@@ -264,9 +260,8 @@ def _tables(
     image_mean: float | list[float] | None,
     image_std: float | list[float] | None,
 ) -> np.ndarray:
-    """
-    What becomes of each of the 256 values of a pixel, of shape `(bands, 256)`. To look it up is faster than to work it
-    out for each pixel anew.
+    """What becomes of each of the 256 values of a pixel, of shape `(bands, 256)`. To look it up is faster than to work
+    it out for each pixel anew.
 
     Division, subtraction, division, each rounded to float32: the arithmetic of torchvision's ToTensor and Normalize.
     Multiplying by 1 / 255 would differ in the last bit.

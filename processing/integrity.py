@@ -51,8 +51,7 @@ def open_parquet(
     footer_sha256: str | None = None,
     **options: Any,
 ) -> pq.ParquetFile:
-    """
-    Open a Parquet file and check its footer. Its pages are checked when they are read.
+    """Open a Parquet file and check its footer. Its pages are checked when they are read.
 
     Args:
         source: A local path, or a binary file that can seek.
@@ -86,8 +85,7 @@ def open_parquet(
 
 
 def check_values(table: pa.Table, group: pq.RowGroupMetaData, name: str) -> pa.Table:
-    """
-    Compare the number of values in list columns with the footer.
+    """Compare the number of values in list columns with the footer.
 
     The header of a page has no checksum. For a wrong number of values, pyarrow raises an error, except in list columns,
     where the last row would silently become shorter.
@@ -108,8 +106,7 @@ def check_values(table: pa.Table, group: pq.RowGroupMetaData, name: str) -> pa.T
 
 
 def check_batches(batches: Iterable[pa.RecordBatch], group: pq.RowGroupMetaData, name: str) -> Iterator[pa.Table]:
-    """
-    Compare a row group that is read in batches with the footer: its rows, and the values of its list columns.
+    """Compare a row group that is read in batches with the footer: its rows, and the values of its list columns.
 
     For a wrong number of values in the header of a page, Arrow ends the batches early, without an error.
 
@@ -177,8 +174,7 @@ def hashes_of(path: Path, *, parquet: bool) -> dict[str, Any]:
 def read_columns(
     path: str | os.PathLike[str], columns: Sequence[str] | None = None, *, footer_sha256: str | None = None
 ) -> pa.Table:
-    """
-    Read columns of a local Parquet file and check them.
+    """Read columns of a local Parquet file and check them.
 
     Args:
         path: The file.
@@ -206,8 +202,7 @@ def read_columns(
 
 
 def check_file(path: Path, stated: Mapping[str, Any]) -> None:
-    """
-    Check a whole local file of a built dataset.
+    """Check a whole local file of a built dataset.
 
     Args:
         path: The file.
@@ -225,8 +220,7 @@ def check_file(path: Path, stated: Mapping[str, Any]) -> None:
 
 
 def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] | None:
-    """
-    Return the hashes in the report of a built dataset, by file name such as `data/train-00000-of-00016.parquet`.
+    """Return the hashes in the report of a built dataset, by file name such as `data/train-00000-of-00016.parquet`.
 
     If the report has no hashes, the log states once that the dataset is not verifiable.
 
@@ -267,8 +261,7 @@ def report_of_build(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """
-    Return the SHA-256 of the footer of each shard, as stated in the report of a dataset.
+    """Return the SHA-256 of the footer of each shard, as stated in the report of a dataset.
 
     Args:
         shards: Paths or URLs of shards of one folder.
@@ -293,8 +286,7 @@ def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None 
 
 
 def stated_footer(hashes: Mapping[str, Mapping[str, Any]], name: str, root: str | os.PathLike[str]) -> str:
-    """
-    Return the SHA-256 of the footer of one file, as stated in the report of a dataset.
+    """Return the SHA-256 of the footer of one file, as stated in the report of a dataset.
 
     Args:
         hashes: The hashes of the report ([`read_hashes`]).

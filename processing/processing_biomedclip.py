@@ -40,8 +40,7 @@ CHARACTERS_PER_TOKEN = 128
 
 
 def cut_text(text: str, max_tokens: int) -> str:
-    """
-    Cut a text to the characters that can matter for its first tokens, so that its length costs no time.
+    """Cut a text to the characters that can matter for its first tokens, so that its length costs no time.
 
     The token ids, cut at `max_tokens`, stay the same for a text of at most `max_tokens * CHARACTERS_PER_TOKEN`
     characters, and for any longer text of which the part that is kept has `max_tokens` tokens.
@@ -57,8 +56,7 @@ def cut_text(text: str, max_tokens: int) -> str:
 
 
 def clean_text(text: str) -> str:
-    """
-    Cleans a text as open_clip does before its tokenizer, and so as BiomedCLIP saw it in training.
+    """Cleans a text as open_clip does before its tokenizer, and so as BiomedCLIP saw it in training.
 
     Broken encodings are mended and typographic quotes, ligatures and full-width letters made plain (ftfy), HTML
     entities resolved twice, white space collapsed.
@@ -92,8 +90,7 @@ class BiomedCLIPProcessorKwargs(ProcessingKwargs, total=False):
 
 
 class BiomedCLIPProcessor(ProcessorMixin):
-    r"""
-    Prepares images and texts. By default texts are cleaned as in training ([`clean_text`]), cut at
+    r"""Prepares images and texts. By default texts are cleaned as in training ([`clean_text`]), cut at
     `tokenizer.model_max_length` tokens and padded to the longest of the batch.
 
     Args:
@@ -102,13 +99,13 @@ class BiomedCLIPProcessor(ProcessorMixin):
             BiomedCLIP, 256 tokens.
 
     Example:
-
     ```python
-    >>> from processing import BiomedCLIPProcessor, read_image
+    >>> from biomedclip.processing import BiomedCLIPProcessor, read_image
 
     >>> processor = BiomedCLIPProcessor.from_pretrained("out/model")
     >>> inputs = processor(text=["chest X-ray"], images=read_image("scan.png"), return_tensors="pt")
-    ```"""
+    ```
+    """
 
     _auto_class = "AutoProcessor"  # the code is saved beside the settings
     valid_processor_kwargs = BiomedCLIPProcessorKwargs
@@ -122,8 +119,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "BiomedCLIPProcessor":
-        """
-        Loads a processor. No code of the folder is run, and no question is asked, unless `trust_remote_code=True`.
+        """Loads a processor. No code of the folder is run, and no question is asked, unless `trust_remote_code=True`.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id.
@@ -146,8 +142,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
         return [name for name in super().model_input_names if name != "token_type_ids"]
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
-        """
-        Args:
+        """Args:
             images: One image or a list of them: Pillow images, arrays or tensors.
             text: One text or a list of them.
             kwargs: Options of the image processor and the tokenizer, `return_tensors="pt"` among them.

@@ -30,8 +30,7 @@ _NO_CONNECTION_CLASSES = frozenset(
 
 
 def lasting_error(error: BaseException | None) -> OSError | None:
-    """
-    Return the error of this machine that a retry cannot fix, such as a full disk.
+    """Return the error of this machine that a retry cannot fix, such as a full disk.
 
     Args:
         error: Any exception. Its causes are searched too, because clients wrap errors of the operating system.
@@ -46,8 +45,7 @@ def lasting_error(error: BaseException | None) -> OSError | None:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """
-    Return whether no connection was established: no network, unknown host, or connection refused.
+    """Return whether no connection was established: no network, unknown host, or connection refused.
 
     Args:
         error: The exception that a client raised. Its causes are searched too.
@@ -72,8 +70,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def explained(place: str | os.PathLike[str]) -> Iterator[None]:
-    """
-    Add instructions for the user to errors of this machine.
+    """Add instructions for the user to errors of this machine.
 
     Args:
         place: File or folder to name if an error does not name one.

@@ -35,7 +35,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 from .files import require_regular
-from .images import MAX_NAME
+from .images.reading import MAX_NAME
 from .integrity import DamagedFile, TruncatedFile, check_batches, check_values, footers_of, open_parquet
 from .pmc.articles import LICENSES_KEY, parse_licenses
 from .retries import is_unreachable, lasting_error
@@ -68,8 +68,7 @@ _T = TypeVar("_T")
 def shard_paths(
     path: str | os.PathLike[str], split: str, storage_options: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """
-    The shards of a split, in their order.
+    """The shards of a split, in their order.
 
     Args:
         path: The folder that `biomedclip build` wrote, or its `data` folder; local, `hf://datasets/org/name`,
@@ -138,8 +137,7 @@ def load_pmc15m(
     start: int = 0,
     storage_options: Mapping[str, Any] | None = None,
 ) -> "datasets.IterableDataset | datasets.Dataset":
-    r"""
-    Opens a split of a built data set with `datasets`.
+    r"""Opens a split of a built data set with `datasets`.
 
     `datasets` shares the shards out: to the processes of a run by `datasets.distributed.split_dataset_by_node`, to the
     workers of a `DataLoader` by itself. Each row then comes exactly once for every number of both, but which rows make
@@ -177,18 +175,18 @@ def load_pmc15m(
         ValueError: A column that the set does not have, no pair of these licences, or an option that makes no sense.
 
     Example:
-
     ```python
-    >>> from processing import load_pmc15m
+    >>> from biomedclip.processing import load_pmc15m
 
     >>> for row in load_pmc15m("out", split="test").take(3):
     ...     print(row["caption"], row["image"].size)
 
     >>> captions = load_pmc15m("out", columns=["pair_id", "caption"], licenses="commercial", seed=0, epoch=2)
-    ```"""
+    ```
+    """
     import datasets
 
-    from .image_feature import PairImage
+    from .images.feature import PairImage
 
     urls = shard_paths(path, split, storage_options)
     if seed is not None:
@@ -216,8 +214,7 @@ def load_pmc15m(
 
 
 class PairStream:
-    """
-    A split as batches whose pairs depend on seed and position alone.
+    """A split as batches whose pairs depend on seed and position alone.
 
     Opening it reads the footers of all shards, many at a time, and with a choice of licences what they say of them.
 
@@ -235,13 +232,13 @@ class PairStream:
         ValueError: A column that the set does not have, no pair of these licences, or an option that makes no sense.
 
     Example:
-
     ```python
-    >>> from processing import PairStream
+    >>> from biomedclip.processing import PairStream
 
     >>> rows = next(iter(PairStream("out").batches(batch_size=64)))
     >>> [row["caption"] for row in rows]
-    ```"""
+    ```
+    """
 
     def __init__(
         self,
@@ -274,8 +271,7 @@ class PairStream:
         return [(self._shards[number].url, self._shards[number].rows) for number in order]
 
     def rows(self, epoch: int, low: int, high: int) -> list[dict[str, Any]]:
-        """
-        Rows [low, high) of an epoch.
+        """Rows [low, high) of an epoch.
 
         Returns:
             The columns asked for and `epoch`; `image` holds the bytes of the file, not decoded.
@@ -292,8 +288,7 @@ class PairStream:
         return rows
 
     def batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1, samples_seen: int = 0) -> "PairBatches":
-        """
-        The batches of one rank, without end; the last, incomplete batch of an epoch is left out.
+        """The batches of one rank, without end; the last, incomplete batch of an epoch is left out.
 
         Args:
             batch_size: Pairs of a step, over all ranks.
@@ -349,8 +344,7 @@ class PairBatches(IterableDataset):
 
 @dataclass(frozen=True)
 class _Shard:
-    """
-    One Parquet file.
+    """One Parquet file.
 
     Args:
         url: Where it lies.
@@ -378,8 +372,7 @@ def _licenses_of_groups(file: pq.ParquetFile) -> list[Mapping[str, int]]:
 
 
 class _Reader:
-    """
-    Reads the rows of shards, for both views: the columns asked for, the licences chosen, the text in `caption`.
+    """Reads the rows of shards, for both views: the columns asked for, the licences chosen, the text in `caption`.
 
     What may be a passing fault is tried again; a shard that cannot be read is named.
     """
@@ -653,8 +646,7 @@ class _NotReadable(ValueError):
 
 
 class _Cursor:
-    """
-    Walks forwards through the batches of a large row group, of which it keeps one.
+    """Walks forwards through the batches of a large row group, of which it keeps one.
 
     Args:
         batches: The wanted rows of each batch.

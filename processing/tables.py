@@ -24,8 +24,7 @@ _BYTE_ORDER_MARKS = (
 
 @dataclass(frozen=True)
 class Row:
-    """
-    A row of a table.
+    """A row of a table.
 
     Args:
         line: Number of the line in which the row begins, from 1.
@@ -41,8 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """
-    The content of a table.
+    """The content of a table.
 
     Args:
         path: Its file.
@@ -62,8 +60,7 @@ class Table:
 
 
 def read_text(path: Path) -> str:
-    """
-    Read a text file in UTF-8, or in the encoding that its byte order mark names.
+    """Read a text file in UTF-8, or in the encoding that its byte order mark names.
 
     Args:
         path: The file.
@@ -94,8 +91,7 @@ def read_text(path: Path) -> str:
 def read_table(
     path: Path, columns: Sequence[str], *, filled: Sequence[str] | None = None, known: Sequence[str] = ()
 ) -> Table:
-    """
-    Read a CSV file with a header.
+    """Read a CSV file with a header.
 
     The delimiter is a comma, semicolon, tab or vertical bar. It is detected from the requested columns. Leading and
     trailing spaces of values and blank rows are dropped.
@@ -204,8 +200,7 @@ def _checked(table: Table, columns: Sequence[str], filled: Sequence[str]) -> Tab
 
 
 def labels_by_name(table: Table, name: str, label: str) -> dict[str, Row]:
-    """
-    Return one row for each name of a table. Duplicate rows are returned once.
+    """Return one row for each name of a table. Duplicate rows are returned once.
 
     Args:
         table: The table.
@@ -220,7 +215,7 @@ def labels_by_name(table: Table, name: str, label: str) -> dict[str, Row]:
         first = rows.setdefault(row[name], row)
         if first[label] != row[label]:
             raise ValueError(
-                f"{table.path}, line {row.line}: {name} {row[name][:100]!r} is labelled {row[label]!r}, and "
+                f"{table.path}, line {row.line}: {name} {row[name][:100]!r} is labeled {row[label]!r}, and "
                 f"{first[label]!r} in line {first.line}. Keep one of the two rows."
             )
     return rows

@@ -15,23 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_cards.fill import fill_dataset_card
-from model_cards.reading import find_file
-from processing.files import require_regular
-from processing.integrity import REPORT_FILE, DamagedFile
-from processing.pmc.articles import FIGURES_PER_ARTICLE, parse_licenses
-from processing.pmc.build import BuildOptions, build_dataset
-from processing.pmc.dates import parse_published_until
-from processing.pmc.executors import EXECUTORS, Engine
-from processing.pmc.splits import parse_fractions
-from processing.pmc.verify import verify_dataset
+from biomedclip.model_cards.fill import fill_dataset_card
+from biomedclip.model_cards.reading import find_file
+from biomedclip.processing.files import require_regular
+from biomedclip.processing.integrity import REPORT_FILE, DamagedFile
+from biomedclip.processing.pmc.articles import FIGURES_PER_ARTICLE, parse_licenses
+from biomedclip.processing.pmc.build import BuildOptions, build_dataset
+from biomedclip.processing.pmc.dates import parse_published_until
+from biomedclip.processing.pmc.executors import EXECUTORS, Engine
+from biomedclip.processing.pmc.splits import parse_fractions
+from biomedclip.processing.pmc.verify import verify_dataset
 
-from .build_report import show_report, show_verification
-from .errors import UsageError, usage_errors
-from .options import option_value, parse_options
-from .plots import plot_report
-from .publishing import check_write_access, push_dataset
-from .reporting import say, versions, write_json, write_text
+from .cli.build_report import show_report, show_verification
+from .cli.errors import UsageError, usage_errors
+from .cli.options import option_value, parse_options
+from .cli.plots import plot_report
+from .cli.reporting import say, versions, write_json, write_text
+from .hub.publishing import check_write_access, push_dataset
 
 
 EXAMPLE = "biomedclip build --source path/of/a/mirror --output-dir out"
@@ -135,8 +135,7 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class Documents:
-    """
-    Writes the card and the picture that go with a finished data set; travels to the machine that finishes it.
+    """Writes the card and the picture that go with a finished data set; travels to the machine that finishes it.
 
     Args:
         options: Options of the command.
@@ -155,8 +154,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Publish:
-    """
-    Publishes a data set on the Hub.
+    """Publishes a data set on the Hub.
 
     Args:
         repo_id: `ORG/NAME`.
@@ -171,8 +169,7 @@ class Publish:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """
-    Run `biomedclip build`.
+    """Run `biomedclip build`.
 
     Args:
         arguments: The command line behind the verb.
@@ -218,8 +215,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def verify(folder: Path) -> None:
-    """
-    Verify a built set and print what was checked.
+    """Verify a built set and print what was checked.
 
     Args:
         folder: What `biomedclip build` wrote.
@@ -236,8 +232,7 @@ def verify(folder: Path) -> None:
 def build(
     source: SourceOptions, output: OutputOptions, engine: EngineOptions | None = None, *, drawn: bool = False
 ) -> dict[str, Any] | None:
-    """
-    Builds the data set, its card and its report.
+    """Builds the data set, its card and its report.
 
     Args:
         source: What is taken from where.
@@ -301,8 +296,7 @@ def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
 
 
 def read_engine(options: EngineOptions) -> Engine:
-    """
-    The engine that was asked for.
+    """The engine that was asked for.
 
     Raises:
         ValueError: Slurm without a partition, or options that cannot be.
@@ -332,8 +326,7 @@ def read_engine(options: EngineOptions) -> Engine:
 
 
 def read_pmcids(choice: str | list[str] | None) -> list[str] | None:
-    """
-    Reads `--pmcids`.
+    """Reads `--pmcids`.
 
     Args:
         choice: Identifiers between commas or in a list, or a file with one a line; what follows a # is left aside.

@@ -14,8 +14,12 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from model_cards.fill import PLACEHOLDER, public_name
-from model_cards.model_card import (
+from biomedclip.configuration_biomedclip import BiomedCLIPTextConfig
+from biomedclip.conversion import load_any_layout
+from biomedclip.conversion.files import is_transformers_layout
+from biomedclip.conversion.open_clip import open_clip_obstacle
+from biomedclip.model_cards.fill import PLACEHOLDER, public_name
+from biomedclip.model_cards.model_card import (
     BENCHMARKS,
     COSTS,
     NOT_MEASURED,
@@ -26,17 +30,13 @@ from model_cards.model_card import (
     fill_model_card,
     public_result,
 )
-from model_cards.reading import check_shape, find_file, read_json, read_yaml
-from model_cards.results import RESULT, find_results, measures, read_result
-from modeling_biomedclip.configuration_biomedclip import BiomedCLIPTextConfig
-from modeling_biomedclip.conversion import load_any_layout
-from modeling_biomedclip.conversion.files import is_transformers_layout
-from modeling_biomedclip.conversion.open_clip import open_clip_obstacle
-from processing.benchmarks.facts import facts_of
+from biomedclip.model_cards.reading import check_shape, find_file, read_json, read_yaml
+from biomedclip.model_cards.results import RESULT, find_results, measures, read_result
+from biomedclip.processing.benchmarks.facts import facts_of
 
-from .fingerprints import evaluated_fingerprint
-from .options import WRITTEN_RECIPE, parse_options
-from .reporting import UNDEFINED, say, show_table, versions, write_json, write_text
+from .cli.options import WRITTEN_RECIPE, parse_options
+from .cli.reporting import UNDEFINED, say, show_table, versions, write_json, write_text
+from .hub.fingerprints import evaluated_fingerprint
 
 
 EXAMPLE = """biomedclip card out/model --train-run out/training --dataset out \\
@@ -133,8 +133,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
-    """
-    Fills and writes the card of a model.
+    """Fills and writes the card of a model.
 
     Args:
         options: Whose card, and from what.
@@ -236,8 +235,7 @@ def describe_model(model: Any, processor: Any) -> dict[str, Any]:
 
 
 def read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
-    """
-    Results, last evaluation and recipe of the training of a model; none where there is no run.
+    """Results, last evaluation and recipe of the training of a model; none where there is no run.
 
     Raises:
         FileNotFoundError: `train_run` holds no results of a training.
@@ -262,8 +260,7 @@ def read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
 
 
 def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any]:
-    """
-    The report of the data set that a model was trained on, with `id` where it is one of the Hub.
+    """The report of the data set that a model was trained on, with `id` where it is one of the Hub.
 
     Raises:
         FileNotFoundError: No report there.
@@ -295,8 +292,7 @@ def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def results_of(weights: str, places: Sequence[str]) -> tuple[list[dict[str, Any]], list[Path]]:
-    """
-    Results that were measured with these weights.
+    """Results that were measured with these weights.
 
     Args:
         weights: Fingerprint of the weights.

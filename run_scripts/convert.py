@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_cards.fill import public_name
-from model_cards.model_card import fill_model_card
-from modeling_biomedclip import to_open_clip
-from modeling_biomedclip.conversion import load_any_layout, local_checkpoint
+from biomedclip import to_open_clip
+from biomedclip.conversion import load_any_layout, local_checkpoint
+from biomedclip.model_cards.fill import public_name
+from biomedclip.model_cards.model_card import fill_model_card
 
 from .card import CONVERSION, card_facts, describe_model
-from .options import parse_options
-from .permissions import apply_umask
-from .reporting import refuse_filled, say, show_table, versions, write_json, write_text
-from .verification import LARGEST_DIFFERENCE, show_verification, verify
+from .cli.options import parse_options
+from .cli.permissions import apply_umask
+from .cli.reporting import refuse_filled, say, show_table, versions, write_json, write_text
+from .evaluation.verification import LARGEST_DIFFERENCE, show_verification, verify
 
 
 EXAMPLE = "biomedclip convert open_clip_folder_or_hub_id biomedclip --verify"
@@ -75,8 +75,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def convert(options: ConvertOptions) -> dict[str, Any]:
-    """
-    Converts a checkpoint and writes its card and `conversion.json` beside it.
+    """Converts a checkpoint and writes its card and `conversion.json` beside it.
 
     Args:
         options: What is converted to what.

@@ -22,22 +22,25 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from modeling_biomedclip.contrastive_trainer import LOSS_IN_BATCHES, are_processes_on_cpu
-from processing import load_benchmark, load_pmc15m
-from processing.benchmarks.benchmark import ClassificationBenchmark, RetrievalBenchmark
-from processing.benchmarks.leaks import find_leaks
-from processing.benchmarks.loading import BENCHMARK_NAMES, CLASSIFICATION, RETRIEVAL, VISUAL_QUESTIONS
-from processing.benchmarks.rsna import RSNA_SPLITS
-from processing.labelled_images import IMAGE_COLUMN, LABEL_COLUMN, LabelledImages, check_readable, hold_out
-from processing.streaming import column_names
+from biomedclip.contrastive_trainer import LOSS_IN_BATCHES, are_processes_on_cpu
+from biomedclip.processing import load_benchmark, load_pmc15m
+from biomedclip.processing.benchmarks.benchmark import ClassificationBenchmark, RetrievalBenchmark
+from biomedclip.processing.benchmarks.leaks import find_leaks
+from biomedclip.processing.benchmarks.loading import BENCHMARK_NAMES, CLASSIFICATION, RETRIEVAL, VISUAL_QUESTIONS
+from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
+from biomedclip.processing.images.labeled import IMAGE_COLUMN, LABEL_COLUMN, LabeledImages, check_readable, hold_out
+from biomedclip.processing.streaming import column_names
 
-from .errors import UsageError
+from .cli.errors import UsageError
+from .cli.options import parse_options
+from .cli.reporting import say
+from .cli.trust import trust_option
 from .evaluation.checks import check_model, check_output, check_writable
 from .evaluation.comparison import compare, short_names, show_published
 from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
 from .evaluation.examples import find_examples, write_examples
 from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
-from .evaluation.linear_probe import PROTOCOLS, LabelledFeatures, check_share, probe, show_probe
+from .evaluation.linear_probe import PROTOCOLS, LabeledFeatures, check_share, probe, show_probe
 from .evaluation.own_images import TEMPLATES, unpublished_benchmark
 from .evaluation.pools import DRAWS, draw_pool, number_of_draws
 from .evaluation.results import write_results
@@ -60,10 +63,7 @@ from .evaluation.visual_question_answering import (
     read_questions,
 )
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
-from .options import parse_options
-from .reporting import say
-from .runs import part_processes
-from .trust import trust_option
+from .training.runs import part_processes
 
 
 logger = logging.getLogger(__name__)
@@ -333,8 +333,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _checked_data(options: EvaluateOptions, folders: Sequence[Path]) -> Any:
-    """
-    Check everything that can be checked before a model is loaded, and read the data.
+    """Check everything that can be checked before a model is loaded, and read the data.
 
     Raises:
         ValueError, OSError, ImportError: What is wrong. Several problems are told together.
@@ -362,8 +361,7 @@ def _checked_data(options: EvaluateOptions, folders: Sequence[Path]) -> Any:
 
 
 def check_options(options: EvaluateOptions) -> None:
-    """
-    Check the options of a task, without a look at data or models.
+    """Check the options of a task, without a look at data or models.
 
     Raises:
         UsageError: If an option has no effect on the task or the benchmark, has a value that cannot be used, or names
@@ -520,7 +518,7 @@ def _published_retrieval(
 
 
 def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
-    """Zero-shot classification of labelled images; writes and gives the results, in the first process."""
+    """Zero-shot classification of labeled images; writes and gives the results, in the first process."""
     started, options = time.monotonic(), run.options
     benchmark: ClassificationBenchmark = run.data
     encoder, store = run.load()
@@ -572,7 +570,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
     }
     if not PartialState().is_main_process:
         return None
-    labelled = {split: _labelled(read, features[split], test.classes) for split, read in splits.items()}
+    labeled = {split: _labeled(read, features[split], test.classes) for split, read in splits.items()}
     notes = list(notes)
     if options.protocol == "elevater":
         notes.append(f"Protocol of ELEVATER: see {PROBE_DOCS} for what differs from its toolkit.")
@@ -581,15 +579,15 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
             "The paper's linear probe uses ELEVATER's toolkit. This one is a logistic regression, whose regularization "
             f"is chosen on the validation split. --protocol elevater is closer to the paper; see {PROBE_DOCS}."
         )
-    if "validation" not in labelled and options.protocol == "logistic":
-        whole = labelled["train"]
+    if "validation" not in labeled and options.protocol == "logistic":
+        whole = labeled["train"]
         stay, held = hold_out([str(label) for label in whole.labels], HELD_OUT, options.seed)
-        labelled["train"], labelled["validation"] = whole.select(stay), whole.select(held)
+        labeled["train"], labeled["validation"] = whole.select(stay), whole.select(held)
         notes.append(f"No validation split: {HELD_OUT:.0%} of the training images chose the regularisation.")
     metrics = probe(
-        labelled["train"],
-        labelled.get("validation") if options.protocol == "logistic" else None,
-        labelled[options.split],
+        labeled["train"],
+        labeled.get("validation") if options.protocol == "logistic" else None,
+        labeled[options.split],
         test.classes,
         protocol=options.protocol,  # type: ignore[arg-type]
         shares=options.shares,
@@ -642,8 +640,7 @@ def read_pairs(options: EvaluateOptions) -> tuple[RetrievalBenchmark | None, Any
 
 
 def read_classes(options: EvaluateOptions) -> ClassificationBenchmark:
-    """
-    Read the labeled images of a split.
+    """Read the labeled images of a split.
 
     Raises:
         ValueError: If there are fewer than two classes, or a class without readable images.
@@ -667,8 +664,7 @@ def read_classes(options: EvaluateOptions) -> ClassificationBenchmark:
 
 
 def read_probed(options: EvaluateOptions) -> tuple[dict[str, ClassificationBenchmark], list[str]]:
-    """
-    Read the splits of a linear probe, all with the classes of the training split, and notes on them.
+    """Read the splits of a linear probe, all with the classes of the training split, and notes on them.
 
     Raises:
         ValueError: If a split has classes that training lacks, or fewer than two, or one without readable images.
@@ -699,18 +695,17 @@ def read_asked(options: EvaluateOptions) -> Questions:
     return read_questions(options.benchmark, options.data, options.split, options.image_folder)
 
 
-def _check_classes(images: LabelledImages, classes: Sequence[str], options: EvaluateOptions) -> None:
+def _check_classes(images: LabeledImages, classes: Sequence[str], options: EvaluateOptions) -> None:
     if len(classes) < 2:
         raise ValueError(
-            f"--data {options.data}: all images are labelled {classes[0]!r}. Classification needs at least two classes."
+            f"--data {options.data}: all images are labeled {classes[0]!r}. Classification needs at least two classes."
         )
     check_readable(images, f"--data {options.data}")
 
 
 @dataclass(frozen=True)
 class Task:
-    """
-    A task of the evaluation.
+    """A task of the evaluation.
 
     Args:
         read: Reads and checks the data, before a model is loaded.
@@ -758,12 +753,12 @@ def _probed_splits(options: EvaluateOptions) -> dict[str, ClassificationBenchmar
     return splits
 
 
-def _labelled(benchmark: ClassificationBenchmark, features: Features, classes: Sequence[str]) -> LabelledFeatures:
+def _labeled(benchmark: ClassificationBenchmark, features: Features, classes: Sequence[str]) -> LabeledFeatures:
     """A split whose images could be embedded, with the numbers of their classes."""
     number_of = {label: number for number, label in enumerate(classes)}
     kept = benchmark.images.select(features.rows.tolist())
     labels = np.array([number_of[label] for label in kept.labels])
-    return LabelledFeatures(features.embeds.numpy(), labels, kept.groups)
+    return LabeledFeatures(features.embeds.numpy(), labels, kept.groups)
 
 
 def _data(

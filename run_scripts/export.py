@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from modeling_biomedclip import ExportedModel, embed_images, embed_texts, export_model
-from modeling_biomedclip.conversion import load_any_layout, local_checkpoint
-from modeling_biomedclip.export import FORMATS, check_export
+from biomedclip import ExportedModel, embed_images, embed_texts, export_model
+from biomedclip.conversion import load_any_layout, local_checkpoint
+from biomedclip.export import FORMATS, check_export
 
-from .options import parse_options
-from .reporting import refuse_filled, say, show_table, versions, write_json
-from .verification import LABELS, TEMPLATE, pictures_to_compare
+from .cli.options import parse_options
+from .cli.reporting import refuse_filled, say, show_table, versions, write_json
+from .evaluation.verification import LABELS, TEMPLATE, pictures_to_compare
 
 
 EXAMPLE = "biomedclip export biomedclip exported --format openvino --precision int8"
@@ -81,8 +81,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def export(options: ExportOptions) -> dict[str, Any]:
-    """
-    Exports a model with its processor and measures the error of its embeddings.
+    """Exports a model with its processor and measures the error of its embeddings.
 
     Args:
         options: What is exported to what.

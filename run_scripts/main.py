@@ -7,8 +7,9 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
-from model_cards.escaping import lines
-from run_scripts.errors import UsageError
+from biomedclip.model_cards.escaping import lines
+
+from .cli.errors import UsageError
 
 
 VERBS = {
@@ -42,8 +43,7 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """
-    Runs a verb.
+    """Runs a verb.
 
     Args:
         arguments: What follows `biomedclip` on the command line; `sys.argv` when left out.
@@ -70,8 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # it prints for itself
     try:
-        module = import_module(f"run_scripts.{verb}")
-        with import_module("run_scripts.trust").questions_are_errors():
+        module = import_module(f"biomedclip.run_scripts.{verb}")
+        with import_module("biomedclip.run_scripts.cli.trust").questions_are_errors():
             module.main(rest)
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get(DEBUG_VARIABLE):

@@ -24,19 +24,21 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file
 
-from model_cards.checking import problems_of
-from model_cards.fill import PLACEHOLDER, size
-from model_cards.reading import check_shape, read_json, read_text
-from modeling_biomedclip import to_open_clip
-from modeling_biomedclip.conversion import from_open_clip, load_any_layout
-from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG
+from biomedclip import to_open_clip
+from biomedclip.conversion import from_open_clip, load_any_layout
+from biomedclip.conversion.files import OPEN_CLIP_CONFIG
+from biomedclip.model_cards.checking import problems_of
+from biomedclip.model_cards.fill import PLACEHOLDER, size
+from biomedclip.model_cards.reading import check_shape, read_json, read_text
 
-from . import reloading
 from .card import CARD, CARD_FACTS, FACTS, describe_model
-from .fingerprints import evaluated_fingerprint
-from .model_files import find_model_files, is_published
-from .options import WRITTEN_RECIPE, parse_options
-from .publishing import (
+from .cli.options import WRITTEN_RECIPE, parse_options
+from .cli.reporting import say, show_table, versions, write_json
+from .evaluation.verification import LABELS, LARGEST_DIFFERENCE, TEMPLATE, pictures_to_compare
+from .hub import reloading
+from .hub.fingerprints import evaluated_fingerprint
+from .hub.model_files import find_model_files, is_published
+from .hub.publishing import (
     Sent,
     check_card,
     check_write_access,
@@ -45,8 +47,6 @@ from .publishing import (
     files_on_hub,
     verify_upload,
 )
-from .reporting import say, show_table, versions, write_json
-from .verification import LABELS, LARGEST_DIFFERENCE, TEMPLATE, pictures_to_compare
 
 
 EXAMPLE = "biomedclip push my-lab/biomedclip --model out/model --dry-run"
@@ -103,8 +103,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def push_model(options: PushOptions) -> dict[str, Any]:
-    """
-    Publishes a model.
+    """Publishes a model.
 
     The upload waits on a branch of its own until it has been downloaded again and gives the same embeddings; only then
     the same files become one commit of the branch that was asked for, for which nothing is sent again.
@@ -162,8 +161,7 @@ def push_model(options: PushOptions) -> dict[str, Any]:
 
 
 def load_files(files: Mapping[str, Path], folder: Path, scratch: Path) -> tuple[Any, Any]:
-    """
-    Load model and processor from the files that are published, and from no other file of their folder.
+    """Load model and processor from the files that are published, and from no other file of their folder.
 
     Args:
         files: The files by name.
@@ -199,9 +197,8 @@ def results_as_files(facts: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def refuse_machine_paths(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """
-    Raises:
-        ValueError: A text among the files names a folder of this machine.
+    """Raises:
+    ValueError: A text among the files names a folder of this machine.
     """
     private = {f"{path}/".encode() for path in (Path.home(), folder.resolve().parent) if len(path.parts) > 1}
     for name, file in files.items():
@@ -271,8 +268,7 @@ def _waiting_branch(api: HfApi, repo_id: str) -> Iterator[None]:
 def compare_download(
     api: HfApi, repo_id: str, revision: str, source: tuple[Any, Any], scratch: Path
 ) -> dict[str, float]:
-    """
-    Downloads a repository into an empty cache, and has a process with its own code answer for it.
+    """Downloads a repository into an empty cache, and has a process with its own code answer for it.
 
     Args:
         api: The client.

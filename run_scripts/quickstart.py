@@ -20,18 +20,22 @@ import transformers
 from peft import PeftModel
 from transformers import AutoModel, AutoProcessor, pipeline
 
-from model_cards.escaping import markdown, table
-from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
-from modeling_biomedclip.retrieval_metrics import DIRECTIONS
-from processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
-from processing.drawn_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
-from processing.image_processing_biomedclip import to_8_bit
-from processing.labelled_images import SPLIT_NAMES
-from processing.pmc.bucket import Bucket, ObjectError, ObjectMissing
+from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
+from biomedclip.model_cards.escaping import markdown, table
+from biomedclip.processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
+from biomedclip.processing.image_processing_biomedclip import to_8_bit
+from biomedclip.processing.images.labeled import SPLIT_NAMES
+from biomedclip.processing.pmc.bucket import Bucket, ObjectError, ObjectMissing
+from biomedclip.processing.synthetic_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
+from biomedclip.retrieval_metrics import DIRECTIONS
 
 from . import build, train
-from .adapters import AdapterOptions, add_adapter
-from .errors import UsageError
+from .cli.errors import UsageError
+from .cli.options import parse_options
+from .cli.permissions import apply_umask
+from .cli.plots import plot_curves
+from .cli.progress import show_progress
+from .cli.reporting import UNDEFINED, peak_memory_mib, say, show_table, versions, write_json, write_text
 from .evaluation.dual_encoders import load_dual_encoder
 from .evaluation.examples import plot_some_answers
 from .evaluation.features import FEATURES, FeatureStore
@@ -46,11 +50,7 @@ from .evaluation.retrieval import (
     show_retrieval,
 )
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
-from .options import parse_options
-from .permissions import apply_umask
-from .plots import plot_curves
-from .progress import show_progress
-from .reporting import UNDEFINED, peak_memory_mib, say, show_table, versions, write_json, write_text
+from .training.adapters import AdapterOptions, add_adapter
 
 
 EXAMPLE = "biomedclip quickstart --output-dir out"
@@ -192,9 +192,9 @@ class Quickstart:
             plot_some_answers(embedded, counts, pairs, 8, self.output_dir / "answers.png")
         if not (self.output_dir / LABELS).exists():
             return retrieval, None
-        labelled = unpublished_benchmark(str(self.output_dir), "test", ZERO_SHOT_TEMPLATES)
-        features = store.images(labelled.images.images, labelled.images.names, labelled.fingerprint)
-        labels = labelled.images.select(features.rows.tolist()).labels
+        labeled = unpublished_benchmark(str(self.output_dir), "test", ZERO_SHOT_TEMPLATES)
+        features = store.images(labeled.images.images, labeled.images.names, labeled.fingerprint)
+        labels = labeled.images.select(features.rows.tolist()).labels
         of_kind = Counter(labels)
         # Who knows the kind and nothing else guesses among the pairs of that kind.
         retrieval["oracle_of_kind_at_1"] = sum(1 / of_kind[label] for label in labels) / len(rows)
@@ -202,9 +202,9 @@ class Quickstart:
             encoder,
             features.embeds,
             labels,
-            labelled.classes,
-            labelled.class_names,
-            labelled.templates,
+            labeled.classes,
+            labeled.class_names,
+            labeled.templates,
             seed=self.args.seed,
         )
 

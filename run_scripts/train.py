@@ -22,15 +22,26 @@ from transformers import (
     set_seed,
 )
 
-from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
-from modeling_biomedclip.contrastive_trainer import check_mini_batch_size
-from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator, PairStream, load_pmc15m
-from processing.pmc.articles import parse_licenses
-from processing.processing_biomedclip import CONTEXT_LENGTH
-from processing.streaming import TRAINING_COLUMNS, Text, column_names
+from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
+from biomedclip.contrastive_trainer import check_mini_batch_size
+from biomedclip.processing import (
+    BiomedCLIPImageProcessor,
+    BiomedCLIPProcessor,
+    ContrastiveCollator,
+    PairStream,
+    load_pmc15m,
+)
+from biomedclip.processing.pmc.articles import parse_licenses
+from biomedclip.processing.processing_biomedclip import CONTEXT_LENGTH
+from biomedclip.processing.streaming import TRAINING_COLUMNS, Text, column_names
 
-from . import classification, runs, visual_question_answering
-from .adapters import (
+from .cli.errors import UsageError, usage_errors
+from .cli.options import is_true, option_value, parse_options, write_recipe
+from .cli.progress import show_progress
+from .cli.reporting import say, show_table, write_json
+from .evaluation.pools import TRAINING_POOL_SEED, draw_pool
+from .training import classification, runs, visual_question_answering
+from .training.adapters import (
     MERGED,
     AdapterOptions,
     add_adapter,
@@ -38,14 +49,9 @@ from .adapters import (
     save_merged,
     what_is_where,
 )
-from .dry_run import PUBLISHED_PAIRS, DryRunOptions, plan_run, show_plan
-from .errors import UsageError, usage_errors
-from .evaluation.pools import TRAINING_POOL_SEED, draw_pool
-from .models import ModelOptions, configuration, load_model, outline
-from .options import is_true, option_value, parse_options, write_recipe
-from .progress import show_progress
-from .reporting import say, show_table, write_json
-from .runs import (
+from .training.dry_run import PUBLISHED_PAIRS, DryRunOptions, plan_run, show_plan
+from .training.models import ModelOptions, configuration, load_model, outline
+from .training.runs import (
     check_checkpoint,
     check_trackers,
     checkpoint_to_resume,
@@ -54,8 +60,8 @@ from .runs import (
     run_training,
     set_batch_size,
 )
-from .throughput import StepClock, throughput
-from .zero_shot_validation import ZeroShotOptions, ZeroShotValidation, read_zero_shot_sets
+from .training.throughput import StepClock, throughput
+from .training.zero_shot_validation import ZeroShotOptions, ZeroShotValidation, read_zero_shot_sets
 
 
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
@@ -233,8 +239,7 @@ def train(
     adapter: AdapterOptions | None = None,
     zero_shot: ZeroShotOptions | None = None,
 ) -> tuple[ContrastiveTrainer, dict[str, Any]]:
-    """
-    Trains and saves a model.
+    """Trains and saves a model.
 
     Args:
         train_data: Folder that `biomedclip build` wrote.
@@ -282,10 +287,8 @@ def train(
         data_collator=training_collator,
         eval_data_collator=ContrastiveCollator(processor, **collate),
         evaluators=[
-            ZeroShotValidation(
-                labelled, processor, batch_size=args.eval_batch_size, max_length=model_options.max_length
-            )
-            for labelled in zero_shot_sets
+            ZeroShotValidation(labeled, processor, batch_size=args.eval_batch_size, max_length=model_options.max_length)
+            for labeled in zero_shot_sets
         ],
         processing_class=processor,
     )
@@ -316,8 +319,7 @@ def load_processor(
     *,
     learn: bool,
 ) -> ProcessorMixin:
-    """
-    The checkpoint's processor, or a new one whose vocabulary is given or learned from the training captions.
+    """The checkpoint's processor, or a new one whose vocabulary is given or learned from the training captions.
 
     Args:
         options: Which model is trained.
@@ -360,8 +362,7 @@ def load_processor(
 
 
 def learn_vocabulary(captions: PairStream, size: int) -> BertTokenizer:
-    """
-    A lower-casing WordPiece vocabulary of the captions of a stream, with BERT's special tokens in their places.
+    """A lower-casing WordPiece vocabulary of the captions of a stream, with BERT's special tokens in their places.
 
     Args:
         captions: A stream of the column `caption`.
@@ -397,9 +398,8 @@ def show_results(results: dict[str, Any]) -> None:
 
 
 def _check_batch(data: TrainData, args: ContrastiveTrainingArguments) -> None:
-    """
-    Raises:
-        UsageError: If the batch is given twice.
+    """Raises:
+    UsageError: If the batch is given twice.
     """
     if data.batch_size is not None and args.per_device_train_batch_size != PER_DEVICE_BATCH:
         raise UsageError(
@@ -409,9 +409,8 @@ def _check_batch(data: TrainData, args: ContrastiveTrainingArguments) -> None:
 
 
 def _check_evaluation(handling: PairHandling, args: ContrastiveTrainingArguments) -> None:
-    """
-    Raises:
-        UsageError: If options of the evaluation are set and nothing is evaluated.
+    """Raises:
+    UsageError: If options of the evaluation are set and nothing is evaluated.
     """
     if _evaluates(args):
         return
@@ -425,9 +424,8 @@ def _check_evaluation(handling: PairHandling, args: ContrastiveTrainingArguments
 
 
 def _check_base(options: ModelOptions, adapter: AdapterOptions) -> None:
-    """
-    Raises:
-        UsageError: If the adapter could not be loaded on the checkpoint that it is trained on.
+    """Raises:
+    UsageError: If the adapter could not be loaded on the checkpoint that it is trained on.
     """
     if adapter.lora_rank is None:
         return

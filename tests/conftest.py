@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import environment  # noqa: F401  (first: what others import reads it)
+import helpers.environment as environment  # noqa: F401  (first: what others import reads it)
 import pytest
-from mirror_writer import MirrorWriter, build_set
-from object_store import ObjectStore, running_object_store
-from unreliable_server import UnreliableServer
+from helpers.mirror_writer import MirrorWriter, build_set
+from helpers.object_store import ObjectStore, running_object_store
+from helpers.unreliable_server import UnreliableServer
 
 
 # Files of few tests that start many processes, the longest first: begun last, one of them would keep a single process
@@ -132,7 +132,7 @@ def small_model():
     """A model of some 50,000 parameters with fixed random weights, in evaluation mode."""
     import torch
 
-    from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+    from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 
     torch.manual_seed(0)
     return BiomedCLIPModel(BiomedCLIPConfig(**SMALL_CONFIG)).eval()
@@ -143,7 +143,7 @@ def small_processor():
     """A processor for 32-pixel images, its vocabulary learned from a few words."""
     from transformers import BertTokenizer
 
-    from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+    from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
     words = ["caption of article figure chest x-ray brain mri line chart this is a photo ."] * 9
     numbers = [" ".join(map(str, range(1000, 1100)))]
@@ -159,7 +159,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_processor) 
     """Folder of a small model and its processor, as a base to fine-tune."""
     import torch
 
-    from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+    from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 
     folder = tmp_path_factory.mktemp("checkpoint") / "base"
     torch.manual_seed(0)
@@ -173,7 +173,7 @@ def wide_model():
     """Wide enough for matrices to be quantised, 256 by 2,048; otherwise as small."""
     import torch
 
-    from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+    from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 
     torch.manual_seed(0)
     shape = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 4}

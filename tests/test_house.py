@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_the_top_level_holds_nothing_else():
     assert top <= {*FOLDERS, "docs", "tests", "pyproject.toml", "README.md", *small_files}
 
 
-@pytest.mark.parametrize("package", ["modeling_biomedclip", "processing"])
+@pytest.mark.parametrize("package", ["biomedclip", "biomedclip.processing"])
 def test_importing_is_lazy(package):
     heavy = ["datatrove", "datasets", "lxml", "evaluate", "matplotlib"]
     code = f"import {package}, sys; print([name for name in {heavy} if name in sys.modules])"
@@ -73,14 +74,14 @@ def test_importing_is_lazy(package):
 
 
 def test_processing_alone_does_not_import_torch():
-    code = "import processing, processing.pmc.jats, sys; print('torch' in sys.modules)"
+    code = "import biomedclip.processing, biomedclip.processing.pmc.jats, sys; print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("package", ["modeling_biomedclip", "processing"])
+@pytest.mark.parametrize("package", ["biomedclip", "biomedclip.processing"])
 def test_every_public_name_can_be_had_and_is_documented(package):
-    module = __import__(package)
+    module = import_module(package)
     for name in module.__all__:
         assert getattr(module, name).__doc__, name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

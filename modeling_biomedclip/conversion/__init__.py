@@ -19,8 +19,7 @@ from .training_checkpoint import local_checkpoint
 def from_open_clip(
     source: str | os.PathLike[str], *, revision: str | None = None
 ) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """
-    Reads a BiomedCLIP checkpoint in open_clip's layout, or in that of the community port.
+    """Reads a BiomedCLIP checkpoint in open_clip's layout, or in that of the community port.
 
     Args:
         source: Folder or Hub id. open_clip's layout is `open_clip_config.json` (either generation of its keys),
@@ -38,13 +37,13 @@ def from_open_clip(
             pickle that holds more than tensors.
 
     Example:
-
     ```python
-    >>> from modeling_biomedclip import from_open_clip
+    >>> from biomedclip import from_open_clip
 
     >>> model, processor = from_open_clip("microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224")
     >>> model.save_pretrained("biomedclip"), processor.save_pretrained("biomedclip")
-    ```"""
+    ```
+    """
     with local_checkpoint(source, revision) as folder:
         if (folder / OPEN_CLIP_CONFIG).is_file():
             return read_open_clip(folder)
@@ -61,8 +60,7 @@ def from_open_clip(
 
 
 def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """
-    Model and processor out of a folder in transformers' layout, open_clip's or the community port's.
+    """Model and processor out of a folder in transformers' layout, open_clip's or the community port's.
 
     Raises:
         FileNotFoundError: A file of the layout is missing.

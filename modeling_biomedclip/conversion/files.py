@@ -33,8 +33,7 @@ _STALE_BUFFER = re.compile(r"\.embeddings\.position_ids$")
 
 
 def find_checkpoint(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """
-    The local folder of a checkpoint, downloaded first where `source` is a Hub id.
+    """The local folder of a checkpoint, downloaded first where `source` is a Hub id.
 
     Raises:
         FileNotFoundError: Neither a folder nor a Hub id that can be reached.

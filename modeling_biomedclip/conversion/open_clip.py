@@ -77,8 +77,7 @@ def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
 
 
 def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder: str | os.PathLike[str]) -> None:
-    """
-    Writes a folder that open_clip loads, its model and tokenizer alike, under the name `local-dir:FOLDER`.
+    """Writes a folder that open_clip loads, its model and tokenizer alike, under the name `local-dir:FOLDER`.
 
     Args:
         model: The model.
@@ -111,8 +110,7 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
 
 
 def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
-    """
-    Return why open_clip cannot load a model from a repository on the Hub, or `None` if it can.
+    """Return why open_clip cannot load a model from a repository on the Hub, or `None` if it can.
 
     Args:
         model: The model.

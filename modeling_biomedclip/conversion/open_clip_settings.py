@@ -91,8 +91,7 @@ _TIMM_NAME = re.compile(r"\w+(\.\w+)?")  # without "hf-hub:" or "local-dir:", wh
 
 
 def check_known(stored: Any, path: Path) -> None:
-    """
-    Check that open_clip documents every setting.
+    """Check that open_clip documents every setting.
 
     Args:
         stored: Content of the file.
@@ -111,8 +110,7 @@ def check_known(stored: Any, path: Path) -> None:
 
 
 def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> None:
-    """
-    Check that open_clip can read the file without running code, downloading a model or opening a file that it names.
+    """Check that open_clip can read the file without running code, downloading a model or opening a file that it names.
 
     Args:
         stored: Content of the file.
@@ -142,8 +140,7 @@ def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> N
 
 
 def check_honored(stored: Any, path: Path) -> None:
-    """
-    Check that BiomedCLIP's model and processor support the settings of a file.
+    """Check that BiomedCLIP's model and processor support the settings of a file.
 
     Args:
         stored: Content of the file.
@@ -190,8 +187,7 @@ def is_at_hand(name: Any) -> bool:
 
 
 def channel_values(value: Any, name: str, path: Path, default: Any) -> list[float]:
-    """
-    Return the mean or the standard deviation of three channels, as open_clip reads them.
+    """Return the mean or the standard deviation of three channels, as open_clip reads them.
 
     Raises:
         ValueError: If they are not one or three numbers.

@@ -40,8 +40,7 @@ _BIAS_OF_SIGLIP = -10  # initial value with open_clip's `--siglip`
 
 @contextmanager
 def local_checkpoint(source: str | os.PathLike[str], revision: str | None = None) -> Iterator[Path]:
-    """
-    Yield the local folder of a checkpoint.
+    """Yield the local folder of a checkpoint.
 
     Args:
         source: Folder, Hub id, or a checkpoint file of open_clip's training. For a file, a temporary folder in

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images import MAX_BYTES, ImageError
+from ..images.reading import MAX_BYTES, ImageError
 
 
 _CHUNKS_KEPT = 16_000_000  # bytes; neighbouring rows share a chunk, which is read once
@@ -25,8 +25,7 @@ class Unreadable:
 
 
 class ArrayImages(Sequence[Any]):
-    """
-    Rows of an array in memory as images.
+    """Rows of an array in memory as images.
 
     Args:
         array: Rows of 8-bit grey (height, width) or RGB (height, width, 3).
@@ -43,8 +42,7 @@ class ArrayImages(Sequence[Any]):
 
 
 class Hdf5Images(Sequence[Any]):
-    """
-    Rows of an array in an HDF5 file as images, each read when it is asked for.
+    """Rows of an array in an HDF5 file as images, each read when it is asked for.
 
     Every process opens the file for itself: what HDF5 keeps of an open file is not to be shared by a fork.
 
@@ -90,8 +88,7 @@ class Hdf5Images(Sequence[Any]):
 
 
 def open_array(path: Path, key: str) -> Any:
-    """
-    Opens an array of an HDF5 file.
+    """Opens an array of an HDF5 file.
 
     Raises:
         ImportError: h5py is not installed.
@@ -112,8 +109,7 @@ def open_array(path: Path, key: str) -> Any:
 
 
 def require_h5py() -> Any:
-    """
-    The module h5py.
+    """The module h5py.
 
     Raises:
         ImportError: It is not installed.

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..labelled_images import LabelledImages
+from ..images.labeled import LabeledImages
 
 
 @dataclass(frozen=True)
 class ClassificationBenchmark:
-    """
-    A split of labelled images, what its classes are called in prompts, and what was published about it.
+    """A split of labeled images, what its classes are called in prompts, and what was published about it.
 
     Args:
         name: As [`load_benchmark`] takes it.
@@ -36,7 +35,7 @@ class ClassificationBenchmark:
     name: str
     split: str
     path: str
-    images: LabelledImages
+    images: LabeledImages
     classes: list[str]
     class_names: list[str]
     templates: list[str]
@@ -56,8 +55,7 @@ class ClassificationBenchmark:
 
 @dataclass(frozen=True)
 class VisualQuestion:
-    """
-    A question about an image.
+    """A question about an image.
 
     Args:
         question: As it is written, without blanks at its ends.
@@ -78,8 +76,7 @@ class VisualQuestion:
 
 @dataclass(frozen=True)
 class VisualQuestionBenchmark:
-    """
-    A split of questions about images, and what was published about it.
+    """A split of questions about images, and what was published about it.
 
     Args:
         name: As [`load_benchmark`] takes it.
@@ -108,8 +105,7 @@ class VisualQuestionBenchmark:
 
 @dataclass(frozen=True)
 class RetrievalBenchmark:
-    """
-    A split of images with captions, and what was published about it.
+    """A split of images with captions, and what was published about it.
 
     Args:
         name: As [`load_benchmark`] takes it.

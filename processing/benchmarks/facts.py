@@ -15,8 +15,7 @@ PAPER_MODEL = "BiomedCLIP"
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """
-    Published values of a model on a benchmark. This project has not measured them.
+    """Published values of a model on a benchmark. This project has not measured them.
 
     Args:
         model: Name of the model.
@@ -42,8 +41,7 @@ def facts_version() -> int:
 
 
 def facts_of(name: str) -> dict[str, Any]:
-    """
-    The entry of a benchmark in `benchmarks.yaml`.
+    """The entry of a benchmark in `benchmarks.yaml`.
 
     Raises:
         KeyError: There is none: nothing is published about it.
@@ -52,8 +50,7 @@ def facts_of(name: str) -> dict[str, Any]:
 
 
 def published_models(benchmark: str, task: str, split: str = "test") -> list[PublishedModel]:
-    """
-    Return the published values of a split of a benchmark, BiomedCLIP's own first.
+    """Return the published values of a split of a benchmark, BiomedCLIP's own first.
 
     Args:
         benchmark: As [`load_benchmark`] takes it.
@@ -64,13 +61,13 @@ def published_models(benchmark: str, task: str, split: str = "test") -> list[Pub
         One entry for each model; empty if nothing is published.
 
     Example:
-
     ```python
-    >>> from processing.benchmarks.facts import published_models
+    >>> from biomedclip.processing.benchmarks.facts import published_models
 
     >>> [(entry.model, entry.values["accuracy"]) for entry in published_models("lc25000_lung", "zero-shot")]
     [('BiomedCLIP', 0.6523), ('BiomedCLIP (independent run)', 0.6523), ('GPT variant of BiomedCLIP', 0.606)]
-    ```"""
+    ```
+    """
     facts = _file()["benchmarks"].get(benchmark)
     if facts is None:
         return []
@@ -102,8 +99,7 @@ def choose_prompts(
     template_sets: Mapping[str, list[str]],
     class_names_of_sets: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """
-    Return the class names and the templates of prompts.
+    """Return the class names and the templates of prompts.
 
     Args:
         prompts: Name of a template set, or a YAML file with `templates` (a list of texts with `{}`), `class_names` (a

@@ -5,9 +5,9 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from ..dicom import require_pydicom
-from ..image_files import find_images, warn_of_left_out
-from ..labelled_images import LabelledImages
+from ..images.dicom import require_pydicom
+from ..images.folders import find_images, warn_of_left_out
+from ..images.labeled import LabeledImages
 from ..tables import Table
 from .facts import facts_of
 
@@ -53,8 +53,7 @@ def find_file(root: Path, *names: str) -> Path | None:
 
 
 def check_names(table: Table, column: str) -> None:
-    """
-    Check that a column holds names of files.
+    """Check that a column holds names of files.
 
     Raises:
         ValueError: If a name would lead out of the folder of images. The message names the line.
@@ -65,8 +64,7 @@ def check_names(table: Table, column: str) -> None:
 
 
 def check_values(table: Table, column: str, allowed: Collection[str]) -> None:
-    """
-    Check that a column holds known values alone.
+    """Check that a column holds known values alone.
 
     Raises:
         ValueError: If there is another value. The message names the line of the first one.
@@ -80,8 +78,7 @@ def check_values(table: Table, column: str, allowed: Collection[str]) -> None:
 
 
 def check_images(folder: Path, names: Sequence[str], source: Path, benchmark: str) -> None:
-    """
-    Checks that the images that a file names are in a folder.
+    """Checks that the images that a file names are in a folder.
 
     Args:
         folder: The folder, which may itself be missing.
@@ -102,9 +99,8 @@ def check_images(folder: Path, names: Sequence[str], source: Path, benchmark: st
         )
 
 
-def labelled_folders(root: Path, folders: dict[str, Path], benchmark: str) -> LabelledImages:
-    """
-    Return the images of some folders.
+def labeled_folders(root: Path, folders: dict[str, Path], benchmark: str) -> LabeledImages:
+    """Return the images of some folders.
 
     Args:
         root: What names of images begin below.
@@ -124,7 +120,7 @@ def labelled_folders(root: Path, folders: dict[str, Path], benchmark: str) -> La
     warn_of_left_out(root, contents.values())
     files = {label: content.images for label, content in contents.items()}
     paths = [path for found in files.values() for path in found]
-    return LabelledImages(
+    return LabeledImages(
         paths,
         [label for label, found in files.items() for _ in found],
         [path.relative_to(root).as_posix() for path in paths],
@@ -139,6 +135,6 @@ __all__ = [
     "find_folder",
     "folders_in",
     "incomplete",
-    "labelled_folders",
+    "labeled_folders",
     "some_of",
 ]

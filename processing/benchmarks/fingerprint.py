@@ -12,8 +12,7 @@ CONTENTS_IN_FINGERPRINT = 64
 
 
 def fingerprint_of(rows: Sequence[Sequence[str]], images: Sequence[Any]) -> str:
-    """
-    Hashes texts and images.
+    """Hashes texts and images.
 
     Args:
         rows: Name, label and what else belongs to each image.
@@ -44,8 +43,7 @@ def _are_paths(images: Sequence[Any]) -> bool:
 
 
 def content_of(image: Any) -> bytes:
-    """
-    The bytes of an image's file, or of the pixels of one out of an array; none of one that cannot be read.
+    """The bytes of an image's file, or of the pixels of one out of an array; none of one that cannot be read.
 
     Args:
         image: What [`read_row_image`] takes. A path in a data row is not opened.

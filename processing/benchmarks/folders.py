@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from ..labelled_images import LabelledImages, hold_out, read_splits
+from ..images.labeled import LabeledImages, hold_out, read_splits
 
 
 def read_any_images(
@@ -13,26 +13,24 @@ def read_any_images(
     seed: int,
     image_column: str,
     label_column: str,
-) -> tuple[LabelledImages, list[str]]:
-    """
-    Read a split of any labeled images, and notes.
+) -> tuple[LabeledImages, list[str]]:
+    """Read a split of any labeled images, and notes.
 
     Raises:
-        FileNotFoundError, ValueError: See [`read_labelled_images`]; or if the split does not exist.
+        FileNotFoundError, ValueError: See [`read_labeled_images`]; or if the split does not exist.
     """
     splits = read_splits(path, image_column=image_column, label_column=label_column)
     return choose_split(splits, path, split, held_out, seed)
 
 
 def choose_split(
-    splits: Mapping[str, LabelledImages],
+    splits: Mapping[str, LabeledImages],
     path: str | os.PathLike[str],
     split: str,
     held_out: float | None,
     seed: int,
-) -> tuple[LabelledImages, list[str]]:
-    """
-    A split of images that may have come without splits.
+) -> tuple[LabeledImages, list[str]]:
+    """A split of images that may have come without splits.
 
     Args:
         splits: Those that are there; `train` alone where there are none.

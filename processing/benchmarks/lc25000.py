@@ -3,17 +3,16 @@
 import os
 from pathlib import Path
 
-from ..labelled_images import LabelledImages
+from ..images.labeled import LabeledImages
 from .facts import facts_of
-from .files import find_folder, incomplete, labelled_folders
+from .files import find_folder, incomplete, labeled_folders
 from .folders import choose_split
 
 
 def read_lc25000(
     root: Path, name: str, split: str, held_out: float | None, seed: int
-) -> tuple[LabelledImages, list[str]]:
-    """
-    The images of lung or colon, and notes.
+) -> tuple[LabeledImages, list[str]]:
+    """The images of lung or colon, and notes.
 
     Args:
         root: The folder `lung_colon_image_set`, one above it, or one inside it.
@@ -32,7 +31,7 @@ def read_lc25000(
             raise incomplete(root, f"no folder {label}", name)
         folders[label] = folder
     # Names are the same wherever in the tree the path begins, and so is the fingerprint.
-    images = labelled_folders(Path(os.path.commonpath(list(folders.values()))), folders, name)
+    images = labeled_folders(Path(os.path.commonpath(list(folders.values()))), folders, name)
     images, notes = choose_split({"train": images}, root, split, held_out, seed)
     if held_out is not None:
         notes.append(

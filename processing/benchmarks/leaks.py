@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..images import ImageError, read_row_image
+from ..images.reading import ImageError, read_row_image
 from ..pmc.pictures import PictureIndex, perceptual_hash
 from .benchmark import ClassificationBenchmark, VisualQuestionBenchmark
 from .fingerprint import content_of
@@ -18,8 +18,7 @@ EXAMPLES_SHOWN = 10
 
 @dataclass
 class Leaks:
-    """
-    What two splits share. One test image may be counted under several headings.
+    """What two splits share. One test image may be counted under several headings.
 
     Args:
         train_images: Distinct by name.
@@ -67,8 +66,7 @@ def find_leaks(
     *,
     progress: bool = False,
 ) -> Leaks:
-    """
-    Compares two splits of a benchmark, image by image.
+    """Compares two splits of a benchmark, image by image.
 
     Args:
         train: The split that a model learns from.
@@ -79,13 +77,13 @@ def find_leaks(
         Counts and examples. Finding (nearly) the same pictures reads and decodes every image once.
 
     Example:
-
     ```python
-    >>> from processing import load_benchmark
-    >>> from processing.benchmarks.leaks import find_leaks
+    >>> from biomedclip.processing import load_benchmark
+    >>> from biomedclip.processing.benchmarks.leaks import find_leaks
 
     >>> find_leaks(load_benchmark("vqa_rad", "vqa_rad", split="train"), load_benchmark("vqa_rad", "vqa_rad"))
-    ```"""
+    ```
+    """
     learned, judged = _images_of(train), _images_of(test)
     leaks = Leaks(train_images=len(learned), test_images=len(judged))
     # What training has, by heading: from the value that is compared to the name of an image.

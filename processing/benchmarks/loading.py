@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..labelled_images import LabelledImages, similar_classes
+from ..images.labeled import LabeledImages, similar_classes
 from .benchmark import ClassificationBenchmark, RetrievalBenchmark, VisualQuestion, VisualQuestionBenchmark
 from .facts import choose_prompts, facts_of, published_models, template_sets_of_any_images
 from .fingerprint import fingerprint_of
@@ -44,8 +44,7 @@ def load_benchmark(
     image_folder: str | os.PathLike[str] | None = None,
     language: str = "en",
 ) -> Benchmark:
-    """
-    Reads a benchmark out of the files that people download.
+    """Reads a benchmark out of the files that people download.
 
     Args:
         name: One of `BENCHMARK_NAMES`; `imagefolder` is any folder of class folders, or a `datasets` set. Which files
@@ -61,7 +60,7 @@ def load_benchmark(
         label_column: Column of labels of a `datasets` set.
         cancer: Study of TCGA-TIL: `luad` (the default, which the paper measures), another one (`brca`, ...), or `all`.
             For other studies than `luad`, `paper` is empty.
-        rsna_split: Sizes of RSNA's splits, as [`split_patients`][processing.benchmarks.rsna.split_patients] takes it:
+        rsna_split: Sizes of RSNA's splits, as `biomedclip.processing.benchmarks.rsna.split_patients` takes it:
             `paper-test` (9,069 test patients, the default) or `paper-fractions` (70 / 15 / 15 %).
         image_folder: Of VQA-RAD and SLAKE, where the images do not lie beside the questions.
         language: Of SLAKE's questions: `en`, `zh` or `all`.
@@ -77,13 +76,13 @@ def load_benchmark(
             if files hold something else.
 
     Example:
-
     ```python
-    >>> from processing import load_benchmark, read_image
+    >>> from biomedclip.processing import load_benchmark, read_image
 
     >>> benchmark = load_benchmark("imagefolder", "folder_of_classes")
     >>> read_image(benchmark.images[0]["image"])
-    ```"""
+    ```
+    """
     if name not in BENCHMARK_NAMES:
         raise ValueError(f"No benchmark is called {name!r}; there are {', '.join(BENCHMARK_NAMES)}.")
     if split not in get_args(Split):
@@ -137,7 +136,7 @@ def _classification(
     name: str,
     split: str,
     path: str | os.PathLike[str],
-    images: LabelledImages,
+    images: LabeledImages,
     facts: dict[str, Any],
     notes: list[str],
     prompts: str | os.PathLike[str] | None,

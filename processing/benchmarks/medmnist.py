@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..labelled_images import LabelledImages
+from ..images.labeled import LabeledImages
 from .arrays import ArrayImages
 from .facts import medmnist_classes
 from .files import folders_in
@@ -17,9 +17,8 @@ _PARTS = {"train": "train", "validation": "val", "test": "test"}
 MAX_ARRAY_BYTES = 16_000_000_000  # the largest published one, PathMNIST's training images of 224 pixels, takes 13.5 GB
 
 
-def read_medmnist(path: Path, split: str) -> tuple[LabelledImages, dict[str, str], list[str]]:
-    """
-    A split of a MedMNIST set, its classes with their names, and notes.
+def read_medmnist(path: Path, split: str) -> tuple[LabeledImages, dict[str, str], list[str]]:
+    """A split of a MedMNIST set, its classes with their names, and notes.
 
     Args:
         path: `pathmnist.npz`, `dermamnist_128.npz`, ..., or a folder with one such file.
@@ -54,7 +53,7 @@ def read_medmnist(path: Path, split: str) -> tuple[LabelledImages, dict[str, str
     elif unknown := set(values) - classes.keys():
         raise ValueError(f"{file}: label {min(unknown, key=int)}, and {flag} has 0 to {len(classes) - 1}.")
     part = _PARTS[split]
-    return LabelledImages(ArrayImages(images), values, [f"{part}/{row}" for row in range(len(images))]), classes, notes
+    return LabeledImages(ArrayImages(images), values, [f"{part}/{row}" for row in range(len(images))]), classes, notes
 
 
 def set_name(file: Path) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..labelled_images import LabelledImages, split_folders
+from ..images.labeled import LabeledImages, split_folders
 from ..tables import labels_by_name, read_table
 from .arrays import Hdf5Images, open_array
 from .files import (
@@ -14,7 +14,7 @@ from .files import (
     find_file,
     find_folder,
     incomplete,
-    labelled_folders,
+    labeled_folders,
     some_of,
 )
 from .folders import choose_split
@@ -25,9 +25,8 @@ _PARTS = {"train": "train", "validation": "valid", "test": "test"}
 _FILE = "camelyonpatch_level_2_split_{part}_{what}"
 
 
-def read_pcam(root: Path, split: str, held_out: float | None, seed: int) -> tuple[LabelledImages, list[str]]:
-    """
-    A split of PCam, and notes.
+def read_pcam(root: Path, split: str, held_out: float | None, seed: int) -> tuple[LabeledImages, list[str]]:
+    """A split of PCam, and notes.
 
     Args:
         root: Folder with `camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5`; or with `train_labels.csv` and
@@ -69,7 +68,7 @@ def _has_hdf5(root: Path) -> bool:
     return find_file(root, *names, *(f"{name}.gz" for name in names)) is not None
 
 
-def _from_hdf5(root: Path, part: str) -> tuple[LabelledImages, list[str]]:
+def _from_hdf5(root: Path, part: str) -> tuple[LabeledImages, list[str]]:
     x, y = (_find_hdf5(root, _FILE.format(part=part, what=f"{what}.h5")) for what in "xy")
     images = Hdf5Images(x, "x")
     values = open_array(y, "y")
@@ -85,7 +84,7 @@ def _from_hdf5(root: Path, part: str) -> tuple[LabelledImages, list[str]]:
             f"{y}: labels are 0 and 1, and there are {some_of([str(label) for label in sorted(unknown)])}."
         )
     return (
-        LabelledImages(
+        LabeledImages(
             images,
             [LABELS[str(label)] for label in labels],
             [f"{part}/{row}" for row in range(len(images))],
@@ -115,7 +114,7 @@ def _slides(table: Path, images: int) -> list[str] | None:
     return slides
 
 
-def _from_kaggle(table: Path) -> LabelledImages:
+def _from_kaggle(table: Path) -> LabeledImages:
     folder = table.parent / "train"
     read = read_table(table, ["id", "label"])
     check_names(read, "id")
@@ -123,10 +122,10 @@ def _from_kaggle(table: Path) -> LabelledImages:
     row_of = labels_by_name(read, "id", "label")
     files = [folder / f"{name}.tif" for name in row_of]
     check_images(folder, [file.name for file in files], table, "pcam")
-    return LabelledImages(files, [LABELS[row["label"]] for row in row_of.values()], list(row_of))
+    return LabeledImages(files, [LABELS[row["label"]] for row in row_of.values()], list(row_of))
 
 
-def _from_folders(root: Path) -> dict[str, LabelledImages]:
+def _from_folders(root: Path) -> dict[str, LabeledImages]:
     folders = split_folders(root) or {"train": root}
     splits = {}
     for split, folder in folders.items():
@@ -139,7 +138,7 @@ def _from_folders(root: Path) -> dict[str, LabelledImages]:
                     f"{label} (or {list(LABELS.values()).index(label)})",
                     "pcam",
                 )
-        splits[split] = labelled_folders(root, {label: path for label, path in found.items() if path}, "pcam")
+        splits[split] = labeled_folders(root, {label: path for label, path in found.items() if path}, "pcam")
     return splits
 
 

@@ -17,8 +17,7 @@ _ANSWER_TYPES: dict[str, Literal["open", "closed"]] = {"open": "open", "closed":
 
 
 def read_vqa_rad(root: Path, split: str, image_folder: Path | None) -> tuple[list[VisualQuestion], list[str]]:
-    """
-    A split of VQA-RAD, and notes.
+    """A split of VQA-RAD, and notes.
 
     Args:
         root: Folder with `VQA_RAD Dataset Public.json` (1,797 questions to train on and 451 to test with, by
@@ -53,8 +52,7 @@ def read_vqa_rad(root: Path, split: str, image_folder: Path | None) -> tuple[lis
 def read_slake(
     root: Path, split: str, image_folder: Path | None, language: str
 ) -> tuple[list[VisualQuestion], list[str]]:
-    """
-    A split of SLAKE, and notes.
+    """A split of SLAKE, and notes.
 
     Args:
         root: Folder with `train.json`, `validate.json`, `test.json` and `imgs`.

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..dicom import require_pydicom
-from ..labelled_images import LabelledImages
+from ..images.dicom import require_pydicom
+from ..images.labeled import LabeledImages
 from ..tables import read_table
 from .files import check_images, check_names, check_values, find_file, incomplete
 
@@ -20,8 +20,7 @@ RSNA_SPLITS = get_args(RsnaSplit)
 
 
 def split_patients(patients: Iterable[str], seed: int = 0, rule: RsnaSplit = "paper-test") -> dict[str, list[str]]:
-    """
-    Split patients by the order of their hashes.
+    """Split patients by the order of their hashes.
 
     Args:
         patients: Ids of the patients.
@@ -38,12 +37,12 @@ def split_patients(patients: Iterable[str], seed: int = 0, rule: RsnaSplit = "pa
         ValueError: If the rule is unknown.
 
     Example:
-
     ```python
-    >>> from processing.benchmarks.rsna import split_patients
+    >>> from biomedclip.processing.benchmarks.rsna import split_patients
 
     >>> split_patients(["a", "b", "c"])
-    ```"""
+    ```
+    """
     drawn = sorted(set(patients), key=lambda patient: hashlib.blake2b(f"{seed}:{patient}".encode()).digest())
     if rule == "paper-test":
         test, validation = round(9069 / 26684 * len(drawn)), round(0.1 * len(drawn))
@@ -61,9 +60,8 @@ def split_patients(patients: Iterable[str], seed: int = 0, rule: RsnaSplit = "pa
 
 def read_rsna(
     root: Path, split: str, seed: int, rule: RsnaSplit = "paper-test"
-) -> tuple[LabelledImages, list[str], dict[str, Any]]:
-    """
-    Read a split of the labeled patients.
+) -> tuple[LabeledImages, list[str], dict[str, Any]]:
+    """Read a split of the labeled patients.
 
     Args:
         root: Folder with `stage_2_train_labels.csv` and `stage_2_train_images`.
@@ -90,7 +88,7 @@ def read_rsna(
     patients = splits[split]
     if not patients:
         raise ValueError(f"{table}: of its {len(targets)} patients none falls into the {split} split.")
-    images = LabelledImages(
+    images = LabeledImages(
         [folder / f"{patient}.dcm" for patient in patients],
         [targets[patient] for patient in patients],
         patients,

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..labelled_images import LabelledImages, split_folders
+from ..images.labeled import LabeledImages, split_folders
 from .facts import facts_of
-from .files import find_folder, incomplete, labelled_folders
+from .files import find_folder, incomplete, labeled_folders
 
 
 DEFAULT_CANCER = "luad"
@@ -20,9 +20,8 @@ def is_of_the_paper(cancer: str) -> bool:
     return _folder_name(cancer) == DEFAULT_CANCER
 
 
-def read_tcga_til(root: Path, split: str, cancer: str) -> tuple[LabelledImages, list[str], dict[str, Any]]:
-    """
-    Read a split of a study.
+def read_tcga_til(root: Path, split: str, cancer: str) -> tuple[LabeledImages, list[str], dict[str, Any]]:
+    """Read a split of a study.
 
     Args:
         root: The folder `TCGA-TILs` or `images-tcga-tils`, one above it, or that of the study.
@@ -50,7 +49,7 @@ def read_tcga_til(root: Path, split: str, cancer: str) -> tuple[LabelledImages, 
     for label, of_label in folders.items():
         if not of_label.is_dir():
             raise incomplete(splits[split], f"no folder {label}", "tcga_til")
-    images = labelled_folders(folder, folders, "tcga_til")
+    images = labeled_folders(folder, folders, "tcga_til")
     patients = [_PATIENT.search(name) for name in images.names]
     if all(patients):
         images = replace(images, groups=[patient.group() for patient in patients if patient])

@@ -19,8 +19,7 @@ MAX_DETAIL = 400  # characters of what is listed: names and messages may hold wh
 
 
 class Dropped(Exception):
-    """
-    Raised by a step that leaves an article out.
+    """Raised by a step that leaves an article out.
 
     Args:
         reason: One of a few words, for counting.
@@ -37,8 +36,7 @@ class Dropped(Exception):
 
 @dataclass
 class Article:
-    """
-    An article and what the steps have made of it so far.
+    """An article and what the steps have made of it so far.
 
     Args:
         pmcid: `PMC<id>`.
@@ -75,8 +73,7 @@ class Article:
         return f"{self.pmcid}.{self.version}" if self.version is not None else self.pmcid
 
     def skip(self, item: str, reason: str, detail: str = "", count: int = 1) -> None:
-        """
-        List something that is left out. The texts are cut to `MAX_DETAIL` characters and made storable.
+        """List something that is left out. The texts are cut to `MAX_DETAIL` characters and made storable.
 
         Args:
             item: A figure, picture or version; empty for the article itself.
@@ -102,8 +99,7 @@ def storable_text(text: str) -> str:
 
 
 def parse_licenses(choice: str | Collection[str]) -> frozenset[str] | None:
-    """
-    The licence codes that a choice stands for.
+    """The licence codes that a choice stands for.
 
     Args:
         choice: `commercial`, `noncommercial` (every Creative Commons licence), `all`, or codes such as
@@ -154,8 +150,7 @@ _FOUND_NAMES = {str: "text", bool: "true or false", list: "a list", dict: "an ob
 
 
 def _check_types(metadata: dict[str, Any]) -> None:
-    """
-    Raise `Dropped` if a value has the wrong type: what it means cannot be known, as of `"is_retracted": "false"`.
+    """Raise `Dropped` if a value has the wrong type: what it means cannot be known, as of `"is_retracted": "false"`.
 
     A version that may be retracted stands for all versions.
     """
@@ -174,8 +169,7 @@ def _check_types(metadata: dict[str, Any]) -> None:
 
 
 def decide(metadata: dict[str, Any], licenses: Collection[str] | None) -> None:
-    """
-    Decides by its metadata whether an article version can be taken: before its XML is fetched.
+    """Decides by its metadata whether an article version can be taken: before its XML is fetched.
 
     Args:
         metadata: The metadata JSON.
@@ -201,8 +195,7 @@ def decide(metadata: dict[str, Any], licenses: Collection[str] | None) -> None:
 def choose_version(
     article: Article, read_metadata: Callable[[str], dict[str, Any]], licenses: Collection[str] | None
 ) -> None:
-    """
-    Takes the best version of an article: the newest published one that can be taken, else the newest manuscript.
+    """Takes the best version of an article: the newest published one that can be taken, else the newest manuscript.
 
     Sets `version` and `metadata`. The newest version says whether the article is retracted.
 

@@ -62,8 +62,7 @@ class CredentialsRefused(SourceUnavailable):
 
 
 class ObjectError(ValueError):
-    """
-    One object that cannot be used: missing, too large or not what its MD5 says.
+    """One object that cannot be used: missing, too large or not what its MD5 says.
 
     The message is the same whatever kind of source it lies in, and holds no path of a machine.
     """
@@ -78,8 +77,7 @@ class ObjectDamaged(ObjectError):
 
 
 def open_source(source: str) -> tuple[Any, str]:
-    """
-    Open the file system of a source.
+    """Open the file system of a source.
 
     S3 is read with the user's credentials: from the environment, a profile, AWS's files or fsspec's settings. If there
     are none, it is read anonymously.
@@ -122,8 +120,7 @@ def _has_credentials(source: str) -> bool:
 
 
 class Bucket:
-    """
-    A bucket in PMC's layout.
+    """A bucket in PMC's layout.
 
     Args:
         source: Where it lies: a folder, `s3://pmc-oa-opendata`, `https://pmc-oa-opendata.s3.amazonaws.com`, or any
@@ -185,8 +182,7 @@ class Bucket:
         return "://" in self.source and not self.source.startswith(("file://", "memory://"))
 
     def names(self, folder: str) -> dict[str, str]:
-        """
-        What lies in a folder, with a mark of its state that changes when the object does.
+        """What lies in a folder, with a mark of its state that changes when the object does.
 
         Args:
             folder: Key of the folder; empty for the root.
@@ -211,8 +207,7 @@ class Bucket:
         return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: _state(entry) for entry in entries}
 
     def state(self, key: str) -> str | None:
-        """
-        The same mark of one object; none where there is no such object, or it may not be read (S3's answer for a
+        """The same mark of one object; none where there is no such object, or it may not be read (S3's answer for a
         missing one to those who may not list).
 
         Raises:
@@ -232,8 +227,7 @@ class Bucket:
         return f" ({self._refusal})" if self._refusal is not None else ""
 
     def read_metadata(self, name: str) -> dict[str, Any]:
-        """
-        The metadata of an article version.
+        """The metadata of an article version.
 
         Raises:
             ObjectError: If it is missing, has more than `MAX_METADATA_BYTES`, or is not JSON.
@@ -254,8 +248,7 @@ class Bucket:
         return metadata
 
     def read(self, url: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
-        """
-        Reads one object whole, and verifies it where the URL names its MD5, as all of PMC's do.
+        """Reads one object whole, and verifies it where the URL names its MD5, as all of PMC's do.
 
         Args:
             url: A key below the root, or a URL out of the metadata (`s3://pmc-oa-opendata/<key>?md5=<32 digits>`).

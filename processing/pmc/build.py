@@ -64,8 +64,7 @@ Callback = Callable[[dict[str, Any], Path], None]
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """
-    What is built out of what; together with the source it decides every byte of the shards.
+    """What is built out of what; together with the source it decides every byte of the shards.
 
     Args:
         source: A mirror's folder, `s3://pmc-oa-opendata`, or any URL that fsspec opens.
@@ -145,8 +144,7 @@ def build_dataset(
     publish: Callback | None = None,
     progress: bool = False,
 ) -> dict[str, Any] | None:
-    """
-    Builds `output_dir/data/{train,validation,test}-*.parquet` from a bucket in PMC's layout.
+    """Builds `output_dir/data/{train,validation,test}-*.parquet` from a bucket in PMC's layout.
 
     The shards depend on the articles and the options alone, not on the engine or the number of tasks. Beside them come
     `articles.parquet` (what became of each article), `skipped.jsonl` (all that was left out, and why) and
@@ -198,8 +196,7 @@ def build_dataset(
 
 
 def read_report(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """
-    Read the report of a data set that was built.
+    """Read the report of a data set that was built.
 
     Args:
         output_dir: Folder of the data set.
@@ -285,8 +282,7 @@ def _nothing_to_update(output: Path) -> FileNotFoundError:
 def _is_ready(
     options: BuildOptions, output: Path, *, overwrite: bool, update: bool, publish: bool, killed: bool
 ) -> bool:
-    """
-    Whether the data set that is there is what was asked for.
+    """Whether the data set that is there is what was asked for.
 
     Args:
         options: The options of the command.

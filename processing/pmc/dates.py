@@ -49,8 +49,7 @@ _MONTH_NUMBERS |= {name[:length]: number for number, name in enumerate(_MONTHS, 
 
 @dataclass(frozen=True, order=True)
 class PublicationDate:
-    """
-    A date of an article.
+    """A date of an article.
 
     Args:
         last_day: The day, or the last possible day of an incomplete date.
@@ -67,8 +66,7 @@ class PublicationDate:
 
 
 def parse_published_until(choice: str) -> date:
-    """
-    Read the value of `--published-until`.
+    """Read the value of `--published-until`.
 
     Args:
         choice: A day as `2022-06-15`.
@@ -97,8 +95,7 @@ def published_after(until: date | str) -> str:
 
 
 def check_published(article: etree._Element, until: date) -> None:
-    """
-    Check that an article was published by a day.
+    """Check that an article was published by a day.
 
     Args:
         article: The XML of the article, as `parse_article` returns it.
@@ -115,8 +112,7 @@ def check_published(article: etree._Element, until: date) -> None:
 
 
 def publication_date(article: etree._Element) -> PublicationDate | None:
-    """
-    Return the date that decides on an article, by the rules of the module docstring.
+    """Return the date that decides on an article, by the rules of the module docstring.
 
     Args:
         article: The XML of the article, as `parse_article` returns it.
@@ -130,8 +126,7 @@ def publication_date(article: etree._Element) -> PublicationDate | None:
 
 
 def read_dates(article: etree._Element) -> list[PublicationDate]:
-    """
-    Return all dates of release and publication in the `<article-meta>` of an article, in document order.
+    """Return all dates of release and publication in the `<article-meta>` of an article, in document order.
 
     Args:
         article: The XML of the article, as `parse_article` returns it.

@@ -46,8 +46,7 @@ class TasksFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Stage:
-    """
-    Steps that each task runs one after the other.
+    """Steps that each task runs one after the other.
 
     Args:
         name: Name of the stage, and of its logs.
@@ -64,8 +63,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Engine:
-    """
-    How the stages are run.
+    """How the stages are run.
 
     Args:
         executor: `local`, `slurm` or `ray`.
@@ -83,8 +81,7 @@ class Engine:
     slurm: dict[str, Any] = field(default_factory=dict)
 
     def run(self, stages: Sequence[Stage], logs: Path, watch: "Watch") -> None:
-        """
-        Runs the stages; under Slurm they are only submitted.
+        """Runs the stages; under Slurm they are only submitted.
 
         Args:
             stages: In their order.
@@ -158,8 +155,7 @@ class Watch(Protocol):
 
 
 class _LocalExecutor(LocalPipelineExecutor):
-    """
-    datatrove's local executor on the standard library's pool.
+    """datatrove's local executor on the standard library's pool.
 
     The pool that datatrove takes waits for ever for a worker that was killed, as by the system when memory is short.
     """
@@ -216,8 +212,7 @@ class _SlurmExecutor(SlurmPipelineExecutor):
 
 
 class _RayExecutor(RayPipelineExecutor):
-    """
-    datatrove's Ray executor with the log of each task in the folder of logs.
+    """datatrove's Ray executor with the log of each task in the folder of logs.
 
     datatrove first writes all logs to one folder of the system, `/tmp/ray_logs`. If another user created it, every task
     fails; two builds at the same time mix their logs.
@@ -284,7 +279,7 @@ def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Pat
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """datatrove logs to the terminal as well as to its files; the terminal belongs to the progress bar."""
+    """Datatrove logs to the terminal as well as to its files; the terminal belongs to the progress bar."""
     datatrove_logger.remove()
     try:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):

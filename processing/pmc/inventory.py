@@ -48,8 +48,7 @@ def work_list_schema() -> pa.Schema:
 def read_work_list(
     bucket: Bucket, pmcids: Sequence[str] | None = None, *, inventory: str | None = None, progress: bool = False
 ) -> tuple[pa.Table, str | None]:
-    """
-    The articles to read, sorted by number, and the inventory that says so.
+    """The articles to read, sorted by number, and the inventory that says so.
 
     Args:
         bucket: Where they lie.
@@ -89,8 +88,7 @@ def read_work_list(
 
 
 def parse_pmcids(pmcids: Iterable[str]) -> dict[int, set[int]]:
-    """
-    Numbers of articles, each with the versions that were asked for (none for all).
+    """Numbers of articles, each with the versions that were asked for (none for all).
 
     Raises:
         BucketError: One that is no PMCID.
@@ -107,8 +105,7 @@ def parse_pmcids(pmcids: Iterable[str]) -> dict[int, set[int]]:
 
 
 def find_manifest(bucket: Bucket, inventory: str | None = None) -> str | None:
-    """
-    Key of an inventory's manifest; none where the source has no inventory.
+    """Key of an inventory's manifest; none where the source has no inventory.
 
     Args:
         bucket: The source.

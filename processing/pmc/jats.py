@@ -103,8 +103,7 @@ class Figure:
 
 @dataclass(eq=False)
 class _Candidate:
-    """
-    A figure while the structure of the article is resolved.
+    """A figure while the structure of the article is resolved.
 
     Args:
         element: The `<fig>`, `<fig-group>`, `<graphic>` or `<media>`.
@@ -137,8 +136,7 @@ _Value = TypeVar("_Value")
 
 
 class _Inherited(Generic[_Value]):
-    """
-    A property that elements inherit from the nearest ancestor that states it, computed in linear time.
+    """A property that elements inherit from the nearest ancestor that states it, computed in linear time.
 
     Args:
         read: Returns the value that an element states, or None to continue with its parent.
@@ -240,8 +238,7 @@ def _read_language(element: etree._Element) -> str | None:
 
 
 def parse_figures(xml: bytes) -> list[Figure]:
-    """
-    Read all figures of an article, in document order.
+    """Read all figures of an article, in document order.
 
     Args:
         xml: The article, in any version of JATS.
@@ -258,8 +255,7 @@ def parse_figures(xml: bytes) -> list[Figure]:
 
 
 def find_figures(article: etree._Element) -> list[Figure]:
-    """
-    Find all figures of a parsed article, as [`parse_figures`] returns them.
+    """Find all figures of a parsed article, as [`parse_figures`] returns them.
 
     Args:
         article: The root of the XML, as [`parse_article`] returns it. It is changed.
@@ -297,8 +293,7 @@ def find_figures(article: etree._Element) -> list[Figure]:
 
 
 def parse_article(xml: bytes) -> etree._Element:
-    """
-    Parse the XML of an article.
+    """Parse the XML of an article.
 
     Args:
         xml: The article, in any version of JATS.
@@ -329,8 +324,7 @@ def parse_article(xml: bytes) -> etree._Element:
 
 
 def _parser(*, recover: bool = False) -> etree.XMLParser:
-    """
-    Return a new parser for each article, because lxml parsers cannot be shared between threads.
+    """Return a new parser for each article, because lxml parsers cannot be shared between threads.
 
     Without `huge_tree`, it refuses more than 256 levels, which bounds all recursion here. `collect_ids=False` would be
     faster, but makes it request the DTD.
@@ -668,8 +662,7 @@ def _cited(reference: etree._Element, targets: _Targets) -> list[int]:
 
 
 def _paragraph(reference: etree._Element, places: dict[etree._Element, etree._Element | None]) -> etree._Element | None:
-    """
-    Return the outermost `<p>` that contains the reference. None in a figure or outside of paragraphs.
+    """Return the outermost `<p>` that contains the reference. None in a figure or outside of paragraphs.
 
     `places` caches for each visited element whether its text belongs to a paragraph, a figure or neither.
     """

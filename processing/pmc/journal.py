@@ -40,8 +40,7 @@ def count_articles(folder: Path) -> int:
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """
-    The articles of a journal, as far as its lines are whole.
+    """The articles of a journal, as far as its lines are whole.
 
     Returns:
         `pmcid`, `version`, `mark`, `outcome`, `figures` (their number), `skipped` (as in [`Article`]) and `pairs`
@@ -58,8 +57,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class TaskJournal:
-    """
-    The files of a task, open for writing by one process at a time.
+    """The files of a task, open for writing by one process at a time.
 
     Args:
         folder: Where the files of all tasks lie.

@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image, ImageFile
 from tqdm.auto import tqdm
 
-from ..image_files import FolderContent, find_images, is_image_file, shown_name, warn_of_left_out
-from ..image_formats import DECODABLE_FORMATS
-from ..images import ImageError, read_image
+from ..images.folders import FolderContent, find_images, is_image_file, shown_name, warn_of_left_out
+from ..images.formats import DECODABLE_FORMATS
+from ..images.reading import ImageError, read_image
 from ..integrity import open_parquet
 
 
@@ -49,8 +49,7 @@ _BLANK_DEVIATION = 2.0
 
 @dataclass(frozen=True)
 class Picture:
-    """
-    What is recorded of a picture.
+    """What is recorded of a picture.
 
     Args:
         width: Pixels.
@@ -69,8 +68,7 @@ class Picture:
 
 
 def inspect_picture(source: bytes | Path) -> Picture:
-    """
-    Decode an image whole and describe it.
+    """Decode an image whole and describe it.
 
     Args:
         source: The bytes of its file, or its path.
@@ -90,8 +88,7 @@ def inspect_picture(source: bytes | Path) -> Picture:
 
 @np.errstate(invalid="ignore", over="ignore")
 def perceptual_hash(image: Image.Image) -> str:
-    """
-    64 bits that stay nearly the same when a picture is resized or saved in another format.
+    """64 bits that stay nearly the same when a picture is resized or saved in another format.
 
     The picture is reduced to 32 x 32 grey values, whatever its mode. More than 8 bits are scaled from the range of
     their finite values, as the image processor does, and transparency is dropped. The 8 x 8 lowest frequencies of their
@@ -120,8 +117,7 @@ def same_picture(hash_a: str, hash_b: str) -> bool:
 
 
 class PictureIndex:
-    """
-    Pictures that others are compared with, such as a benchmark's test images.
+    """Pictures that others are compared with, such as a benchmark's test images.
 
     Args:
         perceptual_hashes: One for each picture; blank ones are left out.
@@ -132,8 +128,7 @@ class PictureIndex:
 
     @classmethod
     def from_path(cls, path: str | os.PathLike[str], progress: bool = False) -> "PictureIndex":
-        """
-        Read the images behind `--decontaminate PATH`. Those that cannot be read, and files that are not images, are
+        """Read the images behind `--decontaminate PATH`. Those that cannot be read, and files that are not images, are
         listed in warnings.
 
         Args:
@@ -205,8 +200,7 @@ class PictureIndex:
 
 
 def count_duplicates(image_md5s: Iterable[str], perceptual_hashes: Iterable[str]) -> dict[str, int]:
-    """
-    Counts pairs whose picture came before. 15 million pairs take 25 s and 150 MiB.
+    """Counts pairs whose picture came before. 15 million pairs take 25 s and 150 MiB.
 
     Args:
         image_md5s: Of every pair, as hex digits. An iterator does, so that the digits need not be in memory together.

@@ -88,8 +88,7 @@ def articles_schema() -> pa.Schema:
 
 @dataclass
 class Plan:
-    """
-    What the second pass makes, without the places of single pairs, which lie in a Parquet file beside it.
+    """What the second pass makes, without the places of single pairs, which lie in a Parquet file beside it.
 
     Args:
         seed: Seed of the order of pairs.
@@ -143,8 +142,7 @@ def make_plan(
     outdated: Path | None = None,
     moved_before: Mapping[str, str] | None = None,
 ) -> Plan:
-    """
-    Decides on splits and shards, and writes the plan, the table of articles and the list of what was left out.
+    """Decides on splits and shards, and writes the plan, the table of articles and the list of what was left out.
 
     A pair takes 90 bytes of memory and an article 280: 4.5 GiB for 28 million pairs of 8 million articles.
 
@@ -278,8 +276,7 @@ def _previous_articles(previous: Path | None, gone: frozenset[str]) -> tuple[pa.
 
 
 def read_articles(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """
-    Read the table of articles of a built set, checked against its report.
+    """Read the table of articles of a built set, checked against its report.
 
     Args:
         folder: The folder of the set.
@@ -301,8 +298,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _write_outcomes(
     staging: Staging, journals: Sequence[Path], old_articles: pa.Table, old_skipped: Iterator[dict[str, Any]]
 ) -> tuple[pa.Table, Counter[str], str]:
-    """
-    Writes the table of articles and the list of what was left out, both in the order of numbers.
+    """Writes the table of articles and the list of what was left out, both in the order of numbers.
 
     Returns:
         The table, the number of figures, images and versions left out by reason, and a sentence with an example of the

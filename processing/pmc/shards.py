@@ -58,8 +58,7 @@ def pair_schema() -> pa.Schema:
 
 
 def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None = None) -> None:
-    """
-    Writes one shard in the order of the plan, and its statistics; complete or not at all.
+    """Writes one shard in the order of the plan, and its statistics; complete or not at all.
 
     A row group is in memory at a time: a hundred pairs, or fewer if their pictures are large.
 
@@ -120,8 +119,7 @@ def _bytes_of(row: pa.RecordBatch) -> int:
 
 
 class _PairReader:
-    """
-    Reads single pairs out of the files of the plan, of which some are kept open.
+    """Reads single pairs out of the files of the plan, of which some are kept open.
 
     Args:
         files: Paths of records and of shards.

@@ -36,8 +36,7 @@ def default_fractions(articles: int) -> tuple[float, ...]:
 
 
 def parse_fractions(choice: str) -> tuple[float, float, float]:
-    """
-    Reads `--split-fractions`, such as `0.8,0.1,0.1` for train, validation and test.
+    """Reads `--split-fractions`, such as `0.8,0.1,0.1` for train, validation and test.
 
     Raises:
         ValueError: Not three numbers from 0 to 1 that add up to 1.
@@ -54,8 +53,7 @@ def parse_fractions(choice: str) -> tuple[float, float, float]:
 def assign_splits(
     pmcids: Sequence[str], fractions: Sequence[float], moved_before: Mapping[str, str] | None = None
 ) -> tuple[list[str], dict[str, str]]:
-    """
-    The split of each article, none of those that were asked for left empty.
+    """The split of each article, none of those that were asked for left empty.
 
     Args:
         pmcids: Articles with at least one pair.

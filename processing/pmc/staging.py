@@ -25,8 +25,7 @@ class AtWork(OSError):
 
 @dataclass(frozen=True)
 class Staging:
-    """
-    The folder of an unfinished build: `.build/<name>` beside the result.
+    """The folder of an unfinished build: `.build/<name>` beside the result.
 
     Each build has a folder of its own name, so that what a killed one has left running writes nowhere else.
 
@@ -136,8 +135,7 @@ class Staging:
             os.replace(self.output / name, self._replaced / name)
 
     def clear(self, *, keep_logs: bool = False) -> None:
-        """
-        Removes what is left of a build whose result is in its place.
+        """Removes what is left of a build whose result is in its place.
 
         The note and the mark of completion go last. If this is interrupted, the same command still knows that the build
         is complete.
@@ -170,8 +168,7 @@ def _discarded(output: Path) -> list[Path]:
 
 
 def finish_interrupted(output: Path) -> dict[str, Any] | None:
-    """
-    Finish a build that was interrupted after its result was complete: while it took its place, or cleared up.
+    """Finish a build that was interrupted after its result was complete: while it took its place, or cleared up.
 
     Args:
         output: Folder of the data set.
@@ -188,8 +185,7 @@ def finish_interrupted(output: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def only_one(output: Path) -> Iterator[bool]:
-    """
-    Keeps other builds out of a folder for as long as this one is at it.
+    """Keeps other builds out of a folder for as long as this one is at it.
 
     Yields:
         Whether a command that was at work here before has been killed.
@@ -214,8 +210,7 @@ def only_one(output: Path) -> Iterator[bool]:
 
 
 def lock(file: IO[Any], *, wait: bool) -> None:
-    """
-    Takes the lock of an open file for this process, until it is closed.
+    """Takes the lock of an open file for this process, until it is closed.
 
     Raises:
         BlockingIOError: Another process has it, and this one is not to wait.

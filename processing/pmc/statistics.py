@@ -20,8 +20,7 @@ _BINS = 50
 
 
 class ShardStatistics:
-    """
-    Counts over the rows of a shard.
+    """Counts over the rows of a shard.
 
     Args:
         tokenizer: Name or folder of the tokenizer that measures captions; none to count words.
@@ -63,8 +62,7 @@ class ShardStatistics:
 
 
 def load_tokenizer(name: str) -> Any:
-    """
-    The tokenizer that measures captions.
+    """The tokenizer that measures captions.
 
     Raises:
         ValueError: It cannot be had.
@@ -87,8 +85,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def summarize(shards: Iterable[Mapping[str, Mapping[str, int]]], tokenizer: str | None) -> dict[str, Any]:
-    """
-    The report's part on what is in the data set.
+    """The report's part on what is in the data set.
 
     Args:
         shards: What [`ShardStatistics.counts`] gave for each shard.

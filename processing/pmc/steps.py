@@ -13,7 +13,7 @@ from typing import Any
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from ..images import ImageError
+from ..images.reading import ImageError
 from ..integrity import open_parquet
 from ..retries import lasting_error
 from .articles import FIGURES_PER_ARTICLE, Article, Dropped, choose_version, storable_text
@@ -59,8 +59,7 @@ class ReadWorkList(PipelineStep):
 
 
 class ArticleStep(PipelineStep):
-    """
-    A step that works on one article at a time; an article that fails is dropped, listed, and the run goes on.
+    """A step that works on one article at a time; an article that fails is dropped, listed, and the run goes on.
 
     Args:
         concurrency: Articles that are worked on at a time, by threads: for steps that wait for answers. They leave in
@@ -139,8 +138,7 @@ class ReadArticles(ArticleStep):
 
 
 class ParseFigures(ArticleStep):
-    """
-    Takes the figures out of the XML.
+    """Takes the figures out of the XML.
 
     Args:
         max_figures: Images of figures that are taken of an article at most; what comes after them is listed.
@@ -235,8 +233,7 @@ class FetchPictures(ArticleStep):
 
 
 class PairFigures(ArticleStep):
-    """
-    Pairs each graphic of a figure with the caption.
+    """Pairs each graphic of a figure with the caption.
 
     Args:
         benchmark: Pictures that are kept out, with all that look like them.
@@ -367,8 +364,7 @@ class WriteArticles(PipelineStep):
 
 
 class Media:
-    """
-    The picture files of an article, by their names and by what figures call them.
+    """The picture files of an article, by their names and by what figures call them.
 
     Args:
         article: Its metadata are looked at.
@@ -381,8 +377,7 @@ class Media:
         self._by_lower_stem = _grouped(self.urls, lambda name: _stem(name).lower())
 
     def files_of(self, graphic: Graphic) -> list[str]:
-        """
-        Names of the files that a graphic can mean, each once, best first: by format, then by name.
+        """Names of the files that a graphic can mean, each once, best first: by format, then by name.
 
         An `xlink:href` stands with or without extension, now and then it is a URL or an identifier with slashes. A dot
         need not start an extension (`OXIMED2011-962025.002`). Capitals count where that finds a file.

@@ -28,8 +28,7 @@ FAULTS_OF_A_FILE = 20  # maximum number that is listed
 
 @dataclass
 class Verification:
-    """
-    The result of verifying a built dataset.
+    """The result of verifying a built dataset.
 
     Args:
         checked: Number of things checked, by kind.
@@ -50,8 +49,7 @@ class Verification:
 
 
 def verify_dataset(folder: Path, *, progress: bool = False) -> Verification:
-    """
-    Verify a built dataset.
+    """Verify a built dataset.
 
     Args:
         folder: Folder that `biomedclip build` wrote. It is not changed.
@@ -64,15 +62,15 @@ def verify_dataset(folder: Path, *, progress: bool = False) -> Verification:
         FileNotFoundError: If the folder does not contain a dataset.
 
     Example:
-
     ```python
     >>> from pathlib import Path
 
-    >>> from processing.pmc.verify import verify_dataset
+    >>> from biomedclip.processing.pmc.verify import verify_dataset
 
     >>> verify_dataset(Path("out")).faults
     []
-    ```"""
+    ```
+    """
     shards = sorted((folder / "data").glob("*.parquet"))
     if not shards:
         raise FileNotFoundError(f"{folder}: no data set there: it has no data/*.parquet.")

@@ -11,11 +11,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
-from modeling_biomedclip.conversion.community_port import is_port
-from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
-from modeling_biomedclip.conversion.open_clip_settings import check_known
-from modeling_biomedclip.source_checks import ADAPTER_CONFIG, check_source
-from processing.image_files import find_images
+from biomedclip.conversion.community_port import is_port
+from biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
+from biomedclip.conversion.open_clip_settings import check_known
+from biomedclip.processing.images.folders import find_images
+from biomedclip.source_checks import ADAPTER_CONFIG, check_source
 
 from .dual_encoders import BIOVIL, BIOVIL_REMEDY
 
@@ -29,8 +29,7 @@ _SHOWN = 5
 
 
 def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> None:
-    """
-    Check that a model can be loaded and fits a task, from its configuration and file names.
+    """Check that a model can be loaded and fits a task, from its configuration and file names.
 
     No code of the model is run, and only the headers of its weights are read. For a model on the Hub, only the
     configuration is read.
@@ -75,8 +74,7 @@ def _check_kind_of_model(name: str, task: str, trusted: bool) -> None:
 
 
 def check_output(folders: Sequence[Path], task: str, benchmark: str | None) -> None:
-    """
-    Create the output folders. Check that they are writable and do not contain other results.
+    """Create the output folders. Check that they are writable and do not contain other results.
 
     Args:
         folders: The output folder of each model, and that of the comparison.
@@ -94,8 +92,7 @@ def check_output(folders: Sequence[Path], task: str, benchmark: str | None) -> N
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """
-    Create a folder and check that it is writable.
+    """Create a folder and check that it is writable.
 
     Raises:
         ValueError: If the path is a file, or if the folder is not writable.

@@ -4,17 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model_cards.escaping import Markdown, code, latex, markdown, table
-from model_cards.results import selection_of
-from modeling_biomedclip.retrieval_metrics import DIRECTIONS
+from biomedclip.model_cards.escaping import Markdown, code, latex, markdown, table
+from biomedclip.model_cards.results import selection_of
+from biomedclip.retrieval_metrics import DIRECTIONS
 
-from ..plots import plot_comparison
-from ..reporting import UNDEFINED, say, show_table, write_json, write_text
+from ..cli.plots import plot_comparison
+from ..cli.reporting import UNDEFINED, say, show_table, write_json, write_text
 
 
 class Value(NamedTuple):
-    """
-    A number with its 95 % interval, or mean and standard deviation, as far as they are known.
+    """A number with its 95 % interval, or mean and standard deviation, as far as they are known.
 
     `value` is None if the metric is undefined or, with `measured=False`, if there is no value.
     """
@@ -36,8 +35,7 @@ class Value(NamedTuple):
 
 
 def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
-    """
-    The numbers by which models are compared, by their names.
+    """The numbers by which models are compared, by their names.
 
     Args:
         task: As in `results.json`.
@@ -84,8 +82,7 @@ def published_name(entry: Mapping[str, Any]) -> str:
 
 
 def show_published(task: str, published: Sequence[Mapping[str, Any]]) -> None:
-    """
-    Print a table of published values.
+    """Print a table of published values.
 
     Args:
         task: As in `results.json`.
@@ -109,8 +106,7 @@ def show_published(task: str, published: Sequence[Mapping[str, Any]]) -> None:
 
 
 def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
-    """
-    Write `comparison.md`, `.tex`, `.json` and `.png`, and print the table.
+    """Write `comparison.md`, `.tex`, `.json` and `.png`, and print the table.
 
     The published values of other models follow the measured ones, marked as published.
 

@@ -17,17 +17,17 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
 
-from modeling_biomedclip import BiomedCLIPModel, from_open_clip
-from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
-from modeling_biomedclip.conversion.community_port import is_port
-from modeling_biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
-from modeling_biomedclip.conversion.open_clip_settings import check_known
-from modeling_biomedclip.embedding import normalize
-from modeling_biomedclip.source_checks import ADAPTER_CONFIG, check_source
+from biomedclip import BiomedCLIPModel, from_open_clip
+from biomedclip.contrastive_trainer import are_processes_on_cpu
+from biomedclip.conversion.community_port import is_port
+from biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
+from biomedclip.conversion.open_clip_settings import check_known
+from biomedclip.embedding import normalize
+from biomedclip.source_checks import ADAPTER_CONFIG, check_source
 
-from ..fingerprints import weights_fingerprint
-from ..open_clip_folders import load_with_open_clip
-from ..trust import questions_are_errors
+from ..cli.trust import questions_are_errors
+from ..hub.fingerprints import weights_fingerprint
+from .open_clip_folders import load_with_open_clip
 
 
 BIOVIL = ("biovil", "biovil-t")
@@ -36,8 +36,7 @@ BIOVIL_REMEDY = "pip install hi-ml-multimodal, or 'biomedclip[biovil]' (https://
 
 @dataclass
 class DualEncoder:
-    """
-    A model with its processor, both with the interface of transformers' dual encoders.
+    """A model with its processor, both with the interface of transformers' dual encoders.
 
     Args:
         name: As it was given.
@@ -75,8 +74,7 @@ class DualEncoder:
 
     @torch.no_grad()
     def embed_pixels(self, pixel_values: torch.Tensor, features: str = "embeds") -> torch.Tensor:
-        """
-        Features of images, float32, on the CPU.
+        """Features of images, float32, on the CPU.
 
         Args:
             pixel_values: Of shape `(images, 3, height, width)`.
@@ -99,8 +97,7 @@ class DualEncoder:
 
 @questions_are_errors()
 def load_dual_encoder(name: str, *, precision: str = "float32", trust_remote_code: bool = False) -> DualEncoder:
-    """
-    Loads a dual encoder.
+    """Loads a dual encoder.
 
     Args:
         name: A folder or Hub id in transformers' layout (BiomedCLIP, CLIP, SigLIP, ... or a PEFT adapter of one); a
@@ -235,8 +232,7 @@ class _OpenClipProcessor:
 
 
 def _load_biovil(name: str) -> tuple[str, Any, Any]:
-    """
-    Load BioViL or BioViL-T from Microsoft's `health_multimodal`, which has one inference engine for each tower.
+    """Load BioViL or BioViL-T from Microsoft's `health_multimodal`, which has one inference engine for each tower.
 
     The temperature is not published, so logits are similarities. Ranks and accuracy do not depend on it.
     """

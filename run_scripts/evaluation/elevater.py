@@ -26,8 +26,7 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Fit(NamedTuple):
-    """
-    A trained classifier.
+    """A trained classifier.
 
     Args:
         scores: Scores of the test images after the last epoch, of shape `(images, classes)`.
@@ -51,8 +50,7 @@ def fit_elevater(
     score: Score,
     seed: int,
 ) -> Fit:
-    """
-    Search learning rate and weight decay, and train with them on all training images.
+    """Search learning rate and weight decay, and train with them on all training images.
 
     Args:
         features: Training features of shape `(images, dimension)`.
@@ -92,8 +90,7 @@ def search(
     score: Score,
     seed: int,
 ) -> tuple[float, float]:
-    """
-    Return the learning rate and the weight decay with the best score on held-out images after any of 10 epochs.
+    """Return the learning rate and the weight decay with the best score on held-out images after any of 10 epochs.
 
     For each learning rate, the weight decay is searched from coarse to fine. Of equal scores the first one stays.
     Trainings that diverge are never chosen.
@@ -129,8 +126,7 @@ def train_heads(
     epochs: int,
     seed: int,
 ) -> Iterator[np.ndarray]:
-    """
-    Train several heads on the same batches, one for each learning rate and weight decay.
+    """Train several heads on the same batches, one for each learning rate and weight decay.
 
     Yields:
         Scores of the judged images after each epoch, of shape `(heads, images, classes)`.

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from modeling_biomedclip.retrieval_metrics import DIRECTIONS
-from processing.images import read_row_image
+from biomedclip.processing.images.reading import read_row_image
+from biomedclip.retrieval_metrics import DIRECTIONS
 
-from ..plots import Answer, Query, plot_answers, plot_retrieved_images
+from ..cli.plots import Answer, Query, plot_answers, plot_retrieved_images
 from .pools import draw_pool
 from .retrieval import EmbeddedPairs
 
@@ -43,8 +43,7 @@ def find_examples(
     number: int,
     seed: int,
 ) -> dict[str, list[Example]]:
-    """
-    Choose pairs with a seed, and retrieve captions for their images and images for their captions.
+    """Choose pairs with a seed, and retrieve captions for their images and images for their captions.
 
     Args:
         embedded: The pairs among which retrieval was measured.
@@ -92,8 +91,7 @@ def find_examples(
 
 
 def write_examples(examples: Mapping[str, Sequence[Example]], pairs: Any, output_dir: Path) -> list[dict[str, Any]]:
-    """
-    Draw examples as PNG files, and remove those of an earlier run.
+    """Draw examples as PNG files, and remove those of an earlier run.
 
     Args:
         examples: As of [`find_examples`].

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from modeling_biomedclip.embedding import embed_texts
-from processing.images import ImageError, read_row_image
+from biomedclip.embedding import embed_texts
+from biomedclip.processing.images.reading import ImageError, read_row_image
 
 from .dual_encoders import DualEncoder
 from .parts import Parts
@@ -25,8 +25,7 @@ WORKERS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Features:
-    """
-    Embeddings of the rows that could be used.
+    """Embeddings of the rows that could be used.
 
     Args:
         embeds: Of shape `(rows that could be used, dimension)`, float32, on the CPU.
@@ -40,8 +39,7 @@ class Features:
 
 
 class FeatureStore:
-    """
-    Extracts and keeps the features of one model.
+    """Extracts and keeps the features of one model.
 
     Features are keyed by the weights, the processor, the data, and what was embedded how. What is there already is not
     worked out again, and what an interrupted run has left is gone on with. Parts are the same for each number of
@@ -71,8 +69,7 @@ class FeatureStore:
         self.workers = workers
 
     def images(self, images: Sequence[Any], names: Sequence[str], data: str, *, features: str = "embeds") -> Features:
-        """
-        Features of images.
+        """Features of images.
 
         Args:
             images: What [`read_row_image`] takes, one for each row; read when needed.
@@ -97,8 +94,7 @@ class FeatureStore:
         return _read_all(parts, len(images))
 
     def texts(self, texts: Sequence[str], data: str) -> Features:
-        """
-        Normalised embeddings of texts; none counts as damaged.
+        """Normalised embeddings of texts; none counts as damaged.
 
         Args:
             texts: Captions.

@@ -12,8 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
-from ..errors import UsageError
-from ..reporting import UNDEFINED, say_undefined, show_table
+from ..cli.errors import UsageError
+from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .elevater import fit_elevater
 from .metrics import load_metric
 from .zero_shot import classification_metrics
@@ -29,9 +29,8 @@ _ABSENT = -1e9  # score of a class that the training images do not show
 
 
 @dataclass(frozen=True)
-class LabelledFeatures:
-    """
-    A split, embedded.
+class LabeledFeatures:
+    """A split, embedded.
 
     Args:
         features: Of shape `(images, dimension)`.
@@ -43,16 +42,16 @@ class LabelledFeatures:
     labels: np.ndarray
     groups: list[str] | None = None
 
-    def select(self, numbers: Sequence[int]) -> "LabelledFeatures":
+    def select(self, numbers: Sequence[int]) -> "LabeledFeatures":
         """The images of these numbers."""
         groups = None if self.groups is None else [self.groups[number] for number in numbers]
-        return LabelledFeatures(self.features[numbers], self.labels[numbers], groups)
+        return LabeledFeatures(self.features[numbers], self.labels[numbers], groups)
 
 
 def probe(
-    train: LabelledFeatures,
-    validation: LabelledFeatures | None,
-    test: LabelledFeatures,
+    train: LabeledFeatures,
+    validation: LabeledFeatures | None,
+    test: LabeledFeatures,
     classes: Sequence[str],
     *,
     protocol: Protocol = "logistic",
@@ -62,8 +61,7 @@ def probe(
     metric: str = "accuracy",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """
-    Fit and evaluate a classifier for each share of the labels and each seed.
+    """Fit and evaluate a classifier for each share of the labels and each seed.
 
     `logistic` is a logistic regression. Features are standardized with the training images that are used. The
     regularization is the one that is best on the whole validation split, the stronger of equals. `elevater` is the
@@ -120,8 +118,7 @@ def probe(
 
 
 def stratified(labels: np.ndarray, share: float, seed: int) -> list[int]:
-    """
-    Numbers of some images, drawn class by class: the share of each, rounded, but at least one.
+    """Numbers of some images, drawn class by class: the share of each, rounded, but at least one.
 
     Args:
         labels: The class of each image.
@@ -141,9 +138,8 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> list[int]:
 
 
 def check_share(share: float) -> None:
-    """
-    Raises:
-        UsageError: If the share is not above 0 and at most 1.
+    """Raises:
+    UsageError: If the share is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
         raise UsageError(f"--shares: a share of the labels lies above 0 and up to 1, not {share}.")
@@ -176,15 +172,14 @@ def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) 
 
 
 def _fit(
-    train: LabelledFeatures,
-    validation: LabelledFeatures,
-    test: LabelledFeatures,
+    train: LabeledFeatures,
+    validation: LabeledFeatures,
+    test: LabeledFeatures,
     classes: Sequence[str],
     positive: str | None,
     metric: str,
 ) -> tuple[float | None, np.ndarray, bool]:
-    """
-    The best strength on validation, the scores of the test images with it, and whether its fit converged.
+    """The best strength on validation, the scores of the test images with it, and whether its fit converged.
 
     Accuracy chooses where the metric is undefined. Features that are NaN or infinite cannot be fitted: then the scores
     are NaN, and there is no strength.
@@ -211,8 +206,8 @@ def _fit(
 
 
 def _fit_with_sgd(
-    train: LabelledFeatures,
-    test: LabelledFeatures,
+    train: LabeledFeatures,
+    test: LabeledFeatures,
     classes: Sequence[str],
     positive: str | None,
     metric: str,
@@ -255,7 +250,7 @@ def _scores(classifier: LogisticRegression, features: np.ndarray, classes: int) 
 
 def _measure(
     scores: np.ndarray,
-    split: LabelledFeatures,
+    split: LabeledFeatures,
     classes: Sequence[str],
     positive: str | None,
     *,

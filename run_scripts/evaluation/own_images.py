@@ -3,36 +3,35 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from processing import PairStream
-from processing.benchmarks.benchmark import ClassificationBenchmark
-from processing.benchmarks.fingerprint import fingerprint_of
-from processing.benchmarks.folders import choose_split
-from processing.image_files import shown_name
-from processing.labelled_images import (
+from biomedclip.processing import PairStream
+from biomedclip.processing.benchmarks.benchmark import ClassificationBenchmark
+from biomedclip.processing.benchmarks.fingerprint import fingerprint_of
+from biomedclip.processing.benchmarks.folders import choose_split
+from biomedclip.processing.images.folders import shown_name
+from biomedclip.processing.images.labeled import (
     IMAGE_COLUMN,
     LABEL_COLUMN,
     SPLIT_NAMES,
-    LabelledImages,
+    LabeledImages,
     read_splits,
     similar_classes,
 )
-from processing.tables import Row, labels_by_name, read_table
+from biomedclip.processing.tables import Row, labels_by_name, read_table
 
 
 LABELS = "labels.csv"
 PAIR_ID = "pair_id"
-BUILD_REPORT = "report.json"  # `processing.pmc.build` has the same name, and takes two seconds to import
+BUILD_REPORT = "report.json"  # `biomedclip.processing.pmc.build` has the same name, and takes two seconds to import
 TEMPLATES = ["this is a photo of {}", "{} presented in image"]
 
 
-def labelled_images(
+def labeled_images(
     path: str, split: str, *, image_column: str = IMAGE_COLUMN, label_column: str = LABEL_COLUMN
-) -> tuple[LabelledImages, list[str]]:
-    """
-    Read images and labels for zero-shot classification.
+) -> tuple[LabeledImages, list[str]]:
+    """Read images and labels for zero-shot classification.
 
     Args:
-        path: A built dataset with a `labels.csv` (`pair_id,label`), or what [`read_labelled_images`] takes.
+        path: A built dataset with a `labels.csv` (`pair_id,label`), or what [`read_labeled_images`] takes.
         split: The split that is read.
         image_column: Column of images of a metadata file or a `datasets` set.
         label_column: Column of labels of `labels.csv`, a metadata file or a `datasets` set.
@@ -48,7 +47,7 @@ def labelled_images(
     if (root / LABELS).is_file():
         if image_column != IMAGE_COLUMN:
             raise ValueError(f"--image-column {image_column} has no effect on a built dataset. Leave it out.")
-        return _labelled_pairs(root, split, label_column)
+        return _labeled_pairs(root, split, label_column)
     if not root.exists():
         raise FileNotFoundError(f"--data {path}: there is no such folder.")
     needed = (
@@ -64,7 +63,7 @@ def labelled_images(
     return choose_split(splits, path, split, None, 0)
 
 
-def _labelled_pairs(root: Path, split: str, label_column: str) -> tuple[LabelledImages, list[str]]:
+def _labeled_pairs(root: Path, split: str, label_column: str) -> tuple[LabeledImages, list[str]]:
     """Pairs of a split that have a label, and notes."""
     row_of, label = read_labels(root / LABELS, label_column)
     try:
@@ -82,12 +81,11 @@ def _labelled_pairs(root: Path, split: str, label_column: str) -> tuple[Labelled
     notes = []
     if len(pairs) < len(stream):
         notes.append(f"{len(pairs):,} of {len(stream):,} pairs of the {split} split have a label in {LABELS}.")
-    return LabelledImages([row["image"] for row in pairs], [row_of[name][label] for name in names], names), notes
+    return LabeledImages([row["image"] for row in pairs], [row_of[name][label] for name in names], names), notes
 
 
 def _check_ids(root: Path, split: str, row_of: dict[str, Row], found: Sequence[str]) -> None:
-    """
-    Check that each row of labels names a pair of some split.
+    """Check that each row of labels names a pair of some split.
 
     Raises:
         ValueError: If there are rows that do not. The message names the line of the first.
@@ -115,8 +113,7 @@ def pair_ids(root: Path, split: str) -> list[str]:
 
 
 def read_labels(path: Path, label_column: str = LABEL_COLUMN) -> tuple[dict[str, Row], str]:
-    """
-    Read the labels of pairs.
+    """Read the labels of pairs.
 
     Args:
         path: A CSV file with a header: `pair_id`, and a column of labels.
@@ -150,7 +147,7 @@ def unpublished_benchmark(
     label_column: str = LABEL_COLUMN,
 ) -> ClassificationBenchmark:
     """Return labeled images of the user's own as a benchmark; the class names are the labels."""
-    images, notes = labelled_images(path, split, image_column=image_column, label_column=label_column)
+    images, notes = labeled_images(path, split, image_column=image_column, label_column=label_column)
     classes = sorted(set(images.labels))
     return ClassificationBenchmark(
         name="",

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from ..permissions import apply_umask
+from ..cli.permissions import apply_umask
 
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,7 @@ Part = tuple[dict[str, torch.Tensor], Any]
 
 
 class Parts:
-    """
-    The parts of one piece of work, each a safetensors file with a note.
+    """The parts of one piece of work, each a safetensors file with a note.
 
     Args:
         folder: Where pieces of work lie; this one gets a folder of its own in it.
@@ -46,8 +45,7 @@ class Parts:
             (self.folder / "key.json").write_text(json.dumps(key, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def complete(self, work: Callable[[int], Part], description: str) -> None:
-        """
-        Do the parts that are missing or damaged; each process takes its share of them. Damaged ones are warned of.
+        """Do the parts that are missing or damaged; each process takes its share of them. Damaged ones are warned of.
 
         Args:
             work: Takes the number of a part and gives its tensors, and a note that JSON can hold.
@@ -84,8 +82,7 @@ class Parts:
             )
 
     def read(self, number: int) -> Part:
-        """
-        Return tensors and note of a part that has been done.
+        """Return tensors and note of a part that has been done.
 
         Raises:
             OSError: If it is missing or damaged.

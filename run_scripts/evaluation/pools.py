@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..errors import UsageError
+from ..cli.errors import UsageError
 
 
 DRAWS = 5
@@ -11,8 +11,7 @@ TRAINING_POOL_SEED = 0
 
 
 def draw_pool(pairs: int, size: int, *, seed: int, draw: int = 0) -> list[int]:
-    """
-    Draw a pool of pairs without replacement.
+    """Draw a pool of pairs without replacement.
 
     The result depends on the arguments alone, not on the number of processes or on earlier draws.
 
@@ -34,8 +33,7 @@ def draw_pool(pairs: int, size: int, *, seed: int, draw: int = 0) -> list[int]:
 
 
 def number_of_draws(pairs: int, size: int | None, draws: int | None, split: str) -> int:
-    """
-    Check `--pool-size` and `--pool-draws` against a split.
+    """Check `--pool-size` and `--pool-draws` against a split.
 
     Args:
         pairs: Number of pairs in the split.

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from model_cards.escaping import Markdown, markdown, table
-from processing.answers import normalize_answer
-from processing.benchmarks import VisualQuestionBenchmark
-from processing.images import read_row_image
+from biomedclip.model_cards.escaping import Markdown, markdown, table
+from biomedclip.processing.answers import normalize_answer
+from biomedclip.processing.benchmarks import VisualQuestionBenchmark
+from biomedclip.processing.images.reading import read_row_image
 
-from ..plots import plot_question
-from ..reporting import say, write_text
+from ..cli.plots import plot_question
+from ..cli.reporting import say, write_text
 
 
 FOLDER = "examples"
@@ -20,8 +20,7 @@ PAGE = "examples.md"
 
 
 def choose_examples(answers: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[int]:
-    """
-    Choose questions at random, half with a right and half with a wrong answer.
+    """Choose questions at random, half with a right and half with a wrong answer.
 
     If there are too few questions of one half, the other half gets more. With `count` above the number of questions,
     all are chosen.
@@ -45,8 +44,7 @@ def choose_examples(answers: Sequence[Mapping[str, Any]], count: int, seed: int)
 def write_examples(
     answers: Sequence[Mapping[str, Any]], benchmark: VisualQuestionBenchmark, count: int, seed: int, output_dir: Path
 ) -> list[dict[str, Any]]:
-    """
-    Write a picture of each chosen question to `examples/`, and `examples.md`, which lists them.
+    """Write a picture of each chosen question to `examples/`, and `examples.md`, which lists them.
 
     The pictures of an earlier run in the same folder are replaced.
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from processing.benchmarks.facts import published_models
+from biomedclip.processing.benchmarks.facts import published_models
 
-from ..reporting import versions, write_json
+from ..cli.reporting import versions, write_json
 from .dual_encoders import DualEncoder
 
 
@@ -31,8 +31,7 @@ def write_results(
     seconds: float,
     examples: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """
-    Writes `results.json`.
+    """Writes `results.json`.
 
     Args:
         output_dir: Its folder.

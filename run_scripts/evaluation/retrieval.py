@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from modeling_biomedclip.contrastive_trainer import LOSS_IN_BATCHES, VALIDATION_BATCH, loss_in_batches
-from modeling_biomedclip.retrieval_metrics import DIRECTIONS, RankCounter, bootstrap_means, recall_at
+from biomedclip.contrastive_trainer import LOSS_IN_BATCHES, VALIDATION_BATCH, loss_in_batches
+from biomedclip.retrieval_metrics import DIRECTIONS, RankCounter, bootstrap_means, recall_at
 
-from ..reporting import UNDEFINED, format_value, say, say_undefined, show_table
+from ..cli.reporting import UNDEFINED, format_value, say, say_undefined, show_table
 from .dual_encoders import BIOVIL, DualEncoder
 from .features import FeatureStore
 from .metrics import load_metric
@@ -28,8 +28,7 @@ RECALLS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class EmbeddedPairs:
-    """
-    Pairs whose images could be read, embedded.
+    """Pairs whose images could be read, embedded.
 
     Args:
         images: Normalised image embeddings, of shape `(images, dimension)`.
@@ -65,8 +64,7 @@ class EmbeddedPairs:
 
 
 def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None) -> EmbeddedPairs:
-    """
-    Embeds pairs, as far as that has not been done.
+    """Embeds pairs, as far as that has not been done.
 
     Args:
         pairs: A data set with columns `pair_id`, `image` (not decoded) and `caption`.
@@ -96,8 +94,7 @@ def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None)
 
 
 def check_captions(names: Sequence[str], captions: Sequence[str]) -> None:
-    """
-    Check that each pair has a caption.
+    """Check that each pair has a caption.
 
     Raises:
         ValueError: If a caption is empty, or if there are fewer than two pairs to choose from.
@@ -123,8 +120,7 @@ def pairs_fingerprint(pairs: Any, names: Sequence[str], captions: Sequence[str])
 def count_ranks(
     embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]
 ) -> dict[str, dict[str, torch.Tensor]] | None:
-    """
-    Counts the candidates above the right ones in blocks of images, which processes share and which are kept on disk.
+    """Counts the candidates above the right ones in blocks of images, which processes share and which are kept on disk.
 
     Args:
         embedded: The pairs; each process holds all of them.
@@ -174,8 +170,7 @@ def retrieval_of(
     image_of_text: torch.Tensor | None = None,
     resamples: int = 1000,
 ) -> dict[str, Any]:
-    """
-    Retrieval in both directions.
+    """Retrieval in both directions.
 
     Args:
         counts: As of [`count_ranks`].
@@ -212,8 +207,7 @@ def retrieval_of_pools(
     seed: int,
     images_of_texts: Sequence[torch.Tensor | None],
 ) -> dict[str, Any]:
-    """
-    Retrieval in both directions, as the mean over pools.
+    """Retrieval in both directions, as the mean over pools.
 
     Args:
         counts: Of each pool, as of [`count_ranks`].
@@ -258,8 +252,7 @@ def retrieval_of_pools(
 
 
 def validation_loss(embedded: EmbeddedPairs, encoder: DualEncoder) -> float | None:
-    """
-    The loss in batches of 4,096 pairs, see [`loss_in_batches`].
+    """The loss in batches of 4,096 pairs, see [`loss_in_batches`].
 
     Returns:
         The loss, or None if the temperature of the model is not known or an embedding holds NaN or infinity.

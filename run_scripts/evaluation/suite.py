@@ -12,11 +12,11 @@ from typing import Any
 
 from accelerate import PartialState
 
-from model_cards.results import RESULTS_FILE, read_result
-from processing.benchmarks import ClassificationBenchmark, RetrievalBenchmark, VisualQuestionBenchmark
-from processing.benchmarks.facts import facts_version
+from biomedclip.model_cards.results import RESULTS_FILE, read_result
+from biomedclip.processing.benchmarks import ClassificationBenchmark, RetrievalBenchmark, VisualQuestionBenchmark
+from biomedclip.processing.benchmarks.facts import facts_version
 
-from ..reporting import say, write_json
+from ..cli.reporting import say, write_json
 from .checks import check_output, check_writable
 from .dual_encoders import DualEncoder, load_dual_encoder
 from .retrieval import pairs_fingerprint
@@ -34,8 +34,7 @@ _WITHOUT_EFFECT = {
 
 
 def evaluate_suite(options: Any, folders: Sequence[Path], command: Sequence[str]) -> None:
-    """
-    Run `biomedclip evaluate suite`.
+    """Run `biomedclip evaluate suite`.
 
     Args:
         options: `EvaluateOptions`.

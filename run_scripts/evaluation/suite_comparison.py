@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_cards.escaping import Markdown, latex, markdown, table
-from model_cards.model_card import OF_THE_PAPER
-from processing.benchmarks.facts import PAPER_MODEL, facts_of
+from biomedclip.model_cards.escaping import Markdown, latex, markdown, table
+from biomedclip.model_cards.model_card import OF_THE_PAPER
+from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
 
-from ..plots import plot_suite
-from ..reporting import say, show_table, write_json, write_text
+from ..cli.plots import plot_suite
+from ..cli.reporting import say, show_table, write_json, write_text
 from .comparison import Value, headline, published_name
 from .visual_question_answering import WORDS
 
@@ -26,8 +26,7 @@ _NONE = Value(None, measured=False)
 
 @dataclass(frozen=True)
 class Line:
-    """
-    A metric on a benchmark.
+    """A metric on a benchmark.
 
     Args:
         task: The task.
@@ -70,8 +69,7 @@ Measured = Sequence[tuple[str, str, str, Mapping[str, Mapping[str, Any]]]]
 def compare_suite(
     measured: Measured, models: Sequence[str], output_dir: Path, *, remarks: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """
-    Write `comparison.md`, `.tex`, `.json` and `.png`, and print the table.
+    """Write `comparison.md`, `.tex`, `.json` and `.png`, and print the table.
 
     Args:
         measured: Task, benchmark, its name in tables, and the contents of `results.json` by model.
@@ -120,8 +118,7 @@ def compare_suite(
 
 
 def paper_mean(lines: Sequence[Line], models: Sequence[str]) -> tuple[Line | None, dict[str, list[str]]]:
-    """
-    Return the mean over the zero-shot benchmarks of the paper, each with the metric that the paper gives.
+    """Return the mean over the zero-shot benchmarks of the paper, each with the metric that the paper gives.
 
     Args:
         lines: All lines.

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_cards.model_card import OF_THE_PAPER
-from processing.benchmarks.facts import medmnist_classes
-from processing.benchmarks.medmnist import set_name
+from biomedclip.model_cards.model_card import OF_THE_PAPER
+from biomedclip.processing.benchmarks.facts import medmnist_classes
+from biomedclip.processing.benchmarks.medmnist import set_name
 
-from ..errors import UsageError
-from ..reporting import say, show_table
+from ..cli.errors import UsageError
+from ..cli.reporting import say, show_table
 from .checks import check_model
 
 
@@ -41,8 +41,7 @@ class Entry:
 
 @dataclass
 class Outcome:
-    """
-    What the suite has measured, and what it could not measure.
+    """What the suite has measured, and what it could not measure.
 
     Args:
         results: Contents of `results.json` by entry and by short name of the model.
@@ -68,8 +67,7 @@ def folder_of(benchmark: str) -> str:
 
 
 def selected_runs(options: Any) -> list[tuple[str, str]]:
-    """
-    Return the tasks and benchmarks that `--tasks` and `--benchmarks` select.
+    """Return the tasks and benchmarks that `--tasks` and `--benchmarks` select.
 
     Raises:
         UsageError: If a task or benchmark is unknown, or if none of the benchmarks has one of the tasks.
@@ -91,8 +89,7 @@ def selected_runs(options: Any) -> list[tuple[str, str]]:
 
 
 def find_entries(options: Any, outcome: Outcome) -> list[Entry]:
-    """
-    Find the benchmarks whose files are below `--data-root`. Others are added to `outcome.missing`.
+    """Find the benchmarks whose files are below `--data-root`. Others are added to `outcome.missing`.
 
     Raises:
         FileNotFoundError: If there is none, or if one that `--benchmarks` names is missing.
@@ -133,8 +130,7 @@ def _is_filled(folder: Path) -> bool:
 
 
 def tasks_of_models(options: Any, entries: Sequence[Entry], outcome: Outcome) -> dict[str, list[str]]:
-    """
-    Return the tasks that each model can do, from its configuration.
+    """Return the tasks that each model can do, from its configuration.
 
     Raises:
         ValueError: If a model can do none of them. The message has the reasons for all such models.
@@ -159,8 +155,7 @@ def tasks_of_models(options: Any, entries: Sequence[Entry], outcome: Outcome) ->
 
 
 def read_entries(options: Any, entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
-    """
-    Read each benchmark once, before a model is loaded, and return those that can be read.
+    """Read each benchmark once, before a model is loaded, and return those that can be read.
 
     A benchmark counts as missing, and not as failed, if its files are not there while another task or benchmark uses
     the same folder: the training split for the linear probe, or one of the two organs of LC25000.

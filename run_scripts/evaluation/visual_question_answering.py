@@ -13,18 +13,18 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor, AutoTokenizer
 
-from modeling_biomedclip.retrieval_metrics import bootstrap_interval
-from modeling_biomedclip.source_checks import check_source
-from processing import VisualQuestionCollator
-from processing.answers import normalize_answer, token_f1, word_tokens
-from processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
-from processing.benchmarks.leaks import find_leaks
-from processing.collator import IGNORED_LABEL
-from processing.images import ImageError, read_row_image
+from biomedclip.processing import VisualQuestionCollator
+from biomedclip.processing.answers import normalize_answer, token_f1, word_tokens
+from biomedclip.processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
+from biomedclip.processing.benchmarks.leaks import find_leaks
+from biomedclip.processing.collator import IGNORED_LABEL
+from biomedclip.processing.images.reading import ImageError, read_row_image
+from biomedclip.retrieval_metrics import bootstrap_interval
+from biomedclip.source_checks import check_source
 
-from ..reporting import UNDEFINED, no_warnings_of_transformers, say, say_undefined, show_table, write_text
-from ..trust import questions_are_errors
-from ..visual_question_answering import check_questions_readable, load_questions
+from ..cli.reporting import UNDEFINED, no_warnings_of_transformers, say, say_undefined, show_table, write_text
+from ..cli.trust import questions_are_errors
+from ..training.visual_question_answering import check_questions_readable, load_questions
 from .dual_encoders import DualEncoder
 from .features import FEATURES
 from .metrics.visual_question_answering.visual_question_answering import right_answers
@@ -47,8 +47,7 @@ Questions = tuple[VisualQuestionBenchmark, VisualQuestionBenchmark | None]
 
 
 def read_questions(name: str | None, path: str, split: str, image_folder: str | None = None) -> Questions:
-    """
-    Read the questions that a model is measured by, and those of the training split if they are there.
+    """Read the questions that a model is measured by, and those of the training split if they are there.
 
     Args:
         name: Of the benchmark.
@@ -68,8 +67,7 @@ def read_questions(name: str | None, path: str, split: str, image_folder: str | 
 def evaluate_questions(
     name: str, questions: Questions, options: Any, output_dir: Path, command: Sequence[str] = ()
 ) -> dict[str, Any] | None:
-    """
-    Run `biomedclip evaluate vqa`: print accuracy and token F1, and write `results.json` and `answers.jsonl`.
+    """Run `biomedclip evaluate vqa`: print accuracy and token F1, and write `results.json` and `answers.jsonl`.
 
     Args:
         name: Folder or Hub id of the model.
@@ -162,8 +160,7 @@ def training_split(
 
 @questions_are_errors()
 def load_answerer(name: str, *, trust_remote_code: bool = False) -> DualEncoder:
-    """
-    A model that was trained to answer questions, with its processor, in float32 and evaluation mode.
+    """A model that was trained to answer questions, with its processor, in float32 and evaluation mode.
 
     Args:
         name: Folder or Hub id.
@@ -199,8 +196,7 @@ def answer_questions(
     batch_size: int = 32,
     max_length: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """
-    Answer the questions of a benchmark, in parts that processes share and that are not computed twice.
+    """Answer the questions of a benchmark, in parts that processes share and that are not computed twice.
 
     Args:
         answerer: A model with `logits` over the answers of its `config.id2label`.
@@ -260,8 +256,7 @@ def answer_questions(
 
 
 def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """
-    Compute the accuracy on open, closed and all questions, with 95 % bootstrap intervals over images.
+    """Compute the accuracy on open, closed and all questions, with 95 % bootstrap intervals over images.
 
     Args:
         answers: What [`answer_questions`] returns.
@@ -290,8 +285,7 @@ def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, An
 
 
 def f1_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """
-    Compute the mean token F1 of open, closed and all questions, with 95 % bootstrap intervals over images.
+    """Compute the mean token F1 of open, closed and all questions, with 95 % bootstrap intervals over images.
 
     Args:
         answers: What [`answer_questions`] returns, with the token F1 of each answer as `f1`.
@@ -304,8 +298,7 @@ def f1_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
 
 
 def load_answer_tokenizer(name: str, *, trust_remote_code: bool = False) -> Callable[[Any], list[str]]:
-    """
-    Return the function that splits an answer into the tokens of token F1.
+    """Return the function that splits an answer into the tokens of token F1.
 
     Args:
         name: `words` for the words of SQuAD's evaluation, or a folder or Hub id of a tokenizer, such as GPT-2's. A
@@ -351,8 +344,7 @@ def _means(answers: Sequence[dict[str, Any]], key: str, metric: str, seed: int) 
 
 
 def majority_baseline(answers: Sequence[dict[str, Any]], training: Sequence[VisualQuestion]) -> dict[str, Any]:
-    """
-    Accuracy of whoever gives the most frequent training answer of the question's type, without a look at either.
+    """Accuracy of whoever gives the most frequent training answer of the question's type, without a look at either.
 
     Args:
         answers: What [`answer_questions`] gives.
@@ -384,8 +376,7 @@ def write_answers(path: Path, answers: Sequence[dict[str, Any]]) -> None:
 
 
 def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark, tokens: str = WORDS) -> None:
-    """
-    Print the accuracy beside the paper's, that of the most frequent answer and the attainable one, and the token F1.
+    """Print the accuracy beside the paper's, that of the most frequent answer and the attainable one, and the token F1.
 
     Args:
         metrics: What [`answer_metrics`] returns, and [`f1_metrics`], [`majority_baseline`] if there are any.

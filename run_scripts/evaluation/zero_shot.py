@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from modeling_biomedclip import ZeroShotClassifier
+from biomedclip import ZeroShotClassifier
 
-from ..reporting import UNDEFINED, say_undefined, show_table
+from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .dual_encoders import DualEncoder
 from .metrics import load_metric
 
@@ -26,8 +26,7 @@ def classify_zero_shot(
     max_length: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """
-    Classifies embedded images by prompts.
+    """Classifies embedded images by prompts.
 
     Args:
         encoder: The model.
@@ -64,8 +63,7 @@ def classification_metrics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """
-    What the metric `classification` says, with labels in the place of numbers; chance, and the share of the
+    """What the metric `classification` says, with labels in the place of numbers; chance, and the share of the
     most frequent class, which is the accuracy of whoever always names that one.
 
     Args:
@@ -81,7 +79,7 @@ def classification_metrics(
         ValueError: Fewer than two classes.
     """
     if len(classes) < 2:
-        raise ValueError(f"All images are labelled {classes[0]!r}: classification needs at least two classes.")
+        raise ValueError(f"All images are labeled {classes[0]!r}: classification needs at least two classes.")
     number_of = {label: number for number, label in enumerate(classes)}
     measured = load_metric("classification").compute(
         predictions=scores.double().numpy(),

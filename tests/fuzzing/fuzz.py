@@ -37,9 +37,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from fuzzing.mutate import damage_article, damage_picture  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from processing.images import ImageError  # noqa: E402
-from processing.pmc.jats import JatsError, parse_figures  # noqa: E402
-from processing.pmc.pictures import inspect_picture  # noqa: E402
+from biomedclip.processing.images.reading import ImageError  # noqa: E402
+from biomedclip.processing.pmc.jats import JatsError, parse_figures  # noqa: E402
+from biomedclip.processing.pmc.pictures import inspect_picture  # noqa: E402
 
 
 SECONDS = 10
@@ -176,7 +176,7 @@ def picture_samples(data: Path) -> list[bytes]:
 
 
 def _drawn_samples(pattern: str) -> list[bytes]:
-    from processing.drawn_corpus import draw_corpus
+    from biomedclip.processing.synthetic_corpus import draw_corpus
 
     with tempfile.TemporaryDirectory() as folder:
         draw_corpus(Path(folder) / "corpus", figures=60, seed=0)

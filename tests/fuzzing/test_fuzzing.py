@@ -6,12 +6,12 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-from commands import ENVIRONMENT, ROOT
 from fuzzing import faults
 from fuzzing.fuzz import TARGETS, Target, main, make_input, picture_samples
 from fuzzing.mutate import damage
+from helpers.commands import ENVIRONMENT, ROOT
 
-from processing.pmc.pictures import inspect_picture
+from biomedclip.processing.pmc.pictures import inspect_picture
 
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from /proc")

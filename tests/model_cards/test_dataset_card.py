@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
-from build_reports import full_scale_report, smallest_report
+from helpers.build_reports import full_scale_report, smallest_report
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from model_cards.fill import fill_dataset_card, percent, public_report, size
-from processing.pmc.shards import pair_schema
+from biomedclip.model_cards.fill import fill_dataset_card, percent, public_report, size
+from biomedclip.processing.pmc.shards import pair_schema
 
 
 @pytest.fixture(params=["full scale", "smallest", "drawn"])

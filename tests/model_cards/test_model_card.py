@@ -4,14 +4,14 @@ import re
 
 import pytest
 import yaml
-from build_reports import full_scale_report, smallest_report
+from helpers.build_reports import full_scale_report, smallest_report
+from helpers.model_results import LEAKS, WEIGHTS, retrieval_result, zero_shot_result
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
-from model_results import LEAKS, WEIGHTS, retrieval_result, zero_shot_result
 
-from model_cards.checking import problems_of
-from model_cards.model_card import NOT_MEASURED, PUBLISHED, benchmark_name, fill_model_card, public_result
-from run_scripts.card import published_values
+from biomedclip.model_cards.checking import problems_of
+from biomedclip.model_cards.model_card import NOT_MEASURED, PUBLISHED, benchmark_name, fill_model_card, public_result
+from biomedclip.run_scripts.card import published_values
 
 
 MODEL = {

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from model_cards import reading
-from model_cards.reading import check_shape, find_file, read_json, read_text, read_yaml
+from biomedclip.model_cards import reading
+from biomedclip.model_cards.reading import check_shape, find_file, read_json, read_text, read_yaml
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from model_results import retrieval_result, write_result, zero_shot_result
+from helpers.model_results import retrieval_result, write_result, zero_shot_result
 
-from model_cards.results import chances, find_results, measures, read_result, reasons
+from biomedclip.model_cards.results import chances, find_results, measures, read_result, reasons
 
 
 def test_measures_have_their_interval_and_the_papers_value():

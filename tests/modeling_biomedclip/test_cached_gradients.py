@@ -4,12 +4,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from gradient_processes import assert_same_gradients, some_batch, tiny_model
+from helpers.gradient_processes import assert_same_gradients, some_batch, tiny_model
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
-from modeling_biomedclip.cached_gradients import cached_backward, copy_to_device, mini_batch_rows, take_rows
-from modeling_biomedclip.contrastive_loss import LOSSES, contrastive_loss
+from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
+from biomedclip.cached_gradients import cached_backward, copy_to_device, mini_batch_rows, take_rows
+from biomedclip.contrastive_loss import LOSSES, contrastive_loss
 
 
 PAIRS = 10

@@ -8,7 +8,7 @@ import torch
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from transformers import AutoConfig, AutoModel
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPConfig,
     BiomedCLIPForImageClassification,
     BiomedCLIPForVisualQuestionAnswering,

@@ -7,19 +7,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing
-from commands import free_port
-from evaluation_processes import evaluate_in_a_process
-from gradient_processes import assert_same_gradients, gradients_of_a_process, unit
+from helpers.commands import free_port
+from helpers.evaluation_processes import evaluate_in_a_process
+from helpers.gradient_processes import assert_same_gradients, gradients_of_a_process, unit
 
-from modeling_biomedclip import contrastive_trainer
-from modeling_biomedclip.contrastive_loss import (
+from biomedclip import contrastive_trainer
+from biomedclip.contrastive_loss import (
     LOSSES,
     SIGLIP_LOGIT_BIAS,
     SIGLIP_LOGIT_SCALE,
     contrastive_loss,
     summed_loss,
 )
-from modeling_biomedclip.contrastive_trainer import loss_in_batches, whole_set_loss
+from biomedclip.contrastive_trainer import loss_in_batches, whole_set_loss
 
 
 def scalars(dtype=torch.float32, shape=()):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.multiprocessing
-from commands import free_port
-from gradient_processes import tiny_model
-from sharded_training import training_of_a_process
+from helpers.commands import free_port
+from helpers.gradient_processes import tiny_model
+from helpers.sharded_training import training_of_a_process
 
-from modeling_biomedclip import BiomedCLIPModel
+from biomedclip import BiomedCLIPModel
 
 
 @pytest.fixture(scope="module")

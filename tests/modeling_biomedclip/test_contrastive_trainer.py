@@ -16,9 +16,9 @@ from transformers import (
     get_scheduler,
 )
 
-from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments
-from modeling_biomedclip.contrastive_trainer import cosine_factor
-from processing import ContrastiveCollator, PairStream
+from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments
+from biomedclip.contrastive_trainer import cosine_factor
+from biomedclip.processing import ContrastiveCollator, PairStream
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from commands import ENVIRONMENT, ON_TWO_PROCESSES, ROOT, losses
+from helpers.commands import ENVIRONMENT, ON_TWO_PROCESSES, ROOT, losses
 from safetensors.torch import load_file
 
-from modeling_biomedclip.contrastive_loss import LOSSES
+from biomedclip.contrastive_loss import LOSSES
 
 
 STEPS = 8
@@ -50,7 +50,7 @@ def trajectory(built, folder, loss, processes, pairs, mini_batch, others):
     if mini_batch:
         options["mini-batch-size"] = mini_batch
     arguments = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, *launch, "-m", "run_scripts.main", "train", *arguments]
+    command = [sys.executable, *launch, "-m", "biomedclip.run_scripts.main", "train", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     return losses(folder), load_file(folder / "model.safetensors")

@@ -16,24 +16,24 @@ import open_clip
 import pytest
 import timm
 import torch
-from open_clip_folders import published_clip_tokenizer
+from helpers.open_clip_folders import published_clip_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, BertConfig, BertTokenizer, CLIPTokenizer, ViTConfig
 from transformers.image_utils import PILImageResampling
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPConfig,
     BiomedCLIPForImageClassification,
     BiomedCLIPModel,
     from_open_clip,
     to_open_clip,
 )
-from modeling_biomedclip.conversion import load_any_layout
-from modeling_biomedclip.conversion.open_clip import _TIMM_TOWERS, PUBLISHED_BERT, open_clip_obstacle
-from modeling_biomedclip.conversion.tensors import from_open_clip_tensors, to_open_clip_tensors
-from modeling_biomedclip.modeling_biomedclip import text_config_of, vision_config_of
-from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+from biomedclip.conversion import load_any_layout
+from biomedclip.conversion.open_clip import _TIMM_TOWERS, PUBLISHED_BERT, open_clip_obstacle
+from biomedclip.conversion.tensors import from_open_clip_tensors, to_open_clip_tensors
+from biomedclip.modeling_biomedclip import text_config_of, vision_config_of
+from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,7 +207,7 @@ def test_the_published_configuration_is_written_to_the_byte(shared_data, tmp_pat
     tokenizer = BertTokenizer.from_pretrained(shared_data / "biomedclip_tokenizer")
     with torch.device("meta"):
         model = BiomedCLIPModel(BiomedCLIPConfig())
-    monkeypatch.setattr("modeling_biomedclip.conversion.open_clip.save_file", lambda tensors, path: None)
+    monkeypatch.setattr("biomedclip.conversion.open_clip.save_file", lambda tensors, path: None)
     to_open_clip(model, BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer), tmp_path)
     for name in ("open_clip_config.json", "vocab.txt", "tokenizer.json"):
         assert (tmp_path / name).read_bytes() == (shared_data / "biomedclip_tokenizer" / name).read_bytes(), name
@@ -615,12 +615,12 @@ def test_a_hub_id_is_read_from_the_cache(folder, tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
     code = (
-        "from modeling_biomedclip import from_open_clip\n"
+        "from biomedclip import from_open_clip\n"
         "print(from_open_clip('org/biomedclip')[0].num_parameters())\n"
         "try: from_open_clip('org/other')\n"
         "except FileNotFoundError as error: print(error)\n"
     )
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     parameters, error = run.stdout.splitlines()
     assert int(parameters) == from_open_clip(folder)[0].num_parameters()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_biomedclip.embedding import embed_images, embed_texts
+from biomedclip.embedding import embed_images, embed_texts
 
 
 TEXTS = ["chest x-ray", "a", "caption of article figure " * 3, "", "brain mri", "line chart " * 90, "photo"]

@@ -4,8 +4,8 @@ import open_clip
 import pytest
 import torch
 
-from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
-from modeling_biomedclip.conversion.tensors import from_open_clip_tensors
+from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from biomedclip.conversion.tensors import from_open_clip_tensors
 
 
 @pytest.fixture(scope="module")

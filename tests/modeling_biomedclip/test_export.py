@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 from torch.nn.functional import cosine_similarity
 
-from modeling_biomedclip import (
+from biomedclip import (
     ExportedModel,
     ZeroShotClassifier,
     embed_images,
     embed_texts,
     export_model,
 )
-from modeling_biomedclip import export as export_module
+from biomedclip import export as export_module
 
 
 TEXTS = ["chest x-ray", "a", "caption of article figure " * 4, "brain mri"]

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from transformers import AutoModel, BertTokenizer, pipeline
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPConfig,
     BiomedCLIPModel,
     ContrastiveTrainer,
     ContrastiveTrainingArguments,
     to_open_clip,
 )
-from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator
+from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator
 
 
 def test_the_full_model_trains_saves_loads_and_answers(tmp_path):
@@ -62,7 +62,7 @@ def test_the_full_model_is_converted_in_less_than_3_gib(tmp_path):
     to_open_clip(model, BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer), tmp_path / "open_clip")
     code = (
         "import sys\n"
-        "from run_scripts.main import main\n"
+        "from biomedclip.run_scripts.main import main\n"
         "status = main(['convert', *sys.argv[1:]])\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
         "sys.exit(status)\n"

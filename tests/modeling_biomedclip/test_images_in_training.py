@@ -8,9 +8,9 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from transformers import AutoModel, BertConfig, BertModel, ViTConfig, ViTModel
 
-from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
-from modeling_biomedclip.conversion.tensors import from_open_clip_tensors
-from modeling_biomedclip.modeling_biomedclip import patches_kept
+from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from biomedclip.conversion.tensors import from_open_clip_tensors
+from biomedclip.modeling_biomedclip import patches_kept
 
 
 @pytest.fixture(scope="module")

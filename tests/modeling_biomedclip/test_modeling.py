@@ -19,7 +19,7 @@ from transformers import (
     pipeline,
 )
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPConfig,
     BiomedCLIPForImageClassification,
     BiomedCLIPModel,

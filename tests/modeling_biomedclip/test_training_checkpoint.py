@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from open_clip_folders import write_open_clip_folder
+from helpers.open_clip_folders import write_open_clip_folder
 from safetensors.torch import load_file
 
-from modeling_biomedclip import from_open_clip
-from run_scripts.main import main
+from biomedclip import from_open_clip
+from biomedclip.run_scripts.main import main
 
 
 @pytest.fixture(scope="module")

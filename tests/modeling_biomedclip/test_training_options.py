@@ -12,11 +12,11 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import Trainer, TrainingArguments
 
-from modeling_biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, contrastive_trainer, training_options
-from modeling_biomedclip.contrastive_trainer import are_processes_on_cpu
-from modeling_biomedclip.training_options import ARGUMENTS, CONTRASTIVE, FIELDS, LABELS, markdown, rule_of
-from processing import ContrastiveCollator, PairStream
-from run_scripts.supervised import SupervisedArguments
+from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, contrastive_trainer, training_options
+from biomedclip.contrastive_trainer import are_processes_on_cpu
+from biomedclip.processing import ContrastiveCollator, PairStream
+from biomedclip.run_scripts.training.supervised import SupervisedArguments
+from biomedclip.training_options import ARGUMENTS, CONTRASTIVE, FIELDS, LABELS, markdown, rule_of
 
 
 # Fields of releases other than the lowest, which need not be there.
@@ -368,7 +368,7 @@ def test_an_optimizer_is_told_of_training_and_evaluation(trainer, built, mini_ba
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
 def test_the_cache_of_the_device_is_emptied_on_request(trainer, monkeypatch, mini_batch_size):
     emptied = []
-    for module in ("transformers.trainer", "modeling_biomedclip.contrastive_trainer"):
+    for module in ("transformers.trainer", "biomedclip.contrastive_trainer"):
         monkeypatch.setattr(f"{module}.clear_device_cache", lambda: emptied.append(1))
     trainer(mini_batch_size=mini_batch_size, torch_empty_cache_steps=2, max_steps=4).train()
     assert len(emptied) == 2

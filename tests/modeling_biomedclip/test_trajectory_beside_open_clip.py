@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from open_clip_training import Run, prepare, run_in_a_process
+from helpers.open_clip_training import Run, prepare, run_in_a_process
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
-from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel
-from modeling_biomedclip.conversion.tensors import from_open_clip_tensors, open_clip_name
-from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from biomedclip.conversion.tensors import from_open_clip_tensors, open_clip_name
+from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
 
 STEPS, PAIRS, WORDS = 4, 6, 100

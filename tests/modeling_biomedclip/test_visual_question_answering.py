@@ -14,14 +14,14 @@ from PIL import Image
 from transformers import AutoModelForVisualQuestionAnswering, BertConfig, pipeline
 from transformers.models.bert.modeling_bert import BertLayer
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPCoAttentionConfig,
     BiomedCLIPConfig,
     BiomedCLIPForVisualQuestionAnswering,
     BiomedCLIPModel,
     VisualQuestionAnsweringPipeline,
 )
-from modeling_biomedclip.modeling_biomedclip import BiomedCLIPCoAttentionLayer, answer_loss
+from biomedclip.modeling_biomedclip import BiomedCLIPCoAttentionLayer, answer_loss
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -316,7 +316,7 @@ import json, sys
 
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_biomedclip", "processing"): raise ModuleNotFoundError(name, name=name)
+        if name.split(".")[0] in ("biomedclip",): raise ModuleNotFoundError(name, name=name)
 
 sys.meta_path.insert(0, Hidden())
 from transformers import AutoModelForVisualQuestionAnswering, pipeline

@@ -6,7 +6,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 from transformers import pipeline
 
-from modeling_biomedclip import ZeroShotClassifier
+from biomedclip import ZeroShotClassifier
 
 
 @pytest.fixture

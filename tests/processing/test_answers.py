@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from processing.answers import answer_vocabulary, normalize_answer, token_f1, word_tokens
+from biomedclip.processing.answers import answer_vocabulary, normalize_answer, token_f1, word_tokens
 
 
 @pytest.mark.parametrize(

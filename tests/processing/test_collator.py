@@ -7,13 +7,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from mirror_writer import png_bytes
+from helpers.mirror_writer import png_bytes
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from processing import ContrastiveCollator
-from processing.collator import fast_resized_crop, random_box, random_resized_crop, resized_crop
-from processing.images import decode_image, open_image, reduce_jpeg
+from biomedclip.processing import ContrastiveCollator
+from biomedclip.processing.collator import fast_resized_crop, random_box, random_resized_crop, resized_crop
+from biomedclip.processing.images.reading import decode_image, open_image, reduce_jpeg
 
 
 def rows(count: int) -> list[dict]:

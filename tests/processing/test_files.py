@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from processing.files import leads_out, require_regular, special_kind
-from processing.integrity import open_parquet
-from processing.streaming import load_pmc15m
-from processing.tables import read_table
+from biomedclip.processing.files import leads_out, require_regular, special_kind
+from biomedclip.processing.integrity import open_parquet
+from biomedclip.processing.streaming import load_pmc15m
+from biomedclip.processing.tables import read_table
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_readers_of_parquet_files_do_not_retry_an_error_of_this_machine(tmp_path
         calls.append(arguments)
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("processing.streaming.open_parquet", fail)
+    monkeypatch.setattr("biomedclip.processing.streaming.open_parquet", fail)
     with pytest.raises(OSError, match="Too many open files"):
         load_pmc15m(tmp_path)
     assert len(calls) == 1

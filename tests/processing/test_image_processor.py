@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision.transforms.functional import center_crop
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from processing import BiomedCLIPImageProcessor, image_processing_biomedclip, read_image
-from processing.image_processing_biomedclip import scale_to_8_bit, to_8_bit
+from biomedclip.processing import BiomedCLIPImageProcessor, image_processing_biomedclip, read_image
+from biomedclip.processing.image_processing_biomedclip import scale_to_8_bit, to_8_bit
 
 
 MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA", "1", "YCbCr")

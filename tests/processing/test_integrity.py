@@ -12,14 +12,14 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mirror_writer import MirrorWriter, build_set
-from pair_shards import pair_row, write_shards
+from helpers.mirror_writer import MirrorWriter, build_set
+from helpers.pair_shards import pair_row, write_shards
 
-from processing import PairStream, load_pmc15m, streaming
-from processing.integrity import DamagedFile, read_columns
-from processing.pmc import shards
-from processing.pmc.pictures import PictureIndex
-from processing.pmc.plan import read_articles
+from biomedclip.processing import PairStream, load_pmc15m, streaming
+from biomedclip.processing.integrity import DamagedFile, read_columns
+from biomedclip.processing.pmc import shards
+from biomedclip.processing.pmc.pictures import PictureIndex
+from biomedclip.processing.pmc.plan import read_articles
 
 
 FLIPS = 240
@@ -286,7 +286,7 @@ def write_group(folder: Path, rows: int, image_bytes: int, **options) -> Path:
     path.parent.mkdir()
     content = random.Random(0)
     pairs = [pair_row(n) | {"image": {"bytes": content.randbytes(image_bytes), "path": "a"}} for n in range(rows)]
-    from processing.pmc.shards import pair_schema
+    from biomedclip.processing.pmc.shards import pair_schema
 
     pq.write_table(pa.Table.from_pylist(pairs, schema=pair_schema()), path, row_group_size=rows, **options)
     return folder

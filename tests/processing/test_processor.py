@@ -9,10 +9,15 @@ from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from transformers import BertTokenizer
 
-import modeling_biomedclip  # noqa: F401 (registers the parts that a saved processor is loaded from)
-from modeling_biomedclip import embedding
-from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator, processing_biomedclip
-from processing.processing_biomedclip import CHARACTERS_PER_TOKEN, CONTEXT_LENGTH, clean_text, cut_text
+import biomedclip  # noqa: F401 (registers the parts that a saved processor is loaded from)
+from biomedclip import embedding
+from biomedclip.processing import (
+    BiomedCLIPImageProcessor,
+    BiomedCLIPProcessor,
+    ContrastiveCollator,
+    processing_biomedclip,
+)
+from biomedclip.processing.processing_biomedclip import CHARACTERS_PER_TOKEN, CONTEXT_LENGTH, clean_text, cut_text
 
 
 @pytest.fixture(scope="module")

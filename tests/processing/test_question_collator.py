@@ -4,10 +4,10 @@ import logging
 
 import pytest
 import torch
-from mirror_writer import png_bytes
+from helpers.mirror_writer import png_bytes
 
-from processing import ContrastiveCollator, VisualQuestionCollator
-from processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
+from biomedclip.processing import ContrastiveCollator, VisualQuestionCollator
+from biomedclip.processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 
 
 ANSWERS = {"yes": 0, "no": 1, "3": 2}

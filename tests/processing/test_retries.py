@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from processing.retries import explained, is_unreachable, lasting_error
+from biomedclip.processing.retries import explained, is_unreachable, lasting_error
 
 
 LASTING = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EMFILE", "ENFILE"]

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets.distributed import split_dataset_by_node
-from pair_shards import LICENSES, pair_row, write_shards
+from helpers.pair_shards import LICENSES, pair_row, write_shards
 from torch.utils.data import DataLoader
 
-from processing import ContrastiveCollator, PairStream, load_pmc15m, streaming
-from processing.integrity import TruncatedFile
-from processing.pmc.articles import COMMERCIAL_LICENSES, NONCOMMERCIAL_LICENSES
-from processing.streaming import column_names, shard_paths
+from biomedclip.processing import ContrastiveCollator, PairStream, load_pmc15m, streaming
+from biomedclip.processing.integrity import TruncatedFile
+from biomedclip.processing.pmc.articles import COMMERCIAL_LICENSES, NONCOMMERCIAL_LICENSES
+from biomedclip.processing.streaming import column_names, shard_paths
 
 
 def first_batches(stream, count, *, world_size=1, workers=0, samples_seen=0, batch_size=16):

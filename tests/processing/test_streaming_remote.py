@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 import pytest
-from hub_server import HubServer
-from object_store import KEYS
-from pair_shards import pair_row, write_shards
+from helpers.hub_server import HubServer
+from helpers.object_store import KEYS
+from helpers.pair_shards import pair_row, write_shards
 from torch.utils.data import DataLoader
 
-from processing import PairStream, load_pmc15m, streaming
-from processing.pmc.shards import pair_schema
+from biomedclip.processing import PairStream, load_pmc15m, streaming
+from biomedclip.processing.pmc.shards import pair_schema
 
 
 SHARDS = 6
@@ -210,7 +210,7 @@ def test_the_hub_gives_what_the_disk_gives_without_the_images_nobody_asked_for(h
 
 def test_both_views_read_from_the_hub_that_the_environment_names(hub, tmp_path):
     code = """
-from processing import PairStream, load_pmc15m
+from biomedclip.processing import PairStream, load_pmc15m
 from torch.utils.data import DataLoader
 
 path = "hf://datasets/someone/pairs"

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from processing.tables import labels_by_name, read_table, read_text
+from biomedclip.processing.tables import labels_by_name, read_table, read_text
 
 
 ROWS = [("a", "lung"), ("b", "brain, left"), ("c", "of two\nlines")]
@@ -84,7 +84,7 @@ def test_duplicate_rows_count_once_and_contradictions_are_refused(tmp_path):
         ("b", "y"),
     ]
     (tmp_path / "t.csv").write_text("id,label\na,x\nb,y\na,z\n")
-    with pytest.raises(ValueError, match="line 4: id 'a' is labelled 'z', and 'x' in line 2"):
+    with pytest.raises(ValueError, match="line 4: id 'a' is labeled 'z', and 'x' in line 2"):
         labels_by_name(read_table(tmp_path / "t.csv", ["id", "label"]), "id", "label")
 
 

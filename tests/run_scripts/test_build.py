@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from commands import biomedclip
-from fake_slurm import install_fake_slurm
-from hub_server import HubServer
-from mirror_writer import figure_xml, png_bytes
+from helpers.commands import biomedclip
+from helpers.fake_slurm import install_fake_slurm
+from helpers.hub_server import HubServer
+from helpers.mirror_writer import figure_xml, png_bytes
 
-from run_scripts.build import EngineOptions, SourceOptions, read_build_options, read_engine
-from run_scripts.main import main
+from biomedclip.run_scripts.build import EngineOptions, SourceOptions, read_build_options, read_engine
+from biomedclip.run_scripts.main import main
 
 
 RESULTS = {"README.md", "articles.parquet", "data", "report.json", "report.png", "skipped.jsonl"}

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, ROOT, biomedclip, losses, on_two_processes, python
+from helpers.commands import ENVIRONMENT, ROOT, biomedclip, losses, on_two_processes, python
 
-from run_scripts.main import main
+from biomedclip.run_scripts.main import main
 
 
 SMALL = ["--config", "quickstart", "--per-device-train-batch-size", "32", "--eval-steps", "4", "--save-steps", "4"]
@@ -62,7 +62,7 @@ def test_two_runs_of_one_seed_give_the_same_numbers(out, tmp_path):
 
 def test_held_out_captions_are_distinct_and_not_in_training(out):
     code = (
-        "from processing import load_pmc15m\n"
+        "from biomedclip.processing import load_pmc15m\n"
         f"read = lambda split: [row['caption'] for row in load_pmc15m(r'{out}', split, columns=['caption'])]\n"
         "splits = {split: read(split) for split in ('train', 'test')}\n"
         "assert len(set(splits['test'])) == len(splits['test'])\n"
@@ -73,7 +73,7 @@ def test_held_out_captions_are_distinct_and_not_in_training(out):
 
 def test_another_process_loads_the_folder_after_one_import(out):
     code = f"""
-import modeling_biomedclip
+import biomedclip
 import torch
 from PIL import Image
 from peft import PeftModel
@@ -135,7 +135,14 @@ def test_train_gives_the_same_losses_alone_on_two_processes_and_killed_and_resum
     assert losses(tmp_path / "two")[0] == pytest.approx(expected[0], rel=1e-5)
 
     killed = subprocess.Popen(
-        [sys.executable, "-m", "run_scripts.main", *map(str, train), "--output-dir", str(tmp_path / "killed")],
+        [
+            sys.executable,
+            "-m",
+            "biomedclip.run_scripts.main",
+            *map(str, train),
+            "--output-dir",
+            str(tmp_path / "killed"),
+        ],
         env=ENVIRONMENT,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
@@ -172,7 +179,7 @@ def test_the_card_of_real_articles_thanks_their_source(shared_data, tmp_path):
 def test_a_build_that_is_killed_leaves_no_data_and_goes_on(out, tmp_path):
     command = ["build", "--source", str(out / "corpus"), "--output-dir", str(tmp_path / "set"), "--license", "all"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "run_scripts.main", *command, "--tasks", "6", "--workers", "1"],
+        [sys.executable, "-m", "biomedclip.run_scripts.main", *command, "--tasks", "6", "--workers", "1"],
         env=ENVIRONMENT,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,

@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from open_clip_folders import published_clip_tokenizer
+from helpers.open_clip_folders import published_clip_tokenizer
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, BertTokenizer
 
-from modeling_biomedclip import BiomedCLIPConfig, BiomedCLIPModel, to_open_clip
-from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
-from run_scripts import convert
-from run_scripts.main import main
+from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, to_open_clip
+from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+from biomedclip.run_scripts import convert
+from biomedclip.run_scripts.main import main
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import shlex
 from importlib import import_module
 
 import pytest
-from commands import ROOT
+from helpers.commands import ROOT
 
-from run_scripts import options
-from run_scripts.main import VERBS, main
+from biomedclip.run_scripts.cli import options
+from biomedclip.run_scripts.main import VERBS, main
 
 
 # A command: `biomedclip` and a verb at the start of a line of a block, or behind a launcher.
@@ -49,8 +49,8 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         options.parse_options(*arguments, **keywords)
         raise Parsed
 
-    for module in (*VERBS, "classification", "visual_question_answering"):
-        if hasattr(module := import_module(f"run_scripts.{module}"), "parse_options"):
+    for module in (*VERBS, "training.classification", "training.visual_question_answering"):
+        if hasattr(module := import_module(f"biomedclip.run_scripts.{module}"), "parse_options"):
             monkeypatch.setattr(module, "parse_options", parse_only)
     arguments = shlex.split(command)[1:]
     if arguments[0] == "train" and "--dry-run" not in arguments:

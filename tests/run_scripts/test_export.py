@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_biomedclip import ExportedModel
-from processing import BiomedCLIPProcessor
-from run_scripts.main import main
+from biomedclip import ExportedModel
+from biomedclip.processing import BiomedCLIPProcessor
+from biomedclip.run_scripts.main import main
 
 
 @pytest.fixture

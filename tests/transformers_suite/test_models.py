@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers_suite.source_archive import load
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPConfig,
     BiomedCLIPForImageClassification,
     BiomedCLIPForVisualQuestionAnswering,

@@ -10,8 +10,8 @@ import numpy as np
 from transformers import BertTokenizer
 from transformers_suite.source_archive import load
 
-import modeling_biomedclip  # noqa: F401 (registers the parts that a saved processor is loaded from)
-from processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+import biomedclip  # noqa: F401 (registers the parts that a saved processor is loaded from)
+from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
 
 image_processing_common = load("test_image_processing_common")
@@ -62,7 +62,7 @@ class ImageProcessorTest(image_processing_common.ImageProcessingTestMixin, unitt
     def test_pil_can_run_without_torchvision(self):
         # The mixin's script does not import this package, so its auto class would not know the image processor.
         script = (
-            "import sys; sys.modules['torchvision'] = None; import modeling_biomedclip, numpy\n"
+            "import sys; sys.modules['torchvision'] = None; import biomedclip, numpy\n"
             "from transformers.models.auto.image_processing_auto import AutoImageProcessor\n"
             "processor = AutoImageProcessor.from_pretrained(sys.argv[1])\n"
             "numpy.save(sys.argv[1] + '/out.npy', processor(numpy.load(sys.argv[1] + '/in.npy'))['pixel_values'][0])\n"

@@ -7,8 +7,7 @@ import evaluate
 
 
 def load_metric(name: str, config_name: str | None = None) -> Any:
-    """
-    One of our metrics.
+    """One of our metrics.
 
     Args:
         name: `classification` or `retrieval`.

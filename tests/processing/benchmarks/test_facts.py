@@ -2,8 +2,14 @@
 
 import pytest
 
-from processing.benchmarks.facts import PAPER_MODEL, choose_prompts, facts_of, medmnist_classes, published_models
-from processing.benchmarks.loading import BENCHMARK_NAMES
+from biomedclip.processing.benchmarks.facts import (
+    PAPER_MODEL,
+    choose_prompts,
+    facts_of,
+    medmnist_classes,
+    published_models,
+)
+from biomedclip.processing.benchmarks.loading import BENCHMARK_NAMES
 
 
 @pytest.mark.parametrize("name", sorted(set(BENCHMARK_NAMES) - {"medmnist", "imagefolder"}))

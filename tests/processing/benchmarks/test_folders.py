@@ -1,10 +1,10 @@
-"""Any labelled images as a benchmark."""
+"""Any labeled images as a benchmark."""
 
 import pytest
-from benchmark_files import save_radiograph
+from helpers.benchmark_files import save_radiograph
 from PIL import Image
 
-from processing import load_benchmark, read_image
+from biomedclip.processing import load_benchmark, read_image
 
 
 @pytest.fixture

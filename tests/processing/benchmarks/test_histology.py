@@ -3,12 +3,12 @@
 import shutil
 
 import pytest
-from benchmark_files import write_lc25000, write_tcga_til
+from helpers.benchmark_files import write_lc25000, write_tcga_til
 
-from processing import load_benchmark, read_image
-from processing.benchmarks import loading, tcga_til
-from processing.benchmarks.facts import facts_of
-from processing.images import ImageError
+from biomedclip.processing import load_benchmark, read_image
+from biomedclip.processing.benchmarks import loading, tcga_til
+from biomedclip.processing.benchmarks.facts import facts_of
+from biomedclip.processing.images.reading import ImageError
 
 
 def test_lc25000_is_read_from_wherever_in_its_tree(tmp_path):

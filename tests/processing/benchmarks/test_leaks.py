@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from benchmark_files import draw_slake_images, write_pcam, write_rsna, write_tcga_til
+from helpers.benchmark_files import draw_slake_images, write_pcam, write_rsna, write_tcga_til
 from PIL import Image
 
-from processing import load_benchmark
-from processing.benchmarks.leaks import find_leaks
+from biomedclip.processing import load_benchmark
+from biomedclip.processing.benchmarks.leaks import find_leaks
 
 
 def save_distinct(path, number, size=64):

@@ -5,9 +5,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from benchmark_files import write_medmnist
+from helpers.benchmark_files import write_medmnist
 
-from processing import load_benchmark, read_image
+from biomedclip.processing import load_benchmark, read_image
 
 
 SIZES = {"train": 12, "val": 6, "test": 9}
@@ -91,6 +91,6 @@ def test_an_array_beyond_any_published_one_is_refused_before_it_is_read(tmp_path
     write_medmnist(file, 9, SIZES)
     with zipfile.ZipFile(file) as archive:
         size = archive.getinfo("test_images.npy").file_size
-    monkeypatch.setattr("processing.benchmarks.medmnist.MAX_ARRAY_BYTES", size - 1)
+    monkeypatch.setattr("biomedclip.processing.benchmarks.medmnist.MAX_ARRAY_BYTES", size - 1)
     with pytest.raises(ValueError, match=f"'test_images' would take {size:,} bytes"):
         load_benchmark("medmnist", file)

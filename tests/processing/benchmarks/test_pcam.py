@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from benchmark_files import save_drawn, write_pcam, write_pcam_of_kaggle, write_table
+from helpers.benchmark_files import save_drawn, write_pcam, write_pcam_of_kaggle, write_table
 from PIL import Image
 
-from processing import load_benchmark, read_image
-from processing.images import ImageError
+from biomedclip.processing import load_benchmark, read_image
+from biomedclip.processing.images.reading import ImageError
 
 
 h5py = pytest.importorskip("h5py")
@@ -155,7 +155,7 @@ def test_a_damaged_row_is_found_when_it_is_read_and_the_others_are_read(folder):
 def test_without_h5py_the_error_names_the_extra(folder):
     code = (
         "import sys; sys.modules['h5py'] = None\n"
-        "from processing import load_benchmark\n"
+        "from biomedclip.processing import load_benchmark\n"
         f"try:\n    load_benchmark('pcam', {str(folder)!r})\n"
         "except ImportError as error:\n    print(error)"
     )

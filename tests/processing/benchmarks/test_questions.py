@@ -4,9 +4,9 @@ import json
 from collections import Counter
 
 import pytest
-from benchmark_files import draw_slake_images, save_drawn, write_vqa_rad
+from helpers.benchmark_files import draw_slake_images, save_drawn, write_vqa_rad
 
-from processing import load_benchmark, read_image
+from biomedclip.processing import load_benchmark, read_image
 
 
 def test_questions_are_split_by_their_phrase_type_and_cleaned(tmp_path):

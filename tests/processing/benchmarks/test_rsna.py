@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from benchmark_files import write_rsna, write_table
+from helpers.benchmark_files import write_rsna, write_table
 
-from processing import load_benchmark, read_image
-from processing.benchmarks.rsna import split_patients
-from processing.images import ImageError
+from biomedclip.processing import load_benchmark, read_image
+from biomedclip.processing.benchmarks.rsna import split_patients
+from biomedclip.processing.images.reading import ImageError
 
 
 pytest.importorskip("pydicom")

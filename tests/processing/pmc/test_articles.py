@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from processing.pmc.articles import MAX_DETAIL, Article, Dropped, choose_version, parse_licenses
+from biomedclip.processing.pmc.articles import MAX_DETAIL, Article, Dropped, choose_version, parse_licenses
 
 
 def metadata(**change) -> dict:

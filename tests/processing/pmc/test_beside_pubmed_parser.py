@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from lxml import etree
 
-from processing.pmc.jats import Figure, parse_figures, plain_text
+from biomedclip.processing.pmc.jats import Figure, parse_figures, plain_text
 
 
 SHARED_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"

@@ -10,12 +10,19 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from mirror_writer import build_set, write_inventory
-from unreliable_server import UnreliableServer
+from helpers.mirror_writer import build_set, write_inventory
+from helpers.unreliable_server import UnreliableServer
 
-from processing.pmc import bucket as bucket_module
-from processing.pmc.bucket import Bucket, BucketError, ObjectDamaged, ObjectError, SourceUnavailable, split_url
-from processing.pmc.inventory import INVENTORY, read_work_list
+from biomedclip.processing.pmc import bucket as bucket_module
+from biomedclip.processing.pmc.bucket import (
+    Bucket,
+    BucketError,
+    ObjectDamaged,
+    ObjectError,
+    SourceUnavailable,
+    split_url,
+)
+from biomedclip.processing.pmc.inventory import INVENTORY, read_work_list
 
 
 def with_failing(bucket: Bucket, error: BaseException | None, failures: int = 10**9, *, calls=("cat_file",)) -> Bucket:

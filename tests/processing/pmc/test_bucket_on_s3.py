@@ -7,11 +7,11 @@ from pathlib import Path
 import fsspec
 import pyarrow.compute as pc
 import pytest
-from mirror_writer import build_set, figure_xml, png_bytes, write_inventory
+from helpers.mirror_writer import build_set, figure_xml, png_bytes, write_inventory
 
-from processing.pmc import bucket as bucket_module
-from processing.pmc.bucket import Bucket, BucketError, ObjectError, SourceUnavailable
-from processing.pmc.inventory import find_manifest, read_work_list
+from biomedclip.processing.pmc import bucket as bucket_module
+from biomedclip.processing.pmc.bucket import Bucket, BucketError, ObjectError, SourceUnavailable
+from biomedclip.processing.pmc.inventory import find_manifest, read_work_list
 
 
 PMC = "pmc-oa-opendata"

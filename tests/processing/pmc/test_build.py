@@ -9,13 +9,13 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from mirror_writer import build_set, figure_xml, png_bytes, write_inventory
+from helpers.mirror_writer import build_set, figure_xml, png_bytes, write_inventory
 from PIL import Image
 
-from processing.pmc import journal, steps
-from processing.pmc.bucket import SourceUnavailable
-from processing.pmc.splits import SPLITS, parse_fractions, split_by_hash
-from processing.pmc.verify import verify_dataset
+from biomedclip.processing.pmc import journal, steps
+from biomedclip.processing.pmc.bucket import SourceUnavailable
+from biomedclip.processing.pmc.splits import SPLITS, parse_fractions, split_by_hash
+from biomedclip.processing.pmc.verify import verify_dataset
 
 
 def rows_of(folder, columns=None) -> list[dict]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from mirror_writer import build_set, figure_xml, png_bytes, write_inventory
+from helpers.mirror_writer import build_set, figure_xml, png_bytes, write_inventory
 from PIL import Image
 
-from processing.pmc import bucket as bucket_module
+from biomedclip.processing.pmc import bucket as bucket_module
 
 
 GOOD_ARTICLES = 120

@@ -6,9 +6,9 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from processing.pmc.articles import Dropped
-from processing.pmc.dates import check_published, parse_published_until, publication_date, read_dates
-from processing.pmc.jats import parse_article
+from biomedclip.processing.pmc.articles import Dropped
+from biomedclip.processing.pmc.dates import check_published, parse_published_until, publication_date, read_dates
+from biomedclip.processing.pmc.jats import parse_article
 
 
 def pub_date(kind: str, stated: str, name: str = "pub-type") -> str:

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_slurm import install_fake_slurm
-from mirror_writer import build_set
+from helpers.fake_slurm import install_fake_slurm
+from helpers.mirror_writer import build_set
 
-from processing.integrity import DamagedFile
-from processing.pmc import executors, steps
-from processing.pmc.bucket import CredentialsRefused, SourceUnavailable
-from processing.pmc.executors import Engine
-from processing.pmc.journal import TaskJournal
+from biomedclip.processing.integrity import DamagedFile
+from biomedclip.processing.pmc import executors, steps
+from biomedclip.processing.pmc.bucket import CredentialsRefused, SourceUnavailable
+from biomedclip.processing.pmc.executors import Engine
+from biomedclip.processing.pmc.journal import TaskJournal
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -53,14 +53,14 @@ def test_ray_gives_the_same_bytes(mirror, tmp_path, undisturbed):
     # In a process of its own: Ray's workers should not inherit what tests have imported.
     code = (
         "from pathlib import Path\n"
-        "from processing.pmc.build import BuildOptions, build_dataset\n"
-        "from processing.pmc.executors import Engine\n"
+        "from biomedclip.processing.pmc.build import BuildOptions, build_dataset\n"
+        "from biomedclip.processing.pmc.executors import Engine\n"
         f"build_dataset(BuildOptions({str(mirror.root)!r}), {str(tmp_path / 'out')!r}, tasks=3,\n"
         "    engine=Engine(executor='ray', workers=2, memory_gb=1))\n"
         "import ray\n"
         "assert ray.is_initialized()\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
     environment["TMPDIR"] = str(tmp_path / "temporary")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=900)
     assert files(tmp_path / "out") == undisturbed
@@ -71,7 +71,6 @@ def slurm(tmp_path, monkeypatch) -> Path:
     """Folder of a Slurm that runs what is submitted at once."""
     for name, value in install_fake_slurm(tmp_path / "slurm").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return tmp_path / "slurm"
 
 
@@ -176,7 +175,7 @@ def test_a_fault_of_the_program_is_not_tried_again(mirror, tmp_path, monkeypatch
         calls.append(arguments)
         raise TypeError("a slip")
 
-    monkeypatch.setattr("processing.pmc.build.make_plan", broken)
+    monkeypatch.setattr("biomedclip.processing.pmc.build.make_plan", broken)
     with pytest.raises(TypeError, match="a slip"):
         build_set(mirror.root, tmp_path / "out", engine=Engine(retries=2))
     assert len(calls) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from processing.pmc.jats import Figure, parse_figures
+from biomedclip.processing.pmc.jats import Figure, parse_figures
 
 
 GOLD = [

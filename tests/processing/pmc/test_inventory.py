@@ -8,11 +8,11 @@ import shutil
 from datetime import UTC, datetime
 
 import pytest
-from mirror_writer import write_inventory
+from helpers.mirror_writer import write_inventory
 
-from processing.pmc import bucket as bucket_module
-from processing.pmc.bucket import Bucket, BucketError, SourceUnavailable
-from processing.pmc.inventory import INVENTORY, find_manifest, inventory_date, read_work_list
+from biomedclip.processing.pmc import bucket as bucket_module
+from biomedclip.processing.pmc.bucket import Bucket, BucketError, SourceUnavailable
+from biomedclip.processing.pmc.inventory import INVENTORY, find_manifest, inventory_date, read_work_list
 
 
 def listed(bucket: Bucket, *arguments, **options) -> list[tuple]:
@@ -127,7 +127,7 @@ def test_the_inventory_that_is_named_is_the_one_that_was_used(mirror, monkeypatc
     assert inventory is None and rows.num_rows == 2, "a short list is asked for, article by article"
     rows, inventory = read_work_list(bucket, ["PMC1000"], inventory="2026-01-18T01-00Z")
     assert inventory == "2026-01-18T01-00Z" and rows.column("mark").to_pylist() == ["1:a"]
-    monkeypatch.setattr("processing.pmc.inventory._MAX_PROBED", 0)
+    monkeypatch.setattr("biomedclip.processing.pmc.inventory._MAX_PROBED", 0)
     assert read_work_list(bucket, ["PMC1000"])[1] == "2026-01-18T01-00Z"
 
 
@@ -168,7 +168,9 @@ def test_a_list_of_pmcids_finds_all_versions_or_the_one_that_is_named(mirror):
 
 @pytest.mark.parametrize("probed", [0, 1000])
 def test_a_pmcid_that_is_not_there_gets_a_row_without_versions(mirror, monkeypatch, probed):
-    monkeypatch.setattr("processing.pmc.inventory._MAX_PROBED", probed)  # a long list is looked up in the inventory
+    monkeypatch.setattr(
+        "biomedclip.processing.pmc.inventory._MAX_PROBED", probed
+    )  # a long list is looked up in the inventory
     mirror.plain_articles(1)
     write_inventory(mirror.root, {"PMC1000.1": "a", "PMC5.1": "b"})
     assert names(Bucket(str(mirror.root)), ["PMC999", "PMC1000"]) == {"PMC999": [], "PMC1000": [1]}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lxml import etree
 
-from processing.pmc.jats import MAX_MARKS, MAX_XML_BYTES, JatsError, parse_figures
+from biomedclip.processing.pmc.jats import MAX_MARKS, MAX_XML_BYTES, JatsError, parse_figures
 
 
 def article(body: str, *, head: str = "") -> bytes:
@@ -575,7 +575,7 @@ def test_nothing_is_deeper_than_the_recursion_goes():
 
 
 def test_an_article_above_the_limit_is_refused(monkeypatch):
-    monkeypatch.setattr("processing.pmc.jats.MAX_XML_BYTES", 100)
+    monkeypatch.setattr("biomedclip.processing.pmc.jats.MAX_XML_BYTES", 100)
     with pytest.raises(JatsError, match="more than 100"):
         parse_figures(article(figure("<p>Here.</p>")))
 

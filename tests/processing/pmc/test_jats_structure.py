@@ -2,7 +2,7 @@
 
 import pytest
 
-from processing.pmc.jats import JatsError, parse_figures
+from biomedclip.processing.pmc.jats import JatsError, parse_figures
 
 
 NAMESPACES = 'xmlns:xlink="http://www.w3.org/1999/xlink"'

@@ -8,8 +8,15 @@ import time
 import pyarrow as pa
 import pytest
 
-from processing.pmc.articles import Article
-from processing.pmc.journal import TaskJournal, count_articles, journal_path, read_journal, read_record, records_path
+from biomedclip.processing.pmc.articles import Article
+from biomedclip.processing.pmc.journal import (
+    TaskJournal,
+    count_articles,
+    journal_path,
+    read_journal,
+    read_record,
+    records_path,
+)
 
 
 SCHEMA = pa.schema(

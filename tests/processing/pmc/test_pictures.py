@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mirror_writer import png_bytes
+from helpers.mirror_writer import png_bytes
 from PIL import Image
 
-from processing.images import ImageError
-from processing.pmc.pictures import (
+from biomedclip.processing.images.reading import ImageError
+from biomedclip.processing.pmc.pictures import (
     MAX_FRAMES,
     NEAR_DUPLICATE_BITS,
     PictureIndex,
@@ -140,8 +140,8 @@ def test_a_picture_of_16_pixels_and_one_40_000_pixels_wide_are_taken():
 
 MEASURED_IN_A_PROCESS_OF_ITS_OWN = """
 import sys
-from processing.images import ImageError
-from processing.pmc.pictures import inspect_picture
+from biomedclip.processing.images.reading import ImageError
+from biomedclip.processing.pmc.pictures import inspect_picture
 try:
     inspect_picture(open(sys.argv[1], "rb").read())
     outcome = "taken"

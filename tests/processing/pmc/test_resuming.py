@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mirror_writer import MirrorWriter, build_set, figure_xml, png_bytes
+from helpers.mirror_writer import MirrorWriter, build_set, figure_xml, png_bytes
 
-from processing.pmc import build, steps
-from processing.pmc.journal import count_articles
-from processing.pmc.staging import Staging
-from processing.streaming import load_pmc15m
+from biomedclip.processing.pmc import build, steps
+from biomedclip.processing.pmc.journal import count_articles
+from biomedclip.processing.pmc.staging import Staging
+from biomedclip.processing.streaming import load_pmc15m
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,7 +45,7 @@ def start(mirror: Path, output: Path, *, workers: int = 1, tasks: int = 4, **opt
     code = (
         f"import sys, time; sys.path[:0] = [{str(TESTS)!r}]\n"
         "from mirror_writer import build_set\n"
-        "from processing.pmc import plan, shards, steps\n"
+        "from biomedclip.processing.pmc import plan, shards, steps\n"
         "def slow(owner, name, seconds):\n"
         "    method = getattr(owner, name)\n"
         "    setattr(owner, name, lambda *a, **k: (time.sleep(seconds), method(*a, **k))[1])\n"
@@ -56,9 +56,7 @@ def start(mirror: Path, output: Path, *, workers: int = 1, tasks: int = 4, **opt
         f"    output = __import__('pathlib').Path({str(output)!r})\n"
         f"    build_set({str(mirror)!r}, output, tasks={tasks}, workers={workers}, **{options!r})\n"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True
-    )
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ, start_new_session=True)
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from fake_slurm import install_fake_slurm
-from mirror_writer import MirrorWriter, build_set, figure_xml, png_bytes
+from helpers.fake_slurm import install_fake_slurm
+from helpers.mirror_writer import MirrorWriter, build_set, figure_xml, png_bytes
 
-from processing.pmc import steps
-from processing.pmc.build import BuildOptions
-from processing.pmc.executors import Engine
-from processing.pmc.verify import verify_dataset
+from biomedclip.processing.pmc import steps
+from biomedclip.processing.pmc.build import BuildOptions
+from biomedclip.processing.pmc.executors import Engine
+from biomedclip.processing.pmc.verify import verify_dataset
 
 
 UNTIL = {"published_until": "2022-06-15"}
@@ -101,7 +101,6 @@ def test_slurm_builds_the_same_snapshot(dated, tmp_path, monkeypatch):
     build_set(dated.root, tmp_path / "here", **UNTIL)
     for name, value in install_fake_slurm(tmp_path / "slurm").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     engine = Engine(
         executor="slurm", workers=2, slurm={"partition": "cpu", "time": "1:00", "qos": None, "sbatch_args": {}}
     )

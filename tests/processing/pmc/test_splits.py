@@ -2,8 +2,8 @@
 
 import pytest
 
-from processing.pmc import plan
-from processing.pmc.splits import (
+from biomedclip.processing.pmc import plan
+from biomedclip.processing.pmc.splits import (
     PAPER_FRACTIONS,
     SMALL_FRACTIONS,
     assign_splits,

@@ -6,14 +6,14 @@ import time
 from itertools import permutations
 
 import pytest
-from mirror_writer import png_bytes
+from helpers.mirror_writer import png_bytes
 from PIL import Image
 
-from processing.pmc import steps
-from processing.pmc.articles import Article
-from processing.pmc.bucket import Bucket
-from processing.pmc.jats import Figure, Graphic
-from processing.pmc.steps import FetchPictures, Media, PairFigures, ParseFigures, ReadArticles
+from biomedclip.processing.pmc import steps
+from biomedclip.processing.pmc.articles import Article
+from biomedclip.processing.pmc.bucket import Bucket
+from biomedclip.processing.pmc.jats import Figure, Graphic
+from biomedclip.processing.pmc.steps import FetchPictures, Media, PairFigures, ParseFigures, ReadArticles
 
 
 def figure(number: int, *hrefs: str, mentions: tuple[str, ...] = ()) -> Figure:

@@ -5,10 +5,10 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
-from mirror_writer import build_set, figure_xml, png_bytes, write_inventory
+from helpers.mirror_writer import build_set, figure_xml, png_bytes, write_inventory
 
-from processing.pmc import build, steps
-from processing.pmc.splits import split_by_hash
+from biomedclip.processing.pmc import build, steps
+from biomedclip.processing.pmc.splits import split_by_hash
 
 
 def files(folder) -> dict[str, bytes]:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mirror_writer import MirrorWriter, build_set
+from helpers.mirror_writer import MirrorWriter, build_set
 
-from processing import PairStream, integrity
-from processing.integrity import hashes_of
-from processing.pmc.verify import verify_dataset
-from run_scripts.main import main
+from biomedclip.processing import PairStream, integrity
+from biomedclip.processing.integrity import hashes_of
+from biomedclip.processing.pmc.verify import verify_dataset
+from biomedclip.run_scripts.main import main
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_set_of_a_quickstart_is_verified_by_the_report_of_its_build(copy):
 
 
 def test_many_faults_of_a_shard_are_counted(copy, monkeypatch):
-    monkeypatch.setattr("processing.pmc.verify.FAULTS_OF_A_FILE", 1)
+    monkeypatch.setattr("biomedclip.processing.pmc.verify.FAULTS_OF_A_FILE", 1)
     change_row(copy, "image", other_image)
     change_row(copy, "split", lambda split: "test")
     assert any("1 more faults in its rows" in fault for fault in verify_dataset(copy).faults)

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from benchmark_files import drawn_pixels, write_rsna
+from helpers.benchmark_files import drawn_pixels, write_rsna
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from modeling_biomedclip import embed_images, embed_texts
-from processing import load_benchmark, read_image
-from run_scripts.evaluation.dual_encoders import load_dual_encoder
-from run_scripts.main import main
+from biomedclip import embed_images, embed_texts
+from biomedclip.processing import load_benchmark, read_image
+from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
+from biomedclip.run_scripts.main import main
 
 
 pytest.importorskip(

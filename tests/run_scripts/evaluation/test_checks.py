@@ -6,18 +6,18 @@ import sys
 
 import pytest
 from conftest import SMALL_CONFIG
-from mirror_writer import png_bytes
+from helpers.mirror_writer import png_bytes
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPConfig,
     BiomedCLIPForImageClassification,
     BiomedCLIPForVisualQuestionAnswering,
     BiomedCLIPModel,
 )
-from run_scripts.evaluation import checks
-from run_scripts.evaluation.checks import check_model, check_output
+from biomedclip.run_scripts.evaluation import checks
+from biomedclip.run_scripts.evaluation.checks import check_model, check_output
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_the_error_for_a_classifier_states_how_to_use_it(tmp_path, small_process
 
 
 def test_the_error_for_a_vqa_model_names_its_task(tmp_path, small_processor, no_weights):
-    from modeling_biomedclip import BiomedCLIPCoAttentionConfig
+    from biomedclip import BiomedCLIPCoAttentionConfig
 
     head = BiomedCLIPCoAttentionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
     config = BiomedCLIPConfig(**SMALL_CONFIG, co_attention_config=head.to_dict(), num_labels=3)

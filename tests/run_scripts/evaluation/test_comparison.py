@@ -4,13 +4,13 @@ import json
 
 import matplotlib
 import pytest
-from model_results import retrieval_result, zero_shot_result
+from helpers.model_results import retrieval_result, zero_shot_result
 from PIL import Image
 
-from processing.benchmarks.facts import published_models
-from run_scripts import plots
-from run_scripts.evaluation.comparison import compare, show_published
-from run_scripts.evaluation.results import write_results
+from biomedclip.processing.benchmarks.facts import published_models
+from biomedclip.run_scripts.cli import plots
+from biomedclip.run_scripts.evaluation.comparison import compare, show_published
+from biomedclip.run_scripts.evaluation.results import write_results
 
 
 def results(*names: str, **other) -> list[dict]:

@@ -21,9 +21,9 @@ from transformers import (
     SiglipModel,
 )
 
-from modeling_biomedclip import embed_texts
-from run_scripts.adapters import AdapterOptions, add_adapter
-from run_scripts.evaluation.dual_encoders import load_dual_encoder
+from biomedclip import embed_texts
+from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
+from biomedclip.run_scripts.training.adapters import AdapterOptions, add_adapter
 
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

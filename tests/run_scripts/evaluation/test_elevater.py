@@ -8,16 +8,16 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 
-from run_scripts.evaluation import elevater
-from run_scripts.evaluation.elevater import DECAYS, RATES, fit_elevater, held_out, search, train_heads
-from run_scripts.evaluation.linear_probe import LabelledFeatures, probe
+from biomedclip.run_scripts.evaluation import elevater
+from biomedclip.run_scripts.evaluation.elevater import DECAYS, RATES, fit_elevater, held_out, search, train_heads
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe
 
 
-def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabelledFeatures:
+def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabeledFeatures:
     generator = np.random.default_rng(seed)
     labels = generator.integers(classes, size=images)
     centres = np.random.default_rng(99).normal(size=(classes, 8))
-    return LabelledFeatures(5 + apart * centres[labels] + generator.normal(size=(images, 8)), labels)
+    return LabeledFeatures(5 + apart * centres[labels] + generator.normal(size=(images, 8)), labels)
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_files import write_rsna, write_tcga_til
-from commands import ENVIRONMENT, ROOT
 from datasets import Dataset
 from datasets import Image as ImageColumn
+from helpers.benchmark_files import write_rsna, write_tcga_til
+from helpers.commands import ENVIRONMENT, ROOT
 from PIL import Image
 
-from modeling_biomedclip import BiomedCLIPModel
-from run_scripts import evaluate as evaluate_module
-from run_scripts.evaluate import main as evaluate
-from run_scripts.evaluation.comparison import headline
-from run_scripts.main import main
+from biomedclip import BiomedCLIPModel
+from biomedclip.run_scripts import evaluate as evaluate_module
+from biomedclip.run_scripts.evaluate import main as evaluate
+from biomedclip.run_scripts.evaluation.comparison import headline
+from biomedclip.run_scripts.main import main
 
 
 def draw_images(folder: Path, of_class: dict[str, int], seed: int = 0) -> Path:
@@ -297,7 +297,15 @@ def parts_of(folder: Path) -> Iterator[Path]:
 
 def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_path):
     data = draw_images(tmp_path / "data", {"dark": 1500, "light": 1700})
-    command = [sys.executable, "-m", "run_scripts.main", "evaluate", "zero-shot", "--model", str(small_checkpoint)]
+    command = [
+        sys.executable,
+        "-m",
+        "biomedclip.run_scripts.main",
+        "evaluate",
+        "zero-shot",
+        "--model",
+        str(small_checkpoint),
+    ]
     command += ["--data", str(data), "--output-dir"]
     killed = subprocess.Popen(
         [*command, str(tmp_path / "killed")],
@@ -452,7 +460,7 @@ def test_what_makes_no_sense_is_said_in_one_line(arguments, message, tmp_path, b
 def no_model(monkeypatch):
     """Fails a test that loads a model."""
     monkeypatch.setattr(
-        "run_scripts.evaluate.load_dual_encoder", lambda *args, **kwargs: pytest.fail("a model is loaded")
+        "biomedclip.run_scripts.evaluate.load_dual_encoder", lambda *args, **kwargs: pytest.fail("a model is loaded")
     )
 
 
@@ -540,7 +548,9 @@ def test_a_class_that_training_lacks_is_refused_and_one_that_the_test_lacks_is_n
     arguments = ["linear-probe", "--model", small_checkpoint, "--data", data, "--output-dir", tmp_path / "out"]
     arguments += ["--shares", "1.0", "--find-leaks", "false"]
     with monkeypatch.context() as patched:
-        patched.setattr("run_scripts.evaluate.load_dual_encoder", lambda *args, **kwargs: pytest.fail("loaded"))
+        patched.setattr(
+            "biomedclip.run_scripts.evaluate.load_dual_encoder", lambda *args, **kwargs: pytest.fail("loaded")
+        )
         assert "no training image is of the class 'new', which the test split has" in refused(capsys, *arguments)
     (data / "test" / "new").rename(data / "train" / "new")
     assert main(["evaluate", *map(str, arguments)]) == 0
@@ -569,7 +579,7 @@ def test_a_missing_package_is_named_before_a_model_is_loaded(small_checkpoint, t
 
 
 def test_too_few_pairs_to_sample_from_are_refused(small_checkpoint, built, tmp_path, capsys, no_model, monkeypatch):
-    import run_scripts.evaluate as module
+    import biomedclip.run_scripts.evaluate as module
 
     read = module.load_pmc15m
     monkeypatch.setattr(module, "load_pmc15m", lambda *args, **options: read(*args, **options).select([0]))

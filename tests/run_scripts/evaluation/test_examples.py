@@ -13,10 +13,10 @@ from matplotlib.text import Text
 from PIL import Image
 from torch.nn.functional import normalize
 
-from run_scripts import plots
-from run_scripts.evaluation.examples import TOP, find_examples, write_examples
-from run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks
-from run_scripts.main import main
+from biomedclip.run_scripts.cli import plots
+from biomedclip.run_scripts.evaluation.examples import TOP, find_examples, write_examples
+from biomedclip.run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks
+from biomedclip.run_scripts.main import main
 
 
 CAPTIONS = [

@@ -7,14 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from commands import ENVIRONMENT, ON_TWO_PROCESSES, ROOT
+from helpers.commands import ENVIRONMENT, ON_TWO_PROCESSES, ROOT
 from PIL import Image
 
-from modeling_biomedclip import embed_images, embed_texts
-from run_scripts.evaluation import features as module
-from run_scripts.evaluation.dual_encoders import DualEncoder
-from run_scripts.evaluation.features import FeatureStore
-from run_scripts.fingerprints import weights_fingerprint
+from biomedclip import embed_images, embed_texts
+from biomedclip.run_scripts.evaluation import features as module
+from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
+from biomedclip.run_scripts.evaluation.features import FeatureStore
+from biomedclip.run_scripts.hub.fingerprints import weights_fingerprint
 
 
 @pytest.fixture
@@ -152,11 +152,11 @@ PROGRAM = """
 import sys, torch
 from pathlib import Path
 from accelerate import PartialState
-from run_scripts.evaluation import features
-from run_scripts.evaluation.dual_encoders import load_dual_encoder
-from run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks
-from run_scripts.evaluation import retrieval
-from run_scripts.runs import part_processes
+from biomedclip.run_scripts.evaluation import features
+from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
+from biomedclip.run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks
+from biomedclip.run_scripts.evaluation import retrieval
+from biomedclip.run_scripts.training.runs import part_processes
 features.PART, retrieval.BLOCK = 16, 128
 state = PartialState(cpu=True)
 images = sorted(Path(sys.argv[2]).iterdir())

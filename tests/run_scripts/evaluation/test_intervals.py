@@ -10,10 +10,10 @@ import torch
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
-from run_scripts.evaluation import linear_probe, zero_shot
-from run_scripts.evaluation.linear_probe import LabelledFeatures, probe, show_probe
-from run_scripts.evaluation.visual_question_answering import answer_metrics, show_answers, write_answers
-from run_scripts.evaluation.zero_shot import classify_zero_shot, show_zero_shot
+from biomedclip.run_scripts.evaluation import linear_probe, zero_shot
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, show_probe
+from biomedclip.run_scripts.evaluation.visual_question_answering import answer_metrics, show_answers, write_answers
+from biomedclip.run_scripts.evaluation.zero_shot import classify_zero_shot, show_zero_shot
 
 
 def plain_bootstrap(hits: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
@@ -46,10 +46,10 @@ def test_zero_shot_classification_draws_whole_patients(monkeypatch):
 def test_the_linear_probe_draws_whole_patients_of_the_test_images(monkeypatch):
     generator = np.random.default_rng(1)
 
-    def split(images: int) -> LabelledFeatures:
+    def split(images: int) -> LabeledFeatures:
         labels = generator.integers(2, size=images)
         groups = [f"{group:02}" for group in generator.integers(15, size=images)]
-        return LabelledFeatures(generator.normal(size=(images, 3)) + 0.4 * labels[:, None], labels, groups)
+        return LabeledFeatures(generator.normal(size=(images, 3)) + 0.4 * labels[:, None], labels, groups)
 
     train, validation, test = split(80), split(60), split(60)
     judged = []
@@ -119,7 +119,7 @@ def test_nan_features_make_the_linear_probe_undefined(which, value, capsys):
     splits = {}
     for name in ("train", "validation", "test"):
         labels = np.arange(20) % 2
-        splits[name] = LabelledFeatures(generator.normal(size=(20, 3)) + labels[:, None], labels)
+        splits[name] = LabeledFeatures(generator.normal(size=(20, 3)) + labels[:, None], labels)
     splits[which].features[4, 1] = value
     metrics = probe(*splits.values(), ["a", "b"], shares=[0.5, 1.0], seeds=2)
     for name in ("accuracy", "balanced_accuracy", "auroc"):
@@ -135,9 +135,9 @@ def test_accuracy_chooses_the_strength_where_validation_lacks_a_class():
     """AUROC is undefined there; the strongest regularization would be taken without a comparison."""
     generator = np.random.default_rng(4)
 
-    def split(images: int, classes: int) -> LabelledFeatures:
+    def split(images: int, classes: int) -> LabeledFeatures:
         labels = np.minimum(np.resize([0, 0, 0, 0, 1, 2], images), classes - 1)
-        return LabelledFeatures(generator.normal(size=(images, 4)) + 3 * np.eye(4)[labels], labels)
+        return LabeledFeatures(generator.normal(size=(images, 4)) + 3 * np.eye(4)[labels], labels)
 
     train, validation, test = split(60, 3), split(40, 2), split(60, 3)
     by_auroc, by_accuracy = (

@@ -5,17 +5,17 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from processing.benchmarks.facts import facts_of
-from run_scripts.evaluation import linear_probe as module
-from run_scripts.evaluation.comparison import headline
-from run_scripts.evaluation.linear_probe import LabelledFeatures, probe, show_probe, stratified
+from biomedclip.processing.benchmarks.facts import facts_of
+from biomedclip.run_scripts.evaluation import linear_probe as module
+from biomedclip.run_scripts.evaluation.comparison import headline
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, show_probe, stratified
 
 
-def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabelledFeatures:
+def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabeledFeatures:
     generator = np.random.default_rng(seed)
     labels = generator.integers(classes, size=images)
     centres = np.random.default_rng(99).normal(size=(classes, 12))
-    return LabelledFeatures(5 + apart * centres[labels] + generator.normal(size=(images, 12)), labels)
+    return LabeledFeatures(5 + apart * centres[labels] + generator.normal(size=(images, 12)), labels)
 
 
 @pytest.mark.parametrize("classes", [2, 4])

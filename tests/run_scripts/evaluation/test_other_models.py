@@ -14,10 +14,10 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from modeling_biomedclip import embed_images, embed_texts
-from processing import load_pmc15m
-from run_scripts.evaluation.dual_encoders import load_dual_encoder
-from run_scripts.main import main
+from biomedclip import embed_images, embed_texts
+from biomedclip.processing import load_pmc15m
+from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
+from biomedclip.run_scripts.main import main
 
 
 TEXTS = ["a chest x-ray", "H&E stain of breast tissue", "Findings: no pneumonia. " * 40]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from run_scripts.evaluation.parts import Parts
+from biomedclip.run_scripts.evaluation.parts import Parts
 
 
 def some_part(number):

@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import on_two_processes
+from helpers.commands import on_two_processes
 from torch.nn.functional import normalize
 
-from modeling_biomedclip.retrieval_metrics import bootstrap_interval
-from processing.benchmarks import loading
-from run_scripts.evaluation.pools import draw_pool
-from run_scripts.evaluation.retrieval import (
+from biomedclip.processing.benchmarks import loading
+from biomedclip.retrieval_metrics import bootstrap_interval
+from biomedclip.run_scripts.evaluation.pools import draw_pool
+from biomedclip.run_scripts.evaluation.retrieval import (
     EmbeddedPairs,
     count_ranks,
     retrieval_of,
     retrieval_of_pools,
     validation_loss,
 )
-from run_scripts.main import main
+from biomedclip.run_scripts.main import main
 
 
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -158,7 +158,8 @@ def test_pools_are_drawn_with_the_seed_and_embeddings_are_computed_once(argument
     assert "Loss in batches of 4,096 pairs" in capsys.readouterr().out
 
     monkeypatch.setattr(
-        "run_scripts.evaluation.dual_encoders.DualEncoder.embed_pixels", lambda *_: pytest.fail("embedded again")
+        "biomedclip.run_scripts.evaluation.dual_encoders.DualEncoder.embed_pixels",
+        lambda *_: pytest.fail("embedded again"),
     )
     assert main([*arguments, "--pool-size", "8", "--output-dir", str(tmp_path / "pool")]) == 0
     found = results_of(tmp_path / "pool")
@@ -194,7 +195,7 @@ def test_pools_that_cannot_be_are_refused_before_a_model_is_loaded(
     options, message, arguments, built, tmp_path, capsys, monkeypatch
 ):
     pairs = len(loading.load_benchmark("pmc15m", built, split="validation"))
-    monkeypatch.setattr("run_scripts.evaluate.load_dual_encoder", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("biomedclip.run_scripts.evaluate.load_dual_encoder", lambda *_, **__: pytest.fail("loaded"))
     options = [option.format(pairs=pairs) for option in options]
     assert main([*arguments, *options, "--split", "validation", "--output-dir", str(tmp_path / "out")]) > 0
     assert message.format(pairs=pairs) in " ".join(capsys.readouterr().err.split())
@@ -244,7 +245,7 @@ def test_processes_share_pools_and_rows_of_one_image(arguments, tmp_path):
     assert main([*options, str(tmp_path / "alone")]) == 0
     alone = results_of(tmp_path / "alone")
     options[options.index("--features-dir") + 1] = str(tmp_path / "shared")
-    on_two_processes("-m", "run_scripts.main", *options, tmp_path / "together")
+    on_two_processes("-m", "biomedclip.run_scripts.main", *options, tmp_path / "together")
     together = results_of(tmp_path / "together")
     assert together["settings"]["processes"] == 2 and together["metrics"] == alone["metrics"]
     assert 5 <= alone["metrics"]["images"] < 10

@@ -10,8 +10,8 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from processing.benchmarks import VisualQuestion
-from run_scripts.evaluation.question_examples import choose_examples, write_examples
+from biomedclip.processing.benchmarks import VisualQuestion
+from biomedclip.run_scripts.evaluation.question_examples import choose_examples, write_examples
 
 
 def rows_of(right: list[bool | None]) -> list[dict]:
@@ -132,7 +132,7 @@ def test_any_text_is_drawn_and_stays_text_in_the_page(text, tmp_path):
 
 
 def test_the_characters_that_no_font_has_are_named_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("run_scripts.fonts._other_fonts", list)
+    monkeypatch.setattr("biomedclip.run_scripts.cli.fonts._other_fonts", list)
     rows = rows_of([True, False])
     for row in rows:
         row["question"] = "肺?"

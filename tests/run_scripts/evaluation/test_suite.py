@@ -14,26 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_files import write_lc25000, write_medmnist, write_pcam, write_rsna, write_tcga_til, write_vqa_rad
-from commands import ENVIRONMENT, ROOT, on_two_processes
 from conftest import SMALL_CONFIG
+from helpers.benchmark_files import write_lc25000, write_medmnist, write_pcam, write_rsna, write_tcga_til, write_vqa_rad
+from helpers.commands import ENVIRONMENT, ROOT, on_two_processes
 from PIL import Image
 
-from modeling_biomedclip import (
+from biomedclip import (
     BiomedCLIPCoAttentionConfig,
     BiomedCLIPConfig,
     BiomedCLIPForVisualQuestionAnswering,
     BiomedCLIPModel,
 )
-from processing.benchmarks.facts import PAPER_MODEL, facts_of
-from run_scripts import evaluate as evaluate_module
-from run_scripts import plots
-from run_scripts.card import results_of
-from run_scripts.evaluate import Task
-from run_scripts.evaluation.comparison import Value
-from run_scripts.evaluation.dual_encoders import DualEncoder
-from run_scripts.evaluation.suite_comparison import PAPER_FIVE, Line, compare_suite, paper_mean
-from run_scripts.main import main
+from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
+from biomedclip.run_scripts import evaluate as evaluate_module
+from biomedclip.run_scripts.card import results_of
+from biomedclip.run_scripts.cli import plots
+from biomedclip.run_scripts.evaluate import Task
+from biomedclip.run_scripts.evaluation.comparison import Value
+from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
+from biomedclip.run_scripts.evaluation.suite_comparison import PAPER_FIVE, Line, compare_suite, paper_mean
+from biomedclip.run_scripts.main import main
 
 
 METRIC = {name: facts_of(name)["metric"] for name in PAPER_FIVE}
@@ -199,7 +199,7 @@ def test_missing_benchmarks_are_listed_with_their_folders_before_work_begins(mea
 
 def test_images_are_embedded_once_for_all_tasks(measured, built):
     """The test splits of PCam and RSNA serve both zero-shot classification and the linear probe."""
-    from processing import load_pmc15m
+    from biomedclip.processing import load_pmc15m
 
     pairs = len(load_pmc15m(built, "test", streaming=False, columns=["pair_id"]))
     rsna = 24
@@ -254,7 +254,7 @@ def test_results_with_published_values_of_another_version_are_measured_again(two
     root = write_benchmarks(tmp_path / "root", "tcga_til")
     command = arguments(root, tmp_path / "out", two_models[0])
     assert main(command) == 0 and main(command) == 0 and len(calls) == 1
-    monkeypatch.setattr("run_scripts.evaluation.suite.facts_version", lambda: 99)
+    monkeypatch.setattr("biomedclip.run_scripts.evaluation.suite.facts_version", lambda: 99)
     assert main(command) == 0 and len(calls) == 2
 
 
@@ -267,7 +267,7 @@ def test_a_result_that_was_written_just_before_a_kill_does_not_count_for_other_o
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("run_scripts.evaluation.suite.write_json", interrupt)
+        patched.setattr("biomedclip.run_scripts.evaluation.suite.write_json", interrupt)
         assert main([*command, "--seed", "1"]) == 130
     assert main(command) == 0 and calls == ["zero-shot tcga_til"] * 3
 
@@ -276,7 +276,7 @@ def test_a_killed_run_continues_with_the_next_benchmark(two_models, tmp_path, ca
     root, out = write_benchmarks(tmp_path / "root", "lc25000", "tcga_til", "medmnist"), tmp_path / "out"
     command = arguments(root, out, two_models[0])
     killed = subprocess.Popen(
-        [sys.executable, "-m", "run_scripts.main", *command],
+        [sys.executable, "-m", "biomedclip.run_scripts.main", *command],
         env=ENVIRONMENT,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
@@ -413,7 +413,9 @@ def test_sets_of_medmnist_without_classes_for_prompts_are_left_out(two_models, t
 
 def test_a_model_is_loaded_once_for_all_benchmarks(two_models, tmp_path, monkeypatch):
     root = write_benchmarks(tmp_path / "root", "tcga_til", "medmnist")
-    monkeypatch.setattr("run_scripts.evaluate.load_dual_encoder", lambda *args, **options: pytest.fail("again"))
+    monkeypatch.setattr(
+        "biomedclip.run_scripts.evaluate.load_dual_encoder", lambda *args, **options: pytest.fail("again")
+    )
     assert main(arguments(root, tmp_path / "out", two_models[0])) == 0
 
 
@@ -532,7 +534,9 @@ def test_long_names_of_models_stand_below_the_table(two_models, tmp_path, capsys
 def test_two_processes_give_the_results_of_one(measured, two_models, tmp_path):
     root, out, _, _ = measured
     command = arguments(root, tmp_path / "out", two_models[1])
-    on_two_processes("-m", "run_scripts.main", *command, "--tasks", "zero-shot", "--benchmarks", "pcam", "tcga_til")
+    on_two_processes(
+        "-m", "biomedclip.run_scripts.main", *command, "--tasks", "zero-shot", "--benchmarks", "pcam", "tcga_til"
+    )
     for name in ("pcam", "tcga_til"):
         found = [
             json.loads((folder / "other" / "zero-shot" / name / "results.json").read_text())["metrics"]

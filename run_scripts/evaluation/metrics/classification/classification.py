@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_biomedclip.retrieval_metrics import bootstrap_interval
+from biomedclip.retrieval_metrics import bootstrap_interval
 
 
 _DESCRIPTION = """\
@@ -125,8 +125,7 @@ def _undefined(scores: np.ndarray, images: np.ndarray) -> dict[str, str]:
 
 
 def _margins(scores: np.ndarray, positive: int) -> list[tuple[int, np.ndarray]]:
-    """
-    Classes that AUROC is about, each with numbers that order the images as the class's probability does.
+    """Classes that AUROC is about, each with numbers that order the images as the class's probability does.
 
     The log-odds: probabilities themselves would be 1.0, and tie, where the scores are far apart.
     """

@@ -8,7 +8,7 @@ import evaluate
 import numpy as np
 import torch
 
-from modeling_biomedclip.retrieval_metrics import bootstrap_interval, rank_counts, recall_at, summarize_ranks
+from biomedclip.retrieval_metrics import bootstrap_interval, rank_counts, recall_at, summarize_ranks
 
 
 _DESCRIPTION = """\

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
-from processing.answers import normalize_answer, token_f1, word_tokens
+from biomedclip.processing.answers import normalize_answer, token_f1, word_tokens
 
 
 DESCRIPTION = """

@@ -1,0 +1,1 @@
+"""Images: reading, DICOM, high bit depths, folders of images and their tables."""

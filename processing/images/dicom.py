@@ -1,0 +1,169 @@
+"""Read DICOM files.
+
+Gray values are shown as the file says: see `dicom_display.py` beside this file. Color is scaled from the range of
+BitsStored, or from the range of the data if BitsStored only repeats a container of 16 bits.
+"""
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from .reading import MAX_BYTES, MAX_PIXELS, ImageError
+
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# For each value of a pixel: pydicom's copies, those of numpy's look-up (8 bytes an index), and the image.
+_BYTES_TO_DECODE = 16
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_DEFLATED_WHOLE = "1.2.840.10008.1.2.1.99"
+
+
+def require_pydicom() -> None:
+    """Raises:
+    ImportError: pydicom is not installed.
+    """
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'DICOM files need pydicom, which is not installed: pip install "biomedclip[dicom]"'
+        ) from error
+
+
+def decode_dicom(content: bytes, name: str) -> Image.Image:
+    """Decode the image of a DICOM file, the first frame if there are several.
+
+    Args:
+        content: The bytes of the file.
+        name: What errors call it.
+
+    Returns:
+        An image of mode `L` or `RGB`, or `I;16` for grey of more than 8 bits if the file has no usable window or VOI
+        LUT.
+
+    Raises:
+        ImportError: pydicom is not installed.
+        ImageError: If the file is damaged, has no image, is too large (this is known before decoding), is compressed
+            in a way for which there is no decoder, or if the display step fails.
+    """
+    require_pydicom()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values that break a rule of the standard, mostly in what nobody reads
+        try:
+            dataset = _open(content, name)
+            _check_size(dataset, len(content), name)
+            image = _image(dataset, name)
+        except ImageError:
+            raise
+        except Exception as error:  # damaged elements surface as many types
+            raise ImageError(f"{name}: damaged or truncated DICOM ({error})") from error
+    image.format = "DICOM"
+    return image
+
+
+def _open(content: bytes, name: str) -> "Dataset":
+    import pydicom
+
+    has_preamble = content[128:132] == b"DICM"
+    if has_preamble and _transfer_syntax(content) == _DEFLATED_WHOLE:
+        # It would be inflated, to whatever size, before the number of pixels is known.
+        raise ImageError(f"{name}: DICOM that is deflated as a whole is not read", "image of unknown format")
+    dataset = pydicom.dcmread(io.BytesIO(content), force=not has_preamble)
+    if "PixelData" not in dataset:
+        raise ImageError(f"{name}: a DICOM file without an image, or none at all", "image of unknown format")
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian  # the standard's default
+    return dataset
+
+
+def _transfer_syntax(content: bytes) -> str | None:
+    from pydicom.filereader import read_dataset
+
+    file = io.BytesIO(content)
+    file.seek(132)
+    return read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2).get("TransferSyntaxUID")
+
+
+def _check_size(dataset: "Dataset", file_bytes: int, name: str) -> None:
+    width, height = int(dataset.Columns), int(dataset.Rows)
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,} pixels", "image too large")
+    if file_bytes + width * height * int(dataset.SamplesPerPixel) * _BYTES_TO_DECODE > MAX_BYTES:
+        raise ImageError(
+            f"{name}: to decode {width} x {height} pixels of DICOM may take more than {MAX_BYTES:,} bytes",
+            "image too large",
+        )
+
+
+def _image(dataset: "Dataset", name: str) -> Image.Image:
+    kind, bits = str(dataset.PhotometricInterpretation).strip(), int(dataset.BitsAllocated)
+    if bits not in (1, 8, 16):
+        raise ImageError(f"{name}: DICOM of {bits} bits; 1, 8 and 16 are read", "image of unknown format")
+    pixels = _pixels_of_first_frame(dataset, name, kind)
+    try:
+        if kind in _GREY:
+            from .dicom_display import grey_image  # brings transformers, which other images do without
+
+            return grey_image(pixels, dataset, name, mask_unused_bits=_has_unused_bits(dataset))
+        return _color_image(pixels, dataset, kind)
+    except Exception as error:  # faulty elements surface as many types
+        raise ImageError(
+            f"{name}: the pixels were decoded, but the display step failed ({type(error).__name__}: {error}); check "
+            "the elements of modality LUT, VOI LUT, window and palette",
+            "image unreadable",
+        ) from error
+
+
+def _pixels_of_first_frame(dataset: "Dataset", name: str, kind: str) -> np.ndarray:
+    from pydicom.pixels import get_decoder, pixel_array
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not get_decoder(syntax).is_available:
+        raise ImageError(
+            f"{name}: DICOM compressed as {syntax.name}, for which pydicom finds no decoder; "
+            "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg brings most of them",
+            "image of unknown format",
+        )
+    if kind in _GREY and _has_unused_bits(dataset):
+        # A padding value may use bits above BitsStored, so these are masked after it has been looked for.
+        return pixel_array(dataset, index=0, correct_unused_bits=False)
+    return pixel_array(dataset, index=0, raw=_is_deep_ybr(dataset, kind))
+
+
+def _has_unused_bits(dataset: "Dataset") -> bool:
+    """Whether bits above BitsStored have to be ignored; the decoders of these compressions return the values."""
+    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
+
+    decoded = {*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes}
+    return int(dataset.BitsStored) < int(dataset.BitsAllocated) and dataset.file_meta.TransferSyntaxUID not in decoded
+
+
+def _is_deep_ybr(dataset: "Dataset", kind: str) -> bool:
+    return kind.startswith("YBR_FULL") and int(dataset.BitsAllocated) == 16
+
+
+def _color_image(pixels: np.ndarray, dataset: "Dataset", kind: str) -> Image.Image:
+    from pydicom.pixels import apply_color_lut, convert_color_space
+
+    from ..image_processing_biomedclip import scale_to_8_bit
+
+    if kind == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)[..., :3]
+        if pixels.dtype != np.uint8:
+            # Some tables of 16 bits hold values of 8.
+            pixels = (pixels if pixels.max() <= 255 else pixels >> 8).astype(np.uint8)
+        return Image.fromarray(pixels)
+    bits_stored, bits_allocated = int(dataset.BitsStored), int(dataset.BitsAllocated)
+    if bits_stored < bits_allocated or _is_deep_ybr(dataset, kind):
+        pixels = scale_to_8_bit(pixels, 0, 2**bits_stored - 1)
+    elif bits_allocated > 8:
+        pixels = scale_to_8_bit(pixels)
+    return Image.fromarray(convert_color_space(pixels, kind, "RGB") if _is_deep_ybr(dataset, kind) else pixels)
+
+
+__all__ = ["decode_dicom", "require_pydicom"]

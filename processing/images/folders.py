@@ -1,0 +1,213 @@
+"""Find the images of a folder by the content of its files. All code that reads image folders uses this module."""
+
+import logging
+import os
+import stat
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from .formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, format_of
+
+
+logger = logging.getLogger(__name__)
+
+_BAR_DELAY = 2.0  # seconds before a progress bar is shown
+_SHOWN = 5
+
+
+@dataclass
+class FolderContent:
+    """The content of a folder and its subfolders. All lists are sorted.
+
+    Args:
+        images: Files with the first bytes or the suffix of a supported image format. This includes damaged images,
+            which the caller has to handle.
+        others: Files that are not images, and entries that cannot be opened: FIFOs, sockets, devices, broken links.
+        skipped_folders: Folders that were not entered: links to folders, and folders without read permission.
+        links_out: Images and entered folders that are links to a place outside the folder.
+        dicom: Whether at least one image is DICOM, which needs pydicom.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    skipped_folders: list[Path] = field(default_factory=list)
+    links_out: list[Path] = field(default_factory=list)
+    dicom: bool = False
+
+
+def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
+    """Return the images of a folder and its subfolders.
+
+    A file counts as an image if it has the suffix of a supported format, or if its first bytes are those of a supported
+    format. Hidden files and folders and `__MACOSX` are ignored. Only regular files and links to them are opened. A
+    progress bar is shown on stderr after two seconds.
+
+    Args:
+        folder: The folder. It may itself be a link.
+        link_depth: Number of levels of folders at which links to folders outside are followed: 1 for class folders, 2
+            for class folders under folders of splits. Deeper ones, and links to folders inside, are skipped.
+
+    Returns:
+        The images, and everything that was ignored.
+
+    Raises:
+        OSError: If the folder cannot be listed.
+    """
+    content = FolderContent()
+    root = os.path.realpath(folder)
+    with tqdm(
+        desc=f"Looking for images in {folder.name}",
+        unit="file",
+        delay=_BAR_DELAY,
+        disable=None,
+        file=sys.stderr,
+        dynamic_ncols=True,
+    ) as bar:
+        for entry in _entries(folder, root, link_depth, content):
+            bar.update()
+            path = Path(entry.path)
+            kind = _kind_of(entry)
+            if kind is None:
+                content.others.append(path)
+                continue
+            content.images.append(path)
+            content.dicom |= kind == "DICOM"
+            if entry.is_symlink() and not is_below(path, root):
+                content.links_out.append(path)
+    for paths in (content.images, content.others, content.skipped_folders, content.links_out):
+        paths.sort()
+    return content
+
+
+def is_image_file(path: Path) -> bool:
+    """Return whether a single file counts as an image, by the rule of [`find_images`]."""
+    return _leads_to_file(os.fspath(path)) and _kind(path.suffix, os.fspath(path)) is not None
+
+
+def is_visible(*names: str) -> bool:
+    """Return whether none of the names is hidden or the folder of an archive program (`__MACOSX`)."""
+    return not any(name.startswith((".", "__MACOSX")) for name in names)
+
+
+def is_below(path: str | os.PathLike[str], root: str) -> bool:
+    """Return whether a path is in a folder after its links are resolved. The folder must already be resolved."""
+    return os.path.realpath(path).startswith(os.path.join(root, ""))
+
+
+def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
+    """Log one line about the files that [`find_images`] ignored, with counts and the first names.
+
+    The same line is logged once per process, because several splits of one folder are read one after the other.
+
+    Args:
+        folder: The folder that names are shown relative to.
+        contents: Results of [`find_images`] for the folder or its subfolders.
+    """
+    found = list(contents)
+    notes = []
+    if others := [path for content in found for path in content.others]:
+        suffixes = Counter(path.suffix.lower() or "no suffix" for path in others)
+        counts = ", ".join(f"{shown_name(suffix)} {count:,}" for suffix, count in suffixes.most_common(_SHOWN))
+        notes.append(f"{len(others):,} files are not images and are ignored ({counts}; {_some(others, folder)})")
+    if skipped := [path for content in found for path in content.skipped_folders]:
+        reason = "folders are links or may not be read and are not entered"
+        notes.append(f"{len(skipped):,} {reason} ({_some(skipped, folder)})")
+    if links := [path for content in found for path in content.links_out]:
+        notes.append(f"{len(links):,} images or folders are links that lead out of it ({_some(links, folder)})")
+    if notes:
+        _warn_once(f"{shown_name(str(folder))}: {'; '.join(notes)}.")
+
+
+def shown_name(name: str) -> str:
+    """Return a name in which characters that a terminal cannot print, such as line breaks, are escaped."""
+    if name.isprintable():
+        return name
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in name
+    )
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def _some(paths: Sequence[Path], root: Path) -> str:
+    names = [shown_name(path.relative_to(root).as_posix()) for path in paths[:_SHOWN]]
+    return ", ".join(names) + (", ..." if len(paths) > _SHOWN else "")
+
+
+def _entries(folder: Path, root: str, link_depth: int, content: FolderContent) -> Iterator[os.DirEntry[str]]:
+    """Yield the visible entries of a folder and its subfolders that are not folders."""
+    waiting = [(os.fspath(folder), 0)]
+    while waiting:
+        current, depth = waiting.pop()
+        try:
+            with os.scandir(current) as entries:
+                visible = [entry for entry in entries if is_visible(entry.name)]
+        except PermissionError:
+            if depth == 0:
+                raise
+            content.skipped_folders.append(Path(current))
+            continue
+        for entry in visible:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((entry.path, depth + 1))
+            elif not entry.is_symlink() or not os.path.isdir(entry.path):
+                yield entry
+            elif depth < link_depth and not _overlap(os.path.realpath(entry.path), root):
+                content.links_out.append(Path(entry.path))
+                waiting.append((entry.path, depth + 1))
+            else:
+                content.skipped_folders.append(Path(entry.path))
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Return whether two folders are the same or one contains the other."""
+    return os.path.commonpath([one, other]) in (one, other)
+
+
+def _kind_of(entry: os.DirEntry[str]) -> str | None:
+    """Return `"DICOM"` or `"image"`, or None if the path is not an image or not a regular file."""
+    if not entry.is_file(follow_symlinks=False) and not (entry.is_symlink() and _leads_to_file(entry.path)):
+        return None
+    return _kind(os.path.splitext(entry.name)[1], entry.path)
+
+
+def _leads_to_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _kind(suffix: str, path: str) -> str | None:
+    # If the suffix is known, the file is not opened: a folder may contain 300,000 files.
+    if suffix.lower() in DICOM_SUFFIXES:
+        return "DICOM"
+    if suffix.lower() in IMAGE_SUFFIXES:
+        return "image"
+    try:
+        with open(path, "rb") as file:
+            found = format_of(file.read(HEAD_BYTES))
+    except OSError:
+        return None
+    return found if found in (None, "DICOM") else "image"
+
+
+__all__ = [
+    "FolderContent",
+    "find_images",
+    "is_below",
+    "is_image_file",
+    "is_visible",
+    "shown_name",
+    "warn_of_left_out",
+]

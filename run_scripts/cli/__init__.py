@@ -1,0 +1,1 @@
+"""What every verb of the command shares: options, errors, tables, plots and progress bars."""

@@ -1,0 +1,148 @@
+"""What a run leaves for people and programs: tables, JSON files, versions."""
+
+import json
+import logging
+import math
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from biomedclip.model_cards.escaping import lines, one_line
+
+
+logger = logging.getLogger(__name__)
+
+UNDEFINED = "undefined"
+PACKAGES = ("biomedclip", "torch", "transformers", "datasets", "accelerate", "peft", "pillow", "numpy")
+
+
+def show_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
+    """Prints a table that fits the terminal; the first column is text, the others stand to the right."""
+    say(title)
+    table = Table()
+    for position, column in enumerate(columns):
+        table.add_column(Text(one_line(column)), justify="left" if position == 0 else "right")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    """A value on one line; blanks at its beginning stay, for they set a row below another."""
+    text = format_value(value)
+    return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
+
+
+def say(message: str) -> None:
+    """Prints a line that marks a stage of the run."""
+    # As Text: rich would take brackets of a string for markup, and names between colons for emoji.
+    Console().print(Text(lines(message)), style="bold")
+
+
+def say_undefined(metrics: Mapping[str, Any]) -> None:
+    """Prints why metrics are undefined, one line for each reason; `metrics` holds the reasons under `undefined`."""
+    named: dict[str, list[str]] = {}
+    for name, reason in (metrics.get("undefined") or {}).items():
+        named.setdefault(reason, []).append(name.replace("_", " "))
+    for reason, names in named.items():
+        say(f"Undefined: {', '.join(names)}: {reason}.")
+
+
+@contextmanager
+def no_warnings_of_transformers() -> Iterator[None]:
+    """Keeps back what transformers warns of, where whoever calls says it in a sentence of its own."""
+    from transformers.utils import logging  # not for verbs that do without it
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def format_value(value: Any) -> str:
+    """A value as a table shows it: four digits for fractions, commas in large numbers, a dash for none, and a word
+    for NaN and infinities.
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return UNDEFINED
+        return f"{value:.4g}" if abs(value) < 10 else f"{value:,.1f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)
+
+
+def refuse_filled(folder: Path, *, overwrite: bool) -> None:
+    """Raises:
+    FileExistsError: There is something in the folder, or a file in its place, and no word of overwriting.
+    """
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty: pass --overwrite, or choose another folder.")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all.
+
+    JSON has no NaN and no infinity: they are written as null, and a warning names them.
+    """
+    undefined: list[str] = []
+    strict = _strict(content, "", undefined)
+    if undefined:
+        logger.warning("%s: NaN or infinite, written as null: %s", path, ", ".join(undefined[:10]))
+    write_text(path, json.dumps(strict, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _strict(content: Any, name: str, undefined: list[str]) -> Any:
+    """The content with None in place of NaN and infinities, whose names are added to a list."""
+    if isinstance(content, Mapping):
+        return {key: _strict(value, f"{name}.{key}".lstrip("."), undefined) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_strict(value, f"{name}[{number}]", undefined) for number, value in enumerate(content)]
+    if isinstance(content, float) and not math.isfinite(content):
+        undefined.append(name)
+        return None
+    return content
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all, with the permissions that the umask gives.
+
+    A link in its place is replaced and not followed, wherever it leads.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    with partial.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(content)
+    os.replace(partial, path)
+
+
+def peak_memory_mib() -> int:
+    """Resident memory of the largest process of the run at its peak."""
+    unit = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes, Linux KiB
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(who).ru_maxrss for who in processes) // 1024 // unit
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers were measured with."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }

@@ -1,0 +1,1 @@
+"""What publishing to the Hub needs: checks, uploads, the files of a model folder."""

@@ -1,0 +1,1 @@
+"""What the tasks of `biomedclip train` share."""

@@ -1,0 +1,432 @@
+"""Trains a model that answers questions about images: the task visual-question-answering of `biomedclip train`.
+
+biomedclip train --config vqa_rad --model-name-or-path model --train-data VQA_RAD --output-dir answers
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+    EvalPrediction,
+    PreTrainedModel,
+    set_seed,
+)
+
+from biomedclip import BiomedCLIPCoAttentionConfig
+from biomedclip.processing import VisualQuestionCollator, load_benchmark
+from biomedclip.processing.answers import answer_vocabulary, normalize_answer
+from biomedclip.processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
+from biomedclip.processing.benchmarks.loading import VISUAL_QUESTIONS
+from biomedclip.processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
+from biomedclip.processing.images.labeled import LabeledImages, check_readable
+
+from ..cli.errors import UsageError
+from ..cli.options import parse_options, write_recipe
+from ..cli.progress import show_progress
+from ..cli.reporting import no_warnings_of_transformers, say, show_table
+from ..cli.trust import trust_option
+from ..hub.fingerprints import base_fingerprint
+from .adapters import AdapterOptions, add_adapter, refuse_sharded_merge, what_is_where
+from .models import make_config, read_fields
+from .runs import (
+    ALTERNATIVES,
+    check_checkpoint,
+    check_trackers,
+    checkpoint_to_resume,
+    cost_rows,
+    describe_checkpoint,
+    part_processes,
+    run_training,
+)
+from .supervised import SupervisedArguments, SupervisedTrainer, load_with_head, save_results
+
+
+logger = logging.getLogger(__name__)
+
+TASK = "visual-question-answering"
+EXAMPLE = """biomedclip train --config vqa_rad --model-name-or-path model \\
+      --train-data VQA_RAD --output-dir answers"""
+SHOWN = """
+    task train_data benchmark image_folder validation_share on_bad_row model_name_or_path trust_remote_code
+    co_attention_config max_length head_learning_rate_factor cross_modal_learning_rate_factor lora_rank lora_alpha
+    lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs per_device_train_batch_size
+    per_device_eval_batch_size gradient_accumulation_steps learning_rate warmup_steps weight_decay bf16
+    dataloader_num_workers eval_strategy save_steps logging_steps report_to resume_from_checkpoint seed
+""".split()
+HEAD, TOWERS = "classifier", ("text_model", "vision_model")
+# METER's names: its `token_type_embeddings` belong to neither the head nor the cross-modal group.
+AT_BASE_RATE = (*TOWERS, "token_type_embeddings")
+NEW_PARTS = [HEAD, "co_attention", "text_transform", "image_transform"]
+
+
+@dataclass
+class QuestionData:
+    """The questions, the model to start from, and the options of METER that `TrainingArguments` lacks."""
+
+    train_data: str = field(metadata={"help": "Folder of the benchmark, as it is downloaded."})
+    model_name_or_path: str = field(
+        metadata={"help": "BiomedCLIP checkpoint whose towers are used, and its head for questions if it has one."}
+    )
+    benchmark: str = field(metadata={"help": "Whose layout the folder has.", "choices": list(VISUAL_QUESTIONS)})
+    task: str = field(default=TASK, metadata={"help": "What is learned."})
+    image_folder: str | None = field(
+        default=None, metadata={"help": "Folder of the images, where they do not lie beside the questions."}
+    )
+    validation_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Fraction of training images to hold out for validation, with all their questions (default: 0). "
+            "SLAKE has its own validation split."
+        },
+    )
+    on_bad_row: str = field(
+        default="substitute",
+        metadata={
+            "help": "What a question does whose image cannot be decoded: raise, or be replaced by another and counted.",
+            "choices": ["raise", "substitute"],
+        },
+    )
+    co_attention_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of BiomedCLIPCoAttentionConfig, as JSON. The published size if left out."},
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens a question is cut at. The tokenizer's limit if left out."}
+    )
+    trust_remote_code: bool = trust_option()
+    head_learning_rate_factor: float = field(
+        default=50.0, metadata={"help": "Factor of the learning rate for the classifier (default: 50, as in METER)."}
+    )
+    cross_modal_learning_rate_factor: float = field(
+        default=5.0, metadata={"help": "Factor of the learning rate for the co-attention (default: 5, as in METER)."}
+    )
+
+    def __post_init__(self):
+        self.co_attention_config = read_fields("--co-attention-config", self.co_attention_config)
+        if self.co_attention_config is not None:
+            make_config("--co-attention-config", BiomedCLIPCoAttentionConfig, self.co_attention_config)
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"--validation-share must be at least 0 and less than 1, not {self.validation_share}.")
+        if self.benchmark == "slake" and self.validation_share > 0:
+            raise ValueError("--validation-share has no effect on slake, which has a validation split. Leave it out.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"--max-length must be 1 or more, not {self.max_length}.")
+
+
+@dataclass
+class QuestionArguments(SupervisedArguments):
+    """`SupervisedArguments` without gradient clipping, as METER trains."""
+
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Norm at which gradients are clipped (default: 0, no clipping)."}
+    )
+
+
+OPTION_CLASSES = [QuestionData, AdapterOptions, QuestionArguments]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs `biomedclip train --task visual-question-answering`."""
+    data, adapter, args = parse_options(
+        "train",
+        OPTION_CLASSES,
+        arguments,
+        description=__doc__.split("\n\n")[0],
+        example=EXAMPLE,
+        shown=SHOWN,
+        alternatives=ALTERNATIVES,
+    )
+    trainer, results = train_answerer(data, args, adapter)
+    if trainer.is_world_process_zero():
+        show_results(results)
+        say(what_is_where(args.output_dir, adapter))
+    part_processes()
+
+
+def train_answerer(
+    data: QuestionData, args: SupervisedArguments, adapter: AdapterOptions
+) -> tuple["QuestionTrainer", dict[str, Any]]:
+    """Train and save a model that answers questions. Measure it on the validation questions, if there are any.
+
+    Args:
+        data: The questions and the model to start from.
+        args: The training arguments.
+        adapter: LoRA on the towers, if any. The head is always trained whole.
+
+    Returns:
+        The trainer with the trained model, and the content of `train_results.json`.
+
+    Raises:
+        UsageError: If an option needs validation questions and none are held out.
+        ValueError: If there are fewer questions than a batch, no image of a split can be read, or the checkpoint is not
+            a model with two towers.
+        FileNotFoundError: If the benchmark or a part of it is missing.
+        FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
+    """
+    check_validation_options(data, args)
+    trust = data.trust_remote_code
+    check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
+    check_trackers(args)
+    splits = question_splits(data, args.seed)
+    for split, asked in splits.items():
+        check_questions_readable(asked, f"--train-data {data.train_data}, {split} questions")
+    answered = [question for question in splits["train"] if normalize_answer(question.answer)]
+    unanswered = len(splits["train"]) - len(answered)
+    splits["train"] = answered
+    answers = answer_vocabulary(question.answer for question in answered)
+    checkpoint = checkpoint_to_resume(args)
+    if args.process_index == 0:
+        write_recipe(args.output_dir, [data, adapter, args], task=TASK)
+    set_seed(args.seed)
+    processor = AutoProcessor.from_pretrained(data.model_name_or_path, trust_remote_code=trust)
+    model = load_answerer(data.model_name_or_path, answers, data.co_attention_config, trust_remote_code=trust)
+    config = model.config
+    if adapter.lora_rank is not None:
+        model = add_adapter(model, adapter, trained_whole=NEW_PARTS)
+    collate: dict[str, Any] = {"max_length": data.max_length, "seed": args.seed, "on_error": data.on_bad_row}
+    collators = [
+        VisualQuestionCollator(processor, config.label2id, training=training, **collate) for training in (True, False)
+    ]
+    rows = {split: [vars(question) for question in questions] for split, questions in splits.items()}
+    trainer = QuestionTrainer(
+        model,
+        args,
+        head_factor=data.head_learning_rate_factor,
+        cross_modal_factor=data.cross_modal_learning_rate_factor,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"] or None,
+        data_collator=collators[0],
+        eval_data_collator=collators[1],
+        processing_class=processor,
+    )
+    refuse_sharded_merge(trainer, adapter)
+    show_progress(trainer)
+    results: dict[str, Any] = {
+        **run_training(trainer, checkpoint),
+        "questions": len(splits["train"]),
+        "images": len({question.image_name for question in splits["train"]}),
+        "answers": len(answers),
+        "questions_without_answer": unanswered,
+        "substituted_rows": collators[0].substituted_rows,
+        "validation": measure(trainer, splits["validation"], rows["validation"]) if rows["validation"] else None,
+    }
+    save_results(trainer, results, adapter, config)
+    return trainer, results
+
+
+def check_validation_options(data: QuestionData, args: SupervisedArguments) -> None:
+    """Check that no option needs validation questions if none are held out.
+
+    Raises:
+        UsageError: If an option has no effect without validation questions.
+    """
+    if data.benchmark == "slake" or data.validation_share > 0:
+        return
+    needs = {
+        f"--eval-strategy {args.eval_strategy.value}": args.eval_strategy != "no",
+        "--eval-on-start true": args.eval_on_start,
+        "--per-device-eval-batch-size": args.per_device_eval_batch_size
+        != SupervisedArguments.per_device_eval_batch_size,
+    }
+    for option, needed in needs.items():
+        if needed:
+            raise UsageError(
+                f"{option} needs validation questions, but --validation-share 0 trains on all questions. Leave it out "
+                "(--eval-strategy no), or hold out images, for example with --validation-share 0.1."
+            )
+
+
+class QuestionTrainer(SupervisedTrainer):
+    """`Trainer` for questions about images, with the parameter groups of METER's `set_schedule`.
+
+    The classifier and the cross-modal layers have their own learning rates. As in METER, weight decay excludes biases
+    and LayerNorms, except for the LayerNorm of the classifier, which METER's list of names does not match.
+
+    Args:
+        model: The model.
+        args: The training arguments. `learning_rate` is the rate of the towers and of the token type embeddings.
+        head_factor: Factor of the learning rate for the classifier.
+        cross_modal_factor: Factor of the learning rate for the co-attention layers, the poolers and the two linear maps
+            before them.
+        kwargs: Further arguments of [`SupervisedTrainer`].
+    """
+
+    rows = "questions"
+
+    def __init__(
+        self, model: Any, args: SupervisedArguments, *, head_factor: float, cross_modal_factor: float, **kwargs: Any
+    ):
+        self.head_factor, self.cross_modal_factor = head_factor, cross_modal_factor
+        super().__init__(model, args, compute_metrics=accuracy, preprocess_logits_for_metrics=_best_answers, **kwargs)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Return the names of the parameters with weight decay: `Trainer`'s, and all weights of the classifier."""
+        names = super().get_decay_parameter_names(model)
+        of_head = [name for name, _ in model.named_parameters() if HEAD in name.split(".") and name.endswith("weight")]
+        return list(dict.fromkeys([*names, *of_head]))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create `Trainer`'s optimizer and split its two groups (with and without weight decay) by learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        factor_of = {parameter: self._factor(name) for name, parameter in (model or self.model).named_parameters()}
+        # The towers first: the learning rate that Trainer logs is that of the first group.
+        optimizer.param_groups = [
+            {**group, "params": parameters, "lr": group["lr"] * factor}
+            for factor in sorted(set(factor_of.values()), key=[1.0, self.cross_modal_factor, self.head_factor].index)
+            for group in optimizer.param_groups
+            if (parameters := [parameter for parameter in group["params"] if factor_of[parameter] == factor])
+        ]
+        return optimizer
+
+    def _factor(self, name: str) -> float:
+        parts = name.split(".")
+        if HEAD in parts:
+            return self.head_factor
+        return 1.0 if any(name in parts for name in AT_BASE_RATE) else self.cross_modal_factor
+
+
+def load_questions(name: str | None, path: str, split: Any, image_folder: str | None = None) -> VisualQuestionBenchmark:
+    """A split of a benchmark of questions.
+
+    Args:
+        name: Of the benchmark.
+        path: Its folder.
+        split: `train`, `validation` or `test`.
+        image_folder: Folder of the images, where they do not lie beside the questions.
+
+    Raises:
+        ValueError: A benchmark of something else, or of nothing.
+        FileNotFoundError: No such benchmark there, or a part of it missing.
+    """
+    if name not in VISUAL_QUESTIONS:
+        raise UsageError(f"--benchmark must be {' or '.join(VISUAL_QUESTIONS)} for visual questions, not {name}.")
+    benchmark = load_benchmark(name, path, split=split, image_folder=image_folder)
+    assert isinstance(benchmark, VisualQuestionBenchmark)
+    return benchmark
+
+
+def check_questions_readable(questions: Sequence[VisualQuestion], where: str) -> None:
+    """Check that an image of some questions can be read.
+
+    Args:
+        questions: The questions. Nothing is checked if there are none.
+        where: Name of the questions in an error.
+
+    Raises:
+        ValueError: If none of the images can be read.
+    """
+    images = {question.image_name: question.image for question in questions}
+    check_readable(LabeledImages(list(images.values()), ["image"] * len(images), list(images)), where)
+
+
+def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuestion]]:
+    """Read the training and validation questions. VQA-RAD has no validation split: a fraction of its training images,
+    with all their questions, is held out.
+
+    Args:
+        data: The benchmark, its folder and the fraction to hold out.
+        seed: Seed of the random choice of images.
+
+    Returns:
+        The questions of `train` and `validation`. The latter is empty if nothing is held out.
+
+    Raises:
+        ValueError: If there are too few images to hold one out.
+    """
+    where = data.image_folder
+    train = load_questions(data.benchmark, data.train_data, "train", where).questions
+    if data.benchmark == "slake":
+        return {"train": train, "validation": load_questions("slake", data.train_data, "validation", where).questions}
+    if data.validation_share == 0:
+        return {"train": train, "validation": []}
+    images = sorted({question.image_name for question in train})
+    if len(images) < 2:
+        raise ValueError(
+            f"--validation-share {data.validation_share}: {data.train_data} has one training image, so none can be "
+            "held out. Pass --validation-share 0."
+        )
+    wanted = min(len(images) - 1, max(1, round(data.validation_share * len(images))))
+    held_out = set(np.random.default_rng(seed).permutation(images)[:wanted].tolist())
+    return {
+        "train": [question for question in train if question.image_name not in held_out],
+        "validation": [question for question in train if question.image_name in held_out],
+    }
+
+
+def load_answerer(
+    name: str, answers: Sequence[str], co_attention_config: Any = None, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The towers of a checkpoint with a head for these answers, drawn afresh where it has none that fits.
+
+    Args:
+        name: Folder or Hub id of a BiomedCLIP.
+        answers: What the model can answer.
+        co_attention_config: Fields of the head; the checkpoint's, or the published ones, if none are given.
+        trust_remote_code: Whether the code of the checkpoint may be run.
+    """
+    head = {} if co_attention_config is None else {"co_attention_config": co_attention_config}
+    with no_warnings_of_transformers():  # it lists each tensor of a head that is meant to be new
+        model, info = load_with_head(
+            AutoModelForVisualQuestionAnswering, name, answers, trust_remote_code=trust_remote_code, **head
+        )
+        base_weights = base_fingerprint(name, trust_remote_code=trust_remote_code)
+    drawn = {*info["missing_keys"], *(tensor for tensor, *_ in info["mismatched_keys"])}
+    if of_towers := sorted(tensor for tensor in drawn if tensor.startswith(TOWERS)):
+        logger.warning(f"{name} lacks {len(of_towers)} tensors of the towers, drawn at random: {of_towers[0]}, ...")
+    # Trained on, a model that answers questions keeps the base that it came from.
+    model.config.base_weights = base_weights or model.config.base_weights
+    return model
+
+
+def _best_answers(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """The number of the best answer: not the logits of all, nor what the towers put out."""
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    return logits.argmax(dim=-1)
+
+
+def accuracy(evaluated: EvalPrediction) -> dict[str, float]:
+    """Return the accuracy on the questions with readable images. An answer outside the vocabulary counts as wrong."""
+    readable = evaluated.label_ids != IGNORED_LABEL
+    return {"accuracy": float((evaluated.predictions == evaluated.label_ids)[readable].mean())}
+
+
+def measure(trainer: QuestionTrainer, questions: Sequence[VisualQuestion], rows: Sequence[Any]) -> dict[str, Any]:
+    """Measure the trained model on the validation questions.
+
+    Returns:
+        The accuracy and the attainable accuracy (the fraction of questions whose answer is in the vocabulary of the
+        model), for all, open and closed questions, and counts.
+    """
+    found = trainer.predict(rows, metric_key_prefix="validation")
+    readable, right = found.label_ids != IGNORED_LABEL, found.predictions == found.label_ids
+    types = np.array([question.answer_type for question in questions])
+    measured: dict[str, Any] = {}
+    for prefix, of_type in {"": True, "open_": types == "open", "closed_": types == "closed"}.items():
+        chosen = readable & of_type
+        measured[f"{prefix}accuracy"] = float(right[chosen].mean()) if chosen.any() else None
+        attainable = (found.label_ids != UNKNOWN_ANSWER)[chosen]
+        measured[f"{prefix}attainable_accuracy"] = float(attainable.mean()) if chosen.any() else None
+    return {
+        **measured,
+        "questions": len(questions),
+        "images": len({question.image_name for question in questions}),
+        "answers_never_seen": int((found.label_ids == UNKNOWN_ANSWER).sum()),
+        "unreadable_questions": int((~readable).sum()),
+    }
+
+
+def show_results(results: dict[str, Any]) -> None:
+    """Print the validation metrics, if any, which checkpoint was saved, and the cost of the training."""
+    rows = [(name.replace("_", " "), results[name]) for name in ("questions", "images", "questions_without_answer")]
+    validation = results["validation"] or {}
+    rows += [(f"validation {name.replace('_', ' ')}", value) for name, value in validation.items()]
+    rows += [("saved checkpoint", describe_checkpoint(results["saved_checkpoint"]))]
+    show_table(f"Visual question answering, {results['answers']} answers", rows + cost_rows(results), ["", "value"])

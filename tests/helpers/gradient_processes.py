@@ -1,0 +1,113 @@
+"""What the processes of a gradient test run: in a module of its own, as each of them imports it by its name."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+
+from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from biomedclip.cached_gradients import cached_backward, mini_batch_rows, take_rows
+from biomedclip.contrastive_loss import LOSSES, contrastive_loss
+
+
+PAIRS = 8
+_TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def unit(pairs: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Rows of length 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(pairs, 8, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
+
+
+def tiny_model(*, dropout: float = 0.0) -> BiomedCLIPModel:
+    """A model of a few thousand fixed random weights, with temperature and bias."""
+    torch.manual_seed(0)
+    config = BiomedCLIPConfig(
+        projection_dim=8,
+        logit_bias_init_value=-3.0,
+        vision_config=_TOWER | {"image_size": 16, "patch_size": 8, "initializer_range": 0.2},
+        text_config=_TOWER
+        | {"vocab_size": 32, "max_position_embeddings": 16, "hidden_dropout": dropout, "attention_dropout": dropout}
+        | {"initializer_range": 0.2},
+    )
+    return BiomedCLIPModel(config)
+
+
+def some_batch(pairs: int) -> dict[str, torch.Tensor]:
+    """Images and texts of 2 to 12 words."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(2, 13, (pairs, 1), generator=generator)
+    mask = (torch.arange(12) < lengths).long()
+    return {
+        "input_ids": torch.randint(4, 32, (pairs, 12), generator=generator) * mask,
+        "attention_mask": mask,
+        "pixel_values": torch.randn(pairs, 3, 16, 16, generator=generator),
+    }
+
+
+def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """
+    Float32 sums in another order, relative to the parameter's largest entry: 4e-6 was seen. Smaller ones than 0.1 are
+    a key's bias and InfoNCE's logit_bias, whose gradients are zero but for rounding.
+    """
+    assert ours.keys() == theirs.keys() and ours
+    for name, gradient in ours.items():
+        largest = theirs[name].abs().max().clamp(min=0.1)
+        torch.testing.assert_close(gradient / largest, theirs[name] / largest, rtol=0, atol=1e-5, msg=name)
+
+
+def gradients_of_a_process(rank: int, world_size: int, folder: str) -> None:
+    """Saves the gradients that DDP makes of each loss, ours, cached and open_clip's, of shares of a batch."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    meeting_point = f"file://{folder}/meeting_point_{world_size}"
+    torch.distributed.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=world_size)
+    share = slice(rank * PAIRS // world_size, (rank + 1) * PAIRS // world_size)
+    inputs = {name: value[share] for name, value in some_batch(PAIRS).items()}
+    processes = {"rank": rank, "world_size": world_size}
+    theirs = {
+        "infonce": ClipLoss(local_loss=True, gather_with_grad=True, **processes),
+        "siglip": SigLipLoss(**processes),
+    }
+    gradients = {}
+    for name in LOSSES:
+        for author, loss_of in (("ours", partial(contrastive_loss, loss=name)), ("theirs", theirs[name])):
+            model = tiny_model()
+            wrapped = DistributedDataParallel(model)
+            outputs = wrapped(**inputs)
+            loss_of(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp(), model.logit_bias).backward()
+            gradients[name, author] = {key: parameter.grad for key, parameter in model.named_parameters()}
+        gradients[name, "cached"] = _cached_gradients(inputs, name)
+    if rank == 0:
+        torch.save(gradients, Path(folder) / f"{world_size}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _cached_gradients(inputs: dict[str, torch.Tensor], loss: str) -> dict[str, torch.Tensor]:
+    """In mini-batches of one pair; gradients must cross the processes once."""
+    model, reductions = tiny_model(), []
+    wrapped = DistributedDataParallel(model, find_unused_parameters=False)
+
+    def counted(_, bucket):
+        reductions.append(bucket.is_last())
+        return default_hooks.allreduce_hook(None, bucket)
+
+    wrapped.register_comm_hook(None, counted)
+
+    def embed(rows):
+        outputs = wrapped(**take_rows(inputs, rows))
+        return outputs.image_embeds, outputs.text_embeds
+
+    cached_backward(
+        embed,
+        mini_batch_rows(inputs, 1),
+        lambda *embeds: contrastive_loss(*embeds, model.logit_scale.exp(), model.logit_bias, loss=loss),
+        [model.logit_scale, model.logit_bias],
+        no_sync=wrapped.no_sync,
+    )
+    assert sum(reductions) == 1
+    return {key: parameter.grad for key, parameter in model.named_parameters()}

@@ -1,0 +1,154 @@
+"""
+Trains through the command's own entry point in processes that can be killed at a chosen moment.
+
+Run as a program it imports the command once and forks each run, which saves the imports of every one of them. It takes
+requests from its input and answers with exit statuses, as lines of JSON.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from helpers.commands import ENVIRONMENT, ROOT, free_port
+
+
+TIMEOUT = 120  # seconds, after which a run hangs
+SURVIVAL = 0.3  # seconds that the other processes have, once one is killed
+FILE_EVENTS = {"open", "os.mkdir", "os.remove", "os.rmdir", "os.rename"}
+
+
+class KillableRuns:
+    """The client: `run` trains and returns when all processes have ended, one way or the other."""
+
+    def __enter__(self) -> "KillableRuns":
+        self.program = subprocess.Popen(
+            [sys.executable, __file__],
+            env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.program.communicate()
+
+    def run(
+        self,
+        arguments: list[str],
+        log: Path,
+        *,
+        processes: int = 1,
+        kill_at_event: int | None = None,
+        rank: int = 0,
+        kill_after: float | None = None,
+    ) -> list[int]:
+        """
+        Args:
+            arguments: Of the command.
+            log: Folder for what each process reads (`reads.RANK`) and says (`output.RANK`).
+            processes: Number of processes.
+            kill_at_event: Kill `rank` when it reads rows, or touches a file of a checkpoint, for the nth time.
+            rank: The process that is killed; the others, which would wait for it, soon after.
+            kill_after: Kill all processes so many seconds after the first one has read rows.
+
+        Returns:
+            Exit statuses, -9 for a killed process.
+        """
+        log.mkdir(parents=True, exist_ok=True)
+        request = {name: value for name, value in locals().items() if name != "self"} | {"log": str(log)}
+        self.program.stdin.write(json.dumps(request) + "\n")
+        self.program.stdin.flush()
+        return json.loads(self.program.stdout.readline())
+
+
+def reads(log: Path, rank: int = 0) -> list[list[int]]:
+    """Epoch, first row and last row of each read of a process, in their order."""
+    path = log / f"reads.{rank}"
+    return [list(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def train(arguments: list[str], log: Path, process: int, processes: int, kill_at_event: int | None, port: int) -> int:
+    """One process of a run."""
+    from biomedclip.processing.streaming import PairStream
+    from biomedclip.run_scripts.main import main
+
+    output = os.open(log / f"output.{process}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if processes > 1:
+        names = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    rows, events = PairStream.rows, 0
+
+    def happen() -> None:
+        nonlocal events
+        events += 1
+        if events == kill_at_event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def logged(self: PairStream, epoch: int, low: int, high: int) -> list[dict[str, Any]]:
+        if "image" in self.columns:  # not where the vocabulary is learned
+            with (log / f"reads.{process}").open("a") as file:
+                file.write(f"{epoch} {low} {high}\n")
+            happen()
+        return rows(self, epoch, low, high)
+
+    def watch(event: str, details: tuple[Any, ...]) -> None:
+        # A folder that is removed is walked through by names relative to it.
+        if events and event in FILE_EVENTS and (event != "open" or "checkpoint-" in str(details[0])):
+            happen()
+
+    PairStream.rows = logged
+    sys.addaudithook(watch)
+    return main(arguments)
+
+
+def serve() -> None:
+    import biomedclip.run_scripts.train  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        log, processes, kill_after = Path(request["log"]), request["processes"], request["kill_after"]
+        port = free_port()
+        running = {}
+        for process in range(processes):
+            pid = os.fork()
+            if pid == 0:
+                status = 70
+                try:
+                    event = request["kill_at_event"] if process == request["rank"] else None
+                    status = train(request["arguments"], log, process, processes, event, port)
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(status)
+            running[pid] = process
+        statuses = [0] * processes
+        deadline = time.monotonic() + TIMEOUT
+        timed = kill_after is None
+        while running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                statuses[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+            if not timed and (log / "reads.0").exists():
+                timed, deadline = True, time.monotonic() + kill_after
+            if pid and statuses != [0] * processes:
+                timed, deadline = True, min(deadline, time.monotonic() + SURVIVAL)
+            if time.monotonic() > deadline:
+                for other in running:
+                    os.kill(other, signal.SIGKILL)
+            time.sleep(0.005)
+        sys.stdout.write(json.dumps(statuses) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve()

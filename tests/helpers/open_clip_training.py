@@ -1,0 +1,310 @@
+"""open_clip's own training program and our trainer on batches that both are given; each side runs in a process.
+
+python tests/helpers/open_clip_training.py FOLDER '{"side": "open_clip", ...}'
+
+FOLDER holds a model in open_clip's layout and `batches.pt` ([`prepare`]); the fields of the JSON are those of [`Run`].
+open_clip's side is `open_clip_train.main`, with its options, weight-decay groups, schedule, `train_one_epoch` and loss.
+Only its reader is replaced by the batches, and its epoch is watched from outside. Its options are those of the paper.
+Our side is the recipe `biomedclip`, read by the command. Only sizes, steps, precision and the fields of [`Run`] differ
+from it.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
+
+from biomedclip import (
+    BiomedCLIPModel,
+    ContrastiveTrainer,
+    ContrastiveTrainingArguments,
+    from_open_clip,
+    to_open_clip,
+)
+from biomedclip.conversion.files import OPEN_CLIP_CONFIG
+from biomedclip.conversion.open_clip import bert_config_of
+from biomedclip.run_scripts import train
+from biomedclip.run_scripts.cli.options import parse_options
+from biomedclip.run_scripts.training.runs import set_batch_size
+
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCHES, WEIGHTS = "batches.pt", "trained.safetensors"
+Batch = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class Run:
+    """
+    What one side does.
+
+    Args:
+        side: `open_clip` or `biomedclip`.
+        learning_rate: Peak; a cosine to zero follows.
+        weight_decay: Of what decays.
+        warmup_steps: Steps of the warm-up; the paper's 2,000 are more than a test has.
+        bf16: Under bfloat16 autocast.
+        gradient_checkpointing: In both towers.
+        pairs: Batches to take, and of each the pairs to take; all pairs of all batches when left out.
+        device: Where to train.
+        processor_time: Count the seconds of the processor, all threads together, and not those of the clock.
+        options: Further options of `biomedclip train`, for our side.
+        save_as: File for the trained weights, under the side's own names; not saved when left out.
+    """
+
+    side: str
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    warmup_steps: int = 0
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    pairs: list[list[int]] | None = None
+    device: str = "cpu"
+    processor_time: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    save_as: str | None = None
+
+
+def prepare(model: BiomedCLIPModel, processor: Any, batches: Sequence[Batch], folder: Path) -> None:
+    """Writes a model as open_clip loads it without network, and batches of `input_ids` and `pixel_values` beside it."""
+    to_open_clip(model, processor, folder)
+    path = folder / OPEN_CLIP_CONFIG
+    content = json.loads(path.read_text())
+    bert_config_of(model.config.text_config).save_pretrained(folder / "bert")
+    content["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder / "bert")
+    path.write_text(json.dumps(content))
+    torch.save(list(batches), folder / BATCHES)
+
+
+def run_in_a_process(folder: Path, run: Run, **environment: str) -> dict[str, Any]:
+    """
+    Trains one side.
+
+    Returns:
+        `losses` and `seconds` of each step, `undecayed` (names, as the side calls them), and `mib`: resident memory
+        at its peak, on an accelerator that of its tensors. Our side also gives the `grad_norms` before clipping.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        result = subprocess.run(
+            [sys.executable, __file__, str(folder), json.dumps(asdict(run))],
+            env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
+            capture_output=True,
+            text=True,
+            cwd=scratch,
+        )
+    if result.returncode:
+        raise RuntimeError(result.stderr[-3000:])
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+class Watch:
+    """Clock and memory at the beginning and the end of each step."""
+
+    def __init__(self, device: str, *, processor_time: bool = False) -> None:
+        self.device = device
+        self.clock = time.process_time if processor_time else time.perf_counter
+        self.begun: list[float] = []
+        self.ended: list[float] = []
+
+    def now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return self.clock()
+
+    def summary(self) -> dict[str, Any]:
+        on_device = torch.cuda.max_memory_allocated() // 2**20 if self.device == "cuda" else peak_mib()
+        return {"seconds": [end - begin for begin, end in zip(self.begun, self.ended, strict=True)], "mib": on_device}
+
+
+def peak_mib() -> int:
+    """Resident memory of this process at its peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) // 1024
+
+
+class TheirBatches:
+    """What open_clip takes for its data set and its loader."""
+
+    def __init__(self, batches: Sequence[Batch], context_length: int, watch: Watch) -> None:
+        self.dataloader = self
+        self.num_batches = len(batches)
+        self.num_samples = sum(len(batch["input_ids"]) for batch in batches)
+        self.watch = watch
+        padding = [(0, context_length - batch["input_ids"].shape[1]) for batch in batches]
+        self.rows = [
+            (batch["pixel_values"], torch.nn.functional.pad(batch["input_ids"], pad))
+            for batch, pad in zip(batches, padding, strict=True)
+        ]
+
+    def set_epoch(self, epoch: int) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for row in self.rows:
+            self.watch.begun.append(self.watch.now())
+            yield row
+            # It asks for the next batch when it is done with this one.
+            self.watch.ended.append(self.watch.now())
+
+
+def train_open_clip(folder: Path, batches: Sequence[Batch], run: Run) -> dict[str, Any]:
+    """Runs open_clip's program in this process, whose logging it takes over."""
+    from open_clip_train import main as program
+
+    stored = json.loads((folder / OPEN_CLIP_CONFIG).read_text())
+    watch, losses, result = Watch(run.device, processor_time=run.processor_time), [], {}
+    data = TheirBatches(batches, stored["model_cfg"]["text_cfg"]["context_length"], watch)
+    train_one_epoch = program.train_one_epoch
+
+    def watched(model: Any, data: Any, loss: Any, epoch: int, optimizer: Any, *rest: Any, **others: Any) -> None:
+        def recorded(**outputs: Any) -> Any:
+            found = loss(**outputs)
+            losses.append(sum(found.values()).detach())
+            return found
+
+        train_one_epoch(model, data, recorded, epoch, optimizer, *rest, **others)
+        spared = {id(p) for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+        result["undecayed"] = [name for name, parameter in model.named_parameters() if id(parameter) in spared]
+        result.update(watch.summary(), losses=[value.item() for value in losses])
+        if run.save_as:
+            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, run.save_as)
+
+    program.get_data = lambda *arguments, **options: {"train": data}
+    program.train_one_epoch = watched
+    options: dict[str, Any] = {
+        "model": f"local-dir:{folder}",
+        "train-data": "given",
+        "dataset-type": "synthetic",
+        "batch-size": len(batches[0]["input_ids"]),
+        "epochs": 1,
+        "warmup": run.warmup_steps,
+        # Supplementary Table 9 of arXiv 2303.00915.
+        "lr": 5e-4 if run.learning_rate is None else run.learning_rate,
+        "wd": 0.2 if run.weight_decay is None else run.weight_decay,
+        "beta1": 0.9,
+        "beta2": 0.98,
+        "eps": 1e-6,
+        "precision": "amp_bf16" if run.bf16 else "fp32",
+        "device": run.device,
+        "workers": 0,
+        "logs": "none",
+    }
+    flags = ["--grad-checkpointing"] if run.gradient_checkpointing else []
+    program.main([f"--{name}={value}" for name, value in options.items()] + flags)
+    return result
+
+
+class OurBatches(IterableDataset):
+    """What our trainer takes for a stream of pairs."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.given = [dict(batch) for batch in batches]
+
+    def batches(self, batch_size: int, **position: int) -> "OurBatches":
+        return self
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.given)
+
+
+class _Clock(TrainerCallback):
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.watch.begun.append(self.watch.now())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.watch.ended.append(self.watch.now())
+
+
+def recipe_arguments(batches: Sequence[Batch], run: Run) -> ContrastiveTrainingArguments:
+    """The arguments that the command makes of the recipe, less what only a run at its full size needs."""
+    size = len(batches[0]["input_ids"])
+    options: dict[str, Any] = {
+        "config": "biomedclip",
+        "output_dir": "run",
+        "use_cpu": run.device == "cpu",
+        "max_steps": len(batches),
+        "batch_size": size,
+        "warmup_steps": run.warmup_steps,
+        "bf16": run.bf16,
+        "gradient_checkpointing": run.gradient_checkpointing,
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **{name: getattr(run, name) for name in ("learning_rate", "weight_decay")},
+        **run.options,
+    }
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+    *_, args = parse_options(
+        "train",
+        train.OPTION_CLASSES,
+        arguments,
+        description="",
+        example="",
+        alternatives=train.ALTERNATIVES,
+    )
+    set_batch_size(args, size, 1)
+    return args
+
+
+def train_biomedclip(model: BiomedCLIPModel, batches: Sequence[Batch], run: Run) -> dict[str, Any]:
+    """Runs our trainer in this process."""
+    watch = Watch(run.device, processor_time=run.processor_time)
+    args = recipe_arguments(batches, run)
+    trainer = ContrastiveTrainer(
+        model, args, train_dataset=OurBatches(batches), data_collator=lambda batch: batch, callbacks=[_Clock(watch)]
+    )
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer.train()
+    decayed = set(trainer.get_decay_parameter_names(model))
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if run.save_as:
+        save_file(model.state_dict(), run.save_as)
+    return {
+        "losses": [entry["loss"] for entry in entries],
+        "grad_norms": [entry["grad_norm"] for entry in entries],
+        "undecayed": [name for name, _ in model.named_parameters() if name not in decayed],
+        **watch.summary(),
+    }
+
+
+def chosen(batches: Sequence[Batch], pairs: Sequence[Sequence[int]] | None) -> list[Batch]:
+    """The first pairs of some batches: `[number, pairs]` of each."""
+    if pairs is None:
+        return list(batches)
+    return [{name: value[:count] for name, value in batches[number].items()} for number, count in pairs]
+
+
+def main() -> None:
+    folder, run = Path(sys.argv[1]), Run(**json.loads(sys.argv[2]))
+    batches = chosen(torch.load(folder / BATCHES, mmap=True), run.pairs)
+    if run.side == "open_clip":
+        result = train_open_clip(folder, batches, run)
+    else:
+        model, _ = from_open_clip(folder)
+        result = train_biomedclip(model, batches, run)
+    print(json.dumps(result))  # noqa: T201
+
+
+__all__ = ["Run", "peak_mib", "prepare", "run_in_a_process"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""Training beside open_clip's own program: the same losses, samples a second, memory; and what a GPU reaches.
+
+PYTHONPATH=tests python tests/performance/training.py --output training.json
+PYTHONPATH=tests python tests/performance/training.py --parts scale --device cuda --batch-size 4096 \\
+    --mini-batch-size 256
+
+curve: fifty steps of the recipe `biomedclip`, less its learning rate and warm-up, from the same weights on the same
+    batches in float32 without dropout, ViT-Ti/16 with a BERT of two layers. Gradients are not clipped. open_clip takes
+    them a second time with the pairs of each batch in another order, which changes nothing but the order of its sums:
+    what two runs may differ by.
+speed: the published size with random weights and dropout as published, `--batch-size` real captions and images, in
+    float32 and under bfloat16 autocast. Each way runs in a process of its own, in turns; a round has a batch of its
+    own, the same for all, after a step of two pairs that warms up. Batches lie in memory (`loading.py` measures the
+    loader). Seconds are those of the clock, for which the machine must have nothing else to do, or with
+    --shared-machine those of the processor, with one thread. open_clip pads texts to 256 tokens, biomedclip to the
+    longest. The bound is what the matrix products of the model's shapes alone would allow, texts without padding.
+scale: our trainer alone on a device, drawn images and captions of real length: samples a second, share of the measured
+    rate of matrix products that the model's own work makes up, memory, hours for the paper's 445 million samples.
+open_clip's side runs `open_clip_train.main` (`tests/helpers/open_clip_training.py`).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from helpers.open_clip_training import Run, prepare, run_in_a_process, train_biomedclip
+from safetensors.torch import load_file
+from tqdm.auto import tqdm
+from transformers import BertTokenizer
+
+from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from biomedclip.conversion.tensors import from_open_clip_tensors
+from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, read_image
+from biomedclip.run_scripts.cli.reporting import say, show_table, versions, write_json
+
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+PARTS = ("curve", "speed")
+STEPS, DIFFERENT_BATCHES, PAIRS = 50, 3, 8  # of the curve
+SPREAD = {"initializer_range": 0.07}  # 1 / sqrt(192): with the usual 0.02 so narrow a model learns nothing in 50 steps
+TINY = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3} | SPREAD
+CONTEXT = 256
+SAMPLES = 445e6  # of the published run: 32 epochs of 13.9 million pairs
+SIDES = ("open_clip", "biomedclip")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=SHARED, help="folder of captions and pictures")
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "scale"], default=PARTS)
+    parser.add_argument("--rounds", type=int, default=3, help="of speed")
+    parser.add_argument("--without", nargs="+", default=[], help="leave out ways that have this in their names")
+    parser.add_argument("--shared-machine", action="store_true", help="in speed: one thread, processor seconds")
+    parser.add_argument("--batch-size", type=int, default=16, help="of speed and scale")
+    parser.add_argument("--mini-batch-size", type=int, help="of scale, and of one way of speed; 4 there if left out")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of scale")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of scale")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="in scale")
+    parser.add_argument("--torch-compile", action="store_true", help="in scale")
+    parser.add_argument("--small", action="store_true", help="scale and speed with the small model of the curve")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    options = parser.parse_args()
+    measures = {"curve": measure_curve, "speed": measure_speed, "scale": measure_scale}
+    results: dict[str, Any] = {"machine": machine(), "versions": versions()}
+    for part in options.parts:
+        results[part] = measures[part](options)
+        if options.output:
+            write_json(options.output, results)
+
+
+def make_model(*, small: bool, dropout: bool = True) -> BiomedCLIPModel:
+    torch.manual_seed(0)
+    text: dict[str, Any] = {} if dropout else {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    if not small:
+        return BiomedCLIPModel(BiomedCLIPConfig(text_config=text))
+    text |= TINY | {"num_hidden_layers": 2}
+    return BiomedCLIPModel(BiomedCLIPConfig(vision_config=TINY, text_config=text, projection_dim=128, **SPREAD))
+
+
+def real_batches(options: argparse.Namespace, batches: int, pairs: int) -> tuple[BiomedCLIPProcessor, list[Any]]:
+    """Captions drawn with seed 0, each beside some picture, prepared as in evaluation."""
+    tokenizer = BertTokenizer.from_pretrained(options.data / "biomedclip_tokenizer", model_max_length=CONTEXT)
+    processor = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)
+    captions = real_captions(options.data, batches * pairs)
+    files = sorted(path for path in (options.data / "pmc_mirror").rglob("*.jpg"))
+    files = [files[number] for number in np.random.default_rng(0).permutation(len(files))]
+    found = []
+    for number in range(batches):
+        chosen = range(number * pairs, (number + 1) * pairs)
+        images = [read_image(files[place % len(files)]) for place in chosen]
+        texts = [captions[place] for place in chosen]
+        found.append(dict(processor(text=texts, images=images, padding=True, truncation=True, return_tensors="pt")))
+        found[-1].pop("token_type_ids", None)
+    return processor, found
+
+
+def real_captions(data: Path, count: int) -> list[str]:
+    lines = (data / "captions" / "captions.jsonl").read_text().splitlines()
+    order = np.random.default_rng(0).permutation(len(lines))
+    return [json.loads(lines[order[number % len(lines)]])["caption"] for number in range(count)]
+
+
+def measure_curve(options: argparse.Namespace) -> dict[str, Any]:
+    """Losses of each step and the weights after the last, against open_clip's."""
+    model = make_model(small=True, dropout=False)
+    processor, batches = real_batches(options, DIFFERENT_BATCHES, PAIRS)
+    order = torch.randperm(PAIRS, generator=torch.Generator().manual_seed(0))
+    shuffled = [{name: value[order] for name, value in batch.items()} for batch in batches]
+    learning = {"learning_rate": 1e-4}
+    ways = {
+        "open_clip": Run("open_clip", **learning),
+        "open_clip, pairs in another order": Run("open_clip", **learning),
+        "biomedclip": Run("biomedclip", **learning),
+        "biomedclip, mini-batches of 4": Run("biomedclip", options={"mini_batch_size": 4}, **learning),
+    }
+    results: dict[str, Any] = {"steps": STEPS, "losses": {}, "largest_difference": {}}
+    weights = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name, run in tqdm(ways.items(), desc="curve"):
+            given = shuffled if "order" in name else batches
+            prepare(model, processor, given, folder)
+            run.pairs = [[step % DIFFERENT_BATCHES, PAIRS] for step in range(STEPS)]
+            run.save_as = str(folder / "trained.safetensors")
+            results["losses"][name] = run_in_a_process(folder, run)["losses"]
+            trained = load_file(run.save_as)
+            names = list(model.state_dict())
+            weights[name] = from_open_clip_tensors(trained, names) if run.side == "open_clip" else trained
+    reference, *others = ways
+    for name in others:
+        pairs = zip(results["losses"][name], results["losses"][reference], strict=True)
+        by_step = [abs(ours - theirs) / theirs for ours, theirs in pairs]
+        by_weight = {key: (value - weights[reference][key]).abs().max().item() for key, value in weights[name].items()}
+        worst = max(by_weight, key=by_weight.__getitem__)
+        results["largest_difference"][name] = {
+            "of_loss_by_step": by_step,
+            "of_loss": max(by_step),
+            "of_weights": by_weight[worst],
+            "weight": worst,
+        }
+    rows = [
+        (name, f"{found['of_loss']:.1e}", f"{found['of_weights']:.1e}", found["weight"])
+        for name, found in results["largest_difference"].items()
+    ]
+    first, *_, last = results["losses"][reference]
+    say(f"{STEPS} steps, loss {first:.3f} to {last:.3f}: largest differences from open_clip")
+    show_table("", rows, ["way", "of a loss, relative", "of a weight", "which"])
+    return results
+
+
+def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Samples a second and memory of each way in each round."""
+    model = make_model(small=options.small)
+    processor, batches = real_batches(options, options.rounds, options.batch_size)
+    config, mini = model.config, options.mini_batch_size or 4
+    ways: dict[str, Run] = {}
+    for bf16 in (False, True):
+        precision = "bfloat16" if bf16 else "float32"
+        for side in SIDES:
+            ways[f"{side}, {precision}"] = Run(side, bf16=bf16)
+        for name, keep in ((f"cached mini-batches of {mini}", False), (f"mini-batches of {mini}, kept", True)):
+            cached = {"mini_batch_size": mini, "keep_activations": keep}
+            ways[f"biomedclip, {precision}, {name}"] = Run("biomedclip", bf16=bf16, options=cached)
+        for side in SIDES:
+            name = f"{side}, {precision}, gradient checkpointing"
+            ways[name] = Run(side, bf16=bf16, gradient_checkpointing=True)
+    ways = {name: run for name, run in ways.items() if not any(word in name for word in options.without)}
+    threads = {"OMP_NUM_THREADS": "1"} if options.shared_machine else {}
+    if options.shared_machine:
+        torch.set_num_threads(1)
+    lengths = [batch["attention_mask"].sum(dim=1).tolist() for batch in batches]
+    results: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "lengths": lengths,
+        "seconds": "of the processor, one thread" if options.shared_machine else "of the clock",
+        "ways": {name: {"samples_per_second": [], "mib": []} for name in ways},
+        "bounds": {"float32": [], "bfloat16": []},
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepare(model, processor, batches, folder)
+        del model
+        for turn in tqdm(range(options.rounds), desc="rounds"):
+            for name, run in ways.items():
+                run.pairs = [[turn, 2], [turn, options.batch_size]]
+                run.processor_time = options.shared_machine
+                found = run_in_a_process(folder, run, **threads)
+                results["ways"][name]["samples_per_second"].append(options.batch_size / found["seconds"][-1])
+                results["ways"][name]["mib"].append(found["mib"])
+                if options.output:
+                    write_json(options.output.with_suffix(".partial.json"), results)
+            operations = statistics.mean(operations_of_pair(config, length) for length in lengths[turn])
+            for dtype in (torch.float32, torch.bfloat16):
+                rate = product_rate(
+                    config.vision_config, options.batch_size, dtype, "cpu", processor_time=options.shared_machine
+                )
+                results["bounds"][str(dtype).removeprefix("torch.")].append(rate / operations)
+            show_speed(results)
+    return results
+
+
+def show_speed(results: dict[str, Any]) -> None:
+    rows = []
+    for name, found in results["ways"].items():
+        rates, precision = found["samples_per_second"], name.split(", ")[1]
+        reference = results["ways"][f"open_clip, {precision}" + (", gradient checkpointing" * ("checkp" in name))]
+        bounds = results["bounds"][precision]
+        ratios = [rate / other for rate, other in zip(rates, reference["samples_per_second"], strict=True)]
+        shares = [rate / bound for rate, bound in zip(rates, bounds, strict=True)]
+        rows.append((name, *map(statistics.median, (rates, ratios, shares, found["mib"]))))
+    for name, rates in results["bounds"].items():
+        rows.append((f"products alone, {name}", statistics.median(rates), None, None, None))
+    tokens = [length for batch in results["lengths"] for length in batch]
+    longest = [max(batch) for batch in results["lengths"]]
+    say(f"Captions of {statistics.mean(tokens):.0f} tokens in the mean, the longest of a batch {longest}")
+    columns = ["way", "samples/s", "× open_clip", "of the bound", "MiB at the peak"]
+    show_table(f"Steps of {results['batch_size']} pairs, medians", rows, columns)
+
+
+def operations_of_pair(config: Any, tokens: int) -> float:
+    """Multiplications and additions of a pair, forward and backward, in the matrix products of both towers."""
+
+    def tower(config: Any, length: int) -> float:
+        width = config.hidden_size
+        weights = 4 * width**2 + 2 * width * config.intermediate_size
+        return config.num_hidden_layers * 2 * (weights * length + 2 * length**2 * width)
+
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    embedding = 2 * patches * vision.hidden_size * vision.num_channels * vision.patch_size**2
+    # Backward, each product has two: by its input and by its weight.
+    return 3 * (tower(vision, patches + 1) + embedding + tower(config.text_config, tokens))
+
+
+def product_rate(config: Any, images: int, dtype: torch.dtype, device: str, *, processor_time: bool = False) -> float:
+    """Operations a second in the feed-forward products of a batch of images, forward and backward; the best of five."""
+    rows = images * ((config.image_size // config.patch_size) ** 2 + 1)
+    options: Any = {"dtype": dtype, "device": device}
+    short = torch.randn(rows, config.hidden_size, **options)
+    long = torch.randn(rows, config.intermediate_size, **options)
+    weight = torch.randn(config.intermediate_size, config.hidden_size, **options)
+    clock = time.process_time if processor_time else time.perf_counter
+
+    def products() -> float:
+        synchronise(device)
+        started = clock()
+        for _ in range(3):
+            short @ weight.t(), long @ weight, long.t() @ short
+        synchronise(device)
+        return 3 * 3 * 2 * rows * config.hidden_size * config.intermediate_size / (clock() - started)
+
+    return max(products() for _ in range(5))
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_scale(options: argparse.Namespace) -> dict[str, Any]:
+    """Our trainer on one device with drawn images, under bfloat16 autocast, after one step that warms up."""
+    model = make_model(small=options.small)
+    size, mini = options.batch_size, options.mini_batch_size or options.batch_size
+    tokenizer = BertTokenizer.from_pretrained(options.data / "biomedclip_tokenizer", model_max_length=CONTEXT)
+    texts = tokenizer(real_captions(options.data, size), padding=True, truncation=True, return_tensors="pt")
+    side = model.config.vision_config.image_size
+    # One image that stands for all: those of 65,536 pairs would take 39 GB.
+    pixels = torch.randn(1, 3, side, side).expand(size, -1, -1, -1)
+    batch = {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"], "pixel_values": pixels}
+    run = Run(
+        "biomedclip",
+        bf16=True,
+        gradient_checkpointing=options.gradient_checkpointing,
+        device=options.device,
+        options={"mini_batch_size": options.mini_batch_size, "torch_compile": options.torch_compile},
+    )
+    rate = product_rate(model.config.vision_config, min(mini, 256), torch.bfloat16, options.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        run.options["output_dir"] = scratch
+        found = train_biomedclip(model, [batch] * (1 + options.steps), run)
+    samples_per_second = size / statistics.median(found["seconds"][1:])
+    lengths = texts["attention_mask"].sum(dim=1).tolist()
+    operations = statistics.mean(operations_of_pair(model.config, length) for length in lengths)
+    results = {
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else machine(),
+        "batch_size": size,
+        "mini_batch_size": mini,
+        "samples_per_second": samples_per_second,
+        "teraflops_of_products": rate / 1e12,
+        "model_flops_utilisation": samples_per_second * operations / rate,
+        "peak_mib": found["mib"],
+        "hours_of_445_million_samples": SAMPLES / samples_per_second / 3600,
+    }
+    show_table("One device", [(name.replace("_", " "), value) for name, value in results.items()], ["", "value"])
+    return results
+
+
+def machine() -> str:
+    info = Path("/proc/cpuinfo")
+    lines: Sequence[str] = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    main()

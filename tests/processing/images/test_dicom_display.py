@@ -1,0 +1,634 @@
+"""Grey values and colors of DICOM files: what each element of the display chain does, alone and together."""
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from biomedclip.processing import read_image
+from biomedclip.processing.image_processing_biomedclip import to_8_bit
+from biomedclip.processing.images.reading import ImageError
+
+
+pydicom = pytest.importorskip("pydicom")
+from helpers.dicom_writer import dicom  # noqa: E402
+from pydicom import DataElement, Dataset  # noqa: E402
+from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing  # noqa: E402
+
+
+FAULTS = Path(__file__).parents[2] / "data" / "faults"
+BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"
+UP = [0, 36, 73, 109, 146, 182, 219, 255]
+SQUARE = [0, 5, 21, 47, 83, 130, 187, 255]  # 255 * (k / 7) ** 2
+DOWN, SQUARE_DOWN = UP[::-1], [255 - shade for shade in SQUARE]
+SQUARE_8 = [0, 5, 21, 47, 84, 130, 188, 255]  # the same of the values UP
+BITS_12 = {"BitsStored": 12, "HighBit": 11}
+
+
+def ramp(highest: int = 4095, dtype=np.uint16, lowest: int = 0) -> np.ndarray:
+    row = lowest + np.round((highest - lowest) * np.arange(64) / 63)
+    return np.tile(row.astype(dtype), (64, 1))
+
+
+def item(**elements) -> Dataset:
+    dataset = Dataset()
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def lut(entries, first: int = 0, bits: int = 16, data=None, vr: str = "OW", descriptor_vr: str = "US") -> Dataset:
+    """An item of a LUT sequence; `data` instead of the entries as words."""
+    entries = np.asarray(entries)
+    dataset = Dataset()
+    dataset.add(DataElement("LUTDescriptor", descriptor_vr, [len(entries) % 65536, first, bits]))
+    dataset.add(DataElement("LUTData", vr, entries.astype("<u2").tobytes() if data is None else data))
+    return dataset
+
+
+def curve(count: int = 4096, highest: int = 65535, power: float = 2, reverse: bool = False) -> np.ndarray:
+    values = np.round((np.arange(count) / (count - 1)) ** power * highest).astype(int)
+    return highest - values if reverse else values
+
+
+def shades(source) -> list[int]:
+    return np.asarray(to_8_bit(read_image(source)))[40, ::9].tolist()
+
+
+def frame_group(**macros: Dataset) -> list[Dataset]:
+    return [item(**{macro: [content] for macro, content in macros.items()})]
+
+
+def window(center, width, **elements) -> dict:
+    return {"WindowCenter": center, "WindowWidth": width, **elements}
+
+
+def rescale(slope, intercept=0) -> dict:
+    return {"RescaleSlope": slope, "RescaleIntercept": intercept}
+
+
+WHOLE = window(2048, 4096)  # LINEAR, so 0 is black and 4095 is white
+# Elements that are added to a ramp of 0..4095 in 12 bits, and the expected brightness.
+CHAINS = {
+    "nothing": ({}, UP),
+    "slope": (rescale(2, -1024), UP),
+    "tiny slope": (rescale("0.0001"), UP),
+    "negative slope": (rescale(-1, 4095), DOWN),
+    "negative slope without intercept": ({"RescaleSlope": "-0.5"}, DOWN),
+    "intercept alone": ({"RescaleIntercept": -1000}, UP),
+    "empty slope": ({"RescaleSlope": None, "RescaleIntercept": None}, UP),
+    "modality LUT": ({"ModalityLUTSequence": [lut(curve())]}, SQUARE),
+    "falling modality LUT": ({"ModalityLUTSequence": [lut(curve(power=1, reverse=True))]}, DOWN),
+    "modality LUT of 12 bits": ({"ModalityLUTSequence": [lut(curve(highest=4095), bits=12)]}, SQUARE),
+    "modality LUT of 8 bits": ({"ModalityLUTSequence": [lut(curve(highest=255), bits=8)]}, SQUARE),
+    "modality LUT before slope": ({"ModalityLUTSequence": [lut(curve())], **rescale(-1)}, SQUARE),
+    "modality LUT that starts later": (
+        {"ModalityLUTSequence": [lut(curve(3511), first=585)]},
+        [0, 0, 7, 28, 64, 113, 177, 255],  # 255 * ((k - 1) / 6) ** 2
+    ),
+    "VOI LUT": ({"VOILUTSequence": [lut(curve())]}, SQUARE),
+    "falling VOI LUT": ({"VOILUTSequence": [lut(curve(reverse=True))]}, SQUARE_DOWN),
+    "VOI LUT of 10 bits": ({"VOILUTSequence": [lut(curve(highest=1023), bits=10)]}, SQUARE),
+    "VOI LUT of 8 bits": ({"VOILUTSequence": [lut(curve(highest=255), bits=8)]}, SQUARE),
+    "VOI LUT of packed bytes": (
+        {"VOILUTSequence": [lut(curve(), bits=8, data=curve(highest=255).astype(np.uint8).tobytes())]},
+        SQUARE,
+    ),
+    "VOI LUT of numbers": ({"VOILUTSequence": [lut(curve(), data=curve().tolist(), vr="US")]}, SQUARE),
+    "VOI LUT of 12 bits that states 16": ({"VOILUTSequence": [lut(curve(highest=4095))]}, SQUARE),
+    "VOI LUT of 16 bits that states 12": ({"VOILUTSequence": [lut(curve(), bits=12)]}, SQUARE),
+    "VOI LUT that stays one bit below its range": (
+        {"VOILUTSequence": [lut(curve(highest=32767))]},
+        [0, 3, 10, 23, 42, 65, 94, 127],
+    ),
+    "VOI LUT before window": ({"VOILUTSequence": [lut(curve())], **window(100, 10)}, SQUARE),
+    "first of two VOI LUTs": ({"VOILUTSequence": [lut(curve()), lut(curve(power=1))]}, SQUARE),
+    "VOI LUT after slope": ({"VOILUTSequence": [lut(curve(8191))], **rescale(2)}, SQUARE),
+    "VOI LUT after small slope": ({"VOILUTSequence": [lut(curve(64))], **rescale("0.015384615385")}, SQUARE),
+    "VOI LUT after a slope that was rounded down": (
+        {"VOILUTSequence": [lut(curve(64))], **rescale("0.015384615384")},
+        SQUARE,
+    ),
+    "VOI LUT after negative values": (
+        {"VOILUTSequence": [lut(curve(), first=-1024, descriptor_vr="SS")], **rescale(1, -1024)},
+        SQUARE,
+    ),
+    "VOI LUT whose first value is written unsigned": (
+        {"VOILUTSequence": [lut(curve(), first=64512)], **rescale(1, -1024)},
+        SQUARE,
+    ),
+    "VOI LUT after modality LUT": (
+        {
+            "ModalityLUTSequence": [lut(curve(power=1, reverse=True, highest=4095), bits=12)],
+            "VOILUTSequence": [lut(curve(reverse=True))],
+        },
+        [255 - shade for shade in SQUARE[::-1]],
+    ),
+    "window": (WHOLE, UP),
+    "window and slope": ({**window(0, 4096), **rescale(1, -2048)}, UP),
+    "window and negative slope": ({**WHOLE, **rescale(-1, 4095)}, DOWN),
+    "window and modality LUT": (
+        {"ModalityLUTSequence": [lut(curve())], **window(32768, 65536)},
+        SQUARE,
+    ),
+    "first of two windows": (window([2048, 100], [4096, 10]), UP),
+    "LINEAR_EXACT": (window(2047.5, 4095, VOILUTFunction="LINEAR_EXACT"), UP),
+    "width below 1": ({**window("0.20475", "0.4095"), **rescale("0.0001")}, UP),
+    "width 1": (window(2048, 1), [0, 0, 0, 0, 255, 255, 255, 255]),
+    "SIGMOID": (window(2047.5, 4095, VOILUTFunction="SIGMOID"), [30, 49, 76, 109, 146, 179, 206, 225]),
+    "padded text of the function": (window(2047.5, 4095, VOILUTFunction="linear_exact "), UP),
+    "window in a shared group": (
+        {"SharedFunctionalGroupsSequence": frame_group(FrameVOILUTSequence=item(**WHOLE))},
+        UP,
+    ),
+    "slope in a shared group": (
+        {"SharedFunctionalGroupsSequence": frame_group(PixelValueTransformationSequence=item(**rescale(-1, 4095)))},
+        DOWN,
+    ),
+    "VOI LUT in a group": (
+        {
+            "PerFrameFunctionalGroupsSequence": frame_group(
+                FrameVOILUTSequence=item(VOILUTSequence=[lut(curve())]),
+            )
+        },
+        SQUARE,
+    ),
+    "group of the frame before the shared one": (
+        {
+            "SharedFunctionalGroupsSequence": frame_group(
+                FrameVOILUTSequence=item(**window(7, 2)), PixelValueTransformationSequence=item(**rescale(1))
+            ),
+            "PerFrameFunctionalGroupsSequence": frame_group(
+                FrameVOILUTSequence=item(**WHOLE), PixelValueTransformationSequence=item(**rescale(-1, 4095))
+            ),
+        },
+        DOWN,
+    ),
+    "groups before the root": (
+        {
+            "PerFrameFunctionalGroupsSequence": frame_group(
+                FrameVOILUTSequence=item(**WHOLE), PixelValueTransformationSequence=item(**rescale(-1, 4095))
+            ),
+            **window(7, 2),
+            **rescale(3),
+        },
+        DOWN,
+    ),
+    "window in a group, slope at the root": (
+        {"SharedFunctionalGroupsSequence": frame_group(FrameVOILUTSequence=item(**WHOLE)), **rescale(-1, 4095)},
+        DOWN,
+    ),
+    "real world values are not display": (
+        {
+            "SharedFunctionalGroupsSequence": frame_group(
+                RealWorldValueMappingSequence=item(RealWorldValueSlope=-1.0, RealWorldValueIntercept=4095.0)
+            )
+        },
+        UP,
+    ),
+}
+# An element that cannot be used, what the warning names, and what is shown instead.
+FAULTY = {
+    "width 0": (window(2048, 0), "WindowWidth 0.0", UP),
+    "negative width": (window(2048, -5), "WindowWidth -5.0", UP),
+    "width 0, then a window": (window([1, 2048], [0, 4096]), "WindowWidth 0.0", UP),
+    "center alone": ({"WindowCenter": 50}, "WindowCenter", UP),
+    "width alone": ({"WindowWidth": 50}, "WindowWidth", UP),
+    "empty width": (window(50, None), "0 of WindowWidth", UP),
+    "more centers than widths": (window([2048, 7], 4096), "2 values of WindowCenter", UP),
+    "unknown function": (window(2048, 4096, VOILUTFunction="CUBIC"), "'CUBIC'", UP),
+    "slope 0": (rescale(0, 7), "RescaleSlope 0.0", UP),
+    "LUT without descriptor": ({"VOILUTSequence": [item(LUTExplanation="x")]}, "item 0 of VOILUTSequence", UP),
+    "LUT without data": (
+        {"VOILUTSequence": [item(LUTDescriptor=[4096, 0, 16])], **window(2048, 1)},
+        "item 0 of VOILUTSequence",
+        [0, 0, 0, 0, 255, 255, 255, 255],
+    ),
+    "LUT that is too short": ({"VOILUTSequence": [lut(curve(), data=b"\0\1" * 9)]}, "item 0 of VOILUTSequence", UP),
+    "LUT of which a quarter is missing": (
+        {"VOILUTSequence": [lut(curve(), data=curve().astype("<u2").tobytes()[:6144])]},
+        "item 0 of VOILUTSequence",
+        UP,
+    ),
+    "LUT of no bits": ({"VOILUTSequence": [lut(curve(), bits=0)]}, "0 bits", UP),
+    "faulty LUT, then a good one": (
+        {"VOILUTSequence": [item(LUTExplanation="x"), lut(curve())]},
+        "item 0 of VOILUTSequence",
+        SQUARE,
+    ),
+    "faulty modality LUT, then a slope": (
+        {"ModalityLUTSequence": [lut(curve(), bits=0)], **rescale(-1)},
+        "item 0 of ModalityLUTSequence",
+        DOWN,
+    ),
+    "window in a group, width 0": (
+        {
+            "PerFrameFunctionalGroupsSequence": frame_group(FrameVOILUTSequence=item(**window(3, 0))),
+            "SharedFunctionalGroupsSequence": frame_group(FrameVOILUTSequence=item(**WHOLE)),
+        },
+        "WindowWidth 0.0",
+        UP,
+    ),
+    "padding of two values": ({"PixelPaddingValue": [1, 2]}, "PixelPaddingValue", UP),
+}
+
+
+@pytest.mark.parametrize("case", CHAINS)
+def test_each_element_of_the_display_chain_counts(case, caplog):
+    elements, expected = CHAINS[case]
+    content = dicom(ramp(), **BITS_12, **elements)
+    assert shades(content) == expected
+    assert not [record for record in caplog.records if record.name.startswith("biomedclip.processing")]
+    negative = dicom(ramp(), PhotometricInterpretation="MONOCHROME1", **BITS_12, **elements)
+    assert shades(negative) == [255 - shade for shade in shades(content)]
+
+
+@pytest.mark.parametrize("case", FAULTY)
+def test_an_unusable_element_is_named_in_a_warning_and_ignored(case, caplog):
+    elements, named, expected = FAULTY[case]
+    with caplog.at_level(logging.WARNING):
+        assert shades(dicom(ramp(), **BITS_12, **elements)) == expected
+    (record,) = caplog.records
+    assert named in record.getMessage() and record.getMessage().startswith("image: ")
+
+
+def test_an_empty_window_needs_no_warning(caplog):
+    assert shades(dicom(ramp(), **BITS_12, **window(None, None))) == UP
+    assert not caplog.records
+
+
+# Why pydicom's functions, which the standard is quoted in, do not show these.
+DIFFERENT_IN_PYDICOM = {
+    "negative slope without intercept": "ignored",
+    "intercept alone": "ignored",
+    "empty slope": "an error",
+    "modality LUT of 12 bits": "an error: numpy has no type of 12 bits",
+    "VOI LUT after modality LUT": "the same error",
+    "VOI LUT of 8 bits": "indices are cut to 8 bits",
+    "VOI LUT of packed bytes": "an error: words are expected",
+    "VOI LUT of 12 bits that states 16": "taken as stated, nearly black",
+    "VOI LUT of 16 bits that states 12": "taken as stated, above white",
+    "VOI LUT after a slope that was rounded down": "one entry too low",
+    "VOI LUT whose first value is written unsigned": "taken as stated, all values below it",
+    "width below 1": "an error",
+    "padded text of the function": "an error",
+}
+
+
+@pytest.mark.parametrize("case", [case for case in CHAINS if "group" not in case and case not in DIFFERENT_IN_PYDICOM])
+def test_the_chain_is_that_of_pydicom(case):
+    content = dicom(ramp(), **BITS_12, **CHAINS[case][0])
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    assert np.array_equal(to_8_bit(read_image(content)), plain_display(dataset, dataset.pixel_array))
+
+
+def plain_display(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
+    """pydicom's chain pixel by pixel, scaled to 8 bits."""
+    values = apply_modality_lut(pixels, dataset)
+    shown = apply_voi_lut(values, dataset).astype(float)
+    if dataset.get("VOILUTSequence"):
+        black, white = 0, 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+    elif dataset.get("WindowWidth"):
+        black, white = apply_windowing(np.array([-np.inf, np.inf]), dataset)
+    elif dataset.BitsStored <= 8:
+        black, white = 0, 2**dataset.BitsStored - 1
+    else:
+        black, white = shown.min(), shown.max()
+    if dataset.get("WindowWidth") or dataset.get("VOILUTSequence"):
+        shade = np.round((shown - black) / (white - black) * 255)
+    else:
+        shade = np.round((shown - black) * 255 / (white - black))
+    return 255 - shade if dataset.PhotometricInterpretation == "MONOCHROME1" else shade
+
+
+def lifted(dataset: Dataset) -> Dataset:
+    """The dataset with the values of its functional groups at the root, where pydicom looks for them."""
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in (dataset.get(keyword) or [])[:1]:
+            for macro in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for content in (group.get(macro) or [])[:1]:
+                    dataset.update(content)
+    return dataset
+
+
+def test_every_grayscale_file_of_pydicom_has_the_pixels_of_pydicom():
+    data_store = pytest.importorskip("data_store", reason="pydicom-data is not installed")
+    files = [*sorted(BUNDLED.rglob("*.dcm")), *sorted((Path(data_store.__file__).parent / "data").glob("*.dcm"))]
+    compared = 0
+    for file in files:
+        try:
+            image = read_image(file)
+        except ImageError as error:
+            assert "display step" not in str(error)
+            continue
+        dataset = lifted(pydicom.dcmread(file, force=True))
+        if dataset.PhotometricInterpretation in ("MONOCHROME1", "MONOCHROME2"):
+            dataset.file_meta.setdefault("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
+            pixels = pydicom.pixels.pixel_array(dataset, index=0)
+            assert np.array_equal(to_8_bit(image), plain_display(dataset, pixels)), file
+            compared += 1
+    assert compared > 30
+
+
+def test_of_an_enhanced_file_the_groups_of_the_first_frame_count():
+    frames = np.stack([ramp(), ramp()[:, ::-1]])
+    groups = [
+        item(
+            PixelValueTransformationSequence=[item(**rescale(slope, 4095 if slope < 0 else 0))],
+            FrameVOILUTSequence=[item(**WHOLE)],
+        )
+        for slope in (-1, 1)
+    ]
+    content = dicom(frames, Rows=64, Columns=64, NumberOfFrames=2, PerFrameFunctionalGroupsSequence=groups, **BITS_12)
+    assert shades(content) == DOWN
+    assert np.asarray(read_image(content)).shape == (64, 64)
+
+
+def padded(values: np.ndarray, *padding: int) -> np.ndarray:
+    """The values with rows of padding at the top."""
+    values = values.copy()
+    for number, value in enumerate(padding):
+        values[number] = value
+    return values
+
+
+PADDING = {
+    "above the values": (padded(ramp(), 65000), {"PixelPaddingValue": 65000}, UP),
+    "below the values": (padded(ramp(5095, lowest=1000), 0), {"PixelPaddingValue": 0}, UP),
+    "a range": (
+        padded(ramp(5095, lowest=1000), 0, 3, 7),
+        {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 7},
+        UP,
+    ),
+    "a range from above": (
+        padded(ramp(), 65535, 65000, 64000),
+        {"PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 64000},
+        UP,
+    ),
+    "a range beyond BitsStored": (
+        padded(ramp(), 63000, 63500, 64000),
+        {"PixelPaddingValue": 63000, "PixelPaddingRangeLimit": 64000, **BITS_12},
+        UP,
+    ),
+    "signed": (padded(ramp(1000, np.int16, -1000), -2000), {"PixelPaddingValue": -2000}, UP),
+    "signed range": (
+        padded(ramp(1000, np.int16, -1000), -2000, -1500),
+        {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1200},
+        UP,
+    ),
+    "beyond BitsStored": (padded(ramp(), 63536), {"PixelPaddingValue": 63536, **BITS_12}, UP),
+    "with a slope": (padded(ramp(), 65000), {"PixelPaddingValue": 65000, **rescale(-1)}, DOWN),
+    "with a window": (padded(ramp(), 65000), {"PixelPaddingValue": 65000, **WHOLE}, UP),
+    "with a VOI LUT": (padded(ramp(), 65000), {"PixelPaddingValue": 65000, "VOILUTSequence": [lut(curve())]}, SQUARE),
+    "with a modality LUT": (
+        padded(ramp(), 65000),
+        {"PixelPaddingValue": 65000, "ModalityLUTSequence": [lut(curve(reverse=True))]},
+        SQUARE_DOWN,
+    ),
+    "8 bits": (padded(ramp(252, np.uint8), 255), {"PixelPaddingValue": 255}, [0, 36, 72, 108, 144, 180, 216, 252]),
+    "without the element": (padded(ramp(), 65520), {}, [0, 2, 5, 7, 9, 11, 14, 16]),
+}
+
+
+@pytest.mark.parametrize("case", PADDING)
+@pytest.mark.parametrize("kind", ["MONOCHROME2", "MONOCHROME1"])
+def test_padding_is_black_and_does_not_count_for_the_range(case, kind):
+    pixels, elements, expected = PADDING[case]
+    content = dicom(pixels, PhotometricInterpretation=kind, **elements)
+    assert shades(content) == (expected if kind == "MONOCHROME2" else [255 - shade for shade in expected])
+    if elements:
+        rows = 3 if case.startswith("a range") else 1
+        assert not np.asarray(read_image(content))[:rows].any()
+
+
+def test_signed_padding_that_was_written_as_an_unsigned_number_is_recognized():
+    pixels = padded(ramp(1000, np.int16, -1000), -2000)
+    dataset = pydicom.dcmread(io.BytesIO(dicom(pixels)))
+    dataset.add(DataElement("PixelPaddingValue", "US", 63536))
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    assert shades(buffer.getvalue()) == UP
+
+
+def test_signed_padding_within_12_bits_is_recognized_without_its_sign_bits():
+    pixels = padded(ramp(2047, np.int16, -2000), -2048)
+    stored = (pixels.astype(np.uint16) & 0x0FFF).astype(np.int16)
+    for padding in (-2048, 2048):
+        assert shades(dicom(stored, PixelPaddingValue=padding, **BITS_12)) == UP
+
+
+@pytest.mark.parametrize("bits", [{}, BITS_12], ids=["16 bits", "12 bits"])
+@pytest.mark.parametrize("padding", [-32768, 32767])
+def test_the_padding_may_be_the_smallest_or_the_largest_signed_value(padding, bits):
+    content = dicom(padded(ramp(1000, np.int16, -1000), padding), PixelPaddingValue=padding, **bits)
+    assert shades(content) == UP
+    assert not np.asarray(read_image(content))[0].any()
+
+
+def test_a_padding_range_up_to_the_largest_signed_value_is_recognized_without_sign_bits():
+    """The ends are read with their sign, because without it -100 would be above 2047."""
+    pixels = padded(ramp(-200, np.int16, -2000), -100, 0, 2047)
+    stored = (pixels.astype(np.uint16) & 0x0FFF).astype(np.int16)
+    content = dicom(stored, PixelPaddingValue=2047, PixelPaddingRangeLimit=-100, **BITS_12)
+    assert shades(content) == UP
+    assert not np.asarray(read_image(content))[:3].any()
+
+
+def test_padding_beyond_bits_stored_does_not_hide_the_value_with_the_same_low_bits():
+    pixels = padded(ramp(), 63536)
+    pixels[50] = 63536 % 4096
+    image = np.asarray(read_image(dicom(pixels, PixelPaddingValue=63536, **BITS_12)))
+    assert not image[0].any() and (image[50] == 63536 % 4096).all()
+
+
+def test_an_image_that_only_contains_padding_is_black():
+    assert not np.asarray(read_image(dicom(np.full((9, 9), 7, np.uint16), PixelPaddingValue=7))).any()
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({}, UP),
+        (rescale(1), UP),
+        (rescale(2, -100), UP),
+        (rescale(-1, 255), DOWN),
+        ({"ModalityLUTSequence": [lut(curve(256))]}, SQUARE_8),
+        ({"ModalityLUTSequence": [lut(curve(256, 255), bits=8)]}, SQUARE_8),
+        ({"VOILUTSequence": [lut(curve(256))]}, SQUARE_8),
+        ({"VOILUTSequence": [lut(curve(256, 255), bits=8)]}, SQUARE_8),
+        (
+            {
+                "ModalityLUTSequence": [lut(curve(256, 255, 1, reverse=True), bits=8)],
+                "VOILUTSequence": [lut(curve(256, 255), bits=8)],
+            },
+            curve(256, 255)[DOWN].tolist(),
+        ),
+        (window(128, 256), UP),
+        ({**window(128, 256), **rescale(-1, 255)}, DOWN),
+        (window(128, 0), UP),
+        ({"SharedFunctionalGroupsSequence": frame_group(FrameVOILUTSequence=item(**window(128, 256)))}, UP),
+    ],
+)
+def test_images_of_8_bits_have_the_same_chain(elements, expected):
+    image = read_image(dicom(ramp(255, np.uint8), **elements))
+    assert np.asarray(to_8_bit(image))[40, ::9].tolist() == expected
+    negative = read_image(dicom(ramp(255, np.uint8), PhotometricInterpretation="MONOCHROME1", **elements))
+    assert image.mode == negative.mode and np.array_equal(to_8_bit(negative), 255 - np.asarray(to_8_bit(image)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [(np.uint8, 1), (np.uint8, 4), (np.uint8, 6), (np.uint16, 8), (np.uint16, 6)]
+)
+def test_up_to_8_bits_the_range_is_that_of_bits_stored(dtype, bits):
+    highest = 2**bits - 1
+    values = np.tile(np.arange(64, dtype=dtype) % (highest + 1), (64, 1))
+    image = read_image(dicom(values, BitsStored=bits, HighBit=bits - 1))
+    assert image.mode == "L" and np.array_equal(image, np.round(values.astype(float) * 255 / highest))
+
+
+def test_bits_above_bits_stored_are_ignored():
+    values = ramp()
+    assert shades(dicom(values | 0xA000, **BITS_12)) == UP
+
+
+def test_the_presentation_shape_inverse_inverts():
+    content = dicom(ramp(), PresentationLUTShape="INVERSE", **BITS_12, **WHOLE)
+    assert shades(content) == DOWN
+    both = dicom(ramp(), PresentationLUTShape="INVERSE", PhotometricInterpretation="MONOCHROME1", **BITS_12, **WHOLE)
+    assert shades(both) == DOWN, "such files state the same twice"
+    assert shades(dicom(ramp(), PresentationLUTShape="IDENTITY", **BITS_12, **WHOLE)) == UP
+
+
+def color(values: np.ndarray, planar: int = 0, kind: str = "RGB", **elements) -> bytes:
+    """An RGB file of these values in red, their mirror image in green, and zeros in blue."""
+    pixels = np.stack([values, values[:, ::-1], np.zeros_like(values)], axis=0 if planar else 2)
+    elements = {"SamplesPerPixel": 3, "PlanarConfiguration": planar, "PhotometricInterpretation": kind} | elements
+    return dicom(pixels, Rows=64, Columns=64, **elements)
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize(
+    ("highest", "dtype", "bits"),
+    [
+        (255, np.uint8, 8),
+        (63, np.uint8, 6),
+        (1023, np.uint16, 10),
+        (4095, np.uint16, 12),
+        (65535, np.uint16, 16),
+        (4095, np.uint16, 16),
+        (255, np.uint16, 8),
+    ],
+)
+def test_color_uses_the_range_of_bits_stored_or_of_the_data(highest, dtype, bits, planar):
+    image = np.asarray(read_image(color(ramp(highest, dtype), planar, BitsStored=bits, HighBit=bits - 1)))
+    assert np.abs(image[40, ::9, 0].astype(int) - UP).max() <= (1 if highest < 4095 else 0)
+    assert np.array_equal(image[:, ::-1, 1], image[:, :, 0]) and not image[..., 2].any()
+
+
+def test_dark_color_is_not_brightened_if_bits_stored_tells_the_range():
+    image = np.asarray(read_image(color(ramp(2047), **BITS_12)))
+    assert image.max() == 127
+    assert np.asarray(read_image(color(ramp(100, np.uint8)))).max() == 100
+
+
+def test_deep_ybr_is_the_color_of_the_same_image_in_8_bits():
+    values = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    shallow = read_image(color(values, kind="YBR_FULL"))
+    deep = read_image(color(values.astype(np.uint16) * 257, kind="YBR_FULL"))
+    assert np.array_equal(deep, shallow)
+
+
+@pytest.mark.parametrize("factor", [1, 256, 257])
+def test_a_palette_of_16_bits_may_hold_values_of_8(factor):
+    values = np.arange(256, dtype=np.uint8)
+    elements = {}
+    for name in ("Red", "Green", "Blue"):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        elements[f"{name}PaletteColorLookupTableData"] = (values.astype("<u2") * factor).astype("<u2").tobytes()
+    pixels = values.reshape(16, 16)
+    image = read_image(dicom(pixels, PhotometricInterpretation="PALETTE COLOR", **elements))
+    assert np.array_equal(image, np.stack([pixels] * 3, axis=-1))
+
+
+def test_the_transparency_of_a_palette_is_dropped():
+    values = np.arange(256, dtype=np.uint8)
+    elements = {}
+    for name in ("Red", "Green", "Blue", "Alpha"):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        elements[f"{name}PaletteColorLookupTableData"] = values.tobytes()
+    image = read_image(dicom(values.reshape(16, 16), PhotometricInterpretation="PALETTE COLOR", **elements))
+    assert image.mode == "RGB" and np.array_equal(image, np.stack([values.reshape(16, 16)] * 3, axis=-1))
+
+
+def test_an_error_of_the_display_step_is_not_called_damage():
+    with pytest.raises(ImageError, match="display step failed .*palette") as raised:
+        read_image(dicom(ramp(255, np.uint8), PhotometricInterpretation="PALETTE COLOR"))
+    assert "damaged" not in str(raised.value) and raised.value.reason == "image unreadable"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dcm_voi_lut_sequence", [255, 187, 130, 83, 47, 21, 5, 0]),
+        ("dcm_negative_slope", DOWN),
+        ("dcm_pixel_padding", UP),
+        ("dcm_pet_width_below_1", [0, 37, 75, 112, 149, 186, 224, 255]),
+    ],
+)
+def test_reported_faults(name, expected):
+    assert shades(FAULTS / name / "in.dcm") == expected
+
+
+def test_the_reported_fault_in_color():
+    image = np.asarray(read_image(FAULTS / "dcm_rgb_12in16" / "in.dcm"))
+    assert image[40, ::9, 0].tolist() == UP and isinstance(
+        read_image(FAULTS / "dcm_rgb_12in16" / "in.dcm"), Image.Image
+    )
+
+
+def test_a_window_that_cannot_be_used_gives_way_to_the_next_one():
+    usable = shades(dicom(ramp(), **window(1024, 2048), **BITS_12))
+    assert usable != UP
+    assert shades(dicom(ramp(), **window([100, 1024], [0, 2048]), **BITS_12)) == usable
+
+
+def test_an_intercept_without_a_slope_moves_the_values_before_the_window():
+    assert shades(dicom(ramp(), RescaleIntercept=-1000, **window(1048, 4096), **BITS_12)) == UP
+
+
+def test_values_that_are_clearly_below_an_integer_get_the_entry_of_the_integer_below():
+    """Only differences below half a millionth are taken for the rounding of a slope."""
+    entries = np.arange(4096) % 2 * 65535
+    content = dicom(ramp(), VOILUTSequence=[lut(entries)], **rescale(1, "-0.000004"), **BITS_12)
+    below = np.clip(ramp().astype(int) - 1, 0, None)
+    assert np.array_equal(read_image(content), entries[below] // 257)
+
+
+def test_a_lut_may_have_more_than_32768_entries():
+    content = dicom(ramp(highest=39_999), VOILUTSequence=[lut(curve(40_000))])
+    assert shades(content) == SQUARE
+
+
+def test_a_lut_may_have_an_entry_for_each_value_of_16_bits():
+    assert shades(dicom(ramp(highest=65_535), VOILUTSequence=[lut(curve(65_536))])) == SQUARE
+
+
+@pytest.mark.parametrize("keyword", ["ModalityLUTSequence", "VOILUTSequence"])
+def test_a_lut_of_unsigned_values_may_start_above_32767(keyword):
+    content = dicom(ramp(highest=44_095, lowest=40_000), **{keyword: [lut(curve(), first=40_000)]})
+    assert shades(content) == SQUARE
+
+
+def test_entries_of_less_than_8_bits_may_be_packed():
+    entries = curve(highest=63).astype(np.uint8)
+    content = dicom(ramp(), VOILUTSequence=[lut(entries, bits=6, data=entries.tobytes())], **BITS_12)
+    assert shades(content) == np.round(entries[ramp()[40, ::9]].astype(float) * 255 / 63).tolist()
+
+
+def test_a_header_that_states_too_many_pixels_is_refused_before_decoding():
+    content = dicom(ramp(), Rows=20_000, Columns=20_000)
+    with pytest.raises(ImageError, match="20000 x 20000 pixels are more than 175,000,000 pixels"):
+        read_image(content)

@@ -1,0 +1,232 @@
+"""Which files of a folder are images, and what becomes of the others."""
+
+import io
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.mirror_writer import png_bytes
+from PIL import Image
+
+from biomedclip.processing import read_image, read_labeled_images
+from biomedclip.processing.images.folders import find_images, is_image_file
+from biomedclip.processing.images.formats import format_of
+from biomedclip.processing.images.reading import MAX_BYTES, ImageError
+
+
+FAULTS = Path(__file__).resolve().parents[2] / "data" / "faults" / "folder_extensions"
+
+
+def encoded(format: str, mode: str = "RGB", **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (20, 20), 90 if mode == "L" else None).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def test_all_images_of_both_class_folders_are_read_independently_of_their_names():
+    pytest.importorskip("pydicom")
+    images = read_labeled_images(FAULTS)["train"]
+    assert images.labels == ["a"] * 9 + ["b"] * 9
+    assert {read_image(images[number]["image"]).size for number in range(18)} == {(30, 30), (64, 64)}
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "JPEG2000"])
+@pytest.mark.parametrize("name", ["scan", "scan.img", "scan.0001", "SCAN.TXT"])
+def test_an_image_format_is_detected_from_the_first_bytes(tmp_path, format, name):
+    (tmp_path / name).write_bytes(encoded(format))
+    assert names(find_images(tmp_path).images) == [name]
+    assert read_image(tmp_path / name).size == (20, 20)
+
+
+@pytest.mark.parametrize("byte_order", ["II*\0", "MM\0*", "II+\0", "MM\0+"])
+def test_both_byte_orders_and_big_tiff_are_detected(byte_order):
+    assert format_of(byte_order.encode()) == "TIFF"
+
+
+def dicom_bytes(preamble: bool = True, implicit: bool = False) -> bytes:
+    pydicom = pytest.importorskip("pydicom")
+    uids = pydicom.uid
+    dataset = pydicom.Dataset()
+    dataset.ImageType, dataset.SOPClassUID, dataset.Modality = ["ORIGINAL", "PRIMARY"], uids.CTImageStorage, "CT"
+    dataset.Rows = dataset.Columns = 4
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation, dataset.PixelData = 7, 0, bytes(range(16))
+    syntax = uids.ImplicitVRLittleEndian if implicit else uids.ExplicitVRLittleEndian
+    buffer = io.BytesIO()
+    if preamble:
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.file_meta.MediaStorageSOPClassUID = uids.CTImageStorage
+        dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+        pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
+    else:
+        pydicom.dcmwrite(buffer, dataset, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("preamble", [True, False])
+@pytest.mark.parametrize("implicit", [True, False])
+def test_dicom_is_detected_with_and_without_a_preamble(tmp_path, preamble, implicit):
+    (tmp_path / "IM0001").write_bytes(dicom_bytes(preamble, implicit))
+    content = find_images(tmp_path)
+    assert names(content.images) == ["IM0001"] and content.dicom
+
+
+def test_a_dicomdir_is_not_an_image(tmp_path):
+    (tmp_path / "IM0001").write_bytes(dicom_bytes())
+    directory = Path(pytest.importorskip("pydicom").data.get_testdata_file("DICOMDIR", download=False))
+    (tmp_path / "DICOMDIR").write_bytes(directory.read_bytes())
+    content = find_images(tmp_path)
+    assert names(content.images) == ["IM0001"] and names(content.others) == ["DICOMDIR"]
+
+
+def test_content_decides_how_a_file_with_another_formats_suffix_is_decoded(tmp_path):
+    for format, name in (("JPEG", "a.dcm"), ("PNG", "b.jpg")):
+        (tmp_path / name).write_bytes(encoded(format))
+        assert read_image(tmp_path / name).format == format
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"B",
+        b"BMI,age\n22,40\n" * 50,
+        b"RIFF\0\0\0\0WAVEfmt ",
+        b"%PDF-1.7",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"PK\3\4" + bytes(300),
+        b"\x5c\x01\0\0" + bytes(600),
+        b"GIF90a",
+        b"II",
+        b"\0\0\0\x18ftypheic",
+        bytes(4096),
+    ],
+    ids=["empty", "one byte", "text", "sound", "PDF", "SVG", "zip", "NIfTI", "GIF90", "cut", "HEIC", "zeros"],
+)
+def test_other_files_are_listed_and_change_nothing(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(png_bytes(0))
+    (tmp_path / "other").write_bytes(content)
+    found = find_images(tmp_path)
+    assert names(found.images) == ["a.png"] and names(found.others) == ["other"]
+
+
+def test_a_damaged_image_still_counts_as_an_image(tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(b"<html>not found</html>")
+    (tmp_path / "cut").write_bytes(png_bytes(0)[:40])
+    (tmp_path / "empty.TIFF").write_bytes(b"")
+    assert names(find_images(tmp_path).images) == ["cut", "cut.jpg", "empty.TIFF"]
+
+
+def test_hidden_files_and_folders_of_archive_programs_are_ignored(tmp_path):
+    for name in (".a.png", "__MACOSX/b.png", ".ipynb_checkpoints/c.png", "class/.d.png", "class/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png_bytes(0))
+    found = find_images(tmp_path)
+    assert names(found.images) == ["e.png"] and not found.others
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link to a pipe.png").symlink_to(tmp_path / "pipe")
+    (tmp_path / "broken link.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    server = socket.socket(socket.AF_UNIX)
+    here = os.getcwd()
+    os.chdir(tmp_path)  # the path of a socket has at most 107 bytes
+    server.bind("socket.png")
+    os.chdir(here)
+    found = find_images(tmp_path)
+    server.close()
+    assert not found.images and len(found.others) == 6
+    assert not is_image_file(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="pipe.png: not a regular file"):
+        read_image(tmp_path / "pipe.png")
+
+
+def test_links_out_of_the_folder_are_listed_and_deep_ones_to_folders_are_not_followed(tmp_path, caplog):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "elsewhere" / f"{number}.png").write_bytes(png_bytes(number))
+    data = tmp_path / "data"
+    (data / "lung").mkdir(parents=True)
+    (data / "lung" / "more").symlink_to(tmp_path / "elsewhere")
+    (data / "lung" / "loop").symlink_to(data)
+    (data / "lung" / "one.png").symlink_to(tmp_path / "elsewhere" / "0.png")
+    (data / "brain").symlink_to(tmp_path / "elsewhere")
+    (data / "again").symlink_to(data / "lung")
+    found = find_images(data, link_depth=1)
+    assert [path.relative_to(data).as_posix() for path in found.images] == [
+        "brain/0.png",
+        "brain/1.png",
+        "brain/2.png",
+        "lung/one.png",
+    ]
+    assert names(found.links_out) == ["brain", "one.png"]
+    assert names(found.skipped_folders) == ["again", "loop", "more"]
+    (data / "again").unlink()
+    images = read_labeled_images(data)["train"]
+    assert images.labels == ["brain"] * 3 + ["lung"]
+    assert "lung/loop, lung/more" in caplog.text and "lead out of it (brain, lung/one.png)" in caplog.text
+
+
+def test_ignored_files_are_logged_once_in_one_line(tmp_path, caplog):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "0.png").write_bytes(png_bytes(0))
+    for number in range(7):
+        (tmp_path / "a" / f"{number}.txt").write_text("")
+    (tmp_path / "b" / "line\nbreak\x1b[31m").write_text("")
+    (tmp_path / "notes.md").write_text("")
+    for _ in range(3):
+        read_labeled_images(tmp_path)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "9 files are not images and are ignored (.txt 7, " in message and "\n" not in message
+    assert "a/0.txt, a/1.txt, a/2.txt, a/3.txt, a/4.txt, ..." in message and "\x1b" not in message
+
+
+def test_a_folder_without_read_permission_is_listed(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may read every folder")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0)
+    found = find_images(tmp_path)
+    (tmp_path / "closed").chmod(0o700)
+    assert names(found.skipped_folders) == ["closed"]
+
+
+def test_a_file_with_an_images_suffix_is_not_opened_to_be_found(tmp_path):
+    for number in range(5000):
+        (tmp_path / f"{number}.png").touch()
+    started = time.process_time()
+    assert len(find_images(tmp_path).images) == 5000
+    assert time.process_time() - started < 1  # 0.03 s on a free core
+
+
+def test_a_jpeg_2000_image_too_large_to_decode_is_refused_by_its_header():
+    content = bytearray(encoded("JPEG2000"))
+    side = int((MAX_BYTES / 28) ** 0.5) + 100
+    header = content.index(b"ihdr") + 4
+    size = content.index(b"\xff\x51") + 6
+    struct.pack_into(">II", content, header, side, side)
+    struct.pack_into(">II", content, size, side, side)
+    with pytest.raises(ImageError, match="may take more than") as raised:
+        read_image(bytes(content))
+    assert raised.value.reason == "image too large"
+
+
+def test_jpeg_2000_of_16_bits_keeps_its_order(tmp_path):
+    values = (np.arange(64 * 64).reshape(64, 64) * 15).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.jp2", irreversible=False)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.jp2")), values)

@@ -1,0 +1,66 @@
+"""Reading images that nobody vouches for."""
+
+import io
+
+import numpy as np
+import pytest
+from helpers.mirror_writer import png_bytes
+from PIL import Image
+
+from biomedclip.processing import read_image
+from biomedclip.processing.images import reading as images
+from biomedclip.processing.images.reading import ImageError
+
+
+def test_a_path_bytes_a_file_a_row_and_an_image_are_all_read(tmp_path):
+    content = png_bytes(1)
+    (tmp_path / "a.png").write_bytes(content)
+    expected = np.asarray(Image.open(io.BytesIO(content)))
+    for source in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        f"file://{tmp_path}/a.png",
+        content,
+        io.BytesIO(content),
+        {"bytes": content, "path": None},
+        {"bytes": content, "path": "/nowhere/a.png"},
+        Image.open(io.BytesIO(content)),
+    ):
+        assert np.array_equal(np.asarray(read_image(source)), expected)
+
+
+def test_16_bits_stay_16_bits():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((5, 4), 4000, dtype=np.uint16)).save(buffer, "PNG")
+    assert np.asarray(read_image(buffer.getvalue())).max() == 4000
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/nowhere/a.png", "/nowhere/a.png: cannot be read"),
+        (b"", "empty"),
+        (b"%PDF-1.7 no image", "not an image of a known format"),
+        (png_bytes(1)[:300], "damaged or truncated"),
+        (None, "no image"),
+        ({"bytes": None, "path": None}, "neither bytes nor a path"),
+    ],
+)
+def test_what_cannot_be_read_is_a_clear_error(source, message):
+    with pytest.raises(ImageError, match=message):
+        read_image(source)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded():
+    buffer = io.BytesIO()
+    Image.new("1", (40_000, 40_000)).save(buffer, "PNG")
+    assert len(buffer.getvalue()) < 1_000_000
+    with pytest.raises(ImageError, match="more than 175,000,000 pixels"):
+        read_image(buffer.getvalue())
+
+
+def test_a_large_scan_below_the_limit_is_read(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 10_000 * 9_000)
+    buffer = io.BytesIO()
+    Image.new("1", (10_000, 9_000)).save(buffer, "PNG")
+    assert read_image(buffer.getvalue()).size == (10_000, 9_000)

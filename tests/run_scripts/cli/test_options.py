@@ -1,0 +1,376 @@
+"""Options out of recipes and off the command line."""
+
+import io
+import os
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+
+from biomedclip import ContrastiveTrainingArguments
+from biomedclip.run_scripts import train
+from biomedclip.run_scripts.build import read_pmcids
+from biomedclip.run_scripts.cli.errors import UsageError
+from biomedclip.run_scripts.cli.options import RECIPES, is_true, option_value, parse_options, read_recipe, recipe_names
+from biomedclip.run_scripts.cli.reporting import say
+from biomedclip.run_scripts.main import main
+from biomedclip.run_scripts.train import ALTERNATIVES, ModelOptions, PairHandling, TrainData
+
+
+@dataclass
+class Options:
+    needed: str = field(metadata={"help": "Something."})
+    max_steps: int = field(default=1)
+    rate: float = field(default=0.1)
+    names: list[str] = field(default_factory=lambda: ["a"])
+    fast: bool = field(default=False)
+
+
+def parse(*arguments: str) -> Options:
+    (options,) = parse_options("train", [Options], arguments, description="Does it.", example="biomedclip train")
+    return options
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(content) -> str:
+        (tmp_path / "recipe.yaml").write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return str(tmp_path / "recipe.yaml")
+
+    return write
+
+
+def test_the_command_line_wins_over_the_recipe(recipe):
+    path = recipe({"needed": "of recipe", "max_steps": 5, "rate": 0.5})
+    options = parse("--config", path, "--rate", "0.7")
+    assert (options.needed, options.max_steps, options.rate) == ("of recipe", 5, 0.7)
+
+
+def test_dashes_and_underscores_are_the_same(recipe):
+    assert parse("--needed", "x", "--max-steps", "3").max_steps == 3
+    assert parse("--needed", "x", "--max_steps", "3").max_steps == 3
+    assert parse("--config", recipe({"needed": "x", "max-steps": 3})).max_steps == 3
+
+
+def test_values_of_a_recipe_are_converted_like_those_of_the_command_line(recipe):
+    # YAML reads 5e-4, which has no point, as text.
+    options = parse("--config", recipe("needed: 17\nrate: 5e-4\nnames: [b, c]\nfast: true\n"))
+    assert (options.needed, options.rate, options.names, options.fast) == ("17", 5e-4, ["b", "c"], True)
+
+
+def test_a_wrong_value_in_a_recipe_is_refused(recipe, capsys):
+    with pytest.raises(SystemExit):
+        parse("--config", recipe({"needed": "x", "max_steps": "many"}))
+    assert "invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_a_verb_reads_its_own_section(recipe):
+    path = recipe({"build": {"source": "s"}, "train": {"needed": "x", "max_steps": 9}})
+    assert parse("--config", path).max_steps == 9
+
+
+def test_an_unknown_option_of_a_recipe_is_named_with_the_likely_one(recipe):
+    with pytest.raises(ValueError, match=r"'max_step' is not an option of biomedclip train. Did you mean 'max_steps'"):
+        parse("--config", recipe({"needed": "x", "max_step": 5}))
+
+
+@pytest.mark.parametrize(("content", "message"), [("a: [", "is not YAML"), ("- a\n- b\n", "must hold options")])
+def test_what_is_no_recipe_is_refused(recipe, content, message):
+    with pytest.raises(ValueError, match=message):
+        parse("--config", recipe(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: 1\nb: [\n", "recipe.yaml, line 3, is not YAML"),
+        ("a: 1\n\tb: 2\n", "recipe.yaml, line 2, is not YAML"),
+        ("- a\n", "holds a list. A recipe must hold options"),
+        ("three\n", "holds a str. A recipe must hold options"),
+        ("", "is empty. A recipe must hold options"),
+        ("max_steps: 1\nneeded: x\nmax_steps: 2\n", "recipe.yaml, line 3: the key 'max_steps' stands there twice"),
+        ("train:\n  needed: x\n  needed: y\n", "recipe.yaml, line 3: the key 'needed' stands there twice"),
+        ("max_steps: 1\nmax-steps: 2\n", "'max_steps' is set twice, with dashes and with underscores"),
+        ("train:\n  base: quickstart\n  needed: x\n", "`base: quickstart` stands in the section 'train'. Move it to"),
+        ("base: [a, b]\n", "base must be the name or file of one recipe"),
+        ("trian:\n  needed: x\n", "there is no section 'trian'. Did you mean 'train'"),
+        (
+            "train:\n  needed: x\nbiuld:\n  source: s\n",
+            "'biuld' stands beside sections.*Did you mean the section 'build'",
+        ),
+        ("train:\n  needed: x\nmax_steps: 2\n", "'max_steps' stands beside sections.*Move it into the section"),
+        ("build:\n  source: s\n", "has no section `train:`, so it would have no effect. It has build"),
+        ("train: [needed]\n", "the section 'train' must hold options"),
+        ("train:\n  train:\n    needed: x\n", "the section 'train' stands in the section 'train'"),
+        ("max_steps: [1, 2]\n", "max_steps takes one value, not the list"),
+        ("max_steps:\n  a: 1\n", "max_steps takes a value, not the mapping"),
+    ],
+)
+def test_a_recipe_that_is_wrong_says_where_and_what_to_do(recipe, content, message):
+    with pytest.raises(UsageError, match=message):
+        parse("--config", recipe(content))
+
+
+@pytest.mark.parametrize("value", ["ten", "1.5", "true", "''"])
+def test_a_value_of_the_wrong_type_names_the_recipe_and_the_option(recipe, value, capsys):
+    path = recipe(f"needed: x\nmax_steps: {value}\n")
+    with pytest.raises(SystemExit) as end:
+        parse("--config", path)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert f"{path}: argument" in error and "max-steps: invalid int value" in error
+
+
+def test_a_single_value_is_a_list_of_one_for_an_option_that_takes_a_list(recipe):
+    assert parse("--config", recipe("needed: x\nnames: b\n")).names == ["b"]
+
+
+def test_a_list_of_an_option_that_is_separated_by_commas_is_that_text(recipe):
+    assert parse("--config", recipe("needed: [PMC1, PMC2]\n")).needed == "PMC1,PMC2"
+
+
+def test_an_unquoted_no_is_the_choice_no(recipe, tmp_path):
+    path = recipe("eval_strategy: no\n")
+    options = ["--config", path, "--output-dir", str(tmp_path)]
+    (args,) = parse_options("train", [ContrastiveTrainingArguments], options, description="", example="")
+    assert args.eval_strategy == "no"
+
+
+def test_a_recipe_that_is_a_folder_or_missing_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="that is a folder, not a file"):
+        parse("--config", str(tmp_path))
+    with pytest.raises(UsageError, match="neither a file nor one of"):
+        parse("--config", str(tmp_path / "nowhere.yaml"))
+
+
+def test_a_section_of_the_base_is_enough(recipe, tmp_path):
+    (tmp_path / "base.yaml").write_text("train:\n  needed: of base\n")
+    assert parse("--config", recipe("base: base.yaml\nbuild:\n  source: s\n")).needed == "of base"
+
+
+def test_options_of_a_recipe_that_no_longer_apply_with_the_command_line_are_dropped(recipe, tmp_path):
+    path = recipe("eval_strategy: steps\neval_steps: 5\nsave_steps: 7\nmax_steps: 9\n")
+    options = ["--config", path, "--output-dir", str(tmp_path), "--eval-strategy", "no", "--num-train-epochs=2"]
+    (args,) = parse_options(
+        "train",
+        [ContrastiveTrainingArguments],
+        options,
+        description="",
+        example="",
+        alternatives=ALTERNATIVES,
+    )
+    assert (args.eval_strategy, args.eval_steps, args.save_steps) == ("no", None, 7)
+    assert (args.max_steps, args.num_train_epochs) == (-1, 2)
+
+
+@pytest.mark.parametrize("value", ["no", "'no'"])
+def test_options_of_a_base_that_do_not_apply_to_the_recipe_are_dropped(recipe, value, tmp_path):
+    (tmp_path / "base.yaml").write_text("eval_strategy: steps\neval_steps: 5\nmax_steps: 9\n")
+    own = recipe(f"base: base.yaml\neval_strategy: {value}\n")
+    assert set(read_recipe(own, ["train"])) == {"eval_strategy", "max_steps"}
+    own = recipe(f"base: base.yaml\neval_strategy: {value}\neval_steps: 7\n")
+    assert read_recipe(own, ["train"])["eval_steps"] == 7, "the recipe contradicts itself, which is an error later on"
+
+
+def test_a_missing_recipe_names_those_that_are_shipped():
+    with pytest.raises(ValueError, match="neither a file nor one of .*quickstart"):
+        parse("--config", "nowhere")
+
+
+def test_a_missing_option_is_named(capsys):
+    with pytest.raises(SystemExit):
+        parse()
+    assert "--needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_fits_its_verbs(name, tmp_path):
+    sections = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    assert set(sections) <= {"base", "build", "train", "evaluate", "quickstart"}
+    module = train.OTHER_TASKS.get(read_recipe(name, ["train"]).get("task"), train)
+    named = ["--model-name-or-path", "x"] if module is not train else []
+    parse_options(
+        "train",
+        module.OPTION_CLASSES,
+        ["--config", name, "--train-data", "x", "--output-dir", str(tmp_path), "--bf16", "false", *named],
+        description="",
+        example="",
+    )
+
+
+def test_a_shipped_recipe_is_found_by_its_path_too(recipe):
+    assert read_recipe("recipes/quickstart.yaml", ["train"]) == read_recipe("quickstart", ["train"])
+    with pytest.raises(ValueError, match="no recipe 'recipes/nowhere.yaml'"):
+        read_recipe("recipes/nowhere.yaml", ["train"])
+
+
+def test_one_option_can_be_had_before_the_others(recipe):
+    path = recipe({"train": {"task": "of recipe"}})
+    assert option_value("train", "task", ["--config", path, "--other", "x"]) == "of recipe"
+    assert option_value("train", "task", ["--config", path, "--task", "of line"]) == "of line"
+    assert option_value("train", "task", []) is None
+
+
+def test_a_flag_can_be_had_before_the_others(recipe):
+    assert is_true(option_value("train", "dry_run", ["--config", "quickstart", "--dry-run", "--max-steps", "3"]))
+    assert is_true(option_value("train", "dry_run", ["--config", recipe({"train": {"dry_run": True}})]))
+    assert not is_true(option_value("train", "dry_run", ["--dry_run", "false"]))
+    assert not is_true(option_value("train", "dry_run", ["--output-dir", "dry"]))
+
+
+def test_a_recipe_holds_what_its_base_does_not_say(recipe, tmp_path):
+    (tmp_path / "base.yaml").write_text("train:\n  needed: of base\n  max_steps: 5\n  rate: 0.5\n")
+    options = parse("--config", recipe("base: base.yaml\ntrain:\n  max-steps: 6\n"))
+    assert (options.needed, options.max_steps, options.rate) == ("of base", 6, 0.5)
+    options = parse("--config", recipe("base: base.yaml\nmax_steps: 6\n"))
+    assert (options.needed, options.max_steps) == ("of base", 6), "without sections too"
+
+
+def test_a_base_may_have_a_base_and_add_nothing(recipe, tmp_path):
+    (tmp_path / "first.yaml").write_text("needed: of first\nmax_steps: 5\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nmax_steps: 6\n")
+    options = parse("--config", recipe("base: second.yaml\n"))
+    assert (options.needed, options.max_steps) == ("of first", 6)
+
+
+def test_null_gives_an_option_of_the_base_back_its_default(recipe, tmp_path):
+    (tmp_path / "base.yaml").write_text("needed: x\nmax_steps: 5\nnames: [b]\n")
+    options = parse("--config", recipe("base: base.yaml\nmax_steps: null\nnames: null\n"))
+    assert (options.max_steps, options.names) == (1, ["a"])
+
+
+def test_a_recipe_of_the_user_builds_on_a_shipped_one(recipe):
+    path = recipe({"base": "context_77", "train": {"seed": 3}})
+    ours, base = read_recipe(path, ["train"]), read_recipe("context_77", ["train"])
+    assert ours == base | {"seed": 3} and base["max_length"] == 77 and base["learning_rate"] == 5e-4
+
+
+def test_recipes_that_build_on_each_other_are_refused(recipe, tmp_path):
+    (tmp_path / "other.yaml").write_text("base: recipe.yaml\n")
+    with pytest.raises(ValueError, match="builds on itself: recipe -> other -> recipe"):
+        parse("--config", recipe({"base": "other.yaml", "needed": "x"}))
+    with pytest.raises(ValueError, match="builds on itself: recipe -> recipe"):
+        parse("--config", recipe({"base": "recipe.yaml", "needed": "x"}))
+
+
+def test_a_base_that_is_missing_is_named_with_who_wants_it(recipe):
+    with pytest.raises(ValueError, match=r"recipe.yaml: there is no recipe 'nowhere' to build on.*quickstart"):
+        parse("--config", recipe({"base": "nowhere"}))
+
+
+def test_a_folder_of_the_name_of_a_recipe_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "biomedclip").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("biomedclip", ["train"])["max_length"] == 256
+
+
+def test_the_batch_of_the_command_line_replaces_that_of_the_recipe(tmp_path):
+    arguments = ["--config", "quickstart", "--train-data", "x", "--output-dir", str(tmp_path), "--batch-size", "64"]
+    data, _, args = parse_options(
+        "train",
+        [TrainData, ModelOptions, ContrastiveTrainingArguments],
+        [*arguments, "--eval-strategy", "no"],
+        description="",
+        example="",
+        alternatives=ALTERNATIVES,
+    )
+    assert data.batch_size == 64 and args.per_device_train_batch_size == 8, "transformers' default, soon replaced"
+
+
+def test_the_quickstart_model_has_no_dropout():
+    text_config = read_recipe("quickstart", ["train"])["model_config"]["text_config"]
+    assert text_config["hidden_dropout"] == text_config["attention_dropout"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_name_or_path": "a", "text_model": "b"}, "Choose one of"),
+        ({"vision_model": "a", "model_config": {"vision_config": {"hidden_size": 8}}}, "take vision_config out"),
+        ({"text_model": "a", "model_config": '{"text_config": {"hidden_size": 8}}'}, "take text_config out"),
+        ({"lock_image_tower": True, "text_model": "a"}, "would keep random weights"),
+        ({"lock_image_tower": True, "model_name_or_path": "a", "patch_dropout": 0.5}, "has no effect on a tower"),
+        ({"model_name_or_path": "a", "model_config": {}}, "Choose one of"),
+        ({"model_config": "{"}, "not JSON"),
+        ({"model_config": "[1]"}, "must hold fields by name"),
+    ],
+)
+def test_models_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelOptions(**options)
+
+
+def test_a_choice_of_the_command_line_replaces_that_of_the_recipe(tmp_path):
+    options = parse_options(
+        "train",
+        [TrainData, PairHandling, ModelOptions, ContrastiveTrainingArguments],
+        ["--config", "quickstart", "--train-data", "x", "--output-dir", str(tmp_path), "--model-name-or-path", "mine"],
+        description="",
+        example="",
+        alternatives=ALTERNATIVES,
+    )
+    assert options[2].model_name_or_path == "mine" and options[2].model_config is None
+
+
+def test_a_base_recipe_holds_what_the_users_recipe_does_not_say(recipe, tmp_path):
+    options = parse_options(
+        "train",
+        [TrainData, PairHandling, ModelOptions, ContrastiveTrainingArguments],
+        ["--config", recipe({"max_steps": 7, "train_data": "x"}), "--output-dir", str(tmp_path)],
+        description="",
+        example="",
+        base_recipe="quickstart",
+    )
+    assert options[3].max_steps == 7 and options[2].model_config["projection_dim"] == 128
+
+
+def test_a_recipe_is_held_to_the_choices_of_an_option(recipe):
+    with pytest.raises(ValueError, match="on_bad_row must be one of raise, substitute, not 'ignore'"):
+        parse_options(
+            "train", [PairHandling], ["--config", recipe({"on_bad_row": "ignore"})], description="", example=""
+        )
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [("PMC1", ["PMC1"]), (",".join(f"PMC{n}" for n in range(500)), [f"PMC{n}" for n in range(500)])],
+)
+def test_pmcids_are_read_from_the_command_line(choice, expected):
+    assert read_pmcids(choice) == expected
+
+
+def test_pmcids_are_read_from_a_file(tmp_path):
+    (tmp_path / "ids.txt").write_text("PMC1\nPMC2.1\n")
+    assert read_pmcids(str(tmp_path / "ids.txt")) == ["PMC1", "PMC2.1"]
+    with pytest.raises(ValueError, match="neither a list"):
+        read_pmcids("ids")
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_a_command(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr("biomedclip.run_scripts.convert.main", lambda arguments: say("größe 大小"))
+    assert main(["convert"]) == 0
+    terminal.flush()
+    assert "größe \\u5927\\u5c0f" in terminal.buffer.getvalue().decode("latin-1")
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "UTF-16", "missing", "too long", "null"])
+def test_a_file_of_pmcids_that_cannot_be_read_is_a_clear_error(tmp_path, impatient, kind):
+    path = tmp_path / "ids.txt"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "UTF-16":
+        path.write_text("PMC1\n", encoding="utf-16")
+    choice = {"too long": "PMC" * 2000, "null": "ids\0"}.get(kind, str(path))
+    with pytest.raises(ValueError, match="^--pmcids .*one (a line|PMCID a line)") as raised:
+        read_pmcids(choice)
+    assert len(str(raised.value)) < 600
+
+
+def test_a_file_of_pmcids_may_start_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "ids.txt").write_text("PMC1\nPMC2 # two\n", encoding="utf-8-sig")
+    assert read_pmcids(str(tmp_path / "ids.txt")) == ["PMC1", "PMC2"]

@@ -1,0 +1,282 @@
+"""A run that is killed, at any moment, ends where an undisturbed one ends."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.commands import biomedclip, losses
+from helpers.killed_training import KillableRuns, reads
+from helpers.pair_shards import write_shards
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+
+from biomedclip import ContrastiveTrainer
+from biomedclip.run_scripts.main import main
+from biomedclip.run_scripts.training.runs import checkpoint_to_resume
+
+
+STEPS, SAVED_EVERY, BATCH, PAIRS = 14, 2, 16, 180  # an epoch of 11 batches
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("pairs"), rows=PAIRS // 6, image_size=(40, 30))
+
+
+@pytest.fixture(scope="module")
+def runs():
+    with KillableRuns() as runs:
+        yield runs
+
+
+def command(pairs: Path, folder: Path, *, mini_batch: int | None = None, dropout: float = 0.1, **more) -> list[str]:
+    model = {
+        "projection_dim": 16,
+        "vision_config": TOWER | {"image_size": 32, "patch_size": 8, "initializer_range": 0.2},
+        "text_config": TOWER
+        | {
+            "max_position_embeddings": 32,
+            "hidden_dropout": dropout,
+            "attention_dropout": dropout,
+            "initializer_range": 0.2,
+        },
+    }
+    options = {
+        "train-data": pairs,
+        "output-dir": folder,
+        "model-config": json.dumps(model),
+        "vocabulary-size": 300,
+        "max_steps": STEPS,
+        "batch_size": BATCH,
+        "learning-rate": 1e-3,
+        "logging-steps": 1,
+        **({"save-steps": SAVED_EVERY} if more.get("save_strategy") != "epoch" else {}),
+        "report-to": "none",
+        "use-cpu": "true",
+        **({"mini-batch-size": mini_batch} if mini_batch else {}),
+        **more,
+    }
+    return ["train", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
+
+
+def whole_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that say that they are whole, each of which must be."""
+    steps = []
+    for state in folder.glob("checkpoint-*/trainer_state.json"):
+        try:
+            step = json.loads(state.read_text())["global_step"]
+        except ValueError:
+            continue
+        for path in state.parent.glob("*.pt*"):
+            torch.load(path, weights_only=False)
+        assert load_file(state.parent / "model.safetensors")
+        assert (state.parent / "optimizer.pt").exists() and (state.parent / "scheduler.pt").exists()
+        steps.append(step)
+    return sorted(steps)
+
+
+def expected_reads(first_step: int, rank: int, processes: int) -> list[list[int]]:
+    """Rows of each step from one on, by plain arithmetic."""
+    share = BATCH // processes
+    batches = [divmod(step, PAIRS // BATCH) for step in range(first_step, STEPS)]
+    return [[epoch, low := batch * BATCH + rank * share, low + share] for epoch, batch in batches]
+
+
+def train_through_kills(runs, arguments: list[str], folder: Path, logs: Path, moments, processes: int):
+    """Kills and resumes a run at each moment and lets it end: the steps that it started from, the checkpoints torn."""
+    starts, torn, last = [], [], 0
+    for number, moment in enumerate([*moments, {}]):
+        log = logs / str(number)
+        resume = ["--resume-from-checkpoint=true"] if whole_steps(folder) or number else []
+        statuses = runs.run([*arguments, *resume], log, processes=processes, **moment)
+        # A moment after the end of the run is none.
+        assert statuses == [0] * processes or (moment and -9 in statuses), said(log)[-3000:]
+        for rank in range(processes):
+            rows = reads(log, rank)
+            assert rows == expected_reads(last, rank, processes)[: len(rows)], "a pair is skipped or read again"
+        starts.append(last)
+        if (folder / "train_results.json").exists():
+            return starts, torn
+        whole = whole_steps(folder)
+        assert not last or whole, "no checkpoint is left"
+        torn += [path.name for path in folder.glob("checkpoint-*") if int(path.name.split("-")[1]) not in whole]
+        last = max(whole, default=0)
+        assert last >= starts[-1]
+    raise AssertionError("the run has not ended")
+
+
+def random_moments(seed: int, kills: int, processes: int, seconds: float) -> list[dict]:
+    """
+    In turn: the nth thing that a process does, a read or a step of writing a checkpoint, and a point in time.
+
+    Seconds: what the undisturbed run has taken.
+    """
+    draw = random.Random(seed)
+    moments = []
+    for kill in range(kills):
+        rank = draw.randrange(processes)
+        # Others than the first write one file of a checkpoint.
+        event = {"kill_at_event": draw.randint(1, 8) if rank else draw.randint(5, 80), "rank": rank}
+        moments.append({"kill_after": draw.uniform(0, 0.25 * seconds)} if kill % 2 else event)
+    return moments
+
+
+def said(log: Path) -> str:
+    """What all processes have printed, on one line."""
+    return " ".join("".join(path.read_text() for path in log.glob("output.*")).split())
+
+
+@pytest.mark.parametrize(("processes", "mini_batch", "kills"), [(1, None, 5), (1, 4, 5), (2, None, 5), (2, 4, 3)])
+def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+    runs, pairs, tmp_path, processes, mini_batch, kills
+):
+    undisturbed = command(pairs, tmp_path / "undisturbed", mini_batch=mini_batch)
+    if processes == 1 and mini_batch is None:
+        biomedclip(*undisturbed)
+    else:
+        assert runs.run(undisturbed, tmp_path / "log", processes=processes) == [0] * processes
+    killed = command(pairs, tmp_path / "killed", mini_batch=mini_batch, save_total_limit=1)
+    seconds = json.loads((tmp_path / "undisturbed" / "train_results.json").read_text())["seconds"]
+    moments = random_moments(2 * processes + bool(mini_batch), kills, processes, seconds)
+    starts, torn = train_through_kills(runs, killed, tmp_path / "killed", tmp_path / "logs", moments, processes)
+    assert len(starts) > 2 and starts[-1] > 0 and torn, "another seed would disturb more"
+    # Bitwise for two processes as well: the sum of two numbers has no order.
+    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
+    assert len(losses(tmp_path / "killed")) == STEPS
+    weights = load_file(tmp_path / "undisturbed" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "killed" / "model.safetensors").items():
+        assert torch.equal(weight, weights[name]), name
+    assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
+
+
+def test_a_checkpoint_is_whole_only_with_the_files_of_all_processes(runs, pairs, tmp_path):
+    arguments = command(pairs, tmp_path / "run")
+    # What process 1 does after its second batch is to see to the folder for its random states.
+    statuses = runs.run(arguments, tmp_path / "log", processes=2, rank=1, kill_at_event=3)
+    assert statuses[1] == -9 and (tmp_path / "run" / "checkpoint-2" / "optimizer.pt").exists()
+    assert not whole_steps(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_goes_on_and_is_told_what_it_cannot_keep(runs, pairs, tmp_path, before, after):
+    arguments = [command(pairs, tmp_path / name, dropout=0.0) for name in ("undisturbed", "resumed")]
+    assert runs.run(arguments[0], tmp_path / "log", processes=before) == [0] * before
+    checkpoint = tmp_path / "undisturbed" / "checkpoint-6"
+    resume = [*arguments[1], f"--resume-from-checkpoint={checkpoint}"]
+    assert runs.run(resume, tmp_path / "more", processes=after) == [0] * after, said(tmp_path / "more")[-3000:]
+    for rank in range(after):
+        assert reads(tmp_path / "more", rank) == expected_reads(6, rank, after)
+    warning = f"random states of {before} processes, and there are {after} now"
+    assert said(tmp_path / "more").count(warning) == 1
+    # Float32 sums in another order, which AdamW carries on, as for any division of a batch.
+    assert losses(tmp_path / "resumed") == pytest.approx(losses(tmp_path / "undisturbed"), rel=3e-6)
+    weights = load_file(tmp_path / "undisturbed" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "resumed" / "model.safetensors").items():
+        # Softmax does not depend on the bias of the keys: its gradient is rounding alone, which AdamW scales up.
+        tolerance = 1e-4 if name.endswith("k_proj.bias") else 1e-6
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("logging_steps", [1, 4])
+def test_the_loss_of_a_resumed_run_is_the_mean_of_its_own_steps(pairs, tmp_path, logging_steps):
+    assert main(command(pairs, tmp_path / "whole", dropout=0.0, max_steps=7)) == 0
+    resumed = command(pairs, tmp_path / "resumed", dropout=0.0, max_steps=7, logging_steps=logging_steps)
+    assert main([*resumed, f"--resume-from-checkpoint={tmp_path / 'whole' / 'checkpoint-4'}"]) == 0
+    for folder, own in (("whole", losses(tmp_path / "whole")), ("resumed", losses(tmp_path / "whole")[4:])):
+        results = json.loads((tmp_path / folder / "train_results.json").read_text())
+        assert results["loss"] == pytest.approx(sum(own) / len(own), rel=1e-5)
+
+
+def test_the_end_of_an_epoch_at_the_last_step_is_saved_once(pairs, tmp_path, monkeypatch):
+    saved, save = [], ContrastiveTrainer._save_checkpoint
+
+    def counted(trainer, *arguments):
+        saved.append(trainer.state.global_step)
+        save(trainer, *arguments)
+
+    monkeypatch.setattr(ContrastiveTrainer, "_save_checkpoint", counted)
+    whole_batches = {"batch_size": PAIRS // 10, "max_steps": 10}
+    assert main(command(pairs, tmp_path / "run", save_strategy="epoch", **whole_batches)) == 0
+    assert saved == [10], "written over, it would be lost for a moment"
+
+
+def test_an_older_checkpoint_goes_once_the_new_one_is_on_the_disk(pairs, tmp_path, monkeypatch):
+    flushed, removals, sync, remove = set(), [], os.fsync, shutil.rmtree
+
+    def fsync(descriptor):
+        flushed.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def rmtree(folder, *arguments, **options):
+        if Path(folder).name == "checkpoint-2" and Path(folder).exists():
+            assert not (Path(folder) / "trainer_state.json").exists(), "killed now it would be taken for whole"
+            removals.append(set(flushed))
+        remove(folder, *arguments, **options)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert main(command(pairs, tmp_path / "run", max_steps=4, save_total_limit=1)) == 0
+    files = {str(path) for path in (tmp_path / "run" / "checkpoint-4").iterdir()}
+    assert len(removals) == 1 and files <= removals[0] and len(files) > 5
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_killed_after_its_last_step_is_brought_to_its_end(runs, pairs, tmp_path, processes):
+    arguments = [*command(pairs, tmp_path / "run", max_steps=2), "--resume-from-checkpoint=true"]
+    assert runs.run(arguments, tmp_path / "log", processes=processes) == [0] * processes
+    model, history = tmp_path / "run" / "model.safetensors", losses(tmp_path / "run")
+    weights = load_file(model)
+    assert runs.run(arguments, tmp_path / "again", processes=processes)[0] == 1
+    assert "nothing is left to do" in said(tmp_path / "again")
+    for name in ("model.safetensors", "train_results.json", "trainer_state.json"):
+        (tmp_path / "run" / name).unlink()
+    assert runs.run(arguments, tmp_path / "end", processes=processes) == [0] * processes, said(tmp_path / "end")
+    assert not reads(tmp_path / "end") and losses(tmp_path / "run") == history
+    assert all(torch.equal(weight, weights[name]) for name, weight in load_file(model).items())
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["steps"] == 2
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Checkpoints of steps 2 and 4, and three whose writing was cut off, each at another place."""
+    for step in (2, 4, 6, 8, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"global_step": 6, "log_hist')
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("")
+    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
+    (tmp_path / "checkpoint-best").mkdir()  # somebody's own
+    return tmp_path
+
+
+def resume(folder: Path, wanted: str) -> str | None:
+    return checkpoint_to_resume(TrainingArguments(output_dir=str(folder), resume_from_checkpoint=wanted, use_cpu=True))
+
+
+def test_half_written_checkpoints_are_named_left_out_and_cleared_away(folder, caplog):
+    assert resume(folder, "true") == str(folder / "checkpoint-4")
+    for step in (6, 8, 10):
+        assert f"{folder / f'checkpoint-{step}'} was cut off" in caplog.text
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-best"]
+
+
+def test_a_half_written_checkpoint_that_is_asked_for_is_refused_and_kept(folder):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-6: .* cut off.* true for the last one"):
+        resume(folder, str(folder / "checkpoint-6"))
+    with pytest.raises(FileExistsError, match="--resume-from-checkpoint true"):
+        resume(folder, "false")
+    assert len(list(folder.iterdir())) == 6
+
+
+def test_machines_agree_on_the_last_checkpoint_that_all_of_them_have(folder, monkeypatch):
+    others = {"checkpoint-2"}
+    monkeypatch.setattr("biomedclip.run_scripts.training.runs.gather_object", lambda mine: [*mine, others])
+    assert resume(folder, "true") == str(folder / "checkpoint-2")
+    others.clear()
+    with pytest.raises(FileNotFoundError, match="shared folder"):
+        resume(folder, "true")
