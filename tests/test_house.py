@@ -1,9 +1,8 @@
-"""The rules of the house: which folder may know which, and what an import must not cost."""
+"""The rules of the house: which folder may import which, and where things belong."""
 
 import ast
 import re
 import subprocess
-import sys
 import tomllib
 from importlib import import_module
 from importlib.metadata import requires
@@ -14,35 +13,115 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from transformers.dependency_versions_table import deps
 
+from biomedclip.run_scripts.main import VERBS
+
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("modeling_biomedclip", "processing", "run_scripts", "model_cards")
-MUST_NOT_KNOW = {
-    "modeling_biomedclip": {"processing", "run_scripts", "model_cards"},
-    "processing": {"modeling_biomedclip", "run_scripts", "model_cards"},
-    "model_cards": {"modeling_biomedclip", "processing", "run_scripts"},
-    "run_scripts": set(),
+FOLDERS = {
+    "modeling_biomedclip": "biomedclip",
+    "processing": "biomedclip.processing",
+    "run_scripts": "biomedclip.run_scripts",
+    "model_cards": "biomedclip.model_cards",
 }
-THE_DOOR = ROOT / "modeling_biomedclip" / "__init__.py"
+# Which of the other folders the files of a folder may import. Longer paths take precedence.
+MAY_IMPORT = {
+    "modeling_biomedclip": set(),
+    "modeling_biomedclip/__init__.py": {"processing"},
+    "modeling_biomedclip/registration.py": {"processing"},
+    "modeling_biomedclip/conversion": {"processing"},
+    "processing": set(),
+    "model_cards": set(),
+    "run_scripts": {"modeling_biomedclip", "processing", "model_cards"},
+}
 
 
-def imported_packages(path: Path) -> set[str]:
+def imported_modules(path: Path, root: Path = ROOT) -> set[str]:
+    """Return the absolute names of all modules that a file imports, relative imports resolved."""
+    folder, *parts = path.relative_to(root).with_suffix("").parts
+    package = [*FOLDERS[folder].split("."), *parts][:-1] if parts[-1:] != ["__init__"] else None
+    package = package or [*FOLDERS[folder].split("."), *parts[:-1]]
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*base, *filter(None, [node.module])])
+            # `from . import name` may name a module.
+            names |= {f"{base}.{alias.name}" for alias in node.names}
     return names
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_no_folder_imports_what_it_must_not_know(folder):
-    files = sorted((ROOT / folder).rglob("*.py"))
-    assert files
-    for path in files:
-        allowed = {"processing"} if path == THE_DOOR else set()
-        assert not imported_packages(path) & MUST_NOT_KNOW[folder] - allowed, path
+def folder_of(module: str) -> str | None:
+    """Return the folder of the repository that holds a module, if it is one of ours."""
+    dotted = sorted(FOLDERS.items(), key=lambda item: -len(item[1]))
+    return next((folder for folder, name in dotted if f"{module}.".startswith(f"{name}.")), None)
+
+
+def forbidden_imports(path: Path, root: Path = ROOT) -> set[str]:
+    """Return the imports of a file that the rules forbid."""
+    place = path.relative_to(root).as_posix()
+    rule = max((rule for rule in MAY_IMPORT if f"{place}/".startswith(f"{rule}/")), key=len)
+    allowed = {None, place.split("/")[0], *MAY_IMPORT[rule]}
+    modules = imported_modules(path, root)
+    return {module for module in modules if folder_of(module) not in allowed or module.split(".")[0] in FOLDERS}
+
+
+def test_no_folder_imports_what_it_must_not_know():
+    files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(files) > 100
+    assert {path: found for path in files if (found := forbidden_imports(path))} == {}
+
+
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("processing/images/reading.py", "from ...modeling_biomedclip import BiomedCLIPModel"),
+        ("processing/images/reading.py", "from ...run_scripts.cli import options"),
+        ("processing/pmc/jats.py", "from biomedclip import BiomedCLIPModel"),
+        ("processing/pmc/jats.py", "import biomedclip.run_scripts.main"),
+        ("modeling_biomedclip/embedding.py", "from .processing import read_image"),
+        ("modeling_biomedclip/embedding.py", "from . import processing"),
+        ("modeling_biomedclip/embedding.py", "from processing.pmc import jats"),
+        ("model_cards/fill.py", "from ..processing.files import leads_out"),
+        ("run_scripts/main.py", "import modeling_biomedclip"),
+        ("run_scripts/main.py", "from model_cards import escaping"),
+        ("run_scripts/main.py", "import run_scripts"),
+    ],
+)
+def test_a_forbidden_import_is_found(tmp_path, file, line):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(f"def late():\n    {line}\n", encoding="utf-8")
+    assert forbidden_imports(path, tmp_path)
+
+
+def test_tests_and_scripts_import_the_installed_package():
+    """The folders' own names would be found in the clone's root, as second copies of every class."""
+    pattern = re.compile(rf"^\s*(from|import) ({'|'.join(FOLDERS)})\b", re.MULTILINE)
+    files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    assert [path for path in files if pattern.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_package_list_agrees_with_the_folders():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert project["package-dir"] == {name: folder for folder, name in FOLDERS.items()}
+    found = {
+        ".".join([name, *path.parent.relative_to(ROOT / folder).parts])
+        for folder, name in FOLDERS.items()
+        for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.yaml")]
+    }
+    assert set(project["packages"]) == found
+
+
+@pytest.mark.xfail(reason="the verbs are being shortened")
+def test_verbs_are_short_and_what_they_share_lies_in_packages():
+    verbs = [path for path in (ROOT / "run_scripts").glob("*.py") if path.name != "__init__.py"]
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in verbs}
+    assert {name: lines for name, lines in lengths.items() if lines > 150} == {}
+    folders = [path for path in (ROOT / "run_scripts").iterdir() if path.is_dir() and (path / "__init__.py").exists()]
+    assert {path.name for path in folders} <= {"cli", "training", "evaluation", "search", "hub"}
+    assert {path.stem for path in verbs} == {"main", *VERBS}
 
 
 def test_the_top_level_holds_nothing_else():
@@ -63,20 +142,6 @@ def test_the_top_level_holds_nothing_else():
         "docs",
     }
     assert top <= {*FOLDERS, "docs", "tests", "pyproject.toml", "README.md", *small_files}
-
-
-@pytest.mark.parametrize("package", ["biomedclip", "biomedclip.processing"])
-def test_importing_is_lazy(package):
-    heavy = ["datatrove", "datasets", "lxml", "evaluate", "matplotlib"]
-    code = f"import {package}, sys; print([name for name in {heavy} if name in sys.modules])"
-    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert output.stdout.strip() == "[]"
-
-
-def test_processing_alone_does_not_import_torch():
-    code = "import biomedclip.processing, biomedclip.processing.pmc.jats, sys; print('torch' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert output.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("package", ["biomedclip", "biomedclip.processing"])
@@ -112,7 +177,7 @@ def reads_or_writes_text_without_an_encoding(call: ast.Call) -> bool:
     return getattr(named.get("text"), "value", False) is True
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", sorted(FOLDERS))
 def test_text_is_read_and_written_in_an_encoding_that_the_code_names(folder):
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
