@@ -26,7 +26,7 @@ TASKS = {
     "retrieval": ("Retrieval", "image-text-retrieval"),
     "zero-shot": ("Zero-shot classification", "zero-shot-image-classification"),
     "linear-probe": ("Linear probe", "image-classification"),
-    "vqa": ("Visual question answering", "visual-question-answering"),
+    "visual-question-answering": ("Visual question answering", "visual-question-answering"),
 }
 BENCHMARKS = {
     "pmc15m": "pairs as PMC-15M's",
@@ -45,7 +45,7 @@ OF_THE_PAPER = [
     ("retrieval", "pmc15m"),
     *(("zero-shot", name) for name in ("pcam", "lc25000_lung", "lc25000_colon", "tcga_til", "rsna")),
     *(("linear-probe", name) for name in ("pcam", "rsna")),
-    *(("vqa", name) for name in ("vqa_rad", "slake")),
+    *(("visual-question-answering", name) for name in ("vqa_rad", "slake")),
 ]
 # Numbers of `train_results.json` that a card states, in words.
 COSTS = (
@@ -439,9 +439,9 @@ def benchmark_name(result: Mapping[str, Any]) -> str:
 
 
 def _words(measure: Measure) -> str:
-    if measure.path[0] == "by_share" and len(measure.path) == 3:
-        _, share, name = measure.path
-        return f"{_spaced(name)}, {100 * float(share):g} % of the labels"
+    if measure.path[0] == "by_fraction" and len(measure.path) == 3:
+        _, fraction, name = measure.path
+        return f"{_spaced(name)}, {100 * float(fraction):g} % of the labels"
     return ", ".join(map(_spaced, measure.path))
 
 

@@ -38,6 +38,9 @@ RESULT: dict[str, Any] = {
     "seconds?": _NUMBER,
     "versions": {str: object},
 }
+# Names of earlier versions that are still read.
+_OLD_TASKS = {"vqa": "visual-question-answering"}
+_OLD_KEYS = {"by_share": "by_fraction", "positive_share": "positive_fraction"}
 _PARTS = ("model", "data")
 # What a number must be called, it or something above it, to be a measure, and what tells that it is none.
 _MEASURE = re.compile(r"accuracy|auroc|auc\b|recall|precision|f1|rank|open|closed|overall")
@@ -86,12 +89,25 @@ def read_result(path: Path) -> dict[str, Any]:
         result = read_json(path)
         if not isinstance(result, Mapping) or result.get("schema") != SCHEMA:
             raise ValueError(f"{path}: schema {SCHEMA} of biomedclip evaluate is needed.")
+        result = _with_present_names(result)
         check_shape(path, result, RESULT)
         _check_text(path, result)
         _check_numbers(path, result)
     except ValueError as error:
         raise ValueError(f"{error} Evaluate again, or leave the file out of --results.") from error
     return dict(result)
+
+
+def _with_present_names(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result in which old names of tasks and keys are replaced."""
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {_OLD_KEYS.get(key, key): renamed(item) for key, item in value.items()}
+        return [renamed(item) for item in value] if isinstance(value, list) else value
+
+    task = result.get("task")
+    return renamed(result) | ({"task": _OLD_TASKS.get(task, task)} if isinstance(task, str) else {})
 
 
 def _check_text(path: Path, result: Mapping[str, Any]) -> None:
@@ -111,17 +127,17 @@ def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _check_values(path: Path, where: str, values: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if intervals, shares or numbers in `values`, which stands at `where`, are impossible."""
+    """Raise `ValueError` if intervals, fractions or numbers in `values`, which stands at `where`, are impossible."""
     for keys, value in _named(values):
         name = f"{where}.{'.'.join(keys)}"
         if keys[-1].endswith("_interval") and value is not None:
             check_shape(path, value, [_NUMBER], name)
             if len(value) != 2:
                 raise ValueError(f"{path}: {name} must hold two ends, not {len(value)}.")
-    shares = values.get("by_share", {})
-    check_shape(path, shares, {str: {str: object}}, f"{where}.by_share")
-    for share in shares:
-        _check_share(path, f"{where}.by_share", share)
+    fractions = values.get("by_fraction", {})
+    check_shape(path, fractions, {str: {str: object}}, f"{where}.by_fraction")
+    for fraction in fractions:
+        _check_fraction(path, f"{where}.by_fraction", fraction)
     for measure in measures({"metrics": values}):
         if measure.value is None:
             continue
@@ -132,14 +148,14 @@ def _check_values(path: Path, where: str, values: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: {name} is {numbers}, and should lie between 0 and 1.")
 
 
-def _check_share(path: Path, where: str, share: str) -> None:
-    """Raise `ValueError` if a key of `by_share` is not a share of the labels."""
+def _check_fraction(path: Path, where: str, fraction: str) -> None:
+    """Raise `ValueError` if a key of `by_fraction` is not a fraction of the labels."""
     try:
-        valid = 0 < float(share) <= 1
+        valid = 0 < float(fraction) <= 1
     except ValueError:
         valid = False
     if not valid:
-        raise ValueError(f"{path}: {where} has {share!r}, which is not a share of the labels.")
+        raise ValueError(f"{path}: {where} has {fraction!r}, which is not a fraction of the labels.")
 
 
 def measures(result: Mapping[str, Any]) -> list[Measure]:

@@ -4,7 +4,7 @@ biomedclip evaluate retrieval --model run --data out --output-dir results
 biomedclip evaluate zero-shot --model run --data folder_of_classes --output-dir results
 biomedclip evaluate zero-shot --model run --model another --benchmark pcam --data pcam --output-dir results
 biomedclip evaluate linear-probe --model run --benchmark rsna --data rsna --output-dir results
-biomedclip evaluate vqa --model answers --benchmark vqa_rad --data VQA_RAD --output-dir results
+biomedclip evaluate visual-question-answering --model answers --benchmark vqa_rad --data VQA_RAD --output-dir results
 biomedclip evaluate suite --model run another --data-root benchmarks --output-dir results
 """
 
@@ -40,7 +40,7 @@ from .evaluation.comparison import compare, short_names, show_published
 from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
 from .evaluation.examples import find_examples, write_examples
 from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
-from .evaluation.linear_probe import PROTOCOLS, LabeledFeatures, check_share, probe, show_probe
+from .evaluation.linear_probe import PROTOCOLS, LabeledFeatures, check_fraction, probe, show_probe
 from .evaluation.own_images import TEMPLATES, unpublished_benchmark
 from .evaluation.pools import DRAWS, draw_pool, number_of_draws
 from .evaluation.results import write_results
@@ -72,7 +72,7 @@ EXAMPLE = """biomedclip evaluate retrieval --model run --data out --output-dir r
   biomedclip evaluate zero-shot --model run --data classes --output-dir results
   biomedclip evaluate linear-probe --model run --benchmark rsna --data rsna \\
       --output-dir results
-  biomedclip evaluate vqa --model answers --benchmark vqa_rad --data VQA_RAD \\
+  biomedclip evaluate visual-question-answering --model answers --benchmark vqa_rad --data VQA_RAD \\
       --output-dir results
   biomedclip evaluate suite --model run another --data-root benchmarks \\
       --output-dir results"""
@@ -81,19 +81,19 @@ SHOWN_DAMAGED = 5
 PROBE_DOCS = "docs/benchmarks.md"
 # Options that only some tasks read. Other tasks refuse them. The suite takes those of its tasks, except options that
 # belong to a single benchmark.
-_SINGLE = ["retrieval", "zero-shot", "linear-probe", "vqa"]
+_SINGLE = ["retrieval", "zero-shot", "linear-probe", "visual-question-answering"]
 READ_BY = {
     **dict.fromkeys(["data_root", "tasks", "benchmarks"], [SUITE]),
     **dict.fromkeys(["data", "benchmark", "split"], _SINGLE),
     **dict.fromkeys(["image_id", "pool_size", "pool_draws"], ["retrieval"]),
-    "examples": ["retrieval", "vqa"],
+    "examples": ["retrieval", "visual-question-answering"],
     "prompts": ["zero-shot"],
     "templates": ["zero-shot"],
-    **dict.fromkeys(["image_folder", "f1_tokenizer"], ["vqa"]),
+    **dict.fromkeys(["image_folder", "f1_tokenizer"], ["visual-question-answering"]),
     **dict.fromkeys(["image_column", "label_column", "cancer", "rsna_split"], ["zero-shot", "linear-probe"]),
     **dict.fromkeys(["precision", "features_dir", "workers"], ["retrieval", "zero-shot", "linear-probe"]),
-    "max_length": ["retrieval", "zero-shot", "vqa"],
-    **dict.fromkeys(["protocol", "shares", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
+    "max_length": ["retrieval", "zero-shot", "visual-question-answering"],
+    **dict.fromkeys(["protocol", "fractions", "draws", "probe_features", "find_leaks"], ["linear-probe"]),
 }
 # Options of a single benchmark.
 OF_BENCHMARK = {"cancer": "tcga_til", "rsna_split": "rsna"}
@@ -105,9 +105,15 @@ BENCHMARKS_OF = {
     "retrieval": RETRIEVAL,
     "zero-shot": CLASSIFICATION,
     "linear-probe": CLASSIFICATION,
-    "vqa": VISUAL_QUESTIONS,
+    "visual-question-answering": VISUAL_QUESTIONS,
 }
-_LACKS = {"retrieval": "no captions", "zero-shot": "no classes", "linear-probe": "no classes", "vqa": "no questions"}
+_LACKS = {
+    "retrieval": "no captions",
+    "zero-shot": "no classes",
+    "linear-probe": "no classes",
+    "visual-question-answering": "no questions",
+}
+ALIASES = {"vqa": "visual-question-answering"}
 FEW = 30  # articles or images, below which the bootstrap draws too few different sets
 
 
@@ -124,7 +130,7 @@ class EvaluateOptions:
     output_dir: str = field(metadata={"help": "Folder for results.json; of several models one folder for each."})
     task: str = field(
         default="retrieval",
-        metadata={"help": "retrieval, zero-shot, linear-probe, vqa or suite; may be the first word."},
+        metadata={"help": "retrieval, zero-shot, linear-probe, visual-question-answering (or vqa) or suite."},
     )
     data: str = field(
         default="",
@@ -229,10 +235,11 @@ class EvaluateOptions:
             "choices": list(PROTOCOLS),
         },
     )
-    shares: list[float] = field(
-        default_factory=lambda: [0.01, 0.1, 1.0], metadata={"help": "Linear probe: shares of the training labels."}
+    fractions: list[float] = field(
+        default_factory=lambda: [0.01, 0.1, 1.0],
+        metadata={"help": "Linear probe: fractions of the training labels (default: 0.01 0.1 1)."},
     )
-    draws: int = field(default=5, metadata={"help": "Linear probe: how often each share is drawn."})
+    draws: int = field(default=5, metadata={"help": "Linear probe: number of draws of each fraction."})
     probe_features: str = field(
         default="embeds",
         metadata={
@@ -298,6 +305,8 @@ def main(arguments: Sequence[str]) -> None:
         example=EXAMPLE,
         positionals=["task"],
     )
+    options.task = ALIASES.get(options.task, options.task)
+    options.tasks = [ALIASES.get(task, task) for task in options.tasks]
     if options.task not in (*TASKS, SUITE):
         raise UsageError(f"There is no task {options.task!r}; there are {', '.join([*TASKS, SUITE])}.")
     check_options(options)
@@ -417,10 +426,10 @@ def check_options(options: EvaluateOptions) -> None:
         )
     if options.task == "linear-probe" and options.split == "train":
         raise UsageError("--split train: the probe would be judged by the images that it learns from. Choose test.")
-    if not options.shares:
-        raise UsageError("--shares needs at least one share of the labels, such as 1.0.")
-    for share in options.shares:
-        check_share(share)
+    if not options.fractions:
+        raise UsageError("--fractions needs at least one fraction of the labels, such as 1.0.")
+    for fraction in options.fractions:
+        check_fraction(fraction)
     for template in options.templates:
         if "{}" not in template:
             raise UsageError(f"--templates: {template!r} has no {{}} for the class name.")
@@ -590,7 +599,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         labeled[options.split],
         test.classes,
         protocol=options.protocol,  # type: ignore[arg-type]
-        shares=options.shares,
+        fractions=options.fractions,
         seeds=options.draws,
         positive=test.positive,
         metric=test.metric,
@@ -613,7 +622,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         settings=run.settings(
             protocol=options.protocol,
             features=options.probe_features,
-            shares=options.shares,
+            fractions=options.fractions,
             draws=options.draws,
             chosen_by=test.metric,
         ),
@@ -720,7 +729,7 @@ TASKS = {
     "retrieval": Task(read_pairs, evaluate_retrieval),
     "zero-shot": Task(read_classes, evaluate_zero_shot),
     "linear-probe": Task(read_probed, evaluate_linear_probe),
-    "vqa": Task(
+    "visual-question-answering": Task(
         read_asked,
         lambda run: evaluate_questions(run.model, run.data, run.options, run.output_dir, run.command),
     ),

@@ -54,7 +54,7 @@ def published_models(benchmark: str, task: str, split: str = "test") -> list[Pub
 
     Args:
         benchmark: As [`load_benchmark`] takes it.
-        task: `retrieval`, `zero-shot`, `linear-probe` or `vqa`.
+        task: `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`.
         split: `train`, `validation` or `test`. There are values of a validation split for `pmc15m` alone.
 
     Returns:

@@ -102,7 +102,7 @@ def read_rsna(
         "seed": seed,
         "patients": sizes,
         "positive": positive,
-        "positive_share": positive / len(images),
+        "positive_fraction": positive / len(images),
     }
     notes = [
         f"Patients split by hash, seed {seed}: {numbers} (rule {rule}). {positive / len(images):.1%} of {split} are "

@@ -60,12 +60,12 @@ def read_tcga_til(root: Path, split: str, cancer: str) -> tuple[LabeledImages, l
         "folder": splits[split].name,
         "images": len(images),
         "positive": positive,
-        "positive_share": share,
+        "positive_fraction": share,
     }
     notes = [
         f"Cancer {selection['cancer']}, folder {selection['folder']}: {len(images):,} images, {share:.1%} positive."
     ]
-    published, published_share = facts["images"]["test"], facts["positive_share"]["test"]
+    published, published_share = facts["images"]["test"], facts["positive_fraction"]["test"]
     of_the_paper = f"{published:,} images, {published_share:.1%} of them positive"
     if not is_of_the_paper(cancer):
         notes.append(f"The paper's value is for {DEFAULT_CANCER} ({of_the_paper}). It is not shown.")

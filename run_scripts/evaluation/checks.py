@@ -36,7 +36,7 @@ def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> Non
 
     Args:
         name: Value of `--model`: a folder, a Hub id, `biovil` or `biovil-t`.
-        task: `retrieval`, `zero-shot`, `linear-probe` or `vqa`.
+        task: `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`.
         trust_remote_code: Whether code of the model may be run when it is loaded.
 
     Raises:
@@ -193,12 +193,12 @@ def _check_package(package: str, why: str, remedy: str) -> None:
 
 
 def _refuse_for_questions(where: str, task: str, what: str) -> None:
-    if task == "vqa":
+    if task == "visual-question-answering":
         raise ValueError(f"{where} is {what} and has no head for questions. {_advice(task)}")
 
 
 def _advice(task: str) -> str:
-    if task == "vqa":
+    if task == "visual-question-answering":
         return (
             "Train one: biomedclip train --config vqa_rad --model-name-or-path MODEL --train-data ... "
             "--output-dir answers"
@@ -213,7 +213,7 @@ def _check_architecture(config: Any, where: str, task: str, trusted: bool) -> No
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
     answers = architecture.endswith(("ForVisualQuestionAnswering", "ForQuestionAnswering"))
-    if task == "vqa":
+    if task == "visual-question-answering":
         if architecture and not answers:
             raise ValueError(
                 f"{where} has no head for questions ({architecture}): it would answer at random. {_advice(task)}"
@@ -221,7 +221,8 @@ def _check_architecture(config: Any, where: str, task: str, trusted: bool) -> No
         return
     if answers:
         raise ValueError(
-            f"{where} answers questions ({architecture}): measure it with biomedclip evaluate vqa. {_advice(task)}"
+            f"{where} answers questions ({architecture}): measure it with biomedclip evaluate "
+            f"visual-question-answering. {_advice(task)}"
         )
     if "Classification" in architecture and "ZeroShot" not in architecture:
         raise ValueError(

@@ -51,11 +51,11 @@ def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
             for k in (1, 5, 10)
             if f"recall_at_{k}" in metrics.get(direction, {})
         }
-    if "by_share" in metrics:
+    if "by_fraction" in metrics:
         return {
-            f"{label} {float(share):.0%}": Value(summary[name], None, summary.get(f"{name}_sd"))
+            f"{label} {float(fraction):.0%}": Value(summary[name], None, summary.get(f"{name}_sd"))
             for name, label in (("accuracy", "accuracy"), ("auroc", "AUROC"))
-            for share, summary in metrics["by_share"].items()
+            for fraction, summary in metrics["by_fraction"].items()
             if name in summary
         }
     names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
@@ -94,7 +94,7 @@ def show_published(task: str, published: Sequence[Mapping[str, Any]]) -> None:
         f"{entry['model']}{' *' if entry['read_from_figure'] else ''}": headline(task, entry["values"])
         for entry in published
     }
-    longest = sorted(rows.values(), key=len, reverse=True)  # which has the shares of the labels in their order
+    longest = sorted(rows.values(), key=len, reverse=True)  # which has the fractions of the labels in their order
     columns = list(dict.fromkeys(column for values in longest for column in values))
     cells = [[values[column].value if column in values else None for column in columns] for values in rows.values()]
     mark = " (*: read off a figure)" if any(entry["read_from_figure"] for entry in published) else ""

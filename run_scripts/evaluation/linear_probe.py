@@ -55,32 +55,32 @@ def probe(
     classes: Sequence[str],
     *,
     protocol: Protocol = "logistic",
-    shares: Sequence[float] = (0.01, 0.1, 1.0),
+    fractions: Sequence[float] = (0.01, 0.1, 1.0),
     seeds: int = 5,
     positive: str | None = None,
     metric: str = "accuracy",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fit and evaluate a classifier for each share of the labels and each seed.
+    """Fit and evaluate a classifier for each fraction of the labels and each seed.
 
     `logistic` is a logistic regression. Features are standardized with the training images that are used. The
     regularization is the one that is best on the whole validation split, the stronger of equals. `elevater` is the
     protocol of ELEVATER's toolkit, see [`fit_elevater`]: it holds images out of the drawn training images instead.
 
     Args:
-        train: Split that the shares are drawn from.
+        train: Split that the fractions are drawn from.
         validation: Split that chooses the regularization. `elevater` does not use it.
         test: Split that the classifier is evaluated on.
         classes: Labels in their order.
         protocol: `logistic` or `elevater`.
-        shares: Shares of the training labels. Each class keeps at least one.
-        seeds: Number of draws of each share below 1. There is one draw of all labels.
+        fractions: Fractions of the training labels. Each class keeps at least one.
+        seeds: Number of draws of each fraction below 1. There is one draw of all labels.
         positive: Positive class of the AUROC of two classes (default: the last one).
         metric: Metric that chooses the regularization: `accuracy`, `balanced_accuracy` or `auroc`.
         seed: Seed of the first draw and of the bootstrap.
 
     Returns:
-        The metrics of the classifier with the largest share, with intervals, and `by_share`: mean and standard
+        The metrics of the classifier with the largest fraction, with intervals, and `by_fraction`: mean and standard
         deviation over the draws, and each draw with its number of images and the chosen settings.
 
     Raises:
@@ -90,11 +90,15 @@ def probe(
         raise ValueError("The protocol logistic needs a validation split, which chooses the regularization.")
     if len(np.unique(train.labels)) < 2:
         raise ValueError(f"All {len(train.labels)} training images are of one class: there is nothing to learn.")
-    runs = [(share, draw) for share in sorted(shares) for draw in range(seed, seed + (seeds if share < 1 else 1))]
-    by_share: dict[str, Any] = {}
+    runs = [
+        (fraction, draw)
+        for fraction in sorted(fractions)
+        for draw in range(seed, seed + (seeds if fraction < 1 else 1))
+    ]
+    by_fraction: dict[str, Any] = {}
     scores = np.empty(0)
-    for share, draw in tqdm(runs, desc="Classifiers", unit="fit"):
-        drawn = train.select(stratified(train.labels, share, draw))
+    for fraction, draw in tqdm(runs, desc="Classifiers", unit="fit"):
+        drawn = train.select(stratified(train.labels, fraction, draw))
         if validation is not None and protocol == "logistic":
             strength, scores, converged = _fit(drawn, validation, test, classes, positive, metric)
             chosen: dict[str, Any] = {"C": strength, "converged": converged}
@@ -102,10 +106,10 @@ def probe(
             scores, chosen = _fit_with_sgd(drawn, test, classes, positive, metric, draw)
         measured = _measure(scores, test, classes, positive, resamples=0)
         run = {"seed": draw, "images": len(drawn.labels), **chosen}
-        by_share.setdefault(f"{share:g}", {"runs": []})["runs"].append(
+        by_fraction.setdefault(f"{fraction:g}", {"runs": []})["runs"].append(
             run | {name: measured[name] for name in MEASURED}
         )
-    for summary in by_share.values():
+    for summary in by_fraction.values():
         for name in MEASURED:
             values = [run[name] for run in summary["runs"] if run[name] is not None]
             summary[name] = float(np.mean(values)) if values else None
@@ -113,57 +117,57 @@ def probe(
     return _measure(scores, test, classes, positive, seed=seed) | {
         "training_images": len(train.labels),
         "validation_images": len(validation.labels) if validation is not None else None,
-        "by_share": by_share,
+        "by_fraction": by_fraction,
     }
 
 
-def stratified(labels: np.ndarray, share: float, seed: int) -> list[int]:
-    """Numbers of some images, drawn class by class: the share of each, rounded, but at least one.
+def stratified(labels: np.ndarray, fraction: float, seed: int) -> list[int]:
+    """Numbers of some images, drawn class by class: the fraction of each, rounded, but at least one.
 
     Args:
         labels: The class of each image.
-        share: From above 0 to 1.
+        fraction: From above 0 to 1.
         seed: Of the draw.
 
     Raises:
-        ValueError: No such share.
+        ValueError: No such fraction.
     """
-    check_share(share)
+    check_fraction(fraction)
     numbers: list[int] = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        wanted = max(1, round(share * len(members)))
+        wanted = max(1, round(fraction * len(members)))
         numbers += np.random.default_rng([seed, int(label)]).permutation(members)[:wanted].tolist()
     return sorted(numbers)
 
 
-def check_share(share: float) -> None:
+def check_fraction(fraction: float) -> None:
     """Raises:
-    UsageError: If the share is not above 0 and at most 1.
+    UsageError: If the fraction is not above 0 and at most 1.
     """
-    if not 0 < share <= 1:
-        raise UsageError(f"--shares: a share of the labels lies above 0 and up to 1, not {share}.")
+    if not 0 < fraction <= 1:
+        raise UsageError(f"--fractions: a fraction of the labels must be above 0 and at most 1, not {fraction}.")
 
 
 def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:
-    """Prints accuracies and AUROC by share of the labels, what guessing gives, and the paper's values."""
-    published = (paper or {}).get("by_share", {})
-    largest = [*metrics["by_share"]][-1]
+    """Prints accuracies and AUROC by fraction of the labels, what guessing gives, and the paper's values."""
+    published = (paper or {}).get("by_fraction", {})
+    largest = [*metrics["by_fraction"]][-1]
     rows: list[tuple[Any, ...]] = []
-    for share, summary in metrics["by_share"].items():
+    for fraction, summary in metrics["by_fraction"].items():
         cells = []
         for name in MEASURED:
             sd = summary[f"{name}_sd"]
             value = summary[name]
             cells.append(UNDEFINED if value is None else f"{value:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
-        rows.append((f"{float(share):.0%} ({summary['runs'][0]['images']:,})", *cells))
-        if share == largest and len(summary["runs"]) == 1:  # of several draws the deviation says more
+        rows.append((f"{float(fraction):.0%} ({summary['runs'][0]['images']:,})", *cells))
+        if fraction == largest and len(summary["runs"]) == 1:  # of several draws the deviation says more
             intervals = [metrics[f"{name}_interval"] for name in MEASURED]
             rows.append(
                 ("  95 % interval", *(f"[{ends[0]:.3f}, {ends[1]:.3f}]" if ends else None for ends in intervals))
             )
-        if share in published:
-            rows.append(("  paper", *(published[share].get(name) for name in MEASURED)))
+        if fraction in published:
+            rows.append(("  paper", *(published[fraction].get(name) for name in MEASURED)))
     rows.append(("chance", metrics["chance"], metrics["chance"], 0.5))
     rows.append(("most frequent class", metrics["most_frequent_class"], metrics["chance"], 0.5))
     title = f"Linear probe, {metrics['images']:,} test images; mean and standard deviation over draws"

@@ -35,7 +35,7 @@ def write_results(
 
     Args:
         output_dir: Its folder.
-        task: `retrieval`, `zero-shot`, `linear-probe` or `vqa`.
+        task: `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`.
         benchmark: As `load_benchmark` calls it; none for a folder of one's own.
         command: The command line behind `biomedclip evaluate`.
         encoder: The model.

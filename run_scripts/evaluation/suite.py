@@ -117,7 +117,7 @@ def _evaluate_model(
 
 
 def _load(model: str, task: str, options: Any) -> DualEncoder:
-    if task == "vqa":  # a model with a head for questions has no other task
+    if task == "visual-question-answering":  # a model with a head for questions has no other task
         return load_answerer(model, trust_remote_code=options.trust_remote_code)
     return load_dual_encoder(model, precision=options.precision, trust_remote_code=options.trust_remote_code)
 

@@ -17,7 +17,12 @@ from .checks import check_model
 
 MEDMNIST = "medmnist"
 EXPECTED = "expected in"  # begins the reason why a benchmark is missing
-_ORDER = ["zero-shot", "linear-probe", "retrieval", "vqa"]  # zero-shot classification takes the least time
+_ORDER = [
+    "zero-shot",
+    "linear-probe",
+    "retrieval",
+    "visual-question-answering",
+]  # zero-shot classification takes the least time
 # Tasks and benchmarks of the suite: those of the paper, and MedMNIST.
 RUNS = sorted([*OF_THE_PAPER, ("zero-shot", MEDMNIST)], key=lambda run: _ORDER.index(run[0]))
 

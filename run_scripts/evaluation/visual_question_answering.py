@@ -67,7 +67,7 @@ def read_questions(name: str | None, path: str, split: str, image_folder: str | 
 def evaluate_questions(
     name: str, questions: Questions, options: Any, output_dir: Path, command: Sequence[str] = ()
 ) -> dict[str, Any] | None:
-    """Run `biomedclip evaluate vqa`: print accuracy and token F1, and write `results.json` and `answers.jsonl`.
+    """Print accuracy and token F1 of a model, and write `results.json` and `answers.jsonl`.
 
     Args:
         name: Folder or Hub id of the model.
@@ -119,7 +119,7 @@ def evaluate_questions(
         examples = write_examples(answers, benchmark, options.examples, options.seed, output_dir)
     results = write_results(
         output_dir,
-        task="vqa",
+        task="visual-question-answering",
         benchmark=benchmark.name,
         command=command,
         encoder=answerer,

@@ -155,8 +155,8 @@ def test_a_set_of_ones_own_has_the_name_of_its_folder():
 
 
 def test_a_linear_probe_stands_with_its_shares_and_their_spread():
-    by_share = {"0.1": {"accuracy": 0.61, "accuracy_sd": 0.02, "runs": [{"C": 10.0, "accuracy": 0.6}]}}
-    probe = zero_shot_result(task="linear-probe", metrics={"accuracy": 0.7, "chance": 0.5, "by_share": by_share})
+    by_fraction = {"0.1": {"accuracy": 0.61, "accuracy_sd": 0.02, "runs": [{"C": 10.0, "accuracy": 0.6}]}}
+    probe = zero_shot_result(task="linear-probe", metrics={"accuracy": 0.7, "chance": 0.5, "by_fraction": by_fraction})
     card = fill_model_card(facts(results=[probe]))
     assert "| accuracy, 10 % of the labels | 0.6100 | ± 0.0200 |" in card and "sd |" not in card
     names = [result.metric_name for result in ModelCard(card).data.eval_results]

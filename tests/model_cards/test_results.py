@@ -55,6 +55,16 @@ def published(values: dict) -> dict:
     return zero_shot_result(published=[{"model": "a", "values": values, "source": "b", "read_from_figure": False}])
 
 
+def test_names_of_earlier_versions_are_read(tmp_path):
+    path = tmp_path / "results.json"
+    data = zero_shot_result()["data"] | {"selection": {"positive_share": 0.2}}
+    metrics = {"by_share": {"0.1": {"accuracy": 0.5}}}
+    path.write_text(json.dumps(zero_shot_result(task="vqa", data=data, metrics=metrics)))
+    result = read_result(path)
+    assert result["task"] == "visual-question-answering" and result["data"]["selection"] == {"positive_fraction": 0.2}
+    assert result["metrics"] == {"by_fraction": {"0.1": {"accuracy": 0.5}}}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -70,8 +80,11 @@ def published(values: dict) -> dict:
         (json.dumps(zero_shot_result(metrics=[])), "metrics must be an object"),
         (json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": 3})), "interval must be a list"),
         (json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": [0.1]})), "must hold two ends"),
-        (json.dumps(zero_shot_result(metrics={"by_share": {"all": {"accuracy": 0.5}}})), "'all', which is not a share"),
-        (json.dumps(zero_shot_result(metrics={"by_share": [0.5]})), "by_share must be an object"),
+        (
+            json.dumps(zero_shot_result(metrics={"by_fraction": {"all": {"accuracy": 0.5}}})),
+            "'all', which is not a fraction",
+        ),
+        (json.dumps(zero_shot_result(metrics={"by_fraction": [0.5]})), "by_fraction must be an object"),
         (json.dumps(zero_shot_result(metrics={"auroc": None, "undefined": ["auroc"]})), "undefined must be an object"),
         (json.dumps(zero_shot_result(versions="1")), "versions must be an object"),
         (json.dumps(zero_shot_result(paper=0.5)), "paper must be an object"),
@@ -89,7 +102,7 @@ def published(values: dict) -> dict:
         (json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": [0.4, 1.2]})), "between 0 and 1"),
         (json.dumps(zero_shot_result(published=[{"model": "a"}])), r"published\[0\].values is missing"),
         (json.dumps(published({"accuracy": 73.41})), r"published\[0\].values.accuracy is \[73.41\]"),
-        (json.dumps(published({"by_share": {"all": {"accuracy": 0.5}}})), "'all', which is not a share"),
+        (json.dumps(published({"by_fraction": {"all": {"accuracy": 0.5}}})), "'all', which is not a fraction"),
         (json.dumps(published({"accuracy": 0.5, "accuracy_interval": [0.1]})), "must hold two ends"),
     ],
 )

@@ -251,7 +251,10 @@ def test_help_shows_an_example_of_each_evaluation_and_what_a_negated_flag_is(cap
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     options, examples = capsys.readouterr().out.split("example:")
-    assert all(f"evaluate {task} --model" in examples for task in ("retrieval", "zero-shot", "linear-probe", "vqa"))
+    assert all(
+        f"evaluate {task} --model" in examples
+        for task in ("retrieval", "zero-shot", "linear-probe", "visual-question-answering")
+    )
     assert "The opposite of --find-leaks." in options and options.count("look for test images") == 1
 
 

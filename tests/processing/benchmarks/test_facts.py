@@ -84,15 +84,22 @@ def test_published_values_of_every_model_are_fractions_with_a_source(name):
         ("rsna", "zero-shot", "BioViL", "accuracy", 0.732, False),
         ("rsna", "zero-shot", "BioViL", "auroc", 0.831, False),
         ("rsna", "zero-shot", "GLoRIA", "accuracy", 0.7, False),
-        ("rsna", "linear-probe", PAPER_MODEL, "by_share 0.1 accuracy", 0.83, True),
-        ("rsna", "linear-probe", "BioViL", "by_share 0.01 accuracy", 0.805, False),
-        ("rsna", "linear-probe", "BioViL", "by_share 0.1 auroc", 0.884, False),
-        ("rsna", "linear-probe", "BioViL", "by_share 1 accuracy", 0.822, False),
-        ("rsna", "linear-probe", "GLoRIA", "by_share 1 accuracy", 0.79, False),
-        ("vqa_rad", "vqa", "PubMedCLIP", "accuracy", 0.721, False),
-        ("vqa_rad", "vqa", "BiomedGPT-B", "closed_accuracy", 0.813, False),
-        ("slake", "vqa", "MAML", "accuracy", 0.783, False),
-        ("slake", "vqa", "LLaVA-Med (BiomedCLIP encoder; open: token recall)", "open_accuracy", 0.8711, False),
+        ("rsna", "linear-probe", PAPER_MODEL, "by_fraction 0.1 accuracy", 0.83, True),
+        ("rsna", "linear-probe", "BioViL", "by_fraction 0.01 accuracy", 0.805, False),
+        ("rsna", "linear-probe", "BioViL", "by_fraction 0.1 auroc", 0.884, False),
+        ("rsna", "linear-probe", "BioViL", "by_fraction 1 accuracy", 0.822, False),
+        ("rsna", "linear-probe", "GLoRIA", "by_fraction 1 accuracy", 0.79, False),
+        ("vqa_rad", "visual-question-answering", "PubMedCLIP", "accuracy", 0.721, False),
+        ("vqa_rad", "visual-question-answering", "BiomedGPT-B", "closed_accuracy", 0.813, False),
+        ("slake", "visual-question-answering", "MAML", "accuracy", 0.783, False),
+        (
+            "slake",
+            "visual-question-answering",
+            "LLaVA-Med (BiomedCLIP encoder; open: token recall)",
+            "open_accuracy",
+            0.8711,
+            False,
+        ),
     ],
 )
 def test_published_values_of_other_models_are_those_of_their_sources(
@@ -106,7 +113,7 @@ def test_published_values_of_other_models_are_those_of_their_sources(
 
 
 def test_nothing_is_published_for_other_tasks_and_unknown_sets():
-    assert published_models("pcam", "vqa") == published_models("pcam", "linear-probe") == []
+    assert published_models("pcam", "visual-question-answering") == published_models("pcam", "linear-probe") == []
     assert published_models("imagefolder", "zero-shot") == []
 
 

@@ -79,7 +79,7 @@ def test_tcga_til_is_read_by_cancer_and_split_and_both_are_named(tmp_path):
     assert benchmark.notes[0] == "Cancer luad, folder test: 10 images, 20.0% positive."
     assert "2,480 images, 5.9% of them positive: its value is for other images" in benchmark.notes[1]
     assert benchmark.selection == {
-        **{"cancer": "luad", "folder": "test", "images": 10, "positive": 2, "positive_share": 0.2},
+        **{"cancer": "luad", "folder": "test", "images": 10, "positive": 2, "positive_fraction": 0.2},
     }
     assert benchmark.images.groups[:3] == ["TCGA-TE-0000", "TCGA-TE-0000", "TCGA-TE-0001"]
     folder = tmp_path / "TCGA-TILs" / "images-tcga-tils"
@@ -112,12 +112,12 @@ def test_other_studies_are_chosen_by_name_and_have_no_value_of_the_paper(tmp_pat
 
 
 def test_a_test_set_of_the_papers_size_and_share_has_no_warning(tmp_path, monkeypatch):
-    facts = facts_of("tcga_til") | {"images": {"test": 17}, "positive_share": {"test": 0.059}}
+    facts = facts_of("tcga_til") | {"images": {"test": 17}, "positive_fraction": {"test": 0.059}}
     monkeypatch.setattr(tcga_til, "facts_of", lambda name: facts)
     monkeypatch.setattr(loading, "facts_of", lambda name: facts)
     write_tcga_til(tmp_path, ["luad"], {"test": (16, 1)})
     assert load_benchmark("tcga_til", tmp_path).notes == ["Cancer luad, folder test: 17 images, 5.9% positive."]
-    facts["positive_share"]["test"] = 0.2
+    facts["positive_fraction"]["test"] = 0.2
     notes = load_benchmark("tcga_til", tmp_path).notes
     assert len(notes) == 2 and "17 images, 20.0% of them positive: its value is for other images" in notes[1]
 

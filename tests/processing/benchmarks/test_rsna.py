@@ -41,7 +41,7 @@ def test_a_patients_largest_target_is_the_label_and_each_is_in_one_split(folder)
         "seed": 0,
         "patients": {"train": 17, "test": 10, "validation": 3},
         "positive": test.images.labels.count("pneumonia"),
-        "positive_share": test.images.labels.count("pneumonia") / 10,
+        "positive_fraction": test.images.labels.count("pneumonia") / 10,
     }
     assert splits["train"].paper == {}
 

@@ -59,8 +59,10 @@ def test_the_error_for_a_vqa_model_names_its_task(tmp_path, small_processor, no_
     config = BiomedCLIPConfig(**SMALL_CONFIG, co_attention_config=head.to_dict(), num_labels=3)
     BiomedCLIPForVisualQuestionAnswering(config).save_pretrained(tmp_path)
     small_processor.save_pretrained(tmp_path)
-    check_model(str(tmp_path), "vqa")
-    with pytest.raises(ValueError, match="answers questions .*: measure it with biomedclip evaluate vqa"):
+    check_model(str(tmp_path), "visual-question-answering")
+    with pytest.raises(
+        ValueError, match="answers questions .*: measure it with biomedclip evaluate visual-question-answering"
+    ):
         check_model(str(tmp_path), "retrieval")
 
 
@@ -69,7 +71,7 @@ def test_a_dual_encoder_has_no_head_for_questions(small_checkpoint, no_weights):
     with pytest.raises(
         ValueError, match="has no head for questions .BiomedCLIPModel.: it would answer at random. Train"
     ):
-        check_model(str(small_checkpoint), "vqa")
+        check_model(str(small_checkpoint), "visual-question-answering")
 
 
 def test_other_dual_encoders_pass_and_models_of_one_tower_do_not(tmp_path, small_processor, no_weights):
@@ -90,7 +92,7 @@ def test_an_adapter_needs_its_base(tmp_path, small_checkpoint, small_processor, 
     folder = adapter(tmp_path / "adapter", base, small_processor)
     check_model(str(folder), "retrieval")
     with pytest.raises(ValueError, match="adapter of two towers and has no head for questions"):
-        check_model(str(folder), "vqa")
+        check_model(str(folder), "visual-question-answering")
     shutil.rmtree(base)
     with pytest.raises(
         FileNotFoundError, match="is an adapter, and its base model .*base cannot be used: there is no such"

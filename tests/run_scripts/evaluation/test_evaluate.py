@@ -239,7 +239,7 @@ def test_the_probe_learns_what_light_is_and_reports_a_planted_leak(small_checkpo
     arguments = ["linear-probe", "--model", str(small_checkpoint), "--data", str(data), "--draws", "2"]
     evaluate([*arguments, "--output-dir", str(tmp_path / "out")])
     results = results_of(tmp_path / "out")
-    assert results["metrics"]["accuracy"] == 1 and set(results["metrics"]["by_share"]) == {"0.01", "0.1", "1"}
+    assert results["metrics"]["accuracy"] == 1 and set(results["metrics"]["by_fraction"]) == {"0.01", "0.1", "1"}
     assert results["metrics"]["training_images"] == 80 and results["metrics"]["validation_images"] == 20
     assert results["data"]["leaks"]["same_bytes"] == 1
     assert "dark/0004.png" in json.dumps(results["data"]["leaks"]["examples"])
@@ -256,11 +256,11 @@ def test_the_probe_runs_elevaters_protocol_without_a_validation_split(small_chec
     for seed, split in enumerate(("train", "test")):
         draw_images(data / split, {"normal": 20, "tumor": 20}, seed)
     arguments = ["linear-probe", "--model", str(small_checkpoint), "--data", str(data), "--benchmark", "pcam"]
-    arguments += ["--shares", "1.0"]
+    arguments += ["--fractions", "1.0"]
     evaluate([*arguments, "--protocol", "elevater", "--output-dir", str(tmp_path / "out")])
     results = results_of(tmp_path / "out")
     assert results["settings"]["protocol"] == "elevater" and results["metrics"]["accuracy"] >= 0.5
-    (run,) = results["metrics"]["by_share"]["1"]["runs"]
+    (run,) = results["metrics"]["by_fraction"]["1"]["runs"]
     assert run["images"] == 32, "as many as the other protocol trains on"
     assert {"learning_rate", "weight_decay", "accuracy_of_best_test_epoch"} < set(run)
     assert "Protocol of ELEVATER" in results["data"]["notes"][-1] and "docs/benchmarks.md" in capsys.readouterr().out
@@ -273,7 +273,7 @@ def test_the_probe_runs_elevaters_protocol_without_a_validation_split(small_chec
 def test_images_without_splits_are_split_for_the_probe(small_checkpoint, tmp_path):
     data = draw_images(tmp_path / "data", {"dark": 30, "light": 30})
     arguments = ["--model", str(small_checkpoint), "--data", str(data), "--output-dir", str(tmp_path / "out")]
-    evaluate(["linear-probe", *arguments, "--shares", "1.0"])
+    evaluate(["linear-probe", *arguments, "--fractions", "1.0"])
     metrics = results_of(tmp_path / "out")["metrics"]
     assert (metrics["training_images"], metrics["validation_images"], metrics["images"]) == (36, 12, 12)
 
@@ -295,6 +295,7 @@ def parts_of(folder: Path) -> Iterator[Path]:
     return folder.rglob("part-*.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_path):
     data = draw_images(tmp_path / "data", {"dark": 1500, "light": 1700})
     command = [
@@ -370,8 +371,18 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
             "--find-leaks has no effect on zero-shot, only on linear-probe.",
         ),
         (
-            ["vqa", "--precision", "bfloat16", "--model", "m", "--data", "d", "--output-dir", "o"],
-            "--precision has no effect on vqa",
+            [
+                "visual-question-answering",
+                "--precision",
+                "bfloat16",
+                "--model",
+                "m",
+                "--data",
+                "d",
+                "--output-dir",
+                "o",
+            ],
+            "--precision has no effect on visual-question-answering",
         ),
         (
             [
@@ -399,14 +410,23 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
                 (["linear-probe", "--cancer", "brca"], "--cancer has no effect without --benchmark tcga_til"),
                 (["zero-shot", "--protocol", "elevater"], "--protocol has no effect on zero-shot"),
                 (["linear-probe", "--max-length", "5"], "--max-length has no effect on linear-probe"),
-                (["vqa", "--benchmark", "slake", "--workers", "1"], "--workers has no effect on vqa"),
-                (["vqa", "--benchmark", "slake", "--features-dir", "f"], "--features-dir has no effect on vqa"),
+                (
+                    ["visual-question-answering", "--benchmark", "slake", "--workers", "1"],
+                    "--workers has no effect on visual-question-answering",
+                ),
+                (
+                    ["visual-question-answering", "--benchmark", "slake", "--features-dir", "f"],
+                    "--features-dir has no effect on visual-question-answering",
+                ),
                 (
                     ["zero-shot", "--benchmark", "rsna", "--prompts", "biovil", "--templates", "a {{}}"],
                     "--prompts and --templates both choose the prompts",
                 ),
                 (["retrieval", "--cancer", "luad"], "--cancer has no effect on retrieval"),
-                (["vqa", "--benchmark", "slake", "--rsna-split", "paper-test"], "--rsna-split has no effect on vqa"),
+                (
+                    ["visual-question-answering", "--benchmark", "slake", "--rsna-split", "paper-test"],
+                    "--rsna-split has no effect on visual-question-answering",
+                ),
                 (
                     ["zero-shot", "--benchmark", "tcga_til", "--rsna-split", "paper-test"],
                     "--rsna-split has no effect without --benchmark rsna",
@@ -421,7 +441,10 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
             ["zero-shot", "--split", "validation", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"],
             "there is no validation split",
         ),
-        (["vqa", "--benchmark", "pcam", "--model", "m", "--data", "d", "--output-dir", "o"], "has no questions"),
+        (
+            ["visual-question-answering", "--benchmark", "pcam", "--model", "m", "--data", "d", "--output-dir", "o"],
+            "has no questions",
+        ),
         (
             ["linear-probe", "--split", "train", "--model", "m", "--data", "d", "--output-dir", "o"],
             "--split train: the",
@@ -438,7 +461,10 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
         (["retrieval", "--seed", "-1", "--model", "m", "--data", "d", "--output-dir", "o"], "--seed must be 0 or more"),
         (["linear-probe", "--draws", "0", "--model", "m", "--data", "d", "--output-dir", "o"], "--draws must be 1 or"),
         (["zero-shot", "--templates", "a", "--model", "m", "--data", "d", "--output-dir", "o"], "'a' has no {} for"),
-        (["linear-probe", "--shares", "2", "--model", "m", "--data", "d", "--output-dir", "o"], "up to 1, not 2.0"),
+        (
+            ["linear-probe", "--fractions", "2", "--model", "m", "--data", "d", "--output-dir", "o"],
+            "at most 1, not 2.0",
+        ),
         (
             ["retrieval", "--split-name", "test", "--model", "m", "--data", "d", "--output-dir", "o"],
             "There is no option --split-name. Did you mean --split? See: biomedclip evaluate --help",
@@ -546,7 +572,7 @@ def test_a_class_that_training_lacks_is_refused_and_one_that_the_test_lacks_is_n
     draw_images(data / "test", {"dark": 4, "light": 4})
     shutil.copytree(data / "test" / "dark", data / "test" / "new")
     arguments = ["linear-probe", "--model", small_checkpoint, "--data", data, "--output-dir", tmp_path / "out"]
-    arguments += ["--shares", "1.0", "--find-leaks", "false"]
+    arguments += ["--fractions", "1.0", "--find-leaks", "false"]
     with monkeypatch.context() as patched:
         patched.setattr(
             "biomedclip.run_scripts.evaluate.load_dual_encoder", lambda *args, **kwargs: pytest.fail("loaded")

@@ -59,7 +59,7 @@ def test_the_linear_probe_draws_whole_patients_of_the_test_images(monkeypatch):
         "classification_metrics",
         lambda scores, *arguments, **options: judged.append(scores) or measure(scores, *arguments, **options),
     )
-    metrics = probe(train, validation, test, ["a", "b"], shares=[1.0], seed=9)
+    metrics = probe(train, validation, test, ["a", "b"], fractions=[1.0], seed=9)
     hits = (judged[-1].argmax(dim=1).numpy() == test.labels).astype(float)
     assert metrics["accuracy"] == hits.mean()
     assert metrics["accuracy_interval"] == pytest.approx(plain_bootstrap(hits, np.array(test.groups), 9))
@@ -121,9 +121,9 @@ def test_nan_features_make_the_linear_probe_undefined(which, value, capsys):
         labels = np.arange(20) % 2
         splits[name] = LabeledFeatures(generator.normal(size=(20, 3)) + labels[:, None], labels)
     splits[which].features[4, 1] = value
-    metrics = probe(*splits.values(), ["a", "b"], shares=[0.5, 1.0], seeds=2)
+    metrics = probe(*splits.values(), ["a", "b"], fractions=[0.5, 1.0], seeds=2)
     for name in ("accuracy", "balanced_accuracy", "auroc"):
-        assert metrics[name] is None and metrics["by_share"]["1"][name] is None
+        assert metrics[name] is None and metrics["by_fraction"]["1"][name] is None
     assert metrics["undefined"]["accuracy"].endswith("images are NaN or infinite")
     json.dumps(metrics, allow_nan=False)
     show_probe(metrics)
@@ -141,7 +141,8 @@ def test_accuracy_chooses_the_strength_where_validation_lacks_a_class():
 
     train, validation, test = split(60, 3), split(40, 2), split(60, 3)
     by_auroc, by_accuracy = (
-        probe(train, validation, test, ["a", "b", "c"], shares=[1.0], metric=metric) for metric in ("auroc", "accuracy")
+        probe(train, validation, test, ["a", "b", "c"], fractions=[1.0], metric=metric)
+        for metric in ("auroc", "accuracy")
     )
     assert by_auroc == by_accuracy
-    assert by_auroc["by_share"]["1"]["runs"][0]["C"] > 1e-6 and by_auroc["auroc"] > 0.9
+    assert by_auroc["by_fraction"]["1"]["runs"][0]["C"] > 1e-6 and by_auroc["auroc"] > 0.9

@@ -240,6 +240,7 @@ def test_the_papers_values_are_shown_only_beside_a_pool_of_their_size(split, arg
         assert results["paper"]["loss_in_batches_of_4096"] == 0.3819 and "(paper: 0.3819)" in output
 
 
+@pytest.mark.slow
 def test_processes_share_pools_and_rows_of_one_image(arguments, tmp_path):
     options = [*arguments, "--pool-size", "10", "--pool-draws", "2", "--image-id", "pmcid", "--output-dir"]
     assert main([*options, str(tmp_path / "alone")]) == 0

@@ -1,4 +1,4 @@
-"""Pictures of single questions, as `biomedclip evaluate vqa --examples` writes them."""
+"""Pictures of single questions, as `biomedclip evaluate visual-question-answering --examples` writes them."""
 
 import json
 from collections import Counter

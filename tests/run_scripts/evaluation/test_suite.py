@@ -37,7 +37,7 @@ from biomedclip.run_scripts.main import main
 
 
 METRIC = {name: facts_of(name)["metric"] for name in PAPER_FIVE}
-FAST = ["--shares", "1.0", "--find-leaks", "false"]
+FAST = ["--fractions", "1.0", "--find-leaks", "false"]
 
 
 def write_benchmarks(root: Path, *names: str) -> Path:
@@ -194,7 +194,7 @@ def test_missing_benchmarks_are_listed_with_their_folders_before_work_begins(mea
     for name in ("vqa_rad", "slake"):
         line = next(line for line in plan.splitlines() if line.startswith(f"│ {name} "))
         assert f"{name}/" in line and "missing" in line
-    assert comparison(out)["missing"]["vqa on slake"] == "expected in slake/"
+    assert comparison(out)["missing"]["visual-question-answering on slake"] == "expected in slake/"
 
 
 def test_images_are_embedded_once_for_all_tasks(measured, built):
@@ -235,7 +235,7 @@ def test_only_what_an_option_or_the_weights_change_is_measured_again(two_models,
     root = write_benchmarks(tmp_path / "root", "rsna", "medmnist")
     model = tmp_path / "model"
     shutil.copytree(two_models[0], model)
-    command = [*arguments(root, tmp_path / "out", str(model)), "--find-leaks", "false", "--shares"]
+    command = [*arguments(root, tmp_path / "out", str(model)), "--find-leaks", "false", "--fractions"]
     everything = ["zero-shot rsna", "zero-shot pneumoniamnist", "linear-probe rsna"]
     for shares, expected in ((["1.0"], everything), (["1.0"], []), (["0.5", "1.0"], everything[2:])):
         assert main([*command, *shares]) == 0
@@ -272,6 +272,7 @@ def test_a_result_that_was_written_just_before_a_kill_does_not_count_for_other_o
     assert main(command) == 0 and calls == ["zero-shot tcga_til"] * 3
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_with_the_next_benchmark(two_models, tmp_path, calls, capsys):
     root, out = write_benchmarks(tmp_path / "root", "lc25000", "tcga_til", "medmnist"), tmp_path / "out"
     command = arguments(root, out, two_models[0])
@@ -379,15 +380,15 @@ def test_questions_are_for_models_with_a_head_and_other_tasks_for_dual_encoders(
     found = comparison(out)
     by_name = [(entry["name"], list(entry["models"])) for entry in found["results"]]
     assert by_name == [("pneumoniamnist", ["base"]), ("vqa_rad", ["answers"])]
-    assert {path.name for path in (out / "answers").iterdir()} == {"vqa"}
-    assert "has no head for questions" in found["not_applicable"][f"vqa, {two_models[0]}"]
+    assert {path.name for path in (out / "answers").iterdir()} == {"visual-question-answering"}
+    assert "has no head for questions" in found["not_applicable"][f"visual-question-answering, {two_models[0]}"]
     assert "answers questions" in found["not_applicable"][f"zero-shot, {answerer}"]
     assert found["mean_of_the_paper"]["lacks"].keys() == {"base"}
     assert "token F1 (words)" in (out / "comparison.md").read_text(), "the paper counts GPT-2 tokens"
     capsys.readouterr()
     (root / "vqa_rad").rename(tmp_path / "away")
     assert main(arguments(root, tmp_path / "other", answerer)) == 1
-    assert "measure it with biomedclip evaluate vqa" in capsys.readouterr().err
+    assert "measure it with biomedclip evaluate visual-question-answering" in capsys.readouterr().err
 
 
 def test_a_folder_without_benchmarks_is_an_error_that_names_the_folders(two_models, tmp_path, capsys):
@@ -425,7 +426,7 @@ def test_tasks_and_benchmarks_can_be_selected(two_models, tmp_path, calls, capsy
     assert main([*command, "--tasks", "linear-probe", "--benchmarks", "rsna", "medmnist"]) == 0
     assert calls == ["linear-probe rsna"]
     assert main([*command, "--benchmarks", "rsna", "slake"]) == 1
-    assert "vqa on slake (expected in slake/)" in capsys.readouterr().err
+    assert "visual-question-answering on slake (expected in slake/)" in capsys.readouterr().err
 
 
 def test_models_may_be_repeated_options_or_one_list(two_models, tmp_path):
@@ -445,14 +446,23 @@ def test_models_may_be_repeated_options_or_one_list(two_models, tmp_path):
         (["--split", "validation"], "--split belongs to a single benchmark"),
         (["--prompts", "paper"], "run biomedclip evaluate zero-shot"),
         (["--tasks", "zero-shot", "--draws", "3"], "--draws has no effect on suite --tasks zero-shot, only on linear"),
-        (["--benchmarks", "slake", "--image-id", "x"], "--image-id has no effect on suite --tasks vqa"),
-        (["--tasks", "vqa", "--precision", "bfloat16"], "--precision has no effect on suite --tasks vqa"),
-        (["--tasks", "vqa", "--workers", "1"], "--workers has no effect on suite --tasks vqa"),
+        (
+            ["--benchmarks", "slake", "--image-id", "x"],
+            "--image-id has no effect on suite --tasks visual-question-answering",
+        ),
+        (
+            ["--tasks", "visual-question-answering", "--precision", "bfloat16"],
+            "--precision has no effect on suite --tasks visual-question-answering",
+        ),
+        (
+            ["--tasks", "visual-question-answering", "--workers", "1"],
+            "--workers has no effect on suite --tasks visual-question-answering",
+        ),
         (["--tasks", "linear-probe", "--max-length", "5"], "--max-length has no effect on suite --tasks linear-probe"),
         (["--benchmarks", "pcam", "--cancer", "brca"], "--cancer has no effect without --benchmarks tcga_til"),
         (["--tasks", "dance"], "--tasks: 'dance' is not part of the suite. It has zero-shot, linear-probe, "),
         (["--benchmarks", "imagefolder"], "'imagefolder' is not part of the suite. It has pcam, "),
-        (["--tasks", "vqa", "--benchmarks", "pcam"], "none of these is measured on pcam"),
+        (["--tasks", "visual-question-answering", "--benchmarks", "pcam"], "none of these is measured on pcam"),
     ],
 )
 def test_options_that_the_suite_cannot_use_are_refused(options, message, capsys):
@@ -466,7 +476,10 @@ def test_options_that_the_suite_cannot_use_are_refused(options, message, capsys)
         (["suite"], "suite needs --data-root"),
         (["zero-shot"], "zero-shot needs --data,"),
         (["zero-shot", "--data", "d", "--data-root", "r"], "--data-root has no effect on zero-shot, only on suite"),
-        (["zero-shot", "--data", "d", "--tasks", "vqa"], "--tasks has no effect on zero-shot, only on suite"),
+        (
+            ["zero-shot", "--data", "d", "--tasks", "visual-question-answering"],
+            "--tasks has no effect on zero-shot, only on suite",
+        ),
     ],
 )
 def test_each_task_needs_its_own_option_for_the_data(options, message, capsys):
@@ -531,6 +544,7 @@ def test_long_names_of_models_stand_below_the_table(two_models, tmp_path, capsys
     assert "  tcga_til, AUROC │" in table and "2: BiomedCLIP-PubMedBERT_256-vit_base_patch16_384" in table
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(measured, two_models, tmp_path):
     root, out, _, _ = measured
     command = arguments(root, tmp_path / "out", two_models[1])

@@ -129,7 +129,7 @@ def test_results_of_other_weights_are_left_out_and_named(model, tmp_path, capsys
 
 
 def test_a_head_that_was_trained_on_top_names_the_weights_below(model, tmp_path):
-    ours = zero_shot_result(benchmark="slake", task="vqa", metrics={"overall": {"accuracy": 0.4}})
+    ours = zero_shot_result(benchmark="slake", task="visual-question-answering", metrics={"overall": {"accuracy": 0.4}})
     ours["model"]["base_weights"] = weights(model)
     write_result(tmp_path / "results", ours)
     assert card(model, "--results", tmp_path / "results") == 0

@@ -128,7 +128,7 @@ def results(folder: Path) -> dict:
 
 
 def measure(model: Path, data: Path, output_dir: Path, *options: str) -> int:
-    arguments = ["evaluate", "vqa", "--model", model, "--data", data, "--benchmark", "vqa_rad"]
+    arguments = ["evaluate", "visual-question-answering", "--model", model, "--data", data, "--benchmark", "vqa_rad"]
     return main([*map(str, arguments), "--output-dir", str(output_dir), *options])
 
 
@@ -453,7 +453,7 @@ def test_an_answer_that_training_does_not_have_is_wrong_and_counted(measured):
 
 def test_the_results_say_what_was_measured_on_what(measured, answerer, small_checkpoint):
     found = json.loads((measured / "results.json").read_text())
-    assert (found["schema"], found["task"], found["benchmark"]) == (1, "vqa", "vqa_rad")
+    assert (found["schema"], found["task"], found["benchmark"]) == (1, "visual-question-answering", "vqa_rad")
     assert found["model"]["name"] == str(answerer) and len(found["model"]["weights"]) == 16
     assert found["model"]["base_weights"] == load_dual_encoder(str(small_checkpoint)).weights
     assert found["data"]["rows"] == 20 and found["data"]["split"] == "test" and found["data"]["fingerprint"]
@@ -474,7 +474,16 @@ def test_two_processes_answer_what_one_does_each_a_share(measured, answerer, que
         "visual_question_answering.PART = 8\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    command = ["evaluate", "vqa", "--model", answerer, "--data", questions, "--benchmark", "vqa_rad"]
+    command = [
+        "evaluate",
+        "visual-question-answering",
+        "--model",
+        answerer,
+        "--data",
+        questions,
+        "--benchmark",
+        "vqa_rad",
+    ]
     on_two_processes(tmp_path / "in_small_parts.py", *command, "--output-dir", tmp_path / "two")
     assert answers_in(tmp_path / "two") == answers_in(measured)
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (measured, tmp_path / "two"))
@@ -752,6 +761,15 @@ def test_a_new_head_is_no_news_and_a_lost_tensor_of_a_tower_is(small_checkpoint,
 
 
 def test_a_benchmark_without_questions_is_refused(answerer, questions, tmp_path, capsys):
-    command = ["evaluate", "vqa", "--model", answerer, "--data", questions, "--output-dir", tmp_path]
+    command = [
+        "evaluate",
+        "visual-question-answering",
+        "--model",
+        answerer,
+        "--data",
+        questions,
+        "--output-dir",
+        tmp_path,
+    ]
     assert main([*map(str, command)]) == 2
     assert "--benchmark must be vqa_rad or slake" in capsys.readouterr().err
