@@ -224,10 +224,6 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
         logit_bias_init_value (`float`, *optional*): Start of a parameter that is added to each logit, which SigLIP's
             loss needs; its own is -10. There is no such parameter if left out.
         initializer_range (`float`, defaults to 0.02): Standard deviation of a freshly drawn classifier.
-        open_clip_config (`str`, *optional*): The content of the `open_clip_config.json` that a converted checkpoint
-            came with, where it says more than the model does; the way back writes it again.
-        base_weights (`str`, *optional*): Fingerprint of the dual encoder that [`BiomedCLIPForVisualQuestionAnswering`]
-            was fine-tuned from. What is measured names it, so that the card of the dual encoder can take it.
 
     Example:
     ```python
@@ -258,8 +254,6 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
     logit_scale_init_value: float | int = math.log(1 / 0.07)
     logit_bias_init_value: float | int | None = None
     initializer_range: float = 0.02
-    open_clip_config: str | None = None
-    base_weights: str | None = None
 
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedclip import to_open_clip
-from biomedclip.conversion import load_any_layout, local_checkpoint
+from biomedclip.conversion import load_any_layout, local_checkpoint, save_with_processor
 from biomedclip.model_cards.fill import public_name
 from biomedclip.model_cards.model_card import fill_model_card
 
@@ -105,8 +105,7 @@ def _convert(source: Path, output_dir: Path, options: ConvertOptions) -> tuple[d
     if options.to == "open_clip":
         to_open_clip(model, processor, output_dir)
     else:
-        model.save_pretrained(output_dir)
-        processor.save_pretrained(output_dir)
+        save_with_processor(model, processor, output_dir)
     apply_umask(output_dir)
     report: dict[str, Any] = {
         "source": options.source,

@@ -11,7 +11,7 @@ from .. import BiomedCLIPProcessor
 from ..modeling_biomedclip import BiomedCLIPModel
 from ..source_checks import ADAPTER_CONFIG, check_source
 from .community_port import is_port, read_port
-from .files import is_transformers_layout, read_json
+from .files import ORIGINAL_CONFIG, is_transformers_layout, read_json
 from .open_clip import OPEN_CLIP_CONFIG, read_open_clip, to_open_clip
 from .training_checkpoint import local_checkpoint
 
@@ -79,7 +79,30 @@ def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]
     if complaints:
         saved = ", ".join(read_json(folder / "config.json").get("architectures") or ["another model"])
         raise ValueError(f"{folder} holds {saved} and not a whole BiomedCLIPModel: {'; '.join(complaints)}.")
+    # Version 0.1 kept the original in config.json.
+    original = getattr(model.config, "open_clip_config", None)
+    if (folder / ORIGINAL_CONFIG).is_file():
+        original = (folder / ORIGINAL_CONFIG).read_text(encoding="utf-8")
+    if original is not None:
+        model.open_clip_config = original
     return model, BiomedCLIPProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
-__all__ = ["from_open_clip", "load_any_layout", "local_checkpoint", "to_open_clip"]
+def save_with_processor(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder: str | os.PathLike[str]) -> None:
+    """Save a model and its processor, and the `open_clip_config.json` that a converted model came with.
+
+    `to_open_clip` then writes the same file again. With `save_pretrained` alone, it derives the file from the model.
+
+    Args:
+        model: The model, for example from [`from_open_clip`].
+        processor: Its processor.
+        folder: Where to save both.
+    """
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    original = getattr(model, "open_clip_config", None)
+    if original is not None:
+        (Path(folder) / ORIGINAL_CONFIG).write_text(original, encoding="utf-8")
+
+
+__all__ = ["from_open_clip", "load_any_layout", "local_checkpoint", "save_with_processor", "to_open_clip"]

@@ -18,6 +18,8 @@ from ..configuration_biomedclip import BiomedCLIPConfig
 
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+# Beside a converted model: the `open_clip_config.json` that it came with.
+ORIGINAL_CONFIG = "original_open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 # In open_clip's order of preference; the last two are the community port's.
 _WEIGHTS = (

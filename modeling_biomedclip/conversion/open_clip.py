@@ -19,7 +19,15 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from ..configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
 from ..modeling_biomedclip import SHARED_WITH_BERT, BiomedCLIPModel, text_config_of
-from .files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, parse_json, read_json, read_tokenizer, read_weights
+from .files import (
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    ORIGINAL_CONFIG,
+    parse_json,
+    read_json,
+    read_tokenizer,
+    read_weights,
+)
 from .open_clip_settings import channel_values, check_honored, check_known, is_at_hand, is_clip_text
 from .tensors import fill_model, from_open_clip_tensors, to_open_clip_tensors
 
@@ -69,10 +77,10 @@ def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     context_length = stored["model_cfg"]["text_cfg"].get("context_length", _DEFAULT_CONTEXT_LENGTH)
     tokenizer = read_tokenizer(AutoTokenizer, folder, context_length)
     processor = BiomedCLIPProcessor(_image_processor_of_open_clip(stored, config.vision_config, path), tokenizer)
-    # What cannot be worked out from the model is kept with it, so that the way back gives the same file.
+    # The original is kept if it says more than the model does, so that converting back gives the same file.
     text = path.read_text(encoding="utf-8")
     if not _is_derivable(text, model.config, processor):
-        model.config.open_clip_config = text
+        model.open_clip_config = text
     return model, processor
 
 
@@ -91,7 +99,7 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
         raise ValueError(f"open_clip's layout holds a BiomedCLIPModel, not a {type(model).__name__}.")
     config: Any = model.config
     path = Path(folder).resolve()
-    open_clip_config = _portable_config(config, processor)
+    open_clip_config = _portable_config(model, processor)
     if open_clip_config is None:
         open_clip_config = _open_clip_config_of(config, processor, str(path))
         if not isinstance(config.text_config, CLIPTextConfig):
@@ -117,7 +125,7 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
         processor: Its processor.
     """
     try:
-        text = _portable_config(model.config, processor)
+        text = _portable_config(model, processor)
     except ValueError as error:
         return str(error)
     if isinstance(model.config.text_config, CLIPTextConfig):
@@ -161,16 +169,17 @@ def _published_name(config: Any, tokenizer: Any) -> str | None:
     return PUBLISHED_BERT if _is_published_text_shape(config) else None
 
 
-def _portable_config(config: Any, processor: BiomedCLIPProcessor) -> str | None:
+def _portable_config(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
     """Return open_clip's configuration, or `None` if its BERT, or the tokenizer of CLIP's tower, is not on the Hub."""
-    stored = config.open_clip_config
+    config: Any = model.config
+    stored = getattr(model, "open_clip_config", None)
     _check_vision_config(config.vision_config)
     _check_image_processor(processor.image_processor, config.vision_config.image_size)
     if isinstance(config.text_config, CLIPTextConfig):
         _check_clip_text_config(config.text_config, processor.tokenizer.model_max_length)
     if stored is not None:
-        content = parse_json(stored, "open_clip_config in config.json")
-        check_honored(content, Path("config.json: open_clip_config"))  # it came with the model, which is untrusted
+        content = parse_json(stored, ORIGINAL_CONFIG)
+        check_honored(content, Path(ORIGINAL_CONFIG))  # It came with the model, which is untrusted.
         if _still_describes(content, config, processor):
             return stored
     name = _published_name(config.text_config, processor.tokenizer)

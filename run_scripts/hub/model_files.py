@@ -16,7 +16,7 @@ from ..card import CARD, CARD_FACTS
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 INDEX = "model.safetensors.index.json"
 JSON_FILES = ("config.json", "processor_config.json", "tokenizer_config.json", INDEX)
-DATA_FILES = (*JSON_FILES, "tokenizer.json", "vocab.txt")
+DATA_FILES = (*JSON_FILES, "tokenizer.json", "vocab.txt", "original_open_clip_config.json")
 CODE_FILES = re.compile(r".*_biomedclip\.py", re.DOTALL)
 _NEEDED = ("config.json", "processor_config.json", "tokenizer.json", "modeling_biomedclip.py", CARD, CARD_FACTS)
 _OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|h5|msgpack|npz)", re.DOTALL)

@@ -382,7 +382,7 @@ def load_answerer(
     if of_towers := sorted(tensor for tensor in drawn if tensor.startswith(TOWERS)):
         logger.warning(f"{name} lacks {len(of_towers)} tensors of the towers, drawn at random: {of_towers[0]}, ...")
     # Trained on, a model that answers questions keeps the base that it came from.
-    model.config.base_weights = base_weights or model.config.base_weights
+    model.config.base_weights = base_weights or getattr(model.config, "base_weights", None)
     return model
 
 

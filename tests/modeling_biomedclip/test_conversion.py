@@ -19,7 +19,7 @@ import torch
 from helpers.open_clip_folders import published_clip_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, BertConfig, BertTokenizer, CLIPTokenizer, ViTConfig
+from transformers import AutoModel, BertConfig, BertTokenizer, CLIPTokenizer, ViTConfig
 from transformers.image_utils import PILImageResampling
 
 from biomedclip import (
@@ -29,7 +29,7 @@ from biomedclip import (
     from_open_clip,
     to_open_clip,
 )
-from biomedclip.conversion import load_any_layout
+from biomedclip.conversion import load_any_layout, save_with_processor
 from biomedclip.conversion.open_clip import _TIMM_TOWERS, PUBLISHED_BERT, open_clip_obstacle
 from biomedclip.conversion.tensors import from_open_clip_tensors, to_open_clip_tensors
 from biomedclip.modeling_biomedclip import text_config_of, vision_config_of
@@ -151,7 +151,7 @@ def test_the_bias_of_siglips_loss_is_converted_both_ways(folder, tmp_path, train
     model, processor = from_open_clip(folder)
     assert model.logit_bias.item() == -7.5 and model.config.logit_bias_init_value == -10
     if trained_here:
-        model.config.open_clip_config = None
+        model.open_clip_config = None
     to_open_clip(model, processor, tmp_path / "back")
     theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'back'}")
     assert theirs.logit_bias.item() == -7.5
@@ -189,17 +189,17 @@ def test_there_and_back_gives_the_same_file_contents(folder, tmp_path, older):
     if older:
         older_keys(folder)
     model, processor = from_open_clip(folder)
-    model.save_pretrained(tmp_path / "transformers")
-    processor.save_pretrained(tmp_path / "transformers")
-    model, processor = (kind.from_pretrained(tmp_path / "transformers") for kind in (AutoModel, AutoProcessor))
+    save_with_processor(model, processor, tmp_path / "transformers")
+    assert "open_clip" not in (tmp_path / "transformers" / "config.json").read_text()
+    assert same_weights(AutoModel.from_pretrained(tmp_path / "transformers"), model)
+    model, processor = load_any_layout(tmp_path / "transformers")
     to_open_clip(model, processor, tmp_path / "back")
     before, after = contents(folder), contents(tmp_path / "back")
     for name in ("open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json"):
         assert before[name] == after[name], name
 
     model, processor = from_open_clip(tmp_path / "back")
-    model.save_pretrained(tmp_path / "again")
-    processor.save_pretrained(tmp_path / "again")
+    save_with_processor(model, processor, tmp_path / "again")
     assert contents(tmp_path / "again") == contents(tmp_path / "transformers")
 
 
@@ -275,7 +275,7 @@ def test_the_known_image_towers_are_all_plain_ones_of_timm():
 
 def test_a_text_tower_that_no_model_of_the_hub_has_is_described_in_the_folder(folder, tmp_path, caplog):
     model, processor = from_open_clip(folder)
-    model.config.open_clip_config = None  # as of a model that was trained here
+    model.open_clip_config = None  # as of a model that was trained here
     processor.image_processor.image_mean = BiomedCLIPImageProcessor.image_mean
     to_open_clip(model, processor, tmp_path / "own")
     assert "No BERT on the Hub has the shape" in caplog.text
@@ -347,7 +347,7 @@ def test_clips_text_tower_is_converted_both_ways(clip_tokenizer, pictures, tmp_p
     model, processor = from_open_clip(source)
     assert_embeds_as_open_clip(model, processor, source, pictures)
 
-    model.config.open_clip_config = None  # as of a model that was trained here
+    model.open_clip_config = None  # as of a model that was trained here
     to_open_clip(model, processor, tmp_path / "back")
     assert_embeds_as_open_clip(model, processor, tmp_path / "back", pictures)
     weights = "open_clip_model.safetensors"
@@ -602,7 +602,7 @@ def test_a_field_of_the_image_tower_that_open_clip_cannot_express_is_named(folde
     model, processor = from_open_clip(folder)
     setattr(model.config.vision_config, field, value)
     if "Train" in message or "timm" in message:
-        model.config.open_clip_config = None  # as of a model that was trained here
+        model.open_clip_config = None  # as of a model that was trained here
     with pytest.raises(ValueError, match=message):
         to_open_clip(model, processor, tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -187,7 +187,7 @@ def test_settings_that_came_with_a_model_are_checked_before_they_are_written(fol
     model, processor = from_open_clip(folder)
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
-    model.config.open_clip_config = json.dumps(config)
+    model.open_clip_config = json.dumps(config)
     with pytest.raises(ValueError, match="trust_remote_code"):
         to_open_clip(model, processor, tmp_path / "out")
     assert not (tmp_path / "out").exists()
