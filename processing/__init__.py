@@ -1,4 +1,4 @@
-"""Everything that turns raw material into tensors: articles, images and captions. Nothing here knows the model."""
+"""Raw material to tensors: articles, images, captions and benchmarks. Nothing in this package knows the model."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .processing_biomedclip import BiomedCLIPProcessor
     from .streaming import PairStream, load_pmc15m
 
-# Imported at first use, so that reading articles does not import torch, nor an image processor `datasets`.
-_LAZY = {
+# Imported at first use, so that build workers do not import torch or transformers.
+_MODULE_OF = {
     "BiomedCLIPImageProcessor": "image_processing_biomedclip",
     "BiomedCLIPProcessor": "processing_biomedclip",
     "ContrastiveCollator": "collator",
@@ -26,13 +26,6 @@ _LAZY = {
     "read_image": "images.reading",
     "read_labeled_images": "images.labeled",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-
 
 __all__ = [
     "BiomedCLIPImageProcessor",
@@ -46,3 +39,9 @@ __all__ = [
     "read_image",
     "read_labeled_images",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -22,98 +22,12 @@ from transformers.image_utils import (
 )
 from transformers.utils import TensorType, is_torch_tensor
 
+from .bit_depth_biomedclip import scale_to_8_bit, to_8_bit
+
 
 # A strip of 1 x 100,000 pixels would be blown up to 224 x 22,400,000 before the crop. Beyond this ratio of the sides
 # what the crop cannot reach is cut off first.
 MAX_ASPECT_RATIO = 1000
-
-
-# Values that are converted together: a bound on the memory of the intermediate float64 array.
-_BLOCK = 1 << 20
-
-
-def scale_to_8_bit(values: np.ndarray, lowest: float | None = None, highest: float | None = None) -> np.ndarray:
-    """Map values linearly to 0..255. This is the one rule for everything that is not an 8-bit image.
-
-    `lowest` becomes 0, `highest` becomes 255, and the result is rounded to the nearest integer (ties to even). By
-    default the range is that of the data: the smallest and the largest finite value. NaN and infinities do not count
-    for the range and become 0. An array of one single value becomes 0.
-
-    Args:
-        values: Integers, booleans or floats of any range and shape. The range is taken over all channels together.
-        lowest: Value that becomes 0; smaller values become 0 too.
-        highest: Value that becomes 255; larger values become 255 too.
-
-    Returns:
-        An array of the same shape and of dtype uint8.
-
-    Raises:
-        ValueError: If `values` are neither real numbers nor booleans.
-    """
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"Pixels must be integers, booleans or floats, but they are {values.dtype}.")
-    result = np.zeros(values.shape, dtype=np.uint8)
-    if lowest is None or highest is None:
-        smallest, largest = _finite_range(values) or (0, 0)
-        lowest, highest = smallest if lowest is None else lowest, largest if highest is None else highest
-    if not lowest < highest:
-        return result
-    step = max(1, _BLOCK // max(1, values[:1].size))
-    for start in range(0, len(values), step):
-        block = values[start : start + step]
-        result[start : start + step] = _scaled(block, lowest, highest)
-    return result
-
-
-def _finite_range(values: np.ndarray) -> tuple[Any, Any] | None:
-    """Smallest and largest finite value as Python numbers, if there are finite values."""
-    if values.dtype.kind != "f":
-        return (values.min().item(), values.max().item()) if values.size else None
-    finite = np.isfinite(values)
-    if not finite.any():
-        return None
-    return values.min(where=finite, initial=np.inf).item(), values.max(where=finite, initial=-np.inf).item()
-
-
-def _scaled(values: np.ndarray, lowest: float, highest: float) -> np.ndarray:
-    if values.dtype.itemsize == 8 and values.dtype.kind in "iu" and isinstance(lowest, int):
-        # float64 has 53 bits: the offset is subtracted before the conversion, modulo 2**64.
-        above = np.where(values > lowest, values.astype(np.uint64) - np.uint64(lowest % 2**64), np.uint64(0))
-        distance, width = above.astype(np.float64), float(highest - lowest)
-    else:
-        # A difference or a product of huge floats would overflow; a power of two changes no digit of them.
-        shrink = 2.0**-20 if max(abs(lowest), abs(highest)) > 1e300 else 1.0
-        with np.errstate(invalid="ignore"):  # some NaN signal
-            distance = np.nan_to_num(values.astype(np.float64), nan=lowest, posinf=lowest, neginf=lowest) * shrink
-        distance -= lowest * shrink
-        width = highest * shrink - lowest * shrink
-    return np.round(np.clip(distance, 0, width) * 255 / width).astype(np.uint8)
-
-
-def to_8_bit(image: Image.Image) -> Image.Image:
-    """Convert an image of more than 8 bits (modes `I;16`, `I`, `F`) to 8-bit grey by [`scale_to_8_bit`].
-
-    The range is the image's own. Pillow's conversion, which open_clip uses, clips at 255 instead: a 12-bit radiograph
-    comes out nearly all white. Images of the other modes have 8 bits or fewer and are kept as they are.
-
-    Args:
-        image: Any Pillow image.
-
-    Returns:
-        The image itself, or one of mode `L`.
-    """
-    if not image.mode.startswith(("I", "F")):
-        return image
-    # In blocks of rows: a whole array of the image would take several times its memory.
-    rows = max(1, _BLOCK // image.width)
-    boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
-    ranges = [found for box in boxes if (found := _finite_range(np.asarray(image.crop(box))))]
-    lowest = min((smallest for smallest, _ in ranges), default=0)
-    highest = max((largest for _, largest in ranges), default=0)
-    result = np.empty((image.height, image.width), dtype=np.uint8)
-    for box in boxes:
-        result[box[1] : box[3]] = scale_to_8_bit(np.asarray(image.crop(box)), lowest, highest)
-    return Image.fromarray(result)
 
 
 def _array_to_image(array: np.ndarray, input_data_format: Any = None) -> Image.Image:
@@ -289,4 +203,4 @@ def _limit_aspect_ratio(image: Image.Image) -> Image.Image:
     return image.crop((left, top, width - left, height - top))
 
 
-__all__ = ["BiomedCLIPImageProcessor"]
+__all__ = ["BiomedCLIPImageProcessor", "scale_to_8_bit", "to_8_bit"]

@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
 from biomedclip.model_cards.escaping import markdown, table
 from biomedclip.processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
-from biomedclip.processing.image_processing_biomedclip import to_8_bit
+from biomedclip.processing.bit_depth_biomedclip import to_8_bit
 from biomedclip.processing.images.labeled import SPLIT_NAMES
 from biomedclip.processing.pmc.bucket import Bucket, ObjectError, ObjectMissing
 from biomedclip.processing.synthetic_corpus import ZERO_SHOT_TEMPLATES, draw_corpus

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images.reading import MAX_BYTES, ImageError
+from ..images.errors import MAX_BYTES, ImageError
 
 
 _CHUNKS_KEPT = 16_000_000  # bytes; neighbouring rows share a chunk, which is read once

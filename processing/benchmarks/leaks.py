@@ -7,8 +7,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..images.perceptual_hash import perceptual_hash
 from ..images.reading import ImageError, read_row_image
-from ..pmc.pictures import PictureIndex, perceptual_hash
+from ..pmc.pictures import PictureIndex
 from .benchmark import ClassificationBenchmark, VisualQuestionBenchmark
 from .fingerprint import content_of
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .reading import MAX_BYTES, MAX_PIXELS, ImageError
+from ..bit_depth_biomedclip import scale_to_8_bit
+from .dicom_display import grey_image
+from .errors import ImageError, check_size
 
 
 if TYPE_CHECKING:
@@ -56,7 +58,9 @@ def decode_dicom(content: bytes, name: str) -> Image.Image:
         warnings.simplefilter("ignore")  # of values that break a rule of the standard, mostly in what nobody reads
         try:
             dataset = _open(content, name)
-            _check_size(dataset, len(content), name)
+            size = (int(dataset.Columns), int(dataset.Rows))
+            values = size[0] * size[1] * int(dataset.SamplesPerPixel)
+            check_size(name, size, len(content) + values * _BYTES_TO_DECODE, "DICOM")
             image = _image(dataset, name)
         except ImageError:
             raise
@@ -89,17 +93,6 @@ def _transfer_syntax(content: bytes) -> str | None:
     return read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2).get("TransferSyntaxUID")
 
 
-def _check_size(dataset: "Dataset", file_bytes: int, name: str) -> None:
-    width, height = int(dataset.Columns), int(dataset.Rows)
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,} pixels", "image too large")
-    if file_bytes + width * height * int(dataset.SamplesPerPixel) * _BYTES_TO_DECODE > MAX_BYTES:
-        raise ImageError(
-            f"{name}: to decode {width} x {height} pixels of DICOM may take more than {MAX_BYTES:,} bytes",
-            "image too large",
-        )
-
-
 def _image(dataset: "Dataset", name: str) -> Image.Image:
     kind, bits = str(dataset.PhotometricInterpretation).strip(), int(dataset.BitsAllocated)
     if bits not in (1, 8, 16):
@@ -107,8 +100,6 @@ def _image(dataset: "Dataset", name: str) -> Image.Image:
     pixels = _pixels_of_first_frame(dataset, name, kind)
     try:
         if kind in _GREY:
-            from .dicom_display import grey_image  # brings transformers, which other images do without
-
             return grey_image(pixels, dataset, name, mask_unused_bits=_has_unused_bits(dataset))
         return _color_image(pixels, dataset, kind)
     except Exception as error:  # faulty elements surface as many types
@@ -149,8 +140,6 @@ def _is_deep_ybr(dataset: "Dataset", kind: str) -> bool:
 
 def _color_image(pixels: np.ndarray, dataset: "Dataset", kind: str) -> Image.Image:
     from pydicom.pixels import apply_color_lut, convert_color_space
-
-    from ..image_processing_biomedclip import scale_to_8_bit
 
     if kind == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)[..., :3]

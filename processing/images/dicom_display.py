@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..image_processing_biomedclip import scale_to_8_bit
+from ..bit_depth_biomedclip import scale_to_8_bit
 
 
 if TYPE_CHECKING:

@@ -1,10 +1,4 @@
-"""Pictures of figures: what is recorded of each, and how two files are known to show the same picture.
-
-The perceptual hash is the one of `imagehash.phash` (Zauner 2010, "Implementation and benchmarking of perceptual image
-hash functions", DCT hash), bit for bit where both see the same thumbnail. It is computed here because most of the
-work is to come to that thumbnail from pictures of any mode, without a second copy of them in memory; what is left are
-two matrix products.
-"""
+"""Pictures of figures: what is recorded of each, and which files show the same picture."""
 
 import hashlib
 import io
@@ -13,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -21,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..images.folders import FolderContent, find_images, is_image_file, shown_name, warn_of_left_out
 from ..images.formats import DECODABLE_FORMATS
+from ..images.perceptual_hash import NEAR_DUPLICATE_BITS, perceptual_hash
 from ..images.reading import ImageError, read_image
 from ..integrity import open_parquet
 
@@ -29,22 +23,6 @@ logger = logging.getLogger(__name__)
 
 MIN_SIDE = 16  # pixels; smaller pictures are spacers and icons
 MAX_FRAMES = 500  # more pages of a TIFF are not counted: each costs more than the one before
-
-# Measured on 1,545 pictures: 475 of PMC's mirror, 76 of journals, 600 of MedNIST, 315 of VQA-RAD, 79 tiles of tissue.
-# The same picture as PNG, as JPEG of quality 85, and as that at half the size: none of 4,635 copies differs by more
-# than 6 bits, one by more than 4. Two pictures of different sets: none of 845,079 pairs is as near. Two of one set:
-# 7 of 112,575 pairs in PMC (charts drawn by the same template), 0 of 49,455 in VQA-RAD, 67 of 179,700 in MedNIST
-# (slices and hands, normalised to 64 pixels; none of its 4,950 pairs of chest X-rays). Cut by 1 % on each side, 57 of
-# 1,545 copies are missed.
-NEAR_DUPLICATE_BITS = 6
-
-_BLOCK = 1 << 20  # values that are looked at together
-_THUMBNAIL = 32  # pixels a side
-_FREQUENCIES = 8  # the lowest of them in each direction
-_COSINES = np.cos(np.pi / (2 * _THUMBNAIL) * np.outer(np.arange(_FREQUENCIES), 2 * np.arange(_THUMBNAIL) + 1))
-# Grey levels. With less contrast than this in the thumbnail the bits are noise: one JPEG copy in nine is farther than
-# NEAR_DUPLICATE_BITS at 2 levels, two in three at half a level. Of the 1,545 pictures one is below, an empty tile.
-_BLANK_DEVIATION = 2.0
 
 
 @dataclass(frozen=True)
@@ -84,36 +62,6 @@ def inspect_picture(source: bytes | Path) -> Picture:
     # The frames last: to count them moves on in the file.
     perceptual = perceptual_hash(image)
     return Picture(width, height, image.mode, perceptual_hash=perceptual, frames=_count_frames(image, source))
-
-
-@np.errstate(invalid="ignore", over="ignore")
-def perceptual_hash(image: Image.Image) -> str:
-    """64 bits that stay nearly the same when a picture is resized or saved in another format.
-
-    The picture is reduced to 32 x 32 grey values, whatever its mode. More than 8 bits are scaled from the range of
-    their finite values, as the image processor does, and transparency is dropped. The 8 x 8 lowest frequencies of their
-    discrete cosine transform are compared with their median.
-
-    Args:
-        image: A decoded picture.
-
-    Returns:
-        16 hex digits; an empty string for a blank picture, which has (nearly) no contrast, so that its bits would be
-        noise.
-    """
-    thumbnail = _grey_thumbnail(image)
-    if not thumbnail.std() >= _BLANK_DEVIATION:
-        return ""
-    # Rounded, because what is 0 by symmetry would else be noise of the last digit, and differ with the machine.
-    coefficients = np.round(_COSINES @ thumbnail @ _COSINES.T, 3)
-    return np.packbits(coefficients > np.median(coefficients)).tobytes().hex()
-
-
-def same_picture(hash_a: str, hash_b: str) -> bool:
-    """Whether two perceptual hashes are of (nearly) the same picture; blank ones are the same as nothing."""
-    if not hash_a or not hash_b:
-        return False
-    return (int(hash_a, 16) ^ int(hash_b, 16)).bit_count() <= NEAR_DUPLICATE_BITS
 
 
 class PictureIndex:
@@ -261,44 +209,6 @@ def _pictures_in(file: Path, *, is_parquet: bool) -> Iterator[tuple[str, Path | 
         raise ValueError(f"--decontaminate {file}: not a Parquet file that can be read ({error}).") from error
 
 
-def _grey_thumbnail(image: Image.Image) -> np.ndarray:
-    """Return 32 x 32 grey values; the picture is reduced in its own mode, or from a copy of one byte a pixel."""
-    if image.mode in ("1", "P", "PA", "LA", "RGBA"):
-        # Pillow would not interpolate the first three, and would copy the others whole to blend their transparency.
-        image.info.pop("transparency", None)
-        image = image.convert("L")
-    elif image.mode.startswith("I;16") and image.mode != "I;16":
-        image = image.convert("I")  # Pillow 13 resizes I;16B as if its bytes came in the other order
-    elif image.mode == "F":
-        image = _with_finite_values(image)
-    gap = 2.0 if image.mode != "I;16" else None  # Pillow cannot do its faster first step in this mode
-    thumbnail = image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=gap)
-    if not image.mode.startswith(("I", "F")):
-        return np.asarray(thumbnail.convert("RGB").convert("L"), dtype=np.float64)
-    # The range of the image processor. Its code is not imported: it brings torch, and 800 MB of memory to each worker.
-    darkest, brightest = cast(tuple[float, float], image.getextrema())
-    return (np.asarray(thumbnail, dtype=np.float64) - darkest) * (255 / ((brightest - darkest) or 1))
-
-
-def _with_finite_values(image: Image.Image) -> Image.Image:
-    """Return an image of floats with its smallest finite value in the place of NaN and infinities."""
-    rows = max(1, _BLOCK // image.width)
-    boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
-    smallest, all_finite = np.inf, True
-    for box in boxes:
-        values = np.asarray(image.crop(box))
-        finite = np.isfinite(values)
-        all_finite &= bool(finite.all())
-        smallest = min(smallest, float(values.min(where=finite, initial=np.inf)))
-    if all_finite or smallest == np.inf:
-        return image
-    result = image.copy()
-    for box in boxes:
-        values = np.asarray(image.crop(box))
-        result.paste(Image.fromarray(np.where(np.isfinite(values), values, np.float32(smallest))), box)
-    return result
-
-
 def _count_frames(image: Image.Image, source: bytes | Path) -> int:
     try:
         if not isinstance(image, ImageFile.ImageFile):  # its pixels were not read by Pillow
@@ -322,11 +232,8 @@ def _count_pages(image: Image.Image) -> int:
 __all__ = [
     "MAX_FRAMES",
     "MIN_SIDE",
-    "NEAR_DUPLICATE_BITS",
     "Picture",
     "PictureIndex",
     "count_duplicates",
     "inspect_picture",
-    "perceptual_hash",
-    "same_picture",
 ]

@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from biomedclip.model_cards.escaping import one_line
 from biomedclip.model_cards.fill import percent
+from biomedclip.processing.bit_depth_biomedclip import to_8_bit
 
 from .build_report import largest, share
 from .fonts import fonts_for, wrap_text
@@ -205,10 +206,6 @@ def _show(axes: Any, image: Any) -> None:
 
 def _small(image: Any, side: int) -> Any:
     """Return an image of any mode and depth in RGB, with at most `side` pixels a side: figures have many megapixels."""
-    from biomedclip.processing.image_processing_biomedclip import (
-        to_8_bit,  # imports transformers, which other plots do not need
-    )
-
     small = to_8_bit(image).convert("RGB")
     small.thumbnail((side, side))
     return small

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator, PairStream
-from biomedclip.processing.collator import CROP_SCALE
+from biomedclip.processing.images.cropping import CROP_SCALE
 from biomedclip.processing.pmc.build import BuildOptions, build_dataset
 
 

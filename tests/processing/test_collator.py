@@ -12,8 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from biomedclip.processing import ContrastiveCollator
-from biomedclip.processing.collator import fast_resized_crop, random_box, random_resized_crop, resized_crop
-from biomedclip.processing.images.reading import decode_image, open_image, reduce_jpeg
+from biomedclip.processing.images.cropping import fast_resized_crop, random_box, reduce_jpeg, resized_crop
+from biomedclip.processing.images.reading import decode_image, open_image
 
 
 def rows(count: int) -> list[dict]:
@@ -70,7 +70,9 @@ def test_crops_keep_to_the_share_of_the_area_and_to_the_image():
     picture = Image.fromarray(np.stack([columns, lines, 0 * lines], axis=-1).astype(np.uint8))
     generator = np.random.default_rng(0)
     for _ in range(50):
-        crop = np.asarray(random_resized_crop(picture, (150, 200), generator, (0.5, 0.6), (0.9, 1.1))).astype(int)
+        crop = np.asarray(
+            resized_crop(picture, random_box(picture.size, generator, (0.5, 0.6), (0.9, 1.1)), (150, 200))
+        ).astype(int)
         width = np.ptp(crop[..., 0]) + 1
         height = np.ptp(crop[..., 1]) + 1
         # Two pixels of tolerance a side: a bicubic filter overshoots or flattens at the border.
@@ -78,7 +80,7 @@ def test_crops_keep_to_the_share_of_the_area_and_to_the_image():
 
 
 def test_an_image_too_narrow_for_any_crop_gives_its_middle():
-    crop = random_resized_crop(Image.new("L", (1, 500)), (8, 8), np.random.default_rng(0), (0.9, 1.0), (3 / 4, 4 / 3))
+    crop = resized_crop(Image.new("L", (1, 500)), random_box((1, 500), np.random.default_rng(0)), (8, 8))
     assert crop.size == (8, 8) and crop.mode == "RGB"
 
 
@@ -165,9 +167,7 @@ def test_a_fast_decoded_crop_lies_where_the_exact_one_does(size, mode):
     content = file_of(picture_of_places(*size).convert(mode))
     for seed in range(5):
         box = random_box(size, np.random.default_rng(seed), (0.3, 0.6), (3 / 4, 4 / 3))
-        exact = random_resized_crop(
-            Image.open(io.BytesIO(content)), (64, 64), np.random.default_rng(seed), (0.3, 0.6), (3 / 4, 4 / 3)
-        )
+        exact = resized_crop(Image.open(io.BytesIO(content)), box, (64, 64))
         image, name = open_image(content)
         reduction = reduce_jpeg(image, box, (64, 64))
         fast = fast_resized_crop(decode_image(image, name), box, (64, 64), reduction)

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.functional import center_crop
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from biomedclip.processing import BiomedCLIPImageProcessor, image_processing_biomedclip, read_image
+from biomedclip.processing import BiomedCLIPImageProcessor, bit_depth_biomedclip, read_image
 from biomedclip.processing.image_processing_biomedclip import scale_to_8_bit, to_8_bit
 
 
@@ -150,7 +150,7 @@ def test_large_arrays_are_scaled_in_blocks_to_the_same_values(monkeypatch):
     values = np.random.default_rng(0).normal(size=(70, 30)).astype(np.float32)
     values[20:30] = np.nan
     expected = scale_to_8_bit(values)
-    monkeypatch.setattr(image_processing_biomedclip, "_BLOCK", 100)
+    monkeypatch.setattr(bit_depth_biomedclip, "_BLOCK", 100)
     assert np.array_equal(scale_to_8_bit(values), expected)
     assert np.array_equal(to_8_bit(Image.fromarray(values)), expected)
 

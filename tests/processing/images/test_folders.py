@@ -13,9 +13,9 @@ from helpers.mirror_writer import png_bytes
 from PIL import Image
 
 from biomedclip.processing import read_image, read_labeled_images
+from biomedclip.processing.images.errors import MAX_BYTES, ImageError
 from biomedclip.processing.images.folders import find_images, is_image_file
 from biomedclip.processing.images.formats import format_of
-from biomedclip.processing.images.reading import MAX_BYTES, ImageError
 
 
 FAULTS = Path(__file__).resolve().parents[2] / "data" / "faults" / "folder_extensions"

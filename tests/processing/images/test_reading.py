@@ -8,7 +8,7 @@ from helpers.mirror_writer import png_bytes
 from PIL import Image
 
 from biomedclip.processing import read_image
-from biomedclip.processing.images import reading as images
+from biomedclip.processing.images import errors
 from biomedclip.processing.images.reading import ImageError
 
 
@@ -60,7 +60,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded():
 
 
 def test_a_large_scan_below_the_limit_is_read(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 10_000 * 9_000)
+    monkeypatch.setattr(errors, "MAX_PIXELS", 10_000 * 9_000)
     buffer = io.BytesIO()
     Image.new("1", (10_000, 9_000)).save(buffer, "PNG")
     assert read_image(buffer.getvalue()).size == (10_000, 9_000)

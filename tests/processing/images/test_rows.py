@@ -23,8 +23,8 @@ from biomedclip.processing import (
     read_labeled_images,
 )
 from biomedclip.processing.benchmarks.fingerprint import content_of, fingerprint_of
+from biomedclip.processing.images import errors
 from biomedclip.processing.images import labeled as labeled_images
-from biomedclip.processing.images import reading as images
 from biomedclip.processing.images.reading import ImageError, read_row_image
 from biomedclip.processing.pmc.pictures import PictureIndex
 from biomedclip.processing.pmc.shards import pair_schema
@@ -41,7 +41,7 @@ def opened(monkeypatch, tmp_path) -> list[str]:
         names.append(str(urlpath))
         return real(urlpath, *arguments, **options)
 
-    monkeypatch.setattr(images.fsspec, "open", noted)
+    monkeypatch.setattr("fsspec.open", noted)
     return names
 
 
@@ -220,7 +220,7 @@ def test_a_set_whose_images_are_texts_is_refused_by_row(tmp_path, picture, strea
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_set_decodes_with_the_limits_of_the_reader(tmp_path, streaming, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(images, "MAX_PIXELS", 40)
+    monkeypatch.setattr(errors, "MAX_PIXELS", 40)
     folder = write_shards(tmp_path / "set", shards=1, rows=2)
     with pytest.raises(ImageError, match="8 x 6 pixels are more than 40"):
         list(load_pmc15m(folder, streaming=streaming))
@@ -254,6 +254,6 @@ def test_the_rule_holds_after_a_map(tmp_path, picture, streaming, monkeypatch):
     folder = write_shards(tmp_path / "set", shards=1, rows=2)
     pairs = load_pmc15m(folder, streaming=streaming, columns=["pair_id", "image"])
     mapped = pairs.map(lambda row: {"more": 1})
-    monkeypatch.setattr(images, "MAX_PIXELS", 40)
+    monkeypatch.setattr(errors, "MAX_PIXELS", 40)
     with pytest.raises(ImageError, match="more than 40"):
         list(mapped)

@@ -17,16 +17,9 @@ import pytest
 from helpers.mirror_writer import png_bytes
 from PIL import Image
 
+from biomedclip.processing.images.perceptual_hash import NEAR_DUPLICATE_BITS, perceptual_hash, same_picture
 from biomedclip.processing.images.reading import ImageError
-from biomedclip.processing.pmc.pictures import (
-    MAX_FRAMES,
-    NEAR_DUPLICATE_BITS,
-    PictureIndex,
-    count_duplicates,
-    inspect_picture,
-    perceptual_hash,
-    same_picture,
-)
+from biomedclip.processing.pmc.pictures import MAX_FRAMES, PictureIndex, count_duplicates, inspect_picture
 
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -30,6 +30,7 @@ from biomedclip.run_scripts.push import PushOptions, push_model
 
 FILES = {
     "README.md",
+    "bit_depth_biomedclip.py",
     "card.json",
     "config.json",
     "configuration_biomedclip.py",

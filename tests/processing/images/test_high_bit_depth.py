@@ -12,10 +12,11 @@ from PIL import Image
 
 from biomedclip.processing import BiomedCLIPImageProcessor, read_image
 from biomedclip.processing.image_processing_biomedclip import to_8_bit
-from biomedclip.processing.images import reading as images
-from biomedclip.processing.images.deep import find_deep_image
+from biomedclip.processing.images import errors, reading
+from biomedclip.processing.images.high_bit_depth import find_deep_image
+from biomedclip.processing.images.perceptual_hash import perceptual_hash
 from biomedclip.processing.images.reading import ImageError
-from biomedclip.processing.pmc.pictures import inspect_picture, perceptual_hash
+from biomedclip.processing.pmc.pictures import inspect_picture
 
 
 UP = [0, 36, 73, 109, 146, 182, 219, 255]
@@ -319,7 +320,7 @@ def test_an_array_that_is_not_an_image_is_a_clear_error(values):
 
 
 def test_8_bit_files_are_read_by_pillow(monkeypatch):
-    monkeypatch.setattr(images, "_read_deep_image", None)
+    monkeypatch.setattr(reading, "_read_deep_image", None)
     values = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
     for pixels in (values, values[..., :3], values[..., 0]):
         assert np.array_equal(read_image(tiff(pixels)), pixels)
@@ -354,7 +355,7 @@ def test_a_damaged_file_is_an_image_error(content):
     ids=["wide TIFF", "large PNG", "large tile"],
 )
 def test_an_image_that_would_take_too_much_memory_is_refused_before_decoding(content, monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 10_000_000)
+    monkeypatch.setattr(errors, "MAX_BYTES", 10_000_000)
     with pytest.raises(ImageError) as refused:
         read_image(content)
     assert refused.value.reason == "image too large"

@@ -21,6 +21,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
+from ..bit_depth_biomedclip import scale_to_8_bit
+
 
 # Maximum number of bytes that are interpreted at once.
 _BLOCK = 1 << 22
@@ -278,8 +280,6 @@ def _as_image(values: np.ndarray) -> Image.Image:
             return Image.fromarray(values.astype(np.int32))
         if values.dtype.kind == "f" and values.dtype.itemsize <= 4:
             return Image.fromarray(values.astype(np.float32))
-    from ..image_processing_biomedclip import scale_to_8_bit  # imports transformers, which few images need
-
     return Image.fromarray(scale_to_8_bit(values))
 
 

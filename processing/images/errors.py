@@ -1,0 +1,44 @@
+"""The error for images that cannot be used, and the size limits of all readers."""
+
+MAX_PIXELS = 175_000_000  # a page scanned at 1,200 dpi has 140 million
+# Memory of a decoded image, including its file and the decoder, so that a process stays below 1 GiB.
+MAX_BYTES = 700_000_000
+
+
+class ImageError(ValueError):
+    """Raised if an image cannot be used.
+
+    Args:
+        message: What is wrong with which image.
+        reason: The category for counting: `image missing`, `image unreadable`, `image of unknown format`,
+            `image too large`, `image too small` or `image damaged`.
+    """
+
+    def __init__(self, message: str, reason: str = "image damaged"):
+        super().__init__(message)
+        self.reason = reason
+
+
+def check_size(name: str, size: tuple[int, int], bytes_needed: int, kind: str) -> None:
+    """Raise an error for an image that is too large, before it is decoded.
+
+    Args:
+        name: Name of the image for errors.
+        size: Width and height, in pixels.
+        bytes_needed: Upper bound of the memory for decoding, including the file.
+        kind: Format of the image for errors.
+
+    Raises:
+        ImageError: If the image has more than `MAX_PIXELS` pixels or needs more than `MAX_BYTES` bytes.
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,} pixels", "image too large")
+    if bytes_needed > MAX_BYTES:
+        raise ImageError(
+            f"{name}: to decode {width} x {height} pixels of {kind} may take more than {MAX_BYTES:,} bytes",
+            "image too large",
+        )
+
+
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "ImageError", "check_size"]
