@@ -135,8 +135,8 @@ class _RowCollator:
     def _read_crop(self, source: Any, generator: np.random.Generator) -> Image.Image:
         image, name = open_row_image(source)
         processor = self.image_processor
-        size = dict(processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size)
-        size = (size.get("height") or size["shortest_edge"], size.get("width") or size["shortest_edge"])
+        sides = dict(processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size)
+        size = (sides.get("height") or sides["shortest_edge"], sides.get("width") or sides["shortest_edge"])
         # The caller may still need all of a Pillow image.
         fast = self.fast_decode and image.format == "JPEG" and not isinstance(source, Image.Image)
         box = random_box(image.size, generator)
