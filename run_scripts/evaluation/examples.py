@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from biomedclip.processing.images.reading import read_row_image
-from biomedclip.retrieval_metrics import DIRECTIONS
+from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
 
 from ..cli.plots import Answer, Query, plot_answers, plot_retrieved_images
 from .pools import draw_pool
@@ -39,7 +39,7 @@ class Example(NamedTuple):
 
 def find_examples(
     embedded: EmbeddedPairs,
-    counts: Mapping[str, Mapping[str, torch.Tensor]],
+    counts: Mapping[str, RankCounts],
     number: int,
     seed: int,
 ) -> dict[str, list[Example]]:
@@ -140,9 +140,9 @@ def plot_some_answers(embedded: EmbeddedPairs, counts: Any, pairs: Any, number: 
     plot_answers([_query(example, pairs, "image_to_text") for example in examples], path)
 
 
-def _rank(counts: Mapping[str, torch.Tensor], query: int) -> float:
+def _rank(counts: RankCounts, query: int) -> float:
     """The mean rank of the first right candidate, where chance breaks ties."""
-    better, equal, right = (int(counts[kind][query]) for kind in ("better", "equal", "right"))
+    better, equal, right = (int(values[query]) for values in counts)
     return better + (equal + 1) / (right + 1)
 
 

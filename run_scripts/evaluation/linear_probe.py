@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from ..cli.errors import UsageError
 from ..cli.reporting import UNDEFINED, say_undefined, show_table
+from .classification import measure_classification
 from .elevater import fit_elevater
-from .metrics import load_metric
 from .zero_shot import classification_metrics
 
 
@@ -231,16 +231,10 @@ def _fit_with_sgd(
 
 def _value(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str], positive: str | None, metric: str) -> float:
     """Return the metric, or the accuracy if it is undefined, which depends on the labels alone."""
-    # Not with `compute`, which is slow: it writes the scores to a table first.
-    measured = _classification()._compute(
+    measured = measure_classification(
         scores, labels, positive=len(classes) - 1 if positive is None else classes.index(positive), resamples=0
     )
     return measured["accuracy"] if measured[metric] is None else measured[metric]
-
-
-@cache
-def _classification() -> Any:
-    return load_metric("classification")
 
 
 def _scores(classifier: LogisticRegression, features: np.ndarray, classes: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`results.json`: what every task of the evaluation leaves, in one form."""
+"""Write `results.json`, which has the same form for every task of the evaluation."""
 
 import dataclasses
 import datetime
@@ -9,7 +9,7 @@ from typing import Any
 
 from biomedclip.processing.benchmarks.facts import published_models
 
-from ..cli.reporting import versions, write_json
+from ..cli.reporting import UNDEFINED, versions, write_json
 from .dual_encoders import DualEncoder
 
 
@@ -31,36 +31,41 @@ def write_results(
     seconds: float,
     examples: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Writes `results.json`.
+    """Write `results.json`.
 
     Args:
-        output_dir: Its folder.
+        output_dir: Folder of the file.
         task: `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`.
-        benchmark: As `load_benchmark` calls it; none for a folder of one's own.
-        command: The command line behind `biomedclip evaluate`.
+        benchmark: Name of the benchmark for `load_benchmark`, or None for a folder of the user.
+        command: Arguments of `biomedclip evaluate`.
         encoder: The model.
-        data: `path`, `split`, `fingerprint`, `rows` (those that were measured on), `damaged` (a list of `name` and
-            `reason`), `leaks` and `notes`; what is left out is empty.
+        data: `path`, `split`, `fingerprint` and `rows` (the number of rows measured). Optional: `damaged` (a list of
+            `name` and `reason`), `leaks` and `notes`.
         metrics: Fractions from 0 to 1, and counts.
-        paper: BiomedCLIP's published values, with the names of `metrics`. Empty if they are of other data: another
-            split, or another selection of images. Then `published` is empty too; otherwise it holds the published
-            values of all models, as [`published_models`] returns them.
+        paper: Published values of BiomedCLIP, with the names of `metrics`. Empty if they belong to other data, such as
+            another split. Then `published` is empty too. Otherwise it has the values of all published models.
         paper_source: Publication of `paper`.
-        settings: All else that the numbers depend on.
-        seconds: Of the whole task.
-        examples: Pictures that were written for `--examples`: `file`, relative to the folder, and what it shows.
+        settings: Everything else that the metrics depend on.
+        seconds: Duration of the task.
+        examples: Images written for `--examples`: `file`, relative to the folder, and a description.
 
     Returns:
-        What was written.
+        The content of the file.
     """
     published = published_models(benchmark, task, data["split"]) if benchmark and paper else []
+    base = getattr(encoder.model.config, "base_weights", None)
     results = {
         "schema": SCHEMA,
         "task": task,
         "benchmark": benchmark,
         "command": shlex.join(["biomedclip", "evaluate", *command]),
         "date": datetime.date.today().isoformat(),
-        "model": {"name": encoder.name, "type": encoder.type, "weights": encoder.weights, **_base(encoder)},
+        "model": {
+            "name": encoder.name,
+            "type": encoder.type,
+            "weights": encoder.weights,
+            **({"base_weights": base} if base else {}),
+        },
         "data": {"damaged": [], "leaks": None, "notes": [], **data},
         "metrics": dict(metrics),
         "paper": dict(paper),
@@ -76,7 +81,9 @@ def write_results(
     return results
 
 
-def _base(encoder: DualEncoder) -> dict[str, str]:
-    """The weights that a head was fine-tuned on top of, where the model names them."""
-    base = getattr(encoder.model.config, "base_weights", None)
-    return {} if base is None else {"base_weights": base}
+def with_interval(metrics: Mapping[str, Any], name: str) -> str:
+    """Return a metric with its 95 % interval, as a table shows it."""
+    if metrics[name] is None:
+        return UNDEFINED
+    low, high = metrics[f"{name}_interval"]
+    return f"{metrics[name]:.3f} [{low:.3f}, {high:.3f}]"

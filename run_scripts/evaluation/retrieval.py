@@ -1,4 +1,4 @@
-"""Retrieval: captions by images and images by captions, among all pairs of a split or among pools drawn out of it."""
+"""Retrieval of captions by images and of images by captions, among all pairs of a split or among drawn pools."""
 
 import hashlib
 import math
@@ -12,31 +12,39 @@ import torch
 from accelerate import PartialState
 
 from biomedclip.contrastive_trainer import LOSS_IN_BATCHES, VALIDATION_BATCH, loss_in_batches
-from biomedclip.retrieval_metrics import DIRECTIONS, RankCounter, bootstrap_means, recall_at
+from biomedclip.retrieval_metrics import (
+    DIRECTIONS,
+    RECALLS,
+    RankCounter,
+    RankCounts,
+    all_finite,
+    recall_at,
+    summarize_ranks,
+)
 
 from ..cli.reporting import UNDEFINED, format_value, say, say_undefined, show_table
+from .bootstrap import bootstrap_means, percentile_interval
 from .dual_encoders import BIOVIL, DualEncoder
 from .features import FeatureStore
-from .metrics import load_metric
 from .parts import Part, Parts
+from .results import with_interval
 
 
-# Images of a block: of 725,739 pairs there are 45 blocks, each with two 4-byte counts for each text (6 MB).
+# Images in a block. Each of the 45 blocks of 725,739 pairs takes 6 MB on disk.
 BLOCK = 16_384
-RECALLS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
 class EmbeddedPairs:
-    """Pairs whose images could be read, embedded.
+    """The embeddings of the pairs whose images could be read.
 
     Args:
-        images: Normalised image embeddings, of shape `(images, dimension)`.
-        texts: Normalised text embeddings, of shape `(texts, dimension)`.
-        image_of_text: The image of each text; none where text i belongs to image i.
-        rows: The row of the data that each text stands in.
+        images: Normalized image embeddings, of shape `(images, dimension)`.
+        texts: Normalized text embeddings, of shape `(texts, dimension)`.
+        image_of_text: The image of each text, or None if text i belongs to image i.
+        rows: The row of the dataset for each text.
         damaged: `name` and `reason` of each row that was left out.
-        fingerprint: Of the data.
+        fingerprint: Fingerprint of the dataset.
     """
 
     images: torch.Tensor
@@ -47,7 +55,7 @@ class EmbeddedPairs:
     fingerprint: str
 
     def select(self, numbers: Sequence[int]) -> "EmbeddedPairs":
-        """Return some of the pairs, with the images that they show. Without a copy if these are all pairs."""
+        """Return some of the pairs with their images. All pairs are returned without a copy."""
         if len(numbers) == len(self.texts):
             return self
         chosen = torch.tensor(numbers)
@@ -64,40 +72,44 @@ class EmbeddedPairs:
 
 
 def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None) -> EmbeddedPairs:
-    """Embeds pairs, as far as that has not been done.
+    """Embed pairs. Embeddings that the store has are not computed again.
 
     Args:
-        pairs: A data set with columns `pair_id`, `image` (not decoded) and `caption`.
-        store: The model, and where its features are kept.
-        image_id: Column that tells which rows show the same image, which then has several captions.
+        pairs: A dataset with the columns `pair_id`, `image` (not decoded) and `caption`.
+        store: The model with its stored features.
+        image_id: Column whose equal values mean the same image, which then has several captions.
 
     Raises:
-        ValueError: A caption that is empty.
+        ValueError: If a caption is empty, or if there are fewer than two pairs.
     """
     names, captions = list(pairs["pair_id"]), list(pairs["caption"])
     check_captions(names, captions)
-    first_rows, image_of_row = _distinct_images(pairs, image_id)
     fingerprint = pairs_fingerprint(pairs, names, captions)
-    images = store.images(
-        _Column(pairs, "image", first_rows), [names[row] for row in first_rows], f"{fingerprint}/{image_id}"
-    )
+    identities = range(len(names)) if image_id is None else pairs[image_id]
+    first_row: dict[Any, int] = {}
+    for row, identity in enumerate(identities):
+        first_row.setdefault(identity, row)
+    image_rows = list(first_row.values())
+    distinct = pairs if image_id is None else pairs.select(image_rows)
+    images = store.images(distinct["image"], [names[row] for row in image_rows], f"{fingerprint}/{image_id}")
     texts = store.texts(captions, fingerprint)
 
-    new_number = torch.full((len(first_rows),), -1)
-    new_number[images.rows] = torch.arange(len(images.rows))
-    of_row = new_number[image_of_row]
+    # Images that could not be read have no number.
+    numbers = dict(zip(images.rows.tolist(), range(len(images.rows)), strict=True))
+    of_identity = {identity: numbers.get(place, -1) for place, identity in enumerate(first_row)}
+    of_row = torch.tensor([of_identity[identity] for identity in identities])
     rows = torch.nonzero(of_row >= 0).flatten()
-    # No copy where all can be used: of 725,739 texts that would be 1.5 GB.
-    embeds = texts.embeds if len(rows) == len(captions) else texts.embeds[rows]
-    image_of_text = None if image_id is None else of_row[rows]
-    return EmbeddedPairs(images.embeds, embeds, image_of_text, rows, images.damaged, fingerprint)
+    embeds = texts.embeds if len(rows) == len(captions) else texts.embeds[rows]  # a copy takes 1.5 GB at full size
+    return EmbeddedPairs(
+        images.embeds, embeds, None if image_id is None else of_row[rows], rows, images.damaged, fingerprint
+    )
 
 
 def check_captions(names: Sequence[str], captions: Sequence[str]) -> None:
     """Check that each pair has a caption.
 
     Raises:
-        ValueError: If a caption is empty, or if there are fewer than two pairs to choose from.
+        ValueError: If a caption is empty, or if there are fewer than two pairs.
     """
     empty = next((name for name, caption in zip(names, captions, strict=True) if not (caption or "").strip()), None)
     if empty is not None:
@@ -107,7 +119,7 @@ def check_captions(names: Sequence[str], captions: Sequence[str]) -> None:
 
 
 def pairs_fingerprint(pairs: Any, names: Sequence[str], captions: Sequence[str]) -> str:
-    """16 hex digits of the ids and captions in their order, and the content of 64 images, evenly spread."""
+    """Return a hash of the ids and captions in their order, and of the content of 64 evenly spaced images."""
     digest = hashlib.blake2b(digest_size=8)
     for name, caption in zip(names, captions, strict=True):
         digest.update(f"{name}\0{caption}\0".encode())
@@ -117,145 +129,116 @@ def pairs_fingerprint(pairs: Any, names: Sequence[str], captions: Sequence[str])
     return digest.hexdigest()
 
 
-def count_ranks(
-    embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]
-) -> dict[str, dict[str, torch.Tensor]] | None:
-    """Counts the candidates above the right ones in blocks of images, which processes share and which are kept on disk.
+def count_ranks(embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]) -> dict[str, RankCounts] | None:
+    """Count ranks in blocks of images. Processes share the blocks, and finished blocks are kept on disk.
 
     Args:
-        embedded: The pairs; each process holds all of them.
-        folder: Where the blocks lie.
-        key: What tells these embeddings from others.
+        embedded: The pairs. Each process has all of them.
+        folder: Folder for the blocks.
+        key: Everything that identifies the embeddings.
 
     Returns:
-        By direction `better`, `equal` and `right`, as the metric `retrieval` takes them; `None` if an embedding holds
-        NaN or infinity, for there is no rank then.
+        The counts by direction, or None if an embedding contains NaN or infinity.
     """
-    # Some rows at a time: isfinite takes as much memory again.
-    if not all(rows.isfinite().all() for part in (embedded.images, embedded.texts) for rows in part.split(2**16)):
+    if not all_finite(embedded.images, embedded.texts):
         return None
     device = PartialState().device
-    image_of_text = embedded.image_of_text
-    counter = RankCounter(
-        embedded.images.to(device),
-        embedded.texts.to(device),
-        None if image_of_text is None else image_of_text.to(device),
-    )
+    counter = RankCounter(embedded.images.to(device), embedded.texts.to(device), embedded.image_of_text)
     block = max(counter.rows, BLOCK // counter.rows * counter.rows)
-    key = {**key, "what": "ranks", "images": counter.images, "texts": counter.texts, "block": block}
-    parts = Parts(folder, key, -(-counter.images // block))
+    key = {**key, "what": "rank counts", "images": counter.images, "texts": counter.texts, "block": block}
+    parts = Parts(folder, key, math.ceil(counter.images / block))
 
     def work(number: int) -> Part:
         counts = counter.count(number * block, (number + 1) * block)
-        return {name: values.int() for name, values in counts.items()}, None
+        return {direction: values.int() for direction, values in counts.items()}, None
 
     parts.complete(work, "Ranks")
-    of_images: dict[str, list[torch.Tensor]] = {"better": [], "equal": []}
-    of_texts = {kind: torch.zeros(counter.texts, dtype=torch.int64) for kind in of_images}
-    for number in range(parts.count):
-        counts, _ = parts.read(number)
-        for kind in of_images:
-            of_images[kind].append(counts[f"image_to_text_{kind}"].long())
-            of_texts[kind] += counts[f"text_to_image_{kind}"]
-    return {
-        "image_to_text": {kind: torch.cat(found) for kind, found in of_images.items()} | {"right": counter.right},
-        "text_to_image": {**of_texts, "right": torch.ones(counter.texts, dtype=torch.int64)},
-    }
+    return counter.combine(parts.read(number)[0] for number in range(parts.count))
 
 
 def retrieval_of(
-    counts: Mapping[str, Mapping[str, torch.Tensor]] | None,
-    articles: Sequence[str],
+    counts: Mapping[str, RankCounts] | None,
+    articles: Sequence[Any],
     seed: int,
     image_of_text: torch.Tensor | None = None,
-    resamples: int = 1000,
 ) -> dict[str, Any]:
-    """Retrieval in both directions.
-
-    Args:
-        counts: As of [`count_ranks`].
-        articles: The article of each text, of which the bootstrap draws whole ones.
-        seed: Seed of the bootstrap.
-        image_of_text: The image of each text; none where text i belongs to image i.
-        resamples: Resamples of the bootstrap. 0 for no intervals.
-
-    Returns:
-        Metrics by direction with 95 % bootstrap intervals over articles, chance, and the numbers of pairs and articles.
-        Without counts the metrics are None, and `undefined` gives the reason.
-    """
-    metric = load_metric("retrieval", "ranks")
-    texts = len(articles)
-    images = texts if image_of_text is None else int(image_of_text.max()) + 1
-    groups_of = _groups(articles, image_of_text)
-    metrics: dict[str, Any] = {"pairs": texts, "articles": len(set(articles)), "chance_at_1": 1 / images}
-    if image_of_text is not None:
-        metrics |= {"images": images, "captions_of_an_image": texts / images}
-    if counts is None:
-        names = [name for k in RECALLS for name in (f"recall_at_{k}", f"recall_at_{k}_interval")]
-        metrics |= {direction: dict.fromkeys([*names, "median_rank"]) for direction in DIRECTIONS}
-        return metrics | {"undefined": dict.fromkeys(DIRECTIONS, "the embeddings hold NaN or infinity")}
-    for direction in DIRECTIONS:
-        metrics[direction] = metric.compute(
-            **counts[direction], groups=groups_of[direction], seed=seed, resamples=resamples
-        )
-    return metrics
+    """Return the metrics of a single pool. See [`retrieval_of_pools`]."""
+    return retrieval_of_pools([counts], [articles], seed, [image_of_text])
 
 
 def retrieval_of_pools(
-    counts: Sequence[Mapping[str, Mapping[str, torch.Tensor]] | None],
-    articles: Sequence[Sequence[str]],
+    counts: Sequence[Mapping[str, RankCounts] | None],
+    articles: Sequence[Sequence[Any]],
     seed: int,
     images_of_texts: Sequence[torch.Tensor | None],
 ) -> dict[str, Any]:
-    """Retrieval in both directions, as the mean over pools.
+    """Measure retrieval in both directions, as the mean over pools.
 
     Args:
-        counts: Of each pool, as of [`count_ranks`].
-        articles: Of each pool, the article of each text.
+        counts: The counts of each pool, as [`count_ranks`] returns them.
+        articles: The article of each text, for each pool. The bootstrap draws whole articles.
         seed: Seed of the bootstrap.
-        images_of_texts: Of each pool, the image of each text.
+        images_of_texts: The image of each text, for each pool. None if text i belongs to image i.
 
     Returns:
-        The metrics of [`retrieval_of`], each the mean over the pools. `articles` is the smallest number of articles
-        in a pool. `recall_at_K_of_draws` lists the recall of each pool. An interval covers the draws: its ends are
-        percentiles of the bootstrap resamples of all pools together, so that it is that of one pool of this size.
+        Recall at 1, 5 and 10 with 95 % intervals and the median rank, by direction, the recall of chance, and the
+        numbers of pairs and articles (the smallest number of a pool). If an embedding was not finite, the metrics are
+        None, and `undefined` gives the reason. `recall_at_K_of_draws` lists the recall of several pools. Then the ends
+        of an interval are percentiles of the bootstrap samples of all pools together, as for a single pool.
     """
-    if len(counts) == 1:
-        return retrieval_of(counts[0], articles[0], seed, images_of_texts[0])
-    draws = [
-        retrieval_of(*pool, resamples=0)
-        for pool in zip(counts, articles, [seed] * len(counts), images_of_texts, strict=True)
-    ]
-    undefined = next((metrics for metrics in draws if "undefined" in metrics), None)
-    metrics = dict(undefined or draws[0])
-    metrics["articles"] = min(draw["articles"] for draw in draws)
-    for name in ("chance_at_1", "images", "captions_of_an_image"):
-        if name in metrics:
-            metrics[name] = float(np.mean([draw[name] for draw in draws]))
-    if undefined:
-        return metrics
-    groups_of = [_groups(*pool) for pool in zip(articles, images_of_texts, strict=True)]
+    texts = len(articles[0])
+    images = [texts if image_of_text is None else int(image_of_text.max()) + 1 for image_of_text in images_of_texts]
+    metrics: dict[str, Any] = {
+        "pairs": texts,
+        "articles": min(len(set(of_pool)) for of_pool in articles),
+        "chance_at_1": _mean([1 / number for number in images]),
+    }
+    if images_of_texts[0] is not None:
+        metrics |= {"images": _mean(images), "captions_of_an_image": _mean([texts / number for number in images])}
+    finite = [counted for counted in counts if counted is not None]
+    if len(finite) < len(counts):
+        names = [name for k in RECALLS for name in (f"recall_at_{k}", f"recall_at_{k}_interval")]
+        metrics |= {direction: dict.fromkeys([*names, "median_rank"]) for direction in DIRECTIONS}
+        return metrics | {"undefined": dict.fromkeys(DIRECTIONS, "the embeddings hold NaN or infinity")}
+    groups = [_articles_of_queries(*pool) for pool in zip(articles, images_of_texts, strict=True)]
     for direction in DIRECTIONS:
-        summary: dict[str, Any] = {
-            name: float(np.mean([draw[direction][name] for draw in draws])) for name in draws[0][direction]
-        }
+        of_pools = [summarize_ranks(counted[direction]) for counted in finite]
+        summary: dict[str, Any] = {name: _mean([pool[name] for pool in of_pools]) for name in of_pools[0]}
         for k in RECALLS:
             resampled = [
-                bootstrap_means(recall_at(k, *_ranks(counted, direction)).numpy(), groups[direction], seed=[seed, draw])
-                for draw, (counted, groups) in enumerate(zip(counts, groups_of, strict=True))
+                bootstrap_means(
+                    recall_at(k, counted[direction]).numpy(),
+                    of_pool[direction],
+                    seed=seed if len(finite) == 1 else [seed, draw],
+                )
+                for draw, (counted, of_pool) in enumerate(zip(finite, groups, strict=True))
             ]
-            low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975])
-            summary[f"recall_at_{k}_interval"] = [float(low), float(high)]
-            summary[f"recall_at_{k}_of_draws"] = [draw[direction][f"recall_at_{k}"] for draw in draws]
+            summary[f"recall_at_{k}_interval"] = percentile_interval(np.concatenate(resampled))
+            if len(finite) > 1:
+                summary[f"recall_at_{k}_of_draws"] = [pool[f"recall_at_{k}"] for pool in of_pools]
         metrics[direction] = summary
     return metrics
 
 
+def _mean(values: Sequence[Any]) -> Any:
+    """Return the mean. A single value keeps its type."""
+    return values[0] if len(values) == 1 else float(np.mean(values))
+
+
+def _articles_of_queries(articles: Sequence[Any], image_of_text: torch.Tensor | None) -> dict[str, Sequence[Any]]:
+    """Return the article of each query, by direction."""
+    of_images = articles
+    if image_of_text is not None:
+        article_of = dict(zip(image_of_text.tolist(), articles, strict=True))
+        of_images = [article_of[image] for image in range(len(article_of))]
+    return dict(zip(DIRECTIONS, (of_images, articles), strict=True))
+
+
 def validation_loss(embedded: EmbeddedPairs, encoder: DualEncoder) -> float | None:
-    """The loss in batches of 4,096 pairs, see [`loss_in_batches`].
+    """Return the loss in batches of 4,096 pairs, as [`loss_in_batches`] computes it.
 
     Returns:
-        The loss, or None if the temperature of the model is not known or an embedding holds NaN or infinity.
+        The loss, or None if the temperature of the model is unknown or an embedding contains NaN or infinity.
     """
     if encoder.type in BIOVIL:
         return None
@@ -268,24 +251,9 @@ def validation_loss(embedded: EmbeddedPairs, encoder: DualEncoder) -> float | No
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:
-    """Return the mean, or None if a value is None."""
+    """Return the mean, or None if a value is None or there are no values."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else None
-
-
-def _ranks(counts: Any, direction: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Counts of a direction as [`recall_at`] takes them."""
-    better, equal, right = (counts[direction][kind] for kind in ("better", "equal", "right"))
-    return better, equal, None if (right == 1).all() else right
-
-
-def _groups(articles: Sequence[str], image_of_text: torch.Tensor | None) -> dict[str, Sequence[str]]:
-    """The article of each query, by direction."""
-    of_images = articles
-    if image_of_text is not None:
-        article_of = dict(zip(image_of_text.tolist(), articles, strict=True))
-        of_images = [article_of[image] for image in range(len(article_of))]
-    return dict(zip(DIRECTIONS, (of_images, articles), strict=True))
 
 
 def show_retrieval(
@@ -294,68 +262,43 @@ def show_retrieval(
     paper: Mapping[str, Any] | None = None,
     split: str = "test",
 ) -> None:
-    """Prints retrieval beside chance, the paper's values, and an oracle, where these are given."""
+    """Print a table of retrieval metrics.
+
+    Args:
+        metrics: What [`retrieval_of_pools`] returns.
+        oracle: Recall at 1 of a model that knows only the kind of each image.
+        paper: Published values, in the form of `metrics`.
+        split: Name of the split.
+    """
     rows: list[tuple[Any, ...]] = []
-    pool = metrics.get("pool")
+    paper = paper or {}
     for k in RECALLS:
         cells = [recall_as_text(metrics[direction], k) for direction in DIRECTIONS]
         rows.append((f"recall at {k}", *cells, min(1.0, k * metrics["chance_at_1"])))
         if paper:
-            values = [paper.get(direction, {}).get(f"recall_at_{k}") for direction in DIRECTIONS]
-            rows.append(("  paper", *values, None))
+            rows.append(
+                ("  paper", *(paper.get(direction, {}).get(f"recall_at_{k}") for direction in DIRECTIONS), None)
+            )
     ranks = [rank_as_text(metrics[direction]) for direction in DIRECTIONS]
     rows.append(("median rank", *ranks, (metrics["pairs"] + 1) / 2))
     if oracle is not None:
         rows.append(("oracle of kind", oracle, oracle, None))
     title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} articles, {split} split [95 % interval]"
     show_table(title, rows, ["", "image to text", "text to image", "chance"])
-    if pool:
+    if pool := metrics.get("pool"):
         drawn = f"Mean of {pool['draws']} draws" if pool["draws"] > 1 else "One draw"
         say(f"{drawn} of {pool['size']:,} of {pool['pairs']:,} pairs, seed {pool['seed']}.")
     if metrics.get(LOSS_IN_BATCHES) is not None:
-        published = (paper or {}).get(LOSS_IN_BATCHES)
-        beside = "" if published is None else f" (paper: {format_value(published)})"
-        say(f"Loss in batches of {VALIDATION_BATCH:,} pairs: {format_value(metrics[LOSS_IN_BATCHES])}{beside}.")
+        published = f" (paper: {format_value(paper[LOSS_IN_BATCHES])})" if paper.get(LOSS_IN_BATCHES) else ""
+        say(f"Loss in batches of {VALIDATION_BATCH:,} pairs: {format_value(metrics[LOSS_IN_BATCHES])}{published}.")
     say_undefined(metrics)
 
 
 def recall_as_text(metrics: Mapping[str, Any], k: int) -> str:
     """Return recall at k of one direction with its interval, as a table shows it."""
-    if metrics[f"recall_at_{k}"] is None:
-        return UNDEFINED
-    low, high = metrics[f"recall_at_{k}_interval"]
-    return f"{metrics[f'recall_at_{k}']:.3f} [{low:.3f}, {high:.3f}]"
+    return with_interval(metrics, f"recall_at_{k}")
 
 
 def rank_as_text(metrics: Mapping[str, Any]) -> str:
     """Return the median rank of one direction, as a table shows it."""
     return UNDEFINED if metrics["median_rank"] is None else format_value(metrics["median_rank"])
-
-
-def _distinct_images(pairs: Any, image_id: str | None) -> tuple[list[int], torch.Tensor]:
-    """The first row of each image, and the number of the image of each row."""
-    if image_id is None:
-        return list(range(len(pairs))), torch.arange(len(pairs))
-    number_of: dict[Any, int] = {}
-    first_rows, image_of_row = [], []
-    for row, value in enumerate(pairs[image_id]):
-        if value not in number_of:
-            number_of[value] = len(number_of)
-            first_rows.append(row)
-        image_of_row.append(number_of[value])
-    return first_rows, torch.tensor(image_of_row)
-
-
-class _Column(Sequence[Any]):
-    """Some rows of a column, each read when it is asked for."""
-
-    def __init__(self, rows: Any, name: str, numbers: Sequence[int]):
-        self.rows = rows
-        self.name = name
-        self.numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, position: Any) -> Any:
-        return self.rows[self.numbers[position]][self.name]

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,70 +19,79 @@ from biomedclip.processing.benchmarks import VisualQuestion, VisualQuestionBench
 from biomedclip.processing.benchmarks.leaks import find_leaks
 from biomedclip.processing.collator import IGNORED_LABEL
 from biomedclip.processing.images.reading import ImageError, read_row_image
-from biomedclip.retrieval_metrics import bootstrap_interval
 from biomedclip.source_checks import check_source
 
-from ..cli.reporting import UNDEFINED, no_warnings_of_transformers, say, say_undefined, show_table, write_text
+from ..cli.model_names import check_model_name
+from ..cli.reporting import no_warnings_of_transformers, say, say_undefined, show_table, write_text
 from ..cli.trust import questions_are_errors
 from ..training.visual_question_answering import check_questions_readable, load_questions
+from .bootstrap import bootstrap_interval
 from .dual_encoders import DualEncoder
 from .features import FEATURES
-from .metrics.visual_question_answering.visual_question_answering import right_answers
 from .parts import Parts
 from .question_examples import write_examples
-from .results import write_results
+from .results import with_interval, write_results
 
 
 ANSWERS = "answers.jsonl"
 ANSWER_TYPES = ("open", "closed")
-PART = 256  # questions of a part: what is lost at most when a run is killed
+PART = 256  # questions in a part, which are answered again if a run is killed
 TOP_ANSWERS = 5
 WORDS = "words"  # the tokens of SQuAD's F1
 WORDS_INSTEAD = (
     "Token F1 counts words as in SQuAD. The published value counts GPT-2 tokens: pass a folder or Hub id of GPT-2's "
     "tokenizer to --f1-tokenizer."
 )
+NO_HEAD = (
+    "{where} has no trained head for questions. Train one: biomedclip train --config vqa_rad --model-name-or-path MODEL "
+    "--train-data DATA --output-dir answers"
+)
 
 Questions = tuple[VisualQuestionBenchmark, VisualQuestionBenchmark | None]
 
 
 def read_questions(name: str | None, path: str, split: str, image_folder: str | None = None) -> Questions:
-    """Read the questions that a model is measured by, and those of the training split if they are there.
+    """Read the questions to measure, and those of the training split if they are available.
 
     Args:
-        name: Of the benchmark.
-        path: Its folder.
-        split: Split that is measured on.
-        image_folder: Folder of the images, if they do not lie beside the questions.
+        name: Name of the benchmark.
+        path: Folder of the benchmark.
+        split: Split to measure.
+        image_folder: Folder of the images, if they are not next to the questions.
 
     Raises:
-        ValueError: If it is no benchmark of questions, or if none of its images can be read.
-        FileNotFoundError: If it or a part of it is missing.
+        ValueError: If it is not a benchmark of questions, or if no image can be read.
+        FileNotFoundError: If the benchmark or a part of it is missing.
     """
     benchmark = load_questions(name, path, split, image_folder)
     check_questions_readable(benchmark.questions, f"--data {path}")
-    return benchmark, training_split(benchmark, image_folder)
+    if split == "train":
+        return benchmark, None
+    try:
+        return benchmark, load_questions(name, path, "train", image_folder)
+    except FileNotFoundError:
+        return benchmark, None
 
 
 def evaluate_questions(
     name: str, questions: Questions, options: Any, output_dir: Path, command: Sequence[str] = ()
 ) -> dict[str, Any] | None:
-    """Print accuracy and token F1 of a model, and write `results.json` and `answers.jsonl`.
+    """Print the accuracy and token F1 of a model, and write `results.json` and `answers.jsonl`.
 
     Args:
         name: Folder or Hub id of the model.
         questions: What [`read_questions`] returns.
         options: `data`, `split`, `batch_size`, `max_length`, `f1_tokenizer`, `examples`, `seed` and
             `trust_remote_code`.
-        output_dir: Where the results go; what an interrupted run has left there is gone on with.
-        command: The command line behind `biomedclip evaluate`.
+        output_dir: Folder of the results. An interrupted run continues there.
+        command: Arguments of `biomedclip evaluate`.
 
     Returns:
-        What `results.json` holds, in the first process.
+        The content of `results.json` in the first process, and None in the others.
 
     Raises:
-        ValueError: If the model has no head for questions.
-        FileNotFoundError: If there is no such model.
+        ValueError: If the model has no trained head for questions.
+        FileNotFoundError: If the model does not exist.
     """
     started = time.monotonic()
     benchmark, training = questions
@@ -94,13 +103,10 @@ def evaluate_questions(
         return None
     tokenize = load_answer_tokenizer(options.f1_tokenizer, trust_remote_code=options.trust_remote_code)
     for row in answers:
-        answered = row["given"] is not None
-        row["f1"] = token_f1(tokenize(row["given"]), tokenize(row["answer"])) if answered else None
-    metrics = {**answer_metrics(answers, options.seed), "answers": answerer.model.config.num_labels}
-    f1 = f1_metrics(answers, options.seed)
-    if undefined := {**metrics.pop("undefined", {}), **f1.pop("undefined", {})}:
-        f1["undefined"] = undefined
-    metrics |= f1
+        row["f1"] = None if row["given"] is None else token_f1(tokenize(row["given"]), tokenize(row["answer"]))
+    metrics, f1 = answer_metrics(answers, options.seed), f1_metrics(answers, options.seed)
+    undefined = {**metrics.pop("undefined", {}), **f1.pop("undefined", {})}
+    metrics |= {"answers": answerer.model.config.num_labels, **f1, **({"undefined": undefined} if undefined else {})}
     notes = [*benchmark.notes, *([WORDS_INSTEAD] if "f1" in benchmark.paper and options.f1_tokenizer == WORDS else [])]
     leaks = None
     if training is not None:
@@ -146,46 +152,28 @@ def evaluate_questions(
     return results
 
 
-def training_split(
-    benchmark: VisualQuestionBenchmark, image_folder: str | None = None
-) -> VisualQuestionBenchmark | None:
-    """The training split of a benchmark of which another split is measured, if it is there."""
-    if benchmark.split == "train":
-        return None
-    try:
-        return load_questions(benchmark.name, benchmark.path, "train", image_folder)
-    except FileNotFoundError:
-        return None
-
-
 @questions_are_errors()
 def load_answerer(name: str, *, trust_remote_code: bool = False) -> DualEncoder:
-    """A model that was trained to answer questions, with its processor, in float32 and evaluation mode.
+    """Load a model that was trained to answer questions, in float32 and evaluation mode, with its processor.
 
     Args:
         name: Folder or Hub id.
-        trust_remote_code: Whether the code of the checkpoint may be run.
+        trust_remote_code: Whether the code of the checkpoint may run.
 
     Raises:
-        FileNotFoundError: No such folder.
-        ValueError: A model without a trained head for questions.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If the model has no trained head for questions.
     """
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise FileNotFoundError(f"--model {name}: there is no such folder.")
+    check_model_name(name)
     check_source(name, trust_remote_code=trust_remote_code)
-    with no_warnings_of_transformers():  # they list each tensor of a head that is not there
+    with no_warnings_of_transformers():  # they list every tensor of a missing head
         model, info = AutoModelForVisualQuestionAnswering.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
         )
     if info["missing_keys"]:
-        raise ValueError(
-            f"--model {name} has no head for questions: it would answer at random. Train one: "
-            f"biomedclip train --config vqa_rad --model-name-or-path {name} --train-data ... --output-dir answers"
-        )
-    model = model.eval().to(PartialState().device)
-    # Both towers with a head on them: the same facts are written about it as about towers alone.
+        raise ValueError(NO_HEAD.format(where=f"--model {name}"))
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-    return DualEncoder(name, model.config.model_type, model, processor)
+    return DualEncoder(name, model.config.model_type, model.eval().to(PartialState().device), processor)
 
 
 def answer_questions(
@@ -196,19 +184,19 @@ def answer_questions(
     batch_size: int = 32,
     max_length: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Answer the questions of a benchmark, in parts that processes share and that are not computed twice.
+    """Answer the questions of a benchmark. Processes share the work, and finished parts are kept on disk.
 
     Args:
         answerer: A model with `logits` over the answers of its `config.id2label`.
         benchmark: The questions.
-        folder: Where the parts are kept.
-        batch_size: Questions at a time.
-        max_length: Tokens a question is cut at; the tokenizer's limit if left out.
+        folder: Folder for the parts.
+        batch_size: Number of questions in a batch.
+        max_length: Maximum number of tokens in a question. The limit of the tokenizer if None.
 
     Returns:
         A row for each question with a readable image: name, image, question, answer type, right answer, given answer,
         its score, whether it is right, whether the right answer is in the vocabulary of the model, and the best
-        `TOP_ANSWERS` answers with their scores. And the name of each other question, with the reason.
+        `TOP_ANSWERS` answers with their scores. Then `name` and `reason` of each other question.
     """
     model, questions = answerer.model, benchmark.questions
     label2id = {normalize_answer(answer): number for answer, number in model.config.label2id.items()}
@@ -255,8 +243,40 @@ def answer_questions(
     return answers, damaged
 
 
+def measure_answers(
+    predictions: Sequence[str], references: Sequence[str], answer_types: Sequence[str]
+) -> dict[str, float | None]:
+    """Return the accuracy and the mean token F1 of all, open and closed questions.
+
+    For the accuracy, answers are compared in lower case, with collapsed white space and without full stops at the end.
+    Token F1 is that of SQuAD: it compares the words in lower case, without punctuation and articles.
+
+    Args:
+        predictions: The given answers.
+        references: The right answers.
+        answer_types: `open` or `closed`, for each question.
+
+    Returns:
+        `accuracy`, `open_accuracy`, `closed_accuracy`, `f1`, `open_f1` and `closed_f1`, from 0 to 1, or None if there
+        are no such questions.
+    """
+    rows = [
+        {
+            "accuracy": _is_right(given, right),
+            "f1": token_f1(word_tokens(given), word_tokens(right)),
+            "answer_type": answer_type.lower(),
+        }
+        for given, right, answer_type in zip(predictions, references, answer_types, strict=True)
+    ]
+    return {
+        f"{prefix}{metric}": sum(row[metric] for row in of_type) / len(of_type) if of_type else None
+        for metric in ("accuracy", "f1")
+        for prefix, of_type in _by_type(rows)
+    }
+
+
 def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Compute the accuracy on open, closed and all questions, with 95 % bootstrap intervals over images.
+    """Return the accuracy on open, closed and all questions, with 95 % bootstrap intervals over images.
 
     Args:
         answers: What [`answer_questions`] returns.
@@ -273,9 +293,7 @@ def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, An
     if not answers:
         raise ValueError("No image of the benchmark can be read: there is nothing to measure.")
     metrics = _means(answers, "right", "accuracy", seed)
-    for answer_type in (None, *ANSWER_TYPES):
-        prefix = f"{answer_type}_" if answer_type else ""
-        of_type = [row for row in answers if answer_type in (None, row["answer_type"])]
+    for prefix, of_type in _by_type(answers):
         never_seen = sum(not row["can_be_given"] for row in of_type)
         metrics[f"{prefix}questions"] = len(of_type)
         metrics[f"{prefix}answers_never_seen"] = never_seen
@@ -285,16 +303,55 @@ def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, An
 
 
 def f1_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Compute the mean token F1 of open, closed and all questions, with 95 % bootstrap intervals over images.
+    """Return the mean token F1 like [`answer_metrics`]. Each answer has its token F1 as `f1`."""
+    return _means(answers, "f1", "f1", seed)
+
+
+def _by_type(answers: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield all, the open and the closed answers, with the prefix of their metrics."""
+    yield "", list(answers)
+    for answer_type in ANSWER_TYPES:
+        yield f"{answer_type}_", [row for row in answers if row["answer_type"] == answer_type]
+
+
+def _means(answers: Sequence[dict[str, Any]], key: str, metric: str, seed: int) -> dict[str, Any]:
+    """Return the mean of a value of the answers, with its interval, for all, open and closed questions."""
+    metrics: dict[str, Any] = {}
+    undefined: dict[str, str] = {}
+    for prefix, of_type in _by_type(answers):
+        name, unanswered = f"{prefix}{metric}", sum(row[key] is None for row in of_type)
+        metrics |= {name: None, f"{name}_interval": None}
+        if not of_type:
+            undefined[name] = f"there are no {prefix.rstrip('_')} questions"
+        elif unanswered:
+            undefined[name] = f"the scores of {unanswered:,} of {len(of_type):,} answers are NaN or infinite"
+        else:
+            values = np.array([row[key] for row in of_type], dtype=float)
+            metrics[name] = float(values.mean())
+            metrics[f"{name}_interval"] = bootstrap_interval(values, [row["image"] for row in of_type], seed=seed)
+    return metrics | ({"undefined": undefined} if undefined else {})
+
+
+def majority_baseline(answers: Sequence[dict[str, Any]], training: Sequence[VisualQuestion]) -> dict[str, Any]:
+    """Return the accuracy of always giving the most frequent training answer of the question's type.
 
     Args:
-        answers: What [`answer_questions`] returns, with the token F1 of each answer as `f1`.
-        seed: Seed of the bootstrap.
+        answers: What [`answer_questions`] returns.
+        training: The questions of the training split.
 
     Returns:
-        `f1`, `open_f1` and `closed_f1`, undefined for the same reasons as the accuracy of [`answer_metrics`].
+        `chance`, `open_chance` and `closed_chance`, and the answers as `most_frequent_answers`.
     """
-    return _means(answers, "f1", "f1", seed)
+    frequent = {}
+    for answer_type in ANSWER_TYPES:
+        counts = Counter(normalize_answer(row.answer) for row in training if row.answer_type == answer_type)
+        # Of equally frequent answers, the first in alphabetical order.
+        frequent[answer_type] = min(counts, key=lambda answer: (-counts[answer], answer)) if counts else None
+    metrics: dict[str, Any] = {}
+    for prefix, of_type in _by_type(answers):
+        hits = [normalize_answer(row["answer"]) == frequent[row["answer_type"]] for row in of_type]
+        metrics[f"{prefix}chance"] = sum(hits) / len(hits) if hits else None
+    return metrics | {"most_frequent_answers": frequent}
 
 
 def load_answer_tokenizer(name: str, *, trust_remote_code: bool = False) -> Callable[[Any], list[str]]:
@@ -303,7 +360,7 @@ def load_answer_tokenizer(name: str, *, trust_remote_code: bool = False) -> Call
     Args:
         name: `words` for the words of SQuAD's evaluation, or a folder or Hub id of a tokenizer, such as GPT-2's. A
             tokenizer gets the answer in the form of [`normalize_answer`] and adds no special tokens.
-        trust_remote_code: Whether the code of the tokenizer may be run.
+        trust_remote_code: Whether the code of the tokenizer may run.
 
     Raises:
         ValueError: If the tokenizer cannot be loaded, needs its own code, or has settings that need trust.
@@ -323,63 +380,17 @@ def load_answer_tokenizer(name: str, *, trust_remote_code: bool = False) -> Call
     return lambda answer: tokenizer.tokenize(normalize_answer(answer))
 
 
-def _means(answers: Sequence[dict[str, Any]], key: str, metric: str, seed: int) -> dict[str, Any]:
-    """Return the mean of a value of the answers, with its interval, for all, open and closed questions."""
-    metrics: dict[str, Any] = {}
-    undefined: dict[str, str] = {}
-    for answer_type in (None, *ANSWER_TYPES):
-        name = f"{answer_type}_{metric}" if answer_type else metric
-        of_type = [row for row in answers if answer_type in (None, row["answer_type"])]
-        unanswered = sum(row[key] is None for row in of_type)
-        if not of_type:
-            undefined[name] = f"there are no {answer_type} questions"
-        elif unanswered:
-            undefined[name] = f"the scores of {unanswered:,} of {len(of_type):,} answers are NaN or infinite"
-        values = np.array([row[key] for row in of_type], dtype=float)
-        metrics[name] = float(values.mean()) if name not in undefined else None
-        metrics[f"{name}_interval"] = (
-            bootstrap_interval(values, [row["image"] for row in of_type], seed=seed) if name not in undefined else None
-        )
-    return metrics | ({"undefined": undefined} if undefined else {})
-
-
-def majority_baseline(answers: Sequence[dict[str, Any]], training: Sequence[VisualQuestion]) -> dict[str, Any]:
-    """Accuracy of whoever gives the most frequent training answer of the question's type, without a look at either.
-
-    Args:
-        answers: What [`answer_questions`] gives.
-        training: The `VisualQuestion`s of the training split.
-
-    Returns:
-        `chance`, `open_chance` and `closed_chance`, and these answers.
-    """
-    frequent = {}
-    for answer_type in ANSWER_TYPES:
-        counts = Counter(normalize_answer(row.answer) for row in training if row.answer_type == answer_type)
-        # Of equally frequent ones the first in alphabetical order.
-        frequent[answer_type] = min(counts, key=lambda answer: (-counts[answer], answer)) if counts else None
-    hits: dict[str, list[bool]] = {answer_type: [] for answer_type in ANSWER_TYPES}
-    for row in answers:
-        hits[row["answer_type"]].append(normalize_answer(row["answer"]) == frequent[row["answer_type"]])
-    every = [hit for found in hits.values() for hit in found]
-    return {
-        "chance": sum(every) / len(every),
-        **{f"{name}_chance": sum(found) / len(found) if found else None for name, found in hits.items()},
-        "most_frequent_answers": frequent,
-    }
-
-
 def write_answers(path: Path, answers: Sequence[dict[str, Any]]) -> None:
-    """Writes one answer a line, as JSON."""
+    """Write one answer per line as JSON."""
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in answers)
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark, tokens: str = WORDS) -> None:
-    """Print the accuracy beside the paper's, that of the most frequent answer and the attainable one, and the token F1.
+    """Print accuracy and token F1 with the published values, the majority baseline and the attainable accuracy.
 
     Args:
-        metrics: What [`answer_metrics`] returns, and [`f1_metrics`], [`majority_baseline`] if there are any.
+        metrics: What [`answer_metrics`] returns, and optionally [`f1_metrics`] and [`majority_baseline`].
         benchmark: The questions.
         tokens: The tokens that token F1 counts.
     """
@@ -389,17 +400,11 @@ def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark, to
         if not questions:
             continue
         first = f"{name} ({questions:,})"
-        rows.append(
-            (
-                first,
-                _with_interval(metrics, f"{prefix}accuracy"),
-                metrics.get(f"{prefix}chance"),
-                metrics[f"{prefix}attainable_accuracy"],
-                benchmark.paper.get(f"{prefix}accuracy"),
-            )
-        )
+        baselines = (metrics.get(f"{prefix}chance"), metrics[f"{prefix}attainable_accuracy"])
+        accuracy = f"{prefix}accuracy"
+        rows.append((first, with_interval(metrics, accuracy), *baselines, benchmark.paper.get(accuracy)))
         if "f1" in metrics:
-            f1_rows.append((first, _with_interval(metrics, f"{prefix}f1"), benchmark.paper.get(f"{prefix}f1")))
+            f1_rows.append((first, with_interval(metrics, f"{prefix}f1"), benchmark.paper.get(f"{prefix}f1")))
     title = f"Visual questions, {benchmark.name} {benchmark.split}, {metrics['images']:,} images [95 % interval]"
     show_table(title, rows, ["questions", "accuracy", "most frequent", "attainable", "paper"])
     if f1_rows:
@@ -409,11 +414,8 @@ def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark, to
     say_undefined(metrics)
 
 
-def _with_interval(metrics: dict[str, Any], name: str) -> str:
-    if metrics[name] is None:
-        return UNDEFINED
-    low, high = metrics[f"{name}_interval"]
-    return f"{metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
+def _is_right(given: Any, right: Any) -> bool:
+    return normalize_answer(given) == normalize_answer(right)
 
 
 def _answered(question: VisualQuestion, top: Sequence[tuple[str, float]], can_be_given: bool) -> dict[str, Any]:
@@ -428,14 +430,14 @@ def _answered(question: VisualQuestion, top: Sequence[tuple[str, float]], can_be
         "answer": question.answer,
         "given": given if answered else None,
         "score": round(score, 6) if answered else None,
-        "right": right_answers([given], [question.answer])[0] if answered else None,
+        "right": _is_right(given, question.answer) if answered else None,
         "can_be_given": can_be_given,
         "top_answers": [[answer, round(score, 6)] for answer, score in top] if answered else [],
     }
 
 
 def _reason(question: VisualQuestion) -> str:
-    """Why a question could not be asked."""
+    """Return why a question could not be asked."""
     try:
         read_row_image(question.image)
     except ImageError as error:

@@ -9,8 +9,8 @@ import torch
 from biomedclip import ZeroShotClassifier
 
 from ..cli.reporting import UNDEFINED, say_undefined, show_table
+from .classification import measure_classification
 from .dual_encoders import DualEncoder
-from .metrics import load_metric
 
 
 def classify_zero_shot(
@@ -81,9 +81,9 @@ def classification_metrics(
     if len(classes) < 2:
         raise ValueError(f"All images are labeled {classes[0]!r}: classification needs at least two classes.")
     number_of = {label: number for number, label in enumerate(classes)}
-    measured = load_metric("classification").compute(
-        predictions=scores.double().numpy(),
-        references=[number_of[label] for label in labels],
+    measured = measure_classification(
+        scores.double().numpy(),
+        [number_of[label] for label in labels],
         positive=len(classes) - 1 if positive is None else number_of[positive],
         groups=groups,
         resamples=resamples,

@@ -32,7 +32,7 @@ from torch.nn.functional import normalize
 
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 from biomedclip.processing import BiomedCLIPImageProcessor
-from biomedclip.retrieval_metrics import RankCounter
+from biomedclip.retrieval_metrics import RankCounter, RankCounts
 from biomedclip.run_scripts.cli.reporting import peak_memory_mib, versions
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
 from biomedclip.run_scripts.evaluation.features import FeatureStore
@@ -74,21 +74,14 @@ def measure_ranks(pairs: int, rows: int) -> dict[str, Any]:
     prepared = time.perf_counter() - started
     del images, texts
     counting, products = [], []
-    block = counter.rows * torch.get_num_threads()
-
-    def multiply(starts: Sequence[int]) -> torch.Tensor:
-        tile = torch.empty(counter.rows, counter._columns)
-        for row in starts:
-            for column in range(0, counter.texts, counter._columns):
-                counter._score(row, column, counter.images, tile)
-        return tile
-
+    block = counter.rows
     for row in range(0, rows, block):
         started = time.perf_counter()
         counter.count(row, row + block)
         counting.append(time.perf_counter() - started)
         started = time.perf_counter()
-        counter._in_threads(multiply, range(row, row + block, counter.rows))
+        for column in range(0, counter.texts, counter.columns):
+            counter._tile(row, column)
         products.append(time.perf_counter() - started)
     whole = pairs / block
     operations = 2 * block * pairs * DIMENSION
@@ -139,9 +132,7 @@ def measure_retrieval(pairs: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def largest_difference(
-    images: torch.Tensor, texts: torch.Tensor, counts: Mapping[str, Mapping[str, torch.Tensor]]
-) -> int:
+def largest_difference(images: torch.Tensor, texts: torch.Tensor, counts: Mapping[str, RankCounts]) -> int:
     """Between the candidates above the right one as they were counted, and by a product in float64, of 32 queries."""
     queries = torch.linspace(0, len(images) - 1, 32).long()
     largest = 0
@@ -149,7 +140,7 @@ def largest_difference(
         for query in queries.tolist():
             scores = torch.cat([rows.double() @ asked[query].double() for rows in candidates.split(2**16)])
             better = int((scores > scores[query]).sum())
-            largest = max(largest, abs(better - int(counts[direction]["better"][query])))
+            largest = max(largest, abs(better - int(counts[direction].better[query])))
     return largest
 
 

@@ -1,4 +1,4 @@
-"""The 95 % intervals of every task draw the right units with the right seed."""
+"""Bootstrap intervals of every task against scipy: they draw the right units with the right seed."""
 
 import contextlib
 import json
@@ -7,24 +7,54 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from helpers.bootstrap import scipy_interval
 from sklearn.metrics import accuracy_score
 
+from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
 from biomedclip.run_scripts.evaluation import linear_probe, zero_shot
+from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
 from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, show_probe
+from biomedclip.run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks, retrieval_of, show_retrieval
 from biomedclip.run_scripts.evaluation.visual_question_answering import answer_metrics, show_answers, write_answers
 from biomedclip.run_scripts.evaluation.zero_shot import classify_zero_shot, show_zero_shot
 
 
-def plain_bootstrap(hits: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
-    """Ends of the 95 % interval of a mean, whole groups drawn one after another."""
-    generator = np.random.default_rng(seed)
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    means = [
-        hits[np.concatenate([members[group] for group in generator.integers(len(members), size=len(members))])].mean()
-        for _ in range(1000)
-    ]
-    return np.quantile(means, [0.025, 0.975])
+def test_an_interval_contains_the_mean_and_widens_with_groups():
+    values = np.repeat(np.random.default_rng(0).integers(0, 2, 40), 10).astype(float)
+    single = bootstrap_interval(values, range(400))
+    grouped = bootstrap_interval(values, np.repeat(range(40), 10))
+    assert single[0] < values.mean() < single[1]
+    assert grouped[1] - grouped[0] > 2 * (single[1] - single[0])
+
+
+@pytest.mark.parametrize(
+    ("groups", "resamples", "interval"),
+    [
+        (range(12), 1000, (5 / 12, 11 / 12)),
+        ("aabbccddeeff", 1000, (1 / 2, 5 / 6)),
+        ("aaaabbccddef", 200, (0.5333333333333333, 0.8891666666666667)),
+    ],
+)
+def test_an_interval_has_these_ends(groups, resamples, interval):
+    """Published results must stay reproducible."""
+    hits = np.array([0.0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1, 1])
+    assert bootstrap_interval(hits, list(groups), resamples=resamples) == pytest.approx(interval, abs=1e-15)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_interval_equals_that_of_scipy(grouped, seed):
+    generator = np.random.default_rng(2)
+    groups = generator.integers(60, size=300) if grouped else np.arange(300)
+    values = generator.random(300) + groups % 2
+    interval = bootstrap_interval(values, groups, seed=seed)
+    assert interval == pytest.approx(scipy_interval(values, groups, seed), abs=1e-12)
+    assert interval != bootstrap_interval(values, groups, seed=seed + 1)
+
+
+def test_an_interval_of_many_groups_that_are_drawn_in_pieces_equals_that_of_scipy():
+    values = np.random.default_rng(3).random(5000)  # more than 4,194,304 draws
+    assert bootstrap_interval(values, range(5000)) == pytest.approx(scipy_interval(values, range(5000)), abs=1e-12)
 
 
 def test_zero_shot_classification_draws_whole_patients(monkeypatch):
@@ -40,7 +70,7 @@ def test_zero_shot_classification_draws_whole_patients(monkeypatch):
     )
     hits = (embeds.argmax(dim=1).numpy() == truth).astype(float)
     assert metrics["accuracy"] == accuracy_score(truth, embeds.argmax(dim=1))
-    assert metrics["accuracy_interval"] == pytest.approx(plain_bootstrap(hits, groups, 4))
+    assert metrics["accuracy_interval"] == pytest.approx(scipy_interval(hits, groups, 4))
 
 
 def test_the_linear_probe_draws_whole_patients_of_the_test_images(monkeypatch):
@@ -62,7 +92,29 @@ def test_the_linear_probe_draws_whole_patients_of_the_test_images(monkeypatch):
     metrics = probe(train, validation, test, ["a", "b"], fractions=[1.0], seed=9)
     hits = (judged[-1].argmax(dim=1).numpy() == test.labels).astype(float)
     assert metrics["accuracy"] == hits.mean()
-    assert metrics["accuracy_interval"] == pytest.approx(plain_bootstrap(hits, np.array(test.groups), 9))
+    assert metrics["accuracy_interval"] == pytest.approx(scipy_interval(hits, test.groups, 9))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_retrieval_draws_whole_articles(several):
+    """Queries are images in one direction and texts in the other. An image can have several captions."""
+    generator = np.random.default_rng(4)
+    image_of_text = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 6, 7]) if several else None
+    article_of_image = [f"PMC{image // 2}" for image in range(8 if several else 12)]
+    articles = [article_of_image[image] for image in image_of_text] if several else article_of_image
+    counts = {}
+    for direction, groups in zip(DIRECTIONS, (article_of_image, articles), strict=True):
+        one = torch.ones(len(groups), dtype=torch.int64)
+        counts[direction] = RankCounts(torch.tensor(generator.integers(0, 8, size=len(groups))), one, one)
+    metrics = retrieval_of(counts, articles, 6, image_of_text)
+    for direction, groups in zip(DIRECTIONS, (article_of_image, articles), strict=True):
+        for k in (1, 5, 10):
+            hits = (counts[direction].better.numpy() < k).astype(float)
+            interval = metrics[direction][f"recall_at_{k}_interval"]
+            if hits.std():  # scipy has no interval of constants
+                assert interval == pytest.approx(scipy_interval(hits, groups, 6)), (direction, k)
+            else:
+                assert interval == [hits[0], hits[0]]
 
 
 def answers(right: np.ndarray, images: np.ndarray) -> list[dict]:
@@ -73,24 +125,15 @@ def answers(right: np.ndarray, images: np.ndarray) -> list[dict]:
     ]
 
 
-def test_answers_to_questions_draw_whole_images_as_scipy_does():
+def test_answers_to_questions_draw_whole_images():
     generator = np.random.default_rng(2)
     images = generator.integers(25, size=120)
     right = generator.random(120) < 0.3 + 0.4 * (images % 2)
     metrics = answer_metrics(answers(right, images), seed=5)
     for name, chosen in (("", slice(None)), ("open_", slice(0, None, 2)), ("closed_", slice(1, None, 2))):
-        _, place = np.unique(images[chosen], return_inverse=True)
-        sums, sizes = np.bincount(place, right[chosen]), np.bincount(place)
-        theirs = stats.bootstrap(
-            (sums, sizes),
-            lambda total, count, axis: total.sum(axis=axis) / count.sum(axis=axis),
-            paired=True,
-            n_resamples=1000,
-            method="percentile",
-            rng=np.random.default_rng(5),
-        ).confidence_interval
         assert metrics[f"{name}accuracy"] == pytest.approx(right[chosen].mean())
-        assert metrics[f"{name}accuracy_interval"] == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+        expected = scipy_interval(right[chosen], images[chosen], 5)
+        assert metrics[f"{name}accuracy_interval"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_nan_scores_of_answers_make_the_accuracy_undefined(tmp_path, capsys):
@@ -98,7 +141,7 @@ def test_nan_scores_of_answers_make_the_accuracy_undefined(tmp_path, capsys):
     rows[2] |= {"right": None, "given": None, "score": None}
     metrics = answer_metrics(rows, seed=0)
     assert metrics["accuracy"] is None and metrics["open_accuracy"] is None and metrics["closed_accuracy"] == 1
-    assert metrics["accuracy_interval"] is None and metrics["closed_accuracy_interval"] == (1, 1)
+    assert metrics["accuracy_interval"] is None and metrics["closed_accuracy_interval"] == [1, 1]
     assert metrics["undefined"] == {
         "accuracy": "the scores of 1 of 6 answers are NaN or infinite",
         "open_accuracy": "the scores of 1 of 3 answers are NaN or infinite",
@@ -110,6 +153,20 @@ def test_nan_scores_of_answers_make_the_accuracy_undefined(tmp_path, capsys):
     write_answers(tmp_path / "answers.jsonl", rows)
     lines = (tmp_path / "answers.jsonl").read_text().splitlines()
     assert json.loads(lines[2], parse_constant=pytest.fail)["right"] is None
+
+
+def test_nan_embeddings_make_retrieval_undefined(tmp_path, capsys):
+    images, texts = torch.randn(4, 3), torch.randn(4, 3)
+    texts[2, 1] = float("nan")
+    assert count_ranks(EmbeddedPairs(images, texts, None, torch.arange(4), [], "0"), tmp_path, {}) is None
+    metrics = retrieval_of(None, ["a", "a", "b", "b"], 0)
+    assert metrics["pairs"] == 4 and metrics["articles"] == 2 and metrics["chance_at_1"] == 0.25
+    for direction in DIRECTIONS:
+        assert set(metrics[direction].values()) == {None} and len(metrics[direction]) == 7
+        assert metrics["undefined"][direction] == "the embeddings hold NaN or infinity"
+    json.dumps(metrics, allow_nan=False)
+    show_retrieval(metrics)
+    assert capsys.readouterr().out.count("undefined") >= 8
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -131,8 +188,8 @@ def test_nan_features_make_the_linear_probe_undefined(which, value, capsys):
     assert capsys.readouterr().out.count("undefined") >= 6
 
 
-def test_accuracy_chooses_the_strength_where_validation_lacks_a_class():
-    """AUROC is undefined there; the strongest regularization would be taken without a comparison."""
+def test_accuracy_chooses_the_strength_if_validation_lacks_a_class():
+    """AUROC is undefined then, and every strength would tie."""
     generator = np.random.default_rng(4)
 
     def split(images: int, classes: int) -> LabeledFeatures:

@@ -11,7 +11,8 @@ from helpers.commands import on_two_processes
 from torch.nn.functional import normalize
 
 from biomedclip.processing.benchmarks import loading
-from biomedclip.retrieval_metrics import bootstrap_interval
+from biomedclip.retrieval_metrics import RankCounts
+from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
 from biomedclip.run_scripts.evaluation.pools import draw_pool
 from biomedclip.run_scripts.evaluation.retrieval import (
     EmbeddedPairs,
@@ -97,13 +98,6 @@ def test_recall_in_pools_is_the_mean_of_a_plain_loop_over_the_draws(several, tmp
         assert metrics["chance_at_1"] == pytest.approx(np.mean([1 / len(pool.images) for pool in pools]))
 
 
-def test_the_interval_of_one_pool_is_that_without_pools(tmp_path):
-    embedded = embedded_pairs(40, several=False, levels=40)
-    articles = [f"PMC{row // 2}" for row in range(40)]
-    counts = count_ranks(embedded, tmp_path, {})
-    assert retrieval_of_pools([counts], [articles], 3, [None]) == retrieval_of(counts, articles, 3)
-
-
 def test_the_interval_of_draws_has_the_coverage_of_one_pool(tmp_path):
     """The mean of three equal pools has the interval of one of them, but for the seeds of the bootstrap."""
     embedded = embedded_pairs(200, several=False, levels=40)
@@ -120,8 +114,8 @@ def test_the_interval_of_draws_has_the_coverage_of_one_pool(tmp_path):
 
 def test_the_interval_holds_each_of_two_pools_that_differ():
     """One pool in which all are found, one in which none is."""
-    ranks = {"equal": torch.ones(50, dtype=torch.int64), "right": torch.ones(50, dtype=torch.int64)}
-    counts = [{name: ranks | {"better": torch.full((50,), better)} for name in DIRECTIONS} for better in (0, 20)]
+    one = torch.ones(50, dtype=torch.int64)
+    counts = [{name: RankCounts(torch.full((50,), better), one, one) for name in DIRECTIONS} for better in (0, 20)]
     articles = [f"PMC{row}" for row in range(50)]
     metrics = retrieval_of_pools(counts, [articles] * 2, 0, [None] * 2)["text_to_image"]
     assert metrics["recall_at_10_of_draws"] == [1.0, 0.0] and metrics["recall_at_10"] == 0.5

@@ -1,0 +1,142 @@
+"""Accuracy, balanced accuracy, AUROC, recall of each class and the confusion matrix, with bootstrap intervals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .bootstrap import bootstrap_interval, percentile_interval
+
+
+_METRICS = ("accuracy", "balanced_accuracy", "auroc")
+# An interval needs at least this fraction of bootstrap samples that contain every class.
+_MIN_USABLE = 0.1
+
+
+def measure_classification(
+    scores: Any,
+    references: Sequence[int],
+    *,
+    positive: int = 1,
+    groups: Sequence[Any] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a classification by scores. The predicted class is the one with the highest score, the first if some tie.
+
+    AUROC is that of the positive class if there are two classes, and otherwise the mean over all classes, each against
+    the rest, by the softmax of the scores. A tie of two images counts half, so that constant scores give 0.5.
+    Balanced accuracy is the mean over the classes that have images.
+
+    Args:
+        scores: Logits, of shape `(images, classes)`.
+        references: The class of each image, from 0.
+        positive: The positive class for AUROC if there are two classes.
+        groups: Patient or source of each image, drawn as a whole by the bootstrap. Single images if None.
+        resamples: Number of bootstrap samples. 0 for no intervals.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        `accuracy`, `balanced_accuracy` and `auroc`, each with its 95 % interval `..._interval`. `recall_of_class`, with
+        None for a class without images. `confusion_matrix`, with a row for each true class. `undefined`, with the
+        reason for each metric that is None: all of them if a score is NaN or infinite, and AUROC if a class has no
+        images or has all of them.
+
+    Raises:
+        ValueError: If a reference is not a class.
+    """
+    scores, truth = np.asarray(scores, dtype=np.float64), np.asarray(references)
+    classes = scores.shape[1]
+    if truth.min() < 0 or truth.max() >= classes:
+        raise ValueError(f"References must be classes from 0 to {classes - 1}.")
+    images = np.bincount(truth, minlength=classes)
+    undefined = _undefined(scores, images)
+    result: dict[str, Any] = dict.fromkeys(_METRICS) | {
+        "recall_of_class": [None] * classes,
+        "confusion_matrix": None,
+        "undefined": undefined,
+    }
+    if resamples:
+        result |= dict.fromkeys(f"{name}_interval" for name in _METRICS)
+    if "accuracy" in undefined:
+        return result
+    answers = scores.argmax(axis=1)
+    hits = (answers == truth).astype(float)
+    matrix = np.bincount(truth * classes + answers, minlength=classes**2).reshape(classes, classes)
+    curves = [] if "auroc" in undefined else _curves(scores, truth, positive)
+    ones = np.ones(len(truth))
+    result |= {
+        "accuracy": float(hits.mean()),
+        "balanced_accuracy": _balanced_accuracy(truth, hits, ones),
+        "auroc": _mean_area(curves, ones) if curves else None,
+        "recall_of_class": [float(row[number] / row.sum()) if row.sum() else None for number, row in enumerate(matrix)],
+        "confusion_matrix": matrix.tolist(),
+    }
+    if not resamples:
+        return result
+    _, group_of = np.unique(np.arange(len(truth)) if groups is None else groups, return_inverse=True)
+    result["accuracy_interval"] = bootstrap_interval(hits, group_of, seed=seed, resamples=resamples)
+    balanced, areas = [], []
+    generator, drawable = np.random.default_rng(seed), group_of.max() + 1
+    for _ in range(resamples):
+        drawn = generator.integers(drawable, size=drawable)
+        weights = np.bincount(drawn, minlength=drawable)[group_of].astype(float)
+        if np.count_nonzero(np.bincount(truth, weights)) < np.count_nonzero(images):
+            continue  # both metrics are undefined if a class is not drawn
+        balanced.append(_balanced_accuracy(truth, hits, weights))
+        if curves:
+            areas.append(_mean_area(curves, weights))
+    for name, values in (("balanced_accuracy", balanced), ("auroc", areas)):
+        usable = values and len(values) >= _MIN_USABLE * resamples
+        result[f"{name}_interval"] = percentile_interval(values) if usable else None
+    return result
+
+
+def _undefined(scores: np.ndarray, images: np.ndarray) -> dict[str, str]:
+    """Return the reason for each undefined metric; `images` is the number of images of each class."""
+    bad = int((~np.isfinite(scores)).any(axis=1).sum())
+    if bad:
+        return dict.fromkeys(_METRICS, f"the scores of {bad:,} of {len(scores):,} images are NaN or infinite")
+    empty = int((images == 0).sum())
+    if np.count_nonzero(images) == 1:
+        return {"auroc": "all images are of one class"}
+    return {"auroc": f"{empty:,} of {len(images):,} classes have no images"} if empty else {}
+
+
+class _Curve:
+    """The area under a ROC curve for any weights of the images, which are sorted once."""
+
+    def __init__(self, margins: np.ndarray, is_positive: np.ndarray):
+        distinct, self.place = np.unique(margins, return_inverse=True)
+        self.places = len(distinct)
+        self.is_positive = is_positive
+
+    def area(self, weights: np.ndarray) -> float:
+        """Return the fraction of pairs of a positive and a negative image in which the positive one scores higher."""
+        positive = np.bincount(self.place, weights * self.is_positive, self.places)
+        negative = np.bincount(self.place, weights * ~self.is_positive, self.places)
+        below = np.cumsum(negative) - negative / 2
+        return float((positive * below).sum() / (positive.sum() * negative.sum()))
+
+
+def _curves(scores: np.ndarray, truth: np.ndarray, positive: int) -> list[_Curve]:
+    """Return the curve of each class that AUROC covers.
+
+    The curves use log-odds, because probabilities of scores that are far apart all round to 1.0.
+    """
+    curves = []
+    for number in [positive] if scores.shape[1] == 2 else range(scores.shape[1]):
+        rest = np.delete(scores, number, axis=1)
+        largest = rest.max(axis=1, keepdims=True)
+        others = largest[:, 0] + np.log(np.exp(rest - largest).sum(axis=1))
+        curves.append(_Curve(scores[:, number] - others, truth == number))
+    return curves
+
+
+def _mean_area(curves: Sequence[_Curve], weights: np.ndarray) -> float:
+    return float(np.mean([curve.area(weights) for curve in curves]))
+
+
+def _balanced_accuracy(truth: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> float:
+    of_class, right = np.bincount(truth, weights), np.bincount(truth, weights * hits)
+    return float((right[of_class > 0] / of_class[of_class > 0]).mean())
