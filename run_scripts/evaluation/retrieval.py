@@ -289,7 +289,7 @@ def show_retrieval(
         drawn = f"Mean of {pool['draws']} draws" if pool["draws"] > 1 else "One draw"
         say(f"{drawn} of {pool['size']:,} of {pool['pairs']:,} pairs, seed {pool['seed']}.")
     if metrics.get(LOSS_IN_BATCHES) is not None:
-        published = f" (paper: {format_value(paper[LOSS_IN_BATCHES])})" if paper.get(LOSS_IN_BATCHES) else ""
+        published = f" (paper: {format_value(paper[LOSS_IN_BATCHES])})" if LOSS_IN_BATCHES in paper else ""
         say(f"Loss in batches of {VALIDATION_BATCH:,} pairs: {format_value(metrics[LOSS_IN_BATCHES])}{published}.")
     say_undefined(metrics)
 

@@ -43,8 +43,8 @@ WORDS_INSTEAD = (
     "tokenizer to --f1-tokenizer."
 )
 NO_HEAD = (
-    "{where} has no trained head for questions. Train one: biomedclip train --config vqa_rad --model-name-or-path MODEL "
-    "--train-data DATA --output-dir answers"
+    "{where} has no trained head for questions. Train one: biomedclip train --config vqa_rad --model-name-or-path "
+    "MODEL --train-data DATA --output-dir answers"
 )
 
 Questions = tuple[VisualQuestionBenchmark, VisualQuestionBenchmark | None]

@@ -1,1 +1,1 @@
-"""The metrics of the evaluation as modules of the library `evaluate`: `evaluate.load("<this folder>/classification")`."""
+"""Modules of the library `evaluate`, for `evaluate.load("run_scripts/evaluation/metrics/classification")`."""

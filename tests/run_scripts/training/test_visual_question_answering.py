@@ -657,7 +657,7 @@ def test_who_is_always_right_scores_one_and_who_never_is_zero():
     for hit in (True, False):
         metrics = answer_metrics(rows_of([hit] * 10, ["open", "closed"] * 5), seed=0)
         for name in ("accuracy", "open_accuracy", "closed_accuracy"):
-            assert metrics[name] == float(hit) and metrics[f"{name}_interval"] == (hit, hit)
+            assert metrics[name] == float(hit) and metrics[f"{name}_interval"] == [hit, hit]
 
 
 def test_a_benchmark_of_closed_questions_alone_has_no_open_accuracy():
