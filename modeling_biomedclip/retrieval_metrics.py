@@ -115,9 +115,10 @@ class RankCounter:
         for block in blocks:
             of_images.append(block["image_to_text"].long())
             of_texts += block["text_to_image"]
+        image_counts = torch.cat(of_images, dim=1)
         return {
-            "image_to_text": RankCounts(*torch.cat(of_images, dim=1), self._right),
-            "text_to_image": RankCounts(*of_texts, torch.ones(self.texts, dtype=torch.int64)),
+            "image_to_text": RankCounts(image_counts[0], image_counts[1], self._right),
+            "text_to_image": RankCounts(of_texts[0], of_texts[1], torch.ones(self.texts, dtype=torch.int64)),
         }
 
     def _score_right_pairs(self, image_of: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def bootstrap_means(
-    values: np.ndarray, groups: Sequence[Any], *, seed: int | Sequence[int] = 0, resamples: int = 1000
+    values: np.ndarray, groups: Sequence[Any] | np.ndarray, *, seed: int | Sequence[int] = 0, resamples: int = 1000
 ) -> np.ndarray:
     """Return the means of bootstrap samples of whole groups.
 
@@ -39,7 +39,7 @@ def percentile_interval(resampled: np.ndarray | Sequence[float]) -> list[float]:
 
 
 def bootstrap_interval(
-    values: np.ndarray, groups: Sequence[Any], *, seed: int = 0, resamples: int = 1000
+    values: np.ndarray, groups: Sequence[Any] | np.ndarray, *, seed: int = 0, resamples: int = 1000
 ) -> list[float]:
     """Return the ends of the 95 % interval of a mean. See [`bootstrap_means`] for the arguments."""
     return percentile_interval(bootstrap_means(values, groups, seed=seed, resamples=resamples))

@@ -15,10 +15,10 @@ _MIN_USABLE = 0.1
 
 def measure_classification(
     scores: Any,
-    references: Sequence[int],
+    references: Sequence[int] | np.ndarray,
     *,
     positive: int = 1,
-    groups: Sequence[Any] | None = None,
+    groups: Sequence[Any] | np.ndarray | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
