@@ -1,7 +1,11 @@
-"""Check local files before they are opened, because reading a FIFO would wait forever."""
+"""Local files: check them before reading, because a FIFO would block, and write them completely or not at all."""
 
+import contextlib
 import os
+import socket
 import stat
+from collections.abc import Iterator
+from pathlib import Path
 
 
 _KINDS = {
@@ -28,12 +32,6 @@ def special_kind(path: str | os.PathLike[str]) -> str | None:
     return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
 
 
-def leads_out(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
-    """Return whether a path is outside a folder after all links are resolved."""
-    inside = os.path.realpath(root)
-    return os.path.commonpath([inside, os.path.realpath(path)]) != inside
-
-
 def require_regular(path: str | os.PathLike[str]) -> None:
     """Raise an error if a path is not a regular file.
 
@@ -46,3 +44,36 @@ def require_regular(path: str | os.PathLike[str]) -> None:
     kind = special_kind(path)
     if kind is not None:
         raise OSError(f"{os.fspath(path)} is {kind}, not a file.")
+
+
+def leads_out(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
+    """Return whether a path is outside a folder after all links are resolved."""
+    inside = os.path.realpath(root)
+    return os.path.commonpath([inside, os.path.realpath(path)]) != inside
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, whose file replaces `path` if the block raises no error.
+
+    Other processes see the old file or the complete new one. If `path` is a link, the link is replaced.
+
+    Args:
+        path: The file to write.
+    """
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # it may be a link
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a UTF-8 text file with [`replacing`]. Line ends are not converted."""
+    with replacing(path) as partial, partial.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(content)
+
+
+__all__ = ["leads_out", "replacing", "require_regular", "special_kind", "write_text"]

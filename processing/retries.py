@@ -1,11 +1,16 @@
-"""Detect errors that a retry cannot fix. Reads, tasks and jobs use the same rule."""
+"""Retry calls, and detect errors that a retry cannot fix."""
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
+
+_T = TypeVar("_T")
 
 _ROOM = "Free some space, then run the same command again: it continues from here"
 _ADVICE = {
@@ -19,7 +24,7 @@ _ADVICE = {
     errno.EMFILE: "Raise the limit on open files (ulimit -n), or use fewer workers and connections",
     errno.ENFILE: "Close other programs, or use fewer workers and connections",
 }
-# Raised by disks that do not support locks.
+# The last three are raised by disks that do not support locks.
 _LASTING = frozenset({*_ADVICE, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 _NO_CONNECTION = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
@@ -27,6 +32,30 @@ _NO_CONNECTION_CLASSES = frozenset(
     {"ClientConnectorError", "ConnectionTimeoutError", "EndpointConnectionError", "ConnectTimeoutError"}
     | {"ProxyConnectionError", "ConnectError", "ConnectTimeout"}  # the last two of httpx
 )
+
+
+def with_retries(
+    call: Callable[[], _T], *, check: Callable[[Exception, int], None], pause: float, factor: int = 2
+) -> _T:
+    """Call a function until it succeeds.
+
+    Args:
+        call: The function.
+        check: Function that receives the error and the number of the failed attempt, from 1. It raises an error if
+            there should be no further attempt.
+        pause: Seconds before the second attempt.
+        factor: Factor by which the pause grows after each attempt.
+
+    Returns:
+        The result of `call`.
+    """
+    for attempt in itertools.count(1):
+        try:
+            return call()
+        except Exception as error:
+            check(error, attempt)
+        time.sleep(pause * factor ** (attempt - 1))
+    raise AssertionError("unreachable")
 
 
 def lasting_error(error: BaseException | None) -> OSError | None:
@@ -50,13 +79,12 @@ def is_unreachable(error: BaseException) -> bool:
     Args:
         error: The exception that a client raised. Its causes are searched too.
     """
-    for part in chain(error):
-        classes = {kind.__name__ for kind in type(part).__mro__}
-        if isinstance(part, socket.gaierror) or classes & _NO_CONNECTION_CLASSES:
-            return True
-        if isinstance(part, OSError) and part.errno in _NO_CONNECTION:
-            return True
-    return False
+    return any(
+        isinstance(part, socket.gaierror)
+        or (isinstance(part, OSError) and part.errno in _NO_CONNECTION)
+        or not _NO_CONNECTION_CLASSES.isdisjoint(kind.__name__ for kind in type(part).__mro__)
+        for part in chain(error)
+    )
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -85,3 +113,6 @@ def explained(place: str | os.PathLike[str]) -> Iterator[None]:
             raise
         message = f"{os.strerror(error.errno)}. {_ADVICE[error.errno]}"
         raise OSError(error.errno, message, error.filename or str(place)) from error
+
+
+__all__ = ["chain", "explained", "is_unreachable", "lasting_error", "with_retries"]

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
@@ -20,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ..files import leads_out, special_kind
-from ..retries import is_unreachable, lasting_error
+from ..retries import is_unreachable, lasting_error, with_retries
 
 
 logger = logging.getLogger(__name__)
@@ -277,40 +276,42 @@ class Bucket:
         path = f"{self._root}/{key if self.can_list else quote(key)}".rstrip("/")
         if isinstance(self._filesystem, LocalFileSystem) and leads_out(path, self._root or "/"):
             raise ObjectError(f"{key}: cannot be read (a link leads out of the mirror)")
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                result = request(path)
-                self._answered = True
-                return result
-            except (MemoryError, ObjectError):
-                raise
-            except Exception as error:  # every client has its own: time-outs, 503s, resets, input/output errors
-                lasting = lasting_error(error)
-                if lasting is not None:
-                    raise lasting from None
-                fault = _fault_of_object(key, error)
-                if fault is not None:
-                    self._answered = True
-                    raise fault from error
-                cause = f"{type(error).__name__}: {error}"
-                if isinstance(error, PermissionError) or _answer(error) in _CREDENTIALS_REFUSED:
-                    raise CredentialsRefused(
-                        f"{self.source}: {key or 'the folder'}: the credentials are refused ({cause}). Renew them, or "
-                        "unset them if the bucket is public. Check the clock. Then run the same command again: it "
-                        "continues from here."
-                    ) from error
-                unreachable = is_unreachable(error)
-                if attempt >= (FIRST_ATTEMPTS if unreachable and not self._answered else ATTEMPTS):
-                    what = "no connection" if unreachable else f"{key or 'the folder'} could not be read"
-                    remedy = "Check the network. " if unreachable else ""
-                    raise SourceUnavailable(
-                        f"{self.source}: {what} in {attempt} attempts ({cause}). {remedy}"
-                        "The same command goes on from here once the source answers."
-                    ) from error
-                if attempt > QUIET_ATTEMPTS:
-                    logger.warning("%s: %s: %s. Trying again.", self.source, key or "the folder", cause)
-            time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
-        raise AssertionError("unreachable")
+        result = with_retries(
+            lambda: request(path),
+            check=lambda error, attempt: self._check_error(key, error, attempt),
+            pause=FIRST_PAUSE,
+        )
+        self._answered = True
+        return result
+
+    def _check_error(self, key: str, error: Exception, attempt: int) -> None:
+        """Raise an error unless a request may succeed at the next attempt."""
+        if isinstance(error, MemoryError | ObjectError):
+            raise error
+        lasting = lasting_error(error)
+        if lasting is not None:
+            raise lasting from None
+        fault = _fault_of_object(key, error)
+        if fault is not None:
+            self._answered = True
+            raise fault from error
+        cause = f"{type(error).__name__}: {error}"
+        if isinstance(error, PermissionError) or _answer(error) in _CREDENTIALS_REFUSED:
+            raise CredentialsRefused(
+                f"{self.source}: {key or 'the folder'}: the credentials are refused ({cause}). Renew them, or unset "
+                "them if the bucket is public. Check the clock. Then run the same command again: it continues from "
+                "here."
+            ) from error
+        unreachable = is_unreachable(error)
+        if attempt >= (FIRST_ATTEMPTS if unreachable and not self._answered else ATTEMPTS):
+            what = "no connection" if unreachable else f"{key or 'the folder'} could not be read"
+            remedy = "Check the network. " if unreachable else ""
+            raise SourceUnavailable(
+                f"{self.source}: {what} in {attempt} attempts ({cause}). {remedy}The same command goes on from here "
+                "once the source answers."
+            ) from error
+        if attempt > QUIET_ATTEMPTS:
+            logger.warning("%s: %s: %s. Trying again.", self.source, key or "the folder", cause)
 
     def _read_once(self, path: str, max_bytes: int) -> bytes:
         """One request: opening a remote file and reading it would be two or more."""

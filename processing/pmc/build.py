@@ -27,7 +27,7 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from tqdm.auto import tqdm
 
-from ..files import require_regular
+from ..files import require_regular, write_text
 from ..integrity import HASHES, REPORT_FILE, WRITE_OPTIONS, hashes_of, open_parquet
 from ..retries import explained
 from .articles import FIGURES_PER_ARTICLE, parse_licenses
@@ -40,7 +40,7 @@ from .pictures import PictureIndex
 from .plan import ARTICLES_FILE, SKIPPED_FILE, Plan, make_plan, read_articles
 from .shards import write_shard
 from .splits import TooFewArticles
-from .staging import HIDDEN, Staging, discard, finish_interrupted, only_one, write_whole
+from .staging import HIDDEN, Staging, discard, finish_interrupted, only_one
 from .statistics import load_tokenizer, summarize
 from .steps import FetchPictures, PairFigures, ParseFigures, ReadArticles, ReadWorkList, WriteArticles
 
@@ -533,7 +533,7 @@ class FinishDataset(BuildStep):
     def work(self, rank: int, world_size: int) -> None:
         if not self.staging.finish_move():  # a job that was taken up again may have moved it before
             report = self._report(Plan.load(self.staging))
-            write_whole(self.staging.result / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            write_text(self.staging.result / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
             if self.afterwards.finish is not None:
                 self.afterwards.finish(report, self.staging.result)
             if self.afterwards.in_background:

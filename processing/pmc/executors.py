@@ -28,7 +28,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger as datatrove_logger
 
 from ..integrity import DamagedFile
-from ..retries import lasting_error
+from ..retries import lasting_error, with_retries
 from .bucket import CredentialsRefused, SourceUnavailable
 
 
@@ -189,14 +189,16 @@ class _SlurmExecutor(SlurmPipelineExecutor):
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
         steps = list(self.pipeline)
-        for attempt in range(1, self.retries + 2):
+
+        def run() -> Any:
             self.pipeline = deepcopy(steps)
-            try:
-                return super()._run_for_rank(rank, local_rank, node_rank)
-            except Exception as error:
-                if attempt > self.retries or not _may_pass(error):
-                    raise
-                time.sleep(PAUSE * attempt)
+            return super(_SlurmExecutor, self)._run_for_rank(rank, local_rank, node_rank)
+
+        def check(error: Exception, attempt: int) -> None:
+            if attempt > self.retries or not _may_pass(error):
+                raise error
+
+        return with_retries(run, check=check, pause=PAUSE)
 
     def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
         """Starts tasks with this Python, and quotes values and paths: `sbatch` and bash would split them at spaces."""

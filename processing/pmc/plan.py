@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..files import write_text
 from ..integrity import (
     WRITE_OPTIONS,
     check_file,
@@ -33,7 +34,7 @@ from .articles import KEPT
 from .journal import read_journal, records_path
 from .pictures import count_duplicates
 from .splits import SPLITS, TooFewArticles, assign_splits, default_fractions, hash_of
-from .staging import Staging, write_whole
+from .staging import Staging
 
 
 # A run permutes shards, not rows: with fewer the order of a small set would hardly change between epochs.
@@ -125,7 +126,7 @@ class Plan:
         return open_parquet(staging.plan, footer_sha256=self.places_sha256).read_row_group(number)
 
     def save(self, staging: Staging) -> None:
-        write_whole(staging.plan.with_suffix(".json"), json.dumps(asdict(self)))
+        write_text(staging.plan.with_suffix(".json"), json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, staging: Staging) -> "Plan":

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..files import write_text
 from ..integrity import WRITE_OPTIONS, DamagedFile, check_values, hashes_of, open_parquet
 from .articles import LICENSES_KEY
 from .journal import RECORDS_SUFFIX, read_record
 from .plan import Plan
-from .staging import Staging, write_whole
+from .staging import Staging
 from .statistics import ShardStatistics
 
 
@@ -92,7 +93,7 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     staging.statistics.mkdir(exist_ok=True)
     hashes = hashes_of(partial, parquet=True)
     counts = {"counts": statistics.counts(hashes["bytes"]), "hashes": hashes}
-    write_whole(staging.statistics / f"{target.stem}.json", json.dumps(counts))
+    write_text(staging.statistics / f"{target.stem}.json", json.dumps(counts))
     partial.replace(target)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ..files import write_text
 from ..integrity import REPORT_FILE
 
 
@@ -57,7 +58,7 @@ class Staging:
     def note(self, begun: Mapping[str, Any]) -> None:
         """Notes what is to be done: from now on the build can be taken up."""
         content = json.dumps({"name": self.name, **begun}, indent=2)
-        write_whole(self.output / HIDDEN / "options.json", content)
+        write_text(self.output / HIDDEN / "options.json", content)
 
     @property
     def root(self) -> Path:
@@ -224,10 +225,3 @@ def lock(file: IO[Any], *, wait: bool) -> None:
                 error.errno, f"this disk does not support locks ({error.strerror}); mount it with flock", file.name
             ) from error
         raise
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Writes a file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from biomedclip.model_cards.escaping import lines, one_line
+from biomedclip.processing.files import write_text
 
 
 logger = logging.getLogger(__name__)
@@ -118,18 +119,6 @@ def _strict(content: Any, name: str, undefined: list[str]) -> Any:
         undefined.append(name)
         return None
     return content
-
-
-def write_text(path: Path, content: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all, with the permissions that the umask gives.
-
-    A link in its place is replaced and not followed, wherever it leads.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    with partial.open("x", encoding="utf-8", newline="\n") as file:
-        file.write(content)
-    os.replace(partial, path)
 
 
 def peak_memory_mib() -> int:

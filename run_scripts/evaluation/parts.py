@@ -7,7 +7,6 @@ checksum is damaged or belongs to other work, and is computed again.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
+
+from biomedclip.processing.files import replacing
 
 from ..cli.permissions import apply_umask
 
@@ -115,13 +116,12 @@ class Parts:
 
     def _write(self, number: int, tensors: dict[str, torch.Tensor], note: Any) -> None:
         path = self._path(number)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         metadata = {"note": json.dumps(note)}
         metadata["checksum"] = self._checksum(number, tensors, metadata["note"])
-        save_file(tensors, partial, metadata)
-        apply_umask(partial)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata)
+            apply_umask(partial)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:05}.safetensors"

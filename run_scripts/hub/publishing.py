@@ -9,7 +9,6 @@ in 2.4 `upload_large_folder` is gone. `create_commit` is the same in both.
 import hashlib
 import json
 import re
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -23,7 +22,7 @@ from huggingface_hub.hf_api import RepoFile
 from biomedclip.model_cards.fill import PLACEHOLDER, public_report, size
 from biomedclip.model_cards.reading import check_shape, find_file, read_text, refuse_links_out
 from biomedclip.processing.integrity import HASHES, DamagedFile, check_file, read_columns
-from biomedclip.processing.retries import lasting_error
+from biomedclip.processing.retries import lasting_error, with_retries
 
 from ..cli.errors import UsageError
 from ..cli.reporting import say
@@ -320,22 +319,25 @@ def commit(
     Raises:
         OSError: The Hub gave up, or refused the commit.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+
+    def commit() -> dict[str, Sent]:
         additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
         deletions = [CommitOperationDelete(path_in_repo=name) for name in delete]
-        try:
-            operations = [*additions, *deletions]
-            api.create_commit(repo_id, operations, commit_message=title, repo_type=repo_type, revision=revision)
-            infos = {addition.path_in_repo: addition.upload_info for addition in additions}
-            return {name: Sent(info.size, info.sha256.hex()) for name, info in infos.items()}
-        except (HTTPError, OSError, RuntimeError) as error:  # the last is what broken transfers come as
-            if attempt == ATTEMPTS or not _may_pass(error):
-                raise OSError(
-                    f"The upload to {repo_id} stopped at '{title}' ({_reason(error)}). What is there stays: the same "
-                    "command goes on."
-                ) from error
-            time.sleep(4 ** (attempt - 1))
-    raise AssertionError("unreachable")
+        operations = [*additions, *deletions]
+        api.create_commit(repo_id, operations, commit_message=title, repo_type=repo_type, revision=revision)
+        infos = {addition.path_in_repo: addition.upload_info for addition in additions}
+        return {name: Sent(info.size, info.sha256.hex()) for name, info in infos.items()}
+
+    def check(error: Exception, attempt: int) -> None:
+        if not isinstance(error, HTTPError | OSError | RuntimeError):  # the last is raised for broken transfers
+            raise error
+        if attempt == ATTEMPTS or not _may_pass(error):
+            raise OSError(
+                f"The upload to {repo_id} stopped at '{title}' ({_reason(error)}). What is there stays: the same "
+                "command goes on."
+            ) from error
+
+    return with_retries(commit, check=check, pause=1, factor=4)
 
 
 def _may_pass(error: BaseException) -> bool:

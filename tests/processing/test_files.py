@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from biomedclip.processing.files import leads_out, require_regular, special_kind
+from biomedclip.processing.files import leads_out, replacing, require_regular, special_kind, write_text
 from biomedclip.processing.integrity import open_parquet
 from biomedclip.processing.streaming import load_pmc15m
 from biomedclip.processing.tables import read_table
@@ -68,3 +68,14 @@ def test_readers_of_parquet_files_do_not_retry_an_error_of_this_machine(tmp_path
 def test_the_reader_of_tables_refuses_a_fifo(fifo, impatient):
     with pytest.raises(OSError, match="is a FIFO, not a file"):
         read_table(Path(fifo), ["label"])
+
+
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old\n")
+    with pytest.raises(ZeroDivisionError), replacing(path) as partial:
+        partial.write_text("ne")
+        raise ZeroDivisionError
+    assert path.read_text() == "old\n" and list(tmp_path.iterdir()) == [path]
+    write_text(path, "new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]

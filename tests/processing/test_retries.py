@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from biomedclip.processing.retries import explained, is_unreachable, lasting_error
+from biomedclip.processing.retries import explained, is_unreachable, lasting_error, with_retries
 
 
 LASTING = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EMFILE", "ENFILE"]
@@ -50,3 +50,26 @@ def test_without_a_connection_a_source_is_unreachable(name):
     wrapped.__cause__ = OSError(getattr(errno, name), "text")
     assert is_unreachable(wrapped) and is_unreachable(socket.gaierror("no such host"))
     assert not is_unreachable(OSError(errno.ECONNRESET, "text")) and not is_unreachable(ValueError("text"))
+
+
+def test_a_call_is_repeated_with_growing_pauses_until_it_succeeds_or_the_check_raises(monkeypatch):
+    pauses, errors = [], []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    answers = iter([KeyError("a"), KeyError("b"), KeyError("c"), "answer", ZeroDivisionError()])
+
+    def call() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def check(error: Exception, attempt: int) -> None:
+        errors.append((type(error), attempt))
+        if isinstance(error, ZeroDivisionError):
+            raise error
+
+    assert with_retries(call, check=check, pause=2, factor=3) == "answer"
+    assert pauses == [2, 6, 18] and errors == [(KeyError, 1), (KeyError, 2), (KeyError, 3)]
+    with pytest.raises(ZeroDivisionError):
+        with_retries(call, check=check, pause=2)
+    assert len(pauses) == 3

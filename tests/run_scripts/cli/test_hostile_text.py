@@ -3,7 +3,9 @@
 import copy
 import json
 import logging
+import os
 import re
+import socket
 import unicodedata
 from pathlib import Path
 
@@ -331,7 +333,7 @@ def test_json_output_is_strict_and_names_the_values_that_became_null(tmp_path, c
 
 def test_a_link_in_the_place_of_a_file_that_is_written_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "mine").write_text("precious")
-    for name in ("x.json", "x.json.partial"):
+    for name in ("x.json", f"x.json.{socket.gethostname()}.{os.getpid()}.partial"):
         (tmp_path / name).symlink_to("mine")
     reporting.write_json(tmp_path / "x.json", {"a": 1})
     assert (tmp_path / "mine").read_text() == "precious"

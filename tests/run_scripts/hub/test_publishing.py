@@ -31,7 +31,7 @@ def hub(monkeypatch):
     """A Hub, with a writer logged in."""
     with HubServer(USERS) as server:
         log_in(monkeypatch, server)
-        monkeypatch.setattr(publishing.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
         yield server
 
 

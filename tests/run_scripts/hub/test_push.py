@@ -56,7 +56,7 @@ def hub(monkeypatch):
     }
     with HubServer(users) as server:
         log_in(monkeypatch, server)
-        monkeypatch.setattr(publishing.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
         yield server
 
 
