@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from .image_processing_biomedclip import BiomedCLIPImageProcessor
     from .images.labeled import read_labeled_images
     from .images.reading import read_image
+    from .pmc15m import load_pmc15m
     from .processing_biomedclip import BiomedCLIPProcessor
-    from .streaming import PairStream, load_pmc15m
+    from .streaming import PairStream
 
 # Imported at first use, so that build workers do not import torch or transformers.
 _MODULE_OF = {
@@ -22,7 +23,7 @@ _MODULE_OF = {
     "PairStream": "streaming",
     "VisualQuestionCollator": "collator",
     "load_benchmark": "benchmarks",
-    "load_pmc15m": "streaming",
+    "load_pmc15m": "pmc15m",
     "read_image": "images.reading",
     "read_labeled_images": "images.labeled",
 }

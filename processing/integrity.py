@@ -84,73 +84,41 @@ def open_parquet(
     return pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True, **options)
 
 
-def check_values(table: pa.Table, group: pq.RowGroupMetaData, name: str) -> pa.Table:
-    """Compare the number of values in list columns with the footer.
+def check_row_group(tables: Iterable[pa.Table], group: pq.RowGroupMetaData, name: str) -> Iterator[pa.Table]:
+    """Compare the tables of a row group with the footer: the number of rows, and of values in list columns.
 
-    The header of a page has no checksum. For a wrong number of values, pyarrow raises an error, except in list columns,
-    where the last row would silently become shorter.
-
-    Args:
-        table: A whole row group.
-        group: Its entry in the footer.
-        name: The name of the file for errors.
-
-    Returns:
-        The table.
-
-    Raises:
-        DamagedFile: If the numbers differ.
-    """
-    _compare_values(_count_values(table), group, name)
-    return table
-
-
-def check_batches(batches: Iterable[pa.RecordBatch], group: pq.RowGroupMetaData, name: str) -> Iterator[pa.Table]:
-    """Compare a row group that is read in batches with the footer: its rows, and the values of its list columns.
-
-    For a wrong number of values in the header of a page, Arrow ends the batches early, without an error.
+    The header of a page has no checksum. With a wrong number of values in it, Arrow may end the batches early or
+    shorten the last list, without an error.
 
     Args:
-        batches: The batches of a whole row group.
+        tables: The whole row group in one or more tables, with all or some of the columns.
         group: Its entry in the footer.
         name: The name of the file for errors.
 
     Yields:
-        Each batch as a table. The last one comes after the comparison.
+        The tables. The last one comes after the comparison.
 
     Raises:
-        DamagedFile: If they differ.
+        DamagedFile: If the numbers differ.
     """
+    columns = [group.column(number) for number in range(group.num_columns)]
+    stated = {column.path_in_schema.split(".")[0]: column.num_values for column in columns}
     rows = 0
     values: Counter[str] = Counter()
-    for batch in batches:
-        table = pa.Table.from_batches([batch])
+    for table in tables:
         rows += table.num_rows
-        values.update(_count_values(table))
+        for field in table.schema:
+            if pa.types.is_list(field.type) and not pa.types.is_nested(field.type.value_type):
+                # In the footer, an empty list counts as one value.
+                lengths = pc.fill_null(pc.list_value_length(table.column(field.name)), 0)
+                values[field.name] += pc.sum(pc.max_element_wise(lengths, 1)).as_py() or 0
         if rows >= group.num_rows:
-            _compare_values(values, group, name)
+            for column, count in values.items():
+                if count != stated[column]:
+                    raise DamagedFile(f"{name}: column {column!r} is damaged: values are missing.")
         yield table
     if rows != group.num_rows:
         raise DamagedFile(f"{name}: damaged: {rows:,} of {group.num_rows:,} rows of a row group can be read.")
-
-
-def _count_values(table: pa.Table) -> dict[str, int]:
-    """The values of each list column as a footer counts them: an empty list counts as one."""
-    counts = {}
-    for field in table.schema:
-        if pa.types.is_list(field.type) and not pa.types.is_nested(field.type.value_type):
-            lengths = pc.fill_null(pc.list_value_length(table.column(field.name)), 0)
-            counts[field.name] = pc.sum(pc.max_element_wise(lengths, 1)).as_py() or 0
-    return counts
-
-
-def _compare_values(counts: Mapping[str, int], group: pq.RowGroupMetaData, name: str) -> None:
-    stated = {
-        group.column(n).path_in_schema.split(".")[0]: group.column(n).num_values for n in range(group.num_columns)
-    }
-    for column, count in counts.items():
-        if count != stated[column]:
-            raise DamagedFile(f"{name}: column {column!r} is damaged: values are missing.")
 
 
 def footer_sha256(path: str | os.PathLike[str]) -> str:
@@ -190,9 +158,12 @@ def read_columns(
     name = os.fspath(path)
     try:
         file = open_parquet(path, footer_sha256=footer_sha256)
-        groups = range(file.num_row_groups)
         tables = [
-            check_values(file.read_row_group(n, columns=columns), file.metadata.row_group(n), name) for n in groups
+            table
+            for group in range(file.num_row_groups)
+            for table in check_row_group(
+                [file.read_row_group(group, columns=columns)], file.metadata.row_group(group), name
+            )
         ]
     except (DamagedFile, FileNotFoundError, PermissionError):
         raise
@@ -330,9 +301,8 @@ __all__ = [
     "REPORT_FILE",
     "WRITE_OPTIONS",
     "DamagedFile",
-    "check_batches",
     "check_file",
-    "check_values",
+    "check_row_group",
     "file_sha256",
     "footer_sha256",
     "footers_of",

@@ -29,7 +29,7 @@ from biomedclip.processing.benchmarks.leaks import find_leaks
 from biomedclip.processing.benchmarks.loading import BENCHMARK_NAMES, CLASSIFICATION, RETRIEVAL, VISUAL_QUESTIONS
 from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
 from biomedclip.processing.images.labeled import IMAGE_COLUMN, LABEL_COLUMN, LabeledImages, check_readable, hold_out
-from biomedclip.processing.streaming import column_names
+from biomedclip.processing.shard_reader import column_names
 
 from .cli.errors import UsageError
 from .cli.options import parse_options

@@ -33,7 +33,7 @@ from biomedclip.processing import (
 )
 from biomedclip.processing.pmc.articles import parse_licenses
 from biomedclip.processing.processing_biomedclip import CONTEXT_LENGTH
-from biomedclip.processing.streaming import TRAINING_COLUMNS, Text, column_names
+from biomedclip.processing.shard_reader import TRAINING_COLUMNS, Text, column_names
 
 from .cli.errors import UsageError, usage_errors
 from .cli.options import is_true, option_value, parse_options, write_recipe

@@ -195,7 +195,7 @@ def _visual_questions(
 
 
 def _pairs(split: str, path: str | os.PathLike[str]) -> RetrievalBenchmark:
-    from ..streaming import load_pmc15m  # torch and `datasets`
+    from ..pmc15m import load_pmc15m  # torch and `datasets`
 
     facts = facts_of("pmc15m")
     columns = ["pair_id", "pmcid", "image", "caption"]

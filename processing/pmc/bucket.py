@@ -11,7 +11,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote
 
@@ -278,7 +278,7 @@ class Bucket:
             raise ObjectError(f"{key}: cannot be read (a link leads out of the mirror)")
         result = with_retries(
             lambda: request(path),
-            check=lambda error, attempt: self._check_error(key, error, attempt),
+            check=partial(self._check_error, key),
             pause=FIRST_PAUSE,
         )
         self._answered = True

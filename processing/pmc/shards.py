@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..files import write_text
-from ..integrity import WRITE_OPTIONS, DamagedFile, check_values, hashes_of, open_parquet
+from ..integrity import WRITE_OPTIONS, DamagedFile, check_row_group, hashes_of, open_parquet
 from .articles import LICENSES_KEY
 from .journal import RECORDS_SUFFIX, read_record
 from .plan import Plan
@@ -159,6 +159,7 @@ class _OldShard:
 
     def _read_group(self, group: int) -> pa.Table:
         try:
-            return check_values(self._file.read_row_group(group), self._file.metadata.row_group(group), self._path)
+            table = self._file.read_row_group(group)
+            return next(check_row_group([table], self._file.metadata.row_group(group), self._path))
         except OSError as error:
             raise DamagedFile(f"{self._path}: damaged ({error}). Build the data set again with --overwrite.") from error

@@ -9,7 +9,7 @@ import pytest
 
 from biomedclip.processing.files import leads_out, replacing, require_regular, special_kind, write_text
 from biomedclip.processing.integrity import open_parquet
-from biomedclip.processing.streaming import load_pmc15m
+from biomedclip.processing.pmc15m import load_pmc15m
 from biomedclip.processing.tables import read_table
 
 
@@ -59,7 +59,7 @@ def test_readers_of_parquet_files_do_not_retry_an_error_of_this_machine(tmp_path
         calls.append(arguments)
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("biomedclip.processing.streaming.open_parquet", fail)
+    monkeypatch.setattr("biomedclip.processing.shard_reader.open_parquet", fail)
     with pytest.raises(OSError, match="Too many open files"):
         load_pmc15m(tmp_path)
     assert len(calls) == 1

@@ -15,7 +15,7 @@ import pytest
 from helpers.mirror_writer import MirrorWriter, build_set
 from helpers.pair_shards import pair_row, write_shards
 
-from biomedclip.processing import PairStream, load_pmc15m, streaming
+from biomedclip.processing import PairStream, load_pmc15m, shard_reader
 from biomedclip.processing.integrity import DamagedFile, read_columns
 from biomedclip.processing.pmc import shards
 from biomedclip.processing.pmc.pictures import PictureIndex
@@ -40,7 +40,7 @@ def small_set(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(small_set, tmp_path, monkeypatch) -> Path:
     """The set, to be damaged."""
-    monkeypatch.setattr(streaming, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(shard_reader, "FIRST_PAUSE", 0.001)
     shutil.copytree(small_set, tmp_path / "set")
     return tmp_path / "set"
 
@@ -76,8 +76,8 @@ def by_set(folder):
 def by_batches(folder):
     """Row groups in batches of a few rows, as large ones are read."""
     with pytest.MonkeyPatch.context() as small:
-        small.setattr(streaming, "GROUP_BYTES_KEPT", 0)
-        small.setattr(streaming, "BATCH_BYTES", 1500)
+        small.setattr(shard_reader, "GROUP_BYTES_KEPT", 0)
+        small.setattr(shard_reader, "BATCH_BYTES", 1500)
         return by_stream(folder)
 
 
@@ -296,9 +296,9 @@ def test_a_large_row_group_is_read_in_batches_within_the_bound(tmp_path, monkeyp
     folder = write_group(tmp_path, 120, 200_000, use_content_defined_chunking=True)
     expected = by_stream(folder)
     whole = pa.total_allocated_bytes()
-    monkeypatch.setattr(streaming, "GROUP_BYTES_KEPT", 1_000_000)
-    monkeypatch.setattr(streaming, "BATCH_BYTES", 1_000_000)
-    monkeypatch.setattr(streaming, "PAGE_BUFFER_BYTES", 500_000)
+    monkeypatch.setattr(shard_reader, "GROUP_BYTES_KEPT", 1_000_000)
+    monkeypatch.setattr(shard_reader, "BATCH_BYTES", 1_000_000)
+    monkeypatch.setattr(shard_reader, "PAGE_BUFFER_BYTES", 500_000)
     stream = PairStream(folder, columns=COLUMNS)
     before = pa.total_allocated_bytes()
     assert before <= whole
@@ -317,8 +317,8 @@ def test_rows_of_a_large_row_group_are_the_same_in_any_order(tmp_path, monkeypat
     options = {"licenses": licenses, "text": "mentions"}
     whole = PairStream(tmp_path, **options)
     expected = whole.rows(1, 0, len(whole))
-    monkeypatch.setattr(streaming, "GROUP_BYTES_KEPT", 0)
-    monkeypatch.setattr(streaming, "BATCH_BYTES", 1500)
+    monkeypatch.setattr(shard_reader, "GROUP_BYTES_KEPT", 0)
+    monkeypatch.setattr(shard_reader, "BATCH_BYTES", 1500)
     stream = PairStream(tmp_path, **options)
     assert stream.rows(1, 0, len(stream)) == expected
     for low, high in ((7, 12), (3, 9), (len(stream) - 3, len(stream)), (0, 1), (11, 30)):
@@ -329,7 +329,7 @@ def test_rows_of_a_large_row_group_are_the_same_in_any_order(tmp_path, monkeypat
 
 def test_a_row_group_that_is_too_large_is_refused(tmp_path, monkeypatch):
     folder = write_shards(tmp_path, shards=1)
-    monkeypatch.setattr(streaming, "MAX_GROUP_BYTES", 1000)
+    monkeypatch.setattr(shard_reader, "MAX_GROUP_BYTES", 1000)
     for view in (lambda: PairStream(folder).rows(0, 0, 1), lambda: next(iter(load_pmc15m(folder)))):
         with pytest.raises(ValueError, match=r"row group 0 has [\d,]+ bytes, and at most 1,000 are read"):
             view()

@@ -14,10 +14,11 @@ from datasets.distributed import split_dataset_by_node
 from helpers.pair_shards import LICENSES, pair_row, write_shards
 from torch.utils.data import DataLoader
 
-from biomedclip.processing import ContrastiveCollator, PairStream, load_pmc15m, streaming
+from biomedclip.processing import ContrastiveCollator, PairStream, load_pmc15m, shard_reader
 from biomedclip.processing.integrity import TruncatedFile
 from biomedclip.processing.pmc.articles import COMMERCIAL_LICENSES, NONCOMMERCIAL_LICENSES
-from biomedclip.processing.streaming import column_names, shard_paths
+from biomedclip.processing.shard_reader import ShardReader, column_names, shard_paths
+from biomedclip.processing.streaming import shard_order
 
 
 def first_batches(stream, count, *, world_size=1, workers=0, samples_seen=0, batch_size=16):
@@ -101,22 +102,22 @@ def test_a_set_with_random_access_is_to_be_had(built):
 def test_a_folder_without_shards_is_a_clear_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="biomedclip build"):
         PairStream(tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere: the folder does not exist"):
         load_pmc15m(tmp_path / "nowhere")
 
 
 def test_a_missing_shard_is_noticed(built, tmp_path):
     shutil.copytree(built, tmp_path / "copy")
     sorted((tmp_path / "copy" / "data").glob("train-*.parquet"))[0].unlink()
-    with pytest.raises(FileNotFoundError, match="only .* are there"):
+    with pytest.raises(FileNotFoundError, match="only .* were found"):
         PairStream(tmp_path / "copy")
 
 
 def test_a_batch_that_cannot_be_is_refused(built):
     stream = PairStream(built)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="is larger than the train split"):
         stream.batches(1000)
-    with pytest.raises(ValueError, match="shared evenly"):
+    with pytest.raises(ValueError, match="not a multiple of world_size=3"):
         stream.batches(16, world_size=3)
 
 
@@ -127,7 +128,7 @@ def test_with_a_seed_both_views_give_the_same_rows_in_the_same_order(pairs, lice
     orders = set()
     for epoch in range(4):
         options = {"licenses": licenses, "text": text, "seed": 3, "epoch": epoch}
-        theirs = list(load_pmc15m(pairs, columns=streaming.TRAINING_COLUMNS, decode=False, **options))
+        theirs = list(load_pmc15m(pairs, columns=shard_reader.TRAINING_COLUMNS, decode=False, **options))
         assert [row | {"epoch": epoch} for row in theirs] == stream.rows(epoch, 0, len(stream))
         orders.add(tuple(ids(theirs)))
     assert len(orders) == 4
@@ -157,7 +158,7 @@ def test_only_pairs_under_the_licences_chosen_are_given(pairs, choice, codes):
 
 
 def test_licences_that_no_pair_has_are_a_clear_error(pairs):
-    with pytest.raises(ValueError, match=r"no pair under TDM; there are: .*CC BY \(\d+ pairs\)"):
+    with pytest.raises(ValueError, match=r"no pair under TDM; the licenses are: .*CC BY \(\d+ pairs\)"):
         PairStream(pairs, licenses="TDM")
     with pytest.raises(ValueError, match="'CC-BY' is not a licence code of PMC. Did you mean 'CC BY'"):
         PairStream(pairs, licenses="CC-BY")
@@ -235,7 +236,7 @@ def test_a_set_can_start_in_the_middle_of_an_epoch(pairs, licenses):
         assert ids(load_pmc15m(pairs, start=start, **options)) == whole[start:]
     assert ids(load_pmc15m(pairs, start=len(whole), streaming=False, **options)) == []
     for start, stream in itertools.product((-1, len(whole) + 1), (True, False)):
-        with pytest.raises(ValueError, match=rf"start must lie in 0\.\.{len(whole)}"):
+        with pytest.raises(ValueError, match=rf"start must be in 0\.\.{len(whole)}"):
             load_pmc15m(pairs, start=start, streaming=stream, **options)
 
 
@@ -291,13 +292,13 @@ def test_a_text_that_cannot_be_given_is_refused(pairs):
     for view in (PairStream, load_pmc15m):
         with pytest.raises(ValueError, match="text must be one of caption, mentions, caption_and_mentions"):
             view(pairs, text="abstract")
-        with pytest.raises(ValueError, match="'caption', which is not among the columns"):
+        with pytest.raises(ValueError, match="'caption', which is not in columns="):
             view(pairs, text="mentions", columns=["image", "pair_id"])
 
 
 @pytest.fixture
 def copy(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(streaming, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(shard_reader, "FIRST_PAUSE", 0.001)
     return shutil.copytree(pairs, tmp_path / "copy")
 
 
@@ -314,9 +315,9 @@ def epochs(path):
 def test_a_shard_that_vanishes_is_named(copy, view):
     rows = epochs(copy)[view]
     next(rows)
-    lost = shard_paths(copy, "train")[streaming._shard_order(6, 0, 0)[3]].removeprefix("file://")
+    lost = shard_paths(copy, "train")[shard_order(6, 0, 0)[3]].removeprefix("file://")
     shutil.move(lost, copy / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=f"{lost}: this shard is not there any more"):
+    with pytest.raises(FileNotFoundError, match=f"{lost}: the shard no longer exists"):
         list(rows)
 
 
@@ -324,10 +325,10 @@ def test_a_shard_that_vanishes_is_named(copy, view):
 def test_a_damaged_shard_is_named(copy, view):
     rows = epochs(copy)[view]
     next(rows)
-    damaged = shard_paths(copy, "train")[streaming._shard_order(6, 0, 0)[2]].removeprefix("file://")
+    damaged = shard_paths(copy, "train")[shard_order(6, 0, 0)[2]].removeprefix("file://")
     with open(damaged, "wb") as file:
         file.write(b"PAR1 nothing else")
-    with pytest.raises(OSError, match=f"{damaged}: this shard could not be read in 5 attempts"):
+    with pytest.raises(OSError, match=f"{damaged}: the shard could not be read in 5 attempts"):
         list(rows)
 
 
@@ -336,7 +337,7 @@ def test_a_file_whose_connection_is_lost_is_opened_again(copy):
     expected = stream.rows(0, 0, 25)
     stream = PairStream(copy)
     stream.rows(0, 0, 1)
-    first = shard_paths(copy, "train")[streaming._shard_order(6, 0, 0)[0]]
+    first = shard_paths(copy, "train")[shard_order(6, 0, 0)[0]]
     stream._reader._file(os.getpid(), first).close(force=True)
     assert stream.rows(0, 0, 25) == expected
 
@@ -352,13 +353,13 @@ def test_a_file_whose_connection_is_lost_is_opened_again(copy):
     ],
 )
 def test_errors_of_arrow_on_the_content_are_damage_and_errors_of_the_system_are_not(error, expected):
-    assert streaming._is_damage(error) == expected
+    assert shard_reader._is_damage(error) == expected
 
 
-@pytest.mark.parametrize(("licenses", "shown"), [(None, "Opening shards"), ("commercial", "Reading licences")])
+@pytest.mark.parametrize(("licenses", "shown"), [(None, "Opening shards"), ("commercial", "Reading licenses")])
 def test_the_progress_bar_states_what_is_read_of_the_shards(pairs, monkeypatch, licenses, shown):
     bars = []
-    monkeypatch.setattr(streaming, "tqdm", lambda items, *, desc, **options: bars.append(desc) or items)
+    monkeypatch.setattr(shard_reader, "tqdm", lambda items, *, desc, **options: bars.append(desc) or items)
     PairStream(pairs, licenses=licenses)
     assert bars == [shown]
 
@@ -395,7 +396,7 @@ def test_the_order_of_shards_is_the_one_of_earlier_versions(tmp_path, seed, epoc
     [(0, ["aeeb", "fhdc", "ccah"]), (1, ["gdgc", "dabc", "cdfb"]), (2, ["hfda", "cbeh", "dcce"])],
 )
 def test_the_mentions_drawn_are_those_of_earlier_versions(seed, drawn):
-    reader = streaming._Reader(text="mentions", seed=seed)
+    reader = ShardReader([], text="mentions", seed=seed)
     for epoch, letters in enumerate(drawn):
         rows = [{"caption": "", "mentions": list("abcdefgh"), "pair_id": f"PMC{n}.1/F1/g"} for n in range(4)]
         assert "".join(reader.text_of(row, epoch) for row in rows) == letters

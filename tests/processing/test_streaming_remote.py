@@ -13,7 +13,7 @@ from helpers.object_store import KEYS
 from helpers.pair_shards import pair_row, write_shards
 from torch.utils.data import DataLoader
 
-from biomedclip.processing import PairStream, load_pmc15m, streaming
+from biomedclip.processing import PairStream, load_pmc15m, shard_reader
 from biomedclip.processing.pmc.shards import pair_schema
 
 
@@ -38,7 +38,7 @@ def read(view, path, **options):
     """The rows of an epoch by one of the views, without their images decoded."""
     if view == "set":
         return list(load_pmc15m(path, decode=False, **{"seed": 0, **options}))
-    stream = PairStream(path, **{"columns": streaming.TRAINING_COLUMNS, **options})
+    stream = PairStream(path, **{"columns": shard_reader.TRAINING_COLUMNS, **options})
     return stream.rows(0, 0, len(stream))
 
 
@@ -143,7 +143,7 @@ def test_batches_do_not_read_a_row_group_twice_and_resuming_reads_none_before(pa
     batches = iter(stream.batches(4))
     for _ in range(37):
         next(batches)
-    whole = chunk_bytes(pairs, streaming.TRAINING_COLUMNS)
+    whole = chunk_bytes(pairs, shard_reader.TRAINING_COLUMNS)
     assert sum(data_bytes(object_store).values()) == SHARDS * FOOTER_BYTES + whole
     # The three columns lie side by side: one request for each of three row groups.
     assert len([path for method, path, _ in object_store.sent if method == "GET"]) == SHARDS * (1 + 3)
@@ -159,7 +159,7 @@ def test_batches_do_not_read_a_row_group_twice_and_resuming_reads_none_before(pa
 )
 def test_a_passing_fault_in_the_middle_changes_nothing(pairs, object_store, s3, monkeypatch, view, how, times):
     # s3fs tries five times by itself: seven faults in a row need the reader's own patience.
-    monkeypatch.setattr(streaming, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(shard_reader, "FIRST_PAUSE", 0.01)
     expected = read(view, pairs)
     object_store.fail("train-00003", how, times)
     object_store.fail("train-00005", how, times)
@@ -180,7 +180,7 @@ def test_a_shard_that_vanishes_from_s3_is_named(object_store, s3, view):
         assert len(opened) == 1, "a set looks into the first shard alone"
     lost = f"{s3}/data/train-00003-of-00006.parquet"
     object_store.delete(lost)
-    with pytest.raises(FileNotFoundError, match=f"{lost}: this shard is not there any more"):
+    with pytest.raises(FileNotFoundError, match=f"{lost}: the shard no longer exists"):
         list(rows)
 
 
@@ -236,5 +236,5 @@ def test_a_built_set_says_in_its_footers_what_a_choice_of_licences_leaves(built,
         assert len(stream) == len(PairStream(built)) > 100
         sent[choice] = object_store.bytes_sent() - before
     assert sent["CC BY"] == sent[None]
-    with pytest.raises(ValueError, match=r"no pair under CC0; there are: CC BY \(\d+ pairs\)"):
+    with pytest.raises(ValueError, match=r"no pair under CC0; the licenses are: CC BY \(\d+ pairs\)"):
         PairStream(s3, licenses="CC0")

@@ -19,7 +19,7 @@ from helpers.mirror_writer import MirrorWriter, build_set, figure_xml, png_bytes
 from biomedclip.processing.pmc import build, steps
 from biomedclip.processing.pmc.journal import count_articles
 from biomedclip.processing.pmc.staging import Staging
-from biomedclip.processing.streaming import load_pmc15m
+from biomedclip.processing.pmc15m import load_pmc15m
 
 
 ROOT = Path(__file__).resolve().parents[3]

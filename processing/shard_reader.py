@@ -1,0 +1,395 @@
+"""Read the Parquet shards of a built dataset from a disk, the Hub or S3.
+
+[`PairStream`] and [`load_pmc15m`] read through [`ShardReader`], so that both return the same rows, texts and errors. It
+reads one row group at a time, and only the columns that are needed. A row group of more than `GROUP_BYTES_KEPT` is read
+in batches of about `BATCH_BYTES`, and one of more than `MAX_GROUP_BYTES` is refused.
+"""
+
+import glob
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Any, Literal, TypeVar, get_args
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from .files import require_regular
+from .integrity import DamagedFile, TruncatedFile, check_row_group, footers_of, open_parquet
+from .pmc.articles import LICENSES_KEY, parse_licenses
+from .retries import is_unreachable, lasting_error, with_retries
+
+
+logger = logging.getLogger(__name__)
+
+Text = Literal["caption", "mentions", "caption_and_mentions"]
+TEXTS = get_args(Text)
+TRAINING_COLUMNS = ("pair_id", "image", "caption")
+
+OPEN_FILES = 16  # an epoch opens thousands of shards
+GROUPS_KEPT = 2  # the next batch often begins in the row group in which the last one ended
+GROUP_BYTES_KEPT = 64_000_000  # decompressed bytes of the columns that are read
+BATCH_BYTES = 16_000_000
+PAGE_BUFFER_BYTES = 8_000_000  # per column of a large row group
+MAX_GROUP_BYTES = 1_000_000_000
+READERS = 32  # shards that are opened at the same time
+BAR_DELAY = 3  # seconds before a progress bar is shown
+
+ATTEMPTS = 5
+FIRST_PAUSE = 0.5  # seconds
+
+_T = TypeVar("_T")
+
+
+def shard_paths(
+    path: str | os.PathLike[str], split: str, storage_options: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return the URLs of the shards of a split, in the order in which they are stored.
+
+    Args:
+        path: The folder that `biomedclip build` wrote, or its folder `data`: local, `hf://datasets/org/name`, or
+            `s3://...`.
+        split: `train`, `validation` or `test`.
+        storage_options: Options of fsspec for opening the path, such as `{"anon": True}`.
+
+    Raises:
+        FileNotFoundError: If the split does not exist or is incomplete.
+        OSError: If the source cannot be reached or denies access.
+    """
+    try:
+        return _find_shards(path, split, storage_options)
+    except (FileNotFoundError, ImportError):
+        raise
+    except Exception as error:  # clients raise errors of their own, without the path
+        if is_unreachable(error):
+            raise ConnectionError(f"{path}: no connection ({error}). Check the network.") from error
+        if isinstance(error, PermissionError):
+            raise PermissionError(f"{path}: access is denied ({error}). Check the credentials.") from error
+        if isinstance(error, OSError | ValueError):
+            raise
+        raise OSError(f"{path}: the files cannot be listed ({type(error).__name__}: {error}).") from error
+
+
+def _find_shards(path: str | os.PathLike[str], split: str, storage_options: Mapping[str, Any] | None) -> list[str]:
+    filesystem, root = fsspec.core.url_to_fs(os.fspath(path), **(storage_options or {}))
+    for folder in (f"{root}/data", root):
+        names = sorted(filesystem.glob(f"{glob.escape(folder)}/{split}-*.parquet"))
+        if names:
+            expected = names[0].rsplit("-of-", 1)[-1].removesuffix(".parquet")
+            if expected.isdigit() and len(names) != int(expected):
+                raise FileNotFoundError(
+                    f"{names[0]} is one of {int(expected)} shards, but only {len(names)} were found. Copy the others."
+                )
+            return [filesystem.unstrip_protocol(name) for name in names]
+    if not filesystem.exists(root):
+        raise FileNotFoundError(f"{path}: the folder does not exist.")
+    if filesystem.exists(f"{root}/.build"):
+        raise FileNotFoundError(
+            f"{path}: a build was interrupted before it wrote {split}-*.parquet. Run the same command again to finish "
+            "it."
+        )
+    raise FileNotFoundError(
+        f"{path}: the folder has no {split}-*.parquet, nor has its folder data. Build a dataset with: biomedclip build"
+    )
+
+
+def column_names(
+    path: str | os.PathLike[str], split: str, storage_options: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return the columns of a split, from the footer of its first shard."""
+    shards = shard_paths(path, split, storage_options)
+    return ShardReader(shards, storage_options=storage_options).schema(shards[0]).names
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A Parquet file.
+
+    Args:
+        url: Its URL.
+        group_rows: Number of wanted rows of each row group. None if they have not been counted.
+        first: Number of wanted rows to skip at the beginning.
+    """
+
+    url: str
+    group_rows: tuple[int, ...] | None = None
+    first: int = 0
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of wanted rows, including those to skip."""
+        return sum(self.group_rows or ())
+
+
+class ShardReader:
+    """Read rows of shards. Temporary errors are retried, and errors name the shard.
+
+    Args:
+        urls: The shards of a split. The report next to them states the hashes of their footers.
+        columns: Columns to return (default: all).
+        licenses: Return only rows under these licenses, as for [`load_pmc15m`].
+        text: The text to return as `caption`, as for [`load_pmc15m`].
+        seed: Seed for choosing mentions.
+        storage_options: Options of fsspec for opening the shards.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        columns: Sequence[str] | None = None,
+        licenses: str | Collection[str] | None = None,
+        text: Text = "caption",
+        seed: int = 0,
+        storage_options: Mapping[str, Any] | None = None,
+    ):
+        if text not in TEXTS:
+            raise ValueError(f"text must be one of {', '.join(TEXTS)}, not {text!r}.")
+        if text != "caption" and columns is not None and "caption" not in columns:
+            raise ValueError(f"text={text!r} is returned as 'caption', which is not in columns={list(columns)}.")
+        self.columns = None if columns is None else tuple(columns)
+        self.licenses = None if licenses is None else parse_licenses(licenses)
+        self.text = text
+        self.seed = seed
+        self.storage_options = dict(storage_options or {})
+        self.footers = footers_of(urls, self.storage_options) if urls else {}
+        self._create_caches()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_group")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._create_caches()
+
+    def _create_caches(self) -> None:
+        # The process id is part of each key: a forked process must not share the position in an open file.
+        self._file = lru_cache(maxsize=OPEN_FILES)(self._open_file)
+        self._group = lru_cache(maxsize=GROUPS_KEPT)(self._open_group)
+
+    @property
+    def stored_columns(self) -> list[str] | None:
+        """The columns to read: those to return, and those that select rows and texts. None for all."""
+        if self.columns is None:
+            return None
+        needed = [*self.columns]
+        if self.licenses is not None:
+            needed.append("license")
+        if self.text != "caption":
+            needed += ["mentions", "pair_id"]
+        return list(dict.fromkeys(needed))
+
+    def schema(self, url: str) -> pa.Schema:
+        """Return the schema of a shard."""
+        return self._retry(url, lambda: self._checked(self._file(os.getpid(), url), url).schema_arrow)
+
+    def open_shards(self, urls: Sequence[str]) -> list[Shard]:
+        """Count the wanted rows of shards, many shards at a time.
+
+        Raises:
+            ValueError: If no row has one of the licenses, or if a column does not exist.
+        """
+        codes: Counter[str] = Counter()
+        shards = []
+        with ThreadPoolExecutor(READERS) as pool:
+            bar = tqdm(
+                pool.map(self.open_shard, urls),
+                total=len(urls),
+                desc="Opening shards" if self.licenses is None else "Reading licenses",
+                unit="shard",
+                delay=BAR_DELAY,
+                disable=None,
+                file=sys.stderr,
+                dynamic_ncols=True,
+            )
+            for shard, codes_of_shard in bar:
+                shards.append(shard)
+                codes.update(codes_of_shard)
+        if self.licenses is not None and not any(shard.rows for shard in shards):
+            found = ", ".join(f"{code} ({count:,} pairs)" for code, count in codes.most_common())
+            raise ValueError(f"{urls[0]}: no pair under {', '.join(sorted(self.licenses))}; the licenses are: {found}.")
+        return shards
+
+    def open_shard(self, url: str) -> tuple[Shard, Counter[str]]:
+        """Count the wanted rows of a shard and, if licenses were chosen, its rows by license."""
+        return self._retry(url, lambda: self._count_rows(self._checked(self._open_file(os.getpid(), url), url), url))
+
+    def _count_rows(self, file: pq.ParquetFile, url: str) -> tuple[Shard, Counter[str]]:
+        groups = range(file.num_row_groups)
+        if self.licenses is None:
+            return Shard(url, tuple(file.metadata.row_group(group).num_rows for group in groups)), Counter()
+        stated = (file.metadata.metadata or {}).get(LICENSES_KEY.encode())
+        if stated is not None:
+            counts = [Counter(group) for group in json.loads(stated)]
+        else:
+            columns = (file.read_row_group(group, columns=["license"]).column("license") for group in groups)
+            counts = [Counter(map(str, column.to_pylist())) for column in columns]
+        wanted = tuple(sum(group[code] for code in self.licenses) for group in counts)
+        return Shard(url, wanted), sum(counts, Counter())
+
+    def rows(self, shard: Shard, first: int, last: int, epoch: int) -> Iterator[dict[str, Any]]:
+        """Yield wanted rows [first, last) of a shard that has been opened."""
+        low = 0
+        for group, count in enumerate(shard.group_rows or ()):
+            begin, end = max(first - low, 0), min(last - low, count)
+            if begin < end:
+                yield from self._rows_of_group(shard.url, group, begin, end, epoch)
+            low += count
+
+    def all_rows(self, shard: Shard, epoch: int) -> Iterator[dict[str, Any]]:
+        """Yield the wanted rows of a shard from `shard.first` on. The shard need not have been opened."""
+        if shard.group_rows is not None:
+            yield from self.rows(shard, shard.first, shard.rows, epoch)
+            return
+        for group in range(self._retry(shard.url, lambda: self._file(os.getpid(), shard.url).num_row_groups)):
+            yield from self._rows_of_group(shard.url, group, 0, sys.maxsize, epoch)
+
+    def text_of(self, row: Mapping[str, Any], epoch: int) -> str | None:
+        """Return the text of a pair in an epoch. A mention is chosen by seed, epoch and `pair_id`."""
+        mentions = [mention for mention in row["mentions"] or () if mention and mention.strip()]
+        if not mentions:
+            return row["caption"]
+        key = f"mention/{self.seed}/{epoch}/{row['pair_id']}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        mention = mentions[int.from_bytes(digest, "little") % len(mentions)]
+        return mention if self.text == "mentions" else f"{row['caption'] or ''} {mention}".strip()
+
+    def _rows_of_group(self, url: str, group: int, first: int, last: int, epoch: int) -> Iterator[dict[str, Any]]:
+        while first < last:
+            table = self._retry(url, lambda first=first: self._table(url, group, first, last))
+            if not table.num_rows:
+                return
+            for row in table.to_pylist():
+                if self.text != "caption":
+                    row["caption"] = self.text_of(row, epoch)
+                yield {name: row[name] for name in self.columns or row}
+            first += table.num_rows
+
+    def _table(self, url: str, group: int, first: int, last: int) -> pa.Table:
+        """Return up to `BATCH_BYTES` of wanted rows [first, last) of a row group. An empty table after its end."""
+        opened = self._group(os.getpid(), url, group)
+        if opened.start > first:
+            self._group.cache_clear()
+            opened = self._group(os.getpid(), url, group)
+        return opened.rows_from(first).slice(0, min(opened.batch_rows, last - first))
+
+    def _open_group(self, process: int, url: str, group: int) -> "_RowGroup":
+        file = self._file(process, url)
+        metadata, stored = file.metadata.row_group(group), self.stored_columns
+        chunks = (metadata.column(number) for number in range(metadata.num_columns))
+        size = sum(
+            max(chunk.total_uncompressed_size, chunk.total_compressed_size)
+            for chunk in chunks
+            if stored is None or chunk.path_in_schema.split(".")[0] in stored
+        )
+        if size > MAX_GROUP_BYTES:
+            raise _NotReadable(
+                f"{url}: row group {group} has {size:,} bytes, and at most {MAX_GROUP_BYTES:,} are read. Write the "
+                "file again with fewer rows per row group."
+            )
+        batch_rows = max(1, BATCH_BYTES * metadata.num_rows // max(size, 1))
+        if size <= GROUP_BYTES_KEPT:
+            tables = iter([file.read_row_group(group, columns=stored)])
+        else:
+            # Without `pre_buffer`, which would keep the whole row group in memory.
+            file = self._open_file(process, url, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
+            batches = file.iter_batches(batch_rows, row_groups=[group], columns=stored, use_threads=False)
+            tables = (pa.Table.from_batches([batch]) for batch in batches)
+        return _RowGroup(map(self._wanted, check_row_group(tables, metadata, url)), batch_rows)
+
+    def _wanted(self, table: pa.Table) -> pa.Table:
+        if self.licenses is None:
+            return table
+        return table.filter(pc.is_in(table.column("license"), pa.array(sorted(self.licenses), pa.string())))
+
+    def _checked(self, file: pq.ParquetFile, url: str) -> pq.ParquetFile:
+        names = file.schema_arrow.names
+        missing = [name for name in self.stored_columns or () if name not in names]
+        if missing:
+            raise _NotReadable(f"{url} has no column {missing[0]!r}; it has {', '.join(names)}.")
+        return file
+
+    def _open_file(self, process: int, url: str, **options: Any) -> pq.ParquetFile:
+        filesystem, path = fsspec.core.url_to_fs(url, **self.storage_options)
+        if _is_local(url):
+            require_regular(path)
+        # Arrow requests exactly the ranges that it needs. A cache that reads ahead would fetch images between captions.
+        file = filesystem.open(path, "rb", cache_type="none")
+        return open_parquet(file, url, footer_sha256=self.footers.get(url), **{"pre_buffer": True, **options})
+
+    def _retry(self, url: str, read: Callable[[], _T]) -> _T:
+        return with_retries(read, check=partial(self._check_error, url), pause=FIRST_PAUSE)
+
+    def _check_error(self, url: str, error: Exception, attempt: int) -> None:
+        """Raise an error unless another attempt may succeed. The next attempt opens the file again."""
+        self._file.cache_clear()
+        self._group.cache_clear()
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(
+                f"{url}: the shard no longer exists. Restore it, or load the dataset again if it has been rebuilt."
+            ) from error
+        if isinstance(error, PermissionError):
+            raise PermissionError(f"{url}: access is denied ({error}). Check the credentials.") from error
+        if isinstance(error, MemoryError | _NotReadable) or lasting_error(error) is not None:
+            raise error
+        if _is_local(url) and _is_damage(error):
+            if attempt > 1:
+                raise DamagedFile(f"{url}: the shard is damaged ({error}). Restore or build it again.") from error
+        elif attempt == ATTEMPTS:
+            raise OSError(
+                f"{url}: the shard could not be read in {ATTEMPTS} attempts ({type(error).__name__}: {error})."
+            ) from error
+        else:
+            logger.warning("%s: %s: %s. Trying again.", url, type(error).__name__, error)
+
+
+class _NotReadable(ValueError):
+    """Raised if a retry cannot help."""
+
+
+class _RowGroup:
+    """The wanted rows of a row group, read forward. Only the current batch is kept.
+
+    Args:
+        batches: The wanted rows of each batch.
+        batch_rows: Number of rows to return at once.
+    """
+
+    def __init__(self, batches: Iterator[pa.Table], batch_rows: int):
+        self.batch_rows = batch_rows
+        self.start = 0  # index of the first row of the current batch
+        self._batches = batches
+        self._batch = pa.table({})
+
+    def rows_from(self, first: int) -> pa.Table:
+        """Return the rest of the batch that contains a row. An empty table after the end of the row group."""
+        while first >= self.start + self._batch.num_rows:
+            following = next(self._batches, None)
+            if following is None:
+                return self._batch.slice(self._batch.num_rows)
+            self.start += self._batch.num_rows
+            self._batch = following
+        return self._batch.slice(first - self.start)
+
+
+def _is_local(url: str) -> bool:
+    return "://" not in url or url.startswith("file://")
+
+
+def _is_damage(error: Exception) -> bool:
+    """Return whether an error is about the content of a file. Such errors of Arrow have no errno."""
+    if isinstance(error, TruncatedFile):
+        return False  # the file may be about to be replaced
+    return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
+
+
+__all__ = ["TEXTS", "TRAINING_COLUMNS", "Shard", "ShardReader", "Text", "column_names", "shard_paths"]
