@@ -265,7 +265,7 @@ class ShardReader:
 
     def _rows_of_group(self, url: str, group: int, first: int, last: int, epoch: int) -> Iterator[dict[str, Any]]:
         while first < last:
-            table = self._retry(url, lambda first=first: self._table(url, group, first, last))
+            table = self._retry(url, partial(self._table, url, group, first, last))
             if not table.num_rows:
                 return
             for row in table.to_pylist():
