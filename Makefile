@@ -11,7 +11,7 @@ ON_LOWEST := PYTHONPATH="$(abspath $(VENV))/lowest" $(BIN)/python
 EXPORT_TESTS := tests/modeling_biomedclip/test_export.py tests/run_scripts/test_export.py
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-lowest lint types format clean mutation
+.PHONY: help quickstart test test-lowest lint types docs format clean mutation
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ types: $(VENV)/.dev
 		"$(VENV)/typing/biomedclip/"
 	MYPYPATH="$(VENV)/typing" $(BIN)/mypy
 
+docs: $(VENV)/.docs  ## Build the documentation into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 format: $(VENV)/.dev  ## Put the code into the house's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -69,7 +72,7 @@ $(VENV)/.mutation: pyproject.toml | $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --editable '.[mutation]'
 	@touch $@
 
-$(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(BIN)/python
+$(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 

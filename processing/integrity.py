@@ -1,7 +1,7 @@
 """Detect corrupted files: hashes of the files of a built dataset, and Parquet files that are checked on reading.
 
 A page checksum covers the data of a page. The footer (schema, row groups, metadata) has no checksum, so `report.json`
-contains the SHA-256 of each shard and of its footer. See docs/data_integrity.md.
+contains the SHA-256 of each shard and of its footer. See docs/building_a_dataset.md.
 """
 
 import hashlib

@@ -78,7 +78,7 @@ EXAMPLE = """biomedclip evaluate retrieval --model run --data out --output-dir r
       --output-dir results"""
 HELD_OUT = 0.2  # share of images without splits that the linear probe is judged by, and as many choose its strength
 SHOWN_DAMAGED = 5
-PROBE_DOCS = "docs/benchmarks.md"
+PROBE_DOCS = "docs/evaluation.md"
 # Options that only some tasks read. Other tasks refuse them. The suite takes those of its tasks, except options that
 # belong to a single benchmark.
 _SINGLE = ["retrieval", "zero-shot", "linear-probe", "visual-question-answering"]

@@ -52,7 +52,7 @@ def labeled_images(
         raise FileNotFoundError(f"--data {path}: there is no such folder.")
     needed = (
         f"Zero-shot classification needs labels: a {LABELS} with {PAIR_ID},label beside a built dataset, or labeled "
-        "images as docs/labeled_images.md describes them."
+        "images as docs/images.md describes them."
     )
     if (root / BUILD_REPORT).is_file() and (root / "data").is_dir():
         raise FileNotFoundError(f"{path}: a built dataset without a {LABELS}. {needed}")

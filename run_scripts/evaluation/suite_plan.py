@@ -125,7 +125,7 @@ def find_entries(options: Any, outcome: Outcome) -> list[Entry]:
         names = dict.fromkeys(folder_of(benchmark) for _, benchmark in selected_runs(options))
         raise FileNotFoundError(
             f"--data-root {root}: no benchmark there. Expected are folders called {', '.join(names)}, each with the "
-            "files of the benchmark (docs/evaluation_suite.md)."
+            "files of the benchmark (docs/benchmarks.md)."
         )
     return entries
 

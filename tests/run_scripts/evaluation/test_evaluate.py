@@ -263,7 +263,7 @@ def test_the_probe_runs_elevaters_protocol_without_a_validation_split(small_chec
     (run,) = results["metrics"]["by_fraction"]["1"]["runs"]
     assert run["images"] == 32, "as many as the other protocol trains on"
     assert {"learning_rate", "weight_decay", "accuracy_of_best_test_epoch"} < set(run)
-    assert "Protocol of ELEVATER" in results["data"]["notes"][-1] and "docs/benchmarks.md" in capsys.readouterr().out
+    assert "Protocol of ELEVATER" in results["data"]["notes"][-1] and "docs/evaluation.md" in capsys.readouterr().out
     evaluate([*arguments, "--output-dir", str(tmp_path / "logistic")])
     logistic = results_of(tmp_path / "logistic")
     assert logistic["settings"]["protocol"] == "logistic"

@@ -1,0 +1,59 @@
+"""The code blocks of the README, the documentation and CONTRIBUTING.md."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.commands import ROOT
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+
+
+@dataclass
+class Block:
+    """A fenced block.
+
+    A comment before a block controls its test. `<!-- not run: network -->` excludes it, and
+    `<!-- test with: --max-steps 5 -->` appends options to each command.
+    """
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    note: str
+
+    @property
+    def not_run(self) -> str:
+        """Return why the block is not executed, or an empty string."""
+        return self.note.removeprefix("not run: ") if self.note.startswith("not run: ") else ""
+
+    @property
+    def test_options(self) -> str:
+        """Return the options that make the commands of the block cheap."""
+        return self.note.removeprefix("test with: ") if self.note.startswith("test with: ") else ""
+
+    @property
+    def commands(self) -> list[str]:
+        """Return the commands of a shell block, with continued lines joined and without comments."""
+        lines = re.sub(r"\\\n\s*", " ", self.code).splitlines()
+        commands = [re.split(r"(?:^|\s+)#", line)[0].strip() for line in lines]
+        return [command for command in commands if command]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(
+            page,
+            text.count("\n", 0, match.start("code")) + 1,
+            match["language"],
+            match["code"],
+            match["note"] or "",
+        )
+        for match in BLOCK.finditer(text)
+    ]
