@@ -2,7 +2,6 @@
 
 import logging
 import os
-import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..files import leads_out
 from .formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, format_of
 
 
@@ -78,7 +78,7 @@ def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
                 continue
             content.images.append(path)
             content.dicom |= kind == "DICOM"
-            if entry.is_symlink() and not is_below(path, root):
+            if entry.is_symlink() and leads_out(path, root):
                 content.links_out.append(path)
     for paths in (content.images, content.others, content.skipped_folders, content.links_out):
         paths.sort()
@@ -87,17 +87,12 @@ def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
 
 def is_image_file(path: Path) -> bool:
     """Return whether a single file counts as an image, by the rule of [`find_images`]."""
-    return _leads_to_file(os.fspath(path)) and _kind(path.suffix, os.fspath(path)) is not None
+    return os.path.isfile(path) and _kind(path.suffix, os.fspath(path)) is not None
 
 
 def is_visible(*names: str) -> bool:
     """Return whether none of the names is hidden or the folder of an archive program (`__MACOSX`)."""
     return not any(name.startswith((".", "__MACOSX")) for name in names)
-
-
-def is_below(path: str | os.PathLike[str], root: str) -> bool:
-    """Return whether a path is in a folder after its links are resolved. The folder must already be resolved."""
-    return os.path.realpath(path).startswith(os.path.join(root, ""))
 
 
 def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
@@ -176,16 +171,9 @@ def _overlap(one: str, other: str) -> bool:
 
 def _kind_of(entry: os.DirEntry[str]) -> str | None:
     """Return `"DICOM"` or `"image"`, or None if the path is not an image or not a regular file."""
-    if not entry.is_file(follow_symlinks=False) and not (entry.is_symlink() and _leads_to_file(entry.path)):
+    if not entry.is_file(follow_symlinks=False) and not (entry.is_symlink() and os.path.isfile(entry.path)):
         return None
     return _kind(os.path.splitext(entry.name)[1], entry.path)
-
-
-def _leads_to_file(path: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return False
 
 
 def _kind(suffix: str, path: str) -> str | None:
@@ -205,7 +193,6 @@ def _kind(suffix: str, path: str) -> str | None:
 __all__ = [
     "FolderContent",
     "find_images",
-    "is_below",
     "is_image_file",
     "is_visible",
     "shown_name",

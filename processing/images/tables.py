@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..files import leads_out
 from ..tables import read_table, read_text
-from .folders import is_below, shown_name
+from .folders import shown_name
 
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -131,8 +132,8 @@ class _Locator:
             raise ValueError(f"{where} is {shown!r}, which may lead out of {self.folder}. It must stay below it.")
         image = self.folder.joinpath(*(part for part in parts if part not in ("", ".")))
         if image.parent not in self.checked:
-            self.checked[image.parent] = is_below(image.parent / "image", self.root)
-        if not self.checked[image.parent] or (os.path.islink(image) and not is_below(image, self.root)):
+            self.checked[image.parent] = not leads_out(image.parent / "image", self.root)
+        if not self.checked[image.parent] or (os.path.islink(image) and leads_out(image, self.root)):
             raise ValueError(f"{where} is {shown!r}, a link that leads out of {self.folder}. Copy the image there.")
         return image
 
