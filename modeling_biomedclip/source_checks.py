@@ -34,7 +34,7 @@ def check_source(name: str, *, trust_remote_code: bool) -> None:
         name, waiting = waiting, None
         for file, check in _CHECKS.items():
             path = _find(name, file)
-            content = _read(path) if path is not None else None
+            content = read_json(path) if path is not None else None
             if path is not None and isinstance(content, dict):
                 check(path, content)
                 if file == ADAPTER_CONFIG:
@@ -56,7 +56,12 @@ def _find(name: str, file: str) -> Path | None:
     return Path(found) if found else None
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ValueError: If the file is not JSON. The message names it.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

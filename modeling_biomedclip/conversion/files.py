@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..configuration_biomedclip import BiomedCLIPConfig
+from ..source_checks import read_json
 
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -70,17 +71,8 @@ def read_tokenizer(tokenizer_class: Any, folder: Path, context_length: int) -> A
     return tokenizer_class.from_pretrained(folder, model_max_length=context_length, trust_remote_code=False)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; raises `ValueError` with its name where it is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    return parse_json(text, path)
-
-
 def parse_json(text: str, source: object) -> Any:
-    """The content of a JSON text; raises `ValueError` with the name of its source where it is none."""
+    """Return the content of a JSON text. Raise `ValueError` with the name of its source if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError as error:

@@ -1,27 +1,30 @@
-"""Checks before a model is loaded: whether each model fits the task, and whether results can be written."""
+"""Check before a model is loaded that it fits the task, and that results can be written."""
 
 import json
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from biomedclip.conversion.community_port import is_port
-from biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
-from biomedclip.conversion.open_clip_settings import check_known
+from biomedclip.conversion.files import read_json
 from biomedclip.processing.images.folders import find_images
 from biomedclip.source_checks import ADAPTER_CONFIG, check_source
 
-from .dual_encoders import BIOVIL, BIOVIL_REMEDY
+from ..cli.models import check_model_name, import_optional
+from .dual_encoders import BIOVIL, BIOVIL_INSTALL
+from .open_clip_folders import INSTALL, check_open_clip_weights, has_biomedclip_text_tower, is_open_clip_folder
+from .visual_question_answering import NO_HEAD
 
 
 CONFIG = "config.json"
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+QUESTIONS = "visual-question-answering"
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 _DATASET_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
@@ -37,7 +40,7 @@ def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> Non
     Args:
         name: Value of `--model`: a folder, a Hub id, `biovil` or `biovil-t`.
         task: `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`.
-        trust_remote_code: Whether code of the model may be run when it is loaded.
+        trust_remote_code: Whether code of the model may run when it is loaded.
 
     Raises:
         FileNotFoundError: If the folder or model does not exist.
@@ -45,28 +48,25 @@ def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> Non
         ValueError: If it is not a model, is a model for another task, or needs its own code. The message states what it
             is and what to do.
     """
-    _check_kind_of_model(name, task, trust_remote_code)
-    if name not in BIOVIL:
-        check_source(name, trust_remote_code=trust_remote_code)
-
-
-def _check_kind_of_model(name: str, task: str, trusted: bool) -> None:
     where, folder = f"--model {name}", Path(name)
     if name in BIOVIL:
-        _check_package("health_multimodal", where, BIOVIL_REMEDY)
-        return _refuse_for_questions(where, task, "a model of two towers")
-    if folder.is_file():
-        raise ValueError(f"{where} is a file. Name the folder of the model.")
+        import_optional("health_multimodal", where, BIOVIL_INSTALL)
+        return _refuse_questions(where, task)
+    check_model_name(name)
+    check_source(name, trust_remote_code=trust_remote_code)
     if not folder.is_dir():
-        return _check_on_hub(name, where, task, trusted)
+        config = _config_on_hub(name, where)
+        return None if config is None else _check_architecture(config, where, task, trust_remote_code)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
-        return _check_adapter(folder, where, task, trusted)
-    if (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / CONFIG).is_file():
-        _check_open_clip(folder, where)
-        return _refuse_for_questions(where, task, "an open_clip model of two towers")
+        return _check_adapter(folder, where, task, trust_remote_code)
+    if is_open_clip_folder(folder):
+        if not has_biomedclip_text_tower(folder):
+            import_optional("open_clip", f"{where} is in open_clip's layout. It", INSTALL)
+        check_open_clip_weights(folder)
+        return _refuse_questions(where, task)
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"{where}: {_what_else(folder)}")
-    _check_architecture(read_json(folder / CONFIG), where, task, trusted)
+        raise ValueError(f"{where}: {_describe(folder)}")
+    _check_architecture(read_json(folder / CONFIG), where, task, trust_remote_code)
     _check_weights(folder, where)
     if not is_port(folder):
         _check_processor(folder, where)
@@ -119,55 +119,42 @@ def _check_kind(path: Path, task: str, benchmark: str | None) -> None:
     if before != (task, benchmark):
         kinds = [f"{kind}{f' on {name}' if name else ''}" for kind, name in (before, (task, benchmark))]
         raise ValueError(
-            f"{path} holds results of {kinds[0]}, which {kinds[1]} would replace. Choose another --output-dir."
+            f"{path} contains results of {kinds[0]}, and {kinds[1]} would replace them. Choose another --output-dir."
         )
 
 
-def _check_on_hub(name: str, where: str, task: str, trusted: bool) -> None:
-    if "/" not in name.removeprefix("./"):
-        raise FileNotFoundError(f"{where}: there is no such folder (and an id on the Hub would be owner/name).")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"{where}: there is no such folder.")
+def _config_on_hub(name: str, where: str) -> dict[str, Any] | None:
+    """Return the configuration of a model on the Hub, or None for an adapter."""
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:
-        # An adapter has no model configuration.
-        if ADAPTER_CONFIG in str(error) or _has_adapter_on_hub(name):
-            return
+        if ADAPTER_CONFIG in str(error) or _is_adapter_on_hub(name):
+            return None
         reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"{where}: there is no such folder, and no such model on the Hub that can be reached ({reason})"
-        ) from error
-    _check_architecture(config, where, task, trusted)
+        raise FileNotFoundError(f"{where}: no such folder, and no model on the Hub was found ({reason}).") from error
+    return config
 
 
-def _has_adapter_on_hub(name: str) -> bool:
-    from transformers.utils.peft_utils import find_adapter_config_file
-
+def _is_adapter_on_hub(name: str) -> bool:
     try:
         return find_adapter_config_file(name) is not None
     except (OSError, ValueError):
         return False
 
 
-def _check_adapter(folder: Path, where: str, task: str, trusted: bool) -> None:
+def _check_adapter(folder: Path, where: str, task: str, trust_remote_code: bool) -> None:
     config = read_json(folder / ADAPTER_CONFIG)
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not base or not isinstance(base, str):
-        raise ValueError(
-            f"{where} is an adapter that names no base model. Set base_model_name_or_path in {ADAPTER_CONFIG}, or "
-            "merge the adapter and evaluate the merged model."
-        )
     _check_weights(folder, where)
     whole = config.get("modules_to_save") or []
     if "classifier" in whole:
         raise ValueError(
             f"{where} is an adapter with a head ({', '.join(map(str, whole))}), which answers with its own classes. "
-            f"{_advice(task)} Of a run with --merge-adapter, the folder merged/ holds the whole model."
+            f"{_advice(task)} After training with --merge-adapter, the folder merged/ contains the whole model."
         )
-    _refuse_for_questions(where, task, "an adapter of two towers")
+    _refuse_questions(where, task)
+    base = str(config.get("base_model_name_or_path"))
     try:
-        _check_kind_of_model(base, task, trusted)
+        check_model(base, task, trust_remote_code=trust_remote_code)
     except (FileNotFoundError, ValueError) as error:
         reason = str(error).removeprefix(f"--model {base}").removeprefix(":").strip()
         raise type(error)(
@@ -176,82 +163,56 @@ def _check_adapter(folder: Path, where: str, task: str, trusted: bool) -> None:
         ) from error
 
 
-def _check_open_clip(folder: Path, where: str) -> None:
-    config = read_json(folder / OPEN_CLIP_CONFIG)
-    check_known(config, folder / OPEN_CLIP_CONFIG)
-    text = config["model_cfg"].get("text_cfg")
-    name = str(text.get("hf_model_name")) if isinstance(text, dict) else ""
-    if "BiomedBERT" not in name and "PubMedBERT" not in name:
-        _check_package("open_clip", f"{where} is in open_clip's layout", 'pip install "biomedclip[open_clip]"')
-    if not any(path.suffix in (".safetensors", ".bin", ".pt") for path in folder.iterdir()):
-        raise FileNotFoundError(f"{where}: no weights there, such as open_clip_model.safetensors.")
-
-
-def _check_package(package: str, why: str, remedy: str) -> None:
-    if find_spec(package) is None:
-        raise ImportError(f"{why}: the model needs the package {package}: {remedy}.")
-
-
-def _refuse_for_questions(where: str, task: str, what: str) -> None:
-    if task == "visual-question-answering":
-        raise ValueError(f"{where} is {what} and has no head for questions. {_advice(task)}")
+def _refuse_questions(where: str, task: str) -> None:
+    if task == QUESTIONS:
+        raise ValueError(NO_HEAD.format(where=where))
 
 
 def _advice(task: str) -> str:
-    if task == "visual-question-answering":
-        return (
-            "Train one: biomedclip train --config vqa_rad --model-name-or-path MODEL --train-data ... "
-            "--output-dir answers"
-        )
     return f"{task} needs a dual encoder, such as the model that it was trained from."
 
 
-def _check_architecture(config: Any, where: str, task: str, trusted: bool) -> None:
-    """Check the model type in a configuration."""
+def _check_architecture(config: Any, where: str, task: str, trust_remote_code: bool) -> None:
+    """Check the model type and the architecture in a configuration."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ValueError(f"{where}: its {CONFIG} has no model_type, so it is not a model of transformers.")
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
     answers = architecture.endswith(("ForVisualQuestionAnswering", "ForQuestionAnswering"))
-    if task == "visual-question-answering":
+    if task == QUESTIONS:
         if architecture and not answers:
-            raise ValueError(
-                f"{where} has no head for questions ({architecture}): it would answer at random. {_advice(task)}"
-            )
+            _refuse_questions(f"{where} ({architecture})", task)
         return
     if answers:
         raise ValueError(
-            f"{where} answers questions ({architecture}): measure it with biomedclip evaluate "
-            f"visual-question-answering. {_advice(task)}"
+            f"{where} answers questions ({architecture}). Measure it with biomedclip evaluate {QUESTIONS}. "
+            f"{_advice(task)}"
         )
     if "Classification" in architecture and "ZeroShot" not in architecture:
         raise ValueError(
-            f"{where} is a classifier ({architecture}), which has no text tower. {_advice(task)} The accuracy of the "
-            "classifier itself is in its train_results.json, and pipeline('image-classification', model=...) gives its "
-            "answers."
+            f"{where} is a classifier ({architecture}), which has no text tower. {_advice(task)} Its own accuracy is "
+            "in train_results.json, and pipeline('image-classification', model=...) returns its predictions."
         )
-    if config["model_type"] not in CONFIG_MAPPING:
-        if not trusted:
-            raise ValueError(
-                f"{where}: its model_type {config['model_type']!r} is not one of transformers "
-                f"{version('transformers')}."
-                + (" Its own code runs with --trust-remote-code alone." if config.get("auto_map") else "")
-            )
-        return  # the loader handles models with their own code
-    model_class = MODEL_MAPPING.get(CONFIG_MAPPING[config["model_type"]], None)
-    classes = model_class if isinstance(model_class, tuple) else (model_class,)
+    model_type = config["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        if trust_remote_code:
+            return
+        own_code = " It has its own code, which needs --trust-remote-code." if config.get("auto_map") else ""
+        known = f"transformers {version('transformers')} does not have the model_type {model_type!r}"
+        raise ValueError(f"{where}: {known}.{own_code}")
+    classes = MODEL_MAPPING.get(CONFIG_MAPPING[model_type], None)
+    model_class = classes[0] if isinstance(classes, tuple) else classes
     for method in ("get_image_features", "get_text_features"):
-        if classes[0] is None or not hasattr(classes[0], method):
-            kind = classes[0].__name__ if classes[0] is not None else config["model_type"]
+        if not hasattr(model_class, method):
+            kind = model_type if model_class is None else model_class.__name__
             raise ValueError(f"{where} is a {kind}, not a dual encoder: it has no {method}. {_advice(task)}")
 
 
 def _check_weights(folder: Path, where: str) -> None:
     files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
-    files += sorted(folder.glob("adapter_model.bin"))
     if not files:
-        what = "exported graphs, which are not evaluated" if _graphs(folder) else "none of a model"
-        raise FileNotFoundError(f"{where}: no weights there (model.safetensors or pytorch_model.bin); it holds {what}.")
+        exported = " It contains exported graphs, which cannot be evaluated." if _has_graphs(folder) else ""
+        raise FileNotFoundError(f"{where}: no weights, neither model.safetensors nor pytorch_model.bin.{exported}")
     for index in folder.glob("*.index.json"):
         shards = read_json(index).get("weight_map", {})
         if missing := sorted({str(shard) for shard in shards.values() if not (folder / str(shard)).is_file()}):
@@ -267,37 +228,41 @@ def _check_weights(folder: Path, where: str) -> None:
 
 def _check_processor(folder: Path, where: str) -> None:
     for what, names in (("image processor", _PROCESSOR_FILES), ("tokenizer", _TOKENIZER_FILES)):
-        if not any((folder / name).is_file() for name in names):
+        if not _has_any(folder, names):
             raise FileNotFoundError(
-                f"{where}: no {what} there ({' or '.join(names)}). Save the processor beside the model: "
+                f"{where}: no {what} ({' or '.join(names)}). Save the processor with the model: "
                 "processor.save_pretrained(folder)."
             )
 
 
-def _graphs(folder: Path) -> bool:
+def _has_any(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+def _has_graphs(folder: Path) -> bool:
     return any(folder.glob("*.onnx")) or any(folder.glob("*.xml"))
 
 
-def _what_else(folder: Path) -> str:
-    """Return a description of a folder without a model configuration, and what to do."""
-    if not any(folder.iterdir()):
+def _describe(folder: Path) -> str:
+    """Return what a folder without a model configuration contains, and what to do."""
+    names = [path.name for path in sorted(folder.iterdir())]
+    if not names:
         return "the folder is empty. Name the folder of a model."
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: path.name.split("-")[-1].zfill(12))
     if checkpoints:
         return (
-            f"no {CONFIG} there, so its training did not end. Finish it with --resume-from-checkpoint true, or name a "
+            f"no {CONFIG}, so its training did not end. Finish it with --resume-from-checkpoint true, or name a "
             f"checkpoint, such as {checkpoints[-1]}."
         )
     if (folder / "report.json").is_file() and (folder / "data").is_dir():
         return "a dataset that biomedclip build wrote, not a model. Pass it as --data."
-    if _graphs(folder):
-        return "exported graphs, which are not evaluated. Name the model that they were exported from."
-    if any((folder / name).is_file() for name in _DATASET_FILES) or any(folder.rglob("*.parquet")):
+    if _has_graphs(folder):
+        return "exported graphs, which cannot be evaluated. Name the model that was exported."
+    if _has_any(folder, _DATASET_FILES) or any(folder.rglob("*.parquet")):
         return "a dataset, not a model. Pass it as --data."
-    if any((folder / name).is_file() for name in (*_PROCESSOR_FILES, *_TOKENIZER_FILES)):
+    if _has_any(folder, _PROCESSOR_FILES + _TOKENIZER_FILES):
         return f"a processor without a model (no {CONFIG} and no weights). Name the folder of a model."
     if find_images(folder, link_depth=1).images:
         return "a folder of images, not a model. Pass it as --data."
-    names = [path.name for path in sorted(folder.iterdir())]
     shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"no {CONFIG} there, so it is not a model. It holds {shown}."
+    return f"no {CONFIG}, so it is not a model. It contains {shown}."

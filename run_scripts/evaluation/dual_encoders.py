@@ -1,7 +1,6 @@
-"""Anyone's dual encoder as one that the evaluation takes: transformers' models, adapters, open_clip's, BioViL's."""
+"""Load dual encoders with one interface: models and adapters of transformers, models of open_clip, and BioViL."""
 
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,36 +16,38 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
 
-from biomedclip import BiomedCLIPModel, from_open_clip
+from biomedclip import from_open_clip
 from biomedclip.contrastive_trainer import are_processes_on_cpu
 from biomedclip.conversion.community_port import is_port
-from biomedclip.conversion.files import OPEN_CLIP_CONFIG, read_json
-from biomedclip.conversion.open_clip_settings import check_known
+from biomedclip.conversion.files import read_json
 from biomedclip.embedding import normalize
 from biomedclip.source_checks import ADAPTER_CONFIG, check_source
 
+from ..cli.models import check_model_name, import_optional
 from ..cli.trust import questions_are_errors
 from ..hub.fingerprints import weights_fingerprint
-from .open_clip_folders import load_with_open_clip
+from .open_clip_folders import has_biomedclip_text_tower, is_open_clip_folder, load_with_open_clip
 
 
 BIOVIL = ("biovil", "biovil-t")
-BIOVIL_REMEDY = "pip install hi-ml-multimodal, or 'biomedclip[biovil]' (https://github.com/microsoft/hi-ml)"
+BIOVIL_INSTALL = "pip install hi-ml-multimodal, or 'biomedclip[biovil]' (https://github.com/microsoft/hi-ml)"
 
 
 @dataclass
 class DualEncoder:
-    """A model with its processor, both with the interface of transformers' dual encoders.
+    """A model and its processor, with the interface of the dual encoders of transformers.
 
     Args:
-        name: As it was given.
-        type: `biomedclip`, `clip`, `siglip`, ... as transformers calls it, or `open_clip`, `biovil`, `biovil-t`.
-        model: Has `get_image_features`, `get_text_features` (which give an object with `pooler_output`), `logit_scale`,
-            `config` and `device`.
+        name: The name that the user passed.
+        type: The model type in transformers (`biomedclip`, `clip`, `siglip`, ...), `open_clip`, `biovil` or `biovil-t`.
+        model: Has `get_image_features` and `get_text_features` (which return an object with `pooler_output`),
+            `logit_scale`, `config` and `device`.
         processor: Has `image_processor` and `tokenizer`, and takes `text=`.
-        precision: `float32`, or `bfloat16` for products within the towers; what comes out of them is float32 always.
+        precision: `float32`, or `bfloat16` for the products in the towers. Their outputs are always float32.
+
+    Attributes:
         weights: Fingerprint of the tensors.
-        processing: Fingerprint of the settings of image processor and tokenizer.
+        processing: Fingerprint of the settings of the image processor and the tokenizer.
     """
 
     name: str
@@ -63,25 +64,25 @@ class DualEncoder:
 
     @property
     def logit_scale(self) -> float:
-        """The inverse temperature."""
+        """Return the inverse temperature."""
         return float(self.model.logit_scale.detach().float().exp())
 
     def precise(self) -> AbstractContextManager[Any]:
-        """The precision of the towers, as a context."""
+        """Return a context in which the towers have the precision."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
     @torch.no_grad()
     def embed_pixels(self, pixel_values: torch.Tensor, features: str = "embeds") -> torch.Tensor:
-        """Features of images, float32, on the CPU.
+        """Return features of images, float32 on the CPU.
 
         Args:
             pixel_values: Of shape `(images, 3, height, width)`.
-            features: `embeds`, projected and L2-normalised; or `hidden`, what the image tower gives to its projection.
+            features: `embeds` for L2-normalized embeddings, or `hidden` for the state before the projection.
 
         Raises:
-            ValueError: `hidden` of a model that does not show it.
+            ValueError: If the model does not provide `hidden`.
         """
         pixel_values = pixel_values.to(self.model.device)
         with self.precise():
@@ -90,44 +91,44 @@ class DualEncoder:
             tower = getattr(self.model, "vision_model", None)
             if tower is None:
                 raise ValueError(
-                    f"{self.name} does not show the hidden state of its image tower: use --probe-features embeds."
+                    f"{self.name} does not provide the hidden state of its image tower. Use --probe-features embeds."
                 )
             return tower(pixel_values=pixel_values).pooler_output.float().cpu()
 
 
 @questions_are_errors()
 def load_dual_encoder(name: str, *, precision: str = "float32", trust_remote_code: bool = False) -> DualEncoder:
-    """Loads a dual encoder.
+    """Load a dual encoder in evaluation mode and float32 on the device of this process.
 
     Args:
-        name: A folder or Hub id in transformers' layout (BiomedCLIP, CLIP, SigLIP, ... or a PEFT adapter of one); a
-            folder in open_clip's layout; `biovil` or `biovil-t`, which need the package `health_multimodal`.
+        name: A folder or Hub id in transformers' layout (BiomedCLIP, CLIP, SigLIP, ..., or a PEFT adapter of one), a
+            folder in open_clip's layout, or `biovil` or `biovil-t`, which need the package `health_multimodal`.
         precision: See [`DualEncoder`].
-        trust_remote_code: Whether the code of the folder or repository may be run.
-
-    Returns:
-        The model in evaluation mode and float32 (in half precision similarities would tie), on this process's device.
+        trust_remote_code: Whether the code of the folder or repository may run.
 
     Raises:
-        FileNotFoundError: No such folder.
-        ValueError: The folder holds no dual encoder.
-        ImportError: A package that this model needs is not installed.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it is not a dual encoder.
+        ImportError: If a package that the model needs is not installed.
     """
+    folder = Path(name)
     if name in BIOVIL:
-        kind, model, processor = _load_biovil(name)
-    elif (Path(name) / OPEN_CLIP_CONFIG).is_file() and not (Path(name) / "config.json").is_file():
-        kind, model, processor = _load_open_clip(Path(name))
-    elif Path(name).is_dir() and is_port(Path(name)):
-        model, processor = from_open_clip(name)
-        kind = "biomedclip"
+        kind, model, processor = name, *_load_biovil(name)
+    elif is_port(folder) or (is_open_clip_folder(folder) and has_biomedclip_text_tower(folder)):
+        model, processor = from_open_clip(folder)
+        kind = model.config.model_type
+    elif is_open_clip_folder(folder):
+        model, preprocess, tokenizer = load_with_open_clip(folder)
+        kind, model, processor = "open_clip", _OpenClipModel(model), _OpenClipProcessor(preprocess, tokenizer)
     else:
-        kind, model, processor = _load_transformers(name, trust_remote_code)
+        model, processor = _load_transformers(name, trust_remote_code)
+        kind = model.config.model_type
     device = PartialState(cpu=are_processes_on_cpu()).device
     return DualEncoder(name, kind, model.float().eval().to(device), processor, precision)
 
 
 def _settings(processor: Any) -> str:
-    """A hash of what decides about pixels and tokens."""
+    """Return a hash of the settings that pixels and tokens depend on."""
     tokenizer = processor.tokenizer
     vocabulary = sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else repr(tokenizer)
     image_processor = processor.image_processor
@@ -137,9 +138,8 @@ def _settings(processor: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _load_transformers(name: str, trust_remote_code: bool) -> tuple[str, Any, Any]:
-    if "/" not in name.removeprefix("./") and not Path(name).is_dir():
-        raise FileNotFoundError(f"--model {name}: there is no such folder (and an id on the Hub would be owner/name).")
+def _load_transformers(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    check_model_name(name)
     check_source(name, trust_remote_code=trust_remote_code)
     model = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
     for method in ("get_image_features", "get_text_features", "logit_scale"):
@@ -148,37 +148,24 @@ def _load_transformers(name: str, trust_remote_code: bool) -> tuple[str, Any, An
     base = name
     if (Path(name) / ADAPTER_CONFIG).is_file() and not (Path(name) / "processor_config.json").is_file():
         base = read_json(Path(name) / ADAPTER_CONFIG)["base_model_name_or_path"]
-    return model.config.model_type, model, _load_processor(base, model, trust_remote_code)
+    return model, _load_processor(base, model, trust_remote_code)
 
 
 def _load_processor(name: str, model: Any, trust_remote_code: bool) -> Any:
     try:
-        # Pillow, even if torchvision is installed: torchvision's own resampling gives other pixels.
+        # torchvision resamples in another way, so Pillow is used even if torchvision is installed.
         return AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=trust_remote_code)
     except ValueError:
         settings, _ = CLIPImageProcessorPil.get_image_processor_dict(name, trust_remote_code=False)
-        # A class of transformers 4, which checkpoints of that time name. AutoProcessor of transformers 5 fails on it.
+        # Checkpoints of transformers 4 name this class. The AutoProcessor of transformers 5 fails on it.
         if model.config.model_type != "clip" or settings.get("image_processor_type") != "CLIPFeatureExtractor":
             raise
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         return CLIPProcessor(CLIPImageProcessorPil.from_dict(settings), tokenizer)
 
 
-def _load_open_clip(folder: Path) -> tuple[str, Any, Any]:
-    """BiomedCLIP's layout through our own reader, any other through open_clip."""
-    path = folder / OPEN_CLIP_CONFIG
-    stored = read_json(path)
-    check_known(stored, path)
-    bert_name = str((stored["model_cfg"].get("text_cfg") or {}).get("hf_model_name"))
-    if "BiomedBERT" in bert_name or "PubMedBERT" in bert_name:
-        model, processor = from_open_clip(folder)
-        return BiomedCLIPModel.config_class.model_type, model, processor
-    model, preprocess, tokenizer = load_with_open_clip(folder)
-    return "open_clip", _OpenClipModel(model), _OpenClipProcessor(preprocess, tokenizer)
-
-
 class _OpenClipModel(nn.Module):
-    """open_clip's model with transformers' interface."""
+    """A model of open_clip with the interface of transformers."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -201,7 +188,7 @@ class _OpenClipModel(nn.Module):
 
 
 class _TransformedImages:
-    """A torchvision transform as an image processor."""
+    """A torchvision transform with the interface of an image processor."""
 
     def __init__(self, transform: Any, mode: str):
         self.transform = transform
@@ -215,39 +202,40 @@ class _TransformedImages:
 
 
 class _OpenClipProcessor:
-    """open_clip's transform and tokenizer with transformers' interface; all texts have the full length."""
+    """Transform and tokenizer of open_clip with the interface of transformers. All texts are padded to full length."""
 
     def __init__(self, transform: Any, tokenizer: Any):
         self.image_processor = _TransformedImages(transform, "RGB")
         self.open_clip_tokenizer = tokenizer
-        # A mask is not among its inputs: padding is told by the ids.
+        # The model has no attention mask. It sees padding by the ids.
         self.tokenizer = SimpleNamespace(
             model_max_length=tokenizer.context_length, pad_token_id=0, model_input_names=["input_ids"]
         )
 
     def __call__(self, text: Sequence[str], max_length: int | None = None, **kwargs: Any) -> dict[str, Any]:
-        # Without a limit it is asked how long the texts are, which this tokenizer does not tell.
+        # Without a limit, the caller asks for the length of the texts, which this tokenizer does not tell.
         length = self.tokenizer.model_max_length if max_length is None else max_length
         return {"input_ids": self.open_clip_tokenizer(list(text), context_length=length).tolist()}
 
 
-def _load_biovil(name: str) -> tuple[str, Any, Any]:
+def _load_biovil(name: str) -> tuple[Any, Any]:
     """Load BioViL or BioViL-T from Microsoft's `health_multimodal`, which has one inference engine for each tower.
 
     The temperature is not published, so logits are similarities. Ranks and accuracy do not depend on it.
     """
-    needed = f"--model {name}: the model is not in transformers"
-    image = _import("health_multimodal.image.utils", needed, BIOVIL_REMEDY)
-    text = _import("health_multimodal.text.utils", needed, BIOVIL_REMEDY)
+    image, text = (
+        import_optional(f"health_multimodal.{part}.utils", f"--model {name}", BIOVIL_INSTALL)
+        for part in ("image", "text")
+    )
     of_images, of_texts = ("BIOVIL_T", "BIOVIL_T_BERT") if name == "biovil-t" else ("BIOVIL", "CXR_BERT")
     image_engine = image.get_image_inference(getattr(image.ImageModelType, of_images))
     text_engine = text.get_bert_inference(getattr(text.BertEncoderType, of_texts))
     processor = _BioVilProcessor(image_engine.transform, text_engine.tokenizer)
-    return name, _BioVilModel(image_engine.model, text_engine.model, name), processor
+    return _BioVilModel(image_engine.model, text_engine.model, name), processor
 
 
 class _BioVilModel(nn.Module):
-    """BioViL's two towers with transformers' interface."""
+    """The two towers of BioViL with the interface of transformers."""
 
     def __init__(self, image_model: nn.Module, text_model: nn.Module, name: str):
         super().__init__()
@@ -269,7 +257,7 @@ class _BioVilModel(nn.Module):
 
 
 class _BioVilImages(_TransformedImages):
-    """BioViL's transform. Values are first scaled to 0 to 255, as the package does with every image that it reads."""
+    """The transform of BioViL. The package scales every image that it reads to 0 to 255 first."""
 
     def __call__(self, images: Sequence[Any], return_tensors: str = "pt") -> dict[str, torch.Tensor]:
         return super().__call__([_scaled(image) for image in images], return_tensors)
@@ -288,19 +276,12 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 class _BioVilProcessor:
-    """BioViL's transform of gray images, and its tokenizer, with the interface of transformers."""
+    """The transform and the tokenizer of BioViL with the interface of transformers."""
 
     def __init__(self, transform: Any, tokenizer: Any):
         self.image_processor = _BioVilImages(transform, "L")
         self.tokenizer = tokenizer
 
     def __call__(self, text: Sequence[str], **kwargs: Any) -> Any:
-        # The package removes punctuation at the end of each text, too.
+        # The package removes punctuation at the end of a text.
         return self.tokenizer([item.rstrip("!?.") for item in text], **kwargs)
-
-
-def _import(module: str, why: str, remedy: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{why} and needs the package {module.split('.')[0]}: {remedy}.") from error

@@ -21,7 +21,7 @@ from biomedclip.processing.collator import IGNORED_LABEL
 from biomedclip.processing.images.reading import ImageError, read_row_image
 from biomedclip.source_checks import check_source
 
-from ..cli.model_names import check_model_name
+from ..cli.models import check_model_name
 from ..cli.reporting import no_warnings_of_transformers, say, say_undefined, show_table, write_text
 from ..cli.trust import questions_are_errors
 from ..training.visual_question_answering import check_questions_readable, load_questions

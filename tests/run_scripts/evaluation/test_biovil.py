@@ -1,4 +1,4 @@
-"""BioViL and BioViL-T of the package hi-ml-multimodal, with random weights, beside the package's own inference."""
+"""BioViL and BioViL-T with random weights give the results of the package hi-ml-multimodal."""
 
 import json
 
@@ -15,6 +15,7 @@ from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
 from biomedclip.run_scripts.main import main
 
 
+pytestmark = pytest.mark.slow
 pytest.importorskip(
     "health_multimodal", reason="the package is not installed: pip install hi-ml-multimodal, or biomedclip[biovil]"
 )
@@ -30,7 +31,7 @@ from health_multimodal.text.model import CXRBertConfig, CXRBertModel, CXRBertTok
 from health_multimodal.vlp import ImageTextInferenceEngine
 
 
-# CXR-BERT as published, but for its depth and its vocabulary, which is not in the package.
+# CXR-BERT as published, with fewer layers. Its vocabulary is not in the package.
 CXR_BERT = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "projection_size": 128} | {
     "num_hidden_layers": 2,
     "max_position_embeddings": 512,
@@ -46,7 +47,7 @@ KINDS = {"biovil": ("resnet50", 480), "biovil-t": ("resnet50_multi_image", 448)}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The files that the package downloads, with random weights."""
+    """Write the files that the package downloads, with random weights."""
     root = tmp_path_factory.mktemp("biovil")
     torch.manual_seed(0)
     for kind, (encoder, _) in KINDS.items():
@@ -65,7 +66,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def downloads(files, monkeypatch):
-    """Lead the package's downloads to the files."""
+    """Replace the downloads of the package by the files."""
     monkeypatch.setattr(pretrained, "_download_biovil_image_model_weights", lambda: files / "biovil.pt")
     monkeypatch.setattr(pretrained, "_download_biovil_t_image_model_weights", lambda: files / "biovil-t.pt")
     for name in ("BIOMED_VLP_CXR_BERT_SPECIALIZED", "BIOMED_VLP_BIOVIL_T"):
@@ -80,7 +81,7 @@ def downloads(files, monkeypatch):
 
 
 def engine_of(encoder) -> ImageTextInferenceEngine:
-    """Put the models into the package's own inference, which reads and prepares images and texts itself."""
+    """Return the inference of the package with our models. It reads and prepares images and texts itself."""
     transform = create_chest_xray_transform_for_inference(resize=512, center_crop_size=KINDS[encoder.type][1])
     return ImageTextInferenceEngine(
         ImageInferenceEngine(encoder.model.image_model, transform),
@@ -89,7 +90,7 @@ def engine_of(encoder) -> ImageTextInferenceEngine:
 
 
 def save_images(folder) -> list:
-    """Radiographs as gray and color files, two of which do not use all values."""
+    """Save gray and color radiographs. Two of them do not use all values."""
     folder.mkdir()
     gray = Image.fromarray(drawn_pixels(0, 600, True)).convert("L")
     narrow = Image.fromarray((np.asarray(gray) * 0.4 + 30).astype(np.uint8))
@@ -100,7 +101,7 @@ def save_images(folder) -> list:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_embeddings_are_those_of_the_package(kind, downloads, tmp_path):
+def test_embeddings_equal_those_of_the_package(kind, downloads, tmp_path):
     encoder = load_dual_encoder(kind)
     engine = engine_of(encoder)
     assert encoder.type == kind and not encoder.model.training
@@ -108,13 +109,13 @@ def test_embeddings_are_those_of_the_package(kind, downloads, tmp_path):
     theirs = torch.stack([engine.image_inference_engine.get_projected_global_embedding(path) for path in paths])
     ours = embed_images(encoder.model, encoder.processor, [read_image(path) for path in paths])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
-    assert (ours[1:] - ours[0]).abs().amax(dim=1).min() > 1e-4, "images differ by far more"
+    assert (ours[1:] - ours[0]).abs().amax(dim=1).min() > 1e-4, "images differ by more than the tolerance"
     theirs = engine.text_inference_engine.get_embeddings_from_prompt(TEXTS[:-1])
     ours = embed_texts(encoder.model, encoder.processor, TEXTS)
     torch.testing.assert_close(ours[:-1], theirs, rtol=0, atol=2e-6)
     with pytest.raises(ValueError, match="longer than the maximum"):
         engine.text_inference_engine.get_embeddings_from_prompt(TEXTS[-1:])
-    assert ours[-1].isfinite().all(), "cut at 512 tokens, where the package gives up"
+    assert ours[-1].isfinite().all(), "long texts are cut at 512 tokens"
 
 
 def test_rsna_is_classified_with_the_prompts_of_the_biovil_paper(downloads, tmp_path):
