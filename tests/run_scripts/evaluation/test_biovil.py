@@ -15,7 +15,6 @@ from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
 from biomedclip.run_scripts.main import main
 
 
-pytestmark = pytest.mark.slow
 pytest.importorskip(
     "health_multimodal", reason="the package is not installed: pip install hi-ml-multimodal, or biomedclip[biovil]"
 )
@@ -29,6 +28,9 @@ from health_multimodal.text import TextInferenceEngine
 from health_multimodal.text import utils as text_utils
 from health_multimodal.text.model import CXRBertConfig, CXRBertModel, CXRBertTokenizer
 from health_multimodal.vlp import ImageTextInferenceEngine
+
+
+pytestmark = pytest.mark.slow
 
 
 # CXR-BERT as published, with fewer layers. Its vocabulary is not in the package.
