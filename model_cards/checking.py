@@ -19,7 +19,7 @@ _EMPTY_CELL = re.compile(r"\|\s*(None|NaN|nan|null|-|)\s*(?=\|)")
 _RULE = re.compile(r"[|\s:-]*-[|\s:-]*")
 
 
-def problems_of(card: str) -> list[str]:
+def find_problems(card: str) -> list[str]:
     """What a model's card still lacks.
 
     Args:

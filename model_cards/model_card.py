@@ -124,7 +124,7 @@ def _metadata(facts: Mapping[str, Any]) -> str:
         language=["en"],
         license=license,
         license_name="other-terms" if license == "other" else None,
-        license_link="#licence" if license == "other" else None,
+        license_link="#license" if license == "other" else None,
         library_name=facts["model"]["layout"],
         pipeline_tag="zero-shot-image-classification",
         datasets=[facts["dataset"]["id"]] if _HUB_ID.fullmatch((facts["dataset"] or {}).get("id") or "") else None,
@@ -216,7 +216,7 @@ def _data(facts: Mapping[str, Any], published: bool) -> str:
     pairs, train = report["pairs"], report["splits"]["train"]["pairs"]
     source = (
         "Drawn by a program to try the software on: no article, picture or licence in it is real."
-        if report["drawn"]
+        if report["synthetic"]
         else f"Figures and captions of PubMed Central (source {code(public_name(report['source']))}, inventory "
         f"{markdown(report['inventory_date'] or 'none in the source')}), built on {markdown(report['built'])} with "
         f"biomedclip {markdown(report['versions']['biomedclip'])}."

@@ -5,10 +5,9 @@ fields. Each of these cases raises a `ValueError` that names the file.
 """
 
 import json
-import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import yaml
 
 LARGEST = 64 * 2**20  # bytes of a JSON, YAML or Markdown file
 DEEPEST = 50  # levels of nesting
-MOST_VALUES = 100_000  # values of a YAML file, because aliases can repeat a value any number of times
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFDIR: "a folder",
@@ -33,11 +31,10 @@ def find_file(folder: Path, name: str, *, allowed: Callable[[str], bool] | None 
     Args:
         folder: The folder. It may be a link, because the user has named it.
         name: Path of the file in the folder.
-        allowed: Function that returns whether a link may point to a path in the folder. By default, a link may point to
-            any file in the folder.
+        allowed: Function that returns whether a link may point to a path in the folder (default: to any path).
 
     Returns:
-        The path with all links resolved, or `None` if the file does not exist.
+        The path with all links resolved, or None if the file does not exist.
 
     Raises:
         ValueError: If a link points outside the folder, is broken, or points to a file that is not allowed, or if the
@@ -46,22 +43,20 @@ def find_file(folder: Path, name: str, *, allowed: Callable[[str], bool] | None 
     path = folder / name
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
-            raise ValueError(f"{path} is a link that leads to nothing. Remove it.") from None
-        return None
-    except NotADirectoryError:
+            raise ValueError(f"{path} is a broken link. Remove it.") from None
         return None
     except OSError as error:
         raise ValueError(f"{path} cannot be opened ({error.strerror}). Remove it.") from error
     root, target = folder.resolve(), path.resolve()
     if not target.is_relative_to(root):
-        raise ValueError(f"{path} is a link that leaves its folder: it leads to {target}. Put a copy in its place.")
+        raise ValueError(f"{path} is a link that points outside its folder, to {target}. Replace it with a copy.")
     inside = target.relative_to(root).as_posix()
     if inside != Path(name).as_posix() and allowed is not None and not allowed(inside):
-        raise ValueError(f"{path} is a link to {inside}, which is not published. Put the right file in its place.")
+        raise ValueError(f"{path} is a link to {inside}, which is not published. Replace it with a copy.")
     if kind != stat.S_IFREG:
-        raise ValueError(f"{path} is {_KINDS.get(kind, 'something else')}, not a regular file. Remove it.")
+        raise ValueError(f"{path} is {_KINDS.get(kind, 'a special file')}, not a regular file. Remove it.")
     return target
 
 
@@ -81,7 +76,7 @@ def refuse_links_out(folder: Path, root: Path | None = None) -> None:
         for path in [Path(place), *(Path(place, name) for name in [*folders, *names])]:
             if path.is_symlink() and path != root and not path.resolve().is_relative_to(inside):
                 raise ValueError(
-                    f"{path} is a link that leaves {root}: it leads to {path.resolve()}. Put a copy in its place, or "
+                    f"{path} is a link that points outside {root}, to {path.resolve()}. Replace it with a copy, or "
                     "remove it."
                 )
 
@@ -102,10 +97,10 @@ def read_text(path: Path, *, largest: int = LARGEST) -> str:
     with open(descriptor, "rb") as file:
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
         if kind != stat.S_IFREG:
-            raise ValueError(f"{path} is {_KINDS.get(kind, 'something else')}, not a regular file. Remove it.")
+            raise ValueError(f"{path} is {_KINDS.get(kind, 'a special file')}, not a regular file. Remove it.")
         content = file.read(largest + 1)
     if len(content) > largest:
-        raise ValueError(f"{path} is larger than {largest / 2**20:g} MiB, so it is not what it should be. Remove it.")
+        raise ValueError(f"{path} is larger than {largest / 2**20:g} MiB. Remove it.")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -120,21 +115,11 @@ def read_json(path: Path, *, largest: int = LARGEST) -> Any:
         largest: Largest size in bytes.
 
     Raises:
-        ValueError: If [`read_text`] refuses the file, or if it is not strict JSON: NaN, infinities and numbers beyond
-            the range of float64 are refused, and so is nesting of more than 50 levels.
+        ValueError: If [`read_text`] refuses the file, it is not strict JSON (without NaN and infinity), or it has more
+            than 50 levels of nesting.
         OSError: If it cannot be read.
     """
-    text = read_text(path, largest=largest)
-    try:
-        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-        _check_extent(content)
-        if "\\u" in text:
-            json.dumps(content, ensure_ascii=False).encode()  # fails on half a surrogate pair
-    except RecursionError:
-        raise ValueError(f"{path} is damaged (it is nested too deeply).") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}).") from error
-    return content
+    return _parse(path, read_text(path, largest=largest), json.loads)
 
 
 def read_yaml(path: Path, *, largest: int = 2**20) -> Any:
@@ -145,19 +130,39 @@ def read_yaml(path: Path, *, largest: int = 2**20) -> Any:
         largest: Largest size in bytes.
 
     Raises:
-        ValueError: If [`read_text`] refuses the file, if it is not YAML of plain values, or if its aliases make it
-            larger than 100,000 values.
+        ValueError: If [`read_text`] refuses the file, it contains aliases or a value that JSON does not have, or it has
+            more than 50 levels of nesting.
         OSError: If it cannot be read.
     """
-    text = read_text(path, largest=largest)
+    return _parse(path, read_text(path, largest=largest), _load_yaml)
+
+
+def _load_yaml(text: str) -> Any:
+    # A few aliases of aliases can stand for more values than fit into memory.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise ValueError("it contains an alias")
+    return yaml.safe_load(text)
+
+
+def _parse(path: Path, text: str, parse: Callable[[str], Any]) -> Any:
+    """Parse a text and check that the content can be written as strict JSON."""
     try:
-        content = yaml.safe_load(text)
-        _check_extent(content, MOST_VALUES)
+        content = parse(text)
+        _check_depth(content)
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError(f"{path} is damaged (it is nested too deeply).") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}).") from error
     return content
+
+
+def _check_depth(content: Any, levels: int = DEEPEST) -> None:
+    if levels == 0:
+        raise ValueError("it is nested too deeply")
+    if isinstance(content, Mapping | list):
+        for value in content.values() if isinstance(content, Mapping) else content:
+            _check_depth(value, levels - 1)
 
 
 def check_shape(path: Path, content: Any, shape: Any, where: str = "") -> None:
@@ -169,74 +174,32 @@ def check_shape(path: Path, content: Any, shape: Any, where: str = "") -> None:
         shape: A type or a tuple of types; `[shape]` for a list; `{str: shape}` for an object with any names; or an
             object that gives the shape of each field. A field whose name ends with `?` may be missing or null. Other
             fields are ignored. `bool` does not count as a number.
-        where: Name of the part that is compared, for the error.
+        where: Name of the part that is checked, for the error.
 
     Raises:
         ValueError: If a field is missing or has another type.
     """
-    if isinstance(shape, Mapping):
-        if not isinstance(content, Mapping):
-            raise ValueError(f"{path}: {where or 'the file'} must be an object, not {_short(content)}.")
-        if set(shape) == {str}:
-            for name, value in content.items():
-                check_shape(path, value, shape[str], f"{where}.{name}".lstrip("."))
-            return
+    kinds: Any = dict if isinstance(shape, Mapping) else list if isinstance(shape, list) else shape
+    names = {dict: "an object", list: "a list", type(None): "null"}
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    unexpected_bool = isinstance(content, bool) and not {bool, object} & set(kinds)
+    if not isinstance(content, kinds) or unexpected_bool:
+        expected = " or ".join(names.get(kind, kind.__name__) for kind in kinds)
+        found = repr(content)
+        found = found if len(found) <= 60 else f"{found[:60]}..."
+        raise ValueError(f"{path}: {where or 'the file'} must be {expected}, not {found}.")
+    if isinstance(shape, list):
+        for number, value in enumerate(content):
+            check_shape(path, value, shape[0], f"{where}[{number}]")
+    elif isinstance(shape, Mapping) and set(shape) == {str}:
+        for name, value in content.items():
+            check_shape(path, value, shape[str], f"{where}.{name}".lstrip("."))
+    elif isinstance(shape, Mapping):
         for field, inner in shape.items():
             name = field.removesuffix("?")
             part = f"{where}.{name}".lstrip(".")
-            if content.get(name) is None and field.endswith("?"):
+            if content.get(name) is None and name != field:
                 continue
             if name not in content:
                 raise ValueError(f"{path}: {part} is missing.")
             check_shape(path, content[name], inner, part)
-    elif isinstance(shape, list):
-        if not isinstance(content, list):
-            raise ValueError(f"{path}: {where} must be a list, not {_short(content)}.")
-        for number, value in enumerate(content):
-            check_shape(path, value, shape[0], f"{where}[{number}]")
-    else:
-        kinds = shape if isinstance(shape, tuple) else (shape,)
-        number_wanted = isinstance(content, bool) and not {bool, object} & set(kinds)
-        if not isinstance(content, kinds) or number_wanted:
-            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise ValueError(f"{path}: {where} must be {names}, not {_short(content)}.")
-
-
-def _short(content: Any) -> str:
-    text = repr(content)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _check_extent(content: Any, most: float = math.inf) -> None:
-    """Count the values level by level, so that YAML aliases cannot exceed the limit."""
-    level, count = [content], 0
-    for _ in range(DEEPEST):
-        below = []
-        for inner in (inner for value in level for inner in _parts(value)):
-            count += 1
-            if count > most:
-                raise ValueError(f"it holds more than {most:,} values")
-            if isinstance(inner, Mapping | list):
-                below.append(inner)
-        if not below:
-            return
-        level = below
-    raise ValueError("it is nested too deeply")
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        yield from value.values()
-    elif isinstance(value, list):
-        yield from value
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, which is not a number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"it holds {text[:20]}, which is beyond the range of numbers")
-    return number

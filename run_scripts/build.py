@@ -31,7 +31,8 @@ from .cli.errors import UsageError, usage_errors
 from .cli.options import option_value, parse_options
 from .cli.plots import plot_report
 from .cli.reporting import say, versions, write_json, write_text
-from .hub.publishing import check_write_access, push_dataset
+from .hub.dataset_upload import push_dataset
+from .hub.publishing import check_write_access
 
 
 EXAMPLE = "biomedclip build --source path/of/a/mirror --output-dir out"

@@ -15,11 +15,11 @@ from biomedclip.conversion import load_any_layout, local_checkpoint, save_with_p
 from biomedclip.model_cards.fill import public_name
 from biomedclip.model_cards.model_card import fill_model_card
 
-from .card import CONVERSION, card_facts, describe_model
 from .cli.options import parse_options
 from .cli.permissions import apply_umask
 from .cli.reporting import refuse_filled, say, show_table, versions, write_json, write_text
 from .evaluation.verification import LARGEST_DIFFERENCE, show_verification, verify
+from .hub.card_facts import CONVERSION, card_facts, describe_model
 
 
 EXAMPLE = "biomedclip convert open_clip_folder_or_hub_id biomedclip --verify"

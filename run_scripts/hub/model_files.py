@@ -1,32 +1,49 @@
-"""Select the files of a model folder to publish: an allow-list, with the code of the installed package."""
+"""Select the files of a model folder to publish: an allow-list, and no code but that of the installed package."""
 
+import filecmp
+import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import biomedclip.processing
 from biomedclip import BiomedCLIPConfig
+from biomedclip.conversion import load_any_layout
 from biomedclip.model_cards.reading import find_file, read_json, refuse_links_out
 
-from ..card import CARD, CARD_FACTS
+from ..cli.options import WRITTEN_RECIPE
+from .card_facts import CARD, CARD_FACTS
 
 
 # No other files of the folder are published.
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 INDEX = "model.safetensors.index.json"
 JSON_FILES = ("config.json", "processor_config.json", "tokenizer_config.json", INDEX)
-DATA_FILES = (*JSON_FILES, "tokenizer.json", "vocab.txt", "original_open_clip_config.json")
+DATA_FILES = (*JSON_FILES, "tokenizer.json", "vocab.txt", "original_open_clip_config.json", CARD, CARD_FACTS)
 CODE_FILES = re.compile(r".*_biomedclip\.py", re.DOTALL)
-_NEEDED = ("config.json", "processor_config.json", "tokenizer.json", "modeling_biomedclip.py", CARD, CARD_FACTS)
-_OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|h5|msgpack|npz)", re.DOTALL)
-_OF_A_RUN = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt")
-_CLASS_OF_OURS = re.compile(r"(\w+_biomedclip)\.\w+")
+_REQUIRED = ("config.json", "processor_config.json", "tokenizer.json", "modeling_biomedclip.py", CARD, CARD_FACTS)
+# Files that a push creates. Those of an earlier push are deleted if they are not part of the new one.
+_CREATED = ("open_clip_*", "results/*.json", WRITTEN_RECIPE)
+_UNSAFE_WEIGHTS = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|h5|msgpack|npz)", re.DOTALL)
+_TRAINING_STATE = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt")
+_CLASS = re.compile(r"(\w+_biomedclip)\.\w+")
+_TEXT = (".json", ".md", ".py", ".txt", ".yaml")
+_ACCESS_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
 
 def is_published(name: str) -> bool:
     """Return whether a file of a model folder is on the allow-list. `name` is its path in the folder."""
-    return bool(WEIGHTS.fullmatch(name) or CODE_FILES.fullmatch(name)) or name in (*DATA_FILES, CARD, CARD_FACTS)
+    return bool(WEIGHTS.fullmatch(name) or CODE_FILES.fullmatch(name)) or name in DATA_FILES
+
+
+def is_from_push(name: str) -> bool:
+    """Return whether a file of a repository is one that `biomedclip push` uploads."""
+    return is_published(name) or any(fnmatch(name, pattern) for pattern in _CREATED)
 
 
 def package_code() -> dict[str, Path]:
@@ -52,57 +69,110 @@ def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
             in transformers' layout.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"--model {folder}: there is no such folder.")
-    code = package_code()
+        raise FileNotFoundError(f"--model {folder}: the folder does not exist.")
     refuse_links_out(folder)
     files: dict[str, Path] = {}
     left_out: dict[str, str] = {}
     for name in sorted(path.name for path in folder.iterdir()):
         if not is_published(name):
             left_out[name] = _reason(folder / name)
-        elif target := find_file(folder, name, allowed=is_published):
-            files[name] = target
-    for name in [name for name in files if CODE_FILES.fullmatch(name)]:
-        if name not in code:
-            raise ValueError(
-                f"{folder / name} is not a module of the installed biomedclip, so it is not published. Remove it."
-            )
-        if (
-            files[name].stat().st_size != code[name].stat().st_size
-            or files[name].read_bytes() != code[name].read_bytes()
-        ):
-            raise ValueError(
-                f"{folder / name} is not identical to {name} of the installed biomedclip, so it is not published. Save "
-                "model and processor again with this version."
-            )
-        files[name] = code[name]
-    if other := [name for name in left_out if _OTHER_WEIGHTS.fullmatch(name) and name not in _OF_A_RUN]:
+        elif path := find_file(folder, name, allowed=is_published):
+            files[name] = _installed_code(folder / name, path) if CODE_FILES.fullmatch(name) else path
+    if unsafe := [name for name in left_out if _UNSAFE_WEIGHTS.fullmatch(name) and name not in _TRAINING_STATE]:
         raise ValueError(
-            f"{folder / other[0]} is not safetensors, and could run code when it is read. Load the model and save it "
-            "again with save_pretrained, and take the file away."
+            f"{folder / unsafe[0]} is not safetensors, and loading it could run code. Save the model again with "
+            "save_pretrained, and remove the file."
         )
     if not any(WEIGHTS.fullmatch(name) for name in files):
-        raise FileNotFoundError(f"{folder}: no model.safetensors there.")
-    for name in _NEEDED:
+        raise FileNotFoundError(f"{folder} contains no model.safetensors.")
+    for name in _REQUIRED:
         if name not in files:
-            remedy = "biomedclip card fills it" if name in (CARD, CARD_FACTS) else "save model and processor again"
-            raise FileNotFoundError(f"{folder / name} is missing: {remedy}.")
+            remedy = "Run biomedclip card" if name in (CARD, CARD_FACTS) else "Save model and processor again"
+            raise FileNotFoundError(f"{folder / name} is missing. {remedy}.")
     settings = {name: read_json(files[name]) for name in JSON_FILES if name in files}
     for name, content in settings.items():
         _check_settings(folder / name, content, files)
-    if settings.get("config.json", {}).get("model_type") != BiomedCLIPConfig.model_type:
+    if settings["config.json"].get("model_type") != BiomedCLIPConfig.model_type:
         raise ValueError(f"{folder} holds no BiomedCLIP in transformers' layout. See: biomedclip convert --help")
     return files, left_out
+
+
+def load_published(files: Mapping[str, Path], folder: Path, scratch: Path) -> tuple[Any, Any]:
+    """Load model and processor from the files to publish only, so that no other file of the folder has an effect.
+
+    Args:
+        files: The files by name.
+        folder: Folder of the model, for errors.
+        scratch: Folder that does not exist. It will contain links to the files.
+
+    Raises:
+        ValueError: If the files are not a complete BiomedCLIP.
+    """
+    scratch.mkdir()
+    for name, path in files.items():
+        try:
+            (scratch / name).symlink_to(path)
+        except OSError:  # Windows needs a permission for links
+            shutil.copyfile(path, scratch / name)
+    try:
+        return load_any_layout(scratch)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(scratch), str(folder))) from error
+
+
+def files_from_card(facts: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the files that are made from the facts of a card: the facts, each result, and the recipe."""
+    files = {CARD_FACTS: _json(facts)}
+    for result in facts["results"]:
+        name = re.sub(r"[^\w-]+", "_", f"{result['task']}_{result['benchmark'] or 'own'}")
+        number = sum(known.startswith(f"results/{name}") for known in files)
+        files[f"results/{name}{f'_{number + 1}' if number else ''}.json"] = _json(result)
+    if recipe := (facts.get("training") or {}).get("recipe"):
+        files[WRITTEN_RECIPE] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
+    return files
+
+
+def check_private_content(files: Mapping[str, Path | bytes], folder: Path) -> None:
+    """Check that no text file contains a path of this machine or an access token.
+
+    Raises:
+        ValueError: If a file contains one.
+    """
+    private = {f"{path}/".encode() for path in (Path.home(), folder.resolve().parent) if len(path.parts) > 1}
+    for name, file in files.items():
+        if name.endswith(_TEXT):
+            content = file if isinstance(file, bytes) else file.read_bytes()
+            if found := next((path.decode() for path in private if path in content), None):
+                raise ValueError(f"{folder / name} contains {found}, a path of this machine. Remove it.")
+            if _ACCESS_TOKEN.search(content):
+                raise ValueError(f"{folder / name} contains an access token of the Hub. Remove it.")
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _installed_code(path: Path, resolved: Path) -> Path:
+    """Return the file of the installed package if a code file is identical to it."""
+    installed = package_code().get(path.name)
+    if installed is None:
+        raise ValueError(f"{path} is not a module of the installed biomedclip, so it is not published. Remove it.")
+    if not filecmp.cmp(resolved, installed, shallow=False):
+        raise ValueError(
+            f"{path} is not identical to {path.name} of the installed biomedclip, so it is not published. Save model "
+            "and processor again with this version."
+        )
+    return installed
 
 
 def _check_settings(path: Path, content: Any, files: Mapping[str, Path]) -> None:
     """Raise an error if a configuration refers to code or weights outside of the folder."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold an object.")
-    for where, name in _named_code(content):
-        matched = _CLASS_OF_OURS.fullmatch(name) if isinstance(name, str) else None
+        raise ValueError(f"{path} must contain an object.")
+    for field, name in _named_code(content):
+        matched = _CLASS.fullmatch(name) if isinstance(name, str) else None
         if matched is None or f"{matched[1]}.py" not in files:
-            raise ValueError(f"{path}: {where} names {name!r}, which is not code of this folder. Save the model again.")
+            raise ValueError(f"{path}: {field} names {name!r}, which is not code of this folder. Save the model again.")
     if path.name == INDEX:
         shards = content.get("weight_map")
         for name in shards.values() if isinstance(shards, Mapping) else [shards]:
@@ -112,26 +182,24 @@ def _check_settings(path: Path, content: Any, files: Mapping[str, Path]) -> None
 
 def _named_code(content: Any) -> Iterator[tuple[str, Any]]:
     """Yield every class in `auto_map` or a custom pipeline, at any depth."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            if key == "auto_map" and value:
-                named = value.values() if isinstance(value, Mapping) else [value]
-                for name in named:
-                    yield from ((key, part) for part in (name if isinstance(name, list | tuple) else [name]) if part)
-            elif key == "custom_pipelines" and value:
-                pipelines = value.values() if isinstance(value, Mapping) else [value]
-                yield from ((key, part.get("impl") if isinstance(part, Mapping) else part) for part in pipelines)
-            else:
-                yield from _named_code(value)
-    elif isinstance(content, list):
+    if isinstance(content, list):
         for value in content:
             yield from _named_code(value)
+    if not isinstance(content, Mapping):
+        return
+    for key, value in content.items():
+        if key not in ("auto_map", "custom_pipelines") or not value:
+            yield from _named_code(value)
+            continue
+        for entry in value.values() if isinstance(value, Mapping) else [value]:
+            if key == "custom_pipelines":
+                yield key, entry.get("impl") if isinstance(entry, Mapping) else entry
+            else:
+                yield from ((key, name) for name in (entry if isinstance(entry, list) else [entry]) if name)
 
 
 def _reason(path: Path) -> str:
     """Return why a file of the folder is not published."""
     if path.is_dir() and not path.is_symlink():
-        return "a folder; only files beside config.json are published"
-    if path.name in _OF_A_RUN:
-        return "state of a training run"
-    return "not on the list of published files"
+        return "a folder; only files next to config.json are published"
+    return "state of a training run" if path.name in _TRAINING_STATE else "not on the list of published files"

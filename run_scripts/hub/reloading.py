@@ -1,6 +1,6 @@
-"""What a model answers: run as a program, by a process that knows nothing of this package but what a folder carries.
+"""Compute the outputs of a saved model. Run as a program, it uses no code of this package except that in the folder.
 
-python reloading.py FOLDER INPUTS ANSWERS
+python reloading.py FOLDER INPUTS OUTPUTS
 """
 
 import json
@@ -18,18 +18,18 @@ TEXTS = "texts.json"
 
 
 @torch.no_grad()
-def answers(model: Any, processor: Any, inputs: Path) -> dict[str, torch.Tensor]:
-    """Token ids, pixels and embeddings of fixed inputs, in float32 on the CPU.
+def outputs(model: Any, processor: Any, inputs: Path) -> dict[str, torch.Tensor]:
+    """Return token ids, pixels, embeddings and logits of fixed inputs, in float32 on the CPU.
 
     Args:
         model: The model.
         processor: Its processor.
-        inputs: Folder of PNG files and of `texts.json`.
+        inputs: Folder with PNG files and `texts.json`.
     """
     model = model.float().eval()
-    pictures = [Image.open(path) for path in sorted(inputs.glob("*.png"))]
+    images = [Image.open(path) for path in sorted(inputs.glob("*.png"))]
     texts = json.loads((inputs / TEXTS).read_text(encoding="utf-8"))
-    batch = processor(text=texts, images=pictures, return_tensors="pt")
+    batch = processor(text=texts, images=images, return_tensors="pt")
     output = model(**batch)
     return {
         "token ids": batch["input_ids"],
@@ -41,9 +41,9 @@ def answers(model: Any, processor: Any, inputs: Path) -> dict[str, torch.Tensor]
 
 
 if __name__ == "__main__":
-    folder, inputs, output = sys.argv[1:]
+    folder, inputs, result = sys.argv[1:]
     loaded = (
         AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=True),
         AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=True),
     )
-    save_file(answers(*loaded, Path(inputs)), output)
+    save_file(outputs(*loaded, Path(inputs)), result)

@@ -1,7 +1,7 @@
-"""A small Hub on loopback, in memory: huggingface_hub can create, fill, list and read repositories on it.
+"""A small Hub on loopback, in memory. huggingface_hub can create, fill, list and read repositories on it.
 
-Models, datasets and spaces; tokens with and without the right to write; private repositories; commits of which the
-history stays readable; branches. Uploads go by LFS alone, so a client of it runs with `HF_HUB_DISABLE_XET=1`.
+It supports models and datasets, tokens with and without write access, private repositories, branches and pull requests.
+Files are uploaded by LFS, so a client needs `HF_HUB_DISABLE_XET=1`.
 """
 
 import base64
@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
@@ -22,9 +22,9 @@ import pytest
 import yaml
 
 
-PAGE = 1000  # entries of a listing, as on the Hub
-REGULAR_BYTES = 10_000_000  # larger files, and binary ones, go by LFS
-BINARY = re.compile(r"\.(parquet|arrow|png|jpg|safetensors|bin|pt|onnx|gz|zip)$")
+REGULAR_BYTES = 10_000_000  # larger files, and binary files, are sent by LFS
+BINARY = re.compile(r"\.(parquet|png|safetensors|bin|pt)$")
+DATE = "2026-01-01T00:00:00.000Z"
 
 
 @dataclass(frozen=True)
@@ -35,66 +35,60 @@ class File:
     lfs: bool = False
 
     @property
-    def oid(self) -> str:
-        """git's name of the blob, which for LFS is that of the pointer."""
-        blob = self.pointer.encode() if self.lfs else self.content
-        return hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
-
-    @property
-    def etag(self) -> str:
-        """What tells the client whether it has, or has sent, the same content."""
-        return self.sha256 if self.lfs else self.oid
-
-    @property
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
     @property
-    def pointer(self) -> str:
-        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
+    def etag(self) -> str:
+        """The SHA-256 of an LFS file, or the hash that git gives the content."""
+        return self.sha256 if self.lfs else hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
-    def info(self, path: str) -> dict[str, Any]:
-        lfs = {"oid": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
-        return {"type": "file", "path": path, "size": len(self.content), "oid": self.oid} | (
-            {"lfs": lfs} if self.lfs else {}
-        )
+    def entry(self, path: str) -> dict[str, Any]:
+        entry = {"type": "file", "path": path, "size": len(self.content), "oid": self.etag}
+        return entry | ({"lfs": {"oid": self.sha256, "size": entry["size"], "pointerSize": 1}} if self.lfs else {})
+
+
+class Commit(NamedTuple):
+    """A commit and all files of the repository at that commit."""
+
+    oid: str
+    title: str
+    files: dict[str, File]
 
 
 @dataclass
 class Repository:
-    """A repository: its commits, the last one being `main`, and those of its other branches."""
+    """A repository.
+
+    Attributes:
+        branches: Commits of each branch, and of each pull request as `refs/pr/NUMBER`.
+        targets: The branch that each pull request is to be merged into.
+        closed: Numbers of the pull requests that were merged or closed.
+    """
 
     private: bool
-    commits: list[tuple[str, str, dict[str, File]]] = field(default_factory=list)
-    branches: dict[str, list[tuple[str, str, dict[str, File]]]] = field(default_factory=dict)
+    branches: dict[str, list[Commit]] = field(default_factory=lambda: {"main": []})
+    targets: list[str] = field(default_factory=list)
+    closed: list[int] = field(default_factory=list)
+
+    @property
+    def commits(self) -> list[Commit]:
+        return self.branches["main"]
 
     @property
     def files(self) -> dict[str, File]:
-        """The files of `main`."""
-        return self.commits[-1][2]
-
-    def commits_of(self, revision: str) -> list[tuple[str, str, dict[str, File]]] | None:
-        """The commits of a branch, or up to a commit; none where there is no such thing."""
-        name = revision.removeprefix("refs/heads/")
-        branches = {"main": self.commits, **self.branches}
-        if name in branches:
-            return branches[name]
-        for commits in branches.values():
-            for number, (oid, _, _) in enumerate(commits):
-                if oid == revision:
-                    return commits[: number + 1]
-        return None
+        return self.commits[-1].files
 
     def commit(self, title: str, files: dict[str, File], branch: str = "main") -> str:
-        commits = self.commits if branch == "main" else self.branches[branch]
         content = {path: file.etag for path, file in sorted(files.items())}
+        commits = self.branches[branch]
         oid = hashlib.sha1(f"{branch} {len(commits)} {title} {content}".encode()).hexdigest()
-        commits.append((oid, title, files))
+        commits.append(Commit(oid, title, files))
         return oid
 
 
-class Refused(Exception):
-    """An answer that is not 200; the Hub's clients look at the header `X-Error-Code`."""
+class RequestError(Exception):
+    """An error response. Clients read the header `X-Error-Code`."""
 
     def __init__(self, status: int, message: str, code: str = "", **content: str):
         super().__init__(message)
@@ -104,24 +98,23 @@ class Refused(Exception):
 
 
 class HubServer:
-    """
-    The server, a context manager.
+    """The server, as a context manager.
 
     Args:
-        users: For each token what `whoami` says: `name`, `role` of the token (`read` or `write`), and for each
-            organisation the role in it.
+        users: For each token the `name` of the user, the `role` of the token (`read` or `write`), and `orgs`, the
+            user's role in each organization.
 
     Attributes:
-        endpoint: For `HF_ENDPOINT`.
-        repositories: By type (`model`, `dataset`, `space`) and id.
-        requests: Method and path of every request.
-        bytes_sent: Of all answers together.
+        endpoint: Value for `HF_ENDPOINT`.
+        repositories: By type (`model` or `dataset`) and id.
+        requests: Method and path of each request.
+        bytes_sent: Size of all responses.
     """
 
     def __init__(self, users: dict[str, dict[str, Any]] | None = None):
         self.users = users or {"hf_writer": {"name": "someone", "role": "write", "orgs": {"lab": "write"}}}
         self.repositories: dict[tuple[str, str], Repository] = {}
-        self.objects: dict[str, bytes] = {}  # of LFS, by SHA-256
+        self.objects: dict[str, bytes] = {}  # LFS files by SHA-256
         self.requests: list[tuple[str, str]] = []
         self.bytes_sent = 0
         self.lock = threading.Lock()
@@ -139,7 +132,7 @@ class HubServer:
         self._server.server_close()
 
     def fail(self, method: str, pattern: str, *, status: int = 500, after: int = 0, times: int = 1) -> None:
-        """Answers `times` requests whose path fits `pattern` with `status`, once `after` of them have passed."""
+        """Answer `times` requests whose path matches `pattern` with `status`, after `after` of them have passed."""
         self._failures.append([method, pattern, status, after, times])
 
     def failure(self, method: str, path: str) -> int | None:
@@ -152,14 +145,29 @@ class HubServer:
                         return failure[2]
         return None
 
+    @property
+    def uploads(self) -> list[str]:
+        """Paths of the LFS files that were sent."""
+        return [path for method, path in self.requests if method == "PUT"]
+
     def add(self, repo_id: str, files: dict[str, bytes], *, repo_type: str = "model", private: bool = False) -> None:
-        """Puts a repository there without any upload."""
+        """Add files to a repository without an upload. The repository is created if it does not exist."""
         repository = self.repositories.setdefault((repo_type, repo_id), Repository(private))
         repository.commit("Add", {path: File(content, bool(BINARY.search(path))) for path, content in files.items()})
 
+    def environment(self, cache: Path | None = None, token: str = "") -> dict[str, str]:
+        """Return the environment variables of a process that uses this server, and optionally an empty cache."""
+        environment = {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": token,
+        }
+        return environment | ({"HF_HOME": str(cache)} if cache else {})
+
 
 def log_in(monkeypatch: pytest.MonkeyPatch, server: HubServer, token: str = "hf_writer") -> None:
-    """Leads huggingface_hub of this process to the server, as whoever has the token."""
+    """Connect huggingface_hub of this process to the server."""
     files = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
@@ -168,15 +176,9 @@ def log_in(monkeypatch: pytest.MonkeyPatch, server: HubServer, token: str = "hf_
     monkeypatch.setenv("HF_TOKEN", token)
 
 
-def environment_of(server: HubServer, cache: Path, token: str | None = None) -> dict[str, str]:
-    """The environment of another process that the server is the Hub of, and that has an empty cache."""
-    environment = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
-    return environment | {"HF_HUB_OFFLINE": "0", "HF_TOKEN": token or ""}
-
-
 _REPO = r"(?P<id>[\w.-]+(?:/[\w.-]+)?)"
-_API = rf"/api/(?P<type>model|dataset|space)s/{_REPO}"
-_PLAIN = rf"/(?:(?P<type>dataset|space)s/)?{_REPO}"
+_API = rf"/api/(?P<type>model|dataset)s/{_REPO}"
+_PLAIN = rf"/(?:(?P<type>dataset)s/)?{_REPO}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -191,14 +193,12 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", rf"{_API}/commit/(?P<revision>[^/]+)", "commit"),
         ("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)", "paths_info"),
         ("POST", rf"{_API}/branch/(?P<branch>[^/]+)", "create_branch"),
-        ("DELETE", rf"{_API}/branch/(?P<branch>[^/]+)", "delete_branch"),
+        ("POST", rf"{_API}/discussions/(?P<number>\d+)/(?P<change>merge|status)", "pull_request"),
         ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?", "tree"),
-        ("GET", rf"{_API}/refs", "refs"),
-        ("GET", rf"{_API}/commits/(?P<revision>[^/]+)", "history"),
         ("GET", rf"{_API}(?:/revision/(?P<revision>[^/]+))?", "information"),
         ("POST", rf"{_PLAIN}\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "store"),
-        ("GET", rf"{_PLAIN}/(?:resolve|raw)/(?P<revision>[^/]+)/(?P<path>.*)", "resolve"),
+        ("GET", rf"{_PLAIN}/resolve/(?P<revision>[^/]+)/(?P<path>.*)", "resolve"),
     ]
 
     def log_message(self, *_: object) -> None:
@@ -207,10 +207,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_any(self) -> None:
         url = urlsplit(self.path)
         self.query = {key: values[-1] for key, values in parse_qs(url.query).items()}
-        self.body = self.read_body()  # always, or what is left of it would be taken for the next request
+        self.body = self.read_body()  # always, because the rest would be read as the next request
         try:
             if status := self.hub.failure(self.command, url.path):
-                raise Refused(status, "a failure that a test asked for")
+                raise RequestError(status, "a failure that a test asked for")
             method = "GET" if self.command == "HEAD" else self.command
             for route, pattern, name in self.ROUTES:
                 if route == method and (match := re.fullmatch(pattern, url.path)):
@@ -218,11 +218,11 @@ class _Handler(BaseHTTPRequestHandler):
                     with self.hub.lock:
                         answer = getattr(self, name)(**parts)
                     return self.answer(200, *(answer if isinstance(answer, tuple) else (answer, {})))
-            raise Refused(404, f"{self.command} {url.path}: this server does not know it")
-        except Refused as refused:
-            self.answer(refused.status, refused.content, refused.headers)
+            raise RequestError(404, f"{self.command} {url.path} is not supported")
+        except RequestError as error:
+            self.answer(error.status, error.content, error.headers)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_any
+    do_GET = do_HEAD = do_POST = do_PUT = do_any
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -249,36 +249,32 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.bytes_sent += len(body)
             self.wfile.write(body)
 
-    # Who asks, and for what
-
-    def user(self) -> dict[str, Any]:
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token not in self.hub.users:
-            raise Refused(401, "Invalid username or password.")
-        return self.hub.users[token]
+    def user(self, *, required: bool = True) -> dict[str, Any]:
+        user = self.hub.users.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        if user is None and required:
+            raise RequestError(401, "Invalid username or password.")
+        return user or {"name": None}
 
     def must_write(self, repo_id: str) -> None:
         user = self.user()
-        roles = {user["name"]: "admin"} | user.get("orgs", {})
-        if user["role"] != "write" or roles.get(repo_id.split("/")[0]) not in ("admin", "write", "contributor"):
-            raise Refused(403, f"You don't have the rights to write to {repo_id}.")
+        role = ({user["name"]: "admin"} | user.get("orgs", {})).get(repo_id.split("/")[0])
+        if user["role"] != "write" or role not in ("admin", "write"):
+            raise RequestError(403, f"You don't have the rights to write to {repo_id}.")
 
     def repository(self, type: str, id: str) -> Repository:
-        found = self.hub.repositories.get((type, id))
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        user = self.hub.users.get(token, {"name": None})
-        if found is None or found.private and id.split("/")[0] not in (user["name"], *user.get("orgs", {})):
-            raise Refused(401 if not token else 404, "Repository not found", "RepoNotFound")
+        found, user = self.hub.repositories.get((type, id)), self.user(required=False)
+        if found is None or (found.private and id.split("/")[0] not in (user["name"], *user.get("orgs", {}))):
+            raise RequestError(404 if user["name"] else 401, "Repository not found", "RepoNotFound")
         return found
 
-    def snapshot(self, type: str, id: str, revision: str = "main") -> tuple[str, dict[str, File]]:
-        commits = self.repository(type, id).commits_of(revision)
-        if commits is None:
-            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        oid, _, files = commits[-1]
-        return oid, files
-
-    # The routes
+    def snapshot(self, type: str, id: str, revision: str = "main") -> Commit:
+        branches = self.repository(type, id).branches
+        if revision in branches:
+            return branches[revision][-1]
+        for commit in itertools.chain(*branches.values()):
+            if commit.oid == revision:
+                return commit
+        raise RequestError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
     def whoami(self) -> dict[str, Any]:
         user = self.user()
@@ -290,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
         card = json.loads(self.body)["content"]
         metadata = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else None
         if not isinstance(metadata, dict) or not isinstance(metadata.get("license"), str):
-            raise Refused(400, '"license" must be a string')
+            raise RequestError(400, '"license" must be a string')
         return {"errors": [], "warnings": []}
 
     def create(self) -> dict[str, Any]:
@@ -300,23 +296,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.must_write(repo_id)
         url = f"{self.hub.endpoint}/{'' if kind == 'model' else f'{kind}s/'}{repo_id}"
         if (kind, repo_id) in self.hub.repositories:
-            raise Refused(409, "You already created this repository.", url=url)
-        repository = Repository(private=asked.get("private") or asked.get("visibility") == "private")
-        repository.commit(
-            "initial commit", {".gitattributes": File(b"*.parquet filter=lfs diff=lfs merge=lfs -text\n")}
-        )
-        self.hub.repositories[kind, repo_id] = repository
+            raise RequestError(409, "You already created this repository.", url=url)
+        private = asked.get("private") or asked.get("visibility") == "private"
+        self.hub.add(repo_id, {".gitattributes": b"*.parquet filter=lfs\n"}, repo_type=kind, private=private)
         return {"url": url, "name": repo_id}
 
     def preupload(self, type: str, id: str, revision: str) -> dict[str, Any]:
-        _, files = self.snapshot(type, id, revision)
+        files = self.snapshot(type, id, revision).files
         self.must_write(id)
         answers = []
         for asked in json.loads(self.body)["files"]:
             path = asked["path"]
-            by_lfs = BINARY.search(path) or asked["size"] > REGULAR_BYTES
-            answer = {"path": path, "uploadMode": "lfs" if by_lfs else "regular", "shouldIgnore": False}
-            answers.append(answer | ({"oid": files[path].etag} if path in files else {}))
+            mode = "lfs" if BINARY.search(path) or asked["size"] > REGULAR_BYTES else "regular"
+            known = {"oid": files[path].etag} if path in files else {}
+            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, **known})
         return {"files": answers}
 
     def batch(self, id: str, type: str = "model") -> dict[str, Any]:
@@ -330,138 +323,92 @@ class _Handler(BaseHTTPRequestHandler):
 
     def store(self, oid: str) -> dict[str, Any]:
         if hashlib.sha256(self.body).hexdigest() != oid:
-            raise Refused(400, "The content is not what its SHA-256 says.")
+            raise RequestError(400, "The content does not have this SHA-256.")
         self.hub.objects[oid] = self.body
         return {}
 
     def commit(self, type: str, id: str, revision: str) -> dict[str, Any]:
-        _, files = self.snapshot(type, id, revision)
+        files = dict(self.snapshot(type, id, revision).files)
         self.must_write(id)
         header, *changes = [json.loads(line) for line in self.body.splitlines()]
-        files = dict(files)
         for change in changes:
             kind, value = change["key"], change["value"]
             if kind == "file":
                 files[value["path"]] = File(base64.b64decode(value["content"]))
-            elif kind == "lfsFile":
-                if value["oid"] not in self.hub.objects:
-                    raise Refused(400, f"LFS pointer of {value['path']} points to nothing.")
+            elif kind == "lfsFile" and value["oid"] in self.hub.objects:
                 files[value["path"]] = File(self.hub.objects[value["oid"]], lfs=True)
-            elif kind in ("deletedFile", "deletedFolder"):
-                gone = [path for path in files if path == value["path"] or path.startswith(f"{value['path']}/")]
-                if not gone:
-                    raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")
-                for path in gone:
-                    del files[path]
+            elif kind == "deletedFile" and value["path"] in files:
+                del files[value["path"]]
             else:
-                raise Refused(400, f"unknown change {kind}")
-        branch = () if revision == "main" else (revision,)
-        oid = self.repository(type, id).commit(header["value"]["summary"], files, *branch)
-        return {"commitOid": oid, "commitUrl": f"{self.hub.endpoint}/{id}/commit/{oid}", "hookOutput": ""}
+                raise RequestError(400, f"{kind} of {value['path']} is not possible")
+        repository = self.repository(type, id)
+        branch, url = revision, f"{self.hub.endpoint}/{id}"
+        if self.query.get("create_pr"):
+            repository.targets.append(revision)
+            branch = f"refs/pr/{len(repository.targets)}"
+            repository.branches[branch] = list(repository.branches[revision])
+        oid = repository.commit(header["value"]["summary"], files, branch)
+        request = {"pullRequestUrl": f"{url}/discussions/{len(repository.targets)}"} if branch != revision else {}
+        return {"commitOid": oid, "commitUrl": f"{url}/commit/{oid}", "hookOutput": "", **request}
 
-    def entries(self, files: dict[str, File]) -> dict[str, dict[str, Any]]:
-        """Files and folders by path."""
-        found: dict[str, dict[str, Any]] = {}
-        for path, file in sorted(files.items()):
-            for folder in itertools.accumulate(path.split("/")[:-1], lambda above, name: f"{above}/{name}"):
-                oid = hashlib.sha1(folder.encode()).hexdigest()
-                found.setdefault(folder, {"type": "directory", "path": folder, "size": 0, "oid": oid})
-            found[path] = file.info(path)
-        if self.query.get("expand", "").lower() == "true":
-            last = {"id": "0" * 40, "title": "", "date": "2026-01-01T00:00:00.000Z"}
-            found = {path: entry | {"lastCommit": last} for path, entry in found.items()}
-        return found
-
-    def tree(self, type: str, id: str, revision: str, path: str = "") -> tuple[Any, dict[str, str]]:
-        _, files = self.snapshot(type, id, revision)
-        below = f"{path}/" if path else ""
-        recursive = self.query.get("recursive", "").lower() in ("true", "1")
-        found = [
-            entry
-            for name, entry in self.entries(files).items()
-            if name.startswith(below) and (recursive or "/" not in name[len(below) :])
-        ]
-        if path and not found:
-            raise Refused(404, f"{path} does not exist on {revision}", "EntryNotFound")
-        first = int(self.query.get("cursor", 0))
-        more = f"{self.path.split('?')[0]}?recursive={recursive}&cursor={first + PAGE}"
-        link = {"Link": f'<{self.hub.endpoint}{more}>; rel="next"'} if len(found) > first + PAGE else {}
-        return found[first : first + PAGE], link
-
-    def paths_info(self, type: str, id: str, revision: str) -> list[dict[str, Any]]:
-        _, files = self.snapshot(type, id, revision)
-        if "json" in self.headers.get("Content-Type", ""):
-            asked = json.loads(self.body)
-        else:
-            asked = parse_qs(self.body.decode())
-            self.query |= {"expand": asked.get("expand", ["false"])[-1]}
-        entries = self.entries(files)
-        return [entries[path] for path in asked["paths"] if path in entries]
-
-    def refs(self, type: str, id: str) -> dict[str, Any]:
-        oid, _ = self.snapshot(type, id)
-        heads = {"main": oid} | {name: commits[-1][0] for name, commits in self.repository(type, id).branches.items()}
-        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in heads.items()]
-        return {"branches": branches, "converts": [], "tags": [], "pullRequests": []}
+    def pull_request(self, type: str, id: str, number: str, change: str) -> dict[str, Any]:
+        self.must_write(id)
+        repository = self.repository(type, id)
+        if change == "merge":
+            _, title, files = repository.branches[f"refs/pr/{number}"][-1]
+            repository.commit(title, files, repository.targets[int(number) - 1])
+        repository.closed.append(int(number))
+        event = {"id": "0", "type": "status-change", "createdAt": DATE, "author": {"name": "someone"}}
+        return {"newStatus": event | {"data": {"status": "closed"}}}
 
     def create_branch(self, type: str, id: str, branch: str) -> dict[str, Any]:
         self.must_write(id)
-        repository = self.repository(type, id)
-        if branch == "main" or branch in repository.branches:
-            raise Refused(409, f"Reference already exists: {branch}")
-        start = json.loads(self.body or b"{}").get("startingPoint") or "main"
-        self.snapshot(type, id, start)
-        repository.branches[branch] = list(repository.commits_of(start) or [])
+        branches = self.repository(type, id).branches
+        if branch in branches:
+            raise RequestError(409, f"Reference already exists: {branch}")
+        branches[branch] = list(branches["main"])
         return {}
 
-    def delete_branch(self, type: str, id: str, branch: str) -> dict[str, Any]:
-        self.must_write(id)
-        if self.repository(type, id).branches.pop(branch, None) is None:
-            raise Refused(404, f"Reference does not exist: {branch}", "RevisionNotFound")
-        return {}
+    def entries(self, files: dict[str, File]) -> dict[str, dict[str, Any]]:
+        """Return files and folders by path."""
+        found: dict[str, dict[str, Any]] = {}
+        for path, file in sorted(files.items()):
+            for folder in itertools.accumulate(path.split("/")[:-1], lambda above, name: f"{above}/{name}"):
+                found.setdefault(folder, {"type": "directory", "path": folder, "size": 0, "oid": "0" * 40})
+            found[path] = file.entry(path)
+        return found
 
-    def history(self, type: str, id: str, revision: str) -> list[dict[str, Any]]:
-        self.snapshot(type, id, revision)
-        commits = self.repository(type, id).commits_of(revision) or []
-        date = "2026-01-01T00:00:00.000Z"
-        return [
-            {"id": oid, "title": title, "message": "", "date": date, "authors": []}
-            for oid, title, _ in reversed(commits)
+    def tree(self, type: str, id: str, revision: str, path: str = "") -> list[dict[str, Any]]:
+        below = f"{path}/" if path else ""
+        recursive = self.query.get("recursive", "").lower() in ("true", "1")
+        entries = self.entries(self.snapshot(type, id, revision).files)
+        found = [
+            entry
+            for name, entry in entries.items()
+            if name.startswith(below) and (recursive or "/" not in name[len(below) :])
         ]
+        if path and not found:
+            raise RequestError(404, f"{path} does not exist on {revision}", "EntryNotFound")
+        return found
+
+    def paths_info(self, type: str, id: str, revision: str) -> list[dict[str, Any]]:
+        entries = self.entries(self.snapshot(type, id, revision).files)
+        as_json = "json" in self.headers.get("Content-Type", "")
+        asked = json.loads(self.body) if as_json else parse_qs(self.body.decode())
+        return [entries[path] for path in asked["paths"] if path in entries]
 
     def information(self, type: str, id: str, revision: str = "main") -> dict[str, Any]:
-        oid, files = self.snapshot(type, id, revision)
-        names = {
-            "id": id,
-            "modelId": id,
-            "author": id.split("/")[0],
-            "sha": oid,
-            "tags": [],
-            "downloads": 0,
-            "likes": 0,
-        }
-        dates = dict.fromkeys(("lastModified", "createdAt"), "2026-01-01T00:00:00.000Z")
-        flags = {"private": self.repository(type, id).private, "disabled": False, "gated": False}
-        flags |= {"downloads": 0, "likes": 0}
+        oid, _, files = self.snapshot(type, id, revision)
         siblings = [{"rfilename": path} for path in sorted(files)]
-        if self.query.get("blobs"):
-            siblings = [
-                {"rfilename": path, "size": file.info(path)["size"], "blobId": file.oid, "lfs": _blob_lfs(file)}
-                for path, file in sorted(files.items())
-            ]
-        return {**names, **dates, **flags, "siblings": siblings}
+        private = self.repository(type, id).private
+        return {"id": id, "sha": oid, "private": private, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}
 
     def resolve(self, id: str, revision: str, path: str, type: str = "model") -> tuple[bytes, dict[str, str]]:
-        oid, files = self.snapshot(type, id, revision)
+        oid, _, files = self.snapshot(type, id, revision)
         if path not in files:
-            raise Refused(404, f"{path} is not there", "EntryNotFound")
-        file = files[path]
-        etag = f'"{file.etag}"'
+            raise RequestError(404, f"{path} does not exist", "EntryNotFound")
+        etag = f'"{files[path].etag}"'
         headers = {"ETag": etag, "X-Repo-Commit": oid, "Accept-Ranges": "bytes"}
-        if file.lfs:
-            headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(file.content))}
-        return file.content, headers
-
-
-def _blob_lfs(file: File) -> dict[str, Any] | None:
-    return {"sha256": file.sha256, "size": len(file.content), "pointerSize": len(file.pointer)} if file.lfs else None
+        if files[path].lfs:
+            headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(files[path].content))}
+        return files[path].content, headers

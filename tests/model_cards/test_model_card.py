@@ -9,9 +9,9 @@ from helpers.model_results import LEAKS, WEIGHTS, retrieval_result, zero_shot_re
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from biomedclip.model_cards.checking import problems_of
+from biomedclip.model_cards.checking import find_problems
 from biomedclip.model_cards.model_card import NOT_MEASURED, PUBLISHED, benchmark_name, fill_model_card, public_result
-from biomedclip.run_scripts.card import published_values
+from biomedclip.run_scripts.hub.card_facts import published_values
 
 
 MODEL = {
@@ -43,7 +43,7 @@ def facts(**other):
         "model": MODEL,
         "conversion": None,
         "training": training,
-        "dataset": full_scale_report() | {"drawn": False, "id": "lab/pairs"},
+        "dataset": full_scale_report() | {"synthetic": False, "id": "lab/pairs"},
         "results": [public_result(retrieval_result()), public_result(zero_shot_result())],
         "paper": published_values(),
         "open_clip": True,
@@ -55,7 +55,7 @@ CARDS = {
     "full": facts(),
     "nothing measured": facts(results=[]),
     "of nothing but weights": facts(results=[], training=None, dataset=None, license=None),
-    "drawn": facts(dataset=smallest_report() | {"drawn": True}),
+    "drawn": facts(dataset=smallest_report() | {"synthetic": True}),
 }
 
 
@@ -149,7 +149,7 @@ def test_leaks_that_were_looked_for_and_not_found_are_told_as_such():
 
 def test_a_set_of_ones_own_has_the_name_of_its_folder():
     card = fill_model_card(facts(results=[public_result(zero_shot_result(benchmark=None))]))
-    assert "| Zero-shot classification | pcam, test |" in card and problems_of(card) == []
+    assert "| Zero-shot classification | pcam, test |" in card and find_problems(card) == []
     (own, *_) = ModelCard(card).data.eval_results
     assert (own.dataset_type, own.dataset_name) == ("own", "pcam, 32,768 rows")
 
@@ -198,20 +198,20 @@ def test_of_the_published_weights_data_and_recipe_are_those_of_the_paper():
     conversion = {"source": PUBLISHED, "layout": "transformers", "versions": VERSIONS, "verification": None}
     card = fill_model_card(facts(training=None, dataset=None, license="mit", conversion=conversion))
     assert "15,282,336" in card and "108,576" not in card and "MIT, as the published weights." in card
-    assert problems_of(card) == []
+    assert find_problems(card) == []
 
 
 def test_a_card_that_says_everything_has_no_problem():
-    assert problems_of(fill_model_card(facts())) == []
-    assert problems_of(fill_model_card(facts(results=[]))) == [], "that nothing was measured is a statement"
+    assert find_problems(fill_model_card(facts())) == []
+    assert find_problems(fill_model_card(facts(results=[]))) == [], "that nothing was measured is a statement"
 
 
 def test_what_nobody_stated_is_a_problem():
-    problems = problems_of(fill_model_card(CARDS["of nothing but weights"]))
-    for start in ("metadata: license", "Training data: Not stated", "Training recipe: Not stated", "Licence: Not"):
+    problems = find_problems(fill_model_card(CARDS["of nothing but weights"]))
+    for start in ("metadata: license", "Training data: Not stated", "Training recipe: Not stated", "License: Not"):
         assert any(problem.startswith(start) for problem in problems), start
     recipe = facts()["training"] | {"recipe": None}
-    assert "Training recipe: Not" in problems_of(fill_model_card(facts(training=recipe)))[0]
+    assert "Training recipe: Not" in find_problems(fill_model_card(facts(training=recipe)))[0]
 
 
 @pytest.mark.parametrize(
@@ -223,24 +223,24 @@ def test_what_nobody_stated_is_a_problem():
         ("For research only", "TODO", "BiomedCLIP: line .* has a placeholder"),
         ("For research only", "[More Information Needed]", "has a placeholder"),
         ("For research only", "$title", "has a placeholder"),
-        ('AutoModel.from_pretrained("lab/model")', 'AutoModel.from_pretrained("ORG/NAME")', "Use: .* placeholder"),
+        ('AutoModel.from_pretrained("lab/model")', 'AutoModel.from_pretrained("ORG/NAME")', "Usage: .* placeholder"),
         ("license: apache-2.0", "license: ''", "metadata: license"),
         ("license: apache-2.0", "license: [", "metadata: they cannot be read"),
         ("value: 0.5123", "value: .nan", "metadata: model-index has nan"),
         ("value: 0.5123", "value: ''", "metadata: model-index has ''"),
         ("      type: pcam\n", "", "metadata: "),
-        ("Weights: apache-2.0. The data have licences of their own: see there.", "", "Licence: there is nothing in it"),
+        ("Weights: apache-2.0. The data have licences of their own: see there.", "", "License: there is nothing in it"),
     ],
 )
 def test_a_field_that_is_empty_is_found(old, new, problem):
     card = fill_model_card(facts())
     assert old in card
-    assert any(re.search(problem, found) for found in problems_of(card.replace(old, new)))
+    assert any(re.search(problem, found) for found in find_problems(card.replace(old, new)))
 
 
 def test_the_last_section_counts_too():
     card = fill_model_card(facts())
-    assert problems_of(card[: card.index("```bibtex")]) == ["Citation: there is nothing in it"]
+    assert find_problems(card[: card.index("```bibtex")]) == ["Citation: there is nothing in it"]
 
 
 def test_no_path_of_the_machine_gets_out():

@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from biomedclip.model_cards import reading
-from biomedclip.model_cards.reading import check_shape, find_file, read_json, read_text, read_yaml
+from biomedclip.model_cards.reading import LARGEST, check_shape, find_file, read_json, read_text, read_yaml
 
 
 @pytest.fixture
@@ -16,60 +15,46 @@ def folder(tmp_path):
     (tmp_path / "secret.json").write_text('{"secret": 1}')
     (tmp_path / "model" / "sub").mkdir(parents=True)
     (tmp_path / "model" / "card.json").write_text('{"a": 1}')
+    (tmp_path / "model" / "out").symlink_to("..")
     return tmp_path / "model"
 
 
-def link(path, target):
-    path.symlink_to(target)
-
-
-LEADING_OUT = {
-    "a link to a file": lambda folder: link(folder / "x.json", "../secret.json"),
-    "a link with an absolute path": lambda folder: link(folder / "x.json", folder.parent / "secret.json"),
-    "a link to a link": lambda folder: (link(folder / "y", "../secret.json"), link(folder / "x.json", "y")),
-    "a link through a linked folder": lambda folder: (
-        link(folder / "out", ".."),
-        link(folder / "x.json", "out/secret.json"),
-    ),
-    "a link that leaves and comes back through another": lambda folder: link(
-        folder / "x.json", "sub/../../secret.json"
-    ),
-    "a link to a device": lambda folder: link(folder / "x.json", "/dev/zero"),
-    "a link to a folder": lambda folder: link(folder / "x.json", ".."),
-}
-
-
-@pytest.mark.parametrize("make", LEADING_OUT.values(), ids=LEADING_OUT.keys())
-def test_a_link_that_leaves_the_folder_is_refused_by_name(folder, make):
-    make(folder)
-    with pytest.raises(ValueError, match=r"x\.json is a link that leaves its folder"):
-        find_file(folder, "x.json")
-
-
-def test_a_file_in_a_linked_subfolder_is_refused(folder):
-    link(folder / "out", "..")
-    with pytest.raises(ValueError, match=r"out/secret.json is a link that leaves its folder"):
-        find_file(folder, "out/secret.json")
-
-
 @pytest.mark.parametrize(
-    ("target", "message"), [("nothing", "leads to nothing"), ("x.json", "cannot be opened"), ("sub", "is a folder")]
+    ("target", "message"),
+    [
+        ("../secret.json", "points outside its folder"),
+        ("{folder}/../secret.json", "points outside its folder"),
+        ("y", "points outside its folder"),
+        ("out/secret.json", "points outside its folder"),
+        ("sub/../../secret.json", "points outside its folder"),
+        ("/dev/zero", "points outside its folder"),
+        ("..", "points outside its folder"),
+        ("nothing", "is a broken link"),
+        ("x.json", "cannot be opened"),
+        ("sub", "is a folder"),
+    ],
 )
-def test_a_broken_link_is_refused(folder, target, message):
-    link(folder / "x.json", target)
+def test_a_link_that_points_outside_or_is_broken_is_refused(folder, target, message):
+    (folder / "y").symlink_to("../secret.json")
+    (folder / "x.json").symlink_to(target.format(folder=folder))
     with pytest.raises(ValueError, match=rf"x\.json.* {message}"):
         find_file(folder, "x.json")
 
 
+def test_a_file_in_a_linked_subfolder_is_refused(folder):
+    with pytest.raises(ValueError, match=r"out/secret.json is a link that points outside its folder"):
+        find_file(folder, "out/secret.json")
+
+
 def test_a_link_within_the_folder_is_followed_if_its_target_is_allowed(folder):
-    link(folder / "x.json", "card.json")
+    (folder / "x.json").symlink_to("card.json")
     assert find_file(folder, "x.json") == (folder / "card.json").resolve()
     with pytest.raises(ValueError, match=r"x\.json is a link to card.json, which is not published"):
         find_file(folder, "x.json", allowed=lambda name: name == "x.json")
 
 
 def test_the_folder_itself_may_be_a_link(folder, tmp_path):
-    link(tmp_path / "latest", "model")
+    (tmp_path / "latest").symlink_to("model")
     assert find_file(tmp_path / "latest", "card.json") == (folder / "card.json").resolve()
     assert find_file(tmp_path / "latest", "nothing.json") is None
 
@@ -86,9 +71,9 @@ def test_a_named_pipe_is_refused_at_once(folder, read):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"a": NaN}', "holds NaN"),
-        (b'{"a": -Infinity}', "holds -Infinity"),
-        (b'{"a": 1e999}', "holds 1e999"),
+        (b'{"a": NaN}', "damaged"),
+        (b'{"a": -Infinity}', "damaged"),
+        (b'{"a": 1e999}', "damaged"),
         (b'{"a": ' + b"9" * 5000 + b"}", "damaged"),
         (b'{"a": 1', "damaged"),
         (b"", "damaged"),
@@ -100,20 +85,26 @@ def test_a_named_pipe_is_refused_at_once(folder, read):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_json_that_is_not_strict_or_too_large_is_refused_by_name(tmp_path, content, message):
+def test_json_that_is_not_strict_or_too_large_is_refused(tmp_path, content, message):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=rf"x\.json .*{message}"):
-        read_json(tmp_path / "x.json", largest=1000 if b"xxx" in content else reading.LARGEST)
+        read_json(tmp_path / "x.json", largest=1000 if b"xxx" in content else LARGEST)
 
 
-def test_the_number_of_values_from_yaml_aliases_is_limited(tmp_path):
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"recipe\.yaml .*more than 100,000 values"):
-        read_yaml(tmp_path / "recipe.yaml")
-    (tmp_path / "recipe.yaml").write_text("!!python/object/apply:os.system ['true']")
-    with pytest.raises(ValueError, match=r"recipe\.yaml is damaged"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: &a [x]\nb: *a", "contains an alias"),
+        ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("a: .nan", "not JSON compliant"),
+        ("a: 2026-11-24", "not JSON serializable"),
+        ("a: [", "parsing"),
+        ("[" * 60 + "]" * 60, "nested too deeply"),
+    ],
+)
+def test_yaml_with_aliases_or_values_that_json_does_not_have_is_refused(tmp_path, content, message):
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(ValueError, match=rf"recipe\.yaml is damaged.*{message}"):
         read_yaml(tmp_path / "recipe.yaml")
 
 
@@ -138,7 +129,7 @@ def test_a_field_of_another_type_is_named(tmp_path, content, message):
     check_shape(tmp_path / "x.json", {"steps": 3, "loss": None, "rows": [], "other": object()}, shape)
 
 
-def test_a_whole_file_is_read_as_it_is(tmp_path):
+def test_valid_json_is_read_unchanged(tmp_path):
     content = {"a": [1, 2.5, None, True, "é\u202e"], "b": {"c": {}}}
     (tmp_path / "x.json").write_text(json.dumps(content))
     assert read_json(tmp_path / "x.json") == content

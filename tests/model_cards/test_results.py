@@ -69,7 +69,7 @@ def test_names_of_earlier_versions_are_read(tmp_path):
     ("content", "message"),
     [
         (json.dumps(zero_shot_result())[:-40], "is damaged"),
-        (json.dumps(zero_shot_result()).replace("0.5123", "NaN"), "is damaged.*NaN"),
+        (json.dumps(zero_shot_result()).replace("0.5123", "NaN"), "is damaged"),
         ("[]", "schema 1 of biomedclip evaluate is needed"),
         (json.dumps(zero_shot_result(schema=0)), "schema 1 of biomedclip evaluate is needed"),
         (json.dumps(without(zero_shot_result(), "command")), "command is missing"),

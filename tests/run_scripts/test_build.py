@@ -36,12 +36,7 @@ def test_it_is_updated_and_published_by_the_same_command(articles, tmp_path):
     biomedclip(*command)
     articles.plain_articles(3, first=2000)
     with HubServer() as hub:
-        environment = {
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_TOKEN": "hf_writer",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-        }
+        environment = hub.environment(token="hf_writer")
         result = biomedclip(*command, "--update", "--push-to", "lab/pairs", environment=environment)
         files = hub.repositories["dataset", "lab/pairs"].files
     assert "15 articles" in result.stdout.replace(",", "") or "30" in result.stdout
@@ -67,7 +62,7 @@ def test_slurm_finishes_the_set_with_its_card_and_publishes_it(articles, tmp_pat
     with HubServer() as hub:
         environment = {
             **install_fake_slurm(tmp_path / "slurm"),
-            **{"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"},
+            **hub.environment(token="hf_writer"),
         }
         result = biomedclip(
             *["build", "--source", articles.root, "--output-dir", tmp_path / "out", "--tasks", "2"],

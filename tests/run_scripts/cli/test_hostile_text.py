@@ -21,7 +21,6 @@ from PIL import Image
 from biomedclip.model_cards.escaping import code, latex, lines, markdown, one_line, yaml_text
 from biomedclip.model_cards.fill import fill_dataset_card
 from biomedclip.model_cards.model_card import fill_model_card
-from biomedclip.run_scripts.card import card_facts
 from biomedclip.run_scripts.cli import plots, reporting
 from biomedclip.run_scripts.cli.plots import (
     Answer,
@@ -36,6 +35,7 @@ from biomedclip.run_scripts.evaluation import comparison, suite_comparison
 from biomedclip.run_scripts.evaluation.comparison import Value, compare
 from biomedclip.run_scripts.evaluation.suite_comparison import compare_suite
 from biomedclip.run_scripts.evaluation.zero_shot import show_zero_shot
+from biomedclip.run_scripts.hub.card_facts import card_facts
 from biomedclip.run_scripts.main import main
 from biomedclip.run_scripts.quickstart import report_as_markdown
 
@@ -134,7 +134,7 @@ def facts_with(text: str) -> dict:
             "recipe": {text: text, "a": [text]},
         },
         dataset={
-            **{"source": text, "inventory_date": text, "built": text, "drawn": False, "pairs": 4, "id": text},
+            **{"source": text, "inventory_date": text, "built": text, "synthetic": False, "pairs": 4, "id": text},
             **{"splits": {"train": {"pairs": 3}}, "licenses": {text: 4}, "articles": {"kept": 2}, "versions": versions},
         },
         results=[result, own],

@@ -27,12 +27,12 @@ from biomedclip import (
 )
 from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
 from biomedclip.run_scripts import evaluate as evaluate_module
-from biomedclip.run_scripts.card import results_of
 from biomedclip.run_scripts.cli import plots
 from biomedclip.run_scripts.evaluate import Task
 from biomedclip.run_scripts.evaluation.comparison import Value
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
 from biomedclip.run_scripts.evaluation.suite_comparison import PAPER_FIVE, Line, compare_suite, paper_mean
+from biomedclip.run_scripts.hub.card_facts import select_results
 from biomedclip.run_scripts.main import main
 
 
@@ -209,7 +209,7 @@ def test_images_are_embedded_once_for_all_tasks(measured, built):
 def test_the_card_takes_the_results_of_its_model(measured):
     _, out, _, _ = measured
     weights = json.loads((out / "base" / "zero-shot" / "pcam" / "results.json").read_text())["model"]["weights"]
-    results, left_out = results_of(weights, [str(out)])
+    results, left_out = select_results(weights, [str(out)])
     assert len(results) == len(left_out) == 9
     assert {result["model"]["weights"] for result in results} == {weights}
 

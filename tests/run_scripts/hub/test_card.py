@@ -15,7 +15,7 @@ from helpers.model_results import retrieval_result, write_result, zero_shot_resu
 from huggingface_hub import ModelCard
 from transformers import AutoModel
 
-from biomedclip.model_cards.checking import problems_of
+from biomedclip.model_cards.checking import find_problems
 from biomedclip.run_scripts.hub.fingerprints import evaluated_fingerprint
 from biomedclip.run_scripts.main import main
 
@@ -93,7 +93,7 @@ def test_the_card_states_all_that_is_on_disk(model, dataset, tmp_path, capsys):
     for words in ("| steps | 3 |", "0.7341", "learning_rate: 0.001", "49,", "recall at 1, at the last", here):
         assert words in text, words
     assert str(tmp_path) not in text and "/home/someone" not in text
-    assert problems_of(text.replace("ORG/NAME", "lab/model")) == []
+    assert find_problems(text.replace("ORG/NAME", "lab/model")) == []
     assert len(ModelCard(text).data.eval_results) == 9
     facts = json.loads((model / "card.json").read_text())
     assert facts["training"]["results"]["training_pairs"] == 152 == facts["dataset"]["splits"]["train"]["pairs"]
@@ -165,7 +165,7 @@ def test_the_same_thing_measured_twice_is_an_error(model, tmp_path, capsys):
     write_result(tmp_path / "results" / "a", zero_shot_result(ours))
     write_result(tmp_path / "results" / "b", zero_shot_result(ours, date="2026-11-25"))
     assert card(model, "--results", tmp_path / "results") == 1
-    assert "measured the same thing" in error_of(capsys)
+    assert "measure the same thing" in error_of(capsys)
     write_result(tmp_path / "results" / "b", zero_shot_result(ours, settings={"template_set": "other"}))
     assert card(model, "--results", tmp_path / "results") == 0
 
@@ -175,7 +175,7 @@ def test_a_data_set_that_the_run_was_not_trained_on_is_refused(model, dataset, c
     report["splits"]["train"]["pairs"] += 1
     (dataset / "report.json").write_text(json.dumps(report))
     assert card(model, "--dataset", dataset) == 1
-    assert "has 153 training pairs, and the run was trained on 152" in error_of(capsys)
+    assert "has 153 training pairs, but the model was trained on 152" in error_of(capsys)
 
 
 def test_the_report_of_a_quickstart_holds_that_of_its_build(model, dataset):
@@ -191,7 +191,7 @@ def test_files_of_the_model_that_lead_out_or_never_end_are_refused_by_name(model
     (model / name).unlink(missing_ok=True)
     (model / name).symlink_to(tmp_path / "secret")
     assert card(model) == 1
-    assert f"{name} is a link that leaves its folder" in error_of(capsys)
+    assert f"{name} is a link that points outside its folder" in error_of(capsys)
     (model / name).unlink()
     os.mkfifo(model / name)
     assert card(model) == 1
@@ -203,7 +203,7 @@ def test_results_and_reports_that_lead_out_or_never_end_are_refused_by_name(mode
     (tmp_path / "results" / "a").mkdir(parents=True)
     (tmp_path / "results" / "a" / "results.json").symlink_to(path)
     assert card(model, "--results", tmp_path / "results") == 1
-    assert "results.json is a link that leaves its folder" in error_of(capsys)
+    assert "results.json is a link that points outside its folder" in error_of(capsys)
     assert card(model, "--results", path) == 0, "a file that the user names may lie anywhere"
     (tmp_path / "results" / "a" / "results.json").unlink()
     os.mkfifo(tmp_path / "results" / "a" / "results.json")
@@ -213,7 +213,7 @@ def test_results_and_reports_that_lead_out_or_never_end_are_refused_by_name(mode
     (dataset / "report.json").rename(tmp_path / "report.json")
     (dataset / "report.json").symlink_to("../report.json")
     assert card(model, "--dataset", dataset) == 1
-    assert "report.json is a link that leaves its folder" in error_of(capsys)
+    assert "report.json is a link that points outside its folder" in error_of(capsys)
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def test_results_and_reports_that_lead_out_or_never_end_are_refused_by_name(mode
         ("conversion.json", '{"source": 3}', "source must be str"),
         ("recipe.yaml", "- a", "the file must be an object"),
         ("recipe.yaml", "a: [", "is damaged"),
-        ("recipe.yaml", "base: /etc/passwd", "builds on another recipe"),
-        ("recipe.yaml", "a: .nan", "a value that JSON does not have"),
-        ("recipe.yaml", "a: 2026-11-24", "a value that JSON does not have"),
+        ("recipe.yaml", "base: /etc/passwd", "has a base recipe"),
+        ("recipe.yaml", "a: .nan", "is damaged"),
+        ("recipe.yaml", "a: 2026-11-24", "is damaged"),
         ("recipe.yaml", "a: !!python/name:os.system", "is damaged"),
     ],
 )
@@ -261,11 +261,11 @@ def test_a_link_in_the_place_of_the_card_is_replaced_and_not_written_through(mod
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/nowhere"], "--model /nowhere: there is no such folder"),
+        (["/nowhere"], "--model /nowhere is not a folder"),
         (["{model}", "--results", "/nowhere"], "--results /nowhere: no results.json there"),
-        (["{model}", "--train-run", "/nowhere"], "--train-run /nowhere: no train_results.json there"),
-        (["{model}", "--dataset", "{model}"], "no report.json there"),
-        (["{model}", "--dataset", "nobody/nothing"], "--dataset nobody/nothing: neither a folder nor on the Hub"),
+        (["{model}", "--train-run", "/nowhere"], "--train-run /nowhere contains no train_results.json"),
+        (["{model}", "--dataset", "{model}"], "contains no report.json"),
+        (["{model}", "--dataset", "nobody/nothing"], "--dataset nobody/nothing is neither a folder nor on the Hub"),
     ],
 )
 def test_errors_are_one_line_that_a_person_can_act_on(run, capsys, monkeypatch, arguments, message):
