@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from helpers.hub_server import HubServer, log_in
 
+
 USERS = {
     "hf_writer": {"name": "someone", "role": "write", "orgs": {"lab": "write", "museum": "read"}},
     "hf_reader": {"name": "someone", "role": "read", "orgs": {"lab": "write"}},
