@@ -108,7 +108,7 @@ def push_model(options: PushOptions) -> dict[str, Any]:
         if described["open_clip_obstacle"] is None:
             to_open_clip(model, processor, scratch / "open_clip")
             # open_clip reads the tokenizer files of transformers, so those with equal names are not replaced.
-            files = {path.name: path for path in (scratch / "open_clip").iterdir()} | files
+            files = {**{path.name: path for path in (scratch / "open_clip").iterdir()}, **files}
         check_private_content(files, folder)
         report: dict[str, Any] = {
             "repo_id": repo_id,

@@ -13,6 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.lfs import UploadInfo
+
 from biomedclip.model_cards.fill import PLACEHOLDER, public_report, size
 from biomedclip.model_cards.reading import check_shape, find_file, read_text, refuse_links_out
 from biomedclip.processing.integrity import HASHES, DamagedFile, check_file, read_columns
@@ -73,7 +75,8 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
     companions["report.json"] = public.encode()
 
     create_repository(api, repo_id, "dataset", private=private)
-    names, sent = [*shards], {}
+    names = [*shards]
+    sent: dict[str, UploadInfo] = {}
     for start in range(0, len(names), SHARDS_PER_COMMIT):
         batch = {name: shards[name] for name in names[start : start + SHARDS_PER_COMMIT]}
         title = f"Shards {start + 1} to {start + len(batch)} of {len(shards)}"
