@@ -1,4 +1,4 @@
-"""Converts BiomedCLIP's checkpoints: open_clip's layout, or a community port's, to transformers', and back.
+"""Convert BiomedCLIP checkpoints between the layouts of open_clip and transformers.
 
 biomedclip convert microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 biomedclip --verify
 biomedclip convert biomedclip open_clip_folder --to open_clip
@@ -27,32 +27,33 @@ EXAMPLE = "biomedclip convert open_clip_folder_or_hub_id biomedclip --verify"
 
 @dataclass
 class ConvertOptions:
-    """What is converted to what."""
+    """Options of `biomedclip convert`."""
 
     source: str = field(
         metadata={
-            "help": "Folder or Hub id in open_clip's layout, that of chuhac/BiomedCLIP-vit-bert-hf or transformers', "
-            "or an epoch_N.pt of open_clip's training. May stand without its name."
+            "help": "Folder or Hub id in the layout of open_clip, transformers or chuhac/BiomedCLIP-vit-bert-hf, or an "
+            "epoch_N.pt of open_clip's training. Its name can be left out."
         }
     )
-    output_dir: str = field(metadata={"help": "Folder for the result. May stand without its name."})
+    output_dir: str = field(metadata={"help": "Folder for the result. Its name can be left out."})
     to: str = field(
-        default="transformers", metadata={"help": "Layout of the result.", "choices": ["transformers", "open_clip"]}
+        default="transformers",
+        metadata={"help": "Layout of the result (default: transformers).", "choices": ["transformers", "open_clip"]},
     )
     verify: bool = field(
         default=False,
-        metadata={"help": "Run open_clip and transformers on the same images and labels, and compare."},
+        metadata={"help": "Run open_clip and transformers on the same images and labels, and compare them."},
     )
     images: list[str] = field(
         default_factory=list,
-        metadata={"help": "Images, or folders of them, to compare on. Drawn figures if left out."},
+        metadata={"help": "Images, or folders of images, for --verify (default: drawn figures)."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
     overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs `biomedclip convert`."""
+    """Run `biomedclip convert`."""
     (options,) = parse_options(
         "convert",
         [ConvertOptions],
@@ -63,63 +64,56 @@ def main(arguments: Sequence[str]) -> None:
     )
     report = convert(options)
     verified = report["verification"]
-    rows = [(name, report[name]) for name in ("parameters", "logit_scale", "dtype", "seconds")]
-    show_table(f"{options.source} in the layout of {options.to}", rows, ["", "value"])
+    rows = [(name.replace("_", " "), report[name]) for name in ("parameters", "logit_scale", "dtype", "seconds")]
+    show_table(f"{options.source}, converted to the layout of {options.to}", rows, ["", "value"])
     if verified:
         show_verification(verified)
-    say(f"In {options.output_dir}, with {CONVERSION}")
+    say(f"Model and {CONVERSION} in {options.output_dir}")
     if verified and not verified["equal"]:
         raise ValueError(
-            f"the embeddings differ by more than {LARGEST_DIFFERENCE}: do not use the result before you know why."
+            f"The embeddings differ from those of open_clip by more than {LARGEST_DIFFERENCE}. Do not use the result "
+            "before you know why."
         )
 
 
 def convert(options: ConvertOptions) -> dict[str, Any]:
-    """Converts a checkpoint and writes its card and `conversion.json` beside it.
+    """Convert a checkpoint. Write the model, its card and `conversion.json`.
 
     Args:
-        options: What is converted to what.
+        options: Source, result and layout.
 
     Returns:
-        The report that `conversion.json` holds.
+        The content of `conversion.json`.
 
     Raises:
-        FileExistsError: `output_dir` is not empty, and no word of overwriting.
-        FileNotFoundError: The source, or a file of it, is missing.
-        ValueError: Weights or settings that are not BiomedCLIP's.
+        FileExistsError: If `output_dir` is not empty and `overwrite` is not set.
+        FileNotFoundError: If the source or one of its files is missing.
+        ValueError: If the weights or settings are not those of a BiomedCLIP model.
     """
     output_dir = Path(options.output_dir)
     refuse_filled(output_dir, overwrite=options.overwrite)
+    started = time.monotonic()
     with local_checkpoint(options.source, options.revision) as source:
-        report, described = _convert(source, output_dir, options)
+        model, processor = load_any_layout(source)
+        save = to_open_clip if options.to == "open_clip" else save_with_processor
+        save(model, processor, output_dir)
+        apply_umask(output_dir)
+        report: dict[str, Any] = {
+            "source": options.source,
+            "revision": options.revision,
+            "layout": options.to,
+            "parameters": model.num_parameters(),
+            "logit_scale": model.logit_scale.item(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "seconds": round(time.monotonic() - started, 1),
+            "verification": None,
+            "versions": versions(),
+        }
+        described = describe_model(model, processor) | {"layout": options.to}
+        del model, processor  # the verification loads two models
+        if options.verify:
+            report["verification"] = verify(source, output_dir, options.to, options.images)
     title = f"BiomedCLIP, converted from {public_name(options.source)}"
     write_text(output_dir / "README.md", fill_model_card(card_facts(described, conversion=report, title=title)))
     write_json(output_dir / CONVERSION, report)
     return report
-
-
-def _convert(source: Path, output_dir: Path, options: ConvertOptions) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Converts a folder; gives the report and the description of the model for its card."""
-    started = time.monotonic()
-    model, processor = load_any_layout(source)
-    if options.to == "open_clip":
-        to_open_clip(model, processor, output_dir)
-    else:
-        save_with_processor(model, processor, output_dir)
-    apply_umask(output_dir)
-    report: dict[str, Any] = {
-        "source": options.source,
-        "revision": options.revision,
-        "layout": options.to,
-        "parameters": model.num_parameters(),
-        "logit_scale": model.logit_scale.item(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "seconds": round(time.monotonic() - started, 1),
-        "verification": None,
-        "versions": versions(),
-    }
-    described = describe_model(model, processor) | {"layout": options.to}
-    del model, processor
-    if options.verify:
-        report["verification"] = verify(source, output_dir, options.to, options.images)
-    return report, described

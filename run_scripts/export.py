@@ -1,4 +1,4 @@
-"""Exports the towers of a model as graphs that run without PyTorch, and measures their error.
+"""Export the towers of a model as graphs that run without PyTorch, and measure the error of their embeddings.
 
 biomedclip export biomedclip exported
 biomedclip export biomedclip exported --format openvino --precision int8 --images my_scans
@@ -28,35 +28,35 @@ REPORT = "export_report.json"
 
 @dataclass
 class ExportOptions:
-    """What is exported to what."""
+    """Options of `biomedclip export`."""
 
     model: str = field(
-        metadata={"help": "Folder or Hub id of BiomedCLIP, open_clip's layout included. May stand without its name."}
+        metadata={"help": "Folder or Hub id of a BiomedCLIP model in any layout. Its name can be left out."}
     )
-    output_dir: str = field(metadata={"help": "Folder for the graphs. May stand without its name."})
+    output_dir: str = field(metadata={"help": "Folder for the graphs. Its name can be left out."})
     format: str = field(
-        default="onnx", metadata={"help": "For ONNX Runtime, or for OpenVINO.", "choices": list(FORMATS)}
+        default="onnx", metadata={"help": "ONNX Runtime or OpenVINO (default: onnx).", "choices": list(FORMATS)}
     )
     precision: str = field(
         default="float32",
         metadata={
-            "help": "Precision of the work; bfloat16 for OpenVINO alone.",
+            "help": "Precision of the graphs (default: float32). bfloat16 needs OpenVINO.",
             "choices": ["float32", "bfloat16", "int8"],
         },
     )
     images: list[str] = field(
         default_factory=list,
-        metadata={"help": "Images, or folders of them, to measure the error on. Drawn figures if left out."},
+        metadata={"help": "Images, or folders of images, to measure the error on (default: drawn figures)."},
     )
     texts: str | None = field(
         default=None,
-        metadata={"help": "File with a text a line to measure the error on. The published card's labels if left out."},
+        metadata={"help": "File with one text per line to measure the error on (default: labels of the model card)."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs `biomedclip export`."""
+    """Run `biomedclip export`."""
     (options,) = parse_options(
         "export",
         [ExportOptions],
@@ -65,56 +65,50 @@ def main(arguments: Sequence[str]) -> None:
         example=EXAMPLE,
         positionals=["model", "output_dir"],
     )
-    # The exporter tells its steps in full on the root logger's levels below a warning, and deprecations above.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of each step and of deprecations
     report = export(options)
     rows = [
-        (f"{name}s, cosine to float32", measured["smallest_cosine"], measured["mean_cosine"], measured["count"])
-        for name, measured in report["error"].items()
+        (f"{name}s", f"{error['smallest_cosine']:.6f}", f"{error['mean_cosine']:.6f}", error["count"])
+        for name, error in report["error"].items()
     ]
-    show_table(
-        f"{options.format}, {options.precision}, {report['megabytes']:,} MB, in {report['seconds']} s",
-        [(name, f"{smallest:.6f}", f"{mean:.6f}", count) for name, smallest, mean, count in rows],
-        ["", "smallest", "mean", "measured on"],
-    )
-    say(f"Graphs and processor in {options.output_dir}, with {REPORT}")
+    title = f"{options.format}, {options.precision}, {report['megabytes']:,} MB, in {report['seconds']} s"
+    show_table(f"{title}: cosine to float32", rows, ["", "smallest", "mean", "measured on"])
+    say(f"Graphs, processor and {REPORT} in {options.output_dir}")
 
 
 def export(options: ExportOptions) -> dict[str, Any]:
-    """Exports a model with its processor and measures the error of its embeddings.
+    """Export a model with its processor, and measure the error of its embeddings.
 
     Args:
-        options: What is exported to what.
+        options: Model, result, format and precision.
 
     Returns:
-        The report that `export_report.json` holds.
+        The content of `export_report.json`.
 
     Raises:
-        FileExistsError: `output_dir` is not empty, and no word of overwriting.
-        FileNotFoundError: The model, or something to measure on, is missing.
-        ValueError: A precision that the format does not have.
+        FileExistsError: If `output_dir` is not empty and `overwrite` is not set.
+        FileNotFoundError: If the model, the images or the texts are missing.
+        ValueError: If the format does not have the precision.
     """
     check_export(options.format, options.precision)
     output_dir = Path(options.output_dir)
     refuse_filled(output_dir, overwrite=options.overwrite)
     started = time.monotonic()
-    pictures = pictures_to_compare(options.images)
-    texts = _texts(options.texts)
+    pictures, texts = pictures_to_compare(options.images), _read_texts(options.texts)
     with local_checkpoint(options.model) as source:
         model, processor = load_any_layout(source)
     model.float()
     export_model(model, output_dir, format=options.format, precision=options.precision)
     processor.save_pretrained(output_dir)
     exported = ExportedModel(output_dir)
-    error = {
-        "image": _error(embed_images(exported, processor, pictures), embed_images(model, processor, pictures)),
-        "text": _error(embed_texts(exported, processor, texts), embed_texts(model, processor, texts)),
-    }
     report = {
         "model": options.model,
         "format": options.format,
         "precision": options.precision,
-        "error": error,
+        "error": {
+            "image": _error(embed_images(exported, processor, pictures), embed_images(model, processor, pictures)),
+            "text": _error(embed_texts(exported, processor, texts), embed_texts(model, processor, texts)),
+        },
         "megabytes": round(sum(file.stat().st_size for file in output_dir.iterdir()) / 1e6),
         "seconds": round(time.monotonic() - started, 1),
         "versions": versions(),
@@ -128,12 +122,12 @@ def _error(embeds: torch.Tensor, exact: torch.Tensor) -> dict[str, float | int]:
     return {"smallest_cosine": cosines.min().item(), "mean_cosine": cosines.mean().item(), "count": len(cosines)}
 
 
-def _texts(path: str | None) -> list[str]:
+def _read_texts(path: str | None) -> list[str]:
     if path is None:
         return [TEMPLATE.format(label) for label in LABELS]
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--texts {path}: there is no such file.")
+        raise FileNotFoundError(f"--texts {path}: no such file.")
     texts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     if not texts:
-        raise ValueError(f"--texts {path}: no texts there.")
+        raise ValueError(f"--texts {path}: the file contains no text.")
     return texts

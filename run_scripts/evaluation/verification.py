@@ -1,6 +1,5 @@
-"""Holds a converted checkpoint against open_clip: the same images and labels through both, stage by stage."""
+"""Compare a converted checkpoint with open_clip: the same images and labels through both, stage by stage."""
 
-import importlib.util
 import json
 import logging
 import tempfile
@@ -21,8 +20,9 @@ from biomedclip.processing.images.folders import find_images, warn_of_left_out
 from biomedclip.processing.images.reading import ImageError
 from biomedclip.processing.synthetic_corpus.figures import FIGURE_KINDS
 
+from ..cli.models import import_optional
 from ..cli.reporting import say, show_table
-from .open_clip_folders import load_with_open_clip
+from .open_clip_folders import INSTALL, load_with_open_clip
 
 
 logger = logging.getLogger(__name__)
@@ -41,41 +41,35 @@ LABELS = (
     "hematoxylin and eosin histopathology",
 )
 BATCH_SIZE = 16
-# Equal to the last bit is usual; other shapes of products on other processors may round otherwise.
+# Embeddings are usually equal to the last bit. Other processors may round in another way.
 LARGEST_DIFFERENCE = 2e-6
 
 
 def verify(source: Path, result: Path, layout: str, images: Sequence[str]) -> dict[str, Any]:
-    """Runs open_clip and transformers on the labels of the published card and on images, on the CPU in float32.
+    """Run open_clip and transformers on images and on the labels of the published card, on the CPU in float32.
 
     Args:
         source: Folder that was converted.
-        result: Folder that it was converted to.
-        layout: Layout of the result, `transformers` or `open_clip`; the other side of the comparison is the source, or
-            where that is in another layout, the result written once more.
-        images: Files, or folders of them; drawn figures where there are none.
+        result: Folder with the result.
+        layout: Layout of the result, `transformers` or `open_clip`. open_clip loads the one that is in its layout, or
+            the model written once more if neither is.
+        images: Files or folders. Drawn figures if empty.
 
     Returns:
-        The largest difference of each stage, on how many images both implementations agree about the best label,
-        whether that is `equal` within `LARGEST_DIFFERENCE`, and whether open_clip had to be told the configuration of
-        its BERT (`bert_assumed`), whose heads and epsilon then are not part of what was compared.
+        The largest difference of each stage. The number of images for which both have the same best label. `equal`:
+        whether the differences are at most `LARGEST_DIFFERENCE`. `bert_assumed`: whether open_clip could not find the
+        configuration of its BERT. Then the number of heads and the epsilon of the BERT are not verified.
 
     Raises:
-        ImportError: open_clip is not installed.
-        FileNotFoundError: No images where they should be.
+        ImportError: If open_clip is not installed.
+        FileNotFoundError: If there are no images.
     """
-    if importlib.util.find_spec("open_clip") is None:
-        raise ImportError(
-            "--verify compares with open_clip, which is not installed: pip install 'biomedclip[open_clip]'"
-        )
+    import_optional("open_clip", "--verify compares with open_clip, and", INSTALL)
     pictures = pictures_to_compare(images)
     with tempfile.TemporaryDirectory() as scratch:
-        written = result
-        if layout == "transformers":
-            model, processor = load_any_layout(result)
-            written = source
-        else:
-            model, processor = load_any_layout(source)
+        converted = layout == "transformers"
+        model, processor = load_any_layout(result if converted else source)
+        written = source if converted else result
         if not (written / OPEN_CLIP_CONFIG).is_file():
             written = Path(scratch) / "written"
             to_open_clip(model, processor, written)
@@ -95,12 +89,12 @@ def verify(source: Path, result: Path, layout: str, images: Sequence[str]) -> di
 
 
 def show_verification(verified: dict[str, Any]) -> None:
-    """Prints the largest difference of each stage."""
+    """Print the largest difference of each stage."""
     rows = [(name, f"{difference:.2g}") for name, difference in verified["largest_difference"].items()]
     rows.append(("images with the same best label", f"{verified['same_best_label']} of {verified['images']}"))
-    show_table("Against open_clip", rows, ["", "largest difference"])
+    show_table("Compared with open_clip", rows, ["", "largest difference"])
     if verified["bert_assumed"]:
-        say("The BERT that open_clip names cannot be reached: its heads and epsilon were taken from the conversion.")
+        say("The BERT that open_clip names cannot be reached. Its heads and epsilon were taken from the conversion.")
 
 
 @torch.no_grad()
@@ -142,10 +136,10 @@ def _stages(
 
 
 def _loadable(folder: Path, text_config: Any, scratch: Path) -> Path:
-    """A folder that open_clip can load.
+    """Return a folder that open_clip can load.
 
-    open_clip builds the text tower from the configuration of a named BERT. Where that cannot be reached (no network),
-    the names are replaced by a folder with the same configuration, and the other files linked.
+    open_clip builds the text tower from the configuration of a named BERT. If that cannot be reached, the returned
+    folder names a folder with the same configuration, and has links to the other files.
     """
     config = json.loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     text_cfg = config["model_cfg"]["text_cfg"]
@@ -163,35 +157,35 @@ def _loadable(folder: Path, text_config: Any, scratch: Path) -> Path:
 
 
 def _is_within_reach(name: str) -> bool:
-    """Whether the configuration of a BERT is in a folder or the cache, or a published one that the Hub answers for."""
+    """Return whether the configuration of a BERT is in a folder or the cache, or is published on a reachable Hub."""
     if is_at_hand(name):
         return True
-    if name not in PUBLISHED_NAMES:  # no request for a name that stands in a file
+    if name not in PUBLISHED_NAMES:  # names in a file are not trusted, so no request is sent
         return False
     try:
         model_info(name, timeout=10)
-    except Exception as error:  # no network, a proxy, a name that is gone: each client has its own types
-        logger.info("%s cannot be reached (%s); its configuration is written down instead.", name, error)
+    except Exception as error:  # each kind of failure has its own type in each HTTP client
+        logger.info("%s cannot be reached (%s). Its configuration is written to a folder instead.", name, error)
         return False
     return True
 
 
 def pictures_to_compare(paths: Sequence[str]) -> list[Any]:
-    """Pillow images of at most 8 bits; what cannot be read or compared is named in a warning and left out.
+    """Return images with at most 8 bits. Images that cannot be read or compared are skipped with a warning.
 
     Args:
-        paths: Files, or folders of them; one drawn figure of each kind where there are none.
+        paths: Files or folders. One drawn figure of each kind if empty.
 
     Raises:
-        FileNotFoundError: A path that is not there, or no images.
-        ValueError: None of the images can be compared.
+        FileNotFoundError: If a path does not exist, or if there are no images.
+        ValueError: If none of the images can be compared.
     """
     if not paths:
         return [kind.draw(kind.combination(0), np.random.default_rng(0)) for kind in FIGURE_KINDS.values()]
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
-            raise FileNotFoundError(f"--images {path}: there is no such file or folder.")
+            raise FileNotFoundError(f"--images {path}: no such file or folder.")
         if not path.is_dir():
             files.append(path)
             continue
@@ -199,16 +193,16 @@ def pictures_to_compare(paths: Sequence[str]) -> list[Any]:
         warn_of_left_out(path, [content])
         files += content.images
     if not files:
-        raise FileNotFoundError(f"--images {' '.join(paths)}: no images there.")
+        raise FileNotFoundError(f"--images {' '.join(paths)}: no images found.")
     pictures = []
     for file in files:
         try:
             picture = read_image(file)
         except ImageError as error:
-            logger.warning("Left out of the comparison: %s", error)
+            logger.warning("Skipped in the comparison: %s", error)
             continue
         if picture.mode.startswith(("I", "F")):
-            logger.warning("Left out of the comparison: %s has more than 8 bits, which open_clip clips.", file)
+            logger.warning("Skipped in the comparison: %s has more than 8 bits, which open_clip clips.", file)
         else:
             pictures.append(picture)
     if not pictures:
