@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         BiomedCLIPTextConfig,
         BiomedCLIPVisionConfig,
     )
-    from .contrastive_trainer import ContrastiveTrainer, ContrastiveTrainingArguments
+    from .contrastive_trainer import ContrastiveTrainer
     from .conversion import from_open_clip, to_open_clip
     from .embedding import embed_images, embed_texts
     from .export import export_model
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         load_pmc15m,
         read_image,
     )
+    from .training_arguments import ContrastiveTrainingArguments
     from .zero_shot_classifier import ZeroShotClassifier
 
 _MODULE_OF = {
@@ -58,7 +59,7 @@ _MODULE_OF = {
     "BiomedCLIPVisionModelWithProjection": "modeling_biomedclip",
     "ContrastiveCollator": "processing",
     "ContrastiveTrainer": "contrastive_trainer",
-    "ContrastiveTrainingArguments": "contrastive_trainer",
+    "ContrastiveTrainingArguments": "training_arguments",
     "ExportedModel": "exported_model",
     "VisualQuestionAnsweringPipeline": "pipeline_biomedclip",
     "ZeroShotClassifier": "zero_shot_classifier",

@@ -1,12 +1,12 @@
-"""Cached gradients: loss and gradients of a large batch on the memory of a mini-batch (GradCache, arXiv:2101.06983).
+"""Cached gradients: gradients of a large batch with the memory of a mini-batch (GradCache, arXiv 2101.06983).
 
-A contrastive loss needs the embeddings of the whole batch at once, but not the graphs that they come from:
+A contrastive loss needs the embeddings of the whole batch at once, but not their graphs:
 
-1. Embed one mini-batch after the other without a graph, and keep the random state that each started from.
-2. Work out the loss of all embeddings, and its gradient with respect to each of them.
-3. Embed each mini-batch again, from the random state it had, and send those gradients down its graph.
+1. Embed the mini-batches without a graph, and store the random state before each of them.
+2. Compute the loss of all embeddings and its gradient with respect to each embedding.
+3. Embed each mini-batch again from its random state, and backpropagate these gradients.
 
-The price is a second forward pass.
+This requires a second forward pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,19 +30,19 @@ def cached_backward(
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Adds to every parameter's `grad` that of the loss of all mini-batches together.
+    """Add the gradient of the loss of all mini-batches to `grad` of each parameter.
 
-    With dropout they are the gradients of the plain backward of the same mini-batches, each embedded in its turn.
+    With dropout, the gradients equal those of a plain backward pass over the same mini-batches.
 
     Args:
-        embed: Gives image and text embeddings, of shape `(rows, dimension)`, of rows of the batch. Under autocast it
-            must enter it anew each time: the weights that autocast has cast in step 1 have no graph.
-        mini_batches: The rows of each mini-batch.
-        loss_of: Gives the loss of all image and text embeddings, in the order of the mini-batches.
-        scalars: Parameters that the loss uses itself, such as the temperature, and that are trained.
-        backward: What is done instead of `loss.backward()`.
-        no_sync: Context in which gradients are not reduced over processes; entered for all but the last mini-batch.
-        device: Where the model draws its random numbers, beside the CPU.
+        embed: Function that returns the image and text embeddings, of shape `(rows, dimension)`, of rows of the batch.
+            It must enter autocast on each call, because weights that autocast has cached in step 1 have no graph.
+        mini_batches: Indices of the rows of each mini-batch.
+        loss_of: Function that returns the loss of all image and text embeddings, in the order of the mini-batches.
+        scalars: Trainable parameters that the loss uses directly, such as `logit_scale`.
+        backward: Function to call instead of `loss.backward()`.
+        no_sync: Context without gradient synchronization, used for all but the last mini-batch.
+        device: Device of the model, whose random state is stored together with that of the CPU.
 
     Returns:
         The loss, without a graph.
@@ -64,10 +64,10 @@ def cached_backward(
         is_last = position == len(mini_batches) - 1
         with nullcontext() if is_last else no_sync():
             state.restore()
-            # A sum of products has the cached gradients as its own.
+            # The gradient of this sum with respect to the embeddings is the cached gradient.
             products = sum((part * gradient).sum() for part, gradient in zip(embed(rows), gradients, strict=True))
             if is_last:
-                # Inside the one backward in which DDP waits for every parameter.
+                # DDP waits for all parameters in the last backward pass.
                 products += sum((part * by).sum() for part, by in zip(scalars, by_scalars, strict=True))
             backward(products)
     state_after.restore()
@@ -75,15 +75,18 @@ def cached_backward(
 
 
 def mini_batch_rows(inputs: Mapping[str, Any], size: int) -> list[torch.Tensor]:
-    """Rows of a batch in mini-batches of `size`, the last one perhaps smaller, longest texts first.
+    """Split the rows of a batch into mini-batches, longest texts first.
 
-    Texts of like length then share a mini-batch, which [`take_rows`] cuts to the longest of them. The longest come
-    first, so that what does not fit into memory fails at once.
+    Texts of similar length share a mini-batch, whose padding [`take_rows`] removes. A mini-batch that does not fit into
+    memory fails at once, because the longest texts come first.
 
     Args:
-        inputs: A batch with `pixel_values`, of shape `(rows, ...)`, and perhaps `attention_mask`, of shape
+        inputs: Batch with `pixel_values` of shape `(rows, ...)` and optionally `attention_mask` of shape
             `(rows, length)`.
-        size: Rows of a mini-batch.
+        size: Number of rows in a mini-batch. The last one may be smaller.
+
+    Returns:
+        The indices of the rows of each mini-batch.
     """
     mask = inputs.get("attention_mask")
     if mask is None:
@@ -92,13 +95,13 @@ def mini_batch_rows(inputs: Mapping[str, Any], size: int) -> list[torch.Tensor]:
 
 
 def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool = True) -> dict[str, Any]:
-    """Some rows of a batch, in the order given.
+    """Select rows of a batch.
 
     Args:
-        inputs: Tensors of shape `(rows, ...)`, and what is no tensor, which stays as it is.
-        rows: Indices.
-        cut_text: Leave out the padding that follows the longest text of these rows, if there is an `attention_mask`.
-            Embeddings do not change but for rounding, unless the model pools the last position.
+        inputs: Tensors of shape `(rows, ...)`. Other values are not changed.
+        rows: Indices of the rows, in the order of the result.
+        cut_text: Remove the padding after the longest text, if there is an `attention_mask`. The embeddings change only
+            by rounding, unless the model pools the last position.
     """
     taken = {
         name: value[rows.to(value.device)] if isinstance(value, torch.Tensor) else value
@@ -111,12 +114,12 @@ def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool =
 
 
 def copy_to_device(inputs: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """Tensors on an accelerator, copied while it is still at work on what came before.
+    """Copy a batch to an accelerator without waiting for its current work.
 
-    From memory that is not pinned the copy would wait for that work, and the accelerator then for the copy.
+    Without pinned memory, the copy would wait for the accelerator, and the accelerator would then wait for the copy.
 
     Args:
-        inputs: Tensors, and what is no tensor, which stays as it is.
+        inputs: Batch. Values that are not tensors are not changed.
         device: The accelerator.
     """
     return {
@@ -128,7 +131,7 @@ def copy_to_device(inputs: Mapping[str, Any], device: torch.device | str) -> dic
 
 
 class RandomState:
-    """Torch's random state on the CPU and on a device."""
+    """Random state of torch on the CPU and on a device."""
 
     def __init__(self, device: torch.device | str):
         device = torch.device(device)
@@ -138,6 +141,7 @@ class RandomState:
         self.on_device = None if self.generators is None else self.generators.get_rng_state(device)
 
     def restore(self) -> None:
+        """Restore the random state at the time of construction."""
         torch.set_rng_state(self.on_cpu)
         if self.generators is not None:
             self.generators.set_rng_state(self.on_device, device=self.device)

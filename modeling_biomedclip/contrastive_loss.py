@@ -1,4 +1,4 @@
-"""Contrastive losses over the batch of all processes: symmetric InfoNCE, and SigLIP's pairwise sigmoid loss."""
+"""Contrastive losses over the batch of all processes: symmetric InfoNCE and the pairwise sigmoid loss of SigLIP."""
 
 import math
 
@@ -8,12 +8,12 @@ from torch import nn
 
 
 LOSSES = ("infonce", "siglip")
-# Where SigLIP's loss starts (arXiv 2303.15343, section 3.2): nearly all pairs are wrong ones, and the bias keeps
-# them from outweighing the right ones.
+# Initial values for the SigLIP loss (arXiv 2303.15343, section 3.2). Nearly all pairs are negative, and the bias keeps
+# them from dominating the loss.
 SIGLIP_LOGIT_BIAS = -10.0
 SIGLIP_LOGIT_SCALE = math.log(10)
-# Logits that exist at a time. 64 MiB in float32: a product so large keeps any device busy, and it is little beside the
-# activations of the towers.
+# Maximum number of logits in memory: 64 MiB in float32, which is large enough to keep a device busy and small compared
+# with the activations of the towers.
 LOGITS_AT_ONCE = 2**24
 
 
@@ -25,33 +25,34 @@ def contrastive_loss(
     *,
     loss: str = "infonce",
 ) -> torch.Tensor:
-    """The loss of this process's pairs against the images and texts of all processes.
+    """Return the loss of the pairs of this process against the images and texts of all processes.
 
-    `infonce`: the cross-entropy of each image among all texts and of each text among all images, averaged. `siglip`:
-    the binary cross-entropy of each image with each text, summed over texts and averaged over images.
+    `infonce` is the cross-entropy of each image over all texts and of each text over all images, averaged. `siglip` is
+    the binary cross-entropy of each image with each text, summed over texts and averaged over images. They equal
+    open_clip's `ClipLoss(local_loss=True, gather_with_grad=True)` and `SigLipLoss`.
 
-    Each process works out the rows of its own pairs. The features of the others are gathered with their gradient, so
-    that the gradients which DDP averages over W processes are those of one process with the whole batch. These are
-    open_clip's `ClipLoss(local_loss=True, gather_with_grad=True)` and `SigLipLoss`. Logits are worked out a slice of
-    rows at a time and never in less than float32, under autocast neither: at a temperature of 1 / 100, bfloat16 would
-    round them to the next half.
+    Each process computes the rows of its own pairs. The features of the other processes are gathered with their
+    gradient, so that the gradients averaged by DDP are those of one process with the whole batch. The logits are
+    computed for a few rows at a time and at least in float32, even under autocast. In bfloat16 they would be rounded to
+    multiples of 0.5 at the maximum logit scale of 100.
 
     Args:
-        image_embeds: L2-normalised, of shape `(pairs, dimension)`, as many on each process.
-        text_embeds: L2-normalised, of shape `(pairs, dimension)`; text i belongs to image i.
-        logit_scale: Inverse temperature (the exponential of the model's parameter), of shape `()` or `(1,)`.
-        logit_bias: What is added to each logit, of shape `()` or `(1,)`. Nothing if left out. InfoNCE does not change
-            with it, and gives it a gradient of zero.
+        image_embeds: L2-normalized embeddings of shape `(pairs, dimension)`, the same shape in each process.
+        text_embeds: L2-normalized embeddings of shape `(pairs, dimension)`. Text i belongs to image i.
+        logit_scale: Inverse temperature (the exponential of the model's parameter) of shape `()` or `(1,)`.
+        logit_bias: Bias of the logits of shape `()` or `(1,)`. InfoNCE does not depend on it; its gradient is zero.
         loss: `infonce` or `siglip`.
 
     Returns:
-        The mean over this process's pairs, of shape `()`.
+        The mean over the pairs of this process, of shape `()`.
 
     Raises:
-        ValueError: Unequal numbers of images and texts, or another loss.
+        ValueError: If the shapes of images and texts differ, or if `loss` is unknown.
     """
     if image_embeds.shape != text_embeds.shape:
-        raise ValueError(f"Images {tuple(image_embeds.shape)} and texts {tuple(text_embeds.shape)} are not pairs.")
+        raise ValueError(
+            f"image_embeds {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)} differ in shape."
+        )
     images, texts = _at_least_float32(image_embeds), _at_least_float32(text_embeds)
     first = dist.get_rank() * len(images) if _world_size() > 1 else 0
     total = summed_loss(images, _gathered(texts), logit_scale, logit_bias, loss=loss, first=first)
@@ -71,34 +72,36 @@ def summed_loss(
     first: int = 0,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> torch.Tensor:
-    """The loss of each query against all candidates, in one direction and summed.
+    """Return the loss of each query against all candidates, in one direction and summed over queries.
 
     Args:
-        queries: L2-normalised, of shape `(queries, dimension)`.
-        candidates: L2-normalised, of shape `(candidates, dimension)`; query i belongs to candidate `first + i`.
-        logit_scale: Inverse temperature, of shape `()` or `(1,)`.
-        logit_bias: What is added to each logit, of shape `()` or `(1,)`.
+        queries: L2-normalized embeddings of shape `(queries, dimension)`.
+        candidates: L2-normalized embeddings of shape `(candidates, dimension)`. Query i belongs to candidate
+            `first + i`.
+        logit_scale: Inverse temperature of shape `()` or `(1,)`.
+        logit_bias: Bias of the logits of shape `()` or `(1,)`.
         loss: `infonce` or `siglip`.
-        first: The candidate of the first query.
-        logits_at_once: Bound of the logits that are held at a time; at least one row of them is.
+        first: Index of the candidate of the first query.
+        logits_at_once: Maximum number of logits in memory, but at least those of one query.
 
     Returns:
         The sum, of shape `()`.
 
     Raises:
-        ValueError: Another loss.
+        ValueError: If `loss` is unknown.
     """
     if loss not in LOSSES:
-        raise ValueError(f"The loss is one of {', '.join(LOSSES)}, not {loss!r}.")
+        raise ValueError(f"loss={loss!r} is unknown. Choose one of {', '.join(LOSSES)}.")
     rows = max(1, logits_at_once // len(candidates))
     with torch.autocast(queries.device.type, enabled=False):
         return _SummedLoss.apply(queries, candidates, logit_scale, logit_bias, loss, first, rows)
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Works out the gradients along with the loss, so that the logits of a slice of rows are forgotten before the next.
+    """Compute the gradients together with the loss, so that only the logits of a few rows are in memory.
 
-    Both losses have the same derivative by the logits: probabilities, softmax or sigmoid, less 1 for the pairs.
+    Both losses have the same derivative with respect to the logits: the probabilities (softmax or sigmoid), minus 1
+    for the positive pairs.
     """
 
     @staticmethod
@@ -119,9 +122,9 @@ class _SummedLoss(torch.autograd.Function):
                 by_logits[pairs] *= -1
                 by_bias += by_logits.sum()
             else:
-                normalisers = logits.logsumexp(dim=1)
-                total += (normalisers - logits[pairs]).sum()
-                by_logits = logits.sub_(normalisers[:, None]).exp_()
+                normalizers = logits.logsumexp(dim=1)
+                total += (normalizers - logits[pairs]).sum()
+                by_logits = logits.sub_(normalizers[:, None]).exp_()
                 by_logits[pairs] -= 1
             if any(ctx.needs_input_grad):
                 by_queries[start : start + rows] = by_logits @ candidates
@@ -151,7 +154,7 @@ def _gathered(rows: torch.Tensor) -> torch.Tensor:
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """Concatenates the rows of all processes; each gets back the gradients that all of them have for its rows."""
+    """Concatenate the rows of all processes. The backward pass sums the gradients of all processes."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,12 @@
-"""List which options of transformers' `Trainer` work in the trainings of this package, and which are refused.
+"""Define which options of transformers' `Trainer` the trainings of this package support.
 
-The tables here are the single source of this information. The trainers check their options against them, and the page
-`docs/training_arguments.md` is the output of `python -m biomedclip.training_options`.
+The trainers check their options against these tables. The page `docs/training_arguments.md` is the output of
+`python -m biomedclip.training_options`.
 """
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
@@ -18,36 +19,36 @@ CONTRASTIVE, LABELS = "contrastive", "labels"
 
 
 class Rule(NamedTuple):
-    """Whether an option works.
+    """Rule for the values of an option.
 
     Args:
-        accepts: Called with the value, the training arguments, and whether the training set is a stream (None if that
-            is not known yet). None if every value works.
-        text: Notes on an option that works. For a refused option: the reason and the alternative.
-        refused: Whether the default is the only value that works.
+        accepts: Function of the value, the training arguments, and whether the training set is a stream (None if that
+            is not known yet). None if all values are supported.
+        text: Note on a supported option. For an unsupported one: the reason and the alternative.
+        unsupported: Whether only the default is accepted.
     """
 
     accepts: Callable[[Any, Any, bool | None], bool] | None
     text: str = ""
-    refused: bool = False
+    unsupported: bool = False
 
 
-def _is_unset(value: Any, args: Any, stream: bool | None) -> bool:
-    return not value or value == "no"
+def _note(text: str) -> Rule:
+    return Rule(None, text)
 
 
-def _refused(text: str, default: Any = None) -> Rule:
-    """Return a rule that accepts only the default: nothing, or a value."""
-    return Rule(_is_unset if default is None else lambda value, args, stream: value == default, text, refused=True)
+def _unsupported(text: str, default: Any = None) -> Rule:
+    """Accept only the default (if it is None, any empty value)."""
+
+    def accepts(value: Any, args: Any, stream: bool | None) -> bool:
+        return value == default if default is not None else not value or value == "no"
+
+    return Rule(accepts, text, unsupported=True)
 
 
-def _with(condition: Callable[[Any], bool], text: str, default: Any = None) -> Rule:
-    """Return a rule that accepts only the default unless certain other options are set."""
+def _requires(condition: Callable[[Any], bool], text: str, default: Any = None) -> Rule:
+    """Accept only the default and empty values unless the training arguments meet a condition."""
     return Rule(lambda value, args, stream: value == default or not value or condition(args), text)
-
-
-def _without_stream(text: str, default: Any = None) -> Rule:
-    return Rule(lambda value, args, stream: not stream or value == default, text)
 
 
 def _accepts_accelerator_config(value: Any, args: Any, stream: bool | None) -> bool:
@@ -62,57 +63,58 @@ def _accepts_accelerator_config(value: Any, args: Any, stream: bool | None) -> b
     )
 
 
-WORKS = Rule(None)
-_EVALUATES = "it needs eval_strategy, without which nothing is evaluated"
-_NOT_OURS = "it has no effect on image-text models. Leave it out"
-_WHOLE_SET = "evaluation embeds the whole set and measures it at once. Leave it out"
-_NEEDS_HUB = "the folder is not checked before the upload. Use biomedclip push after training"
-_BY_LENGTH = "it groups examples by length, and these batches have no lengths. Leave it out"
-_TRACKERS = "it needs a tracker in report_to"
-_TRACKIO = "it needs trackio in report_to"
-_PRECISION = "evaluation runs in the precision of training. Use bf16"
-_NO_EPOCH_FOR_WORKERS = "workers that outlive an epoch would repeat the crops of the first one. Leave it out"
-
-
 def _evaluates(args: Any) -> bool:
     return args.eval_strategy != "no"
 
 
-def _reports(args: Any) -> bool:
-    return bool(args.report_to) and args.report_to != ["none"]
-
-
-def _reports_to_trackio(args: Any) -> bool:
-    return "trackio" in (args.report_to or [])
-
-
-def _counts_epochs(args: Any) -> bool:
-    # The trainers set max_steps themselves when they turn epochs into steps.
-    return args.max_steps <= 0 or getattr(args, "steps_from_epochs", False)
+def _saves(args: Any) -> bool:
+    return args.save_strategy != "no"
 
 
 def _is_checkpointing(args: Any) -> bool:
     return bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", None))
 
 
-# For each field of TrainingArguments: the rule of contrastive training and, if it differs, the rule of training with
-# labels (classification, visual question answering).
-FIELDS: dict[str, tuple[Rule, ...]] = {
-    "output_dir": (WORKS,),
-    "per_device_train_batch_size": (WORKS,),
-    "num_train_epochs": (_with(_counts_epochs, "it is ignored if max_steps is set. Leave one of the two out", 3.0),),
-    "max_steps": (WORKS,),
-    "learning_rate": (WORKS,),
+WORKS = Rule(None)
+_NEEDS_EVALUATION = _requires(_evaluates, "it requires eval_strategy")
+_NEEDS_TRACKIO = _requires(lambda args: "trackio" in (args.report_to or []), "it requires trackio in report_to")
+_NEEDS_CHECKPOINTING = _requires(_is_checkpointing, "it requires gradient_checkpointing or activation_checkpointing")
+_IMAGE_TEXT = _unsupported("it has no effect on image-text models")
+_WHOLE_SET = "metrics are computed on the whole evaluation set at once"
+_HUB = "the folder is not checked before the upload. Use `biomedclip push` after training"
+_NO_LENGTHS = "batches cannot be grouped by length"
+_LIGER = _unsupported("Liger has no kernels for these models")
+_EVALUATION_PRECISION = _unsupported("evaluation uses the precision of training. Use bf16")
+_LABELS_AND_FSDP = _unsupported("FSDP is not tested with labels. Use DDP")
+
+# Fields of TrainingArguments that work as in transformers.
+_UNRESTRICTED = """
+    output_dir per_device_train_batch_size max_steps learning_rate lr_scheduler_kwargs warmup_steps weight_decay
+    adam_beta1 adam_beta2 adam_epsilon bf16 tf32 activation_checkpointing gradient_checkpointing torch_compile
+    torch_compile_backend torch_compile_mode torch_empty_cache_steps logging_strategy logging_first_step
+    log_on_each_node logging_nan_inf_filter log_level log_level_replica disable_tqdm report_to eval_strategy
+    per_device_eval_batch_size eval_on_start save_only_model save_on_each_node restore_callback_states_from_checkpoint
+    full_determinism seed use_cpu dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
+    dataloader_multiprocessing_context ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend
+    ddp_timeout skip_memory_metrics
+""".split()
+# All other fields: the rule of contrastive training and, if it differs, the rule of training with labels
+# (image classification and visual question answering).
+_RESTRICTED: dict[str, tuple[Rule, ...]] = {
+    "num_train_epochs": (
+        _requires(
+            lambda args: args.max_steps <= 0 or getattr(args, "steps_from_epochs", False),
+            "it is ignored if max_steps is set. Set only one of them",
+            3.0,
+        ),
+    ),
     "lr_scheduler_type": (
-        Rule(
-            None,
-            "The default is `cosine`. Its warm-up counts steps from one, as in open_clip: step `i` (from 0) has the "
-            "rate `learning_rate * (i + 1) / warmup_steps`. The other schedules are those of transformers.",
+        _note(
+            "The default is `cosine`. Its warmup counts steps from one, as in open_clip: step `i` (from 0) has the "
+            "rate `learning_rate * (i + 1) / warmup_steps`. The other schedules are those of transformers."
         ),
         WORKS,
     ),
-    "lr_scheduler_kwargs": (WORKS,),
-    "warmup_steps": (WORKS,),
     "optim": (
         Rule(
             lambda value, args, stream: (
@@ -122,344 +124,288 @@ FIELDS: dict[str, tuple[Rule, ...]] = {
         ),
     ),
     "optim_args": (
-        _with(
+        _requires(
             lambda args: getattr(args.optim, "value", args.optim) in ("sgd", "adagrad", "rmsprop"),
-            "it needs optim=sgd, adagrad or rmsprop: the others that are tested here do not read it",
+            "it requires optim=sgd, adagrad or rmsprop. The other tested optimizers do not read it",
         ),
     ),
-    "weight_decay": (WORKS,),
-    "adam_beta1": (WORKS,),
-    "adam_beta2": (WORKS,),
-    "adam_epsilon": (WORKS,),
-    "optim_target_modules": (
-        _refused("it is for GaLore and APOLLO, which are not tested with this trainer. Leave it out"),
-    ),
+    "optim_target_modules": (_unsupported("GaLore and APOLLO, which use it, are not tested with this trainer"),),
     "gradient_accumulation_steps": (
-        _refused(
-            "it would change the loss: each piece of the batch would see its own pairs as the only negatives. Use "
-            "--mini-batch-size for a large batch on little memory: it gives the loss and the gradients of the whole "
-            "batch",
+        _unsupported(
+            "each part of the batch would use only its own pairs as negatives. Use mini_batch_size for a large batch "
+            "on little memory: it gives the loss and the gradients of the whole batch",
             1,
         ),
         WORKS,
     ),
-    "average_tokens_across_devices": (_refused("no tokens are counted for the loss. Leave it out", True),),
+    "average_tokens_across_devices": (_unsupported("the loss does not count tokens", True),),
     "max_grad_norm": (
-        Rule(None, "The default is 0: gradients are not clipped, as in the paper and in open_clip."),
-        Rule(None, "The default is 0 (no clipping) for visual questions, as in METER, and 1 for classification."),
+        _note("The default is 0: gradients are not clipped, as in the paper and in open_clip."),
+        _note("The default is 0 (no clipping) for visual question answering, as in METER, and 1 for classification."),
     ),
-    "label_smoothing_factor": (_refused("a contrastive batch has no labels. Leave it out"), WORKS),
-    "bf16": (WORKS,),
-    "fp16": (_refused("it is not tested: it needs a loss scale. Use bf16"),),
-    "bf16_full_eval": (_refused(_PRECISION),),
-    "fp16_full_eval": (_refused(_PRECISION),),
-    "tf32": (WORKS,),
-    "activation_checkpointing": (WORKS,),
-    "activation_checkpointing_kwargs": (_with(_is_checkpointing, "it needs activation_checkpointing"),),
-    "gradient_checkpointing": (WORKS,),
-    "gradient_checkpointing_kwargs": (_with(_is_checkpointing, "it needs gradient_checkpointing"),),
-    "torch_compile": (WORKS,),
-    "torch_compile_backend": (WORKS,),
-    "torch_compile_mode": (WORKS,),
-    "use_liger_kernel": (_refused("Liger has no kernels for these models. Leave it out"),),
-    "liger_kernel_config": (_refused("Liger has no kernels for these models. Leave it out"),),
-    "use_cache": (_refused("the models generate nothing. Leave it out"),),
-    "neftune_noise_alpha": (WORKS, _refused(_NOT_OURS)),
-    "torch_empty_cache_steps": (WORKS,),
+    "label_smoothing_factor": (_unsupported("a contrastive batch has no labels"), WORKS),
+    "fp16": (_unsupported("the loss scaling that it needs is not tested. Use bf16"),),
+    "bf16_full_eval": (_EVALUATION_PRECISION,),
+    "fp16_full_eval": (_EVALUATION_PRECISION,),
+    "activation_checkpointing_kwargs": (_NEEDS_CHECKPOINTING,),
+    "gradient_checkpointing_kwargs": (_NEEDS_CHECKPOINTING,),
+    "use_liger_kernel": (_LIGER,),
+    "liger_kernel_config": (_LIGER,),
+    "use_cache": (_unsupported("the models do not generate text"),),
+    "neftune_noise_alpha": (WORKS, _IMAGE_TEXT),
     "auto_find_batch_size": (
-        _refused(
-            "it would silently reduce the number of in-batch negatives. Choose --per-device-train-batch-size, and "
-            "--mini-batch-size for a large batch on little memory"
+        _unsupported(
+            "it would silently reduce the number of in-batch negatives. Set per_device_train_batch_size, and "
+            "mini_batch_size for a large batch on little memory"
         ),
-        _refused("it would change the number of steps. Choose --per-device-train-batch-size"),
+        _unsupported("it would change the number of steps. Set per_device_train_batch_size"),
     ),
-    "logging_strategy": (WORKS,),
-    "logging_steps": (_with(lambda args: args.logging_strategy == "steps", "needs logging_strategy=steps", 500),),
-    "logging_first_step": (WORKS,),
-    "log_on_each_node": (WORKS,),
-    "logging_nan_inf_filter": (WORKS,),
+    "logging_steps": (
+        _requires(lambda args: args.logging_strategy == "steps", "it requires logging_strategy=steps", 500),
+    ),
     "include_num_input_tokens_seen": (
-        _refused("it would count pixels. The number of pairs seen is the steps times the batch"),
+        _unsupported("it would count pixels. The number of pairs seen is the number of steps times the batch size"),
     ),
-    "log_level": (WORKS,),
-    "log_level_replica": (WORKS,),
-    "disable_tqdm": (WORKS,),
-    "report_to": (WORKS,),
-    "run_name": (_with(_reports, _TRACKERS),),
-    "project": (_with(_reports_to_trackio, _TRACKIO, "huggingface"),),
-    "trackio_space_id": (_with(_reports_to_trackio, _TRACKIO),),
-    "trackio_bucket_id": (_with(_reports_to_trackio, _TRACKIO),),
-    "trackio_static_space_id": (_with(_reports_to_trackio, _TRACKIO),),
-    "eval_strategy": (WORKS,),
-    "eval_steps": (_with(lambda args: args.eval_strategy == "steps", "needs eval_strategy=steps"),),
-    "eval_delay": (_with(_evaluates, _EVALUATES),),
-    "per_device_eval_batch_size": (WORKS,),
+    "run_name": (
+        _requires(
+            lambda args: bool(args.report_to) and args.report_to != ["none"], "it requires a tracker in report_to"
+        ),
+    ),
+    "project": (_requires(lambda args: "trackio" in (args.report_to or []), _NEEDS_TRACKIO.text, "huggingface"),),
+    "trackio_space_id": (_NEEDS_TRACKIO,),
+    "trackio_bucket_id": (_NEEDS_TRACKIO,),
+    "trackio_static_space_id": (_NEEDS_TRACKIO,),
+    "eval_steps": (_requires(lambda args: args.eval_strategy == "steps", "it requires eval_strategy=steps"),),
+    "eval_delay": (_NEEDS_EVALUATION,),
     "prediction_loss_only": (
-        _refused("the metrics need the embeddings. Leave it out"),
-        _refused("the metrics need the predictions. Leave it out"),
+        _unsupported("the metrics need the embeddings"),
+        _unsupported("the metrics need the predictions"),
     ),
-    "eval_on_start": (WORKS,),
-    "eval_do_concat_batches": (
-        _refused(_WHOLE_SET, True),
-        _refused("the metrics need the whole set. Leave it out", True),
-    ),
-    "eval_use_gather_object": (_refused("all batches hold tensors. Leave it out"),),
-    "eval_accumulation_steps": (_refused("embeddings leave the device after each batch. Leave it out"), WORKS),
-    "include_for_metrics": (_refused("the metrics read nothing else. Leave it out"),),
-    "batch_eval_metrics": (_refused("the metrics need the whole set. Leave it out"),),
-    "save_only_model": (WORKS,),
+    "eval_do_concat_batches": (_unsupported(_WHOLE_SET, True),),
+    "eval_use_gather_object": (_unsupported("batches contain only tensors"),),
+    "eval_accumulation_steps": (_unsupported("embeddings are moved to the CPU after each batch"), WORKS),
+    "include_for_metrics": (_unsupported("the metrics read nothing else"),),
+    "batch_eval_metrics": (_unsupported(_WHOLE_SET),),
     "save_strategy": (
         Rule(
-            lambda value, args, stream: value != "best" or _evaluates(args),
-            "best needs eval_strategy, without which nothing is saved",
+            lambda value, args, stream: value != "best" or _evaluates(args), "save_strategy=best requires eval_strategy"
         ),
     ),
-    "save_steps": (_with(lambda args: args.save_strategy == "steps", "needs save_strategy=steps", 500),),
-    "save_on_each_node": (WORKS,),
-    "save_total_limit": (_with(lambda args: args.save_strategy != "no", "needs save_strategy"),),
+    "save_steps": (_requires(lambda args: args.save_strategy == "steps", "it requires save_strategy=steps", 500),),
+    "save_total_limit": (_requires(_saves, "it requires save_strategy"),),
     "enable_jit_checkpoint": (
-        _refused("it saves in the middle of a step, from which a run does not go on exactly. Lower save_steps"),
+        _unsupported("it saves in the middle of a step, from which a run cannot be resumed exactly. Lower save_steps"),
     ),
-    "push_to_hub": (_refused(_NEEDS_HUB),),
-    "hub_token": (_refused(_NEEDS_HUB),),
-    "hub_private_repo": (Rule(lambda value, args, stream: value is None, _NEEDS_HUB, refused=True),),
-    "hub_model_id": (_refused(_NEEDS_HUB),),
-    "hub_strategy": (_refused(_NEEDS_HUB, "every_save"),),
-    "hub_always_push": (_refused(_NEEDS_HUB),),
-    "hub_revision": (_refused(_NEEDS_HUB),),
-    "load_best_model_at_end": (_with(_evaluates, _EVALUATES),),
-    "metric_for_best_model": (_with(_evaluates, _EVALUATES),),
+    "push_to_hub": (_unsupported(_HUB),),
+    "hub_token": (_unsupported(_HUB),),
+    "hub_private_repo": (Rule(lambda value, args, stream: value is None, _HUB, unsupported=True),),
+    "hub_model_id": (_unsupported(_HUB),),
+    "hub_strategy": (_unsupported(_HUB, "every_save"),),
+    "hub_always_push": (_unsupported(_HUB),),
+    "hub_revision": (_unsupported(_HUB),),
+    "load_best_model_at_end": (_NEEDS_EVALUATION,),
+    "metric_for_best_model": (_NEEDS_EVALUATION,),
     "greater_is_better": (
         Rule(
             lambda value, args, stream: value is None or args.metric_for_best_model is not None,
-            "it needs metric_for_best_model",
+            "it requires metric_for_best_model",
         ),
     ),
-    "ignore_data_skip": (Rule(None, "A stream is never read again: its position is computed."), WORKS),
-    "restore_callback_states_from_checkpoint": (WORKS,),
-    "full_determinism": (WORKS,),
-    "seed": (WORKS,),
+    "ignore_data_skip": (_note("A stream computes its position and is never read again."), WORKS),
     "data_seed": (
-        _without_stream("a stream has a seed of its own: PairStream(seed=...), and --seed for the command"),
+        Rule(
+            lambda value, args, stream: not stream or value is None,
+            "a stream has its own seed: `PairStream(seed=...)`, which the command sets from seed",
+        ),
         WORKS,
     ),
-    "use_cpu": (WORKS,),
     "accelerator_config": (
         Rule(
             _accepts_accelerator_config,
-            "only use_configured_state and, without a stream, use_seedable_sampler may be changed. The others would "
-            "accumulate gradients (gradient_accumulation_kwargs), change the batch (split_batches, even_batches), "
-            "read all data in one process (dispatch_batches), or have no effect (non_blocking)",
+            "only use_configured_state and, without a stream, use_seedable_sampler can be changed. The other settings "
+            "would accumulate gradients (gradient_accumulation_kwargs), change the batch (split_batches, "
+            "even_batches), read all data in one process (dispatch_batches), or have no effect (non_blocking)",
         ),
     ),
-    "parallelism_config": (_refused("tensor, context and sequence parallelism are not tested. Use DDP or fsdp"),),
+    "parallelism_config": (_unsupported("tensor, context and sequence parallelism are not tested. Use DDP or fsdp"),),
     "dataloader_drop_last": (
         Rule(
             lambda value, args, stream: bool(value) or not stream,
-            "a stream has whole batches only. False is for a training set with random access",
+            "a stream has only whole batches. False requires a training set with random access",
         ),
-        _refused("steps are counted in whole batches. Leave it out", True),
+        _unsupported("steps are counted in whole batches", True),
     ),
-    "dataloader_num_workers": (WORKS,),
-    "dataloader_pin_memory": (WORKS,),
-    "dataloader_persistent_workers": (_refused(_NO_EPOCH_FOR_WORKERS),),
-    "dataloader_prefetch_factor": (WORKS,),
-    "dataloader_multiprocessing_context": (WORKS,),
-    "dataloader_in_order": (_refused("batches must come in their order for a run to be repeated. Leave it out", True),),
-    "remove_unused_columns": (_refused("the collator needs the raw columns. Leave it out"),),
-    "label_names": (_refused("the collator names the labels. Leave it out"),),
+    "dataloader_persistent_workers": (
+        _unsupported("workers that outlive an epoch would repeat the random crops of the first one"),
+    ),
+    "dataloader_in_order": (_unsupported("a run could not be repeated exactly", True),),
+    "remove_unused_columns": (_unsupported("the collator needs the raw columns"),),
+    "label_names": (_unsupported("the collator names the labels"),),
     "train_sampling_strategy": (
         Rule(
             lambda value, args, stream: value == "random" or (value == "sequential" and not stream),
-            "sequential is for a training set with random access, and the other strategies need lengths, which pairs "
-            "do not have. Leave it out",
+            f"sequential requires a training set with random access. For the other strategies {_NO_LENGTHS}",
         ),
-        Rule(lambda value, args, stream: value in ("random", "sequential"), _BY_LENGTH),
+        Rule(lambda value, args, stream: value in ("random", "sequential"), _NO_LENGTHS),
     ),
-    "length_column_name": (_refused(_BY_LENGTH, "length"),),
-    "ddp_find_unused_parameters": (WORKS,),
-    "ddp_bucket_cap_mb": (WORKS,),
-    "ddp_broadcast_buffers": (WORKS,),
+    "length_column_name": (_unsupported(_NO_LENGTHS, "length"),),
     "ddp_static_graph": (
-        _with(
+        _requires(
             lambda args: not getattr(args, "mini_batch_size", None),
-            "mini_batch_size runs the model several times in a step. Leave one of the two out",
+            "with mini_batch_size the model runs several times in a step. Set only one of them",
         ),
         WORKS,
     ),
-    "ddp_backend": (WORKS,),
-    "ddp_timeout": (WORKS,),
-    "fsdp": (WORKS, _refused("it is not tested with labels. Use DDP")),
-    "fsdp_config": (
-        _with(lambda args: bool(args.fsdp), "it needs fsdp"),
-        _refused("fsdp is not tested with labels. Use DDP"),
-    ),
-    "deepspeed": (_refused("it is not tested. Use DDP or fsdp"),),
-    "debug": (_refused("it fails on boolean masks, or is for TPUs, which are not tested. Leave it out"),),
-    "skip_memory_metrics": (WORKS,),
-    "do_train": (Rule(None, "Says what is done anyway: `train()` trains."),),
-    "do_eval": (_with(_evaluates, _EVALUATES),),
-    "do_predict": (_refused("nothing is predicted after training. Use biomedclip evaluate"),),
+    "fsdp": (WORKS, _LABELS_AND_FSDP),
+    "fsdp_config": (_requires(lambda args: bool(args.fsdp), "it requires fsdp"), _LABELS_AND_FSDP),
+    "deepspeed": (_unsupported("it is not tested. Use DDP or fsdp"),),
+    "debug": (_unsupported("it fails on boolean masks, or is for TPUs, which are not tested"),),
+    "do_train": (_note("It has no effect: `train()` trains."),),
+    "do_eval": (_NEEDS_EVALUATION,),
+    "do_predict": (_unsupported("training makes no predictions. Use `biomedclip evaluate`"),),
     "resume_from_checkpoint": (
-        Rule(
-            None,
-            "An option of the command. In Python pass it to `train(resume_from_checkpoint=...)`; it is refused here.",
-        ),
+        _note("Only the command reads it. In Python use `train(resume_from_checkpoint=...)`; setting it is an error."),
     ),
-    "local_rank": (_refused("torchrun and accelerate set it in the environment. Leave it out", -1),),
+    "local_rank": (_unsupported("torchrun and accelerate set it in the environment", -1),),
 }
-# For each argument of Trainer.__init__, the rule of ContrastiveTrainer. The other tasks are only run by the command.
+FIELDS: dict[str, tuple[Rule, ...]] = dict(sorted((dict.fromkeys(_UNRESTRICTED, (WORKS,)) | _RESTRICTED).items()))
+# For each argument of Trainer.__init__, the rule of ContrastiveTrainer.
 ARGUMENTS: dict[str, Rule] = {
     "model": WORKS,
-    "args": Rule(None, "Must be `ContrastiveTrainingArguments`."),
+    "args": _note("Must be `ContrastiveTrainingArguments`."),
     "data_collator": WORKS,
     "train_dataset": WORKS,
-    "eval_dataset": Rule(None, "Needs random access and a length; also a dictionary of such sets."),
+    "eval_dataset": _note("Needs random access and a length. A dictionary of such datasets is accepted too."),
     "processing_class": WORKS,
-    "model_init": _refused("the loss is prepared for one model. Pass model"),
-    "compute_loss_func": _refused(
-        "the loss is the contrastive one. Choose it by ContrastiveTrainingArguments(loss=...)"
-    ),
-    "compute_metrics": _refused("evaluation measures retrieval. Pass other metrics as evaluators=[...]"),
+    "model_init": _unsupported("the trainer prepares one model for the loss. Pass model"),
+    "compute_loss_func": _unsupported("choose the loss with ContrastiveTrainingArguments(loss=...)"),
+    "compute_metrics": _unsupported("evaluation measures retrieval. Pass other metrics as evaluators=[...]"),
     "callbacks": WORKS,
     "optimizers": WORKS,
     "optimizer_cls_and_kwargs": WORKS,
-    "preprocess_logits_for_metrics": _refused("evaluation measures retrieval, without logits. Leave it out"),
+    "preprocess_logits_for_metrics": _unsupported("evaluation measures retrieval, without logits"),
 }
 
 
 def rule_of(name: str, training: str) -> Rule:
-    """Return the rule of a field of `TrainingArguments`.
+    """Return the rule for a field of `TrainingArguments`.
 
     Args:
         name: Name of the field.
         training: `contrastive` or `labels`.
     """
-    rules = FIELDS[name]
-    return rules[-1] if training == LABELS else rules[0]
+    return FIELDS[name][-1 if training == LABELS else 0]
 
 
 def check_training_arguments(args: TrainingArguments, training: str, *, stream: bool | None = None) -> None:
-    """Refuse fields that would be ignored or would change the training method.
+    """Check that no field would be ignored or would change the training method.
 
     Args:
-        args: The arguments, possibly changed after they were created.
+        args: Training arguments. They may have been changed after their creation.
         training: `contrastive` or `labels`.
         stream: Whether the training set is a stream. None if this is not known yet.
 
     Raises:
-        ValueError: If a field has a value that does not work. The message names all such fields.
+        ValueError: If fields have unsupported values. The message names all of them.
     """
-    own = {field.name for field in dataclasses.fields(TrainingArguments)}
-    faults = []
-    for name in (field.name for field in dataclasses.fields(args) if field.name in own & set(FIELDS)):
-        rule, value = rule_of(name, training), getattr(args, name)
+    errors = []
+    for field in dataclasses.fields(TrainingArguments):
+        if field.name not in FIELDS:
+            continue
+        rule, value = rule_of(field.name, training), getattr(args, field.name)
         if rule.accepts is not None and not rule.accepts(value, args, stream):
-            shown = "..." if name == "hub_token" else value.value if isinstance(value, Enum) else value
-            faults.append(f"{name}={shown!r} is refused: {rule.text}.")
-    if faults:
-        raise ValueError("\n".join(faults))
+            shown = "..." if field.name == "hub_token" else value.value if isinstance(value, Enum) else value
+            errors.append(f"{field.name}={shown!r} is not supported: {rule.text}.")
+    if errors:
+        raise ValueError("\n".join(errors))
 
 
 def check_before_processing(args: TrainingArguments) -> None:
-    """Refuse arguments that transformers would replace or load while it processes them.
+    """Check the arguments that transformers replaces or loads in `__post_init__`.
 
     Args:
-        args: The arguments as the user passed them.
+        args: Training arguments as the user passed them.
 
     Raises:
-        ValueError: If `deepspeed` is set, or `report_to` is `all` and no tracker is installed.
+        ValueError: If `deepspeed` is set, or if `report_to` is `all` and no tracker is installed.
     """
     if args.deepspeed:
-        raise ValueError(f"deepspeed={args.deepspeed!r} is refused: {rule_of('deepspeed', CONTRASTIVE).text}.")
+        raise ValueError(f"deepspeed={args.deepspeed!r} is not supported: {rule_of('deepspeed', CONTRASTIVE).text}.")
     if args.report_to in ("all", ["all"]) and not get_available_reporting_integrations():
-        raise ValueError("report_to='all': no tracker is installed. Install one, or leave report_to out.")
+        raise ValueError("report_to='all' requires a tracker, but none is installed. Install one or omit report_to.")
 
 
 def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments of `Trainer` that a contrastive training would ignore.
+    """Check that `ContrastiveTrainer` would not ignore an argument of `Trainer`.
 
     Args:
         arguments: Arguments by name.
 
     Raises:
-        ValueError: If one of them is refused.
+        ValueError: If an argument is not supported.
     """
     for name, value in arguments.items():
         rule = ARGUMENTS.get(name, WORKS)
         if rule.accepts is not None and value is not None:
-            raise ValueError(f"{name} is refused: {rule.text}.")
+            raise ValueError(f"{name} is not supported: {rule.text}.")
 
 
 def check_accelerator(accelerator: Any) -> None:
-    """Refuse settings of accelerate's environment that conflict with the training arguments.
+    """Check that accelerate's configuration does not conflict with the training arguments.
 
     Args:
-        accelerator: The accelerator of a trainer.
+        accelerator: Accelerator of a trainer.
 
     Raises:
-        ValueError: If it accumulates gradients, or uses DeepSpeed, Megatron-LM or another parallelism.
+        ValueError: If it accumulates gradients, or uses DeepSpeed, Megatron-LM or another form of parallelism.
     """
     variable = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
     if os.environ.get(variable, "1") != "1" or accelerator.gradient_accumulation_steps != 1:
         steps = os.environ.get(variable, accelerator.gradient_accumulation_steps)
         raise ValueError(
-            f"{variable}={steps} is refused: accelerate must not accumulate gradients. Leave "
-            "gradient_accumulation_steps out of its configuration and of `accelerate launch`."
+            f"{variable}={steps} is not supported: accelerate must not accumulate gradients. Remove "
+            "gradient_accumulation_steps from its configuration and from `accelerate launch`."
         )
     kind = getattr(accelerator.distributed_type, "value", accelerator.distributed_type)
     if kind in ("DEEPSPEED", "MEGATRON_LM"):
-        raise ValueError(f"accelerate is configured for {kind}, which is refused: it is not tested. Use DDP or fsdp.")
+        raise ValueError(f"accelerate is configured for {kind}, which is not tested. Use DDP or fsdp.")
     if getattr(accelerator, "parallelism_config", None) is not None:
-        raise ValueError(f"parallelism_config is refused: {rule_of('parallelism_config', CONTRASTIVE).text}.")
+        raise ValueError(f"parallelism_config is not supported: {rule_of('parallelism_config', CONTRASTIVE).text}.")
 
 
 def markdown() -> str:
     """Return the tables as a page of the documentation."""
 
     def cell(rule: Rule) -> str:
-        if rule.refused:
-            return f"**refused**: {rule.text}"
-        return f"works; {rule.text}" if rule.text else "works"
+        if rule.unsupported:
+            return f"**not supported**: {rule.text}"
+        return f"supported; {rule.text}" if rule.text else "supported"
 
-    lines = [
-        "# Options of training",
-        "",
-        "Every field of `transformers.TrainingArguments` and every argument of `transformers.Trainer` either works or",
-        "is refused by an error that names it. Nothing is ignored. The check runs when the arguments are created, when",
-        "the trainer is created, and when training starts, so fields that are changed in between are checked too.",
-        "",
-        "This page is generated: `python -m biomedclip.training_options > docs/training_arguments.md`. A test",
-        "compares the tables with the installed transformers, so a new release cannot add a field unnoticed.",
-        "",
-        "## Fields of `TrainingArguments`",
-        "",
-        "| field | contrastive training | classification and visual questions |",
-        "|---|---|---|",
-    ]
-    for name in FIELDS:
-        lines.append(f"| `{name}` | {cell(rule_of(name, CONTRASTIVE))} | {cell(rule_of(name, LABELS))} |")
-    lines += ["", "## Arguments of `ContrastiveTrainer`", "", "| argument | contrastive training |", "|---|---|"]
-    lines += [f"| `{name}` | {cell(rule)} |" for name, rule in ARGUMENTS.items()]
-    return "\n".join([*lines, ""])
+    fields = [f"| `{name}` | {cell(rule_of(name, CONTRASTIVE))} | {cell(rule_of(name, LABELS))} |" for name in FIELDS]
+    arguments = [f"| `{name}` | {cell(rule)} |" for name, rule in ARGUMENTS.items()]
+    return "\n".join([_HEAD, *fields, _ARGUMENTS_HEAD, *arguments, ""])
 
 
-__all__ = [
-    "ARGUMENTS",
-    "CONTRASTIVE",
-    "FIELDS",
-    "LABELS",
-    "Rule",
-    "check_accelerator",
-    "check_before_processing",
-    "check_trainer_arguments",
-    "check_training_arguments",
-    "markdown",
-    "rule_of",
-]
+_HEAD = """\
+# Training arguments
+
+Each field of `transformers.TrainingArguments` and each argument of `transformers.Trainer` is either supported or raises
+an error that names it. No field is ignored. The fields are checked when the training arguments are created, when the
+trainer is created, and when training starts.
+
+This page is generated by `python -m biomedclip.training_options > docs/training_arguments.md`. A test compares the
+tables with the installed version of transformers.
+
+## Fields of `TrainingArguments`
+
+| field | contrastive training | image classification, visual question answering |
+|---|---|---|"""
+_ARGUMENTS_HEAD = """
+## Arguments of `ContrastiveTrainer`
+
+| argument | contrastive training |
+|---|---|"""
 
 
 if __name__ == "__main__":
-    import sys
-
     sys.stdout.write(markdown())

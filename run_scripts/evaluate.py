@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from biomedclip.contrastive_trainer import LOSS_IN_BATCHES, are_processes_on_cpu
+from biomedclip.contrastive_trainer import LOSS_IN_BATCHES
 from biomedclip.processing import load_benchmark, load_pmc15m
 from biomedclip.processing.benchmarks.benchmark import ClassificationBenchmark, RetrievalBenchmark
 from biomedclip.processing.benchmarks.leaks import find_leaks
@@ -30,6 +30,7 @@ from biomedclip.processing.benchmarks.loading import BENCHMARK_NAMES, CLASSIFICA
 from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
 from biomedclip.processing.images.labeled import IMAGE_COLUMN, LABEL_COLUMN, LabeledImages, check_readable, hold_out
 from biomedclip.processing.shard_reader import column_names
+from biomedclip.training_arguments import are_processes_on_cpu
 
 from .cli.errors import UsageError
 from .cli.options import parse_options
@@ -63,7 +64,7 @@ from .evaluation.visual_question_answering import (
     read_questions,
 )
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
-from .training.runs import part_processes
+from .training.runs import end_processes
 
 
 logger = logging.getLogger(__name__)
@@ -313,7 +314,7 @@ def main(arguments: Sequence[str]) -> None:
     PartialState(cpu=are_processes_on_cpu(), timeout=datetime.timedelta(days=1))
     if options.task == SUITE:
         evaluate_suite(options, _folders(options.model, Path(options.output_dir), several=True), arguments)
-        return part_processes()
+        return end_processes()
     folders = _folders(options.model, Path(options.output_dir))
     data = _checked_data(options, folders)
     results, failed = [], {}
@@ -338,7 +339,7 @@ def main(arguments: Sequence[str]) -> None:
     if failed:
         names = "; ".join(f"{model}: {reason}" for model, reason in failed.items())
         raise ValueError(f"{len(failed)} of {len(folders)} models could not be measured: {names}")
-    part_processes()
+    end_processes()
 
 
 def _checked_data(options: EvaluateOptions, folders: Sequence[Path]) -> Any:

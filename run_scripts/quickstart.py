@@ -29,7 +29,7 @@ from biomedclip.processing.pmc.bucket import Bucket, ObjectError, ObjectMissing
 from biomedclip.processing.synthetic_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
 from biomedclip.retrieval_metrics import DIRECTIONS
 
-from . import build, train
+from . import build
 from .cli.errors import UsageError
 from .cli.options import parse_options
 from .cli.permissions import apply_umask
@@ -50,6 +50,7 @@ from .evaluation.retrieval import (
     show_retrieval,
 )
 from .evaluation.zero_shot import classify_zero_shot, show_zero_shot
+from .training import contrastive as train
 from .training.adapters import AdapterOptions, add_adapter
 
 

@@ -17,11 +17,11 @@ from torch import nn
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
 
 from biomedclip import from_open_clip
-from biomedclip.contrastive_trainer import are_processes_on_cpu
 from biomedclip.conversion.community_port import is_port
 from biomedclip.conversion.files import read_json
 from biomedclip.embedding import normalize
 from biomedclip.source_checks import ADAPTER_CONFIG, check_source
+from biomedclip.training_arguments import are_processes_on_cpu
 
 from ..cli.models import check_model_name, import_optional
 from ..cli.trust import questions_are_errors

@@ -1,12 +1,7 @@
-"""LoRA: which layers of a model get an adapter, and the plain model that it can be merged into.
+"""LoRA adapters: which layers get one, and the plain model that results from merging it.
 
-Both towers name their layers alike, so one list serves both, and CLIP's towers too. All of them by default, so that the
-rank is all there is to choose. With as many trainable weights, a small model reached on held-out MedNIST after 60 steps
-a cross-entropy of 0.184 by all layers, 0.189 by the attention alone and 0.206 by queries and values (learning rate
-1e-3, mean of three seeds, the same order in each); at 4e-3 the three were equal within the spread of the seeds.
-
-`logit_scale` stays frozen. It is no layer, so PEFT's format has no place for it, and an adapter whose temperature got
-lost would load without a word; and the temperature of a trained model has little left to learn.
+Both encoders name their layers alike, as do those of CLIP, so one list of targets serves all. `logit_scale` stays
+frozen: it is not a layer, so the format of PEFT cannot store it.
 """
 
 import copy
@@ -23,29 +18,29 @@ from transformers import PreTrainedModel
 from ..cli.permissions import apply_umask
 
 
-# `fc1` and `fc2` are the feed-forward layers, and the text projection of BiomedCLIP, which is made of two such.
+# `fc1` and `fc2` are the feed-forward layers, and the two layers of BiomedCLIP's text projection.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-MERGED = "merged"  # folder of the merged model, in the run's
+MERGED = "merged"  # folder of the merged model in the folder of the run
 _ADAPTABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
 @dataclass
 class AdapterOptions:
-    """Whether all weights are trained, or LoRA adapters beside frozen ones."""
+    """Options of LoRA."""
 
     lora_rank: int | None = field(
         default=None, metadata={"help": "Rank of LoRA adapters (default: train all weights)."}
     )
     lora_alpha: int | None = field(
-        default=None, metadata={"help": "The adapters count lora_alpha / lora_rank times. Twice the rank if left out."}
+        default=None, metadata={"help": "Adapters are scaled by lora_alpha / lora_rank (default: twice the rank)."}
     )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what goes into an adapter."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the inputs of the adapters (default: 0)."})
     lora_targets: list[str] = field(
         default_factory=lambda: list(LORA_TARGETS),
-        metadata={"help": f"Layers that get an adapter, by name: {' '.join(LORA_TARGETS)} if left out."},
+        metadata={"help": f"Names of the layers that get an adapter (default: {' '.join(LORA_TARGETS)})."},
     )
     merge_adapter: bool = field(
-        default=False, metadata={"help": f"Also save a plain model, the adapter merged into it, in {MERGED}/."}
+        default=False, metadata={"help": f"Also save a plain model with the merged adapter in {MERGED}/."}
     )
 
     def __post_init__(self):
@@ -54,30 +49,30 @@ class AdapterOptions:
             if any(value is not None for value in unused) or tuple(self.lora_targets) != LORA_TARGETS:
                 raise ValueError("--lora-alpha, --lora-dropout, --lora-targets and --merge-adapter need --lora-rank.")
         elif self.lora_rank < 1:
-            raise ValueError(f"--lora-rank must be 1 or more, not {self.lora_rank}.")
+            raise ValueError(f"--lora-rank must be at least 1, not {self.lora_rank}.")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"--lora-dropout must be at least 0 and less than 1, not {self.lora_dropout}.")
 
 
-def add_adapter(model: PreTrainedModel, options: AdapterOptions, *, trained_whole: Sequence[str] = ()) -> PeftModel:
-    """Freezes a model and puts LoRA adapters beside its layers.
+def add_adapter(model: PreTrainedModel, options: AdapterOptions, *, trained_whole: Sequence[str] = ()) -> Any:
+    """Freeze a model and add LoRA adapters to its layers.
 
     Args:
-        model: A model that was loaded from a checkpoint, which the adapter's files will name as their base.
-        options: Rank and layers; a rank must be set.
-        trained_whole: Modules that are trained and saved whole, such as a new classifier.
+        model: Model that was loaded from a checkpoint. The files of the adapter name it as their base.
+        options: LoRA options. Without a rank, the model is returned unchanged.
+        trained_whole: Modules that are trained and saved whole, such as a new head.
 
     Returns:
-        The model with adapters that change nothing yet: one factor of each starts at zero.
+        The model with adapters. They do not change its outputs before training.
 
     Raises:
-        ValueError: No rank, a layer that the model does not have, or a model that is an adapter on another one already.
+        ValueError: If the model does not have a layer, or was loaded from an adapter.
     """
     if options.lora_rank is None:
-        raise ValueError("An adapter needs a rank: set lora_rank.")
+        return model
     refuse_adapter(model)
     layers = [name for name, module in model.named_modules() if isinstance(module, _ADAPTABLE)]
-    # PEFT's own rule; it is silent about a name that fits nothing as long as another one fits.
+    # PEFT raises an error only if none of the names matches.
     unknown = [
         target for target in options.lora_targets if not any(f".{layer}".endswith(f".{target}") for layer in layers)
     ]
@@ -99,49 +94,51 @@ def add_adapter(model: PreTrainedModel, options: AdapterOptions, *, trained_whol
 
 
 def refuse_adapter(model: PreTrainedModel) -> None:
-    """Raises:
-    ValueError: The model was loaded from an adapter's folder: a second adapter, or a full training, would be saved
-        without the first.
+    """Check that a model was not loaded from an adapter, which would be lost when the model is saved.
+
+    Raises:
+        ValueError: If the model was loaded from an adapter.
     """
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
-            "--model-name-or-path is an adapter. Start from its base model, or from the folder that a run with "
-            f"--merge-adapter leaves in {MERGED}/."
+            "--model-name-or-path is an adapter. Use its base model, or the folder "
+            f"{MERGED}/ of a run with --merge-adapter."
         )
 
 
-def refuse_sharded_merge(trainer: Any, options: AdapterOptions) -> None:
-    """Raises:
-    ValueError: The model is to be merged, but no process will hold the whole of it.
+def check_merge(trainer: Any, options: AdapterOptions) -> None:
+    """Check that a process has the whole model if it is to be merged.
+
+    Raises:
+        ValueError: If the model is sharded.
     """
     if options.merge_adapter and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
-            "--merge-adapter needs the whole model in one process, which FSDP and DeepSpeed split. Leave it out, and "
-            "merge the saved adapter afterwards: PeftModel.from_pretrained(base, adapter).merge_and_unload()."
+            "--merge-adapter does not work with sharded models. Omit it, and merge the saved adapter after training: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload()."
         )
 
 
 def save_merged(model: PeftModel, processor: Any, folder: Path) -> None:
-    """Saves a plain model, which loads without PEFT: each layer's weight with the product of its adapter added.
+    """Save a plain model that loads without PEFT, with the adapters added to its weights.
 
-    In float32 its outputs differ from those of model and adapter by rounding alone.
+    In float32, its outputs equal those of the model with adapters up to rounding.
 
     Args:
-        model: The model with its adapters; it stays as it is.
-        processor: The processor that goes with it.
-        folder: Where to save both.
+        model: Model with adapters. It is not changed.
+        processor: Processor of the model.
+        folder: Output folder.
     """
-    # Merged where it is, the model would be of no use to whoever goes on with it.
     copy.deepcopy(model).merge_and_unload(safe_merge=True).save_pretrained(folder)
     processor.save_pretrained(folder)
     apply_umask(folder)
 
 
-def what_is_where(output_dir: str, options: AdapterOptions) -> str:
-    """What a run has left, in words: a model, or an adapter, or both, and the files beside them."""
+def describe_output(output_dir: str, options: AdapterOptions) -> str:
+    """Return a sentence on the files that a run has written."""
     if options.lora_rank is None:
         model = f"Model in {output_dir}"
     else:
         merged = f", the merged model in {Path(output_dir) / MERGED}" if options.merge_adapter else ""
         model = f"Adapter in {output_dir}{merged}"
-    return f"{model}, curves in trainer_state.json, figures in train_results.json, options in recipe.yaml"
+    return f"{model}, curves in trainer_state.json, metrics in train_results.json, options in recipe.yaml"

@@ -1,86 +1,82 @@
-"""`biomedclip train --dry-run`: what a run would be, without weights, data or a GPU."""
+"""`biomedclip train --dry-run`: print the plan of a run, without weights, data or a GPU."""
 
 import math
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
 from torch import nn
 
-from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
-from biomedclip.processing import PairStream
+from biomedclip import ContrastiveTrainingArguments
+from biomedclip.contrastive_trainer import decay_parameter_names
 
 from ..cli.errors import UsageError
 from ..cli.reporting import say, show_table, versions
-from .memory import estimate_memory, mib
-from .towers import PARTS, REST, part_of
+from .memory import estimate_memory
 
 
 PUBLISHED_PAIRS = 13_900_000  # training pairs of PMC-15M (arXiv 2303.00915)
+# Parts of BiomedCLIPModel and CLIPModel by the prefix of their parameters.
+PARTS = {
+    "vision_model.": "image encoder",
+    "visual_projection.": "image projection",
+    "text_model.": "text encoder",
+    "text_projection.": "text projection",
+}
+REST = "logit scale"  # and logit bias
 
 
 @dataclass
 class DryRunOptions:
-    """A plan of the run instead of the run."""
+    """Options of a dry run."""
 
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Only tell what the run would be: parameters, steps, memory, who reads what. Loads nothing."},
+        metadata={"help": "Only print parameters, steps and memory of the run. No data or weights are loaded."},
     )
     pairs: int = field(
         default=PUBLISHED_PAIRS,
-        metadata={"help": "Training pairs of a dry run without --train-data. The paper's if left out."},
+        metadata={"help": "Number of training pairs for --dry-run without --train-data (default: that of PMC-15M)."},
     )
     processes: int | None = field(
-        default=None, metadata={"help": "GPUs of the run that a dry run plans. Those that run it if left out."}
+        default=None, metadata={"help": "Number of GPUs for --dry-run (default: the current number of processes)."}
     )
 
     def __post_init__(self):
         for name, value in (("--pairs", self.pairs), ("--processes", self.processes)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}.")
+                raise ValueError(f"{name} must be at least 1, not {value}.")
         if not self.dry_run and (self.pairs != PUBLISHED_PAIRS or self.processes is not None):
-            raise ValueError("--pairs and --processes have no effect without --dry-run. Leave them out.")
+            raise ValueError("--pairs and --processes have no effect without --dry-run. Omit them.")
 
 
 def plan_run(
-    model: Any,
-    args: ContrastiveTrainingArguments,
-    *,
-    pairs: PairStream | int,
-    processes: int,
-    text_length: int,
-    notes: list[str],
+    model: Any, args: ContrastiveTrainingArguments, *, pairs: int, processes: int, text_length: int, notes: list[str]
 ) -> dict[str, Any]:
-    """What a run would be.
+    """Return the plan of a run, which is the content of `dry_run.json`.
 
     Args:
-        model: The model, with weights or without.
-        args: The options of its trainer.
-        pairs: The training pairs, or how many there are.
+        model: Model, which may be on the meta device.
+        args: Training arguments.
+        pairs: Number of training pairs.
         processes: Number of processes.
-        text_length: Tokens of the longest texts.
-        notes: What was taken for granted.
-
-    Returns:
-        The plan, as `dry_run.json` holds it; sizes in MiB.
+        text_length: Maximum number of tokens of a text.
+        notes: Assumptions.
 
     Raises:
-        ValueError: Fewer pairs than a batch, or an epoch count that gives no step.
+        UsageError: If there are fewer pairs than a batch, or `num_train_epochs` gives no step.
     """
-    number = pairs if isinstance(pairs, int) else len(pairs)
     share = args.per_device_train_batch_size
     batch_size = share * processes
     mini_batch_size = min(args.mini_batch_size or share, share)
-    batches = number // batch_size
+    batches = pairs // batch_size
     if batches == 0:
-        raise UsageError(f"A batch of {batch_size:,} pairs does not fit: there are {number:,}. Lower --batch-size.")
-    # As the trainer counts: whole batches of each epoch.
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * batches)
+        raise UsageError(f"There are {pairs:,} pairs, fewer than a batch of {batch_size:,}. Lower --batch-size.")
+    args.count_steps(batches)
+    steps = args.max_steps
     if steps == 0:
         raise UsageError(f"--num-train-epochs {args.num_train_epochs} gives no step. Raise it, or set --max-steps.")
     memory = {
-        checkpointing: estimate_memory(
+        name: estimate_memory(
             model,
             batch_size=batch_size,
             processes=processes,
@@ -89,24 +85,28 @@ def plan_run(
             bf16=args.bf16,
             checkpointing=checkpointing,
         )
-        for checkpointing in (False, True)
+        for name, checkpointing in (("without_checkpointing", False), ("with_checkpointing", True))
     }
+    decayed = set(decay_parameter_names(model))
     return {
-        "model": {"class": type(model).__name__, **_counts(model), "parts": _parts(model)},
-        "weight_decay": {"value": args.weight_decay, **_decay_groups(model)},
+        "model": {"class": type(model).__name__, **_count(model, lambda name: "all")["all"]},
+        "parts": _count(model, part_of),
+        "weight_decay": {
+            "value": args.weight_decay,
+            **_count(model, lambda name: "decayed" if name in decayed else "not_decayed"),
+        },
         "schedule": {
-            "pairs": number,
+            "pairs": pairs,
             "batch_size": batch_size,
             "processes": processes,
             "per_device_batch_size": share,
             "mini_batch_size": mini_batch_size,
-            "mini_batches": math.ceil(share / mini_batch_size),
             "batches_per_epoch": batches,
-            "left_out_of_each_epoch": number - batches * batch_size,
+            "unused_pairs_per_epoch": pairs - batches * batch_size,
             "steps": steps,
             "warmup_steps": args.get_warmup_steps(steps),
             "samples": steps * batch_size,
-            "epochs": steps * batch_size / number,
+            "epochs": steps * batch_size / pairs,
             "learning_rate": args.learning_rate,
             "text_length": text_length,
             "image_size": model.config.vision_config.image_size,
@@ -114,105 +114,43 @@ def plan_run(
         "memory_mib": {
             "gradient_checkpointing": bool(args.gradient_checkpointing),
             "bf16": bool(args.bf16),
-            "without_checkpointing": {name: mib(size) for name, size in memory[False].items()},
-            "with_checkpointing": {name: mib(size) for name, size in memory[True].items()},
+            **{name: {part: math.ceil(size / 2**20) for part, size in sizes.items()} for name, sizes in memory.items()},
         },
-        "data": None if isinstance(pairs, int) else _data(pairs),
-        "ranks": [_rank(rank, share, None if isinstance(pairs, int) else pairs) for rank in range(processes)],
-        "notes": notes if not isinstance(pairs, int) else [*notes, f"No --train-data: {number:,} pairs are assumed."],
+        "notes": notes,
         "versions": versions(),
     }
 
 
-def _counts(model: nn.Module) -> dict[str, int]:
-    parameters = list(model.parameters())
-    return {
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-    }
+def part_of(name: str) -> str:
+    """Return the part of a dual encoder that a parameter belongs to. The model may be wrapped."""
+    found = (part for prefix, part in PARTS.items() if f".{prefix}" in f".{name}")
+    return next(found, REST)
 
 
-def _parts(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Parameters of each tower, each projection, and what is left."""
-    parts = {part: {"parameters": 0, "trainable_parameters": 0} for part in [*PARTS.values(), REST]}
+def _count(model: nn.Module, group_of: Any) -> dict[str, dict[str, int]]:
+    """Count parameters by group."""
+    groups: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
-        counts = parts[part_of(name)]
+        counts = groups.setdefault(group_of(name), {"parameters": 0, "trainable_parameters": 0})
         counts["parameters"] += parameter.numel()
         counts["trainable_parameters"] += parameter.numel() if parameter.requires_grad else 0
-    return parts
-
-
-def _decay_groups(model: nn.Module) -> dict[str, dict[str, int]]:
-    """How many of the trained tensors and parameters decay, by the trainer's own rule."""
-    decayed = set(ContrastiveTrainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
-    groups = {"decayed": {"tensors": 0, "parameters": 0}, "spared": {"tensors": 0, "parameters": 0}}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            group = groups["decayed" if name in decayed else "spared"]
-            group["tensors"] += 1
-            group["parameters"] += parameter.numel()
     return groups
 
 
-def _data(stream: PairStream) -> dict[str, Any]:
-    rows = [count for _, count in stream.shards(0)]
-    return {"path": stream.path, "shards": len(rows), "smallest_shard": min(rows), "largest_shard": max(rows)}
-
-
-def _rank(rank: int, share: int, stream: PairStream | None) -> dict[str, Any]:
-    """What a rank reads first: rows of the first epoch, and the rows of shards that these are."""
-    low, high = rank * share, (rank + 1) * share
-    plan: dict[str, Any] = {"rank": rank, "first_rows": [low, high]}
-    if stream is not None:
-        plan["shards"] = []
-        start = 0
-        for url, count in stream.shards(0):
-            first, last = max(low - start, 0), min(high - start, count)
-            if first < last:
-                plan["shards"].append({"file": PurePath(url).name, "rows": [first, last]})
-            start += count
-    return plan
-
-
 def show_plan(plan: dict[str, Any]) -> None:
-    """Prints a plan as tables."""
-    model, decay, schedule, memory = (plan[name] for name in ("model", "weight_decay", "schedule", "memory_mib"))
-    parts = [*model["parts"].items(), (model["class"], model)]
-    show_table(
-        "Parameters",
-        [(name, counts["parameters"], counts["trainable_parameters"]) for name, counts in parts],
-        ["", "all", "trained"],
-    )
-    show_table(
-        f"Weight decay {decay['value']}",
-        [(name, decay[name]["tensors"], decay[name]["parameters"]) for name in ("decayed", "spared")],
-        ["", "tensors", "parameters"],
-    )
-    show_table("Schedule", [(name.replace("_", " "), value) for name, value in schedule.items()], ["", "value"])
+    """Print a plan as tables."""
+    memory, decay = plan["memory_mib"], plan["weight_decay"]
+    groups = {f"weight decay {decay['value']}": decay["decayed"], "no weight decay": decay.get("not_decayed")}
+    parts = {**plan["parts"], **groups, plan["model"]["class"]: plan["model"]}
+    rows = [(name, counts["parameters"], counts["trainable_parameters"]) for name, counts in parts.items() if counts]
+    show_table("Parameters", rows, ["", "all", "trained"])
+    show_table("Schedule", [(name.replace("_", " "), value) for name, value in plan["schedule"].items()], ["", "value"])
     columns = (memory["without_checkpointing"], memory["with_checkpointing"])
     show_table(
         f"Memory of a process, MiB, {'bf16' if memory['bf16'] else 'float32'}; gradient checkpointing is "
         f"{'on' if memory['gradient_checkpointing'] else 'off'}",
         [(name, *(column[name] for column in columns)) for name in columns[0]],
-        ["", "without checkpointing", "with it"],
-    )
-    if plan["data"] is not None:
-        show_table("Shards", [(name.replace("_", " "), value) for name, value in plan["data"].items()], ["", "value"])
-    ranks = plan["ranks"]
-    shown = ranks if len(ranks) <= 8 else [*ranks[:7], ranks[-1]]
-    show_table(
-        "First rows of each rank in epoch 0" + (", of some ranks" if len(shown) < len(ranks) else ""),
-        [(f"rank {rank['rank']}", _span(rank["first_rows"]), _files(rank)) for rank in shown],
-        ["", "rows", "of shards"],
+        ["", "without checkpointing", "with checkpointing"],
     )
     for note in plan["notes"]:
         say(note)
-
-
-def _span(rows: list[int]) -> str:
-    return f"{rows[0]:,} to {rows[1] - 1:,}"
-
-
-def _files(rank: dict[str, Any]) -> str | None:
-    files = [f"{shard['file'].removesuffix('.parquet')}: {_span(shard['rows'])}" for shard in rank.get("shards", [])]
-    return "\n".join(files) or None

@@ -1,4 +1,4 @@
-"""Which model is trained: options, the model they name, and its outline without weights."""
+"""Load the model of a contrastive training, or create it without weights for a dry run."""
 
 import json
 import logging
@@ -30,12 +30,11 @@ from biomedclip.source_checks import check_source
 
 from ..cli.trust import trust_option
 from .adapters import refuse_adapter
-from .towers import lock_image_tower
 
 
 logger = logging.getLogger(__name__)
 
-# Checkpoints on the Hub that the recipes start from. Their shapes are known, so a dry run need not ask for them.
+# Configurations of the checkpoints in the recipes, so that a dry run does not need to download them.
 KNOWN: dict[str, PreTrainedConfig] = {
     "google/vit-base-patch16-224": ViTConfig(),
     "google/vit-large-patch16-224": ViTConfig(
@@ -49,90 +48,90 @@ KNOWN: dict[str, PreTrainedConfig] = {
 
 @dataclass
 class ModelOptions:
-    """Which model is trained: a checkpoint's, or one whose towers come from checkpoints or are drawn afresh."""
+    """Options of the model to train: a checkpoint, or encoders from checkpoints or with random weights."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint to go on from: BiomedCLIP, CLIP or another dual encoder."}
+        default=None, metadata={"help": "Checkpoint to train further: BiomedCLIP, CLIP or another dual encoder."}
     )
-    vision_model: str | None = field(default=None, metadata={"help": "ViT checkpoint to start the image tower from."})
-    text_model: str | None = field(default=None, metadata={"help": "BERT checkpoint to start the text tower from."})
+    vision_model: str | None = field(default=None, metadata={"help": "ViT checkpoint for the image encoder."})
+    text_model: str | None = field(default=None, metadata={"help": "BERT checkpoint for the text encoder."})
     model_config: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Fields of BiomedCLIPConfig, as JSON, for towers with random weights (default: the published "
-            "size). text_config.model_type=clip_text_model gives CLIP's text tower."
+            "help": "Fields of BiomedCLIPConfig, as JSON, for encoders with random weights (default: the published "
+            "size). text_config.model_type=clip_text_model selects CLIP's text encoder."
         },
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Side of the images, in pixels. Positions of a checkpoint for another are interpolated."},
+        metadata={"help": "Image size in pixels. The position embeddings of a checkpoint are interpolated."},
     )
     patch_dropout: float | None = field(
-        default=None, metadata={"help": "Share of each image's patches that training leaves out, at random."}
+        default=None, metadata={"help": "Fraction of the patches of each image to drop at random in training."}
     )
     lock_image_tower: bool = field(
-        default=False, metadata={"help": "Train all but the image tower, whose projection is trained (LiT)."}
+        default=False, metadata={"help": "Freeze the image encoder and train the rest, as in LiT."}
     )
     tokenizer: str | None = field(
-        default=None, metadata={"help": "Tokenizer to use. The checkpoint's, or one trained on the training captions."}
+        default=None, metadata={"help": "Tokenizer (default: that of the checkpoint, or train one on the captions)."}
     )
     vocabulary_size: int = field(
-        default=30522, metadata={"help": "Entries at most of a vocabulary trained on the captions."}
+        default=30522, metadata={"help": "Maximum size of a vocabulary trained on the captions (default: 30522)."}
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "Tokens a caption is cut at. The tokenizer's limit if left out."}
+        default=None, metadata={"help": "Maximum number of tokens of a caption (default: that of the tokenizer)."}
     )
     trust_remote_code: bool = trust_option()
 
     def __post_init__(self):
         self.model_config = read_fields("--model-config", self.model_config)
-        towers = {"vision_model": self.vision_model, "text_model": self.text_model}
-        if self.model_name_or_path and (any(towers.values()) or self.model_config is not None):
+        encoders = {"vision_model": self.vision_model, "text_model": self.text_model}
+        if self.model_name_or_path and (any(encoders.values()) or self.model_config is not None):
             raise ValueError(
-                "Choose one of --model-name-or-path, and towers by --vision-model, --text-model, --model-config."
+                "--model-name-or-path cannot be combined with --vision-model, --text-model or --model-config."
             )
         if self.model_name_or_path and self.tokenizer:
-            raise ValueError("--model-name-or-path brings its own tokenizer; leave --tokenizer out.")
+            raise ValueError("--tokenizer cannot be combined with --model-name-or-path, which has its own tokenizer.")
         source = self.model_name_or_path or self.tokenizer or self.text_model
         if source and self.vocabulary_size != ModelOptions.vocabulary_size:
-            raise ValueError(f"--vocabulary-size has no effect: {source} brings its vocabulary. Leave it out.")
-        for name, least in (("image_size", 1), ("vocabulary_size", 1), ("max_length", 1)):
+            raise ValueError(f"--vocabulary-size has no effect: {source} has its own vocabulary. Omit it.")
+        for name in ("image_size", "vocabulary_size", "max_length"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
         if self.patch_dropout is not None and not 0 <= self.patch_dropout < 1:
             raise ValueError(f"--patch-dropout must be at least 0 and less than 1, not {self.patch_dropout}.")
         for option, section in (("vision_model", "vision_config"), ("text_model", "text_config")):
-            if towers[option] and isinstance(self.model_config, dict) and self.model_config.get(section):
+            if encoders[option] and isinstance(self.model_config, dict) and self.model_config.get(section):
                 raise ValueError(
-                    f"--{option.replace('_', '-')} brings its own configuration; take {section} out of --model-config."
+                    f"--{option.replace('_', '-')} has its own configuration. Remove {section} from --model-config."
                 )
         if _has_clip_text(self.model_config) and not self.tokenizer:
             raise ValueError(
-                "text_config.model_type=clip_text_model needs --tokenizer: CLIP's text tower pools the end of the "
-                "text, which a vocabulary that is learned from the captions does not mark."
+                "text_config.model_type=clip_text_model requires --tokenizer: CLIP's text encoder pools the end of the "
+                "text, which a vocabulary trained on the captions does not mark."
             )
         if self.lock_image_tower and self.patch_dropout:
-            raise ValueError("--patch-dropout has no effect on a tower that is locked; leave one of the two out.")
+            raise ValueError("--patch-dropout has no effect on a locked image encoder. Omit one of the two.")
         if self.lock_image_tower and not (self.model_name_or_path or self.vision_model):
             raise ValueError(
-                "--lock-image-tower would keep random weights: start from --vision-model or --model-name-or-path."
+                "--lock-image-tower would freeze random weights. Start from --vision-model or --model-name-or-path."
             )
 
 
 def load_model(
     options: ModelOptions, processor: ProcessorMixin, loss: str = LOSSES[0], *, adapted: bool = False
 ) -> PreTrainedModel:
-    """The model that the options name: from checkpoints, and with random weights where they name none.
+    """Load the model that the options name. Encoders without a checkpoint have random weights.
 
     Args:
-        options: Which model.
-        processor: Its processor.
-        loss: Which loss it is for: SigLIP's needs a bias.
-        adapted: Only an adapter will be trained, and saved without the model.
+        options: Model options.
+        processor: Processor of the model.
+        loss: Contrastive loss. `siglip` needs a logit bias.
+        adapted: Whether only an adapter is trained, and saved without the model.
 
     Raises:
-        ValueError: The model cannot be what the options and the loss ask for.
+        ValueError: If the model does not support the options or the loss.
     """
     trust = options.trust_remote_code
     for name in filter(None, (options.model_name_or_path, options.vision_model, options.text_model)):
@@ -150,14 +149,14 @@ def load_model(
 def set_up_model(
     model: PreTrainedModel, options: ModelOptions, loss: str = LOSSES[0], *, adapted: bool = False
 ) -> PreTrainedModel:
-    """Gives a model the size of images, the patch dropout, the locked tower and the bias that options and loss ask for.
+    """Apply the image size, the patch dropout, the locked image encoder, and the logit bias that the loss needs.
 
     Raises:
-        ValueError: The model has no such thing.
+        ValueError: If the model does not support an option or the loss.
     """
     for option, value in (("--image-size", options.image_size), ("--patch-dropout", options.patch_dropout)):
         if value is not None and not isinstance(model, BiomedCLIPModel):
-            raise ValueError(f"{option} is for a BiomedCLIPModel, not for a {type(model).__name__}. Leave it out.")
+            raise ValueError(f"{option} requires a BiomedCLIPModel, not a {type(model).__name__}. Omit it.")
     if options.image_size is not None:
         model.resize_images(options.image_size)
     if options.patch_dropout is not None:
@@ -167,30 +166,55 @@ def set_up_model(
     if loss == "siglip" and find_logit_bias(model) is None:
         if adapted:
             raise ValueError(
-                "--loss siglip: the checkpoint has no logit_bias, and an adapter, which is saved without its base, "
-                "cannot bring one. Leave one of --loss siglip and --lora-rank out."
+                "--loss siglip: the checkpoint has no logit_bias, and an adapter cannot add one. Omit --loss siglip or "
+                "--lora-rank."
             )
         _start_siglip(model)
     return model
 
 
+def lock_image_tower(model: Any) -> None:
+    """Freeze the image encoder as in LiT (arXiv 2111.07991), except for the projection, as in open_clip.
+
+    The encoder runs in evaluation mode, without dropout.
+
+    Args:
+        model: BiomedCLIPModel or CLIPModel.
+    """
+    model.vision_model.requires_grad_(False)
+    model.vision_model.register_forward_pre_hook(_enter_locked_tower)
+    model.vision_model.register_forward_hook(_leave_locked_tower, always_call=True)
+
+
+def _enter_locked_tower(tower: Any, inputs: Any) -> None:
+    # Trainer sets the whole model to training mode before each step. With gradient checkpointing, transformers makes
+    # the patch embeddings require gradients, so that the encoder would keep its activations.
+    tower.eval()
+    tower.grad_was_enabled = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+
+
+def _leave_locked_tower(tower: Any, inputs: Any, outputs: Any) -> None:
+    torch.set_grad_enabled(tower.grad_was_enabled)
+
+
 def _start_siglip(model: PreTrainedModel) -> None:
-    """Gives a checkpoint the bias that it lacks, with the temperature that SigLIP starts from in place of its own."""
+    """Add a logit bias to a checkpoint without one, and reset its temperature to the initial value of SigLIP."""
     if not isinstance(model, BiomedCLIPModel):
         raise ValueError(
-            f"--loss siglip needs a model with a logit_bias, for which {type(model).__name__} has no place. Take "
-            "infonce, or start from a BiomedCLIPModel or a SiglipModel."
+            f"--loss siglip requires a model with a logit_bias, which {type(model).__name__} does not support. Use "
+            "--loss infonce, or start from a BiomedCLIPModel or a SiglipModel."
         )
     logger.warning(
-        "The model has no logit_bias, which SigLIP's loss needs: it gets one of %g, and its temperature starts afresh "
-        "with it, at a logit_scale of ln 10. With the old temperature the wrong pairs would outweigh the right ones.",
+        "The model has no logit_bias, which the SigLIP loss requires. It is set to %g, and logit_scale is reset to "
+        "ln 10. With the old logit_scale, the negative pairs would dominate the loss.",
         SIGLIP_LOGIT_BIAS,
     )
     model.start_logit_bias(SIGLIP_LOGIT_BIAS, SIGLIP_LOGIT_SCALE)
 
 
 def _fields_with_vocabulary(options: ModelOptions, processor: ProcessorMixin, loss: str) -> dict[str, Any]:
-    """Fields of the configuration; a text tower that is drawn afresh has as many words as the vocabulary."""
+    """Return the fields of the configuration. A random text encoder has the size of the vocabulary."""
     config = configuration(options)
     fields = _config_fields(options, loss)
     if options.text_model:
@@ -203,31 +227,31 @@ def _fields_with_vocabulary(options: ModelOptions, processor: ProcessorMixin, lo
     rows = text_fields.get("vocab_size", config.text_config.vocab_size)
     if len(processor.tokenizer) > rows:
         raise ValueError(
-            f"The tokenizer has {len(processor.tokenizer):,} entries, more than the {rows:,} "
-            "rows of the model's table. Lower --vocabulary-size, or raise text_config.vocab_size in --model-config."
+            f"The tokenizer has {len(processor.tokenizer):,} entries, but the model has {rows:,} token embeddings. "
+            "Lower --vocabulary-size, or raise text_config.vocab_size in --model-config."
         )
     return {**fields, "text_config": text_fields}
 
 
 def _has_clip_text(fields: Any) -> bool:
-    """Whether fields of BiomedCLIPConfig ask for CLIP's text tower."""
+    """Return whether fields of BiomedCLIPConfig select CLIP's text encoder."""
     text_fields = fields.get("text_config") if isinstance(fields, Mapping) else None
     return isinstance(text_fields, Mapping) and text_fields.get("model_type") == CLIPTextConfig.model_type
 
 
 def _special_tokens(options: ModelOptions, processor: ProcessorMixin) -> dict[str, int]:
-    """Ids of the special tokens that CLIP's text tower knows.
+    """Return the ids of the special tokens for the configuration of CLIP's text encoder.
 
     Raises:
         ValueError: If the tokenizer does not mark the end of a text.
     """
     tokenizer = processor.tokenizer
     end = tokenizer.eos_token_id
-    # transformers pools the largest id of a text if the end has the id 2.
+    # If the end has the id 2, transformers pools the token with the largest id.
     if end is None or end == 2 or tokenizer("a").input_ids[-1] != end:
         raise ValueError(
-            f"--tokenizer {options.tokenizer}: CLIP's text tower pools the end of the text, so texts must end with an "
-            f"eos_token, and its id must not be 2 (eos_token_id={end}). Use a tokenizer such as that of "
+            f"--tokenizer {options.tokenizer}: CLIP's text encoder pools the end of the text. The tokenizer must "
+            f"add an eos_token whose id is not 2 (eos_token_id={end}). Use a tokenizer such as that of "
             "openai/clip-vit-base-patch16."
         )
     ids = {"bos": tokenizer.bos_token_id, "eos": end, "pad": tokenizer.pad_token_id}
@@ -237,18 +261,18 @@ def _special_tokens(options: ModelOptions, processor: ProcessorMixin) -> dict[st
 def outline(
     options: ModelOptions, loss: str = LOSSES[0], *, adapted: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The model that the options name without its weights, for which nothing is downloaded but a configuration.
+    """Create the model that the options name without weights. Only configurations are downloaded.
 
     Args:
-        options: Which model.
-        loss: Which loss it is for.
-        adapted: Only an adapter will be trained.
+        options: Model options.
+        loss: Contrastive loss.
+        adapted: Whether only an adapter is trained.
 
     Returns:
-        The model on the meta device, and notes on what was not looked at.
+        The model on the meta device, and notes on assumptions.
 
     Raises:
-        ValueError: A checkpoint whose configuration cannot be had, or a model that cannot be what is asked for.
+        ValueError: If a configuration cannot be loaded, or the model does not support the options or the loss.
     """
     notes: list[str] = []
     trust = options.trust_remote_code
@@ -268,7 +292,7 @@ def outline(
                 start = _configuration_of(options.text_model, notes, trust_remote_code=trust)
                 fields["text_config"] = text_config_of(start)
             elif not options.tokenizer:
-                # The vocabulary is learned from the captions in training.
+                # Training will learn the vocabulary from the captions.
                 learned = {"vocab_size": options.vocabulary_size}
                 fields["text_config"] = learned | (fields.get("text_config") or {})
             model = BiomedCLIPModel(BiomedCLIPConfig(**fields))
@@ -276,30 +300,30 @@ def outline(
 
 
 def _configuration_of(name: str, notes: list[str], *, trust_remote_code: bool) -> Any:
-    """The configuration of a checkpoint: its own, or that of a known one."""
+    """Return the configuration of a checkpoint, which is not downloaded if it is known."""
     if not Path(name).is_dir() and name in KNOWN:
-        notes.append(f"{name}: its known shape; training will need its weights, from the Hub or its cache.")
+        notes.append(f"{name}: known configuration. Training will need the weights, from the Hub or its cache.")
         return KNOWN[name]
     check_source(name, trust_remote_code=trust_remote_code)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name}: its configuration could not be had ({str(error).splitlines()[0]}). A dry run needs it, from a "
-            f"folder or the Hub; without either it knows {', '.join(KNOWN)}."
+            f"{name}: the configuration could not be loaded ({str(error).splitlines()[0]}). A dry run needs it from a "
+            f"folder or the Hub, except for {', '.join(KNOWN)}."
         ) from error
 
 
 def configuration(options: ModelOptions) -> Any:
-    """The configuration that the options spell out, with the published tower where a checkpoint will stand."""
+    """Return the configuration of the model, with published encoders in place of checkpoints."""
     return make_config("--model-config", BiomedCLIPConfig, _config_fields(options))
 
 
 def read_fields(option: str, value: Any) -> dict[str, Any] | None:
-    """Fields of a configuration: JSON off the command line, or a mapping out of a recipe; none where none are given.
+    """Return the fields of a configuration from JSON (command line) or a mapping (recipe).
 
     Raises:
-        ValueError: Anything else.
+        ValueError: If the value is neither.
     """
     if isinstance(value, str):
         try:
@@ -307,20 +331,20 @@ def read_fields(option: str, value: Any) -> dict[str, Any] | None:
         except json.JSONDecodeError as error:
             raise ValueError(f"{option} is not JSON: {error}") from error
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f'{option} must hold fields by name, such as {{"initializer_range": 0.02}}.')
+        raise ValueError(f'{option} must be a mapping of field names to values, such as {{"initializer_range": 0.02}}.')
     return value
 
 
 def make_config(option: str, config_class: Any, fields: Mapping[str, Any]) -> Any:
-    """The configuration that an option spells out.
+    """Create a configuration from an option.
 
     Args:
-        option: For errors.
-        config_class: Its class.
-        fields: Its fields, of which those of `sub_configs` are mappings.
+        option: Name of the option for errors.
+        config_class: Class of the configuration.
+        fields: Fields of the configuration. Those in `sub_configs` are mappings.
 
     Raises:
-        ValueError: A field that there is not (transformers takes any without a word), or fields that do not fit.
+        ValueError: If a field is unknown, which transformers would accept, or has an invalid value.
     """
     parts = [(config_class, fields)]
     parts += [(part_class, fields.get(name) or {}) for name, part_class in config_class.sub_configs.items()]
@@ -328,7 +352,7 @@ def make_config(option: str, config_class: Any, fields: Mapping[str, Any]) -> An
         if part_class is BiomedCLIPTextConfig:
             part_class = text_config_class(part)
         if unknown := sorted(set(part) - set(part_class().to_dict())):
-            raise ValueError(f"{option}: {', '.join(unknown)}: not a field of {part_class.__name__}.")
+            raise ValueError(f"{option}: {part_class.__name__} has no field {', '.join(unknown)}.")
     try:
         return config_class(**fields)
     except StrictDataclassError as error:
@@ -340,6 +364,6 @@ def _config_fields(options: ModelOptions, loss: str = LOSSES[0]) -> dict[str, An
     fields: dict[str, Any] = start if loss == "siglip" else {}
     fields |= options.model_config if isinstance(options.model_config, dict) else {}
     if options.image_size is not None and not options.vision_model:
-        # Positions that are drawn at random need no interpolation.
+        # Random position embeddings need no interpolation.
         fields["vision_config"] = {**(fields.get("vision_config") or {}), "image_size": options.image_size}
     return fields

@@ -1,133 +1,123 @@
-"""What the tasks with labels share: training on images with a right answer each, and measuring it on held-out ones."""
+"""Training with labels: what image classification and visual question answering share."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from transformers import PreTrainedModel, TrainerCallback
 
-from biomedclip import ContrastiveTrainer
-from biomedclip.contrastive_trainer import are_processes_on_cpu, check_resume
-from biomedclip.training_options import (
-    LABELS,
-    check_accelerator,
-    check_before_processing,
-    check_training_arguments,
-    rule_of,
-)
+from biomedclip.trainer_adaptations import AdaptedTrainer
+from biomedclip.training_arguments import CheckedTrainingArguments
+from biomedclip.training_options import LABELS, rule_of
 
 from ..cli.reporting import write_json
-from .adapters import MERGED, AdapterOptions, refuse_adapter, save_merged
+from ..cli.trust import trust_option
+from .adapters import MERGED, AdapterOptions, check_merge, refuse_adapter, save_merged
+from .runs import run_training
 
 
-CONFIG = "config"  # folder of the model's configuration, in an adapter's
+CONFIG = "config"  # folder of the model's configuration in the folder of an adapter
+HEAD = "classifier"  # name of the head in classifiers of transformers
+# Options that `--help` explains.
+SHOWN = """
+    on_bad_row model_name_or_path trust_remote_code lora_rank lora_alpha lora_dropout lora_targets merge_adapter
+    output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size
+    gradient_accumulation_steps learning_rate warmup_steps weight_decay bf16 dataloader_num_workers eval_strategy
+    save_steps logging_steps report_to resume_from_checkpoint seed
+""".split()
+
+
+@dataclass(kw_only=True)
+class SupervisedData:
+    """Options of the training data that all tasks with labels share."""
+
+    train_data: str
+    model_name_or_path: str
+    on_bad_row: str = field(
+        default="substitute",
+        metadata={
+            "help": "How to handle images that cannot be decoded: raise an error, or substitute another row and count.",
+            "choices": ["raise", "substitute"],
+        },
+    )
+    trust_remote_code: bool = trust_option()
 
 
 @dataclass
-class SupervisedArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults that a set of images needs.
+class SupervisedArguments(CheckedTrainingArguments):
+    """`TrainingArguments` for training with labels.
 
     Raises:
-        ValueError: If a field would be ignored: see `docs/training_arguments.md`.
+        ValueError: If a field is not supported, see `docs/training_arguments.md`.
     """
 
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={"help": "true for the last checkpoint of the output folder, or one checkpoint's folder."},
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the raw columns."})
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "A last batch of one damaged image would have no substitute for it."}
-    )
-
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"],
-        metadata={"help": "Trackers of the metrics: tensorboard, trackio, wandb, or several."},
-    )
+    training = LABELS
 
     def __post_init__(self):
-        if are_processes_on_cpu():
-            self.use_cpu = True
         if self.load_best_model_at_end or self.save_strategy == "best":
             self.metric_for_best_model: str | None = self.metric_for_best_model or "accuracy"  # not the loss
-        check_before_processing(self)
         super().__post_init__()
-        check_training_arguments(self, LABELS)
 
 
-class SupervisedTrainer(Trainer):
-    """`Trainer` for collators that crop at random and find substitutes: augments in training alone, and evaluates every
-    row.
+class SupervisedTrainer(AdaptedTrainer):
+    """Trainer for datasets with random access, with random crops only in training.
 
     Args:
-        model: The model; its loss is the mean of its batch.
-        args: How it is trained.
-        eval_data_collator: Collates the rows that are evaluated.
-        kwargs: Further arguments of `Trainer`, `train_dataset` and `data_collator` among them.
+        model: Model whose loss is the mean over its batch.
+        args: Training arguments.
+        kwargs: Further arguments of [`AdaptedTrainer`].
 
     Raises:
-        ValueError: Fewer training rows than a batch.
+        ValueError: If the training set is smaller than a batch, or an option is not supported.
     """
 
-    rows = "images"  # what a row of the training set is
+    rows = "images"  # name of the rows of the training set in errors
 
-    def __init__(self, model: Any, args: SupervisedArguments, *, eval_data_collator: Any, **kwargs: Any):
+    def __init__(self, model: Any, args: SupervisedArguments, **kwargs: Any):
         rows = len(kwargs["train_dataset"])
         batch_size = args.train_batch_size * args.world_size
         if rows < batch_size:
             raise ValueError(
-                f"A batch of {batch_size} {self.rows} does not fit: there are {rows} to train on. "
-                "Lower --per-device-train-batch-size."
+                f"The training set has {rows} {self.rows}, fewer than a batch of {batch_size}. Lower "
+                "per_device_train_batch_size."
             )
-        if args.max_steps <= 0:
-            args.steps_from_epochs = True  # type: ignore[attr-defined]
-            steps_per_epoch = math.ceil(rows // batch_size / args.gradient_accumulation_steps)
-            args.max_steps = math.ceil(args.num_train_epochs * steps_per_epoch)
-        self.eval_data_collator = eval_data_collator
+        args.count_steps(math.ceil(rows // batch_size / args.gradient_accumulation_steps))
         args.dataloader_pin_memory &= args.device.type != "cpu"
         super().__init__(model, args, callbacks=[_EpochOfCrops()], **kwargs)
-        self._check_options()
-        # The model's loss is the mean of its batch: Trainer has to divide it by the number of accumulated ones.
+        # The loss is the mean of its batch. Trainer must divide it by the number of accumulated batches.
         self.model_accepts_loss_kwargs = False
 
-    def _check_options(self) -> None:
-        check_training_arguments(self.args, LABELS, stream=False)
-        check_accelerator(self.accelerator)
+    def check_options(self) -> None:
+        """Check the options. Some may have been changed after the trainer was created.
+
+        Raises:
+            ValueError: If an option is not supported.
+        """
+        super().check_options()
         if self.is_fsdp_enabled:
-            raise ValueError(f"accelerate is configured for FSDP, which is refused: {rule_of('fsdp', LABELS).text}.")
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Train, after a check of the options, some of which may have been changed since the trainer was created."""
-        self._check_options()
-        check_resume(self.args, resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, **kwargs)
-
-    # Trainer's own would use the training collator, and drop the last batch along with the training set's.
-    get_eval_dataloader = ContrastiveTrainer.get_eval_dataloader
-    get_test_dataloader = ContrastiveTrainer.get_test_dataloader
+            raise ValueError(f"accelerate is configured for FSDP, but {rule_of('fsdp', LABELS).text}.")
 
 
 def load_with_head(
     auto_class: Any, name: str, labels: Sequence[str], *, trust_remote_code: bool = False, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The towers of a checkpoint with a head for some labels, drawn afresh where it has none that fits.
+    """Load the towers of a checkpoint with a head for some labels. The head is random if the checkpoint has none.
 
     Args:
-        auto_class: The Auto class of models with such a head.
+        auto_class: Auto class of models with such a head.
         name: Folder or Hub id.
-        labels: What the model can answer, in the order of their numbers.
-        trust_remote_code: Whether the code of the checkpoint may be run.
+        labels: Labels in the order of their indices.
+        trust_remote_code: Whether the code of the checkpoint may run.
         options: Further arguments of `from_pretrained`.
 
     Returns:
-        The model in float32, and what transformers says of the tensors that were missing or did not fit.
+        The model in float32, and the loading info of transformers.
 
     Raises:
-        ValueError: The checkpoint is an adapter.
+        ValueError: If the checkpoint is an adapter.
     """
     model, info = auto_class.from_pretrained(
         name,
@@ -144,26 +134,43 @@ def load_with_head(
     return model, info
 
 
-def save_results(trainer: SupervisedTrainer, results: Mapping[str, Any], adapter: AdapterOptions, config: Any) -> None:
-    """Leaves what a run has measured, and beside an adapter the configuration and the merged model.
+def run_supervised(
+    trainer: SupervisedTrainer,
+    checkpoint: str | None,
+    adapter: AdapterOptions,
+    config: Any,
+    measure: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """Train, measure, and save the results, the merged model, and the configuration of the base model of an adapter.
 
     Args:
-        trainer: The trainer, its model trained and saved.
-        results: What `train_results.json` will hold.
-        adapter: LoRA, or none.
+        trainer: Trainer.
+        checkpoint: Checkpoint folder to resume from, if any.
+        adapter: LoRA options.
         config: Configuration of the model without the adapter.
+        measure: Function that returns the metrics of the trained model.
+
+    Returns:
+        The content of `train_results.json`.
     """
-    if not trainer.is_world_process_zero():
-        return
-    output_dir = Path(trainer.args.output_dir)
-    write_json(output_dir / "train_results.json", results)
-    if adapter.lora_rank is not None:
-        # Not beside the adapter: where a configuration lies, transformers looks for a whole model.
-        config.save_pretrained(output_dir / CONFIG)
-    if adapter.merge_adapter:
-        save_merged(trainer.model, trainer.processing_class, output_dir / MERGED)
+    check_merge(trainer, adapter)
+    results: dict[str, Any] = {
+        **run_training(trainer, checkpoint),
+        "substituted_rows": trainer.data_collator.substituted_rows,
+    }
+    results |= measure()
+    if trainer.is_world_process_zero():
+        output_dir = Path(trainer.args.output_dir)
+        write_json(output_dir / "train_results.json", results)
+        if adapter.lora_rank is not None:
+            # In a folder of its own, because transformers takes a folder with a configuration for a whole model.
+            config.save_pretrained(output_dir / CONFIG)
+        if adapter.merge_adapter:
+            save_merged(trainer.model, trainer.processing_class, output_dir / MERGED)
+    return results
 
 
 class _EpochOfCrops(TrainerCallback):
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        train_dataloader.collate_fn.set_epoch(int(state.epoch or 0))
+        if hasattr(train_dataloader, "collate_fn"):
+            train_dataloader.collate_fn.set_epoch(int(state.epoch or 0))

@@ -1,4 +1,4 @@
-"""Which of the two limits a training: the loader, or the model."""
+"""Measure whether the data loader or the model limits the throughput of a training."""
 
 import time
 from collections.abc import Callable
@@ -8,18 +8,18 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 
-# What the run could win by more workers at most; below it the model is what a faster run needs.
+# Fraction of the time spent waiting for data from which the loader is reported as the limit.
 NOTICEABLE_SHARE = 0.1
 
 
 class StepClock(TrainerCallback):
-    """Counts the seconds that a trainer takes steps, and those that it waits for batches.
+    """Measure the time of the training steps, and the time of waiting for batches.
 
-    It waits from the end of whatever came last (a step, logging, saving, an evaluation) until the next step begins. The
-    first step is left out: workers start before it, and a model is compiled in it.
+    Waiting is the time between the last event (a step, logging, saving, or evaluation) and the next step. The first
+    step is excluded, because it includes the start of the workers and the compilation of the model.
 
     Args:
-        now: Seconds of some clock.
+        now: Function that returns the time in seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -27,7 +27,7 @@ class StepClock(TrainerCallback):
         self.steps = 0
         self.stepping = 0.0
         self.waiting = 0.0
-        self._since: float | None = None  # none until the first step is done
+        self._since: float | None = None  # None until the end of the first step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._since is not None:
@@ -47,25 +47,25 @@ class StepClock(TrainerCallback):
     on_save = on_evaluate = on_log
 
     def _lap(self) -> float:
-        """Seconds since the last call."""
+        """Return the seconds since the last call."""
         before, self._since = self._since or 0.0, self.now()
         return self._since - before
 
 
 def throughput(trainer: Trainer, clock: StepClock, collator: Any) -> dict[str, Any]:
-    """The throughput of the loader beside that of the steps.
+    """Return the throughput of the loader and of the steps.
 
-    All processes must call it: a batch is waited for where it comes last, so the process that waited longest counts.
+    All processes must call it. The process that waited longest counts, because the others wait for it.
 
     Args:
-        trainer: A trainer that has trained with the clock among its callbacks.
-        clock: What has counted its seconds.
-        collator: The training collator, which has counted the work of its workers.
+        trainer: Trainer after training with the clock among its callbacks.
+        clock: Measured times.
+        collator: Training collator, which measures the work of its workers.
 
     Returns:
-        `step_samples_per_second`, what the model does when it need not wait; `loader_samples_per_second`, what the
-        workers of all processes can decode, crop and tokenise (reading the shards is not in it); `waiting_share`, of
-        the time of steps and waiting; and `limit`, a sentence. All of them none in a run of one step.
+        `step_samples_per_second` of the model without waiting, `loader_samples_per_second` of decoding, cropping and
+        tokenizing in all workers (without reading shards), `waiting_share` of the total time, and `limit`, a sentence.
+        All are None in a run of one step.
     """
     args = trainer.args
     local = [clock.waiting, clock.stepping, (collator.rows_per_second or 0.0) * max(1, args.dataloader_num_workers)]
@@ -84,10 +84,7 @@ def throughput(trainer: Trainer, clock: StepClock, collator: Any) -> dict[str, A
 
 
 def name_limit(waiting_share: float, *, fast_decode: bool) -> str:
-    """Says what limits a run that waits for batches this share of its time, and what to do about it."""
+    """Return what limits a run, given the fraction of time it waits for batches, and the remedy."""
     if waiting_share < NOTICEABLE_SHARE:
         return "the model limits"
     return "the loader limits: raise --dataloader-num-workers" + ("" if fast_decode else " or pass --fast-decode")
-
-
-__all__ = ["StepClock", "name_limit", "throughput"]

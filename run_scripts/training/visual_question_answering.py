@@ -1,22 +1,16 @@
-"""Trains a model that answers questions about images: the task visual-question-answering of `biomedclip train`.
+"""Train a model that answers questions about images.
 
 biomedclip train --config vqa_rad --model-name-or-path model --train-data VQA_RAD --output-dir answers
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForVisualQuestionAnswering,
-    AutoProcessor,
-    EvalPrediction,
-    PreTrainedModel,
-    set_seed,
-)
+from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor, EvalPrediction, PreTrainedModel
 
 from biomedclip import BiomedCLIPCoAttentionConfig
 from biomedclip.processing import VisualQuestionCollator, load_benchmark
@@ -27,24 +21,14 @@ from biomedclip.processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 from biomedclip.processing.images.labeled import LabeledImages, check_readable
 
 from ..cli.errors import UsageError
-from ..cli.options import parse_options, write_recipe
-from ..cli.progress import show_progress
-from ..cli.reporting import no_warnings_of_transformers, say, show_table
-from ..cli.trust import trust_option
+from ..cli.reporting import no_warnings_of_transformers, show_table
 from ..hub.fingerprints import base_fingerprint
-from .adapters import AdapterOptions, add_adapter, refuse_sharded_merge, what_is_where
+from . import runs, supervised
+from .adapters import AdapterOptions, add_adapter
 from .models import make_config, read_fields
-from .runs import (
-    ALTERNATIVES,
-    check_checkpoint,
-    check_trackers,
-    checkpoint_to_resume,
-    cost_rows,
-    describe_checkpoint,
-    part_processes,
-    run_training,
-)
-from .supervised import SupervisedArguments, SupervisedTrainer, load_with_head, save_results
+from .runs import check_checkpoint, cost_rows, describe_checkpoint, start_run
+from .supervised import HEAD, SupervisedArguments, SupervisedData, SupervisedTrainer, load_with_head, run_supervised
+from .trackers import check_trackers
 
 
 logger = logging.getLogger(__name__)
@@ -52,31 +36,32 @@ logger = logging.getLogger(__name__)
 TASK = "visual-question-answering"
 EXAMPLE = """biomedclip train --config vqa_rad --model-name-or-path model \\
       --train-data VQA_RAD --output-dir answers"""
-SHOWN = """
-    task train_data benchmark image_folder validation_share on_bad_row model_name_or_path trust_remote_code
-    co_attention_config max_length head_learning_rate_factor cross_modal_learning_rate_factor lora_rank lora_alpha
-    lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs per_device_train_batch_size
-    per_device_eval_batch_size gradient_accumulation_steps learning_rate warmup_steps weight_decay bf16
-    dataloader_num_workers eval_strategy save_steps logging_steps report_to resume_from_checkpoint seed
+SHOWN = (
+    """
+    task train_data benchmark image_folder validation_share co_attention_config max_length head_learning_rate_factor
+    cross_modal_learning_rate_factor
 """.split()
-HEAD, TOWERS = "classifier", ("text_model", "vision_model")
+    + supervised.SHOWN
+)
+ALTERNATIVES = runs.ALTERNATIVES
+TOWERS = ("text_model", "vision_model")
 # METER's names: its `token_type_embeddings` belong to neither the head nor the cross-modal group.
 AT_BASE_RATE = (*TOWERS, "token_type_embeddings")
 NEW_PARTS = [HEAD, "co_attention", "text_transform", "image_transform"]
 
 
-@dataclass
-class QuestionData:
-    """The questions, the model to start from, and the options of METER that `TrainingArguments` lacks."""
+@dataclass(kw_only=True)
+class QuestionData(SupervisedData):
+    """Questions, the model to start from, and the options of METER that `TrainingArguments` lacks."""
 
-    train_data: str = field(metadata={"help": "Folder of the benchmark, as it is downloaded."})
+    train_data: str = field(metadata={"help": "Folder of the benchmark, as downloaded."})
     model_name_or_path: str = field(
-        metadata={"help": "BiomedCLIP checkpoint whose towers are used, and its head for questions if it has one."}
+        metadata={"help": "BiomedCLIP checkpoint. Its head for visual questions is used if it has one."}
     )
-    benchmark: str = field(metadata={"help": "Whose layout the folder has.", "choices": list(VISUAL_QUESTIONS)})
-    task: str = field(default=TASK, metadata={"help": "What is learned."})
+    benchmark: str = field(metadata={"help": "Format of the folder.", "choices": list(VISUAL_QUESTIONS)})
+    task: str = field(default=TASK, metadata={"help": "Training task."})
     image_folder: str | None = field(
-        default=None, metadata={"help": "Folder of the images, where they do not lie beside the questions."}
+        default=None, metadata={"help": "Folder of the images (default: beside the questions)."}
     )
     validation_share: float = field(
         default=0.0,
@@ -85,21 +70,13 @@ class QuestionData:
             "SLAKE has its own validation split."
         },
     )
-    on_bad_row: str = field(
-        default="substitute",
-        metadata={
-            "help": "What a question does whose image cannot be decoded: raise, or be replaced by another and counted.",
-            "choices": ["raise", "substitute"],
-        },
-    )
     co_attention_config: dict | str | None = field(
         default=None,
-        metadata={"help": "Fields of BiomedCLIPCoAttentionConfig, as JSON. The published size if left out."},
+        metadata={"help": "Fields of BiomedCLIPCoAttentionConfig, as JSON (default: the published size)."},
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "Tokens a question is cut at. The tokenizer's limit if left out."}
+        default=None, metadata={"help": "Maximum number of tokens of a question (default: that of the tokenizer)."}
     )
-    trust_remote_code: bool = trust_option()
     head_learning_rate_factor: float = field(
         default=50.0, metadata={"help": "Factor of the learning rate for the classifier (default: 50, as in METER)."}
     )
@@ -114,53 +91,35 @@ class QuestionData:
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"--validation-share must be at least 0 and less than 1, not {self.validation_share}.")
         if self.benchmark == "slake" and self.validation_share > 0:
-            raise ValueError("--validation-share has no effect on slake, which has a validation split. Leave it out.")
+            raise ValueError("--validation-share has no effect on slake, which has a validation split. Omit it.")
         if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"--max-length must be 1 or more, not {self.max_length}.")
+            raise ValueError(f"--max-length must be at least 1, not {self.max_length}.")
 
 
 @dataclass
 class QuestionArguments(SupervisedArguments):
-    """`SupervisedArguments` without gradient clipping, as METER trains."""
+    """`SupervisedArguments` without gradient clipping, as in METER."""
 
     max_grad_norm: float = field(
-        default=0.0, metadata={"help": "Norm at which gradients are clipped (default: 0, no clipping)."}
+        default=0.0, metadata={"help": "Maximum norm of the gradients (default: 0, no clipping)."}
     )
 
 
 OPTION_CLASSES = [QuestionData, AdapterOptions, QuestionArguments]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs `biomedclip train --task visual-question-answering`."""
-    data, adapter, args = parse_options(
-        "train",
-        OPTION_CLASSES,
-        arguments,
-        description=__doc__.split("\n\n")[0],
-        example=EXAMPLE,
-        shown=SHOWN,
-        alternatives=ALTERNATIVES,
-    )
-    trainer, results = train_answerer(data, args, adapter)
-    if trainer.is_world_process_zero():
-        show_results(results)
-        say(what_is_where(args.output_dir, adapter))
-    part_processes()
-
-
-def train_answerer(
-    data: QuestionData, args: SupervisedArguments, adapter: AdapterOptions
+def run(
+    data: QuestionData, adapter: AdapterOptions, args: SupervisedArguments
 ) -> tuple["QuestionTrainer", dict[str, Any]]:
-    """Train and save a model that answers questions. Measure it on the validation questions, if there are any.
+    """Train and save a model that answers questions, and measure it on the validation questions, if there are any.
 
     Args:
-        data: The questions and the model to start from.
-        args: The training arguments.
-        adapter: LoRA on the towers, if any. The head is always trained whole.
+        data: Questions and the model to start from.
+        adapter: LoRA options for the towers. The head is always trained whole.
+        args: Training arguments.
 
     Returns:
-        The trainer with the trained model, and the content of `train_results.json`.
+        The trainer, and the content of `train_results.json`.
 
     Raises:
         UsageError: If an option needs validation questions and none are held out.
@@ -177,47 +136,38 @@ def train_answerer(
     for split, asked in splits.items():
         check_questions_readable(asked, f"--train-data {data.train_data}, {split} questions")
     answered = [question for question in splits["train"] if normalize_answer(question.answer)]
-    unanswered = len(splits["train"]) - len(answered)
-    splits["train"] = answered
     answers = answer_vocabulary(question.answer for question in answered)
-    checkpoint = checkpoint_to_resume(args)
-    if args.process_index == 0:
-        write_recipe(args.output_dir, [data, adapter, args], task=TASK)
-    set_seed(args.seed)
+    checkpoint = start_run(args, [data, adapter], task=TASK)
     processor = AutoProcessor.from_pretrained(data.model_name_or_path, trust_remote_code=trust)
     model = load_answerer(data.model_name_or_path, answers, data.co_attention_config, trust_remote_code=trust)
     config = model.config
-    if adapter.lora_rank is not None:
-        model = add_adapter(model, adapter, trained_whole=NEW_PARTS)
     collate: dict[str, Any] = {"max_length": data.max_length, "seed": args.seed, "on_error": data.on_bad_row}
     collators = [
         VisualQuestionCollator(processor, config.label2id, training=training, **collate) for training in (True, False)
     ]
-    rows = {split: [vars(question) for question in questions] for split, questions in splits.items()}
+    validation = [vars(question) for question in splits["validation"]]
     trainer = QuestionTrainer(
-        model,
+        add_adapter(model, adapter, trained_whole=NEW_PARTS),
         args,
         head_factor=data.head_learning_rate_factor,
         cross_modal_factor=data.cross_modal_learning_rate_factor,
-        train_dataset=rows["train"],
-        eval_dataset=rows["validation"] or None,
+        train_dataset=[vars(question) for question in answered],
+        eval_dataset=validation or None,
         data_collator=collators[0],
         eval_data_collator=collators[1],
         processing_class=processor,
     )
-    refuse_sharded_merge(trainer, adapter)
-    show_progress(trainer)
-    results: dict[str, Any] = {
-        **run_training(trainer, checkpoint),
-        "questions": len(splits["train"]),
-        "images": len({question.image_name for question in splits["train"]}),
-        "answers": len(answers),
-        "questions_without_answer": unanswered,
-        "substituted_rows": collators[0].substituted_rows,
-        "validation": measure(trainer, splits["validation"], rows["validation"]) if rows["validation"] else None,
-    }
-    save_results(trainer, results, adapter, config)
-    return trainer, results
+
+    def measure_validation() -> dict[str, Any]:
+        return {
+            "questions": len(answered),
+            "images": len({question.image_name for question in answered}),
+            "answers": len(answers),
+            "questions_without_answer": len(splits["train"]) - len(answered),
+            "validation": measure(trainer, splits["validation"], validation) if validation else None,
+        }
+
+    return trainer, run_supervised(trainer, checkpoint, adapter, config, measure_validation)
 
 
 def check_validation_options(data: QuestionData, args: SupervisedArguments) -> None:
@@ -237,20 +187,20 @@ def check_validation_options(data: QuestionData, args: SupervisedArguments) -> N
     for option, needed in needs.items():
         if needed:
             raise UsageError(
-                f"{option} needs validation questions, but --validation-share 0 trains on all questions. Leave it out "
+                f"{option} needs validation questions, but --validation-share 0 trains on all questions. Omit it "
                 "(--eval-strategy no), or hold out images, for example with --validation-share 0.1."
             )
 
 
 class QuestionTrainer(SupervisedTrainer):
-    """`Trainer` for questions about images, with the parameter groups of METER's `set_schedule`.
+    """Trainer for visual question answering, with the parameter groups of METER's `set_schedule`.
 
     The classifier and the cross-modal layers have their own learning rates. As in METER, weight decay excludes biases
     and LayerNorms, except for the LayerNorm of the classifier, which METER's list of names does not match.
 
     Args:
         model: The model.
-        args: The training arguments. `learning_rate` is the rate of the towers and of the token type embeddings.
+        args: Training arguments. `learning_rate` is the rate of the towers and of the token type embeddings.
         head_factor: Factor of the learning rate for the classifier.
         cross_modal_factor: Factor of the learning rate for the co-attention layers, the poolers and the two linear maps
             before them.
@@ -294,17 +244,17 @@ class QuestionTrainer(SupervisedTrainer):
 
 
 def load_questions(name: str | None, path: str, split: Any, image_folder: str | None = None) -> VisualQuestionBenchmark:
-    """A split of a benchmark of questions.
+    """Load a split of a benchmark for visual question answering.
 
     Args:
-        name: Of the benchmark.
-        path: Its folder.
+        name: Name of the benchmark.
+        path: Folder of the benchmark.
         split: `train`, `validation` or `test`.
-        image_folder: Folder of the images, where they do not lie beside the questions.
+        image_folder: Folder of the images (default: beside the questions).
 
     Raises:
-        ValueError: A benchmark of something else, or of nothing.
-        FileNotFoundError: No such benchmark there, or a part of it missing.
+        UsageError: If the benchmark is not one for visual question answering.
+        FileNotFoundError: If the benchmark or a part of it is missing.
     """
     if name not in VISUAL_QUESTIONS:
         raise UsageError(f"--benchmark must be {' or '.join(VISUAL_QUESTIONS)} for visual questions, not {name}.")
@@ -314,10 +264,10 @@ def load_questions(name: str | None, path: str, split: Any, image_folder: str | 
 
 
 def check_questions_readable(questions: Sequence[VisualQuestion], where: str) -> None:
-    """Check that an image of some questions can be read.
+    """Check that at least one image of some questions can be read.
 
     Args:
-        questions: The questions. Nothing is checked if there are none.
+        questions: Questions. Nothing is checked if there are none.
         where: Name of the questions in an error.
 
     Raises:
@@ -328,11 +278,12 @@ def check_questions_readable(questions: Sequence[VisualQuestion], where: str) ->
 
 
 def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuestion]]:
-    """Read the training and validation questions. VQA-RAD has no validation split: a fraction of its training images,
-    with all their questions, is held out.
+    """Read the training and validation questions.
+
+    VQA-RAD has no validation split. A fraction of its training images is held out, with all their questions.
 
     Args:
-        data: The benchmark, its folder and the fraction to hold out.
+        data: Benchmark, folder and fraction to hold out.
         seed: Seed of the random choice of images.
 
     Returns:
@@ -364,36 +315,37 @@ def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuest
 def load_answerer(
     name: str, answers: Sequence[str], co_attention_config: Any = None, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """The towers of a checkpoint with a head for these answers, drawn afresh where it has none that fits.
+    """Load the towers of a checkpoint with a head for some answers. The head is random if the checkpoint has none.
 
     Args:
-        name: Folder or Hub id of a BiomedCLIP.
-        answers: What the model can answer.
-        co_attention_config: Fields of the head; the checkpoint's, or the published ones, if none are given.
-        trust_remote_code: Whether the code of the checkpoint may be run.
+        name: Folder or Hub id of a BiomedCLIP model.
+        answers: Answers that the model can give.
+        co_attention_config: Fields of the configuration of the head (default: those of the checkpoint, or the
+            published ones).
+        trust_remote_code: Whether the code of the checkpoint may run.
     """
     head = {} if co_attention_config is None else {"co_attention_config": co_attention_config}
-    with no_warnings_of_transformers():  # it lists each tensor of a head that is meant to be new
+    with no_warnings_of_transformers():  # it lists the tensors of the new head
         model, info = load_with_head(
             AutoModelForVisualQuestionAnswering, name, answers, trust_remote_code=trust_remote_code, **head
         )
         base_weights = base_fingerprint(name, trust_remote_code=trust_remote_code)
     drawn = {*info["missing_keys"], *(tensor for tensor, *_ in info["mismatched_keys"])}
     if of_towers := sorted(tensor for tensor in drawn if tensor.startswith(TOWERS)):
-        logger.warning(f"{name} lacks {len(of_towers)} tensors of the towers, drawn at random: {of_towers[0]}, ...")
-    # Trained on, a model that answers questions keeps the base that it came from.
+        logger.warning(f"{name} lacks {len(of_towers)} tensors of the towers, which are random: {of_towers[0]}, ...")
+    # A model for visual questions that is trained further keeps its original base.
     model.config.base_weights = base_weights or getattr(model.config, "base_weights", None)
     return model
 
 
 def _best_answers(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """The number of the best answer: not the logits of all, nor what the towers put out."""
+    """Return the indices of the best answers, so that Trainer does not store the outputs of the towers."""
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
     return logits.argmax(dim=-1)
 
 
 def accuracy(evaluated: EvalPrediction) -> dict[str, float]:
-    """Return the accuracy on the questions with readable images. An answer outside the vocabulary counts as wrong."""
+    """Return the accuracy on questions with readable images. An answer outside the vocabulary counts as wrong."""
     readable = evaluated.label_ids != IGNORED_LABEL
     return {"accuracy": float((evaluated.predictions == evaluated.label_ids)[readable].mean())}
 
@@ -423,8 +375,8 @@ def measure(trainer: QuestionTrainer, questions: Sequence[VisualQuestion], rows:
     }
 
 
-def show_results(results: dict[str, Any]) -> None:
-    """Print the validation metrics, if any, which checkpoint was saved, and the cost of the training."""
+def show_results(results: Mapping[str, Any]) -> None:
+    """Print the validation metrics, if there are any, the saved checkpoint, and the cost of the training."""
     rows = [(name.replace("_", " "), results[name]) for name in ("questions", "images", "questions_without_answer")]
     validation = results["validation"] or {}
     rows += [(f"validation {name.replace('_', ' ')}", value) for name, value in validation.items()]

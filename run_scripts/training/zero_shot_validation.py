@@ -1,4 +1,4 @@
-"""Zero-shot classification of labeled images while a model is trained, beside the retrieval of held-out pairs."""
+"""Zero-shot classification of labeled images at each evaluation of a training."""
 
 import logging
 import re
@@ -17,8 +17,9 @@ from biomedclip import ZeroShotClassifier
 from biomedclip.processing import load_benchmark
 from biomedclip.processing.benchmarks.benchmark import ClassificationBenchmark
 from biomedclip.processing.benchmarks.loading import CLASSIFICATION
+from biomedclip.processing.images.errors import ImageError
 from biomedclip.processing.images.labeled import LabeledImages, check_readable
-from biomedclip.processing.images.reading import ImageError, read_row_image
+from biomedclip.processing.images.reading import read_row_image
 
 from ..cli.errors import UsageError
 from ..evaluation.own_images import TEMPLATES, unpublished_benchmark
@@ -29,52 +30,50 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ZeroShotOptions:
-    """What is classified by prompts at each evaluation of a training."""
+    """Options of the labeled images to classify at each evaluation."""
 
     zero_shot_data: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Labeled images to classify at each evaluation: class folders, built sets with a labels.csv, or "
-            "BENCHMARK=FOLDER. NAME=FOLDER names one otherwise."
+            "help": "Labeled images to classify at each evaluation: class folders, built datasets with a labels.csv, "
+            "or BENCHMARK=FOLDER. NAME=FOLDER sets the name of the metrics."
         },
     )
-    zero_shot_split: str = field(default="test", metadata={"help": "Split of the labeled images."})
+    zero_shot_split: str = field(default="test", metadata={"help": "Split of the labeled images (default: test)."})
     zero_shot_templates: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "Prompts of the labeled images; {} stands for the class name. As biomedclip evaluate, if left out."
-        },
+        metadata={"help": "Prompt templates, with {} for the class name (default: those of biomedclip evaluate)."},
     )
 
     def __post_init__(self):
         for template in self.zero_shot_templates:
             if "{}" not in template:
-                raise ValueError(f"--zero-shot-templates: {template!r} has no {{}} for the class name.")
+                raise ValueError(f"--zero-shot-templates: {template!r} does not contain {{}} for the class name.")
         if not self.zero_shot_data and (self.zero_shot_templates or self.zero_shot_split != "test"):
             raise ValueError("--zero-shot-templates and --zero-shot-split have no effect without --zero-shot-data.")
 
 
 def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> list[ClassificationBenchmark]:
-    """The sets that the options name, each called as its figures are.
+    """Read the labeled images that the options name.
 
     Raises:
-        FileNotFoundError: No labeled images there.
-        ValueError: One class alone, two sets of one name, or a training without evaluation.
+        FileNotFoundError: If there are no labeled images.
+        UsageError: If two datasets have the same name, or the training does not evaluate.
+        ValueError: If a dataset has only one class, or no image can be read.
     """
     if options.zero_shot_data and args.eval_strategy == "no" and not args.eval_on_start:
-        raise UsageError(
-            "--zero-shot-data is classified at each evaluation, and there is none. Set --eval-strategy steps and "
-            "--eval-steps."
-        )
+        raise UsageError("--zero-shot-data requires evaluation. Set --eval-strategy steps and --eval-steps.")
     sets: dict[str, ClassificationBenchmark] = {}
     for wanted in options.zero_shot_data:
         name, path = _name_and_path(wanted)
         if name in sets:
-            raise UsageError(f"--zero-shot-data: two sets are called {name!r}. Call one otherwise: NAME={path}.")
+            raise UsageError(f"--zero-shot-data: two datasets have the name {name!r}. Rename one: NAME={path}.")
         sets[name] = _read_zero_shot_set(name, path, options)
         classes = sets[name].classes
         if len(classes) < 2:
-            raise ValueError(f"--zero-shot-data {path}: all images are {classes[0]!r}; it takes two classes at least.")
+            raise ValueError(
+                f"--zero-shot-data {path}: all images are {classes[0]!r}. At least two classes are required."
+            )
         check_readable(sets[name].images, f"--zero-shot-data {path}")
     return list(sets.values())
 
@@ -88,7 +87,7 @@ def _read_zero_shot_set(name: str, path: str, options: ZeroShotOptions) -> Class
 
 
 def _name_and_path(wanted: str) -> tuple[str, str]:
-    """The two parts of NAME=PATH; of a path alone the name is its last part, fit to be one of a figure."""
+    """Return the two parts of NAME=PATH. For a path alone, the name is derived from its last part."""
     name, sign, path = wanted.partition("=")
     if not sign or not re.fullmatch(r"\w+", name):
         path = wanted
@@ -97,16 +96,16 @@ def _name_and_path(wanted: str) -> tuple[str, str]:
 
 
 class ZeroShotValidation:
-    """Classifies a set with a model that is being trained; a [`ContrastiveTrainer`] calls it at each evaluation.
+    """Evaluator of a [`ContrastiveTrainer`] that classifies labeled images.
 
-    All processes must call it. They share the images evenly, and so that each takes the same batches: a sharded model
-    is put together anew for each. Images that cannot be read are left out, and named in a warning once.
+    All processes must call it. They share the images evenly and process the same number of batches, as a sharded model
+    requires. Unreadable images are excluded, with one warning.
 
     Args:
-        benchmark: What is classified; its name is that of the figures.
-        processor: The processor of the model.
-        batch_size: Images at a time in each process.
-        max_length: Tokens a prompt is cut at; the tokenizer's limit when left out.
+        benchmark: Labeled images. Its name is part of the names of the metrics.
+        processor: Processor of the model.
+        batch_size: Number of images of a process per batch.
+        max_length: Maximum number of tokens of a prompt (default: that of the tokenizer).
     """
 
     def __init__(
@@ -119,11 +118,11 @@ class ZeroShotValidation:
         self.unreadable: set[int] = set()
 
     def __call__(self, model: Any) -> dict[str, float]:
-        """Accuracy and balanced accuracy of the images that can be read, by names that tell the set."""
+        """Return accuracy and balanced accuracy on the readable images."""
         state, benchmark = PartialState(), self.benchmark
         total = len(benchmark.images)
         share = -(-total // state.num_processes)
-        # The last process takes the last image more than once, where they do not come out even.
+        # If the images cannot be divided evenly, the last image is repeated.
         numbers = [min(state.process_index * share + place, total - 1) for place in range(share)]
         images = _Readable(benchmark.images, numbers)
         classifier = ZeroShotClassifier(
@@ -134,7 +133,7 @@ class ZeroShotValidation:
         self._warn_of(set(gather_object(sorted(images.unreadable))))
         read = [number for number in sorted(answers) if number not in self.unreadable]
         if not read:
-            raise ImageError(f"{benchmark.name}: none of its {total:,} images can be read.")
+            raise ImageError(f"{benchmark.name}: none of the {total:,} images can be read.")
         truth = [benchmark.images.labels[number] for number in read]
         given = [benchmark.classes[answers[number]] for number in read]
         return {
@@ -145,7 +144,7 @@ class ZeroShotValidation:
     def _warn_of(self, unreadable: set[int]) -> None:
         if unreadable - self.unreadable and PartialState().is_main_process:
             logger.warning(
-                "%s: %d of %d images cannot be read and are left out, the first of them %s.",
+                "%s: %d of %d images cannot be read and are excluded. The first one is %s.",
                 self.benchmark.name,
                 len(unreadable),
                 len(self.benchmark.images),
@@ -155,7 +154,7 @@ class ZeroShotValidation:
 
 
 class _Readable(Sequence[Any]):
-    """Some of the images, black ones in the place of those that cannot be read, whose numbers are noted."""
+    """Images by index. Unreadable ones are recorded and replaced by black images."""
 
     def __init__(self, images: LabeledImages, numbers: Sequence[int]):
         self.images = images

@@ -35,8 +35,8 @@ from biomedclip import (
 )
 from biomedclip.conversion.files import OPEN_CLIP_CONFIG
 from biomedclip.conversion.open_clip import bert_config_of
-from biomedclip.run_scripts import train
 from biomedclip.run_scripts.cli.options import parse_options
+from biomedclip.run_scripts.training import contrastive
 from biomedclip.run_scripts.training.runs import set_batch_size
 
 
@@ -254,11 +254,11 @@ def recipe_arguments(batches: Sequence[Batch], run: Run) -> ContrastiveTrainingA
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
     *_, args = parse_options(
         "train",
-        train.OPTION_CLASSES,
+        contrastive.OPTION_CLASSES,
         arguments,
         description="",
         example="",
-        alternatives=train.ALTERNATIVES,
+        alternatives=contrastive.ALTERNATIVES,
     )
     set_batch_size(args, size, 1)
     return args

@@ -15,7 +15,7 @@ from biomedclip.run_scripts.cli.errors import UsageError
 from biomedclip.run_scripts.cli.options import RECIPES, is_true, option_value, parse_options, read_recipe, recipe_names
 from biomedclip.run_scripts.cli.reporting import say
 from biomedclip.run_scripts.main import main
-from biomedclip.run_scripts.train import ALTERNATIVES, ModelOptions, PairHandling, TrainData
+from biomedclip.run_scripts.training.contrastive import ALTERNATIVES, ModelOptions, PairHandling, TrainData
 
 
 @dataclass
@@ -188,7 +188,7 @@ def test_a_missing_option_is_named(capsys):
 def test_every_shipped_recipe_fits_its_verbs(name, tmp_path):
     sections = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     assert set(sections) <= {"base", "build", "train", "evaluate", "quickstart"}
-    module = train.OTHER_TASKS.get(read_recipe(name, ["train"]).get("task"), train)
+    module = train.TASKS[read_recipe(name, ["train"]).get("task", "contrastive")]
     named = ["--model-name-or-path", "x"] if module is not train else []
     parse_options(
         "train",

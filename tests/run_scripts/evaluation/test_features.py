@@ -156,7 +156,7 @@ from biomedclip.run_scripts.evaluation import features
 from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
 from biomedclip.run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks
 from biomedclip.run_scripts.evaluation import retrieval
-from biomedclip.run_scripts.training.runs import part_processes
+from biomedclip.run_scripts.training.runs import end_processes
 features.PART, retrieval.BLOCK = 16, 128
 state = PartialState(cpu=True)
 images = sorted(Path(sys.argv[2]).iterdir())
@@ -168,7 +168,7 @@ pairs = EmbeddedPairs(embeds[0], embeds[1], None, torch.arange(600), [], "")
 counts = count_ranks(pairs, Path(sys.argv[3]), {})
 if state.is_main_process:
     torch.save({"embeds": found.embeds, "counts": counts}, sys.argv[4])
-part_processes()
+end_processes()
 """
 
 

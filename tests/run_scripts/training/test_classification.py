@@ -1,22 +1,21 @@
-"""Image classification through the command: from labeled images to a model that answers."""
+"""Image classification through the command: from labeled images to a model in a pipeline."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.commands import losses
+from helpers.training_runs import results, train, train_error
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from biomedclip.processing import read_image
-from biomedclip.run_scripts.main import main
 
 
 KINDS = ["AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT"]
-SHORT = ["--max-steps", "6", "--save-strategy", "steps", "--save-steps", "3", "--logging-steps", "1"]
+SHORT = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -31,40 +30,30 @@ def images(shared_data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def train(small_checkpoint):
-    """Trains on labeled images by the recipe `lora_classification`, with further options; returns the exit status."""
-
-    def run(images: Path, output_dir: Path, *options: str, recipe: str | None = "lora_classification") -> int:
-        arguments = ["train", "--task", "image-classification", *(["--config", recipe] if recipe else [])]
-        arguments += ["--model-name-or-path", small_checkpoint, "--train-data", images, "--output-dir", output_dir]
-        return main([*map(str, arguments), "--dataloader-num-workers", "0", "--learning-rate", "5e-3", *options])
-
-    return run
+def options(small_checkpoint, images) -> dict:
+    """Options of the recipe `lora_classification`."""
+    options = {"task": "image-classification", "config": "lora_classification", "train_data": images}
+    options |= {"model_name_or_path": small_checkpoint, "dataloader_num_workers": 0, "learning_rate": 5e-3}
+    return options | {"batch_size": None}
 
 
 @pytest.fixture(scope="module")
-def classifier(train, images, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("classifier") / "run"
-    assert train(images, folder, "--num-train-epochs", "6") == 0
-    return folder
+def classifier(options, tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("classifier") / "run", **options, max_steps=None, num_train_epochs=6)
 
 
-def results(folder: Path) -> dict:
-    return json.loads((folder / "train_results.json").read_text())
-
-
-def test_it_learns_to_tell_six_kinds_apart(classifier):
+def test_it_learns_to_classify_six_kinds(classifier):
     found = results(classifier)
     assert found["classes"] == KINDS and found["chance"] == 1 / 6
     assert found["validation"]["images"] == 36, "a tenth of each class"
-    # Chance is 0.17; on 36 images luck alone gives 0.5 less than once in a million draws.
+    # Chance is 0.17. The probability of 0.5 or more on 36 images by chance is below one in a million.
     assert found["validation"]["accuracy"] > 0.5
-    # Each class has six held-out images, so that the mean over classes is that over images.
+    # Each class has six held-out images, so the mean over classes is the mean over images.
     assert found["validation"]["balanced_accuracy"] == pytest.approx(found["validation"]["accuracy"])
     assert 0 < found["trainable_share"] < 1 and found["peak_memory_mib"] > 100
 
 
-def test_the_merged_model_answers_through_the_pipeline(classifier, images):
+def test_the_merged_model_runs_in_the_pipeline(classifier, images):
     classify = pipeline("image-classification", model=str(classifier / "merged"), device="cpu")
     assert classify.model.config.id2label == dict(enumerate(KINDS))
     assert classify.model.config.label2id == {kind: number for number, kind in enumerate(KINDS)}
@@ -73,9 +62,7 @@ def test_the_merged_model_answers_through_the_pipeline(classifier, images):
     assert set(answers) <= set(KINDS) and answers.count("Hand") > 5
 
 
-def test_the_adapter_holds_the_classifier_and_loads_with_peft_and_with_transformers(
-    classifier, images, small_checkpoint
-):
+def test_the_adapter_contains_the_classifier_and_loads_with_peft_and_transformers(classifier, images, small_checkpoint):
     tensors = load_file(classifier / "adapter_model.safetensors")
     assert {name.split(".")[-2] for name in tensors if "lora" not in name} == {"classifier"}
     assert not (classifier / "model.safetensors").exists() and not (classifier / "config.json").exists()
@@ -95,79 +82,68 @@ def test_the_adapter_holds_the_classifier_and_loads_with_peft_and_with_transform
     torch.testing.assert_close(merged, with_peft, rtol=0, atol=1e-4)
 
 
-def test_all_weights_are_trained_without_a_rank(train, images, tmp_path):
-    assert train(images, tmp_path / "run", *SHORT, recipe=None) == 0
-    assert results(tmp_path / "run")["trainable_share"] == 1
-    classify = pipeline("image-classification", model=str(tmp_path / "run"), device="cpu")
+def test_all_weights_are_trained_without_a_rank(options, images, tmp_path):
+    folder = train(tmp_path / "run", **options | SHORT | {"config": None})
+    assert results(folder)["trainable_share"] == 1
+    classify = pipeline("image-classification", model=str(folder), device="cpu")
     assert {answer["label"] for answer in classify(str(next((images / "CXR").iterdir())), top_k=6)} == set(KINDS)
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_equals_an_undisturbed_one(train, images, tmp_path, capsys):
-    # Three batches of 96 are an epoch: the checkpoint lies in the middle of the second.
-    options = [*SHORT, "--per-device-train-batch-size", "96", "--save-steps", "4"]
-    assert train(images, tmp_path / "whole", *options) == 0
-    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "killed" / "checkpoint-4")
-    assert train(images, tmp_path / "killed", *options, "--resume-from-checkpoint", "true") == 0
-    assert len(losses(tmp_path / "whole")) == 6 and losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert results(tmp_path / "killed")["validation"] == results(tmp_path / "whole")["validation"]
-    assert train(images, tmp_path / "killed", *options) == 1
-    assert "--resume-from-checkpoint true" in capsys.readouterr().err
+def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path, capsys):
+    # Three batches of 96 are an epoch. The checkpoint is in the middle of the second.
+    options = options | SHORT | {"per_device_train_batch_size": 96, "save_steps": 4}
+    whole = train(tmp_path / "whole", **options)
+    shutil.copytree(whole / "checkpoint-4", tmp_path / "killed" / "checkpoint-4")
+    killed = train(tmp_path / "killed", **options, resume_from_checkpoint="true")
+    assert len(losses(whole)) == 6 and losses(killed) == losses(whole)
+    assert results(killed)["validation"] == results(whole)["validation"]
+    assert "--resume-from-checkpoint true" in train_error(capsys, killed, 1, **options)
 
 
-def test_accumulated_batches_give_the_losses_of_one_batch(train, images, tmp_path):
-    options = [*SHORT, "--lora-dropout", "0", "--max-steps", "3"]
-    assert train(images, tmp_path / "one", *options, "--per-device-train-batch-size", "32") == 0
-    accumulated = ["--per-device-train-batch-size", "8", "--gradient-accumulation-steps", "4"]
-    assert train(images, tmp_path / "four", *options, *accumulated) == 0
+def test_accumulated_batches_have_the_losses_of_one_batch(options, tmp_path):
+    options = options | SHORT | {"lora_dropout": 0, "max_steps": 3}
+    one = train(tmp_path / "one", **options, per_device_train_batch_size=32)
+    four = train(tmp_path / "four", **options, per_device_train_batch_size=8, gradient_accumulation_steps=4)
     # Float32: the mean of four means, and an optimizer that divides by small gradients.
-    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
-    assert results(tmp_path / "four")["batch_size"] == 32
+    assert losses(four) == pytest.approx(losses(one), rel=1e-3)
+    assert results(four)["batch_size"] == 32
 
 
-def test_a_set_with_splits_of_its_own_keeps_them_and_measures_the_test_split(train, images, tmp_path):
+def test_existing_splits_are_used_and_unreadable_images_are_counted(options, images, tmp_path):
     for split, rows in (("train", slice(0, 20)), ("validation", slice(20, 25)), ("test", slice(25, 28))):
         for kind in KINDS[:2]:
             (tmp_path / "set" / split / kind).mkdir(parents=True)
             for path in sorted((images / kind).iterdir())[rows]:
-                shutil.copyfile(path, tmp_path / "set" / split / kind / path.name)  # the original may be read-only
-    damaged = next((tmp_path / "set" / "validation" / KINDS[0]).iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:500])
-    damaged = next((tmp_path / "set" / "train" / KINDS[1]).iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:500])
-    options = [*SHORT, "--per-device-train-batch-size", "40", "--eval-strategy", "no"]
-    assert train(tmp_path / "set", tmp_path / "run", *options) == 0
-    found = results(tmp_path / "run")
+                shutil.copyfile(path, tmp_path / "set" / split / kind / path.name)
+    for split, kind in (("validation", KINDS[0]), ("train", KINDS[1])):
+        damaged = next((tmp_path / "set" / split / kind).iterdir())
+        damaged.write_bytes(damaged.read_bytes()[:500])
+    changes = {"train_data": tmp_path / "set", "per_device_train_batch_size": 40}
+    found = results(train(tmp_path / "run", **options | SHORT | changes))
     assert found["validation"]["images"] == 10 and found["validation"]["unreadable_images"] == 1
     assert found["test"]["images"] == 6 and found["test"]["unreadable_images"] == 0
     assert found["substituted_rows"] == 6, "one image in each of six epochs"
 
 
 @pytest.mark.parametrize(
-    ("kinds", "options", "message"),
+    ("status", "kinds", "changes", "message"),
     [
-        (KINDS[:1], [], "classification needs at least two classes"),
-        (KINDS[:2], ["--per-device-train-batch-size", "64"], "A batch of 64 images does not fit: there are 8"),
-        (KINDS[:2], ["--validation-share", "0"], "between 0 and 1"),
-        (KINDS[:2], ["--label-column", "diagnosis"], "--label-column diagnosis has no effect on class folders"),
-        (KINDS[:2], ["--image-column", "scan"], "--image-column scan has no effect on class folders"),
-        (KINDS[:2], ["--lora-targets", "visual_projection"], "has no layer visual_projection. It has fc1, fc2"),
-        (KINDS[:2], ["--model-name-or-path", "{classifier}"], "is an adapter. Start from its base model"),
+        (1, 1, {}, "Classification needs at least two classes"),
+        (1, 2, {"per_device_train_batch_size": 64}, "has 8 images, fewer than a batch of 64"),
+        (2, 2, {"validation_share": 0}, "greater than 0 and less than 1"),
+        (1, 2, {"label_column": "diagnosis"}, "--label-column diagnosis has no effect on class folders"),
+        (1, 2, {"image_column": "scan"}, "--image-column scan has no effect on class folders"),
+        (1, 2, {"lora_targets": "visual_projection"}, "has no layer visual_projection. It has fc1, fc2"),
+        (1, 2, {"model_name_or_path": "{classifier}"}, "is an adapter. Use its base model"),
+        (2, 2, {"max_eval_pairs": 5}, "--max-eval-pairs"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(
-    kinds, options, message, train, images, classifier, tmp_path, capsys
-):
-    for kind in kinds:
+def test_invalid_options_are_errors(status, kinds, changes, message, options, images, classifier, tmp_path, capsys):
+    for kind in KINDS[:kinds]:
         (tmp_path / "set" / kind).mkdir(parents=True)
         for path in sorted((images / kind).iterdir())[:5]:
             (tmp_path / "set" / kind / path.name).symlink_to(path)
-    options = [option.replace("{classifier}", str(classifier)) for option in options]
-    status = 2 if "--validation-share" in options else 1
-    assert train(tmp_path / "set", tmp_path / "run", "--per-device-train-batch-size", "8", *options) == status
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
-
-
-def test_options_of_another_task_are_refused(train, images, tmp_path, capsys):
-    assert train(images, tmp_path / "run", "--max-eval-pairs", "5") == 2
-    assert "--max-eval-pairs" in capsys.readouterr().err
+    if "model_name_or_path" in changes:
+        changes = {"model_name_or_path": classifier}
+    options = options | {"train_data": tmp_path / "set", "per_device_train_batch_size": 8} | changes
+    assert message in train_error(capsys, tmp_path / "run", status, **options)

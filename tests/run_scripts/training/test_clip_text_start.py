@@ -1,6 +1,5 @@
-"""The recipe of the paper's GPT row: a text tower of CLIP's shape with random weights beside a ViT, by the command."""
+"""The recipe of the paper's GPT row: CLIP's text encoder with random weights and a ViT."""
 
-import json
 import string
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 import yaml
 from helpers.commands import losses
 from helpers.pair_shards import write_shards
+from helpers.training_runs import train, train_error
 from transformers import AutoModel, AutoProcessor, CLIPTextConfig, CLIPTokenizer, ViTConfig, ViTModel
 
 from biomedclip import BiomedCLIPForVisualQuestionAnswering, BiomedCLIPTextModel
@@ -17,14 +17,13 @@ from biomedclip.run_scripts.main import main
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {"model_type": "clip_text_model", "hidden_act": "gelu", "max_position_embeddings": 24} | TOWER
-# Less than a GPU has; everything else is the recipe's.
-SMALL = {"batch_size": 16, "bf16": False, "dataloader_num_workers": 0, "logging_steps": 1, "warmup_steps": 1}
-SMALL |= {"eval_strategy": "no", "report_to": "none", "max_length": 24, "use_cpu": True}
+# Options of the recipe that need a GPU or many steps.
+SMALL = {"bf16": False, "dataloader_num_workers": 0, "warmup_steps": 1, "max_length": 24, "use_cpu": True}
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Path:
-    """Pairs, a ViT, a tokenizer like CLIP's, and the recipe with smaller towers."""
+    """Pairs, a ViT, a tokenizer like that of CLIP, and the recipe with smaller encoders."""
     folder = tmp_path_factory.mktemp("start")
     write_shards(folder, image_size=(40, 30))
     write_shards(folder, image_size=(40, 30), split="test", shards=1)
@@ -40,29 +39,28 @@ def start(tmp_path_factory) -> Path:
     return folder
 
 
-def train(start: Path, folder: Path, *options: str) -> int:
-    recipe = ["--config", str(start / "small.yaml"), "--train-data", str(start)]
-    return main(["train", *recipe, "--output-dir", str(folder), *options])
+@pytest.fixture(scope="module")
+def options(start) -> dict:
+    """Options of a run of four steps, with a checkpoint after two."""
+    options = {"config": start / "small.yaml", "train_data": start, "max_steps": 4}
+    return options | {"save_strategy": "steps", "save_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def run(start, tmp_path_factory) -> Path:
-    """Four steps, with a checkpoint after two."""
-    folder = tmp_path_factory.mktemp("run")
-    assert train(start, folder, "--max-steps", "4", "--save-steps", "2") == 0
-    return folder
+def run(options, tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("run"), **options)
 
 
-def test_the_trained_model_loads_with_both_towers(start, run):
+def test_the_trained_model_loads_with_both_encoders(start, run):
     model, processor = AutoModel.from_pretrained(run), AutoProcessor.from_pretrained(run)
     assert isinstance(model.config.text_config, CLIPTextConfig)
     assert model.config.text_config.eos_token_id == processor.tokenizer.eos_token_id
     assert model.config.vision_config.layer_norm_eps == 1e-6 and processor.tokenizer.model_max_length == 24
-    # The image tower has come from the checkpoint, and the text tower has moved away from its random weights.
+    # The image encoder starts from the checkpoint.
     vit = ViTModel.from_pretrained(start / "vit").embeddings.patch_embeddings.projection.weight
     torch.testing.assert_close(model.vision_model.embeddings.patch_embedding.weight, vit, atol=5e-3, rtol=0)
     assert len(set(losses(run))) == 4
-    # The end of a text is pooled, and what follows it does not count.
+    # The end of a text is pooled, and padding has no effect.
     alone = processor(text=["caption 3 of figure"], return_tensors="pt")
     padded = processor(text=["caption 3 of figure", "caption 3 of figure 4 5 6 7"], return_tensors="pt")
     embeds = [model.get_text_features(**inputs).pooler_output for inputs in (alone, padded)]
@@ -70,46 +68,39 @@ def test_the_trained_model_loads_with_both_towers(start, run):
     assert (embeds[1][0] - embeds[1][1]).abs().max() > 1e-3
 
 
-def test_a_resumed_run_ends_with_the_weights_of_the_whole_one(start, run, tmp_path):
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(options, run, tmp_path):
     whole = AutoModel.from_pretrained(run).state_dict()
-    checkpoint = str(run / "checkpoint-2")
-    assert train(start, tmp_path / "again", "--max-steps", "4", "--resume-from-checkpoint", checkpoint) == 0
-    resumed = AutoModel.from_pretrained(tmp_path / "again").state_dict()
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    resumed = train(tmp_path / "again", **options, resume_from_checkpoint=run / "checkpoint-2")
+    assert all(
+        torch.equal(value, whole[name]) for name, value in AutoModel.from_pretrained(resumed).state_dict().items()
+    )
 
 
-def test_the_trained_model_is_evaluated_by_the_command(start, run, tmp_path):
+def test_the_trained_model_is_evaluated_and_described(start, run, tmp_path):
     data = ["--model", str(run), "--data", str(start), "--output-dir", str(tmp_path / "results")]
     assert main(["evaluate", "retrieval", *data]) == 0
     assert (tmp_path / "results" / "results.json").is_file()
-
-
-def test_the_card_names_the_kind_of_the_text_tower(run):
     assert main(["card", str(run)]) == 0
-    assert "a text tower (CLIP's, with a causal mask)" in (run / "README.md").read_text()
+    assert "CLIP" in (run / "README.md").read_text()
 
 
-def test_what_needs_a_bert_text_tower_is_refused_by_name(run):
-    for model_class in (BiomedCLIPTextModel, BiomedCLIPForVisualQuestionAnswering):
-        with pytest.raises(ValueError, match="clip_text_model"):
-            model_class.from_pretrained(run)
+@pytest.mark.parametrize("model_class", [BiomedCLIPTextModel, BiomedCLIPForVisualQuestionAnswering])
+def test_models_with_a_bert_text_encoder_do_not_load_it(run, model_class):
+    with pytest.raises(ValueError, match="clip_text_model"):
+        model_class.from_pretrained(run)
 
 
 @pytest.mark.parametrize(
-    ("config", "tokenizer", "message"),
+    ("status", "config", "tokenizer", "message"),
     [
-        (TEXT, None, "needs --tokenizer"),
-        (TEXT, "bert", "texts must end with an eos_token"),
-        (TEXT | {"model_type": "gpt2"}, "clip", "Choose one of biomedclip_text_model, clip_text_model"),
-        (TEXT | {"hidden_dropout": 0.1}, "clip", "hidden_dropout: not a field of CLIPTextConfig"),
+        (2, TEXT, None, "requires --tokenizer"),
+        (1, TEXT, "bert", "must add an eos_token"),
+        (1, TEXT | {"model_type": "gpt2"}, "clip", "Choose one of biomedclip_text_model, clip_text_model"),
+        (1, TEXT | {"hidden_dropout": 0.1}, "clip", "CLIPTextConfig has no field hidden_dropout"),
     ],
 )
-def test_a_text_tower_that_cannot_be_made_is_refused(
-    config, tokenizer, message, start, small_processor, tmp_path, capsys
-):
+def test_invalid_text_encoders_are_errors(status, config, tokenizer, message, start, small_processor, tmp_path, capsys):
     small_processor.tokenizer.save_pretrained(tmp_path / "bert")
-    folders = {"bert": tmp_path / "bert", "clip": start / "tokenizer"}
-    options = ["--train-data", str(start), "--model-config", json.dumps({"text_config": config})]
-    options += ["--tokenizer", str(folders[tokenizer])] if tokenizer else []
-    assert main(["train", *options, "--output-dir", str(tmp_path / "run"), "--max-steps", "1"]) != 0
-    assert message in " ".join(capsys.readouterr().err.split())
+    folders = {"bert": tmp_path / "bert", "clip": start / "tokenizer", None: None}
+    options = {"train_data": start, "model_config": {"text_config": config}, "tokenizer": folders[tokenizer]}
+    assert message in train_error(capsys, tmp_path / "run", status, **options)

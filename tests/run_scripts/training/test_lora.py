@@ -1,30 +1,26 @@
-"""Contrastive fine-tuning with LoRA, through the command: what is trained, what is saved, and how it loads."""
+"""Contrastive fine-tuning with LoRA: what is trained, what is saved, and how it loads."""
 
 import json
 import shutil
 import warnings
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from helpers.commands import losses, on_two_processes
+from helpers.training_runs import command, results, train, train_error
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, pipeline
 
-from biomedclip.run_scripts.main import main
 from biomedclip.run_scripts.training.adapters import AdapterOptions, add_adapter
-
-
-SHORT = ["--max-steps", "6", "--save-strategy", "steps", "--save-steps", "3", "--logging-steps", "1"]
-SHORT += ["--per-device-train-batch-size", "32", "--dataloader-num-workers", "0", "--learning-rate", "1e-2"]
-SHORT += ["--eval-strategy", "no", "--lora-dropout", "0.1"]
 
 
 @pytest.fixture(scope="module")
 def base(small_checkpoint, tmp_path_factory) -> Path:
-    """The small model with a temperature beyond the bound that training keeps it in."""
+    """The small model with a logit scale above the bound of training."""
     folder = tmp_path_factory.mktemp("lora") / "base"
     shutil.copytree(small_checkpoint, folder)
     model = AutoModel.from_pretrained(folder)
@@ -34,30 +30,29 @@ def base(small_checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def train(base, built):
-    """Runs the recipe `lora_contrastive` for six steps, with further options; returns the exit status."""
-
-    def run(output_dir: Path, *options: str, recipe: str = "recipes/lora_contrastive.yaml") -> int:
-        arguments = ["train", "--config", recipe, "--model-name-or-path", base, "--train-data", built, *SHORT]
-        return main([*map(str, arguments), "--output-dir", str(output_dir), *options])
-
-    return run
+def options(base, shards) -> dict:
+    """Options of six steps with the recipe `lora_contrastive`."""
+    options = {"config": "recipes/lora_contrastive.yaml", "model_name_or_path": base, "train_data": shards}
+    options |= {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "batch_size": 32, "learning_rate": 1e-2}
+    return options | {"dataloader_num_workers": 0, "lora_dropout": 0.1}
 
 
 @pytest.fixture(scope="module")
-def adapted(train, tmp_path_factory) -> Path:
-    """What six steps leave, with the merged model."""
-    folder = tmp_path_factory.mktemp("lora") / "adapted"
-    assert train(folder, "--merge-adapter", "true") == 0
-    return folder
+def adapted(options, tmp_path_factory) -> Path:
+    """A run with an adapter and the merged model."""
+    return train(tmp_path_factory.mktemp("lora") / "adapted", **options, merge_adapter="true")
+
+
+@pytest.fixture(scope="module")
+def without_dropout(options, tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("lora") / "plain", **options | {"lora_dropout": 0})
 
 
 @pytest.fixture
 def inputs(base):
     image = Image.effect_mandelbrot((50, 40), (-2, -1.5, 1, 1.5), 20)
-    return AutoProcessor.from_pretrained(base)(
-        text=["chest x-ray", "brain mri of article 1007"], images=image, return_tensors="pt", padding=True
-    )
+    texts = ["chest x-ray", "brain mri of article 1007"]
+    return AutoProcessor.from_pretrained(base)(text=texts, images=image, return_tensors="pt", padding=True)
 
 
 def logits(model, inputs) -> torch.Tensor:
@@ -100,7 +95,7 @@ def test_the_merged_model_equals_base_and_adapter(adapted, base, inputs):
             assert torch.equal(merged.state_dict()[name], weight), f"{name} has no adapter and is frozen"
 
 
-def test_the_merged_model_answers_through_the_pipeline_without_peft(adapted, inputs):
+def test_the_merged_model_runs_in_the_pipeline_without_peft(adapted):
     classify = pipeline("zero-shot-image-classification", model=str(adapted / "merged"), device="cpu")
     image = Image.new("RGB", (50, 40), "gray")
     answers = classify(image, candidate_labels=["chest x-ray", "brain mri"], hypothesis_template="{}")
@@ -108,17 +103,19 @@ def test_the_merged_model_answers_through_the_pipeline_without_peft(adapted, inp
     assert not hasattr(classify.model, "peft_config")
 
 
-def test_the_temperature_is_the_bases_own(adapted, base):
-    """An adapter cannot hold `logit_scale`; were it trained, or clamped to its bound, loading would lose that."""
+def test_logit_scale_stays_that_of_the_base(adapted, base):
+    """An adapter cannot store `logit_scale`, so it must not be trained or clamped."""
     assert AutoModel.from_pretrained(adapted / "merged").logit_scale.item() == 5.0
-    model = add_adapter(AutoModel.from_pretrained(base), AdapterOptions(lora_rank=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = add_adapter(AutoModel.from_pretrained(base), AdapterOptions(lora_rank=4))
     scale = model.base_model.model.logit_scale
     assert not scale.requires_grad and scale.item() == 5.0
 
 
-def test_adapters_need_no_method_of_transformers_that_asks_for_another_peft(base, tmp_path, inputs, monkeypatch):
+def test_adapters_do_not_depend_on_the_peft_version_that_transformers_requires(base, tmp_path, inputs, monkeypatch):
     def refuse(min_version):
-        raise ValueError(f"PEFT >= {min_version} is needed.")
+        raise ValueError(f"PEFT >= {min_version} is required.")
 
     monkeypatch.setattr("transformers.integrations.peft.check_peft_version", refuse)
     model = add_adapter(AutoModel.from_pretrained(base), AdapterOptions(lora_rank=4)).eval()
@@ -130,109 +127,80 @@ def test_adapters_need_no_method_of_transformers_that_asks_for_another_peft(base
     assert torch.equal(logits(loaded, inputs), logits(model, inputs))
 
 
-def test_adding_an_adapter_warns_of_nothing(base):
-    model = AutoModel.from_pretrained(base)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
-        add_adapter(model, AdapterOptions(lora_rank=4))
-
-
-def test_the_results_hold_memory_and_trainable_share(adapted, train, tmp_path, capsys):
-    results = json.loads((adapted / "train_results.json").read_text())
+def test_the_results_contain_memory_and_trainable_parameters(adapted, options, tmp_path, capsys):
+    found = results(adapted)
     tensors = load_file(adapted / "adapter_model.safetensors")
-    assert results["trainable_parameters"] == sum(tensor.numel() for tensor in tensors.values())
-    assert results["trainable_share"] == results["trainable_parameters"] / results["parameters"]
-    assert 100 < results["peak_memory_mib"] < 100_000
-    assert train(tmp_path / "one", "--max-steps", "1") == 0
+    assert found["trainable_parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    assert found["trainable_share"] == found["trainable_parameters"] / found["parameters"]
+    assert 100 < found["peak_memory_mib"] < 100_000
+    train(tmp_path / "one", **options | {"max_steps": 1})
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("trainable parameters", "trainable share", "peak memory MiB"))
     assert max(map(len, printed.splitlines())) <= 80
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_equals_an_undisturbed_one(adapted, train, tmp_path):
-    # What is there after a kill between the third step and the sixth.
+def test_a_resumed_run_equals_an_uninterrupted_one(adapted, options, tmp_path):
     shutil.copytree(adapted / "checkpoint-3", tmp_path / "killed" / "checkpoint-3")
-    assert train(tmp_path / "killed", "--resume-from-checkpoint", "true") == 0
+    train(tmp_path / "killed", **options, resume_from_checkpoint="true")
     assert len(losses(adapted)) == 6 and losses(tmp_path / "killed") == losses(adapted)
-    resumed, undisturbed = (
-        load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "killed", adapted)
-    )
-    assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+    uninterrupted = load_file(adapted / "adapter_model.safetensors")
+    for name, weight in load_file(tmp_path / "killed" / "adapter_model.safetensors").items():
+        assert torch.equal(weight, uninterrupted[name])
 
 
-def test_gradient_checkpointing_changes_no_loss(train, tmp_path):
-    for folder, options in (("plain", []), ("checkpointed", ["--gradient-checkpointing", "true"])):
-        assert train(tmp_path / folder, "--lora-dropout", "0", *options) == 0
-    # Float32: a kernel that runs a second time may round otherwise.
-    assert losses(tmp_path / "checkpointed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+def test_gradient_checkpointing_does_not_change_the_losses(options, without_dropout, tmp_path):
+    folder = train(tmp_path / "run", **options | {"lora_dropout": 0, "gradient_checkpointing": "true"})
+    # Float32: a kernel may round differently in its second run.
+    assert losses(folder) == pytest.approx(losses(without_dropout), rel=1e-5)
 
 
-def test_two_processes_train_one_adapter(train, base, built, tmp_path):
-    assert train(tmp_path / "alone", "--lora-dropout", "0") == 0
-    command = [
-        "-m",
-        "biomedclip.run_scripts.main",
-        "train",
-        "--config",
-        "lora_contrastive",
-        "--model-name-or-path",
-        base,
-    ]
-    command += ["--train-data", built, "--output-dir", tmp_path / "two", *SHORT, "--lora-dropout", "0"]
-    on_two_processes(*command, "--per-device-train-batch-size", "16", "--merge-adapter")
-    # Float32: sums over two processes in another order, and an optimizer that divides by small ones.
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "alone"), rel=2e-3)
-    assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "alone")[0], rel=1e-5)
+@pytest.mark.slow
+def test_two_processes_train_one_adapter(options, without_dropout, tmp_path):
+    arguments = command(tmp_path / "two", **options | {"lora_dropout": 0, "merge_adapter": "true"})
+    on_two_processes("-m", "biomedclip.run_scripts.main", *arguments)
+    # Float32: sums over two processes in another order, and an optimizer that divides by small numbers.
+    assert losses(tmp_path / "two") == pytest.approx(losses(without_dropout), rel=2e-3)
+    assert losses(tmp_path / "two")[0] == pytest.approx(losses(without_dropout)[0], rel=1e-5)
     assert (tmp_path / "two" / "merged" / "model.safetensors").exists()
 
 
-def test_the_recipe_for_export_leaves_a_merged_model_of_the_attention_alone(train, base, tmp_path):
-    assert train(tmp_path / "run", recipe="lora_merged") == 0
-    merged = load_file(tmp_path / "run" / "merged" / "model.safetensors")
-    changed = {
-        name.split(".")[-2]
-        for name, weight in load_file(base / "model.safetensors").items()
-        if not torch.equal(merged[name], weight)
-    }
+def test_the_recipe_lora_merged_changes_only_the_attention(options, base, tmp_path):
+    folder = train(tmp_path / "run", **options | {"config": "lora_merged"})
+    merged = load_file(folder / "merged" / "model.safetensors")
+    weights = load_file(base / "model.safetensors")
+    changed = {name.split(".")[-2] for name, weight in weights.items() if not torch.equal(merged[name], weight)}
     assert changed == {"q_proj", "k_proj", "v_proj", "out_proj"}
 
 
-def test_pairs_of_another_source_need_an_image_and_a_caption_alone(train, base, built, tmp_path):
-    """Parquet that another program wrote: no `pair_id`, no card, no other column."""
-    import datasets
-
+def test_pairs_of_another_source_need_only_image_and_caption(options, shards, tmp_path):
     (tmp_path / "mine").mkdir()
     for split in ("train", "validation"):
-        shards = str(built / "data" / f"{split}-*.parquet")
-        rows = datasets.load_dataset("parquet", data_files=shards, split="train").select_columns(["image", "caption"])
+        files = str(shards / "data" / f"{split}-*.parquet")
+        rows = datasets.load_dataset("parquet", data_files=files, split="train").select_columns(["image", "caption"])
         rows.to_parquet(tmp_path / "mine" / f"{split}-00000-of-00001.parquet")
-    options = ["--train-data", str(tmp_path / "mine"), "--eval-strategy", "steps", "--eval-steps", "6"]
-    assert train(tmp_path / "run", *options) == 0
-    assert len(losses(tmp_path / "run")) == 6
+    mine = {"train_data": tmp_path / "mine", "eval_strategy": "steps", "eval_steps": 6}
+    assert len(losses(train(tmp_path / "run", **options | mine))) == 6
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("status", "changes", "message"),
     [
-        (["--lora-targets", "q_proj", "query"], "BiomedCLIPModel has no layer query. It has fc1, fc2, k_proj"),
-        (["--lora-rank", "0"], "must be 1 or more"),
-        (["--model-name-or-path", "nowhere"], "--model-name-or-path nowhere: there is no such folder"),
-        (["--model-name-or-path", "{adapted}"], "is an adapter. Start from its base model"),
-        (["--model-config", "{}"], "--lora-rank needs --model-name-or-path"),
+        (1, {"lora_targets": ["q_proj", "query"]}, "BiomedCLIPModel has no layer query. It has fc1, fc2, k_proj"),
+        (2, {"lora_rank": 0}, "must be at least 1"),
+        (1, {"model_name_or_path": "nowhere"}, "--model-name-or-path nowhere: the folder does not exist"),
+        (1, {"model_name_or_path": "{adapted}"}, "is an adapter. Use its base model"),
+        (2, {"config": None, "lora_rank": 4, "model_name_or_path": None}, "--lora-rank requires --model-name-or-path"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_in_one_line(options, message, train, adapted, tmp_path, capsys):
-    filled = [option.replace("{adapted}", str(adapted)) for option in options]
-    if "--model-config" in options:
-        arguments = ["train", "--train-data", "x", "--output-dir", str(tmp_path / "run"), "--lora-rank", "4", *options]
-        assert main(arguments) == 2
-    else:
-        assert train(tmp_path / "run", *filled) == (2 if "--lora-rank" in options else 1)
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+def test_invalid_options_are_errors(status, changes, message, options, adapted, tmp_path, capsys):
+    if changes.get("model_name_or_path") == "{adapted}":
+        changes = {"model_name_or_path": adapted}
+    assert message in train_error(capsys, tmp_path / "run", status, **options | changes)
 
 
-def test_options_of_an_adapter_need_a_rank():
-    for options in ({"lora_alpha": 8}, {"lora_dropout": 0.1}, {"lora_targets": ["fc1"]}, {"merge_adapter": True}):
-        with pytest.raises(ValueError, match="need --lora-rank"):
-            AdapterOptions(**options)
+@pytest.mark.parametrize(
+    "options", [{"lora_alpha": 8}, {"lora_dropout": 0.1}, {"lora_targets": ["fc1"]}, {"merge_adapter": True}]
+)
+def test_options_of_an_adapter_need_a_rank(options):
+    with pytest.raises(ValueError, match="need --lora-rank"):
+        AdapterOptions(**options)

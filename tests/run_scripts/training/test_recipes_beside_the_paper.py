@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from biomedclip.run_scripts import build, evaluate, train
+from biomedclip.run_scripts import build, evaluate
 from biomedclip.run_scripts.cli.options import RECIPES, parse_options, read_recipe, recipe_names
-from biomedclip.run_scripts.training import visual_question_answering
+from biomedclip.run_scripts.training import contrastive, visual_question_answering
 
 
 FILE = Path(__file__).resolve().parents[2] / "data" / "paper_settings.yaml"
@@ -39,7 +39,11 @@ def option_classes(section: str, task: str | None) -> list[type]:
         return [build.SourceOptions, build.EngineOptions, build.OutputOptions]
     if section == "evaluate":
         return [evaluate.EvaluateOptions]
-    return visual_question_answering.OPTION_CLASSES if task == visual_question_answering.TASK else train.OPTION_CLASSES
+    return (
+        visual_question_answering.OPTION_CLASSES
+        if task == visual_question_answering.TASK
+        else contrastive.OPTION_CLASSES
+    )
 
 
 def resolved(section: str, task: str | None, options: Mapping[str, str]) -> Settings:
@@ -50,7 +54,7 @@ def resolved(section: str, task: str | None, options: Mapping[str, str]) -> Sett
         [f"--{name.replace('_', '-')}={value}" for name, value in options.items()],
         description="",
         example="",
-        alternatives=train.ALTERNATIVES if section == "train" else (),
+        alternatives=contrastive.ALTERNATIVES if section == "train" else (),
     )
     values = {field.name: getattr(part, field.name) for part in parts for field in dataclasses.fields(part)}
     return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}

@@ -17,7 +17,7 @@ from biomedclip import ContrastiveTrainingArguments
 from biomedclip.run_scripts.cli.errors import UsageError
 from biomedclip.run_scripts.cli.options import parse_options, write_recipe
 from biomedclip.run_scripts.main import main
-from biomedclip.run_scripts.training import runs
+from biomedclip.run_scripts.training import trackers as checks
 from biomedclip.run_scripts.training.zero_shot_validation import ZeroShotOptions
 
 
@@ -121,7 +121,7 @@ def test_wandb_offline_has_loss_recall_and_zero_shot_of_each_step(arguments, tmp
 @pytest.fixture
 def no_credentials(monkeypatch, tmp_path):
     """wandb is installed, as far as transformers can tell, and nobody has logged in."""
-    monkeypatch.setattr(runs, "get_available_reporting_integrations", lambda: ["tensorboard", "wandb"])
+    monkeypatch.setattr(checks, "get_available_reporting_integrations", lambda: ["tensorboard", "wandb"])
     for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -130,7 +130,7 @@ def no_credentials(monkeypatch, tmp_path):
 
 
 def check(*trackers: str) -> None:
-    runs.check_trackers(TrainingArguments(output_dir="run", use_cpu=True, report_to=list(trackers)))
+    checks.check_trackers(TrainingArguments(output_dir="run", use_cpu=True, report_to=list(trackers)))
 
 
 def test_wandb_without_a_key_is_refused_before_anything_is_done(arguments, no_credentials, capsys):
@@ -169,7 +169,7 @@ def test_wandb_starts_with_settings_that_keep_it_offline(no_credentials):
 
 @pytest.mark.parametrize("trackers", [["wandbb"], ["none", "tensorboard"], ["tensorboard", "all"]])
 def test_a_tracker_that_does_not_exist_is_refused(no_credentials, trackers):
-    with pytest.raises(UsageError, match="choose among azure_ml, comet_ml.* or one of all and none"):
+    with pytest.raises(UsageError, match="Choose from azure_ml, comet_ml.* or one of all and none"):
         check(*trackers)
 
 
@@ -226,8 +226,8 @@ def test_the_recipe_of_a_run_contains_all_its_settings(tmp_path):
 
 
 def test_what_is_not_installed_is_named_before_anything_is_done(arguments, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr(checks, "get_available_reporting_integrations", lambda: ["tensorboard"])
     options = ["--output-dir", str(tmp_path / "run"), "--report-to", "tensorboard", "wandb"]
     assert main([*arguments, *options]) == 1
-    assert "--report-to wandb: not installed. Do so by: pip install 'biomedclip[tracking]'" in capsys.readouterr().err
+    assert "--report-to wandb: not installed. Install it: pip install 'biomedclip[tracking]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -123,6 +123,12 @@ def answerer(train, questions, tmp_path_factory) -> Path:
     return folder
 
 
+def data_of(folder: Path, **options) -> QuestionData:
+    """Options of the training data."""
+    defaults = {"model_name_or_path": "model", "benchmark": "vqa_rad"}
+    return QuestionData(train_data=str(folder), **defaults | options)
+
+
 def results(folder: Path) -> dict:
     return json.loads((folder / "train_results.json").read_text())
 
@@ -269,7 +275,7 @@ def test_the_recipe_of_vqa_rad_trains_on_all_questions_and_saves_the_last_step(t
     assert found["saved_checkpoint"] == {"chosen": "last", "step": 6}
     assert "last, step 6" in capsys.readouterr().out
     assert "validation_share" not in read_recipe("vqa_rad", ["train"]), "the recipe leaves the default, 0"
-    assert QuestionData("data", "model", "vqa_rad").validation_share == 0
+    assert data_of("data").validation_share == 0
 
 
 def test_the_best_checkpoint_on_validation_is_saved_and_named(train, questions, tmp_path, monkeypatch):
@@ -289,7 +295,10 @@ def test_the_best_checkpoint_on_validation_is_saved_and_named(train, questions, 
 
 def test_the_attainable_accuracy_counts_the_answers_that_training_has_after_holding_out(train, questions, tmp_path):
     assert train(questions, tmp_path, *SHORT, "--validation-share", "0.3", "--seed", "4") == 0
-    splits = question_splits(QuestionData(str(questions), "model", "vqa_rad", validation_share=0.3), seed=4)
+    splits = question_splits(
+        data_of(questions, validation_share=0.3),
+        seed=4,
+    )
     known = {question.answer.lower() for question in splits["train"]}
     validation = results(tmp_path)["validation"]
     for prefix, answer_type in (("", None), ("open_", "open"), ("closed_", "closed")):
@@ -300,7 +309,7 @@ def test_the_attainable_accuracy_counts_the_answers_that_training_has_after_hold
 
 
 def test_no_image_is_trained_on_and_validated_on(questions):
-    data = QuestionData(str(questions), "model", "vqa_rad", validation_share=0.2)
+    data = QuestionData(train_data=str(questions), model_name_or_path="model", validation_share=0.2)
     splits = question_splits(data, seed=0)
     images = {split: {question.image_name for question in found} for split, found in splits.items()}
     assert len(images["validation"]) == 6 and not images["train"] & images["validation"]
@@ -323,7 +332,7 @@ def test_slake_is_validated_on_the_split_that_it_brings(tmp_path):
             chinese = {"question": "检查模态?", "answer": "CT", "q_lang": "zh", "qid": 2 * number + 1}
             rows += [shared | english, shared | chinese]
         (tmp_path / f"{split}.json").write_text(json.dumps(rows))
-    splits = question_splits(QuestionData(str(tmp_path), "model", "slake"), seed=0)
+    splits = question_splits(data_of(tmp_path, benchmark="slake"), seed=0)
     assert {split: len(found) for split, found in splits.items()} == {"train": 6, "validation": 3}
     assert {question.question for found in splits.values() for question in found} == {"What modality is used?"}
     assert all("validate" in question.image_name for question in splits["validation"])
@@ -366,9 +375,10 @@ def test_what_cannot_be_used_is_counted_in_training_and_named_in_evaluation(trai
 
 def test_validation_images_that_cannot_be_read_are_refused_before_training(train, tmp_path, capsys):
     folder = write_set(tmp_path / "set")
-    held_out = question_splits(QuestionData(str(folder), "model", "vqa_rad", validation_share=0.1), seed=0)[
-        "validation"
-    ]
+    held_out = question_splits(
+        data_of(folder, validation_share=0.1),
+        seed=0,
+    )["validation"]
     for name in {question.image_name for question in held_out}:
         (folder / "VQA_RAD Image Folder" / name).write_bytes(b"damaged")
     assert train(folder, tmp_path / "run", *SHORT) == 1
@@ -635,7 +645,13 @@ def test_the_attainable_accuracy_is_the_share_of_answers_that_the_model_can_give
 def test_the_documented_attainable_shares_are_those_of_the_real_questions(folder, share, open_questions, shared_data):
     root = shared_data / "vqa_rad"
     images = str(root / "data" / "osfstorage" / "VQA_RAD Image Folder")
-    data = QuestionData(str(root / folder), "model", "vqa_rad", image_folder=images, validation_share=share)
+    data = QuestionData(
+        train_data=str(root / folder),
+        model_name_or_path="model",
+        benchmark="vqa_rad",
+        image_folder=images,
+        validation_share=share,
+    )
     known = set(answer_vocabulary(question.answer for question in question_splits(data, seed=0)["train"]))
     test = load_benchmark("vqa_rad", root / folder, image_folder=images).questions
     answers = [normalize_answer(question.answer) for question in test if question.answer_type == "open"]
@@ -721,7 +737,7 @@ def test_an_evaluation_that_is_cut_off_goes_on_with_the_questions_that_are_left(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--per-device-train-batch-size", "64"], "A batch of 64 questions does not fit: there are 54"),
+        (["--per-device-train-batch-size", "64"], "has 54 questions, fewer than a batch of 64"),
         (["--validation-share", "1"], "at least 0 and less than 1"),
         (["--validation-share", "-0.1"], "at least 0 and less than 1"),
         (["--validation-share", "nan"], "at least 0 and less than 1"),
@@ -732,8 +748,8 @@ def test_an_evaluation_that_is_cut_off_goes_on_with_the_questions_that_are_left(
         (["--benchmark", "slake", "--validation-share", "0.1"], "no effect on slake"),
         (["--co-attention-config", "{"], "--co-attention-config is not JSON"),
         (["--co-attention-config", '{"num_attention_heads": 5}'], "must be a multiple of"),
-        (["--co-attention-config", '{"layers": 5}'], "layers: not a field of BiomedCLIPCoAttentionConfig"),
-        (["--model-name-or-path", "nowhere"], "there is no such folder"),
+        (["--co-attention-config", '{"layers": 5}'], "BiomedCLIPCoAttentionConfig has no field layers"),
+        (["--model-name-or-path", "nowhere"], "the folder does not exist"),
     ],
 )
 def test_training_that_makes_no_sense_is_refused_in_one_line(options, message, train, questions, tmp_path, capsys):
@@ -757,7 +773,7 @@ def test_a_new_head_is_no_news_and_a_lost_tensor_of_a_tower_is(small_checkpoint,
     del tensors[lost]
     save_file(tensors, tmp_path / "less" / "model.safetensors", {"format": "pt"})
     load_for_training(str(tmp_path / "less"), ["yes", "no"], HEAD)
-    assert f"lacks 1 tensors of the towers, drawn at random: {lost}" in caplog.text
+    assert f"lacks 1 tensors of the towers, which are random: {lost}" in caplog.text
 
 
 def test_a_benchmark_without_questions_is_refused(answerer, questions, tmp_path, capsys):

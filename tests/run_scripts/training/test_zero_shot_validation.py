@@ -1,4 +1,4 @@
-"""Zero-shot classification of labeled images while a model is trained, through the command."""
+"""Zero-shot classification of labeled images at each evaluation of a training."""
 
 import json
 import shutil
@@ -6,27 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALL_CONFIG
 from helpers.commands import losses, on_two_processes
 from helpers.mirror_writer import png_bytes
-from helpers.pair_shards import write_shards
+from helpers.training_runs import command, logged, train, train_error
 from safetensors.torch import load_file
 
+from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 from biomedclip.run_scripts.main import main
 
 
 CLASSES = ("brain mri", "chest x-ray", "line chart")
-STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> Path:
-    folder = write_shards(tmp_path_factory.mktemp("shards"), image_size=(40, 30))
-    return write_shards(folder, image_size=(40, 30), split="validation", shards=1)
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 32}
+METRICS = ("accuracy", "balanced_accuracy")
 
 
 @pytest.fixture(scope="module")
 def labeled(tmp_path_factory) -> Path:
-    """Nineteen images of three classes, unevenly; of one the file is no image."""
+    """19 images of three classes of different sizes, and a file that is not an image."""
     folder = tmp_path_factory.mktemp("labeled") / "some-kinds"
     for number in range(19):
         path = folder / CLASSES[number * 7 % 11 % 3] / f"{number:02}.png"
@@ -45,137 +42,107 @@ def readable(labeled, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, small_processor) -> Path:
-    """A small model with dropout, which a disturbed random state would show in."""
-    from conftest import SMALL_CONFIG
-
-    from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
-
+def base(tmp_path_factory, small_processor, shards) -> dict:
+    """Options of a run of four steps. The model has dropout, which depends on the random state."""
     folder = tmp_path_factory.mktemp("checkpoint") / "base"
     torch.manual_seed(0)
     config = BiomedCLIPConfig(**SMALL_CONFIG)
     config.text_config.hidden_dropout = 0.1
     BiomedCLIPModel(config).save_pretrained(folder)
     small_processor.save_pretrained(folder)
-    return folder
+    options = {"model_name_or_path": folder, "train_data": shards, "max_steps": 4, "learning_rate": 1e-2}
+    return options | {"save_strategy": "steps", "save_steps": 2, "use_cpu": "true"}
 
 
-@pytest.fixture
-def arguments(checkpoint, shards, tmp_path):
-    """The command of a short run that saves and evaluates at each second step."""
-
-    def of(folder: str, *options: str) -> list[str]:
-        arguments = ["train", "--model-name-or-path", checkpoint, "--train-data", shards, "--output-dir"]
-        arguments += [tmp_path / folder, "--max-steps", STEPS, "--batch-size", 16, "--logging-steps", 1]
-        arguments += ["--learning-rate", "1e-2", "--save-steps", 2, "--report-to", "none", "--use-cpu", "true"]
-        return [*map(str, arguments), *options]
-
-    return of
-
-
-@pytest.fixture
-def run(arguments, tmp_path):
-    def run(folder: str, *options: str) -> Path:
-        assert main(arguments(folder, *options)) == 0
-        return tmp_path / folder
-
-    return run
-
-
-EVALUATED = ["--eval-strategy", "steps", "--eval-steps", "2", "--per-device-eval-batch-size", "32"]
-
-
-def figures(folder: Path, name: str) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry[name] for entry in history if name in entry]
+@pytest.fixture(scope="module")
+def watched(base, labeled, readable, tmp_path_factory) -> Path:
+    """A run that classifies two datasets at steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("watched") / "run"
+    return train(folder, **base, **EVALUATED, zero_shot_data=[labeled, f"others={readable}"])
 
 
 def evaluated(model: Path, data: Path, folder: Path) -> dict:
-    """What `biomedclip evaluate` says of a saved model."""
+    """Return the metrics of `biomedclip evaluate`."""
     options = ["--model", str(model), "--data", str(data), "--output-dir", str(folder)]
     assert main(["evaluate", "zero-shot", *options]) == 0
     return json.loads((folder / "results.json").read_text())["metrics"]
 
 
-def test_figures_are_those_of_the_evaluation_of_the_saved_checkpoints(run, labeled, readable, tmp_path):
-    folder = run("run", *EVALUATED, "--zero-shot-data", str(labeled), f"others={readable}")
+def assert_equal_runs(ours: Path, theirs: Path) -> None:
+    assert losses(ours) == losses(theirs)
+    weights = load_file(theirs / "model.safetensors")
+    assert all(torch.equal(weight, weights[name]) for name, weight in load_file(ours / "model.safetensors").items())
+
+
+def test_metrics_equal_the_evaluation_of_the_saved_checkpoints(watched, readable, tmp_path):
     for step, place in ((2, 0), (4, 1)):
-        expected = evaluated(folder / f"checkpoint-{step}", readable, tmp_path / "results")
-        for name in ("some_kinds", "others"):
-            for figure in ("accuracy", "balanced_accuracy"):
-                logged = figures(folder, f"eval_zero_shot_{name}_{figure}")
-                assert len(logged) == STEPS // 2 and logged[place] == pytest.approx(expected[figure])
-    assert len(figures(folder, "eval_image_to_text_recall_at_1")) == STEPS // 2
+        expected = evaluated(watched / f"checkpoint-{step}", readable, tmp_path / "results")
+        for name in (f"zero_shot_{data}_{metric}" for data in ("some_kinds", "others") for metric in METRICS):
+            values = logged(watched, f"eval_{name}")
+            assert len(values) == 2 and values[place] == pytest.approx(expected[name.partition("s_")[2]])
+    assert len(logged(watched, "eval_image_to_text_recall_at_1")) == 2
 
 
-def test_what_cannot_be_read_is_named_once(run, labeled, caplog):
-    run("run", *EVALUATED, "--zero-shot-data", str(labeled))
-    warnings = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
-    assert len(warnings) == 1 and "1 of 20 images" in warnings[0] and "torn.png" in warnings[0]
+@pytest.mark.parametrize("mini_batch_size", [None, 4])
+def test_evaluation_does_not_change_the_training(base, watched, labeled, tmp_path, mini_batch_size):
+    plain = train(tmp_path / "plain", **base, mini_batch_size=mini_batch_size)
+    if mini_batch_size:
+        options = EVALUATED | {"zero_shot_data": labeled, "mini_batch_size": mini_batch_size}
+        watched = train(tmp_path / "watched", **base, **options)
+    assert_equal_runs(watched, plain)
 
 
-@pytest.mark.parametrize("mini_batch", [None, 4])
-def test_training_goes_on_as_if_nothing_had_been_evaluated(run, labeled, mini_batch):
-    options = ["--mini-batch-size", str(mini_batch)] if mini_batch else []
-    plain = run("plain", *options, "--eval-strategy", "no")
-    watched = run("watched", *options, *EVALUATED, "--zero-shot-data", str(labeled))
-    assert losses(plain) == losses(watched)
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (watched, plain))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+def test_unreadable_images_are_reported_once(base, labeled, tmp_path, caplog):
+    train(tmp_path / "run", **base, **EVALUATED, zero_shot_data=labeled)
+    (warning,) = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    assert "1 of 20 images" in warning and "torn.png" in warning
 
 
-def test_a_resumed_run_ends_with_the_figures_and_weights_of_an_undisturbed_one(run, labeled, tmp_path):
-    options = [*EVALUATED, "--zero-shot-data", str(labeled), "--mini-batch-size", "4"]
-    whole = run("whole", *options)
-    shutil.copytree(whole / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
-    resumed = run("cut", *options, "--resume-from-checkpoint", "true")
+def test_a_resumed_run_has_the_metrics_and_weights_of_an_uninterrupted_one(base, watched, labeled, readable, tmp_path):
+    shutil.copytree(watched / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
+    options = EVALUATED | {"zero_shot_data": [labeled, f"others={readable}"], "resume_from_checkpoint": "true"}
+    resumed = train(tmp_path / "cut", **base, **options)
     name = "eval_zero_shot_some_kinds_accuracy"
-    assert figures(resumed, name) == figures(whole, name)
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert logged(resumed, name) == logged(watched, name)
+    assert_equal_runs(resumed, watched)
 
 
-def test_two_processes_share_the_images(arguments, labeled, readable, tmp_path):
-    command = arguments("run", "--mini-batch-size", "4", *EVALUATED, "--zero-shot-data", str(labeled))
-    result = on_two_processes("-m", "biomedclip.run_scripts.main", *command)
+@pytest.mark.slow
+def test_two_processes_share_the_images(base, labeled, readable, tmp_path):
+    options = EVALUATED | {"zero_shot_data": labeled, "mini_batch_size": 4}
+    arguments = command(tmp_path / "run", **base, **options)
+    result = on_two_processes("-m", "biomedclip.run_scripts.main", *arguments)
     assert result.stderr.count("cannot be read") == 1
     expected = evaluated(tmp_path / "run", readable, tmp_path / "results")
-    for figure in ("accuracy", "balanced_accuracy"):
-        assert figures(tmp_path / "run", f"eval_zero_shot_some_kinds_{figure}")[-1] == pytest.approx(expected[figure])
+    for metric in METRICS:
+        assert logged(tmp_path / "run", f"eval_zero_shot_some_kinds_{metric}")[-1] == pytest.approx(expected[metric])
 
 
-def test_the_best_checkpoint_may_be_chosen_by_it(run, readable):
-    folder = run(
-        "run",
-        *EVALUATED,
-        *("--zero-shot-data", str(readable)),
-        *("--metric-for-best-model", "zero_shot_set_balanced_accuracy", "--load-best-model-at-end", "true"),
-    )
-    best = max(figures(folder, "eval_zero_shot_set_balanced_accuracy"))
-    assert json.loads((folder / "trainer_state.json").read_text())["best_metric"] == best
-
-
-def one_class(folder: Path) -> Path:
-    (folder / "one" / "alone").mkdir(parents=True)
-    (folder / "one" / "alone" / "0.png").write_bytes(png_bytes(0, (40, 30)))
-    return folder / "one"
+def test_the_best_checkpoint_can_be_selected_by_a_zero_shot_metric(base, readable, tmp_path):
+    metric = "zero_shot_set_balanced_accuracy"
+    options = EVALUATED | {"zero_shot_data": readable, "metric_for_best_model": metric}
+    folder = train(tmp_path / "run", **base, **options, load_best_model_at_end="true")
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["best_metric"] == max(logged(folder, f"eval_{metric}"))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("status", "options", "message"),
     [
-        (["--zero-shot-data", "{set}"], "there is none. Set --eval-strategy steps"),
-        ([*EVALUATED, "--zero-shot-data", "{set}", "{set}"], "two sets are called 'some_kinds'. Call one otherwise"),
-        ([*EVALUATED, "--zero-shot-data", "{one}"], "two classes at least"),
-        ([*EVALUATED, "--zero-shot-data", "{one}/alone"], "needs labels"),
-        ([*EVALUATED, "--zero-shot-data", "{set}", "--zero-shot-templates", "a scan"], "'a scan' has no {} for"),
+        (2, {"eval_strategy": "no", "zero_shot_data": ["{set}"]}, "requires evaluation. Set --eval-strategy steps"),
+        (2, {"zero_shot_data": ["{set}", "{set}"]}, "two datasets have the name 'some_kinds'. Rename one"),
+        (1, {"zero_shot_data": ["{one}"]}, "At least two classes"),
+        (1, {"zero_shot_data": ["{one}/alone"]}, "needs labels"),
+        (2, {"zero_shot_data": ["{set}"], "zero_shot_templates": "a scan"}, "'a scan' does not contain {}"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_trained(arguments, labeled, options, message, tmp_path, capsys):
-    names = {"{set}": str(labeled), "{one}": str(one_class(tmp_path))}
-    for placeholder, path in names.items():
-        options = [option.replace(placeholder, path) for option in options]
-    of_the_data = message in ("two classes at least", "needs labels")
-    assert main(arguments("run", *options)) == (1 if of_the_data else 2)
-    assert message in capsys.readouterr().err
+def test_invalid_options_are_errors_before_training(status, options, message, base, labeled, tmp_path, capsys):
+    (tmp_path / "one" / "alone").mkdir(parents=True)
+    (tmp_path / "one" / "alone" / "0.png").write_bytes(png_bytes(0, (40, 30)))
+    paths = {"{set}": str(labeled), "{one}": str(tmp_path / "one")}
+    for placeholder, path in paths.items():
+        options = options | {"zero_shot_data": [text.replace(placeholder, path) for text in options["zero_shot_data"]]}
+    if options.get("eval_strategy") != "no":
+        options = EVALUATED | options
+    assert message in train_error(capsys, tmp_path / "run", status, **base | options)
     assert not (tmp_path / "run").exists()

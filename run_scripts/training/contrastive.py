@@ -1,0 +1,409 @@
+"""Train BiomedCLIP or another dual encoder on image-text pairs with a contrastive loss.
+
+biomedclip train --config quickstart --train-data out --output-dir run
+biomedclip train --config lora_contrastive --model-name-or-path biomedclip --train-data out --output-dir adapter
+biomedclip train --config biomedclip --dry-run --processes 16
+torchrun --nproc-per-node 8 --no-python biomedclip train --config quickstart --train-data out --output-dir run
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from tokenizers.trainers import WordPieceTrainer
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BertTokenizer, ProcessorMixin
+
+from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
+from biomedclip.processing import (
+    BiomedCLIPImageProcessor,
+    BiomedCLIPProcessor,
+    ContrastiveCollator,
+    PairStream,
+    load_pmc15m,
+)
+from biomedclip.processing.pmc.articles import parse_licenses
+from biomedclip.processing.processing_biomedclip import CONTEXT_LENGTH
+from biomedclip.processing.shard_reader import TRAINING_COLUMNS, Text, column_names
+
+from ..cli.errors import UsageError, usage_errors
+from ..cli.reporting import say, show_table, write_json
+from ..evaluation.pools import TRAINING_POOL_SEED, draw_pool
+from . import runs
+from .adapters import MERGED, AdapterOptions, add_adapter, check_merge, save_merged
+from .dry_run import PUBLISHED_PAIRS, DryRunOptions, plan_run, show_plan
+from .models import ModelOptions, configuration, load_model, outline
+from .runs import check_checkpoint, cost_rows, run_training, set_batch_size, start_run
+from .throughput import StepClock, throughput
+from .trackers import check_trackers
+from .zero_shot_validation import ZeroShotOptions, ZeroShotValidation, read_zero_shot_sets
+
+
+TASK = "contrastive"
+EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
+# Options that `--help` explains.
+SHOWN = """
+    task train_data licenses text model_name_or_path vision_model text_model model_config image_size patch_dropout
+    lock_image_tower tokenizer vocabulary_size max_length trust_remote_code on_bad_row fast_decode max_eval_pairs
+    lora_rank lora_alpha lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs batch_size
+    mini_batch_size loss per_device_train_batch_size per_device_eval_batch_size learning_rate warmup_steps weight_decay
+    bf16 torch_compile dataloader_num_workers eval_steps zero_shot_data save_steps logging_steps save_total_limit
+    report_to resume_from_checkpoint seed dry_run pairs processes
+""".split()
+DEFAULT_BATCH = ContrastiveTrainingArguments.per_device_train_batch_size  # of training and evaluation
+# Groups of options that exclude each other: the command line overrides all of a group in a recipe.
+ALTERNATIVES = (
+    ("model_name_or_path", "vision_model", "text_model", "model_config"),
+    ("batch_size", "per_device_train_batch_size"),
+    *runs.ALTERNATIVES,
+)
+
+
+@dataclass
+class TrainData:
+    """Training data, task and batch size."""
+
+    train_data: str | None = field(
+        default=None, metadata={"help": "Folder written by biomedclip build: a local path, hf:// or s3://."}
+    )
+    task: str = field(
+        default=TASK,
+        metadata={
+            "help": "Training task. Each has its own options, see: biomedclip train --task TASK --help.",
+            "choices": [TASK, "image-classification", "visual-question-answering"],
+        },
+    )
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Pairs of a step over all processes, instead of --per-device-train-batch-size."},
+    )
+
+
+@dataclass
+class PairHandling:
+    """Which pairs are used, and how they are read."""
+
+    licenses: str | None = field(
+        default=None,
+        metadata={"help": "Licenses of the training pairs: commercial, noncommercial, all, or codes as 'CC BY,CC0'."},
+    )
+    text: Text = field(
+        default="caption",
+        metadata={
+            "help": "Text of a training pair: caption, a paragraph that mentions the figure (another one in each "
+            "epoch), or both.",
+            "choices": list(get_args(Text)),
+        },
+    )
+    on_bad_row: str = field(
+        default="substitute",
+        metadata={
+            "help": "How to handle rows that cannot be decoded: raise an error, or substitute another row and count.",
+            "choices": ["raise", "substitute"],
+        },
+    )
+    fast_decode: bool = field(
+        default=False,
+        metadata={
+            "help": "Decode training JPEGs at a reduced size and resize them with a faster filter. Pixels differ by at "
+            "most one level of 255 on average."
+        },
+    )
+    max_eval_pairs: int = field(
+        default=2000,
+        metadata={"help": "Maximum number of validation pairs, the same ones in all runs (default: 2000)."},
+    )
+
+    def __post_init__(self):
+        if self.licenses is not None:
+            parse_licenses(self.licenses)
+        if self.max_eval_pairs < 1:
+            raise ValueError(f"--max-eval-pairs must be at least 1, not {self.max_eval_pairs}.")
+
+
+OPTION_CLASSES = [
+    TrainData,
+    PairHandling,
+    ModelOptions,
+    AdapterOptions,
+    ZeroShotOptions,
+    DryRunOptions,
+    ContrastiveTrainingArguments,
+]
+
+
+def run(
+    data: TrainData,
+    handling: PairHandling,
+    model_options: ModelOptions,
+    adapter: AdapterOptions,
+    zero_shot: ZeroShotOptions,
+    dry_run: DryRunOptions,
+    args: ContrastiveTrainingArguments,
+) -> tuple[ContrastiveTrainer, dict[str, Any]]:
+    """Train with the options of the command, see [`train`].
+
+    Raises:
+        UsageError: If options contradict each other.
+    """
+    if data.train_data is None:
+        raise UsageError("--train-data is missing. Pass the folder that biomedclip build wrote, or --dry-run.")
+    check_batch_size(data, args)
+    set_batch_size(args, data.batch_size, args.world_size * max(1, args.n_gpu))
+    with usage_errors():
+        args.check_mini_batch_size()
+    if not _evaluates(args):
+        set_anyway = {
+            "--max-eval-pairs": handling.max_eval_pairs != PairHandling.max_eval_pairs,
+            "--per-device-eval-batch-size": args.per_device_eval_batch_size != DEFAULT_BATCH,
+        }
+        for option in (option for option, is_set in set_anyway.items() if is_set):
+            raise UsageError(f"{option} has no effect without evaluation. Set --eval-strategy, or omit it.")
+    return train(data.train_data, handling, model_options, args, adapter, zero_shot)
+
+
+def train(
+    train_data: str,
+    handling: PairHandling,
+    model_options: ModelOptions,
+    args: ContrastiveTrainingArguments,
+    adapter: AdapterOptions | None = None,
+    zero_shot: ZeroShotOptions | None = None,
+) -> tuple[ContrastiveTrainer, dict[str, Any]]:
+    """Train and save a model.
+
+    Args:
+        train_data: Folder written by `biomedclip build`.
+        handling: Which pairs are used, and how they are read.
+        model_options: Model to train.
+        args: Training arguments.
+        adapter: LoRA options (default: train all weights).
+        zero_shot: Labeled images to classify at each evaluation (default: none).
+
+    Returns:
+        The trainer, and the content of `train_results.json`.
+
+    Raises:
+        UsageError: If options contradict each other.
+        ValueError: If the model or the data do not support an option.
+        FileNotFoundError: If there is no dataset.
+        FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
+    """
+    adapter, zero_shot = adapter or AdapterOptions(), zero_shot or ZeroShotOptions()
+    check_base(model_options, adapter)
+    check_checkpoint(model_options.model_name_or_path, trust_remote_code=model_options.trust_remote_code)
+    check_trackers(args)
+    zero_shot_sets = read_zero_shot_sets(zero_shot, args)
+    stream = training_pairs(train_data, handling, args.seed)
+    checkpoint = start_run(
+        args,
+        [handling, model_options, adapter, zero_shot],
+        batch_size=args.train_batch_size * args.world_size,
+        per_device_train_batch_size=None,
+    )
+    processor = load_processor(model_options, handling, stream, args, learn=checkpoint is None)
+    model = load_model(model_options, processor, args.loss, adapted=adapter.lora_rank is not None)
+    collate = {"max_length": model_options.max_length, "seed": args.seed, "on_error": handling.on_bad_row}
+    collator = ContrastiveCollator(processor, training=True, fast_decode=handling.fast_decode, **collate)
+    trainer = ContrastiveTrainer(
+        add_adapter(model, adapter),
+        args,
+        train_dataset=stream,
+        eval_dataset=validation_pairs(train_data, handling.max_eval_pairs) if _evaluates(args) else None,
+        data_collator=collator,
+        eval_data_collator=ContrastiveCollator(processor, **collate),
+        evaluators=[
+            ZeroShotValidation(labeled, processor, batch_size=args.eval_batch_size, max_length=model_options.max_length)
+            for labeled in zero_shot_sets
+        ],
+        processing_class=processor,
+    )
+    check_merge(trainer, adapter)
+    clock = StepClock()
+    trainer.add_callback(clock)
+    results = {
+        **run_training(trainer, checkpoint),
+        **throughput(trainer, clock, collator),
+        "training_pairs": len(stream),
+        "validation_pairs": 0 if trainer.eval_dataset is None else len(trainer.eval_dataset),
+        "substituted_rows": collator.substituted_rows,
+        "substituted_rows_in_evaluation": trainer.eval_data_collator.substituted_rows,
+    }
+    if trainer.is_world_process_zero():
+        write_json(Path(args.output_dir) / "train_results.json", results)
+        if adapter.merge_adapter:
+            save_merged(trainer.model, processor, Path(args.output_dir) / MERGED)
+    return trainer, results
+
+
+def plan(
+    data: TrainData,
+    handling: PairHandling,
+    model_options: ModelOptions,
+    adapter: AdapterOptions,
+    dry_run: DryRunOptions,
+    args: ContrastiveTrainingArguments,
+    folder: str | None,
+) -> None:
+    """Print the plan of a run, and write it into a folder, if one is given.
+
+    Raises:
+        UsageError: If options contradict each other.
+    """
+    if data.train_data and dry_run.pairs != PUBLISHED_PAIRS:
+        raise UsageError("--pairs has no effect with --train-data, whose pairs are counted. Omit one of the two.")
+    check_batch_size(data, args)
+    check_base(model_options, adapter)
+    processes = dry_run.processes or args.world_size * max(1, args.n_gpu)
+    set_batch_size(args, data.batch_size, processes)
+    model, notes = outline(model_options, args.loss, adapted=adapter.lora_rank is not None)
+    pairs = len(training_pairs(data.train_data, handling, args.seed)) if data.train_data else dry_run.pairs
+    if not data.train_data:
+        notes.append(f"--train-data is not set. {pairs:,} pairs are assumed.")
+    planned = plan_run(
+        add_adapter(model, adapter),
+        args,
+        pairs=pairs,
+        processes=processes,
+        text_length=model_options.max_length or CONTEXT_LENGTH,
+        notes=notes,
+    )
+    if args.process_index == 0:
+        show_plan(planned)
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            write_json(Path(folder) / "dry_run.json", planned)
+            say(f"Plan in {Path(folder) / 'dry_run.json'}")
+
+
+def load_processor(
+    options: ModelOptions,
+    handling: PairHandling,
+    stream: PairStream,
+    args: ContrastiveTrainingArguments,
+    *,
+    learn: bool,
+) -> ProcessorMixin:
+    """Load the processor of the checkpoint, or create one whose vocabulary is given or learned from the captions.
+
+    Args:
+        options: Model options.
+        handling: Which pairs are used, and how they are read.
+        stream: Stream of the training pairs.
+        args: Training arguments. The vocabulary is saved in `output_dir`.
+        learn: Learn a vocabulary even if `output_dir` contains one, because the run is not resumed.
+    """
+    size, trust = options.image_size, options.trust_remote_code
+    if options.model_name_or_path:
+        processor = AutoProcessor.from_pretrained(options.model_name_or_path, trust_remote_code=trust)
+        if size is not None:
+            processor.image_processor.size = {"shortest_edge": size}
+            processor.image_processor.crop_size = {"height": size, "width": size}
+        if options.max_length is not None:
+            # The saved processor must truncate texts as in training. Converters read the context length from it.
+            processor.tokenizer.model_max_length = options.max_length
+        return processor
+    config = configuration(options)
+    if size is None:
+        start = config.vision_config
+        if options.vision_model:
+            start = AutoConfig.from_pretrained(options.vision_model, trust_remote_code=trust)
+        size = start.image_size
+    image_processor = BiomedCLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    positions = CONTEXT_LENGTH if options.text_model else config.text_config.max_position_embeddings
+    limit = {"model_max_length": options.max_length or min(CONTEXT_LENGTH, positions)}
+    source = options.tokenizer or options.text_model
+    if source:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust, **limit)
+        return BiomedCLIPProcessor(image_processor, tokenizer)
+    learned = Path(args.output_dir) / "tokenizer"
+    # The first process learns the vocabulary, and the others read it, so that all have the same ids.
+    with args.main_process_first(desc="learning the vocabulary"):
+        if args.should_save and (learn or not (learned / "tokenizer.json").exists()):
+            captions = training_pairs(stream.path, handling, stream.seed, columns=["caption"])
+            learn_vocabulary(captions, options.vocabulary_size).save_pretrained(learned)
+    tokenizer = BertTokenizer.from_pretrained(learned, trust_remote_code=False, **limit)
+    return BiomedCLIPProcessor(image_processor, tokenizer)
+
+
+def learn_vocabulary(captions: PairStream, size: int) -> BertTokenizer:
+    """Learn a lower-case WordPiece vocabulary with the special tokens of BERT.
+
+    Args:
+        captions: Stream with the column `caption`.
+        size: Maximum number of entries, but at least all characters.
+
+    Returns:
+        A tokenizer, which depends only on the captions and the size.
+    """
+
+    def lines() -> Iterator[str]:
+        for start in range(0, len(captions), 1000):
+            yield from (row["caption"] for row in captions.rows(0, start, start + 1000))
+
+    tokenizer = BertTokenizer()
+    backend = tokenizer.backend_tokenizer
+    characters = sorted(set().union(*map(backend.normalizer.normalize_str, lines())) - set(" "))
+    # Ties between equally frequent merges depend on the ids of continuing characters, which the trainer takes from a
+    # hash table. As special tokens they have fixed ids.
+    continuing = [f"##{character}" for character in characters]
+    trainer = WordPieceTrainer(
+        vocab_size=size, special_tokens=[*tokenizer.get_vocab(), *continuing], show_progress=False
+    )
+    backend.train_from_iterator(lines(), trainer)
+    return BertTokenizer(vocab=backend.get_vocab())
+
+
+def training_pairs(
+    path: str, handling: PairHandling, seed: int, columns: Sequence[str] = TRAINING_COLUMNS
+) -> PairStream:
+    """Return the stream of the training pairs. A dataset from another source may lack `pair_id`."""
+    available = column_names(path, "train")
+    columns = [name for name in columns if name in available or name != "pair_id"]
+    return PairStream(path, "train", seed=seed, columns=columns, licenses=handling.licenses, text=handling.text)
+
+
+def validation_pairs(path: str, limit: int) -> Any:
+    """Return at most `limit` validation pairs, the same ones in all runs. The collator decodes the images."""
+    columns = [name for name in column_names(path, "validation") if name in TRAINING_COLUMNS]
+    pairs = load_pmc15m(path, "validation", streaming=False, columns=columns, decode=False)
+    return pairs if limit >= len(pairs) else pairs.select(draw_pool(len(pairs), limit, seed=TRAINING_POOL_SEED))
+
+
+def show_results(results: Mapping[str, Any]) -> None:
+    """Print the cost of the training, and what limits its speed."""
+    show_table("Training", cost_rows(results), ["", "value"])
+    if results["limit"]:
+        say(f"{results['waiting_share']:.0%} of the time was spent waiting for data: {results['limit']}")
+
+
+def check_batch_size(data: TrainData, args: ContrastiveTrainingArguments) -> None:
+    """Check that the batch size is set only once.
+
+    Raises:
+        UsageError: If it is set twice.
+    """
+    if data.batch_size is not None and args.per_device_train_batch_size != DEFAULT_BATCH:
+        raise UsageError(
+            f"--batch-size {data.batch_size} and --per-device-train-batch-size {args.per_device_train_batch_size} both "
+            "set the batch size. Omit one of the two."
+        )
+
+
+def check_base(options: ModelOptions, adapter: AdapterOptions) -> None:
+    """Check that an adapter can be loaded on the checkpoint on which it is trained.
+
+    Raises:
+        UsageError: If the options change the base model.
+    """
+    if adapter.lora_rank is None:
+        return
+    if not options.model_name_or_path:
+        raise UsageError("--lora-rank requires --model-name-or-path: an adapter is saved without its base model.")
+    changes = {"--image-size": options.image_size is not None, "--lock-image-tower": options.lock_image_tower}
+    for option in (option for option, is_set in changes.items() if is_set):
+        raise UsageError(f"{option} cannot be combined with --lora-rank, which leaves the base model unchanged.")
+
+
+def _evaluates(args: ContrastiveTrainingArguments) -> bool:
+    return args.eval_strategy != "no" or args.eval_on_start

@@ -1,0 +1,53 @@
+"""Short runs of `biomedclip train` in this process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from biomedclip.run_scripts.main import main
+
+
+DEFAULTS = {
+    "max_steps": 2,
+    "batch_size": 16,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "report_to": "none",
+}
+
+
+def command(output_dir: Path, **options: Any) -> list[str]:
+    """Return the command line. None removes a default, a list gives several values."""
+    arguments = ["train", "--output-dir", str(output_dir)]
+    for name, value in (DEFAULTS | options).items():
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        texts = [json.dumps(value) if isinstance(value, dict) else str(value) for value in values]
+        arguments += [f"--{name.replace('_', '-')}", *texts] if texts else []
+    return arguments
+
+
+def train(output_dir: Path, **options: Any) -> Path:
+    """Train, and return the folder of the run."""
+    assert main(command(output_dir, **options)) == 0
+    return output_dir
+
+
+def train_error(capsys: Any, output_dir: Path, status: int, **options: Any) -> str:
+    """Run a command that fails with a status, and return the error on one line."""
+    capsys.readouterr()
+    assert main(command(output_dir, **options)) == status
+    error = " ".join(capsys.readouterr().err.split())
+    assert "Traceback" not in error
+    return error
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Return the content of `train_results.json`."""
+    return json.loads((folder / "train_results.json").read_text())
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    """Return the logged values of a metric."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry[name] for entry in history if name in entry]
