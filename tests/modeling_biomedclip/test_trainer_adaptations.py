@@ -67,7 +67,7 @@ def adaptations(tree: ast.AST) -> list[str]:
             first = ast.unparse(node.args[0]) if node.args else ""
             if "MethodType" in function:
                 found.append("binds a function to an object")
-            if first == "None" and (owner in classes or owner[:1].isupper()):
+            if first == "None" and (owner in classes or owner.endswith("Trainer")):
                 found.append(f"calls {function} without self")
         elif isinstance(node, ast.Assign):
             for target in (target for target in node.targets if isinstance(target, ast.Attribute)):
