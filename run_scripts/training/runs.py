@@ -16,6 +16,7 @@ from biomedclip.source_checks import check_source
 from biomedclip.trainer_adaptations import AdaptedTrainer
 
 from ..cli.errors import UsageError
+from ..cli.models import check_model_name
 from ..cli.options import write_recipe
 from ..cli.permissions import UmaskOnCheckpoints, apply_umask
 from ..cli.progress import show_progress
@@ -156,14 +157,11 @@ def check_checkpoint(name: str | None, *, trust_remote_code: bool = False) -> No
         trust_remote_code: Whether the code of the model may run.
 
     Raises:
-        FileNotFoundError: If the name is neither a folder nor a valid id on the Hub.
+        FileNotFoundError: If the name is neither a folder nor an id on the Hub.
         ValueError: If a file of the model requires trust, see [`check_source`].
     """
-    if name and "/" not in name.removeprefix("./") and not Path(name).is_dir():
-        raise FileNotFoundError(
-            f"--model-name-or-path {name}: the folder does not exist. (An id on the Hub is owner/name.)"
-        )
     if name:
+        check_model_name(name, "--model-name-or-path")
         check_source(name, trust_remote_code=trust_remote_code)
 
 
