@@ -24,15 +24,15 @@ from accelerate import PartialState
 
 from biomedclip.contrastive_trainer import LOSS_IN_BATCHES
 from biomedclip.processing import load_benchmark, load_pmc15m
-from biomedclip.processing.benchmarks.benchmark import ClassificationBenchmark, RetrievalBenchmark
+from biomedclip.processing.benchmarks import ClassificationBenchmark, RetrievalBenchmark, benchmark_names
 from biomedclip.processing.benchmarks.leaks import find_leaks
-from biomedclip.processing.benchmarks.loading import BENCHMARK_NAMES, CLASSIFICATION, RETRIEVAL, VISUAL_QUESTIONS
 from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
-from biomedclip.processing.images.labeled import IMAGE_COLUMN, LABEL_COLUMN, LabeledImages, check_readable, hold_out
+from biomedclip.processing.images.labeled import IMAGE_COLUMN, LABEL_COLUMN, LabeledImages, check_readable
 from biomedclip.processing.shard_reader import column_names
+from biomedclip.processing.stratified import hold_out
 from biomedclip.training_arguments import are_processes_on_cpu
 
-from .cli.errors import UsageError
+from .cli.errors import UsageError, options_in_errors
 from .cli.options import parse_options
 from .cli.reporting import say
 from .cli.trust import trust_option
@@ -42,7 +42,6 @@ from .evaluation.dual_encoders import DualEncoder, load_dual_encoder
 from .evaluation.examples import find_examples, write_examples
 from .evaluation.features import FEATURES, WORKERS, Features, FeatureStore
 from .evaluation.linear_probe import PROTOCOLS, LabeledFeatures, check_fraction, probe, show_probe
-from .evaluation.own_images import TEMPLATES, unpublished_benchmark
 from .evaluation.pools import DRAWS, draw_pool, number_of_draws
 from .evaluation.results import write_results
 from .evaluation.retrieval import (
@@ -102,12 +101,7 @@ OF_ONE_BENCHMARK = (
     *("data", "benchmark", "split", "prompts", "templates"),
     *("image_folder", "image_column", "label_column"),
 )
-BENCHMARKS_OF = {
-    "retrieval": RETRIEVAL,
-    "zero-shot": CLASSIFICATION,
-    "linear-probe": CLASSIFICATION,
-    "visual-question-answering": VISUAL_QUESTIONS,
-}
+BENCHMARKS_OF = {task: benchmark_names(task) for task in _SINGLE}
 _LACKS = {
     "retrieval": "no captions",
     "zero-shot": "no classes",
@@ -197,9 +191,7 @@ class EvaluateOptions:
     templates: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Prompts of zero-shot classification; {} stands for the class name. The benchmark's, or "
-            + " and ".join(f"'{template}'" for template in TEMPLATES)
-            + ", if left out."
+            "help": "Prompts of zero-shot classification; {} stands for the class name (default: the benchmark's)."
         },
     )
     cancer: str | None = field(
@@ -354,7 +346,7 @@ def _checked_data(options: EvaluateOptions, folders: Sequence[Path]) -> Any:
         partial(check_model, model, options.task, trust_remote_code=options.trust_remote_code)
         for model in options.model
     ]
-    checks.append(partial(TASKS[options.task].read, options))
+    checks.append(partial(options_in_errors("image_column", "label_column")(TASKS[options.task].read), options))
     for check in checks:
         try:
             data = check()
@@ -402,7 +394,7 @@ def check_options(options: EvaluateOptions) -> None:
         raise UsageError("--pool-draws has no effect without --pool-size. Leave it out, or set --pool-size too.")
     if options.benchmark is not None and options.benchmark not in BENCHMARKS_OF[options.task]:
         of_task = ", ".join(BENCHMARKS_OF[options.task])
-        if options.benchmark not in BENCHMARK_NAMES:
+        if options.benchmark not in benchmark_names():
             raise UsageError(f"No benchmark is called {options.benchmark!r}. For {options.task} there are {of_task}.")
         raise UsageError(
             f"--benchmark {options.benchmark} has {_LACKS[options.task]}: it is not for {options.task}. Choose one of "
@@ -418,8 +410,6 @@ def check_options(options: EvaluateOptions) -> None:
         if getattr(options, name) is not None and all(benchmark != chosen for _, chosen in runs):
             choice = f"--benchmark{'s' if is_suite else ''} {benchmark}"
             raise UsageError(f"--{name.replace('_', '-')} has no effect without {choice}. Leave it out, or choose it.")
-    if options.prompts is not None and options.benchmark is None:
-        raise UsageError("--prompts names a set of a benchmark: pass --benchmark too, or --templates instead.")
     if options.prompts is not None and options.templates:
         raise UsageError(
             "--prompts and --templates both choose the prompts. Pass one of them. A YAML file for --prompts can have "
@@ -655,20 +645,14 @@ def read_classes(options: EvaluateOptions) -> ClassificationBenchmark:
     Raises:
         ValueError: If there are fewer than two classes, or a class without readable images.
     """
-    benchmark: Any
-    if options.benchmark is None:
-        benchmark = unpublished_benchmark(
-            options.data,
-            options.split,
-            options.templates or TEMPLATES,
-            image_column=options.image_column,
-            label_column=options.label_column,
-        )
-    else:
-        split: Any = options.split
-        benchmark = load_benchmark(
-            options.benchmark, options.data, split=split, prompts=options.prompts, **_reading(options)
-        )
+    name = options.benchmark or "imagefolder"
+    benchmark: Any = load_benchmark(
+        name,
+        options.data,
+        split=options.split,  # type: ignore[arg-type]
+        prompts=options.prompts,
+        **_reading(options),
+    )
     _check_classes(benchmark.images, benchmark.classes, options)
     return dataclasses.replace(benchmark, templates=list(options.templates)) if options.templates else benchmark
 
@@ -739,10 +723,11 @@ TASKS = {
 
 def _reading(options: EvaluateOptions) -> dict[str, Any]:
     """Return the arguments of [`load_benchmark`] that have options of the same names."""
-    chosen = {name: getattr(options, name) for name in OF_BENCHMARK}
+    defaults = {"image_column": IMAGE_COLUMN, "label_column": LABEL_COLUMN}
+    chosen = {name: getattr(options, name) for name in (*OF_BENCHMARK, *defaults)}
     return {
-        **{name: getattr(options, name) for name in ("image_column", "label_column", "seed")},
-        **{name: value for name, value in chosen.items() if value is not None},
+        "seed": options.seed,
+        **{name: value for name, value in chosen.items() if value not in (None, defaults.get(name))},
     }
 
 

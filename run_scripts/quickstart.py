@@ -22,11 +22,12 @@ from transformers import AutoModel, AutoProcessor, pipeline
 
 from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
 from biomedclip.model_cards.escaping import markdown, table
-from biomedclip.processing import ContrastiveCollator, PairStream, load_pmc15m, read_image
+from biomedclip.processing import ContrastiveCollator, PairStream, load_benchmark, load_pmc15m, read_image
 from biomedclip.processing.bit_depth_biomedclip import to_8_bit
-from biomedclip.processing.images.labeled import SPLIT_NAMES
+from biomedclip.processing.images.labeled import LABELS, SPLIT_NAMES
+from biomedclip.processing.images.labeled_pairs import pair_ids
 from biomedclip.processing.pmc.bucket import Bucket, ObjectError, ObjectMissing
-from biomedclip.processing.synthetic_corpus import ZERO_SHOT_TEMPLATES, draw_corpus
+from biomedclip.processing.synthetic_corpus import draw_corpus
 from biomedclip.retrieval_metrics import DIRECTIONS
 
 from . import build
@@ -39,7 +40,6 @@ from .cli.reporting import UNDEFINED, peak_memory_mib, say, show_table, versions
 from .evaluation.dual_encoders import load_dual_encoder
 from .evaluation.examples import plot_some_answers
 from .evaluation.features import FEATURES, FeatureStore
-from .evaluation.own_images import LABELS, pair_ids, unpublished_benchmark
 from .evaluation.retrieval import (
     RECALLS,
     count_ranks,
@@ -193,7 +193,7 @@ class Quickstart:
             plot_some_answers(embedded, counts, pairs, 8, self.output_dir / "answers.png")
         if not (self.output_dir / LABELS).exists():
             return retrieval, None
-        labeled = unpublished_benchmark(str(self.output_dir), "test", ZERO_SHOT_TEMPLATES)
+        labeled: Any = load_benchmark("imagefolder", self.output_dir)
         features = store.images(labeled.images.images, labeled.images.names, labeled.fingerprint)
         labels = labeled.images.select(features.rows.tolist()).labels
         of_kind = Counter(labels)

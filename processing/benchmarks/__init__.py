@@ -1,14 +1,19 @@
-"""Benchmarks as people download them: their readers, prompts and published values, and leaks between their splits."""
+"""Published benchmarks: readers of their files, prompts, published values, and leaks between splits.
 
-from .benchmark import ClassificationBenchmark, RetrievalBenchmark, VisualQuestion, VisualQuestionBenchmark
-from .loading import BENCHMARK_NAMES, load_benchmark
+Each benchmark is one entry in `benchmarks.yaml` and one reader module in this folder, see [`load_benchmark`].
+"""
+
+from .benchmark import Benchmark, ClassificationBenchmark, RetrievalBenchmark, VisualQuestion, VisualQuestionBenchmark
+from .facts import benchmark_names
+from .loading import load_benchmark
 
 
 __all__ = [
-    "BENCHMARK_NAMES",
+    "Benchmark",
     "ClassificationBenchmark",
     "RetrievalBenchmark",
     "VisualQuestion",
     "VisualQuestionBenchmark",
+    "benchmark_names",
     "load_benchmark",
 ]

@@ -1,4 +1,4 @@
-"""Images that lie as rows of an array, in an HDF5 file or in memory."""
+"""Images that are rows of an array, in memory or in an HDF5 file."""
 
 import os
 from collections.abc import Sequence
@@ -11,16 +11,17 @@ from PIL import Image
 from ..images.errors import MAX_BYTES, ImageError
 
 
-_CHUNKS_KEPT = 16_000_000  # bytes; neighbouring rows share a chunk, which is read once
+_CHUNK_CACHE_BYTES = 16_000_000  # neighboring rows share a chunk, which is then read once
 
 
 class Unreadable:
-    """An image that turned out to be damaged when it was asked for: [`read_image`] raises why."""
+    """A damaged image. [`read_row_image`] raises the reason."""
 
     def __init__(self, reason: str):
         self._reason = reason
 
     def read(self) -> bytes:
+        """Raise the reason."""
         raise ImageError(self._reason)
 
 
@@ -28,7 +29,8 @@ class ArrayImages(Sequence[Any]):
     """Rows of an array in memory as images.
 
     Args:
-        array: Rows of 8-bit grey (height, width) or RGB (height, width, 3).
+        array: 8-bit gray images of shape `(images, height, width)` or RGB images of shape
+            `(images, height, width, 3)`.
     """
 
     def __init__(self, array: np.ndarray):
@@ -37,46 +39,48 @@ class ArrayImages(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._array)
 
-    def __getitem__(self, number: Any) -> Any:
-        return Image.fromarray(self._array[number])
+    def __getitem__(self, row: Any) -> Any:
+        return Image.fromarray(self._array[row])
 
 
 class Hdf5Images(Sequence[Any]):
-    """Rows of an array in an HDF5 file as images, each read when it is asked for.
+    """Rows of an array in an HDF5 file as images, each read on access.
 
-    Every process opens the file for itself: what HDF5 keeps of an open file is not to be shared by a fork.
+    Each process opens the file itself, because an open HDF5 file must not be shared by a fork.
 
     Args:
         path: The HDF5 file.
-        key: Name of an array of 8-bit RGB (images, height, width, 3).
+        key: Name of an array of 8-bit RGB images, of shape `(images, height, width, 3)`.
 
     Raises:
-        ImportError: h5py is not installed.
-        ValueError: Not an HDF5 file, a truncated one, or one that holds something else.
+        ImportError: If h5py is not installed.
+        ValueError: If the file is not an HDF5 file, is truncated, or has unexpected content.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str):
         self._path, self._key = Path(path), key
         self._process, self._rows = -1, None
-        shape, dtype = self._open().shape, self._open().dtype
-        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
+        array = self._open()
+        if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
             raise ValueError(
-                f"{path}: {key!r} holds {dtype} of shape {shape}, where uint8 of (images, height, width, 3) belongs."
+                f"{path}: {key!r} has {array.dtype} of shape {array.shape}, not uint8 of (images, height, width, 3)."
             )
-        chunk = int(np.prod(self._open().chunks or shape[1:], dtype=np.int64))
+        chunk = int(np.prod(array.chunks or array.shape[1:], dtype=np.int64))
         if chunk > MAX_BYTES:
-            raise ValueError(f"{path}: to read one image, {chunk:,} bytes would have to be read. Store it in chunks.")
+            raise ValueError(
+                f"{path}: reading one image would read {chunk:,} bytes. Store the images in smaller chunks."
+            )
 
     def __len__(self) -> int:
         return len(self._open())
 
-    def __getitem__(self, number: Any) -> Any:
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
+    def __getitem__(self, row: Any) -> Any:
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
         try:
-            return Image.fromarray(self._open()[number])
+            return Image.fromarray(self._open()[row])
         except OSError as error:  # a damaged or missing chunk, or a filter that this h5py does not have
-            return Unreadable(f"{self._path.name}, row {number}: cannot be read ({error})")
+            return Unreadable(f"{self._path.name}, row {row}: cannot be read ({error})")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_process": -1, "_rows": None}
@@ -88,37 +92,27 @@ class Hdf5Images(Sequence[Any]):
 
 
 def open_array(path: Path, key: str) -> Any:
-    """Opens an array of an HDF5 file.
+    """Open an array of an HDF5 file.
 
     Raises:
-        ImportError: h5py is not installed.
-        ValueError: Not an HDF5 file, a truncated one, or one without this array in itself.
-    """
-    h5py = require_h5py()
-    try:
-        file = h5py.File(path, "r", rdcc_nbytes=_CHUNKS_KEPT)
-    except OSError as error:
-        raise ValueError(f"{path}: not an HDF5 file, or a truncated one ({error}). Download it again.") from error
-    # A link may lead to any file.
-    if not isinstance(file.get(key, getlink=True), h5py.HardLink) or not isinstance(file[key], h5py.Dataset):
-        raise ValueError(f"{path}: there is no array {key!r} in it, only {', '.join(file) or 'nothing'}.")
-    array = file[key]
-    if array.is_virtual or array.external:
-        raise ValueError(f"{path}: the values of {key!r} lie in other files, which are not read.")
-    return array
-
-
-def require_h5py() -> Any:
-    """The module h5py.
-
-    Raises:
-        ImportError: It is not installed.
+        ImportError: If h5py is not installed.
+        ValueError: If the file is not an HDF5 file, is truncated, or does not itself contain the array.
     """
     try:
         import h5py
     except ImportError as error:
         raise ImportError('HDF5 files need h5py, which is not installed: pip install "biomedclip[hdf5]"') from error
-    return h5py
+    try:
+        file = h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES)
+    except OSError as error:
+        raise ValueError(f"{path}: not an HDF5 file, or a truncated one ({error}). Download it again.") from error
+    # A link may name any file.
+    if not isinstance(file.get(key, getlink=True), h5py.HardLink) or not isinstance(file[key], h5py.Dataset):
+        raise ValueError(f"{path}: no array {key!r}, only {', '.join(file) or 'nothing'}.")
+    array = file[key]
+    if array.is_virtual or array.external:
+        raise ValueError(f"{path}: the values of {key!r} are in other files, which are not read.")
+    return array
 
 
-__all__ = ["ArrayImages", "Hdf5Images", "Unreadable", "open_array", "require_h5py"]
+__all__ = ["ArrayImages", "Hdf5Images", "Unreadable", "open_array"]

@@ -1,4 +1,4 @@
-"""A few hex digits that tell whether two results were measured on the same data."""
+"""A hash of texts and images, which shows whether two results were measured on the same data."""
 
 import hashlib
 import os
@@ -12,41 +12,39 @@ CONTENTS_IN_FINGERPRINT = 64
 
 
 def fingerprint_of(rows: Sequence[Sequence[str]], images: Sequence[Any]) -> str:
-    """Hashes texts and images.
+    """Return a hash of texts and images. The paths of the images do not matter.
 
     Args:
-        rows: Name, label and what else belongs to each image.
-        images: What [`read_row_image`] takes. Sizes of all that are files count, and the contents of
-            `CONTENTS_IN_FINGERPRINT`, evenly spread; not where they lie.
+        rows: The texts of each row, such as name and label.
+        images: Images that [`read_row_image`] takes. The hash depends on the sizes of all files and on the content of
+            `CONTENTS_IN_FINGERPRINT` evenly spread images.
 
     Returns:
-        16 hex digits.
+        16 hexadecimal digits.
     """
     digest = hashlib.blake2b(digest_size=8)
     for row in rows:
         digest.update(repr(tuple(row)).encode())
-    number_of_images = len(images)
-    step = max(1, number_of_images / CONTENTS_IN_FINGERPRINT)
-    shown = {int(position * step) for position in range(min(number_of_images, CONTENTS_IN_FINGERPRINT))}
-    # An image out of an array or a `datasets` set is not read for its size.
-    for number in range(number_of_images) if _are_paths(images) else sorted(shown):
+    step = max(1, len(images) / CONTENTS_IN_FINGERPRINT)
+    chosen = {int(position * step) for position in range(min(len(images), CONTENTS_IN_FINGERPRINT))}
+    are_files = len(images) > 0 and isinstance(images[0], os.PathLike)
+    for number in range(len(images)) if are_files else sorted(chosen):
         image = images[number]
         if isinstance(image, os.PathLike):
             digest.update(str(os.path.getsize(image) if os.path.isfile(image) else None).encode())
-        if number in shown:
+        if number in chosen:
             digest.update(hashlib.blake2b(content_of(image)).digest())
     return digest.hexdigest()
 
 
-def _are_paths(images: Sequence[Any]) -> bool:
-    return len(images) > 0 and isinstance(images[0], os.PathLike)
-
-
 def content_of(image: Any) -> bytes:
-    """The bytes of an image's file, or of the pixels of one out of an array; none of one that cannot be read.
+    """Return the bytes of an image file, or the pixels of an image in memory.
 
     Args:
-        image: What [`read_row_image`] takes. A path in a data row is not opened.
+        image: An image that [`read_row_image`] takes. A path in a data row is not opened.
+
+    Returns:
+        The content. Empty if the image cannot be read.
     """
     if isinstance(image, dict):
         image = image.get("bytes") or b""
@@ -54,14 +52,12 @@ def content_of(image: Any) -> bytes:
         return repr((image.mode, image.size)).encode() + image.tobytes()
     if isinstance(image, bytes):
         return image
-    if not isinstance(image, os.PathLike):
+    if not isinstance(image, os.PathLike) or not os.path.isfile(image):  # opening a FIFO would block
         return b""
     try:
-        if not os.path.isfile(image):  # opening a FIFO would wait for ever
-            return b""
         with open(image, "rb") as file:
             return file.read()
-    except OSError:  # counted when it is read
+    except OSError:  # reported when the image is decoded
         return b""
 
 

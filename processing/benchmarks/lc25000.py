@@ -1,44 +1,40 @@
-"""LC25000: folders of histopathology images of lung and colon, 5,000 for each class."""
+"""LC25000: folders of histopathology images of lung and colon, with 5,000 images for each class."""
 
 import os
 from pathlib import Path
+from typing import Any
 
-from ..images.labeled import LabeledImages
-from .facts import facts_of
+from ..images.labeled import choose_split
+from .benchmark import Content
 from .files import find_folder, incomplete, labeled_folders
-from .folders import choose_split
 
 
-def read_lc25000(
-    root: Path, name: str, split: str, held_out: float | None, seed: int
-) -> tuple[LabeledImages, list[str]]:
-    """The images of lung or colon, and notes.
+def read(path: Path, split: str, facts: dict[str, Any], *, held_out: float | None = None, seed: int = 0) -> Content:
+    """Read the images of one organ. There are no published splits: by default all images are the test split.
 
     Args:
-        root: The folder `lung_colon_image_set`, one above it, or one inside it.
-        name: `lc25000_lung` or `lc25000_colon`.
-        split: There are no published splits: all images are `test`.
-        held_out: See [`choose_split`].
-        seed: Likewise.
+        path: The folder `lung_colon_image_set`, its parent folder, or a folder in it.
+        split: Name of the split.
+        facts: Entry of `lc25000_lung` or `lc25000_colon`.
+        held_out: Fraction to hold out, as [`choose_split`] takes it.
+        seed: Seed of the draw.
 
     Raises:
-        FileNotFoundError: The folder of a class is missing, or holds no images.
+        FileNotFoundError: If the folder of a class is missing or has no images.
     """
     folders = {}
-    for label in facts_of(name)["classes"]:
-        folder = find_folder(root, label)
+    for label in facts["classes"]:
+        folder = find_folder(path, label)
         if folder is None:
-            raise incomplete(root, f"no folder {label}", name)
+            raise incomplete(path, f"no folder {label}", facts)
         folders[label] = folder
-    # Names are the same wherever in the tree the path begins, and so is the fingerprint.
-    images = labeled_folders(Path(os.path.commonpath(list(folders.values()))), folders, name)
-    images, notes = choose_split({"train": images}, root, split, held_out, seed)
+    # Names, and so the fingerprint, do not depend on which folder of the tree `path` is.
+    images = labeled_folders(Path(os.path.commonpath(list(folders.values()))), folders, facts)
+    images = choose_split({"train": images}, path, split, held_out, seed)
+    notes = []
     if held_out is not None:
         notes.append(
-            "The images of LC25000 are 1,250 originals (250 of each class), turned and flipped; which came from which "
-            "is not published, so that any split of them has the same originals on both sides."
+            "The images of LC25000 are rotated and flipped copies of 1,250 originals (250 of each class). It is not "
+            "published which copies have the same original, so that any split has some on both sides."
         )
-    return images, notes
-
-
-__all__ = ["read_lc25000"]
+    return Content(images, notes)

@@ -1,7 +1,7 @@
-"""Leaks: what of a test split a model has already seen in the training split."""
+"""Find images of a test split that are also in the training split."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,21 +19,20 @@ EXAMPLES_SHOWN = 10
 
 @dataclass
 class Leaks:
-    """What two splits share. One test image may be counted under several headings.
+    """Images that two splits share. One test image can count for several reasons.
 
     Args:
-        train_images: Distinct by name.
-        test_images: Likewise.
-        same_group: Test images of a patient, slide or source that is in training too; `None` where groups are not
-            known.
-        same_name: Test images that training has under the same name, which for questions means the same image; `None`
-            for classification, where names are of one split.
-        same_bytes: Test images whose file, or array, is byte for byte one of training's.
-        same_picture: Test images that look (nearly) like one of training's, by perceptual hash: also if one was
-            renamed, resized or saved in another format, or if two are of a kind (tiles, slices of one volume).
-        leaked: Test images under any of these headings.
-        unreadable: Names of images of either split that cannot be read and were not compared by their looks.
-        examples: For each heading, a few pairs of test and training image.
+        train_images: Number of training images with different names.
+        test_images: Number of test images with different names.
+        same_group: Test images of a patient, slide or source that is also in training. None if groups are not known.
+        same_name: Test images with the name of a training image. None for classification, where each split has its
+            own names.
+        same_bytes: Test images whose file or array is identical to one of training.
+        same_picture: Test images that look like a training image, by perceptual hash. This includes renamed, resized or
+            converted images, and images that are alike, such as slices of one volume.
+        leaked: Test images with any of these reasons.
+        unreadable: Names of images that cannot be read. Their looks were not compared.
+        examples: For each reason, up to `EXAMPLES_SHOWN` pairs of a test and a training image.
     """
 
     train_images: int
@@ -47,18 +46,8 @@ class Leaks:
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields for JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class _Image:
-    """An image by its place: one out of an array is made each time that it is asked for, and not kept."""
-
-    name: str
-    group: str | None
-    images: Sequence[Any]
-    number: int
 
 
 def find_leaks(
@@ -67,15 +56,15 @@ def find_leaks(
     *,
     progress: bool = False,
 ) -> Leaks:
-    """Compares two splits of a benchmark, image by image.
+    """Compare two splits of a benchmark, image by image. Each image is read and decoded once.
 
     Args:
-        train: The split that a model learns from.
-        test: The split that it is judged by.
-        progress: Show a bar.
+        train: The training split.
+        test: The test split.
+        progress: Whether to show a progress bar.
 
     Returns:
-        Counts and examples. Finding (nearly) the same pictures reads and decodes every image once.
+        Counts and examples.
 
     Example:
     ```python
@@ -85,68 +74,70 @@ def find_leaks(
     >>> find_leaks(load_benchmark("vqa_rad", "vqa_rad", split="train"), load_benchmark("vqa_rad", "vqa_rad"))
     ```
     """
-    learned, judged = _images_of(train), _images_of(test)
-    leaks = Leaks(train_images=len(learned), test_images=len(judged))
-    # What training has, by heading: from the value that is compared to the name of an image.
-    groups = {entry.group: entry.name for entry in reversed(learned) if entry.group is not None}
-    names = {entry.name for entry in learned} if isinstance(test, VisualQuestionBenchmark) else set()
+    are_questions = isinstance(test, VisualQuestionBenchmark)
+    of_train, of_test = _names_and_groups(train), _names_and_groups(test)
+    leaks = Leaks(len(of_train), len(of_test), same_name=0 if are_questions else None)
+    if any(of_train.values()) and any(of_test.values()):
+        leaks.same_group = 0
+    # For each reason, the name of the first training image by the value that is compared.
+    groups: dict[str | None, str] = {group: name for name, group in reversed(of_train.items()) if group is not None}
+    names = {name: name for name in of_train} if are_questions else {}
     files: dict[bytes, str] = {}
     pictures: dict[str, str] = {}
-    bar = tqdm(total=len(learned) + len(judged), desc="Leaks", unit="image", disable=not progress, dynamic_ncols=True)
+    bar = tqdm(total=len(of_train) + len(of_test), desc="Leaks", unit="image", disable=not progress, dynamic_ncols=True)
     with bar:
-        for entry in learned:
-            digest, looks = _compared(entry, train.split, leaks)
+        for name, digest, looks in _compared(train, leaks):
             bar.update()
             if digest:
-                files.setdefault(digest, entry.name)
+                files.setdefault(digest, name)
             if looks:
-                pictures.setdefault(looks, entry.name)
+                pictures.setdefault(looks, name)
         index = PictureIndex(pictures)
-        found: dict[str, list[dict[str, str]]] = {}
-        leaked = 0
-        for entry in judged:
-            digest, looks = _compared(entry, test.split, leaks)
+        for name, digest, looks in _compared(test, leaks):
             bar.update()
             partners = {
-                "same_group": groups.get(entry.group) if entry.group is not None else None,
-                "same_name": entry.name if entry.name in names else None,
-                "same_bytes": files.get(digest) if digest else None,
+                "same_group": groups.get(of_test[name]),
+                "same_name": names.get(name),
+                "same_bytes": files.get(digest),
                 "same_picture": pictures.get(index.nearest(looks) or ""),
             }
-            for heading, partner in partners.items():
-                if partner is not None:
-                    found.setdefault(heading, []).append({"test": entry.name, "train": partner})
-            leaked += any(partner is not None for partner in partners.values())
-    leaks.leaked = leaked
-    leaks.same_bytes, leaks.same_picture = (len(found.get(name, ())) for name in ("same_bytes", "same_picture"))
-    if isinstance(test, VisualQuestionBenchmark):
-        leaks.same_name = len(found.get("same_name", ()))
-    if groups and any(entry.group is not None for entry in judged):
-        leaks.same_group = len(found.get("same_group", ()))
-    leaks.examples = {heading: pairs[:EXAMPLES_SHOWN] for heading, pairs in found.items()}
+            found = {reason: partner for reason, partner in partners.items() if partner is not None}
+            leaks.leaked += bool(found)
+            for reason, partner in found.items():
+                setattr(leaks, reason, getattr(leaks, reason) + 1)
+                examples = leaks.examples.setdefault(reason, [])
+                if len(examples) < EXAMPLES_SHOWN:
+                    examples.append({"test": name, "train": partner})
     return leaks
 
 
-def _images_of(benchmark: ClassificationBenchmark | VisualQuestionBenchmark) -> list[_Image]:
-    images: Sequence[Any]
+def _names_and_groups(benchmark: ClassificationBenchmark | VisualQuestionBenchmark) -> dict[str, str | None]:
+    if isinstance(benchmark, VisualQuestionBenchmark):
+        return {asked.image_name: None for asked in benchmark.questions}
+    images = benchmark.images
+    groups: Sequence[str | None] = images.groups or [None] * len(images)
+    return dict(zip(images.names, groups, strict=True))
+
+
+def _compared(
+    benchmark: ClassificationBenchmark | VisualQuestionBenchmark, leaks: Leaks
+) -> Iterator[tuple[str, bytes, str]]:
+    """Yield the name, the hash of the file, and the perceptual hash of each image. Hashes may be empty."""
+    images: Any
     if isinstance(benchmark, VisualQuestionBenchmark):
         by_name = {asked.image_name: asked.image for asked in benchmark.questions}
-        names, images, groups = list(by_name), list(by_name.values()), None
+        names, images = list(by_name), list(by_name.values())
     else:
-        names, images, groups = benchmark.images.names, benchmark.images.images, benchmark.images.groups
-    return [_Image(name, groups[number] if groups else None, images, number) for number, name in enumerate(names)]
-
-
-def _compared(entry: _Image, split: str, leaks: Leaks) -> tuple[bytes | None, str]:
-    """Digest of the file, and perceptual hash."""
-    image = entry.images[entry.number]
-    content = content_of(image)
-    digest = hashlib.blake2b(content, digest_size=16).digest() if content else None
-    try:
-        return digest, perceptual_hash(read_row_image(image))
-    except ImageError as error:
-        leaks.unreadable.append(f"{split}: {entry.name} ({error})")
-        return digest, ""
+        names, images = benchmark.images.names, benchmark.images.images
+    for number, name in enumerate(names):
+        image = images[number]
+        content = content_of(image)
+        digest, looks = hashlib.blake2b(content, digest_size=16).digest() if content else b"", ""
+        try:
+            looks = perceptual_hash(read_row_image(image))
+        except ImageError as error:
+            leaks.unreadable.append(f"{benchmark.split}: {name} ({error})")
+        yield name, digest, looks
 
 
 __all__ = ["EXAMPLES_SHOWN", "Leaks", "find_leaks"]

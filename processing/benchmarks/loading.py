@@ -1,32 +1,20 @@
-"""The door to all benchmarks."""
+"""Load any benchmark by name."""
 
-import dataclasses
+import inspect
 import os
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..images.labeled import LabeledImages, similar_classes
-from .benchmark import ClassificationBenchmark, RetrievalBenchmark, VisualQuestion, VisualQuestionBenchmark
-from .facts import choose_prompts, facts_of, published_models, template_sets_of_any_images
+from ..images.labeled import LabeledImages
+from .benchmark import Benchmark, ClassificationBenchmark, Content, RetrievalBenchmark, VisualQuestionBenchmark
+from .facts import choose_prompts, facts_of, published_models
 from .fingerprint import fingerprint_of
-from .folders import read_any_images
-from .lc25000 import read_lc25000
-from .medmnist import read_medmnist
-from .pcam import find_kaggle, read_pcam
-from .questions import read_slake, read_vqa_rad
-from .rsna import RsnaSplit, read_rsna
-from .tcga_til import DEFAULT_CANCER, is_of_the_paper, read_tcga_til
 
 
-Benchmark = ClassificationBenchmark | VisualQuestionBenchmark | RetrievalBenchmark
-CLASSIFICATION = ("pcam", "lc25000_lung", "lc25000_colon", "tcga_til", "rsna", "medmnist", "imagefolder")
-VISUAL_QUESTIONS = ("vqa_rad", "slake")
-RETRIEVAL = ("pmc15m",)
-BENCHMARK_NAMES = (*CLASSIFICATION, *VISUAL_QUESTIONS, *RETRIEVAL)
 Split = Literal["train", "validation", "test"]
-
-# What AUROC is about in MedMNIST's two sets of two classes.
-_POSITIVE_OF_MEDMNIST = {"normal, pneumonia": "1", "malignant, normal or benign": "0"}
+_OF_SPLITS = ("held_out", "seed")
 
 
 def load_benchmark(
@@ -37,43 +25,40 @@ def load_benchmark(
     prompts: str | os.PathLike[str] | None = None,
     held_out: float | None = None,
     seed: int = 0,
-    image_column: str = "image",
-    label_column: str = "label",
-    cancer: str = DEFAULT_CANCER,
-    rsna_split: RsnaSplit = "paper-test",
-    image_folder: str | os.PathLike[str] | None = None,
-    language: str = "en",
+    **options: Any,
 ) -> Benchmark:
-    """Reads a benchmark out of the files that people download.
+    """Load a split of a benchmark from the files that its authors publish.
+
+    A benchmark is an entry in `benchmarks.yaml` and a module in the same folder with a function
+    `read(path, split, facts, **options) -> Content`. The module has the name of the entry, or the name that the entry
+    gives as `reader`.
 
     Args:
-        name: One of `BENCHMARK_NAMES`; `imagefolder` is any folder of class folders, or a `datasets` set. Which files
-            each one needs is told by its reader in `processing/benchmarks`, and by the error when they are not there.
-        path: Folder of the benchmark, or its file.
-        split: `train`, `validation` or `test`. LC25000, RSNA and most folders of images come without: see `held_out`.
-        prompts: Name of a template set, such as `biovil` for RSNA, or a YAML file with `templates`, `class_names` or
-            both. If `None`, the first set, which is the paper's if there is one.
-        held_out: For images that come without splits: share of each class that is held out for `test`, and as much
-            for `validation`. Without it all such images are the test split. RSNA is always split, by patient.
-        seed: Of such splits.
-        image_column: Column of images of a `datasets` set.
-        label_column: Column of labels of a `datasets` set.
-        cancer: Study of TCGA-TIL: `luad` (the default, which the paper measures), another one (`brca`, ...), or `all`.
-            For other studies than `luad`, `paper` is empty.
-        rsna_split: Sizes of RSNA's splits, as `biomedclip.processing.benchmarks.rsna.split_patients` takes it:
-            `paper-test` (9,069 test patients, the default) or `paper-fractions` (70 / 15 / 15 %).
-        image_folder: Of VQA-RAD and SLAKE, where the images do not lie beside the questions.
-        language: Of SLAKE's questions: `en`, `zh` or `all`.
+        name: Name of the benchmark, see [`benchmark_names`]. `imagefolder` is any folder of labeled images, as
+            [`read_labeled_images`] takes it.
+        path: Folder or file of the benchmark. The error for missing files states what is expected.
+        split: `train`, `validation` or `test`.
+        prompts: Name of a set of prompts, such as `biovil` for RSNA, or a YAML file with `templates`, `class_names` or
+            both. If None, the first set of the entry, which is the paper's if there is one.
+        held_out: For images without splits: fraction of each class to hold out for the test split, and the same for the
+            validation split. If None, all such images are the test split.
+        seed: Seed of the splits that are drawn.
+        options: Options of the benchmark:
+
+            - `imagefolder`: `image_column` and `label_column`
+            - `tcga_til`: `cancer`, the study (`luad`, the default, or `brca`, ...), or `all`
+            - `rsna`: `rsna_split`, `paper-test` (the default) or `paper-fractions`
+            - `vqa_rad` and `slake`: `image_folder`, if the images are not beside the questions
+            - `slake`: `language`, `en` (the default), `zh` or `all`
 
     Returns:
-        A `ClassificationBenchmark`, a `VisualQuestionBenchmark` (`vqa_rad`, `slake`) or a `RetrievalBenchmark`
-        (`pmc15m`). Images are read when asked for, and only then is one found to be damaged.
+        A [`ClassificationBenchmark`], [`VisualQuestionBenchmark`] or [`RetrievalBenchmark`]. Images are read on access,
+        so that damaged images are found only then.
 
     Raises:
-        FileNotFoundError: Nothing of the kind there, or a part of it is missing.
-        ImportError: The files need a library of an extra, `hdf5` or `dicom`.
-        ValueError: If the name or the split is unknown, if `cancer` or `rsna_split` has no effect on the benchmark, or
-            if files hold something else.
+        FileNotFoundError: If files are missing.
+        ImportError: If the files need a library of an extra, `hdf5` or `dicom`.
+        ValueError: If the name, the split or an option is unknown, or if files have unexpected content.
 
     Example:
     ```python
@@ -83,142 +68,76 @@ def load_benchmark(
     >>> read_image(benchmark.images[0]["image"])
     ```
     """
-    if name not in BENCHMARK_NAMES:
-        raise ValueError(f"No benchmark is called {name!r}; there are {', '.join(BENCHMARK_NAMES)}.")
-    if split not in get_args(Split):
-        raise ValueError(f"No split is called {split!r}; there are {', '.join(get_args(Split))}.")
-    for option, value, default, only in (
-        ("cancer", cancer, DEFAULT_CANCER, "tcga_til"),
-        ("rsna_split", rsna_split, "paper-test", "rsna"),
-    ):
-        if value != default and name != only:
-            raise ValueError(f"{option} has no effect on {name}, only on {only}. Leave it out.")
-    root = Path(path)
-    if name == "imagefolder":
-        images, notes = read_any_images(path, split, held_out, seed, image_column, label_column)
-        classes = {label: label.replace("_", " ") for label in sorted(set(images.labels))}
-        notes += similar_classes(list(classes))
-        return _classification(name, split, path, images, _unpublished(classes), notes, prompts)
-    if not root.exists():
-        raise FileNotFoundError(f"{path}: there is no such file or folder.")
-    if name == "medmnist":
-        images, classes, notes = read_medmnist(root, split)
-        positive = _POSITIVE_OF_MEDMNIST.get(", ".join(classes.values()))
-        return _classification(name, split, path, images, _unpublished(classes, positive), notes, prompts)
-    if name in VISUAL_QUESTIONS:
-        folder = Path(image_folder) if image_folder is not None else None
-        if name == "vqa_rad":
-            questions, notes = read_vqa_rad(root, split, folder)
-        else:
-            questions, notes = read_slake(root, split, folder, language)
-        return _visual_questions(name, split, path, questions, notes)
-    if name == "pmc15m":
-        return _pairs(split, path)
     facts = facts_of(name)
-    selection: dict[str, Any] = {}
-    if name == "pcam":
-        images, notes = read_pcam(root, split, held_out, seed)
-        if find_kaggle(root):
-            facts = {**facts, "paper": {}, "images": {}}
-    elif name == "tcga_til":
-        images, notes, selection = read_tcga_til(root, split, cancer)
-        if not is_of_the_paper(cancer):
-            facts = {**facts, "paper": {}, "images": {}}
-    elif name == "rsna":
-        images, notes, selection = read_rsna(root, split, seed, rsna_split)
-    else:
-        images, notes = read_lc25000(root, name, split, held_out, seed)
-    benchmark = _classification(name, split, path, images, facts, notes, prompts)
-    return dataclasses.replace(benchmark, selection=selection)
+    if split not in get_args(Split):
+        raise ValueError(f"Unknown split {split!r}. Choose one of {', '.join(get_args(Split))}.")
+    if unknown := options.keys() - set(benchmark_options(name)):
+        known = ", ".join(benchmark_options(name)) or "no options"
+        raise ValueError(f"{min(unknown)} has no effect on {name}, which has {known}. Leave it out.")
+    if "download" in facts and not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: there is no such file or folder.")
+    reader = _reader(name)
+    of_splits = {"held_out": held_out, "seed": seed}
+    options |= {option: value for option, value in of_splits.items() if option in _parameters(reader)}
+    content = reader(Path(path), split, facts, **options)
+    return _benchmark(content, facts | content.facts, os.fspath(path), split, prompts)
 
 
-def _classification(
-    name: str,
-    split: str,
-    path: str | os.PathLike[str],
-    images: LabeledImages,
-    facts: dict[str, Any],
-    notes: list[str],
-    prompts: str | os.PathLike[str] | None,
-) -> ClassificationBenchmark:
-    class_names, templates, template_sets = choose_prompts(
-        prompts, facts["classes"], facts["template_sets"], facts.get("class_names_of_sets")
-    )
+def benchmark_options(name: str) -> list[str]:
+    """Return the names of the options that only some benchmarks have, such as `cancer`, and that this one has."""
+    return [option for option in _parameters(_reader(name)) if option not in _OF_SPLITS]
+
+
+def _reader(name: str) -> Callable[..., Content]:
+    return import_module(f"{__package__}.{facts_of(name).get('reader', name)}").read
+
+
+def _parameters(reader: Callable[..., Content]) -> list[str]:
+    parameters = inspect.signature(reader).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def _benchmark(
+    content: Content, facts: dict[str, Any], path: str, split: str, prompts: str | os.PathLike[str] | None
+) -> Benchmark:
+    rows = content.rows
+    notes = [*(rows.notes if isinstance(rows, LabeledImages) else []), *content.notes]
+    published = facts["images"].get(split)
+    if published is not None and len(rows) != published:
+        what = {"retrieval": "pairs", "visual-question-answering": "questions"}.get(facts["task"], "images")
+        notes.append(f"{len(rows):,} {what}, but the published {split} split has {published:,}.")
+    shared: dict[str, Any] = {
+        "name": facts["name"],
+        "split": split,
+        "path": path,
+        "paper": dict(facts["paper"]) if split == "test" else {},
+        "source": facts["source"],
+        "notes": notes,
+        "selection": content.selection,
+    }
+    if facts["task"] == "retrieval":
+        models = published_models(facts["name"], "retrieval", split)
+        shared["paper"] = dict(models[0].values) if models else {}
+        shared["source"] = models[0].source if models and split != "test" else facts["source"]
+        fingerprint = fingerprint_of([[pair_id] for pair_id in rows["pair_id"]], [])
+        return RetrievalBenchmark(**shared, fingerprint=fingerprint, pairs=rows, published_pairs=published)
+    if facts["task"] == "visual-question-answering":
+        texts = [(row.name, row.image_name, row.question, row.answer, row.answer_type) for row in rows]
+        fingerprint = fingerprint_of(texts, list({row.image_name: row.image for row in rows}.values()))
+        return VisualQuestionBenchmark(**shared, fingerprint=fingerprint, questions=rows)
+    class_names, templates, template_sets = choose_prompts(prompts, facts)
     return ClassificationBenchmark(
-        name=name,
-        split=split,
-        path=os.fspath(path),
-        images=images,
+        **shared,
+        fingerprint=fingerprint_of(list(zip(rows.names, rows.labels, strict=True)), rows.images),
+        images=rows,
         classes=list(facts["classes"]),
         class_names=class_names,
         templates=templates,
         template_sets=template_sets,
         positive=facts["positive"],
         metric=facts["metric"],
-        paper=dict(facts["paper"]) if split == "test" else {},
-        source=facts["source"],
-        fingerprint=fingerprint_of(list(zip(images.names, images.labels, strict=True)), images.images),
-        notes=notes + _of_another_size(facts, split, len(images), "images"),
         paper_of_linear_probe=dict(facts.get("paper_of_linear_probe", {})) if split == "test" else {},
     )
 
 
-def _unpublished(classes: dict[str, str], positive: str | None = None) -> dict[str, Any]:
-    """Facts of images of which nothing is published, as [`facts_of`] gives those of the others."""
-    return {
-        "classes": classes,
-        "template_sets": template_sets_of_any_images(),
-        "positive": positive,
-        "metric": "accuracy",
-        "paper": {},
-        "source": "nothing is published of BiomedCLIP; prompts of the published model card",
-        "images": {},
-    }
-
-
-def _visual_questions(
-    name: str, split: str, path: str | os.PathLike[str], questions: list[VisualQuestion], notes: list[str]
-) -> VisualQuestionBenchmark:
-    facts = facts_of(name)
-    images = {question.image_name: question.image for question in questions}
-    rows = [(asked.name, asked.image_name, asked.question, asked.answer, asked.answer_type) for asked in questions]
-    return VisualQuestionBenchmark(
-        name=name,
-        split=split,
-        path=os.fspath(path),
-        questions=questions,
-        paper=dict(facts["paper"]) if split == "test" else {},
-        source=facts["source"],
-        fingerprint=fingerprint_of(rows, list(images.values())),
-        notes=notes + _of_another_size(facts, split, len(questions), "questions"),
-    )
-
-
-def _pairs(split: str, path: str | os.PathLike[str]) -> RetrievalBenchmark:
-    from ..pmc15m import load_pmc15m  # torch and `datasets`
-
-    facts = facts_of("pmc15m")
-    columns = ["pair_id", "pmcid", "image", "caption"]
-    pairs: Any = load_pmc15m(path, split, streaming=False, columns=columns, decode=False)
-    published = published_models("pmc15m", "retrieval", split)
-    return RetrievalBenchmark(
-        name="pmc15m",
-        split=split,
-        path=os.fspath(path),
-        pairs=pairs,
-        paper=dict(published[0].values) if published else {},
-        published_pairs=facts["images"].get(split),
-        source=published[0].source if published and split != "test" else facts["source"],
-        fingerprint=fingerprint_of([[pair_id] for pair_id in pairs["pair_id"]], []),
-        notes=_of_another_size(facts, split, len(pairs), "pairs"),
-    )
-
-
-def _of_another_size(facts: dict[str, Any], split: str, found: int, of_what: str) -> list[str]:
-    published = facts["images"].get(split)
-    if published is None or found == published:
-        return []
-    return [f"{found:,} {of_what}, where the published {split} split has {published:,}."]
-
-
-__all__ = ["BENCHMARK_NAMES", "load_benchmark"]
+__all__ = ["benchmark_options", "load_benchmark"]

@@ -1,75 +1,83 @@
-"""MedMNIST's 2D sets of one label an image, out of their `.npz` files."""
+"""MedMNIST: 2D sets with one label for each image, as `.npz` files."""
 
 import re
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..images.labeled import LabeledImages
 from .arrays import ArrayImages
-from .facts import medmnist_classes
+from .benchmark import Content
 from .files import folders_in
 
 
+MAX_ARRAY_BYTES = 16_000_000_000  # the largest published array, PathMNIST's training images of 224 pixels, has 13.5 GB
 _PARTS = {"train": "train", "validation": "val", "test": "test"}
-MAX_ARRAY_BYTES = 16_000_000_000  # the largest published one, PathMNIST's training images of 224 pixels, takes 13.5 GB
+_POSITIVE = {"pneumoniamnist": "1", "breastmnist": "0"}
 
 
-def read_medmnist(path: Path, split: str) -> tuple[LabeledImages, dict[str, str], list[str]]:
-    """A split of a MedMNIST set, its classes with their names, and notes.
+def read(path: Path, split: str, facts: dict[str, Any]) -> Content:
+    """Read a split of a set.
 
     Args:
         path: `pathmnist.npz`, `dermamnist_128.npz`, ..., or a folder with one such file.
         split: `train`, `validation` or `test`.
+        facts: Entry in `benchmarks.yaml`, with the class names of each set.
 
     Raises:
-        FileNotFoundError: There is no such file, or there are several.
-        ValueError: A damaged file, or a set of volumes or of several labels an image.
+        FileNotFoundError: If there is no such file, or if there are several.
+        ValueError: If the file is damaged, or contains volumes or several labels for each image.
     """
-    file = _find(path)
-    images, labels = (_array(file, f"{_PARTS[split]}_{what}") for what in ("images", "labels"))
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise ValueError(f"{file}: images of {images.dtype} and shape {images.shape} are not 2D images of 8 bits.")
-    if images.ndim == 4 and images.shape[3] != 3:
-        raise ValueError(f"{file}: volumes of {images.shape[1:]} voxels; only the 2D sets of MedMNIST are read.")
-    if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2):
-        raise ValueError(f"{file}: labels of {labels.dtype} and shape {labels.shape} are not one number an image.")
-    if labels.size != len(labels):
-        raise ValueError(
-            f"{file}: {labels.shape[1]} labels an image (as ChestMNIST has); zero-shot classification and the linear "
-            "probe need one."
-        )
-    if len(labels) != len(images):
-        raise ValueError(f"{file}: {len(labels):,} labels for {len(images):,} images. Download it again.")
+    file, part = _find(path, facts), _PARTS[split]
+    images, labels = _array(file, f"{part}_images"), _array(file, f"{part}_labels")
+    _check_arrays(file, images, labels)
     values = [str(label) for label in labels.reshape(-1).tolist()]
-    flag = set_name(file)
+    name = set_name(file)
     notes = [f"{file.stem}: images of {images.shape[1]} x {images.shape[2]} pixels."]
-    classes = medmnist_classes(flag)
-    if classes is None:
+    classes = {str(number): text for number, text in enumerate(facts["sets"].get(name, []))}
+    if not classes:
         classes = {value: value for value in sorted(set(values), key=int)}
-        notes.append(f"{flag} is no set of MedMNIST whose classes are known: they are called by their numbers.")
+        notes.append(f"The class names of {name} are not known. The prompts contain the numbers of the classes.")
     elif unknown := set(values) - classes.keys():
-        raise ValueError(f"{file}: label {min(unknown, key=int)}, and {flag} has 0 to {len(classes) - 1}.")
-    part = _PARTS[split]
-    return LabeledImages(ArrayImages(images), values, [f"{part}/{row}" for row in range(len(images))]), classes, notes
+        raise ValueError(f"{file}: label {min(unknown, key=int)} is not one of 0 to {len(classes) - 1} of {name}.")
+    rows = LabeledImages(ArrayImages(images), values, [f"{part}/{row}" for row in range(len(images))])
+    return Content(rows, notes, facts={"classes": classes, "positive": _POSITIVE.get(name)})
 
 
 def set_name(file: Path) -> str:
-    """Return the name of the set that a file of MedMNIST holds: `pathmnist` of `pathmnist_224.npz`."""
+    """Return the name of the set in a file, such as `pathmnist` for `pathmnist_224.npz`."""
     return re.sub(r"(_\d+)?$", "", file.stem.lower())
 
 
-def _find(path: Path) -> Path:
+def _check_arrays(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise ValueError(f"{file}: images of {images.dtype} and shape {images.shape} are not 2D images of 8 bits.")
+    if images.ndim == 4 and images.shape[3] != 3:
+        raise ValueError(f"{file}: volumes of {images.shape[1:]} voxels. Only the 2D sets of MedMNIST are supported.")
+    if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2):
+        raise ValueError(
+            f"{file}: labels of {labels.dtype} and shape {labels.shape} are not one number for each image."
+        )
+    if labels.size != len(labels):
+        raise ValueError(
+            f"{file}: {labels.shape[1]} labels for each image, as in ChestMNIST. Only sets with one label for each "
+            "image are supported."
+        )
+    if len(labels) != len(images):
+        raise ValueError(f"{file}: {len(labels):,} labels for {len(images):,} images. Download it again.")
+
+
+def _find(path: Path, facts: dict[str, Any]) -> Path:
     if path.is_file():
         return path
     found = sorted(file for folder in folders_in(path) for file in folder.glob("*.npz"))
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
         raise FileNotFoundError(
-            f"{path}: one .npz file is needed, and there is {names}. Name the file; MedMNIST comes from "
-            "https://zenodo.org/records/10519652"
+            f"{path}: expected one .npz file, found {names}. Pass the file. MedMNIST comes from {facts['download']}"
         )
     return found[0]
 
@@ -79,13 +87,10 @@ def _array(file: Path, key: str) -> np.ndarray:
         with zipfile.ZipFile(file) as archive:
             sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
         if f"{key}.npy" not in sizes:
-            raise ValueError(f"no array {key!r} in it, only {', '.join(name.removesuffix('.npy') for name in sizes)}")
+            raise ValueError(f"it has no array {key!r}, only {', '.join(name.removesuffix('.npy') for name in sizes)}")
         if sizes[f"{key}.npy"] > MAX_ARRAY_BYTES:
             raise ValueError(f"{key!r} would take {sizes[f'{key}.npy']:,} bytes, more than {MAX_ARRAY_BYTES:,}")
         with np.load(file, allow_pickle=False) as arrays:
             return arrays[key]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file}: not a MedMNIST file, or a truncated one ({error}).") from error
-
-
-__all__ = ["read_medmnist", "set_name"]

@@ -1,23 +1,16 @@
-"""PatchCamelyon: HDF5 as published, Kaggle's TIFF files with a table of labels, or folders of images."""
+"""PatchCamelyon: HDF5 files as published, Kaggle's TIFF files with a table of labels, or folders of images."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..images.labeled import LabeledImages, split_folders
+from ..images.folders import first_names
+from ..images.labeled import LabeledImages, choose_split, split_folders
 from ..tables import labels_by_name, read_table
 from .arrays import Hdf5Images, open_array
-from .files import (
-    check_images,
-    check_names,
-    check_values,
-    find_file,
-    find_folder,
-    incomplete,
-    labeled_folders,
-    some_of,
-)
-from .folders import choose_split
+from .benchmark import Content
+from .files import check_images, check_names, check_values, find_file, find_folder, incomplete, labeled_folders
 
 
 LABELS = {"0": "normal", "1": "tumor"}
@@ -25,42 +18,33 @@ _PARTS = {"train": "train", "validation": "valid", "test": "test"}
 _FILE = "camelyonpatch_level_2_split_{part}_{what}"
 
 
-def read_pcam(root: Path, split: str, held_out: float | None, seed: int) -> tuple[LabeledImages, list[str]]:
-    """A split of PCam, and notes.
+def read(path: Path, split: str, facts: dict[str, Any], *, held_out: float | None = None, seed: int = 0) -> Content:
+    """Read a split.
 
     Args:
-        root: Folder with `camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5`; or with `train_labels.csv` and
-            `train/<id>.tif`; or with folders of images called `normal` and `tumor`, or `0` and `1`, optionally under
+        path: Folder with `camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5`; with `train_labels.csv` and
+            `train/<id>.tif`; or with folders of images named `normal` and `tumor`, or `0` and `1`, optionally in
             folders of splits.
         split: `train`, `validation` or `test`.
-        held_out: Of images without splits: see [`choose_split`].
-        seed: Likewise.
+        facts: Entry in `benchmarks.yaml`.
+        held_out: Fraction to hold out of images without splits, as [`choose_split`] takes it.
+        seed: Seed of the draw.
 
     Raises:
-        FileNotFoundError: A part is missing.
-        ImportError: h5py is not installed.
-        ValueError: A file that holds something else.
+        FileNotFoundError: If files are missing.
+        ImportError: If h5py is not installed.
+        ValueError: If a file has unexpected content.
     """
-    root = root.parent if root.is_file() else root
+    root = path.parent if path.is_file() else path
     if _has_hdf5(root):
-        return _from_hdf5(root, _PARTS[split])
-    if table := _find_labels(root):
-        images, notes = choose_split({"train": _from_kaggle(table)}, root, split, held_out, seed)
-        return images, [
-            *notes,
-            "Kaggle's labeled images are from PCam's training split. Published values are not shown.",
-        ]
-    return choose_split(_from_folders(root), root, split, held_out, seed)
-
-
-def find_kaggle(root: Path) -> Path | None:
-    """Return the table of labels if the files of a folder are Kaggle's, whose images are from the training split."""
-    root = root.parent if root.is_file() else root
-    return None if _has_hdf5(root) else _find_labels(root)
-
-
-def _find_labels(root: Path) -> Path | None:
-    return find_file(root, "train_labels.csv")
+        return Content(_from_hdf5(root, _PARTS[split], facts))
+    table = find_file(root, "train_labels.csv")
+    splits = {"train": _from_kaggle(table, facts)} if table else _from_folders(root, facts)
+    images = choose_split(splits, root, split, held_out, seed)
+    if table is None:
+        return Content(images)
+    note = "Kaggle's labeled images are from PCam's training split. Published values are not shown."
+    return Content(images, [note], facts={"paper": {}, "images": {}})
 
 
 def _has_hdf5(root: Path) -> bool:
@@ -68,44 +52,33 @@ def _has_hdf5(root: Path) -> bool:
     return find_file(root, *names, *(f"{name}.gz" for name in names)) is not None
 
 
-def _from_hdf5(root: Path, part: str) -> tuple[LabeledImages, list[str]]:
-    x, y = (_find_hdf5(root, _FILE.format(part=part, what=f"{what}.h5")) for what in "xy")
-    images = Hdf5Images(x, "x")
-    values = open_array(y, "y")
+def _from_hdf5(root: Path, part: str, facts: dict[str, Any]) -> LabeledImages:
+    x, y = (_find_hdf5(root, _FILE.format(part=part, what=f"{what}.h5"), facts) for what in "xy")
+    images, values = Hdf5Images(x, "x"), open_array(y, "y")
     if values.dtype.kind not in "iu" or values.size != len(values):
-        raise ValueError(f"{y}: 'y' holds {values.dtype} of shape {values.shape}, where one integer an image belongs.")
+        raise ValueError(f"{y}: 'y' has {values.dtype} of shape {values.shape}, not one integer for each image.")
     if len(values) != len(images):
         raise ValueError(
             f"{y}: {len(values):,} labels for the {len(images):,} images of {x.name}. Download both again."
         )
-    labels = np.asarray(values).reshape(-1)
-    if unknown := set(labels.tolist()) - {0, 1}:
-        raise ValueError(
-            f"{y}: labels are 0 and 1, and there are {some_of([str(label) for label in sorted(unknown)])}."
-        )
-    return (
-        LabeledImages(
-            images,
-            [LABELS[str(label)] for label in labels],
-            [f"{part}/{row}" for row in range(len(images))],
-            _slides(x.with_name(_FILE.format(part=part, what="meta.csv")), len(images)),
-        ),
-        [],
-    )
+    labels = [str(label) for label in np.asarray(values).reshape(-1)]
+    if unknown := set(labels) - LABELS.keys():
+        raise ValueError(f"{y}: labels must be 0 or 1, but there are {first_names(sorted(unknown))}.")
+    names = [f"{part}/{row}" for row in range(len(images))]
+    slides = _slides(x.with_name(_FILE.format(part=part, what="meta.csv")), len(images))
+    return LabeledImages(images, [LABELS[label] for label in labels], names, slides)
 
 
-def _find_hdf5(root: Path, name: str) -> Path:
+def _find_hdf5(root: Path, name: str, facts: dict[str, Any]) -> Path:
     if found := find_file(root, name):
         return found
     if packed := find_file(root, f"{name}.gz"):
-        raise FileNotFoundError(
-            f"{packed}: still packed, and not to be read by rows. Unpack it with: gunzip {packed.name}"
-        )
-    raise incomplete(root, f"no {name}", "pcam")
+        raise FileNotFoundError(f"{packed}: the file is compressed. Run: gunzip {packed.name}")
+    raise incomplete(root, f"no {name}", facts)
 
 
 def _slides(table: Path, images: int) -> list[str] | None:
-    """Slide of each patch, where the table of them was downloaded too."""
+    """Return the slide of each patch, if their table was downloaded too."""
     if not table.is_file():
         return None
     slides = [row["wsi"] for row in read_table(table, ["wsi"]).rows]
@@ -114,32 +87,26 @@ def _slides(table: Path, images: int) -> list[str] | None:
     return slides
 
 
-def _from_kaggle(table: Path) -> LabeledImages:
-    folder = table.parent / "train"
-    read = read_table(table, ["id", "label"])
-    check_names(read, "id")
-    check_values(read, "label", LABELS)
-    row_of = labels_by_name(read, "id", "label")
-    files = [folder / f"{name}.tif" for name in row_of]
-    check_images(folder, [file.name for file in files], table, "pcam")
+def _from_kaggle(table: Path, facts: dict[str, Any]) -> LabeledImages:
+    rows = read_table(table, ["id", "label"])
+    check_names(rows, "id")
+    check_values(rows, "label", LABELS)
+    row_of = labels_by_name(rows, "id", "label")
+    files = [table.parent / "train" / f"{name}.tif" for name in row_of]
+    check_images(table.parent / "train", [file.name for file in files], table, facts)
     return LabeledImages(files, [LABELS[row["label"]] for row in row_of.values()], list(row_of))
 
 
-def _from_folders(root: Path) -> dict[str, LabeledImages]:
-    folders = split_folders(root) or {"train": root}
+def _from_folders(root: Path, facts: dict[str, Any]) -> dict[str, LabeledImages]:
     splits = {}
-    for split, folder in folders.items():
-        found = {label: find_folder(folder, label, digit) for digit, label in LABELS.items()}
-        for label, of_label in found.items():
+    for split, folder in (split_folders(root) or {"train": root}).items():
+        found = {}
+        for digit, label in LABELS.items():
+            of_label = find_folder(folder, label, digit)
             if of_label is None:
-                raise incomplete(
-                    folder,
-                    f"no {_FILE.format(part='test', what='x.h5')}, no train_labels.csv, and no folder of images called "
-                    f"{label} (or {list(LABELS.values()).index(label)})",
-                    "pcam",
-                )
-        splits[split] = labeled_folders(root, {label: path for label, path in found.items() if path}, "pcam")
+                name = _FILE.format(part="test", what="x.h5")
+                what = f"no {name}, no train_labels.csv, and no folder of images named {label} or {digit}"
+                raise incomplete(folder, what, facts)
+            found[label] = of_label
+        splits[split] = labeled_folders(root, found, facts)
     return splits
-
-
-__all__ = ["find_kaggle", "read_pcam"]

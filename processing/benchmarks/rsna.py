@@ -1,4 +1,4 @@
-"""RSNA pneumonia: chest radiographs in DICOM; a patient's largest `Target` tells whether they show pneumonia."""
+"""RSNA pneumonia: chest radiographs in DICOM. The largest `Target` of a patient is the label."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from ..images.dicom import require_pydicom
 from ..images.labeled import LabeledImages
 from ..tables import read_table
+from .benchmark import Content
 from .files import check_images, check_names, check_values, find_file, incomplete
 
 
@@ -24,14 +25,13 @@ def split_patients(patients: Iterable[str], seed: int = 0, rule: RsnaSplit = "pa
 
     Args:
         patients: Ids of the patients.
-        seed: Each seed gives another split.
+        seed: Seed of the split.
         rule: Sizes of the splits. `paper-test`: as many test patients as in Table 1 of the paper (9,069 of 26,684), and
-            10 % for validation. `paper-fractions`: 70 % for training, 15 % for validation, 15 % for testing, which
+            10 % for validation. `paper-fractions`: 70 % for training, 15 % for validation and 15 % for testing, which
             gives the training and validation sizes of Table 1 (18,678 and 4,003) and 4,003 test patients.
 
     Returns:
-        Ids of `train`, `validation` and `test`, each sorted. They depend on the ids, the seed and the rule alone, and
-        do not overlap.
+        The sorted ids of `train`, `validation` and `test`, which do not overlap.
 
     Raises:
         ValueError: If the rule is unknown.
@@ -58,73 +58,61 @@ def split_patients(patients: Iterable[str], seed: int = 0, rule: RsnaSplit = "pa
     }
 
 
-def read_rsna(
-    root: Path, split: str, seed: int, rule: RsnaSplit = "paper-test"
-) -> tuple[LabeledImages, list[str], dict[str, Any]]:
+def read(
+    path: Path, split: str, facts: dict[str, Any], *, seed: int = 0, rsna_split: RsnaSplit = "paper-test"
+) -> Content:
     """Read a split of the labeled patients.
 
     Args:
-        root: Folder with `stage_2_train_labels.csv` and `stage_2_train_images`.
+        path: Folder with `stage_2_train_labels.csv` and `stage_2_train_images`.
         split: `train`, `validation` or `test`.
+        facts: Entry in `benchmarks.yaml`.
         seed: Seed of the split.
-        rule: Sizes of the splits, as [`split_patients`] takes it.
-
-    Returns:
-        The images, notes, and the selection with its counts.
+        rsna_split: Sizes of the splits, the `rule` of [`split_patients`].
 
     Raises:
         FileNotFoundError: If the table, the folder, or images of the table are missing.
         ImportError: If pydicom is not installed.
-        ValueError: If the table holds something else, or the rule is unknown.
+        ValueError: If the table has unexpected content, or `rsna_split` is unknown.
     """
     require_pydicom()
-    table = find_file(root, _TABLE)
-    if table is None:
-        raise incomplete(root, f"no {_TABLE}", "rsna")
-    targets = _targets(table)
-    folder = table.parent / _FOLDER
-    check_images(folder, [f"{patient}.dcm" for patient in targets], table, "rsna")
-    splits = split_patients(targets, seed, rule)
-    patients = splits[split]
-    if not patients:
-        raise ValueError(f"{table}: of its {len(targets)} patients none falls into the {split} split.")
-    images = LabeledImages(
-        [folder / f"{patient}.dcm" for patient in patients],
-        [targets[patient] for patient in patients],
-        patients,
-        patients,
-    )
+    file = find_file(path, _TABLE)
+    if file is None:
+        raise incomplete(path, f"no {_TABLE}", facts)
+    table = read_table(file, ["patientId", "Target"])
+    check_names(table, "patientId")
+    check_values(table, "Target", ("0", "1"))
+    # The table has one row for each opacity of a patient.
+    with_opacity = {row["patientId"] for row in table.rows if row["Target"] == "1"}
+    patients = list(dict.fromkeys(row["patientId"] for row in table.rows))
+    folder = file.parent / _FOLDER
+    check_images(folder, [f"{patient}.dcm" for patient in patients], file, facts)
+    splits = split_patients(patients, seed, rsna_split)
+    chosen = splits[split]
+    if not chosen:
+        raise ValueError(f"{file}: none of its {len(patients)} patients is in the {split} split.")
+    labels = ["pneumonia" if patient in with_opacity else "normal" for patient in chosen]
     sizes = {name: len(members) for name, members in splits.items()}
-    numbers = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    positive = images.labels.count("pneumonia")
-    selection = {
-        "rsna_split": rule,
-        "seed": seed,
-        "patients": sizes,
-        "positive": positive,
-        "positive_fraction": positive / len(images),
-    }
+    positive = labels.count("pneumonia")
     notes = [
-        f"Patients split by hash, seed {seed}: {numbers} (rule {rule}). {positive / len(images):.1%} of {split} are "
-        "positive. "
+        f"Patients split by hash, seed {seed}: {', '.join(f'{name} {size:,}' for name, size in sizes.items())} (rule "
+        f"{rsna_split}). {positive / len(chosen):.1%} of {split} are positive. "
         "Table 1 of the paper gives train 18,678, validation 4,003, test 9,069, which is more than the 26,684 patients "
-        "that have labels. Its lists were never published, so that these images are others."
+        "that have labels. Its lists were never published, so that the images differ from the paper's."
     ]
-    if rule == "paper-fractions":
+    if rsna_split == "paper-fractions":
         notes.append(
-            "paper-fractions is inferred: 18,678 and 4,003 are 70 and 15 % of the patients. The 15 % that are left are "
+            "paper-fractions is inferred: 18,678 and 4,003 are 70 and 15 % of the patients. The remaining 15 % are "
             "4,003, not 9,069."
         )
-    return images, notes, selection
-
-
-def _targets(table: Path) -> dict[str, str]:
-    """Label of each patient, of whom a table has one row for each opacity."""
-    read = read_table(table, ["patientId", "Target"])
-    check_names(read, "patientId")
-    check_values(read, "Target", ("0", "1"))
-    positive = {row["patientId"] for row in read.rows if row["Target"] == "1"}
-    return {row["patientId"]: "pneumonia" if row["patientId"] in positive else "normal" for row in read.rows}
-
-
-__all__ = ["RSNA_SPLITS", "RsnaSplit", "read_rsna", "split_patients"]
+    return Content(
+        LabeledImages([folder / f"{patient}.dcm" for patient in chosen], labels, chosen, chosen),
+        notes,
+        {
+            "rsna_split": rsna_split,
+            "seed": seed,
+            "patients": sizes,
+            "positive": positive,
+            "positive_fraction": positive / len(chosen),
+        },
+    )

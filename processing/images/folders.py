@@ -1,4 +1,4 @@
-"""Find the images of a folder by the content of its files. All code that reads image folders uses this module."""
+"""Find the images of a folder by the content of its files."""
 
 import logging
 import os
@@ -27,10 +27,10 @@ class FolderContent:
 
     Args:
         images: Files with the first bytes or the suffix of a supported image format. This includes damaged images,
-            which the caller has to handle.
+            which the caller must handle.
         others: Files that are not images, and entries that cannot be opened: FIFOs, sockets, devices, broken links.
-        skipped_folders: Folders that were not entered: links to folders, and folders without read permission.
-        links_out: Images and entered folders that are links to a place outside the folder.
+        skipped_folders: Folders that were not searched: links to folders, and folders without read permission.
+        links_out: Images and searched folders that are links to a place outside the folder.
         dicom: Whether at least one image is DICOM, which needs pydicom.
     """
 
@@ -44,9 +44,9 @@ class FolderContent:
 def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
     """Return the images of a folder and its subfolders.
 
-    A file counts as an image if it has the suffix of a supported format, or if its first bytes are those of a supported
-    format. Hidden files and folders and `__MACOSX` are ignored. Only regular files and links to them are opened. A
-    progress bar is shown on stderr after two seconds.
+    A file counts as an image if its suffix or its first bytes are those of a supported format. Hidden files and folders
+    and `__MACOSX` are ignored. Only regular files and links to them are opened. A progress bar is shown on stderr after
+    two seconds.
 
     Args:
         folder: The folder. It may itself be a link.
@@ -106,17 +106,24 @@ def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
     """
     found = list(contents)
     notes = []
-    if others := [path for content in found for path in content.others]:
-        suffixes = Counter(path.suffix.lower() or "no suffix" for path in others)
-        counts = ", ".join(f"{shown_name(suffix)} {count:,}" for suffix, count in suffixes.most_common(_SHOWN))
-        notes.append(f"{len(others):,} files are not images and are ignored ({counts}; {_some(others, folder)})")
-    if skipped := [path for content in found for path in content.skipped_folders]:
-        reason = "folders are links or may not be read and are not entered"
-        notes.append(f"{len(skipped):,} {reason} ({_some(skipped, folder)})")
-    if links := [path for content in found for path in content.links_out]:
-        notes.append(f"{len(links):,} images or folders are links that lead out of it ({_some(links, folder)})")
+    for name, what in (
+        ("others", "files are not images and are ignored"),
+        ("skipped_folders", "folders are links or cannot be read and are ignored"),
+        ("links_out", "images or folders are links to places outside of it"),
+    ):
+        if paths := [path for content in found for path in getattr(content, name)]:
+            shown = first_names([path.relative_to(folder).as_posix() for path in paths])
+            if name == "others":
+                suffixes = Counter(path.suffix.lower() or "no suffix" for path in paths).most_common(_SHOWN)
+                shown = f"{', '.join(f'{shown_name(suffix)} {count:,}' for suffix, count in suffixes)}; {shown}"
+            notes.append(f"{len(paths):,} {what} ({shown})")
     if notes:
         _warn_once(f"{shown_name(str(folder))}: {'; '.join(notes)}.")
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first names as text, and `...` if there are more."""
+    return ", ".join(map(shown_name, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def shown_name(name: str) -> str:
@@ -132,11 +139,6 @@ def shown_name(name: str) -> str:
 @lru_cache(maxsize=1024)
 def _warn_once(message: str) -> None:
     logger.warning("%s", message)
-
-
-def _some(paths: Sequence[Path], root: Path) -> str:
-    names = [shown_name(path.relative_to(root).as_posix()) for path in paths[:_SHOWN]]
-    return ", ".join(names) + (", ..." if len(paths) > _SHOWN else "")
 
 
 def _entries(folder: Path, root: str, link_depth: int, content: FolderContent) -> Iterator[os.DirEntry[str]]:
@@ -193,6 +195,7 @@ def _kind(suffix: str, path: str) -> str | None:
 __all__ = [
     "FolderContent",
     "find_images",
+    "first_names",
     "is_image_file",
     "is_visible",
     "shown_name",

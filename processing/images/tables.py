@@ -1,4 +1,4 @@
-"""Read tables of images and their labels: the metadata files of `datasets`' imagefolder."""
+"""Read metadata files, which name images and their labels, like the `imagefolder` of `datasets`."""
 
 import json
 import math
@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 
 from ..files import leads_out
 from ..tables import read_table, read_text
-from .folders import shown_name
+from .folders import first_names, shown_name
 
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,9 @@ class ImageRow:
     """A row of a table of images.
 
     Args:
-        where: The file and the line, for messages.
-        image: Path of the image, below the folder of the table.
-        label: Its label.
+        where: File and line for messages.
+        image: Path of the image.
+        label: Label of the image.
     """
 
     where: str
@@ -61,7 +60,7 @@ def read_image_table(path: Path, image_column: str, label_column: str) -> list[I
 
     Args:
         path: `metadata.csv`, `metadata.jsonl` or `metadata.parquet`. Paths in it are relative to its folder.
-        image_column: Name of the image: see [`file_columns`].
+        image_column: Column of the images, as [`file_columns`] takes it.
         label_column: Column of the labels.
 
     Returns:
@@ -77,11 +76,10 @@ def read_image_table(path: Path, image_column: str, label_column: str) -> list[I
     file_column = next((column for column in wanted if column in columns), None)
     if file_column is None and any(f"{name}s" in columns for name in wanted if name.endswith("file_name")):
         raise ValueError(f"{path}: each row names several images. Labeled images have one image in each row.")
-    for column, option in ((file_column, "--image-column"), (label_column, "--label-column")):
-        if column not in columns:
-            missing = " or ".join(map(repr, wanted)) if column is None else repr(column)
-            raise ValueError(f"{path}: no column {missing}; it has {', '.join(columns)}. Name it with {option}.")
-    assert file_column is not None
+    if file_column is None or label_column not in columns:
+        missing = " or ".join(map(repr, wanted)) if file_column is None else repr(label_column)
+        argument = "image_column" if file_column is None else "label_column"
+        raise ValueError(f"{path}: no column {missing}. It has {', '.join(columns)}. Pass {argument}.")
     locate = _Locator(path.parent)
     rows: dict[Path, ImageRow] = {}
     missing_images = []
@@ -92,22 +90,21 @@ def read_image_table(path: Path, image_column: str, label_column: str) -> list[I
         first = rows.setdefault(image, ImageRow(where, image, label))
         if first.label != label:
             raise ValueError(
-                f"{where}: {shown_name(str(row[file_column]))} is labeled {label!r}, and {first.label!r} in "
+                f"{where}: {shown_name(str(row[file_column]))} is labeled {label!r}, but {first.label!r} in "
                 f"{first.where.removeprefix(f'{path}, ')}. Keep one of the two rows."
             )
         if first.where == where and not os.path.isfile(image):
-            missing_images.append(f"{shown_name(str(row[file_column]))} ({line})")
+            missing_images.append(f"{row[file_column]} ({line})")
     if missing_images:
-        shown = ", ".join(missing_images[:_SHOWN]) + (", ..." if len(missing_images) > _SHOWN else "")
         raise FileNotFoundError(
-            f"{path}: {len(missing_images):,} of its {len(rows):,} images are missing or are not files: {shown}. "
-            f"{file_column} is relative to the folder of the table."
+            f"{path}: {len(missing_images):,} of its {len(rows):,} images are missing or are not files: "
+            f"{first_names(missing_images)}. {file_column} is relative to the folder of the table."
         )
     return list(rows.values())
 
 
 class _Locator:
-    """Find the images of a table. Links to folders are resolved once for each folder."""
+    """Check the image paths of a table. Links are resolved once for each folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -118,7 +115,7 @@ class _Locator:
         """Return the path of an image.
 
         Raises:
-            ValueError: If the value is not a relative path that stays below the folder.
+            ValueError: If the value is not a relative path below the folder.
         """
         if name is None or (isinstance(name, str) and not name.strip()):
             raise ValueError(f"{where} is empty. Fill it in, or remove the row.")
@@ -129,12 +126,14 @@ class _Locator:
         if "\0" in name or "::" in name or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
             raise ValueError(f"{where} is {shown!r}, a URL or a drive. It must be a path relative to {self.folder}.")
         if parts[0] in ("", "~") or ".." in parts:
-            raise ValueError(f"{where} is {shown!r}, which may lead out of {self.folder}. It must stay below it.")
+            raise ValueError(
+                f"{where} is {shown!r}, which may be outside of {self.folder}. It must be a path below it."
+            )
         image = self.folder.joinpath(*(part for part in parts if part not in ("", ".")))
         if image.parent not in self.checked:
             self.checked[image.parent] = not leads_out(image.parent / "image", self.root)
         if not self.checked[image.parent] or (os.path.islink(image) and leads_out(image, self.root)):
-            raise ValueError(f"{where} is {shown!r}, a link that leads out of {self.folder}. Copy the image there.")
+            raise ValueError(f"{where} is {shown!r}, a link to a place outside of {self.folder}. Copy the image there.")
         return image
 
 
@@ -149,7 +148,7 @@ def _label(value: Any, where: str) -> str:
 
 
 def _open_table(path: Path, columns: Sequence[str]) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
-    """Return the columns of a table, and its rows, each with a text that states its line."""
+    """Return the columns of a table, and each row with its line as text."""
     if not os.path.isfile(path):
         raise ValueError(f"{path}: not a regular file.")
     if path.suffix == ".csv":
@@ -164,7 +163,7 @@ def _open_table(path: Path, columns: Sequence[str]) -> tuple[list[str], Iterator
         names = dict.fromkeys(parquet.schema_arrow.names)
         found = parquet.read(columns=[name for name in columns if name in names]).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a Parquet file that can be read ({error}).") from error
+        raise ValueError(f"{path}: not a readable Parquet file ({error}).") from error
     return list(names), ((f"row {number}", row) for number, row in enumerate(found))
 
 
@@ -177,7 +176,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object with file_name and a label.")
+            raise ValueError(f"{path}, line {number}: not a JSON object.")
         yield f"line {number}", row
 
 

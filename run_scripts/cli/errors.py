@@ -1,5 +1,6 @@
 """The error for an invalid command line or recipe."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,3 +26,23 @@ def usage_errors() -> Iterator[None]:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+@contextmanager
+def options_in_errors(*arguments: str) -> Iterator[None]:
+    """Name the options of the command instead of Python arguments in errors of the library.
+
+    Args:
+        arguments: Names of arguments that have options of the same name, such as `label_column`.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        text = str(error)
+        for name in arguments:
+            option = f"--{name.replace('_', '-')}"
+            text = re.sub(rf"\b{name}=(\S+)", lambda found, option=option: f"{option} {found[1].strip(chr(39))}", text)
+            text = re.sub(rf"\b{name}\b", option, text)
+        if text == str(error):
+            raise
+        raise type(error)(text) from error

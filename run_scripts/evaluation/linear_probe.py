@@ -12,6 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
+from biomedclip.processing.stratified import draw_fraction
+
 from ..cli.errors import UsageError
 from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .classification import measure_classification
@@ -98,7 +100,7 @@ def probe(
     by_fraction: dict[str, Any] = {}
     scores = np.empty(0)
     for fraction, draw in tqdm(runs, desc="Classifiers", unit="fit"):
-        drawn = train.select(stratified(train.labels, fraction, draw))
+        drawn = train.select(draw_fraction(train.labels, fraction, draw))
         if validation is not None and protocol == "logistic":
             strength, scores, converged = _fit(drawn, validation, test, classes, positive, metric)
             chosen: dict[str, Any] = {"C": strength, "converged": converged}
@@ -119,26 +121,6 @@ def probe(
         "validation_images": len(validation.labels) if validation is not None else None,
         "by_fraction": by_fraction,
     }
-
-
-def stratified(labels: np.ndarray, fraction: float, seed: int) -> list[int]:
-    """Numbers of some images, drawn class by class: the fraction of each, rounded, but at least one.
-
-    Args:
-        labels: The class of each image.
-        fraction: From above 0 to 1.
-        seed: Of the draw.
-
-    Raises:
-        ValueError: No such fraction.
-    """
-    check_fraction(fraction)
-    numbers: list[int] = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        wanted = max(1, round(fraction * len(members)))
-        numbers += np.random.default_rng([seed, int(label)]).permutation(members)[:wanted].tolist()
-    return sorted(numbers)
 
 
 def check_fraction(fraction: float) -> None:

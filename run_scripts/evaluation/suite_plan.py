@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedclip.model_cards.model_card import OF_THE_PAPER
-from biomedclip.processing.benchmarks.facts import medmnist_classes
+from biomedclip.processing.benchmarks.facts import facts_of
 from biomedclip.processing.benchmarks.medmnist import set_name
 
 from ..cli.errors import UsageError
@@ -109,7 +109,7 @@ def find_entries(options: Any, outcome: Outcome) -> list[Entry]:
             paths = [folder] if _is_filled(folder) else []
         else:
             files = sorted(folder.glob("*.npz"))
-            paths = [file for file in files if medmnist_classes(set_name(file)) is not None]
+            paths = [file for file in files if set_name(file) in facts_of(MEDMNIST)["sets"]]
             for file in files:
                 if file not in paths:
                     outcome.not_applicable[f"{task} on {file.stem}"] = (

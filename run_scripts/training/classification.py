@@ -14,8 +14,10 @@ from transformers import AutoModelForImageClassification, AutoProcessor, EvalPre
 
 from biomedclip.processing import LabelCollator, read_labeled_images
 from biomedclip.processing.collator import IGNORED_LABEL
-from biomedclip.processing.images.labeled import LabeledImages, check_readable, hold_out, similar_classes
+from biomedclip.processing.images.labeled import LabeledImages, check_readable, similar_classes
+from biomedclip.processing.stratified import hold_out
 
+from ..cli.errors import options_in_errors
 from ..cli.reporting import show_table
 from . import runs, supervised
 from .adapters import AdapterOptions, add_adapter
@@ -84,11 +86,9 @@ def run(
     trust = data.trust_remote_code
     check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
-    splits = with_validation(
-        read_labeled_images(data.train_data, image_column=data.image_column, label_column=data.label_column),
-        data.validation_share,
-        args.seed,
-    )
+    with options_in_errors("image_column", "label_column"):
+        read = read_labeled_images(data.train_data, image_column=data.image_column, label_column=data.label_column)
+    splits = with_validation(read, data.validation_share, args.seed)
     classes = class_names(splits, data.train_data)
     for split, images in splits.items():
         check_readable(images, f"{data.train_data}, {split} split")

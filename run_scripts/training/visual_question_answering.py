@@ -15,8 +15,7 @@ from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor, Eva
 from biomedclip import BiomedCLIPCoAttentionConfig
 from biomedclip.processing import VisualQuestionCollator, load_benchmark
 from biomedclip.processing.answers import answer_vocabulary, normalize_answer
-from biomedclip.processing.benchmarks import VisualQuestion, VisualQuestionBenchmark
-from biomedclip.processing.benchmarks.loading import VISUAL_QUESTIONS
+from biomedclip.processing.benchmarks import VisualQuestion, VisualQuestionBenchmark, benchmark_names
 from biomedclip.processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 from biomedclip.processing.images.labeled import LabeledImages, check_readable
 
@@ -34,6 +33,7 @@ from .trackers import check_trackers
 logger = logging.getLogger(__name__)
 
 TASK = "visual-question-answering"
+VISUAL_QUESTIONS = benchmark_names(TASK)
 EXAMPLE = """biomedclip train --config vqa_rad --model-name-or-path model \\
       --train-data VQA_RAD --output-dir answers"""
 SHOWN = (
@@ -58,7 +58,7 @@ class QuestionData(SupervisedData):
     model_name_or_path: str = field(
         metadata={"help": "BiomedCLIP checkpoint. Its head for visual questions is used if it has one."}
     )
-    benchmark: str = field(metadata={"help": "Format of the folder.", "choices": list(VISUAL_QUESTIONS)})
+    benchmark: str = field(metadata={"help": "Format of the folder.", "choices": VISUAL_QUESTIONS})
     task: str = field(default=TASK, metadata={"help": "Training task."})
     image_folder: str | None = field(
         default=None, metadata={"help": "Folder of the images (default: beside the questions)."}

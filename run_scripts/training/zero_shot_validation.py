@@ -15,14 +15,12 @@ from transformers import TrainingArguments
 
 from biomedclip import ZeroShotClassifier
 from biomedclip.processing import load_benchmark
-from biomedclip.processing.benchmarks.benchmark import ClassificationBenchmark
-from biomedclip.processing.benchmarks.loading import CLASSIFICATION
+from biomedclip.processing.benchmarks import ClassificationBenchmark, benchmark_names
 from biomedclip.processing.images.errors import ImageError
 from biomedclip.processing.images.labeled import LabeledImages, check_readable
 from biomedclip.processing.images.reading import read_row_image
 
 from ..cli.errors import UsageError
-from ..evaluation.own_images import TEMPLATES, unpublished_benchmark
 
 
 logger = logging.getLogger(__name__)
@@ -80,10 +78,9 @@ def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> li
 
 def _read_zero_shot_set(name: str, path: str, options: ZeroShotOptions) -> ClassificationBenchmark:
     split: Any = options.zero_shot_split
-    if name not in CLASSIFICATION:
-        return replace(unpublished_benchmark(path, split, options.zero_shot_templates or TEMPLATES), name=name)
-    benchmark: Any = load_benchmark(name, path, split=split)
-    return replace(benchmark, templates=options.zero_shot_templates or benchmark.templates)
+    known = name if name in benchmark_names("zero-shot") else "imagefolder"
+    benchmark: Any = load_benchmark(known, path, split=split)
+    return replace(benchmark, name=name, templates=options.zero_shot_templates or benchmark.templates)
 
 
 def _name_and_path(wanted: str) -> tuple[str, str]:

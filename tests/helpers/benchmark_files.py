@@ -2,6 +2,8 @@
 
 import csv
 import json
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -221,6 +223,42 @@ def draw_slake_images(folder: Path, questions: Iterable[Path], size: int = 32) -
     names = {row["img_name"] for file in questions for row in json.loads(file.read_text(encoding="utf-8"))}
     for name in names:
         save_drawn(folder / name, int("".join(filter(str.isdigit, name))), size)
+
+
+def add_spots_benchmark(monkeypatch, folder: Path) -> None:
+    """Add the benchmark `spots` with one reader file and one entry, as `CONTRIBUTING.md` describes it."""
+    from biomedclip.processing import benchmarks
+    from biomedclip.processing.benchmarks import facts
+
+    folder.mkdir()
+    reader = """
+        from ..images.labeled import LabeledImages
+        from .benchmark import Content
+
+        def read(path, split, facts, *, ending="png"):
+            files = sorted(path.glob(f"*.{ending}"))
+            names = [file.stem for file in files]
+            return Content(LabeledImages(files, [name.split("-")[1] for name in names], names))
+        """
+    (folder / "spots.py").write_text(textwrap.dedent(reader))
+    entry = """
+      spots:
+        title: Spots
+        download: https://example.org/spots
+        images: {}
+        classes: {few: few spots, many: many spots}
+        positive: many
+        template_sets: {paper: ["a picture of {}"]}
+        task: zero-shot
+        metric: accuracy
+        paper: {accuracy: 0.5}
+        source: invented
+    """
+    entry = textwrap.indent(textwrap.dedent(entry), "  ")
+    (folder / "benchmarks.yaml").write_text(facts.FILE.read_text(encoding="utf-8") + entry, encoding="utf-8")
+    monkeypatch.setattr(facts, "FILE", folder / "benchmarks.yaml")
+    monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(folder)])
+    monkeypatch.delitem(sys.modules, f"{benchmarks.__name__}.spots", raising=False)
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:

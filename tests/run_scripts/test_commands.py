@@ -217,7 +217,7 @@ def test_the_dataset_card_and_report_tell_what_was_built(out):
         (["train", "--train-data", "x", "--output-dir", "y", "--model-config", '{"depth": 1}'], "x: there is no such"),
         (
             ["evaluate", "zero-shot", "--model", "{out}/model", "--data", "{tmp}", "--output-dir", "{tmp}"],
-            "needs labels",
+            "no class folders",
         ),
         (["quickstart", "--output-dir", "{out}"], "--overwrite"),
         (["quickstart", "--output-dir", "{tmp}/a", "--source", "/nowhere"], "no such folder"),

@@ -4,16 +4,18 @@ import pytest
 
 from biomedclip.processing.benchmarks.facts import (
     PAPER_MODEL,
+    benchmark_names,
     choose_prompts,
     facts_of,
-    medmnist_classes,
     published_models,
 )
-from biomedclip.processing.benchmarks.loading import BENCHMARK_NAMES
 
 
-@pytest.mark.parametrize("name", sorted(set(BENCHMARK_NAMES) - {"medmnist", "imagefolder"}))
-def test_every_published_benchmark_says_where_its_facts_and_files_come_from(name):
+PUBLISHED = sorted(set(benchmark_names()) - {"medmnist", "imagefolder"})
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_entry_states_its_source_and_has_complete_prompts(name):
     entry = facts_of(name)
     for key in ("title", "homepage", "download", "license", "images", "metric", "paper", "source"):
         assert entry[key], key
@@ -26,14 +28,22 @@ def test_every_published_benchmark_says_where_its_facts_and_files_come_from(name
             assert name_of_set in entry["template_sets"] and names.keys() == entry["classes"].keys()
 
 
-def test_the_prompts_of_biovil_are_whole_sentences():
-    entry = facts_of("rsna")
-    sets = entry["class_names_of_sets"]
-    names, templates, _ = choose_prompts("biovil", entry["classes"], entry["template_sets"], sets)
-    prompts = [template.format(name) for name in names for template in templates]
-    assert prompts == ["No evidence of pneumonia", "Findings suggesting pneumonia"], "in the order of the classes"
-    names, templates, _ = choose_prompts(None, entry["classes"], entry["template_sets"], sets)
-    assert names == ["normal lung", "pneumonia"] and len(templates) == 2
+@pytest.mark.parametrize(
+    ("name", "prompts", "expected"),
+    [
+        ("rsna", "biovil", ["No evidence of pneumonia", "Findings suggesting pneumonia"]),
+        ("rsna", None, [f"{start}{{}}{end}" for start, end in (("a photo of ", ""), ("", " presented in image"))]),
+        ("lc25000_lung", "rerun", ["a photo of {}", "{} presented in image"]),
+        ("lc25000_lung", "paper", ["this is an image of {}", "{} presented in image"]),
+    ],
+)
+def test_a_set_of_prompts_is_chosen_by_name(name, prompts, expected):
+    names, templates, _ = choose_prompts(prompts, facts_of(name))
+    if prompts == "biovil":
+        assert [template.format(name) for name in names for template in templates] == expected
+    else:
+        assert templates == expected
+        assert names == list(facts_of(name)["classes"].values())
 
 
 def test_the_published_values_are_those_of_the_paper():
@@ -54,10 +64,9 @@ def _numbers(values):
         yield from _numbers(value) if isinstance(value, dict) else [value]
 
 
-@pytest.mark.parametrize("name", sorted(set(BENCHMARK_NAMES) - {"medmnist", "imagefolder"}))
-def test_published_values_of_every_model_are_fractions_with_a_source(name):
-    tasks = {facts_of(name)["task"], *facts_of(name).get("others", {})}
-    for task in tasks:
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_values_are_fractions_with_a_source(name):
+    for task in {facts_of(name)["task"], *facts_of(name).get("others", {})}:
         entries = published_models(name, task)
         assert len({entry.model for entry in entries}) == len(entries)
         for entry in entries:
@@ -112,13 +121,12 @@ def test_published_values_of_other_models_are_those_of_their_sources(
     assert (found, entry.read_from_figure) == (value, read_from_figure)
 
 
-def test_nothing_is_published_for_other_tasks_and_unknown_sets():
+def test_nothing_is_published_for_other_tasks_and_own_images():
     assert published_models("pcam", "visual-question-answering") == published_models("pcam", "linear-probe") == []
-    assert published_models("imagefolder", "zero-shot") == []
+    assert published_models("imagefolder", "zero-shot") == published_models("medmnist", "zero-shot") == []
 
 
-def test_a_set_of_medmnist_has_as_many_classes_as_it_is_published_with():
+def test_each_set_of_medmnist_has_its_published_number_of_classes():
     numbers = {"pathmnist": 9, "dermamnist": 7, "octmnist": 4, "pneumoniamnist": 2, "retinamnist": 5, "breastmnist": 2}
     numbers |= {"bloodmnist": 8, "tissuemnist": 8, "organamnist": 11, "organcmnist": 11, "organsmnist": 11}
-    assert {flag: len(medmnist_classes(flag)) for flag in numbers} == numbers
-    assert medmnist_classes("homepage") is None and medmnist_classes("nothing") is None
+    assert {name: len(classes) for name, classes in facts_of("medmnist")["sets"].items()} == numbers

@@ -1,4 +1,4 @@
-"""LC25000 and TCGA-TIL: folders of histopathology images."""
+"""LC25000 and TCGA-TIL."""
 
 import shutil
 
@@ -6,12 +6,11 @@ import pytest
 from helpers.benchmark_files import write_lc25000, write_tcga_til
 
 from biomedclip.processing import load_benchmark, read_image
-from biomedclip.processing.benchmarks import loading, tcga_til
-from biomedclip.processing.benchmarks.facts import facts_of
+from biomedclip.processing.benchmarks import facts
 from biomedclip.processing.images.reading import ImageError
 
 
-def test_lc25000_is_read_from_wherever_in_its_tree(tmp_path):
+def test_lc25000_is_read_from_any_folder_of_its_tree(tmp_path):
     write_lc25000(tmp_path, images=3, size=16)
     tree = tmp_path / "lung_colon_image_set"
     lung = [load_benchmark("lc25000_lung", path) for path in (tmp_path, tree, tree / "lung_image_sets")]
@@ -20,22 +19,13 @@ def test_lc25000_is_read_from_wherever_in_its_tree(tmp_path):
         assert benchmark.images.labels == ["lung_aca"] * 3 + ["lung_n"] * 3 + ["lung_scc"] * 3
     assert lung[0].class_names == ["lung adenocarcinomas", "normal lung tissue", "lung squamous cell carcinomas"]
     assert lung[0].positive is None
-    assert "9 images, where the published test split has 15,000." in lung[0].notes
+    assert "9 images, but the published test split has 15,000." in lung[0].notes
     colon = load_benchmark("lc25000_colon", tmp_path)
     assert (colon.images.labels, colon.positive) == (["colon_aca"] * 3 + ["colon_n"] * 3, "colon_aca")
     assert colon.templates == ["a photo of {}", "{} presented in image"]
 
 
-def test_the_prompts_of_the_paper_and_of_the_independent_run_can_be_chosen(tmp_path):
-    write_lc25000(tmp_path, images=1, size=16)
-    assert load_benchmark("lc25000_lung", tmp_path).templates[0] == "this is an image of {}"
-    assert load_benchmark("lc25000_lung", tmp_path, prompts="paper").templates[0] == "this is an image of {}"
-    assert load_benchmark("lc25000_lung", tmp_path, prompts="rerun").templates[0] == "a photo of {}"
-    with pytest.raises(ValueError, match="neither a set of templates \\(paper, rerun\\) nor a YAML file"):
-        load_benchmark("lc25000_lung", tmp_path, prompts="openai")
-
-
-def test_lc25000_has_no_splits_and_says_what_one_would_be_worth(tmp_path):
+def test_lc25000_has_no_splits_and_warns_of_copies_of_the_same_original(tmp_path):
     write_lc25000(tmp_path, images=10, size=16)
     with pytest.raises(ValueError, match="there is no train split"):
         load_benchmark("lc25000_lung", tmp_path, split="train")
@@ -44,13 +34,11 @@ def test_lc25000_has_no_splits_and_says_what_one_would_be_worth(tmp_path):
     assert any("1,250 originals" in note for note in train.notes)
 
 
-def test_half_a_tree_is_refused(tmp_path):
+def test_missing_classes_and_images_are_refused(tmp_path):
     write_lc25000(tmp_path, images=1, size=16)
     sets = tmp_path / "lung_colon_image_set" / "lung_image_sets"
     (sets / "lung_n" / "lungn1.jpeg").unlink()
-    with pytest.raises(
-        FileNotFoundError, match="no images of lung_n there. LC25000, lung comes from https://github.com"
-    ):
+    with pytest.raises(FileNotFoundError, match="no images of lung_n. LC25000, lung comes from https://github.com"):
         load_benchmark("lc25000_lung", tmp_path)
     shutil.rmtree(sets / "lung_scc")
     with pytest.raises(FileNotFoundError, match="no folder lung_scc"):
@@ -77,7 +65,7 @@ def test_tcga_til_is_read_by_cancer_and_split_and_both_are_named(tmp_path):
     assert (benchmark.metric, benchmark.paper, benchmark.positive) == ("auroc", {"auroc": 0.6704}, "til-positive")
     assert benchmark.class_names == ["none", "tumor infiltrating lymphocytes"]
     assert benchmark.notes[0] == "Cancer luad, folder test: 10 images, 20.0% positive."
-    assert "2,480 images, 5.9% of them positive: its value is for other images" in benchmark.notes[1]
+    assert "2,480 images, 5.9% of them positive. Its value is for other images" in benchmark.notes[1]
     assert benchmark.selection == {
         **{"cancer": "luad", "folder": "test", "images": 10, "positive": 2, "positive_fraction": 0.2},
     }
@@ -98,7 +86,7 @@ def test_tcga_til_is_read_by_cancer_and_split_and_both_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("cancer", "folder"), [("all", "pancancer"), ("pancancer", "pancancer"), ("BRCA", "brca"), ("TCGA-BRCA", "brca")]
 )
-def test_other_studies_are_chosen_by_name_and_have_no_value_of_the_paper(tmp_path, cancer, folder):
+def test_other_studies_have_no_value_of_the_paper(tmp_path, cancer, folder):
     write_tcga_til(tmp_path, ["luad", folder], {"test": (8, 2)})
     benchmark = load_benchmark("tcga_til", tmp_path, cancer=cancer)
     assert benchmark.paper == {}
@@ -111,15 +99,15 @@ def test_other_studies_are_chosen_by_name_and_have_no_value_of_the_paper(tmp_pat
     ]
 
 
-def test_a_test_set_of_the_papers_size_and_share_has_no_warning(tmp_path, monkeypatch):
-    facts = facts_of("tcga_til") | {"images": {"test": 17}, "positive_fraction": {"test": 0.059}}
-    monkeypatch.setattr(tcga_til, "facts_of", lambda name: facts)
-    monkeypatch.setattr(loading, "facts_of", lambda name: facts)
+def test_a_test_set_of_the_papers_size_and_balance_has_no_warning(tmp_path, monkeypatch):
+    entry = facts._read(facts.FILE)["benchmarks"]["tcga_til"]
+    monkeypatch.setitem(entry, "images", {"test": 17})
+    monkeypatch.setitem(entry, "positive_fraction", {"test": 0.059})
     write_tcga_til(tmp_path, ["luad"], {"test": (16, 1)})
     assert load_benchmark("tcga_til", tmp_path).notes == ["Cancer luad, folder test: 17 images, 5.9% positive."]
-    facts["positive_fraction"]["test"] = 0.2
+    entry["positive_fraction"]["test"] = 0.2
     notes = load_benchmark("tcga_til", tmp_path).notes
-    assert len(notes) == 2 and "17 images, 20.0% of them positive: its value is for other images" in notes[1]
+    assert len(notes) == 2 and "17 images, 20.0% of them positive. Its value is for other images" in notes[1]
 
 
 def test_the_folder_of_a_study_itself_is_read(tmp_path):
@@ -129,13 +117,6 @@ def test_the_folder_of_a_study_itself_is_read(tmp_path):
     shutil.rmtree(studies.parent)
     for root in (alone, tmp_path):
         assert len(load_benchmark("tcga_til", root)) == 10
-
-
-@pytest.mark.parametrize("option", [{"cancer": "brca"}, {"rsna_split": "paper-fractions"}])
-def test_an_option_of_another_benchmark_is_refused(tmp_path, option):
-    write_lc25000(tmp_path, images=2, size=16)
-    with pytest.raises(ValueError, match=f"{next(iter(option))} has no effect on lc25000_lung"):
-        load_benchmark("lc25000_lung", tmp_path, **option)
 
 
 def test_real_images_of_lc25000_are_read(shared_data):

@@ -23,7 +23,7 @@ def folder(tmp_path):
     return tmp_path / "rsna"
 
 
-def test_a_patients_largest_target_is_the_label_and_each_is_in_one_split(folder):
+def test_the_largest_target_of_a_patient_is_the_label(folder):
     splits = {split: load_benchmark("rsna", folder, split=split) for split in ("train", "validation", "test")}
     assert {split: len(benchmark) for split, benchmark in splits.items()} == {"train": 17, "validation": 3, "test": 10}
     patients = [patient for benchmark in splits.values() for patient in benchmark.images.groups]
@@ -46,7 +46,7 @@ def test_a_patients_largest_target_is_the_label_and_each_is_in_one_split(folder)
     assert splits["train"].paper == {}
 
 
-def test_the_split_is_one_of_the_seed_alone():
+def test_the_split_depends_only_on_the_ids_and_the_seed():
     patients = [f"{number:08x}" for number in range(26_684)]
     splits = split_patients(patients)
     assert {split: len(members) for split, members in splits.items()} == {
@@ -86,19 +86,19 @@ def test_the_papers_fractions_give_its_training_and_validation_sizes_without_ove
         ("paper-fractions", ["08bbbee5519c984a", "89b585a86f389ebe", "915293f22c051fc5"]),
     ],
 )
-def test_the_same_patients_are_drawn_in_every_release(rule, digests):
+def test_the_drawn_patients_are_pinned(rule, digests):
     splits = split_patients([f"{number:08x}" for number in range(26_684)], rule=rule)
     assert [digest(splits[split]) for split in ("train", "validation", "test")] == digests
 
 
-def test_the_counts_of_table_1_are_parts_of_the_patients_and_of_the_rows():
+def test_the_counts_of_table_1_are_fractions_of_the_patients_and_of_the_rows():
     """Why `paper-fractions` is 70 / 15 / 15 % of the patients, and where 9,069 may come from."""
     assert 7 * 26_684 // 10 == 18_678 and (26_684 - 18_678) // 2 == 4_003
     assert -(-3 * 30_227 // 10) == 9_069, "30 % of the rows of the table, rounded up as scikit-learn does"
     assert 18_678 + 4_003 + 9_069 > 26_684
 
 
-def test_the_rule_is_chosen_and_named(folder):
+def test_the_rule_is_an_option(folder):
     splits = {
         split: load_benchmark("rsna", folder, split=split, rsna_split="paper-fractions")
         for split in ("train", "validation", "test")
@@ -110,7 +110,7 @@ def test_the_rule_is_chosen_and_named(folder):
     assert "paper-fractions is inferred" in test.notes[1]
 
 
-def test_images_that_are_missing_are_counted_and_named(folder):
+def test_missing_images_are_counted_and_named(folder):
     for number in (4, 11):
         (folder / "stage_2_train_images" / f"patient-{number}.dcm").unlink()
     with pytest.raises(
@@ -129,17 +129,17 @@ def test_images_that_are_missing_are_counted_and_named(folder):
     ("columns", "row", "message"),
     [
         (["patientId", "PredictionString"], ["a", ""], "no column Target; it has patientId, PredictionString"),
-        (["patientId", "Target"], ["a", "0.5"], "Target is 0 or 1, and there are 0.5"),
-        (["patientId", "Target"], ["../a", "1"], "is no name of a file"),
+        (["patientId", "Target"], ["a", "0.5"], "Target must be 0 or 1, but there are 0.5"),
+        (["patientId", "Target"], ["../a", "1"], "is not a file name"),
     ],
 )
-def test_a_table_that_holds_something_else_is_refused(folder, columns, row, message):
+def test_a_table_with_unexpected_content_is_refused(folder, columns, row, message):
     write_table(folder / TABLE, columns, [row])
     with pytest.raises(ValueError, match=message):
         load_benchmark("rsna", folder)
 
 
-def test_a_damaged_radiograph_is_found_only_when_it_is_read(folder):
+def test_a_damaged_radiograph_is_an_error_only_when_it_is_read(folder):
     benchmark = load_benchmark("rsna", folder)
     damaged = benchmark.images.images[3]
     damaged.write_bytes(damaged.read_bytes()[:700])

@@ -24,7 +24,6 @@ from biomedclip.processing import (
 )
 from biomedclip.processing.benchmarks.fingerprint import content_of, fingerprint_of
 from biomedclip.processing.images import errors
-from biomedclip.processing.images import labeled as labeled_images
 from biomedclip.processing.images.reading import ImageError, read_row_image
 from biomedclip.processing.pmc.pictures import PictureIndex
 from biomedclip.processing.pmc.shards import pair_schema
@@ -169,7 +168,7 @@ def test_image_files_of_a_hub_dataset_are_only_read_from_the_cache(tmp_path, mon
     (cache / "b" / "2.png").symlink_to(picture)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     opened = datasets.load_dataset("imagefolder", data_dir=str(cache), split="train")
-    monkeypatch.setattr(labeled_images, "_open_on_hub", lambda name: opened)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: opened)
     read = read_labeled_images("someone/images")["train"]
     expected = np.asarray(read_image(png_bytes(3)))
     assert np.array_equal(read_row_image(read[0]["image"]), expected)

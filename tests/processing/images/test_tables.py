@@ -73,7 +73,7 @@ def test_the_image_column_names_the_column_of_paths(tmp_path):
     write_images(tmp_path)
     write_metadata(tmp_path, "csv", [(name, label, 1) for name, label in ROWS], ("scan_file_name", "label", "age"))
     assert read_labeled_images(tmp_path, image_column="scan")["train"].labels == ["lung", "brain", "lung"]
-    with pytest.raises(ValueError, match="no column 'diagnosis'; it has scan_file_name, label, age.*--label-column"):
+    with pytest.raises(ValueError, match="no column 'diagnosis'. It has scan_file_name, label, age.*Pass label_column"):
         read_labeled_images(tmp_path, image_column="scan", label_column="diagnosis")
 
 
@@ -89,24 +89,24 @@ def test_images_that_no_row_names_are_reported(tmp_path, caplog):
     (tmp_path / "extra.png").write_bytes(png_bytes(9))
     write_metadata(tmp_path, "csv")
     read_labeled_images(tmp_path, label_column="diagnosis")
-    assert "1 images are named in no metadata file and are left out: extra.png" in caplog.text
+    assert "1 images are named in no metadata file and are ignored: extra.png" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/etc/hostname", "may lead out of"),
-        ("../outside.png", "may lead out of"),
-        ("deep/../../outside.png", "may lead out of"),
-        ("..\\outside.png", "may lead out of"),
-        ("~/outside.png", "may lead out of"),
+        ("/etc/hostname", "may be outside of"),
+        ("../outside.png", "may be outside of"),
+        ("deep/../../outside.png", "may be outside of"),
+        ("..\\outside.png", "may be outside of"),
+        ("~/outside.png", "may be outside of"),
         ("file:///etc/hostname", "a URL or a drive"),
         ("https://example.org/a.png", "a URL or a drive"),
         ("zip://a.png::b.zip", "a URL or a drive"),
         ("C:\\images\\a.png", "a URL or a drive"),
-        ("link.png", "a link that leads out of"),
-        ("linked/outside.png", "a link that leads out of"),
+        ("link.png", "a link to a place outside of"),
+        ("linked/outside.png", "a link to a place outside of"),
         ("", "is empty"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_path_that_leaves_the_folder_is_refused_with_its_line(tmp_path, kind, 
     ("file", "content", "message"),
     [
         ("metadata.csv", "file_name,diagnosis\na.png,\n", "line 2: diagnosis is empty"),
-        ("metadata.csv", "file_name,diagnosis\na.png,x\na.png,y\n", "line 3: a.png is labeled 'y', and 'x' in line 2"),
+        ("metadata.csv", "file_name,diagnosis\na.png,x\na.png,y\n", "line 3: a.png is labeled 'y', but 'x' in line 2"),
         ("metadata.csv", "file_name,diagnosis\nb.png,x\n", "1 of its 1 images are missing .*b.png .line 2"),
         ("metadata.csv", "file_name,diagnosis\n", "the table has no rows"),
         ("metadata.csv", "file_name,diagnosis\na.png,x,y\n", "line 2: the row has too many values"),
@@ -141,7 +141,7 @@ def test_a_path_that_leaves_the_folder_is_refused_with_its_line(tmp_path, kind, 
         ("metadata.jsonl", '\n{"file_name": "a.png",\n', "line 2: not JSON"),
         ("metadata.jsonl", "[1]", "line 1: not a JSON object"),
         ("metadata.jsonl", '{"file_names": ["a.png"], "diagnosis": "x"}', "names several images"),
-        ("metadata.parquet", "PAR1", "not a Parquet file"),
+        ("metadata.parquet", "PAR1", "not a readable Parquet file"),
     ],
 )
 def test_a_metadata_file_that_is_wrong_says_where(tmp_path, file, content, message):
@@ -155,7 +155,7 @@ def test_two_metadata_files_of_one_folder_are_refused(tmp_path):
     write_images(tmp_path)
     write_metadata(tmp_path, "csv")
     write_metadata(tmp_path, "jsonl")
-    with pytest.raises(ValueError, match="lie in one folder. Keep one"):
+    with pytest.raises(ValueError, match="are in one folder. Keep one"):
         read_labeled_images(tmp_path, label_column="diagnosis")
 
 
@@ -177,9 +177,9 @@ def test_a_row_may_not_name_a_fifo(tmp_path):
 def test_columns_are_refused_for_class_folders_which_have_none(tmp_path):
     for label in ("lung", "brain"):
         write_images(tmp_path / label, ROWS[:1])
-    with pytest.raises(ValueError, match="--label-column diagnosis has no effect on class folders"):
+    with pytest.raises(ValueError, match="label_column='diagnosis' has no effect on class folders"):
         read_labeled_images(tmp_path, label_column="diagnosis")
-    with pytest.raises(ValueError, match="--image-column scan has no effect on class folders"):
+    with pytest.raises(ValueError, match="image_column='scan' has no effect on class folders"):
         read_labeled_images(tmp_path, image_column="scan")
 
 

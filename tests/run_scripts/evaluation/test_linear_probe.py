@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from biomedclip.processing.benchmarks.facts import facts_of
 from biomedclip.run_scripts.evaluation import linear_probe as module
 from biomedclip.run_scripts.evaluation.comparison import headline
-from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, show_probe, stratified
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, show_probe
 
 
 def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabeledFeatures:
@@ -80,16 +80,6 @@ def test_the_table_has_the_interval_of_all_labels_and_the_most_frequent_class(ca
     low, high = metrics["accuracy_interval"]
     assert output.count("95 % interval") == 1 and f"[{low:.3f}, {high:.3f}]" in output
     assert "most frequent class" in output and max(map(len, output.splitlines())) <= 80
-
-
-def test_a_draw_keeps_the_classes_shares_and_at_least_one_of_each():
-    labels = np.array([0] * 1000 + [1] * 100 + [2] * 3)
-    drawn = labels[stratified(labels, 0.01, 0)]
-    assert np.bincount(drawn).tolist() == [10, 1, 1]
-    assert stratified(labels, 0.01, 0) != stratified(labels, 0.01, 1)
-    assert stratified(labels, 1.0, 0) == list(range(1103))
-    with pytest.raises(ValueError, match="at most 1, not 1.5"):
-        stratified(labels, 1.5, 0)
 
 
 def test_separable_features_are_learned_and_noise_is_not():

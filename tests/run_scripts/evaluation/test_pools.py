@@ -10,7 +10,7 @@ import torch
 from helpers.commands import on_two_processes
 from torch.nn.functional import normalize
 
-from biomedclip.processing.benchmarks import loading
+from biomedclip.processing.benchmarks import facts, load_benchmark
 from biomedclip.retrieval_metrics import RankCounts
 from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
 from biomedclip.run_scripts.evaluation.pools import draw_pool
@@ -188,7 +188,7 @@ def test_pools_are_drawn_with_the_seed_and_embeddings_are_computed_once(argument
 def test_pools_that_cannot_be_are_refused_before_a_model_is_loaded(
     options, message, arguments, built, tmp_path, capsys, monkeypatch
 ):
-    pairs = len(loading.load_benchmark("pmc15m", built, split="validation"))
+    pairs = len(load_benchmark("pmc15m", built, split="validation"))
     monkeypatch.setattr("biomedclip.run_scripts.evaluate.load_dual_encoder", lambda *_, **__: pytest.fail("loaded"))
     options = [option.format(pairs=pairs) for option in options]
     assert main([*arguments, *options, "--split", "validation", "--output-dir", str(tmp_path / "out")]) > 0
@@ -212,8 +212,7 @@ def test_the_papers_values_are_shown_only_beside_a_pool_of_their_size(split, arg
     note = next(note for note in results["data"]["notes"] if "The pools differ" in note)
     assert "among 8 pairs here" in note and f"among {published:,} in the paper" in note and note in output
 
-    facts = loading.facts_of("pmc15m")
-    monkeypatch.setitem(facts, "images", {split: 8})
+    monkeypatch.setitem(facts._read(facts.FILE)["benchmarks"]["pmc15m"], "images", {split: 8})
     assert main([*arguments, str(tmp_path / "captions"), "--pool-size", "8", "--image-id", "pmcid"]) == 0
     results = results_of(tmp_path / "captions")
     assert results["paper"] == {} and results["published"] == [], "several captions of an image are another task"

@@ -311,7 +311,7 @@ def test_a_damaged_benchmark_is_listed_and_the_others_are_measured(two_models, t
     printed, error = capsys.readouterr()
     assert printed.index("not a MedMNIST file, or a truncated one") < printed.index("Zero-shot classification")
     assert "3 of the evaluations failed" in error and "Finished results are kept" in error
-    assert "zero-shot on rsna" in error and "linear-probe on rsna" in error and "Target is 0 or 1" in error
+    assert "zero-shot on rsna" in error and "linear-probe on rsna" in error and "Target must be 0 or 1" in error
     found = comparison(out)
     assert set(found["failed"]) == {"zero-shot on rsna", "zero-shot on pneumoniamnist", "linear-probe on rsna"}
     assert [entry["name"] for entry in found["results"]] == ["lc25000_lung", "lc25000_colon", "tcga_til"]

@@ -132,7 +132,7 @@ def test_the_best_checkpoint_can_be_selected_by_a_zero_shot_metric(base, readabl
         (2, {"eval_strategy": "no", "zero_shot_data": ["{set}"]}, "requires evaluation. Set --eval-strategy steps"),
         (2, {"zero_shot_data": ["{set}", "{set}"]}, "two datasets have the name 'some_kinds'. Rename one"),
         (1, {"zero_shot_data": ["{one}"]}, "At least two classes"),
-        (1, {"zero_shot_data": ["{one}/alone"]}, "needs labels"),
+        (1, {"zero_shot_data": ["{one}/alone"]}, "no class folders"),
         (2, {"zero_shot_data": ["{set}"], "zero_shot_templates": "a scan"}, "'a scan' does not contain {}"),
     ],
 )

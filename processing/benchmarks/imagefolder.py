@@ -1,0 +1,24 @@
+"""Any labeled images, as [`read_labeled_images`] takes them."""
+
+from pathlib import Path
+from typing import Any
+
+from ..images.labeled import IMAGE_COLUMN, LABEL_COLUMN, choose_split, read_splits, similar_classes
+from .benchmark import Content
+
+
+def read(
+    path: Path,
+    split: str,
+    facts: dict[str, Any],
+    *,
+    held_out: float | None = None,
+    seed: int = 0,
+    image_column: str = IMAGE_COLUMN,
+    label_column: str = LABEL_COLUMN,
+) -> Content:
+    """Read a split of labeled images. The labels, with spaces for underscores, are the class names."""
+    splits = read_splits(path, image_column=image_column, label_column=label_column)
+    images = choose_split(splits, path, split, held_out, seed)
+    classes = {label: label.replace("_", " ") for label in sorted(set(images.labels))}
+    return Content(images, similar_classes(list(classes)), facts={"classes": classes})

@@ -1,0 +1,175 @@
+"""Labeled images of the `datasets` library: saved on disk, as Parquet or Arrow files, or on the Hub."""
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..tables import read_text
+from .folders import shown_name
+from .labeled import SPLIT_NAMES, LabeledImages
+
+
+def read_hub_set(name: str, image_column: str, label_column: str) -> dict[str, LabeledImages]:
+    """Read a dataset from the Hub, with the arguments and errors of [`read_labeled_images`]."""
+    import datasets
+
+    if os.path.exists(name):
+        raise ValueError(f"{name} is a file. Pass the folder of the images; a metadata.csv in it is found.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"{name}: there is no such folder.")
+    try:
+        opened = datasets.load_dataset(name)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name}: there is no such folder, and no such dataset on the Hub ({error})."
+        ) from error
+    return _labeled_splits(opened, name, image_column, label_column, downloaded=True)
+
+
+def read_parquet_set(root: Path, image_column: str, label_column: str) -> dict[str, LabeledImages]:
+    """Read a folder of Parquet or Arrow files."""
+    import datasets
+
+    _refuse_data_elsewhere(root)
+    return _labeled_splits(datasets.load_dataset(str(root)), str(root), image_column, label_column)
+
+
+def read_saved_set(root: Path, image_column: str, label_column: str) -> dict[str, LabeledImages]:
+    """Read a dataset that `save_to_disk` wrote. Its files must be where `save_to_disk` writes them."""
+    import datasets
+
+    for state in root.rglob("state.json"):
+        for file in json.loads(read_text(state)).get("_data_files") or []:
+            _check_is_name(str(file.get("filename")), state, "file")
+    for file in root.glob("dataset_dict.json"):
+        for name in json.loads(read_text(file)).get("splits") or []:
+            _check_is_name(str(name), file, "split")
+    return _labeled_splits(datasets.load_from_disk(str(root)), str(root), image_column, label_column)
+
+
+def _check_is_name(name: str, file: Path, what: str) -> None:
+    if name in (".", "..") or name != os.path.basename(name.replace("\\", "/")):
+        raise ValueError(f"{file}: the {what} {shown_name(name[:200])!r} is not in the same folder.")
+
+
+def _refuse_data_elsewhere(root: Path) -> None:
+    """Check that the settings of a folder name no data outside of it, which `datasets` would load.
+
+    Raises:
+        ValueError: If `data_files` or `data_dir` of `README.md` or `.huggingface.yaml` is a URL, an absolute path or in
+            a parent folder.
+    """
+    for file in (root / "README.md", root / ".huggingface.yaml"):
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8", errors="replace")
+        parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE) if file.suffix == ".md" else ["", text]
+        try:
+            settings = yaml.safe_load(parts[1]) if len(parts) > 1 else None
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file}: the header is not YAML: {error}") from error
+        configs = settings.get("configs") if isinstance(settings, dict) else None
+        for config in configs if isinstance(configs, list) else [configs]:
+            for key in ("data_files", "data_dir"):
+                for place in _texts_in(config.get(key) if isinstance(config, dict) else None):
+                    if "://" in place or "::" in place or Path(place).is_absolute() or ".." in Path(place).parts:
+                        raise ValueError(
+                            f"{file}: {key} names {place!r}, which is outside of the folder. Remove it, or copy the "
+                            "data into the folder."
+                        )
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts in a nested value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_in(item)
+
+
+def _labeled_splits(
+    opened: Any, path: str, image_column: str, label_column: str, *, downloaded: bool = False
+) -> dict[str, LabeledImages]:
+    import datasets
+
+    by_name: Mapping[str, Any] = opened if isinstance(opened, Mapping) else {"train": opened}
+    found = {split: by_name[name] for split, names in SPLIT_NAMES.items() for name in names if name in by_name}
+    if "train" not in found:
+        if len(by_name) != 1:
+            raise ValueError(f"{path}: no split is called train. It has {', '.join(by_name)}.")
+        found = {"train": next(iter(by_name.values()))}
+    splits = {}
+    for split, rows in found.items():
+        for argument, column in (("image_column", image_column), ("label_column", label_column)):
+            if column not in rows.column_names:
+                raise ValueError(
+                    f"{path}: the {split} split has no column {column!r}. It has {', '.join(rows.column_names)}. Pass "
+                    f"{argument}."
+                )
+        if isinstance(rows.features[image_column], datasets.Image):
+            rows = rows.cast_column(image_column, datasets.Image(decode=False))
+        labels = _labels(rows, label_column, f"{path}: the {split} split")
+        images = _DownloadedImages(rows[image_column], _download_caches()) if downloaded else rows[image_column]
+        splits[split] = LabeledImages(images, labels, [f"{split}/{row}" for row in range(len(rows))])
+    return splits
+
+
+@dataclass(frozen=True)
+class _DownloadedImages(Sequence[Any]):
+    """Images of a Hub dataset of image files, whose rows contain the paths of the files in the cache."""
+
+    images: Sequence[Any]
+    caches: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: Any) -> Any:
+        image = self.images[row]
+        if not isinstance(image, dict) or image.get("bytes") is not None or not image.get("path"):
+            return image
+        file = Path(image["path"]).resolve()
+        # A path outside of the caches stays a path in a row, which is never opened.
+        return file if any(file.is_relative_to(cache) for cache in self.caches) else image
+
+
+def _download_caches() -> tuple[Path, ...]:
+    import datasets
+    from huggingface_hub import constants
+
+    folders = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    return tuple(Path(folder).resolve() for folder in folders)
+
+
+def _labels(rows: Any, column: str, where: str) -> list[str]:
+    feature, values = rows.features[column], list(rows[column])
+    names: Any = getattr(feature, "names", None)
+    unusual = Counter(type(value).__name__ for value in values if not isinstance(value, str | int | float | None))
+    if unusual:
+        raise ValueError(f"{where}: {column!r} contains {', '.join(unusual)}, not one label for each image.")
+    labels = [value.strip() if isinstance(value, str) else value for value in values]
+    missing = [row for row, value in enumerate(labels) if _is_missing(value, names)]
+    if missing:
+        raise ValueError(
+            f"{where}: {len(missing)} of {len(values)} rows have no label in {column!r}, the first is row "
+            f"{missing[0]}. Filter them out."
+        )
+    return [names[value] if names is not None else str(value) for value in labels]
+
+
+def _is_missing(value: Any, names: Sequence[str] | None) -> bool:
+    if names is not None and isinstance(value, int):
+        return value < 0  # test splits of competitions mark secret labels with -1
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+__all__ = ["read_hub_set", "read_parquet_set", "read_saved_set"]
