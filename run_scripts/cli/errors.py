@@ -41,7 +41,7 @@ def options_in_errors(*arguments: str) -> Iterator[None]:
         text = str(error)
         for name in arguments:
             option = f"--{name.replace('_', '-')}"
-            text = re.sub(rf"\b{name}=(\S+)", lambda found, option=option: f"{option} {found[1].strip(chr(39))}", text)
+            text = re.sub(rf"\b{name}='?([^\s']+)'?", rf"{option} \1", text)
             text = re.sub(rf"\b{name}\b", option, text)
         if text == str(error):
             raise

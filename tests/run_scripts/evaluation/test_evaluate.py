@@ -339,7 +339,7 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
         ),
         (
             ["zero-shot", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"],
-            "--model m: there is no such folder",
+            "--model m: no such folder",
         ),
         (
             ["zero-shot", "--benchmark", "pmc15m", "--model", "m", "--data", "{built}", "--output-dir", "{tmp}"],
@@ -352,7 +352,7 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(small_checkpoint, tmp_pat
         (["retrieval", "--benchmark", "chess", "--model", "m", "--data", "{data}", "--output-dir", "{tmp}"], "chess"),
         (
             ["retrieval", "--model", "m", "--data", "nowhere", "--output-dir", "{tmp}"],
-            "nowhere: there is no such folder",
+            "nowhere: the folder does not exist",
         ),
         (
             ["zero-shot", "--model", "m", "--data", "nowhere", "--output-dir", "{tmp}"],
@@ -472,7 +472,9 @@ def test_what_makes_no_sense_is_said_in_one_line(arguments, message, tmp_path, b
     draw_images(tmp_path / "normal_and_not", {"normal": 1, "tumor": 1})
     filled = {"data": tmp_path / "normal_and_not", "built": built, "tmp": tmp_path / "out"}
     # The disk decides about these, not the command line.
-    missing = any(text in message for text in ("there is no such folder", "class folders", "no validation split"))
+    missing = any(
+        text in message for text in ("no such folder", "does not exist", "class folders", "no validation split")
+    )
     assert main(["evaluate", *(argument.format(**filled) for argument in arguments)]) == (1 if missing else 2)
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
@@ -496,7 +498,7 @@ def refused(capsys, *arguments) -> str:
 def test_all_models_data_and_folders_are_checked_before_one_is_loaded(two_models, tmp_path, capsys, no_model):
     models = ["--model", *two_models, tmp_path / "gone", "nowhere", "--output-dir", tmp_path / "out"]
     error = refused(capsys, "zero-shot", *models, "--data", tmp_path / "no data")
-    assert "gone: there is no such folder" in error and "--model nowhere: there is no such folder" in error
+    assert "gone: no such folder" in error and "--model nowhere: no such folder" in error
     assert "no data: there is no such folder" in error
     assert not (tmp_path / "out").exists()
     data = draw_images(tmp_path / "data", {"a": 2, "b": 2})
