@@ -1,4 +1,4 @@
-"""Several models side by side: as Markdown, LaTeX, JSON and a plot."""
+"""Compare several models in a table (Markdown, LaTeX and JSON) and in a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from ..cli.reporting import UNDEFINED, say, show_table, write_json, write_text
 
 
 class Value(NamedTuple):
-    """A number with its 95 % interval, or mean and standard deviation, as far as they are known.
+    """A metric with its 95 % interval, or a mean with its standard deviation.
 
-    `value` is None if the metric is undefined or, with `measured=False`, if there is no value.
+    `value` is None if the metric is undefined. With `measured=False`, there is no value.
     """
 
     value: float | None
@@ -35,7 +35,7 @@ class Value(NamedTuple):
 
 
 def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
-    """The numbers by which models are compared, by their names.
+    """Return the metrics by which models are compared, by their labels.
 
     Args:
         task: As in `results.json`.
@@ -67,7 +67,7 @@ def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The last part of each model's name, or as many parts as tell them apart."""
+    """Return the last part of each model's name, or as many parts as make the names different."""
     parts = [name.strip("/").split("/") for name in names]
     for shown in range(1, 1 + max(map(len, parts))):
         short = ["/".join(name[-shown:]) for name in parts]
@@ -94,12 +94,12 @@ def show_published(task: str, published: Sequence[Mapping[str, Any]]) -> None:
         f"{entry['model']}{' *' if entry['read_from_figure'] else ''}": headline(task, entry["values"])
         for entry in published
     }
-    longest = sorted(rows.values(), key=len, reverse=True)  # which has the fractions of the labels in their order
+    longest = sorted(rows.values(), key=len, reverse=True)  # the longest has all fractions in order
     columns = list(dict.fromkeys(column for values in longest for column in values))
     cells = [[values[column].value if column in values else None for column in columns] for values in rows.values()]
     mark = " (*: read off a figure)" if any(entry["read_from_figure"] for entry in published) else ""
     title = f"Published values, not measured here{mark}"
-    if len(columns) <= len(rows):  # a terminal is 80 wide
+    if len(columns) <= len(rows):  # a terminal has 80 columns
         show_table(title, [(name, *line) for name, line in zip(rows, cells, strict=True)], ["model", *columns])
     else:
         show_table(title, list(zip(columns, *cells, strict=True)), ["", *rows])
@@ -147,7 +147,6 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     )
     chance = results[0]["metrics"].get("chance")
     plot_comparison(title, columns, cells, chance, output_dir / "comparison.png", published=published)
-    # By columns: a terminal is 80 wide, and models may be many.
     show_table(
         title,
         [(column, *(str(values[place]) for values in measured.values())) for place, column in enumerate(columns)],

@@ -1,4 +1,4 @@
-"""Examples of retrieval: some queries with what a model retrieves for them, as pictures and as data."""
+"""Examples of retrieval: queries with the candidates that a model retrieves, as plots and as data."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,10 @@ from .retrieval import EmbeddedPairs
 FOLDER = "examples"
 TOP = {"image_to_text": 3, "text_to_image": 4}  # candidates that are shown
 _PER_PICTURE = 6
-_AT_A_TIME = 8  # queries; of 725,739 candidates their scores take 23 MB
 
 
 class Candidate(NamedTuple):
-    """A candidate: the row of the data, its similarity, whether it is right, and its rank among all candidates."""
+    """A candidate: row of the dataset, similarity, whether it is right, and rank among all candidates."""
 
     row: int
     score: float
@@ -31,7 +30,7 @@ class Candidate(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A query: the row of the data, and its best candidates, followed by the right one if it is not among them."""
+    """A query: row of the dataset, and the best candidates. The right one follows if it is not among them."""
 
     row: int
     candidates: list[Candidate]
@@ -47,7 +46,7 @@ def find_examples(
 
     Args:
         embedded: The pairs among which retrieval was measured.
-        counts: As of `count_ranks`.
+        counts: What `count_ranks` returns.
         number: Number of pairs to choose. All if there are fewer.
         seed: Seed of the choice.
 
@@ -58,45 +57,51 @@ def find_examples(
     image_of_text = torch.arange(texts) if embedded.image_of_text is None else embedded.image_of_text
     first_text = torch.zeros(len(embedded.images), dtype=torch.int64)
     first_text.scatter_reduce_(0, image_of_text, torch.arange(texts), "amin", include_self=False)
-    chosen = torch.tensor(draw_pool(texts, min(number, texts), seed=seed))
-    # Pairs that show the same image are one query.
-    images = torch.tensor(list(dict.fromkeys(image_of_text[chosen].tolist())))
-    found: dict[str, list[Example]] = {}
-    for direction in DIRECTIONS:
-        of_image = direction == "image_to_text"
-        queries = images if of_image else chosen
-        embeds = (embedded.images if of_image else embedded.texts)[queries]
-        candidates = embedded.texts if of_image else embedded.images
-        row_of = embedded.rows if of_image else embedded.rows[first_text]
-        found[direction] = []
-        for start in range(0, len(queries), _AT_A_TIME):
-            for query, scores in zip(
-                queries[start : start + _AT_A_TIME].tolist(),
-                embeds[start : start + _AT_A_TIME].float() @ candidates.float().t(),
-                strict=True,
-            ):
-                right = image_of_text == query if of_image else torch.arange(len(scores)) == image_of_text[query]
-                best = scores.sort(descending=True, stable=True).indices[: TOP[direction]].tolist()
-                listed = [
-                    Candidate(int(row_of[place]), float(scores[place]), bool(right[place]), rank)
-                    for rank, place in enumerate(best, 1)
-                ]
-                if not right[best].any():
-                    place = int(scores.masked_fill(~right, -torch.inf).argmax())
-                    rank = max(_rank(counts[direction], query), len(best) + 1.0)
-                    listed.append(Candidate(int(row_of[place]), float(scores[place]), True, rank))
-                row = embedded.rows[first_text[query] if of_image else query]
-                found[direction].append(Example(int(row), listed))
-    return found
+    chosen = draw_pool(texts, min(number, texts), seed=seed)
+    of_images = [
+        _example(
+            row=embedded.rows[first_text[image]],
+            scores=embedded.texts.float() @ embedded.images[image].float(),
+            right=image_of_text == image,
+            rows=embedded.rows,
+            rank=_rank(counts["image_to_text"], image),
+            top=TOP["image_to_text"],
+        )
+        for image in dict.fromkeys(image_of_text[chosen].tolist())  # pairs with the same image are one query
+    ]
+    of_texts = [
+        _example(
+            row=embedded.rows[text],
+            scores=embedded.images.float() @ embedded.texts[text].float(),
+            right=torch.arange(len(embedded.images)) == image_of_text[text],
+            rows=embedded.rows[first_text],
+            rank=_rank(counts["text_to_image"], text),
+            top=TOP["text_to_image"],
+        )
+        for text in chosen
+    ]
+    return dict(zip(DIRECTIONS, (of_images, of_texts), strict=True))
+
+
+def _example(
+    row: torch.Tensor, scores: torch.Tensor, right: torch.Tensor, rows: torch.Tensor, rank: float, top: int
+) -> Example:
+    """Return the best candidates of a query, and the best right one if it is not among them."""
+    best = scores.sort(descending=True, stable=True).indices[:top].tolist()
+    ranked = [(place, float(number)) for number, place in enumerate(best, 1)]
+    if not right[best].any():
+        ranked.append((int(scores.masked_fill(~right, -torch.inf).argmax()), max(rank, len(best) + 1.0)))
+    candidates = [Candidate(int(rows[place]), float(scores[place]), bool(right[place]), at) for place, at in ranked]
+    return Example(int(row), candidates)
 
 
 def write_examples(examples: Mapping[str, Sequence[Example]], pairs: Any, output_dir: Path) -> list[dict[str, Any]]:
-    """Draw examples as PNG files, and remove those of an earlier run.
+    """Plot examples as PNG files, and remove those of an earlier run.
 
     Args:
-        examples: As of [`find_examples`].
+        examples: What [`find_examples`] returns.
         pairs: Rows with `pair_id`, `pmcid`, `image` (not decoded), `caption`, and `license` if it is known.
-        output_dir: Folder of the results; the pictures go into its folder `examples`.
+        output_dir: Folder of the results. The plots are written to its folder `examples`.
 
     Returns:
         An entry for each query, for `results.json`.
@@ -120,13 +125,8 @@ def write_examples(examples: Mapping[str, Sequence[Example]], pairs: Any, output
                     "query": _identity(pairs[example.row]),
                     "rank": next(candidate.rank for candidate in example.candidates if candidate.right),
                     "candidates": [
-                        {
-                            **_identity(pairs[candidate.row]),
-                            "score": candidate.score,
-                            "right": candidate.right,
-                            "rank": candidate.rank,
-                        }
-                        for candidate in example.candidates
+                        _identity(pairs[row]) | {"score": score, "right": right, "rank": rank}
+                        for row, score, right, rank in example.candidates
                     ],
                 }
                 for example in page
@@ -141,7 +141,7 @@ def plot_some_answers(embedded: EmbeddedPairs, counts: Any, pairs: Any, number: 
 
 
 def _rank(counts: RankCounts, query: int) -> float:
-    """The mean rank of the first right candidate, where chance breaks ties."""
+    """Return the mean rank of the first right candidate, with ties in random order."""
     better, equal, right = (int(values[query]) for values in counts)
     return better + (equal + 1) / (right + 1)
 
@@ -154,14 +154,10 @@ def _query(example: Example, pairs: Any, direction: str) -> Query:
         return str(row["caption"])
 
     content, answer = (image, caption) if direction == "image_to_text" else (caption, image)
-    row = pairs[example.row]
-    answers = []
-    for candidate in example.candidates:
-        of_candidate = pairs[candidate.row]
-        answers.append(
-            Answer(answer(of_candidate), candidate.score, candidate.right, _source(of_candidate), candidate.rank)
-        )
-    return Query(content(row), answers, _source(row))
+    rows = [(pairs[candidate.row], candidate) for candidate in example.candidates]
+    answers = [Answer(answer(row), found.score, found.right, _source(row), found.rank) for row, found in rows]
+    query = pairs[example.row]
+    return Query(content(query), answers, _source(query))
 
 
 def _identity(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,5 +165,5 @@ def _identity(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(row: Mapping[str, Any]) -> str:
-    """Article and license of a row, as far as they are known."""
+    """Return the known ones of article and license of a row."""
     return ", ".join(str(row[name]) for name in ("pmcid", "license") if row.get(name))

@@ -1,4 +1,4 @@
-"""Embeddings of images and texts, worked out once and kept on disk in numbered parts."""
+"""Compute embeddings of images and texts once, and keep them on disk in numbered parts."""
 
 import os
 from collections import deque
@@ -17,20 +17,23 @@ from .dual_encoders import DualEncoder
 from .parts import Parts
 
 
-FEATURES = "features"  # folder beside the results, where no other is named
-# Rows of a part: what is lost at most when a run is killed. 2 MB of 512 numbers in float32.
+FEATURES = "features"  # default folder, next to the results
+# Rows in a part, which are embedded again if a run is killed. 2 MB for 512 dimensions in float32.
 PART = 1024
 WORKERS = min(8, os.cpu_count() or 1)
+
+# The rows of a batch that could be read, their pixels, and the number and the reason of each other row.
+_Batch = tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]
 
 
 @dataclass(frozen=True)
 class Features:
-    """Embeddings of the rows that could be used.
+    """The embeddings of the rows that could be read.
 
     Args:
-        embeds: Of shape `(rows that could be used, dimension)`, float32, on the CPU.
-        rows: Their numbers, ascending.
-        damaged: `name` and `reason` of each row that could not be used.
+        embeds: Of shape `(readable rows, dimension)`, float32, on the CPU.
+        rows: The numbers of these rows, ascending.
+        damaged: `name` and `reason` of each other row.
     """
 
     embeds: torch.Tensor
@@ -39,18 +42,18 @@ class Features:
 
 
 class FeatureStore:
-    """Extracts and keeps the features of one model.
+    """Compute and store the features of one model.
 
-    Features are keyed by the weights, the processor, the data, and what was embedded how. What is there already is not
-    worked out again, and what an interrupted run has left is gone on with. Parts are the same for each number of
-    processes.
+    Features are stored by the weights, the processor, the data and the settings. Stored features are not computed
+    again, and an interrupted run continues. The parts are the same for every number of processes.
 
     Args:
         encoder: The model.
-        folder: Where the parts are kept.
-        batch_size: Images or texts at a time. Other batches differ by rounding and count as the same features.
-        max_length: Tokens a text is cut at; the tokenizer's limit when left out.
-        workers: Batches of images that are read and resized at the same time, in threads: Pillow leaves Python's lock.
+        folder: Folder for the parts.
+        batch_size: Number of images or texts in a batch. The features of other batch sizes differ by rounding, and are
+            stored as the same.
+        max_length: Maximum number of tokens in a text. The limit of the tokenizer if None.
+        workers: Number of threads that read and resize batches of images.
     """
 
     def __init__(
@@ -69,13 +72,16 @@ class FeatureStore:
         self.workers = workers
 
     def images(self, images: Sequence[Any], names: Sequence[str], data: str, *, features: str = "embeds") -> Features:
-        """Features of images.
+        """Return the features of images.
 
         Args:
-            images: What [`read_row_image`] takes, one for each row; read when needed.
-            names: What each is called in the list of damaged ones.
-            data: Fingerprint of the images and their order.
-            features: `embeds`, normalised; or `hidden`, the image tower's state before its projection.
+            images: Image of each row, as [`read_row_image`] takes it. It is read when it is needed.
+            names: Name of each row, for the list of damaged rows.
+            data: Fingerprint of the images in their order.
+            features: `embeds` for normalized embeddings, or `hidden` for the state before the projection.
+
+        Raises:
+            ValueError: If no image can be read.
         """
         parts = self._parts(len(images), {"data": data, "what": f"images, {features}"})
 
@@ -88,17 +94,18 @@ class FeatureStore:
                 damaged += [{"name": names[row], "reason": reason} for row, reason in failed]
                 if pixels is not None:
                     embeds.append(self.encoder.embed_pixels(pixels, features))
-            return {"embeds": _joined(embeds), "rows": torch.tensor(good, dtype=torch.int64)}, damaged
+            joined = torch.cat(embeds) if embeds else torch.empty(0, 0)
+            return {"embeds": joined, "rows": torch.tensor(good, dtype=torch.int64)}, damaged
 
         parts.complete(work, "Images")
         return _read_all(parts, len(images))
 
     def texts(self, texts: Sequence[str], data: str) -> Features:
-        """Normalised embeddings of texts; none counts as damaged.
+        """Return the normalized embeddings of texts.
 
         Args:
-            texts: Captions.
-            data: Fingerprint of the texts and their order.
+            texts: The texts.
+            data: Fingerprint of the texts in their order.
         """
         key = {"data": data, "what": "texts", "max_length": self.max_length}
         parts = self._parts(len(texts), key)
@@ -128,12 +135,10 @@ class FeatureStore:
         }
         return Parts(self.folder, key, -(-rows // PART))
 
-    def _prepared(
-        self, images: Sequence[Any], rows: range
-    ) -> Iterator[tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]]:
-        """Batch by batch the rows that could be read, their pixels, and those that could not with the reason."""
+    def _prepared(self, images: Sequence[Any], rows: range) -> Iterator[_Batch]:
+        """Yield batches in their order, which threads read and resize ahead of the model."""
 
-        def prepare(batch: range) -> tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]:
+        def prepare(batch: range) -> _Batch:
             pictures, good, failed = [], [], []
             for row in batch:
                 try:
@@ -141,28 +146,21 @@ class FeatureStore:
                     good.append(row)
                 except ImageError as error:
                     failed.append((row, error.reason))
-            pixels = (
-                self.encoder.processor.image_processor(pictures, return_tensors="pt")["pixel_values"] if good else None
-            )
-            return good, pixels, failed
+            processor = self.encoder.processor.image_processor
+            return good, processor(pictures, return_tensors="pt")["pixel_values"] if good else None, failed
 
-        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         with ThreadPoolExecutor(max_workers=self.workers) as threads:
-            waiting: deque[Future[Any]] = deque()
-            for batch in batches:
-                waiting.append(threads.submit(prepare, batch))
+            waiting: deque[Future[_Batch]] = deque()
+            for start in range(0, len(rows), self.batch_size):
+                waiting.append(threads.submit(prepare, rows[start : start + self.batch_size]))
                 if len(waiting) > self.workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
 
-def _joined(embeds: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat(embeds) if embeds else torch.empty(0, 0)
-
-
 def _read_all(parts: Parts, rows: int) -> Features:
-    """All parts, in one tensor that is filled part by part: twice their size would not fit where once does."""
+    """Return all parts in one tensor, which is filled part by part to save memory."""
     embeds: torch.Tensor | None = None
     numbers = torch.empty(rows, dtype=torch.int64)
     damaged: list[dict[str, str]] = []

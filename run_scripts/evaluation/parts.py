@@ -1,7 +1,7 @@
-"""Long work in numbered parts on disk, which processes share, and which goes on where it was cut off.
+"""Split long work into numbered parts on disk. Processes share the parts, and an interrupted run continues with them.
 
-A part carries a checksum of its tensors, its note, its number and the key of the work. A part without the right
-checksum is damaged or belongs to other work, and is computed again.
+A part has a checksum of its tensors, its note, its number and the key of the work. A part with another checksum is
+damaged or belongs to other work, and is computed again.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ Part = tuple[dict[str, torch.Tensor], Any]
 
 
 class Parts:
-    """The parts of one piece of work, each a safetensors file with a note.
+    """The parts of one piece of work. Each is a safetensors file with a note.
 
     Args:
-        folder: Where pieces of work lie; this one gets a folder of its own in it.
-        key: All that the result depends on: another key is another folder. It is written beside the parts.
+        folder: Folder for all work. Each key gets its own subfolder.
+        key: Everything that the result depends on. It is written to `key.json`.
         count: Number of parts.
     """
 
@@ -46,14 +46,14 @@ class Parts:
             (self.folder / "key.json").write_text(json.dumps(key, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def complete(self, work: Callable[[int], Part], description: str) -> None:
-        """Do the parts that are missing or damaged; each process takes its share of them. Damaged ones are warned of.
+        """Compute the parts that are missing or damaged. Each process computes a share of them.
 
         Args:
-            work: Takes the number of a part and gives its tensors, and a note that JSON can hold.
-            description: What the progress bar says.
+            work: Takes the number of a part and returns its tensors, and a note for JSON.
+            description: Label of the progress bar.
 
         Raises:
-            FileNotFoundError: Parts of other processes are not seen here.
+            FileNotFoundError: If this process does not see the parts of other processes.
         """
         state = PartialState()
         missing = [number for number in range(self.count) if self._load(number) is None]
@@ -64,9 +64,9 @@ class Parts:
                 damaged[0],
                 f" and {len(damaged) - 1} other(s)" if len(damaged) > 1 else "",
             )
-        state.wait_for_everyone()  # all have looked before the first writes: they share the same list
+        state.wait_for_everyone()  # all processes list the missing parts before the first one is written
         mine = missing[state.process_index :: state.num_processes]
-        # A single process knows how much was done before; of several, each bar is about its own share.
+        # With several processes, the bar shows the share of the first one.
         done = self.count - len(missing) if state.num_processes == 1 else 0
         with tqdm(
             total=done + len(mine), initial=done, desc=description, unit="part", disable=not state.is_main_process
@@ -78,12 +78,12 @@ class Parts:
         unseen = [number for number in missing if not self._path(number).is_file()]
         if unseen:
             raise FileNotFoundError(
-                f"{self._path(unseen[0])}, which another process has written, is not seen here. Processes on several "
-                "machines need a folder that all of them share: name one with --features-dir."
+                f"{self._path(unseen[0])} was written by another process and is missing here. Processes on several "
+                "machines need a shared folder: pass it as --features-dir."
             )
 
     def read(self, number: int) -> Part:
-        """Return tensors and note of a part that has been done.
+        """Return the tensors and the note of a finished part.
 
         Raises:
             OSError: If it is missing or damaged.
@@ -94,7 +94,7 @@ class Parts:
         return part
 
     def _load(self, number: int) -> Part | None:
-        """Tensors and note of a part; none if it is missing or its checksum is not the right one."""
+        """Return the tensors and the note of a part, or None if it is missing or its checksum differs."""
         try:
             with safe_open(self._path(number), framework="pt") as file:
                 metadata = file.metadata() or {}
