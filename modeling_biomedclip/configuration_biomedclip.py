@@ -1,6 +1,6 @@
-"""Configuration of BiomedCLIP: a ViT image tower and a BERT or CLIP text tower with projections into one space.
+"""Configuration of BiomedCLIP: a ViT image tower and a BERT or CLIP text tower, projected into a shared space.
 
-The defaults are the published architecture, `microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224`.
+The defaults describe the published model, `microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224`.
 """
 
 import math
@@ -21,14 +21,14 @@ def _check_heads(config: PreTrainedConfig) -> None:
 
 
 class BiomedCLIPBaseConfig(PreTrainedConfig):
-    """Saved folders carry the code: their configuration names the class that each Auto class finds there."""
+    """Base class whose saved configuration names the model class for each Auto class, for use with the saved code."""
 
     _auto_class = "AutoConfig"
     _model_of_auto_class: ClassVar[dict[str, str]] = {}
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Saves `config.json`, with `auto_map` for all Auto classes and not for that of one model alone."""
-        # Set anew each time: a configuration that was loaded from the Hub names the code in its old repository.
+        """Save `config.json` with an `auto_map` for all Auto classes, not only for the one of the saved model."""
+        # A configuration that was loaded from the Hub still refers to the code in that repository.
         self.auto_map = {
             auto_class: f"modeling_biomedclip.{model}" for auto_class, model in self._model_of_auto_class.items()
         }
@@ -40,21 +40,22 @@ class BiomedCLIPTextConfig(BiomedCLIPBaseConfig):
     r"""Configuration of the text tower: BERT base with the vocabulary of PubMedBERT.
 
     Args:
-        vocab_size (`int`, defaults to 30522): Rows of the word embedding table (PubMedBERT's vocabulary fills 28,895).
+        vocab_size (`int`, defaults to 30522): Number of word embeddings. PubMedBERT has 28,895 words.
         hidden_size (`int`, defaults to 768): Width of the tower.
         intermediate_size (`int`, defaults to 3072): Width of the feed-forward layers.
-        projection_dim (`int`, defaults to 512): Width of the space shared with images.
-        num_hidden_layers (`int`, defaults to 12): Post-LayerNorm blocks.
-        num_attention_heads (`int`, defaults to 12): Attention heads of each block.
-        max_position_embeddings (`int`, defaults to 512): Rows of the position table; training used the first 256.
-        type_vocab_size (`int`, defaults to 2): Rows of BERT's token type table.
+        projection_dim (`int`, defaults to 512): Dimension of the shared embedding space.
+        num_hidden_layers (`int`, defaults to 12): Number of post-LayerNorm blocks.
+        num_attention_heads (`int`, defaults to 12): Number of attention heads per block.
+        max_position_embeddings (`int`, defaults to 512): Number of positions. BiomedCLIP was trained with the first
+            256.
+        type_vocab_size (`int`, defaults to 2): Number of token types.
         hidden_act (`str`, defaults to `"gelu"`): Activation of the feed-forward layers and of the projection.
         hidden_dropout (`float`, defaults to 0.1): Dropout after embeddings, attention and feed-forward layers.
         attention_dropout (`float`, defaults to 0.1): Dropout of attention probabilities.
         layer_norm_eps (`float`, defaults to 1e-12): Epsilon of every LayerNorm.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of random linear layers and embeddings. The
-            projection is initialized as PyTorch initializes a linear layer, as in open_clip.
-        pad_token_id (`int`, defaults to 0): `[PAD]`; positions that hold it are masked when no mask is given.
+        initializer_range (`float`, defaults to 0.02): Standard deviation for the initialization of linear layers and
+            embeddings. The projection uses the default of PyTorch, as in open_clip.
+        pad_token_id (`int`, defaults to 0): Id of `[PAD]`. These tokens are masked if no attention mask is passed.
 
     Example:
     ```python
@@ -86,38 +87,38 @@ class BiomedCLIPTextConfig(BiomedCLIPBaseConfig):
     def __post_init__(self, **kwargs):
         if kwargs.get("model_type", self.model_type) != self.model_type:
             raise ValueError(
-                f"The text tower is a {kwargs['model_type']}, not a {self.model_type}. Load the whole model, as "
-                "BiomedCLIPModel."
+                f"`model_type` is {kwargs['model_type']!r}, but this configuration needs {self.model_type!r}. Load the "
+                "whole model with `BiomedCLIPModel`."
             )
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """Raises `ValueError` when the heads do not divide the width."""
+        """Raise `ValueError` if `hidden_size` is not a multiple of `num_attention_heads`."""
         _check_heads(self)
 
 
 @strict
 class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
-    r"""Configuration of the image tower: timm's `vit_base_patch16_224`.
+    r"""Configuration of the image tower, `vit_base_patch16_224` of timm by default.
 
     Args:
         hidden_size (`int`, defaults to 768): Width of the tower.
         intermediate_size (`int`, defaults to 3072): Width of the feed-forward layers.
-        projection_dim (`int`, defaults to 512): Width of the space shared with texts.
-        num_hidden_layers (`int`, defaults to 12): Pre-LayerNorm blocks.
-        num_attention_heads (`int`, defaults to 12): Attention heads of each block.
-        num_channels (`int`, defaults to 3): Channels of the input.
-        image_size (`int`, defaults to 224): Side of the square input, in pixels.
-        patch_size (`int`, defaults to 16): Side of a patch, in pixels.
+        projection_dim (`int`, defaults to 512): Dimension of the shared embedding space.
+        num_hidden_layers (`int`, defaults to 12): Number of pre-LayerNorm blocks.
+        num_attention_heads (`int`, defaults to 12): Number of attention heads per block.
+        num_channels (`int`, defaults to 3): Number of channels of the images.
+        image_size (`int`, defaults to 224): Side of the square images in pixels.
+        patch_size (`int`, defaults to 16): Side of a patch in pixels.
         hidden_act (`str`, defaults to `"gelu"`): Activation of the feed-forward layers.
         hidden_dropout (`float`, defaults to 0.0): Dropout after embeddings, attention and feed-forward layers.
         attention_dropout (`float`, defaults to 0.0): Dropout of attention probabilities.
-        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm. timm's value: ports that use
-            transformers' ViT default of 1e-12 give other embeddings.
-        patch_dropout (`float`, defaults to 0.0): Share of the patches of each image that training leaves out, drawn at
-            random (FLIP, arXiv 2212.00794).
-        initializer_range (`float`, defaults to 0.02): Standard deviation of random linear layers and positions. Patch
-            embedding and projection are initialized as PyTorch initializes such layers, as in timm and open_clip.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm, as in timm. With 1e-12, the default of
+            transformers' ViT, the embeddings differ.
+        patch_dropout (`float`, defaults to 0.0): Fraction of random patches that training drops from each image (FLIP,
+            arXiv 2212.00794).
+        initializer_range (`float`, defaults to 0.02): Standard deviation for the initialization of linear layers and
+            positions. Patch embedding and projection use the default of PyTorch, as in timm and open_clip.
 
     Example:
     ```python
@@ -147,14 +148,14 @@ class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self) -> None:
-        """Raises `ValueError` when heads do not divide the width, patches the image, or no patch would be left."""
+        """Raise `ValueError` if sizes are not multiples of each other, or if no patch would remain."""
         _check_heads(self)
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout must be at least 0 and less than 1, not {self.patch_dropout}.")
         if self.image_size % self.patch_size != 0:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}), "
-                "or pixels at the right and lower edge would never be seen."
+                "otherwise pixels at the right and lower edge are ignored."
             )
 
 
@@ -163,15 +164,15 @@ class BiomedCLIPCoAttentionConfig(PreTrainedConfig):
     r"""Configuration of the co-attention head that answers questions (METER, arXiv 2111.02387, as BiomedCLIP used it).
 
     Args:
-        hidden_size (`int`, defaults to 768): Width of the head; the tokens of both towers are mapped to it.
+        hidden_size (`int`, defaults to 768): Width of the head. The tokens of both towers are projected to it.
         intermediate_size (`int`, defaults to 3072): Width of the feed-forward layers.
-        num_hidden_layers (`int`, defaults to 6): Blocks of each modality.
-        num_attention_heads (`int`, defaults to 12): Attention heads of each block.
+        num_hidden_layers (`int`, defaults to 6): Number of blocks per modality.
+        num_attention_heads (`int`, defaults to 12): Number of attention heads per block.
         hidden_act (`str`, defaults to `"gelu"`): Activation of the feed-forward layers.
         hidden_dropout (`float`, defaults to 0.1): Dropout after attention and feed-forward layers.
         attention_dropout (`float`, defaults to 0.1): Dropout of attention probabilities.
-        layer_norm_eps (`float`, defaults to 1e-12): Epsilon of the blocks' LayerNorm.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of freshly drawn weights.
+        layer_norm_eps (`float`, defaults to 1e-12): Epsilon of every LayerNorm.
+        initializer_range (`float`, defaults to 0.02): Standard deviation for the initialization of weights.
     """
 
     model_type = "biomedclip_co_attention"
@@ -188,23 +189,23 @@ class BiomedCLIPCoAttentionConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self) -> None:
-        """Raises `ValueError` when the heads do not divide the width."""
+        """Raise `ValueError` if `hidden_size` is not a multiple of `num_attention_heads`."""
         _check_heads(self)
 
 
 def text_config_class(fields: Mapping[str, Any]) -> type[BiomedCLIPTextConfig] | type[CLIPTextConfig]:
-    """Return the class of the configuration of a text tower.
+    """Return the configuration class of a text tower.
 
     Args:
-        fields: Fields of the configuration. `model_type` selects the class (default: BERT's).
+        fields: Fields of the configuration. `model_type` selects the class. The default is BERT.
 
     Raises:
-        ValueError: If `model_type` is neither BERT's nor CLIP's.
+        ValueError: If `model_type` is unknown.
     """
     classes = {config_class.model_type: config_class for config_class in (BiomedCLIPTextConfig, CLIPTextConfig)}
     wanted = fields.get("model_type", BiomedCLIPTextConfig.model_type)
     if wanted not in classes:
-        raise ValueError(f"text_config.model_type is {wanted!r}. Choose one of {', '.join(classes)}.")
+        raise ValueError(f"`text_config.model_type` is {wanted!r}. Use one of: {', '.join(classes)}.")
     return classes[wanted]
 
 
@@ -213,17 +214,18 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
     r"""Configuration of the whole model.
 
     Args:
-        text_config (`dict`, [`BiomedCLIPTextConfig`] or `CLIPTextConfig`, *optional*): The text tower. In a `dict` the
-            `model_type` `clip_text_model` selects CLIP's, a GPT-2 with a causal mask.
+        text_config (`dict`, [`BiomedCLIPTextConfig`] or `CLIPTextConfig`, *optional*): The text tower. In a `dict`,
+            `model_type="clip_text_model"` selects the text tower of CLIP, a GPT-2 with a causal mask.
         vision_config (`dict` or [`BiomedCLIPVisionConfig`], *optional*): The image tower.
-        co_attention_config (`dict` or [`BiomedCLIPCoAttentionConfig`], *optional*): The head that answers questions, in
-            [`BiomedCLIPForVisualQuestionAnswering`] alone.
-        projection_dim (`int`, defaults to 512): Width of the shared space; both towers take it from here.
-        logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): Start of the log inverse temperature. SigLIP's is
-            ln 10.
-        logit_bias_init_value (`float`, *optional*): Start of a parameter that is added to each logit, which SigLIP's
-            loss needs; its own is -10. There is no such parameter if left out.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of a freshly drawn classifier.
+        co_attention_config (`dict` or [`BiomedCLIPCoAttentionConfig`], *optional*): The head of
+            [`BiomedCLIPForVisualQuestionAnswering`].
+        projection_dim (`int`, defaults to 512): Dimension of the shared embedding space. Both towers use this
+            value.
+        logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): Initial log of the inverse temperature. SigLIP
+            uses ln 10.
+        logit_bias_init_value (`float`, *optional*): Initial value of a bias that is added to each logit. The loss of
+            SigLIP needs it and starts with -10. By default, the model has no such parameter.
+        initializer_range (`float`, defaults to 0.02): Standard deviation for the initialization of a classifier.
 
     Example:
     ```python
@@ -266,15 +268,14 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
                 sub_config = config_class(**sub_config)
             setattr(self, name, sub_config)
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # Where a saved folder has its pipeline; installed, the package has registered its own.
+            # The installed package has registered its own pipeline.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "projection_dim" or name in self.sub_configs:
-            # One value for both towers, whenever and wherever it is set: a tower that is saved alone keeps the width of
-            # its projection.
+            # Both towers have the same value, so that a tower that is saved alone keeps the size of its projection.
             for sub_config in map(self.__dict__.get, self.sub_configs):
                 if hasattr(sub_config, "projection_dim"):
                     sub_config.projection_dim = self.projection_dim

@@ -1,4 +1,4 @@
-"""Embeddings of many images and texts: in batches, prepared while the model works, padding not paid for."""
+"""Embed many images and texts in batches. Batches are prepared in the background, with little padding."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,33 +11,41 @@ from torch import nn
 
 BATCH_SIZE = 32
 PROMPTS_AT_A_TIME = 256
-LARGEST_LIMIT = 1_000_000  # transformers writes «no limit» as 10^30
-# Characters of a text that are kept for each token that it may have, as of [`BiomedCLIPProcessor`]: what is behind them
-# cannot matter, and may be long.
+LARGEST_LIMIT = 1_000_000  # transformers uses 10^30 for a tokenizer without a limit
+# Characters that are kept per token, as in `BiomedCLIPProcessor`. Text behind them is cut before it is tokenized.
 CHARACTERS_PER_TOKEN = 128
-# Share of a text's place in a batch that may be padding. On a CPU a small batch costs less than padding does, and where
-# there are many texts, batches fill up all the same.
+# Maximum fraction of padding in a row of a batch. On a CPU, a smaller batch costs less than padding.
 MOST_PADDING = 1 / 8
 
 
 def embed_images(model: Any, processor: Any, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
-    """Normalised embeddings of images.
+    """Embed images.
 
     Args:
         model: A dual encoder with `get_image_features`, or an [`ExportedModel`].
         processor: Its processor.
-        images: Pillow images, or a sequence that reads them when they are asked for.
-        batch_size: Images at a time.
+        images: Pillow images, or a sequence that reads images on access.
+        batch_size: Number of images per batch.
 
     Returns:
-        L2-normalised, float32, on the CPU, of shape `(images, dimension)`.
+        L2-normalized embeddings of shape `(images, dimension)`, float32, on the CPU.
+
+    Example:
+    ```python
+    >>> from biomedclip import BiomedCLIPModel, BiomedCLIPProcessor, embed_images, read_image
+
+    >>> model = BiomedCLIPModel.from_pretrained("out/model")
+    >>> processor = BiomedCLIPProcessor.from_pretrained("out/model")
+    >>> embed_images(model, processor, [read_image("scan.png")]).shape
+    torch.Size([1, 512])
+    ```
     """
     embeds = list(image_batches(model, processor, images, batch_size))
     return torch.cat(embeds) if embeds else torch.empty(0, model.config.projection_dim)
 
 
 def image_batches(model: Any, processor: Any, images: Sequence[Any], batch_size: int) -> Iterator[torch.Tensor]:
-    """The embeddings of [`embed_images`], batch by batch."""
+    """Yield the embeddings of [`embed_images`] batch by batch."""
 
     def prepare(start: int) -> torch.Tensor:
         batch = list(images[start : start + batch_size])
@@ -54,19 +62,29 @@ def image_batches(model: Any, processor: Any, images: Sequence[Any], batch_size:
 def embed_texts(
     model: Any, processor: Any, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, max_length: int | None = None
 ) -> torch.Tensor:
-    """Normalised embeddings of texts, in their order.
+    """Embed texts.
 
-    Texts of like length go together, so that next to no padding is worked on: real captions average 107 of 256 tokens.
+    Texts of similar length are batched together, so that little padding is computed.
 
     Args:
         model: A dual encoder with `get_text_features`, or an [`ExportedModel`].
         processor: Its processor.
         texts: Captions or prompts.
-        batch_size: Texts of the full length at a time; of shorter ones as many more as have the same number of tokens.
-        max_length: Tokens that a text is cut at; the tokenizer's limit when left out.
+        batch_size: Number of the longest texts per batch. Batches of shorter texts have as many tokens.
+        max_length: Maximum number of tokens of a text. The default is the limit of the tokenizer.
 
     Returns:
-        L2-normalised, float32, on the CPU, of shape `(texts, dimension)`.
+        L2-normalized embeddings in the order of `texts`, of shape `(texts, dimension)`, float32, on the CPU.
+
+    Example:
+    ```python
+    >>> from biomedclip import BiomedCLIPModel, BiomedCLIPProcessor, embed_texts
+
+    >>> model = BiomedCLIPModel.from_pretrained("out/model")
+    >>> processor = BiomedCLIPProcessor.from_pretrained("out/model")
+    >>> embed_texts(model, processor, ["chest X-ray"]).shape
+    torch.Size([1, 512])
+    ```
     """
     if not texts:
         return torch.empty(0, model.config.projection_dim)
@@ -92,17 +110,17 @@ def embed_texts(
 def embed_prompts(
     model: Any, processor: Any, prompts: Sequence[str], *, max_length: int | None = None
 ) -> tuple[torch.Tensor, list[int]]:
-    """Normalised embeddings of prompts in one batch, padded to the longest, as the model itself would embed them.
+    """Embed prompts in one batch padded to the longest, which gives the same bits as the forward pass of the model.
 
     Args:
         model: A dual encoder with `get_text_features`, or an [`ExportedModel`].
         processor: Its processor.
-        prompts: Some hundreds at most are worked on at a time.
-        max_length: Tokens that a prompt is cut at; the tokenizer's limit when left out.
+        prompts: Prompts, processed in batches of 256.
+        max_length: Maximum number of tokens of a prompt. The default is the limit of the tokenizer.
 
     Returns:
-        Embeddings as of [`embed_texts`], and the number of tokens of each prompt; of a prompt of more than
-        `CHARACTERS_PER_TOKEN` characters for each token of the limit, the number of tokens of its beginning.
+        Embeddings as from [`embed_texts`], and the number of tokens of each prompt before truncation. Only the first
+        `CHARACTERS_PER_TOKEN` characters per allowed token are counted.
     """
     prompts = _cut(model, processor, prompts, max_length)
     token_ids, fixed_length = _token_ids(model, processor, prompts, max_length)
@@ -115,7 +133,7 @@ def embed_prompts(
 
 
 def text_limit(model: Any, processor: Any) -> int:
-    """Tokens that a text may have: the tokenizer's limit or, where it has none, the model's positions."""
+    """Return the maximum number of tokens: the limit of the tokenizer or, without one, the positions of the model."""
     limit = processor.tokenizer.model_max_length
     if limit < LARGEST_LIMIT:
         return limit
@@ -123,23 +141,23 @@ def text_limit(model: Any, processor: Any) -> int:
 
 
 def normalize(features: torch.Tensor) -> torch.Tensor:
-    """Unit vectors in float32, whatever the model's precision: similarities in half precision would tie."""
+    """Return L2-normalized features in float32. In half precision, similarities would tie."""
     return nn.functional.normalize(features.float(), dim=-1)
 
 
 def _token_ids(
     model: Any, processor: Any, texts: Sequence[str], max_length: int | None
 ) -> tuple[list[list[int]], int | None]:
-    """Token ids of each text, cut at the limit, and the length that all must have, where there is one."""
+    """Return the truncated token ids of each text, and the length to which all must be padded, if any."""
     limit = max_length or text_limit(model, processor)
     texts = _cut(model, processor, texts, max_length)
     token_ids = processor(text=texts, padding=False, truncation=True, max_length=limit)["input_ids"]
-    # SigLIP pools the last position, so its texts must always have the same length.
+    # SigLIP pools the last position, so all texts must have the same length.
     return token_ids, limit if "siglip" in model.config.model_type else None
 
 
 def _cut(model: Any, processor: Any, texts: Sequence[str], max_length: int | None) -> list[str]:
-    """The beginnings of texts that can matter for the tokens that are used."""
+    """Cut texts behind the last character that can influence the used tokens."""
     if getattr(processor.tokenizer, "truncation_side", "right") != "right":
         return list(texts)
     limit = max_length or text_limit(model, processor)
@@ -159,7 +177,7 @@ def _embed_batch(model: Any, processor: Any, token_ids: list[list[int]], length:
 
 @contextmanager
 def _in_evaluation(model: Any) -> Iterator[None]:
-    """Without dropout, which would give other embeddings at each call; the model's mode is as before afterwards."""
+    """Put the model in evaluation mode, and restore its mode afterwards."""
     training = getattr(model, "training", False)
     model.eval()
     try:
@@ -170,7 +188,7 @@ def _in_evaluation(model: Any) -> Iterator[None]:
 
 
 def _prepared_ahead(prepare: Callable[[int], torch.Tensor], starts: Sequence[int]) -> Iterator[torch.Tensor]:
-    """Batches, the next one being prepared in a thread while the caller works on the last."""
+    """Yield batches while a thread prepares the next one."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         waiting = thread.submit(prepare, starts[0]) if starts else None
         for following in [*starts[1:], None]:

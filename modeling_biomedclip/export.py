@@ -1,8 +1,8 @@
-"""Export of the two towers as graphs that run without PyTorch: ONNX for ONNX Runtime, or OpenVINO's own format.
+"""Export both towers as graphs that run without PyTorch, in ONNX or in the format of OpenVINO.
 
-Each graph gives L2-normalised embeddings; batch and text length are free. In 8 bits the weights have one scale for each
-output channel. Activations are quantised while the graph runs: by ONNX Runtime with one scale for a whole tensor, by
-OpenVINO with one for each token and group of channels, which is closer to float32.
+Each graph returns L2-normalized embeddings. Batch size and text length are dynamic. With 8 bits, weights have one scale
+per output channel. Activations are quantized at run time: ONNX Runtime uses one scale per tensor, OpenVINO one per
+token and group of channels, which is closer to float32.
 """
 
 import copy
@@ -26,14 +26,14 @@ PACKAGES_TO_RUN = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 GRAPHS = ("image", "text")
 DESCRIPTION = "export.json"
-OPSET = 20  # the first with LayerNormalization and Gelu as operators of their own
-# Smaller matrices, the projections, stay in float32: they take no time, and their error would be felt most.
-SMALLEST_QUANTISED = 500_000
+OPSET = 20  # the first with the operators LayerNormalization and Gelu
+# Smaller matrices, such as the projections, stay in float32: they cost little time, and their error matters most.
+SMALLEST_QUANTIZED = 500_000
 _EXAMPLE_LENGTH = 16
 
 
 class ImageGraph(nn.Module):
-    """Pixels to normalised embeddings."""
+    """Map pixels to normalized embeddings."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -44,7 +44,7 @@ class ImageGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """Token ids and mask to normalised embeddings."""
+    """Map token ids and attention mask to normalized embeddings."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -57,25 +57,32 @@ class TextGraph(nn.Module):
 def export_model(
     model: Any, folder: str | os.PathLike[str], *, format: str = "onnx", precision: str = "float32"
 ) -> None:
-    """Writes the image and the text graph of a model, and what [`ExportedModel`] needs to know of them.
+    """Write the image graph and the text graph of a model. [`ExportedModel`] loads them.
 
     Args:
-        model: A [`BiomedCLIPModel`], on the CPU.
-        folder: Where `image` and `text` (`.onnx`, or `.xml` and `.bin`) and `export.json` go.
+        model: A [`BiomedCLIPModel`] on the CPU.
+        folder: Output folder for `image` and `text` (`.onnx`, or `.xml` and `.bin`) and `export.json`.
         format: `onnx` or `openvino`.
-        precision: `float32`; `int8`; or, for OpenVINO, `bfloat16`, which keeps float32 weights in the file and works in
-            bfloat16 where the processor can.
+        precision: `float32`, `int8` or, with OpenVINO, `bfloat16`. The latter stores float32 weights and computes in
+            bfloat16 if the processor supports it.
 
     Raises:
-        ValueError: A format there is not, or a precision it does not have.
-        ImportError: The package that the format needs is not installed.
+        ValueError: If the format is unknown or does not support the precision.
+        ImportError: If the package for the format is not installed.
+
+    Example:
+    ```python
+    >>> from biomedclip import BiomedCLIPModel, export_model
+
+    >>> export_model(BiomedCLIPModel.from_pretrained("out/model"), "exported", format="onnx")
+    ```
     """
     check_export(format, precision)
     check_packages(_PACKAGES_TO_EXPORT[format])
-    if precision == "int8" and not _largest_matrix(model) >= SMALLEST_QUANTISED:
+    if precision == "int8" and not _largest_matrix(model) >= SMALLEST_QUANTIZED:
         raise ValueError(
-            f"The model's largest matrix has {_largest_matrix(model):,} entries, and matrices below "
-            f"{SMALLEST_QUANTISED:,} stay in float32: 8 bits would change nothing. Export it in float32."
+            f"`precision` is 'int8', but matrices with fewer than {SMALLEST_QUANTIZED:,} entries stay in float32, and "
+            f"the largest matrix of this model has {_largest_matrix(model):,}. Export it in float32."
         )
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -83,9 +90,9 @@ def export_model(
     for name, graph, inputs, shapes in _graphs(model):
         logger.info("Exporting the %s graph.", name)
         if format == "onnx":
-            _write_onnx(graph, inputs, shapes, path / f"{name}.onnx", f"{name}_embeds", quantise=precision == "int8")
+            _write_onnx(graph, inputs, shapes, path / f"{name}.onnx", f"{name}_embeds", quantize=precision == "int8")
         else:
-            _write_openvino(graph, inputs, shapes, path / f"{name}.xml", quantise=precision == "int8")
+            _write_openvino(graph, inputs, shapes, path / f"{name}.xml", quantize=precision == "int8")
     description = {
         "format": format,
         "precision": precision,
@@ -98,19 +105,21 @@ def export_model(
 
 
 def check_export(format: str, precision: str) -> None:
-    """Raises as [`export_model`] does, before any work is done."""
+    """Raise `ValueError` if [`export_model`] does not support the format or the precision."""
     if format not in FORMATS:
-        raise ValueError(f"There is no format {format!r}; there are {', '.join(FORMATS)}.")
+        raise ValueError(f"`format` is {format!r}. Use one of: {', '.join(FORMATS)}.")
     if precision not in FORMATS[format]:
-        remedy = " ONNX Runtime has no bfloat16 on a CPU; choose openvino." if precision == "bfloat16" else ""
-        raise ValueError(f"{format} is written in {' or '.join(FORMATS[format])}, not in {precision!r}.{remedy}")
+        remedy = " ONNX Runtime has no bfloat16 on a CPU. Use openvino." if precision == "bfloat16" else ""
+        raise ValueError(
+            f"`precision` is {precision!r}, but {format} supports {' and '.join(FORMATS[format])} only.{remedy}"
+        )
 
 
 def check_packages(packages: tuple[str, ...]) -> None:
-    """Raises `ImportError` where one of the packages is not installed."""
+    """Raise `ImportError` if one of the packages is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f"{package} is not installed: pip install 'biomedclip[export]'")
+            raise ImportError(f"{package} is not installed. Install it with: pip install 'biomedclip[export]'")
 
 
 def _largest_matrix(model: Any) -> int:
@@ -118,7 +127,7 @@ def _largest_matrix(model: Any) -> int:
 
 
 def _graphs(model: Any) -> list[tuple[str, nn.Module, tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]]:
-    """Name, module, example inputs and free dimensions of each graph."""
+    """Return name, module, example inputs and dynamic dimensions of each graph."""
     batch = torch.export.Dim("batch", min=1, max=65536)
     length = torch.export.Dim("length", min=2, max=model.config.text_config.max_position_embeddings)
     size = model.config.vision_config.image_size
@@ -131,7 +140,7 @@ def _graphs(model: Any) -> list[tuple[str, nn.Module, tuple[torch.Tensor, ...], 
     ]
 
 
-def _write_onnx(graph: nn.Module, inputs: Any, shapes: Any, path: Path, output_name: str, *, quantise: bool) -> None:
+def _write_onnx(graph: nn.Module, inputs: Any, shapes: Any, path: Path, output_name: str, *, quantize: bool) -> None:
     program = torch.onnx.export(
         graph,
         inputs,
@@ -141,7 +150,7 @@ def _write_onnx(graph: nn.Module, inputs: Any, shapes: Any, path: Path, output_n
         opset_version=OPSET,
         verbose=False,
     )
-    if not quantise:
+    if not quantize:
         program.save(str(path), external_data=False)
         return
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -151,37 +160,37 @@ def _write_onnx(graph: nn.Module, inputs: Any, shapes: Any, path: Path, output_n
         for node in program.model.graph
         if node.op_type == "MatMul"
         and node.inputs[1].const_value is not None
-        and node.inputs[1].const_value.size >= SMALLEST_QUANTISED
+        and node.inputs[1].const_value.size >= SMALLEST_QUANTIZED
     ]
     quantize_dynamic(
         program.model_proto, str(path), nodes_to_quantize=names, weight_type=QuantType.QInt8, per_channel=True
     )
 
 
-def _write_openvino(graph: nn.Module, inputs: Any, shapes: Any, path: Path, *, quantise: bool) -> None:
+def _write_openvino(graph: nn.Module, inputs: Any, shapes: Any, path: Path, *, quantize: bool) -> None:
     import openvino
 
     program = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=False)
     model = openvino.convert_model(program)
-    if quantise:
+    if quantize:
         _compress_weights(model)
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def _compress_weights(model: Any) -> None:
-    """Gives each large constant matrix 8 bits and a scale for each output channel, in the form OpenVINO looks for."""
+    """Convert large matrices to 8 bits with one scale per output channel, in the form that OpenVINO detects."""
     from openvino import Type
     from openvino import opset13 as opset
 
     for operation in model.get_ops():
         weights = operation.input_value(1).get_node() if operation.get_type_name() == "MatMul" else None
-        if weights is None or weights.get_type_name() != "Constant" or weights.data.size < SMALLEST_QUANTISED:
+        if weights is None or weights.get_type_name() != "Constant" or weights.data.size < SMALLEST_QUANTIZED:
             continue
-        transposed = operation.get_attributes()["transpose_b"]  # output channels are rows then, and columns otherwise
+        transposed = operation.get_attributes()["transpose_b"]  # then output channels are rows, otherwise columns
         scales = np.abs(weights.data).max(axis=1 if transposed else 0, keepdims=True) / 127
-        quantised = np.round(weights.data / np.maximum(scales, np.finfo(np.float32).tiny)).astype(np.int8)
+        quantized = np.round(weights.data / np.maximum(scales, np.finfo(np.float32).tiny)).astype(np.int8)
         restored = opset.multiply(
-            opset.convert(opset.constant(quantised, dtype=Type.i8), Type.f32),
+            opset.convert(opset.constant(quantized, dtype=Type.i8), Type.f32),
             opset.constant(scales.astype(np.float32)),
         )
         operation.input(1).replace_source_output(restored.output(0))

@@ -1,4 +1,4 @@
-"""Exported graphs behind the interface of the model, so that whatever embeds with the one embeds with the other."""
+"""Run exported graphs with the interface of the model."""
 
 import json
 import os
@@ -13,26 +13,27 @@ from .export import DESCRIPTION, GRAPHS, PACKAGES_TO_RUN, SUFFIXES, check_export
 
 
 class ExportedModel:
-    """The towers that [`export_model`] wrote, run by ONNX Runtime or OpenVINO on the CPU.
+    """Exported towers, run by ONNX Runtime or OpenVINO on the CPU.
 
-    Keep it out of a process that forks later: a data loader with workers has been seen to crash after OpenVINO had run.
+    It replaces the model in [`ZeroShotClassifier`], `embed_images` and `embed_texts`. `pooler_output` is already
+    normalized.
 
-    It takes the place of the model in [`ZeroShotClassifier`], `embed_images` and `embed_texts`. `pooler_output` holds
-    embeddings that are normalised already.
+    Do not use it in a process that forks later. A data loader with workers can crash after OpenVINO has run.
 
     Args:
-        folder: What `biomedclip export` wrote.
-        threads: Threads to work with; as many as PyTorch when left out.
+        folder: Output folder of [`export_model`] or `biomedclip export`.
+        threads: Number of threads. The default is that of PyTorch.
 
     Raises:
-        FileNotFoundError: A file of the export is missing.
-        ImportError: The package that runs its format is not installed.
+        FileNotFoundError: If a file of the export is missing.
+        ImportError: If the package that runs the format is not installed.
 
     Example:
     ```python
-    >>> from biomedclip import ExportedModel, ZeroShotClassifier
+    >>> from biomedclip import BiomedCLIPProcessor, ExportedModel, ZeroShotClassifier
 
     >>> model = ExportedModel("exported")
+    >>> processor = BiomedCLIPProcessor.from_pretrained("exported")
     >>> classifier = ZeroShotClassifier(model, processor, ["chest X-ray", "brain MRI"])
     ```
     """
@@ -42,7 +43,9 @@ class ExportedModel:
     def __init__(self, folder: str | os.PathLike[str], *, threads: int | None = None):
         path = Path(folder)
         if not (path / DESCRIPTION).is_file():
-            raise FileNotFoundError(f"{path}: no {DESCRIPTION} there. Write one with: biomedclip export --help")
+            raise FileNotFoundError(
+                f"{path / DESCRIPTION} is missing. Export a model with `export_model` or `biomedclip export`."
+            )
         self.description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         check_export(self.description["format"], self.description["precision"])
         check_packages(PACKAGES_TO_RUN[self.description["format"]])
@@ -55,22 +58,22 @@ class ExportedModel:
         for name in GRAPHS:
             graph = path / f"{name}{SUFFIXES[self.description['format']]}"
             if not graph.is_file():
-                raise FileNotFoundError(f"{graph}: missing. Export the model again.")
+                raise FileNotFoundError(f"{graph} is missing. Export the model again.")
             group = self.description[f"{name}_hidden_size"]
             self._run[name] = start(graph, self.description["precision"], group, threads or torch.get_num_threads())
 
     def eval(self) -> "ExportedModel":
-        """Does nothing: a graph has no training mode."""
+        """Return the model. Exported graphs have no training mode."""
         return self
 
     def get_image_features(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPooling:
-        """Embeddings of images, of shape `(images, projection_dim)`, as `pooler_output`."""
+        """Embed images. `pooler_output` has shape `(images, projection_dim)`."""
         return self._features("image", pixel_values)
 
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> BaseModelOutputWithPooling:
-        """Embeddings of texts, of shape `(texts, projection_dim)`, as `pooler_output`."""
+        """Embed texts. `pooler_output` has shape `(texts, projection_dim)`."""
         return self._features(
             "text", input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
         )
@@ -98,11 +101,11 @@ def _start_openvino(path: Path, precision: str, group: int, threads: int) -> Any
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
-        # Channels of a token that share a scale; zero leaves activations as they are.
+        # Number of channels of a token that share a scale. 0 turns the quantization of activations off.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if precision == "int8" else 0,
     }
     compiled = core.compile_model(path, "CPU", options)
-    return lambda *inputs: compiled(inputs)[0].copy()  # its own buffer is written over by the next call
+    return lambda *inputs: compiled(inputs)[0].copy()  # the next call overwrites the buffer
 
 
 __all__ = ["ExportedModel"]

@@ -1,11 +1,10 @@
-"""BiomedCLIP in PyTorch: a ViT image tower and a BERT text tower, or CLIP's, that meet in one space.
+"""BiomedCLIP in PyTorch: a ViT image tower and a BERT or CLIP text tower, projected into a shared space.
 
-Both towers are made of the same attention and feed-forward modules under the same names, so one list of LoRA targets
-fits both. They differ where ViT and BERT differ: LayerNorm stands before each sub-layer of an image block and after
-each sub-layer of a text block.
+Both towers use the same attention and feed-forward modules under the same names, so one list of LoRA targets fits both.
+They differ in the position of LayerNorm: before each sub-layer of an image block (ViT), after each sub-layer of a text
+block (BERT).
 """
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertModel, CLIPTextConfig, CLIPTextModel, PreTrainedModel, ViTModel
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -33,15 +32,12 @@ from .configuration_biomedclip import (
 )
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass
 class BiomedCLIPTextModelOutput(ModelOutput):
     """Output of [`BiomedCLIPTextModelWithProjection`].
 
     Args:
-        text_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Projected, not normalised.
+        text_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Projected, not normalized.
         last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Last block's output.
         hidden_states (`tuple[torch.Tensor]`, *optional*): Output of the embeddings and of each block.
         attentions (`tuple[torch.Tensor]`, *optional*): Attention probabilities of each block (eager attention).
@@ -58,7 +54,7 @@ class BiomedCLIPVisionModelOutput(ModelOutput):
     """Output of [`BiomedCLIPVisionModelWithProjection`].
 
     Args:
-        image_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Projected, not normalised.
+        image_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Projected, not normalized.
         last_hidden_state (`torch.Tensor` of shape `(batch_size, patches + 1, hidden_size)`): After the last LayerNorm.
         hidden_states (`tuple[torch.Tensor]`, *optional*): Output of the embeddings and of each block.
         attentions (`tuple[torch.Tensor]`, *optional*): Attention probabilities of each block (eager attention).
@@ -79,8 +75,8 @@ class BiomedCLIPOutput(ModelOutput):
         logits_per_image (`torch.Tensor` of shape `(images, texts)`): Cosine similarities times `logit_scale.exp()`,
             plus `logit_bias` in a model that has one.
         logits_per_text (`torch.Tensor` of shape `(texts, images)`): Its transpose.
-        text_embeds (`torch.Tensor` of shape `(texts, projection_dim)`): L2-normalised.
-        image_embeds (`torch.Tensor` of shape `(images, projection_dim)`): L2-normalised.
+        text_embeds (`torch.Tensor` of shape `(texts, projection_dim)`): L2-normalized.
+        image_embeds (`torch.Tensor` of shape `(images, projection_dim)`): L2-normalized.
         text_model_output (`BaseModelOutputWithPooling`): Output of the text tower.
         vision_model_output (`BaseModelOutputWithPooling`): Output of the image tower.
     """
@@ -127,7 +123,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention spelled out: the only implementation that returns the probabilities."""
+    """Compute attention step by step. Only this implementation returns the attention probabilities."""
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -138,7 +134,7 @@ def eager_attention_forward(
 
 
 class BiomedCLIPAttention(nn.Module):
-    """Multi-head attention without a causal mask: of a sequence to itself, or to another one."""
+    """Multi-head attention without a causal mask: self-attention, or cross-attention to `key_value_states`."""
 
     def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig | BiomedCLIPCoAttentionConfig):
         super().__init__()
@@ -202,7 +198,7 @@ class BiomedCLIPMLP(nn.Module):
 
 
 class BiomedCLIPEncoderLayer(GradientCheckpointingLayer):
-    """The parts of a block; where LayerNorm stands is the towers' difference."""
+    """Modules of a transformer block. The subclasses differ in the position of LayerNorm."""
 
     def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig):
         super().__init__()
@@ -239,33 +235,33 @@ class BiomedCLIPTextLayer(BiomedCLIPEncoderLayer):
 
 
 class BiomedCLIPPatchDropout(nn.Module):
-    """Leaves out a random share of each image's patches in training, never the class token.
+    """Drop a random fraction of the patches of each image during training. The class token is always kept.
 
-    The rule is timm's and open_clip's: the patches kept are those of the smallest of as many normal numbers, in that
-    order. Attention does not mind the order, as positions have been added before.
+    As in timm and open_clip, each patch draws a normal number, and the patches with the smallest numbers are kept in
+    that order. The order does not matter to attention, because positions have already been added.
     """
 
-    def __init__(self, share: float):
+    def __init__(self, fraction: float):
         super().__init__()
-        self.share = share
+        self.fraction = fraction
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:  # (batch, 1 + patches, hidden)
-        if not self.training or self.share == 0:
+        if not self.training or self.fraction == 0:
             return embeddings
         batch_size, length, hidden_size = embeddings.shape
         noise = torch.randn(batch_size, length - 1, device=embeddings.device)
-        kept = noise.argsort(dim=-1)[:, : patches_kept(length - 1, self.share)] + 1
+        kept = noise.argsort(dim=-1)[:, : patches_kept(length - 1, self.fraction)] + 1
         kept = torch.cat([kept.new_zeros(batch_size, 1), kept], dim=1)
         return embeddings.gather(1, kept[:, :, None].expand(-1, -1, hidden_size))
 
 
-def patches_kept(patches: int, share: float) -> int:
-    """Patches of `patches` that are left when `share` of them are dropped: rounded down, one at least."""
-    return max(1, int(patches * (1 - share)))
+def patches_kept(patches: int, fraction: float) -> int:
+    """Return how many patches remain when `fraction` of them are dropped: rounded down, at least one."""
+    return max(1, int(patches * (1 - fraction)))
 
 
 class BiomedCLIPVisionEmbeddings(nn.Module):
-    """Patches, a class token before them, and learned positions."""
+    """Patch embeddings with a class token in front and learned positions."""
 
     def __init__(self, config: BiomedCLIPVisionConfig):
         super().__init__()
@@ -273,7 +269,7 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
         self.patch_size = config.patch_size
         num_patches = (config.image_size // config.patch_size) ** 2
 
-        # Three-dimensional, as in timm: weight decay spares parameters of fewer than two dimensions.
+        # Three dimensions, as in timm: weight decay skips parameters with fewer than two.
         self.class_embedding = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.position_embedding = nn.Parameter(torch.zeros(1, num_patches + 1, config.hidden_size))
         self.patch_embedding = nn.Conv2d(
@@ -284,13 +280,13 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
 
     @torch.no_grad()
     def resize_images(self, image_size: int) -> None:
-        """Makes positions for images of another size out of those that are there: bicubic, antialiased, in float32.
+        """Resample the positions for another image size: bicubic, antialiased, in float32.
 
-        This is timm's `resample_abs_pos_embed`, by which open_clip gives a checkpoint another resolution. What
-        `interpolate_pos_encoding` does at each call is transformers' rule, which has another bicubic kernel.
+        This equals timm's `resample_abs_pos_embed`, with which open_clip changes the resolution of a checkpoint.
+        `interpolate_pos_encoding` follows transformers instead and uses another bicubic kernel.
 
         Args:
-            image_size: Side of the images, in pixels; a multiple of `patch_size`.
+            image_size: Side of the images in pixels. It must be a multiple of `patch_size`.
         """
         if image_size == self.image_size:
             return
@@ -305,7 +301,7 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
         self.image_size = image_size
 
     def interpolate_position_embedding(self, height: int, width: int) -> torch.Tensor:
-        """Positions for an image of `height` x `width` pixels, bicubic between the learned ones."""
+        """Interpolate the learned positions for images of `height` x `width` pixels (bicubic)."""
         class_position, patch_positions = self.position_embedding[:, :1], self.position_embedding[:, 1:]
         side = torch_int(patch_positions.shape[1] ** 0.5)
         grid = patch_positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
@@ -318,8 +314,8 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
         batch_size, _, height, width = pixel_values.shape
         if not interpolate_pos_encoding and (height, width) != (self.image_size, self.image_size):
             raise ValueError(
-                f"Images of {height} x {width} pixels do not fit a model for {self.image_size} x {self.image_size}: "
-                "resize them with the processor, or pass interpolate_pos_encoding=True."
+                f"`pixel_values` has images of {height} x {width} pixels, but the model expects {self.image_size} x "
+                f"{self.image_size}. Resize them with the processor, or pass `interpolate_pos_encoding=True`."
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         patches = patches.flatten(2).transpose(1, 2)  # (batch, hidden, rows, columns) -> (batch, patches, hidden)
@@ -332,7 +328,7 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
 
 
 class BiomedCLIPTextEmbeddings(nn.Module):
-    """Words, token types and positions, normalised."""
+    """Word, token type and position embeddings, followed by LayerNorm."""
 
     def __init__(self, config: BiomedCLIPTextConfig):
         super().__init__()
@@ -355,29 +351,30 @@ class BiomedCLIPTextEmbeddings(nn.Module):
         if position_ids is None:
             if length > self.position_embeddings.num_embeddings:
                 raise ValueError(
-                    f"A text of {length} tokens does not fit {self.position_embeddings.num_embeddings} positions: "
-                    "let the processor truncate it (`truncation=True`, its default)."
+                    f"`input_ids` has texts of {length} tokens, but the model has only "
+                    f"{self.position_embeddings.num_embeddings} positions. Let the processor truncate them "
+                    "(`truncation=True`, the default)."
                 )
-            # Not a buffer: one that is not saved would stay empty in a model that is built on the meta device and
-            # filled by `load_state_dict`.
+            # Not a buffer: a buffer that is not saved stays empty if a model is created on the meta device and filled
+            # with `load_state_dict`.
             position_ids = torch.arange(length, device=inputs_embeds.device)[None]
         if token_type_ids is None:
             token_type_ids = torch.zeros((batch_size, length), dtype=torch.long, device=inputs_embeds.device)
-        # BERT's order of addition: floating point sums depend on it.
+        # The order of addition is BERT's. It matters to the last bit.
         embeddings = inputs_embeds + self.token_type_embeddings(token_type_ids)
         embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.layer_norm(embeddings))
 
 
 class BiomedCLIPProjection(nn.Linear):
-    """Linear layer without bias whose random weights are PyTorch's, as in open_clip."""
+    """Linear layer without bias, with the default initialization of PyTorch, as in open_clip."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
 
 
 class BiomedCLIPTextProjection(nn.Module):
-    """Two-layer projection of the text tower; its inner width is the mean of the outer ones (open_clip's `mlp`)."""
+    """Two-layer projection of the text tower (`mlp` in open_clip). The inner width is the mean of both outer widths."""
 
     def __init__(self, config: BiomedCLIPTextConfig):
         super().__init__()
@@ -391,7 +388,7 @@ class BiomedCLIPTextProjection(nn.Module):
 
 
 def _init_like_torch(module: nn.Linear | nn.Conv2d) -> None:
-    """Initialize a layer as PyTorch does: uniform between -1 / sqrt(inputs) and 1 / sqrt(inputs)."""
+    """Initialize a layer as PyTorch does: uniform in [-1 / sqrt(inputs), 1 / sqrt(inputs)]."""
     init.kaiming_uniform_(module.weight, a=math.sqrt(5))
     if module.bias is not None:
         bound = module.weight[0].numel() ** -0.5
@@ -399,12 +396,12 @@ def _init_like_torch(module: nn.Linear | nn.Conv2d) -> None:
 
 
 class BiomedCLIPPreTrainedModel(PreTrainedModel):
-    """Base class: loading, saving and weight initialisation."""
+    """Base class: loading, saving and weight initialization."""
 
     config: BiomedCLIPConfig
     config_class = BiomedCLIPConfig
     base_model_prefix = "biomedclip"
-    # The code is saved beside the weights; which Auto class finds which model, the configuration says.
+    # The code is saved with the weights. The configuration maps Auto classes to models.
     _auto_class = "AutoModel"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
@@ -422,10 +419,19 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embeddings, or the patch embedding of a model without text."""
+        tower = getattr(self, "text_model", getattr(self, "vision_model", None))
+        return super().get_input_embeddings() if tower is None else tower.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings, or the patch embedding of a model without text."""
+        tower = getattr(self, "text_model", getattr(self, "vision_model", None))
+        (super() if tower is None else tower).set_input_embeddings(value)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Linear, embedding and LayerNorm: normal(0, initializer_range), zeros and ones, by transformers. The rest is as
-        # in a model that open_clip creates of timm's ViT: patch embedding and projections keep PyTorch's own values.
+        # transformers initializes linear layers, embeddings and LayerNorm. The rest follows open_clip with timm's ViT.
         super()._init_weights(module)
         if isinstance(module, BiomedCLIPVisionEmbeddings):
             init.normal_(module.class_embedding, std=1e-6)
@@ -434,7 +440,7 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
         elif isinstance(module, BiomedCLIPProjection):
             _init_like_torch(module)
         elif isinstance(module, nn.Linear) and module is getattr(self, "text_projection", None):
-            init.normal_(module.weight, std=module.in_features**-0.5)  # behind CLIP's text tower
+            init.normal_(module.weight, std=module.in_features**-0.5)  # projection of CLIP's text tower
         elif isinstance(module, BiomedCLIPModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.logit_bias is not None:
@@ -442,7 +448,7 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
 
 
 class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
-    """The text tower: BERT without its pooler.
+    """The text tower: BERT without the pooler.
 
     Example:
     ```python
@@ -459,6 +465,7 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
     input_modalities = ("text",)
+    _input_embed_layer = "word_embeddings"
     _keys_to_ignore_on_load_unexpected = [
         r"^vision_model\.",
         r"^visual_projection\.",
@@ -470,20 +477,14 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
     def __init__(self, config: BiomedCLIPTextConfig):
         if config.model_type != BiomedCLIPTextConfig.model_type:
             raise ValueError(
-                f"This model needs a BERT text tower, and text_config is a {config.model_type}: BiomedCLIPModel is the "
-                "only model with CLIP's text tower."
+                f"`text_config` is a {config.model_type}, but this model needs a BERT text tower. Only "
+                "`BiomedCLIPModel` supports CLIP's text tower."
             )
         super().__init__(config)
         self.embeddings = BiomedCLIPTextEmbeddings(config)
         self.layers = nn.ModuleList([BiomedCLIPTextLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.word_embeddings = value
 
     @merge_with_config_defaults
     @capture_outputs
@@ -496,21 +497,25 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Args:
+        """Encode texts.
+
+        Args:
             input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Token ids.
-            attention_mask (`torch.Tensor` of the same shape, *optional*): 1 for words, 0 for padding. Worked out from
-                `[PAD]` when it is left out, as open_clip does.
-            token_type_ids (`torch.Tensor` of the same shape, *optional*): BERT's segments; zeros when left out.
-            position_ids (`torch.Tensor`, *optional*): Positions; 0, 1, 2, ... when left out.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Instead
-                of `input_ids`.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
+                padding. By default, positions with `pad_token_id` are masked, as in open_clip.
+            token_type_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Segment ids of BERT.
+                The default is 0.
+            position_ids (`torch.Tensor`, *optional*): Positions of the tokens. The default is 0, 1, 2, ...
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Word
+                embeddings, instead of `input_ids`.
 
         Returns:
-            `BaseModelOutputWithPooling`, whose `pooler_output` of shape `(batch_size, hidden_size)` is the last hidden
-            state of `[CLS]`.
+            `BaseModelOutputWithPooling`. `pooler_output` of shape `(batch_size, hidden_size)` is the last hidden state
+            of `[CLS]`.
 
         Raises:
-            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, or a text longer than the position table.
+            ValueError: If not exactly one of `input_ids` and `inputs_embeds` is passed, or if a text has more tokens
+                than the model has positions.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -528,15 +533,16 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPCausalTextModel(CLIPTextModel):
-    """CLIP's text tower: GPT-2's blocks with a causal mask, of which the end of the text is pooled.
+    """The text tower of CLIP: blocks of GPT-2 with a causal mask, pooled at the end of the text.
 
-    Random weights are as in open_clip. transformers exchanges the scales of what goes into attention and out of it.
+    Random weights are initialized as in open_clip. transformers swaps the scales of the projections into and out of
+    attention.
     """
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if module is self.embeddings:
-            super()._init_weights(module)  # also the numbers of the positions, which are not saved
+            super()._init_weights(module)  # also initializes the position ids, which are not saved
             init.normal_(module.position_embedding.weight, std=0.01)
             return
         PreTrainedModel._init_weights(self, module)
@@ -572,6 +578,7 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
     _keys_to_ignore_on_load_unexpected = [
         r"^text_model\.",
         r"^text_projection\.",
@@ -588,12 +595,6 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.patch_embedding = value
-
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -602,17 +603,19 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
-            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size than the model's by
-                interpolating its positions.
+        """Encode images.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized pixels.
+            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size by interpolating the
+                positions.
 
         Returns:
-            `BaseModelOutputWithPooling`, whose `pooler_output` of shape `(batch_size, hidden_size)` is the class token
-            after the last LayerNorm.
+            `BaseModelOutputWithPooling`. `pooler_output` of shape `(batch_size, hidden_size)` is the class token after
+            the last LayerNorm.
 
         Raises:
-            ValueError: Images of another size without `interpolate_pos_encoding`.
+            ValueError: If the images have another size than the model's, and `interpolate_pos_encoding` is `False`.
         """
         if pixel_values is None:
             raise ValueError("Pass `pixel_values`.")
@@ -625,7 +628,7 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
-    """The text tower and its projection: texts alone, half the memory of the whole model."""
+    """The text tower with its projection, for embedding texts without loading the image tower."""
 
     config: BiomedCLIPTextConfig
     config_class = BiomedCLIPTextConfig
@@ -640,12 +643,6 @@ class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
         self.text_projection = BiomedCLIPTextProjection(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.text_model.set_input_embeddings(value)
-
     @can_return_tuple
     def forward(
         self,
@@ -656,7 +653,7 @@ class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiomedCLIPTextModelOutput:
-        """Arguments as in [`BiomedCLIPTextModel.forward`]."""
+        """Embed texts. The arguments are those of [`BiomedCLIPTextModel.forward`]."""
         outputs = self.text_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -674,7 +671,7 @@ class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
-    """The image tower and its projection: images alone, half the memory of the whole model."""
+    """The image tower with its projection, for embedding images without loading the text tower."""
 
     config: BiomedCLIPVisionConfig
     config_class = BiomedCLIPVisionConfig
@@ -689,12 +686,6 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
         self.visual_projection = BiomedCLIPProjection(config.hidden_size, config.projection_dim)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vision_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.vision_model.set_input_embeddings(value)
-
     @can_return_tuple
     def forward(
         self,
@@ -702,7 +693,7 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiomedCLIPVisionModelOutput:
-        """Arguments as in [`BiomedCLIPVisionModel.forward`]."""
+        """Embed images. The arguments are those of [`BiomedCLIPVisionModel.forward`]."""
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -715,7 +706,7 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
-    """Both towers, their projections, the temperature, and for SigLIP's loss a bias of the logits.
+    """Both towers with their projections, the temperature, and for the loss of SigLIP a bias of the logits.
 
     Example:
     ```python
@@ -746,89 +737,45 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
         self.post_init()
 
-    @classmethod
-    def from_vision_text_pretrained(
-        cls, vision: str | None, text: str | None, **config_kwargs: Any
-    ) -> "BiomedCLIPModel":
-        """Load the towers from `ViTModel` and `BertModel` checkpoints. Projections and temperature are initialized.
-
-        The image tower gets the LayerNorm epsilon of timm's ViT (1e-6), as in the paper. transformers' ViT checkpoints
-        have 1e-12. If the two differ, a warning states both.
-
-        Args:
-            vision: Folder or Hub id of a ViT, such as `google/vit-base-patch16-224`. If `None`, the tower is
-                initialized at random from the field `vision_config`.
-            text: Folder or Hub id of a BERT, such as `microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract`. If
-                `None`, the tower is initialized at random from the field `text_config`.
-            config_kwargs: Other fields of [`BiomedCLIPConfig`], such as `projection_dim`.
-
-        Returns:
-            The model in evaluation mode, with the weights of the two checkpoints.
-
-        Raises:
-            ValueError: If a checkpoint has another architecture, or if its tensors do not fit.
-        """
-        vit = bert = None
-        if vision is not None:
-            vit = ViTModel.from_pretrained(vision, add_pooling_layer=False, trust_remote_code=False)
-            config_kwargs["vision_config"] = vision_config_of(vit.config)
-            if epsilon := changed_epsilon(vit.config):
-                logger.warning("%s: %s", vision, epsilon)
-        if text is not None:
-            bert = BertModel.from_pretrained(text, add_pooling_layer=False, trust_remote_code=False)
-            config_kwargs["text_config"] = text_config_of(bert.config)
-        model = cls(BiomedCLIPConfig(**config_kwargs))
-        if vit is not None:
-            _copy_tower(vit, model.vision_model, _VIT_NAMES)
-        if bert is not None:
-            _copy_tower(bert, model.text_model, BERT_NAMES)
-        return model.eval()
-
     def resize_images(self, image_size: int) -> None:
-        """Makes the model one for images of another size; its positions are interpolated.
+        """Change the image size of the model and resample its positions.
 
         Args:
-            image_size: Side of the images, in pixels.
+            image_size: Side of the images in pixels.
 
         Raises:
-            ValueError: Patches do not divide the side.
+            ValueError: If `image_size` is not a multiple of the patch size.
         """
-        self.vision_model.config.image_size = image_size  # one object with `self.config.vision_config`
+        self.vision_model.config.image_size = image_size  # the same object as `self.config.vision_config`
         self.vision_model.config.validate_architecture()
         self.vision_model.embeddings.resize_images(image_size)
 
-    def set_patch_dropout(self, share: float) -> None:
-        """Sets what share of the patches of each image training leaves out.
+    def set_patch_dropout(self, fraction: float) -> None:
+        """Set the fraction of patches that training drops from each image.
 
         Args:
-            share: At least 0 and less than 1.
+            fraction: At least 0 and less than 1.
 
         Raises:
-            ValueError: Another share.
+            ValueError: If `fraction` is outside this range.
         """
-        self.vision_model.config.patch_dropout = share
+        self.vision_model.config.patch_dropout = fraction
         self.vision_model.config.validate_architecture()
-        self.vision_model.embeddings.patch_dropout.share = share
+        self.vision_model.embeddings.patch_dropout.fraction = fraction
 
     def start_logit_bias(self, bias: float, scale: float) -> None:
-        """Add a bias to the logits, store it in the configuration, and start the temperature with it.
+        """Add a bias to the logits and reset the temperature. Both values are stored in the configuration.
 
-        The two belong together: a bias only fits the temperature that the similarities are multiplied by.
+        The two belong together, because a bias fits one temperature only.
 
         Args:
-            bias: Start of `logit_bias`.
-            scale: New start of `logit_scale`, the log inverse temperature.
+            bias: Initial value of `logit_bias`.
+            scale: New value of `logit_scale`, the log of the inverse temperature.
         """
         self.config.logit_bias_init_value, self.config.logit_scale_init_value = bias, scale
         with torch.no_grad():
             self.logit_scale.fill_(scale)
         self.logit_bias = nn.Parameter(torch.full_like(self.logit_scale, bias))
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.text_model.set_input_embeddings(value)
 
     @can_return_tuple
     def get_text_features(
@@ -840,8 +787,14 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Arguments as in [`BiomedCLIPTextModel.forward`]; a CLIP text tower has no token types and needs `input_ids`.
-        `pooler_output`, of shape `(texts, projection_dim)`, holds the projected features, not normalised.
+        """Embed texts.
+
+        The arguments are those of [`BiomedCLIPTextModel.forward`]. A CLIP text tower needs `input_ids` and ignores
+        `token_type_ids`.
+
+        Returns:
+            `BaseModelOutputWithPooling`. `pooler_output` of shape `(texts, projection_dim)` holds the projected
+            features, not normalized.
         """
         if isinstance(self.text_model, BiomedCLIPTextModel):
             kwargs |= {"token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
@@ -862,8 +815,13 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Arguments as in [`BiomedCLIPVisionModel.forward`]. `pooler_output`, of shape `(images, projection_dim)`,
-        holds the projected features, not normalised.
+        """Embed images.
+
+        The arguments are those of [`BiomedCLIPVisionModel.forward`].
+
+        Returns:
+            `BaseModelOutputWithPooling`. `pooler_output` of shape `(images, projection_dim)` holds the projected
+            features, not normalized.
         """
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
@@ -883,18 +841,21 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiomedCLIPOutput:
-        """Args:
+        """Compare images with texts.
+
+        Args:
             input_ids (`torch.Tensor` of shape `(texts, sequence_length)`): Token ids.
-            pixel_values (`torch.Tensor` of shape `(images, num_channels, height, width)`): Normalised pixels.
-            attention_mask (`torch.Tensor` of shape `(texts, sequence_length)`, *optional*): 1 for words.
-            token_type_ids (`torch.Tensor` of shape `(texts, sequence_length)`, *optional*): BERT's segments.
+            pixel_values (`torch.Tensor` of shape `(images, num_channels, height, width)`): Normalized pixels.
+            attention_mask (`torch.Tensor` of shape `(texts, sequence_length)`, *optional*): 1 for tokens, 0 for
+                padding.
+            token_type_ids (`torch.Tensor` of shape `(texts, sequence_length)`, *optional*): Segment ids of BERT.
             position_ids (`torch.Tensor`, *optional*): Positions of the tokens.
-            return_loss (`bool`, defaults to `False`): Also the symmetric InfoNCE of these pairs, text i belonging to
-                image i. It sees this process alone: [`ContrastiveTrainer`] gathers over all of them.
-            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size.
+            return_loss (`bool`, defaults to `False`): Also return the symmetric InfoNCE loss, where text i belongs to
+                image i. Only pairs of this process count; [`ContrastiveTrainer`] gathers over all processes.
+            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
 
         Raises:
-            ValueError: Inputs missing, or `return_loss` with unequal numbers of images and texts.
+            ValueError: If an input is missing, or if `return_loss` is set and the numbers of images and texts differ.
         """
         image_outputs = self.get_image_features(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
@@ -909,7 +870,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         image_embeds = nn.functional.normalize(image_outputs.pooler_output, dim=-1)
         text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
 
-        # Towers can live on different devices (`device_map`); the logits are worked out on the text tower's.
+        # With `device_map`, the towers can be on different devices. The logits are computed on the device of the texts.
         logits_per_text = text_embeds @ image_embeds.t().to(text_embeds.device)
         logits_per_text = logits_per_text * self.logit_scale.exp().to(text_embeds.device)
         if self.logit_bias is not None:
@@ -918,7 +879,9 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         loss = None
         if return_loss:
             if len(image_embeds) != len(text_embeds):
-                raise ValueError(f"The loss needs pairs, not {len(image_embeds)} images and {len(text_embeds)} texts.")
+                raise ValueError(
+                    f"`return_loss=True` needs pairs, not {len(image_embeds)} images and {len(text_embeds)} texts."
+                )
             labels = torch.arange(len(text_embeds), device=logits_per_text.device)
             text_loss = nn.functional.cross_entropy(logits_per_text, labels)
             image_loss = nn.functional.cross_entropy(logits_per_text.t(), labels)
@@ -955,12 +918,6 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
         self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vision_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.vision_model.set_input_embeddings(value)
-
     @can_return_tuple
     def forward(
         self,
@@ -969,11 +926,14 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
-        """Args:
-        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
-        labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Class indices, or values for regression with
-            one label, or 0/1 of shape `(batch_size, num_labels)` for many; `config.problem_type` overrides.
-        interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size.
+        """Classify images.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized pixels.
+            labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Class indices. With one label, values of a
+                regression. For several labels per image, 0 or 1 of shape `(batch_size, num_labels)`.
+                `config.problem_type` overrides the choice.
+            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
         """
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
@@ -986,9 +946,10 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPCoAttentionLayer(GradientCheckpointingLayer):
-    """Block of one modality in the co-attention head: attention to itself, attention to the other modality, feed-
-    forward, LayerNorm after each. METER's `BertCrossLayer`, which is the cross-attending block of BERT without a causal
-    mask.
+    """Block of one modality in the co-attention head: self-attention, cross-attention and feed-forward.
+
+    Each is followed by LayerNorm. The block equals `BertCrossLayer` of METER, the cross-attention block of BERT without
+    a causal mask.
     """
 
     def __init__(self, config: BiomedCLIPCoAttentionConfig):
@@ -1020,8 +981,10 @@ class BiomedCLIPCoAttentionLayer(GradientCheckpointingLayer):
 
 
 class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
-    """METER's co-attention: each modality in blocks of its own that attend to the other's output of the block before.
-    The first token of each is pooled.
+    """Co-attention head of METER.
+
+    Each modality has blocks of its own, which attend to the output of the previous block of the other modality. The
+    first token of each modality is pooled.
     """
 
     config: BiomedCLIPCoAttentionConfig
@@ -1046,17 +1009,20 @@ class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Args:
-            text_states (`torch.Tensor` of shape `(batch_size, words, hidden_size)`): Tokens of the text tower.
-            image_states (`torch.Tensor` of shape `(batch_size, patches + 1, hidden_size)`): Tokens of the image tower.
-            attention_mask (`torch.Tensor` of shape `(batch_size, words)`, *optional*): 1 for words, 0 for padding.
+        """Combine the tokens of both towers.
+
+        Args:
+            text_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Tokens of the texts.
+            image_states (`torch.Tensor` of shape `(batch_size, patches + 1, hidden_size)`): Tokens of the images.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
+                padding.
 
         Returns:
             The pooled text and the pooled image, of shape `(batch_size, 2 * hidden_size)`.
         """
         text_type, image_type = self.token_type_embeddings(torch.arange(2, device=text_states.device))
         text, image = text_states + text_type, image_states + image_type
-        # Words are keys for both modalities, padding for neither; all patches are keys.
+        # Both modalities attend to text tokens, but not to padding. All patches are attended to.
         word_mask = create_bidirectional_mask(config=self.config, inputs_embeds=text, attention_mask=attention_mask)
         word_mask_of_patches = create_bidirectional_mask(
             config=self.config, inputs_embeds=image, attention_mask=attention_mask, encoder_hidden_states=text
@@ -1070,8 +1036,9 @@ class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
-    """Both towers, METER's co-attention head on their tokens, and a classifier over a fixed list of answers:
-    `config.id2label`. From a checkpoint without the head, the towers are loaded and the head is drawn afresh.
+    """Both towers with the co-attention head of METER and a classifier over a fixed list of answers.
+
+    The answers are `config.id2label`. If a checkpoint has no such head, the head is initialized at random.
 
     Example:
     ```python
@@ -1105,14 +1072,8 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
         )
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.text_model.set_input_embeddings(value)
-
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Saves the model and, beside its code, the pipeline that answers with it."""
+        """Save the model with its code and the code of its pipeline."""
         from .pipeline_biomedclip import VisualQuestionAnsweringPipeline
 
         self.config.custom_pipelines = VisualQuestionAnsweringPipeline.custom_pipelines()
@@ -1131,22 +1092,24 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiomedCLIPVisualQuestionAnsweringOutput:
-        """Args:
+        """Answer questions about images.
+
+        Args:
             input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Token ids of the questions.
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): The image of each.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for words, 0 for
-                padding. Worked out from `[PAD]` when it is left out.
-            token_type_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): BERT's segments.
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): One image per question.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
+                padding. By default, positions with `pad_token_id` are masked.
+            token_type_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Segment ids of BERT.
             position_ids (`torch.Tensor`, *optional*): Positions of the tokens.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Instead
-                of `input_ids`.
-            labels (`torch.Tensor`, *optional*): The number of each question's answer, of shape `(batch_size,)`,
-                negative where it has none and counts for nothing; or scores of all answers in 0..1, of shape
-                `(batch_size, num_labels)`, where several are right.
-            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of another size.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Word
+                embeddings, instead of `input_ids`.
+            labels (`torch.Tensor`, *optional*): Index of the answer of each question, of shape `(batch_size,)`. A
+                negative index excludes a question from the loss. If several answers are right: scores of all answers
+                in [0, 1], of shape `(batch_size, num_labels)`.
+            interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
 
         Raises:
-            ValueError: Inputs missing, or as many images as there are not questions.
+            ValueError: If an input is missing, or if the number of images differs from the number of questions.
         """
         image_outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
@@ -1163,10 +1126,12 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
             **kwargs,
         )
         text_states = self.text_transform(text_outputs.last_hidden_state)
-        # Towers can live on different devices (`device_map`); the head is where the text is.
+        # With `device_map`, the towers can be on different devices. The head is on the device of the texts.
         image_states = self.image_transform(image_outputs.last_hidden_state).to(text_states.device)
         if len(text_states) != len(image_states):
-            raise ValueError(f"Each question needs its image: {len(text_states)} and {len(image_states)} were passed.")
+            raise ValueError(
+                f"Each question needs one image, not {len(text_states)} questions and {len(image_states)} images."
+            )
         logits = self.classifier(self.co_attention(text_states, image_states, attention_mask, **kwargs))
         return BiomedCLIPVisualQuestionAnsweringOutput(
             loss=None if labels is None else answer_loss(logits, labels),
@@ -1177,109 +1142,21 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
 
 
 def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """METER's loss (`compute_vqa`, after BAN's): binary cross-entropy, summed over answers, the mean over questions.
+    """Compute the loss of METER (`compute_vqa`): binary cross-entropy, summed over answers, averaged over questions.
 
     Args:
-        logits: Of shape `(questions, answers)`.
-        labels: The number of each answer, negative for none, or scores of all answers in 0..1, as many as logits.
+        logits: Tensor of shape `(questions, answers)`.
+        labels: Index of the answer of each question (negative if it has none), or scores of all answers in [0, 1] with
+            the shape of `logits`.
 
     Returns:
-        A scalar; not a number where no question has a label, as torch's cross-entropy has it.
+        A scalar. It is NaN if no question has a label, as in the cross-entropy of torch.
     """
     labels = labels.to(logits.device)
     if labels.ndim == 1:
         logits, labels = logits[labels >= 0], labels[labels >= 0]
         labels = nn.functional.one_hot(labels, logits.shape[-1])
     return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) * logits.shape[-1]
-
-
-# The names of modules in transformers' ViTModel and BertModel, and ours: (theirs, ours), applied in turn. Module names
-# and not names in files, because transformers saves the two under older names than its modules have.
-_VIT_NAMES = [
-    ("embeddings.cls_token", "embeddings.class_embedding"),
-    ("embeddings.position_embeddings", "embeddings.position_embedding"),
-    ("embeddings.patch_embeddings.projection", "embeddings.patch_embedding"),
-    ("encoder.layer.", "layers."),
-    ("attention.attention.query", "self_attn.q_proj"),
-    ("attention.attention.key", "self_attn.k_proj"),
-    ("attention.attention.value", "self_attn.v_proj"),
-    ("attention.output.dense", "self_attn.out_proj"),
-    (".attention.o_proj", ".self_attn.out_proj"),
-    (".attention.", ".self_attn."),
-    ("intermediate.dense", "mlp.fc1"),
-    ("output.dense", "mlp.fc2"),
-    ("layernorm_before", "layer_norm1"),
-    ("layernorm_after", "layer_norm2"),
-    ("layernorm.", "post_layernorm."),
-]
-BERT_NAMES = [
-    ("embeddings.LayerNorm", "embeddings.layer_norm"),
-    ("encoder.layer.", "layers."),
-    ("attention.self.query", "self_attn.q_proj"),
-    ("attention.self.key", "self_attn.k_proj"),
-    ("attention.self.value", "self_attn.v_proj"),
-    ("attention.output.dense", "self_attn.out_proj"),
-    ("attention.output.LayerNorm", "layer_norm1"),
-    ("intermediate.dense", "mlp.fc1"),
-    ("output.dense", "mlp.fc2"),
-    ("output.LayerNorm", "layer_norm2"),
-]
-# Fields of `BertConfig` that ours has under the same names.
-SHARED_WITH_BERT = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
-    "type_vocab_size hidden_act layer_norm_eps initializer_range pad_token_id"
-).split()
-
-
-def vision_config_of(vit_config: Any) -> dict[str, Any]:
-    """Return our fields of a `ViTConfig`. The epsilon is timm's, which [`changed_epsilon`] describes."""
-    if vit_config.model_type != "vit":
-        raise ValueError(f"The image tower starts from a ViT checkpoint, not from a {vit_config.model_type!r}.")
-    shared = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size"
-    return {
-        **{name: getattr(vit_config, name) for name in shared.split()},
-        "hidden_act": vit_config.hidden_act,
-        "hidden_dropout": vit_config.hidden_dropout_prob,
-        "attention_dropout": vit_config.attention_probs_dropout_prob,
-        "layer_norm_eps": BiomedCLIPVisionConfig.layer_norm_eps,
-        "initializer_range": vit_config.initializer_range,
-    }
-
-
-def changed_epsilon(vit_config: Any) -> str | None:
-    """Describe which LayerNorm epsilon replaces that of a `ViTConfig`. Return `None` if they are equal."""
-    given, used = vit_config.layer_norm_eps, BiomedCLIPVisionConfig.layer_norm_eps
-    if given == used:
-        return None
-    return (
-        f"its layer_norm_eps is {given}. The image tower uses {used} instead, the value of timm's ViT and of the paper."
-    )
-
-
-def text_config_of(bert_config: Any) -> dict[str, Any]:
-    """Our fields of a `BertConfig`."""
-    if bert_config.model_type != "bert":
-        raise ValueError(f"The text tower starts from a BERT checkpoint, not from a {bert_config.model_type!r}.")
-    return {
-        **{name: getattr(bert_config, name) for name in SHARED_WITH_BERT},
-        "hidden_dropout": bert_config.hidden_dropout_prob,
-        "attention_dropout": bert_config.attention_probs_dropout_prob,
-    }
-
-
-def _copy_tower(source: nn.Module, tower: nn.Module, names: list[tuple[str, str]]) -> None:
-    """Copies the weights of `source` into `tower` under our names; each tensor must find its place."""
-    renamed = {}
-    for name, tensor in source.state_dict().items():
-        for theirs, ours in names:
-            name = name.replace(theirs, ours)
-        renamed[name] = tensor
-    mismatch = tower.load_state_dict(renamed, strict=False)
-    if mismatch.missing_keys or mismatch.unexpected_keys:
-        raise ValueError(
-            f"{type(source).__name__} does not fit {type(tower).__name__}: "
-            f"missing {mismatch.missing_keys}, unexpected {mismatch.unexpected_keys}."
-        )
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The pipeline `visual-question-answering`, which transformers 5 no longer has; it travels with saved models."""
+"""The pipeline `visual-question-answering`, which transformers 5 removed. It is saved with the model."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ TASK = "visual-question-answering"
 
 
 class VisualQuestionAnsweringPipeline(Pipeline):
-    """Answers questions about images, with the arguments and results of the pipeline that transformers 4 had.
+    """Answer questions about images. Arguments and results are those of the pipeline of transformers 4.
 
     Example:
     ```python
@@ -33,36 +33,37 @@ class VisualQuestionAnsweringPipeline(Pipeline):
 
     @classmethod
     def custom_pipelines(cls) -> dict[str, dict[str, Any]]:
-        """What the configuration of a saved model says of this pipeline, for `trust_remote_code=True`."""
+        """Return the entry for this pipeline in a saved configuration, which `trust_remote_code=True` uses."""
         implementation = f"{__name__.rpartition('.')[-1]}.{cls.__name__}"
         return {TASK: {"impl": implementation, "pt": ["AutoModelForVisualQuestionAnswering"], "type": "multimodal"}}
 
     def __call__(self, image: Any, question: str | list[str] | None = None, **kwargs: Any) -> Any:
-        """Args:
-            image: A Pillow image, a path or an address; a list of them; or one or a list of
+        """Answer one or several questions.
+
+        Args:
+            image: A Pillow image, a path or a URL, a list of these, or one or several dictionaries
                 `{"image": ..., "question": ...}`.
-            question: One for each image, or one for all images, or several for one image.
-            top_k (`int`, defaults to 5): Answers to return, at most.
-            timeout (`float`, *optional*): Seconds to wait for an address.
-            batch_size (`int`, defaults to 1): Questions at a time.
+            question: One question per image, one question for all images, or several questions for one image.
+            kwargs: Options: `top_k` (maximum number of answers, default 5), `timeout` (seconds to wait for a URL) and
+                `batch_size` (default 1).
 
         Returns:
-            For each question a list of `{"score": ..., "answer": ...}`, the best first; a list of such lists for
-            several. Each score is a probability of its own: they do not sum to 1.
+            For each question, a list of `{"score": ..., "answer": ...}`, best first. Scores are independent
+            probabilities and do not sum to 1.
 
         Raises:
-            ValueError: No question, or not as many questions as images.
+            ValueError: If a question is missing, or if the numbers of questions and images differ.
         """
         if question is None:
             if not (isinstance(image, dict) or _is_list(image)):
-                raise ValueError("Pass a question beside the image, or {'image': ..., 'question': ...}.")
+                raise ValueError("Pass a `question` with the image, or a dictionary {'image': ..., 'question': ...}.")
             return super().__call__(image, **kwargs)
         if not _is_list(image) and isinstance(question, str):
             return super().__call__({"image": image, "question": question}, **kwargs)
         images = image if _is_list(image) else [image] * len(question)
         questions = [question] * len(images) if isinstance(question, str) else question
         if len(images) != len(questions):
-            raise ValueError(f"Each question needs its image: {len(questions)} and {len(images)} were passed.")
+            raise ValueError(f"Each question needs one image, not {len(questions)} questions and {len(images)} images.")
         pairs = [{"image": image, "question": text} for image, text in zip(images, questions, strict=True)]
         return super().__call__(pairs, **kwargs)
 

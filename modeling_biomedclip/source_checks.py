@@ -1,4 +1,4 @@
-"""Checks of a model's JSON files for settings that run code or load from elsewhere without asking for trust."""
+"""Check the JSON files of a model for settings that run code or load other models without asking for trust."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,21 +9,21 @@ from transformers.utils import cached_file
 
 
 ADAPTER_CONFIG = "adapter_config.json"
-# A kernel `owner/name` is downloaded and run; a backbone of this form, or a timm model "hf-hub:...", is downloaded.
+# A kernel `owner/name` is downloaded and run. A backbone `owner/name` or a timm model `hf-hub:...` is downloaded.
 _KERNELS = ("attn_implementation", "experts_implementation")
 _OTHER_MODELS = ("architecture", "backbone")
-_REMEDY = "Remove it, or pass the argument `trust_remote_code=True` if you trust the model."
+_REMEDY = "Remove it, or pass `trust_remote_code=True` if you trust the model."
 
 
 def check_source(name: str, *, trust_remote_code: bool) -> None:
-    """Check the JSON files of a model for settings that run code or load from elsewhere without asking for trust.
+    """Check the JSON files of a model for settings that run code or load other models without asking for trust.
 
     Args:
         name: Folder or Hub id of a model or an adapter. The base of an adapter is checked too.
-        trust_remote_code: Whether the user trusts the models. Nothing is checked then.
+        trust_remote_code: Whether the user trusts the model. If so, nothing is checked.
 
     Raises:
-        ValueError: If a file holds such a setting. The message names the file and the setting.
+        ValueError: If a file has such a setting.
     """
     if trust_remote_code:
         return
@@ -42,7 +42,7 @@ def check_source(name: str, *, trust_remote_code: bool) -> None:
 
 
 def _find(name: str, file: str) -> Path | None:
-    """Return a file of a folder, the cache or the Hub. Return None if it is missing: the loader's error is better."""
+    """Return the path of a file, or `None` if it is missing: the error of the loader is more helpful."""
     try:
         found = cached_file(
             name,
@@ -73,9 +73,9 @@ def _check_config(path: Path, content: Mapping[str, Any]) -> None:
         if key.endswith(_KERNELS):
             names = value.values() if isinstance(value, Mapping) else [value]
             if any(isinstance(item, str) and "/" in item for item in names):
-                raise ValueError(f"{path}: {key} is {value!r}, a kernel to be downloaded and run. {_REMEDY}")
+                raise ValueError(f"{path}: {key} is {value!r}, a kernel that would be downloaded and run. {_REMEDY}")
         elif key in _OTHER_MODELS and isinstance(value, str) and ("/" in value or ":" in value):
-            raise ValueError(f"{path}: {key} is {value!r}, another model to be loaded. {_REMEDY}")
+            raise ValueError(f"{path}: {key} is {value!r}, another model that would be loaded. {_REMEDY}")
         elif isinstance(value, Mapping):
             _check_config(path, value)
 
@@ -86,7 +86,7 @@ def _check_processor(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _check_adapter(path: Path, content: Mapping[str, Any]) -> None:
-    """Accept only LoRA without Megatron: other adapters load models, tokenizers or modules that the file names."""
+    """Accept only LoRA without Megatron. Other adapters load models or import modules that the file names."""
     if content.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type is {content.get('peft_type')!r}. Only LORA adapters are loaded.")
     if content.get("megatron_config"):

@@ -1,4 +1,4 @@
-"""Zero-shot classification with prompts: labels are embedded once, images in batches."""
+"""Zero-shot classification with prompts."""
 
 import logging
 from collections.abc import Sequence
@@ -13,26 +13,31 @@ logger = logging.getLogger(__name__)
 
 
 class ZeroShotClassifier:
-    """Classifies images by the similarity of their embedding to those of the class names.
+    """Classify images by the similarity of their embeddings to the embeddings of class names.
 
-    A class is the normalised mean of its normalised template embeddings, as in CLIP and the paper (suppl. table 10).
-    With one template the scores are the model's own `logits_per_image`, to the last bit for the same batches.
+    The embedding of a class is the normalized mean over its templates, as in CLIP and the paper (suppl. table 10). With
+    one template, the logits equal `logits_per_image` of the model bit for bit, if the batches are the same.
 
     Args:
         model: A dual encoder with `get_image_features`, `get_text_features` and `logit_scale`, or an [`ExportedModel`].
         processor: Its processor.
         class_names: Names of the classes.
-        templates: One sentence, or more of them, with `{}` in the place of the name.
-        max_length: Longer prompts are cut, with a warning; the tokenizer's limit when left out.
+        templates: One or several templates with `{}` for the class name.
+        max_length: Maximum number of tokens of a prompt. Longer prompts are truncated with a warning. The default is
+            the limit of the tokenizer.
 
     Attributes:
-        class_embeds: One embedding for each class, worked out once, of shape `(classes, dimension)`, on the CPU.
+        class_embeds: Embeddings of the classes, of shape `(classes, dimension)`, on the CPU.
 
     Raises:
-        ValueError: No class names or templates, or a template without `{}`.
+        ValueError: If there are no class names or templates, or if a template has no `{}`.
 
     Example:
     ```python
+    >>> from biomedclip import BiomedCLIPModel, BiomedCLIPProcessor, ZeroShotClassifier, read_image
+
+    >>> model = BiomedCLIPModel.from_pretrained("out/model")
+    >>> processor = BiomedCLIPProcessor.from_pretrained("out/model")
     >>> classifier = ZeroShotClassifier(model, processor, ["chest X-ray", "brain MRI"])
     >>> classifier([read_image("scan.png")])
     tensor([[0.98, 0.02]])
@@ -51,7 +56,7 @@ class ZeroShotClassifier:
         self.templates = [templates] if isinstance(templates, str) else list(templates)
         self.class_names = [class_names] if isinstance(class_names, str) else list(class_names)
         if not self.class_names or not self.templates:
-            raise ValueError("Zero-shot classification needs at least one class name and one template.")
+            raise ValueError("`class_names` and `templates` must not be empty.")
         for template in self.templates:
             if "{}" not in template:
                 raise ValueError(f"The template {template!r} has no {{}} for the class name.")
@@ -66,7 +71,7 @@ class ZeroShotClassifier:
             embeds, lengths = embed_prompts(self.model, self.processor, prompts, max_length=max_length)
             self._warn_of_long(prompts, lengths, max_length or text_limit(self.model, self.processor))
             of_templates.append(embeds)
-        if len(of_templates) == 1:  # the mean of one, normalised once more, would differ in the last bit
+        if len(of_templates) == 1:  # normalizing the mean of one embedding again would change the last bit
             return of_templates[0]
         return normalize(torch.stack(of_templates).mean(dim=0))
 
@@ -74,7 +79,7 @@ class ZeroShotClassifier:
         long = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length > limit]
         if long:
             logger.warning(
-                "%d of %d prompts have more than %d tokens and are cut there, the first of them: %.60s...",
+                "%d of %d prompts have more than %d tokens and are truncated, for example: %.60s...",
                 len(long),
                 len(prompts),
                 limit,
@@ -82,24 +87,24 @@ class ZeroShotClassifier:
             )
 
     def similarities(self, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
-        """Cosine similarities, of shape `(images, classes)`, on the CPU.
+        """Return cosine similarities of shape `(images, classes)`, on the CPU.
 
         Args:
-            images: Pillow images, or a sequence that reads them when they are asked for.
-            batch_size: Images at a time.
+            images: Pillow images, or a sequence that reads images on access.
+            batch_size: Number of images per batch.
         """
         batches = image_batches(self.model, self.processor, images, batch_size)
-        # Texts before images and batch by batch, as in the model's forward: the product's last bit depends on it.
+        # Texts times images, batch by batch, as in the forward pass of the model: the last bit depends on it.
         similarities = [(self.class_embeds @ image_embeds.t()).t() for image_embeds in batches]
         return torch.cat(similarities) if similarities else torch.empty(0, len(self.class_names))
 
     def logits(self, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
-        """Similarities times the inverse temperature; arguments and shape as in [`similarities`]."""
+        """Return similarities times the inverse temperature. Arguments and shape are those of [`similarities`]."""
         scale = self.model.logit_scale.detach().float().exp().cpu()
         return self.similarities(images, batch_size=batch_size) * scale
 
     def __call__(self, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
-        """Probabilities of the classes (softmax of the logits); arguments and shape as in [`similarities`]."""
+        """Return class probabilities, the softmax of the logits. Arguments and shape are those of [`similarities`]."""
         return self.logits(images, batch_size=batch_size).softmax(dim=-1)
 
 

@@ -1,7 +1,7 @@
-"""Conversion of checkpoints: open_clip's layout to transformers' and back, and the layout of a community port.
+"""Convert checkpoints between the layouts of open_clip and transformers, and from the layout of a community port.
 
 Weights are renamed. Fused q, k and v are split or joined, and the projection of CLIP's text tower is transposed. No
-number changes. A missing or unexpected tensor is an error that names it.
+value changes. A missing or unexpected tensor is an error that names the tensor.
 """
 
 import os
@@ -14,27 +14,28 @@ from .community_port import is_port, read_port
 from .files import ORIGINAL_CONFIG, is_transformers_layout, read_json
 from .open_clip import OPEN_CLIP_CONFIG, read_open_clip, to_open_clip
 from .training_checkpoint import local_checkpoint
+from .vision_text import from_vision_text_pretrained
 
 
 def from_open_clip(
     source: str | os.PathLike[str], *, revision: str | None = None
 ) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """Reads a BiomedCLIP checkpoint in open_clip's layout, or in that of the community port.
+    """Load a BiomedCLIP checkpoint in the layout of open_clip or of the community port.
 
     Args:
-        source: Folder or Hub id. open_clip's layout is `open_clip_config.json` (either generation of its keys),
-            `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`, and tokenizer files. The port's is
-            `config.json`, `model.safetensors` or `pytorch_model.bin`, and tokenizer files. A checkpoint file of
-            open_clip's training is read with the configuration and the tokenizer beside it or in the run folder.
-        revision: Branch, tag or commit of a Hub id.
+        source: Folder or Hub id. The layout of open_clip consists of `open_clip_config.json`,
+            `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`, and tokenizer files. That of the port
+            consists of `config.json`, `model.safetensors` or `pytorch_model.bin`, and tokenizer files. For a checkpoint
+            file of open_clip's training, the configuration and the tokenizer are read from its folder or the run
+            folder. revision: Branch, tag or commit of a Hub id.
 
     Returns:
-        The model, in evaluation mode, with the trained `logit_scale` and the file's own precision, and its processor.
+        The model in evaluation mode, with the trained `logit_scale` and the precision of the file, and its processor.
 
     Raises:
-        FileNotFoundError: A file of the layout is missing.
-        ValueError: A tensor is missing, unexpected or of another shape; a setting that BiomedCLIP does not have; a
-            pickle that holds more than tensors.
+        FileNotFoundError: If a file of the layout is missing.
+        ValueError: If a tensor is missing, unexpected or has another shape, if BiomedCLIP does not support a setting,
+            or if a pickle contains more than tensors.
 
     Example:
     ```python
@@ -51,26 +52,34 @@ def from_open_clip(
             return read_port(folder)
         if checkpoints := sorted([*folder.glob("epoch_*.pt"), *folder.glob("checkpoints/epoch_*.pt")]):
             raise FileNotFoundError(
-                f"{source} holds checkpoints of open_clip's training. Name one of them: {checkpoints[-1]}"
+                f"{source} contains checkpoints of open_clip's training. Pass one of them, such as {checkpoints[-1]}"
             )
     raise FileNotFoundError(
-        f"{source}: neither {OPEN_CLIP_CONFIG} nor the config.json of chuhac/BiomedCLIP-vit-bert-hf. A folder that "
-        "biomedclip has written is loaded with AutoModel.from_pretrained."
+        f"{source} has neither {OPEN_CLIP_CONFIG} nor the config.json of chuhac/BiomedCLIP-vit-bert-hf. Load folders "
+        "in the layout of transformers with `AutoModel.from_pretrained`."
     )
 
 
 def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """Model and processor out of a folder in transformers' layout, open_clip's or the community port's.
+    """Load model and processor from a folder in the layout of transformers, open_clip or the community port.
+
+    Args:
+        folder: Local folder.
+
+    Returns:
+        The model and its processor.
 
     Raises:
-        FileNotFoundError: A file of the layout is missing.
-        ValueError: The folder holds a part of the model alone, such as an image classifier, or other weights; an
-            adapter; or a setting that would run code or load from elsewhere.
+        FileNotFoundError: If a file of the layout is missing.
+        ValueError: If the folder contains an adapter, only a part of the model (such as an image classifier), other
+            weights, or a setting that would run code or load another model.
     """
     if not is_transformers_layout(folder):
         return from_open_clip(folder)
     if (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{folder} holds an adapter beside the model. Merge them first: merge_and_unload() of PEFT.")
+        raise ValueError(
+            f"{folder} contains an adapter. Merge it into the model first with `merge_and_unload()` of PEFT."
+        )
     check_source(str(folder), trust_remote_code=False)
     model, loading = BiomedCLIPModel.from_pretrained(
         folder, dtype="auto", output_loading_info=True, trust_remote_code=False
@@ -78,7 +87,7 @@ def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]
     complaints = [f"{kind.split('_')[0]} {sorted(map(str, names))[0]}" for kind, names in loading.items() if names]
     if complaints:
         saved = ", ".join(read_json(folder / "config.json").get("architectures") or ["another model"])
-        raise ValueError(f"{folder} holds {saved} and not a whole BiomedCLIPModel: {'; '.join(complaints)}.")
+        raise ValueError(f"{folder} contains {saved}, not a complete BiomedCLIPModel: {'; '.join(complaints)}.")
     # Version 0.1 kept the original in config.json.
     original = getattr(model.config, "open_clip_config", None)
     if (folder / ORIGINAL_CONFIG).is_file():
@@ -105,4 +114,11 @@ def save_with_processor(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, 
         (Path(folder) / ORIGINAL_CONFIG).write_text(original, encoding="utf-8")
 
 
-__all__ = ["from_open_clip", "load_any_layout", "local_checkpoint", "save_with_processor", "to_open_clip"]
+__all__ = [
+    "from_open_clip",
+    "from_vision_text_pretrained",
+    "load_any_layout",
+    "local_checkpoint",
+    "save_with_processor",
+    "to_open_clip",
+]

@@ -1,4 +1,4 @@
-"""Read the community port `chuhac/BiomedCLIP-vit-bert-hf`, which has the model type of CLIP and another epsilon."""
+"""Load the community port `chuhac/BiomedCLIP-vit-bert-hf`, which has the model type of CLIP and another epsilon."""
 
 import logging
 from pathlib import Path
@@ -7,27 +7,28 @@ from transformers import BertConfig, BertTokenizer, ViTConfig
 
 from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from ..configuration_biomedclip import BiomedCLIPConfig
-from ..modeling_biomedclip import BiomedCLIPModel, text_config_of, vision_config_of
+from ..modeling_biomedclip import BiomedCLIPModel
 from .files import read_json, read_tokenizer, read_weights
 from .open_clip import TIMM_EPSILON
 from .tensors import fill_model, from_port_tensors
+from .vision_text import text_config_of, vision_config_of
 
 
 logger = logging.getLogger(__name__)
 
-CONTEXT_LENGTH = 256  # tokens, as BiomedCLIP was trained; the port's files do not say it
+CONTEXT_LENGTH = 256  # tokens in the training of BiomedCLIP; the files of the port do not state it
 
 
 def read_port(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """Read model and processor of a folder in the port's layout. The image tower gets timm's epsilon."""
+    """Load model and processor from a folder in the layout of the port. The image tower uses the epsilon of timm."""
     stored = read_json(folder / "config.json")
     if not isinstance(stored.get("projection_dim"), int):
-        raise ValueError(f"{folder / 'config.json'}: projection_dim is missing or no number.")
+        raise ValueError(f"{folder / 'config.json'}: projection_dim is missing or not a number.")
     vit_config = ViTConfig(**stored["vision_config"])
     if vit_config.layer_norm_eps != TIMM_EPSILON:
         logger.warning(
-            "%s has layer_norm_eps=%s for the image tower. BiomedCLIP was trained with %s, so the converted model has "
-            "that value. Image embeddings differ from the port's in the fifth digit.",
+            "%s has layer_norm_eps=%s for the image tower. BiomedCLIP was trained with %s, so the converted model uses "
+            "that value. Its image embeddings differ from those of the port in the fifth digit.",
             folder / "config.json",
             vit_config.layer_norm_eps,
             TIMM_EPSILON,
@@ -45,7 +46,7 @@ def read_port(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
 
 
 def is_port(folder: Path) -> bool:
-    """Return whether a folder is in the port's layout: model type CLIP, with a ViT and a BERT."""
+    """Return whether a folder is in the layout of the port: model type CLIP, with a ViT and a BERT."""
     if not (folder / "config.json").is_file():
         return False
     stored = read_json(folder / "config.json")

@@ -1,4 +1,4 @@
-"""Reading the files of a checkpoint, from a folder or the Hub; nothing in them is trusted."""
+"""Read the files of a checkpoint from a folder or the Hub. Their contents are not trusted."""
 
 import json
 import os
@@ -22,7 +22,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 # Beside a converted model: the `open_clip_config.json` that it came with.
 ORIGINAL_CONFIG = "original_open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
-# In open_clip's order of preference; the last two are the community port's.
+# In the order of preference of open_clip. The last two are the files of the community port.
 _WEIGHTS = (
     OPEN_CLIP_WEIGHTS,
     "open_clip_pytorch_model.safetensors",
@@ -31,22 +31,26 @@ _WEIGHTS = (
     "pytorch_model.bin",
 )
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-# Buffers that older versions of transformers wrote into checkpoints: 0, 1, 2, ... and nothing learned.
+# Buffers with 0, 1, 2, ..., which older versions of transformers saved in checkpoints.
 _STALE_BUFFER = re.compile(r"\.embeddings\.position_ids$")
 
 
 def find_checkpoint(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloaded first where `source` is a Hub id.
+    """Return the local folder of a checkpoint. Download it first if `source` is a Hub id.
+
+    Args:
+        source: Folder or Hub id.
+        revision: Branch, tag or commit of a Hub id.
 
     Raises:
-        FileNotFoundError: Neither a folder nor a Hub id that can be reached.
+        FileNotFoundError: If `source` is neither a folder nor a Hub id that can be reached.
     """
     if Path(source).is_dir():
         return Path(source)
     try:
         small = ["*.json", "*.txt"]
         folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=small))
-        # One file of weights is enough: they are 784 MB each. Which one, the small files say.
+        # One file of weights (784 MB) is enough. The small files tell which one.
         ours = "model*.safetensors"
         for weights in [ours] if is_transformers_layout(folder) else _WEIGHTS:
             snapshot_download(str(source), revision=revision, allow_patterns=[*small, weights])
@@ -54,20 +58,20 @@ def find_checkpoint(source: str | os.PathLike[str], revision: str | None = None)
                 break
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(f"{source}: neither a folder nor a Hub id that can be reached ({reason})") from error
+        raise FileNotFoundError(f"{source} is neither a folder nor a Hub id that can be reached ({reason})") from error
     return folder
 
 
 def is_transformers_layout(folder: Path) -> bool:
-    """Whether a folder is in the layout that BiomedCLIP has in transformers."""
+    """Return whether a folder contains BiomedCLIP in the layout of transformers."""
     config = folder / "config.json"
     return config.is_file() and read_json(config).get("model_type") == BiomedCLIPConfig.model_type
 
 
 def read_tokenizer(tokenizer_class: Any, folder: Path, context_length: int) -> Any:
-    """The tokenizer whose files lie in a folder; it cuts texts at `context_length` tokens."""
+    """Load the tokenizer of a folder. It truncates texts to `context_length` tokens."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise FileNotFoundError(f"{folder}: no tokenizer there, neither {' nor '.join(TOKENIZER_FILES)}.")
+        raise FileNotFoundError(f"{folder} has no tokenizer, neither {' nor '.join(TOKENIZER_FILES)}.")
     return tokenizer_class.from_pretrained(folder, model_max_length=context_length, trust_remote_code=False)
 
 
@@ -80,32 +84,32 @@ def parse_json(text: str, source: object) -> Any:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by name, less what no model has learned; large ones stay on the disk until used."""
+    """Return the tensors of a checkpoint by name, without stale buffers. Large tensors are memory-mapped."""
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"{folder}: no weights there; looked for {', '.join(_WEIGHTS)}.")
+        raise FileNotFoundError(f"{folder} has no weights. Expected one of: {', '.join(_WEIGHTS)}.")
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: damaged or truncated ({error}).") from error
+        raise ValueError(f"{path} is damaged or truncated ({error}).") from error
     return {name: tensor for name, tensor in tensors.items() if not _STALE_BUFFER.search(name)}
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors alone: a pickle that would run code is refused."""
+    """Return the tensors of a pickle. Refuse a pickle that would run code."""
     whole = zipfile.is_zipfile(path)
     if not whole and path.open("rb").read(2) == b"PK":
-        raise ValueError(f"{path}: damaged or truncated (a zip archive without its end).")
+        raise ValueError(f"{path} is damaged or truncated (the end of the zip archive is missing).")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, which could run code when it is read; it is refused. Save its state "
-            "dictionary alone, best as safetensors."
+            f"{path} contains more than tensors and could run code when it is loaded. Save only its state dictionary, "
+            "as safetensors if possible."
         ) from error
     if isinstance(content, dict):
-        content = content.get("state_dict", content)  # open_clip's training checkpoints
+        content = content.get("state_dict", content)  # training checkpoints of open_clip
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise ValueError(f"{path} holds no state dictionary: tensors by name.")
-    # The prefixes of parallel and of compiled models, which nest either way.
+        raise ValueError(f"{path} does not contain a state dictionary (tensors by name).")
+    # Prefixes of parallel and compiled models, nested in either order.
     return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in content.items()}

@@ -1,4 +1,4 @@
-"""open_clip's layout: its configuration beside ours, and folders of it read and written."""
+"""Read and write folders in the layout of open_clip, and translate its configuration."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 
 from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from ..configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
-from ..modeling_biomedclip import SHARED_WITH_BERT, BiomedCLIPModel, text_config_of
+from ..modeling_biomedclip import BiomedCLIPModel
 from .files import (
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
@@ -30,25 +30,26 @@ from .files import (
 )
 from .open_clip_settings import channel_values, check_honored, check_known, is_at_hand, is_clip_text
 from .tensors import fill_model, from_open_clip_tensors, to_open_clip_tensors
+from .vision_text import SHARED_WITH_BERT, bert_config_of, text_config_of
 
 
 logger = logging.getLogger(__name__)
 
-# The BERT that the published checkpoint names. open_clip builds a text tower from the configuration found there.
+# The BERT of the published checkpoint. open_clip builds the text tower from its configuration on the Hub.
 PUBLISHED_BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
-# The model was renamed; its configuration, BERT base, is known and need not be asked for.
+# The model was renamed. Its configuration, BERT base, is known and is not downloaded.
 PUBLISHED_NAMES = (
     PUBLISHED_BERT,
     "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract",
 )
-# BLAKE2b of its 28,895 words, a line each, in the order of their ids. From the Hub, open_clip takes tokenizers by name.
+# BLAKE2b of its 28,895 words, one per line in the order of their ids. open_clip loads tokenizers by name from the Hub.
 PUBLISHED_VOCABULARY = "2444c4f523518b32"
-# The tokenizer of CLIP, and the same of its 49,408 entries.
+# The tokenizer of CLIP, and the hash of its 49,408 entries.
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 PUBLISHED_CLIP_VOCABULARY = "1099d1a7a249a922"
 TIMM_EPSILON = BiomedCLIPVisionConfig.layer_norm_eps
-# timm's plain towers (timm/models/vision_transformer.py) by the size in their name: width, layers, heads, and the sides
-# of patch and image that it has a name for. open_clip builds an image tower from the name alone.
+# Plain image towers of timm (timm/models/vision_transformer.py) by the size in their name: width, layers, heads, and
+# pairs of patch size and image size. open_clip builds an image tower from its name.
 _TIMM_TOWERS: dict[str, tuple[int, int, int, set[tuple[int, int]]]] = {
     "tiny": (192, 12, 3, {(16, 224), (16, 384)}),
     "small": (384, 12, 6, {(8, 224), (16, 224), (16, 384), (32, 224), (32, 384)}),
@@ -57,15 +58,15 @@ _TIMM_TOWERS: dict[str, tuple[int, int, int, set[tuple[int, int]]]] = {
     "huge": (1280, 32, 16, {(14, 224)}),
 }
 _INTERPOLATIONS = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
-# What open_clip takes for granted where a file does not say it.
+# Defaults of open_clip.
 _DEFAULT_CONTEXT_LENGTH = 77
 _DEFAULT_IMAGE_SIZE = 224
 _DEFAULT_TEXT_HEADS = 8
-_END_OF_ARGMAX = 2  # with this `eos_token_id` transformers pools the largest id of a text, as open_clip's `argmax` does
+_END_OF_ARGMAX = 2  # with this `eos_token_id`, transformers pools the largest id, like `argmax` in open_clip
 
 
 def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """Model and processor of a folder in open_clip's layout."""
+    """Load model and processor from a folder in the layout of open_clip."""
     path = folder / OPEN_CLIP_CONFIG
     stored = read_json(path)
     tensors = read_weights(folder)
@@ -85,18 +86,26 @@ def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
 
 
 def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder: str | os.PathLike[str]) -> None:
-    """Writes a folder that open_clip loads, its model and tokenizer alike, under the name `local-dir:FOLDER`.
+    """Write a folder that open_clip loads under the name `local-dir:FOLDER`.
 
     Args:
         model: The model.
         processor: Its processor.
-        folder: Where to write `open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer's files.
+        folder: Output folder for `open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer.
 
     Raises:
-        ValueError: open_clip has no such towers or no such preparation of images.
+        ValueError: If open_clip does not support the towers or the processing of images.
+
+    Example:
+    ```python
+    >>> from biomedclip import BiomedCLIPModel, BiomedCLIPProcessor, to_open_clip
+
+    >>> model = BiomedCLIPModel.from_pretrained("biomedclip")
+    >>> to_open_clip(model, BiomedCLIPProcessor.from_pretrained("biomedclip"), "open_clip_folder")
+    ```
     """
     if not isinstance(model, BiomedCLIPModel):
-        raise ValueError(f"open_clip's layout holds a BiomedCLIPModel, not a {type(model).__name__}.")
+        raise ValueError(f"`model` is a {type(model).__name__}. Only a BiomedCLIPModel can be written for open_clip.")
     config: Any = model.config
     path = Path(folder).resolve()
     open_clip_config = _portable_config(model, processor)
@@ -105,8 +114,8 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
         if not isinstance(config.text_config, CLIPTextConfig):
             bert_config_of(config.text_config).save_pretrained(path)
             logger.warning(
-                "No BERT on the Hub has the shape of this text tower: %s names its own folder for it. After moving the "
-                "folder, change text_cfg.hf_model_name there.",
+                "No BERT on the Hub has the shape of this text tower, so %s refers to its own folder. If you move the "
+                "folder, change text_cfg.hf_model_name.",
                 path / OPEN_CLIP_CONFIG,
             )
     tensors = to_open_clip_tensors(model.state_dict())
@@ -114,7 +123,7 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
     (path / OPEN_CLIP_CONFIG).write_text(open_clip_config, encoding="utf-8")
     save_file(tensors, path / OPEN_CLIP_WEIGHTS)
     processor.tokenizer.save_pretrained(path)
-    processor.tokenizer.backend_tokenizer.model.save(str(path))  # vocabulary, for readers that know no tokenizer.json
+    processor.tokenizer.backend_tokenizer.model.save(str(path))  # for programs that do not read tokenizer.json
 
 
 def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
@@ -132,8 +141,8 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
         if _published_name(model.config.text_config, processor.tokenizer):
             return None
         return (
-            f"open_clip takes tokenizers by name from the Hub, and this one has other words than {PUBLISHED_CLIP}. For "
-            "use on one machine, `biomedclip convert --to open_clip` writes a folder with this tokenizer."
+            f"open_clip loads tokenizers by name from the Hub, and this one has other words than {PUBLISHED_CLIP}. For "
+            "local use, `biomedclip convert --to open_clip` writes a folder with this tokenizer."
         )
     text_cfg = json.loads(text)["model_cfg"]["text_cfg"] if text else {}
     if not text_cfg or os.path.isabs(text_cfg["hf_model_name"]):
@@ -145,13 +154,13 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
             if getattr(model.config.text_config, name) != getattr(published, name)
         )
         return (
-            "open_clip builds text towers by a BERT on the Hub, and none has the shape of this one: "
-            f"{'; '.join(differing) or 'its configuration names a folder'}. For use on one machine, "
-            "`biomedclip convert --to open_clip` writes a folder with the configuration of this BERT."
+            "open_clip builds text towers from a BERT on the Hub, and none has the shape of this one: "
+            f"{'; '.join(differing) or 'its configuration names a folder'}. For local use, `biomedclip convert --to "
+            "open_clip` writes a folder with the configuration of this BERT."
         )
     if text_cfg.get("hf_tokenizer_name") in PUBLISHED_NAMES:
         if _vocabulary(processor.tokenizer) != PUBLISHED_VOCABULARY:
-            return "open_clip takes the tokenizer of its BERT from the Hub, and this one has other words."
+            return "open_clip loads the tokenizer of the BERT from the Hub, and this one has other words."
     return None
 
 
@@ -163,14 +172,14 @@ def _vocabulary(tokenizer: Any) -> str:
 
 
 def _published_name(config: Any, tokenizer: Any) -> str | None:
-    """Return the Hub id by which open_clip finds the BERT of a text tower, or the tokenizer of CLIP's, if any."""
+    """Return the Hub id of the BERT of a text tower, or of the tokenizer of CLIP, if there is one."""
     if isinstance(config, CLIPTextConfig):
         return PUBLISHED_CLIP if _vocabulary(tokenizer) == PUBLISHED_CLIP_VOCABULARY else None
     return PUBLISHED_BERT if _is_published_text_shape(config) else None
 
 
 def _portable_config(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
-    """Return open_clip's configuration, or `None` if its BERT, or the tokenizer of CLIP's tower, is not on the Hub."""
+    """Return the configuration for open_clip, or `None` if the BERT or the tokenizer of CLIP is not on the Hub."""
     config: Any = model.config
     stored = getattr(model, "open_clip_config", None)
     _check_vision_config(config.vision_config)
@@ -187,7 +196,7 @@ def _portable_config(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> 
 
 
 def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path: Path) -> BiomedCLIPConfig:
-    """Our configuration out of open_clip's and the shapes of its tensors."""
+    """Derive our configuration from that of open_clip and the shapes of its tensors."""
     check_known(stored, path)
     try:
         model_cfg = stored["model_cfg"]
@@ -195,22 +204,24 @@ def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path:
         timm_name, embed_dim = vision_cfg["timm_model_name"], model_cfg["embed_dim"]
         is_clip = is_clip_text(text_cfg)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no model of BiomedCLIP's kind: {error} is missing.") from error
+        raise ValueError(f"{path}: {error} is missing. This is not a model of the kind of BiomedCLIP.") from error
     check_honored(stored, path)
     matched = re.fullmatch(r"vit_([a-z]+)_patch\d+_\d+(\.\w+)?", str(timm_name))
     if matched is None or matched[1] not in _TIMM_TOWERS:
-        raise ValueError(f"{path}: timm_model_name {timm_name!r} is not one of timm's plain vit_*_patch*_* towers.")
+        raise ValueError(
+            f"{path}: timm_model_name is {timm_name!r}, not one of the plain vit_*_patch*_* towers of timm."
+        )
     vision_shapes = _vision_shapes(tensors, heads=_TIMM_TOWERS[matched[1]][2])
     side = vision_shapes["image_size"]
     if vision_cfg.get("image_size", _DEFAULT_IMAGE_SIZE) not in (side, [side], [side, side]):
         raise ValueError(
-            f"{path}: vision_cfg.image_size is {vision_cfg.get('image_size')!r}, and the weights are for images of "
+            f"{path}: vision_cfg.image_size is {vision_cfg.get('image_size')!r}, but the weights are for images of "
             f"{side} pixels."
         )
     text_shapes = _clip_text_shapes(tensors, model_cfg, path) if is_clip else _text_shapes(tensors, text_cfg)
     positions = text_shapes["max_position_embeddings"]
     context_length = text_cfg.get("context_length", _DEFAULT_CONTEXT_LENGTH)
-    least = positions if is_clip else 1  # open_clip resamples the positions of CLIP's tower to another length
+    least = positions if is_clip else 1  # open_clip resamples the positions of CLIP's text tower
     if not isinstance(context_length, int) or not least <= context_length <= positions:
         raise ValueError(
             f"{path}: text_cfg.context_length is {context_length!r}. It must be a number from {least} to {positions}, "
@@ -225,7 +236,7 @@ def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path:
 
 
 def _vision_shapes(tensors: Mapping[str, torch.Tensor], heads: int) -> dict[str, Any]:
-    """Fields of the image tower as its tensors show them."""
+    """Return the fields of the image tower, from its tensors."""
     patches = _shape(tensors, "visual.trunk.patch_embed.proj.weight")
     return {
         "hidden_size": patches[0],
@@ -240,7 +251,7 @@ def _vision_shapes(tensors: Mapping[str, torch.Tensor], heads: int) -> dict[str,
 
 
 def _clip_text_shapes(tensors: Mapping[str, torch.Tensor], model_cfg: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the fields of CLIP's text tower, from its tensors and, where they do not show them, its settings."""
+    """Return the fields of CLIP's text tower, from its tensors and its settings."""
     text_cfg = model_cfg["text_cfg"]
     vocab_size, hidden_size = _shape(tensors, "token_embedding.weight")
     heads = text_cfg.get("heads", _DEFAULT_TEXT_HEADS)
@@ -261,23 +272,23 @@ def _clip_text_shapes(tensors: Mapping[str, torch.Tensor], model_cfg: Mapping[st
         "max_position_embeddings": _shape(tensors, "positional_embedding")[0],
         "hidden_act": "quick_gelu" if model_cfg.get("quick_gelu") else "gelu",
         "eos_token_id": end,
-        "bos_token_id": None,  # the model uses neither
+        "bos_token_id": None,  # unused by the model, like the next one
         "pad_token_id": None,
     }
 
 
 def _text_shapes(tensors: Mapping[str, torch.Tensor], text_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the text tower: those of the BERT named where it can be had, or else as its tensors show them."""
+    """Return the fields of the text tower, from the configuration of its BERT if available, else from its tensors."""
     bert_name = text_cfg["hf_model_name"]
     if is_at_hand(bert_name):
         return text_config_of(AutoConfig.from_pretrained(bert_name, trust_remote_code=False))
     prefix = "text.transformer."
     vocab_size, hidden_size = _shape(tensors, f"{prefix}embeddings.word_embeddings.weight")
     if bert_name not in PUBLISHED_NAMES:
-        # The number of heads cannot be seen in the tensors, nor can epsilon and activation.
+        # The tensors do not tell the number of heads, epsilon and activation.
         logger.warning(
-            "The configuration of %s is neither in a folder nor in the cache. It is taken to be a usual BERT with "
-            "heads of 64 channels; if it is not, embeddings are wrong. Fetch it first: hf download %s config.json",
+            "The configuration of %s is neither in a folder nor in the cache. A BERT with heads of 64 channels is "
+            "assumed. If this is wrong, embeddings are wrong. Download it first: hf download %s config.json",
             bert_name,
             bert_name,
         )
@@ -286,7 +297,7 @@ def _text_shapes(tensors: Mapping[str, torch.Tensor], text_cfg: Mapping[str, Any
             vocab_size=vocab_size,
             hidden_size=hidden_size,
             num_hidden_layers=_layers(tensors, f"{prefix}encoder.layer."),
-            num_attention_heads=max(1, hidden_size // 64),  # as in every BERT of Google's and Microsoft's
+            num_attention_heads=max(1, hidden_size // 64),  # as in every BERT of Google and Microsoft
             intermediate_size=_shape(tensors, f"{prefix}encoder.layer.0.intermediate.dense.weight")[0],
             max_position_embeddings=_shape(tensors, f"{prefix}embeddings.position_embeddings.weight")[0],
             type_vocab_size=_shape(tensors, f"{prefix}embeddings.token_type_embeddings.weight")[0],
@@ -359,7 +370,7 @@ def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, name: str)
 
 
 def _is_derivable(stored: str, config: Any, processor: BiomedCLIPProcessor) -> bool:
-    """Whether a configuration says nothing that the model and its processor do not."""
+    """Return whether a configuration can be derived from the model and its processor."""
     name = _published_name(config.text_config, processor.tokenizer)
     try:
         return name is not None and stored == _open_clip_config_of(config, processor, name)
@@ -407,7 +418,7 @@ def _is_published_text_shape(config: BiomedCLIPTextConfig) -> bool:
 
 
 def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCLIPProcessor) -> bool:
-    """Whether nothing that can change after a conversion has: widths, sizes, lengths, the preparation of images."""
+    """Return whether widths, sizes, lengths and the processing of images are still those of a configuration."""
     model_cfg, preprocess = stored["model_cfg"], stored.get("preprocess_cfg") or {}
     image_processor, path = processor.image_processor, Path(OPEN_CLIP_CONFIG)
     return (
@@ -422,7 +433,7 @@ def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCL
 
 
 def _check_image_processor(image_processor: BiomedCLIPImageProcessor, image_size: int) -> None:
-    """open_clip prepares images in one way: shortest side, centre crop, normalisation."""
+    """Raise `ValueError` unless images are processed as in open_clip: shortest side, center crop, normalization."""
     usual = BiomedCLIPImageProcessor(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
@@ -430,14 +441,16 @@ def _check_image_processor(image_processor: BiomedCLIPImageProcessor, image_size
     for name in steps.split():
         given, wanted = getattr(image_processor, name), getattr(usual, name)
         if given != wanted:
-            raise ValueError(f"The image processor has {name}={given!r}; open_clip prepares images with {wanted!r}.")
+            raise ValueError(f"`{name}` of the image processor is {given!r}, but open_clip supports only {wanted!r}.")
 
 
 def _interpolation(image_processor: BiomedCLIPImageProcessor) -> str:
     for name, resample in _INTERPOLATIONS.items():
         if image_processor.resample == resample:
             return name
-    raise ValueError(f"The image processor has resample={image_processor.resample!r}; open_clip has none such.")
+    raise ValueError(
+        f"`resample` of the image processor is {image_processor.resample!r}, which open_clip does not support."
+    )
 
 
 def _check_vision_config(config: BiomedCLIPVisionConfig) -> None:
@@ -483,12 +496,4 @@ def _timm_name(config: BiomedCLIPVisionConfig) -> str:
     raise ValueError(
         f"open_clip builds image towers by timm's names, and timm has none for {fields}. It has "
         f"{', '.join(known_shapes)}. Train a tower of one of these shapes, or use this one with transformers."
-    )
-
-
-def bert_config_of(config: BiomedCLIPTextConfig) -> BertConfig:
-    """The inverse of [`text_config_of`]."""
-    shared = {name: getattr(config, name) for name in SHARED_WITH_BERT}
-    return BertConfig(
-        **shared, hidden_dropout_prob=config.hidden_dropout, attention_probs_dropout_prob=config.attention_dropout
     )

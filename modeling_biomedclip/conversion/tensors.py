@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint: open_clip's and the community port's names beside ours, and a model filled with them."""
+"""Rename the tensors of open_clip and the community port, and fill a model with them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from ..configuration_biomedclip import BiomedCLIPConfig
-from ..modeling_biomedclip import BERT_NAMES, BiomedCLIPModel
+from ..modeling_biomedclip import BiomedCLIPModel
+from .vision_text import BERT_NAMES
 
 
-# Names inside the image tower: (timm's, ours), applied in turn, or in reverse from ours to timm's.
+# Names inside the image tower: (timm's, ours), applied in turn, or in reverse order from ours to timm's.
 _TIMM_NAMES = [
     ("cls_token", "embeddings.class_embedding"),
     ("pos_embed", "embeddings.position_embedding"),
@@ -22,7 +23,7 @@ _TIMM_NAMES = [
     ("norm2", "layer_norm2"),
     ("norm.", "post_layernorm."),
 ]
-# The same inside a block of CLIP's text tower.
+# Names inside a block of CLIP's text tower.
 _CLIP_BLOCK_NAMES = [
     ("attn.in_proj_", "self_attn.qkv."),
     ("attn.out_proj.", "self_attn.out_proj."),
@@ -31,8 +32,8 @@ _CLIP_BLOCK_NAMES = [
     ("mlp.c_fc.", "mlp.fc1."),
     ("mlp.c_proj.", "mlp.fc2."),
 ]
-_CLIP_TEXT_PROJECTION = "text_projection.weight"  # open_clip has it transposed
-# Parts of the model: open_clip's prefix, ours, and the names behind it. The first prefix that fits counts.
+_CLIP_TEXT_PROJECTION = "text_projection.weight"  # transposed in open_clip
+# Parts of the model: prefix of open_clip, our prefix, and the names behind it. The first matching prefix is used.
 _OPEN_CLIP_PARTS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("visual.trunk.", "vision_model.", _TIMM_NAMES),
     ("visual.head.proj.", "visual_projection.", []),
@@ -70,7 +71,7 @@ def _some(names: list[str]) -> str:
 
 
 def open_clip_name(name: str) -> str:
-    """open_clip's name of one of our tensors; q, k and v of a block share one, except in a BERT."""
+    """Return the name of a tensor in open_clip. Except in a BERT, q, k and v of a block share one tensor."""
     name = _FUSED.sub(r"\1qkv.", name)
     theirs, ours, pieces = next(part for part in _OPEN_CLIP_PARTS if name.startswith(part[1]))
     rest = name.removeprefix(ours)
@@ -80,22 +81,22 @@ def open_clip_name(name: str) -> str:
 
 
 def from_open_clip_tensors(theirs: Mapping[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
-    """open_clip's tensors under our `names`; raises `ValueError` where one is missing or unexpected."""
+    """Rename the tensors of open_clip to our `names`. Raise `ValueError` if one is missing or unexpected."""
     _check_names({open_clip_name(name) for name in names}, set(theirs))
     ours = {}
     for name in names:
         tensor, fused = theirs[open_clip_name(name)], _FUSED.match(name)
-        # A copy, since transformers saves no two tensors that share memory.
+        # A copy, because transformers does not save tensors that share memory.
         ours[name] = tensor.chunk(3)["qkv".index(fused[2])].clone() if fused else tensor
         if name in ("logit_scale", "logit_bias") and tensor.numel() == 1:
-            ours[name] = tensor.reshape(())  # open_clip's `nonscalar_logit_scale` saves them with a dimension
+            ours[name] = tensor.reshape(())  # one dimension with `nonscalar_logit_scale` of open_clip
         elif name == _CLIP_TEXT_PROJECTION:
             ours[name] = tensor.t().contiguous()
     return ours
 
 
 def to_open_clip_tensors(ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our tensors under open_clip's names."""
+    """Rename our tensors to the names of open_clip."""
     if _CLIP_TEXT_PROJECTION in ours:
         ours = {**ours, _CLIP_TEXT_PROJECTION: ours[_CLIP_TEXT_PROJECTION].t().contiguous()}
     parts: dict[str, list[torch.Tensor]] = {}
@@ -105,7 +106,7 @@ def to_open_clip_tensors(ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def from_port_tensors(theirs: Mapping[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
-    """The port's tensors under our `names`; raises `ValueError` where one is missing or unexpected."""
+    """Rename the tensors of the port to our `names`. Raise `ValueError` if one is missing or unexpected."""
     their_name = {}
     for name in names:
         renamed = name
@@ -114,10 +115,8 @@ def from_port_tensors(theirs: Mapping[str, torch.Tensor], names: list[str]) -> d
         their_name[name] = renamed
     _check_names(set(their_name.values()), set(theirs))
     ours = {name: theirs[renamed] for name, renamed in their_name.items()}
-    for name, leading in (
-        ("class_embedding", 2),
-        ("position_embedding", 1),
-    ):  # one and two dimensions there, three here
+    # The port has one and two dimensions, our model three.
+    for name, leading in (("class_embedding", 2), ("position_embedding", 1)):
         ours[f"vision_model.embeddings.{name}"] = ours[f"vision_model.embeddings.{name}"][(None,) * leading]
     return ours
 
@@ -128,20 +127,20 @@ def fill_model(
     tensors: dict[str, torch.Tensor],
     folder: Path,
 ) -> BiomedCLIPModel:
-    """A model whose parameters are the tensors of a file, without a second copy of them."""
+    """Return a model that uses the tensors of a file as parameters, without copying them."""
     with torch.device("meta"):
         expected = BiomedCLIPModel(config).state_dict()
     try:
         renamed = rename(tensors, list(expected))
     except ValueError as mismatch:
-        raise ValueError(f"{folder}: the weights are not those of BiomedCLIP: {mismatch}.") from None
+        raise ValueError(f"{folder} does not contain the weights of BiomedCLIP: {mismatch}.") from None
     shapes = [
         f"{name} is {tuple(renamed[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if renamed[name].shape != tensor.shape
     ]
     if shapes:
-        raise ValueError(f"{folder}: the weights do not fit the configuration: {_some(shapes)}.")
+        raise ValueError(f"{folder}: the shapes of weights do not match the configuration: {_some(shapes)}.")
     dtype = max((tensor.dtype for tensor in renamed.values()), key=lambda dtype: dtype.itemsize)
     return BiomedCLIPModel.from_pretrained(
         None, config=config, state_dict=renamed, dtype=dtype, trust_remote_code=False

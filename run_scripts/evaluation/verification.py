@@ -13,8 +13,9 @@ from huggingface_hub import model_info
 
 from biomedclip import to_open_clip
 from biomedclip.conversion import load_any_layout
-from biomedclip.conversion.open_clip import OPEN_CLIP_CONFIG, PUBLISHED_NAMES, bert_config_of
+from biomedclip.conversion.open_clip import OPEN_CLIP_CONFIG, PUBLISHED_NAMES
 from biomedclip.conversion.open_clip_settings import is_at_hand, is_clip_text
+from biomedclip.conversion.vision_text import bert_config_of
 from biomedclip.processing import read_image
 from biomedclip.processing.images.folders import find_images, warn_of_left_out
 from biomedclip.processing.images.reading import ImageError

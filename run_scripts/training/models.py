@@ -25,7 +25,12 @@ from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, BiomedCLIPTextConfig
 from biomedclip.configuration_biomedclip import text_config_class
 from biomedclip.contrastive_loss import LOSSES, SIGLIP_LOGIT_BIAS, SIGLIP_LOGIT_SCALE
 from biomedclip.contrastive_trainer import find_logit_bias
-from biomedclip.modeling_biomedclip import changed_epsilon, text_config_of, vision_config_of
+from biomedclip.conversion.vision_text import (
+    changed_epsilon,
+    from_vision_text_pretrained,
+    text_config_of,
+    vision_config_of,
+)
 from biomedclip.source_checks import check_source
 
 from ..cli.trust import trust_option
@@ -140,7 +145,7 @@ def load_model(
         model = AutoModel.from_pretrained(options.model_name_or_path, dtype=torch.float32, trust_remote_code=trust)
         refuse_adapter(model)
     else:
-        model = BiomedCLIPModel.from_vision_text_pretrained(
+        model = from_vision_text_pretrained(
             options.vision_model, options.text_model, **_fields_with_vocabulary(options, processor, loss)
         )
     return set_up_model(model, options, loss, adapted=adapted)

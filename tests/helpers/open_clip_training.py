@@ -34,7 +34,7 @@ from biomedclip import (
     to_open_clip,
 )
 from biomedclip.conversion.files import OPEN_CLIP_CONFIG
-from biomedclip.conversion.open_clip import bert_config_of
+from biomedclip.conversion.vision_text import bert_config_of
 from biomedclip.run_scripts.cli.options import parse_options
 from biomedclip.run_scripts.training import contrastive
 from biomedclip.run_scripts.training.runs import set_batch_size

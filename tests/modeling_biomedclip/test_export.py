@@ -80,7 +80,7 @@ def test_8_bits_take_about_a_quarter_of_the_space(wide_model, tmp_path):
 
 @pytest.mark.parametrize("format", export_module.FORMATS)
 def test_8_bits_of_a_model_too_small_for_them_are_refused(small_model, tmp_path, format):
-    with pytest.raises(ValueError, match="largest matrix has .* 8 bits would change nothing"):
+    with pytest.raises(ValueError, match="largest matrix of this model has 2,048"):
         export_model(small_model, tmp_path / "x", format=format, precision="int8")
     assert not (tmp_path / "x").exists()
 
@@ -91,11 +91,11 @@ def test_a_model_in_half_precision_is_left_as_it_is(small_model, tmp_path):
 
 
 def test_missing_files_and_packages_are_named(small_model, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="no export.json there"):
+    with pytest.raises(FileNotFoundError, match="export.json is missing"):
         ExportedModel(tmp_path)
     export_model(small_model, tmp_path)
     (tmp_path / "text.onnx").unlink()
-    with pytest.raises(FileNotFoundError, match="text.onnx: missing"):
+    with pytest.raises(FileNotFoundError, match="text.onnx is missing"):
         ExportedModel(tmp_path)
     description = json.loads((tmp_path / "export.json").read_text())
     (tmp_path / "export.json").write_text(json.dumps(description | {"format": "tflite"}))

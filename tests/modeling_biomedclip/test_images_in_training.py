@@ -9,6 +9,7 @@ from timm.layers import resample_abs_pos_embed
 from transformers import AutoModel, BertConfig, BertModel, ViTConfig, ViTModel
 
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
+from biomedclip.conversion import from_vision_text_pretrained
 from biomedclip.conversion.tensors import from_open_clip_tensors
 from biomedclip.modeling_biomedclip import patches_kept
 
@@ -107,7 +108,7 @@ def test_a_share_that_is_none_is_refused(small_model, share):
 def test_patch_dropout_is_kept_with_the_model(small_model, tmp_path):
     small_model.set_patch_dropout(0.25)
     small_model.save_pretrained(tmp_path)
-    assert AutoModel.from_pretrained(tmp_path).vision_model.embeddings.patch_dropout.share == 0.25
+    assert AutoModel.from_pretrained(tmp_path).vision_model.embeddings.patch_dropout.fraction == 0.25
 
 
 @pytest.mark.parametrize("size", [16, 48, 64])
@@ -128,7 +129,7 @@ def test_a_resized_model_takes_the_new_size_and_loads_again(small_model, tmp_pat
     assert torch.equal(
         loaded.get_image_features(images).pooler_output, small_model.get_image_features(images).pooler_output
     )
-    with pytest.raises(ValueError, match="do not fit a model for 48 x 48"):
+    with pytest.raises(ValueError, match="the model expects 48 x 48"):
         small_model.get_image_features(torch.randn(2, 3, 32, 32))
     with pytest.raises(ValueError, match="must be a multiple of patch_size"):
         small_model.resize_images(50)
@@ -150,12 +151,12 @@ def test_one_tower_starts_from_a_checkpoint_and_the_other_afresh(tmp_path):
     vit.save_pretrained(tmp_path / "vit")
     texts, images = torch.randint(1, 60, (2, 7)), torch.randn(2, 3, 32, 32)
 
-    model = BiomedCLIPModel.from_vision_text_pretrained(
+    model = from_vision_text_pretrained(
         None, tmp_path / "bert", vision_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     )
     torch.testing.assert_close(model.text_model(texts).last_hidden_state, bert(texts).last_hidden_state)
     assert model.config.vision_config.hidden_size == 16
 
-    model = BiomedCLIPModel.from_vision_text_pretrained(tmp_path / "vit", None, text_config=size | {"vocab_size": 99})
+    model = from_vision_text_pretrained(tmp_path / "vit", None, text_config=size | {"vocab_size": 99})
     torch.testing.assert_close(model.vision_model(images).last_hidden_state, vit(images).last_hidden_state)
     assert model.config.text_config.vocab_size == 99

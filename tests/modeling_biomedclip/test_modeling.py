@@ -29,6 +29,7 @@ from biomedclip import (
     BiomedCLIPVisionModel,
     BiomedCLIPVisionModelWithProjection,
 )
+from biomedclip.conversion import from_vision_text_pretrained
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_images_of_another_size_need_to_be_asked_for(small_model):
 
 
 def test_bad_inputs_get_a_clear_error(small_model, batch):
-    with pytest.raises(ValueError, match="65 tokens does not fit 64 positions"):
+    with pytest.raises(ValueError, match="65 tokens, but the model has only 64 positions"):
         small_model.text_model(torch.ones(1, 65, dtype=torch.long))
     with pytest.raises(ValueError, match="exactly one of"):
         small_model.text_model()
@@ -195,7 +196,7 @@ def test_the_towers_start_from_saved_vit_and_bert_checkpoints(epsilon, tmp_path,
             torch.nn.init.normal_(parameter, std=0.1)
     vit.save_pretrained(tmp_path / "vit")
     bert.save_pretrained(tmp_path / "bert")
-    model = BiomedCLIPModel.from_vision_text_pretrained(tmp_path / "vit", tmp_path / "bert", projection_dim=16)
+    model = from_vision_text_pretrained(tmp_path / "vit", tmp_path / "bert", projection_dim=16)
     assert model.config.vision_config.layer_norm_eps == 1e-6, "timm's and the paper's"
     assert model.config.text_config.layer_norm_eps == bert.config.layer_norm_eps == 1e-12
     assert caplog.text.count("layer_norm_eps is 1e-12. The image tower uses 1e-06") == (epsilon == 1e-12)
@@ -208,7 +209,7 @@ def test_the_towers_start_from_saved_vit_and_bert_checkpoints(epsilon, tmp_path,
         assert same(model.text_model(texts).last_hidden_state, bert(texts).last_hidden_state)
     assert model.visual_projection.weight.shape == (16, 32)
     with pytest.raises(ValueError, match="ViT checkpoint, not from a 'bert'"):
-        BiomedCLIPModel.from_vision_text_pretrained(tmp_path / "bert", tmp_path / "bert")
+        from_vision_text_pretrained(tmp_path / "bert", tmp_path / "bert")
 
 
 def test_one_import_registers_the_auto_classes_and_the_pipeline(small_model, small_processor, tmp_path):

@@ -241,5 +241,5 @@ def test_settings_that_would_run_code_are_refused_before_loading(tmp_path, small
     shutil.copytree(small_checkpoint, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"attn_implementation": "owner/kernel"}))
-    with pytest.raises(ValueError, match="a kernel to be downloaded and run"):
+    with pytest.raises(ValueError, match="a kernel that would be downloaded and run"):
         check_model(str(tmp_path / "model"), "retrieval")

@@ -280,4 +280,4 @@ def test_a_classifier_is_not_a_whole_model(small_checkpoint, tmp_path, capsys):
 
     BiomedCLIPForImageClassification.from_pretrained(small_checkpoint, num_labels=3).save_pretrained(tmp_path / "c")
     assert card(tmp_path / "c") == 1
-    assert re.search("holds BiomedCLIPForImageClassification and not a whole", error_of(capsys))
+    assert re.search("contains BiomedCLIPForImageClassification, not a complete", error_of(capsys))

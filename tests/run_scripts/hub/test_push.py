@@ -17,7 +17,8 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor, BertTokenizer
 
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, from_open_clip, to_open_clip
-from biomedclip.conversion.open_clip import PUBLISHED_CLIP, bert_config_of
+from biomedclip.conversion.open_clip import PUBLISHED_CLIP
+from biomedclip.conversion.vision_text import bert_config_of
 from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from biomedclip.run_scripts import push
 from biomedclip.run_scripts.card import CardOptions, write_card

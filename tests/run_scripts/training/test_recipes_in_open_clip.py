@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, to_open_clip
+from biomedclip.conversion import from_vision_text_pretrained
 from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from biomedclip.run_scripts.cli.options import read_recipe, recipe_names
 from biomedclip.run_scripts.main import main
@@ -60,7 +61,7 @@ def checkpoints(tmp_path_factory) -> Path:
     letters = [" ".join([*string.printable, *words])] * 2
     CLIPTokenizer().train_new_from_iterator(letters, 500, show_progress=False).save_pretrained(root / "clip")
     BertModel(BertConfig(**TEXT, vocab_size=128), add_pooling_layer=False).save_pretrained(root / "bert")
-    BiomedCLIPModel.from_vision_text_pretrained(root / "vit", root / "bert").save_pretrained(root / "base")
+    from_vision_text_pretrained(root / "vit", root / "bert").save_pretrained(root / "base")
     BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer).save_pretrained(root / "base")
     return root
 
