@@ -298,7 +298,7 @@ def test_the_pipeline_takes_many_questions_and_many_images(model, small_processo
     assert len(answer([picture, picture], "brain")) == 2
     with pytest.raises(ValueError, match="one image, not 1 questions and 2 images"):
         answer([picture, picture], ["brain"])
-    with pytest.raises(ValueError, match="Pass a question"):
+    with pytest.raises(ValueError, match="Pass a `question`"):
         answer(picture)
 
 
