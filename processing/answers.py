@@ -12,23 +12,21 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(answer: Any) -> str:
-    """The form in which answers are compared.
+    """Return the form in which answers are compared: lower case, single spaces, without full stops at the end.
 
-    Lower case, white space collapsed, full stops at the end off, numbers as text (VQA-RAD holds some as numbers).
-    Nothing else: articles, punctuation inside and words for numbers stay, which others' evaluations also unify.
+    Articles, other punctuation and number words are kept.
 
     Args:
-        answer: A text or a number.
+        answer: A text or a number. VQA-RAD contains both.
     """
     return " ".join(str(answer).lower().split()).rstrip(". ")
 
 
 def answer_vocabulary(answers: Iterable[Any]) -> list[str]:
-    """The different answers, normalised: the most frequent first, equally frequent ones in alphabetical order. Empty
-    ones, of which SLAKE has some, are none.
+    """Return the distinct normalized answers that are not empty, by descending frequency and then alphabetically.
 
     Raises:
-        ValueError: No answer that is not empty.
+        ValueError: If all answers are empty.
     """
     counts = Counter(filter(None, map(normalize_answer, answers)))
     if not counts:
@@ -37,20 +35,14 @@ def answer_vocabulary(answers: Iterable[Any]) -> list[str]:
 
 
 def word_tokens(answer: Any) -> list[str]:
-    """Split an answer into words as SQuAD's evaluation does: lower case, without ASCII punctuation and English
-    articles, split at white space.
-
-    Args:
-        answer: A text or a number.
-    """
+    """Split an answer at white space like SQuAD: in lower case, without ASCII punctuation and English articles."""
     return _ARTICLES.sub(" ", str(answer).lower().translate(_WITHOUT_PUNCTUATION)).split()
 
 
 def token_f1(given: Sequence[str], right: Sequence[str]) -> float:
-    """Return the harmonic mean of precision and recall of the tokens of an answer, as SQuAD's evaluation does.
+    """Return the harmonic mean of precision and recall of the tokens of an answer, like SQuAD.
 
-    A token counts as often as it occurs in both answers. If an answer has no tokens, the result is 1 if the other one
-    has none either, and 0 otherwise.
+    A token counts as often as it occurs in both answers. Two answers without tokens score 1, and one scores 0.
 
     Args:
         given: Tokens of the answer that was given.

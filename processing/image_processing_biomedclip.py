@@ -1,7 +1,6 @@
-"""Image processor of BiomedCLIP: open_clip's evaluation transform, to the last bit, with Pillow alone.
+"""Image processor of BiomedCLIP: the evaluation transform of open_clip, bit for bit, with Pillow only.
 
-The order of the steps is open_clip's, because it shows in the pixels: an image is resized and cropped in its own mode
-(palette, CMYK, RGBA, ...) and only then converted to RGB.
+As in open_clip, an image is resized and cropped in its own mode (palette, CMYK, RGBA, ...) and then converted to RGB.
 """
 
 from typing import Any
@@ -25,40 +24,17 @@ from transformers.utils import TensorType, is_torch_tensor
 from .bit_depth_biomedclip import scale_to_8_bit, to_8_bit
 
 
-# A strip of 1 x 100,000 pixels would be blown up to 224 x 22,400,000 before the crop. Beyond this ratio of the sides
-# what the crop cannot reach is cut off first.
+# A strip of 1 x 100,000 pixels would become 224 x 22,400,000 pixels before the crop. Above this ratio of the sides, the
+# ends, which the crop removes anyway, are cut off first.
 MAX_ASPECT_RATIO = 1000
 
 
-def _array_to_image(array: np.ndarray, input_data_format: Any = None) -> Image.Image:
-    """Return an 8-bit Pillow image of an array: grey `(height, width)`, or with 1 to 4 channels first or last."""
-    if array.ndim == 3:
-        if input_data_format is None and not {1, 3} & {array.shape[0], array.shape[-1]}:
-            # With transparency. Not tried first: a color image of two or four rows would be mistaken for it.
-            input_data_format = infer_channel_dimension_format(array, num_channels=(2, 4))
-        array = to_channel_dimension_format(array, ChannelDimension.LAST, input_data_format)
-        if array.shape[-1] > 4:
-            raise ValueError(f"An image has 1 to 4 channels, but the array has {array.shape[-1]}.")
-        if array.shape[-1] == 1:
-            array = array[..., 0]
-    if array.dtype == np.bool_:
-        # A grey one is an image of one bit, as Pillow reads it from a file.
-        return Image.fromarray(array if array.ndim == 2 else array.astype(np.uint8) * np.uint8(255))
-    if array.dtype != np.uint8:
-        if array.ndim == 3:
-            array = array[..., : 1 if array.shape[-1] == 2 else 3]  # transparency is dropped
-            array = array[..., 0] if array.shape[-1] == 1 else array
-        array = scale_to_8_bit(array)
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
 class BiomedCLIPImageProcessor(PilBackend):
-    r"""Shortest side to 224 pixels (bicubic, antialiased), centre crop of 224 x 224, RGB, [0, 1], CLIP's mean and std.
+    r"""Resize the shortest side to 224 pixels (bicubic, antialiased), crop the center, convert to RGB, and normalize.
 
-    `pixel_values` equal those of open_clip's evaluation transform bit for bit for every mode of 8 bits. What that means
-    on purpose: transparency is dropped, not blended; palette images are resized without interpolation; EXIF orientation
-    is left alone. Images of more than 8 bits, and arrays of other dtypes than uint8, are scaled from their own range to
-    0..255 first: see [`scale_to_8_bit`].
+    For images of up to 8 bits, `pixel_values` equal those of open_clip's evaluation transform bit for bit. In
+    particular, transparency is dropped, palette images are resized without interpolation, and the EXIF orientation is
+    ignored. Images of more than 8 bits, and arrays that are not uint8, are first scaled to 8 bits ([`scale_to_8_bit`]).
 
     Example:
     ```python
@@ -69,7 +45,7 @@ class BiomedCLIPImageProcessor(PilBackend):
     ```
     """
 
-    _auto_class = "AutoImageProcessor"  # the code is saved beside the settings
+    _auto_class = "AutoImageProcessor"  # saves the code next to the settings
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
@@ -83,7 +59,7 @@ class BiomedCLIPImageProcessor(PilBackend):
     do_convert_rgb = True
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Saves the settings, and the code of this class alone: a processor that it was part of is not saved here."""
+        """Save the settings and the code of this class, without the processor that it may be part of."""
         self.auto_map = {"AutoImageProcessor": "image_processing_biomedclip.BiomedCLIPImageProcessor"}
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
@@ -91,9 +67,10 @@ class BiomedCLIPImageProcessor(PilBackend):
         """Convert an image to a Pillow image of 8 bits.
 
         Args:
-            image: A Pillow image, an array or a tensor. Arrays of uint8 are taken as they are, those of another dtype
-                are scaled by [`scale_to_8_bit`], like a file that holds the same values.
-            input_data_format: Where an array has its channels; inferred by default.
+            image: A Pillow image, an array or a tensor. Arrays that are not uint8 are scaled like a file that contains
+                the same values.
+            input_data_format: Position of the channels of an array (default: inferred).
+            **kwargs: Not used.
 
         Returns:
             The image.
@@ -102,15 +79,14 @@ class BiomedCLIPImageProcessor(PilBackend):
             return to_8_bit(image)
         if is_torch_tensor(image):
             image = image.detach().cpu()
-            image = image.float() if str(image.dtype) == "torch.bfloat16" else image  # numpy has no such type
+            image = image.float() if str(image.dtype) == "torch.bfloat16" else image  # not a type of numpy
         return _array_to_image(np.asarray(image), input_data_format)
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> ImageInput:
-        """Accept grey arrays without a channel dimension, alone or in lists."""
         return super()._prepare_images_structure(_with_channels(images), expected_ndims)
 
     def resize(self, image: Image.Image, size: SizeDict, resample: Any, **kwargs: Any) -> Image.Image:
-        """Resizes to `shortest_edge`, or to `height` and `width`, as torchvision does."""
+        """Resize to `shortest_edge`, or to `height` and `width`, like torchvision."""
         if not size.shortest_edge:
             return image.resize((size.width, size.height), resample)
         image = _limit_aspect_ratio(image)
@@ -119,7 +95,7 @@ class BiomedCLIPImageProcessor(PilBackend):
         return image.resize((shortest, longest) if width <= height else (longest, shortest), resample)
 
     def center_crop(self, image: Image.Image, size: SizeDict, **kwargs: Any) -> Image.Image:
-        """Crops as torchvision does: the offset is rounded, and what lies outside the image is black."""
+        """Crop the center like torchvision: offsets are rounded, and pixels outside the image are black."""
         left, top = (_crop_offset(*sides) for sides in zip(image.size, (size.width, size.height), strict=True))
         return image.crop((left, top, left + size.width, top + size.height))
 
@@ -149,48 +125,52 @@ class BiomedCLIPImageProcessor(PilBackend):
             if do_convert_rgb:
                 image = image.convert("RGB")
             bands = image.split()
-            tables = _tables(len(bands), do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            # The result for each of the 256 pixel values, of shape (bands, 256): looking it up is faster. The three
+            # roundings to float32 are those of torchvision's ToTensor and Normalize.
+            tables = np.tile(np.arange(256, dtype=np.float32), (len(bands), 1))
+            if do_rescale:
+                tables = tables / np.float32(1 / rescale_factor)
+            if do_normalize:
+                mean, std = (np.array(value, dtype=np.float32).reshape(-1, 1) for value in (image_mean, image_std))
+                tables = (tables - mean) / std
             pixels = np.empty((len(tables), image.height, image.width), dtype=np.float32)
             for number, table in enumerate(tables):
-                # A grey image takes the means of three bands, if there are so many. There is nothing to clip, but in
-                # another mode numpy would fill a copy first.
+                # Three means turn a grayscale image into three bands. `mode="clip"` avoids a copy in numpy.
                 np.take(table, np.asarray(bands[number % len(bands)]), out=pixels[number], mode="clip")
             pixel_values.append(pixels)
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 
+def _array_to_image(array: np.ndarray, input_data_format: Any = None) -> Image.Image:
+    """Convert an array of shape `(height, width)`, or with 1 to 4 channels first or last, to an 8-bit image."""
+    if array.ndim == 3:
+        if input_data_format is None and not {1, 3} & {array.shape[0], array.shape[-1]}:
+            # With transparency. Not tried first, because a color image may have two or four rows.
+            input_data_format = infer_channel_dimension_format(array, num_channels=(2, 4))
+        array = to_channel_dimension_format(array, ChannelDimension.LAST, input_data_format)
+        if array.shape[-1] > 4:
+            raise ValueError(f"An image has 1 to 4 channels, but the array has {array.shape[-1]}.")
+        if array.shape[-1] == 1:
+            array = array[..., 0]
+    if array.dtype == np.bool_:
+        # A grayscale array becomes an image of 1 bit, as if Pillow had read it from a file.
+        return Image.fromarray(array if array.ndim == 2 else array.astype(np.uint8) * np.uint8(255))
+    if array.dtype != np.uint8:
+        if array.ndim == 3:  # drop transparency
+            array = array[..., 0] if array.shape[-1] == 2 else array[..., :3]
+        array = scale_to_8_bit(array)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
 def _with_channels(images: Any) -> Any:
-    """Give arrays and tensors of shape `(height, width)` a channel dimension."""
+    """Add a channel dimension to arrays and tensors of shape `(height, width)`, alone or in lists."""
     if isinstance(images, list | tuple):
         return [_with_channels(image) for image in images]
     return images[None] if getattr(images, "ndim", None) == 2 else images
 
 
-def _tables(
-    bands: int,
-    do_rescale: bool,
-    rescale_factor: float,
-    do_normalize: bool,
-    image_mean: float | list[float] | None,
-    image_std: float | list[float] | None,
-) -> np.ndarray:
-    """What becomes of each of the 256 values of a pixel, of shape `(bands, 256)`. To look it up is faster than to work
-    it out for each pixel anew.
-
-    Division, subtraction, division, each rounded to float32: the arithmetic of torchvision's ToTensor and Normalize.
-    Multiplying by 1 / 255 would differ in the last bit.
-    """
-    values = np.tile(np.arange(256, dtype=np.float32), (bands, 1))
-    if do_rescale:
-        values = values / np.float32(1 / rescale_factor)
-    if do_normalize:
-        mean, std = (np.array(value, dtype=np.float32).reshape(-1, 1) for value in (image_mean, image_std))
-        values = (values - mean) / std
-    return values
-
-
 def _crop_offset(length: int, crop: int) -> int:
-    """First pixel of a centred crop; negative where the image is the smaller one."""
+    """Return the first pixel of a centered crop. It is negative if the image is smaller than the crop."""
     return int(round((length - crop) / 2.0)) if length >= crop else -((crop - length) // 2)
 
 

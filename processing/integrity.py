@@ -1,7 +1,7 @@
-"""Detect corrupted files: hashes of the files of a built dataset, and Parquet files that are checked on reading.
+"""Detect damaged files of a built dataset.
 
-A page checksum covers the data of a page. The footer (schema, row groups, metadata) has no checksum, so `report.json`
-contains the SHA-256 of each shard and of its footer. See docs/building_a_dataset.md.
+Page checksums cover the data of Parquet pages. Footers (schema, row groups, metadata) have no checksum, so
+`report.json` contains the SHA-256 of each file and of its footer. See docs/building_a_dataset.md.
 """
 
 import hashlib
@@ -28,12 +28,11 @@ logger = logging.getLogger(__name__)
 REPORT_FILE = "report.json"
 HASHES = "files"  # the section of the report
 MAGIC = b"PAR1"
-# Most footers are smaller. One request of this size costs as much as one of eight bytes.
-FOOTER_BYTES = 65_536
-# Fixed for every file of a build, so that the same rows give the same bytes.
+FOOTER_BYTES = 65_536  # most footers are smaller, and a request of this size costs as much as one of eight bytes
+# The same for every file of a build, so that the same rows give the same bytes.
 WRITE_OPTIONS = {"write_page_checksum": True}
 
-_NOT_VERIFIABLE_NAMED: set[str] = set()
+_REPORTED_AS_NOT_VERIFIABLE: set[str] = set()
 
 
 class DamagedFile(OSError):
@@ -41,7 +40,7 @@ class DamagedFile(OSError):
 
 
 class TruncatedFile(OSError):
-    """Raised if the end of a Parquet file is missing. It may also be missing if a network transfer was cut off."""
+    """Raised if the end of a Parquet file is missing, also because a network transfer was interrupted."""
 
 
 def open_parquet(
@@ -51,12 +50,12 @@ def open_parquet(
     footer_sha256: str | None = None,
     **options: Any,
 ) -> pq.ParquetFile:
-    """Open a Parquet file and check its footer. Its pages are checked when they are read.
+    """Open a Parquet file and check its footer. Pages are checked when they are read.
 
     Args:
         source: A local path, or a binary file that can seek.
-        name: The name for errors; the path by default.
-        footer_sha256: The SHA-256 that the footer must have. Without it the footer is not checked.
+        name: Name of the file for errors (default: the path).
+        footer_sha256: The SHA-256 that the footer must have (default: any).
         options: Options of `pyarrow.parquet.ParquetFile`, such as `pre_buffer`.
 
     Returns:
@@ -64,17 +63,18 @@ def open_parquet(
 
     Raises:
         DamagedFile: If the footer has another SHA-256.
-        TruncatedFile: If the end of a Parquet file is missing.
+        TruncatedFile: If the end of the file is missing.
     """
+    file: Any = source
     if isinstance(source, str | os.PathLike):
-        name = name or os.fspath(source)
         require_regular(source)
-    file: Any = pa.OSFile(os.fspath(source), "rb") if isinstance(source, str | os.PathLike) else source
+        name = name or os.fspath(source)
+        file = pa.OSFile(os.fspath(source), "rb")
     footer = _read_footer(file, name or "file")
-    if footer_sha256 is not None and hashlib.sha256(footer).hexdigest() != footer_sha256:
+    if footer_sha256 not in (None, hashlib.sha256(footer).hexdigest()):
         raise DamagedFile(
-            f"{name}: the footer is damaged: its SHA-256 is not the one in {REPORT_FILE}. If the data set was built "
-            "again meanwhile, load it again."
+            f"{name}: the footer is damaged: its SHA-256 is not the one in {REPORT_FILE}. If the dataset has been "
+            "rebuilt in the meantime, load it again."
         )
     try:
         metadata = pq.read_metadata(pa.BufferReader(footer))
@@ -127,16 +127,27 @@ def footer_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.sha256(_read_footer(file, os.fspath(path))).hexdigest()
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a local file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def hashes_of(path: Path, *, parquet: bool) -> dict[str, Any]:
-    """Return the size and SHA-256 of a local file for the report and, for a Parquet file, the SHA-256 of its footer."""
-    hashes: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    """Return the entry of a local file in the report: size, SHA-256 and, for Parquet files, SHA-256 of the footer."""
+    hashes: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": _file_sha256(path)}
     return hashes | ({"footer_sha256": footer_sha256(path)} if parquet else {})
+
+
+def check_file(path: Path, stated: Mapping[str, Any]) -> None:
+    """Check a whole local file of a built dataset.
+
+    Args:
+        path: The file.
+        stated: Its entry in the report, as returned by [`hashes_of`].
+
+    Raises:
+        DamagedFile: If the file has another size or SHA-256.
+    """
+    size = path.stat().st_size
+    if size != stated["bytes"]:
+        raise DamagedFile(f"{path}: damaged: it has {size:,} bytes, and {REPORT_FILE} says {stated['bytes']:,}.")
+    if _file_sha256(path) != stated["sha256"]:
+        raise DamagedFile(f"{path}: damaged: its SHA-256 is not the one in {REPORT_FILE}.")
 
 
 def read_columns(
@@ -147,7 +158,7 @@ def read_columns(
     Args:
         path: The file.
         columns: Names of the columns (default: all).
-        footer_sha256: The SHA-256 that the footer must have. Without it the footer is not checked.
+        footer_sha256: The SHA-256 that the footer must have (default: any).
 
     Returns:
         The table.
@@ -158,13 +169,10 @@ def read_columns(
     name = os.fspath(path)
     try:
         file = open_parquet(path, footer_sha256=footer_sha256)
-        tables = [
-            table
-            for group in range(file.num_row_groups)
-            for table in check_row_group(
-                [file.read_row_group(group, columns=columns)], file.metadata.row_group(group), name
-            )
-        ]
+        tables: list[pa.Table] = []
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=columns)
+            tables += check_row_group([table], file.metadata.row_group(group), name)
     except (DamagedFile, FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, OSError) as error:
@@ -172,35 +180,18 @@ def read_columns(
     return pa.concat_tables(tables) if tables else file.schema_arrow.empty_table().select(columns or file.schema.names)
 
 
-def check_file(path: Path, stated: Mapping[str, Any]) -> None:
-    """Check a whole local file of a built dataset.
-
-    Args:
-        path: The file.
-        stated: Entry of the file in the report, as returned by [`hashes_of`].
-
-    Raises:
-        DamagedFile: If the file has another size or SHA-256.
-    """
-    if path.stat().st_size != stated["bytes"]:
-        raise DamagedFile(
-            f"{path}: damaged: it has {path.stat().st_size:,} bytes, and {REPORT_FILE} says {stated['bytes']:,}."
-        )
-    if file_sha256(path) != stated["sha256"]:
-        raise DamagedFile(f"{path}: damaged: its SHA-256 is not the one in {REPORT_FILE}.")
-
-
 def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] | None:
-    """Return the hashes in the report of a built dataset, by file name such as `data/train-00000-of-00016.parquet`.
+    """Read the hashes in the report of a built dataset.
 
-    If the report has no hashes, the log states once that the dataset is not verifiable.
+    If the report has no hashes, a warning states once that the dataset is not verifiable.
 
     Args:
         root: The folder of the dataset, as a path in the file system.
         filesystem: The fsspec file system (default: local).
 
     Returns:
-        `bytes`, `sha256` and, for Parquet files, `footer_sha256` of each file. None if the dataset is not verifiable.
+        The entry of each file ([`hashes_of`]), by name such as `data/train-00000-of-00016.parquet`. None if the dataset
+        is not verifiable.
 
     Raises:
         DamagedFile: If the report cannot be read.
@@ -210,17 +201,16 @@ def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] 
     try:
         if isinstance(filesystem, LocalFileSystem):
             require_regular(path)
-        report = report_of_build(json.loads(filesystem.cat_file(path)))
-        hashes = report.get(HASHES)
+        hashes = report_of_build(json.loads(filesystem.cat_file(path))).get(HASHES)
         if hashes is not None:
             return {str(name): dict(stated) for name, stated in hashes.items()}
         why = f"its {REPORT_FILE} has no hashes"
     except FileNotFoundError:
         why = f"it has no {REPORT_FILE}"
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedFile(f"{path}: damaged ({error}). Build the data set again.") from error
-    if root not in _NOT_VERIFIABLE_NAMED:
-        _NOT_VERIFIABLE_NAMED.add(root)
+        raise DamagedFile(f"{path}: damaged ({error}). Build the dataset again.") from error
+    if root not in _REPORTED_AS_NOT_VERIFIABLE:
+        _REPORTED_AS_NOT_VERIFIABLE.add(root)
         logger.warning("%s: not verifiable: %s, so damage to its files may go unnoticed. Build it again.", root, why)
     return None
 
@@ -232,7 +222,7 @@ def report_of_build(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Return the SHA-256 of the footer of each shard, as stated in the report of a dataset.
+    """Return the SHA-256 of the footer of each shard, as stated in the report of the dataset.
 
     Args:
         shards: Paths or URLs of shards of one folder.
@@ -245,27 +235,22 @@ def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None 
         DamagedFile: If the report cannot be read or does not list a shard.
     """
     filesystem, first = fsspec.core.url_to_fs(shards[0], **(storage_options or {}))
-    folder = posixpath.dirname(first)
-    inside_data = posixpath.basename(folder) == "data"
-    root, prefix = (posixpath.dirname(folder), "data/") if inside_data else (folder, "")
+    root, prefix = posixpath.dirname(first), ""
+    if posixpath.basename(root) == "data":
+        root, prefix = posixpath.dirname(root), "data/"
     hashes = read_hashes(root, filesystem)
-    return (
-        {}
-        if hashes is None
-        else {shard: stated_footer(hashes, f"{prefix}{posixpath.basename(shard)}", root) for shard in shards}
-    )
+    if hashes is None:
+        return {}
+    return {shard: stated_footer(hashes, f"{prefix}{posixpath.basename(shard)}", root) for shard in shards}
 
 
 def stated_footer(hashes: Mapping[str, Mapping[str, Any]], name: str, root: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the footer of one file, as stated in the report of a dataset.
+    """Return the SHA-256 of the footer of one file.
 
     Args:
-        hashes: The hashes of the report ([`read_hashes`]).
+        hashes: The result of [`read_hashes`].
         name: Name of the file in the report.
         root: The folder of the dataset, for errors.
-
-    Returns:
-        64 hex digits.
 
     Raises:
         DamagedFile: If the report does not list the file.
@@ -274,8 +259,13 @@ def stated_footer(hashes: Mapping[str, Mapping[str, Any]], name: str, root: str 
         return str(hashes[name]["footer_sha256"])
     except KeyError as error:
         raise DamagedFile(
-            f"{root}: {REPORT_FILE} states no hash of {name}: one of the two is damaged, or of another build."
+            f"{root}: {REPORT_FILE} has no hash of {name}. One of the two is damaged or from another build."
         ) from error
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_footer(file: IO[bytes], name: str) -> bytes:
@@ -284,7 +274,7 @@ def _read_footer(file: IO[bytes], name: str) -> bytes:
     tail = _read_last(file, size, min(size, FOOTER_BYTES))
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != MAGIC or length > size:
-        raise TruncatedFile(f"{name}: not a Parquet file, or a truncated one: it does not end as a Parquet file does.")
+        raise TruncatedFile(f"{name}: not a Parquet file, or truncated: it does not end like a Parquet file.")
     return tail[-length:] if length <= len(tail) else _read_last(file, size, length)
 
 
@@ -292,7 +282,7 @@ def _read_last(file: IO[bytes], size: int, count: int) -> bytes:
     file.seek(size - count)
     content = file.read(count)
     if len(content) != count:
-        raise TruncatedFile(f"only {len(content)} of {count} bytes came")
+        raise TruncatedFile(f"only {len(content)} of {count} bytes were received")
     return content
 
 
@@ -303,7 +293,6 @@ __all__ = [
     "DamagedFile",
     "check_file",
     "check_row_group",
-    "file_sha256",
     "footer_sha256",
     "footers_of",
     "hashes_of",

@@ -1,4 +1,4 @@
-"""Processor of BiomedCLIP: its image processor and a BERT tokenizer in one object."""
+"""Processor of BiomedCLIP: the image processor and a BERT tokenizer."""
 
 import html
 import json
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Not from the top: there transformers 5.17 puts a stand-in that asks for torchvision, which we do not need.
+# Importing this from `transformers` itself requires torchvision in version 5.17.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import cached_file, logging
@@ -14,7 +14,7 @@ from transformers.utils import cached_file, logging
 from .image_processing_biomedclip import BiomedCLIPImageProcessor
 
 
-# In a `try`, because this file also travels with checkpoints as remote code, to machines that may lack ftfy.
+# Optional here, because this file is saved with checkpoints and may be loaded on machines without ftfy.
 try:
     import ftfy
 except ImportError:
@@ -22,9 +22,8 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
-# AutoImageProcessor finds registered classes by their names, and without this entry it asks whether to run the copy of
-# the class that lies in the folder. The key is never looked up: a processor does not know the model's configuration.
-# Pillow is always used, because the resampling of torchvision gives other pixels.
+# Without this entry, AutoImageProcessor would ask whether to run the copy of the class in the folder. The key is never
+# used. Both backends are the same class, because torchvision resizes to other pixels.
 AutoImageProcessor.register(
     BiomedCLIPImageProcessor,
     image_processor_classes=dict.fromkeys(("pil", "torchvision"), BiomedCLIPImageProcessor),
@@ -33,44 +32,41 @@ AutoImageProcessor.register(
 
 CONTEXT_LENGTH = 256  # tokens, as BiomedCLIP was trained
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-LARGEST_LIMIT = 1_000_000  # transformers writes «no limit» as 10^30
-# Characters of a text that are kept for each token that it may have. WordPiece reads a word of more than 100 characters
-# as one token, so this many hold a token of any text that is not mostly white space, longer words or HTML entities.
+LARGEST_LIMIT = 1_000_000  # transformers represents "no limit" as 10^30
+# Number of characters to keep per token. WordPiece reads a word of more than 100 characters as one token, so this is
+# enough except for texts of mostly white space, longer words or HTML entities.
 CHARACTERS_PER_TOKEN = 128
 
 
 def cut_text(text: str, max_tokens: int) -> str:
-    """Cut a text to the characters that can matter for its first tokens, so that its length costs no time.
-
-    The token ids, cut at `max_tokens`, stay the same for a text of at most `max_tokens * CHARACTERS_PER_TOKEN`
-    characters, and for any longer text of which the part that is kept has `max_tokens` tokens.
+    """Cut a text that is much longer than its tokens, so that tokenizing takes bounded time.
 
     Args:
-        text: A caption or prompt, not cleaned yet.
-        max_tokens: Number of tokens at which it will be cut.
+        text: A caption or prompt that has not been cleaned.
+        max_tokens: Number of tokens that will be kept.
 
     Returns:
-        The text, or its beginning.
+        The text, or its beginning. Its first `max_tokens` tokens are the same if the beginning has that many.
     """
     return text[: max_tokens * CHARACTERS_PER_TOKEN]
 
 
 def clean_text(text: str) -> str:
-    """Cleans a text as open_clip does before its tokenizer, and so as BiomedCLIP saw it in training.
+    """Clean a text like open_clip before tokenizing, and as in the training of BiomedCLIP.
 
-    Broken encodings are mended and typographic quotes, ligatures and full-width letters made plain (ftfy), HTML
-    entities resolved twice, white space collapsed.
+    ftfy repairs encodings and replaces typographic quotes, ligatures and full-width letters. HTML entities are
+    unescaped twice, and white space is collapsed. If ftfy is not installed, its step is skipped with one warning.
 
     Args:
         text: A caption or prompt.
 
     Returns:
-        The cleaned text. Without ftfy installed its part is left out, with one warning.
+        The cleaned text.
     """
     if ftfy is None:
         logger.warning_once(
-            "ftfy is not installed: typographic quotes, ligatures and broken encodings stay as they are and give other "
-            "tokens than BiomedCLIP was trained with. Remedy: pip install ftfy"
+            "ftfy is not installed: typographic quotes, ligatures and broken encodings are not replaced, and give "
+            "other tokens than in the training of BiomedCLIP. Run: pip install ftfy"
         )
     else:
         text = ftfy.fix_text(text)
@@ -78,25 +74,20 @@ def clean_text(text: str) -> str:
 
 
 class BiomedCLIPProcessorKwargs(ProcessingKwargs, total=False):
-    """What texts are prepared with unless the caller says otherwise."""
+    """Default arguments of the tokenizer."""
 
-    _defaults = {
-        "text_kwargs": {
-            "padding": True,
-            "truncation": True,
-            "return_token_type_ids": False,
-        }
-    }
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True, "return_token_type_ids": False}}
 
 
 class BiomedCLIPProcessor(ProcessorMixin):
-    r"""Prepares images and texts. By default texts are cleaned as in training ([`clean_text`]), cut at
-    `tokenizer.model_max_length` tokens and padded to the longest of the batch.
+    r"""Prepare images and texts for the model.
+
+    By default, texts are cleaned as in training ([`clean_text`]), truncated at `tokenizer.model_max_length` tokens, and
+    padded to the longest of the batch.
 
     Args:
-        image_processor ([`BiomedCLIPImageProcessor`]): Prepares images.
-        tokenizer (`BertTokenizer`): Prepares texts. One without a limit, like the published checkpoint's, gets that of
-            BiomedCLIP, 256 tokens.
+        image_processor ([`BiomedCLIPImageProcessor`]): The image processor.
+        tokenizer (`BertTokenizer`): The tokenizer. If it has no limit, like the published one, the limit is 256 tokens.
 
     Example:
     ```python
@@ -107,29 +98,29 @@ class BiomedCLIPProcessor(ProcessorMixin):
     ```
     """
 
-    _auto_class = "AutoProcessor"  # the code is saved beside the settings
+    _auto_class = "AutoProcessor"  # saves the code next to the settings
     valid_processor_kwargs = BiomedCLIPProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         if tokenizer is not None and tokenizer.model_max_length > LARGEST_LIMIT:
             tokenizer.model_max_length = CONTEXT_LENGTH
         super().__init__(image_processor, tokenizer, **kwargs)
-        # What saving would add: a processor is the same before it is saved and after it is loaded.
+        # `save_pretrained` would add this. A processor should not change when it is saved and loaded.
         self.auto_map = {"AutoProcessor": "processing_biomedclip.BiomedCLIPProcessor"}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "BiomedCLIPProcessor":
-        """Loads a processor. No code of the folder is run, and no question is asked, unless `trust_remote_code=True`.
+        """Load a processor. Code of the folder is not run unless `trust_remote_code=True`.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id.
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or Hub id.
             kwargs: Further arguments of `ProcessorMixin.from_pretrained`.
 
         Returns:
             The processor.
 
         Raises:
-            ValueError: If the tokenizer needs code of the folder, or if the files name an audio tokenizer.
+            ValueError: If the tokenizer needs code of the folder, or if the settings name an audio tokenizer.
         """
         kwargs.setdefault("trust_remote_code", False)
         if not kwargs["trust_remote_code"]:
@@ -138,18 +129,20 @@ class BiomedCLIPProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a call returns by default: BERT's tokenizer would add `token_type_ids`, which are all zero here."""
+        """Names of the tensors that a call returns by default. `token_type_ids`, which would be zero, are left out."""
         return [name for name in super().model_input_names if name != "token_type_ids"]
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
-        """Args:
-            images: One image or a list of them: Pillow images, arrays or tensors.
-            text: One text or a list of them.
-            kwargs: Options of the image processor and the tokenizer, `return_tensors="pt"` among them.
+        """Prepare images and texts.
+
+        Args:
+            images: An image or a list of images: Pillow images, arrays or tensors.
+            text: A text or a list of texts.
+            kwargs: Options of the image processor and the tokenizer, such as `return_tensors="pt"`.
 
         Returns:
-            A `BatchFeature` with `input_ids`, `attention_mask` of shape `(texts, longest)` and `pixel_values` of shape
-            `(images, 3, height, width)`, as far as there are texts and images.
+            A `BatchFeature` with `input_ids` and `attention_mask` of shape `(texts, longest)` if there are texts, and
+            `pixel_values` of shape `(images, 3, height, width)` if there are images.
         """
         limit = self._token_limit(kwargs) if text is not None else 0
         if isinstance(text, str):
@@ -159,7 +152,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
         return super().__call__(images=images, text=text, **kwargs)
 
     def _token_limit(self, kwargs: dict[str, Any]) -> int:
-        """Tokens of each text that a call with these options uses; no limit if it does not cut, or cuts on the left."""
+        """Return the number of first tokens that are used, or `sys.maxsize` if texts are not truncated on the right."""
         options = {**kwargs.get("common_kwargs", {}), **kwargs.get("text_kwargs", {}), **kwargs}
         truncation = options.get("truncation", True)
         cuts = truncation is not None and truncation is not False and str(truncation) != "do_not_truncate"
@@ -170,7 +163,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
 
 
 def _refuse_audio_tokenizer(name: Any, kwargs: dict[str, Any]) -> None:
-    """Raises `ValueError` for a setting with which transformers would load a model from another place."""
+    """Raise an error for a setting that makes transformers load a model from another place."""
     hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
     for file in ("processor_config.json", "audio_tokenizer_config.json"):
         path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
@@ -178,7 +171,7 @@ def _refuse_audio_tokenizer(name: Any, kwargs: dict[str, Any]) -> None:
             continue
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if file.startswith("audio") or "audio_tokenizer" in content:
-            raise ValueError(f"{path}: audio_tokenizer names a model to load, and BiomedCLIP has none. Remove it.")
+            raise ValueError(f"{path}: BiomedCLIP has no audio tokenizer. Remove the setting audio_tokenizer.")
 
 
 __all__ = ["BiomedCLIPProcessor", "clean_text", "cut_text"]

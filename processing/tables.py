@@ -27,7 +27,7 @@ class Row:
     """A row of a table.
 
     Args:
-        line: Number of the line in which the row begins, from 1.
+        line: Number of its first line in the file, from 1.
         values: Values by column, without leading and trailing spaces.
     """
 
@@ -66,14 +66,14 @@ def read_text(path: Path) -> str:
         path: The file.
 
     Raises:
+        OSError: If the file cannot be read or is not a regular file.
         ValueError: If the file is not text in such an encoding. The message names the line.
-        OSError: If it cannot be read, or is not a regular file.
     """
     require_regular(path)
     content = path.read_bytes()
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
     if content.startswith(b"PK\x03\x04"):
         raise ValueError(f"{path}: not a text file but a zip archive or an Excel workbook. Save it as CSV in UTF-8.")
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -84,7 +84,7 @@ def read_text(path: Path) -> str:
         ) from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise ValueError(f"{path}, line {line}: holds a NUL character, so it is not text in UTF-8. Save it as UTF-8.")
+        raise ValueError(f"{path}, line {line}: a NUL character, so the file is not UTF-8 text. Save it as UTF-8.")
     return text
 
 
@@ -93,14 +93,14 @@ def read_table(
 ) -> Table:
     """Read a CSV file with a header.
 
-    The delimiter is a comma, semicolon, tab or vertical bar. It is detected from the requested columns. Leading and
-    trailing spaces of values and blank rows are dropped.
+    The delimiter (comma, semicolon, tab or vertical bar) is detected from the requested columns. Leading and trailing
+    spaces of values and blank rows are dropped.
 
     Args:
         path: The file.
         columns: Required columns. Upper and lower case may differ.
         filled: Required columns that must have a value in each row (default: all).
-        known: Optional columns, which also help to detect the delimiter.
+        known: Optional columns, which help to detect the delimiter.
 
     Returns:
         The table. The required columns have the requested names.
@@ -121,11 +121,36 @@ def read_table(
         first += 1
     else:
         first = 0
-    table = _parse(path, text, _delimiter_of(text, [*columns, *known], delimiters), first)
-    return _checked(table, columns, columns if filled is None else filled)
+    delimiter = _detect_delimiter(text, [*columns, *known], delimiters)
+    rows = _rows(path, text, delimiter, first)
+    _, header = next(rows, (0, []))
+    found = Table(path, header, [])
+    names = {found.column(column): column for column in columns}
+    if None in names:
+        missing = [column for column in columns if found.column(column) is None]
+        raise ValueError(
+            f"{path}: no column {', '.join(missing)}; it has {', '.join(header) or 'none'}. Its first line must name "
+            f"the columns, such as {','.join(columns)}."
+        )
+    if twice := [name for name in names if header.count(str(name)) > 1]:
+        raise ValueError(f"{path}: two columns are called {twice[0]}. Remove or rename one.")
+    table = Table(path, [names.get(name, name) for name in header], [])
+    for line, cells in rows:
+        if len(cells) != len(header):
+            problem = "the row ends too early" if len(cells) < len(header) else "the row has too many values"
+            raise ValueError(
+                f"{path}, line {line}: {problem}: {len(cells)} values, and the header has {len(header)} columns "
+                f"({', '.join(header)}). Put values that contain {delimiter!r} in double quotes; if the file was cut "
+                "off, download it again."
+            )
+        row = Row(line, dict(zip(table.columns, cells, strict=True)))
+        if empty := [column for column in (columns if filled is None else filled) if not row[column]]:
+            raise ValueError(f"{path}, line {line}: {', '.join(empty)} is empty. Fill it in, or remove the row.")
+        table.rows.append(row)
+    return table
 
 
-def _delimiter_of(text: str, columns: Sequence[str], delimiters: Sequence[str]) -> str:
+def _detect_delimiter(text: str, columns: Sequence[str], delimiters: Sequence[str]) -> str:
     """Return the delimiter that gives the most requested columns and, among equals, the most columns."""
     wanted = {column.casefold() for column in columns}
 
@@ -140,63 +165,26 @@ def _delimiter_of(text: str, columns: Sequence[str], delimiters: Sequence[str]) 
     return max(delimiters, key=fit)
 
 
-def _parse(path: Path, text: str, delimiter: str, line: int) -> Table:
-    header: list[str] | None = None
-    rows = []
-    for number, cells in _cells(path, text, delimiter, line):
-        if not any(cells):
-            continue
-        if header is None:
-            header = cells
-            continue
-        while len(cells) > len(header) and not cells[-1]:
-            cells.pop()
-        if len(cells) != len(header):
-            problem = "the row ends too early" if len(cells) < len(header) else "the row has too many values"
-            raise ValueError(
-                f"{path}, line {number}: {problem}: {len(cells)} values, and the header has {len(header)} columns "
-                f"({', '.join(header)}). Put values that contain {delimiter!r} in double quotes; if the file was cut "
-                "off, download it again."
-            )
-        rows.append(Row(number, dict(zip(header, cells, strict=True))))
-    return Table(path, header or [], rows)
-
-
-def _cells(path: Path, text: str, delimiter: str, line: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the first line and the stripped values of each row."""
+def _rows(path: Path, text: str, delimiter: str, line: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the first line and the values of the header and of each row, without blank rows and trailing delimiters."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns = 0
     while True:
         start = line + reader.line_num + 1
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            problem = "a double quote is opened and never closed" if "end of data" in str(error) else str(error)
-            raise ValueError(f"{path}, line {start}: not CSV that can be read: {problem}.") from error
+            problem = "a double quote is not closed" if "end of data" in str(error) else str(error)
+            raise ValueError(f"{path}, line {start}: invalid CSV: {problem}.") from error
         if cells is None:
             return
-        yield start, [_stripped(cell) for cell in cells]
-
-
-def _checked(table: Table, columns: Sequence[str], filled: Sequence[str]) -> Table:
-    """Return the table with the required columns under the requested names."""
-    names = {column: table.column(column) for column in columns}
-    if missing := [column for column, name in names.items() if name is None]:
-        raise ValueError(
-            f"{table.path}: no column {', '.join(missing)}; it has {', '.join(table.columns) or 'none'}. Its first "
-            f"line must name the columns, such as {','.join(columns)}."
-        )
-    if twice := [name for name in names.values() if table.columns.count(str(name)) > 1]:
-        raise ValueError(f"{table.path}: two columns are called {twice[0]}. Remove or rename one.")
-    wanted_of = {name: column for column, name in names.items()}
-    rows = []
-    for row in table.rows:
-        values = {wanted_of.get(name, name): value for name, value in row.values.items()}
-        if empty := [column for column in filled if not values[column]]:
-            raise ValueError(
-                f"{table.path}, line {row.line}: {', '.join(empty)} is empty. Fill it in, or remove the row."
-            )
-        rows.append(Row(row.line, values))
-    return Table(table.path, [wanted_of.get(name, name) for name in table.columns], rows)
+        cells = [_stripped(cell) for cell in cells]
+        if not any(cells):
+            continue
+        columns = columns or len(cells)
+        while len(cells) > columns and not cells[-1]:
+            cells.pop()
+        yield start, cells
 
 
 def labels_by_name(table: Table, name: str, label: str) -> dict[str, Row]:

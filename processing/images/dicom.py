@@ -1,7 +1,7 @@
 """Read DICOM files.
 
-Gray values are shown as the file says: see `dicom_display.py` beside this file. Color is scaled from the range of
-BitsStored, or from the range of the data if BitsStored only repeats a container of 16 bits.
+Grayscale values are displayed as the file specifies ([`gray_image`]). Color is scaled from the range of BitsStored, or
+from the range of the data if BitsStored only repeats a container of 16 bits.
 """
 
 import io
@@ -12,22 +12,24 @@ import numpy as np
 from PIL import Image
 
 from ..bit_depth_biomedclip import scale_to_8_bit
-from .dicom_display import grey_image
+from .dicom_display import gray_image
 from .errors import ImageError, check_size
 
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# For each value of a pixel: pydicom's copies, those of numpy's look-up (8 bytes an index), and the image.
+# Per pixel value: copies of pydicom, the index of numpy's look-up, and the image.
 _BYTES_TO_DECODE = 16
-_GREY = ("MONOCHROME1", "MONOCHROME2")
+_GRAY = ("MONOCHROME1", "MONOCHROME2")
 _DEFLATED_WHOLE = "1.2.840.10008.1.2.1.99"
 
 
 def require_pydicom() -> None:
-    """Raises:
-    ImportError: pydicom is not installed.
+    """Raise an error if pydicom is not installed.
+
+    Raises:
+        ImportError: If pydicom is not installed. The message says how to install it.
     """
     try:
         import pydicom  # noqa: F401
@@ -38,24 +40,23 @@ def require_pydicom() -> None:
 
 
 def decode_dicom(content: bytes, name: str) -> Image.Image:
-    """Decode the image of a DICOM file, the first frame if there are several.
+    """Decode the first frame of a DICOM file.
 
     Args:
         content: The bytes of the file.
-        name: What errors call it.
+        name: Name of the file for errors.
 
     Returns:
-        An image of mode `L` or `RGB`, or `I;16` for grey of more than 8 bits if the file has no usable window or VOI
-        LUT.
+        An image of mode `L` or `RGB`, or `I;16` for grayscale of more than 8 bits without a usable window or VOI LUT.
 
     Raises:
-        ImportError: pydicom is not installed.
-        ImageError: If the file is damaged, has no image, is too large (this is known before decoding), is compressed
-            in a way for which there is no decoder, or if the display step fails.
+        ImageError: If the file is damaged, contains no image, is too large, uses a compression without a decoder, or
+            has unusable display elements.
+        ImportError: If pydicom is not installed.
     """
     require_pydicom()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that break a rule of the standard, mostly in what nobody reads
+        warnings.simplefilter("ignore")  # about values that violate the standard
         try:
             dataset = _open(content, name)
             size = (int(dataset.Columns), int(dataset.Rows))
@@ -64,7 +65,7 @@ def decode_dicom(content: bytes, name: str) -> Image.Image:
             image = _image(dataset, name)
         except ImageError:
             raise
-        except Exception as error:  # damaged elements surface as many types
+        except Exception as error:  # damaged elements raise many types
             raise ImageError(f"{name}: damaged or truncated DICOM ({error})") from error
     image.format = "DICOM"
     return image
@@ -72,25 +73,21 @@ def decode_dicom(content: bytes, name: str) -> Image.Image:
 
 def _open(content: bytes, name: str) -> "Dataset":
     import pydicom
-
-    has_preamble = content[128:132] == b"DICM"
-    if has_preamble and _transfer_syntax(content) == _DEFLATED_WHOLE:
-        # It would be inflated, to whatever size, before the number of pixels is known.
-        raise ImageError(f"{name}: DICOM that is deflated as a whole is not read", "image of unknown format")
-    dataset = pydicom.dcmread(io.BytesIO(content), force=not has_preamble)
-    if "PixelData" not in dataset:
-        raise ImageError(f"{name}: a DICOM file without an image, or none at all", "image of unknown format")
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian  # the standard's default
-    return dataset
-
-
-def _transfer_syntax(content: bytes) -> str | None:
     from pydicom.filereader import read_dataset
 
-    file = io.BytesIO(content)
-    file.seek(132)
-    return read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2).get("TransferSyntaxUID")
+    has_preamble = content[128:132] == b"DICM"
+    if has_preamble:
+        file = io.BytesIO(content[132:])
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        if meta.get("TransferSyntaxUID") == _DEFLATED_WHOLE:
+            # pydicom would inflate the file to any size before the number of pixels is known.
+            raise ImageError(f"{name}: DICOM that is deflated as a whole is not read", "image of unknown format")
+    dataset = pydicom.dcmread(io.BytesIO(content), force=not has_preamble)
+    if "PixelData" not in dataset:
+        raise ImageError(f"{name}: not a DICOM file, or one without an image", "image of unknown format")
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian  # the default of the standard
+    return dataset
 
 
 def _image(dataset: "Dataset", name: str) -> Image.Image:
@@ -99,10 +96,10 @@ def _image(dataset: "Dataset", name: str) -> Image.Image:
         raise ImageError(f"{name}: DICOM of {bits} bits; 1, 8 and 16 are read", "image of unknown format")
     pixels = _pixels_of_first_frame(dataset, name, kind)
     try:
-        if kind in _GREY:
-            return grey_image(pixels, dataset, name, mask_unused_bits=_has_unused_bits(dataset))
+        if kind in _GRAY:
+            return gray_image(pixels, dataset, name, mask_unused_bits=_has_unused_bits(dataset))
         return _color_image(pixels, dataset, kind)
-    except Exception as error:  # faulty elements surface as many types
+    except Exception as error:  # invalid elements raise many types
         raise ImageError(
             f"{name}: the pixels were decoded, but the display step failed ({type(error).__name__}: {error}); check "
             "the elements of modality LUT, VOI LUT, window and palette",
@@ -120,14 +117,14 @@ def _pixels_of_first_frame(dataset: "Dataset", name: str, kind: str) -> np.ndarr
             "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg brings most of them",
             "image of unknown format",
         )
-    if kind in _GREY and _has_unused_bits(dataset):
-        # A padding value may use bits above BitsStored, so these are masked after it has been looked for.
+    if kind in _GRAY and _has_unused_bits(dataset):
+        # A padding value may use bits above BitsStored, so `gray_image` masks them later.
         return pixel_array(dataset, index=0, correct_unused_bits=False)
     return pixel_array(dataset, index=0, raw=_is_deep_ybr(dataset, kind))
 
 
 def _has_unused_bits(dataset: "Dataset") -> bool:
-    """Whether bits above BitsStored have to be ignored; the decoders of these compressions return the values."""
+    """Return whether bits above BitsStored must be ignored. Some decoders return the values without them."""
     from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
     decoded = {*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes}
@@ -144,7 +141,7 @@ def _color_image(pixels: np.ndarray, dataset: "Dataset", kind: str) -> Image.Ima
     if kind == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)[..., :3]
         if pixels.dtype != np.uint8:
-            # Some tables of 16 bits hold values of 8.
+            # Some palettes of 16 bits contain values of 8.
             pixels = (pixels if pixels.max() <= 255 else pixels >> 8).astype(np.uint8)
         return Image.fromarray(pixels)
     bits_stored, bits_allocated = int(dataset.BitsStored), int(dataset.BitsAllocated)

@@ -56,6 +56,10 @@ class _Lut:
         positions = np.floor(np.round(values.astype(np.float64), 6)) - self.first
         return self.entries[np.clip(positions, 0, len(self.entries) - 1).astype(np.intp)]
 
+    def brightness(self, values: np.ndarray) -> np.ndarray:
+        """Return output values from 0 to 1."""
+        return self(values) / (2**self.bits - 1)
+
 
 @dataclass(frozen=True)
 class _Modality:
@@ -74,7 +78,7 @@ class _Modality:
     lut: _Lut | None = None
 
 
-def grey_image(pixels: np.ndarray, dataset: "Dataset", name: str, mask_unused_bits: bool) -> Image.Image:
+def gray_image(pixels: np.ndarray, dataset: "Dataset", name: str, mask_unused_bits: bool) -> Image.Image:
     """Return the image of a MONOCHROME frame.
 
     Args:
@@ -92,7 +96,8 @@ def grey_image(pixels: np.ndarray, dataset: "Dataset", name: str, mask_unused_bi
     stored = _without_unused_bits(contained, bits, signed) if mask_unused_bits else contained
     padding = _padding(dataset, contained, stored, bits, signed, name)
     modality = _modality(dataset, stored, name)
-    inverted = _is_inverted(dataset)
+    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    inverted = str(dataset.PhotometricInterpretation).strip() == "MONOCHROME1" or shape == "INVERSE"
     used = np.zeros(len(stored), dtype=bool)
     used[codes] = True
     used &= ~padding
@@ -165,7 +170,7 @@ def _values_of_interest(
     """Return the function that maps values after the modality step to brightness, from 0 (black) to 1 (white)."""
     for source in _sources(dataset, "FrameVOILUTSequence"):
         for lut in _luts(source, "VOILUTSequence", dataset, bool(modality.values.min() < 0), name):
-            return partial(_looked_up, lut=lut)
+            return lut.brightness
         for window in _windows(source, name):
             if modality.lut:
                 window.update(BitsStored=modality.lut.bits, PixelRepresentation=0)
@@ -177,33 +182,22 @@ def _values_of_interest(
 
 
 def _windows(source: "Dataset", name: str) -> Iterator[dict[str, Any]]:
-    """The usable windows, as elements of a dataset."""
+    """Yield the usable windows, as elements of a dataset."""
     centers, widths = _numbers(source, "WindowCenter"), _numbers(source, "WindowWidth")
     function = str(source.get("VOILUTFunction") or "LINEAR").strip().upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         _warn(name, f"VOILUTFunction {function!r}", "is unknown", "LINEAR is used")
         function = "LINEAR"
     if len(centers) != len(widths):
-        _warn(
-            name,
-            f"{len(centers)} values of WindowCenter with {len(widths)} of WindowWidth",
-            "do not match",
-            "those without a partner are ignored",
-        )
+        unequal = f"{len(centers)} values of WindowCenter with {len(widths)} of WindowWidth"
+        _warn(name, unequal, "do not match", "those without a partner are ignored")
     for center, width in zip(centers, widths, strict=False):
         if not (math.isfinite(center) and math.isfinite(width) and width > 0):
             _warn(name, f"the window with WindowCenter {center} and WindowWidth {width}", "cannot be used")
             continue
         exact = function == "LINEAR" and width < _SMALLEST_LINEAR_WIDTH
-        yield {
-            "WindowCenter": center,
-            "WindowWidth": width,
-            "VOILUTFunction": "LINEAR_EXACT" if exact else function,
-        }
-
-
-def _looked_up(values: np.ndarray, lut: _Lut) -> np.ndarray:
-    return lut(values) / (2**lut.bits - 1)
+        function_used = "LINEAR_EXACT" if exact else function
+        yield {"WindowCenter": center, "WindowWidth": width, "VOILUTFunction": function_used}
 
 
 def _windowed(values: np.ndarray, elements: dict[str, Any]) -> np.ndarray:
@@ -274,23 +268,17 @@ def _numbers(source: "Dataset", keyword: str) -> list[float]:
         return [math.nan]
     if value is None or value == "":
         return []
-    return [_number(part) for part in (value if hasattr(value, "__iter__") and not isinstance(value, str) else [value])]
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-
-
-def _is_inverted(dataset: "Dataset") -> bool:
-    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
-    return str(dataset.PhotometricInterpretation).strip() == "MONOCHROME1" or shape == "INVERSE"
+    numbers = []
+    for part in value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]:
+        try:
+            numbers.append(float(part))
+        except (TypeError, ValueError, OverflowError):
+            numbers.append(math.nan)
+    return numbers
 
 
 def _warn(name: str, what: str, problem: str, instead: str = "it is ignored") -> None:
     logger.warning("%s: %s of the DICOM file %s; %s.", name, what, problem, instead)
 
 
-__all__ = ["grey_image"]
+__all__ = ["gray_image"]

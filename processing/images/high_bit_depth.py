@@ -51,7 +51,7 @@ class DeepTiff:
         bits: Bits of each sample.
         sample_format: Type of a sample: unsigned, signed or float.
         samples: Number of samples per pixel.
-        channels: Number of samples that are read: 1 for grey, 3 for RGB.
+        channels: Number of samples that are read: 1 for gray, 3 for RGB.
     """
 
     content: bytes
@@ -225,9 +225,8 @@ def find_deep_image(content: bytes) -> DeepTiff | DeepPng | None:
     """
     if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 25:
         width, height = struct.unpack(">LL", content[16:24])
-        return (
-            DeepPng(content, (width, height), content[25]) if content[24] == 16 and content[25] in (2, 4, 6) else None
-        )
+        is_deep = content[24] == 16 and content[25] in (2, 4, 6)
+        return DeepPng(content, (width, height), content[25]) if is_deep else None
     if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0"):
         return None
     try:

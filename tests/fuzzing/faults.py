@@ -1,4 +1,4 @@
-"""Faults for fuzzing to find, in a module that a fresh process can import."""
+"""Faults that fuzzing must find, in a module that a fresh process can import."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ def crash(content: bytes) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hoard(content: bytes) -> None:
+def use_memory(content: bytes) -> None:
     b"x" * (200 << 20)
 
 
 def fuzz_with(fault: Callable[[bytes], None]) -> tuple[Result, list[int]]:
-    """What came of 12 inputs, and which of them have the fault."""
+    """Return the result of 12 inputs, and the numbers of those with the fault."""
     target = Target("faulty", lambda content: fault(content) if content else None, ValueError, damage)
     samples = [b"", b"", b"", b"x"]
     peak_mib = fuzz(target, [b""], inputs=1, seed=0).peak_mib + 100

@@ -1,15 +1,13 @@
-"""
-Feeds damaged articles and pictures to the parser and the image step, as many as asked for, and demands that each is
-either read or refused with `JatsError` or `ImageError`: no other error, no crash, no input that takes longer than 10
-seconds, and no process above 1 GiB.
+"""Feed damaged articles and images to the parser and the image reader.
+
+Each input must be read, or refused with `JatsError` or `ImageError`, within 10 seconds and 1 GiB of memory.
 
 ```
 python tests/fuzzing/fuzz.py --inputs 50000 --seed 0
 python tests/fuzzing/fuzz.py --inputs 50000 --seed 0 --target pictures --data ../shared/data
 ```
 
-An input depends on the seed, its number and the files it is made of. One that fails is saved, the run goes on, and ends
-with status 1.
+An input depends on the seed, its number and the sample files. Inputs that fail are saved, and the exit status is 1.
 """
 
 import argparse
@@ -48,7 +46,7 @@ PEAK_MIB = 1024
 
 @dataclass(frozen=True)
 class Target:
-    """What is fuzzed: returns what kind of outcome an input had, or raises `refusal`."""
+    """A function to fuzz. It returns, or raises `refusal`."""
 
     name: str
     function: Callable[[bytes], Any]
@@ -64,7 +62,7 @@ TARGETS = (
 
 @dataclass
 class Result:
-    """What came of the inputs."""
+    """The outcomes of a run."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[int, str]] = field(default_factory=list)
@@ -74,7 +72,7 @@ class Result:
 
 
 def make_input(target: Target, samples: Sequence[bytes], seed: int, number: int) -> bytes:
-    """Input `number` of a run; the same for ever, whatever came before it."""
+    """Return an input of a run. It does not depend on other inputs."""
     random = Random(f"{target.name}/{seed}/{number}")
     return target.damage(random.choice(samples), random.choice(samples), random)
 
@@ -87,7 +85,7 @@ def fuzz(
     seconds: int = SECONDS,
     peak_mib: int = PEAK_MIB,
 ) -> Result:
-    """Runs all inputs, in a process of their own, which is started anew where one has ended it."""
+    """Run all inputs in another process. If an input ends the process, a new one continues after it."""
     result = Result()
     context = multiprocessing.get_context("fork")
     number = 0
@@ -127,9 +125,9 @@ def _run(
     seconds: int,
     peak_mib: int,
 ) -> None:
-    """The child: an alarm that it does not handle ends it, also within C code."""
+    """Run inputs in the child process. An alarm ends it even in C code."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))  # for the sake of the machine
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
     for number in numbers:
@@ -149,7 +147,7 @@ def _run(
         too_much = peak >= peak_mib
         sender.send((number, f"FAILED: {peak} MiB" if too_much else outcome, milliseconds, peak))
         if too_much:
-            return  # the peak of a process never falls: the next input gets a new one
+            return  # the peak of a process never falls, so the next input needs a new one
 
 
 def _peak_mib() -> int:
@@ -158,24 +156,24 @@ def _peak_mib() -> int:
 
 
 def article_samples(data: Path) -> list[bytes]:
-    """Real articles, or drawn ones."""
+    """Return real articles, or synthetic ones if there are none."""
     files = [*data.glob("jats_xml/*.*ml"), *data.glob("pmc_mirror/PMC*/*.xml"), *data.glob("jats_with_images/*/*.nxml")]
-    return [file.read_bytes() for file in sorted(files)] or _drawn_samples("*.xml")
+    return [file.read_bytes() for file in sorted(files)] or _synthetic_samples("*.xml")
 
 
 def picture_samples(data: Path) -> list[bytes]:
-    """Real pictures, or drawn ones, and each format and mode that the decoder knows, small."""
+    """Return real or synthetic images, and small ones of each format and mode."""
     patterns = ("pmc_mirror/PMC*/*.jpg", "jats_with_images/*/*.*", "crc_he/*/*.*")
     files = sorted(file for pattern in patterns for file in data.glob(pattern))[::2]
     suffixes = {".jpg", ".png", ".tif"}
     real = [file.read_bytes() for file in files if file.suffix in suffixes and file.stat().st_size < 300_000]
-    # Real ones are nearly all baseline JPEG; half of the inputs shall be of the other kinds.
-    drawn = real or _drawn_samples("*.jpg")
+    # Real images are nearly all baseline JPEG. Half of the inputs should be of other kinds.
+    base = real or _synthetic_samples("*.jpg")
     kinds = [content for number in range(4) for content in _every_format(number)]
-    return drawn + kinds * max(1, len(drawn) // len(kinds))
+    return base + kinds * max(1, len(base) // len(kinds))
 
 
-def _drawn_samples(pattern: str) -> list[bytes]:
+def _synthetic_samples(pattern: str) -> list[bytes]:
     from biomedclip.processing.synthetic_corpus import draw_corpus
 
     with tempfile.TemporaryDirectory() as folder:
@@ -187,15 +185,15 @@ def _every_format(seed: int) -> list[bytes]:
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     picture = Image.fromarray(coarse).resize((96 + 16 * seed, 64), Image.Resampling.BICUBIC)
-    palette, grey = picture.quantize(64), picture.convert("L")
-    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 200)
+    palette, gray = picture.quantize(64), picture.convert("L")
+    deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 200)
     kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
         (picture, "JPEG", {"progressive": True}),
         (picture, "JPEG", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}),
         (picture.convert("CMYK"), "JPEG", {}),
         (picture, "PNG", {}),
         (picture.convert("RGBA"), "PNG", {}),
-        (grey.convert("LA"), "PNG", {}),
+        (gray.convert("LA"), "PNG", {}),
         (palette, "PNG", {"transparency": bytes(range(64))}),
         (deep, "PNG", {}),
         (picture, "PNG", {"save_all": True, "append_images": [picture.rotate(90)]}),
@@ -207,8 +205,8 @@ def _every_format(seed: int) -> list[bytes]:
         (picture.convert("RGBA"), "WEBP", {"lossless": True}),
         (picture, "WEBP", {"save_all": True, "append_images": [picture.rotate(90)]}),
         (picture, "TIFF", {}),
-        (picture, "TIFF", {"save_all": True, "append_images": [grey, palette]}),
-        (Image.fromarray(np.asarray(grey).astype(np.float32) / 7), "TIFF", {}),
+        (picture, "TIFF", {"save_all": True, "append_images": [gray, palette]}),
+        (Image.fromarray(np.asarray(gray).astype(np.float32) / 7), "TIFF", {}),
         (Image.frombytes("I;16B", deep.size, np.asarray(deep).astype(">u2").tobytes()), "TIFF", {}),
         (picture.convert("CMYK"), "TIFF", {"compression": "tiff_lzw"}),
         (picture.convert("LAB"), "TIFF", {}) if seed % 2 else (picture.convert("YCbCr"), "TIFF", {}),
@@ -226,14 +224,19 @@ def _every_format(seed: int) -> list[bytes]:
     return contents
 
 
+def show(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the targets one after the other and prints a table; 1 where an input failed."""
+    """Run the targets and print a table. Return 1 if an input failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=50_000, help="inputs for each target (default: 50000)")
+    parser.add_argument("--inputs", type=int, default=50_000, help="inputs per target (default: 50000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", choices=[target.name for target in TARGETS], help="only this one (default: both)")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="real articles and pictures")
-    parser.add_argument("--failures", type=Path, default=Path("fuzz_failures"), help="folder for inputs that failed")
+    parser.add_argument("--target", choices=[target.name for target in TARGETS], help="target (default: all)")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="real articles and images")
+    parser.add_argument("--failures", type=Path, default=Path("fuzz_failures"), help="folder for inputs that fail")
     options = parser.parse_args(arguments)
     failed = False
     for target in TARGETS:
@@ -242,19 +245,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         samples = (article_samples if target.name == "articles" else picture_samples)(options.data)
         started = time.perf_counter()
         result = fuzz(target, samples, options.inputs, options.seed)
-        lines = [f"{target.name}: {options.inputs} inputs of {len(samples)} files, seed {options.seed}"]
-        lines += [f"{count:10d}  {outcome}" for outcome, count in result.outcomes.most_common()]
-        lines += [f"{result.slowest_ms:10.0f}  ms, the slowest input ({result.slowest})"]
-        lines += [f"{result.peak_mib:10d}  MiB, the peak"]
-        lines += [f"{time.perf_counter() - started:10.0f}  s in all"]
+        show(f"{target.name}: {options.inputs} inputs of {len(samples)} files, seed {options.seed}")
+        for outcome, count in result.outcomes.most_common():
+            show(f"{count:10d}  {outcome}")
+        show(f"{result.slowest_ms:10.0f}  ms for the slowest input ({result.slowest})")
+        show(f"{result.peak_mib:10d}  MiB peak memory")
+        show(f"{time.perf_counter() - started:10.0f}  s in total")
         for number, outcome in result.failures:
             options.failures.mkdir(parents=True, exist_ok=True)
             path = options.failures / f"{target.name}-{options.seed}-{number}"
             path.write_bytes(make_input(target, samples, options.seed, number))
-            lines.append(f"  {outcome}: input {number} is saved as {path}")
+            show(f"  {outcome}: input {number} is saved as {path}")
             failed = True
-        sys.stdout.write("\n".join(lines) + "\n")
-        sys.stdout.flush()
     return int(failed)
 
 

@@ -1,4 +1,4 @@
-"""Seeded damage: what transmission errors, careless software and ill will make of articles and pictures."""
+"""Seeded damage to articles and images, like that of transmission errors, faulty software and attackers."""
 
 import re
 import struct
@@ -24,16 +24,8 @@ _NAMES = b"""
 """.split()
 _VALUES = [b"", b"fig", b"bibr", b"F1", b"f1 f1 f2 f3", b"../../etc/passwd", b"file:///etc/passwd", b"&#x10FFFF;"]
 _VALUES += [b"x" * 10**5, b"id " * 10**5]
-_ILL_FORMED_TEXTS = [
-    b"&undefined;",
-    b"&#0;",
-    b"&#xD800;",
-    b"\xff\xfe",
-    b"]]>",
-    b"<!-- ",
-    b"<?xml version='1.0'?>",
-    b"<a:b/>",
-]
+_ILL_FORMED_TEXTS = [b"&undefined;", b"&#0;", b"&#xD800;", b"\xff\xfe", b"]]>", b"<!-- ", b"<?xml version='1.0'?>"]
+_ILL_FORMED_TEXTS += [b"<a:b/>"]
 _TEXTS = [
     b"&amp;" * 1000,
     b"<![CDATA[<fig id='F1'>]]>",
@@ -60,21 +52,21 @@ _DOCTYPES = [
 
 
 def damage(content: bytes, other: bytes, random: Random) -> bytes:
-    """Bytes damaged without regard to what they are, in one to four places; `other` is a second file to splice from."""
+    """Damage bytes in one to four places. `other` is a second file to splice from."""
     for _ in range(random.choice((1, 1, 2, 4))):
         content = random.choice(_ON_BYTES)(content, other, random)
     return content
 
 
 def damage_picture(content: bytes, other: bytes, random: Random) -> bytes:
-    """Damage to a picture: more often near its header, and for PNG with checksums made good in half of the cases."""
+    """Damage an image, more often near its header. In half of the cases, PNG checksums are corrected."""
     for _ in range(random.choice((1, 1, 2, 4))):
         content = random.choice((*_ON_BYTES, _header_extreme, _header_extreme, _header_extreme))(content, other, random)
     return _with_png_checksums(content) if random.random() < 0.5 else content
 
 
 def damage_article(content: bytes, other: bytes, random: Random) -> bytes:
-    """Damage to XML: in half of the cases such that it stays well-formed, else to single tags, entities and bytes."""
+    """Damage XML. In half of the cases, it stays well-formed."""
     for _ in range(random.choice((1, 2, 4, 8))):
         content = random.choice(_WELL_FORMED)(content, other, random)
     if random.random() < 0.5:
@@ -129,7 +121,7 @@ def _header_extreme(content: bytes, other: bytes, random: Random) -> bytes:
 
 
 def _with_png_checksums(content: bytes) -> bytes:
-    """A PNG whose chunks have the checksums of what they hold, as if it had been written so."""
+    """Return a PNG with correct checksums."""
     if content[:8] != b"\x89PNG\r\n\x1a\n":
         return content
     pieces, position = [content[:8]], 8
@@ -143,7 +135,7 @@ def _with_png_checksums(content: bytes) -> bytes:
 
 
 def _a_tag(content: bytes, random: Random) -> re.Match[bytes] | None:
-    """A tag near a random place: to list all would take longer than to parse them."""
+    """Return a tag near a random place."""
     return _TAG.search(content, random.randrange(len(content) + 1)) or _TAG.search(content)
 
 
@@ -160,7 +152,6 @@ def _rename_tag(tag: bytes, random: Random) -> bytes:
 
 
 def _rename_element_everywhere(content: bytes, other: bytes, random: Random) -> bytes:
-    """Stays well-formed: the parser gets to see structures that JATS does not know."""
     tag = _a_tag(content, random)
     name = _NAME.match(tag.group()) if tag else None
     if name is None:
@@ -207,14 +198,14 @@ def _insert_deep_nesting(content: bytes, other: bytes, random: Random) -> bytes:
 
 
 def _insert_figure(content: bytes, other: bytes, random: Random) -> bytes:
-    """A figure, of this article or the other, wherever: in a caption, a paragraph, a formula, another figure."""
+    """Insert a figure at a random place, such as a caption, a formula or another figure."""
     source = random.choice((content, other))
     figure = _FIGURE.search(source, random.randrange(len(source) + 1)) or _FIGURE.search(source)
     return _insert(content, figure.group() * random.choice((1, 1, 30)) if figure else b"<fig/>", random)
 
 
 def _insert_doctype(content: bytes, other: bytes, random: Random) -> bytes:
-    """Entities of all kinds, in use; the declaration that was there makes way."""
+    """Replace the declaration by one with entities, and use them."""
     root = max(content.find(b"<article"), 0)
     return b"<?xml version='1.0'?>" + random.choice(_DOCTYPES) + _insert(content[root:], b"&e;" * 1000, random)
 

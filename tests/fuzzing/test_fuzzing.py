@@ -1,4 +1,4 @@
-"""Damaged articles and pictures are read or refused; and what fuzzing is to find, it finds."""
+"""Damaged articles and images are read or refused, and fuzzing finds faults."""
 
 import multiprocessing
 import subprocess
@@ -14,19 +14,21 @@ from helpers.commands import ENVIRONMENT, ROOT
 from biomedclip.processing.pmc.pictures import inspect_picture
 
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc"),
+]
 
 
 @pytest.mark.parametrize("target", [target.name for target in TARGETS])
 def test_damaged_inputs_are_read_or_refused(target, tmp_path):
-    """In a process of its own, because this one has used more memory than is allowed there."""
     command = [sys.executable, "tests/fuzzing/fuzz.py", "--inputs", "1000", "--target", target]
     result = subprocess.run(
         [*command, "--failures", str(tmp_path)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout
     read = next(int(line.split()[0]) for line in result.stdout.splitlines() if line.endswith("  read"))
-    assert 200 < read < 800, "damage is too light, or too heavy, to show anything"
+    assert 200 < read < 800, "the damage is too light or too heavy"
 
 
 def test_every_kind_of_picture_is_read_before_it_is_damaged(tmp_path):
@@ -40,11 +42,11 @@ def test_every_kind_of_picture_is_read_before_it_is_damaged(tmp_path):
         (faults.raise_error, "FAILED: KeyError"),
         (faults.hang, "FAILED: process ended by SIGALRM after 2 s"),
         (faults.crash, "FAILED: process ended by SIGKILL"),
-        (faults.hoard, "MiB"),
+        (faults.use_memory, "MiB"),
     ],
 )
-def test_faults_are_found_and_the_run_goes_on(fault, outcome):
-    """In a fresh process: where a peak of this one is handed on to its children, they would be above any limit."""
+def test_faults_are_found_and_the_run_continues(fault, outcome):
+    # In a fresh process, because children may inherit the peak memory of this one.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         result, failed = pool.submit(faults.fuzz_with, fault).result()
     assert 0 < len(failed) < 12
@@ -53,7 +55,7 @@ def test_faults_are_found_and_the_run_goes_on(fault, outcome):
     assert result.outcomes["read"] == 12 - len(failed)
 
 
-def test_an_input_that_fails_is_saved_and_the_status_says_so(tmp_path, monkeypatch, capsys):
+def test_an_input_that_fails_is_saved_and_the_status_is_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fuzzing.fuzz.TARGETS", (Target("pictures", faults.raise_error, ValueError, damage),))
     assert main(["--inputs", "2", "--data", str(tmp_path), "--failures", str(tmp_path / "failures")]) == 1
     assert len(list((tmp_path / "failures").iterdir())) == 2

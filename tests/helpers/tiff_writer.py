@@ -139,7 +139,7 @@ def _directory(fields: dict[int, list[int]], byteorder: str, big: bool, offset: 
 
 
 def png16(pixels: np.ndarray, interlaced: bool = False) -> bytes:
-    """A PNG of 16 bits, filtered with every filter in turn; of 1 (grey), 2 (alpha too), 3 (RGB) or 4 samples."""
+    """A PNG of 16 bits, filtered with every filter in turn; of 1 (gray), 2 (alpha too), 3 (RGB) or 4 samples."""
     cube = pixels if pixels.ndim == 3 else pixels[..., None]
     height, width, samples = cube.shape
     color_type = {1: 0, 2: 4, 3: 2, 4: 6}[samples]

@@ -1,4 +1,4 @@
-"""From rows to a batch."""
+"""Collators: rows to a batch, crops, substitutes, and fast decoding."""
 
 import io
 import logging
@@ -7,18 +7,29 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers.gradients import encode, position_gradient
 from helpers.mirror_writer import png_bytes
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from biomedclip.processing import ContrastiveCollator
-from biomedclip.processing.images.cropping import fast_resized_crop, random_box, reduce_jpeg, resized_crop
-from biomedclip.processing.images.reading import decode_image, open_image
+from biomedclip.processing import ContrastiveCollator, VisualQuestionCollator
+from biomedclip.processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
+
+
+ANSWERS = {"yes": 0, "no": 1, "3": 2}
 
 
 def rows(count: int) -> list[dict]:
     return [
         {"pair_id": f"p{n}", "image": {"bytes": png_bytes(n), "path": None}, "caption": "caption " * (n + 1)}
+        for n in range(count)
+    ]
+
+
+def questions(count: int) -> list[dict]:
+    answers = ["Yes", "no.", 3]
+    return [
+        {"name": f"p{n}", "image": png_bytes(n), "question": "chart " * (n + 1), "answer": answers[n % 3]}
         for n in range(count)
     ]
 
@@ -32,56 +43,43 @@ def test_a_batch_is_padded_to_its_longest_caption(small_processor):
     assert batch["pixel_values"].shape == (3, 3, 32, 32)
 
 
-def test_long_captions_are_cut(small_processor):
+def test_a_batch_of_questions_has_tokens_pixels_and_the_indices_of_answers(small_processor):
+    batch = VisualQuestionCollator(small_processor, ANSWERS)(questions(4))
+    inputs = small_processor(text=[row["question"] for row in questions(4)], return_tensors="pt")
+    assert torch.equal(batch["input_ids"], inputs["input_ids"])
+    assert torch.equal(batch["attention_mask"], inputs["attention_mask"])
+    assert batch["pixel_values"].shape == (4, 3, 32, 32)
+    assert batch["labels"].tolist() == [0, 1, 2, 0]
+
+
+def test_long_texts_are_truncated(small_processor):
     long = [{"image": Image.new("RGB", (40, 40)), "caption": "caption " * 300}]
     assert ContrastiveCollator(small_processor)(long)["input_ids"].shape == (1, 64)
     assert ContrastiveCollator(small_processor, max_length=10)(long)["input_ids"].shape == (1, 10)
+    batch = VisualQuestionCollator(small_processor, ANSWERS, max_length=3)(questions(4))
+    assert batch["input_ids"].shape == (4, 3)
 
 
-def test_evaluation_gives_the_pixels_of_the_processor(small_processor):
+def test_evaluation_uses_the_pixels_of_the_processor(small_processor):
     image = Image.open(io.BytesIO(png_bytes(5)))
-    batch = ContrastiveCollator(small_processor)([{"image": image, "caption": "a"}])
-    assert torch.equal(
-        batch["pixel_values"], small_processor.image_processor(image, return_tensors="pt")["pixel_values"]
-    )
+    pixels = ContrastiveCollator(small_processor)([{"image": image, "caption": "a"}])["pixel_values"]
+    assert torch.equal(pixels, small_processor.image_processor(image, return_tensors="pt")["pixel_values"])
 
 
-def test_a_crop_depends_on_seed_pair_and_epoch_alone(small_processor):
-    def pixels(batch_rows, **options):
-        return ContrastiveCollator(small_processor, training=True, **options)(batch_rows)["pixel_values"]
+def test_a_crop_depends_only_on_seed_name_and_epoch(small_processor):
+    def pixels(batch_rows, epoch=0, **options):
+        collator = ContrastiveCollator(small_processor, training=True, **options)
+        collator.set_epoch(epoch)
+        return collator(batch_rows)["pixel_values"]
 
     first = pixels(rows(4))
     assert torch.equal(first, pixels(rows(4)))
-    assert torch.equal(first[2], pixels(rows(4)[2:])[0]), "whatever the place in the batch"
+    assert torch.equal(first[2], pixels(rows(4)[2:])[0]), "and not on the position in the batch"
     assert not torch.equal(first, pixels(rows(4), seed=1))
-    assert not torch.equal(first, pixels([{**row, "epoch": 1} for row in rows(4)]))
-
-
-def test_the_epoch_can_be_set_for_rows_without_one(small_processor):
-    collator = ContrastiveCollator(small_processor, training=True)
-    expected = collator([{**row, "epoch": 3} for row in rows(2)])["pixel_values"]
-    collator.set_epoch(3)
-    assert torch.equal(collator(rows(2))["pixel_values"], expected)
-
-
-def test_crops_keep_to_the_share_of_the_area_and_to_the_image():
-    # A picture whose pixels tell their place: column in red, row in green.
-    columns, lines = np.meshgrid(np.arange(200), np.arange(150))
-    picture = Image.fromarray(np.stack([columns, lines, 0 * lines], axis=-1).astype(np.uint8))
-    generator = np.random.default_rng(0)
-    for _ in range(50):
-        crop = np.asarray(
-            resized_crop(picture, random_box(picture.size, generator, (0.5, 0.6), (0.9, 1.1)), (150, 200))
-        ).astype(int)
-        width = np.ptp(crop[..., 0]) + 1
-        height = np.ptp(crop[..., 1]) + 1
-        # Two pixels of tolerance a side: a bicubic filter overshoots or flattens at the border.
-        assert 0.45 < width * height / (200 * 150) < 0.65
-
-
-def test_an_image_too_narrow_for_any_crop_gives_its_middle():
-    crop = resized_crop(Image.new("L", (1, 500)), random_box((1, 500), np.random.default_rng(0)), (8, 8))
-    assert crop.size == (8, 8) and crop.mode == "RGB"
+    later = pixels([{**row, "epoch": 3} for row in rows(4)])
+    assert not torch.equal(first, later) and torch.equal(pixels(rows(4), epoch=3), later)
+    asked = VisualQuestionCollator(small_processor, ANSWERS, training=True)(questions(4))
+    assert torch.equal(asked["pixel_values"], first)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +98,12 @@ def test_a_row_that_cannot_be_used_is_named(small_processor, change, message):
         ContrastiveCollator(small_processor)(broken)
 
 
-def test_a_missing_column_is_named(small_processor):
+def test_a_question_that_cannot_be_used_is_named(small_processor):
+    collator = VisualQuestionCollator(small_processor, ANSWERS)
+    with pytest.raises(ValueError, match="'p0' cannot be used: its question is empty"):
+        collator([questions(1)[0] | {"question": " "}])
+    with pytest.raises(ValueError, match="'p0' has no 'answer'"):
+        collator([{"name": "p0", "image": png_bytes(0), "question": "a"}])
     with pytest.raises(ValueError, match="no 'caption'; it has .'image', 'text'."):
         ContrastiveCollator(small_processor)([{"image": Image.new("RGB", (9, 9)), "text": "a"}])
 
@@ -112,128 +115,81 @@ def test_a_substitute_keeps_the_batch_full_and_is_counted(small_processor, caplo
     with caplog.at_level(logging.WARNING):
         batch = collator(broken)
     assert collator.substituted_rows == 1 and "'p2'" in caplog.text
-    others = [0, 1, 3]
-    assert any(torch.equal(batch["pixel_values"][2], batch["pixel_values"][other]) for other in others)
-    assert torch.equal(batch["pixel_values"], collator(broken)["pixel_values"]), "drawn by seed"
+    assert any(torch.equal(batch["pixel_values"][2], batch["pixel_values"][other]) for other in (0, 1, 3))
+    assert torch.equal(batch["pixel_values"], collator(broken)["pixel_values"]), "chosen by the seed"
     with pytest.raises(ValueError, match="None of the 1 rows"):
         collator(broken[2:3])
 
 
-def test_substitutes_are_counted_across_workers(small_processor):
+def test_a_substitute_for_a_question_has_its_answer(small_processor):
+    batch = questions(3)
+    batch[1]["image"] = b"no image"
+    collator = VisualQuestionCollator(small_processor, ANSWERS, training=True, on_error="substitute")
+    found = collator(batch)
+    other = 0 if torch.equal(found["pixel_values"][1], found["pixel_values"][0]) else 2
+    for name in ("pixel_values", "input_ids", "labels"):
+        assert torch.equal(found[name][1], found[name][other]), name
+    assert collator.substituted_rows == 1
+
+
+def test_in_evaluation_unknown_answers_and_unusable_rows_have_labels_of_their_own(small_processor, caplog):
+    batch = questions(3)
+    batch[0]["answer"] = "a fracture"
+    batch[1]["image"] = png_bytes(1)[:60]
+    collator = VisualQuestionCollator(small_processor, ANSWERS, on_error="substitute")
+    with caplog.at_level(logging.WARNING):
+        assert collator(batch)["labels"].tolist() == [UNKNOWN_ANSWER, IGNORED_LABEL, 2]
+    assert collator.substituted_rows == 1 and "'p1'" in caplog.text
+
+
+def test_rows_are_counted_and_timed_across_workers(small_processor):
     broken = rows(8)
     for row in broken[::4]:
         row["caption"] = ""
     collator = ContrastiveCollator(small_processor, on_error="substitute")
+    assert collator.rows_per_second is None
     list(DataLoader(broken, batch_size=4, num_workers=2, collate_fn=collator))
-    assert collator.substituted_rows == 2
+    assert collator.substituted_rows == 2 and collator.rows_per_second > 0
 
 
-def test_an_unknown_way_out_is_refused(small_processor):
+def test_the_collator_measures_its_rows_per_second(small_processor):
+    collator = ContrastiveCollator(small_processor)
+    started = time.perf_counter()
+    collator(rows(8))
+    assert 8 / (time.perf_counter() - started) <= collator.rows_per_second < 1e6
+
+
+def test_an_unknown_value_of_on_error_is_refused(small_processor):
     with pytest.raises(ValueError, match="'raise' or 'substitute'"):
         ContrastiveCollator(small_processor, on_error="ignore")
 
 
-def file_of(image: Image.Image, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, **{"format": "JPEG", "quality": 95, "subsampling": 0} | options)
-    return buffer.getvalue()
+# Fast decoding
 
 
-def picture_of_places(width: int, height: int) -> Image.Image:
-    """Red grows from left to right, green from top to bottom: 0 to 255."""
-    columns, lines = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([columns, lines, 0 * lines], axis=-1).round().astype(np.uint8))
-
-
-def training_pixels(processor, content, **options) -> torch.Tensor:
-    collator = ContrastiveCollator(processor, training=True, **options)
+def pixels_of(processor, content, training: bool = True, **options) -> torch.Tensor:
+    collator = ContrastiveCollator(processor, training=training, **options)
     return collator([{"pair_id": "p", "image": content, "caption": "a"}])["pixel_values"]
 
 
-@pytest.mark.parametrize("box", [(0, 0, 640, 480), (31, 17, 607, 471), (3, 5, 67, 69), (3, 5, 66, 69), (0, 0, 20, 480)])
-def test_a_jpeg_is_decoded_no_smaller_than_its_crop_needs_and_no_larger(box):
-    image, _ = open_image(file_of(picture_of_places(640, 480)))
-    reduction = reduce_jpeg(image, box, (32, 32))
-    image.load()
-    assert image.size == (640 / reduction, 480 / reduction)
-    shortest = min(box[2] - box[0], box[3] - box[1])
-    assert reduction == 1 or shortest / reduction >= 32
-    assert reduction == 8 or shortest / (2 * reduction) < 32
-
-
-@pytest.mark.parametrize("size", [(640, 480), (643, 477), (301, 1001)])
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_fast_decoded_crop_lies_where_the_exact_one_does(size, mode):
-    content = file_of(picture_of_places(*size).convert(mode))
-    for seed in range(5):
-        box = random_box(size, np.random.default_rng(seed), (0.3, 0.6), (3 / 4, 4 / 3))
-        exact = resized_crop(Image.open(io.BytesIO(content)), box, (64, 64))
-        image, name = open_image(content)
-        reduction = reduce_jpeg(image, box, (64, 64))
-        fast = fast_resized_crop(decode_image(image, name), box, (64, 64), reduction)
-        assert reduction > 1 and fast.mode == "RGB" and fast.size == (64, 64)
-        # A step between two pixels of the result is about two levels; rounding alone makes half a level.
-        assert np.abs(np.asarray(exact).astype(int) - np.asarray(fast)).mean() < 0.5
-
-
-def test_fast_decoding_changes_pixels_of_real_figures_by_about_one_level(shared_data):
-    reduced, whole = [], []
-    for seed, path in enumerate(sorted((shared_data / "pmc_mirror").glob("PMC*/*.jpg"))[::8]):
-        image, name = open_image(path)
-        box = random_box(image.size, np.random.default_rng(seed), (0.9, 1.0), (3 / 4, 4 / 3))
-        exact = resized_crop(decode_image(*open_image(path)), box, (224, 224))
-        reduction = reduce_jpeg(image, box, (224, 224))
-        fast = fast_resized_crop(decode_image(image, name), box, (224, 224), reduction)
-        difference = np.abs(np.asarray(exact).astype(int) - np.asarray(fast)).mean()
-        (reduced if reduction > 1 else whole).append(difference)
-    # Over all 475 figures, 285 of which are reduced: 0.96 in the mean and 4.5 at most, and 0.002 of the others.
-    assert len(reduced) > 20 and len(whole) > 10
-    assert 0 < np.mean(reduced) < 1.5 and max(reduced) < 6
-    assert max(whole) < 0.1
-
-
-def test_fast_decoding_is_asked_for_and_for_training_jpegs_alone(small_processor):
-    picture = picture_of_places(300, 200)
-    jpeg, png = file_of(picture), file_of(picture, format="PNG")
-    assert not torch.equal(
-        training_pixels(small_processor, jpeg, fast_decode=True), training_pixels(small_processor, jpeg)
-    )
-    assert torch.equal(training_pixels(small_processor, png, fast_decode=True), training_pixels(small_processor, png))
-    row = {"image": jpeg, "caption": "a"}
-    exact, fast = (ContrastiveCollator(small_processor, fast_decode=fast)([row]) for fast in (False, True))
-    assert torch.equal(exact["pixel_values"], fast["pixel_values"]), "evaluation"
+def test_fast_decoding_only_changes_jpeg_files_in_training(small_processor):
+    image = position_gradient(300, 200)
+    jpeg, png = encode(image), encode(image, "PNG")
+    for content, training, changes in ((jpeg, True, True), (png, True, False), (jpeg, False, False)):
+        exact, fast = (pixels_of(small_processor, content, training, fast_decode=fast) for fast in (False, True))
+        assert torch.equal(exact, fast) != changes
+    opened = Image.open(io.BytesIO(jpeg))
+    assert torch.equal(pixels_of(small_processor, opened, fast_decode=True), pixels_of(small_processor, jpeg))
+    assert opened.size == (300, 200)
+    with pytest.raises(ValueError, match="'p' cannot be used: image: damaged or truncated"):
+        pixels_of(small_processor, jpeg[:2000], fast_decode=True)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_too_small_to_be_reduced_keeps_its_pixels_within_two_levels(small_processor, mode):
+def test_a_small_jpeg_that_is_decoded_fast_keeps_its_pixels_within_two_levels(small_processor, mode):
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
-    content = file_of(Image.fromarray(noise).convert(mode))
-    exact, fast = (training_pixels(small_processor, content, fast_decode=fast) for fast in (False, True))
+    content = encode(Image.fromarray(noise).convert(mode))
+    exact, fast = (pixels_of(small_processor, content, fast_decode=fast) for fast in (False, True))
     std = small_processor.image_processor.image_std
     levels = (exact - fast).abs() * 255 * torch.tensor(std)[:, None, None]
-    # Both round twice, after the rows and after the columns.
-    assert levels.max() < 2.5 and levels.mean() < 0.1
-
-
-def test_fast_decoding_leaves_a_pillow_image_whole(small_processor):
-    image = Image.open(io.BytesIO(file_of(picture_of_places(300, 200))))
-    exact = training_pixels(small_processor, file_of(picture_of_places(300, 200)))
-    assert torch.equal(training_pixels(small_processor, image, fast_decode=True), exact)
-    assert image.size == (300, 200)
-
-
-def test_a_damaged_jpeg_is_refused_when_decoded_fast_too(small_processor):
-    damaged = file_of(picture_of_places(300, 200))[:2000]
-    with pytest.raises(ValueError, match="'p' cannot be used: image: damaged or truncated"):
-        training_pixels(small_processor, damaged, fast_decode=True)
-
-
-def test_the_collator_knows_how_many_rows_it_collates_in_a_second_over_all_workers(small_processor):
-    collator = ContrastiveCollator(small_processor)
-    assert collator.rows_per_second is None
-    started = time.perf_counter()
-    collator(rows(8))
-    assert 8 / (time.perf_counter() - started) <= collator.rows_per_second < 1e6
-    collator = ContrastiveCollator(small_processor)
-    list(DataLoader(rows(8), batch_size=4, num_workers=2, collate_fn=collator))
-    assert collator.rows_per_second > 0
+    assert levels.max() < 2.5 and levels.mean() < 0.1  # both round after the rows and after the columns

@@ -1,4 +1,4 @@
-"""Damage at rest: no damaged byte of a built set comes back as another row."""
+"""No damaged byte of a built dataset is returned as another row."""
 
 import hashlib
 import itertools
@@ -20,6 +20,7 @@ from biomedclip.processing.integrity import DamagedFile, read_columns
 from biomedclip.processing.pmc import shards
 from biomedclip.processing.pmc.pictures import PictureIndex
 from biomedclip.processing.pmc.plan import read_articles
+from biomedclip.processing.pmc.shards import pair_schema
 
 
 FLIPS = 240
@@ -28,7 +29,7 @@ COLUMNS = ("pair_id", "image", "caption", "mentions", "license")
 
 @pytest.fixture(scope="module")
 def small_set(tmp_path_factory) -> Path:
-    """A built set of 12 articles, whose shards are small enough to damage at many places."""
+    """A built dataset of 12 articles with small shards."""
     root = tmp_path_factory.mktemp("small")
     mirror = MirrorWriter(root / "mirror")
     mirror.plain_articles(12)
@@ -39,14 +40,13 @@ def small_set(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(small_set, tmp_path, monkeypatch) -> Path:
-    """The set, to be damaged."""
     monkeypatch.setattr(shard_reader, "FIRST_PAUSE", 0.001)
     shutil.copytree(small_set, tmp_path / "set")
     return tmp_path / "set"
 
 
 def shard_of(folder: Path) -> Path:
-    """The last of several training shards: the first one is opened for its columns anyway."""
+    """The last training shard. The first one is also opened for its columns."""
     return sorted((folder / "data").glob("train-*.parquet"))[-1]
 
 
@@ -74,7 +74,7 @@ def by_set(folder):
 
 
 def by_batches(folder):
-    """Row groups in batches of a few rows, as large ones are read."""
+    """Read row groups in batches of a few rows, like large ones."""
     with pytest.MonkeyPatch.context() as small:
         small.setattr(shard_reader, "GROUP_BYTES_KEPT", 0)
         small.setattr(shard_reader, "BATCH_BYTES", 1500)
@@ -85,8 +85,8 @@ def by_random_access(folder):
     return list(load_pmc15m(folder, columns=COLUMNS, decode=False, streaming=False))
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_changes_rows(copy):
-    # Every region: pages with their headers, page indexes, the footer, its length and the magic numbers.
     path = shard_of(copy)
     expected = {reader: reader(copy) for reader in (by_stream, by_set)}
     intact = path.read_bytes()
@@ -119,7 +119,7 @@ def test_a_flipped_bit_of_a_page_names_the_shard(copy, monkeypatch, tmp_path, re
 
 @pytest.fixture
 def shortened_list(tmp_path) -> Path:
-    """A set with a flipped bit in the header of a page, with which Arrow gives a row a shorter list."""
+    """A dataset with a flipped bit in the header of a page, for which Arrow returns a shorter list."""
     path = shard_of(write_shards(tmp_path, shards=1, rows=10))
     table = pq.read_table(path)
     pq.write_table(table, path, write_page_checksum=True)
@@ -136,7 +136,7 @@ def shortened_list(tmp_path) -> Path:
             continue
         if not found.equals(table):
             return tmp_path
-    pytest.skip("this version of Arrow notices every flipped bit in the header of a page")
+    pytest.skip("this version of Arrow detects every flipped bit in the header of a page")
 
 
 @pytest.mark.parametrize(
@@ -151,16 +151,17 @@ def shortened_list(tmp_path) -> Path:
         lambda folder: shards._OldShard(str(shard_of(folder)), None).row(0),
     ],
 )
-def test_a_flipped_bit_in_the_header_of_a_page_of_lists_is_noticed(shortened_list, read, tmp_path, monkeypatch):
+def test_a_flipped_bit_in_the_header_of_a_page_of_lists_is_detected(shortened_list, read, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    # No checksum covers the header: a smaller number of values there cuts the last list of the page.
+    # The header has no checksum. A smaller number of values in it shortens the last list of the page.
     with pytest.raises(DamagedFile, match=r"column 'mentions' is damaged: values are missing"):
         read(shortened_list)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["pair_id", "caption"])
 def test_a_flipped_bit_in_the_header_of_a_page_loses_no_row_of_a_large_row_group(copy, column):
-    # Arrow takes a smaller number of values there for the end of the batches, without an error.
+    # With a smaller number of values, Arrow ends the batches early without an error.
     expected = by_batches(copy)
     path = shard_of(copy)
     group = pq.read_metadata(path).row_group(0)
@@ -179,7 +180,7 @@ def test_a_flipped_bit_in_the_header_of_a_page_loses_no_row_of_a_large_row_group
 
 @pytest.mark.parametrize("reader", [by_stream, by_set, by_random_access])
 def test_a_footer_that_is_not_the_one_of_the_report_is_refused(copy, monkeypatch, tmp_path, reader):
-    # A valid Parquet file, whose checksums are right, but not the one that was built.
+    # A valid Parquet file, but not the one that was built.
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     path = shard_of(copy)
     table = pq.read_table(path)
@@ -188,7 +189,7 @@ def test_a_footer_that_is_not_the_one_of_the_report_is_refused(copy, monkeypatch
         reader(copy)
 
 
-def test_the_report_holds_the_hashes_of_shards_their_footers_and_the_tables(small_set):
+def test_the_report_has_the_hashes_of_all_files_and_footers(small_set):
     report = json.loads((small_set / "report.json").read_text())
     names = {f"data/{path.name}" for path in (small_set / "data").iterdir()}
     assert set(report["files"]) == names | {"articles.parquet", "skipped.jsonl"}
@@ -229,7 +230,7 @@ def test_a_dataset_without_hashes_is_read_and_reported_once(tmp_path, caplog, re
     assert len(notes) == 1 and str(tmp_path) in notes[0]
 
 
-def test_the_hashes_are_found_from_the_folder_of_shards_too(copy):
+def test_the_report_is_found_from_the_folder_of_shards(copy):
     path = shard_of(copy)
     pq.write_table(pq.read_table(path), path)
     with pytest.raises(OSError, match="its SHA-256 is not the one in report.json"):
@@ -257,7 +258,7 @@ def test_an_update_refuses_a_damaged_set(tmp_path):
     damaged = path.read_bytes()
     with pytest.raises(Exception, match=path.name):
         build_set(mirror.root, tmp_path / "set", update=True)
-    assert path.read_bytes() == damaged, "the set is as it was"
+    assert path.read_bytes() == damaged, "the dataset is unchanged"
 
 
 def test_damage_to_a_dataset_to_decontaminate_is_detected(copy):
@@ -277,17 +278,12 @@ def test_columns_of_a_damaged_file_are_not_read(tmp_path):
         read_columns(tmp_path / "b.parquet")
 
 
-# Memory
-
-
 def write_group(folder: Path, rows: int, image_bytes: int, **options) -> Path:
     """Write a set of one shard with one row group."""
     path = folder / "data" / "train-00000-of-00001.parquet"
     path.parent.mkdir()
     content = random.Random(0)
     pairs = [pair_row(n) | {"image": {"bytes": content.randbytes(image_bytes), "path": "a"}} for n in range(rows)]
-    from biomedclip.processing.pmc.shards import pair_schema
-
     pq.write_table(pa.Table.from_pylist(pairs, schema=pair_schema()), path, row_group_size=rows, **options)
     return folder
 
@@ -307,7 +303,7 @@ def test_a_large_row_group_is_read_in_batches_within_the_bound(tmp_path, monkeyp
         rows += stream.rows(0, low, low + 8)
         kept = max(kept, pa.total_allocated_bytes() - before)
     assert rows == expected
-    # A batch of about 1 MB, the next one, and of each column a buffer and a page: the row group has 24 MB.
+    # Two batches of about 1 MB, and a buffer and a page of each column. The row group has 24 MB.
     assert kept < 8_000_000
 
 
@@ -335,29 +331,8 @@ def test_a_row_group_that_is_too_large_is_refused(tmp_path, monkeypatch):
             view()
 
 
-# Arguments and order
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": -16}, "batch_size"),
-        ({"batch_size": 16, "world_size": 0}, "world_size"),
-        ({"batch_size": 16, "world_size": -2}, "world_size"),
-        ({"batch_size": 16, "world_size": 2, "rank": 2}, "rank"),
-        ({"batch_size": 16, "world_size": 2, "rank": -1}, "rank"),
-        ({"batch_size": 16, "samples_seen": -16}, "samples_seen"),
-    ],
-)
-def test_batches_refuse_arguments_out_of_range(tmp_path, arguments, name):
-    stream = PairStream(write_shards(tmp_path))
-    with pytest.raises(ValueError, match=f"^{name} must"):
-        stream.batches(**arguments)
-
-
-def test_the_path_of_an_image_that_has_bytes_is_not_looked_for(tmp_path, monkeypatch):
-    # `datasets.Image` prefers a local file of the path in the row to the bytes of the row.
+def test_the_path_of_an_image_with_bytes_is_ignored(tmp_path, monkeypatch):
+    # `datasets.Image` prefers a local file with the path of the row to its bytes.
     write_shards(tmp_path, shards=1)
     monkeypatch.chdir(tmp_path)
     for number in range(25):

@@ -1,4 +1,4 @@
-"""Reading pairs back from S3 and from the Hub: the same rows as from disk, and no more bytes than they take."""
+"""Rows from S3 and from the Hub equal those from a disk, and no other bytes are requested."""
 
 import os
 import socket
@@ -30,12 +30,12 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture
 def s3(pairs, object_store):
-    """Their address on S3."""
+    """The URL of the pairs on S3."""
     return object_store.upload(pairs, "a-bucket", "sets/pairs")
 
 
 def read(view, path, **options):
-    """The rows of an epoch by one of the views, without their images decoded."""
+    """Return the rows of an epoch with undecoded images."""
     if view == "set":
         return list(load_pmc15m(path, decode=False, **{"seed": 0, **options}))
     stream = PairStream(path, **{"columns": shard_reader.TRAINING_COLUMNS, **options})
@@ -43,7 +43,7 @@ def read(view, path, **options):
 
 
 def data_bytes(store):
-    """Bytes sent out of shards, by shard, without listings."""
+    """Return the number of bytes sent per shard."""
     sent = dict.fromkeys(range(SHARDS), 0)
     for method, path, size in store.sent:
         if method == "GET" and path.endswith(".parquet"):
@@ -52,7 +52,7 @@ def data_bytes(store):
 
 
 def chunk_bytes(pairs, columns, *, first_group=0):
-    """Bytes that the row groups of a set take for some columns."""
+    """Return the size of columns in the row groups of a dataset."""
     return sum(
         metadata.row_group(group).column(column).total_compressed_size
         for path in (pairs / "data").iterdir()
@@ -65,7 +65,7 @@ def chunk_bytes(pairs, columns, *, first_group=0):
 
 @pytest.mark.parametrize("view", ["set", "stream"])
 @pytest.mark.parametrize("access", ["anonymous", "keys", "keys of the environment"])
-def test_s3_gives_what_the_disk_gives(pairs, object_store, s3, view, access):
+def test_rows_from_s3_equal_those_from_a_disk(pairs, object_store, s3, view, access):
     if access != "anonymous":
         s3 = object_store.upload(pairs, "private-bucket", public=False)
     options = {"anonymous": {"anon": True}, "keys": KEYS}.get(access)
@@ -80,11 +80,11 @@ def test_a_private_bucket_without_keys_is_a_clear_error(pairs, object_store, vie
         read(view, private, storage_options={"anon": True})
 
 
-def test_without_a_network_it_is_said_that_there_is_no_connection(object_store, monkeypatch):
+def test_a_missing_connection_is_a_clear_error(object_store, monkeypatch):
     import s3fs
 
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with socket.socket() as server:  # nobody listens at this port
+    with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         s3fs.S3FileSystem.clear_instance_cache()
@@ -111,14 +111,14 @@ def test_random_access_from_s3(s3, pairs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("view", ["set", "stream"])
 @pytest.mark.parametrize("licenses", [None, "all", "commercial"])
-def test_only_the_columns_asked_for_are_fetched(pairs, object_store, s3, view, licenses):
+def test_only_the_requested_columns_are_read(pairs, object_store, s3, view, licenses):
     rows = read(view, s3, columns=["caption"], licenses=licenses)
     assert set(rows[0]) - {"epoch"} == {"caption"}
-    # A stream reads all footers once to count the rows; a set looks into its first shard, and twice for licences.
+    # A stream first reads all footers to count rows. `load_pmc15m` reads the first one, and again for licenses.
     footers = {"set": SHARDS + (licenses == "commercial"), "stream": 2 * SHARDS}[view] * FOOTER_BYTES
     sent = sum(data_bytes(object_store).values()) - footers
     if licenses == "commercial":
-        # Arrow joins two ranges that are less than 8 KiB apart, so small columns between the two may come along.
+        # Arrow joins ranges that are less than 8 KiB apart, so small columns between them may be read.
         small = {*pair_schema().names} - {"image"}
         assert chunk_bytes(pairs, ["caption", "license"]) <= sent <= chunk_bytes(pairs, small) * 1.5
     else:
@@ -126,7 +126,7 @@ def test_only_the_columns_asked_for_are_fetched(pairs, object_store, s3, view, l
     assert sent < chunk_bytes(pairs, ["image"]) / 100
 
 
-def test_a_set_that_starts_late_does_not_read_what_came_before(pairs, object_store, s3):
+def test_a_dataset_that_starts_late_does_not_read_earlier_rows(pairs, object_store, s3):
     (row, *_) = list(load_pmc15m(s3, columns=["pair_id", "image"], decode=False, start=4 * 25 + 12))
     assert row["pair_id"] == pair_row(112)["pair_id"]
     sent = data_bytes(object_store)
@@ -137,7 +137,7 @@ def test_a_set_that_starts_late_does_not_read_what_came_before(pairs, object_sto
     assert 2.4 * group < sent[5] - 2 * FOOTER_BYTES < 2.6 * group
 
 
-def test_batches_do_not_read_a_row_group_twice_and_resuming_reads_none_before(pairs, object_store, s3):
+def test_row_groups_are_read_once_and_not_at_all_before_the_resume_position(pairs, object_store, s3):
     stream = PairStream(s3)
     object_store.sent.clear()
     batches = iter(stream.batches(4))
@@ -145,7 +145,7 @@ def test_batches_do_not_read_a_row_group_twice_and_resuming_reads_none_before(pa
         next(batches)
     whole = chunk_bytes(pairs, shard_reader.TRAINING_COLUMNS)
     assert sum(data_bytes(object_store).values()) == SHARDS * FOOTER_BYTES + whole
-    # The three columns lie side by side: one request for each of three row groups.
+    # The three columns are adjacent: one request for each of three row groups.
     assert len([path for method, path, _ in object_store.sent if method == "GET"]) == SHARDS * (1 + 3)
     object_store.sent.clear()
     stream = PairStream(s3)
@@ -157,8 +157,8 @@ def test_batches_do_not_read_a_row_group_twice_and_resuming_reads_none_before(pa
     ("view", "how", "times"),
     [("set", "503", 1), ("stream", "503", 1), ("set", "reset", 1), ("stream", "reset", 7)],
 )
-def test_a_passing_fault_in_the_middle_changes_nothing(pairs, object_store, s3, monkeypatch, view, how, times):
-    # s3fs tries five times by itself: seven faults in a row need the reader's own patience.
+def test_a_temporary_fault_changes_nothing(pairs, object_store, s3, monkeypatch, view, how, times):
+    # s3fs itself tries five times, so seven faults need retries of the reader.
     monkeypatch.setattr(shard_reader, "FIRST_PAUSE", 0.01)
     expected = read(view, pairs)
     object_store.fail("train-00003", how, times)
@@ -177,7 +177,7 @@ def test_a_shard_that_vanishes_from_s3_is_named(object_store, s3, view):
     next(rows)
     opened = {path for method, path, size in object_store.sent if size > 0 and path.endswith(".parquet")}
     if view == "set":
-        assert len(opened) == 1, "a set looks into the first shard alone"
+        assert len(opened) == 1, "load_pmc15m opens only the first shard"
     lost = f"{s3}/data/train-00003-of-00006.parquet"
     object_store.delete(lost)
     with pytest.raises(FileNotFoundError, match=f"{lost}: the shard no longer exists"):
@@ -186,14 +186,14 @@ def test_a_shard_that_vanishes_from_s3_is_named(object_store, s3, view):
 
 @pytest.fixture
 def hub(pairs) -> Iterator[HubServer]:
-    """A Hub that holds the pairs as `someone/pairs`."""
+    """A Hub with the dataset `someone/pairs`."""
     with HubServer() as server:
         files = {str(path.relative_to(pairs)): path.read_bytes() for path in pairs.rglob("*") if path.is_file()}
         server.add("someone/pairs", files, repo_type="dataset")
         yield server
 
 
-def test_the_hub_gives_what_the_disk_gives_without_the_images_nobody_asked_for(hub, pairs):
+def test_rows_from_the_hub_equal_those_from_a_disk_without_reading_images(hub, pairs):
     options = {
         "storage_options": {"endpoint": hub.endpoint},
         "columns": ["pair_id", "caption"],
@@ -208,6 +208,7 @@ def test_the_hub_gives_what_the_disk_gives_without_the_images_nobody_asked_for(h
         PairStream("hf://datasets/someone/else", storage_options={"endpoint": hub.endpoint})
 
 
+@pytest.mark.slow
 def test_both_views_read_from_the_hub_that_the_environment_names(hub, tmp_path):
     code = """
 from biomedclip.processing import PairStream, load_pmc15m
@@ -227,7 +228,7 @@ assert sorted(row["pair_id"] for row in workers) == sorted(rows)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_built_set_says_in_its_footers_what_a_choice_of_licences_leaves(built, object_store):
+def test_footers_of_a_built_dataset_state_the_rows_by_license(built, object_store):
     s3 = object_store.upload(built, "built")
     sent = {}
     for choice in (None, "CC BY"):

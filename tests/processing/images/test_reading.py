@@ -1,4 +1,4 @@
-"""Reading images that nobody vouches for."""
+"""Read untrusted images."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from biomedclip.processing import read_image
 from biomedclip.processing.images import errors
-from biomedclip.processing.images.reading import ImageError
+from biomedclip.processing.images.reading import ImageError, read_row_image
 
 
 def test_a_path_bytes_a_file_a_row_and_an_image_are_all_read(tmp_path):
@@ -27,6 +27,9 @@ def test_a_path_bytes_a_file_a_row_and_an_image_are_all_read(tmp_path):
         Image.open(io.BytesIO(content)),
     ):
         assert np.array_equal(np.asarray(read_image(source)), expected)
+        if not isinstance(source, str):
+            source = io.BytesIO(content) if isinstance(source, io.BytesIO) else source
+            assert np.array_equal(np.asarray(read_row_image(source)), expected)
 
 
 def test_16_bits_stay_16_bits():
@@ -44,9 +47,14 @@ def test_16_bits_stay_16_bits():
         (png_bytes(1)[:300], "damaged or truncated"),
         (None, "no image"),
         ({"bytes": None, "path": None}, "neither bytes nor a path"),
+        ({"bytes": "text", "path": None}, "the bytes of the image are of type str"),
+        ({}, "neither bytes nor a path"),
+        (7, "a value of type int is not an image"),
+        (["a.png"], "a value of type list is not an image"),
+        (bytearray(b"a"), "a value of type bytearray is not an image"),
     ],
 )
-def test_what_cannot_be_read_is_a_clear_error(source, message):
+def test_an_unreadable_image_is_a_clear_error(source, message):
     with pytest.raises(ImageError, match=message):
         read_image(source)
 
