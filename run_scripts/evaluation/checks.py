@@ -74,12 +74,7 @@ def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> Non
 
 
 def check_output(folders: Sequence[Path], task: str, benchmark: str | None) -> None:
-    """Create the output folders. Check that they are writable and do not contain other results.
-
-    Args:
-        folders: The output folder of each model, and that of the comparison.
-        task: The task.
-        benchmark: The benchmark, if any.
+    """Create the output folders of the models and of the comparison.
 
     Raises:
         ValueError: If a folder is a file, is not writable, or contains results of another task or benchmark.
@@ -92,11 +87,7 @@ def check_output(folders: Sequence[Path], task: str, benchmark: str | None) -> N
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Create a folder and check that it is writable.
-
-    Raises:
-        ValueError: If the path is a file, or if the folder is not writable.
-    """
+    """Create a folder. Raise `ValueError` if the path is a file, or if the folder is not writable."""
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir():
         raise ValueError(f"{option} {folder}: {place} is a file. Choose a folder.")
@@ -126,20 +117,13 @@ def _check_kind(path: Path, task: str, benchmark: str | None) -> None:
 def _config_on_hub(name: str, where: str) -> dict[str, Any] | None:
     """Return the configuration of a model on the Hub, or None for an adapter."""
     try:
+        if find_adapter_config_file(name) is not None:
+            return None
         config, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:
-        if ADAPTER_CONFIG in str(error) or _is_adapter_on_hub(name):
-            return None
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"{where}: no such folder, and no model on the Hub was found ({reason}).") from error
     return config
-
-
-def _is_adapter_on_hub(name: str) -> bool:
-    try:
-        return find_adapter_config_file(name) is not None
-    except (OSError, ValueError):
-        return False
 
 
 def _check_adapter(folder: Path, where: str, task: str, trust_remote_code: bool) -> None:
@@ -184,10 +168,8 @@ def _check_architecture(config: Any, where: str, task: str, trust_remote_code: b
             _refuse_questions(f"{where} ({architecture})", task)
         return
     if answers:
-        raise ValueError(
-            f"{where} answers questions ({architecture}). Measure it with biomedclip evaluate {QUESTIONS}. "
-            f"{_advice(task)}"
-        )
+        remedy = f"Measure it with biomedclip evaluate {QUESTIONS}. {_advice(task)}"
+        raise ValueError(f"{where} answers questions ({architecture}). {remedy}")
     if "Classification" in architecture and "ZeroShot" not in architecture:
         raise ValueError(
             f"{where} is a classifier ({architecture}), which has no text tower. {_advice(task)} Its own accuracy is "

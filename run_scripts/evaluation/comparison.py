@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from biomedclip.model_cards.escaping import Markdown, code, latex, markdown, table
 from biomedclip.model_cards.results import selection_of
-from biomedclip.retrieval_metrics import DIRECTIONS
+from biomedclip.retrieval_metrics import DIRECTIONS, RECALLS
 
 from ..cli.plots import plot_comparison
 from ..cli.reporting import UNDEFINED, say, show_table, write_json, write_text
@@ -35,21 +35,13 @@ class Value(NamedTuple):
 
 
 def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
-    """Return the metrics by which models are compared, by their labels.
-
-    Args:
-        task: As in `results.json`.
-        metrics: `metrics` of `results.json`, or the values of a published model.
-    """
+    """Return the metrics by which models are compared, by their labels, from the `metrics` of `results.json`."""
     if task == "retrieval":
-        short = dict(zip(DIRECTIONS, ("image to text", "text to image"), strict=True))
         return {
-            f"{short[direction]} R@{k}": Value(
-                metrics[direction][f"recall_at_{k}"], metrics[direction].get(f"recall_at_{k}_interval")
-            )
+            f"{direction.replace('_', ' ')} R@{k}": Value(found[name], found.get(f"{name}_interval"))
             for direction in DIRECTIONS
-            for k in (1, 5, 10)
-            if f"recall_at_{k}" in metrics.get(direction, {})
+            for k, name in ((k, f"recall_at_{k}") for k in RECALLS)
+            if name in (found := metrics.get(direction, {}))
         }
     if "by_fraction" in metrics:
         return {
@@ -58,11 +50,12 @@ def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
             for fraction, summary in metrics["by_fraction"].items()
             if name in summary
         }
-    names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
-    names |= {f"{kind}_accuracy": f"{kind} accuracy" for kind in ("open", "closed")}
-    names |= {"f1": "token F1", "open_f1": "open token F1", "closed_f1": "closed token F1"}
+    names = ["accuracy", "balanced_accuracy", "auroc", "open_accuracy", "closed_accuracy", "f1", "open_f1", "closed_f1"]
+    labels = {name: name.replace("_", " ").replace("auroc", "AUROC").replace("f1", "token F1") for name in names}
     return {
-        label: Value(metrics[name], metrics.get(f"{name}_interval")) for name, label in names.items() if name in metrics
+        label: Value(metrics[name], metrics.get(f"{name}_interval"))
+        for name, label in labels.items()
+        if name in metrics
     }
 
 
@@ -82,12 +75,7 @@ def published_name(entry: Mapping[str, Any]) -> str:
 
 
 def show_published(task: str, published: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table of published values.
-
-    Args:
-        task: As in `results.json`.
-        published: `published` of `results.json`. Nothing is printed if it is empty.
-    """
+    """Print a table of the `published` values of `results.json`, if there are any."""
     if not published:
         return
     rows = {

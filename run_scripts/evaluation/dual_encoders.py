@@ -119,7 +119,7 @@ def load_dual_encoder(name: str, *, precision: str = "float32", trust_remote_cod
         kind = model.config.model_type
     elif is_open_clip_folder(folder):
         model, preprocess, tokenizer = load_with_open_clip(folder)
-        kind, model, processor = "open_clip", _OpenClipModel(model), _OpenClipProcessor(preprocess, tokenizer)
+        kind, model, processor = "open_clip", OpenClipModel(model), _OpenClipProcessor(preprocess, tokenizer)
     else:
         model, processor = _load_transformers(name, trust_remote_code)
         kind = model.config.model_type
@@ -164,7 +164,7 @@ def _load_processor(name: str, model: Any, trust_remote_code: bool) -> Any:
         return CLIPProcessor(CLIPImageProcessorPil.from_dict(settings), tokenizer)
 
 
-class _OpenClipModel(nn.Module):
+class OpenClipModel(nn.Module):
     """A model of open_clip with the interface of transformers."""
 
     def __init__(self, model: Any):

@@ -72,15 +72,12 @@ class EmbeddedPairs:
 
 
 def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None) -> EmbeddedPairs:
-    """Embed pairs. Embeddings that the store has are not computed again.
+    """Embed pairs. Stored embeddings are not computed again.
 
     Args:
         pairs: A dataset with the columns `pair_id`, `image` (not decoded) and `caption`.
         store: The model with its stored features.
         image_id: Column whose equal values mean the same image, which then has several captions.
-
-    Raises:
-        ValueError: If a caption is empty, or if there are fewer than two pairs.
     """
     names, captions = list(pairs["pair_id"]), list(pairs["caption"])
     check_captions(names, captions)
@@ -106,11 +103,7 @@ def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None)
 
 
 def check_captions(names: Sequence[str], captions: Sequence[str]) -> None:
-    """Check that each pair has a caption.
-
-    Raises:
-        ValueError: If a caption is empty, or if there are fewer than two pairs.
-    """
+    """Raise `ValueError` if a caption is empty, or if there are fewer than two pairs."""
     empty = next((name for name, caption in zip(names, captions, strict=True) if not (caption or "").strip()), None)
     if empty is not None:
         raise ValueError(f"{empty} has an empty caption: nothing could be found by it. Remove it from the dataset.")
@@ -235,11 +228,7 @@ def _articles_of_queries(articles: Sequence[Any], image_of_text: torch.Tensor | 
 
 
 def validation_loss(embedded: EmbeddedPairs, encoder: DualEncoder) -> float | None:
-    """Return the loss in batches of 4,096 pairs, as [`loss_in_batches`] computes it.
-
-    Returns:
-        The loss, or None if the temperature of the model is unknown or an embedding contains NaN or infinity.
-    """
+    """Return the loss in batches of 4,096 pairs, or None if it is not finite or the temperature is unknown."""
     if encoder.type in BIOVIL:
         return None
     device = PartialState().device
@@ -262,13 +251,9 @@ def show_retrieval(
     paper: Mapping[str, Any] | None = None,
     split: str = "test",
 ) -> None:
-    """Print a table of retrieval metrics.
+    """Print retrieval metrics with those of chance and of the paper.
 
-    Args:
-        metrics: What [`retrieval_of_pools`] returns.
-        oracle: Recall at 1 of a model that knows only the kind of each image.
-        paper: Published values, in the form of `metrics`.
-        split: Name of the split.
+    `oracle` is the recall at 1 of a model that knows only the kind of each image.
     """
     rows: list[tuple[Any, ...]] = []
     paper = paper or {}

@@ -23,6 +23,7 @@ from biomedclip.processing.synthetic_corpus.figures import FIGURE_KINDS
 
 from ..cli.models import import_optional
 from ..cli.reporting import say, show_table
+from .dual_encoders import OpenClipModel
 from .open_clip_folders import INSTALL, load_with_open_clip
 
 
@@ -52,14 +53,13 @@ def verify(source: Path, result: Path, layout: str, images: Sequence[str]) -> di
     Args:
         source: Folder that was converted.
         result: Folder with the result.
-        layout: Layout of the result, `transformers` or `open_clip`. open_clip loads the one that is in its layout, or
-            the model written once more if neither is.
+        layout: Layout of the result, `transformers` or `open_clip`.
         images: Files or folders. Drawn figures if empty.
 
     Returns:
-        The largest difference of each stage. The number of images for which both have the same best label. `equal`:
-        whether the differences are at most `LARGEST_DIFFERENCE`. `bert_assumed`: whether open_clip could not find the
-        configuration of its BERT. Then the number of heads and the epsilon of the BERT are not verified.
+        The largest difference of each stage, the number of images for which both have the same best label, and
+        `equal`: whether the embeddings differ by at most `LARGEST_DIFFERENCE`. `bert_assumed` is true if open_clip
+        could not find the configuration of its BERT. Then the heads and the epsilon of the BERT are not verified.
 
     Raises:
         ImportError: If open_clip is not installed.
@@ -98,41 +98,30 @@ def show_verification(verified: dict[str, Any]) -> None:
         say("The BERT that open_clip names cannot be reached. Its heads and epsilon were taken from the conversion.")
 
 
-@torch.no_grad()
 def _ours(model: Any, processor: Any, pictures: list[Any]) -> dict[str, torch.Tensor]:
     model.float().set_attn_implementation("sdpa")
     texts = processor(text=[TEMPLATE.format(label) for label in LABELS], padding="max_length", return_tensors="pt")
-    pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
-    image_embeds = torch.cat([model.get_image_features(batch).pooler_output for batch in pixels.split(BATCH_SIZE)])
-    text_embeds = model.get_text_features(texts["input_ids"]).pooler_output
-    return _stages(texts["input_ids"], pixels, image_embeds, text_embeds, model.logit_scale)
+    return _stages(model, texts["input_ids"], processor(images=pictures, return_tensors="pt")["pixel_values"])
 
 
-@torch.no_grad()
 def _theirs(folder: Path, pictures: list[Any]) -> dict[str, torch.Tensor]:
     model, preprocess, tokenizer = load_with_open_clip(folder)
     tokens = tokenizer([TEMPLATE.format(label) for label in LABELS])
-    pixels = torch.stack([preprocess(picture) for picture in pictures])
-    model.eval()
-    image_embeds = torch.cat([model.encode_image(batch) for batch in pixels.split(BATCH_SIZE)])
-    return _stages(tokens, pixels, image_embeds, model.encode_text(tokens), model.logit_scale)
+    return _stages(OpenClipModel(model.eval()), tokens, torch.stack([preprocess(picture) for picture in pictures]))
 
 
-def _stages(
-    tokens: torch.Tensor,
-    pixels: torch.Tensor,
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    logit_scale: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    image_embeds, text_embeds = (torch.nn.functional.normalize(each, dim=-1) for each in (image_embeds, text_embeds))
+@torch.no_grad()
+def _stages(model: Any, tokens: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    images = torch.cat([model.get_image_features(batch).pooler_output for batch in pixels.split(BATCH_SIZE)])
+    texts = model.get_text_features(tokens).pooler_output
+    images, texts = (torch.nn.functional.normalize(embeds, dim=-1) for embeds in (images, texts))
     return {
         "token ids": tokens,
         "pixels": pixels,
-        "image embeddings": image_embeds,
-        "text embeddings": text_embeds,
-        "temperature": logit_scale,
-        "probabilities": (logit_scale.exp() * image_embeds @ text_embeds.t()).softmax(dim=-1),
+        "image embeddings": images,
+        "text embeddings": texts,
+        "temperature": model.logit_scale,
+        "probabilities": (model.logit_scale.exp() * images @ texts.t()).softmax(dim=-1),
     }
 
 
@@ -159,10 +148,8 @@ def _loadable(folder: Path, text_config: Any, scratch: Path) -> Path:
 
 def _is_within_reach(name: str) -> bool:
     """Return whether the configuration of a BERT is in a folder or the cache, or is published on a reachable Hub."""
-    if is_at_hand(name):
-        return True
-    if name not in PUBLISHED_NAMES:  # names in a file are not trusted, so no request is sent
-        return False
+    if is_at_hand(name) or name not in PUBLISHED_NAMES:  # no request is sent for any other name in a file
+        return is_at_hand(name)
     try:
         model_info(name, timeout=10)
     except Exception as error:  # each kind of failure has its own type in each HTTP client
@@ -172,10 +159,9 @@ def _is_within_reach(name: str) -> bool:
 
 
 def pictures_to_compare(paths: Sequence[str]) -> list[Any]:
-    """Return images with at most 8 bits. Images that cannot be read or compared are skipped with a warning.
+    """Return the images of files and folders, or one drawn figure of each kind if there are no paths.
 
-    Args:
-        paths: Files or folders. One drawn figure of each kind if empty.
+    Images that cannot be read or have more than 8 bits are skipped with a warning.
 
     Raises:
         FileNotFoundError: If a path does not exist, or if there are no images.

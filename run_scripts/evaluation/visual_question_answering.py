@@ -51,13 +51,7 @@ Questions = tuple[VisualQuestionBenchmark, VisualQuestionBenchmark | None]
 
 
 def read_questions(name: str | None, path: str, split: str, image_folder: str | None = None) -> Questions:
-    """Read the questions to measure, and those of the training split if they are available.
-
-    Args:
-        name: Name of the benchmark.
-        path: Folder of the benchmark.
-        split: Split to measure.
-        image_folder: Folder of the images, if they are not next to the questions.
+    """Read the questions of a split, and those of the training split if they are available.
 
     Raises:
         ValueError: If it is not a benchmark of questions, or if no image can be read.
@@ -81,17 +75,12 @@ def evaluate_questions(
     Args:
         name: Folder or Hub id of the model.
         questions: What [`read_questions`] returns.
-        options: `data`, `split`, `batch_size`, `max_length`, `f1_tokenizer`, `examples`, `seed` and
-            `trust_remote_code`.
+        options: Options of `biomedclip evaluate`.
         output_dir: Folder of the results. An interrupted run continues there.
         command: Arguments of `biomedclip evaluate`.
 
     Returns:
         The content of `results.json` in the first process, and None in the others.
-
-    Raises:
-        ValueError: If the model has no trained head for questions.
-        FileNotFoundError: If the model does not exist.
     """
     started = time.monotonic()
     benchmark, training = questions
@@ -107,7 +96,9 @@ def evaluate_questions(
     metrics, f1 = answer_metrics(answers, options.seed), f1_metrics(answers, options.seed)
     undefined = {**metrics.pop("undefined", {}), **f1.pop("undefined", {})}
     metrics |= {"answers": answerer.model.config.num_labels, **f1, **({"undefined": undefined} if undefined else {})}
-    notes = [*benchmark.notes, *([WORDS_INSTEAD] if "f1" in benchmark.paper and options.f1_tokenizer == WORDS else [])]
+    notes = list(benchmark.notes)
+    if "f1" in benchmark.paper and options.f1_tokenizer == WORDS:
+        notes.append(WORDS_INSTEAD)
     leaks = None
     if training is not None:
         metrics |= majority_baseline(answers, training.questions)
@@ -156,13 +147,9 @@ def evaluate_questions(
 def load_answerer(name: str, *, trust_remote_code: bool = False) -> DualEncoder:
     """Load a model that was trained to answer questions, in float32 and evaluation mode, with its processor.
 
-    Args:
-        name: Folder or Hub id.
-        trust_remote_code: Whether the code of the checkpoint may run.
-
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If the model has no trained head for questions.
+        ValueError: If the model has no trained head for questions, or needs its own code without `trust_remote_code`.
     """
     check_model_name(name)
     check_source(name, trust_remote_code=trust_remote_code)
@@ -184,19 +171,10 @@ def answer_questions(
     batch_size: int = 32,
     max_length: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Answer the questions of a benchmark. Processes share the work, and finished parts are kept on disk.
-
-    Args:
-        answerer: A model with `logits` over the answers of its `config.id2label`.
-        benchmark: The questions.
-        folder: Folder for the parts.
-        batch_size: Number of questions in a batch.
-        max_length: Maximum number of tokens in a question. The limit of the tokenizer if None.
+    """Answer the questions of a benchmark. Processes share the work, and finished parts are kept in `folder`.
 
     Returns:
-        A row for each question with a readable image: name, image, question, answer type, right answer, given answer,
-        its score, whether it is right, whether the right answer is in the vocabulary of the model, and the best
-        `TOP_ANSWERS` answers with their scores. Then `name` and `reason` of each other question.
+        A row of `answers.jsonl` for each question with a readable image. Then `name` and `reason` of each other one.
     """
     model, questions = answerer.model, benchmark.questions
     label2id = {normalize_answer(answer): number for answer, number in model.config.label2id.items()}
@@ -257,12 +235,11 @@ def measure_answers(
         answer_types: `open` or `closed`, for each question.
 
     Returns:
-        `accuracy`, `open_accuracy`, `closed_accuracy`, `f1`, `open_f1` and `closed_f1`, from 0 to 1, or None if there
-        are no such questions.
+        `accuracy`, `open_accuracy`, `closed_accuracy`, `f1`, `open_f1` and `closed_f1`, or None without such questions.
     """
     rows = [
         {
-            "accuracy": _is_right(given, right),
+            "accuracy": normalize_answer(given) == normalize_answer(right),
             "f1": token_f1(word_tokens(given), word_tokens(right)),
             "answer_type": answer_type.lower(),
         }
@@ -278,17 +255,11 @@ def measure_answers(
 def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Return the accuracy on open, closed and all questions, with 95 % bootstrap intervals over images.
 
-    Args:
-        answers: What [`answer_questions`] returns.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The metrics. An accuracy is None, and `undefined` gives the reason, if there are no such questions or if the
-        scores of an answer are NaN or infinite. `attainable_accuracy` is the fraction of questions whose answer is in
-        the vocabulary of the model.
+    An accuracy is None, and `undefined` gives the reason, if there are no such questions or if the scores of an answer
+    are NaN or infinite. `attainable_accuracy` is the fraction of questions whose answer the model knows.
 
     Raises:
-        ValueError: If there is no question with a readable image.
+        ValueError: If there are no answers.
     """
     if not answers:
         raise ValueError("No image of the benchmark can be read: there is nothing to measure.")
@@ -333,15 +304,7 @@ def _means(answers: Sequence[dict[str, Any]], key: str, metric: str, seed: int) 
 
 
 def majority_baseline(answers: Sequence[dict[str, Any]], training: Sequence[VisualQuestion]) -> dict[str, Any]:
-    """Return the accuracy of always giving the most frequent training answer of the question's type.
-
-    Args:
-        answers: What [`answer_questions`] returns.
-        training: The questions of the training split.
-
-    Returns:
-        `chance`, `open_chance` and `closed_chance`, and the answers as `most_frequent_answers`.
-    """
+    """Return the accuracy of always giving the most frequent training answer of the question's type, as `chance`."""
     frequent = {}
     for answer_type in ANSWER_TYPES:
         counts = Counter(normalize_answer(row.answer) for row in training if row.answer_type == answer_type)
@@ -358,8 +321,7 @@ def load_answer_tokenizer(name: str, *, trust_remote_code: bool = False) -> Call
     """Return the function that splits an answer into the tokens of token F1.
 
     Args:
-        name: `words` for the words of SQuAD's evaluation, or a folder or Hub id of a tokenizer, such as GPT-2's. A
-            tokenizer gets the answer in the form of [`normalize_answer`] and adds no special tokens.
+        name: `words` for the words of SQuAD, or a folder or Hub id of a tokenizer, which gets normalized answers.
         trust_remote_code: Whether the code of the tokenizer may run.
 
     Raises:
@@ -387,13 +349,7 @@ def write_answers(path: Path, answers: Sequence[dict[str, Any]]) -> None:
 
 
 def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark, tokens: str = WORDS) -> None:
-    """Print accuracy and token F1 with the published values, the majority baseline and the attainable accuracy.
-
-    Args:
-        metrics: What [`answer_metrics`] returns, and optionally [`f1_metrics`] and [`majority_baseline`].
-        benchmark: The questions.
-        tokens: The tokens that token F1 counts.
-    """
+    """Print accuracy and token F1 with the published values, the majority baseline and the attainable accuracy."""
     rows, f1_rows = [], []
     for name, prefix in (("open", "open_"), ("closed", "closed_"), ("all", "")):
         questions = metrics[f"{prefix}questions"]
@@ -414,10 +370,6 @@ def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark, to
     say_undefined(metrics)
 
 
-def _is_right(given: Any, right: Any) -> bool:
-    return normalize_answer(given) == normalize_answer(right)
-
-
 def _answered(question: VisualQuestion, top: Sequence[tuple[str, float]], can_be_given: bool) -> dict[str, Any]:
     """Return a line of `answers.jsonl`. A score of NaN means that no answer was given."""
     given, score = top[0]
@@ -425,12 +377,10 @@ def _answered(question: VisualQuestion, top: Sequence[tuple[str, float]], can_be
     return {
         "name": question.name,
         "image": question.image_name,
-        "question": question.question,
-        "answer_type": question.answer_type,
-        "answer": question.answer,
+        **{name: getattr(question, name) for name in ("question", "answer_type", "answer")},
         "given": given if answered else None,
         "score": round(score, 6) if answered else None,
-        "right": _is_right(given, question.answer) if answered else None,
+        "right": normalize_answer(given) == normalize_answer(question.answer) if answered else None,
         "can_be_given": can_be_given,
         "top_answers": [[answer, round(score, 6)] for answer, score in top] if answered else [],
     }
