@@ -1,4 +1,4 @@
-"""Reads a filled card as the Hub and a person do, and finds what is still to be filled."""
+"""Find what is missing in a model card before it is published."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import yaml
 from huggingface_hub import ModelCard
 
-from .fill import PLACEHOLDER
+from .formatting import PLACEHOLDER
 from .model_card import NOT_STATED
 
 
@@ -20,30 +20,30 @@ _RULE = re.compile(r"[|\s:-]*-[|\s:-]*")
 
 
 def find_problems(card: str) -> list[str]:
-    """What a model's card still lacks.
+    """Find what is missing in a model card.
 
     Args:
         card: The whole file.
 
     Returns:
-        A line for each placeholder, empty section, empty cell of a table, and field of the metadata that the Hub would
-        refuse; none for a card that can be published.
+        A line for each placeholder, empty section, empty cell of a table, and invalid field of the metadata. The list
+        is empty if the card can be published.
     """
-    return [*_metadata(card), *_text(card)]
+    return [*_check_metadata(card), *_check_text(card)]
 
 
-def _metadata(card: str) -> Iterator[str]:
+def _check_metadata(card: str) -> Iterator[str]:
     try:
         data = ModelCard(card).data
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        yield f"metadata: they cannot be read ({' '.join(str(error).split())})"
+        yield f"metadata: cannot be read ({' '.join(str(error).split())})"
         return
     if data.get("license") in (None, "", "unknown"):
         yield "metadata: license is not stated"
     for name, value in data.to_dict().items():
         if value in (None, "", [], {}):
             yield f"metadata: {name} is empty"
-    if data.get("model-index") is not None:  # what huggingface_hub could not read it leaves as it is
+    if data.get("model-index") is not None:  # huggingface_hub keeps it unchanged if it cannot read it
         yield "metadata: model-index cannot be read"
     for result in data.eval_results or []:
         value = result.metric_value
@@ -51,31 +51,27 @@ def _metadata(card: str) -> Iterator[str]:
             yield f"metadata: model-index has {value!r} as {result.metric_name or result.metric_type}"
 
 
-def _text(card: str) -> Iterator[str]:
-    section, depth, filled = "the beginning", 0, True
-    fenced, in_table = False, False
+def _check_text(card: str) -> Iterator[str]:
+    section, depth, filled = "before the first heading", 0, True
+    in_code, in_table = False, False
     lines = card.splitlines()
     start = lines.index("---", 1) + 1 if lines[:1] == ["---"] and "---" in lines[1:] else 0
     for number, line in enumerate(lines[start:], start + 1):
         if line.startswith("```"):
-            fenced = not fenced
-        heading = None if fenced else _HEADING.fullmatch(line)
-        if heading:
+            in_code = not in_code
+        if not in_code and (heading := _HEADING.fullmatch(line)):
             if not filled and len(heading[1]) <= depth:
-                yield f"{section}: there is nothing in it"
+                yield f"{section}: the section is empty"
             section, depth, filled = heading[2], len(heading[1]), False
             continue
         filled = filled or bool(line.strip())
-        found = PLACEHOLDER in line if fenced else _PLACEHOLDERS.search(line)
-        if found:
+        if PLACEHOLDER in line if in_code else _PLACEHOLDERS.search(line):
             yield f"{section}: line {number} has a placeholder ({line.strip()[:60]})"
-        if not fenced and NOT_STATED in line:
+        if not in_code and NOT_STATED in line:
             yield f"{section}: {line.strip()}"
-        if not fenced and line.startswith("|"):
-            if in_table and not _RULE.fullmatch(line) and _EMPTY_CELL.search(line):
-                yield f"{section}: line {number} has an empty cell ({line.strip()[:60]})"
-            in_table = True
-        else:
-            in_table = False
+        row = not in_code and line.startswith("|")
+        if row and in_table and not _RULE.fullmatch(line) and _EMPTY_CELL.search(line):
+            yield f"{section}: line {number} has an empty cell ({line.strip()[:60]})"
+        in_table = row
     if not filled:
-        yield f"{section}: there is nothing in it"
+        yield f"{section}: the section is empty"

@@ -90,14 +90,6 @@ def latex(text: Any) -> str:
     return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
-def yaml_text(text: Any) -> str:
-    """Return a text as one line that YAML reads as that text, in double quotes unless it is a plain word."""
-    line = one_line(text)
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", line) and line.lower() not in _NOT_TEXT:
-        return line
-    return '"' + line.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def table(columns: list[Any], rows: list[tuple[Any, ...]], *, text_columns: int = 1) -> str:
     """Return a table in Markdown.
 
@@ -116,6 +108,3 @@ def table_rows(rows: list[tuple[Any, ...]]) -> str:
         "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else markdown(cell) for cell in row) + " |"
         for row in rows
     )
-
-
-_NOT_TEXT = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}

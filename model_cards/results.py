@@ -1,4 +1,4 @@
-"""Results of `biomedclip evaluate`, read for a card: nothing damaged gets into one."""
+"""Read the results of `biomedclip evaluate`, and select the numbers that a card states."""
 
 import math
 import os
@@ -13,10 +13,10 @@ from .reading import check_shape, find_file, read_json
 RESULTS_FILE = "results.json"
 SCHEMA = 1
 _NUMBER = (int, float)
-# Shape of `results.json`, as `check_shape` reads it.
+# Fields of `results.json`, in the form that `check_shape` takes.
 RESULT: dict[str, Any] = {
     "task": str,
-    "benchmark": (str, type(None)),  # none for a set of one's own
+    "benchmark": (str, type(None)),  # null for the user's own data
     "command": str,
     "date": str,
     "model": {"weights": str, "name?": str, "base_weights?": str},
@@ -30,10 +30,17 @@ RESULT: dict[str, Any] = {
         "notes?": [str],
         "selection?": {str: object},
     },
-    "metrics": {"undefined?": {str: str}},  # and numbers, at any depth
+    "metrics": {"undefined?": {str: str}, "by_fraction?": {str: {str: object}}},  # and numbers, at any depth
     "paper?": {str: object},
     "paper_source?": str,
-    "published?": [{"model": str, "values": {str: object}, "source": str, "read_from_figure": bool}],
+    "published?": [
+        {
+            "model": str,
+            "values": {"by_fraction?": {str: {str: object}}},
+            "source": str,
+            "read_from_figure": bool,
+        }
+    ],
     "settings?": {str: object},
     "seconds?": _NUMBER,
     "versions": {str: object},
@@ -41,15 +48,14 @@ RESULT: dict[str, Any] = {
 # Names of earlier versions that are still read.
 _OLD_TASKS = {"vqa": "visual-question-answering"}
 _OLD_KEYS = {"by_share": "by_fraction", "positive_share": "positive_fraction"}
-_PARTS = ("model", "data")
-# What a number must be called, it or something above it, to be a measure, and what tells that it is none.
+# A number is a measure if one of its keys matches the first pattern, and none matches the second.
 _MEASURE = re.compile(r"accuracy|auroc|auc\b|recall|precision|f1|rank|open|closed|overall")
 _NO_MEASURE = re.compile(r"chance|attainable|oracle|threshold|regulari[sz]ation|seconds|^c$", re.IGNORECASE)
-_GUESS = re.compile(r"chance|most_frequent")  # what whoever does not look would score
+_BASELINE = re.compile(r"chance|most_frequent")
 
 
 class Measure(NamedTuple):
-    """One number of a result: `path` are its keys in `metrics`; `value` is `None` where the metric is undefined."""
+    """A number of a result. `path` are its keys in `metrics`, and `value` is None if the metric is undefined."""
 
     path: tuple[str, ...]
     value: float | None
@@ -57,113 +63,56 @@ class Measure(NamedTuple):
     paper: float | None
 
 
-def find_results(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The `results.json` files at or below some places.
+def find_results(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Find `results.json` files.
 
     Args:
-        folders: Folders, or such files themselves.
+        places: Folders that contain such files at any depth, or the files themselves.
 
     Raises:
-        FileNotFoundError: A place that is not there, or has none.
+        FileNotFoundError: If a place does not exist or contains no such file.
     """
     found: dict[Path, None] = {}
-    for name in folders:
+    for name in places:
         place = Path(name)
         if place.is_dir():
             files = [find_file(place, str(path.relative_to(place))) for path in sorted(place.rglob(RESULTS_FILE))]
         else:
             files = [place.resolve()] if place.exists() else []
         if not files:
-            raise FileNotFoundError(f"--results {name}: no {RESULTS_FILE} there. biomedclip evaluate writes one.")
+            raise FileNotFoundError(f"--results {name} contains no {RESULTS_FILE} of biomedclip evaluate.")
         found |= dict.fromkeys(file for file in files if file is not None)
     return list(found)
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read one `results.json` and check every field that a card uses.
+    """Read a `results.json` file and check the fields that a card uses. Names of earlier versions are replaced.
 
     Raises:
-        ValueError: If it is not JSON, has another schema, lacks a field, or holds a number that cannot be.
+        ValueError: If the file is damaged, has another schema, lacks a field, or contains an impossible value.
     """
     try:
         result = read_json(path)
         if not isinstance(result, Mapping) or result.get("schema") != SCHEMA:
-            raise ValueError(f"{path}: schema {SCHEMA} of biomedclip evaluate is needed.")
-        result = _with_present_names(result)
+            raise ValueError(f"{path} does not have schema {SCHEMA} of biomedclip evaluate.")
+        result = _rename(result) | {"task": _OLD_TASKS.get(str(result.get("task")), result.get("task"))}
         check_shape(path, result, RESULT)
-        _check_text(path, result)
-        _check_numbers(path, result)
+        _check_values(path, "metrics", result["metrics"])
+        if not measures(result):
+            raise ValueError(f"{path}: metrics contains no number.")
+        for number, entry in enumerate(result.get("published") or []):
+            _check_values(path, f"published[{number}].values", entry["values"])
     except ValueError as error:
-        raise ValueError(f"{error} Evaluate again, or leave the file out of --results.") from error
-    return dict(result)
-
-
-def _with_present_names(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a result in which old names of tasks and keys are replaced."""
-
-    def renamed(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {_OLD_KEYS.get(key, key): renamed(item) for key, item in value.items()}
-        return [renamed(item) for item in value] if isinstance(value, list) else value
-
-    task = result.get("task")
-    return renamed(result) | ({"task": _OLD_TASKS.get(task, task)} if isinstance(task, str) else {})
-
-
-def _check_text(path: Path, result: Mapping[str, Any]) -> None:
-    for where, content, shape in (("", result, RESULT), *((f"{name}.", result[name], RESULT[name]) for name in _PARTS)):
-        for name, kind in shape.items():
-            value = content.get(name)
-            if kind in (str, (str, type(None))) and isinstance(value, str) and not value.strip():
-                raise ValueError(f"{path}: {where}{name} is {value!r}.")
-
-
-def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
-    _check_values(path, "metrics", result["metrics"])
-    if not measures(result):
-        raise ValueError(f"{path}: metrics holds no number.")
-    for number, entry in enumerate(result.get("published") or []):
-        _check_values(path, f"published[{number}].values", entry["values"])
-
-
-def _check_values(path: Path, where: str, values: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if intervals, fractions or numbers in `values`, which stands at `where`, are impossible."""
-    for keys, value in _named(values):
-        name = f"{where}.{'.'.join(keys)}"
-        if keys[-1].endswith("_interval") and value is not None:
-            check_shape(path, value, [_NUMBER], name)
-            if len(value) != 2:
-                raise ValueError(f"{path}: {name} must hold two ends, not {len(value)}.")
-    fractions = values.get("by_fraction", {})
-    check_shape(path, fractions, {str: {str: object}}, f"{where}.by_fraction")
-    for fraction in fractions:
-        _check_fraction(path, f"{where}.by_fraction", fraction)
-    for measure in measures({"metrics": values}):
-        if measure.value is None:
-            continue
-        numbers = [measure.value, *(measure.interval or ())]
-        most = math.inf if "rank" in measure.path[-1] else 1
-        if not all(math.isfinite(number) and 0 <= number <= most for number in numbers):
-            name = f"{where}.{'.'.join(measure.path)}"
-            raise ValueError(f"{path}: {name} is {numbers}, and should lie between 0 and 1.")
-
-
-def _check_fraction(path: Path, where: str, fraction: str) -> None:
-    """Raise `ValueError` if a key of `by_fraction` is not a fraction of the labels."""
-    try:
-        valid = 0 < float(fraction) <= 1
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ValueError(f"{path}: {where} has {fraction!r}, which is not a fraction of the labels.")
+        raise ValueError(f"{error} Evaluate again, or remove the file from --results.") from error
+    return result
 
 
 def measures(result: Mapping[str, Any]) -> list[Measure]:
-    """The numbers of a result in their order; counts, lists, and what chance alone would give are none."""
+    """Return the measured numbers of a result in their order, without counts, lists and baselines."""
     paper = result.get("paper") or {}
     return [
         Measure(keys, value, interval, _at(paper, keys))
-        for keys, value, interval in _leaves(result["metrics"])
+        for keys, value, interval in _numbers(result["metrics"])
         if isinstance(value, float | None)
         and any(map(_MEASURE.search, keys))
         and not any(map(_NO_MEASURE.search, keys))
@@ -172,18 +121,18 @@ def measures(result: Mapping[str, Any]) -> list[Measure]:
 
 
 def selection_of(result: Mapping[str, Any]) -> str:
-    """Return the study or the split that was chosen, as ` (brca)`, or nothing if the benchmark has no choice."""
+    """Return the selected study or split of a benchmark, such as ` (brca)`, or an empty string."""
     selection = result["data"].get("selection") or {}
     chosen = selection.get("cancer") or selection.get("rsna_split")
     return f" ({chosen})" if isinstance(chosen, str) else ""
 
 
 def chances(result: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """What chance alone, or always naming the most frequent class, would give, by name."""
+    """Return the names and values of the baselines: chance, and always predicting the most frequent class."""
     return [
         (" ".join(keys), value)
-        for keys, value, _ in _leaves(result["metrics"])
-        if value is not None and _GUESS.search(keys[-1])
+        for keys, value, _ in _numbers(result["metrics"])
+        if value is not None and _BASELINE.search(keys[-1])
     ]
 
 
@@ -193,18 +142,51 @@ def reasons(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(" ".join(keys), str(reason)) for keys, reason in _named(undefined)]
 
 
-def _leaves(metrics: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, tuple[float, float] | None]]:
+def _rename(value: Any) -> Any:
+    """Replace keys of earlier versions at any depth."""
+    if isinstance(value, Mapping):
+        return {_OLD_KEYS.get(key, key): _rename(item) for key, item in value.items()}
+    return [_rename(item) for item in value] if isinstance(value, list) else value
+
+
+def _check_values(path: Path, where: str, values: Mapping[str, Any]) -> None:
+    """Raise an error if an interval, a fraction of the labels or a measure is impossible."""
+    for keys, value in _named(values):
+        name = f"{where}.{'.'.join(keys)}"
+        if keys[-1].endswith("_interval") and value is not None:
+            check_shape(path, value, [_NUMBER], name)
+            if len(value) != 2:
+                raise ValueError(f"{path}: {name} must contain two numbers, not {len(value)}.")
+    for fraction in values.get("by_fraction") or {}:
+        if not _is_fraction(fraction):
+            raise ValueError(f"{path}: {where}.by_fraction has {fraction!r}, which is not a fraction of the labels.")
+    for measure in measures({"metrics": values}):
+        numbers = [measure.value, *(measure.interval or ())] if measure.value is not None else []
+        most = math.inf if "rank" in measure.path[-1] else 1
+        if not all(math.isfinite(number) and 0 <= number <= most for number in numbers):
+            raise ValueError(f"{path}: {where}.{'.'.join(measure.path)} is {numbers}, and must be between 0 and 1.")
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return 0 < float(text) <= 1
+    except ValueError:
+        return False
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, tuple[float, float] | None]]:
     """Yield keys, value and interval of each number, and of each metric that is undefined."""
     for keys, value in _named(metrics):
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            beside = metrics
+            siblings = metrics
             for key in keys[:-1]:
-                beside = beside[key]
-            interval = beside.get(f"{keys[-1]}_interval")
+                siblings = siblings[key]
+            interval = siblings.get(f"{keys[-1]}_interval")
             yield keys, value, (interval[0], interval[1]) if interval else None
 
 
 def _named(metrics: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the keys and the value of each leaf."""
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             yield from _named(value, (*above, name))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from biomedclip.model_cards.fill import fill_dataset_card
+from biomedclip.model_cards.dataset_card import fill_dataset_card
 from biomedclip.model_cards.reading import find_file
 from biomedclip.processing.files import require_regular
 from biomedclip.processing.integrity import REPORT_FILE, DamagedFile

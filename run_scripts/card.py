@@ -5,24 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from biomedclip.conversion import load_any_layout
-from biomedclip.conversion.files import is_transformers_layout
-from biomedclip.model_cards.fill import PLACEHOLDER
+from biomedclip.model_cards.formatting import PLACEHOLDER
 from biomedclip.model_cards.model_card import BENCHMARKS, NOT_MEASURED, OF_THE_PAPER, benchmark_name, fill_model_card
 from biomedclip.model_cards.results import measures
 
 from .cli.options import parse_options
 from .cli.reporting import UNDEFINED, say, show_table, write_json, write_text
-from .hub.card_facts import (
-    CARD,
-    CARD_FACTS,
-    card_facts,
-    describe_model,
-    read_conversion,
-    read_dataset,
-    read_training,
-    select_results,
-)
+from .hub.card_facts import CARD, CARD_FACTS, collect_facts
 
 
 EXAMPLE = """biomedclip card out/model --train-run out/training --dataset out \\
@@ -74,35 +63,17 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
-    """Write the card of a model and the facts that it states.
-
-    Args:
-        options: Options of the command.
-
-    Returns:
-        The facts, and the files with results of other weights, which the card does not use.
-
-    Raises:
-        FileNotFoundError: If a folder or a required file is missing.
-        ValueError: If a file is damaged, all results are of other weights, or the model was not trained on the dataset.
-    """
+    """Write the card of a model and its facts. See [`collect_facts`] for return value and errors."""
     folder = Path(options.model)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"--model {folder} is not a folder. The card of a model on the Hub is in its repository."
         )
-    model, processor = load_any_layout(folder)
-    described = describe_model(model, processor)
-    described["layout"] = "transformers" if is_transformers_layout(folder) else "open_clip"
-    del model
-    training = read_training(folder, options.train_run)
-    results, left_out = select_results(described["weights"], options.results)
-    facts = card_facts(
-        described,
-        conversion=read_conversion(folder),
-        training=training,
-        dataset=read_dataset(options.dataset, training) if options.dataset else None,
-        results=results,
+    facts, left_out = collect_facts(
+        folder,
+        train_run=options.train_run,
+        dataset=options.dataset,
+        results=options.results,
         license=options.license,
         title=options.title,
         name=options.name,

@@ -12,7 +12,7 @@ from typing import Any
 
 from biomedclip import to_open_clip
 from biomedclip.conversion import load_any_layout, local_checkpoint, save_with_processor
-from biomedclip.model_cards.fill import public_name
+from biomedclip.model_cards.formatting import public_name
 from biomedclip.model_cards.model_card import fill_model_card
 
 from .cli.options import parse_options

@@ -8,7 +8,7 @@ from typing import Any
 
 from biomedclip import to_open_clip
 from biomedclip.model_cards.checking import find_problems
-from biomedclip.model_cards.fill import PLACEHOLDER, size
+from biomedclip.model_cards.formatting import PLACEHOLDER, size
 from biomedclip.model_cards.reading import check_shape, read_json, read_text
 
 from .cli.options import parse_options

@@ -83,7 +83,7 @@ def test_no_folder_imports_what_it_must_not_know():
         ("modeling_biomedclip/embedding.py", "from .processing import read_image"),
         ("modeling_biomedclip/embedding.py", "from . import processing"),
         ("modeling_biomedclip/embedding.py", "from processing.pmc import jats"),
-        ("model_cards/fill.py", "from ..processing.files import leads_out"),
+        ("model_cards/formatting.py", "from ..processing.files import leads_out"),
         ("run_scripts/main.py", "import modeling_biomedclip"),
         ("run_scripts/main.py", "from model_cards import escaping"),
         ("run_scripts/main.py", "import run_scripts"),

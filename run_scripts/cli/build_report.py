@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from biomedclip.model_cards.fill import percent, size
+from biomedclip.model_cards.formatting import percent, size
 from biomedclip.processing.pmc.verify import Verification
 
 from .reporting import say, show_table

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from biomedclip.model_cards.fill import public_name
+from biomedclip.model_cards.formatting import public_name
 
 from ..main import TRUST_OPTION, VERBS
 from .errors import UsageError

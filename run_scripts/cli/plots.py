@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from biomedclip.model_cards.escaping import one_line
-from biomedclip.model_cards.fill import percent
+from biomedclip.model_cards.formatting import percent
 from biomedclip.processing.bit_depth_biomedclip import to_8_bit
 
 from .build_report import largest, share

@@ -10,8 +10,10 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from biomedclip.configuration_biomedclip import BiomedCLIPTextConfig
+from biomedclip.conversion import load_any_layout
+from biomedclip.conversion.files import is_transformers_layout
 from biomedclip.conversion.open_clip import open_clip_obstacle
-from biomedclip.model_cards.fill import PLACEHOLDER, public_name
+from biomedclip.model_cards.formatting import PLACEHOLDER, public_name
 from biomedclip.model_cards.model_card import COSTS, OF_THE_PAPER, PUBLISHED, TASKS, public_result
 from biomedclip.model_cards.reading import check_shape, find_file, read_json, read_yaml
 from biomedclip.model_cards.results import RESULT, find_results, read_result
@@ -68,6 +70,48 @@ FACTS = {
 }
 
 
+def collect_facts(
+    folder: Path,
+    *,
+    train_run: str | None = None,
+    dataset: str | None = None,
+    results: Sequence[str] = (),
+    **stated: Any,
+) -> tuple[dict[str, Any], list[Path]]:
+    """Collect the facts of the card of a model.
+
+    Args:
+        folder: Folder of the model.
+        train_run: Folder of the training run (default: `folder`).
+        dataset: Folder of the training data, or its id on the Hub.
+        results: Folders that contain `results.json` files at any depth, or such files.
+        stated: `license`, `title` and `name` of [`card_facts`].
+
+    Returns:
+        The facts, and the files with results of other weights, which are not used.
+
+    Raises:
+        FileNotFoundError: If a required file is missing.
+        ValueError: If a file is damaged, all results are of other weights, two files have the same measurement, or the
+            model was not trained on the dataset.
+    """
+    model, processor = load_any_layout(folder)
+    described = describe_model(model, processor)
+    described["layout"] = "transformers" if is_transformers_layout(folder) else "open_clip"
+    del model
+    training = _read_training(folder, train_run)
+    selected, left_out = select_results(described["weights"], results)
+    facts = card_facts(
+        described,
+        conversion=_read_part(folder, CONVERSION, _CONVERSION),
+        training=training,
+        dataset=_read_dataset(dataset, training) if dataset else None,
+        results=selected,
+        **stated,
+    )
+    return facts, left_out
+
+
 def card_facts(
     model: Mapping[str, Any],
     *,
@@ -82,6 +126,11 @@ def card_facts(
     """Return the facts that [`fill_model_card`] takes, without paths of this machine."""
     if license is None and conversion is not None:
         license = "mit" if conversion["source"] == PUBLISHED else "other"
+    paper: dict[str, dict[str, Any]] = {task: {} for task, _ in OF_THE_PAPER}
+    for task, benchmark in OF_THE_PAPER:
+        published = facts_of(benchmark)
+        key = "paper_of_linear_probe" if task == "linear-probe" else "paper"
+        paper[task][benchmark] = published.get(key, {})
     return {
         "title": title or "BiomedCLIP",
         "name": name,
@@ -91,46 +140,36 @@ def card_facts(
         "training": training,
         "dataset": dataset and {**dataset, "source": public_name(dataset["source"])},
         "results": [public_result(result) for result in results],
-        "paper": published_values(),
+        "paper": paper,
         "open_clip": model["open_clip_obstacle"] is None,
         "date": date.today().isoformat(),
         "versions": versions(),
     }
 
 
-def published_values() -> dict[str, dict[str, Any]]:
-    """Return the values of the paper by task and benchmark."""
-    values: dict[str, dict[str, Any]] = {task: {} for task, _ in OF_THE_PAPER}
-    for task, benchmark in OF_THE_PAPER:
-        facts = facts_of(benchmark)
-        values[task][benchmark] = facts.get("paper_of_linear_probe", {}) if task == "linear-probe" else facts["paper"]
-    return values
-
-
 def describe_model(model: Any, processor: Any) -> dict[str, Any]:
     """Return the architecture of a model and the fingerprint of its weights in float32."""
     config = model.config
     vision, text = config.vision_config, config.text_config
-    encoder = {
-        "layers": "num_hidden_layers",
-        "width": "hidden_size",
-        "heads": "num_attention_heads",
-        "feed_forward": "intermediate_size",
-    }
-    vision_sizes, text_sizes = (
-        {name: getattr(part, attribute) for name, attribute in encoder.items()} for part in (vision, text)
-    )
 
     def count(*prefixes: str) -> int:
         return sum(tensor.numel() for name, tensor in model.named_parameters() if name.startswith(prefixes))
+
+    def sizes(encoder: Any) -> dict[str, int]:
+        return {
+            "layers": encoder.num_hidden_layers,
+            "width": encoder.hidden_size,
+            "heads": encoder.num_attention_heads,
+            "feed_forward": encoder.intermediate_size,
+        }
 
     return {
         "parameters": model.num_parameters(),
         "image_parameters": count("vision_model.", "visual_projection."),
         "text_parameters": count("text_model.", "text_projection."),
-        "image_tower": vision_sizes
+        "image_tower": sizes(vision)
         | {"input": f"images of {vision.image_size} pixels in patches of {vision.patch_size}"},
-        "text_tower": text_sizes
+        "text_tower": sizes(text)
         | {
             "kind": "BERT" if isinstance(text, BiomedCLIPTextConfig) else "CLIP's, with a causal mask",
             "input": f"a vocabulary of {text.vocab_size:,} tokens, {text.max_position_embeddings:,} positions",
@@ -144,24 +183,35 @@ def describe_model(model: Any, processor: Any) -> dict[str, Any]:
     }
 
 
-def read_conversion(model: Path) -> dict[str, Any] | None:
-    """Return what `biomedclip convert` has written into a model folder, or None."""
-    return _read_part(model, CONVERSION, _CONVERSION)
+def select_results(weights: str, places: Sequence[str]) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Return the results of given weights in the order of the card, and the files with results of other weights."""
+    results: dict[str, tuple[Path, dict[str, Any]]] = {}
+    left_out = []
+    for path in find_results(places):
+        result = read_result(path)
+        # The result of a head that was trained on top of the model names the weights of the model.
+        if weights not in (result["model"]["weights"], result["model"].get("base_weights")):
+            left_out.append(path)
+            continue
+        key = json.dumps([result["task"], result["benchmark"], result["data"], result.get("settings")], sort_keys=True)
+        if key in results:
+            raise ValueError(f"{results[key][0]} and {path} measure the same thing. Remove one of them from --results.")
+        results[key] = path, result
+    if left_out and not results:
+        raise ValueError(
+            f"No result in --results was measured with the weights of the model ({weights}). The first one, "
+            f"{left_out[0]}, was measured with other weights. Evaluate this model: biomedclip evaluate --help"
+        )
+    order = [*TASKS]
+
+    def position(result: Mapping[str, Any]) -> tuple[int, str]:
+        return order.index(result["task"]) if result["task"] in order else len(order), result["benchmark"] or ""
+
+    return sorted((result for _, result in results.values()), key=position), left_out
 
 
-def read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
-    """Read the results, the last evaluation and the recipe of a training run.
-
-    Args:
-        model: Folder of the model, which is also the folder of the run if `train_run` is None.
-        train_run: Folder of the run.
-
-    Returns:
-        `results`, `last` and `recipe`, or None if the model folder contains no training results.
-
-    Raises:
-        FileNotFoundError: If `train_run` contains no training results.
-    """
+def _read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
+    """Return results, last evaluation and recipe of a training run, or None if the model folder contains no run."""
     run = Path(train_run) if train_run else model
     results = _read_part(run, TRAIN_RESULTS, _TRAINING)
     if results is None:
@@ -179,20 +229,8 @@ def read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
     return {"results": results, "last": last, "recipe": _read_recipe(run)}
 
 
-def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Read the report of the dataset that a model was trained on.
-
-    Args:
-        name: Folder of the dataset, or its id on the Hub.
-        training: The training, from [`read_training`].
-
-    Returns:
-        The fields that a card uses, and the `id` if the dataset is on the Hub.
-
-    Raises:
-        FileNotFoundError: If there is no report.
-        ValueError: If the number of training pairs differs from that of the training run.
-    """
+def _read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the fields of a dataset's report that a card uses, and the `id` if the dataset is on the Hub."""
     path, repo_id = Path(name) / BUILD_REPORT, None
     if Path(name).is_dir():
         found = find_file(Path(name), BUILD_REPORT)
@@ -218,45 +256,6 @@ def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any
             "dataset that it was trained on."
         )
     return {key.removesuffix("?"): report.get(key.removesuffix("?")) for key in _DATASET} | {"id": repo_id}
-
-
-def select_results(weights: str, places: Sequence[str]) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Read results and select those that were measured with given weights.
-
-    Args:
-        weights: Fingerprint of the weights.
-        places: Folders that contain `results.json` files at any depth, or such files.
-
-    Returns:
-        The results in the order of the card, and the files with results of other weights.
-
-    Raises:
-        FileNotFoundError: If a folder contains no results.
-        ValueError: If a file is damaged, two files have the same measurement, or no result is of these weights.
-    """
-    results: dict[str, tuple[Path, dict[str, Any]]] = {}
-    left_out = []
-    for path in find_results(places):
-        result = read_result(path)
-        # The result of a head that was trained on top of the model names the weights of the model.
-        if weights not in (result["model"]["weights"], result["model"].get("base_weights")):
-            left_out.append(path)
-            continue
-        key = json.dumps([result["task"], result["benchmark"], result["data"], result.get("settings")], sort_keys=True)
-        if key in results:
-            raise ValueError(f"{results[key][0]} and {path} measure the same thing. Remove one of them from --results.")
-        results[key] = path, result
-    if left_out and not results:
-        raise ValueError(
-            f"No result in --results was measured with the weights of the model ({weights}). The first one, "
-            f"{left_out[0]}, was measured with other weights. Evaluate this model: biomedclip evaluate --help"
-        )
-    order = [*TASKS]
-
-    def position(result: Mapping[str, Any]) -> tuple[int, str]:
-        return order.index(result["task"]) if result["task"] in order else len(order), result["benchmark"] or ""
-
-    return sorted((result for _, result in results.values()), key=position), left_out
 
 
 def _read_part(folder: Path, name: str, shape: Mapping[str, Any]) -> Any:

@@ -15,9 +15,10 @@ from typing import Any
 
 from huggingface_hub.lfs import UploadInfo
 
-from biomedclip.model_cards.fill import PLACEHOLDER, public_report, size
+from biomedclip.model_cards.dataset_card import public_report
+from biomedclip.model_cards.formatting import PLACEHOLDER, size
 from biomedclip.model_cards.reading import check_shape, find_file, read_text, refuse_links_out
-from biomedclip.processing.integrity import HASHES, DamagedFile, check_file, read_columns
+from biomedclip.processing.integrity import HASHES, check_file, read_columns
 
 from ..cli.reporting import say
 from .publishing import check_card, check_write_access, commit, create_repository, list_files, verify_upload
@@ -56,16 +57,14 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
     Raises:
         PermissionError: If there is no token, or if it may not write to the namespace.
         ValueError: If `repo_id` is invalid, the repository is public and `private` is set, the license of a pair does
-            not permit redistribution, or [`find_dataset_files`] refuses a file.
-        FileNotFoundError: If a file of the build is missing.
-        OSError: If the upload fails, or if the files on the Hub differ from those that were sent.
+            not permit redistribution, a link points outside the folder, or a shard does not belong to the build.
+        OSError: If a file is missing or damaged, the upload fails, or the Hub stores other files than were sent.
     """
     folder = Path(folder)
     api = check_write_access(repo_id)
     check_shape(folder / "report.json", report, _REPORT)
-    found = find_dataset_files(folder, report)
+    found = _find_files(folder, report)
     shards = {name: path for name, path in found.items() if name not in COMPANIONS}
-    check_files(folder, report)
     check_licenses(shards.values(), pairs=report["pairs"])
     card = read_text(found["README.md"])
     check_card(card, "dataset", folder / "README.md")
@@ -88,21 +87,8 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
     return f"{api.endpoint}/datasets/{repo_id}"
 
 
-def find_dataset_files(folder: Path, report: Mapping[str, Any]) -> dict[str, Path]:
-    """Find the files of a build to publish: the shards that the report counts, and [`COMPANIONS`].
-
-    Args:
-        folder: Folder that `biomedclip build` wrote.
-        report: Report of the build.
-
-    Returns:
-        The files by their path in the repository, with links resolved.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a link points outside the folder or to a file that is not published, a file is not a regular
-            file, or the folder contains a shard that the report does not count.
-    """
+def _find_files(folder: Path, report: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the shards that the report counts, and the companions, by their path in the repository."""
     for split, counts in report["splits"].items():
         if not re.fullmatch("[a-z]+", split) or not 0 <= counts["shards"] < 100_000:
             raise ValueError(f"{folder / 'report.json'}: splits.{split} with {counts['shards']:,} shards is invalid.")
@@ -121,42 +107,21 @@ def find_dataset_files(folder: Path, report: Mapping[str, Any]) -> dict[str, Pat
         files[name] = path
     if unknown := sorted({f"data/{path.name}" for path in (folder / "data").glob("*.parquet")} - wanted):
         raise ValueError(f"{folder / unknown[0]} does not belong to this build. Move it to another folder.")
+    for name, stated in (report.get(HASHES) or {}).items():
+        check_file(folder / name, stated)
     return files
 
 
-def check_files(folder: Path, report: Mapping[str, Any]) -> None:
-    """Check that the files have not changed since the build. All files are read.
-
-    Args:
-        folder: Folder that `biomedclip build` wrote.
-        report: Report of the build. Nothing is checked if it contains no hashes.
-
-    Raises:
-        ValueError: If a file has changed.
-    """
-    for name, stated in (report.get(HASHES) or {}).items():
-        try:
-            check_file(folder / name, stated)
-        except DamagedFile as error:
-            raise ValueError(f"{error} Build the dataset again.") from error
-
-
 def check_licenses(shards: Iterable[Path], *, pairs: int) -> None:
-    """Check the license of each pair in the shards. The counts in the report are not trusted.
-
-    Args:
-        shards: Parquet files.
-        pairs: Expected number of rows.
+    """Check the license of each pair, and the number of pairs, in the shards. The report is not trusted.
 
     Raises:
-        ValueError: If a license does not permit redistribution, a file is damaged, or the number of rows differs.
+        ValueError: If a license does not permit redistribution, or the number of pairs differs.
+        OSError: If a file is damaged.
     """
     codes: Counter[str | None] = Counter()
     for path in shards:
-        try:
-            codes.update(read_columns(path, ["license"]).column("license").to_pylist())
-        except OSError as error:
-            raise ValueError(f"{path} is damaged ({error}). Build the dataset again.") from error
+        codes.update(read_columns(path, ["license"]).column("license").to_pylist())
     forbidden = {code: count for code, count in codes.items() if not _REDISTRIBUTABLE.fullmatch(code or "")}
     if forbidden:
         named = ", ".join(f"{count:,} under {code or 'none'}" for code, count in forbidden.items())

@@ -98,12 +98,7 @@ def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
 
 
 def load_published(files: Mapping[str, Path], folder: Path, scratch: Path) -> tuple[Any, Any]:
-    """Load model and processor from the files to publish only, so that no other file of the folder has an effect.
-
-    Args:
-        files: The files by name.
-        folder: Folder of the model, for errors.
-        scratch: Folder that does not exist. It will contain links to the files.
+    """Load model and processor from the files to publish only, through links in a new folder `scratch`.
 
     Raises:
         ValueError: If the files are not a complete BiomedCLIP.

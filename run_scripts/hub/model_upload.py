@@ -28,14 +28,8 @@ def upload_model(
 ) -> dict[str, Any]:
     """Upload the files of a model. The branch changes only if the uploaded files pass all checks.
 
-    If the process is killed before the checks end, the pull request stays open.
-
-    Args:
-        api: The client.
-        report: Report of the push, with `repo_id`, `revision` and `weights`.
-        files: Files, or their content, by path in the repository.
-        source: The model and processor on disk.
-        scratch: Folder for the download.
+    If the process is killed before the checks end, the pull request stays open. `report` has `repo_id`, `revision` and
+    `weights`; `source` is the model and processor on disk; and `scratch` is a folder for the download.
 
     Returns:
         The largest differences, the commit and the URL.
@@ -75,13 +69,6 @@ def compare_download(
     api: HfApi, repo_id: str, revision: str, source: tuple[Any, Any], scratch: Path
 ) -> dict[str, float]:
     """Download a repository into an empty cache and compare the outputs of the model with those of the original.
-
-    Args:
-        api: The client.
-        repo_id: The repository.
-        revision: Branch, or reference of the pull request, to download.
-        source: The original model and processor.
-        scratch: Folder for the download.
 
     Returns:
         The largest absolute difference of each output.

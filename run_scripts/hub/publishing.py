@@ -56,29 +56,19 @@ def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
     api = HfApi()
     with hub_errors(f"{option} {repo_id}: the Hub refuses the token"):
         account = api.whoami()
-    roles = {org["name"].lower(): org.get("roleInOrg") for org in account.get("orgs", [])}
-    roles[account["name"].lower()] = "admin"
+    writable = {account["name"], *(org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read")}
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise PermissionError(f"{option} {repo_id}: the token of {account['name']} is read-only. {LOG_IN}")
-    if namespace.lower() not in roles:
+    if namespace.lower() not in map(str.lower, writable):
         raise PermissionError(
-            f"{option} {repo_id}: {account['name']} is not a member of {namespace}. Use one of the namespaces "
-            f"{', '.join(sorted(roles))}, or log in with another account."
-        )
-    if roles[namespace.lower()] == "read":
-        raise PermissionError(
-            f"{option} {repo_id}: {account['name']} has only read access to {namespace}. Ask an owner for write access."
+            f"{option} {repo_id}: {account['name']} may not write to {namespace}. Use one of the namespaces "
+            f"{', '.join(sorted(writable))}, ask an owner for write access, or log in with another account."
         )
     return api
 
 
 def check_card(card: str, repo_type: str, path: Path) -> None:
-    """Let the Hub validate the metadata of a card before anything is uploaded.
-
-    Args:
-        card: Text of the card.
-        repo_type: `model` or `dataset`.
-        path: File of the card, for errors.
+    """Let the Hub validate the metadata of a card. `path` is its file, for errors.
 
     Raises:
         ValueError: If the Hub rejects the metadata.
@@ -171,16 +161,10 @@ def commit(
 
 
 def verify_upload(files: Mapping[str, RepoFile], sent: Mapping[str, UploadInfo], deleted: Sequence[str]) -> None:
-    """Check that the files on the Hub are those that were sent.
-
-    Args:
-        files: Files of the repository, from [`list_files`].
-        sent: Size and SHA-256 of each file, from [`commit`].
-        deleted: Files that must not exist.
+    """Check the list of files on the Hub. The Hub states the SHA-256 of LFS files only.
 
     Raises:
-        OSError: If a file is missing, was not deleted, or differs in size or SHA-256. The Hub states the SHA-256 of LFS
-            files only.
+        OSError: If a file is missing, was not deleted, or differs in size or SHA-256.
     """
     wrong = [name for name in deleted if name in files]
     for name, info in sent.items():

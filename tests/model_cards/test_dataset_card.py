@@ -7,16 +7,17 @@ import pytest
 from helpers.build_reports import full_scale_report, smallest_report
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from biomedclip.model_cards.fill import fill_dataset_card, percent, public_report, size
+from biomedclip.model_cards.dataset_card import fill_dataset_card, public_report
+from biomedclip.model_cards.formatting import percent, size
 from biomedclip.processing.pmc.shards import pair_schema
 
 
-@pytest.fixture(params=["full scale", "smallest", "drawn"])
+@pytest.fixture(params=["full scale", "smallest", "synthetic"])
 def report(request):
     return {
         "full scale": full_scale_report(),
         "smallest": smallest_report(),
-        "drawn": smallest_report() | {"drawn": True},
+        "synthetic": smallest_report() | {"synthetic": True},
     }[request.param]
 
 
@@ -90,14 +91,14 @@ def test_it_says_how_current_it_is_and_whom_to_thank():
 
 
 def test_a_drawn_set_does_not_thank_nlm():
-    card = fill_dataset_card(smallest_report() | {"drawn": True})
-    assert "National Library" not in card and "invented" in section(card, "Limits")
+    card = fill_dataset_card(smallest_report() | {"synthetic": True})
+    assert "National Library" not in card and "invented" in section(card, "Limitations")
 
 
 def test_the_command_gives_the_same_set_again_wherever_it_runs():
     report = full_scale_report()
     report["options"] |= {"split_fractions": "0.8,0.1,0.1", "license": "CC BY,CC0", "update": True}
-    command = re.search(r"```bash\n(.*?)\n```", section(fill_dataset_card(report), "How it was built"), re.DOTALL)[1]
+    command = re.search(r"```bash\n(.*?)\n```", section(fill_dataset_card(report), "Build command"), re.DOTALL)[1]
     assert command.split(" \\\n  ") == [
         "biomedclip build",
         "--source s3://pmc-oa-opendata",

@@ -11,7 +11,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from biomedclip.model_cards.checking import find_problems
 from biomedclip.model_cards.model_card import NOT_MEASURED, PUBLISHED, benchmark_name, fill_model_card, public_result
-from biomedclip.run_scripts.hub.card_facts import published_values
+from biomedclip.run_scripts.hub.card_facts import card_facts
 
 
 MODEL = {
@@ -45,7 +45,7 @@ def facts(**other):
         "training": training,
         "dataset": full_scale_report() | {"synthetic": False, "id": "lab/pairs"},
         "results": [public_result(retrieval_result()), public_result(zero_shot_result())],
-        "paper": published_values(),
+        "paper": card_facts({"open_clip_obstacle": None})["paper"],
         "open_clip": True,
         "versions": VERSIONS,
     } | other
@@ -108,7 +108,7 @@ def test_each_result_stands_with_command_date_and_fingerprint():
 
 def test_published_values_of_other_models_are_marked_and_have_their_source():
     text = section(fill_model_card(facts()), "Results")
-    assert "were not measured here" in text
+    assert "were not measured for this card" in text
     assert "| Zero-shot classification | PCam | BiomedCLIP | accuracy: 0.7341 | a paper |" in text
     assert "| Zero-shot classification | PCam | Other | accuracy: 0.7007 | its figure; read off a figure |" in text
     assert text.count("| Other |") == 1
@@ -116,7 +116,9 @@ def test_published_values_of_other_models_are_marked_and_have_their_source():
     assert fill_model_card(facts(results=twice)).count("| Other |") == 1, "of several results on one benchmark"
     without = public_result(zero_shot_result())
     del without["published"]
-    assert "were not measured here" not in fill_model_card(facts(results=[without])), "results of earlier versions"
+    assert "were not measured for this card" not in fill_model_card(facts(results=[without])), (
+        "results of earlier versions"
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,8 +139,11 @@ def test_the_selection_of_a_benchmark_is_named(benchmark, selection, shown):
 def test_damaged_images_and_leaks_are_told():
     text = section(fill_model_card(facts()), "Results")
     assert "**Damaged images, left out: 7**: `picture|0.png` (truncated &lt;img>)" in text and "and 2 more" in text
-    assert "**Leaks: 14 of 32,768 test images are among those of training, or nearly**: same group 12, " in text
-    assert "Damaged images: none." in text and "Leaks between training and test: not looked for." in text
+    assert (
+        "**Leaks: 14 of 32,768 test images are also in the training data, or are near-duplicates**: same group 12, "
+        in text
+    )
+    assert "Damaged images: none." in text and "Leaks between training and test: not checked." in text
 
 
 def test_leaks_that_were_looked_for_and_not_found_are_told_as_such():
@@ -191,13 +196,13 @@ def test_the_data_stand_with_their_licences():
     for code, count in report["licenses"].items():
         assert f"| {code} | {count:,} |" in text
     assert "inventory 2026-11-23" in text
-    assert "no article, picture or licence in it is real" in fill_model_card(CARDS["drawn"])
+    assert "The data are synthetic" in fill_model_card(CARDS["drawn"])
 
 
 def test_of_the_published_weights_data_and_recipe_are_those_of_the_paper():
     conversion = {"source": PUBLISHED, "layout": "transformers", "versions": VERSIONS, "verification": None}
     card = fill_model_card(facts(training=None, dataset=None, license="mit", conversion=conversion))
-    assert "15,282,336" in card and "108,576" not in card and "MIT, as the published weights." in card
+    assert "15,282,336" in card and "108,576" not in card and "MIT, the license of the published weights." in card
     assert find_problems(card) == []
 
 
@@ -220,16 +225,20 @@ def test_what_nobody_stated_is_a_problem():
         ("| accuracy | 0.5123 |", "| accuracy | |", "Results: line .* has an empty cell"),
         ("| accuracy | 0.5123 |", "| accuracy | None |", "Results: line .* has an empty cell"),
         ("| accuracy | 0.5123 |", "| accuracy | nan |", "Results: line .* has an empty cell"),
-        ("For research only", "TODO", "BiomedCLIP: line .* has a placeholder"),
-        ("For research only", "[More Information Needed]", "has a placeholder"),
-        ("For research only", "$title", "has a placeholder"),
+        ("for research only", "TODO", "BiomedCLIP: line .* has a placeholder"),
+        ("for research only", "[More Information Needed]", "has a placeholder"),
+        ("for research only", "$title", "has a placeholder"),
         ('AutoModel.from_pretrained("lab/model")', 'AutoModel.from_pretrained("ORG/NAME")', "Usage: .* placeholder"),
         ("license: apache-2.0", "license: ''", "metadata: license"),
-        ("license: apache-2.0", "license: [", "metadata: they cannot be read"),
+        ("license: apache-2.0", "license: [", "metadata: cannot be read"),
         ("value: 0.5123", "value: .nan", "metadata: model-index has nan"),
         ("value: 0.5123", "value: ''", "metadata: model-index has ''"),
         ("      type: pcam\n", "", "metadata: "),
-        ("Weights: apache-2.0. The data have licences of their own: see there.", "", "License: there is nothing in it"),
+        (
+            "The license of the weights is apache-2.0. The training data have licenses of their own.",
+            "",
+            "License: the section is empty",
+        ),
     ],
 )
 def test_a_field_that_is_empty_is_found(old, new, problem):
@@ -240,7 +249,7 @@ def test_a_field_that_is_empty_is_found(old, new, problem):
 
 def test_the_last_section_counts_too():
     card = fill_model_card(facts())
-    assert find_problems(card[: card.index("```bibtex")]) == ["Citation: there is nothing in it"]
+    assert find_problems(card[: card.index("```bibtex")]) == ["Citation: the section is empty"]
 
 
 def test_no_path_of_the_machine_gets_out():

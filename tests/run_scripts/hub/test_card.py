@@ -90,7 +90,14 @@ def test_the_card_states_all_that_is_on_disk(model, dataset, tmp_path, capsys):
     assert here in output and "0.5123" in output and "not measured" in output
     assert max(map(len, output.splitlines())) <= 80
     text = (model / "README.md").read_text()
-    for words in ("| steps | 3 |", "0.7341", "learning_rate: 0.001", "49,", "recall at 1, at the last", here):
+    for words in (
+        "| steps | 3 |",
+        "0.7341",
+        "learning_rate: 0.001",
+        "49,",
+        "recall at 1, at the last evaluation",
+        here,
+    ):
         assert words in text, words
     assert str(tmp_path) not in text and "/home/someone" not in text
     assert find_problems(text.replace("ORG/NAME", "lab/model")) == []
@@ -105,7 +112,7 @@ def test_without_anything_it_says_so(model, tmp_path):
         (model / name).unlink()
     assert card("--model", model, "--output", tmp_path / "elsewhere") == 0
     text = (tmp_path / "elsewhere" / "README.md").read_text()
-    assert text.count("Not stated") == 3 and "Nothing was measured here" in text
+    assert text.count("Not stated") == 3 and "Nothing was measured for this card" in text
     assert not (model / "README.md").exists()
 
 
@@ -123,7 +130,7 @@ def test_results_of_other_weights_are_left_out_and_named(model, tmp_path, capsys
     output = capsys.readouterr().out.replace("\n", "")
     assert "measured with other weights" in output and "theirs" in output
     assert (
-        "Retrieval | pairs as PMC-15M's | none | image to text, recall at 1 | not measured"
+        "Retrieval | PMC-15M pairs | none | image to text, recall at 1 | not measured"
         in (model / "README.md").read_text()
     )
 
@@ -262,7 +269,7 @@ def test_a_link_in_the_place_of_the_card_is_replaced_and_not_written_through(mod
     ("arguments", "message"),
     [
         (["/nowhere"], "--model /nowhere is not a folder"),
-        (["{model}", "--results", "/nowhere"], "--results /nowhere: no results.json there"),
+        (["{model}", "--results", "/nowhere"], "--results /nowhere contains no results.json"),
         (["{model}", "--train-run", "/nowhere"], "--train-run /nowhere contains no train_results.json"),
         (["{model}", "--dataset", "{model}"], "contains no report.json"),
         (["{model}", "--dataset", "nobody/nothing"], "--dataset nobody/nothing is neither a folder nor on the Hub"),

@@ -20,8 +20,8 @@ def test_an_invalid_repository_id_is_refused(hub, repo_id):
         (None, "lab/pairs", "no token.*hf auth login"),
         ("hf_unknown", "lab/pairs", "push lab/pairs: the Hub refuses the token.*hf auth login"),
         ("hf_reader", "lab/pairs", "is read-only.*hf auth login"),
-        ("hf_writer", "strangers/pairs", "not a member of strangers.*lab, museum, someone"),
-        ("hf_writer", "museum/pairs", "only read access to museum"),
+        ("hf_writer", "strangers/pairs", "may not write to strangers.*lab, someone"),
+        ("hf_writer", "museum/pairs", "may not write to museum.*lab, someone"),
     ],
 )
 def test_missing_write_access_is_reported_without_writing(hub, monkeypatch, token, repo_id, message):

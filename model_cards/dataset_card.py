@@ -1,0 +1,143 @@
+"""Fill the card of a dataset from the report of its build."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import DatasetCardData
+
+from .escaping import Markdown, code_block, one_line
+from .formatting import public_name, render
+
+
+_SIZE_CATEGORIES = [
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+]
+
+# Name, feature of `datasets`, and meaning in Markdown.
+_COLUMNS = [
+    ("pair_id", "string", "`PMCID.version/figure/graphic`; the same in every build"),
+    ("image", "image", "the bytes of the image file, unchanged"),
+    ("caption", "string", "title and all paragraphs of the caption, as plain text"),
+    ("label", "string", "label of the figure, such as `Figure 2`, or null"),
+    ("panel", "string", "panel that the image shows, if the XML states it, or null"),
+    ("mentions", ["string"], "paragraphs that cite the figure"),
+    ("pmcid", "string", "id of the article in PubMed Central"),
+    ("version", "int32", "version of the article in PubMed Central"),
+    ("pmid", "string", "id of the article in PubMed, or null"),
+    ("doi", "string", "DOI of the article, or null"),
+    ("title", "string", "title of the article"),
+    ("citation", "string", "journal and year, with volume and pages if they are known"),
+    ("license", "string", "license of the article, which applies to the pair"),
+    ("width", "int32", "width of the image in pixels"),
+    ("height", "int32", "height of the image in pixels"),
+    ("mode", "string", "mode of the image file in Pillow: RGB, L, P, CMYK, I;16, ..."),
+    ("frames", "int32", "number of frames or pages of the image file, of which the first is used"),
+    ("file_size", "int32", "size of the image file in bytes"),
+    ("image_md5", "string", "MD5 of the image file, as stated by PubMed Central"),
+    (
+        "perceptual_hash",
+        "string",
+        "64 bits as hexadecimal digits; copies of an image differ in at most 6 bits; empty for a blank image",
+    ),
+    ("split", "string", "`train`, `validation` or `test`"),
+]
+
+# Options that do not change the pairs.
+_OF_THE_MACHINE = """
+    output_dir overwrite update executor tasks workers retries connections memory_gb
+    slurm_partition slurm_time slurm_args push_to private
+""".split()
+
+
+def fill_dataset_card(report: Mapping[str, Any]) -> str:
+    """Fill the card of a dataset.
+
+    Args:
+        report: Report of `biomedclip build`.
+
+    Returns:
+        Markdown with the metadata block that the Hub reads.
+    """
+    duplicates = {"same_image": report["duplicates"].get("same_picture"), **report["duplicates"]}
+    report = {"synthetic": report.get("drawn"), **report, "duplicates": duplicates}  # names of version 0.1
+    title = "Synthetic figure-caption pairs" if report["synthetic"] else "Figure-caption pairs from PubMed Central"
+    left_out = [(f"article: {reason}", count) for reason, count in report["articles"]["dropped"].items()]
+    left_out += [(f"figure: {reason}", count) for reason, count in report["figures"]["skipped"].items()]
+    return render(
+        "dataset_card.md",
+        title=title,
+        metadata=Markdown(_metadata(title, report)),
+        report=public_report(report),
+        columns=[(Markdown(f"`{name}`"), Markdown(meaning)) for name, _, meaning in _COLUMNS],
+        left_out=sorted(left_out, key=lambda row: -row[1]),
+        command=code_block(_command(report["options"]), "bash"),
+    )
+
+
+def public_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report that contains only the last part of each local path."""
+    tokenizer = report["caption_length"]["tokenizer"]
+    return {
+        **report,
+        "source": public_name(report["source"]),
+        "built_with": _public_values(report["built_with"]),
+        "caption_length": report["caption_length"] | {"tokenizer": tokenizer and public_name(tokenizer)},
+        "options": _public_values(report["options"]),
+    }
+
+
+def _metadata(title: str, report: Mapping[str, Any]) -> str:
+    splits, size = report["splits"], sum(counts["bytes"] for counts in report["splits"].values())
+    data = DatasetCardData(
+        language=["en"],
+        license="other",
+        license_name="per-article-creative-commons",
+        license_link="https://pmc.ncbi.nlm.nih.gov/about/copyright/",
+        pretty_name=title,
+        task_categories=["zero-shot-image-classification", "image-to-text"],
+        tags=["biology", "medical", "pubmed-central", "biomedclip"],
+        size_categories=[next((name for limit, name in _SIZE_CATEGORIES if report["pairs"] < limit), "n>100M")],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [
+                    {"split": one_line(split), "path": f"data/{one_line(split)}-*.parquet"} for split in splits
+                ],
+            }
+        ],
+        dataset_info={
+            "features": [
+                {"name": name, "list": kind[0]} if isinstance(kind, list) else {"name": name, "dtype": kind}
+                for name, kind, _ in _COLUMNS
+            ],
+            "splits": [
+                {"name": one_line(split), "num_bytes": counts["bytes"], "num_examples": counts["pairs"]}
+                for split, counts in splits.items()
+            ],
+            "download_size": size,
+            "dataset_size": size,
+        },
+    )
+    return data.to_yaml()
+
+
+def _public_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: public_name(value) if isinstance(value, str) else value for key, value in options.items()}
+
+
+def _command(options: Mapping[str, Any]) -> str:
+    """Return the command that gives the same pairs."""
+    words = ["biomedclip build"]
+    for name, value in options.items():
+        if value is None or value is False or name in _OF_THE_MACHINE:
+            continue
+        text = "" if value is True else public_name(str(value))
+        text = f" '{text}'" if re.search(r"[^\w.,:/-]", text) else f" {text}".rstrip()
+        words.append(f"--{name.replace('_', '-')}{text if len(text) < 100 else f'{text[:80]}...'}")
+    return " \\\n  ".join([*words, "--output-dir out"])
