@@ -1,4 +1,4 @@
-"""A model is checked before it is loaded."""
+"""A model is checked before it is loaded, and output folders before anything is computed."""
 
 import json
 import shutil
@@ -18,42 +18,49 @@ from biomedclip import (
     BiomedCLIPModel,
 )
 from biomedclip.run_scripts.evaluation import checks
-from biomedclip.run_scripts.evaluation.checks import check_model, check_output
+from biomedclip.run_scripts.evaluation.checks import QUESTIONS, check_model, check_output
 
 
-@pytest.fixture
-def no_weights(monkeypatch):
+@pytest.fixture(autouse=True)
+def no_loading(monkeypatch):
     """Fail a test that loads a model."""
     for name in ("AutoModel", "AutoModelForVisualQuestionAnswering"):
         monkeypatch.setattr(f"transformers.{name}.from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
 
 
-def save(model_class, folder, processor=None):
-    model_class(BiomedCLIPConfig(**SMALL_CONFIG)).save_pretrained(folder)
-    if processor is not None:
-        processor.save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def model(tmp_path, small_checkpoint):
+    """A copy of the small checkpoint."""
+    return shutil.copytree(small_checkpoint, tmp_path / "model")
 
 
-def adapter(folder, base, small_processor, **options):
-    model = BiomedCLIPModel.from_pretrained(base)
-    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **options)).save_pretrained(folder)
+@pytest.fixture
+def adapter(tmp_path, model, small_processor):
+    folder = tmp_path / "adapter"
+    peft_model = get_peft_model(BiomedCLIPModel.from_pretrained(model), LoraConfig(r=2, target_modules=["q_proj"]))
+    peft_model.save_pretrained(folder)
     small_processor.save_pretrained(folder)
     return folder
 
 
-QUESTIONS = "visual-question-answering"
+def write(folder, name, content=b"{}"):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+
+def change(path, **settings):
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
 @pytest.mark.parametrize("task", ["retrieval", "zero-shot", "linear-probe"])
-def test_the_error_for_a_classifier_states_how_to_use_it(tmp_path, small_processor, task, no_weights):
-    name = save(BiomedCLIPForImageClassification, tmp_path, small_processor.image_processor)
+def test_the_error_for_a_classifier_states_how_to_use_it(tmp_path, task):
+    BiomedCLIPForImageClassification(BiomedCLIPConfig(**SMALL_CONFIG)).save_pretrained(tmp_path)
     what = "is a classifier .BiomedCLIPForImageClassification., which has no text tower"
     with pytest.raises(ValueError, match=f"{what}. {task} needs a dual encoder.* train_results.json"):
-        check_model(name, task)
+        check_model(str(tmp_path), task)
 
 
-def test_the_error_for_a_model_that_answers_questions_names_its_task(tmp_path, small_processor, no_weights):
+def test_the_error_for_a_model_that_answers_questions_names_its_task(tmp_path, small_processor):
     head = BiomedCLIPCoAttentionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
     config = BiomedCLIPConfig(**SMALL_CONFIG, co_attention_config=head.to_dict(), num_labels=3)
     BiomedCLIPForVisualQuestionAnswering(config).save_pretrained(tmp_path)
@@ -63,17 +70,19 @@ def test_the_error_for_a_model_that_answers_questions_names_its_task(tmp_path, s
         check_model(str(tmp_path), "retrieval")
 
 
-def test_a_dual_encoder_has_no_head_for_questions(small_checkpoint, no_weights):
-    check_model(str(small_checkpoint), "zero-shot")
+def test_a_dual_encoder_has_no_head_for_questions(model):
+    check_model(str(model), "zero-shot")
     with pytest.raises(ValueError, match="BiomedCLIPModel. has no trained head for questions. Train one"):
-        check_model(str(small_checkpoint), QUESTIONS)
+        check_model(str(model), QUESTIONS)
 
 
-def test_other_dual_encoders_pass_and_models_of_one_tower_do_not(tmp_path, small_processor, no_weights):
-    config = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    CLIPModel(
-        CLIPConfig(text_config=config | {"vocab_size": 128}, vision_config=config | {"image_size": 32, "patch_size": 8})
-    ).save_pretrained(tmp_path / "clip")
+def test_a_model_of_transformers_needs_two_towers(tmp_path, small_processor):
+    config = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    towers = {
+        "text_config": config | {"vocab_size": 128},
+        "vision_config": config | {"image_size": 32, "patch_size": 8},
+    }
+    CLIPModel(CLIPConfig(**towers)).save_pretrained(tmp_path / "clip")
     small_processor.save_pretrained(tmp_path / "clip")
     check_model(str(tmp_path / "clip"), "retrieval")
     BertModel(BertConfig(vocab_size=128, **config)).save_pretrained(tmp_path / "bert")
@@ -81,33 +90,22 @@ def test_other_dual_encoders_pass_and_models_of_one_tower_do_not(tmp_path, small
         check_model(str(tmp_path / "bert"), "retrieval")
 
 
-def test_the_base_of_an_adapter_must_exist(tmp_path, small_checkpoint, small_processor, no_weights):
-    base = tmp_path / "base"
-    shutil.copytree(small_checkpoint, base)
-    folder = adapter(tmp_path / "adapter", base, small_processor)
-    check_model(str(folder), "retrieval")
+def test_the_base_of_an_adapter_must_exist(model, adapter):
+    check_model(str(adapter), "retrieval")
     with pytest.raises(ValueError, match="has no trained head for questions"):
-        check_model(str(folder), QUESTIONS)
-    shutil.rmtree(base)
-    with pytest.raises(FileNotFoundError, match="is an adapter, and its base model .*base cannot be used: no such"):
-        check_model(str(folder), "retrieval")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+        check_model(str(adapter), QUESTIONS)
+    shutil.rmtree(model)
+    with pytest.raises(FileNotFoundError, match="is an adapter, and its base model .*model cannot be used: no such"):
+        check_model(str(adapter), "retrieval")
+    change(adapter / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(ValueError, match="base_model_name_or_path is None. It must name the model"):
-        check_model(str(folder), "retrieval")
+        check_model(str(adapter), "retrieval")
 
 
-def test_an_adapter_of_a_classifier_is_refused(tmp_path, small_checkpoint, small_processor, no_weights):
-    folder = adapter(tmp_path / "adapter", small_checkpoint, small_processor)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["classifier"]}))
+def test_an_adapter_of_a_classifier_is_refused(adapter):
+    change(adapter / "adapter_config.json", modules_to_save=["classifier"])
     with pytest.raises(ValueError, match="is an adapter with a head .classifier."):
-        check_model(str(folder), "zero-shot")
-
-
-def write(folder, name, content=b"{}"):
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(content)
+        check_model(str(adapter), "zero-shot")
 
 
 @pytest.mark.parametrize(
@@ -119,10 +117,7 @@ def write(folder, name, content=b"{}"):
         (["report.json", "data/train-00000-of-00001.parquet", "README.md"], "a dataset that biomedclip build wrote"),
         (["dataset_info.json", "data-00000-of-00001.arrow"], "a dataset, not a model. Pass it as --data"),
         (["data/train-00000-of-00001.parquet"], "a dataset, not a model. Pass it as --data"),
-        (
-            ["checkpoint-5/config.json", "checkpoint-20/config.json"],
-            "its training did not end.*such as .*checkpoint-20",
-        ),
+        (["checkpoint-5/config.json", "checkpoint-20/config.json"], "its training did not end.*such as .*-20"),
         (["image_model.onnx", "processor_config.json"], "exported graphs"),
         (["lung/0.png", "brain/0.png"], "a folder of images, not a model"),
         (["notes.txt"], "no config.json, so it is not a model. It contains notes.txt"),
@@ -130,7 +125,7 @@ def write(folder, name, content=b"{}"):
         (["own/config.json"], "no config.json, so"),
     ],
 )
-def test_the_error_for_a_folder_that_is_not_a_model_describes_the_folder(tmp_path, names, message, no_weights):
+def test_the_error_for_a_folder_that_is_not_a_model_describes_the_folder(tmp_path, names, message):
     for name in names:
         write(tmp_path, name, png_bytes(0) if name.endswith(".png") else b"{}")
     with pytest.raises(ValueError, match=f"--model .*: .*{message}"):
@@ -140,17 +135,14 @@ def test_the_error_for_a_folder_that_is_not_a_model_describes_the_folder(tmp_pat
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("nowhere", FileNotFoundError, "no such folder, and not an id on the Hub .owner/name."),
-        ("./nowhere", FileNotFoundError, "no such folder"),
-        ("/nowhere/model", FileNotFoundError, "no such folder"),
-        ("~/model", FileNotFoundError, "no such folder"),
-        ("a/b/c", FileNotFoundError, "no such folder"),
+        *((name, FileNotFoundError, "no such folder, and not an id on the Hub .owner/name.")
+          for name in ("nowhere", "./nowhere", "/nowhere/model", "~/model", "a/b/c")),
         ("owner/nowhere", FileNotFoundError, "no model on the Hub was found"),
         ("{tmp}/file", ValueError, "is a file. Name the folder"),
         ("biovil-t", ImportError, "needs the package health_multimodal"),
     ],
-)
-def test_a_missing_model_is_named(tmp_path, monkeypatch, name, error, message, no_weights):
+)  # fmt: skip
+def test_the_error_for_a_missing_model_names_it(tmp_path, monkeypatch, name, error, message):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setitem(sys.modules, "health_multimodal", None)  # as if it were not installed
     (tmp_path / "file").write_text("")
@@ -158,52 +150,68 @@ def test_a_missing_model_is_named(tmp_path, monkeypatch, name, error, message, n
         check_model(name.format(tmp=tmp_path), "retrieval")
 
 
-def test_weights_that_are_missing_or_cut_off_are_named(tmp_path, small_checkpoint, small_processor, no_weights):
-    shutil.copytree(small_checkpoint, tmp_path / "cut")
-    weights = tmp_path / "cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+def test_the_error_for_missing_or_truncated_weights_names_the_file(model):
+    weights = model / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-100])
     with pytest.raises(ValueError, match="model.safetensors: damaged or truncated"):
-        check_model(str(tmp_path / "cut"), "retrieval")
+        check_model(str(model), "retrieval")
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="no weights"):
-        check_model(str(tmp_path / "cut"), "retrieval")
-    (tmp_path / "cut" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "b.safetensors"}}))
-    (tmp_path / "cut" / "a.safetensors").write_bytes((small_checkpoint / "model.safetensors").read_bytes())
+        check_model(str(model), "retrieval")
+    write(model, "model.safetensors.index.json", {"weight_map": {"a": "b.safetensors"}})
+    write(model, "a.safetensors", content)
     with pytest.raises(FileNotFoundError, match="index.json names b.safetensors, which is missing"):
-        check_model(str(tmp_path / "cut"), "retrieval")
+        check_model(str(model), "retrieval")
 
 
-def test_a_model_without_its_tokenizer_is_refused(tmp_path, small_checkpoint, no_weights):
-    shutil.copytree(small_checkpoint, tmp_path / "model")
+def test_a_model_without_its_tokenizer_is_refused(model):
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "model" / name).unlink()
+        (model / name).unlink()
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
-        check_model(str(tmp_path / "model"), "retrieval")
+        check_model(str(model), "retrieval")
 
 
-def test_an_open_clip_folder_needs_the_package_unless_it_is_biomedclip(tmp_path, monkeypatch, no_weights):
-    config = {"model_cfg": {"text_cfg": {"hf_model_name": "some/bert"}}}
-    write(tmp_path, "open_clip_config.json", json.dumps(config).encode())
+def test_an_open_clip_folder_needs_the_package_unless_it_is_biomedclip(tmp_path, monkeypatch):
+    write(tmp_path, "open_clip_config.json", {"model_cfg": {"text_cfg": {"hf_model_name": "some/bert"}}})
     write(tmp_path, "open_clip_model.safetensors")
     monkeypatch.setitem(sys.modules, "open_clip", None)  # as if it were not installed
     with pytest.raises(ImportError, match="open_clip's layout. It needs the package open_clip"):
         check_model(str(tmp_path), "retrieval")
-    config["model_cfg"]["text_cfg"]["hf_model_name"] = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
-    write(tmp_path, "open_clip_config.json", json.dumps(config).encode())
+    ours = {"hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"}
+    write(tmp_path, "open_clip_config.json", {"model_cfg": {"text_cfg": ours}})
     check_model(str(tmp_path), "retrieval")
     (tmp_path / "open_clip_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no weights"):
         check_model(str(tmp_path), "retrieval")
 
 
+@pytest.mark.parametrize(
+    ("auto_map", "more"), [({}, ""), ({"AutoModel": "own.Model"}, "which needs --trust-remote-code")]
+)
+def test_a_model_of_an_unknown_type_needs_trust_remote_code(tmp_path, auto_map, more):
+    write(tmp_path, "config.json", {"model_type": "own", "auto_map": auto_map})
+    for name in ("pytorch_model.bin", "processor_config.json", "tokenizer.json"):
+        write(tmp_path, name)
+    with pytest.raises(ValueError, match=f"does not have the model_type 'own'.*{more}"):
+        check_model(str(tmp_path), "retrieval")
+    check_model(str(tmp_path), "retrieval", trust_remote_code=True)
+
+
+def test_settings_that_would_run_code_are_refused(model):
+    change(model / "config.json", attn_implementation="owner/kernel")
+    with pytest.raises(ValueError, match="a kernel that would be downloaded and run"):
+        check_model(str(model), "retrieval")
+
+
 def test_results_of_another_task_are_not_replaced(tmp_path):
     check_output([tmp_path / "new" / "deep"], "zero-shot", None)
     assert (tmp_path / "new" / "deep").is_dir() and not list((tmp_path / "new" / "deep").iterdir())
-    (tmp_path / "results.json").write_text(json.dumps({"task": "zero-shot", "benchmark": "pcam"}))
+    write(tmp_path, "results.json", {"task": "zero-shot", "benchmark": "pcam"})
     check_output([tmp_path], "zero-shot", "pcam")
     with pytest.raises(ValueError, match="contains results of zero-shot on pcam, and retrieval would replace them"):
         check_output([tmp_path], "retrieval", None)
-    (tmp_path / "results.json").write_text("[]")
+    write(tmp_path, "results.json", b"[]")
     with pytest.raises(ValueError, match="not results of biomedclip evaluate"):
         check_output([tmp_path], "zero-shot", "pcam")
 
@@ -222,24 +230,3 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match="cannot be written .Permission denied"):
         check_output([tmp_path], "zero-shot", None)
-
-
-@pytest.mark.parametrize(
-    ("auto_map", "more"), [({}, ""), ({"AutoModel": "own.Model"}, "which needs --trust-remote-code")]
-)
-def test_a_model_of_an_unknown_type_needs_trust_remote_code(tmp_path, auto_map, more, no_weights):
-    write(tmp_path, "config.json", json.dumps({"model_type": "own", "auto_map": auto_map}).encode())
-    write(tmp_path, "pytorch_model.bin")
-    write(tmp_path, "processor_config.json")
-    write(tmp_path, "tokenizer.json")
-    with pytest.raises(ValueError, match=f"does not have the model_type 'own'.*{more}"):
-        check_model(str(tmp_path), "retrieval")
-    check_model(str(tmp_path), "retrieval", trust_remote_code=True)
-
-
-def test_settings_that_would_run_code_are_refused_before_loading(tmp_path, small_checkpoint, no_weights):
-    shutil.copytree(small_checkpoint, tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"attn_implementation": "owner/kernel"}))
-    with pytest.raises(ValueError, match="a kernel that would be downloaded and run"):
-        check_model(str(tmp_path / "model"), "retrieval")

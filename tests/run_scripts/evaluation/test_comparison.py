@@ -1,6 +1,7 @@
-"""Published values beside the measured ones: in the table, Markdown, LaTeX, JSON and the plot."""
+"""Comparisons of measured and published values: table, Markdown, LaTeX, JSON and plot."""
 
 import json
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -31,7 +32,7 @@ def test_published_rows_follow_the_measured_ones_and_are_marked(tmp_path, capsys
     assert latex.count(r"\midrule") == 2
     assert latex.index("Other (published, read off a figure)") > latex.rindex(r"\midrule") > latex.index("\nb &")
     saved = json.loads((tmp_path / "comparison.json").read_text())
-    assert list(saved["models"]) == ["a", "b"], "only what was measured"
+    assert list(saved["models"]) == ["a", "b"], "measured models only"
     assert saved["published"] == [
         {"model": "BiomedCLIP", "source": "a paper", "read_from_figure": False, "values": {"accuracy": 0.7341}},
         {"model": "Other", "source": "its figure", "read_from_figure": True, "values": {"accuracy": 0.7007}},
@@ -41,28 +42,27 @@ def test_published_rows_follow_the_measured_ones_and_are_marked(tmp_path, capsys
     assert "Other *" in output and "BiomedCLIP *" not in output and "0.7007" in output
 
 
-def test_a_model_that_is_called_like_a_published_one_stays_measured(tmp_path):
+def test_a_model_with_the_name_of_a_published_one_is_renamed(tmp_path):
     compare(results("BiomedCLIP (published)", "b"), tmp_path)
     saved = json.loads((tmp_path / "comparison.json").read_text())
     assert list(saved["models"]) == ["BiomedCLIP (published) (model)", "b"]
     assert saved["models"]["BiomedCLIP (published) (model)"]["accuracy"]["value"] == 0.5123
 
 
-def test_the_title_names_the_study_that_was_chosen(tmp_path):
+def test_the_title_names_the_chosen_study(tmp_path):
     data = zero_shot_result()["data"] | {"selection": {"cancer": "brca", "images": 3}}
     compare(results("a", "b", benchmark="tcga_til", data=data), tmp_path)
     assert (tmp_path / "comparison.md").read_text().startswith("# zero-shot on tcga\\_til (brca), test split")
 
 
 def test_notes_of_the_results_are_listed_once(tmp_path):
-    """They state how the data differ from those of the published values."""
     data = zero_shot_result()["data"] | {"notes": ["12 images, *not* 32,768.", "Other images."]}
     compare(results("a", "b", data=data), tmp_path)
     text = (tmp_path / "comparison.md").read_text()
     assert "\nNotes:\n\n- 12 images, \\*not\\* 32,768.\n- Other images.\n" in text and text.count("12 images") == 1
 
 
-def test_without_published_values_there_is_no_mark(tmp_path, capsys):
+def test_a_comparison_without_published_values_does_not_mention_them(tmp_path, capsys):
     compare(results("a", "b", published=[]), tmp_path)
     assert "measured here" not in (tmp_path / "comparison.md").read_text() + capsys.readouterr().out
     assert (tmp_path / "comparison.tex").read_text().count(r"\midrule") == 1
@@ -74,11 +74,9 @@ def test_points_of_published_models_are_hollow_and_differ(tmp_path, monkeypatch)
     drawn = {}
 
     def keep(figure, path):
-        lines = [container.lines[0] for container in figure.axes[0].containers]
-        names = [container.get_label() for container in figure.axes[0].containers]
-        drawn.update(
-            {name: (line.get_marker(), line.get_markerfacecolor()) for name, line in zip(names, lines, strict=True)}
-        )
+        for container in figure.axes[0].containers:
+            line = container.lines[0]
+            drawn[container.get_label()] = line.get_marker(), line.get_markerfacecolor()
         figure.savefig(path)
 
     monkeypatch.setattr(plots, "_save", keep)
@@ -108,32 +106,19 @@ def test_a_terminal_of_80_columns_shows_every_published_model(benchmark, task, m
         assert model.split()[0] in output
 
 
-class Encoder:
-    name, type, weights, precision = "m", "biomedclip", "0", "float32"
-
-    class model:
-        class config:
-            pass
-
-
 @pytest.mark.parametrize(("paper", "models"), [({"accuracy": 0.7895}, 5), ({}, 0)])
-def test_results_hold_published_values_only_of_the_same_data(paper, models, tmp_path):
-    """BiomedCLIP's values are left out where the data are others; so are those of all models."""
-    content = {
-        "command": [],
-        "encoder": Encoder,
-        "data": {"split": "test"},
-        "metrics": {},
-        "settings": {},
-        "seconds": 0.0,
-    }
-    content |= {"paper": paper, "paper_source": ""}
+def test_results_contain_published_values_only_if_the_data_are_the_same(paper, models, tmp_path):
+    """The paper's values are empty for other data."""
+    encoder = SimpleNamespace(name="m", type="biomedclip", weights="0", precision="float32")
+    encoder.model = SimpleNamespace(config=None)
+    content = {"command": [], "encoder": encoder, "data": {"split": "test"}, "metrics": {}, "settings": {}}
+    content |= {"paper": paper, "paper_source": "", "seconds": 0.0}
     written = write_results(tmp_path, task="zero-shot", benchmark="rsna", **content)
     assert len(written["published"]) == models
     assert written["published"] == json.loads((tmp_path / "results.json").read_text())["published"]
 
 
-def test_retrieval_is_compared_both_ways_with_published_models(tmp_path):
+def test_both_directions_of_retrieval_are_compared_with_published_models(tmp_path):
     entries = [vars(entry) for entry in published_models("pmc15m", "retrieval")]
     measured = [retrieval_result(published=entries) | {"model": {"name": name, "weights": name}} for name in ("a", "b")]
     compare(measured, tmp_path)

@@ -1,4 +1,4 @@
-"""Examples of retrieval, as pictures and as data."""
+"""Examples of retrieval, as plots and as data."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def image_bytes(image: Image.Image, **options) -> dict:
 
 
 def pairs_of_all_kinds() -> list[dict]:
-    """Rows with a 16-bit, a grey, a bilevel, a transparent, a palette, a very wide and an RGB image."""
+    """Rows with a 16-bit, gray, bilevel, transparent, palette, very wide and RGB image."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
     rgb = Image.fromarray(pixels[..., :3])
     images = [Image.fromarray((pixels[..., 0].astype(np.uint16)) * 16), rgb.convert("L"), rgb.convert("1")]
@@ -60,7 +60,7 @@ def embedded_pairs(pairs: int, image_of_text: list[int] | None = None) -> Embedd
 @pytest.mark.parametrize("image_of_text", [None, [0, 1, 2, 1, 0, 3, 4, 2, 1, 5, 6, 6]])
 def test_examples_are_the_best_candidates_and_the_rank_of_the_right_one(image_of_text, tmp_path):
     embedded = embedded_pairs(12, image_of_text)
-    embedded = replace(embedded, rows=embedded.rows + 100)  # rows that are left out lie before
+    embedded = replace(embedded, rows=embedded.rows + 100)  # earlier rows were left out
     image_of = image_of_text or list(range(12))
     found = find_examples(embedded, count_ranks(embedded, tmp_path, {}), 99, seed=0)
     scores = embedded.images.double().numpy() @ embedded.texts.double().numpy().T
@@ -84,8 +84,8 @@ def test_examples_are_the_best_candidates_and_the_rank_of_the_right_one(image_of
                 assert candidate.rank == order.index(place) + 1
 
 
-def test_pictures_show_any_caption_and_any_image_with_its_source(tmp_path, monkeypatch):
-    """No text is read as mathematics, and a missing font gives a message of the program instead of warnings."""
+def test_plots_show_any_caption_and_any_image_with_its_source(tmp_path, monkeypatch):
+    """No text is parsed as mathematics, and matplotlib does not warn of missing fonts."""
     shown = []
     monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", lambda *_, **__: pytest.fail("mathematics"))
     save = plots._save
@@ -103,8 +103,8 @@ def test_pictures_show_any_caption_and_any_image_with_its_source(tmp_path, monke
         f"examples/{direction}_{page}.png" for direction in TOP for page in (1, 2)
     }
     for file in {entry["file"] for entry in entries}:
-        picture = np.asarray(Image.open(tmp_path / file).convert("RGB"))
-        assert picture.shape[1] > 1000 and (picture != 255).any()
+        plot = np.asarray(Image.open(tmp_path / file).convert("RGB"))
+        assert plot.shape[1] > 1000 and (plot != 255).any()
     text = "\n".join(shown)
     for expected in (
         "$x_1^{2$ and $\\alpha$",
@@ -121,7 +121,7 @@ def test_pictures_show_any_caption_and_any_image_with_its_source(tmp_path, monke
 
 @pytest.fixture
 def run(small_checkpoint, built, tmp_path):
-    """Evaluates retrieval with further options; returns the results."""
+    """Return a function that evaluates retrieval with options and returns the results."""
 
     def run(*options: str) -> dict:
         arguments = ["evaluate", "retrieval", "--model", str(small_checkpoint), "--data", str(built)]
@@ -131,14 +131,15 @@ def run(small_checkpoint, built, tmp_path):
     return run
 
 
-def pictures(folder: Path) -> set[str]:
+def plots_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
 
 
-def test_the_command_lists_the_pictures_that_it_leaves(run, tmp_path, capsys):
+@pytest.mark.slow
+def test_the_command_lists_its_plots_and_removes_older_ones(run, tmp_path, capsys):
     results = run("--examples", "7")
     files = {entry["file"] for entry in results["examples"]}
-    assert files == pictures(tmp_path / "out") and len(files) == 4
+    assert files == plots_in(tmp_path / "out") and len(files) == 4
     output = capsys.readouterr().out
     assert all(file in output for file in files)
     for direction in TOP:
@@ -146,24 +147,20 @@ def test_the_command_lists_the_pictures_that_it_leaves(run, tmp_path, capsys):
         assert len({entry["query"]["pair_id"] for entry in of_direction}) == 7
         assert all(set(entry["query"]) == {"pair_id", "pmcid", "license"} for entry in of_direction)
         assert all(sum(candidate["right"] for candidate in entry["candidates"]) == 1 for entry in of_direction)
-    again = run("--examples", "2")
-    assert pictures(tmp_path / "out") == {entry["file"] for entry in again["examples"]}, "old pictures are removed"
-    assert run("--examples", "2")["examples"] == again["examples"], "the same seed"
-    other = run("--examples", "2", "--seed", "1")["examples"]
-    assert {entry["query"]["pair_id"] for entry in other} != {entry["query"]["pair_id"] for entry in again["examples"]}
+    again = run("--examples", "2")["examples"]
+    assert plots_in(tmp_path / "out") == {entry["file"] for entry in again}
+    assert run("--examples", "2")["examples"] == again
+    queries = {entry["query"]["pair_id"] for entry in again}
+    assert {entry["query"]["pair_id"] for entry in run("--examples", "2", "--seed", "1")["examples"]} != queries
+    assert "examples" not in run("--examples", "0")
 
 
-def test_there_are_no_more_examples_than_pairs_of_the_pool(run, tmp_path):
+def test_there_are_no_more_examples_than_pairs_in_the_pool(run):
     results = run("--examples", "100", "--pool-size", "4", "--pool-draws", "2")
     assert len(results["examples"]) == 8
     assert "--examples 100: there are 4 pairs, and each is an example." in results["data"]["notes"]
     for entry in results["examples"]:
         assert entry["rank"] <= 4 and len(entry["candidates"]) == min(4, TOP[entry["direction"]] + (entry["rank"] > 3))
-
-
-def test_without_examples_there_are_no_pictures(run, tmp_path):
-    assert "examples" not in run() and "examples" not in run("--examples", "0")
-    assert pictures(tmp_path / "out") == set()
 
 
 def test_a_negative_number_of_examples_is_refused(small_checkpoint, built, tmp_path, capsys):
