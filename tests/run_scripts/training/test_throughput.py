@@ -36,7 +36,7 @@ def slow_down(monkeypatch, owner: type, method: str) -> None:
 
 @pytest.mark.parametrize(("fast", "remedy"), [("false", " or pass --fast-decode"), ("true", "")])
 def test_a_slow_loader_is_reported_with_remedies(run, monkeypatch, fast, remedy):
-    slow_down(monkeypatch, ContrastiveCollator, "_usable")
+    slow_down(monkeypatch, ContrastiveCollator, "_read_rows")
     found, printed = run(max_steps=4, fast_decode=fast)
     assert found["limit"] == f"the loader limits: raise --dataloader-num-workers{remedy}"
     assert found["limit"] in " ".join(printed.split()) and "loader samples per second" in printed
