@@ -1,4 +1,4 @@
-"""What the processes of a gradient test run: in a module of its own, as each of them imports it by its name."""
+"""Gradients of losses in several processes, which import this module by its name."""
 
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,13 @@ _TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "n
 
 
 def unit(pairs: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Rows of length 1."""
+    """Return rows of length 1."""
     generator = torch.Generator().manual_seed(seed)
     return normalize(torch.randn(pairs, 8, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
 
 
 def tiny_model(*, dropout: float = 0.0) -> BiomedCLIPModel:
-    """A model of a few thousand fixed random weights, with temperature and bias."""
+    """Return a model with a few thousand fixed random weights and a logit bias."""
     torch.manual_seed(0)
     config = BiomedCLIPConfig(
         projection_dim=8,
@@ -38,7 +38,7 @@ def tiny_model(*, dropout: float = 0.0) -> BiomedCLIPModel:
 
 
 def some_batch(pairs: int) -> dict[str, torch.Tensor]:
-    """Images and texts of 2 to 12 words."""
+    """Return images, and texts of 2 to 12 words."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(2, 13, (pairs, 1), generator=generator)
     mask = (torch.arange(12) < lengths).long()
@@ -50,9 +50,10 @@ def some_batch(pairs: int) -> dict[str, torch.Tensor]:
 
 
 def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    """
-    Float32 sums in another order, relative to the parameter's largest entry: 4e-6 was seen. Smaller ones than 0.1 are
-    a key's bias and InfoNCE's logit_bias, whose gradients are zero but for rounding.
+    """Compare gradients relative to the largest entry of the parameter, at least 0.1.
+
+    Float32 sums in another order differ by up to 4e-6. The gradients of the bias of the keys and of InfoNCE's logit
+    bias are zero except for rounding.
     """
     assert ours.keys() == theirs.keys() and ours
     for name, gradient in ours.items():
@@ -61,7 +62,7 @@ def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch
 
 
 def gradients_of_a_process(rank: int, world_size: int, folder: str) -> None:
-    """Saves the gradients that DDP makes of each loss, ours, cached and open_clip's, of shares of a batch."""
+    """Save the DDP gradients of each loss over a divided batch: ours, cached, and those of open_clip."""
     from open_clip.loss import ClipLoss, SigLipLoss
 
     meeting_point = f"file://{folder}/meeting_point_{world_size}"
@@ -88,7 +89,7 @@ def gradients_of_a_process(rank: int, world_size: int, folder: str) -> None:
 
 
 def _cached_gradients(inputs: dict[str, torch.Tensor], loss: str) -> dict[str, torch.Tensor]:
-    """In mini-batches of one pair; gradients must cross the processes once."""
+    """Return cached gradients with mini-batches of one pair. Gradients must be reduced once."""
     model, reductions = tiny_model(), []
     wrapped = DistributedDataParallel(model, find_unused_parameters=False)
 

@@ -1,8 +1,7 @@
-"""
-Trains through the command's own entry point in processes that can be killed at a chosen moment.
+"""Run `biomedclip train` in processes that can be killed at a chosen moment.
 
-Run as a program it imports the command once and forks each run, which saves the imports of every one of them. It takes
-requests from its input and answers with exit statuses, as lines of JSON.
+As a program, it imports the command once and forks each run. It reads requests from its input and answers with exit
+statuses, as lines of JSON.
 """
 
 import json
@@ -17,13 +16,13 @@ from typing import Any
 from helpers.commands import ENVIRONMENT, ROOT, free_port
 
 
-TIMEOUT = 120  # seconds, after which a run hangs
-SURVIVAL = 0.3  # seconds that the other processes have, once one is killed
+TIMEOUT = 120  # seconds after which a run is ended
+SURVIVAL = 0.3  # seconds until the other processes are killed too
 FILE_EVENTS = {"open", "os.mkdir", "os.remove", "os.rmdir", "os.rename"}
 
 
 class KillableRuns:
-    """The client: `run` trains and returns when all processes have ended, one way or the other."""
+    """Client of the program."""
 
     def __enter__(self) -> "KillableRuns":
         self.program = subprocess.Popen(
@@ -49,14 +48,15 @@ class KillableRuns:
         rank: int = 0,
         kill_after: float | None = None,
     ) -> list[int]:
-        """
+        """Train, and return when all processes have ended.
+
         Args:
-            arguments: Of the command.
-            log: Folder for what each process reads (`reads.RANK`) and says (`output.RANK`).
+            arguments: Arguments of the command.
+            log: Folder for the rows that each process reads (`reads.RANK`) and its output (`output.RANK`).
             processes: Number of processes.
-            kill_at_event: Kill `rank` when it reads rows, or touches a file of a checkpoint, for the nth time.
-            rank: The process that is killed; the others, which would wait for it, soon after.
-            kill_after: Kill all processes so many seconds after the first one has read rows.
+            kill_at_event: Kill process `rank` at its nth event: reading rows, or accessing a file of a checkpoint.
+            rank: The process to kill. The others are killed soon after.
+            kill_after: Kill all processes this number of seconds after the first one has read rows.
 
         Returns:
             Exit statuses, -9 for a killed process.
@@ -69,13 +69,13 @@ class KillableRuns:
 
 
 def reads(log: Path, rank: int = 0) -> list[list[int]]:
-    """Epoch, first row and last row of each read of a process, in their order."""
+    """Return epoch, first row and last row of each read of a process."""
     path = log / f"reads.{rank}"
     return [list(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def train(arguments: list[str], log: Path, process: int, processes: int, kill_at_event: int | None, port: int) -> int:
-    """One process of a run."""
+    """Run one process."""
     from biomedclip.processing.streaming import PairStream
     from biomedclip.run_scripts.main import main
 
@@ -95,14 +95,14 @@ def train(arguments: list[str], log: Path, process: int, processes: int, kill_at
             os.kill(os.getpid(), signal.SIGKILL)
 
     def logged(self: PairStream, epoch: int, low: int, high: int) -> list[dict[str, Any]]:
-        if "image" in self.columns:  # not where the vocabulary is learned
+        if "image" in self.columns:  # excludes reading captions for the vocabulary
             with (log / f"reads.{process}").open("a") as file:
                 file.write(f"{epoch} {low} {high}\n")
             happen()
         return rows(self, epoch, low, high)
 
     def watch(event: str, details: tuple[Any, ...]) -> None:
-        # A folder that is removed is walked through by names relative to it.
+        # Files in a folder that is being removed have relative names.
         if events and event in FILE_EVENTS and (event != "open" or "checkpoint-" in str(details[0])):
             happen()
 

@@ -1,12 +1,10 @@
-"""open_clip's own training program and our trainer on batches that both are given; each side runs in a process.
+"""Run open_clip's training program and our trainer on the same batches, each in a process.
 
 python tests/helpers/open_clip_training.py FOLDER '{"side": "open_clip", ...}'
 
-FOLDER holds a model in open_clip's layout and `batches.pt` ([`prepare`]); the fields of the JSON are those of [`Run`].
-open_clip's side is `open_clip_train.main`, with its options, weight-decay groups, schedule, `train_one_epoch` and loss.
-Only its reader is replaced by the batches, and its epoch is watched from outside. Its options are those of the paper.
-Our side is the recipe `biomedclip`, read by the command. Only sizes, steps, precision and the fields of [`Run`] differ
-from it.
+FOLDER contains a model in the format of open_clip and `batches.pt`, see [`prepare`]. The fields of the JSON are those
+of [`Run`]. open_clip's side is `open_clip_train.main` with the options of the paper. Only its data loader is replaced.
+Our side is the recipe `biomedclip` except for sizes, steps, precision and the fields of [`Run`].
 """
 
 import contextlib
@@ -47,21 +45,20 @@ Batch = Mapping[str, torch.Tensor]
 
 @dataclass
 class Run:
-    """
-    What one side does.
+    """Options of a side.
 
     Args:
         side: `open_clip` or `biomedclip`.
-        learning_rate: Peak; a cosine to zero follows.
-        weight_decay: Of what decays.
-        warmup_steps: Steps of the warm-up; the paper's 2,000 are more than a test has.
-        bf16: Under bfloat16 autocast.
-        gradient_checkpointing: In both towers.
-        pairs: Batches to take, and of each the pairs to take; all pairs of all batches when left out.
-        device: Where to train.
-        processor_time: Count the seconds of the processor, all threads together, and not those of the clock.
-        options: Further options of `biomedclip train`, for our side.
-        save_as: File for the trained weights, under the side's own names; not saved when left out.
+        learning_rate: Peak learning rate of a cosine schedule to zero.
+        weight_decay: Weight decay.
+        warmup_steps: Number of warmup steps. The 2,000 of the paper are more than a test has.
+        bf16: Whether to use bfloat16 autocast.
+        gradient_checkpointing: Whether both encoders use gradient checkpointing.
+        pairs: Batches to take, and the number of pairs of each (default: all pairs of all batches).
+        device: Device.
+        processor_time: Measure the processor time of all threads instead of the wall time.
+        options: Further options of `biomedclip train` for our side.
+        save_as: File for the trained weights (default: not saved).
     """
 
     side: str
@@ -78,7 +75,7 @@ class Run:
 
 
 def prepare(model: BiomedCLIPModel, processor: Any, batches: Sequence[Batch], folder: Path) -> None:
-    """Writes a model as open_clip loads it without network, and batches of `input_ids` and `pixel_values` beside it."""
+    """Write a model that open_clip loads without a network, and batches of `input_ids` and `pixel_values`."""
     to_open_clip(model, processor, folder)
     path = folder / OPEN_CLIP_CONFIG
     content = json.loads(path.read_text())
@@ -89,12 +86,11 @@ def prepare(model: BiomedCLIPModel, processor: Any, batches: Sequence[Batch], fo
 
 
 def run_in_a_process(folder: Path, run: Run, **environment: str) -> dict[str, Any]:
-    """
-    Trains one side.
+    """Train one side.
 
     Returns:
-        `losses` and `seconds` of each step, `undecayed` (names, as the side calls them), and `mib`: resident memory
-        at its peak, on an accelerator that of its tensors. Our side also gives the `grad_norms` before clipping.
+        `losses` and `seconds` of each step, `undecayed` (names of parameters of the side), and `mib`, the peak of the
+        resident memory, or of the tensors on an accelerator. Our side also returns the `grad_norms` before clipping.
     """
     with tempfile.TemporaryDirectory() as scratch:
         result = subprocess.run(
@@ -110,7 +106,7 @@ def run_in_a_process(folder: Path, run: Run, **environment: str) -> dict[str, An
 
 
 class Watch:
-    """Clock and memory at the beginning and the end of each step."""
+    """Measure the time of each step, and the peak memory."""
 
     def __init__(self, device: str, *, processor_time: bool = False) -> None:
         self.device = device
@@ -129,13 +125,13 @@ class Watch:
 
 
 def peak_mib() -> int:
-    """Resident memory of this process at its peak."""
+    """Return the peak resident memory of this process."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) // 1024
 
 
 class TheirBatches:
-    """What open_clip takes for its data set and its loader."""
+    """Dataset and loader for open_clip."""
 
     def __init__(self, batches: Sequence[Batch], context_length: int, watch: Watch) -> None:
         self.dataloader = self
@@ -155,12 +151,12 @@ class TheirBatches:
         for row in self.rows:
             self.watch.begun.append(self.watch.now())
             yield row
-            # It asks for the next batch when it is done with this one.
+            # open_clip asks for the next batch after the step.
             self.watch.ended.append(self.watch.now())
 
 
 def train_open_clip(folder: Path, batches: Sequence[Batch], run: Run) -> dict[str, Any]:
-    """Runs open_clip's program in this process, whose logging it takes over."""
+    """Run open_clip's program in this process."""
     from open_clip_train import main as program
 
     stored = json.loads((folder / OPEN_CLIP_CONFIG).read_text())
@@ -207,7 +203,7 @@ def train_open_clip(folder: Path, batches: Sequence[Batch], run: Run) -> dict[st
 
 
 class OurBatches(IterableDataset):
-    """What our trainer takes for a stream of pairs."""
+    """A stream of pairs for our trainer."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.given = [dict(batch) for batch in batches]
@@ -231,7 +227,7 @@ class _Clock(TrainerCallback):
 
 
 def recipe_arguments(batches: Sequence[Batch], run: Run) -> ContrastiveTrainingArguments:
-    """The arguments that the command makes of the recipe, less what only a run at its full size needs."""
+    """Return the training arguments of the recipe without those that only a full run needs."""
     size = len(batches[0]["input_ids"])
     options: dict[str, Any] = {
         "config": "biomedclip",
@@ -265,7 +261,7 @@ def recipe_arguments(batches: Sequence[Batch], run: Run) -> ContrastiveTrainingA
 
 
 def train_biomedclip(model: BiomedCLIPModel, batches: Sequence[Batch], run: Run) -> dict[str, Any]:
-    """Runs our trainer in this process."""
+    """Run our trainer in this process."""
     watch = Watch(run.device, processor_time=run.processor_time)
     args = recipe_arguments(batches, run)
     trainer = ContrastiveTrainer(
@@ -286,7 +282,7 @@ def train_biomedclip(model: BiomedCLIPModel, batches: Sequence[Batch], run: Run)
 
 
 def chosen(batches: Sequence[Batch], pairs: Sequence[Sequence[int]] | None) -> list[Batch]:
-    """The first pairs of some batches: `[number, pairs]` of each."""
+    """Return the first pairs of some batches, given as `[number, pairs]`."""
     if pairs is None:
         return list(batches)
     return [{name: value[:count] for name, value in batches[number].items()} for number, count in pairs]

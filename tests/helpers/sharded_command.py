@@ -1,4 +1,4 @@
-"""The command `biomedclip` where accelerate shards a model on the CPU, which it does on accelerators alone."""
+"""The command `biomedclip` with FSDP on the CPU."""
 
 import sys
 

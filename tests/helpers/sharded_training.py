@@ -1,4 +1,4 @@
-"""What the processes of a test of FSDP2 run: in a module of its own, as each of them imports it by its name."""
+"""Training with FSDP2 in processes, which import this module by its name."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
 
 
-# Those without FSDP first: the environment keeps the word that it is on.
+# Runs without FSDP come first, because the environment variable of FSDP stays set.
 WHOLE = {"ddp": {}, "ddp siglip": {"loss": "siglip"}}
 SHARDED = {
     "fsdp": {"fsdp": True},
@@ -23,7 +23,7 @@ SHARDED = {
 
 
 def training_of_a_process(rank: int, world_size: int, port: int, folder: str) -> None:
-    """Trains one way after the other, with 8 pairs a process, and saves what became of it."""
+    """Train with each set of options, with 8 pairs per process, and save the results."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     results = {name: _train(Path(folder) / name, **options) for name, options in WHOLE.items()}
@@ -35,7 +35,7 @@ def training_of_a_process(rank: int, world_size: int, port: int, folder: str) ->
     results |= {name: _train(Path(folder) / name, **options) for name, options in SHARDED.items()}
     shutil.rmtree(Path(folder) / "fsdp" / "checkpoint-6", ignore_errors=True)
     results["fsdp resumed"] = _train(Path(folder) / "fsdp", resume=True, fsdp=True)
-    # Last: the environment keeps the word. Without code for the processor, which would take a minute to make.
+    # Last, because its environment variable stays set. Without a code generator, which would take a minute.
     compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
     results["fsdp compiled"] = _train(Path(folder) / "fsdp compiled", fsdp=True, mini_batch_size=3, **compiled)
     if rank == 0:
@@ -66,7 +66,7 @@ def _train(folder: Path, resume: bool = False, **options) -> dict:
     )
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resume else None)
     trainer.save_model(str(folder / "model"))
-    # A compiled model has names of its own.
+    # Compilation adds a prefix to the names.
     parameters = {name.removeprefix("_orig_mod."): value for name, value in trainer.model.named_parameters()}
     return {
         "evaluation": trainer.evaluate(),
@@ -82,7 +82,7 @@ def _train(folder: Path, resume: bool = False, **options) -> dict:
 
 @torch.no_grad()
 def _similarities_of_features(model) -> dict[str, float]:
-    """By the ways into a model that are not its forward, as zero-shot classification takes them."""
+    """Call the methods that zero-shot classification calls instead of `forward`."""
     rows = some_batch(3)
     images = model.get_image_features(pixel_values=rows.pop("pixel_values")).pooler_output
     texts = model.get_text_features(**rows).pooler_output
@@ -90,11 +90,11 @@ def _similarities_of_features(model) -> dict[str, float]:
 
 
 def let_accelerate_shard_on_the_cpu() -> None:
-    """It shards on accelerators alone, and runs DDP on the CPU without a word; FSDP2 itself works there."""
-    initialise = AcceleratorState.__init__
+    """Make accelerate use FSDP2 on the CPU, where it silently uses DDP although FSDP2 works."""
+    initialize = AcceleratorState.__init__
 
-    def initialise_sharded(self, *args, fsdp_plugin=None, **kwargs):
-        initialise(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    def initialize_sharded(self, *args, fsdp_plugin=None, **kwargs):
+        initialize(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None:
             self.fsdp_plugin = fsdp_plugin
             if self._mixed_precision != "no":
@@ -102,4 +102,4 @@ def let_accelerate_shard_on_the_cpu() -> None:
         if self.__dict__.get("fsdp_plugin") is not None:
             self.distributed_type = DistributedType.FSDP
 
-    AcceleratorState.__init__ = initialise_sharded
+    AcceleratorState.__init__ = initialize_sharded

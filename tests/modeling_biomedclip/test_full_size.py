@@ -1,4 +1,4 @@
-"""The published size, not only small ones: a step of training, saved, loaded, asked through the pipeline; converted."""
+"""The model of the published size is trained for a step, saved, loaded, used in a pipeline, and converted."""
 
 import json
 import subprocess
@@ -20,7 +20,10 @@ from biomedclip import (
 from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator
 
 
-def test_the_full_model_trains_saves_loads_and_answers(tmp_path):
+pytestmark = pytest.mark.slow
+
+
+def test_the_full_model_trains_saves_and_loads(tmp_path):
     torch.manual_seed(0)
     model = BiomedCLIPModel(BiomedCLIPConfig())
     tokenizer = BertTokenizer().train_new_from_iterator(
@@ -54,7 +57,7 @@ def test_the_full_model_trains_saves_loads_and_answers(tmp_path):
     assert {answer["label"] for answer in answers} == {"chest x-ray", "brain mri"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the highest memory of a process is read from Linux's /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak memory is read from /proc")
 def test_the_full_model_is_converted_in_less_than_3_gib(tmp_path):
     torch.manual_seed(0)
     model = BiomedCLIPModel(BiomedCLIPConfig())
@@ -71,7 +74,7 @@ def test_the_full_model_is_converted_in_less_than_3_gib(tmp_path):
     root = Path(__file__).resolve().parents[2]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout.splitlines()[-1]) < 3 * 2**20, "kibibytes at the highest"
+    assert int(run.stdout.splitlines()[-1]) < 3 * 2**20, "peak in KiB"
     assert json.loads((tmp_path / "converted" / "conversion.json").read_text())["parameters"] == 195_902_721
     loaded = AutoModel.from_pretrained(tmp_path / "converted")
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), loaded.parameters(), strict=True))

@@ -1,4 +1,4 @@
-"""Images of another size than the checkpoint's, and patches left out in training: as timm and open_clip do both."""
+"""Other image sizes and patch dropout, compared with timm and open_clip."""
 
 import copy
 
@@ -16,7 +16,7 @@ from biomedclip.modeling_biomedclip import patches_kept
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """open_clip's model of the published image tower, two layers of it, with half of the patches dropped; and ours."""
+    """The model of open_clip with two layers of the published image encoder and patch dropout of 0.5, and ours."""
     folder = tmp_path_factory.mktemp("bert")
     BertConfig(num_hidden_layers=1).save_pretrained(folder)
     torch.manual_seed(0)
@@ -67,52 +67,52 @@ def test_open_clips_own_layer_keeps_the_same_patches_from_the_same_noise(models,
     noise = torch.randn(4, 196)
     monkeypatch.setattr(torch, "randn", lambda *shape, **kwargs: noise)
     ours = layer(tokens)
-    # It keeps the largest where timm keeps the smallest.
+    # open_clip keeps the largest values, and timm the smallest.
     monkeypatch.setattr(torch, "randn", lambda *shape, **kwargs: -noise)
     assert torch.equal(ours, theirs(tokens)) and ours.shape == (4, 99, 8)
 
 
 @torch.no_grad()
-def test_nothing_is_dropped_in_evaluation_or_at_a_share_of_zero(models):
+def test_no_patch_is_dropped_in_evaluation_or_with_a_dropout_of_zero(models):
     ours = copy.deepcopy(models[1])
     images = torch.randn(2, 3, 224, 224)
     state = torch.get_rng_state()
     expected = ours.eval().get_image_features(images).pooler_output
     ours.set_patch_dropout(0.0)
     assert torch.equal(ours.train().get_image_features(images).pooler_output, expected)
-    assert torch.equal(torch.get_rng_state(), state), "the generator is not touched"
+    assert torch.equal(torch.get_rng_state(), state), "the random state does not change"
     plain = BiomedCLIPModel(ours.config).train()
     plain.load_state_dict(ours.state_dict())
     assert torch.equal(plain.get_image_features(images).pooler_output, expected)
 
 
-def test_each_image_keeps_patches_of_its_own_and_always_the_class_token(models):
+def test_each_image_keeps_other_patches_and_the_class_token(models):
     embeddings = models[1].vision_model.embeddings.train()
     numbered = torch.arange(197.0)[None, :, None].expand(8, -1, 4)
     kept = embeddings.patch_dropout(numbered)[:, :, 0]
     assert kept.shape == (8, 99) and (kept[:, 0] == 0).all()
-    assert all(len(row.unique()) == 99 for row in kept), "none comes twice"
+    assert all(len(row.unique()) == 99 for row in kept), "no patch is repeated"
     assert len({tuple(row.tolist()) for row in kept}) == 8
 
 
-def test_one_patch_is_left_at_least():
+def test_at_least_one_patch_is_kept():
     assert patches_kept(196, 0.5) == 98 and patches_kept(196, 0.75) == 49 and patches_kept(4, 0.9) == 1
 
 
 @pytest.mark.parametrize("share", [1.0, -0.1])
-def test_a_share_that_is_none_is_refused(small_model, share):
+def test_an_invalid_patch_dropout_is_an_error(small_model, share):
     with pytest.raises(ValueError, match="patch_dropout must be at least 0 and less than 1"):
         small_model.set_patch_dropout(share)
 
 
-def test_patch_dropout_is_kept_with_the_model(small_model, tmp_path):
+def test_patch_dropout_is_saved_with_the_model(small_model, tmp_path):
     small_model.set_patch_dropout(0.25)
     small_model.save_pretrained(tmp_path)
     assert AutoModel.from_pretrained(tmp_path).vision_model.embeddings.patch_dropout.fraction == 0.25
 
 
 @pytest.mark.parametrize("size", [16, 48, 64])
-def test_positions_for_another_image_size_are_those_of_timm(small_model, size):
+def test_interpolated_position_embeddings_are_those_of_timm(small_model, size):
     positions = small_model.vision_model.embeddings.position_embedding.detach().clone()
     small_model.resize_images(size)
     ours = small_model.vision_model.embeddings.position_embedding
@@ -120,7 +120,7 @@ def test_positions_for_another_image_size_are_those_of_timm(small_model, size):
     assert ours.requires_grad and ours.shape[1] == (size // 8) ** 2 + 1
 
 
-def test_a_resized_model_takes_the_new_size_and_loads_again(small_model, tmp_path):
+def test_a_resized_model_accepts_the_new_size_and_loads(small_model, tmp_path):
     small_model.resize_images(48)
     images = torch.randn(2, 3, 48, 48)
     small_model.save_pretrained(tmp_path)
@@ -141,7 +141,7 @@ def test_resizing_to_the_same_size_changes_nothing(small_model):
     assert small_model.vision_model.embeddings.position_embedding is before
 
 
-def test_one_tower_starts_from_a_checkpoint_and_the_other_afresh(tmp_path):
+def test_one_encoder_starts_from_a_checkpoint_and_the_other_from_random_weights(tmp_path):
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
     bert = BertModel(BertConfig(**size, vocab_size=64)).eval()

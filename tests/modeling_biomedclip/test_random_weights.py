@@ -1,4 +1,4 @@
-"""Random weights have the distributions of those of a model that open_clip creates, for each kind of tensor."""
+"""Random weights have the distributions of open_clip, for each kind of tensor."""
 
 import math
 import re
@@ -24,11 +24,11 @@ from biomedclip.conversion.tensors import from_open_clip_tensors
 LAYERS = {"num_hidden_layers": 2}
 VISION = {"timm_model_name": "vit_base_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
 CLIP_TEXT = {"model_type": "clip_text_model", "hidden_act": "gelu", "vocab_size": 500, "eos_token_id": 499}
-ERROR = 1e-9  # chance that a tensor kind of one distribution is taken for one of two
+ERROR = 1e-9  # probability of a false alarm for a kind of tensor
 
 
 def make_models(text: str, folder) -> tuple[open_clip.CLIP | open_clip.CustomTextCLIP, BiomedCLIPModel]:
-    """open_clip's model and ours, each with its own random weights; the image towers have 12 layers and 2."""
+    """Return the model of open_clip and ours with their own random weights."""
     torch.manual_seed(0)
     if text == "bert":
         BertConfig(**LAYERS).save_pretrained(folder)
@@ -46,7 +46,7 @@ def make_models(text: str, folder) -> tuple[open_clip.CLIP | open_clip.CustomTex
 
 
 def by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Numbers of each kind of tensor, which is its name without the number of the layer; 100,000 or a few more."""
+    """Return about 100,000 values of each kind of tensor, which is its name without the index of the layer."""
     kinds = defaultdict(list)
     for name, tensor in tensors.items():
         kinds[re.sub(r"\.\d+\.", ".N.", name)].append(tensor.detach().flatten())
@@ -67,17 +67,17 @@ def test_each_kind_of_tensor_has_the_distribution_of_open_clip(text, tmp_path):
         if len(others.unique()) == 1:
             assert torch.equal(numbers.unique(), others.unique()), kind
             continue
-        # Kolmogorov and Smirnov: the distance of two empirical distributions of n and m numbers is greater than
-        # sqrt(-log(ERROR / 2) / 2 * (n + m) / (n * m)) with a chance of at most ERROR if they are drawn from one. With
-        # 100,000 of each that is 0.015: a standard deviation that is 7 % off exceeds it, or a normal distribution for a
-        # uniform one.
+        # Kolmogorov-Smirnov: the distance of the empirical distributions of n and m values is greater than
+        # sqrt(-log(ERROR / 2) / 2 * (n + m) / (n * m)) with a probability of at most ERROR if they have the same
+        # distribution. For 100,000 values each this is 0.015, which a difference in standard deviation of 7 % exceeds,
+        # or a normal instead of a uniform distribution.
         n, m = len(numbers), len(others)
         bound = math.sqrt(-math.log(ERROR / 2) / 2 * (n + m) / (n * m))
         distance = kstest(numbers.numpy(), others.numpy()).statistic
         assert distance < bound, f"{kind}: std {numbers.std():.3g}, in open_clip {others.std():.3g}"
 
 
-def test_a_tower_alone_has_the_projection_of_the_whole_model():
+def test_the_projection_of_a_single_encoder_has_the_same_distribution():
     torch.manual_seed(0)
     image = BiomedCLIPVisionModelWithProjection(BiomedCLIPVisionConfig(num_hidden_layers=1)).visual_projection
     text = BiomedCLIPTextModelWithProjection(BiomedCLIPTextConfig(num_hidden_layers=1, vocab_size=99)).text_projection
@@ -87,7 +87,7 @@ def test_a_tower_alone_has_the_projection_of_the_whole_model():
 
 
 @torch.no_grad()
-def test_clips_text_tower_embeds_as_in_open_clip(tmp_path):
+def test_the_text_encoder_of_clip_has_the_embeddings_of_open_clip(tmp_path):
     theirs, ours = make_models("gpt", tmp_path)
     ours.load_state_dict(from_open_clip_tensors(theirs.state_dict(), list(ours.state_dict())))
     texts = torch.randint(1, 499, (4, 77))

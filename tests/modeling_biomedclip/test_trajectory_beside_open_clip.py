@@ -1,4 +1,4 @@
-"""The shipped recipe takes the steps of open_clip's training program, from the same weights on the same batches."""
+"""The shipped recipe has the losses and weights of open_clip's training program on the same batches."""
 
 import math
 
@@ -13,6 +13,7 @@ from biomedclip.conversion.tensors import from_open_clip_tensors, open_clip_name
 from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
 
+pytestmark = pytest.mark.slow
 STEPS, PAIRS, WORDS = 4, 6, 100
 PEAK = 5e-4  # learning rate of the recipe
 ABOVE_THE_CLAMP = 4.7  # exp(4.7) is 110; gradients at such a temperature have norms of hundreds
@@ -22,7 +23,7 @@ WIDE = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3} 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small model without dropout and batches of captions of unequal length, as both sides read them."""
+    """A small model without dropout, and batches of captions of different lengths."""
     torch.manual_seed(0)
     dropout = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
     text = WIDE | dropout | {"num_hidden_layers": 2, "vocab_size": WORDS, "max_position_embeddings": 32}
@@ -54,12 +55,12 @@ def theirs(folder):
 
 @pytest.fixture(scope="module")
 def ours(folder):
-    """Our trainer with the recipe as it is shipped."""
+    """Our trainer with the shipped recipe."""
     return run_in_a_process(folder, Run("biomedclip", save_as=str(folder / "ours"), **SHORTENED))
 
 
 def weight_differences(folder, name: str) -> dict[str, float]:
-    """Largest difference of each weight from that of open_clip."""
+    """Return the largest difference of each weight from that of open_clip."""
     found = load_file(folder / name)
     expected = from_open_clip_tensors(load_file(folder / "theirs"), list(found))
     return {name: (weight - expected[name]).abs().max().item() for name, weight in found.items()}
@@ -67,18 +68,18 @@ def weight_differences(folder, name: str) -> dict[str, float]:
 
 def test_each_step_of_the_shipped_recipe_has_the_loss_of_open_clip(theirs, ours):
     assert len(set(theirs["losses"])) == STEPS
-    # Texts padded to 20 tokens and not to 32, q, k and v by three products and not one: sums in another order, at a
-    # temperature of 1 / 100. 6e-7 was seen. Half the weight decay gives 4e-5, another epsilon or beta more.
+    # Texts are padded to 20 tokens instead of 32, and q, k and v are three products instead of one, which changes the
+    # order of sums: up to 6e-7. Half the weight decay gives 4e-5, another epsilon or beta more.
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=5e-6)
 
 
-def test_the_weights_that_the_shipped_recipe_trains_are_those_of_open_clip(folder, theirs, ours):
-    # Where a gradient is little more than rounding, AdamW makes a part of a step of it: 0.04 steps were seen.
+def test_the_trained_weights_of_the_shipped_recipe_are_those_of_open_clip(folder, theirs, ours):
+    # If a gradient is little more than rounding, AdamW turns it into up to 0.04 of a step.
     differences = weight_differences(folder, "ours")
     assert max(differences.values()) < 0.1 * PEAK, differences
 
 
-def test_clipping_at_the_default_of_transformers_would_be_seen(folder, theirs):
+def test_clipping_at_the_default_of_transformers_would_be_noticed(folder, theirs):
     clipped = Run("biomedclip", save_as=str(folder / "clipped"), options={"max_grad_norm": 1.0}, **SHORTENED)
     result = run_in_a_process(folder, clipped)
     assert min(result["grad_norms"]) > 100, "so large that clipping at 1 changes what AdamW averages"
@@ -86,13 +87,13 @@ def test_clipping_at_the_default_of_transformers_would_be_seen(folder, theirs):
     assert result["losses"] != pytest.approx(theirs["losses"], rel=5e-3)
 
 
-def test_the_same_parameters_are_spared_by_weight_decay(theirs, ours):
+def test_the_same_parameters_have_no_weight_decay(theirs, ours):
     assert {open_clip_name(name) for name in ours["undecayed"]} == set(theirs["undecayed"])
     assert "logit_scale" in ours["undecayed"]
 
 
-def test_the_temperature_is_held_at_its_bound_after_the_first_step_of_either(folder, theirs, ours):
+def test_logit_scale_is_clamped_in_both_trainings(folder, theirs, ours):
     for name in ("theirs", "ours"):
         scale = load_file(folder / name)["logit_scale"].item()
-        # One step of AdamW moves it by the learning rate; without the clamp it would end above.
+        # A step of AdamW changes it by the learning rate. Without the clamp it would be larger at the end.
         assert math.log(100) - STEPS * PEAK <= scale <= math.log(100)

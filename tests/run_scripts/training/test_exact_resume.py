@@ -1,4 +1,4 @@
-"""A run that is killed, at any moment, ends where an undisturbed one ends."""
+"""A run that is killed at any moment and resumed equals an uninterrupted run."""
 
 import json
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import biomedclip, losses
+from helpers import training_runs
+from helpers.commands import losses
 from helpers.killed_training import KillableRuns, reads
 from helpers.pair_shards import write_shards
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from biomedclip.run_scripts.training.runs import checkpoint_to_resume
 
 
 STEPS, SAVED_EVERY, BATCH, PAIRS = 14, 2, 16, 180  # an epoch of 11 batches
+RESUME = ["--resume-from-checkpoint", "true"]
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -34,38 +36,21 @@ def runs():
         yield runs
 
 
-def command(pairs: Path, folder: Path, *, mini_batch: int | None = None, dropout: float = 0.1, **more) -> list[str]:
+def command(pairs: Path, folder: Path, *, dropout: float = 0.1, **more) -> list[str]:
+    weights = {"initializer_range": 0.2}
+    dropouts = {"hidden_dropout": dropout, "attention_dropout": dropout}
     model = {
         "projection_dim": 16,
-        "vision_config": TOWER | {"image_size": 32, "patch_size": 8, "initializer_range": 0.2},
-        "text_config": TOWER
-        | {
-            "max_position_embeddings": 32,
-            "hidden_dropout": dropout,
-            "attention_dropout": dropout,
-            "initializer_range": 0.2,
-        },
+        "vision_config": TOWER | weights | {"image_size": 32, "patch_size": 8},
+        "text_config": TOWER | weights | dropouts | {"max_position_embeddings": 32},
     }
-    options = {
-        "train-data": pairs,
-        "output-dir": folder,
-        "model-config": json.dumps(model),
-        "vocabulary-size": 300,
-        "max_steps": STEPS,
-        "batch_size": BATCH,
-        "learning-rate": 1e-3,
-        "logging-steps": 1,
-        **({"save-steps": SAVED_EVERY} if more.get("save_strategy") != "epoch" else {}),
-        "report-to": "none",
-        "use-cpu": "true",
-        **({"mini-batch-size": mini_batch} if mini_batch else {}),
-        **more,
-    }
-    return ["train", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
+    options = {"model_config": model, "vocabulary_size": 300, "max_steps": STEPS, "batch_size": BATCH}
+    options |= {"learning_rate": 1e-3, "save_strategy": "steps", "save_steps": SAVED_EVERY, "use_cpu": "true"}
+    return training_runs.command(folder, train_data=pairs, **options | more)
 
 
 def whole_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that say that they are whole, each of which must be."""
+    """Return the steps of the checkpoints with a valid `trainer_state.json`, which must be complete."""
     steps = []
     for state in folder.glob("checkpoint-*/trainer_state.json"):
         try:
@@ -81,20 +66,20 @@ def whole_steps(folder: Path) -> list[int]:
 
 
 def expected_reads(first_step: int, rank: int, processes: int) -> list[list[int]]:
-    """Rows of each step from one on, by plain arithmetic."""
+    """Return the rows that a process reads in each step from `first_step`."""
     share = BATCH // processes
     batches = [divmod(step, PAIRS // BATCH) for step in range(first_step, STEPS)]
     return [[epoch, low := batch * BATCH + rank * share, low + share] for epoch, batch in batches]
 
 
 def train_through_kills(runs, arguments: list[str], folder: Path, logs: Path, moments, processes: int):
-    """Kills and resumes a run at each moment and lets it end: the steps that it started from, the checkpoints torn."""
+    """Kill and resume a run at each moment. Return the steps from which it was resumed, and incomplete checkpoints."""
     starts, torn, last = [], [], 0
     for number, moment in enumerate([*moments, {}]):
         log = logs / str(number)
-        resume = ["--resume-from-checkpoint=true"] if whole_steps(folder) or number else []
+        resume = RESUME if whole_steps(folder) or number else []
         statuses = runs.run([*arguments, *resume], log, processes=processes, **moment)
-        # A moment after the end of the run is none.
+        # The run may end before the moment.
         assert statuses == [0] * processes or (moment and -9 in statuses), said(log)[-3000:]
         for rank in range(processes):
             rows = reads(log, rank)
@@ -111,73 +96,72 @@ def train_through_kills(runs, arguments: list[str], folder: Path, logs: Path, mo
 
 
 def random_moments(seed: int, kills: int, processes: int, seconds: float) -> list[dict]:
-    """
-    In turn: the nth thing that a process does, a read or a step of writing a checkpoint, and a point in time.
+    """Return moments that alternate between the nth event of a process and a time after the start.
 
-    Seconds: what the undisturbed run has taken.
+    An event is reading rows, or a step of writing a checkpoint. `seconds` is the duration of an uninterrupted run.
     """
     draw = random.Random(seed)
     moments = []
     for kill in range(kills):
         rank = draw.randrange(processes)
-        # Others than the first write one file of a checkpoint.
+        # All but the first process write one file of a checkpoint.
         event = {"kill_at_event": draw.randint(1, 8) if rank else draw.randint(5, 80), "rank": rank}
         moments.append({"kill_after": draw.uniform(0, 0.25 * seconds)} if kill % 2 else event)
     return moments
 
 
 def said(log: Path) -> str:
-    """What all processes have printed, on one line."""
+    """Return the output of all processes on one line."""
     return " ".join("".join(path.read_text() for path in log.glob("output.*")).split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "mini_batch", "kills"), [(1, None, 5), (1, 4, 5), (2, None, 5), (2, 4, 3)])
-def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+def test_a_run_that_is_killed_many_times_equals_an_uninterrupted_one(
     runs, pairs, tmp_path, processes, mini_batch, kills
 ):
-    undisturbed = command(pairs, tmp_path / "undisturbed", mini_batch=mini_batch)
-    if processes == 1 and mini_batch is None:
-        biomedclip(*undisturbed)
-    else:
-        assert runs.run(undisturbed, tmp_path / "log", processes=processes) == [0] * processes
-    killed = command(pairs, tmp_path / "killed", mini_batch=mini_batch, save_total_limit=1)
-    seconds = json.loads((tmp_path / "undisturbed" / "train_results.json").read_text())["seconds"]
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    arguments = command(pairs, uninterrupted, mini_batch_size=mini_batch)
+    assert runs.run(arguments, tmp_path / "log", processes=processes) == [0] * processes
+    arguments = command(pairs, killed, mini_batch_size=mini_batch, save_total_limit=1)
+    seconds = training_runs.results(uninterrupted)["seconds"]
     moments = random_moments(2 * processes + bool(mini_batch), kills, processes, seconds)
-    starts, torn = train_through_kills(runs, killed, tmp_path / "killed", tmp_path / "logs", moments, processes)
-    assert len(starts) > 2 and starts[-1] > 0 and torn, "another seed would disturb more"
-    # Bitwise for two processes as well: the sum of two numbers has no order.
-    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
-    assert len(losses(tmp_path / "killed")) == STEPS
-    weights = load_file(tmp_path / "undisturbed" / "model.safetensors")
-    for name, weight in load_file(tmp_path / "killed" / "model.safetensors").items():
+    starts, torn = train_through_kills(runs, arguments, killed, tmp_path / "logs", moments, processes)
+    assert len(starts) > 2 and starts[-1] > 0 and torn, "choose another seed"
+    # Also bitwise for two processes: the sum of two numbers has no order.
+    assert losses(killed) == losses(uninterrupted) and len(losses(killed)) == STEPS
+    weights = load_file(uninterrupted / "model.safetensors")
+    for name, weight in load_file(killed / "model.safetensors").items():
         assert torch.equal(weight, weights[name]), name
-    assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
+    assert [path.name for path in killed.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
 
 
-def test_a_checkpoint_is_whole_only_with_the_files_of_all_processes(runs, pairs, tmp_path):
+@pytest.mark.slow
+def test_a_checkpoint_is_complete_only_with_the_files_of_all_processes(runs, pairs, tmp_path):
     arguments = command(pairs, tmp_path / "run")
-    # What process 1 does after its second batch is to see to the folder for its random states.
+    # After its second batch, process 1 creates the folder for its random states.
     statuses = runs.run(arguments, tmp_path / "log", processes=2, rank=1, kill_at_event=3)
     assert statuses[1] == -9 and (tmp_path / "run" / "checkpoint-2" / "optimizer.pt").exists()
     assert not whole_steps(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_another_number_of_processes_goes_on_and_is_told_what_it_cannot_keep(runs, pairs, tmp_path, before, after):
-    arguments = [command(pairs, tmp_path / name, dropout=0.0) for name in ("undisturbed", "resumed")]
+def test_another_number_of_processes_continues_with_a_warning(runs, pairs, tmp_path, before, after):
+    arguments = [command(pairs, tmp_path / name, dropout=0.0) for name in ("uninterrupted", "resumed")]
     assert runs.run(arguments[0], tmp_path / "log", processes=before) == [0] * before
-    checkpoint = tmp_path / "undisturbed" / "checkpoint-6"
-    resume = [*arguments[1], f"--resume-from-checkpoint={checkpoint}"]
+    checkpoint = tmp_path / "uninterrupted" / "checkpoint-6"
+    resume = [*arguments[1], "--resume-from-checkpoint", str(checkpoint)]
     assert runs.run(resume, tmp_path / "more", processes=after) == [0] * after, said(tmp_path / "more")[-3000:]
     for rank in range(after):
         assert reads(tmp_path / "more", rank) == expected_reads(6, rank, after)
     warning = f"random states of {before} processes, but there are {after} now"
     assert said(tmp_path / "more").count(warning) == 1
-    # Float32 sums in another order, which AdamW carries on, as for any division of a batch.
-    assert losses(tmp_path / "resumed") == pytest.approx(losses(tmp_path / "undisturbed"), rel=3e-6)
-    weights = load_file(tmp_path / "undisturbed" / "model.safetensors")
+    # Float32 sums in another order, which AdamW propagates.
+    assert losses(tmp_path / "resumed") == pytest.approx(losses(tmp_path / "uninterrupted"), rel=3e-6)
+    weights = load_file(tmp_path / "uninterrupted" / "model.safetensors")
     for name, weight in load_file(tmp_path / "resumed" / "model.safetensors").items():
-        # Softmax does not depend on the bias of the keys: its gradient is rounding alone, which AdamW scales up.
+        # Softmax does not depend on the bias of the keys. Its gradient is rounding, which AdamW scales.
         tolerance = 1e-4 if name.endswith("k_proj.bias") else 1e-6
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=tolerance, msg=name)
 
@@ -186,13 +170,13 @@ def test_another_number_of_processes_goes_on_and_is_told_what_it_cannot_keep(run
 def test_the_loss_of_a_resumed_run_is_the_mean_of_its_own_steps(pairs, tmp_path, logging_steps):
     assert main(command(pairs, tmp_path / "whole", dropout=0.0, max_steps=7)) == 0
     resumed = command(pairs, tmp_path / "resumed", dropout=0.0, max_steps=7, logging_steps=logging_steps)
-    assert main([*resumed, f"--resume-from-checkpoint={tmp_path / 'whole' / 'checkpoint-4'}"]) == 0
+    assert main([*resumed, "--resume-from-checkpoint", str(tmp_path / "whole" / "checkpoint-4")]) == 0
     for folder, own in (("whole", losses(tmp_path / "whole")), ("resumed", losses(tmp_path / "whole")[4:])):
-        results = json.loads((tmp_path / folder / "train_results.json").read_text())
+        results = training_runs.results(tmp_path / folder)
         assert results["loss"] == pytest.approx(sum(own) / len(own), rel=1e-5)
 
 
-def test_the_end_of_an_epoch_at_the_last_step_is_saved_once(pairs, tmp_path, monkeypatch):
+def test_an_epoch_that_ends_with_the_last_step_is_saved_once(pairs, tmp_path, monkeypatch):
     saved, save = [], ContrastiveTrainer._save_checkpoint
 
     def counted(trainer, *arguments):
@@ -201,11 +185,11 @@ def test_the_end_of_an_epoch_at_the_last_step_is_saved_once(pairs, tmp_path, mon
 
     monkeypatch.setattr(ContrastiveTrainer, "_save_checkpoint", counted)
     whole_batches = {"batch_size": PAIRS // 10, "max_steps": 10}
-    assert main(command(pairs, tmp_path / "run", save_strategy="epoch", **whole_batches)) == 0
-    assert saved == [10], "written over, it would be lost for a moment"
+    assert main(command(pairs, tmp_path / "run", save_strategy="epoch", save_steps=None, **whole_batches)) == 0
+    assert saved == [10], "overwritten, it would be incomplete for a moment"
 
 
-def test_an_older_checkpoint_goes_once_the_new_one_is_on_the_disk(pairs, tmp_path, monkeypatch):
+def test_an_older_checkpoint_is_removed_after_the_new_one_is_on_the_disk(pairs, tmp_path, monkeypatch):
     flushed, removals, sync, remove = set(), [], os.fsync, shutil.rmtree
 
     def fsync(descriptor):
@@ -214,7 +198,7 @@ def test_an_older_checkpoint_goes_once_the_new_one_is_on_the_disk(pairs, tmp_pat
 
     def rmtree(folder, *arguments, **options):
         if Path(folder).name == "checkpoint-2" and Path(folder).exists():
-            assert not (Path(folder) / "trainer_state.json").exists(), "killed now it would be taken for whole"
+            assert not (Path(folder) / "trainer_state.json").exists(), "if killed now, it would seem complete"
             removals.append(set(flushed))
         remove(folder, *arguments, **options)
 
@@ -225,9 +209,10 @@ def test_an_older_checkpoint_goes_once_the_new_one_is_on_the_disk(pairs, tmp_pat
     assert len(removals) == 1 and files <= removals[0] and len(files) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_killed_after_its_last_step_is_brought_to_its_end(runs, pairs, tmp_path, processes):
-    arguments = [*command(pairs, tmp_path / "run", max_steps=2), "--resume-from-checkpoint=true"]
+def test_a_run_that_is_killed_after_its_last_step_saves_its_model(runs, pairs, tmp_path, processes):
+    arguments = [*command(pairs, tmp_path / "run", max_steps=2), *RESUME]
     assert runs.run(arguments, tmp_path / "log", processes=processes) == [0] * processes
     model, history = tmp_path / "run" / "model.safetensors", losses(tmp_path / "run")
     weights = load_file(model)
@@ -238,19 +223,19 @@ def test_a_run_that_is_killed_after_its_last_step_is_brought_to_its_end(runs, pa
     assert runs.run(arguments, tmp_path / "end", processes=processes) == [0] * processes, said(tmp_path / "end")
     assert not reads(tmp_path / "end") and losses(tmp_path / "run") == history
     assert all(torch.equal(weight, weights[name]) for name, weight in load_file(model).items())
-    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["steps"] == 2
+    assert training_runs.results(tmp_path / "run")["steps"] == 2
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Checkpoints of steps 2 and 4, and three whose writing was cut off, each at another place."""
+    """Checkpoints of steps 2 and 4, and three that are incomplete in different ways."""
     for step in (2, 4, 6, 8, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"global_step": 6, "log_hist')
     (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("")
     (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
-    (tmp_path / "checkpoint-best").mkdir()  # somebody's own
+    (tmp_path / "checkpoint-best").mkdir()  # created by the user
     return tmp_path
 
 
@@ -258,14 +243,14 @@ def resume(folder: Path, wanted: str) -> str | None:
     return checkpoint_to_resume(TrainingArguments(output_dir=str(folder), resume_from_checkpoint=wanted, use_cpu=True))
 
 
-def test_half_written_checkpoints_are_named_left_out_and_cleared_away(folder, caplog):
+def test_incomplete_checkpoints_are_removed_with_a_warning(folder, caplog):
     assert resume(folder, "true") == str(folder / "checkpoint-4")
     for step in (6, 8, 10):
         assert f"Removing the incomplete checkpoint {folder / f'checkpoint-{step}'}" in caplog.text
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-best"]
 
 
-def test_a_half_written_checkpoint_that_is_asked_for_is_refused_and_kept(folder):
+def test_an_incomplete_checkpoint_that_is_named_is_an_error_and_kept(folder):
     with pytest.raises(FileNotFoundError, match=r"checkpoint-6: .*incomplete.* true for the last"):
         resume(folder, str(folder / "checkpoint-6"))
     with pytest.raises(FileExistsError, match="--resume-from-checkpoint true"):
@@ -273,7 +258,7 @@ def test_a_half_written_checkpoint_that_is_asked_for_is_refused_and_kept(folder)
     assert len(list(folder.iterdir())) == 6
 
 
-def test_machines_agree_on_the_last_checkpoint_that_all_of_them_have(folder, monkeypatch):
+def test_machines_resume_from_the_last_checkpoint_that_all_of_them_have(folder, monkeypatch):
     others = {"checkpoint-2"}
     monkeypatch.setattr("biomedclip.run_scripts.training.runs.gather_object", lambda mine: [*mine, others])
     assert resume(folder, "true") == str(folder / "checkpoint-2")

@@ -1,4 +1,4 @@
-"""The lines that start a run on several GPUs or machines, with processes on the CPU in their place."""
+"""Launchers of runs on several GPUs or machines, with processes on the CPU."""
 
 import json
 import subprocess
@@ -10,6 +10,7 @@ from helpers.commands import ENVIRONMENT, ROOT, biomedclip, free_port, losses
 from helpers.pair_shards import write_shards
 
 
+pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 RECIPE = """
 base: quickstart
@@ -24,9 +25,12 @@ train:
 """
 
 
+ACCELERATE = "--num_processes 2 --mixed_precision no --dynamo_backend no"
+
+
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory) -> list[str]:
-    """A short run of a recipe that builds on a shipped one."""
+    """A short run with a recipe that builds on a shipped one."""
     folder = tmp_path_factory.mktemp("launching")
     (folder / "recipe.yaml").write_text(RECIPE)
     write_shards(folder / "set", image_size=(40, 30))
@@ -49,39 +53,36 @@ def launch(command: list[str]) -> subprocess.Popen:
 
 
 def lines(launcher: str, port: str) -> list[list[str]]:
-    """What each machine is told, as in the README; two processes in all."""
+    """Return the command line of each machine, for two processes in total."""
     if launcher == "torchrun":
         return [[str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", port, "--no-python"]]
+    accelerate = [str(BIN / "accelerate"), "launch", *ACCELERATE.split(), "--main_process_port", port, "--no_python"]
     if launcher == "accelerate":
-        # `--multi_gpu` starts processes on a CPU too; `--cpu` would start one, whatever --num_processes says.
-        options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-        return [[str(BIN / "accelerate"), "launch", *options.split(), "--main_process_port", port, "--no_python"]]
+        # `--multi_gpu` starts processes on a CPU too. `--cpu` would start one, whatever --num_processes says.
+        return [[*accelerate, "--multi_gpu", "--num_machines", "1"]]
     if launcher == "accelerate's own FSDP":
-        options = "--use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false --num_processes 2 "
-        options += "--num_machines 1 --mixed_precision no --dynamo_backend no"
-        return [[str(BIN / "accelerate"), "launch", *options.split(), "--main_process_port", port, "--no_python"]]
+        fsdp = "--use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false --num_machines 1"
+        return [[*accelerate, *fsdp.split()]]
     if launcher == "accelerate on 2 machines":
-        options = "--multi_gpu --num_processes 2 --num_machines 2 --mixed_precision no --dynamo_backend no"
-        address = ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--no_python"]
-        command = [str(BIN / "accelerate"), "launch", *options.split()]
-        return [[*command, "--machine_rank", rank, *address] for rank in "01"]
+        machines = "--multi_gpu --num_machines 2 --main_process_ip 127.0.0.1 --machine_rank"
+        return [[*accelerate, *machines.split(), rank] for rank in "01"]
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--no-python"]
     return [[str(BIN / "torchrun"), "--nnodes", "2", "--nproc-per-node", "1", *rendezvous]] * 2
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate", "torchrun on 2 machines", "accelerate on 2 machines"])
-def test_two_processes_take_the_steps_of_one(launcher, arguments, alone, tmp_path):
+def test_two_processes_have_the_losses_of_one(launcher, arguments, alone, tmp_path):
     command = [str(BIN / "biomedclip"), *arguments, "--output-dir", str(tmp_path / "run")]
     results = results_of([[*line, *command] for line in lines(launcher, str(free_port()))], tmp_path / "run")
     assert not results["sharded"]
-    # Float32: sums over two processes in another order, and an optimizer that divides by small ones.
+    # Float32: sums over two processes in another order, and an optimizer that divides by small numbers.
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=2e-3)
     assert losses(tmp_path / "run")[0] == pytest.approx(alone[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("launcher", ["torchrun on 2 machines", "accelerate's own FSDP"])
-def test_two_processes_with_a_share_of_the_model_each_take_the_steps_of_one(launcher, arguments, alone, tmp_path):
-    command = [sys.executable, str(ROOT / "tests" / "sharded_command.py"), *arguments]
+def test_two_processes_with_a_sharded_model_have_the_losses_of_one(launcher, arguments, alone, tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "sharded_command.py"), *arguments]
     command += ["--output-dir", str(tmp_path / "run")]
     if launcher != "accelerate's own FSDP":
         command += ["--fsdp", "true"]
@@ -92,13 +93,13 @@ def test_two_processes_with_a_share_of_the_model_each_take_the_steps_of_one(laun
 
 
 def results_of(machines: list[list[str]], folder: Path) -> dict:
-    """What a run leaves that each machine starts its part of."""
+    """Run a command line for each machine, and return the results."""
     processes = [launch(command) for command in machines]
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
     results = json.loads((folder / "train_results.json").read_text())
-    assert results["processes"] == 2, "a launcher may start one process without a word"
+    assert results["processes"] == 2, "some launchers silently start one process"
     assert results["batch_size"] == 32 and results["samples"] == 96
-    assert "".join(outputs).count("trainable share") == 1, "one table, of the first process"
+    assert "".join(outputs).count("trainable share") == 1, "only the first process prints a table"
     return results

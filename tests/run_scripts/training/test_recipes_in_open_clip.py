@@ -28,6 +28,7 @@ from biomedclip.run_scripts.main import main
 from biomedclip.run_scripts.training.models import ModelOptions, load_model
 
 
+pytestmark = pytest.mark.slow
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 # The smallest plain ViT that timm has a name for.
 TINY = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 3}

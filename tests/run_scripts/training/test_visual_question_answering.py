@@ -318,9 +318,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(options, short_run, tmp_path)
 
 
 def test_accumulated_batches_have_the_losses_of_one_batch(options, short_run, tmp_path):
-    accumulated = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
-    # Float32: the mean of four means, and an optimizer that divides by small gradients.
-    assert losses(train(tmp_path, **options | SHORT | accumulated)) == pytest.approx(losses(short_run), rel=1e-3)
+    accumulated = train(
+        tmp_path, **options | SHORT | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    )
+    # An epoch has three steps. Float32: the mean of four means, and an optimizer that divides by small gradients.
+    assert losses(accumulated)[:3] == pytest.approx(losses(short_run)[:3], rel=1e-3)
 
 
 @pytest.mark.slow
@@ -673,7 +675,7 @@ def test_invalid_evaluations_are_errors(answerer, small_checkpoint, questions, t
     assert "--examples must be" in capsys.readouterr().err
     assert measure(small_checkpoint, questions, tmp_path) == 1
     error = capsys.readouterr().err
-    assert "has no head for" in error and "MISSING" not in error
+    assert "has no trained head" in error and "MISSING" not in error
     without_benchmark = ["evaluate", "visual-question-answering", "--model", answerer, "--data", questions]
     assert main([*map(str, without_benchmark), "--output-dir", str(tmp_path)]) == 2
     assert "--benchmark must be vqa_rad or slake" in capsys.readouterr().err
