@@ -95,7 +95,7 @@ def test_models_with_a_bert_text_encoder_do_not_load_it(run, model_class):
     [
         (2, TEXT, None, "requires --tokenizer"),
         (1, TEXT, "bert", "must add an eos_token"),
-        (1, TEXT | {"model_type": "gpt2"}, "clip", "Choose one of biomedclip_text_model, clip_text_model"),
+        (1, TEXT | {"model_type": "gpt2"}, "clip", "biomedclip_text_model, clip_text_model"),
         (1, TEXT | {"hidden_dropout": 0.1}, "clip", "CLIPTextConfig has no field hidden_dropout"),
     ],
 )

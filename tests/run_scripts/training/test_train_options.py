@@ -161,7 +161,7 @@ def test_a_locked_image_encoder_runs_in_evaluation_mode_without_activations(smal
     assert not any(module.training for module in small_model.vision_model.modules())
     assert small_model.text_model.layers[0].training and torch.is_grad_enabled()
     assert small_model.get_image_features(torch.randn(2, 3, 32, 32)).pooler_output.requires_grad
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="the model expects 32 x 32"):
         small_model.vision_model(torch.randn(2, 3, 16, 16))
     assert torch.is_grad_enabled()
 
