@@ -1,4 +1,8 @@
-"""The error for images that cannot be used, and the size limits of all readers."""
+"""The error for images that cannot be used, and the size limits of all readers.
+
+Every reader raises `ImageError` for an image that cannot be used. Code that reads many images either stops with an
+error that names the image, or leaves the image out, counts it and names it in a warning. No image is skipped silently.
+"""
 
 MAX_PIXELS = 175_000_000  # a page scanned at 1,200 dpi has 140 million
 # Memory of a decoded image, including its file and the decoder, so that a process stays below 1 GiB.

@@ -8,7 +8,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
 def dicom(pixels: np.ndarray, **elements) -> bytes:
-    """An uncompressed DICOM file. Elements by keyword are added to, or replace, those that describe the pixels."""
+    """Return an uncompressed DICOM file. Elements are added to those that describe the pixels, or replace them."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -1,12 +1,10 @@
-"""A real S3 server on loopback, for tests: moto behind a layer that counts what is sent, and fails when told to."""
+"""A local S3 server for tests: moto, with a layer that counts bytes and can fail."""
 
 import json
-import random
 import re
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ import pytest
 
 
 KEYS = {"key": "access-key-of-a-test", "secret": "secret-key-of-a-test"}
-How = Literal["503", "reset", "slow"]
+How = Literal["503", "reset"]
 
 
 @dataclass
@@ -25,19 +23,16 @@ class _Fault:
     pattern: re.Pattern[str]
     how: How
     left: int
-    share: float
-    seconds: float
 
 
 @dataclass
 class ObjectStore:
-    """
-    A running server.
+    """A running server.
 
     Args:
         url: Its address.
-        sent: Method, path (`/bucket/key`) and bytes of the body of every answer so far.
-        signers: Access keys that requests were signed with; empty for anonymous ones.
+        sent: Method, path (`/bucket/key`) and size of the body of every response.
+        signers: Access keys that requests were signed with. Empty for anonymous requests.
     """
 
     url: str = ""
@@ -45,10 +40,9 @@ class ObjectStore:
     signers: set[str] = field(default_factory=set)
     _faults: list[_Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _random: random.Random = field(default_factory=lambda: random.Random(0))
 
     def upload(self, folder: Path, bucket: str, prefix: str = "", *, public: bool = True) -> str:
-        """Puts all files of a folder into a bucket, which is made where needed; returns their `s3://` address."""
+        """Upload all files of a folder, create the bucket if needed, and return their `s3://` URL."""
         from moto.core import DEFAULT_ACCOUNT_ID
         from moto.s3.models import s3_backends
 
@@ -57,7 +51,7 @@ class ObjectStore:
             client.create_bucket(Bucket=bucket)
             if public:
                 client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(_public_policy(bucket)))
-        # Straight into the server's memory: a thousand files take a second instead of ten.
+        # Writing to the memory of the server is ten times faster than requests.
         backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
         for path in sorted(folder.rglob("*")):
             if path.is_file():
@@ -68,12 +62,12 @@ class ObjectStore:
         return f"s3://{bucket}/{prefix}".rstrip("/")
 
     def delete(self, address: str) -> None:
-        """Removes one object, `s3://bucket/key`."""
+        """Delete the object `s3://bucket/key`."""
         bucket, _, key = address.removeprefix("s3://").partition("/")
         self.client().delete_object(Bucket=bucket, Key=key)
 
     def client(self) -> Any:
-        """boto3's client."""
+        """Return a client of boto3."""
         import boto3
 
         return boto3.client(
@@ -84,47 +78,34 @@ class ObjectStore:
             region_name="us-east-1",
         )
 
-    def fail(self, pattern: str, how: How, times: int = 1, *, share: float = 1, seconds: float = 0.03) -> None:
-        """
-        Disturbs the next GETs whose path matches.
-
-        Args:
-            pattern: A regular expression for `/bucket/key`.
-            how: Refused with a 503, cut off in the middle of the body, or answered some seconds later.
-            times: How many of them.
-            share: Only this share of those that match, drawn at random with a fixed seed.
-            seconds: How much later.
-        """
-        self._faults.append(_Fault(re.compile(pattern), how, times, share, seconds))
+    def fail(self, pattern: str, how: How, times: int = 1) -> None:
+        """Let the next GET requests fail whose path `/bucket/key` matches: with 503, or in the middle of the body."""
+        self._faults.append(_Fault(re.compile(pattern), how, times))
 
     def bytes_sent(self) -> int:
-        """Bytes of all bodies sent so far in answer to GETs."""
+        """Return the number of bytes sent for GET requests."""
         return sum(size for method, _, size in self.sent if method == "GET")
 
     @property
     def faults_left(self) -> int:
-        """Failures that were asked for and have not happened yet."""
+        """Number of faults that have not happened yet."""
         return sum(fault.left for fault in self._faults)
 
-    def _next_fault(self, method: str, path: str) -> _Fault | None:
+    def _next_fault(self, method: str, path: str) -> How | None:
         with self._lock:
             for fault in self._faults:
                 if method == "GET" and fault.left and fault.pattern.search(path):
-                    if self._random.random() < fault.share:
-                        fault.left -= 1
-                        return fault
+                    fault.left -= 1
+                    return fault.how
         return None
 
     def _around(self, application: Any) -> Any:
-        """The server's application between a count and the faults."""
+        """Wrap the application of the server."""
 
         def disturbed(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
             method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
             self.signers.add("".join(re.findall(r"Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))))
-            fault = self._next_fault(method, path)
-            how = fault.how if fault else None
-            if fault and how == "slow":
-                time.sleep(fault.seconds)
+            how = self._next_fault(method, path)
             if how == "503":
                 start_response("503 Slow Down", [("Content-Length", "0")])
                 return
@@ -140,7 +121,7 @@ class ObjectStore:
 
 
 def _public_policy(bucket: str) -> dict[str, Any]:
-    """Everybody may list and read, as in PMC's bucket."""
+    """Allow everybody to list and read, like the bucket of PMC."""
     return {
         "Version": "2012-10-17",
         "Statement": [
@@ -155,20 +136,16 @@ def _public_policy(bucket: str) -> dict[str, Any]:
 
 
 def _forget(s3fs: Any) -> None:
-    """Ends what still knows another server."""
-    # fsspec hands out the same file system for the same arguments.
+    """Discard file systems and processes that know another server."""
     s3fs.S3FileSystem.clear_instance_cache()
-    # Workers of a build come from a process that keeps the environment of the time it was started.
+    # The fork server keeps the environment of the time at which it was started.
     if "multiprocessing.forkserver" in sys.modules:
         sys.modules["multiprocessing.forkserver"]._forkserver._stop()
 
 
 @contextmanager
 def running_object_store() -> Iterator[ObjectStore]:
-    """
-    Runs a server on a free port, and sets the environment so that every `s3://` of this process and of those it starts
-    leads there, with keys that may read all. What is uploaded is public unless told otherwise.
-    """
+    """Run a server, and use it for all `s3://` URLs of this process and its children."""
     pytest.importorskip("moto", reason="the S3 server of the tests is moto: pip install 'moto[s3,server]'")
     s3fs = pytest.importorskip("s3fs")
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app

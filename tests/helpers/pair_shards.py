@@ -1,4 +1,4 @@
-"""Writes small data sets as `biomedclip build` leaves them, with licences, mentions and several row groups."""
+"""Write small datasets like `biomedclip build`, with licenses, mentions and several row groups."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ LICENSES = ("CC BY", "CC BY-NC", "CC0", "CC BY-NC-ND", "CC BY-NC-SA")
 
 
 def pair_row(number: int, image_size: tuple[int, int] = (8, 6)) -> dict[str, Any]:
-    """A pair with 0 to 3 mentions, under one of five licences."""
+    """Return a pair with 0 to 3 mentions, under one of five licenses."""
     return {
         "pair_id": f"PMC{number}.1/F1/g1",
         "image": {"bytes": png_bytes(number, image_size), "path": f"g{number}.png"},
@@ -34,7 +34,7 @@ def write_shards(
     image_size: tuple[int, int] = (8, 6),
     split: str = "train",
 ) -> Path:
-    """Writes `shards` files of `rows` pairs each into `folder/data`, pair n at place n of the split."""
+    """Write `shards` files of `rows` pairs each to `folder/data`. Pair n has position n in the split."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         numbers = range(shard * rows, (shard + 1) * rows)

@@ -1,4 +1,4 @@
-"""Write TIFF files of any sample type. Only the compressors are Pillow's (libtiff's); the rest is written here."""
+"""Write TIFF files of any sample type, and 16-bit PNG files. Pillow only compresses."""
 
 import io
 import struct
@@ -22,24 +22,21 @@ def tiff(
     planar: bool = False,
     tile: int | None = None,
     rows_per_strip: int | None = None,
-    sample_format: int | None = None,
     extra_samples: int = 0,
     without: tuple[int, ...] = (),
 ) -> bytes:
-    """
-    The bytes of a file.
+    """Return the bytes of a file.
 
     Args:
         pixels: `(height, width)` or `(height, width, samples)`.
-        photometric: 0 white is zero, 1 black is zero, 2 RGB. The default is 2 for three or four samples, else 1.
+        photometric: 0 white is zero, 1 black is zero, 2 RGB (default: 2 for three or four samples, else 1).
         byteorder: `<` or `>`.
         big: Write BigTIFF.
         compression: One of `COMPRESSIONS`.
         predictor: 1 none, 2 horizontal, 3 floating point.
         planar: Store the samples in separate planes.
-        tile: Side of the tiles; strips by default.
-        rows_per_strip: Rows of a strip; all by default.
-        sample_format: Value of the tag; derived from the dtype by default.
+        tile: Side of the tiles (default: strips).
+        rows_per_strip: Rows of a strip (default: all).
         extra_samples: Number of samples that are not color.
         without: Tags to leave out.
     """
@@ -48,8 +45,7 @@ def tiff(
     bits = 8 * pixels.dtype.itemsize
     if photometric is None:
         photometric = 2 if samples > 2 else 1
-    if sample_format is None:
-        sample_format = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    sample_format = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     planes = [cube[..., [plane]] for plane in range(samples)] if planar else [cube]
     chunks = []
     for plane in planes:
@@ -92,7 +88,7 @@ def tiff(
 
 
 def _predicted(chunk: np.ndarray, predictor: int, byteorder: str) -> np.ndarray:
-    """Bytes of shape (rows, bytes) after the predictor."""
+    """Apply the predictor. Return bytes of shape (rows, bytes)."""
     rows, columns, samples = chunk.shape
     size = chunk.dtype.itemsize
     if predictor == 3:
@@ -139,7 +135,7 @@ def _directory(fields: dict[int, list[int]], byteorder: str, big: bool, offset: 
 
 
 def png16(pixels: np.ndarray, interlaced: bool = False) -> bytes:
-    """A PNG of 16 bits, filtered with every filter in turn; of 1 (gray), 2 (alpha too), 3 (RGB) or 4 samples."""
+    """Return a 16-bit PNG that uses every filter, of 1 (gray), 2 (with alpha), 3 (RGB) or 4 samples."""
     cube = pixels if pixels.ndim == 3 else pixels[..., None]
     height, width, samples = cube.shape
     color_type = {1: 0, 2: 4, 3: 2, 4: 6}[samples]

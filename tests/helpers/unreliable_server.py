@@ -1,4 +1,4 @@
-"""A web server on loopback for tests, which can be slow and fail, by a seed."""
+"""A local web server for tests that can be slow and fail, reproducibly."""
 
 import random
 import re
@@ -11,35 +11,26 @@ from pathlib import Path
 
 
 class UnreliableServer:
-    """
-    Serves a folder; use it as a context manager.
+    """Serve a folder. Use it as a context manager.
 
     Args:
         root: The folder.
-        failing: Share of requests that are answered with 503, or broken off in the middle, in turns.
-        slow: Share of requests that wait for `delay` seconds.
+        failing: Fraction of requests that are answered with 503 or, every other time, with half of the body.
+        slow: Fraction of requests that wait for `delay` seconds.
+        delay: Seconds to wait.
         forbidden: Names of files that are answered with 403.
-        seed: Seed of which are.
 
     Attributes:
-        requests: Paths that were asked for.
-        most_at_once: Slow requests that waited side by side.
+        failures: Number of failed requests.
+        most_at_once: Largest number of requests that waited at the same time.
     """
 
     def __init__(
-        self,
-        root: Path,
-        *,
-        failing: float = 0.0,
-        slow: float = 0.0,
-        delay: float = 0.05,
-        seed: int = 0,
-        forbidden: Collection[str] = (),
+        self, root: Path, *, failing: float = 0, slow: float = 0, delay: float = 0.05, forbidden: Collection[str] = ()
     ):
         self.failing, self.slow, self.delay, self.forbidden = failing, slow, delay, forbidden
-        self.requests: list[str] = []
         self.failures = self.most_at_once = self._waiting = 0
-        self._random = random.Random(seed)
+        self._random = random.Random(0)
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self, directory=str(root)))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -56,25 +47,20 @@ class UnreliableServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def fate(self, path: str) -> str:
-        """What becomes of the next request: `fine`, `refused`, `broken off`."""
+    def next_fault(self) -> str | None:
+        """Wait if the next request is slow, and return how it fails."""
         with self._lock:
-            self.requests.append(path)
             wait = self._random.random() < self.slow
             fails = self._random.random() < self.failing
             self.failures += fails
-            kind = ("refused", "broken off")[self.failures % 2] if fails else "fine"
-        if wait:
-            self._wait()
-        return kind
-
-    def _wait(self) -> None:
-        with self._lock:
-            self._waiting += 1
+            fault = ("refused", "cut off")[self.failures % 2] if fails else None
+            self._waiting += wait
             self.most_at_once = max(self.most_at_once, self._waiting)
-        time.sleep(self.delay)
-        with self._lock:
-            self._waiting -= 1
+        if wait:
+            time.sleep(self.delay)
+            with self._lock:
+                self._waiting -= 1
+        return fault
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -85,44 +71,33 @@ class _Handler(SimpleHTTPRequestHandler):
         super().__init__(*arguments, **options)
 
     def do_GET(self) -> None:
-        fate = self.unreliable.fate(self.path)
+        fault, has_body = self.unreliable.next_fault(), self.command == "GET"
         path = Path(self.translate_path(self.path))
-        if fate == "refused":
-            self._answer(503, b"try again")
+        status, content = 200, b""
+        if fault == "refused" or (fault and not has_body):
+            status = 503
         elif path.name in self.unreliable.forbidden:
-            self._answer(403, b"forbidden")
+            status = 403
         elif not path.is_file():
-            self._answer(404, b"not found")
+            status = 404
         else:
-            status, content = self._in_range(path.read_bytes())
-            self._answer(status, content[: len(content) // 2] if fate == "broken off" else content, len(content))
+            status, content = self._requested_range(path.read_bytes())
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if has_body:
+            self.wfile.write(content[: len(content) // 2] if fault else content)
+            self.close_connection = self.close_connection or fault == "cut off"
 
-    def do_HEAD(self) -> None:
-        fate = self.unreliable.fate(self.path)
-        path = Path(self.translate_path(self.path))
-        if fate != "fine":
-            self._answer(503, b"")
-        elif path.name in self.unreliable.forbidden:
-            self._answer(403, b"")
-        else:
-            self._answer(200 if path.is_file() else 404, b"", path.stat().st_size if path.is_file() else 0)
-            self.close_connection = False  # no body belongs to it
+    do_HEAD = do_GET
 
-    def _in_range(self, content: bytes) -> tuple[int, bytes]:
-        """The part that was asked for, with 206, or 416 where there is none: S3 does so for an empty object."""
+    def _requested_range(self, content: bytes) -> tuple[int, bytes]:
+        """Return 206 and the requested range, or 416 if it is outside, as for an empty object on S3."""
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None:
             return 200, content
         start, end = int(asked[1]), int(asked[2] or len(content))
         return (206, content[start : end + 1]) if start < len(content) else (416, b"")
-
-    def _answer(self, status: int, content: bytes, length: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content) if length is None else length))
-        self.end_headers()
-        self.wfile.write(content)
-        if length is not None and length > len(content):
-            self.close_connection = True
 
     def log_message(self, *arguments: object) -> None:
         pass

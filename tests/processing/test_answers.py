@@ -1,4 +1,4 @@
-"""When two answers are the same, and which ones a model can give."""
+"""Normalization, vocabulary and token F1 of answers."""
 
 import numpy as np
 import pytest
@@ -20,16 +20,16 @@ from biomedclip.processing.answers import answer_vocabulary, normalize_answer, t
         ("the liver", "the liver"),
     ],
 )
-def test_case_white_space_full_stops_and_numbers_make_no_difference(answer, expected):
+def test_case_white_space_full_stops_and_types_are_normalized(answer, expected):
     assert normalize_answer(answer) == expected == normalize_answer(normalize_answer(answer))
 
 
-def test_the_vocabulary_begins_with_the_most_frequent_answer_and_is_the_same_in_any_order():
+def test_the_vocabulary_is_sorted_by_frequency_and_then_alphabetically():
     answers = ["no", "Yes", "yes.", 2, "left", "2"]
     assert answer_vocabulary(answers) == answer_vocabulary(answers[::-1]) == ["2", "yes", "left", "no"]
 
 
-def test_an_empty_answer_is_none():
+def test_empty_answers_are_ignored():
     assert answer_vocabulary(["yes", " . ", ""]) == ["yes"]
     with pytest.raises(ValueError, match="All answers are empty"):
         answer_vocabulary([" . "])
@@ -38,14 +38,14 @@ def test_an_empty_answer_is_none():
 WORDS = ["left", "right", "upper", "lobe", "lung", "x-ray", "the", "a", "An", "3.5", "cm", "Yes.", "nö", "肺"]
 
 
-def drawn_answers(count: int, *, repeats: bool) -> list[str]:
+def random_answers(count: int, *, repeats: bool) -> list[str]:
     generator = np.random.default_rng(0)
     sizes = generator.integers(1, 7, count)
     return [" ".join(generator.choice(WORDS, size, replace=repeats)) for size in sizes]
 
 
 def test_token_f1_equals_the_sample_wise_f1_of_scikit_learn():
-    given, right = drawn_answers(400, repeats=False)[:200], drawn_answers(400, repeats=False)[200:]
+    given, right = random_answers(400, repeats=False)[:200], random_answers(400, repeats=False)[200:]
     tokens = [[set(word_tokens(answer)) for answer in answers] for answers in (given, right)]
     ours = [token_f1(sorted(one), sorted(other)) for one, other in zip(*tokens, strict=True) if one or other]
     binarizer = MultiLabelBinarizer().fit(tokens[0] + tokens[1])
@@ -60,7 +60,7 @@ def test_token_f1_equals_the_sample_wise_f1_of_scikit_learn():
 
 
 def plain_f1(given: list[str], right: list[str]) -> float:
-    """Token F1 by crossing out: each token of the right answer matches one token of the given answer at most."""
+    """Return the token F1 by removing matched tokens one by one."""
     left, matches = list(right), 0
     for token in given:
         if token in left:
@@ -73,7 +73,7 @@ def plain_f1(given: list[str], right: list[str]) -> float:
 
 
 def test_repeated_tokens_count_as_often_as_both_answers_have_them():
-    answers = drawn_answers(400, repeats=True)
+    answers = random_answers(400, repeats=True)
     for given, right in zip(answers[:200], answers[200:], strict=True):
         found = token_f1(word_tokens(given), word_tokens(right))
         assert found == pytest.approx(plain_f1(word_tokens(given), word_tokens(right)), abs=1e-12)
@@ -97,6 +97,6 @@ def test_words_are_those_of_squad(answer, tokens):
 
 
 def test_equal_answers_have_token_f1_one_and_others_without_common_words_zero():
-    for answer in (*drawn_answers(50, repeats=True), "the", ".", ""):
+    for answer in (*random_answers(50, repeats=True), "the", ".", ""):
         assert token_f1(word_tokens(answer), word_tokens(normalize_answer(answer))) == 1
     assert token_f1([], ["lung"]) == token_f1(["lung"], []) == token_f1(["left"], ["right"]) == 0

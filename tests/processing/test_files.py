@@ -1,4 +1,4 @@
-"""Local files that are no regular files are refused before they are opened."""
+"""Checks of local files before reading, and complete writes."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_the_kind_of_a_file_is_named(tmp_path, fifo, impatient):
         require_regular(tmp_path / "nothing")
 
 
-def test_a_link_is_followed_to_where_it_leads(tmp_path):
+def test_links_are_resolved_before_a_path_is_compared_with_a_folder(tmp_path):
     (tmp_path / "inside").mkdir()
     (tmp_path / "insider").mkdir()
     (tmp_path / "inside" / "up").symlink_to("..")

@@ -52,7 +52,7 @@ def open_clips():
 
 def test_pixels_of_random_images_of_every_mode_equal_open_clip(open_clips):
     processor = BiomedCLIPImageProcessor()
-    for image in random_images(300):
+    for image in random_images(160):
         ours = processor(image, return_tensors="pt")["pixel_values"][0]
         assert torch.equal(ours, open_clips(image)), (image.mode, image.size)
 
@@ -131,8 +131,8 @@ def test_the_exif_orientation_is_ignored_as_in_open_clip(open_clips, kind):
         buffer = io.BytesIO()
         image.save(buffer, kind, exif=exif)
         expected = open_clips(Image.open(buffer))
+        assert Image.open(buffer).getexif()[0x0112] == orientation
         for tagged in (Image.open(buffer), read_image(buffer.getvalue())):
-            assert tagged.getexif()[0x0112] == orientation
             assert torch.equal(BiomedCLIPImageProcessor()(tagged, return_tensors="pt")["pixel_values"][0], expected)
 
 

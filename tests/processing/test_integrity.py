@@ -117,10 +117,11 @@ def test_a_flipped_bit_of_a_page_names_the_shard(copy, monkeypatch, tmp_path, re
         reader(copy)
 
 
-@pytest.fixture
-def shortened_list(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def shortened_list(tmp_path_factory) -> Path:
     """A dataset with a flipped bit in the header of a page, for which Arrow returns a shorter list."""
-    path = shard_of(write_shards(tmp_path, shards=1, rows=10))
+    folder = write_shards(tmp_path_factory.mktemp("shortened"), shards=1, rows=10)
+    path = shard_of(folder)
     table = pq.read_table(path)
     pq.write_table(table, path, write_page_checksum=True)
     group = pq.read_metadata(path).row_group(0)
@@ -135,7 +136,7 @@ def shortened_list(tmp_path) -> Path:
         except (OSError, pa.ArrowException):
             continue
         if not found.equals(table):
-            return tmp_path
+            return folder
     pytest.skip("this version of Arrow detects every flipped bit in the header of a page")
 
 

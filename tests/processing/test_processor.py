@@ -1,4 +1,4 @@
-"""The processor: texts and images in one object."""
+"""The processor, compared with the tokenizer of open_clip."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from biomedclip.processing.processing_biomedclip import CHARACTERS_PER_TOKEN, CO
 
 @pytest.fixture(scope="module")
 def published(shared_data) -> BiomedCLIPProcessor:
-    """The processor with the published checkpoint's tokenizer."""
+    """The processor with the tokenizer of the published checkpoint."""
     tokenizer = BertTokenizer.from_pretrained(shared_data / "biomedclip_tokenizer")
     return BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)
 
@@ -30,13 +30,8 @@ def published(shared_data) -> BiomedCLIPProcessor:
 def test_token_ids_are_those_of_the_published_checkpoint(published):
     inputs = published(text=["this is a photo of brain MRI"])
     assert inputs["input_ids"] == [[2, 1805, 1744, 42, 7745, 1685, 2826, 4668, 3]]
-
-
-def test_texts_are_cut_at_256_tokens_and_padded_by_default(published):
     inputs = published(text=["lung " * 400, "lung"], return_tensors="pt")
-    assert inputs["input_ids"].shape == (2, 256)
-    assert inputs["attention_mask"].sum(dim=1).tolist() == [256, 3]
-    assert "token_type_ids" not in inputs
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [256, 3], "truncated and padded by default"
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +39,15 @@ def open_clip_tokenizer(shared_data):
     return HFTokenizer(str(shared_data / "biomedclip_tokenizer"), context_length=CONTEXT_LENGTH)
 
 
-def test_real_captions_give_open_clips_token_ids(published, open_clip_tokenizer, shared_data):
+def test_token_ids_of_real_captions_equal_open_clip(published, open_clip_tokenizer, shared_data):
     lines = (shared_data / "captions" / "captions.jsonl").read_text().splitlines()[::5]
     captions = [json.loads(line)["caption"] for line in lines]
     ours = published(text=captions, padding="max_length", return_tensors="pt")
     theirs = open_clip_tokenizer(captions)
     assert torch.equal(ours["input_ids"], theirs)
-    assert (theirs[:, -1] != 0).sum() > 50, "captions longer than 256 tokens are among them"
+    assert (theirs[:, -1] != 0).sum() > 50, "some captions have more than 256 tokens"
     uncleaned = published.tokenizer(captions, truncation=True, padding="max_length", return_tensors="pt")["input_ids"]
-    assert (uncleaned != theirs).any(dim=1).sum() > 50, "without cleaning, some would differ"
+    assert (uncleaned != theirs).any(dim=1).sum() > 50, "without cleaning, some differ"
 
 
 @pytest.mark.parametrize(
@@ -75,37 +70,25 @@ def test_real_captions_give_open_clips_token_ids(published, open_clip_tokenizer,
         "word " * 1000,
     ],
 )
-def test_awkward_texts_give_open_clips_token_ids(published, open_clip_tokenizer, text):
+def test_token_ids_of_unusual_texts_equal_open_clip(published, open_clip_tokenizer, text):
     for given in (text, [text]):
         ours = published(text=given, padding="max_length", return_tensors="pt")["input_ids"]
         assert torch.equal(ours.reshape(1, -1), open_clip_tokenizer([text]))
 
 
-def test_without_ftfy_texts_are_still_prepared_and_the_user_is_told(monkeypatch, caplog):
+def test_without_ftfy_texts_are_prepared_with_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(processing_biomedclip, "ftfy", None)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     assert clean_text("a  &lt;\nb") == "a < b"
     assert "pip install ftfy" in caplog.text
 
 
-def test_a_tokenizer_with_a_limit_keeps_it(small_processor):
-    inputs = small_processor(text="caption " * 300, return_tensors="pt")
-    assert inputs["input_ids"].shape == (1, 64)
-
-
-def test_images_and_texts_come_together(small_processor):
-    inputs = small_processor(text=["a", "caption"], images=Image.new("RGB", (50, 40)), return_tensors="pt")
-    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
+def test_a_call_returns_the_named_inputs_before_and_after_saving(small_processor, tmp_path):
+    inputs = small_processor(text="caption " * 300, images=Image.new("RGB", (50, 40)), return_tensors="pt")
+    assert set(inputs) == set(small_processor.model_input_names) == {"input_ids", "attention_mask", "pixel_values"}
     assert inputs["pixel_values"].shape == (1, 3, 32, 32)
-
-
-def test_the_names_it_states_are_those_that_a_call_returns(small_processor):
-    inputs = small_processor(text="caption", images=Image.new("RGB", (50, 40)), return_tensors="pt")
-    assert set(small_processor.model_input_names) == set(inputs)
+    assert inputs["input_ids"].shape == (1, 64), "the limit of the tokenizer"
     assert "token_type_ids" in small_processor(text="caption", return_token_type_ids=True)
-
-
-def test_saving_and_loading_changes_nothing(small_processor, tmp_path):
     small_processor.save_pretrained(tmp_path)
     loaded = BiomedCLIPProcessor.from_pretrained(tmp_path)
     arguments = {"text": ["chest x-ray", "brain"], "images": Image.new("L", (50, 40), 99), "return_tensors": "pt"}
@@ -114,7 +97,7 @@ def test_saving_and_loading_changes_nothing(small_processor, tmp_path):
     assert isinstance(loaded.image_processor, BiomedCLIPImageProcessor)
 
 
-def test_a_long_text_has_the_same_tokens_after_it_is_cut(published):
+def test_a_long_text_keeps_its_tokens_when_it_is_cut(published):
     texts = [
         "Axial CT shows ground-glass opacities, “consolidation” &amp; nodules. " * 700,
         "肺" * 50_000,
@@ -126,15 +109,12 @@ def test_a_long_text_has_the_same_tokens_after_it_is_cut(published):
     cut = published(text=texts)["input_ids"]
     cleaned = [clean_text(text) for text in texts]
     assert cut == published.tokenizer(cleaned, truncation=True, padding=True, max_length=256)["input_ids"]
-    for max_length in (2, 7, 64):
-        ids = published(text=texts, max_length=max_length)["input_ids"]
-        assert ids == published.tokenizer(cleaned, truncation=True, padding=True, max_length=max_length)["input_ids"]
-
-
-def test_a_text_below_the_bound_is_not_cut():
     text = "a " * (CHARACTERS_PER_TOKEN * 5)
     assert cut_text(text, 10) == text and cut_text(text + "b", 10) == text
     assert CHARACTERS_PER_TOKEN == embedding.CHARACTERS_PER_TOKEN
+    for max_length in (2, 7, 64):
+        ids = published(text=texts, max_length=max_length)["input_ids"]
+        assert ids == published.tokenizer(cleaned, truncation=True, padding=True, max_length=max_length)["input_ids"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +128,7 @@ def test_a_text_below_the_bound_is_not_cut():
         ({"truncation": "longest_first"}, 64 * CHARACTERS_PER_TOKEN),
     ],
 )
-def test_only_the_characters_that_can_matter_are_cleaned(small_processor, monkeypatch, options, characters):
+def test_only_the_first_characters_of_a_truncated_text_are_cleaned(small_processor, monkeypatch, options, characters):
     seen = []
     monkeypatch.setattr(processing_biomedclip, "clean_text", lambda text: seen.append(len(text)) or "chest")
     small_processor(text="x " * 25_000, **options)
@@ -156,17 +136,16 @@ def test_only_the_characters_that_can_matter_are_cleaned(small_processor, monkey
     assert seen == [characters] * 2
 
 
-def test_a_tokenizer_that_cuts_on_the_left_gets_the_whole_text(small_processor, monkeypatch):
+def test_a_tokenizer_that_truncates_on_the_left_gets_the_whole_text(small_processor, monkeypatch):
     monkeypatch.setattr(small_processor.tokenizer, "truncation_side", "left")
     ids = small_processor(text="chest " * 30_000 + "brain mri", max_length=4)["input_ids"]
     assert ids == small_processor.tokenizer("brain mri", truncation=True, max_length=4)["input_ids"]
 
 
 def test_every_text_path_cuts_long_texts_before_tokenizing(small_processor, small_model, monkeypatch):
-    # A processor of another library, which does not cut by itself.
     longest = []
 
-    class Other:
+    class Other:  # a processor of another library
         tokenizer = small_processor.tokenizer
         image_processor = small_processor.image_processor
 

@@ -1,4 +1,4 @@
-"""Which errors no retry can fix, and what is said of them."""
+"""Retries, and errors that a retry cannot fix."""
 
 import errno
 import socket
@@ -12,7 +12,7 @@ LASTING = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EMFILE", "ENFILE"]
 
 
 @pytest.mark.parametrize("name", [*LASTING, "ENOLCK", "EOPNOTSUPP"])
-def test_an_error_of_this_machine_lasts_however_deep_a_client_has_wrapped_it(name):
+def test_an_error_of_this_machine_is_found_in_wrapped_errors(name):
     cause = OSError(getattr(errno, name), "text")
     wrapped = ConnectionError("cannot connect")
     wrapped.__cause__ = cause
@@ -26,7 +26,7 @@ def test_an_error_of_this_machine_lasts_however_deep_a_client_has_wrapped_it(nam
 )
 def test_a_temporary_error_may_be_retried(error):
     if error is not None:
-        error.__cause__ = error  # a cycle does no harm
+        error.__cause__ = error  # a cycle
     assert lasting_error(error) is None
 
 
@@ -37,7 +37,7 @@ def test_a_lasting_error_states_the_place_and_the_solution(name):
     assert raised.value.errno == getattr(errno, name)
 
 
-def test_other_errors_stay_as_they_are():
+def test_other_errors_are_not_changed():
     error = PermissionError(errno.EACCES, "text")
     with pytest.raises(PermissionError) as raised, explained("/data/out"):
         raise error

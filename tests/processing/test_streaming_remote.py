@@ -92,6 +92,7 @@ def test_a_missing_connection_is_a_clear_error(object_store, monkeypatch):
             load_pmc15m("s3://bucket/set")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["set", "stream"])
 def test_loader_workers_read_from_s3(s3, view):
     if view == "set":
@@ -155,7 +156,12 @@ def test_row_groups_are_read_once_and_not_at_all_before_the_resume_position(pair
 
 @pytest.mark.parametrize(
     ("view", "how", "times"),
-    [("set", "503", 1), ("stream", "503", 1), ("set", "reset", 1), ("stream", "reset", 7)],
+    [
+        ("set", "503", 1),
+        ("stream", "503", 1),
+        ("set", "reset", 1),
+        pytest.param("stream", "reset", 7, marks=pytest.mark.slow),
+    ],
 )
 def test_a_temporary_fault_changes_nothing(pairs, object_store, s3, monkeypatch, view, how, times):
     # s3fs itself tries five times, so seven faults need retries of the reader.

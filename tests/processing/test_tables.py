@@ -1,4 +1,4 @@
-"""Tables as people and spreadsheets write them."""
+"""CSV files of people and spreadsheet programs."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ def written(delimiter: str, line_end: str = "\r\n") -> str:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_output_of_the_csv_module_is_read_in_any_encoding_with_a_mark(tmp_path, delimiter, encoding, line_end):
+def test_csv_files_are_read_in_any_encoding_with_a_byte_order_mark(tmp_path, delimiter, encoding, line_end):
     (tmp_path / "t.csv").write_bytes(written(delimiter, line_end).encode(encoding))
     table = read_table(tmp_path / "t.csv", ["pair_id", "label"])
     assert [(row["pair_id"], row["label"]) for row in table.rows] == ROWS
@@ -41,7 +41,7 @@ def test_output_of_the_csv_module_is_read_in_any_encoding_with_a_mark(tmp_path, 
         ("a note; with semicolons;id,label\n", None),
     ],
 )
-def test_blank_lines_spaces_and_other_delimiters_change_nothing(tmp_path, text, rows):
+def test_blank_lines_spaces_and_delimiters_do_not_change_the_rows(tmp_path, text, rows):
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     if rows is None:
         with pytest.raises(ValueError, match="no column id"):
@@ -76,7 +76,7 @@ def test_errors_state_the_line(tmp_path, content, message):
         read_table(tmp_path / "t.csv", ["id", "label"])
 
 
-def test_duplicate_rows_count_once_and_contradictions_are_refused(tmp_path):
+def test_duplicate_rows_are_returned_once_and_contradictions_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("id,label\na,x\nb,y\na,x\n")
     table = read_table(tmp_path / "t.csv", ["id", "label"])
     assert [(name, row["label"]) for name, row in labels_by_name(table, "id", "label").items()] == [
@@ -88,6 +88,6 @@ def test_duplicate_rows_count_once_and_contradictions_are_refused(tmp_path):
         labels_by_name(read_table(tmp_path / "t.csv", ["id", "label"]), "id", "label")
 
 
-def test_text_without_a_mark_is_utf_8(tmp_path):
+def test_text_without_a_byte_order_mark_is_utf_8(tmp_path):
     (tmp_path / "t.json").write_bytes('["ä"]'.encode())
     assert read_text(tmp_path / "t.json") == '["ä"]'

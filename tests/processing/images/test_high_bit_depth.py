@@ -56,7 +56,7 @@ RANGES = [
 
 
 def ramp(dtype, lowest=0, highest=1, size: int = 64) -> np.ndarray:
-    """Rows that rise from the lowest to the highest value."""
+    """Return rows that rise from the lowest to the highest value."""
     if np.dtype(dtype).kind == "f":
         row = lowest * (1 - np.arange(size) / (size - 1)) + highest * (np.arange(size) / (size - 1))
     else:
@@ -66,7 +66,7 @@ def ramp(dtype, lowest=0, highest=1, size: int = 64) -> np.ndarray:
 
 
 def color_ramp(dtype, lowest, highest, samples: int) -> np.ndarray:
-    """The ramp, its mirror image, its half, and a constant: a color image whose channels differ, or with alpha."""
+    """Return a ramp, its mirror image, its half, and a constant as channels of an image."""
     rising = ramp(dtype, lowest, highest)
     constant = np.full_like(rising, highest // 4)
     return np.stack([rising, rising[:, ::-1], rising // 2, constant][:samples], axis=-1)
@@ -166,7 +166,7 @@ def test_the_floating_point_predictor_is_undone(dtype, layout):
 
 
 def packed_tiff(bits: int, photometric: int = 1, **layout) -> bytes:
-    """A file of a ramp whose samples are not aligned to bytes."""
+    """Return a file of a ramp whose samples are not aligned to bytes."""
     values = ramp(np.uint16, 0, 2**bits - 1)
     packed = np.packbits((values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).reshape(64, -1), axis=1)
     content = bytearray(tiff(packed, photometric, **layout))
@@ -198,7 +198,7 @@ def test_gray_samples_that_pillow_reads_exactly_are_left_to_pillow(content):
 
 
 @pytest.mark.parametrize(("tag", "odd"), [(258, 8), (339, 3)], ids=["bits", "formats"])
-def test_a_tiff_whose_samples_differ_in_type_is_left_to_pillow(tag, odd):
+def test_a_tiff_with_samples_of_different_types_is_left_to_pillow(tag, odd):
     usual = {258: 16, 339: 1}[tag]
     before, after = (struct.pack("<3L", usual, usual, last) for last in (usual, odd))
     content = tiff(np.zeros((4, 4, 3), np.uint16))
@@ -206,7 +206,7 @@ def test_a_tiff_whose_samples_differ_in_type_is_left_to_pillow(tag, odd):
     assert find_deep_image(content.replace(before, after)) is None
 
 
-def test_tags_that_a_tiff_leaves_out_have_their_default_values():
+def test_missing_tags_of_a_tiff_have_their_default_values():
     values = ramp(np.uint32, 0, 1000)
     bare = tiff(values, without=(259, 262, 277, 278, 284, 317, 339))
     assert np.array_equal(read_image(bare), read_image(tiff(values)))
@@ -228,14 +228,14 @@ def test_integers_keep_their_precision_if_they_fit_in_32_bits(lowest, highest, m
         assert np.array_equal(image, values)
 
 
-def test_separate_planes_count_as_much_memory_as_samples_that_are_stored_together():
+def test_separate_planes_need_as_much_memory_as_samples_that_are_stored_together():
     values = np.zeros((50, 40, 3), np.uint16)
     together, separate = (find_deep_image(tiff(values, planar=planar)) for planar in (False, True))
     assert together.bytes_to_decode == separate.bytes_to_decode > 2 * values.nbytes
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_nan_and_infinities_do_not_count_for_the_range_and_are_black(dtype):
+def test_nan_and_infinities_are_black_and_ignored_for_the_range(dtype):
     values = ramp(dtype, 1000, 2000)
     values[:4] = np.array([np.nan, np.inf, -np.inf, np.nan])[:, None]
     for photometric, expected in ((1, UP), (0, DOWN)):
@@ -329,14 +329,14 @@ def test_a_damaged_file_is_an_image_error(content):
     ],
     ids=["wide TIFF", "large PNG", "large tile"],
 )
-def test_an_image_that_would_take_too_much_memory_is_refused_before_decoding(content, monkeypatch):
+def test_an_image_that_needs_too_much_memory_is_refused_before_decoding(content, monkeypatch):
     monkeypatch.setattr(errors, "MAX_BYTES", 10_000_000)
     with pytest.raises(ImageError) as refused:
         read_image(content)
     assert refused.value.reason == "image too large"
 
 
-def test_the_record_of_an_image_of_more_than_8_bits_has_its_mode_pages_and_hash():
+def test_images_of_more_than_8_bits_have_the_mode_pages_and_hash_of_their_content():
     picture = np.random.default_rng(0).integers(0, 8, (8, 8)).repeat(20, 0).repeat(20, 1)
     gray = Image.fromarray((picture * 36).astype(np.uint8))
     expected = perceptual_hash(gray)

@@ -59,10 +59,9 @@ def test_an_unreadable_image_is_a_clear_error(source, message):
         read_image(source)
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded():
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded():
     buffer = io.BytesIO()
-    Image.new("1", (40_000, 40_000)).save(buffer, "PNG")
-    assert len(buffer.getvalue()) < 1_000_000
+    Image.new("1", (20_000, 9_000)).save(buffer, "PNG")
     with pytest.raises(ImageError, match="more than 175,000,000 pixels"):
         read_image(buffer.getvalue())
 
