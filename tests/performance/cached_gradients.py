@@ -2,25 +2,25 @@
 
 python tests/performance/cached_gradients.py --output cached_gradients.json
 
-Each step runs in a process of its own, on the CPU in float32. Memory is what the step adds to the process at its peak
-(Linux's VmHWM), beside the model, its gradients and the batch, which are there before it.
-Captions are 8 to 64 words, drawn. The last table is of the loss alone, at the batch of the paper's second stage.
+Each step runs in a process of its own, on the CPU in float32. Memory is what the step adds to the peak of the process
+(VmHWM of Linux). Captions have 8 to 64 random tokens. The last table shows the loss alone, for one of 16 processes at
+the batch size of the paper's second stage.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import parser_of, report
 from torch.nn.functional import cross_entropy, normalize
 
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments
 from biomedclip.contrastive_loss import summed_loss
-from biomedclip.run_scripts.cli.reporting import show_table, versions
 
 
 BATCHES = (64, 128, 256, 512)
@@ -30,23 +30,23 @@ LOCAL, WHOLE, DIMENSION = 4096, 65536, 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--output", help="JSON file for the figures")
-    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)  # what one process of the benchmark does
+    parser = parser_of(__doc__)
+    parser.add_argument("--measure", nargs="+", help="measure one step or loss in this process")
     options = parser.parse_args()
     if options.measure:
-        measure, *numbers = options.measure
-        print(json.dumps({"step": step, "loss": loss}[measure](*map(int, numbers))))  # noqa: T201
+        kind, *numbers = options.measure
+        sys.stdout.write(json.dumps({"step": step, "loss": loss}[kind](*map(int, numbers))) + "\n")
         return
-    results: dict[str, Any] = {"versions": versions(), "steps": [], "losses": []}
-    for batch in BATCHES:
-        for size in MINI_BATCHES:
-            results["steps"].append({"batch": batch, "mini_batch": size, **in_a_process("step", batch, size or 0)})
-    for sliced in (False, True):
-        results["losses"].append({"sliced": sliced, **in_a_process("loss", int(sliced))})
-    show(results)
-    if options.output:
-        Path(options.output).write_text(json.dumps(results, indent=2) + "\n")
+    steps = {batch: [in_a_process("step", batch, size or 0) for size in MINI_BATCHES] for batch in BATCHES}
+    losses = {name: in_a_process("loss", sliced) for sliced, name in enumerate(("whole", "slices of rows"))}
+    columns = ["batch", "whole", *(f"mini-batches of {size}" for size in MINI_BATCHES[1:])]
+    tables: list[Any] = [
+        (title, [(str(batch), *(found[key] for found in steps[batch])) for batch in BATCHES], columns)
+        for title, key in (("MiB that a step adds", "mib"), ("Seconds of a step", "seconds"))
+    ]
+    rows = [(name, found["mib"], found["seconds"]) for name, found in losses.items()]
+    tables.append((f"The loss of {LOCAL:,} rows against {WHOLE:,}", rows, ["logits", "added MiB", "seconds"]))
+    report({"steps": {str(batch): found for batch, found in steps.items()}, "losses": losses}, tables, options.output)
 
 
 def in_a_process(*arguments: Any) -> dict[str, float]:
@@ -55,14 +55,11 @@ def in_a_process(*arguments: Any) -> dict[str, float]:
 
 
 def step(pairs: int, mini_batch: int) -> dict[str, float]:
-    """One step of a model of 4 + 4 layers of width 192 on images of 96 pixels, patches of 16."""
+    """Measure a step of a model with 4 + 4 layers of width 192, on images of 96 pixels with patches of 16."""
     torch.manual_seed(0)
-    model = BiomedCLIPModel(
-        BiomedCLIPConfig(
-            vision_config=TOWER | {"image_size": 96, "patch_size": 16},
-            text_config=TOWER | {"vocab_size": 1000, "max_position_embeddings": 64},
-        )
-    )
+    vision = TOWER | {"image_size": 96, "patch_size": 16}
+    text = TOWER | {"vocab_size": 1000, "max_position_embeddings": 64}
+    model = BiomedCLIPModel(BiomedCLIPConfig(vision_config=vision, text_config=text))
     args = ContrastiveTrainingArguments(
         output_dir="unused", use_cpu=True, report_to="none", mini_batch_size=mini_batch or None
     )
@@ -76,7 +73,7 @@ def step(pairs: int, mini_batch: int) -> dict[str, float]:
 
 
 def loss(sliced: int) -> dict[str, float]:
-    """InfoNCE of one direction, with its gradients."""
+    """Measure InfoNCE of one direction with its gradients."""
     images, texts = (normalize(torch.randn(n, DIMENSION), dim=-1).requires_grad_() for n in (LOCAL, WHOLE))
     scale = torch.tensor(14.0, requires_grad=True)
 
@@ -89,7 +86,7 @@ def loss(sliced: int) -> dict[str, float]:
     return measured(forward_and_backward)
 
 
-def measured(work: Any) -> dict[str, float]:
+def measured(work: Callable[[], Any]) -> dict[str, float]:
     before, start = peak_mib(), time.perf_counter()
     work()
     return {"mib": peak_mib() - before, "seconds": round(time.perf_counter() - start, 1)}
@@ -98,15 +95,6 @@ def measured(work: Any) -> dict[str, float]:
 def peak_mib() -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) // 1024
-
-
-def show(results: dict[str, Any]) -> None:
-    columns = ["batch", "at once", *(f"mini-batches of {size}" for size in MINI_BATCHES[1:])]
-    for title, figure in (("MiB that a step adds", "mib"), ("Seconds of a step", "seconds")):
-        rows = [[str(batch), *(r[figure] for r in results["steps"] if r["batch"] == batch)] for batch in BATCHES]
-        show_table(title, rows, columns)
-    rows = [["slices of rows" if r["sliced"] else "at once", r["mib"], r["seconds"]] for r in results["losses"]]
-    show_table(f"The loss of {LOCAL:,} rows against {WHOLE:,}", rows, ["logits", "added MiB", "seconds"])
 
 
 if __name__ == "__main__":

@@ -1,39 +1,38 @@
-"""Training beside open_clip's own program: the same losses, samples a second, memory; and what a GPU reaches.
+"""Training compared with open_clip's own program: losses, samples per second and memory; and the speed on a GPU.
 
-PYTHONPATH=tests python tests/performance/training.py --output training.json
-PYTHONPATH=tests python tests/performance/training.py --parts scale --device cuda --batch-size 4096 \\
-    --mini-batch-size 256
+python tests/performance/training.py --output training.json
+python tests/performance/training.py --parts scale --device cuda --batch-size 4096 --mini-batch-size 256
 
-curve: fifty steps of the recipe `biomedclip`, less its learning rate and warm-up, from the same weights on the same
-    batches in float32 without dropout, ViT-Ti/16 with a BERT of two layers. Gradients are not clipped. open_clip takes
-    them a second time with the pairs of each batch in another order, which changes nothing but the order of its sums:
-    what two runs may differ by.
-speed: the published size with random weights and dropout as published, `--batch-size` real captions and images, in
-    float32 and under bfloat16 autocast. Each way runs in a process of its own, in turns; a round has a batch of its
-    own, the same for all, after a step of two pairs that warms up. Batches lie in memory (`loading.py` measures the
-    loader). Seconds are those of the clock, for which the machine must have nothing else to do, or with
-    --shared-machine those of the processor, with one thread. open_clip pads texts to 256 tokens, biomedclip to the
-    longest. The bound is what the matrix products of the model's shapes alone would allow, texts without padding.
-scale: our trainer alone on a device, drawn images and captions of real length: samples a second, share of the measured
-    rate of matrix products that the model's own work makes up, memory, hours for the paper's 445 million samples.
-open_clip's side runs `open_clip_train.main` (`tests/helpers/open_clip_training.py`).
+curve: fifty steps from the same weights on the same batches, in float32 without dropout and clipping, with ViT-Ti/16
+    and a BERT of two layers. open_clip runs a second time with the pairs of each batch in another order. This changes
+    only the order of its sums, and shows by how much two equal runs can differ.
+speed: the published size with random weights and the published dropout, `--batch-size` real captions and images, in
+    float32 and bfloat16 autocast. Each way runs in a process of its own, in turns. Every round has its own batch,
+    after a step of two pairs that warms up. Seconds are wall time on an idle machine or, with --shared-machine,
+    processor time with one thread. open_clip pads texts to 256 tokens, biomedclip to the longest. The bound is the
+    matrix products of the model without padding.
+scale: our trainer alone on one device: samples per second, model FLOPs utilization, memory, and hours for the 445
+    million samples of the paper. Images are random, captions have real lengths.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, wherever the script is started from
+
 from helpers.open_clip_training import Run, prepare, run_in_a_process, train_biomedclip
 from safetensors.torch import load_file
+from timing import SHARED, machine, median_ratio
 from tqdm.auto import tqdm
 from transformers import BertTokenizer
 
@@ -43,10 +42,9 @@ from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor,
 from biomedclip.run_scripts.cli.reporting import say, show_table, versions, write_json
 
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 PARTS = ("curve", "speed")
 STEPS, DIFFERENT_BATCHES, PAIRS = 50, 3, 8  # of the curve
-SPREAD = {"initializer_range": 0.07}  # 1 / sqrt(192): with the usual 0.02 so narrow a model learns nothing in 50 steps
+SPREAD = {"initializer_range": 0.07}  # 1 / sqrt(192); with 0.02, such a narrow model learns nothing in 50 steps
 TINY = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3} | SPREAD
 CONTEXT = 256
 SAMPLES = 445e6  # of the published run: 32 epochs of 13.9 million pairs
@@ -87,7 +85,7 @@ def make_model(*, small: bool, dropout: bool = True) -> BiomedCLIPModel:
 
 
 def real_batches(options: argparse.Namespace, batches: int, pairs: int) -> tuple[BiomedCLIPProcessor, list[Any]]:
-    """Captions drawn with seed 0, each beside some picture, prepared as in evaluation."""
+    """Return batches of real captions and images, chosen with seed 0 and processed as in evaluation."""
     tokenizer = BertTokenizer.from_pretrained(options.data / "biomedclip_tokenizer", model_max_length=CONTEXT)
     processor = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)
     captions = real_captions(options.data, batches * pairs)
@@ -110,7 +108,7 @@ def real_captions(data: Path, count: int) -> list[str]:
 
 
 def measure_curve(options: argparse.Namespace) -> dict[str, Any]:
-    """Losses of each step and the weights after the last, against open_clip's."""
+    """Compare the losses of each step and the weights after the last one with open_clip."""
     model = make_model(small=True, dropout=False)
     processor, batches = real_batches(options, DIFFERENT_BATCHES, PAIRS)
     order = torch.randperm(PAIRS, generator=torch.Generator().manual_seed(0))
@@ -158,7 +156,7 @@ def measure_curve(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
-    """Samples a second and memory of each way in each round."""
+    """Measure samples per second and memory of each way in each round."""
     model = make_model(small=options.small)
     processor, batches = real_batches(options, options.rounds, options.batch_size)
     config, mini = model.config, options.mini_batch_size or 4
@@ -214,9 +212,8 @@ def show_speed(results: dict[str, Any]) -> None:
         rates, precision = found["samples_per_second"], name.split(", ")[1]
         reference = results["ways"][f"open_clip, {precision}" + (", gradient checkpointing" * ("checkp" in name))]
         bounds = results["bounds"][precision]
-        ratios = [rate / other for rate, other in zip(rates, reference["samples_per_second"], strict=True)]
-        shares = [rate / bound for rate, bound in zip(rates, bounds, strict=True)]
-        rows.append((name, *map(statistics.median, (rates, ratios, shares, found["mib"]))))
+        ratios = median_ratio(rates, reference["samples_per_second"]), median_ratio(rates, bounds)
+        rows.append((name, statistics.median(rates), *ratios, statistics.median(found["mib"])))
     for name, rates in results["bounds"].items():
         rows.append((f"products alone, {name}", statistics.median(rates), None, None, None))
     tokens = [length for batch in results["lengths"] for length in batch]
@@ -227,7 +224,7 @@ def show_speed(results: dict[str, Any]) -> None:
 
 
 def operations_of_pair(config: Any, tokens: int) -> float:
-    """Multiplications and additions of a pair, forward and backward, in the matrix products of both towers."""
+    """Return the floating-point operations of a pair in the matrix products of both towers, forward and backward."""
 
     def tower(config: Any, length: int) -> float:
         width = config.hidden_size
@@ -237,12 +234,12 @@ def operations_of_pair(config: Any, tokens: int) -> float:
     vision = config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
     embedding = 2 * patches * vision.hidden_size * vision.num_channels * vision.patch_size**2
-    # Backward, each product has two: by its input and by its weight.
+    # The backward pass has two products for each: with respect to input and weight.
     return 3 * (tower(vision, patches + 1) + embedding + tower(config.text_config, tokens))
 
 
 def product_rate(config: Any, images: int, dtype: torch.dtype, device: str, *, processor_time: bool = False) -> float:
-    """Operations a second in the feed-forward products of a batch of images, forward and backward; the best of five."""
+    """Return the operations per second of the feed-forward products of a batch of images, the best of five."""
     rows = images * ((config.image_size // config.patch_size) ** 2 + 1)
     options: Any = {"dtype": dtype, "device": device}
     short = torch.randn(rows, config.hidden_size, **options)
@@ -251,29 +248,29 @@ def product_rate(config: Any, images: int, dtype: torch.dtype, device: str, *, p
     clock = time.process_time if processor_time else time.perf_counter
 
     def products() -> float:
-        synchronise(device)
+        synchronize(device)
         started = clock()
         for _ in range(3):
             short @ weight.t(), long @ weight, long.t() @ short
-        synchronise(device)
+        synchronize(device)
         return 3 * 3 * 2 * rows * config.hidden_size * config.intermediate_size / (clock() - started)
 
     return max(products() for _ in range(5))
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def measure_scale(options: argparse.Namespace) -> dict[str, Any]:
-    """Our trainer on one device with drawn images, under bfloat16 autocast, after one step that warms up."""
+    """Measure our trainer on one device under bfloat16 autocast, after one step that warms up."""
     model = make_model(small=options.small)
     size, mini = options.batch_size, options.mini_batch_size or options.batch_size
     tokenizer = BertTokenizer.from_pretrained(options.data / "biomedclip_tokenizer", model_max_length=CONTEXT)
     texts = tokenizer(real_captions(options.data, size), padding=True, truncation=True, return_tensors="pt")
     side = model.config.vision_config.image_size
-    # One image that stands for all: those of 65,536 pairs would take 39 GB.
+    # One image for all pairs: 65,536 images would take 39 GB.
     pixels = torch.randn(1, 3, side, side).expand(size, -1, -1, -1)
     batch = {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"], "pixel_values": pixels}
     run = Run(
@@ -296,19 +293,12 @@ def measure_scale(options: argparse.Namespace) -> dict[str, Any]:
         "mini_batch_size": mini,
         "samples_per_second": samples_per_second,
         "teraflops_of_products": rate / 1e12,
-        "model_flops_utilisation": samples_per_second * operations / rate,
+        "model_flops_utilization": samples_per_second * operations / rate,
         "peak_mib": found["mib"],
         "hours_of_445_million_samples": SAMPLES / samples_per_second / 3600,
     }
     show_table("One device", [(name.replace("_", " "), value) for name, value in results.items()], ["", "value"])
     return results
-
-
-def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines: Sequence[str] = info.read_text().splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":
