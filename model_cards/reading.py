@@ -42,7 +42,7 @@ def find_file(folder: Path, name: str, *, allowed: Callable[[str], bool] | None 
     """
     path = folder / name
     try:
-        kind = stat.S_IFMT(path.stat().st_mode)
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise ValueError(f"{path} is a broken link. Remove it.") from None
@@ -55,17 +55,18 @@ def find_file(folder: Path, name: str, *, allowed: Callable[[str], bool] | None 
     inside = target.relative_to(root).as_posix()
     if inside != Path(name).as_posix() and allowed is not None and not allowed(inside):
         raise ValueError(f"{path} is a link to {inside}, which is not published. Replace it with a copy.")
-    if kind != stat.S_IFREG:
-        raise ValueError(f"{path} is {_KINDS.get(kind, 'a special file')}, not a regular file. Remove it.")
+    _check_kind(path, status)
     return target
 
 
-def refuse_links_out(folder: Path, root: Path | None = None) -> None:
-    """Raise an error if a folder contains a link, at any depth, that points outside.
+def _check_kind(path: Path, status: os.stat_result) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise ValueError(f"{path} is {_KINDS.get(kind, 'a special file')}, not a regular file. Remove it.")
 
-    Args:
-        folder: The folder.
-        root: The folder that links must not leave (default: `folder`).
+
+def refuse_links_out(folder: Path, root: Path | None = None) -> None:
+    """Check that no link in a folder, at any depth, points outside of `root` (default: the folder).
 
     Raises:
         ValueError: If a link points outside `root`.
@@ -81,60 +82,46 @@ def refuse_links_out(folder: Path, root: Path | None = None) -> None:
                 )
 
 
-def read_text(path: Path, *, largest: int = LARGEST) -> str:
+def read_text(path: Path) -> str:
     """Read a text file in UTF-8.
 
-    Args:
-        path: The file.
-        largest: Largest size in bytes.
-
     Raises:
-        ValueError: If it is not a regular file, is too large, or is not UTF-8.
+        ValueError: If it is not a regular file, is larger than 64 MiB, or is not UTF-8.
         OSError: If it cannot be read.
     """
     # Without O_NONBLOCK, opening a named pipe would wait for a writer forever.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     with open(descriptor, "rb") as file:
-        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-        if kind != stat.S_IFREG:
-            raise ValueError(f"{path} is {_KINDS.get(kind, 'a special file')}, not a regular file. Remove it.")
-        content = file.read(largest + 1)
-    if len(content) > largest:
-        raise ValueError(f"{path} is larger than {largest / 2**20:g} MiB. Remove it.")
+        _check_kind(path, os.fstat(descriptor))
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{path} is larger than {LARGEST / 2**20:g} MiB. Remove it.")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def read_json(path: Path, *, largest: int = LARGEST) -> Any:
+def read_json(path: Path) -> Any:
     """Read a JSON file.
-
-    Args:
-        path: The file.
-        largest: Largest size in bytes.
 
     Raises:
         ValueError: If [`read_text`] refuses the file, it is not strict JSON (without NaN and infinity), or it has more
             than 50 levels of nesting.
         OSError: If it cannot be read.
     """
-    return _parse(path, read_text(path, largest=largest), json.loads)
+    return _parse(path, json.loads)
 
 
-def read_yaml(path: Path, *, largest: int = 2**20) -> Any:
+def read_yaml(path: Path) -> Any:
     """Read a YAML file.
-
-    Args:
-        path: The file.
-        largest: Largest size in bytes.
 
     Raises:
         ValueError: If [`read_text`] refuses the file, it contains aliases or a value that JSON does not have, or it has
             more than 50 levels of nesting.
         OSError: If it cannot be read.
     """
-    return _parse(path, read_text(path, largest=largest), _load_yaml)
+    return _parse(path, _load_yaml)
 
 
 def _load_yaml(text: str) -> Any:
@@ -144,8 +131,9 @@ def _load_yaml(text: str) -> Any:
     return yaml.safe_load(text)
 
 
-def _parse(path: Path, text: str, parse: Callable[[str], Any]) -> Any:
-    """Parse a text and check that the content can be written as strict JSON."""
+def _parse(path: Path, parse: Callable[[str], Any]) -> Any:
+    """Read and parse a file, and check that the content can be written as strict JSON."""
+    text = read_text(path)
     try:
         content = parse(text)
         _check_depth(content)

@@ -16,7 +16,6 @@ from .hub.card_facts import CARD, CARD_FACTS, collect_facts
 
 EXAMPLE = """biomedclip card out/model --train-run out/training --dataset out \\
       --results results --license apache-2.0"""
-SHOWN_PATHS = 3  # results of other weights that are named
 
 
 @dataclass
@@ -86,7 +85,7 @@ def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
 
 
 def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
-    """Print what the card states, what was not measured, and the results of other weights."""
+    """Print the facts of a card, the benchmarks of the paper that were not measured, and the results left out."""
     training, dataset = facts["training"], facts["dataset"]
     rows: list[tuple[Any, ...]] = [
         ("parameters", facts["model"]["parameters"]),
@@ -105,5 +104,4 @@ def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
     ]
     show_table(f"Card of {facts['title']}", rows, ["", "value"])
     if left_out:
-        names = ", ".join(map(str, left_out[:SHOWN_PATHS])) + (", ..." if len(left_out) > SHOWN_PATHS else "")
-        say(f"Left out: {len(left_out):,} results that were measured with other weights: {names}")
+        say(f"Left out: {len(left_out):,} results of other weights, such as {left_out[0]}")

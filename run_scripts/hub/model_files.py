@@ -64,9 +64,8 @@ def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
 
     Raises:
         FileNotFoundError: If the folder or a required file is missing.
-        ValueError: If a link points outside the folder or to a file that is not published; a code file differs from the
-            installed package; a configuration refers to other code; weights are not safetensors; or the folder is not
-            in transformers' layout.
+        ValueError: If the folder is not in transformers' layout, a link points to another file, code differs from the
+            installed package, a configuration refers to other code, or weights are not safetensors.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"--model {folder}: the folder does not exist.")

@@ -4,15 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    DatasetCard,
-    HfApi,
-    ModelCard,
-    get_token,
-)
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.lfs import UploadInfo
@@ -28,14 +20,11 @@ LOG_IN = "Log in with `hf auth login` and a token with the role 'write' from htt
 
 
 def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
-    """Check that a token exists and may write to a namespace. Nothing is written.
+    """Return a client, after a check that its token may write to a namespace. Nothing is written.
 
     Args:
         repo_id: `ORG/NAME` or `USER/NAME`.
         option: Name of the option in error messages.
-
-    Returns:
-        The client to upload with.
 
     Raises:
         UsageError: If `repo_id` is not a valid id with a namespace.
@@ -74,10 +63,9 @@ def check_card(card: str, repo_type: str, path: Path) -> None:
         ValueError: If the Hub rejects the metadata.
         ConnectionError: If the Hub does not respond.
     """
-    card_class = DatasetCard if repo_type == "dataset" else ModelCard
     try:
         with hub_errors(f"{path}: the metadata cannot be validated"):
-            card_class(card).validate(repo_type=repo_type)
+            RepoCard(card).validate(repo_type=repo_type)
     except ValueError as error:
         raise ValueError(f"{path}: the Hub rejects the metadata ({error}). Create the card again.") from error
 
@@ -116,17 +104,12 @@ def commit(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> tuple[CommitInfo, dict[str, UploadInfo]]:
-    """Upload files in one commit. Files that the Hub has already are not sent again.
+    """Upload and delete files in one commit. Files that the Hub has already are not sent again.
 
     Args:
-        api: The client.
-        repo_id: The repository.
-        repo_type: `model` or `dataset`.
         files: Files, or their content, by path in the repository.
-        title: Title of the commit.
-        delete: Files of the repository to delete in the same commit.
-        revision: Branch to commit to (default: `main`).
-        create_pr: Whether to create a pull request instead of changing the branch.
+        delete: Paths of files to delete.
+        create_pr: Whether to create a pull request for the branch `revision` instead of changing it.
 
     Returns:
         The commit, and the size and SHA-256 of each file for [`verify_upload`].

@@ -27,25 +27,15 @@ BINARY = re.compile(r"\.(parquet|png|safetensors|bin|pt)$")
 DATE = "2026-01-01T00:00:00.000Z"
 
 
-@dataclass(frozen=True)
-class File:
-    """A file of a commit."""
+def is_lfs(path: str, content: bytes) -> bool:
+    return bool(BINARY.search(path)) or len(content) > REGULAR_BYTES
 
-    content: bytes
-    lfs: bool = False
 
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
-    def etag(self) -> str:
-        """The SHA-256 of an LFS file, or the hash that git gives the content."""
-        return self.sha256 if self.lfs else hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
-
-    def entry(self, path: str) -> dict[str, Any]:
-        entry = {"type": "file", "path": path, "size": len(self.content), "oid": self.etag}
-        return entry | ({"lfs": {"oid": self.sha256, "size": entry["size"], "pointerSize": 1}} if self.lfs else {})
+def etag(path: str, content: bytes) -> str:
+    """The SHA-256 of an LFS file, or the hash that git gives the content."""
+    if is_lfs(path, content):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Commit(NamedTuple):
@@ -53,7 +43,7 @@ class Commit(NamedTuple):
 
     oid: str
     title: str
-    files: dict[str, File]
+    files: dict[str, bytes]
 
 
 @dataclass
@@ -76,15 +66,14 @@ class Repository:
         return self.branches["main"]
 
     @property
-    def files(self) -> dict[str, File]:
+    def files(self) -> dict[str, bytes]:
         return self.commits[-1].files
 
-    def commit(self, title: str, files: dict[str, File], branch: str = "main") -> str:
-        content = {path: file.etag for path, file in sorted(files.items())}
+    def commit(self, title: str, files: dict[str, bytes], branch: str = "main") -> str:
         commits = self.branches[branch]
-        oid = hashlib.sha1(f"{branch} {len(commits)} {title} {content}".encode()).hexdigest()
-        commits.append(Commit(oid, title, files))
-        return oid
+        content = "".join(f"{path} {etag(path, files[path])}" for path in sorted(files))
+        commits.append(Commit(hashlib.sha1(f"{branch} {len(commits)} {content}".encode()).hexdigest(), title, files))
+        return commits[-1].oid
 
 
 class RequestError(Exception):
@@ -152,8 +141,7 @@ class HubServer:
 
     def add(self, repo_id: str, files: dict[str, bytes], *, repo_type: str = "model", private: bool = False) -> None:
         """Add files to a repository without an upload. The repository is created if it does not exist."""
-        repository = self.repositories.setdefault((repo_type, repo_id), Repository(private))
-        repository.commit("Add", {path: File(content, bool(BINARY.search(path))) for path, content in files.items()})
+        self.repositories.setdefault((repo_type, repo_id), Repository(private)).commit("Add", files)
 
     def environment(self, cache: Path | None = None, token: str = "") -> dict[str, str]:
         """Return the environment variables of a process that uses this server, and optionally an empty cache."""
@@ -308,7 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
         for asked in json.loads(self.body)["files"]:
             path = asked["path"]
             mode = "lfs" if BINARY.search(path) or asked["size"] > REGULAR_BYTES else "regular"
-            known = {"oid": files[path].etag} if path in files else {}
+            known = {"oid": etag(path, files[path])} if path in files else {}
             answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, **known})
         return {"files": answers}
 
@@ -334,9 +322,9 @@ class _Handler(BaseHTTPRequestHandler):
         for change in changes:
             kind, value = change["key"], change["value"]
             if kind == "file":
-                files[value["path"]] = File(base64.b64decode(value["content"]))
+                files[value["path"]] = base64.b64decode(value["content"])
             elif kind == "lfsFile" and value["oid"] in self.hub.objects:
-                files[value["path"]] = File(self.hub.objects[value["oid"]], lfs=True)
+                files[value["path"]] = self.hub.objects[value["oid"]]
             elif kind == "deletedFile" and value["path"] in files:
                 del files[value["path"]]
             else:
@@ -369,30 +357,29 @@ class _Handler(BaseHTTPRequestHandler):
         branches[branch] = list(branches["main"])
         return {}
 
-    def entries(self, files: dict[str, File]) -> dict[str, dict[str, Any]]:
+    def entries(self, type: str, id: str, revision: str) -> dict[str, dict[str, Any]]:
         """Return files and folders by path."""
         found: dict[str, dict[str, Any]] = {}
-        for path, file in sorted(files.items()):
+        for path, content in sorted(self.snapshot(type, id, revision).files.items()):
             for folder in itertools.accumulate(path.split("/")[:-1], lambda above, name: f"{above}/{name}"):
                 found.setdefault(folder, {"type": "directory", "path": folder, "size": 0, "oid": "0" * 40})
-            found[path] = file.entry(path)
+            entry = {"type": "file", "path": path, "size": len(content), "oid": etag(path, content)}
+            lfs = {"lfs": {"oid": entry["oid"], "size": entry["size"], "pointerSize": 1}}
+            found[path] = entry | (lfs if is_lfs(path, content) else {})
         return found
 
     def tree(self, type: str, id: str, revision: str, path: str = "") -> list[dict[str, Any]]:
         below = f"{path}/" if path else ""
         recursive = self.query.get("recursive", "").lower() in ("true", "1")
-        entries = self.entries(self.snapshot(type, id, revision).files)
-        found = [
+        entries = self.entries(type, id, revision)
+        return [
             entry
             for name, entry in entries.items()
             if name.startswith(below) and (recursive or "/" not in name[len(below) :])
         ]
-        if path and not found:
-            raise RequestError(404, f"{path} does not exist on {revision}", "EntryNotFound")
-        return found
 
     def paths_info(self, type: str, id: str, revision: str) -> list[dict[str, Any]]:
-        entries = self.entries(self.snapshot(type, id, revision).files)
+        entries = self.entries(type, id, revision)
         as_json = "json" in self.headers.get("Content-Type", "")
         asked = json.loads(self.body) if as_json else parse_qs(self.body.decode())
         return [entries[path] for path in asked["paths"] if path in entries]
@@ -407,8 +394,6 @@ class _Handler(BaseHTTPRequestHandler):
         oid, _, files = self.snapshot(type, id, revision)
         if path not in files:
             raise RequestError(404, f"{path} does not exist", "EntryNotFound")
-        etag = f'"{files[path].etag}"'
-        headers = {"ETag": etag, "X-Repo-Commit": oid, "Accept-Ranges": "bytes"}
-        if files[path].lfs:
-            headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(files[path].content))}
-        return files[path].content, headers
+        tag = f'"{etag(path, files[path])}"'
+        linked = {"X-Linked-Etag": tag, "X-Linked-Size": str(len(files[path]))} if is_lfs(path, files[path]) else {}
+        return files[path], {"ETag": tag, "X-Repo-Commit": oid, "Accept-Ranges": "bytes", **linked}

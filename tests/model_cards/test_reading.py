@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from biomedclip.model_cards.reading import LARGEST, check_shape, find_file, read_json, read_text, read_yaml
+from biomedclip.model_cards import reading
+from biomedclip.model_cards.reading import check_shape, find_file, read_json, read_text, read_yaml
 
 
 @pytest.fixture
@@ -85,10 +86,11 @@ def test_a_named_pipe_is_refused_at_once(folder, read):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_json_that_is_not_strict_or_too_large_is_refused(tmp_path, content, message):
+def test_json_that_is_not_strict_or_too_large_is_refused(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(reading, "LARGEST", 1000 if b"xxx" in content else reading.LARGEST)
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=rf"x\.json .*{message}"):
-        read_json(tmp_path / "x.json", largest=1000 if b"xxx" in content else LARGEST)
+        read_json(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,10 @@ def test_it_is_updated_and_published_by_the_same_command(articles, tmp_path):
     assert "15 articles" in result.stdout.replace(",", "") or "30" in result.stdout
     assert "lab/pairs" in result.stdout
     assert {name.split("/")[0] for name in files} - {".gitattributes"} == RESULTS
-    assert json.loads(files["report.json"].content)["update"] == {
+    assert json.loads(files["report.json"])["update"] == {
         "new": 3, "changed": 0, "again": 0, "removed": 0, "unchanged": 12
     }  # fmt: skip
-    assert str(tmp_path).encode() not in files["report.json"].content + files["README.md"].content
+    assert str(tmp_path).encode() not in files["report.json"] + files["README.md"]
 
 
 def test_without_a_token_nothing_is_begun(articles, tmp_path):

@@ -128,7 +128,7 @@ def test_results_of_other_weights_are_left_out_and_named(model, tmp_path, capsys
     write_result(tmp_path / "results" / "theirs", retrieval_result())
     assert card(model, "--results", tmp_path / "results") == 0
     output = capsys.readouterr().out.replace("\n", "")
-    assert "measured with other weights" in output and "theirs" in output
+    assert "results of other weights" in output and "theirs" in output
     assert (
         "Retrieval | PMC-15M pairs | none | image to text, recall at 1 | not measured"
         in (model / "README.md").read_text()
