@@ -430,7 +430,7 @@ def test_over_http_a_failing_server_does_not_make_an_object_absent(mirror, serve
     bucket = Bucket(server.url)
     assert all(bucket.state(f"metadata/PMC{number}.1.json") for number in range(1000, 1020))
     assert bucket.state("metadata/PMC1.1.json") is None
-    server.failing = 1
+    monkeypatch.setattr(server, "next_fault", lambda: "refused")
     with pytest.raises(SourceUnavailable):
         bucket.state("metadata/PMC1000.1.json")
 
