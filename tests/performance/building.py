@@ -23,8 +23,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import md5
 from pathlib import Path
@@ -170,20 +170,14 @@ class MeasuredEngine(Engine):
     watch: Callable[[str, Path], AbstractContextManager[None]] | None = None
     bytes: dict[str, int] = field(default_factory=dict)
 
-    def run(self, stages: Sequence[Stage], logs: Path, around: Callable[[str], AbstractContextManager[None]]) -> bool:
-        staging = Staging(logs.parent.parent)
-
-        @contextmanager
-        def measured(stage: str) -> Iterator[None]:
-            with self.watch(stage, staging.journals) if self.watch else around(stage):
-                yield
-            if stage == "shards":
-                self.bytes["records"] = size_of(staging.journals, ".arrows")
-                self.bytes["journals"] = size_of(staging.journals, ".jsonl")
-                self.bytes["shards"] = size_of(staging.result, ".parquet")
-
-        timed = [replace(stage, steps=list(map(TimedStep, stage.steps))) for stage in stages]
-        return super().run(timed, logs, measured)
+    def _run_stage(self, stage: Stage, logs: Path, watch: Any) -> None:
+        staging = Staging(logs.parents[3], logs.parents[1].name)
+        with self.watch(stage.name, staging.journals) if self.watch else nullcontext():
+            super()._run_stage(replace(stage, steps=list(map(TimedStep, stage.steps))), logs, watch)
+        if stage.name == "shards":
+            self.bytes["records"] = size_of(staging.journals, ".arrows")
+            self.bytes["journals"] = size_of(staging.journals, ".jsonl")
+            self.bytes["shards"] = size_of(staging.result, ".parquet")
 
 
 def size_of(folder: Path, suffix: str) -> int:
