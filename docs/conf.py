@@ -33,14 +33,24 @@ FENCE = re.compile(r"^( *)```(\w+)\n(.*?)\n *```$", re.MULTILINE | re.DOTALL)
 
 
 def command_reference() -> str:
-    """Return one section with the output of `--help` for each verb."""
-    os.environ["COLUMNS"] = "88"
+    """Return one section with the output of `--help` for each verb, and for each task with other options."""
     sections = []
     for verb, summary in VERBS.items():
-        with redirect_stdout(io.StringIO()) as shown, suppress(SystemExit):
-            main([verb, "--help"])
-        sections.append(f"## {verb}\n\n{summary[0].upper()}{summary[1:]}.\n\n```text\n{shown.getvalue()}```\n")
+        shown = help_of(verb)
+        sections.append(f"## {verb}\n\n{summary[0].upper()}{summary[1:]}.\n\n```text\n{shown}```\n")
+        if tasks := re.search(r"--task (\S+\|\S+)", shown):
+            for task in tasks[1].split("|"):
+                if (of_task := help_of(verb, "--task", task)) != shown:
+                    sections.append(f"### {verb} --task {task}\n\n```text\n{of_task}```\n")
     return "\n".join(sections)
+
+
+def help_of(*arguments: str) -> str:
+    """Return what a command prints with `--help`."""
+    os.environ["COLUMNS"] = "88"
+    with redirect_stdout(io.StringIO()) as shown, suppress(SystemExit):
+        main([*arguments, "--help"])
+    return shown.getvalue()
 
 
 def api_entries(names: list[str]) -> str:
