@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers.benchmark_files import save_drawn, write_pcam, write_rsna, write_tcga_til, write_vqa_rad
+from helpers.commands import ROOT
 from helpers.open_clip_folders import write_open_clip_folder
 
 from biomedclip.run_scripts.main import main
@@ -21,6 +22,7 @@ def quickstart(tmp_path_factory) -> Path:
     arguments = ["--figures", "300", "--max-steps", "20", "--per-device-train-batch-size", "32", "--lora-steps", "2"]
     assert main(["quickstart", "--output-dir", out, *arguments]) == 0
     assert main(["convert", str(write_open_clip_folder(folder / "source")), str(folder / "biomedclip")]) == 0
+    (folder / "tests").symlink_to(ROOT / "tests")
     save_drawn(folder / "figure.png", 0, 80)
     for split, count in {"train": 8, "validation": 4, "test": 4}.items():
         for label in ("cells", "tissue"):

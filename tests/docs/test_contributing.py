@@ -49,7 +49,7 @@ def apply(note: str, code: str, copy: Path) -> None:
 def test_a_recipe_a_verb_and_a_benchmark_are_added_as_described(quickstart, tmp_path):
     copy, work = tmp_path / "copy", tmp_path / "work"
     importable = copy_of_the_repository(copy)
-    shutil.copytree(quickstart, work)
+    shutil.copytree(quickstart, work, symlinks=True)
     for label in ("neutrophil", "lymphocyte"):
         for number in range(2):
             save_drawn(work / "blood_cells" / "test" / label / f"{number}.png", number, 64, label == "neutrophil")

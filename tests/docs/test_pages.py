@@ -87,7 +87,7 @@ def run_command(block: Block, command: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run(page, quickstart, tmp_path, monkeypatch):
-    shutil.copytree(quickstart, tmp_path / "work")
+    shutil.copytree(quickstart, tmp_path / "work", symlinks=True)
     monkeypatch.chdir(tmp_path / "work")
     namespace = {"__name__": "__example__"}
     for block in blocks_of(page):
