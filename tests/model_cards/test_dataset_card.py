@@ -1,4 +1,4 @@
-"""The dataset card: what the Hub reads of it, and what a person must find in it."""
+"""The dataset card: its metadata and its content."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def table_rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
 
 
-def test_the_metadata_is_what_the_hub_reads(report):
+def test_the_hub_can_read_the_metadata(report):
     metadata = DatasetCard(fill_dataset_card(report)).data
     assert isinstance(metadata, DatasetCardData)
     assert metadata.license == "other" and metadata.language == ["en"]
@@ -38,7 +38,7 @@ def test_the_metadata_is_what_the_hub_reads(report):
     assert {entry["split"] for entry in config["data_files"]} == set(report["splits"])
 
 
-def test_datasets_reads_features_and_splits_out_of_it(report):
+def test_datasets_reads_features_and_splits_from_the_metadata(report):
     from datasets.info import DatasetInfosDict
 
     metadata = DatasetCard(fill_dataset_card(report)).data
@@ -55,7 +55,7 @@ def test_every_column_is_explained():
     assert all(len(row) == 2 and row[1] for row in rows)
 
 
-def test_all_numbers_of_the_composition_are_there():
+def test_the_composition_contains_all_counts():
     report = full_scale_report()
     composition = section(fill_dataset_card(report), "Composition")
     counts = [*report["licenses"].values(), *report["modes"].values(), *report["formats"].values()]
@@ -65,16 +65,16 @@ def test_all_numbers_of_the_composition_are_there():
         assert f"| {count:,} |" in composition, count
 
 
-def test_tables_have_as_many_cells_in_each_row(report):
+def test_the_rows_of_a_table_have_equal_numbers_of_cells(report):
     for block in re.findall(r"(?:^\|.*\n)+", fill_dataset_card(report), re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
 
-def test_nothing_is_left_to_fill(report):
+def test_no_placeholder_remains(report):
     assert not re.search(r"\$\w|\bNone\b", fill_dataset_card(report))
 
 
-def test_the_rules_of_a_snapshot_are_stated_where_they_were_used():
+def test_the_selection_of_a_snapshot_is_stated():
     report = smallest_report()
     assert "published until" not in fill_dataset_card(report) and "only the first" not in fill_dataset_card(report)
     report["snapshot"] = {"published_until": "2022-06-15", "articles_published_later": 3141, "articles_without_date": 5}
@@ -84,18 +84,18 @@ def test_the_rules_of_a_snapshot_are_stated_where_they_were_used():
     assert rows["images of a figure"] == "only the first" and rows["built"] == report["built"]
 
 
-def test_it_says_how_current_it_is_and_whom_to_thank():
+def test_the_acknowledgement_states_how_current_the_copy_is():
     text = section(fill_dataset_card(full_scale_report()), "Acknowledgement")
     assert "National Library of Medicine" in text and "the inventory of 2026-11-23" in text
     assert "its source, which has no inventory" in section(fill_dataset_card(smallest_report()), "Acknowledgement")
 
 
-def test_a_drawn_set_does_not_thank_nlm():
+def test_a_synthetic_dataset_does_not_acknowledge_nlm():
     card = fill_dataset_card(smallest_report() | {"synthetic": True})
     assert "National Library" not in card and "invented" in section(card, "Limitations")
 
 
-def test_the_command_gives_the_same_set_again_wherever_it_runs():
+def test_the_build_command_has_no_options_of_the_machine():
     report = full_scale_report()
     report["options"] |= {"split_fractions": "0.8,0.1,0.1", "license": "CC BY,CC0", "update": True}
     command = re.search(r"```bash\n(.*?)\n```", section(fill_dataset_card(report), "Build command"), re.DOTALL)[1]
@@ -111,7 +111,7 @@ def test_the_command_gives_the_same_set_again_wherever_it_runs():
 
 
 @pytest.mark.parametrize("path", ["/home/someone/thing", "file:///home/someone/thing", "~/thing", "."])
-def test_no_path_of_the_machine_gets_out(path, tmp_path, monkeypatch):
+def test_the_card_contains_no_path_of_the_machine(path, tmp_path, monkeypatch):
     (tmp_path / "thing").mkdir()
     monkeypatch.chdir(tmp_path / "thing")
     report = full_scale_report() | {"source": path}
@@ -124,10 +124,10 @@ def test_no_path_of_the_machine_gets_out(path, tmp_path, monkeypatch):
     ("fraction", "text"),
     [(0, "0.0 %"), (1e-9, "< 0.1 %"), (0.5, "50.0 %"), (0.99999, "> 99.9 %"), (1, "100.0 %")],
 )
-def test_a_share_never_rounds_something_to_nothing_or_to_all(fraction, text):
+def test_only_0_and_1_are_written_as_0_and_100_percent(fraction, text):
     assert percent(fraction) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (21_004, "21 kB"), (1.46e12, "1.46 TB")])
-def test_bytes_get_a_unit(count, text):
+def test_sizes_have_a_unit(count, text):
     assert size(count) == text

@@ -1,4 +1,4 @@
-"""Results on disk: which numbers of them get into a card, and which files are refused."""
+"""Which numbers of results a card states, and which files are refused."""
 
 import json
 
@@ -14,10 +14,10 @@ def test_measures_have_their_interval_and_the_papers_value():
     assert (first.value, first.interval, first.paper) == (0.2013, (0.1, 0.3), 0.696)
     assert found["image_to_text", "recall_at_1"].paper is None
     assert found["image_to_text", "median_rank"].interval is None
-    assert len(found) == 6, "counts, chance and intervals are no measures"
+    assert len(found) == 6, "counts, chance and intervals are not measures"
 
 
-def test_chance_is_told_apart():
+def test_baselines_are_not_measures():
     assert chances(retrieval_result()) == [("chance_at_1", 0.05)]
     frequent = zero_shot_result(metrics={"accuracy": 0.6, "chance": 0.5, "most_frequent_class": 0.6})
     assert chances(frequent) == [("chance", 0.5), ("most_frequent_class", 0.6)]
@@ -25,34 +25,22 @@ def test_chance_is_told_apart():
     assert not any("chance" in name for measure in measures(zero_shot_result()) for name in measure.path)
 
 
-def test_numbers_that_measure_nothing_are_left_out():
+def test_settings_and_times_are_not_measures():
     metrics = {"share_0.1": {"accuracy": 0.8, "regularization": 31.6}, "train_seconds": 40.5, "best_epoch": 3.0}
     assert [m.path for m in measures(zero_shot_result(metrics=metrics))] == [("share_0.1", "accuracy")]
 
 
-def test_files_are_found_at_any_depth_and_once(tmp_path):
+def test_files_are_found_once_at_any_depth(tmp_path):
     first = write_result(tmp_path / "a" / "b", zero_shot_result())
     second = write_result(tmp_path / "c", retrieval_result())
     assert find_results([str(tmp_path), str(first)]) == [first, second]
 
 
-def test_a_place_without_results_is_named(tmp_path):
+def test_a_folder_without_results_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--results .* contains no results.json"):
         find_results([str(tmp_path)])
     with pytest.raises(FileNotFoundError, match="--results /nowhere"):
         find_results(["/nowhere"])
-
-
-def without(result: dict, *keys: str) -> dict:
-    inner = result
-    for key in keys[:-1]:
-        inner = inner[key]
-    del inner[keys[-1]]
-    return result
-
-
-def published(values: dict) -> dict:
-    return zero_shot_result(published=[{"model": "a", "values": values, "source": "b", "read_from_figure": False}])
 
 
 def test_names_of_earlier_versions_are_read(tmp_path):
@@ -65,61 +53,61 @@ def test_names_of_earlier_versions_are_read(tmp_path):
     assert result["metrics"] == {"by_fraction": {"0.1": {"accuracy": 0.5}}}
 
 
+def published(values: object) -> dict:
+    return {"published": [{"model": "a", "values": values, "source": "b", "read_from_figure": False}]}
+
+
+def data(**change: object) -> dict:
+    return {"data": zero_shot_result()["data"] | change}
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("change", "message"),
     [
-        (json.dumps(zero_shot_result())[:-40], "is damaged"),
-        (json.dumps(zero_shot_result()).replace("0.5123", "NaN"), "is damaged"),
-        ("[]", "does not have schema 1"),
-        (json.dumps(zero_shot_result(schema=0)), "does not have schema 1"),
-        (json.dumps(without(zero_shot_result(), "command")), "command is missing"),
-        (json.dumps(without(zero_shot_result(), "data", "fingerprint")), "data.fingerprint is missing"),
-        (json.dumps(without(zero_shot_result(), "model", "weights")), "model.weights is missing"),
-        (json.dumps(zero_shot_result(metrics={})), "metrics contains no number"),
-        (json.dumps(zero_shot_result(metrics=[])), "metrics must be an object"),
-        (json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": 3})), "interval must be a list"),
-        (
-            json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": [0.1]})),
-            "must contain two numbers",
-        ),
-        (
-            json.dumps(zero_shot_result(metrics={"by_fraction": {"all": {"accuracy": 0.5}}})),
-            "'all', which is not a fraction",
-        ),
-        (json.dumps(zero_shot_result(metrics={"by_fraction": [0.5]})), "by_fraction must be an object"),
-        (json.dumps(zero_shot_result(metrics={"auroc": None, "undefined": ["auroc"]})), "undefined must be an object"),
-        (json.dumps(zero_shot_result(versions="1")), "versions must be an object"),
-        (json.dumps(zero_shot_result(paper=0.5)), "paper must be an object"),
-        (json.dumps(zero_shot_result(seconds="1")), "seconds must be int or float"),
-        (json.dumps(zero_shot_result(data={"split": "a", "fingerprint": "b", "rows": 1.5})), "data.rows must be int"),
-        (
-            json.dumps(zero_shot_result(data=zero_shot_result()["data"] | {"damaged": [{"name": 3, "reason": ""}]})),
-            r"data.damaged\[0\].name must be str",
-        ),
-        (
-            json.dumps(zero_shot_result(data=zero_shot_result()["data"] | {"leaks": {"leaked": 1}})),
-            "data.leaks.test_images is missing",
-        ),
-        (json.dumps(zero_shot_result(metrics={"accuracy": 73.41})), r"metrics.accuracy is \[73.41\]"),
-        (json.dumps(zero_shot_result(metrics={"accuracy": 0.5, "accuracy_interval": [0.4, 1.2]})), "between 0 and 1"),
-        (json.dumps(zero_shot_result(published=[{"model": "a"}])), r"published\[0\].values is missing"),
-        (json.dumps(published({"accuracy": 73.41})), r"published\[0\].values.accuracy is \[73.41\]"),
-        (json.dumps(published({"by_fraction": {"all": {"accuracy": 0.5}}})), "'all', which is not a fraction"),
-        (json.dumps(published({"accuracy": 0.5, "accuracy_interval": [0.1]})), "must contain two numbers"),
+        ({"metrics": {"accuracy": float("nan")}}, "is damaged"),
+        ({"schema": 0}, "does not have schema 1"),
+        ({"command": None}, "command must be str"),
+        ({"model": {}}, "model.weights is missing"),
+        ({"data": {}}, "data.split is missing"),
+        ({"metrics": {}}, "metrics contains no number"),
+        ({"metrics": []}, "metrics must be an object"),
+        ({"metrics": {"accuracy": 0.5, "accuracy_interval": 3}}, "interval must be a list"),
+        ({"metrics": {"accuracy": 0.5, "accuracy_interval": [0.1]}}, "must contain two numbers"),
+        ({"metrics": {"accuracy": 0.5, "accuracy_interval": [0.4, 1.2]}}, "between 0 and 1"),
+        ({"metrics": {"accuracy": 73.41}}, r"metrics.accuracy is \[73.41\]"),
+        ({"metrics": {"by_fraction": {"all": {"accuracy": 0.5}}}}, "'all', which is not a fraction"),
+        ({"metrics": {"by_fraction": [0.5]}}, "by_fraction must be an object"),
+        ({"metrics": {"auroc": None, "undefined": ["auroc"]}}, "undefined must be an object"),
+        ({"versions": "1"}, "versions must be an object"),
+        ({"paper": 0.5}, "paper must be an object"),
+        ({"seconds": "1"}, "seconds must be int or float"),
+        (data(rows=1.5), "data.rows must be int"),
+        (data(damaged=[{"name": 3, "reason": ""}]), r"data.damaged\[0\].name must be str"),
+        (data(leaks={"leaked": 1}), "data.leaks.test_images is missing"),
+        ({"published": [{"model": "a"}]}, r"published\[0\].values is missing"),
+        (published({"accuracy": 73.41}), r"published\[0\].values.accuracy is \[73.41\]"),
+        (published({"by_fraction": {"all": {"accuracy": 0.5}}}), "'all', which is not a fraction"),
+        (published({"accuracy": 0.5, "accuracy_interval": [0.1]}), "must contain two numbers"),
     ],
 )
-def test_what_is_damaged_is_refused_with_its_name(tmp_path, content, message):
-    path = tmp_path / "results.json"
-    path.write_text(content)
+def test_an_invalid_file_is_refused(tmp_path, change, message):
+    path = write_result(tmp_path, zero_shot_result(**change))
     with pytest.raises(ValueError, match=rf"results.json.*{message}"):
         read_result(path)
 
 
-def test_a_whole_file_is_read_as_it_is(tmp_path):
+@pytest.mark.parametrize("content", ["[]", '{"schema": 1', "{}"])
+def test_a_file_of_other_content_is_refused(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=r"results.json (is damaged|does not have schema 1)"):
+        read_result(tmp_path / "results.json")
+
+
+def test_a_valid_file_is_read_unchanged(tmp_path):
     assert read_result(write_result(tmp_path, zero_shot_result())) == zero_shot_result()
 
 
-def test_a_metric_that_is_undefined_is_told_with_its_reason_and_is_no_number():
+def test_an_undefined_metric_has_a_reason_and_no_value():
     metrics = {"accuracy": 0.5, "auroc": None, "auroc_interval": None, "undefined": {"auroc": "one class"}}
     result = zero_shot_result(metrics=metrics)
     assert [(measure.path, measure.value) for measure in measures(result)] == [(("accuracy",), 0.5), (("auroc",), None)]

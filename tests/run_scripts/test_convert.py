@@ -134,7 +134,7 @@ def test_the_card_describes_the_conversion_without_local_paths(source, tmp_path)
     main(["convert", str(source), str(tmp_path / "result")])
     card = (tmp_path / "result" / "README.md").read_text()
     assert str(tmp_path) not in card and str(source.parent) not in card and "$" not in card
-    for words in ("Converted by biomedclip", "Not checked", "clinical use", "pipeline_tag: zero-shot"):
+    for words in ("was converted by biomedclip", "Not compared", "clinical use", "pipeline_tag: zero-shot"):
         assert words in card
 
 

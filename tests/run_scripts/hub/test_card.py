@@ -1,4 +1,4 @@
-"""`biomedclip card` as a person runs it, on a model that `biomedclip train` has left."""
+"""`biomedclip card` on the output of `biomedclip train`."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from biomedclip.run_scripts.main import main
 
 @pytest.fixture(scope="module")
 def run(built, tmp_path_factory) -> Path:
-    """What a training of a few steps leaves."""
+    """Output of a training run of three steps."""
     root = tmp_path_factory.mktemp("trained")
     options = {"model_config": SMALL_CONFIG, "vocabulary_size": 200, "max_length": 32, "max_steps": 3}
     options["model_config"] = {**SMALL_CONFIG, "text_config": {**SMALL_CONFIG["text_config"]}}
@@ -42,7 +42,7 @@ def model(run, tmp_path) -> Path:
 
 @pytest.fixture
 def dataset(built, tmp_path) -> Path:
-    """The report that the build of the training data would have left through the command."""
+    """The report that `biomedclip build` writes for the training data."""
     report = json.loads((built / "report.json").read_text())
     report |= {"drawn": True, "versions": {"biomedclip": "0.1.0"}}
     (tmp_path / "set").mkdir()
@@ -81,7 +81,7 @@ def test_every_file_of_a_run_has_the_permissions_of_the_umask(run, tmp_path):
     assert [path for path in files if stat.S_IMODE(path.stat().st_mode) != expected] == []
 
 
-def test_the_card_states_all_that_is_on_disk(model, dataset, tmp_path, capsys):
+def test_the_card_states_the_facts_on_disk(model, dataset, tmp_path, capsys):
     here = weights(model)
     write_result(tmp_path / "results" / "pcam", zero_shot_result(here))
     write_result(tmp_path / "results" / "pairs", retrieval_result(here))
@@ -90,14 +90,7 @@ def test_the_card_states_all_that_is_on_disk(model, dataset, tmp_path, capsys):
     assert here in output and "0.5123" in output and "not measured" in output
     assert max(map(len, output.splitlines())) <= 80
     text = (model / "README.md").read_text()
-    for words in (
-        "| steps | 3 |",
-        "0.7341",
-        "learning_rate: 0.001",
-        "49,",
-        "recall at 1, at the last evaluation",
-        here,
-    ):
+    for words in ("| steps | 3 |", "0.7341", "learning_rate: 0.001", "49,", "at the last evaluation", here):
         assert words in text, words
     assert str(tmp_path) not in text and "/home/someone" not in text
     assert find_problems(text.replace("ORG/NAME", "lab/model")) == []
@@ -107,7 +100,7 @@ def test_the_card_states_all_that_is_on_disk(model, dataset, tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(facts)
 
 
-def test_without_anything_it_says_so(model, tmp_path):
+def test_missing_facts_are_named_in_the_card(model, tmp_path):
     for name in ("train_results.json", "trainer_state.json", "recipe.yaml"):
         (model / name).unlink()
     assert card("--model", model, "--output", tmp_path / "elsewhere") == 0
@@ -116,7 +109,7 @@ def test_without_anything_it_says_so(model, tmp_path):
     assert not (model / "README.md").exists()
 
 
-def test_options_may_stand_in_a_recipe(model, tmp_path):
+def test_a_recipe_can_contain_the_options(model, tmp_path):
     (tmp_path / "card.yaml").write_text(yaml.safe_dump({"card": {"license": "mit", "title": "Ours", "name": "lab/m"}}))
     assert card(model, "--config", tmp_path / "card.yaml") == 0
     text = (model / "README.md").read_text()
@@ -129,13 +122,11 @@ def test_results_of_other_weights_are_left_out_and_named(model, tmp_path, capsys
     assert card(model, "--results", tmp_path / "results") == 0
     output = capsys.readouterr().out.replace("\n", "")
     assert "results of other weights" in output and "theirs" in output
-    assert (
-        "Retrieval | PMC-15M pairs | none | image to text, recall at 1 | not measured"
-        in (model / "README.md").read_text()
-    )
+    row = "Retrieval | PMC-15M pairs | none | image to text, recall at 1 | not measured"
+    assert row in (model / "README.md").read_text()
 
 
-def test_a_head_that_was_trained_on_top_names_the_weights_below(model, tmp_path):
+def test_a_result_of_a_head_belongs_to_the_model_below_it(model, tmp_path):
     ours = zero_shot_result(benchmark="slake", task="visual-question-answering", metrics={"overall": {"accuracy": 0.4}})
     ours["model"]["base_weights"] = weights(model)
     write_result(tmp_path / "results", ours)
@@ -143,31 +134,21 @@ def test_a_head_that_was_trained_on_top_names_the_weights_below(model, tmp_path)
     assert "SLAKE, test | 32,768 | overall, accuracy | 0.4000" in (model / "README.md").read_text()
 
 
-def test_results_of_other_weights_alone_are_an_error(model, tmp_path, capsys):
-    write_result(tmp_path / "results", zero_shot_result())
-    assert card(model, "--results", tmp_path / "results") == 1
-    assert "was measured with other weights" in error_of(capsys)
-    assert not (model / "README.md").exists()
-
-
-def test_one_changed_weight_makes_results_those_of_another_model(model, tmp_path, capsys):
-    write_result(tmp_path / "results", zero_shot_result(weights(model)))
+def change_weights(model: Path) -> None:
     changed = AutoModel.from_pretrained(model)
     with torch.no_grad():
         changed.logit_scale.copy_(torch.nextafter(changed.logit_scale, torch.tensor(9.0)))
     changed.save_pretrained(model)
+
+
+def test_results_are_used_only_for_the_weights_that_they_were_measured_with(model, tmp_path, capsys):
+    write_result(tmp_path / "results", zero_shot_result(weights(model)))
+    change_weights(model)
     assert card(model, "--results", tmp_path / "results") == 1
-    assert "other weights" in error_of(capsys)
+    assert "was measured with other weights" in error_of(capsys) and not (model / "README.md").exists()
 
 
-def test_a_damaged_result_stops_everything(model, tmp_path, capsys):
-    path = write_result(tmp_path / "results", zero_shot_result(weights(model)))
-    path.write_text(path.read_text()[:-9])
-    assert card(model, "--results", tmp_path / "results") == 1
-    assert "results.json is damaged" in error_of(capsys)
-
-
-def test_the_same_thing_measured_twice_is_an_error(model, tmp_path, capsys):
+def test_two_results_of_the_same_measurement_are_refused(model, tmp_path, capsys):
     ours = weights(model)
     write_result(tmp_path / "results" / "a", zero_shot_result(ours))
     write_result(tmp_path / "results" / "b", zero_shot_result(ours, date="2026-11-25"))
@@ -177,50 +158,36 @@ def test_the_same_thing_measured_twice_is_an_error(model, tmp_path, capsys):
     assert card(model, "--results", tmp_path / "results") == 0
 
 
-def test_a_data_set_that_the_run_was_not_trained_on_is_refused(model, dataset, capsys):
+def test_a_dataset_that_the_model_was_not_trained_on_is_refused(model, dataset, capsys):
     report = json.loads((dataset / "report.json").read_text())
+    (dataset / "report.json").write_text(json.dumps({"build": report, "seconds": 1.0}))
+    assert card(model, "--dataset", dataset) == 0, "the report of the quickstart contains that of the build"
+    assert "| CC BY | 200 |" in (model / "README.md").read_text()
     report["splits"]["train"]["pairs"] += 1
     (dataset / "report.json").write_text(json.dumps(report))
     assert card(model, "--dataset", dataset) == 1
     assert "has 153 training pairs, but the model was trained on 152" in error_of(capsys)
 
 
-def test_the_report_of_a_quickstart_holds_that_of_its_build(model, dataset):
-    report = json.loads((dataset / "report.json").read_text())
-    (dataset / "report.json").write_text(json.dumps({"build": report, "seconds": 1.0}))
-    assert card(model, "--dataset", dataset) == 0
-    assert "| CC BY | 200 |" in (model / "README.md").read_text()
+PLACES = ["model/train_results.json", "model/trainer_state.json", "model/recipe.yaml", "model/conversion.json"]
 
 
-@pytest.mark.parametrize("name", ["train_results.json", "trainer_state.json", "recipe.yaml", "conversion.json"])
-def test_files_of_the_model_that_lead_out_or_never_end_are_refused_by_name(model, tmp_path, capsys, name):
+@pytest.mark.parametrize("place", [*PLACES, "results/a/results.json", "set/report.json"])
+def test_links_that_point_outside_and_named_pipes_are_refused(model, dataset, tmp_path, capsys, place):
+    write_result(tmp_path / "results" / "a", zero_shot_result(weights(model)))
     (tmp_path / "secret").write_text('{"secret": 1}')
-    (model / name).unlink(missing_ok=True)
-    (model / name).symlink_to(tmp_path / "secret")
-    assert card(model) == 1
-    assert f"{name} is a link that points outside its folder" in error_of(capsys)
-    (model / name).unlink()
-    os.mkfifo(model / name)
-    assert card(model) == 1
-    assert f"{name} is a named pipe" in error_of(capsys)
+    path = tmp_path / place
+    for replace, message in ((path.symlink_to, "is a link that points outside"), (os.mkfifo, "is a named pipe")):
+        path.unlink(missing_ok=True)
+        replace(*[tmp_path / "secret"] if replace != os.mkfifo else [path])
+        assert card(model, "--results", tmp_path / "results", "--dataset", dataset) == 1
+        assert f"{path.name} {message}" in error_of(capsys)
 
 
-def test_results_and_reports_that_lead_out_or_never_end_are_refused_by_name(model, dataset, tmp_path, capsys):
+def test_a_file_of_results_that_the_user_names_may_be_a_link(model, tmp_path):
     path = write_result(tmp_path / "elsewhere", zero_shot_result(weights(model)))
-    (tmp_path / "results" / "a").mkdir(parents=True)
-    (tmp_path / "results" / "a" / "results.json").symlink_to(path)
-    assert card(model, "--results", tmp_path / "results") == 1
-    assert "results.json is a link that points outside its folder" in error_of(capsys)
-    assert card(model, "--results", path) == 0, "a file that the user names may lie anywhere"
-    (tmp_path / "results" / "a" / "results.json").unlink()
-    os.mkfifo(tmp_path / "results" / "a" / "results.json")
-    for place in (tmp_path / "results", tmp_path / "results" / "a" / "results.json"):
-        assert card(model, "--results", place) == 1
-        assert "results.json is a named pipe" in error_of(capsys)
-    (dataset / "report.json").rename(tmp_path / "report.json")
-    (dataset / "report.json").symlink_to("../report.json")
-    assert card(model, "--dataset", dataset) == 1
-    assert "report.json is a link that points outside its folder" in error_of(capsys)
+    (tmp_path / "results.json").symlink_to(path)
+    assert card(model, "--results", tmp_path / "results.json") == 0
 
 
 @pytest.mark.parametrize(
@@ -230,12 +197,7 @@ def test_results_and_reports_that_lead_out_or_never_end_are_refused_by_name(mode
         ("train_results.json", '{"versions": {"biomedclip": "1"}}', "steps is missing"),
         ("train_results.json", '{"steps": "3", "versions": {"biomedclip": "1"}}', "steps must be int"),
         ("train_results.json", '{"steps": 3, "versions": {"biomedclip": 1}}', "versions.biomedclip must be str"),
-        (
-            "train_results.json",
-            '{"steps": 3, "loss": "a", "versions": {"biomedclip": "1"}}',
-            "loss must be int or float",
-        ),
-        ("train_results.json", '{"steps": NaN}', "is damaged"),
+        ("train_results.json", '{"steps": 3, "loss": "a", "versions": {}}', "loss must be int or float"),
         ("train_results.json", "[" * 100_000, "is damaged"),
         ("trainer_state.json", "{}", "log_history is missing"),
         ("trainer_state.json", '{"log_history": [3]}', "log_history[0] must be an object"),
@@ -249,7 +211,7 @@ def test_results_and_reports_that_lead_out_or_never_end_are_refused_by_name(mode
         ("recipe.yaml", "a: !!python/name:os.system", "is damaged"),
     ],
 )
-def test_files_of_another_shape_are_refused_by_name(model, capsys, name, content, message):
+def test_files_with_unexpected_content_are_refused(model, capsys, name, content, message):
     (model / name).write_text(content)
     assert card(model) == 1
     error = error_of(capsys)
@@ -275,14 +237,14 @@ def test_a_link_in_the_place_of_the_card_is_replaced_and_not_written_through(mod
         (["{model}", "--dataset", "nobody/nothing"], "--dataset nobody/nothing is neither a folder nor on the Hub"),
     ],
 )
-def test_errors_are_one_line_that_a_person_can_act_on(run, capsys, monkeypatch, arguments, message):
+def test_missing_folders_are_reported(run, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert card(*[str(run) if argument == "{model}" else argument for argument in arguments]) == 1
     error = error_of(capsys)
     assert message in error and "Traceback" not in error
 
 
-def test_a_classifier_is_not_a_whole_model(small_checkpoint, tmp_path, capsys):
+def test_the_folder_of_a_classifier_is_refused(small_checkpoint, tmp_path, capsys):
     from biomedclip import BiomedCLIPForImageClassification
 
     BiomedCLIPForImageClassification.from_pretrained(small_checkpoint, num_labels=3).save_pretrained(tmp_path / "c")
