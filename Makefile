@@ -1,31 +1,33 @@
-# Every target makes what it needs: a virtual environment in .venv, with Python 3.11 or later.
+# Every target installs what it needs into a virtual environment in .venv, with Python 3.11 or later.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
 SOURCE ?=
 BIN := $(VENV)/bin
-# The lowest transformers that pyproject.toml admits: a folder before the environment's own packages.
+# The lowest version of transformers that pyproject.toml allows, in a folder that precedes the other packages.
 LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 ON_LOWEST := PYTHONPATH="$(abspath $(VENV))/lowest" $(BIN)/python
-# In processes of their own: one that has run OpenVINO may crash when a data loader forks its workers later on.
+# These run in processes of their own: after OpenVINO has run, a data loader that forks workers can crash.
 EXPORT_TESTS := tests/modeling_biomedclip/test_export.py tests/run_scripts/test_export.py
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-lowest lint types docs format clean mutation
+.PHONY: help quickstart test test-all test-lowest lint types docs format clean mutation
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-quickstart: $(VENV)/.core  ## Articles, pairs, training, evaluation, a saved model: the whole line, into OUT=out
+quickstart: $(VENV)/.core  ## Build, train, evaluate, save and load a small model in OUT=out
 	$(BIN)/biomedclip quickstart --output-dir "$(OUT)" --overwrite true $(if $(SOURCE),--source "$(SOURCE)")
 
-test: $(VENV)/.test  ## Run the tests
+test: $(VENV)/.test  ## Run the fast tests
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-all: $(VENV)/.test  ## Run all tests
 	$(BIN)/python tests/transformers_suite/source_archive.py
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
-		$(EXPORT_TESTS:%=--ignore=%)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(EXPORT_TESTS:%=--ignore=%)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(EXPORT_TESTS)
 
-test-lowest: $(VENV)/.lowest  ## Run the tests of model and processor on the lowest supported transformers
+test-lowest: $(VENV)/.lowest  ## Run tests of model and processor on the lowest supported transformers
 	$(ON_LOWEST) -c 'import transformers as t; assert f"{t.__version__}.".startswith("$(LOWEST)."), t'
 	$(ON_LOWEST) tests/transformers_suite/source_archive.py
 	$(ON_LOWEST) -m pytest --numprocesses 2 tests/transformers_suite tests/processing/test_processor.py \
@@ -34,7 +36,7 @@ test-lowest: $(VENV)/.lowest  ## Run the tests of model and processor on the low
 		tests/modeling_biomedclip/test_equality_with_open_clip.py tests/modeling_biomedclip/test_conversion.py \
 		tests/modeling_biomedclip/test_remote_code.py tests/modeling_biomedclip/test_embedding.py
 
-mutation: $(VENV)/.mutation  ## Measure how many small faults in the core modules the tests notice (about an hour)
+mutation: $(VENV)/.mutation  ## Measure how many small faults in core modules the tests notice (about an hour)
 	$(BIN)/python tests/mutation/run.py
 
 lint: $(VENV)/.dev types  ## Check style and types
@@ -51,7 +53,7 @@ types: $(VENV)/.dev
 docs: $(VENV)/.docs  ## Build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-format: $(VENV)/.dev  ## Put the code into the house's style
+format: $(VENV)/.dev  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -60,25 +62,25 @@ clean:  ## Remove the virtual environment and caches
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "biomedclip needs Python 3.11 or later; say make PYTHON=python3.12"; exit 1; }
+		{ echo "biomedclip needs Python 3.11 or later; use make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install -qq --upgrade pip
 
 $(VENV)/.core: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install -qq --editable .
 	@touch $@
 
 $(VENV)/.mutation: pyproject.toml | $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --editable '.[mutation]'
+	$(BIN)/python -m pip install -qq --editable '.[mutation]'
 	@touch $@
 
 $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	$(BIN)/python -m pip install -qq --editable '.[$*]'
 	@touch $@
 
 # 5.17 asks for huggingface_hub below 2, and that for httpx, which the newest one does without.
 $(VENV)/.lowest: pyproject.toml | $(VENV)/.test
 	rm -rf $(VENV)/lowest
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/lowest 'transformers==$(LOWEST)' \
+	$(BIN)/python -m pip install -qq --no-deps --target $(VENV)/lowest 'transformers==$(LOWEST)' \
 		'huggingface_hub<2' httpx httpcore h11 anyio
 	@touch $@

@@ -1,4 +1,4 @@
-"""`.ci/run`, with a `make` that only tells how it was called."""
+"""`.ci/run` calls the right targets, in a clone. A fake `make` records its calls."""
 
 import os
 import platform
@@ -55,7 +55,7 @@ def run_ci(tmp_path):
 def test_the_checks_run_in_a_clone_under_a_long_path_with_spaces_in_the_c_locale(run_ci, tmp_path):
     status, calls = run_ci()
     assert status == 0
-    assert [call[0] for call in calls] == ["lint", "test", "test-lowest"]
+    assert [call[0] for call in calls] == ["lint", "docs", "test-all", "test-lowest"]
     for _, folder, *beside, user, locale in calls:
         assert folder.startswith(str(tmp_path / "work" / "checkout")) and folder.count(" ") > 5 and len(folder) > 140
         assert beside == ["biomedclip", "shared"]
@@ -72,13 +72,13 @@ def test_root_runs_the_checks_as_another_user(run_ci):
 
 
 def test_a_check_that_fails_ends_the_run_with_its_status(run_ci):
-    status, calls = run_ci(failing="test")
+    status, calls = run_ci(failing="docs")
     assert status != 0
-    assert [call[0] for call in calls] == ["lint", "test"]
+    assert [call[0] for call in calls] == ["lint", "docs"]
 
 
-def test_the_tests_run_again_with_each_other_python_that_is_installed(run_ci):
+def test_the_fast_tests_run_again_with_every_other_python(run_ci):
     default = ".".join(platform.python_version_tuple()[:2])
     others = tuple(version for version in ("3.11", "3.12", "3.13") if version != default)
     _, calls = run_ci(pythons=others[-1:])
-    assert [call[0] for call in calls[3:]] == [f"test PYTHON=python{others[-1]} VENV=.venv-{others[-1]}"]
+    assert [call[0] for call in calls[4:]] == [f"test PYTHON=python{others[-1]} VENV=.venv-{others[-1]}"]

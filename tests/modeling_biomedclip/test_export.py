@@ -17,6 +17,7 @@ from biomedclip import (
 from biomedclip import export as export_module
 
 
+pytestmark = pytest.mark.slow
 TEXTS = ["chest x-ray", "a", "caption of article figure " * 4, "brain mri"]
 PICTURES = [Image.effect_noise((40 + n, 36), 99) for n in range(5)]
 # float32: sums in another order. The others have 8 bits or less, and the small model few products to average over.

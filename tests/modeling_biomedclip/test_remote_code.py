@@ -20,6 +20,7 @@ from biomedclip import (
 )
 
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["chest x-ray", "brain mri"]
 # What a process does before it loads anything, and the flag that its calls carry.

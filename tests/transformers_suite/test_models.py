@@ -9,6 +9,7 @@ import tempfile
 import unittest
 from unittest import mock
 
+import pytest
 import torch
 from torch import nn
 from transformers_suite.source_archive import load
@@ -27,6 +28,7 @@ from biomedclip import (
 )
 
 
+pytestmark = pytest.mark.slow
 modeling_common = load("test_modeling_common")
 ConfigTester = load("test_configuration_common").ConfigTester
 TrainingTesterMixin = load("test_training_mixin").TrainingTesterMixin

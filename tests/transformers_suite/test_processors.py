@@ -7,6 +7,7 @@ import unittest
 from pathlib import Path
 
 import numpy as np
+import pytest
 from transformers import BertTokenizer
 from transformers_suite.source_archive import load
 
@@ -14,6 +15,7 @@ import biomedclip  # noqa: F401 (registers the parts that a saved processor is l
 from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 
 
+pytestmark = pytest.mark.slow
 image_processing_common = load("test_image_processing_common")
 ProcessorTesterMixin = load("test_processing_common").ProcessorTesterMixin
 
