@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,25 +187,25 @@ class OpenClipModel(nn.Module):
         return SimpleNamespace(pooler_output=self.model.encode_text(input_ids))
 
 
-class _TransformedImages:
-    """A torchvision transform with the interface of an image processor."""
+class _Transform:
+    """A transform of single images with the interface of an image processor. The description is its fingerprint."""
 
-    def __init__(self, transform: Any, mode: str):
+    def __init__(self, transform: Callable[[Image.Image], torch.Tensor], description: str):
         self.transform = transform
-        self.mode = mode
+        self.description = description
 
     def __call__(self, images: Sequence[Any], return_tensors: str = "pt") -> dict[str, torch.Tensor]:
-        return {"pixel_values": torch.stack([self.transform(image.convert(self.mode)) for image in images])}
+        return {"pixel_values": torch.stack([self.transform(image) for image in images])}
 
     def __repr__(self) -> str:
-        return f"{self.mode} {self.transform}"
+        return self.description
 
 
 class _OpenClipProcessor:
     """Transform and tokenizer of open_clip with the interface of transformers. All texts are padded to full length."""
 
     def __init__(self, transform: Any, tokenizer: Any):
-        self.image_processor = _TransformedImages(transform, "RGB")
+        self.image_processor = _Transform(lambda image: transform(image.convert("RGB")), f"RGB {transform}")
         self.open_clip_tokenizer = tokenizer
         # The model has no attention mask. It sees padding by the ids.
         self.tokenizer = SimpleNamespace(
@@ -213,8 +213,7 @@ class _OpenClipProcessor:
         )
 
     def __call__(self, text: Sequence[str], max_length: int | None = None, **kwargs: Any) -> dict[str, Any]:
-        # Without a limit, the caller asks for the length of the texts, which this tokenizer does not tell.
-        length = self.tokenizer.model_max_length if max_length is None else max_length
+        length = max_length or self.tokenizer.model_max_length
         return {"input_ids": self.open_clip_tokenizer(list(text), context_length=length).tolist()}
 
 
@@ -256,18 +255,8 @@ class _BioVilModel(nn.Module):
         return SimpleNamespace(pooler_output=embeds)
 
 
-class _BioVilImages(_TransformedImages):
-    """The transform of BioViL. The package scales every image that it reads to 0 to 255 first."""
-
-    def __call__(self, images: Sequence[Any], return_tensors: str = "pt") -> dict[str, torch.Tensor]:
-        return super().__call__([_scaled(image) for image in images], return_tensors)
-
-    def __repr__(self) -> str:
-        return f"scaled {super().__repr__()}"
-
-
 def _scaled(image: Image.Image) -> Image.Image:
-    """Scale an image by its smallest and largest value. An image of one value stays as it is."""
+    """Scale an image to values from 0 to 255, as the package does. An image of one value stays as it is."""
     values = np.asarray(image if image.mode == "L" else image.convert("RGB"), dtype=float)
     smallest, largest = values.min(), values.max()
     if smallest == largest:
@@ -279,7 +268,7 @@ class _BioVilProcessor:
     """The transform and the tokenizer of BioViL with the interface of transformers."""
 
     def __init__(self, transform: Any, tokenizer: Any):
-        self.image_processor = _BioVilImages(transform, "L")
+        self.image_processor = _Transform(lambda image: transform(_scaled(image).convert("L")), f"scaled L {transform}")
         self.tokenizer = tokenizer
 
     def __call__(self, text: Sequence[str], **kwargs: Any) -> Any:

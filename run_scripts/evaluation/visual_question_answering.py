@@ -28,7 +28,7 @@ from ..training.visual_question_answering import check_questions_readable, load_
 from .bootstrap import bootstrap_interval
 from .dual_encoders import DualEncoder
 from .features import FEATURES
-from .parts import Parts
+from .parts import Part, Parts
 from .question_examples import write_examples
 from .results import with_interval, write_results
 
@@ -180,7 +180,7 @@ def answer_questions(
     label2id = {normalize_answer(answer): number for answer, number in model.config.label2id.items()}
     collate = VisualQuestionCollator(answerer.processor, label2id, max_length=max_length, on_error="substitute")
     key = {
-        "what": "answers",
+        "what": "answered questions",
         "weights": answerer.weights,
         "processor": answerer.processing,
         "data": benchmark.fingerprint,
@@ -191,34 +191,27 @@ def answer_questions(
     parts = Parts(folder, key, math.ceil(len(questions) / PART))
 
     @torch.no_grad()
-    def work(part: int) -> tuple[dict[str, torch.Tensor], Any]:
-        asked = questions[part * PART : (part + 1) * PART]
-        found: dict[str, list[torch.Tensor]] = {"numbers": [], "scores": [], "labels": []}
-        for start in range(0, len(asked), batch_size):
-            batch = collate([vars(question) for question in asked[start : start + batch_size]])
-            found["labels"].append(batch.pop("labels"))
+    def work(part: int) -> Part:
+        answers, damaged = [], []
+        for start in range(part * PART, min((part + 1) * PART, len(questions)), batch_size):
+            asked = questions[start : min(start + batch_size, (part + 1) * PART)]
+            batch = collate([vars(question) for question in asked])
+            labels = batch.pop("labels").tolist()
             logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits.float().cpu()
             best = logits.sort(dim=-1, descending=True, stable=True)
-            found["numbers"].append(best.indices[:, :TOP_ANSWERS].contiguous())
             finite = logits.isfinite().all(dim=-1, keepdim=True)
-            scores = best.values[:, :TOP_ANSWERS].sigmoid()
-            found["scores"].append(scores.where(finite, torch.nan))  # NaN: no answer was given
-        tensors = {name: torch.cat(batches) for name, batches in found.items()}
-        unread = [row for row, label in enumerate(tensors["labels"].tolist()) if label == IGNORED_LABEL]
-        return tensors, [{"name": asked[row].name, "reason": _reason(asked[row])} for row in unread]
+            scores = best.values.sigmoid().where(finite, torch.nan)[:, :TOP_ANSWERS].tolist()  # NaN: no answer
+            for question, label, numbers, of_numbers in zip(asked, labels, best.indices.tolist(), scores, strict=True):
+                if label == IGNORED_LABEL:
+                    damaged.append({"name": question.name, "reason": _reason(question)})
+                    continue
+                named = [model.config.id2label[number] for number in numbers[:TOP_ANSWERS]]
+                answers.append(_answered(question, list(zip(named, of_numbers, strict=True)), label >= 0))
+        return {}, [answers, damaged]
 
     parts.complete(work, "Questions")
-    answers: list[dict[str, Any]] = []
-    damaged: list[dict[str, str]] = []
-    for part in range(parts.count):
-        tensors, unread = parts.read(part)
-        damaged += unread
-        rows = zip(*(tensors[name].tolist() for name in ("numbers", "scores", "labels")), strict=True)
-        for question, (numbers, scores, label) in zip(questions[part * PART : (part + 1) * PART], rows, strict=True):
-            if label != IGNORED_LABEL:
-                top = [(model.config.id2label[number], score) for number, score in zip(numbers, scores, strict=True)]
-                answers.append(_answered(question, top, label >= 0))
-    return answers, damaged
+    notes = [parts.read(part)[1] for part in range(parts.count)]
+    return [row for answers, _ in notes for row in answers], [row for _, damaged in notes for row in damaged]
 
 
 def measure_answers(
