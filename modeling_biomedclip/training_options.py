@@ -79,12 +79,9 @@ WORKS = Rule(None)
 _NEEDS_EVALUATION = _requires(_evaluates, "it requires eval_strategy")
 _NEEDS_TRACKIO = _requires(lambda args: "trackio" in (args.report_to or []), "it requires trackio in report_to")
 _NEEDS_CHECKPOINTING = _requires(_is_checkpointing, "it requires gradient_checkpointing or activation_checkpointing")
-_IMAGE_TEXT = _unsupported("it has no effect on image-text models")
 _WHOLE_SET = "metrics are computed on the whole evaluation set at once"
 _HUB = "the folder is not checked before the upload. Use `biomedclip push` after training"
 _NO_LENGTHS = "batches cannot be grouped by length"
-_LIGER = _unsupported("Liger has no kernels for these models")
-_EVALUATION_PRECISION = _unsupported("evaluation uses the precision of training. Use bf16")
 _LABELS_AND_FSDP = _unsupported("FSDP is not tested with labels. Use DDP")
 
 # Fields of TrainingArguments that work as in transformers.
@@ -98,8 +95,8 @@ _UNRESTRICTED = """
     dataloader_multiprocessing_context ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend
     ddp_timeout skip_memory_metrics
 """.split()
-# All other fields: the rule of contrastive training and, if it differs, the rule of training with labels
-# (image classification and visual question answering).
+# All other fields, separated by spaces: the rule of contrastive training and, if it differs, the rule of training with
+# labels (image classification and visual question answering).
 _RESTRICTED: dict[str, tuple[Rule, ...]] = {
     "num_train_epochs": (
         _requires(
@@ -145,14 +142,11 @@ _RESTRICTED: dict[str, tuple[Rule, ...]] = {
     ),
     "label_smoothing_factor": (_unsupported("a contrastive batch has no labels"), WORKS),
     "fp16": (_unsupported("the loss scaling that it needs is not tested. Use bf16"),),
-    "bf16_full_eval": (_EVALUATION_PRECISION,),
-    "fp16_full_eval": (_EVALUATION_PRECISION,),
-    "activation_checkpointing_kwargs": (_NEEDS_CHECKPOINTING,),
-    "gradient_checkpointing_kwargs": (_NEEDS_CHECKPOINTING,),
-    "use_liger_kernel": (_LIGER,),
-    "liger_kernel_config": (_LIGER,),
+    "bf16_full_eval fp16_full_eval": (_unsupported("evaluation uses the precision of training. Use bf16"),),
+    "gradient_checkpointing_kwargs activation_checkpointing_kwargs": (_NEEDS_CHECKPOINTING,),
+    "use_liger_kernel liger_kernel_config": (_unsupported("Liger has no kernels for these models"),),
     "use_cache": (_unsupported("the models do not generate text"),),
-    "neftune_noise_alpha": (WORKS, _IMAGE_TEXT),
+    "neftune_noise_alpha": (WORKS, _unsupported("it has no effect on image-text models")),
     "auto_find_batch_size": (
         _unsupported(
             "it would silently reduce the number of in-batch negatives. Set per_device_train_batch_size, and "
@@ -172,11 +166,8 @@ _RESTRICTED: dict[str, tuple[Rule, ...]] = {
         ),
     ),
     "project": (_requires(lambda args: "trackio" in (args.report_to or []), _NEEDS_TRACKIO.text, "huggingface"),),
-    "trackio_space_id": (_NEEDS_TRACKIO,),
-    "trackio_bucket_id": (_NEEDS_TRACKIO,),
-    "trackio_static_space_id": (_NEEDS_TRACKIO,),
+    "trackio_space_id trackio_bucket_id trackio_static_space_id": (_NEEDS_TRACKIO,),
     "eval_steps": (_requires(lambda args: args.eval_strategy == "steps", "it requires eval_strategy=steps"),),
-    "eval_delay": (_NEEDS_EVALUATION,),
     "prediction_loss_only": (
         _unsupported("the metrics need the embeddings"),
         _unsupported("the metrics need the predictions"),
@@ -196,15 +187,10 @@ _RESTRICTED: dict[str, tuple[Rule, ...]] = {
     "enable_jit_checkpoint": (
         _unsupported("it saves in the middle of a step, from which a run cannot be resumed exactly. Lower save_steps"),
     ),
-    "push_to_hub": (_unsupported(_HUB),),
-    "hub_token": (_unsupported(_HUB),),
+    "push_to_hub hub_token hub_model_id hub_always_push hub_revision": (_unsupported(_HUB),),
     "hub_private_repo": (Rule(lambda value, args, stream: value is None, _HUB, unsupported=True),),
-    "hub_model_id": (_unsupported(_HUB),),
     "hub_strategy": (_unsupported(_HUB, "every_save"),),
-    "hub_always_push": (_unsupported(_HUB),),
-    "hub_revision": (_unsupported(_HUB),),
-    "load_best_model_at_end": (_NEEDS_EVALUATION,),
-    "metric_for_best_model": (_NEEDS_EVALUATION,),
+    "eval_delay load_best_model_at_end metric_for_best_model do_eval": (_NEEDS_EVALUATION,),
     "greater_is_better": (
         Rule(
             lambda value, args, stream: value is None or args.metric_for_best_model is not None,
@@ -261,14 +247,18 @@ _RESTRICTED: dict[str, tuple[Rule, ...]] = {
     "deepspeed": (_unsupported("it is not tested. Use DDP or fsdp"),),
     "debug": (_unsupported("it fails on boolean masks, or is for TPUs, which are not tested"),),
     "do_train": (_note("It has no effect: `train()` trains."),),
-    "do_eval": (_NEEDS_EVALUATION,),
     "do_predict": (_unsupported("training makes no predictions. Use `biomedclip evaluate`"),),
     "resume_from_checkpoint": (
         _note("Only the command reads it. In Python use `train(resume_from_checkpoint=...)`; setting it is an error."),
     ),
     "local_rank": (_unsupported("torchrun and accelerate set it in the environment", -1),),
 }
-FIELDS: dict[str, tuple[Rule, ...]] = dict(sorted((dict.fromkeys(_UNRESTRICTED, (WORKS,)) | _RESTRICTED).items()))
+FIELDS: dict[str, tuple[Rule, ...]] = dict(
+    sorted(
+        [(name, (WORKS,)) for name in _UNRESTRICTED]
+        + [(name, rules) for names, rules in _RESTRICTED.items() for name in names.split()]
+    )
+)
 # For each argument of Trainer.__init__, the rule of ContrastiveTrainer.
 ARGUMENTS: dict[str, Rule] = {
     "model": WORKS,

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 TASK = "image-classification"
 EXAMPLE = """biomedclip train --config lora_classification \\
       --train-data folder_of_classes --output-dir classifier"""
-SHOWN = ["task", "train_data", "image_column", "label_column", "validation_share", *supervised.SHOWN]
+SHOWN = ["task", "train_data", "image_column", "label_column", "validation_fraction", *supervised.SHOWN]
 ALTERNATIVES = runs.ALTERNATIVES
 
 
@@ -51,14 +51,16 @@ class LabeledData(SupervisedData):
     task: str = field(default=TASK, metadata={"help": "Training task."})
     image_column: str = field(default="image", metadata={"help": "Column of the images in tables (default: image)."})
     label_column: str = field(default="label", metadata={"help": "Column of the labels in tables (default: label)."})
-    validation_share: float = field(
+    validation_fraction: float = field(
         default=0.1,
         metadata={"help": "Fraction of each class to hold out if there is no validation split (default: 0.1)."},
     )
 
     def __post_init__(self):
-        if not 0 < self.validation_share < 1:
-            raise ValueError(f"--validation-share must be greater than 0 and less than 1, not {self.validation_share}.")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"--validation-fraction {self.validation_fraction} must be greater than 0 and less than 1."
+            )
 
 
 OPTION_CLASSES = [LabeledData, AdapterOptions, SupervisedArguments]
@@ -88,7 +90,7 @@ def run(
     check_trackers(args)
     with options_in_errors("image_column", "label_column"):
         read = read_labeled_images(data.train_data, image_column=data.image_column, label_column=data.label_column)
-    splits = with_validation(read, data.validation_share, args.seed)
+    splits = with_validation(read, data.validation_fraction, args.seed)
     classes = class_names(splits, data.train_data)
     for split, images in splits.items():
         check_readable(images, f"{data.train_data}, {split} split")
@@ -127,8 +129,8 @@ def with_validation(splits: Mapping[str, LabeledImages], share: float, seed: int
         ValueError: If there is a validation split, but the fraction to hold out is not the default.
     """
     if "validation" in splits:
-        if share != LabeledData.validation_share:
-            raise ValueError("--validation-share has no effect: the dataset has a validation split. Omit it.")
+        if share != LabeledData.validation_fraction:
+            raise ValueError("--validation-fraction has no effect: the dataset has a validation split. Omit it.")
         return dict(splits)
     stay, held_out = hold_out(splits["train"].labels, share, seed)
     return {**splits, "train": splits["train"].select(stay), "validation": splits["train"].select(held_out)}

@@ -30,10 +30,12 @@ class StepClock(TrainerCallback):
         self._since: float | None = None  # None until the end of the first step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the time since the last event to the waiting time."""
         if self._since is not None:
             self.waiting += self._lap()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the time of the step."""
         if self._since is None:
             self._since = self.now()
             return
@@ -41,6 +43,7 @@ class StepClock(TrainerCallback):
         self.steps += 1
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Exclude the time of logging, saving and evaluation."""
         if self._since is not None:
             self._lap()
 

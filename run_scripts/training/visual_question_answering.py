@@ -38,7 +38,7 @@ EXAMPLE = """biomedclip train --config vqa_rad --model-name-or-path model \\
       --train-data VQA_RAD --output-dir answers"""
 SHOWN = (
     """
-    task train_data benchmark image_folder validation_share co_attention_config max_length head_learning_rate_factor
+    task train_data benchmark image_folder validation_fraction co_attention_config max_length head_learning_rate_factor
     cross_modal_learning_rate_factor
 """.split()
     + supervised.SHOWN
@@ -63,7 +63,7 @@ class QuestionData(SupervisedData):
     image_folder: str | None = field(
         default=None, metadata={"help": "Folder of the images (default: beside the questions)."}
     )
-    validation_share: float = field(
+    validation_fraction: float = field(
         default=0.0,
         metadata={
             "help": "Fraction of training images to hold out for validation, with all their questions (default: 0). "
@@ -88,10 +88,10 @@ class QuestionData(SupervisedData):
         self.co_attention_config = read_fields("--co-attention-config", self.co_attention_config)
         if self.co_attention_config is not None:
             make_config("--co-attention-config", BiomedCLIPCoAttentionConfig, self.co_attention_config)
-        if not 0 <= self.validation_share < 1:
-            raise ValueError(f"--validation-share must be at least 0 and less than 1, not {self.validation_share}.")
-        if self.benchmark == "slake" and self.validation_share > 0:
-            raise ValueError("--validation-share has no effect on slake, which has a validation split. Omit it.")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"--validation-fraction {self.validation_fraction} must be at least 0 and less than 1.")
+        if self.benchmark == "slake" and self.validation_fraction > 0:
+            raise ValueError("--validation-fraction has no effect on slake, which has a validation split. Omit it.")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"--max-length must be at least 1, not {self.max_length}.")
 
@@ -176,7 +176,7 @@ def check_validation_options(data: QuestionData, args: SupervisedArguments) -> N
     Raises:
         UsageError: If an option has no effect without validation questions.
     """
-    if data.benchmark == "slake" or data.validation_share > 0:
+    if data.benchmark == "slake" or data.validation_fraction > 0:
         return
     needs = {
         f"--eval-strategy {args.eval_strategy.value}": args.eval_strategy != "no",
@@ -187,8 +187,8 @@ def check_validation_options(data: QuestionData, args: SupervisedArguments) -> N
     for option, needed in needs.items():
         if needed:
             raise UsageError(
-                f"{option} needs validation questions, but --validation-share 0 trains on all questions. Omit it "
-                "(--eval-strategy no), or hold out images, for example with --validation-share 0.1."
+                f"{option} needs validation questions, but --validation-fraction 0 trains on all questions. Omit it "
+                "(--eval-strategy no), or hold out images, for example with --validation-fraction 0.1."
             )
 
 
@@ -296,15 +296,15 @@ def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuest
     train = load_questions(data.benchmark, data.train_data, "train", where).questions
     if data.benchmark == "slake":
         return {"train": train, "validation": load_questions("slake", data.train_data, "validation", where).questions}
-    if data.validation_share == 0:
+    if data.validation_fraction == 0:
         return {"train": train, "validation": []}
     images = sorted({question.image_name for question in train})
     if len(images) < 2:
         raise ValueError(
-            f"--validation-share {data.validation_share}: {data.train_data} has one training image, so none can be "
-            "held out. Pass --validation-share 0."
+            f"--validation-fraction {data.validation_fraction}: {data.train_data} has one training image, and none "
+            "can be held out. Pass --validation-fraction 0."
         )
-    wanted = min(len(images) - 1, max(1, round(data.validation_share * len(images))))
+    wanted = min(len(images) - 1, max(1, round(data.validation_fraction * len(images))))
     held_out = set(np.random.default_rng(seed).permutation(images)[:wanted].tolist())
     return {
         "train": [question for question in train if question.image_name not in held_out],

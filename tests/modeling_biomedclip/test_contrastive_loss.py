@@ -1,4 +1,4 @@
-"""The contrastive losses, by themselves and over several processes."""
+"""The contrastive losses, in one process and over several."""
 
 import json
 import math
@@ -23,11 +23,11 @@ from biomedclip.contrastive_trainer import loss_in_batches, whole_set_loss
 
 
 def scalars(dtype=torch.float32, shape=()):
-    """A temperature and a bias, such as a model would have after some training."""
+    """Return a logit scale and a bias."""
     return torch.full(shape, 14.0, dtype=dtype), torch.full(shape, -5.0, dtype=dtype)
 
 
-def infonce_of_a_plain_loop(images, texts, scale, bias):
+def infonce_in_a_loop(images, texts, scale, bias):
     total = 0.0
     for i in range(len(images)):
         for query, candidates in ((images[i], texts), (texts[i], images)):
@@ -36,7 +36,7 @@ def infonce_of_a_plain_loop(images, texts, scale, bias):
     return total / (2 * len(images))
 
 
-def siglip_of_a_plain_loop(images, texts, scale, bias):
+def siglip_in_a_loop(images, texts, scale, bias):
     total = 0.0
     for i, image in enumerate(images):
         for j, text in enumerate(texts):
@@ -45,13 +45,13 @@ def siglip_of_a_plain_loop(images, texts, scale, bias):
     return total / len(images)
 
 
-PLAIN_LOOPS = {"infonce": infonce_of_a_plain_loop, "siglip": siglip_of_a_plain_loop}
+LOOPS = {"infonce": infonce_in_a_loop, "siglip": siglip_in_a_loop}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_loss_equals_a_plain_loop(loss):
+def test_each_loss_equals_a_plain_loop(loss):
     images, texts = unit(12, 0, torch.float64), unit(12, 1, torch.float64)
-    expected = PLAIN_LOOPS[loss](images, texts, 14.0, -5.0)
+    expected = LOOPS[loss](images, texts, 14.0, -5.0)
     # Sums of 144 terms in double precision.
     assert contrastive_loss(images, texts, *scalars(torch.float64), loss=loss).item() == pytest.approx(expected, 1e-13)
     assert whole_set_loss(images, texts, *scalars(torch.float64), loss=loss) == pytest.approx(expected, 1e-13)
@@ -62,10 +62,9 @@ def test_a_loss_equals_a_plain_loop(loss):
 
 @pytest.mark.parametrize("pairs", [4200, 4096, 100])
 def test_the_loss_in_batches_is_the_validation_loss_of_open_clip(pairs, monkeypatch):
-    """Of open_clip's own function, on the same features in batches of 4,096, the last of which is smaller."""
     from open_clip_train import train
 
-    monkeypatch.setattr(train, "get_clip_metrics", lambda **features: {})  # its ranks take seconds
+    monkeypatch.setattr(train, "get_clip_metrics", lambda **features: {})  # takes seconds
     images, texts, scale = unit(pairs, 0), unit(pairs, 1), scalars()[0]
 
     class Features(torch.nn.Module):
@@ -76,23 +75,17 @@ def test_the_loss_in_batches_is_the_validation_loss_of_open_clip(pairs, monkeypa
         num_samples = pairs
 
     data = {"val": SimpleNamespace(dataloader=Batches(zip(images.split(4096), texts.split(4096), strict=True)))}
-    options = {
-        "rank": 0,
-        "device": "cpu",
-        "precision": "fp32",
-        "val_frequency": 1,
-        "epochs": 1,
-        "zeroshot_frequency": 0,
-    }
-    options |= {"distributed": False, "save_logs": False, "wandb": False}
+    options = {"rank": 0, "device": "cpu", "precision": "fp32", "epochs": 1, "distributed": False}
+    options |= {"val_frequency": 1, "zeroshot_frequency": 0, "wandb": False, "save_logs": False}
     expected = train.evaluate(Features(), data, 1, SimpleNamespace(**options))["clip_val_loss"]
     assert loss_in_batches(images, texts, scale) == pytest.approx(expected, rel=1e-5)
     whole = whole_set_loss(images, texts, scale)
     assert (loss_in_batches(images, texts, scale) == pytest.approx(whole, rel=1e-6)) == (pairs <= 4096)
 
 
-def test_the_loss_in_batches_depends_on_neither_processes_nor_their_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(contrastive_trainer, "loss_in_batches", loss_in_batches)  # which the function replaces
+@pytest.mark.slow
+def test_the_loss_in_batches_does_not_depend_on_processes_or_their_batch_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(contrastive_trainer, "loss_in_batches", loss_in_batches)  # the function replaces it
     evaluate_in_a_process(0, 1, str(tmp_path), 0, 100)
     torch.multiprocessing.spawn(evaluate_in_a_process, (2, str(tmp_path), int(free_port()), 3), nprocs=2)
     alone, together = (json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2))
@@ -102,9 +95,9 @@ def test_the_loss_in_batches_depends_on_neither_processes_nor_their_batch(tmp_pa
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("shape", [(), (1,)])  # BiomedCLIP's and CLIP's, SigLIP's
+@pytest.mark.parametrize("shape", [(), (1,)])  # of BiomedCLIP and CLIP, and of SigLIP
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_the_gradients_of_a_loss_are_its_slopes(loss, shape, rows):
+def test_gradients_equal_numerical_ones(loss, shape, rows):
     queries, candidates = unit(5, 0, torch.float64).requires_grad_(), unit(9, 1, torch.float64).requires_grad_()
     scale, bias = (scalar.requires_grad_() for scalar in scalars(torch.float64, shape))
 
@@ -116,7 +109,7 @@ def test_the_gradients_of_a_loss_are_its_slopes(loss, shape, rows):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_loss_does_not_depend_on_how_many_rows_are_worked_out_at_a_time(loss):
+def test_a_loss_does_not_depend_on_the_number_of_rows_at_a_time(loss):
     values = []
     for rows in (1, 7, 64):
         images, texts = unit(64, 0).requires_grad_(), unit(64, 1).requires_grad_()
@@ -125,13 +118,13 @@ def test_a_loss_does_not_depend_on_how_many_rows_are_worked_out_at_a_time(loss):
         values.append((total, *torch.autograd.grad(total, (images, texts, scale, bias))))
     for chunked in values[:2]:
         for ours, whole in zip(chunked, values[2], strict=True):
-            # Sums of 64 float32 numbers in another order.
+            # Sums of 64 float32 values in another order.
             torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("logits_at_once", "rows"), [(1, [1] * 5), (20, [2, 2, 1]), (45, [5]), (1000, [5])])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_no_more_rows_of_logits_are_held_at_a_time_than_asked_for(loss, logits_at_once, rows, monkeypatch):
+def test_the_number_of_logits_in_memory_is_limited(loss, logits_at_once, rows, monkeypatch):
     held = []
     owner, name = (torch.nn.functional, "softplus") if loss == "siglip" else (torch.Tensor, "logsumexp")
     function = getattr(owner, name)
@@ -141,8 +134,8 @@ def test_no_more_rows_of_logits_are_held_at_a_time_than_asked_for(loss, logits_a
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_second_derivatives_are_refused(loss):
-    """The gradients are computed in the forward pass, so autograd would take them for constants."""
+def test_second_derivatives_are_an_error(loss):
+    """The gradients are computed in the forward pass, so they would be constants for autograd."""
     images = unit(4, 0).requires_grad_()
     value = contrastive_loss(images, unit(4, 1), *scalars(), loss=loss)
     (gradient,) = torch.autograd.grad(value.square(), images, create_graph=True)
@@ -150,7 +143,7 @@ def test_second_derivatives_are_refused(loss):
         gradient.sum().backward()
 
 
-def test_siglip_starts_with_the_temperature_and_the_bias_of_its_paper():
+def test_the_initial_scale_and_bias_of_siglip_are_those_of_its_paper():
     assert math.exp(SIGLIP_LOGIT_SCALE) == pytest.approx(10) and SIGLIP_LOGIT_BIAS == -10
 
 
@@ -164,7 +157,7 @@ def test_logits_are_float32_under_autocast_and_for_bfloat16_features(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("scale", [0.01, 100.0])
-def test_losses_and_gradients_are_finite_at_both_ends_of_the_temperature(loss, scale):
+def test_losses_and_gradients_are_finite_for_extreme_scales(loss, scale):
     images = unit(16, 0).requires_grad_()
     value = contrastive_loss(images, unit(16, 1), torch.tensor(scale), torch.tensor(-10.0), loss=loss)
     value.backward()
@@ -172,25 +165,23 @@ def test_losses_and_gradients_are_finite_at_both_ends_of_the_temperature(loss, s
 
 
 def test_infonce_gives_a_bias_a_gradient_of_zero():
-    """None at all would let DDP wait for it for ever."""
+    """Without a gradient, DDP would wait for it."""
     scale, bias = (scalar.requires_grad_() for scalar in scalars())
     contrastive_loss(unit(4, 0), unit(4, 1), scale, bias).backward()
     assert bias.grad == 0
 
 
-def test_images_and_texts_that_are_not_pairs_are_refused():
-    with pytest.raises(ValueError, match="differ in shape"):
-        contrastive_loss(unit(3, 0), unit(4, 0), torch.tensor(1.0))
-
-
-def test_a_loss_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="infonce, siglip"):
-        contrastive_loss(unit(3, 0), unit(3, 1), torch.tensor(1.0), loss="triplet")
+@pytest.mark.parametrize(
+    ("texts", "loss", "message"), [(4, "infonce", "differ in shape"), (3, "triplet", "infonce, siglip")]
+)
+def test_invalid_arguments_are_errors(texts, loss, message):
+    with pytest.raises(ValueError, match=message):
+        contrastive_loss(unit(3, 0), unit(texts, 1), torch.tensor(1.0), loss=loss)
 
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
-    """Those of each parameter by number of processes, loss and author."""
+    """Gradients of each parameter by number of processes, loss and author."""
     pytest.importorskip("open_clip")
     folder = tmp_path_factory.mktemp("gradients")
     for world_size in (1, 2, 4):
@@ -198,10 +189,11 @@ def gradients(tmp_path_factory):
     return {world_size: torch.load(folder / f"{world_size}.pt") for world_size in (1, 2, 4)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize(("author", "authority"), [("ours", "ours"), ("ours", "theirs"), ("cached", "theirs")])
-def test_gradients_of_several_processes_are_those_of_one_with_the_whole_batch_and_open_clips(
+def test_gradients_of_several_processes_equal_those_of_one_and_of_open_clip(
     gradients, loss, world_size, author, authority
 ):
     expected = gradients[1][loss, authority]

@@ -79,10 +79,10 @@ def test_a_usage_error_exits_with_2(verb, options, tmp_path, capsys):
         "train --train-data x --output-dir out --image-size 0",
         "train --task image-classification --train-data x --output-dir out",
         "train --task image-classification --train-data x --output-dir out --model-name-or-path m --text mentions",
-        "train --task image-classification --train-data x --output-dir out --model-name-or-path m --validation-share 2",
+        "train --task image-classification --train-data x --model-name-or-path m --validation-fraction 2",
         "train --task image-classification --train-data x --output-dir out --model-name-or-path m --merge-adapter true",
         "train --task visual-question-answering --train-data x --output-dir out --model-name-or-path m "
-        "--benchmark slake --validation-share 0.2",
+        "--benchmark slake --validation-fraction 0.2",
         "evaluate dance --model m --data d --output-dir out",
         "evaluate retrieval --model m --data d",
         "evaluate retrieval --model m --data d --output-dir out --batch-size many",

@@ -130,7 +130,7 @@ def test_existing_splits_are_used_and_unreadable_images_are_counted(options, ima
     [
         (1, 1, {}, "Classification needs at least two classes"),
         (1, 2, {"per_device_train_batch_size": 64}, "has 8 images, fewer than a batch of 64"),
-        (2, 2, {"validation_share": 0}, "greater than 0 and less than 1"),
+        (2, 2, {"validation_fraction": 0}, "greater than 0 and less than 1"),
         (1, 2, {"label_column": "diagnosis"}, "--label-column diagnosis has no effect on class folders"),
         (1, 2, {"image_column": "scan"}, "--image-column scan has no effect on class folders"),
         (1, 2, {"lora_targets": "visual_projection"}, "has no layer visual_projection. It has fc1, fc2"),

@@ -1,4 +1,4 @@
-"""Each shipped recipe, as the command reads it, has the published settings or states where it differs."""
+"""Each shipped recipe has the published settings, or states where it differs."""
 
 import copy
 import dataclasses
@@ -18,14 +18,14 @@ from biomedclip.run_scripts.training import contrastive, visual_question_answeri
 FILE = Path(__file__).resolve().parents[2] / "data" / "paper_settings.yaml"
 PAPER = yaml.safe_load(FILE.read_text())
 SECTIONS, KINDS = ("train", "build", "evaluate"), ("paper", "differs", "ours")
-# What the test itself sets, and what follows from other options.
+# Options that the test sets, or that follow from others.
 IGNORED = {"output_dir", "use_cpu", "train_data", "source", "do_eval", "activation_checkpointing"}
 Settings = dict[str, Any]
 Entries = dict[str, tuple[str, Any, str]]  # setting -> (kind, value, source or reason)
 
 
 def entries_of(name: str, section: str) -> Entries:
-    """What the file says of the settings of a recipe, with those of its bases."""
+    """Return the entries of the file for a recipe and its bases."""
     recipe = PAPER["recipes"][name]
     entries = entries_of(recipe["base"], section) if "base" in recipe else {}
     for kind, settings in (recipe.get(section) or {}).items():
@@ -47,7 +47,7 @@ def option_classes(section: str, task: str | None) -> list[type]:
 
 
 def resolved(section: str, task: str | None, options: Mapping[str, str]) -> Settings:
-    """All settings, as the options code of a section gives them."""
+    """Return all settings of a section."""
     parts = parse_options(
         section,
         option_classes(section, task),
@@ -61,7 +61,7 @@ def resolved(section: str, task: str | None, options: Mapping[str, str]) -> Sett
 
 
 def settings_of(name: str, section: str, tmp_path: Path) -> tuple[Settings, Settings]:
-    """The settings of a recipe, and those without it."""
+    """Return the settings with and without a recipe."""
     task = read_recipe(name, ["train"]).get("task") if section == "train" else None
     given = {"output_dir": str(tmp_path)}
     # A GPU and data are not needed to read the options.
@@ -78,7 +78,7 @@ def settings_of(name: str, section: str, tmp_path: Path) -> tuple[Settings, Sett
 
 
 def faults(name: str, section: str, found: Settings, defaults: Settings) -> list[str]:
-    """Settings of a recipe that the file does not have, or has otherwise."""
+    """Return the settings of a recipe that are missing in the file, or differ."""
     entries = entries_of(name, section)
     changed = {setting for setting, value in found.items() if value != defaults[setting]} - IGNORED
     missing = [f"{name}: {section}: {setting} is {found[setting]!r}, and not in the file" for setting in changed]
@@ -92,7 +92,7 @@ def faults(name: str, section: str, found: Settings, defaults: Settings) -> list
 
 
 def sections_of(name: str) -> list[str]:
-    """Sections that a recipe or one of its bases has in the file."""
+    """Return the sections of a recipe and its bases in the file."""
     recipe = PAPER["recipes"][name]
     inherited = sections_of(recipe["base"]) if "base" in recipe else []
     return [section for section in SECTIONS if section in recipe or section in inherited]

@@ -90,7 +90,7 @@ def options(questions, small_checkpoint) -> dict:
     """Options of the recipe `vqa_rad`, with a tenth of the images held out."""
     options = {"config": "vqa_rad", "model_name_or_path": small_checkpoint, "train_data": questions}
     options |= {"dataloader_num_workers": 0, "co_attention_config": HEAD, "learning_rate": 2e-4}
-    return options | {"validation_share": 0.1, "batch_size": None, "per_device_train_batch_size": 16}
+    return options | {"validation_fraction": 0.1, "batch_size": None, "per_device_train_batch_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -240,11 +240,11 @@ def test_the_recipes_have_the_learning_rates_of_meter():
     expected = {"learning_rate": 5e-6, "warmup_steps": 0.1, "num_train_epochs": 10, "weight_decay": 0.01}
     expected |= {"head_learning_rate_factor": 50, "cross_modal_learning_rate_factor": 5, "adam_beta2": 0.98}
     assert {name: float(rad[name]) for name in expected} == expected
-    assert "validation_share" not in rad and QuestionData.validation_share == 0
+    assert "validation_fraction" not in rad and QuestionData.validation_fraction == 0
 
 
 def test_without_validation_all_questions_are_used_and_the_last_step_is_saved(options, tmp_path, capsys):
-    found = results(train(tmp_path, **options | {"validation_share": 0}))
+    found = results(train(tmp_path, **options | {"validation_fraction": 0}))
     assert found["images"] == 30 and found["questions"] == 60 and found["validation"] is None
     assert found["saved_checkpoint"] == {"chosen": "last", "step": 2}
     assert "last, step 2" in capsys.readouterr().out
@@ -269,8 +269,8 @@ def test_the_best_checkpoint_on_validation_is_saved(options, tmp_path, monkeypat
 def test_the_attainable_accuracy_counts_answers_that_the_remaining_training_questions_have(
     options, questions, tmp_path
 ):
-    validation = results(train(tmp_path, **options | {"validation_share": 0.3, "seed": 4}))["validation"]
-    splits = splits_of(questions, seed=4, validation_share=0.3)
+    validation = results(train(tmp_path, **options | {"validation_fraction": 0.3, "seed": 4}))["validation"]
+    splits = splits_of(questions, seed=4, validation_fraction=0.3)
     known = {question.answer.lower() for question in splits["train"]}
     for prefix, answer_type in TYPES.items():
         asked = [question for question in splits["validation"] if answer_type in (None, question.answer_type)]
@@ -280,12 +280,12 @@ def test_the_attainable_accuracy_counts_answers_that_the_remaining_training_ques
 
 
 def test_training_and_validation_have_no_common_image(questions):
-    splits = splits_of(questions, validation_share=0.2)
+    splits = splits_of(questions, validation_fraction=0.2)
     images = {split: {question.image_name for question in found} for split, found in splits.items()}
     assert len(images["validation"]) == 6 and not images["train"] & images["validation"]
     assert sum(map(len, splits.values())) == 60
     names = {
-        seed: [question.name for question in splits_of(questions, seed, validation_share=0.2)["validation"]]
+        seed: [question.name for question in splits_of(questions, seed, validation_fraction=0.2)["validation"]]
         for seed in (0, 1)
     }
     assert names[0] == [question.name for question in splits["validation"]] != names[1]
@@ -355,7 +355,7 @@ def test_unusable_questions_are_counted_in_training_and_listed_in_evaluation(opt
 
 def test_unreadable_validation_images_are_an_error_before_training(options, tmp_path, capsys):
     folder = write_set(tmp_path / "set")
-    for question in splits_of(folder, validation_share=0.1)["validation"]:
+    for question in splits_of(folder, validation_fraction=0.1)["validation"]:
         (folder / "VQA_RAD Image Folder" / question.image_name).write_bytes(b"damaged")
     error = train_error(capsys, tmp_path / "run", 1, **options | {"train_data": folder})
     assert "validation questions: none of the 3 images" in error and not (tmp_path / "run").exists()
@@ -386,12 +386,12 @@ def test_only_missing_tensors_of_the_encoders_are_reported(small_checkpoint, tmp
     ("status", "changes", "message"),
     [
         (1, {"per_device_train_batch_size": 64}, "has 54 questions, fewer than a batch of 64"),
-        *((2, {"validation_share": value}, "at least 0 and less than 1") for value in (1, -0.1, "nan")),
-        (2, {"validation_share": 0, "eval_strategy": "epoch"}, "--eval-strategy epoch needs validation questions"),
-        (2, {"validation_share": 0, "eval_on_start": "true"}, "--eval-on-start true needs validation questions"),
-        (2, {"validation_share": 0, "per_device_eval_batch_size": 4}, "hold out images"),
-        (2, {"validation_share": 0, "load_best_model_at_end": "true"}, "load_best_model_at_end"),
-        (2, {"benchmark": "slake", "validation_share": 0.1}, "no effect on slake"),
+        *((2, {"validation_fraction": value}, "at least 0 and less than 1") for value in (1, -0.1, "nan")),
+        (2, {"validation_fraction": 0, "eval_strategy": "epoch"}, "--eval-strategy epoch needs validation questions"),
+        (2, {"validation_fraction": 0, "eval_on_start": "true"}, "--eval-on-start true needs validation questions"),
+        (2, {"validation_fraction": 0, "per_device_eval_batch_size": 4}, "hold out images"),
+        (2, {"validation_fraction": 0, "load_best_model_at_end": "true"}, "load_best_model_at_end"),
+        (2, {"benchmark": "slake", "validation_fraction": 0.1}, "no effect on slake"),
         (2, {"co_attention_config": "{"}, "--co-attention-config is not JSON"),
         (2, {"co_attention_config": {"num_attention_heads": 5}}, "must be a multiple of"),
         (2, {"co_attention_config": {"layers": 5}}, "BiomedCLIPCoAttentionConfig has no field layers"),
@@ -584,7 +584,7 @@ def test_code_of_a_tokenizer_folder_does_not_run_without_trust(answerer, questio
 def test_the_documented_attainable_accuracies_are_those_of_vqa_rad(folder, share, open_questions, shared_data):
     root = shared_data / "vqa_rad"
     images = str(root / "data" / "osfstorage" / "VQA_RAD Image Folder")
-    training = splits_of(root / folder, image_folder=images, validation_share=share)["train"]
+    training = splits_of(root / folder, image_folder=images, validation_fraction=share)["train"]
     known = set(answer_vocabulary(question.answer for question in training))
     test = load_benchmark("vqa_rad", root / folder, image_folder=images).questions
     answers = [normalize_answer(question.answer) for question in test if question.answer_type == "open"]
