@@ -13,7 +13,7 @@ LOSSES = ("infonce", "siglip")
 SIGLIP_LOGIT_BIAS = -10.0
 SIGLIP_LOGIT_SCALE = math.log(10)
 # Maximum number of logits in memory: 64 MiB in float32, which is large enough to keep a device busy and small compared
-# with the activations of the towers.
+# with the activations of the encoders.
 LOGITS_AT_ONCE = 2**24
 
 
@@ -91,7 +91,7 @@ def summed_loss(
         ValueError: If `loss` is unknown.
     """
     if loss not in LOSSES:
-        raise ValueError(f"loss={loss!r} is unknown. Choose one of {', '.join(LOSSES)}.")
+        raise ValueError(f"`loss={loss!r}` is unknown. Choose one of {', '.join(LOSSES)}.")
     rows = max(1, logits_at_once // len(candidates))
     with torch.autocast(queries.device.type, enabled=False):
         return _SummedLoss.apply(queries, candidates, logit_scale, logit_bias, loss, first, rows)

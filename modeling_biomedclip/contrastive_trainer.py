@@ -97,7 +97,7 @@ class ContrastiveTrainer(AdaptedTrainer):
     ):
         check_trainer_arguments(kwargs)
         if not isinstance(args, ContrastiveTrainingArguments) or model is None:
-            raise ValueError("ContrastiveTrainer requires model, and ContrastiveTrainingArguments as args.")
+            raise ValueError("ContrastiveTrainer requires `model`, and ContrastiveTrainingArguments as `args`.")
         find_logit_scale(model)
         if args.loss == "siglip" and find_logit_bias(model) is None:
             raise ValueError(
@@ -120,8 +120,8 @@ class ContrastiveTrainer(AdaptedTrainer):
             args.count_steps(len(self.pair_stream) // batch_size)
             if args.max_steps == 0:
                 raise ValueError(
-                    f"num_train_epochs={args.num_train_epochs} gives no step with {len(self.pair_stream)} pairs and a "
-                    f"batch size of {batch_size}. Lower per_device_train_batch_size or set max_steps."
+                    f"`num_train_epochs={args.num_train_epochs}` gives no step with {len(self.pair_stream)} pairs and "
+                    f"a batch size of {batch_size}. Lower `per_device_train_batch_size` or set `max_steps`."
                 )
             # The stream computes its position. Trainer would read all previous batches again.
             args.ignore_data_skip = True
@@ -261,7 +261,7 @@ class ContrastiveTrainer(AdaptedTrainer):
         return loss
 
     def _select_rows(self, inputs: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        # The text tower of SigLIP pools the last position, even if it is padding.
+        # The text encoder of SigLIP pools the last position, even if it is padding.
         return take_rows(inputs, rows, cut_text="siglip" not in self.model.config.model_type)
 
     def _contrastive_loss(
@@ -274,7 +274,7 @@ class ContrastiveTrainer(AdaptedTrainer):
         """Exclude from FSDP2 what it cannot shard: parameters without dimensions, and a table in a sharded layer."""
         if not self.is_fsdp_enabled:
             raise ValueError(
-                "fsdp=True requires accelerators. On the CPU, accelerate would silently use plain DDP. Omit fsdp."
+                "`fsdp=True` requires accelerators. On the CPU, accelerate would silently use plain DDP. Omit `fsdp`."
             )
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:

@@ -110,11 +110,11 @@ class ContrastiveTrainingArguments(CheckedTrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.loss not in LOSSES:
-            raise ValueError(f"loss={self.loss!r} is unknown. Choose one of {', '.join(LOSSES)}.")
+            raise ValueError(f"`loss={self.loss!r}` is unknown. Choose one of {', '.join(LOSSES)}.")
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
-            raise ValueError(f"mini_batch_size={self.mini_batch_size} must be at least 1.")
+            raise ValueError(f"`mini_batch_size={self.mini_batch_size}` must be at least 1.")
         if self.keep_activations and self.mini_batch_size is None:
-            raise ValueError("keep_activations=True requires mini_batch_size.")
+            raise ValueError("`keep_activations=True` requires `mini_batch_size`.")
 
     def check_mini_batch_size(self) -> None:
         """Check `mini_batch_size` against the batch size of the run.
@@ -124,7 +124,7 @@ class ContrastiveTrainingArguments(CheckedTrainingArguments):
         """
         if self.mini_batch_size is not None and self.mini_batch_size > self.train_batch_size:
             raise ValueError(
-                f"mini_batch_size={self.mini_batch_size} is larger than the batch of a process, "
+                f"`mini_batch_size={self.mini_batch_size}` is larger than the batch of a process, "
                 f"{self.train_batch_size} pairs, and has no effect. Omit it or choose a smaller one."
             )
 

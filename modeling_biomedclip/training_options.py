@@ -305,7 +305,7 @@ def check_training_arguments(args: TrainingArguments, training: str, *, stream: 
         rule, value = rule_of(field.name, training), getattr(args, field.name)
         if rule.accepts is not None and not rule.accepts(value, args, stream):
             shown = "..." if field.name == "hub_token" else value.value if isinstance(value, Enum) else value
-            errors.append(f"{field.name}={shown!r} is not supported: {rule.text}.")
+            errors.append(f"`{field.name}={shown!r}` is not supported: {rule.text}.")
     if errors:
         raise ValueError("\n".join(errors))
 
@@ -320,9 +320,11 @@ def check_before_processing(args: TrainingArguments) -> None:
         ValueError: If `deepspeed` is set, or if `report_to` is `all` and no tracker is installed.
     """
     if args.deepspeed:
-        raise ValueError(f"deepspeed={args.deepspeed!r} is not supported: {rule_of('deepspeed', CONTRASTIVE).text}.")
+        raise ValueError(f"`deepspeed={args.deepspeed!r}` is not supported: {rule_of('deepspeed', CONTRASTIVE).text}.")
     if args.report_to in ("all", ["all"]) and not get_available_reporting_integrations():
-        raise ValueError("report_to='all' requires a tracker, but none is installed. Install one or omit report_to.")
+        raise ValueError(
+            "`report_to='all'` requires a tracker, but none is installed. Install one or omit `report_to`."
+        )
 
 
 def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
@@ -337,7 +339,7 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         rule = ARGUMENTS.get(name, WORKS)
         if rule.accepts is not None and value is not None:
-            raise ValueError(f"{name} is not supported: {rule.text}.")
+            raise ValueError(f"`{name}` is not supported: {rule.text}.")
 
 
 def check_accelerator(accelerator: Any) -> None:

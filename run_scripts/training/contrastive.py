@@ -98,7 +98,7 @@ class PairHandling:
     on_bad_row: str = field(
         default="substitute",
         metadata={
-            "help": "How to handle rows that cannot be decoded: raise an error, or substitute another row and count.",
+            "help": "How to handle rows that cannot be decoded: raise an error, or substitute another row (counted).",
             "choices": ["raise", "substitute"],
         },
     )

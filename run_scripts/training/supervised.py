@@ -1,4 +1,4 @@
-"""Training with labels: what image classification and visual question answering share."""
+"""Training with labels, for image classification and visual question answering."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class SupervisedData:
     on_bad_row: str = field(
         default="substitute",
         metadata={
-            "help": "How to handle images that cannot be decoded: raise an error, or substitute another row and count.",
+            "help": "How to handle images that cannot be decoded: raise an error, or substitute another row (counted).",
             "choices": ["raise", "substitute"],
         },
     )
@@ -82,7 +82,7 @@ class SupervisedTrainer(AdaptedTrainer):
         if rows < batch_size:
             raise ValueError(
                 f"The training set has {rows} {self.rows}, fewer than a batch of {batch_size}. Lower "
-                "per_device_train_batch_size."
+                "`per_device_train_batch_size`."
             )
         args.count_steps(math.ceil(rows // batch_size / args.gradient_accumulation_steps))
         args.dataloader_pin_memory &= args.device.type != "cpu"
@@ -104,7 +104,7 @@ class SupervisedTrainer(AdaptedTrainer):
 def load_with_head(
     auto_class: Any, name: str, labels: Sequence[str], *, trust_remote_code: bool = False, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load the towers of a checkpoint with a head for some labels. The head is random if the checkpoint has none.
+    """Load the encoders of a checkpoint with a head for some labels. The head is random if the checkpoint has none.
 
     Args:
         auto_class: Auto class of models with such a head.

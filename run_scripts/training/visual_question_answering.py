@@ -115,7 +115,7 @@ def run(
 
     Args:
         data: Questions and the model to start from.
-        adapter: LoRA options for the towers. The head is always trained whole.
+        adapter: LoRA options for the encoders. The head is always trained whole.
         args: Training arguments.
 
     Returns:
@@ -124,7 +124,7 @@ def run(
     Raises:
         UsageError: If an option needs validation questions and none are held out.
         ValueError: If there are fewer questions than a batch, no image of a split can be read, or the checkpoint is not
-            a model with two towers.
+            a model with two encoders.
         FileNotFoundError: If the benchmark or a part of it is missing.
         FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
     """
@@ -200,7 +200,7 @@ class QuestionTrainer(SupervisedTrainer):
 
     Args:
         model: The model.
-        args: Training arguments. `learning_rate` is the rate of the towers and of the token type embeddings.
+        args: Training arguments. `learning_rate` is the rate of the encoders and of the token type embeddings.
         head_factor: Factor of the learning rate for the classifier.
         cross_modal_factor: Factor of the learning rate for the co-attention layers, the poolers and the two linear maps
             before them.
@@ -227,7 +227,7 @@ class QuestionTrainer(SupervisedTrainer):
             return self.optimizer
         optimizer = super().create_optimizer(model)
         factor_of = {parameter: self._factor(name) for name, parameter in (model or self.model).named_parameters()}
-        # The towers first: the learning rate that Trainer logs is that of the first group.
+        # The encoders first: the learning rate that Trainer logs is that of the first group.
         optimizer.param_groups = [
             {**group, "params": parameters, "lr": group["lr"] * factor}
             for factor in sorted(set(factor_of.values()), key=[1.0, self.cross_modal_factor, self.head_factor].index)
@@ -315,7 +315,7 @@ def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuest
 def load_answerer(
     name: str, answers: Sequence[str], co_attention_config: Any = None, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load the towers of a checkpoint with a head for some answers. The head is random if the checkpoint has none.
+    """Load the encoders of a checkpoint with a head for some answers. The head is random if the checkpoint has none.
 
     Args:
         name: Folder or Hub id of a BiomedCLIP model.
@@ -332,14 +332,14 @@ def load_answerer(
         base_weights = base_fingerprint(name, trust_remote_code=trust_remote_code)
     drawn = {*info["missing_keys"], *(tensor for tensor, *_ in info["mismatched_keys"])}
     if of_towers := sorted(tensor for tensor in drawn if tensor.startswith(TOWERS)):
-        logger.warning(f"{name} lacks {len(of_towers)} tensors of the towers, which are random: {of_towers[0]}, ...")
+        logger.warning(f"{name} lacks {len(of_towers)} tensors of the encoders, which are random: {of_towers[0]}, ...")
     # A model for visual questions that is trained further keeps its original base.
     model.config.base_weights = base_weights or getattr(model.config, "base_weights", None)
     return model
 
 
 def _best_answers(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return the indices of the best answers, so that Trainer does not store the outputs of the towers."""
+    """Return the indices of the best answers, so that Trainer does not store the outputs of the encoders."""
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
     return logits.argmax(dim=-1)
 

@@ -370,7 +370,7 @@ def test_gradient_accumulation_is_not_supported(tmp_path):
     [
         ({"loss": "triplet"}, "infonce, siglip"),
         ({"mini_batch_size": 0}, "mini_batch_size=0"),
-        ({"keep_activations": True}, "requires mini_batch_size"),
+        ({"keep_activations": True}, "requires `mini_batch_size`"),
     ],
 )
 def test_invalid_arguments_are_errors(options, message, tmp_path):

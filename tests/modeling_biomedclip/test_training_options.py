@@ -206,7 +206,7 @@ def test_the_order_of_a_stream_cannot_be_changed(trainer, strategy):
 
 @pytest.mark.parametrize("name", [name for name, rule in ARGUMENTS.items() if rule.accepts is not None])
 def test_an_unsupported_argument_is_an_error_that_names_it(trainer, name):
-    with pytest.raises(ValueError, match=f"{name} is not supported"):
+    with pytest.raises(ValueError, match=f"`{name}` is not supported"):
         trainer(further={name: lambda *values, **named: {}})
 
 
@@ -260,7 +260,7 @@ def test_an_evaluation_set_without_random_access_is_an_error(trainer, pairs):
 
 def test_arguments_of_another_class_are_an_error(small_model, tmp_path):
     for args in (None, TrainingArguments(output_dir=str(tmp_path), use_cpu=True)):
-        with pytest.raises(ValueError, match="requires model, and ContrastiveTrainingArguments"):
+        with pytest.raises(ValueError, match="requires `model`, and ContrastiveTrainingArguments"):
             ContrastiveTrainer(small_model, args)
 
 

@@ -379,7 +379,7 @@ def test_only_missing_tensors_of_the_encoders_are_reported(small_checkpoint, tmp
     del tensors[lost]
     save_file(tensors, tmp_path / "less" / "model.safetensors", {"format": "pt"})
     load_for_training(str(tmp_path / "less"), ["yes", "no"], HEAD)
-    assert f"lacks 1 tensors of the towers, which are random: {lost}" in caplog.text
+    assert f"lacks 1 tensors of the encoders, which are random: {lost}" in caplog.text
 
 
 @pytest.mark.parametrize(
