@@ -1,1 +1,1 @@
-"""Templates of the cards that models and data sets are published with, and what fills them from results."""
+"""Templates of model cards and dataset cards, and the code that fills them."""

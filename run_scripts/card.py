@@ -25,7 +25,7 @@ class CardOptions:
     model: str = field(metadata={"help": "Folder of a BiomedCLIP model."})
     results: list[str] = field(
         default_factory=list,
-        metadata={"help": "Folders with results.json files of biomedclip evaluate, or such files."},
+        metadata={"help": "results.json files of biomedclip evaluate, or folders that contain them."},
     )
     train_run: str | None = field(
         default=None, metadata={"help": "Output folder of biomedclip train (default: the model folder)."}

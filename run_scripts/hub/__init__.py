@@ -1,1 +1,1 @@
-"""What publishing to the Hub needs: checks, uploads, the files of a model folder."""
+"""Collect the facts of model cards, and publish models and datasets on the Hub."""

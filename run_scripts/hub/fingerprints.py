@@ -1,4 +1,4 @@
-"""What tells one set of weights from another."""
+"""Identify the weights of a model by a hash."""
 
 import copy
 import hashlib
@@ -9,30 +9,30 @@ from transformers import AutoModel
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """16 hex digits: blake2b of names, types, shapes and bytes of all tensors of a model, as it is loaded."""
+    """Return 16 hexadecimal digits: BLAKE2b of the names, types, shapes and bytes of all tensors of a model."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # As bytes, since numpy has no bfloat16; a tensor without dimensions has no view of another width.
+        # numpy has no bfloat16, and a tensor without dimensions cannot be viewed as bytes.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def evaluated_fingerprint(model: nn.Module) -> str:
-    """The fingerprint of a model as it is evaluated: in float32, whatever the checkpoint holds."""
+    """Return the fingerprint of a model in float32, independently of the precision of the checkpoint."""
     parameters = {parameter.dtype for parameter in model.parameters()}
     return weights_fingerprint(model if parameters == {torch.float32} else copy.deepcopy(model).float())
 
 
 def base_fingerprint(name: str, *, trust_remote_code: bool = False) -> str | None:
-    """The fingerprint, as it is evaluated, of the dual encoder that a checkpoint holds.
+    """Return the fingerprint in float32 of the dual encoder in a checkpoint.
 
     Args:
         name: Folder or Hub id.
-        trust_remote_code: Whether the code of the checkpoint may be run.
+        trust_remote_code: Whether code of the checkpoint may be run.
 
     Returns:
-        None for a checkpoint that is no whole dual encoder, such as one with a head in the place of the projections.
+        The fingerprint, or None if the checkpoint lacks weights of a dual encoder, such as the projections.
     """
     model, info = AutoModel.from_pretrained(
         name, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code

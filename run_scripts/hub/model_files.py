@@ -97,7 +97,7 @@ def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
 
 
 def load_published(files: Mapping[str, Path], folder: Path, scratch: Path) -> tuple[Any, Any]:
-    """Load model and processor from the files to publish only, through links in a new folder `scratch`.
+    """Load model and processor using only the files to publish, linked into the new folder `scratch`.
 
     Raises:
         ValueError: If the files are not a complete BiomedCLIP.

@@ -106,10 +106,8 @@ def commit(
 ) -> tuple[CommitInfo, dict[str, UploadInfo]]:
     """Upload and delete files in one commit. Files that the Hub has already are not sent again.
 
-    Args:
-        files: Files, or their content, by path in the repository.
-        delete: Paths of files to delete.
-        create_pr: Whether to create a pull request for the branch `revision` instead of changing it.
+    `files` are files, or their content, by path in the repository, and `delete` are paths to delete. With `create_pr`, a
+    pull request for the branch `revision` is created instead of changing it.
 
     Returns:
         The commit, and the size and SHA-256 of each file for [`verify_upload`].
