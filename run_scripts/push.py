@@ -71,16 +71,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def push_model(options: PushOptions) -> dict[str, Any]:
-    """Publish a model.
+    """Publish a model, and return the report that is also written to `push.json`.
 
     The files are uploaded as a pull request. It is merged after it was downloaded and gives the same embeddings as the
     model on disk. Otherwise, it is closed and the branch does not change.
-
-    Args:
-        options: Options of the command.
-
-    Returns:
-        The report, which is also written to `push.json`.
 
     Raises:
         PermissionError: If there is no token, or if it may not write to the namespace.

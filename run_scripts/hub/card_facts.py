@@ -78,14 +78,7 @@ def collect_facts(
     results: Sequence[str] = (),
     **stated: Any,
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Collect the facts of the card of a model.
-
-    Args:
-        folder: Folder of the model.
-        train_run: Folder of the training run (default: `folder`).
-        dataset: Folder of the training data, or its id on the Hub.
-        results: Folders that contain `results.json` files at any depth, or such files.
-        stated: `license`, `title` and `name` of [`card_facts`].
+    """Collect the facts of the card of a model. The options are those of `biomedclip card`.
 
     Returns:
         The facts, and the files with results of other weights, which are not used.

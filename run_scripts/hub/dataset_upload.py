@@ -43,16 +43,9 @@ _SHARD = re.compile(r"data/[a-z]+-\d{5}-of-\d{5}\.parquet")
 
 
 def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = False, report: Mapping[str, Any]) -> str:
-    """Publish a built dataset. An interrupted upload continues when the function is called again.
+    """Publish the output folder of `biomedclip build` with its report, and return the URL.
 
-    Args:
-        folder: Folder that `biomedclip build` wrote.
-        repo_id: `ORG/NAME` or `USER/NAME`. The repository is created if it does not exist.
-        private: Whether to create a private repository.
-        report: Report of the build.
-
-    Returns:
-        The URL of the dataset.
+    An interrupted upload continues when the function is called again.
 
     Raises:
         PermissionError: If there is no token, or if it may not write to the namespace.

@@ -55,12 +55,9 @@ def package_code() -> dict[str, Path]:
 def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """Find the files of a model folder to publish. Nothing is loaded and no code is run.
 
-    Args:
-        folder: Folder in transformers' layout, with a model card.
-
     Returns:
-        The paths of the files by name, with links resolved. Code files are those of the installed package. The second
-        value contains the names of all other files, each with the reason.
+        The paths of the files by name, with links resolved and code files from the installed package, and the names of
+        all other files with the reason.
 
     Raises:
         FileNotFoundError: If the folder or a required file is missing.
@@ -127,11 +124,7 @@ def files_from_card(facts: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def check_private_content(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """Check that no text file contains a path of this machine or an access token.
-
-    Raises:
-        ValueError: If a file contains one.
-    """
+    """Raise an error if a text file contains a path of this machine or an access token."""
     private = {f"{path}/".encode() for path in (Path.home(), folder.resolve().parent) if len(path.parts) > 1}
     for name, file in files.items():
         if name.endswith(_TEXT):

@@ -29,10 +29,8 @@ def upload_model(
     """Upload the files of a model. The branch changes only if the uploaded files pass all checks.
 
     If the process is killed before the checks end, the pull request stays open. `report` has `repo_id`, `revision` and
-    `weights`; `source` is the model and processor on disk; and `scratch` is a folder for the download.
-
-    Returns:
-        The largest differences, the commit and the URL.
+    `weights`; `source` is the model and processor on disk; and `scratch` is a folder for the download. Return the
+    largest differences, the commit and the URL.
 
     Raises:
         OSError: If the upload fails, or if the files on the Hub differ from those that were sent.
@@ -68,10 +66,7 @@ def upload_model(
 def compare_download(
     api: HfApi, repo_id: str, revision: str, source: tuple[Any, Any], scratch: Path
 ) -> dict[str, float]:
-    """Download a repository into an empty cache and compare the outputs of the model with those of the original.
-
-    Returns:
-        The largest absolute difference of each output.
+    """Download a repository into an empty cache, and return the largest difference of each output of the model.
 
     Raises:
         ValueError: If the download cannot be loaded or gives other outputs, or if open_clip's copy has other weights.

@@ -20,11 +20,7 @@ LOG_IN = "Log in with `hf auth login` and a token with the role 'write' from htt
 
 
 def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
-    """Return a client, after a check that its token may write to a namespace. Nothing is written.
-
-    Args:
-        repo_id: `ORG/NAME` or `USER/NAME`.
-        option: Name of the option in error messages.
+    """Return a client, after a check that its token may write to the namespace. Errors name `option`.
 
     Raises:
         UsageError: If `repo_id` is not a valid id with a namespace.
@@ -57,12 +53,7 @@ def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
 
 
 def check_card(card: str, repo_type: str, path: Path) -> None:
-    """Let the Hub validate the metadata of a card. `path` is its file, for errors.
-
-    Raises:
-        ValueError: If the Hub rejects the metadata.
-        ConnectionError: If the Hub does not respond.
-    """
+    """Raise an error that names `path` if the Hub rejects the metadata of a card."""
     try:
         with hub_errors(f"{path}: the metadata cannot be validated"):
             RepoCard(card).validate(repo_type=repo_type)
@@ -71,13 +62,7 @@ def check_card(card: str, repo_type: str, path: Path) -> None:
 
 
 def create_repository(api: HfApi, repo_id: str, repo_type: str, *, private: bool) -> None:
-    """Create a repository if it does not exist.
-
-    Raises:
-        PermissionError: If the Hub rejects the request.
-        ValueError: If `private` is set and the repository exists and is public.
-        ConnectionError: If the Hub does not respond.
-    """
+    """Create a repository if it does not exist. A public repository is not reused as a private one."""
     with hub_errors(f"{repo_id} cannot be created or opened"):
         # None selects the default of the organization, which may be private.
         api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
@@ -106,11 +91,9 @@ def commit(
 ) -> tuple[CommitInfo, dict[str, UploadInfo]]:
     """Upload and delete files in one commit. Files that the Hub has already are not sent again.
 
-    `files` are files, or their content, by path in the repository, and `delete` are paths to delete. With `create_pr`, a
-    pull request for the branch `revision` is created instead of changing it.
-
-    Returns:
-        The commit, and the size and SHA-256 of each file for [`verify_upload`].
+    `files` are files, or their content, by path in the repository, and `delete` are paths to delete. With `create_pr`,
+    a pull request for the branch `revision` is created instead of changing it. Return the commit, and the size and
+    SHA-256 of each file for [`verify_upload`].
 
     Raises:
         OSError: If the Hub rejects the upload, or still fails after several attempts.
