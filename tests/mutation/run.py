@@ -184,6 +184,12 @@ class Copies:
             for name in filter(None, names.split("\0")):
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, copy / name)
+            # The package, as links to the copied folders.
+            package = copy / "site" / "biomedclip"
+            package.mkdir(parents=True)
+            others = [copy / name for name in ("processing", "run_scripts", "model_cards")]
+            for path in [*(copy / "modeling_biomedclip").iterdir(), *others]:
+                (package / path.name).symlink_to(path)
             self._free.put(copy)
 
     def run(self, module: str, code: str | None, timeout: float) -> tuple[bool, float]:
@@ -213,8 +219,7 @@ class Copies:
 def _run_pytest(copy: Path, files: list[str]) -> None:
     os.setsid()
     os.chdir(copy)
-    sys.path[0] = str(copy)
-    os.environ["PYTHONPATH"] = str(copy)
+    sys.path[0] = os.environ["PYTHONPATH"] = str(copy / "site")
     log = os.open("pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
