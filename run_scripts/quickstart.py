@@ -164,7 +164,7 @@ class Quickstart:
         names = {option.name for option in dataclasses.fields(build.SourceOptions)}
         options = build.SourceOptions(**{name: getattr(self.source, name) for name in names} | {"source": source})
         output = build.OutputOptions(str(self.output_dir), self.args.seed)
-        report = build.build(options, output, drawn=self.source.source is None)
+        report = build.build(options, output, synthetic=self.source.source is None)
         assert report is not None, "on this machine a build ends with a report"
         self._copy_labels(source)
         return report
@@ -357,7 +357,7 @@ def report_as_markdown(report: dict[str, Any]) -> str:
         f"Seed {report['seed']}.",
         "",
         "The articles are drawn, not real."
-        if report["build"]["drawn"]
+        if report["build"]["synthetic"]
         else f"Source: {markdown(report['build']['source'])}.",
         "",
         f"## Retrieval among {retrieval['pairs']:,} held-out pairs",

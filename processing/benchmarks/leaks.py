@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..images.perceptual_hash import perceptual_hash
 from ..images.reading import ImageError, read_row_image
-from ..pmc.pictures import PictureIndex
+from ..pmc.images import ImageIndex
 from .benchmark import ClassificationBenchmark, VisualQuestionBenchmark
 from .fingerprint import content_of
 
@@ -92,7 +92,7 @@ def find_leaks(
                 files.setdefault(digest, name)
             if looks:
                 pictures.setdefault(looks, name)
-        index = PictureIndex(pictures)
+        index = ImageIndex(pictures)
         for name, digest, looks in _compared(test, leaks):
             bar.update()
             partners = {

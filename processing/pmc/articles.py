@@ -1,4 +1,4 @@
-"""One article on its way through the build, and the decision which articles and versions are taken."""
+"""An article on its way through the build, and the choice of articles and versions by their metadata."""
 
 import difflib
 from collections.abc import Callable, Collection, Sequence
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 COMMERCIAL_LICENSES = frozenset({"CC0", "CC BY", "CC BY-SA", "CC BY-ND"})
 NONCOMMERCIAL_LICENSES = COMMERCIAL_LICENSES | {"CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND"}
-# In the footer of each shard: pairs by licence of each row group, so that readers can choose without reading rows.
+# Key in the footer of each shard: the pairs by license of each row group, so that readers can skip row groups.
 LICENSES_KEY = "biomedclip.licenses"
 KEPT = "kept"
 FIGURES_PER_ARTICLE = 1000  # default maximum number of figure images per article
-MAX_DETAIL = 400  # characters of what is listed: names and messages may hold what an untrusted article says
+MAX_DETAIL = 400  # characters of names and messages in skipped.jsonl, which may contain text of an untrusted article
 
 
 class Dropped(Exception):
-    """Raised by a step that leaves an article out.
+    """Raised if an article cannot be used.
 
     Args:
-        reason: One of a few words, for counting.
-        detail: The case.
-        all_versions: Whether the reason, found in one version, holds for the others too.
+        reason: A short phrase, for counting.
+        detail: The details of this case.
+        all_versions: Whether the reason also applies to the other versions of the article.
     """
 
     def __init__(self, reason: str, detail: str = "", all_versions: bool = False):
@@ -36,80 +36,80 @@ class Dropped(Exception):
 
 @dataclass
 class Article:
-    """An article and what the steps have made of it so far.
+    """An article and the results of the steps so far.
 
     Args:
         pmcid: `PMC<id>`.
-        versions: The versions that the source holds.
-        mark: Changes when the article does, see [`work_list_schema`].
-        version: The version that is taken.
-        metadata: Its metadata JSON.
-        xml: Its XML; emptied once parsed.
-        figures: Its figures as the XML has them, up to the limit for one article.
-        figures_cut: Number of figures beyond that limit.
-        pictures: Contents of its picture files by name, or why a file could not be had; emptied once paired.
-        pairs: Rows of the data set, the split still empty.
-        skipped: What was left out, a row each: item (empty for the article itself), reason, detail, and the number of
-            items where it is more than one.
-        outcome: `kept`, or the reason why the whole article is out; empty as long as it is on its way.
+        versions: Versions that the source contains.
+        source_etag: Changes with the metadata of any version ([`WORK_LIST_SCHEMA`]).
+        version: The version that is used.
+        metadata: Its metadata.
+        xml: Its XML. Emptied after parsing.
+        figures: Its figures, up to the limit per article.
+        figures_cut: Number of figures beyond the limit.
+        images: Contents of its image files by name, or the reason why a file could not be read. Emptied at the end.
+        pairs: Rows of the dataset, without the split.
+        skipped: What was skipped: item (empty for the article itself), reason, detail, and the number of items if it is
+            greater than 1.
+        outcome: `kept`, or the reason why the article was dropped. Empty until then.
     """
 
     pmcid: str
     versions: Sequence[int] = ()
-    mark: str = ""
+    source_etag: str = ""
     version: int | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     xml: bytes = b""
     figures: "list[Figure]" = field(default_factory=list)
     figures_cut: int = 0
-    pictures: dict[str, bytes | Exception] = field(default_factory=dict)
+    images: dict[str, bytes | Exception] = field(default_factory=dict)
     pairs: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[tuple[Any, ...]] = field(default_factory=list)
     outcome: str = ""
 
     @property
     def name(self) -> str:
-        """`PMC<id>.<version>`, the name of its folder."""
+        """The name of its folder: `PMC<id>.<version>`."""
         return f"{self.pmcid}.{self.version}" if self.version is not None else self.pmcid
 
     def skip(self, item: str, reason: str, detail: str = "", count: int = 1) -> None:
-        """List something that is left out. The texts are cut to `MAX_DETAIL` characters and made storable.
+        """Record something that is skipped. Texts are cut to `MAX_DETAIL` characters.
 
         Args:
-            item: A figure, picture or version; empty for the article itself.
-            reason: One of a few words, for counting.
-            detail: The case.
-            count: Number of items that this row stands for.
+            item: A figure, image or version. Empty for the article itself.
+            reason: A short phrase, for counting.
+            detail: The details of this case.
+            count: Number of items.
         """
         row = (storable_text(item[:MAX_DETAIL]), reason, storable_text(detail[:MAX_DETAIL]))
         self.skipped.append(row if count == 1 else (*row, count))
 
     def drop(self, reason: str, detail: str = "") -> None:
-        """Leaves the whole article out, and lets go of what was read of it."""
+        """Drop the whole article and free its memory."""
         self.outcome = reason
         self.skip("", reason, detail)
         self.xml = b""
         self.pairs.clear()
-        self.pictures.clear()
+        self.images.clear()
 
 
 def storable_text(text: str) -> str:
-    """The text in UTF-8: JSON and file names may hold halves of characters, which become question marks."""
+    """Replace surrogates, which JSON may contain, by question marks, so that UTF-8 can store the text."""
     return text.encode("utf-8", "replace").decode()
 
 
 def parse_licenses(choice: str | Collection[str]) -> frozenset[str] | None:
-    """The licence codes that a choice stands for.
+    """Return the license codes for a choice.
 
     Args:
-        choice: `commercial`, `noncommercial` (every Creative Commons licence), `all`, or codes such as
-            `CC BY,CC0`, in one text or a list.
+        choice: `commercial`, `noncommercial` (every Creative Commons license), `all`, or codes such as `CC BY,CC0` in a
+            text or a list.
 
     Returns:
-        The codes, or none where all are welcome.
+        The codes. None if every license is allowed.
 
     Raises:
-        ValueError: No code, or one that looks like a slip of the pen.
+        ValueError: If there is no code, or one looks like a misspelled code of PMC.
     """
     named = {"commercial": COMMERCIAL_LICENSES, "noncommercial": NONCOMMERCIAL_LICENSES, "all": None}
     if isinstance(choice, str) and choice in named:
@@ -117,32 +117,24 @@ def parse_licenses(choice: str | Collection[str]) -> frozenset[str] | None:
     parts = choice.split(",") if isinstance(choice, str) else choice
     codes = frozenset(code.strip() for code in parts if code.strip())
     if not codes:
-        raise ValueError("No licence is named; say commercial, noncommercial, all, or codes such as 'CC BY,CC0'.")
+        raise ValueError("No license. Pass commercial, noncommercial, all, or codes such as 'CC BY,CC0'.")
     for code in codes - NONCOMMERCIAL_LICENSES:
         close = difflib.get_close_matches(code.upper(), [*NONCOMMERCIAL_LICENSES, *map(str.upper, named)], n=1)
         if close and code != "TDM":
             hint = close[0] if close[0] in NONCOMMERCIAL_LICENSES else close[0].lower()
-            raise ValueError(f"{code!r} is not a licence code of PMC. Did you mean {hint!r}?")
+            raise ValueError(f"{code!r} is not a license code of PMC. Did you mean {hint!r}?")
     return codes
 
 
-_TEXT, _FLAG = (str,), (bool,)
-# Types of the fields that PMC documents. A field may be missing or null; other fields are not looked at.
+# Types of the fields that PMC documents, the most important one first. A field may be missing or null.
 _TYPES: dict[str, tuple[type, ...]] = {
-    "pmcid": _TEXT,
+    "is_retracted": (bool,),
+    "pmcid": (str,),
     "version": (int,),
     "pmid": (int, str),
-    "doi": _TEXT,
-    "title": _TEXT,
-    "citation": _TEXT,
-    "is_pmc_openaccess": _FLAG,
-    "is_manuscript": _FLAG,
-    "is_historical_ocr": _FLAG,
-    "is_retracted": _FLAG,
-    "license_code": _TEXT,
-    "xml_url": _TEXT,
-    "text_url": _TEXT,
-    "pdf_url": _TEXT,
+    **dict.fromkeys(("doi", "title", "citation"), (str,)),
+    **dict.fromkeys(("is_pmc_openaccess", "is_manuscript", "is_historical_ocr"), (bool,)),
+    **dict.fromkeys(("license_code", "xml_url", "text_url", "pdf_url"), (str,)),
     "media_urls": (list,),
 }
 _TYPE_NAMES = {str: "text", int: "an integer", bool: "true or false", list: "a list of texts"}
@@ -150,33 +142,33 @@ _FOUND_NAMES = {str: "text", bool: "true or false", list: "a list", dict: "an ob
 
 
 def _check_types(metadata: dict[str, Any]) -> None:
-    """Raise `Dropped` if a value has the wrong type: what it means cannot be known, as of `"is_retracted": "false"`.
+    """Drop an article with a value of the wrong type, because its meaning is unknown: `"is_retracted": "false"`.
 
-    A version that may be retracted stands for all versions.
+    A version that may be retracted decides for all versions.
     """
-    for name in ("is_retracted", *_TYPES):  # this one first
-        value, types = metadata.get(name), _TYPES[name]
+    for name, types in _TYPES.items():
+        value = metadata.get(name)
         if value is None:
             continue
         wrong = type(value) not in types
         if name == "media_urls" and not wrong:
             wrong, value = next(((True, url) for url in value if type(url) is not str), (False, value))
         if wrong:
-            wanted = " or ".join(_TYPE_NAMES[kind] for kind in types)
+            expected = " or ".join(_TYPE_NAMES[kind] for kind in types)
             found = _FOUND_NAMES.get(type(value), "null" if value is None else "a number")
-            detail = f"{name} holds {found}, {str(value)[:100]!r}, and should be {wanted}"
+            detail = f"{name} is {found}, {str(value)[:100]!r}, and should be {expected}"
             raise Dropped("metadata damaged", detail, all_versions=name == "is_retracted")
 
 
-def decide(metadata: dict[str, Any], licenses: Collection[str] | None) -> None:
-    """Decides by its metadata whether an article version can be taken: before its XML is fetched.
+def check_metadata(metadata: dict[str, Any], licenses: Collection[str] | None) -> None:
+    """Check by its metadata whether a version of an article can be used.
 
     Args:
-        metadata: The metadata JSON.
-        licenses: Codes that are welcome, or none for all.
+        metadata: The metadata.
+        licenses: Codes of the allowed licenses (default: all).
 
     Raises:
-        Dropped: It cannot; the reason says why.
+        Dropped: If it cannot be used.
     """
     _check_types(metadata)
     if metadata.get("is_retracted"):
@@ -187,7 +179,7 @@ def decide(metadata: dict[str, Any], licenses: Collection[str] | None) -> None:
         raise Dropped("historical OCR")
     code = metadata.get("license_code")
     if licenses is not None and code not in licenses:
-        raise Dropped("licence not asked for", str(code))
+        raise Dropped("license not allowed", str(code))
     if not metadata.get("xml_url"):
         raise Dropped("metadata without xml_url")
 
@@ -195,29 +187,29 @@ def decide(metadata: dict[str, Any], licenses: Collection[str] | None) -> None:
 def choose_version(
     article: Article, read_metadata: Callable[[str], dict[str, Any]], licenses: Collection[str] | None
 ) -> None:
-    """Takes the best version of an article: the newest published one that can be taken, else the newest manuscript.
+    """Set the version and metadata of an article: the newest usable published version, otherwise the newest manuscript.
 
-    Sets `version` and `metadata`. The newest version says whether the article is retracted.
+    If a version is retracted, the article is dropped.
 
     Args:
         article: The article.
-        read_metadata: Gives the metadata of `PMC<id>.<version>`, or raises `Dropped`.
-        licenses: Codes that are welcome, or none for all.
+        read_metadata: Returns the metadata of `PMC<id>.<version>`, or raises `Dropped`.
+        licenses: Codes of the allowed licenses (default: all).
 
     Raises:
-        Dropped: None can be taken; the reason is that of the newest.
+        Dropped: If no version can be used. The reason is that of the newest.
     """
-    first: tuple[int, Dropped] | None = None
+    newest: tuple[int, Dropped] | None = None
     unreadable: list[tuple[int, Dropped]] = []
     manuscript: tuple[int, dict[str, Any]] | None = None
     for version in sorted(article.versions, reverse=True):
         try:
             metadata = read_metadata(f"{article.pmcid}.{version}")
-            decide(metadata, licenses)
+            check_metadata(metadata, licenses)
         except Dropped as refusal:
-            first = first or (version, refusal)
+            newest = newest or (version, refusal)
             if refusal.all_versions:
-                first, manuscript = (version, refusal), None
+                newest, manuscript = (version, refusal), None
                 break
             if refusal.reason in ("metadata unreadable", "metadata damaged"):
                 unreadable.append((version, refusal))
@@ -229,7 +221,7 @@ def choose_version(
     if article.version is None and manuscript is not None:
         article.version, article.metadata = manuscript
     if article.version is None:
-        article.version, reason = first or (None, Dropped("not in the source"))
+        article.version, reason = newest or (None, Dropped("not in the source"))
         raise reason
     for version, reason in unreadable:
-        article.skip(f"version {version}", f"{reason.reason}, another version taken", reason.detail)
+        article.skip(f"version {version}", f"{reason.reason}, another version used", reason.detail)

@@ -1,4 +1,4 @@
-"""Read from the XML of an article when it was published, for `biomedclip build --published-until`.
+"""Read the publication date of an article from its XML, for the option `published_until`.
 
 The metadata of PMC's bucket contain no date, so the date comes from the `<article-meta>` of the article:
 
@@ -37,14 +37,11 @@ _NO_PUBLICATION = re.compile(
 _DATES = frozenset(("date", "pub-date", "string-date"))
 _ISO_DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?|(\d\d)(\d\d))?(?:[T ].*)?", re.ASCII | re.DOTALL)
 _YEAR = re.compile(r"[1-9]\d{3}", re.ASCII)
-_LONGEST_MONTHS = 50  # characters
+_MAX_MONTH_LENGTH = 50  # characters
 _NUMBER = re.compile(r"\d{1,2}", re.ASCII)
-_MONTHS = (
-    *("january", "february", "march", "april", "may", "june", "july"),
-    *("august", "september", "october", "november", "december"),
-)
-_MONTH_NUMBERS = {"sept": 9}
-_MONTH_NUMBERS |= {name[:length]: number for number, name in enumerate(_MONTHS, 1) for length in (3, len(name))}
+_MONTHS = "january february march april may june july august september october november december".split()
+_MONTH_NUMBERS = {name[:length]: number for number, name in enumerate(_MONTHS, 1) for length in (3, len(name))}
+_MONTH_NUMBERS["sept"] = 9
 
 
 @dataclass(frozen=True, order=True)
@@ -66,7 +63,7 @@ class PublicationDate:
 
 
 def parse_published_until(choice: str) -> date:
-    """Read the value of `--published-until`.
+    """Parse the value of `published_until`.
 
     Args:
         choice: A day as `2022-06-15`.
@@ -75,17 +72,17 @@ def parse_published_until(choice: str) -> date:
         The day.
 
     Raises:
-        ValueError: If it is not such a date, or if it is in the future in every time zone. Articles of a future day
-            can still be missing, so that the same command would later build another dataset.
+        ValueError: If it is not such a date, or is in the future in every time zone. The same command would then build
+            another dataset later.
     """
     try:
         if not re.fullmatch(r"\d{4}-\d\d-\d\d", choice, re.ASCII):
             raise ValueError("not YYYY-MM-DD")
         day = date.fromisoformat(choice)
     except ValueError as error:
-        raise ValueError(f"--published-until {choice!r} is not a date such as 2022-06-15 ({error}).") from error
+        raise ValueError(f"`published_until` must be a date such as 2022-06-15, not {choice!r} ({error}).") from error
     if day > (datetime.now(UTC) + timedelta(days=1)).date():
-        raise ValueError(f"--published-until {choice} is in the future. Pass a day until which articles are complete.")
+        raise ValueError(f"`published_until` is in the future: {choice}. Pass a day until which articles are complete.")
     return day
 
 
@@ -133,10 +130,9 @@ def read_dates(article: etree._Element) -> list[PublicationDate]:
     """
     found: list[PublicationDate] = []
     first = next((element for element in article.iter(etree.Element) if name_of(element) == "article"), None)
-    for meta in _children(_children([first] if first is not None else [], "front"), "article-meta"):
-        for element in meta:
-            if name_of(element) == "pub-date":
-                found += _dates_in(element, _kind(element, "pub-type", "date-type"))
+    for meta in _children(_children([] if first is None else [first], "front"), "article-meta"):
+        for element in _children([meta], "pub-date"):
+            found += _dates_in(element, _kind(element, "pub-type", "date-type"))
         for event in _children(_children([meta], "pub-history"), "event"):
             kind = _kind(event, "event-type")
             if kind == _PMC_RELEASE or kind in _PUBLICATION_EVENTS:
@@ -187,7 +183,7 @@ def _month(text: str) -> int | None:
     """Return the number of a month, of a range the last one. None if any part is not a month."""
     if _NUMBER.fullmatch(text):
         return int(text)
-    if len(text) > _LONGEST_MONTHS:
+    if len(text) > _MAX_MONTH_LENGTH:
         return None
     numbers = [_MONTH_NUMBERS.get(part.rstrip(".").lower(), 0) for part in re.split(r"\s*[-‐‑–—/,&\s]\s*", text)]
     return max(numbers) if all(numbers) else None
@@ -200,13 +196,3 @@ def _date(year: int, month: int | None, day: int | None, kind: str) -> Publicati
     if day is None or not 1 <= day <= last:
         return PublicationDate(date(year, month, last), f"{year}-{month:02d}", kind)
     return PublicationDate(date(year, month, day), f"{year}-{month:02d}-{day:02d}", kind)
-
-
-__all__ = [
-    "PublicationDate",
-    "check_published",
-    "parse_published_until",
-    "publication_date",
-    "published_after",
-    "read_dates",
-]

@@ -1,7 +1,7 @@
-"""Where the tasks of the build run: on this machine, on Ray or under Slurm, by datatrove's executors.
+"""Run the stages of a build with datatrove: on this machine, on Ray or under Slurm.
 
-The stages of a build run one after the other, the tasks of a stage at the same time. A task that fails is run again,
-as often as `retries` says; what it had finished stands in its journal and is not done again.
+Stages run one after the other, and the tasks of a stage in parallel. A failed task is retried. It continues after the
+last article in its journal.
 """
 
 import contextlib
@@ -12,20 +12,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger as datatrove_logger
+from tqdm.auto import tqdm
 
 from ..integrity import DamagedFile
 from ..retries import lasting_error, with_retries
@@ -35,73 +35,92 @@ from .bucket import CredentialsRefused, SourceUnavailable
 logger = logging.getLogger(__name__)
 
 EXECUTORS = ("local", "slurm", "ray")
-_LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes
+PAUSE = 20.0  # seconds before the first retry of a task, twice as many before the second
+_MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes
 _SHORTER = "Set {} to a folder with a shorter path, such as /tmp."
-PAUSE = 20.0  # seconds before a task is run again; twice as many before the next time
 
 
 class TasksFailed(RuntimeError):
-    """Tasks that failed each time they were run; the message names a log."""
+    """Raised if tasks failed in every attempt. The message names the folder of the logs."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps that each task runs one after the other.
+    """Steps that run one after the other in each task.
 
     Args:
-        name: Name of the stage, and of its logs.
-        steps: datatrove's pipeline.
+        name: Name of the stage and of its logs.
+        steps: A pipeline of datatrove.
         tasks: Number of tasks.
-        memory_gb: Memory that a task needs, where it is more than the engine's.
+        memory_gb: Memory of a task, if it needs more than other stages.
+        count: Returns how much is done, in any unit.
+        total: Returns the value of `count` at the end. Without it, no progress bar is shown.
     """
 
     name: str
     steps: Sequence[PipelineStep]
     tasks: int
     memory_gb: int = 0
+    count: Callable[[], int] = lambda: 0
+    total: Callable[[], int] | None = None
+
+
+def _option(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How the stages are run.
+    """How tasks run. The help texts of the fields describe them.
 
-    Args:
-        executor: `local`, `slurm` or `ray`.
-        workers: Tasks at a time.
-        retries: How often tasks that failed are run again without any getting further.
-        slurm: For `slurm`: `partition`, `time`, and what else `sbatch` takes; `mem_per_cpu_gb` and `cpus_per_task` as
-            datatrove has them.
-        memory_gb: Memory that a task may use, where the executor reserves it.
+    Raises:
+        ValueError: If a number is smaller than 1, or Slurm is used without a partition.
     """
 
-    executor: str = "local"
-    workers: int = 1
-    retries: int = 2
-    memory_gb: int = 2
-    slurm: dict[str, Any] = field(default_factory=dict)
+    executor: str = _option("local", "Where tasks run: this machine (the default), slurm or ray.", choices=EXECUTORS)
+    workers: int = _option(1, "Number of tasks that run in parallel (default: 1).")
+    tasks: int | None = _option(None, "Number of parts of the work list (default: one for every 50 articles).")
+    connections: int | None = _option(
+        None, "Number of articles that a task reads in parallel (default: 16 over a network, otherwise 1)."
+    )
+    retries: int = _option(2, "Maximum number of retries for a failed task (default: 2).")
+    memory_gb: int = _option(2, "Memory in GB to reserve for a task on Slurm or Ray (default: 2).")
+    slurm_partition: str | None = _option(None, "Partition for the jobs. Required with --executor slurm.")
+    slurm_time: str = _option("24:00:00", "Time limit of a job (default: 24:00:00).")
+    slurm_args: str | None = _option(None, "Other options of sbatch, such as account=lab,qos=long.")
 
-    def run(self, stages: Sequence[Stage], logs: Path, watch: "Watch") -> None:
-        """Runs the stages; under Slurm they are only submitted.
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise ValueError(f"`executor` must be one of {', '.join(EXECUTORS)}, not {self.executor!r}.")
+        for name in ("workers", "tasks", "connections", "memory_gb"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, not {value}.")
+        if self.executor == "slurm" and not self.slurm_partition:
+            raise ValueError("`slurm_partition` is required on Slurm. The command sinfo lists the partitions.")
+
+    def run(self, stages: Sequence[Stage], logs: Path, *, progress: bool = False) -> None:
+        """Run the stages. Under Slurm they are only submitted.
 
         Args:
-            stages: In their order.
-            logs: Folder for datatrove's logs and marks of completion.
-            watch: Sees how far they are.
+            stages: The stages, in their order.
+            logs: Folder for datatrove's logs and markers of completion.
+            progress: Whether to show progress bars.
 
         Raises:
-            TasksFailed: Some tasks failed each time.
+            TasksFailed: If tasks failed in every attempt.
         """
         if self.executor == "slurm":
             self._submit(stages, logs)
             return
         for stage in stages:
-            with watch.bar(stage.name):
-                self._run_stage(stage, logs / stage.name, watch)
+            with _progress_bar(stage) if progress and stage.total else contextlib.nullcontext():
+                self._run_stage(stage, logs / stage.name)
 
-    def _run_stage(self, stage: Stage, logs: Path, watch: "Watch") -> None:
-        in_vain = 0
+    def _run_stage(self, stage: Stage, logs: Path) -> None:
+        attempts_without_progress = 0
         while True:
-            before = watch.count(stage.name)
+            before = stage.count()
             executor = self._executor(stage, logs)
             error: Exception | None = None
             try:
@@ -112,12 +131,12 @@ class Engine:
             failed = executor.get_incomplete_ranks()
             if not failed:
                 return
-            # A run that got on is not in vain: over days of work there is an outage now and then.
-            in_vain = 0 if watch.count(stage.name) > before else in_vain + 1
-            if in_vain > self.retries or not _may_pass(error):
+            # Over days of work there is an outage now and then, so only attempts without progress count.
+            attempts_without_progress = 0 if stage.count() > before else attempts_without_progress + 1
+            if attempts_without_progress > self.retries or not _is_transient(error):
                 raise _cause(error, stage, failed, logs) from error
-            logger.warning("%s: %d task(s) failed and are run again. %s", stage.name, len(failed), error or "")
-            time.sleep(PAUSE * (in_vain + 1))
+            logger.warning("%s: %d task(s) failed and are retried. %s", stage.name, len(failed), error or "")
+            time.sleep(PAUSE * (attempts_without_progress + 1))
 
     def _executor(self, stage: Stage, logs: Path) -> Any:
         steps = list(stage.steps)
@@ -126,38 +145,33 @@ class Engine:
         return _LocalExecutor(steps, tasks=stage.tasks, workers=min(self.workers, stage.tasks), logging_dir=str(logs))
 
     def _submit(self, stages: Sequence[Stage], logs: Path) -> None:
-        before = None
+        arguments = (part.partition("=") for part in (self.slurm_args or "").split(",") if part.strip())
+        sbatch_args = {name.strip(): value.strip() for name, _, value in arguments}
+        last = None
         for stage in stages:
-            before = _SlurmExecutor(
+            last = _SlurmExecutor(
                 list(stage.steps),
                 tasks=stage.tasks,
                 workers=self.workers if self.workers < stage.tasks else -1,
                 job_name=f"biomedclip-{stage.name}",
                 logging_dir=str(logs / stage.name),
                 mem_per_cpu_gb=max(self.memory_gb, stage.memory_gb),
-                depends=before,
-                **self.slurm,
+                depends=last,
+                partition=self.slurm_partition,
+                time=self.slurm_time,
+                qos=None,  # datatrove's default does not exist on every cluster
+                sbatch_args=sbatch_args,
             )
-            before.retries = self.retries
-        if before is not None:
+            last.retries = self.retries
+        if last is not None:
             with _quiet():
-                before.run()  # submits those that it depends on first
-
-
-class Watch(Protocol):
-    """What sees how far a build is."""
-
-    def bar(self, stage: str) -> AbstractContextManager[None]:
-        """What surrounds a stage: a progress bar."""
-
-    def count(self, stage: str) -> int:
-        """Work of a stage that is done so far, in whatever unit."""
+                last.run()  # submits the stages that it depends on first
 
 
 class _LocalExecutor(LocalPipelineExecutor):
-    """datatrove's local executor on the standard library's pool.
+    """datatrove's local executor with a pool of the standard library.
 
-    The pool that datatrove takes waits for ever for a worker that was killed, as by the system when memory is short.
+    datatrove's own pool waits forever for a killed worker, such as one that ran out of memory.
     """
 
     def run(self) -> None:
@@ -170,19 +184,18 @@ class _LocalExecutor(LocalPipelineExecutor):
         _check_temporary_folder()
         with ProcessPoolExecutor(self.workers, get_context("forkserver"), initializer=_end_with_parent) as pool:
             errors = [future.exception() for future in [pool.submit(self._run_copy, rank) for rank in ranks]]
-        for error in sorted(filter(None, errors), key=_may_pass):  # first one that is not worth another run
+        for error in sorted(filter(None, errors), key=_is_transient):  # lasting errors first
             raise error
 
     def _run_copy(self, rank: int) -> None:
-        """A task on steps of its own: they count what they do."""
         executor = copy(self)
-        executor.pipeline = deepcopy(self.pipeline)
+        executor.pipeline = deepcopy(self.pipeline)  # steps count what they do
         with _quiet():
             executor._run_for_rank(rank)
 
 
 class _SlurmExecutor(SlurmPipelineExecutor):
-    """datatrove's Slurm executor; a task that fails is run again in the same job."""
+    """datatrove's Slurm executor that retries a failed task in the same job."""
 
     pipeline: list[Any]
     retries = 0
@@ -195,13 +208,13 @@ class _SlurmExecutor(SlurmPipelineExecutor):
             return super(_SlurmExecutor, self)._run_for_rank(rank, local_rank, node_rank)
 
         def check(error: Exception, attempt: int) -> None:
-            if attempt > self.retries or not _may_pass(error):
+            if attempt > self.retries or not _is_transient(error):
                 raise error
 
         return with_retries(run, check=check, pause=PAUSE)
 
     def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
-        """Starts tasks with this Python, and quotes values and paths: `sbatch` and bash would split them at spaces."""
+        """Start tasks with this Python, and quote values and paths, which sbatch and bash would split at spaces."""
         pickled = self.logging_dir.resolve_paths("executor.pik")
         command = [sys.executable, "-P", "-m", "datatrove.tools.launch_pickled_pipeline", pickled]
         return super().get_launch_file_contents(
@@ -210,30 +223,47 @@ class _SlurmExecutor(SlurmPipelineExecutor):
         )
 
     def launch_merge_stats(self) -> None:
-        """The report has all numbers; datatrove's own would be one more job for each stage."""
+        """Do nothing: the report contains all numbers, and datatrove would submit one more job per stage."""
 
 
 class _RayExecutor(RayPipelineExecutor):
     """datatrove's Ray executor with the log of each task in the folder of logs.
 
-    datatrove first writes all logs to one folder of the system, `/tmp/ray_logs`. If another user created it, every task
-    fails; two builds at the same time mix their logs.
+    datatrove first writes all logs to `/tmp/ray_logs`. If another user created this folder, every task fails.
     """
 
     _run_for_rank = PipelineExecutor._run_for_rank
 
 
+def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Path, memory_gb: int) -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(f"Ray cannot be imported: {error}. Run: pip install 'biomedclip[ray]'") from error
+
+    if not ray.is_initialized():
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)  # the address of a cluster is in RAY_ADDRESS
+        except OSError as error:
+            if "AF_UNIX" not in str(error):
+                raise
+            raise ValueError(f"Ray cannot be started: {error}. {_SHORTER.format('RAY_TMPDIR')}") from error
+    return _RayExecutor(
+        steps, tasks=tasks, workers=workers, logging_dir=str(logs), cpus_per_task=1, mem_per_cpu_gb=memory_gb
+    )
+
+
 def _check_temporary_folder() -> None:
-    """Raises `ValueError` if the sockets of worker processes do not fit into the path that the system allows."""
+    """Raise an error if the sockets of worker processes would exceed the system's limit on paths."""
     folder = tempfile.gettempdir()
-    if len(os.fsencode(folder)) + len("/pymp-xxxxxxxx/listener-xxxxxxxx") > _LONGEST_SOCKET_PATH:
+    if len(os.fsencode(folder)) + len("/pymp-xxxxxxxx/listener-xxxxxxxx") > _MAX_SOCKET_PATH:
         raise ValueError(
             f"The path of the temporary folder {folder} is too long for sockets. {_SHORTER.format('TMPDIR')}"
         )
 
 
 def _end_with_parent() -> None:
-    """Lets a worker die when its parent does, even by -9: it would take the next tasks of the queue, and then wait."""
+    """End a worker when its parent dies, even by SIGKILL. Otherwise it would continue with the tasks in the queue."""
     parent = parent_process()
     assert parent is not None
 
@@ -245,43 +275,24 @@ def _end_with_parent() -> None:
 
 
 def _cause(error: Exception | None, stage: Stage, failed: Sequence[int], logs: Path) -> Exception:
-    """What is told of a stage that failed: the error that is known, or where to look for it."""
     if error is not None and not isinstance(error, BrokenProcessPool):
         return error
     return TasksFailed(
-        f"{stage.name}: {len(failed)} of {stage.tasks} tasks failed each time, among them task {failed[0]}. The logs "
-        f"are in {logs}. The same command goes on from here."
+        f"{stage.name}: {len(failed)} of {stage.tasks} tasks failed in every attempt, among them task {failed[0]}. The "
+        f"logs are in {logs}. Run the same command again: it continues from here."
     )
 
 
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether a task that died of this may do better another time. What Ray's tasks died of is known to their logs."""
+def _is_transient(error: BaseException | None) -> bool:
+    """Return whether a retry may help. The errors of Ray's tasks are only in their logs, so they may be transient."""
     if lasting_error(error) is not None or isinstance(error, CredentialsRefused | DamagedFile):
         return False
     return error is None or isinstance(error, (OSError, SourceUnavailable, BrokenProcessPool))
 
 
-def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Path, memory_gb: int) -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError(f"--executor ray: {error}. Run: pip install 'biomedclip[ray]'") from error
-
-    if not ray.is_initialized():
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)  # a cluster's address is read from RAY_ADDRESS
-        except OSError as error:
-            if "AF_UNIX" not in str(error):
-                raise
-            raise ValueError(f"--executor ray: {error}. {_SHORTER.format('RAY_TMPDIR')}") from error
-    return _RayExecutor(
-        steps, tasks=tasks, workers=workers, logging_dir=str(logs), cpus_per_task=1, mem_per_cpu_gb=memory_gb
-    )
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Datatrove logs to the terminal as well as to its files; the terminal belongs to the progress bar."""
+    """Keep datatrove's log off the terminal, where the progress bar is. It is also in files."""
     datatrove_logger.remove()
     try:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
@@ -289,3 +300,33 @@ def _quiet() -> Iterator[None]:
     finally:
         datatrove_logger.remove()
         datatrove_logger.add(sys.stderr, level="ERROR")
+
+
+@contextlib.contextmanager
+def _progress_bar(stage: Stage) -> Iterator[None]:
+    """Show a progress bar that is updated every second, whichever process or machine does the work."""
+    assert stage.total is not None
+    done = threading.Event()
+    bar = tqdm(
+        desc=stage.name.capitalize(),
+        unit=stage.name[:-1],
+        total=stage.total(),
+        initial=stage.count(),
+        file=sys.stderr,
+        dynamic_ncols=True,
+    )
+
+    def watch() -> None:
+        while not done.wait(1):
+            bar.update(stage.count() - bar.n)
+            bar.refresh()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        bar.update(stage.count() - bar.n)
+        bar.close()

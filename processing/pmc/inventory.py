@@ -1,18 +1,18 @@
-"""The work list: which versions of which articles a source holds, and what state they are in.
+"""The work list: the articles and versions that a source contains.
 
-It comes from the bucket's daily inventory, so no prefix of eight million objects is ever listed; of a mirror that has
-none, from its folders; or from a list of PMCIDs.
+It is read from the daily inventory of the bucket, because listing eight million objects would take too long. For a
+mirror without an inventory it is read from the folders, and for a short list of PMCIDs each article is requested.
 """
 
 import gzip
 import hashlib
 import json
-import logging
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -24,80 +24,75 @@ from tqdm.auto import tqdm
 from .bucket import Bucket, BucketError, ObjectError, SourceUnavailable
 
 
-logger = logging.getLogger(__name__)
-
 INVENTORY = "inventory-reports/pmc-oa-opendata/metadata"
-KEPT_DAYS = 30  # NLM keeps inventories so long
+KEPT_DAYS = 30  # NLM keeps inventories for this time
 _INVENTORY_HOUR = "T01-00Z"
 _COLUMNS = ("Bucket", "Key", "LastModifiedDate", "ETag")
 
 _VERSION_NAME = r"(?:^|/)PMC(?P<number>\d{1,12})\.(?P<version>\d{1,6})(?:\.json)?$"
 _PMCID = r"^PMC(?P<number>\d{1,12})(?:\.(?P<version>\d{1,6}))?$"
-_MAX_VERSION_GAP = 3  # versions are numbered from 1; now and then one has been removed
-_MAX_PROBED = 1000  # longer lists of PMCIDs are looked up in the inventory: a few requests for each would take hours
-_REQUESTS_AT_A_TIME = 16
+_MAX_VERSION_GAP = 3  # versions are numbered from 1, and some were removed
+_MAX_REQUESTED = 1000  # longer lists of PMCIDs are looked up in the inventory, because requests would take hours
+_PARALLEL_REQUESTS = 16
 
-_ROWS = pa.schema([("number", pa.int64()), ("version", pa.int32()), ("state", pa.string())])
-
-
-def work_list_schema() -> pa.Schema:
-    """An article a row: its PMCID, its versions in rising order, and a mark that changes when any of them does."""
-    return pa.schema([("pmcid", pa.string()), ("versions", pa.list_(pa.int32())), ("mark", pa.string())])
+# One row per article. `source_etag` contains the ETags of the metadata of all versions, such as `1:<etag> 2:<etag>`.
+WORK_LIST_SCHEMA = pa.schema([("pmcid", pa.string()), ("versions", pa.list_(pa.int32())), ("source_etag", pa.string())])
+_ROWS = pa.schema([("number", pa.int64()), ("version", pa.int32()), ("etag", pa.string())])
 
 
 def read_work_list(
     bucket: Bucket, pmcids: Sequence[str] | None = None, *, inventory: str | None = None, progress: bool = False
 ) -> tuple[pa.Table, str | None]:
-    """The articles to read, sorted by number, and the inventory that says so.
+    """Read the articles of a source, sorted by number.
 
     Args:
-        bucket: Where they lie.
-        pmcids: Articles (`PMC123`) or versions (`PMC123.2`); none for all. One that the source does not hold gets a
-            row without versions.
-        inventory: Name of the inventory to take, such as `2026-01-18T01-00Z`; none for the newest, which is not
-            looked into for a short list of PMCIDs.
-        progress: Show a bar.
+        bucket: The source.
+        pmcids: Articles (`PMC123`) or versions (`PMC123.2`) (default: all). A missing article has no versions.
+        inventory: Name of the inventory, such as `2026-01-18T01-00Z` (default: the newest, which is not read for a
+            short list of PMCIDs).
+        progress: Whether to show a progress bar.
 
     Returns:
-        A table of [`work_list_schema`], and the name of the inventory that it comes from; none where the source was
-        listed, or asked for each article.
+        A table with the columns of `WORK_LIST_SCHEMA`, and the name of the inventory. None if none was used.
 
     Raises:
-        BucketError: No article at all, a damaged inventory, a PMCID that is none, or a source that does not answer.
+        BucketError: If there is no article, the inventory is damaged, a PMCID is invalid, or the source does not
+            respond.
     """
     wanted = None if pmcids is None else parse_pmcids(pmcids)
-    is_short = wanted is not None and len(wanted) <= _MAX_PROBED and not inventory
+    is_short = wanted is not None and len(wanted) <= _MAX_REQUESTED and not inventory
     manifest = None if is_short else find_manifest(bucket, inventory)
     if wanted is not None:
-        rows = _rows_of(bucket, wanted, manifest, progress)
+        rows = _requested_rows(bucket, wanted, manifest, progress)
     elif manifest:
         rows = _inventory_rows(bucket, manifest, progress)
     elif not bucket.can_list:
         raise BucketError(
             f"{bucket.source}: no inventory of the last {KEPT_DAYS} days was found{bucket.refusal}, and folders cannot "
-            "be listed over HTTP. Pass --inventory, or --pmcids, or use s3://."
+            "be listed over HTTP. Pass `inventory` or `pmcids`, or use s3://."
         )
     else:
-        rows = _listed_rows(bucket.names("metadata") or _states_of_folders(bucket, progress))
+        names = bucket.names("metadata") or _etags_of_folders(bucket, progress)
+        rows = _rows(pa.table({"Key": pa.array(names, pa.string()), "ETag": pa.array(names.values(), pa.string())}))
     if not rows.num_rows:
         raise BucketError(
-            f"{bucket.source}: no articles there. A mirror of PMC's bucket holds inventory-reports/, metadata/ or "
+            f"{bucket.source}: no articles found. A mirror of PMC's bucket contains inventory-reports/, metadata/ or "
             "folders such as PMC10009416.1/."
         )
-    return _grouped(rows), inventory_date(manifest)
+    return _group_versions(rows), inventory_date(manifest)
 
 
 def parse_pmcids(pmcids: Iterable[str]) -> dict[int, set[int]]:
-    """Numbers of articles, each with the versions that were asked for (none for all).
+    """Return the requested versions of each article by its number. Empty for all versions.
 
     Raises:
-        BucketError: One that is no PMCID.
+        BucketError: If a PMCID is invalid.
     """
     wanted: dict[int, set[int]] = {}
     numbers = pa.array([pmcid.strip() for pmcid in pmcids], pa.string())
     for pmcid, match in zip(numbers.to_pylist(), pc.extract_regex(numbers, _PMCID).to_pylist(), strict=True):
         if match is None:
-            raise BucketError(f"{pmcid!r} is not a PMCID; they look like PMC10009416 or PMC10009416.1.")
+            raise BucketError(f"{pmcid!r} is not a PMCID such as PMC10009416 or PMC10009416.1.")
         versions = wanted.setdefault(int(match["number"]), set())
         if match["version"]:
             versions.add(int(match["version"]))
@@ -105,38 +100,38 @@ def parse_pmcids(pmcids: Iterable[str]) -> dict[int, set[int]]:
 
 
 def find_manifest(bucket: Bucket, inventory: str | None = None) -> str | None:
-    """Key of an inventory's manifest; none where the source has no inventory.
+    """Return the key of the manifest of an inventory. None if the source has no inventory.
 
     Args:
         bucket: The source.
-        inventory: Name of the one to take; none for the newest.
+        inventory: Name of the inventory (default: the newest).
 
     Raises:
-        BucketError: There is no inventory of that name.
+        BucketError: If there is no inventory with this name.
     """
     if inventory:
         key = f"{INVENTORY}/{inventory.strip('/')}/manifest.json"
-        if bucket.state(key) is None:
+        if bucket.etag(key) is None:
             names = ", ".join(_inventory_names(bucket)) or "none"
             raise BucketError(
-                f"{bucket.source}: no inventory {inventory!r}{bucket.refusal}; NLM keeps them {KEPT_DAYS} days. "
-                f"There are: {names}."
+                f"{bucket.source}: no inventory {inventory!r}{bucket.refusal}. NLM keeps inventories for {KEPT_DAYS} "
+                f"days. Available: {names}."
             )
         return key
-    for name in reversed(list(_inventory_names(bucket))):  # named by date, so the last is the newest
+    for name in reversed(list(_inventory_names(bucket))):  # newest first
         key = f"{INVENTORY}/{name}/manifest.json"
-        if bucket.state(key) is not None:
+        if bucket.etag(key) is not None:
             return key
     return None
 
 
 def inventory_date(manifest: str | None) -> str | None:
-    """The date of an inventory, as it stands in its manifest's key."""
+    """Return the date in the key of a manifest."""
     return manifest.split("/")[-2] if manifest else None
 
 
 def _inventory_names(bucket: Bucket) -> Iterator[str]:
-    """Names that inventories have, oldest first; over HTTP, those that they could have."""
+    """Yield the names of the inventories, oldest first. Over HTTP, yield the possible names."""
     if bucket.can_list:
         yield from sorted(name for name in bucket.names(INVENTORY) if name[:1].isdigit())
         return
@@ -156,19 +151,19 @@ def _inventory_rows(bucket: Bucket, manifest: str, progress: bool) -> pa.Table:
         ]
         return pa.concat_tables(parts) if parts else _ROWS.empty_table()
     except SourceUnavailable:
-        raise  # the inventory may well be whole
+        raise  # not a fault of the inventory
     except (ObjectError, ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zlib.error) as error:
         raise BucketError(
             f"{bucket.source}: the inventory {manifest} is damaged or incomplete ({error}). Copy it again, or remove "
-            "inventory-reports/ to take the articles from metadata/."
+            "inventory-reports/ to read the articles from metadata/."
         ) from error
 
 
 def _read_table(bucket: Bucket, key: str, md5: str | None, columns: Sequence[str]) -> pa.Table:
-    """One file of the inventory: gzipped CSV without a header, keys percent-encoded."""
+    """Read a file of the inventory: gzipped CSV without a header, with percent-encoded keys."""
     content = bucket.read(key)
     if md5 and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        raise ObjectError(f"{key}: the MD5 is not the one in the manifest, {md5}")
+        raise ObjectError(f"{key}: the MD5 differs from the one in the manifest, {md5}")
     with gzip.open(pa.BufferReader(content)) as stream:
         reader = pacsv.open_csv(
             stream,
@@ -182,94 +177,84 @@ def _read_table(bucket: Bucket, key: str, md5: str | None, columns: Sequence[str
 
 
 def _rows(table: pa.Table) -> pa.Table:
-    """Rows of a table of keys and ETags that name an article version; other objects are left aside."""
+    """Convert keys and ETags to rows of `_ROWS`. Keys that do not name an article version are ignored."""
     keys = table.column("Key")
     if pc.any(pc.match_substring(keys, "%")).as_py():
         keys = pa.chunked_array([[unquote(key) for key in keys.to_pylist()]], pa.string())
     names = pc.extract_regex(keys.combine_chunks(), _VERSION_NAME)
     found = pc.is_valid(names)
-    names, states = names.filter(found), table.column("ETag").combine_chunks().filter(found)
-    return pa.Table.from_arrays(
-        [
-            pc.struct_field(names, "number").cast(pa.int64()),
-            pc.struct_field(names, "version").cast(pa.int32()),
-            states.cast(pa.string()),
-        ],
-        schema=_ROWS,
-    )
+    etags = table.column("ETag").combine_chunks().filter(found)
+    parts = [pc.struct_field(names.filter(found), name) for name in ("number", "version")]
+    return pa.Table.from_arrays([*parts, etags], names=_ROWS.names).cast(_ROWS)
 
 
-def _listed_rows(names: Mapping[str, str]) -> pa.Table:
-    return _rows(pa.table({"Key": pa.array(names, pa.string()), "ETag": pa.array(names.values(), pa.string())}))
-
-
-def _states_of_folders(bucket: Bucket, progress: bool) -> dict[str, str]:
-    """The folders of articles, each with the state of the metadata in it: that of a folder itself says nothing."""
+def _etags_of_folders(bucket: Bucket, progress: bool) -> dict[str, str]:
+    """Return the ETags of the metadata in the folders of articles."""
     names = [name for name in bucket.names("") if re.search(_VERSION_NAME, name)]
-    with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
-        states = pool.map(lambda name: bucket.state(f"{name}/{name}.json") or "missing", names)
-        bar = tqdm(states, desc="Work list", unit="article", total=len(names), disable=not progress, delay=2)
-        return dict(zip(names, bar, strict=True))
+    etags = _request_each(lambda name: bucket.etag(f"{name}/{name}.json") or "missing", names, progress)
+    return dict(zip(names, etags, strict=True))
 
 
-def _rows_of(bucket: Bucket, wanted: Mapping[int, set[int]], manifest: str | None, progress: bool) -> pa.Table:
-    """Rows of the articles that were asked for; of those that the source does not hold, one without version."""
+def _request_each(request: Callable[[Any], Any], items: Collection[Any], progress: bool) -> list[Any]:
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+        results = pool.map(request, items)
+        return list(tqdm(results, desc="Work list", unit="article", total=len(items), disable=not progress, delay=2))
+
+
+def _requested_rows(bucket: Bucket, wanted: Mapping[int, set[int]], manifest: str | None, progress: bool) -> pa.Table:
+    """Return the rows of the requested articles, and a row without version for each missing article."""
     if manifest:
         rows = _inventory_rows(bucket, manifest, progress)
         rows = rows.filter(pc.is_in(rows.column("number"), pa.array(wanted, pa.int64())))
         found = zip(*(rows.column(name).to_pylist() for name in _ROWS.names), strict=True)
         kept = [row for row in found if not wanted[row[0]] or row[1] in wanted[row[0]]]
     else:
-        with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
-            probed = pool.map(lambda item: list(_probe(bucket, *item)), wanted.items())
-            bar = tqdm(probed, desc="Work list", unit="article", total=len(wanted), disable=not progress, delay=2)
-            kept = [
-                (number, version, state)
-                for number, versions in zip(wanted, bar, strict=True)
-                for version, state in versions
-            ]
+        found_versions = _request_each(lambda item: list(_find_versions(bucket, *item)), wanted.items(), progress)
+        kept = [
+            (number, *version) for number, versions in zip(wanted, found_versions, strict=True) for version in versions
+        ]
     missing = set(wanted) - {number for number, _, _ in kept}
     if len(missing) == len(wanted):
         raise BucketError(
-            f"{bucket.source}: none of the {len(wanted)} PMCID(s) is there, such as PMC{min(missing)}{bucket.refusal}. "
-            "Check --pmcids."
+            f"{bucket.source}: none of the {len(wanted)} PMCID(s) was found, such as "
+            f"PMC{min(missing)}{bucket.refusal}. Check `pmcids`."
         )
     kept += [(number, None, None) for number in missing]
     return pa.Table.from_arrays([pa.array(column) for column in zip(*kept, strict=True)], schema=_ROWS)
 
 
-def _probe(bucket: Bucket, number: int, versions: set[int]) -> Iterator[tuple[int, str]]:
-    """Versions by asking for one after the other: listing a prefix of 8 million objects would take minutes."""
+def _find_versions(bucket: Bucket, number: int, versions: set[int]) -> Iterator[tuple[int, str]]:
+    """Yield the versions of an article. Each is requested, because listing a prefix of the bucket takes minutes."""
     version, gap = 1, 0
     while gap < _MAX_VERSION_GAP if not versions else version <= max(versions):
         if not versions or version in versions:
             name = f"PMC{number}.{version}"
-            state = bucket.state(f"metadata/{name}.json") or bucket.state(f"{name}/{name}.json")
-            gap = gap + 1 if state is None else 0
-            if state is not None:
-                yield version, state
+            etag = bucket.etag(f"metadata/{name}.json") or bucket.etag(f"{name}/{name}.json")
+            gap = gap + 1 if etag is None else 0
+            if etag is not None:
+                yield version, etag
         version += 1
 
 
-def _grouped(rows: pa.Table) -> pa.Table:
-    """Rows of versions as rows of articles."""
+def _group_versions(rows: pa.Table) -> pa.Table:
+    """Convert rows of versions to rows of articles."""
     rows = rows.sort_by([("number", "ascending"), ("version", "ascending")])
     numbers = rows.column("number").to_numpy()
     versions = rows.column("version").to_numpy(zero_copy_only=False)
     repeated = np.zeros(len(numbers), dtype=bool)
     repeated[1:] = (numbers[1:] == numbers[:-1]) & (versions[1:] == versions[:-1])
     if repeated.any():
-        return _grouped(rows.filter(pa.array(~repeated)))
+        return _group_versions(rows.filter(pa.array(~repeated)))
     starts = np.flatnonzero(np.concatenate([[True], numbers[1:] != numbers[:-1]]))
     present = pc.is_valid(rows.column("version")).to_numpy()
     edges = np.concatenate([[0], np.cumsum(np.add.reduceat(present, starts))]).astype(np.int32)
     kept = rows.filter(pa.array(present))
-    states = pc.binary_join_element_wise(kept.column("version").cast(pa.string()), kept.column("state"), ":")
+    etags = pc.binary_join_element_wise(kept.column("version").cast(pa.string()), kept.column("etag"), ":")
     return pa.Table.from_arrays(
         [
             pc.binary_join_element_wise("PMC", pa.array(numbers[starts]).cast(pa.string()), ""),
             pa.ListArray.from_arrays(edges, kept.column("version").combine_chunks()),
-            pc.binary_join(pa.ListArray.from_arrays(edges, states.combine_chunks()), " "),
+            pc.binary_join(pa.ListArray.from_arrays(edges, etags.combine_chunks()), " "),
         ],
-        schema=work_list_schema(),
+        schema=WORK_LIST_SCHEMA,
     )

@@ -37,29 +37,19 @@ from .jats_text import DASHES, LEFT_OUT, local_name, name_of, plain_text, text_o
 # The largest articles of PMC have some 20 MB. In memory a tag or an attribute takes 100 to 250 bytes, however short it
 # is written: 30 MB of «<b a=""/>» took 1.2 GB. With both limits, no input takes a process beyond 900 MiB.
 MAX_XML_BYTES = 30_000_000
-MAX_MARKS = 3_000_000  # of «<», «=» and «&»; of 393 articles the densest has one in 13 bytes, half have one in 20
+MAX_MARKS = 3_000_000  # of «<», «=» and «&». The densest of 393 articles has one in 13 bytes
 MAX_FIGURES = 100_000
-MAX_MENTIONS = 200_000  # pairs of a figure and a paragraph; a range names 200 figures in 60 bytes
+MAX_MENTIONS = 200_000  # pairs of a figure and a paragraph. A range can name 200 figures in 60 bytes
 
 # Between several ids in one reference.
 _BETWEEN_IDS = re.compile(r"[\s,;#]+")
-
-_LONGEST_RANGE = 200  # figures; limits the cost of «Figs 1–9999»
+_MAX_RANGE = 200  # figures. Limits the cost of «Figs 1–9999»
 _RANGE = frozenset(DASHES)
 
 _XML_ID = "{http://www.w3.org/XML/1998/namespace}id"
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 # Some publishers write the codes of three letters, and the article those of two.
-_SHORT_LANGUAGES = {
-    "eng": "en",
-    "spa": "es",
-    "por": "pt",
-    "fra": "fr",
-    "fre": "fr",
-    "deu": "de",
-    "ger": "de",
-    "ita": "it",
-}
+_SHORT_LANGUAGES = dict(pair.split("-") for pair in "eng-en spa-es por-pt fra-fr fre-fr deu-de ger-de ita-it".split())
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 
 _PLAIN_NAME = re.compile("[a-z][a-z0-9-]*")
@@ -266,17 +256,21 @@ def find_figures(article: etree._Element) -> list[Figure]:
     surroundings = _Surroundings()
     candidates: _Candidates = {}
     references: list[etree._Element] = []
+    figure_ids: set[str] = set()
     # One pass over the tree, because iterating costs as much as all other steps.
-    for element in article.iter("{*}xref", "{*}fig", "{*}fig-group", "{*}graphic", "{*}media"):
+    for element in article.iter(*(f"{{*}}{name}" for name in ("xref", "graphic", "media", *_GROUPS))):
         name = local_name(element.tag)
+        if name in _GROUPS:
+            figure_ids.add(_xml_id(element))
         if name == "xref":
             references.append(element)
-        elif (candidate := _candidate(element, name, surroundings)) is not None:
+        elif name != "supplementary-material" and (candidate := _candidate(element, name, surroundings)) is not None:
             candidates[element] = candidate
             if len(candidates) > MAX_FIGURES:
                 raise JatsError(f"the XML holds more than {MAX_FIGURES:,} figures")
 
-    _correct_types(references, candidates, _groups_around(candidates, surroundings))
+    figure_ids.update(xml_id for candidate in candidates.values() for xml_id in candidate.xml_ids)
+    _mark_figure_references(references, figure_ids)
     captions = _Captions(surroundings)
     _merge_translations(candidates, captions, surroundings)
     _join_inner_captions(candidates, captions, surroundings)
@@ -317,7 +311,7 @@ def parse_article(xml: bytes) -> etree._Element:
             raise JatsError(f"the XML is not well-formed ({error})") from error
         root = etree.fromstring(xml, _parser(recover=True))  # only undeclared prefixes need recovery
     if next(root.iter("{*}article"), None) is None:
-        _normalise_names(root)
+        _normalize_names(root)
         if next(root.iter("article"), None) is None:
             raise JatsError(f"the XML holds no <article>; its root is <{local_name(root.tag)}>")
     return root
@@ -340,7 +334,7 @@ def _parser(*, recover: bool = False) -> etree.XMLParser:
     )
 
 
-def _normalise_names(root: etree._Element) -> None:
+def _normalize_names(root: etree._Element) -> None:
     """Convert names in capitals or with an undeclared prefix to the names of JATS."""
     for element in root.iter(etree.Element):
         for name, value in element.items():
@@ -590,14 +584,10 @@ def _named_ids(reference: etree._Element) -> list[str]:
     return [xml_id for xml_id in dict.fromkeys((rid, *_BETWEEN_IDS.split(rid))) if xml_id]
 
 
-def _correct_types(
-    references: Iterable[etree._Element], candidates: _Candidates, groups: Iterable[etree._Element]
-) -> None:
-    """Set the type of references to figures and groups to `fig`, so that they are not treated as bibliography."""
-    known = {xml_id for candidate in candidates.values() for xml_id in candidate.xml_ids}
-    known.update(map(_xml_id, groups))
+def _mark_figure_references(references: Iterable[etree._Element], figure_ids: set[str]) -> None:
+    """Set the type of references to figures to `fig`, because numbers that refer to the bibliography are left out."""
     for reference in references:
-        if not known.isdisjoint(_named_ids(reference)):
+        if not figure_ids.isdisjoint(_named_ids(reference)):
             reference.set("ref-type", "fig")
 
 
@@ -656,7 +646,7 @@ def _cited(reference: etree._Element, targets: _Targets) -> list[int]:
             while start in cited:
                 start += 1
             between = range(start, upto[0] if upto else 0)
-            if len(between) <= _LONGEST_RANGE:
+            if len(between) <= _MAX_RANGE:
                 cited = [*cited, *between]
     return cited
 

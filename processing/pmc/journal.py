@@ -1,8 +1,8 @@
-"""What a task of the build has finished, on disk in a form that survives the death of the task.
+"""Files that record the finished articles of a task, so that a killed task can continue.
 
-Files grow side by side: records, which hold the pairs of one article after the other as Arrow record batches of
-one row, and a journal with a line of JSON for each article, written after its records. What stands in the journal is
-done. A task that starts again cuts off what came after the last whole line and goes on with the next article.
+The records contain the pairs of one article after the other, as Arrow record batches of one row. The journal has a line
+of JSON for each article, written after its records. A task that starts again removes what follows the last complete
+line, and continues with the next article.
 """
 
 import json
@@ -25,42 +25,47 @@ RECORDS_SUFFIX = ".arrows"
 
 
 def journal_path(folder: Path, rank: int) -> Path:
-    """The journal of a task."""
+    """Return the path of the journal of a task."""
     return folder / f"{rank:05d}.jsonl"
 
 
 def records_path(journal: Path) -> Path:
-    """The records that go with a journal."""
+    """Return the path of the records of a journal."""
     return journal.with_suffix(RECORDS_SUFFIX)
 
 
 def count_articles(folder: Path) -> int:
-    """Articles that all tasks have finished so far: a look at sizes, cheap enough for a progress bar."""
+    """Return the number of articles that all tasks have finished. It is cheap, because it only reads file sizes."""
     return sum(path.stat().st_size for path in folder.glob("*.progress"))
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """The articles of a journal, as far as its lines are whole.
+    """Yield the articles of a journal up to the first incomplete line.
 
-    Returns:
-        `pmcid`, `version`, `mark`, `outcome`, `figures` (their number), `skipped` (as in [`Article`]) and `pairs`
-        (pair id, bytes of its record, bytes, MD5 and perceptual hash of its picture) of one article after the other.
+    Yields:
+        `pmcid`, `version`, `source_etag`, `outcome`, `figures` (their number), `skipped` (as in [`Article`]) and
+        `pairs` (pair id, bytes of the record, bytes, MD5 and perceptual hash of the image).
     """
     with path.open("rb") as lines:
         for line in lines:
-            if not line.endswith(b"\n"):
+            entry = _parse(line)
+            if entry is None:
                 return
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
+            yield entry
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
 
 
 class TaskJournal:
-    """The files of a task, open for writing by one process at a time.
+    """The files of a task, which one process at a time can write.
 
     Args:
-        folder: Where the files of all tasks lie.
+        folder: Folder of the files of all tasks.
         rank: Number of the task.
         schema: Columns of the records.
     """
@@ -74,24 +79,23 @@ class TaskJournal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._journal = self._open(self.path)
         self._records = self._open(records_path(self.path))
-        self._progress = self._open(self.path.with_suffix(".progress"))  # a byte an article
-        # A task that was given up may still be at it, on another machine perhaps: one writes at a time.
-        lock(self._journal, wait=True)
+        self._progress = self._open(self.path.with_suffix(".progress"))  # one byte per article
+        lock(self._journal, wait=True)  # a lost process may still be running the same task on another machine
         self._recover()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with self._files:  # closed in any case: a lock that stays would stop the next run of the task for ever
+        with self._files:  # closes the files in any case, because a lock would block the next attempt
             self.flush_to_disk()
 
     def add(self, article: Article) -> None:
-        """Writes the article's pairs, then its line."""
+        """Write the pairs of an article, then its line."""
         sizes = [self._records.write(_serialize(row, self.schema)) for row in article.pairs]
         self._records.flush()
         line = {
             "pmcid": article.pmcid,
             "version": article.version,
-            "mark": article.mark,
+            "source_etag": article.source_etag,
             "outcome": article.outcome or KEPT,
             "figures": len(article.figures) + article.figures_cut,
             "skipped": article.skipped,
@@ -106,7 +110,7 @@ class TaskJournal:
         self._progress.flush()
 
     def flush_to_disk(self) -> None:
-        """Waits until the disk has it: the task counts as complete afterwards."""
+        """Flush the files to disk. Afterwards the task counts as complete."""
         for file in (self._records, self._journal):
             file.flush()
             os.fsync(file.fileno())
@@ -116,16 +120,13 @@ class TaskJournal:
         return self._files.enter_context(path.open("r+b"))
 
     def _recover(self) -> None:
-        """Cuts the files back to the last article that stands in them whole."""
+        """Truncate the files after the last complete article."""
         articles = journal_end = records_end = 0
         available = os.fstat(self._records.fileno()).st_size
         for line in self._journal:
-            try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                entry = None
+            entry = _parse(line)
             if entry is None or records_end + sum(pair[1] for pair in entry["pairs"]) > available:
-                logger.warning("%s: cut off behind article %d, where the task was interrupted", self.path, articles)
+                logger.warning("%s: truncated after article %d, where the task was interrupted", self.path, articles)
                 break
             articles += 1
             journal_end += len(line)
@@ -138,12 +139,11 @@ class TaskJournal:
 
 
 def read_record(file: IO[bytes], offset: int, size: int, schema: pa.Schema) -> pa.RecordBatch:
-    """The record of one pair, a batch of one row."""
+    """Read the record of one pair, a batch of one row."""
     file.seek(offset)
     return pa.ipc.read_record_batch(pa.py_buffer(file.read(size)), schema)
 
 
 def _serialize(row: dict[str, Any], schema: pa.Schema) -> pa.Buffer:
-    # As one struct: to convert each column by itself takes twice as long.
-    record = pa.array([row], pa.struct(list(schema)))
+    record = pa.array([row], pa.struct(list(schema)))  # twice as fast as one array per column
     return pa.RecordBatch.from_struct_array(record).serialize()

@@ -1,7 +1,7 @@
-"""The plan of the second pass: for each shard the pairs that it holds, in their order, and where each lies now.
+"""The plan of the shards: which pairs each shard contains, in which order, and where they are stored now.
 
-A pair's place follows from its hash alone, so the same articles give the same files however many tasks have built them,
-and whether in one build or in several that each took what was new.
+The place of a pair depends only on its hash. The same articles therefore give the same files, whatever the number of
+tasks, and whether they were built at once or with updates.
 """
 
 import heapq
@@ -31,24 +31,36 @@ from ..integrity import (
     stated_footer,
 )
 from .articles import KEPT
+from .images import count_duplicates
 from .journal import read_journal, records_path
-from .pictures import count_duplicates
 from .splits import SPLITS, TooFewArticles, assign_splits, default_fractions, hash_of
 from .staging import Staging
 
 
-# A run permutes shards, not rows: with fewer the order of a small set would hardly change between epochs.
+# Training permutes shards, not rows, so a small dataset needs several of them.
 SMALL_TRAIN_SHARDS = 16
 SMALL_SHARD_ROWS = 25
-TEXT_BYTES = 4_000  # of a pair beside its picture, before compression: caption, mentions, identifiers
+TEXT_BYTES = 4_000  # of a pair besides its image, before compression
 
 ARTICLES_FILE = "articles.parquet"
 SKIPPED_FILE = "skipped.jsonl"
-# Something of the article did not match its metadata or could not be had: it may be whole at the next update.
-TRIED_AGAIN = ("metadata unreadable", "XML unreadable", "image unreadable", "unexpected error", "not in the source")
+# An object of the article was damaged or missing. It may be correct at the next update.
+RETRIED = ("metadata unreadable", "XML unreadable", "image unreadable", "unexpected error", "not in the source")
+# The outcome of each article. `source_etag` changes with its metadata. If `retry` is set, an update reads it again.
+ARTICLES_SCHEMA = pa.schema(
+    [
+        ("pmcid", pa.string()),
+        ("version", pa.int32()),
+        ("source_etag", pa.string()),
+        ("outcome", pa.string()),
+        ("figures", pa.int32()),
+        ("pairs", pa.int32()),
+        ("retry", pa.bool_()),
+    ]
+)
 
 _PLACES = pa.schema([("file", pa.int32()), ("position", pa.int64()), ("size", pa.int32())])
-# All that is known of a pair while the plan is made, 68 bytes.
+# Everything that is known about a pair while the plan is made, 68 bytes.
 _PAIR = np.dtype(
     [
         ("key", np.uint64),
@@ -57,53 +69,28 @@ _PAIR = np.dtype(
         ("position", np.int64),
         ("size", np.int32),
         ("file_size", np.int32),
-        ("image_md5", "S16"),  # 64 bits will do to count
+        ("image_md5", "S16"),  # 64 bits are enough to count duplicates
         ("perceptual_hash", "S16"),
     ]
 )
-_ROWS_AT_A_TIME = 10_000
-
-
-def _nothing_left(table: pa.Table, example: str) -> str:
-    """Why no article has a pair."""
-    counts = pc.value_counts(table.column("outcome")).to_pylist()
-    counts.sort(key=lambda row: row["counts"], reverse=True)
-    reasons = ", ".join(f"{row['values']} ({row['counts']:,})" for row in counts)
-    return f"None of the {table.num_rows:,} article(s) has a figure that can be used: {reasons}.{example}"
-
-
-def articles_schema() -> pa.Schema:
-    """What became of each article; `again` where an update should try it once more."""
-    return pa.schema(
-        [
-            ("pmcid", pa.string()),
-            ("version", pa.int32()),
-            ("mark", pa.string()),
-            ("outcome", pa.string()),
-            ("figures", pa.int32()),
-            ("pairs", pa.int32()),
-            ("again", pa.bool_()),
-        ]
-    )
+_BATCH_ROWS = 10_000
 
 
 @dataclass
 class Plan:
-    """What the second pass makes, without the places of single pairs, which lie in a Parquet file beside it.
+    """The plan without the places of the pairs, which are in a Parquet file with one row group per shard.
 
     Args:
-        seed: Seed of the order of pairs.
-        fractions: Shares of train, validation and test.
-        moved: Splits of the few articles that were moved so that no split is empty.
-        files: Where pairs come from: records of the first pass (`.arrows`), or shards of the data set before.
-        shards: For each split the number of pairs in each shard.
-        articles: For each split the number of its articles.
-        counts: What the report says of articles, figures and duplicates.
-        footers: SHA-256 of the footers of the shards in `files`, where the data set before states them.
+        fractions: Fractions of train, validation and test.
+        moved: Splits of the articles that were moved so that no split is empty.
+        files: Files with pairs: records (`.arrows`), or shards of the updated dataset.
+        shards: Number of pairs in each shard, by split.
+        articles: Number of articles, by split.
+        counts: Counts of articles, figures and duplicates for the report.
+        footers: SHA-256 of the footers of the shards in `files`, if the updated dataset states them.
         places_sha256: SHA-256 of the footer of the Parquet file of places.
     """
 
-    seed: int
     fractions: tuple[float, ...]
     moved: dict[str, str] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
@@ -114,7 +101,7 @@ class Plan:
     places_sha256: str | None = None
 
     def names(self) -> list[str]:
-        """File names of all shards, such as `train-00000-of-00016.parquet`, in the order of the plan's row groups."""
+        """Return the file names of all shards, such as `train-00000-of-00016.parquet`, in the order of the plan."""
         return [
             f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
             for split, shards in self.shards.items()
@@ -139,56 +126,48 @@ def make_plan(
     seed: int,
     fractions: Sequence[float] | None,
     max_shard_bytes: int,
-    previous: Path | None = None,
-    outdated: Path | None = None,
-    moved_before: Mapping[str, str] | None = None,
+    previous: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Decides on splits and shards, and writes the plan, the table of articles and the list of what was left out.
+    """Assign articles to splits and pairs to shards, and write the plan, `articles.parquet` and `skipped.jsonl`.
 
     A pair takes 90 bytes of memory and an article 280: 4.5 GiB for 28 million pairs of 8 million articles.
 
     Args:
-        staging: The build, its first pass complete.
+        staging: The build. All articles have been read.
         seed: Seed of the order of pairs.
-        fractions: Shares of train, validation and test; none for [`default_fractions`].
-        max_shard_bytes: Size of a shard, about.
-        previous: Folder of the data set that is updated, if any.
-        outdated: List of the PMCIDs whose pairs in it no longer count, one a line.
-        moved_before: Its articles that were moved to fill a split.
+        fractions: Fractions of train, validation and test (default: [`default_fractions`]).
+        max_shard_bytes: Approximate size of a shard.
+        previous: Report of the dataset that is updated. Its fractions are kept, so that no article changes its split.
 
     Raises:
-        TooFewArticles: Fewer articles with pairs than splits that were asked for.
+        TooFewArticles: If there are fewer articles with pairs than splits.
     """
-    journals = sorted(staging.journals.glob("*.jsonl"))
     staging.result.mkdir(exist_ok=True)
-    gone = frozenset(outdated.read_text(encoding="utf-8").split()) if outdated else frozenset()
-    old_articles, old_skipped = _previous_articles(previous, gone)
-    table, skipped_counts, example = _write_outcomes(staging, journals, old_articles, old_skipped)
-    shards = sorted((previous / "data").glob("*.parquet")) if previous else []
+    journals = sorted(staging.journals.glob("*.jsonl"))
+    outdated: frozenset[str] = frozenset()
+    shards: list[Path] = []
+    moved_before: dict[str, str] = {}
+    if previous is not None:
+        outdated = frozenset(staging.outdated.read_text(encoding="utf-8").split())
+        shards = sorted((staging.output / "data").glob("*.parquet"))
+        fractions, moved_before = previous["split_fractions"], previous["articles_moved_to_fill_a_split"]
+    table, skipped, example = _write_outcomes(staging, journals, outdated, update=previous is not None)
     footers = footers_of([str(path) for path in shards]) if shards else {}
-    pairs = _read_pairs(seed, journals, shards, gone, footers)
+    pairs = _read_pairs(seed, journals, shards, outdated, footers)
 
     kept = table.filter(pc.greater(table.column("pairs"), 0)).column("pmcid").to_pylist()
+    outcomes = Counter({row["values"]: row["counts"] for row in pc.value_counts(table.column("outcome")).to_pylist()})
     if not kept:
-        raise TooFewArticles(_nothing_left(table, example))
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in outcomes.most_common())
+        raise TooFewArticles(f"None of the {table.num_rows:,} article(s) has a usable figure: {reasons}.{example}")
     fractions = tuple(fractions) if fractions is not None else default_fractions(len(kept))
     splits, moved = assign_splits(kept, fractions, moved_before)
-    files = [str(path) for path in (*map(records_path, journals), *shards)]
-    plan = Plan(seed, fractions, moved, files, footers=footers)
-    outcomes = Counter({row["values"]: row["counts"] for row in pc.value_counts(table.column("outcome")).to_pylist()})
+    plan = Plan(fractions, moved, [str(path) for path in (*map(records_path, journals), *shards)], footers=footers)
+    hashes = (map(bytes.decode, pairs[name]) for name in ("image_md5", "perceptual_hash"))
     plan.counts = {
-        "articles": {
-            "seen": table.num_rows,
-            "kept": outcomes.pop(KEPT, 0),
-            "dropped": dict(outcomes.most_common()),
-        },
-        "figures": {
-            "seen": pc.sum(table.column("figures")).as_py() or 0,
-            "skipped": dict(skipped_counts.most_common()),
-        },
-        "duplicates": count_duplicates(
-            map(bytes.decode, pairs["image_md5"]), map(bytes.decode, pairs["perceptual_hash"])
-        ),
+        "articles": {"seen": table.num_rows, "kept": outcomes.pop(KEPT, 0), "dropped": dict(outcomes.most_common())},
+        "figures": {"seen": pc.sum(table.column("figures")).as_py() or 0, "skipped": dict(skipped.most_common())},
+        "duplicates": count_duplicates(*hashes),
     }
     numbers = np.array([int(pmcid[3:]) for pmcid in kept], dtype=np.int64)
     codes = np.array([SPLITS.index(split) for split in splits], dtype=np.int8)
@@ -202,8 +181,9 @@ def make_plan(
             plan.articles[split] = int((codes == code).sum())
             total_bytes = int(pairs["file_size"][chosen].sum(dtype=np.int64)) + TEXT_BYTES * len(chosen)
             edges = _shard_edges(len(chosen), split, -(-total_bytes // max_shard_bytes))
-            plan.shards[split] = [end - start for start, end in zip(edges, edges[1:], strict=False)]
-            for start, end in zip(edges, edges[1:], strict=False):
+            plan.shards[split] = []
+            for start, end in itertools.pairwise(edges):
+                plan.shards[split].append(end - start)
                 writer.write_table(_places(pairs[chosen[start:end]]), row_group_size=end - start)
     plan.places_sha256 = footer_sha256(staging.plan)
     plan.save(staging)
@@ -211,77 +191,52 @@ def make_plan(
 
 
 def _read_pairs(
-    seed: int, journals: Sequence[Path], shards: Sequence[Path], gone: frozenset[str], footers: Mapping[str, str]
+    seed: int, journals: Sequence[Path], shards: Sequence[Path], outdated: frozenset[str], footers: Mapping[str, str]
 ) -> np.ndarray:
-    """All pairs of the journals, and of the data set before those of articles that still count, as `_PAIR`."""
-    rows = itertools.chain(
-        *(_journal_pairs(seed, path, file) for file, path in enumerate(journals)),
-        *(
-            _shard_pairs(seed, path, file, gone, footers.get(str(path)))
-            for file, path in enumerate(shards, start=len(journals))
-        ),
-    )
-    return np.fromiter(rows, dtype=_PAIR)
+    """Return all pairs of the journals, and the pairs of the shards whose articles are not outdated."""
 
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for file, path in enumerate(journals):
+            position = 0
+            for entry in read_journal(path):
+                article = int(entry["pmcid"][3:])
+                for pair_id, size, file_size, md5, perceptual_hash in entry["pairs"]:
+                    yield _key(seed, pair_id), article, file, position, size, file_size, md5[:16], perceptual_hash
+                    position += size
+        names = ["pmcid", "pair_id", "file_size", "image_md5", "perceptual_hash"]
+        for file, path in enumerate(shards, start=len(journals)):
+            columns = read_columns(path, names, footer_sha256=footers.get(str(path))).to_pydict()
+            shard_rows = zip(*(columns[name] for name in names), strict=True)
+            for position, (pmcid, pair_id, file_size, md5, perceptual_hash) in enumerate(shard_rows):
+                if pmcid not in outdated:
+                    yield _key(seed, pair_id), int(pmcid[3:]), file, position, 0, file_size, md5[:16], perceptual_hash
 
-def _journal_pairs(seed: int, path: Path, file: int) -> Iterator[tuple[Any, ...]]:
-    position = 0
-    for entry in read_journal(path):
-        article = int(entry["pmcid"][3:])
-        for pair_id, size, file_size, md5, perceptual_hash in entry["pairs"]:
-            yield _key(seed, pair_id), article, file, position, size, file_size, md5[:16], perceptual_hash
-            position += size
-
-
-def _shard_pairs(
-    seed: int, path: Path, file: int, gone: frozenset[str], footer: str | None
-) -> Iterator[tuple[Any, ...]]:
-    names = ["pmcid", "pair_id", "file_size", "image_md5", "perceptual_hash"]
-    columns = read_columns(path, names, footer_sha256=footer).to_pydict()
-    rows = zip(*(columns[name] for name in names), strict=True)
-    for position, (pmcid, pair_id, file_size, md5, perceptual_hash) in enumerate(rows):
-        if pmcid not in gone:
-            yield _key(seed, pair_id), int(pmcid[3:]), file, position, 0, file_size, md5[:16], perceptual_hash
+    return np.fromiter(rows(), dtype=_PAIR)
 
 
 def _key(seed: int, pair_id: str) -> int:
-    """Pairs are in the order of this."""
+    """Return the sort key of a pair."""
     return hash_of(f"{seed}/{pair_id}")
 
 
 def _places(pairs: np.ndarray) -> pa.Table:
-    """Where pairs lie now."""
     return pa.Table.from_arrays([pa.array(pairs[name].copy()) for name in _PLACES.names], schema=_PLACES)
 
 
 def _shard_edges(rows: int, split: str, shards: int) -> list[int]:
-    """Rows at which shards start, and the end."""
+    """Return the first row of each shard, and the number of rows."""
     if split == "train":
         shards = max(shards, min(SMALL_TRAIN_SHARDS, rows // SMALL_SHARD_ROWS))
     shards = min(max(shards, 1), rows)
     return [number * rows // shards for number in range(shards + 1)]
 
 
-def _previous_articles(previous: Path | None, gone: frozenset[str]) -> tuple[pa.Table, Iterator[dict[str, Any]]]:
-    """Articles of the data set before that still count, and what of them was left out."""
-    if previous is None:
-        return articles_schema().empty_table(), iter(())
-    table = read_articles(previous)
-    table = table.filter(pc.invert(pc.is_in(table.column("pmcid"), pa.array(list(gone), pa.string()))))
-    hashes = read_hashes(str(previous))
-    if hashes is not None and SKIPPED_FILE in hashes:
-        check_file(previous / SKIPPED_FILE, hashes[SKIPPED_FILE])
-    return table.cast(articles_schema()), (
-        row for row in _read_lines(previous / SKIPPED_FILE) if row["article"].split(".")[0] not in gone
-    )
-
-
 def read_articles(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the table of articles of a built set, checked against its report.
+    """Read `articles.parquet` of a built dataset and check it against the report.
 
     Args:
-        folder: The folder of the set.
-        columns: Names of the columns; all by default.
+        folder: Folder of the dataset.
+        columns: Names of the columns (default: all).
 
     Raises:
         DamagedFile: If the file is damaged.
@@ -291,53 +246,46 @@ def read_articles(folder: Path, columns: Sequence[str] | None = None) -> pa.Tabl
     return read_columns(folder / ARTICLES_FILE, columns, footer_sha256=footer)
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
-
-
 def _write_outcomes(
-    staging: Staging, journals: Sequence[Path], old_articles: pa.Table, old_skipped: Iterator[dict[str, Any]]
+    staging: Staging, journals: Sequence[Path], outdated: frozenset[str], *, update: bool
 ) -> tuple[pa.Table, Counter[str], str]:
-    """Writes the table of articles and the list of what was left out, both in the order of numbers.
+    """Write `articles.parquet` and `skipped.jsonl`, both sorted by the number of the article.
 
     Returns:
-        The table, the number of figures, images and versions left out by reason, and a sentence with an example of the
-        most frequent reason that has a detail.
+        The table, the number of skipped items by reason, and a sentence with an example of the most frequent reason
+        that has a detail.
     """
     counts: Counter[str] = Counter()
-    causes: Counter[str] = Counter()
+    details: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    tables = [old_articles]
+    tables = [_previous_articles(staging.output, outdated) if update else ARTICLES_SCHEMA.empty_table()]
     articles: list[dict[str, Any]] = []
 
     def to_table() -> None:
-        tables.append(pa.Table.from_pylist(articles, schema=articles_schema()))
+        tables.append(pa.Table.from_pylist(articles, schema=ARTICLES_SCHEMA))
         articles.clear()
 
     def new_skipped() -> Iterator[dict[str, Any]]:
-        for entry in (entry for path in journals for entry in read_journal(path)):
-            reasons = [row[1] for row in entry["skipped"]]
+        for entry in itertools.chain.from_iterable(map(read_journal, journals)):
+            retry = any(reason.startswith(RETRIED) for _, reason, *_ in entry["skipped"])
             articles.append(
-                {
-                    **{name: entry[name] for name in ("pmcid", "version", "mark", "outcome", "figures")},
-                    "pairs": len(entry["pairs"]),
-                    "again": any(reason.startswith(TRIED_AGAIN) for reason in reasons),
-                }
+                {name: entry.get(name) for name in ARTICLES_SCHEMA.names}
+                | {"pairs": len(entry["pairs"]), "retry": retry}
             )
-            if len(articles) == _ROWS_AT_A_TIME:
+            if len(articles) == _BATCH_ROWS:
                 to_table()
             name = entry["pmcid"] if entry["version"] is None else f"{entry['pmcid']}.{entry['version']}"
             for item, reason, detail, *count in entry["skipped"]:
                 row = {"article": name, "item": item, "reason": reason, "detail": detail}
                 yield row | {"count": count[0]} if count else row
 
+    old_skipped = _previous_skipped(staging.output, outdated) if update else iter(())
     with (staging.result / SKIPPED_FILE).open("w", encoding="utf-8") as file:
         for row in heapq.merge(old_skipped, new_skipped(), key=_number):
             if row["item"]:
                 counts[row["reason"]] += row.get("count", 1)
             if row["detail"]:
-                causes[row["reason"]] += 1
+                details[row["reason"]] += 1
                 examples.setdefault(row["reason"], f"{row['article']} {row['item']}".strip() + f": {row['detail']}")
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     to_table()
@@ -345,10 +293,25 @@ def _write_outcomes(
     numbers = pc.utf8_slice_codeunits(table.column("pmcid"), len("PMC")).cast(pa.int64())
     table = table.take(pa.array(np.argsort(numbers.to_numpy(), kind="stable")))
     pq.write_table(table, staging.result / ARTICLES_FILE, **WRITE_OPTIONS)
-    example = "".join(f" For example {examples[reason]}." for reason, _ in causes.most_common(1))
+    example = "".join(f" For example {examples[reason]}." for reason, _ in details.most_common(1))
     return table, counts, example
 
 
-def _number(row: dict[str, Any]) -> int:
+def _number(row: Mapping[str, Any]) -> int:
     match = re.match(r"PMC(\d+)", row["article"])
     return int(match[1]) if match else 0
+
+
+def _previous_articles(folder: Path, outdated: frozenset[str]) -> pa.Table:
+    table = read_articles(folder)
+    return table.filter(pc.invert(pc.is_in(table.column("pmcid"), pa.array(list(outdated), pa.string())))).cast(
+        ARTICLES_SCHEMA
+    )
+
+
+def _previous_skipped(folder: Path, outdated: frozenset[str]) -> Iterator[dict[str, Any]]:
+    hashes = read_hashes(str(folder))
+    if hashes is not None and SKIPPED_FILE in hashes:
+        check_file(folder / SKIPPED_FILE, hashes[SKIPPED_FILE])
+    with (folder / SKIPPED_FILE).open(encoding="utf-8") as lines:
+        yield from (row for row in map(json.loads, lines) if row["article"].split(".")[0] not in outdated)

@@ -1,4 +1,4 @@
-"""The shards of the data set: Parquet files with the figures' original bytes."""
+"""The shards of the dataset: Parquet files with the original bytes of the images."""
 
 import json
 from collections import Counter
@@ -19,18 +19,17 @@ from .staging import Staging
 from .statistics import ShardStatistics
 
 
-# Readers share shards and take slices of them, so a slice must not cost a large row group.
+# Several readers share a shard and take slices of it, so that large row groups would be read many times.
 ROWS_PER_GROUP = 100
-# Of images and texts: a reader refuses groups of a gigabyte, and the memory of a task is shared out.
-BYTES_PER_GROUP = 250_000_000
+BYTES_PER_GROUP = 250_000_000  # of images and texts, because a reader holds a row group in memory
 
 
 @cache
 def pair_schema() -> pa.Schema:
-    """The columns of the data set, with the mark by which `datasets` and the Hub's viewer know the image."""
+    """Return the columns of the dataset, with the metadata that `datasets` and the Hub's viewer read."""
     from datasets import Features, Image, List, Value
 
-    text = Value("string")
+    text, integer = Value("string"), Value("int32")
     return Features(
         {
             "pair_id": text,
@@ -40,17 +39,17 @@ def pair_schema() -> pa.Schema:
             "panel": text,
             "mentions": List(text),
             "pmcid": text,
-            "version": Value("int32"),
+            "version": integer,
             "pmid": text,
             "doi": text,
             "title": text,
             "citation": text,
             "license": text,
-            "width": Value("int32"),
-            "height": Value("int32"),
+            "width": integer,
+            "height": integer,
             "mode": text,
-            "frames": Value("int32"),
-            "file_size": Value("int32"),
+            "frames": integer,
+            "file_size": integer,
             "image_md5": text,
             "perceptual_hash": text,
             "split": text,
@@ -59,73 +58,63 @@ def pair_schema() -> pa.Schema:
 
 
 def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None = None) -> None:
-    """Writes one shard in the order of the plan, and its statistics; complete or not at all.
-
-    A row group is in memory at a time: a hundred pairs, or fewer if their pictures are large.
+    """Write one shard and its statistics atomically. At most one row group is in memory.
 
     Args:
         staging: The build.
-        plan: What goes where.
-        number: The shard, counted over all splits.
-        tokenizer: Tokenizer that measures captions; none to count words.
+        plan: Its plan.
+        number: Index of the shard among the shards of all splits.
+        tokenizer: Tokenizer that measures captions (default: count words).
     """
     name = plan.names()[number]
     target = staging.result / "data" / name
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    places = plan.places(staging, number)
     statistics = ShardStatistics(tokenizer)
     licenses: list[dict[str, int]] = []
     partial = staging.partial(name)
     reader = _PairReader(plan.files, plan.footers)
-    # Content-defined pages: what an update leaves as it was need not be uploaded again.
+    rows = (reader.read(**place) for place in plan.places(staging, number).to_pylist())
+    # Content-defined pages, so that after an update unchanged pages need not be uploaded again.
     layout = {"write_page_index": True, "use_content_defined_chunking": True, **WRITE_OPTIONS}
     with pq.ParquetWriter(partial, pair_schema(), **layout) as writer:
-        for rows in _row_groups(reader, places):
-            table = pa.Table.from_batches(rows, pair_schema()).combine_chunks()
-            split = pa.array([name.split("-")[0]] * len(rows), pa.string())
+        for group in _row_groups(rows):
+            table = pa.Table.from_batches(group, pair_schema()).combine_chunks()
+            split = pa.array([name.split("-")[0]] * len(group), pa.string())
             table = table.set_column(table.schema.get_field_index("split"), pair_schema().field("split"), split)
             statistics.add(table)
             licenses.append(dict(sorted(Counter(map(str, table.column("license").to_pylist())).items())))
             writer.write_table(table, row_group_size=ROWS_PER_GROUP)
         writer.add_key_value_metadata({LICENSES_KEY: json.dumps(licenses)})
     staging.statistics.mkdir(exist_ok=True)
-    hashes = hashes_of(partial, parquet=True)
-    counts = {"counts": statistics.counts(hashes["bytes"]), "hashes": hashes}
+    counts = {"counts": statistics.counts(), "hashes": hashes_of(partial, parquet=True)}
     write_text(staging.statistics / f"{target.stem}.json", json.dumps(counts))
     partial.replace(target)
 
 
-def _row_groups(reader: "_PairReader", places: pa.Table) -> Iterator[list[pa.RecordBatch]]:
-    """The pairs of a shard, a row group at a time."""
-    rows: list[pa.RecordBatch] = []
+def _row_groups(rows: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    group: list[pa.RecordBatch] = []
     group_bytes = 0
-    for place in places.to_pylist():
-        row = reader.read(**place)
+    for row in rows:
         row_bytes = _bytes_of(row)
-        if rows and (len(rows) == ROWS_PER_GROUP or group_bytes + row_bytes > BYTES_PER_GROUP):
-            yield rows
-            rows, group_bytes = [], 0
-        rows.append(row)
+        if group and (len(group) == ROWS_PER_GROUP or group_bytes + row_bytes > BYTES_PER_GROUP):
+            yield group
+            group, group_bytes = [], 0
+        group.append(row)
         group_bytes += row_bytes
-    if rows:
-        yield rows
+    if group:
+        yield group
 
 
 def _bytes_of(row: pa.RecordBatch) -> int:
-    """The bytes of the image and the texts of a pair; the same wherever the pair comes from."""
+    """Return the bytes of the image and the texts of a pair. They do not depend on where the pair is stored."""
     texts = pc.binary_length(pa.concat_arrays([row.column("caption"), row.column("mentions").flatten()]))
     return row.column("file_size")[0].as_py() + (pc.sum(texts).as_py() or 0)
 
 
 class _PairReader:
-    """Reads single pairs out of the files of the plan, of which some are kept open.
-
-    Args:
-        files: Paths of records and of shards.
-        footers: SHA-256 of the footers of those shards that are verifiable.
-    """
+    """Reads single pairs from the files of the plan. It keeps some files open."""
 
     def __init__(self, files: Sequence[str], footers: Mapping[str, str]):
         self.files = files
@@ -134,7 +123,7 @@ class _PairReader:
         self._shard = lru_cache(maxsize=8)(_OldShard)
 
     def read(self, file: int, position: int, size: int) -> pa.RecordBatch:
-        """The pair as a batch of one row: `size` bytes of records at `position`, or row `position` of a shard."""
+        """Return a pair as a batch of one row: `size` bytes of records at `position`, or row `position` of a shard."""
         path = self.files[file]
         if path.endswith(RECORDS_SUFFIX):
             return read_record(self._records(path), position, size, pair_schema())
@@ -142,7 +131,7 @@ class _PairReader:
 
 
 class _OldShard:
-    """A shard of the data set before; its rows come in their order, so a group is read once."""
+    """A shard of the updated dataset. Its rows are read in their order, so each row group is read once."""
 
     def __init__(self, path: str, footer_sha256: str | None):
         self._path = path
@@ -162,4 +151,5 @@ class _OldShard:
             table = self._file.read_row_group(group)
             return next(check_row_group([table], self._file.metadata.row_group(group), self._path))
         except OSError as error:
-            raise DamagedFile(f"{self._path}: damaged ({error}). Build the data set again with --overwrite.") from error
+            message = f"{self._path}: damaged ({error}). Build the dataset again with `overwrite=True`."
+            raise DamagedFile(message) from error

@@ -1,4 +1,4 @@
-"""The hidden folder in which a data set grows, and how it takes its place when all of it is there."""
+"""The hidden folder in which a dataset is built, and how the finished result replaces an existing dataset."""
 
 import contextlib
 import errno
@@ -21,18 +21,18 @@ HIDDEN = ".build"
 
 
 class AtWork(OSError):
-    """Another build is at work in the folder."""
+    """Raised if another build is running in the folder."""
 
 
 @dataclass(frozen=True)
 class Staging:
-    """The folder of an unfinished build: `.build/<name>` beside the result.
+    """The folder of an unfinished build: `.build/<name>` in the output folder.
 
-    Each build has a folder of its own name, so that what a killed one has left running writes nowhere else.
+    Each build has its own name, so that processes that survived a killed build do not write into the next one.
 
     Args:
-        output: The folder of the data set.
-        name: The build's.
+        output: Folder of the dataset.
+        name: Name of the build.
     """
 
     output: Path
@@ -40,7 +40,7 @@ class Staging:
 
     @classmethod
     def begin(cls, output: Path) -> "Staging":
-        """A folder for a new build; what an earlier one has left is cleared away."""
+        """Create a folder for a new build, and remove those of earlier builds."""
         discard(output)
         staging = cls(output, uuid.uuid4().hex[:12])
         staging.root.mkdir(parents=True)
@@ -48,7 +48,7 @@ class Staging:
 
     @classmethod
     def find(cls, output: Path) -> "tuple[Staging, dict[str, Any]] | None":
-        """The build that was begun here and is not finished, and what was noted of it; none where there is none."""
+        """Return the unfinished build in a folder and the notes from its start. None if there is no such build."""
         path = output / HIDDEN / "options.json"
         if not path.exists():
             return None
@@ -56,9 +56,8 @@ class Staging:
         return cls(output, begun["name"]), begun
 
     def note(self, begun: Mapping[str, Any]) -> None:
-        """Notes what is to be done: from now on the build can be taken up."""
-        content = json.dumps({"name": self.name, **begun}, indent=2)
-        write_text(self.output / HIDDEN / "options.json", content)
+        """Write notes on a build, with which it can be resumed."""
+        write_text(self.output / HIDDEN / "options.json", json.dumps({"name": self.name, **begun}, indent=2))
 
     @property
     def root(self) -> Path:
@@ -70,12 +69,12 @@ class Staging:
 
     @property
     def outdated(self) -> Path:
-        """PMCIDs whose rows in the data set that is updated no longer count, one a line."""
+        """PMCIDs whose rows in the updated dataset are outdated, one per line."""
         return self.root / "outdated.txt"
 
     @property
     def journals(self) -> Path:
-        """Journals and records of the tasks of the first pass."""
+        """Journals and records of the tasks that read articles."""
         return self.root / "articles"
 
     @property
@@ -84,7 +83,7 @@ class Staging:
 
     @property
     def statistics(self) -> Path:
-        """What each shard holds, in numbers."""
+        """Statistics of each shard."""
         return self.root / "statistics"
 
     @property
@@ -93,56 +92,52 @@ class Staging:
 
     @property
     def result(self) -> Path:
-        """The data set as it will be."""
+        """The dataset before it is moved to its place."""
         return self.root / "result"
 
     @property
     def _complete(self) -> Path:
         return self.root / "complete"
 
-    @property
-    def _replaced(self) -> Path:
-        """The data set before, until it is removed."""
-        return self.root / "replaced"
-
     def partial(self, name: str) -> Path:
-        """Where a file is written that gets its name when it is whole; for each process another."""
+        """Return a path for writing a file that is renamed when it is complete. It differs between processes."""
         folder = self.root / "partial"
         folder.mkdir(exist_ok=True)
         return folder / f"{name}.{socket.gethostname()}.{os.getpid()}"
 
     def take_place(self) -> None:
-        """Moves the result to its place; a move that was interrupted is finished by [`finish_move`]."""
+        """Move the result to its place. [`finish_move`] continues an interrupted move."""
         self._complete.touch()
         self.finish_move()
 
     def finish_move(self) -> bool:
-        """Finishes a move that was interrupted; returns whether the result was complete."""
+        """Continue an interrupted move. Return whether the result was complete."""
         if not self._complete.exists():
             return False
         if (self.result / REPORT_FILE).exists():
-            self._set_aside(REPORT_FILE)  # first: readers would hold the new files against the old report
+            self._set_aside(REPORT_FILE)  # first, because readers would compare new files with the old report
         paths = list(self.result.iterdir()) if self.result.exists() else []
         for path in sorted(paths, key=lambda path: (path.name == REPORT_FILE, path.name)):
-            if path.is_dir():  # in one step: removing it takes time, in which readers would see a part
+            if path.is_dir():  # a rename is atomic, while readers would see parts during a removal
                 self._set_aside(path.name)
             os.replace(path, self.output / path.name)
         return True
 
     def _set_aside(self, name: str) -> None:
-        """Moves what the data set before has under a name out of the way, to be removed with the rest."""
+        """Move a file or folder of the replaced dataset into the staging folder, with which it is removed."""
         if (self.output / name).exists():
-            self._replaced.mkdir(exist_ok=True)
-            os.replace(self.output / name, self._replaced / name)
+            replaced = self.root / "replaced"
+            replaced.mkdir(exist_ok=True)
+            os.replace(self.output / name, replaced / name)
 
     def clear(self, *, keep_logs: bool = False) -> None:
-        """Removes what is left of a build whose result is in its place.
+        """Remove the staging folder of a build whose result is in its place.
 
-        The note and the mark of completion go last. If this is interrupted, the same command still knows that the build
-        is complete.
+        The notes and the mark of completion are removed last. If this is interrupted, the same command still knows that
+        the build is complete.
 
         Args:
-            keep_logs: Keep the logs, for an executor that has still to write there.
+            keep_logs: Whether to keep the logs, because the executor is still writing to them.
         """
         for path in self.root.iterdir():
             if path != self._complete and not (keep_logs and path == self.logs):
@@ -155,27 +150,22 @@ class Staging:
 
 
 def discard(output: Path) -> None:
-    """Removes what builds have left in a folder: out of the way in one step, so that no half of it is ever taken up."""
+    """Remove the staging folders in a folder. They are renamed first, so that no partial one is ever resumed."""
     hidden = output / HIDDEN
     if hidden.exists():
         os.replace(hidden, output / f"{HIDDEN}-{uuid.uuid4().hex[:12]}")
-    for path in _discarded(output):
+    for path in output.glob(f"{HIDDEN}-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _discarded(output: Path) -> list[Path]:
-    """Folders that [`discard`] has not finished removing."""
-    return list(output.glob(f"{HIDDEN}-*"))
-
-
 def finish_interrupted(output: Path) -> dict[str, Any] | None:
-    """Finish a build that was interrupted after its result was complete: while it took its place, or cleared up.
+    """Finish a build that was interrupted after its result was complete.
 
     Args:
-        output: Folder of the data set.
+        output: Folder of the dataset.
 
     Returns:
-        The options of that build; none if there was no such build.
+        The options of that build. None if there was no such build.
     """
     found = Staging.find(output)
     if found is None or not found[0].finish_move():
@@ -186,42 +176,41 @@ def finish_interrupted(output: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def only_one(output: Path) -> Iterator[bool]:
-    """Keeps other builds out of a folder for as long as this one is at it.
+    """Lock a folder against other builds.
 
     Yields:
-        Whether a command that was at work here before has been killed.
+        Whether an earlier command was killed in this folder.
 
     Raises:
-        AtWork: There is one.
+        AtWork: If another build is running in the folder.
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{HIDDEN}.lock"
-    killed = path.exists() or bool(_discarded(output))
+    killed = path.exists() or any(output.glob(f"{HIDDEN}-*"))
     with path.open("w", encoding="utf-8") as file:
         try:
             lock(file, wait=False)
         except BlockingIOError:
-            raise AtWork(f"{output}: another build is at work here. Wait for it, or end it.") from None
+            raise AtWork(f"{output}: another build is running here. Wait for it, or stop it.") from None
         try:
             yield killed
         finally:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                output.rmdir()  # if nothing came of it
+                output.rmdir()  # if it is empty
 
 
 def lock(file: IO[Any], *, wait: bool) -> None:
-    """Takes the lock of an open file for this process, until it is closed.
+    """Lock an open file for this process until it is closed.
 
     Raises:
-        BlockingIOError: Another process has it, and this one is not to wait.
-        OSError: The disk does not know locks.
+        BlockingIOError: If another process has locked it, and `wait` is not set.
+        OSError: If the disk does not support locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise OSError(
-                error.errno, f"this disk does not support locks ({error.strerror}); mount it with flock", file.name
-            ) from error
+            message = f"this disk does not support locks ({error.strerror}). Mount it with flock"
+            raise OSError(error.errno, message, file.name) from error
         raise

@@ -1,7 +1,7 @@
-"""What the shards hold, in numbers: counted while they are written, summed for the report."""
+"""Statistics of the shards: counted while a shard is written, and summed for the report."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,27 +13,28 @@ from ..files import require_regular
 
 
 CONTEXT_LENGTH = 256  # tokens that the model reads
-LARGE_SIDE = 336  # pixels; the paper counts the images above it
+LARGE_SIDE = 336  # pixels. The paper counts the images above it
 _FORMATS = {"JPG": "JPEG", "TIF": "TIFF"}
 _PERCENTILES = (5, 50, 90, 95, 99)
 _BINS = 50
+
+Counts = Mapping[str, Mapping[str, int]]
 
 
 class ShardStatistics:
     """Counts over the rows of a shard.
 
     Args:
-        tokenizer: Name or folder of the tokenizer that measures captions; none to count words.
+        tokenizer: Name or folder of the tokenizer that measures captions (default: count words).
     """
 
     def __init__(self, tokenizer: str | None = None):
         self._tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-        self._counters: dict[str, Counter[str]] = {
-            name: Counter() for name in ("licenses", "modes", "formats", "caption_lengths", "shorter_sides", "other")
-        }
+        names = ("licenses", "modes", "formats", "caption_lengths", "shorter_sides", "other")
+        self._counters: dict[str, Counter[str]] = {name: Counter() for name in names}
 
     def add(self, table: pa.Table) -> None:
-        """Counts the rows of a table with the columns of the data set."""
+        """Count the rows of a table with the columns of the dataset."""
         text = {name: table.column(name).to_pylist() for name in ("license", "mode", "caption", "panel")}
         paths = pc.struct_field(table.column("image"), "path").to_pylist()
         sides = pc.min_element_wise(table.column("width"), table.column("height")).to_pylist()
@@ -51,9 +52,9 @@ class ShardStatistics:
             animated=pc.sum(pc.greater(table.column("frames"), 1)).as_py(),
         )
 
-    def counts(self, file_bytes: int) -> dict[str, dict[str, int]]:
-        """All counts, ready for JSON, and the size of the shard's file."""
-        return {**{name: dict(counter) for name, counter in self._counters.items()}, "file": {"bytes": file_bytes}}
+    def counts(self) -> Counts:
+        """Return all counts, ready for JSON."""
+        return {name: dict(counter) for name, counter in self._counters.items()}
 
     def _lengths(self, captions: list[str]) -> list[int]:
         if self._tokenizer is None:
@@ -62,16 +63,16 @@ class ShardStatistics:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer that measures captions.
+    """Load the tokenizer that measures captions.
 
     Raises:
-        ValueError: It cannot be had.
+        ValueError: If it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
-    if name.startswith(("/", ".")) and not Path(name).exists():
-        raise ValueError(f"--caption-tokenizer {name}: there is no such folder.")
     local = Path(name)
+    if name.startswith(("/", ".")) and not local.exists():
+        raise ValueError(f"`caption_tokenizer`: the folder {name} does not exist.")
     for file in local.iterdir() if local.is_dir() else [local] if local.exists() else []:
         if not file.is_dir():
             require_regular(file)
@@ -79,17 +80,16 @@ def load_tokenizer(name: str) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"--caption-tokenizer {name}: neither a folder with a tokenizer nor one on the Hub ({reason})"
-        ) from error
+        message = f"`caption_tokenizer`: {name} is neither a folder with a tokenizer nor one on the Hub ({reason})"
+        raise ValueError(message) from error
 
 
-def summarize(shards: Iterable[Mapping[str, Mapping[str, int]]], tokenizer: str | None) -> dict[str, Any]:
-    """The report's part on what is in the data set.
+def summarize(shards: Iterable[Counts], tokenizer: str | None) -> dict[str, Any]:
+    """Return the section of the report on the contents of the dataset.
 
     Args:
-        shards: What [`ShardStatistics.counts`] gave for each shard.
-        tokenizer: What measured the captions.
+        shards: The counts of each shard ([`ShardStatistics.counts`]).
+        tokenizer: Tokenizer that measured the captions.
 
     Returns:
         Counts, percentiles and histograms.
@@ -98,25 +98,23 @@ def summarize(shards: Iterable[Mapping[str, Mapping[str, int]]], tokenizer: str 
     for counts in shards:
         for name, counter in counts.items():
             totals.setdefault(name, Counter()).update(counter)
-    other = totals["other"]
+    other, lengths, sides = totals["other"], totals["caption_lengths"], totals["shorter_sides"]
     return {
         "pairs": other["pairs"],
-        "licenses": dict(totals["licenses"].most_common()),
-        "modes": dict(totals["modes"].most_common()),
-        "formats": dict(totals["formats"].most_common()),
+        **{name: dict(totals[name].most_common()) for name in ("licenses", "modes", "formats")},
         "mentions": {"pairs_with": other["with_mentions"], "paragraphs": other["mentions"]},
         "panels": other["panels"],
         "animated": other["animated"],
         "caption_length": {
             "unit": "tokens" if tokenizer else "words",
             "tokenizer": tokenizer,
-            f"within_{CONTEXT_LENGTH}": _share(totals["caption_lengths"], lambda values: values <= CONTEXT_LENGTH),
-            **_distribution(totals["caption_lengths"]),
+            f"within_{CONTEXT_LENGTH}": _fraction(lengths, lambda values: values <= CONTEXT_LENGTH),
+            **_distribution(lengths),
         },
         "image_size": {
             "unit": "pixels of the shorter side",
-            f"above_{LARGE_SIDE}": _share(totals["shorter_sides"], lambda values: values > LARGE_SIDE),
-            **_distribution(totals["shorter_sides"]),
+            f"above_{LARGE_SIDE}": _fraction(sides, lambda values: values > LARGE_SIDE),
+            **_distribution(sides),
         },
     }
 
@@ -127,18 +125,18 @@ def _format(path: str | None) -> str:
 
 
 def _values(counter: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Values in rising order, and how often each occurs."""
+    """Return the values in ascending order, and how often each occurs."""
     items = sorted((int(value), count) for value, count in counter.items())
     return np.array([value for value, _ in items]), np.array([count for _, count in items])
 
 
-def _share(counter: Mapping[str, int], holds: Any) -> float:
+def _fraction(counter: Mapping[str, int], condition: Callable[[np.ndarray], np.ndarray]) -> float:
     values, counts = _values(counter)
-    return round(float(counts[holds(values)].sum() / counts.sum()), 4)
+    return round(float(counts[condition(values)].sum() / counts.sum()), 4)
 
 
 def _distribution(counter: Mapping[str, int]) -> dict[str, Any]:
-    """Mean, percentiles (the smallest value that so many do not exceed) and a histogram up to the 99.5th."""
+    """Return the mean, percentiles by nearest rank, and a histogram up to the 99.5th percentile."""
     values, counts = _values(counter)
     ranks = np.cumsum(counts) / counts.sum()
 

@@ -19,11 +19,12 @@ from ..integrity import REPORT_FILE, check_file, open_parquet, read_hashes, repo
 from .articles import KEPT, LICENSES_KEY
 from .dates import NO_DATE, published_after
 from .plan import ARTICLES_FILE, SKIPPED_FILE, read_articles
+from .report import read_report
 
 
-ROWS_AT_A_TIME = 16
+BATCH_ROWS = 16
 PAGE_BUFFER_BYTES = 8_000_000
-FAULTS_OF_A_FILE = 20  # maximum number that is listed
+MAX_LISTED_FAULTS = 20  # per shard
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Verification:
         """Add a fault if a value found in the files differs from the report."""
         self.checked["counts"] += 1
         if found != stated:
-            self.faults.append(f"{what}: {REPORT_FILE} states {_shown(stated)}, and there are {_shown(found)}")
+            self.faults.append(f"{what}: {REPORT_FILE} states {_shown(stated)}, but there are {_shown(found)}")
 
 
 def verify_dataset(folder: Path, *, progress: bool = False) -> Verification:
@@ -73,7 +74,7 @@ def verify_dataset(folder: Path, *, progress: bool = False) -> Verification:
     """
     shards = sorted((folder / "data").glob("*.parquet"))
     if not shards:
-        raise FileNotFoundError(f"{folder}: no data set there: it has no data/*.parquet.")
+        raise FileNotFoundError(f"{folder}: no dataset found, because it has no data/*.parquet.")
     result = Verification()
     report = _read_report(folder, result)
     hashes = _hashes(folder, result)
@@ -82,7 +83,7 @@ def verify_dataset(folder: Path, *, progress: bool = False) -> Verification:
     for path in tqdm(shards, desc="Verifying", unit="shard", file=sys.stderr, disable=not progress, dynamic_ncols=True):
         stated = hashes.get(f"data/{path.name}")
         if hashes and stated is None:
-            result.faults.append(f"{path}: not in {REPORT_FILE}, so it is not of this build")
+            result.faults.append(f"{path}: not in {REPORT_FILE}, so it does not belong to this dataset")
         _attempt(result, path, partial(_verify_shard, path, stated, counts, result))
     for name in sorted(set(hashes) - {f"data/{path.name}" for path in shards}):
         path = folder / name
@@ -112,14 +113,10 @@ class _Counts:
 
 def _read_report(folder: Path, result: Verification) -> dict[str, Any]:
     try:
-        require_regular(folder / REPORT_FILE)
-        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-        if isinstance(report, dict):
-            return report_of_build(report)
-        result.faults.append(f"{folder / REPORT_FILE}: damaged: not a JSON object")
+        return report_of_build(read_report(folder))
     except (OSError, ValueError, RecursionError) as error:
         result.faults.append(f"{folder / REPORT_FILE}: cannot be read ({error})")
-    return {}
+        return {}
 
 
 def _hashes(folder: Path, result: Verification) -> dict[str, dict[str, Any]]:
@@ -151,38 +148,38 @@ def _verify_shard(path: Path, stated: Mapping[str, Any] | None, counts: _Counts,
     footer = None if stated is None else stated["footer_sha256"]
     # Use a buffer, so that a row group is not held in memory as a whole.
     file = open_parquet(path, footer_sha256=footer, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
-    noted = json.loads((file.metadata.metadata or {}).get(LICENSES_KEY.encode(), b"[]"))
+    stated_licenses = json.loads((file.metadata.metadata or {}).get(LICENSES_KEY.encode(), b"[]"))
     faults: list[str] = []
     for group in range(file.num_row_groups):
         licenses: Counter[str] = Counter()
-        for batch in file.iter_batches(ROWS_AT_A_TIME, row_groups=[group]):
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group]):
             for row in batch.to_pylist():
                 licenses[str(row["license"])] += 1
                 faults += _faults_of_row(row, split, counts)
             result.checked["images"] += batch.num_rows
-        if noted and noted[group] != licenses:
-            faults.append(f"the footer counts other licenses in row group {group} than its rows have")
+        if stated_licenses and stated_licenses[group] != licenses:
+            faults.append(f"the licenses in the footer differ from those in row group {group}")
         counts.licenses.update(licenses)
         counts.pairs[split] += licenses.total()
-    result.faults += [f"{path}: {fault}" for fault in faults[:FAULTS_OF_A_FILE]]
-    if len(faults) > FAULTS_OF_A_FILE:
-        result.faults.append(f"{path}: {len(faults) - FAULTS_OF_A_FILE:,} more faults in its rows")
+    result.faults += [f"{path}: {fault}" for fault in faults[:MAX_LISTED_FAULTS]]
+    if len(faults) > MAX_LISTED_FAULTS:
+        result.faults.append(f"{path}: {len(faults) - MAX_LISTED_FAULTS:,} more faults in its rows")
 
 
 def _faults_of_row(row: Mapping[str, Any], split: str, counts: _Counts) -> list[str]:
     name, content = row["pair_id"], (row["image"] or {}).get("bytes")
     counts.splits_of_article.setdefault(row["pmcid"], set()).add(split)
     digest = hashlib.blake2b(str(name).encode(), digest_size=12).digest()
-    faults = [f"row {name}: it is there twice"] if digest in counts.pair_ids else []
+    faults = [f"row {name}: the pair_id occurs twice"] if digest in counts.pair_ids else []
     counts.pair_ids.add(digest)
     if content is None:
-        return [*faults, f"row {name}: it has no bytes of its image"]
+        return [*faults, f"row {name}: the image has no bytes"]
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != row["image_md5"]:
-        faults.append(f"row {name}: the image has another MD5 than image_md5 states")
+        faults.append(f"row {name}: the MD5 of the image differs from image_md5")
     if len(content) != row["file_size"]:
-        faults.append(f"row {name}: the image has {len(content):,} bytes, and file_size is {row['file_size']:,}")
+        faults.append(f"row {name}: the image has {len(content):,} bytes, but file_size is {row['file_size']:,}")
     if row["split"] != split:
-        faults.append(f"row {name}: its split is {row['split']!r}, not {split!r}")
+        faults.append(f"row {name}: the split is {row['split']!r}, not {split!r}")
     return faults
 
 
@@ -198,7 +195,7 @@ def _compare_counts(report: Mapping[str, Any], counts: _Counts, result: Verifica
         result.compare(f"{split}: articles", articles, stated.get("articles"))
     several = sorted(name for name, splits in counts.splits_of_article.items() if len(splits) > 1)
     if several:
-        result.faults.append(f"{several[0]} and {len(several) - 1} other article(s) are in more than one split")
+        result.faults.append(f"{several[0]} and {len(several) - 1} other article(s) are in several splits")
 
 
 def _verify_articles(folder: Path, report: Mapping[str, Any], counts: _Counts, result: Verification) -> None:
@@ -236,6 +233,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_shown(count)}" for name, count in sorted(value.items())) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-__all__ = ["Verification", "verify_dataset"]

@@ -33,7 +33,8 @@ def options_in_errors(*arguments: str) -> Iterator[None]:
     """Name the options of the command instead of Python arguments in errors of the library.
 
     Args:
-        arguments: Names of arguments that have options of the same name, such as `label_column`.
+        arguments: Names of arguments that have options of the same name, such as `label_column`. A name without an
+            underscore is only replaced in backticks.
     """
     try:
         yield
@@ -41,8 +42,10 @@ def options_in_errors(*arguments: str) -> Iterator[None]:
         text = str(error)
         for name in arguments:
             option = f"--{name.replace('_', '-')}"
-            text = re.sub(rf"\b{name}='?([^\s']+)'?", rf"{option} \1", text)
-            text = re.sub(rf"\b{name}\b", option, text)
+            text = re.sub(rf"`{name}(=True)?`", option, text)
+            if "_" in name:
+                text = re.sub(rf"\b{name}='?([^\s']+)'?", rf"{option} \1", text)
+                text = re.sub(rf"\b{name}\b", option, text)
         if text == str(error):
             raise
         raise type(error)(text) from error

@@ -36,8 +36,8 @@ from fuzzing.mutate import damage_article, damage_picture  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from biomedclip.processing.images.reading import ImageError  # noqa: E402
+from biomedclip.processing.pmc.images import inspect_image  # noqa: E402
 from biomedclip.processing.pmc.jats import JatsError, parse_figures  # noqa: E402
-from biomedclip.processing.pmc.pictures import inspect_picture  # noqa: E402
 
 
 SECONDS = 10
@@ -56,7 +56,7 @@ class Target:
 
 TARGETS = (
     Target("articles", parse_figures, JatsError, damage_article),
-    Target("pictures", inspect_picture, ImageError, damage_picture),
+    Target("pictures", inspect_image, ImageError, damage_picture),
 )
 
 

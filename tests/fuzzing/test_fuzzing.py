@@ -11,7 +11,7 @@ from fuzzing.fuzz import TARGETS, Target, main, make_input, picture_samples
 from fuzzing.mutate import damage
 from helpers.commands import ENVIRONMENT, ROOT
 
-from biomedclip.processing.pmc.pictures import inspect_picture
+from biomedclip.processing.pmc.images import inspect_image
 
 
 pytestmark = [
@@ -32,7 +32,7 @@ def test_damaged_inputs_are_read_or_refused(target, tmp_path):
 
 
 def test_every_kind_of_picture_is_read_before_it_is_damaged(tmp_path):
-    modes = {inspect_picture(content).mode for content in picture_samples(tmp_path)}
+    modes = {inspect_image(content).mode for content in picture_samples(tmp_path)}
     assert modes >= {"RGB", "RGBA", "LA", "P", "CMYK", "I;16", "I;16B", "F", "1", "LAB", "YCbCr"}
 
 

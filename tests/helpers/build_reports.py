@@ -36,7 +36,7 @@ def full_scale_report() -> dict[str, Any]:
             "kept": 4_871_204,
             "dropped": {
                 "not open access": 812_345,
-                "licence not asked for": 611_002,
+                "license not allowed": 611_002,
                 "no figure with a caption and an image that could be read": 1_490_113,
                 "an earlier version of an article that is here": 201_310,
                 "retracted": 24_115,
@@ -84,7 +84,7 @@ def full_scale_report() -> dict[str, Any]:
         "mentions": {"pairs_with": 14_502_101, "paragraphs": 25_903_222},
         "panels": 610_227,
         "animated": 15,
-        "duplicates": {"same_bytes": 1_407_222, "same_picture": 210_118},
+        "duplicates": {"same_bytes": 1_407_222, "same_image": 210_118},
         "caption_length": lengths(captions)
         | {
             "unit": "tokens",
@@ -101,7 +101,7 @@ def full_scale_report() -> dict[str, Any]:
         "update": {"unchanged": 7_990_011, "new": 20_114, "changed": 2_220, "removed": 31},
         "built_with": {"source": "/home/someone/mirror"},
         "seconds": 40_215.3,
-        "drawn": False,
+        "synthetic": False,
         "options": {
             "source": "s3://pmc-oa-opendata",
             "pmcids": None,
@@ -134,7 +134,7 @@ def smallest_report() -> dict[str, Any]:
         "mentions": {"pairs_with": 0, "paragraphs": 0},
         "panels": 0,
         "animated": 0,
-        "duplicates": {"same_bytes": 0, "same_picture": 0},
+        "duplicates": {"same_bytes": 0, "same_image": 0},
         "caption_length": one
         | {
             "unit": "words",

@@ -1,4 +1,4 @@
-"""A Slurm of one machine for tests: `sbatch` takes scripts and runs them at once, task by task, as a cluster would."""
+"""A fake Slurm for tests: `sbatch` runs the tasks of a job at once, one after the other."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ for argument in arguments:
     if argument.startswith("--dependency="):
         for job in re.findall(r"\\d+", argument):
             assert (folder / f"job-{job}.ok").exists(), f"job {job} has not succeeded"
-# As Slurm reads them: words with quotes, of which an option takes one.
+# Slurm splits directives like a shell, and an option is one word.
 directives = [shlex.split(line.removeprefix("#SBATCH ")) for line in script.splitlines() if line.startswith("#SBATCH ")]
 assert all(len(words) == 1 for words in directives), f"an option of several words: {directives}"
 options = dict(words[0].removeprefix("--").partition("=")[::2] for words in directives)
@@ -39,21 +39,16 @@ else:
     (folder / f"job-{number}.ok").touch()
 print(f"Submitted batch job {number}")
 """
-# An interpreter's path may hold spaces or be too long for the first line of a program.
+# The path of an interpreter may contain spaces or be too long for the first line of a script.
 _START = '#!/bin/bash\nexec {python} {program} "$@"\n'
 _SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done\nexec "$@"\n'
 _SCONTROL = "#!/bin/bash\necho localhost\n"
 
 
 def install_fake_slurm(folder: Path) -> dict[str, str]:
-    """
-    Writes `sbatch`, `srun` and `scontrol`.
+    """Write `sbatch`, `srun` and `scontrol`, and return the environment variables to find them.
 
-    Args:
-        folder: Where they go, with `job-N.sh` and `job-N-TASK.out` of each job.
-
-    Returns:
-        The environment in which they are found.
+    The folder will also contain `job-N.sh` and `job-N-TASK.out` of each job.
     """
     folder.mkdir(parents=True)
     program = folder / "sbatch.py"

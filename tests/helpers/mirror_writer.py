@@ -1,4 +1,4 @@
-"""Writes small mirrors of PMC's bucket for tests."""
+"""Write small mirrors of PMC's bucket, build datasets from them, and read the results."""
 
 import dataclasses
 import gzip
@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from biomedclip.processing.pmc.inventory import INVENTORY
 
 
 def png_bytes(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
-    """A small picture of noise."""
+    """Return a small image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -23,7 +24,7 @@ def png_bytes(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
 
 
 class MirrorWriter:
-    """Writes articles into a folder in the layout of PMC's bucket."""
+    """Writes articles to a folder in the layout of PMC's bucket."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -32,7 +33,7 @@ class MirrorWriter:
     def article(
         self, number: int, *, figures: str, media: dict[str, bytes], version: int = 1, dates: str = "", **metadata
     ) -> str:
-        """Adds an article whose XML holds `figures` in its body and `dates` in its front; returns its name."""
+        """Add an article with `figures` in its body and `dates` in its front. Return its name."""
         front = f"<front><article-meta>{dates}</article-meta></front>" if dates else "<front/>"
         xml = (
             '<article xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:mml="http://www.w3.org/1998/Math/MathML">'
@@ -41,7 +42,7 @@ class MirrorWriter:
         return self.raw_article(number, xml=xml.encode(), media=media, version=version, **metadata)
 
     def raw_article(self, number: int, *, xml: bytes, media: dict[str, bytes], version: int = 1, **metadata) -> str:
-        """Adds an article with this XML; returns its name."""
+        """Add an article with this XML. Return its name."""
         name = f"PMC{number}.{version}"
         (self.root / name).mkdir()
 
@@ -68,7 +69,7 @@ class MirrorWriter:
         return name
 
     def plain_articles(self, count: int, *, figures_each: int = 2, first: int = 1000) -> None:
-        """Adds articles with nothing special about them."""
+        """Add articles without special properties."""
         for number in range(first, first + count):
             figures = "".join(
                 figure_xml(f"F{n}", f"Caption {n} of article {number}.", f"a{number}-g{n}") for n in range(figures_each)
@@ -77,16 +78,15 @@ class MirrorWriter:
             self.article(number, figures=figures, media=media)
 
 
-def figure_xml(figure_id: str, caption: str, href: str) -> str:
-    """One `<fig>` with a plain caption."""
-    return (
-        f'<fig id="{figure_id}"><label>Figure {figure_id}</label><caption><p>{caption}</p></caption>'
-        f'<graphic xlink:href="{href}"/></fig>'
-    )
+def figure_xml(figure_id: str, caption: str, *hrefs: str) -> str:
+    """Return a `<fig>` with a plain caption and images."""
+    graphics = "".join(f'<graphic xlink:href="{href}"/>' for href in hrefs)
+    label = f"<label>Figure {figure_id}</label>"
+    return f'<fig id="{figure_id}">{label}<caption><p>{caption}</p></caption>{graphics}</fig>'
 
 
 def write_inventory(root, rows: dict[str, str], date: str = "2026-01-18T01-00Z", files: int = 1, **manifest) -> None:
-    """An inventory of article versions with their ETags, as S3 writes it."""
+    """Write an inventory of article versions and their ETags, in the format of S3."""
     folder = root / INVENTORY
     (folder / date).mkdir(parents=True)
     (folder / "data").mkdir(exist_ok=True)
@@ -101,11 +101,36 @@ def write_inventory(root, rows: dict[str, str], date: str = "2026-01-18T01-00Z",
 
 
 def build_set(source: str | Path, output: Path, *, workers: int = 1, **options: Any) -> dict[str, Any]:
-    """Builds a data set with options of `BuildOptions` and `build_dataset` alike."""
-    from biomedclip.processing.pmc.build import BuildOptions, build_dataset
+    """Build a dataset with arguments of `BuildOptions`, `Engine` and `build_dataset`."""
+    from biomedclip.processing.pmc.build import build_dataset
     from biomedclip.processing.pmc.executors import Engine
+    from biomedclip.processing.pmc.options import BuildOptions
 
-    names = {option.name for option in dataclasses.fields(BuildOptions)}
-    what = BuildOptions(str(source), **{name: value for name, value in options.items() if name in names})
-    how = {name: value for name, value in options.items() if name not in names}
-    return build_dataset(what, output, **{"engine": Engine(workers=workers, retries=0)} | how)
+    def take(option_class: type) -> dict[str, Any]:
+        names = [option.name for option in dataclasses.fields(option_class)]
+        return {name: options.pop(name) for name in names if name in options}
+
+    engine = Engine(**{"workers": workers, "retries": 0} | take(Engine))
+    return build_dataset(BuildOptions(str(source), **take(BuildOptions)), output, engine=engine, **options)
+
+
+def rows_of(folder: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of all shards of a dataset."""
+    shards = sorted((folder / "data").glob("*.parquet"))
+    return [row for path in shards for row in pq.read_table(path, columns=columns).to_pylist()]
+
+
+def skipped_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of `skipped.jsonl`."""
+    return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+
+
+def dataset_files(folder: Path) -> dict[str, bytes]:
+    """Return the contents of the shards, `articles.parquet` and `skipped.jsonl`."""
+    paths = [*sorted((folder / "data").iterdir()), folder / "articles.parquet", folder / "skipped.jsonl"]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def shards_of(folder: Path) -> dict[str, bytes]:
+    """Return the contents of the shards."""
+    return {path.name: path.read_bytes() for path in sorted((folder / "data").iterdir())}

@@ -40,9 +40,9 @@ from tqdm.auto import tqdm
 
 from biomedclip.processing.pmc.build import BuildOptions, build_dataset
 from biomedclip.processing.pmc.executors import Engine, Stage
+from biomedclip.processing.pmc.images import inspect_image
 from biomedclip.processing.pmc.inventory import INVENTORY
 from biomedclip.processing.pmc.journal import count_articles
-from biomedclip.processing.pmc.pictures import inspect_picture
 from biomedclip.processing.pmc.staging import Staging
 from biomedclip.processing.synthetic_corpus.bucket import draw_corpus
 
@@ -89,7 +89,7 @@ def main() -> None:
 def measure_line(mirror: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """Measure the build, its steps and the decoder over the same files."""
     pictures = [path.read_bytes() for path in sorted(mirror.glob("PMC*/*")) if is_picture(path)]
-    engine = MeasuredEngine()
+    engine = MeasuredEngine(connections=1)
     steps: list[dict[str, float]] = []
 
     def build_once() -> dict[str, Any]:
@@ -100,7 +100,7 @@ def measure_line(mirror: Path, folder: Path, rounds: int) -> dict[str, Any]:
 
     ways: dict[str, Callable[[], Any]] = {
         DECODE: lambda: [Image.open(io.BytesIO(content)).load() for content in pictures],
-        "decoding and perceptual hash": lambda: [inspect_picture(content) for content in pictures],
+        "decoding and perceptual hash": lambda: [inspect_image(content) for content in pictures],
         "MD5": lambda: [md5(content).hexdigest() for content in pictures],
         LINE: build_once,
     }
@@ -123,7 +123,7 @@ def measure_line(mirror: Path, folder: Path, rounds: int) -> dict[str, Any]:
 
 def build(source: str, output: Path, engine: Engine, **options: Any) -> dict[str, Any]:
     shutil.rmtree(output, ignore_errors=True)
-    built = build_dataset(BuildOptions(source), output, engine=engine, concurrency=1, **options)
+    built = build_dataset(BuildOptions(source), output, engine=engine, **options)
     assert built is not None
     return built
 
@@ -170,10 +170,10 @@ class MeasuredEngine(Engine):
     watch: Callable[[str, Path], AbstractContextManager[None]] | None = None
     bytes: dict[str, int] = field(default_factory=dict)
 
-    def _run_stage(self, stage: Stage, logs: Path, watch: Any) -> None:
+    def _run_stage(self, stage: Stage, logs: Path) -> None:
         staging = Staging(logs.parents[3], logs.parents[1].name)
         with self.watch(stage.name, staging.journals) if self.watch else nullcontext():
-            super()._run_stage(replace(stage, steps=list(map(TimedStep, stage.steps))), logs, watch)
+            super()._run_stage(replace(stage, steps=list(map(TimedStep, stage.steps))), logs)
         if stage.name == "shards":
             self.bytes["records"] = size_of(staging.journals, ".arrows")
             self.bytes["journals"] = size_of(staging.journals, ".jsonl")
@@ -273,7 +273,7 @@ def measure_memory(folder: Path, articles: int) -> dict[str, tuple[int, int]]:
             if tenth:
                 found["after a tenth of the articles, and at their end"] = (tenth[0], seen[-1])
 
-    build(f"repeated://{articles}{mirror}/.mirror", folder / "set", MeasuredEngine(watch=watch), tasks=1)
+    build(f"repeated://{articles}{mirror}/.mirror", folder / "set", MeasuredEngine(tasks=1, connections=1, watch=watch))
     return found
 
 

@@ -31,6 +31,7 @@ from transformers import AutoTokenizer
 from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator, PairStream
 from biomedclip.processing.images.cropping import CROP_SCALE
 from biomedclip.processing.pmc.build import BuildOptions, build_dataset
+from biomedclip.processing.pmc.executors import Engine
 
 
 SIDE, BATCH, CONTEXT, TARS = 224, 16, 256, 4
@@ -49,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         source = BuildOptions(str(options.data / "pmc_mirror"), license="all", split_fractions=[1, 0, 0])
-        build_dataset(source, folder / "set", concurrency=1)
+        build_dataset(source, folder / "set", engine=Engine(connections=1))
         rates = measure(folder, options)
     rows = []
     for name, own in rates.items():

@@ -18,7 +18,7 @@ from helpers.pair_shards import pair_row, write_shards
 from biomedclip.processing import PairStream, load_pmc15m, shard_reader
 from biomedclip.processing.integrity import DamagedFile, read_columns
 from biomedclip.processing.pmc import shards
-from biomedclip.processing.pmc.pictures import PictureIndex
+from biomedclip.processing.pmc.images import ImageIndex
 from biomedclip.processing.pmc.plan import read_articles
 from biomedclip.processing.pmc.shards import pair_schema
 
@@ -33,7 +33,7 @@ def small_set(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("small")
     mirror = MirrorWriter(root / "mirror")
     mirror.plain_articles(12)
-    build_set(root / "mirror", root / "set", max_shard_bytes=60_000)
+    build_set(root / "mirror", root / "set", max_shard_size=60_000)
     assert len(list((root / "set" / "data").glob("train-*"))) > 1
     return root / "set"
 
@@ -265,8 +265,8 @@ def test_an_update_refuses_a_damaged_set(tmp_path):
 def test_damage_to_a_dataset_to_decontaminate_is_detected(copy):
     path = shard_of(copy)
     damage_page(path, "perceptual_hash")
-    with pytest.raises(ValueError, match=rf"--decontaminate .*{path.name}.*CRC"):
-        PictureIndex.from_path(path)
+    with pytest.raises(ValueError, match=rf"`decontaminate`.*{path.name}.*CRC"):
+        ImageIndex.from_path(path)
 
 
 def test_columns_of_a_damaged_file_are_not_read(tmp_path):

@@ -16,7 +16,7 @@ from biomedclip.processing.images import errors, reading
 from biomedclip.processing.images.high_bit_depth import find_deep_image
 from biomedclip.processing.images.perceptual_hash import perceptual_hash
 from biomedclip.processing.images.reading import ImageError
-from biomedclip.processing.pmc.pictures import inspect_picture
+from biomedclip.processing.pmc.images import inspect_image
 
 
 UP = [0, 36, 73, 109, 146, 182, 219, 255]
@@ -353,11 +353,11 @@ def test_images_of_more_than_8_bits_have_the_mode_pages_and_hash_of_their_conten
         (tiff(deep[..., 0] / np.float32(3500)), "F"),
         (tiff(with_nan), "F"),
     ):
-        described = inspect_picture(content)
+        described = inspect_image(content)
         assert (described.mode, described.frames) == (mode, 1)
         # Color is rounded to 8 bits before it is reduced, and grayscale afterwards.
         assert (int(described.perceptual_hash, 16) ^ int(expected, 16)).bit_count() <= (0 if mode == "RGB" else 2)
-    assert inspect_picture(pages.getvalue()).frames == 3
+    assert inspect_image(pages.getvalue()).frames == 3
 
 
 @pytest.mark.parametrize(("name", "expected"), [("tif16_miniswhite", DOWN), ("tif_float01", UP)])

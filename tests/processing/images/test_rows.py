@@ -25,7 +25,7 @@ from biomedclip.processing import (
 from biomedclip.processing.benchmarks.fingerprint import content_of, fingerprint_of
 from biomedclip.processing.images import errors
 from biomedclip.processing.images.reading import ImageError, read_row_image
-from biomedclip.processing.pmc.pictures import PictureIndex
+from biomedclip.processing.pmc.images import ImageIndex
 from biomedclip.processing.pmc.shards import pair_schema
 from biomedclip.run_scripts.evaluation.features import FeatureStore
 
@@ -141,8 +141,8 @@ def test_rows_of_a_table_with_paths_as_images_cannot_be_read(tmp_path, picture, 
 def test_a_path_in_a_dataset_to_decontaminate_is_not_read(tmp_path, picture, caplog):
     table = pa.table({"image": [str(picture), None]})
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="none of its 2 pictures can be compared"):
-        PictureIndex.from_path(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="none of the 2 images .*can be compared"):
+        ImageIndex.from_path(tmp_path / "a.parquet")
 
 
 def test_image_files_of_a_hub_dataset_are_only_read_from_the_cache(tmp_path, monkeypatch, picture):

@@ -1,4 +1,4 @@
-"""Which articles and versions are taken."""
+"""Choice of articles and versions."""
 
 import json
 
@@ -12,7 +12,7 @@ def metadata(**change) -> dict:
 
 
 def chosen(versions: dict[int, dict | None], licenses=frozenset({"CC BY"})) -> Article:
-    """The article with the version that is taken; `None` stands for metadata that cannot be read."""
+    """Return the article with the chosen version. `None` stands for metadata that cannot be read."""
 
     def read(name: str) -> dict:
         content = versions[int(name.split(".")[1])]
@@ -25,24 +25,38 @@ def chosen(versions: dict[int, dict | None], licenses=frozenset({"CC BY"})) -> A
     return article
 
 
-def test_the_newest_version_is_taken():
-    assert chosen({1: metadata(), 3: metadata(), 2: metadata()}).version == 3
+@pytest.mark.parametrize(
+    ("versions", "version"),
+    [
+        ({1: {}, 3: {}, 2: {}}, 3),
+        ({1: {}, 2: {"is_manuscript": True}}, 1),
+        ({1: {"is_manuscript": True}, 2: {"is_manuscript": True}}, 2),
+        ({1: {}, 2: {"license_code": "TDM"}}, 1),
+        ({1: {}, 2: {"is_pmc_openaccess": False}}, 1),
+    ],
+)
+def test_the_newest_usable_version_is_chosen_and_published_versions_before_manuscripts(versions, version):
+    assert chosen({number: metadata(**change) for number, change in versions.items()}).version == version
 
 
-def test_a_published_version_goes_before_a_newer_manuscript():
-    assert chosen({1: metadata(), 2: metadata(is_manuscript=True)}).version == 1
-    assert chosen({1: metadata(is_manuscript=True), 2: metadata(is_manuscript=True)}).version == 2
-
-
-def test_a_version_that_cannot_be_taken_gives_way_to_an_older_one():
-    assert chosen({1: metadata(), 2: metadata(license_code="TDM")}).version == 1
-    assert chosen({1: metadata(), 2: metadata(is_pmc_openaccess=False)}).version == 1
-
-
-def test_metadata_that_cannot_be_read_give_way_and_are_listed():
-    article = chosen({1: metadata(), 2: None})
+@pytest.mark.parametrize(
+    ("newest", "skipped"),
+    [
+        (None, ("version 2", "metadata unreadable, another version used", "PMC1.2")),
+        (
+            metadata(license_code=["CC BY"]),
+            (
+                "version 2",
+                "metadata damaged, another version used",
+                "license_code is a list, \"['CC BY']\", and should be text",
+            ),
+        ),
+    ],
+)
+def test_an_older_version_is_used_if_the_metadata_of_the_newest_cannot_be(newest, skipped):
+    article = chosen({1: metadata(), 2: newest})
     assert article.version == 1
-    assert article.skipped == [("version 2", "metadata unreadable, another version taken", "PMC1.2")]
+    assert article.skipped == [skipped]
 
 
 @pytest.mark.parametrize(
@@ -53,91 +67,64 @@ def test_metadata_that_cannot_be_read_give_way_and_are_listed():
         {1: metadata(is_retracted=True)},
     ],
 )
-def test_a_retraction_of_any_version_that_would_be_looked_at_takes_the_article_out(versions):
+def test_an_article_is_dropped_if_any_version_up_to_the_chosen_one_is_retracted(versions):
     with pytest.raises(Dropped, match="retracted"):
         chosen(versions)
 
 
-def test_without_any_version_the_reason_is_that_of_the_newest():
-    with pytest.raises(Dropped, match="licence not asked for"):
+@pytest.mark.parametrize("value", ["true", "false", 1])
+def test_an_article_is_dropped_if_a_version_may_be_retracted(value):
+    with pytest.raises(Dropped, match="metadata damaged"):
+        chosen({1: metadata(), 2: metadata(is_retracted=value)})
+
+
+def test_without_a_usable_version_the_reason_is_that_of_the_newest():
+    with pytest.raises(Dropped, match="license not allowed"):
         chosen({1: metadata(is_pmc_openaccess=False), 2: metadata(license_code="TDM")})
     with pytest.raises(Dropped, match="not in the source"):
         chosen({})
 
 
-DAMAGED = [
-    {"is_pmc_openaccess": "false"},
-    {"is_pmc_openaccess": "true"},
-    {"is_pmc_openaccess": 1},
-    {"is_manuscript": "no"},
-    {"is_manuscript": 0},
-    {"is_historical_ocr": ""},
-    {"is_historical_ocr": []},
-    {"is_retracted": "false"},
-    {"is_retracted": 0},
-    {"is_retracted": {}},
-    {"pmcid": 1},
-    {"version": "1"},
-    {"version": 1.0},
-    {"version": True},
-    {"version": float("nan")},
-    {"pmid": 1.5},
-    {"pmid": True},
-    {"pmid": ["1"]},
-    {"doi": 10.1},
-    {"title": ["A title"]},
-    {"citation": {"journal": "J"}},
-    {"license_code": ["CC BY"]},
-    {"license_code": False},
-    {"xml_url": ["s3://bucket/a.xml"]},
-    {"xml_url": False},
-    {"text_url": 1},
-    {"pdf_url": {}},
-    {"media_urls": "s3://bucket/a.jpg"},
-    {"media_urls": {"a.jpg": "s3://bucket/a.jpg"}},
-    {"media_urls": ["s3://bucket/a.jpg", None]},
-    {"media_urls": [["s3://bucket/a.jpg"]]},
-    {"media_urls": False},
-    {"media_urls": 0},
-]
+WRONG_VALUES = {
+    "is_pmc_openaccess": ["false", "true", 1],
+    "is_manuscript": ["no", 0],
+    "is_historical_ocr": ["", []],
+    "is_retracted": ["false", 0, {}],
+    "pmcid": [1],
+    "version": ["1", 1.0, True, float("nan")],
+    "pmid": [1.5, True, ["1"]],
+    "doi": [10.1],
+    "title": [["A title"]],
+    "citation": [{"journal": "J"}],
+    "license_code": [["CC BY"], False],
+    "xml_url": [["s3://bucket/a.xml"], False],
+    "text_url": [1],
+    "pdf_url": [{}],
+    "media_urls": ["s3://b/a.jpg", {"a.jpg": "s3://b/a.jpg"}, ["s3://b/a.jpg", None], [["s3://b/a.jpg"]], False, 0],
+}
 
 
-@pytest.mark.parametrize("change", DAMAGED, ids=str)
-def test_metadata_with_a_value_of_the_wrong_type_are_damaged_and_the_value_is_named(change):
-    ((name, _),) = change.items()
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG_VALUES.items() for value in values], ids=str
+)
+def test_a_metadata_value_of_the_wrong_type_is_named(name, value):
     with pytest.raises(Dropped) as drop:
-        chosen({1: metadata(**change)}, licenses=None)
+        chosen({1: metadata(**{name: value})}, licenses=None)
     assert drop.value.reason == "metadata damaged"
-    assert drop.value.detail.startswith(f"{name} holds ") and "should be" in drop.value.detail
+    assert drop.value.detail.startswith(f"{name} is ") and "should be" in drop.value.detail
 
 
-@pytest.mark.parametrize("name", sorted({name for change in DAMAGED for name in change}))
-def test_metadata_may_lack_a_field_or_hold_null(name):
+@pytest.mark.parametrize("name", WRONG_VALUES)
+def test_metadata_may_lack_a_field_or_contain_null(name):
     optional = {name} - {"is_pmc_openaccess", "xml_url"}
-    without = metadata()
-    for missing in optional:
-        without.pop(missing, None)
+    without = {key: value for key, value in metadata().items() if key not in optional}
     assert chosen({1: without}, licenses=None).version == 1
     assert chosen({1: metadata(**dict.fromkeys(optional))}, licenses=None).version == 1
 
 
-def test_metadata_may_hold_a_pmid_as_number_or_text_and_fields_that_nobody_knows():
-    for change in ({"pmid": 1}, {"pmid": "1"}, {"media_urls": []}, {"new_field": [{}]}):
-        assert chosen({1: metadata(**change)}).version == 1
-
-
-def test_damaged_metadata_give_way_to_an_older_version_and_are_listed():
-    article = chosen({1: metadata(), 2: metadata(license_code=["CC BY"])})
-    assert article.version == 1
-    ((item, reason, detail),) = article.skipped
-    assert (item, reason) == ("version 2", "metadata damaged, another version taken")
-    assert detail == "license_code holds a list, \"['CC BY']\", and should be text"
-
-
-def test_a_version_that_may_be_retracted_takes_the_article_out():
-    for value in ("true", "false", 1):
-        with pytest.raises(Dropped, match="metadata damaged"):
-            chosen({1: metadata(), 2: metadata(is_retracted=value)})
+@pytest.mark.parametrize("change", [{"pmid": 1}, {"pmid": "1"}, {"media_urls": []}, {"new_field": [{}]}], ids=str)
+def test_a_pmid_may_be_a_number_or_text_and_unknown_fields_are_ignored(change):
+    assert chosen({1: metadata(**change)}).version == 1
 
 
 def test_all_real_metadata_are_read(shared_data):
@@ -148,22 +135,24 @@ def test_all_real_metadata_are_read(shared_data):
 
 
 @pytest.mark.parametrize("choice", ["CC-BY", "cc by", "Commercial", "CC BY,CC-0"])
-def test_a_slip_in_a_licence_is_told_with_what_was_meant(choice):
+def test_a_misspelled_license_is_refused_with_a_suggestion(choice):
     with pytest.raises(ValueError, match="Did you mean"):
         parse_licenses(choice)
 
 
-def test_licences_can_be_a_text_or_a_list_and_unknown_ones_are_taken_at_their_word():
+def test_licenses_may_be_a_text_or_a_list_and_may_be_unknown():
     assert parse_licenses("CC BY, CC0") == parse_licenses(["CC BY", "CC0"]) == {"CC BY", "CC0"}
     assert parse_licenses("TDM,Crown") == {"TDM", "Crown"}
     assert parse_licenses("all") is None
 
 
-def test_what_is_listed_can_be_stored_and_is_bounded_whatever_an_article_says():
+def test_texts_about_skipped_items_are_valid_utf_8_of_limited_length():
     article = Article("PMC1")
-    article.skip("F\ud800", "image missing", "half a character \udfff")
+    article.skip("F\ud800", "image missing", "a surrogate \udfff")
     article.skip("F" * 10_000, "image missing", "\ud800" * 10_000)
-    article.drop("licence not asked for", "CC BY\ud800")
-    assert article.skipped[0] == ("F?", "image missing", "half a character ?")
-    assert article.skipped[1] == ("F" * MAX_DETAIL, "image missing", "?" * MAX_DETAIL)
-    assert article.skipped[2] == ("", "licence not asked for", "CC BY?")
+    article.drop("license not allowed", "CC BY\ud800")
+    assert article.skipped == [
+        ("F?", "image missing", "a surrogate ?"),
+        ("F" * MAX_DETAIL, "image missing", "?" * MAX_DETAIL),
+        ("", "license not allowed", "CC BY?"),
+    ]

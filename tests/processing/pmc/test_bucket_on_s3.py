@@ -1,24 +1,19 @@
-"""PMC's bucket on a real S3 server: the same as the same articles in a folder."""
+"""PMC's bucket on an S3 server gives the same results as a folder."""
 
 import hashlib
 import socket
-from pathlib import Path
 
 import fsspec
 import pyarrow.compute as pc
 import pytest
-from helpers.mirror_writer import build_set, figure_xml, png_bytes, write_inventory
+from helpers.mirror_writer import build_set, figure_xml, png_bytes, shards_of, write_inventory
 
-from biomedclip.processing.pmc import bucket as bucket_module
 from biomedclip.processing.pmc.bucket import Bucket, BucketError, ObjectError, SourceUnavailable
 from biomedclip.processing.pmc.inventory import find_manifest, read_work_list
 
 
+pytestmark = pytest.mark.slow
 PMC = "pmc-oa-opendata"
-
-
-def shards_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "data").iterdir())}
 
 
 def names(bucket: Bucket, *arguments) -> list[str]:
@@ -28,7 +23,7 @@ def names(bucket: Bucket, *arguments) -> list[str]:
 
 @pytest.fixture
 def both(mirror, object_store) -> tuple[Bucket, Bucket]:
-    """A mirror of 30 articles with an inventory, and the bucket that is made of it."""
+    """A mirror of 31 articles with an inventory, and a bucket with the same objects."""
     mirror.plain_articles(30)
     mirror.article(7, figures=figure_xml("F1", "Of two versions.", "g"), media={"g.png": png_bytes(7)})
     mirror.article(7, figures=figure_xml("F1", "The second.", "g"), media={"g.png": png_bytes(8)}, version=2)
@@ -42,17 +37,15 @@ def test_the_work_list_comes_from_the_inventory(both, object_store):
     assert read_work_list(s3) == read_work_list(folder) and read_work_list(s3)[0].num_rows == 31
     assert find_manifest(s3) == find_manifest(folder)
     assert names(s3, ["PMC7", "PMC1003.1"]) == names(folder, ["PMC7", "PMC1003.1"]) == ["PMC7.1", "PMC7.2", "PMC1003.1"]
-    assert not [path for method, path, _ in object_store.sent if "PMC1004.1" in path], (
-        "articles are not looked at one by one"
-    )
+    assert not [path for _, path, _ in object_store.sent if "PMC1004.1" in path], "articles are not requested"
 
 
-def test_the_state_of_an_object_is_its_etag_as_the_inventory_has_it(both):
+def test_the_etag_of_an_object_is_that_of_the_inventory(both):
     work_list, _ = read_work_list(both[1], ["PMC1003"])
     assert work_list == read_work_list(both[1])[0].filter(pc.field("pmcid") == "PMC1003")
 
 
-def test_every_object_is_the_one_in_the_folder(both):
+def test_every_object_equals_the_file(both):
     folder, s3 = both
     for name in names(s3):
         metadata = s3.read_metadata(name)
@@ -61,21 +54,21 @@ def test_every_object_is_the_one_in_the_folder(both):
             assert s3.read(url) == folder.read(url)
 
 
-def test_content_is_held_against_its_md5(both, object_store):
+def test_the_md5_is_checked(both, object_store):
     url = both[1].read_metadata("PMC1000.1")["media_urls"][0]
     object_store.client().put_object(Bucket=PMC, Key="PMC1000.1/a1000-g0.png", Body=b"other")
     with pytest.raises(ObjectError, match="MD5"):
         both[1].read(url)
 
 
-def test_what_is_not_there_is_a_fault_of_the_object(both):
+def test_a_missing_object_is_named(both):
     with pytest.raises(ObjectError, match="g9.png: cannot be read"):
         both[1].read("PMC1000.1/g9.png")
     with pytest.raises(BucketError, match="none of the 1 PMCID.* PMC999"):
         read_work_list(both[1], ["PMC999"])
 
 
-def test_a_bucket_that_is_not_there_is_a_clear_error(object_store):
+def test_a_missing_bucket_is_refused(object_store):
     with pytest.raises(BucketError, match="no such folder or bucket"):
         Bucket("s3://no-such-bucket")
 
@@ -89,7 +82,7 @@ def without_keys(monkeypatch) -> None:
 
 
 def read_with(monkeypatch, object_store, source: str, **environment: str) -> set[str]:
-    """Reads an object with these variables alone; returns who signed the requests."""
+    """Read an object with only these variables. Return the access keys that signed the requests."""
     without_keys(monkeypatch)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -99,7 +92,7 @@ def read_with(monkeypatch, object_store, source: str, **environment: str) -> set
 
 @pytest.mark.parametrize("name", [PMC, "a-mirror"])
 class TestCredentials:
-    """For PMC's own bucket as for any other."""
+    """Credentials for PMC's bucket and for others."""
 
     @pytest.fixture
     def source(self, mirror, object_store, name) -> str:
@@ -130,12 +123,11 @@ class TestCredentials:
             read_with(monkeypatch, object_store, source, AWS_PROFILE="nobody")
 
 
-def test_without_a_network_it_is_said_that_there_is_no_connection(object_store, monkeypatch):
+def test_without_a_network_the_error_states_that_there_is_no_connection(object_store, monkeypatch):
     import s3fs
 
-    monkeypatch.setattr(bucket_module, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    with socket.socket() as server:  # nobody listens at this port
+    with socket.socket() as server:  # no server listens at this port
         server.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -153,7 +145,7 @@ def test_a_bucket_without_read_access_is_not_reported_as_missing(mirror, object_
 
 
 @pytest.mark.parametrize("how", ["503", "reset"])
-def test_a_passing_fault_of_the_server_is_not_noticed(both, object_store, how):
+def test_a_transient_error_of_the_server_is_retried(both, object_store, how):
     object_store.fail("PMC1000.1.xml", how)
     url = both[0].read_metadata("PMC1000.1")["xml_url"]
     assert both[1].read(url) == both[0].read(url)
@@ -161,7 +153,7 @@ def test_a_passing_fault_of_the_server_is_not_noticed(both, object_store, how):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_build_from_s3_is_the_build_from_the_folder_byte_for_byte(both, tmp_path, workers):
+def test_a_build_from_s3_gives_the_same_files_as_from_a_folder(both, tmp_path, workers):
     folder, s3 = both
     reports = [
         build_set(source, tmp_path / name, tasks=3, workers=workers)

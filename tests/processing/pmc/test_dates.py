@@ -1,4 +1,4 @@
-"""Which date of an article counts, and what an incomplete or odd date means."""
+"""The publication date of an article."""
 
 import calendar
 from collections import Counter
@@ -131,7 +131,7 @@ def test_months_are_numbers_or_english_names(number):
         ("", None),
     ],
 )
-def test_the_iso_attribute_is_a_date_of_its_own(attribute, stated):
+def test_the_iso_attribute_is_another_date(attribute, stated):
     assert decided(f'<pub-date iso-8601-date="{attribute}"/>') == stated
     both = f'<pub-date iso-8601-date="{attribute}"><season>Summer</season><year>2022</year></pub-date>'
     assert decided(both) == (stated or "2022")
@@ -179,7 +179,7 @@ def test_many_nested_and_long_dates_are_read(impatient):
         ("none", "no publication date"),
     ],
 )
-def test_the_last_day_still_counts_and_no_date_does_not(stated, reason):
+def test_articles_until_the_last_day_are_kept(stated, reason):
     article = parsed(pub_date("epub", stated))
     if reason is None:
         check_published(article, date(2022, 6, 15))
@@ -194,7 +194,7 @@ def test_the_last_day_still_counts_and_no_date_does_not(stated, reason):
     "choice", ["", "2022", "2022-06", "20220615", "2022-W24-3", "15.6.2022", "2022-06-31", "2022-06-15T0", "٢٠٢٢-06-15"]
 )
 def test_the_option_takes_one_format(choice):
-    with pytest.raises(ValueError, match="--published-until .* is not a date such as 2022-06-15"):
+    with pytest.raises(ValueError, match="`published_until` must be a date such as 2022-06-15"):
         parse_published_until(choice)
     assert parse_published_until("2022-06-15") == date(2022, 6, 15)
 

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 import pytest
 from helpers.mirror_writer import write_inventory
 
-from biomedclip.processing.pmc import bucket as bucket_module
 from biomedclip.processing.pmc.bucket import Bucket, BucketError, SourceUnavailable
 from biomedclip.processing.pmc.inventory import INVENTORY, find_manifest, inventory_date, read_work_list
 
@@ -126,15 +125,14 @@ def test_the_inventory_that_is_named_is_the_one_that_was_used(mirror, monkeypatc
     rows, inventory = read_work_list(bucket, ["PMC1000", "PMC1001"])
     assert inventory is None and rows.num_rows == 2, "a short list is asked for, article by article"
     rows, inventory = read_work_list(bucket, ["PMC1000"], inventory="2026-01-18T01-00Z")
-    assert inventory == "2026-01-18T01-00Z" and rows.column("mark").to_pylist() == ["1:a"]
-    monkeypatch.setattr("biomedclip.processing.pmc.inventory._MAX_PROBED", 0)
+    assert inventory == "2026-01-18T01-00Z" and rows.column("source_etag").to_pylist() == ["1:a"]
+    monkeypatch.setattr("biomedclip.processing.pmc.inventory._MAX_REQUESTED", 0)
     assert read_work_list(bucket, ["PMC1000"])[1] == "2026-01-18T01-00Z"
 
 
 def test_an_outage_while_the_inventory_is_read_is_not_called_damage(mirror, monkeypatch):
     mirror.plain_articles(1)
     write_inventory(mirror.root, {"PMC1000.1": "a"})
-    monkeypatch.setattr(bucket_module, "FIRST_PAUSE", 0.001)
 
     def silent(*arguments, **options):
         raise TimeoutError("no answer")
@@ -148,7 +146,6 @@ def test_an_outage_while_the_inventory_is_read_is_not_called_damage(mirror, monk
 def test_over_http_articles_are_asked_for_side_by_side_and_faults_of_the_server_are_not_noticed(
     mirror, serve, monkeypatch
 ):
-    monkeypatch.setattr(bucket_module, "FIRST_PAUSE", 0.001)
     mirror.plain_articles(30)
     server = serve(mirror.root, failing=0.3, slow=1, delay=0.02)
     wanted = [f"PMC{number}" for number in range(1000, 1031)]
@@ -169,7 +166,7 @@ def test_a_list_of_pmcids_finds_all_versions_or_the_one_that_is_named(mirror):
 @pytest.mark.parametrize("probed", [0, 1000])
 def test_a_pmcid_that_is_not_there_gets_a_row_without_versions(mirror, monkeypatch, probed):
     monkeypatch.setattr(
-        "biomedclip.processing.pmc.inventory._MAX_PROBED", probed
+        "biomedclip.processing.pmc.inventory._MAX_REQUESTED", probed
     )  # a long list is looked up in the inventory
     mirror.plain_articles(1)
     write_inventory(mirror.root, {"PMC1000.1": "a", "PMC5.1": "b"})
@@ -186,7 +183,7 @@ def test_a_list_that_makes_no_sense_is_a_clear_error(mirror):
 
 
 def test_an_empty_source_is_a_clear_error(tmp_path):
-    with pytest.raises(BucketError, match="no articles there"):
+    with pytest.raises(BucketError, match="no articles found"):
         read_work_list(Bucket(str(tmp_path)))
 
 
@@ -228,7 +225,7 @@ def test_over_http_the_inventory_of_one_of_the_last_days_is_found(mirror, serve)
 
 def test_over_http_without_inventory_the_remedy_is_told(mirror, serve):
     mirror.plain_articles(1)
-    with pytest.raises(BucketError, match="Pass --inventory, or --pmcids"):
+    with pytest.raises(BucketError, match="Pass `inventory` or `pmcids`"):
         read_work_list(Bucket(serve(mirror.root).url))
 
 
@@ -239,4 +236,4 @@ def test_the_real_inventory_lists_what_is_there(shared_data):
     assert {f"{row['pmcid']}.{version}" for row in work_list for version in row["versions"]} == folders
     for row in work_list:
         content = (root / "metadata" / f"{row['pmcid']}.1.json").read_bytes()
-        assert row["mark"] == f"1:{hashlib.md5(content).hexdigest()}"
+        assert row["source_etag"] == f"1:{hashlib.md5(content).hexdigest()}"

@@ -1,4 +1,4 @@
-"""What a task has finished survives its death, and nothing else does."""
+"""The journal keeps finished articles, and nothing else, if its task is killed."""
 
 import multiprocessing
 import os
@@ -30,17 +30,9 @@ SCHEMA = pa.schema(
 )
 
 
-def article(number: int, pairs: int = 2) -> Article:
-    rows = [
-        {
-            "pair_id": f"PMC{number}.1/F{pair}/g",
-            "file_size": 100,
-            "image_md5": f"{number:032x}",
-            "perceptual_hash": "",
-            "image": bytes([number]) * (100 + pair),
-        }
-        for pair in range(pairs)
-    ]
+def article(number: int) -> Article:
+    row = {"file_size": 100, "image_md5": f"{number:032x}", "perceptual_hash": ""}
+    rows = [row | {"pair_id": f"PMC{number}.1/F{pair}/g", "image": bytes([number]) * (100 + pair)} for pair in range(2)]
     return Article(f"PMC{number}", [1], "1:a", 1, pairs=rows)
 
 
@@ -58,7 +50,7 @@ def files(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_pairs_are_read_back_from_where_the_journal_says(tmp_path):
+def test_the_journal_states_where_each_pair_is(tmp_path):
     write(tmp_path, [1, 2])
     position = 0
     with records_path(journal_path(tmp_path, 0)).open("rb") as records:
@@ -69,43 +61,32 @@ def test_pairs_are_read_back_from_where_the_journal_says(tmp_path):
                 position += size
         assert row["image"] == bytes([2]) * 101
         assert records.read() == b""
+    assert count_articles(tmp_path) == 2 and count_articles(tmp_path / "empty") == 0
 
 
-@pytest.mark.parametrize("cut", [1, 7, 150])
-def test_a_line_that_was_cut_off_does_not_count_and_is_written_again(tmp_path, cut):
-    write(tmp_path / "whole", [1, 2, 3])
-    write(tmp_path / "cut", [1, 2, 3])
-    path = journal_path(tmp_path / "cut", 0)
-    path.write_bytes(path.read_bytes()[:-cut])
-    assert names(tmp_path / "cut") == ["PMC1", "PMC2"]
-    write(tmp_path / "cut", [3])
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+def truncate(path, count: int) -> None:
+    path.write_bytes(path.read_bytes()[:-count])
 
 
-def test_records_without_their_line_are_cut_off(tmp_path):
-    write(tmp_path / "whole", [1, 2])
-    write(tmp_path / "torn", [1])
-    with records_path(journal_path(tmp_path / "torn", 0)).open("ab") as records:
-        records.write(b"half a record")
-    write(tmp_path / "torn", [2])
-    assert files(tmp_path / "torn") == files(tmp_path / "whole")
-
-
-def test_a_line_whose_records_the_disk_has_lost_does_not_count(tmp_path):
-    write(tmp_path / "whole", [1, 2])
-    write(tmp_path / "lost", [1, 2])
-    path = records_path(journal_path(tmp_path / "lost", 0))
-    path.write_bytes(path.read_bytes()[:-10])
-    with TaskJournal(tmp_path / "lost", 0, SCHEMA):
-        assert names(tmp_path / "lost") == ["PMC1"]
-    write(tmp_path / "lost", [2])
-    assert files(tmp_path / "lost") == files(tmp_path / "whole")
-
-
-def test_articles_are_counted_without_reading_them(tmp_path):
-    assert count_articles(tmp_path) == 0
-    write(tmp_path, [1, 2, 3])
-    assert count_articles(tmp_path) == 3
+@pytest.mark.parametrize(
+    ("damage", "articles"),
+    [
+        (lambda journal: truncate(journal, 1), 2),
+        (lambda journal: truncate(journal, 7), 2),
+        (lambda journal: truncate(journal, 150), 2),
+        (lambda journal: truncate(records_path(journal), 10), 2),
+        (lambda journal: records_path(journal).open("ab").write(b"half a record"), 3),
+    ],
+    ids=["end of line", "end of journal", "half a line", "lost record", "record without line"],
+)
+def test_an_incomplete_article_is_removed_and_written_again(tmp_path, damage, articles):
+    write(tmp_path / "complete", [1, 2, 3, 4])
+    write(tmp_path / "damaged", [1, 2, 3])
+    damage(journal_path(tmp_path / "damaged", 0))
+    with TaskJournal(tmp_path / "damaged", 0, SCHEMA):
+        assert names(tmp_path / "damaged") == [f"PMC{number}" for number in range(1, articles + 1)]
+    write(tmp_path / "damaged", range(articles + 1, 5))
+    assert files(tmp_path / "damaged") == files(tmp_path / "complete")
 
 
 def _hold(folder, ready) -> None:
@@ -115,7 +96,8 @@ def _hold(folder, ready) -> None:
         time.sleep(60)
 
 
-def test_a_second_process_waits_until_the_first_is_gone(tmp_path):
+@pytest.mark.slow
+def test_a_second_process_waits_until_the_first_has_ended(tmp_path):
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     holder = context.Process(target=_hold, args=(tmp_path, ready))

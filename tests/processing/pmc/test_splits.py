@@ -1,4 +1,6 @@
-"""Splits and the order of pairs never change: the values here were written down once."""
+"""Splits and the order of pairs: the values must never change."""
+
+from collections import Counter
 
 import pytest
 
@@ -40,7 +42,7 @@ def test_the_split_of_an_article_never_changes(pmcid):
     assert [split_by_hash(pmcid, choice) for choice in fractions] == splits
 
 
-def test_an_article_on_the_edge_of_two_splits_belongs_to_the_second():
+def test_an_article_on_the_edge_of_two_splits_is_in_the_second():
     edge = 0xAA4582667C1BE119 / 2**64
     assert split_by_hash("PMC1", (edge, 1 - edge, 0)) == "validation"
     assert split_by_hash("PMC1", (edge + 1e-12, 1 - edge - 1e-12, 0)) == "train"
@@ -53,21 +55,21 @@ def test_an_article_on_the_edge_of_two_splits_belongs_to_the_second():
         (SMALL_FRACTIONS, "train validation train test", {"PMC101": "validation"}),
         (SMALL_FRACTIONS, "train train train test test validation", {}),
         ((0, 0.02, 0.98), "test validation test", {"PMC101": "validation"}),
-        # Out of the largest split: PMC101 comes before PMC102, and is all that train has.
+        # From the largest split: PMC101 has a smaller hash, but is the only article of train.
         ((0.1, 0.002, 0.898), "test train validation test", {"PMC102": "validation"}),
         ((0.5, 0.5, 0), "validation train train", {}),
         ((1, 0, 0), "train train train", {}),
     ],
 )
-def test_an_empty_split_of_a_small_set_is_filled_by_the_article_whose_hash_comes_first(fractions, splits, moved):
+def test_an_empty_split_is_filled_by_the_article_with_the_smallest_hash(fractions, splits, moved):
     pmcids = [f"PMC{number}" for number in range(100, 100 + len(splits.split()))]
     assert assign_splits(pmcids, fractions) == (splits.split(), moved)
-    # Whatever the order of the articles.
+    # The order of the articles does not matter.
     backwards, moved_backwards = assign_splits(pmcids[::-1], fractions)
     assert (backwards[::-1], moved_backwards) == (splits.split(), moved)
 
 
-def test_an_article_that_was_moved_stays_unless_it_or_its_split_is_gone():
+def test_a_moved_article_stays_in_its_split_while_both_exist():
     pmcids = [f"PMC{number}" for number in range(100, 104)]
     moved_before = {"PMC100": "validation", "PMC999": "test"}
     assert assign_splits(pmcids, SMALL_FRACTIONS, moved_before) == (
@@ -77,7 +79,7 @@ def test_an_article_that_was_moved_stays_unless_it_or_its_split_is_gone():
     assert assign_splits(pmcids, (0.5, 0.5, 0), {"PMC101": "test"})[1] == {}
 
 
-def test_the_papers_fractions_are_those_of_a_set_of_10_000_articles_and_more():
+def test_the_fractions_of_the_paper_are_used_for_10_000_articles_or_more():
     assert default_fractions(9_999) == (0.8, 0.1, 0.1)
     assert default_fractions(10_000) == (0.9495, 0.0009, 0.0496)
 
@@ -90,7 +92,7 @@ def test_the_papers_fractions_are_those_of_a_set_of_10_000_articles_and_more():
         (0, "PMC2803133.1/fig1/jcbn09-52f01", 0xF12F64E12F1426B3),
     ],
 )
-def test_the_place_of_a_pair_never_changes(seed, pair_id, key):
+def test_the_sort_key_of_a_pair_never_changes(seed, pair_id, key):
     assert plan._key(seed, pair_id) == key
 
 
@@ -113,6 +115,13 @@ def test_the_sizes_of_shards_never_change(rows, split, shards, sizes):
     assert [end - start for start, end in zip(edges, edges[1:], strict=False)] == sizes
 
 
+def test_the_splits_of_many_articles_follow_the_fractions():
+    counts = Counter(split_by_hash(f"PMC{number}", (0.8, 0.1, 0.1)) for number in range(20_000))
+    # Three standard deviations of a binomial count are 170 for train and 127 for the others.
+    assert abs(counts["train"] - 16_000) < 170
+    assert abs(counts["validation"] - 2_000) < 127 and abs(counts["test"] - 2_000) < 127
+
+
 @pytest.mark.parametrize("choice", ["0.8,0.1,0.1", "1,0,0", " 0.5, 0.25 ,0.25", "0.3333333,0.3333333,0.3333333"])
 def test_fractions_are_three_numbers_that_add_up_to_1(choice):
     assert parse_fractions(choice) == tuple(map(float, choice.split(",")))
@@ -121,11 +130,11 @@ def test_fractions_are_three_numbers_that_add_up_to_1(choice):
 @pytest.mark.parametrize(
     "choice", ["0.8,0.1", "0.8,0.1,0.1,0", "a,b,c", "", "0.8,0.1,0.2", "0.5,0.2,0.2", "1.5,-0.5,0"]
 )
-def test_other_fractions_are_refused_by_name(choice):
-    with pytest.raises(ValueError, match=f"--split-fractions '{choice}'"):
+def test_invalid_fractions_are_refused(choice):
+    with pytest.raises(ValueError, match=f"`split_fractions` must be .*not '{choice}'"):
         parse_fractions(choice)
 
 
-def test_fractions_for_fewer_or_more_than_three_splits_are_refused():
+def test_fractions_for_two_splits_are_refused():
     with pytest.raises(ValueError):
         assign_splits(["PMC1", "PMC4"], (0.5, 0.5))

@@ -1,4 +1,4 @@
-"""The steps of the first pass, on one article: what its figures, files and texts come to, and what they may take."""
+"""Steps on one article: its files, its pairs, and the limits on both."""
 
 import errno
 import io
@@ -12,19 +12,17 @@ from PIL import Image
 from biomedclip.processing.pmc import steps
 from biomedclip.processing.pmc.articles import Article
 from biomedclip.processing.pmc.bucket import Bucket
-from biomedclip.processing.pmc.jats import Figure, Graphic
-from biomedclip.processing.pmc.steps import FetchPictures, Media, PairFigures, ParseFigures, ReadArticles
+from biomedclip.processing.pmc.jats import Figure, Graphic, parse_figures
+from biomedclip.processing.pmc.steps import FetchImages, Media, PairFigures, ParseFigures, ReadArticles
 
 
 def figure(number: int, *hrefs: str, mentions: tuple[str, ...] = ()) -> Figure:
     return Figure(f"F{number}", None, f"Caption {number}.", tuple(Graphic((href,)) for href in hrefs), mentions)
 
 
-def article(figures: list[Figure], files: list[str], pictures: dict[str, bytes] | None = None) -> Article:
+def article(figures: list[Figure], files: list[str], images: dict[str, bytes] | None = None) -> Article:
     urls = [f"s3://pmc-oa-opendata/PMC1.1/{name}" for name in files]
-    return Article(
-        "PMC1", [1], version=1, metadata={"media_urls": urls}, figures=figures, pictures=dict(pictures or {})
-    )
+    return Article("PMC1", [1], version=1, metadata={"media_urls": urls}, figures=figures, images=dict(images or {}))
 
 
 def files_of(hrefs: tuple[str, ...], files: list[str]) -> list[str]:
@@ -46,11 +44,11 @@ def test_an_href_finds_its_file(href, name):
     assert files_of((href,), ["other.jpg", f"{name}.xml", name, "fig-11.jpg", ".jpg", "jpg"]) == [name]
 
 
-def test_capitals_count_where_that_finds_a_file():
+def test_case_matters_if_a_file_matches_it():
     assert files_of(("Fig1",), ["FIG1.jpg", "Fig1.jpg"]) == ["Fig1.jpg"]
 
 
-def test_files_come_best_format_first_and_then_by_name_whatever_the_order_of_the_list():
+def test_files_are_sorted_by_format_and_name():
     files = ["g.gif", "g.jpg", "g.png", "g.tif"]
     best_first = ["g.png", "g.tif", "g.jpg", "g.gif"]
     assert all(files_of(("g",), list(order)) == best_first for order in permutations(files))
@@ -64,7 +62,7 @@ def encoded(format: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_of_files_of_one_size_the_best_format_is_taken_and_a_larger_one_goes_before():
+def test_the_largest_file_is_used_and_of_equal_ones_that_with_the_best_format():
     contents = {"g.gif": encoded("GIF"), "g.jpg": encoded("JPEG")}
     for order in permutations(contents):
         taken = article([figure(1, "g")], list(order), contents)
@@ -75,35 +73,35 @@ def test_of_files_of_one_size_the_best_format_is_taken_and_a_larger_one_goes_bef
     assert [row["image"]["path"] for row in larger.pairs] == ["g.gif"]
 
 
-def test_pictures_beyond_what_an_article_may_take_are_listed_and_not_fetched(tmp_path, monkeypatch):
+def test_images_beyond_the_size_limit_of_an_article_are_not_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "MAX_ARTICLE_BYTES", 10_000)
     (tmp_path / "PMC1.1").mkdir()
     files = [f"g{number}.png" for number in range(6)]
     for number, name in enumerate(files):
         (tmp_path / "PMC1.1" / name).write_bytes(png_bytes(number))  # 3.7 kB each
     large = article([figure(number, name) for number, name in enumerate(files)], files)
-    FetchPictures(Bucket(str(tmp_path))).process(large)
-    assert sum(isinstance(content, bytes) for content in large.pictures.values()) == 3
+    FetchImages(Bucket(str(tmp_path))).process(large)
+    assert sum(isinstance(content, bytes) for content in large.images.values()) == 3
     PairFigures().process(large)
     assert len(large.pairs) == 2 and sum(row["file_size"] for row in large.pairs) <= 10_000
     assert [reason for _, reason, _ in large.skipped] == ["article too large"] * 4
 
 
-def test_a_picture_that_many_figures_name_counts_each_time_and_is_decoded_once(monkeypatch):
+def test_an_image_of_several_figures_counts_each_time_and_is_decoded_once(monkeypatch):
     content = png_bytes(1)
     monkeypatch.setattr(steps, "MAX_ARTICLE_BYTES", 5 * len(content))
-    decoded, inspect = [], steps.inspect_picture
-    monkeypatch.setattr(steps, "inspect_picture", lambda content: decoded.append(1) or inspect(content))
+    decoded, inspect = [], steps.inspect_image
+    monkeypatch.setattr(steps, "inspect_image", lambda content: decoded.append(1) or inspect(content))
     repeated = article([figure(number, "g") for number in range(10)], ["g.png"], {"g.png": content})
     PairFigures().process(repeated)
     assert len(repeated.pairs) == 4 and len(repeated.skipped) == 6 and len(decoded) == 1
 
 
-def test_a_file_is_let_go_of_behind_the_last_figure_that_needs_it(monkeypatch):
+def test_a_file_is_freed_after_the_last_figure_that_uses_it(monkeypatch):
     held, add = [], steps._Pairing.add
 
     def record(self, figure, graphic):
-        held.append(sorted(self.article.pictures))
+        held.append(sorted(self.article.images))
         add(self, figure, graphic)
 
     monkeypatch.setattr(steps._Pairing, "add", record)
@@ -111,10 +109,10 @@ def test_a_file_is_let_go_of_behind_the_last_figure_that_needs_it(monkeypatch):
     taken = article([figure(1, "a", "b"), figure(2, "b"), figure(3, "c")], [*pictures], pictures)
     PairFigures().process(taken)
     assert held == [["a.png", "b.png", "c.png"], ["a.png", "b.png", "c.png"], ["b.png", "c.png"], ["c.png"]]
-    assert taken.pictures == {} and len(taken.pairs) == 4
+    assert taken.images == {} and len(taken.pairs) == 4
 
 
-def test_mentions_of_an_article_are_stored_up_to_a_limit_and_those_left_out_are_listed(monkeypatch):
+def test_mentions_beyond_the_size_limit_of_an_article_are_omitted(monkeypatch):
     monkeypatch.setattr(steps, "MAX_MENTION_BYTES", 100)
     mentions = ("x" * 30, "é" * 10)
     figures = [figure(number, f"g{number}", mentions=mentions) for number in range(4)]
@@ -122,22 +120,23 @@ def test_mentions_of_an_article_are_stored_up_to_a_limit_and_those_left_out_are_
     taken = article(figures, [*pictures], pictures)
     PairFigures().process(taken)
     assert [row["mentions"] for row in taken.pairs] == [list(mentions), list(mentions), [], []]
-    assert taken.skipped == [("F2/g2", "mentions left out", "2 of 2"), ("F3/g3", "mentions left out", "2 of 2")]
+    assert taken.skipped == [("F2/g2", "mentions omitted", "2 of 2"), ("F3/g3", "mentions omitted", "2 of 2")]
 
 
 def parsed(figures: list[Figure], limit: int, monkeypatch) -> Article:
-    monkeypatch.setattr(steps, "parse_figures", lambda xml: figures)
+    monkeypatch.setattr(steps, "parse_article", lambda xml: None)
+    monkeypatch.setattr(steps, "find_figures", lambda root: figures)
     taken = article([], [])
     ParseFigures(limit).process(taken)
     return taken
 
 
-def test_images_beyond_the_limit_for_an_article_are_cut_and_counted(monkeypatch):
+def test_images_beyond_the_limit_on_their_number_are_skipped_and_counted(monkeypatch):
     figures = [figure(1, "a", "b"), figure(2, "a"), figure(3, "a", "c", "d"), figure(4, "e"), figure(5, "a")]
     taken = parsed(figures, 4, monkeypatch)
     hrefs = [[graphic.hrefs[0] for graphic in kept.graphics] for kept in taken.figures]
-    assert hrefs == [["a", "b"], ["a"], ["a"]], "the same file named again counts again"
-    detail = "4 of 8, from here on: the limit is --max-figures-per-article 4"
+    assert hrefs == [["a", "b"], ["a"], ["a"]], "a repeated file counts again"
+    detail = "4 of 8, from here on: max_figures_per_article is 4"
     assert taken.skipped == [("F3", "too many figures", detail, 4)]
     assert len(taken.figures) + taken.figures_cut == 5
     at_an_edge = parsed(figures, 3, monkeypatch)
@@ -158,11 +157,11 @@ def test_no_real_article_reaches_the_limit(shared_data):
     files = [*(shared_data / "pmc_mirror").glob("PMC*/*.xml"), *(shared_data / "jats_xml").glob("*.*ml")]
     assert len(files) > 200
     for file in files:
-        assert sum(map(steps._images, steps.parse_figures(file.read_bytes()))) < steps.FIGURES_PER_ARTICLE / 4
+        assert sum(map(steps.count_images, parse_figures(file.read_bytes()))) < steps.FIGURES_PER_ARTICLE / 4
 
 
-@pytest.mark.parametrize("step", [ReadArticles, FetchPictures])
-def test_a_limit_of_this_machine_stops_the_run_and_drops_no_article(tmp_path, monkeypatch, step):
+@pytest.mark.parametrize("step", [ReadArticles, FetchImages])
+def test_an_error_of_this_machine_stops_the_run_and_drops_no_article(tmp_path, monkeypatch, step):
     bucket = Bucket(str(tmp_path))
 
     def fail(*arguments, **options):
@@ -172,10 +171,11 @@ def test_a_limit_of_this_machine_stops_the_run_and_drops_no_article(tmp_path, mo
     taken = article([figure(1, "g")], ["g.png"])
     with pytest.raises(OSError, match="Too many open files"):
         step(bucket, None)._process_or_drop(taken) if step is ReadArticles else step(bucket)._process_or_drop(taken)
-    assert not taken.outcome and not taken.pictures
+    assert not taken.outcome and not taken.images
 
 
-def test_time_grows_with_the_number_of_files_and_graphics_and_not_with_its_square():
+@pytest.mark.slow
+def test_the_run_time_is_linear_in_the_number_of_files_and_images():
     count = 20_000
     names = [f"g{number}.png" for number in range(count)]
     damaged = article([figure(1, *names)], names, dict.fromkeys(names, b"no picture"))
@@ -186,4 +186,4 @@ def test_time_grows_with_the_number_of_files_and_graphics_and_not_with_its_squar
         PairFigures().process(damaged)
     PairFigures().process(one_file)
     assert len(one_file.pairs) == count
-    assert time.process_time() - started < 20  # some 3 s; each graphic with each file or pair took 100 s and more
+    assert time.process_time() - started < 20  # about 3 s. A quadratic run time would be 100 s

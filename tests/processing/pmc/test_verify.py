@@ -82,11 +82,14 @@ def other_image(image):
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (lambda folder: change_row(folder, "image", other_image), r"row PMC\S+: the image has another MD5"),
-        (lambda folder: change_row(folder, "image", lambda image: {**image, "bytes": None}), r"row PMC\S+: .*no bytes"),
+        (lambda folder: change_row(folder, "image", other_image), r"row PMC\S+: the MD5 of the image differs"),
+        (
+            lambda folder: change_row(folder, "image", lambda image: {**image, "bytes": None}),
+            r"row PMC\S+: the image has no bytes",
+        ),
         (lambda folder: change_row(folder, "file_size", lambda size: size + 1), r"row PMC\S+: .*file_size is"),
-        (lambda folder: change_row(folder, "split", lambda split: "test"), r"row PMC\S+: its split is 'test'"),
-        (lambda folder: change_row(folder, "license", lambda code: "CC0"), "footer counts other licenses"),
+        (lambda folder: change_row(folder, "split", lambda split: "test"), r"row PMC\S+: the split is 'test'"),
+        (lambda folder: change_row(folder, "license", lambda code: "CC0"), "the licenses in the footer differ"),
         (lambda folder: change_row(folder, "pmcid", lambda pmcid: "PMC9"), "train: articles: report.json states"),
         (lambda folder: flip(shard_of(folder), 200), r"train-00000-of-\d+\.parquet: .*SHA-256"),
         (lambda folder: flip(shard_of(folder), -100), "footer is damaged"),
@@ -101,7 +104,7 @@ def other_image(image):
         (lambda folder: (folder / "skipped.jsonl").write_text(""), "skipped.jsonl: damaged"),
         (lambda folder: (folder / "report.json").write_text("{"), "report.json: cannot be read"),
         (lambda folder: (folder / "report.json").unlink(), "report.json: cannot be read"),
-        (lambda folder: change_report(folder, "pairs", value=25), "pairs: report.json states 25, and there are 24"),
+        (lambda folder: change_report(folder, "pairs", value=25), "pairs: report.json states 25, but there are 24"),
         (
             lambda folder: change_report(folder, "splits", "train", "bytes", value=1),
             "train: bytes: report.json states 1",
@@ -122,17 +125,19 @@ def test_each_kind_of_damage_is_named(copy, damage, fault):
     assert re.search(fault, faults), faults
 
 
-def test_a_set_without_hashes_is_not_verifiable_and_its_images_are_checked(copy):
+def test_without_hashes_the_images_are_checked(copy):
     change_row(copy, "image", other_image)
     report = json.loads((copy / "report.json").read_text())
     del report["files"]
     (copy / "report.json").write_text(json.dumps(report))
     result = verify_dataset(copy)
     assert not result.verifiable
-    assert len(result.faults) == 1 + 1 and "another MD5" in result.faults[0]  # and the bytes of the split
+    assert (
+        len(result.faults) == 1 + 1 and "the MD5 of the image differs" in result.faults[0]
+    )  # and the bytes of the split
 
 
-def test_a_set_of_a_quickstart_is_verified_by_the_report_of_its_build(copy):
+def test_the_report_of_a_quickstart_contains_that_of_the_build(copy):
     report = json.loads((copy / "report.json").read_text())
     (copy / "report.json").write_text(json.dumps({"build": report, "training": {"steps": 3}}))
     result = verify_dataset(copy)
@@ -140,24 +145,24 @@ def test_a_set_of_a_quickstart_is_verified_by_the_report_of_its_build(copy):
     assert len(integrity.footers_of([str(path) for path in sorted((copy / "data").iterdir())])) > 0
 
 
-def test_many_faults_of_a_shard_are_counted(copy, monkeypatch):
-    monkeypatch.setattr("biomedclip.processing.pmc.verify.FAULTS_OF_A_FILE", 1)
+def test_only_some_faults_of_a_shard_are_listed(copy, monkeypatch):
+    monkeypatch.setattr("biomedclip.processing.pmc.verify.MAX_LISTED_FAULTS", 1)
     change_row(copy, "image", other_image)
     change_row(copy, "split", lambda split: "test")
     assert any("1 more faults in its rows" in fault for fault in verify_dataset(copy).faults)
 
 
-def test_the_command_needs_no_other_option_and_exits_with_1_on_a_fault(copy, capfd):
+def test_the_command_exits_with_1_if_there_is_a_fault(copy, capfd):
     assert main(["build", "--verify", str(copy)]) == 0
     out, err = capfd.readouterr()
     assert "images checked" in out and "24" in out and "Verifying" in err
     change_row(copy, "image", other_image)
     assert main(["build", f"--verify={copy}"]) == 1
     out, err = capfd.readouterr()
-    assert "the image has another MD5 than image_md5 states" in out
+    assert "the MD5 of the image differs from image_md5" in out
     assert "fault(s), listed above" in err
     assert main(["build", "--verify", str(copy / "nothing")]) == 1
-    assert "no data set there" in capfd.readouterr().err
+    assert "no dataset found" in capfd.readouterr().err
 
 
 def test_names_in_faults_are_escaped_for_the_terminal(copy, capfd):
@@ -169,13 +174,13 @@ def test_names_in_faults_are_escaped_for_the_terminal(copy, capfd):
 
 
 @pytest.mark.parametrize("name", ["report.json", "skipped.jsonl", "articles.parquet"])
-def test_a_fifo_in_the_place_of_a_file_is_a_fault_and_not_waited_for(copy, impatient, name):
+def test_a_fifo_is_a_fault(copy, impatient, name):
     (copy / name).unlink()
     os.mkfifo(copy / name)
     assert any(f"{name} is a FIFO" in fault for fault in verify_dataset(copy).faults)
 
 
-def test_a_fifo_in_the_place_of_the_report_is_refused_when_a_set_is_opened(copy, impatient):
+def test_a_dataset_whose_report_is_a_fifo_is_refused(copy, impatient):
     (copy / "report.json").unlink()
     os.mkfifo(copy / "report.json")
     with pytest.raises(OSError, match=r"report\.json is a FIFO"):

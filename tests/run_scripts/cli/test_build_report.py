@@ -1,4 +1,4 @@
-"""What a build tells its user: tables for a terminal, and a picture."""
+"""Tables and plot of a build."""
 
 import pytest
 from helpers.build_reports import full_scale_report, smallest_report
@@ -9,7 +9,7 @@ from biomedclip.run_scripts.cli.plots import plot_report
 
 
 def empty_report():
-    """Nothing was kept; reasons with long names, counts beyond any that can be."""
+    """Return a report without pairs, with long reasons and large counts."""
     report = smallest_report() | {"pairs": 0, "licenses": {}, "modes": {}, "formats": {}, "splits": {}}
     report["articles"] = {"seen": 0, "kept": 0, "dropped": {}}
     report["figures"] = {"seen": 0, "skipped": {f"a reason of many words, number {n}, " * 5: 10**n for n in range(13)}}
@@ -33,46 +33,43 @@ def test_the_tables_fit_a_terminal_of_80_columns(report, capsys, monkeypatch):
     assert max(map(len, shown(report, capsys, monkeypatch).splitlines())) <= 80
 
 
-def test_reasons_come_by_their_counts_with_their_share(capsys, monkeypatch):
+def test_reasons_are_sorted_by_their_counts(capsys, monkeypatch):
     text = shown(full_scale_report(), capsys, monkeypatch)
-    reasons = ["no figure with a caption", "not open access", "licence not asked for", "retracted", "XML cannot be"]
+    reasons = ["no figure with a caption", "not open access", "license not allowed", "retracted", "XML cannot be"]
     assert sorted(reasons, key=text.index) == reasons
     row = next(line for line in text.splitlines() if "not open access" in line)
     assert "812,345" in row and "10.1 %" in row
 
 
-def test_every_split_and_licence_is_shown(capsys, monkeypatch):
+def test_every_split_and_license_is_shown(capsys, monkeypatch):
     report = full_scale_report()
     text = shown(report, capsys, monkeypatch)
     for count in [*report["licenses"].values(), *(split["pairs"] for split in report["splits"].values())]:
         assert f"{count:,}" in text
 
 
-def test_an_update_says_what_it_found(capsys, monkeypatch):
+def test_the_counts_of_an_update_are_shown(capsys, monkeypatch):
     assert "20,114 new" in shown(full_scale_report(), capsys, monkeypatch)
     assert "last build" not in shown(smallest_report(), capsys, monkeypatch)
 
 
-def test_more_reasons_than_a_person_reads_are_added_up():
+def test_counts_beyond_the_limit_are_summed():
     counts = {f"reason {n}": n for n in range(20)}
     shortened = largest(counts, 5)
     assert shortened[:2] == [("reason 19", 19), ("reason 18", 18)]
     assert shortened[-1] == ("16 others", sum(range(16)))
     assert sum(count for _, count in shortened) == sum(counts.values())
-
-
-def test_as_many_reasons_as_fit_stay_themselves():
     assert largest({"a": 1, "b": 2}, 2) == [("b", 2), ("a", 1)]
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.44, "0.4 s"), (119, "119.0 s"), (600, "10 min"), (40_215, "11 h 10 min")]
 )
-def test_durations_are_said_as_a_person_says_them(seconds, text):
+def test_durations_have_a_suitable_unit(seconds, text):
     assert duration(seconds) == text
 
 
-def test_the_picture_can_be_drawn_of_much_of_little_and_of_nothing(report, tmp_path):
+def test_the_plot_of_a_large_a_small_and_an_empty_dataset(report, tmp_path):
     plot_report(report, tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 1000
@@ -80,7 +77,7 @@ def test_the_picture_can_be_drawn_of_much_of_little_and_of_nothing(report, tmp_p
 
 
 def axes_of(report, tmp_path, monkeypatch):
-    """The panels as they are when the picture is saved."""
+    """Return the panels of the plot by their titles."""
     from biomedclip.run_scripts.cli import plots
 
     kept = []
@@ -89,7 +86,7 @@ def axes_of(report, tmp_path, monkeypatch):
     return {axes.get_title().split(":")[0]: axes for axes in kept[0].axes if axes.get_title()}
 
 
-def test_the_bars_are_as_long_as_the_counts(tmp_path, monkeypatch):
+def test_the_bars_have_the_lengths_of_the_counts(tmp_path, monkeypatch):
     report = full_scale_report()
     axes = axes_of(report, tmp_path, monkeypatch)
     assert [bar.get_width() for bar in axes["Pairs under each licence"].patches] == sorted(
@@ -100,13 +97,13 @@ def test_the_bars_are_as_long_as_the_counts(tmp_path, monkeypatch):
     assert sum(widths[1:8]) == sum(report["articles"]["dropped"].values())
 
 
-def test_the_limit_of_256_is_drawn_for_tokens_alone(tmp_path, monkeypatch):
+def test_the_limit_of_256_is_only_drawn_for_tokens(tmp_path, monkeypatch):
     def marks(report):
         return [line.get_xdata()[0] for line in axes_of(report, tmp_path, monkeypatch)["Captions"].lines]
 
     assert marks(full_scale_report()) == [256] and marks(smallest_report()) == []
 
 
-def test_the_sizes_that_the_model_knows_are_marked(tmp_path, monkeypatch):
+def test_the_image_sizes_of_the_models_are_marked(tmp_path, monkeypatch):
     lines = axes_of(full_scale_report(), tmp_path, monkeypatch)["Images"].lines
     assert [line.get_xdata()[0] for line in lines] == [224, 336]

@@ -232,7 +232,7 @@ def test_the_report_of_the_quickstart_has_the_same_structure_with_any_text(text)
         return {
             **{"retrieval": retrieval, "zero_shot": classes | {"recall_of_class": {name: 0.5, "b": None}}, "seed": 0},
             **{"training": {"steps": 1, "seconds": 2.0}, "seconds": 3.0, "peak_memory_mib": 4},
-            "build": {"splits": {"train": {"pairs": 3}}, "drawn": False, "source": name},
+            "build": {"splits": {"train": {"pairs": 3}}, "synthetic": False, "source": name},
         }
 
     assert structure(report_as_markdown(report(text))) == structure(report_as_markdown(report(BENIGN)))

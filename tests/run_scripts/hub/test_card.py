@@ -44,7 +44,7 @@ def model(run, tmp_path) -> Path:
 def dataset(built, tmp_path) -> Path:
     """The report that `biomedclip build` writes for the training data."""
     report = json.loads((built / "report.json").read_text())
-    report |= {"drawn": True, "versions": {"biomedclip": "0.1.0"}}
+    report |= {"synthetic": True, "versions": {"biomedclip": "0.1.0"}}
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "report.json").write_text(json.dumps(report))
     return tmp_path / "set"

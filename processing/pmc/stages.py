@@ -1,0 +1,201 @@
+"""The stages of a build.
+
+`articles` reads the articles and writes journals of pairs. `plan` assigns every pair to a shard. `shards` writes the
+shards. `finish` checks them and writes the report.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+
+from ..files import write_text
+from ..integrity import REPORT_FILE, open_parquet
+from .articles import parse_licenses
+from .bucket import Bucket
+from .dates import parse_published_until
+from .executors import Engine, Stage
+from .images import ImageIndex
+from .journal import count_articles
+from .options import BuildOptions
+from .plan import SKIPPED_FILE, Plan, make_plan
+from .report import make_report, read_report
+from .shards import write_shard
+from .splits import TooFewArticles
+from .staging import Staging
+from .steps import FetchImages, PairFigures, ParseFigures, ReadArticles, ReadWorkList, WriteArticles
+
+
+# The list of skipped articles of a failed build, if the folder already contains a dataset with its own list.
+FAILED_FILE = "skipped-failed.jsonl"
+MAX_SHARD_TASKS = 512
+REMOTE_CONNECTIONS = 16
+PLAN_MEMORY_GB = 8  # 90 bytes per pair and 280 per article are 4.4 GiB for all of PMC
+
+Callback = Callable[[dict[str, Any], Path], None]
+
+
+def build_stages(
+    options: BuildOptions,
+    staging: Staging,
+    begun: Mapping[str, Any],
+    engine: Engine,
+    benchmark: ImageIndex | None,
+    finish: Callback | None,
+    publish: Callback | None,
+) -> list[Stage]:
+    """Return the stages of a build.
+
+    Args:
+        options: Options of the build.
+        staging: Its folder.
+        begun: The notes from its start ([`Staging.find`]), and whether it was `resumed`.
+        engine: The engine that will run the stages.
+        benchmark: Images whose copies are skipped.
+        finish: Called with the report and the folder of the finished result before the result is moved.
+        publish: Called with the report and the folder of the dataset at the end. Only on Slurm.
+    """
+    bucket = Bucket(options.source)
+    connections = engine.connections or (REMOTE_CONNECTIONS if bucket.is_remote else 1)
+    until = None if options.published_until is None else parse_published_until(options.published_until)
+    article_steps = [
+        ReadWorkList(str(staging.work_list), str(staging.journals)),
+        ReadArticles(bucket, parse_licenses(options.license), connections),
+        ParseFigures(options.max_figures_per_article, until, options.first_image_only),
+        FetchImages(bucket, connections),
+        PairFigures(benchmark),
+        WriteArticles(str(staging.journals)),
+    ]
+    tasks = begun["tasks"]
+    previous = None if begun["update"] is None else read_report(staging.output)
+    last = FinishDataset(options, staging, begun, finish, publish, in_background=engine.executor == "slurm")
+    return [
+        Stage(
+            "articles",
+            article_steps,
+            tasks,
+            count=lambda: count_articles(staging.journals),
+            total=lambda: begun["articles"],
+        ),
+        Stage("plan", [PlanShards(options, staging, previous)], 1, memory_gb=PLAN_MEMORY_GB),
+        Stage(
+            "shards",
+            [WriteShards(staging, options.caption_tokenizer)],
+            min(tasks, MAX_SHARD_TASKS),
+            count=lambda: sum(1 for _ in (staging.result / "data").glob("*.parquet")),
+            total=lambda: len(Plan.load(staging).names()),
+        ),
+        Stage("finish", [last], 1),
+    ]
+
+
+class BuildStep(PipelineStep):
+    """A step that works on files of the staging folder and not on documents."""
+
+    type = "PMC"
+
+    def __init__(self, staging: Staging):
+        super().__init__()
+        self.staging = staging
+
+    def work(self, rank: int, world_size: int) -> None:
+        """Do the work of one task."""
+        raise NotImplementedError
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        with self.track_time("task"):
+            self.work(rank, world_size)
+        return
+        yield  # datatrove requires a generator
+
+
+class PlanShards(BuildStep):
+    """Assign articles to splits and pairs to shards."""
+
+    name = "Plan shards"
+
+    def __init__(self, options: BuildOptions, staging: Staging, previous: Mapping[str, Any] | None):
+        super().__init__(staging)
+        self.options = options
+        self.previous = previous
+
+    def work(self, rank: int, world_size: int) -> None:
+        options, output = self.options, self.staging.output
+        try:
+            make_plan(
+                self.staging,
+                seed=options.seed,
+                fractions=options.split_fractions,
+                max_shard_bytes=options.max_shard_bytes,
+                previous=self.previous,
+            )
+        except TooFewArticles as error:
+            reasons = output / (FAILED_FILE if (output / "data").exists() else SKIPPED_FILE)
+            os.replace(self.staging.result / SKIPPED_FILE, reasons)
+            raise TooFewArticles(f"{error} {reasons} lists all reasons.") from error
+
+
+class WriteShards(BuildStep):
+    """Write shards: task n of m writes the shards n, n + m, n + 2 m, and so on."""
+
+    name = "Write shards"
+
+    def __init__(self, staging: Staging, tokenizer: str | None):
+        super().__init__(staging)
+        self.tokenizer = tokenizer
+
+    def work(self, rank: int, world_size: int) -> None:
+        plan = Plan.load(self.staging)
+        for number in range(rank, len(plan.names()), world_size):
+            write_shard(self.staging, plan, number, self.tokenizer)
+
+
+class FinishDataset(BuildStep):
+    """Check that every pair was written and write the report. In the background, also move and publish the dataset."""
+
+    name = "Finish"
+
+    def __init__(
+        self,
+        options: BuildOptions,
+        staging: Staging,
+        begun: Mapping[str, Any],
+        finish: Callback | None,
+        publish: Callback | None,
+        *,
+        in_background: bool,
+    ):
+        super().__init__(staging)
+        self.options = options
+        self.begun = begun
+        self.finish = finish
+        self.publish = publish
+        self.in_background = in_background
+
+    def work(self, rank: int, world_size: int) -> None:
+        if not self.staging.finish_move():  # an earlier attempt of this job may have moved the result
+            plan = Plan.load(self.staging)
+            check_rows(self.staging.result / "data", plan)
+            report = make_report(self.options, self.staging, self.begun, plan)
+            write_text(self.staging.result / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            if self.finish is not None:
+                self.finish(report, self.staging.result)
+            if self.in_background:
+                self.staging.take_place()
+        if self.in_background:
+            if self.publish is not None:
+                self.publish(read_report(self.staging.output), self.staging.output)
+            self.staging.clear(keep_logs=True)
+
+
+def check_rows(folder: Path, plan: Plan) -> None:
+    """Check that every shard contains the planned number of pairs."""
+    planned = [rows for shards in plan.shards.values() for rows in shards]
+    for name, rows in zip(plan.names(), planned, strict=True):
+        written = open_parquet(folder / name).metadata.num_rows
+        if written != rows:
+            raise RuntimeError(f"{folder / name} contains {written} pairs, not {rows}.")

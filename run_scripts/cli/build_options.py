@@ -1,0 +1,125 @@
+"""Options of `biomedclip build`."""
+
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from biomedclip.processing.files import require_regular
+from biomedclip.processing.pmc.articles import FIGURES_PER_ARTICLE
+from biomedclip.processing.pmc.executors import Engine
+from biomedclip.processing.pmc.options import BuildOptions
+from biomedclip.processing.pmc.splits import parse_fractions
+
+from .errors import UsageError
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class SourceOptions:
+    """Which articles and figures to use."""
+
+    source: str = field(
+        metadata={"help": "Mirror of PMC's bucket: a folder, s3://pmc-oa-opendata, or any URL that fsspec opens."}
+    )
+    pmcids: str | None = _option(None, "Articles to use: PMC1,PMC2,... or a file with one per line (default: all).")
+    inventory: str | None = _option(None, "Inventory to use, such as 2026-01-18T01-00Z (default: the newest).")
+    license: str = _option(
+        "noncommercial", "commercial, noncommercial (any Creative Commons; the default), all, or codes: 'CC BY,CC0'."
+    )
+    decontaminate: str | None = _option(
+        None, "Images of a benchmark: a file, folder or built dataset. Similar images are skipped."
+    )
+    split_fractions: str | None = _option(
+        None, "Train,validation,test (default: 0.8,0.1,0.1 below 10,000 articles, otherwise those of the paper)."
+    )
+    max_figures_per_article: int = _option(
+        FIGURES_PER_ARTICLE, f"Maximum number of figure images per article (default: {FIGURES_PER_ARTICLE})."
+    )
+    published_until: str | None = _option(
+        None,
+        "Skip articles released in PMC, otherwise published, after this day, such as 2022-06-15, and those without a "
+        "date (default: none). 2022-06 counts as 2022-06-30.",
+    )
+    first_image_only: bool = _option(False, "Use only the first image of each figure, as PMC-15M (default: all).")
+    max_shard_size: str = _option("500MB", "Approximate size of a shard (default: 500MB, at least 16 shards).")
+    caption_tokenizer: str | None = _option(None, "Tokenizer that measures captions (default: count words).")
+    overwrite: bool = _option(False, "Replace an existing dataset.")
+    update: bool = _option(False, "Add new and changed articles to an existing dataset.")
+
+
+@dataclass(frozen=True)
+class EngineOptions(Engine):
+    """How the work is done."""
+
+    workers: int = _option(os.cpu_count() or 1, "Number of tasks that run in parallel (default: one per core).")
+
+
+@dataclass
+class OutputOptions:
+    """Where to write the dataset."""
+
+    output_dir: str = field(metadata={"help": "Folder of the dataset. All machines of a cluster must share it."})
+    seed: int = _option(0, "Seed of the order of pairs (default: 0).")
+    push_to: str | None = _option(None, "Dataset on the Hub to publish to, as ORG/NAME.")
+    private: bool = _option(False, "Make the dataset on the Hub private.")
+    verify: str | None = _option(
+        None, "Folder of a built dataset to verify: images, hashes and counts. Takes no other option."
+    )
+
+
+@dataclass
+class VerifyOptions:
+    """The option of `--verify`."""
+
+    verify: str = field(metadata={"help": "Folder of a built dataset."})
+
+
+def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
+    """Return the options of the library for those of the command.
+
+    Raises:
+        ValueError: If an option is invalid.
+    """
+    options = asdict(source) | {
+        "pmcids": read_pmcids(source.pmcids),
+        "split_fractions": parse_fractions(source.split_fractions) if source.split_fractions else None,
+        "seed": seed,
+    }
+    return BuildOptions(**{name: value for name, value in options.items() if name not in ("overwrite", "update")})
+
+
+def read_pmcids(choice: str | list[str] | None) -> list[str] | None:
+    """Read the value of `--pmcids`.
+
+    Args:
+        choice: PMCIDs separated by commas or in a list, or a file with one per line. Text after a # is ignored.
+
+    Raises:
+        ValueError: If there is no PMCID, or the file cannot be read.
+    """
+    if choice is None:
+        return None
+    if isinstance(choice, list):  # from a recipe
+        choice = ",".join(map(str, choice))
+    if re.fullmatch(r"PMC[\d.]+(\s*,\s*PMC[\d.]+)*", choice.strip()):
+        return [part.strip() for part in choice.split(",")]
+    try:
+        require_regular(choice)
+        lines = Path(choice).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--pmcids {choice}: not a UTF-8 text file with one PMCID per line ({error}).") from error
+    except (OSError, ValueError) as error:
+        shown = choice if len(choice) <= 100 else f"{choice[:100]}..."
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"--pmcids {shown!r} is neither a list such as PMC1,PMC2 nor a file with one PMCID per line ({reason})."
+        ) from error
+    pmcids = [word for line in lines for word in line.split("#")[0].split()]
+    if not pmcids:
+        raise UsageError(f"--pmcids {choice!r} contains no PMCID.")
+    return pmcids
