@@ -99,7 +99,7 @@ def _find_shards(path: str | os.PathLike[str], split: str, storage_options: Mapp
             "it."
         )
     raise FileNotFoundError(
-        f"{path}: the folder has no {split}-*.parquet, nor has its folder data. Build a dataset with: biomedclip build"
+        f"{path}: no {split}-*.parquet in the folder or its subfolder data. Build a dataset with: biomedclip build"
     )
 
 
@@ -117,8 +117,8 @@ class Shard:
 
     Args:
         url: Its URL.
-        group_rows: Number of wanted rows of each row group. None if they have not been counted.
-        first: Number of wanted rows to skip at the beginning.
+        group_rows: Number of selected rows of each row group. None if they have not been counted.
+        first: Number of selected rows to skip at the beginning.
     """
 
     url: str
@@ -127,7 +127,7 @@ class Shard:
 
     @cached_property
     def rows(self) -> int:
-        """Number of wanted rows, including those to skip."""
+        """Number of selected rows, including those to skip."""
         return sum(self.group_rows or ())
 
 
@@ -193,7 +193,7 @@ class ShardReader:
         return self._retry(url, lambda: self._checked(self._file(os.getpid(), url), url).schema_arrow)
 
     def open_shards(self, urls: Sequence[str]) -> list[Shard]:
-        """Count the wanted rows of shards, many shards at a time.
+        """Count the selected rows of shards, many shards at a time.
 
         Raises:
             ValueError: If no row has one of the licenses, or if a column does not exist.
@@ -208,7 +208,6 @@ class ShardReader:
                 unit="shard",
                 delay=BAR_DELAY,
                 disable=None,
-                file=sys.stderr,
                 dynamic_ncols=True,
             )
             for shard, codes_of_shard in bar:
@@ -220,7 +219,7 @@ class ShardReader:
         return shards
 
     def open_shard(self, url: str) -> tuple[Shard, Counter[str]]:
-        """Count the wanted rows of a shard and, if licenses were chosen, its rows by license."""
+        """Count the selected rows of a shard and, if licenses were chosen, its rows by license."""
         return self._retry(url, lambda: self._count_rows(self._checked(self._open_file(os.getpid(), url), url), url))
 
     def _count_rows(self, file: pq.ParquetFile, url: str) -> tuple[Shard, Counter[str]]:
@@ -237,7 +236,7 @@ class ShardReader:
         return Shard(url, wanted), sum(counts, Counter())
 
     def rows(self, shard: Shard, first: int, last: int, epoch: int) -> Iterator[dict[str, Any]]:
-        """Yield wanted rows [first, last) of a shard that has been opened."""
+        """Yield selected rows [first, last) of a shard that has been opened."""
         low = 0
         for group, count in enumerate(shard.group_rows or ()):
             begin, end = max(first - low, 0), min(last - low, count)
@@ -246,7 +245,7 @@ class ShardReader:
             low += count
 
     def all_rows(self, shard: Shard, epoch: int) -> Iterator[dict[str, Any]]:
-        """Yield the wanted rows of a shard from `shard.first` on. The shard need not have been opened."""
+        """Yield the selected rows of a shard from `shard.first` on. The shard need not have been opened."""
         if shard.group_rows is not None:
             yield from self.rows(shard, shard.first, shard.rows, epoch)
             return
@@ -275,7 +274,7 @@ class ShardReader:
             first += table.num_rows
 
     def _table(self, url: str, group: int, first: int, last: int) -> pa.Table:
-        """Return up to `BATCH_BYTES` of wanted rows [first, last) of a row group. An empty table after its end."""
+        """Return up to `BATCH_BYTES` of selected rows [first, last) of a row group. An empty table after its end."""
         opened = self._group(os.getpid(), url, group)
         if opened.start > first:
             self._group.cache_clear()
@@ -304,9 +303,9 @@ class ShardReader:
             file = self._open_file(process, url, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
             batches = file.iter_batches(batch_rows, row_groups=[group], columns=stored, use_threads=False)
             tables = (pa.Table.from_batches([batch]) for batch in batches)
-        return _RowGroup(map(self._wanted, check_row_group(tables, metadata, url)), batch_rows)
+        return _RowGroup(map(self._selected, check_row_group(tables, metadata, url)), batch_rows)
 
-    def _wanted(self, table: pa.Table) -> pa.Table:
+    def _selected(self, table: pa.Table) -> pa.Table:
         if self.licenses is None:
             return table
         return table.filter(pc.is_in(table.column("license"), pa.array(sorted(self.licenses), pa.string())))
@@ -357,10 +356,10 @@ class _NotReadable(ValueError):
 
 
 class _RowGroup:
-    """The wanted rows of a row group, read forward. Only the current batch is kept.
+    """The selected rows of a row group, read forward. Only the current batch is kept.
 
     Args:
-        batches: The wanted rows of each batch.
+        batches: The selected rows of each batch.
         batch_rows: Number of rows to return at once.
     """
 

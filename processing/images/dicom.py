@@ -81,7 +81,7 @@ def _open(content: bytes, name: str) -> "Dataset":
         meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
         if meta.get("TransferSyntaxUID") == _DEFLATED_WHOLE:
             # pydicom would inflate the file to any size before the number of pixels is known.
-            raise ImageError(f"{name}: DICOM that is deflated as a whole is not read", "image of unknown format")
+            raise ImageError(f"{name}: DICOM that is deflated as a whole is not supported", "image of unknown format")
     dataset = pydicom.dcmread(io.BytesIO(content), force=not has_preamble)
     if "PixelData" not in dataset:
         raise ImageError(f"{name}: not a DICOM file, or one without an image", "image of unknown format")
@@ -93,7 +93,9 @@ def _open(content: bytes, name: str) -> "Dataset":
 def _image(dataset: "Dataset", name: str) -> Image.Image:
     kind, bits = str(dataset.PhotometricInterpretation).strip(), int(dataset.BitsAllocated)
     if bits not in (1, 8, 16):
-        raise ImageError(f"{name}: DICOM of {bits} bits; 1, 8 and 16 are read", "image of unknown format")
+        raise ImageError(
+            f"{name}: DICOM with {bits} bits per value is not supported, only 1, 8 and 16", "image of unknown format"
+        )
     pixels = _pixels_of_first_frame(dataset, name, kind)
     try:
         if kind in _GRAY:

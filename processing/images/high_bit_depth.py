@@ -69,7 +69,7 @@ class DeepTiff:
 
     @property
     def bytes_to_decode(self) -> int:
-        """Upper bound of the memory that [`read`] takes besides the file."""
+        """Upper bound of the memory for [`read`], in bytes, without the file."""
         planes = self.samples if self._is_planar else 1
         _, rows = self.size
         tile_rows = int(self.tags.get(_TILE_HEIGHT, 1))
@@ -193,7 +193,7 @@ class DeepPng:
 
     @property
     def bytes_to_decode(self) -> int:
-        """Upper bound of the memory that [`read`] takes besides the file."""
+        """Upper bound of the memory for [`read`], in bytes, without the file."""
         return 16 * self.size[0] * self.size[1]
 
     def read(self) -> Image.Image:

@@ -47,7 +47,7 @@ def test_12_bits_without_a_window_keep_their_precision():
         ("SC_rgb_jpeg_dcmtk.dcm", "RGB", (100, 100)),
         ("liver_1frame.dcm", "L", (512, 512)),
         ("no_meta.dcm", None, "without an image"),
-        ("rtdose_1frame.dcm", None, "32 bits; 1, 8 and 16 are read"),
+        ("rtdose_1frame.dcm", None, "32 bits per value is not supported, only 1, 8 and 16"),
         ("test-SR.dcm", None, "without an image"),
         ("image_dfl.dcm", None, "deflated as a whole"),
         ("MR_truncated.dcm", None, "damaged or truncated"),

@@ -22,6 +22,7 @@ FAULTS = Path(__file__).parents[2] / "data" / "faults"
 BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"
 UP = [0, 36, 73, 109, 146, 182, 219, 255]
 SQUARE = [0, 5, 21, 47, 83, 130, 187, 255]  # 255 * (k / 7) ** 2
+STEP = [0, 0, 0, 0, 255, 255, 255, 255]
 DOWN, SQUARE_DOWN = UP[::-1], [255 - shade for shade in SQUARE]
 SQUARE_8 = [0, 5, 21, 47, 84, 130, 188, 255]  # the same of the values UP
 BITS_12 = {"BitsStored": 12, "HighBit": 11}
@@ -57,12 +58,32 @@ def shades(source) -> list[int]:
     return np.asarray(to_8_bit(read_image(source)))[40, ::9].tolist()
 
 
-def frame_group(**macros: Dataset) -> list[Dataset]:
-    return [item(**{macro: [content] for macro, content in macros.items()})]
+def group(slope=None, intercept=None, **elements) -> list[Dataset]:
+    """Return a functional group with a slope, and with a window or a VOI LUT."""
+    macros = {"FrameVOILUTSequence": [item(**elements)]} if elements else {}
+    if slope is not None:
+        macros["PixelValueTransformationSequence"] = [item(**rescale(slope, intercept or 0))]
+    return [item(**macros)]
 
 
-def window(center, width, **elements) -> dict:
-    return {"WindowCenter": center, "WindowWidth": width, **elements}
+def shared(**content) -> dict:
+    return {"SharedFunctionalGroupsSequence": group(**content)}
+
+
+def per_frame(**content) -> dict:
+    return {"PerFrameFunctionalGroupsSequence": group(**content)}
+
+
+def modality(*luts: Dataset) -> dict:
+    return {"ModalityLUTSequence": list(luts)}
+
+
+def voi(*luts: Dataset) -> dict:
+    return {"VOILUTSequence": list(luts)}
+
+
+def window(center, width, function=None) -> dict:
+    return {"WindowCenter": center, "WindowWidth": width} | ({"VOILUTFunction": function} if function else {})
 
 
 def rescale(slope, intercept=0) -> dict:
@@ -70,6 +91,7 @@ def rescale(slope, intercept=0) -> dict:
 
 
 WHOLE = window(2048, 4096)  # LINEAR, so 0 is black and 4095 is white
+NEGATIVE = {"slope": -1, "intercept": 4095}
 # Elements that are added to a ramp of 0..4095 in 12 bits, and the expected brightness.
 CHAINS = {
     "nothing": ({}, UP),
@@ -78,120 +100,68 @@ CHAINS = {
     "negative slope": (rescale(-1, 4095), DOWN),
     "negative slope without intercept": ({"RescaleSlope": "-0.5"}, DOWN),
     "intercept alone": ({"RescaleIntercept": -1000}, UP),
-    "empty window": (window(None, None), UP),
-    "intercept and window": ({"RescaleIntercept": -1000, **window(1048, 4096)}, UP),
-    "empty slope": ({"RescaleSlope": None, "RescaleIntercept": None}, UP),
-    "modality LUT": ({"ModalityLUTSequence": [lut(curve())]}, SQUARE),
-    "falling modality LUT": ({"ModalityLUTSequence": [lut(curve(power=1, reverse=True))]}, DOWN),
-    "modality LUT of 12 bits": ({"ModalityLUTSequence": [lut(curve(highest=4095), bits=12)]}, SQUARE),
-    "modality LUT of 8 bits": ({"ModalityLUTSequence": [lut(curve(highest=255), bits=8)]}, SQUARE),
-    "modality LUT before slope": ({"ModalityLUTSequence": [lut(curve())], **rescale(-1)}, SQUARE),
-    "modality LUT that starts later": (
-        {"ModalityLUTSequence": [lut(curve(3511), first=585)]},
-        [0, 0, 7, 28, 64, 113, 177, 255],  # 255 * ((k - 1) / 6) ** 2
-    ),
-    "VOI LUT": ({"VOILUTSequence": [lut(curve())]}, SQUARE),
-    "falling VOI LUT": ({"VOILUTSequence": [lut(curve(reverse=True))]}, SQUARE_DOWN),
-    "VOI LUT of 10 bits": ({"VOILUTSequence": [lut(curve(highest=1023), bits=10)]}, SQUARE),
-    "VOI LUT of 8 bits": ({"VOILUTSequence": [lut(curve(highest=255), bits=8)]}, SQUARE),
-    "VOI LUT of packed bytes": (
-        {"VOILUTSequence": [lut(curve(), bits=8, data=curve(highest=255).astype(np.uint8).tobytes())]},
-        SQUARE,
-    ),
-    "VOI LUT of numbers": ({"VOILUTSequence": [lut(curve(), data=curve().tolist(), vr="US")]}, SQUARE),
-    "VOI LUT of 12 bits that states 16": ({"VOILUTSequence": [lut(curve(highest=4095))]}, SQUARE),
-    "VOI LUT of 16 bits that states 12": ({"VOILUTSequence": [lut(curve(), bits=12)]}, SQUARE),
-    "VOI LUT that stays one bit below its range": (
-        {"VOILUTSequence": [lut(curve(highest=32767))]},
-        [0, 3, 10, 23, 42, 65, 94, 127],
-    ),
-    "VOI LUT before window": ({"VOILUTSequence": [lut(curve())], **window(100, 10)}, SQUARE),
-    "first of two VOI LUTs": ({"VOILUTSequence": [lut(curve()), lut(curve(power=1))]}, SQUARE),
-    "VOI LUT after slope": ({"VOILUTSequence": [lut(curve(8191))], **rescale(2)}, SQUARE),
-    "VOI LUT after small slope": ({"VOILUTSequence": [lut(curve(64))], **rescale("0.015384615385")}, SQUARE),
-    "VOI LUT after a slope that was rounded down": (
-        {"VOILUTSequence": [lut(curve(64))], **rescale("0.015384615384")},
-        SQUARE,
-    ),
-    "VOI LUT after negative values": (
-        {"VOILUTSequence": [lut(curve(), first=-1024, descriptor_vr="SS")], **rescale(1, -1024)},
-        SQUARE,
-    ),
-    "VOI LUT whose first value is written unsigned": (
-        {"VOILUTSequence": [lut(curve(), first=64512)], **rescale(1, -1024)},
-        SQUARE,
-    ),
+    "intercept and window": ({"RescaleIntercept": -1000} | window(1048, 4096), UP),
+    "empty slope": (rescale(None, None), UP),
+    "modality LUT": (modality(lut(curve())), SQUARE),
+    "falling modality LUT": (modality(lut(curve(power=1, reverse=True))), DOWN),
+    "modality LUT of 12 bits": (modality(lut(curve(highest=4095), bits=12)), SQUARE),
+    "modality LUT of 8 bits": (modality(lut(curve(highest=255), bits=8)), SQUARE),
+    "modality LUT before slope": (modality(lut(curve())) | rescale(-1), SQUARE),
+    # 255 * ((k - 1) / 6) ** 2
+    "modality LUT that starts later": (modality(lut(curve(3511), first=585)), [0, 0, 7, 28, 64, 113, 177, 255]),
+    "VOI LUT": (voi(lut(curve())), SQUARE),
+    "falling VOI LUT": (voi(lut(curve(reverse=True))), SQUARE_DOWN),
+    "VOI LUT of 10 bits": (voi(lut(curve(highest=1023), bits=10)), SQUARE),
+    "VOI LUT of 8 bits": (voi(lut(curve(highest=255), bits=8)), SQUARE),
+    "VOI LUT of packed bytes": (voi(lut(curve(), bits=8, data=curve(highest=255).astype("u1").tobytes())), SQUARE),
+    "VOI LUT of numbers": (voi(lut(curve(), data=curve().tolist(), vr="US")), SQUARE),
+    "VOI LUT of 12 bits that states 16": (voi(lut(curve(highest=4095))), SQUARE),
+    "VOI LUT of 16 bits that states 12": (voi(lut(curve(), bits=12)), SQUARE),
+    "VOI LUT one bit below its range": (voi(lut(curve(highest=32767))), [0, 3, 10, 23, 42, 65, 94, 127]),
+    "VOI LUT before window": (voi(lut(curve())) | window(100, 10), SQUARE),
+    "first of two VOI LUTs": (voi(lut(curve()), lut(curve(power=1))), SQUARE),
+    "VOI LUT after slope": (voi(lut(curve(8191))) | rescale(2), SQUARE),
+    "VOI LUT after small slope": (voi(lut(curve(64))) | rescale("0.015384615385"), SQUARE),
+    "VOI LUT after a slope that was rounded down": (voi(lut(curve(64))) | rescale("0.015384615384"), SQUARE),
+    "VOI LUT after negative values": (voi(lut(curve(), -1024, descriptor_vr="SS")) | rescale(1, -1024), SQUARE),
+    "VOI LUT whose first value is written unsigned": (voi(lut(curve(), first=64512)) | rescale(1, -1024), SQUARE),
     "VOI LUT after modality LUT": (
-        {
-            "ModalityLUTSequence": [lut(curve(power=1, reverse=True, highest=4095), bits=12)],
-            "VOILUTSequence": [lut(curve(reverse=True))],
-        },
+        modality(lut(curve(power=1, reverse=True, highest=4095), bits=12)) | voi(lut(curve(reverse=True))),
         [255 - shade for shade in SQUARE[::-1]],
     ),
     "window": (WHOLE, UP),
-    "window and slope": ({**window(0, 4096), **rescale(1, -2048)}, UP),
-    "window and negative slope": ({**WHOLE, **rescale(-1, 4095)}, DOWN),
-    "window and modality LUT": (
-        {"ModalityLUTSequence": [lut(curve())], **window(32768, 65536)},
-        SQUARE,
-    ),
+    "empty window": (window(None, None), UP),
+    "window and slope": (window(0, 4096) | rescale(1, -2048), UP),
+    "window and negative slope": (WHOLE | rescale(-1, 4095), DOWN),
+    "window and modality LUT": (modality(lut(curve())) | window(32768, 65536), SQUARE),
     "first of two windows": (window([2048, 100], [4096, 10]), UP),
-    "LINEAR_EXACT": (window(2047.5, 4095, VOILUTFunction="LINEAR_EXACT"), UP),
-    "width below 1": ({**window("0.20475", "0.4095"), **rescale("0.0001")}, UP),
-    "width 1": (window(2048, 1), [0, 0, 0, 0, 255, 255, 255, 255]),
-    "SIGMOID": (window(2047.5, 4095, VOILUTFunction="SIGMOID"), [30, 49, 76, 109, 146, 179, 206, 225]),
-    "padded text of the function": (window(2047.5, 4095, VOILUTFunction="linear_exact "), UP),
-    "window in a shared group": (
-        {"SharedFunctionalGroupsSequence": frame_group(FrameVOILUTSequence=item(**WHOLE))},
-        UP,
-    ),
-    "slope in a shared group": (
-        {"SharedFunctionalGroupsSequence": frame_group(PixelValueTransformationSequence=item(**rescale(-1, 4095)))},
-        DOWN,
-    ),
-    "VOI LUT in a group": (
-        {
-            "PerFrameFunctionalGroupsSequence": frame_group(
-                FrameVOILUTSequence=item(VOILUTSequence=[lut(curve())]),
-            )
-        },
-        SQUARE,
-    ),
+    "LINEAR_EXACT": (window(2047.5, 4095, "LINEAR_EXACT"), UP),
+    "width below 1": (window("0.20475", "0.4095") | rescale("0.0001"), UP),
+    "width 1": (window(2048, 1), STEP),
+    "SIGMOID": (window(2047.5, 4095, "SIGMOID"), [30, 49, 76, 109, 146, 179, 206, 225]),
+    "padded text of the function": (window(2047.5, 4095, "linear_exact "), UP),
+    "window in a shared group": (shared(**WHOLE), UP),
+    "slope in a shared group": (shared(**NEGATIVE), DOWN),
+    "VOI LUT in a group": (per_frame(**voi(lut(curve()))), SQUARE),
     "group of the frame before the shared one": (
-        {
-            "SharedFunctionalGroupsSequence": frame_group(
-                FrameVOILUTSequence=item(**window(7, 2)), PixelValueTransformationSequence=item(**rescale(1))
-            ),
-            "PerFrameFunctionalGroupsSequence": frame_group(
-                FrameVOILUTSequence=item(**WHOLE), PixelValueTransformationSequence=item(**rescale(-1, 4095))
-            ),
-        },
+        shared(slope=1, **window(7, 2)) | per_frame(**NEGATIVE, **WHOLE),
         DOWN,
     ),
-    "groups before the root": (
+    "groups before the root": (per_frame(**NEGATIVE, **WHOLE) | window(7, 2) | rescale(3), DOWN),
+    "window in a group, slope at the root": (shared(**WHOLE) | rescale(-1, 4095), DOWN),
+    "real world values of a group are not displayed": (
         {
-            "PerFrameFunctionalGroupsSequence": frame_group(
-                FrameVOILUTSequence=item(**WHOLE), PixelValueTransformationSequence=item(**rescale(-1, 4095))
-            ),
-            **window(7, 2),
-            **rescale(3),
-        },
-        DOWN,
-    ),
-    "window in a group, slope at the root": (
-        {"SharedFunctionalGroupsSequence": frame_group(FrameVOILUTSequence=item(**WHOLE)), **rescale(-1, 4095)},
-        DOWN,
-    ),
-    "real world values are not display": (
-        {
-            "SharedFunctionalGroupsSequence": frame_group(
-                RealWorldValueMappingSequence=item(RealWorldValueSlope=-1.0, RealWorldValueIntercept=4095.0)
-            )
+            "SharedFunctionalGroupsSequence": [
+                item(
+                    RealWorldValueMappingSequence=[item(RealWorldValueSlope=-1.0, RealWorldValueIntercept=4095.0)],
+                )
+            ]
         },
         UP,
     ),
 }
-# An element that cannot be used, what the warning names, and what is shown instead.
+QUARTER_MISSING = curve().astype("<u2").tobytes()[:6144]
+# An element that cannot be used, the name in the warning, and the expected brightness.
 FAULTY = {
     "width 0": (window(2048, 0), "WindowWidth 0.0", UP),
     "negative width": (window(2048, -5), "WindowWidth -5.0", UP),
@@ -200,39 +170,24 @@ FAULTY = {
     "width alone": ({"WindowWidth": 50}, "WindowWidth", UP),
     "empty width": (window(50, None), "0 of WindowWidth", UP),
     "more centers than widths": (window([2048, 7], 4096), "2 values of WindowCenter", UP),
-    "unknown function": (window(2048, 4096, VOILUTFunction="CUBIC"), "'CUBIC'", UP),
+    "unknown function": (window(2048, 4096, "CUBIC"), "'CUBIC'", UP),
     "slope 0": (rescale(0, 7), "RescaleSlope 0.0", UP),
-    "LUT without descriptor": ({"VOILUTSequence": [item(LUTExplanation="x")]}, "item 0 of VOILUTSequence", UP),
+    "LUT without descriptor": (voi(item(LUTExplanation="x")), "item 0 of VOILUTSequence", UP),
     "LUT without data": (
-        {"VOILUTSequence": [item(LUTDescriptor=[4096, 0, 16])], **window(2048, 1)},
+        voi(item(LUTDescriptor=[4096, 0, 16])) | window(2048, 1),
         "item 0 of VOILUTSequence",
-        [0, 0, 0, 0, 255, 255, 255, 255],
+        STEP,
     ),
-    "LUT that is too short": ({"VOILUTSequence": [lut(curve(), data=b"\0\1" * 9)]}, "item 0 of VOILUTSequence", UP),
-    "LUT of which a quarter is missing": (
-        {"VOILUTSequence": [lut(curve(), data=curve().astype("<u2").tobytes()[:6144])]},
-        "item 0 of VOILUTSequence",
-        UP,
-    ),
-    "LUT of no bits": ({"VOILUTSequence": [lut(curve(), bits=0)]}, "0 bits", UP),
-    "faulty LUT, then a good one": (
-        {"VOILUTSequence": [item(LUTExplanation="x"), lut(curve())]},
-        "item 0 of VOILUTSequence",
-        SQUARE,
-    ),
+    "LUT that is too short": (voi(lut(curve(), data=b"\0\1" * 9)), "item 0 of VOILUTSequence", UP),
+    "LUT without its last quarter": (voi(lut(curve(), data=QUARTER_MISSING)), "item 0 of VOILUTSequence", UP),
+    "LUT of no bits": (voi(lut(curve(), bits=0)), "0 bits", UP),
+    "faulty LUT, then a good one": (voi(item(LUTExplanation="x"), lut(curve())), "item 0 of VOILUTSequence", SQUARE),
     "faulty modality LUT, then a slope": (
-        {"ModalityLUTSequence": [lut(curve(), bits=0)], **rescale(-1)},
+        modality(lut(curve(), bits=0)) | rescale(-1),
         "item 0 of ModalityLUTSequence",
         DOWN,
     ),
-    "window in a group, width 0": (
-        {
-            "PerFrameFunctionalGroupsSequence": frame_group(FrameVOILUTSequence=item(**window(3, 0))),
-            "SharedFunctionalGroupsSequence": frame_group(FrameVOILUTSequence=item(**WHOLE)),
-        },
-        "WindowWidth 0.0",
-        UP,
-    ),
+    "window in a group, width 0": (per_frame(**window(3, 0)) | shared(**WHOLE), "WindowWidth 0.0", UP),
     "padding of two values": ({"PixelPaddingValue": [1, 2]}, "PixelPaddingValue", UP),
 }
 
@@ -277,7 +232,7 @@ DIFFERENT_IN_PYDICOM = {
 
 
 WINDOWS = [
-    window(center, width, VOILUTFunction=function, **rescale(0.5, -1024))
+    window(center, width, function) | rescale(0.5, -1024)
     for function in ("LINEAR", "LINEAR_EXACT", "SIGMOID")
     for center, width in ((40, 400), ([300, 40], [1500, 80]), (5000, 100), (-600, 1))
 ]
@@ -344,13 +299,7 @@ def test_every_grayscale_file_of_pydicom_has_the_pixels_of_pydicom():
 
 def test_the_groups_of_the_first_frame_of_an_enhanced_file_are_used():
     frames = np.stack([ramp(), ramp()[:, ::-1]])
-    groups = [
-        item(
-            PixelValueTransformationSequence=[item(**rescale(slope, 4095 if slope < 0 else 0))],
-            FrameVOILUTSequence=[item(**WHOLE)],
-        )
-        for slope in (-1, 1)
-    ]
+    groups = [*group(**NEGATIVE, **WHOLE), *group(slope=1, **WHOLE)]
     content = dicom(frames, Rows=64, Columns=64, NumberOfFrames=2, PerFrameFunctionalGroupsSequence=groups, **BITS_12)
     assert shades(content) == DOWN
     assert np.asarray(read_image(content)).shape == (64, 64)
@@ -369,61 +318,41 @@ def without_sign_bits(values: np.ndarray, *padding: int) -> np.ndarray:
     return (padded(values, *padding).astype(np.uint16) & 0x0FFF).astype(np.int16)
 
 
-SIGNED_PADDING = {"PixelPaddingValue": -2048, **BITS_12}
+def pad(value: int, limit: int | None = None, **elements) -> dict:
+    return {"PixelPaddingValue": value} | ({} if limit is None else {"PixelPaddingRangeLimit": limit}) | elements
+
+
+SIGNED = ramp(1000, np.int16, -1000)
 PADDING = {
-    "above the values": (padded(ramp(), 65000), {"PixelPaddingValue": 65000}, UP),
-    "below the values": (padded(ramp(5095, lowest=1000), 0), {"PixelPaddingValue": 0}, UP),
-    "a range": (
-        padded(ramp(5095, lowest=1000), 0, 3, 7),
-        {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 7},
-        UP,
-    ),
-    "a range from above": (
-        padded(ramp(), 65535, 65000, 64000),
-        {"PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 64000},
-        UP,
-    ),
-    "a range beyond BitsStored": (
-        padded(ramp(), 63000, 63500, 64000),
-        {"PixelPaddingValue": 63000, "PixelPaddingRangeLimit": 64000, **BITS_12},
-        UP,
-    ),
-    "signed": (padded(ramp(1000, np.int16, -1000), -2000), {"PixelPaddingValue": -2000}, UP),
-    "signed range": (
-        padded(ramp(1000, np.int16, -1000), -2000, -1500),
-        {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1200},
-        UP,
-    ),
-    "beyond BitsStored": (padded(ramp(), 63536), {"PixelPaddingValue": 63536, **BITS_12}, UP),
-    "with a slope": (padded(ramp(), 65000), {"PixelPaddingValue": 65000, **rescale(-1)}, DOWN),
-    "with a window": (padded(ramp(), 65000), {"PixelPaddingValue": 65000, **WHOLE}, UP),
-    "with a VOI LUT": (padded(ramp(), 65000), {"PixelPaddingValue": 65000, "VOILUTSequence": [lut(curve())]}, SQUARE),
-    "with a modality LUT": (
-        padded(ramp(), 65000),
-        {"PixelPaddingValue": 65000, "ModalityLUTSequence": [lut(curve(reverse=True))]},
-        SQUARE_DOWN,
-    ),
-    "12 bits, without sign bits": (without_sign_bits(ramp(2047, np.int16, -2000), -2048), SIGNED_PADDING, UP),
-    "12 bits, written unsigned": (
+    "above the values": (padded(ramp(), 65000), pad(65000), UP),
+    "below the values": (padded(ramp(5095, lowest=1000), 0), pad(0), UP),
+    "a range": (padded(ramp(5095, lowest=1000), 0, 3, 7), pad(0, 7), UP),
+    "a range from above": (padded(ramp(), 65535, 65000, 64000), pad(65535, 64000), UP),
+    "a range beyond BitsStored": (padded(ramp(), 63000, 63500, 64000), pad(63000, 64000, **BITS_12), UP),
+    "signed": (padded(SIGNED, -2000), pad(-2000), UP),
+    "signed range": (padded(SIGNED, -2000, -1500), pad(-2000, -1200), UP),
+    "smallest signed value": (padded(SIGNED, -32768), pad(-32768), UP),
+    "largest signed value": (padded(SIGNED, 32767), pad(32767), UP),
+    "smallest signed value beyond 12 bits": (padded(SIGNED, -32768), pad(-32768, **BITS_12), UP),
+    "12 bits, without sign bits": (
         without_sign_bits(ramp(2047, np.int16, -2000), -2048),
-        SIGNED_PADDING | {"PixelPaddingValue": 2048},
+        pad(-2048, **BITS_12),
         UP,
     ),
+    "12 bits, written unsigned": (without_sign_bits(ramp(2047, np.int16, -2000), -2048), pad(2048, **BITS_12), UP),
     # The ends are compared with their sign: without it, -100 would be above 2047.
     "a range of 12 bits up to the largest value": (
         without_sign_bits(ramp(-200, np.int16, -2000), -100, 0, 2047),
-        {"PixelPaddingValue": 2047, "PixelPaddingRangeLimit": -100, **BITS_12},
+        pad(2047, -100, **BITS_12),
         UP,
     ),
-    "smallest signed value": (padded(ramp(1000, np.int16, -1000), -32768), {"PixelPaddingValue": -32768}, UP),
-    "largest signed value": (padded(ramp(1000, np.int16, -1000), 32767), {"PixelPaddingValue": 32767}, UP),
-    "smallest value beyond 12 bits": (
-        padded(ramp(1000, np.int16, -1000), -32768),
-        {"PixelPaddingValue": -32768, **BITS_12},
-        UP,
-    ),
-    "nothing else": (np.full((64, 64), 7, np.uint16), {"PixelPaddingValue": 7}, [0] * 8),
-    "8 bits": (padded(ramp(252, np.uint8), 255), {"PixelPaddingValue": 255}, [0, 36, 72, 108, 144, 180, 216, 252]),
+    "beyond BitsStored": (padded(ramp(), 63536), pad(63536, **BITS_12), UP),
+    "with a slope": (padded(ramp(), 65000), pad(65000, **rescale(-1)), DOWN),
+    "with a window": (padded(ramp(), 65000), pad(65000, **WHOLE), UP),
+    "with a VOI LUT": (padded(ramp(), 65000), pad(65000, **voi(lut(curve()))), SQUARE),
+    "with a modality LUT": (padded(ramp(), 65000), pad(65000, **modality(lut(curve(reverse=True)))), SQUARE_DOWN),
+    "nothing else": (np.full((64, 64), 7, np.uint16), pad(7), [0] * 8),
+    "8 bits": (padded(ramp(252, np.uint8), 255), pad(255), [0, 36, 72, 108, 144, 180, 216, 252]),
     "without the element": (padded(ramp(), 65520), {}, [0, 2, 5, 7, 9, 11, 14, 16]),
 }
 
@@ -463,21 +392,18 @@ def test_padding_beyond_bits_stored_does_not_hide_the_value_with_the_same_low_bi
         (rescale(1), UP),
         (rescale(2, -100), UP),
         (rescale(-1, 255), DOWN),
-        ({"ModalityLUTSequence": [lut(curve(256))]}, SQUARE_8),
-        ({"ModalityLUTSequence": [lut(curve(256, 255), bits=8)]}, SQUARE_8),
-        ({"VOILUTSequence": [lut(curve(256))]}, SQUARE_8),
-        ({"VOILUTSequence": [lut(curve(256, 255), bits=8)]}, SQUARE_8),
+        (modality(lut(curve(256))), SQUARE_8),
+        (modality(lut(curve(256, 255), bits=8)), SQUARE_8),
+        (voi(lut(curve(256))), SQUARE_8),
+        (voi(lut(curve(256, 255), bits=8)), SQUARE_8),
         (
-            {
-                "ModalityLUTSequence": [lut(curve(256, 255, 1, reverse=True), bits=8)],
-                "VOILUTSequence": [lut(curve(256, 255), bits=8)],
-            },
+            modality(lut(curve(256, 255, 1, reverse=True), bits=8)) | voi(lut(curve(256, 255), bits=8)),
             curve(256, 255)[DOWN].tolist(),
         ),
         (window(128, 256), UP),
-        ({**window(128, 256), **rescale(-1, 255)}, DOWN),
+        (window(128, 256) | rescale(-1, 255), DOWN),
         (window(128, 0), UP),
-        ({"SharedFunctionalGroupsSequence": frame_group(FrameVOILUTSequence=item(**window(128, 256)))}, UP),
+        (shared(**window(128, 256)), UP),
     ],
 )
 def test_images_of_8_bits_use_the_same_chain(elements, expected):
