@@ -174,16 +174,20 @@ class OpenClipModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the weights."""
         return next(self.parameters()).device
 
     @property
     def logit_scale(self) -> torch.Tensor:
+        """Return the logarithm of the inverse temperature."""
         return self.model.logit_scale
 
     def get_image_features(self, pixel_values: torch.Tensor) -> Any:
+        """Return image embeddings, not normalized."""
         return SimpleNamespace(pooler_output=self.model.encode_image(pixel_values))
 
     def get_text_features(self, input_ids: torch.Tensor) -> Any:
+        """Return text embeddings, not normalized."""
         return SimpleNamespace(pooler_output=self.model.encode_text(input_ids))
 
 

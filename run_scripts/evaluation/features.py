@@ -160,7 +160,7 @@ class FeatureStore:
 
 
 def _read_all(parts: Parts, rows: int) -> Features:
-    """Return all parts in one tensor, which is filled part by part to save memory."""
+    """Read all parts into one tensor, part by part to save memory."""
     embeds: torch.Tensor | None = None
     numbers = torch.empty(rows, dtype=torch.int64)
     damaged: list[dict[str, str]] = []

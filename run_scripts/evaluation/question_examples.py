@@ -1,4 +1,4 @@
-"""Pictures of single questions: the image, the right answer, and the best answers of the model."""
+"""Plot single questions: the image, the right answer, and the best answers of the model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,16 +22,15 @@ PAGE = "examples.md"
 def choose_examples(answers: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[int]:
     """Choose questions at random, half with a right and half with a wrong answer.
 
-    If there are too few questions of one half, the other half gets more. With `count` above the number of questions,
-    all are chosen.
+    If there are too few of one half, the other half gets more. A question without an answer counts as wrong.
 
     Args:
-        answers: Rows with `right`, which is None for a question without an answer. It counts as wrong.
-        count: Number of questions to choose.
+        answers: Rows with `right`.
+        count: Number of questions to choose. All are chosen if there are fewer.
         seed: Seed of the choice.
 
     Returns:
-        The positions of the chosen rows, in their order.
+        The positions of the chosen rows, ascending.
     """
     right = [place for place, row in enumerate(answers) if row["right"]]
     wrong = [place for place, row in enumerate(answers) if not row["right"]]
@@ -44,57 +43,50 @@ def choose_examples(answers: Sequence[Mapping[str, Any]], count: int, seed: int)
 def write_examples(
     answers: Sequence[Mapping[str, Any]], benchmark: VisualQuestionBenchmark, count: int, seed: int, output_dir: Path
 ) -> list[dict[str, Any]]:
-    """Write a picture of each chosen question to `examples/`, and `examples.md`, which lists them.
-
-    The pictures of an earlier run in the same folder are replaced.
+    """Write a plot of each chosen question to `examples/`, and the page `examples.md`. Plots of an earlier run go.
 
     Args:
-        answers: What [`answer_questions`] returns.
+        answers: Rows of `answers.jsonl`.
         benchmark: The questions, with their images.
         count: Number of questions to choose, see [`choose_examples`].
         seed: Seed of the choice.
         output_dir: Folder of the results.
 
     Returns:
-        For each picture `file` (relative to the folder of the results), `name` of the question, and `right`.
+        For each plot `file` (relative to the folder of the results), `name` of the question, and `right`.
     """
     folder = output_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in folder.glob("question_[0-9]*.png"):
-        picture.unlink()
+    for plot in folder.glob("question_[0-9]*.png"):
+        plot.unlink()
     images = {question.image_name: question.image for question in benchmark.questions}
-    examples: list[dict[str, Any]] = []
-    rows: list[tuple[Any, ...]] = []
-    without_font: set[str] = set()
-    for number, place in enumerate(choose_examples(answers, count, seed), 1):
-        row = answers[place]
-        path = folder / f"question_{number:03}.png"
-        best = [
-            (answer, score, normalize_answer(answer) == normalize_answer(row["answer"]))
-            for answer, score in row["top_answers"]
-        ]
+    rows = [answers[place] for place in choose_examples(answers, count, seed)]
+    files = [f"{FOLDER}/question_{number:03}.png" for number in range(1, len(rows) + 1)]
+    missing: set[str] = set()
+    lines: list[tuple[Any, ...]] = []
+    for file, row in zip(files, rows, strict=True):
+        truth = normalize_answer(row["answer"])
+        best = [(answer, score, normalize_answer(answer) == truth) for answer, score in row["top_answers"]]
         image = read_row_image(images[row["image"]])
-        without_font |= set(plot_question(image, row["question"], row["answer"], best, path))
-        file = f"{FOLDER}/{path.name}"
-        examples.append({"file": file, "name": row["name"], "right": row["right"]})
+        missing |= set(plot_question(image, row["question"], row["answer"], best, output_dir / file))
         given = "no answer" if row["given"] is None else f"{row['given']} ({row['score']:.2f})"
         verdict = "yes" if row["right"] else "no"
-        rows.append((Markdown(f"![question {number}]({file})"), row["question"], row["answer"], given, verdict))
-    right = sum(bool(example["right"]) for example in examples)
+        lines.append((Markdown(f"![{Path(file).stem}]({file})"), row["question"], row["answer"], given, verdict))
+    right = sum(bool(row["right"]) for row in rows)
     chosen = (
-        f"{len(examples):,} of {len(answers):,} questions, chosen at random with seed {seed}: {right:,} answered "
-        f"correctly, {len(examples) - right:,} not, which is not their ratio in the benchmark. Each answer has a "
-        "probability of its own; those of a question do not add up to 1."
+        f"{len(rows):,} of {len(answers):,} questions, chosen at random with seed {seed}: {right:,} answered "
+        f"correctly, {len(rows) - right:,} not, which is not their ratio in the benchmark. Each answer has its own "
+        "probability. The probabilities of a question do not add up to 1."
     )
-    title = f"Examples of {benchmark.name}, {benchmark.split} split"
-    columns = ["picture", "question", "right answer", "answer of the model", "correct"]
-    page = ["# " + markdown(title), "", chosen, "", table(columns, rows, text_columns=len(columns)), ""]
+    title = markdown(f"Examples of {benchmark.name}, {benchmark.split} split")
+    columns = ["plot", "question", "right answer", "answer of the model", "correct"]
+    page = [f"# {title}", "", chosen, "", table(columns, lines, text_columns=len(columns)), ""]
     write_text(output_dir / PAGE, "\n".join(page))
     say(f"{chosen} In {output_dir / PAGE} and {folder}.")
-    if without_font:
-        shown = "".join(sorted(without_font)[:10])
+    if missing:
+        shown = "".join(sorted(missing)[:10])
         say(
             f"No installed font has some characters of the examples ({shown}), which are drawn as boxes. Install a "
             "font that has them, such as Noto Sans CJK."
         )
-    return examples
+    return [{"file": file, "name": row["name"], "right": row["right"]} for file, row in zip(files, rows, strict=True)]
