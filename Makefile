@@ -32,7 +32,7 @@ test-lowest: $(VENV)/.lowest  ## Run tests of model and processor on the lowest 
 	$(ON_LOWEST) tests/transformers_suite/source_archive.py
 	$(ON_LOWEST) -m pytest --numprocesses 2 tests/transformers_suite tests/processing/test_processor.py \
 		tests/processing/test_image_processor.py tests/modeling_biomedclip/test_modeling.py \
-		tests/modeling_biomedclip/test_citizenship.py tests/modeling_biomedclip/test_zero_shot_classifier.py \
+		tests/modeling_biomedclip/test_transformers_features.py tests/modeling_biomedclip/test_zero_shot_classifier.py \
 		tests/modeling_biomedclip/test_equality_with_open_clip.py tests/modeling_biomedclip/test_conversion.py \
 		tests/modeling_biomedclip/test_remote_code.py tests/modeling_biomedclip/test_embedding.py
 

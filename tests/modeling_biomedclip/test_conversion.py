@@ -1,4 +1,4 @@
-"""Checkpoints of open_clip and of the community port, in and out, against open_clip itself."""
+"""Conversion of checkpoints of open_clip and the community port, compared with open_clip."""
 
 import json
 import logging
@@ -43,8 +43,7 @@ TRAINED_LOGIT_SCALE = 4.4454
 
 @pytest.fixture(scope="module")
 def published_like(tmp_path_factory):
-    """
-    open_clip's own model of BiomedCLIP's kind with random weights, and a folder of it as its authors write one.
+    """Folder of an open_clip model like BiomedCLIP, with random weights, as its authors wrote it.
 
     timm's smallest plain tower and a BERT of two layers, whose configuration open_clip finds in a folder.
     """
@@ -89,7 +88,7 @@ def published_like(tmp_path_factory):
 
 @pytest.fixture
 def folder(published_like, tmp_path):
-    """A copy of the folder, to be tampered with."""
+    """A copy of the folder that a test can change."""
     return Path(shutil.copytree(published_like, tmp_path / "source"))
 
 
@@ -131,7 +130,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def add_bias(folder: Path, value: float) -> None:
-    """Makes the checkpoint one of SigLIP's loss."""
+    """Give the checkpoint the bias of the SigLIP loss."""
     path = folder / "open_clip_model.safetensors"
     save_file(load_file(path) | {"logit_bias": torch.tensor(value)}, path)
     config = read_config(folder)
@@ -146,7 +145,7 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 
 @torch.no_grad()
 @pytest.mark.parametrize("trained_here", [False, True])
-def test_the_bias_of_siglips_loss_is_converted_both_ways(folder, tmp_path, trained_here):
+def test_the_siglip_bias_is_converted_both_ways(folder, tmp_path, trained_here):
     add_bias(folder, -7.5)
     model, processor = from_open_clip(folder)
     assert model.logit_bias.item() == -7.5 and model.config.logit_bias_init_value == -10
@@ -158,7 +157,7 @@ def test_the_bias_of_siglips_loss_is_converted_both_ways(folder, tmp_path, train
 
 
 @torch.no_grad()
-def test_a_converted_checkpoint_answers_as_open_clip_does_to_the_last_bit(folder, pictures):
+def test_a_converted_checkpoint_equals_open_clip_bit_for_bit(folder, pictures):
     theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")
     texts = ["a chest x-ray", "caption &amp; figure", "chart " * 60]
@@ -177,7 +176,7 @@ def test_a_converted_checkpoint_answers_as_open_clip_does_to_the_last_bit(folder
 
 @pytest.mark.parametrize("older", [False, True], ids=["newer keys", "older keys"])
 @pytest.mark.parametrize("form", ["pickle", "pickle without stale buffer", "training checkpoint"])
-def test_every_form_of_the_files_gives_the_same_model(published_like, folder, older, form):
+def test_all_file_formats_give_the_same_model(published_like, folder, older, form):
     as_pickle(folder, stale=form == "pickle", wrapped=form == "training checkpoint")
     if older:
         older_keys(folder)
@@ -185,7 +184,7 @@ def test_every_form_of_the_files_gives_the_same_model(published_like, folder, ol
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["newer keys", "older keys"])
-def test_there_and_back_gives_the_same_file_contents(folder, tmp_path, older):
+def test_a_round_trip_gives_the_same_files(folder, tmp_path, older):
     if older:
         older_keys(folder)
     model, processor = from_open_clip(folder)
@@ -203,7 +202,7 @@ def test_there_and_back_gives_the_same_file_contents(folder, tmp_path, older):
     assert contents(tmp_path / "again") == contents(tmp_path / "transformers")
 
 
-def test_the_published_configuration_is_written_to_the_byte(shared_data, tmp_path, monkeypatch):
+def test_the_published_configuration_is_written_byte_for_byte(shared_data, tmp_path, monkeypatch):
     tokenizer = BertTokenizer.from_pretrained(shared_data / "biomedclip_tokenizer")
     with torch.device("meta"):
         model = BiomedCLIPModel(BiomedCLIPConfig())
@@ -213,7 +212,7 @@ def test_the_published_configuration_is_written_to_the_byte(shared_data, tmp_pat
         assert (tmp_path / name).read_bytes() == (shared_data / "biomedclip_tokenizer" / name).read_bytes(), name
 
 
-def test_what_keeps_open_clip_from_loading_out_of_a_repository_is_told(shared_data, small_processor, small_model):
+def test_the_reason_why_open_clip_cannot_load_a_repository_is_given(shared_data, small_processor, small_model):
     tokenizer = BertTokenizer.from_pretrained(shared_data / "biomedclip_tokenizer", model_max_length=256)
     processor = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)
     with torch.device("meta"):
@@ -231,7 +230,7 @@ def test_what_keeps_open_clip_from_loading_out_of_a_repository_is_told(shared_da
     assert "do_center_crop" in open_clip_obstacle(model, processor)
 
 
-def test_a_start_from_the_published_vit_and_bert_can_be_loaded_by_open_clip_from_a_repository(shared_data):
+def test_open_clip_can_load_a_model_started_from_the_published_vit_and_bert(shared_data):
     tokenizer = BertTokenizer.from_pretrained(shared_data / "biomedclip_tokenizer", model_max_length=256)
     towers = {"vision_config": vision_config_of(ViTConfig()), "text_config": text_config_of(BertConfig())}
     with torch.device("meta"):
@@ -248,9 +247,7 @@ def test_a_start_from_the_published_vit_and_bert_can_be_loaded_by_open_clip_from
         ("image_processor", "image_std", [0.6, 0.7, 0.8], ["preprocess_cfg", "std"]),
     ],
 )
-def test_what_a_person_changed_after_the_conversion_is_written_and_not_what_came_with_it(
-    folder, tmp_path, part, field, value, keys
-):
+def test_changes_after_a_conversion_are_written(folder, tmp_path, part, field, value, keys):
     add_bias(folder, -7.5)
     model, processor = from_open_clip(folder)
     setattr(model.config if part == "config" else getattr(processor, part), field, value)
@@ -261,7 +258,7 @@ def test_what_a_person_changed_after_the_conversion_is_written_and_not_what_came
     assert written == value
 
 
-def test_the_known_image_towers_are_all_plain_ones_of_timm():
+def test_all_plain_image_towers_of_timm_are_known():
     named = {f"vit_{size}_patch{patch}_{side}" for size, (*_, sides) in _TIMM_TOWERS.items() for patch, side in sides}
     plain = re.compile(rf"vit_({'|'.join(_TIMM_TOWERS)})_patch\d+_\d+")
     assert named == set(filter(plain.fullmatch, timm.list_models("vit_*")))
@@ -273,7 +270,7 @@ def test_the_known_image_towers_are_all_plain_ones_of_timm():
         assert tower.patch_embed.patch_size == (int(patch),) * 2 and tower.patch_embed.img_size == (int(side),) * 2
 
 
-def test_a_text_tower_that_no_model_of_the_hub_has_is_described_in_the_folder(folder, tmp_path, caplog):
+def test_an_unpublished_text_tower_is_described_in_the_folder(folder, tmp_path, caplog):
     model, processor = from_open_clip(folder)
     model.open_clip_config = None  # as of a model that was trained here
     processor.image_processor.image_mean = BiomedCLIPImageProcessor.image_mean
@@ -286,8 +283,8 @@ def test_a_text_tower_that_no_model_of_the_hub_has_is_described_in_the_folder(fo
         assert torch.equal(theirs.eval().encode_text(texts), model.get_text_features(texts).pooler_output)
 
 
-def test_a_scale_and_a_bias_of_one_dimension_become_scalars_and_other_tensors_keep_their_shape():
-    """open_clip writes such tensors with `nonscalar_logit_scale`."""
+def test_scale_and_bias_of_one_dimension_become_scalars():
+    """With `nonscalar_logit_scale`, open_clip saves such tensors."""
     theirs = {"logit_scale": torch.ones(1), "logit_bias": torch.ones(1), "visual.head.proj.weight": torch.ones(1, 1)}
     ours = from_open_clip_tensors(theirs, ["logit_scale", "logit_bias", "visual_projection.weight"])
     assert {name: tuple(tensor.shape) for name, tensor in ours.items()} == {
@@ -302,13 +299,13 @@ CLIP_TEXTS = ["a chest x-ray", "Caption &amp; figure", "chart " * 60]
 
 @pytest.fixture(scope="module")
 def clip_tokenizer():
-    """A small tokenizer of CLIP's kind, for texts of 24 tokens."""
+    """A small tokenizer like that of CLIP, for texts of 24 tokens."""
     words = [" ".join([*string.printable, *WORDS])] * 2
     return CLIPTokenizer(model_max_length=24).train_new_from_iterator(words, 400, show_progress=False)
 
 
 def write_clip_folder(folder: Path, tokenizer, **settings) -> Path:
-    """Write a model of open_clip's class `CLIP` with random weights and timm's image tower."""
+    """Write an open_clip model of class `CLIP` with random weights and an image tower of timm."""
     text_cfg = {"hf_tokenizer_name": "clip", "context_length": 24, "vocab_size": 410, "width": 48, "layers": 2}
     text_cfg |= {"heads": 4, "mlp_ratio": 2.0, **settings.pop("text_cfg", {})}
     vision_cfg = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "image_size": 224}
@@ -341,7 +338,7 @@ def assert_embeds_as_open_clip(model, processor, folder: Path, images) -> None:
 
 @pytest.mark.parametrize("quick_gelu", [False, True])
 @pytest.mark.parametrize("pool_type", ["argmax", "eos"])
-def test_clips_text_tower_is_converted_both_ways(clip_tokenizer, pictures, tmp_path, quick_gelu, pool_type):
+def test_the_text_tower_of_clip_is_converted_both_ways(clip_tokenizer, pictures, tmp_path, quick_gelu, pool_type):
     text_cfg = {"pool_type": pool_type, "eos_id": clip_tokenizer.eos_token_id}
     source = write_clip_folder(tmp_path / "source", clip_tokenizer, quick_gelu=quick_gelu, text_cfg=text_cfg)
     model, processor = from_open_clip(source)
@@ -356,7 +353,7 @@ def test_clips_text_tower_is_converted_both_ways(clip_tokenizer, pictures, tmp_p
     assert same_weights(again, model) and again.config.text_config.to_dict() == model.config.text_config.to_dict()
 
 
-def test_a_width_that_does_not_divide_the_inner_one_is_written(clip_tokenizer, pictures, tmp_path):
+def test_a_fractional_mlp_ratio_is_written(clip_tokenizer, pictures, tmp_path):
     text = {"model_type": "clip_text_model", "hidden_size": 49, "intermediate_size": 103, "num_attention_heads": 7}
     text |= {"num_hidden_layers": 1, "vocab_size": 400, "max_position_embeddings": 24}
     text |= {"bos_token_id": None, "eos_token_id": clip_tokenizer.eos_token_id}
@@ -386,7 +383,7 @@ def test_a_width_that_does_not_divide_the_inner_one_is_written(clip_tokenizer, p
         ("custom_text", True),
     ],
 )
-def test_a_setting_of_clips_text_tower_that_is_not_supported_is_named(clip_tokenizer, tmp_path, key, value):
+def test_an_unsupported_setting_of_the_clip_text_tower_is_named(clip_tokenizer, tmp_path, key, value):
     folder = write_clip_folder(tmp_path / "source", clip_tokenizer)
     config = read_config(folder)
     (config["model_cfg"] if key == "custom_text" else config["model_cfg"]["text_cfg"])[key] = value
@@ -398,7 +395,7 @@ def test_a_setting_of_clips_text_tower_that_is_not_supported_is_named(clip_token
 @pytest.mark.parametrize(
     ("field", "value"), [("layer_norm_eps", 1e-6), ("hidden_act", "relu"), ("max_position_embeddings", 30)]
 )
-def test_a_field_of_clips_text_tower_that_open_clip_cannot_express_is_named(clip_tokenizer, tmp_path, field, value):
+def test_a_field_of_the_clip_text_tower_unknown_to_open_clip_is_named(clip_tokenizer, tmp_path, field, value):
     model, processor = from_open_clip(write_clip_folder(tmp_path / "source", clip_tokenizer))
     setattr(model.config.text_config, field, value)
     with pytest.raises(ValueError, match=f"text_config.{field} is {value!r}.*with transformers"):
@@ -406,7 +403,7 @@ def test_a_field_of_clips_text_tower_that_open_clip_cannot_express_is_named(clip
     assert not (tmp_path / "back").exists()
 
 
-def test_open_clip_loads_clips_text_tower_from_a_repository_with_the_tokenizer_of_clip(clip_tokenizer):
+def test_open_clip_can_load_the_clip_text_tower_with_the_clip_tokenizer(clip_tokenizer):
     published = published_clip_tokenizer()
     with torch.device("meta"):
         model = BiomedCLIPModel(BiomedCLIPConfig(text_config={"model_type": "clip_text_model"}))
@@ -417,7 +414,7 @@ def test_open_clip_loads_clips_text_tower_from_a_repository_with_the_tokenizer_o
     assert "has other words" in open_clip_obstacle(model, other)
 
 
-def test_half_precision_stays_what_it_is(folder, tmp_path):
+def test_half_precision_is_kept(folder, tmp_path):
     path = folder / "open_clip_model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
     model, processor = from_open_clip(folder)
@@ -436,7 +433,7 @@ def test_a_missing_tensor_is_named(folder, name):
 
 
 @pytest.mark.parametrize("count", [8, 9, 20])
-def test_of_many_missing_tensors_eight_are_named(count):
+def test_at_most_eight_missing_tensors_are_named(count):
     names = [f"logit_scale.t{number}" for number in range(count)]
     shown = ", ".join(sorted(names)[:8])
     rest = f" and {count - 8} more" if count > 8 else ""
@@ -472,7 +469,7 @@ def test_a_tensor_of_another_shape_is_named(folder):
         ("preprocess_cfg", {"resize_mode": "squash"}, "resize_mode='squash'"),
     ],
 )
-def test_a_setting_that_biomedclip_does_not_have_is_named(folder, section, values, message):
+def test_an_unsupported_setting_is_named(folder, section, values, message):
     change_config(folder, section, **values)
     with pytest.raises(ValueError, match=message):
         from_open_clip(folder)
@@ -489,7 +486,7 @@ def test_a_context_length_of_zero_and_a_missing_field_are_named(folder):
         from_open_clip(folder)
 
 
-def test_a_changed_interpolation_is_written_down(folder, tmp_path):
+def test_a_changed_interpolation_is_written(folder, tmp_path):
     model, processor = from_open_clip(folder)
     processor.image_processor.resample = PILImageResampling.BILINEAR
     to_open_clip(model, processor, tmp_path / "back")
@@ -498,14 +495,14 @@ def test_a_changed_interpolation_is_written_down(folder, tmp_path):
     assert again.image_processor.resample == PILImageResampling.BILINEAR
 
 
-def test_a_bert_that_has_to_be_guessed_at_is_told_of(folder, caplog):
+def test_a_guessed_bert_configuration_is_reported(folder, caplog):
     change_config(folder, "text_cfg", hf_model_name="nobody/no-such-bert")
     model, _ = from_open_clip(folder)
     assert "nobody/no-such-bert is neither in a folder nor in the cache" in caplog.text
     assert model.config.text_config.num_attention_heads == 1, "64 channels; the real one has four heads"
 
 
-def test_a_part_of_the_model_is_not_taken_for_the_whole(small_model, small_processor, tmp_path):
+def test_a_part_of_the_model_is_refused(small_model, small_processor, tmp_path):
     small_model.save_pretrained(tmp_path / "whole")
     small_processor.save_pretrained(tmp_path / "whole")
     BiomedCLIPForImageClassification.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "classifier")
@@ -514,7 +511,7 @@ def test_a_part_of_the_model_is_not_taken_for_the_whole(small_model, small_proce
         load_any_layout(tmp_path / "classifier")
 
 
-def test_wrong_types_in_a_configuration_and_a_file_of_no_names_are_clear_errors(folder):
+def test_wrong_types_in_configuration_and_weights_are_refused(folder):
     config = read_config(folder)
     (folder / "open_clip_config.json").write_text(
         json.dumps(config | {"model_cfg": config["model_cfg"] | {"embed_dim": "32"}})
@@ -550,7 +547,7 @@ def test_a_pickle_that_would_run_code_is_refused(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["safetensors", "pickle"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_truncated_weights_are_called_so(folder, kind, share):
+def test_truncated_weights_are_reported(folder, kind, share):
     if kind == "pickle":
         as_pickle(folder)
     (path,) = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
@@ -575,7 +572,7 @@ def test_missing_files_are_named(folder, tmp_path):
         from_open_clip(folder)
 
 
-def test_what_open_clip_cannot_express_is_refused(small_model, small_processor, folder, tmp_path):
+def test_models_unsupported_by_open_clip_are_refused(small_model, small_processor, folder, tmp_path):
     with pytest.raises(ValueError, match="timm has none for 2 layers of width 32"):
         to_open_clip(small_model, small_processor, tmp_path / "a")
     model, processor = from_open_clip(folder)
@@ -598,7 +595,7 @@ def test_what_open_clip_cannot_express_is_refused(small_model, small_processor, 
         ("num_hidden_layers", 11, "timm has none for 11 layers of width 192 with 3 heads .*tiny \\(12, 192, 3\\)"),
     ],
 )
-def test_a_field_of_the_image_tower_that_open_clip_cannot_express_is_named(folder, tmp_path, field, value, message):
+def test_a_field_of_the_image_tower_unknown_to_open_clip_is_named(folder, tmp_path, field, value, message):
     model, processor = from_open_clip(folder)
     setattr(model.config.vision_config, field, value)
     if "Train" in message or "timm" in message:
@@ -609,7 +606,7 @@ def test_a_field_of_the_image_tower_that_open_clip_cannot_express_is_named(folde
 
 
 def test_a_hub_id_is_read_from_the_cache(folder, tmp_path):
-    """As `huggingface_hub` lays its cache out; no network is asked."""
+    """The cache has the layout of `huggingface_hub`; no network is used."""
     repository = tmp_path / "hub" / "models--org--biomedclip"
     shutil.copytree(folder, repository / "snapshots" / "0123abc")
     (repository / "refs").mkdir()
@@ -628,7 +625,7 @@ def test_a_hub_id_is_read_from_the_cache(folder, tmp_path):
 
 
 def as_community_port(model: BiomedCLIPModel, folder: Path, tokenizer) -> None:
-    """Writes a model in the layout of chuhac/BiomedCLIP-vit-bert-hf: CLIP's names and shapes, its wrong epsilon."""
+    """Write a model in the layout of chuhac/BiomedCLIP-vit-bert-hf, with the wrong epsilon."""
     tensors = {"text_model.embeddings.position_ids": torch.arange(64)[None]}
     for name, tensor in model.state_dict().items():
         name = name.replace("layers.", "encoder.layers.")
@@ -656,7 +653,7 @@ def as_community_port(model: BiomedCLIPModel, folder: Path, tokenizer) -> None:
 
 
 @torch.no_grad()
-def test_the_community_port_is_read_with_its_epsilon_put_right(small_model, small_processor, tmp_path, caplog):
+def test_the_community_port_is_read_with_the_epsilon_of_timm(small_model, small_processor, tmp_path, caplog):
     as_community_port(small_model, tmp_path / "port", small_processor.tokenizer)
     with caplog.at_level(logging.WARNING):
         model, processor = from_open_clip(tmp_path / "port")

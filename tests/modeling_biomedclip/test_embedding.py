@@ -1,4 +1,4 @@
-"""Embeddings of many images and texts."""
+"""Embedding of many images and texts."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ TEXTS = ["chest x-ray", "a", "caption of article figure " * 3, "", "brain mri", 
 
 
 @torch.no_grad()
-def test_texts_come_back_in_their_order_whatever_batches_they_were_in(small_model, small_processor):
+def test_texts_keep_their_order_in_any_batches(small_model, small_processor):
     expected = [
         small_model.get_text_features(**small_processor(text=text, return_tensors="pt")).pooler_output for text in TEXTS
     ]
@@ -22,7 +22,7 @@ def test_texts_come_back_in_their_order_whatever_batches_they_were_in(small_mode
         torch.testing.assert_close(embeds, expected, rtol=0, atol=2e-6)
 
 
-def test_next_to_no_padding_is_worked_on(small_model, small_processor, monkeypatch):
+def test_little_padding_is_computed(small_model, small_processor, monkeypatch):
     shapes = []
     original = small_model.get_text_features
 
@@ -58,12 +58,12 @@ def test_images_are_read_when_they_are_needed(small_model, small_processor):
     assert torch.equal(embeds[3:6], expected)
 
 
-def test_nothing_gives_nothing(small_model, small_processor):
+def test_empty_inputs_give_empty_embeddings(small_model, small_processor):
     assert embed_images(small_model, small_processor, []).shape == (0, 16)
     assert embed_texts(small_model, small_processor, []).shape == (0, 16)
 
 
-def test_a_damaged_image_stops_the_run_with_its_own_error(small_model, small_processor):
+def test_the_error_of_a_damaged_image_is_raised(small_model, small_processor):
     class Damaged(list):
         def __getitem__(self, index):
             raise ValueError("scan_7.png: truncated")
@@ -72,7 +72,7 @@ def test_a_damaged_image_stops_the_run_with_its_own_error(small_model, small_pro
         embed_images(small_model, small_processor, Damaged([1, 2]))
 
 
-def test_a_model_in_training_embeds_without_dropout_and_goes_on_in_training(small_model, small_processor):
+def test_a_model_in_training_mode_embeds_without_dropout(small_model, small_processor):
     expected = embed_texts(small_model, small_processor, TEXTS)
     small_model.train()
     for module in small_model.modules():
@@ -82,6 +82,6 @@ def test_a_model_in_training_embeds_without_dropout_and_goes_on_in_training(smal
     assert small_model.training
 
 
-def test_a_tokenizer_without_a_limit_takes_the_models(small_model, small_processor, monkeypatch):
+def test_a_tokenizer_without_a_limit_uses_that_of_the_model(small_model, small_processor, monkeypatch):
     monkeypatch.setattr(small_processor.tokenizer, "model_max_length", 10**30)
     assert embed_texts(small_model, small_processor, ["line chart " * 90]).shape == (1, 16)

@@ -45,7 +45,7 @@ def models(tmp_path_factory):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [1, 5])
-def test_image_embeddings_are_equal_to_the_last_bit(models, size):
+def test_image_embeddings_are_equal_bit_for_bit(models, size):
     theirs, ours = models
     images = torch.randn(size, 3, 224, 224)
     assert torch.equal(theirs.encode_image(images), ours.get_image_features(images).pooler_output)
@@ -53,7 +53,7 @@ def test_image_embeddings_are_equal_to_the_last_bit(models, size):
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [20, 256])
-def test_text_embeddings_are_equal_to_the_last_bit(models, length):
+def test_text_embeddings_are_equal_bit_for_bit(models, length):
     theirs, ours = models
     texts = torch.randint(5, 28_000, (4, length))
     texts[1, length // 2 :] = 0

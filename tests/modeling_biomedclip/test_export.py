@@ -1,4 +1,4 @@
-"""Exported graphs against the model they come from."""
+"""Exported graphs compared with the model."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_padding_is_masked(exported, small_processor):
     assert cosine_similarity(together, single, dim=0) > SMALLEST_COSINE[exported[1]]
 
 
-def test_it_takes_the_models_place_in_the_classifier(exported, wide_model, small_processor):
+def test_an_exported_model_works_in_the_classifier(exported, wide_model, small_processor):
     folder, precision = exported
     names = ["chest", "brain", "chart"]
     ours = ZeroShotClassifier(ExportedModel(folder), small_processor, names).logits(PICTURES)
@@ -80,13 +80,13 @@ def test_8_bits_take_about_a_quarter_of_the_space(wide_model, tmp_path):
 
 
 @pytest.mark.parametrize("format", export_module.FORMATS)
-def test_8_bits_of_a_model_too_small_for_them_are_refused(small_model, tmp_path, format):
+def test_8_bits_are_refused_for_small_models(small_model, tmp_path, format):
     with pytest.raises(ValueError, match="largest matrix of this model has 2,048"):
         export_model(small_model, tmp_path / "x", format=format, precision="int8")
     assert not (tmp_path / "x").exists()
 
 
-def test_a_model_in_half_precision_is_left_as_it_is(small_model, tmp_path):
+def test_exporting_does_not_change_the_precision_of_the_model(small_model, tmp_path):
     export_model(small_model.bfloat16(), tmp_path)
     assert small_model.dtype == torch.bfloat16
 

@@ -1,4 +1,4 @@
-"""The model: its size, its parts, its start from other checkpoints, and its behaviour in transformers."""
+"""The model: its size, its parts, its start from other checkpoints, and its behavior in transformers."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_the_defaults_are_the_published_architecture():
     assert BiomedCLIPConfig().logit_scale_init_value == pytest.approx(2.6593, abs=1e-4)
 
 
-def test_embeddings_are_normalised_and_logits_are_their_scaled_products(small_model, batch):
+def test_embeddings_are_normalized_and_logits_are_scaled_products(small_model, batch):
     outputs = small_model(**batch, return_loss=True)
     torch.testing.assert_close(outputs.image_embeds.norm(dim=-1), torch.ones(3))
     expected = small_model.logit_scale.exp() * outputs.image_embeds @ outputs.text_embeds.T
@@ -66,7 +66,7 @@ def test_embeddings_are_normalised_and_logits_are_their_scaled_products(small_mo
     assert outputs.loss.item() == pytest.approx(sum(rows).item() / 3, abs=1e-6)
 
 
-def test_a_model_has_a_bias_of_its_logits_only_if_its_configuration_asks_for_one(small_model, batch, tmp_path):
+def test_logits_have_a_bias_only_if_configured(small_model, batch, tmp_path):
     assert "logit_bias" not in small_model.state_dict()
     small_model.save_pretrained(tmp_path / "without")
     with_bias = BiomedCLIPModel.from_pretrained(tmp_path / "without", logit_bias_init_value=-10.0)
@@ -98,7 +98,7 @@ def test_other_attention_implementations_agree_with_sdpa(small_model, batch, imp
     torch.testing.assert_close(outputs.text_embeds, expected.text_embeds, rtol=0, atol=2e-6)
 
 
-def test_hidden_states_and_attentions_are_to_be_had(small_model, batch):
+def test_hidden_states_and_attentions_are_returned(small_model, batch):
     small_model.set_attn_implementation("eager")
     outputs = small_model(**batch, output_hidden_states=True, output_attentions=True)
     assert len(outputs.text_model_output.hidden_states) == 3
@@ -128,7 +128,7 @@ def test_every_parameter_gets_a_gradient(small_model, batch):
     assert missing == []
 
 
-def test_images_of_another_size_need_to_be_asked_for(small_model):
+def test_images_of_another_size_need_interpolation(small_model):
     larger = torch.randn(1, 3, 48, 64)
     with pytest.raises(ValueError, match="48 x 64 .*interpolate_pos_encoding"):
         small_model.get_image_features(larger)
@@ -162,7 +162,7 @@ def test_saving_and_loading_gives_the_same_bits(small_model, batch, tmp_path):
     assert loaded.config.to_dict() == BiomedCLIPConfig.from_pretrained(tmp_path).to_dict() | loaded.config.to_dict()
 
 
-def test_the_parts_load_from_the_whole(small_model, batch, tmp_path):
+def test_parts_load_from_the_whole_model(small_model, batch, tmp_path):
     small_model.save_pretrained(tmp_path)
     images, texts = batch["pixel_values"], batch["input_ids"]
     whole = small_model.get_image_features(images), small_model.get_text_features(texts)

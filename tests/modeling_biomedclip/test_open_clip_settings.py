@@ -1,4 +1,4 @@
-"""Each setting of open_clip's configuration is honored as open_clip honors it, or refused by its name."""
+"""Each setting of an open_clip configuration is applied as in open_clip, or refused by name."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def change(folder: Path, section: str, key: str, value) -> None:
 
 @torch.no_grad()
 def assert_equals_open_clip(folder: Path) -> None:
-    """Token ids, pixels and embeddings are those of open_clip on the same folder."""
+    """Compare token ids, pixels and embeddings with open_clip on the same folder."""
     theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (230, 300, 3), dtype=np.uint8))
@@ -77,7 +77,7 @@ def test_the_lists_of_known_settings_are_open_clips():
     ("section", "fields"), [("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg), ("preprocess_cfg", PreprocessCfg)]
 )
 def test_the_default_of_every_setting_is_accepted(folder, section, fields):
-    """Unless open_clip's default is nothing that BiomedCLIP has, as for its pooling."""
+    """Except defaults that BiomedCLIP does not support, such as the pooling."""
     set_by_the_folder = {"timm_model_name", "timm_pool", "image_size", "context_length"}
     for field in dataclasses.fields(fields):
         if field.name not in set_by_the_folder and not field.name.startswith("hf_"):
@@ -194,7 +194,7 @@ def test_settings_that_came_with_a_model_are_checked_before_they_are_written(fol
 
 
 def plant(folder: Path, marker: Path, *files: str) -> None:
-    """Writes code that leaves a marker, and names it in the tokenizer's and the model's settings."""
+    """Write code that leaves a marker, and refer to it in the settings of tokenizer and model."""
     folder.mkdir(exist_ok=True)
     (folder / "planted.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Planted: pass\n")
     auto_map = dict.fromkeys(("AutoConfig", "AutoModel"), "planted.Planted") | {
@@ -209,7 +209,7 @@ def plant(folder: Path, marker: Path, *files: str) -> None:
 
 @pytest.fixture
 def other(tmp_path, original):
-    """A folder that open_clip itself has to load: its text tower is no BiomedCLIP's."""
+    """A folder that only open_clip can load, because of its text tower."""
     folder = Path(shutil.copytree(original, tmp_path / "other"))
     change(folder, "text_cfg", "hf_pooler_type", "mean_pooler")
     return folder

@@ -1,4 +1,4 @@
-"""A saved folder carries the code: loaded, used and saved again by three kinds of process."""
+"""A saved folder contains the code: four kinds of processes load, use and save it."""
 
 import json
 import os
@@ -82,7 +82,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Folders as users save them, and what the models in them answer."""
+    """Folders that users save, and the outputs of their models."""
     from transformers import BertTokenizer
 
     from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
@@ -129,7 +129,7 @@ def run(root: Path, folder: Path, process: str, again: Path) -> dict:
     return json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
 
 
-def test_each_process_loads_uses_and_saves_again_what_the_one_before_saved(saved, tmp_path):
+def test_every_process_loads_uses_and_saves_the_folder_of_the_last(saved, tmp_path):
     root, expected = saved
     folder = root / "model"
     names = {path.name for path in folder.iterdir()}
@@ -157,7 +157,7 @@ def test_without_import_and_flag_the_error_names_the_flag(saved, tmp_path):
     assert result.returncode != 0 and "trust_remote_code=True" in result.stderr
 
 
-def test_every_head_stands_in_the_configuration_of_every_saved_model(saved):
+def test_every_saved_configuration_lists_every_head(saved):
     root, _ = saved
     heads = ("AutoModel", "AutoModelForZeroShotImageClassification", "AutoModelForImageClassification", "AutoConfig")
     heads += ("AutoModelForVisualQuestionAnswering",)
@@ -167,7 +167,7 @@ def test_every_head_stands_in_the_configuration_of_every_saved_model(saved):
         assert all((root / folder / f"{name.split('.')[0]}.py").is_file() for name in auto_map.values())
 
 
-def test_a_configuration_of_the_hub_is_saved_with_the_code_of_its_new_folder(small_model, tmp_path):
+def test_a_configuration_from_the_hub_is_saved_with_local_code(small_model, tmp_path):
     small_model.config.auto_map = {"AutoModel": "org/biomedclip--modeling_biomedclip.BiomedCLIPModel"}
     small_model.save_pretrained(tmp_path)
     assert "org/biomedclip--" not in (tmp_path / "config.json").read_text()

@@ -1,4 +1,4 @@
-"""The head that answers questions: METER's co-attention on the tokens of both towers."""
+"""The head for visual question answering, the co-attention of METER."""
 
 import json
 import os
@@ -32,7 +32,7 @@ NAMES = {"id2label": dict(enumerate(ANSWERS)), "label2id": {answer: number for n
 
 @pytest.fixture
 def model():
-    """A small model with fixed random weights, in evaluation mode."""
+    """A small model with seeded random weights, in evaluation mode."""
     torch.manual_seed(0)
     head = HEAD | {"initializer_range": 0.15}
     config = BiomedCLIPConfig(**SMALL_CONFIG, co_attention_config=head, initializer_range=0.15, **NAMES)
@@ -70,7 +70,7 @@ def test_the_published_head_has_the_published_shape():
     assert (config.num_attention_heads, config.hidden_dropout, config.attention_dropout) == (12, 0.1, 0.1)
 
 
-def test_a_block_is_the_cross_attending_block_of_bert():
+def test_a_block_equals_the_cross_attention_block_of_bert():
     config = BiomedCLIPCoAttentionConfig(**HEAD, hidden_dropout=0.0, attention_dropout=0.0, attn_implementation="eager")
     bert_config = BertConfig(
         hidden_size=48, intermediate_size=96, num_attention_heads=4, hidden_act="gelu", hidden_dropout_prob=0.0
@@ -171,7 +171,7 @@ def test_the_loss_is_the_cross_entropy_of_each_answer_summed():
     assert answer_loss(scores, torch.full((4,), -100)).isnan(), "as torch's cross-entropy has it"
 
 
-def test_soft_scores_pull_several_answers_up():
+def test_soft_labels_raise_several_answers():
     scores = torch.zeros(1, 3, requires_grad=True)
     answer_loss(scores, torch.tensor([[1.0, 0.3, 0.0]])).backward()
     assert scores.grad.tolist() == [pytest.approx([-0.5, 0.2, 0.5])]
@@ -202,7 +202,7 @@ def test_questions_without_their_images_are_refused(model):
 # Loading and saving
 
 
-def test_a_checkpoint_without_the_head_gives_its_towers_and_a_head_that_the_seed_draws(small_model, tmp_path):
+def test_a_checkpoint_without_head_gets_a_seeded_random_head(small_model, tmp_path):
     small_model.save_pretrained(tmp_path)
     models = []
     for seed in (1, 1, 2):
@@ -229,7 +229,7 @@ def test_a_saved_model_gives_the_same_bits(model, tmp_path):
     assert torch.equal(whole.text_model.layers[0].mlp.fc1.weight, model.text_model.layers[0].mlp.fc1.weight)
 
 
-def test_other_answers_get_a_new_last_layer_and_keep_the_rest(model, tmp_path):
+def test_other_answers_replace_only_the_last_layer(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = BiomedCLIPForVisualQuestionAnswering.from_pretrained(
         tmp_path, id2label={0: "yes", 1: "no"}, num_labels=2, ignore_mismatched_sizes=True
@@ -238,7 +238,7 @@ def test_other_answers_get_a_new_last_layer_and_keep_the_rest(model, tmp_path):
     assert torch.equal(loaded.classifier[0].weight, model.classifier[0].weight)
 
 
-def test_an_adapter_on_the_towers_with_a_head_of_its_own_is_loaded_with_peft(model, tmp_path):
+def test_an_adapter_with_a_trained_head_is_loaded_with_peft(model, tmp_path):
     model.save_pretrained(tmp_path / "base")
     config = LoraConfig(
         target_modules=["q_proj", "v_proj", "fc1"], modules_to_save=["classifier"], init_lora_weights=False
@@ -271,7 +271,7 @@ def expected_scores(model, processor, question: str, picture: Image.Image) -> di
 
 
 @pytest.mark.parametrize("flag", [{}, {"trust_remote_code": True}])
-def test_the_pipeline_answers_with_scores_of_their_own(model, small_processor, saved, flag):
+def test_the_pipeline_returns_independent_scores(model, small_processor, saved, flag):
     answer = pipeline("visual-question-answering", model=str(saved), device="cpu", **flag)
     picture = Image.open(saved / "picture.png")
     expected = expected_scores(model, small_processor, "brain mri chart", picture)
@@ -302,7 +302,7 @@ def test_the_pipeline_takes_many_questions_and_many_images(model, small_processo
         answer(picture)
 
 
-def test_the_pipeline_saves_what_it_can_be_loaded_from(saved, small_processor, tmp_path):
+def test_a_saved_pipeline_loads_again(saved, small_processor, tmp_path):
     first = pipeline("visual-question-answering", model=str(saved), device="cpu")
     first.save_pretrained(tmp_path / "again")
     small_processor.save_pretrained(tmp_path / "again")
@@ -331,7 +331,7 @@ print(json.dumps(found))
 """
 
 
-def test_without_the_package_the_saved_folder_brings_model_and_pipeline(model, small_processor, saved, tmp_path):
+def test_a_saved_folder_works_without_the_package(model, small_processor, saved, tmp_path):
     expected = expected_scores(model, small_processor, "brain mri chart", Image.open(saved / "picture.png"))
     again = tmp_path / "again"
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -348,7 +348,7 @@ def test_without_the_package_the_saved_folder_brings_model_and_pipeline(model, s
             assert (again / name).read_bytes() == (saved / name).read_bytes(), name
 
 
-def test_the_pipeline_is_what_transformers_finds_under_the_name():
+def test_transformers_finds_the_pipeline_by_name():
     from transformers.pipelines import PIPELINE_REGISTRY
 
     assert PIPELINE_REGISTRY.check_task("visual-question-answering")[1]["impl"] is VisualQuestionAnsweringPipeline

@@ -14,7 +14,7 @@ def images():
     return [Image.new("RGB", (40 + n, 30), (25 * n, 200 - 20 * n, 99)) for n in range(7)]
 
 
-def test_one_template_gives_the_models_own_logits_to_the_last_bit(small_model, small_processor, images):
+def test_one_template_gives_the_logits_of_the_model_bit_for_bit(small_model, small_processor, images):
     names = ["chest x-ray", "brain mri", "line chart"]
     classifier = ZeroShotClassifier(small_model, small_processor, names, "this is a photo of {}")
     prompts = [f"this is a photo of {name}" for name in names]
@@ -42,13 +42,13 @@ def test_the_stock_pipeline_gives_the_same_scores_for_the_same_batches(small_mod
         assert {answer["label"]: answer["score"] for answer in answers} == dict(zip(names, row.tolist(), strict=True))
 
 
-def test_labels_are_embedded_once_and_kept(small_model, small_processor, images, monkeypatch):
+def test_labels_are_embedded_once(small_model, small_processor, images, monkeypatch):
     classifier = ZeroShotClassifier(small_model, small_processor, ["chest", "brain"])
     monkeypatch.setattr(small_model, "get_text_features", None)
     assert classifier(images).shape == classifier(images[:3] * 2 + images[:1]).shape
 
 
-def test_long_labels_are_cut_with_a_warning_that_shows_one(small_model, small_processor, images, caplog):
+def test_long_labels_are_truncated_with_a_warning(small_model, small_processor, images, caplog):
     names = ["chest", "brain " * 80]
     classifier = ZeroShotClassifier(small_model, small_processor, names, "this is a photo of {}")
     assert "1 of 2 prompts have more than 64 tokens" in caplog.text and "this is a photo of brain" in caplog.text
@@ -58,14 +58,14 @@ def test_long_labels_are_cut_with_a_warning_that_shows_one(small_model, small_pr
     assert caplog.text == ""
 
 
-def test_similarities_of_a_model_in_half_precision_are_worked_out_in_float32(small_model, small_processor, images):
+def test_similarities_in_half_precision_are_computed_in_float32(small_model, small_processor, images):
     classifier = ZeroShotClassifier(small_model.bfloat16(), small_processor, ["chest", "brain"])
     logits = classifier.logits(images)
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float()), "or near ones would tie"
 
 
-def test_a_class_is_the_normalised_mean_of_its_templates(small_model, small_processor):
+def test_a_class_is_the_normalized_mean_of_its_templates(small_model, small_processor):
     templates = ["a photo of {}", "{} chart", "this is {}"]
     names = ["chest", "brain"]
     single = [ZeroShotClassifier(small_model, small_processor, names, [t]).class_embeds for t in templates]
@@ -73,13 +73,13 @@ def test_a_class_is_the_normalised_mean_of_its_templates(small_model, small_proc
     torch.testing.assert_close(together, normalize(sum(single) / 3, dim=-1))
 
 
-def test_batches_change_nothing(small_model, small_processor, images):
+def test_the_batch_size_does_not_change_scores(small_model, small_processor, images):
     classifier = ZeroShotClassifier(small_model, small_processor, ["chest", "brain"])
     torch.testing.assert_close(classifier.logits(images, batch_size=2), classifier.logits(images))
     assert classifier.logits([]).shape == (0, 2)
 
 
-def test_what_makes_no_sense_is_refused(small_model, small_processor):
+def test_invalid_arguments_are_refused(small_model, small_processor):
     with pytest.raises(ValueError, match="must not be empty"):
         ZeroShotClassifier(small_model, small_processor, [])
     with pytest.raises(ValueError, match="has no {}"):

@@ -1,4 +1,4 @@
-"""No documented call asks whether to run the code that a saved folder carries."""
+"""No documented call asks whether to run the code of a saved folder."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from biomedclip.processing import BiomedCLIPProcessor
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, small_checkpoint, small_processor):
-    """Folders of each kind of model with a whole processor, and with the image processor alone where that suffices."""
+    """Folders of each kind of model with a processor, or with only an image processor if that is enough."""
     root = tmp_path_factory.mktemp("saved")
     shutil.copytree(small_checkpoint, root / "model")
     config = AutoModel.from_pretrained(small_checkpoint).config
@@ -62,7 +62,7 @@ def test_auto_classes_do_not_ask_for_confirmation(saved, folder):
 
 
 def test_processors_load_without_the_models_package(saved):
-    """Processors are loaded by a process that has imported `biomedclip.processing` alone."""
+    """A process that imports only `biomedclip.processing` loads processors."""
     python(
         f"""
 import sys
@@ -91,7 +91,7 @@ def test_a_processor_that_names_an_audio_tokenizer_is_refused(saved, tmp_path):
 @pytest.mark.parametrize(
     "task", ["zero-shot-image-classification", "image-classification", "visual-question-answering"]
 )
-def test_a_tokenizer_that_names_code_and_no_class_asks_nothing_and_runs_nothing(saved, tmp_path, task):
+def test_a_tokenizer_that_names_code_does_not_ask_or_run_it(saved, tmp_path, task):
     names = {"zero-shot-image-classification": "model", "image-classification": "classifier"}
     folder = shutil.copytree(saved / names.get(task, "answers"), tmp_path / "model")
     (folder / "planted.py").write_text(

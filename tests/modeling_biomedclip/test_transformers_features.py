@@ -1,4 +1,4 @@
-"""What users of transformers expect of any model: place, precision, attention, compiling, building and saving."""
+"""What users of transformers expect of any model: devices, precision, attention, compilation, saving and loading."""
 
 import copy
 import pickle
@@ -77,7 +77,7 @@ def test_no_block_is_split_between_devices(small_model):
 
 @pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "bfloat16"])
-def test_the_precision_asked_for_is_that_of_all_weights(saved, option, dtype):
+def test_all_weights_have_the_requested_precision(saved, option, dtype):
     model = AutoModel.from_pretrained(saved, **{option: dtype})
     expected = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
@@ -86,14 +86,14 @@ def test_the_precision_asked_for_is_that_of_all_weights(saved, option, dtype):
     assert logits(model).dtype == expected and torch.isfinite(logits(model)).all()
 
 
-def test_a_checkpoint_keeps_its_precision_unless_another_is_asked_for(small_model, tmp_path):
+def test_a_checkpoint_keeps_its_precision_by_default(small_model, tmp_path):
     small_model.to(torch.bfloat16).save_pretrained(tmp_path)
     assert AutoModel.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
     assert BiomedCLIPTextModel.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
     assert AutoModel.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
 
 
-def test_half_of_a_model_is_close_to_it(small_model):
+def test_half_precision_is_close_to_float32(small_model):
     expected = small_model(**pairs()).image_embeds
     halved = small_model.half()(**pairs()).image_embeds
     assert halved.dtype == torch.float16
@@ -132,7 +132,7 @@ def test_attention_of_one_tower_can_be_changed_alone(small_model):
 
 @pytest.mark.parametrize("part", ["forward", "get_text_features", "get_image_features", "text_model", "vision_model"])
 def test_three_graphs_serve_all_lengths_and_batches(small_model, part):
-    """The first shapes, then any length, then any batch. The graphs run as they are: inductor would take a minute."""
+    """One graph for the first shapes, one for any length, one for any batch. Inductor would take a minute."""
     graphs = []
 
     def backend(graph, inputs):
@@ -171,7 +171,7 @@ def test_the_towers_can_be_exported_for_any_batch_and_length(small_model):
 
 
 @pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": True}])
-def test_many_small_files_hold_the_same_model_as_one(small_model, tmp_path, options):
+def test_sharded_files_give_the_same_model(small_model, tmp_path, options):
     small_model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
     assert torch.equal(logits(AutoModel.from_pretrained(tmp_path, **options)), logits(small_model))
@@ -192,8 +192,8 @@ def test_many_small_files_hold_the_same_model_as_one(small_model, tmp_path, opti
         BiomedCLIPForVisualQuestionAnswering,
     ],
 )
-def test_a_model_built_on_the_meta_device_lacks_nothing_once_its_weights_are_loaded(saved, model_class):
-    """Which is true because nothing is left out of the state dict."""
+def test_a_model_from_the_meta_device_is_complete_after_loading(saved, model_class):
+    """The state dictionary contains everything, buffers included."""
     model = model_class.from_pretrained(saved)
     inputs = pairs()
     if len(model.input_modalities) == 1:
@@ -238,7 +238,7 @@ def widths(config: BiomedCLIPConfig) -> set[int]:
     return {config.projection_dim, config.text_config.projection_dim, config.vision_config.projection_dim}
 
 
-def test_both_towers_have_the_width_of_the_whole(saved, tmp_path):
+def test_both_towers_have_the_projection_size_of_the_model(saved, tmp_path):
     text, vision = BiomedCLIPTextConfig(projection_dim=99), BiomedCLIPVisionConfig()
     config = BiomedCLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
     assert config.text_config is text and config.vision_config is vision and widths(config) == {16}
@@ -253,7 +253,7 @@ def test_both_towers_have_the_width_of_the_whole(saved, tmp_path):
     assert widths(AutoConfig.from_pretrained(saved, projection_dim=8)) == {8}
 
 
-def test_another_width_at_loading_gives_a_model_of_that_width(saved):
+def test_the_projection_size_can_be_changed_at_loading(saved):
     model = BiomedCLIPModel.from_pretrained(saved, projection_dim=8, ignore_mismatched_sizes=True)
     assert model(**pairs()).image_embeds.shape == model(**pairs()).text_embeds.shape == (3, 8)
 
