@@ -16,7 +16,12 @@ def draw_fraction(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int
 
     Returns:
         The positions of the drawn rows, ascending.
+
+    Raises:
+        ValueError: If `fraction` is not above 0 and at most 1.
     """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"The fraction to draw must be above 0 and at most 1, not {fraction}.")
     return sorted(row for drawn in _drawn(labels, fraction, seed).values() for row in drawn)
 
 

@@ -1,53 +1,176 @@
-"""A linear probe: a linear classifier on frozen image features, with few and with all labels."""
+"""The linear probe: a linear classifier on frozen image features, trained on fractions of the labels."""
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
-from biomedclip.processing.stratified import draw_fraction
+from biomedclip.processing import load_benchmark
+from biomedclip.processing.benchmarks import ClassificationBenchmark
+from biomedclip.processing.benchmarks.leaks import find_leaks
+from biomedclip.processing.images.labeled import check_readable
+from biomedclip.processing.stratified import draw_fraction, hold_out
 
-from ..cli.errors import UsageError
-from ..cli.reporting import UNDEFINED, say_undefined, show_table
+from ..cli.reporting import UNDEFINED, say, say_undefined, show_table
 from .classification import measure_classification
 from .elevater import fit_elevater
-from .zero_shot import classification_metrics
+from .features import Features
+from .run import Run, note_if_few
+from .zero_shot import OWN_IMAGES, check_classes, classification_metrics, data_of, given_benchmark_options
 
 
-# Inverse strengths of the regularisation that are tried, on standardised features.
+FRACTIONS, PROBE_DRAWS = (0.01, 0.1, 1.0), 5
+HELD_OUT = 0.2  # fraction of the training images for each of the validation and test splits that does not exist
+PROBE_DOCS = "docs/evaluation.md"
+# Inverse strengths of the regularization that are tried, on standardized features.
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
 ITERATIONS = 1000
 Protocol = Literal["logistic", "elevater"]
 PROTOCOLS = get_args(Protocol)
 MEASURED = ("accuracy", "balanced_accuracy", "auroc")
-_ABSENT = -1e9  # score of a class that the training images do not show
+_ABSENT = -1e9  # score of a class without training images
 
 
 @dataclass(frozen=True)
 class LabeledFeatures:
-    """A split, embedded.
+    """Features and labels of a split.
 
     Args:
-        features: Of shape `(images, dimension)`.
+        features: Array of shape `(images, dimension)`.
         labels: The class of each image, from 0.
-        groups: Patient or source of each image, where it is known.
+        groups: Patient or source of each image, if known.
     """
 
     features: np.ndarray
     labels: np.ndarray
     groups: list[str] | None = None
 
-    def select(self, numbers: Sequence[int]) -> "LabeledFeatures":
-        """The images of these numbers."""
-        groups = None if self.groups is None else [self.groups[number] for number in numbers]
-        return LabeledFeatures(self.features[numbers], self.labels[numbers], groups)
+    def select(self, rows: Sequence[int]) -> "LabeledFeatures":
+        """Return the images of the given rows."""
+        groups = None if self.groups is None else [self.groups[row] for row in rows]
+        return LabeledFeatures(self.features[rows], self.labels[rows], groups)
+
+
+def read_probed(options: Any) -> tuple[dict[str, ClassificationBenchmark], list[str]]:
+    """Read the splits of a linear probe, all with the classes of the training split.
+
+    Returns:
+        The splits, and notes.
+
+    Raises:
+        ValueError: If there are fewer than two classes, a class without readable training images, or a split with a
+            class that training does not have.
+    """
+    where = f"--data {options.data}"
+    splits: dict[str, Any] = {}
+    for split in ["train", *(["validation"] if options.protocol == "logistic" else []), options.split]:
+        try:
+            splits[split] = load_benchmark(
+                options.benchmark or OWN_IMAGES,
+                options.data,
+                split=split,  # type: ignore[arg-type]
+                held_out=HELD_OUT,
+                seed=options.seed,
+                **given_benchmark_options(options),
+            )
+        except FileNotFoundError:
+            if split != "validation":
+                raise
+    test, learned = splits[options.split], sorted(set(splits["train"].images.labels))
+    check_classes(splits["train"].images, learned, where)
+    for split, benchmark in splits.items():
+        if unknown := sorted(set(benchmark.images.labels) - set(learned)):
+            raise ValueError(
+                f"{where}: the {split} split has images of {', '.join(map(repr, unknown))}, but the training split has "
+                f"only {', '.join(learned)}."
+            )
+    check_readable(test.images, f"{where}, {options.split} split")
+    notes = []
+    if options.split == "validation" and options.protocol == "logistic":
+        notes.append("The regularization was chosen on the measured split.")
+    if absent := sorted(set(learned) - set(test.images.labels)):
+        notes.append(f"No image of the {options.split} split is of the class {', '.join(map(repr, absent))}.")
+    # A split of own images has only the classes of its images.
+    classes = test.classes if set(learned) <= set(test.classes) else learned
+    return {split: replace(benchmark, classes=classes) for split, benchmark in splits.items()}, notes
+
+
+def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
+    """Measure a linear probe. The first process writes and returns the results."""
+    options = run.options
+    splits, notes = run.data
+    test = splits[options.split]
+    encoder, store = run.load()
+    features = {
+        split: store.images(read.images.images, read.images.names, read.fingerprint, features=options.probe_features)
+        for split, read in splits.items()
+    }
+    if not PartialState().is_main_process:
+        return None
+    labeled = {split: _labeled(read, features[split], test.classes) for split, read in splits.items()}
+    notes = list(notes)
+    if options.protocol == "elevater":
+        notes.append(f"Protocol of ELEVATER: see {PROBE_DOCS} for the differences from its toolkit.")
+    elif options.benchmark is not None:
+        notes.append(
+            "The paper's linear probe uses ELEVATER's toolkit. This one is a logistic regression, whose regularization "
+            f"is chosen on the validation split. --protocol elevater is closer to the paper; see {PROBE_DOCS}."
+        )
+    if "validation" not in labeled and options.protocol == "logistic":
+        whole = labeled["train"]
+        kept, held = hold_out([str(label) for label in whole.labels], HELD_OUT, options.seed)
+        labeled["train"], labeled["validation"] = whole.select(kept), whole.select(held)
+        notes.append(f"No validation split: {HELD_OUT:.0%} of the training images chose the regularization.")
+    draws = options.draws or PROBE_DRAWS
+    metrics = probe(
+        labeled["train"],
+        labeled.get("validation") if options.protocol == "logistic" else None,
+        labeled[options.split],
+        test.classes,
+        protocol=options.protocol,
+        fractions=options.fractions,
+        draws=draws,
+        positive=test.positive,
+        metric=test.metric,
+        seed=options.seed,
+    )
+    show_probe(metrics, test.paper_of_linear_probe)
+    leaks = None
+    if options.find_leaks:
+        leaks = find_leaks(splits["train"], test, progress=True).as_dict()
+        if leaks["leaked"]:
+            say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images.")
+    damaged = [entry for split in splits for entry in features[split].damaged]
+    notes += note_if_few(metrics["images"], "images")
+    return run.write(
+        encoder,
+        data=data_of(test, metrics["images"], damaged, notes) | {"leaks": leaks},
+        metrics=metrics,
+        paper=test.paper_of_linear_probe,
+        paper_source="BiomedCLIP, linear probe, read off the figure" if test.paper_of_linear_probe else "",
+        settings={
+            "protocol": options.protocol,
+            "features": options.probe_features,
+            "fractions": options.fractions,
+            "draws": draws,
+            "chosen_by": test.metric,
+        },
+    )
+
+
+def _labeled(benchmark: ClassificationBenchmark, features: Features, classes: Sequence[str]) -> LabeledFeatures:
+    """Return the images of a split that could be embedded, with the numbers of their classes."""
+    number_of = {label: number for number, label in enumerate(classes)}
+    kept = benchmark.images.select(features.rows.tolist())
+    labels = np.array([number_of[label] for label in kept.labels])
+    return LabeledFeatures(features.embeds.numpy(), labels, kept.groups)
 
 
 def probe(
@@ -57,27 +180,27 @@ def probe(
     classes: Sequence[str],
     *,
     protocol: Protocol = "logistic",
-    fractions: Sequence[float] = (0.01, 0.1, 1.0),
-    seeds: int = 5,
+    fractions: Sequence[float] = FRACTIONS,
+    draws: int = PROBE_DRAWS,
     positive: str | None = None,
     metric: str = "accuracy",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fit and evaluate a classifier for each fraction of the labels and each seed.
+    """Fit and measure a classifier for each fraction of the labels and each draw.
 
     `logistic` is a logistic regression. Features are standardized with the training images that are used. The
-    regularization is the one that is best on the whole validation split, the stronger of equals. `elevater` is the
+    regularization is the one that is best on the whole validation split, the stronger one of equals. `elevater` is the
     protocol of ELEVATER's toolkit, see [`fit_elevater`]: it holds images out of the drawn training images instead.
 
     Args:
         train: Split that the fractions are drawn from.
         validation: Split that chooses the regularization. `elevater` does not use it.
-        test: Split that the classifier is evaluated on.
+        test: Split to measure.
         classes: Labels in their order.
         protocol: `logistic` or `elevater`.
         fractions: Fractions of the training labels. Each class keeps at least one.
-        seeds: Number of draws of each fraction below 1. There is one draw of all labels.
-        positive: Positive class of the AUROC of two classes (default: the last one).
+        draws: Number of draws of each fraction below 1. There is one draw of all labels.
+        positive: Positive class for AUROC with two classes (default: the last one).
         metric: Metric that chooses the regularization: `accuracy`, `balanced_accuracy` or `auroc`.
         seed: Seed of the first draw and of the bootstrap.
 
@@ -91,63 +214,51 @@ def probe(
     if protocol == "logistic" and validation is None:
         raise ValueError("The protocol logistic needs a validation split, which chooses the regularization.")
     if len(np.unique(train.labels)) < 2:
-        raise ValueError(f"All {len(train.labels)} training images are of one class: there is nothing to learn.")
-    runs = [
-        (fraction, draw)
-        for fraction in sorted(fractions)
-        for draw in range(seed, seed + (seeds if fraction < 1 else 1))
-    ]
+        raise ValueError(f"All {len(train.labels)} training images are of one class. There must be at least two.")
+    measure = _Measure(classes, positive, metric)
     by_fraction: dict[str, Any] = {}
     scores = np.empty(0)
-    for fraction, draw in tqdm(runs, desc="Classifiers", unit="fit"):
-        drawn = train.select(draw_fraction(train.labels, fraction, draw))
+    seeds = [
+        (fraction, number)
+        for fraction in sorted(fractions)
+        for number in range(seed, seed + (draws if fraction < 1 else 1))
+    ]
+    for fraction, number in tqdm(seeds, desc="Classifiers", unit="fit"):
+        drawn = train.select(draw_fraction(train.labels, fraction, number))
         if validation is not None and protocol == "logistic":
-            strength, scores, converged = _fit(drawn, validation, test, classes, positive, metric)
-            chosen: dict[str, Any] = {"C": strength, "converged": converged}
+            scores, chosen = _fit_logistic(drawn, validation, test, measure)
         else:
-            scores, chosen = _fit_with_sgd(drawn, test, classes, positive, metric, draw)
-        measured = _measure(scores, test, classes, positive, resamples=0)
-        run = {"seed": draw, "images": len(drawn.labels), **chosen}
-        by_fraction.setdefault(f"{fraction:g}", {"runs": []})["runs"].append(
-            run | {name: measured[name] for name in MEASURED}
-        )
+            scores, chosen = _fit_elevater(drawn, test, measure, number)
+        measured = measure.metrics(scores, test, resamples=0)
+        fit = {"seed": number, "images": len(drawn.labels), **chosen} | {name: measured[name] for name in MEASURED}
+        by_fraction.setdefault(f"{fraction:g}", {"runs": []})["runs"].append(fit)
     for summary in by_fraction.values():
         for name in MEASURED:
-            values = [run[name] for run in summary["runs"] if run[name] is not None]
+            values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
             summary[name] = float(np.mean(values)) if values else None
             summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return _measure(scores, test, classes, positive, seed=seed) | {
+    return measure.metrics(scores, test, seed=seed) | {
         "training_images": len(train.labels),
         "validation_images": len(validation.labels) if validation is not None else None,
         "by_fraction": by_fraction,
     }
 
 
-def check_fraction(fraction: float) -> None:
-    """Raises:
-    UsageError: If the fraction is not above 0 and at most 1.
-    """
-    if not 0 < fraction <= 1:
-        raise UsageError(f"--fractions: a fraction of the labels must be above 0 and at most 1, not {fraction}.")
-
-
 def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:
-    """Prints accuracies and AUROC by fraction of the labels, what guessing gives, and the paper's values."""
+    """Print the metrics by fraction of the labels, the baselines, and the paper's values."""
     published = (paper or {}).get("by_fraction", {})
     largest = [*metrics["by_fraction"]][-1]
     rows: list[tuple[Any, ...]] = []
     for fraction, summary in metrics["by_fraction"].items():
         cells = []
         for name in MEASURED:
-            sd = summary[f"{name}_sd"]
-            value = summary[name]
+            value, sd = summary[name], summary[f"{name}_sd"]
             cells.append(UNDEFINED if value is None else f"{value:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
         rows.append((f"{float(fraction):.0%} ({summary['runs'][0]['images']:,})", *cells))
-        if fraction == largest and len(summary["runs"]) == 1:  # of several draws the deviation says more
+        if fraction == largest and len(summary["runs"]) == 1:  # several draws have a deviation instead
             intervals = [metrics[f"{name}_interval"] for name in MEASURED]
-            rows.append(
-                ("  95 % interval", *(f"[{ends[0]:.3f}, {ends[1]:.3f}]" if ends else None for ends in intervals))
-            )
+            shown = [f"[{ends[0]:.3f}, {ends[1]:.3f}]" if ends else None for ends in intervals]
+            rows.append(("  95 % interval", *shown))
         if fraction in published:
             rows.append(("  paper", *(published[fraction].get(name) for name in MEASURED)))
     rows.append(("chance", metrics["chance"], metrics["chance"], 0.5))
@@ -157,66 +268,69 @@ def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) 
     say_undefined(metrics)
 
 
-def _fit(
-    train: LabeledFeatures,
-    validation: LabeledFeatures,
-    test: LabeledFeatures,
-    classes: Sequence[str],
-    positive: str | None,
-    metric: str,
-) -> tuple[float | None, np.ndarray, bool]:
-    """The best strength on validation, the scores of the test images with it, and whether its fit converged.
+@dataclass(frozen=True)
+class _Measure:
+    """The classes of a probe, and the metric that chooses its settings."""
 
-    Accuracy chooses where the metric is undefined. Features that are NaN or infinite cannot be fitted: then the scores
-    are NaN, and there is no strength.
-    """
+    classes: Sequence[str]
+    positive: str | None
+    metric: str
+
+    def value(self, scores: np.ndarray, labels: np.ndarray) -> float:
+        """Return the metric, or the accuracy if the metric is undefined, which depends only on the labels."""
+        positive = len(self.classes) - 1 if self.positive is None else self.classes.index(self.positive)
+        measured = measure_classification(scores, labels, positive=positive, resamples=0)
+        return measured["accuracy"] if measured[self.metric] is None else measured[self.metric]
+
+    def metrics(self, scores: np.ndarray, split: LabeledFeatures, **bootstrap: int) -> dict[str, Any]:
+        labels = [self.classes[label] for label in split.labels]
+        return classification_metrics(
+            torch.from_numpy(scores), labels, self.classes, positive=self.positive, groups=split.groups, **bootstrap
+        )
+
+    def undefined(self, split: LabeledFeatures) -> np.ndarray:
+        """Return scores for features that are NaN or infinite."""
+        return np.full((len(split.labels), len(self.classes)), np.nan)
+
+
+def _fit_logistic(
+    train: LabeledFeatures, validation: LabeledFeatures, test: LabeledFeatures, measure: _Measure
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the scores of the test images with the regularization that is best on validation, and the settings."""
     if not all(np.isfinite(split.features).all() for split in (train, validation, test)):
-        return None, np.full((len(test.labels), len(classes)), np.nan), False
+        return measure.undefined(test), {"C": None, "converged": False}
     mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
-    deviation[deviation == 0] = 1  # a feature that never changes says nothing
-    used, chosen_by, judged = ((split.features - mean) / deviation for split in (train, validation, test))
+    deviation[deviation == 0] = 1  # constant features
+    used, choosing, measured = ((split.features - mean) / deviation for split in (train, validation, test))
     classifier = LogisticRegression(max_iter=ITERATIONS, warm_start=True)
-    best: tuple[float, float, np.ndarray, bool] | None = None
+    best: tuple[float, np.ndarray, dict[str, Any]] | None = None
     for strength in STRENGTHS:
         classifier.set_params(C=strength)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             classifier.fit(used, train.labels)
         converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-        scores = _scores(classifier, chosen_by, len(classes))
-        value = _value(scores, validation.labels, classes, positive, metric)
+        value = measure.value(_scores(classifier, choosing, len(measure.classes)), validation.labels)
         if best is None or value > best[0]:
-            best = (value, strength, _scores(classifier, judged, len(classes)), converged)
+            scores = _scores(classifier, measured, len(measure.classes))
+            best = value, scores, {"C": strength, "converged": converged}
     assert best is not None
     return best[1:]
 
 
-def _fit_with_sgd(
-    train: LabeledFeatures,
-    test: LabeledFeatures,
-    classes: Sequence[str],
-    positive: str | None,
-    metric: str,
-    seed: int,
+def _fit_elevater(
+    train: LabeledFeatures, test: LabeledFeatures, measure: _Measure, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the scores of the test images and the settings that ELEVATER's search chose."""
+    """Return the scores of the test images, and the settings that ELEVATER's search chose."""
     if not all(np.isfinite(split.features).all() for split in (train, test)):
-        return np.full((len(test.labels), len(classes)), np.nan), {"learning_rate": None, "weight_decay": None}
-    score = partial(_value, classes=classes, positive=positive, metric=metric)
-    fit = fit_elevater(train.features, train.labels, test.features, test.labels, len(classes), score, seed)
+        return measure.undefined(test), {"learning_rate": None, "weight_decay": None}
+    classes = len(measure.classes)
+    fit = fit_elevater(train.features, train.labels, test.features, test.labels, classes, measure.value, seed)
     return fit.scores, {
         "learning_rate": fit.learning_rate,
         "weight_decay": fit.weight_decay,
-        f"{metric}_of_best_test_epoch": fit.best_epoch,
+        f"{measure.metric}_of_best_test_epoch": fit.best_epoch,
     }
-
-
-def _value(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str], positive: str | None, metric: str) -> float:
-    """Return the metric, or the accuracy if it is undefined, which depends on the labels alone."""
-    measured = measure_classification(
-        scores, labels, positive=len(classes) - 1 if positive is None else classes.index(positive), resamples=0
-    )
-    return measured["accuracy"] if measured[metric] is None else measured[metric]
 
 
 def _scores(classifier: LogisticRegression, features: np.ndarray, classes: int) -> np.ndarray:
@@ -226,23 +340,3 @@ def _scores(classifier: LogisticRegression, features: np.ndarray, classes: int) 
     scores = np.full((len(features), classes), _ABSENT)
     scores[:, classifier.classes_] = decided
     return scores
-
-
-def _measure(
-    scores: np.ndarray,
-    split: LabeledFeatures,
-    classes: Sequence[str],
-    positive: str | None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    return classification_metrics(
-        torch.from_numpy(scores),
-        [classes[label] for label in split.labels],
-        classes,
-        positive=positive,
-        groups=split.groups,
-        resamples=resamples,
-        seed=seed,
-    )

@@ -1,7 +1,7 @@
-"""All benchmarks of a folder, on one or several models: `biomedclip evaluate suite`.
+"""`biomedclip evaluate suite`: measure one or several models on all benchmarks of a folder.
 
-Each result is kept in `OUTPUT_DIR/MODEL/TASK/BENCHMARK/results.json`. A result whose model, data and options have not
-changed is not measured again.
+Each result is written to `OUTPUT_DIR/MODEL/TASK/BENCHMARK/results.json`. A result is measured again only if its model,
+data or options have changed.
 """
 
 import json
@@ -19,14 +19,16 @@ from biomedclip.processing.benchmarks.facts import facts_version
 from ..cli.reporting import say, write_json
 from .checks import check_output, check_writable
 from .dual_encoders import DualEncoder, load_dual_encoder
+from .options import SUITE
 from .retrieval import pairs_fingerprint
+from .run import Run
 from .suite_comparison import compare_suite
-from .suite_plan import Entry, Outcome, find_entries, options_of, read_entries, show_plan, tasks_of_models, text_of
+from .suite_plan import Entry, Outcome, find_entries, read_entries, show_plan, tasks_of_models, text_of
+from .tasks import TASKS
 from .visual_question_answering import load_answerer
 
 
-SUITE = "suite"
-KEY = "measured_with.json"  # beside results.json: what the result depends on
+KEY = "measured_with.json"  # next to results.json: everything that the result depends on
 # Options that do not change results.
 _WITHOUT_EFFECT = {
     *("model", "data", "output_dir", "features_dir", "task", "batch_size", "workers", "trust_remote_code"),
@@ -37,14 +39,14 @@ def evaluate_suite(options: Any, folders: Sequence[Path], command: Sequence[str]
     """Run `biomedclip evaluate suite`.
 
     Args:
-        options: `EvaluateOptions`.
-        folders: The folder of each model for its results.
-        command: The command line behind `biomedclip evaluate`.
+        options: `SuiteOptions`.
+        folders: Folder of the results of each model.
+        command: Arguments of `biomedclip evaluate`.
 
     Raises:
-        FileNotFoundError: If no benchmark is there, or one that `--benchmarks` names is missing.
-        ValueError: If a model fits none of the tasks, an output folder cannot be used, or an evaluation failed. Other
-            results are kept, and the comparison is written.
+        FileNotFoundError: If there are no benchmarks, or one that `--benchmarks` names is missing.
+        ValueError: If a model fits none of the tasks, an output folder cannot be used, or an evaluation failed. The
+            other results and the comparison are written.
     """
     outcome = Outcome()
     entries = find_entries(options, outcome)
@@ -88,9 +90,7 @@ def evaluate_suite(options: Any, folders: Sequence[Path], command: Sequence[str]
 def _evaluate_model(
     model: str, folder: Path, entries: Sequence[Entry], options: Any, command: Sequence[str], outcome: Outcome
 ) -> bool:
-    """Evaluate a model on some entries. Return whether other evaluations may follow."""
-    from ..evaluate import TASKS, Run
-
+    """Evaluate a model on some entries, and return whether other models may follow."""
     alone = PartialState().num_processes == 1
     try:
         encoder = _load(model, entries[0].task, options)
@@ -98,7 +98,7 @@ def _evaluate_model(
         outcome.failed[f"--model {model}"] = text_of(error)
         return alone
     for entry in entries:
-        of_entry, what = options_of(entry, options), f"{entry}, {model}"
+        of_entry, what = entry.options(options), f"{entry}, {model}"
         try:
             if PartialState().is_main_process:
                 say(what)
@@ -106,7 +106,7 @@ def _evaluate_model(
             run = Run(model, data, of_entry, folder / entry.task / entry.name, command, encoder)
             result = _measure(run, encoder)
         except Exception as error:
-            # As text: the error itself would keep its memory.
+            # As text, because the error itself would keep its memory.
             outcome.failed[what] = text_of(error)
             if not alone:
                 return False
@@ -122,10 +122,8 @@ def _load(model: str, task: str, options: Any) -> DualEncoder:
     return load_dual_encoder(model, precision=options.precision, trust_remote_code=options.trust_remote_code)
 
 
-def _measure(run: Any, encoder: DualEncoder) -> dict[str, Any] | None:
+def _measure(run: Run, encoder: DualEncoder) -> dict[str, Any] | None:
     """Return the result of an earlier run with the same key, or measure."""
-    from ..evaluate import TASKS
-
     key, path = _key(run, encoder), run.output_dir / KEY
     try:
         if json.loads(path.read_text(encoding="utf-8")) == key:
@@ -143,18 +141,10 @@ def _measure(run: Any, encoder: DualEncoder) -> dict[str, Any] | None:
     return result
 
 
-def _key(run: Any, encoder: DualEncoder) -> dict[str, Any]:
-    """Return what a result depends on, as JSON holds it."""
-    from ..evaluate import READ_BY
-
-    task = run.options.task
-    options = {
-        name: value
-        for name, value in vars(run.options).items()
-        if name not in _WITHOUT_EFFECT and task in READ_BY.get(name, [task])
-    }
+def _key(run: Run, encoder: DualEncoder) -> dict[str, Any]:
+    """Return everything that a result depends on, as JSON has it."""
     key = {
-        "options": options,
+        "options": {name: value for name, value in vars(run.options).items() if name not in _WITHOUT_EFFECT},
         "weights": encoder.weights,
         "processor": encoder.processing,
         "data": list(_fingerprints(run.data)),
@@ -165,7 +155,7 @@ def _key(run: Any, encoder: DualEncoder) -> dict[str, Any]:
 
 
 def _fingerprints(data: Any) -> Iterator[Any]:
-    """Yield the fingerprints and prompts of what a task has read: benchmarks, alone or in a tuple or mapping."""
+    """Yield the fingerprints and prompts of the data of a task: benchmarks, alone or in a tuple or mapping."""
     if isinstance(data, tuple | dict):
         for part in data.values() if isinstance(data, dict) else data:
             yield from _fingerprints(part)

@@ -1,4 +1,4 @@
-"""What `biomedclip evaluate suite` runs: the benchmarks that are there, and the tasks that each model can do."""
+"""The plan of `biomedclip evaluate suite`: which benchmarks are there, and which tasks fit each model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,25 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from biomedclip.model_cards.model_card import OF_THE_PAPER
+from biomedclip.processing.benchmarks import benchmark_names
 from biomedclip.processing.benchmarks.facts import facts_of
+from biomedclip.processing.benchmarks.loading import benchmark_options
 from biomedclip.processing.benchmarks.medmnist import set_name
 
 from ..cli.errors import UsageError
 from ..cli.reporting import say, show_table
 from .checks import check_model
+from .options import ALIASES, OPTIONS, check_options, check_options_of_tasks
+from .tasks import TASKS
+from .zero_shot import OF_BENCHMARK
 
 
 MEDMNIST = "medmnist"
-EXPECTED = "expected in"  # begins the reason why a benchmark is missing
-_ORDER = [
-    "zero-shot",
-    "linear-probe",
-    "retrieval",
-    "visual-question-answering",
-]  # zero-shot classification takes the least time
-# Tasks and benchmarks of the suite: those of the paper, and MedMNIST.
-RUNS = sorted([*OF_THE_PAPER, ("zero-shot", MEDMNIST)], key=lambda run: _ORDER.index(run[0]))
+EXPECTED = "expected in"  # begins the reason for a missing benchmark
+_ORDER = ["zero-shot", "linear-probe", "retrieval", "visual-question-answering"]  # the fastest task first
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,20 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The name of the benchmark; of a set of MedMNIST the name of its file."""
+        """Name of the benchmark. For a set of MedMNIST, the name of its file."""
         return self.path.stem if self.benchmark == MEDMNIST and self.path.suffix else self.benchmark
 
     def __str__(self) -> str:
         return f"{self.task} on {self.name}"
+
+    def options(self, of_suite: Any) -> Any:
+        """Return the options of the task, without those of other benchmarks."""
+        kind = OPTIONS[self.task]
+        names = {known.name for known in dataclasses.fields(kind)} - {"task", "benchmark", "data"}
+        others = set(OF_BENCHMARK) - set(benchmark_options(self.benchmark))
+        values = {name: getattr(of_suite, name) for name in names - others if hasattr(of_suite, name)}
+        values |= {"task": self.task, "benchmark": self.benchmark, "data": str(self.path)}
+        return kind(**values)
 
 
 @dataclass
@@ -50,9 +56,9 @@ class Outcome:
 
     Args:
         results: Contents of `results.json` by entry and by short name of the model.
-        missing: Entries whose files are not there, with the reason.
-        not_applicable: Entries that a model cannot do, with the reason.
-        failed: Entries that failed, with the error.
+        missing: Reason for each entry whose files are missing.
+        not_applicable: Reason for each entry that a model cannot do.
+        failed: Error of each entry that failed.
     """
 
     results: dict[Entry, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -61,35 +67,44 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def expected_in(benchmark: str) -> str:
-    """Return the folder of a benchmark below `--data-root`, or for MedMNIST the files."""
-    return f"{folder_of(benchmark)}/" + ("*.npz" if benchmark == MEDMNIST else "")
+def suite_runs() -> list[tuple[str, str]]:
+    """Return the tasks and benchmarks of the suite, which `benchmarks.yaml` names."""
+    runs = [(task, name) for name in benchmark_names() for task in facts_of(name).get("suite", [])]
+    return sorted(runs, key=lambda run: _ORDER.index(run[0]))
 
 
-def folder_of(benchmark: str) -> str:
-    """Return the name of the folder of a benchmark below `--data-root`."""
-    return "lc25000" if benchmark.startswith("lc25000") else benchmark
+def check_suite_options(options: Any) -> None:
+    """Check the options without reading data or models.
+
+    Raises:
+        UsageError: If an option has no effect or an invalid value.
+    """
+    options.tasks = [ALIASES.get(task, task) for task in options.tasks]
+    runs = selected_runs(options)
+    if not options.data_root:
+        raise UsageError("suite needs --data-root, the folder with the benchmarks.")
+    check_options_of_tasks(options, list(dict.fromkeys(task for task, _ in runs)))
+    check_options(options, runs)
 
 
 def selected_runs(options: Any) -> list[tuple[str, str]]:
     """Return the tasks and benchmarks that `--tasks` and `--benchmarks` select.
 
     Raises:
-        UsageError: If a task or benchmark is unknown, or if none of the benchmarks has one of the tasks.
+        UsageError: If a task or benchmark is unknown, or if nothing is selected.
     """
-    tasks, benchmarks = (list(dict.fromkeys(names)) for names in zip(*RUNS, strict=True))
+    runs = suite_runs()
+    tasks, benchmarks = (list(dict.fromkeys(names)) for names in zip(*runs, strict=True))
     for name, given, known in (("tasks", options.tasks, tasks), ("benchmarks", options.benchmarks, benchmarks)):
         if unknown := sorted(set(given) - set(known)):
-            raise UsageError(f"--{name}: {unknown[0]!r} is not part of the suite. It has {', '.join(known)}.")
+            raise UsageError(f"--{name}: {unknown[0]!r} is not part of the suite. Choose from {', '.join(known)}.")
     runs = [
         (task, benchmark)
-        for task, benchmark in RUNS
+        for task, benchmark in runs
         if task in (options.tasks or tasks) and benchmark in (options.benchmarks or benchmarks)
     ]
     if not runs:
-        raise UsageError(
-            f"--tasks {' '.join(options.tasks)}: none of these is measured on {', '.join(options.benchmarks)}."
-        )
+        raise UsageError(f"--tasks {' '.join(options.tasks)} cannot be measured on {', '.join(options.benchmarks)}.")
     return runs
 
 
@@ -104,30 +119,38 @@ def find_entries(options: Any, outcome: Outcome) -> list[Entry]:
         raise FileNotFoundError(f"--data-root {root}: there is no such folder.")
     entries = []
     for task, benchmark in selected_runs(options):
-        folder = root / folder_of(benchmark)
-        if benchmark != MEDMNIST:
-            paths = [folder] if _is_filled(folder) else []
+        folder = root / _folder_of(benchmark)
+        if benchmark == MEDMNIST:
+            paths = []
+            for file in sorted(folder.glob("*.npz")):
+                if set_name(file) in facts_of(MEDMNIST)["sets"]:
+                    paths.append(file)
+                else:
+                    reason = f"{folder.name}/{file.name} is not a set of 2D images with one label each"
+                    outcome.not_applicable[f"{task} on {file.stem}"] = reason
         else:
-            files = sorted(folder.glob("*.npz"))
-            paths = [file for file in files if set_name(file) in facts_of(MEDMNIST)["sets"]]
-            for file in files:
-                if file not in paths:
-                    outcome.not_applicable[f"{task} on {file.stem}"] = (
-                        f"{folder.name}/{file.name} is not a set of 2D images with one label each"
-                    )
+            paths = [folder] if _is_filled(folder) else []
         entries += [Entry(task, benchmark, path) for path in paths]
         if not paths:
-            outcome.missing[f"{task} on {benchmark}"] = f"{EXPECTED} {expected_in(benchmark)}"
+            outcome.missing[f"{task} on {benchmark}"] = f"{EXPECTED} {_expected_in(benchmark)}"
     named = [f"{what} ({why})" for what, why in outcome.missing.items() if what.split(" on ")[1] in options.benchmarks]
     if named:
-        raise FileNotFoundError(f"--data-root {root}: --benchmarks names files that are missing: {', '.join(named)}.")
+        raise FileNotFoundError(f"--data-root {root}: files of --benchmarks are missing: {', '.join(named)}.")
     if not entries:
-        names = dict.fromkeys(folder_of(benchmark) for _, benchmark in selected_runs(options))
+        names = dict.fromkeys(_folder_of(benchmark) for _, benchmark in selected_runs(options))
         raise FileNotFoundError(
-            f"--data-root {root}: no benchmark there. Expected are folders called {', '.join(names)}, each with the "
+            f"--data-root {root}: no benchmark found. It must contain folders named {', '.join(names)}, each with the "
             "files of the benchmark (docs/benchmarks.md)."
         )
     return entries
+
+
+def _folder_of(benchmark: str) -> str:
+    return facts_of(benchmark).get("folder", benchmark)
+
+
+def _expected_in(benchmark: str) -> str:
+    return f"{_folder_of(benchmark)}/" + ("*.npz" if benchmark == MEDMNIST else "")
 
 
 def _is_filled(folder: Path) -> bool:
@@ -162,16 +185,14 @@ def tasks_of_models(options: Any, entries: Sequence[Entry], outcome: Outcome) ->
 def read_entries(options: Any, entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
     """Read each benchmark once, before a model is loaded, and return those that can be read.
 
-    A benchmark counts as missing, and not as failed, if its files are not there while another task or benchmark uses
-    the same folder: the training split for the linear probe, or one of the two organs of LC25000.
+    A benchmark counts as missing, and not as failed, if its files are missing while another task or benchmark uses the
+    same folder: the training split for the linear probe, or one of the two organs of LC25000.
     """
-    from ..evaluate import TASKS  # which imports this module
-
     readable: list[Entry] = []
     errors: dict[Entry, Exception] = {}
     for entry in entries:
         try:
-            TASKS[entry.task].read(options_of(entry, options))
+            TASKS[entry.task].read(entry.options(options))
             readable.append(entry)
         except Exception as error:  # a damaged file can raise anything
             errors[entry] = error
@@ -191,20 +212,11 @@ def show_plan(options: Any, entries: Sequence[Entry], readable: Sequence[Entry],
             state = "found" if entry in readable else "missing" if str(entry) in outcome.missing else "cannot be read"
             rows.append((entry.name, task, entry.path.relative_to(options.data_root).as_posix(), state))
         if not of_run:
-            rows.append((benchmark, task, expected_in(benchmark), "missing"))
+            rows.append((benchmark, task, _expected_in(benchmark), "missing"))
     show_table(f"Suite: benchmarks in {options.data_root}", rows, ["benchmark", "task", "folder or file", ""])
     reasons = {what: why for what, why in outcome.missing.items() if not why.startswith(EXPECTED)}
     for what, reason in (reasons | outcome.not_applicable | outcome.failed).items():
         say(f"{what}: {reason}")
-
-
-def options_of(entry: Entry, options: Any) -> Any:
-    """Return the options of an entry, without those of other benchmarks."""
-    from ..evaluate import OF_BENCHMARK
-
-    others = {name: None for name, benchmark in OF_BENCHMARK.items() if benchmark != entry.benchmark}
-    of_entry = {"task": entry.task, "benchmark": entry.benchmark, "data": str(entry.path)}
-    return dataclasses.replace(options, **others, **of_entry)
 
 
 def text_of(error: Exception) -> str:

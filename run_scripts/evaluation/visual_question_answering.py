@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +29,8 @@ from .dual_encoders import DualEncoder
 from .features import FEATURES
 from .parts import Part, Parts
 from .question_examples import write_examples
-from .results import with_interval, write_results
+from .results import with_interval
+from .run import Run
 
 
 ANSWERS = "answers.jsonl"
@@ -67,24 +67,15 @@ def read_questions(name: str | None, path: str, split: str, image_folder: str | 
         return benchmark, None
 
 
-def evaluate_questions(
-    name: str, questions: Questions, options: Any, output_dir: Path, command: Sequence[str] = ()
-) -> dict[str, Any] | None:
-    """Print the accuracy and token F1 of a model, and write `results.json` and `answers.jsonl`.
-
-    Args:
-        name: Folder or Hub id of the model.
-        questions: What [`read_questions`] returns.
-        options: Options of `biomedclip evaluate`.
-        output_dir: Folder of the results. An interrupted run continues there.
-        command: Arguments of `biomedclip evaluate`.
+def evaluate_questions(run: Run) -> dict[str, Any] | None:
+    """Measure the accuracy and token F1 of a model, and write `results.json` and `answers.jsonl`.
 
     Returns:
         The content of `results.json` in the first process, and None in the others.
     """
-    started = time.monotonic()
-    benchmark, training = questions
-    answerer = load_answerer(name, trust_remote_code=options.trust_remote_code)
+    options, output_dir = run.options, run.output_dir
+    benchmark, training = run.data
+    answerer = load_answerer(run.model, trust_remote_code=options.trust_remote_code)
     answers, damaged = answer_questions(
         answerer, benchmark, output_dir / FEATURES, batch_size=options.batch_size, max_length=options.max_length
     )
@@ -106,23 +97,13 @@ def evaluate_questions(
     show_answers(metrics, benchmark, options.f1_tokenizer)
     if leaks is not None:
         say(f"{leaks['leaked']:,} of {leaks['test_images']:,} images are, or look like, images of the training split.")
-    if damaged:
-        say(f"{len(damaged):,} questions are left out, the first {damaged[0]['name']}: {damaged[0]['reason']}")
-    for note in notes:
-        say(f"Note: {note}")
     write_answers(output_dir / ANSWERS, answers)
     examples = []
     if options.examples:
         examples = write_examples(answers, benchmark, options.examples, options.seed, output_dir)
-    results = write_results(
-        output_dir,
-        task="visual-question-answering",
-        benchmark=benchmark.name,
-        command=command,
-        encoder=answerer,
+    return run.write(
+        answerer,
         data={
-            "path": options.data,
-            "split": benchmark.split,
             "fingerprint": benchmark.fingerprint,
             "rows": len(answers),
             "damaged": damaged,
@@ -132,15 +113,11 @@ def evaluate_questions(
         metrics=metrics,
         paper=benchmark.paper,
         paper_source=benchmark.source,
-        settings={
-            **{name: getattr(options, name) for name in ("batch_size", "max_length", "f1_tokenizer", "seed")},
-            "processes": PartialState().num_processes,
-        },
-        seconds=time.monotonic() - started,
+        settings={"f1_tokenizer": options.f1_tokenizer},
+        damaged="questions",
+        also=f", each answer in {output_dir / ANSWERS}",
         examples=examples,
     )
-    say(f"Results in {output_dir / 'results.json'}, each answer in {output_dir / ANSWERS}")
-    return results
 
 
 @questions_are_errors()

@@ -1,16 +1,113 @@
-"""Zero-shot classification: images by the names of their classes."""
+"""Zero-shot classification: classify images by the similarity to prompts with the class names."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from biomedclip import ZeroShotClassifier
+from biomedclip.processing import load_benchmark
+from biomedclip.processing.benchmarks import ClassificationBenchmark
+from biomedclip.processing.images.labeled import LabeledImages, check_readable
 
 from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .classification import measure_classification
 from .dual_encoders import DualEncoder
+from .run import Run, note_if_few
+
+
+OWN_IMAGES = "imagefolder"  # the benchmark of labeled images without --benchmark
+# Options that only some benchmarks have. They are keyword arguments of `load_benchmark`.
+OF_BENCHMARK = ("image_column", "label_column", "cancer", "rsna_split", "image_folder")
+
+
+def read_classes(options: Any) -> ClassificationBenchmark:
+    """Read the labeled images of a split.
+
+    Raises:
+        ValueError: If there are fewer than two classes, or a class without readable images.
+    """
+    benchmark: Any = load_benchmark(
+        options.benchmark or OWN_IMAGES,
+        options.data,
+        split=options.split,
+        prompts=options.prompts,
+        seed=options.seed,
+        **given_benchmark_options(options),
+    )
+    check_classes(benchmark.images, benchmark.classes, f"--data {options.data}")
+    return replace(benchmark, templates=list(options.templates)) if options.templates else benchmark
+
+
+def given_benchmark_options(options: Any) -> dict[str, Any]:
+    """Return the options that only some benchmarks have and that are set."""
+    values = {name: getattr(options, name, None) for name in OF_BENCHMARK}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_classes(images: LabeledImages, classes: Sequence[str], where: str) -> None:
+    """Check that there are at least two classes, and that each has a readable image.
+
+    Raises:
+        ValueError: If not.
+    """
+    if len(classes) < 2:
+        raise ValueError(f"{where}: all images are labeled {classes[0]!r}. Classification needs at least two classes.")
+    check_readable(images, where)
+
+
+def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
+    """Measure zero-shot classification. The first process writes and returns the results."""
+    options, benchmark = run.options, run.data
+    encoder, store = run.load()
+    images = benchmark.images
+    features = store.images(images.images, images.names, benchmark.fingerprint)
+    if not PartialState().is_main_process:
+        return None
+    usable = images.select(features.rows.tolist())
+    metrics = classify_zero_shot(
+        encoder,
+        features.embeds,
+        usable.labels,
+        benchmark.classes,
+        benchmark.class_names,
+        benchmark.templates,
+        positive=benchmark.positive,
+        groups=usable.groups,
+        max_length=options.max_length,
+        seed=options.seed,
+    )
+    show_zero_shot(metrics, benchmark.paper)
+    sets = [name for name, templates in benchmark.template_sets.items() if templates == benchmark.templates]
+    return run.write(
+        encoder,
+        data=data_of(benchmark, len(usable), features.damaged, note_if_few(len(usable), "images")),
+        metrics=metrics,
+        paper=benchmark.paper,
+        paper_source=benchmark.source,
+        settings={
+            "templates": benchmark.templates,
+            "template_set": sets[0] if sets and not options.templates else None,
+            "class_names": dict(zip(benchmark.classes, benchmark.class_names, strict=True)),
+            "positive": benchmark.positive,
+        },
+    )
+
+
+def data_of(
+    benchmark: ClassificationBenchmark, rows: int, damaged: list[dict[str, str]], notes: Sequence[str]
+) -> dict[str, Any]:
+    """Return `data` of `results.json` for labeled images."""
+    return {
+        "fingerprint": benchmark.fingerprint,
+        "rows": rows,
+        "damaged": damaged,
+        "notes": [*benchmark.notes, *notes],
+        **({"selection": benchmark.selection} if benchmark.selection else {}),
+    }
 
 
 def classify_zero_shot(
@@ -26,28 +123,28 @@ def classify_zero_shot(
     max_length: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Classifies embedded images by prompts.
+    """Classify embedded images by prompts.
 
     Args:
         encoder: The model.
-        image_embeds: Normalised, of shape `(images, dimension)`.
-        labels: The label of each image.
+        image_embeds: Normalized embeddings of shape `(images, dimension)`.
+        labels: Label of each image.
         classes: Labels in their order.
-        class_names: What each is called in a prompt.
-        templates: Prompts with `{}`: a class is the normalised mean of its normalised prompts.
-        positive: The class that AUROC of two is about; the last when left out.
+        class_names: Name of each class in prompts.
+        templates: Prompts with `{}`. A class embedding is the normalized mean of its normalized prompt embeddings.
+        positive: Positive class for AUROC with two classes (default: the last one).
         groups: Patient or source of each image, for the bootstrap.
-        max_length: Tokens a prompt is cut at.
+        max_length: Maximum number of tokens in a prompt.
         seed: Seed of the bootstrap.
 
     Returns:
-        As of [`classification_metrics`], and the templates.
+        The metrics of [`classification_metrics`], and the templates.
     """
     with encoder.precise():
         classifier = ZeroShotClassifier(
             encoder.model, encoder.processor, class_names, list(templates), max_length=max_length
         )
-    # Texts before images, as in the model's forward: the product's last bit depends on it.
+    # Texts before images, like the forward method of the model: the last bit of the product depends on the order.
     scores = (classifier.class_embeds @ image_embeds.t()).t() * encoder.logit_scale
     metrics = classification_metrics(scores, labels, classes, positive=positive, groups=groups, seed=seed)
     return {**metrics, "templates": list(templates)}
@@ -63,23 +160,22 @@ def classification_metrics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What the metric `classification` says, with labels in the place of numbers; chance, and the share of the
-    most frequent class, which is the accuracy of whoever always names that one.
+    """Return the metrics of [`measure_classification`] by label, with chance and the majority class as baselines.
 
     Args:
-        scores: Logits, of shape `(images, classes)`.
-        labels: The label of each image.
+        scores: Logits of shape `(images, classes)`.
+        labels: Label of each image.
         classes: Labels in their order.
-        positive: The class that AUROC of two is about; the last when left out.
+        positive: Positive class for AUROC with two classes (default: the last one).
         groups: Patient or source of each image, for the bootstrap.
-        resamples: Resampled sets of the bootstrap.
+        resamples: Number of bootstrap samples.
         seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: Fewer than two classes.
+        ValueError: If there are fewer than two classes.
     """
     if len(classes) < 2:
-        raise ValueError(f"All images are labeled {classes[0]!r}: classification needs at least two classes.")
+        raise ValueError(f"All images are labeled {classes[0]!r}. Classification needs at least two classes.")
     number_of = {label: number for number, label in enumerate(classes)}
     measured = measure_classification(
         scores.double().numpy(),
@@ -91,40 +187,34 @@ def classification_metrics(
     )
     undefined = measured.pop("undefined")
     recalls = dict(zip(classes, measured.pop("recall_of_class"), strict=True))
+    matrix = measured.pop("confusion_matrix")
     return {
-        **{name: value for name, value in measured.items() if name != "confusion_matrix"},
+        **measured,
         "chance": 1 / len(classes),
         "most_frequent_class": max(Counter(labels).values()) / len(labels),
         "images": len(labels),
         "classes": list(classes),
         "recall_of_class": recalls,
-        "confusion_matrix": measured["confusion_matrix"],
+        "confusion_matrix": matrix,
         **({"undefined": undefined} if undefined else {}),
     }
 
 
 def show_zero_shot(metrics: Mapping[str, Any], paper: Mapping[str, float] | None = None) -> None:
-    """Prints zero-shot accuracy beside the paper's value and chance, and the recall of each class."""
-    show_classification(f"Zero-shot classification, {metrics['images']:,} images", metrics, paper or {})
-
-
-def show_classification(title: str, metrics: Mapping[str, Any], paper: Mapping[str, float]) -> None:
-    """Prints a classification: accuracies and AUROC with their intervals, what guessing gives, and recalls."""
+    """Print the metrics with their intervals, the baselines, the recall of each class, and the paper's values."""
     rows: list[tuple[Any, ...]] = []
     for name in ("accuracy", "balanced_accuracy", "auroc"):
         interval = metrics.get(f"{name}_interval")
         shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else None
         value = UNDEFINED if metrics[name] is None else metrics[name]
-        rows.append((name.replace("_", " ").replace("auroc", "AUROC"), value, shown, paper.get(name)))
+        label = name.replace("_", " ").replace("auroc", "AUROC")
+        rows.append((label, value, shown, (paper or {}).get(name)))
     rows.append(("chance", metrics["chance"], None, None))
     rows.append(("always the most frequent class", metrics["most_frequent_class"], None, None))
     rows.append(("recall of", "", "", ""))
-    rows += [
-        (f"  {name}", UNDEFINED if recall is None else recall, None, None)
-        for name, recall in metrics["recall_of_class"].items()
-    ]
-    if paper:
-        show_table(title, rows, ["", "value", "95 % interval", "paper"])
-    else:
-        show_table(title, [row[:3] for row in rows], ["", "value", "95 % interval"])
+    for name, recall in metrics["recall_of_class"].items():
+        rows.append((f"  {name}", UNDEFINED if recall is None else recall, None, None))
+    columns = ["", "value", "95 % interval", "paper"][: 4 if paper else 3]
+    title = f"Zero-shot classification, {metrics['images']:,} images"
+    show_table(title, [row[: len(columns)] for row in rows], columns)
     say_undefined(metrics)

@@ -24,3 +24,5 @@ def test_a_draw_keeps_at_least_one_row_of_each_class():
     assert np.bincount(labels[draw_fraction(labels, 0.01, 0)]).tolist() == [10, 1, 1]
     assert draw_fraction(labels, 0.01, 0) != draw_fraction(labels, 0.01, 1)
     assert draw_fraction(labels, 1.0, 0) == list(range(1103))
+    with pytest.raises(ValueError, match="at most 1, not 1.5"):
+        draw_fraction(labels, 1.5, 0)

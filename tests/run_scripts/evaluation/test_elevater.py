@@ -124,7 +124,7 @@ def test_the_first_fifth_of_each_class_is_held_out_and_one_image_stays():
 
 def test_separable_classes_are_learned_as_scikit_learn_learns_them():
     train, test = split(120, 3, 0, 6.0), split(90, 3, 1, 6.0)
-    metrics = probe(train, None, test, ["a", "b", "c"], protocol="elevater", fractions=[0.2, 1.0], seeds=2)
+    metrics = probe(train, None, test, ["a", "b", "c"], protocol="elevater", fractions=[0.2, 1.0], draws=2)
     fitted = LogisticRegression(max_iter=1000).fit(train.features, train.labels)
     assert metrics["accuracy"] == 1.0 == accuracy_score(test.labels, fitted.predict(test.features))
     few, (whole,) = metrics["by_fraction"]["0.2"], metrics["by_fraction"]["1"]["runs"]

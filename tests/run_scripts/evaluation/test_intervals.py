@@ -178,7 +178,7 @@ def test_nan_features_make_the_linear_probe_undefined(which, value, capsys):
         labels = np.arange(20) % 2
         splits[name] = LabeledFeatures(generator.normal(size=(20, 3)) + labels[:, None], labels)
     splits[which].features[4, 1] = value
-    metrics = probe(*splits.values(), ["a", "b"], fractions=[0.5, 1.0], seeds=2)
+    metrics = probe(*splits.values(), ["a", "b"], fractions=[0.5, 1.0], draws=2)
     for name in ("accuracy", "balanced_accuracy", "auroc"):
         assert metrics[name] is None and metrics["by_fraction"]["1"][name] is None
     assert metrics["undefined"]["accuracy"].endswith("images are NaN or infinite")

@@ -43,7 +43,7 @@ def test_all_labels_give_what_scikit_learn_gives_by_hand(classes):
 
 def test_shares_are_drawn_by_seed_and_summed_up():
     train, validation, test = split(300, 2, 0, 0.3), split(100, 2, 1, 0.3), split(200, 2, 2, 0.3)
-    metrics = probe(train, validation, test, ["a", "b"], fractions=[1.0, 0.1], seeds=3, seed=7)
+    metrics = probe(train, validation, test, ["a", "b"], fractions=[1.0, 0.1], draws=3, seed=7)
     small, whole = metrics["by_fraction"]["0.1"], metrics["by_fraction"]["1"]
     assert [run["seed"] for run in small["runs"]] == [7, 8, 9] and len(whole["runs"]) == 1
     accuracies = [run["accuracy"] for run in small["runs"]]
@@ -51,13 +51,13 @@ def test_shares_are_drawn_by_seed_and_summed_up():
     assert small["accuracy"] == pytest.approx(np.mean(accuracies))
     assert small["accuracy_sd"] == pytest.approx(np.std(accuracies, ddof=1)) and whole["accuracy_sd"] is None
     assert metrics["accuracy"] == whole["accuracy"]
-    again = probe(train, validation, test, ["a", "b"], fractions=[0.1, 1.0], seeds=3, seed=7)
+    again = probe(train, validation, test, ["a", "b"], fractions=[0.1, 1.0], draws=3, seed=7)
     assert again == metrics
 
 
 def test_the_papers_value_stands_below_the_share_it_is_of(capsys):
     train, validation, test = split(300, 2, 0), split(100, 2, 1), split(200, 2, 2)
-    metrics = probe(train, validation, test, ["a", "b"], fractions=[0.1, 1.0], seeds=2)
+    metrics = probe(train, validation, test, ["a", "b"], fractions=[0.1, 1.0], draws=2)
     show_probe(metrics, facts_of("rsna")["paper_of_linear_probe"])
     lines = capsys.readouterr().out.splitlines()
     below = next(number for number, line in enumerate(lines) if "10%" in line)
@@ -73,7 +73,7 @@ def test_the_papers_value_stands_below_the_share_it_is_of(capsys):
 def test_the_table_has_the_interval_of_all_labels_and_the_most_frequent_class(capsys):
     train, validation, test = split(300, 2, 0, 0.3), split(100, 2, 1, 0.3), split(200, 2, 2, 0.3)
     test = test.select([*np.flatnonzero(test.labels == 0), *np.flatnonzero(test.labels == 1)[:20]])
-    metrics = probe(train, validation, test, ["a", "b"], fractions=[1.0, 0.1], seeds=2)
+    metrics = probe(train, validation, test, ["a", "b"], fractions=[1.0, 0.1], draws=2)
     assert metrics["most_frequent_class"] == np.mean(test.labels == 0) > 0.8
     show_probe(metrics)
     output = capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_the_table_has_the_interval_of_all_labels_and_the_most_frequent_class(ca
 def test_separable_features_are_learned_and_noise_is_not():
     names = ["a", "b"]
     apart = [split(200, 2, seed, apart=20) for seed in range(3)]
-    assert probe(*apart, names, fractions=[0.01, 1.0], seeds=2)["by_fraction"]["0.01"]["accuracy"] == 1
+    assert probe(*apart, names, fractions=[0.01, 1.0], draws=2)["by_fraction"]["0.01"]["accuracy"] == 1
     noise = [split(1000, 2, seed, apart=0) for seed in range(3)]
     # Three standard deviations of a share of 1,000 at a half are 0.047.
     assert abs(probe(*noise, names, fractions=[1.0])["accuracy"] - 0.5) < 0.05

@@ -189,7 +189,9 @@ def test_pools_that_cannot_be_are_refused_before_a_model_is_loaded(
     options, message, arguments, built, tmp_path, capsys, monkeypatch
 ):
     pairs = len(load_benchmark("pmc15m", built, split="validation"))
-    monkeypatch.setattr("biomedclip.run_scripts.evaluate.load_dual_encoder", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "biomedclip.run_scripts.evaluation.run.load_dual_encoder", lambda *_, **__: pytest.fail("loaded")
+    )
     options = [option.format(pairs=pairs) for option in options]
     assert main([*arguments, *options, "--split", "validation", "--output-dir", str(tmp_path / "out")]) > 0
     assert message.format(pairs=pairs) in " ".join(capsys.readouterr().err.split())

@@ -26,12 +26,11 @@ from biomedclip import (
     BiomedCLIPModel,
 )
 from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
-from biomedclip.run_scripts import evaluate as evaluate_module
 from biomedclip.run_scripts.cli import plots
-from biomedclip.run_scripts.evaluate import Task
 from biomedclip.run_scripts.evaluation.comparison import Value
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
 from biomedclip.run_scripts.evaluation.suite_comparison import PAPER_FIVE, Line, compare_suite, paper_mean
+from biomedclip.run_scripts.evaluation.tasks import TASKS, Task
 from biomedclip.run_scripts.hub.card_facts import select_results
 from biomedclip.run_scripts.main import main
 
@@ -218,16 +217,16 @@ def test_the_card_takes_the_results_of_its_model(measured):
 def calls(monkeypatch) -> list[str]:
     """The evaluations that a test runs, by task and benchmark."""
     seen: list[str] = []
-    tasks = evaluate_module.TASKS
 
-    def counted(task: str) -> Task:
+    def counted(name: str, task: Task) -> Task:
         def evaluate(run):
-            seen.append(f"{task} {run.output_dir.name}")
-            return tasks[task].evaluate(run)
+            seen.append(f"{name} {run.output_dir.name}")
+            return task.evaluate(run)
 
-        return Task(tasks[task].read, evaluate)
+        return Task(task.read, evaluate)
 
-    monkeypatch.setattr(evaluate_module, "TASKS", {task: counted(task) for task in tasks})
+    for name, task in list(TASKS.items()):
+        monkeypatch.setitem(TASKS, name, counted(name, task))
     return seen
 
 
@@ -334,7 +333,7 @@ def test_an_evaluation_or_a_model_that_fails_does_not_stop_the_others(two_models
     broken = tmp_path / "broken"
     shutil.copytree(two_models[0], broken)
     (broken / "tokenizer.json").write_text("{")
-    task = evaluate_module.TASKS["zero-shot"]
+    task = TASKS["zero-shot"]
 
     def fail(run):
         if run.output_dir.name == "lc25000_colon":
@@ -346,7 +345,7 @@ def test_an_evaluation_or_a_model_that_fails_does_not_stop_the_others(two_models
             raise RuntimeError("the file is damaged")
         return task.read(options)
 
-    monkeypatch.setitem(evaluate_module.TASKS, "zero-shot", Task(read, fail))
+    monkeypatch.setitem(TASKS, "zero-shot", Task(read, fail))
     assert main(arguments(root, out, str(broken), two_models[1])) == 1
     error = capsys.readouterr().err
     assert f"--model {broken}: " in error and "zero-shot on pneumoniamnist: RuntimeError: the file is damaged" in error
@@ -381,14 +380,14 @@ def test_questions_are_for_models_with_a_head_and_other_tasks_for_dual_encoders(
     by_name = [(entry["name"], list(entry["models"])) for entry in found["results"]]
     assert by_name == [("pneumoniamnist", ["base"]), ("vqa_rad", ["answers"])]
     assert {path.name for path in (out / "answers").iterdir()} == {"visual-question-answering"}
-    assert "has no head for questions" in found["not_applicable"][f"visual-question-answering, {two_models[0]}"]
+    assert "has no trained head for questions" in found["not_applicable"][f"visual-question-answering, {two_models[0]}"]
     assert "answers questions" in found["not_applicable"][f"zero-shot, {answerer}"]
     assert found["mean_of_the_paper"]["lacks"].keys() == {"base"}
     assert "token F1 (words)" in (out / "comparison.md").read_text(), "the paper counts GPT-2 tokens"
     capsys.readouterr()
     (root / "vqa_rad").rename(tmp_path / "away")
     assert main(arguments(root, tmp_path / "other", answerer)) == 1
-    assert "measure it with biomedclip evaluate visual-question-answering" in capsys.readouterr().err
+    assert "answers questions" in capsys.readouterr().err
 
 
 def test_a_folder_without_benchmarks_is_an_error_that_names_the_folders(two_models, tmp_path, capsys):
@@ -396,7 +395,7 @@ def test_a_folder_without_benchmarks_is_an_error_that_names_the_folders(two_mode
     (tmp_path / "root" / "images").mkdir()
     assert main(arguments(tmp_path / "root", tmp_path / "out", two_models[0])) == 1
     error = capsys.readouterr().err
-    assert "no benchmark there" in error and not (tmp_path / "out").exists()
+    assert "no benchmark found" in error and not (tmp_path / "out").exists()
     assert all(name in error for name in ("pcam", "lc25000", "tcga_til", "rsna", "medmnist", "pmc15m", "slake"))
     assert main(arguments(tmp_path / "none", tmp_path / "out", two_models[0])) == 1
     assert "none: there is no such folder" in capsys.readouterr().err
@@ -415,7 +414,7 @@ def test_sets_of_medmnist_without_classes_for_prompts_are_left_out(two_models, t
 def test_a_model_is_loaded_once_for_all_benchmarks(two_models, tmp_path, monkeypatch):
     root = write_benchmarks(tmp_path / "root", "tcga_til", "medmnist")
     monkeypatch.setattr(
-        "biomedclip.run_scripts.evaluate.load_dual_encoder", lambda *args, **options: pytest.fail("again")
+        "biomedclip.run_scripts.evaluation.run.load_dual_encoder", lambda *args, **options: pytest.fail("again")
     )
     assert main(arguments(root, tmp_path / "out", two_models[0])) == 0
 
@@ -442,9 +441,9 @@ def test_models_may_be_repeated_options_or_one_list(two_models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "d"], "--data belongs to a single benchmark"),
-        (["--split", "validation"], "--split belongs to a single benchmark"),
-        (["--prompts", "paper"], "run biomedclip evaluate zero-shot"),
+        (["--data", "d"], "--data has no effect on suite, only on retrieval"),
+        (["--split", "validation"], "--split has no effect on suite, only on retrieval"),
+        (["--prompts", "paper"], "--prompts has no effect on suite, only on zero-shot"),
         (["--tasks", "zero-shot", "--draws", "3"], "--draws has no effect on suite --tasks zero-shot, only on linear"),
         (
             ["--benchmarks", "slake", "--image-id", "x"],
@@ -459,10 +458,13 @@ def test_models_may_be_repeated_options_or_one_list(two_models, tmp_path):
             "--workers has no effect on suite --tasks visual-question-answering",
         ),
         (["--tasks", "linear-probe", "--max-length", "5"], "--max-length has no effect on suite --tasks linear-probe"),
-        (["--benchmarks", "pcam", "--cancer", "brca"], "--cancer has no effect without --benchmarks tcga_til"),
-        (["--tasks", "dance"], "--tasks: 'dance' is not part of the suite. It has zero-shot, linear-probe, "),
-        (["--benchmarks", "imagefolder"], "'imagefolder' is not part of the suite. It has pcam, "),
-        (["--tasks", "visual-question-answering", "--benchmarks", "pcam"], "none of these is measured on pcam"),
+        (["--benchmarks", "pcam", "--cancer", "brca"], "--cancer has no effect on pcam, only on tcga_til"),
+        (["--tasks", "dance"], "--tasks: 'dance' is not part of the suite. Choose from zero-shot, linear-probe, "),
+        (["--benchmarks", "imagefolder"], "'imagefolder' is not part of the suite. Choose from pcam, "),
+        (
+            ["--tasks", "visual-question-answering", "--benchmarks", "pcam"],
+            "--tasks visual-question-answering cannot be measured on pcam",
+        ),
     ],
 )
 def test_options_that_the_suite_cannot_use_are_refused(options, message, capsys):
@@ -503,7 +505,7 @@ def test_results_of_another_task_are_not_replaced(two_models, tmp_path, capsys):
     out.mkdir()
     (out / "comparison.json").write_text('{"task": "zero-shot", "benchmark": "pcam"}')
     assert main(arguments(root, out, two_models[0])) == 1
-    assert "holds results of zero-shot on pcam" in capsys.readouterr().err
+    assert "contains results of zero-shot on pcam" in capsys.readouterr().err
 
 
 def test_a_mean_needs_all_five_benchmarks_as_in_the_paper_with_a_defined_metric():

@@ -38,7 +38,7 @@ def option_classes(section: str, task: str | None) -> list[type]:
     if section == "build":
         return [build.SourceOptions, build.EngineOptions, build.OutputOptions]
     if section == "evaluate":
-        return [evaluate.EvaluateOptions]
+        return [evaluate.AllOptions]
     return (
         visual_question_answering.OPTION_CLASSES
         if task == visual_question_answering.TASK

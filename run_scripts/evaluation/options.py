@@ -1,0 +1,352 @@
+"""Options of `biomedclip evaluate`: one dataclass for each task."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from biomedclip.processing.benchmarks import benchmark_names
+from biomedclip.processing.benchmarks.loading import benchmark_options
+from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
+
+from ..cli.errors import UsageError
+from ..cli.trust import trust_option
+from .features import WORKERS
+from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
+from .pools import DRAWS
+from .visual_question_answering import WORDS
+from .zero_shot import OWN_IMAGES, given_benchmark_options
+
+
+SUITE = "suite"
+ALIASES = {"vqa": "visual-question-answering"}
+_LEAST = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "seed": 0, "pool_size": 2, "pool_draws": 1}
+
+
+@dataclass(kw_only=True)
+class _Options:
+    """Options of every task."""
+
+    model: list[str] = field(
+        metadata={
+            "help": "Folder or Hub id of BiomedCLIP, CLIP, SigLIP or another dual encoder, an adapter, an open_clip "
+            "folder, biovil or biovil-t. Several models are compared."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder of the results. Several models each get a folder in it."})
+    task: str = field(
+        default="retrieval",
+        metadata={"help": "retrieval, zero-shot, linear-probe, visual-question-answering (or vqa) or suite."},
+    )
+    batch_size: int = field(default=32, metadata={"help": "Number of rows in a batch."})
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap, of draws and of splits."})
+    trust_remote_code: bool = trust_option()
+
+
+@dataclass(kw_only=True)
+class _DataOptions(_Options):
+    data: str = field(
+        default="",
+        metadata={
+            "help": "Files of the benchmark, a folder that biomedclip build wrote, or labeled images: class folders, "
+            "images with a metadata.csv, a datasets set, or a built dataset with a labels.csv."
+        },
+    )
+    benchmark: str | None = field(
+        default=None,
+        metadata={"help": "pcam, rsna, pmc15m, ...: format of --data, with prompts and published values."},
+    )
+    split: str = field(default="test", metadata={"help": "Split to measure."})
+
+
+@dataclass(kw_only=True)
+class _FeatureOptions(_Options):
+    workers: int = field(default=WORKERS, metadata={"help": "Number of threads that read images."})
+    precision: str = field(
+        default="float32",
+        metadata={"help": "Precision of the towers. Similarities are float32.", "choices": ["float32", "bfloat16"]},
+    )
+    features_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps embeddings for later runs (default: OUTPUT_DIR/features)."},
+    )
+
+
+@dataclass(kw_only=True)
+class _TextOptions(_Options):
+    max_length: int | None = field(
+        default=None, metadata={"help": "Maximum number of tokens in a text (default: the tokenizer's limit)."}
+    )
+
+
+@dataclass(kw_only=True)
+class _ExampleOptions(_Options):
+    examples: int = field(
+        default=0,
+        metadata={
+            "help": "Retrieval and visual-question-answering: number of pairs or questions to draw as pictures in "
+            "OUTPUT_DIR/examples, with the best candidates or answers (default: 0)."
+        },
+    )
+
+
+@dataclass(kw_only=True)
+class _RetrievalOptions(_FeatureOptions, _TextOptions, _ExampleOptions):
+    image_id: str | None = field(
+        default=None,
+        metadata={"help": "Retrieval: column whose equal values mean the same image, such as image_md5."},
+    )
+    pool_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Retrieval: measure among this many pairs, drawn with --seed from the split (default: all). "
+            "The paper's is 725739 for test and 13600 for validation."
+        },
+    )
+    pool_draws: int | None = field(
+        default=None,
+        metadata={
+            "help": f"Retrieval: number of pools to draw and average (default: {DRAWS}, or 1 if a pool is the whole "
+            "split)."
+        },
+    )
+
+
+@dataclass(kw_only=True)
+class _ImageOptions(_FeatureOptions):
+    cancer: str | None = field(
+        default=None, metadata={"help": "tcga_til: study (luad, brca, ...) or all (default: luad, as in the paper)."}
+    )
+    rsna_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "rsna: paper-test has 9,069 test patients, paper-fractions 70/15/15 %% (default: paper-test).",
+            "choices": list(RSNA_SPLITS),
+        },
+    )
+
+
+@dataclass(kw_only=True)
+class _ColumnOptions(_Options):
+    image_column: str | None = field(
+        default=None, metadata={"help": "Image column of a metadata.csv or a datasets set (default: image)."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Label column of such a table or a labels.csv (default: label)."}
+    )
+
+
+@dataclass(kw_only=True)
+class _ProbeOptions(_ImageOptions):
+    protocol: str = field(
+        default="logistic",
+        metadata={
+            "help": "Linear probe: logistic regression, or SGD with ELEVATER's search (default: logistic).",
+            "choices": list(PROTOCOLS),
+        },
+    )
+    fractions: list[float] = field(
+        default_factory=lambda: list(FRACTIONS),
+        metadata={"help": "Linear probe: fractions of the training labels (default: 0.01 0.1 1)."},
+    )
+    draws: int | None = field(
+        default=None,
+        metadata={"help": f"Linear probe: number of draws of each fraction below 1 (default: {PROBE_DRAWS})."},
+    )
+    probe_features: str = field(
+        default="embeds",
+        metadata={
+            "help": "Linear probe: the image embedding, or the state of the image tower before its projection.",
+            "choices": ["embeds", "hidden"],
+        },
+    )
+    find_leaks: bool = field(
+        default=True, metadata={"help": "Linear probe: look for test images among the training images."}
+    )
+
+
+@dataclass(kw_only=True)
+class _QuestionOptions(_TextOptions, _ExampleOptions):
+    f1_tokenizer: str = field(
+        default=WORDS,
+        metadata={
+            "help": "visual-question-answering: tokens of the token F1: words (default, as in SQuAD), or a folder or "
+            "Hub id of a tokenizer, such as openai-community/gpt2 as in the paper."
+        },
+    )
+
+
+@dataclass(kw_only=True)
+class RetrievalOptions(_RetrievalOptions, _DataOptions):
+    """Options of `biomedclip evaluate retrieval`."""
+
+
+@dataclass(kw_only=True)
+class ZeroShotOptions(_ColumnOptions, _ImageOptions, _TextOptions, _DataOptions):
+    """Options of `biomedclip evaluate zero-shot`."""
+
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Set of prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
+            "file with templates or class_names."
+        },
+    )
+    templates: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Prompts with {} for the class name (default: the benchmark's)."},
+    )
+
+
+@dataclass(kw_only=True)
+class LinearProbeOptions(_ColumnOptions, _ProbeOptions, _DataOptions):
+    """Options of `biomedclip evaluate linear-probe`."""
+
+
+@dataclass(kw_only=True)
+class VisualQuestionOptions(_QuestionOptions, _DataOptions):
+    """Options of `biomedclip evaluate visual-question-answering`."""
+
+    image_folder: str | None = field(
+        default=None, metadata={"help": "vqa_rad, slake: folder of the images, if not beside the questions."}
+    )
+
+
+@dataclass(kw_only=True)
+class SuiteOptions(_RetrievalOptions, _ProbeOptions, _QuestionOptions):
+    """Options of `biomedclip evaluate suite`: those of the tasks, except options of a single run."""
+
+    data_root: str = field(
+        default="", metadata={"help": "Suite: folder with a folder for each benchmark, such as pcam and lc25000."}
+    )
+    tasks: list[str] = field(default_factory=list, metadata={"help": "Suite: tasks to run (default: all)."})
+    benchmarks: list[str] = field(
+        default_factory=list, metadata={"help": "Suite: benchmarks to run (default: all whose files are there)."}
+    )
+
+
+@dataclass(kw_only=True)
+class AllOptions(SuiteOptions, ZeroShotOptions, RetrievalOptions, LinearProbeOptions, VisualQuestionOptions):
+    """All options, for `biomedclip evaluate --help`."""
+
+
+OPTIONS: dict[str, type[_Options]] = {
+    "retrieval": RetrievalOptions,
+    "zero-shot": ZeroShotOptions,
+    "linear-probe": LinearProbeOptions,
+    "visual-question-answering": VisualQuestionOptions,
+    SUITE: SuiteOptions,
+}
+
+
+def models_together(arguments: Sequence[str]) -> list[str]:
+    """Return the command line with `--model A --model B` and `--model A,B` as `--model A B`, for the parser."""
+    others: list[str] = []
+    models: list[str] = []
+    place = others
+    for argument in arguments:
+        if argument == "--model" or argument.startswith("--model="):
+            place = models
+            argument = argument.removeprefix("--model").removeprefix("=")
+        elif argument.startswith("--"):
+            place = others
+        place += argument.split(",") if place is models and argument else [argument] if place is others else []
+    return [*others, "--model", *models] if models else others
+
+
+def tasks_with(option: str) -> list[str]:
+    """Return the tasks that have an option."""
+    return [
+        task for task, options in OPTIONS.items() if option in {known.name for known in dataclasses.fields(options)}
+    ]
+
+
+def refuse_options_of_other_tasks(task: str, arguments: Sequence[str]) -> None:
+    """Check that the command line has no option that only other tasks have.
+
+    Raises:
+        UsageError: If it has one.
+    """
+    for argument in arguments:
+        if argument.startswith("--"):
+            option = argument.partition("=")[0]
+            tasks = tasks_with(option[2:].replace("-", "_").removeprefix("no_"))
+            if tasks and task not in tasks:
+                raise UsageError(f"{option} has no effect on {task}, only on {', '.join(tasks)}. Leave it out.")
+
+
+def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
+    """Check options without reading data or models.
+
+    Args:
+        options: Options of a task.
+        runs: Tasks and benchmarks to run: one, or those of the suite.
+
+    Raises:
+        UsageError: If an option has no effect or an invalid value, or if the benchmark is for another task.
+    """
+    for name, least in (_LEAST | {"examples": 0}).items():
+        value = getattr(options, name, None)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")
+    if options.task != SUITE:
+        _check_benchmark(options)
+    _check_options_of_benchmarks(options, runs)
+    given = {known.name for known in dataclasses.fields(options) if _is_given(options, known)}
+    if "pool_draws" in given and options.pool_size is None:
+        raise UsageError("--pool-draws has no effect without --pool-size. Leave it out, or set --pool-size too.")
+    if {"prompts", "templates"} <= given:
+        raise UsageError("--prompts and --templates both choose the prompts. Pass one of them.")
+    if options.task == "linear-probe" and options.split == "train":
+        raise UsageError("--split train: the probe would be tested on its training images. Choose test.")
+    for template in getattr(options, "templates", []):
+        if "{}" not in template:
+            raise UsageError(f"--templates: {template!r} has no {{}} for the class name.")
+    if "fractions" in given and not options.fractions:
+        raise UsageError("--fractions needs at least one fraction of the labels, such as 1.0.")
+    for fraction in getattr(options, "fractions", []):
+        if not 0 < fraction <= 1:
+            raise UsageError(f"--fractions: a fraction must be above 0 and at most 1, not {fraction}.")
+    if "draws" in given and min(options.fractions) == 1:
+        raise UsageError("--draws has no effect on --fractions 1, which has only one draw. Leave it out.")
+
+
+def _check_benchmark(options: Any) -> None:
+    if not options.data:
+        raise UsageError(f"{options.task} needs --data, the folder of the data.")
+    names = benchmark_names(options.task)
+    if options.benchmark is not None and options.benchmark not in names:
+        known = options.benchmark in benchmark_names()
+        what = f"is not for {options.task}" if known else "is unknown"
+        raise UsageError(f"--benchmark {options.benchmark} {what}. Choose one of {', '.join(names)}.")
+
+
+def _check_options_of_benchmarks(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
+    benchmarks = list(dict.fromkeys(benchmark or OWN_IMAGES for _, benchmark in runs))
+    for name in given_benchmark_options(options):
+        if not any(name in benchmark_options(benchmark) for benchmark in benchmarks):
+            having = [known for known in benchmark_names() if name in benchmark_options(known)]
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect on {', '.join(benchmarks)}, only on {', '.join(having)}. "
+                "Leave it out, or choose another benchmark."
+            )
+
+
+def _is_given(options: Any, known: dataclasses.Field[Any]) -> bool:
+    default = known.default_factory() if known.default_factory is not dataclasses.MISSING else known.default
+    return getattr(options, known.name) != default
+
+
+def check_options_of_tasks(options: SuiteOptions, tasks: Sequence[str]) -> None:
+    """Check that each option of the suite has an effect on the tasks that it runs.
+
+    Raises:
+        UsageError: If one has not.
+    """
+    for known in dataclasses.fields(options):
+        readers = [task for task in tasks_with(known.name) if task != SUITE]
+        if readers and _is_given(options, known) and not set(readers) & set(tasks):
+            raise UsageError(
+                f"--{known.name.replace('_', '-')} has no effect on suite --tasks {' '.join(tasks)}, only on "
+                f"{', '.join(readers)}. Leave it out."
+            )

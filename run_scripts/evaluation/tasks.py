@@ -1,0 +1,38 @@
+"""The tasks of `biomedclip evaluate`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..cli.errors import options_in_errors
+from .linear_probe import evaluate_linear_probe, read_probed
+from .retrieval_task import evaluate_retrieval, read_pairs
+from .run import Run
+from .visual_question_answering import evaluate_questions, load_answer_tokenizer, read_questions
+from .zero_shot import OF_BENCHMARK, evaluate_zero_shot, read_classes
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the evaluation.
+
+    Args:
+        read: Reads and checks the data for the options, before a model is loaded.
+        evaluate: Measures a model. Returns the results in the first process, and None in the others.
+    """
+
+    read: Callable[[Any], Any]
+    evaluate: Callable[[Run], dict[str, Any] | None]
+
+
+def _read_questions(options: Any) -> Any:
+    load_answer_tokenizer(options.f1_tokenizer, trust_remote_code=options.trust_remote_code)  # fails early
+    return read_questions(options.benchmark, options.data, options.split, options.image_folder)
+
+
+TASKS = {
+    "retrieval": Task(read_pairs, evaluate_retrieval),
+    "zero-shot": Task(options_in_errors(*OF_BENCHMARK)(read_classes), evaluate_zero_shot),
+    "linear-probe": Task(options_in_errors(*OF_BENCHMARK)(read_probed), evaluate_linear_probe),
+    "visual-question-answering": Task(_read_questions, evaluate_questions),
+}
