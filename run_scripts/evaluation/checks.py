@@ -132,7 +132,7 @@ def _check_adapter(folder: Path, where: str, task: str, trust_remote_code: bool)
     whole = config.get("modules_to_save") or []
     if "classifier" in whole:
         raise ValueError(
-            f"{where} is an adapter with a head ({', '.join(map(str, whole))}), which answers with its own classes. "
+            f"{where} is an adapter with a head ({', '.join(map(str, whole))}), which predicts its own classes. "
             f"{_advice(task)} After training with --merge-adapter, the folder merged/ contains the whole model."
         )
     _refuse_questions(where, task)

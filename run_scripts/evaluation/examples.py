@@ -165,5 +165,5 @@ def _identity(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(row: Mapping[str, Any]) -> str:
-    """Return the known ones of article and license of a row."""
+    """Return the article and the license of a row, if they are known."""
     return ", ".join(str(row[name]) for name in ("pmcid", "license") if row.get(name))

@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from biomedclip.embedding import embed_texts
 from biomedclip.processing.images.reading import ImageError, read_row_image
 
 from .dual_encoders import DualEncoder
-from .parts import Parts
+from .parts import Part, Parts
 
 
 FEATURES = "features"  # default folder, next to the results
@@ -41,6 +41,7 @@ class Features:
     damaged: list[dict[str, str]]
 
 
+@dataclass
 class FeatureStore:
     """Compute and store the features of one model.
 
@@ -56,20 +57,11 @@ class FeatureStore:
         workers: Number of threads that read and resize batches of images.
     """
 
-    def __init__(
-        self,
-        encoder: DualEncoder,
-        folder: Path,
-        *,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        workers: int = WORKERS,
-    ):
-        self.encoder = encoder
-        self.folder = folder
-        self.batch_size = batch_size
-        self.max_length = max_length
-        self.workers = workers
+    encoder: DualEncoder
+    folder: Path
+    batch_size: int = field(default=32, kw_only=True)
+    max_length: int | None = field(default=None, kw_only=True)
+    workers: int = field(default=WORKERS, kw_only=True)
 
     def images(self, images: Sequence[Any], names: Sequence[str], data: str, *, features: str = "embeds") -> Features:
         """Return the features of images.
@@ -85,7 +77,7 @@ class FeatureStore:
         """
         parts = self._parts(len(images), {"data": data, "what": f"images, {features}"})
 
-        def work(part: int) -> tuple[dict[str, torch.Tensor], Any]:
+        def work(part: int) -> Part:
             rows = range(part * PART, min((part + 1) * PART, len(images)))
             good: list[int] = []
             damaged, embeds = [], []
@@ -110,7 +102,7 @@ class FeatureStore:
         key = {"data": data, "what": "texts", "max_length": self.max_length}
         parts = self._parts(len(texts), key)
 
-        def work(part: int) -> tuple[dict[str, torch.Tensor], Any]:
+        def work(part: int) -> Part:
             rows = range(part * PART, min((part + 1) * PART, len(texts)))
             with self.encoder.precise():
                 embeds = embed_texts(

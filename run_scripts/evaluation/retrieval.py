@@ -106,7 +106,7 @@ def check_captions(names: Sequence[str], captions: Sequence[str]) -> None:
     """Raise `ValueError` if a caption is empty, or if there are fewer than two pairs."""
     empty = next((name for name, caption in zip(names, captions, strict=True) if not (caption or "").strip()), None)
     if empty is not None:
-        raise ValueError(f"{empty} has an empty caption: nothing could be found by it. Remove it from the dataset.")
+        raise ValueError(f"{empty} has an empty caption. Remove it from the dataset.")
     if len(names) < 2:
         raise ValueError(f"The split has {len(names)} pairs. Retrieval needs at least two to choose from.")
 
@@ -192,7 +192,7 @@ def retrieval_of_pools(
     if len(finite) < len(counts):
         names = [name for k in RECALLS for name in (f"recall_at_{k}", f"recall_at_{k}_interval")]
         metrics |= {direction: dict.fromkeys([*names, "median_rank"]) for direction in DIRECTIONS}
-        return metrics | {"undefined": dict.fromkeys(DIRECTIONS, "the embeddings hold NaN or infinity")}
+        return metrics | {"undefined": dict.fromkeys(DIRECTIONS, "the embeddings contain NaN or infinity")}
     groups = [_articles_of_queries(*pool) for pool in zip(articles, images_of_texts, strict=True)]
     for direction in DIRECTIONS:
         of_pools = [summarize_ranks(counted[direction]) for counted in finite]

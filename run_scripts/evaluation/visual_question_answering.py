@@ -232,7 +232,7 @@ def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, An
         ValueError: If there are no answers.
     """
     if not answers:
-        raise ValueError("No image of the benchmark can be read: there is nothing to measure.")
+        raise ValueError("No image of the benchmark can be read.")
     metrics = _means(answers, "right", "accuracy", seed)
     for prefix, of_type in _by_type(answers):
         never_seen = sum(not row["can_be_given"] for row in of_type)

@@ -11,9 +11,6 @@ from biomedclip.processing import BiomedCLIPProcessor
 from biomedclip.run_scripts.main import main
 
 
-pytestmark = pytest.mark.slow
-
-
 @pytest.fixture
 def source(wide_model, small_processor, tmp_path):
     wide_model.save_pretrained(tmp_path / "model")

@@ -163,7 +163,7 @@ def test_nan_embeddings_make_retrieval_undefined(tmp_path, capsys):
     assert metrics["pairs"] == 4 and metrics["articles"] == 2 and metrics["chance_at_1"] == 0.25
     for direction in DIRECTIONS:
         assert set(metrics[direction].values()) == {None} and len(metrics[direction]) == 7
-        assert metrics["undefined"][direction] == "the embeddings hold NaN or infinity"
+        assert metrics["undefined"][direction] == "the embeddings contain NaN or infinity"
     json.dumps(metrics, allow_nan=False)
     show_retrieval(metrics)
     assert capsys.readouterr().out.count("undefined") >= 8
