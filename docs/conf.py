@@ -1,5 +1,6 @@
 """Settings of Sphinx. `make docs` builds the pages into docs/_build/html."""
 
+import dataclasses
 import inspect
 import io
 import os
@@ -25,6 +26,10 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
+autodoc_default_options = {
+    "exclude-members": "config_class, valid_processor_kwargs, validate",
+    "special-members": "__call__",
+}
 autodoc_typehints = "none"
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Attributes", "params_style")]
@@ -91,6 +96,10 @@ def markdown_to_rest(app, what, name, obj, options, lines: list[str]) -> None:
     """Convert the Markdown of a docstring: fenced examples, links in brackets, and code in single backticks."""
     if len(lines) > 1 and re.fullmatch(r"\w+:", lines[0]) and not lines[1].startswith(" "):
         lines[1:] = [f"    {line}" for line in lines[1:]]  # nothing but this section: its indentation was removed
+    if what == "class" and dataclasses.is_dataclass(obj) and "Args:" not in lines:
+        helps = {field.name: field.metadata.get("help") for field in dataclasses.fields(obj)}
+        own = [f"    {field}: {helps[field]}" for field in obj.__dict__["__annotations__"] if helps.get(field)]
+        lines += ["", "Args:", *own] if own else []
     text = "\n".join(lines)
     examples: list[str] = []
 
@@ -105,7 +114,9 @@ def markdown_to_rest(app, what, name, obj, options, lines: list[str]) -> None:
     text = re.sub(r"^( *)Examples?:\n", r"\1.. rubric:: Example\n", text, flags=re.MULTILINE)
     text = re.sub(r"\[`([\w.]+)`\]", r":py:obj:`.\1`", text)
     text = re.sub(r"(?<![`:\w])`([^`\n]+(?:\n[^`\n]+)?)`(?!`)", r"``\1``", text)
-    text = re.sub(r"(?<![`*\w])(\*{1,2})(\w+)\b(?![\w*])(?=[^*]*$)", r"\\\1\2", text, flags=re.MULTILINE)
+    parts = re.split(r"(``[^`]+``)", text)  # stars are escaped outside of code
+    parts[::2] = [re.sub(r"(?<![*\w])(\*{1,2})(?=\w+\b(?!\*))", r"\\\1", part) for part in parts[::2]]
+    text = "".join(parts)
     for number, example in enumerate(examples):
         text = text.replace(f"\0{number}\0", example)
     lines[:] = text.split("\n")

@@ -27,7 +27,8 @@ def from_open_clip(
             `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`, and tokenizer files. That of the port
             consists of `config.json`, `model.safetensors` or `pytorch_model.bin`, and tokenizer files. For a checkpoint
             file of open_clip's training, the configuration and the tokenizer are read from its folder or the run
-            folder. revision: Branch, tag or commit of a Hub id.
+            folder.
+        revision: Branch, tag or commit of a Hub id.
 
     Returns:
         The model in evaluation mode, with the trained `logit_scale` and the precision of the file, and its processor.
