@@ -42,6 +42,7 @@ class Documents:
     synthetic: bool = False
 
     def __call__(self, report: dict[str, Any], folder: Path) -> None:
+        """Write the documents to the folder of the dataset."""
         report |= {"synthetic": self.synthetic, "options": self.options, "versions": versions()}
         plot_report(report, folder / "report.png")
         write_text(folder / "README.md", fill_dataset_card(report))
@@ -56,6 +57,7 @@ class Publish:
     private: bool = False
 
     def __call__(self, report: dict[str, Any], folder: Path) -> None:
+        """Publish the folder of the dataset."""
         say(f"Published at {push_dataset(folder, self.repo_id, private=self.private, report=report)}")
 
 

@@ -299,4 +299,5 @@ def _fenced(element: etree._Element, children: list[tuple[str, int]]) -> str:
 
 
 def name_of(element: etree._Element | None) -> str:
+    """Return the local name of an element. Empty for None."""
     return "" if element is None else local_name(element.tag)

@@ -113,10 +113,12 @@ class Plan:
         return open_parquet(staging.plan, footer_sha256=self.places_sha256).read_row_group(number)
 
     def save(self, staging: Staging) -> None:
+        """Write the plan to the staging folder."""
         write_text(staging.plan.with_suffix(".json"), json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, staging: Staging) -> "Plan":
+        """Read the plan from the staging folder."""
         return cls(**json.loads(staging.plan.with_suffix(".json").read_text(encoding="utf-8")))
 
 

@@ -107,6 +107,7 @@ class BuildStep(PipelineStep):
         raise NotImplementedError
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        """Run a task as datatrove requires it, and yield nothing."""
         with self.track_time("task"):
             self.work(rank, world_size)
         return
@@ -124,6 +125,7 @@ class PlanShards(BuildStep):
         self.previous = previous
 
     def work(self, rank: int, world_size: int) -> None:
+        """Write the plan."""
         options, output = self.options, self.staging.output
         try:
             make_plan(
@@ -149,6 +151,7 @@ class WriteShards(BuildStep):
         self.tokenizer = tokenizer
 
     def work(self, rank: int, world_size: int) -> None:
+        """Write the shards of this task."""
         plan = Plan.load(self.staging)
         for number in range(rank, len(plan.names()), world_size):
             write_shard(self.staging, plan, number, self.tokenizer)
@@ -177,6 +180,7 @@ class FinishDataset(BuildStep):
         self.in_background = in_background
 
     def work(self, rank: int, world_size: int) -> None:
+        """Finish the dataset."""
         if not self.staging.finish_move():  # an earlier attempt of this job may have moved the result
             plan = Plan.load(self.staging)
             check_rows(self.staging.result / "data", plan)

@@ -61,10 +61,12 @@ class Staging:
 
     @property
     def root(self) -> Path:
+        """The staging folder of this build."""
         return self.output / HIDDEN / self.name
 
     @property
     def work_list(self) -> Path:
+        """The articles to read, with one row group per task."""
         return self.root / "work_list.parquet"
 
     @property
@@ -79,6 +81,7 @@ class Staging:
 
     @property
     def plan(self) -> Path:
+        """The place of every pair, with one row group per shard."""
         return self.root / "plan.parquet"
 
     @property
@@ -88,6 +91,7 @@ class Staging:
 
     @property
     def logs(self) -> Path:
+        """Logs of datatrove."""
         return self.root / "logs"
 
     @property

@@ -49,6 +49,7 @@ class ReadWorkList(PipelineStep):
         self.journals = journals
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Yield the articles of this task."""
         # The last step opens the journal, and removes an incomplete article, before it requests the first article.
         done = sum(1 for _ in read_journal(journal_path(Path(self.journals), rank)))
         articles = open_parquet(self.work_list).read_row_group(rank).slice(done)
@@ -75,6 +76,7 @@ class ArticleStep(PipelineStep):
         raise NotImplementedError
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Process the articles and yield them in their order."""
         if self.concurrency == 1:
             for document in data:
                 self._process_or_drop(document.metadata["article"])
@@ -120,6 +122,7 @@ class ReadArticles(ArticleStep):
         self.licenses = licenses
 
     def process(self, article: Article) -> None:
+        """Set the version, metadata and XML of an article."""
         choose_version(article, self._read_metadata, self.licenses)
         try:
             article.xml = self.bucket.read(article.metadata["xml_url"], max_bytes=MAX_XML_BYTES)
@@ -157,6 +160,7 @@ class ParseFigures(ArticleStep):
         self.first_image_only = first_image_only
 
     def process(self, article: Article) -> None:
+        """Set the figures of an article."""
         xml, article.xml = article.xml, b""
         try:
             root = parse_article(xml)
@@ -210,6 +214,7 @@ class FetchImages(ArticleStep):
         self.bucket = bucket
 
     def process(self, article: Article) -> None:
+        """Read the image files of an article."""
         media = Media(article)
         fetched = 0
         for name in dict.fromkeys(name for figure in article.figures for name in media.files_of_figure(figure)):
@@ -239,6 +244,7 @@ class PairFigures(ArticleStep):
         self.benchmark = benchmark
 
     def process(self, article: Article) -> None:
+        """Set the pairs of an article."""
         pairing = _Pairing(article, self.benchmark)
         files = [pairing.media.files_of_figure(figure) for figure in article.figures]
         last_uses = {name: number for number, names in enumerate(files) for name in names}
@@ -347,6 +353,7 @@ class WriteArticles(PipelineStep):
         self.journals = journals
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Write the articles and yield them."""
         with TaskJournal(Path(self.journals), rank, pair_schema()) as journal:
             for document in data:
                 article = document.metadata["article"]

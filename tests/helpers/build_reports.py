@@ -1,4 +1,4 @@
-"""Reports of builds that never were: one as large as PMC, and one as small as can be."""
+"""Invented reports of builds: one of all of PMC, and one of a single pair."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ import numpy as np
 
 
 def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
-    """Counts between edges, what lies beyond the last one in the last."""
+    """Return counts between edges. Larger values are counted in the last bin."""
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def lengths(values: np.ndarray) -> dict[str, Any]:
-    """Mean and percentiles."""
+    """Return the mean and percentiles."""
     percentiles = {str(q): float(np.percentile(values, q)) for q in (5, 50, 90, 95, 99)}
     return {"mean": float(values.mean()), "percentiles": percentiles}
 
 
 def full_scale_report() -> dict[str, Any]:
-    """What a build of all of PMC could report; every number in it is invented."""
+    """Return an invented report of a build of all of PMC."""
     random = np.random.default_rng(0)
     captions = random.lognormal(4.4, 0.85, 20_000).round() + 2
     sides = random.lognormal(6.2, 0.5, 20_000).round() + 40
@@ -118,7 +118,7 @@ def full_scale_report() -> dict[str, Any]:
 
 
 def smallest_report() -> dict[str, Any]:
-    """One article with one pair, nothing dropped, in a folder."""
+    """Return a report of one article with one pair."""
     one = {"mean": 8.0, "percentiles": {str(q): 8.0 for q in (5, 50, 90, 95, 99)}}
     return full_scale_report() | {
         "source": "/home/someone/mirror",

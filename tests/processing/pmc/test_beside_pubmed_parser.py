@@ -1,10 +1,10 @@
-"""Figures of real articles beside what pubmed_parser reads, every difference explained.
+"""Comparison with pubmed_parser: every difference of the figures of real articles is explained.
 
 python tests/processing/pmc/test_beside_pubmed_parser.py
 
-A cause is a repair: what pubmed_parser gives is first derived from the XML, exactly, by its own way of reading; then
-one repair after another is made, and a cause counts for a figure where its repair changes the text. When all are made,
-nothing may differ from what we give, so a difference without a cause fails.
+The text of pubmed_parser is first derived from the XML in its own way. Then it is repaired step by step. A cause
+counts for a figure if its repair changes the text. After all repairs, the text must equal ours, so that a difference
+without a cause fails.
 """
 
 import copy
@@ -37,12 +37,12 @@ WHITE_SPACE = "line breaks, runs of spaces, spaces at the ends, no-break and sof
 OTHER_ATTRIBUTE = "first attribute taken for the reference"
 NO_GRAPHIC = "picture not found"
 
-DROPPED = "\ue000"  # stands for what was dropped; in no article
+DROPPED = "\ue000"  # placeholder for removed text. No article contains it
 NUMBERS = re.compile(r"[\s\[\](),;.–-]*(?:\d+[a-z]?[\s\[\](),;.–-]*)+")
 
 
 def read_two_levels(element: etree._Element) -> str:
-    """pubmed_parser's `stringify_children`: an element's own text, that of its children, and what follows it."""
+    """Read like pubmed_parser's `stringify_children`: the texts of the element and its children, and its tail."""
     texts = [element.text, *(text for child in element for text in (child.text, child.tail)), element.tail]
     return "".join(text for text in texts if text)
 
@@ -52,7 +52,7 @@ def read_all(element: etree._Element) -> str:
 
 
 def replace(element: etree._Element, text: str) -> None:
-    """Puts text into the place of an element."""
+    """Replace an element by text."""
     text += element.tail or ""
     parent, before = element.getparent(), element.getprevious()
     if before is None:
@@ -64,7 +64,7 @@ def replace(element: etree._Element, text: str) -> None:
 
 
 class Reader:
-    """A figure's caption under repair; `causes` are the repairs that changed what is read."""
+    """The caption of a figure. `causes` are the repairs that changed it."""
 
     def __init__(self, figure: etree._Element) -> None:
         root = copy.deepcopy(figure)
@@ -96,7 +96,7 @@ class Reader:
                     replace(element, DROPPED)
 
     def write_formulae(self) -> None:
-        """As text, by the function that tests of its own hold to the rules."""
+        """Write formulas with our function, which has its own tests."""
         for child in self.children:
             for element in list(child.iter("inline-formula", "disp-formula")):
                 holder = etree.Element("p")
@@ -127,12 +127,12 @@ def spaces(text: str) -> str:
 
 
 def essence(text: str) -> str:
-    """A text without what may go along with something dropped."""
+    """Return a text without the punctuation that may be removed together with a citation."""
     return re.sub(rf"[\s\[\](),;.:{DROPPED}–-]|\band\b", "", text)
 
 
 def causes_of_caption(figure: etree._Element, inherited: str, theirs: str, ours: str) -> Iterator[str]:
-    """Names the causes; raises an AssertionError where one is missing."""
+    """Yield the causes. Fail if one is missing."""
     reader = Reader(figure)
     if figure.find("caption") is None:
         assert theirs == inherited
@@ -184,7 +184,7 @@ def causes_of_graphic(figure: etree._Element, theirs: str | None, ours: Figure) 
 
 
 def compare(shared_data: Path) -> tuple[Counter[str], dict[str, Counter[str]]]:
-    """What was compared, and the causes of the differences by field."""
+    """Return the counts, and the causes of the differences by field."""
     import pubmed_parser
 
     seen: Counter[str] = Counter()

@@ -12,7 +12,7 @@ from biomedclip.processing.pmc.jats import parse_article
 
 
 def pub_date(kind: str, stated: str, name: str = "pub-type") -> str:
-    """A `<pub-date>` with the parts of a date such as 2022-06-15."""
+    """Return a `<pub-date>` with the parts of a date such as 2022-06-15."""
     parts = zip(("year", "month", "day"), stated.split("-"), strict=False)
     elements = "".join(f"<{part}>{value}</{part}>" for part, value in reversed(list(parts)))
     return f'<pub-date {name}="{kind}">{elements}</pub-date>'
@@ -25,7 +25,7 @@ def parsed(meta: str, after: str = ""):
 
 
 def decided(meta: str) -> str | None:
-    """The stated parts of the date that counts."""
+    """Return the stated parts of the date that is used."""
     found = publication_date(parsed(meta))
     return found and found.stated
 
@@ -159,6 +159,7 @@ def test_namespaces_capitals_and_wrappers_do_not_hide_the_date():
         assert publication_date(parse_article(xml.encode())).stated == "2020", xml
 
 
+@pytest.mark.slow
 def test_many_nested_and_long_dates_are_read(impatient):
     nested = "<date>" * 200 + "<year>" + "x" * 5_000_000 + "</year>" + "</date>" * 200
     month = f"<month>{'Jan -' * 1_000_000}</month><year>2020</year>"
@@ -209,13 +210,14 @@ def test_today_is_accepted_and_the_future_is_not():
 FOLDERS = ("pmc_mirror/PMC*/*.xml", "jats_xml/**/*.*xml", "jats_with_images/**/*.*xml")
 
 
-def test_dates_of_real_articles_are_those_of_pubmed_parser(shared_data):
+@pytest.mark.slow
+def test_dates_of_real_articles_equal_those_of_pubmed_parser(shared_data):
     pubmed_parser = pytest.importorskip(
         "pubmed_parser", reason="pubmed_parser is not installed: pip install pubmed_parser"
     )
 
     def theirs(stated: str) -> str:
-        """A date as pubmed_parser gives it: 01 for a part that is missing, no year at all for no date."""
+        """Normalize a date of pubmed_parser, which has 01 for a missing part, and no year if there is no date."""
         day, month, *year = stated.split("-")
         return f"{year[0]}-{int(month):02d}-{int(day):02d}" if year else ""
 

@@ -1,7 +1,7 @@
-"""Figures of real articles against `gold_figures.jsonl`, whose texts were typed from the XML and not by any parser.
+"""Comparison with `gold_figures.jsonl`, whose texts were typed by hand from the XML of real articles.
 
 A row holds the whole label and caption, the graphics, the number of paragraphs that mention the figure, and the first
-and last 80 characters of the first of them. Article, DOI and licence in each row are its attribution.
+and last 80 characters of the first of them. Article, DOI and license in each row are its attribution.
 """
 
 import json
@@ -29,7 +29,7 @@ def figures_of(path: Path) -> dict[str, Figure]:
 
 
 def row_of(figure: Figure) -> dict[str, object]:
-    """What the parser says of a figure, in the form of a row."""
+    """Return a parsed figure in the form of a row."""
     first = figure.mentions[0] if figure.mentions else None
     return {
         "label": figure.label,
@@ -41,7 +41,7 @@ def row_of(figure: Figure) -> dict[str, object]:
 
 
 def differences(parsed: object, gold: object) -> Iterator[str]:
-    """A line for each value that differs and for each place in a text that does, with what stands around it."""
+    """Yield a line for each different value, and for each difference in a text with its context."""
     if isinstance(parsed, list) and isinstance(gold, list) and len(parsed) == len(gold):
         for pair in zip(parsed, gold, strict=True):
             yield from differences(*pair)
@@ -55,7 +55,7 @@ def differences(parsed: object, gold: object) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("row", GOLD, ids=[f"{Path(row['article']).stem}-{row['figure_id']}" for row in GOLD])
-def test_a_figure_of_a_real_article_reads_as_it_was_typed_by_hand(row, shared_data):
+def test_a_figure_of_a_real_article_equals_the_text_typed_by_hand(row, shared_data):
     article = shared_data / row["article"]
     if not article.is_file():
         pytest.skip(f"the article is not at {article}")
@@ -66,7 +66,7 @@ def test_a_figure_of_a_real_article_reads_as_it_was_typed_by_hand(row, shared_da
     assert not found, "\n".join([f"{row['article']} {row['figure_id']} ({row['why']})", *found])
 
 
-def test_the_gold_figures_come_from_many_publishers_under_open_licences():
+def test_the_gold_figures_come_from_many_publishers_under_open_licenses():
     assert len({(row["article"], row["figure_id"]) for row in GOLD}) == len(GOLD) >= 60
     assert len({row["publisher"] for row in GOLD}) >= 12
     assert {row["license"] for row in GOLD} <= {"CC0", "CC BY", "CC BY 2.0", "CC BY 3.0", "CC BY 4.0"}

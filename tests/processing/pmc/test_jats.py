@@ -1,4 +1,4 @@
-"""Figures out of JATS. Each case that the paper's own pipeline gets wrong is a test here."""
+"""Parsing of figures, captions and mentions in JATS."""
 
 import re
 import time
@@ -43,7 +43,7 @@ def test_list_items_are_not_glued_together():
     assert caption_of(caption) == "Groups: one two"
 
 
-def test_a_formula_in_two_renderings_comes_once():
+def test_a_formula_in_two_renderings_is_written_once():
     formula = (
         "<inline-formula><alternatives><tex-math>\\documentclass{a}\\begin{document}$x^2$\\end{document}</tex-math>"
         "<mml:math><mml:msup><mml:mi>x</mml:mi><mml:mn>2</mml:mn></mml:msup></mml:math></alternatives></inline-formula>"
@@ -51,7 +51,7 @@ def test_a_formula_in_two_renderings_comes_once():
     assert caption_of(f"<p>Where {formula} grows.</p>") == "Where x^2 grows."
 
 
-def test_a_formula_in_tex_alone_loses_its_preamble():
+def test_a_formula_in_tex_has_no_preamble():
     formula = "<tex-math>\\documentclass{a}\\usepackage{b}\\begin{document}$a+b$\\end{document}</tex-math>"
     assert caption_of(f"<p>Sum {formula} here</p>") == "Sum a+b here"
 
@@ -77,7 +77,7 @@ def test_scripts_are_readable(markup, text):
     assert caption_of(f"<p>{markup}</p>") == text
 
 
-def test_bare_citation_numbers_and_their_brackets_are_dropped():
+def test_numeric_citations_and_their_brackets_are_left_out():
     caption = '<p>As before [<xref ref-type="bibr" rid="B1">12</xref>, <xref ref-type="bibr" rid="B2">13</xref>].</p>'
     assert caption_of(caption) == "As before."
 
@@ -90,14 +90,14 @@ def test_references_to_figures_and_named_citations_are_kept():
     assert caption_of(caption) == "See Figure 2 and Smith et al."
 
 
-def test_a_figure_without_caption_does_not_inherit_its_neighbours():
+def test_a_figure_without_caption_does_not_get_that_of_a_neighbor():
     body = figure("<p>Mine.</p>") + '<fig id="F2"><graphic xlink:href="g2"/></fig>'
     first, second = parse_figures(article(body))
     assert first.caption == "Mine."
     assert second.caption == "" and second.label is None
 
 
-def test_a_figure_without_caption_takes_that_of_its_group():
+def test_a_figure_without_caption_gets_that_of_its_group():
     body = (
         f'<fig-group><caption><p>Both.</p></caption><fig id="a"><graphic xlink:href="g"/></fig>{figure("<p>Own.</p>")}'
     )
@@ -117,13 +117,13 @@ def test_alternatives_are_one_graphic_of_several_files():
     assert [graphic.hrefs for graphic in parsed.graphics] == [("a.tif", "a.jpg")]
 
 
-def test_the_href_is_taken_whatever_the_order_of_attributes():
+def test_the_order_of_attributes_does_not_matter():
     rest = '<graphic content-type="x" id="i1" position="float" xlink:href="right"/>'
     (parsed,) = parse_figures(article(figure("<p>One.</p>", rest=rest)))
     assert parsed.graphics[0].hrefs == ("right",)
 
 
-def test_pictures_inside_the_caption_are_not_pictures_of_the_figure():
+def test_images_inside_the_caption_are_not_images_of_the_figure():
     (parsed,) = parse_figures(article(figure('<p>With <inline-graphic xlink:href="symbol"/> symbol.</p>')))
     assert parsed.caption == "With symbol."
     assert [graphic.hrefs for graphic in parsed.graphics] == [("g1",)]
@@ -140,12 +140,12 @@ def test_pictures_inside_the_caption_are_not_pictures_of_the_figure():
         "</body><sub-article><body>{}</body></sub-article><body>",
     ],
 )
-def test_figures_are_found_wherever_they_stand(wrap):
+def test_figures_are_found_in_every_place(wrap):
     (parsed,) = parse_figures(article(wrap.format(figure("<p>Here.</p>"))))
     assert parsed.caption == "Here."
 
 
-def test_mentions_are_the_paragraphs_that_cite_the_figure_in_their_order():
+def test_mentions_are_the_paragraphs_that_refer_to_the_figure():
     body = (
         '<p>First, <xref ref-type="fig" rid="F1">Fig. 1</xref> shows.</p><p>Nothing.</p>'
         '<p>Both (<xref ref-type="fig" rid="F1 F2">Figs 1, 2</xref>).</p>'
@@ -178,12 +178,12 @@ def test_entities_are_not_expanded_and_no_file_is_read():
 
 
 @pytest.mark.parametrize("xml", [b"", b"no xml", b"<article><body><fig>", b"<html/>", b"\x00\x01"])
-def test_what_is_no_article_is_a_clear_error(xml):
+def test_xml_without_an_article_is_refused(xml):
     with pytest.raises(JatsError, match="XML"):
         parse_figures(xml)
 
 
-def test_deep_nesting_is_an_error_and_not_a_crash():
+def test_deep_nesting_is_refused():
     with pytest.raises(JatsError):
         parse_figures(article("<p>" * 100_000))
 
@@ -212,7 +212,7 @@ def test_deep_nesting_is_an_error_and_not_a_crash():
         ("a symbol (<inline-graphic/>) , and", "a symbol, and"),
     ],
 )
-def test_text_is_what_a_reader_sees(markup, text):
+def test_texts_are_those_that_a_reader_sees(markup, text):
     assert caption_of(f"<p>{markup}</p>") == text
 
 
@@ -231,7 +231,7 @@ def test_text_is_what_a_reader_sees(markup, text):
         ("IC<sub>50</sub> V<sub>max</sub>", "IC50 Vmax"),
     ],
 )
-def test_a_caret_stands_only_where_a_number_would_grow(markup, text):
+def test_a_caret_is_written_only_where_a_number_would_change(markup, text):
     assert caption_of(f"<p>{markup}</p>") == text
 
 
@@ -265,11 +265,11 @@ def cite(shown: str, kind: str = "bibr") -> str:
         (f"0.5 {cite('[12]')} .5", "0.5 .5"),
     ],
 )
-def test_references_that_say_nothing_leave_no_trace(markup, text):
+def test_numeric_references_are_left_out_with_their_punctuation(markup, text):
     assert caption_of(f"<p>{markup}</p>") == text
 
 
-def test_a_paragraph_that_is_only_an_identifier_is_dropped():
+def test_a_paragraph_that_is_only_an_identifier_is_left_out():
     identifier = "<p><bold>DOI:</bold> <ext-link>http://dx.doi.org/10.7554/eLife.00001.003</ext-link></p>"
     assert caption_of(f"<title>Title.</title><p>Text.</p>{identifier}") == "Title. Text."
     assert caption_of("<p>Data: doi:10.5061/dryad.1.</p>") == "Data: doi:10.5061/dryad.1."
@@ -314,30 +314,30 @@ def math(content: str) -> str:
         ("<semantics><mi>x</mi><annotation>\\x</annotation></semantics>", "x"),
     ],
 )
-def test_a_formula_stands_on_one_line(content, text):
+def test_a_formula_is_written_on_one_line(content, text):
     assert math(content) == text
 
 
-def test_of_a_formula_beside_its_source_and_its_picture_only_the_formula_is_kept():
+def test_the_tex_source_and_the_image_of_a_formula_are_left_out():
     rendered = "<mml:math><mml:mi>x</mml:mi></mml:math>"
     assert caption_of(f"<p><inline-formula><tex-math>$x$</tex-math>{rendered}</inline-formula></p>") == "x"
     assert caption_of(f"<p><inline-formula><graphic/>{rendered}</inline-formula></p>") == "x"
     assert caption_of("<p>where <inline-formula><graphic/></inline-formula>, and</p>") == "where, and"
 
 
-def test_paragraphs_beside_the_caption_are_read_with_it():
+def test_paragraphs_after_the_caption_belong_to_it():
     rest = '<graphic xlink:href="g"/><p><bold>A.</bold> Control.</p><permissions><license><graphic xlink:href="cc"/>'
     (parsed,) = parse_figures(article(figure("<p>Cells.</p>", rest=f"{rest}</license></permissions>")))
     assert parsed.caption == "Cells. A. Control."
     assert [graphic.hrefs for graphic in parsed.graphics] == [("g",)]
 
 
-def test_a_second_caption_is_a_translation_and_left_out():
+def test_a_second_caption_is_left_out_as_a_translation():
     body = "<fig><caption><p>One.</p></caption><caption xml:lang='fr'><p>Un.</p></caption></fig>"
     assert parse_figures(article(body))[0].caption == "One."
 
 
-def test_a_label_is_text_and_none_where_it_is_empty():
+def test_a_label_is_text_or_none():
     body = "<fig><label><bold>Figure <italic>1</italic></bold>.</label></fig><fig><label> </label></fig><fig/>"
     assert [parsed.label for parsed in parse_figures(article(body))] == ["Figure 1.", None, None]
 
@@ -352,12 +352,12 @@ def test_a_label_is_text_and_none_where_it_is_empty():
         '<graphic/><graphic xlink:href=" "/><graphic xlink:href="g"/>',
     ],
 )
-def test_pictures_are_found_wherever_a_figure_holds_them(rest):
+def test_images_are_found_in_every_place_of_a_figure(rest):
     (parsed,) = parse_figures(article(figure("<p>One.</p>", rest=rest)))
     assert [graphic.hrefs[0].removesuffix(".tif") for graphic in parsed.graphics] == ["g"]
 
 
-def test_a_nested_figure_keeps_its_own_picture_and_caption():
+def test_a_nested_figure_keeps_its_image_and_caption():
     inner = figure("<p>Inner.</p>", figure_id="F1a", rest='<graphic xlink:href="inner"/>')
     outer = figure("<p>Outer.</p>", rest=f'{inner}<graphic xlink:href="outer"/>')
     parsed = parse_figures(article(outer))
@@ -365,7 +365,7 @@ def test_a_nested_figure_keeps_its_own_picture_and_caption():
     assert found == [("F1", "Outer.", [("outer",)]), ("F1a", "Inner.", [("inner",)])]
 
 
-def test_pictures_that_stand_in_a_group_are_a_figure_of_their_own():
+def test_images_directly_in_a_group_are_a_figure():
     group = (
         '<fig-group id="G"><label>Figure 9</label><caption><p>All.</p></caption>'
         f'<graphic xlink:href="g"><label>A</label></graphic>{figure("", rest="")}</fig-group>'
@@ -395,23 +395,23 @@ def mentions_of(body: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("dash", ["–", "-", " — ", "−", "&#x2011;"])
-def test_a_range_of_references_cites_what_lies_between(dash):
+def test_a_range_refers_to_the_figures_in_between(dash):
     mentions = mentions_of(f"<p>Figs {refer('F2', '2')}{dash}{refer('F4', '4')}.</p>")
     assert [bool(texts) for texts in mentions] == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize("joined", [", ", " and ", "–6, "])
-def test_other_neighbours_are_no_range(joined):
+def test_other_text_between_references_is_not_a_range(joined):
     mentions = mentions_of(f"<p>Figs {refer('F2', '2')}{joined}{refer('F4', '4')}.</p>")
     assert [bool(texts) for texts in mentions] == [False, True, False, True, False]
 
 
-def test_a_paragraph_is_mentioned_once_and_whole():
+def test_a_mention_is_the_whole_paragraph_once():
     body = f"<p>{refer('F1', 'Fig. 1')}<list><list-item><p>{refer('F1', 'Fig. 1A')}</p></list-item></list> end.</p>"
     assert mentions_of(body)[0] == ("Fig. 1 Fig. 1A end.",)
 
 
-def test_what_floats_in_a_paragraph_is_not_its_text():
+def test_floating_elements_are_not_part_of_a_mention():
     box = f"<boxed-text><p>Box {refer('F2', '2')}.</p></boxed-text>"
     table = f"<table-wrap><table><tr><td>{refer('F3', '3')}</td></tr></table></table-wrap>"
     note = f"<fn><p>Note {refer('F4', '4')}.</p></fn>"
@@ -419,7 +419,7 @@ def test_what_floats_in_a_paragraph_is_not_its_text():
     assert mentions_of(paragraph) == [("Text 1 goes on.",), ("Box 2.",), (), ("Note 4.",), ()]
 
 
-def test_paragraphs_of_figures_mention_nothing():
+def test_paragraphs_of_figures_are_not_mentions():
     body = f"<fig><caption><p>Like {refer('F1')}</p></caption></fig><fig-group><caption><p>{refer('F1')}</p></caption>"
     assert mentions_of(f"{body}</fig-group><sec><title>{refer('F1', 'Fig. 1')}</title></sec>")[1:] == [()] * 5
 
@@ -434,17 +434,17 @@ def test_paragraphs_of_figures_mention_nothing():
         "<supplementary-material><caption>{}</caption></supplementary-material>",
     ],
 )
-def test_mentions_are_found_wherever_they_stand(place):
+def test_mentions_are_found_in_every_place(place):
     assert mentions_of(place.format(f"<p>See {refer('F1', 'Figure 1')}.</p>"))[0] == ("See Figure 1.",)
 
 
-def test_ids_may_hold_spaces():
+def test_ids_may_contain_spaces():
     body = f"<p>A {refer(' F 1 ', '1')}</p>" + figure("<p>a</p>", figure_id=" F 1 ")
     (parsed,) = parse_figures(article(body))
     assert (parsed.figure_id, parsed.mentions) == ("F 1", ("A 1",))
 
 
-def test_made_up_ids_never_collide_with_real_ones():
+def test_generated_ids_are_unique():
     body = "".join(f'<fig id="{name}"/>' for name in ("F1", "F1-3", "F1", "fig-5")) + "<fig/>"
     figure_ids = [parsed.figure_id for parsed in parse_figures(article(body))]
     assert len(set(figure_ids)) == 5
@@ -471,13 +471,13 @@ PARSED = ("F1", "Figure 1.", "α2", (("g1",),), ("Größe Fig. 1.",))
         f"<pmc-articleset>{WHOLE}</pmc-articleset>".encode(),
     ],
 )
-def test_an_article_is_read_however_it_is_written(xml):
+def test_encodings_namespaces_and_case_do_not_matter(xml):
     (parsed,) = parse_figures(xml)
     found = (parsed.figure_id, parsed.label, parsed.caption, tuple(g.hrefs for g in parsed.graphics), parsed.mentions)
     assert str(found).lower() == str(PARSED).lower()
 
 
-def test_entities_of_a_dtd_that_is_not_read_are_their_characters():
+def test_html_entities_are_converted_without_the_dtd():
     head = '<!DOCTYPE article PUBLIC "-//NLM//DTD JATS" "http://localhost:9/JATS.dtd">'
     (parsed,) = parse_figures(article(figure("<p>TGF-&beta;1 &plusmn; 5&nbsp;&unheardof;%</p>"), head=head))
     assert parsed.caption == "TGF-β1 ± 5 %"
@@ -494,35 +494,35 @@ HOSTILE = {
     ),
     "figures within figures": "<fig>" * 240 + '<graphic xlink:href="g"/>' * 1000 + "</fig>" * 240,
     "groups within groups": "<fig-group>" * 240 + "<fig/>" * 10_000 + "</fig-group>" * 240,
-    "a paragraph of 100,000 references": f"<p>{refer('F1', '1') * 100_000}</p>" + figure(""),
-    "a range of 100,000 references": f"<p>{(refer('F1', '1') + '–') * 100_000}</p>" + figure(""),
-    "deep references": "<p>" * 200 + f"<b>{refer('F1', '1')}</b>" * 50_000 + "</p>" * 200 + figure(""),
-    "100,000 citations": figure(f"<p>{(cite('1') + ', ') * 100_000}</p>"),
-    "citations in brackets": figure(f"<p>{'[(' * 100_000}{cite('1')}{')]' * 100_000}</p>"),
-    "citations among words": figure(f"<p>{('(' + cite('1') + ') a, ') * 50_000}</p>"),
-    "symbols and dots": figure("<p>" + "<inline-graphic/> . <fn/>" * 50_000 + "</p>"),
-    "50,000 scripts": figure("<p>" + "1<sup>2</sup>" * 50_000 + "</p>"),
-    "50,000 empty scripts": figure("<p>1" + "<sup/>" * 50_000 + "</p>"),
-    "50,000 formulae": figure("<p>" + "<tex-math>$x$</tex-math>" * 50_000 + "</p>"),
-    "50,000 beginnings": figure("<p><tex-math>" + "\\begin{document}" * 50_000 + "</tex-math></p>"),
-    "50,000 figures": figure("<p>a</p>") * 50_000,
-    "50,000 figures of a group": f"<fig-group><caption><p>{'a' * 10**5}</p></caption>{'<fig/>' * 50_000}</fig-group>",
-    "50,000 figures in 2,000 ranges": "".join(f'<fig id="f{number}"/>' for number in range(50_000))
-    + f"<p>{refer('f0')}–{refer('f49999')}</p>" * 2_000,
-    "50,000 graphics": figure("", rest='<graphic xlink:href="g"/>' * 50_000),
-    "figures in paragraphs in paragraphs": "<p>" * 240 + "<fig/>" * 50_000 + "</p>" * 240,
+    "a paragraph of 40,000 references": f"<p>{refer('F1', '1') * 40_000}</p>" + figure(""),
+    "a range of 40,000 references": f"<p>{(refer('F1', '1') + '–') * 40_000}</p>" + figure(""),
+    "deep references": "<p>" * 200 + f"<b>{refer('F1', '1')}</b>" * 20_000 + "</p>" * 200 + figure(""),
+    "40,000 citations": figure(f"<p>{(cite('1') + ', ') * 40_000}</p>"),
+    "citations in brackets": figure(f"<p>{'[(' * 40_000}{cite('1')}{')]' * 40_000}</p>"),
+    "citations among words": figure(f"<p>{('(' + cite('1') + ') a, ') * 20_000}</p>"),
+    "symbols and dots": figure("<p>" + "<inline-graphic/> . <fn/>" * 20_000 + "</p>"),
+    "20,000 scripts": figure("<p>" + "1<sup>2</sup>" * 20_000 + "</p>"),
+    "20,000 empty scripts": figure("<p>1" + "<sup/>" * 20_000 + "</p>"),
+    "20,000 formulae": figure("<p>" + "<tex-math>$x$</tex-math>" * 20_000 + "</p>"),
+    "20,000 beginnings": figure("<p><tex-math>" + "\\begin{document}" * 20_000 + "</tex-math></p>"),
+    "20,000 figures": figure("<p>a</p>") * 20_000,
+    "20,000 figures of a group": f"<fig-group><caption><p>{'a' * 10**5}</p></caption>{'<fig/>' * 20_000}</fig-group>",
+    "20,000 figures in 2,000 ranges": "".join(f'<fig id="f{number}"/>' for number in range(20_000))
+    + f"<p>{refer('f0')}–{refer('f19999')}</p>" * 2_000,
+    "20,000 graphics": figure("", rest='<graphic xlink:href="g"/>' * 20_000),
+    "figures in paragraphs in paragraphs": "<p>" * 240 + "<fig/>" * 20_000 + "</p>" * 240,
     "captioned graphics of a deep table": "<table-wrap>"
     + "<p>" * 240
-    + '<b><graphic xlink:href="g"><caption/></graphic></b>' * 50_000
+    + '<b><graphic xlink:href="g"><caption/></graphic></b>' * 20_000
     + "</p>" * 240
     + "</table-wrap>",
-    "50,000 translations": "<p>" * 240
+    "20,000 translations": "<p>" * 240
     + "<fig-group>"
-    + '<fig xml:lang="en"><caption>a</caption></fig><fig xml:lang="es"/>' * 25_000
+    + '<fig xml:lang="en"><caption>a</caption></fig><fig xml:lang="es"/>' * 10_000
     + "</fig-group>"
     + "</p>" * 240,
-    "50,000 captions": f"<fig>{'<caption><p>a</p></caption>' * 50_000}</fig>",
-    "50,000 parts of one image": f"<fig-group>{'<fig><caption><p>a</p></caption></fig>' * 50_000}"
+    "20,000 captions": f"<fig>{'<caption><p>a</p></caption>' * 20_000}</fig>",
+    "20,000 parts of one image": f"<fig-group>{'<fig><caption><p>a</p></caption></fig>' * 20_000}"
     '<graphic xlink:href="g"/></fig-group>',
     "8,000 images and captions": "<fig>"
     + "".join(f'<graphic xlink:href="{number}"/>' for number in range(8_000))
@@ -534,35 +534,36 @@ HOSTILE = {
         for number in range(8_000)
     )
     + "</fig-group>",
-    "50,000 captions of deep figures": "<fig>" * 240
-    + "<fig><caption><p>a</p></caption></fig>" * 50_000
+    "20,000 captions of deep figures": "<fig>" * 240
+    + "<fig><caption><p>a</p></caption></fig>" * 20_000
     + "</fig>" * 240,
-    "50,000 captions in deep boxes": "<fig>"
+    "20,000 captions in deep boxes": "<fig>"
     + "<boxed-text>" * 240
-    + "<caption><p>a</p></caption>" * 50_000
+    + "<caption><p>a</p></caption>" * 20_000
     + "</boxed-text>" * 240
     + "</fig>",
     "captions of nested groups": "<fig-group>" * 120
-    + '<fig><graphic xlink:href="g"/></fig>' * 50_000
+    + '<fig><graphic xlink:href="g"/></fig>' * 20_000
     + "<caption>a</caption></fig-group>" * 120,
-    "50,000 labels": figure("", rest="<label/>" * 50_000),
-    "50,000 alternatives": figure("<p>" + "<alternatives><graphic/></alternatives>" * 50_000 + "</p>"),
+    "20,000 labels": figure("", rest="<label/>" * 20_000),
+    "20,000 alternatives": figure("<p>" + "<alternatives><graphic/></alternatives>" * 20_000 + "</p>"),
     "a million spaces": figure(f"<p>10<sup>{' ' * 10**6}</sup>DOI{' ' * 10**6}x</p><p>doi{' ' * 10**6}x</p>"),
     "a million dashes": figure(f"<p>{cite('–' * 10**6 + 'x')}{cite('')}{'-' * 10**6}x</p>"),
     "a million digits": figure(f"<p>{cite('1' * 10**6)}{cite('1a' * 10**6 + 'ab')}</p><p>10.{'1' * 10**6}</p>"),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
-def test_no_article_takes_longer_than_its_size_allows(body):
-    """A second or less each here; what grows with the square of these counts takes minutes."""
+def test_the_run_time_is_linear_in_the_size_of_an_article(body):
+    """Each takes less than a second. A quadratic run time would be minutes."""
     started = time.process_time()
     parse_figures(article(body))
     assert time.process_time() - started < 10
 
 
-def test_nothing_is_deeper_than_the_recursion_goes():
-    """Called from 300 frames down, as within an executor."""
+def test_nesting_does_not_exceed_the_recursion_limit():
+    """The parser is called from 300 frames, as in an executor."""
 
     def descend(frames: int) -> None:
         if frames:
@@ -574,7 +575,7 @@ def test_nothing_is_deeper_than_the_recursion_goes():
     descend(300)
 
 
-def test_an_article_above_the_limit_is_refused(monkeypatch):
+def test_an_article_above_the_size_limit_is_refused(monkeypatch):
     monkeypatch.setattr("biomedclip.processing.pmc.jats.MAX_XML_BYTES", 100)
     with pytest.raises(JatsError, match="more than 100"):
         parse_figures(article(figure("<p>Here.</p>")))
@@ -584,6 +585,7 @@ RANGES = '<p><xref ref-type="fig" rid="F0"/>–<xref ref-type="fig" rid="F199"/>
 FIGURES = "".join(figure("<p>c</p>", figure_id=f"F{number}") for number in range(200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -594,23 +596,23 @@ FIGURES = "".join(figure("<p>c</p>", figure_id=f"F{number}") for number in range
     ],
     ids=["tags", "attributes", "figures", "mentions"],
 )
-def test_what_takes_far_more_memory_than_bytes_is_refused(body, message):
+def test_articles_that_need_too_much_memory_are_refused(body, message):
     with pytest.raises(JatsError, match=message):
         parse_figures(article(body))
 
 
-def test_the_limits_leave_room_for_articles_that_are_denser_than_any():
-    """30 MB with as many tags as the densest article that is at hand, one tag or attribute in 13 bytes."""
+def test_the_limits_allow_the_densest_articles():
+    """The densest real article has one tag or attribute in 13 bytes."""
     assert MAX_XML_BYTES / 13 < MAX_MARKS
 
 
 def spoken(text: str) -> str:
-    """Letters and digits alone: what no rule about spaces, brackets and carets can touch."""
+    """Return the letters and digits, which the rules for spaces, brackets and carets do not change."""
     return "".join(filter(str.isalnum, text))
 
 
 def cut(element: etree._Element, *, keep_at: etree._Element | None = None) -> None:
-    """Takes an element out of its tree and leaves the text behind it; moves it to the end of `keep_at` if given."""
+    """Remove an element but not the text after it. Append it to `keep_at` if given."""
     parent, tail = element.getparent(), element.tail or ""
     before = element.getprevious()
     if before is None:
@@ -624,7 +626,7 @@ def cut(element: etree._Element, *, keep_at: etree._Element | None = None) -> No
 
 
 def strip_what_the_rules_drop(root: etree._Element) -> None:
-    """Edits a tree until all its text is what the parser is to give: written with XPath, apart from the parser."""
+    """Remove what the rules leave out, with XPath and independently of the parser."""
     for element in root.xpath(
         "//*[local-name()='annotation' or self::label[not(parent::fig)] or self::object-id or self::alt-text"
         " or self::tex-math[parent::alternatives/*[local-name()='math']]]"
@@ -649,7 +651,7 @@ def strip_what_the_rules_drop(root: etree._Element) -> None:
 
 
 def expected_figures(path: Path) -> list[dict[str, Any]]:
-    """What an article's figures hold, found by other means than the parser's: lists of pictures, letters of texts."""
+    """Return the figures of an article, found independently of the parser: images, letters and digits."""
     parser = etree.XMLParser(load_dtd=False, resolve_entities=False, no_network=True, remove_comments=True)
     root = etree.parse(str(path), parser).getroot()
     strip_what_the_rules_drop(root)
@@ -690,7 +692,7 @@ def real_articles(shared_data: Path) -> list[Path]:
 
 
 def test_real_articles_lose_nothing(shared_data):
-    """Every figure, label, picture and mention of 269 articles, and every letter and digit that no rule drops."""
+    """Compare every figure, label, image and mention, and every letter and digit that no rule leaves out."""
     counts: Counter[str] = Counter()
     for path in real_articles(shared_data):
         figures = parse_figures(path.read_bytes())

@@ -21,7 +21,7 @@ def caption(text: str, attributes: str = "") -> str:
 
 
 def captions_by_file(xml: bytes) -> dict[str, str]:
-    """The caption of each image file; each file belongs to one figure."""
+    """Return the caption of each image file. Each file belongs to one figure."""
     pairs = [
         (href, figure.caption) for figure in parse_figures(xml) for graphic in figure.graphics for href in graphic.hrefs
     ]

@@ -1,4 +1,4 @@
-"""Verification of a built set: an intact set passes, and each kind of damage is named."""
+"""Verification of a built dataset."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from biomedclip.run_scripts.main import main
 
 @pytest.fixture(scope="module")
 def small_set(tmp_path_factory) -> Path:
-    """A built set of 12 articles with 24 pairs, and one article without a figure."""
+    """A built dataset of 12 articles with 24 pairs, and one article without a figure."""
     root = tmp_path_factory.mktemp("small")
     mirror = MirrorWriter(root / "mirror")
     mirror.plain_articles(12)
@@ -39,7 +39,7 @@ def shard_of(folder: Path) -> Path:
 
 
 def change_row(folder: Path, column: str, value) -> None:
-    """Change the first row of the first training shard and make the hashes of the report right again."""
+    """Change the first row of the first training shard, and correct the hashes of the report."""
     path = shard_of(folder)
     metadata = pq.read_metadata(path).metadata
     table = pq.read_table(path)
