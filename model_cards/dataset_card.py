@@ -1,6 +1,6 @@
 """Fill the card of a dataset from the report of its build."""
 
-import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -137,7 +137,7 @@ def _command(options: Mapping[str, Any]) -> str:
     for name, value in options.items():
         if value is None or value is False or name in _OF_THE_MACHINE:
             continue
-        text = "" if value is True else public_name(str(value))
-        text = f" '{text}'" if re.search(r"[^\w.,:/-]", text) else f" {text}".rstrip()
-        words.append(f"--{name.replace('_', '-')}{text if len(text) < 100 else f'{text[:80]}...'}")
+        text = public_name(str(value))
+        text = text if len(text) < 100 else f"{text[:80]}..."
+        words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(text)}"))
     return " \\\n  ".join([*words, "--output-dir out"])

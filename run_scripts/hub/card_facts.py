@@ -1,7 +1,7 @@
 """Collect the facts of a model card from the model and from the files of its training, dataset and evaluations."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -219,7 +219,11 @@ def _read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
         if name.startswith("eval_") and not name.endswith(("runtime", "per_second"))
     }
     check_shape(run / TRAINER_STATE, last, {str: _NUMBER}, "the last evaluation")
-    return {"results": results, "last": last, "recipe": _read_recipe(run)}
+    recipe = _read_part(run, WRITTEN_RECIPE, {str: object}, read_yaml)
+    if recipe is not None and "base" in recipe:
+        raise ValueError(f"{run / WRITTEN_RECIPE} has a base recipe, so biomedclip train did not write it.")
+    recipe = recipe and {name: value for name, value in recipe.items() if value is not None}
+    return {"results": results, "last": last, "recipe": recipe}
 
 
 def _read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -251,23 +255,11 @@ def _read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, An
     return {key.removesuffix("?"): report.get(key.removesuffix("?")) for key in _DATASET} | {"id": repo_id}
 
 
-def _read_part(folder: Path, name: str, shape: Mapping[str, Any]) -> Any:
-    """Return the content of a JSON file of a folder, or None if the file does not exist."""
+def _read_part(folder: Path, name: str, shape: Mapping[Any, Any], read: Callable[[Path], Any] = read_json) -> Any:
+    """Return the content of a file of a folder, or None if the file does not exist."""
     path = find_file(folder, name)
     if path is None:
         return None
-    content = read_json(path)
+    content = read(path)
     check_shape(folder / name, content, shape)
     return content
-
-
-def _read_recipe(run: Path) -> dict[str, Any] | None:
-    """Return the options that `biomedclip train` has written into the folder of a run, or None."""
-    path = find_file(run, WRITTEN_RECIPE)
-    if path is None:
-        return None
-    options = read_yaml(path)
-    check_shape(run / WRITTEN_RECIPE, options, {str: object})
-    if "base" in options:
-        raise ValueError(f"{run / WRITTEN_RECIPE} has a base recipe, so biomedclip train did not write it.")
-    return {name: value for name, value in options.items() if value is not None}
