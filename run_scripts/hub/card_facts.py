@@ -18,6 +18,7 @@ from biomedclip.model_cards.model_card import COSTS, OF_THE_PAPER, PUBLISHED, TA
 from biomedclip.model_cards.reading import check_shape, find_file, read_json, read_yaml
 from biomedclip.model_cards.results import RESULT, find_results, read_result
 from biomedclip.processing.benchmarks.facts import facts_of
+from biomedclip.processing.integrity import report_of_build
 
 from ..cli.options import WRITTEN_RECIPE
 from ..cli.reporting import versions
@@ -241,8 +242,7 @@ def _read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, An
         raise FileNotFoundError(f"--dataset {name} contains no {BUILD_REPORT} of biomedclip build.")
     report = read_json(found)
     check_shape(path, report, {str: object})
-    report = report.get("build", report)  # the report of the quickstart contains that of the build
-    check_shape(path, report, {str: object})
+    report = report_of_build(report)
     report = {"synthetic": report.get("drawn"), **report}  # the name in version 0.1
     check_shape(path, report, _DATASET)
     trained, available = training and training["results"].get("training_pairs"), report["splits"]["train"]["pairs"]

@@ -345,6 +345,8 @@ class _Handler(BaseHTTPRequestHandler):
         if change == "merge":
             _, title, files = repository.branches[f"refs/pr/{number}"][-1]
             repository.commit(title, files, repository.targets[int(number) - 1])
+        elif json.loads(self.body)["status"] != "closed":
+            raise RequestError(400, "A pull request can only be closed here.")
         repository.closed.append(int(number))
         event = {"id": "0", "type": "status-change", "createdAt": DATE, "author": {"name": "someone"}}
         return {"newStatus": event | {"data": {"status": "closed"}}}
