@@ -19,160 +19,129 @@ from .zero_shot import OWN_IMAGES, given_benchmark_options
 
 
 SUITE = "suite"
+REQUIRED = dataclasses.MISSING
 ALIASES = {"vqa": "visual-question-answering"}
 _LEAST = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "seed": 0, "pool_size": 2, "pool_draws": 1}
+
+
+def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+    """Return the field of an option. Without a default the option is required."""
+    metadata = {"help": text, **({"choices": list(choices)} if choices else {})}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)
 class _Options:
     """Options of every task."""
 
-    model: list[str] = field(
-        metadata={
-            "help": "Folder or Hub id of BiomedCLIP, CLIP, SigLIP or another dual encoder, an adapter, an open_clip "
-            "folder, biovil or biovil-t. Several models are compared."
-        }
+    model: list[str] = _option(
+        REQUIRED,
+        "Folder or Hub id of BiomedCLIP, CLIP, SigLIP or another dual encoder, an adapter, an open_clip "
+        "folder, biovil or biovil-t. Several models are compared.",
     )
-    output_dir: str = field(metadata={"help": "Folder of the results. Several models each get a folder in it."})
-    task: str = field(
-        default="retrieval",
-        metadata={"help": "retrieval, zero-shot, linear-probe, visual-question-answering (or vqa) or suite."},
-    )
-    batch_size: int = field(default=32, metadata={"help": "Number of rows in a batch."})
-    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap, of draws and of splits."})
+    output_dir: str = _option(REQUIRED, "Folder of the results. Several models each get a folder in it.")
+    task: str = _option("retrieval", "retrieval, zero-shot, linear-probe, visual-question-answering (or vqa) or suite.")
+    batch_size: int = _option(32, "Number of rows in a batch.")
+    seed: int = _option(0, "Seed of the bootstrap, of draws and of splits.")
     trust_remote_code: bool = trust_option()
 
 
 @dataclass(kw_only=True)
 class _DataOptions(_Options):
-    data: str = field(
-        default="",
-        metadata={
-            "help": "Files of the benchmark, a folder that biomedclip build wrote, or labeled images: class folders, "
-            "images with a metadata.csv, a datasets set, or a built dataset with a labels.csv."
-        },
+    data: str = _option(
+        "",
+        "Files of the benchmark, a folder that biomedclip build wrote, or labeled images: class folders, "
+        "images with a metadata.csv, a datasets set, or a built dataset with a labels.csv.",
     )
-    benchmark: str | None = field(
-        default=None,
-        metadata={"help": "pcam, rsna, pmc15m, ...: format of --data, with prompts and published values."},
+    benchmark: str | None = _option(
+        None, "pcam, rsna, pmc15m, ...: format of --data, with prompts and published values."
     )
-    split: str = field(default="test", metadata={"help": "Split to measure."})
+    split: str = _option("test", "Split to measure.")
 
 
 @dataclass(kw_only=True)
 class _FeatureOptions(_Options):
-    workers: int = field(default=WORKERS, metadata={"help": "Number of threads that read images."})
-    precision: str = field(
-        default="float32",
-        metadata={"help": "Precision of the towers. Similarities are float32.", "choices": ["float32", "bfloat16"]},
+    workers: int = _option(WORKERS, "Number of threads that read images.")
+    precision: str = _option(
+        "float32", "Precision of the towers. Similarities are float32.", choices=["float32", "bfloat16"]
     )
-    features_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder that keeps embeddings for later runs (default: OUTPUT_DIR/features)."},
+    features_dir: str | None = _option(
+        None, "Folder that keeps embeddings for later runs (default: OUTPUT_DIR/features)."
     )
 
 
 @dataclass(kw_only=True)
 class _TextOptions(_Options):
-    max_length: int | None = field(
-        default=None, metadata={"help": "Maximum number of tokens in a text (default: the tokenizer's limit)."}
-    )
+    max_length: int | None = _option(None, "Maximum number of tokens in a text (default: the tokenizer's limit).")
 
 
 @dataclass(kw_only=True)
 class _ExampleOptions(_Options):
-    examples: int = field(
-        default=0,
-        metadata={
-            "help": "Retrieval and visual-question-answering: number of pairs or questions to draw as pictures in "
-            "OUTPUT_DIR/examples, with the best candidates or answers (default: 0)."
-        },
+    examples: int = _option(
+        0,
+        "Retrieval and visual-question-answering: number of pairs or questions to draw as pictures in "
+        "OUTPUT_DIR/examples, with the best candidates or answers (default: 0).",
     )
 
 
 @dataclass(kw_only=True)
 class _RetrievalOptions(_FeatureOptions, _TextOptions, _ExampleOptions):
-    image_id: str | None = field(
-        default=None,
-        metadata={"help": "Retrieval: column whose equal values mean the same image, such as image_md5."},
+    image_id: str | None = _option(None, "Retrieval: column whose equal values mean the same image, such as image_md5.")
+    pool_size: int | None = _option(
+        None,
+        "Retrieval: measure among this many pairs, drawn with --seed from the split (default: all). "
+        "The paper's is 725739 for test and 13600 for validation.",
     )
-    pool_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Retrieval: measure among this many pairs, drawn with --seed from the split (default: all). "
-            "The paper's is 725739 for test and 13600 for validation."
-        },
-    )
-    pool_draws: int | None = field(
-        default=None,
-        metadata={
-            "help": f"Retrieval: number of pools to draw and average (default: {DRAWS}, or 1 if a pool is the whole "
-            "split)."
-        },
+    pool_draws: int | None = _option(
+        None, f"Retrieval: number of pools to draw and average (default: {DRAWS}, or 1 if a pool is the whole split)."
     )
 
 
 @dataclass(kw_only=True)
 class _ImageOptions(_FeatureOptions):
-    cancer: str | None = field(
-        default=None, metadata={"help": "tcga_til: study (luad, brca, ...) or all (default: luad, as in the paper)."}
-    )
-    rsna_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "rsna: paper-test has 9,069 test patients, paper-fractions 70/15/15 %% (default: paper-test).",
-            "choices": list(RSNA_SPLITS),
-        },
+    cancer: str | None = _option(None, "tcga_til: study (luad, brca, ...) or all (default: luad, as in the paper).")
+    rsna_split: str | None = _option(
+        None,
+        "rsna: paper-test has 9,069 test patients, paper-fractions 70/15/15 %% (default: paper-test).",
+        choices=RSNA_SPLITS,
     )
 
 
 @dataclass(kw_only=True)
 class _ColumnOptions(_Options):
-    image_column: str | None = field(
-        default=None, metadata={"help": "Image column of a metadata.csv or a datasets set (default: image)."}
-    )
-    label_column: str | None = field(
-        default=None, metadata={"help": "Label column of such a table or a labels.csv (default: label)."}
-    )
+    image_column: str | None = _option(None, "Image column of a metadata.csv or a datasets set (default: image).")
+    label_column: str | None = _option(None, "Label column of such a table or a labels.csv (default: label).")
 
 
 @dataclass(kw_only=True)
 class _ProbeOptions(_ImageOptions):
-    protocol: str = field(
-        default="logistic",
-        metadata={
-            "help": "Linear probe: logistic regression, or SGD with ELEVATER's search (default: logistic).",
-            "choices": list(PROTOCOLS),
-        },
+    protocol: str = _option(
+        "logistic",
+        "Linear probe: logistic regression, or SGD with ELEVATER's search (default: logistic).",
+        choices=PROTOCOLS,
     )
-    fractions: list[float] = field(
-        default_factory=lambda: list(FRACTIONS),
-        metadata={"help": "Linear probe: fractions of the training labels (default: 0.01 0.1 1)."},
+    fractions: list[float] = _option(
+        list(FRACTIONS), "Linear probe: fractions of the training labels (default: 0.01 0.1 1)."
     )
-    draws: int | None = field(
-        default=None,
-        metadata={"help": f"Linear probe: number of draws of each fraction below 1 (default: {PROBE_DRAWS})."},
+    draws: int | None = _option(
+        None, f"Linear probe: number of draws of each fraction below 1 (default: {PROBE_DRAWS})."
     )
-    probe_features: str = field(
-        default="embeds",
-        metadata={
-            "help": "Linear probe: the image embedding, or the state of the image tower before its projection.",
-            "choices": ["embeds", "hidden"],
-        },
+    probe_features: str = _option(
+        "embeds",
+        "Linear probe: the image embedding, or the state of the image tower before its projection.",
+        choices=["embeds", "hidden"],
     )
-    find_leaks: bool = field(
-        default=True, metadata={"help": "Linear probe: look for test images among the training images."}
-    )
+    find_leaks: bool = _option(True, "Linear probe: look for test images among the training images.")
 
 
 @dataclass(kw_only=True)
 class _QuestionOptions(_TextOptions, _ExampleOptions):
-    f1_tokenizer: str = field(
-        default=WORDS,
-        metadata={
-            "help": "visual-question-answering: tokens of the token F1: words (default, as in SQuAD), or a folder or "
-            "Hub id of a tokenizer, such as openai-community/gpt2 as in the paper."
-        },
+    f1_tokenizer: str = _option(
+        WORDS,
+        "visual-question-answering: tokens of the token F1: words (default, as in SQuAD), or a folder or "
+        "Hub id of a tokenizer, such as openai-community/gpt2 as in the paper.",
     )
 
 
@@ -185,17 +154,12 @@ class RetrievalOptions(_RetrievalOptions, _DataOptions):
 class ZeroShotOptions(_ColumnOptions, _ImageOptions, _TextOptions, _DataOptions):
     """Options of `biomedclip evaluate zero-shot`."""
 
-    prompts: str | None = field(
-        default=None,
-        metadata={
-            "help": "Set of prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
-            "file with templates or class_names."
-        },
+    prompts: str | None = _option(
+        None,
+        "Set of prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
+        "file with templates or class_names.",
     )
-    templates: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Prompts with {} for the class name (default: the benchmark's)."},
-    )
+    templates: list[str] = _option([], "Prompts with {} for the class name (default: the benchmark's).")
 
 
 @dataclass(kw_only=True)
@@ -207,22 +171,16 @@ class LinearProbeOptions(_ColumnOptions, _ProbeOptions, _DataOptions):
 class VisualQuestionOptions(_QuestionOptions, _DataOptions):
     """Options of `biomedclip evaluate visual-question-answering`."""
 
-    image_folder: str | None = field(
-        default=None, metadata={"help": "vqa_rad, slake: folder of the images, if not beside the questions."}
-    )
+    image_folder: str | None = _option(None, "vqa_rad, slake: folder of the images, if not beside the questions.")
 
 
 @dataclass(kw_only=True)
 class SuiteOptions(_RetrievalOptions, _ProbeOptions, _QuestionOptions):
     """Options of `biomedclip evaluate suite`: those of the tasks, except options of a single run."""
 
-    data_root: str = field(
-        default="", metadata={"help": "Suite: folder with a folder for each benchmark, such as pcam and lc25000."}
-    )
-    tasks: list[str] = field(default_factory=list, metadata={"help": "Suite: tasks to run (default: all)."})
-    benchmarks: list[str] = field(
-        default_factory=list, metadata={"help": "Suite: benchmarks to run (default: all whose files are there)."}
-    )
+    data_root: str = _option("", "Suite: folder with a folder for each benchmark, such as pcam and lc25000.")
+    tasks: list[str] = _option([], "Suite: tasks to run (default: all).")
+    benchmarks: list[str] = _option([], "Suite: benchmarks to run (default: all whose files are there).")
 
 
 @dataclass(kw_only=True)
