@@ -60,6 +60,7 @@ def test_text_embeddings_are_equal_bit_for_bit(models, length):
     assert torch.equal(theirs.encode_text(texts), ours.get_text_features(texts).pooler_output)
 
 
+@pytest.mark.slow
 def test_gradients_are_equal_to_rounding(models):
     theirs, ours = models
     images, texts = torch.randn(3, 3, 224, 224), torch.randint(5, 28_000, (3, 12))

@@ -86,6 +86,7 @@ def test_padding_is_masked_whether_or_not_a_mask_is_given(small_model, batch):
     torch.testing.assert_close(given[1:2], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 def test_other_attention_implementations_agree_with_sdpa(small_model, batch, implementation, tmp_path):
     small_model.save_pretrained(tmp_path)
@@ -228,6 +229,7 @@ def test_one_import_registers_the_auto_classes_and_the_pipeline(small_model, sma
     assert sum(answer["score"] for answer in answers) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_compilation_work(small_model, batch):
     compiled = torch.compile(small_model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(

@@ -61,6 +61,7 @@ def test_auto_classes_do_not_ask_for_confirmation(saved, folder):
         assert auto_class.from_pretrained(saved / folder)
 
 
+@pytest.mark.slow
 def test_processors_load_without_the_models_package(saved):
     """A process that imports only `biomedclip.processing` loads processors."""
     python(

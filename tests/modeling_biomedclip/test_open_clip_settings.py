@@ -293,6 +293,7 @@ def test_a_folder_without_weights_is_refused(other):
         load_dual_encoder(str(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["evaluate", "convert", "verify"])
 def test_no_command_passes_trust_from_the_file_to_open_clip(folder, other, marker, tmp_path, capsys, verb):
     source = other if verb == "evaluate" else folder

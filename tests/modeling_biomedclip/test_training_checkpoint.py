@@ -161,6 +161,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(run, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_the_command_converts_and_verifies_a_training_checkpoint(original, run, tmp_path, capsys):
     assert main(["convert", str(checkpoint_of(run)), str(tmp_path / "out"), "--verify"]) == 0
     verified = json.loads((tmp_path / "out" / "conversion.json").read_text())["verification"]

@@ -130,6 +130,7 @@ def test_attention_of_one_tower_can_be_changed_alone(small_model):
 # Compiled and exported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["forward", "get_text_features", "get_image_features", "text_model", "vision_model"])
 def test_three_graphs_serve_all_lengths_and_batches(small_model, part):
     """One graph for the first shapes, one for any length, one for any batch. Inductor would take a minute."""
@@ -151,6 +152,7 @@ def test_three_graphs_serve_all_lengths_and_batches(small_model, part):
     assert 1 <= len(graphs) <= 3
 
 
+@pytest.mark.slow
 def test_the_towers_can_be_exported_for_any_batch_and_length(small_model):
     count, length = torch.export.Dim("count", min=1, max=8), torch.export.Dim("length", min=2, max=64)
     example, other = pairs(3, 9), pairs(2, 20)

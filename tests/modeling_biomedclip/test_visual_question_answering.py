@@ -138,6 +138,7 @@ def test_padding_does_not_change_the_answer(model, attention):
     assert (seen - short).abs().max() > 1e-3, "words that are not masked do"
 
 
+@pytest.mark.slow
 def test_every_attention_gives_the_same_answer(model, tmp_path):
     model.save_pretrained(tmp_path)
     expected = logits(model)
@@ -331,6 +332,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_saved_folder_works_without_the_package(model, small_processor, saved, tmp_path):
     expected = expected_scores(model, small_processor, "brain mri chart", Image.open(saved / "picture.png"))
     again = tmp_path / "again"
