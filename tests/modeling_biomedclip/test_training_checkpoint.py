@@ -166,4 +166,4 @@ def test_the_command_converts_and_verifies_a_training_checkpoint(original, run, 
     assert main(["convert", str(checkpoint_of(run)), str(tmp_path / "out"), "--verify"]) == 0
     verified = json.loads((tmp_path / "out" / "conversion.json").read_text())["verification"]
     assert verified["equal"] and verified["largest_difference"]["token ids"] == 0
-    assert "Against open_clip" in capsys.readouterr().out
+    assert "Compared with open_clip" in capsys.readouterr().out
