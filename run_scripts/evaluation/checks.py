@@ -27,7 +27,11 @@ QUESTIONS = "visual-question-answering"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
-_DATASET_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
+_CONTENTS = {
+    "exported graphs, which cannot be evaluated. Name the model that was exported.": ("*.onnx", "*.xml"),
+    "a dataset, not a model. Pass it as --data.": ("**/*.parquet", "dataset_dict.json", "dataset_info.json"),
+    f"a processor without a model (no {CONFIG}). Name the folder of a model.": _PROCESSOR_FILES + _TOKENIZER_FILES,
+}
 _SHOWN = 5
 
 
@@ -193,8 +197,8 @@ def _check_architecture(config: Any, where: str, task: str, trust_remote_code: b
 def _check_weights(folder: Path, where: str) -> None:
     files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
     if not files:
-        exported = " It contains exported graphs, which cannot be evaluated." if _has_graphs(folder) else ""
-        raise FileNotFoundError(f"{where}: no weights, neither model.safetensors nor pytorch_model.bin.{exported}")
+        missing = "no weights, neither model.safetensors nor pytorch_model.bin"
+        raise FileNotFoundError(f"{where}: {missing}. The folder contains {_names_in(folder)}.")
     for index in folder.glob("*.index.json"):
         shards = read_json(index).get("weight_map", {})
         if missing := sorted({str(shard) for shard in shards.values() if not (folder / str(shard)).is_file()}):
@@ -210,41 +214,29 @@ def _check_weights(folder: Path, where: str) -> None:
 
 def _check_processor(folder: Path, where: str) -> None:
     for what, names in (("image processor", _PROCESSOR_FILES), ("tokenizer", _TOKENIZER_FILES)):
-        if not _has_any(folder, names):
+        if not any((folder / name).is_file() for name in names):
             raise FileNotFoundError(
                 f"{where}: no {what} ({' or '.join(names)}). Save the processor with the model: "
                 "processor.save_pretrained(folder)."
             )
 
 
-def _has_any(folder: Path, names: Sequence[str]) -> bool:
-    return any((folder / name).is_file() for name in names)
-
-
-def _has_graphs(folder: Path) -> bool:
-    return any(folder.glob("*.onnx")) or any(folder.glob("*.xml"))
-
-
 def _describe(folder: Path) -> str:
     """Return what a folder without a model configuration contains, and what to do."""
-    names = [path.name for path in sorted(folder.iterdir())]
-    if not names:
-        return "the folder is empty. Name the folder of a model."
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: path.name.split("-")[-1].zfill(12))
     if checkpoints:
         return (
             f"no {CONFIG}, so its training did not end. Finish it with --resume-from-checkpoint true, or name a "
             f"checkpoint, such as {checkpoints[-1]}."
         )
-    if (folder / "report.json").is_file() and (folder / "data").is_dir():
-        return "a dataset that biomedclip build wrote, not a model. Pass it as --data."
-    if _has_graphs(folder):
-        return "exported graphs, which cannot be evaluated. Name the model that was exported."
-    if _has_any(folder, _DATASET_FILES) or any(folder.rglob("*.parquet")):
-        return "a dataset, not a model. Pass it as --data."
-    if _has_any(folder, _PROCESSOR_FILES + _TOKENIZER_FILES):
-        return f"a processor without a model (no {CONFIG} and no weights). Name the folder of a model."
+    for what, patterns in _CONTENTS.items():
+        if any(any(folder.glob(pattern)) for pattern in patterns):
+            return what
     if find_images(folder, link_depth=1).images:
         return "a folder of images, not a model. Pass it as --data."
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"no {CONFIG}, so it is not a model. It contains {shown}."
+    return f"no {CONFIG}, so it is not a model. It contains {_names_in(folder)}."
+
+
+def _names_in(folder: Path) -> str:
+    names = [path.name for path in sorted(folder.iterdir())]
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") if names else "no files"

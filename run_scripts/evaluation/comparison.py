@@ -1,6 +1,6 @@
 """Compare several models in a table (Markdown, LaTeX and JSON) and in a plot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,7 +116,9 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     benchmark = (results[0]["benchmark"] or Path(data["path"]).name) + selection_of(results[0])
     title = f"{task} on {benchmark}, {data['split']} split, {data['rows']:,} rows"
     write_text(output_dir / "comparison.md", _markdown(title, columns, cells, published, results))
-    write_text(output_dir / "comparison.tex", _latex(title, columns, cells, len(measured)))
+    lines = [(name, *values) for name, values in cells.items()]
+    table_in_latex = latex_table(title, "l" + "r" * len(columns), ["model", *columns], lines, {0, len(measured)})
+    write_text(output_dir / "comparison.tex", table_in_latex)
     write_json(
         output_dir / "comparison.json",
         {
@@ -170,17 +172,17 @@ def _markdown(
     return "\n".join([*lines, ""])
 
 
-def _latex(title: str, columns: Sequence[str], cells: Mapping[str, Sequence[Value]], measured: int) -> str:
-    """Return a table for the package booktabs, with a rule between the measured and the published models."""
+def latex_table(
+    title: str, alignment: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], ruled: Collection[int]
+) -> str:
+    """Return a table for the package booktabs, with rules above some rows."""
     lines = [
         rf"\begin{{table}}\centering\caption{{{latex(title)}}}",
-        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
-        rf"model & {' & '.join(map(latex, columns))} \\",
-        r"\midrule",
+        rf"{' & '.join(map(latex, columns))} \\",
     ]
-    for number, (name, values) in enumerate(cells.items()):
-        if number == measured:
-            lines.append(r"\midrule")
-        lines.append(rf"{latex(name)} & {' & '.join(latex(str(value)) for value in values)} \\")
+    for number, row in enumerate(rows):
+        lines += [r"\midrule"] if number in ruled else []
+        lines.append(rf"{' & '.join(latex(str(cell)) for cell in row)} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}\end{table}", ""])

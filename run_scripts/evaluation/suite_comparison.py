@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biomedclip.model_cards.escaping import Markdown, latex, markdown, table
+from biomedclip.model_cards.escaping import Markdown, markdown, table
 from biomedclip.model_cards.model_card import OF_THE_PAPER
 from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
 
 from ..cli.plots import plot_suite
 from ..cli.reporting import say, show_table, write_json, write_text
-from .comparison import Value, headline, published_name
+from .comparison import Value, headline, latex_table, published_name
 from .visual_question_answering import WORDS
 
 
@@ -95,7 +95,9 @@ def compare_suite(
     ]
     columns = ["task", "benchmark", "metric", *models, "BiomedCLIP, published", "others, published"]
     write_text(output_dir / "comparison.md", _markdown(title, columns, rows, measured, [*why.values()], remarks))
-    write_text(output_dir / "comparison.tex", _latex(title, columns, rows))
+    ruled = [number for number, row in enumerate(rows) if number == 0 or row[0] != rows[number - 1][0]]
+    alignment = f"lll{'r' * (len(columns) - 4)}l"
+    write_text(output_dir / "comparison.tex", latex_table(title, alignment, columns, rows, ruled))
     write_json(output_dir / "comparison.json", _json(lines, models, lacks, measured, remarks))
     drawn = [(f"{line.task}: {_label(line)}", line.values, line.marked()) for line in lines]
     plot_suite(title, drawn, output_dir / "comparison.png")
@@ -213,22 +215,6 @@ def _markdown(
         if items:
             lines += ["", f"## {heading}", "", *(f"- {markdown(item)}" for item in items)]
     return "\n".join([*lines, ""])
-
-
-def _latex(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table for the package booktabs, with a rule between tasks."""
-    lines = [
-        rf"\begin{{table}}\centering\caption{{{latex(title)}}}",
-        rf"\begin{{tabular}}{{lll{'r' * (len(columns) - 4)}l}}",
-        r"\toprule",
-        rf"{' & '.join(map(latex, columns))} \\",
-    ]
-    before = ""
-    for row in rows:
-        lines += [r"\midrule"] if row[0] != before else []
-        lines.append(rf"{' & '.join(map(latex, row))} \\")
-        before = row[0]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}\end{table}", ""])
 
 
 def _json(

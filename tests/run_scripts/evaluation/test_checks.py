@@ -111,10 +111,9 @@ def test_an_adapter_of_a_classifier_is_refused(adapter):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "the folder is empty"),
+        ([], "It contains no files"),
         (["processor_config.json", "tokenizer.json"], "a processor without a model"),
         (["vocab.txt"], "a processor without a model"),
-        (["report.json", "data/train-00000-of-00001.parquet", "README.md"], "a dataset that biomedclip build wrote"),
         (["dataset_info.json", "data-00000-of-00001.arrow"], "a dataset, not a model. Pass it as --data"),
         (["data/train-00000-of-00001.parquet"], "a dataset, not a model. Pass it as --data"),
         (["checkpoint-5/config.json", "checkpoint-20/config.json"], "its training did not end.*such as .*-20"),
