@@ -197,8 +197,8 @@ def _check_architecture(config: Any, where: str, task: str, trust_remote_code: b
 def _check_weights(folder: Path, where: str) -> None:
     files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
     if not files:
-        missing = "no weights, neither model.safetensors nor pytorch_model.bin"
-        raise FileNotFoundError(f"{where}: {missing}. The folder contains {_names_in(folder)}.")
+        names = _names_in(folder)
+        raise FileNotFoundError(f"{where}: no weights, such as model.safetensors. The folder contains {names}.")
     for index in folder.glob("*.index.json"):
         shards = read_json(index).get("weight_map", {})
         if missing := sorted({str(shard) for shard in shards.values() if not (folder / str(shard)).is_file()}):
