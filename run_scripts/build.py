@@ -21,7 +21,7 @@ from biomedclip.processing.pmc.verify import verify_dataset
 
 from .cli.build_options import EngineOptions, OutputOptions, SourceOptions, VerifyOptions, read_build_options
 from .cli.build_report import show_report, show_verification
-from .cli.errors import UsageError, options_in_errors, usage_errors
+from .cli.errors import UsageError, usage_errors
 from .cli.options import option_value, parse_options
 from .cli.plots import plot_report
 from .cli.reporting import say, versions, write_json, write_text
@@ -79,17 +79,16 @@ def main(arguments: Sequence[str]) -> None:
         verify(Path(verify_options.verify))
         return
     classes = (SourceOptions, EngineOptions, OutputOptions)
-    with options_in_errors(*(option.name for part in classes for option in dataclasses.fields(part))):
-        example = "biomedclip build --source path/of/a/mirror --output-dir out"
-        source, engine, output = parse_options("build", classes, arguments, description=description, example=example)
-        if output.push_to:
-            check_write_access(output.push_to)
-            find_file(Path(output.output_dir), REPORT_FILE)  # an existing dataset is published as it is
-        try:
-            report = build(source, output, engine)
-        except KeyboardInterrupt:
-            say("Interrupted. Run the same command again: it continues from here.")
-            raise
+    example = "biomedclip build --source path/of/a/mirror --output-dir out"
+    source, engine, output = parse_options("build", classes, arguments, description=description, example=example)
+    if output.push_to:
+        check_write_access(output.push_to)
+        find_file(Path(output.output_dir), REPORT_FILE)  # an existing dataset is published as it is
+    try:
+        report = build(source, output, engine)
+    except KeyboardInterrupt:
+        say("Interrupted. Run the same command again: it continues from here.")
+        raise
     folder = output.output_dir
     if report is None:
         say(f"Submitted. The dataset will be in {folder}/data, and the logs are in {folder}/.build/logs.")

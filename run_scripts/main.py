@@ -1,5 +1,9 @@
-"""The `biomedclip` command: finds the verb, runs it, and turns errors into one line a person can act on."""
+"""The `biomedclip` command. It runs a verb and reports an error in one line.
 
+A new verb is a module of this package with a function `main(arguments)`, and one line in `VERBS`.
+"""
+
+import argparse
 import io
 import logging
 import os
@@ -9,85 +13,93 @@ from importlib.metadata import version
 
 from biomedclip.model_cards.escaping import lines
 
-from .cli.errors import UsageError
+from .cli.errors import UsageError, name_options
 
 
 VERBS = {
-    "quickstart": "the whole line: build, train, evaluate, load again, fine-tune",
-    "build": "figure-caption pairs out of PubMed Central's bucket, or a mirror",
-    "train": "contrastive, classification, visual questions; all weights or LoRA",
-    "evaluate": "retrieval, zero-shot, linear probe, visual questions; many models",
-    "convert": "open_clip's checkpoints to transformers', and back",
-    "export": "the towers as ONNX or OpenVINO graphs, also in 8 bits",
-    "card": "the card of a model, from what was trained and measured",
-    "push": "a model with card, code and results to the Hub",
+    "quickstart": "run all steps on synthetic data in a few minutes",
+    "build": "build a dataset of figure-caption pairs from PubMed Central",
+    "train": "train or fine-tune a model, with all weights or with LoRA",
+    "evaluate": "measure retrieval, zero-shot, linear probe, visual questions",
+    "convert": "convert checkpoints between open_clip and transformers",
+    "export": "export the encoders to ONNX or OpenVINO",
+    "card": "write the model card from training and evaluation results",
+    "push": "publish a model with its card and results on the Hub",
 }
 DEBUG_VARIABLE = "BIOMEDCLIP_DEBUG"
 TRUST_OPTION = "--trust-remote-code"
+_EPILOG = f"""\
+Each verb has --help with an example, and --config for a YAML file or a shipped
+recipe. Options on the command line override the recipe.
 
+No verb runs code from a model folder, or asks whether to run it. train and
+evaluate run it with {TRUST_OPTION}, which a recipe cannot set.
 
-def usage() -> str:
-    """What `biomedclip --help` shows."""
-    verbs = "\n".join(f"  {verb:<12}{summary}" for verb, summary in VERBS.items())
-    return (
-        "usage: biomedclip VERB [options]\n\n"
-        "BiomedCLIP for transformers.\n\n"
-        f"verbs:\n{verbs}\n\n"
-        "Every verb has --help with an example, and takes --config: a YAML file or the\n"
-        "name of a shipped recipe. Options on the command line win over the recipe.\n\n"
-        "No verb runs the code in a model's folder, and none asks whether to. train and\n"
-        "evaluate run it with --trust-remote-code, which no recipe can set.\n\n"
-        "exit status: 0 for success, 1 if the work failed, 2 for a wrong command line\n\n"
-        "example:\n  biomedclip quickstart --output-dir out\n"
-    )
+exit status: 0 for success, 1 if the work failed, 2 for a wrong command line
+
+example:
+  biomedclip quickstart --output-dir out
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a verb.
+    """Run a verb.
 
     Args:
-        arguments: What follows `biomedclip` on the command line; `sys.argv` when left out.
+        arguments: Arguments after `biomedclip` (default: `sys.argv[1:]`).
 
     Returns:
-        The exit status: 0, 1 if the work failed, 2 if the command line or the recipe is wrong.
+        The exit status: 0 for success, 1 if the work failed, 2 if the command line or the recipe is wrong.
+
+    Raises:
+        SystemExit: If argparse ends the command, after `--help` or an invalid option.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    # OpenMP threads that spin while they wait slow training down many times beside another busy process. The variables
+    # are read when torch is imported: the first by GNU's OpenMP (Linux), the second by LLVM's (macOS).
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks must not end a command whose work is done.
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(usage())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        sys.stdout.write(f"biomedclip {version('biomedclip')}\n")
-        return 0
-    verb, *rest = arguments
-    if verb not in VERBS:
-        sys.stderr.write(f"biomedclip: there is no verb {verb!r}; there are {', '.join(VERBS)}.\n")
-        return 2
+    options, rest = _parser().parse_known_args(arguments)
     handler = logging.StreamHandler()
-    handler.setFormatter(_Visible("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_EscapingFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("huggingface_hub").propagate = False  # it prints for itself
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     try:
-        module = import_module(f"biomedclip.run_scripts.{verb}")
+        verb = import_module(f"biomedclip.run_scripts.{options.verb}")
         with import_module("biomedclip.run_scripts.cli.trust").questions_are_errors():
-            module.main(rest)
+            verb.main(rest)
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        sys.stderr.write(
-            f"\nbiomedclip {verb}: {lines(_describe(error))}\n({DEBUG_VARIABLE}=1 shows where it happened.)\n"
-        )
+        message = lines(name_options(_describe(error)))
+        sys.stderr.write(f"\nbiomedclip {options.verb}: {message}\n(Set {DEBUG_VARIABLE}=1 to see the traceback.)\n")
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nbiomedclip {verb}: interrupted.\n")
+        sys.stderr.write(f"\nbiomedclip {options.verb}: interrupted.\n")
         return 130
     return 0
 
 
-class _Visible(logging.Formatter):
-    """Messages contain untrusted names, which must not reach the terminal as escape sequences."""
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="biomedclip",
+        description="BiomedCLIP for transformers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"biomedclip {version('biomedclip')}")
+    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
+    for verb, summary in VERBS.items():
+        # The module of the verb parses its options: `biomedclip --help` does without torch.
+        verbs.add_parser(verb, help=summary, add_help=False, allow_abbrev=False)
+    return parser
+
+
+class _EscapingFormatter(logging.Formatter):
+    """Replace control characters in names, which the terminal would take for commands."""
 
     def format(self, record: logging.LogRecord) -> str:
         return lines(super().format(record))
@@ -96,11 +108,9 @@ class _Visible(logging.Formatter):
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    # transformers names its argument; users of the command have the option.
-    text = str(error).replace("the argument `trust_remote_code=True`", f"`{TRUST_OPTION}` (train, evaluate)")
-    return text.replace("the option `trust_remote_code=True`", f"`{TRUST_OPTION}` (train, evaluate)") or (
-        type(error).__name__
-    )
+    # transformers names its argument also where the verb does not have the option.
+    text = str(error).replace("`trust_remote_code=True`", f"`{TRUST_OPTION}` (train and evaluate only)")
+    return text or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""A corpus of drawn figures and captions in the layout of PubMed Central's bucket: material to learn from."""
+"""Synthetic figures and captions in the layout of PubMed Central's bucket, for the quickstart and for tests."""
 
-from .bucket import DrawnCorpus, draw_corpus
-from .captions import KIND_NAMES, ZERO_SHOT_TEMPLATES
+from .articles import ZERO_SHOT_TEMPLATES
+from .bucket import write_labels, write_synthetic_corpus
+from .figures import FIGURE_KINDS
 
 
-__all__ = ["KIND_NAMES", "ZERO_SHOT_TEMPLATES", "DrawnCorpus", "draw_corpus"]
+__all__ = ["FIGURE_KINDS", "ZERO_SHOT_TEMPLATES", "write_labels", "write_synthetic_corpus"]

@@ -1,4 +1,4 @@
-"""A drawn corpus in the layout of PubMed Central's bucket: articles, pictures, metadata and inventory."""
+"""Write a synthetic corpus in the layout of PubMed Central's bucket: articles, images, metadata and inventory."""
 
 import csv
 import gzip
@@ -6,301 +6,164 @@ import hashlib
 import io
 import json
 import os
-import tempfile
-import uuid
-from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
+from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from .articles import JOURNALS, Article, ArticleFigure, article_xml, choose_figure_id_form
-from .captions import topic_of, write_caption, write_short_caption
+from .articles import LICENSES, Article, ArticleFigure, article_xml, write_caption
 from .figures import FIGURE_KINDS
-from .randomness import pick
 
 
 BUCKET = "pmc-oa-opendata"
+KINDS_FILE = "figure_kinds.csv"
 _INVENTORY = f"inventory-reports/{BUCKET}/metadata"
 _INVENTORY_DATE = "2026-01-18T01-00Z"
 _LAST_MODIFIED = "2026-01-17T09:30:00.000Z"
-_FIRST_NUMBER = 9_000_001
-_LICENSES = ("CC BY", "CC BY", "CC BY", "CC0", "CC BY-NC", "CC BY-SA", "CC BY-ND", "CC BY-NC-SA", "CC BY-NC-ND")
-# Extensions of a figure's files, with the odds of each.
-_FILES: dict[tuple[str, ...], float] = {
-    ("jpg",): 0.78,
-    ("jpg", "gif"): 0.05,
-    ("png",): 0.11,
-    ("gif",): 0.03,
-    ("tif",): 0.03,
-}
-_SHORT_CAPTIONS = 0.15  # share of the figures whose caption names no more than their kind
-_README = """A corpus of drawn figures in the layout of the PMC Article Datasets.
+_FIRST_ARTICLE = 9_000_001
+_FORMATS = {"jpg": 0.8, "png": 0.12, "gif": 0.04, "tif": 0.04}  # probability of each
+_LEFT_OUT = 0.02  # fraction of articles that a build must leave out, half of them retracted and half not open access
+_README = f"""Synthetic data in the layout of the PMC Article Datasets, for tests and demonstrations.
 
-Every article here is invented: its pictures are drawn by a program, its captions say what was drawn. Nothing comes
-from PubMed Central, and no number in it means anything. figure_kinds.csv holds the kind of each figure that can be
-kept.
+A program generated the images and the captions. No article comes from PubMed Central. {KINDS_FILE} holds the kind of
+each figure.
 """
 
-# Each part of the corpus draws its random numbers from a stream of its own: `[seed, stream, number]`.
-_PLAN_STREAM, _ARTICLE_STREAM, _FIGURE_STREAM = range(3)
 
-
-@dataclass(frozen=True)
-class DrawnCorpus:
-    """What was drawn.
-
-    Args:
-        path: The root of the mirror.
-        articles: Articles that a builder can keep.
-        figures: Their figures.
-        kinds: How many of these are of each kind.
-    """
-
-    path: Path
-    articles: int
-    figures: int
-    kinds: dict[str, int]
-
-
-@dataclass(frozen=True)
-class _PlannedFigure:
-    number: int
-    kind: str
-    combination: int
-
-
-@dataclass(frozen=True)
-class _PlannedArticle:
-    """An article to write; `status` is "current", "updated" (has an older version), "retracted" or "closed"."""
-
-    number: int
-    figures: tuple[_PlannedFigure, ...]
-    status: str
-
-    @property
-    def kept(self) -> bool:
-        return self.status in ("current", "updated")
-
-
-def draw_corpus(
+def write_synthetic_corpus(
     output_dir: str | os.PathLike[str], *, figures: int = 3000, seed: int = 0, progress: bool = False
-) -> DrawnCorpus:
-    """Draws a corpus of figures with captions and writes it as a mirror of PMC's bucket.
+) -> None:
+    """Write synthetic articles as a mirror of PubMed Central's bucket.
 
-    Beside the articles that can be kept it holds about 2 % that must be left out (retracted, or not open access) and
-    one article in an older version. The same seed gives the same bytes.
+    Two to five figures make an article. Beside the articles with these figures, the corpus holds retracted articles,
+    articles that are not open access, and an older version of one article. The same seed gives the same bytes.
 
     Args:
-        output_dir: Folder to write; may exist if it is empty. It appears only when all of it is there.
-        figures: How many figures that can be kept, of all kinds in equal parts.
-        seed: Seed of everything, 0 or larger.
-        progress: Show a bar.
-
-    Returns:
-        Where it is, and the counts of what can be kept.
+        output_dir: Folder of the corpus. It must be empty or not exist.
+        figures: Number of figures in the articles that a build keeps, in equal parts of all kinds.
+        seed: Seed, 0 or larger.
+        progress: Show a progress bar on stderr.
 
     Raises:
-        FileExistsError: `output_dir` is a file, or a folder that is not empty.
-        ValueError: `figures` is below 1, or there are not so many different ones, or `seed` is negative.
+        FileExistsError: If `output_dir` is a file or is not empty.
+        ValueError: If `figures` is less than 1 or more than the number of different figures, or `seed` is negative.
     """
-    output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already and not empty. Choose another folder, or remove this one.")
+    root = Path(output_dir)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise FileExistsError(f"{root} exists and is not an empty folder. Choose another `output_dir`.")
+    most = len(FIGURE_KINDS) * min(kind.combinations for kind in FIGURE_KINDS.values())
+    if not 1 <= figures <= most:
+        raise ValueError(f"`figures` must be between 1 and {most}, not {figures}.")
     if seed < 0:
-        raise ValueError(f"the seed must be 0 or larger, not {seed}.")
-    plan = _plan(figures, seed)
-    target = output.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A hidden neighbour, on the same disk, so that the finished corpus gets its name in one step.
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
-        root = Path(staging) / "corpus"
-        _write_corpus(root, plan, seed, progress)
-        if target.exists():
-            target.rmdir()
-        root.rename(target)
-    kept = [article for article in plan if article.kept]
-    kinds = Counter(figure.kind for article in kept for figure in article.figures)
-    return DrawnCorpus(
-        path=output,
-        articles=len(kept),
-        figures=figures,
-        kinds={kind: kinds[kind] for kind in FIGURE_KINDS},
-    )
-
-
-def _plan(figures: int, seed: int) -> list[_PlannedArticle]:
-    """Decides which article holds which figures, and which of them must be left out."""
-    capacity = len(FIGURE_KINDS) * min(kind.combinations for kind in FIGURE_KINDS.values())
-    if not 1 <= figures <= capacity:
-        raise ValueError(f"between 1 and {capacity} different figures can be drawn, not {figures}.")
-    rng = np.random.default_rng([seed, _PLAN_STREAM])
-    sizes = _article_sizes(figures, rng)
-    left_out = max(2, round(0.02 * len(sizes)))
-    statuses = ["updated", *["current"] * (len(sizes) - 1), *(("retracted", "closed")[n % 2] for n in range(left_out))]
-    sizes += rng.integers(2, 6, left_out).tolist()
-    kinds = [*_balanced_kinds(figures, rng), *_balanced_kinds(sum(sizes) - figures, rng)]
-    orders = {name: rng.permutation(kind.combinations).tolist() for name, kind in FIGURE_KINDS.items()}
-    drawn: Counter[str] = Counter()
-    planned = []
-    for number, kind in enumerate(kinds):
-        # Those that can be kept come first and never repeat; the rest starts again where a kind is exhausted.
-        planned.append(_PlannedFigure(number, kind, orders[kind][drawn[kind] % len(orders[kind])]))
-        drawn[kind] += 1
-    starts = np.cumsum([0, *sizes]).tolist()
-    places = rng.permutation(len(sizes)).tolist()
-    articles = [
-        _PlannedArticle(_FIRST_NUMBER + place, tuple(planned[start : start + size]), status)
-        for start, size, status, place in zip(starts, sizes, statuses, places, strict=False)
-    ]
-    return sorted(articles, key=lambda article: article.number)
-
-
-def _article_sizes(figures: int, rng: np.random.Generator) -> list[int]:
-    """Splits figures over articles of two to five; a corpus of one figure has one article of one."""
-    sizes = []
-    while figures > 5:
-        size = int(rng.integers(2, 6))
-        if figures - size == 1:
-            size -= 1 if size > 2 else -1
-        sizes.append(size)
-        figures -= size
-    return [*sizes, figures] if figures else sizes
-
-
-def _balanced_kinds(count: int, rng: np.random.Generator) -> list[str]:
-    """`count` names of kinds in random order, each as often as any other, give or take one."""
-    names = rng.permutation(list(FIGURE_KINDS)).tolist()
-    return rng.permutation([names[number % len(names)] for number in range(count)]).tolist()
-
-
-def _write_corpus(root: Path, plan: list[_PlannedArticle], seed: int, progress: bool) -> None:
+        raise ValueError(f"`seed` must be 0 or larger, not {seed}.")
     (root / "metadata").mkdir(parents=True)
-    inventory: list[tuple[str, str]] = []
-    with (
-        (root / "figure_kinds.csv").open("w", encoding="utf-8", newline="") as kinds_file,
-        tqdm(total=len(plan), desc="Articles", unit="article", disable=not progress) as bar,
-    ):
-        kinds_table = csv.writer(kinds_file, lineterminator="\n")
-        kinds_table.writerow(("pair_id", "kind"))
-        for planned in plan:
-            versions = (1, 2) if planned.status == "updated" else (1,)
-            for version in versions:
-                article, metadata = _write_article(root, planned, version, seed)
-                inventory.append((f"metadata/{article.name}.json", _md5(metadata)))
-            if planned.kept:
-                for figure in article.figures:
-                    kinds_table.writerow((f"{article.name}/{figure.figure_id}/{figure.stem}", figure.kind))
-            bar.update()
-    _write_inventory(root, sorted(inventory), seed)
+    inventory, kinds = [], [("pair_id", "kind")]
+    for number, (planned, status) in enumerate(tqdm(_plan(figures, seed), desc="Articles", disable=not progress)):
+        for version in (1, 2) if status == "updated" else (1,):
+            article = _write_article(root, _FIRST_ARTICLE + number, version, planned, status, seed)
+            metadata = (root / "metadata" / f"{article.name}.json").read_bytes()
+            inventory.append((BUCKET, f"metadata/{article.name}.json", _LAST_MODIFIED, _md5(metadata)))
+        if status in ("current", "updated"):
+            for figure in article.figures:
+                kinds.append((f"{article.name}/{figure.figure_id}/{Path(figure.file).stem}", figure.kind))
+    _write_inventory(root, sorted(inventory))
+    (root / KINDS_FILE).write_bytes(_csv(kinds))
     (root / "README.txt").write_text(_README, encoding="utf-8", newline="\n")
 
 
-def _write_article(root: Path, planned: _PlannedArticle, version: int, seed: int) -> tuple[Article, bytes]:
-    """Writes all objects of one version of an article; returns it with its metadata as JSON."""
-    rng = np.random.default_rng([seed, _ARTICLE_STREAM, planned.number])
-    id_form = choose_figure_id_form(rng)
-    folder = root / f"PMC{planned.number}.{version}"
+def write_labels(corpus: str | os.PathLike[str], dataset: str | os.PathLike[str]) -> None:
+    """Write the kinds of the figures as `labels.csv` of the dataset that was built from them.
+
+    Args:
+        corpus: Folder of the corpus.
+        dataset: Folder of the built dataset.
+    """
+    built = set(parquet.read_table(Path(dataset) / "data", columns=["pair_id"])["pair_id"].to_pylist())
+    with (Path(corpus) / KINDS_FILE).open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    kept = [tuple(row) for row in rows if row[0] in built]
+    (Path(dataset) / "labels.csv").write_bytes(_csv([tuple(header), *kept]))
+
+
+def _plan(figures: int, seed: int) -> list[tuple[list[tuple[int, str, int]], str]]:
+    """Return the figures (number, kind, combination) and the status of each article."""
+    rng = np.random.default_rng(seed)
+    names = list(FIGURE_KINDS)
+    combinations = {name: rng.permutation(kind.combinations).tolist() for name, kind in FIGURE_KINDS.items()}
+    planned = [
+        (number, name, combinations[name][number // len(names)])
+        for number in range(figures)
+        for name in [names[number % len(names)]]
+    ]
+    planned = [planned[place] for place in rng.permutation(figures)]
+    articles: list[tuple[list[tuple[int, str, int]], str]] = []
+    while planned:
+        size = int(rng.integers(2, 6))
+        articles.append((planned[:size], "current" if articles else "updated"))
+        planned = planned[size:]
+    # The articles that are left out repeat figures.
+    for number in range(max(2, round(_LEFT_OUT * len(articles)))):
+        articles.append((articles[number % len(articles)][0], ("retracted", "closed")[number % 2]))
+    return [articles[place] for place in rng.permutation(len(articles))]
+
+
+def _write_article(
+    root: Path, number: int, version: int, planned: Sequence[tuple[int, str, int]], status: str, seed: int
+) -> Article:
+    """Write the files of a version of an article and its metadata."""
+    rng = np.random.default_rng([seed, number])  # both versions have the same figures
+    folder = root / f"PMC{number}.{version}"
     folder.mkdir()
     figures = []
-    media: dict[str, str] = {}
-    for position, figure in enumerate(planned.figures, start=1):
-        stem = f"drawn-{planned.number}-g{position:03d}"
-        written, files = _draw_figure(figure, id_form.format(position), stem, seed)
-        figures.append(written)
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-            media[name] = _md5(content)
+    for place, (sample, kind, combination) in enumerate(planned, 1):
+        image = FIGURE_KINDS[kind].draw(FIGURE_KINDS[kind].combination(combination), rng)
+        suffix = rng.choice(list(_FORMATS), p=list(_FORMATS.values()))
+        file = f"synthetic-{number}-g{place:03d}.{suffix}"
+        image.save(folder / file)
+        figures.append(ArticleFigure(f"F{place}", kind, write_caption(kind, combination, sample, rng), file))
     article = Article(
-        pmcid=f"PMC{planned.number}",
+        number=number,
         version=version,
-        title=f"{topic_of(figures[0].kind)}: a drawn study",
-        journal=pick(JOURNALS, rng),
+        title=f"{'Retracted: ' * (status == 'retracted')}{FIGURE_KINDS[planned[0][1]].topic}",
         year=int(rng.integers(2005, 2026)),
-        license_code="TDM" if planned.status == "closed" else pick(_LICENSES, rng),
-        figures=tuple(figures),
+        license_code="TDM" if status == "closed" else str(rng.choice(LICENSES)),
+        figures=figures,
     )
-    if planned.status == "retracted":
-        article = replace(article, title=f"Retracted: {article.title}")
-    xml, text = article_xml(article, rng)
-    (folder / f"{article.name}.xml").write_bytes(xml)
-    (folder / f"{article.name}.txt").write_bytes(text.encode())
-    media[f"{article.name}.xml"] = _md5(xml)
-    media[f"{article.name}.txt"] = _md5(text.encode())
-    manuscript = planned.status == "updated" and version == 1
-    metadata = json.dumps(_metadata(article, planned, manuscript, media), indent=1, ensure_ascii=False).encode()
-    (folder / f"{article.name}.json").write_bytes(metadata)
-    (root / "metadata" / f"{article.name}.json").write_bytes(metadata)
-    return article, metadata
-
-
-def _metadata(article: Article, planned: _PlannedArticle, manuscript: bool, md5s: dict[str, str]) -> dict[str, Any]:
-    """The metadata JSON; `md5s` by the names of the article's objects."""
-    urls = {name: f"s3://{BUCKET}/{article.name}/{name}?md5={md5}" for name, md5 in md5s.items()}
-    return {
-        "pmcid": article.pmcid,
-        "version": article.version,
+    (folder / f"{article.name}.xml").write_bytes(article_xml(article, floats=bool(rng.random() < 0.3)))
+    text = "\n".join([article.title, *(" ".join(figure.caption).strip() for figure in figures)])
+    (folder / f"{article.name}.txt").write_text(text, encoding="utf-8", newline="\n")
+    urls = {
+        path.name: f"s3://{BUCKET}/{article.name}/{path.name}?md5={_md5(path.read_bytes())}"
+        for path in sorted(folder.iterdir())
+    }
+    metadata = {
+        "pmcid": f"PMC{number}",
+        "version": version,
         "pmid": None,
         "doi": article.doi,
         "title": article.title,
         "citation": f"{article.journal}. {article.year}",
-        "is_pmc_openaccess": planned.status != "closed",
-        "is_manuscript": manuscript,
+        "is_pmc_openaccess": status != "closed",
+        "is_manuscript": status == "updated" and version == 1,
         "is_historical_ocr": False,
-        "is_retracted": planned.status == "retracted",
+        "is_retracted": status == "retracted",
         "license_code": article.license_code,
         "xml_url": urls.pop(f"{article.name}.xml"),
         "text_url": urls.pop(f"{article.name}.txt"),
         "pdf_url": None,
-        "media_urls": [urls[name] for name in sorted(urls)],
+        "media_urls": list(urls.values()),
     }
+    for path in (folder, root / "metadata"):
+        (path / f"{article.name}.json").write_text(json.dumps(metadata, indent=1), encoding="utf-8", newline="\n")
+    return article
 
 
-def _draw_figure(
-    planned: _PlannedFigure, figure_id: str, stem: str, seed: int
-) -> tuple[ArticleFigure, dict[str, bytes]]:
-    """One figure, with the contents of its files by name."""
-    rng = np.random.default_rng([seed, _FIGURE_STREAM, planned.number])
-    kind = FIGURE_KINDS[planned.kind]
-    attributes = kind.combination(planned.combination)
-    picture = kind.draw(attributes, rng)
-    extensions = list(_FILES)[int(rng.choice(len(_FILES), p=list(_FILES.values())))]
-    short = rng.random() < _SHORT_CAPTIONS
-    caption = (
-        write_short_caption(kind.name, planned.number, rng) if short else write_caption(kind.name, attributes, rng)
-    )
-    figure = ArticleFigure(figure_id, kind.name, caption, stem, extensions)
-    files = {f"{stem}.{extension}": _encode(picture, extension, rng) for extension in extensions[:1]}
-    for extension in extensions[1:]:
-        # As in PMC, the second file is a thumbnail.
-        files[f"{stem}.{extension}"] = _encode(picture.reduce(2), extension, rng)
-    return figure, files
-
-
-def _encode(picture: Image.Image, extension: str, rng: np.random.Generator) -> bytes:
-    """The bytes of an image file; palettes are made for GIF, and for half of the colour PNGs."""
-    if picture.mode == "RGB" and (extension == "gif" or (extension == "png" and rng.random() < 0.5)):
-        picture = picture.quantize(128)
-    buffer = io.BytesIO()
-    if extension == "jpg":
-        picture.save(buffer, "JPEG", quality=88)
-    elif extension == "tif":
-        picture.save(buffer, "TIFF", compression="tiff_lzw")
-    else:
-        picture.save(buffer, extension.upper())
-    return buffer.getvalue()
-
-
-def _write_inventory(root: Path, entries: list[tuple[str, str]], seed: int) -> None:
-    """Writes the daily inventory: `entries` are the keys of the metadata objects with their ETags."""
-    table = io.StringIO(newline="")
-    rows = csv.writer(table, quoting=csv.QUOTE_ALL, lineterminator="\n")
-    rows.writerows((BUCKET, key, _LAST_MODIFIED, etag) for key, etag in entries)
-    content = gzip.compress(table.getvalue().encode(), mtime=0)
-    key = f"{_INVENTORY}/data/{uuid.uuid5(uuid.NAMESPACE_URL, f's3://{BUCKET}/drawn/{seed}/{len(entries)}')}.csv.gz"
+def _write_inventory(root: Path, rows: list[tuple[str, ...]]) -> None:
+    """Write the inventory: bucket, key, date and ETag of each metadata file."""
+    content = gzip.compress(_csv(rows), mtime=0)
+    key = f"{_INVENTORY}/data/synthetic.csv.gz"
     manifest = {
         "sourceBucket": BUCKET,
         "destinationBucket": f"arn:aws:s3:::{BUCKET}",
@@ -309,11 +172,18 @@ def _write_inventory(root: Path, entries: list[tuple[str, str]], seed: int) -> N
         "fileSchema": "Bucket, Key, LastModifiedDate, ETag",
         "files": [{"key": key, "size": len(content), "MD5checksum": _md5(content)}],
     }
-    (root / key).parent.mkdir(parents=True)
-    (root / key).write_bytes(content)
-    folder = root / _INVENTORY / _INVENTORY_DATE
-    folder.mkdir()
-    (folder / "manifest.json").write_bytes(json.dumps(manifest, indent=1).encode())
+    for path, data in (
+        (root / key, content),
+        (root / _INVENTORY / _INVENTORY_DATE / "manifest.json", json.dumps(manifest, indent=1).encode()),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+
+
+def _csv(rows: Sequence[tuple[str, ...]]) -> bytes:
+    table = io.StringIO(newline="")
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    return table.getvalue().encode()
 
 
 def _md5(content: bytes) -> str:

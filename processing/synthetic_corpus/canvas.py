@@ -1,126 +1,94 @@
-"""A small drawing surface: shapes and textures in fractions of the picture's central square.
+"""Shapes and textures on an image of random size."""
 
-Training resizes the shortest side and crops the centre, so only the central square is sure to be seen. Coordinates run
-from 0 to 1 across it, y downwards; what lies beyond is margin.
-"""
-
-from collections.abc import Sequence
-from copy import copy
-from functools import cache
+from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Point = tuple[float, float]
-Box = tuple[float, float, float, float]
 
-SHORTEST_SIDE = 120
-LONGEST_SIDE = 260
-_OVERSAMPLING = 2  # Pillow draws jagged edges; drawing twice as large and reducing makes them smooth
+INK: Color = (40, 40, 40)
+SHORTEST_SIDE, LONGEST_SIDE = 120, 260
+_OVERSAMPLING = 2  # Pillow draws jagged edges; reducing a larger image makes them smooth
 
 
 class Canvas:
-    """A picture of random size in the making.
+    """An RGB image whose coordinates run from 0 to 1 over its central square, y downwards.
+
+    Training resizes the shortest side and crops the center. Only the central square is always visible.
 
     Args:
-        rng: Decides the size.
-        background: Colour to start from; one number makes a grey-scale picture, three an RGB one.
-        widest: Largest ratio of the longer side to the shorter.
+        rng: Generator for the size of the image.
+        background: Color of the background.
     """
 
-    def __init__(self, rng: np.random.Generator, background: Colour | int, *, widest: float = 1.6):
+    def __init__(self, rng: np.random.Generator, background: Color):
         short = int(rng.integers(SHORTEST_SIDE, 201))
-        long = min(LONGEST_SIDE, round(short * rng.uniform(1.0, widest)))
-        self.size = (long, short) if rng.random() < 0.65 else (short, long)
-        width, height = (side * _OVERSAMPLING for side in self.size)
-        mode = "L" if isinstance(background, int) else "RGB"
-        self.image = Image.new(mode, (width, height), background)
-        self._pen = ImageDraw.Draw(self.image)
-        self._side = short * _OVERSAMPLING
-        self._origin = ((width - self._side) / 2, (height - self._side) / 2)
-        self.margins = (self._origin[0] / self._side, self._origin[1] / self._side)
+        long = min(LONGEST_SIDE, round(short * rng.uniform(1.0, 1.4)))
+        width, height = (long, short) if rng.random() < 0.65 else (short, long)
+        self.rng = rng
+        self.image = Image.new("RGB", (_OVERSAMPLING * width, _OVERSAMPLING * height), background)
+        self.pen = ImageDraw.Draw(self.image)
+        self.side = _OVERSAMPLING * short
+        self.left, self.top = ((pixels - self.side) / 2 for pixels in self.image.size)
+        self.margins = (self.left / self.side, self.top / self.side)
 
-    @classmethod
-    def like(cls, other: "Canvas", background: int) -> "Canvas":
-        """An empty grey-scale canvas with the size and the coordinates of another: for masks."""
-        canvas = copy(other)
-        canvas.image = Image.new("L", other.image.size, background)
-        canvas._pen = ImageDraw.Draw(canvas.image)
-        return canvas
+    def line(self, points: Iterable[Point], color: Color, width: float) -> None:
+        """Draw a line through points."""
+        self.pen.line([self._pixel(*point) for point in points], color, self._length(width), joint="curve")
 
-    def paint(self, picture: Image.Image) -> None:
-        """Covers everything with `picture`, which has the size of `image`."""
-        self.image.paste(picture)
-
-    def line(self, points: Sequence[Point], colour: Colour | int, width: float) -> None:
-        """Draws a line through all points, `width` as a fraction of the side."""
-        self._pen.line([self._pixel(point) for point in points], colour, self._length(width), joint="curve")
-
-    def polygon(self, points: Sequence[Point], colour: Colour | int) -> None:
-        """Fills a polygon."""
-        self._pen.polygon([self._pixel(point) for point in points], colour)
-
-    def rectangle(self, box: Box, fill: Colour | int | None, outline: Colour | int | None = None) -> None:
-        """Draws a box, filled, outlined or both."""
-        self._pen.rectangle(self._pixels(box), fill, outline, self._length(0.008))
+    def box(self, box: tuple[float, float, float, float], color: Color | None, outline: Color | None = None) -> None:
+        """Draw a rectangle from its left, top, right and bottom."""
+        self.pen.rectangle((*self._pixel(*box[:2]), *self._pixel(*box[2:])), color, outline, self._length(0.008))
 
     def ellipse(
-        self,
-        centre: Point,
-        radii: Point,
-        fill: Colour | int | None,
-        outline: Colour | int | None = None,
-        outline_width: float = 0.01,
+        self, x: float, y: float, radii: Point, color: Color | None, outline: Color | None = None, width: float = 0.01
     ) -> None:
-        """Draws an ellipse, filled, outlined or both."""
-        box = (centre[0] - radii[0], centre[1] - radii[1], centre[0] + radii[0], centre[1] + radii[1])
-        self._pen.ellipse(self._pixels(box), fill, outline, self._length(outline_width))
+        """Draw an ellipse around a center."""
+        self.pen.ellipse(self._around(x, y, radii), color, outline, self._length(width))
 
-    def arc(self, box: Box, start: float, end: float, colour: Colour | int, width: float) -> None:
-        """Draws a part of an ellipse's outline, from `start` to `end` in degrees, clockwise from the right."""
-        self._pen.arc(self._pixels(box), start, end, colour, self._length(width))
+    def arc(self, x: float, y: float, radii: Point, angles: tuple[int, int], color: Color) -> None:
+        """Draw a part of the outline of an ellipse, between angles in degrees, clockwise from the right."""
+        self.pen.arc(self._around(x, y, radii), *angles, color, self._length(0.014))
 
-    def slice(self, box: Box, start: float, end: float, fill: Colour, outline: Colour) -> None:
-        """Draws a slice of a pie, from `start` to `end` in degrees, clockwise from the right."""
-        self._pen.pieslice(self._pixels(box), start, end, fill, outline, self._length(0.012))
+    def slice(self, x: float, y: float, radius: float, angles: tuple[float, float], color: Color) -> None:
+        """Draw a slice of a pie, between angles in degrees, clockwise from the right."""
+        self.pen.pieslice(self._around(x, y, (radius, radius)), *angles, color, (255, 255, 255), self._length(0.012))
 
-    def text(self, centre: Point, text: str, colour: Colour, height: float = 0.07) -> None:
-        """Writes a few letters around `centre`, `height` as a fraction of the side."""
-        self._pen.text(self._pixel(centre), text, colour, _font(max(8, round(height * self._side))), anchor="mm")
+    def cloud(self, color: Color, columns: int, rows: int) -> None:
+        """Blend a color into the image with smooth noise of about `columns` x `rows` spots."""
+        spots = Image.fromarray(self.rng.integers(0, 256, (rows, columns), dtype=np.uint8))
+        self.image.paste(color, mask=spots.resize(self.image.size, Image.Resampling.BICUBIC))
 
-    def softened(self, radius: float) -> Image.Image:
-        """What is drawn so far, blurred."""
-        return self.image.filter(ImageFilter.BoxBlur(radius * self._side))
+    def glow(self, x: float, y: float, radius: float, color: Color, blur: float) -> None:
+        """Draw a disk with a soft edge."""
+        mask = Image.new("L", self.image.size)
+        box = self._around(x, y, (radius, radius))
+        ImageDraw.Draw(mask).ellipse(box, 255)
+        self.image.paste(color, mask=mask.filter(ImageFilter.BoxBlur(blur * self.side)))
 
-    def finish(self, blur: float = 0.0) -> Image.Image:
-        """The picture in its final size, softened by `blur` pixels."""
-        picture = self.image.reduce(_OVERSAMPLING)
-        return picture.filter(ImageFilter.GaussianBlur(blur)) if blur else picture
+    def finish(self, blur: float = 0.0, grain: float = 0.0) -> Image.Image:
+        """Return the image at its final size.
+
+        Args:
+            blur: Radius of a blur, in pixels.
+            grain: Strength of noise, from 0 to 1.
+        """
+        image = self.image.reduce(_OVERSAMPLING)
+        if blur:
+            image = image.filter(ImageFilter.GaussianBlur(blur))
+        if grain:
+            noise = Image.fromarray(self.rng.integers(0, 256, image.size[::-1], dtype=np.uint8))
+            image = Image.blend(image, noise.convert("RGB"), grain)
+        return image
 
     def _length(self, fraction: float) -> int:
-        return max(1, round(fraction * self._side))
+        return max(1, round(fraction * self.side))
 
-    def _pixel(self, point: Point) -> Point:
-        return self._origin[0] + point[0] * self._side, self._origin[1] + point[1] * self._side
+    def _pixel(self, x: float, y: float) -> Point:
+        return self.left + x * self.side, self.top + y * self.side
 
-    def _pixels(self, box: Box) -> Box:
-        return (*self._pixel(box[:2]), *self._pixel(box[2:]))
-
-
-def clouds(size: tuple[int, int], rng: np.random.Generator, *, columns: int, rows: int) -> Image.Image:
-    """Smooth grey noise with about `columns` x `rows` spots: unlike the two numbers, streaks."""
-    spots = rng.integers(0, 256, (rows, columns), dtype=np.uint8)
-    return Image.fromarray(spots).resize(size, Image.Resampling.BICUBIC)
-
-
-def with_grain(picture: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
-    """The picture with the grain of film or of a camera; `strength` from 0 to 1."""
-    grain = Image.fromarray(rng.integers(0, 256, picture.size[::-1], dtype=np.uint8))
-    return Image.blend(picture, grain.convert(picture.mode), strength)
-
-
-@cache
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    def _around(self, x: float, y: float, radii: Point) -> tuple[float, ...]:
+        return (*self._pixel(x - radii[0], y - radii[1]), *self._pixel(x + radii[0], y + radii[1]))

@@ -2,12 +2,15 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from biomedclip.model_cards.formatting import percent, size
-from biomedclip.processing.pmc.verify import Verification
 
 from .reporting import say, show_table
+
+
+if TYPE_CHECKING:
+    from biomedclip.processing.pmc.verify import Verification  # needs fcntl, which Windows does not have
 
 
 MAX_REASONS = 10  # report.json contains all
@@ -75,7 +78,7 @@ def show_report(report: Mapping[str, Any]) -> None:
         say("Since the last build: " + ", ".join(f"{count:,} {name}" for name, count in report["update"].items()))
 
 
-def show_verification(result: Verification, name: str) -> None:
+def show_verification(result: "Verification", name: str) -> None:
     """Print what was verified in a built dataset, and every fault.
 
     Args:

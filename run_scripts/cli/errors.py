@@ -1,8 +1,11 @@
-"""The error for an invalid command line or recipe."""
+"""Errors of the command line, and option names in the errors of the library."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+
+_option_names: set[str] = set()  # of the verb that is running, with underscores
 
 
 class UsageError(ValueError):
@@ -28,24 +31,37 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-@contextmanager
-def options_in_errors(*arguments: str) -> Iterator[None]:
-    """Name the options of the command instead of Python arguments in errors of the library.
+def set_option_names(names: Iterable[str]) -> None:
+    """Set the option names that `name_options` replaces.
 
     Args:
-        arguments: Names of arguments that have options of the same name, such as `label_column`. A name without an
-            underscore is only replaced in backticks.
+        names: Names of the options of the running verb, with underscores.
     """
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        text = str(error)
-        for name in arguments:
-            option = f"--{name.replace('_', '-')}"
-            text = re.sub(rf"`{name}(=True)?`", option, text)
-            if "_" in name:
-                text = re.sub(rf"\b{name}='?([^\s']+)'?", rf"{option} \1", text)
-                text = re.sub(rf"\b{name}\b", option, text)
-        if text == str(error):
-            raise
-        raise type(error)(text) from error
+    _option_names.clear()
+    _option_names.update(names)
+
+
+def name_options(message: str) -> str:
+    """Replace the names of Python arguments by the options of the running verb.
+
+    Library code raises errors such as "`keep_activations=True` requires `mini_batch_size`". A user of the command has
+    `--keep-activations true` and `--mini-batch-size`. Names without an underscore are words of English too. They are
+    replaced only in backticks.
+
+    Args:
+        message: Message of an error.
+
+    Returns:
+        The message with options.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        if name not in _option_names or ("_" not in name and match["tick"] is None):
+            return match[0]
+        value = "" if value is None else f" {value.lower() if value in ('True', 'False') else value}"
+        return f"{match['tick'] or ''}--{name.replace('_', '-')}{value}"
+
+    return re.sub(
+        r"(?<![\w./\\'\"-])(?P<tick>`)?(?P<name>[a-z_0-9]+)\b(?![/.]\w)(?:=(?P<value>'[^']*'|[\w.]+))?", option, message
+    )

@@ -1,5 +1,6 @@
-"""Choose installed fonts for text in any script, and break lines by its width, for the plots."""
+"""Choose installed fonts for text in any script, and break lines by their width, for the plots."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,103 +12,94 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
 
 
+logger = logging.getLogger(__name__)
+
 DEFAULT = "DejaVu Sans"  # comes with matplotlib
-_NOT_A_FONT_OF_TEXT = "Last Resort"  # comes with matplotlib, draws a box with the script for every character
+LAST_RESORT = "Last Resort High-Efficiency"  # comes with matplotlib, draws boxes
+_reported: set[str] = set()  # characters that a warning has named
 
 
 @contextmanager
-def fonts_for(text: str) -> Iterator[str]:
-    """Make matplotlib draw each character of a text with an installed font that has it, where there is one.
+def fonts_for(text: str) -> Iterator[None]:
+    """Make matplotlib draw each character of a text with an installed font that has it.
+
+    Characters that no installed font has are drawn as boxes. A warning names them once.
 
     Args:
         text: The text to draw, in any script.
-
-    Yields:
-        The characters that no installed font has. They are drawn as boxes, without a warning of matplotlib for each.
-
-    Example:
-    ```python
-    >>> from biomedclip.run_scripts.cli.fonts import fonts_for
-
-    >>> with fonts_for("Σ") as missing:
-    ...     print(missing == "")
-    True
-    ```
     """
-    missing = {ord(character) for character in text} - _characters(font_manager.findfont(DEFAULT))
+    missing = set(text) - _characters(font_manager.findfont(DEFAULT))
     families = [DEFAULT]
     for family, path in _other_fonts():
-        if not missing:
-            break
-        if covered := missing & _characters(path):
+        if missing & _characters(path):
             families.append(family)
-            missing -= covered
-    # matplotlib's last resort draws the characters that are left.
-    families += [family for family in _last_resort() if missing]
-    with matplotlib.rc_context({"font.family": families}):
-        yield "".join(map(chr, sorted(missing)))
+            missing -= _characters(path)
+    if missing - _reported:
+        logger.warning(
+            "No installed font has these characters, which are drawn as boxes: %s. Install one, such as Noto Sans CJK.",
+            "".join(sorted(missing - _reported)[:10]),
+        )
+        _reported.update(missing)
+    with matplotlib.rc_context({"font.family": [*families, LAST_RESORT] if missing else families}):
+        yield
 
 
 def wrap_text(text: str, inches: float, size: float, most_lines: int) -> list[str]:
-    """Break a text into lines of a width, at spaces or, in words that are too long, between any characters.
+    """Break a text into lines at spaces, or in words that are too long between any characters.
 
     Args:
         text: One line of text.
-        inches: Width of a line in a plot.
+        inches: Maximum width of a line.
         size: Size of the font, in points. The fonts are those of [`fonts_for`].
-        most_lines: Maximum number of lines. A text that needs more is cut and ends with "...".
+        most_lines: Maximum number of lines. A longer text is cut and ends with "...".
 
     Returns:
         The lines. An empty text is one empty line.
     """
-    renderer, font = RendererAgg(1, 1, 100), FontProperties(size=size)
-    measured: dict[str, float] = {}
+    families = tuple(matplotlib.rcParams["font.family"])
 
-    def width(line: str) -> float:
-        for character in set(line) - set(measured):
-            both, bars = (
-                renderer.get_text_width_height_descent(marked, font, False)[0] for marked in (f"|{character}|", "||")
-            )
-            measured[character] = (both - bars) / 100
-        return sum(measured[character] for character in line)
+    def fits(line: str) -> bool:
+        return sum(_width(character, size, families) for character in line) <= inches
 
     lines = [""]
     for word in text.split(" "):
-        if lines[-1] and width(f"{lines[-1]} {word}") > inches:
+        if not fits(f"{lines[-1]} {word}"):
             lines.append("")
-        elif lines[-1]:
-            lines[-1] += " "
-        for character in word:
-            if lines[-1] and width(lines[-1] + character) > inches:
+        for character in word if not lines[-1] else f" {word}":
+            if lines[-1] and not fits(lines[-1] + character):
                 lines.append("")
             lines[-1] += character
-        if len(lines) > most_lines:
-            last = lines[most_lines - 1]
-            while last and width(f"{last} ...") > inches:
-                last = last[:-1]
-            return [*lines[: most_lines - 1], f"{last.rstrip()} ..."]
+    lines = lines[1:] if len(lines) > 1 and not lines[0] else lines
+    if len(lines) > most_lines:
+        last = lines[most_lines - 1]
+        while last and not fits(f"{last} ..."):
+            last = last[:-1]
+        lines = [*lines[: most_lines - 1], f"{last.rstrip()} ..."]
     return lines
 
 
+@lru_cache(maxsize=4096)
+def _width(character: str, size: float, families: tuple[str, ...]) -> float:
+    """Return the width of a character, in inches. Spaces have a width only between other characters."""
+    renderer, font = RendererAgg(1, 1, 100), FontProperties(family=list(families), size=size)
+    marked, bars = (renderer.get_text_width_height_descent(text, font, False)[0] for text in (f"|{character}|", "||"))
+    return (marked - bars) / 100
+
+
 @lru_cache(maxsize=256)
-def _characters(path: str) -> frozenset[int]:
-    """Return the code points of a font, none if its file cannot be read."""
+def _characters(path: str) -> frozenset[str]:
+    """Return the characters of a font, none if its file cannot be read."""
     try:
-        return frozenset(FT2Font(path).get_charmap())
+        return frozenset(map(chr, FT2Font(path).get_charmap()))
     except (OSError, RuntimeError):
         return frozenset()
 
 
 @lru_cache(maxsize=1)
 def _other_fonts() -> list[tuple[str, str]]:
-    """Return family and file of the upright regular font of each other family, in alphabetical order."""
+    """Return the family and the file of each other installed font that is upright and regular."""
     found: dict[str, str] = {}
     for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name, entry.fname)):
         if entry.style == "normal" and str(entry.weight) in ("400", "regular", "normal"):
             found.setdefault(entry.name, entry.fname)
-    return [(name, path) for name, path in found.items() if name != DEFAULT and _NOT_A_FONT_OF_TEXT not in name]
-
-
-@lru_cache(maxsize=1)
-def _last_resort() -> list[str]:
-    return [entry.name for entry in font_manager.fontManager.ttflist if _NOT_A_FONT_OF_TEXT in entry.name][:1]
+    return [(name, path) for name, path in found.items() if name not in (DEFAULT, LAST_RESORT)]

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import platform
-import resource
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +48,11 @@ def say(message: str) -> None:
     """Prints a line that marks a stage of the run."""
     # As Text: rich would take brackets of a string for markup, and names between colons for emoji.
     Console().print(Text(lines(message)), style="bold")
+
+
+def show_stage(message: str) -> None:
+    """Print a line on stderr at the beginning of a stage of the run."""
+    Console(stderr=True).print(Text(lines(message)), style="bold", soft_wrap=True)
 
 
 def say_undefined(metrics: Mapping[str, Any]) -> None:
@@ -97,6 +102,29 @@ def refuse_filled(folder: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} is not empty: pass --overwrite, or choose another folder.")
 
 
+def claim_folder(folder: Path, results: Sequence[str], *, overwrite: bool) -> None:
+    """Create an output folder, or remove the results of an earlier run from it.
+
+    Args:
+        folder: The folder.
+        results: Names of files and folders that a run writes. Nothing else is removed.
+        overwrite: Remove the results of an earlier run.
+
+    Raises:
+        FileExistsError: If the folder is a file, is not empty and not of an earlier run, or `overwrite` is not set.
+    """
+    mark = folder / ".quickstart"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not mark.exists():
+            raise FileExistsError(f"{folder} is not an empty folder. Choose another `output_dir`.")
+        if not overwrite:
+            raise FileExistsError(f"{folder} is not empty. Pass --overwrite to replace its results.")
+        for path in (folder / name for name in results):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file, whole or not at all.
 
@@ -121,8 +149,12 @@ def _strict(content: Any, name: str, undefined: list[str]) -> Any:
     return content
 
 
-def peak_memory_mib() -> int:
-    """Resident memory of the largest process of the run at its peak."""
+def peak_memory_mib() -> int | None:
+    """Return the peak resident memory of the largest process of the run, or None on Windows."""
+    try:
+        import resource  # Unix only
+    except ImportError:
+        return None
     unit = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes, Linux KiB
     processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(who).ru_maxrss for who in processes) // 1024 // unit

@@ -134,12 +134,6 @@ def write_examples(examples: Mapping[str, Sequence[Example]], pairs: Any, output
     return entries
 
 
-def plot_some_answers(embedded: EmbeddedPairs, counts: Any, pairs: Any, number: int, path: Path) -> None:
-    """Plot a few images with their best captions."""
-    examples = find_examples(embedded, counts, number, seed=0)["image_to_text"]
-    plot_answers([_query(example, pairs, "image_to_text") for example in examples], path)
-
-
 def _rank(counts: RankCounts, query: int) -> float:
     """Return the mean rank of the first right candidate, with ties in random order."""
     better, equal, right = (int(values[query]) for values in counts)

@@ -62,13 +62,12 @@ def write_examples(
     images = {question.image_name: question.image for question in benchmark.questions}
     rows = [answers[place] for place in choose_examples(answers, count, seed)]
     files = [f"{FOLDER}/question_{number:03}.png" for number in range(1, len(rows) + 1)]
-    missing: set[str] = set()
     lines: list[tuple[Any, ...]] = []
     for file, row in zip(files, rows, strict=True):
         truth = normalize_answer(row["answer"])
         best = [(answer, score, normalize_answer(answer) == truth) for answer, score in row["top_answers"]]
         image = read_row_image(images[row["image"]])
-        missing |= set(plot_question(image, row["question"], row["answer"], best, output_dir / file))
+        plot_question(image, row["question"], row["answer"], best, output_dir / file)
         given = "no answer" if row["given"] is None else f"{row['given']} ({row['score']:.2f})"
         verdict = "yes" if row["right"] else "no"
         lines.append((Markdown(f"![{Path(file).stem}]({file})"), row["question"], row["answer"], given, verdict))
@@ -83,10 +82,4 @@ def write_examples(
     page = [f"# {title}", "", chosen, "", table(columns, lines, text_columns=len(columns)), ""]
     write_text(output_dir / PAGE, "\n".join(page))
     say(f"{chosen} In {output_dir / PAGE} and {folder}.")
-    if missing:
-        shown = "".join(sorted(missing)[:10])
-        say(
-            f"No installed font has some characters of the examples ({shown}), which are drawn as boxes. Install a "
-            "font that has them, such as Noto Sans CJK."
-        )
     return [{"file": file, "name": row["name"], "right": row["right"]} for file, row in zip(files, rows, strict=True)]

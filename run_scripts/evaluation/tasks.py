@@ -4,12 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..cli.errors import options_in_errors
 from .linear_probe import evaluate_linear_probe, read_probed
 from .retrieval_task import evaluate_retrieval, read_pairs
 from .run import Run
 from .visual_question_answering import evaluate_questions, load_answer_tokenizer, read_questions
-from .zero_shot import OF_BENCHMARK, evaluate_zero_shot, read_classes
+from .zero_shot import evaluate_zero_shot, read_classes
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def _read_questions(options: Any) -> Any:
 
 TASKS = {
     "retrieval": Task(read_pairs, evaluate_retrieval),
-    "zero-shot": Task(options_in_errors(*OF_BENCHMARK)(read_classes), evaluate_zero_shot),
-    "linear-probe": Task(options_in_errors(*OF_BENCHMARK)(read_probed), evaluate_linear_probe),
+    "zero-shot": Task(read_classes, evaluate_zero_shot),
+    "linear-probe": Task(read_probed, evaluate_linear_probe),
     "visual-question-answering": Task(_read_questions, evaluate_questions),
 }

@@ -17,7 +17,6 @@ from biomedclip.processing.collator import IGNORED_LABEL
 from biomedclip.processing.images.labeled import LabeledImages, check_readable, similar_classes
 from biomedclip.processing.stratified import hold_out
 
-from ..cli.errors import options_in_errors
 from ..cli.reporting import show_table
 from . import runs, supervised
 from .adapters import AdapterOptions, add_adapter
@@ -88,8 +87,7 @@ def run(
     trust = data.trust_remote_code
     check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
-    with options_in_errors("image_column", "label_column"):
-        read = read_labeled_images(data.train_data, image_column=data.image_column, label_column=data.label_column)
+    read = read_labeled_images(data.train_data, image_column=data.image_column, label_column=data.label_column)
     splits = with_validation(read, data.validation_fraction, args.seed)
     classes = class_names(splits, data.train_data)
     for split, images in splits.items():

@@ -174,10 +174,10 @@ def picture_samples(data: Path) -> list[bytes]:
 
 
 def _synthetic_samples(pattern: str) -> list[bytes]:
-    from biomedclip.processing.synthetic_corpus import draw_corpus
+    from biomedclip.processing.synthetic_corpus import write_synthetic_corpus
 
     with tempfile.TemporaryDirectory() as folder:
-        draw_corpus(Path(folder) / "corpus", figures=60, seed=0)
+        write_synthetic_corpus(Path(folder) / "corpus", figures=60, seed=0)
         return [file.read_bytes() for file in sorted((Path(folder) / "corpus").glob(f"PMC*/{pattern}"))]
 
 

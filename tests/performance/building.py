@@ -44,7 +44,7 @@ from biomedclip.processing.pmc.images import inspect_image
 from biomedclip.processing.pmc.inventory import INVENTORY
 from biomedclip.processing.pmc.journal import count_articles
 from biomedclip.processing.pmc.staging import Staging
-from biomedclip.processing.synthetic_corpus.bucket import draw_corpus
+from biomedclip.processing.synthetic_corpus.bucket import write_synthetic_corpus
 
 
 DECODE, LINE = "Pillow, decoding", "the whole build"
@@ -243,7 +243,7 @@ class RepeatedFileSystem(AbstractFileSystem):
 def measure_memory(folder: Path, articles: int) -> dict[str, tuple[int, int]]:
     """Return the resident bytes before and at the peak of each stage, and at a tenth and at the end of the articles."""
     mirror = folder / "small"
-    draw_corpus(mirror, figures=1_000)
+    write_synthetic_corpus(mirror, figures=1_000)
     shrink(mirror)
     fsspec.register_implementation("repeated", RepeatedFileSystem, clobber=True)
     found: dict[str, tuple[int, int]] = {}

@@ -89,7 +89,7 @@ def axes_of(report, tmp_path, monkeypatch):
 def test_the_bars_have_the_lengths_of_the_counts(tmp_path, monkeypatch):
     report = full_scale_report()
     axes = axes_of(report, tmp_path, monkeypatch)
-    assert [bar.get_width() for bar in axes["Pairs under each licence"].patches] == sorted(
+    assert [bar.get_width() for bar in axes["Pairs by license"].patches] == sorted(
         report["licenses"].values(), reverse=True
     )
     widths = [bar.get_width() for bar in axes["Articles seen"].patches]

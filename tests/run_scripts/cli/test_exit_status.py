@@ -2,11 +2,11 @@
 
 import pytest
 
-from biomedclip.run_scripts.main import VERBS, main, usage
+from biomedclip.run_scripts.main import VERBS, main
 
 
 NEEDED = {
-    "quickstart": [],
+    "quickstart": ["--output-dir", "out"],
     "build": ["--output-dir", "out"],
     "train": ["--train-data", "x", "--output-dir", "out"],
     "evaluate": ["retrieval", "--model", "m", "--data", "d", "--output-dir", "out"],
@@ -32,7 +32,6 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 def test_every_command_is_tested():
     assert set(NEEDED) == set(VERBS)
-    assert "exit status: 0 for success, 1 if the work failed, 2 for a wrong command line" in usage()
 
 
 @pytest.mark.parametrize("verb", NEEDED)

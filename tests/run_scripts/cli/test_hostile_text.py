@@ -36,7 +36,6 @@ from biomedclip.run_scripts.evaluation.suite_comparison import compare_suite
 from biomedclip.run_scripts.evaluation.zero_shot import show_zero_shot
 from biomedclip.run_scripts.hub.card_facts import card_facts
 from biomedclip.run_scripts.main import main
-from biomedclip.run_scripts.quickstart import report_as_markdown
 
 
 BENIGN = "plain"
@@ -220,23 +219,6 @@ def test_a_comparison_has_the_same_structure_with_any_text(text, compare, tmp_pa
     for one, other in zip(hostile.splitlines(), benign.splitlines(), strict=True):
         assert len(re.findall(r"(?<!\\)&", one)) == len(re.findall(r"(?<!\\)&", other))
         assert one.count(r"\begin") == other.count(r"\begin") and r"\input" not in one
-
-
-@every
-def test_the_report_of_the_quickstart_has_the_same_structure_with_any_text(text):
-    def report(name: str) -> dict:
-        direction = {f"recall_at_{k}": 0.5 for k in (1, 5, 10)} | {"median_rank": 3.0}
-        direction |= {f"recall_at_{k}_interval": [0.4, 0.6] for k in (1, 5, 10)}
-        retrieval = {"pairs": 4, "chance_at_1": 0.25, "image_to_text": direction, "text_to_image": direction}
-        classes = {"accuracy": 0.5, "balanced_accuracy": 0.5, "chance": 0.5, "images": 4, "classes": [name, "b"]}
-        return {
-            **{"retrieval": retrieval, "zero_shot": classes | {"recall_of_class": {name: 0.5, "b": None}}, "seed": 0},
-            **{"training": {"steps": 1, "seconds": 2.0}, "seconds": 3.0, "peak_memory_mib": 4},
-            "build": {"splits": {"train": {"pairs": 3}}, "synthetic": False, "source": name},
-        }
-
-    assert structure(report_as_markdown(report(text))) == structure(report_as_markdown(report(BENIGN)))
-    assert "undefined" in report_as_markdown(report(text))
 
 
 @every

@@ -121,12 +121,12 @@ def test_any_text_is_drawn_and_stays_text_in_the_page(text, tmp_path):
     assert html.count("<tr>") == 3 and html.count("<img") == 2 and "<b>" not in html and "<a " not in html
 
 
-def test_characters_that_no_font_has_are_named_once(tmp_path, capsys, monkeypatch):
+def test_characters_without_a_font_are_named_once(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("biomedclip.run_scripts.cli.fonts._other_fonts", list)
+    monkeypatch.setattr("biomedclip.run_scripts.cli.fonts._reported", set())
     rows = [row | {"question": "肺?"} for row in rows_of([True, False])]
     write(rows, 2, tmp_path)
-    output = " ".join(capsys.readouterr().out.split())
-    assert output.count("No installed font has some characters of the examples (肺)") == 1
+    assert caplog.text.count("No installed font has these characters, which are drawn as boxes: 肺") == 1
 
 
 def test_bars_show_the_probabilities_with_the_right_answer_in_green(tmp_path, monkeypatch):
