@@ -1,4 +1,4 @@
-"""The linear probe of ELEVATER's toolkit: a linear layer trained with SGD, learning rate and weight decay searched.
+"""The linear probe of ELEVATER's toolkit: a linear layer trained with SGD after a search for learning rate and decay.
 
 The settings are those of `full_model_finetune.py` and of the configuration of CLIP in
 https://github.com/Computer-Vision-in-the-Wild/Elevater_Toolkit_IC: batch normalization without parameters, then a
@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 RATES = tuple(10.0**power for power in range(-6, 0))
 DECAYS = tuple(np.logspace(-6, 6, 97).tolist())
-FIRST_STEP = 16  # of the search in `DECAYS`: 7 of them, then the neighbors of the best one at half the distance
+FIRST_STEP = 16  # the search tries every 16th of `DECAYS`, then the neighbors of the best at half the distance
 SEARCH_EPOCHS, EPOCHS = 10, 50
 BATCH_SIZE, MOMENTUM = 64, 0.9
 HELD_OUT = 0.2
@@ -30,9 +30,9 @@ class Fit(NamedTuple):
 
     Args:
         scores: Scores of the test images after the last epoch, of shape `(images, classes)`.
-        learning_rate: The one that was chosen.
-        weight_decay: The one that was chosen.
-        best_epoch: The best value on the test images after any epoch, which is what the toolkit reports.
+        learning_rate: The chosen learning rate.
+        weight_decay: The chosen weight decay.
+        best_epoch: The best value on the test images after any epoch, which the toolkit reports.
     """
 
     scores: np.ndarray
@@ -56,10 +56,10 @@ def fit_elevater(
         features: Training features of shape `(images, dimension)`.
         labels: The class of each training image, from 0.
         test: Test features.
-        test_labels: The class of each test image. They decide nothing but `best_epoch`.
+        test_labels: The class of each test image. They affect only `best_epoch`.
         classes: Number of classes.
-        score: Returns the metric of scores `(images, classes)` and labels.
-        seed: Seed of the first weights and of the order of the images.
+        score: Function that returns the metric of scores `(images, classes)` and labels.
+        seed: Seed of the initial weights and of the order of the images.
     """
     held = held_out(labels)
     stay = np.setdiff1d(np.arange(len(labels)), held)
@@ -74,7 +74,7 @@ def fit_elevater(
 
 
 def held_out(labels: np.ndarray) -> np.ndarray:
-    """Return the numbers of the first 20 % of each class, rounded up; one image of each class stays."""
+    """Return the rows of the first 20 % of each class, rounded up. At least one image of each class is not held out."""
     members = (np.flatnonzero(labels == label) for label in np.unique(labels))
     return np.concatenate(
         [of_class[: min(math.ceil(HELD_OUT * len(of_class)), len(of_class) - 1)] for of_class in members]
@@ -92,8 +92,8 @@ def search(
 ) -> tuple[float, float]:
     """Return the learning rate and the weight decay with the best score on held-out images after any of 10 epochs.
 
-    For each learning rate, the weight decay is searched from coarse to fine. Of equal scores the first one stays.
-    Trainings that diverge are never chosen.
+    For each learning rate, the weight decay is searched from coarse to fine. Of equal scores the first one is chosen.
+    Diverged trainings are never chosen.
     """
     peaks = dict.fromkeys(RATES, (-math.inf, 0))
     tried = [(rate, place) for rate in RATES for place in range(0, len(DECAYS), FIRST_STEP)]
@@ -129,12 +129,12 @@ def train_heads(
     """Train several heads on the same batches, one for each learning rate and weight decay.
 
     Yields:
-        Scores of the judged images after each epoch, of shape `(heads, images, classes)`.
+        Scores of the images `judged` after each epoch, of shape `(heads, images, classes)`.
     """
     generator = torch.Generator().manual_seed(seed)
     x, y, judged_x = torch.tensor(features).float(), torch.tensor(labels).long(), torch.tensor(judged).float()
     norm = torch.nn.BatchNorm1d(x.shape[1], affine=False)
-    bound = x.shape[1] ** -0.5  # as torch.nn.Linear starts
+    bound = x.shape[1] ** -0.5  # like the initialization of torch.nn.Linear
     shapes = (classes, x.shape[1]), (classes, 1)
     starts = [torch.empty(shape).uniform_(-bound, bound, generator=generator) for shape in shapes]
     weight, bias = parameters = [start.repeat(len(rates), 1, 1).requires_grad_() for start in starts]
@@ -144,7 +144,7 @@ def train_heads(
         norm.train()
         for batch in torch.randperm(len(y), generator=generator).split(BATCH_SIZE):
             if len(batch) == 1:
-                continue  # has no variance
+                continue  # a single image has no variance
             scores = norm(x[batch]) @ weight.mT + bias.mT
             loss = cross_entropy(scores.flatten(0, 1), y[batch].repeat(len(rates)), reduction="sum") / len(batch)
             gradients = torch.autograd.grad(loss, parameters)

@@ -1,4 +1,4 @@
-"""Pools: pairs drawn out of a split, among which retrieval is measured."""
+"""Pools: pairs drawn from a split, among which retrieval is measured."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from ..cli.errors import UsageError
 
 
 DRAWS = 5
-# Training evaluates on the same pairs whatever its seed is, so that runs with different seeds can be compared.
+# Evaluations during training use the same pairs for every seed, so that runs with different seeds can be compared.
 TRAINING_POOL_SEED = 0
 
 
 def draw_pool(pairs: int, size: int, *, seed: int, draw: int = 0) -> list[int]:
     """Draw a pool of pairs without replacement.
 
-    The result depends on the arguments alone, not on the number of processes or on earlier draws.
+    The result does not depend on the number of processes or on earlier draws.
 
     Args:
         pairs: Number of pairs to draw from.
@@ -22,7 +22,7 @@ def draw_pool(pairs: int, size: int, *, seed: int, draw: int = 0) -> list[int]:
         draw: Number of the draw, from 0.
 
     Returns:
-        The rows of the drawn pairs, ascending.
+        Rows of the drawn pairs, ascending.
 
     Raises:
         ValueError: If `size` is larger than `pairs`.
@@ -37,9 +37,9 @@ def number_of_draws(pairs: int, size: int | None, draws: int | None, split: str)
 
     Args:
         pairs: Number of pairs in the split.
-        size: Pairs in a pool, or None for all.
-        draws: Number of pools asked for, or None for the default.
-        split: Name of the split, for the error.
+        size: Number of pairs in a pool, or None for all.
+        draws: Requested number of pools, or None for the default.
+        split: Name of the split for the error.
 
     Returns:
         The number of pools to draw: 1 if a pool holds all pairs, and 5 by default otherwise.

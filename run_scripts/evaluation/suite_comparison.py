@@ -1,4 +1,4 @@
-"""One comparison across benchmarks and models: as Markdown, LaTeX, JSON and a plot."""
+"""Compare models across benchmarks, as Markdown, LaTeX, JSON and a plot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from .visual_question_answering import WORDS
 PAPER_FIVE = tuple(benchmark for task, benchmark in OF_THE_PAPER if task == "zero-shot")
 MEAN = "mean of the paper's five"
 _LABELS = {"accuracy": "accuracy", "auroc": "AUROC"}
-ROOM = 30  # characters of a table in a terminal that models have
-INDEPENDENT_RUN = "BiomedCLIP (independent run)"  # of other images and prompts on some of the five: no mean
-_NOT_SHOWN = ("open token F1", "closed token F1")  # which nobody has published
+ROOM = 30  # characters for the names of models in a table of 80 characters
+INDEPENDENT_RUN = "BiomedCLIP (independent run)"  # has no mean, because some of its images and prompts differ
+_NOT_SHOWN = ("open token F1", "closed token F1")  # not published by anyone
 _NONE = Value(None, measured=False)
 
 
@@ -29,11 +29,11 @@ class Line:
     """A metric on a benchmark.
 
     Args:
-        task: The task.
-        name: The benchmark.
-        metric: Name of the metric, as in [`headline`].
-        values: The values of our models, by name.
-        published: Published values of BiomedCLIP and other models, by name.
+        task: Name of the task.
+        name: Name of the benchmark.
+        metric: Name of the metric in [`headline`].
+        values: Measured values by model.
+        published: Published values by model.
         from_figure: Published models whose value was read off a figure.
     """
 
@@ -43,6 +43,11 @@ class Line:
     values: Mapping[str, Value]
     published: Mapping[str, Value]
     from_figure: frozenset[str] = frozenset()
+
+    @property
+    def label(self) -> str:
+        """Name of the benchmark and the metric."""
+        return f"{self.name}, {self.metric}" if self.metric else self.name
 
     def paper(self) -> str:
         """Return BiomedCLIP's published value as text."""
@@ -72,10 +77,10 @@ def compare_suite(
     """Write `comparison.md`, `.tex`, `.json` and `.png`, and print the table.
 
     Args:
-        measured: Task, benchmark, its name in tables, and the contents of `results.json` by model.
+        measured: Task, benchmark, name of the benchmark in tables, and contents of `results.json` by model.
         models: Names of the models in their order.
         output_dir: Folder of the files.
-        remarks: Reasons by heading (such as `Missing`) and by what they are about.
+        remarks: Reasons by heading (such as `Missing`) and by subject.
     """
     lines = [line for task, benchmark, name, results in measured for line in _lines(task, benchmark, name, results)]
     mean, lacks = paper_mean(lines, models)
@@ -89,7 +94,7 @@ def compare_suite(
     title = f"Benchmarks of {models[0] if len(models) == 1 else f'{len(models)} models'}"
     rows = [
         (line.task, line.name, line.metric)
-        + tuple(Markdown(line.values.get(model, _NONE)) for model in models)  # numbers, which need no escapes
+        + tuple(Markdown(line.values.get(model, _NONE)) for model in models)
         + (Markdown(line.paper()), line.others())
         for line in lines
     ]
@@ -99,17 +104,15 @@ def compare_suite(
     alignment = f"lll{'r' * (len(columns) - 4)}l"
     write_text(output_dir / "comparison.tex", latex_table(title, alignment, columns, rows, ruled))
     write_json(output_dir / "comparison.json", _json(lines, models, lacks, measured, remarks))
-    drawn = [(f"{line.task}: {_label(line)}", line.values, line.marked()) for line in lines]
+    drawn = [(f"{line.task}: {line.label}", line.values, line.marked()) for line in lines]
     plot_suite(title, drawn, output_dir / "comparison.png")
     shown: list[tuple[str, ...]] = []
-    before = ""
-    for line in lines:
-        if line.task != before:
-            shown.append((line.task, *[""] * (len(models) + 1)))
-        cells = [line.values.get(model, _NONE)._replace(interval=None, deviation=None) for model in models]
-        shown.append((f"  {_label(line)}", *map(str, cells), line.paper()))  # a terminal is 80 wide: no intervals
-        before = line.task
-    # A terminal is 80 wide: long names stand below the table.
+    for task in dict.fromkeys(line.task for line in lines):
+        shown.append((task, *[""] * (len(models) + 1)))
+        for line in (line for line in lines if line.task == task):
+            # A terminal is 80 characters wide, which is too narrow for intervals and long names.
+            cells = [line.values.get(model, _NONE)._replace(interval=None, deviation=None) for model in models]
+            shown.append((f"  {line.label}", *map(str, cells), line.paper()))
     fits = sum(len(model) + 3 for model in models) <= ROOM
     show_table(title, shown, ["", *(models if fits else map(str, range(1, len(models) + 1))), "published"])
     for number, model in enumerate([] if fits else models, 1):
@@ -120,17 +123,17 @@ def compare_suite(
 
 
 def paper_mean(lines: Sequence[Line], models: Sequence[str]) -> tuple[Line | None, dict[str, list[str]]]:
-    """Return the mean over the zero-shot benchmarks of the paper, each with the metric that the paper gives.
+    """Return the mean over the zero-shot benchmarks of the paper, each with the metric of the paper.
 
     Args:
         lines: All lines.
         models: Names of the models.
 
     Returns:
-        A line with the mean of each model that has all of them, and of each published model that has; None if no model
-        has. By model that classifies, the benchmarks that it lacks.
+        A line with the mean of each measured and published model that has all benchmarks, or None if no measured model
+        has. Then, for each model with zero-shot results, the benchmarks that it lacks.
     """
-    # A result without a value of the paper is of other images, such as another study of TCGA-TIL.
+    # A result without a value of the paper is about other images, such as another study of TCGA-TIL.
     of_five = {line.name: line for line in lines if line.task == "zero-shot" and PAPER_MODEL in line.published}
     values: dict[str, Value] = {}
     lacks: dict[str, list[str]] = {}
@@ -157,16 +160,16 @@ def _mean(values: Sequence[Value]) -> float:
 
 
 def _lines(task: str, benchmark: str, name: str, results: Mapping[str, Mapping[str, Any]]) -> list[Line]:
-    """Return a line for each metric: the one that the paper gives for zero-shot and probes, else all of `headline`."""
+    """Return a line for each metric: only the published one for zero-shot and probes, else all of `headline`."""
     values = {model: headline(task, result["metrics"]) for model, result in results.items()}
     entries = next(iter(results.values())).get("published") or []
     published = {entry["model"]: headline(task, entry["values"]) for entry in entries}
     metrics = list(dict.fromkeys(metric for found in values.values() for metric in found if metric not in _NOT_SHOWN))
     if task in ("zero-shot", "linear-probe"):
-        chosen = "accuracy" if benchmark == "medmnist" else facts_of(benchmark)["metric"]
-        metrics = [metric for metric in metrics if metric.split(" ")[0] == _LABELS[chosen]]
+        chosen = _LABELS[facts_of(benchmark)["metric"]]
+        metrics = [metric for metric in metrics if metric.split(" ")[0] == chosen]
     from_figure = frozenset(entry["model"] for entry in entries if entry["read_from_figure"])
-    # The paper counts the tokens of GPT-2; the same metric on words is marked.
+    # The paper counts GPT-2 tokens. The metric on words is marked.
     of_words = any(result["settings"].get("f1_tokenizer") == WORDS for result in results.values())
     return [
         Line(
@@ -179,10 +182,6 @@ def _lines(task: str, benchmark: str, name: str, results: Mapping[str, Mapping[s
         )
         for metric in metrics
     ]
-
-
-def _label(line: Line) -> str:
-    return f"{line.name}, {line.metric}" if line.metric else line.name
 
 
 def _markdown(

@@ -1,4 +1,4 @@
-"""Writes benchmarks in the layouts that people download, with drawn images: a few for tests, or the full number."""
+"""Write benchmarks in their published formats, with synthetic images."""
 
 import csv
 import json
@@ -15,9 +15,7 @@ PCAM_SIZES = {"train": 262_144, "valid": 32_768, "test": 32_768}
 
 
 def drawn_pixels(seed: int | Sequence[int], size: int, positive: bool = False) -> np.ndarray:
-    """
-    A picture of its own for each seed, (size, size, 3): soft clouds of colour; dark spots where it is `positive`.
-    """
+    """Return an image of soft colors for a seed, of shape (size, size, 3), with dark spots if it is `positive`."""
     randomness = np.random.default_rng(seed)
     clouds = Image.fromarray(randomness.integers(90, 256, (8, 8, 3), dtype=np.uint8)).resize((size, size))
     pixels = np.asarray(clouds).copy()
@@ -29,7 +27,7 @@ def drawn_pixels(seed: int | Sequence[int], size: int, positive: bool = False) -
 
 
 def save_drawn(path: Path, seed: int | Sequence[int], size: int, positive: bool = False, mode: str = "RGB") -> None:
-    """A drawn picture as a file."""
+    """Save the image of a seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(drawn_pixels(seed, size, positive)).convert(mode).save(path)
 
@@ -44,20 +42,9 @@ def write_pcam(
     compression: str | None = None,
     slides: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """
-    `camelyonpatch_level_2_split_{part}_{x,y}.h5`: keys `x` (N, 96, 96, 3) and `y` (N, 1, 1, 1), uint8.
+    """Write `camelyonpatch_level_2_split_{part}_{x,y}.h5`, and return the labels.
 
-    Args:
-        folder: Where to.
-        part: `train`, `valid` or `test`.
-        images: Their number.
-        distinct: Pictures that are drawn; beyond, they come again with a few pixels of their own.
-        chunk_rows: Images in a chunk of the file; nothing for a file without chunks.
-        compression: `gzip` or nothing.
-        slides: Slide of each image: also writes `..._meta.csv`.
-
-    Returns:
-        The labels.
+    After `distinct` images, they repeat with a few different pixels. With `slides`, write their table too.
     """
     import h5py
 
@@ -91,7 +78,7 @@ def write_pcam(
 
 
 def write_pcam_of_kaggle(folder: Path, labels: Sequence[int]) -> None:
-    """`train/<40 hex digits>.tif` and `train_labels.csv`."""
+    """Write `train/<40 hex digits>.tif` and `train_labels.csv`."""
     names = [f"{number:040x}" for number in range(len(labels))]
     for number, (name, label) in enumerate(zip(names, labels, strict=True)):
         save_drawn(folder / "train" / f"{name}.tif", number, 96, bool(label))
@@ -99,7 +86,7 @@ def write_pcam_of_kaggle(folder: Path, labels: Sequence[int]) -> None:
 
 
 def write_lc25000(folder: Path, images: int = 5000, size: int = 768) -> None:
-    """`lung_colon_image_set/{lung_image_sets,colon_image_sets}/<class>/<name><number>.jpeg`; images of each class."""
+    """Write `lung_colon_image_set/{lung,colon}_image_sets/<class>/<name><number>.jpeg`."""
     for organ, classes in {"lung": ("lung_aca", "lung_n", "lung_scc"), "colon": ("colon_aca", "colon_n")}.items():
         for order, label in enumerate(classes):
             for number in range(1, images + 1):
@@ -116,13 +103,9 @@ def write_lc25000(folder: Path, images: int = 5000, size: int = 768) -> None:
 
 
 def write_tcga_til(folder: Path, cancers: Sequence[str], images: dict[str, tuple[int, int]]) -> None:
-    """
-    `TCGA-TILs/images-tcga-tils/<cancer>/{train,val,test}/{til-negative,til-positive}/*.png`, 100 pixels.
+    """Write `TCGA-TILs/images-tcga-tils/<cancer>/<split>/{til-negative,til-positive}/*.png`.
 
-    Args:
-        folder: Where to.
-        cancers: Their folders.
-        images: Negative and positive ones of each split.
+    `images` has the numbers of negative and positive images of each split.
     """
     for cancer in cancers:
         for split, numbers in images.items():
@@ -135,14 +118,7 @@ def write_tcga_til(folder: Path, cancers: Sequence[str], images: dict[str, tuple
 
 
 def write_rsna(folder: Path, targets: dict[str, Sequence[int]], size: int = 64) -> None:
-    """
-    `stage_2_train_images/<patientId>.dcm` (8 bits, JPEG) and `stage_2_train_labels.csv`.
-
-    Args:
-        folder: Where to.
-        targets: `Target` of each row of a patient.
-        size: Pixels a side.
-    """
+    """Write `stage_2_train_images/<patientId>.dcm` and `stage_2_train_labels.csv` with the `Target` of each row."""
     rows: list[tuple] = []
     for number, (patient, values) in enumerate(targets.items()):
         save_radiograph(folder / "stage_2_train_images" / f"{patient}.dcm", number, size, any(values))
@@ -151,7 +127,7 @@ def write_rsna(folder: Path, targets: dict[str, Sequence[int]], size: int = 64) 
 
 
 def save_radiograph(path: Path, seed: int, size: int, positive: bool = False) -> None:
-    """A drawn picture as DICOM with a JPEG stream, as RSNA's are."""
+    """Save the image of a seed as DICOM with a JPEG stream, like those of RSNA."""
     import io
 
     from pydicom.dataset import Dataset, FileMetaDataset
@@ -179,16 +155,7 @@ def save_radiograph(path: Path, seed: int, size: int, positive: bool = False) ->
 def write_medmnist(
     file: Path, classes: int, images: dict[str, int], shape: tuple[int, ...] = (28, 28), labels: int = 1
 ) -> None:
-    """
-    An `.npz` with `{train,val,test}_{images,labels}`.
-
-    Args:
-        file: Where to.
-        classes: Labels go from 0 to one less.
-        images: Number of each of the splits.
-        shape: Of an image.
-        labels: Of an image: 14 in ChestMNIST.
-    """
+    """Write an `.npz` with `{train,val,test}_{images,labels}`. Labels go from 0 to `classes` - 1."""
     randomness = np.random.default_rng(0)
     arrays = {}
     for split, number in images.items():
@@ -198,7 +165,7 @@ def write_medmnist(
 
 
 def write_vqa_rad(folder: Path, questions: Iterable[dict], name: str = "VQA_RAD Dataset Public.json") -> None:
-    """The JSON of VQA-RAD and `VQA_RAD Image Folder`; what a question does not say is filled in."""
+    """Write the JSON of VQA-RAD and `VQA_RAD Image Folder`. Missing fields of the questions have defaults."""
     rows = []
     for number, given in enumerate(questions):
         row = {
@@ -219,7 +186,7 @@ def write_vqa_rad(folder: Path, questions: Iterable[dict], name: str = "VQA_RAD 
 
 
 def draw_slake_images(folder: Path, questions: Iterable[Path], size: int = 32) -> None:
-    """Pictures for SLAKE's questions: `imgs/xmlab<number>/source.jpg`, each of its own."""
+    """Write a different image for each image name of SLAKE's questions."""
     names = {row["img_name"] for file in questions for row in json.loads(file.read_text(encoding="utf-8"))}
     for name in names:
         save_drawn(folder / name, int("".join(filter(str.isdigit, name))), size)
@@ -262,7 +229,7 @@ def add_spots_benchmark(monkeypatch, folder: Path) -> None:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """A CSV file."""
+    """Write a CSV file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *rows])

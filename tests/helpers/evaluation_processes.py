@@ -1,4 +1,4 @@
-"""What the processes of an evaluation test run: in a module of its own, as each of them imports it by its name."""
+"""The function that the processes of an evaluation test run. Each process imports this module by name."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def evaluate_in_a_process(rank: int, world_size: int, folder: str, port: int, batch_size: int) -> None:
-    """Evaluate the tiny model on some pairs, and write the metrics of the first process into a folder."""
+    """Evaluate the tiny model on some pairs, and write the metrics of the first process."""
     if world_size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

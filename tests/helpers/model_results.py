@@ -1,4 +1,4 @@
-"""Results as `biomedclip evaluate` leaves them; every number in them is invented."""
+"""Results as `biomedclip evaluate` writes them, with invented numbers."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ LEAKS = {
 
 
 def zero_shot_result(weights: str = WEIGHTS, **other: Any) -> dict[str, Any]:
-    """Of PCam, with damaged images and leaks."""
+    """Return a result of PCam with damaged images and leaks."""
     return {
         "schema": 1,
         "task": "zero-shot",
@@ -61,7 +61,7 @@ def zero_shot_result(weights: str = WEIGHTS, **other: Any) -> dict[str, Any]:
 
 
 def retrieval_result(weights: str = WEIGHTS, **other: Any) -> dict[str, Any]:
-    """Of twenty pairs."""
+    """Return a result of retrieval among 20 pairs."""
     there = {"recall_at_1": 0.1011, "recall_at_1_interval": [0.05, 0.15], "recall_at_10": 0.6012, "median_rank": 7.5}
     back = {"recall_at_1": 0.2013, "recall_at_1_interval": [0.1, 0.3], "recall_at_10": 0.7014, "median_rank": 6.5}
     return (
@@ -80,7 +80,7 @@ def retrieval_result(weights: str = WEIGHTS, **other: Any) -> dict[str, Any]:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> Path:
-    """Puts a result where the command would."""
+    """Write a result to `results.json` of a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(result))
     return folder / "results.json"

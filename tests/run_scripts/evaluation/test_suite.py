@@ -1,4 +1,4 @@
-"""`biomedclip evaluate suite`: all benchmarks of a folder."""
+"""`biomedclip evaluate suite`."""
 
 import io
 import json
@@ -27,6 +27,7 @@ from biomedclip import (
 )
 from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
 from biomedclip.run_scripts.cli import plots
+from biomedclip.run_scripts.evaluation import run, suite
 from biomedclip.run_scripts.evaluation.comparison import Value
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
 from biomedclip.run_scripts.evaluation.suite_comparison import PAPER_FIVE, Line, compare_suite, paper_mean
@@ -117,7 +118,7 @@ def measured(two_models, built, tmp_path_factory) -> tuple[Path, Path, str, list
     return root, out, printed.getvalue(), embedded
 
 
-def test_the_mean_is_that_of_the_papers_five_benchmarks(measured):
+def test_the_mean_is_over_the_five_benchmarks_of_the_paper(measured):
     _, out, printed, _ = measured
     found = comparison(out)["mean_of_the_paper"]
     assert found["benchmarks"] == ["pcam", "lc25000_lung", "lc25000_colon", "tcga_til", "rsna"]
@@ -144,15 +145,8 @@ def test_the_plot_marks_published_values_and_those_read_off_a_figure(measured, t
 
     monkeypatch.setattr(plots, "_plot_values", keep)
     _, out, _, _ = measured
-    results = [
-        (
-            "zero-shot",
-            name,
-            name,
-            {"base": json.loads((out / "base" / "zero-shot" / name / "results.json").read_text())},
-        )
-        for name in PAPER_FIVE
-    ]
+    files = {name: out / "base" / "zero-shot" / name / "results.json" for name in PAPER_FIVE}
+    results = [("zero-shot", name, name, {"base": json.loads(file.read_text())}) for name, file in files.items()]
     compare_suite(results, ["base"], tmp_path, remarks={})
     assert {"base", "BiomedCLIP (published)", "GPT variant of BiomedCLIP (published, read off a figure)"} <= set(drawn)
     assert "GPT variant of BiomedCLIP (published)" not in drawn
@@ -230,7 +224,9 @@ def calls(monkeypatch) -> list[str]:
     return seen
 
 
-def test_only_what_an_option_or_the_weights_change_is_measured_again(two_models, tmp_path, calls):
+def test_only_results_whose_options_data_or_weights_changed_are_measured_again(
+    two_models, tmp_path, calls, monkeypatch
+):
     root = write_benchmarks(tmp_path / "root", "rsna", "medmnist")
     model = tmp_path / "model"
     shutil.copytree(two_models[0], model)
@@ -241,7 +237,13 @@ def test_only_what_an_option_or_the_weights_change_is_measured_again(two_models,
         assert calls == expected
         calls.clear()
     assert main([*command, "0.5", "1.0", "--batch-size", "8", "--workers", "1"]) == 0 and calls == []
+    monkeypatch.setattr(suite, "facts_version", lambda: 99)
+    assert main([*command, "1.0"]) == 0 and calls == everything, "the published values have changed"
+    calls.clear()
+    assert main([*command, "1.0", "--rsna-split", "paper-fractions"]) == 0 and calls == everything[::2]
+    calls.clear()
     shutil.copy(Path(two_models[1]) / "model.safetensors", model / "model.safetensors")
+    monkeypatch.setattr(run, "load_dual_encoder", lambda *args, **options: pytest.fail("loaded again"))
     assert main([*command, "1.0"]) == 0 and calls == everything
     calls.clear()
     (tmp_path / "out" / "model" / "zero-shot" / "rsna" / "results.json").unlink()
@@ -249,15 +251,7 @@ def test_only_what_an_option_or_the_weights_change_is_measured_again(two_models,
     assert main([*command, "1.0"]) == 0 and calls == everything[:2]
 
 
-def test_results_with_published_values_of_another_version_are_measured_again(two_models, tmp_path, calls, monkeypatch):
-    root = write_benchmarks(tmp_path / "root", "tcga_til")
-    command = arguments(root, tmp_path / "out", two_models[0])
-    assert main(command) == 0 and main(command) == 0 and len(calls) == 1
-    monkeypatch.setattr("biomedclip.run_scripts.evaluation.suite.facts_version", lambda: 99)
-    assert main(command) == 0 and len(calls) == 2
-
-
-def test_a_result_that_was_written_just_before_a_kill_does_not_count_for_other_options(two_models, tmp_path, calls):
+def test_a_result_written_just_before_a_kill_is_not_used_for_other_options(two_models, tmp_path, calls):
     root = write_benchmarks(tmp_path / "root", "tcga_til")
     command = arguments(root, tmp_path / "out", two_models[0])
     assert main(command) == 0
@@ -266,7 +260,7 @@ def test_a_result_that_was_written_just_before_a_kill_does_not_count_for_other_o
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("biomedclip.run_scripts.evaluation.suite.write_json", interrupt)
+        patched.setattr(suite, "write_json", interrupt)
         assert main([*command, "--seed", "1"]) == 130
     assert main(command) == 0 and calls == ["zero-shot tcga_til"] * 3
 
@@ -328,7 +322,7 @@ def test_a_damaged_benchmark_is_listed_and_the_others_are_measured(two_models, t
     assert main(command) == 0 and calls == ["zero-shot pneumoniamnist"]
 
 
-def test_an_evaluation_or_a_model_that_fails_does_not_stop_the_others(two_models, tmp_path, capsys, monkeypatch):
+def test_a_failed_evaluation_or_model_does_not_stop_the_others(two_models, tmp_path, capsys, monkeypatch):
     root, out = write_benchmarks(tmp_path / "root", "lc25000", "medmnist"), tmp_path / "out"
     broken = tmp_path / "broken"
     shutil.copytree(two_models[0], broken)
@@ -353,15 +347,7 @@ def test_an_evaluation_or_a_model_that_fails_does_not_stop_the_others(two_models
     assert list(comparison(out)["results"][0]["models"]) == ["other"]
 
 
-def test_a_missing_package_is_named_with_what_installs_it(two_models, tmp_path, capsys, monkeypatch):
-    root = write_benchmarks(tmp_path / "root", "pcam", "medmnist")
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    assert main(arguments(root, tmp_path / "out", two_models[0])) == 1
-    assert 'pip install "biomedclip[hdf5]"' in capsys.readouterr().err
-    assert [entry["name"] for entry in comparison(tmp_path / "out")["results"]] == ["pneumoniamnist"]
-
-
-def test_parts_of_a_download_that_are_not_there_are_missing_and_no_failure(two_models, tmp_path):
+def test_missing_parts_of_a_download_are_not_failures(two_models, tmp_path):
     root = write_benchmarks(tmp_path / "root", "pcam", "lc25000")
     shutil.rmtree(root / "lc25000" / "lung_colon_image_set" / "colon_image_sets")
     for file in (root / "pcam").glob("*_train_*"):
@@ -373,7 +359,7 @@ def test_parts_of_a_download_that_are_not_there_are_missing_and_no_failure(two_m
     assert "split_train_x.h5" in found["missing"]["linear-probe on pcam"] and found["failed"] == {}
 
 
-def test_questions_are_for_models_with_a_head_and_other_tasks_for_dual_encoders(two_models, answerer, tmp_path, capsys):
+def test_each_model_does_only_the_tasks_that_it_fits(two_models, answerer, tmp_path, capsys):
     root, out = write_benchmarks(tmp_path / "root", "vqa_rad", "medmnist"), tmp_path / "out"
     assert main(arguments(root, out, answerer, two_models[0])) == 0
     found = comparison(out)
@@ -390,7 +376,7 @@ def test_questions_are_for_models_with_a_head_and_other_tasks_for_dual_encoders(
     assert "answers questions" in capsys.readouterr().err
 
 
-def test_a_folder_without_benchmarks_is_an_error_that_names_the_folders(two_models, tmp_path, capsys):
+def test_a_folder_without_benchmarks_is_an_error(two_models, tmp_path, capsys):
     (tmp_path / "root" / "pcam").mkdir(parents=True)
     (tmp_path / "root" / "images").mkdir()
     assert main(arguments(tmp_path / "root", tmp_path / "out", two_models[0])) == 1
@@ -401,7 +387,7 @@ def test_a_folder_without_benchmarks_is_an_error_that_names_the_folders(two_mode
     assert "none: there is no such folder" in capsys.readouterr().err
 
 
-def test_sets_of_medmnist_without_classes_for_prompts_are_left_out(two_models, tmp_path):
+def test_unsupported_sets_of_medmnist_are_listed_as_not_applicable(two_models, tmp_path):
     root = write_benchmarks(tmp_path / "root", "medmnist")
     write_medmnist(root / "medmnist" / "chestmnist.npz", 2, {"train": 2, "val": 2, "test": 4}, labels=14)
     shutil.copy(root / "medmnist" / "pneumoniamnist.npz", root / "medmnist" / "pneumoniamnist_64.npz")
@@ -411,14 +397,6 @@ def test_sets_of_medmnist_without_classes_for_prompts_are_left_out(two_models, t
     assert "2D images with one label" in found["not_applicable"]["zero-shot on chestmnist"]
 
 
-def test_a_model_is_loaded_once_for_all_benchmarks(two_models, tmp_path, monkeypatch):
-    root = write_benchmarks(tmp_path / "root", "tcga_til", "medmnist")
-    monkeypatch.setattr(
-        "biomedclip.run_scripts.evaluation.run.load_dual_encoder", lambda *args, **options: pytest.fail("again")
-    )
-    assert main(arguments(root, tmp_path / "out", two_models[0])) == 0
-
-
 def test_tasks_and_benchmarks_can_be_selected(two_models, tmp_path, calls, capsys):
     root = write_benchmarks(tmp_path / "root", "pcam", "rsna", "medmnist")
     command = [*arguments(root, tmp_path / "out", two_models[0]), *FAST]
@@ -426,16 +404,6 @@ def test_tasks_and_benchmarks_can_be_selected(two_models, tmp_path, calls, capsy
     assert calls == ["linear-probe rsna"]
     assert main([*command, "--benchmarks", "rsna", "slake"]) == 1
     assert "visual-question-answering on slake (expected in slake/)" in capsys.readouterr().err
-
-
-def test_models_may_be_repeated_options_or_one_list(two_models, tmp_path):
-    root = write_benchmarks(tmp_path / "root", "medmnist")
-    found = []
-    for number, models in enumerate((["--model", *two_models], [f"--model={two_models[0]}", "--model", two_models[1]])):
-        out = tmp_path / str(number)
-        assert main(["evaluate", "suite", *models, "--data-root", str(root), "--output-dir", str(out)]) == 0
-        found.append(comparison(out)["results"][0]["models"])
-    assert found[0] == found[1] and list(found[0]) == ["base", "other"]
 
 
 @pytest.mark.parametrize(
@@ -450,46 +418,34 @@ def test_models_may_be_repeated_options_or_one_list(two_models, tmp_path):
             "--image-id has no effect on suite --tasks visual-question-answering",
         ),
         (
-            ["--tasks", "visual-question-answering", "--precision", "bfloat16"],
+            ["--tasks", "vqa", "--precision", "bfloat16"],
             "--precision has no effect on suite --tasks visual-question-answering",
         ),
         (
-            ["--tasks", "visual-question-answering", "--workers", "1"],
+            ["--tasks", "vqa", "--workers", "1"],
             "--workers has no effect on suite --tasks visual-question-answering",
         ),
         (["--tasks", "linear-probe", "--max-length", "5"], "--max-length has no effect on suite --tasks linear-probe"),
         (["--benchmarks", "pcam", "--cancer", "brca"], "--cancer has no effect on pcam, only on tcga_til"),
+        (["suite"], "suite needs --data-root"),
+        (["zero-shot"], "zero-shot needs --data,"),
+        (["zero-shot", "--data", "d", "--data-root", "r"], "--data-root has no effect on zero-shot, only on suite"),
+        (["zero-shot", "--data", "d", "--tasks", "vqa"], "--tasks has no effect on zero-shot, only on suite"),
         (["--tasks", "dance"], "--tasks: 'dance' is not part of the suite. Choose from zero-shot, linear-probe, "),
         (["--benchmarks", "imagefolder"], "'imagefolder' is not part of the suite. Choose from pcam, "),
         (
-            ["--tasks", "visual-question-answering", "--benchmarks", "pcam"],
+            ["--tasks", "vqa", "--benchmarks", "pcam"],
             "--tasks visual-question-answering cannot be measured on pcam",
         ),
     ],
 )
-def test_options_that_the_suite_cannot_use_are_refused(options, message, capsys):
-    assert main(["evaluate", "suite", "--model", "m", "--data-root", "r", "--output-dir", "o", *options]) == 2
+def test_invalid_options_are_errors(options, message, capsys):
+    task = [] if options[0] in ("suite", "zero-shot") else ["suite", "--data-root", "r"]
+    assert main(["evaluate", *task, *options, "--model", "m", "--output-dir", "o"]) == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["suite"], "suite needs --data-root"),
-        (["zero-shot"], "zero-shot needs --data,"),
-        (["zero-shot", "--data", "d", "--data-root", "r"], "--data-root has no effect on zero-shot, only on suite"),
-        (
-            ["zero-shot", "--data", "d", "--tasks", "visual-question-answering"],
-            "--tasks has no effect on zero-shot, only on suite",
-        ),
-    ],
-)
-def test_each_task_needs_its_own_option_for_the_data(options, message, capsys):
-    assert main(["evaluate", *options, "--model", "m", "--output-dir", "o"]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_models_whose_names_differ_only_in_characters_of_paths_have_their_own_folders(two_models, tmp_path):
+def test_models_with_similar_names_have_their_own_folders(two_models, tmp_path):
     root = write_benchmarks(tmp_path / "root", "medmnist")
     models = [tmp_path / "run 1", tmp_path / "run_1"]
     for source, copy in zip(two_models, models, strict=True):
@@ -508,7 +464,7 @@ def test_results_of_another_task_are_not_replaced(two_models, tmp_path, capsys):
     assert "contains results of zero-shot on pcam" in capsys.readouterr().err
 
 
-def test_a_mean_needs_all_five_benchmarks_as_in_the_paper_with_a_defined_metric():
+def test_a_mean_needs_a_defined_metric_of_all_five_benchmarks():
     published = [{PAPER_MODEL: Value(0.5), "GPT": Value(0.1 * place)} for place in range(5)]
     lines = [
         Line("zero-shot", name, "accuracy", {"a": Value(0.1 * place), "b": Value(None)}, published[place])
@@ -527,14 +483,7 @@ def test_a_mean_needs_all_five_benchmarks_as_in_the_paper_with_a_defined_metric(
     assert paper_mean([Line("linear-probe", "rsna", "accuracy", {"a": Value(0.5)}, {})], ["a"]) == (None, {})
 
 
-def test_an_option_of_one_benchmark_changes_only_its_results(two_models, tmp_path, calls):
-    root = write_benchmarks(tmp_path / "root", "tcga_til", "medmnist")
-    command = arguments(root, tmp_path / "out", two_models[0])
-    assert main(command) == 0 and calls == ["zero-shot tcga_til", "zero-shot pneumoniamnist"]
-    assert main([*command, "--cancer", "all"]) == 0 and calls[2:] == ["zero-shot tcga_til"]
-
-
-def test_long_names_of_models_stand_below_the_table(two_models, tmp_path, capsys, monkeypatch):
+def test_long_names_of_models_are_listed_below_the_table(two_models, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     root = write_benchmarks(tmp_path / "root", "tcga_til")
     models = [tmp_path / f"BiomedCLIP-PubMedBERT_256-vit_base_patch16_{size}" for size in (224, 384)]
