@@ -123,11 +123,6 @@ def save_merged(model: PeftModel, processor: Any, folder: Path) -> None:
     """Save a plain model that loads without PEFT, with the adapters added to its weights.
 
     In float32, its outputs equal those of the model with adapters up to rounding.
-
-    Args:
-        model: Model with adapters. It is not changed.
-        processor: Processor of the model.
-        folder: Output folder.
     """
     copy.deepcopy(model).merge_and_unload(safe_merge=True).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -20,8 +20,8 @@ from biomedclip.processing.stratified import hold_out
 from ..cli.reporting import show_table
 from . import runs, supervised
 from .adapters import AdapterOptions, add_adapter
-from .runs import check_checkpoint, cost_rows, start_run
-from .supervised import HEAD, SupervisedArguments, SupervisedData, SupervisedTrainer, load_with_head, run_supervised
+from .runs import check_checkpoint, cost_rows, run_and_save, start_run
+from .supervised import HEAD, SupervisedArguments, SupervisedData, SupervisedTrainer, load_with_head
 from .trackers import check_trackers
 
 
@@ -70,11 +70,6 @@ def run(
 ) -> tuple[SupervisedTrainer, dict[str, Any]]:
     """Train and save an image classifier, and measure it on held-out images.
 
-    Args:
-        data: Labeled images and the model to start from.
-        adapter: LoRA options.
-        args: Training arguments.
-
     Returns:
         The trainer, and the content of `train_results.json`.
 
@@ -117,7 +112,7 @@ def run(
         measured: dict[str, Any] = {split: measure(trainer, splits[split], split) for split in held_out}
         return {"classes": classes, "chance": 1 / len(classes), **measured}
 
-    return trainer, run_supervised(trainer, checkpoint, adapter, config, measure_splits)
+    return trainer, run_and_save(trainer, checkpoint, adapter, measure_splits, config)
 
 
 def with_validation(splits: Mapping[str, LabeledImages], share: float, seed: int) -> dict[str, LabeledImages]:

@@ -30,10 +30,10 @@ from ..cli.errors import UsageError, usage_errors
 from ..cli.reporting import say, show_table, write_json
 from ..evaluation.pools import TRAINING_POOL_SEED, draw_pool
 from . import runs
-from .adapters import MERGED, AdapterOptions, add_adapter, check_merge, save_merged
+from .adapters import AdapterOptions, add_adapter
 from .dry_run import PUBLISHED_PAIRS, DryRunOptions, plan_run, show_plan
 from .models import ModelOptions, configuration, load_model, outline
-from .runs import check_checkpoint, cost_rows, run_training, set_batch_size, start_run
+from .runs import check_checkpoint, cost_rows, run_and_save, set_batch_size, start_run
 from .throughput import StepClock, throughput
 from .trackers import check_trackers
 from .zero_shot_validation import ZeroShotOptions, ZeroShotValidation, read_zero_shot_sets
@@ -218,22 +218,18 @@ def train(
         ],
         processing_class=processor,
     )
-    check_merge(trainer, adapter)
     clock = StepClock()
     trainer.add_callback(clock)
-    results = {
-        **run_training(trainer, checkpoint),
-        **throughput(trainer, clock, collator),
-        "training_pairs": len(stream),
-        "validation_pairs": 0 if trainer.eval_dataset is None else len(trainer.eval_dataset),
-        "substituted_rows": collator.substituted_rows,
-        "substituted_rows_in_evaluation": trainer.eval_data_collator.substituted_rows,
-    }
-    if trainer.is_world_process_zero():
-        write_json(Path(args.output_dir) / "train_results.json", results)
-        if adapter.merge_adapter:
-            save_merged(trainer.model, processor, Path(args.output_dir) / MERGED)
-    return trainer, results
+
+    def measure() -> dict[str, Any]:
+        return {
+            **throughput(trainer, clock, collator),
+            "training_pairs": len(stream),
+            "validation_pairs": 0 if trainer.eval_dataset is None else len(trainer.eval_dataset),
+            "substituted_rows_in_evaluation": trainer.eval_data_collator.substituted_rows,
+        }
+
+    return trainer, run_and_save(trainer, checkpoint, adapter, measure)
 
 
 def plan(

@@ -54,14 +54,6 @@ def plan_run(
 ) -> dict[str, Any]:
     """Return the plan of a run, which is the content of `dry_run.json`.
 
-    Args:
-        model: Model, which may be on the meta device.
-        args: Training arguments.
-        pairs: Number of training pairs.
-        processes: Number of processes.
-        text_length: Maximum number of tokens of a text.
-        notes: Assumptions.
-
     Raises:
         UsageError: If there are fewer pairs than a batch, or `num_train_epochs` gives no step.
     """

@@ -182,9 +182,6 @@ def lock_image_tower(model: Any) -> None:
     """Freeze the image encoder as in LiT (arXiv 2111.07991), except for the projection, as in open_clip.
 
     The encoder runs in evaluation mode, without dropout.
-
-    Args:
-        model: BiomedCLIPModel or CLIPModel.
     """
     model.vision_model.requires_grad_(False)
     model.vision_model.register_forward_pre_hook(_enter_locked_tower)
@@ -267,11 +264,6 @@ def outline(
     options: ModelOptions, loss: str = LOSSES[0], *, adapted: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
     """Create the model that the options name without weights. Only configurations are downloaded.
-
-    Args:
-        options: Model options.
-        loss: Contrastive loss.
-        adapted: Whether only an adapter is trained.
 
     Returns:
         The model on the meta device, and notes on assumptions.

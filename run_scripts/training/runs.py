@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from ..cli.models import check_model_name
 from ..cli.options import write_recipe
 from ..cli.permissions import UmaskOnCheckpoints, apply_umask
 from ..cli.progress import show_progress
-from ..cli.reporting import peak_memory_mib, versions
+from ..cli.reporting import peak_memory_mib, versions, write_json
+from .adapters import MERGED, AdapterOptions, check_merge, save_merged
 from .trackers import tracker_errors
 
 
 logger = logging.getLogger(__name__)
 
+CONFIG = "config"  # folder of the model's configuration in the folder of an adapter
 # Groups of options that exclude each other: the command line overrides all of a group in a recipe.
 ALTERNATIVES = (("max_steps", "num_train_epochs"),)
 _COSTS = """
@@ -39,10 +41,6 @@ def run_training(trainer: AdaptedTrainer, checkpoint: str | None) -> dict[str, A
     """Train from the start or from a checkpoint, and save the model and the training curves.
 
     If a run was killed after its last step, only the model is saved.
-
-    Args:
-        trainer: Trainer.
-        checkpoint: Checkpoint folder to resume from, if any.
 
     Returns:
         Costs of the training. Speed and mean loss are those since the checkpoint. Memory is the peak of this process:
@@ -95,11 +93,42 @@ def run_training(trainer: AdaptedTrainer, checkpoint: str | None) -> dict[str, A
     }
 
 
-def saved_checkpoint(trainer: AdaptedTrainer) -> dict[str, Any]:
-    """Return which state of the training the saved model has: the best checkpoint on validation, or the last step.
+def run_and_save(
+    trainer: AdaptedTrainer,
+    checkpoint: str | None,
+    adapter: AdapterOptions,
+    measure: Callable[[], dict[str, Any]],
+    base_config: Any = None,
+) -> dict[str, Any]:
+    """Train, and save the model, the results and the merged model.
 
     Args:
-        trainer: Trainer after training.
+        trainer: Trainer.
+        checkpoint: Checkpoint folder to resume from, if any.
+        adapter: LoRA options.
+        measure: Function that returns further results after the training.
+        base_config: Configuration to save with an adapter, if its head is not part of the base model.
+
+    Returns:
+        The content of `train_results.json`.
+    """
+    check_merge(trainer, adapter)
+    results = run_training(trainer, checkpoint)
+    results["substituted_rows"] = trainer.data_collator.substituted_rows
+    results |= measure()
+    if trainer.is_world_process_zero():
+        output_dir = Path(trainer.args.output_dir)
+        write_json(output_dir / "train_results.json", results)
+        if adapter.lora_rank is not None and base_config is not None:
+            # In a folder of its own, because transformers takes a folder with a configuration for a whole model.
+            base_config.save_pretrained(output_dir / CONFIG)
+        if adapter.merge_adapter:
+            save_merged(trainer.model, trainer.processing_class, output_dir / MERGED)
+    return results
+
+
+def saved_checkpoint(trainer: AdaptedTrainer) -> dict[str, Any]:
+    """Return which state of the training the saved model has: the best checkpoint on validation, or the last step.
 
     Returns:
         `chosen` (`best` or `last`) and `step`. For `best` also `metric` and `value`.
@@ -125,11 +154,6 @@ def describe_checkpoint(saved: Mapping[str, Any]) -> str:
 def set_batch_size(args: TrainingArguments, batch_size: int | None, devices: int) -> None:
     """Divide a batch evenly among the devices of a run.
 
-    Args:
-        args: Training arguments whose `per_device_train_batch_size` is set.
-        batch_size: Number of pairs of a step over all devices. None leaves the arguments unchanged.
-        devices: Number of devices.
-
     Raises:
         UsageError: If the batch cannot be divided evenly.
     """
@@ -152,10 +176,6 @@ def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def check_checkpoint(name: str | None, *, trust_remote_code: bool = False) -> None:
     """Check the model to train before anything is read.
 
-    Args:
-        name: Folder or Hub id. Nothing is checked if it is None.
-        trust_remote_code: Whether the code of the model may run.
-
     Raises:
         FileNotFoundError: If the name is neither a folder nor an id on the Hub.
         ValueError: If a file of the model requires trust, see [`check_source`].
@@ -167,11 +187,6 @@ def check_checkpoint(name: str | None, *, trust_remote_code: bool = False) -> No
 
 def start_run(args: TrainingArguments, options: Sequence[Any], **also: Any) -> str | None:
     """Write the recipe of a run into its folder, and set the random seed.
-
-    Args:
-        args: Training arguments.
-        options: Options to write, see [`write_recipe`].
-        also: Further options to write.
 
     Returns:
         The checkpoint to resume from, see [`checkpoint_to_resume`].

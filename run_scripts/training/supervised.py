@@ -1,9 +1,8 @@
 """Training with labels, for image classification and visual question answering."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +12,10 @@ from biomedclip.trainer_adaptations import AdaptedTrainer
 from biomedclip.training_arguments import CheckedTrainingArguments
 from biomedclip.training_options import LABELS, rule_of
 
-from ..cli.reporting import write_json
 from ..cli.trust import trust_option
-from .adapters import MERGED, AdapterOptions, check_merge, refuse_adapter, save_merged
-from .runs import run_training
+from .adapters import refuse_adapter
 
 
-CONFIG = "config"  # folder of the model's configuration in the folder of an adapter
 HEAD = "classifier"  # name of the head in classifiers of transformers
 # Options that `--help` explains.
 SHOWN = """
@@ -132,42 +128,6 @@ def load_with_head(
     )
     refuse_adapter(model)
     return model, info
-
-
-def run_supervised(
-    trainer: SupervisedTrainer,
-    checkpoint: str | None,
-    adapter: AdapterOptions,
-    config: Any,
-    measure: Callable[[], dict[str, Any]],
-) -> dict[str, Any]:
-    """Train, measure, and save the results, the merged model, and the configuration of the base model of an adapter.
-
-    Args:
-        trainer: Trainer.
-        checkpoint: Checkpoint folder to resume from, if any.
-        adapter: LoRA options.
-        config: Configuration of the model without the adapter.
-        measure: Function that returns the metrics of the trained model.
-
-    Returns:
-        The content of `train_results.json`.
-    """
-    check_merge(trainer, adapter)
-    results: dict[str, Any] = {
-        **run_training(trainer, checkpoint),
-        "substituted_rows": trainer.data_collator.substituted_rows,
-    }
-    results |= measure()
-    if trainer.is_world_process_zero():
-        output_dir = Path(trainer.args.output_dir)
-        write_json(output_dir / "train_results.json", results)
-        if adapter.lora_rank is not None:
-            # In a folder of its own, because transformers takes a folder with a configuration for a whole model.
-            config.save_pretrained(output_dir / CONFIG)
-        if adapter.merge_adapter:
-            save_merged(trainer.model, trainer.processing_class, output_dir / MERGED)
-    return results
 
 
 class _EpochOfCrops(TrainerCallback):

@@ -20,9 +20,6 @@ _MODULES = {"flyte": "flytekit", "azure_ml": "azureml"}
 def check_trackers(args: TrainingArguments) -> None:
     """Check that the trackers of `--report-to` can start, before anything is loaded.
 
-    Args:
-        args: Training arguments.
-
     Raises:
         UsageError: If transformers does not know a tracker.
         ImportError: If a tracker is not installed.

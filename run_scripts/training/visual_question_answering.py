@@ -25,8 +25,8 @@ from ..hub.fingerprints import base_fingerprint
 from . import runs, supervised
 from .adapters import AdapterOptions, add_adapter
 from .models import make_config, read_fields
-from .runs import check_checkpoint, cost_rows, describe_checkpoint, start_run
-from .supervised import HEAD, SupervisedArguments, SupervisedData, SupervisedTrainer, load_with_head, run_supervised
+from .runs import check_checkpoint, cost_rows, describe_checkpoint, run_and_save, start_run
+from .supervised import HEAD, SupervisedArguments, SupervisedData, SupervisedTrainer, load_with_head
 from .trackers import check_trackers
 
 
@@ -113,11 +113,6 @@ def run(
 ) -> tuple["QuestionTrainer", dict[str, Any]]:
     """Train and save a model that answers questions, and measure it on the validation questions, if there are any.
 
-    Args:
-        data: Questions and the model to start from.
-        adapter: LoRA options for the encoders. The head is always trained whole.
-        args: Training arguments.
-
     Returns:
         The trainer, and the content of `train_results.json`.
 
@@ -167,7 +162,7 @@ def run(
             "validation": measure(trainer, splits["validation"], validation) if validation else None,
         }
 
-    return trainer, run_supervised(trainer, checkpoint, adapter, config, measure_validation)
+    return trainer, run_and_save(trainer, checkpoint, adapter, measure_validation, config)
 
 
 def check_validation_options(data: QuestionData, args: SupervisedArguments) -> None:
@@ -246,12 +241,6 @@ class QuestionTrainer(SupervisedTrainer):
 def load_questions(name: str | None, path: str, split: Any, image_folder: str | None = None) -> VisualQuestionBenchmark:
     """Load a split of a benchmark for visual question answering.
 
-    Args:
-        name: Name of the benchmark.
-        path: Folder of the benchmark.
-        split: `train`, `validation` or `test`.
-        image_folder: Folder of the images (default: beside the questions).
-
     Raises:
         UsageError: If the benchmark is not one for visual question answering.
         FileNotFoundError: If the benchmark or a part of it is missing.
@@ -266,10 +255,6 @@ def load_questions(name: str | None, path: str, split: Any, image_folder: str | 
 def check_questions_readable(questions: Sequence[VisualQuestion], where: str) -> None:
     """Check that at least one image of some questions can be read.
 
-    Args:
-        questions: Questions. Nothing is checked if there are none.
-        where: Name of the questions in an error.
-
     Raises:
         ValueError: If none of the images can be read.
     """
@@ -281,10 +266,6 @@ def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuest
     """Read the training and validation questions.
 
     VQA-RAD has no validation split. A fraction of its training images is held out, with all their questions.
-
-    Args:
-        data: Benchmark, folder and fraction to hold out.
-        seed: Seed of the random choice of images.
 
     Returns:
         The questions of `train` and `validation`. The latter is empty if nothing is held out.

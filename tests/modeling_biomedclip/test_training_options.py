@@ -198,7 +198,7 @@ def test_a_field_that_a_stream_ignores_is_an_error(trainer, options):
 @pytest.mark.parametrize("strategy", ["sequential", "random"])
 def test_the_order_of_a_stream_cannot_be_changed(trainer, strategy):
     if strategy == "sequential":
-        with pytest.raises(ValueError, match="train_sampling_strategy='sequential' is not supported"):
+        with pytest.raises(ValueError, match="train_sampling_strategy='sequential'. is not supported"):
             trainer(train_sampling_strategy=strategy)
     loader = trainer(stream=False, train_sampling_strategy=strategy).get_train_dataloader()
     assert ("Sequential" in type(loader.batch_sampler.sampler).__name__) == (strategy == "sequential")
