@@ -90,8 +90,7 @@ class PairHandling:
     text: Text = field(
         default="caption",
         metadata={
-            "help": "Text of a training pair: caption, a paragraph that mentions the figure (another one in each "
-            "epoch), or both.",
+            "help": "Text of a training pair: caption, a paragraph that mentions the figure, or both.",
             "choices": list(get_args(Text)),
         },
     )
@@ -105,8 +104,7 @@ class PairHandling:
     fast_decode: bool = field(
         default=False,
         metadata={
-            "help": "Decode training JPEGs at a reduced size and resize them with a faster filter. Pixels differ by at "
-            "most one level of 255 on average."
+            "help": "Decode training JPEGs faster at a reduced size. Pixels differ by at most one level on average."
         },
     )
     max_eval_pairs: int = field(

@@ -74,9 +74,7 @@ class ModelOptions:
     patch_dropout: float | None = field(
         default=None, metadata={"help": "Fraction of the patches of each image to drop at random in training."}
     )
-    lock_image_tower: bool = field(
-        default=False, metadata={"help": "Freeze the image encoder and train the rest, as in LiT."}
-    )
+    lock_image_tower: bool = field(default=False, metadata={"help": "Freeze the image encoder, as in LiT."})
     tokenizer: str | None = field(
         default=None, metadata={"help": "Tokenizer (default: that of the checkpoint, or train one on the captions)."}
     )

@@ -34,7 +34,7 @@ class ZeroShotOptions:
         default_factory=list,
         metadata={
             "help": "Labeled images to classify at each evaluation: class folders, built datasets with a labels.csv, "
-            "or BENCHMARK=FOLDER. NAME=FOLDER sets the name of the metrics."
+            "BENCHMARK=FOLDER or NAME=FOLDER."
         },
     )
     zero_shot_split: str = field(default="test", metadata={"help": "Split of the labeled images (default: test)."})
