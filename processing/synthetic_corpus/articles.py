@@ -68,10 +68,12 @@ class Article:
 
     @property
     def name(self) -> str:
+        """Name of the folder, such as PMC9000001.1."""
         return f"PMC{self.number}.{self.version}"
 
     @property
     def doi(self) -> str:
+        """Digital object identifier."""
         return f"10.5555/synthetic.{self.number}"  # 10.5555 is the prefix for examples
 
 

@@ -37,5 +37,6 @@ class UmaskOnCheckpoints(TrainerCallback):
     """Apply the umask to each checkpoint of a training after it is written."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the permissions of the checkpoint that was written."""
         if args.should_save:
             apply_umask(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -1,4 +1,4 @@
-"""A progress bar for training that shows the latest figures in one line."""
+"""A progress bar for training that shows the latest metrics in one line."""
 
 import sys
 from typing import Any
@@ -17,12 +17,13 @@ SHOWN = {
 
 
 class TrainingBar(TrainerCallback):
-    """Steps done, and what was logged last; `Trainer`'s own bar prints a line of twenty numbers at each evaluation."""
+    """Show the steps and the latest metrics. The bar of `Trainer` prints a line of twenty numbers at each evaluation."""
 
     def __init__(self) -> None:
-        self.figures: dict[str, str] = {}
+        self.metrics: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Create the bar."""
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -34,27 +35,30 @@ class TrainingBar(TrainerCallback):
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Show the metrics that were logged."""
         zero_shot = {key: key.removeprefix("eval_zero_shot_").replace("_", " ") for key in logs or {} if _is_shown(key)}
         for key, name in (SHOWN | zero_shot).items():
             if key in (logs or {}):
-                self.figures[name] = f"{float((logs or {})[key]):.3f}"
+                self.metrics[name] = f"{float((logs or {})[key]):.3f}"
         if hasattr(self, "bar"):
-            self.bar.set_postfix(self.figures)
+            self.bar.set_postfix(self.metrics)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
         self.bar.close()
 
 
 def _is_shown(key: str) -> bool:
-    """Of each zero-shot set the balanced accuracy, which a classifier of one answer cannot have."""
+    """Return whether a metric is the balanced accuracy of a zero-shot dataset."""
     return key.startswith("eval_zero_shot_") and key.endswith("_balanced_accuracy")
 
 
 def show_progress(trainer: Trainer) -> None:
-    """Puts our bar in the place of `Trainer`'s."""
+    """Replace the progress bar of a trainer by [`TrainingBar`]."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(TrainingBar())

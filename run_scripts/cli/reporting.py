@@ -1,4 +1,4 @@
-"""What a run leaves for people and programs: tables, JSON files, versions."""
+"""Print tables and messages, and write JSON files and versions."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ PACKAGES = ("biomedclip", "torch", "transformers", "datasets", "accelerate", "pe
 
 
 def show_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
-    """Prints a table that fits the terminal; the first column is text, the others stand to the right."""
+    """Print a table on stdout. The first column is aligned left, the others are aligned right."""
     say(title)
     table = Table()
     for position, column in enumerate(columns):
@@ -39,13 +39,13 @@ def show_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str]
 
 
 def _cell(value: Any) -> str:
-    """A value on one line; blanks at its beginning stay, for they set a row below another."""
+    """Return a value on one line. Leading blanks, which indent a row, are kept."""
     text = format_value(value)
     return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
 
 
 def say(message: str) -> None:
-    """Prints a line that marks a stage of the run."""
+    """Print a line about the results on stdout."""
     # As Text: rich would take brackets of a string for markup, and names between colons for emoji.
     Console().print(Text(lines(message)), style="bold")
 
@@ -56,7 +56,7 @@ def show_stage(message: str) -> None:
 
 
 def say_undefined(metrics: Mapping[str, Any]) -> None:
-    """Prints why metrics are undefined, one line for each reason; `metrics` holds the reasons under `undefined`."""
+    """Print why metrics are undefined, one line for each reason in `metrics["undefined"]`."""
     named: dict[str, list[str]] = {}
     for name, reason in (metrics.get("undefined") or {}).items():
         named.setdefault(reason, []).append(name.replace("_", " "))
@@ -66,8 +66,8 @@ def say_undefined(metrics: Mapping[str, Any]) -> None:
 
 @contextmanager
 def no_warnings_of_transformers() -> Iterator[None]:
-    """Keeps back what transformers warns of, where whoever calls says it in a sentence of its own."""
-    from transformers.utils import logging  # not for verbs that do without it
+    """Hide the warnings of transformers where the caller reports the same in its own words."""
+    from transformers.utils import logging  # an import that not all verbs need
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -78,9 +78,7 @@ def no_warnings_of_transformers() -> Iterator[None]:
 
 
 def format_value(value: Any) -> str:
-    """A value as a table shows it: four digits for fractions, commas in large numbers, a dash for none, and a word
-    for NaN and infinities.
-    """
+    """Format a value for a table: fractions with four digits, large numbers with commas, and None as a dash."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -95,8 +93,10 @@ def format_value(value: Any) -> str:
 
 
 def refuse_filled(folder: Path, *, overwrite: bool) -> None:
-    """Raises:
-    FileExistsError: There is something in the folder, or a file in its place, and no word of overwriting.
+    """Check that a folder is empty or may be overwritten.
+
+    Raises:
+        FileExistsError: If the folder is a file or is not empty, and `overwrite` is not set.
     """
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: pass --overwrite, or choose another folder.")
@@ -126,9 +126,9 @@ def claim_folder(folder: Path, results: Sequence[str], *, overwrite: bool) -> No
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all.
+    """Write a JSON file. An interrupted write leaves the old file.
 
-    JSON has no NaN and no infinity: they are written as null, and a warning names them.
+    JSON has neither NaN nor infinity. They are written as null, and a warning names them.
     """
     undefined: list[str] = []
     strict = _strict(content, "", undefined)
@@ -138,7 +138,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _strict(content: Any, name: str, undefined: list[str]) -> Any:
-    """The content with None in place of NaN and infinities, whose names are added to a list."""
+    """Replace NaN and infinities by None, and add their names to a list."""
     if isinstance(content, Mapping):
         return {key: _strict(value, f"{name}.{key}".lstrip("."), undefined) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -161,7 +161,7 @@ def peak_memory_mib() -> int | None:
 
 
 def versions() -> dict[str, Any]:
-    """What the numbers were measured with."""
+    """Return the versions of the packages and the machine that results were measured with."""
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
