@@ -41,32 +41,67 @@ def recipe(tmp_path):
     return write
 
 
-def test_the_command_line_wins_over_the_recipe(recipe):
+def test_the_command_line_overrides_the_recipe(recipe):
     path = recipe({"needed": "of recipe", "max_steps": 5, "rate": 0.5})
-    options = parse("--config", path, "--rate", "0.7")
-    assert (options.needed, options.max_steps, options.rate) == ("of recipe", 5, 0.7)
+    options = parse("--config", path, "--rate", "0.7", "--max_steps", "6")
+    assert (options.needed, options.max_steps, options.rate) == ("of recipe", 6, 0.7)
 
 
-def test_dashes_and_underscores_are_the_same(recipe):
-    assert parse("--needed", "x", "--max-steps", "3").max_steps == 3
-    assert parse("--needed", "x", "--max_steps", "3").max_steps == 3
-    assert parse("--config", recipe({"needed": "x", "max-steps": 3})).max_steps == 3
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"needed": "x", "max-steps": 3}, {"max_steps": 3}),
+        ({"build": {"source": "s"}, "train": {"needed": "x", "max_steps": 9}}, {"max_steps": 9}),
+        # YAML reads 5e-4, which has no point, as text.
+        ("needed: 17\nrate: 5e-4\nnames: [b, c]\nfast: true\n", {"needed": "17", "rate": 5e-4, "fast": True}),
+        ("needed: x\nnames: b\n", {"names": ["b"]}),
+        ("needed: [PMC1, PMC2]\n", {"needed": "PMC1,PMC2"}),
+        ("base: base.yaml\ntrain:\n  max-steps: 6\n", {"needed": "of base", "max_steps": 6, "rate": 0.5}),
+        ("base: base.yaml\nmax_steps: 6\n", {"needed": "of base", "max_steps": 6, "rate": 0.5}),
+        ("base: base.yaml\nbuild:\n  source: s\n", {"needed": "of base", "max_steps": 5}),
+        ("base: second.yaml\n", {"needed": "of base", "max_steps": 7}),
+        ("base: base.yaml\nmax_steps: null\nnames: null\n", {"max_steps": 1, "names": ["a"]}),
+    ],
+)
+def test_a_recipe_sets_options_and_extends_its_base(recipe, tmp_path, content, expected):
+    (tmp_path / "base.yaml").write_text("train:\n  needed: of base\n  max_steps: 5\n  rate: 0.5\n  names: [b]\n")
+    (tmp_path / "second.yaml").write_text("base: base.yaml\nmax_steps: 7\n")
+    options = parse("--config", recipe(content))
+    assert {name: getattr(options, name) for name in expected} == expected
 
 
-def test_values_of_a_recipe_are_converted_like_those_of_the_command_line(recipe):
-    # YAML reads 5e-4, which has no point, as text.
-    options = parse("--config", recipe("needed: 17\nrate: 5e-4\nnames: [b, c]\nfast: true\n"))
-    assert (options.needed, options.rate, options.names, options.fast) == ("17", 5e-4, ["b", "c"], True)
+def test_a_recipe_of_the_user_extends_a_shipped_one(recipe):
+    path = recipe({"base": "context_77", "train": {"seed": 3}})
+    ours, base = read_recipe(path, ["train"]), read_recipe("context_77", ["train"])
+    assert ours == base | {"seed": 3} and base["max_length"] == 77 and base["learning_rate"] == 5e-4
 
 
-def test_a_verb_reads_its_own_section(recipe):
-    path = recipe({"build": {"source": "s"}, "train": {"needed": "x", "max_steps": 9}})
-    assert parse("--config", path).max_steps == 9
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("other.yaml", "extends itself: recipe -> other -> recipe"),
+        ("recipe.yaml", "extends itself: recipe -> recipe"),
+        ("nowhere", r"recipe.yaml: there is no recipe 'nowhere'. It is neither a file nor one of.*quickstart"),
+        ("folder", "It is a folder, not a file"),
+    ],
+)
+def test_a_base_that_cannot_be_read_is_refused(recipe, tmp_path, monkeypatch, base, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "other.yaml").write_text("base: recipe.yaml\n")
+    with pytest.raises(UsageError, match=message):
+        parse("--config", recipe({"base": base, "needed": "x"}))
 
 
-def test_an_unknown_option_of_a_recipe_is_named_with_the_likely_one(recipe):
-    with pytest.raises(ValueError, match=r"'max_step' is not an option of biomedclip train. Did you mean 'max_steps'"):
-        parse("--config", recipe({"needed": "x", "max_step": 5}))
+def test_one_option_can_be_read_before_the_others(recipe):
+    path = recipe({"train": {"task": "of recipe", "dry_run": True}})
+    assert option_value("train", "task", ["--config", path, "--other", "x"]) == "of recipe"
+    assert option_value("train", "task", ["--config", path, "--task", "of line"]) == "of line"
+    assert option_value("train", "task", []) is None
+    for arguments in (["--config", "quickstart", "--dry-run", "--max-steps", "3"], ["--config", path]):
+        assert is_true(option_value("train", "dry_run", arguments))
+    for arguments in (["--dry_run", "false"], ["--output-dir", "dry"]):
+        assert not is_true(option_value("train", "dry_run", arguments))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +109,7 @@ def test_an_unknown_option_of_a_recipe_is_named_with_the_likely_one(recipe):
     [
         ("a: 1\nb: [\n", "recipe.yaml, line 3: invalid YAML"),
         ("a: 1\n\tb: 2\n", "recipe.yaml, line 2: invalid YAML"),
+        ("needed: x\nmax_step: 5\n", "'max_step' is not an option of biomedclip train. Did you mean 'max_steps'"),
         ("- a\n", "holds a list. A recipe must hold"),
         ("three\n", "holds a str. A recipe must hold"),
         ("", "is empty. A recipe must hold"),
@@ -107,31 +143,11 @@ def test_a_value_of_the_wrong_type_names_the_recipe_and_the_option(recipe, value
         parse("--config", path)
 
 
-def test_a_single_value_is_a_list_of_one_for_an_option_that_takes_a_list(recipe):
-    assert parse("--config", recipe("needed: x\nnames: b\n")).names == ["b"]
-
-
-def test_a_list_of_an_option_that_is_separated_by_commas_is_that_text(recipe):
-    assert parse("--config", recipe("needed: [PMC1, PMC2]\n")).needed == "PMC1,PMC2"
-
-
 def test_an_unquoted_no_is_the_choice_no(recipe, tmp_path):
     path = recipe("eval_strategy: no\n")
     options = ["--config", path, "--output-dir", str(tmp_path)]
     (args,) = parse_options("train", [ContrastiveTrainingArguments], options, description="", example="")
     assert args.eval_strategy == "no"
-
-
-def test_a_recipe_that_is_a_folder_or_missing_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="It is a folder, not a file"):
-        parse("--config", str(tmp_path))
-    with pytest.raises(UsageError, match="It is neither a file nor one of"):
-        parse("--config", str(tmp_path / "nowhere.yaml"))
-
-
-def test_a_section_of_the_base_is_enough(recipe, tmp_path):
-    (tmp_path / "base.yaml").write_text("train:\n  needed: of base\n")
-    assert parse("--config", recipe("base: base.yaml\nbuild:\n  source: s\n")).needed == "of base"
 
 
 def test_options_of_a_recipe_that_no_longer_apply_with_the_command_line_are_dropped(recipe, tmp_path):
@@ -156,11 +172,6 @@ def test_options_of_a_base_that_do_not_apply_to_the_recipe_are_dropped(recipe, v
     assert set(read_recipe(own, ["train"])) == {"eval_strategy", "max_steps"}
     own = recipe(f"base: base.yaml\neval_strategy: {value}\neval_steps: 7\n")
     assert read_recipe(own, ["train"])["eval_steps"] == 7, "the recipe contradicts itself, which is an error later on"
-
-
-def test_a_missing_recipe_names_those_that_are_shipped():
-    with pytest.raises(ValueError, match="neither a file nor one of.*quickstart"):
-        parse("--config", "nowhere")
 
 
 def test_flags_and_values_without_a_name_can_be_in_any_order():
@@ -221,60 +232,6 @@ def test_a_shipped_recipe_is_found_by_its_path_too(recipe):
         read_recipe("recipes/nowhere.yaml", ["train"])
 
 
-def test_one_option_can_be_had_before_the_others(recipe):
-    path = recipe({"train": {"task": "of recipe"}})
-    assert option_value("train", "task", ["--config", path, "--other", "x"]) == "of recipe"
-    assert option_value("train", "task", ["--config", path, "--task", "of line"]) == "of line"
-    assert option_value("train", "task", []) is None
-
-
-def test_a_flag_can_be_had_before_the_others(recipe):
-    assert is_true(option_value("train", "dry_run", ["--config", "quickstart", "--dry-run", "--max-steps", "3"]))
-    assert is_true(option_value("train", "dry_run", ["--config", recipe({"train": {"dry_run": True}})]))
-    assert not is_true(option_value("train", "dry_run", ["--dry_run", "false"]))
-    assert not is_true(option_value("train", "dry_run", ["--output-dir", "dry"]))
-
-
-def test_a_recipe_holds_what_its_base_does_not_say(recipe, tmp_path):
-    (tmp_path / "base.yaml").write_text("train:\n  needed: of base\n  max_steps: 5\n  rate: 0.5\n")
-    options = parse("--config", recipe("base: base.yaml\ntrain:\n  max-steps: 6\n"))
-    assert (options.needed, options.max_steps, options.rate) == ("of base", 6, 0.5)
-    options = parse("--config", recipe("base: base.yaml\nmax_steps: 6\n"))
-    assert (options.needed, options.max_steps) == ("of base", 6), "without sections too"
-
-
-def test_a_base_may_have_a_base_and_add_nothing(recipe, tmp_path):
-    (tmp_path / "first.yaml").write_text("needed: of first\nmax_steps: 5\n")
-    (tmp_path / "second.yaml").write_text("base: first.yaml\nmax_steps: 6\n")
-    options = parse("--config", recipe("base: second.yaml\n"))
-    assert (options.needed, options.max_steps) == ("of first", 6)
-
-
-def test_null_gives_an_option_of_the_base_back_its_default(recipe, tmp_path):
-    (tmp_path / "base.yaml").write_text("needed: x\nmax_steps: 5\nnames: [b]\n")
-    options = parse("--config", recipe("base: base.yaml\nmax_steps: null\nnames: null\n"))
-    assert (options.max_steps, options.names) == (1, ["a"])
-
-
-def test_a_recipe_of_the_user_builds_on_a_shipped_one(recipe):
-    path = recipe({"base": "context_77", "train": {"seed": 3}})
-    ours, base = read_recipe(path, ["train"]), read_recipe("context_77", ["train"])
-    assert ours == base | {"seed": 3} and base["max_length"] == 77 and base["learning_rate"] == 5e-4
-
-
-def test_recipes_that_build_on_each_other_are_refused(recipe, tmp_path):
-    (tmp_path / "other.yaml").write_text("base: recipe.yaml\n")
-    with pytest.raises(ValueError, match="extends itself: recipe -> other -> recipe"):
-        parse("--config", recipe({"base": "other.yaml", "needed": "x"}))
-    with pytest.raises(ValueError, match="extends itself: recipe -> recipe"):
-        parse("--config", recipe({"base": "recipe.yaml", "needed": "x"}))
-
-
-def test_a_base_that_is_missing_is_named_with_who_wants_it(recipe):
-    with pytest.raises(ValueError, match=r"recipe.yaml: there is no recipe 'nowhere'.*quickstart"):
-        parse("--config", recipe({"base": "nowhere"}))
-
-
 def test_a_folder_of_the_name_of_a_recipe_does_not_hide_it(tmp_path, monkeypatch):
     (tmp_path / "biomedclip").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -292,11 +249,6 @@ def test_the_batch_of_the_command_line_replaces_that_of_the_recipe(tmp_path):
         alternatives=ALTERNATIVES,
     )
     assert data.batch_size == 64 and args.per_device_train_batch_size == 8, "transformers' default, soon replaced"
-
-
-def test_the_quickstart_model_has_no_dropout():
-    text_config = read_recipe("quickstart", ["train"])["model_config"]["text_config"]
-    assert text_config["hidden_dropout"] == text_config["attention_dropout"] == 0.0
 
 
 @pytest.mark.parametrize(

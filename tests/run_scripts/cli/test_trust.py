@@ -128,6 +128,7 @@ def test_no_command_runs_code_if_the_answer_would_be_yes(planted, marker, built,
     assert str(planted) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_process_with_yes_on_stdin_runs_no_code(planted, marker, built, tmp_path):
     arguments = ["evaluate", "retrieval", "--model", planted, "--data", built, "--output-dir", tmp_path / "out"]
     result = biomedclip(*arguments, check=False, answers="y\n" * 50)
