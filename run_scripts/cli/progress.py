@@ -17,7 +17,7 @@ SHOWN = {
 
 
 class TrainingBar(TrainerCallback):
-    """Show the steps and the latest metrics. The bar of `Trainer` prints a line of twenty numbers at each evaluation."""
+    """Show the steps and the latest metrics in one line, where `Trainer` prints many lines."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, str] = {}
