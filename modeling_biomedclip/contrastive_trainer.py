@@ -73,6 +73,12 @@ class ContrastiveTrainer(AdaptedTrainer):
 
     Example:
     ```python
+    >>> from biomedclip import ContrastiveCollator, ContrastiveTrainer, ContrastiveTrainingArguments
+    >>> from biomedclip.processing import PairStream
+    >>> from transformers import AutoModel, AutoProcessor
+
+    >>> model, processor = AutoModel.from_pretrained("out/model"), AutoProcessor.from_pretrained("out/model")
+    >>> args = ContrastiveTrainingArguments("run", max_steps=10, per_device_train_batch_size=16)
     >>> trainer = ContrastiveTrainer(
     ...     model, args, train_dataset=PairStream("out"), data_collator=ContrastiveCollator(processor, training=True)
     ... )

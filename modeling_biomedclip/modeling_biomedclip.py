@@ -452,6 +452,7 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
 
     Example:
     ```python
+    >>> import torch
     >>> from biomedclip import BiomedCLIPTextConfig, BiomedCLIPTextModel
 
     >>> model = BiomedCLIPTextModel(BiomedCLIPTextConfig(num_hidden_layers=2)).eval()
@@ -565,6 +566,7 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
 
     Example:
     ```python
+    >>> import torch
     >>> from biomedclip import BiomedCLIPVisionConfig, BiomedCLIPVisionModel
 
     >>> model = BiomedCLIPVisionModel(BiomedCLIPVisionConfig(num_hidden_layers=2)).eval()
