@@ -19,7 +19,7 @@ def quickstart(tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("documentation")
     out = str(folder / "out")
-    arguments = ["--figures", "300", "--max-steps", "20", "--per-device-train-batch-size", "32", "--lora-steps", "2"]
+    arguments = ["--figures", "300", "--max-steps", "20", "--lora-steps", "2"]
     assert main(["quickstart", "--output-dir", out, *arguments]) == 0
     assert main(["convert", str(write_open_clip_folder(folder / "source")), str(folder / "biomedclip")]) == 0
     (folder / "tests").symlink_to(ROOT / "tests")
