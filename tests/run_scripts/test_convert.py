@@ -37,6 +37,14 @@ def source(tmp_path_factory):
     return write_source(tmp_path_factory.mktemp("source") / "checkpoint", tokenizer, vocab_size=96)
 
 
+@pytest.fixture(scope="module")
+def verify(tmp_path_factory):
+    """The options of a verification on one image."""
+    path = tmp_path_factory.mktemp("images") / "a.png"
+    Image.effect_noise((90, 260), 80).save(path)
+    return ["--verify", "--images", str(path)]
+
+
 def verification(folder) -> dict:
     return json.loads((folder / "conversion.json").read_text())["verification"]
 
@@ -95,7 +103,7 @@ def lost_temperature(model) -> None:
 
 
 @pytest.mark.parametrize("damage", [epsilon_of_transformers, lost_temperature])
-def test_verify_exits_with_an_error_if_the_result_differs(source, tmp_path, capsys, monkeypatch, damage):
+def test_verify_exits_with_an_error_if_the_result_differs(source, tmp_path, capsys, monkeypatch, verify, damage):
     def load_damaged(folder):
         model, processor = load(folder)
         damage(model)
@@ -103,7 +111,7 @@ def test_verify_exits_with_an_error_if_the_result_differs(source, tmp_path, caps
 
     load = convert.load_any_layout
     monkeypatch.setattr(convert, "load_any_layout", load_damaged)
-    assert main(["convert", str(source), str(tmp_path / "result"), "--verify"]) == 1
+    assert main(["convert", str(source), str(tmp_path / "result"), *verify]) == 1
     captured = capsys.readouterr()
     assert "largest difference" in captured.out and "by more than" in captured.err
     differences = verification(tmp_path / "result")["largest_difference"]
@@ -111,20 +119,20 @@ def test_verify_exits_with_an_error_if_the_result_differs(source, tmp_path, caps
     assert (differences["image embeddings"] > 2e-6) == (damage is epsilon_of_transformers)
 
 
-def test_verify_ignores_older_files_of_another_layout_in_the_output_folder(source, tmp_path):
+def test_verify_ignores_older_files_of_another_layout_in_the_output_folder(source, tmp_path, verify):
     model, processor = convert.load_any_layout(source)
     lost_temperature(model)
     to_open_clip(model, processor, tmp_path / "result")
-    assert main(["convert", str(source), str(tmp_path / "result"), "--verify", "--overwrite"]) == 0
+    assert main(["convert", str(source), str(tmp_path / "result"), *verify, "--overwrite"]) == 0
 
 
-def test_verify_states_that_a_bert_cannot_be_reached(source, tmp_path, capsys):
+def test_verify_states_that_a_bert_cannot_be_reached(source, tmp_path, capsys, verify):
     folder = tmp_path / "unreachable"
     shutil.copytree(source, folder)
     config = json.loads((source / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["hf_model_name"] = "nobody/no-such-bert"
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    assert main(["convert", str(folder), str(tmp_path / "result"), "--verify"]) == 0
+    assert main(["convert", str(folder), str(tmp_path / "result"), *verify]) == 0
     verified = verification(tmp_path / "result")
     assert verified["equal"] and verified["bert_assumed"]
     assert "cannot be reached" in capsys.readouterr().out

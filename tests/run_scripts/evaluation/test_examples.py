@@ -158,7 +158,7 @@ def test_the_command_lists_its_plots_and_removes_older_ones(run, tmp_path, capsy
 def test_there_are_no_more_examples_than_pairs_in_the_pool(run):
     results = run("--examples", "100", "--pool-size", "4", "--pool-draws", "2")
     assert len(results["examples"]) == 8
-    assert "--examples 100: there are 4 pairs, and each is an example." in results["data"]["notes"]
+    assert "--examples 100: there are only 4 pairs, and all are examples." in results["data"]["notes"]
     for entry in results["examples"]:
         assert entry["rank"] <= 4 and len(entry["candidates"]) == min(4, TOP[entry["direction"]] + (entry["rank"] > 3))
 
