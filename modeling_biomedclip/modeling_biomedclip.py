@@ -19,6 +19,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import CLIPOutput, CLIPTextModelOutput, CLIPVisionModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, torch_int
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -30,67 +31,6 @@ from .configuration_biomedclip import (
     BiomedCLIPTextConfig,
     BiomedCLIPVisionConfig,
 )
-
-
-@dataclass
-class BiomedCLIPTextModelOutput(ModelOutput):
-    """Output of [`BiomedCLIPTextModelWithProjection`].
-
-    Args:
-        text_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Projected, not normalized.
-        last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Last block's output.
-        hidden_states (`tuple[torch.Tensor]`, *optional*): Output of the embeddings and of each block.
-        attentions (`tuple[torch.Tensor]`, *optional*): Attention probabilities of each block (eager attention).
-    """
-
-    text_embeds: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class BiomedCLIPVisionModelOutput(ModelOutput):
-    """Output of [`BiomedCLIPVisionModelWithProjection`].
-
-    Args:
-        image_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Projected, not normalized.
-        last_hidden_state (`torch.Tensor` of shape `(batch_size, patches + 1, hidden_size)`): After the last LayerNorm.
-        hidden_states (`tuple[torch.Tensor]`, *optional*): Output of the embeddings and of each block.
-        attentions (`tuple[torch.Tensor]`, *optional*): Attention probabilities of each block (eager attention).
-    """
-
-    image_embeds: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class BiomedCLIPOutput(ModelOutput):
-    """Output of [`BiomedCLIPModel`].
-
-    Args:
-        loss (`torch.Tensor` of shape `()`, *optional*): Symmetric InfoNCE of this batch, with `return_loss=True`.
-        logits_per_image (`torch.Tensor` of shape `(images, texts)`): Cosine similarities times `logit_scale.exp()`,
-            plus `logit_bias` in a model that has one.
-        logits_per_text (`torch.Tensor` of shape `(texts, images)`): Its transpose.
-        text_embeds (`torch.Tensor` of shape `(texts, projection_dim)`): L2-normalized.
-        image_embeds (`torch.Tensor` of shape `(images, projection_dim)`): L2-normalized.
-        text_model_output (`BaseModelOutputWithPooling`): Output of the text tower.
-        vision_model_output (`BaseModelOutputWithPooling`): Output of the image tower.
-    """
-
-    loss: torch.Tensor | None = None
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 @dataclass
@@ -509,6 +449,7 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
             position_ids (`torch.Tensor`, *optional*): Positions of the tokens. The default is 0, 1, 2, ...
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Word
                 embeddings, instead of `input_ids`.
+            kwargs: Further options of transformers, such as `output_hidden_states`.
 
         Returns:
             `BaseModelOutputWithPooling`. `pooler_output` of shape `(batch_size, hidden_size)` is the last hidden state
@@ -611,6 +552,7 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized pixels.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size by interpolating the
                 positions.
+            kwargs: Further options of transformers, such as `output_hidden_states`.
 
         Returns:
             `BaseModelOutputWithPooling`. `pooler_output` of shape `(batch_size, hidden_size)` is the class token after
@@ -654,8 +596,8 @@ class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BiomedCLIPTextModelOutput:
-        """Embed texts. The arguments are those of [`BiomedCLIPTextModel.forward`]."""
+    ) -> CLIPTextModelOutput:
+        """Embed texts as [`BiomedCLIPTextModel.forward`] with a projection. `text_embeds` are not normalized."""
         outputs = self.text_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -664,7 +606,7 @@ class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        return BiomedCLIPTextModelOutput(
+        return CLIPTextModelOutput(
             text_embeds=self.text_projection(outputs.pooler_output),
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
@@ -694,12 +636,12 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BiomedCLIPVisionModelOutput:
-        """Embed images. The arguments are those of [`BiomedCLIPVisionModel.forward`]."""
+    ) -> CLIPVisionModelOutput:
+        """Embed images as [`BiomedCLIPVisionModel.forward`] with a projection. `image_embeds` are not normalized."""
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
-        return BiomedCLIPVisionModelOutput(
+        return CLIPVisionModelOutput(
             image_embeds=self.visual_projection(outputs.pooler_output),
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
@@ -842,7 +784,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         return_loss: bool = False,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BiomedCLIPOutput:
+    ) -> CLIPOutput:
         """Compare images with texts.
 
         Args:
@@ -855,6 +797,12 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
             return_loss (`bool`, defaults to `False`): Also return the symmetric InfoNCE loss, where text i belongs to
                 image i. Only pairs of this process count; [`ContrastiveTrainer`] gathers over all processes.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
+            kwargs: Further options of transformers, such as `output_hidden_states`.
+
+        Returns:
+            `CLIPOutput`. `logits_per_image` of shape `(images, texts)` are cosine similarities times
+            `logit_scale.exp()`, plus `logit_bias` if the model has one. `text_embeds` and `image_embeds` are
+            L2-normalized.
 
         Raises:
             ValueError: If an input is missing, or if `return_loss` is set and the numbers of images and texts differ.
@@ -889,7 +837,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
             image_loss = nn.functional.cross_entropy(logits_per_text.t(), labels)
             loss = (text_loss + image_loss) / 2
 
-        return BiomedCLIPOutput(
+        return CLIPOutput(
             loss=loss,
             logits_per_image=logits_per_text.t(),
             logits_per_text=logits_per_text,
@@ -936,6 +884,7 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
                 regression. For several labels per image, 0 or 1 of shape `(batch_size, num_labels)`.
                 `config.problem_type` overrides the choice.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
+            kwargs: Further options of transformers, such as `output_hidden_states`.
         """
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
@@ -1018,6 +967,7 @@ class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
             image_states (`torch.Tensor` of shape `(batch_size, patches + 1, hidden_size)`): Tokens of the images.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
                 padding.
+            kwargs: Further options of transformers, such as `output_hidden_states`.
 
         Returns:
             The pooled text and the pooled image, of shape `(batch_size, 2 * hidden_size)`.
@@ -1109,6 +1059,7 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
                 negative index excludes a question from the loss. If several answers are right: scores of all answers
                 in [0, 1], of shape `(batch_size, num_labels)`.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
+            kwargs: Further options of transformers, such as `output_hidden_states`.
 
         Raises:
             ValueError: If an input is missing, or if the number of images differs from the number of questions.

@@ -71,6 +71,7 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         return {"timeout": timeout}, {}, {} if top_k is None else {"top_k": top_k}
 
     def preprocess(self, inputs, timeout=None):
+        """Load the image and process it with its question."""
         image = load_image(inputs["image"], timeout=timeout)
         return self.processor(text=[inputs["question"]], images=[image], return_tensors="pt")
 
@@ -78,6 +79,7 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         return {"logits": self.model(**model_inputs).logits}
 
     def postprocess(self, model_outputs, top_k=5):
+        """Return the best answers with their scores."""
         scores, numbers = model_outputs["logits"][0].float().sigmoid().topk(min(top_k, self.model.config.num_labels))
         answers = self.model.config.id2label
         return [
