@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor, BertTokenizer
 
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, from_open_clip, to_open_clip
+from biomedclip.conversion import save_with_processor
 from biomedclip.conversion.open_clip import PUBLISHED_CLIP
 from biomedclip.conversion.vision_text import bert_config_of
 from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
@@ -386,8 +387,7 @@ def test_open_clip_loads_its_copy_from_the_same_repository(hub, tmp_path, make):
     torch.manual_seed(0)
     model, processor = make(hub, tmp_path)
     folder = tmp_path / "model"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_with_processor(model, processor, folder)
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     describe(folder)
     report = run_push(folder)
