@@ -34,7 +34,7 @@ from lxml import etree
 from .jats_text import DASHES, LEFT_OUT, local_name, name_of, plain_text, text_of_blocks
 
 
-# The largest articles of PMC have some 20 MB. In memory a tag or an attribute takes 100 to 250 bytes, however short it
+# The largest articles of PMC have about 20 MB. In memory a tag or an attribute takes 100 to 250 bytes, however short it
 # is written: 30 MB of «<b a=""/>» took 1.2 GB. With both limits, no input takes a process beyond 900 MiB.
 MAX_XML_BYTES = 30_000_000
 MAX_MARKS = 3_000_000  # of «<», «=» and «&». The densest of 393 articles has one in 13 bytes
@@ -48,7 +48,7 @@ _RANGE = frozenset(DASHES)
 
 _XML_ID = "{http://www.w3.org/XML/1998/namespace}id"
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
-# Some publishers write the codes of three letters, and the article those of two.
+# Some publishers use codes of three letters, while the article uses two.
 _SHORT_LANGUAGES = dict(pair.split("-") for pair in "eng-en spa-es por-pt fra-fr fre-fr deu-de ger-de ita-it".split())
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 
