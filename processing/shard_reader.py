@@ -157,7 +157,8 @@ class ShardReader:
         if text != "caption" and columns is not None and "caption" not in columns:
             raise ValueError(f"text={text!r} is returned as 'caption', which is not in columns={list(columns)}.")
         self.columns = None if columns is None else tuple(columns)
-        self.licenses = None if licenses is None else parse_licenses(licenses)
+        # Sorted, so that `datasets` finds the same options in its cache in every process.
+        self.licenses = None if licenses is None else sorted(parse_licenses(licenses))
         self.text = text
         self.seed = seed
         self.storage_options = dict(storage_options or {})
@@ -215,7 +216,7 @@ class ShardReader:
                 codes.update(codes_of_shard)
         if self.licenses is not None and not any(shard.rows for shard in shards):
             found = ", ".join(f"{code} ({count:,} pairs)" for code, count in codes.most_common())
-            raise ValueError(f"{urls[0]}: no pair under {', '.join(sorted(self.licenses))}; the licenses are: {found}.")
+            raise ValueError(f"{urls[0]}: no pair under {', '.join(self.licenses)}; the licenses are: {found}.")
         return shards
 
     def open_shard(self, url: str) -> tuple[Shard, Counter[str]]:
@@ -308,7 +309,7 @@ class ShardReader:
     def _selected(self, table: pa.Table) -> pa.Table:
         if self.licenses is None:
             return table
-        return table.filter(pc.is_in(table.column("license"), pa.array(sorted(self.licenses), pa.string())))
+        return table.filter(pc.is_in(table.column("license"), pa.array(self.licenses, pa.string())))
 
     def _checked(self, file: pq.ParquetFile, url: str) -> pq.ParquetFile:
         names = file.schema_arrow.names
