@@ -157,8 +157,9 @@ class ShardReader:
         if text != "caption" and columns is not None and "caption" not in columns:
             raise ValueError(f"text={text!r} is returned as 'caption', which is not in columns={list(columns)}.")
         self.columns = None if columns is None else tuple(columns)
+        codes = None if licenses is None else parse_licenses(licenses)
         # Sorted, so that `datasets` finds the same options in its cache in every process.
-        self.licenses = None if licenses is None else sorted(parse_licenses(licenses))
+        self.licenses = None if codes is None else sorted(codes)
         self.text = text
         self.seed = seed
         self.storage_options = dict(storage_options or {})

@@ -11,7 +11,7 @@ from helpers.dicom_writer import dicom
 from helpers.tiff_writer import png16
 from biomedclip.processing import read_image
 from biomedclip.processing.images.perceptual_hash import perceptual_hash
-from biomedclip.processing.pmc import jats, pictures, steps
+from biomedclip.processing.pmc import jats, steps
 
 pixels = np.random.default_rng(0).integers(0, 65536, (40, 40, 3), dtype=np.uint16)
 for content in (png16(pixels), dicom(pixels[..., 0])):
