@@ -149,16 +149,6 @@ def count_ranks(embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]) -
     return counter.combine(parts.read(number)[0] for number in range(parts.count))
 
 
-def retrieval_of(
-    counts: Mapping[str, RankCounts] | None,
-    articles: Sequence[Any],
-    seed: int,
-    image_of_text: torch.Tensor | None = None,
-) -> dict[str, Any]:
-    """Return the metrics of a single pool. See [`retrieval_of_pools`]."""
-    return retrieval_of_pools([counts], [articles], seed, [image_of_text])
-
-
 def retrieval_of_pools(
     counts: Sequence[Mapping[str, RankCounts] | None],
     articles: Sequence[Sequence[Any]],
@@ -245,29 +235,20 @@ def mean_or_none(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
-def show_retrieval(
-    metrics: dict[str, Any],
-    oracle: float | None = None,
-    paper: Mapping[str, Any] | None = None,
-    split: str = "test",
-) -> None:
-    """Print retrieval metrics with those of chance and of the paper.
-
-    `oracle` is the recall at 1 of a model that knows only the kind of each image.
-    """
+def show_retrieval(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None, split: str = "test") -> None:
+    """Print retrieval metrics with those of chance and of the paper."""
     rows: list[tuple[Any, ...]] = []
     paper = paper or {}
     for k in RECALLS:
-        cells = [recall_as_text(metrics[direction], k) for direction in DIRECTIONS]
+        cells = [with_interval(metrics[direction], f"recall_at_{k}") for direction in DIRECTIONS]
         rows.append((f"recall at {k}", *cells, min(1.0, k * metrics["chance_at_1"])))
         if paper:
             rows.append(
                 ("  paper", *(paper.get(direction, {}).get(f"recall_at_{k}") for direction in DIRECTIONS), None)
             )
-    ranks = [rank_as_text(metrics[direction]) for direction in DIRECTIONS]
-    rows.append(("median rank", *ranks, (metrics["pairs"] + 1) / 2))
-    if oracle is not None:
-        rows.append(("oracle of kind", oracle, oracle, None))
+    ranks = [metrics[direction]["median_rank"] for direction in DIRECTIONS]
+    shown = [UNDEFINED if rank is None else rank for rank in ranks]
+    rows.append(("median rank", *shown, (metrics["pairs"] + 1) / 2))
     title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} articles, {split} split [95 % interval]"
     show_table(title, rows, ["", "image to text", "text to image", "chance"])
     if pool := metrics.get("pool"):
@@ -277,13 +258,3 @@ def show_retrieval(
         published = f" (paper: {format_value(paper[LOSS_IN_BATCHES])})" if LOSS_IN_BATCHES in paper else ""
         say(f"Loss in batches of {VALIDATION_BATCH:,} pairs: {format_value(metrics[LOSS_IN_BATCHES])}{published}.")
     say_undefined(metrics)
-
-
-def recall_as_text(metrics: Mapping[str, Any], k: int) -> str:
-    """Return recall at k of one direction with its interval, as a table shows it."""
-    return with_interval(metrics, f"recall_at_{k}")
-
-
-def rank_as_text(metrics: Mapping[str, Any]) -> str:
-    """Return the median rank of one direction, as a table shows it."""
-    return UNDEFINED if metrics["median_rank"] is None else format_value(metrics["median_rank"])

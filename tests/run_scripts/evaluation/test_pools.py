@@ -17,7 +17,6 @@ from biomedclip.run_scripts.evaluation.pools import draw_pool
 from biomedclip.run_scripts.evaluation.retrieval import (
     EmbeddedPairs,
     count_ranks,
-    retrieval_of,
     retrieval_of_pools,
     validation_loss,
 )
@@ -104,7 +103,7 @@ def test_the_interval_of_draws_has_the_coverage_of_one_pool(tmp_path):
     articles = [f"PMC{row}" for row in range(200)]
     counts = count_ranks(embedded, tmp_path, {})
     metrics = retrieval_of_pools([counts] * 3, [articles] * 3, 0, [None] * 3)
-    alone = retrieval_of(counts, articles, 0)
+    alone = retrieval_of_pools([counts], [articles], 0, [None])
     for direction in DIRECTIONS:
         interval = metrics[direction]["recall_at_10_interval"]
         assert interval == pytest.approx(alone[direction]["recall_at_10_interval"], abs=0.01)
