@@ -85,7 +85,7 @@ class Engine:
     )
     retries: int = _option(2, "Maximum number of retries for a failed task (default: 2).")
     memory_gb: int = _option(2, "Memory in GB to reserve for a task on Slurm or Ray (default: 2).")
-    slurm_partition: str | None = _option(None, "Partition for the jobs. Required with --executor slurm.")
+    slurm_partition: str | None = _option(None, "Partition for the jobs. Required on Slurm.")
     slurm_time: str = _option("24:00:00", "Time limit of a job (default: 24:00:00).")
     slurm_args: str | None = _option(None, "Other options of sbatch, such as account=lab,qos=long.")
 
@@ -189,7 +189,7 @@ class _LocalExecutor(LocalPipelineExecutor):
 
     def _run_copy(self, rank: int) -> None:
         executor = copy(self)
-        executor.pipeline = deepcopy(self.pipeline)  # steps count what they do
+        executor.pipeline = deepcopy(self.pipeline)  # because steps keep statistics
         with _quiet():
             executor._run_for_rank(rank)
 

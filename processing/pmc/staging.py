@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -211,6 +210,8 @@ def lock(file: IO[Any], *, wait: bool) -> None:
         BlockingIOError: If another process has locked it, and `wait` is not set.
         OSError: If the disk does not support locks.
     """
+    import fcntl  # not available on Windows, where other commands import this module
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
