@@ -64,8 +64,6 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
     Returns:
         Markdown with the metadata block that the Hub reads.
     """
-    duplicates = {"same_image": report["duplicates"].get("same_picture"), **report["duplicates"]}
-    report = {"synthetic": report.get("drawn"), **report, "duplicates": duplicates}  # names of version 0.1
     title = "Synthetic figure-caption pairs" if report["synthetic"] else "Figure-caption pairs from PubMed Central"
     left_out = [(f"article: {reason}", count) for reason, count in report["articles"]["dropped"].items()]
     left_out += [(f"figure: {reason}", count) for reason, count in report["figures"]["skipped"].items()]
