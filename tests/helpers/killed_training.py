@@ -27,7 +27,7 @@ class KillableRuns:
     def __enter__(self) -> "KillableRuns":
         self.program = subprocess.Popen(
             [sys.executable, __file__],
-            env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
+            env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
             cwd=ROOT,
             text=True,
             stdin=subprocess.PIPE,

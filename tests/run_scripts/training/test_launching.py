@@ -47,8 +47,9 @@ def alone(arguments, tmp_path_factory) -> list[float]:
 
 
 def launch(command: list[str]) -> subprocess.Popen:
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "tests")}
     return subprocess.Popen(
-        command, env=ENVIRONMENT, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
