@@ -113,7 +113,7 @@ class RetrievalBenchmark(Benchmark):
 
 @dataclass(frozen=True)
 class Content:
-    """What a reader returns.
+    """The content of a split, as a reader returns it.
 
     Args:
         rows: Labeled images, questions, or rows of pairs.

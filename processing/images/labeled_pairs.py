@@ -32,7 +32,7 @@ def read_labeled_pairs(root: Path, label_column: str) -> dict[str, LabeledImages
     splits = {}
     unseen = dict.fromkeys(row_of)
     for split in reversed(SPLIT_NAMES):  # the training split last, because it is large
-        ids = pair_ids(root, split) if unseen else []
+        ids = _pair_ids(root, split) if unseen else []
         rows = [row for row, name in enumerate(ids) if name in row_of]
         names = [ids[row] for row in rows]
         for name in names:
@@ -44,7 +44,7 @@ def read_labeled_pairs(root: Path, label_column: str) -> dict[str, LabeledImages
             names,
             notes=notes if len(rows) < len(ids) else [],
         )
-    if len(unseen) == len(row_of) and not any(pair_ids(root, split) for split in SPLIT_NAMES):
+    if len(unseen) == len(row_of) and not any(_pair_ids(root, split) for split in SPLIT_NAMES):
         raise FileNotFoundError(
             f"{root}: {LABELS} labels the pairs of a built dataset, but there are none. For image files, write "
             "a metadata.csv with the columns file_name and label."
@@ -58,7 +58,7 @@ def read_labeled_pairs(root: Path, label_column: str) -> dict[str, LabeledImages
     return {split: splits[split] for split in SPLIT_NAMES}
 
 
-def pair_ids(root: Path, split: str) -> list[str]:
+def _pair_ids(root: Path, split: str) -> list[str]:
     """Return the ids of the pairs of a split. The list is empty if the split does not exist."""
     try:
         stream = PairStream(root, split, columns=[PAIR_ID])
@@ -109,4 +109,4 @@ class _PairImages(Sequence[Any]):
         return self._images[row]
 
 
-__all__ = ["PAIR_ID", "pair_ids", "read_labeled_pairs", "read_labels"]
+__all__ = ["PAIR_ID", "read_labeled_pairs", "read_labels"]

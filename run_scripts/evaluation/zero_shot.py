@@ -43,7 +43,7 @@ def read_classes(options: Any) -> ClassificationBenchmark:
 
 
 def given_benchmark_options(options: Any) -> dict[str, Any]:
-    """Return the options that only some benchmarks have and that are set."""
+    """Return the options of single benchmarks that the user has set."""
     values = {name: getattr(options, name, None) for name in OF_BENCHMARK}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -1,7 +1,6 @@
 """The `labels.csv` of a built dataset."""
 
 import shutil
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +8,6 @@ from helpers.mirror_writer import png_bytes
 
 from biomedclip.processing import load_benchmark, read_image, read_labeled_images
 from biomedclip.processing.images.labeled_pairs import read_labels
-from biomedclip.run_scripts.quickstart import Quickstart
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +91,3 @@ def test_labels_without_a_dataset_and_a_dataset_without_labels_are_errors(tmp_pa
         load_benchmark("imagefolder", tmp_path)
     with pytest.raises(FileNotFoundError, match="a built dataset without a labels.csv"):
         load_benchmark("imagefolder", built)
-
-
-def test_the_quickstart_keeps_the_labels_of_built_pairs(labeled, ids, tmp_path):
-    (tmp_path / "source").mkdir()
-    text = f"pair_id,kind\n{ids['train'][0]},chart\nnot built,photo\n{ids['test'][0]},photo\n"
-    (tmp_path / "source" / "figure_kinds.csv").write_text(text)
-    Quickstart._copy_labels(SimpleNamespace(output_dir=labeled), str(tmp_path / "source"))
-    assert (labeled / "labels.csv").read_text() == text.replace("not built,photo\n", "")

@@ -333,7 +333,7 @@ def test_a_killed_run_continues(small_checkpoint, tmp_path):
         ("zero-shot --templates a", "'a' has no {} for"),
         (
             "retrieval --split-name test",
-            "There is no option --split-name. Did you mean --split? See: biomedclip evaluate",
+            "There is no option --split-name. Did you mean '--split'? See: biomedclip evaluate",
         ),
         ("retrieval again", "'again' belongs to no option."),
     ],
@@ -348,8 +348,8 @@ def test_an_invalid_command_line_is_an_error_of_one_line(command, message, capsy
     ("command", "message"),
     [
         ("retrieval --data nowhere", "nowhere: the folder does not exist"),
-        ("zero-shot --data nowhere", "nowhere: there is no such folder"),
-        ("zero-shot --data {data} --label-column x", "--label-column x has no effect on class folders"),
+        ("zero-shot --data ./nowhere", "nowhere: there is no such folder"),
+        ("zero-shot --data {data} --label-column x", "--label-column 'x' has no effect on class folders"),
         ("zero-shot --data {data} --split validation", "there is no validation split"),
     ],
 )
