@@ -65,7 +65,7 @@ def test_the_quickstart_writes_a_report_a_model_an_adapter_and_plots(quickstart)
         assert low <= metrics["recall_at_10"] <= high
     pairs = report["retrieval"]["pairs"]
     assert report["retrieval"]["chance_at_1"] == 1 / pairs
-    assert report["retrieval"]["oracle_of_kind_at_1"] == pytest.approx(8 / pairs)
+    assert report["retrieval"]["oracle_of_kind_at_1"] * pairs == pytest.approx(len(report["zero_shot"]["classes"]))
     assert {"accuracy", "balanced_accuracy", "chance", "images"} <= set(report["zero_shot"])
     assert report["training"]["steps"] == 8 and report["training"]["samples"] == 8 * 32
     assert report["lora"]["steps"] == 2 and report["lora"]["loss_first"] != report["lora"]["loss_last"]
@@ -119,17 +119,6 @@ assert not torch.equal(adapted(**inputs).image_embeds, AutoModel.from_pretrained
 print(type(model).__name__, type(processor).__name__)
 """
     assert python(code).strip() == "BiomedCLIPModel BiomedCLIPProcessor"
-
-
-@pytest.mark.slow
-def test_zero_shot_takes_a_folder_of_classes(out, shared_data, tmp_path):
-    for kind in ("Hand", "ChestCT"):
-        (tmp_path / "set" / kind).mkdir(parents=True)
-        for path in sorted((shared_data / "mednist").rglob(f"{kind}/*"))[:5]:
-            (tmp_path / "set" / kind / path.name).write_bytes(path.read_bytes())
-    biomedclip("evaluate", "zero-shot", "--model", out / "model", "--data", tmp_path / "set", "--output-dir", tmp_path)
-    metrics = json.loads((tmp_path / "results.json").read_text())["metrics"]
-    assert metrics["images"] == 10 and metrics["classes"] == ["ChestCT", "Hand"] and metrics["chance"] == 0.5
 
 
 @pytest.mark.slow

@@ -185,7 +185,7 @@ def test_a_model_that_needs_its_own_code_is_only_loaded_with_the_flag(small_chec
 
 
 def test_the_tokenizer_that_measures_captions_runs_no_code(planted, marker):
-    with questions_are_errors(), pytest.raises(ValueError, match="--caption-tokenizer"):
+    with questions_are_errors(), pytest.raises(ValueError, match="caption_tokenizer"):
         load_tokenizer(str(planted))
     assert not marker.exists()
 
@@ -286,7 +286,7 @@ def test_an_adapter_next_to_a_model_is_refused_if_only_the_model_is_read(
     shutil.copytree(adapter, folder, dirs_exist_ok=True)
     change(folder / "adapter_config.json", peft_type="XLORA")
     assert main(verb.format(model=folder, out=tmp_path / "out").split()) == 1
-    assert "holds an adapter" in capsys.readouterr().err
+    assert "contains an adapter" in capsys.readouterr().err
 
 
 def test_a_recipe_cannot_set_trust_remote_code(tmp_path):
