@@ -66,6 +66,15 @@ def test_pages_that_are_mentioned_exist():
             assert (ROOT / mentioned).exists(), f"{file}: {mentioned}"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_files_that_a_page_mentions_exist(page):
+    mentioned = re.findall(
+        r"`((?:processing|modeling_biomedclip|run_scripts|model_cards|tests)/[\w./]+)`",
+        page.read_text(encoding="utf-8"),
+    )
+    assert [name for name in mentioned if not (ROOT / name).exists()] == []
+
+
 def run_python(block: Block, namespace: dict) -> None:
     code = compile("\n" * (block.line - 1) + block.code, str(block.page), "exec")  # tracebacks show the page's line
     exec(code, namespace)
