@@ -133,7 +133,7 @@ def test_invalid_options_are_refused_before_anything_is_written(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     command = ["build", "--source", str(articles.root), "--output-dir", str(tmp_path / "out"), *options]
     assert main(command) == status
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().err.replace("`", "")
     assert not (tmp_path / "out").exists()
 
 

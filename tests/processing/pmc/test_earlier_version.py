@@ -49,7 +49,7 @@ def test_an_update_is_refused_and_states_what_to_do(earlier, capfd):
         build_set(earlier / "mirror", earlier / "built", update=True)
     command = ["build", "--source", str(earlier / "mirror"), "--output-dir", str(earlier / "built"), "--update"]
     assert main(command) == 1
-    assert "Build it again with --overwrite, or in another folder." in capfd.readouterr().err
+    assert "Build it again with `--overwrite true`, or in another folder." in capfd.readouterr().err
     assert dataset_files(earlier / "built") == before
 
 
