@@ -178,7 +178,7 @@ def test_a_build_that_is_killed_leaves_no_data_and_goes_on(out, tmp_path):
     ("arguments", "message"),
     [
         (["build", "--source", "/nowhere", "--output-dir", "{tmp}"], "no such folder"),
-        (["build", "--source", "{tmp}", "--output-dir", "{tmp}"], "no articles there"),
+        (["build", "--source", "{tmp}", "--output-dir", "{tmp}"], "no articles found"),
         (["train", "--train-data", "{tmp}", "--output-dir", "{tmp}/run"], "Build a dataset with"),
         (["train", "--output-dir", "{tmp}/run"], "--train-data is missing"),
         (["train", "--config", "nowhere", "--train-data", "x", "--output-dir", "y"], "no recipe 'nowhere'"),
