@@ -46,7 +46,9 @@ class SourceOptions:
         "date (default: none). 2022-06 counts as 2022-06-30.",
     )
     first_image_only: bool = _option(False, "Use only the first image of each figure, as PMC-15M (default: all).")
-    max_shard_size: str = _option("500MB", "Approximate size of a shard (default: 500MB, at least 16 shards).")
+    max_shard_size: str = _option(
+        "500MB", "Approximate size of a shard (default: 500MB). Small datasets have smaller shards."
+    )
     caption_tokenizer: str | None = _option(None, "Tokenizer that measures captions (default: count words).")
     overwrite: bool = _option(False, "Replace an existing dataset.")
     update: bool = _option(False, "Add new and changed articles to an existing dataset.")
