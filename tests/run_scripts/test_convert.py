@@ -102,8 +102,15 @@ def lost_temperature(model) -> None:
     model.logit_scale.data.fill_(4.0)
 
 
-@pytest.mark.parametrize("damage", [epsilon_of_transformers, lost_temperature])
-def test_verify_exits_with_an_error_if_the_result_differs(source, tmp_path, capsys, monkeypatch, verify, damage):
+@pytest.mark.parametrize(
+    ("damage", "to"),
+    [
+        (epsilon_of_transformers, "transformers"),
+        (lost_temperature, "transformers"),
+        (lost_temperature, "open_clip"),
+    ],
+)
+def test_verify_exits_with_an_error_if_the_result_differs(source, tmp_path, capsys, monkeypatch, verify, damage, to):
     def load_damaged(folder):
         model, processor = load(folder)
         damage(model)
@@ -111,7 +118,7 @@ def test_verify_exits_with_an_error_if_the_result_differs(source, tmp_path, caps
 
     load = convert.load_any_layout
     monkeypatch.setattr(convert, "load_any_layout", load_damaged)
-    assert main(["convert", str(source), str(tmp_path / "result"), *verify]) == 1
+    assert main(["convert", str(source), str(tmp_path / "result"), *verify, "--to", to]) == 1
     captured = capsys.readouterr()
     assert "largest difference" in captured.out and "by more than" in captured.err
     differences = verification(tmp_path / "result")["largest_difference"]
