@@ -114,7 +114,6 @@ def test_the_package_list_agrees_with_the_folders():
     assert set(project["packages"]) == found
 
 
-@pytest.mark.xfail(reason="the verbs are being shortened")
 def test_verbs_are_short_and_what_they_share_lies_in_packages():
     verbs = [path for path in (ROOT / "run_scripts").glob("*.py") if path.name != "__init__.py"]
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in verbs}
