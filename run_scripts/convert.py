@@ -1,7 +1,7 @@
 """Convert BiomedCLIP checkpoints between the layouts of open_clip and transformers.
 
-biomedclip convert microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 biomedclip --verify
-biomedclip convert biomedclip open_clip_folder --to open_clip
+biomedclip convert microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 published --verify
+biomedclip convert published open_clip_folder --to open_clip
 """
 
 import time
@@ -22,7 +22,7 @@ from .evaluation.verification import LARGEST_DIFFERENCE, show_verification, veri
 from .hub.card_facts import CONVERSION, card_facts, describe_model
 
 
-EXAMPLE = "biomedclip convert open_clip_folder_or_hub_id biomedclip --verify"
+EXAMPLE = "biomedclip convert open_clip_folder_or_hub_id published --verify"
 
 
 @dataclass

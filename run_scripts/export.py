@@ -1,7 +1,7 @@
 """Export the towers of a model as graphs that run without PyTorch, and measure the error of their embeddings.
 
-biomedclip export biomedclip exported
-biomedclip export biomedclip exported --format openvino --precision int8 --images my_scans
+biomedclip export published exported
+biomedclip export published exported --format openvino --precision int8 --images my_scans
 """
 
 import logging
@@ -22,7 +22,7 @@ from .cli.reporting import refuse_filled, say, show_table, versions, write_json
 from .evaluation.verification import LABELS, TEMPLATE, pictures_to_compare
 
 
-EXAMPLE = "biomedclip export biomedclip exported --format openvino --precision int8"
+EXAMPLE = "biomedclip export published exported --format openvino --precision int8"
 REPORT = "export_report.json"
 
 

@@ -43,7 +43,7 @@ def from_open_clip(
     >>> from biomedclip import from_open_clip
 
     >>> model, processor = from_open_clip("microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224")
-    >>> model.save_pretrained("biomedclip"), processor.save_pretrained("biomedclip")
+    >>> model.save_pretrained("published"), processor.save_pretrained("published")
     ```
     """
     with local_checkpoint(source, revision) as folder:

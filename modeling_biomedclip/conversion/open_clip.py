@@ -100,8 +100,8 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
     ```python
     >>> from biomedclip import BiomedCLIPModel, BiomedCLIPProcessor, to_open_clip
 
-    >>> model = BiomedCLIPModel.from_pretrained("biomedclip")
-    >>> to_open_clip(model, BiomedCLIPProcessor.from_pretrained("biomedclip"), "open_clip_folder")
+    >>> model = BiomedCLIPModel.from_pretrained("published")
+    >>> to_open_clip(model, BiomedCLIPProcessor.from_pretrained("published"), "open_clip_folder")
     ```
     """
     if not isinstance(model, BiomedCLIPModel):

@@ -1,7 +1,7 @@
 """Train BiomedCLIP or another dual encoder on image-text pairs with a contrastive loss.
 
 biomedclip train --config quickstart --train-data out --output-dir run
-biomedclip train --config lora_contrastive --model-name-or-path biomedclip --train-data out --output-dir adapter
+biomedclip train --config lora_contrastive --model-name-or-path published --train-data out --output-dir adapter
 biomedclip train --config biomedclip --dry-run --processes 16
 torchrun --nproc-per-node 8 --no-python biomedclip train --config quickstart --train-data out --output-dir run
 """

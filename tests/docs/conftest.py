@@ -14,14 +14,14 @@ from biomedclip.run_scripts.main import main
 def quickstart(tmp_path_factory) -> Path:
     """Return the folder in which the examples run.
 
-    It has a small quickstart model in `out/`, a small model in place of the published one in `biomedclip/`, an image,
+    It has a small quickstart model in `out/`, a small model in place of the published one in `published/`, an image,
     labeled images and small benchmarks.
     """
     folder = tmp_path_factory.mktemp("documentation")
     out = str(folder / "out")
     arguments = ["--figures", "300", "--max-steps", "20", "--lora-steps", "2"]
     assert main(["quickstart", "--output-dir", out, *arguments]) == 0
-    assert main(["convert", str(write_open_clip_folder(folder / "source")), str(folder / "biomedclip")]) == 0
+    assert main(["convert", str(write_open_clip_folder(folder / "source")), str(folder / "published")]) == 0
     (folder / "tests").symlink_to(ROOT / "tests")
     save_drawn(folder / "figure.png", 0, 80)
     for split, count in {"train": 8, "validation": 4, "test": 4}.items():

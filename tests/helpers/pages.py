@@ -1,12 +1,19 @@
 """The code blocks of the README, the documentation and CONTRIBUTING.md."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.commands import ROOT
+from helpers.commands import ENVIRONMENT, ROOT
+
+from biomedclip.run_scripts.main import main
 
 
+RUN = ("bash", "python")  # languages of the blocks that tests execute
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
     r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -57,3 +64,29 @@ def blocks_of(page: Path) -> list[Block]:
         )
         for match in BLOCK.finditer(text)
     ]
+
+
+def run_page(page: Path) -> None:
+    """Run the blocks of a page in the working directory, except those that its comments exclude."""
+    namespace = {"__name__": "__example__"}
+    for block in blocks_of(page):
+        if block.not_run or block.language not in RUN:
+            continue
+        if block.language == "python":
+            code = "\n" * (block.line - 1) + block.code  # so that tracebacks show the line of the page
+            exec(compile(code, str(page), "exec"), namespace)
+        else:
+            for command in block.commands:
+                run_command(block, command)
+
+
+def run_command(block: Block, command: str) -> None:
+    where = f"{block.page.name}:{block.line}: {command}"
+    words = shlex.split(command)
+    if words[0] == "biomedclip" and words[-1] not in ("--version", "--help"):
+        assert main([*words[1:], *shlex.split(block.test_options)]) == 0, where
+        return
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shell = ["bash", "-c", f"{command} {block.test_options}"]
+    result = subprocess.run(shell, capture_output=True, text=True, env=ENVIRONMENT | {"PATH": path}, timeout=600)
+    assert result.returncode == 0, f"{where}\n{result.stderr[-3000:]}"
