@@ -1,4 +1,4 @@
-"""Find what is missing in a model card before it is published."""
+"""Find missing and invalid parts of a model card before it is published."""
 
 import math
 import re
@@ -20,14 +20,14 @@ _RULE = re.compile(r"[|\s:-]*-[|\s:-]*")
 
 
 def find_problems(card: str) -> list[str]:
-    """Find what is missing in a model card.
+    """Find missing and invalid parts of a model card.
 
     Args:
-        card: The whole file.
+        card: Text of the whole card, including the metadata.
 
     Returns:
-        A line for each placeholder, empty section, empty cell of a table, and invalid field of the metadata. The list
-        is empty if the card can be published.
+        A line for each placeholder, empty section, empty table cell, and invalid metadata field. The list is empty if
+        the card can be published.
     """
     return [*_check_metadata(card), *_check_text(card)]
 
@@ -43,7 +43,7 @@ def _check_metadata(card: str) -> Iterator[str]:
     for name, value in data.to_dict().items():
         if value in (None, "", [], {}):
             yield f"metadata: {name} is empty"
-    if data.get("model-index") is not None:  # huggingface_hub keeps it unchanged if it cannot read it
+    if data.get("model-index") is not None:  # huggingface_hub leaves it unchanged if it cannot read it
         yield "metadata: model-index cannot be read"
     for result in data.eval_results or []:
         value = result.metric_value

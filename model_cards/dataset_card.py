@@ -1,4 +1,4 @@
-"""Fill the card of a dataset from the report of its build."""
+"""Fill a dataset card from the report of a build."""
 
 import shlex
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _SIZE_CATEGORIES = [
     (100_000_000, "10M<n<100M"),
 ]
 
-# Name, feature of `datasets`, and meaning in Markdown.
+# Name, feature type in `datasets`, and description in Markdown of each column.
 _COLUMNS = [
     ("pair_id", "string", "`PMCID.version/figure/graphic`; the same in every build"),
     ("image", "image", "the bytes of the image file, unchanged"),
@@ -56,7 +56,7 @@ _OF_THE_MACHINE = """
 
 
 def fill_dataset_card(report: Mapping[str, Any]) -> str:
-    """Fill the card of a dataset.
+    """Fill a dataset card.
 
     Args:
         report: Report of `biomedclip build`.
@@ -130,7 +130,7 @@ def _public_values(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _command(options: Mapping[str, Any]) -> str:
-    """Return the command that gives the same pairs."""
+    """Return the command that produces the same pairs."""
     words = ["biomedclip build"]
     for name, value in options.items():
         if value is None or value is False or name in _OF_THE_MACHINE:

@@ -11,7 +11,7 @@ from typing import Any
 
 
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
-_HTML = {"&": "&amp;", "<": "&lt;", "|": "&#124;"}  # a vertical bar would end the cell of a table
+_HTML = {"&": "&amp;", "<": "&lt;", "|": "&#124;"}  # a vertical bar would end a table cell
 _MARKUP = re.compile(
     r"[\\`*_\[\]~$#!{}@^]"  # emphasis, code, links, images, math, headings, mentions
     r"|:(?=\S)"  # schemes of URLs, emoji
@@ -40,7 +40,7 @@ def visible(text: Any, *, keep: str = "") -> str:
     """Return a text with every invisible character replaced with U+FFFD.
 
     Args:
-        text: Anything that `str` takes.
+        text: Any object that `str` accepts.
         keep: Control characters to keep, such as the newline.
     """
     return "".join(
@@ -55,7 +55,7 @@ def one_line(text: Any) -> str:
 
 
 def lines(text: Any) -> str:
-    """Return a text of several lines with visible characters only, safe to print in a terminal."""
+    """Return a multi-line text with visible characters only. It is safe to print in a terminal."""
     return visible(str(text).replace("\t", "    "), keep="\n")
 
 
@@ -63,7 +63,7 @@ def markdown(text: Any) -> Markdown:
     """Return a text as one line that Markdown, HTML and math display literally, inside and outside of tables.
 
     Args:
-        text: Anything that `str` takes. [`Markdown`] is returned unchanged.
+        text: Any object that `str` accepts. [`Markdown`] is returned unchanged.
     """
     if isinstance(text, Markdown):
         return text
@@ -73,7 +73,7 @@ def markdown(text: Any) -> Markdown:
 
 
 def code(text: Any) -> Markdown:
-    """Return a text as a code span. Do not use it in a table, where a vertical bar ends the cell.
+    """Return a text as a code span. Do not use it in a table, where a vertical bar would end the cell.
 
     Backticks become apostrophes.
     """
@@ -81,7 +81,7 @@ def code(text: Any) -> Markdown:
 
 
 def code_block(text: Any, language: str) -> Markdown:
-    """Return a text of several lines as a fenced code block. Three backticks in it become apostrophes."""
+    """Return a multi-line text as a fenced code block. Three backticks in it become apostrophes."""
     return Markdown(f"```{language}\n{lines(text).replace('```', chr(39) * 3)}\n```")
 
 
@@ -91,19 +91,19 @@ def latex(text: Any) -> str:
 
 
 def table(columns: list[Any], rows: list[tuple[Any, ...]], *, text_columns: int = 1) -> str:
-    """Return a table in Markdown.
+    """Return a Markdown table.
 
     Args:
         columns: Headings.
         rows: Rows of the table, as in [`table_rows`].
-        text_columns: Columns that are aligned left. All others are aligned right.
+        text_columns: Number of leading columns that are left-aligned. All others are right-aligned.
     """
     rule = "|---" * text_columns + "|---:" * (len(columns) - text_columns) + "|"
     return "\n".join([table_rows([tuple(columns)]), rule, *([table_rows(rows)] if rows else [])])
 
 
 def table_rows(rows: list[tuple[Any, ...]]) -> str:
-    """Return rows of a Markdown table. Whole numbers get commas; text is escaped unless it is [`Markdown`]."""
+    """Return rows of a Markdown table. Integers get commas. Text is escaped unless it is [`Markdown`]."""
     return "\n".join(
         "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else markdown(cell) for cell in row) + " |"
         for row in rows

@@ -20,7 +20,7 @@ def render(template: str, /, **values: Any) -> str:
         template: File name of the template.
         values: Values by name.
     """
-    import jinja2  # here, because the command imports this module for every verb
+    import jinja2  # imported here, because the command line imports this module for every verb
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -40,7 +40,7 @@ def named(values: dict[str, Any]) -> str:
 
 
 def percent(fraction: float) -> str:
-    """Return a fraction in percent. Only 0 is written as 0.0 %, and only 1 as 100.0 %."""
+    """Return a fraction as a percentage. Only 0 is written as 0.0 %, and only 1 as 100.0 %."""
     if 0 < fraction < 0.001:
         return "< 0.1 %"
     if 0.999 < fraction < 1:

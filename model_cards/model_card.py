@@ -1,4 +1,4 @@
-"""Fill the card of a model from its configuration, its training and its evaluation results."""
+"""Fill a model card from the configuration, the training and the evaluation results of a model."""
 
 import json
 import re
@@ -15,13 +15,13 @@ from .results import Measure, chances, measures, reasons, selection_of
 
 
 PUBLISHED = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
-# Marks a fact that is missing in the card. Such a card is not published.
+# Marks a missing fact in the card. A card with a missing fact is not published.
 NOT_STATED = "Not stated"
 NOT_MEASURED = "not measured"
 UNDEFINED = "undefined"
-NAMED = 5  # damaged images that the card names; results.json names all
+NAMED = 5  # number of damaged images that the card lists; results.json lists all
 
-# Name of each task in words, and in the metadata of the Hub.
+# Name of each task in the card, and in the metadata of the Hub.
 TASKS = {
     "retrieval": ("Retrieval", "image-text-retrieval"),
     "zero-shot": ("Zero-shot classification", "zero-shot-image-classification"),
@@ -40,14 +40,14 @@ BENCHMARKS = {
     "medmnist": "MedMNIST",
     "imagefolder": "a folder of images",
 }
-# The measurements of the paper (arXiv 2303.00915, sections 4 and 5). The card names those that were not made.
+# The measurements of the paper (arXiv 2303.00915, sections 4 and 5). The card lists those that are missing.
 OF_THE_PAPER = [
     ("retrieval", "pmc15m"),
     *(("zero-shot", name) for name in ("pcam", "lc25000_lung", "lc25000_colon", "tcga_til", "rsna")),
     *(("linear-probe", name) for name in ("pcam", "rsna")),
     *(("visual-question-answering", name) for name in ("vqa_rad", "slake")),
 ]
-# Numbers of `train_results.json` that a card states, and their names.
+# Numbers in `train_results.json` that a card states, and their names in the card.
 COSTS = (
     ("steps", "steps"),
     ("samples", "pairs seen"),
@@ -64,7 +64,7 @@ _METRIC_TYPES = {"auroc": "roc_auc"}  # names on the Hub that differ from ours
 
 
 def fill_model_card(facts: Mapping[str, Any]) -> str:
-    """Fill the card of a model.
+    """Fill a model card.
 
     Args:
         facts: `title`, `name` (the repository), `model` (architecture), `license`, `conversion`, `training`, `dataset`,
@@ -131,7 +131,7 @@ def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def _costs(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the names and values of the numbers of a training run."""
+    """Yield the name and the value of each number of a training run."""
     results = training["results"]
     values = {name: results[key] for key, name in COSTS if results.get(key) is not None}
     values |= {f"{name}, at the last evaluation": value for name, value in training["last"].items()}
@@ -140,7 +140,7 @@ def _costs(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _measured_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield the rows of the table of results for a result."""
+    """Yield the rows of a result in the results table."""
     found = measures(result)
     deviations = {measure.path: measure.value for measure in found if _is_deviation(measure)}
     for measure in found:
@@ -162,7 +162,7 @@ def _measured_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _missing_rows(
     results: Sequence[Mapping[str, Any]], paper: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, ...]]:
-    """Return the rows of the table of results for the measurements of the paper that were not made."""
+    """Return the rows of the results table for measurements of the paper that are missing."""
     measured = {(result["task"], result["benchmark"]) for result in results}
     rows = []
     for task, benchmark in OF_THE_PAPER:
@@ -174,7 +174,7 @@ def _missing_rows(
 
 
 def _published_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield the rows of the table of published values of other models for a result."""
+    """Yield the rows with published values of other models on the benchmark of a result."""
     for entry in result.get("published") or []:
         values = "; ".join(
             f"{_words(value)}: {_number(value.value)}" for value in measures({"metrics": entry["values"]})
@@ -184,7 +184,7 @@ def _published_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the card states about the circumstances of a measurement."""
+    """Return the details of a measurement that the card states."""
     data, leaks = result["data"], result["data"].get("leaks")
     counts = {name: value for name, value in (leaks or {}).items() if name.startswith("same_") and value is not None}
     damaged = data.get("damaged")
@@ -224,7 +224,7 @@ def public_result(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def benchmark_name(result: Mapping[str, Any]) -> str:
-    """Return the name of the benchmark of a result. For the user's own data, it is the last part of the path."""
+    """Return the benchmark name of a result. For the user's own data, this is the last part of the path."""
     path = public_name(str(result["data"].get("path") or ""))
     if result["benchmark"] is None:
         return path or "own data"
@@ -253,7 +253,7 @@ def _spaced(name: str) -> str:
 
 
 def _dataset_link(repo_id: str) -> Markdown:
-    """Return a link to a dataset on the Hub, or the text if it is not an id of the Hub."""
+    """Return a link to a dataset on the Hub, or the text if it is not a Hub id."""
     if not _HUB_ID.fullmatch(repo_id):
         return code(repo_id)
     return Markdown(f"[{markdown(repo_id)}](https://huggingface.co/datasets/{repo_id})")

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 
-LARGEST = 64 * 2**20  # bytes of a JSON, YAML or Markdown file
-DEEPEST = 50  # levels of nesting
+LARGEST = 64 * 2**20  # maximum size of a JSON, YAML or Markdown file in bytes
+DEEPEST = 50  # maximum number of nesting levels
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFDIR: "a folder",
@@ -26,10 +26,10 @@ _KINDS = {
 
 
 def find_file(folder: Path, name: str, *, allowed: Callable[[str], bool] | None = None) -> Path | None:
-    """Find a regular file of a folder.
+    """Find a regular file in a folder.
 
     Args:
-        folder: The folder. It may be a link, because the user has named it.
+        folder: The folder. It may be a link, because the user chose it.
         name: Path of the file in the folder.
         allowed: Function that returns whether a link may point to a path in the folder (default: to any path).
 
@@ -66,7 +66,7 @@ def _check_kind(path: Path, status: os.stat_result) -> None:
 
 
 def refuse_links_out(folder: Path, root: Path | None = None) -> None:
-    """Check that no link in a folder, at any depth, points outside of `root` (default: the folder).
+    """Check that no link in a folder, at any depth, points outside `root` (default: the folder).
 
     Raises:
         ValueError: If a link points outside `root`.
@@ -106,8 +106,8 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: If [`read_text`] refuses the file, it is not strict JSON (without NaN and infinity), or it has more
-            than 50 levels of nesting.
+        ValueError: If [`read_text`] rejects the file, if it is not strict JSON (without NaN and infinity), or if it has
+            more than 50 levels of nesting.
         OSError: If it cannot be read.
     """
     return _parse(path, json.loads)
@@ -117,15 +117,15 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 
     Raises:
-        ValueError: If [`read_text`] refuses the file, it contains aliases or a value that JSON does not have, or it has
-            more than 50 levels of nesting.
+        ValueError: If [`read_text`] rejects the file, if it contains aliases or a value that JSON does not have, or if
+            it has more than 50 levels of nesting.
         OSError: If it cannot be read.
     """
     return _parse(path, _load_yaml)
 
 
 def _load_yaml(text: str) -> Any:
-    # A few aliases of aliases can stand for more values than fit into memory.
+    # A few nested aliases can expand to more values than fit into memory.
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
         raise ValueError("it contains an alias")
     return yaml.safe_load(text)
@@ -157,15 +157,15 @@ def check_shape(path: Path, content: Any, shape: Any, where: str = "") -> None:
     """Check that the content of a file has the expected fields and types.
 
     Args:
-        path: The file, for the error.
+        path: Path of the file, for error messages.
         content: The parsed content.
         shape: A type or a tuple of types; `[shape]` for a list; `{str: shape}` for an object with any names; or an
             object that gives the shape of each field. A field whose name ends with `?` may be missing or null. Other
             fields are ignored. `bool` does not count as a number.
-        where: Name of the part that is checked, for the error.
+        where: Name of the part that is checked, for error messages.
 
     Raises:
-        ValueError: If a field is missing or has another type.
+        ValueError: If a field is missing or has the wrong type.
     """
     kinds: Any = dict if isinstance(shape, Mapping) else list if isinstance(shape, list) else shape
     names = {dict: "an object", list: "a list", type(None): "null"}

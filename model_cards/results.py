@@ -45,17 +45,24 @@ RESULT: dict[str, Any] = {
     "seconds?": _NUMBER,
     "versions": {str: object},
 }
-# Names of earlier versions that are still read.
+# Task names of earlier versions, which can still be read.
 _OLD_TASKS = {"vqa": "visual-question-answering"}
 _OLD_KEYS = {"by_share": "by_fraction", "positive_share": "positive_fraction"}
-# A number is a measure if one of its keys matches the first pattern, and none matches the second.
+# A number is a measure if one of its keys matches the first pattern and none matches the second.
 _MEASURE = re.compile(r"accuracy|auroc|auc\b|recall|precision|f1|rank|open|closed|overall")
 _NO_MEASURE = re.compile(r"chance|attainable|oracle|threshold|regulari[sz]ation|seconds|^c$", re.IGNORECASE)
 _BASELINE = re.compile(r"chance|most_frequent")
 
 
 class Measure(NamedTuple):
-    """A number of a result. `path` are its keys in `metrics`, and `value` is None if the metric is undefined."""
+    """A number of a result.
+
+    Args:
+        path: Keys of the number in `metrics`.
+        value: The number. None if the metric is undefined.
+        interval: Lower and upper end of the confidence interval, if there is one.
+        paper: Value in the paper, if there is one.
+    """
 
     path: tuple[str, ...]
     value: float | None
@@ -86,7 +93,7 @@ def find_results(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read a `results.json` file and check the fields that a card uses. Names of earlier versions are replaced.
+    """Read a `results.json` file and check the fields that a card uses. Names from earlier versions are replaced.
 
     Raises:
         ValueError: If the file is damaged, has another schema, lacks a field, or contains an impossible value.
@@ -108,7 +115,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def measures(result: Mapping[str, Any]) -> list[Measure]:
-    """Return the measured numbers of a result in their order, without counts, lists and baselines."""
+    """Return the measured numbers of a result in their original order, without counts, lists and baselines."""
     paper = result.get("paper") or {}
     return [
         Measure(keys, value, interval, _at(paper, keys))
@@ -137,20 +144,20 @@ def chances(result: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def reasons(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the names of the metrics that are undefined, each with the reason."""
+    """Return the name of each undefined metric with the reason."""
     undefined = result["metrics"].get("undefined") or {}
     return [(" ".join(keys), str(reason)) for keys, reason in _named(undefined)]
 
 
 def _rename(value: Any) -> Any:
-    """Replace keys of earlier versions at any depth."""
+    """Replace keys from earlier versions at any depth."""
     if isinstance(value, Mapping):
         return {_OLD_KEYS.get(key, key): _rename(item) for key, item in value.items()}
     return [_rename(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_values(path: Path, where: str, values: Mapping[str, Any]) -> None:
-    """Raise an error if an interval, a fraction of the labels or a measure is impossible."""
+    """Raise `ValueError` if an interval, a fraction of the labels or a measure is impossible."""
     for keys, value in _named(values):
         name = f"{where}.{'.'.join(keys)}"
         if keys[-1].endswith("_interval") and value is not None:
@@ -175,7 +182,7 @@ def _is_fraction(text: str) -> bool:
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, tuple[float, float] | None]]:
-    """Yield keys, value and interval of each number, and of each metric that is undefined."""
+    """Yield the keys, the value and the interval of each number and of each undefined metric."""
     for keys, value in _named(metrics):
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
             siblings = metrics

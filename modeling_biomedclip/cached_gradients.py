@@ -32,17 +32,18 @@ def cached_backward(
 ) -> torch.Tensor:
     """Add the gradient of the loss of all mini-batches to `grad` of each parameter.
 
-    With dropout, the gradients equal those of a plain backward pass over the same mini-batches.
+    Even with dropout, the gradients equal those of a plain backward pass over the same mini-batches.
 
     Args:
-        embed: Function that returns the image and text embeddings, of shape `(rows, dimension)`, of rows of the batch.
-            It must enter autocast on each call, because weights that autocast has cached in step 1 have no graph.
+        embed: Function that returns the image and text embeddings of the given rows of the batch, each of shape
+            `(rows, dimension)`. It must enter autocast on each call, because weights that autocast cached in step 1
+            have no graph.
         mini_batches: Indices of the rows of each mini-batch.
         loss_of: Function that returns the loss of all image and text embeddings, in the order of the mini-batches.
         scalars: Trainable parameters that the loss uses directly, such as `logit_scale`.
         backward: Function to call instead of `loss.backward()`.
-        no_sync: Context without gradient synchronization, used for all but the last mini-batch.
-        device: Device of the model, whose random state is stored together with that of the CPU.
+        no_sync: Context manager that disables gradient synchronization, used for all but the last mini-batch.
+        device: Device of the model. Its random state is stored together with that of the CPU.
 
     Returns:
         The loss, without a graph.
@@ -77,8 +78,8 @@ def cached_backward(
 def mini_batch_rows(inputs: Mapping[str, Any], size: int) -> list[torch.Tensor]:
     """Split the rows of a batch into mini-batches, longest texts first.
 
-    Texts of similar length share a mini-batch, whose padding [`take_rows`] removes. A mini-batch that does not fit into
-    memory fails at once, because the longest texts come first.
+    Texts of similar length share a mini-batch, so [`take_rows`] can remove most of the padding. The longest texts come
+    first, so if memory is insufficient, the first mini-batch fails.
 
     Args:
         inputs: Batch with `pixel_values` of shape `(rows, ...)` and optionally `attention_mask` of shape
@@ -100,8 +101,8 @@ def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool =
     Args:
         inputs: Tensors of shape `(rows, ...)`. Other values are not changed.
         rows: Indices of the rows, in the order of the result.
-        cut_text: Remove the padding after the longest text, if there is an `attention_mask`. The embeddings change only
-            by rounding, unless the model pools the last position.
+        cut_text: Remove the padding after the longest text, if there is an `attention_mask`. The embeddings then
+            change only by rounding errors, unless the model pools the last position.
     """
     taken = {
         name: value[rows.to(value.device)] if isinstance(value, torch.Tensor) else value
@@ -141,7 +142,7 @@ class RandomState:
         self.on_device = None if self.generators is None else self.generators.get_rng_state(device)
 
     def restore(self) -> None:
-        """Restore the random state at the time of construction."""
+        """Restore the random state that was stored at construction."""
         torch.set_rng_state(self.on_cpu)
         if self.generators is not None:
             self.generators.set_rng_state(self.on_device, device=self.device)

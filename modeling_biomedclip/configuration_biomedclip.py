@@ -21,7 +21,7 @@ def _check_heads(config: PreTrainedConfig) -> None:
 
 
 class BiomedCLIPBaseConfig(PreTrainedConfig):
-    """Base class whose saved configuration names the model class for each Auto class, for use with the saved code."""
+    """Base class that saves the model class for each Auto class, so that the saved code can be loaded."""
 
     _auto_class = "AutoConfig"
     _model_of_auto_class: ClassVar[dict[str, str]] = {}
@@ -115,8 +115,8 @@ class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
         attention_dropout (`float`, defaults to 0.0): Dropout of attention probabilities.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm, as in timm. With 1e-12, the default of
             transformers' ViT, the embeddings differ.
-        patch_dropout (`float`, defaults to 0.0): Fraction of random patches that training drops from each image (FLIP,
-            arXiv 2212.00794).
+        patch_dropout (`float`, defaults to 0.0): Fraction of the patches of each image that are randomly dropped during
+            training (FLIP, arXiv 2212.00794).
         initializer_range (`float`, defaults to 0.02): Standard deviation for the initialization of linear layers and
             positions. Patch embedding and projection use the default of PyTorch, as in timm and open_clip.
 
@@ -148,7 +148,7 @@ class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self) -> None:
-        """Raise `ValueError` if sizes are not multiples of each other, or if no patch would remain."""
+        """Raise `ValueError` if sizes are not divisible, or if `patch_dropout` is not in [0, 1)."""
         _check_heads(self)
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout must be at least 0 and less than 1, not {self.patch_dropout}.")
@@ -161,7 +161,7 @@ class BiomedCLIPVisionConfig(BiomedCLIPBaseConfig):
 
 @strict
 class BiomedCLIPCoAttentionConfig(PreTrainedConfig):
-    r"""Configuration of the co-attention head that answers questions (METER, arXiv 2111.02387, as BiomedCLIP used it).
+    r"""Configuration of the co-attention head that answers questions (METER, arXiv 2111.02387, as used in BiomedCLIP).
 
     Args:
         hidden_size (`int`, defaults to 768): Width of the head. The tokens of both towers are projected to it.
@@ -215,7 +215,7 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
 
     Args:
         text_config (`dict`, [`BiomedCLIPTextConfig`] or `CLIPTextConfig`, *optional*): The text tower. In a `dict`,
-            `model_type="clip_text_model"` selects the text tower of CLIP, a GPT-2 with a causal mask.
+            `model_type="clip_text_model"` selects CLIP's text tower, a GPT-2 with a causal mask.
         vision_config (`dict` or [`BiomedCLIPVisionConfig`], *optional*): The image tower.
         co_attention_config (`dict` or [`BiomedCLIPCoAttentionConfig`], *optional*): The head of
             [`BiomedCLIPForVisualQuestionAnswering`].
@@ -223,8 +223,8 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
             value.
         logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): Initial log of the inverse temperature. SigLIP
             uses ln 10.
-        logit_bias_init_value (`float`, *optional*): Initial value of a bias that is added to each logit. The loss of
-            SigLIP needs it and starts with -10. By default, the model has no such parameter.
+        logit_bias_init_value (`float`, *optional*): Initial value of a bias that is added to each logit. The SigLIP
+            loss requires it and usually starts at -10. By default, the model has no such parameter.
         initializer_range (`float`, defaults to 0.02): Standard deviation for the initialization of a classifier.
 
     Example:

@@ -32,15 +32,15 @@ def contrastive_loss(
     open_clip's `ClipLoss(local_loss=True, gather_with_grad=True)` and `SigLipLoss`.
 
     Each process computes the rows of its own pairs. The features of the other processes are gathered with their
-    gradient, so that the gradients averaged by DDP are those of one process with the whole batch. The logits are
-    computed for a few rows at a time and at least in float32, even under autocast. In bfloat16 they would be rounded to
-    multiples of 0.5 at the maximum logit scale of 100.
+    gradients, so that the gradients averaged by DDP equal those of a single process with the whole batch. The logits
+    are computed for a few rows at a time and at least in float32, even under autocast. In bfloat16, they would be
+    rounded to multiples of 0.5 at the maximum logit scale of 100.
 
     Args:
         image_embeds: L2-normalized embeddings of shape `(pairs, dimension)`, the same shape in each process.
         text_embeds: L2-normalized embeddings of shape `(pairs, dimension)`. Text i belongs to image i.
         logit_scale: Inverse temperature (the exponential of the model's parameter) of shape `()` or `(1,)`.
-        logit_bias: Bias of the logits of shape `()` or `(1,)`. InfoNCE does not depend on it; its gradient is zero.
+        logit_bias: Bias of the logits of shape `()` or `(1,)`. InfoNCE does not depend on it, so its gradient is zero.
         loss: `infonce` or `siglip`.
 
     Returns:
@@ -72,7 +72,7 @@ def summed_loss(
     first: int = 0,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> torch.Tensor:
-    """Return the loss of each query against all candidates, in one direction and summed over queries.
+    """Return the loss of the queries against all candidates in one direction, summed over queries.
 
     Args:
         queries: L2-normalized embeddings of shape `(queries, dimension)`.
@@ -81,8 +81,8 @@ def summed_loss(
         logit_scale: Inverse temperature of shape `()` or `(1,)`.
         logit_bias: Bias of the logits of shape `()` or `(1,)`.
         loss: `infonce` or `siglip`.
-        first: Index of the candidate of the first query.
-        logits_at_once: Maximum number of logits in memory, but at least those of one query.
+        first: Index of the candidate that belongs to the first query.
+        logits_at_once: Maximum number of logits in memory. At least the logits of one query are computed at once.
 
     Returns:
         The sum, of shape `()`.

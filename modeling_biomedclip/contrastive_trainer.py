@@ -29,7 +29,7 @@ from .training_options import CONTRASTIVE, check_accelerator, check_trainer_argu
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_BATCH = 4096  # batch size of open_clip's validation loss, and of the paper's
+VALIDATION_BATCH = 4096  # batch size of the validation loss in open_clip and in the paper
 LOSS_IN_BATCHES = f"loss_in_batches_of_{VALIDATION_BATCH}"
 MAX_LOGIT_SCALE = math.log(100)  # upper bound in CLIP and open_clip
 
@@ -38,7 +38,7 @@ class ContrastiveTrainer(AdaptedTrainer):
     """Trainer for dual encoders with a contrastive loss over the batch of all processes.
 
     The `forward` method of the model must return `image_embeds` and `text_embeds`. The model must have a parameter
-    `logit_scale`, and for the SigLIP loss a parameter `logit_bias`. Examples are [`BiomedCLIPModel`], `CLIPModel`,
+    `logit_scale` and, for the SigLIP loss, a parameter `logit_bias`. Examples are [`BiomedCLIPModel`], `CLIPModel`,
     `SiglipModel` and PEFT models of them. `logit_scale` is clamped to [0, ln 100] unless it is frozen.
 
     With `mini_batch_size`, each process embeds at most that many pairs at a time, and [`cached_backward`] computes the
@@ -48,7 +48,8 @@ class ContrastiveTrainer(AdaptedTrainer):
     `train_dataset` is a stream with exact batches ([`biomedclip.processing.PairStream`], or an object that has a
     length and a method `batches(batch_size, rank, world_size)`), or any dataset that `Trainer` accepts. Training on a
     stream resumes exactly. A checkpoint is complete if it has a `trainer_state.json`. Older checkpoints are removed
-    after that, so a run can be killed at any time. The number of processes may change between runs.
+    only when a new one is complete, so a run can be killed at any time. The number of processes can change between
+    runs.
 
     `eval_dataset` needs random access. Evaluation embeds the whole dataset and reports recall at 1, 5 and 10, the
     median rank, `eval_loss` (the whole dataset as one batch) and `eval_loss_in_batches_of_4096` (open_clip's validation
@@ -57,19 +58,19 @@ class ContrastiveTrainer(AdaptedTrainer):
 
     Args:
         model: Dual encoder.
-        args: Training arguments. Unsupported fields raise an error, see `docs/training_arguments.md`.
+        args: Training arguments. Unsupported fields raise an error (see `docs/training_arguments.md`).
         train_dataset: Stream or dataset of pairs.
         eval_dataset: Dataset of pairs with random access, or a dictionary of such datasets.
         data_collator: Collator of the training batches.
         eval_data_collator: Collator of the evaluation batches (default: `data_collator`).
-        evaluators: Functions that all processes call with the model in evaluation mode. They return metrics by name,
-            which are reported with the prefix `eval_`.
+        evaluators: Functions that take the model in evaluation mode and return metrics by name. All processes call
+            them. The metrics are reported with the prefix `eval_`.
         callbacks: Further callbacks.
         kwargs: Further arguments of `Trainer`.
 
     Raises:
         ValueError: If an option is not supported, the model lacks a parameter of the loss, `eval_dataset` has no
-            random access, or `num_train_epochs` gives no step.
+            random access, or `num_train_epochs` is too small for one step.
 
     Example:
     ```python
@@ -166,20 +167,20 @@ class ContrastiveTrainer(AdaptedTrainer):
             self.train_dataset,
             batch_size=None,
             collate_fn=self.data_collator,
-            # Seeds of the workers from torch's generator would change the dropout of a resumed run, because Trainer
-            # restores the random state before it creates the loader.
+            # Drawing the seeds of the workers from torch's global generator would change the dropout of a resumed run,
+            # because Trainer restores the random state before it creates the loader.
             generator=torch.Generator().manual_seed(self.args.seed),
             **self.loader_options(),
         )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return the names of the parameters with weight decay, see [`decay_parameter_names`]."""
+        """Return the names of the parameters with weight decay (see [`decay_parameter_names`])."""
         return decay_parameter_names(model)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create the learning rate schedule. `lr_scheduler_type="cosine"` is that of open_clip.
+        """Create the learning rate schedule. `lr_scheduler_type="cosine"` selects that of open_clip.
 
         Args:
             num_training_steps: Number of training steps.
@@ -207,7 +208,7 @@ class ContrastiveTrainer(AdaptedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Return the loss of a batch, embedded at once or in mini-batches whose activations are kept."""
+        """Return the loss of a batch. The batch is embedded in mini-batches if `keep_activations` is set."""
         size = self.args.mini_batch_size
         if model.training and size is not None and size < len(inputs["pixel_values"]) and not return_outputs:
             # One context for all mini-batches, so that autocast casts the weights once.
@@ -277,7 +278,7 @@ class ContrastiveTrainer(AdaptedTrainer):
         return contrastive_loss(image_embeds, text_embeds, scale, bias, loss=self.args.loss)
 
     def _prepare_sharding(self) -> None:
-        """Exclude from FSDP2 what it cannot shard: parameters without dimensions, and a table in a sharded layer."""
+        """Exclude from FSDP2 what it cannot shard: scalar parameters, and layers that contain the token embeddings."""
         if not self.is_fsdp_enabled:
             raise ValueError(
                 "`fsdp=True` requires accelerators. On the CPU, accelerate would silently use plain DDP. Omit `fsdp`."
@@ -287,7 +288,7 @@ class ContrastiveTrainer(AdaptedTrainer):
             raise ValueError(
                 "fsdp_config: logit_scale requires version 2 and cpu_ram_efficient_loading=False, the defaults."
             )
-        # Each process keeps them whole, as with DDP.
+        # Each process keeps the scalars, as with DDP.
         plugin.ignored_modules = [nn.ParameterList(loss_parameters(self.model)).to(self.args.device)]
         # accelerate shards the token embeddings separately, after all other layers.
         if plugin.transformer_cls_names_to_wrap is None:
@@ -339,7 +340,7 @@ class ContrastiveTrainer(AdaptedTrainer):
         )
 
     def run_evaluators(self, model: nn.Module) -> dict[str, float]:
-        """Return the metrics of all evaluators, which are called with the unwrapped model."""
+        """Call all evaluators with the unwrapped model, and return their metrics."""
         model = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         if isinstance(model, FSDPModule):
             # By default, FSDP gathers the parameters only for `forward`.
@@ -361,7 +362,7 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
         self.evaluated_step: int | None = None
 
     def state(self) -> dict[str, Any]:
-        """Return what each checkpoint stores in `trainer_state.json`."""
+        """Return the state that each checkpoint stores in `trainer_state.json`."""
         return {"args": {}, "attributes": {"samples_seen": self.samples_seen}}
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
@@ -392,7 +393,7 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
         batches = _stream_batches(train_dataloader)
         if batches is None:
             return
-        # Trainer treats an endless stream as one epoch of `max_steps`. An epoch of the stream ends with its last whole
+        # Trainer treats an endless stream as one epoch of `max_steps`. An epoch of the stream ends with its last full
         # batch, as in open_clip. `state.epoch` counts pairs.
         self.samples_seen += batches.batch_size
         state.epoch = self.samples_seen / len(batches.stream)
@@ -415,22 +416,22 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         scale = find_logit_scale(model)
-        # A frozen one belongs to the base model of an adapter, which must not change.
+        # A frozen `logit_scale` belongs to the base model of an adapter, which must not change.
         if scale.requires_grad:
             with torch.no_grad():
                 scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
 def cosine_factor(step: int, *, warmup_steps: int, steps: int, num_cycles: float = 0.5) -> float:
-    """Return the factor of the peak learning rate at a step, as in open_clip's `cosine_lr`.
+    """Return the learning rate at a step as a fraction of the peak, as in open_clip's `cosine_lr`.
 
-    transformers counts the warmup steps from zero, so its first step has a learning rate of zero.
+    In transformers, the warmup steps are counted from zero, so the first step has a learning rate of zero.
 
     Args:
         step: Index of the step.
         warmup_steps: Number of steps of the linear warmup.
         steps: Number of steps of the training.
-        num_cycles: Number of waves of the cosine, as in transformers (default: half a wave).
+        num_cycles: Number of cosine cycles, as in transformers (default: half a cycle).
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -441,7 +442,7 @@ def cosine_factor(step: int, *, warmup_steps: int, steps: int, num_cycles: float
 def decay_parameter_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters with weight decay.
 
-    As in open_clip, these are all with two or more dimensions. Biases, norms and `logit_scale` have fewer.
+    As in open_clip, these are all parameters with two or more dimensions. Biases, norms and `logit_scale` have fewer.
     """
     return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
@@ -462,12 +463,12 @@ def find_logit_scale(model: nn.Module) -> nn.Parameter:
 
 
 def find_logit_bias(model: nn.Module) -> nn.Parameter | None:
-    """Return the bias of the logits of a dual encoder, which may be wrapped. None if it has no bias."""
+    """Return the logit bias of a dual encoder, which may be wrapped, or None if it has no bias."""
     return _find_parameter(model, "logit_bias")
 
 
 def loss_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of a dual encoder that belong to no tower: `logit_scale`, and `logit_bias` if it exists."""
+    """Return the parameters of a dual encoder outside of the towers: `logit_scale`, and `logit_bias` if it exists."""
     bias = find_logit_bias(model)
     return [find_logit_scale(model), *([] if bias is None else [bias])]
 
@@ -498,7 +499,7 @@ def whole_set_loss(
     *,
     loss: str = LOSSES[0],
 ) -> float:
-    """Return the loss of a dataset as one batch, computed in this process only.
+    """Return the loss of a whole dataset as one batch, computed in this process only.
 
     Args:
         image_embeds: L2-normalized embeddings of shape `(pairs, dimension)`.
@@ -522,8 +523,8 @@ def loss_in_batches(
 ) -> float:
     """Return open_clip's validation loss: the mean InfoNCE loss of consecutive batches, weighted by their sizes.
 
-    open_clip reports InfoNCE for a model of any loss. The last batch contains the remaining pairs. If there is only one
-    batch, the result equals [`whole_set_loss`].
+    open_clip reports InfoNCE for models trained with any loss. The last batch contains the remaining pairs. If there is
+    only one batch, the result equals [`whole_set_loss`].
 
     Args:
         image_embeds: L2-normalized embeddings of shape `(pairs, dimension)`.

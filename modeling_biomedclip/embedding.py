@@ -12,7 +12,7 @@ from torch import nn
 BATCH_SIZE = 32
 PROMPTS_AT_A_TIME = 256
 LARGEST_LIMIT = 1_000_000  # transformers uses 10^30 for a tokenizer without a limit
-# Characters that are kept per token, as in `BiomedCLIPProcessor`. Text behind them is cut before it is tokenized.
+# Maximum number of characters per token, as in `BiomedCLIPProcessor`. Longer text is cut before tokenization.
 CHARACTERS_PER_TOKEN = 128
 # Maximum fraction of padding in a row of a batch. On a CPU, a smaller batch costs less than padding.
 MOST_PADDING = 1 / 8
@@ -23,8 +23,8 @@ def embed_images(model: Any, processor: Any, images: Sequence[Any], *, batch_siz
 
     Args:
         model: A dual encoder with `get_image_features`, or an [`ExportedModel`].
-        processor: Its processor.
-        images: Pillow images, or a sequence that reads images on access.
+        processor: Processor of the model.
+        images: Pillow images, or a sequence that loads each image on access.
         batch_size: Number of images per batch.
 
     Returns:
@@ -64,13 +64,14 @@ def embed_texts(
 ) -> torch.Tensor:
     """Embed texts.
 
-    Texts of similar length are batched together, so that little padding is computed.
+    Texts of similar length are batched together to reduce padding.
 
     Args:
         model: A dual encoder with `get_text_features`, or an [`ExportedModel`].
-        processor: Its processor.
+        processor: Processor of the model.
         texts: Captions or prompts.
-        batch_size: Number of the longest texts per batch. Batches of shorter texts have as many tokens.
+        batch_size: Batch size for the longest texts. Batches of shorter texts contain more texts, up to the same number
+            of tokens.
         max_length: Maximum number of tokens of a text. The default is the limit of the tokenizer.
 
     Returns:
@@ -110,17 +111,17 @@ def embed_texts(
 def embed_prompts(
     model: Any, processor: Any, prompts: Sequence[str], *, max_length: int | None = None
 ) -> tuple[torch.Tensor, list[int]]:
-    """Embed prompts in one batch padded to the longest, which gives the same bits as the forward pass of the model.
+    """Embed prompts with the same padding as the forward pass of the model, so that the results are bit-identical.
 
     Args:
         model: A dual encoder with `get_text_features`, or an [`ExportedModel`].
-        processor: Its processor.
-        prompts: Prompts, processed in batches of 256.
+        processor: Processor of the model.
+        prompts: Prompts. They are processed in batches of 256, each padded to its longest prompt.
         max_length: Maximum number of tokens of a prompt. The default is the limit of the tokenizer.
 
     Returns:
-        Embeddings as from [`embed_texts`], and the number of tokens of each prompt before truncation. Only the first
-        `CHARACTERS_PER_TOKEN` characters per allowed token are counted.
+        Embeddings as returned by [`embed_texts`], and the number of tokens of each prompt before truncation. Only the
+        first `CHARACTERS_PER_TOKEN` characters per allowed token are counted.
     """
     prompts = _cut(model, processor, prompts, max_length)
     token_ids, fixed_length = _token_ids(model, processor, prompts, max_length)
@@ -133,7 +134,7 @@ def embed_prompts(
 
 
 def text_limit(model: Any, processor: Any) -> int:
-    """Return the maximum number of tokens: the limit of the tokenizer or, without one, the positions of the model."""
+    """Return the maximum number of tokens: the limit of the tokenizer, or else the positions of the model."""
     limit = processor.tokenizer.model_max_length
     if limit < LARGEST_LIMIT:
         return limit
@@ -141,14 +142,14 @@ def text_limit(model: Any, processor: Any) -> int:
 
 
 def normalize(features: torch.Tensor) -> torch.Tensor:
-    """Return L2-normalized features in float32. In half precision, similarities would tie."""
+    """Return L2-normalized features in float32. In half precision, many similarities would be tied."""
     return nn.functional.normalize(features.float(), dim=-1)
 
 
 def _token_ids(
     model: Any, processor: Any, texts: Sequence[str], max_length: int | None
 ) -> tuple[list[list[int]], int | None]:
-    """Return the truncated token ids of each text, and the length to which all must be padded, if any."""
+    """Return the truncated token ids of each text and, if all texts must have the same length, that length."""
     limit = max_length or text_limit(model, processor)
     texts = _cut(model, processor, texts, max_length)
     token_ids = processor(text=texts, padding=False, truncation=True, max_length=limit)["input_ids"]
@@ -157,7 +158,7 @@ def _token_ids(
 
 
 def _cut(model: Any, processor: Any, texts: Sequence[str], max_length: int | None) -> list[str]:
-    """Cut texts behind the last character that can influence the used tokens."""
+    """Cut texts after the last character that can affect the tokens that are kept."""
     if getattr(processor.tokenizer, "truncation_side", "right") != "right":
         return list(texts)
     limit = max_length or text_limit(model, processor)
@@ -188,7 +189,7 @@ def _in_evaluation(model: Any) -> Iterator[None]:
 
 
 def _prepared_ahead(prepare: Callable[[int], torch.Tensor], starts: Sequence[int]) -> Iterator[torch.Tensor]:
-    """Yield batches while a thread prepares the next one."""
+    """Yield each batch while a thread prepares the next one."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         waiting = thread.submit(prepare, starts[0]) if starts else None
         for following in [*starts[1:], None]:

@@ -1,8 +1,8 @@
-"""Export both towers as graphs that run without PyTorch, in ONNX or in the format of OpenVINO.
+"""Export both towers as graphs that run without PyTorch, in ONNX or OpenVINO format.
 
-Each graph returns L2-normalized embeddings. Batch size and text length are dynamic. With 8 bits, weights have one scale
-per output channel. Activations are quantized at run time: ONNX Runtime uses one scale per tensor, OpenVINO one per
-token and group of channels, which is closer to float32.
+Each graph returns L2-normalized embeddings. Batch size and text length are dynamic. With int8, weights have one scale
+per output channel, and activations are quantized at run time. ONNX Runtime uses one scale per tensor. OpenVINO uses one
+per token and group of channels, which is closer to float32.
 """
 
 import copy
@@ -27,7 +27,7 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 GRAPHS = ("image", "text")
 DESCRIPTION = "export.json"
 OPSET = 20  # the first with the operators LayerNormalization and Gelu
-# Smaller matrices, such as the projections, stay in float32: they cost little time, and their error matters most.
+# Smaller matrices, such as the projections, stay in float32. They cost little time, and their error matters most.
 SMALLEST_QUANTIZED = 500_000
 _EXAMPLE_LENGTH = 16
 
@@ -57,14 +57,14 @@ class TextGraph(nn.Module):
 def export_model(
     model: Any, folder: str | os.PathLike[str], *, format: str = "onnx", precision: str = "float32"
 ) -> None:
-    """Write the image graph and the text graph of a model. [`ExportedModel`] loads them.
+    """Export the image tower and the text tower of a model as graphs. [`ExportedModel`] loads them.
 
     Args:
         model: A [`BiomedCLIPModel`] on the CPU.
         folder: Output folder for `image` and `text` (`.onnx`, or `.xml` and `.bin`) and `export.json`.
         format: `onnx` or `openvino`.
         precision: `float32`, `int8` or, with OpenVINO, `bfloat16`. The latter stores float32 weights and computes in
-            bfloat16 if the processor supports it.
+            bfloat16 if the CPU supports it.
 
     Raises:
         ValueError: If the format is unknown or does not support the precision.
@@ -127,7 +127,7 @@ def _largest_matrix(model: Any) -> int:
 
 
 def _graphs(model: Any) -> list[tuple[str, nn.Module, tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]]:
-    """Return name, module, example inputs and dynamic dimensions of each graph."""
+    """Return the name, the module, the example inputs and the dynamic dimensions of each graph."""
     batch = torch.export.Dim("batch", min=1, max=65536)
     length = torch.export.Dim("length", min=2, max=model.config.text_config.max_position_embeddings)
     size = model.config.vision_config.image_size
@@ -186,7 +186,7 @@ def _compress_weights(model: Any) -> None:
         weights = operation.input_value(1).get_node() if operation.get_type_name() == "MatMul" else None
         if weights is None or weights.get_type_name() != "Constant" or weights.data.size < SMALLEST_QUANTIZED:
             continue
-        transposed = operation.get_attributes()["transpose_b"]  # then output channels are rows, otherwise columns
+        transposed = operation.get_attributes()["transpose_b"]  # if true, output channels are rows, otherwise columns
         scales = np.abs(weights.data).max(axis=1 if transposed else 0, keepdims=True) / 127
         quantized = np.round(weights.data / np.maximum(scales, np.finfo(np.float32).tiny)).astype(np.int8)
         restored = opset.multiply(

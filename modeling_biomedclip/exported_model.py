@@ -15,8 +15,8 @@ from .export import DESCRIPTION, GRAPHS, PACKAGES_TO_RUN, SUFFIXES, check_export
 class ExportedModel:
     """Exported towers, run by ONNX Runtime or OpenVINO on the CPU.
 
-    It replaces the model in [`ZeroShotClassifier`], `embed_images` and `embed_texts`. `pooler_output` is already
-    normalized.
+    It can be used instead of the model in [`ZeroShotClassifier`], [`embed_images`] and [`embed_texts`]. `pooler_output`
+    is already normalized.
 
     Do not use it in a process that forks later. A data loader with workers can crash after OpenVINO has run.
 
@@ -101,7 +101,7 @@ def _start_openvino(path: Path, precision: str, group: int, threads: int) -> Any
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
-        # Number of channels of a token that share a scale. 0 turns the quantization of activations off.
+        # Number of channels of a token that share a scale. 0 disables the quantization of activations.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if precision == "int8" else 0,
     }
     compiled = core.compile_model(path, "CPU", options)

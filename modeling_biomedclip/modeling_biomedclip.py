@@ -39,7 +39,7 @@ class BiomedCLIPVisualQuestionAnsweringOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*): Binary cross-entropy, summed over answers, with `labels`.
-        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): One for each answer; their sigmoid is its score.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Logit of each answer. The sigmoid is the score.
         text_model_output (`BaseModelOutputWithPooling`): Output of the text tower.
         vision_model_output (`BaseModelOutputWithPooling`): Output of the image tower.
     """
@@ -177,8 +177,8 @@ class BiomedCLIPTextLayer(BiomedCLIPEncoderLayer):
 class BiomedCLIPPatchDropout(nn.Module):
     """Drop a random fraction of the patches of each image during training. The class token is always kept.
 
-    As in timm and open_clip, each patch draws a normal number, and the patches with the smallest numbers are kept in
-    that order. The order does not matter to attention, because positions have already been added.
+    As in timm and open_clip, each patch gets a normally distributed random number. The patches with the smallest
+    numbers are kept in that order. The order does not affect attention, because positions have already been added.
     """
 
     def __init__(self, fraction: float):
@@ -196,12 +196,12 @@ class BiomedCLIPPatchDropout(nn.Module):
 
 
 def patches_kept(patches: int, fraction: float) -> int:
-    """Return how many patches remain when `fraction` of them are dropped: rounded down, at least one."""
+    """Return the number of patches that remain after dropping `fraction` of them, rounded down and at least one."""
     return max(1, int(patches * (1 - fraction)))
 
 
 class BiomedCLIPVisionEmbeddings(nn.Module):
-    """Patch embeddings with a class token in front and learned positions."""
+    """Patch embeddings with a leading class token and learned positions."""
 
     def __init__(self, config: BiomedCLIPVisionConfig):
         super().__init__()
@@ -220,10 +220,10 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
 
     @torch.no_grad()
     def resize_images(self, image_size: int) -> None:
-        """Resample the positions for another image size: bicubic, antialiased, in float32.
+        """Resample the positions for a different image size: bicubic, antialiased, in float32.
 
-        This equals timm's `resample_abs_pos_embed`, with which open_clip changes the resolution of a checkpoint.
-        `interpolate_pos_encoding` follows transformers instead and uses another bicubic kernel.
+        This equals timm's `resample_abs_pos_embed`, which open_clip uses to change the resolution of a checkpoint.
+        `interpolate_pos_encoding` follows transformers instead and uses a different bicubic kernel.
 
         Args:
             image_size: Side of the images in pixels. It must be a multiple of `patch_size`.
@@ -300,7 +300,7 @@ class BiomedCLIPTextEmbeddings(nn.Module):
             position_ids = torch.arange(length, device=inputs_embeds.device)[None]
         if token_type_ids is None:
             token_type_ids = torch.zeros((batch_size, length), dtype=torch.long, device=inputs_embeds.device)
-        # The order of addition is BERT's. It matters to the last bit.
+        # Add in the same order as BERT, because the order affects the last bit.
         embeddings = inputs_embeds + self.token_type_embeddings(token_type_ids)
         embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.layer_norm(embeddings))
@@ -341,7 +341,7 @@ class BiomedCLIPPreTrainedModel(PreTrainedModel):
     config: BiomedCLIPConfig
     config_class = BiomedCLIPConfig
     base_model_prefix = "biomedclip"
-    # The code is saved with the weights. The configuration maps Auto classes to models.
+    # Save the code with the weights. The configuration maps Auto classes to models.
     _auto_class = "AutoModel"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
@@ -475,10 +475,10 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPCausalTextModel(CLIPTextModel):
-    """The text tower of CLIP: blocks of GPT-2 with a causal mask, pooled at the end of the text.
+    """The text tower of CLIP: GPT-2 blocks with a causal mask, pooled at the end of the text.
 
-    Random weights are initialized as in open_clip. transformers swaps the scales of the projections into and out of
-    attention.
+    Random weights are initialized as in open_clip. transformers swaps the scales of the input and output
+    projections of attention.
     """
 
     @torch.no_grad()
@@ -559,7 +559,7 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
             the last LayerNorm.
 
         Raises:
-            ValueError: If the images have another size than the model's, and `interpolate_pos_encoding` is `False`.
+            ValueError: If the image size differs from that of the model and `interpolate_pos_encoding` is `False`.
         """
         if pixel_values is None:
             raise ValueError("Pass `pixel_values`.")
@@ -597,7 +597,7 @@ class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLIPTextModelOutput:
-        """Embed texts as [`BiomedCLIPTextModel.forward`] with a projection. `text_embeds` are not normalized."""
+        """Embed texts (see [`BiomedCLIPTextModel.forward`] for the arguments). `text_embeds` are not normalized."""
         outputs = self.text_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -637,7 +637,7 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLIPVisionModelOutput:
-        """Embed images as [`BiomedCLIPVisionModel.forward`] with a projection. `image_embeds` are not normalized."""
+        """Embed images (see [`BiomedCLIPVisionModel.forward`] for the arguments). `image_embeds` are not normalized."""
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -650,7 +650,7 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
 
 
 class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
-    """Both towers with their projections, the temperature, and for the loss of SigLIP a bias of the logits.
+    """Both towers with their projections, the temperature and, for the SigLIP loss, a bias of the logits.
 
     Example:
     ```python
@@ -695,13 +695,13 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         self.vision_model.embeddings.resize_images(image_size)
 
     def set_patch_dropout(self, fraction: float) -> None:
-        """Set the fraction of patches that training drops from each image.
+        """Set the fraction of patches that are dropped from each image during training.
 
         Args:
-            fraction: At least 0 and less than 1.
+            fraction: Fraction of the patches, in [0, 1).
 
         Raises:
-            ValueError: If `fraction` is outside this range.
+            ValueError: If `fraction` is not in this range.
         """
         self.vision_model.config.patch_dropout = fraction
         self.vision_model.config.validate_architecture()
@@ -710,7 +710,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
     def start_logit_bias(self, bias: float, scale: float) -> None:
         """Add a bias to the logits and reset the temperature. Both values are stored in the configuration.
 
-        The two belong together, because a bias fits one temperature only.
+        Both are set together, because a bias is suitable only for one temperature.
 
         Args:
             bias: Initial value of `logit_bias`.
@@ -795,7 +795,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
             token_type_ids (`torch.Tensor` of shape `(texts, sequence_length)`, *optional*): Segment ids of BERT.
             position_ids (`torch.Tensor`, *optional*): Positions of the tokens.
             return_loss (`bool`, defaults to `False`): Also return the symmetric InfoNCE loss, where text i belongs to
-                image i. Only pairs of this process count; [`ContrastiveTrainer`] gathers over all processes.
+                image i. Only the pairs of this process are used. [`ContrastiveTrainer`] gathers those of all processes.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
             kwargs: Further options of transformers, such as `output_hidden_states`.
 
@@ -880,8 +880,8 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized pixels.
-            labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Class indices. With one label, values of a
-                regression. For several labels per image, 0 or 1 of shape `(batch_size, num_labels)`.
+            labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Class indices, or regression targets
+                if `config.num_labels` is 1. With several labels per image: 0 or 1, of shape `(batch_size, num_labels)`.
                 `config.problem_type` overrides the choice.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
             kwargs: Further options of transformers, such as `output_hidden_states`.
@@ -934,7 +934,7 @@ class BiomedCLIPCoAttentionLayer(GradientCheckpointingLayer):
 class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
     """Co-attention head of METER.
 
-    Each modality has blocks of its own, which attend to the output of the previous block of the other modality. The
+    Each modality has its own blocks, which attend to the output of the previous block of the other modality. The
     first token of each modality is pooled.
     """
 
@@ -970,7 +970,7 @@ class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
             kwargs: Further options of transformers, such as `output_hidden_states`.
 
         Returns:
-            The pooled text and the pooled image, of shape `(batch_size, 2 * hidden_size)`.
+            The concatenated pooled states of text and image, of shape `(batch_size, 2 * hidden_size)`.
         """
         text_type, image_type = self.token_type_embeddings(torch.arange(2, device=text_states.device))
         text, image = text_states + text_type, image_states + image_type
@@ -990,7 +990,7 @@ class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
 class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
     """Both towers with the co-attention head of METER and a classifier over a fixed list of answers.
 
-    The answers are `config.id2label`. If a checkpoint has no such head, the head is initialized at random.
+    The answers are `config.id2label`. If a checkpoint has no such head, the head is initialized randomly.
 
     Example:
     ```python
@@ -1103,7 +1103,7 @@ def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             the shape of `logits`.
 
     Returns:
-        A scalar. It is NaN if no question has a label, as in the cross-entropy of torch.
+        A scalar. It is NaN if no question has a label, as in PyTorch's cross-entropy.
     """
     labels = labels.to(logits.device)
     if labels.ndim == 1:

@@ -1,4 +1,4 @@
-"""The pipeline `visual-question-answering`, which transformers 5 removed. It is saved with the model."""
+"""Pipeline for `visual-question-answering`, which transformers 5 removed. Its code is saved with the model."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ TASK = "visual-question-answering"
 
 
 class VisualQuestionAnsweringPipeline(Pipeline):
-    """Answer questions about images. Arguments and results are those of the pipeline of transformers 4.
+    """Answer questions about images. The arguments and results are the same as in transformers 4.
 
     Example:
     ```python
@@ -33,15 +33,15 @@ class VisualQuestionAnsweringPipeline(Pipeline):
 
     @classmethod
     def custom_pipelines(cls) -> dict[str, dict[str, Any]]:
-        """Return the entry for this pipeline in a saved configuration, which `trust_remote_code=True` uses."""
+        """Return the entry of this pipeline in a saved configuration. It is used with `trust_remote_code=True`."""
         implementation = f"{__name__.rpartition('.')[-1]}.{cls.__name__}"
         return {TASK: {"impl": implementation, "pt": ["AutoModelForVisualQuestionAnswering"], "type": "multimodal"}}
 
     def __call__(self, image: Any, question: str | list[str] | None = None, **kwargs: Any) -> Any:
-        """Answer one or several questions.
+        """Answer one or more questions.
 
         Args:
-            image: A Pillow image, a path or a URL, a list of these, or one or several dictionaries
+            image: A Pillow image, a path or a URL, a list of these, or one or more dictionaries
                 `{"image": ..., "question": ...}`.
             question: One question per image, one question for all images, or several questions for one image.
             kwargs: Options: `top_k` (maximum number of answers, default 5), `timeout` (seconds to wait for a URL) and

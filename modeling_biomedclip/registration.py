@@ -3,10 +3,10 @@
 Importing transformers and torch takes seconds and hundreds of megabytes. The command line and every worker of a build
 import this package without needing them. A finder on `sys.meta_path` therefore waits for imports of transformers.
 
-Registration itself imports more of transformers, which fails while transformers is in the middle of an import. So the
-finder watches only the outermost import. `from transformers import AutoModel` imports dozens of modules; registration
-runs once, when the first of them is complete. It then serves every Auto class that has been defined so far. Imports of
-our own modules are watched too, because they import transformers and have to be complete as well.
+Registration itself imports more of transformers, which fails while transformers is still being imported. The finder
+therefore watches only the outermost import. `from transformers import AutoModel` imports dozens of modules, but
+registration runs only once, when the outermost import is complete. It then covers every Auto class that has been
+defined. Imports of our own modules are also watched, because they import transformers and must also be complete.
 """
 
 import sys
@@ -25,7 +25,7 @@ def register_on_import() -> None:
 
 
 class _OutermostImports:
-    """Finder that calls `notify` after an import of the watched packages that is not part of another one."""
+    """Finder that calls `notify` after each outermost import of a watched package."""
 
     def __init__(self, prefixes: tuple[str, ...], callback: Callable[[], bool]):
         self.prefixes = prefixes
@@ -57,7 +57,7 @@ class _OutermostImports:
         loader.exec_module = execute_and_notify
 
     def notify(self) -> None:
-        """Call the callback, whose own imports are not watched. Stop watching when it has nothing left to do."""
+        """Call the callback without watching its imports. Stop watching when nothing is left to register."""
         self.thread.importing = True
         try:
             done = self.callback()
@@ -71,7 +71,7 @@ def _register_with_loaded_modules() -> bool:
     """Register with all loaded modules of transformers. Return whether nothing is left to register."""
     while loaded := [name for name in _PENDING if name in sys.modules]:
         for name in loaded:
-            # Registration can import more of them, hence the loop.
+            # Registration can import more of these modules, so repeat until none is left.
             _PENDING.pop(name)(sys.modules[name])
     return not _PENDING
 
@@ -113,7 +113,7 @@ def _register_image_processors(auto: ModuleType) -> None:
     from .configuration_biomedclip import BiomedCLIPConfig
     from .processing import BiomedCLIPImageProcessor
 
-    # Pillow is used for both backends: torchvision's resampling gives other pixels.
+    # Both backends use Pillow, because torchvision's resampling gives different pixels.
     backends = dict.fromkeys(("pil", "torchvision"), BiomedCLIPImageProcessor)
     auto.AutoImageProcessor.register(BiomedCLIPConfig, image_processor_classes=backends, exist_ok=True)
 
@@ -139,7 +139,7 @@ def _register_pipelines(pipelines: ModuleType) -> None:
 
     from .pipeline_biomedclip import TASK, VisualQuestionAnsweringPipeline
 
-    # transformers removed its pipeline of this name; 5.23 refuses the name before it looks for ours.
+    # transformers removed its pipeline with this name. Version 5.23 rejects the name before it looks for our pipeline.
     getattr(pipelines, "REMOVED_TASKS", {}).pop(TASK, None)
     pipelines.PIPELINE_REGISTRY.register_pipeline(
         TASK, VisualQuestionAnsweringPipeline, pt_model=AutoModelForVisualQuestionAnswering, type="multimodal"

@@ -1,4 +1,4 @@
-"""Exact retrieval metrics: recall at k and median rank. Ties count with their expected value in random order."""
+"""Exact retrieval metrics: recall at k and median rank. Ties are scored by their expected value in random order."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-# Rows and columns of a tile of the similarity matrix. A tile on the CPU (4 MB) stays in the cache.
+# Rows and columns of a tile of the similarity matrix. On the CPU, a tile (4 MB) fits into the cache.
 TILE = (512, 2048)
 TILE_ON_ACCELERATOR = (8192, 8192)
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -17,12 +17,12 @@ RECALLS = (1, 5, 10)
 
 
 class RankCounts(NamedTuple):
-    """For each query, the number of candidates that compete with its best right candidate.
+    """Number of candidates that score at least as high as the best correct candidate, for each query.
 
     Args:
         better: Candidates with a higher score, int64 of shape `(queries,)`.
-        equal: Candidates with the same score, including the right ones.
-        right: Right candidates among `equal`.
+        equal: Candidates with the same score, including the correct ones.
+        right: Correct candidates among `equal`.
     """
 
     better: torch.Tensor
@@ -31,18 +31,19 @@ class RankCounts(NamedTuple):
 
 
 class RankCounter:
-    """Count the ranks of the right candidates in both directions, without holding the similarity matrix.
+    """Rank the correct candidates in both directions without storing the whole similarity matrix.
 
     Args:
         image_embeds: L2-normalized, of shape `(images, dimension)`.
         text_embeds: L2-normalized, of shape `(texts, dimension)`.
-        image_of_text: The image that each text describes, of shape `(texts,)`. If None, text i describes image i.
+        image_of_text: Index of the image that each text describes, of shape `(texts,)`. If None, text i describes
+            image i.
 
     Attributes:
-        rows: Number of images in a tile. Blocks start at multiples of it.
+        rows: Number of images in a tile. Blocks start at multiples of this number.
 
     Raises:
-        ValueError: If there are no pairs, if the shapes do not fit, if an image has no text, or if an embedding
+        ValueError: If there are no pairs, if the shapes do not match, if an image has no text, or if an embedding
             contains NaN or infinity.
     """
 
@@ -60,7 +61,7 @@ class RankCounter:
             raise ValueError("The embeddings contain NaN or infinity. They cannot be ranked.")
         self.rows, self.columns = TILE if self.device.type == "cpu" else TILE_ON_ACCELERATOR
         self._order = None
-        if image_of_text is not None:  # sorted by image, so that few tiles contain right pairs
+        if image_of_text is not None:  # sorted by image, so that few tiles contain correct pairs
             self._order = image_of.argsort(stable=True)
             image_of, text_embeds = image_of[self._order], text_embeds[self._order.to(self.device)]
         self._image_embeds, self._text_embeds = image_embeds.float(), text_embeds.float()
@@ -68,7 +69,7 @@ class RankCounter:
         best = torch.full((self.images,), -torch.inf).scatter_reduce(0, image_of, scores, "amax")
         ties = (scores == best[image_of]).long()
         self._right = torch.zeros(self.images, dtype=torch.int64).index_add(0, image_of, ties)
-        # Nothing in the padding of the last tiles is equal to or above infinity.
+        # The padding of the last tiles is compared with infinity, so it is never counted.
         self._best = _padded(best.to(self.device), self.rows, torch.inf)
         self._right_scores = _padded(scores.to(self.device), self.columns, torch.inf)
 
@@ -76,16 +77,17 @@ class RankCounter:
         """Count the candidates of a block of images.
 
         Args:
-            first: First image of the block, a multiple of `rows`.
-            last: End of the block, a multiple of `rows` or the number of images. All remaining images if None.
+            first: Index of the first image of the block, a multiple of `rows`.
+            last: End of the block (exclusive), a multiple of `rows` or the number of images. If None, the block extends
+                to the last image.
 
         Returns:
-            By direction, the numbers of better and of equal candidates, int64 of shape `(2, queries)` on the CPU.
-            `image_to_text` has the images of the block. `text_to_image` has all texts, and counts only the images of
-            the block. [`RankCounter.combine`] joins the blocks.
+            For each direction, the numbers of better and of equal candidates, int64 of shape `(2, queries)` on the CPU.
+            `image_to_text` covers the images of the block. `text_to_image` covers all texts, but counts only the images
+            of the block. [`RankCounter.combine`] merges the blocks.
 
         Raises:
-            ValueError: If the block does not start or end at the border of a tile.
+            ValueError: If the block does not start and end at tile boundaries.
         """
         last = self.images if last is None else min(last, self.images)
         if first % self.rows or (last % self.rows and last != self.images):
@@ -106,10 +108,10 @@ class RankCounter:
         return dict(zip(DIRECTIONS, (of_images[:, first:last].cpu(), text_counts), strict=True))
 
     def combine(self, blocks: Iterable[dict[str, torch.Tensor]]) -> dict[str, RankCounts]:
-        """Return the counts of all queries, by direction.
+        """Return the counts of all queries for each direction.
 
         Args:
-            blocks: What [`RankCounter.count`] returned for all images, in their order.
+            blocks: Results of [`RankCounter.count`] for all images, in order.
         """
         of_images, of_texts = [], torch.zeros(2, self.texts, dtype=torch.int64)
         for block in blocks:
@@ -124,8 +126,8 @@ class RankCounter:
     def _score_right_pairs(self, image_of: torch.Tensor) -> torch.Tensor:
         """Return the score of each text with its image.
 
-        They are read out of the tiles that are compared with them: another product may differ in the last bit, and
-        then a tie would be lost.
+        The scores are read from the same tiles that they are later compared with. A separate product may differ in the
+        last bit, which would break ties.
         """
         scores = torch.empty(self.texts)
         bounds = torch.searchsorted(image_of, torch.arange(0, self.images + self.rows, self.rows)).tolist()
@@ -137,7 +139,7 @@ class RankCounter:
         return scores
 
     def _tile(self, row: int, column: int) -> torch.Tensor:
-        """Return a tile of the similarities. All tiles have one shape, so that equal pairs have equal scores in all."""
+        """Return a tile of the similarity matrix. All tiles have the same shape, so equal pairs get equal scores."""
         images = _padded(self._image_embeds[row : row + self.rows], self.rows, 0)
         texts = _padded(self._text_embeds[column : column + self.columns], self.columns, 0)
         tile = images @ texts.t()
@@ -149,16 +151,16 @@ class RankCounter:
 def rank_counts(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, image_of_text: torch.Tensor | None = None
 ) -> dict[str, RankCounts]:
-    """Return the counts of all queries by direction. See [`RankCounter`] for the arguments and errors."""
+    """Return the counts of all queries for each direction. See [`RankCounter`] for the arguments and errors."""
     counter = RankCounter(image_embeds, text_embeds, image_of_text)
     return counter.combine([counter.count()])
 
 
 def retrieval_metrics(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> dict[str, dict[str, float]]:
-    """Return recall at 1, 5 and 10 and the median rank of both directions, where text i is the right one for image i.
+    """Return recall at 1, 5 and 10 and the median rank in both directions, where text i belongs to image i.
 
-    If the right candidate ties with others, each of their ranks is equally probable. Recall is the probability of a
-    hit, and the rank is the mean rank. A model that maps everything to one point therefore scores chance.
+    If the correct candidate is tied with others, each of their ranks is equally likely. Recall is then the probability
+    of a hit, and the rank is the mean rank. A model that maps all inputs to one point therefore scores at chance level.
 
     Args:
         image_embeds: L2-normalized, of shape `(pairs, dimension)`.
@@ -168,13 +170,13 @@ def retrieval_metrics(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> 
         `image_to_text` and `text_to_image`, each with `recall_at_1`, `recall_at_5`, `recall_at_10` and `median_rank`.
 
     Raises:
-        ValueError: If there are no pairs, if the shapes do not fit, or if an embedding contains NaN or infinity.
+        ValueError: If there are no pairs, if the shapes do not match, or if an embedding contains NaN or infinity.
     """
     return {name: summarize_ranks(counts) for name, counts in rank_counts(image_embeds, text_embeds).items()}
 
 
 def recall_at(k: int, counts: RankCounts) -> torch.Tensor:
-    """Return the probability that a right candidate is among the first k, float64 of shape `(queries,)`."""
+    """Return the probability that a correct candidate is among the first k, as float64 of shape `(queries,)`."""
     better, equal, right = counts
     if (right == 1).all():
         return ((k - better) / equal.double()).clamp(0, 1)
@@ -186,8 +188,8 @@ def recall_at(k: int, counts: RankCounts) -> torch.Tensor:
 
 
 def summarize_ranks(counts: RankCounts) -> dict[str, float]:
-    """Return the mean recall at 1, 5 and 10, and the median of the mean ranks of the first right candidates."""
-    # The first of r right candidates among m candidates in random order has the mean position (m + 1) / (r + 1).
+    """Return the mean recall at 1, 5 and 10, and the median of the expected ranks of the first correct candidates."""
+    # The first of r correct candidates among m candidates in random order has the mean position (m + 1) / (r + 1).
     ranks = counts.better + (counts.equal + 1) / (counts.right + 1)
     recalls = {f"recall_at_{k}": recall_at(k, counts).mean().item() for k in RECALLS}
     return {**recalls, "median_rank": float(np.median(ranks.numpy()))}
@@ -195,11 +197,11 @@ def summarize_ranks(counts: RankCounts) -> dict[str, float]:
 
 def all_finite(*embeds: torch.Tensor) -> bool:
     """Return whether no embedding contains NaN or infinity."""
-    # In pieces, because isfinite takes as much memory as its input.
+    # Check piece by piece, because isfinite needs as much memory as its input.
     return all(bool(rows.isfinite().all()) for part in embeds for rows in part.split(2**16))
 
 
 def _padded(rows: torch.Tensor, multiple: int, value: float) -> torch.Tensor:
-    """Pad the first dimension to a multiple."""
+    """Pad the first dimension with `value` to a multiple of `multiple`."""
     missing = -len(rows) % multiple
     return nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, missing), value=value) if missing else rows

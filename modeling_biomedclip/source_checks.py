@@ -1,4 +1,4 @@
-"""Check the JSON files of a model for settings that run code or load other models without asking for trust."""
+"""Check the JSON files of a model for settings that run code or load other models without the user's consent."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,10 +16,10 @@ _REMEDY = "Remove it, or pass `trust_remote_code=True` if you trust the model."
 
 
 def check_source(name: str, *, trust_remote_code: bool) -> None:
-    """Check the JSON files of a model for settings that run code or load other models without asking for trust.
+    """Check the JSON files of a model for settings that run code or load other models without the user's consent.
 
     Args:
-        name: Folder or Hub id of a model or an adapter. The base of an adapter is checked too.
+        name: Folder or Hub id of a model or an adapter. The base model of an adapter is checked too.
         trust_remote_code: Whether the user trusts the model. If so, nothing is checked.
 
     Raises:
@@ -42,7 +42,7 @@ def check_source(name: str, *, trust_remote_code: bool) -> None:
 
 
 def _find(name: str, file: str) -> Path | None:
-    """Return the path of a file, or `None` if it is missing: the error of the loader is more helpful."""
+    """Return the path of a file, or `None` if it is missing. The loader then raises a more helpful error."""
     try:
         found = cached_file(
             name,

@@ -61,7 +61,7 @@ class AdaptedTrainer(Trainer):
             kwargs: Further arguments of `Trainer.train`.
 
         Raises:
-            ValueError: If an option is not supported, or if only the training arguments name a checkpoint.
+            ValueError: If an option is not supported, or if a checkpoint is set only in the training arguments.
         """
         self.check_options()
         named = str(self.args.resume_from_checkpoint or "false")
@@ -70,7 +70,7 @@ class AdaptedTrainer(Trainer):
                 f"resume_from_checkpoint={named!r} in the training arguments is read only by the command. Pass it to "
                 "trainer.train(resume_from_checkpoint=...)."
             )
-        # Trainer would take one more step.
+        # Otherwise, Trainer would run one more step.
         self.is_finished = self._has_all_steps(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, **kwargs)
         # The run may have been killed between writing its last checkpoint and removing older ones.
@@ -89,7 +89,10 @@ class AdaptedTrainer(Trainer):
         return [] if self.is_finished else super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Return all rows of an evaluation set. `Trainer` would augment them and drop the last incomplete batch."""
+        """Return batches of all rows of an evaluation set.
+
+        `Trainer` would use the training augmentation and drop the last incomplete batch.
+        """
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset] if eval_dataset else self.eval_dataset
         if eval_dataset is None:
@@ -103,11 +106,11 @@ class AdaptedTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Return all rows of a test set."""
+        """Return batches of all rows of a test set."""
         return self.get_eval_dataloader(test_dataset)
 
     def loader_options(self) -> dict[str, Any]:
-        """Return the options of a `DataLoader` that follow from the training arguments."""
+        """Return the options of a `DataLoader` that are set by the training arguments."""
         workers = self.args.dataloader_num_workers
         return {
             "num_workers": workers,
@@ -117,7 +120,7 @@ class AdaptedTrainer(Trainer):
         }
 
     def model_for_evaluation(self) -> nn.Module:
-        """Return the model in evaluation mode, wrapped as `Trainer.evaluation_loop` does it."""
+        """Return the model in evaluation mode, wrapped as in `Trainer.evaluation_loop`."""
         model = self._wrap_model(self.model, training=False)
         if len(self.accelerator._models) == 0 and model is self.model:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
@@ -125,9 +128,9 @@ class AdaptedTrainer(Trainer):
 
     @property
     def total_loss(self) -> float:
-        """Sum of the losses of the steps since training started or resumed.
+        """Return the sum of the losses of all steps since training started or resumed.
 
-        Releases of transformers divide `TrainOutput.training_loss` by different numbers of steps.
+        Different releases of transformers divide `TrainOutput.training_loss` by different numbers of steps.
         """
         return self._total_loss_scalar
 
@@ -138,15 +141,15 @@ class AdaptedTrainer(Trainer):
         super()._save(output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint, and remove older ones only after it is on the disk.
+        """Save a checkpoint, and remove older ones only after it has been written to disk.
 
-        `trainer_state.json` is written last. If the run is killed before, the checkpoint lacks a valid file, and the
-        older checkpoints still exist.
+        `trainer_state.json` is written last. If the run is killed before that, the checkpoint has no valid file of
+        this name, and the older checkpoints still exist.
         """
         run_folder = self._get_output_dir(trial)
         folder = Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            # A checkpoint of an abandoned run. Its files must not mix with the new ones.
+            # This checkpoint is from an abandoned run. Its files must not be mixed with the new ones.
             _remove_checkpoint(folder)
         self.accelerator.wait_for_everyone()
         limit = self.args.save_total_limit
@@ -164,7 +167,7 @@ class AdaptedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             _flush(Path(output_dir))
-        # Trainer would then remove older checkpoints before trainer_state.json is on the disk.
+        # Trainer would then remove older checkpoints before trainer_state.json is on disk.
         self.args.save_total_limit = None
 
     def _remove_old_checkpoints(self, run_folder: str) -> None:
@@ -180,7 +183,7 @@ class AdaptedTrainer(Trainer):
                 _remove_checkpoint(path)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore the random states, or set a new seed if the checkpoint is of another number of processes."""
+        """Restore the random states, or set a new seed if the number of processes has changed."""
         if checkpoint is None:
             return
         processes = len(list(Path(checkpoint).glob("rng_state*.pth")))
@@ -207,7 +210,7 @@ def _remove_checkpoint(folder: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Flush the files of a folder and their names to the disk."""
+    """Flush the files of a folder and their names to disk."""
     for path in [*folder.rglob("*"), folder, folder.parent]:
         # Some file systems cannot flush a folder.
         with suppress(OSError) if path.is_dir() else nullcontext():

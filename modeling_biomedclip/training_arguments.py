@@ -13,7 +13,7 @@ from .training_options import CONTRASTIVE, check_before_processing, check_traini
 
 @dataclass
 class CheckedTrainingArguments(TrainingArguments):
-    """`TrainingArguments` that raise an error for fields that a trainer of this package would ignore.
+    """`TrainingArguments` that raise an error for fields that the trainers of this package would ignore.
 
     The fields are listed in `docs/training_arguments.md`.
 
@@ -21,7 +21,7 @@ class CheckedTrainingArguments(TrainingArguments):
         ValueError: If a field has an unsupported value.
     """
 
-    training = CONTRASTIVE  # which rules of `training_options` apply
+    training = CONTRASTIVE  # the set of rules in `training_options` that applies
     steps_from_epochs = False  # whether `max_steps` was computed from `num_train_epochs`
 
     resume_from_checkpoint: str | None = field(
@@ -58,9 +58,9 @@ class ContrastiveTrainingArguments(CheckedTrainingArguments):
     """`TrainingArguments` with defaults for contrastive training.
 
     The defaults are those of the published recipe: AdamW with betas (0.9, 0.98) and epsilon 1e-6, weight decay 0.2,
-    peak learning rate 5e-4, a cosine schedule to zero, and no gradient clipping. The recipe file sets the warmup of
-    2,000 steps, because short runs have fewer steps. The loss is computed over `per_device_train_batch_size` pairs of
-    each process.
+    peak learning rate 5e-4, a cosine schedule to zero, and no gradient clipping. The 2,000 warmup steps are set
+    in the recipe file and are not a default, because short runs have fewer steps. The batch of the loss consists of
+    `per_device_train_batch_size` pairs from each process.
 
     `docs/training_arguments.md` lists the fields that are not supported.
 
@@ -120,7 +120,7 @@ class ContrastiveTrainingArguments(CheckedTrainingArguments):
         """Check `mini_batch_size` against the batch size of the run.
 
         Raises:
-            ValueError: If `mini_batch_size` is larger than the batch of a process.
+            ValueError: If `mini_batch_size` is larger than the batch size per process.
         """
         if self.mini_batch_size is not None and self.mini_batch_size > self.train_batch_size:
             raise ValueError(
@@ -132,6 +132,7 @@ class ContrastiveTrainingArguments(CheckedTrainingArguments):
 def are_processes_on_cpu() -> bool:
     """Return whether torchrun started several processes on a machine without an accelerator.
 
-    Without `use_cpu` transformers would then train an independent model in each process, on the same samples.
+    In this case, transformers would train an independent model in each process, on the same samples, unless
+    `use_cpu` is set.
     """
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()

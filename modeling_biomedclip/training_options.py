@@ -1,7 +1,7 @@
-"""Define which options of transformers' `Trainer` the trainings of this package support.
+"""Define which options of transformers' `Trainer` the trainers of this package support.
 
-The trainers check their options against these tables. The page `docs/training_arguments.md` is the output of
-`python -m biomedclip.training_options`.
+The trainers check their options against these tables. `python -m biomedclip.training_options` generates the page
+`docs/training_arguments.md` from them.
 """
 
 import dataclasses
@@ -22,9 +22,10 @@ class Rule(NamedTuple):
     """Rule for the values of an option.
 
     Args:
-        accepts: Function of the value, the training arguments, and whether the training set is a stream (None if that
-            is not known yet). None if all values are supported.
-        text: Note on a supported option. For an unsupported one: the reason and the alternative.
+        accepts: Function that returns whether a value is supported. Its arguments are the value, the training
+            arguments, and whether the training set is a stream (None if not known yet). If `accepts` is None, all
+            values are supported.
+        text: Note on a supported option, or the reason and the alternative for an unsupported option.
         unsupported: Whether only the default is accepted.
     """
 
@@ -38,7 +39,7 @@ def _note(text: str) -> Rule:
 
 
 def _unsupported(text: str, default: Any = None) -> Rule:
-    """Accept only the default (if it is None, any empty value)."""
+    """Accept only the default, or any empty value if the default is None."""
 
     def accepts(value: Any, args: Any, stream: bool | None) -> bool:
         return value == default if default is not None else not value or value == "no"
@@ -95,8 +96,9 @@ _UNRESTRICTED = """
     dataloader_multiprocessing_context ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend
     ddp_timeout skip_memory_metrics
 """.split()
-# All other fields, separated by spaces: the rule of contrastive training and, if it differs, the rule of training with
-# labels (image classification and visual question answering).
+# Rules for all other fields. A key contains one or more field names, separated by spaces. The first rule is for
+# contrastive training. The second, if present, is for training with labels (image classification and visual question
+# answering).
 _RESTRICTED: dict[str, tuple[Rule, ...]] = {
     "num_train_epochs": (
         _requires(
@@ -259,7 +261,7 @@ FIELDS: dict[str, tuple[Rule, ...]] = dict(
         + [(name, rules) for names, rules in _RESTRICTED.items() for name in names.split()]
     )
 )
-# For each argument of Trainer.__init__, the rule of ContrastiveTrainer.
+# Rule of ContrastiveTrainer for each argument of Trainer.__init__.
 ARGUMENTS: dict[str, Rule] = {
     "model": WORKS,
     "args": _note("Must be `ContrastiveTrainingArguments`."),
@@ -291,7 +293,7 @@ def check_training_arguments(args: TrainingArguments, training: str, *, stream: 
     """Check that no field would be ignored or would change the training method.
 
     Args:
-        args: Training arguments. They may have been changed after their creation.
+        args: Training arguments. They may have been changed after creation.
         training: `contrastive` or `labels`.
         stream: Whether the training set is a stream. None if this is not known yet.
 
@@ -328,7 +330,7 @@ def check_before_processing(args: TrainingArguments) -> None:
 
 
 def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check that `ContrastiveTrainer` would not ignore an argument of `Trainer`.
+    """Check that `ContrastiveTrainer` supports the arguments that are passed to `Trainer`.
 
     Args:
         arguments: Arguments by name.
@@ -349,7 +351,8 @@ def check_accelerator(accelerator: Any) -> None:
         accelerator: Accelerator of a trainer.
 
     Raises:
-        ValueError: If it accumulates gradients, or uses DeepSpeed, Megatron-LM or another form of parallelism.
+        ValueError: If accelerate is configured for gradient accumulation, DeepSpeed, Megatron-LM or another form of
+            parallelism.
     """
     variable = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
     if os.environ.get(variable, "1") != "1" or accelerator.gradient_accumulation_steps != 1:
@@ -366,7 +369,7 @@ def check_accelerator(accelerator: Any) -> None:
 
 
 def markdown() -> str:
-    """Return the tables as a page of the documentation."""
+    """Return the documentation page with the tables, in Markdown."""
 
     def cell(rule: Rule) -> str:
         if rule.unsupported:

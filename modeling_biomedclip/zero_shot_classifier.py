@@ -15,14 +15,15 @@ logger = logging.getLogger(__name__)
 class ZeroShotClassifier:
     """Classify images by the similarity of their embeddings to the embeddings of class names.
 
-    The embedding of a class is the normalized mean over its templates, as in CLIP and the paper (suppl. table 10). With
-    one template, the logits equal `logits_per_image` of the model bit for bit, if the batches are the same.
+    The embedding of a class is the normalized mean of its prompt embeddings over all templates, as in CLIP and in the
+    paper (suppl. table 10). With one template and the same batches, the logits are bit-identical to `logits_per_image`
+    of the model.
 
     Args:
         model: A dual encoder with `get_image_features`, `get_text_features` and `logit_scale`, or an [`ExportedModel`].
-        processor: Its processor.
+        processor: Processor of the model.
         class_names: Names of the classes.
-        templates: One or several templates with `{}` for the class name.
+        templates: One or more templates with `{}` as the placeholder for the class name.
         max_length: Maximum number of tokens of a prompt. Longer prompts are truncated with a warning. The default is
             the limit of the tokenizer.
 
@@ -90,21 +91,21 @@ class ZeroShotClassifier:
         """Return cosine similarities of shape `(images, classes)`, on the CPU.
 
         Args:
-            images: Pillow images, or a sequence that reads images on access.
+            images: Pillow images, or a sequence that loads each image on access.
             batch_size: Number of images per batch.
         """
         batches = image_batches(self.model, self.processor, images, batch_size)
-        # Texts times images, batch by batch, as in the forward pass of the model: the last bit depends on it.
+        # Multiply texts by images batch by batch, as in the forward pass of the model. The last bit depends on this.
         similarities = [(self.class_embeds @ image_embeds.t()).t() for image_embeds in batches]
         return torch.cat(similarities) if similarities else torch.empty(0, len(self.class_names))
 
     def logits(self, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
-        """Return similarities times the inverse temperature. Arguments and shape are those of [`similarities`]."""
+        """Return the similarities times the inverse temperature. See [`similarities`] for arguments and shape."""
         scale = self.model.logit_scale.detach().float().exp().cpu()
         return self.similarities(images, batch_size=batch_size) * scale
 
     def __call__(self, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
-        """Return class probabilities, the softmax of the logits. Arguments and shape are those of [`similarities`]."""
+        """Return class probabilities (the softmax of the logits). See [`similarities`] for arguments and shape."""
         return self.logits(images, batch_size=batch_size).softmax(dim=-1)
 
 

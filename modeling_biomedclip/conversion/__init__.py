@@ -1,7 +1,7 @@
 """Convert checkpoints between the layouts of open_clip and transformers, and from the layout of a community port.
 
-Weights are renamed. Fused q, k and v are split or joined, and the projection of CLIP's text tower is transposed. No
-value changes. A missing or unexpected tensor is an error that names the tensor.
+Weights are renamed. Fused q, k and v are split or joined, and the projection of CLIP's text tower is transposed. Values
+do not change. A missing or unexpected tensor raises an error that names the tensor.
 """
 
 import os
@@ -23,19 +23,20 @@ def from_open_clip(
     """Load a BiomedCLIP checkpoint in the layout of open_clip or of the community port.
 
     Args:
-        source: Folder or Hub id. The layout of open_clip consists of `open_clip_config.json`,
-            `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`, and tokenizer files. That of the port
-            consists of `config.json`, `model.safetensors` or `pytorch_model.bin`, and tokenizer files. For a checkpoint
-            file of open_clip's training, the configuration and the tokenizer are read from its folder or the run
-            folder.
+        source: Folder, Hub id, or a checkpoint file of open_clip's training. The layout of open_clip consists of
+            `open_clip_config.json`, `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`, and tokenizer
+            files. The layout of the port consists of `config.json`, `model.safetensors` or `pytorch_model.bin`, and
+            tokenizer files. For a checkpoint file, the configuration and the tokenizer are read from its folder or the
+            run folder.
         revision: Branch, tag or commit of a Hub id.
 
     Returns:
-        The model in evaluation mode, with the trained `logit_scale` and the precision of the file, and its processor.
+        The model and its processor. The model is in evaluation mode and has the trained `logit_scale` and the precision
+        of the file.
 
     Raises:
         FileNotFoundError: If a file of the layout is missing.
-        ValueError: If a tensor is missing, unexpected or has another shape, if BiomedCLIP does not support a setting,
+        ValueError: If a tensor is missing, unexpected or has the wrong shape, if BiomedCLIP does not support a setting,
             or if a pickle contains more than tensors.
 
     Example:
@@ -62,7 +63,7 @@ def from_open_clip(
 
 
 def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """Load model and processor from a folder in the layout of transformers, open_clip or the community port.
+    """Load a model and its processor from a folder in the layout of transformers, open_clip or the community port.
 
     Args:
         folder: Local folder.
@@ -72,8 +73,8 @@ def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]
 
     Raises:
         FileNotFoundError: If a file of the layout is missing.
-        ValueError: If the folder contains an adapter, only a part of the model (such as an image classifier), other
-            weights, or a setting that would run code or load another model.
+        ValueError: If the folder contains an adapter, only a part of the model (such as an image classifier),
+            unexpected weights, or a setting that would run code or load another model.
     """
     if not is_transformers_layout(folder):
         return from_open_clip(folder)
@@ -89,7 +90,7 @@ def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]
     if complaints:
         saved = ", ".join(read_json(folder / "config.json").get("architectures") or ["another model"])
         raise ValueError(f"{folder} contains {saved}, not a complete BiomedCLIPModel: {'; '.join(complaints)}.")
-    # Version 0.1 kept the original in config.json.
+    # Version 0.1 stored the original open_clip configuration in config.json.
     original = getattr(model.config, "open_clip_config", None)
     if (folder / ORIGINAL_CONFIG).is_file():
         original = (folder / ORIGINAL_CONFIG).read_text(encoding="utf-8")
@@ -99,14 +100,14 @@ def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]
 
 
 def save_with_processor(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder: str | os.PathLike[str]) -> None:
-    """Save a model and its processor, and the `open_clip_config.json` that a converted model came with.
+    """Save a model, its processor, and the original `open_clip_config.json` if the model was converted.
 
-    `to_open_clip` then writes the same file again. With `save_pretrained` alone, it derives the file from the model.
+    [`to_open_clip`] can then write the original file. After `save_pretrained`, it derives the file from the model.
 
     Args:
         model: The model, for example from [`from_open_clip`].
-        processor: Its processor.
-        folder: Where to save both.
+        processor: Processor of the model.
+        folder: Output folder.
     """
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Load the community port `chuhac/BiomedCLIP-vit-bert-hf`, which has the model type of CLIP and another epsilon."""
+"""Load the community port `chuhac/BiomedCLIP-vit-bert-hf`, which has CLIP's model type and a different epsilon."""
 
 import logging
 from pathlib import Path
@@ -16,11 +16,11 @@ from .vision_text import text_config_of, vision_config_of
 
 logger = logging.getLogger(__name__)
 
-CONTEXT_LENGTH = 256  # tokens in the training of BiomedCLIP; the files of the port do not state it
+CONTEXT_LENGTH = 256  # tokens per text in the training of BiomedCLIP, not stated in the files of the port
 
 
 def read_port(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """Load model and processor from a folder in the layout of the port. The image tower uses the epsilon of timm."""
+    """Load a model and its processor from a folder in the layout of the port. The image tower uses timm's epsilon."""
     stored = read_json(folder / "config.json")
     if not isinstance(stored.get("projection_dim"), int):
         raise ValueError(f"{folder / 'config.json'}: projection_dim is missing or not a number.")

@@ -19,10 +19,10 @@ from ..source_checks import read_json
 
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-# Beside a converted model: the `open_clip_config.json` that it came with.
+# The original `open_clip_config.json` of a converted model, saved next to it under this name.
 ORIGINAL_CONFIG = "original_open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
-# In the order of preference of open_clip. The last two are the files of the community port.
+# In open_clip's order of preference. The last two are the files of the community port.
 _WEIGHTS = (
     OPEN_CLIP_WEIGHTS,
     "open_clip_pytorch_model.safetensors",
@@ -31,7 +31,7 @@ _WEIGHTS = (
     "pytorch_model.bin",
 )
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-# Buffers with 0, 1, 2, ..., which older versions of transformers saved in checkpoints.
+# Buffers that contain 0, 1, 2, ... Older versions of transformers saved them in checkpoints.
 _STALE_BUFFER = re.compile(r"\.embeddings\.position_ids$")
 
 
@@ -43,14 +43,14 @@ def find_checkpoint(source: str | os.PathLike[str], revision: str | None = None)
         revision: Branch, tag or commit of a Hub id.
 
     Raises:
-        FileNotFoundError: If `source` is neither a folder nor a Hub id that can be reached.
+        FileNotFoundError: If `source` is neither a folder nor a reachable Hub id.
     """
     if Path(source).is_dir():
         return Path(source)
     try:
         small = ["*.json", "*.txt"]
         folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=small))
-        # One file of weights (784 MB) is enough. The small files tell which one.
+        # One weights file (784 MB) is enough. The small files show which one to download.
         ours = "model*.safetensors"
         for weights in [ours] if is_transformers_layout(folder) else _WEIGHTS:
             snapshot_download(str(source), revision=revision, allow_patterns=[*small, weights])
@@ -69,14 +69,14 @@ def is_transformers_layout(folder: Path) -> bool:
 
 
 def read_tokenizer(tokenizer_class: Any, folder: Path, context_length: int) -> Any:
-    """Load the tokenizer of a folder. It truncates texts to `context_length` tokens."""
+    """Load the tokenizer from a folder, and set it to truncate texts to `context_length` tokens."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise FileNotFoundError(f"{folder} has no tokenizer, neither {' nor '.join(TOKENIZER_FILES)}.")
     return tokenizer_class.from_pretrained(folder, model_max_length=context_length, trust_remote_code=False)
 
 
 def parse_json(text: str, source: object) -> Any:
-    """Return the content of a JSON text. Raise `ValueError` with the name of its source if it is not JSON."""
+    """Parse JSON text. Raise a `ValueError` that names `source` if it is not valid JSON."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -96,7 +96,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a pickle. Refuse a pickle that would run code."""
+    """Return the tensors in a pickle file. Reject a file that could run code."""
     whole = zipfile.is_zipfile(path)
     if not whole and path.open("rb").read(2) == b"PK":
         raise ValueError(f"{path} is damaged or truncated (the end of the zip archive is missing).")
@@ -111,5 +111,5 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         content = content.get("state_dict", content)  # training checkpoints of open_clip
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
         raise ValueError(f"{path} does not contain a state dictionary (tensors by name).")
-    # Prefixes of parallel and compiled models, nested in either order.
+    # Remove the prefixes of parallel and compiled models, which can be nested in either order.
     return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in content.items()}

@@ -37,12 +37,13 @@ logger = logging.getLogger(__name__)
 
 # The BERT of the published checkpoint. open_clip builds the text tower from its configuration on the Hub.
 PUBLISHED_BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
-# The model was renamed. Its configuration, BERT base, is known and is not downloaded.
+# The model was renamed on the Hub. Its configuration (BERT base) is known, so it is not downloaded.
 PUBLISHED_NAMES = (
     PUBLISHED_BERT,
     "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract",
 )
-# BLAKE2b of its 28,895 words, one per line in the order of their ids. open_clip loads tokenizers by name from the Hub.
+# BLAKE2b hash of its 28,895 words, one per line in the order of their ids. open_clip loads tokenizers from the Hub by
+# name.
 PUBLISHED_VOCABULARY = "2444c4f523518b32"
 # The tokenizer of CLIP, and the hash of its 49,408 entries.
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
@@ -62,11 +63,11 @@ _INTERPOLATIONS = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageRe
 _DEFAULT_CONTEXT_LENGTH = 77
 _DEFAULT_IMAGE_SIZE = 224
 _DEFAULT_TEXT_HEADS = 8
-_END_OF_ARGMAX = 2  # with this `eos_token_id`, transformers pools the largest id, like `argmax` in open_clip
+_END_OF_ARGMAX = 2  # with this `eos_token_id`, transformers pools at the largest id, like `argmax` in open_clip
 
 
 def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
-    """Load model and processor from a folder in the layout of open_clip."""
+    """Load a model and its processor from a folder in the layout of open_clip."""
     path = folder / OPEN_CLIP_CONFIG
     stored = read_json(path)
     tensors = read_weights(folder)
@@ -78,7 +79,7 @@ def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     context_length = stored["model_cfg"]["text_cfg"].get("context_length", _DEFAULT_CONTEXT_LENGTH)
     tokenizer = read_tokenizer(AutoTokenizer, folder, context_length)
     processor = BiomedCLIPProcessor(_image_processor_of_open_clip(stored, config.vision_config, path), tokenizer)
-    # The original is kept if it says more than the model does, so that converting back gives the same file.
+    # Keep the original if it contains more than the model does, so that converting back gives the same file.
     text = path.read_text(encoding="utf-8")
     if not _is_derivable(text, model.config, processor):
         model.open_clip_config = text
@@ -90,11 +91,11 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
 
     Args:
         model: The model.
-        processor: Its processor.
+        processor: Processor of the model.
         folder: Output folder for `open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer.
 
     Raises:
-        ValueError: If open_clip does not support the towers or the processing of images.
+        ValueError: If open_clip does not support the towers or the image processing.
 
     Example:
     ```python
@@ -127,11 +128,11 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
 
 
 def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
-    """Return why open_clip cannot load a model from a repository on the Hub, or `None` if it can.
+    """Return the reason why open_clip cannot load a model from a Hub repository, or `None` if it can.
 
     Args:
         model: The model.
-        processor: Its processor.
+        processor: Processor of the model.
     """
     try:
         text = _portable_config(model, processor)
@@ -165,14 +166,14 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
 
 
 def _vocabulary(tokenizer: Any) -> str:
-    """Return the fingerprint of the entries of a tokenizer."""
+    """Return a hash of the entries of a tokenizer."""
     ids = tokenizer.get_vocab()
     words = "\n".join(sorted(ids, key=ids.__getitem__))
     return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
 
 
 def _published_name(config: Any, tokenizer: Any) -> str | None:
-    """Return the Hub id of the BERT of a text tower, or of the tokenizer of CLIP, if there is one."""
+    """Return the Hub id of the BERT or the CLIP tokenizer that a text tower matches, or `None` if there is none."""
     if isinstance(config, CLIPTextConfig):
         return PUBLISHED_CLIP if _vocabulary(tokenizer) == PUBLISHED_CLIP_VOCABULARY else None
     return PUBLISHED_BERT if _is_published_text_shape(config) else None
@@ -236,7 +237,7 @@ def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path:
 
 
 def _vision_shapes(tensors: Mapping[str, torch.Tensor], heads: int) -> dict[str, Any]:
-    """Return the fields of the image tower, from its tensors."""
+    """Derive the configuration fields of the image tower from its tensors."""
     patches = _shape(tensors, "visual.trunk.patch_embed.proj.weight")
     return {
         "hidden_size": patches[0],
@@ -251,7 +252,7 @@ def _vision_shapes(tensors: Mapping[str, torch.Tensor], heads: int) -> dict[str,
 
 
 def _clip_text_shapes(tensors: Mapping[str, torch.Tensor], model_cfg: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the fields of CLIP's text tower, from its tensors and its settings."""
+    """Derive the configuration fields of CLIP's text tower from its tensors and its settings."""
     text_cfg = model_cfg["text_cfg"]
     vocab_size, hidden_size = _shape(tensors, "token_embedding.weight")
     heads = text_cfg.get("heads", _DEFAULT_TEXT_HEADS)
@@ -278,14 +279,14 @@ def _clip_text_shapes(tensors: Mapping[str, torch.Tensor], model_cfg: Mapping[st
 
 
 def _text_shapes(tensors: Mapping[str, torch.Tensor], text_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the text tower, from the configuration of its BERT if available, else from its tensors."""
+    """Derive the fields of the text tower from the configuration of its BERT or, if unavailable, from its tensors."""
     bert_name = text_cfg["hf_model_name"]
     if is_at_hand(bert_name):
         return text_config_of(AutoConfig.from_pretrained(bert_name, trust_remote_code=False))
     prefix = "text.transformer."
     vocab_size, hidden_size = _shape(tensors, f"{prefix}embeddings.word_embeddings.weight")
     if bert_name not in PUBLISHED_NAMES:
-        # The tensors do not tell the number of heads, epsilon and activation.
+        # The number of heads, the epsilon and the activation cannot be derived from the tensors.
         logger.warning(
             "The configuration of %s is neither in a folder nor in the cache. A BERT with heads of 64 channels is "
             "assumed. If this is wrong, embeddings are wrong. Download it first: hf download %s config.json",
@@ -312,7 +313,7 @@ def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Size:
 
 
 def _layers(tensors: Mapping[str, torch.Tensor], prefix: str) -> int:
-    """Number of blocks whose names start with `prefix` and a number."""
+    """Return the number of blocks whose names start with `prefix` and a number."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
     return max(map(int, numbers), default=-1) + 1
 
@@ -327,14 +328,20 @@ def _image_processor_of_open_clip(stored: Any, config: BiomedCLIPVisionConfig, p
     return BiomedCLIPImageProcessor(
         size={"shortest_edge": config.image_size},
         crop_size={"height": config.image_size, "width": config.image_size},
-        # `random` is for training; open_clip's evaluation takes bicubic then.
+        # `random` applies only to training. open_clip then evaluates with bicubic interpolation.
         resample=_INTERPOLATIONS.get(interpolation, PILImageResampling.BICUBIC),
         **statistics,
     )
 
 
 def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, name: str) -> str:
-    """open_clip's configuration of a model, in the form of the published file; `name` is a BERT's or a tokenizer's."""
+    """Return open_clip's configuration of a model, in the form of the published file.
+
+    Args:
+        config: Configuration of the model.
+        processor: Processor of the model.
+        name: Name of the BERT or the tokenizer for `text_cfg`.
+    """
     image_processor = processor.image_processor
     if isinstance(config.text_config, CLIPTextConfig):
         text_cfg = _clip_text_cfg(config.text_config, name)
@@ -379,7 +386,7 @@ def _is_derivable(stored: str, config: Any, processor: BiomedCLIPProcessor) -> b
 
 
 def _clip_text_cfg(config: CLIPTextConfig, tokenizer_name: str) -> dict[str, Any]:
-    """Return open_clip's settings of CLIP's text tower."""
+    """Return open_clip's settings for CLIP's text tower."""
     width, inner = config.hidden_size, config.intermediate_size
     pooling = {"pool_type": "argmax"}
     if config.eos_token_id != _END_OF_ARGMAX:
@@ -396,7 +403,7 @@ def _clip_text_cfg(config: CLIPTextConfig, tokenizer_name: str) -> dict[str, Any
 
 
 def _check_clip_text_config(config: CLIPTextConfig, context_length: int) -> None:
-    """Check the fields of CLIP's text tower for which open_clip has no setting that BiomedCLIP reads."""
+    """Check the fields of CLIP's text tower that BiomedCLIP cannot read from open_clip's settings."""
     supported = {"hidden_act": ("gelu", "quick_gelu"), "layer_norm_eps": (CLIPTextConfig.layer_norm_eps,)}
     for name, values in supported.items():
         if (value := getattr(config, name)) not in values:
@@ -418,7 +425,7 @@ def _is_published_text_shape(config: BiomedCLIPTextConfig) -> bool:
 
 
 def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCLIPProcessor) -> bool:
-    """Return whether widths, sizes, lengths and the processing of images are still those of a configuration."""
+    """Return whether widths, sizes, lengths and image processing still match a stored configuration."""
     model_cfg, preprocess = stored["model_cfg"], stored.get("preprocess_cfg") or {}
     image_processor, path = processor.image_processor, Path(OPEN_CLIP_CONFIG)
     return (
@@ -433,7 +440,7 @@ def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCL
 
 
 def _check_image_processor(image_processor: BiomedCLIPImageProcessor, image_size: int) -> None:
-    """Raise `ValueError` unless images are processed as in open_clip: shortest side, center crop, normalization."""
+    """Raise `ValueError` unless images are processed as in open_clip: shortest side, center crop, normalize."""
     usual = BiomedCLIPImageProcessor(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
@@ -454,7 +461,7 @@ def _interpolation(image_processor: BiomedCLIPImageProcessor) -> str:
 
 
 def _check_vision_config(config: BiomedCLIPVisionConfig) -> None:
-    """Check the fields of an image tower for which every ViT of timm has one value, and open_clip no setting."""
+    """Check the fields of an image tower that open_clip cannot set. They have the same value in every ViT of timm."""
     remedies = {
         "layer_norm_eps": "Set the field to that value in config.json. The weights stay, and image embeddings change "
         "by about as much as the two values differ.",
@@ -468,7 +475,7 @@ def _check_vision_config(config: BiomedCLIPVisionConfig) -> None:
 
 
 def _timm_name(config: BiomedCLIPVisionConfig) -> str:
-    """Return timm's name of an image tower."""
+    """Return the name of an image tower in timm."""
     _check_vision_config(config)
     shape = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
     fields = (

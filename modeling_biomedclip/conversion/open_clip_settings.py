@@ -1,7 +1,7 @@
 """Check the settings of open_clip's configuration file: which are known, which are safe, and which BiomedCLIP supports.
 
 If a setting is silently ignored, pixels, token ids or the model can differ from open_clip's. If a setting is passed on
-unchecked, open_clip can run code, download a model or open a file. Therefore each key is listed here by name.
+unchecked, open_clip can run code, download a model or open a file. Therefore, every key is listed here by name.
 """
 
 import re
@@ -41,7 +41,7 @@ KNOWN: dict[str, frozenset[str]] = {
     "preprocess_cfg": frozenset("size mode mean std interpolation resize_mode fill_color".split()),
 }
 _HONORED_TEXT: dict[str, tuple[Any, ...]] = {"output_tokens": (False,), "tokenizer_mode": (None, "")}
-# Supported values of the settings that change the model. The other known settings are read from the file or the
+# Supported values of the settings that change the model. The other known settings are read from the file or from the
 # weights, or open_clip does not use them for a timm or BERT tower.
 _HONORED: dict[str, dict[str, tuple[Any, ...]]] = {
     "model_cfg": {"multimodal_cfg": (None,)},
@@ -64,7 +64,7 @@ _HONORED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "tokenizer_kwargs": {"clean": ("whitespace",), "strip_sep_token": (False,), "language": (None,)},
 }
-# The same for CLIP's text tower, where open_clip uses more of the settings.
+# The same for CLIP's text tower, for which open_clip uses more settings.
 _HONORED_CLIP: dict[str, dict[str, tuple[Any, ...]]] = _HONORED | {
     "model_cfg": {**_HONORED["model_cfg"], "custom_text": (False,)},
     "text_cfg": {
@@ -95,7 +95,7 @@ def check_known(stored: Any, path: Path) -> None:
 
     Args:
         stored: Content of the file.
-        path: The file, for errors.
+        path: Path of the file, for error messages.
 
     Raises:
         ValueError: If a section is not a mapping, or if a key is unknown. The message names it.
@@ -114,7 +114,7 @@ def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> N
 
     Args:
         stored: Content of the file.
-        path: The file, for errors.
+        path: Path of the file, for error messages.
         reachable: Names of text models that may be looked up on the Hub. All others must be local or cached.
 
     Raises:
@@ -144,7 +144,7 @@ def check_honored(stored: Any, path: Path) -> None:
 
     Args:
         stored: Content of the file.
-        path: The file, for errors.
+        path: Path of the file, for error messages.
 
     Raises:
         ValueError: If a setting is unknown, or has a value that BiomedCLIP does not support. The message names it.
@@ -172,7 +172,7 @@ def check_honored(stored: Any, path: Path) -> None:
 
 
 def is_clip_text(text_cfg: Mapping[str, Any]) -> bool:
-    """Return whether open_clip builds CLIP's text tower from a `text_cfg`, and not a BERT."""
+    """Return whether open_clip builds CLIP's text tower from a `text_cfg`, rather than a BERT."""
     return "hf_model_name" not in text_cfg
 
 
@@ -187,10 +187,10 @@ def is_at_hand(name: Any) -> bool:
 
 
 def channel_values(value: Any, name: str, path: Path, default: Any) -> list[float]:
-    """Return the mean or the standard deviation of three channels, as open_clip reads them.
+    """Return the mean or the standard deviation of the three channels, as open_clip reads it.
 
     Raises:
-        ValueError: If they are not one or three numbers.
+        ValueError: If the value does not consist of one or three numbers.
     """
     value = value or default
     values = list(value) if isinstance(value, list | tuple) else [value]

@@ -11,7 +11,7 @@ from ..modeling_biomedclip import BiomedCLIPModel
 from .vision_text import BERT_NAMES
 
 
-# Names inside the image tower: (timm's, ours), applied in turn, or in reverse order from ours to timm's.
+# Names inside the image tower: (timm's, ours). They are applied in order, and in reverse order from ours to timm's.
 _TIMM_NAMES = [
     ("cls_token", "embeddings.class_embedding"),
     ("pos_embed", "embeddings.position_embedding"),
@@ -33,7 +33,7 @@ _CLIP_BLOCK_NAMES = [
     ("mlp.c_proj.", "mlp.fc2."),
 ]
 _CLIP_TEXT_PROJECTION = "text_projection.weight"  # transposed in open_clip
-# Parts of the model: prefix of open_clip, our prefix, and the names behind it. The first matching prefix is used.
+# Parts of the model: open_clip's prefix, our prefix, and the names after the prefix. The first matching prefix is used.
 _OPEN_CLIP_PARTS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("visual.trunk.", "vision_model.", _TIMM_NAMES),
     ("visual.head.proj.", "visual_projection.", []),
@@ -86,10 +86,10 @@ def from_open_clip_tensors(theirs: Mapping[str, torch.Tensor], names: list[str])
     ours = {}
     for name in names:
         tensor, fused = theirs[open_clip_name(name)], _FUSED.match(name)
-        # A copy, because transformers does not save tensors that share memory.
+        # Copy it, because transformers does not save tensors that share memory.
         ours[name] = tensor.chunk(3)["qkv".index(fused[2])].clone() if fused else tensor
         if name in ("logit_scale", "logit_bias") and tensor.numel() == 1:
-            ours[name] = tensor.reshape(())  # one dimension with `nonscalar_logit_scale` of open_clip
+            ours[name] = tensor.reshape(())  # open_clip's `nonscalar_logit_scale` has one dimension
         elif name == _CLIP_TEXT_PROJECTION:
             ours[name] = tensor.t().contiguous()
     return ours
@@ -115,7 +115,7 @@ def from_port_tensors(theirs: Mapping[str, torch.Tensor], names: list[str]) -> d
         their_name[name] = renamed
     _check_names(set(their_name.values()), set(theirs))
     ours = {name: theirs[renamed] for name, renamed in their_name.items()}
-    # The port has one and two dimensions, our model three.
+    # These tensors have one and two dimensions in the port, and three in our model.
     for name, leading in (("class_embedding", 2), ("position_embedding", 1)):
         ours[f"vision_model.embeddings.{name}"] = ours[f"vision_model.embeddings.{name}"][(None,) * leading]
     return ours

@@ -1,4 +1,4 @@
-"""Read checkpoint files of open_clip's training, whose run folders have no configuration and no tokenizer.
+"""Read checkpoint files of open_clip's training, whose run folders contain neither configuration nor tokenizer.
 
 logs/RUN/params.txt                   options of the run, one `name: value` per line
 logs/RUN/checkpoints/epoch_32.pt      epoch, weights, optimizer state
@@ -44,7 +44,7 @@ def local_checkpoint(source: str | os.PathLike[str], revision: str | None = None
 
     Args:
         source: Folder, Hub id, or a checkpoint file of open_clip's training. For a file, a temporary folder in
-            open_clip's layout is made, with a link to the weights.
+            open_clip's layout is created, with a link to the weights.
         revision: Branch, tag or commit of a Hub id.
 
     Yields:
@@ -64,7 +64,7 @@ def local_checkpoint(source: str | os.PathLike[str], revision: str | None = None
 
 
 def _assemble(checkpoint: Path, folder: Path) -> None:
-    """Collect configuration, weights and tokenizer of a training checkpoint in one folder."""
+    """Collect the configuration, the weights and the tokenizer of a training checkpoint in one folder."""
     places = [checkpoint.resolve().parent, checkpoint.resolve().parent.parent]
     params = _read_params(places)
     config = _with_overrides(_find_config(checkpoint, places, params), params)
@@ -72,13 +72,13 @@ def _assemble(checkpoint: Path, folder: Path) -> None:
     name = OPEN_CLIP_WEIGHTS if checkpoint.suffix == ".safetensors" else _PICKLED_WEIGHTS
     try:
         (folder / name).symlink_to(checkpoint.resolve())
-    except OSError:  # creating links on Windows needs a special permission
+    except OSError:  # on Windows, creating links requires a special permission
         shutil.copyfile(checkpoint, folder / name)
     _find_tokenizer(checkpoint, places, config, folder)
 
 
 def _read_params(places: list[Path]) -> dict[str, Any]:
-    """Return the options of the training run that `params.txt` states."""
+    """Return the options of the training run from its `params.txt`."""
     path = next((place / PARAMS for place in places if (place / PARAMS).is_file()), None)
     if path is None:
         return {}
@@ -93,7 +93,7 @@ def _read_params(places: list[Path]) -> dict[str, Any]:
 
 
 def _find_config(checkpoint: Path, places: list[Path], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration next to or above a checkpoint, or that of a model that open_clip knows by name."""
+    """Return the configuration next to or above a checkpoint, or that of a named model of open_clip."""
     for place in places:
         if (place / OPEN_CLIP_CONFIG).is_file():
             return _as_whole(read_json(place / OPEN_CLIP_CONFIG))
@@ -142,7 +142,7 @@ def _as_whole(content: Any) -> dict[str, Any]:
 def _with_overrides(config: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration with the overrides from the options of the training run."""
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
-        return config  # it is refused later, when the configuration is read
+        return config  # it is rejected later, when the configuration is read
     config = {**config, "model_cfg": dict(config["model_cfg"])}
     for option, section, setting in _OVERRIDES:
         if params.get(option) is not None:
@@ -154,10 +154,10 @@ def _with_overrides(config: Any, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _find_tokenizer(checkpoint: Path, places: list[Path], config: Any, folder: Path) -> None:
-    """Copy the tokenizer next to or above a checkpoint into a folder, or the one that the configuration names."""
+    """Copy a tokenizer to `folder`: the one next to or above the checkpoint, or the one named by the configuration."""
     for place in places:
         if any((place / name).is_file() for name in TOKENIZER_FILES):
-            # A vocabulary file does not state the type of the tokenizer. The text tower is a BERT.
+            # A vocabulary file does not state the tokenizer class. It is BERT's, because the text tower is a BERT.
             (folder / _TOKENIZER_CONFIG).write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
             for name in (*TOKENIZER_FILES, _TOKENIZER_CONFIG):
                 if (place / name).is_file():

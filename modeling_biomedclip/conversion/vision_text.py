@@ -1,4 +1,4 @@
-"""Start BiomedCLIP from a ViT and a BERT checkpoint of transformers."""
+"""Initialize BiomedCLIP from a ViT and a BERT checkpoint of transformers."""
 
 import logging
 from typing import Any
@@ -12,8 +12,8 @@ from ..modeling_biomedclip import BiomedCLIPModel
 
 logger = logging.getLogger(__name__)
 
-# Names of modules in transformers' ViTModel and BertModel and ours: (theirs, ours), applied in turn. These are names of
-# modules: transformers saves both models under older names.
+# Module names in transformers' ViTModel and BertModel and in our model: (theirs, ours), applied in order. Checkpoints
+# contain other names, because transformers saves both models under older ones.
 _VIT_NAMES = [
     ("embeddings.cls_token", "embeddings.class_embedding"),
     ("embeddings.position_embeddings", "embeddings.position_embedding"),
@@ -55,23 +55,23 @@ _SHARED_WITH_VIT = (
 
 
 def from_vision_text_pretrained(vision: str | None, text: str | None, **config_kwargs: Any) -> BiomedCLIPModel:
-    """Load the towers from `ViTModel` and `BertModel` checkpoints. Projections and temperature are initialized.
+    """Load the towers from `ViTModel` and `BertModel` checkpoints. The rest is newly initialized.
 
     The image tower uses the LayerNorm epsilon of timm's ViT (1e-6), as in the paper. Checkpoints of transformers' ViT
-    have 1e-12. If the two differ, a warning states both.
+    use 1e-12. If the two differ, a warning states both values.
 
     Args:
-        vision: Folder or Hub id of a ViT, such as `google/vit-base-patch16-224`. If `None`, the tower is initialized at
-            random from the field `vision_config`.
+        vision: Folder or Hub id of a ViT, such as `google/vit-base-patch16-224`. If `None`, the tower is initialized
+            randomly from the field `vision_config`.
         text: Folder or Hub id of a BERT, such as `microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract`. If `None`, the
-            tower is initialized at random from the field `text_config`.
+            tower is initialized randomly from the field `text_config`.
         config_kwargs: Other fields of [`BiomedCLIPConfig`], such as `projection_dim`.
 
     Returns:
         The model in evaluation mode, with the weights of the two checkpoints.
 
     Raises:
-        ValueError: If a checkpoint has another architecture, or if its tensors do not fit.
+        ValueError: If a checkpoint has a different architecture, or if its tensors do not match.
     """
     vit = bert = None
     if vision is not None:
@@ -91,7 +91,7 @@ def from_vision_text_pretrained(vision: str | None, text: str | None, **config_k
 
 
 def vision_config_of(vit_config: ViTConfig) -> dict[str, Any]:
-    """Return the fields of our image tower for a `ViTConfig`. The epsilon is timm's, see [`changed_epsilon`]."""
+    """Return the fields of our image tower for a `ViTConfig`. The epsilon is timm's (see [`changed_epsilon`])."""
     if vit_config.model_type != "vit":
         raise ValueError(f"The image tower starts from a ViT checkpoint, not from a {vit_config.model_type!r}.")
     return {name: getattr(vit_config, name) for name in _SHARED_WITH_VIT} | {
@@ -102,7 +102,7 @@ def vision_config_of(vit_config: ViTConfig) -> dict[str, Any]:
 
 
 def changed_epsilon(vit_config: ViTConfig) -> str | None:
-    """Describe which LayerNorm epsilon replaces that of a `ViTConfig`. Return `None` if they are equal."""
+    """Describe how the LayerNorm epsilon of a `ViTConfig` is changed. Return `None` if it is not changed."""
     given, used = vit_config.layer_norm_eps, BiomedCLIPVisionConfig.layer_norm_eps
     if given == used:
         return None
@@ -122,7 +122,7 @@ def text_config_of(bert_config: BertConfig) -> dict[str, Any]:
 
 
 def bert_config_of(config: BiomedCLIPTextConfig) -> BertConfig:
-    """Return the `BertConfig` of our text tower, the inverse of [`text_config_of`]."""
+    """Return the `BertConfig` of our text tower. This is the inverse of [`text_config_of`]."""
     shared = {name: getattr(config, name) for name in SHARED_WITH_BERT}
     return BertConfig(
         **shared, hidden_dropout_prob=config.hidden_dropout, attention_probs_dropout_prob=config.attention_dropout
