@@ -1,1 +1,1 @@
-"""What a person runs: one file for each verb of the `biomedclip` command, and recipes in YAML."""
+"""Entry points: one module for each verb of the `biomedclip` command, and the YAML recipes."""

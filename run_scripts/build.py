@@ -31,11 +31,11 @@ from .hub.publishing import check_write_access
 
 @dataclass(frozen=True)
 class Documents:
-    """Write the card, the plot and the report of a finished dataset. It is pickled for the machine that does this.
+    """Write the card, the plot and the report of a finished dataset. It is pickled for the machine that runs it.
 
     Args:
         options: Options of the command.
-        synthetic: Whether the articles are synthetic, which the card then states.
+        synthetic: Whether the articles are synthetic. The card states this.
     """
 
     options: dict[str, Any]
@@ -120,8 +120,8 @@ def build(
     Args:
         source: Which articles and figures to use.
         output: Where to write the dataset.
-        engine: How the work is done (default: on all cores of this machine).
-        synthetic: Whether the articles are synthetic, which the card then states.
+        engine: Where and how to run the build (default: on all cores of this machine).
+        synthetic: Whether the articles are synthetic. The card states this.
 
     Returns:
         The report. None if the work was submitted to Slurm.

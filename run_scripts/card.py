@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
-    """Write the card of a model and its facts. See [`collect_facts`] for return value and errors."""
+    """Write the card of a model and its facts. See [`collect_facts`] for the return value and the errors."""
     folder = Path(options.model)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -85,7 +85,7 @@ def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
 
 
 def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
-    """Print the facts of a card, the benchmarks of the paper that were not measured, and the results left out."""
+    """Print the facts of a card, the paper's benchmarks that were not measured, and the results that were left out."""
     training, dataset = facts["training"], facts["dataset"]
     rows: list[tuple[Any, ...]] = [
         ("parameters", facts["model"]["parameters"]),

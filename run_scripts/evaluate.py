@@ -91,11 +91,11 @@ def _evaluate_models(options: Any, folders: Sequence[Path], arguments: Sequence[
         except Exception as error:
             if len(folders) == 1:
                 raise
-            # As text, because the error itself would keep the memory of its model.
+            # Stored as text, because the exception would keep its model in memory.
             failed[model] = f"{type(error).__name__}: {error}"
             logger.error("%s: %s", model, failed[model])
             if PartialState().num_processes > 1:
-                break  # other processes may have failed elsewhere, and wait
+                break  # other processes may have failed elsewhere, and may be waiting
     measured = [result for result in results if result is not None]
     if len(folders) > 1 and measured:
         compare(measured, Path(options.output_dir))
@@ -137,7 +137,7 @@ def _checked_data(options: Any, folders: Sequence[Path]) -> Any:
 
 
 def _folders(models: Sequence[str], output_dir: Path, *, several: bool) -> list[Path]:
-    """Return a folder for each model with its name, or the output folder for a single model without `several`."""
+    """Return a folder named after each model, or the output folder for a single model without `several`."""
     if len(models) == 1 and not several:
         return [output_dir]
     if len(set(models)) < len(models):

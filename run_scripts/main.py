@@ -54,18 +54,18 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: If argparse ends the command, after `--help` or an invalid option.
     """
-    # OpenMP threads that spin while they wait slow training down many times beside another busy process. The variables
-    # are read when torch is imported: the first by GNU's OpenMP (Linux), the second by LLVM's (macOS).
+    # OpenMP threads that spin while waiting make training many times slower next to another busy process. The
+    # variables are read when torch is imported: the first by GNU's OpenMP (Linux), the second by LLVM's (macOS).
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
         os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding lacks must not end a command whose work is done.
+        # A name that the terminal cannot encode must not make a command fail after its work is done.
         sys.stdout.reconfigure(errors="backslashreplace")
     options, rest = _parser().parse_known_args(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(_EscapingFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
     try:
         verb = import_module(f"biomedclip.run_scripts.{options.verb}")
         with import_module("biomedclip.run_scripts.cli.trust").questions_are_errors():
@@ -93,13 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"biomedclip {version('biomedclip')}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     for verb, summary in VERBS.items():
-        # The module of the verb parses its options: `biomedclip --help` does without torch.
+        # The module of the verb parses its options: `biomedclip --help` does not need torch.
         verbs.add_parser(verb, help=summary, add_help=False, allow_abbrev=False)
     return parser
 
 
 class _EscapingFormatter(logging.Formatter):
-    """Replace control characters in names, which the terminal would take for commands."""
+    """Escape control characters in names, which the terminal would interpret as commands."""
 
     def format(self, record: logging.LogRecord) -> str:
         return lines(super().format(record))
@@ -108,7 +108,7 @@ class _EscapingFormatter(logging.Formatter):
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    # transformers names its argument also where the verb does not have the option.
+    # transformers mentions its argument even if the verb does not have the option.
     text = str(error).replace("`trust_remote_code=True`", f"`{TRUST_OPTION}` (train and evaluate only)")
     return text or type(error).__name__
 

@@ -73,13 +73,13 @@ def main(arguments: Sequence[str]) -> None:
 def push_model(options: PushOptions) -> dict[str, Any]:
     """Publish a model, and return the report that is also written to `push.json`.
 
-    The files are uploaded as a pull request. It is merged after it was downloaded and gives the same embeddings as the
-    model on disk. Otherwise, it is closed and the branch does not change.
+    The files are uploaded as a pull request, which is then downloaded. It is merged if it gives the same embeddings as
+    the model on disk. Otherwise, it is closed and the branch does not change.
 
     Raises:
         PermissionError: If there is no token, or if it may not write to the namespace.
-        ValueError: If [`find_model_files`] refuses a file, the card is incomplete or describes other weights, a file
-            contains a path of this machine or an access token, or the uploaded model gives other embeddings.
+        ValueError: If [`find_model_files`] rejects a file, the card is incomplete or describes other weights, a file
+            contains a local path or an access token, or the uploaded model gives different embeddings.
         FileNotFoundError: If a required file is missing.
         OSError: If the upload fails, or if the files on the Hub differ from those that were sent.
     """
@@ -101,7 +101,7 @@ def push_model(options: PushOptions) -> dict[str, Any]:
         files |= files_from_card(facts | {"name": repo_id})
         if described["open_clip_obstacle"] is None:
             to_open_clip(model, processor, scratch / "open_clip")
-            # open_clip reads the tokenizer files of transformers, so those with equal names are not replaced.
+            # open_clip reads the tokenizer files of transformers, so files with equal names are not replaced.
             files = {**{path.name: path for path in (scratch / "open_clip").iterdir()}, **files}
         check_private_content(files, folder)
         report: dict[str, Any] = {

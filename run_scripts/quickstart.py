@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
     from .cli.plots import plot_curves
     from .evaluation.reloading import compare_adapter, compare_pipeline
 
-    transformers.utils.logging.disable_progress_bar()  # of files of a few megabytes
+    transformers.utils.logging.disable_progress_bar()  # the files have only a few megabytes
     datasets.disable_progress_bars()
     built = build.build(
         build.SourceOptions(source, options.pmcids, license=options.license),

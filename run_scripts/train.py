@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def task_of(arguments: Sequence[str]) -> Any:
-    """Return the module of the task that the command line or the recipe names.
+    """Return the module of the task that the command line or the recipe selects.
 
     Raises:
         UsageError: If the task is unknown.

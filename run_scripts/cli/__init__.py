@@ -1,1 +1,1 @@
-"""What every verb of the command shares: options, errors, tables, plots and progress bars."""
+"""Code shared by all verbs of the command: options, errors, tables, plots and progress bars."""

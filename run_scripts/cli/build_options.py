@@ -56,7 +56,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class EngineOptions(Engine):
-    """How the work is done."""
+    """Where and how to run the build."""
 
     workers: int = _option(os.cpu_count() or 1, "Number of tasks that run in parallel (default: one per core).")
 
@@ -82,7 +82,7 @@ class VerifyOptions:
 
 
 def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
-    """Return the options of the library for those of the command.
+    """Convert the options of the command to those of the library.
 
     Raises:
         ValueError: If an option is invalid.
@@ -99,10 +99,11 @@ def read_pmcids(choice: str | list[str] | None) -> list[str] | None:
     """Read the value of `--pmcids`.
 
     Args:
-        choice: PMCIDs separated by commas or in a list, or a file with one per line. Text after a # is ignored.
+        choice: PMCIDs as a comma-separated string or a list, or a file with one PMCID per line. Text after a # is
+            ignored.
 
     Raises:
-        ValueError: If there is no PMCID, or the file cannot be read.
+        ValueError: If there are no PMCIDs, or the file cannot be read.
     """
     if choice is None:
         return None

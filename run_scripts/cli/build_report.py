@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from biomedclip.processing.pmc.verify import Verification  # needs fcntl, which Windows does not have
 
 
-MAX_REASONS = 10  # report.json contains all
+MAX_REASONS = 10  # report.json contains all of them
 
 
 def show_report(report: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ def show_verification(result: "Verification", name: str) -> None:
 
 
 def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
-    """Return names and counts in descending order. Those beyond the limit are summed."""
+    """Return names and counts in descending order. Counts beyond the limit are summed."""
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     if len(ordered) <= limit:
         return ordered

@@ -9,10 +9,10 @@ _option_names: set[str] = set()  # of the verb that is running, with underscores
 
 
 class UsageError(ValueError):
-    """Raised if a command line or recipe is invalid, independently of files on disk. The command exits with 2.
+    """Raised if a command line or recipe is invalid, regardless of files on disk. The exit status is 2.
 
     Examples are an unknown option, a value of the wrong type, a missing option, and options that contradict each
-    other. Other errors mean that the work failed. The command then exits with 1.
+    other. Other errors mean that the work failed. Their exit status is 1.
     """
 
 
@@ -42,17 +42,17 @@ def set_option_names(names: Iterable[str]) -> None:
 
 
 def name_options(message: str) -> str:
-    """Replace the names of Python arguments by the options of the running verb.
+    """Replace the names of Python arguments with the options of the running verb.
 
-    Library code raises errors such as "`keep_activations=True` requires `mini_batch_size`". A user of the command has
-    `--keep-activations true` and `--mini-batch-size`. Names without an underscore are words of English too. They are
-    replaced only in backticks.
+    Library code raises errors such as "`keep_activations=True` requires `mini_batch_size`". On the command line, these
+    are `--keep-activations true` and `--mini-batch-size`. Names without an underscore can be ordinary English words, so
+    they are replaced only in backticks.
 
     Args:
-        message: Message of an error.
+        message: Error message.
 
     Returns:
-        The message with options.
+        The message with the names of the options.
     """
 
     def option(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Choose installed fonts for text in any script, and break lines by their width, for the plots."""
+"""Choose installed fonts for plot text in any script, and wrap lines by their width."""
 
 import logging
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "DejaVu Sans"  # comes with matplotlib
 LAST_RESORT = "Last Resort High-Efficiency"  # comes with matplotlib, draws boxes
-_reported: set[str] = set()  # characters that a warning has named
+_reported: set[str] = set()  # characters that a warning has listed
 
 
 @contextmanager
 def fonts_for(text: str) -> Iterator[None]:
     """Make matplotlib draw each character of a text with an installed font that has it.
 
-    Characters that no installed font has are drawn as boxes. A warning names them once.
+    Characters that no installed font has are drawn as boxes. A warning lists them once.
 
     Args:
         text: The text to draw, in any script.
@@ -45,12 +45,12 @@ def fonts_for(text: str) -> Iterator[None]:
 
 
 def wrap_text(text: str, inches: float, size: float, most_lines: int) -> list[str]:
-    """Break a text into lines at spaces, or in words that are too long between any characters.
+    """Break a text into lines at spaces. Words that are too long are broken between any two characters.
 
     Args:
         text: One line of text.
         inches: Maximum width of a line.
-        size: Size of the font, in points. The fonts are those of [`fonts_for`].
+        size: Font size in points. The fonts are those of [`fonts_for`].
         most_lines: Maximum number of lines. A longer text is cut and ends with "...".
 
     Returns:
@@ -88,7 +88,7 @@ def _width(character: str, size: float, families: tuple[str, ...]) -> float:
 
 @lru_cache(maxsize=256)
 def _characters(path: str) -> frozenset[str]:
-    """Return the characters of a font, none if its file cannot be read."""
+    """Return the characters of a font, or an empty set if its file cannot be read."""
     try:
         return frozenset(map(chr, FT2Font(path).get_charmap()))
     except (OSError, RuntimeError):
@@ -97,7 +97,7 @@ def _characters(path: str) -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def _other_fonts() -> list[tuple[str, str]]:
-    """Return the family and the file of each other installed font that is upright and regular."""
+    """Return the family and the file of every other installed font that is upright and regular."""
     found: dict[str, str] = {}
     for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name, entry.fname)):
         if entry.style == "normal" and str(entry.weight) in ("400", "regular", "normal"):

@@ -11,7 +11,7 @@ def check_model_name(name: str, option: str = "--model") -> None:
 
     Args:
         name: Value of the option.
-        option: Name of the option in an error.
+        option: Name of the option, for error messages.
 
     Raises:
         FileNotFoundError: If the name is neither a folder nor of the form `owner/name`.
@@ -28,8 +28,8 @@ def import_optional(module: str, needed_by: str, install: str) -> ModuleType:
 
     Args:
         module: Name of the module.
-        needed_by: What needs the package, for an error.
-        install: Command that installs the package, for an error.
+        needed_by: Feature that needs the package, for error messages.
+        install: Command that installs the package, for error messages.
 
     Raises:
         ImportError: If the package is not installed.

@@ -22,11 +22,12 @@ from .errors import UsageError, set_option_names
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-WRITTEN_RECIPE = "recipe.yaml"  # what a run leaves in its folder
+WRITTEN_RECIPE = "recipe.yaml"  # the recipe that a run writes to its folder
 _TRUE = ("true", "yes", "1", "t", "y")
 _FALSE = ("false", "no", "0", "f", "n")
-# An option, values of it (None for any), and options that have no effect for these values. If the command line sets the
-# first, the others are dropped from the recipe. If a recipe sets the first, the others are dropped from its base.
+# An option, some of its values (None for any value), and the options that have no effect with these values. If the
+# command line sets the first, the others are dropped from the recipe. If a recipe sets the first, the others are
+# dropped from its base.
 _WITHOUT_EFFECT: tuple[tuple[str, Collection[str] | None, str], ...] = (
     ("eval_strategy", ("no", "epoch"), "eval_steps"),
     ("eval_strategy", ("no",), "eval_delay load_best_model_at_end metric_for_best_model greater_is_better"),
@@ -42,7 +43,7 @@ _WITHOUT_EFFECT: tuple[tuple[str, Collection[str] | None, str], ...] = (
     ("tokenizer", None, "vocabulary_size"),
     ("fsdp", _FALSE, "fsdp_config"),
 )
-# A written recipe leaves these out: paths that each run needs anew, secrets, and values that transformers derives.
+# A written recipe leaves these out: paths that every run must set, secrets, and values that transformers derives.
 _NOT_WRITTEN = frozenset(
     """
     train_data output_dir resume_from_checkpoint disable_tqdm hub_token local_rank do_train do_eval do_predict
@@ -69,20 +70,20 @@ def parse_options(
         verb: Name of the verb.
         option_classes: Dataclasses whose fields are the options. Each option belongs to one of them.
         arguments: Arguments after the verb.
-        description: What the verb does.
-        example: Example to paste.
-        sections: Sections of a recipe that are read (default: that of the verb).
+        description: Description of the verb.
+        example: Example command to paste.
+        sections: Sections of the recipe to read (default: that of the verb).
         shown: Options that `--help` lists (default: all).
         alternatives: Groups of options that exclude each other. If the command line sets one of a group, the others
             of the group are dropped from the recipe.
         positionals: Options whose values may be given without their names, in this order.
 
     Returns:
-        An object of each class.
+        An instance of each class.
 
     Raises:
         UsageError: If the recipe cannot be read, the verb does not have an option, or options contradict each other.
-        SystemExit: If argparse refuses an option, or after `--help`.
+        SystemExit: If argparse rejects an option, or after `--help`.
     """
     parser = _parser(verb, option_classes, description, example, shown, positionals)
     actions = {action.dest: action for action in reversed(parser._actions)}  # `--name` before `--no-name`
@@ -169,7 +170,7 @@ def _word(name: str) -> str:
 
 
 def _with_true(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with `true` after each flag without a value: argparse would take the next argument."""
+    """Add `true` after each flag without a value. Otherwise argparse would take the next argument as its value."""
     flags = {name for action in parser._actions if action.nargs == "?" for name in action.option_strings}
     words = []
     for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
@@ -185,7 +186,7 @@ def _suggestion(name: str, names: Collection[str]) -> str:
 
 
 def _describe_unknown(verb: str, argument: str, actions: Collection[str]) -> str:
-    """Return a sentence on an argument that is not an option or its value."""
+    """Return a sentence about an argument that is neither an option nor the value of one."""
     if not argument.startswith("--"):
         return f"{argument!r} belongs to no option. See: biomedclip {verb} --help"
     name = argument.split("=")[0]
@@ -194,7 +195,7 @@ def _describe_unknown(verb: str, argument: str, actions: Collection[str]) -> str
 
 
 def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: Any, source: str) -> Any:
-    """Convert and check a value as argparse does with the arguments of the option."""
+    """Convert and check a value as argparse does for the option."""
     if isinstance(value, list):
         texts = [str(item) for item in value]
         texts = texts if action.nargs in ("*", "+") else [",".join(texts)]
@@ -209,7 +210,7 @@ def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: 
 
 
 def _without_effect(options: Mapping[str, Any]) -> set[str]:
-    """Return the options that have no effect beside the given ones."""
+    """Return the options that have no effect in combination with the given ones."""
     dropped: set[str] = set()
     for option, values, names in _WITHOUT_EFFECT:
         value = options.get(option)
@@ -229,7 +230,7 @@ def option_value(verb: str, name: str, arguments: Sequence[str]) -> str | None:
         arguments: Arguments after the verb.
 
     Returns:
-        The value on the command line, else that in the recipe, else None.
+        The value from the command line, or else from the recipe. None if neither sets it.
 
     Raises:
         UsageError: If the recipe cannot be read.
@@ -243,7 +244,7 @@ def option_value(verb: str, name: str, arguments: Sequence[str]) -> str | None:
 
 
 def is_true(value: str | bool | None) -> bool:
-    """Return whether a flag is set, as the command line or a recipe has it."""
+    """Return whether the value of a flag, from the command line or a recipe, is true."""
     return str(value).lower() in _TRUE
 
 
@@ -255,19 +256,18 @@ def recipe_names() -> list[str]:
 def read_recipe(name: str, sections: Sequence[str]) -> dict[str, Any]:
     """Read the options of a recipe.
 
-    A recipe holds either options, or a section of options for each verb. With a line `base: NAME` at the top level it
-    extends another recipe and holds only what differs. `null` resets an option of the base to its default.
+    A recipe contains either options, or a section of options for each verb. With `base: NAME` at the top level, a
+    recipe extends another one and contains only the differences. `null` resets an option of the base to its default.
 
     Args:
         name: YAML file, or name of a shipped recipe. `recipes/NAME.yaml` is a shipped recipe in any working directory.
-        sections: Verbs whose sections are read. The options of later ones win.
+        sections: Verbs whose sections are read. Later sections override earlier ones.
 
     Returns:
         Options by name, with underscores.
 
     Raises:
-        UsageError: If there is no such recipe, it is not valid YAML, it has no section that applies, or it extends
-            itself.
+        UsageError: If the recipe does not exist, is not valid YAML, has no section that applies, or extends itself.
     """
     options, found = _read_recipe(name, _recipe_path(name), sections, [])
     if found and not found & set(sections):
@@ -279,7 +279,7 @@ def read_recipe(name: str, sections: Sequence[str]) -> dict[str, Any]:
 def _read_recipe(
     name: str, path: Path, sections: Sequence[str], above: Sequence[Path]
 ) -> tuple[dict[str, Any], set[str]]:
-    """Return the options of a recipe and its bases, and the sections that they have."""
+    """Return the options of a recipe and its bases, and the names of their sections."""
     if path.resolve() in above:
         chain = " -> ".join(recipe.stem for recipe in [*above, path])
         raise UsageError(f"{name} extends itself: {chain}. Remove one of these lines `base:`.")
@@ -338,7 +338,7 @@ def _load_yaml(name: str, path: Path) -> dict[str, Any]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuse repeated keys. PyYAML would keep the last one."""
+    """Reject repeated keys. PyYAML would keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -351,13 +351,13 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def write_recipe(folder: str | Path, options: Sequence[Any], **also: Any) -> None:
-    """Write the options of a run as a recipe, which repeats the run with `--config`.
+    """Write the options of a run as a recipe. Pass the recipe to `--config` to repeat the run.
 
     Args:
         folder: Folder of the run. It is created if it does not exist.
-        options: Objects of option classes. Defaults and the paths of data and output are left out. Of other local
-            paths only the last part is written.
-        also: Options that replace theirs. None removes an option.
+        options: Instances of option classes. Defaults and the paths of data and output are left out. For other local
+            paths, only the last component is written.
+        also: Options that override those in `options`. None removes an option.
     """
     recipe: dict[str, Any] = {}
     for part in options:
@@ -365,7 +365,7 @@ def write_recipe(folder: str | Path, options: Sequence[Any], **also: Any) -> Non
             factory = option.default_factory
             default = _plain(option.default if factory is dataclasses.MISSING else factory())
             value = _plain(getattr(part, option.name))
-            # transformers replaces some empty defaults by other empty values, and `none` by an empty list.
+            # transformers replaces some empty defaults with other empty values, and `none` with an empty list.
             is_default = value == default or (not value and default in (None, "", "none", ["none"]))
             if option.name not in _NOT_WRITTEN and not is_default and not _depends_on_machine(part, option.name):
                 recipe[option.name] = value
@@ -375,7 +375,7 @@ def write_recipe(folder: str | Path, options: Sequence[Any], **also: Any) -> Non
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a recipe holds it."""
+    """Convert a value to a form that a recipe can contain."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, str):

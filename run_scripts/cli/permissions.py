@@ -34,7 +34,7 @@ def apply_umask(path: Path) -> None:
 
 
 class UmaskOnCheckpoints(TrainerCallback):
-    """Apply the umask to each checkpoint of a training after it is written."""
+    """Apply the umask to each training checkpoint after it is written."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the permissions of the checkpoint that was written."""

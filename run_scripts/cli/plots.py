@@ -22,14 +22,14 @@ from .build_report import largest, share
 from .fonts import fonts_for, wrap_text
 
 
-# A pair of dollars in a file name, a caption or a class name is not mathematics.
+# A pair of dollar signs in a file name, a caption or a class name does not delimit math.
 _plain_text = matplotlib.rc_context({"text.parse_math": False, "text.usetex": False})
 _RIGHT, _WRONG, _MUTED = "tab:green", "tab:red", "0.4"
 
 
 @_plain_text
 def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plot the loss and the validation recall over the steps.
+    """Plot the loss and the validation recall over the training steps.
 
     Args:
         log_history: `trainer.state.log_history`.
@@ -58,14 +58,14 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """A candidate that a model has retrieved.
+    """A candidate that a model retrieved.
 
     Args:
         content: A caption or a Pillow image.
         score: Cosine similarity to the query.
         right: Whether it belongs to the query.
         source: Article and license. Empty if they are unknown.
-        rank: Place among all candidates, from 1.
+        rank: Rank among all candidates, starting at 1.
     """
 
     content: Any
@@ -77,11 +77,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Query:
-    """An image or a caption with the candidates that a model has retrieved for it.
+    """An image or a caption with the candidates that a model retrieved for it.
 
     Args:
         content: A Pillow image or a caption.
-        answers: The best candidates, best first. If the right one is not among the best, it follows them.
+        answers: The best candidates, best first, followed by the correct one if it is not among them.
         source: Article and license. Empty if they are unknown.
     """
 
@@ -92,7 +92,7 @@ class Query:
 
 @_plain_text
 def plot_answers(queries: Sequence[Query], path: Path) -> None:
-    """Plot images with their best captions. The right caption is green.
+    """Plot images with their best captions. The correct caption is green.
 
     Args:
         queries: Images with captions.
@@ -118,7 +118,7 @@ def plot_answers(queries: Sequence[Query], path: Path) -> None:
 
 @_plain_text
 def plot_retrieved_images(queries: Sequence[Query], path: Path) -> None:
-    """Plot captions with their best images. The right image has a green frame.
+    """Plot captions with their best images. The correct image has a green frame.
 
     Args:
         queries: Captions with images.
@@ -149,14 +149,14 @@ def plot_retrieved_images(queries: Sequence[Query], path: Path) -> None:
 def plot_question(
     image: Any, question: str, right_answer: str, best: Sequence[tuple[str, float, bool]], path: Path
 ) -> None:
-    """Plot a question about an image, with the right answer and the best answers of a model.
+    """Plot a question about an image, with the correct answer and the best answers of a model.
 
     Args:
         image: Pillow image.
         question: The question.
-        right_answer: The right answer.
-        best: Answer, probability and whether it is right, of the best answers, the best one first. Empty if the model
-            gave no answer.
+        right_answer: The correct answer.
+        best: Text, probability and correctness of each of the best answers, best first. Empty if the model gave no
+            answer.
         path: PNG to write.
     """
     right = bool(best) and best[0][2]
@@ -186,11 +186,11 @@ def plot_question(
 
 
 _Block = list[tuple[str, str]]  # texts, which may have several lines, with their colors
-_SIZE, _LINE = 7, 10.0  # points of the font and of a line
+_SIZE, _LINE = 7, 10.0  # font size and line height, in points
 
 
 def _rows(heights: Sequence[float], widths: Sequence[float]) -> tuple[Any, Any]:
-    """Return a figure and its axes, a row for each height in inches and a column for each width."""
+    """Return a figure and its axes, with a row for each height and a column for each width, in inches."""
     return plt.subplots(
         len(heights),
         len(widths),
@@ -211,7 +211,7 @@ def _show_image(axes: Any, image: Any) -> None:
 
 
 def _write(axes: Any, block: _Block) -> None:
-    """Write texts below each other, from the top of their axes."""
+    """Write texts below each other, starting at the top of their axes."""
     axes.axis("off")
     offset = 2.0
     for text, color in block:
@@ -254,7 +254,7 @@ def plot_comparison(
     *,
     published: Collection[str] = (),
 ) -> None:
-    """Plot models on one benchmark: for each metric a point of each model.
+    """Plot models on one benchmark, with a point for each model and metric.
 
     Args:
         title: Task and data.
@@ -270,7 +270,7 @@ def plot_comparison(
 
 @_plain_text
 def plot_suite(title: str, lines: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]], path: Path) -> None:
-    """Plot models on several benchmarks: for each metric a point of each model.
+    """Plot models on several benchmarks, with a point for each model and metric.
 
     Args:
         title: Heading.
@@ -315,7 +315,7 @@ def _plot_points(
 
 
 def _plot_values(axes: Any, points: Sequence[tuple[float, Any]], name: str, color: str | None, marker: str) -> None:
-    """Plot the values of a model with intervals or deviations. Without a color the points are hollow and gray."""
+    """Plot the values of a model with intervals or deviations. Without a color, the points are hollow and gray."""
     intervals = [
         value.interval or (value.value - (value.deviation or 0), value.value + (value.deviation or 0))
         for _, value in points
@@ -338,7 +338,7 @@ def _plot_values(axes: Any, points: Sequence[tuple[float, Any]], name: str, colo
 
 @_plain_text
 def plot_report(report: Mapping[str, Any], path: Path) -> None:
-    """Plot what a build collected: articles and figures, licenses, lengths of captions and sizes of images.
+    """Plot the contents of a build: articles and figures, licenses, caption lengths and image sizes.
 
     Args:
         report: The report of `biomedclip build`.
@@ -387,7 +387,7 @@ def _plot_counts(axes: Any, rows: Sequence[tuple[str, int, int, str]]) -> None:
 
 
 def _plot_histogram(axes: Any, part: Mapping[str, Any], marks: Sequence[int]) -> None:
-    """Plot counts, with dashed lines at the sizes that models read."""
+    """Plot counts as a histogram, with dashed lines at the input sizes of models."""
     axes.stairs(part["histogram"]["counts"], part["histogram"]["edges"], fill=True, color="tab:blue", alpha=0.6)
     for mark in marks:
         axes.axvline(mark, color="0.3", linestyle="--", linewidth=1)

@@ -17,7 +17,7 @@ SHOWN = {
 
 
 class TrainingBar(TrainerCallback):
-    """Show the steps and the latest metrics in one line, where `Trainer` prints many lines."""
+    """Show the steps and the latest metrics in one line instead of the many lines that `Trainer` prints."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, str] = {}
@@ -35,7 +35,7 @@ class TrainingBar(TrainerCallback):
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -58,7 +58,7 @@ def _is_shown(key: str) -> bool:
 
 
 def show_progress(trainer: Trainer) -> None:
-    """Replace the progress bar of a trainer by [`TrainingBar`]."""
+    """Replace the progress bar of a trainer with [`TrainingBar`]."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(TrainingBar())

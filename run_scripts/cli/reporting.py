@@ -28,7 +28,7 @@ PACKAGES = ("biomedclip", "torch", "transformers", "datasets", "accelerate", "pe
 
 
 def show_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
-    """Print a table on stdout. The first column is aligned left, the others are aligned right."""
+    """Print a table to stdout. The first column is left-aligned, and the others are right-aligned."""
     say(title)
     table = Table()
     for position, column in enumerate(columns):
@@ -39,19 +39,19 @@ def show_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str]
 
 
 def _cell(value: Any) -> str:
-    """Return a value on one line. Leading blanks, which indent a row, are kept."""
+    """Return a value as one line. Leading spaces, which indent a row, are kept."""
     text = format_value(value)
     return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
 
 
 def say(message: str) -> None:
-    """Print a line about the results on stdout."""
-    # As Text: rich would take brackets of a string for markup, and names between colons for emoji.
+    """Print a line about the results to stdout."""
+    # rich would interpret brackets in a string as markup, and names between colons as emoji.
     Console().print(Text(lines(message)), style="bold")
 
 
 def show_stage(message: str) -> None:
-    """Print a line on stderr at the beginning of a stage of the run."""
+    """Print a line to stderr when a stage of the run begins."""
     Console(stderr=True).print(Text(lines(message)), style="bold", soft_wrap=True)
 
 
@@ -66,8 +66,8 @@ def say_undefined(metrics: Mapping[str, Any]) -> None:
 
 @contextmanager
 def no_warnings_of_transformers() -> Iterator[None]:
-    """Hide the warnings of transformers where the caller reports the same in its own words."""
-    from transformers.utils import logging  # an import that not all verbs need
+    """Hide warnings of transformers that the caller reports in its own words."""
+    from transformers.utils import logging  # not all verbs need this import
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -111,7 +111,8 @@ def claim_folder(folder: Path, results: Sequence[str], *, overwrite: bool) -> No
         overwrite: Remove the results of an earlier run.
 
     Raises:
-        FileExistsError: If the folder is a file, is not empty and not of an earlier run, or `overwrite` is not set.
+        FileExistsError: If the folder is a file, contains files that are not from an earlier run, or contains an
+            earlier run and `overwrite` is not set.
     """
     mark = folder / ".quickstart"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -126,9 +127,9 @@ def claim_folder(folder: Path, results: Sequence[str], *, overwrite: bool) -> No
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file. An interrupted write leaves the old file.
+    """Write a JSON file. An interrupted write leaves the old file unchanged.
 
-    JSON has neither NaN nor infinity. They are written as null, and a warning names them.
+    JSON has neither NaN nor infinity. They are written as null, and a warning lists them.
     """
     undefined: list[str] = []
     strict = _strict(content, "", undefined)
@@ -138,7 +139,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _strict(content: Any, name: str, undefined: list[str]) -> Any:
-    """Replace NaN and infinities by None, and add their names to a list."""
+    """Replace NaN and infinities with None, and add their names to a list."""
     if isinstance(content, Mapping):
         return {key: _strict(value, f"{name}.{key}".lstrip("."), undefined) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -161,7 +162,7 @@ def peak_memory_mib() -> int | None:
 
 
 def versions() -> dict[str, Any]:
-    """Return the versions of the packages and the machine that results were measured with."""
+    """Return the package versions and the machine that results were measured with."""
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},

@@ -1,1 +1,1 @@
-"""What `biomedclip evaluate` is made of: embeddings on disk, tasks, metrics, results."""
+"""Parts of `biomedclip evaluate`: embeddings on disk, tasks, metrics and results."""

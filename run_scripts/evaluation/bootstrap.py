@@ -11,11 +11,11 @@ def bootstrap_means(
 ) -> np.ndarray:
     """Return the means of bootstrap samples of whole groups.
 
-    Figures of one article are similar, so that an interval over single figures would be too narrow.
+    Figures of one article are similar, so an interval over single figures would be too narrow.
 
     Args:
         values: A number for each query or image, of shape `(queries,)`.
-        groups: The group of each, such as its article or patient.
+        groups: The group of each value, such as its article or patient.
         seed: Seed of the draws.
         resamples: Number of bootstrap samples.
 

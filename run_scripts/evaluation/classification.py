@@ -9,7 +9,7 @@ from .bootstrap import bootstrap_interval, percentile_interval
 
 
 _METRICS = ("accuracy", "balanced_accuracy", "auroc")
-# An interval needs at least this fraction of bootstrap samples that contain every class.
+# Minimum fraction of bootstrap samples that contain every class. Otherwise there is no interval.
 _MIN_USABLE = 0.1
 
 
@@ -22,17 +22,17 @@ def measure_classification(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure a classification by scores. The predicted class is the one with the highest score, the first if some tie.
+    """Measure a classification by scores. The predicted class is the first one with the highest score.
 
-    AUROC is that of the positive class if there are two classes, and otherwise the mean over all classes, each against
-    the rest, by the softmax of the scores. A tie of two images counts half, so that constant scores give 0.5.
-    Balanced accuracy is the mean over the classes that have images.
+    With two classes, AUROC is that of the positive class. Otherwise it is the mean of the one-vs-rest AUROC of all
+    classes, computed from the softmax of the scores. A tie between two images counts as one half, so constant scores
+    give 0.5. Balanced accuracy is the mean over the classes that have images.
 
     Args:
         scores: Logits, of shape `(images, classes)`.
-        references: The class of each image, from 0.
+        references: Class index of each image.
         positive: The positive class for AUROC if there are two classes.
-        groups: Patient or source of each image, drawn as a whole by the bootstrap. Single images if None.
+        groups: Patient or source of each image. The bootstrap draws whole groups, or single images if None.
         resamples: Number of bootstrap samples. 0 for no intervals.
         seed: Seed of the bootstrap.
 
@@ -43,7 +43,7 @@ def measure_classification(
         images or has all of them.
 
     Raises:
-        ValueError: If a reference is not a class.
+        ValueError: If a reference is not a valid class index.
     """
     scores, truth = np.asarray(scores, dtype=np.float64), np.asarray(references)
     classes = scores.shape[1]
@@ -104,7 +104,7 @@ def _undefined(scores: np.ndarray, images: np.ndarray) -> dict[str, str]:
 
 
 class _Curve:
-    """The area under a ROC curve for any weights of the images, which are sorted once."""
+    """The area under a ROC curve for any image weights. The images are sorted only once."""
 
     def __init__(self, margins: np.ndarray, is_positive: np.ndarray):
         distinct, self.place = np.unique(margins, return_inverse=True)

@@ -35,7 +35,7 @@ class Value(NamedTuple):
 
 
 def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
-    """Return the metrics by which models are compared, by their labels, from the `metrics` of `results.json`."""
+    """Return the metrics for comparing models, keyed by label, from the `metrics` of `results.json`."""
     if task == "retrieval":
         return {
             f"{direction.replace('_', ' ')} R@{k}": Value(found[name], found.get(f"{name}_interval"))
@@ -60,7 +60,7 @@ def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return the last part of each model's name, or as many parts as make the names different."""
+    """Return the last part of each model's name, or as many parts as are needed to tell the names apart."""
     parts = [name.strip("/").split("/") for name in names]
     for shown in range(1, 1 + max(map(len, parts))):
         short = ["/".join(name[-shown:]) for name in parts]
@@ -82,7 +82,7 @@ def show_published(task: str, published: Sequence[Mapping[str, Any]]) -> None:
         f"{entry['model']}{' *' if entry['read_from_figure'] else ''}": headline(task, entry["values"])
         for entry in published
     }
-    longest = sorted(rows.values(), key=len, reverse=True)  # the longest has all fractions in order
+    longest = sorted(rows.values(), key=len, reverse=True)  # the longest row has all fractions in order
     columns = list(dict.fromkeys(column for values in longest for column in values))
     cells = [[values[column].value if column in values else None for column in columns] for values in rows.values()]
     mark = " (*: read off a figure)" if any(entry["read_from_figure"] for entry in published) else ""
@@ -99,7 +99,7 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     The published values of other models follow the measured ones, marked as published.
 
     Args:
-        results: Contents of the models' `results.json`, of one task and one set of data.
+        results: Contents of the models' `results.json`, all of the same task and data.
         output_dir: Folder of the files.
     """
     task, data = results[0]["task"], results[0]["data"]
@@ -175,7 +175,7 @@ def _markdown(
 def latex_table(
     title: str, alignment: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], ruled: Collection[int]
 ) -> str:
-    """Return a table for the package booktabs, with rules above some rows."""
+    """Return a LaTeX table that uses booktabs, with rules above some rows."""
     lines = [
         rf"\begin{{table}}\centering\caption{{{latex(title)}}}",
         rf"\begin{{tabular}}{{{alignment}}}",

@@ -1,4 +1,4 @@
-"""Load dual encoders with one interface: models and adapters of transformers, models of open_clip, and BioViL."""
+"""Load dual encoders with a common interface: models and adapters of transformers, models of open_clip, and BioViL."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ class DualEncoder:
         model: Has `get_image_features` and `get_text_features` (which return an object with `pooler_output`),
             `logit_scale`, `config` and `device`.
         processor: Has `image_processor` and `tokenizer`, and takes `text=`.
-        precision: `float32`, or `bfloat16` for the products in the towers. Their outputs are always float32.
+        precision: `float32`, or `bfloat16` for the matrix products in the towers. Their outputs are always float32.
 
     Attributes:
         weights: Fingerprint of the tensors.
@@ -68,14 +68,14 @@ class DualEncoder:
         return float(self.model.logit_scale.detach().float().exp())
 
     def precise(self) -> AbstractContextManager[Any]:
-        """Return a context in which the towers have the precision."""
+        """Return a context manager that runs the towers in the chosen precision."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
     @torch.no_grad()
     def embed_pixels(self, pixel_values: torch.Tensor, features: str = "embeds") -> torch.Tensor:
-        """Return features of images, float32 on the CPU.
+        """Return image features in float32 on the CPU.
 
         Args:
             pixel_values: Of shape `(images, 3, height, width)`.
@@ -153,7 +153,7 @@ def _load_transformers(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
 
 def _load_processor(name: str, model: Any, trust_remote_code: bool) -> Any:
     try:
-        # torchvision resamples in another way, so Pillow is used even if torchvision is installed.
+        # torchvision resamples differently, so Pillow is used even if torchvision is installed.
         return AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=trust_remote_code)
     except ValueError:
         settings, _ = CLIPImageProcessorPil.get_image_processor_dict(name, trust_remote_code=False)
@@ -192,7 +192,7 @@ class OpenClipModel(nn.Module):
 
 
 class _Transform:
-    """A transform of single images with the interface of an image processor. The description is its fingerprint."""
+    """A transform of single images with the interface of an image processor. Its text is its fingerprint."""
 
     def __init__(self, transform: Callable[[Image.Image], torch.Tensor], description: str):
         self.transform = transform
@@ -211,7 +211,7 @@ class _OpenClipProcessor:
     def __init__(self, transform: Any, tokenizer: Any):
         self.image_processor = _Transform(lambda image: transform(image.convert("RGB")), f"RGB {transform}")
         self.open_clip_tokenizer = tokenizer
-        # The model has no attention mask. It sees padding by the ids.
+        # The model has no attention mask. It recognizes padding by the token ids.
         self.tokenizer = SimpleNamespace(
             model_max_length=tokenizer.context_length, pad_token_id=0, model_input_names=["input_ids"]
         )
@@ -260,7 +260,7 @@ class _BioVilModel(nn.Module):
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Scale an image to values from 0 to 255, as the package does. An image of one value stays as it is."""
+    """Scale an image to values from 0 to 255, as the package does. An image with a single value is unchanged."""
     values = np.asarray(image if image.mode == "L" else image.convert("RGB"), dtype=float)
     smallest, largest = values.min(), values.max()
     if smallest == largest:
@@ -269,7 +269,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 class _BioVilProcessor:
-    """The transform and the tokenizer of BioViL with the interface of transformers."""
+    """Transform and tokenizer of BioViL with the interface of transformers."""
 
     def __init__(self, transform: Any, tokenizer: Any):
         self.image_processor = _Transform(lambda image: transform(_scaled(image).convert("L")), f"scaled L {transform}")

@@ -2,9 +2,9 @@
 
 The settings are those of `full_model_finetune.py` and of the configuration of CLIP in
 https://github.com/Computer-Vision-in-the-Wild/Elevater_Toolkit_IC: batch normalization without parameters, then a
-linear layer; cross-entropy, batches of 64, momentum 0.9, constant learning rate. 20 % of the training images, class by
-class, choose among 6 learning rates and 97 weight decays after up to 10 epochs each. The last training takes all
-training images and 50 epochs.
+linear layer; cross-entropy, batches of 64, momentum 0.9, constant learning rate. 20 % of the training images of each
+class are held out to choose among 6 learning rates and 97 weight decays, after up to 10 epochs each. The final training
+uses all training images for 50 epochs.
 """
 
 import math
@@ -32,7 +32,7 @@ class Fit(NamedTuple):
         scores: Scores of the test images after the last epoch, of shape `(images, classes)`.
         learning_rate: The chosen learning rate.
         weight_decay: The chosen weight decay.
-        best_epoch: The best value on the test images after any epoch, which the toolkit reports.
+        best_epoch: Best value of the metric on the test images after any epoch. The toolkit reports this value.
     """
 
     scores: np.ndarray
@@ -50,13 +50,13 @@ def fit_elevater(
     score: Score,
     seed: int,
 ) -> Fit:
-    """Search learning rate and weight decay, and train with them on all training images.
+    """Search for the best learning rate and weight decay, then train with them on all training images.
 
     Args:
         features: Training features of shape `(images, dimension)`.
-        labels: The class of each training image, from 0.
+        labels: Class index of each training image.
         test: Test features.
-        test_labels: The class of each test image. They affect only `best_epoch`.
+        test_labels: Class index of each test image. The labels affect only `best_epoch`.
         classes: Number of classes.
         score: Function that returns the metric of scores `(images, classes)` and labels.
         seed: Seed of the initial weights and of the order of the images.
@@ -92,8 +92,8 @@ def search(
 ) -> tuple[float, float]:
     """Return the learning rate and the weight decay with the best score on held-out images after any of 10 epochs.
 
-    For each learning rate, the weight decay is searched from coarse to fine. Of equal scores the first one is chosen.
-    Diverged trainings are never chosen.
+    For each learning rate, the weight decay is searched from coarse to fine. If scores are equal, the first one is
+    chosen. Runs that diverge are never chosen.
     """
     peaks = dict.fromkeys(RATES, (-math.inf, 0))
     tried = [(rate, place) for rate in RATES for place in range(0, len(DECAYS), FIRST_STEP)]

@@ -16,12 +16,12 @@ from .retrieval import EmbeddedPairs
 
 
 FOLDER = "examples"
-TOP = {"image_to_text": 3, "text_to_image": 4}  # candidates that are shown
+TOP = {"image_to_text": 3, "text_to_image": 4}  # number of candidates to show
 _PER_PICTURE = 6
 
 
 class Candidate(NamedTuple):
-    """A candidate: row of the dataset, similarity, whether it is right, and rank among all candidates."""
+    """A candidate: row of the dataset, similarity, whether it is correct, and rank among all candidates."""
 
     row: int
     score: float
@@ -30,7 +30,7 @@ class Candidate(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A query: row of the dataset, and the best candidates. The right one follows if it is not among them."""
+    """A query: row of the dataset, and the best candidates, followed by the correct one if it is not among them."""
 
     row: int
     candidates: list[Candidate]
@@ -42,13 +42,13 @@ def find_examples(
     number: int,
     seed: int,
 ) -> dict[str, list[Example]]:
-    """Choose pairs with a seed, and retrieve captions for their images and images for their captions.
+    """Choose random pairs, and retrieve captions for their images and images for their captions.
 
     Args:
         embedded: The pairs among which retrieval was measured.
-        counts: What `count_ranks` returns.
-        number: Number of pairs to choose. All if there are fewer.
-        seed: Seed of the choice.
+        counts: Counts that `count_ranks` returned.
+        number: Number of pairs to choose. All are chosen if there are fewer.
+        seed: Random seed for the choice.
 
     Returns:
         The examples by direction.
@@ -67,7 +67,7 @@ def find_examples(
             rank=_rank(counts["image_to_text"], image),
             top=TOP["image_to_text"],
         )
-        for image in dict.fromkeys(image_of_text[chosen].tolist())  # pairs with the same image are one query
+        for image in dict.fromkeys(image_of_text[chosen].tolist())  # pairs with the same image form one query
     ]
     of_texts = [
         _example(
@@ -86,7 +86,7 @@ def find_examples(
 def _example(
     row: torch.Tensor, scores: torch.Tensor, right: torch.Tensor, rows: torch.Tensor, rank: float, top: int
 ) -> Example:
-    """Return the best candidates of a query, and the best right one if it is not among them."""
+    """Return the best candidates of a query, and the best correct one if it is not among them."""
     best = scores.sort(descending=True, stable=True).indices[:top].tolist()
     ranked = [(place, float(number)) for number, place in enumerate(best, 1)]
     if not right[best].any():
@@ -99,12 +99,12 @@ def write_examples(examples: Mapping[str, Sequence[Example]], pairs: Any, output
     """Plot examples as PNG files, and remove those of an earlier run.
 
     Args:
-        examples: What [`find_examples`] returns.
+        examples: Examples that [`find_examples`] returned.
         pairs: Rows with `pair_id`, `pmcid`, `image` (not decoded), `caption`, and `license` if it is known.
         output_dir: Folder of the results. The plots are written to its folder `examples`.
 
     Returns:
-        An entry for each query, for `results.json`.
+        An entry of `results.json` for each query.
     """
     folder = output_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def write_examples(examples: Mapping[str, Sequence[Example]], pairs: Any, output
 
 
 def _rank(counts: RankCounts, query: int) -> float:
-    """Return the mean rank of the first right candidate, with ties in random order."""
+    """Return the mean rank of the first correct candidate, with ties in random order."""
     better, equal, right = (int(values[query]) for values in counts)
     return better + (equal + 1) / (right + 1)
 

@@ -22,7 +22,7 @@ FEATURES = "features"  # default folder, next to the results
 PART = 1024
 WORKERS = min(8, os.cpu_count() or 1)
 
-# The rows of a batch that could be read, their pixels, and the number and the reason of each other row.
+# The readable rows of a batch, their pixels, and the number and reason of each unreadable row.
 _Batch = tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]
 
 
@@ -32,8 +32,8 @@ class Features:
 
     Args:
         embeds: Of shape `(readable rows, dimension)`, float32, on the CPU.
-        rows: The numbers of these rows, ascending.
-        damaged: `name` and `reason` of each other row.
+        rows: The numbers of these rows, in ascending order.
+        damaged: `name` and `reason` of each unreadable row.
     """
 
     embeds: torch.Tensor
@@ -45,14 +45,14 @@ class Features:
 class FeatureStore:
     """Compute and store the features of one model.
 
-    Features are stored by the weights, the processor, the data and the settings. Stored features are not computed
+    Features are keyed by the weights, the processor, the data and the settings. Stored features are not computed
     again, and an interrupted run continues. The parts are the same for every number of processes.
 
     Args:
         encoder: The model.
         folder: Folder for the parts.
-        batch_size: Number of images or texts in a batch. The features of other batch sizes differ by rounding, and are
-            stored as the same.
+        batch_size: Number of images or texts in a batch. The batch size changes features only by rounding, so it is not
+            part of their key.
         max_length: Maximum number of tokens in a text. The limit of the tokenizer if None.
         workers: Number of threads that read and resize batches of images.
     """
@@ -67,9 +67,9 @@ class FeatureStore:
         """Return the features of images.
 
         Args:
-            images: Image of each row, as [`read_row_image`] takes it. It is read when it is needed.
+            images: Image of each row, as [`read_row_image`] takes it. It is read only when it is needed.
             names: Name of each row, for the list of damaged rows.
-            data: Fingerprint of the images in their order.
+            data: Fingerprint of the images, in order.
             features: `embeds` for normalized embeddings, or `hidden` for the state before the projection.
 
         Raises:
@@ -97,7 +97,7 @@ class FeatureStore:
 
         Args:
             texts: The texts.
-            data: Fingerprint of the texts in their order.
+            data: Fingerprint of the texts, in order.
         """
         key = {"data": data, "what": "texts", "max_length": self.max_length}
         parts = self._parts(len(texts), key)
@@ -128,7 +128,7 @@ class FeatureStore:
         return Parts(self.folder, key, -(-rows // PART))
 
     def _prepared(self, images: Sequence[Any], rows: range) -> Iterator[_Batch]:
-        """Yield batches in their order, which threads read and resize ahead of the model."""
+        """Yield batches in order. Threads read and resize them ahead of the model."""
 
         def prepare(batch: range) -> _Batch:
             pictures, good, failed = [], [], []
@@ -152,7 +152,7 @@ class FeatureStore:
 
 
 def _read_all(parts: Parts, rows: int) -> Features:
-    """Read all parts into one tensor, part by part to save memory."""
+    """Read the parts one by one into a single tensor, to save memory."""
     embeds: torch.Tensor | None = None
     numbers = torch.empty(rows, dtype=torch.int64)
     damaged: list[dict[str, str]] = []

@@ -27,7 +27,7 @@ from .zero_shot import OWN_IMAGES, check_classes, classification_metrics, data_o
 
 
 FRACTIONS, PROBE_DRAWS = (0.01, 0.1, 1.0), 5
-HELD_OUT = 0.2  # fraction of the training images for each of the validation and test splits that does not exist
+HELD_OUT = 0.2  # fraction of the training images to hold out for a missing validation or test split
 PROBE_DOCS = "docs/evaluation.md"
 # Inverse strengths of the regularization that are tried, on standardized features.
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
@@ -44,7 +44,7 @@ class LabeledFeatures:
 
     Args:
         features: Array of shape `(images, dimension)`.
-        labels: The class of each image, from 0.
+        labels: Class index of each image.
         groups: Patient or source of each image, if known.
     """
 
@@ -65,8 +65,8 @@ def read_probed(options: Any) -> tuple[dict[str, ClassificationBenchmark], list[
         The splits, and notes.
 
     Raises:
-        ValueError: If there are fewer than two classes, a class without readable training images, or a split with a
-            class that training does not have.
+        ValueError: If there are fewer than two classes, a class has no readable training images, or a split has a class
+            that the training split lacks.
     """
     where = f"--data {options.data}"
     splits: dict[str, Any] = {}
@@ -97,13 +97,13 @@ def read_probed(options: Any) -> tuple[dict[str, ClassificationBenchmark], list[
         notes.append("The regularization was chosen on the measured split.")
     if absent := sorted(set(learned) - set(test.images.labels)):
         notes.append(f"No image of the {options.split} split is of the class {', '.join(map(repr, absent))}.")
-    # A split of own images has only the classes of its images.
+    # A split of user images has only the classes of its images.
     classes = test.classes if set(learned) <= set(test.classes) else learned
     return {split: replace(benchmark, classes=classes) for split, benchmark in splits.items()}, notes
 
 
 def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
-    """Measure a linear probe. The first process writes and returns the results."""
+    """Evaluate a linear probe. The first process writes and returns the results."""
     options = run.options
     splits, notes = run.data
     test = splits[options.split]
@@ -166,7 +166,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
 
 
 def _labeled(benchmark: ClassificationBenchmark, features: Features, classes: Sequence[str]) -> LabeledFeatures:
-    """Return the images of a split that could be embedded, with the numbers of their classes."""
+    """Return the images of a split that could be embedded, with their class indices."""
     number_of = {label: number for number, label in enumerate(classes)}
     kept = benchmark.images.select(features.rows.tolist())
     labels = np.array([number_of[label] for label in kept.labels])
@@ -186,22 +186,23 @@ def probe(
     metric: str = "accuracy",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fit and measure a classifier for each fraction of the labels and each draw.
+    """Fit and evaluate a classifier for each fraction of the labels and each draw.
 
-    `logistic` is a logistic regression. Features are standardized with the training images that are used. The
-    regularization is the one that is best on the whole validation split, the stronger one of equals. `elevater` is the
-    protocol of ELEVATER's toolkit, see [`fit_elevater`]: it holds images out of the drawn training images instead.
+    `logistic` is a logistic regression. Features are standardized on the drawn training images. The regularization is
+    the one with the best metric on the whole validation split. If several are equally good, the strongest one is
+    chosen. `elevater` is the protocol of ELEVATER's toolkit, see [`fit_elevater`]. Instead of the validation split, it
+    holds out some of the drawn training images.
 
     Args:
         train: Split that the fractions are drawn from.
-        validation: Split that chooses the regularization. `elevater` does not use it.
-        test: Split to measure.
-        classes: Labels in their order.
+        validation: Split for choosing the regularization. `elevater` does not use it.
+        test: Split to evaluate on.
+        classes: Labels in the order of their class indices.
         protocol: `logistic` or `elevater`.
         fractions: Fractions of the training labels. Each class keeps at least one.
-        draws: Number of draws of each fraction below 1. There is one draw of all labels.
+        draws: Number of draws of each fraction below 1. All labels are drawn once.
         positive: Positive class for AUROC with two classes (default: the last one).
-        metric: Metric that chooses the regularization: `accuracy`, `balanced_accuracy` or `auroc`.
+        metric: Metric for choosing the regularization: `accuracy`, `balanced_accuracy` or `auroc`.
         seed: Seed of the first draw and of the bootstrap.
 
     Returns:
@@ -255,7 +256,7 @@ def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) 
             value, sd = summary[name], summary[f"{name}_sd"]
             cells.append(UNDEFINED if value is None else f"{value:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
         rows.append((f"{float(fraction):.0%} ({summary['runs'][0]['images']:,})", *cells))
-        if fraction == largest and len(summary["runs"]) == 1:  # several draws have a deviation instead
+        if fraction == largest and len(summary["runs"]) == 1:  # several draws have a standard deviation instead
             intervals = [metrics[f"{name}_interval"] for name in MEASURED]
             shown = [f"[{ends[0]:.3f}, {ends[1]:.3f}]" if ends else None for ends in intervals]
             rows.append(("  95 % interval", *shown))
@@ -270,14 +271,14 @@ def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) 
 
 @dataclass(frozen=True)
 class _Measure:
-    """The classes of a probe, and the metric that chooses its settings."""
+    """The classes of a probe, and the metric for choosing its settings."""
 
     classes: Sequence[str]
     positive: str | None
     metric: str
 
     def value(self, scores: np.ndarray, labels: np.ndarray) -> float:
-        """Return the metric, or the accuracy if the metric is undefined, which depends only on the labels."""
+        """Return the metric, or the accuracy if the labels leave the metric undefined."""
         positive = len(self.classes) - 1 if self.positive is None else self.classes.index(self.positive)
         measured = measure_classification(scores, labels, positive=positive, resamples=0)
         return measured["accuracy"] if measured[self.metric] is None else measured[self.metric]
@@ -296,7 +297,7 @@ class _Measure:
 def _fit_logistic(
     train: LabeledFeatures, validation: LabeledFeatures, test: LabeledFeatures, measure: _Measure
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the scores of the test images with the regularization that is best on validation, and the settings."""
+    """Return the test scores with the regularization that is best on the validation split, and the settings."""
     if not all(np.isfinite(split.features).all() for split in (train, validation, test)):
         return measure.undefined(test), {"C": None, "converged": False}
     mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)

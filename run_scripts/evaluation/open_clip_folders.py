@@ -16,12 +16,12 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # names that open_clip looks for
 
 
 def is_open_clip_folder(folder: Path) -> bool:
-    """Return whether a folder has open_clip's layout, and not that of transformers too."""
+    """Return whether a folder has open_clip's layout and does not also have that of transformers."""
     return (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def has_biomedclip_text_tower(folder: Path) -> bool:
-    """Return whether our own reader can load a folder in open_clip's layout: its text tower is a BiomedBERT.
+    """Return whether the text tower of a folder in open_clip's layout is a BiomedBERT, which our own reader can load.
 
     Raises:
         ValueError: If a setting is unknown.
@@ -34,10 +34,10 @@ def has_biomedclip_text_tower(folder: Path) -> bool:
 
 
 def check_open_clip_weights(folder: Path) -> None:
-    """Check that a folder has weights. Otherwise open_clip would download those that the settings name.
+    """Check that a folder has weights. Otherwise open_clip would download those in its settings.
 
     Raises:
-        FileNotFoundError: If there are none.
+        FileNotFoundError: If there are no weights.
     """
     if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         raise FileNotFoundError(f"{folder}: no weights, such as open_clip_model.safetensors.")
@@ -47,7 +47,7 @@ def load_with_open_clip(folder: Path) -> tuple[Any, Any, Any]:
     """Load a folder with open_clip. Nothing in the folder is trusted.
 
     Args:
-        folder: Folder with `open_clip_config.json`, weights, and the files of the tokenizer that the settings name.
+        folder: Folder with `open_clip_config.json`, weights, and the tokenizer files that the settings refer to.
 
     Returns:
         The model in float32, the transform of images, and the tokenizer.

@@ -25,7 +25,7 @@ _LEAST = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "seed": 0,
 
 
 def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
-    """Return the field of an option. Without a default the option is required."""
+    """Return the field of an option. Without a default, the option is required."""
     metadata = {"help": text, **({"choices": list(choices)} if choices else {})}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -34,7 +34,7 @@ def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> An
 
 @dataclass(kw_only=True)
 class _Options:
-    """Options of every task."""
+    """Options shared by all tasks."""
 
     model: list[str] = _option(
         REQUIRED,
@@ -176,7 +176,7 @@ class VisualQuestionOptions(_QuestionOptions, _DataOptions):
 
 @dataclass(kw_only=True)
 class SuiteOptions(_RetrievalOptions, _ProbeOptions, _QuestionOptions):
-    """Options of `biomedclip evaluate suite`: those of the tasks, except options of a single run."""
+    """Options of `biomedclip evaluate suite`: those of the tasks, except options for a single run."""
 
     data_root: str = _option("", "Suite: folder with a folder for each benchmark, such as pcam and lc25000.")
     tasks: list[str] = _option([], "Suite: tasks to run (default: all).")
@@ -198,7 +198,7 @@ OPTIONS: dict[str, type[_Options]] = {
 
 
 def models_together(arguments: Sequence[str]) -> list[str]:
-    """Return the command line with `--model A --model B` and `--model A,B` as `--model A B`, for the parser."""
+    """Rewrite `--model A --model B` and `--model A,B` as `--model A B`, which the parser accepts."""
     others: list[str] = []
     models: list[str] = []
     place = others
@@ -223,7 +223,7 @@ def refuse_options_of_other_tasks(task: str, arguments: Sequence[str]) -> None:
     """Check that the command line has no option that only other tasks have.
 
     Raises:
-        UsageError: If it has one.
+        UsageError: If it has such an option.
     """
     for argument in arguments:
         if argument.startswith("--"):
@@ -238,7 +238,7 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
 
     Args:
         options: Options of a task.
-        runs: Tasks and benchmarks to run: one, or those of the suite.
+        runs: Tasks and benchmarks to run: a single one, or those of the suite.
 
     Raises:
         UsageError: If an option has no effect or an invalid value, or if the benchmark is for another task.
@@ -299,7 +299,7 @@ def check_options_of_tasks(options: SuiteOptions, tasks: Sequence[str]) -> None:
     """Check that each option of the suite has an effect on the tasks that it runs.
 
     Raises:
-        UsageError: If one has not.
+        UsageError: If an option has no effect.
     """
     for known in dataclasses.fields(options):
         readers = [task for task in tasks_with(known.name) if task != SUITE]

@@ -1,7 +1,7 @@
-"""Split long work into numbered parts on disk. Processes share the parts, and an interrupted run continues with them.
+"""Split long work into numbered parts on disk. Processes share the parts, and an interrupted run reuses them.
 
-A part has a checksum of its tensors, its note, its number and the key of the work. A part with another checksum is
-damaged or belongs to other work, and is computed again.
+A part has a checksum of its tensors, its note, its number and the key of the work. If the checksum differs, the part is
+damaged or belongs to other work, and it is computed again.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class Parts:
             description: Label of the progress bar.
 
         Raises:
-            FileNotFoundError: If this process does not see the parts of other processes.
+            FileNotFoundError: If this process cannot see the parts of other processes.
         """
         state = PartialState()
         missing = [number for number in range(self.count) if self._load(number) is None]

@@ -1,4 +1,4 @@
-"""Pools: pairs drawn from a split, among which retrieval is measured."""
+"""Pools: random subsets of the pairs of a split, on which retrieval is measured."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def draw_pool(pairs: int, size: int, *, seed: int, draw: int = 0) -> list[int]:
         draw: Number of the draw, from 0.
 
     Returns:
-        Rows of the drawn pairs, ascending.
+        Rows of the drawn pairs, in ascending order.
 
     Raises:
         ValueError: If `size` is larger than `pairs`.

@@ -1,4 +1,4 @@
-"""Plot single questions: the image, the right answer, and the best answers of the model."""
+"""Plot single questions: the image, the correct answer, and the best answers of the model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,17 +20,17 @@ PAGE = "examples.md"
 
 
 def choose_examples(answers: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[int]:
-    """Choose questions at random, half with a right and half with a wrong answer.
+    """Choose questions at random, half with a correct and half with a wrong answer.
 
-    If there are too few of one half, the other half gets more. A question without an answer counts as wrong.
+    If there are too few of one kind, more of the other kind are chosen. A question without an answer counts as wrong.
 
     Args:
-        answers: Rows with `right`.
+        answers: Rows with the field `right`.
         count: Number of questions to choose. All are chosen if there are fewer.
-        seed: Seed of the choice.
+        seed: Random seed for the choice.
 
     Returns:
-        The positions of the chosen rows, ascending.
+        The positions of the chosen rows, in ascending order.
     """
     right = [place for place, row in enumerate(answers) if row["right"]]
     wrong = [place for place, row in enumerate(answers) if not row["right"]]
@@ -43,17 +43,17 @@ def choose_examples(answers: Sequence[Mapping[str, Any]], count: int, seed: int)
 def write_examples(
     answers: Sequence[Mapping[str, Any]], benchmark: VisualQuestionBenchmark, count: int, seed: int, output_dir: Path
 ) -> list[dict[str, Any]]:
-    """Write a plot of each chosen question to `examples/`, and the page `examples.md`. Plots of an earlier run go.
+    """Plot each chosen question in `examples/`, and write `examples.md`. Plots of an earlier run are removed.
 
     Args:
         answers: Rows of `answers.jsonl`.
         benchmark: The questions, with their images.
         count: Number of questions to choose, see [`choose_examples`].
-        seed: Seed of the choice.
+        seed: Random seed for the choice.
         output_dir: Folder of the results.
 
     Returns:
-        For each plot `file` (relative to the folder of the results), `name` of the question, and `right`.
+        For each plot: its `file` (relative to the folder of the results), the `name` of the question, and `right`.
     """
     folder = output_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)

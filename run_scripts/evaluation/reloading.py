@@ -1,4 +1,4 @@
-"""Load saved models and adapters as their users do, and compare them with what was trained."""
+"""Load saved models and adapters as users do, and compare them with the trained models."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def compare_pipeline(model_folder: Path, data: Path) -> dict[str, Any]:
         data: Built dataset, whose first test image is classified.
 
     Returns:
-        The scores of the pipeline, and their largest difference to those of the model.
+        The scores of the pipeline, and their largest difference from those of the model.
 
     Raises:
         RuntimeError: If the scores differ.

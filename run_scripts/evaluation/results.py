@@ -36,15 +36,15 @@ def write_results(
     Args:
         output_dir: Folder of the file.
         task: `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`.
-        benchmark: Name of the benchmark for `load_benchmark`, or None for a folder of the user.
+        benchmark: Name of the benchmark for `load_benchmark`, or None for a user folder.
         command: Arguments of `biomedclip evaluate`.
         encoder: The model.
         data: `path`, `split`, `fingerprint` and `rows` (the number of rows measured). Optional: `damaged` (a list of
             `name` and `reason`), `leaks` and `notes`.
         metrics: Fractions from 0 to 1, and counts.
-        paper: Published values of BiomedCLIP, with the names of `metrics`. Empty if they belong to other data, such as
+        paper: Published values of BiomedCLIP, keyed like `metrics`. Empty if they belong to other data, such as
             another split. Then `published` is empty too. Otherwise it has the values of all published models.
-        paper_source: Publication of `paper`.
+        paper_source: Publication that the values of `paper` come from.
         settings: Everything else that the metrics depend on.
         seconds: Duration of the task.
         examples: Images written for `--examples`: `file`, relative to the folder, and a description.
@@ -82,7 +82,7 @@ def write_results(
 
 
 def with_interval(metrics: Mapping[str, Any], name: str) -> str:
-    """Return a metric with its 95 % interval, as a table shows it."""
+    """Return a metric with its 95 % interval, formatted for a table."""
     if metrics[name] is None:
         return UNDEFINED
     low, high = metrics[f"{name}_interval"]

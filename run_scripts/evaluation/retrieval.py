@@ -1,4 +1,4 @@
-"""Retrieval of captions by images and of images by captions, among all pairs of a split or among drawn pools."""
+"""Retrieval from image to caption and from caption to image, among all pairs of a split or in pools."""
 
 import hashlib
 import math
@@ -55,7 +55,7 @@ class EmbeddedPairs:
     fingerprint: str
 
     def select(self, numbers: Sequence[int]) -> "EmbeddedPairs":
-        """Return some of the pairs with their images. All pairs are returned without a copy."""
+        """Return some of the pairs with their images. Selecting all pairs makes no copy."""
         if len(numbers) == len(self.texts):
             return self
         chosen = torch.tensor(numbers)
@@ -77,7 +77,7 @@ def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None)
     Args:
         pairs: A dataset with the columns `pair_id`, `image` (not decoded) and `caption`.
         store: The model with its stored features.
-        image_id: Column whose equal values mean the same image, which then has several captions.
+        image_id: Column that identifies the image. Rows with the same value share one image with several captions.
     """
     names, captions = list(pairs["pair_id"]), list(pairs["caption"])
     check_captions(names, captions)
@@ -112,7 +112,7 @@ def check_captions(names: Sequence[str], captions: Sequence[str]) -> None:
 
 
 def pairs_fingerprint(pairs: Any, names: Sequence[str], captions: Sequence[str]) -> str:
-    """Return a hash of the ids and captions in their order, and of the content of 64 evenly spaced images."""
+    """Return a hash of the ids and captions, in order, and of the content of 64 evenly spaced images."""
     digest = hashlib.blake2b(digest_size=8)
     for name, caption in zip(names, captions, strict=True):
         digest.update(f"{name}\0{caption}\0".encode())
@@ -164,10 +164,10 @@ def retrieval_of_pools(
         images_of_texts: The image of each text, for each pool. None if text i belongs to image i.
 
     Returns:
-        Recall at 1, 5 and 10 with 95 % intervals and the median rank, by direction, the recall of chance, and the
-        numbers of pairs and articles (the smallest number of a pool). If an embedding was not finite, the metrics are
-        None, and `undefined` gives the reason. `recall_at_K_of_draws` lists the recall of several pools. Then the ends
-        of an interval are percentiles of the bootstrap samples of all pools together, as for a single pool.
+        Recall at 1, 5 and 10 with 95 % intervals and the median rank, by direction, the recall at chance level, and the
+        numbers of pairs and articles (of the smallest pool). If an embedding was not finite, the metrics are None, and
+        `undefined` gives the reason. `recall_at_K_of_draws` lists the recall of several pools. Then the ends of an
+        interval are percentiles of the bootstrap samples of all pools together, as for a single pool.
     """
     texts = len(articles[0])
     images = [texts if image_of_text is None else int(image_of_text.max()) + 1 for image_of_text in images_of_texts]
@@ -236,7 +236,7 @@ def mean_or_none(values: Sequence[float | None]) -> float | None:
 
 
 def show_retrieval(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None, split: str = "test") -> None:
-    """Print retrieval metrics with those of chance and of the paper."""
+    """Print retrieval metrics with the chance level and the paper's values."""
     rows: list[tuple[Any, ...]] = []
     paper = paper or {}
     for k in RECALLS:

@@ -1,4 +1,4 @@
-"""The task `retrieval`: images and captions of a built dataset, among all pairs or in pools."""
+"""The `retrieval` task: match images and captions of a built dataset, among all pairs or in pools."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ def read_pairs(options: Any) -> tuple[RetrievalBenchmark | None, Any]:
         benchmark = load_benchmark(options.benchmark, options.data, split=options.split)
     columns = ["pair_id", "pmcid", "image", "caption"]
     if options.examples and "license" in column_names(options.data, options.split):
-        columns.append("license")  # the pictures show figures of articles
+        columns.append("license")  # the plots reproduce figures of articles
     if options.image_id and options.image_id not in columns:
         columns.append(options.image_id)
     pairs: Any = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)
@@ -42,7 +42,7 @@ def read_pairs(options: Any) -> tuple[RetrievalBenchmark | None, Any]:
 
 
 def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
-    """Measure retrieval. The first process writes and returns the results."""
+    """Evaluate retrieval. The first process writes and returns the results."""
     options = run.options
     benchmark, pairs = run.data
     encoder, store = run.load()
@@ -106,7 +106,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
 def _published(
     benchmark: RetrievalBenchmark | None, pool: Mapping[str, int], image_id: str | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the paper's values, if they are about as many pairs as the pool has, and notes."""
+    """Return the paper's values, if they were measured on as many pairs as the pool has, and notes."""
     if benchmark is None:
         return {}, []
     if benchmark.paper and image_id is not None:

@@ -1,4 +1,4 @@
-"""One model on one task."""
+"""Run one model on one task."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class Run:
 
     Args:
         model: Name of the model.
-        data: The data that the task has read, once for all models.
+        data: The data of the task, read once for all models.
         options: Options of the task.
         output_dir: Folder of the results of this model.
         command: Arguments of `biomedclip evaluate`.
@@ -69,9 +69,9 @@ class Run:
 
         Args:
             encoder: The model.
-            data: `fingerprint`, `rows`, `damaged`, `notes` and so on.
+            data: `fingerprint`, `rows`, `damaged`, `notes` and other fields.
             settings: Settings of the task. Those of every task are added.
-            damaged: What the entries of `damaged` are.
+            damaged: Plural noun for the entries of `damaged`.
             also: Other files of the results, for the last line of the output.
             content: `metrics`, `paper`, `paper_source` and `examples` for [`write_results`].
 

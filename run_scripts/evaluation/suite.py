@@ -1,4 +1,4 @@
-"""`biomedclip evaluate suite`: measure one or several models on all benchmarks of a folder.
+"""`biomedclip evaluate suite`: measure one or several models on all benchmarks in a folder.
 
 Each result is written to `OUTPUT_DIR/MODEL/TASK/BENCHMARK/results.json`. A result is measured again only if its model,
 data or options have changed.
@@ -40,13 +40,13 @@ def evaluate_suite(options: Any, folders: Sequence[Path], command: Sequence[str]
 
     Args:
         options: `SuiteOptions`.
-        folders: Folder of the results of each model.
+        folders: Results folder of each model.
         command: Arguments of `biomedclip evaluate`.
 
     Raises:
-        FileNotFoundError: If there are no benchmarks, or one that `--benchmarks` names is missing.
-        ValueError: If a model fits none of the tasks, an output folder cannot be used, or an evaluation failed. The
-            other results and the comparison are written.
+        FileNotFoundError: If there are no benchmarks, or if a benchmark listed in `--benchmarks` is missing.
+        ValueError: If a model fits none of the tasks, an output folder cannot be used, or an evaluation failed. After a
+            failed evaluation, the other results and the comparison are still written.
     """
     outcome = Outcome()
     entries = find_entries(options, outcome)
@@ -65,7 +65,7 @@ def evaluate_suite(options: Any, folders: Sequence[Path], command: Sequence[str]
         for model, folder in zip(options.model, folders, strict=True):
             mine = [entry for entry in readable if entry.task in tasks[model]]
             if mine and not _evaluate_model(model, folder, mine, options, command, outcome):
-                break  # other processes may have failed elsewhere, and wait
+                break  # other processes may have failed elsewhere, and may be waiting
     finally:
         if PartialState().is_main_process and outcome.results:
             measured = [entry for entry in readable if entry in outcome.results]
@@ -90,7 +90,7 @@ def evaluate_suite(options: Any, folders: Sequence[Path], command: Sequence[str]
 def _evaluate_model(
     model: str, folder: Path, entries: Sequence[Entry], options: Any, command: Sequence[str], outcome: Outcome
 ) -> bool:
-    """Evaluate a model on some entries, and return whether other models may follow."""
+    """Evaluate a model on some entries, and return whether to continue with the other models."""
     alone = PartialState().num_processes == 1
     try:
         encoder = _load(model, entries[0].task, options)
@@ -106,7 +106,7 @@ def _evaluate_model(
             run = Run(model, data, of_entry, folder / entry.task / entry.name, command, encoder)
             result = _measure(run, encoder)
         except Exception as error:
-            # As text, because the error itself would keep its memory.
+            # Stored as text, because the exception would keep its model in memory.
             outcome.failed[what] = text_of(error)
             if not alone:
                 return False
@@ -123,7 +123,7 @@ def _load(model: str, task: str, options: Any) -> DualEncoder:
 
 
 def _measure(run: Run, encoder: DualEncoder) -> dict[str, Any] | None:
-    """Return the result of an earlier run with the same key, or measure."""
+    """Return the result of an earlier run with the same key, or measure a new one."""
     key, path = _key(run, encoder), run.output_dir / KEY
     try:
         if json.loads(path.read_text(encoding="utf-8")) == key:
@@ -142,7 +142,7 @@ def _measure(run: Run, encoder: DualEncoder) -> dict[str, Any] | None:
 
 
 def _key(run: Run, encoder: DualEncoder) -> dict[str, Any]:
-    """Return everything that a result depends on, as JSON has it."""
+    """Return everything that a result depends on, in the form in which JSON stores it."""
     key = {
         "options": {name: value for name, value in vars(run.options).items() if name not in _WITHOUT_EFFECT},
         "weights": encoder.weights,
@@ -155,7 +155,7 @@ def _key(run: Run, encoder: DualEncoder) -> dict[str, Any]:
 
 
 def _fingerprints(data: Any) -> Iterator[Any]:
-    """Yield the fingerprints and prompts of the data of a task: benchmarks, alone or in a tuple or mapping."""
+    """Yield the fingerprints and prompts of the data of a task: a benchmark, or a tuple or mapping of benchmarks."""
     if isinstance(data, tuple | dict):
         for part in data.values() if isinstance(data, dict) else data:
             yield from _fingerprints(part)

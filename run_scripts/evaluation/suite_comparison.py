@@ -19,7 +19,7 @@ PAPER_FIVE = tuple(benchmark for task, benchmark in OF_THE_PAPER if task == "zer
 MEAN = "mean of the paper's five"
 _LABELS = {"accuracy": "accuracy", "auroc": "AUROC"}
 ROOM = 30  # characters for the names of models in a table of 80 characters
-INDEPENDENT_RUN = "BiomedCLIP (independent run)"  # has no mean, because some of its images and prompts differ
+INDEPENDENT_RUN = "BiomedCLIP (independent run)"  # no mean, because some of its images and prompts differ
 _NOT_SHOWN = ("open token F1", "closed token F1")  # not published by anyone
 _NONE = Value(None, measured=False)
 
@@ -78,7 +78,7 @@ def compare_suite(
 
     Args:
         measured: Task, benchmark, name of the benchmark in tables, and contents of `results.json` by model.
-        models: Names of the models in their order.
+        models: Names of the models, in order.
         output_dir: Folder of the files.
         remarks: Reasons by heading (such as `Missing`) and by subject.
     """
@@ -131,9 +131,9 @@ def paper_mean(lines: Sequence[Line], models: Sequence[str]) -> tuple[Line | Non
 
     Returns:
         A line with the mean of each measured and published model that has all benchmarks, or None if no measured model
-        has. Then, for each model with zero-shot results, the benchmarks that it lacks.
+        has all of them. Also the missing benchmarks of each model with zero-shot results.
     """
-    # A result without a value of the paper is about other images, such as another study of TCGA-TIL.
+    # A result without a value of the paper was measured on other images, such as another study of TCGA-TIL.
     of_five = {line.name: line for line in lines if line.task == "zero-shot" and PAPER_MODEL in line.published}
     values: dict[str, Value] = {}
     lacks: dict[str, list[str]] = {}
@@ -160,7 +160,7 @@ def _mean(values: Sequence[Value]) -> float:
 
 
 def _lines(task: str, benchmark: str, name: str, results: Mapping[str, Mapping[str, Any]]) -> list[Line]:
-    """Return a line for each metric: only the published one for zero-shot and probes, else all of `headline`."""
+    """Return a line for each metric: only the published one for zero-shot and probes, otherwise all of `headline`."""
     values = {model: headline(task, result["metrics"]) for model, result in results.items()}
     entries = next(iter(results.values())).get("published") or []
     published = {entry["model"]: headline(task, entry["values"]) for entry in entries}

@@ -1,4 +1,4 @@
-"""The plan of `biomedclip evaluate suite`: which benchmarks are there, and which tasks fit each model."""
+"""The plan of `biomedclip evaluate suite`: which benchmarks are available, and which tasks each model can do."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from .zero_shot import OF_BENCHMARK
 
 
 MEDMNIST = "medmnist"
-EXPECTED = "expected in"  # begins the reason for a missing benchmark
+EXPECTED = "expected in"  # start of the reason for a missing benchmark
 _ORDER = ["zero-shot", "linear-probe", "retrieval", "visual-question-answering"]  # the fastest task first
 
 
@@ -34,7 +34,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Name of the benchmark. For a set of MedMNIST, the name of its file."""
+        """Name of the benchmark. For a MedMNIST dataset, the name of its file."""
         return self.path.stem if self.benchmark == MEDMNIST and self.path.suffix else self.benchmark
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass
 class Outcome:
-    """What the suite has measured, and what it could not measure.
+    """Results of the suite, and reasons for the missing ones.
 
     Args:
         results: Contents of `results.json` by entry and by short name of the model.
@@ -68,7 +68,7 @@ class Outcome:
 
 
 def suite_runs() -> list[tuple[str, str]]:
-    """Return the tasks and benchmarks of the suite, which `benchmarks.yaml` names."""
+    """Return the tasks and benchmarks of the suite, as listed in `benchmarks.yaml`."""
     runs = [(task, name) for name in benchmark_names() for task in facts_of(name).get("suite", [])]
     return sorted(runs, key=lambda run: _ORDER.index(run[0]))
 
@@ -109,10 +109,10 @@ def selected_runs(options: Any) -> list[tuple[str, str]]:
 
 
 def find_entries(options: Any, outcome: Outcome) -> list[Entry]:
-    """Find the benchmarks whose files are below `--data-root`. Others are added to `outcome.missing`.
+    """Find the benchmarks whose files are below `--data-root`. Missing ones are added to `outcome.missing`.
 
     Raises:
-        FileNotFoundError: If there is none, or if one that `--benchmarks` names is missing.
+        FileNotFoundError: If there are none, or if a benchmark listed in `--benchmarks` is missing.
     """
     root = Path(options.data_root)
     if not root.is_dir():
@@ -185,8 +185,8 @@ def tasks_of_models(options: Any, entries: Sequence[Entry], outcome: Outcome) ->
 def read_entries(options: Any, entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
     """Read each benchmark once, before a model is loaded, and return those that can be read.
 
-    A benchmark counts as missing, and not as failed, if its files are missing while another task or benchmark uses the
-    same folder: the training split for the linear probe, or one of the two organs of LC25000.
+    A folder can lack files of one benchmark or task and have those of another: the training split for the linear probe,
+    or one of the two organs of LC25000. Then the benchmark counts as missing, not as failed.
     """
     readable: list[Entry] = []
     errors: dict[Entry, Exception] = {}
@@ -194,7 +194,7 @@ def read_entries(options: Any, entries: Sequence[Entry], outcome: Outcome) -> li
         try:
             TASKS[entry.task].read(entry.options(options))
             readable.append(entry)
-        except Exception as error:  # a damaged file can raise anything
+        except Exception as error:  # a damaged file can raise any exception
             errors[entry] = error
     used = {entry.path for entry in readable}
     for entry, reason in errors.items():
@@ -220,6 +220,6 @@ def show_plan(options: Any, entries: Sequence[Entry], readable: Sequence[Entry],
 
 
 def text_of(error: Exception) -> str:
-    """Return the message of an error, with its type if it is not one that the evaluation raises."""
+    """Return the message of an error, with its type if the evaluation does not raise such errors itself."""
     known = isinstance(error, ValueError | OSError | ImportError) and str(error)
     return str(error) if known else f"{type(error).__name__}: {error}"

@@ -43,7 +43,7 @@ LABELS = (
     "hematoxylin and eosin histopathology",
 )
 BATCH_SIZE = 16
-# Embeddings are usually equal to the last bit. Other processors may round in another way.
+# Embeddings are usually bitwise equal. Other processors may round differently.
 LARGEST_DIFFERENCE = 2e-6
 
 
@@ -54,10 +54,10 @@ def verify(source: Path, result: Path, layout: str, images: Sequence[str]) -> di
         source: Folder that was converted.
         result: Folder with the result.
         layout: Layout of the result, `transformers` or `open_clip`.
-        images: Files or folders. Drawn figures if empty.
+        images: Files or folders. Synthetic figures are used if empty.
 
     Returns:
-        The largest difference of each stage, the number of images for which both have the same best label, and
+        The largest difference at each stage, the number of images for which both have the same best label, and
         `equal`: whether the embeddings differ by at most `LARGEST_DIFFERENCE`. `bert_assumed` is true if open_clip
         could not find the configuration of its BERT. Then the heads and the epsilon of the BERT are not verified.
 
@@ -90,7 +90,7 @@ def verify(source: Path, result: Path, layout: str, images: Sequence[str]) -> di
 
 
 def show_verification(verified: dict[str, Any]) -> None:
-    """Print the largest difference of each stage."""
+    """Print the largest difference at each stage."""
     rows = [(name, f"{difference:.2g}") for name, difference in verified["largest_difference"].items()]
     rows.append(("images with the same best label", f"{verified['same_best_label']} of {verified['images']}"))
     show_table("Compared with open_clip", rows, ["", "largest difference"])
@@ -128,8 +128,8 @@ def _stages(model: Any, tokens: torch.Tensor, pixels: torch.Tensor) -> dict[str,
 def _loadable(folder: Path, text_config: Any, scratch: Path) -> Path:
     """Return a folder that open_clip can load.
 
-    open_clip builds the text tower from the configuration of a named BERT. If that cannot be reached, the returned
-    folder names a folder with the same configuration, and has links to the other files.
+    open_clip builds the text tower from the configuration of a named BERT. If it cannot be reached, the returned folder
+    refers to a local folder with the same configuration, and links to the other files.
     """
     config = json.loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     text_cfg = config["model_cfg"]["text_cfg"]
@@ -147,19 +147,19 @@ def _loadable(folder: Path, text_config: Any, scratch: Path) -> Path:
 
 
 def _is_within_reach(name: str) -> bool:
-    """Return whether the configuration of a BERT is in a folder or the cache, or is published on a reachable Hub."""
+    """Return whether the configuration of a BERT is in a folder, in the cache, or on a Hub that can be reached."""
     if is_at_hand(name) or name not in PUBLISHED_NAMES:  # no request is sent for any other name in a file
         return is_at_hand(name)
     try:
         model_info(name, timeout=10)
-    except Exception as error:  # each kind of failure has its own type in each HTTP client
+    except Exception as error:  # each HTTP client has its own exception types
         logger.info("%s cannot be reached (%s). Its configuration is written to a folder instead.", name, error)
         return False
     return True
 
 
 def pictures_to_compare(paths: Sequence[str]) -> list[Any]:
-    """Return the images of files and folders, or one drawn figure of each kind if there are no paths.
+    """Return the images of files and folders, or one synthetic figure of each kind if there are no paths.
 
     Images that cannot be read or have more than 8 bits are skipped with a warning.
 

@@ -54,7 +54,7 @@ def read_questions(name: str | None, path: str, split: str, image_folder: str | 
     """Read the questions of a split, and those of the training split if they are available.
 
     Raises:
-        ValueError: If it is not a benchmark of questions, or if no image can be read.
+        ValueError: If it is not a visual question answering benchmark, or if no image can be read.
         FileNotFoundError: If the benchmark or a part of it is missing.
     """
     benchmark = load_questions(name, path, split, image_folder)
@@ -68,7 +68,7 @@ def read_questions(name: str | None, path: str, split: str, image_folder: str | 
 
 
 def evaluate_questions(run: Run) -> dict[str, Any] | None:
-    """Measure the accuracy and token F1 of a model, and write `results.json` and `answers.jsonl`.
+    """Evaluate the accuracy and token F1 of a model, and write `results.json` and `answers.jsonl`.
 
     Returns:
         The content of `results.json` in the first process, and None in the others.
@@ -130,7 +130,7 @@ def load_answerer(name: str, *, trust_remote_code: bool = False) -> DualEncoder:
     """
     check_model_name(name)
     check_source(name, trust_remote_code=trust_remote_code)
-    with no_warnings_of_transformers():  # they list every tensor of a missing head
+    with no_warnings_of_transformers():  # the warnings list every tensor of a missing head
         model, info = AutoModelForVisualQuestionAnswering.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
         )
@@ -151,7 +151,7 @@ def answer_questions(
     """Answer the questions of a benchmark. Processes share the work, and finished parts are kept in `folder`.
 
     Returns:
-        A row of `answers.jsonl` for each question with a readable image. Then `name` and `reason` of each other one.
+        A row of `answers.jsonl` for each question with a readable image, and `name` and `reason` of the remaining ones.
     """
     model, questions = answerer.model, benchmark.questions
     label2id = {normalize_answer(answer): number for answer, number in model.config.label2id.items()}
@@ -194,14 +194,14 @@ def answer_questions(
 def measure_answers(
     predictions: Sequence[str], references: Sequence[str], answer_types: Sequence[str]
 ) -> dict[str, float | None]:
-    """Return the accuracy and the mean token F1 of all, open and closed questions.
+    """Return the accuracy and the mean token F1 on all, open, and closed questions.
 
-    For the accuracy, answers are compared in lower case, with collapsed white space and without full stops at the end.
+    For the accuracy, answers are compared in lower case, with collapsed whitespace and without trailing periods.
     Token F1 is that of SQuAD: it compares the words in lower case, without punctuation and articles.
 
     Args:
-        predictions: The given answers.
-        references: The right answers.
+        predictions: Predicted answers.
+        references: Reference answers.
         answer_types: `open` or `closed`, for each question.
 
     Returns:
@@ -223,7 +223,7 @@ def measure_answers(
 
 
 def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Return the accuracy on open, closed and all questions, with 95 % bootstrap intervals over images.
+    """Return the accuracy on all, open, and closed questions, with 95 % bootstrap intervals over images.
 
     An accuracy is None, and `undefined` gives the reason, if there are no such questions or if the scores of an answer
     are NaN or infinite. `attainable_accuracy` is the fraction of questions whose answer the model knows.
@@ -244,19 +244,19 @@ def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, An
 
 
 def f1_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Return the mean token F1 like [`answer_metrics`]. Each answer has its token F1 as `f1`."""
+    """Return the mean token F1 in the form of [`answer_metrics`]. Each answer has its token F1 in `f1`."""
     return _means(answers, "f1", "f1", seed)
 
 
 def _by_type(answers: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield all, the open and the closed answers, with the prefix of their metrics."""
+    """Yield all, open, and closed answers, each with the prefix of its metrics."""
     yield "", list(answers)
     for answer_type in ANSWER_TYPES:
         yield f"{answer_type}_", [row for row in answers if row["answer_type"] == answer_type]
 
 
 def _means(answers: Sequence[dict[str, Any]], key: str, metric: str, seed: int) -> dict[str, Any]:
-    """Return the mean of a value of the answers, with its interval, for all, open and closed questions."""
+    """Return the mean of a field of the answers, with its interval, for all, open, and closed questions."""
     metrics: dict[str, Any] = {}
     undefined: dict[str, str] = {}
     for prefix, of_type in _by_type(answers):
@@ -274,7 +274,7 @@ def _means(answers: Sequence[dict[str, Any]], key: str, metric: str, seed: int) 
 
 
 def majority_baseline(answers: Sequence[dict[str, Any]], training: Sequence[VisualQuestion]) -> dict[str, Any]:
-    """Return the accuracy of always giving the most frequent training answer of the question's type, as `chance`."""
+    """Return, as `chance`, the accuracy of always giving the most frequent training answer of the question's type."""
     frequent = {}
     for answer_type in ANSWER_TYPES:
         counts = Counter(normalize_answer(row.answer) for row in training if row.answer_type == answer_type)
@@ -341,7 +341,7 @@ def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark, to
 
 
 def _answered(question: VisualQuestion, top: Sequence[tuple[str, float]], can_be_given: bool) -> dict[str, Any]:
-    """Return a line of `answers.jsonl`. A score of NaN means that no answer was given."""
+    """Return a line of `answers.jsonl`. A score of NaN means that there is no answer."""
     given, score = top[0]
     answered = not math.isnan(score)
     return {

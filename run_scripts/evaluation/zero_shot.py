@@ -1,4 +1,4 @@
-"""Zero-shot classification: classify images by the similarity to prompts with the class names."""
+"""Zero-shot classification: classify images by their similarity to prompts that contain the class names."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from .dual_encoders import DualEncoder
 from .run import Run, note_if_few
 
 
-OWN_IMAGES = "imagefolder"  # the benchmark of labeled images without --benchmark
+OWN_IMAGES = "imagefolder"  # benchmark for labeled images without --benchmark
 # Options that only some benchmarks have. They are keyword arguments of `load_benchmark`.
 OF_BENCHMARK = ("image_column", "label_column", "cancer", "rsna_split", "image_folder")
 
@@ -28,7 +28,7 @@ def read_classes(options: Any) -> ClassificationBenchmark:
     """Read the labeled images of a split.
 
     Raises:
-        ValueError: If there are fewer than two classes, or a class without readable images.
+        ValueError: If there are fewer than two classes, or a class has no readable image.
     """
     benchmark: Any = load_benchmark(
         options.benchmark or OWN_IMAGES,
@@ -43,7 +43,7 @@ def read_classes(options: Any) -> ClassificationBenchmark:
 
 
 def given_benchmark_options(options: Any) -> dict[str, Any]:
-    """Return the options of single benchmarks that the user has set."""
+    """Return the benchmark-specific options that the user has set."""
     values = {name: getattr(options, name, None) for name in OF_BENCHMARK}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -52,7 +52,7 @@ def check_classes(images: LabeledImages, classes: Sequence[str], where: str) -> 
     """Check that there are at least two classes, and that each has a readable image.
 
     Raises:
-        ValueError: If not.
+        ValueError: If there are fewer than two classes, or a class has no readable image.
     """
     if len(classes) < 2:
         raise ValueError(f"{where}: all images are labeled {classes[0]!r}. Classification needs at least two classes.")
@@ -60,7 +60,7 @@ def check_classes(images: LabeledImages, classes: Sequence[str], where: str) -> 
 
 
 def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
-    """Measure zero-shot classification. The first process writes and returns the results."""
+    """Evaluate zero-shot classification. The first process writes and returns the results."""
     options, benchmark = run.options, run.data
     encoder, store = run.load()
     images = benchmark.images
@@ -129,7 +129,7 @@ def classify_zero_shot(
         encoder: The model.
         image_embeds: Normalized embeddings of shape `(images, dimension)`.
         labels: Label of each image.
-        classes: Labels in their order.
+        classes: Labels in the order of their class indices.
         class_names: Name of each class in prompts.
         templates: Prompts with `{}`. A class embedding is the normalized mean of its normalized prompt embeddings.
         positive: Positive class for AUROC with two classes (default: the last one).
@@ -160,12 +160,12 @@ def classification_metrics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the metrics of [`measure_classification`] by label, with chance and the majority class as baselines.
+    """Return the metrics of [`measure_classification`] by label, with the baselines (chance, majority class).
 
     Args:
         scores: Logits of shape `(images, classes)`.
         labels: Label of each image.
-        classes: Labels in their order.
+        classes: Labels in the order of their class indices.
         positive: Positive class for AUROC with two classes (default: the last one).
         groups: Patient or source of each image, for the bootstrap.
         resamples: Number of bootstrap samples.

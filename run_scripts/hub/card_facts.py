@@ -79,15 +79,15 @@ def collect_facts(
     results: Sequence[str] = (),
     **stated: Any,
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Collect the facts of the card of a model. The options are those of `biomedclip card`.
+    """Collect the facts for a model card. The options are those of `biomedclip card`.
 
     Returns:
         The facts, and the files with results of other weights, which are not used.
 
     Raises:
         FileNotFoundError: If a required file is missing.
-        ValueError: If a file is damaged, all results are of other weights, two files have the same measurement, or the
-            model was not trained on the dataset.
+        ValueError: If a file is damaged, all results are of other weights, two files contain the same measurement, or
+            the model was not trained on the dataset.
     """
     model, processor = load_any_layout(folder)
     described = describe_model(model, processor)
@@ -117,7 +117,7 @@ def card_facts(
     title: str | None = None,
     name: str = PLACEHOLDER,
 ) -> dict[str, Any]:
-    """Return the facts that [`fill_model_card`] takes, without paths of this machine."""
+    """Return the facts that [`fill_model_card`] takes, without local paths."""
     if license is None and conversion is not None:
         license = "mit" if conversion["source"] == PUBLISHED else "other"
     paper: dict[str, dict[str, Any]] = {task: {} for task, _ in OF_THE_PAPER}
@@ -183,7 +183,7 @@ def select_results(weights: str, places: Sequence[str]) -> tuple[list[dict[str, 
     left_out = []
     for path in find_results(places):
         result = read_result(path)
-        # The result of a head that was trained on top of the model names the weights of the model.
+        # The result of a head that was trained on top of the model contains the fingerprint of the model.
         if weights not in (result["model"]["weights"], result["model"].get("base_weights")):
             left_out.append(path)
             continue
@@ -205,7 +205,7 @@ def select_results(weights: str, places: Sequence[str]) -> tuple[list[dict[str, 
 
 
 def _read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
-    """Return results, last evaluation and recipe of a training run, or None if the model folder contains no run."""
+    """Return the results, last evaluation and recipe of a training run, or None if the model folder contains no run."""
     run = Path(train_run) if train_run else model
     results = _read_part(run, TRAIN_RESULTS, _TRAINING)
     if results is None:

@@ -51,7 +51,8 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
         PermissionError: If there is no token, or if it may not write to the namespace.
         ValueError: If `repo_id` is invalid, the repository is public and `private` is set, the license of a pair does
             not permit redistribution, a link points outside the folder, or a shard does not belong to the build.
-        OSError: If a file is missing or damaged, the upload fails, or the Hub stores other files than were sent.
+        OSError: If a file is missing or damaged, the upload fails, or the files on the Hub differ from those that were
+            sent.
     """
     folder = Path(folder)
     api = check_write_access(repo_id)

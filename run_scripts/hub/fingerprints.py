@@ -19,7 +19,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def evaluated_fingerprint(model: nn.Module) -> str:
-    """Return the fingerprint of a model in float32, independently of the precision of the checkpoint."""
+    """Return the fingerprint of a model in float32, regardless of the precision of the checkpoint."""
     parameters = {parameter.dtype for parameter in model.parameters()}
     return weights_fingerprint(model if parameters == {torch.float32} else copy.deepcopy(model).float())
 

@@ -1,4 +1,4 @@
-"""Select the files of a model folder to publish: an allow-list, and no code but that of the installed package."""
+"""Select the files of a model folder to publish: files on an allow-list, and code of the installed package only."""
 
 import filecmp
 import json
@@ -97,13 +97,13 @@ def load_published(files: Mapping[str, Path], folder: Path, scratch: Path) -> tu
     """Load model and processor using only the files to publish, linked into the new folder `scratch`.
 
     Raises:
-        ValueError: If the files are not a complete BiomedCLIP.
+        ValueError: If the files are not a complete BiomedCLIP model.
     """
     scratch.mkdir()
     for name, path in files.items():
         try:
             (scratch / name).symlink_to(path)
-        except OSError:  # Windows needs a permission for links
+        except OSError:  # Windows requires a permission to create links
             shutil.copyfile(path, scratch / name)
     try:
         return load_any_layout(scratch)
@@ -112,7 +112,7 @@ def load_published(files: Mapping[str, Path], folder: Path, scratch: Path) -> tu
 
 
 def files_from_card(facts: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return the files that are made from the facts of a card: the facts, each result, and the recipe."""
+    """Return the files that are generated from the facts of a card: the facts, each result, and the recipe."""
     files = {CARD_FACTS: _json(facts)}
     for result in facts["results"]:
         name = re.sub(r"[^\w-]+", "_", f"{result['task']}_{result['benchmark'] or 'own'}")
@@ -124,7 +124,7 @@ def files_from_card(facts: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def check_private_content(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """Raise an error if a text file contains a path of this machine or an access token."""
+    """Raise an error if a text file contains a local path or an access token."""
     private = {f"{path}/".encode() for path in (Path.home(), folder.resolve().parent) if len(path.parts) > 1}
     for name, file in files.items():
         if name.endswith(_TEXT):

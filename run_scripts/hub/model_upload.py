@@ -29,12 +29,12 @@ def upload_model(
     """Upload the files of a model. The branch changes only if the uploaded files pass all checks.
 
     If the process is killed before the checks end, the pull request stays open. `report` has `repo_id`, `revision` and
-    `weights`; `source` is the model and processor on disk; and `scratch` is a folder for the download. Return the
-    largest differences, the commit and the URL.
+    `weights`. `source` is the model and processor on disk. `scratch` is a folder for the download. Return the largest
+    differences, the commit and the URL.
 
     Raises:
         OSError: If the upload fails, or if the files on the Hub differ from those that were sent.
-        ValueError: If the uploaded model gives other outputs than the original.
+        ValueError: If the outputs of the uploaded model differ from those of the original.
     """
     repo_id, branch = report["repo_id"], report["revision"]
     if branch != "main":
@@ -69,7 +69,7 @@ def compare_download(
     """Download a repository into an empty cache, and return the largest difference of each output of the model.
 
     Raises:
-        ValueError: If the download cannot be loaded or gives other outputs, or if open_clip's copy has other weights.
+        ValueError: If the download cannot be loaded, its outputs differ, or open_clip's copy has different weights.
     """
     commit = api.model_info(repo_id, revision=revision).sha
     folder = Path(api.snapshot_download(repo_id, revision=commit, cache_dir=scratch / "cache"))
@@ -95,9 +95,9 @@ def compare_download(
 
 
 def outputs_in_new_process(folder: Path, inputs: Path, scratch: Path) -> dict[str, torch.Tensor]:
-    """Run `reloading.py` in a process that knows neither this package nor the user's token."""
+    """Run `reloading.py` in a process that has access to neither this package nor the user's token."""
     result = scratch / "outputs.safetensors"
-    # -P keeps the folder of the script, and so this package, off the module path.
+    # -P keeps the folder of the script, and thereby this package, off the module path.
     command = [sys.executable, "-P", reloading.__file__, str(folder), str(inputs), str(result)]
     hidden = ("PYTHONPATH", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}

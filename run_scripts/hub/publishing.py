@@ -20,7 +20,7 @@ LOG_IN = "Log in with `hf auth login` and a token with the role 'write' from htt
 
 
 def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
-    """Return a client, after a check that its token may write to the namespace. Errors name `option`.
+    """Return a client whose token may write to the namespace. Errors mention `option`.
 
     Raises:
         UsageError: If `repo_id` is not a valid id with a namespace.
@@ -53,7 +53,7 @@ def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
 
 
 def check_card(card: str, repo_type: str, path: Path) -> None:
-    """Raise an error that names `path` if the Hub rejects the metadata of a card."""
+    """Raise an error that mentions `path` if the Hub rejects the metadata of a card."""
     try:
         with hub_errors(f"{path}: the metadata cannot be validated"):
             RepoCard(card).validate(repo_type=repo_type)
@@ -89,11 +89,11 @@ def commit(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> tuple[CommitInfo, dict[str, UploadInfo]]:
-    """Upload and delete files in one commit. Files that the Hub has already are not sent again.
+    """Upload and delete files in one commit. Files that are already on the Hub are not sent again.
 
-    `files` are files, or their content, by path in the repository, and `delete` are paths to delete. With `create_pr`,
-    a pull request for the branch `revision` is created instead of changing it. Return the commit, and the size and
-    SHA-256 of each file for [`verify_upload`].
+    `files` maps paths in the repository to local files or their content. `delete` lists the paths to delete. With
+    `create_pr`, a pull request for the branch `revision` is created, and the branch does not change. Return the commit,
+    and the size and SHA-256 of each file for [`verify_upload`].
 
     Raises:
         OSError: If the Hub rejects the upload, or still fails after several attempts.
@@ -153,7 +153,7 @@ def hub_errors(what: str) -> Iterator[None]:
 
 
 def _is_temporary(error: BaseException) -> bool:
-    """Return whether a retry may help: not if the server rejects the request, nor after an error of this machine."""
+    """Return whether a retry may help. It does not help if the server rejects the request or this machine fails."""
     if lasting_error(error) is not None:
         return False
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)

@@ -1,1 +1,1 @@
-"""What the tasks of `biomedclip train` share."""
+"""Tasks of `biomedclip train`, and the code that they share."""

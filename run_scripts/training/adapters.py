@@ -1,7 +1,7 @@
 """LoRA adapters: which layers get one, and the plain model that results from merging it.
 
-Both encoders name their layers alike, as do those of CLIP, so one list of targets serves all. `logit_scale` stays
-frozen: it is not a layer, so the format of PEFT cannot store it.
+Both encoders use the same layer names, and so do those of CLIP. One list of targets therefore fits all of them.
+`logit_scale` stays frozen: it is not a layer, so the format of PEFT cannot store it.
 """
 
 import copy
@@ -58,15 +58,15 @@ def add_adapter(model: PreTrainedModel, options: AdapterOptions, *, trained_whol
     """Freeze a model and add LoRA adapters to its layers.
 
     Args:
-        model: Model that was loaded from a checkpoint. The files of the adapter name it as their base.
+        model: Model that was loaded from a checkpoint. The adapter files refer to it as their base model.
         options: LoRA options. Without a rank, the model is returned unchanged.
-        trained_whole: Modules that are trained and saved whole, such as a new head.
+        trained_whole: Modules that are trained and saved in full, such as a new head.
 
     Returns:
         The model with adapters. They do not change its outputs before training.
 
     Raises:
-        ValueError: If the model does not have a layer, or was loaded from an adapter.
+        ValueError: If the model lacks one of the layers, or was loaded from an adapter.
     """
     if options.lora_rank is None:
         return model
@@ -107,7 +107,7 @@ def refuse_adapter(model: PreTrainedModel) -> None:
 
 
 def check_merge(trainer: Any, options: AdapterOptions) -> None:
-    """Check that a process has the whole model if it is to be merged.
+    """Check that each process has the whole model if adapters will be merged.
 
     Raises:
         ValueError: If the model is sharded.
@@ -130,7 +130,7 @@ def save_merged(model: PeftModel, processor: Any, folder: Path) -> None:
 
 
 def describe_output(output_dir: str, options: AdapterOptions) -> str:
-    """Return a sentence on the files that a run has written."""
+    """Return a sentence about the files that a run has written."""
     if options.lora_rank is None:
         model = f"Model in {output_dir}"
     else:

@@ -68,14 +68,14 @@ OPTION_CLASSES = [LabeledData, AdapterOptions, SupervisedArguments]
 def run(
     data: LabeledData, adapter: AdapterOptions, args: SupervisedArguments
 ) -> tuple[SupervisedTrainer, dict[str, Any]]:
-    """Train and save an image classifier, and measure it on held-out images.
+    """Train and save an image classifier, and evaluate it on held-out images.
 
     Returns:
         The trainer, and the content of `train_results.json`.
 
     Raises:
-        ValueError: If there are fewer than two classes, fewer images than a batch, labels that the training images do
-            not have, a class without readable images, or an option without effect.
+        ValueError: If there are fewer than two classes or fewer images than the batch size, if another split has labels
+            that the training images lack, if a class has no readable image, or if an option has no effect.
         FileNotFoundError: If there are no images.
         FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
     """
@@ -116,7 +116,7 @@ def run(
 
 
 def with_validation(splits: Mapping[str, LabeledImages], share: float, seed: int) -> dict[str, LabeledImages]:
-    """Return the splits with a validation split, which is held out from the training images if there is none.
+    """Return the splits with a validation split. A missing one is held out from the training images.
 
     Raises:
         ValueError: If there is a validation split, but the fraction to hold out is not the default.
@@ -133,7 +133,7 @@ def class_names(splits: Mapping[str, LabeledImages], path: str) -> list[str]:
     """Return the sorted classes of the training images.
 
     Raises:
-        ValueError: If there are fewer than two, or if another split has other classes.
+        ValueError: If there are fewer than two classes, or if another split has other classes.
     """
     classes = sorted(set(splits["train"].labels))
     for note in similar_classes(classes):
@@ -175,7 +175,7 @@ def measure(trainer: SupervisedTrainer, images: LabeledImages, split: str) -> di
 
 
 def show_results(results: Mapping[str, Any]) -> None:
-    """Print the accuracies, chance, and the cost of the training."""
+    """Print the accuracies, the chance level, and the cost of the training."""
     rows: Sequence[tuple[str, Any]] = [
         (f"{split} {name.replace('_', ' ')}", results[split][name])
         for split in ("validation", "test")

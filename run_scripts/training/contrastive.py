@@ -41,7 +41,7 @@ from .zero_shot_validation import ZeroShotOptions, ZeroShotValidation, read_zero
 
 TASK = "contrastive"
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
-# Options that `--help` explains.
+# Options that `--help` lists.
 SHOWN = """
     task train_data licenses text model_name_or_path vision_model text_model model_config image_size patch_dropout
     lock_image_tower tokenizer vocabulary_size max_length trust_remote_code on_bad_row fast_decode max_eval_pairs
@@ -50,7 +50,7 @@ SHOWN = """
     bf16 torch_compile dataloader_num_workers eval_steps zero_shot_data save_steps logging_steps save_total_limit
     report_to resume_from_checkpoint seed dry_run pairs processes
 """.split()
-DEFAULT_BATCH = ContrastiveTrainingArguments.per_device_train_batch_size  # of training and evaluation
+DEFAULT_BATCH = ContrastiveTrainingArguments.per_device_train_batch_size  # for training and evaluation
 # Groups of options that exclude each other: the command line overrides all of a group in a recipe.
 ALTERNATIVES = (
     ("model_name_or_path", "vision_model", "text_model", "model_config"),
@@ -239,7 +239,7 @@ def plan(
     args: ContrastiveTrainingArguments,
     folder: str | None,
 ) -> None:
-    """Print the plan of a run, and write it into a folder, if one is given.
+    """Print the plan of a run, and write it to a folder if one is given.
 
     Raises:
         UsageError: If options contradict each other.
@@ -325,10 +325,10 @@ def learn_vocabulary(captions: PairStream, size: int) -> BertTokenizer:
 
     Args:
         captions: Stream with the column `caption`.
-        size: Maximum number of entries, but at least all characters.
+        size: Maximum number of entries. It is exceeded if there are more characters.
 
     Returns:
-        A tokenizer, which depends only on the captions and the size.
+        A tokenizer that depends only on the captions and the size.
     """
 
     def lines() -> Iterator[str]:
@@ -339,7 +339,7 @@ def learn_vocabulary(captions: PairStream, size: int) -> BertTokenizer:
     backend = tokenizer.backend_tokenizer
     characters = sorted(set().union(*map(backend.normalizer.normalize_str, lines())) - set(" "))
     # Ties between equally frequent merges depend on the ids of continuing characters, which the trainer takes from a
-    # hash table. As special tokens they have fixed ids.
+    # hash table. As special tokens, they have fixed ids.
     continuing = [f"##{character}" for character in characters]
     trainer = WordPieceTrainer(
         vocab_size=size, special_tokens=[*tokenizer.get_vocab(), *continuing], show_progress=False

@@ -55,7 +55,7 @@ def plan_run(
     """Return the plan of a run, which is the content of `dry_run.json`.
 
     Raises:
-        UsageError: If there are fewer pairs than a batch, or `num_train_epochs` gives no step.
+        UsageError: If there are fewer pairs than the batch size, or `num_train_epochs` results in no steps.
     """
     share = args.per_device_train_batch_size
     batch_size = share * processes

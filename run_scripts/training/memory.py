@@ -43,10 +43,10 @@ def estimate_memory(
 
     Args:
         model: BiomedCLIPModel or CLIPModel, which may be on the meta device.
-        batch_size: Number of pairs of a step over all processes.
+        batch_size: Number of pairs in a step over all processes.
         processes: Number of processes.
-        mini_batch_size: Number of pairs of a process in memory.
-        text_length: Number of tokens of the texts.
+        mini_batch_size: Number of pairs that each process keeps in memory.
+        text_length: Number of tokens in each text.
         bf16: Whether training uses bf16 autocast.
         checkpointing: Whether training uses gradient checkpointing.
     """

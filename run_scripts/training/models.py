@@ -1,4 +1,4 @@
-"""Load the model of a contrastive training, or create it without weights for a dry run."""
+"""Load the model for contrastive training, or create it without weights for a dry run."""
 
 import json
 import logging
@@ -125,7 +125,7 @@ class ModelOptions:
 def load_model(
     options: ModelOptions, processor: ProcessorMixin, loss: str = LOSSES[0], *, adapted: bool = False
 ) -> PreTrainedModel:
-    """Load the model that the options name. Encoders without a checkpoint have random weights.
+    """Load the model that the options specify. Encoders without a checkpoint have random weights.
 
     Args:
         options: Model options.
@@ -152,7 +152,7 @@ def load_model(
 def set_up_model(
     model: PreTrainedModel, options: ModelOptions, loss: str = LOSSES[0], *, adapted: bool = False
 ) -> PreTrainedModel:
-    """Apply the image size, the patch dropout, the locked image encoder, and the logit bias that the loss needs.
+    """Set the image size and patch dropout, lock the image encoder, and add the logit bias that the loss needs.
 
     Raises:
         ValueError: If the model does not support an option or the loss.
@@ -188,7 +188,7 @@ def lock_image_tower(model: Any) -> None:
 
 def _enter_locked_tower(tower: Any, inputs: Any) -> None:
     # Trainer sets the whole model to training mode before each step. With gradient checkpointing, transformers makes
-    # the patch embeddings require gradients, so that the encoder would keep its activations.
+    # the patch embeddings require gradients, so the encoder would keep its activations.
     tower.eval()
     tower.grad_was_enabled = torch.is_grad_enabled()
     torch.set_grad_enabled(False)
@@ -214,7 +214,7 @@ def _start_siglip(model: PreTrainedModel) -> None:
 
 
 def _fields_with_vocabulary(options: ModelOptions, processor: ProcessorMixin, loss: str) -> dict[str, Any]:
-    """Return the fields of the configuration. A random text encoder has the size of the vocabulary."""
+    """Return the fields of the configuration. A text encoder with random weights gets the size of the vocabulary."""
     config = configuration(options)
     fields = _config_fields(options, loss)
     if options.text_model:
@@ -261,7 +261,7 @@ def _special_tokens(options: ModelOptions, processor: ProcessorMixin) -> dict[st
 def outline(
     options: ModelOptions, loss: str = LOSSES[0], *, adapted: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Create the model that the options name without weights. Only configurations are downloaded.
+    """Create the model that the options specify, without weights. Only configurations are downloaded.
 
     Returns:
         The model on the meta device, and notes on assumptions.
@@ -295,7 +295,7 @@ def outline(
 
 
 def _configuration_of(name: str, notes: list[str], *, trust_remote_code: bool) -> Any:
-    """Return the configuration of a checkpoint, which is not downloaded if it is known."""
+    """Return the configuration of a checkpoint. Known configurations are not downloaded."""
     if not Path(name).is_dir() and name in KNOWN:
         notes.append(f"{name}: known configuration. Training will need the weights, from the Hub or its cache.")
         return KNOWN[name]
@@ -334,7 +334,7 @@ def make_config(option: str, config_class: Any, fields: Mapping[str, Any]) -> An
     """Create a configuration from an option.
 
     Args:
-        option: Name of the option for errors.
+        option: Name of the option, for error messages.
         config_class: Class of the configuration.
         fields: Fields of the configuration. Those in `sub_configs` are mappings.
 

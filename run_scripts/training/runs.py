@@ -43,11 +43,11 @@ def run_training(trainer: AdaptedTrainer, checkpoint: str | None) -> dict[str, A
     If a run was killed after its last step, only the model is saved.
 
     Returns:
-        Costs of the training. Speed and mean loss are those since the checkpoint. Memory is the peak of this process:
+        Cost of the training. Speed and mean loss are measured since the checkpoint. Memory is the peak of this process:
         resident memory including loading, and the memory of tensors on the accelerator, if there is one.
 
     Raises:
-        ValueError: If the checkpoint and the model are those of a finished run.
+        ValueError: If the checkpoint and the model are from a finished run.
     """
     args = trainer.args
     first_step = None if checkpoint is None else _step_of(checkpoint)
@@ -120,7 +120,7 @@ def run_and_save(
         output_dir = Path(trainer.args.output_dir)
         write_json(output_dir / "train_results.json", results)
         if adapter.lora_rank is not None and base_config is not None:
-            # In a folder of its own, because transformers takes a folder with a configuration for a whole model.
+            # In its own folder, because transformers treats a folder with a configuration as a complete model.
             base_config.save_pretrained(output_dir / CONFIG)
         if adapter.merge_adapter:
             save_merged(trainer.model, trainer.processing_class, output_dir / MERGED)
@@ -128,10 +128,10 @@ def run_and_save(
 
 
 def saved_checkpoint(trainer: AdaptedTrainer) -> dict[str, Any]:
-    """Return which state of the training the saved model has: the best checkpoint on validation, or the last step.
+    """Return which training state was saved: the checkpoint with the best validation metric, or the last step.
 
     Returns:
-        `chosen` (`best` or `last`) and `step`. For `best` also `metric` and `value`.
+        `chosen` (`best` or `last`) and `step`. For `best`, also `metric` and `value`.
     """
     args, state = trainer.args, trainer.state
     if args.load_best_model_at_end and state.best_model_checkpoint is not None:
@@ -168,7 +168,7 @@ def set_batch_size(args: TrainingArguments, batch_size: int | None, devices: int
 
 
 def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the rows of the final table on costs, without those that were not measured."""
+    """Return the rows of the final table of costs, without those that were not measured."""
     names = [name for name in _COSTS if results.get(name) is not None]
     return [(name.replace("_", " ").replace("mib", "MiB"), results[name]) for name in names]
 
@@ -199,21 +199,21 @@ def start_run(args: TrainingArguments, options: Sequence[Any], **also: Any) -> s
 
 
 def end_processes() -> None:
-    """End the group of processes. The interpreter sometimes aborts if this is left to its end."""
+    """End the group of processes. Otherwise the interpreter sometimes aborts when it exits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
-    """Return the checkpoint that `--resume-from-checkpoint` means, and remove incomplete ones with a warning.
+    """Return the checkpoint that `--resume-from-checkpoint` selects, and remove incomplete ones with a warning.
 
     Args:
         args: Training arguments. `resume_from_checkpoint` is a path, or `true` for the last complete checkpoint of
             `output_dir`.
 
     Returns:
-        The checkpoint folder. None to train from the start.
+        The checkpoint folder, or None to train from the start.
 
     Raises:
         FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
@@ -222,7 +222,7 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     wanted = str(args.resume_from_checkpoint or "false")
     folders = [path for path in Path(args.output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
     steps = {folder: _step_of(folder) for folder in folders}
-    # Without a shared folder, one machine may have been killed before and another after the end of a checkpoint.
+    # Without a shared folder, one machine may have been killed before it finished a checkpoint, and another one after.
     seen_by_each = gather_object([{folder.name for folder, step in steps.items() if step is not None}])
     checkpoint = None
     if wanted.lower() == "false":
@@ -260,13 +260,13 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
 
 
 def _lacks_its_model(args: TrainingArguments, checkpoint: str, steps: int) -> bool:
-    """Return whether a run wrote its last checkpoint, but not `train_results.json`, which is written at its end."""
+    """Return whether a run wrote its last checkpoint, but not `train_results.json`, which is written at the end."""
     output = Path(args.output_dir)
     try:
         finished = json.loads((output / "train_results.json").read_text(encoding="utf-8"))["steps"] == steps
     except (OSError, ValueError, KeyError):
         finished = False
-    # Decided together, because the first process may already have written the file.
+    # All processes decide together, because the first process may already have written the file.
     return Path(checkpoint).resolve().parent == output.resolve() and not any(gather_object([finished]))
 
 

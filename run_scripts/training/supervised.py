@@ -17,7 +17,7 @@ from .adapters import refuse_adapter
 
 
 HEAD = "classifier"  # name of the head in classifiers of transformers
-# Options that `--help` explains.
+# Options that `--help` lists.
 SHOWN = """
     on_bad_row model_name_or_path trust_remote_code lora_rank lora_alpha lora_dropout lora_targets merge_adapter
     output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size
@@ -54,7 +54,7 @@ class SupervisedArguments(CheckedTrainingArguments):
 
     def __post_init__(self):
         if self.load_best_model_at_end or self.save_strategy == "best":
-            self.metric_for_best_model: str | None = self.metric_for_best_model or "accuracy"  # not the loss
+            self.metric_for_best_model: str | None = self.metric_for_best_model or "accuracy"  # instead of the loss
         super().__post_init__()
 
 
@@ -64,10 +64,10 @@ class SupervisedTrainer(AdaptedTrainer):
     Args:
         model: Model whose loss is the mean over its batch.
         args: Training arguments.
-        kwargs: Further arguments of [`AdaptedTrainer`].
+        kwargs: Additional arguments of [`AdaptedTrainer`].
 
     Raises:
-        ValueError: If the training set is smaller than a batch, or an option is not supported.
+        ValueError: If the training set is smaller than the batch size, or an option is not supported.
     """
 
     rows = "images"  # name of the rows of the training set in errors
@@ -83,7 +83,7 @@ class SupervisedTrainer(AdaptedTrainer):
         args.count_steps(math.ceil(rows // batch_size / args.gradient_accumulation_steps))
         args.dataloader_pin_memory &= args.device.type != "cpu"
         super().__init__(model, args, callbacks=[_EpochOfCrops()], **kwargs)
-        # The loss is the mean of its batch. Trainer must divide it by the number of accumulated batches.
+        # The loss is the mean over its batch. Trainer must divide it by the number of accumulated batches.
         self.model_accepts_loss_kwargs = False
 
     def check_options(self) -> None:
@@ -100,14 +100,14 @@ class SupervisedTrainer(AdaptedTrainer):
 def load_with_head(
     auto_class: Any, name: str, labels: Sequence[str], *, trust_remote_code: bool = False, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load the encoders of a checkpoint with a head for some labels. The head is random if the checkpoint has none.
+    """Load the encoders of a checkpoint with a head for the given labels. A missing head is initialized randomly.
 
     Args:
         auto_class: Auto class of models with such a head.
         name: Folder or Hub id.
         labels: Labels in the order of their indices.
         trust_remote_code: Whether the code of the checkpoint may run.
-        options: Further arguments of `from_pretrained`.
+        options: Additional arguments of `from_pretrained`.
 
     Returns:
         The model in float32, and the loading info of transformers.

@@ -1,4 +1,4 @@
-"""Measure whether the data loader or the model limits the throughput of a training."""
+"""Measure whether the data loader or the model limits the training throughput."""
 
 import time
 from collections.abc import Callable
@@ -8,12 +8,12 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 
-# Fraction of the time spent waiting for data from which the loader is reported as the limit.
+# If at least this fraction of the time is spent waiting for data, the loader is reported as the limit.
 NOTICEABLE_SHARE = 0.1
 
 
 class StepClock(TrainerCallback):
-    """Measure the time of the training steps, and the time of waiting for batches.
+    """Measure the time spent in training steps and the time spent waiting for batches.
 
     Waiting is the time between the last event (a step, logging, saving, or evaluation) and the next step. The first
     step is excluded, because it includes the start of the workers and the compilation of the model.
@@ -87,7 +87,7 @@ def throughput(trainer: Trainer, clock: StepClock, collator: Any) -> dict[str, A
 
 
 def name_limit(waiting_share: float, *, fast_decode: bool) -> str:
-    """Return what limits a run, given the fraction of time it waits for batches, and the remedy."""
+    """Return what limits a run, and how to improve it, from the fraction of time spent waiting for batches."""
     if waiting_share < NOTICEABLE_SHARE:
         return "the model limits"
     return "the loader limits: raise --dataloader-num-workers" + ("" if fast_decode else " or pass --fast-decode")

@@ -42,7 +42,7 @@ def check_trackers(args: TrainingArguments) -> None:
 
 @contextmanager
 def tracker_errors() -> Iterator[None]:
-    """Name the tracker in the errors that one of them raises.
+    """Add the name of the tracker to the errors that it raises.
 
     Raises:
         OSError: If a tracker raises an error of any type.

@@ -111,15 +111,15 @@ OPTION_CLASSES = [QuestionData, AdapterOptions, QuestionArguments]
 def run(
     data: QuestionData, adapter: AdapterOptions, args: SupervisedArguments
 ) -> tuple["QuestionTrainer", dict[str, Any]]:
-    """Train and save a model that answers questions, and measure it on the validation questions, if there are any.
+    """Train and save a model that answers questions, and evaluate it on the validation questions, if there are any.
 
     Returns:
         The trainer, and the content of `train_results.json`.
 
     Raises:
         UsageError: If an option needs validation questions and none are held out.
-        ValueError: If there are fewer questions than a batch, no image of a split can be read, or the checkpoint is not
-            a model with two encoders.
+        ValueError: If there are fewer questions than the batch size, no image of a split can be read, or the checkpoint
+            is not a model with two encoders.
         FileNotFoundError: If the benchmark or a part of it is missing.
         FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
     """
@@ -199,7 +199,7 @@ class QuestionTrainer(SupervisedTrainer):
         head_factor: Factor of the learning rate for the classifier.
         cross_modal_factor: Factor of the learning rate for the co-attention layers, the poolers and the two linear maps
             before them.
-        kwargs: Further arguments of [`SupervisedTrainer`].
+        kwargs: Additional arguments of [`SupervisedTrainer`].
     """
 
     rows = "questions"
@@ -222,7 +222,7 @@ class QuestionTrainer(SupervisedTrainer):
             return self.optimizer
         optimizer = super().create_optimizer(model)
         factor_of = {parameter: self._factor(name) for name, parameter in (model or self.model).named_parameters()}
-        # The encoders first: the learning rate that Trainer logs is that of the first group.
+        # The encoders come first, because Trainer logs the learning rate of the first group.
         optimizer.param_groups = [
             {**group, "params": parameters, "lr": group["lr"] * factor}
             for factor in sorted(set(factor_of.values()), key=[1.0, self.cross_modal_factor, self.head_factor].index)
@@ -253,7 +253,7 @@ def load_questions(name: str | None, path: str, split: Any, image_folder: str | 
 
 
 def check_questions_readable(questions: Sequence[VisualQuestion], where: str) -> None:
-    """Check that at least one image of some questions can be read.
+    """Check that the image of at least one question can be read.
 
     Raises:
         ValueError: If none of the images can be read.
@@ -296,7 +296,7 @@ def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuest
 def load_answerer(
     name: str, answers: Sequence[str], co_attention_config: Any = None, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load the encoders of a checkpoint with a head for some answers. The head is random if the checkpoint has none.
+    """Load the encoders of a checkpoint with a head for the given answers. A missing head is initialized randomly.
 
     Args:
         name: Folder or Hub id of a BiomedCLIP model.
@@ -306,7 +306,7 @@ def load_answerer(
         trust_remote_code: Whether the code of the checkpoint may run.
     """
     head = {} if co_attention_config is None else {"co_attention_config": co_attention_config}
-    with no_warnings_of_transformers():  # it lists the tensors of the new head
+    with no_warnings_of_transformers():  # the warning lists the tensors of the new head
         model, info = load_with_head(
             AutoModelForVisualQuestionAnswering, name, answers, trust_remote_code=trust_remote_code, **head
         )
@@ -332,11 +332,11 @@ def accuracy(evaluated: EvalPrediction) -> dict[str, float]:
 
 
 def measure(trainer: QuestionTrainer, questions: Sequence[VisualQuestion], rows: Sequence[Any]) -> dict[str, Any]:
-    """Measure the trained model on the validation questions.
+    """Evaluate the trained model on the validation questions.
 
     Returns:
         The accuracy and the attainable accuracy (the fraction of questions whose answer is in the vocabulary of the
-        model), for all, open and closed questions, and counts.
+        model), for all, open, and closed questions, and counts.
     """
     found = trainer.predict(rows, metric_key_prefix="validation")
     readable, right = found.label_ids != IGNORED_LABEL, found.predictions == found.label_ids

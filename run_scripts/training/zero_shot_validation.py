@@ -1,4 +1,4 @@
-"""Zero-shot classification of labeled images at each evaluation of a training."""
+"""Zero-shot classification of labeled images at each evaluation during training."""
 
 import logging
 import re
@@ -52,11 +52,11 @@ class ZeroShotOptions:
 
 
 def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> list[ClassificationBenchmark]:
-    """Read the labeled images that the options name.
+    """Read the labeled images that the options specify.
 
     Raises:
         FileNotFoundError: If there are no labeled images.
-        UsageError: If two datasets have the same name, or the training does not evaluate.
+        UsageError: If two datasets have the same name, or evaluation is disabled.
         ValueError: If a dataset has only one class, or no image can be read.
     """
     if options.zero_shot_data and args.eval_strategy == "no" and not args.eval_on_start:
@@ -101,8 +101,8 @@ class ZeroShotValidation:
     Args:
         benchmark: Labeled images. Its name is part of the names of the metrics.
         processor: Processor of the model.
-        batch_size: Number of images of a process per batch.
-        max_length: Maximum number of tokens of a prompt (default: that of the tokenizer).
+        batch_size: Number of images per batch in each process.
+        max_length: Maximum number of tokens in a prompt (default: that of the tokenizer).
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""Accuracy of answers to visual questions, open and closed ones apart."""
+"""Accuracy of answers to all, open, and closed visual questions."""

@@ -16,7 +16,7 @@ CITATION = """
 
 
 class VisualQuestionAnswering(evaluate.Metric):
-    """Accuracy and token F1 of all, open and closed questions. See `measure_answers`."""
+    """Accuracy and token F1 on all, open, and closed questions. See `measure_answers`."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
