@@ -1,4 +1,4 @@
-"""Raw material to tensors: articles, images, captions and benchmarks. Nothing in this package knows the model."""
+"""Data processing, from articles and images to tensors. This package does not depend on the model."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -12,18 +12,18 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(answer: Any) -> str:
-    """Return the form in which answers are compared: lower case, single spaces, without full stops at the end.
+    """Normalize an answer for comparison: lower case, single spaces, no trailing full stops.
 
     Articles, other punctuation and number words are kept.
 
     Args:
-        answer: A text or a number. VQA-RAD contains both.
+        answer: A string or a number. VQA-RAD contains both.
     """
     return " ".join(str(answer).lower().split()).rstrip(". ")
 
 
 def answer_vocabulary(answers: Iterable[Any]) -> list[str]:
-    """Return the distinct normalized answers that are not empty, by descending frequency and then alphabetically.
+    """Return the distinct non-empty normalized answers, sorted by descending frequency and then alphabetically.
 
     Raises:
         ValueError: If all answers are empty.
@@ -35,18 +35,19 @@ def answer_vocabulary(answers: Iterable[Any]) -> list[str]:
 
 
 def word_tokens(answer: Any) -> list[str]:
-    """Split an answer at white space like SQuAD: in lower case, without ASCII punctuation and English articles."""
+    """Split an answer at whitespace as SQuAD does: in lower case, without ASCII punctuation or English articles."""
     return _ARTICLES.sub(" ", str(answer).lower().translate(_WITHOUT_PUNCTUATION)).split()
 
 
 def token_f1(given: Sequence[str], right: Sequence[str]) -> float:
-    """Return the harmonic mean of precision and recall of the tokens of an answer, like SQuAD.
+    """Return the token F1 of an answer, as SQuAD defines it: the harmonic mean of precision and recall.
 
-    A token counts as often as it occurs in both answers. Two answers without tokens score 1, and one scores 0.
+    A token is counted as many times as it occurs in both answers. The score is 1 if neither answer has tokens, and 0 if
+    only one has none.
 
     Args:
-        given: Tokens of the answer that was given.
-        right: Tokens of the right answer.
+        given: Tokens of the predicted answer.
+        right: Tokens of the correct answer.
 
     Example:
     ```python

@@ -1,4 +1,4 @@
-"""Scale pixels of more than 8 bits to 8 bits. This file is saved with the image processor, and imports only numpy."""
+"""Scale pixels of more than 8 bits to 8 bits. This file is saved with the image processor and imports only numpy."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ _BLOCK = 1 << 20
 def scale_to_8_bit(values: np.ndarray, lowest: float | None = None, highest: float | None = None) -> np.ndarray:
     """Map values linearly to 0..255 and round to the nearest integer (ties to even).
 
-    NaN and infinities are not part of the default range, and become 0. If all values are equal, the result is 0.
+    NaN and infinities are excluded from the default range and become 0. If all values are equal, the result is 0.
 
     Args:
         values: Integers, booleans or floats of any shape.
@@ -25,7 +25,7 @@ def scale_to_8_bit(values: np.ndarray, lowest: float | None = None, highest: flo
         An array of the same shape and of dtype uint8.
 
     Raises:
-        ValueError: If `values` are neither real numbers nor booleans.
+        ValueError: If `values` contains neither real numbers nor booleans.
     """
     if values.dtype.kind not in "biuf":
         raise ValueError(f"Pixels must be integers, booleans or floats, but they are {values.dtype}.")
@@ -43,7 +43,7 @@ def scale_to_8_bit(values: np.ndarray, lowest: float | None = None, highest: flo
 def to_8_bit(image: Image.Image) -> Image.Image:
     """Convert an image of more than 8 bits (modes `I;16`, `I` and `F`) to 8-bit grayscale with [`scale_to_8_bit`].
 
-    Pillow, and therefore open_clip, clips at 255 instead, so that a 12-bit radiograph is nearly all white.
+    Pillow, and therefore open_clip, clips at 255 instead, which makes a 12-bit radiograph nearly all white.
 
     Args:
         image: Any Pillow image.
@@ -61,7 +61,7 @@ def to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def row_blocks(image: Image.Image) -> Iterator[tuple[tuple[int, int, int, int], np.ndarray]]:
-    """Yield the boxes and values of blocks of rows. The whole image as one array would take too much memory."""
+    """Yield the box and values of each block of rows. Converting the whole image at once would take too much memory."""
     rows = max(1, _BLOCK // image.width)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
@@ -69,7 +69,7 @@ def row_blocks(image: Image.Image) -> Iterator[tuple[tuple[int, int, int, int], 
 
 
 def finite_range(image: Image.Image) -> tuple[Any, Any]:
-    """Return the smallest and largest finite value of an image. Return zeros if no value is finite."""
+    """Return the smallest and largest finite values of an image, or zeros if no value is finite."""
     ranges = [found for _, values in row_blocks(image) if (found := _finite_range(values))]
     return min((smallest for smallest, _ in ranges), default=0), max((largest for _, largest in ranges), default=0)
 

@@ -1,4 +1,4 @@
-"""Collators: rows of a dataset to the tensors of one batch, for contrastive learning, classification and VQA."""
+"""Collators that turn rows of a dataset into a batch, for contrastive learning, classification and VQA."""
 
 import hashlib
 import logging
@@ -29,14 +29,14 @@ class CollatorOptions(TypedDict, total=False):
 
     Args:
         training: Crop images at random (default: `False`). The crop depends only on the seed, the name of the row and
-            the epoch, so that every number of workers and ranks sees the same pixels.
+            the epoch, so the pixels are the same for any number of workers and ranks.
         seed: Seed of crops and substitutes (default: 0).
         on_error: How to handle a row whose image cannot be decoded or whose text is empty. `raise` (default) raises an
-            error that names the row. `substitute` logs a warning, counts the row in `substituted_rows` and uses
-            another row of the batch in its place, chosen by the seed.
-        fast_decode: Decode JPEG files in training at the smallest of 1, 1/2, 1/4 and 1/8 of their size at which the
-            crop has enough pixels (default: `False`). Crops are the same. Pixels differ by about 1 of 255 levels on
-            average if the scale is below 1, and by some thousandths otherwise.
+            error that names the row. `substitute` logs a warning, counts the row in `substituted_rows` and replaces it
+            with another row of the batch, chosen by the seed.
+        fast_decode: In training, decode JPEG files at the smallest scale (1, 1/2, 1/4 or 1/8) at which the crop has
+            enough pixels (default: `False`). The crops are the same. Pixels differ by about 1 of 255 levels on average
+            if the scale is below 1, and by a few thousandths of a level otherwise.
     """
 
     training: bool
@@ -46,7 +46,7 @@ class CollatorOptions(TypedDict, total=False):
 
 
 class _RowCollator:
-    """Base class: reads, crops and substitutes rows."""
+    """Base class that reads, crops and substitutes rows."""
 
     target_columns: tuple[str, ...]
     name_column = "name"
@@ -75,7 +75,7 @@ class _RowCollator:
 
     @property
     def substituted_rows(self) -> int:
-        """Number of rows that were replaced so far, in all workers of this process."""
+        """Number of rows that have been replaced so far, in all workers of this process."""
         return int(self._substituted.sum())
 
     @property
@@ -85,14 +85,14 @@ class _RowCollator:
         return int(self._collated.sum()) / seconds if seconds else None
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of rows without a column `epoch`."""
+        """Set the epoch that is used for rows without a column `epoch`."""
         self.epoch = epoch
 
     def _read_rows(self, rows: Sequence[Mapping[str, Any]], ignored: Any = None) -> tuple[torch.Tensor, list[Any]]:
         """Return the pixel values and targets of rows.
 
-        A row that cannot be used gets another row of the batch. In evaluation, where this would count a row twice, it
-        gets a blank image and the target `ignored` if there is one.
+        A row that cannot be used is replaced with another row of the batch. In evaluation, this would count a row
+        twice, so the row gets a blank image and the target `ignored` instead, if there is one.
         """
         started = time.perf_counter()
         pairs = [self._read_or_none(row, position) for position, row in enumerate(rows)]
@@ -137,7 +137,7 @@ class _RowCollator:
         processor = self.image_processor
         sides = dict(processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size)
         size = (sides.get("height") or sides["shortest_edge"], sides.get("width") or sides["shortest_edge"])
-        # The caller may still need all of a Pillow image.
+        # `reduce_jpeg` changes the image, and the caller may still need all of a Pillow image.
         fast = self.fast_decode and image.format == "JPEG" and not isinstance(source, Image.Image)
         box = random_box(image.size, generator)
         if not fast:
@@ -153,9 +153,9 @@ class _RowCollator:
 
 
 class ContrastiveCollator(_RowCollator):
-    r"""Collate rows with `image` and `caption` to `input_ids`, `attention_mask` and `pixel_values`.
+    r"""Collate rows with `image` and `caption` into `input_ids`, `attention_mask` and `pixel_values`.
 
-    In training, images are cropped like in open_clip (RandomResizedCrop with 90 to 100 % of the area, no flips).
+    In training, images are cropped as in open_clip (RandomResizedCrop with 90 to 100 % of the area, no flips).
 
     Args:
         processor: A processor with `image_processor` and `tokenizer`, such as [`BiomedCLIPProcessor`].
@@ -201,7 +201,7 @@ class ContrastiveCollator(_RowCollator):
 
 
 class LabelCollator(_RowCollator):
-    r"""Collate rows with `image` and `label` to `pixel_values` and `labels`.
+    r"""Collate rows with `image` and `label` into `pixel_values` and `labels`.
 
     In evaluation with `on_error="substitute"`, the label of an image that cannot be decoded is `IGNORED_LABEL`.
 
@@ -247,10 +247,10 @@ class LabelCollator(_RowCollator):
 
 
 class VisualQuestionCollator(_RowCollator):
-    r"""Collate rows with `image`, `question` and `answer` to `input_ids`, `attention_mask`, `pixel_values`, `labels`.
+    r"""Collate rows with `image`, `question` and `answer` into the tensors of a batch.
 
-    Answers are compared after [`normalize_answer`]. In evaluation with `on_error="substitute"`, the label of a row that
-    cannot be used is `IGNORED_LABEL`.
+    Answers are normalized with [`normalize_answer`]. In evaluation with `on_error="substitute"`, the label of a row
+    that cannot be used is `IGNORED_LABEL`.
 
     Args:
         processor: A processor with `image_processor` and `tokenizer`, such as [`BiomedCLIPProcessor`].
@@ -322,7 +322,7 @@ def _tokens(processor: Any, texts: list[str], max_length: int | None) -> dict[st
         texts = [cut_text(text, limit) for text in texts]
     tokens = processor(
         text=texts,
-        # SigLIP pools the last position, so its texts must always have the same length.
+        # SigLIP pools the last position, so its texts are always padded to the same length.
         padding="max_length" if "siglip" in type(processor).__name__.lower() else True,
         truncation=True,
         max_length=max_length,
@@ -333,7 +333,7 @@ def _tokens(processor: Any, texts: list[str], max_length: int | None) -> dict[st
 
 
 def _slot() -> int:
-    """Return the index of this worker in shared counters. The process itself has index 0."""
+    """Return the index of this worker in the shared counters. The main process has index 0."""
     worker = get_worker_info()
     return 0 if worker is None else worker.id % MAX_WORKERS + 1
 

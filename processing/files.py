@@ -1,4 +1,4 @@
-"""Local files: check them before reading, because a FIFO would block, and write them completely or not at all."""
+"""Check local files before reading, because a FIFO would block, and write them atomically."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _KINDS = {
 
 
 def special_kind(path: str | os.PathLike[str]) -> str | None:
-    """Return the kind of a path that is not a regular file. Links are followed.
+    """Return the kind of a path, if it is not a regular file. Links are followed.
 
     Args:
         path: A local path.
@@ -47,14 +47,14 @@ def require_regular(path: str | os.PathLike[str]) -> None:
 
 
 def leads_out(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
-    """Return whether a path is outside a folder after all links are resolved."""
+    """Return whether a path is outside a folder once all links are resolved."""
     inside = os.path.realpath(root)
     return os.path.commonpath([inside, os.path.realpath(path)]) != inside
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, whose file replaces `path` if the block raises no error.
+    """Yield a temporary path. Its file replaces `path` if the block raises no error.
 
     Other processes see the old file or the complete new one. If `path` is a link, the link is replaced.
 
@@ -71,7 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file with [`replacing`]. Line ends are not converted."""
+    """Write a UTF-8 text file with [`replacing`]. Line endings are not converted."""
     with replacing(path) as partial, partial.open("x", encoding="utf-8", newline="\n") as file:
         file.write(content)
 

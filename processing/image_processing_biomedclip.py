@@ -1,6 +1,7 @@
 """Image processor of BiomedCLIP: the evaluation transform of open_clip, bit for bit, with Pillow only.
 
-As in open_clip, an image is resized and cropped in its own mode (palette, CMYK, RGBA, ...) and then converted to RGB.
+As in open_clip, an image is resized and cropped in its original mode (palette, CMYK, RGBA, ...) and then converted to
+RGB.
 """
 
 from typing import Any
@@ -24,8 +25,8 @@ from transformers.utils import TensorType, is_torch_tensor
 from .bit_depth_biomedclip import scale_to_8_bit, to_8_bit
 
 
-# A strip of 1 x 100,000 pixels would become 224 x 22,400,000 pixels before the crop. Above this ratio of the sides, the
-# ends, which the crop removes anyway, are cut off first.
+# A strip of 1 x 100,000 pixels would become 224 x 22,400,000 pixels before the crop. Above this aspect ratio, the ends
+# are cut off before resizing. The crop would remove them anyway.
 MAX_ASPECT_RATIO = 1000
 
 
@@ -59,7 +60,7 @@ class BiomedCLIPImageProcessor(PilBackend):
     do_convert_rgb = True
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Save the settings and the code of this class, without the processor that it may be part of."""
+        """Save the settings and the code of this class, even if it is part of a processor."""
         self.auto_map = {"AutoImageProcessor": "image_processing_biomedclip.BiomedCLIPImageProcessor"}
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
@@ -67,8 +68,8 @@ class BiomedCLIPImageProcessor(PilBackend):
         """Convert an image to a Pillow image of 8 bits.
 
         Args:
-            image: A Pillow image, an array or a tensor. Arrays that are not uint8 are scaled like a file that contains
-                the same values.
+            image: A Pillow image, an array or a tensor. Arrays that are not uint8 are scaled like a file with the same
+                values.
             input_data_format: Position of the channels of an array (default: inferred).
             **kwargs: Not used.
 
@@ -125,8 +126,8 @@ class BiomedCLIPImageProcessor(PilBackend):
             if do_convert_rgb:
                 image = image.convert("RGB")
             bands = image.split()
-            # The result for each of the 256 pixel values, of shape (bands, 256): looking it up is faster. The three
-            # roundings to float32 are those of torchvision's ToTensor and Normalize.
+            # A lookup table of shape (bands, 256) is faster. It is rounded to float32 three times, like torchvision's
+            # ToTensor and Normalize.
             tables = np.tile(np.arange(256, dtype=np.float32), (len(bands), 1))
             if do_rescale:
                 tables = tables / np.float32(1 / rescale_factor)
@@ -145,7 +146,8 @@ def _array_to_image(array: np.ndarray, input_data_format: Any = None) -> Image.I
     """Convert an array of shape `(height, width)`, or with 1 to 4 channels first or last, to an 8-bit image."""
     if array.ndim == 3:
         if input_data_format is None and not {1, 3} & {array.shape[0], array.shape[-1]}:
-            # With transparency. Not tried first, because a color image may have two or four rows.
+            # Two or four channels include transparency. This is checked last, because a color image may have two or
+            # four rows.
             input_data_format = infer_channel_dimension_format(array, num_channels=(2, 4))
         array = to_channel_dimension_format(array, ChannelDimension.LAST, input_data_format)
         if array.shape[-1] > 4:

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 REPORT_FILE = "report.json"
 HASHES = "files"  # the section of the report
 MAGIC = b"PAR1"
-FOOTER_BYTES = 65_536  # most footers are smaller, and a request of this size costs as much as one of eight bytes
-# The same for every file of a build, so that the same rows give the same bytes.
+FOOTER_BYTES = 65_536  # most footers are smaller, and such a request is as fast as one for eight bytes
+# Used for every file of a build, so that the same rows always give the same bytes.
 WRITE_OPTIONS = {"write_page_checksum": True}
 
 _REPORTED_AS_NOT_VERIFIABLE: set[str] = set()
@@ -40,7 +40,7 @@ class DamagedFile(OSError):
 
 
 class TruncatedFile(OSError):
-    """Raised if the end of a Parquet file is missing, also because a network transfer was interrupted."""
+    """Raised if the end of a Parquet file is missing, for example because a network transfer was interrupted."""
 
 
 def open_parquet(
@@ -53,7 +53,7 @@ def open_parquet(
     """Open a Parquet file and check its footer. Pages are checked when they are read.
 
     Args:
-        source: A local path, or a binary file that can seek.
+        source: A local path, or a seekable binary file.
         name: Name of the file for errors (default: the path).
         footer_sha256: The SHA-256 that the footer must have (default: any).
         options: Options of `pyarrow.parquet.ParquetFile`, such as `pre_buffer`.
@@ -62,7 +62,7 @@ def open_parquet(
         The opened file. Reading a damaged page from it raises `OSError`.
 
     Raises:
-        DamagedFile: If the footer has another SHA-256.
+        DamagedFile: If the SHA-256 of the footer differs.
         TruncatedFile: If the end of the file is missing.
     """
     file: Any = source
@@ -85,10 +85,10 @@ def open_parquet(
 
 
 def check_row_group(tables: Iterable[pa.Table], group: pq.RowGroupMetaData, name: str) -> Iterator[pa.Table]:
-    """Compare the tables of a row group with the footer: the number of rows, and of values in list columns.
+    """Check the number of rows of a row group, and of values in its list columns, against the footer.
 
-    The header of a page has no checksum. With a wrong number of values in it, Arrow may end the batches early or
-    shorten the last list, without an error.
+    The header of a page has no checksum. If it contains a wrong number of values, Arrow may silently end the batches
+    early or shorten the last list.
 
     Args:
         tables: The whole row group in one or more tables, with all or some of the columns.
@@ -96,7 +96,7 @@ def check_row_group(tables: Iterable[pa.Table], group: pq.RowGroupMetaData, name
         name: The name of the file for errors.
 
     Yields:
-        The tables. The last one comes after the comparison.
+        The tables. The last one is yielded after the check.
 
     Raises:
         DamagedFile: If the numbers differ.
@@ -122,7 +122,7 @@ def check_row_group(tables: Iterable[pa.Table], group: pq.RowGroupMetaData, name
 
 
 def footer_sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the footer of a local Parquet file: metadata, its length, and the magic number."""
+    """Return the SHA-256 of the footer of a local Parquet file: metadata, length of the metadata, and magic number."""
     with open(path, "rb") as file:
         return hashlib.sha256(_read_footer(file, os.fspath(path))).hexdigest()
 
@@ -141,7 +141,7 @@ def check_file(path: Path, stated: Mapping[str, Any]) -> None:
         stated: Its entry in the report, as returned by [`hashes_of`].
 
     Raises:
-        DamagedFile: If the file has another size or SHA-256.
+        DamagedFile: If the size or SHA-256 of the file differs from its entry.
     """
     size = path.stat().st_size
     if size != stated["bytes"]:
@@ -183,15 +183,15 @@ def read_columns(
 def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] | None:
     """Read the hashes in the report of a built dataset.
 
-    If the report has no hashes, a warning states once that the dataset is not verifiable.
+    If the report has no hashes, one warning states that the dataset is not verifiable.
 
     Args:
         root: The folder of the dataset, as a path in the file system.
         filesystem: The fsspec file system (default: local).
 
     Returns:
-        The entry of each file ([`hashes_of`]), by name such as `data/train-00000-of-00016.parquet`. None if the dataset
-        is not verifiable.
+        The entry of each file ([`hashes_of`]), by its name, such as `data/train-00000-of-00016.parquet`. None if the
+        dataset is not verifiable.
 
     Raises:
         DamagedFile: If the report cannot be read.
@@ -216,13 +216,13 @@ def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] 
 
 
 def report_of_build(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the report of the build. The report of a quickstart contains it under `build`."""
+    """Return the report of the build. In the report of a quickstart, it is under `build`."""
     build = report.get("build")
     return build if isinstance(build, dict) else report
 
 
 def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Return the SHA-256 of the footer of each shard, as stated in the report of the dataset.
+    """Return the SHA-256 of the footer of each shard, as recorded in the report of the dataset.
 
     Args:
         shards: Paths or URLs of shards of one folder.

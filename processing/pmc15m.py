@@ -1,4 +1,4 @@
-"""Load a built dataset with `datasets`, for reading and analysis. Training reads batches from [`PairStream`]."""
+"""Load a built dataset with `datasets` for reading and analysis. Training reads batches from [`PairStream`] instead."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,25 +32,25 @@ def load_pmc15m(
     r"""Load a split of a built dataset with `datasets`.
 
     `datasets.distributed.split_dataset_by_node` and `DataLoader` distribute the shards of the streaming dataset. Each
-    row is returned once, but which rows form a batch depends on the number of processes and workers. Use [`PairStream`]
-    if it must not.
+    row is returned once, but the composition of batches depends on the number of processes and workers. Use
+    [`PairStream`] if batches must be the same for any number of them.
 
     `state_dict` and `load_state_dict` of the streaming dataset are exact. `set_epoch` shuffles the shards in an order
-    of `datasets`. To get the order of [`PairStream`], pass `seed` and `epoch` instead.
+    that `datasets` defines. To get the order of [`PairStream`], pass `seed` and `epoch` instead.
 
     Args:
         path: The folder that `biomedclip build` wrote: local, on the Hub (`hf://datasets/org/name`) or on S3
             (`s3://...`).
         split: `train`, `validation` or `test`.
-        streaming: Read rows when they are requested. If `False`, copy the rows to the cache of `datasets` and return a
-            dataset with random access.
+        streaming: Read rows on request. If `False`, copy the rows to the cache of `datasets` and return a dataset with
+            random access.
         columns: Columns to read (default: all).
         decode: Decode images with [`read_image`]. If `False`, `image` contains the bytes of the file.
         licenses: Read only pairs under these licenses: `commercial`, `noncommercial` (all Creative Commons licenses),
             `all`, codes such as `"CC BY,CC0"`, or a list of codes (default: `all`).
-        text: The text to return as `caption`. `caption` is the caption. `mentions` is a paragraph of the article that
-            cites the figure, chosen by seed, epoch and `pair_id`, or the caption if there is none.
-            `caption_and_mentions` is the caption followed by that paragraph.
+        text: The text to return as `caption`. `caption` returns the caption. `mentions` returns a paragraph of the
+            article that cites the figure, chosen by seed, epoch and `pair_id`, or the caption if there is none.
+            `caption_and_mentions` returns the caption followed by that paragraph.
         seed: Return the shards in the order of `PairStream(seed=seed)` in `epoch` (default: the stored order).
         epoch: The epoch, which determines the order of shards and the choice of paragraphs.
         start: Number of pairs to skip at the beginning. They are not read.
@@ -99,7 +99,7 @@ def load_pmc15m(
             gen_kwargs=arguments | {"shards": _skip(shards, start) if start else shards, "refuse_paths": decode},
             split=datasets.NamedSplit(split),
         )
-    # `datasets` would store the files that paths in rows name if the dataset is saved.
+    # Otherwise, saving the dataset would make `datasets` store the files at paths in rows.
     arguments |= {"shards": shards, "refuse_paths": True, "versions": _versions(urls, storage_options)}
     try:
         loaded = datasets.Dataset.from_generator(
@@ -107,7 +107,7 @@ def load_pmc15m(
         )
     except datasets.exceptions.DatasetGenerationError as error:
         raise error.__cause__ or error from None
-    if "image" in features:  # the cache stores the type of a column and not its class
+    if "image" in features:  # the cache stores the type of a column but not its class
         loaded = loaded.cast_column("image", features["image"])
     # `select` does not accept an empty range.
     return loaded.select(range(start, pairs) if start < pairs else []) if start else loaded
@@ -131,9 +131,9 @@ def _generate_rows(
 
 
 def _versions(urls: Sequence[str], storage_options: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Return a value per shard that changes with its content, so that the cache of `datasets` does not become stale."""
+    """Return a value for each shard that changes with its content, so that the cache of `datasets` is never stale."""
     located = (fsspec.core.url_to_fs(url, **(storage_options or {})) for url in urls)
-    return tuple(filesystem.ukey(path) for filesystem, path in located)  # `datasets` would distribute a list
+    return tuple(filesystem.ukey(path) for filesystem, path in located)  # a list would be distributed among processes
 
 
 def _skip(shards: Sequence[Shard], start: int) -> list[Shard]:

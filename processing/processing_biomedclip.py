@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Importing this from `transformers` itself requires torchvision in version 5.17.
+# In version 5.17, importing this from `transformers` itself requires torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import cached_file, logging
@@ -23,23 +23,23 @@ except ImportError:
 logger = logging.get_logger(__name__)
 
 # Without this entry, AutoImageProcessor would ask whether to run the copy of the class in the folder. The key is never
-# used. Both backends are the same class, because torchvision resizes to other pixels.
+# used. Both backends are the same class, because torchvision gives different pixels when resizing.
 AutoImageProcessor.register(
     BiomedCLIPImageProcessor,
     image_processor_classes=dict.fromkeys(("pil", "torchvision"), BiomedCLIPImageProcessor),
     exist_ok=True,
 )
 
-CONTEXT_LENGTH = 256  # tokens, as BiomedCLIP was trained
+CONTEXT_LENGTH = 256  # tokens, as in the training of BiomedCLIP
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 LARGEST_LIMIT = 1_000_000  # transformers represents "no limit" as 10^30
 # Number of characters to keep per token. WordPiece reads a word of more than 100 characters as one token, so this is
-# enough except for texts of mostly white space, longer words or HTML entities.
+# enough unless a text consists mostly of whitespace, longer words or HTML entities.
 CHARACTERS_PER_TOKEN = 128
 
 
 def cut_text(text: str, max_tokens: int) -> str:
-    """Cut a text that is much longer than its tokens, so that tokenizing takes bounded time.
+    """Cut a text that is much longer than the tokens to keep, so that tokenization takes limited time.
 
     Args:
         text: A caption or prompt that has not been cleaned.
@@ -52,10 +52,10 @@ def cut_text(text: str, max_tokens: int) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Clean a text like open_clip before tokenizing, and as in the training of BiomedCLIP.
+    """Clean a text before tokenization, like open_clip and the training of BiomedCLIP.
 
     ftfy repairs encodings and replaces typographic quotes, ligatures and full-width letters. HTML entities are
-    unescaped twice, and white space is collapsed. If ftfy is not installed, its step is skipped with one warning.
+    unescaped twice, and whitespace is collapsed. If ftfy is not installed, its step is skipped with one warning.
 
     Args:
         text: A caption or prompt.
@@ -83,7 +83,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
     r"""Prepare images and texts for the model.
 
     By default, texts are cleaned as in training ([`clean_text`]), truncated at `tokenizer.model_max_length` tokens, and
-    padded to the longest of the batch.
+    padded to the longest text of the batch.
 
     Args:
         image_processor ([`BiomedCLIPImageProcessor`]): The image processor.
@@ -110,17 +110,17 @@ class BiomedCLIPProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "BiomedCLIPProcessor":
-        """Load a processor. Code of the folder is not run unless `trust_remote_code=True`.
+        """Load a processor. Code in the folder is only run if `trust_remote_code=True`.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or Hub id.
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a model id on the Hub.
             kwargs: Further arguments of `ProcessorMixin.from_pretrained`.
 
         Returns:
             The processor.
 
         Raises:
-            ValueError: If the tokenizer needs code of the folder, or if the settings name an audio tokenizer.
+            ValueError: If the tokenizer needs code from the folder, or if the settings contain an audio tokenizer.
         """
         kwargs.setdefault("trust_remote_code", False)
         if not kwargs["trust_remote_code"]:
@@ -129,7 +129,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of the tensors that a call returns by default. `token_type_ids`, which would be zero, are left out."""
+        """Names of the tensors that a call returns by default, without `token_type_ids`, which are always zero."""
         return [name for name in super().model_input_names if name != "token_type_ids"]
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
@@ -152,7 +152,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
         return super().__call__(images=images, text=text, **kwargs)
 
     def _token_limit(self, kwargs: dict[str, Any]) -> int:
-        """Return the number of first tokens that are used, or `sys.maxsize` if texts are not truncated on the right."""
+        """Return the number of leading tokens to keep, or `sys.maxsize` if texts are not truncated on the right."""
         options = {**kwargs.get("common_kwargs", {}), **kwargs.get("text_kwargs", {}), **kwargs}
         truncation = options.get("truncation", True)
         cuts = truncation is not None and truncation is not False and str(truncation) != "do_not_truncate"
@@ -163,7 +163,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
 
 
 def _refuse_audio_tokenizer(name: Any, kwargs: dict[str, Any]) -> None:
-    """Raise an error for a setting that makes transformers load a model from another place."""
+    """Raise an error for a setting that makes transformers load a model from elsewhere."""
     hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
     for file in ("processor_config.json", "audio_tokenizer_config.json"):
         path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)

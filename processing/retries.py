@@ -1,4 +1,4 @@
-"""Retry calls, and detect errors that a retry cannot fix."""
+"""Retry calls and detect errors that a retry cannot fix."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ _LASTING = frozenset({*_ADVICE, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 _NO_CONNECTION = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 _NO_CONNECTION_CLASSES = frozenset(
     {"ClientConnectorError", "ConnectionTimeoutError", "EndpointConnectionError", "ConnectTimeoutError"}
-    | {"ProxyConnectionError", "ConnectError", "ConnectTimeout"}  # the last two of httpx
+    | {"ProxyConnectionError", "ConnectError", "ConnectTimeout"}  # the last two are from httpx
 )
 
 
@@ -41,8 +41,8 @@ def with_retries(
 
     Args:
         call: The function.
-        check: Function that receives the error and the number of the failed attempt, from 1. It raises an error if
-            there should be no further attempt.
+        check: Function that receives the error and the number of the failed attempt, from 1. It raises an error to
+            prevent further attempts.
         pause: Seconds before the second attempt.
         factor: Factor by which the pause grows after each attempt.
 
@@ -59,13 +59,13 @@ def with_retries(
 
 
 def lasting_error(error: BaseException | None) -> OSError | None:
-    """Return the error of this machine that a retry cannot fix, such as a full disk.
+    """Return the error of this machine that a retry cannot fix, such as a full disk, or None.
 
     Args:
-        error: Any exception. Its causes are searched too, because clients wrap errors of the operating system.
+        error: Any exception. Its causes are also searched, because clients wrap errors of the operating system.
 
     Returns:
-        The `OSError`, or None if a retry may help.
+        The `OSError`, or None if a retry might succeed.
     """
     for part in chain(error):
         if isinstance(part, OSError) and part.errno in _LASTING:
@@ -74,10 +74,10 @@ def lasting_error(error: BaseException | None) -> OSError | None:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Return whether no connection was established: no network, unknown host, or connection refused.
+    """Return whether no connection was established, because of no network, an unknown host, or a refused connection.
 
     Args:
-        error: The exception that a client raised. Its causes are searched too.
+        error: The exception that a client raised. Its causes are also searched.
     """
     return any(
         isinstance(part, socket.gaierror)
@@ -98,10 +98,10 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def explained(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Add instructions for the user to errors of this machine.
+    """Add instructions for the user to errors of this machine that a retry cannot fix.
 
     Args:
-        place: File or folder to name if an error does not name one.
+        place: File or folder for the message if an error does not name one.
 
     Raises:
         OSError: If the block raises an `OSError` that a retry cannot fix.

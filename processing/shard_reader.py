@@ -1,8 +1,8 @@
-"""Read the Parquet shards of a built dataset from a disk, the Hub or S3.
+"""Read the Parquet shards of a built dataset from disk, the Hub or S3.
 
-[`PairStream`] and [`load_pmc15m`] read through [`ShardReader`], so that both return the same rows, texts and errors. It
-reads one row group at a time, and only the columns that are needed. A row group of more than `GROUP_BYTES_KEPT` is read
-in batches of about `BATCH_BYTES`, and one of more than `MAX_GROUP_BYTES` is refused.
+[`PairStream`] and [`load_pmc15m`] both use [`ShardReader`], so that they return the same rows and texts and raise the
+same errors. It reads one row group at a time, and only the required columns. A row group of more than
+`GROUP_BYTES_KEPT` is read in batches of about `BATCH_BYTES`, and one of more than `MAX_GROUP_BYTES` is refused.
 """
 
 import glob
@@ -36,7 +36,7 @@ Text = Literal["caption", "mentions", "caption_and_mentions"]
 TEXTS = get_args(Text)
 TRAINING_COLUMNS = ("pair_id", "image", "caption")
 
-OPEN_FILES = 16  # an epoch opens thousands of shards
+OPEN_FILES = 16  # limited, because an epoch opens thousands of shards
 GROUPS_KEPT = 2  # the next batch often begins in the row group in which the last one ended
 GROUP_BYTES_KEPT = 64_000_000  # decompressed bytes of the columns that are read
 BATCH_BYTES = 16_000_000
@@ -70,7 +70,7 @@ def shard_paths(
         return _find_shards(path, split, storage_options)
     except (FileNotFoundError, ImportError):
         raise
-    except Exception as error:  # clients raise errors of their own, without the path
+    except Exception as error:  # clients raise their own errors, without the path
         if is_unreachable(error):
             raise ConnectionError(f"{path}: no connection ({error}). Check the network.") from error
         if isinstance(error, PermissionError):
@@ -132,10 +132,10 @@ class Shard:
 
 
 class ShardReader:
-    """Read rows of shards. Temporary errors are retried, and errors name the shard.
+    """Read rows of shards. Temporary errors are retried. Error messages contain the name of the shard.
 
     Args:
-        urls: The shards of a split. The report next to them states the hashes of their footers.
+        urls: The shards of a split. The report next to them contains the hashes of their footers.
         columns: Columns to return (default: all).
         licenses: Return only rows under these licenses, as for [`load_pmc15m`].
         text: The text to return as `caption`, as for [`load_pmc15m`].
@@ -158,7 +158,7 @@ class ShardReader:
             raise ValueError(f"text={text!r} is returned as 'caption', which is not in columns={list(columns)}.")
         self.columns = None if columns is None else tuple(columns)
         codes = None if licenses is None else parse_licenses(licenses)
-        # Sorted, so that `datasets` finds the same options in its cache in every process.
+        # Sorted, so that `datasets` finds the same entry in its cache in every process.
         self.licenses = None if codes is None else sorted(codes)
         self.text = text
         self.seed = seed
@@ -174,13 +174,13 @@ class ShardReader:
         self._create_caches()
 
     def _create_caches(self) -> None:
-        # The process id is part of each key: a forked process must not share the position in an open file.
+        # The process id is part of each key, because a forked process must not share the position in an open file.
         self._file = lru_cache(maxsize=OPEN_FILES)(self._open_file)
         self._group = lru_cache(maxsize=GROUPS_KEPT)(self._open_group)
 
     @property
     def stored_columns(self) -> list[str] | None:
-        """The columns to read: those to return, and those that select rows and texts. None for all."""
+        """The columns to read: those to return and those that select rows and texts. None for all columns."""
         if self.columns is None:
             return None
         needed = [*self.columns]
@@ -195,7 +195,7 @@ class ShardReader:
         return self._retry(url, lambda: self._checked(self._file(os.getpid(), url), url).schema_arrow)
 
     def open_shards(self, urls: Sequence[str]) -> list[Shard]:
-        """Count the selected rows of shards, many shards at a time.
+        """Count the selected rows of shards, in parallel.
 
         Raises:
             ValueError: If no row has one of the licenses, or if a column does not exist.
@@ -221,7 +221,7 @@ class ShardReader:
         return shards
 
     def open_shard(self, url: str) -> tuple[Shard, Counter[str]]:
-        """Count the selected rows of a shard and, if licenses were chosen, its rows by license."""
+        """Count the selected rows of a shard and, if `licenses` is set, its rows by license."""
         return self._retry(url, lambda: self._count_rows(self._checked(self._open_file(os.getpid(), url), url), url))
 
     def _count_rows(self, file: pq.ParquetFile, url: str) -> tuple[Shard, Counter[str]]:
@@ -238,7 +238,7 @@ class ShardReader:
         return Shard(url, wanted), sum(counts, Counter())
 
     def rows(self, shard: Shard, first: int, last: int, epoch: int) -> Iterator[dict[str, Any]]:
-        """Yield selected rows [first, last) of a shard that has been opened."""
+        """Yield the selected rows [first, last) of an opened shard."""
         low = 0
         for group, count in enumerate(shard.group_rows or ()):
             begin, end = max(first - low, 0), min(last - low, count)
@@ -247,7 +247,7 @@ class ShardReader:
             low += count
 
     def all_rows(self, shard: Shard, epoch: int) -> Iterator[dict[str, Any]]:
-        """Yield the selected rows of a shard from `shard.first` on. The shard need not have been opened."""
+        """Yield the selected rows of a shard, starting at `shard.first`. The shard need not have been opened."""
         if shard.group_rows is not None:
             yield from self.rows(shard, shard.first, shard.rows, epoch)
             return
@@ -255,7 +255,7 @@ class ShardReader:
             yield from self._rows_of_group(shard.url, group, 0, sys.maxsize, epoch)
 
     def text_of(self, row: Mapping[str, Any], epoch: int) -> str | None:
-        """Return the text of a pair in an epoch. A mention is chosen by seed, epoch and `pair_id`."""
+        """Return the text of a pair in an epoch. Seed, epoch and `pair_id` determine which mention is chosen."""
         mentions = [mention for mention in row["mentions"] or () if mention and mention.strip()]
         if not mentions:
             return row["caption"]
@@ -276,7 +276,7 @@ class ShardReader:
             first += table.num_rows
 
     def _table(self, url: str, group: int, first: int, last: int) -> pa.Table:
-        """Return up to `BATCH_BYTES` of selected rows [first, last) of a row group. An empty table after its end."""
+        """Return up to `BATCH_BYTES` of selected rows [first, last) of a row group, or an empty table after its end."""
         opened = self._group(os.getpid(), url, group)
         if opened.start > first:
             self._group.cache_clear()
@@ -323,7 +323,8 @@ class ShardReader:
         filesystem, path = fsspec.core.url_to_fs(url, **self.storage_options)
         if _is_local(url):
             require_regular(path)
-        # Arrow requests exactly the ranges that it needs. A cache that reads ahead would fetch images between captions.
+        # Arrow requests exactly the ranges that it needs. A read-ahead cache would also fetch the images between
+        # captions.
         file = filesystem.open(path, "rb", cache_type="none")
         return open_parquet(file, url, footer_sha256=self.footers.get(url), **{"pre_buffer": True, **options})
 
@@ -331,7 +332,7 @@ class ShardReader:
         return with_retries(read, check=partial(self._check_error, url), pause=FIRST_PAUSE)
 
     def _check_error(self, url: str, error: Exception, attempt: int) -> None:
-        """Raise an error unless another attempt may succeed. The next attempt opens the file again."""
+        """Raise an error unless another attempt might succeed. The next attempt opens the file again."""
         self._file.cache_clear()
         self._group.cache_clear()
         if isinstance(error, FileNotFoundError):
@@ -354,11 +355,11 @@ class ShardReader:
 
 
 class _NotReadable(ValueError):
-    """Raised if a retry cannot help."""
+    """Raised for an error that a retry cannot fix."""
 
 
 class _RowGroup:
-    """The selected rows of a row group, read forward. Only the current batch is kept.
+    """The selected rows of a row group, which are read in order. Only the current batch is kept.
 
     Args:
         batches: The selected rows of each batch.
@@ -372,7 +373,7 @@ class _RowGroup:
         self._batch = pa.table({})
 
     def rows_from(self, first: int) -> pa.Table:
-        """Return the rest of the batch that contains a row. An empty table after the end of the row group."""
+        """Return the batch that contains a row, from that row on, or an empty table after the end of the row group."""
         while first >= self.start + self._batch.num_rows:
             following = next(self._batches, None)
             if following is None:
@@ -387,9 +388,9 @@ def _is_local(url: str) -> bool:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Return whether an error is about the content of a file. Such errors of Arrow have no errno."""
+    """Return whether an error is caused by the content of a file. Arrow raises such errors without an errno."""
     if isinstance(error, TruncatedFile):
-        return False  # the file may be about to be replaced
+        return False  # the file may be in the process of being replaced
     return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
 
 

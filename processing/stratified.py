@@ -1,4 +1,4 @@
-"""Draw a fraction of each class."""
+"""Draw random fractions of each class."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ def draw_fraction(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int
     Args:
         labels: The class of each row. The classes must be sortable.
         fraction: Fraction of each class. The number of rows is rounded and is at least 1 for each class.
-        seed: Seed of the draw.
+        seed: Random seed.
 
     Returns:
-        The positions of the drawn rows, ascending.
+        The positions of the drawn rows, in ascending order.
 
     Raises:
         ValueError: If `fraction` is not above 0 and at most 1.
@@ -31,10 +31,10 @@ def hold_out(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int) -> 
     Args:
         labels: The class of each row.
         fraction: Fraction of each class to hold out. At least one row of each class is not held out.
-        seed: Seed of the draw.
+        seed: Random seed.
 
     Returns:
-        The positions of the rows that are kept, and of those that are held out, both ascending.
+        The positions of the rows that are kept, and of the rows that are held out, both in ascending order.
 
     Raises:
         ValueError: If `fraction` is not between 0 and 1.
@@ -48,7 +48,7 @@ def hold_out(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int) -> 
 
 
 def _members(labels: Sequence[Any] | np.ndarray) -> dict[Hashable, list[int]]:
-    """Return the positions of the rows of each class, the classes in sorted order."""
+    """Return the positions of the rows of each class, in the sorted order of the classes."""
     members: dict[Hashable, list[int]] = {label: [] for label in sorted(set(labels))}
     for row, label in enumerate(labels):
         members[label].append(row)

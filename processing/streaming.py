@@ -1,9 +1,10 @@
-"""The stream of exact batches for training.
+"""The stream of reproducible batches for training.
 
-An epoch is the concatenation of all shards in an order that depends on seed and epoch. Batch k of an epoch is its rows
-[k B, (k + 1) B). Each rank takes a contiguous slice of the batch, and loader worker w the batches w, w + workers, ...
-The pairs of a step are therefore the same for every number of ranks and workers, and the position for resuming is one
-integer. If licenses are chosen, the rows are those under these licenses, in the same order.
+An epoch is the concatenation of all shards in an order that depends on seed and epoch. With batch size B, batch k of an
+epoch consists of the rows [k B, (k + 1) B). Each rank takes a contiguous slice of each batch. Loader worker w reads the
+batches w, w + workers, ... The pairs of a step are therefore the same for every number of ranks and workers, and the
+position for resuming is one integer. If `licenses` is set, only the rows under these licenses are used, in the same
+order.
 """
 
 import os
@@ -17,14 +18,14 @@ from .shard_reader import TRAINING_COLUMNS, ShardReader, Text, shard_paths
 
 
 class PairStream:
-    """A split of a built dataset as batches that depend only on seed and position.
+    """Stream a split of a built dataset in batches that depend only on seed and position.
 
     The footers of all shards are read when the stream is created.
 
     Args:
         path: The folder that `biomedclip build` wrote: local, `hf://datasets/org/name` or `s3://...`.
         split: `train`, `validation` or `test`.
-        seed: Seed of the order of shards and of the choice of mentions.
+        seed: Seed for the order of shards and the choice of mentions.
         columns: Columns to read.
         licenses: Read only pairs under these licenses, as for [`load_pmc15m`].
         text: The text to return as `caption`, as for [`load_pmc15m`].
@@ -87,13 +88,13 @@ class PairStream:
         return [row | {"epoch": epoch} for row in rows]
 
     def batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1, samples_seen: int = 0) -> "PairBatches":
-        """Return the infinite sequence of batches of one rank. The last, incomplete batch of an epoch is dropped.
+        """Return an infinite sequence of the batches of one rank. The last, incomplete batch of an epoch is dropped.
 
         Args:
             batch_size: Number of pairs per step, over all ranks.
             rank: Index of this process.
             world_size: Number of processes.
-            samples_seen: Number of pairs of all previous steps, over all ranks. This is the position for resuming.
+            samples_seen: Number of pairs in all previous steps, over all ranks. Pass it to resume at this position.
 
         Raises:
             ValueError: If `batch_size` or `world_size` is not positive, `rank` or `samples_seen` is out of range,
@@ -118,7 +119,7 @@ class PairStream:
 
 
 class PairBatches(IterableDataset):
-    """The result of [`PairStream.batches`]: an infinite sequence of lists of rows. Use it with `batch_size=None`."""
+    """The result of [`PairStream.batches`], an infinite sequence of lists of rows. Use it with `batch_size=None`."""
 
     def __init__(self, stream: PairStream, batch_size: int, rank: int, world_size: int, samples_seen: int):
         super().__init__()
@@ -142,7 +143,7 @@ class PairBatches(IterableDataset):
 
 
 def shard_order(shards: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of shards in an epoch. It must never change, because runs are resumed by later versions."""
+    """Return the order of shards in an epoch. It must never change, because later versions resume earlier runs."""
     return np.random.default_rng([seed, epoch]).permutation(shards)
 
 

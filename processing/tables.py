@@ -12,7 +12,7 @@ from .files import require_regular
 
 
 _DELIMITERS = (",", ";", "\t", "|")
-# Longer marks first, because the mark of UTF-32 begins with that of UTF-16.
+# Longer byte order marks first, because that of UTF-32 begins with that of UTF-16.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -27,7 +27,7 @@ class Row:
     """A row of a table.
 
     Args:
-        line: Number of its first line in the file, from 1.
+        line: Number of the first line of the row in the file, starting at 1.
         values: Values by column, without leading and trailing spaces.
     """
 
@@ -43,9 +43,9 @@ class Table:
     """The content of a table.
 
     Args:
-        path: Its file.
+        path: File of the table.
         columns: Names of all columns.
-        rows: Its rows, without blank rows.
+        rows: Rows of the table, without blank rows.
     """
 
     path: Path
@@ -53,21 +53,21 @@ class Table:
     rows: list[Row]
 
     def column(self, wanted: str) -> str | None:
-        """Return the name of a column as it is spelled in the file. Upper and lower case may differ."""
+        """Return the name of a column as spelled in the file, ignoring case."""
         if wanted in self.columns:
             return wanted
         return next((column for column in self.columns if column.casefold() == wanted.casefold()), None)
 
 
 def read_text(path: Path) -> str:
-    """Read a text file in UTF-8, or in the encoding that its byte order mark names.
+    """Read a text file in UTF-8, or in the encoding that its byte order mark declares.
 
     Args:
         path: The file.
 
     Raises:
         OSError: If the file cannot be read or is not a regular file.
-        ValueError: If the file is not text in such an encoding. The message names the line.
+        ValueError: If the file is not text in this encoding. The message contains the line number.
     """
     require_regular(path)
     content = path.read_bytes()
@@ -98,7 +98,7 @@ def read_table(
 
     Args:
         path: The file.
-        columns: Required columns. Upper and lower case may differ.
+        columns: Required columns. Upper and lower case are not distinguished.
         filled: Required columns that must have a value in each row (default: all).
         known: Optional columns, which help to detect the delimiter.
 
@@ -106,8 +106,8 @@ def read_table(
         The table. The required columns have the requested names.
 
     Raises:
-        ValueError: If the file is not text or not CSV, if a required column is missing, or if a row has a different
-            number of values than the header or a missing value. The message names the line.
+        ValueError: If the file is not text or not CSV, if a required column is missing, or if a row has a missing value
+            or a different number of values than the header. The message contains the line number.
     """
     text = read_text(path)
     lines = text.splitlines()
@@ -115,7 +115,7 @@ def read_table(
     if first is None:
         raise ValueError(f"{path}: the file is empty. Its first line must name the columns: {','.join(columns)}.")
     delimiters: Sequence[str] = _DELIMITERS
-    if declared := re.fullmatch(r"\ufeff?\"?sep=(.)\"?", lines[first].strip(" \r\n")):  # a line for Excel
+    if declared := re.fullmatch(r"\ufeff?\"?sep=(.)\"?", lines[first].strip(" \r\n")):  # for Excel
         delimiters = [declared.group(1)]
         text = text.split("\n", first + 1)[-1]
         first += 1
@@ -151,7 +151,7 @@ def read_table(
 
 
 def _detect_delimiter(text: str, columns: Sequence[str], delimiters: Sequence[str]) -> str:
-    """Return the delimiter that gives the most requested columns and, among equals, the most columns."""
+    """Return the delimiter that gives the most requested columns or, in case of a tie, the most columns."""
     wanted = {column.casefold() for column in columns}
 
     def fit(delimiter: str) -> tuple[int, int]:
@@ -166,7 +166,7 @@ def _detect_delimiter(text: str, columns: Sequence[str], delimiters: Sequence[st
 
 
 def _rows(path: Path, text: str, delimiter: str, line: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the first line and the values of the header and of each row, without blank rows and trailing delimiters."""
+    """Yield the line number and values of the header and each row, without blank rows and trailing delimiters."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns = 0
     while True:
@@ -196,7 +196,7 @@ def labels_by_name(table: Table, name: str, label: str) -> dict[str, Row]:
         label: Column that contains the labels.
 
     Raises:
-        ValueError: If two rows have the same name and different labels. The message names both lines.
+        ValueError: If two rows have the same name and different labels. The message contains both line numbers.
     """
     rows: dict[str, Row] = {}
     for row in table.rows:

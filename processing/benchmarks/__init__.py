@@ -1,6 +1,6 @@
-"""Published benchmarks: readers of their files, prompts, published values, and leaks between splits.
+"""Published benchmarks: file readers, prompts, published values, and leaks between splits.
 
-Each benchmark is one entry in `benchmarks.yaml` and one reader module in this folder, see [`load_benchmark`].
+Each benchmark has an entry in `benchmarks.yaml` and a reader module in this folder. See [`load_benchmark`].
 """
 
 from .benchmark import Benchmark, ClassificationBenchmark, RetrievalBenchmark, VisualQuestion, VisualQuestionBenchmark

@@ -11,22 +11,22 @@ from PIL import Image
 from ..images.errors import MAX_BYTES, ImageError
 
 
-_CHUNK_CACHE_BYTES = 16_000_000  # neighboring rows share a chunk, which is then read once
+_CHUNK_CACHE_BYTES = 16_000_000  # so that a chunk of adjacent rows is read only once
 
 
 class Unreadable:
-    """A damaged image. [`read_row_image`] raises the reason."""
+    """A damaged image. [`read_row_image`] raises an error that states the reason."""
 
     def __init__(self, reason: str):
         self._reason = reason
 
     def read(self) -> bytes:
-        """Raise the reason."""
+        """Raise an error that states the reason."""
         raise ImageError(self._reason)
 
 
 class ArrayImages(Sequence[Any]):
-    """Rows of an array in memory as images.
+    """Images that are rows of an array in memory.
 
     Args:
         array: 8-bit gray images of shape `(images, height, width)` or RGB images of shape
@@ -44,9 +44,9 @@ class ArrayImages(Sequence[Any]):
 
 
 class Hdf5Images(Sequence[Any]):
-    """Rows of an array in an HDF5 file as images, each read on access.
+    """Images that are rows of an array in an HDF5 file. Each is read on access.
 
-    Each process opens the file itself, because an open HDF5 file must not be shared by a fork.
+    Each process opens the file itself, because an open HDF5 file must not be shared across a fork.
 
     Args:
         path: The HDF5 file.
@@ -79,7 +79,7 @@ class Hdf5Images(Sequence[Any]):
             raise IndexError(row)
         try:
             return Image.fromarray(self._open()[row])
-        except OSError as error:  # a damaged or missing chunk, or a filter that this h5py does not have
+        except OSError as error:  # a damaged or missing chunk, or a filter that the installed h5py does not support
             return Unreadable(f"{self._path.name}, row {row}: cannot be read ({error})")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def open_array(path: Path, key: str) -> Any:
 
     Raises:
         ImportError: If h5py is not installed.
-        ValueError: If the file is not an HDF5 file, is truncated, or does not itself contain the array.
+        ValueError: If the file is not an HDF5 file, is truncated, or does not contain the array itself.
     """
     try:
         import h5py
@@ -106,7 +106,7 @@ def open_array(path: Path, key: str) -> Any:
         file = h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES)
     except OSError as error:
         raise ValueError(f"{path}: not an HDF5 file, or a truncated one ({error}). Download it again.") from error
-    # A link may name any file.
+    # An external link may point to any file.
     if not isinstance(file.get(key, getlink=True), h5py.HardLink) or not isinstance(file[key], h5py.Dataset):
         raise ValueError(f"{path}: no array {key!r}, only {', '.join(file) or 'nothing'}.")
     array = file[key]

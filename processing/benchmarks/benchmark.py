@@ -9,13 +9,13 @@ from ..images.labeled import LabeledImages
 
 @dataclass(frozen=True)
 class VisualQuestion:
-    """A question about an image.
+    """A question about an image, with its answer.
 
     Args:
-        question: Text of the question, stripped.
-        answer: Text of the answer, stripped. Numbers are text.
+        question: Text of the question, without leading and trailing spaces.
+        answer: Text of the answer, without leading and trailing spaces. Numbers are converted to text.
         answer_type: `closed` if the dataset has few possible answers to the question, such as yes and no.
-        image: An image that [`read_row_image`] takes.
+        image: An image that [`read_row_image`] accepts.
         image_name: Name of the image. Questions about the same image have the same name.
         name: Unique name of the question.
     """
@@ -36,10 +36,10 @@ class Benchmark:
         name: Name in `benchmarks.yaml`.
         split: `train`, `validation` or `test`.
         path: Path of the files.
-        paper: Values of BiomedCLIP's paper as fractions, by metric. Empty if they are not about this data.
+        paper: Values from BiomedCLIP's paper as fractions, by metric. Empty if the paper used other data.
         source: Source of prompts and published values.
         fingerprint: Hash of the content. It does not depend on the path.
-        notes: Sentences about the data for the reader of a result.
+        notes: Notes on the data, which are shown with each result.
         selection: Options that chose the rows, and the numbers of rows that they chose.
     """
 
@@ -61,11 +61,11 @@ class ClassificationBenchmark(Benchmark):
         images: The images and their labels.
         classes: All labels in their order, including those without images in this split.
         class_names: Name of each class in prompts.
-        templates: Chosen prompts, with `{}` for the class name.
-        template_sets: All sets of prompts, by name.
+        templates: Selected prompt templates, with `{}` for the class name.
+        template_sets: All template sets, by name.
         positive: Positive class for AUROC and average precision with two classes.
-        metric: The published metric.
-        paper_of_linear_probe: Values of the paper's linear probe.
+        metric: The metric that the paper reports.
+        paper_of_linear_probe: Values of the linear probe in the paper.
     """
 
     images: LabeledImages
@@ -100,8 +100,8 @@ class RetrievalBenchmark(Benchmark):
     """A split of images with captions.
 
     Args:
-        pairs: Rows with `pair_id`, `pmcid`, `image` (what [`read_row_image`] takes) and `caption`.
-        published_pairs: Number of pairs for which the published values were measured.
+        pairs: Rows with `pair_id`, `pmcid`, `image` (any form that [`read_row_image`] accepts) and `caption`.
+        published_pairs: Number of pairs on which the published values were measured.
     """
 
     pairs: Sequence[dict[str, Any]]
@@ -117,7 +117,7 @@ class Content:
 
     Args:
         rows: Labeled images, questions, or rows of pairs.
-        notes: Sentences about the data, in addition to those of `rows`.
+        notes: Notes on the data, in addition to those of `rows`.
         selection: Options that chose the rows, and the numbers of rows that they chose.
         facts: Values that replace those of `benchmarks.yaml`, such as `{"paper": {}}`.
     """

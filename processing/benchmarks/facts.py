@@ -22,7 +22,7 @@ class PublishedModel:
         model: Name of the model.
         values: Metrics as fractions, with the names and the depth of `metrics` in `results.json`.
         source: Publication of the values.
-        read_from_figure: Whether the values were read off a plot, so that the last digit is uncertain.
+        read_from_figure: Whether the values were read from a plot, so that the last digit is uncertain.
     """
 
     model: str
@@ -37,7 +37,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def facts_version() -> int:
-    """Return the version of `benchmarks.yaml`, which every change to a prompt, a class or a value raises."""
+    """Return the version of `benchmarks.yaml`. Every change to a prompt, a class or a value increments it."""
     return _read(FILE)["version"]
 
 
@@ -52,10 +52,10 @@ def benchmark_names(task: str | None = None) -> list[str]:
 
 
 def facts_of(name: str) -> dict[str, Any]:
-    """Return the entry of a benchmark, and its `name`.
+    """Return the entry of a benchmark, including its `name`.
 
     Raises:
-        ValueError: If there is no such benchmark.
+        ValueError: If the benchmark is unknown.
     """
     benchmarks = _read(FILE)["benchmarks"]
     if name not in benchmarks:
@@ -64,7 +64,7 @@ def facts_of(name: str) -> dict[str, Any]:
 
 
 def published_models(benchmark: str, task: str, split: str = "test") -> list[PublishedModel]:
-    """Return the published values of a split of a benchmark, BiomedCLIP's own first.
+    """Return the published values for a split of a benchmark. Those of BiomedCLIP come first.
 
     Args:
         benchmark: Name of the benchmark.
@@ -72,7 +72,7 @@ def published_models(benchmark: str, task: str, split: str = "test") -> list[Pub
         split: `train`, `validation` or `test`. Only `pmc15m` has values of a validation split.
 
     Returns:
-        One entry for each model. Empty if nothing is published.
+        One entry for each model. Empty if no values are published.
 
     Example:
     ```python
@@ -97,15 +97,15 @@ def published_models(benchmark: str, task: str, split: str = "test") -> list[Pub
 def choose_prompts(
     prompts: str | os.PathLike[str] | None, facts: Mapping[str, Any]
 ) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """Return the class names and the templates of prompts.
+    """Return the class names and the prompt templates.
 
     Args:
-        prompts: Name of a template set, or a YAML file with `templates` (a list of texts with `{}`), `class_names` (a
+        prompts: Name of a template set, or a YAML file with `templates` (a list of strings with `{}`), `class_names` (a
             mapping of labels to names), or both. If None, the first set.
         facts: `classes` (names by label), `template_sets` and, optionally, `class_names_of_sets`.
 
     Returns:
-        The class names in the order of `classes`, the chosen templates, and all sets. The templates of a file are added
+        The class names in the order of `classes`, the chosen templates, and all sets. Templates from a file are added
         under the name of the file.
 
     Raises:

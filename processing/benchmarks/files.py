@@ -1,4 +1,4 @@
-"""Find the files of a download, and check their tables."""
+"""Find the files of a download and check their tables."""
 
 import os
 import re
@@ -34,12 +34,12 @@ def folders_in(root: Path) -> Iterator[Path]:
 
 
 def find_folder(root: Path, *names: str) -> Path | None:
-    """Return the first folder with one of the names: the root itself, or the nearest folder below it."""
+    """Return the nearest folder with one of the names, starting with the root itself."""
     return next((folder for folder in folders_in(root) if folder.name in names), None)
 
 
 def find_file(root: Path, *names: str) -> Path | None:
-    """Return the first file with one of the names: the root itself, or the nearest file below it."""
+    """Return the nearest file with one of the names, starting with the root itself."""
     if root.is_file():
         return root if root.name in names else None
     return next((folder / name for folder in folders_in(root) for name in names if (folder / name).is_file()), None)
@@ -49,7 +49,7 @@ def check_names(table: Table, column: str) -> None:
     """Check that a column contains file names.
 
     Raises:
-        ValueError: If a value is not a plain file name. The message names the line.
+        ValueError: If a value is not a plain file name. The message contains the line number.
     """
     for row in table.rows:
         if not re.fullmatch(r"[\w.-]+", row[column]) or row[column].startswith("."):
@@ -60,7 +60,7 @@ def check_values(table: Table, column: str, allowed: Collection[str]) -> None:
     """Check that a column contains only allowed values.
 
     Raises:
-        ValueError: If there is another value. The message names the line of the first one.
+        ValueError: If a value is not allowed. The message contains the line number of the first one.
     """
     unknown = {row[column]: row.line for row in reversed(table.rows) if row[column] not in allowed}
     if unknown:
@@ -71,18 +71,18 @@ def check_values(table: Table, column: str, allowed: Collection[str]) -> None:
 
 
 def check_images(folder: Path, names: Sequence[str], source: Path, facts: Mapping[str, Any]) -> None:
-    """Check that a folder contains the images that a file names.
+    """Check that a folder contains the images that a file lists.
 
     Args:
         folder: The folder. It may be missing.
         names: Names of the images, relative to the folder.
-        source: The file that names them.
+        source: The file that lists them.
         facts: Entry in `benchmarks.yaml`, for the message.
 
     Raises:
         FileNotFoundError: If images are missing.
     """
-    found = set(os.listdir(folder)) if folder.is_dir() else set()  # faster than to check each of 220,025 files
+    found = set(os.listdir(folder)) if folder.is_dir() else set()  # faster than checking each of 220,025 files
     missing = [name for name in names if name not in found and not os.path.isfile(folder / name)]
     if missing:
         what = f"{len(missing):,} of {len(names):,} images of {source.name} are missing: {first_names(missing)}"
@@ -90,11 +90,11 @@ def check_images(folder: Path, names: Sequence[str], source: Path, facts: Mappin
 
 
 def labeled_folders(root: Path, folders: Mapping[str, Path], facts: Mapping[str, Any]) -> LabeledImages:
-    """Return the images of some folders.
+    """Return the labeled images in the folders of the classes.
 
     Args:
-        root: The names of the images are relative to this folder.
-        folders: Folder of each label.
+        root: Folder to which the names of the images are relative.
+        folders: Folder of the images of each label.
         facts: Entry in `benchmarks.yaml`, for messages.
 
     Raises:

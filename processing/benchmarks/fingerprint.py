@@ -15,8 +15,8 @@ def fingerprint_of(rows: Sequence[Sequence[str]], images: Sequence[Any]) -> str:
     """Return a hash of texts and images. The paths of the images do not matter.
 
     Args:
-        rows: The texts of each row, such as name and label.
-        images: Images that [`read_row_image`] takes. The hash depends on the sizes of all files and on the content of
+        rows: The texts of each row, such as its name and label.
+        images: Images that [`read_row_image`] accepts. The hash depends on the sizes of all files and on the content of
             `CONTENTS_IN_FINGERPRINT` evenly spread images.
 
     Returns:
@@ -41,7 +41,7 @@ def content_of(image: Any) -> bytes:
     """Return the bytes of an image file, or the pixels of an image in memory.
 
     Args:
-        image: An image that [`read_row_image`] takes. A path in a data row is not opened.
+        image: An image that [`read_row_image`] accepts. A path in a data row is not opened.
 
     Returns:
         The content. Empty if the image cannot be read.

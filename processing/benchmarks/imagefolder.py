@@ -1,4 +1,4 @@
-"""Any labeled images, as [`read_labeled_images`] takes them."""
+"""Read any labeled images that [`read_labeled_images`] supports."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def read(
     image_column: str = IMAGE_COLUMN,
     label_column: str = LABEL_COLUMN,
 ) -> Content:
-    """Read a split of labeled images. The labels, with spaces for underscores, are the class names."""
+    """Read a split of labeled images. Class names are the labels, with underscores replaced by spaces."""
     splits = read_splits(path, image_column=image_column, label_column=label_column)
     images = choose_split(splits, path, split, held_out, seed)
     classes = {label: label.replace("_", " ") for label in sorted(set(images.labels))}

@@ -10,14 +10,14 @@ from .files import find_folder, incomplete, labeled_folders
 
 
 def read(path: Path, split: str, facts: dict[str, Any], *, held_out: float | None = None, seed: int = 0) -> Content:
-    """Read the images of one organ. There are no published splits: by default all images are the test split.
+    """Read the images of one organ. LC25000 has no published splits: by default all images are the test split.
 
     Args:
         path: The folder `lung_colon_image_set`, its parent folder, or a folder in it.
         split: Name of the split.
         facts: Entry of `lc25000_lung` or `lc25000_colon`.
-        held_out: Fraction to hold out, as [`choose_split`] takes it.
-        seed: Seed of the draw.
+        held_out: Fraction of images to hold out, see [`choose_split`].
+        seed: Seed for drawing the held-out images.
 
     Raises:
         FileNotFoundError: If the folder of a class is missing or has no images.
@@ -28,7 +28,7 @@ def read(path: Path, split: str, facts: dict[str, Any], *, held_out: float | Non
         if folder is None:
             raise incomplete(path, f"no folder {label}", facts)
         folders[label] = folder
-    # Names, and so the fingerprint, do not depend on which folder of the tree `path` is.
+    # The names, and therefore the fingerprint, are the same whichever of these folders `path` is.
     images = labeled_folders(Path(os.path.commonpath(list(folders.values()))), folders, facts)
     images = choose_split({"train": images}, path, split, held_out, seed)
     notes = []

@@ -19,19 +19,20 @@ EXAMPLES_SHOWN = 10
 
 @dataclass
 class Leaks:
-    """Images that two splits share. One test image can count for several reasons.
+    """Images that two splits share. A test image can be counted under several reasons.
 
     Args:
         train_images: Number of training images with different names.
         test_images: Number of test images with different names.
-        same_group: Test images of a patient, slide or source that is also in training. None if groups are not known.
-        same_name: Test images with the name of a training image. None for classification, where each split has its
-            own names.
-        same_bytes: Test images whose file or array is identical to one of training.
+        same_group: Test images from a patient, slide or source that is also in the training split. None if groups are
+            not known.
+        same_name: Test images with the name of a training image. None for classification, where names are only unique
+            within a split.
+        same_bytes: Test images whose file or array is identical to that of a training image.
         same_picture: Test images that look like a training image, by perceptual hash. This includes renamed, resized or
-            converted images, and images that are alike, such as slices of one volume.
-        leaked: Test images with any of these reasons.
-        unreadable: Names of images that cannot be read. Their looks were not compared.
+            converted images, and similar images such as slices of one volume.
+        leaked: Test images to which any of these reasons applies.
+        unreadable: Names of images that cannot be read. Their perceptual hashes were not compared.
         examples: For each reason, up to `EXAMPLES_SHOWN` pairs of a test and a training image.
     """
 
@@ -46,7 +47,7 @@ class Leaks:
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
+        """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
 
@@ -79,7 +80,7 @@ def find_leaks(
     leaks = Leaks(len(of_train), len(of_test), same_name=0 if are_questions else None)
     if any(of_train.values()) and any(of_test.values()):
         leaks.same_group = 0
-    # For each reason, the name of the first training image by the value that is compared.
+    # For each reason, maps the compared value to the name of the first training image that has it.
     groups: dict[str | None, str] = {group: name for name, group in reversed(of_train.items()) if group is not None}
     names = {name: name for name in of_train} if are_questions else {}
     files: dict[bytes, str] = {}

@@ -30,34 +30,34 @@ def load_benchmark(
     """Load a split of a benchmark from the files that its authors publish.
 
     A benchmark is an entry in `benchmarks.yaml` and a module in the same folder with a function
-    `read(path, split, facts, **options) -> Content`. The module has the name of the entry, or the name that the entry
-    gives as `reader`.
+    `read(path, split, facts, **options) -> Content`. The module has the name of the entry, or the name in its field
+    `reader`.
 
     Args:
-        name: Name of the benchmark, see [`benchmark_names`]. `imagefolder` is any folder of labeled images, as
-            [`read_labeled_images`] takes it.
-        path: Folder or file of the benchmark. The error for missing files states what is expected.
+        name: Name of the benchmark, see [`benchmark_names`]. `imagefolder` is any folder of labeled images that
+            [`read_labeled_images`] can read.
+        path: Folder or file of the benchmark. If files are missing, the error message lists the expected ones.
         split: `train`, `validation` or `test`.
-        prompts: Name of a set of prompts, such as `biovil` for RSNA, or a YAML file with `templates`, `class_names` or
+        prompts: Name of a template set, such as `biovil` for RSNA, or a YAML file with `templates`, `class_names` or
             both. If None, the first set of the entry, which is the paper's if there is one.
-        held_out: For images without splits: fraction of each class to hold out for the test split, and the same for the
-            validation split. If None, all such images are the test split.
-        seed: Seed of the splits that are drawn.
+        held_out: For images without splits: fraction of each class to hold out for the test split, and again for the
+            validation split. If None, all these images are the test split.
+        seed: Seed for drawing splits.
         options: Options of the benchmark:
 
             - `imagefolder`: `image_column` and `label_column`
-            - `tcga_til`: `cancer`, the study (`luad`, the default, or `brca`, ...), or `all`
+            - `tcga_til`: `cancer`: the study (`luad` (the default), `brca`, ...), or `all`
             - `rsna`: `rsna_split`, `paper-test` (the default) or `paper-fractions`
-            - `vqa_rad` and `slake`: `image_folder`, if the images are not beside the questions
+            - `vqa_rad` and `slake`: `image_folder`, if the images are not next to the questions
             - `slake`: `language`, `en` (the default), `zh` or `all`
 
     Returns:
         A [`ClassificationBenchmark`], [`VisualQuestionBenchmark`] or [`RetrievalBenchmark`]. Images are read on access,
-        so that damaged images are found only then.
+        so damaged images only raise an error then.
 
     Raises:
         FileNotFoundError: If files are missing.
-        ImportError: If the files need a library of an extra, `hdf5` or `dicom`.
+        ImportError: If the files need a library from the extra `hdf5` or `dicom`, which is not installed.
         ValueError: If the name, the split or an option is unknown, or if files have unexpected content.
 
     Example:
@@ -84,7 +84,7 @@ def load_benchmark(
 
 
 def benchmark_options(name: str) -> list[str]:
-    """Return the names of the options that only some benchmarks have, such as `cancer`, and that this one has."""
+    """Return the names of the options of a benchmark that not all benchmarks have, such as `cancer`."""
     return [option for option in _parameters(_reader(name)) if option not in _OF_SPLITS]
 
 

@@ -1,4 +1,4 @@
-"""MedMNIST: 2D sets with one label for each image, as `.npz` files."""
+"""MedMNIST: 2D datasets with one label per image, as `.npz` files."""
 
 import re
 import zipfile
@@ -14,22 +14,22 @@ from .benchmark import Content
 from .files import folders_in
 
 
-MAX_ARRAY_BYTES = 16_000_000_000  # the largest published array, PathMNIST's training images of 224 pixels, has 13.5 GB
+MAX_ARRAY_BYTES = 16_000_000_000  # PathMNIST at 224 pixels, the largest published array, takes 13.5 GB
 _PARTS = {"train": "train", "validation": "val", "test": "test"}
 _POSITIVE = {"pneumoniamnist": "1", "breastmnist": "0"}
 
 
 def read(path: Path, split: str, facts: dict[str, Any]) -> Content:
-    """Read a split of a set.
+    """Read a split of a dataset.
 
     Args:
         path: `pathmnist.npz`, `dermamnist_128.npz`, ..., or a folder with one such file.
         split: `train`, `validation` or `test`.
-        facts: Entry in `benchmarks.yaml`, with the class names of each set.
+        facts: Entry in `benchmarks.yaml`, with the class names of each dataset.
 
     Raises:
-        FileNotFoundError: If there is no such file, or if there are several.
-        ValueError: If the file is damaged, or contains volumes or several labels for each image.
+        FileNotFoundError: If the path does not exist, or the folder does not contain exactly one `.npz` file.
+        ValueError: If the file is damaged, or contains volumes or several labels per image.
     """
     file, part = _find(path, facts), _PARTS[split]
     images, labels = _array(file, f"{part}_images"), _array(file, f"{part}_labels")
@@ -48,7 +48,7 @@ def read(path: Path, split: str, facts: dict[str, Any]) -> Content:
 
 
 def set_name(file: Path) -> str:
-    """Return the name of the set in a file, such as `pathmnist` for `pathmnist_224.npz`."""
+    """Return the name of the dataset in a file, such as `pathmnist` for `pathmnist_224.npz`."""
     return re.sub(r"(_\d+)?$", "", file.stem.lower())
 
 

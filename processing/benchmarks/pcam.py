@@ -1,4 +1,4 @@
-"""PatchCamelyon: HDF5 files as published, Kaggle's TIFF files with a table of labels, or folders of images."""
+"""PatchCamelyon: the published HDF5 files, Kaggle's TIFF files with a table of labels, or folders of images."""
 
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ def read(path: Path, split: str, facts: dict[str, Any], *, held_out: float | Non
             folders of splits.
         split: `train`, `validation` or `test`.
         facts: Entry in `benchmarks.yaml`.
-        held_out: Fraction to hold out of images without splits, as [`choose_split`] takes it.
-        seed: Seed of the draw.
+        held_out: For images without splits: fraction to hold out, see [`choose_split`].
+        seed: Seed for drawing the held-out images.
 
     Raises:
         FileNotFoundError: If files are missing.
@@ -78,7 +78,7 @@ def _find_hdf5(root: Path, name: str, facts: dict[str, Any]) -> Path:
 
 
 def _slides(table: Path, images: int) -> list[str] | None:
-    """Return the slide of each patch, if their table was downloaded too."""
+    """Return the slide of each patch, if the table of slides was downloaded too."""
     if not table.is_file():
         return None
     slides = [row["wsi"] for row in read_table(table, ["wsi"]).rows]

@@ -1,4 +1,4 @@
-"""PMC-15M: pairs of a dataset that `biomedclip build` wrote."""
+"""PMC-15M: pairs from a dataset that `biomedclip build` wrote."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Questions about images in a JSON file, as VQA-RAD and SLAKE have them."""
+"""Read questions about images from a JSON file, the format of VQA-RAD and SLAKE."""
 
 import json
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ def read_rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
 
     Args:
         file: A JSON file.
-        keys: Keys that each question must have.
+        keys: Required keys of each question.
 
     Raises:
-        ValueError: If the file is not such a list.
+        ValueError: If the file is not a list of questions with these keys.
     """
     try:
         rows = json.loads(read_text(file))
@@ -43,16 +43,16 @@ def questions_of(
     """Return the questions of a split.
 
     Args:
-        rows: Rows of [`read_rows`].
+        rows: Rows from [`read_rows`].
         file: File of the rows, for messages.
         image_key: Key of the image name.
-        folder: Folder of the images, if it was found.
+        folder: Folder of the images. None if it was not found.
         folder_name: Expected name of the folder.
         facts: Entry in `benchmarks.yaml`.
 
     Raises:
         FileNotFoundError: If images are missing.
-        ValueError: If there are no questions, an image name is a path to another folder, or an answer type is unknown.
+        ValueError: If there are no questions, an image name is a path outside the folder, or an answer type is unknown.
     """
     if not rows:
         raise ValueError(f"{file}: no questions of this split.")

@@ -1,4 +1,4 @@
-"""RSNA pneumonia: chest radiographs in DICOM. The largest `Target` of a patient is the label."""
+"""RSNA pneumonia: chest radiographs in DICOM format. The label of a patient is the largest `Target`."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,7 +15,8 @@ from .files import check_images, check_names, check_values, find_file, incomplet
 _TABLE = "stage_2_train_labels.csv"
 _FOLDER = "stage_2_train_images"
 # Kaggle's own test images have no published labels. Table 1 of the paper counts 18,678 / 4,003 / 9,069 of the 26,684
-# labeled patients, which overlap, and its lists were never published. Two rules draw disjoint splits of such sizes.
+# labeled patients, so its splits overlap, and its lists were never published. Two rules give disjoint splits of these
+# sizes.
 RsnaSplit = Literal["paper-test", "paper-fractions"]
 RSNA_SPLITS = get_args(RsnaSplit)
 
@@ -26,9 +27,9 @@ def split_patients(patients: Iterable[str], seed: int = 0, rule: RsnaSplit = "pa
     Args:
         patients: Ids of the patients.
         seed: Seed of the split.
-        rule: Sizes of the splits. `paper-test`: as many test patients as in Table 1 of the paper (9,069 of 26,684), and
-            10 % for validation. `paper-fractions`: 70 % for training, 15 % for validation and 15 % for testing, which
-            gives the training and validation sizes of Table 1 (18,678 and 4,003) and 4,003 test patients.
+        rule: Sizes of the splits. `paper-test`: the number of test patients in Table 1 of the paper (9,069 of 26,684),
+            and 10 % for validation. `paper-fractions`: 70 % for training, 15 % for validation and 15 % for testing,
+            which gives the training and validation sizes of Table 1 (18,678 and 4,003) and 4,003 test patients.
 
     Returns:
         The sorted ids of `train`, `validation` and `test`, which do not overlap.
@@ -82,7 +83,7 @@ def read(
     table = read_table(file, ["patientId", "Target"])
     check_names(table, "patientId")
     check_values(table, "Target", ("0", "1"))
-    # The table has one row for each opacity of a patient.
+    # The table has one row per opacity of a patient.
     with_opacity = {row["patientId"] for row in table.rows if row["Target"] == "1"}
     patients = list(dict.fromkeys(row["patientId"] for row in table.rows))
     folder = file.parent / _FOLDER

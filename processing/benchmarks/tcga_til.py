@@ -1,4 +1,4 @@
-"""TCGA-TIL: patches of TCGA studies, with and without tumor-infiltrating lymphocytes, in folders."""
+"""TCGA-TIL: folders of patches from TCGA studies, with and without tumor-infiltrating lymphocytes."""
 
 import re
 from dataclasses import replace
@@ -11,7 +11,7 @@ from .files import find_folder, incomplete, labeled_folders
 
 
 PAPER_CANCER = "luad"
-_ALL = "pancancer"  # folder of all studies together
+_ALL = "pancancer"  # folder that combines all studies
 _PATIENT = re.compile(r"TCGA-\w{2}-\w{4}(?![0-9A-Za-z])")
 
 
@@ -22,7 +22,7 @@ def read(path: Path, split: str, facts: dict[str, Any], *, cancer: str = PAPER_C
         path: The folder `TCGA-TILs` or `images-tcga-tils`, its parent folder, or the folder of the study.
         split: `train`, `validation` or `test`.
         facts: Entry in `benchmarks.yaml`.
-        cancer: The study (`luad`, `brca`, ...) in upper or lower case, or `all`. The paper measures `luad`.
+        cancer: The study (`luad`, `brca`, ...) in upper or lower case, or `all`. The paper uses `luad`.
 
     Raises:
         FileNotFoundError: If the study, the split or the folder of a class is missing.

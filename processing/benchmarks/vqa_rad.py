@@ -16,12 +16,12 @@ def read(path: Path, split: str, facts: dict[str, Any], *, image_folder: str | P
     """Read a split.
 
     Args:
-        path: Folder with `VQA_RAD Dataset Public.json` (1,797 training and 451 test questions, by `phrase_type`) and
-            `VQA_RAD Image Folder`; or with `trainset.json` and `testset.json`, a split of 3,064 and 451 questions that
-            other papers use. If a folder has both, the former is read.
+        path: Folder with `VQA_RAD Dataset Public.json` (1,797 training and 451 test questions, split by `phrase_type`)
+            and `VQA_RAD Image Folder`; or with `trainset.json` and `testset.json` (3,064 and 451 questions), which
+            other papers use. If a folder contains both, the former is read.
         split: `train` or `test`.
         facts: Entry in `benchmarks.yaml`.
-        image_folder: Folder of the images, if it is not beside the questions.
+        image_folder: Folder of the images, if it is not next to the questions.
 
     Raises:
         FileNotFoundError: If the questions or images are missing.

@@ -1,1 +1,1 @@
-"""Images: reading, DICOM, high bit depths, folders of images and their tables."""
+"""Read images, including DICOM and high bit depths, and folders and tables of labeled images."""

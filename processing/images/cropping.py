@@ -11,7 +11,7 @@ from ..bit_depth_biomedclip import to_8_bit
 
 Box = tuple[int, int, int, int]  # left, top, right and bottom, in pixels of the whole image
 
-# The same as open_clip: fraction of the area, and width divided by height.
+# The defaults of open_clip: fraction of the area, and width divided by height.
 CROP_SCALE = (0.9, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 
@@ -22,16 +22,16 @@ def random_box(
     scale: tuple[float, float] = CROP_SCALE,
     ratio: tuple[float, float] = CROP_RATIO,
 ) -> Box:
-    """Return a random box of random area and aspect ratio.
+    """Return a random box with random area and aspect ratio.
 
     Up to ten boxes are drawn, with a uniform fraction of the area and a log-uniform aspect ratio. If none fits, the
-    result is the largest central box with a permitted aspect ratio.
+    largest centered box with an allowed aspect ratio is returned.
 
     Args:
         image_size: Width and height of the image, in pixels.
-        generator: The source of randomness.
+        generator: The random number generator.
         scale: Smallest and largest fraction of the area.
-        ratio: Smallest and largest width divided by height.
+        ratio: Smallest and largest aspect ratio (width divided by height).
     """
     width, height = image_size
     for _ in range(10):
@@ -63,13 +63,13 @@ def resized_crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.I
 
 
 def reduce_jpeg(image: Image.Image, box: Box, size: tuple[int, int]) -> int:
-    """Prepare a JPEG for decoding at a half, a quarter or an eighth of its size, which is faster.
+    """Prepare a JPEG for faster decoding at a half, a quarter or an eighth of its size.
 
     The scale is the smallest at which the box still has at least as many pixels as the result in both directions. The
-    pixels come from a scaled inverse cosine transform and not from a bicubic filter.
+    decoder scales with the inverse cosine transform, not with a bicubic filter.
 
     Args:
-        image: A JPEG that is opened and not decoded. It is changed.
+        image: A JPEG that has been opened but not decoded. It is modified in place.
         box: The box to keep.
         size: Height and width of the result, in pixels.
 
@@ -85,7 +85,7 @@ def reduce_jpeg(image: Image.Image, box: Box, size: tuple[int, int]) -> int:
 
 
 def fast_resized_crop(image: Image.Image, box: Box, size: tuple[int, int], reduction: int) -> Image.Image:
-    """Return nearly the same as [`resized_crop`] in less time.
+    """Return nearly the same image as [`resized_crop`], in less time.
 
     Args:
         image: A Pillow image of 8 bits, decoded after [`reduce_jpeg`].

@@ -1,7 +1,7 @@
 """Read DICOM files.
 
 Grayscale values are displayed as the file specifies ([`gray_image`]). Color is scaled from the range of BitsStored, or
-from the range of the data if BitsStored only repeats a container of 16 bits.
+from the range of the data if BitsStored is only the size of a 16-bit container.
 """
 
 import io
@@ -19,7 +19,7 @@ from .errors import ImageError, check_size
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# Per pixel value: copies of pydicom, the index of numpy's look-up, and the image.
+# Per pixel value: the copies that pydicom makes, the index for numpy's lookup, and the image.
 _BYTES_TO_DECODE = 16
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _DEFLATED_WHOLE = "1.2.840.10008.1.2.1.99"
@@ -47,11 +47,12 @@ def decode_dicom(content: bytes, name: str) -> Image.Image:
         name: Name of the file for errors.
 
     Returns:
-        An image of mode `L` or `RGB`, or `I;16` for grayscale of more than 8 bits without a usable window or VOI LUT.
+        An image of mode `L` or `RGB`, or `I;16` for grayscale images of more than 8 bits without a usable window or VOI
+        LUT.
 
     Raises:
-        ImageError: If the file is damaged, contains no image, is too large, uses a compression without a decoder, or
-            has unusable display elements.
+        ImageError: If the file is damaged, contains no image, is too large, uses a compression for which no decoder is
+            installed, or has unusable display elements.
         ImportError: If pydicom is not installed.
     """
     require_pydicom()
@@ -126,7 +127,7 @@ def _pixels_of_first_frame(dataset: "Dataset", name: str, kind: str) -> np.ndarr
 
 
 def _has_unused_bits(dataset: "Dataset") -> bool:
-    """Return whether bits above BitsStored must be ignored. Some decoders return the values without them."""
+    """Return whether bits above BitsStored must be ignored. Some decoders remove them."""
     from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
     decoded = {*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes}
@@ -143,7 +144,7 @@ def _color_image(pixels: np.ndarray, dataset: "Dataset", kind: str) -> Image.Ima
     if kind == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)[..., :3]
         if pixels.dtype != np.uint8:
-            # Some palettes of 16 bits contain values of 8.
+            # Some 16-bit palettes contain 8-bit values.
             pixels = (pixels if pixels.max() <= 255 else pixels >> 8).astype(np.uint8)
         return Image.fromarray(pixels)
     bits_stored, bits_allocated = int(dataset.BitsStored), int(dataset.BitsAllocated)

@@ -1,15 +1,15 @@
 """Convert the stored values of a grayscale DICOM image to the values that are displayed.
 
-The steps are those of the standard (PS3.3, N.2), applied to each possible stored value instead of each pixel:
+The steps follow the standard (PS3.3, N.2), but are applied to each possible stored value instead of each pixel:
 
 1. Modality: the modality LUT, or rescale slope and intercept (C.11.1).
-2. Values of interest: the first usable VOI LUT, else the first usable window (C.11.2).
+2. Values of interest: the first usable VOI LUT, or else the first usable window (C.11.2).
 3. Presentation: MONOCHROME1 and the presentation LUT shape INVERSE display large values as dark.
 
-In enhanced files, the functional groups of the first frame take precedence over the shared groups, and these over the
-root. Pixels with the padding value are black and are ignored when the range is computed. Without step 2, images of up
-to 8 bits use the range of BitsStored, and all others use the range of the data. An element that cannot be used
-is named in a warning and ignored.
+In enhanced files, the functional groups of the first frame take precedence over the shared groups, which take
+precedence over the root. Pixels with the padding value are black and are ignored when the range is computed. Without
+step 2, images of up to 8 bits use the range of BitsStored, and all others use the range of the data. An element that
+cannot be used is ignored with a warning.
 """
 
 import logging
@@ -38,7 +38,7 @@ _SMALLEST_LINEAR_WIDTH = 1
 
 @dataclass(frozen=True)
 class _Lut:
-    """A look-up table.
+    """A lookup table.
 
     Args:
         first: Input value of the first entry.
@@ -51,13 +51,13 @@ class _Lut:
     bits: int
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Return output values. Inputs outside the table get the first or the last entry."""
+        """Return the output values. Inputs outside the table are mapped to the first or last entry."""
         # Round first: products with a rescale slope can be slightly below the intended integer.
         positions = np.floor(np.round(values.astype(np.float64), 6)) - self.first
         return self.entries[np.clip(positions, 0, len(self.entries) - 1).astype(np.intp)]
 
     def brightness(self, values: np.ndarray) -> np.ndarray:
-        """Return output values from 0 to 1."""
+        """Return the output values, scaled to the range from 0 to 1."""
         return self(values) / (2**self.bits - 1)
 
 
@@ -67,8 +67,8 @@ class _Modality:
 
     Args:
         values: One output value for each possible stored value.
-        slope: Rescale slope, 1 if there is none.
-        intercept: Rescale intercept, 0 if there is none.
+        slope: Rescale slope. 1 if the file contains none.
+        intercept: Rescale intercept. 0 if the file contains none.
         lut: The modality LUT, which replaces slope and intercept.
     """
 
@@ -82,7 +82,7 @@ def gray_image(pixels: np.ndarray, dataset: "Dataset", name: str, mask_unused_bi
     """Return the image of a MONOCHROME frame.
 
     Args:
-        pixels: Stored values of shape `(rows, columns)`, of 8 or 16 bits, with their unused bits.
+        pixels: Stored values of shape `(rows, columns)`, of 8 or 16 bits, including their unused bits.
         dataset: The file.
         name: Name of the file for warnings.
         mask_unused_bits: Whether to ignore bits above BitsStored.
@@ -207,7 +207,7 @@ def _windowed(values: np.ndarray, elements: dict[str, Any]) -> np.ndarray:
     window = Dataset()
     window.PhotometricInterpretation = "MONOCHROME2"
     for keyword, value in elements.items():
-        # FD instead of DS: a decimal string has at most 16 characters.
+        # FD instead of DS, because a decimal string is limited to 16 characters.
         representation = "US" if isinstance(value, int) else "CS" if isinstance(value, str) else "FD"
         window.add(DataElement(keyword, representation, value))
     # The infinite values give pydicom's output below and above the window.
@@ -217,7 +217,7 @@ def _windowed(values: np.ndarray, elements: dict[str, Any]) -> np.ndarray:
 
 
 def _luts(source: "Dataset", keyword: str, dataset: "Dataset", signed: bool, name: str) -> Iterator[_Lut]:
-    """Return the usable look-up tables of a sequence. If `signed`, input values may be negative."""
+    """Return the usable lookup tables of a sequence. If `signed`, input values may be negative."""
     for number, item in enumerate(source.get(keyword) or []):
         try:
             yield _lut(item, dataset.file_meta.TransferSyntaxUID.is_little_endian, signed)
@@ -245,7 +245,7 @@ def _lut(item: "Dataset", little_endian: bool, signed: bool) -> _Lut:
     packed = bits <= 8 and len(raw) < 2 * count
     entry = np.dtype("u1") if packed else np.dtype("<u2" if little_endian else ">u2")
     entries = np.frombuffer(raw, dtype=entry, count=count).astype(np.int64)
-    # Some tables declare too few bits, or the bits of the container, at least two more than any entry uses.
+    # Some tables declare too few bits, or the bits of the container, which are at least two more than any entry uses.
     used_bits = max(1, int(entries.max()).bit_length())
     return _Lut(first, entries, bits if used_bits <= bits < used_bits + 2 else used_bits)
 
@@ -261,7 +261,7 @@ def _sources(dataset: "Dataset", macro: str) -> Iterator["Dataset"]:
 
 
 def _numbers(source: "Dataset", keyword: str) -> list[float]:
-    """Return the values of an element, with NaN for invalid numbers. Return no values if it is absent or empty."""
+    """Return the values of an element, with NaN for invalid numbers. The result is empty if the element is absent."""
     try:
         value = source.get(keyword)
     except (TypeError, ValueError, OverflowError):  # pydicom converts numbers lazily, on access

@@ -1,7 +1,7 @@
 """The error for images that cannot be used, and the size limits of all readers.
 
-Every reader raises `ImageError` for an image that cannot be used. Code that reads many images either stops with an
-error that names the image, or leaves the image out, counts it and names it in a warning. No image is skipped silently.
+Every reader raises `ImageError` for an image that cannot be used. Code that reads many images either raises an error
+that names the image, or skips the image, counts it and logs a warning with its name. No image is skipped silently.
 """
 
 MAX_PIXELS = 175_000_000  # a page scanned at 1,200 dpi has 140 million
@@ -13,9 +13,9 @@ class ImageError(ValueError):
     """Raised if an image cannot be used.
 
     Args:
-        message: What is wrong with which image.
-        reason: The category for counting: `image missing`, `image unreadable`, `image of unknown format`,
-            `image too large`, `image too small` or `image damaged`.
+        message: The name of the image and what is wrong with it.
+        reason: Category for counting: `image missing`, `image unreadable`, `image of unknown format`, `image too
+            large`, `image too small` or `image damaged`.
     """
 
     def __init__(self, message: str, reason: str = "image damaged"):

@@ -11,14 +11,14 @@ from .reading import read_row_image
 
 @dataclass
 class PairImage(datasets.Image):
-    """A replacement of `datasets.Image` for untrusted rows.
+    """A replacement for `datasets.Image` that is safe for untrusted rows.
 
     `datasets.Image` opens the path or URL of a row without bytes, prefers a local file with that path over the bytes,
     and has no size limits. This feature reads only the bytes, with the limits of [`read_image`].
     """
 
     def encode_example(self, value: Any) -> dict[str, Any]:
-        """Return the row as it is stored. Its bytes are always kept, even if it has a path."""
+        """Return the stored form of a row. Its bytes are always kept, even if it has a path."""
         if isinstance(value, dict):
             return {"bytes": value.get("bytes"), "path": value.get("path")}
         return super().encode_example(value)

@@ -1,4 +1,4 @@
-"""Find the images of a folder by the content of its files."""
+"""Find the images in a folder by the content of its files."""
 
 import logging
 import os
@@ -26,11 +26,11 @@ class FolderContent:
     """The content of a folder and its subfolders. All lists are sorted.
 
     Args:
-        images: Files with the first bytes or the suffix of a supported image format. This includes damaged images,
-            which the caller must handle.
+        images: Files with the first bytes or the suffix of a supported image format. Some may be damaged, which the
+            caller must handle.
         others: Files that are not images, and entries that cannot be opened: FIFOs, sockets, devices, broken links.
         skipped_folders: Folders that were not searched: links to folders, and folders without read permission.
-        links_out: Images and searched folders that are links to a place outside the folder.
+        links_out: Images and searched folders that are links to a target outside the folder.
         dicom: Whether at least one image is DICOM, which needs pydicom.
     """
 
@@ -42,7 +42,7 @@ class FolderContent:
 
 
 def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
-    """Return the images of a folder and its subfolders.
+    """Return the images in a folder and its subfolders.
 
     A file counts as an image if its suffix or its first bytes are those of a supported format. Hidden files and folders
     and `__MACOSX` are ignored. Only regular files and links to them are opened. A progress bar is shown on stderr after
@@ -50,8 +50,9 @@ def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
 
     Args:
         folder: The folder. It may itself be a link.
-        link_depth: Number of levels of folders at which links to folders outside are followed: 1 for class folders, 2
-            for class folders under folders of splits. Deeper ones, and links to folders inside, are skipped.
+        link_depth: Number of folder levels at which links to folders outside `folder` are followed: 1 for class
+            folders, 2 for class folders inside split folders. Deeper links, and links to folders inside `folder`, are
+            skipped.
 
     Returns:
         The images, and everything that was ignored.
@@ -91,17 +92,17 @@ def is_image_file(path: Path) -> bool:
 
 
 def is_visible(*names: str) -> bool:
-    """Return whether none of the names is hidden or the folder of an archive program (`__MACOSX`)."""
+    """Return whether none of the names is hidden or `__MACOSX`, a folder that archive programs add."""
     return not any(name.startswith((".", "__MACOSX")) for name in names)
 
 
 def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
     """Log one line about the files that [`find_images`] ignored, with counts and the first names.
 
-    The same line is logged once per process, because several splits of one folder are read one after the other.
+    The same line is logged only once per process, because several splits of one folder may be read in turn.
 
     Args:
-        folder: The folder that names are shown relative to.
+        folder: The folder to which the shown names are relative.
         contents: Results of [`find_images`] for the folder or its subfolders.
     """
     found = list(contents)
@@ -122,12 +123,12 @@ def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
 
 
 def first_names(names: Sequence[str]) -> str:
-    """Return the first names as text, and `...` if there are more."""
+    """Return the first names as text, followed by `...` if there are more."""
     return ", ".join(map(shown_name, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def shown_name(name: str) -> str:
-    """Return a name in which characters that a terminal cannot print, such as line breaks, are escaped."""
+    """Return a name with escaped unprintable characters, such as line breaks."""
     if name.isprintable():
         return name
     return "".join(
@@ -172,7 +173,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _kind_of(entry: os.DirEntry[str]) -> str | None:
-    """Return `"DICOM"` or `"image"`, or None if the path is not an image or not a regular file."""
+    """Return `"DICOM"` or `"image"`, or None if the path is not an image file."""
     if not entry.is_file(follow_symlinks=False) and not (entry.is_symlink() and os.path.isfile(entry.path)):
         return None
     return _kind(os.path.splitext(entry.name)[1], entry.path)

@@ -1,4 +1,4 @@
-"""The supported image formats, and how to detect them from the first bytes of a file."""
+"""Detect the supported image formats from the first bytes of a file."""
 
 import re
 
@@ -22,11 +22,11 @@ _SIGNATURES = (
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "WEBP"),
     (re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"), "JPEG2000"),
     # Some DICOM files have no preamble. They begin with an element of group 2 or 8: its tag, then its type and length,
-    # or its length alone.
+    # or only its length.
     (re.compile(rb"[\x02\x08]\0.\0(?:UL|UI|CS|SH|LO|DA|TM|OB)", re.DOTALL), "DICOM"),
     (re.compile(rb"[\x02\x08]\0[\0\x05\x08\x12\x13\x14\x16\x18]\0.\0\0\0", re.DOTALL), "DICOM"),
 )
-# A DICOMDIR is an index of the files on a disc and not an image.
+# A DICOMDIR is an index of the files on a disc, not an image.
 _DICOM_DIRECTORY = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![0-9.])")
 
 

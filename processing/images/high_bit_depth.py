@@ -1,8 +1,8 @@
 """Read TIFF and PNG files whose samples Pillow cannot represent or reads incorrectly.
 
-Pillow cuts 16-bit color to 8 bits, reads unsigned 32-bit and signed 8-bit samples with the wrong sign, inverts
-WhiteIsZero only up to 8 bits, and refuses other sample types. Here Pillow still decompresses the file, and numpy
-interprets the bytes:
+Pillow truncates 16-bit color to 8 bits, reads unsigned 32-bit and signed 8-bit samples with the wrong sign, inverts
+WhiteIsZero only up to 8 bits, and refuses other sample types. In this module, Pillow only decompresses the file, and
+numpy interprets the bytes:
 
 - A TIFF gets a second directory that declares each byte as an 8-bit grayscale sample. Predictors are undone here.
 - A PNG of 16-bit color is decoded once for the high bytes and once for the low bytes.
@@ -31,12 +31,12 @@ _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 27
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _SAMPLE_FORMAT = 322, 323, 324, 325, 339
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
-# None, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard: the compressions that return the original bytes.
+# Compression methods that restore the original bytes: none, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard.
 _LOSSLESS = {1, 5, 8, 32946, 32773, 34925, 50000}
 _WITHOUT_PREDICTOR = {1, 32773}  # libtiff ignores the tag for these
 _NO_PREDICTOR, _HORIZONTAL, _FLOATING_POINT = 1, 2, 3
-# (Sample format, bits) that Pillow reads exactly if there is one sample and black is zero. In compressed files of
-# big-endian numbers it swaps some bytes twice.
+# (Sample format, bits) that Pillow reads exactly if there is one sample and black is zero. In compressed big-endian
+# files, it swaps some bytes twice.
 _EXACT_IN_PILLOW = {(_UNSIGNED, 12), (_UNSIGNED, 16), (_SIGNED, 16), (_SIGNED, 32), (_FLOAT, 32)}
 
 
@@ -108,7 +108,7 @@ class DeepTiff:
         return -(-self._row_pixels * self._pixel_samples * self.bits // 8)
 
     def _samples(self, plane: int) -> np.ndarray:
-        """Return samples of shape `(height, width, channels)` of one plane, or of all if they are not separate."""
+        """Return the samples of one plane, or of all if they are interleaved, in shape `(height, width, channels)`."""
         width, height = self.size
         with TiffImageFile(io.BytesIO(self._as_bytes(plane))) as image:  # Image.open would apply Pillow's size limit
             image.load()
@@ -184,7 +184,7 @@ class DeepPng:
     Args:
         content: The bytes of the file.
         size: Width and height, in pixels.
-        color_type: Color type of the PNG: 2 for RGB, 4 for grayscale and alpha, 6 for RGBA.
+        color_type: Color type of the PNG: 2 for RGB, 4 for grayscale with alpha, 6 for RGBA.
     """
 
     content: bytes
@@ -270,7 +270,7 @@ def _find_deep_tiff(content: bytes) -> DeepTiff | None:
 
 
 def _as_image(values: np.ndarray) -> Image.Image:
-    """Return values of shape `(height, width, channels)` in a mode that represents them exactly, or in 8 bits."""
+    """Convert values of shape `(height, width, channels)` to a mode that represents them exactly, or to 8 bits."""
     if values.shape[2] == 1:
         values = values[..., 0]
         if values.dtype == np.uint16:
@@ -292,7 +292,7 @@ def _integers(value: Any) -> list[int]:
 
 
 def _directory(fields: dict[int, list[int]], offset: int) -> bytes:
-    """Return a TIFF directory of little-endian 32-bit numbers, to be stored at this offset."""
+    """Return a TIFF directory of little-endian 32-bit numbers, for the given offset in the file."""
     long_type = 4
     head, data = struct.pack("<H", len(fields)), b""
     data_offset = offset + 2 + 12 * len(fields) + 4

@@ -1,6 +1,6 @@
-"""Read labeled images from class folders, metadata files, `datasets` sets and built datasets.
+"""Read labeled images from class folders, metadata files, the `datasets` library and built datasets.
 
-Evaluation and training read labeled images only with this module, so that the same folder always gives the same rows.
+Evaluation and training read all labeled images with this module, so the same folder always gives the same rows.
 """
 
 import logging
@@ -36,11 +36,11 @@ class LabeledImages:
     """Images and their labels.
 
     Args:
-        images: Images that [`read_row_image`] takes. They are read on access.
+        images: Images that [`read_row_image`] accepts. They are read on access.
         labels: Label of each image.
-        names: Name of each image in messages. It also seeds the random crops of the image.
-        groups: Patient, slide or source of each image, if known. Images of one group belong into one split.
-        notes: Sentences for the user about how the images were chosen.
+        names: Name of each image, used in messages and as a seed for its random crops.
+        groups: Patient, slide or source of each image, if known. Images of one group belong in the same split.
+        notes: Notes for the user on how the images were selected.
     """
 
     images: Sequence[Any]
@@ -66,13 +66,13 @@ class LabeledImages:
         )
 
     def with_notes(self, *notes: str) -> "LabeledImages":
-        """Return the same images with more notes."""
+        """Return the same images with additional notes."""
         return replace(self, notes=[*self.notes, *notes])
 
 
 @dataclass(frozen=True)
 class SelectedImages(Sequence[Any]):
-    """Some images of a sequence, each read on access."""
+    """A selection from a sequence of images, each read on access."""
 
     images: Sequence[Any]
     rows: list[int]
@@ -92,21 +92,21 @@ def read_labeled_images(
     Args:
         path: One of:
 
-            - a folder that contains one folder of images for each class, optionally in folders `train`, `validation`
-              and `test`
+            - a folder that contains one folder of images for each class, optionally in the folders `train`,
+              `validation` and `test`
             - a folder of images with a `metadata.csv`, `metadata.jsonl` or `metadata.parquet`, in the folder itself or
-              in its folders of splits
-            - a `datasets` set: saved with `save_to_disk`, as Parquet or Arrow files, or on the Hub
-            - a dataset of `biomedclip build` with a `labels.csv` (columns `pair_id` and `label`)
-        image_column: Column of the images of a `datasets` set or metadata file.
-        label_column: Column of the labels of a `datasets` set, metadata file or `labels.csv`.
+              in its split folders
+            - a dataset of the `datasets` library: saved with `save_to_disk`, as Parquet or Arrow files, or on the Hub
+            - a dataset that `biomedclip build` wrote, with a `labels.csv` (columns `pair_id` and `label`)
+        image_column: Column of the images in a dataset or metadata file.
+        label_column: Column of the labels in a dataset, metadata file or `labels.csv`.
 
     Returns:
-        The images of each split. Images without splits are `train`.
+        The images of each split. Images without splits are returned as `train`.
 
     Raises:
-        FileNotFoundError: If the folder does not exist, has no labeled images, or lacks images that a metadata file
-            names.
+        FileNotFoundError: If the folder does not exist, contains no labeled images, or lacks images that a metadata
+            file lists.
         ImportError: If images are DICOM and pydicom is not installed.
         ValueError: If there is no training split, a class has no images, a column or label is missing, or a metadata
             file cannot be read.
@@ -134,11 +134,11 @@ def read_labeled_images(
 def read_splits(
     path: str | os.PathLike[str], *, image_column: str = IMAGE_COLUMN, label_column: str = LABEL_COLUMN
 ) -> dict[str, LabeledImages]:
-    """Read labeled images like [`read_labeled_images`], but do not require a training split.
+    """Read labeled images like [`read_labeled_images`], without requiring a training split.
 
     Returns:
-        The images of each split. Images without splits are `train` alone. The splits of a built dataset whose pairs
-        have no label are empty.
+        The images of each split. Images without splits are returned as `train`. A split of a built dataset is empty if
+        none of its pairs has a label.
     """
     root = Path(path)
     if (root / LABELS).is_file():
@@ -187,15 +187,15 @@ def choose_split(
     """Return one split of labeled images.
 
     Args:
-        splits: The splits that [`read_splits`] returns.
+        splits: The splits, as returned by [`read_splits`].
         path: Path for messages.
-        split: Name of the wanted split.
-        held_out: Fraction of each class of the training images to hold out for each of the test and validation splits
-            that does not exist. If None, images without splits are all test images.
-        seed: Seed of the draw.
+        split: Name of the split to return.
+        held_out: Fraction of the training images of each class to hold out for the test split and for the validation
+            split, if they do not exist. If None, images without splits are all test images.
+        seed: Seed for drawing the held-out images.
 
     Returns:
-        The images, with notes on how they were chosen.
+        The images, with notes on how they were selected.
 
     Raises:
         ValueError: If the split does not exist, or if `held_out` is not between 0 and 0.5.
@@ -216,7 +216,8 @@ def choose_split(
         for wanted in ("test", "validation"):
             if wanted not in splits:
                 rest = splits["train"]
-                # Both splits get the same number of images, although the second one is drawn from fewer.
+                # The second split is drawn from fewer images, so its fraction is larger, to give both splits the same
+                # size.
                 kept, held = hold_out(rest.labels, held_out * total / len(rest), seed)
                 splits["train"] = rest.select(kept)
                 note = (
@@ -258,7 +259,7 @@ def check_readable(images: LabeledImages, where: str) -> None:
 
 
 def similar_classes(classes: Sequence[str]) -> list[str]:
-    """Return a note on each group of classes whose names differ only in case, spaces or Unicode form."""
+    """Return a note for each group of classes whose names differ only in case, spaces or Unicode form."""
     groups: dict[str, list[str]] = {}
     for name in classes:
         key = "".join(unicodedata.normalize("NFKC", name).casefold().split())
@@ -271,10 +272,10 @@ def similar_classes(classes: Sequence[str]) -> list[str]:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Return the folders whose names are those of splits, in upper or lower case.
+    """Return the folders that are named after splits, in upper or lower case.
 
     Raises:
-        ValueError: If two folders have names of the same split.
+        ValueError: If two folders are named after the same split.
     """
     found: dict[str, Path] = {}
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
@@ -335,7 +336,7 @@ def _from_tables(
     image_column: str,
     label_column: str,
 ) -> dict[str, LabeledImages]:
-    """Return the images that metadata files name, by the split folder of the image."""
+    """Return the images that metadata files list, grouped by split folder."""
     if len({table.parent for table in tables}) < len(tables):
         raise ValueError(f"{root}: several of {', '.join(METADATA_FILES)} are in one folder. Keep one of them.")
     split_of = {folder: split for split, folder in folders.items()}

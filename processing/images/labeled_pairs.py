@@ -59,7 +59,7 @@ def read_labeled_pairs(root: Path, label_column: str) -> dict[str, LabeledImages
 
 
 def _pair_ids(root: Path, split: str) -> list[str]:
-    """Return the ids of the pairs of a split. The list is empty if the split does not exist."""
+    """Return the ids of the pairs of a split, or an empty list if the split does not exist."""
     try:
         stream = PairStream(root, split, columns=[PAIR_ID])
     except FileNotFoundError:
@@ -79,7 +79,7 @@ def read_labels(path: Path, label_column: str = LABEL_COLUMN) -> tuple[dict[str,
 
     Raises:
         ValueError: If the table cannot be read, lacks a column or a value, or gives one pair two labels. The message
-            names the line.
+            contains the line number.
     """
     table = read_table(path, [PAIR_ID], known=[label_column])
     others = [column for column in table.columns if column != PAIR_ID]
@@ -92,7 +92,7 @@ def read_labels(path: Path, label_column: str = LABEL_COLUMN) -> tuple[dict[str,
 
 
 class _PairImages(Sequence[Any]):
-    """Images of some pairs of a split. They are read from the shards at the first access."""
+    """Images of some pairs of a split. They are read from the shards on first access."""
 
     def __init__(self, root: Path, split: str, rows: list[int]):
         self._root, self._split, self._rows = root, split, rows

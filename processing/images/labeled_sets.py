@@ -43,7 +43,7 @@ def read_parquet_set(root: Path, image_column: str, label_column: str) -> dict[s
 
 
 def read_saved_set(root: Path, image_column: str, label_column: str) -> dict[str, LabeledImages]:
-    """Read a dataset that `save_to_disk` wrote. Its files must be where `save_to_disk` writes them."""
+    """Read a dataset that `save_to_disk` wrote. Its files must be in their original locations."""
     import datasets
 
     for state in root.rglob("state.json"):
@@ -61,7 +61,7 @@ def _check_is_name(name: str, file: Path, what: str) -> None:
 
 
 def _refuse_data_elsewhere(root: Path) -> None:
-    """Check that the settings of a folder name no data outside of it, which `datasets` would load.
+    """Check that the settings of a folder do not refer to data outside it, which `datasets` would load.
 
     Raises:
         ValueError: If `data_files` or `data_dir` of `README.md` or `.huggingface.yaml` is a URL, an absolute path or in
@@ -88,7 +88,7 @@ def _refuse_data_elsewhere(root: Path) -> None:
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    """Yield the texts in a nested value."""
+    """Yield the strings in a nested value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
@@ -125,7 +125,7 @@ def _labeled_splits(
 
 @dataclass(frozen=True)
 class _DownloadedImages(Sequence[Any]):
-    """Images of a Hub dataset of image files, whose rows contain the paths of the files in the cache."""
+    """Images of a Hub dataset whose rows contain paths of image files in the cache."""
 
     images: Sequence[Any]
     caches: tuple[Path, ...]
@@ -138,7 +138,7 @@ class _DownloadedImages(Sequence[Any]):
         if not isinstance(image, dict) or image.get("bytes") is not None or not image.get("path"):
             return image
         file = Path(image["path"]).resolve()
-        # A path outside of the caches stays a path in a row, which is never opened.
+        # A path outside the caches is left as a path in a row, which is never opened.
         return file if any(file.is_relative_to(cache) for cache in self.caches) else image
 
 
@@ -168,7 +168,7 @@ def _labels(rows: Any, column: str, where: str) -> list[str]:
 
 def _is_missing(value: Any, names: Sequence[str] | None) -> bool:
     if names is not None and isinstance(value, int):
-        return value < 0  # test splits of competitions mark secret labels with -1
+        return value < 0  # test splits of competitions use -1 for hidden labels
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 

@@ -1,7 +1,7 @@
 """Perceptual hash of images: the DCT hash of `imagehash.phash` (Zauner 2010).
 
-The result equals `imagehash.phash` bit for bit if both see the same thumbnail. It is computed here because the
-thumbnail must be made from images of any mode without a second copy in memory.
+The result equals `imagehash.phash` bit for bit if both are computed from the same thumbnail. This module exists because
+the thumbnail must be made from images of any mode, without a second copy in memory.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..bit_depth_biomedclip import finite_range, row_blocks
 
 
 # Of 4,635 copies of 1,545 images (PNG, JPEG of quality 85, half the size), none differs in more than 6 bits. No two
-# images of different datasets are as near. Within a dataset, some are: charts from one template, neighboring slices.
+# images of different datasets are this close. Within a dataset, some are: charts from one template, adjacent slices.
 NEAR_DUPLICATE_BITS = 6
 
 _THUMBNAIL = 32  # pixels per side
@@ -23,7 +23,7 @@ _BLANK_DEVIATION = 2.0
 
 @np.errstate(invalid="ignore", over="ignore")
 def perceptual_hash(image: Image.Image) -> str:
-    """Return 64 bits that change little if an image is resized or saved in another format.
+    """Return a 64-bit hash that changes little if an image is resized or saved in another format.
 
     The image is reduced to 32 x 32 grayscale values. Values of more than 8 bits are scaled from the range of the data,
     and transparency is dropped. The 8 x 8 lowest frequencies of the discrete cosine transform are compared with their
@@ -33,7 +33,7 @@ def perceptual_hash(image: Image.Image) -> str:
         image: A decoded image of any mode.
 
     Returns:
-        16 hex digits. An empty string for a blank image.
+        16 hex digits, or an empty string for a blank image.
     """
     thumbnail = _grayscale_thumbnail(image)
     if not thumbnail.std() >= _BLANK_DEVIATION:
@@ -44,7 +44,7 @@ def perceptual_hash(image: Image.Image) -> str:
 
 
 def same_picture(hash_a: str, hash_b: str) -> bool:
-    """Return whether two perceptual hashes belong to (nearly) the same image. A blank image equals no other image."""
+    """Return whether two perceptual hashes belong to (nearly) the same image. A blank image matches no other image."""
     if not hash_a or not hash_b:
         return False
     return (int(hash_a, 16) ^ int(hash_b, 16)).bit_count() <= NEAR_DUPLICATE_BITS
@@ -69,7 +69,7 @@ def _grayscale_thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def _with_finite_values(image: Image.Image, replacement: float) -> Image.Image:
-    """Return a copy of an image of floats in which NaN and infinities are replaced."""
+    """Return a copy of a floating-point image with NaN and infinities replaced."""
     result = image.copy()
     for box, values in row_blocks(image):
         result.paste(Image.fromarray(np.where(np.isfinite(values), values, np.float32(replacement))), box)

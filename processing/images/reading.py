@@ -13,8 +13,8 @@ from .formats import DECODABLE_FORMATS, DICOM_SUFFIXES, format_of
 from .high_bit_depth import DeepPng, DeepTiff, find_deep_image
 
 
-# Maximum bytes per pixel that Pillow 13 needs for decoding. JPEG: a progressive file needs all coefficients. TIFF: one
-# strip may contain the image, as 16-bit RGBA. WebP: four copies of the canvas.
+# Maximum number of bytes per pixel that Pillow 13 needs for decoding. JPEG: a progressive file needs all coefficients.
+# TIFF: one strip may contain the image, as 16-bit RGBA. WebP: four copies of the canvas.
 _BYTES_TO_DECODE = {"JPEG": 12, "MPO": 12, "TIFF": 12, "WEBP": 16, "JPEG2000": 28}
 _BYTES_TO_DECODE_ONE_BAND = 3
 _BYTES_TO_DECODE_JPEG2000_ONE_BAND = 10  # OpenJPEG uses four bytes per value of a tile
@@ -23,18 +23,18 @@ MAX_NAME = 200  # characters of a path in error messages
 
 
 def read_image(source: Any) -> Image.Image:
-    """Read and decode one image in its own mode.
+    """Read and decode an image in its original mode.
 
     Grayscale images keep values of more than 8 bits, which the image processor scales later. Color of more than 8 bits
     is scaled here, because Pillow has no mode for it.
 
     Args:
         source: A path or URL, the bytes of a file, a binary file object, a Pillow image, or a `datasets` image row
-            `{"bytes": ..., "path": ...}`, of which only the bytes are read. DICOM files need pydicom. Use
+            `{"bytes": ..., "path": ...}`. Only the bytes of an image row are read. DICOM files need pydicom. Use
             [`read_row_image`] for the image of an untrusted data row.
 
     Returns:
-        The decoded image. The first frame of an animation or a multi-page file.
+        The decoded image. Only the first frame of an animation or multi-page file is decoded.
 
     Raises:
         ImageError: If the image is missing, damaged, of an unknown format, or larger than `MAX_PIXELS` or `MAX_BYTES`.
@@ -44,11 +44,11 @@ def read_image(source: Any) -> Image.Image:
 
 
 def read_row_image(value: Any) -> Image.Image:
-    """Read and decode the image of a data row. A text is never opened as a path or URL.
+    """Read and decode the image of a data row. A string is never opened as a path or URL.
 
     Args:
-        value: Any source of [`read_image`] except a text. A `pathlib.Path` is opened: tables cannot contain one, so it
-            comes from the program.
+        value: Any source of [`read_image`] except a string. A `pathlib.Path` is opened, because it cannot come from a
+            table.
 
     Returns:
         The decoded image.
@@ -149,7 +149,7 @@ def _read_deep_image(image: DeepTiff | DeepPng, name: str) -> Image.Image:
     check_size(name, image.size, len(image.content) * 2 + image.bytes_to_decode, f"{kind} of more than 8 bits")
     try:
         result = image.read()
-    except Image.DecompressionBombError as error:  # a strip or tile above Pillow's limit
+    except Image.DecompressionBombError as error:  # a strip or tile that exceeds Pillow's limit
         raise ImageError(f"{name}: {error}", "image too large") from error
     except Exception as error:
         raise ImageError(f"{name}: damaged or truncated ({error})") from error

@@ -1,4 +1,4 @@
-"""Read metadata files, which name images and their labels, like the `imagefolder` of `datasets`."""
+"""Read metadata files that list images and their labels, like `imagefolder` in `datasets`."""
 
 import json
 import math
@@ -38,7 +38,7 @@ class ImageRow:
 def file_columns(image_column: str) -> list[str]:
     """Return the columns that may contain the image paths. The first one that exists in the table is used.
 
-    As in `datasets`, the column `file_name` contains the paths of `image`, and `scan_file_name` those of `scan`.
+    As in `datasets`, the column `file_name` contains the paths for `image`, and `scan_file_name` those for `scan`.
     """
     names = [f"{image_column}_file_name", image_column]
     return ["file_name", *names] if image_column == "image" else names
@@ -56,11 +56,11 @@ def names_images(path: Path, image_column: str) -> bool:
 
 
 def read_image_table(path: Path, image_column: str, label_column: str) -> list[ImageRow]:
-    """Read the images and labels that a metadata file names.
+    """Read the images and labels that a metadata file lists.
 
     Args:
-        path: `metadata.csv`, `metadata.jsonl` or `metadata.parquet`. Paths in it are relative to its folder.
-        image_column: Column of the images, as [`file_columns`] takes it.
+        path: `metadata.csv`, `metadata.jsonl` or `metadata.parquet`. Its paths are relative to its folder.
+        image_column: Column of the images, see [`file_columns`].
         label_column: Column of the labels.
 
     Returns:
@@ -68,8 +68,8 @@ def read_image_table(path: Path, image_column: str, label_column: str) -> list[I
 
     Raises:
         FileNotFoundError: If images are missing.
-        ValueError: If the file cannot be read, lacks a column or a value, names an image outside its folder, or gives
-            one image two labels. The message names the line.
+        ValueError: If the file cannot be read, lacks a column or a value, lists an image outside its folder, or gives
+            one image two labels. The message contains the line number.
     """
     wanted = file_columns(image_column)
     columns, values = _open_table(path, [*wanted, label_column])
@@ -148,7 +148,7 @@ def _label(value: Any, where: str) -> str:
 
 
 def _open_table(path: Path, columns: Sequence[str]) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
-    """Return the columns of a table, and each row with its line as text."""
+    """Return the columns of a table, and its rows, each with its position as text."""
     if not os.path.isfile(path):
         raise ValueError(f"{path}: not a regular file.")
     if path.suffix == ".csv":

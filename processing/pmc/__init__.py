@@ -1,1 +1,1 @@
-"""From PubMed Central's bucket to shards of figure-caption pairs."""
+"""Build shards of figure-caption pairs from PubMed Central's bucket."""

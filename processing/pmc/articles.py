@@ -1,4 +1,4 @@
-"""An article on its way through the build, and the choice of articles and versions by their metadata."""
+"""The state of an article during the build, and the selection of articles and versions by metadata."""
 
 import difflib
 from collections.abc import Callable, Collection, Sequence
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 COMMERCIAL_LICENSES = frozenset({"CC0", "CC BY", "CC BY-SA", "CC BY-ND"})
 NONCOMMERCIAL_LICENSES = COMMERCIAL_LICENSES | {"CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND"}
-# Key in the footer of each shard: the pairs by license of each row group, so that readers can skip row groups.
+# Key in the footer of each shard. Its value counts the pairs of each row group by license, so that readers can skip row
+# groups.
 LICENSES_KEY = "biomedclip.licenses"
 KEPT = "kept"
 FIGURES_PER_ARTICLE = 1000  # default maximum number of figure images per article
@@ -24,7 +25,7 @@ class Dropped(Exception):
     Args:
         reason: A short phrase, for counting.
         detail: The details of this case.
-        all_versions: Whether the reason also applies to the other versions of the article.
+        all_versions: Whether the reason applies to all versions of the article.
     """
 
     def __init__(self, reason: str, detail: str = "", all_versions: bool = False):
@@ -41,15 +42,15 @@ class Article:
     Args:
         pmcid: `PMC<id>`.
         versions: Versions that the source contains.
-        source_etag: Changes with the metadata of any version ([`WORK_LIST_SCHEMA`]).
+        source_etag: ETags of the metadata of all versions ([`WORK_LIST_SCHEMA`]).
         version: The version that is used.
-        metadata: Its metadata.
-        xml: Its XML. Emptied after parsing.
-        figures: Its figures, up to the limit per article.
+        metadata: Metadata of the version.
+        xml: XML of the version. Cleared after parsing.
+        figures: Figures of the article, up to the limit per article.
         figures_cut: Number of figures beyond the limit.
-        images: Contents of its image files by name, or the reason why a file could not be read. Emptied at the end.
+        images: Contents of the image files by name, or the reason why a file could not be read. Cleared at the end.
         pairs: Rows of the dataset, without the split.
-        skipped: What was skipped: item (empty for the article itself), reason, detail, and the number of items if it is
+        skipped: Skipped items: item (empty for the article itself), reason, detail, and the number of items if it is
             greater than 1.
         outcome: `kept`, or the reason why the article was dropped. Empty until then.
     """
@@ -69,11 +70,11 @@ class Article:
 
     @property
     def name(self) -> str:
-        """The name of its folder: `PMC<id>.<version>`."""
+        """The name of the folder of the version: `PMC<id>.<version>`."""
         return f"{self.pmcid}.{self.version}" if self.version is not None else self.pmcid
 
     def skip(self, item: str, reason: str, detail: str = "", count: int = 1) -> None:
-        """Record something that is skipped. Texts are cut to `MAX_DETAIL` characters.
+        """Record a skipped item. Texts are truncated to `MAX_DETAIL` characters.
 
         Args:
             item: A figure, image or version. Empty for the article itself.
@@ -94,7 +95,7 @@ class Article:
 
 
 def storable_text(text: str) -> str:
-    """Replace surrogates, which JSON may contain, by question marks, so that UTF-8 can store the text."""
+    """Replace surrogates, which JSON may contain, with question marks, so that the text can be encoded in UTF-8."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -102,14 +103,14 @@ def parse_licenses(choice: str | Collection[str]) -> frozenset[str] | None:
     """Return the license codes for a choice.
 
     Args:
-        choice: `commercial`, `noncommercial` (every Creative Commons license), `all`, or codes such as `CC BY,CC0` in a
-            text or a list.
+        choice: `commercial`, `noncommercial` (every Creative Commons license), `all`, or codes such as `CC BY,CC0` as a
+            string or a list.
 
     Returns:
         The codes. None if every license is allowed.
 
     Raises:
-        ValueError: If there is no code, or one looks like a misspelled code of PMC.
+        ValueError: If `choice` is empty, or a code looks like a misspelled license code of PMC.
     """
     named = {"commercial": COMMERCIAL_LICENSES, "noncommercial": NONCOMMERCIAL_LICENSES, "all": None}
     if isinstance(choice, str) and choice in named:
@@ -142,9 +143,9 @@ _FOUND_NAMES = {str: "text", bool: "true or false", list: "a list", dict: "an ob
 
 
 def _check_types(metadata: dict[str, Any]) -> None:
-    """Drop an article with a value of the wrong type, because its meaning is unknown: `"is_retracted": "false"`.
+    """Drop an article if a metadata value has the wrong type, such as `"is_retracted": "false"`, which is ambiguous.
 
-    A version that may be retracted decides for all versions.
+    If `is_retracted` has the wrong type in one version, all versions are dropped.
     """
     for name, types in _TYPES.items():
         value = metadata.get(name)
@@ -161,14 +162,14 @@ def _check_types(metadata: dict[str, Any]) -> None:
 
 
 def check_metadata(metadata: dict[str, Any], licenses: Collection[str] | None) -> None:
-    """Check by its metadata whether a version of an article can be used.
+    """Check the metadata of a version of an article to decide whether it can be used.
 
     Args:
         metadata: The metadata.
         licenses: Codes of the allowed licenses (default: all).
 
     Raises:
-        Dropped: If it cannot be used.
+        Dropped: If the version cannot be used.
     """
     _check_types(metadata)
     if metadata.get("is_retracted"):
@@ -187,17 +188,17 @@ def check_metadata(metadata: dict[str, Any], licenses: Collection[str] | None) -
 def choose_version(
     article: Article, read_metadata: Callable[[str], dict[str, Any]], licenses: Collection[str] | None
 ) -> None:
-    """Set the version and metadata of an article: the newest usable published version, otherwise the newest manuscript.
+    """Set the version and metadata of an article: the newest usable published version, or else the newest manuscript.
 
     If a version is retracted, the article is dropped.
 
     Args:
         article: The article.
-        read_metadata: Returns the metadata of `PMC<id>.<version>`, or raises `Dropped`.
+        read_metadata: Function that returns the metadata of `PMC<id>.<version>`, or raises `Dropped`.
         licenses: Codes of the allowed licenses (default: all).
 
     Raises:
-        Dropped: If no version can be used. The reason is that of the newest.
+        Dropped: If no version can be used. The reason is that of the newest version.
     """
     newest: tuple[int, Dropped] | None = None
     unreadable: list[tuple[int, Dropped]] = []

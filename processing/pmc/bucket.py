@@ -1,7 +1,7 @@
 """Read PubMed Central's bucket, or a mirror of it, through fsspec.
 
 The bucket `s3://pmc-oa-opendata` has a prefix for each version of an article, a folder `metadata` with the metadata of
-all of them, and a daily inventory of that folder. Every URL in the metadata contains the MD5 of the object.
+all versions, and a daily inventory of that folder. Every URL in the metadata contains the MD5 of the object.
 """
 
 import errno
@@ -25,26 +25,26 @@ from ..retries import is_unreachable, lasting_error, with_retries
 logger = logging.getLogger(__name__)
 
 MAX_OBJECT_BYTES = 500_000_000
-MAX_METADATA_BYTES = 10_000_000  # Python objects may take 25 times as much. Real metadata have about 10 kB
+MAX_METADATA_BYTES = 10_000_000  # Python objects may take 25 times as much. Real metadata takes about 10 kB
 
 ATTEMPTS = 8
-FIRST_PAUSE = 0.5  # seconds. It is doubled after each attempt, which is one minute in total
-FIRST_ATTEMPTS = 3  # without a connection, if the source has never responded
+FIRST_PAUSE = 0.5  # seconds, doubled after each attempt: one minute in total
+FIRST_ATTEMPTS = 3  # if there is no connection and the source has never responded
 QUIET_ATTEMPTS = 3  # later attempts are logged
 
 _MAX_KEY_BYTES = 1024  # limit of S3
 _MAX_PART_BYTES = 255  # limit of file systems
 
-# Responses of servers: error codes of S3 are texts, and HTTP statuses are numbers. A denied object concerns only this
-# object. All other refusals of S3 (expired token, wrong signature, wrong clock) concern every object.
+# Responses of servers: error codes of S3 are strings, and HTTP statuses are integers. Denied access to an object
+# affects only this object. All other refusals by S3 (expired token, wrong signature, wrong clock) affect every object.
 _DENIED = frozenset({"AccessDenied", "403", "InvalidObjectState", 403})
 _CREDENTIALS_REFUSED = frozenset({"InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed", 401, 407})
-_RETRIED = frozenset({401, 407, 408, 425, 429})  # of the HTTP statuses from 400 to 499
+_RETRIED = frozenset({401, 407, 408, 425, 429})  # among the HTTP statuses from 400 to 499
 
 _BUCKET_URL = re.compile(r"^s3://[^/]+/|^/+")
 
 _PMC_BUCKET = "pmc-oa-opendata"
-# Settings of fsspec (its files and FSSPEC_S3_* variables) that configure an identity.
+# Settings of fsspec (its files and FSSPEC_S3_* variables) that configure credentials.
 _IDENTITY_SETTINGS = frozenset({"anon", "key", "secret", "token", "username", "password", "profile", "session"})
 
 
@@ -53,17 +53,17 @@ class BucketError(ValueError):
 
 
 class SourceUnavailable(BucketError):
-    """Raised if a source stops responding. The article is not at fault: the build stops, and can be resumed."""
+    """Raised if a source stops responding. The article is not at fault, so the build stops and can be resumed."""
 
 
 class CredentialsRefused(SourceUnavailable):
-    """Raised if a source refuses the credentials. A retry does not help until the user renews them."""
+    """Raised if a source refuses the credentials. Retries fail until the user renews them."""
 
 
 class ObjectError(ValueError):
-    """Raised if an object cannot be used: it is missing or too large, or its MD5 differs.
+    """Raised if an object cannot be used: it is missing, too large, or has the wrong MD5.
 
-    The message does not depend on the kind of source, and contains no local path.
+    The message does not depend on the kind of source and contains no local path.
     """
 
 
@@ -72,20 +72,20 @@ class ObjectMissing(ObjectError):
 
 
 class ObjectDamaged(ObjectError):
-    """Raised if an object was read and its contents are wrong."""
+    """Raised if an object was read but its content is wrong."""
 
 
 def open_source(source: str) -> tuple[Any, str]:
     """Open the file system of a source.
 
-    S3 is read with the credentials of the user: environment, profile, AWS's files or fsspec's settings. Without
-    credentials it is read anonymously.
+    S3 is read with the user's credentials, from the environment, a profile, AWS's files or fsspec's settings. Without
+    credentials, it is read anonymously.
 
     Args:
-        source: A folder or a URL that fsspec opens.
+        source: A folder, or a URL that fsspec can open.
 
     Returns:
-        The file system, and the path of the root in it.
+        The file system, and the path of the root within it.
 
     Raises:
         ImportError: If the package for this kind of source is not installed.
@@ -106,7 +106,8 @@ def _has_credentials(source: str) -> bool:
     try:
         providers = Session().get_component("credential_provider")
         if source.split("/")[2] == _PMC_BUCKET:
-            # The user did not choose the role of a machine, and it may not be allowed to read a public bucket.
+            # The user did not choose the IAM role of the machine, and that role may lack permission to read a public
+            # bucket.
             for name in ("container-role", "iam-role"):
                 providers.remove(name)
         return providers.load_credentials() is not None
@@ -122,7 +123,7 @@ class Bucket:
 
     Args:
         source: A folder, `s3://pmc-oa-opendata`, `https://pmc-oa-opendata.s3.amazonaws.com`, or any other URL that
-            fsspec opens.
+            fsspec can open.
 
     Raises:
         BucketError: If the source does not exist, or fsspec lacks the package for it.
@@ -145,7 +146,7 @@ class Bucket:
         except ObjectMissing as error:
             raise missing from error
         except ObjectError:
-            return  # a bucket that may not be listed can still be read
+            return  # even if listing a bucket is denied, its objects may be readable
         except SourceUnavailable as error:
             if _response(error.__cause__) == "NoSuchBucket":
                 raise missing from error
@@ -171,7 +172,7 @@ class Bucket:
 
     @property
     def can_list(self) -> bool:
-        """Whether the source can list its objects. A web server cannot."""
+        """Whether the source can list its objects. Web servers cannot."""
         return not self.source.startswith("http")
 
     @property
@@ -186,11 +187,11 @@ class Bucket:
             folder: Key of the folder. Empty for the root.
 
         Returns:
-            The last part of each key, and its ETag, or size and modification time if it has none. Empty if the folder
-            does not exist.
+            The last part of each key, with its ETag, or with its size and modification time if it has no ETag. Empty if
+            the folder does not exist.
 
         Raises:
-            BucketError: If the folder may not be listed, or the source does not respond.
+            BucketError: If listing the folder is denied, or the source does not respond.
         """
         if not self.can_list:
             return {}
@@ -205,9 +206,9 @@ class Bucket:
         return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: _etag(entry) for entry in entries}
 
     def etag(self, key: str) -> str | None:
-        """Return the ETag of an object, as [`names`] does. None if it does not exist or may not be read.
+        """Return the ETag of an object as in [`names`], or None if it does not exist or access is denied.
 
-        S3 denies access to missing objects if the user may not list the bucket.
+        S3 also denies access to missing objects if the user is not allowed to list the bucket.
 
         Raises:
             SourceUnavailable: If the source does not respond.
@@ -222,15 +223,15 @@ class Bucket:
 
     @property
     def refusal(self) -> str:
-        """The reason why the last denied object was denied, as ` (reason)`. Empty if there was none."""
+        """The reason for the last denied access, as ` (reason)`. Empty if no access was denied."""
         return f" ({self._refusal})" if self._refusal is not None else ""
 
     def read_metadata(self, name: str) -> dict[str, Any]:
         """Read the metadata of an article version.
 
         Raises:
-            ObjectError: If they are missing, have more than `MAX_METADATA_BYTES`, or are not JSON.
-            ObjectDamaged: If the JSON is not an object, or contains a name twice.
+            ObjectError: If the metadata is missing, larger than `MAX_METADATA_BYTES`, or not JSON.
+            ObjectDamaged: If the JSON is not an object, or contains a duplicate name.
         """
         try:
             content = self.read(f"metadata/{name}.json", max_bytes=MAX_METADATA_BYTES)
@@ -254,7 +255,7 @@ class Bucket:
             max_bytes: Maximum size.
 
         Raises:
-            ObjectError: If the object is missing, cannot be read or has more than `max_bytes`, its MD5 differs, or the
+            ObjectError: If the object is missing, unreadable or larger than `max_bytes`, if its MD5 differs, or if the
                 key is invalid.
             SourceUnavailable: If the source did not respond in `ATTEMPTS` attempts, or refuses the credentials.
         """
@@ -270,7 +271,7 @@ class Bucket:
         return content
 
     def _request(self, key: str, request: Callable[[str], Any]) -> Any:
-        """Return the result of `request` for the path of a key. Transient errors are retried."""
+        """Return the result of `request` for the path of a key. Retry after transient errors."""
         if key:
             _check_key(key)
         path = f"{self._root}/{key if self.can_list else quote(key)}".rstrip("/")
@@ -281,7 +282,7 @@ class Bucket:
         return result
 
     def _check_error(self, key: str, error: Exception, attempt: int) -> None:
-        """Raise an error unless a retry may help."""
+        """Raise an error unless a retry might succeed."""
         if isinstance(error, MemoryError | ObjectError):
             raise error
         lasting = lasting_error(error)
@@ -321,7 +322,7 @@ class Bucket:
             raise
 
     def _list_once(self, path: str) -> list[dict[str, Any]]:
-        # The list of a path that is not a folder contains the path itself.
+        # The listing of a path that is not a folder contains the path itself.
         return [entry for entry in self._filesystem.ls(path, detail=True) if entry["name"].rstrip("/") != path]
 
     def _info_once(self, path: str) -> dict[str, Any]:
@@ -333,12 +334,12 @@ class Bucket:
             raise
         except OSError as error:
             if isinstance(error, PermissionError) or error.errno == errno.EINVAL:
-                self._filesystem.cat_file(path, start=0, end=1)  # S3 states the reason in the body, which HEAD lacks
+                self._filesystem.cat_file(path, start=0, end=1)  # S3 gives the reason in the body, which HEAD lacks
             raise
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Split a URL of the metadata into the URL without query and the MD5 in lower case. Empty if it has no MD5."""
+    """Split a URL of the metadata into the URL without query and the lower-case MD5, which is empty if missing."""
     location, _, query = url.rpartition("?")
     for parameter in query.split("&"):
         name, _, value = parameter.partition("=")
@@ -348,7 +349,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def md5_of(content: bytes) -> str:
-    """Return the MD5 as hex digits."""
+    """Return the MD5 of bytes as hex digits."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
@@ -358,7 +359,7 @@ def _etag(entry: dict[str, Any]) -> str:
 
 
 def _check_key(key: str) -> None:
-    """Raise an error for a key that leads out of the bucket, or that a bucket and a mirror cannot both contain."""
+    """Raise an error for a key that points outside the bucket, or that a mirror on disk could not contain."""
     parts = key.replace("\\", "/").split("/")
     if ".." in parts:
         raise ObjectError(f"{key}: the key points out of the bucket")
@@ -375,7 +376,7 @@ def _check_key(key: str) -> None:
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object whose names are unique, because readers differ in which of two values they use."""
+    """Return a JSON object with unique names. Readers disagree on which value of a duplicate name counts."""
     result = dict(pairs)
     if len(result) < len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
@@ -384,7 +385,7 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _response(error: BaseException | None) -> int | str | None:
-    """Return the error code of S3 or the HTTP status in an error of a client. None if no server responded."""
+    """Return the error code of S3 or the HTTP status in an error of a client, or None if no server responded."""
     response = getattr(getattr(error, "__cause__", None), "response", None)
     if isinstance(response, dict):
         return response.get("Error", {}).get("Code")
@@ -392,7 +393,7 @@ def _response(error: BaseException | None) -> int | str | None:
 
 
 def _status(error: BaseException) -> str:
-    """Return the response of a server for messages, as `: HTTP 403, AccessDenied`. Empty if there is none."""
+    """Return the response of a server for messages, such as `: HTTP 403, AccessDenied`, or an empty string."""
     answer = _response(error)
     response = getattr(error.__cause__, "response", None)
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
@@ -402,7 +403,7 @@ def _status(error: BaseException) -> str:
 
 
 def _fault_of_object(key: str, error: Exception) -> ObjectError | None:
-    """Return the error for a fault of this object. None if the source is at fault."""
+    """Return the error if this object is at fault, or None if the source is at fault."""
     answer = _response(error)
     if answer == "NoSuchBucket":
         return None
@@ -413,7 +414,7 @@ def _fault_of_object(key: str, error: Exception) -> ObjectError | None:
         return ObjectError(f"{key}: cannot be read (access is denied){_status(error)}")
     if isinstance(answer, int) and 400 <= answer < 500 and answer not in _RETRIED:
         return ObjectError(f"{key}: cannot be read (the request is refused){_status(error)}")
-    # An invalid certificate is a ValueError and an OSError, and a fault of the source.
+    # An invalid certificate raises both a ValueError and an OSError, but is a fault of the source.
     is_value_error = isinstance(error, ValueError) and not isinstance(error, OSError)
     if is_value_error or number in (errno.ENAMETOOLONG, errno.ELOOP):
         return ObjectError(f"{key}: cannot be read (the key is not usable)")

@@ -1,7 +1,7 @@
 """Build a dataset of figure-caption pairs from a source in PMC's layout.
 
-All work happens in a hidden folder inside the output folder. A build that was killed, or ran out of disk space, leaves
-no `data` folder, and the same command continues with the next article.
+All work happens in a hidden folder inside the output folder. A build that was killed or ran out of disk space leaves no
+`data` folder. Running the same command again continues with the next article.
 """
 
 import logging
@@ -47,12 +47,12 @@ def build_dataset(
     """Build `output_dir/data/{train,validation,test}-*.parquet` from a bucket in PMC's layout.
 
     The shards depend only on the articles and the options, not on the engine. The build also writes `articles.parquet`
-    (the outcome of each article), `skipped.jsonl` (everything that was skipped, with reasons) and `report.json`.
+    (the outcome of each article), `skipped.jsonl` (all skipped items, with reasons) and `report.json`.
 
     Args:
-        options: What to build.
+        options: Options that determine the contents of the dataset.
         output_dir: A local folder, or a folder that all machines of the engine share.
-        engine: How tasks run (default: one at a time on this machine).
+        engine: How to run tasks (default: one at a time on this machine).
         overwrite: Whether to replace an existing dataset.
         update: Whether to add new and changed articles to an existing dataset and to remove articles that the source
             no longer contains. An article never changes its split.
@@ -66,8 +66,8 @@ def build_dataset(
 
     Raises:
         BucketError: If the source is missing, empty or damaged.
-        FileExistsError: If there is a dataset, and neither `overwrite` nor `update` is set.
-        FileNotFoundError: If `update` is set and there is no dataset.
+        FileExistsError: If `output_dir` contains a dataset, and neither `overwrite` nor `update` is set.
+        FileNotFoundError: If `update` is set and `output_dir` contains no dataset.
         ValueError: If the options contradict each other or those of the existing dataset or interrupted build, or if
             there are too few articles for the splits.
         OSError: If the disk is full or read-only, or a limit of the operating system is reached.
@@ -98,7 +98,7 @@ def build_dataset(
             report = read_report(output)  # this build was killed while it moved its result or cleaned up
         elif _is_complete(options, output, overwrite, update, publish=publish is not None, killed=killed):
             discard(output)
-            report = read_report(output)  # only publishing is left
+            report = read_report(output)  # only publishing remains
         else:
             report = _build(options, output, engine, overwrite, update, finish, publish, progress)
         if report is not None and publish is not None:
@@ -109,9 +109,10 @@ def build_dataset(
 def _is_complete(
     options: BuildOptions, output: Path, overwrite: bool, update: bool, *, publish: bool, killed: bool
 ) -> bool:
-    """Return whether the existing dataset is the requested one, or raise an error if it must not be changed.
+    """Return whether the existing dataset is the requested one. Raise an error if it must not be changed.
 
-    `killed` states that an earlier command was killed here. If it had these options, only the cleanup is left.
+    `killed` means that an earlier command was killed in this folder. If it had the same options, only the cleanup
+    remains.
     """
     data = output / "data"
     if Staging.find(output) is not None:
@@ -174,7 +175,7 @@ def _build(
 def _begin(
     options: BuildOptions, output: Path, engine: Engine, update: bool, progress: bool
 ) -> tuple[Staging, dict[str, Any]]:
-    """Read the work list and record what to do."""
+    """Read the work list, and record the options and the articles to read."""
     started = datetime.now(UTC)
     work_list, inventory = read_work_list(
         Bucket(options.source), options.pmcids, inventory=options.inventory, progress=progress

@@ -1,18 +1,18 @@
 """Read the publication date of an article from its XML, for the option `published_until`.
 
-The metadata of PMC's bucket contain no date, so the date comes from the `<article-meta>` of the article:
+The metadata in PMC's bucket contains no date, so the date comes from the `<article-meta>` of the article:
 
 1. The day on which PMC released the article: `<pub-date pub-type="pmc-release">`, or the event `pmc-release` in
    `<pub-history>`. An article can be released long after its publication.
-2. Without such a date, the day of publication: `<pub-date>` of any kind (electronic, print, collection, ...), or one
-   of the events `pub`, `epub`, `ppub` and `collection` in `<pub-history>`. Dates of preprints, submissions,
+2. If there is no release date, the day of publication: `<pub-date>` of any kind (electronic, print, collection, ...),
+   or one of the events `pub`, `epub`, `ppub` and `collection` in `<pub-history>`. Dates of preprints, submissions,
    acceptances, revisions, corrections, retractions and embargoes, and other dates of PMC, do not count.
 
-If several dates count, the earliest is used. An incomplete date is its last possible day: 2022-06 is 30 June 2022, and
-2022 is 31 December 2022. A date that cannot exist is incomplete: 2022-02-31 is 28 February 2022. The attribute
-`iso-8601-date` and the elements `<year>`, `<month>`, `<day>` and `<season>` are two dates. Months can be numbers or
-English names, also in `<season>` (Jan-Feb is February). Other seasons are ignored, so that the date is the year. Dates
-without a year of four digits, and elements in another calendar than the Gregorian one, are ignored.
+If several dates count, the earliest is used. An incomplete date is read as its last possible day: 2022-06 is 30 June
+2022, and 2022 is 31 December 2022. A date that cannot exist is treated as incomplete: 2022-02-31 is 28 February 2022.
+The attribute `iso-8601-date` is one date, and the elements `<year>`, `<month>`, `<day>` and `<season>` are another.
+Months can be numbers or English names, also in `<season>` (Jan-Feb is February). Other seasons are ignored, and only
+the year is used. Dates without a four-digit year, and elements in a calendar other than the Gregorian one, are ignored.
 """
 
 import calendar
@@ -46,12 +46,13 @@ _MONTH_NUMBERS["sept"] = 9
 
 @dataclass(frozen=True, order=True)
 class PublicationDate:
-    """A date of an article.
+    """A publication or release date of an article.
 
     Args:
         last_day: The day, or the last possible day of an incomplete date.
-        stated: The parts that are stated, as `2022`, `2022-06` or `2022-06-15`.
-        kind: `pub-type`, `date-type` or `event-type` of its element, in lower case. Empty if the XML states none.
+        stated: The stated parts of the date, such as `2022`, `2022-06` or `2022-06-15`.
+        kind: `pub-type`, `date-type` or `event-type` of its element, in lower case. Empty if the element has none of
+            them.
     """
 
     last_day: date
@@ -66,14 +67,14 @@ def parse_published_until(choice: str) -> date:
     """Parse the value of `published_until`.
 
     Args:
-        choice: A day as `2022-06-15`.
+        choice: A day in the form `2022-06-15`.
 
     Returns:
         The day.
 
     Raises:
-        ValueError: If it is not such a date, or is in the future in every time zone. The same command would then build
-            another dataset later.
+        ValueError: If `choice` is not a date in this form, or is in the future in every time zone. With a future date,
+            the same command would give a different dataset later.
     """
     try:
         if not re.fullmatch(r"\d{4}-\d\d-\d\d", choice, re.ASCII):
@@ -87,19 +88,19 @@ def parse_published_until(choice: str) -> date:
 
 
 def published_after(until: date | str) -> str:
-    """Return the reason for which later articles are skipped."""
+    """Return the reason with which later articles are skipped."""
     return f"published after {until}"
 
 
 def check_published(article: etree._Element, until: date) -> None:
-    """Check that an article was published by a day.
+    """Check that an article was published on or before a day.
 
     Args:
         article: The XML of the article, as `parse_article` returns it.
-        until: The last day that counts.
+        until: The last allowed day.
 
     Raises:
-        Dropped: If it was published later, or states no date.
+        Dropped: If the article was published later, or its XML contains no date that counts.
     """
     published = publication_date(article)
     if published is None:
@@ -109,13 +110,13 @@ def check_published(article: etree._Element, until: date) -> None:
 
 
 def publication_date(article: etree._Element) -> PublicationDate | None:
-    """Return the date that decides on an article, by the rules of the module docstring.
+    """Return the publication date of an article, by the rules in the module docstring.
 
     Args:
         article: The XML of the article, as `parse_article` returns it.
 
     Returns:
-        The date. None if the XML states none that counts.
+        The date. None if the XML contains no date that counts.
     """
     dates = read_dates(article)
     released = [each for each in dates if each.kind == _PMC_RELEASE]
@@ -149,7 +150,7 @@ def _kind(element: etree._Element, *attributes: str) -> str:
 
 
 def _dates_in(element: etree._Element, kind: str) -> list[PublicationDate]:
-    """Return the dates that an element and the dates inside it state. Empty if its kind does not count."""
+    """Return the dates in an element and its descendants, or an empty list if its kind does not count."""
     if kind != _PMC_RELEASE and _NO_PUBLICATION.search(kind):
         return []
     found = []
@@ -180,7 +181,7 @@ def _of_elements(element: etree._Element) -> tuple[int, int | None, int | None] 
 
 
 def _month(text: str) -> int | None:
-    """Return the number of a month, of a range the last one. None if any part is not a month."""
+    """Return the number of a month, or of the last month of a range. Return None if any part is not a month."""
     if _NUMBER.fullmatch(text):
         return int(text)
     if len(text) > _MAX_MONTH_LENGTH:

@@ -1,6 +1,6 @@
-"""Run the stages of a build with datatrove: on this machine, on Ray or under Slurm.
+"""Run the stages of a build with datatrove: on this machine, on Ray or on Slurm.
 
-Stages run one after the other, and the tasks of a stage in parallel. A failed task is retried. It continues after the
+Stages run one after the other. The tasks of a stage run in parallel. A failed task is retried and continues after the
 last article in its journal.
 """
 
@@ -35,7 +35,7 @@ from .bucket import CredentialsRefused, SourceUnavailable
 logger = logging.getLogger(__name__)
 
 EXECUTORS = ("local", "slurm", "ray")
-PAUSE = 20.0  # seconds before the first retry of a task, twice as many before the second
+PAUSE = 20.0  # seconds before the first retry of a task, doubled before the second
 _MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes
 _SHORTER = "Set {} to a folder with a shorter path, such as /tmp."
 
@@ -46,15 +46,15 @@ class TasksFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps that run one after the other in each task.
+    """Steps that run in sequence in each task.
 
     Args:
         name: Name of the stage and of its logs.
-        steps: A pipeline of datatrove.
+        steps: A datatrove pipeline.
         tasks: Number of tasks.
-        memory_gb: Memory of a task, if it needs more than other stages.
-        count: Returns how much is done, in any unit.
-        total: Returns the value of `count` at the end. Without it, no progress bar is shown.
+        memory_gb: Memory per task, if the stage needs more than others.
+        count: Function that returns the amount of finished work, in any unit.
+        total: Function that returns the final value of `count`. If None, no progress bar is shown.
     """
 
     name: str
@@ -71,7 +71,7 @@ def _option(default: Any, help: str, **metadata: Any) -> Any:
 
 @dataclass(frozen=True)
 class Engine:
-    """How tasks run. The help texts of the fields describe them.
+    """How to run tasks. The help text of each field describes it.
 
     Raises:
         ValueError: If a number is smaller than 1, or Slurm is used without a partition.
@@ -100,11 +100,11 @@ class Engine:
             raise ValueError("`slurm_partition` is required on Slurm. The command sinfo lists the partitions.")
 
     def run(self, stages: Sequence[Stage], logs: Path, *, progress: bool = False) -> None:
-        """Run the stages. Under Slurm they are only submitted.
+        """Run the stages. On Slurm, only submit them.
 
         Args:
-            stages: The stages, in their order.
-            logs: Folder for datatrove's logs and markers of completion.
+            stages: The stages, in order.
+            logs: Folder for datatrove's logs and completion markers.
             progress: Whether to show progress bars.
 
         Raises:
@@ -131,7 +131,7 @@ class Engine:
             failed = executor.get_incomplete_ranks()
             if not failed:
                 return
-            # Over days of work there is an outage now and then, so only attempts without progress count.
+            # A build of several days may see several outages, so only attempts without progress count.
             attempts_without_progress = 0 if stage.count() > before else attempts_without_progress + 1
             if attempts_without_progress > self.retries or not _is_transient(error):
                 raise _cause(error, stage, failed, logs) from error
@@ -159,7 +159,7 @@ class Engine:
                 depends=last,
                 partition=self.slurm_partition,
                 time=self.slurm_time,
-                qos=None,  # datatrove's default does not exist on every cluster
+                qos=None,  # datatrove's default QOS does not exist on every cluster
                 sbatch_args=sbatch_args,
             )
             last.retries = self.retries
@@ -169,9 +169,9 @@ class Engine:
 
 
 class _LocalExecutor(LocalPipelineExecutor):
-    """datatrove's local executor with a pool of the standard library.
+    """datatrove's local executor, with a process pool of the standard library.
 
-    datatrove's own pool waits forever for a killed worker, such as one that ran out of memory.
+    datatrove's own pool waits forever if a worker was killed, for example because it ran out of memory.
     """
 
     def run(self) -> None:
@@ -195,7 +195,7 @@ class _LocalExecutor(LocalPipelineExecutor):
 
 
 class _SlurmExecutor(SlurmPipelineExecutor):
-    """datatrove's Slurm executor that retries a failed task in the same job."""
+    """datatrove's Slurm executor, which retries a failed task in the same job."""
 
     pipeline: list[Any]
     retries = 0
@@ -214,7 +214,7 @@ class _SlurmExecutor(SlurmPipelineExecutor):
         return with_retries(run, check=check, pause=PAUSE)
 
     def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
-        """Start tasks with this Python, and quote values and paths, which sbatch and bash would split at spaces."""
+        """Start tasks with this Python, and quote values and paths so that sbatch and bash do not split them."""
         pickled = self.logging_dir.resolve_paths("executor.pik")
         command = [sys.executable, "-P", "-m", "datatrove.tools.launch_pickled_pipeline", pickled]
         return super().get_launch_file_contents(
@@ -227,7 +227,7 @@ class _SlurmExecutor(SlurmPipelineExecutor):
 
 
 class _RayExecutor(RayPipelineExecutor):
-    """datatrove's Ray executor with the log of each task in the folder of logs.
+    """datatrove's Ray executor, which writes the log of each task to the folder of logs.
 
     datatrove first writes all logs to `/tmp/ray_logs`. If another user created this folder, every task fails.
     """
@@ -243,7 +243,7 @@ def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Pat
 
     if not ray.is_initialized():
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)  # the address of a cluster is in RAY_ADDRESS
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)  # RAY_ADDRESS contains the address of a cluster
         except OSError as error:
             if "AF_UNIX" not in str(error):
                 raise
@@ -254,7 +254,7 @@ def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Pat
 
 
 def _check_temporary_folder() -> None:
-    """Raise an error if the sockets of worker processes would exceed the system's limit on paths."""
+    """Raise an error if the socket paths of worker processes would exceed the system's limit."""
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) + len("/pymp-xxxxxxxx/listener-xxxxxxxx") > _MAX_SOCKET_PATH:
         raise ValueError(
@@ -263,7 +263,7 @@ def _check_temporary_folder() -> None:
 
 
 def _end_with_parent() -> None:
-    """End a worker when its parent dies, even by SIGKILL. Otherwise it would continue with the tasks in the queue."""
+    """End a worker when its parent dies, even by SIGKILL. Otherwise, it would continue with the queued tasks."""
     parent = parent_process()
     assert parent is not None
 
@@ -284,7 +284,7 @@ def _cause(error: Exception | None, stage: Stage, failed: Sequence[int], logs: P
 
 
 def _is_transient(error: BaseException | None) -> bool:
-    """Return whether a retry may help. The errors of Ray's tasks are only in their logs, so they may be transient."""
+    """Return whether a retry might succeed. Errors of Ray tasks are only in their logs, so they may be transient."""
     if lasting_error(error) is not None or isinstance(error, CredentialsRefused | DamagedFile):
         return False
     return error is None or isinstance(error, (OSError, SourceUnavailable, BrokenProcessPool))
@@ -292,7 +292,7 @@ def _is_transient(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep datatrove's log off the terminal, where the progress bar is. It is also in files."""
+    """Keep datatrove's log off the terminal, where the progress bar is. The log is also written to files."""
     datatrove_logger.remove()
     try:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):

@@ -1,4 +1,4 @@
-"""Inspect the image files of figures, and find copies of benchmark images among them."""
+"""Inspect the image files of figures and find copies of benchmark images among them."""
 
 import hashlib
 import io
@@ -77,17 +77,17 @@ class ImageIndex:
     def from_path(cls, path: str | os.PathLike[str], progress: bool = False) -> "ImageIndex":
         """Index the images of a path.
 
-        Warnings list images that cannot be read, and files that are not images.
+        Images that cannot be read and files that are not images are listed in warnings.
 
         Args:
-            path: An image, a Parquet file with a column `image` (such as a shard of a built dataset), or a folder with
-                any number of both, at any depth. Images are recognized by [`find_images`].
+            path: An image, a Parquet file with a column `image` (such as a shard of a built dataset), or a folder that
+                contains any number of both at any depth. Images are found with [`find_images`].
             progress: Whether to show a progress bar.
 
         Raises:
             FileNotFoundError: If the path does not exist.
             ImportError: If images are DICOM and pydicom is not installed.
-            ValueError: If there is no image that can be compared.
+            ValueError: If no image can be compared.
         """
         root = Path(path)
         if not root.exists():
@@ -131,11 +131,11 @@ class ImageIndex:
         return f"ImageIndex({len(self)} hashes, {digest})"
 
     def contains(self, perceptual_hash: str) -> bool:
-        """Return whether an image is (nearly) equal to the one with this hash. False for a blank one."""
+        """Return whether the index contains (nearly) the image with this hash. Always False for a blank image."""
         return self.nearest(perceptual_hash) is not None
 
     def nearest(self, perceptual_hash: str) -> str | None:
-        """Return the hash of the image that is (nearly) equal to the one with this hash. None if there is none."""
+        """Return the hash of an image that (nearly) equals the one with this hash, or None if there is none."""
         if not perceptual_hash or not len(self):
             return None
         distances = np.bitwise_count(self._hashes ^ np.uint64(int(perceptual_hash, 16)))
@@ -144,15 +144,15 @@ class ImageIndex:
 
 
 def count_duplicates(image_md5s: Iterable[str], perceptual_hashes: Iterable[str]) -> dict[str, int]:
-    """Count the pairs whose image equals that of an earlier pair. 15 million pairs take 25 s and 150 MiB.
+    """Count the pairs whose image equals that of an earlier pair.
 
     Args:
         image_md5s: The MD5 of each image, as hex digits.
         perceptual_hashes: The perceptual hash of each image. Empty for blank images, which are not counted.
 
     Returns:
-        `same_bytes`: number of images with the MD5 (its first 64 bits) of an earlier one. `same_image`: number of
-        images with the perceptual hash of an earlier one.
+        `same_bytes`: number of images whose MD5 (first 64 bits) equals that of an earlier image. `same_image`: number
+        of images whose perceptual hash equals that of an earlier image.
     """
     return {"same_bytes": _count_repeated(image_md5s), "same_image": _count_repeated(perceptual_hashes)}
 
@@ -181,7 +181,7 @@ def _is_parquet(file: Path) -> bool:
 
 
 def _images_in(file: Path, *, is_parquet: bool) -> Iterator[tuple[str, Path | bytes | str]]:
-    """Yield the name and source of each image in a file, or its perceptual hash if a Parquet file contains it."""
+    """Yield the name of each image in a file, with its source, or with its perceptual hash if the file stores it."""
     if not is_parquet:
         yield str(file), file
         return
@@ -205,7 +205,7 @@ def _images_in(file: Path, *, is_parquet: bool) -> Iterator[tuple[str, Path | by
 
 def _count_frames(image: Image.Image, source: bytes | Path) -> int:
     try:
-        if not isinstance(image, ImageFile.ImageFile):  # another library read the pixels
+        if not isinstance(image, ImageFile.ImageFile):  # another library decoded the pixels
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(file, formats=DECODABLE_FORMATS) as opened:
                 return _count_frames(opened, source)

@@ -1,7 +1,7 @@
 """The work list: the articles and versions that a source contains.
 
 It is read from the daily inventory of the bucket, because listing eight million objects would take too long. For a
-mirror without an inventory it is read from the folders, and for a short list of PMCIDs each article is requested.
+mirror without an inventory, it is read from the folders. For a short list of PMCIDs, each article is requested.
 """
 
 import gzip
@@ -25,13 +25,13 @@ from .bucket import Bucket, BucketError, ObjectError, SourceUnavailable
 
 
 INVENTORY = "inventory-reports/pmc-oa-opendata/metadata"
-KEPT_DAYS = 30  # NLM keeps inventories for this time
+KEPT_DAYS = 30  # NLM keeps inventories for this long
 _INVENTORY_HOUR = "T01-00Z"
 _COLUMNS = ("Bucket", "Key", "LastModifiedDate", "ETag")
 
 _VERSION_NAME = r"(?:^|/)PMC(?P<number>\d{1,12})\.(?P<version>\d{1,6})(?:\.json)?$"
 _PMCID = r"^PMC(?P<number>\d{1,12})(?:\.(?P<version>\d{1,6}))?$"
-_MAX_VERSION_GAP = 3  # versions are numbered from 1, and some were removed
+_MAX_VERSION_GAP = 3  # versions are numbered from 1, and some have been removed
 _MAX_REQUESTED = 1000  # longer lists of PMCIDs are looked up in the inventory, because requests would take hours
 _PARALLEL_REQUESTS = 16
 
@@ -47,16 +47,17 @@ def read_work_list(
 
     Args:
         bucket: The source.
-        pmcids: Articles (`PMC123`) or versions (`PMC123.2`) (default: all). A missing article has no versions.
-        inventory: Name of the inventory, such as `2026-01-18T01-00Z` (default: the newest, which is not read for a
-            short list of PMCIDs).
+        pmcids: Articles (`PMC123`) or versions (`PMC123.2`) (default: all). Missing articles are returned without
+            versions.
+        inventory: Name of the inventory, such as `2026-01-18T01-00Z` (default: the newest, or none for a short list of
+            PMCIDs).
         progress: Whether to show a progress bar.
 
     Returns:
-        A table with the columns of `WORK_LIST_SCHEMA`, and the name of the inventory. None if none was used.
+        A table with the columns of `WORK_LIST_SCHEMA`, and the name of the inventory, or None if none was used.
 
     Raises:
-        BucketError: If there is no article, the inventory is damaged, a PMCID is invalid, or the source does not
+        BucketError: If no article is found, the inventory is damaged, a PMCID is invalid, or the source does not
             respond.
     """
     wanted = None if pmcids is None else parse_pmcids(pmcids)
@@ -83,7 +84,7 @@ def read_work_list(
 
 
 def parse_pmcids(pmcids: Iterable[str]) -> dict[int, set[int]]:
-    """Return the requested versions of each article by its number. Empty for all versions.
+    """Return the requested versions of each article, by its number. An empty set requests all versions.
 
     Raises:
         BucketError: If a PMCID is invalid.
@@ -100,14 +101,14 @@ def parse_pmcids(pmcids: Iterable[str]) -> dict[int, set[int]]:
 
 
 def find_manifest(bucket: Bucket, inventory: str | None = None) -> str | None:
-    """Return the key of the manifest of an inventory. None if the source has no inventory.
+    """Return the key of the manifest of an inventory, or None if the source has no inventory.
 
     Args:
         bucket: The source.
         inventory: Name of the inventory (default: the newest).
 
     Raises:
-        BucketError: If there is no inventory with this name.
+        BucketError: If no inventory has this name.
     """
     if inventory:
         key = f"{INVENTORY}/{inventory.strip('/')}/manifest.json"
@@ -131,7 +132,7 @@ def inventory_date(manifest: str | None) -> str | None:
 
 
 def _inventory_names(bucket: Bucket) -> Iterator[str]:
-    """Yield the names of the inventories, oldest first. Over HTTP, yield the possible names."""
+    """Yield the names of the inventories, oldest first. HTTP cannot list folders, so yield all possible names."""
     if bucket.can_list:
         yield from sorted(name for name in bucket.names(INVENTORY) if name[:1].isdigit())
         return
@@ -160,7 +161,7 @@ def _inventory_rows(bucket: Bucket, manifest: str, progress: bool) -> pa.Table:
 
 
 def _read_table(bucket: Bucket, key: str, md5: str | None, columns: Sequence[str]) -> pa.Table:
-    """Read a file of the inventory: gzipped CSV without a header, with percent-encoded keys."""
+    """Read a file of the inventory, a gzipped CSV file without a header and with percent-encoded keys."""
     content = bucket.read(key)
     if md5 and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise ObjectError(f"{key}: the MD5 differs from the one in the manifest, {md5}")
@@ -202,7 +203,7 @@ def _request_each(request: Callable[[Any], Any], items: Collection[Any], progres
 
 
 def _requested_rows(bucket: Bucket, wanted: Mapping[int, set[int]], manifest: str | None, progress: bool) -> pa.Table:
-    """Return the rows of the requested articles, and a row without version for each missing article."""
+    """Return the rows of the requested articles, and a row without a version for each missing article."""
     if manifest:
         rows = _inventory_rows(bucket, manifest, progress)
         rows = rows.filter(pc.is_in(rows.column("number"), pa.array(wanted, pa.int64())))

@@ -1,10 +1,10 @@
-"""Find the figures of an article in JATS, the XML of journal articles (ANSI/NISO Z39.96).
+"""Find the figures of an article in JATS, the XML format of journal articles (ANSI/NISO Z39.96).
 
 Figures are found in the body, in floats, appendices, boxes, supplements, sub-articles and figure groups. The XML comes
 from thousands of publishers and is not trusted: no DTD is loaded, no entity is expanded, and nothing is downloaded.
-Size and depth are bounded, and the run time is linear in the size. [`jats_text`] turns elements into text.
+Size and depth are limited, and the run time is linear in the size. [`jats_text`] converts elements to text.
 
-A figure is a `<fig>`, a `<fig-group>` that directly contains images, or a captioned `<graphic>` outside both.
+A figure is a `<fig>`, a `<fig-group>` that directly contains images, or a captioned `<graphic>` outside these.
 Publishers put captions and images at different levels, so a caption is looked up in this order:
 
 1. In the figure itself: its caption (title, paragraphs, lists, formulas), and the paragraphs and lists next to it.
@@ -15,12 +15,12 @@ Publishers put captions and images at different levels, so a caption is looked u
    that only contains other figures is a group and not a figure.
 
 A caption is never taken from a neighboring figure. If there are several captions, the one in the language of the
-article is used, otherwise the first. The same holds for paragraphs of one caption in different languages. The `<fig>`s
-of a group that differ in language are one figure.
+article is used, or else the first. The same applies to paragraphs of one caption in different languages. `<fig>`
+elements of a group that differ only in language are one figure.
 
 A mention is a paragraph outside figures that refers to a figure, one of its images or a group around it, or to a range
-around it (Figs 2–5). The target of an `<xref>` counts, not its `ref-type`. Each paragraph is returned once and in
-full, without the tables, boxes and footnotes inside it. Paragraphs inside these are separate mentions.
+that includes it (Figs 2–5). Only the target of an `<xref>` counts, not its `ref-type`. Each paragraph is returned once
+and in full, without the tables, boxes and footnotes inside it. Paragraphs inside these are separate mentions.
 """
 
 import mimetypes
@@ -34,32 +34,33 @@ from lxml import etree
 from .jats_text import DASHES, LEFT_OUT, local_name, name_of, plain_text, text_of_blocks
 
 
-# The largest articles of PMC have about 20 MB. In memory a tag or an attribute takes 100 to 250 bytes, however short it
-# is written: 30 MB of «<b a=""/>» took 1.2 GB. With both limits, no input takes a process beyond 900 MiB.
+# The largest articles of PMC have about 20 MB. In memory, a tag or an attribute takes 100 to 250 bytes, however short
+# it is: 30 MB of «<b a=""/>» take 1.2 GB. With both limits, a process stays below 900 MiB.
 MAX_XML_BYTES = 30_000_000
-MAX_MARKS = 3_000_000  # of «<», «=» and «&». The densest of 393 articles has one in 13 bytes
+MAX_MARKS = 3_000_000  # of «<», «=» and «&». The densest of 393 articles has one per 13 bytes
 MAX_FIGURES = 100_000
 MAX_MENTIONS = 200_000  # pairs of a figure and a paragraph. A range can name 200 figures in 60 bytes
 
-# Between several ids in one reference.
+# Separators between several ids in one reference.
 _BETWEEN_IDS = re.compile(r"[\s,;#]+")
-_MAX_RANGE = 200  # figures. Limits the cost of «Figs 1–9999»
+_MAX_RANGE = 200  # figures, to limit the cost of «Figs 1–9999»
 _RANGE = frozenset(DASHES)
 
 _XML_ID = "{http://www.w3.org/XML/1998/namespace}id"
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
-# Some publishers use codes of three letters, while the article uses two.
+# Some publishers use three-letter codes for elements and a two-letter code for the article.
 _SHORT_LANGUAGES = dict(pair.split("-") for pair in "eng-en spa-es por-pt fra-fr fre-fr deu-de ger-de ita-it".split())
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 
 _PLAIN_NAME = re.compile("[a-z][a-z0-9-]*")
 
-# Elements whose caption and references also count for the figures inside them.
+# Elements whose caption and references also apply to the figures inside them.
 _GROUPS = frozenset(("fig", "fig-group", "supplementary-material"))
 _ARTICLES = frozenset(("article", "sub-article", "response"))
-# The search for a group around a figure ends here.
+# Elements at which the search for a group around a figure ends.
 _GROUP_BOUNDARIES = _ARTICLES | frozenset("app back body boxed-text caption floats-group sec table-wrap".split())
-# Parts of a figure in which a graphic is not an image of it: a symbol, a formula, a logo, a separate figure.
+# Parts of a figure in which a graphic is not an image of the figure, but a symbol, a formula, a logo or a separate
+# figure.
 _WITHOUT_GRAPHICS = frozenset(
     "attrib caption disp-formula disp-formula-group fig fig-group inline-formula label permissions".split()
 )
@@ -74,7 +75,7 @@ class JatsError(ValueError):
 
 @dataclass(frozen=True)
 class Graphic:
-    """One image of a figure: the possible names of its file, best first, and its panel if the XML states one."""
+    """An image of a figure: the possible names of its file, best first, and its panel if the XML contains one."""
 
     hrefs: tuple[str, ...]
     panel: str | None = None
@@ -82,7 +83,7 @@ class Graphic:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure. Texts are plain, with single spaces. `caption` is empty if the figure has none."""
+    """A figure. Texts are plain, with single spaces. `caption` is empty if the figure has none."""
 
     figure_id: str
     label: str | None
@@ -93,13 +94,13 @@ class Figure:
 
 @dataclass(eq=False)
 class _Candidate:
-    """A figure while the structure of the article is resolved.
+    """An element that may be a figure, while the structure of the article is being resolved.
 
     Args:
         element: The `<fig>`, `<fig-group>`, `<graphic>` or `<media>`.
-        pictures: Its images: `<graphic>`, `<media>` or `<alternatives>` elements.
-        captioned: Elements inside it that contain its caption if it has no caption itself.
-        xml_ids: XML ids by which an `<xref>` can name it.
+        pictures: Images of the figure: `<graphic>`, `<media>` or `<alternatives>` elements.
+        captioned: Elements inside it that contain the caption, if the element itself has none.
+        xml_ids: XML ids by which an `<xref>` can refer to the figure.
     """
 
     element: etree._Element
@@ -114,7 +115,7 @@ class _Candidate:
         self.xml_ids += filter(None, map(_xml_id, (self.element, *parts, *_with_alternatives(self.pictures))))
 
     def merge(self, other: "_Candidate") -> None:
-        """Add the images and the XML ids of another candidate that is the same figure."""
+        """Add the images and XML ids of another candidate for the same figure."""
         new = [picture for picture in other.pictures if _hrefs(picture) not in self._files]
         self.pictures += new
         self._files.update(map(_hrefs, new))
@@ -126,11 +127,11 @@ _Value = TypeVar("_Value")
 
 
 class _Inherited(Generic[_Value]):
-    """A property that elements inherit from the nearest ancestor that states it, computed in linear time.
+    """A property that elements inherit from the nearest ancestor that defines it, computed in linear time.
 
     Args:
-        read: Returns the value that an element states, or None to continue with its parent.
-        otherwise: The value if no element states one.
+        read: Function that returns the value that an element defines, or None to continue with its parent.
+        otherwise: The value if no element defines one.
     """
 
     def __init__(self, read: Callable[[etree._Element], _Value | None], otherwise: _Value):
@@ -139,12 +140,12 @@ class _Inherited(Generic[_Value]):
         self._known: dict[etree._Element, _Value] = {}
 
     def around(self, element: etree._Element) -> _Value:
-        """Return the value that the ancestors of an element state, without the element itself."""
+        """Return the value that the ancestors of an element define, ignoring the element itself."""
         parent = element.getparent()
         return self._otherwise if parent is None else self.of(parent)
 
     def of(self, element: etree._Element) -> _Value:
-        """Return the value that an element states, otherwise that of its ancestors."""
+        """Return the value that an element or its nearest ancestor defines."""
         passed = []
         value: _Value | None = None
         asked: etree._Element | None = element
@@ -159,7 +160,7 @@ class _Inherited(Generic[_Value]):
 
 
 class _Surroundings:
-    """Properties of a figure that its ancestors state: group, language, article."""
+    """Properties of a figure that its ancestors define: group, language and article."""
 
     def __init__(self) -> None:
         self._groups = _Inherited[etree._Element | Literal[False]](_read_group, False)
@@ -175,26 +176,26 @@ class _Surroundings:
         return None if group is False else group
 
     def is_held(self, graphic: etree._Element) -> bool:
-        """Return whether a graphic belongs to a figure, a table, a formula or a supplement."""
+        """Return whether a graphic is part of a figure, a table, a formula or a supplement."""
         return self._holders.around(graphic)
 
     def language(self, element: etree._Element) -> str:
-        """Return the language of an element as a primary subtag such as `en`. Empty if it is not stated."""
+        """Return the language of an element as a primary subtag such as `en`, or an empty string if undefined."""
         return self._languages.of(element)
 
     def preferred(self, languages: list[str], element: etree._Element) -> str:
-        """Return the language of the article around an element if it is in `languages`, otherwise the first of them."""
+        """Return the language of the article around an element if it is in `languages`, or else the first of these."""
         article = self._articles.of(element)
         language = "" if article is False else self.language(article)
         return language if language in languages else languages[0]
 
     def caption_language(self, element: etree._Element) -> str:
-        """Return the language of the caption of an element, otherwise the language of the element."""
+        """Return the language of the caption of an element, or else the language of the element."""
         caption = self.caption(element)
         return self.language(element if caption is None else caption)
 
     def in_one_language(self, elements: list[etree._Element]) -> list[etree._Element]:
-        """Return the elements in the language of the article, otherwise those in the language of the first element."""
+        """Return the elements in the language of the article, or else those in the language of the first element."""
         languages = list(map(self.caption_language, elements))
         if len(set(languages)) < 2:
             return elements
@@ -209,7 +210,7 @@ class _Surroundings:
         return next(iter(captions), None)
 
     def caption_blocks(self, caption: etree._Element) -> list[etree._Element]:
-        """Return the caption, or only its blocks in one language if its blocks state several languages."""
+        """Return the caption, or only its blocks in one language if the blocks have several languages."""
         stated = [block for block in caption if self.language(block)] if any(map(_read_language, caption)) else []
         left_out = set(stated).difference(self.in_one_language(stated))
         return [block for block in caption if block not in left_out] if left_out else [caption]
@@ -234,8 +235,8 @@ def parse_figures(xml: bytes) -> list[Figure]:
         xml: The article, in any version of JATS.
 
     Returns:
-        The figures. `figure_id` is the XML id of the figure, or `fig-<position>` if it has none, made unique if two
-        figures share one. `mentions` are the paragraphs that refer to it.
+        The figures. `figure_id` is the XML id of the figure, or `fig-<position>` if it has none. Shared ids are made
+        unique. `mentions` are the paragraphs that refer to it.
 
     Raises:
         JatsError: If the XML is not well-formed, is not an article, or exceeds one of the limits `MAX_XML_BYTES`,
@@ -248,7 +249,7 @@ def find_figures(article: etree._Element) -> list[Figure]:
     """Find all figures of a parsed article, as [`parse_figures`] returns them.
 
     Args:
-        article: The root of the XML, as [`parse_article`] returns it. It is changed.
+        article: The root of the XML, as [`parse_article`] returns it. It is modified in place.
 
     Raises:
         JatsError: If the article exceeds one of the limits `MAX_FIGURES`, `MAX_MENTIONS`.
@@ -257,7 +258,7 @@ def find_figures(article: etree._Element) -> list[Figure]:
     candidates: _Candidates = {}
     references: list[etree._Element] = []
     figure_ids: set[str] = set()
-    # One pass over the tree, because iterating costs as much as all other steps.
+    # Only one pass over the tree, because iterating takes as long as all other steps together.
     for element in article.iter(*(f"{{*}}{name}" for name in ("xref", "graphic", "media", *_GROUPS))):
         name = local_name(element.tag)
         if name in _GROUPS:
@@ -293,7 +294,7 @@ def parse_article(xml: bytes) -> etree._Element:
         xml: The article, in any version of JATS.
 
     Returns:
-        The root. It is or contains an `<article>`.
+        The root element. It is an `<article>` or contains one.
 
     Raises:
         JatsError: If the XML is not well-formed, is not an article, or exceeds one of the limits `MAX_XML_BYTES`,
@@ -318,10 +319,10 @@ def parse_article(xml: bytes) -> etree._Element:
 
 
 def _parser(*, recover: bool = False) -> etree.XMLParser:
-    """Return a new parser for each article, because lxml parsers cannot be shared between threads.
+    """Return a new parser. Each article needs its own, because lxml parsers cannot be shared between threads.
 
-    Without `huge_tree`, it refuses more than 256 levels, which bounds all recursion here. `collect_ids=False` would be
-    faster, but makes it request the DTD.
+    Without `huge_tree`, the parser refuses more than 256 levels, which limits all recursion in this module.
+    `collect_ids=False` would be faster, but makes the parser request the DTD.
     """
     return etree.XMLParser(
         resolve_entities=False,
@@ -335,7 +336,7 @@ def _parser(*, recover: bool = False) -> etree.XMLParser:
 
 
 def _normalize_names(root: etree._Element) -> None:
-    """Convert names in capitals or with an undeclared prefix to the names of JATS."""
+    """Convert names in capitals or with an undeclared prefix to JATS names."""
     for element in root.iter(etree.Element):
         for name, value in element.items():
             if _PLAIN_NAME.fullmatch(local := local_name(name)):
@@ -346,7 +347,7 @@ def _normalize_names(root: etree._Element) -> None:
 
 
 def _distinct(xml_ids: list[str]) -> list[str]:
-    """Return unique ids for figures that share an id or have none, by their positions from 1."""
+    """Return unique ids for figures that share an id or have none, by their 1-based positions."""
     taken: dict[str, None] = {}
     for position, xml_id in enumerate(xml_ids, start=1):
         figure_id = xml_id or f"fig-{position}"
@@ -368,14 +369,14 @@ def _candidate(element: etree._Element, name: str, surroundings: _Surroundings) 
         return _Candidate(element, [element])
     pictures = list(_pictures(element, _WITHOUT_GRAPHICS))
     if not pictures and name == "fig":
-        # An image inside the caption is a symbol, unless the figure has no other image.
+        # An image inside the caption is treated as a symbol, unless the figure has no other image.
         captions = (child for child in element if name_of(child) == "caption")
         pictures = [picture for caption in captions for picture in _pictures(caption, _WITHOUT_GRAPHICS)]
     return _Candidate(element, pictures) if pictures or name == "fig" else None
 
 
 def _pictures(element: etree._Element, excluded: frozenset[str]) -> Iterator[etree._Element]:
-    """Return the images inside an element. Several renderings in `<alternatives>` are one image."""
+    """Return the images inside an element. Several renderings in `<alternatives>` count as one image."""
     for child in element:
         name = name_of(child)
         if name in ("graphic", "media", "alternatives") and _hrefs(child):
@@ -385,7 +386,7 @@ def _pictures(element: etree._Element, excluded: frozenset[str]) -> Iterator[etr
 
 
 def _wrappers(element: etree._Element) -> Iterator[etree._Element]:
-    """Return the elements inside a figure, without those of inner figures, tables and supplements."""
+    """Return the elements inside a figure, except those inside inner figures, tables and supplements."""
     for child in element.iterchildren(etree.Element):
         if name_of(child) not in _HOLDERS_OF_GRAPHICS:
             yield child
@@ -399,7 +400,7 @@ def _graphics(candidate: _Candidate) -> Iterator[Graphic]:
 
 
 def _hrefs(picture: etree._Element) -> tuple[str, ...]:
-    """Return the unique file names of an image. Empty if the element is not an image."""
+    """Return the unique file names of an image. The result is empty if the element is not an image."""
     return tuple(dict.fromkeys(href for rendering in _renderings(picture) if (href := _href(rendering))))
 
 
@@ -433,7 +434,7 @@ def _href(element: etree._Element) -> str:
 
 
 def _own_id(candidate: _Candidate) -> str:
-    """Return the id of the element of a figure, not of its images. Empty if there is none."""
+    """Return the id of the figure element itself, not of its images, or an empty string if there is none."""
     return next(filter(None, map(_xml_id, (candidate.element, *candidate.captioned))), "")
 
 
@@ -453,7 +454,7 @@ def _groups_around(candidates: _Candidates, surroundings: _Surroundings) -> dict
 
 
 def _merge_translations(candidates: _Candidates, captions: "_Captions", surroundings: _Surroundings) -> None:
-    """Merge the figures of a group that differ in language into one figure, selected by the caption's language."""
+    """Merge the figures of a group that are translations of each other into the one in the preferred language."""
     groups: dict[etree._Element, dict[str, list[_Candidate]]] = {}
     for candidate in candidates.values():
         group = _group_of_translations(candidate.element, surroundings)
@@ -476,7 +477,7 @@ def _merge_translations(candidates: _Candidates, captions: "_Captions", surround
 
 
 def _group_of_translations(element: etree._Element, surroundings: _Surroundings) -> etree._Element | None:
-    """Return the group around a figure. A `<fig-group>` in a group that states a language is itself a translation."""
+    """Return the group around a figure. A `<fig-group>` with a language inside a group is itself a translation."""
     group = surroundings.group(element)
     if group is not None and name_of(group) == "fig-group" and _read_language(group):
         outer = surroundings.group(group)
@@ -516,7 +517,7 @@ def _join_inner_captions(candidates: _Candidates, captions: "_Captions", surroun
 
 
 class _Captions:
-    """The captions of figures and groups. Each text is extracted once."""
+    """The captions of figures and groups. The text of each element is extracted only once."""
 
     def __init__(self, surroundings: _Surroundings):
         self._surroundings = surroundings
@@ -524,7 +525,7 @@ class _Captions:
         self._around: dict[etree._Element, str] = {}
 
     def of(self, candidate: _Candidate) -> str:
-        """Return the caption of a figure, in the order of the module docstring."""
+        """Return the caption of a figure. The module docstring lists where it is looked up."""
         return (
             self.own(candidate.element)
             or self.of_pictures(candidate)
@@ -579,13 +580,13 @@ def _own_label(element: etree._Element) -> str | None:
 
 
 def _named_ids(reference: etree._Element) -> list[str]:
-    """Return the XML ids that an `<xref>` names: the whole `rid`, because an id may contain a space, and its parts."""
+    """Return the XML ids in an `<xref>`: the whole `rid`, because an id may contain a space, and its parts."""
     rid = (reference.get("rid") or "").strip()
     return [xml_id for xml_id in dict.fromkeys((rid, *_BETWEEN_IDS.split(rid))) if xml_id]
 
 
 def _mark_figure_references(references: Iterable[etree._Element], figure_ids: set[str]) -> None:
-    """Set the type of references to figures to `fig`, because numbers that refer to the bibliography are left out."""
+    """Set the type of references to figures to `fig`, because numeric references to the bibliography are removed."""
     for reference in references:
         if not figure_ids.isdisjoint(_named_ids(reference)):
             reference.set("ref-type", "fig")
@@ -603,7 +604,7 @@ class _Targets:
                 self._by_id.setdefault(xml_id, []).append(position)
 
     def named_by(self, reference: etree._Element) -> list[int]:
-        """Return the figures that an element refers to. Empty if it does not refer to a figure."""
+        """Return the figures that an element refers to. The result is empty if it does not refer to a figure."""
         return list(dict.fromkeys(position for xml_id in _named_ids(reference) for position in self._named(xml_id)))
 
     def _named(self, xml_id: str) -> list[int]:
@@ -636,7 +637,7 @@ def _mentions(
 
 
 def _cited(reference: etree._Element, targets: _Targets) -> list[int]:
-    """Return the figures of a reference, and those up to the next reference if only a dash is between them."""
+    """Return the figures of a reference, and of the range to the next reference if only a dash separates them."""
     cited = targets.named_by(reference)
     if cited and (reference.tail or "").strip() in _RANGE:
         following = reference.getnext()
@@ -652,7 +653,7 @@ def _cited(reference: etree._Element, targets: _Targets) -> list[int]:
 
 
 def _paragraph(reference: etree._Element, places: dict[etree._Element, etree._Element | None]) -> etree._Element | None:
-    """Return the outermost `<p>` that contains the reference. None in a figure or outside of paragraphs.
+    """Return the outermost `<p>` that contains a reference, or None in a figure or outside paragraphs.
 
     `places` caches for each visited element whether its text belongs to a paragraph, a figure or neither.
     """

@@ -5,9 +5,9 @@
 - Nested markup is converted to text, and blocks are separated by a space. Markers of list items, footnotes, images,
   tables, nested figures, supplements, alternative texts, paragraphs that are only a DOI and PMC's "Click here for
   additional data file." are left out.
-- Subscripts and superscripts are plain text (H2O, Ca2+). A caret is written only where a number would change (10^6).
-- A formula is written once: from MathML on one line (x^2, x_i^(n+1), (a+b)/c, √x), or from TeX without its preamble. An
-  image of a formula is left out.
+- Subscripts and superscripts are plain text (H2O, Ca2+). A caret is only inserted where a number would change (10^6).
+- A formula is included once: from MathML on one line (x^2, x_i^(n+1), (a+b)/c, √x), or from TeX without its preamble.
+  An image of a formula is left out.
 - Numeric references to the bibliography are removed with their brackets and commas. Footnote marks are removed too.
   Named citations, years, and references to figures and tables are kept.
 """
@@ -20,7 +20,7 @@ from html.entities import html5
 from lxml import etree
 
 
-# Elements that end a line on a page: their text must be separated from its neighbors.
+# Elements that are displayed on separate lines: their text must be separated from its neighbors.
 _BLOCKS = frozenset(
     """
     array attrib break caption chem-struct-wrap code def def-item def-list disp-formula disp-formula-group disp-quote hr
@@ -39,19 +39,19 @@ LEFT_OUT = _FLOATS | frozenset(
     inline-media label long-desc object-id private-char
     """.split()
 )
-# If there are several renderings, the first of these is used. Image renderings are left out.
+# The preferred renderings, best first. Renderings as an image are left out.
 _ALTERNATIVES = ("math", "tex-math", "textual-form", "chem-struct")
-# Elements that need special handling. The empty name stands for entities.
+# Elements that need special handling. The empty name represents entities.
 _SPECIAL = _BLOCKS | LEFT_OUT | {"", "alternatives", "math", "sup", "tex-math", "xref"}
 
 _BIBLIOGRAPHY = frozenset(("bibr", "ref"))
 _FOOTNOTES = frozenset(("fn", "table-fn", "aff", "corresp"))
-DASHES = "‐‑–—−-"  # the ASCII hyphen is last, because it would form a range in a character set
+DASHES = "‐‑–—−-"  # the ASCII hyphen is last, because it would otherwise define a range in a character class
 _BARE_NUMBERS = re.compile(rf"(?:\d[a-z]?|[\s\[\](),;.^*{DASHES}])*")
 _YEAR = re.compile(r"(?<!\d)(?:1[6-9]|20)\d\d(?!\d)")
 _SIGNED_NUMBER = re.compile(rf"[+±{DASHES}]?\s?\d")
 _IDENTIFIER = re.compile(r"(?:doi ?:? ?)?(?:https?://(?:dx\.)?doi\.org/)?10\.\d{4,9}/\S+", re.IGNORECASE)
-# PMC's own sentence, and the other forms in which publishers point to a file.
+# PMC's own sentence, and similar sentences with which publishers refer to a file.
 _FILE_SENTENCE = re.compile(r" ?\bclick here for additional data files?\b(?: ?\(.{0,40}?\))?[.:]?", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"(?:please )?click here (?:to (?:view|see|open|access|download)|for (?:the |an? )?"
@@ -61,7 +61,8 @@ _PLACEHOLDER = re.compile(
 )
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 
-# Placeholders for removed text, until the text around them is cleaned. XML cannot contain these characters.
+# Placeholders for removed text, which remain until the text around them is cleaned. XML cannot contain these
+# characters.
 _GAP = "\x00"
 _CITATION = f"{_GAP}\x01"
 _BETWEEN_CITATIONS = f" ,;[](){DASHES}"
@@ -76,14 +77,14 @@ _NO_OPERATORS = _PRIMES | frozenset("()[]{}|‖⟨⟩⌈⌉⌊⌋")
 
 
 def plain_text(element: etree._Element) -> str:
-    """Return the text of an element on one line. The module docstring states the rules."""
+    """Return the text of an element on one line, by the rules in the module docstring."""
     pieces: list[str] = []
     _collect(element, pieces)
     return _one_line(pieces)
 
 
 def text_of_blocks(blocks: Iterable[etree._Element]) -> str:
-    """Return the text of paragraphs, lists and captions that follow each other, on one line, without PMC's sentence."""
+    """Return the text of consecutive paragraphs, lists and captions on one line, without PMC's sentence."""
     pieces: list[str] = []
     for block in blocks:
         _collect_special(block, local_name(block.tag), pieces)
@@ -92,12 +93,12 @@ def text_of_blocks(blocks: Iterable[etree._Element]) -> str:
 
 @lru_cache(maxsize=4096)
 def local_name(tag: object) -> str:
-    """Return the name without namespace. Empty for an entity that is not expanded."""
+    """Return a name without its namespace, or an empty string for an unexpanded entity."""
     return re.split("[}:]", tag)[-1].lower() if isinstance(tag, str) else ""
 
 
 def _collect(element: etree._Element, pieces: list[str]) -> None:
-    """Append the text inside `element`, with its white space and with placeholders for removed text."""
+    """Append the text inside `element`, including its whitespace and placeholders for removed text."""
     if text := element.text:
         pieces.append(text)
     for child in element:
@@ -153,11 +154,11 @@ def _collect_special(element: etree._Element, name: str, pieces: list[str]) -> N
 
 
 def _one_line(pieces: list[str]) -> str:
-    """Join collected text, with single spaces and without placeholders."""
+    """Join the collected text, with single spaces and without placeholders."""
     text = " ".join("".join(pieces).split())
     if _GAP in text:
         text = _close_gaps(text).strip()
-    if not text.isprintable():  # cheaper than a search for each zero-width character
+    if not text.isprintable():  # faster than searching for each zero-width character
         text = " ".join(_INVISIBLE.sub("", text).split())
     return text
 
@@ -208,7 +209,7 @@ def _is_noise(kind: str, pieces: list[str]) -> bool:
 
 
 def _is_no_text(pieces: list[str]) -> bool:
-    """Return whether a paragraph is only a DOI, or the text that PMC inserts for a file."""
+    """Return whether a paragraph contains only a DOI or the text that PMC inserts for a file."""
     text = " ".join("".join(pieces).split())
     return len(pieces) < 9 and any(pattern.fullmatch(text) for pattern in (_IDENTIFIER, _PLACEHOLDER))
 
@@ -226,7 +227,7 @@ def _tex(source: str) -> str:
 
 
 def _math(element: etree._Element) -> tuple[str, int]:
-    """Return a MathML formula on one line, and the kind of its operators: none, only a sign, or between its parts."""
+    """Return a MathML formula on one line, and its operators: none, only a sign, or an operator between its parts."""
     name = local_name(element.tag)
     if name in _TOKENS:
         return _math_token(element, name)
@@ -256,7 +257,7 @@ def _math_token(element: etree._Element, name: str) -> tuple[str, int]:
     if text.isalnum():
         return text, _PLAIN
     text = _INVISIBLE.sub("", text)
-    # Letters in a formula are joined. Only the text of an <mtext> keeps the spaces at its ends.
+    # Letters in a formula are joined. Only an <mtext> keeps its leading and trailing spaces.
     text = re.sub(r"\s+", " ", text) if name == "mtext" else " ".join(text.split())
     is_operator = name == "mo" and text and not text.isalnum() and _NO_OPERATORS.isdisjoint(text)
     return text, _SIGNED if is_operator else _PLAIN
@@ -281,7 +282,7 @@ def _scripted(name: str, parts: list[tuple[str, int]]) -> tuple[str, int]:
 
 
 def _bracketed(part: tuple[str, int]) -> str:
-    """Add brackets to a formula that has an operator and no brackets yet."""
+    """Add brackets to a formula that has an operator but no brackets yet."""
     text, holds = part
     closing = _BRACKETS.get(text[:1])
     if holds != _COMPOUND or (closing and text.endswith(closing) and closing not in text[1:-1]):
@@ -299,5 +300,5 @@ def _fenced(element: etree._Element, children: list[tuple[str, int]]) -> str:
 
 
 def name_of(element: etree._Element | None) -> str:
-    """Return the local name of an element. Empty for None."""
+    """Return the local name of an element, or an empty string for None."""
     return "" if element is None else local_name(element.tag)

@@ -1,8 +1,8 @@
 """Files that record the finished articles of a task, so that a killed task can continue.
 
-The records contain the pairs of one article after the other, as Arrow record batches of one row. The journal has a line
-of JSON for each article, written after its records. A task that starts again removes what follows the last complete
-line, and continues with the next article.
+The records contain the pairs of each article in turn, as Arrow record batches of one row. The journal has a line of
+JSON for each article, which is written after its records. A restarted task removes everything after the last complete
+line and continues with the next article.
 """
 
 import json
@@ -35,7 +35,7 @@ def records_path(journal: Path) -> Path:
 
 
 def count_articles(folder: Path) -> int:
-    """Return the number of articles that all tasks have finished. It is cheap, because it only reads file sizes."""
+    """Return the number of articles that all tasks have finished. This is fast, because it only reads file sizes."""
     return sum(path.stat().st_size for path in folder.glob("*.progress"))
 
 
@@ -43,8 +43,8 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the articles of a journal up to the first incomplete line.
 
     Yields:
-        `pmcid`, `version`, `source_etag`, `outcome`, `figures` (their number), `skipped` (as in [`Article`]) and
-        `pairs` (pair id, bytes of the record, bytes, MD5 and perceptual hash of the image).
+        `pmcid`, `version`, `source_etag`, `outcome`, `figures` (the number of figures), `skipped` (as in [`Article`])
+        and `pairs` (pair id, size of the record, and size, MD5 and perceptual hash of the image).
     """
     with path.open("rb") as lines:
         for line in lines:
@@ -62,7 +62,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 class TaskJournal:
-    """The files of a task, which one process at a time can write.
+    """The files of a task. Only one process at a time can write them.
 
     Args:
         folder: Folder of the files of all tasks.
@@ -80,16 +80,16 @@ class TaskJournal:
         self._journal = self._open(self.path)
         self._records = self._open(records_path(self.path))
         self._progress = self._open(self.path.with_suffix(".progress"))  # one byte per article
-        lock(self._journal, wait=True)  # a lost process may still be running the same task on another machine
+        lock(self._journal, wait=True)  # a process on another machine may still be running the same task
         self._recover()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with self._files:  # closes the files in any case, because a lock would block the next attempt
+        with self._files:  # closes the files even after an error, because the lock would block the next attempt
             self.flush_to_disk()
 
     def add(self, article: Article) -> None:
-        """Write the pairs of an article, then its line."""
+        """Write the pairs of an article, then its line in the journal."""
         sizes = [self._records.write(_serialize(row, self.schema)) for row in article.pairs]
         self._records.flush()
         line = {
@@ -110,7 +110,7 @@ class TaskJournal:
         self._progress.flush()
 
     def flush_to_disk(self) -> None:
-        """Flush the files to disk. Afterwards the task counts as complete."""
+        """Flush the files to disk. The task then counts as complete."""
         for file in (self._records, self._journal):
             file.flush()
             os.fsync(file.fileno())
@@ -139,11 +139,11 @@ class TaskJournal:
 
 
 def read_record(file: IO[bytes], offset: int, size: int, schema: pa.Schema) -> pa.RecordBatch:
-    """Read the record of one pair, a batch of one row."""
+    """Read the record of a pair, which is a batch of one row."""
     file.seek(offset)
     return pa.ipc.read_record_batch(pa.py_buffer(file.read(size)), schema)
 
 
 def _serialize(row: dict[str, Any], schema: pa.Schema) -> pa.Buffer:
-    record = pa.array([row], pa.struct(list(schema)))  # twice as fast as one array per column
+    record = pa.array([row], pa.struct(list(schema)))  # twice as fast as creating one array per column
     return pa.RecordBatch.from_struct_array(record).serialize()

@@ -13,22 +13,23 @@ from .dates import parse_published_until
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Options of a build. Together with the source they determine every byte of the shards.
+    """Options of a build. Together with the content of the source, they determine every byte of the shards.
 
     Args:
-        source: A folder with a mirror, `s3://pmc-oa-opendata`, or any URL that fsspec opens.
+        source: A folder with a mirror, `s3://pmc-oa-opendata`, or any URL that fsspec can open.
         pmcids: Articles (`PMC123`) or versions (`PMC123.2`) to use (default: all).
         inventory: Name of the inventory, such as `2026-01-18T01-00Z` (default: the newest).
         license: `commercial`, `noncommercial` (every Creative Commons license), `all`, or codes such as `CC BY,CC0`.
-        split_fractions: Fractions of train, validation and test. By default those of the paper for 10,000 articles or
-            more, otherwise 0.8, 0.1 and 0.1. All pairs of an article are in one split.
+        split_fractions: Fractions of train, validation and test. By default, those of the paper for 10,000 articles or
+            more, and 0.8, 0.1 and 0.1 for fewer. All pairs of an article are in the same split.
         max_shard_size: Approximate size of a shard, in bytes or as `"500MB"`.
-        seed: Seed of the order of the pairs.
+        seed: Seed for the order of the pairs.
         decontaminate: Images of a benchmark: a file, a folder or a built dataset. Similar images are skipped.
-        caption_tokenizer: Name or folder of the tokenizer that measures captions for the report (default: count words).
-        max_figures_per_article: Maximum number of figure images of one article. The others are skipped.
-        published_until: Last day of publication, as `2022-06-15`. Later articles, and articles whose XML states no
-            date, are skipped. The module `dates` describes which date counts.
+        caption_tokenizer: Name or folder of the tokenizer that measures caption lengths for the report (default: count
+            words).
+        max_figures_per_article: Maximum number of figure images per article. Further images are skipped.
+        published_until: Last day of publication, such as `2022-06-15`. Later articles, and articles whose XML contains
+            no date, are skipped. The module `dates` defines which date counts.
         first_image_only: Whether to use only the first image of each figure, as PMC-15M does.
 
     Raises:
@@ -84,7 +85,7 @@ class BuildOptions:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return the options as the report records them. They are equal if the same dataset is requested."""
+        """Return the options as recorded in the report. They are equal if the same dataset is requested."""
         pmcids = None if self.pmcids is None else sorted(self.pmcids)
         digest = hashlib.md5(json.dumps(pmcids).encode(), usedforsecurity=False).hexdigest()
         return asdict(self) | {
@@ -95,7 +96,7 @@ class BuildOptions:
 
 
 def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str] | None = None) -> str:
-    """Describe the options that differ between two builds. Empty if none does.
+    """Describe the options that differ between two builds. The text is empty if none do.
 
     Args:
         before: Options of the earlier build ([`BuildOptions.identity`]).

@@ -1,7 +1,7 @@
-"""The plan of the shards: which pairs each shard contains, in which order, and where they are stored now.
+"""The plan of the shards: which pairs each shard contains, in which order, and where they are currently stored.
 
-The place of a pair depends only on its hash. The same articles therefore give the same files, whatever the number of
-tasks, and whether they were built at once or with updates.
+The position of a pair depends only on its hash. The same articles therefore give the same files for any number of
+tasks, whether they are built at once or with updates.
 """
 
 import heapq
@@ -37,16 +37,17 @@ from .splits import SPLITS, TooFewArticles, assign_splits, default_fractions, ha
 from .staging import Staging
 
 
-# Training permutes shards, not rows, so a small dataset needs several of them.
+# Training shuffles shards, not rows, so even a small dataset needs several shards.
 SMALL_TRAIN_SHARDS = 16
 SMALL_SHARD_ROWS = 25
-TEXT_BYTES = 4_000  # of a pair besides its image, before compression
+TEXT_BYTES = 4_000  # uncompressed size of a pair without its image
 
 ARTICLES_FILE = "articles.parquet"
 SKIPPED_FILE = "skipped.jsonl"
-# An object of the article was damaged or missing. It may be correct at the next update.
+# Reasons that an update may resolve: an object of the article was damaged or missing.
 RETRIED = ("metadata unreadable", "XML unreadable", "image unreadable", "unexpected error", "not in the source")
-# The outcome of each article. `source_etag` changes with its metadata. If `retry` is set, an update reads it again.
+# The outcome of each article. `source_etag` changes with the metadata of the article. If `retry` is set, an update
+# reads the article again.
 ARTICLES_SCHEMA = pa.schema(
     [
         ("pmcid", pa.string()),
@@ -60,7 +61,7 @@ ARTICLES_SCHEMA = pa.schema(
 )
 
 _PLACES = pa.schema([("file", pa.int32()), ("position", pa.int64()), ("size", pa.int32())])
-# Everything that is known about a pair while the plan is made, 68 bytes.
+# The properties of a pair that the plan needs, in 68 bytes.
 _PAIR = np.dtype(
     [
         ("key", np.uint64),
@@ -78,7 +79,7 @@ _BATCH_ROWS = 10_000
 
 @dataclass
 class Plan:
-    """The plan without the places of the pairs, which are in a Parquet file with one row group per shard.
+    """The plan, except for the places of the pairs. These are in a Parquet file with one row group per shard.
 
     Args:
         fractions: Fractions of train, validation and test.
@@ -87,7 +88,7 @@ class Plan:
         shards: Number of pairs in each shard, by split.
         articles: Number of articles, by split.
         counts: Counts of articles, figures and duplicates for the report.
-        footers: SHA-256 of the footers of the shards in `files`, if the updated dataset states them.
+        footers: SHA-256 of the footers of the shards in `files`, if the report of the updated dataset contains them.
         places_sha256: SHA-256 of the footer of the Parquet file of places.
     """
 
@@ -109,7 +110,7 @@ class Plan:
         ]
 
     def places(self, staging: Staging, number: int) -> pa.Table:
-        """Return `file`, `position` and `size` of each pair of a shard, in the order of the shard."""
+        """Return the `file`, `position` and `size` of each pair in a shard, in the order of the shard."""
         return open_parquet(staging.plan, footer_sha256=self.places_sha256).read_row_group(number)
 
     def save(self, staging: Staging) -> None:
@@ -132,14 +133,14 @@ def make_plan(
 ) -> Plan:
     """Assign articles to splits and pairs to shards, and write the plan, `articles.parquet` and `skipped.jsonl`.
 
-    A pair takes 90 bytes of memory and an article 280: 4.5 GiB for 28 million pairs of 8 million articles.
+    A pair takes 90 bytes of memory and an article takes 280.
 
     Args:
-        staging: The build. All articles have been read.
-        seed: Seed of the order of pairs.
+        staging: Staging folder of the build. All articles must have been read.
+        seed: Seed for the order of the pairs.
         fractions: Fractions of train, validation and test (default: [`default_fractions`]).
         max_shard_bytes: Approximate size of a shard.
-        previous: Report of the dataset that is updated. Its fractions are kept, so that no article changes its split.
+        previous: Report of the dataset to update. Its fractions are kept, so that no article changes its split.
 
     Raises:
         TooFewArticles: If there are fewer articles with pairs than splits.
@@ -195,7 +196,7 @@ def make_plan(
 def _read_pairs(
     seed: int, journals: Sequence[Path], shards: Sequence[Path], outdated: frozenset[str], footers: Mapping[str, str]
 ) -> np.ndarray:
-    """Return all pairs of the journals, and the pairs of the shards whose articles are not outdated."""
+    """Return all pairs in the journals, and the pairs in the shards whose articles are not outdated."""
 
     def rows() -> Iterator[tuple[Any, ...]]:
         for file, path in enumerate(journals):
@@ -254,8 +255,8 @@ def _write_outcomes(
     """Write `articles.parquet` and `skipped.jsonl`, both sorted by the number of the article.
 
     Returns:
-        The table, the number of skipped items by reason, and a sentence with an example of the most frequent reason
-        that has a detail.
+        The table, the number of skipped items by reason, and a sentence with an example for the most frequent reason
+        with a detail.
     """
     counts: Counter[str] = Counter()
     details: Counter[str] = Counter()

@@ -24,7 +24,7 @@ def read_report(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
         output_dir: Folder of the dataset.
 
     Raises:
-        OSError: If there is no report.
+        OSError: If the report does not exist or cannot be read.
         ValueError: If the report is damaged.
     """
     path = Path(output_dir) / REPORT_FILE
@@ -43,9 +43,9 @@ def make_report(options: BuildOptions, staging: Staging, begun: Mapping[str, Any
 
     Args:
         options: Options of the build.
-        staging: The build.
-        begun: The notes from its start ([`Staging.find`]), and whether it was `resumed`.
-        plan: Its plan.
+        staging: Staging folder of the build.
+        begun: The notes from the start of the build ([`Staging.find`]), and whether it was `resumed`.
+        plan: The plan of the shards.
     """
     statistics, hashes = {}, {}
     for name in plan.names():
@@ -78,7 +78,7 @@ def make_report(options: BuildOptions, staging: Staging, begun: Mapping[str, Any
         "update": begun["update"],
         "built_with": recorded_options(options),
         HASHES: hashes,
-        "seconds": None if begun["resumed"] else seconds,  # unknown for an interrupted build
+        "seconds": None if begun["resumed"] else seconds,  # unknown if the build was interrupted
     }
 
 

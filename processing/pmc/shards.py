@@ -19,9 +19,9 @@ from .staging import Staging
 from .statistics import ShardStatistics
 
 
-# Several readers share a shard and take slices of it, so that large row groups would be read many times.
+# Several readers share a shard and read slices of it, so large row groups would be read many times.
 ROWS_PER_GROUP = 100
-BYTES_PER_GROUP = 250_000_000  # of images and texts, because a reader holds a row group in memory
+BYTES_PER_GROUP = 250_000_000  # of images and texts, because a reader keeps a row group in memory
 
 
 @cache
@@ -61,10 +61,10 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     """Write one shard and its statistics atomically. At most one row group is in memory.
 
     Args:
-        staging: The build.
-        plan: Its plan.
+        staging: Staging folder of the build.
+        plan: The plan of the shards.
         number: Index of the shard among the shards of all splits.
-        tokenizer: Tokenizer that measures captions (default: count words).
+        tokenizer: Tokenizer that measures caption lengths (default: count words).
     """
     name = plan.names()[number]
     target = staging.result / "data" / name
@@ -76,7 +76,7 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     partial = staging.partial(name)
     reader = _PairReader(plan.files, plan.footers)
     rows = (reader.read(**place) for place in plan.places(staging, number).to_pylist())
-    # Content-defined pages, so that after an update unchanged pages need not be uploaded again.
+    # With content-defined pages, unchanged pages need not be uploaded again after an update.
     layout = {"write_page_index": True, "use_content_defined_chunking": True, **WRITE_OPTIONS}
     with pq.ParquetWriter(partial, pair_schema(), **layout) as writer:
         for group in _row_groups(rows):
@@ -108,13 +108,13 @@ def _row_groups(rows: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]
 
 
 def _bytes_of(row: pa.RecordBatch) -> int:
-    """Return the bytes of the image and the texts of a pair. They do not depend on where the pair is stored."""
+    """Return the size of the image and texts of a pair, in bytes. It does not depend on where the pair is stored."""
     texts = pc.binary_length(pa.concat_arrays([row.column("caption"), row.column("mentions").flatten()]))
     return row.column("file_size")[0].as_py() + (pc.sum(texts).as_py() or 0)
 
 
 class _PairReader:
-    """Reads single pairs from the files of the plan. It keeps some files open."""
+    """Reads single pairs from the files of the plan, and keeps some of the files open."""
 
     def __init__(self, files: Sequence[str], footers: Mapping[str, str]):
         self.files = files
@@ -131,7 +131,7 @@ class _PairReader:
 
 
 class _OldShard:
-    """A shard of the updated dataset. Its rows are read in their order, so each row group is read once."""
+    """A shard of the dataset to update. Its rows are read in order, so each row group is read once."""
 
     def __init__(self, path: str, footer_sha256: str | None):
         self._path = path

@@ -8,7 +8,7 @@ import numpy as np
 
 
 SPLITS = ("train", "validation", "test")
-# The paper's 13.9 million, 13.6 thousand and 725,739 pairs as fractions of their sum.
+# The paper's 13.9 million, 13.6 thousand and 725,739 pairs, as fractions of the total.
 PAPER_FRACTIONS = (0.9495, 0.0009, 0.0496)
 SMALL_FRACTIONS = (0.8, 0.1, 0.1)
 SMALL_ARTICLES = 10_000
@@ -19,7 +19,7 @@ class TooFewArticles(ValueError):
 
 
 def hash_of(text: str) -> int:
-    """Return 64 bits of BLAKE2b."""
+    """Return a 64-bit BLAKE2b hash."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
@@ -31,7 +31,7 @@ def split_by_hash(pmcid: str, fractions: Sequence[float]) -> str:
 
 
 def default_fractions(articles: int) -> tuple[float, ...]:
-    """Return the paper's fractions for a large dataset, and larger validation and test fractions for a small one."""
+    """Return the paper's fractions for a large dataset, or larger validation and test fractions for a small one."""
     return PAPER_FRACTIONS if articles >= SMALL_ARTICLES else SMALL_FRACTIONS
 
 
@@ -58,10 +58,11 @@ def assign_splits(
     Args:
         pmcids: Articles with at least one pair.
         fractions: Fractions of train, validation and test.
-        moved_before: Splits of articles that were moved when the dataset was smaller. They stay there.
+        moved_before: Splits of articles that were moved when the dataset was smaller. These articles stay in their
+            splits.
 
     Returns:
-        The split of each article, and the splits of the few articles that were moved to fill an empty one. Those with
+        The split of each article, and the splits of the few articles that were moved to fill an empty split. Those with
         the smallest hashes are moved, so the result depends only on the articles.
 
     Raises:

@@ -30,11 +30,11 @@ from .staging import Staging
 from .steps import FetchImages, PairFigures, ParseFigures, ReadArticles, ReadWorkList, WriteArticles
 
 
-# The list of skipped articles of a failed build, if the folder already contains a dataset with its own list.
+# The list of skipped items of a failed build, if the folder already contains a dataset with its own list.
 FAILED_FILE = "skipped-failed.jsonl"
 MAX_SHARD_TASKS = 512
 REMOTE_CONNECTIONS = 16
-PLAN_MEMORY_GB = 8  # 90 bytes per pair and 280 per article are 4.4 GiB for all of PMC
+PLAN_MEMORY_GB = 8  # for all of PMC, at 90 bytes per pair and 280 per article
 
 Callback = Callable[[dict[str, Any], Path], None]
 
@@ -52,12 +52,12 @@ def build_stages(
 
     Args:
         options: Options of the build.
-        staging: Its folder.
-        begun: The notes from its start ([`Staging.find`]), and whether it was `resumed`.
+        staging: Staging folder of the build.
+        begun: The notes from the start of the build ([`Staging.find`]), and whether it was `resumed`.
         engine: The engine that will run the stages.
         benchmark: Images whose copies are skipped.
         finish: Called with the report and the folder of the finished result before the result is moved.
-        publish: Called with the report and the folder of the dataset at the end. Only on Slurm.
+        publish: Called with the report and the folder of the dataset at the end. Only used on Slurm.
     """
     bucket = Bucket(options.source)
     connections = engine.connections or (REMOTE_CONNECTIONS if bucket.is_remote else 1)
@@ -94,7 +94,7 @@ def build_stages(
 
 
 class BuildStep(PipelineStep):
-    """A step that works on files of the staging folder and not on documents."""
+    """A step that works on files in the staging folder instead of on documents."""
 
     type = "PMC"
 
@@ -107,7 +107,7 @@ class BuildStep(PipelineStep):
         raise NotImplementedError
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """Run a task as datatrove requires it, and yield nothing."""
+        """Run a task with the interface that datatrove requires, and yield nothing."""
         with self.track_time("task"):
             self.work(rank, world_size)
         return
@@ -142,7 +142,7 @@ class PlanShards(BuildStep):
 
 
 class WriteShards(BuildStep):
-    """Write shards: task n of m writes the shards n, n + m, n + 2 m, and so on."""
+    """Write shards. Task n of m writes the shards n, n + m, n + 2 m, and so on."""
 
     name = "Write shards"
 
@@ -158,7 +158,7 @@ class WriteShards(BuildStep):
 
 
 class FinishDataset(BuildStep):
-    """Check that every pair was written and write the report. In the background, also move and publish the dataset."""
+    """Check that every pair was written, and write the report. On Slurm, also move and publish the dataset."""
 
     name = "Finish"
 

@@ -1,4 +1,4 @@
-"""The hidden folder in which a dataset is built, and how the finished result replaces an existing dataset."""
+"""The hidden folder in which a dataset is built and from which the result replaces an existing dataset."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ class AtWork(OSError):
 class Staging:
     """The folder of an unfinished build: `.build/<name>` in the output folder.
 
-    Each build has its own name, so that processes that survived a killed build do not write into the next one.
+    Each build has its own name, so that processes that survive a killed build do not write into the next one.
 
     Args:
         output: Folder of the dataset.
@@ -39,7 +39,7 @@ class Staging:
 
     @classmethod
     def begin(cls, output: Path) -> "Staging":
-        """Create a folder for a new build, and remove those of earlier builds."""
+        """Create a folder for a new build and remove those of earlier builds."""
         discard(output)
         staging = cls(output, uuid.uuid4().hex[:12])
         staging.root.mkdir(parents=True)
@@ -47,7 +47,7 @@ class Staging:
 
     @classmethod
     def find(cls, output: Path) -> "tuple[Staging, dict[str, Any]] | None":
-        """Return the unfinished build in a folder and the notes from its start. None if there is no such build."""
+        """Return the unfinished build in a folder and the notes from its start, or None if there is no such build."""
         path = output / HIDDEN / "options.json"
         if not path.exists():
             return None
@@ -55,7 +55,7 @@ class Staging:
         return cls(output, begun["name"]), begun
 
     def note(self, begun: Mapping[str, Any]) -> None:
-        """Write notes on a build, with which it can be resumed."""
+        """Write the notes with which a build can be resumed."""
         write_text(self.output / HIDDEN / "options.json", json.dumps({"name": self.name, **begun}, indent=2))
 
     @property
@@ -95,7 +95,7 @@ class Staging:
 
     @property
     def result(self) -> Path:
-        """The dataset before it is moved to its place."""
+        """The finished dataset before it is moved to the output folder."""
         return self.root / "result"
 
     @property
@@ -109,35 +109,35 @@ class Staging:
         return folder / f"{name}.{socket.gethostname()}.{os.getpid()}"
 
     def take_place(self) -> None:
-        """Move the result to its place. [`finish_move`] continues an interrupted move."""
+        """Move the result to the output folder. [`finish_move`] continues an interrupted move."""
         self._complete.touch()
         self.finish_move()
 
     def finish_move(self) -> bool:
-        """Continue an interrupted move. Return whether the result was complete."""
+        """Continue an interrupted move, and return whether the result was complete."""
         if not self._complete.exists():
             return False
         if (self.result / REPORT_FILE).exists():
-            self._set_aside(REPORT_FILE)  # first, because readers would compare new files with the old report
+            self._set_aside(REPORT_FILE)  # first, because readers would otherwise compare new files with the old report
         paths = list(self.result.iterdir()) if self.result.exists() else []
         for path in sorted(paths, key=lambda path: (path.name == REPORT_FILE, path.name)):
-            if path.is_dir():  # a rename is atomic, while readers would see parts during a removal
+            if path.is_dir():  # a rename is atomic, while readers would see a partial folder during a removal
                 self._set_aside(path.name)
             os.replace(path, self.output / path.name)
         return True
 
     def _set_aside(self, name: str) -> None:
-        """Move a file or folder of the replaced dataset into the staging folder, with which it is removed."""
+        """Move a file or folder of the replaced dataset to the staging folder, which is removed later."""
         if (self.output / name).exists():
             replaced = self.root / "replaced"
             replaced.mkdir(exist_ok=True)
             os.replace(self.output / name, replaced / name)
 
     def clear(self, *, keep_logs: bool = False) -> None:
-        """Remove the staging folder of a build whose result is in its place.
+        """Remove the staging folder of a build whose result has been moved.
 
-        The notes and the mark of completion are removed last. If this is interrupted, the same command still knows that
-        the build is complete.
+        The notes and the completion marker are removed last. If the removal is interrupted, running the same command
+        again still detects that the build is complete.
 
         Args:
             keep_logs: Whether to keep the logs, because the executor is still writing to them.
@@ -153,7 +153,7 @@ class Staging:
 
 
 def discard(output: Path) -> None:
-    """Remove the staging folders in a folder. They are renamed first, so that no partial one is ever resumed."""
+    """Remove the staging folders in a folder. They are renamed first, so that a partial one is never resumed."""
     hidden = output / HIDDEN
     if hidden.exists():
         os.replace(hidden, output / f"{HIDDEN}-{uuid.uuid4().hex[:12]}")
@@ -162,13 +162,13 @@ def discard(output: Path) -> None:
 
 
 def finish_interrupted(output: Path) -> dict[str, Any] | None:
-    """Finish a build that was interrupted after its result was complete.
+    """Finish a build that was interrupted after the result was complete.
 
     Args:
         output: Folder of the dataset.
 
     Returns:
-        The options of that build. None if there was no such build.
+        The options of that build. None if no build was interrupted.
     """
     found = Staging.find(output)
     if found is None or not found[0].finish_move():
@@ -207,7 +207,7 @@ def lock(file: IO[Any], *, wait: bool) -> None:
     """Lock an open file for this process until it is closed.
 
     Raises:
-        BlockingIOError: If another process has locked it, and `wait` is not set.
+        BlockingIOError: If another process has locked the file, and `wait` is not set.
         OSError: If the disk does not support locks.
     """
     import fcntl  # not available on Windows, where other commands import this module

@@ -1,4 +1,4 @@
-"""Statistics of the shards: counted while a shard is written, and summed for the report."""
+"""Statistics of the shards. They are counted while each shard is written, and summed for the report."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ from ..files import require_regular
 
 
 CONTEXT_LENGTH = 256  # tokens that the model reads
-LARGE_SIDE = 336  # pixels. The paper counts the images above it
+LARGE_SIDE = 336  # pixels. The paper counts images above this size
 _FORMATS = {"JPG": "JPEG", "TIF": "TIFF"}
 _PERCENTILES = (5, 50, 90, 95, 99)
 _BINS = 50
@@ -25,7 +25,7 @@ class ShardStatistics:
     """Counts over the rows of a shard.
 
     Args:
-        tokenizer: Name or folder of the tokenizer that measures captions (default: count words).
+        tokenizer: Name or folder of the tokenizer that measures caption lengths (default: count words).
     """
 
     def __init__(self, tokenizer: str | None = None):
@@ -63,10 +63,10 @@ class ShardStatistics:
 
 
 def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer that measures captions.
+    """Load the tokenizer that measures caption lengths.
 
     Raises:
-        ValueError: If it cannot be loaded.
+        ValueError: If the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -89,7 +89,7 @@ def summarize(shards: Iterable[Counts], tokenizer: str | None) -> dict[str, Any]
 
     Args:
         shards: The counts of each shard ([`ShardStatistics.counts`]).
-        tokenizer: Tokenizer that measured the captions.
+        tokenizer: Tokenizer that measured the caption lengths.
 
     Returns:
         Counts, percentiles and histograms.
@@ -125,7 +125,7 @@ def _format(path: str | None) -> str:
 
 
 def _values(counter: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values in ascending order, and how often each occurs."""
+    """Return the values in ascending order, and the number of times that each occurs."""
     items = sorted((int(value), count) for value, count in counter.items())
     return np.array([value for value, _ in items]), np.array([count for _, count in items])
 

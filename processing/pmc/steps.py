@@ -1,4 +1,4 @@
-"""Steps that turn articles into pairs, chained by datatrove: from the work list to the journals."""
+"""The datatrove steps that turn articles into pairs, from the work list to the journals."""
 
 import logging
 import os
@@ -27,18 +27,18 @@ from .shards import pair_schema
 
 logger = logging.getLogger(__name__)
 
-# The images of 16 articles are in memory at a time. A page at 400 dpi has 45 MB without compression.
+# The images of 16 articles are in memory at a time. An uncompressed page at 400 dpi takes 45 MB.
 MAX_IMAGE_BYTES = 50_000_000
 MAX_ARTICLE_BYTES = 300_000_000  # of the images of an article
-MAX_MENTION_BYTES = 20_000_000  # of an article, because a paragraph is stored with each image that it refers to
+MAX_MENTION_BYTES = 20_000_000  # per article, because a paragraph is stored with each image that it refers to
 NOT_FIRST = "not the first image of its figure"
-_BATCH_ARTICLES = 1000  # a task may have half a million, which as Python objects take ten times the memory
-# Best first: lossless formats, the most common of them first. GIF is last, with its 256 colors.
+_BATCH_ARTICLES = 1000  # a task may have half a million, and Python objects would take ten times the memory
+# Best first: lossless formats, the most common of them first. GIF is last, because it is limited to 256 colors.
 _IMAGE_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".gif")
 
 
 class ReadWorkList(PipelineStep):
-    """Read the articles of this task from the work list, without those in its journal."""
+    """Read the articles of this task from the work list, except those already in its journal."""
 
     name = "Read work list"
     type = "PMC"
@@ -50,7 +50,7 @@ class ReadWorkList(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the articles of this task."""
-        # The last step opens the journal, and removes an incomplete article, before it requests the first article.
+        # The last step opens the journal and removes an incomplete article before it requests the first article.
         done = sum(1 for _ in read_journal(journal_path(Path(self.journals), rank)))
         articles = open_parquet(self.work_list).read_row_group(rank).slice(done)
         for batch in articles.to_batches(max_chunksize=_BATCH_ARTICLES):
@@ -59,10 +59,10 @@ class ReadWorkList(PipelineStep):
 
 
 class ArticleStep(PipelineStep):
-    """A step that processes single articles. If one fails, it is dropped and the run continues.
+    """A step that processes single articles. If an article fails, it is dropped and the run continues.
 
     Args:
-        concurrency: Number of articles to process in parallel, in threads. Their order does not change.
+        concurrency: Number of articles to process in parallel threads. The order of the articles does not change.
     """
 
     type = "PMC"
@@ -76,7 +76,7 @@ class ArticleStep(PipelineStep):
         raise NotImplementedError
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Process the articles and yield them in their order."""
+        """Process the articles and yield them in order."""
         if self.concurrency == 1:
             for document in data:
                 self._process_or_drop(document.metadata["article"])
@@ -103,8 +103,8 @@ class ArticleStep(PipelineStep):
         except Dropped as drop:
             article.drop(drop.reason, drop.detail)
         except (MemoryError, SourceUnavailable):
-            raise  # not a fault of the article: the task fails and can be resumed
-        except Exception as error:  # any other error of untrusted input costs only the article
+            raise  # the article is not at fault: the task fails and can be resumed
+        except Exception as error:  # any other error on untrusted input only drops the article
             if lasting_error(error) is not None:
                 raise  # a fault of this machine
             logger.exception("%s failed on %s", self.name, article.name)
@@ -112,7 +112,7 @@ class ArticleStep(PipelineStep):
 
 
 class ReadArticles(ArticleStep):
-    """Read the metadata, choose a version, and read its XML."""
+    """Read the metadata of an article, choose a version, and read its XML."""
 
     name = "Read articles"
 
@@ -141,9 +141,9 @@ class ParseFigures(ArticleStep):
     """Parse the figures of the XML.
 
     Args:
-        max_figures: Maximum number of figure images per article. The others are skipped.
+        max_figures: Maximum number of figure images per article. Further images are skipped.
         published_until: Last day of publication. Later articles and articles without a date are dropped.
-        first_image_only: Whether to use only the first image of each figure. The others are skipped.
+        first_image_only: Whether to use only the first image of each figure. Further images are skipped.
     """
 
     name = "Parse figures"
@@ -200,7 +200,7 @@ class ParseFigures(ArticleStep):
 
 
 def count_images(figure: Figure) -> int:
-    """Return the number of images of a figure. A figure without caption or image counts as one."""
+    """Return the number of images of a figure. A figure without a caption or image counts as one."""
     return max(len(figure.graphics), 1) if figure.caption else 1
 
 
@@ -262,7 +262,7 @@ class PairFigures(ArticleStep):
 
 
 class _Pairing:
-    """Adds pairs to an article within its limits."""
+    """Adds pairs to an article, within the limits per article."""
 
     def __init__(self, article: Article, benchmark: ImageIndex | None):
         self.article = article
@@ -274,7 +274,7 @@ class _Pairing:
         self.mention_bytes_left = MAX_MENTION_BYTES
 
     def add(self, figure: Figure, graphic: Graphic) -> None:
-        """Add the pair of one image, or record why it is skipped."""
+        """Add the pair of an image, or record why the image is skipped."""
         article = self.article
         item = f"{figure.figure_id}/{_stem(graphic.hrefs[0])}"
         names = self.media.files_of(graphic)
@@ -299,7 +299,7 @@ class _Pairing:
             article.pairs.append(row)
 
     def _mentions(self, item: str, figure: Figure) -> list[str]:
-        """Return the mentions within the limit. After the first one beyond it, the article gets no more mentions."""
+        """Return the mentions within the limit. Once a mention exceeds it, the article gets no more mentions."""
         kept: list[str] = []
         for mention in figure.mentions:
             if self.mention_bytes_left >= 0:
@@ -312,7 +312,7 @@ class _Pairing:
         return kept
 
     def _best_image(self, item: str, names: list[str]) -> dict[str, Any] | None:
-        """Return the columns of the largest file that can be decoded, and record the faults of the others."""
+        """Return the columns of the largest file that can be decoded, and record the errors of the others."""
         best: dict[str, Any] | None = None
         faults: list[tuple[str, str, str]] = []
         for name in names:
@@ -364,7 +364,7 @@ class WriteArticles(PipelineStep):
 
 
 class Media:
-    """The image files of an article, and the files to which the images of figures refer."""
+    """The image files of an article. Finds the files to which the images of figures refer."""
 
     def __init__(self, article: Article):
         urls = {split_url(url)[0].rsplit("/", 1)[-1]: url for url in article.metadata.get("media_urls") or ()}
@@ -375,14 +375,14 @@ class Media:
     def files_of(self, graphic: Graphic) -> list[str]:
         """Return the names of the files that an image may refer to, by format, then by name.
 
-        An `xlink:href` may have an extension or not. It may be a URL or an identifier with slashes. A dot does not
-        always start an extension (`OXIMED2011-962025.002`). Case is ignored only if no file matches it.
+        An `xlink:href` may lack an extension. It may be a URL or an identifier with slashes. A dot does not always
+        start an extension (`OXIMED2011-962025.002`). Case is ignored only if no file matches it.
         """
         names = {name for href in graphic.hrefs for name in self._matching(_stem(href))}
         return sorted(names, key=lambda name: (_IMAGE_EXTENSIONS.index(_extension(name)), name))
 
     def files_of_figure(self, figure: Figure) -> list[str]:
-        """Return the names of the files that the pairs of a figure may use. Empty if it has no caption."""
+        """Return the names of the files that the pairs of a figure may use. The result is empty without a caption."""
         return [name for graphic in figure.graphics for name in self.files_of(graphic)] if figure.caption else []
 
     def _matching(self, stem: str) -> list[str]:
@@ -401,7 +401,7 @@ def _extension(name: str) -> str:
 
 
 def _stem(href: str) -> str:
-    """Return the last part of a path without the extension of an image."""
+    """Return the last part of a path without an image extension."""
     name = href.rsplit("/", 1)[-1]
     return os.path.splitext(name)[0] if _extension(name) in _IMAGE_EXTENSIONS else name
 
@@ -442,5 +442,5 @@ def _columns(article: Article, figure: Figure, graphic: Graphic) -> dict[str, An
 
 
 def _text(value: Any) -> str | None:
-    """Return a value of the metadata, such as a number, as text that can be stored."""
+    """Return a metadata value, such as a number, as text that can be stored."""
     return storable_text(str(value)) if value not in (None, "") else None

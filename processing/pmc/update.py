@@ -1,4 +1,4 @@
-"""Find what an update of a built dataset has to read again."""
+"""Find the articles that an update of a built dataset must read again."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +13,8 @@ from .plan import ARTICLES_FILE, read_articles
 from .staging import Staging
 
 
-DATASET_FORMAT = 3  # increased when the same article gives other rows or columns, so that an update does not mix them
-# If more of the articles are missing, the source is probably incomplete.
+DATASET_FORMAT = 3  # incremented if the same article gives different rows or columns, which an update must not mix
+# If a larger fraction of the articles is missing, the source is probably incomplete.
 MAX_REMOVED_FRACTION = 0.05
 MAX_REMOVED = 20
 # Options that determine rows and splits.
@@ -30,11 +30,11 @@ def check_update(options: BuildOptions, output: Path, report: Mapping[str, Any] 
     Args:
         options: Options of the update.
         output: Folder of the dataset.
-        report: Its report. None if it has none.
+        report: The report of the dataset. None if it has none.
 
     Raises:
-        FileNotFoundError: If there is no dataset.
-        ValueError: If it was built by an earlier version or with other options.
+        FileNotFoundError: If the folder contains no dataset.
+        ValueError: If the dataset was built by an earlier version or with other options.
     """
     if not ((output / "data").exists() and (output / ARTICLES_FILE).exists()):
         raise nothing_to_update(output)
@@ -57,7 +57,7 @@ def nothing_to_update(output: Path) -> FileNotFoundError:
 
 
 def changed_options(options: BuildOptions, report: Mapping[str, Any]) -> str:
-    """Describe the options that would give other rows or splits than those of a dataset. Empty if none does."""
+    """Describe the options that would change the rows or splits of a dataset. The text is empty if none do."""
     names = [*_FIXED_OPTIONS, *(["split_fractions"] if options.split_fractions is not None else [])]
     return describe_differences(report.get("built_with") or {}, recorded_options(options), names)
 
@@ -70,13 +70,13 @@ def recorded_options(options: BuildOptions) -> dict[str, Any]:
 def find_changes(
     work_list: pa.Table, inventory: str | None, report: Mapping[str, Any], staging: Staging
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Compare the source with the dataset, and write the list of articles whose rows are outdated.
+    """Compare the source with the dataset and write the list of articles whose rows are outdated.
 
     Args:
         work_list: All articles of the source.
         inventory: Name of the inventory that lists them.
         report: Report of the dataset.
-        staging: The update.
+        staging: Staging folder of the update.
 
     Returns:
         The articles to read, and the number of new, changed, removed, retried and unchanged articles.

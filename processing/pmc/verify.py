@@ -1,4 +1,4 @@
-"""Verify a built dataset: compare every image, page, file and count with the report and the rows."""
+"""Verify a built dataset: check every image, page, file and count against the report and the rows."""
 
 import hashlib
 import json
@@ -32,9 +32,9 @@ class Verification:
     """The result of verifying a built dataset.
 
     Args:
-        checked: Number of things checked, by kind.
-        faults: Description of every fault, with its file or row.
-        verifiable: Whether the report states hashes. Otherwise, damage that leaves images and counts intact is not
+        checked: Number of checked items, by kind.
+        faults: Description of each fault, with its file or row.
+        verifiable: Whether the report contains hashes. Otherwise, damage that does not affect images and counts is not
             detected.
     """
 
@@ -53,7 +53,7 @@ def verify_dataset(folder: Path, *, progress: bool = False) -> Verification:
     """Verify a built dataset.
 
     Args:
-        folder: Folder that `biomedclip build` wrote. It is not changed.
+        folder: Folder that `biomedclip build` wrote. It is not modified.
         progress: Whether to show a progress bar on stderr.
 
     Returns:
@@ -128,7 +128,7 @@ def _hashes(folder: Path, result: Verification) -> dict[str, dict[str, Any]]:
 
 
 def _attempt(result: Verification, path: Path, work: Callable[[], None]) -> None:
-    """Run a part of the verification. Any error is added as a fault of the file."""
+    """Run a part of the verification. Any error is recorded as a fault of the file."""
     try:
         work()
     except MemoryError:
@@ -146,7 +146,7 @@ def _verify_shard(path: Path, stated: Mapping[str, Any] | None, counts: _Counts,
     if stated is not None:
         _attempt(result, path, partial(check_file, path, stated))
     footer = None if stated is None else stated["footer_sha256"]
-    # Use a buffer, so that a row group is not held in memory as a whole.
+    # With a buffer, a row group is not loaded into memory as a whole.
     file = open_parquet(path, footer_sha256=footer, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
     stated_licenses = json.loads((file.metadata.metadata or {}).get(LICENSES_KEY.encode(), b"[]"))
     faults: list[str] = []

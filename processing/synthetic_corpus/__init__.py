@@ -1,4 +1,4 @@
-"""Synthetic figures and captions in the layout of PubMed Central's bucket, for the quickstart and for tests."""
+"""Synthetic figures and captions in the layout of PubMed Central's bucket, for the quickstart and the tests."""
 
 from .articles import ZERO_SHOT_TEMPLATES
 from .bucket import write_labels, write_synthetic_corpus

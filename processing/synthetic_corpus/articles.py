@@ -10,7 +10,7 @@ from .figures import FIGURE_KINDS
 
 
 ZERO_SHOT_TEMPLATES = ("this is a photo of {}", "{} presented in image")
-_SHORT_CAPTIONS = 0.15  # fraction of captions that name only the kind of the figure
+_SHORT_CAPTIONS = 0.15  # fraction of captions that mention only the kind of the figure
 _LICENSE_URLS = {
     "CC0": "publicdomain/zero/1.0/",
     "CC BY": "licenses/by/4.0/",
@@ -42,9 +42,9 @@ class ArticleFigure:
 
     Args:
         figure_id: XML id of the figure.
-        kind: Name of its kind.
+        kind: Name of the kind of the figure.
         caption: Title (or an empty string) and text of the caption.
-        file: Name of its image file.
+        file: Name of the image file.
     """
 
     figure_id: str
@@ -68,26 +68,26 @@ class Article:
 
     @property
     def name(self) -> str:
-        """Name of the folder, such as PMC9000001.1."""
+        """Name of the folder of the version, such as PMC9000001.1."""
         return f"PMC{self.number}.{self.version}"
 
     @property
     def doi(self) -> str:
-        """Digital object identifier."""
+        """The DOI of the article."""
         return f"10.5555/synthetic.{self.number}"  # 10.5555 is the prefix for examples
 
 
 def write_caption(kind: str, combination: int, number: int, rng: np.random.Generator) -> tuple[str, str]:
-    """Write the caption of a figure.
+    """Return a caption for a figure.
 
-    Most captions name all attributes of the figure. The others name only its kind and the number of the sample. They
-    teach a model the names of the kinds, which the attributes in a long caption give away.
+    Most captions mention all attributes of the figure. The others mention only its kind and the number of the sample.
+    They teach a model the names of the kinds, because a long caption can be matched by its attributes alone.
 
     Args:
         kind: Name of the kind.
         combination: Number of the combination of attributes.
         number: Number of the sample.
-        rng: Generator that chooses the form of the caption.
+        rng: Random number generator that chooses the form of the caption.
 
     Returns:
         Title (or an empty string) and text of the caption.
@@ -103,11 +103,12 @@ def write_caption(kind: str, combination: int, number: int, rng: np.random.Gener
 
 
 def article_xml(article: Article, *, floats: bool) -> bytes:
-    """Write an article as JATS XML, in ASCII with character references as in PubMed Central.
+    """Return an article as JATS XML, in ASCII with character references as in PubMed Central.
 
     Args:
         article: The article.
-        floats: Collect the figures in `<floats-group>` instead of placing each after the paragraph that cites it.
+        floats: Whether to collect the figures in `<floats-group>` instead of placing each after the paragraph that
+            cites it.
     """
     cited, figures = [], []
     for number, figure in enumerate(article.figures, 1):

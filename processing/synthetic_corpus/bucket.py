@@ -23,8 +23,8 @@ _INVENTORY = f"inventory-reports/{BUCKET}/metadata"
 _INVENTORY_DATE = "2026-01-18T01-00Z"
 _LAST_MODIFIED = "2026-01-17T09:30:00.000Z"
 _FIRST_ARTICLE = 9_000_001
-_FORMATS = {"jpg": 0.8, "png": 0.12, "gif": 0.04, "tif": 0.04}  # probability of each
-_LEFT_OUT = 0.02  # fraction of articles that a build must leave out, half of them retracted and half not open access
+_FORMATS = {"jpg": 0.8, "png": 0.12, "gif": 0.04, "tif": 0.04}  # probability of each option
+_LEFT_OUT = 0.02  # fraction of articles that a build must skip, half of them retracted and half not open access
 _README = f"""Synthetic data in the layout of the PMC Article Datasets, for tests and demonstrations.
 
 A program generated the images and the captions. No article comes from PubMed Central. {KINDS_FILE} holds the kind of
@@ -37,14 +37,14 @@ def write_synthetic_corpus(
 ) -> None:
     """Write synthetic articles as a mirror of PubMed Central's bucket.
 
-    Two to five figures make an article. Beside the articles with these figures, the corpus holds retracted articles,
-    articles that are not open access, and an older version of one article. The same seed gives the same bytes.
+    An article has two to five figures. The corpus also contains retracted articles, articles that are not open access,
+    and an older version of one article. A build skips these. The same seed gives the same bytes.
 
     Args:
-        output_dir: Folder of the corpus. It must be empty or not exist.
-        figures: Number of figures in the articles that a build keeps, in equal parts of all kinds.
-        seed: Seed, 0 or larger.
-        progress: Show a progress bar on stderr.
+        output_dir: Folder for the corpus. It must be empty or not exist yet.
+        figures: Number of figures in the articles that a build keeps, divided equally among all kinds.
+        seed: Random seed, 0 or larger.
+        progress: Whether to show a progress bar on stderr.
 
     Raises:
         FileExistsError: If `output_dir` is a file or is not empty.
@@ -74,7 +74,7 @@ def write_synthetic_corpus(
 
 
 def write_labels(corpus: str | os.PathLike[str], dataset: str | os.PathLike[str]) -> None:
-    """Write the kinds of the figures as `labels.csv` of the dataset that was built from them.
+    """Write the kinds of the figures to `labels.csv` in the dataset that was built from them.
 
     Args:
         corpus: Folder of the corpus.
@@ -103,7 +103,7 @@ def _plan(figures: int, seed: int) -> list[tuple[list[tuple[int, str, int]], str
         size = int(rng.integers(2, 6))
         articles.append((planned[:size], "current" if articles else "updated"))
         planned = planned[size:]
-    # The articles that are left out repeat figures.
+    # The articles that a build skips repeat figures.
     for number in range(max(2, round(_LEFT_OUT * len(articles)))):
         articles.append((articles[number % len(articles)][0], ("retracted", "closed")[number % 2]))
     return [articles[place] for place in rng.permutation(len(articles))]

@@ -11,16 +11,16 @@ Point = tuple[float, float]
 
 INK: Color = (40, 40, 40)
 SHORTEST_SIDE, LONGEST_SIDE = 120, 260
-_OVERSAMPLING = 2  # Pillow draws jagged edges; reducing a larger image makes them smooth
+_OVERSAMPLING = 2  # Pillow draws jagged edges, which are smoothed by downscaling a larger image
 
 
 class Canvas:
-    """An RGB image whose coordinates run from 0 to 1 over its central square, y downwards.
+    """An RGB image. Its coordinates range from 0 to 1 over its central square, with y pointing down.
 
-    Training resizes the shortest side and crops the center. Only the central square is always visible.
+    Only the central square is always visible, because training resizes the shortest side and crops the center.
 
     Args:
-        rng: Generator for the size of the image.
+        rng: Random number generator for the size of the image.
         background: Color of the background.
     """
 
@@ -40,7 +40,7 @@ class Canvas:
         self.pen.line([self._pixel(*point) for point in points], color, self._length(width), joint="curve")
 
     def box(self, box: tuple[float, float, float, float], color: Color | None, outline: Color | None = None) -> None:
-        """Draw a rectangle from its left, top, right and bottom."""
+        """Draw a rectangle, given its left, top, right and bottom."""
         self.pen.rectangle((*self._pixel(*box[:2]), *self._pixel(*box[2:])), color, outline, self._length(0.008))
 
     def ellipse(
@@ -50,11 +50,11 @@ class Canvas:
         self.pen.ellipse(self._around(x, y, radii), color, outline, self._length(width))
 
     def arc(self, x: float, y: float, radii: Point, angles: tuple[int, int], color: Color) -> None:
-        """Draw a part of the outline of an ellipse, between angles in degrees, clockwise from the right."""
+        """Draw an arc of an ellipse between two angles, in degrees clockwise from the right."""
         self.pen.arc(self._around(x, y, radii), *angles, color, self._length(0.014))
 
     def slice(self, x: float, y: float, radius: float, angles: tuple[float, float], color: Color) -> None:
-        """Draw a slice of a pie, between angles in degrees, clockwise from the right."""
+        """Draw a slice of a pie between two angles, in degrees clockwise from the right."""
         self.pen.pieslice(self._around(x, y, (radius, radius)), *angles, color, (255, 255, 255), self._length(0.012))
 
     def cloud(self, color: Color, columns: int, rows: int) -> None:
@@ -73,8 +73,8 @@ class Canvas:
         """Return the image at its final size.
 
         Args:
-            blur: Radius of a blur, in pixels.
-            grain: Strength of noise, from 0 to 1.
+            blur: Radius of the blur, in pixels.
+            grain: Strength of the noise, from 0 to 1.
         """
         image = self.image.reduce(_OVERSAMPLING)
         if blur:

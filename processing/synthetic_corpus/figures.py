@@ -1,7 +1,7 @@
 """Kinds of synthetic figures, each drawn from explicit attributes.
 
-Each combination of attribute values is a different figure. The differences are visible at 64 x 64 pixels. Captions name
-the attributes. They do not name what else varies: the size, noise and small shifts.
+Each combination of attribute values is a different figure. The differences are visible at 64 x 64 pixels. Captions
+mention the attributes, but not the other variations: size, noise and small shifts.
 """
 
 import math
@@ -47,8 +47,8 @@ class FigureKind:
     """One kind of figure.
 
     Args:
-        draw: Function that draws a figure from a value of each attribute.
-        topic: Topic of such figures, for captions and titles.
+        draw: Function that draws a figure, given a value for each attribute.
+        topic: Topic of these figures, for captions and titles.
         description: Description of a figure, with the attributes in braces.
         attributes: Values of each attribute.
     """
@@ -64,7 +64,7 @@ class FigureKind:
         return math.prod(len(values) for values in self.attributes.values())
 
     def combination(self, number: int) -> dict[str, str]:
-        """Return the attributes of a figure, by a number from 0 to `combinations - 1`."""
+        """Return the attributes of the figure with a number from 0 to `combinations - 1`."""
         chosen = {}
         for attribute, values in self.attributes.items():
             number, position = divmod(number, len(values))
@@ -73,7 +73,7 @@ class FigureKind:
 
 
 def _number(text: str) -> int:
-    """Return the number that a value such as "three bars" begins with."""
+    """Return the number at the beginning of a value such as "three bars"."""
     return NUMBERS[text.split()[0]]
 
 
@@ -92,16 +92,16 @@ _TRENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "oscillating": lambda x: 0.5 + 0.5 * np.sin(x * 5 * math.pi),
 }
 _DIRECTIONS = {"on the right": 0, "at the bottom": 90, "on the left": 180, "at the top": 270}
-_GRAYS = (225, 110, 180, 75)  # of the other slices
+_GRAYS = (225, 110, 180, 75)  # of the remaining slices
 
 
 def _on_axes(x: float, y: float) -> Point:
-    """Return the place of a point of a chart, whose axes run from 0 to 1."""
+    """Return the position of a point in a chart, whose axes range from 0 to 1."""
     return 0.15 + 0.8 * x, 0.86 - 0.79 * y
 
 
 def _chart(attributes: Attributes, rng: np.random.Generator) -> Canvas:
-    """Return a canvas with axes."""
+    """Return a canvas with the axes of a chart."""
     canvas = Canvas(rng, BACKGROUNDS[attributes["background"]])
     canvas.line([_on_axes(0, 1), _on_axes(0, 0), _on_axes(1, 0)], INK, 0.012)
     for tick in np.linspace(0, 1, int(rng.integers(3, 6))):
@@ -221,13 +221,13 @@ def _mixed(color: Color, other: Color, share: float) -> Color:
 
 
 def _crowd(canvas: Canvas, region: str, amount: float, outside: float = 0.0) -> Iterable[Point]:
-    """Return places in a region that keep a distance from each other.
+    """Return positions in a region that keep a minimum distance from each other.
 
     Args:
-        canvas: Canvas for the places.
+        canvas: Canvas of the positions.
         region: One of `REGIONS`.
-        amount: Approximate number of places in the central square, if the region is all of it.
-        outside: Density outside of the region, as a fraction of the density inside.
+        amount: Approximate number of positions in the central square, if the region covers all of it.
+        outside: Density outside the region, as a fraction of the density inside.
     """
     across, down = (1 + 2 * margin for margin in canvas.margins)
     columns = math.ceil(math.sqrt(amount * (1.0 if region == "throughout" else 1.6)) * across)
@@ -336,7 +336,7 @@ def draw_chest_x_ray(attributes: Attributes, rng: np.random.Generator) -> Image.
 
 
 def draw_brain_mri(attributes: Attributes, rng: np.random.Generator) -> Image.Image:
-    """Draw an axial slice with one lesion or a pair. Left and right are those of the image."""
+    """Draw an axial slice with one or two lesions. Left and right are those of the image."""
     canvas = Canvas(rng, _gray(0))
     canvas.ellipse(0.5, 0.5, (0.41, 0.48), _gray(225 if attributes["scalp"] == "bright" else 75))
     canvas.ellipse(0.5, 0.5, (0.37, 0.44), _gray(10))
@@ -374,7 +374,7 @@ FIGURE_KINDS: dict[str, FigureKind] = {
         {
             "bars": _counted("bar", "three", "four", "five"),
             "color": tuple(COLORS),
-            "trend": tuple(_TRENDS)[:5],  # a few bars cannot oscillate
+            "trend": tuple(_TRENDS)[:5],  # a small number of bars cannot oscillate
             "background": tuple(BACKGROUNDS),
         },
     ),
