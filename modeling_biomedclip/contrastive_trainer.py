@@ -124,7 +124,8 @@ class ContrastiveTrainer(AdaptedTrainer):
         args.accelerator_config.dispatch_batches = False
         if self.pair_stream is not None:
             batch_size = args.train_batch_size * args.world_size
-            args.count_steps(len(self.pair_stream) // batch_size)
+            if args.max_steps <= 0:  # otherwise the stream needs no length
+                args.count_steps(len(self.pair_stream) // batch_size)
             if args.max_steps == 0:
                 raise ValueError(
                     f"`num_train_epochs={args.num_train_epochs}` gives no step with {len(self.pair_stream)} pairs and "

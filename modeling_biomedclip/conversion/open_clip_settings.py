@@ -136,7 +136,9 @@ def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> N
         for key, value in _tokenizer_arguments(section, name, path).items():
             wanted = _SAFE_TOKENIZER_ARGUMENTS.get(key)
             if wanted is None or not isinstance(value, wanted):
-                raise ValueError(f"{path}: {name}.tokenizer_kwargs has {key}={value!r}, which is refused. Remove it.")
+                raise ValueError(
+                    f"{path}: {name}.tokenizer_kwargs has {key!r}: {value!r}, which is not allowed. Remove it."
+                )
 
 
 def check_honored(stored: Any, path: Path) -> None:
