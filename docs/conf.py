@@ -130,6 +130,7 @@ def short_signature(app, what, name, obj, options, signature, return_annotation)
 
 
 def setup(app) -> None:
+    """Connect the functions of this file to the events of Sphinx."""
     app.connect("source-read", generate)
     app.connect("autodoc-process-docstring", markdown_to_rest, priority=400)
     app.connect("autodoc-process-signature", short_signature)
