@@ -100,7 +100,7 @@ def test_missing_files_and_packages_are_named(small_model, tmp_path, monkeypatch
         ExportedModel(tmp_path)
     description = json.loads((tmp_path / "export.json").read_text())
     (tmp_path / "export.json").write_text(json.dumps(description | {"format": "tflite"}))
-    with pytest.raises(ValueError, match="no format 'tflite'"):
+    with pytest.raises(ValueError, match="`format` is 'tflite'"):
         ExportedModel(tmp_path)
     monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'biomedclip\[export\]'"):
