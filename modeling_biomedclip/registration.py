@@ -76,10 +76,14 @@ def _register_with_loaded_modules() -> bool:
     return not _PENDING
 
 
-def _register_configurations(auto: ModuleType) -> None:
+def _configuration_classes() -> list[Any]:
     from .configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
 
-    for config_class in (BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig):
+    return [BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig]
+
+
+def _register_configurations(auto: ModuleType) -> None:
+    for config_class in _configuration_classes():
         auto.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
 
@@ -101,11 +105,9 @@ def _register_models(auto: ModuleType) -> None:
 def _register_tokenizers(auto: ModuleType) -> None:
     from transformers import BertTokenizer
 
-    from .configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
-
     # Without this entry, transformers asks whether to run code if `tokenizer_config.json` names code but no class of
     # transformers.
-    for config_class in (BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig):
+    for config_class in _configuration_classes():
         auto.AutoTokenizer.register(config_class, BertTokenizer, exist_ok=True)
 
 
@@ -119,11 +121,9 @@ def _register_image_processors(auto: ModuleType) -> None:
 
 
 def _register_video_processors(auto: ModuleType) -> None:
-    from .configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
-
     # There is no video processor. Without this entry, transformers derives one from the image processor's `auto_map`
     # when a pipeline is built, and asks whether to run the code of the folder.
-    for config_class in (BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig):
+    for config_class in _configuration_classes():
         auto.AutoVideoProcessor.register(config_class, None, exist_ok=True)
 
 
