@@ -43,13 +43,6 @@ def perceptual_hash(image: Image.Image) -> str:
     return np.packbits(coefficients > np.median(coefficients)).tobytes().hex()
 
 
-def same_picture(hash_a: str, hash_b: str) -> bool:
-    """Return whether two perceptual hashes belong to (nearly) the same image. A blank image matches no other image."""
-    if not hash_a or not hash_b:
-        return False
-    return (int(hash_a, 16) ^ int(hash_b, 16)).bit_count() <= NEAR_DUPLICATE_BITS
-
-
 def _grayscale_thumbnail(image: Image.Image) -> np.ndarray:
     deep = image.mode.startswith(("I", "F"))
     darkest, brightest = finite_range(image) if deep else (0, 255)
@@ -76,4 +69,4 @@ def _with_finite_values(image: Image.Image, replacement: float) -> Image.Image:
     return result
 
 
-__all__ = ["NEAR_DUPLICATE_BITS", "perceptual_hash", "same_picture"]
+__all__ = ["NEAR_DUPLICATE_BITS", "perceptual_hash"]

@@ -65,7 +65,8 @@ class Stage:
     total: Callable[[], int] | None = None
 
 
-def _option(default: Any, help: str, **metadata: Any) -> Any:
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """Return a dataclass field with a help text."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -77,17 +78,17 @@ class Engine:
         ValueError: If a number is smaller than 1, or Slurm is used without a partition.
     """
 
-    executor: str = _option("local", "Where tasks run: this machine (the default), slurm or ray.", choices=EXECUTORS)
-    workers: int = _option(1, "Number of tasks that run in parallel (default: 1).")
-    tasks: int | None = _option(None, "Number of parts of the work list (default: one for every 50 articles).")
-    connections: int | None = _option(
+    executor: str = option("local", "Where tasks run: this machine (the default), slurm or ray.", choices=EXECUTORS)
+    workers: int = option(1, "Number of tasks that run in parallel (default: 1).")
+    tasks: int | None = option(None, "Number of parts of the work list (default: one for every 50 articles).")
+    connections: int | None = option(
         None, "Number of articles that a task reads in parallel (default: 16 over a network, otherwise 1)."
     )
-    retries: int = _option(2, "Maximum number of retries for a failed task (default: 2).")
-    memory_gb: int = _option(2, "Memory in GB to reserve for a task on Slurm or Ray (default: 2).")
-    slurm_partition: str | None = _option(None, "Partition for the jobs. Required on Slurm.")
-    slurm_time: str = _option("24:00:00", "Time limit of a job (default: 24:00:00).")
-    slurm_args: str | None = _option(None, "Other options of sbatch, such as account=lab,qos=long.")
+    retries: int = option(2, "Maximum number of retries for a failed task (default: 2).")
+    memory_gb: int = option(2, "Memory in GB to reserve for a task on Slurm or Ray (default: 2).")
+    slurm_partition: str | None = option(None, "Partition for the jobs. Required on Slurm.")
+    slurm_time: str = option("24:00:00", "Time limit of a job (default: 24:00:00).")
+    slurm_args: str | None = option(None, "Other options of sbatch, such as account=lab,qos=long.")
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:

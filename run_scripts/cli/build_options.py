@@ -4,19 +4,14 @@ import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from biomedclip.processing.files import require_regular
 from biomedclip.processing.pmc.articles import FIGURES_PER_ARTICLE
-from biomedclip.processing.pmc.executors import Engine
+from biomedclip.processing.pmc.executors import Engine, option
 from biomedclip.processing.pmc.options import BuildOptions
 from biomedclip.processing.pmc.splits import parse_fractions
 
 from .errors import UsageError
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -26,39 +21,39 @@ class SourceOptions:
     source: str = field(
         metadata={"help": "Mirror of PMC's bucket: a folder, s3://pmc-oa-opendata, or any URL that fsspec opens."}
     )
-    pmcids: str | None = _option(None, "Articles to use: PMC1,PMC2,... or a file with one per line (default: all).")
-    inventory: str | None = _option(None, "Inventory to use, such as 2026-01-18T01-00Z (default: the newest).")
-    license: str = _option(
+    pmcids: str | None = option(None, "Articles to use: PMC1,PMC2,... or a file with one per line (default: all).")
+    inventory: str | None = option(None, "Inventory to use, such as 2026-01-18T01-00Z (default: the newest).")
+    license: str = option(
         "noncommercial", "commercial, noncommercial (any Creative Commons; the default), all, or codes: 'CC BY,CC0'."
     )
-    decontaminate: str | None = _option(
+    decontaminate: str | None = option(
         None, "Images of a benchmark: a file, folder or built dataset. Similar images are skipped."
     )
-    split_fractions: str | None = _option(
+    split_fractions: str | None = option(
         None, "Train,validation,test (default: 0.8,0.1,0.1 below 10,000 articles, otherwise those of the paper)."
     )
-    max_figures_per_article: int = _option(
+    max_figures_per_article: int = option(
         FIGURES_PER_ARTICLE, f"Maximum number of figure images per article (default: {FIGURES_PER_ARTICLE})."
     )
-    published_until: str | None = _option(
+    published_until: str | None = option(
         None,
         "Skip articles released in PMC, otherwise published, after this day, such as 2022-06-15, and those without a "
         "date (default: none). 2022-06 counts as 2022-06-30.",
     )
-    first_image_only: bool = _option(False, "Use only the first image of each figure, as PMC-15M (default: all).")
-    max_shard_size: str = _option(
+    first_image_only: bool = option(False, "Use only the first image of each figure, as PMC-15M (default: all).")
+    max_shard_size: str = option(
         "500MB", "Approximate size of a shard (default: 500MB). Small datasets have smaller shards."
     )
-    caption_tokenizer: str | None = _option(None, "Tokenizer that measures captions (default: count words).")
-    overwrite: bool = _option(False, "Replace an existing dataset.")
-    update: bool = _option(False, "Add new and changed articles to an existing dataset.")
+    caption_tokenizer: str | None = option(None, "Tokenizer that measures captions (default: count words).")
+    overwrite: bool = option(False, "Replace an existing dataset.")
+    update: bool = option(False, "Add new and changed articles to an existing dataset.")
 
 
 @dataclass(frozen=True)
 class EngineOptions(Engine):
     """Where and how to run the build."""
 
-    workers: int = _option(os.cpu_count() or 1, "Number of tasks that run in parallel (default: one per core).")
+    workers: int = option(os.cpu_count() or 1, "Number of tasks that run in parallel (default: one per core).")
 
 
 @dataclass
@@ -66,10 +61,10 @@ class OutputOptions:
     """Where to write the dataset."""
 
     output_dir: str = field(metadata={"help": "Folder of the dataset. All machines of a cluster must share it."})
-    seed: int = _option(0, "Seed of the order of pairs (default: 0).")
-    push_to: str | None = _option(None, "Dataset on the Hub to publish to, as ORG/NAME.")
-    private: bool = _option(False, "Make the dataset on the Hub private.")
-    verify: str | None = _option(
+    seed: int = option(0, "Seed of the order of pairs (default: 0).")
+    push_to: str | None = option(None, "Dataset on the Hub to publish to, as ORG/NAME.")
+    private: bool = option(False, "Make the dataset on the Hub private.")
+    verify: str | None = option(
         None, "Folder of a built dataset to verify: images, hashes and counts. Takes no other option."
     )
 
