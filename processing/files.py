@@ -18,31 +18,13 @@ _KINDS = {
 
 
 def special_kind(path: str | os.PathLike[str]) -> str | None:
-    """Return the kind of a path, if it is not a regular file. Links are followed.
-
-    Args:
-        path: A local path.
-
-    Returns:
-        `a folder`, `a FIFO`, `a socket` or `a device`. None for a regular file.
-
-    Raises:
-        OSError: If the path does not exist or cannot be accessed.
-    """
+    """Return `a folder`, `a FIFO`, `a socket` or `a device`, or None for a regular file. Links are followed."""
     return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """Raise an error if a path is not a regular file.
-
-    Args:
-        path: A local path. Links are followed.
-
-    Raises:
-        OSError: If the path is a FIFO, a socket, a device or a folder, or does not exist.
-    """
-    kind = special_kind(path)
-    if kind is not None:
+    """Raise `OSError` unless a path is a regular file. Links are followed."""
+    if (kind := special_kind(path)) is not None:
         raise OSError(f"{os.fspath(path)} is {kind}, not a file.")
 
 
@@ -57,9 +39,6 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path. Its file replaces `path` if the block raises no error.
 
     Other processes see the old file or the complete new one. If `path` is a link, the link is replaced.
-
-    Args:
-        path: The file to write.
     """
     partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)  # it may be a link

@@ -50,16 +50,13 @@ def open_parquet(
     footer_sha256: str | None = None,
     **options: Any,
 ) -> pq.ParquetFile:
-    """Open a Parquet file and check its footer. Pages are checked when they are read.
+    """Open a Parquet file and check its footer. Reading a damaged page from the opened file raises `OSError`.
 
     Args:
         source: A local path, or a seekable binary file.
         name: Name of the file for errors (default: the path).
         footer_sha256: The SHA-256 that the footer must have (default: any).
         options: Options of `pyarrow.parquet.ParquetFile`, such as `pre_buffer`.
-
-    Returns:
-        The opened file. Reading a damaged page from it raises `OSError`.
 
     Raises:
         DamagedFile: If the SHA-256 of the footer differs.
@@ -85,21 +82,11 @@ def open_parquet(
 
 
 def check_row_group(tables: Iterable[pa.Table], group: pq.RowGroupMetaData, name: str) -> Iterator[pa.Table]:
-    """Check the number of rows of a row group, and of values in its list columns, against the footer.
+    """Yield the tables of a row group, and check their rows and the values in list columns against the footer.
 
     The header of a page has no checksum. If it contains a wrong number of values, Arrow may silently end the batches
-    early or shorten the last list.
-
-    Args:
-        tables: The whole row group in one or more tables, with all or some of the columns.
-        group: Its entry in the footer.
-        name: The name of the file for errors.
-
-    Yields:
-        The tables. The last one is yielded after the check.
-
-    Raises:
-        DamagedFile: If the numbers differ.
+    early or shorten the last list. The tables have all or some of the columns. The last one is yielded after the check,
+    which raises `DamagedFile` if the numbers differ.
     """
     columns = [group.column(number) for number in range(group.num_columns)]
     stated = {column.path_in_schema.split(".")[0]: column.num_values for column in columns}
@@ -134,15 +121,7 @@ def hashes_of(path: Path, *, parquet: bool) -> dict[str, Any]:
 
 
 def check_file(path: Path, stated: Mapping[str, Any]) -> None:
-    """Check a whole local file of a built dataset.
-
-    Args:
-        path: The file.
-        stated: Its entry in the report, as returned by [`hashes_of`].
-
-    Raises:
-        DamagedFile: If the size or SHA-256 of the file differs from its entry.
-    """
+    """Raise `DamagedFile` if the size or SHA-256 of a local file differs from its entry in the report."""
     size = path.stat().st_size
     if size != stated["bytes"]:
         raise DamagedFile(f"{path}: damaged: it has {size:,} bytes, and {REPORT_FILE} says {stated['bytes']:,}.")
@@ -153,19 +132,7 @@ def check_file(path: Path, stated: Mapping[str, Any]) -> None:
 def read_columns(
     path: str | os.PathLike[str], columns: Sequence[str] | None = None, *, footer_sha256: str | None = None
 ) -> pa.Table:
-    """Read columns of a local Parquet file and check them.
-
-    Args:
-        path: The file.
-        columns: Names of the columns (default: all).
-        footer_sha256: The SHA-256 that the footer must have (default: any).
-
-    Returns:
-        The table.
-
-    Raises:
-        DamagedFile: If the file is damaged.
-    """
+    """Read columns of a local Parquet file (default: all). Raise `DamagedFile` if they or the footer are damaged."""
     name = os.fspath(path)
     try:
         file = open_parquet(path, footer_sha256=footer_sha256)
@@ -181,20 +148,10 @@ def read_columns(
 
 
 def read_hashes(root: str, filesystem: Any = None) -> dict[str, dict[str, Any]] | None:
-    """Read the hashes in the report of a built dataset.
+    """Return the hashes in the report of a built dataset, by the name of the file in its folder `root`.
 
-    If the report has no hashes, one warning states that the dataset is not verifiable.
-
-    Args:
-        root: The folder of the dataset, as a path in the file system.
-        filesystem: The fsspec file system (default: local).
-
-    Returns:
-        The entry of each file ([`hashes_of`]), by its name, such as `data/train-00000-of-00016.parquet`. None if the
-        dataset is not verifiable.
-
-    Raises:
-        DamagedFile: If the report cannot be read.
+    The entry of a file is the one that [`hashes_of`] returns. If the report has no hashes, return None, and warn once
+    that the dataset is not verifiable. Raise `DamagedFile` if the report cannot be read.
     """
     filesystem = filesystem or fsspec.filesystem("file")
     path = posixpath.join(root, REPORT_FILE)
@@ -222,17 +179,10 @@ def report_of_build(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Return the SHA-256 of the footer of each shard, as recorded in the report of the dataset.
+    """Return the SHA-256 of the footer of each shard of one folder, from the report of the dataset.
 
-    Args:
-        shards: Paths or URLs of shards of one folder.
-        storage_options: Options of fsspec for opening them.
-
-    Returns:
-        The hash of each shard. Empty if the dataset is not verifiable.
-
-    Raises:
-        DamagedFile: If the report cannot be read or does not list a shard.
+    The result is empty if the dataset is not verifiable. Raise `DamagedFile` if the report cannot be read or does not
+    list a shard.
     """
     filesystem, first = fsspec.core.url_to_fs(shards[0], **(storage_options or {}))
     root, prefix = posixpath.dirname(first), ""
@@ -245,16 +195,7 @@ def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None 
 
 
 def stated_footer(hashes: Mapping[str, Mapping[str, Any]], name: str, root: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the footer of one file.
-
-    Args:
-        hashes: The result of [`read_hashes`].
-        name: Name of the file in the report.
-        root: The folder of the dataset, for errors.
-
-    Raises:
-        DamagedFile: If the report does not list the file.
-    """
+    """Return the SHA-256 of the footer of one file from [`read_hashes`]. Raise `DamagedFile` if there is none."""
     try:
         return str(hashes[name]["footer_sha256"])
     except KeyError as error:

@@ -37,17 +37,10 @@ _NO_CONNECTION_CLASSES = frozenset(
 def with_retries(
     call: Callable[[], _T], *, check: Callable[[Exception, int], None], pause: float, factor: int = 2
 ) -> _T:
-    """Call a function until it succeeds.
+    """Call a function until it succeeds, and return its result.
 
-    Args:
-        call: The function.
-        check: Function that receives the error and the number of the failed attempt, from 1. It raises an error to
-            prevent further attempts.
-        pause: Seconds before the second attempt.
-        factor: Factor by which the pause grows after each attempt.
-
-    Returns:
-        The result of `call`.
+    `check` receives the error and the number of the failed attempt, from 1. It raises an error to prevent further
+    attempts. `pause` is the number of seconds before the second attempt. It grows by `factor` after each attempt.
     """
     for attempt in itertools.count(1):
         try:
@@ -59,26 +52,15 @@ def with_retries(
 
 
 def lasting_error(error: BaseException | None) -> OSError | None:
-    """Return the error of this machine that a retry cannot fix, such as a full disk, or None.
+    """Return the error of this machine that a retry cannot fix, such as a full disk, or None if a retry might succeed.
 
-    Args:
-        error: Any exception. Its causes are also searched, because clients wrap errors of the operating system.
-
-    Returns:
-        The `OSError`, or None if a retry might succeed.
+    The causes of `error` are also searched, because clients wrap errors of the operating system.
     """
-    for part in chain(error):
-        if isinstance(part, OSError) and part.errno in _LASTING:
-            return part
-    return None
+    return next((part for part in chain(error) if isinstance(part, OSError) and part.errno in _LASTING), None)
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Return whether no connection was established, because of no network, an unknown host, or a refused connection.
-
-    Args:
-        error: The exception that a client raised. Its causes are also searched.
-    """
+    """Return whether an error or one of its causes states that no connection to the host was established."""
     return any(
         isinstance(part, socket.gaierror)
         or (isinstance(part, OSError) and part.errno in _NO_CONNECTION)
@@ -100,11 +82,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 def explained(place: str | os.PathLike[str]) -> Iterator[None]:
     """Add instructions for the user to errors of this machine that a retry cannot fix.
 
-    Args:
-        place: File or folder for the message if an error does not name one.
-
-    Raises:
-        OSError: If the block raises an `OSError` that a retry cannot fix.
+    The message contains `place` if the error does not name a file or folder.
     """
     try:
         yield

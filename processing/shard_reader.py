@@ -56,15 +56,8 @@ def shard_paths(
 ) -> list[str]:
     """Return the URLs of the shards of a split, in the order in which they are stored.
 
-    Args:
-        path: The folder that `biomedclip build` wrote, or its folder `data`: local, `hf://datasets/org/name`, or
-            `s3://...`.
-        split: `train`, `validation` or `test`.
-        storage_options: Options of fsspec for opening the path, such as `{"anon": True}`.
-
-    Raises:
-        FileNotFoundError: If the split does not exist or is incomplete.
-        OSError: If the source cannot be reached or denies access.
+    `path` is the folder that `biomedclip build` wrote, or its folder `data`. Raise `FileNotFoundError` if the split
+    does not exist or is incomplete, and another `OSError` if the source cannot be reached or denies access.
     """
     try:
         return _find_shards(path, split, storage_options)
@@ -113,17 +106,11 @@ def column_names(
 
 @dataclass(frozen=True)
 class Shard:
-    """A Parquet file.
-
-    Args:
-        url: Its URL.
-        group_rows: Number of selected rows of each row group. None if they have not been counted.
-        first: Number of selected rows to skip at the beginning.
-    """
+    """A Parquet file."""
 
     url: str
-    group_rows: tuple[int, ...] | None = None
-    first: int = 0
+    group_rows: tuple[int, ...] | None = None  # selected rows of each row group, if they have been counted
+    first: int = 0  # number of selected rows to skip
 
     @cached_property
     def rows(self) -> int:
@@ -195,11 +182,7 @@ class ShardReader:
         return self._retry(url, lambda: self._checked(self._file(os.getpid(), url), url).schema_arrow)
 
     def open_shards(self, urls: Sequence[str]) -> list[Shard]:
-        """Count the selected rows of shards, in parallel.
-
-        Raises:
-            ValueError: If no row has one of the licenses, or if a column does not exist.
-        """
+        """Count the selected rows of shards, in parallel. Raise `ValueError` if there are none."""
         codes: Counter[str] = Counter()
         shards = []
         with ThreadPoolExecutor(READERS) as pool:
@@ -314,8 +297,7 @@ class ShardReader:
 
     def _checked(self, file: pq.ParquetFile, url: str) -> pq.ParquetFile:
         names = file.schema_arrow.names
-        missing = [name for name in self.stored_columns or () if name not in names]
-        if missing:
+        if missing := [name for name in self.stored_columns or () if name not in names]:
             raise _NotReadable(f"{url} has no column {missing[0]!r}; it has {', '.join(names)}.")
         return file
 
@@ -359,12 +341,7 @@ class _NotReadable(ValueError):
 
 
 class _RowGroup:
-    """The selected rows of a row group, which are read in order. Only the current batch is kept.
-
-    Args:
-        batches: The selected rows of each batch.
-        batch_rows: Number of rows to return at once.
-    """
+    """The selected rows of a row group, which are read in order. Only the current batch is kept."""
 
     def __init__(self, batches: Iterator[pa.Table], batch_rows: int):
         self.batch_rows = batch_rows

@@ -9,6 +9,7 @@ order.
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -73,11 +74,7 @@ class PairStream:
         return [(self._shards[number].url, self._shards[number].rows) for number in order]
 
     def rows(self, epoch: int, low: int, high: int) -> list[dict[str, Any]]:
-        """Return rows [low, high) of an epoch.
-
-        Returns:
-            The columns of the stream, and `epoch`. `image` contains the bytes of the file.
-        """
+        """Return rows [low, high) of an epoch, with the columns of the stream and `epoch`. Images are not decoded."""
         rows: list[dict[str, Any]] = []
         start = 0
         for shard in (self._shards[number] for number in shard_order(len(self._shards), self.seed, epoch)):
@@ -118,16 +115,15 @@ class PairStream:
         return PairBatches(self, batch_size, rank, world_size, samples_seen)
 
 
+@dataclass(eq=False)
 class PairBatches(IterableDataset):
     """The result of [`PairStream.batches`], an infinite sequence of lists of rows. Use it with `batch_size=None`."""
 
-    def __init__(self, stream: PairStream, batch_size: int, rank: int, world_size: int, samples_seen: int):
-        super().__init__()
-        self.stream = stream
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.samples_seen = samples_seen
+    stream: PairStream
+    batch_size: int
+    rank: int
+    world_size: int
+    samples_seen: int
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         worker = get_worker_info()

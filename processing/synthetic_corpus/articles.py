@@ -38,14 +38,7 @@ _ARTICLE = """\
 
 @dataclass(frozen=True)
 class ArticleFigure:
-    """A figure of an article.
-
-    Args:
-        figure_id: XML id of the figure.
-        kind: Name of the kind of the figure.
-        caption: Title (or an empty string) and text of the caption.
-        file: Name of the image file.
-    """
+    """A figure of an article. `figure_id` is its id in the XML. The title in its caption may be empty."""
 
     figure_id: str
     kind: str
@@ -55,7 +48,7 @@ class ArticleFigure:
 
 @dataclass(frozen=True)
 class Article:
-    """A version of an article. `license_code` is as in the metadata of PubMed Central."""
+    """A version of an article. `license_code` is the one in the metadata of PubMed Central."""
 
     number: int
     version: int
@@ -68,29 +61,20 @@ class Article:
 
     @property
     def name(self) -> str:
-        """Name of the folder of the version, such as PMC9000001.1."""
+        """Name of the folder, such as `PMC9000001.1`."""
         return f"PMC{self.number}.{self.version}"
 
     @property
     def doi(self) -> str:
-        """The DOI of the article."""
-        return f"10.5555/synthetic.{self.number}"  # 10.5555 is the prefix for examples
+        """The DOI, with the prefix for examples."""
+        return f"10.5555/synthetic.{self.number}"
 
 
 def write_caption(kind: str, combination: int, number: int, rng: np.random.Generator) -> tuple[str, str]:
-    """Return a caption for a figure.
+    """Return the title (or an empty string) and the text of a caption for a figure.
 
     Most captions mention all attributes of the figure. The others mention only its kind and the number of the sample.
     They teach a model the names of the kinds, because a long caption can be matched by its attributes alone.
-
-    Args:
-        kind: Name of the kind.
-        combination: Number of the combination of attributes.
-        number: Number of the sample.
-        rng: Random number generator that chooses the form of the caption.
-
-    Returns:
-        Title (or an empty string) and text of the caption.
     """
     figure_kind = FIGURE_KINDS[kind]
     prompt = ZERO_SHOT_TEMPLATES[int(rng.integers(2))].format(kind)
@@ -105,10 +89,7 @@ def write_caption(kind: str, combination: int, number: int, rng: np.random.Gener
 def article_xml(article: Article, *, floats: bool) -> bytes:
     """Return an article as JATS XML, in ASCII with character references as in PubMed Central.
 
-    Args:
-        article: The article.
-        floats: Whether to collect the figures in `<floats-group>` instead of placing each after the paragraph that
-            cites it.
+    Each figure follows the paragraph that cites it. With `floats`, all figures are in `<floats-group>`.
     """
     cited, figures = [], []
     for number, figure in enumerate(article.figures, 1):

@@ -37,14 +37,9 @@ def write_synthetic_corpus(
 ) -> None:
     """Write synthetic articles as a mirror of PubMed Central's bucket.
 
-    An article has two to five figures. The corpus also contains retracted articles, articles that are not open access,
-    and an older version of one article. A build skips these. The same seed gives the same bytes.
-
-    Args:
-        output_dir: Folder for the corpus. It must be empty or not exist yet.
-        figures: Number of figures in the articles that a build keeps, divided equally among all kinds.
-        seed: Random seed, 0 or larger.
-        progress: Whether to show a progress bar on stderr.
+    An article has two to five figures. `figures` counts those of the articles that a build keeps. All kinds are equally
+    frequent. A build skips the other articles: retracted ones, those that are not open access, and an older version of
+    one article. The same seed gives the same bytes.
 
     Raises:
         FileExistsError: If `output_dir` is a file or is not empty.
@@ -74,12 +69,7 @@ def write_synthetic_corpus(
 
 
 def write_labels(corpus: str | os.PathLike[str], dataset: str | os.PathLike[str]) -> None:
-    """Write the kinds of the figures to `labels.csv` in the dataset that was built from them.
-
-    Args:
-        corpus: Folder of the corpus.
-        dataset: Folder of the built dataset.
-    """
+    """Write the kinds of the figures in a corpus to `labels.csv` in the dataset that was built from it."""
     built = set(parquet.read_table(Path(dataset) / "data", columns=["pair_id"])["pair_id"].to_pylist())
     with (Path(corpus) / KINDS_FILE).open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)

@@ -18,10 +18,6 @@ class Canvas:
     """An RGB image. Its coordinates range from 0 to 1 over its central square, with y pointing down.
 
     Only the central square is always visible, because training resizes the shortest side and crops the center.
-
-    Args:
-        rng: Random number generator for the size of the image.
-        background: Color of the background.
     """
 
     def __init__(self, rng: np.random.Generator, background: Color):
@@ -65,17 +61,11 @@ class Canvas:
     def glow(self, x: float, y: float, radius: float, color: Color, blur: float) -> None:
         """Draw a disk with a soft edge."""
         mask = Image.new("L", self.image.size)
-        box = self._around(x, y, (radius, radius))
-        ImageDraw.Draw(mask).ellipse(box, 255)
+        ImageDraw.Draw(mask).ellipse(self._around(x, y, (radius, radius)), 255)
         self.image.paste(color, mask=mask.filter(ImageFilter.BoxBlur(blur * self.side)))
 
     def finish(self, blur: float = 0.0, grain: float = 0.0) -> Image.Image:
-        """Return the image at its final size.
-
-        Args:
-            blur: Radius of the blur, in pixels.
-            grain: Strength of the noise, from 0 to 1.
-        """
+        """Return the image at its final size, with a blur in pixels and noise of a strength from 0 to 1."""
         image = self.image.reduce(_OVERSAMPLING)
         if blur:
             image = image.filter(ImageFilter.GaussianBlur(blur))
