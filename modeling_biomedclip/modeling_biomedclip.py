@@ -830,7 +830,8 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         if return_loss:
             if len(image_embeds) != len(text_embeds):
                 raise ValueError(
-                    f"`return_loss=True` needs pairs, not {len(image_embeds)} images and {len(text_embeds)} texts."
+                    f"`return_loss=True` requires pairs, but there are {len(image_embeds)} images and "
+                    f"{len(text_embeds)} texts."
                 )
             labels = torch.arange(len(text_embeds), device=logits_per_text.device)
             text_loss = nn.functional.cross_entropy(logits_per_text, labels)
@@ -1083,7 +1084,8 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
         image_states = self.image_transform(image_outputs.last_hidden_state).to(text_states.device)
         if len(text_states) != len(image_states):
             raise ValueError(
-                f"Each question needs one image, not {len(text_states)} questions and {len(image_states)} images."
+                f"Each question requires one image, but there are {len(text_states)} questions and "
+                f"{len(image_states)} images."
             )
         logits = self.classifier(self.co_attention(text_states, image_states, attention_mask, **kwargs))
         return BiomedCLIPVisualQuestionAnsweringOutput(

@@ -63,7 +63,9 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         images = image if _is_list(image) else [image] * len(question)
         questions = [question] * len(images) if isinstance(question, str) else question
         if len(images) != len(questions):
-            raise ValueError(f"Each question needs one image, not {len(questions)} questions and {len(images)} images.")
+            raise ValueError(
+                f"Each question requires one image, but there are {len(questions)} questions and {len(images)} images."
+            )
         pairs = [{"image": image, "question": text} for image, text in zip(images, questions, strict=True)]
         return super().__call__(pairs, **kwargs)
 

@@ -56,7 +56,7 @@ class RankCounter:
             shapes = f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}"
             raise ValueError(f"Image and text embeddings of the shapes {shapes} are not pairs.")
         if not torch.equal(image_of.unique(), torch.arange(self.images)):
-            raise ValueError("`image_of_text` must contain each image at least once, and no other number.")
+            raise ValueError("`image_of_text` must contain the index of each image at least once.")
         if not all_finite(image_embeds, text_embeds):
             raise ValueError("The embeddings contain NaN or infinity. They cannot be ranked.")
         self.rows, self.columns = TILE if self.device.type == "cpu" else TILE_ON_ACCELERATOR

@@ -78,7 +78,7 @@ class ContrastiveTrainingArguments(CheckedTrainingArguments):
     )
     mini_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Pairs embedded at a time. The loss is that of the whole batch (default: the whole batch)."},
+        metadata={"help": "Number of pairs to embed at a time (default: all). The loss is that of the whole batch."},
     )
     keep_activations: bool = field(
         default=False,

@@ -125,7 +125,7 @@ class _RowCollator:
             message = f"Row {name} cannot be used: {error}."
             if self.on_error == "raise":
                 raise ValueError(f"{message} Remove it from the dataset, or pass on_error='substitute'.") from error
-            logger.warning("%s It is left out of its batch.", message)
+            logger.warning("%s It is omitted from its batch.", message)
             self._substituted[_slot()] += 1
             return None
 

@@ -133,7 +133,7 @@ def read_table(
             f"the columns, such as {','.join(columns)}."
         )
     if twice := [name for name in names if header.count(str(name)) > 1]:
-        raise ValueError(f"{path}: two columns are called {twice[0]}. Remove or rename one.")
+        raise ValueError(f"{path}: two columns have the name {twice[0]}. Remove or rename one.")
     table = Table(path, [names.get(name, name) for name in header], [])
     for line, cells in rows:
         if len(cells) != len(header):

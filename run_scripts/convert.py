@@ -32,10 +32,10 @@ class ConvertOptions:
     source: str = field(
         metadata={
             "help": "Folder or Hub id in the layout of open_clip, transformers or chuhac/BiomedCLIP-vit-bert-hf, or an "
-            "epoch_N.pt of open_clip's training. Its name can be left out."
+            "epoch_N.pt of open_clip's training. Can be the first positional argument."
         }
     )
-    output_dir: str = field(metadata={"help": "Folder for the result. Its name can be left out."})
+    output_dir: str = field(metadata={"help": "Folder for the result. Can be the second positional argument."})
     to: str = field(
         default="transformers",
         metadata={"help": "Layout of the result (default: transformers).", "choices": ["transformers", "open_clip"]},
@@ -46,7 +46,7 @@ class ConvertOptions:
     )
     images: list[str] = field(
         default_factory=list,
-        metadata={"help": "Images, or folders of images, for --verify (default: drawn figures)."},
+        metadata={"help": "Images, or folders of images, for --verify (default: synthetic figures)."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
     overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})

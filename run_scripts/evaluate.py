@@ -141,7 +141,7 @@ def _folders(models: Sequence[str], output_dir: Path, *, several: bool) -> list[
     if len(models) == 1 and not several:
         return [output_dir]
     if len(set(models)) < len(models):
-        raise UsageError("--model names the same model twice.")
+        raise UsageError("--model contains the same model twice.")
     names = [re.sub(r"[^\w.-]+", "_", name) for name in short_names(models)]
     if len(set(names)) < len(names):
         names = [f"{name}_{number}" for number, name in enumerate(names, 1)]

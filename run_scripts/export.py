@@ -31,9 +31,9 @@ class ExportOptions:
     """Options of `biomedclip export`."""
 
     model: str = field(
-        metadata={"help": "Folder or Hub id of a BiomedCLIP model in any layout. Its name can be left out."}
+        metadata={"help": "Folder or Hub id of a BiomedCLIP model in any layout. Can be the first positional argument."}
     )
-    output_dir: str = field(metadata={"help": "Folder for the graphs. Its name can be left out."})
+    output_dir: str = field(metadata={"help": "Folder for the graphs. Can be the second positional argument."})
     format: str = field(
         default="onnx", metadata={"help": "ONNX Runtime or OpenVINO (default: onnx).", "choices": list(FORMATS)}
     )
@@ -46,7 +46,7 @@ class ExportOptions:
     )
     images: list[str] = field(
         default_factory=list,
-        metadata={"help": "Images, or folders of images, to measure the error on (default: drawn figures)."},
+        metadata={"help": "Images, or folders of images, to measure the error on (default: synthetic figures)."},
     )
     texts: str | None = field(
         default=None,
@@ -126,7 +126,7 @@ def _read_texts(path: str | None) -> list[str]:
     if path is None:
         return [TEMPLATE.format(label) for label in LABELS]
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--texts {path}: no such file.")
+        raise FileNotFoundError(f"--texts {path}: the file does not exist.")
     texts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     if not texts:
         raise ValueError(f"--texts {path}: the file contains no text.")

@@ -32,8 +32,8 @@ _EPILOG = f"""\
 Each verb has --help with an example, and --config for a YAML file or a shipped
 recipe. Options on the command line override the recipe.
 
-No verb runs code from a model folder, or asks whether to run it. train and
-evaluate run it with {TRUST_OPTION}, which a recipe cannot set.
+No verb runs code from a model folder unless train or evaluate is called with
+{TRUST_OPTION}. A recipe cannot set this option.
 
 exit status: 0 for success, 1 if the work failed, 2 for a wrong command line
 

@@ -33,7 +33,7 @@ class PushOptions:
     """Options of `biomedclip push`."""
 
     repo_id: str = field(metadata={"help": "Repository on the Hub: ORG/NAME or USER/NAME."})
-    model: str = field(metadata={"help": "Model folder with a card of biomedclip card."})
+    model: str = field(metadata={"help": "Model folder with a card written by biomedclip card."})
     private: bool = field(default=False, metadata={"help": "Create a private repository."})
     revision: str | None = field(
         default=None, metadata={"help": "Branch to push to (default: main). It is created if it does not exist."}

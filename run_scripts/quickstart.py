@@ -39,7 +39,7 @@ class QuickstartOptions:
         default=None,
         metadata={"help": "Mirror of PubMed Central's bucket, or s3://pmc-oa-opendata (default: synthetic data)."},
     )
-    pmcids: str | None = field(default=None, metadata={"help": "Articles, such as PMC1,PMC2 (default: all)."})
+    pmcids: str | None = field(default=None, metadata={"help": "Articles to use, such as PMC1,PMC2 (default: all)."})
     license: str = field(default="all", metadata={"help": "Licenses, as for biomedclip build (default: all)."})
     figures: int = field(default=3000, metadata={"help": "Number of synthetic figures (default: 3000)."})
     max_steps: int | None = field(default=None, metadata={"help": "Training steps (default: as in the recipe)."})

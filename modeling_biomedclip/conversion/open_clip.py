@@ -142,7 +142,8 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
         if _published_name(model.config.text_config, processor.tokenizer):
             return None
         return (
-            f"open_clip loads tokenizers by name from the Hub, and this one has other words than {PUBLISHED_CLIP}. For "
+            f"open_clip loads tokenizers by name from the Hub, and the vocabulary of this one differs "
+            f"from {PUBLISHED_CLIP}. For "
             "local use, `biomedclip convert --to open_clip` writes a folder with this tokenizer."
         )
     text_cfg = json.loads(text)["model_cfg"]["text_cfg"] if text else {}
@@ -161,7 +162,7 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
         )
     if text_cfg.get("hf_tokenizer_name") in PUBLISHED_NAMES:
         if _vocabulary(processor.tokenizer) != PUBLISHED_VOCABULARY:
-            return "open_clip loads the tokenizer of the BERT from the Hub, and this one has other words."
+            return "open_clip loads the tokenizer of the BERT from the Hub, and the vocabulary of this one differs."
     return None
 
 
@@ -205,7 +206,7 @@ def _config_of_open_clip(stored: Any, tensors: Mapping[str, torch.Tensor], path:
         timm_name, embed_dim = vision_cfg["timm_model_name"], model_cfg["embed_dim"]
         is_clip = is_clip_text(text_cfg)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: {error} is missing. This is not a model of the kind of BiomedCLIP.") from error
+        raise ValueError(f"{path}: {error} is missing. The weights are not from a model like BiomedCLIP.") from error
     check_honored(stored, path)
     matched = re.fullmatch(r"vit_([a-z]+)_patch\d+_\d+(\.\w+)?", str(timm_name))
     if matched is None or matched[1] not in _TIMM_TOWERS:
@@ -308,7 +309,7 @@ def _text_shapes(tensors: Mapping[str, torch.Tensor], text_cfg: Mapping[str, Any
 
 def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Size:
     if name not in tensors:
-        raise ValueError(f"The weights are not those of BiomedCLIP: missing {name}.")
+        raise ValueError(f"The weights are not from a model like BiomedCLIP: {name} is missing.")
     return tensors[name].shape
 
 

@@ -101,10 +101,10 @@ def check_known(stored: Any, path: Path) -> None:
         ValueError: If a section is not a mapping, or if a key is unknown. The message names it.
     """
     if not isinstance(stored, Mapping) or not isinstance(stored.get("model_cfg"), Mapping):
-        raise ValueError(f"{path}: model_cfg is missing. It must hold the settings of the model.")
+        raise ValueError(f"{path}: model_cfg is missing. It must contain the settings of the model.")
     for name, section in _sections(stored).items():
         if not isinstance(section, Mapping):
-            raise ValueError(f"{path}: {name} is {section!r}. It must hold settings by name.")
+            raise ValueError(f"{path}: {name} is {section!r}. It must be a mapping of settings.")
         if unknown := sorted(set(section) - KNOWN[name]):
             raise ValueError(f"{path}: unknown settings in {name}: {', '.join(unknown)}. Remove them from the file.")
 
@@ -124,7 +124,9 @@ def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> N
     for name, section in _sections(stored).items():
         timm_name = section.get("timm_model_name")
         if timm_name is not None and not (isinstance(timm_name, str) and _TIMM_NAME.fullmatch(timm_name)):
-            raise ValueError(f"{path}: {name}.timm_model_name is {timm_name!r}. It must be a plain name of timm's.")
+            raise ValueError(
+                f"{path}: {name}.timm_model_name is {timm_name!r}. It must be a plain name of a timm model."
+            )
         bert_name = section.get("hf_model_name")
         if bert_name is not None and bert_name not in reachable and not is_at_hand(bert_name):
             raise ValueError(
@@ -165,7 +167,7 @@ def check_honored(stored: Any, path: Path) -> None:
                 setting = f"{name} has {key}={value!r}" if name == "preprocess_cfg" else f"{name}.{key} is {value!r}"
                 raise ValueError(f"{path}: {setting}; BiomedCLIP has {' or '.join(map(repr, wanted))}.")
     if unknown := sorted(set(sections["tokenizer_kwargs"]) - set(_HONORED["tokenizer_kwargs"])):
-        raise ValueError(f"{path}: text_cfg.tokenizer_kwargs has {', '.join(unknown)}, which cannot be honored.")
+        raise ValueError(f"{path}: text_cfg.tokenizer_kwargs has {', '.join(unknown)}, which is not supported.")
     if not sections["text_cfg"].get("hf_tokenizer_name"):
         raise ValueError(
             f"{path}: text_cfg.hf_tokenizer_name is missing. Without it open_clip uses its own tokenizer instead of "
@@ -198,7 +200,7 @@ def channel_values(value: Any, name: str, path: Path, default: Any) -> list[floa
     values = list(value) if isinstance(value, list | tuple) else [value]
     numbers = all(isinstance(item, int | float) and not isinstance(item, bool) for item in values)
     if not numbers or len(values) not in (1, 3) or (name == "std" and not all(values)):
-        raise ValueError(f"{path}: preprocess_cfg.{name} is {value!r}. It must hold one or three numbers.")
+        raise ValueError(f"{path}: preprocess_cfg.{name} is {value!r}. It must be one number or three.")
     return values * 3 if len(values) == 1 else values
 
 
@@ -214,5 +216,5 @@ def _sections(stored: Mapping[str, Any]) -> dict[str, Any]:
 def _tokenizer_arguments(section: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
     arguments = section.get("tokenizer_kwargs") or {}
     if not isinstance(arguments, Mapping):
-        raise ValueError(f"{path}: {name}.tokenizer_kwargs is {arguments!r}. It must hold settings by name.")
+        raise ValueError(f"{path}: {name}.tokenizer_kwargs is {arguments!r}. It must be a mapping of settings.")
     return arguments

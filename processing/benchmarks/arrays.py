@@ -111,7 +111,7 @@ def open_array(path: Path, key: str) -> Any:
         raise ValueError(f"{path}: no array {key!r}, only {', '.join(file) or 'nothing'}.")
     array = file[key]
     if array.is_virtual or array.external:
-        raise ValueError(f"{path}: the values of {key!r} are in other files, which are not read.")
+        raise ValueError(f"{path}: the values of {key!r} are stored in external files, which are not read.")
     return array
 
 

@@ -140,7 +140,7 @@ def _read_prompts(path: Path, classes: Mapping[str, str]) -> tuple[list[str], li
         raise ValueError(f"{path}: `class_names` must be a mapping of labels to names.")
     names = {str(label): str(name) for label, name in names.items()}
     if empty := [label for label, name in names.items() if not name.strip()]:
-        raise ValueError(f"{path}: `class_names` gives {empty[0]} an empty name.")
+        raise ValueError(f"{path}: `class_names` has an empty name for {empty[0]}.")
     if unknown := names.keys() - classes.keys():
         raise ValueError(f"{path}: unknown class {', '.join(sorted(unknown))}. The classes are {', '.join(classes)}.")
     return [names.get(label, name) for label, name in classes.items()], templates

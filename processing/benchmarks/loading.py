@@ -73,9 +73,9 @@ def load_benchmark(
         raise ValueError(f"Unknown split {split!r}. Choose one of {', '.join(get_args(Split))}.")
     if unknown := options.keys() - set(benchmark_options(name)):
         known = ", ".join(benchmark_options(name)) or "no options"
-        raise ValueError(f"{min(unknown)} has no effect on {name}, which has {known}. Leave it out.")
+        raise ValueError(f"{min(unknown)} has no effect on {name}, which has {known}. Omit it.")
     if "download" in facts and not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: there is no such file or folder.")
+        raise FileNotFoundError(f"{path}: the file or folder does not exist.")
     reader = _reader(name)
     of_splits = {"held_out": held_out, "seed": seed}
     options |= {option: value for option, value in of_splits.items() if option in _parameters(reader)}

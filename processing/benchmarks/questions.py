@@ -61,7 +61,7 @@ def questions_of(
     names = list(dict.fromkeys(str(row[image_key]) for row in rows))
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-            raise ValueError(f"{file}: {image_key} {name[:100]!r} is outside of the folder of images.")
+            raise ValueError(f"{file}: {image_key} {name[:100]!r} is outside the folder of images.")
     check_images(folder, names, file, facts)
     questions = []
     for row in rows:

@@ -82,7 +82,9 @@ def _open(content: bytes, name: str) -> "Dataset":
         meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
         if meta.get("TransferSyntaxUID") == _DEFLATED_WHOLE:
             # pydicom would inflate the file to any size before the number of pixels is known.
-            raise ImageError(f"{name}: DICOM that is deflated as a whole is not supported", "image of unknown format")
+            raise ImageError(
+                f"{name}: DICOM with a deflated transfer syntax is not supported", "image of unknown format"
+            )
     dataset = pydicom.dcmread(io.BytesIO(content), force=not has_preamble)
     if "PixelData" not in dataset:
         raise ImageError(f"{name}: not a DICOM file, or one without an image", "image of unknown format")
@@ -116,8 +118,8 @@ def _pixels_of_first_frame(dataset: "Dataset", name: str, kind: str) -> np.ndarr
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not get_decoder(syntax).is_available:
         raise ImageError(
-            f"{name}: DICOM compressed as {syntax.name}, for which pydicom finds no decoder; "
-            "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg brings most of them",
+            f"{name}: DICOM compressed as {syntax.name}, for which no decoder is installed. "
+            "Install decoders for most formats with: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg",
             "image of unknown format",
         )
     if kind in _GRAY and _has_unused_bits(dataset):

@@ -110,7 +110,7 @@ def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
     for name, what in (
         ("others", "files are not images and are ignored"),
         ("skipped_folders", "folders are links or cannot be read and are ignored"),
-        ("links_out", "images or folders are links to places outside of it"),
+        ("links_out", "images or folders are links that lead out of it"),
     ):
         if paths := [path for content in found for path in getattr(content, name)]:
             shown = first_names([path.relative_to(folder).as_posix() for path in paths])

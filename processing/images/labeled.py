@@ -206,10 +206,10 @@ def choose_split(
         if split != "test":
             # Returning all images again would train and test on the same images.
             raise ValueError(
-                f"{path}: the images come without splits: all of them are the test split, and there is no {split} "
+                f"{path}: the images have no splits, so all of them are the test split, and there is no {split} "
                 "split. Put them into folders train, validation and test."
             )
-        return splits["train"].with_notes("The images come without splits: all of them are the test split.")
+        return splits["train"].with_notes("The images have no splits, so all of them are the test split.")
     splits = {name: images for name, images in splits.items() if len(images)}
     if held_out is not None and "train" in splits:
         total = len(splits["train"])
@@ -292,7 +292,7 @@ def split_folders(root: Path) -> dict[str, Path]:
 def _refuse_columns(what: str, **columns: tuple[str, str]) -> None:
     for name, (value, default) in columns.items():
         if value != default:
-            raise ValueError(f"{name}={value!r} has no effect on {what}. Leave it out.")
+            raise ValueError(f"{name}={value!r} has no effect on {what}. Omit it.")
 
 
 def _from_folders(root: Path, folders: Mapping[str, Path], content: FolderContent) -> dict[str, LabeledImages]:
@@ -319,7 +319,7 @@ def _from_folders(root: Path, folders: Mapping[str, Path], content: FolderConten
             [child.name for child, paths in found.items() for _ in paths],
             [path.relative_to(root).as_posix() for paths in found.values() for path in paths],
         )
-    _warn_of_unused(root, [path for paths in below.values() for path in paths], "are in no class folder")
+    _warn_of_unused(root, [path for paths in below.values() for path in paths], "are not in a class folder")
     return splits
 
 
@@ -354,9 +354,9 @@ def _from_tables(
     if None in found:
         found = {"train": rows}
     elif without := [folder.name for split, folder in folders.items() if split not in found]:
-        raise ValueError(f"{root}: no metadata file names images of {', '.join(without)}, as of the other splits.")
+        raise ValueError(f"{root}: no metadata file lists images of {', '.join(without)}, as of the other splits.")
     named = {row.image for row in rows}
-    _warn_of_unused(root, [path for path in content.images if path not in named], "are named in no metadata file")
+    _warn_of_unused(root, [path for path in content.images if path not in named], "are not listed in a metadata file")
     return {
         split: LabeledImages(
             [row.image for row in found[split]],

@@ -22,15 +22,15 @@ def read_hub_set(name: str, image_column: str, label_column: str) -> dict[str, L
     import datasets
 
     if os.path.exists(name):
-        raise ValueError(f"{name} is a file. Pass the folder of the images; a metadata.csv in it is found.")
+        raise ValueError(
+            f"{name} is a file. Pass the folder of the images. A metadata.csv in it is read automatically."
+        )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"{name}: there is no such folder.")
+        raise FileNotFoundError(f"{name}: the folder does not exist.")
     try:
         opened = datasets.load_dataset(name)
     except OSError as error:
-        raise FileNotFoundError(
-            f"{name}: there is no such folder, and no such dataset on the Hub ({error})."
-        ) from error
+        raise FileNotFoundError(f"{name} is neither a folder nor a dataset on the Hub ({error}).") from error
     return _labeled_splits(opened, name, image_column, label_column, downloaded=True)
 
 
@@ -82,7 +82,7 @@ def _refuse_data_elsewhere(root: Path) -> None:
                 for place in _texts_in(config.get(key) if isinstance(config, dict) else None):
                     if "://" in place or "::" in place or Path(place).is_absolute() or ".." in Path(place).parts:
                         raise ValueError(
-                            f"{file}: {key} names {place!r}, which is outside of the folder. Remove it, or copy the "
+                            f"{file}: {key} names {place!r}, which is outside the folder. Remove it, or copy the "
                             "data into the folder."
                         )
 
@@ -105,7 +105,7 @@ def _labeled_splits(
     found = {split: by_name[name] for split, names in SPLIT_NAMES.items() for name in names if name in by_name}
     if "train" not in found:
         if len(by_name) != 1:
-            raise ValueError(f"{path}: no split is called train. It has {', '.join(by_name)}.")
+            raise ValueError(f"{path}: there is no train split. It has {', '.join(by_name)}.")
         found = {"train": next(iter(by_name.values()))}
     splits = {}
     for split, rows in found.items():

@@ -126,14 +126,12 @@ class _Locator:
         if "\0" in name or "::" in name or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
             raise ValueError(f"{where} is {shown!r}, a URL or a drive. It must be a path relative to {self.folder}.")
         if parts[0] in ("", "~") or ".." in parts:
-            raise ValueError(
-                f"{where} is {shown!r}, which may be outside of {self.folder}. It must be a path below it."
-            )
+            raise ValueError(f"{where} is {shown!r}, which may be outside {self.folder}. It must be a path below it.")
         image = self.folder.joinpath(*(part for part in parts if part not in ("", ".")))
         if image.parent not in self.checked:
             self.checked[image.parent] = not leads_out(image.parent / "image", self.root)
         if not self.checked[image.parent] or (os.path.islink(image) and leads_out(image, self.root)):
-            raise ValueError(f"{where} is {shown!r}, a link to a place outside of {self.folder}. Copy the image there.")
+            raise ValueError(f"{where} is {shown!r}, a link that leads out of {self.folder}. Copy the image there.")
         return image
 
 

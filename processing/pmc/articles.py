@@ -118,7 +118,7 @@ def parse_licenses(choice: str | Collection[str]) -> frozenset[str] | None:
     parts = choice.split(",") if isinstance(choice, str) else choice
     codes = frozenset(code.strip() for code in parts if code.strip())
     if not codes:
-        raise ValueError("No license. Pass commercial, noncommercial, all, or codes such as 'CC BY,CC0'.")
+        raise ValueError("No license is selected. Pass commercial, noncommercial, all, or codes such as 'CC BY,CC0'.")
     for code in codes - NONCOMMERCIAL_LICENSES:
         close = difflib.get_close_matches(code.upper(), [*NONCOMMERCIAL_LICENSES, *map(str.upper, named)], n=1)
         if close and code != "TDM":

@@ -140,7 +140,7 @@ class Bucket:
             raise BucketError(f"{source}: {error}. For s3:// run: pip install 'biomedclip[s3]'") from error
 
     def _check_root(self) -> None:
-        missing = BucketError(f"{self.source}: no such folder or bucket. Check `source`.")
+        missing = BucketError(f"{self.source}: the folder or bucket does not exist. Check `source`.")
         try:
             root = self._request("", self._filesystem.info)
         except ObjectMissing as error:
@@ -295,7 +295,7 @@ class Bucket:
         what, cause = key or "the folder", f"{type(error).__name__}: {error}"
         if isinstance(error, PermissionError) or _response(error) in _CREDENTIALS_REFUSED:
             raise CredentialsRefused(
-                f"{self.source}: {what}: the credentials are refused ({cause}). Renew them, or unset them if the "
+                f"{self.source}: {what}: the credentials were rejected ({cause}). Renew them, or unset them if the "
                 "bucket is public. Check the clock. Then run the same command again: it continues from here."
             ) from error
         unreachable = is_unreachable(error)
@@ -413,7 +413,7 @@ def _fault_of_object(key: str, error: Exception) -> ObjectError | None:
     if answer in _DENIED or (isinstance(error, PermissionError) and number in (errno.EACCES, errno.EPERM)):
         return ObjectError(f"{key}: cannot be read (access is denied){_status(error)}")
     if isinstance(answer, int) and 400 <= answer < 500 and answer not in _RETRIED:
-        return ObjectError(f"{key}: cannot be read (the request is refused){_status(error)}")
+        return ObjectError(f"{key}: cannot be read (the request was rejected){_status(error)}")
     # An invalid certificate raises both a ValueError and an OSError, but is a fault of the source.
     is_value_error = isinstance(error, ValueError) and not isinstance(error, OSError)
     if is_value_error or number in (errno.ENAMETOOLONG, errno.ELOOP):

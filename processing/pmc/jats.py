@@ -268,7 +268,7 @@ def find_figures(article: etree._Element) -> list[Figure]:
         elif name != "supplementary-material" and (candidate := _candidate(element, name, surroundings)) is not None:
             candidates[element] = candidate
             if len(candidates) > MAX_FIGURES:
-                raise JatsError(f"the XML holds more than {MAX_FIGURES:,} figures")
+                raise JatsError(f"the XML contains more than {MAX_FIGURES:,} figures")
 
     figure_ids.update(xml_id for candidate in candidates.values() for xml_id in candidate.xml_ids)
     _mark_figure_references(references, figure_ids)
@@ -314,7 +314,7 @@ def parse_article(xml: bytes) -> etree._Element:
     if next(root.iter("{*}article"), None) is None:
         _normalize_names(root)
         if next(root.iter("article"), None) is None:
-            raise JatsError(f"the XML holds no <article>; its root is <{local_name(root.tag)}>")
+            raise JatsError(f"the XML has no <article> element; its root is <{local_name(root.tag)}>")
     return root
 
 

@@ -18,9 +18,9 @@ def check_model_name(name: str, option: str = "--model") -> None:
         ValueError: If the name is a file.
     """
     if Path(name).is_file():
-        raise ValueError(f"{option} {name} is a file. Name the folder of the model.")
+        raise ValueError(f"{option} {name} is a file. Pass the folder of the model.")
     if not Path(name).is_dir() and not re.fullmatch(r"(?![.~])[\w.-]+/[\w.-]+", name):
-        raise FileNotFoundError(f"{option} {name}: no such folder, and not an id on the Hub (owner/name).")
+        raise FileNotFoundError(f"{option} {name} is neither a folder nor an id on the Hub (owner/name).")
 
 
 def import_optional(module: str, needed_by: str, install: str) -> ModuleType:
@@ -38,4 +38,4 @@ def import_optional(module: str, needed_by: str, install: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
-        raise ImportError(f"{needed_by} needs the package {package}. Install it: {install}") from error
+        raise ImportError(f"{needed_by} requires the package {package}. Install it: {install}") from error

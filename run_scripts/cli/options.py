@@ -188,10 +188,10 @@ def _suggestion(name: str, names: Collection[str]) -> str:
 def _describe_unknown(verb: str, argument: str, actions: Collection[str]) -> str:
     """Return a sentence about an argument that is neither an option nor the value of one."""
     if not argument.startswith("--"):
-        return f"{argument!r} belongs to no option. See: biomedclip {verb} --help"
+        return f"{argument!r} does not belong to an option. See: biomedclip {verb} --help"
     name = argument.split("=")[0]
     close = _suggestion(name, [f"--{action.replace('_', '-')}" for action in actions])
-    return f"There is no option {name}.{close} See: biomedclip {verb} --help"
+    return f"The option {name} does not exist.{close} See: biomedclip {verb} --help"
 
 
 def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: Any, source: str) -> Any:
@@ -272,7 +272,9 @@ def read_recipe(name: str, sections: Sequence[str]) -> dict[str, Any]:
     options, found = _read_recipe(name, _recipe_path(name), sections, [])
     if found and not found & set(sections):
         wanted = " or ".join(f"`{section}:`" for section in sections)
-        raise UsageError(f"{name} has no section {wanted}. It would have no effect. It has {', '.join(sorted(found))}.")
+        raise UsageError(
+            f"{name} has no section {wanted}, so it would have no effect. Its sections are {', '.join(sorted(found))}."
+        )
     return {key: value for key, value in options.items() if value is not None}
 
 
@@ -295,9 +297,9 @@ def _read_recipe(
         for key, value in content.items():
             if key not in VERBS:
                 hint = _suggestion(key, VERBS) or " Move it into a section."
-                raise UsageError(f"{name}: {key!r} is beside sections and is not one of {', '.join(VERBS)}.{hint}")
+                raise UsageError(f"{name}: {key!r} is not a section. Sections are {', '.join(VERBS)}.{hint}")
             if not isinstance(value, Mapping | None):
-                raise UsageError(f"{name}: the section {key!r} must hold `name: value` lines, not {value!r}.")
+                raise UsageError(f"{name}: the section {key!r} must contain `name: value` lines, not {value!r}.")
         found = found | content.keys()
         content = {key: value for section in sections for key, value in (content.get(section) or {}).items()}
     elif content:
@@ -319,7 +321,9 @@ def _recipe_path(name: str, above: Path | None = None) -> Path:
     if not path.is_file():
         where = f"{above}: " if above else ""
         reason = "It is a folder, not a file" if Path(name).is_dir() else "It is neither a file nor one of"
-        raise UsageError(f"{where}there is no recipe {name!r}. {reason}. Shipped recipes: {', '.join(recipe_names())}.")
+        raise UsageError(
+            f"{where}the recipe {name!r} was not found. {reason}. Shipped recipes: {', '.join(recipe_names())}."
+        )
     return path
 
 
@@ -332,8 +336,8 @@ def _load_yaml(name: str, path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{name}: invalid YAML: {error}") from error
     if not isinstance(content, Mapping):
-        found = "is empty" if content is None else f"holds a {type(content).__name__}"
-        raise UsageError(f"{name} {found}. A recipe must hold `name: value` lines.")
+        found = "is empty" if content is None else f"contains a {type(content).__name__}"
+        raise UsageError(f"{name} {found}. A recipe must contain `name: value` lines.")
     return {str(key): value for key, value in content.items()}
 
 

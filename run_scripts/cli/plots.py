@@ -103,7 +103,7 @@ def plot_answers(queries: Sequence[Query], path: Path) -> None:
         for query in queries:
             block: _Block = [(_wrap(f"Image of {query.source}", 6, 2), _MUTED)] if query.source else []
             for place, answer in enumerate(query.answers, 1):
-                rank = "" if answer.rank <= place else f" The right one has rank {answer.rank:,.10g}:"
+                rank = "" if answer.rank <= place else f" The correct one has rank {answer.rank:,.10g}:"
                 text = _wrap(f"{'✓' if answer.right else '·'} {answer.score:.2f} {rank} {answer.content}", 6, 3)
                 source = "\n    " + _wrap(answer.source, 5.5, 1) if answer.source else ""
                 block.append((text + source, _RIGHT if answer.right else "0.25"))
@@ -164,7 +164,7 @@ def plot_question(
     with fonts_for(one_line("".join([question, right_answer, *(answer for answer, *_ in best)]))):
         block = [
             (_wrap(question, 4.2, 8), "black"),
-            (_wrap(f"Right answer: {right_answer}", 4.2, 4), "black"),
+            (_wrap(f"Correct answer: {right_answer}", 4.2, 4), "black"),
             (f"Model: {verdict}", _RIGHT if right else _WRONG),
         ]
         heights = [_height(block), max(0.3, 0.3 * len(best))]

@@ -12,7 +12,7 @@ def trust_option() -> Any:
     """Return the field `trust_remote_code` for the options of a command."""
     return field(
         default=False,
-        metadata={"help": "Run the Python code in the folders of the models you name (default: no)."},
+        metadata={"help": "Run Python code from the folders of the given models (default: no)."},
     )
 
 

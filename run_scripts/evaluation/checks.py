@@ -28,9 +28,9 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 _CONTENTS = {
-    "exported graphs, which cannot be evaluated. Name the model that was exported.": ("*.onnx", "*.xml"),
+    "exported graphs, which cannot be evaluated. Pass the model that was exported.": ("*.onnx", "*.xml"),
     "a dataset, not a model. Pass it as --data.": ("**/*.parquet", "dataset_dict.json", "dataset_info.json"),
-    f"a processor without a model (no {CONFIG}). Name the folder of a model.": _PROCESSOR_FILES + _TOKENIZER_FILES,
+    f"a processor without a model (no {CONFIG}). Pass the folder of a model.": _PROCESSOR_FILES + _TOKENIZER_FILES,
 }
 _SHOWN = 5
 
@@ -126,7 +126,7 @@ def _config_on_hub(name: str, where: str) -> dict[str, Any] | None:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"{where}: no such folder, and no model on the Hub was found ({reason}).") from error
+        raise FileNotFoundError(f"{where} is neither a folder nor a model on the Hub ({reason}).") from error
     return config
 
 
@@ -144,10 +144,9 @@ def _check_adapter(folder: Path, where: str, task: str, trust_remote_code: bool)
     try:
         check_model(base, task, trust_remote_code=trust_remote_code)
     except (FileNotFoundError, ValueError) as error:
-        reason = str(error).removeprefix(f"--model {base}").removeprefix(":").strip()
         raise type(error)(
-            f"{where} is an adapter, and its base model {base} cannot be used: {reason} If the base was moved, correct "
-            f"base_model_name_or_path in {ADAPTER_CONFIG}."
+            f"{where} is an adapter, and its base model cannot be used: {str(error).removeprefix('--model ')} If the "
+            f"base was moved, correct base_model_name_or_path in {ADAPTER_CONFIG}."
         ) from error
 
 
@@ -157,7 +156,7 @@ def _refuse_questions(where: str, task: str) -> None:
 
 
 def _advice(task: str) -> str:
-    return f"{task} needs a dual encoder, such as the model that it was trained from."
+    return f"{task} requires a dual encoder, such as the model that it was trained from."
 
 
 def _check_architecture(config: Any, where: str, task: str, trust_remote_code: bool) -> None:
@@ -173,7 +172,7 @@ def _check_architecture(config: Any, where: str, task: str, trust_remote_code: b
         return
     if answers:
         remedy = f"Measure it with biomedclip evaluate {QUESTIONS}. {_advice(task)}"
-        raise ValueError(f"{where} answers questions ({architecture}). {remedy}")
+        raise ValueError(f"{where} is a model for visual question answering ({architecture}). {remedy}")
     if "Classification" in architecture and "ZeroShot" not in architecture:
         raise ValueError(
             f"{where} is a classifier ({architecture}), which has no text tower. {_advice(task)} Its own accuracy is "
@@ -202,7 +201,7 @@ def _check_weights(folder: Path, where: str) -> None:
     for index in folder.glob("*.index.json"):
         shards = read_json(index).get("weight_map", {})
         if missing := sorted({str(shard) for shard in shards.values() if not (folder / str(shard)).is_file()}):
-            raise FileNotFoundError(f"{where}: {index.name} names {missing[0]}, which is missing.")
+            raise FileNotFoundError(f"{where}: {index.name} lists {missing[0]}, which is missing.")
     for file in files:
         if file.suffix == ".safetensors":
             try:

@@ -167,7 +167,11 @@ def _markdown(
     if notes := dict.fromkeys(note for result in results for note in result["data"].get("notes", [])):
         lines += ["", "Notes:", "", *(f"- {markdown(note)}" for note in notes)]
     if published:
-        lines += ["", "Rows marked as published hold values of publications. They were not measured here. Sources:", ""]
+        lines += [
+            "",
+            "Rows marked as published contain values from publications. They were not measured here. Sources:",
+            "",
+        ]
         lines += [f"- {markdown(entry['model'])}: {markdown(entry['source'])}" for entry in published.values()]
     return "\n".join([*lines, ""])
 

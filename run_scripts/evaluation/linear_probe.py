@@ -127,7 +127,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         whole = labeled["train"]
         kept, held = hold_out([str(label) for label in whole.labels], HELD_OUT, options.seed)
         labeled["train"], labeled["validation"] = whole.select(kept), whole.select(held)
-        notes.append(f"No validation split: {HELD_OUT:.0%} of the training images chose the regularization.")
+        notes.append(f"No validation split: the regularization was chosen on {HELD_OUT:.0%} of the training images.")
     draws = options.draws or PROBE_DRAWS
     metrics = probe(
         labeled["train"],
@@ -213,7 +213,7 @@ def probe(
         ValueError: If all training images are of one class, or if `logistic` has no validation split.
     """
     if protocol == "logistic" and validation is None:
-        raise ValueError("The protocol logistic needs a validation split, which chooses the regularization.")
+        raise ValueError("The protocol logistic requires a validation split to choose the regularization.")
     if len(np.unique(train.labels)) < 2:
         raise ValueError(f"All {len(train.labels)} training images are of one class. There must be at least two.")
     measure = _Measure(classes, positive, metric)
@@ -263,7 +263,7 @@ def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) 
         if fraction in published:
             rows.append(("  paper", *(published[fraction].get(name) for name in MEASURED)))
     rows.append(("chance", metrics["chance"], metrics["chance"], 0.5))
-    rows.append(("most frequent class", metrics["most_frequent_class"], metrics["chance"], 0.5))
+    rows.append(("majority class", metrics["most_frequent_class"], metrics["chance"], 0.5))
     title = f"Linear probe, {metrics['images']:,} test images; mean and standard deviation over draws"
     show_table(title, rows, ["labels", "accuracy", "balanced", "AUROC"])
     say_undefined(metrics)

@@ -39,12 +39,12 @@ class _Options:
     model: list[str] = _option(
         REQUIRED,
         "Folder or Hub id of BiomedCLIP, CLIP, SigLIP or another dual encoder, an adapter, an open_clip "
-        "folder, biovil or biovil-t. Several models are compared.",
+        "folder, biovil or biovil-t. With several models, their results are compared.",
     )
-    output_dir: str = _option(REQUIRED, "Folder of the results. Several models each get a folder in it.")
+    output_dir: str = _option(REQUIRED, "Folder for the results. With several models, each has a subfolder.")
     task: str = _option("retrieval", "retrieval, zero-shot, linear-probe, visual-question-answering (or vqa) or suite.")
-    batch_size: int = _option(32, "Number of rows in a batch.")
-    seed: int = _option(0, "Seed of the bootstrap, of draws and of splits.")
+    batch_size: int = _option(32, "Batch size (default: 32).")
+    seed: int = _option(0, "Seed of the bootstrap, draws and splits (default: 0).")
     trust_remote_code: bool = trust_option()
 
 
@@ -53,23 +53,23 @@ class _DataOptions(_Options):
     data: str = _option(
         "",
         "Files of the benchmark, a folder that biomedclip build wrote, or labeled images: class folders, "
-        "images with a metadata.csv, a datasets set, or a built dataset with a labels.csv.",
+        "images with a metadata.csv, a saved dataset, or a built dataset with a labels.csv.",
     )
     benchmark: str | None = _option(
-        None, "pcam, rsna, pmc15m, ...: format of --data, with prompts and published values."
+        None, "Format of --data, such as pcam or rsna, with its prompts and published values."
     )
-    split: str = _option("test", "Split to measure.")
+    split: str = _option("test", "Split to evaluate (default: test).")
 
 
 @dataclass(kw_only=True)
 class _FeatureOptions(_Options):
-    workers: int = _option(WORKERS, "Number of threads that read images.")
+    workers: int = _option(WORKERS, f"Number of threads that read images (default: {WORKERS}).")
     precision: str = _option(
-        "float32", "Precision of the towers. Similarities are float32.", choices=["float32", "bfloat16"]
+        "float32",
+        "Precision of the towers (default: float32). Similarities are float32.",
+        choices=["float32", "bfloat16"],
     )
-    features_dir: str | None = _option(
-        None, "Folder that keeps embeddings for later runs (default: OUTPUT_DIR/features)."
-    )
+    features_dir: str | None = _option(None, "Folder to cache embeddings in (default: OUTPUT_DIR/features).")
 
 
 @dataclass(kw_only=True)
@@ -81,21 +81,23 @@ class _TextOptions(_Options):
 class _ExampleOptions(_Options):
     examples: int = _option(
         0,
-        "Retrieval and visual-question-answering: number of pairs or questions to draw as pictures in "
+        "Retrieval and visual-question-answering: number of pairs or questions to plot in "
         "OUTPUT_DIR/examples, with the best candidates or answers (default: 0).",
     )
 
 
 @dataclass(kw_only=True)
 class _RetrievalOptions(_FeatureOptions, _TextOptions, _ExampleOptions):
-    image_id: str | None = _option(None, "Retrieval: column whose equal values mean the same image, such as image_md5.")
+    image_id: str | None = _option(
+        None, "Retrieval: column that identifies the image, such as image_md5 (default: none)."
+    )
     pool_size: int | None = _option(
         None,
-        "Retrieval: measure among this many pairs, drawn with --seed from the split (default: all). "
-        "The paper's is 725739 for test and 13600 for validation.",
+        "Retrieval: number of pairs in a pool drawn from the split with --seed (default: all). "
+        "The paper uses 725739 for test and 13600 for validation.",
     )
     pool_draws: int | None = _option(
-        None, f"Retrieval: number of pools to draw and average (default: {DRAWS}, or 1 if a pool is the whole split)."
+        None, f"Retrieval: number of pools to average (default: {DRAWS}, or 1 if a pool is the whole split)."
     )
 
 
@@ -111,8 +113,8 @@ class _ImageOptions(_FeatureOptions):
 
 @dataclass(kw_only=True)
 class _ColumnOptions(_Options):
-    image_column: str | None = _option(None, "Image column of a metadata.csv or a datasets set (default: image).")
-    label_column: str | None = _option(None, "Label column of such a table or a labels.csv (default: label).")
+    image_column: str | None = _option(None, "Image column of a metadata.csv or a dataset (default: image).")
+    label_column: str | None = _option(None, "Label column of a metadata.csv, labels.csv or dataset (default: label).")
 
 
 @dataclass(kw_only=True)
@@ -130,18 +132,18 @@ class _ProbeOptions(_ImageOptions):
     )
     probe_features: str = _option(
         "embeds",
-        "Linear probe: the image embedding, or the state of the image tower before its projection.",
+        "Linear probe: image embeddings, or hidden states before the projection (default: embeds).",
         choices=["embeds", "hidden"],
     )
-    find_leaks: bool = _option(True, "Linear probe: look for test images among the training images.")
+    find_leaks: bool = _option(True, "Linear probe: check for test images among the training images.")
 
 
 @dataclass(kw_only=True)
 class _QuestionOptions(_TextOptions, _ExampleOptions):
     f1_tokenizer: str = _option(
         WORDS,
-        "visual-question-answering: tokens of the token F1: words (default, as in SQuAD), or a folder or "
-        "Hub id of a tokenizer, such as openai-community/gpt2 as in the paper.",
+        "visual-question-answering: tokenizer of the token F1: words (default, as in SQuAD), or a folder or "
+        "Hub id, such as openai-community/gpt2 as in the paper.",
     )
 
 
@@ -156,7 +158,7 @@ class ZeroShotOptions(_ColumnOptions, _ImageOptions, _TextOptions, _DataOptions)
 
     prompts: str | None = _option(
         None,
-        "Set of prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
+        "Prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
         "file with templates or class_names.",
     )
     templates: list[str] = _option([], "Prompts with {} for the class name (default: the benchmark's).")
@@ -171,16 +173,16 @@ class LinearProbeOptions(_ColumnOptions, _ProbeOptions, _DataOptions):
 class VisualQuestionOptions(_QuestionOptions, _DataOptions):
     """Options of `biomedclip evaluate visual-question-answering`."""
 
-    image_folder: str | None = _option(None, "vqa_rad, slake: folder of the images, if not beside the questions.")
+    image_folder: str | None = _option(None, "vqa_rad, slake: folder of the images (default: next to the questions).")
 
 
 @dataclass(kw_only=True)
 class SuiteOptions(_RetrievalOptions, _ProbeOptions, _QuestionOptions):
     """Options of `biomedclip evaluate suite`: those of the tasks, except options for a single run."""
 
-    data_root: str = _option("", "Suite: folder with a folder for each benchmark, such as pcam and lc25000.")
+    data_root: str = _option("", "Suite: folder that contains the folders of the benchmarks, such as pcam and lc25000.")
     tasks: list[str] = _option([], "Suite: tasks to run (default: all).")
-    benchmarks: list[str] = _option([], "Suite: benchmarks to run (default: all whose files are there).")
+    benchmarks: list[str] = _option([], "Suite: benchmarks to run (default: all that are found).")
 
 
 @dataclass(kw_only=True)
@@ -230,7 +232,7 @@ def refuse_options_of_other_tasks(task: str, arguments: Sequence[str]) -> None:
             option = argument.partition("=")[0]
             tasks = tasks_with(option[2:].replace("-", "_").removeprefix("no_"))
             if tasks and task not in tasks:
-                raise UsageError(f"{option} has no effect on {task}, only on {', '.join(tasks)}. Leave it out.")
+                raise UsageError(f"{option} applies only to {', '.join(tasks)}, not to {task}. Omit it.")
 
 
 def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
@@ -252,11 +254,11 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
     _check_options_of_benchmarks(options, runs)
     given = {known.name for known in dataclasses.fields(options) if _is_given(options, known)}
     if "pool_draws" in given and options.pool_size is None:
-        raise UsageError("--pool-draws has no effect without --pool-size. Leave it out, or set --pool-size too.")
+        raise UsageError("--pool-draws has no effect without --pool-size. Omit it, or set --pool-size too.")
     if {"prompts", "templates"} <= given:
         raise UsageError("--prompts and --templates both choose the prompts. Pass one of them.")
     if options.task == "linear-probe" and options.split == "train":
-        raise UsageError("--split train: the probe would be tested on its training images. Choose test.")
+        raise UsageError("--split train: the probe would be tested on its training images. Pass --split test.")
     for template in getattr(options, "templates", []):
         if "{}" not in template:
             raise UsageError(f"--templates: {template!r} has no {{}} for the class name.")
@@ -266,12 +268,12 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
         if not 0 < fraction <= 1:
             raise UsageError(f"--fractions: a fraction must be above 0 and at most 1, not {fraction}.")
     if "draws" in given and min(options.fractions) == 1:
-        raise UsageError("--draws has no effect on --fractions 1, which has only one draw. Leave it out.")
+        raise UsageError("--draws has no effect on --fractions 1, which has only one draw. Omit it.")
 
 
 def _check_benchmark(options: Any) -> None:
     if not options.data:
-        raise UsageError(f"{options.task} needs --data, the folder of the data.")
+        raise UsageError(f"{options.task} requires --data, the folder of the data.")
     names = benchmark_names(options.task)
     if options.benchmark is not None and options.benchmark not in names:
         known = options.benchmark in benchmark_names()
@@ -286,7 +288,7 @@ def _check_options_of_benchmarks(options: Any, runs: Sequence[tuple[str, str | N
             having = [known for known in benchmark_names() if name in benchmark_options(known)]
             raise UsageError(
                 f"--{name.replace('_', '-')} has no effect on {', '.join(benchmarks)}, only on {', '.join(having)}. "
-                "Leave it out, or choose another benchmark."
+                "Omit it, or choose another benchmark."
             )
 
 
@@ -306,5 +308,5 @@ def check_options_of_tasks(options: SuiteOptions, tasks: Sequence[str]) -> None:
         if readers and _is_given(options, known) and not set(readers) & set(tasks):
             raise UsageError(
                 f"--{known.name.replace('_', '-')} has no effect on suite --tasks {' '.join(tasks)}, only on "
-                f"{', '.join(readers)}. Leave it out."
+                f"{', '.join(readers)}. Omit it."
             )

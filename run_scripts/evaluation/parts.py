@@ -60,7 +60,7 @@ class Parts:
         damaged = [self._path(number) for number in missing if self._path(number).exists()]
         if damaged and state.is_main_process:
             logger.warning(
-                "%s%s: damaged, or not written by this version for this work. Computing again.",
+                "%s%s: damaged, or not written by this version for this work. It is computed again.",
                 damaged[0],
                 f" and {len(damaged) - 1} other(s)" if len(damaged) > 1 else "",
             )

@@ -57,6 +57,6 @@ def number_of_draws(pairs: int, size: int | None, draws: int | None, split: str)
     if size == pairs and draws not in (None, 1):
         raise UsageError(
             f"--pool-draws {draws} has no effect: --pool-size {size:,} is the whole {split} split, so that all "
-            "draws are the same. Leave it out."
+            "draws are the same. Omit it."
         )
     return 1 if size == pairs else draws or DRAWS

@@ -129,7 +129,7 @@ def _measure(run: Run, encoder: DualEncoder) -> dict[str, Any] | None:
         if json.loads(path.read_text(encoding="utf-8")) == key:
             before = read_result(run.output_dir / RESULTS_FILE)
             if PartialState().is_main_process:
-                say(f"Measured before: {run.output_dir / RESULTS_FILE}")
+                say(f"Already measured: {run.output_dir / RESULTS_FILE}")
             return before
     except (OSError, ValueError):
         pass  # not measured yet, or damaged

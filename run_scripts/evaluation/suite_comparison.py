@@ -194,7 +194,7 @@ def _markdown(
 ) -> str:
     lines = [f"# {markdown(title)}", "", table(list(columns), [tuple(row) for row in rows], text_columns=3), ""]
     lines += ["Fractions, with 95 % bootstrap intervals, or ± the standard deviation over draws of the labels."]
-    lines += ["Published values were not measured here; those marked as about were read off a figure."]
+    lines += ["Published values were not measured here; those marked 'about' were read off a figure."]
     if any(MEAN in row for row in rows):
         lines += [f"The {MEAN} is over the zero-shot benchmarks of the {PAPER_MODEL} paper, with the metrics it gives."]
     lines += ["", *map(markdown, sentences)] if sentences else []

@@ -82,7 +82,7 @@ def check_suite_options(options: Any) -> None:
     options.tasks = [ALIASES.get(task, task) for task in options.tasks]
     runs = selected_runs(options)
     if not options.data_root:
-        raise UsageError("suite needs --data-root, the folder with the benchmarks.")
+        raise UsageError("suite requires --data-root, the folder of the benchmarks.")
     check_options_of_tasks(options, list(dict.fromkeys(task for task, _ in runs)))
     check_options(options, runs)
 
@@ -116,7 +116,7 @@ def find_entries(options: Any, outcome: Outcome) -> list[Entry]:
     """
     root = Path(options.data_root)
     if not root.is_dir():
-        raise FileNotFoundError(f"--data-root {root}: there is no such folder.")
+        raise FileNotFoundError(f"--data-root {root}: the folder does not exist.")
     entries = []
     for task, benchmark in selected_runs(options):
         folder = root / _folder_of(benchmark)

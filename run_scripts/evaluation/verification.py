@@ -95,7 +95,9 @@ def show_verification(verified: dict[str, Any]) -> None:
     rows.append(("images with the same best label", f"{verified['same_best_label']} of {verified['images']}"))
     show_table("Compared with open_clip", rows, ["", "largest difference"])
     if verified["bert_assumed"]:
-        say("The BERT that open_clip names cannot be reached. Its heads and epsilon were taken from the conversion.")
+        say(
+            "The BERT that open_clip refers to cannot be reached. Its heads and epsilon were taken from the conversion."
+        )
 
 
 def _ours(model: Any, processor: Any, pictures: list[Any]) -> dict[str, torch.Tensor]:
@@ -172,7 +174,7 @@ def pictures_to_compare(paths: Sequence[str]) -> list[Any]:
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
-            raise FileNotFoundError(f"--images {path}: no such file or folder.")
+            raise FileNotFoundError(f"--images {path}: the file or folder does not exist.")
         if not path.is_dir():
             files.append(path)
             continue

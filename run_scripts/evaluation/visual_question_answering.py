@@ -307,7 +307,7 @@ def load_answer_tokenizer(name: str, *, trust_remote_code: bool = False) -> Call
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"--f1-tokenizer {name}: the tokenizer cannot be loaded ({reason}). Name a folder with tokenizer files or "
-            f"a model on the Hub, or leave it out to count {WORDS}."
+            f"a model on the Hub, or omit it to count {WORDS}."
         ) from error
     return lambda answer: tokenizer.tokenize(normalize_answer(answer))
 

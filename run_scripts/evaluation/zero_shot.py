@@ -210,7 +210,7 @@ def show_zero_shot(metrics: Mapping[str, Any], paper: Mapping[str, float] | None
         label = name.replace("_", " ").replace("auroc", "AUROC")
         rows.append((label, value, shown, (paper or {}).get(name)))
     rows.append(("chance", metrics["chance"], None, None))
-    rows.append(("always the most frequent class", metrics["most_frequent_class"], None, None))
+    rows.append(("majority class", metrics["most_frequent_class"], None, None))
     rows.append(("recall of", "", "", ""))
     for name, recall in metrics["recall_of_class"].items():
         rows.append((f"  {name}", UNDEFINED if recall is None else recall, None, None))

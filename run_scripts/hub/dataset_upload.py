@@ -125,5 +125,5 @@ def check_licenses(shards: Iterable[Path], *, pairs: int) -> None:
         )
     if codes.total() != pairs:
         raise ValueError(
-            f"The shards hold {codes.total():,} pairs, but report.json says {pairs:,}. Build the dataset again."
+            f"The shards contain {codes.total():,} pairs, but report.json says {pairs:,}. Build the dataset again."
         )

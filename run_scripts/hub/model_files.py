@@ -89,7 +89,9 @@ def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     for name, content in settings.items():
         _check_settings(folder / name, content, files)
     if settings["config.json"].get("model_type") != BiomedCLIPConfig.model_type:
-        raise ValueError(f"{folder} holds no BiomedCLIP in transformers' layout. See: biomedclip convert --help")
+        raise ValueError(
+            f"{folder} contains no BiomedCLIP model in transformers' layout. See: biomedclip convert --help"
+        )
     return files, left_out
 
 

@@ -39,14 +39,14 @@ def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
     if get_token() is None:
         raise PermissionError(f"{option} {repo_id}: no token for the Hugging Face Hub was found. {LOG_IN}")
     api = HfApi()
-    with hub_errors(f"{option} {repo_id}: the Hub refuses the token"):
+    with hub_errors(f"{option} {repo_id}: the Hub rejects the token"):
         account = api.whoami()
     writable = {account["name"], *(org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read")}
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise PermissionError(f"{option} {repo_id}: the token of {account['name']} is read-only. {LOG_IN}")
     if namespace.lower() not in map(str.lower, writable):
         raise PermissionError(
-            f"{option} {repo_id}: {account['name']} may not write to {namespace}. Use one of the namespaces "
+            f"{option} {repo_id}: {account['name']} is not allowed to write to {namespace}. Use one of the namespaces "
             f"{', '.join(sorted(writable))}, ask an owner for write access, or log in with another account."
         )
     return api

@@ -75,7 +75,7 @@ class TrainData:
     )
     batch_size: int | None = field(
         default=None,
-        metadata={"help": "Pairs of a step over all processes, instead of --per-device-train-batch-size."},
+        metadata={"help": "Number of pairs per step over all processes. Replaces --per-device-train-batch-size."},
     )
 
 
@@ -85,7 +85,10 @@ class PairHandling:
 
     licenses: str | None = field(
         default=None,
-        metadata={"help": "Licenses of the training pairs: commercial, noncommercial, all, or codes as 'CC BY,CC0'."},
+        metadata={
+            "help": "Licenses of the training pairs: commercial, noncommercial, all, or codes such as 'CC BY,CC0' "
+            "(default: all)."
+        },
     )
     text: Text = field(
         default="caption",

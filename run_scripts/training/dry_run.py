@@ -31,7 +31,7 @@ class DryRunOptions:
 
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Only print parameters, steps and memory of the run. No data or weights are loaded."},
+        metadata={"help": "Print the parameters, steps and memory of the run, without loading data or weights."},
     )
     pairs: int = field(
         default=PUBLISHED_PAIRS,

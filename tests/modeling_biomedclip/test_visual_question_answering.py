@@ -196,7 +196,7 @@ def test_gradients_are_the_same_with_checkpointing(model):
 
 def test_questions_without_their_images_are_refused(model):
     inputs = questions()
-    with pytest.raises(ValueError, match="one image, not 3 questions and 2 images"):
+    with pytest.raises(ValueError, match="one image, but there are 3 questions and 2 images"):
         model(inputs["input_ids"], inputs["pixel_values"][:2])
 
 
@@ -297,7 +297,7 @@ def test_the_pipeline_takes_many_questions_and_many_images(model, small_processo
             # In a batch the shorter one is padded: rounding of float32.
             assert scores == pytest.approx(expected_scores(model, small_processor, question, picture), rel=1e-4)
     assert len(answer([picture, picture], "brain")) == 2
-    with pytest.raises(ValueError, match="one image, not 1 questions and 2 images"):
+    with pytest.raises(ValueError, match="one image, but there are 1 questions and 2 images"):
         answer([picture, picture], ["brain"])
     with pytest.raises(ValueError, match="Pass a `question`"):
         answer(picture)

@@ -149,7 +149,7 @@ def test_licenses_without_pairs_are_a_clear_error(pairs):
     for streaming_set in (True, False):
         with pytest.raises(ValueError, match="no pair under TDM"):
             load_pmc15m(pairs, licenses="TDM", streaming=streaming_set)
-    with pytest.raises(ValueError, match="No license. Pass commercial"):
+    with pytest.raises(ValueError, match="No license is selected. Pass commercial"):
         load_pmc15m(pairs, licenses=[])
 
 

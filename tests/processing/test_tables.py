@@ -66,7 +66,7 @@ def test_blank_lines_spaces_and_delimiters_do_not_change_the_rows(tmp_path, text
         (b"id,label\na,x\nb,caf\xe9\n", "line 3: not UTF-8 .*Save the file as UTF-8"),
         ("id,label\na,x\n".encode("utf-16-le"), "line 1: a NUL character"),
         (b"PK\x03\x04...", "an Excel workbook. Save it as CSV"),
-        (b"id,label,label\na,x,y\n", "two columns are called label"),
+        (b"id,label,label\na,x,y\n", "two columns have the name label"),
         (b"id,label\na," + b"x" * 200_000, "line 2: invalid CSV: field larger than field limit"),
     ],
 )

@@ -177,16 +177,16 @@ def test_a_build_that_is_killed_leaves_no_data_and_goes_on(out, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["build", "--source", "/nowhere", "--output-dir", "{tmp}"], "no such folder"),
+        (["build", "--source", "/nowhere", "--output-dir", "{tmp}"], "does not exist"),
         (["build", "--source", "{tmp}", "--output-dir", "{tmp}"], "no articles found"),
         (["train", "--train-data", "{tmp}", "--output-dir", "{tmp}/run"], "Build a dataset with"),
         (["train", "--output-dir", "{tmp}/run"], "--train-data is missing"),
-        (["train", "--config", "nowhere", "--train-data", "x", "--output-dir", "y"], "no recipe 'nowhere'"),
+        (["train", "--config", "nowhere", "--train-data", "x", "--output-dir", "y"], "the recipe 'nowhere'"),
         (["evaluate", "zero-shot", "--model", "x", "--data", "{built}", "--output-dir", "{tmp}"], "pair_id and label"),
         (["quickstart", "--output-dir", "{tmp}/old"], "--overwrite"),
         (["quickstart", "--output-dir", "{built}"], "Choose another `--output-dir`"),
         (["quickstart", "--output-dir", "{tmp}/a", "--figures", "0"], "`--figures` must be between 1 and"),
-        (["quickstart", "--output-dir", "{tmp}/a", "--source", "/nowhere"], "no such folder"),
+        (["quickstart", "--output-dir", "{tmp}/a", "--source", "/nowhere"], "does not exist"),
         (["dance"], "invalid choice: 'dance'"),
     ],
 )

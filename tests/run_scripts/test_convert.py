@@ -159,7 +159,10 @@ def test_the_card_describes_the_conversion_without_local_paths(source, tmp_path)
         (["{source}", "{source}"], "is not empty"),
         (["/nowhere/at/all", "{tmp}/x"], "neither a folder nor a Hub id"),
         (["{tmp}", "{tmp}/x"], "open_clip_config.json"),
-        (["{source}", "{tmp}/x", "--verify", "--images", "/nowhere"], "--images /nowhere: no such file"),
+        (
+            ["{source}", "{tmp}/x", "--verify", "--images", "/nowhere"],
+            "--images /nowhere: the file or folder does not exist",
+        ),
     ],
 )
 def test_an_error_is_a_message_without_a_traceback(source, tmp_path, capsys, arguments, message):

@@ -43,7 +43,7 @@ def test_graphs_and_processor_are_written_and_their_error_is_measured(source, tm
         (["{source}", "{tmp}/x", "--precision", "bfloat16"], "ONNX Runtime has no bfloat16"),
         (["{source}", "{source}"], "is not empty"),
         (["/nowhere/at/all", "{tmp}/x"], "neither a folder nor a Hub id"),
-        (["{source}", "{tmp}/x", "--texts", "/nowhere"], "--texts /nowhere: no such file"),
+        (["{source}", "{tmp}/x", "--texts", "/nowhere"], "--texts /nowhere: the file does not exist"),
     ],
 )
 def test_an_error_is_a_message_without_a_traceback(source, tmp_path, capsys, arguments, message):

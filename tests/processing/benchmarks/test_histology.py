@@ -43,7 +43,7 @@ def test_missing_classes_and_images_are_refused(tmp_path):
     shutil.rmtree(sets / "lung_scc")
     with pytest.raises(FileNotFoundError, match="no folder lung_scc"):
         load_benchmark("lc25000_lung", tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no such file or folder"):
+    with pytest.raises(FileNotFoundError, match="the file or folder does not exist"):
         load_benchmark("lc25000_lung", tmp_path / "nowhere")
 
 

@@ -24,7 +24,7 @@ def test_images_without_splits_are_the_test_split(folder):
     assert benchmark.classes == ["brain_mri", "chest"] and benchmark.class_names == ["brain mri", "chest"]
     assert benchmark.templates == ["this is a photo of {}", "{} presented in image"]
     assert read_image(benchmark.images[3]["image"]).getpixel((0, 0)) == 3
-    assert benchmark.notes == ["The images come without splits: all of them are the test split."]
+    assert benchmark.notes == ["The images have no splits, so all of them are the test split."]
     with pytest.raises(ValueError, match="all of them are the test split, and there is no validation"):
         load_benchmark("imagefolder", folder, split="validation")
 

@@ -134,7 +134,7 @@ def test_links_out_of_a_file_are_not_followed(folder, tmp_path):
     (tmp_path / "secret").write_bytes(bytes(40))
     with h5py.File(folder / Y, "w") as file:
         file.create_dataset("y", (40, 1, 1, 1), np.uint8, external=[(str(tmp_path / "secret"), 0, 40)])
-    with pytest.raises(ValueError, match="are in other files"):
+    with pytest.raises(ValueError, match="are stored in external files"):
         load_benchmark("pcam", folder)
 
 

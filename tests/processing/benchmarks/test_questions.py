@@ -47,8 +47,8 @@ def test_missing_images_are_counted_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image_name": "../../secret.png"}, "is outside of the folder of images"),
-        ({"image_name": "/etc/passwd"}, "is outside of the folder of images"),
+        ({"image_name": "../../secret.png"}, "is outside the folder of images"),
+        ({"image_name": "/etc/passwd"}, "is outside the folder of images"),
         ({"answer_type": "maybe"}, "question 0 is 'maybe', neither OPEN nor CLOSED"),
         ({"answer": None}, "question 0 has no answer"),
     ],

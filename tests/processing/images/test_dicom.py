@@ -49,7 +49,7 @@ def test_12_bits_without_a_window_keep_their_precision():
         ("no_meta.dcm", None, "without an image"),
         ("rtdose_1frame.dcm", None, "32 bits per value is not supported, only 1, 8 and 16"),
         ("test-SR.dcm", None, "without an image"),
-        ("image_dfl.dcm", None, "deflated as a whole"),
+        ("image_dfl.dcm", None, "deflated transfer syntax"),
         ("MR_truncated.dcm", None, "damaged or truncated"),
     ],
 )
@@ -77,7 +77,7 @@ def test_all_encodings_of_an_image_are_equal():
 def test_a_compression_without_a_decoder_is_named(monkeypatch):
     decoder = pydicom.pixels.get_decoder(pydicom.uid.JPEG2000Lossless)
     monkeypatch.setattr(type(decoder), "is_available", property(lambda self: False))
-    with pytest.raises(ImageError, match="compressed as JPEG 2000 .*no decoder; pip install pylibjpeg"):
+    with pytest.raises(ImageError, match="compressed as JPEG 2000 .*no decoder is installed.*pip install pylibjpeg"):
         read_image(PYDICOM_FILES / "MR_small_jp2klossless.dcm")
 
 

@@ -177,7 +177,7 @@ def test_links_out_of_the_folder_are_listed_and_deep_ones_to_folders_are_not_fol
     (data / "again").unlink()
     images = read_labeled_images(data)["train"]
     assert images.labels == ["brain"] * 3 + ["lung"]
-    assert "lung/loop, lung/more" in caplog.text and "places outside of it (brain, lung/one.png)" in caplog.text
+    assert "lung/loop, lung/more" in caplog.text and "links that lead out of it (brain, lung/one.png)" in caplog.text
 
 
 def test_ignored_files_are_logged_once_in_one_line(tmp_path, caplog):

@@ -74,7 +74,7 @@ def test_a_folder_without_class_folders_says_what_is_needed(tmp_path):
     (tmp_path / "0.png").write_bytes(png_bytes(0))
     with pytest.raises(FileNotFoundError, match="one folder of images for each class"):
         read_labeled_images(tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="the folder does not exist"):
         read_labeled_images(tmp_path / "nowhere")
 
 
@@ -118,7 +118,7 @@ def test_labels_that_are_none_are_refused(rows, labels, message, tmp_path):
 
 def test_a_set_without_a_training_split_names_those_that_it_has(rows, tmp_path):
     datasets.DatasetDict({"fold 1": rows, "fold 2": rows}).save_to_disk(tmp_path / "set")
-    with pytest.raises(ValueError, match="no split is called train. It has fold 1, fold 2"):
+    with pytest.raises(ValueError, match="there is no train split. It has fold 1, fold 2"):
         read_labeled_images(tmp_path / "set", image_column="scan", label_column="organ")
 
 
@@ -189,7 +189,7 @@ def test_images_next_to_class_folders_are_reported(tmp_path, caplog):
         write_images(tmp_path / folder, 1)
     (tmp_path / "overview.png").write_bytes(png_bytes(0))
     assert len(read_labeled_images(tmp_path)["train"]) == 2
-    assert "2 images are in no class folder and are ignored: other/lung/0.png, overview.png" in caplog.text
+    assert "2 images are not in a class folder and are ignored: other/lung/0.png, overview.png" in caplog.text
 
 
 def test_a_file_is_refused_where_a_folder_is_needed(tmp_path):

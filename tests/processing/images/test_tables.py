@@ -89,24 +89,24 @@ def test_images_that_no_row_names_are_reported(tmp_path, caplog):
     (tmp_path / "extra.png").write_bytes(png_bytes(9))
     write_metadata(tmp_path, "csv")
     read_labeled_images(tmp_path, label_column="diagnosis")
-    assert "1 images are named in no metadata file and are ignored: extra.png" in caplog.text
+    assert "1 images are not listed in a metadata file and are ignored: extra.png" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/etc/hostname", "may be outside of"),
-        ("../outside.png", "may be outside of"),
-        ("deep/../../outside.png", "may be outside of"),
-        ("..\\outside.png", "may be outside of"),
-        ("~/outside.png", "may be outside of"),
+        ("/etc/hostname", "may be outside "),
+        ("../outside.png", "may be outside "),
+        ("deep/../../outside.png", "may be outside "),
+        ("..\\outside.png", "may be outside "),
+        ("~/outside.png", "may be outside "),
         ("file:///etc/hostname", "a URL or a drive"),
         ("https://example.org/a.png", "a URL or a drive"),
         ("zip://a.png::b.zip", "a URL or a drive"),
         ("C:\\images\\a.png", "a URL or a drive"),
-        ("link.png", "a link to a place outside of"),
-        ("linked/outside.png", "a link to a place outside of"),
+        ("link.png", "a link that leads out of"),
+        ("linked/outside.png", "a link that leads out of"),
         ("", "is empty"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_split_without_a_metadata_file_is_named(tmp_path):
     for split in ("train", "test"):
         write_images(tmp_path / split)
     write_metadata(tmp_path / "train", "csv")
-    with pytest.raises(ValueError, match="no metadata file names images of test"):
+    with pytest.raises(ValueError, match="no metadata file lists images of test"):
         read_labeled_images(tmp_path, label_column="diagnosis")
 
 

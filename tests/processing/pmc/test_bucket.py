@@ -247,7 +247,7 @@ def test_the_retries_take_about_a_minute(mirror, monkeypatch):
 def test_refused_credentials_stop_the_run(mirror, code, call):
     mirror.plain_articles(1)
     bucket = with_failing(Bucket(str(mirror.root)), refused_by_s3(code), calls=("cat_file", "info", "ls"))
-    with pytest.raises(SourceUnavailable, match=f"credentials are refused .*about {code}.* Renew them"):
+    with pytest.raises(SourceUnavailable, match=f"credentials were rejected .*about {code}.* Renew them"):
         getattr(bucket, call)("metadata/PMC1000.1.json")
 
 
@@ -257,7 +257,7 @@ def test_a_refused_head_is_followed_by_a_get_that_states_the_reason(mirror):
     bucket = with_failing(Bucket(str(mirror.root)), refused_by_s3("403"), calls=("info",))
     assert bucket.etag(key) is None
     bucket = with_failing(bucket, refused_by_s3("ExpiredToken"), calls=("cat_file",))
-    with pytest.raises(SourceUnavailable, match="credentials are refused"):
+    with pytest.raises(SourceUnavailable, match="credentials were rejected"):
         bucket.etag(key)
 
 

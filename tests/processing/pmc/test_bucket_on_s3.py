@@ -69,7 +69,7 @@ def test_a_missing_object_is_named(both):
 
 
 def test_a_missing_bucket_is_refused(object_store):
-    with pytest.raises(BucketError, match="no such folder or bucket"):
+    with pytest.raises(BucketError, match="the folder or bucket does not exist"):
         Bucket("s3://no-such-bucket")
 
 

@@ -81,7 +81,7 @@ def test_a_recipe_of_the_user_extends_a_shipped_one(recipe):
     [
         ("other.yaml", "extends itself: recipe -> other -> recipe"),
         ("recipe.yaml", "extends itself: recipe -> recipe"),
-        ("nowhere", r"recipe.yaml: there is no recipe 'nowhere'. It is neither a file nor one of.*quickstart"),
+        ("nowhere", r"recipe.yaml: the recipe 'nowhere' was not found. It is neither a file nor one of.*quickstart"),
         ("folder", "It is a folder, not a file"),
     ],
 )
@@ -110,9 +110,9 @@ def test_one_option_can_be_read_before_the_others(recipe):
         ("a: 1\nb: [\n", "recipe.yaml, line 3: invalid YAML"),
         ("a: 1\n\tb: 2\n", "recipe.yaml, line 2: invalid YAML"),
         ("needed: x\nmax_step: 5\n", "'max_step' is not an option of biomedclip train. Did you mean 'max_steps'"),
-        ("- a\n", "holds a list. A recipe must hold"),
-        ("three\n", "holds a str. A recipe must hold"),
-        ("", "is empty. A recipe must hold"),
+        ("- a\n", "contains a list. A recipe must contain"),
+        ("three\n", "contains a str. A recipe must contain"),
+        ("", "is empty. A recipe must contain"),
         (
             "max_steps: 1\nneeded: x\nmax_steps: 2\n",
             "recipe.yaml, line 3: invalid YAML: the key 'max_steps' is repeated",
@@ -122,10 +122,10 @@ def test_one_option_can_be_read_before_the_others(recipe):
         ("train:\n  base: quickstart\n  needed: x\n", "'base' is not an option of biomedclip train"),
         ("base: [a, b]\n", "base must be the name or file of one recipe"),
         ("trian:\n  needed: x\n", "'trian' is not an option of biomedclip train. Did you mean 'train'"),
-        ("train:\n  needed: x\nbiuld:\n  source: s\n", "'biuld' is beside sections.*Did you mean 'build'"),
-        ("train:\n  needed: x\nmax_steps: 2\n", "'max_steps' is beside sections.*Move it into a section"),
-        ("build:\n  source: s\n", "has no section `train:`. It would have no effect. It has build"),
-        ("train: [needed]\n", "the section 'train' must hold"),
+        ("train:\n  needed: x\nbiuld:\n  source: s\n", "'biuld' is not a section.*Did you mean 'build'"),
+        ("train:\n  needed: x\nmax_steps: 2\n", "'max_steps' is not a section.*Move it into a section"),
+        ("build:\n  source: s\n", "has no section `train:`, so it would have no effect. Its sections are build"),
+        ("train: [needed]\n", "the section 'train' must contain"),
         ("train:\n  train:\n    needed: x\n", "'train' is not an option of biomedclip train"),
         ("max_steps: [1, 2]\n", "invalid int value: '1,2'"),
         ("max_steps:\n  a: 1\n", "invalid int value: '{\"a\": 1}'"),
@@ -182,12 +182,12 @@ def test_flags_and_values_without_a_name_can_be_in_any_order():
         options = parse_words(*words, "--max-steps", "3")
         assert (options.needed, options.rate, options.fast, options.max_steps) == ("a", 0.5, True, 3)
     assert parse_words("--names", "x", "y", "--needed", "a").names == ["x", "y"]
-    with pytest.raises(UsageError, match="'c' belongs to no option"):
+    with pytest.raises(UsageError, match="'c' does not belong to an option"):
         parse_words("a", "0.5", "c")
 
 
 def test_an_unknown_option_is_named_with_the_likely_one():
-    with pytest.raises(UsageError, match="no option --max-step. Did you mean '--max-steps'"):
+    with pytest.raises(UsageError, match="The option --max-step does not exist. Did you mean '--max-steps'"):
         parse("--needed", "x", "--max-step", "3")
 
 
@@ -228,7 +228,7 @@ def test_every_shipped_recipe_fits_its_verbs(name, tmp_path):
 
 def test_a_shipped_recipe_is_found_by_its_path_too(recipe):
     assert read_recipe("recipes/quickstart.yaml", ["train"]) == read_recipe("quickstart", ["train"])
-    with pytest.raises(ValueError, match="no recipe 'recipes/nowhere.yaml'"):
+    with pytest.raises(ValueError, match="the recipe 'recipes/nowhere.yaml'"):
         read_recipe("recipes/nowhere.yaml", ["train"])
 
 

@@ -56,7 +56,7 @@ def change(path, **settings):
 def test_the_error_for_a_classifier_states_how_to_use_it(tmp_path, task):
     BiomedCLIPForImageClassification(BiomedCLIPConfig(**SMALL_CONFIG)).save_pretrained(tmp_path)
     what = "is a classifier .BiomedCLIPForImageClassification., which has no text tower"
-    with pytest.raises(ValueError, match=f"{what}. {task} needs a dual encoder.* train_results.json"):
+    with pytest.raises(ValueError, match=f"{what}. {task} requires a dual encoder.* train_results.json"):
         check_model(str(tmp_path), task)
 
 
@@ -66,7 +66,10 @@ def test_the_error_for_a_model_that_answers_questions_names_its_task(tmp_path, s
     BiomedCLIPForVisualQuestionAnswering(config).save_pretrained(tmp_path)
     small_processor.save_pretrained(tmp_path)
     check_model(str(tmp_path), QUESTIONS)
-    with pytest.raises(ValueError, match="answers questions .*. Measure it with biomedclip evaluate visual-question"):
+    with pytest.raises(
+        ValueError,
+        match="is a model for visual question answering .*. Measure it with biomedclip evaluate visual-question",
+    ):
         check_model(str(tmp_path), "retrieval")
 
 
@@ -95,7 +98,7 @@ def test_the_base_of_an_adapter_must_exist(model, adapter):
     with pytest.raises(ValueError, match="has no trained head for questions"):
         check_model(str(adapter), QUESTIONS)
     shutil.rmtree(model)
-    with pytest.raises(FileNotFoundError, match="is an adapter, and its base model .*model cannot be used: no such"):
+    with pytest.raises(FileNotFoundError, match="is an adapter, and its base model cannot be used: .*model is neither"):
         check_model(str(adapter), "retrieval")
     change(adapter / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(ValueError, match="base_model_name_or_path is None. It must name the model"):
@@ -134,11 +137,11 @@ def test_the_error_for_a_folder_that_is_not_a_model_describes_the_folder(tmp_pat
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        *((name, FileNotFoundError, "no such folder, and not an id on the Hub .owner/name.")
+        *((name, FileNotFoundError, "is neither a folder nor an id on the Hub .owner/name.")
           for name in ("nowhere", "./nowhere", "/nowhere/model", "~/model", "a/b/c")),
-        ("owner/nowhere", FileNotFoundError, "no model on the Hub was found"),
-        ("{tmp}/file", ValueError, "is a file. Name the folder"),
-        ("biovil-t", ImportError, "needs the package health_multimodal"),
+        ("owner/nowhere", FileNotFoundError, "neither a folder nor a model on the Hub"),
+        ("{tmp}/file", ValueError, "is a file. Pass the folder"),
+        ("biovil-t", ImportError, "requires the package health_multimodal"),
     ],
 )  # fmt: skip
 def test_the_error_for_a_missing_model_names_it(tmp_path, monkeypatch, name, error, message):
@@ -160,7 +163,7 @@ def test_the_error_for_missing_or_truncated_weights_names_the_file(model):
         check_model(str(model), "retrieval")
     write(model, "model.safetensors.index.json", {"weight_map": {"a": "b.safetensors"}})
     write(model, "a.safetensors", content)
-    with pytest.raises(FileNotFoundError, match="index.json names b.safetensors, which is missing"):
+    with pytest.raises(FileNotFoundError, match="index.json lists b.safetensors, which is missing"):
         check_model(str(model), "retrieval")
 
 
@@ -175,7 +178,7 @@ def test_an_open_clip_folder_needs_the_package_unless_it_is_biomedclip(tmp_path,
     write(tmp_path, "open_clip_config.json", {"model_cfg": {"text_cfg": {"hf_model_name": "some/bert"}}})
     write(tmp_path, "open_clip_model.safetensors")
     monkeypatch.setitem(sys.modules, "open_clip", None)  # as if it were not installed
-    with pytest.raises(ImportError, match="open_clip's layout. It needs the package open_clip"):
+    with pytest.raises(ImportError, match="open_clip's layout. It requires the package open_clip"):
         check_model(str(tmp_path), "retrieval")
     ours = {"hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"}
     write(tmp_path, "open_clip_config.json", {"model_cfg": {"text_cfg": ours}})

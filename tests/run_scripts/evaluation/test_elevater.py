@@ -172,5 +172,5 @@ def test_a_training_that_diverges_is_not_chosen(monkeypatch):
 
 def test_logistic_regression_needs_a_validation_split():
     train = split(40, 2, 0)
-    with pytest.raises(ValueError, match="logistic needs a validation split"):
+    with pytest.raises(ValueError, match="logistic requires a validation split"):
         probe(train, None, train, ["a", "b"])

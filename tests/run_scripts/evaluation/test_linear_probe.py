@@ -79,7 +79,7 @@ def test_the_table_has_the_interval_of_all_labels_and_the_most_frequent_class(ca
     output = capsys.readouterr().out
     low, high = metrics["accuracy_interval"]
     assert output.count("95 % interval") == 1 and f"[{low:.3f}, {high:.3f}]" in output
-    assert "most frequent class" in output and max(map(len, output.splitlines())) <= 80
+    assert "majority class" in output and max(map(len, output.splitlines())) <= 80
 
 
 def test_separable_features_are_learned_and_noise_is_not():

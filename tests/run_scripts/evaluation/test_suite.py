@@ -290,7 +290,7 @@ def test_a_killed_run_continues_with_the_next_benchmark(two_models, tmp_path, ca
     assert len(calls) == 4 - done and "zero-shot lc25000_lung" not in calls
     assert first.with_name("results.json").stat().st_mtime_ns == before
     assert len(comparison(out)["results"]) == 4
-    assert "Measured before" in capsys.readouterr().out
+    assert "Already measured" in capsys.readouterr().out
 
 
 def test_a_damaged_benchmark_is_listed_and_the_others_are_measured(two_models, tmp_path, capsys, calls):
@@ -367,13 +367,13 @@ def test_each_model_does_only_the_tasks_that_it_fits(two_models, answerer, tmp_p
     assert by_name == [("pneumoniamnist", ["base"]), ("vqa_rad", ["answers"])]
     assert {path.name for path in (out / "answers").iterdir()} == {"visual-question-answering"}
     assert "has no trained head for questions" in found["not_applicable"][f"visual-question-answering, {two_models[0]}"]
-    assert "answers questions" in found["not_applicable"][f"zero-shot, {answerer}"]
+    assert "visual question answering" in found["not_applicable"][f"zero-shot, {answerer}"]
     assert found["mean_of_the_paper"]["lacks"].keys() == {"base"}
     assert "token F1 (words)" in (out / "comparison.md").read_text(), "the paper counts GPT-2 tokens"
     capsys.readouterr()
     (root / "vqa_rad").rename(tmp_path / "away")
     assert main(arguments(root, tmp_path / "other", answerer)) == 1
-    assert "answers questions" in capsys.readouterr().err
+    assert "visual question answering" in capsys.readouterr().err
 
 
 def test_a_folder_without_benchmarks_is_an_error(two_models, tmp_path, capsys):
@@ -384,7 +384,7 @@ def test_a_folder_without_benchmarks_is_an_error(two_models, tmp_path, capsys):
     assert "no benchmark found" in error and not (tmp_path / "out").exists()
     assert all(name in error for name in ("pcam", "lc25000", "tcga_til", "rsna", "medmnist", "pmc15m", "slake"))
     assert main(arguments(tmp_path / "none", tmp_path / "out", two_models[0])) == 1
-    assert "none: there is no such folder" in capsys.readouterr().err
+    assert "none: the folder does not exist" in capsys.readouterr().err
 
 
 def test_unsupported_sets_of_medmnist_are_listed_as_not_applicable(two_models, tmp_path):
@@ -427,8 +427,8 @@ def test_tasks_and_benchmarks_can_be_selected(two_models, tmp_path, calls, capsy
         ),
         (["--tasks", "linear-probe", "--max-length", "5"], "--max-length has no effect on suite --tasks linear-probe"),
         (["--benchmarks", "pcam", "--cancer", "brca"], "--cancer has no effect on pcam, only on tcga_til"),
-        (["suite"], "suite needs --data-root"),
-        (["zero-shot"], "zero-shot needs --data,"),
+        (["suite"], "suite requires --data-root"),
+        (["zero-shot"], "zero-shot requires --data,"),
         (["zero-shot", "--data", "d", "--data-root", "r"], "--data-root has no effect on zero-shot, only on suite"),
         (["zero-shot", "--data", "d", "--tasks", "vqa"], "--tasks has no effect on zero-shot, only on suite"),
         (["--tasks", "dance"], "--tasks: 'dance' is not part of the suite. Choose from zero-shot, linear-probe, "),

@@ -18,7 +18,7 @@ def test_an_invalid_repository_id_is_refused(hub, repo_id):
     ("token", "repo_id", "message"),
     [
         (None, "lab/pairs", "no token.*hf auth login"),
-        ("hf_unknown", "lab/pairs", "push lab/pairs: the Hub refuses the token.*hf auth login"),
+        ("hf_unknown", "lab/pairs", "push lab/pairs: the Hub rejects the token.*hf auth login"),
         ("hf_reader", "lab/pairs", "is read-only.*hf auth login"),
         ("hf_writer", "strangers/pairs", "may not write to strangers.*lab, someone"),
         ("hf_writer", "museum/pairs", "may not write to museum.*lab, someone"),

@@ -294,7 +294,7 @@ INDEX = "model.safetensors.index.json"
         (set_json("config.json", auto_map={"AutoModel": 3}), "auto_map names 3"),
         (set_json("config.json", vision_config={"auto_map": {"AutoModel": "helper.Model"}}), "auto_map names"),
         (set_json("config.json", custom_pipelines={"x": {"impl": "helper.P"}}), "custom_pipelines names"),
-        (set_json("config.json", model_type=["biomedclip"]), "holds no BiomedCLIP"),
+        (set_json("config.json", model_type=["biomedclip"]), "contains no BiomedCLIP"),
         (set_json("processor_config.json", auto_map={"AutoProcessor": "helper.P"}), "processor_config.json: auto_map"),
         (set_json("tokenizer_config.json", auto_map={"AutoTokenizer": ["helper.T", None]}), "names 'helper.T'"),
         (write(INDEX, '{"weight_map": {"a": "../../other/model.safetensors"}}'), "weight_map names '../../other/model"),

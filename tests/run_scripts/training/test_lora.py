@@ -187,7 +187,7 @@ def test_pairs_of_another_source_need_only_image_and_caption(options, shards, tm
     [
         (1, {"lora_targets": ["q_proj", "query"]}, "BiomedCLIPModel has no layer query. It has fc1, fc2, k_proj"),
         (2, {"lora_rank": 0}, "must be at least 1"),
-        (1, {"model_name_or_path": "nowhere"}, "--model-name-or-path nowhere: no such folder"),
+        (1, {"model_name_or_path": "nowhere"}, "--model-name-or-path nowhere is neither a folder"),
         (1, {"model_name_or_path": "{adapted}"}, "is an adapter. Use its base model"),
         (2, {"config": None, "lora_rank": 4, "model_name_or_path": None}, "--lora-rank requires --model-name-or-path"),
     ],

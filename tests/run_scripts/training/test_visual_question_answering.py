@@ -395,7 +395,7 @@ def test_only_missing_tensors_of_the_encoders_are_reported(small_checkpoint, tmp
         (2, {"co_attention_config": "{"}, "--co-attention-config is not JSON"),
         (2, {"co_attention_config": {"num_attention_heads": 5}}, "must be a multiple of"),
         (2, {"co_attention_config": {"layers": 5}}, "BiomedCLIPCoAttentionConfig has no field layers"),
-        (1, {"model_name_or_path": "nowhere"}, "no such folder"),
+        (1, {"model_name_or_path": "nowhere"}, "nowhere is neither a folder"),
     ],
 )
 def test_invalid_options_are_errors(status, changes, message, options, tmp_path, capsys):
