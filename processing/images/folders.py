@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -23,64 +24,40 @@ _SHOWN = 5
 
 @dataclass
 class FolderContent:
-    """The content of a folder and its subfolders. All lists are sorted.
+    """The content of a folder and its subfolders. All lists are sorted."""
 
-    Args:
-        images: Files with the first bytes or the suffix of a supported image format. Some may be damaged, which the
-            caller must handle.
-        others: Files that are not images, and entries that cannot be opened: FIFOs, sockets, devices, broken links.
-        skipped_folders: Folders that were not searched: links to folders, and folders without read permission.
-        links_out: Images and searched folders that are links to a target outside the folder.
-        dicom: Whether at least one image is DICOM, which needs pydicom.
-    """
-
-    images: list[Path] = field(default_factory=list)
-    others: list[Path] = field(default_factory=list)
-    skipped_folders: list[Path] = field(default_factory=list)
-    links_out: list[Path] = field(default_factory=list)
-    dicom: bool = False
+    images: list[Path] = field(default_factory=list)  # some may be damaged
+    others: list[Path] = field(default_factory=list)  # other files, FIFOs, sockets, devices and broken links
+    skipped_folders: list[Path] = field(default_factory=list)  # links to folders, and those without read permission
+    links_out: list[Path] = field(default_factory=list)  # images and searched folders outside the folder
+    dicom: bool = False  # whether at least one image is DICOM, which needs pydicom
 
 
 def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
-    """Return the images in a folder and its subfolders.
+    """Return the images in a folder and its subfolders, and everything that was ignored.
 
     A file counts as an image if its suffix or its first bytes are those of a supported format. Hidden files and folders
     and `__MACOSX` are ignored. Only regular files and links to them are opened. A progress bar is shown on stderr after
     two seconds.
 
-    Args:
-        folder: The folder. It may itself be a link.
-        link_depth: Number of folder levels at which links to folders outside `folder` are followed: 1 for class
-            folders, 2 for class folders inside split folders. Deeper links, and links to folders inside `folder`, are
-            skipped.
-
-    Returns:
-        The images, and everything that was ignored.
-
-    Raises:
-        OSError: If the folder cannot be listed.
+    Links to folders outside `folder` are followed at the first `link_depth` levels: 1 for class folders, 2 for class
+    folders inside split folders. Deeper links, and links to folders inside `folder`, are skipped.
     """
     content = FolderContent()
     root = os.path.realpath(folder)
-    with tqdm(
-        desc=f"Looking for images in {folder.name}",
-        unit="file",
-        delay=_BAR_DELAY,
-        disable=None,
-        file=sys.stderr,
-        dynamic_ncols=True,
-    ) as bar:
-        for entry in _entries(folder, root, link_depth, content):
-            bar.update()
-            path = Path(entry.path)
-            kind = _kind_of(entry)
-            if kind is None:
-                content.others.append(path)
-                continue
-            content.images.append(path)
-            content.dicom |= kind == "DICOM"
-            if entry.is_symlink() and leads_out(path, root):
-                content.links_out.append(path)
+    options: Any = {"delay": _BAR_DELAY, "disable": None, "file": sys.stderr, "dynamic_ncols": True}
+    entries = _entries(folder, root, link_depth, content)
+    for entry in tqdm(entries, f"Looking for images in {folder.name}", unit="file", **options):
+        path = Path(entry.path)
+        regular = entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(path))
+        kind = _kind(path) if regular else None
+        if kind is None:
+            content.others.append(path)
+            continue
+        content.images.append(path)
+        content.dicom |= kind == "DICOM"
+        if entry.is_symlink() and leads_out(path, root):
+            content.links_out.append(path)
     for paths in (content.images, content.others, content.skipped_folders, content.links_out):
         paths.sort()
     return content
@@ -88,7 +65,7 @@ def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
 
 def is_image_file(path: Path) -> bool:
     """Return whether a single file counts as an image, by the rule of [`find_images`]."""
-    return os.path.isfile(path) and _kind(path.suffix, os.fspath(path)) is not None
+    return os.path.isfile(path) and _kind(path) is not None
 
 
 def is_visible(*names: str) -> bool:
@@ -97,13 +74,9 @@ def is_visible(*names: str) -> bool:
 
 
 def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
-    """Log one line about the files that [`find_images`] ignored, with counts and the first names.
+    """Log one line about the files in or below a folder that [`find_images`] ignored, with the first names.
 
     The same line is logged only once per process, because several splits of one folder may be read in turn.
-
-    Args:
-        folder: The folder to which the shown names are relative.
-        contents: Results of [`find_images`] for the folder or its subfolders.
     """
     found = list(contents)
     notes = []
@@ -172,18 +145,12 @@ def _overlap(one: str, other: str) -> bool:
     return os.path.commonpath([one, other]) in (one, other)
 
 
-def _kind_of(entry: os.DirEntry[str]) -> str | None:
-    """Return `"DICOM"` or `"image"`, or None if the path is not an image file."""
-    if not entry.is_file(follow_symlinks=False) and not (entry.is_symlink() and os.path.isfile(entry.path)):
-        return None
-    return _kind(os.path.splitext(entry.name)[1], entry.path)
-
-
-def _kind(suffix: str, path: str) -> str | None:
+def _kind(path: Path) -> str | None:
+    """Return `"DICOM"` or `"image"`, or None if a regular file is not an image."""
     # If the suffix is known, the file is not opened: a folder may contain 300,000 files.
-    if suffix.lower() in DICOM_SUFFIXES:
+    if path.suffix.lower() in DICOM_SUFFIXES:
         return "DICOM"
-    if suffix.lower() in IMAGE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return "image"
     try:
         with open(path, "rb") as file:

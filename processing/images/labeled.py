@@ -6,8 +6,9 @@ Evaluation and training read all labeled images with this module, so the same fo
 import logging
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .errors import ImageError
 from .folders import FolderContent, find_images, first_names, is_visible, warn_of_left_out
 from .formats import DECODABLE_FORMATS
 from .reading import read_row_image
-from .tables import METADATA_FILES, names_images, read_image_table
+from .tables import METADATA_FILES, ImageRow, names_images, read_image_table
 
 
 logger = logging.getLogger(__name__)
@@ -59,29 +60,34 @@ class LabeledImages:
         """Return the images of the given rows, in this order."""
         return replace(
             self,
-            images=SelectedImages(self.images, list(rows)),
+            images=LazyImages(rows, self.images.__getitem__),
             labels=[self.labels[row] for row in rows],
             names=[self.names[row] for row in rows],
             groups=[self.groups[row] for row in rows] if self.groups is not None else None,
         )
 
-    def with_notes(self, *notes: str) -> "LabeledImages":
-        """Return the same images with additional notes."""
-        return replace(self, notes=[*self.notes, *notes])
+    def with_note(self, note: str) -> "LabeledImages":
+        """Return the same images with an additional note."""
+        return replace(self, notes=[*self.notes, note])
 
 
 @dataclass(frozen=True)
-class SelectedImages(Sequence[Any]):
-    """A selection from a sequence of images, each read on access."""
+class LazyImages(Sequence[Any]):
+    """Images that `read` returns for the number of their row, on each access."""
 
-    images: Sequence[Any]
-    rows: list[int]
+    rows: Sequence[int]
+    read: Callable[[int], Any]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, position: Any) -> Any:
-        return self.images[self.rows[position]]
+        return self.read(self.rows[position])
+
+
+def labeled_files(root: Path, files: Sequence[Path], labels: list[str]) -> LabeledImages:
+    """Return labeled image files. Their names are relative to the root."""
+    return LabeledImages(files, labels, [file.relative_to(root).as_posix() for file in files])
 
 
 def read_labeled_images(
@@ -136,9 +142,7 @@ def read_splits(
 ) -> dict[str, LabeledImages]:
     """Read labeled images like [`read_labeled_images`], without requiring a training split.
 
-    Returns:
-        The images of each split. Images without splits are returned as `train`. A split of a built dataset is empty if
-        none of its pairs has a label.
+    A split of a built dataset is empty if none of its pairs has a label.
     """
     root = Path(path)
     if (root / LABELS).is_file():
@@ -184,18 +188,10 @@ def choose_split(
     held_out: float | None = None,
     seed: int = 0,
 ) -> LabeledImages:
-    """Return one split of labeled images.
+    """Return one split of the result of [`read_splits`], with notes on how it was selected.
 
-    Args:
-        splits: The splits, as returned by [`read_splits`].
-        path: Path for messages.
-        split: Name of the split to return.
-        held_out: Fraction of the training images of each class to hold out for the test split and for the validation
-            split, if they do not exist. If None, images without splits are all test images.
-        seed: Seed for drawing the held-out images.
-
-    Returns:
-        The images, with notes on how they were selected.
+    If a test or validation split does not exist, `held_out` is the fraction of the training images of each class that
+    is drawn for it. If `held_out` is None, images without splits are all test images. `path` is used in messages.
 
     Raises:
         ValueError: If the split does not exist, or if `held_out` is not between 0 and 0.5.
@@ -209,7 +205,7 @@ def choose_split(
                 f"{path}: the images have no splits, so all of them are the test split, and there is no {split} "
                 "split. Put them into folders train, validation and test."
             )
-        return splits["train"].with_notes("The images have no splits, so all of them are the test split.")
+        return splits["train"].with_note("The images have no splits, so all of them are the test split.")
     splits = {name: images for name, images in splits.items() if len(images)}
     if held_out is not None and "train" in splits:
         total = len(splits["train"])
@@ -224,7 +220,7 @@ def choose_split(
                     f"The {wanted} split was drawn from the training images: {len(held)} of {total}, {held_out:.0%} of "
                     f"each class, seed {seed}. Images of one patient may be in both."
                 )
-                splits = {name: images.with_notes(note) for name, images in splits.items()}
+                splits = {name: images.with_note(note) for name, images in splits.items()}
                 splits[wanted] = replace(rest.select(held), notes=splits["train"].notes)
     if split not in splits:
         raise ValueError(f"{path}: there is no {split} split with labeled images, only {', '.join(splits)}. Add it.")
@@ -232,15 +228,7 @@ def choose_split(
 
 
 def check_readable(images: LabeledImages, where: str) -> None:
-    """Check that each class has at least one image that can be decoded.
-
-    Args:
-        images: The images.
-        where: Name of the data in the message.
-
-    Raises:
-        ValueError: If none of the images of a class can be decoded.
-    """
+    """Raise a ValueError if none of the images of a class can be decoded. `where` names the data in the message."""
     rows_of: dict[str, list[int]] = {}
     for row, label in enumerate(images.labels):
         rows_of.setdefault(label, []).append(row)
@@ -272,11 +260,7 @@ def similar_classes(classes: Sequence[str]) -> list[str]:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Return the folders that are named after splits, in upper or lower case.
-
-    Raises:
-        ValueError: If two folders are named after the same split.
-    """
+    """Return the folders that are named after splits, in upper or lower case. Each split may have one folder."""
     found: dict[str, Path] = {}
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         if folder.is_dir() and folder.name.lower() in _SPLIT_OF:
@@ -300,7 +284,8 @@ def _from_folders(root: Path, folders: Mapping[str, Path], content: FolderConten
     splits = {}
     below: dict[Path, list[Path]] = {}
     for path in content.images:
-        below.setdefault(_ancestor(path, root, 2 if folders else 1), []).append(path)
+        class_folder = root.joinpath(*path.relative_to(root).parts[: 2 if folders else 1])
+        below.setdefault(class_folder, []).append(path)
     for split, folder in (folders or {"train": root}).items():
         classes = sorted(child for child in folder.iterdir() if child.is_dir() and is_visible(child.name))
         found = {child: below.pop(child, []) for child in classes}
@@ -314,18 +299,10 @@ def _from_folders(root: Path, folders: Mapping[str, Path], content: FolderConten
         if empty:
             formats = ", ".join((*DECODABLE_FORMATS, "DICOM"))
             raise ValueError(f"{empty[0]}: no images ({formats}) in this class folder. Add some, or remove the folder.")
-        splits[split] = LabeledImages(
-            [path for paths in found.values() for path in paths],
-            [child.name for child, paths in found.items() for _ in paths],
-            [path.relative_to(root).as_posix() for paths in found.values() for path in paths],
-        )
-    _warn_of_unused(root, [path for paths in below.values() for path in paths], "are not in a class folder")
+        labels = [child.name for child, paths in found.items() for _ in paths]
+        splits[split] = labeled_files(root, list(chain(*found.values())), labels)
+    _warn_of_unused(root, list(chain(*below.values())), "are not in a class folder")
     return splits
-
-
-def _ancestor(path: Path, root: Path, depth: int) -> Path:
-    """Return the part of a path that is `depth` levels below the root."""
-    return root.joinpath(*path.relative_to(root).parts[:depth])
 
 
 def _from_tables(
@@ -343,9 +320,9 @@ def _from_tables(
     rows = [row for table in tables for row in read_image_table(table, image_column, label_column)]
     if not rows:
         raise ValueError(f"{tables[0]}: the table has no rows.")
-    found: dict[str | None, list[Any]] = {}
+    found: dict[str | None, list[ImageRow]] = {}
     for row in rows:
-        found.setdefault(split_of.get(_ancestor(row.image, root, 1)), []).append(row)
+        found.setdefault(split_of.get(root / row.image.relative_to(root).parts[0]), []).append(row)
     if None in found and len(found) > 1:
         row = found[None][0]
         raise ValueError(
@@ -358,11 +335,7 @@ def _from_tables(
     named = {row.image for row in rows}
     _warn_of_unused(root, [path for path in content.images if path not in named], "are not listed in a metadata file")
     return {
-        split: LabeledImages(
-            [row.image for row in found[split]],
-            [row.label for row in found[split]],
-            [row.image.relative_to(root).as_posix() for row in found[split]],
-        )
+        split: labeled_files(root, [row.image for row in found[split]], [row.label for row in found[split]])
         for split in SPLIT_NAMES
         if split in found
     }
@@ -380,9 +353,10 @@ __all__ = [
     "LABEL_COLUMN",
     "SPLIT_NAMES",
     "LabeledImages",
-    "SelectedImages",
+    "LazyImages",
     "check_readable",
     "choose_split",
+    "labeled_files",
     "read_labeled_images",
     "read_splits",
     "similar_classes",

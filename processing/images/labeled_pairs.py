@@ -15,14 +15,7 @@ PAIR_ID = "pair_id"
 
 
 def read_labeled_pairs(root: Path, label_column: str) -> dict[str, LabeledImages]:
-    """Read the labeled pairs of a built dataset.
-
-    Args:
-        root: Folder with the dataset and its `labels.csv`.
-        label_column: Column of the labels.
-
-    Returns:
-        The images of each split. Splits without labeled pairs are empty.
+    """Read the labeled pairs of a built dataset. Splits without labeled pairs are empty.
 
     Raises:
         FileNotFoundError: If the folder contains no built dataset.
@@ -37,13 +30,10 @@ def read_labeled_pairs(root: Path, label_column: str) -> dict[str, LabeledImages
         names = [ids[row] for row in rows]
         for name in names:
             unseen.pop(name, None)
-        notes = [f"{len(rows):,} of {len(ids):,} pairs of the {split} split have a label in {LABELS}."]
-        splits[split] = LabeledImages(
-            _PairImages(root, split, rows),
-            [row_of[name][label] for name in names],
-            names,
-            notes=notes if len(rows) < len(ids) else [],
-        )
+        splits[split] = LabeledImages(_PairImages(root, split, rows), [row_of[name][label] for name in names], names)
+        if len(rows) < len(ids):
+            note = f"{len(rows):,} of {len(ids):,} pairs of the {split} split have a label in {LABELS}."
+            splits[split] = splits[split].with_note(note)
     if len(unseen) == len(row_of) and not any(_pair_ids(root, split) for split in SPLIT_NAMES):
         raise FileNotFoundError(
             f"{root}: {LABELS} labels the pairs of a built dataset, but there are none. For image files, write "
@@ -68,14 +58,9 @@ def _pair_ids(root: Path, split: str) -> list[str]:
 
 
 def read_labels(path: Path, label_column: str = LABEL_COLUMN) -> tuple[dict[str, Row], str]:
-    """Read the labels of pairs.
+    """Return the row of each pair id in a CSV file, and the name of its label column.
 
-    Args:
-        path: A CSV file with a column `pair_id` and a column of labels.
-        label_column: Column of the labels. If the file has two columns, the second may have any name.
-
-    Returns:
-        The row of each pair id, and the name of the label column.
+    If the file has two columns and `label_column` is the default, the column of labels may have any name.
 
     Raises:
         ValueError: If the table cannot be read, lacks a column or a value, or gives one pair two labels. The message

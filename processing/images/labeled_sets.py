@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 
 from ..tables import read_text
 from .folders import shown_name
-from .labeled import SPLIT_NAMES, LabeledImages
+from .labeled import SPLIT_NAMES, LabeledImages, LazyImages
 
 
 def read_hub_set(name: str, image_column: str, label_column: str) -> dict[str, LabeledImages]:
@@ -38,7 +38,9 @@ def read_parquet_set(root: Path, image_column: str, label_column: str) -> dict[s
     """Read a folder of Parquet or Arrow files."""
     import datasets
 
-    _refuse_data_elsewhere(root)
+    for file in (root / "README.md", root / ".huggingface.yaml"):
+        if file.is_file():
+            _refuse_data_elsewhere(file)
     return _labeled_splits(datasets.load_dataset(str(root)), str(root), image_column, label_column)
 
 
@@ -60,31 +62,23 @@ def _check_is_name(name: str, file: Path, what: str) -> None:
         raise ValueError(f"{file}: the {what} {shown_name(name[:200])!r} is not in the same folder.")
 
 
-def _refuse_data_elsewhere(root: Path) -> None:
-    """Check that the settings of a folder do not refer to data outside it, which `datasets` would load.
-
-    Raises:
-        ValueError: If `data_files` or `data_dir` of `README.md` or `.huggingface.yaml` is a URL, an absolute path or in
-            a parent folder.
-    """
-    for file in (root / "README.md", root / ".huggingface.yaml"):
-        if not file.is_file():
-            continue
-        text = file.read_text(encoding="utf-8", errors="replace")
-        parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE) if file.suffix == ".md" else ["", text]
-        try:
-            settings = yaml.safe_load(parts[1]) if len(parts) > 1 else None
-        except yaml.YAMLError as error:
-            raise ValueError(f"{file}: the header is not YAML: {error}") from error
-        configs = settings.get("configs") if isinstance(settings, dict) else None
-        for config in configs if isinstance(configs, list) else [configs]:
-            for key in ("data_files", "data_dir"):
-                for place in _texts_in(config.get(key) if isinstance(config, dict) else None):
-                    if "://" in place or "::" in place or Path(place).is_absolute() or ".." in Path(place).parts:
-                        raise ValueError(
-                            f"{file}: {key} names {place!r}, which is outside the folder. Remove it, or copy the "
-                            "data into the folder."
-                        )
+def _refuse_data_elsewhere(file: Path) -> None:
+    """Check that the settings in a file do not refer to data outside its folder, which `datasets` would load."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE) if file.suffix == ".md" else ["", text]
+    try:
+        settings = yaml.safe_load(parts[1]) if len(parts) > 1 else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: the header is not YAML: {error}") from error
+    configs = settings.get("configs") if isinstance(settings, dict) else None
+    for config in configs if isinstance(configs, list) else [configs]:
+        for key in ("data_files", "data_dir"):
+            for place in _texts_in(config.get(key) if isinstance(config, dict) else None):
+                if "://" in place or "::" in place or Path(place).is_absolute() or ".." in Path(place).parts:
+                    raise ValueError(
+                        f"{file}: {key} names {place!r}, which is outside the folder. Remove it, or copy the data "
+                        "into the folder."
+                    )
 
 
 def _texts_in(value: Any) -> Iterator[str]:
@@ -118,36 +112,25 @@ def _labeled_splits(
         if isinstance(rows.features[image_column], datasets.Image):
             rows = rows.cast_column(image_column, datasets.Image(decode=False))
         labels = _labels(rows, label_column, f"{path}: the {split} split")
-        images = _DownloadedImages(rows[image_column], _download_caches()) if downloaded else rows[image_column]
+        images: Sequence[Any] = rows[image_column]
+        if downloaded:
+            images = LazyImages(range(len(rows)), partial(_downloaded_image, images))
         splits[split] = LabeledImages(images, labels, [f"{split}/{row}" for row in range(len(rows))])
     return splits
 
 
-@dataclass(frozen=True)
-class _DownloadedImages(Sequence[Any]):
-    """Images of a Hub dataset whose rows contain paths of image files in the cache."""
-
-    images: Sequence[Any]
-    caches: tuple[Path, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, row: Any) -> Any:
-        image = self.images[row]
-        if not isinstance(image, dict) or image.get("bytes") is not None or not image.get("path"):
-            return image
-        file = Path(image["path"]).resolve()
-        # A path outside the caches is left as a path in a row, which is never opened.
-        return file if any(file.is_relative_to(cache) for cache in self.caches) else image
-
-
-def _download_caches() -> tuple[Path, ...]:
+def _downloaded_image(images: Sequence[Any], row: int) -> Any:
+    """Return an image of a Hub dataset, whose rows may contain paths of image files in the caches."""
     import datasets
     from huggingface_hub import constants
 
-    folders = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
-    return tuple(Path(folder).resolve() for folder in folders)
+    image = images[row]
+    if not isinstance(image, dict) or image.get("bytes") is not None or not image.get("path"):
+        return image
+    file = Path(image["path"]).resolve()
+    caches = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    # A path outside the caches is left as a path in a row, which is never opened.
+    return file if any(file.is_relative_to(Path(cache).resolve()) for cache in caches) else image
 
 
 def _labels(rows: Any, column: str, where: str) -> list[str]:

@@ -22,13 +22,7 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 @dataclass(frozen=True)
 class ImageRow:
-    """A row of a table of images.
-
-    Args:
-        where: File and line for messages.
-        image: Path of the image.
-        label: Label of the image.
-    """
+    """A row of a table of images. `where` is its file and line, for messages."""
 
     where: str
     image: Path
@@ -45,26 +39,16 @@ def file_columns(image_column: str) -> list[str]:
 
 
 def names_images(path: Path, image_column: str) -> bool:
-    """Return whether a metadata file has a column of image paths.
-
-    Raises:
-        ValueError: If the file cannot be read.
-    """
+    """Return whether a metadata file has a column of image paths."""
     names = file_columns(image_column)
     columns, _ = _open_table(path, names)
     return any(name in columns or f"{name}s" in columns for name in names)
 
 
 def read_image_table(path: Path, image_column: str, label_column: str) -> list[ImageRow]:
-    """Read the images and labels that a metadata file lists.
+    """Return the images and labels that a metadata file lists, in the order of the file.
 
-    Args:
-        path: `metadata.csv`, `metadata.jsonl` or `metadata.parquet`. Its paths are relative to its folder.
-        image_column: Column of the images, see [`file_columns`].
-        label_column: Column of the labels.
-
-    Returns:
-        One row for each image, in the order of the file. Duplicate rows are returned once.
+    Paths are relative to the folder of the file. Duplicate rows are returned once.
 
     Raises:
         FileNotFoundError: If images are missing.
@@ -112,11 +96,7 @@ class _Locator:
         self.checked: dict[Path, bool] = {}
 
     def __call__(self, name: Any, where: str) -> Path:
-        """Return the path of an image.
-
-        Raises:
-            ValueError: If the value is not a relative path below the folder.
-        """
+        """Return the path of an image. A value that is not a relative path below the folder is a `ValueError`."""
         if name is None or (isinstance(name, str) and not name.strip()):
             raise ValueError(f"{where} is empty. Fill it in, or remove the row.")
         if not isinstance(name, str):
