@@ -14,20 +14,13 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalize_answer(answer: Any) -> str:
     """Normalize an answer for comparison: lower case, single spaces, no trailing full stops.
 
-    Articles, other punctuation and number words are kept.
-
-    Args:
-        answer: A string or a number. VQA-RAD contains both.
+    Articles, other punctuation and number words are kept. The answer may be a number, as in VQA-RAD.
     """
     return " ".join(str(answer).lower().split()).rstrip(". ")
 
 
 def answer_vocabulary(answers: Iterable[Any]) -> list[str]:
-    """Return the distinct non-empty normalized answers, sorted by descending frequency and then alphabetically.
-
-    Raises:
-        ValueError: If all answers are empty.
-    """
+    """Return the distinct non-empty normalized answers, sorted by descending frequency and then alphabetically."""
     counts = Counter(filter(None, map(normalize_answer, answers)))
     if not counts:
         raise ValueError("All answers are empty: there is nothing to learn.")
@@ -44,10 +37,6 @@ def token_f1(given: Sequence[str], right: Sequence[str]) -> float:
 
     A token is counted as many times as it occurs in both answers. The score is 1 if neither answer has tokens, and 0 if
     only one has none.
-
-    Args:
-        given: Tokens of the predicted answer.
-        right: Tokens of the correct answer.
 
     Example:
     ```python

@@ -12,20 +12,10 @@ _BLOCK = 1 << 20
 
 
 def scale_to_8_bit(values: np.ndarray, lowest: float | None = None, highest: float | None = None) -> np.ndarray:
-    """Map values linearly to 0..255 and round to the nearest integer (ties to even).
+    """Map values linearly from `lowest`..`highest` to uint8, and round to the nearest integer (ties to even).
 
-    NaN and infinities are excluded from the default range and become 0. If all values are equal, the result is 0.
-
-    Args:
-        values: Integers, booleans or floats of any shape.
-        lowest: Value that becomes 0, like all smaller values (default: the smallest finite value).
-        highest: Value that becomes 255, like all larger values (default: the largest finite value).
-
-    Returns:
-        An array of the same shape and of dtype uint8.
-
-    Raises:
-        ValueError: If `values` contains neither real numbers nor booleans.
+    Values outside the range become 0 or 255. The default range is that of the finite values. NaN and infinities become
+    0. If all values are equal, the result is 0.
     """
     if values.dtype.kind not in "biuf":
         raise ValueError(f"Pixels must be integers, booleans or floats, but they are {values.dtype}.")
@@ -43,13 +33,8 @@ def scale_to_8_bit(values: np.ndarray, lowest: float | None = None, highest: flo
 def to_8_bit(image: Image.Image) -> Image.Image:
     """Convert an image of more than 8 bits (modes `I;16`, `I` and `F`) to 8-bit grayscale with [`scale_to_8_bit`].
 
-    Pillow, and therefore open_clip, clips at 255 instead, which makes a 12-bit radiograph nearly all white.
-
-    Args:
-        image: Any Pillow image.
-
-    Returns:
-        An image of mode `L`. The image itself if it has 8 bits or fewer.
+    Pillow, and therefore open_clip, clips at 255 instead, which makes a 12-bit radiograph nearly all white. An image of
+    8 bits or fewer is returned itself.
     """
     if not image.mode.startswith(("I", "F")):
         return image

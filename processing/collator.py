@@ -203,12 +203,8 @@ class ContrastiveCollator(_RowCollator):
 class LabelCollator(_RowCollator):
     r"""Collate rows with `image` and `label` into `pixel_values` and `labels`.
 
-    In evaluation with `on_error="substitute"`, the label of an image that cannot be decoded is `IGNORED_LABEL`.
-
-    Args:
-        image_processor: An image processor, such as [`BiomedCLIPImageProcessor`].
-        label2id (`dict[str, int]`): The index of each label.
-        options: See [`CollatorOptions`].
+    In evaluation with `on_error="substitute"`, the label of an image that cannot be decoded is `IGNORED_LABEL`. For the
+    options, see [`CollatorOptions`].
 
     Example:
     ```python
@@ -228,16 +224,9 @@ class LabelCollator(_RowCollator):
         self.label2id = label2id
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate rows.
+        """Return `pixel_values` of shape `(rows, 3, height, width)` and `labels` of shape `(rows,)`.
 
-        Args:
-            rows: Rows with `image` (a source of [`read_row_image`]) and `label`, and optionally `name` and `epoch`.
-
-        Returns:
-            `pixel_values` of shape `(rows, 3, height, width)` and `labels` of shape `(rows,)`.
-
-        Raises:
-            ValueError: If a row cannot be used and `on_error="raise"`, or if in training no row can be used.
+        The name of a row is in its optional column `name`. If no row can be used, training raises a `ValueError`.
         """
         pixels, labels = self._read_rows(rows, ignored=IGNORED_LABEL)
         return {"pixel_values": pixels, "labels": torch.tensor(labels)}
@@ -249,14 +238,9 @@ class LabelCollator(_RowCollator):
 class VisualQuestionCollator(_RowCollator):
     r"""Collate rows with `image`, `question` and `answer` into the tensors of a batch.
 
-    Answers are normalized with [`normalize_answer`]. In evaluation with `on_error="substitute"`, the label of a row
-    that cannot be used is `IGNORED_LABEL`.
-
-    Args:
-        processor: A processor with `image_processor` and `tokenizer`, such as [`BiomedCLIPProcessor`].
-        label2id (`dict[str, int]`): The index of each normalized answer of the model.
-        max_length (`int`, *optional*): Number of tokens to keep (default: the limit of the tokenizer).
-        options: See [`CollatorOptions`].
+    Answers are normalized with [`normalize_answer`], and `label2id` has the index of each normalized answer. In
+    evaluation with `on_error="substitute"`, the label of a row that cannot be used is `IGNORED_LABEL`. The other
+    arguments are those of [`ContrastiveCollator`].
 
     Example:
     ```python
@@ -285,19 +269,10 @@ class VisualQuestionCollator(_RowCollator):
         self.max_length = max_length
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate rows.
+        """Return the tensors of [`ContrastiveCollator`] for the questions, and `labels` of shape `(rows,)`.
 
-        Args:
-            rows: Rows with `image` (a source of [`read_row_image`]), `question` and `answer`, and optionally `name` and
-                `epoch`.
-
-        Returns:
-            `input_ids` and `attention_mask` of shape `(rows, longest question)`, `pixel_values` of shape
-            `(rows, 3, height, width)`, and `labels` of shape `(rows,)`, with `UNKNOWN_ANSWER` for an answer that is
-            not in `label2id`.
-
-        Raises:
-            ValueError: If a row cannot be used and `on_error="raise"`, or if in training no row can be used.
+        The label of an answer that is not in `label2id` is `UNKNOWN_ANSWER`. If no row can be used, training raises a
+        `ValueError`.
         """
         pixels, targets = self._read_rows(rows, ignored=("", IGNORED_LABEL))
         questions, labels = zip(*targets, strict=True)

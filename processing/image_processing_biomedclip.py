@@ -65,16 +65,9 @@ class BiomedCLIPImageProcessor(PilBackend):
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def process_image(self, image: ImageInput, input_data_format: Any = None, **kwargs: Any) -> Image.Image:
-        """Convert an image to a Pillow image of 8 bits.
+        """Convert a Pillow image, an array or a tensor to a Pillow image of 8 bits.
 
-        Args:
-            image: A Pillow image, an array or a tensor. Arrays that are not uint8 are scaled like a file with the same
-                values.
-            input_data_format: Position of the channels of an array (default: inferred).
-            **kwargs: Not used.
-
-        Returns:
-            The image.
+        Arrays that are not uint8 are scaled like a file with the same values.
         """
         if isinstance(image, Image.Image):
             return to_8_bit(image)

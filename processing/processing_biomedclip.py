@@ -39,14 +39,9 @@ CHARACTERS_PER_TOKEN = 128
 
 
 def cut_text(text: str, max_tokens: int) -> str:
-    """Cut a text that is much longer than the tokens to keep, so that tokenization takes limited time.
+    """Cut a text that is much longer than the tokens to keep, so that cleaning and tokenization take limited time.
 
-    Args:
-        text: A caption or prompt that has not been cleaned.
-        max_tokens: Number of tokens that will be kept.
-
-    Returns:
-        The text, or its beginning. Its first `max_tokens` tokens are the same if the beginning has that many.
+    The first `max_tokens` tokens of the result are those of the text if the result has that many.
     """
     return text[: max_tokens * CHARACTERS_PER_TOKEN]
 
@@ -56,12 +51,6 @@ def clean_text(text: str) -> str:
 
     ftfy repairs encodings and replaces typographic quotes, ligatures and full-width letters. HTML entities are
     unescaped twice, and whitespace is collapsed. If ftfy is not installed, its step is skipped with one warning.
-
-    Args:
-        text: A caption or prompt.
-
-    Returns:
-        The cleaned text.
     """
     if ftfy is None:
         logger.warning_once(

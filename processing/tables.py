@@ -11,7 +11,6 @@ from pathlib import Path
 from .files import require_regular
 
 
-_DELIMITERS = (",", ";", "\t", "|")
 # Longer byte order marks first, because that of UTF-32 begins with that of UTF-16.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -24,14 +23,9 @@ _BYTE_ORDER_MARKS = (
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table.
+    """A row of a table. Its values have no leading and trailing spaces."""
 
-    Args:
-        line: Number of the first line of the row in the file, starting at 1.
-        values: Values by column, without leading and trailing spaces.
-    """
-
-    line: int
+    line: int  # of the file, starting at 1
     values: dict[str, str]
 
     def __getitem__(self, column: str) -> str:
@@ -40,13 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The content of a table.
-
-    Args:
-        path: File of the table.
-        columns: Names of all columns.
-        rows: Rows of the table, without blank rows.
-    """
+    """The content of a table, without blank rows."""
 
     path: Path
     columns: list[str]
@@ -61,9 +49,6 @@ class Table:
 
 def read_text(path: Path) -> str:
     """Read a text file in UTF-8, or in the encoding that its byte order mark declares.
-
-    Args:
-        path: The file.
 
     Raises:
         OSError: If the file cannot be read or is not a regular file.
@@ -93,17 +78,10 @@ def read_table(
 ) -> Table:
     """Read a CSV file with a header.
 
-    The delimiter (comma, semicolon, tab or vertical bar) is detected from the requested columns. Leading and trailing
-    spaces of values and blank rows are dropped.
-
-    Args:
-        path: The file.
-        columns: Required columns. Upper and lower case are not distinguished.
-        filled: Required columns that must have a value in each row (default: all).
-        known: Optional columns, which help to detect the delimiter.
-
-    Returns:
-        The table. The required columns have the requested names.
+    The delimiter (comma, semicolon, tab or vertical bar) is detected from the required and the optional (`known`)
+    columns. Leading and trailing spaces of values and blank rows are dropped. Upper and lower case of `columns` are not
+    distinguished, and the table has the requested names. Each row must have a value in the columns `filled` (default:
+    all required columns).
 
     Raises:
         ValueError: If the file is not text or not CSV, if a required column is missing, or if a row has a missing value
@@ -114,15 +92,13 @@ def read_table(
     first = next((number for number, line in enumerate(lines) if line.strip()), None)
     if first is None:
         raise ValueError(f"{path}: the file is empty. Its first line must name the columns: {','.join(columns)}.")
-    delimiters: Sequence[str] = _DELIMITERS
+    skipped = 0
     if declared := re.fullmatch(r"\ufeff?\"?sep=(.)\"?", lines[first].strip(" \r\n")):  # for Excel
-        delimiters = [declared.group(1)]
-        text = text.split("\n", first + 1)[-1]
-        first += 1
+        delimiter, skipped = declared.group(1), first + 1
+        text = text.split("\n", skipped)[-1]
     else:
-        first = 0
-    delimiter = _detect_delimiter(text, [*columns, *known], delimiters)
-    rows = _rows(path, text, delimiter, first)
+        delimiter = _detect_delimiter(text, [*columns, *known])
+    rows = _rows(path, text, delimiter, skipped)
     _, header = next(rows, (0, []))
     found = Table(path, header, [])
     names = {found.column(column): column for column in columns}
@@ -150,7 +126,7 @@ def read_table(
     return table
 
 
-def _detect_delimiter(text: str, columns: Sequence[str], delimiters: Sequence[str]) -> str:
+def _detect_delimiter(text: str, columns: Sequence[str]) -> str:
     """Return the delimiter that gives the most requested columns or, in case of a tie, the most columns."""
     wanted = {column.casefold() for column in columns}
 
@@ -162,7 +138,7 @@ def _detect_delimiter(text: str, columns: Sequence[str], delimiters: Sequence[st
         names = [_stripped(name).casefold() for name in header]
         return len(wanted.intersection(names)), len(names)
 
-    return max(delimiters, key=fit)
+    return max((",", ";", "\t", "|"), key=fit)
 
 
 def _rows(path: Path, text: str, delimiter: str, line: int) -> Iterator[tuple[int, list[str]]]:
@@ -188,12 +164,7 @@ def _rows(path: Path, text: str, delimiter: str, line: int) -> Iterator[tuple[in
 
 
 def labels_by_name(table: Table, name: str, label: str) -> dict[str, Row]:
-    """Return one row for each name of a table. Duplicate rows are returned once.
-
-    Args:
-        table: The table.
-        name: Column that contains the names.
-        label: Column that contains the labels.
+    """Return one row for each value of the column `name`. Duplicate rows are returned once.
 
     Raises:
         ValueError: If two rows have the same name and different labels. The message contains both line numbers.

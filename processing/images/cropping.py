@@ -24,14 +24,9 @@ def random_box(
 ) -> Box:
     """Return a random box with random area and aspect ratio.
 
-    Up to ten boxes are drawn, with a uniform fraction of the area and a log-uniform aspect ratio. If none fits, the
-    largest centered box with an allowed aspect ratio is returned.
-
-    Args:
-        image_size: Width and height of the image, in pixels.
-        generator: The random number generator.
-        scale: Smallest and largest fraction of the area.
-        ratio: Smallest and largest aspect ratio (width divided by height).
+    Up to ten boxes are drawn, with a uniform fraction of the area (`scale`) and a log-uniform aspect ratio (`ratio`).
+    If none fits, the largest centered box with an allowed aspect ratio is returned. `image_size` is the width and
+    height, in pixels.
     """
     width, height = image_size
     for _ in range(10):
@@ -49,32 +44,15 @@ def random_box(
 
 
 def resized_crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """Crop an image and resize the result (bicubic, antialiased).
-
-    Args:
-        image: Any Pillow image.
-        box: The box to keep.
-        size: Height and width of the result, in pixels.
-
-    Returns:
-        An RGB image.
-    """
+    """Crop an image and resize the result (bicubic, antialiased) to an RGB image of a height and width."""
     return to_8_bit(image).crop(box).convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
 
 def reduce_jpeg(image: Image.Image, box: Box, size: tuple[int, int]) -> int:
-    """Prepare a JPEG for faster decoding at a half, a quarter or an eighth of its size.
+    """Prepare a JPEG for faster decoding, in place, and return the factor by which its sides are divided: 1, 2, 4 or 8.
 
-    The scale is the smallest at which the box still has at least as many pixels as the result in both directions. The
-    decoder scales with the inverse cosine transform, not with a bicubic filter.
-
-    Args:
-        image: A JPEG that has been opened but not decoded. It is modified in place.
-        box: The box to keep.
-        size: Height and width of the result, in pixels.
-
-    Returns:
-        The factor by which width and height are divided: 1, 2, 4 or 8.
+    The scale is the smallest at which the box still has at least as many pixels as the result, whose height and width
+    are `size`. The decoder scales with the inverse cosine transform, not with a bicubic filter.
     """
     spare = min((box[2] - box[0]) // size[1], (box[3] - box[1]) // size[0])
     reduction = next((scale for scale in (8, 4, 2) if spare >= scale), 1)
@@ -87,14 +65,7 @@ def reduce_jpeg(image: Image.Image, box: Box, size: tuple[int, int]) -> int:
 def fast_resized_crop(image: Image.Image, box: Box, size: tuple[int, int], reduction: int) -> Image.Image:
     """Return nearly the same image as [`resized_crop`], in less time.
 
-    Args:
-        image: A Pillow image of 8 bits, decoded after [`reduce_jpeg`].
-        box: The box to keep.
-        size: Height and width of the result, in pixels.
-        reduction: The result of [`reduce_jpeg`].
-
-    Returns:
-        An RGB image.
+    `image` is an image of 8 bits that was decoded after [`reduce_jpeg`] returned `reduction`.
     """
     if reduction == 1:  # the same filter in torch is vectorized
         pixels = torch.from_numpy(np.array(image.crop(box).convert("RGB"))).permute(2, 0, 1)[None]

@@ -26,11 +26,7 @@ _DEFLATED_WHOLE = "1.2.840.10008.1.2.1.99"
 
 
 def require_pydicom() -> None:
-    """Raise an error if pydicom is not installed.
-
-    Raises:
-        ImportError: If pydicom is not installed. The message says how to install it.
-    """
+    """Raise an `ImportError` that says how to install pydicom, if it is not installed."""
     try:
         import pydicom  # noqa: F401
     except ImportError as error:
@@ -40,20 +36,10 @@ def require_pydicom() -> None:
 
 
 def decode_dicom(content: bytes, name: str) -> Image.Image:
-    """Decode the first frame of a DICOM file.
+    """Decode the first frame of a DICOM file. Every failure is an [`ImageError`], except if pydicom is not installed.
 
-    Args:
-        content: The bytes of the file.
-        name: Name of the file for errors.
-
-    Returns:
-        An image of mode `L` or `RGB`, or `I;16` for grayscale images of more than 8 bits without a usable window or VOI
-        LUT.
-
-    Raises:
-        ImageError: If the file is damaged, contains no image, is too large, uses a compression for which no decoder is
-            installed, or has unusable display elements.
-        ImportError: If pydicom is not installed.
+    The image has mode `L` or `RGB`, or `I;16` for grayscale images of more than 8 bits without a usable window or VOI
+    LUT.
     """
     require_pydicom()
     with warnings.catch_warnings():

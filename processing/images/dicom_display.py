@@ -31,24 +31,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LARGEST_8_BIT = 255
-# The standard requires a width of at least 1 for LINEAR. PET files with real units can have smaller widths.
-_SMALLEST_LINEAR_WIDTH = 1
-
 
 @dataclass(frozen=True)
 class _Lut:
-    """A lookup table.
+    """A lookup table."""
 
-    Args:
-        first: Input value of the first entry.
-        entries: Output values.
-        bits: Bits of an output value.
-    """
-
-    first: int
+    first: int  # input value of the first entry
     entries: np.ndarray
-    bits: int
+    bits: int  # of an entry
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Return the output values. Inputs outside the table are mapped to the first or last entry."""
@@ -63,32 +53,19 @@ class _Lut:
 
 @dataclass(frozen=True)
 class _Modality:
-    """The result of the modality step.
+    """The result of the modality step."""
 
-    Args:
-        values: One output value for each possible stored value.
-        slope: Rescale slope. 1 if the file contains none.
-        intercept: Rescale intercept. 0 if the file contains none.
-        lut: The modality LUT, which replaces slope and intercept.
-    """
-
-    values: np.ndarray
+    values: np.ndarray  # one for each possible stored value
     slope: float = 1.0
     intercept: float = 0.0
-    lut: _Lut | None = None
+    lut: _Lut | None = None  # replaces slope and intercept
 
 
 def gray_image(pixels: np.ndarray, dataset: "Dataset", name: str, mask_unused_bits: bool) -> Image.Image:
-    """Return the image of a MONOCHROME frame.
+    """Return the image of a MONOCHROME frame, in mode `L`, or `I;16` if the range of the data is used.
 
-    Args:
-        pixels: Stored values of shape `(rows, columns)`, of 8 or 16 bits, including their unused bits.
-        dataset: The file.
-        name: Name of the file for warnings.
-        mask_unused_bits: Whether to ignore bits above BitsStored.
-
-    Returns:
-        An image of mode `L`, or `I;16` if the range of the data is used.
+    `pixels` are the stored values of 8 or 16 bits, of shape `(rows, columns)`. If `mask_unused_bits`, their bits above
+    BitsStored are ignored. `name` is the name of the file in warnings.
     """
     codes = np.ascontiguousarray(pixels).view(f"u{pixels.dtype.itemsize}")
     contained = np.arange(2 ** (8 * pixels.dtype.itemsize)).astype(codes.dtype).view(pixels.dtype).astype(np.int64)
@@ -105,15 +82,15 @@ def gray_image(pixels: np.ndarray, dataset: "Dataset", name: str, mask_unused_bi
     show = _values_of_interest(dataset, modality, bits, signed, name)
     output_bits = modality.lut.bits if modality.lut else bits
     if show is not None:
-        table = np.round(show(modality.values) * _LARGEST_8_BIT).astype(np.uint8)
-        table = _LARGEST_8_BIT - table if inverted else table
+        table = np.round(show(modality.values) * 255).astype(np.uint8)
+        table = 255 - table if inverted else table
     else:
         # Only the order of the values matters, so the stored values are used directly.
         steps = modality.values.astype(np.int64) if modality.lut else stored
         inverted ^= modality.lut is None and modality.slope < 0
         if output_bits <= 8 and (modality.lut or not signed):
             table = scale_to_8_bit(steps, 0, 2**output_bits - 1)
-            table = _LARGEST_8_BIT - table if inverted else table
+            table = 255 - table if inverted else table
         else:
             lowest, highest = (steps[used].min(), steps[used].max()) if used.any() else (0, 0)
             table = np.clip(highest - steps if inverted else steps - lowest, 0, 2**16 - 1).astype(np.uint16)
@@ -195,8 +172,8 @@ def _windows(source: "Dataset", name: str) -> Iterator[dict[str, Any]]:
         if not (math.isfinite(center) and math.isfinite(width) and width > 0):
             _warn(name, f"the window with WindowCenter {center} and WindowWidth {width}", "cannot be used")
             continue
-        exact = function == "LINEAR" and width < _SMALLEST_LINEAR_WIDTH
-        function_used = "LINEAR_EXACT" if exact else function
+        # The standard requires a width of at least 1 for LINEAR. PET files with real units can have smaller widths.
+        function_used = "LINEAR_EXACT" if function == "LINEAR" and width < 1 else function
         yield {"WindowCenter": center, "WindowWidth": width, "VOILUTFunction": function_used}
 
 

@@ -26,23 +26,14 @@ class ImageError(ValueError):
 def check_size(name: str, size: tuple[int, int], bytes_needed: int, kind: str) -> None:
     """Raise an error for an image that is too large, before it is decoded.
 
-    Args:
-        name: Name of the image for errors.
-        size: Width and height, in pixels.
-        bytes_needed: Upper bound of the memory for decoding, including the file.
-        kind: Format of the image for errors.
-
-    Raises:
-        ImageError: If the image has more than `MAX_PIXELS` pixels or needs more than `MAX_BYTES` bytes.
+    `size` is the width and height in pixels, and `bytes_needed` an upper bound of the memory, including the file.
     """
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,} pixels", "image too large")
     if bytes_needed > MAX_BYTES:
-        raise ImageError(
-            f"{name}: to decode {width} x {height} pixels of {kind} may take more than {MAX_BYTES:,} bytes",
-            "image too large",
-        )
+        problem = f"decoding {width} x {height} pixels of {kind} may take more than {MAX_BYTES:,} bytes"
+        raise ImageError(f"{name}: {problem}", "image too large")
 
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "ImageError", "check_size"]

@@ -31,13 +31,9 @@ _DICOM_DIRECTORY = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![0-9.])")
 
 
 def format_of(head: bytes) -> str | None:
-    """Return the image format of a file from its first bytes.
+    """Return the image format of a file from its first `HEAD_BYTES` bytes.
 
-    Args:
-        head: The first `HEAD_BYTES` bytes of the file, or all bytes of a shorter file.
-
-    Returns:
-        One of `DECODABLE_FORMATS`, `"DICOM"`, or None if the file is not an image of a supported format.
+    The format is one of `DECODABLE_FORMATS`, `"DICOM"`, or None if the file is not an image of a supported format.
     """
     head = head[:HEAD_BYTES]
     found = next((name for signature, name in _SIGNATURES if signature.match(head)), None)

@@ -42,25 +42,15 @@ _EXACT_IN_PILLOW = {(_UNSIGNED, 12), (_UNSIGNED, 16), (_SIGNED, 16), (_SIGNED, 3
 
 @dataclass(frozen=True)
 class DeepTiff:
-    """A TIFF file that Pillow cannot read exactly.
-
-    Args:
-        content: The bytes of the file.
-        tags: Its first directory.
-        big_endian: Whether the file is big-endian.
-        bits: Bits of each sample.
-        sample_format: Type of a sample: unsigned, signed or float.
-        samples: Number of samples per pixel.
-        channels: Number of samples that are read: 1 for gray, 3 for RGB.
-    """
+    """A TIFF file that Pillow cannot read exactly."""
 
     content: bytes
-    tags: ImageFileDirectory_v2
+    tags: ImageFileDirectory_v2  # the first directory
     big_endian: bool
-    bits: int
-    sample_format: int
-    samples: int
-    channels: int
+    bits: int  # of a sample
+    sample_format: int  # unsigned, signed or float
+    samples: int  # per pixel
+    channels: int  # number of samples that are read: 1 for gray, 3 for RGB
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,20 +61,16 @@ class DeepTiff:
     def bytes_to_decode(self) -> int:
         """Upper bound of the memory for [`read`], in bytes, without the file."""
         planes = self.samples if self._is_planar else 1
-        _, rows = self.size
-        tile_rows = int(self.tags.get(_TILE_HEIGHT, 1))
+        width, height = self.size
         # Pillow's image and libtiff's strip or tile, the samples, and the result.
-        stored = self._row_bytes * (rows + tile_rows)
-        return 2 * stored * planes + 4 * rows * self.size[0]
+        stored = self._row_bytes * (height + int(self.tags.get(_TILE_HEIGHT, 1)))
+        return 2 * stored * planes + 4 * height * width
 
     def read(self) -> Image.Image:
         """Return the image in a mode of Pillow."""
-        inverted = int(self.tags.get(_PHOTOMETRIC, _BLACK_IS_ZERO)) == _WHITE_IS_ZERO
-        if self._is_planar:
-            values = np.concatenate([self._samples(plane) for plane in range(self.channels)], axis=2)
-        else:
-            values = self._samples(0)
-        if inverted:
+        planes = self.channels if self._is_planar else 1
+        values = np.concatenate([self._samples(plane) for plane in range(planes)], axis=2)
+        if int(self.tags.get(_PHOTOMETRIC, _BLACK_IS_ZERO)) == _WHITE_IS_ZERO:
             values = -values if values.dtype.kind == "f" else ~values
         return _as_image(values)
 
@@ -179,17 +165,11 @@ class DeepTiff:
 
 @dataclass(frozen=True)
 class DeepPng:
-    """A PNG of 16-bit color, or of 16-bit grayscale with transparency.
-
-    Args:
-        content: The bytes of the file.
-        size: Width and height, in pixels.
-        color_type: Color type of the PNG: 2 for RGB, 4 for grayscale with alpha, 6 for RGBA.
-    """
+    """A PNG of 16-bit color, or of 16-bit grayscale with transparency."""
 
     content: bytes
-    size: tuple[int, int]
-    color_type: int
+    size: tuple[int, int]  # width and height, in pixels
+    color_type: int  # 2 for RGB, 4 for grayscale with alpha, 6 for RGBA
 
     @property
     def bytes_to_decode(self) -> int:
@@ -215,14 +195,7 @@ class DeepPng:
 
 
 def find_deep_image(content: bytes) -> DeepTiff | DeepPng | None:
-    """Detect a file that Pillow cannot read exactly.
-
-    Args:
-        content: The bytes of a file.
-
-    Returns:
-        The reader for the file. None if Pillow reads it exactly or cannot read it at all.
-    """
+    """Return the reader for a file, or None if Pillow reads it exactly or cannot read it at all."""
     if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 25:
         width, height = struct.unpack(">LL", content[16:24])
         is_deep = content[24] == 16 and content[25] in (2, 4, 6)

@@ -23,17 +23,11 @@ _BLANK_DEVIATION = 2.0
 
 @np.errstate(invalid="ignore", over="ignore")
 def perceptual_hash(image: Image.Image) -> str:
-    """Return a 64-bit hash that changes little if an image is resized or saved in another format.
+    """Return 16 hex digits that change little if an image is resized or saved in another format.
 
     The image is reduced to 32 x 32 grayscale values. Values of more than 8 bits are scaled from the range of the data,
     and transparency is dropped. The 8 x 8 lowest frequencies of the discrete cosine transform are compared with their
-    median.
-
-    Args:
-        image: A decoded image of any mode.
-
-    Returns:
-        16 hex digits, or an empty string for a blank image.
+    median. The hash of a blank image is an empty string.
     """
     thumbnail = _grayscale_thumbnail(image)
     if not thumbnail.std() >= _BLANK_DEVIATION:
@@ -53,20 +47,15 @@ def _grayscale_thumbnail(image: Image.Image) -> np.ndarray:
     elif image.mode.startswith("I;16") and image.mode != "I;16":
         image = image.convert("I")  # Pillow 13 resizes I;16B with swapped bytes
     elif image.mode == "F":
-        image = _with_finite_values(image, darkest)
+        finite = image.copy()
+        for box, values in row_blocks(image):  # NaN and infinities would spread to other pixels
+            finite.paste(Image.fromarray(np.where(np.isfinite(values), values, np.float32(darkest))), box)
+        image = finite
     gap = 2.0 if image.mode != "I;16" else None  # not available for this mode
     thumbnail = image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=gap)
     if not deep:
         return np.asarray(thumbnail.convert("RGB").convert("L"), dtype=np.float64)
     return (np.asarray(thumbnail, dtype=np.float64) - darkest) * (255 / ((brightest - darkest) or 1))
-
-
-def _with_finite_values(image: Image.Image, replacement: float) -> Image.Image:
-    """Return a copy of a floating-point image with NaN and infinities replaced."""
-    result = image.copy()
-    for box, values in row_blocks(image):
-        result.paste(Image.fromarray(np.where(np.isfinite(values), values, np.float32(replacement))), box)
-    return result
 
 
 __all__ = ["NEAR_DUPLICATE_BITS", "perceptual_hash"]

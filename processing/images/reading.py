@@ -16,9 +16,6 @@ from .high_bit_depth import DeepPng, DeepTiff, find_deep_image
 # Maximum number of bytes per pixel that Pillow 13 needs for decoding. JPEG: a progressive file needs all coefficients.
 # TIFF: one strip may contain the image, as 16-bit RGBA. WebP: four copies of the canvas.
 _BYTES_TO_DECODE = {"JPEG": 12, "MPO": 12, "TIFF": 12, "WEBP": 16, "JPEG2000": 28}
-_BYTES_TO_DECODE_ONE_BAND = 3
-_BYTES_TO_DECODE_JPEG2000_ONE_BAND = 10  # OpenJPEG uses four bytes per value of a tile
-_BYTES_TO_DECODE_OTHERWISE = 5  # four in Pillow, and a copy in grayscale
 MAX_NAME = 200  # characters of a path in error messages
 
 
@@ -44,14 +41,9 @@ def read_image(source: Any) -> Image.Image:
 
 
 def read_row_image(value: Any) -> Image.Image:
-    """Read and decode the image of a data row. A string is never opened as a path or URL.
+    """Read and decode the image of a data row like [`read_image`], but never open a string as a path or URL.
 
-    Args:
-        value: Any source of [`read_image`] except a string. A `pathlib.Path` is opened, because it cannot come from a
-            table.
-
-    Returns:
-        The decoded image.
+    A `pathlib.Path` is opened, because it cannot come from a table.
 
     Raises:
         ImageError: If the value is a path or URL, or for the reasons of [`read_image`].
@@ -75,16 +67,9 @@ def _path_in_row(path: str) -> ImageError:
 
 
 def open_image(source: Any) -> tuple[Image.Image, str]:
-    """Open an image without decoding it. DICOM files and files of high bit depth are decoded.
+    """Return the image of any source of [`read_image`] for [`decode_image`], and its name for errors.
 
-    Args:
-        source: Any source of [`read_image`].
-
-    Returns:
-        The image for [`decode_image`], and its name for errors.
-
-    Raises:
-        ImageError: For the reasons of [`read_image`], except damage that is found while decoding.
+    The image is not decoded, unless it is DICOM or has a high bit depth.
     """
     if isinstance(source, Image.Image):
         return _checked(source, "image", file_bytes=0), "image"
@@ -166,25 +151,14 @@ def _checked(image: Image.Image, name: str, file_bytes: int) -> Image.Image:
 def _bytes_to_decode(image: Image.Image) -> int:
     """Return the maximum number of bytes per pixel."""
     if image.format == "JPEG2000" and len(image.getbands()) == 1:
-        return _BYTES_TO_DECODE_JPEG2000_ONE_BAND
+        return 10  # OpenJPEG uses four bytes per value of a tile
     if image.mode in ("1", "L", "P"):
-        return _BYTES_TO_DECODE_ONE_BAND
-    return _BYTES_TO_DECODE.get(image.format or "", _BYTES_TO_DECODE_OTHERWISE)
+        return 3
+    return _BYTES_TO_DECODE.get(image.format or "", 5)  # otherwise four in Pillow, and a copy in grayscale
 
 
 def decode_image(image: Image.Image, name: str) -> Image.Image:
-    """Decode an image that [`open_image`] has opened.
-
-    Args:
-        image: The opened image.
-        name: Its name for errors.
-
-    Returns:
-        The same image, decoded.
-
-    Raises:
-        ImageError: If the image is damaged or truncated.
-    """
+    """Decode an image that [`open_image`] has opened, and return it."""
     try:
         image.load()
     except Exception as error:  # truncated files raise OSError, SyntaxError, ValueError, struct.error, ...
