@@ -53,6 +53,3 @@ def write_text(path: Path, content: str) -> None:
     """Write a UTF-8 text file with [`replacing`]. Line endings are not converted."""
     with replacing(path) as partial, partial.open("x", encoding="utf-8", newline="\n") as file:
         file.write(content)
-
-
-__all__ = ["leads_out", "replacing", "require_regular", "special_kind", "write_text"]

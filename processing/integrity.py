@@ -225,21 +225,3 @@ def _read_last(file: IO[bytes], size: int, count: int) -> bytes:
     if len(content) != count:
         raise TruncatedFile(f"only {len(content)} of {count} bytes were received")
     return content
-
-
-__all__ = [
-    "HASHES",
-    "REPORT_FILE",
-    "WRITE_OPTIONS",
-    "DamagedFile",
-    "check_file",
-    "check_row_group",
-    "footer_sha256",
-    "footers_of",
-    "hashes_of",
-    "open_parquet",
-    "read_columns",
-    "read_hashes",
-    "report_of_build",
-    "stated_footer",
-]

@@ -144,6 +144,3 @@ def _skip(shards: Sequence[Shard], start: int) -> list[Shard]:
             left.append(Shard(shard.url, shard.group_rows, start))
         start = max(start - shard.rows, 0)
     return left
-
-
-__all__ = ["load_pmc15m"]

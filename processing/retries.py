@@ -91,6 +91,3 @@ def explained(place: str | os.PathLike[str]) -> Iterator[None]:
             raise
         message = f"{os.strerror(error.errno)}. {_ADVICE[error.errno]}"
         raise OSError(error.errno, message, error.filename or str(place)) from error
-
-
-__all__ = ["chain", "explained", "is_unreachable", "lasting_error", "with_retries"]

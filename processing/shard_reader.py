@@ -369,6 +369,3 @@ def _is_damage(error: Exception) -> bool:
     if isinstance(error, TruncatedFile):
         return False  # the file may be in the process of being replaced
     return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
-
-
-__all__ = ["TEXTS", "TRAINING_COLUMNS", "Shard", "ShardReader", "Text", "column_names", "shard_paths"]

@@ -141,6 +141,3 @@ class PairBatches(IterableDataset):
 def shard_order(shards: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of shards in an epoch. It must never change, because later versions resume earlier runs."""
     return np.random.default_rng([seed, epoch]).permutation(shards)
-
-
-__all__ = ["PairBatches", "PairStream", "shard_order"]

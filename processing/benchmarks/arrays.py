@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,19 @@ from ..images.errors import MAX_BYTES, ImageError
 _CHUNK_CACHE_BYTES = 16_000_000  # so that a chunk of adjacent rows is read only once
 
 
+@dataclass(frozen=True)
 class Unreadable:
     """A damaged image. [`read_row_image`] raises an error that states the reason."""
 
-    def __init__(self, reason: str):
-        self._reason = reason
+    reason: str
 
     def read(self) -> bytes:
         """Raise an error that states the reason."""
-        raise ImageError(self._reason)
+        raise ImageError(self.reason)
 
 
 class ArrayImages(Sequence[Any]):
-    """Images that are rows of an array in memory.
-
-    Args:
-        array: 8-bit gray images of shape `(images, height, width)` or RGB images of shape
-            `(images, height, width, 3)`.
-    """
+    """Images of 8 bits that are rows of an array of shape `(images, height, width)` or `(images, height, width, 3)`."""
 
     def __init__(self, array: np.ndarray):
         self._array = array
@@ -44,17 +40,9 @@ class ArrayImages(Sequence[Any]):
 
 
 class Hdf5Images(Sequence[Any]):
-    """Images that are rows of an array in an HDF5 file. Each is read on access.
+    """Images that are rows of an array in an HDF5 file, of shape `(images, height, width, 3)`. Each is read on access.
 
     Each process opens the file itself, because an open HDF5 file must not be shared across a fork.
-
-    Args:
-        path: The HDF5 file.
-        key: Name of an array of 8-bit RGB images, of shape `(images, height, width, 3)`.
-
-    Raises:
-        ImportError: If h5py is not installed.
-        ValueError: If the file is not an HDF5 file, is truncated, or has unexpected content.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str):
@@ -92,12 +80,7 @@ class Hdf5Images(Sequence[Any]):
 
 
 def open_array(path: Path, key: str) -> Any:
-    """Open an array of an HDF5 file.
-
-    Raises:
-        ImportError: If h5py is not installed.
-        ValueError: If the file is not an HDF5 file, is truncated, or does not contain the array itself.
-    """
+    """Open an array of an HDF5 file. Raise `ValueError` if the file does not contain the array itself."""
     try:
         import h5py
     except ImportError as error:
@@ -113,6 +96,3 @@ def open_array(path: Path, key: str) -> Any:
     if array.is_virtual or array.external:
         raise ValueError(f"{path}: the values of {key!r} are stored in external files, which are not read.")
     return array
-
-
-__all__ = ["ArrayImages", "Hdf5Images", "Unreadable", "open_array"]

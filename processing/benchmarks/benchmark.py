@@ -83,11 +83,7 @@ class ClassificationBenchmark(Benchmark):
 
 @dataclass(frozen=True, kw_only=True)
 class VisualQuestionBenchmark(Benchmark):
-    """A split of questions about images.
-
-    Args:
-        questions: The questions in the order of the file.
-    """
+    """A split of questions about images, in the order of the file."""
 
     questions: list[VisualQuestion]
 
@@ -126,13 +122,3 @@ class Content:
     notes: list[str] = field(default_factory=list)
     selection: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-__all__ = [
-    "Benchmark",
-    "ClassificationBenchmark",
-    "Content",
-    "RetrievalBenchmark",
-    "VisualQuestion",
-    "VisualQuestionBenchmark",
-]

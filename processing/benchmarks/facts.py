@@ -42,21 +42,13 @@ def facts_version() -> int:
 
 
 def benchmark_names(task: str | None = None) -> list[str]:
-    """Return the names of the benchmarks.
-
-    Args:
-        task: `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`. If None, all benchmarks.
-    """
+    """Return the names of the benchmarks of a task, such as `retrieval` (default: of all tasks)."""
     task = "zero-shot" if task == "linear-probe" else task  # both use labeled images
     return [name for name, facts in _read(FILE)["benchmarks"].items() if task in (None, facts["task"])]
 
 
 def facts_of(name: str) -> dict[str, Any]:
-    """Return the entry of a benchmark, including its `name`.
-
-    Raises:
-        ValueError: If the benchmark is unknown.
-    """
+    """Return the entry of a benchmark, including its `name`."""
     benchmarks = _read(FILE)["benchmarks"]
     if name not in benchmarks:
         raise ValueError(f"Unknown benchmark {name!r}. Choose one of {', '.join(benchmarks)}.")
@@ -97,19 +89,11 @@ def published_models(benchmark: str, task: str, split: str = "test") -> list[Pub
 def choose_prompts(
     prompts: str | os.PathLike[str] | None, facts: Mapping[str, Any]
 ) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """Return the class names and the prompt templates.
+    """Return the class names in the order of the classes, the prompt templates, and all template sets.
 
-    Args:
-        prompts: Name of a template set, or a YAML file with `templates` (a list of strings with `{}`), `class_names` (a
-            mapping of labels to names), or both. If None, the first set.
-        facts: `classes` (names by label), `template_sets` and, optionally, `class_names_of_sets`.
-
-    Returns:
-        The class names in the order of `classes`, the chosen templates, and all sets. Templates from a file are added
-        under the name of the file.
-
-    Raises:
-        ValueError: If the set or file does not exist, or the file is invalid.
+    `prompts` is the name of a template set of `facts`, or a YAML file with `templates` (a list of strings with `{}`),
+    `class_names` (a mapping of labels to names), or both (default: the first set). Templates from a file are added to
+    the sets under the name of the file.
     """
     classes, sets = facts["classes"], facts["template_sets"]
     if prompts is None or prompts in sets:
@@ -144,14 +128,3 @@ def _read_prompts(path: Path, classes: Mapping[str, str]) -> tuple[list[str], li
     if unknown := names.keys() - classes.keys():
         raise ValueError(f"{path}: unknown class {', '.join(sorted(unknown))}. The classes are {', '.join(classes)}.")
     return [names.get(label, name) for label, name in classes.items()], templates
-
-
-__all__ = [
-    "PAPER_MODEL",
-    "PublishedModel",
-    "benchmark_names",
-    "choose_prompts",
-    "facts_of",
-    "facts_version",
-    "published_models",
-]

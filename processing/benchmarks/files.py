@@ -46,22 +46,14 @@ def find_file(root: Path, *names: str) -> Path | None:
 
 
 def check_names(table: Table, column: str) -> None:
-    """Check that a column contains file names.
-
-    Raises:
-        ValueError: If a value is not a plain file name. The message contains the line number.
-    """
+    """Raise `ValueError` if a value of a column is not a plain file name."""
     for row in table.rows:
         if not re.fullmatch(r"[\w.-]+", row[column]) or row[column].startswith("."):
             raise ValueError(f"{table.path}, line {row.line}: {column} {row[column][:100]!r} is not a file name.")
 
 
 def check_values(table: Table, column: str, allowed: Collection[str]) -> None:
-    """Check that a column contains only allowed values.
-
-    Raises:
-        ValueError: If a value is not allowed. The message contains the line number of the first one.
-    """
+    """Raise `ValueError` if a column contains other values than the allowed ones."""
     unknown = {row[column]: row.line for row in reversed(table.rows) if row[column] not in allowed}
     if unknown:
         raise ValueError(
@@ -71,17 +63,7 @@ def check_values(table: Table, column: str, allowed: Collection[str]) -> None:
 
 
 def check_images(folder: Path, names: Sequence[str], source: Path, facts: Mapping[str, Any]) -> None:
-    """Check that a folder contains the images that a file lists.
-
-    Args:
-        folder: The folder. It may be missing.
-        names: Names of the images, relative to the folder.
-        source: The file that lists them.
-        facts: Entry in `benchmarks.yaml`, for the message.
-
-    Raises:
-        FileNotFoundError: If images are missing.
-    """
+    """Raise `FileNotFoundError` if a folder, which may be missing, lacks images that the file `source` lists."""
     found = set(os.listdir(folder)) if folder.is_dir() else set()  # faster than checking each of 220,025 files
     missing = [name for name in names if name not in found and not os.path.isfile(folder / name)]
     if missing:
@@ -90,17 +72,7 @@ def check_images(folder: Path, names: Sequence[str], source: Path, facts: Mappin
 
 
 def labeled_folders(root: Path, folders: Mapping[str, Path], facts: Mapping[str, Any]) -> LabeledImages:
-    """Return the labeled images in the folders of the classes.
-
-    Args:
-        root: Folder to which the names of the images are relative.
-        folders: Folder of the images of each label.
-        facts: Entry in `benchmarks.yaml`, for messages.
-
-    Raises:
-        FileNotFoundError: If a folder has no images.
-        ImportError: If images are DICOM and pydicom is not installed.
-    """
+    """Return the images in the folder of each label. Their names are relative to `root`."""
     contents = {label: find_images(folder) for label, folder in folders.items()}
     for label, content in contents.items():
         if not content.images:
@@ -114,15 +86,3 @@ def labeled_folders(root: Path, folders: Mapping[str, Path], facts: Mapping[str,
         [label for _, label in found],
         [path.relative_to(root).as_posix() for path, _ in found],
     )
-
-
-__all__ = [
-    "check_images",
-    "check_names",
-    "check_values",
-    "find_file",
-    "find_folder",
-    "folders_in",
-    "incomplete",
-    "labeled_folders",
-]

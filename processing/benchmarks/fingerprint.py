@@ -12,15 +12,10 @@ CONTENTS_IN_FINGERPRINT = 64
 
 
 def fingerprint_of(rows: Sequence[Sequence[str]], images: Sequence[Any]) -> str:
-    """Return a hash of texts and images. The paths of the images do not matter.
+    """Return a hash of the texts of all rows and of images, as 16 hexadecimal digits.
 
-    Args:
-        rows: The texts of each row, such as its name and label.
-        images: Images that [`read_row_image`] accepts. The hash depends on the sizes of all files and on the content of
-            `CONTENTS_IN_FINGERPRINT` evenly spread images.
-
-    Returns:
-        16 hexadecimal digits.
+    It depends on the sizes of all files and on the content of `CONTENTS_IN_FINGERPRINT` evenly spread images, but not
+    on paths.
     """
     digest = hashlib.blake2b(digest_size=8)
     for row in rows:
@@ -38,13 +33,9 @@ def fingerprint_of(rows: Sequence[Sequence[str]], images: Sequence[Any]) -> str:
 
 
 def content_of(image: Any) -> bytes:
-    """Return the bytes of an image file, or the pixels of an image in memory.
+    """Return the bytes of an image file, or the pixels of an image in memory, or no bytes if it cannot be read.
 
-    Args:
-        image: An image that [`read_row_image`] accepts. A path in a data row is not opened.
-
-    Returns:
-        The content. Empty if the image cannot be read.
+    A path in a data row is not opened.
     """
     if isinstance(image, dict):
         image = image.get("bytes") or b""
@@ -59,6 +50,3 @@ def content_of(image: Any) -> bytes:
             return file.read()
     except OSError:  # reported when the image is decoded
         return b""
-
-
-__all__ = ["CONTENTS_IN_FINGERPRINT", "content_of", "fingerprint_of"]

@@ -10,17 +10,9 @@ from .files import find_folder, incomplete, labeled_folders
 
 
 def read(path: Path, split: str, facts: dict[str, Any], *, held_out: float | None = None, seed: int = 0) -> Content:
-    """Read the images of one organ. LC25000 has no published splits: by default all images are the test split.
+    """Read the images of one organ from the folder `lung_colon_image_set`, its parent folder, or a folder in it.
 
-    Args:
-        path: The folder `lung_colon_image_set`, its parent folder, or a folder in it.
-        split: Name of the split.
-        facts: Entry of `lc25000_lung` or `lc25000_colon`.
-        held_out: Fraction of images to hold out, see [`choose_split`].
-        seed: Seed for drawing the held-out images.
-
-    Raises:
-        FileNotFoundError: If the folder of a class is missing or has no images.
+    LC25000 has no published splits. By default, all images are the test split.
     """
     folders = {}
     for label in facts["classes"]:

@@ -57,24 +57,7 @@ def find_leaks(
     *,
     progress: bool = False,
 ) -> Leaks:
-    """Compare two splits of a benchmark, image by image. Each image is read and decoded once.
-
-    Args:
-        train: The training split.
-        test: The test split.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Counts and examples.
-
-    Example:
-    ```python
-    >>> from biomedclip.processing import load_benchmark
-    >>> from biomedclip.processing.benchmarks.leaks import find_leaks
-
-    >>> find_leaks(load_benchmark("vqa_rad", "vqa_rad", split="train"), load_benchmark("vqa_rad", "vqa_rad"))
-    ```
-    """
+    """Compare two splits of a benchmark, image by image. Each image is read and decoded once."""
     are_questions = isinstance(test, VisualQuestionBenchmark)
     of_train, of_test = _names_and_groups(train), _names_and_groups(test)
     leaks = Leaks(len(of_train), len(of_test), same_name=0 if are_questions else None)
@@ -139,6 +122,3 @@ def _compared(
         except ImageError as error:
             leaks.unreadable.append(f"{benchmark.split}: {name} ({error})")
         yield name, digest, looks
-
-
-__all__ = ["EXAMPLES_SHOWN", "Leaks", "find_leaks"]

@@ -138,6 +138,3 @@ def _benchmark(
         metric=facts["metric"],
         paper_of_linear_probe=dict(facts.get("paper_of_linear_probe", {})) if split == "test" else {},
     )
-
-
-__all__ = ["benchmark_options", "load_benchmark"]

@@ -20,17 +20,7 @@ _POSITIVE = {"pneumoniamnist": "1", "breastmnist": "0"}
 
 
 def read(path: Path, split: str, facts: dict[str, Any]) -> Content:
-    """Read a split of a dataset.
-
-    Args:
-        path: `pathmnist.npz`, `dermamnist_128.npz`, ..., or a folder with one such file.
-        split: `train`, `validation` or `test`.
-        facts: Entry in `benchmarks.yaml`, with the class names of each dataset.
-
-    Raises:
-        FileNotFoundError: If the path does not exist, or the folder does not contain exactly one `.npz` file.
-        ValueError: If the file is damaged, or contains volumes or several labels per image.
-    """
+    """Read a split of `pathmnist.npz`, `dermamnist_128.npz`, ..., or of the only such file in a folder."""
     file, part = _find(path, facts), _PARTS[split]
     images, labels = _array(file, f"{part}_images"), _array(file, f"{part}_labels")
     _check_arrays(file, images, labels)

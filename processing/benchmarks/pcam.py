@@ -21,19 +21,8 @@ _FILE = "camelyonpatch_level_2_split_{part}_{what}"
 def read(path: Path, split: str, facts: dict[str, Any], *, held_out: float | None = None, seed: int = 0) -> Content:
     """Read a split.
 
-    Args:
-        path: Folder with `camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5`; with `train_labels.csv` and
-            `train/<id>.tif`; or with folders of images named `normal` and `tumor`, or `0` and `1`, optionally in
-            folders of splits.
-        split: `train`, `validation` or `test`.
-        facts: Entry in `benchmarks.yaml`.
-        held_out: For images without splits: fraction to hold out, see [`choose_split`].
-        seed: Seed for drawing the held-out images.
-
-    Raises:
-        FileNotFoundError: If files are missing.
-        ImportError: If h5py is not installed.
-        ValueError: If a file has unexpected content.
+    The folder contains `camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5`; or `train_labels.csv` and
+    `train/<id>.tif`; or folders of images named `normal` and `tumor`, or `0` and `1`, optionally in folders of splits.
     """
     root = path.parent if path.is_file() else path
     if _has_hdf5(root):

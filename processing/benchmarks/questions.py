@@ -7,19 +7,11 @@ from typing import Any
 
 from ..tables import read_text
 from .benchmark import VisualQuestion
-from .files import check_images, incomplete
+from .files import check_images, find_folder, incomplete
 
 
 def read_rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Read a list of questions.
-
-    Args:
-        file: A JSON file.
-        keys: Required keys of each question.
-
-    Raises:
-        ValueError: If the file is not a list of questions with these keys.
-    """
+    """Read a list of questions from a JSON file. Raise `ValueError` if a question lacks one of the keys."""
     try:
         rows = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
@@ -36,28 +28,20 @@ def questions_of(
     rows: list[dict[str, Any]],
     file: Path,
     image_key: str,
-    folder: Path | None,
-    folder_name: str,
+    image_folder: str | Path | None,
+    folder_names: Sequence[str],
     facts: dict[str, Any],
 ) -> list[VisualQuestion]:
-    """Return the questions of a split.
+    """Return the questions in the rows of a file.
 
-    Args:
-        rows: Rows from [`read_rows`].
-        file: File of the rows, for messages.
-        image_key: Key of the image name.
-        folder: Folder of the images. None if it was not found.
-        folder_name: Expected name of the folder.
-        facts: Entry in `benchmarks.yaml`.
-
-    Raises:
-        FileNotFoundError: If images are missing.
-        ValueError: If there are no questions, an image name is a path outside the folder, or an answer type is unknown.
+    `image_key` is the key of the image name. The images are in `image_folder`, or by default in a folder next to the
+    file that has one of `folder_names`.
     """
     if not rows:
         raise ValueError(f"{file}: no questions of this split.")
+    folder = find_folder(file.parent, *folder_names) if image_folder is None else Path(image_folder)
     if folder is None or not folder.is_dir():
-        raise incomplete(folder or file.parent, f"no folder of images ({folder_name})", facts)
+        raise incomplete(folder or file.parent, f"no folder of images ({folder_names[0]})", facts)
     names = list(dict.fromkeys(str(row[image_key]) for row in rows))
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
@@ -72,6 +56,3 @@ def questions_of(
         texts = str(row["question"]).strip(), str(row["answer"]).strip()
         questions.append(VisualQuestion(*texts, answer_type, folder / name, name, str(row["qid"])))
     return questions
-
-
-__all__ = ["questions_of", "read_rows"]

@@ -22,27 +22,11 @@ RSNA_SPLITS = get_args(RsnaSplit)
 
 
 def split_patients(patients: Iterable[str], seed: int = 0, rule: RsnaSplit = "paper-test") -> dict[str, list[str]]:
-    """Split patients by the order of their hashes.
+    """Split the ids of patients by the order of their hashes, and return the sorted ids of each split.
 
-    Args:
-        patients: Ids of the patients.
-        seed: Seed of the split.
-        rule: Sizes of the splits. `paper-test`: the number of test patients in Table 1 of the paper (9,069 of 26,684),
-            and 10 % for validation. `paper-fractions`: 70 % for training, 15 % for validation and 15 % for testing,
-            which gives the training and validation sizes of Table 1 (18,678 and 4,003) and 4,003 test patients.
-
-    Returns:
-        The sorted ids of `train`, `validation` and `test`, which do not overlap.
-
-    Raises:
-        ValueError: If the rule is unknown.
-
-    Example:
-    ```python
-    >>> from biomedclip.processing.benchmarks.rsna import split_patients
-
-    >>> split_patients(["a", "b", "c"])
-    ```
+    The rule `paper-test` gives the number of test patients in Table 1 of the paper (9,069 of 26,684), and 10 % for
+    validation. `paper-fractions` gives 70 % for training, 15 % for validation and 15 % for testing, which are the
+    training and validation sizes of Table 1 (18,678 and 4,003) and 4,003 test patients.
     """
     drawn = sorted(set(patients), key=lambda patient: hashlib.blake2b(f"{seed}:{patient}".encode()).digest())
     if rule == "paper-test":
@@ -62,20 +46,7 @@ def split_patients(patients: Iterable[str], seed: int = 0, rule: RsnaSplit = "pa
 def read(
     path: Path, split: str, facts: dict[str, Any], *, seed: int = 0, rsna_split: RsnaSplit = "paper-test"
 ) -> Content:
-    """Read a split of the labeled patients.
-
-    Args:
-        path: Folder with `stage_2_train_labels.csv` and `stage_2_train_images`.
-        split: `train`, `validation` or `test`.
-        facts: Entry in `benchmarks.yaml`.
-        seed: Seed of the split.
-        rsna_split: Sizes of the splits, the `rule` of [`split_patients`].
-
-    Raises:
-        FileNotFoundError: If the table, the folder, or images of the table are missing.
-        ImportError: If pydicom is not installed.
-        ValueError: If the table has unexpected content, or `rsna_split` is unknown.
-    """
+    """Read a split of the labeled patients. `rsna_split` is the rule of [`split_patients`]."""
     require_pydicom()
     file = find_file(path, _TABLE)
     if file is None:

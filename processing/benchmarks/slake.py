@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .benchmark import Content
-from .files import find_file, find_folder, incomplete
+from .files import find_file, incomplete
 from .questions import questions_of, read_rows
 
 
@@ -14,19 +14,7 @@ _FILES = {"train": "train.json", "validation": "validate.json", "test": "test.js
 def read(
     path: Path, split: str, facts: dict[str, Any], *, image_folder: str | Path | None = None, language: str = "en"
 ) -> Content:
-    """Read a split.
-
-    Args:
-        path: Folder with `train.json`, `validate.json`, `test.json` and `imgs`.
-        split: `train`, `validation` or `test`.
-        facts: Entry in `benchmarks.yaml`.
-        image_folder: Folder of the images, if it is not `imgs`.
-        language: `en`, `zh` or `all`.
-
-    Raises:
-        FileNotFoundError: If the questions or images are missing.
-        ValueError: If a file has unexpected content, or the language is unknown.
-    """
+    """Read a split from a folder with `train.json`, `validate.json`, `test.json` and, by default, `imgs`."""
     if language not in ("en", "zh", "all"):
         raise ValueError(f"Unknown language {language!r} of SLAKE. Choose en, zh or all.")
     file = find_file(path, _FILES[split])
@@ -34,5 +22,5 @@ def read(
         raise incomplete(path, f"no {_FILES[split]}", facts)
     rows = read_rows(file, ["qid", "img_name", "question", "answer", "answer_type", "q_lang"])
     rows = [row for row in rows if language in (row["q_lang"], "all")]
-    folder = Path(image_folder) if image_folder is not None else find_folder(file.parent, "imgs")
-    return Content(questions_of(rows, file, "img_name", folder, "imgs", facts), [f"Questions of language: {language}."])
+    questions = questions_of(rows, file, "img_name", image_folder, ["imgs"], facts)
+    return Content(questions, [f"Questions of language: {language}."])

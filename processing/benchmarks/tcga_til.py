@@ -18,14 +18,8 @@ _PATIENT = re.compile(r"TCGA-\w{2}-\w{4}(?![0-9A-Za-z])")
 def read(path: Path, split: str, facts: dict[str, Any], *, cancer: str = PAPER_CANCER) -> Content:
     """Read a split of a study.
 
-    Args:
-        path: The folder `TCGA-TILs` or `images-tcga-tils`, its parent folder, or the folder of the study.
-        split: `train`, `validation` or `test`.
-        facts: Entry in `benchmarks.yaml`.
-        cancer: The study (`luad`, `brca`, ...) in upper or lower case, or `all`. The paper uses `luad`.
-
-    Raises:
-        FileNotFoundError: If the study, the split or the folder of a class is missing.
+    `path` is the folder `TCGA-TILs` or `images-tcga-tils`, its parent folder, or the folder of the study. `cancer` is
+    the study (`luad`, `brca`, ...) in upper or lower case, or `all`.
     """
     name = cancer.lower().removeprefix("tcga-")
     name = _ALL if name == "all" else name

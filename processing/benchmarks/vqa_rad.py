@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .benchmark import Content
-from .files import find_file, find_folder, incomplete
+from .files import find_file, incomplete
 from .questions import questions_of, read_rows
 
 
@@ -15,17 +15,9 @@ _FOLDERS = ("VQA_RAD Image Folder", "VQA_RAD_Image_Folder", "images")
 def read(path: Path, split: str, facts: dict[str, Any], *, image_folder: str | Path | None = None) -> Content:
     """Read a split.
 
-    Args:
-        path: Folder with `VQA_RAD Dataset Public.json` (1,797 training and 451 test questions, split by `phrase_type`)
-            and `VQA_RAD Image Folder`; or with `trainset.json` and `testset.json` (3,064 and 451 questions), which
-            other papers use. If a folder contains both, the former is read.
-        split: `train` or `test`.
-        facts: Entry in `benchmarks.yaml`.
-        image_folder: Folder of the images, if it is not next to the questions.
-
-    Raises:
-        FileNotFoundError: If the questions or images are missing.
-        ValueError: If a file has unexpected content, or `split` is `validation`, which does not exist.
+    The folder contains `VQA_RAD Dataset Public.json` (1,797 training and 451 test questions, split by `phrase_type`),
+    or `trainset.json` and `testset.json` (3,064 and 451 questions), which other papers use. The former is preferred. By
+    default, the images are in `VQA_RAD Image Folder` next to the questions.
     """
     if split == "validation":
         raise ValueError(f"{path}: VQA-RAD has no validation split, only train and test.")
@@ -42,5 +34,4 @@ def read(path: Path, split: str, facts: dict[str, Any], *, image_folder: str | P
             raise incomplete(path, f"neither {_FILES[0]} nor {split}set.json", facts)
         rows = read_rows(file, columns)
         note = "The split of trainset.json and testset.json: 3,064 training questions and 451 test questions."
-    folder = Path(image_folder) if image_folder is not None else find_folder(file.parent, *_FOLDERS)
-    return Content(questions_of(rows, file, "image_name", folder, _FOLDERS[0], facts), [note])
+    return Content(questions_of(rows, file, "image_name", image_folder, _FOLDERS, facts), [note])
