@@ -36,7 +36,7 @@ test-lowest: $(VENV)/.lowest  ## Run tests of model and processor on the lowest 
 		tests/modeling_biomedclip/test_equality_with_open_clip.py tests/modeling_biomedclip/test_conversion.py \
 		tests/modeling_biomedclip/test_remote_code.py tests/modeling_biomedclip/test_embedding.py
 
-mutation: $(VENV)/.mutation  ## Measure how many small faults in core modules the tests notice (about an hour)
+mutation: $(VENV)/.mutation  ## Measure how many small faults in core modules the tests notice (one to two hours)
 	$(BIN)/python tests/mutation/run.py
 
 lint: $(VENV)/.dev types  ## Check style and types

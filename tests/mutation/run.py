@@ -15,32 +15,23 @@ that belong to the module run until the first failure. A mutant survives if they
 import argparse
 import ast
 import json
-import multiprocessing
 import os
 import random
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
-
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: its threads do not survive a fork
 
 import cosmic_ray.plugins
-import datasets  # noqa: F401  imported for the forked processes
-import open_clip  # noqa: F401
-import pytest
-import torch  # noqa: F401
-import transformers.modeling_utils
-import transformers.trainer  # noqa: F401
 from cosmic_ray.ast import ast_nodes, get_ast
-from cosmic_ray.mutating import mutate_code
+from cosmic_ray.mutating import mutate_and_test, mutate_code
+from cosmic_ray.testing import run_tests
+from cosmic_ray.work_item import MutationSpec, TestOutcome
 from tqdm.auto import tqdm
 
 
@@ -92,62 +83,36 @@ TARGETS = {
 }
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One change of one module: `operator` applied at its `occurrence`-th place, which is at `line`."""
-
-    module: str
-    operator: str
-    occurrence: int
-    line: int
-
-    def code(self) -> str:
-        """The text of the changed module."""
-        operator = cosmic_ray.plugins.get_operator(self.operator)()
-        changed = mutate_code((ROOT / self.module).read_text(encoding="utf-8"), operator, self.occurrence)
-        assert changed is not None, self
-        return changed
-
-    def is_valid(self) -> bool:
-        """Whether the changed module is Python. The `*` before keyword-only parameters is no multiplication."""
-        try:
-            ast.parse(self.code())
-        except SyntaxError:
-            return False
-        return True
-
-    def difference(self) -> str:
-        """The changed line."""
-        before = (ROOT / self.module).read_text(encoding="utf-8").splitlines()
-        after = self.code().splitlines()
-        return next(
-            (f"{old.strip()}  ->  {new.strip()}" for old, new in zip(before, after, strict=False) if old != new), ""
-        )
-
-
-def draw_mutants(module: str, count: int) -> list[Mutant]:
+def draw_mutants(module: str, count: int) -> list[MutationSpec]:
     """Draw places of a module, and one change for each, without the changes that cannot alter behaviour."""
-    path = ROOT / module
-    source = path.read_text(encoding="utf-8")
+    source = (ROOT / module).read_text(encoding="utf-8")
     tree, ignored = get_ast(source), _ignored(source)
-    by_place: dict[tuple[int, int], list[Mutant]] = {}
+    by_place: dict[tuple[int, int], list[MutationSpec]] = {}
     for name in cosmic_ray.plugins.operator_names():
-        operator_class = cosmic_ray.plugins.get_operator(name)
-        if operator_class.arguments():
-            continue  # changes of named variables, which would have to be listed
-        if name.endswith(SAME_RESULT):
-            continue
-        places = (place for node in ast_nodes(tree) for place, _ in operator_class().mutation_positions(node))
-        for occurrence, place in enumerate(places):
-            if not any(start <= place <= end for start, end in ignored):
-                by_place.setdefault(place, []).append(Mutant(module, name, occurrence, place[0]))
+        operator = cosmic_ray.plugins.get_operator(name)
+        if operator.arguments() or name.endswith(SAME_RESULT):
+            continue  # the arguments are names of variables, which would have to be listed
+        places = (place for node in ast_nodes(tree) for place in operator().mutation_positions(node))
+        for occurrence, (start, end) in enumerate(places):
+            if not any(first <= start <= last for first, last in ignored):
+                by_place.setdefault(start, []).append(MutationSpec(module, name, occurrence, start, end))
     draw = random.Random(f"{SEED}/{module}")
-    drawn: list[Mutant] = []
+    drawn: list[MutationSpec] = []
     for place in draw.sample(sorted(by_place), len(by_place)):
         mutant = draw.choice(by_place[place])
-        if len(drawn) < count and mutant.is_valid():
+        if len(drawn) < count and _is_valid(source, mutant):
             drawn.append(mutant)
-    return sorted(drawn, key=lambda mutant: mutant.line)
+    return sorted(drawn, key=lambda mutant: mutant.start_pos[0])
+
+
+def _is_valid(source: str, mutant: MutationSpec) -> bool:
+    """Return whether the changed module is Python. The `*` before keyword-only parameters is not a multiplication."""
+    operator = cosmic_ray.plugins.get_operator(mutant.operator_name)()
+    try:
+        ast.parse(mutate_code(source, operator, mutant.occurrence))
+    except SyntaxError:
+        return False
+    return True
 
 
 def _ignored(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -171,60 +136,41 @@ def _ignored(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     ]
 
 
-class Copies:
-    """Copies of the working tree, one for each job, in which tests run with a changed module."""
-
-    def __init__(self, folder: Path, jobs: int):
-        self._free: SimpleQueue[Path] = SimpleQueue()
-        if (shared := ROOT.parent / "shared").exists():
-            (folder / "shared").symlink_to(shared)
-        names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        for job in range(jobs):
-            copy = folder / f"copy-{job}"
-            for name in filter(None, names.split("\0")):
-                (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, copy / name)
-            # The package, as links to the copied folders.
-            package = copy / "site" / "biomedclip"
-            package.mkdir(parents=True)
-            others = [copy / name for name in ("processing", "run_scripts", "model_cards")]
-            for path in [*(copy / "modeling_biomedclip").iterdir(), *others]:
-                (package / path.name).symlink_to(path)
-            self._free.put(copy)
-
-    def run(self, module: str, code: str | None, timeout: float) -> tuple[bool, float]:
-        """Whether the tests of a module pass with its code changed, and the seconds that they took."""
-        copy = self._free.get()
-        started = time.monotonic()
-        try:
-            if code is not None:
-                (copy / module).write_text(code, encoding="utf-8")
-            passed = self._run_tests(copy, TARGETS[module], timeout)
-        finally:
-            shutil.copy(ROOT / module, copy / module)
-            self._free.put(copy)
-        return passed, time.monotonic() - started
-
-    def _run_tests(self, copy: Path, files: list[str], timeout: float) -> bool:
-        # Forked, because importing torch and transformers takes longer than most of the tests.
-        process = multiprocessing.get_context("fork").Process(target=_run_pytest, args=(copy, files))
-        process.start()
-        process.join(timeout)
-        if process.is_alive():
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
-        return process.exitcode == 0
-
-
-def _run_pytest(copy: Path, files: list[str]) -> None:
-    os.setsid()
+def enter_copy(folder: str) -> None:
+    """Copy the working tree, and run tests in the copy. Each job has its own copy."""
+    copy = Path(tempfile.mkdtemp(dir=folder))
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    # The package, as links to the copied folders.
+    package = copy / "site" / "biomedclip"
+    package.mkdir(parents=True)
+    others = [copy / name for name in ("processing", "run_scripts", "model_cards")]
+    for path in [*(copy / "modeling_biomedclip").iterdir(), *others]:
+        (package / path.name).symlink_to(path)
+    os.environ |= {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
     os.chdir(copy)
-    sys.path[0] = os.environ["PYTHONPATH"] = str(copy / "site")
-    log = os.open("pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    status = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *files])
-    os._exit(int(status))  # at once: what the parent has imported must not be shut down
+
+
+def command_of(module: str) -> str:
+    return shlex.join([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TARGETS[module]])
+
+
+def run_unchanged(module: str) -> float | str:
+    """Return the seconds that the tests of a module take, or their output if they fail."""
+    started = time.monotonic()
+    outcome, output = run_tests(command_of(module), timeout=3600)
+    return time.monotonic() - started if outcome is TestOutcome.SURVIVED else output
+
+
+def run_mutant(mutant: MutationSpec, timeout: float) -> str | None:
+    """Return the changed line if the tests pass, or None if they notice the change."""
+    result = mutate_and_test([mutant], command_of(str(mutant.module_path)), timeout)
+    if result.is_killed:
+        return None
+    changed = [line for line in result.diff.splitlines() if line[:1] in "-+" and line[:3] not in ("---", "+++")]
+    return "  ->  ".join(line[1:].strip() for line in changed)
 
 
 def main() -> int:
@@ -237,35 +183,43 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("mutation.json"), help="file for the results")
     options = parser.parse_args()
     modules = [module for module in TARGETS if options.only in module]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
-        copies = Copies(Path(folder), options.jobs)
-        unchanged = dict(zip(modules, pool.map(lambda module: copies.run(module, None, 3600), modules), strict=True))
-        if failing := [module for module, (passed, _) in unchanged.items() if not passed]:
-            sys.stderr.write(f"The tests fail without any change: {', '.join(failing)}\n")
-            for log in Path(folder).glob("*/pytest.log"):
-                sys.stderr.write(log.read_text(encoding="utf-8")[-3000:])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(options.jobs, initializer=enter_copy, initargs=(folder,)) as pool,
+    ):
+        if (shared := ROOT.parent / "shared").exists():
+            Path(folder, "shared").symlink_to(shared)
+        unchanged = dict(zip(modules, pool.map(run_unchanged, modules), strict=True))
+        if failing := {module: output for module, output in unchanged.items() if isinstance(output, str)}:
+            for module, output in failing.items():
+                sys.stderr.write(f"{module}: the tests fail without any change:\n{output[-3000:]}\n")
             return 1
         mutants = [mutant for module in modules for mutant in draw_mutants(module, options.mutants_per_module)]
-
-        def survives(mutant: Mutant) -> bool:
-            timeout = TIMEOUT_FACTOR * unchanged[mutant.module][1] + 30
-            return copies.run(mutant.module, mutant.code(), timeout)[0]
-
-        outcomes = list(tqdm(pool.map(survives, mutants), total=len(mutants), unit="mutant"))
-    survivors = [mutant for mutant, survived in zip(mutants, outcomes, strict=True) if survived]
-    report(mutants, survivors, options.output)
+        timeouts = [TIMEOUT_FACTOR * unchanged[str(mutant.module_path)] + 30 for mutant in mutants]
+        lines = list(tqdm(pool.map(run_mutant, mutants, timeouts), total=len(mutants), unit="mutant"))
+    report(mutants, lines, options.output)
     return 0
 
 
-def report(mutants: list[Mutant], survivors: list[Mutant], output: Path) -> None:
-    """Write the results to a file and a table to stdout."""
-    rows = [{**asdict(mutant), "difference": mutant.difference()} for mutant in survivors]
+def report(mutants: list[MutationSpec], lines: list[str | None], output: Path) -> None:
+    """Write the results to a file and a table to stdout. Survivors have a changed line."""
+    rows = [
+        {
+            "module": str(mutant.module_path),
+            "operator": mutant.operator_name,
+            "occurrence": mutant.occurrence,
+            "line": mutant.start_pos[0],
+            "difference": line,
+        }
+        for mutant, line in zip(mutants, lines, strict=True)
+        if line is not None
+    ]
     output.write_text(json.dumps({"mutants": len(mutants), "survivors": rows}, indent=2), encoding="utf-8")
     sys.stdout.write("| module | mutants | noticed |\n|---|---:|---:|\n")
-    for module in dict.fromkeys(mutant.module for mutant in mutants):
-        total = sum(mutant.module == module for mutant in mutants)
-        sys.stdout.write(f"| {module} | {total} | {total - sum(each.module == module for each in survivors)} |\n")
-    sys.stdout.write(f"| all | {len(mutants)} | {len(mutants) - len(survivors)} |\n\nSurvivors:\n")
+    survived = Counter(row["module"] for row in rows)
+    for module, total in Counter(str(mutant.module_path) for mutant in mutants).items():
+        sys.stdout.write(f"| {module} | {total} | {total - survived[module]} |\n")
+    sys.stdout.write(f"| all | {len(mutants)} | {len(mutants) - len(rows)} |\n\nSurvivors:\n")
     for row in rows:
         sys.stdout.write(f"- {row['module']}:{row['line']} {row['operator']}: {row['difference']}\n")
 
