@@ -50,6 +50,3 @@ def token_f1(given: Sequence[str], right: Sequence[str]) -> float:
         return float(not given and not right)
     common = sum((Counter(given) & Counter(right)).values())
     return 2 * common / (len(given) + len(right))
-
-
-__all__ = ["answer_vocabulary", "normalize_answer", "token_f1", "word_tokens"]

@@ -311,6 +311,3 @@ def _slot() -> int:
     """Return the index of this worker in the shared counters. The main process has index 0."""
     worker = get_worker_info()
     return 0 if worker is None else worker.id % MAX_WORKERS + 1
-
-
-__all__ = ["IGNORED_LABEL", "UNKNOWN_ANSWER", "ContrastiveCollator", "LabelCollator", "VisualQuestionCollator"]

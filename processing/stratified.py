@@ -38,6 +38,3 @@ def _drawn(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int, kept:
         count = min(max(1, round(fraction * len(rows))), len(rows) - kept)
         drawn += np.random.default_rng([seed, order]).permutation(rows)[:count].tolist()
     return sorted(drawn)
-
-
-__all__ = ["draw_fraction", "hold_out"]

@@ -182,6 +182,3 @@ def labels_by_name(table: Table, name: str, label: str) -> dict[str, Row]:
 
 def _stripped(cell: str) -> str:
     return cell.strip().strip("\ufeff").strip()
-
-
-__all__ = ["Row", "Table", "labels_by_name", "read_table", "read_text"]

@@ -74,6 +74,3 @@ def fast_resized_crop(image: Image.Image, box: Box, size: tuple[int, int], reduc
     # Pillow accepts boxes with fractions of a pixel.
     left, top, right, bottom = (side / reduction for side in box)
     return image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-
-
-__all__ = ["CROP_RATIO", "CROP_SCALE", "fast_resized_crop", "random_box", "reduce_jpeg", "resized_crop"]

@@ -141,6 +141,3 @@ def _color_image(pixels: np.ndarray, dataset: "Dataset", kind: str) -> Image.Ima
     elif bits_allocated > 8:
         pixels = scale_to_8_bit(pixels)
     return Image.fromarray(convert_color_space(pixels, kind, "RGB") if _is_deep_ybr(dataset, kind) else pixels)
-
-
-__all__ = ["decode_dicom", "require_pydicom"]

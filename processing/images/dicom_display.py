@@ -256,6 +256,3 @@ def _numbers(source: "Dataset", keyword: str) -> list[float]:
 
 def _warn(name: str, what: str, problem: str, instead: str = "it is ignored") -> None:
     logger.warning("%s: %s of the DICOM file %s; %s.", name, what, problem, instead)
-
-
-__all__ = ["gray_image"]

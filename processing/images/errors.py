@@ -34,6 +34,3 @@ def check_size(name: str, size: tuple[int, int], bytes_needed: int, kind: str) -
     if bytes_needed > MAX_BYTES:
         problem = f"decoding {width} x {height} pixels of {kind} may take more than {MAX_BYTES:,} bytes"
         raise ImageError(f"{name}: {problem}", "image too large")
-
-
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "ImageError", "check_size"]

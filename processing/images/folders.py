@@ -158,14 +158,3 @@ def _kind(path: Path) -> str | None:
     except OSError:
         return None
     return found if found in (None, "DICOM") else "image"
-
-
-__all__ = [
-    "FolderContent",
-    "find_images",
-    "first_names",
-    "is_image_file",
-    "is_visible",
-    "shown_name",
-    "warn_of_left_out",
-]

@@ -38,6 +38,3 @@ def format_of(head: bytes) -> str | None:
     head = head[:HEAD_BYTES]
     found = next((name for signature, name in _SIGNATURES if signature.match(head)), None)
     return None if found == "DICOM" and _DICOM_DIRECTORY.search(head) else found
-
-
-__all__ = ["DECODABLE_FORMATS", "DICOM_SUFFIXES", "HEAD_BYTES", "IMAGE_SUFFIXES", "format_of"]

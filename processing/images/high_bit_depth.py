@@ -275,6 +275,3 @@ def _directory(fields: dict[int, list[int]], offset: int) -> bytes:
             packed, data = struct.pack("<L", data_offset + len(data)), data + packed
         head += struct.pack("<HHL", tag, long_type, len(numbers)) + packed
     return head + struct.pack("<L", 0) + data
-
-
-__all__ = ["DeepPng", "DeepTiff", "find_deep_image"]

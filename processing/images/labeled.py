@@ -345,20 +345,3 @@ def _warn_of_unused(root: Path, unused: Sequence[Path], why: str) -> None:
     if unused:
         names = first_names([path.relative_to(root).as_posix() for path in unused])
         logger.warning("%s: %s images %s and are ignored: %s", root, f"{len(unused):,}", why, names)
-
-
-__all__ = [
-    "IMAGE_COLUMN",
-    "LABELS",
-    "LABEL_COLUMN",
-    "SPLIT_NAMES",
-    "LabeledImages",
-    "LazyImages",
-    "check_readable",
-    "choose_split",
-    "labeled_files",
-    "read_labeled_images",
-    "read_splits",
-    "similar_classes",
-    "split_folders",
-]

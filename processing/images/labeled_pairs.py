@@ -92,6 +92,3 @@ class _PairImages(Sequence[Any]):
 
     def __getitem__(self, row: Any) -> Any:
         return self._images[row]
-
-
-__all__ = ["PAIR_ID", "read_labeled_pairs", "read_labels"]

@@ -153,6 +153,3 @@ def _is_missing(value: Any, names: Sequence[str] | None) -> bool:
     if names is not None and isinstance(value, int):
         return value < 0  # test splits of competitions use -1 for hidden labels
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
-__all__ = ["read_hub_set", "read_parquet_set", "read_saved_set"]

@@ -56,6 +56,3 @@ def _grayscale_thumbnail(image: Image.Image) -> np.ndarray:
     if not deep:
         return np.asarray(thumbnail.convert("RGB").convert("L"), dtype=np.float64)
     return (np.asarray(thumbnail, dtype=np.float64) - darkest) * (255 / ((brightest - darkest) or 1))
-
-
-__all__ = ["NEAR_DUPLICATE_BITS", "perceptual_hash"]

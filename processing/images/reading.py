@@ -164,6 +164,3 @@ def decode_image(image: Image.Image, name: str) -> Image.Image:
     except Exception as error:  # truncated files raise OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError(f"{name}: damaged or truncated ({error})") from error
     return image
-
-
-__all__ = ["ImageError", "decode_image", "open_image", "open_row_image", "read_image", "read_row_image"]

@@ -156,6 +156,3 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: not a JSON object.")
         yield f"line {number}", row
-
-
-__all__ = ["METADATA_FILES", "ImageRow", "file_columns", "names_images", "read_image_table"]
