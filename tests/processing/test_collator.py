@@ -12,7 +12,7 @@ from helpers.mirror_writer import png_bytes
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from biomedclip.processing import ContrastiveCollator, VisualQuestionCollator
+from biomedclip.processing import ContrastiveCollator, LabelCollator, VisualQuestionCollator
 from biomedclip.processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 
 
@@ -85,16 +85,16 @@ def test_a_crop_depends_only_on_seed_name_and_epoch(small_processor):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": {"bytes": png_bytes(1)[:200], "path": None}}, "'p1' cannot be used: .*truncated"),
-        ({"image": None, "caption": "a"}, "'p1'"),
-        ({"caption": "  "}, "'p1' cannot be used: its caption is empty"),
-        ({"caption": None}, "'p1' cannot be used: its caption is empty"),
+        ({"image": {"bytes": png_bytes(1)[:200], "path": None}}, ".*truncated"),
+        ({"image": None, "caption": "a"}, "there is no image"),
+        ({"caption": "  "}, "its caption is empty"),
+        ({"caption": None}, "its caption is empty"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(small_processor, change, message):
     broken = rows(3)
     broken[1] |= change
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"'p1' cannot be used: {message}"):
         ContrastiveCollator(small_processor)(broken)
 
 
@@ -132,6 +132,19 @@ def test_a_substitute_for_a_question_has_its_answer(small_processor):
     assert collator.substituted_rows == 1
 
 
+def test_a_damaged_image_has_the_label_of_its_substitute_in_training_and_none_in_evaluation(small_processor):
+    batch = [{"image": png_bytes(number), "label": "lung", "name": str(number)} for number in range(4)]
+    batch[2] |= {"image": png_bytes(2)[:100], "label": "brain"}
+    for training, label in ((True, 1), (False, IGNORED_LABEL)):
+        options = {"training": training, "on_error": "substitute"}
+        collator = LabelCollator(small_processor.image_processor, {"brain": 0, "lung": 1}, **options)
+        tensors = collator(batch)
+        assert tensors["labels"].tolist() == [1, 1, label, 1] and collator.substituted_rows == 1
+        copies = [torch.equal(tensors["pixel_values"][2], tensors["pixel_values"][other]) for other in (0, 1, 3)]
+        assert any(copies) == training
+    assert collator(batch[2:3])["labels"].tolist() == [IGNORED_LABEL], "a batch of it alone"
+
+
 def test_in_evaluation_unknown_answers_and_unusable_rows_have_labels_of_their_own(small_processor, caplog):
     batch = questions(3)
     batch[0]["answer"] = "a fracture"
@@ -162,9 +175,6 @@ def test_the_collator_measures_its_rows_per_second(small_processor):
 def test_an_unknown_value_of_on_error_is_refused(small_processor):
     with pytest.raises(ValueError, match="'raise' or 'substitute'"):
         ContrastiveCollator(small_processor, on_error="ignore")
-
-
-# Fast decoding
 
 
 def pixels_of(processor, content, training: bool = True, **options) -> torch.Tensor:
