@@ -109,8 +109,7 @@ def _evaluate_models(options: Any, folders: Sequence[Path], arguments: Sequence[
 def _checked_data(options: Any, folders: Sequence[Path]) -> Any:
     """Check everything that can be checked before a model is loaded, and read the data.
 
-    Raises:
-        ValueError, OSError, ImportError: If a check fails. Several problems are reported together.
+    Several problems are reported together, as one `ValueError`.
     """
     problems: list[Exception] = []
     data = None

@@ -9,18 +9,10 @@ import numpy as np
 def bootstrap_means(
     values: np.ndarray, groups: Sequence[Any] | np.ndarray, *, seed: int | Sequence[int] = 0, resamples: int = 1000
 ) -> np.ndarray:
-    """Return the means of bootstrap samples of whole groups.
+    """Return the means of bootstrap samples of whole groups, of shape `(resamples,)`.
 
-    Figures of one article are similar, so an interval over single figures would be too narrow.
-
-    Args:
-        values: A number for each query or image, of shape `(queries,)`.
-        groups: The group of each value, such as its article or patient.
-        seed: Seed of the draws.
-        resamples: Number of bootstrap samples.
-
-    Returns:
-        The means, of shape `(resamples,)`.
+    Figures of one article are similar, so an interval over single figures would be too narrow. `groups` has the group
+    of each value, such as its article or patient.
     """
     _, group_of = np.unique(np.asarray(groups), return_inverse=True)
     sums, sizes = np.bincount(group_of, weights=values), np.bincount(group_of)

@@ -39,18 +39,8 @@ def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> Non
     """Check that a model can be loaded and fits a task, from its configuration and file names.
 
     No code of the model is run, and only the headers of its weights are read. For a model on the Hub, only the
-    configuration is read.
-
-    Args:
-        name: Value of `--model`: a folder, a Hub id, `biovil` or `biovil-t`.
-        task: `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`.
-        trust_remote_code: Whether code of the model may run when it is loaded.
-
-    Raises:
-        FileNotFoundError: If the folder or model does not exist.
-        ImportError: If a package that the model needs is not installed.
-        ValueError: If it is not a model, is a model for another task, or needs its own code. The message states what it
-            is and what to do.
+    configuration is read. The errors state what the model is and what to do: `FileNotFoundError` for a missing model,
+    `ImportError` for a missing package, and `ValueError` for anything else.
     """
     where, folder = f"--model {name}", Path(name)
     if name in BIOVIL:
@@ -80,8 +70,7 @@ def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> Non
 def check_output(folders: Sequence[Path], task: str, benchmark: str | None) -> None:
     """Create the output folders of the models and of the comparison.
 
-    Raises:
-        ValueError: If a folder is a file, is not writable, or contains results of another task or benchmark.
+    Raise `ValueError` if a folder is a file, is not writable, or contains results of another task or benchmark.
     """
     for folder in folders:
         for name in ("results.json", "comparison.json"):

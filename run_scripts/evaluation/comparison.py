@@ -94,13 +94,9 @@ def show_published(task: str, published: Sequence[Mapping[str, Any]]) -> None:
 
 
 def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
-    """Write `comparison.md`, `.tex`, `.json` and `.png`, and print the table.
+    """Write `comparison.md`, `.tex`, `.json` and `.png` of several `results.json`, and print the table.
 
-    The published values of other models follow the measured ones, marked as published.
-
-    Args:
-        results: Contents of the models' `results.json`, all of the same task and data.
-        output_dir: Folder of the files.
+    All results are of the same task and data. The published values of other models follow, marked as published.
     """
     task, data = results[0]["task"], results[0]["data"]
     names = short_names([result["model"]["name"] for result in results])

@@ -37,17 +37,9 @@ BIOVIL_INSTALL = "pip install hi-ml-multimodal, or 'biomedclip[biovil]' (https:/
 class DualEncoder:
     """A model and its processor, with the interface of the dual encoders of transformers.
 
-    Args:
-        name: The name that the user passed.
-        type: The model type in transformers (`biomedclip`, `clip`, `siglip`, ...), `open_clip`, `biovil` or `biovil-t`.
-        model: Has `get_image_features` and `get_text_features` (which return an object with `pooler_output`),
-            `logit_scale`, `config` and `device`.
-        processor: Has `image_processor` and `tokenizer`, and takes `text=`.
-        precision: `float32`, or `bfloat16` for the matrix products in the towers. Their outputs are always float32.
-
-    Attributes:
-        weights: Fingerprint of the tensors.
-        processing: Fingerprint of the settings of the image processor and the tokenizer.
+    `type` is the model type in transformers (`biomedclip`, `clip`, ...), `open_clip`, `biovil` or `biovil-t`. With the
+    precision `bfloat16`, the towers use it for matrix products, but their outputs are always float32. `weights` and
+    `processing` are fingerprints of the tensors, and of the settings of the image processor and the tokenizer.
     """
 
     name: str
@@ -75,14 +67,10 @@ class DualEncoder:
 
     @torch.no_grad()
     def embed_pixels(self, pixel_values: torch.Tensor, features: str = "embeds") -> torch.Tensor:
-        """Return image features in float32 on the CPU.
+        """Return image features of pixels `(images, 3, height, width)`, in float32 on the CPU.
 
-        Args:
-            pixel_values: Of shape `(images, 3, height, width)`.
-            features: `embeds` for L2-normalized embeddings, or `hidden` for the state before the projection.
-
-        Raises:
-            ValueError: If the model does not provide `hidden`.
+        They are L2-normalized embeddings for `embeds`, and the state before the projection for `hidden`, which some
+        models do not provide (`ValueError`).
         """
         pixel_values = pixel_values.to(self.model.device)
         with self.precise():
@@ -100,16 +88,9 @@ class DualEncoder:
 def load_dual_encoder(name: str, *, precision: str = "float32", trust_remote_code: bool = False) -> DualEncoder:
     """Load a dual encoder in evaluation mode and float32 on the device of this process.
 
-    Args:
-        name: A folder or Hub id in transformers' layout (BiomedCLIP, CLIP, SigLIP, ..., or a PEFT adapter of one), a
-            folder in open_clip's layout, or `biovil` or `biovil-t`, which need the package `health_multimodal`.
-        precision: See [`DualEncoder`].
-        trust_remote_code: Whether the code of the folder or repository may run.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If it is not a dual encoder.
-        ImportError: If a package that the model needs is not installed.
+    `name` is a folder or Hub id in transformers' layout (also of a PEFT adapter), a folder in open_clip's layout, or
+    `biovil` or `biovil-t`. Raise `FileNotFoundError` if it does not exist, `ValueError` if it is not a dual encoder,
+    and `ImportError` if a package that it needs is not installed.
     """
     folder = Path(name)
     if name in BIOVIL:

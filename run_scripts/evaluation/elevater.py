@@ -26,13 +26,9 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Fit(NamedTuple):
-    """A trained classifier.
+    """The scores `(images, classes)` of the test images after the last epoch, and the chosen settings.
 
-    Args:
-        scores: Scores of the test images after the last epoch, of shape `(images, classes)`.
-        learning_rate: The chosen learning rate.
-        weight_decay: The chosen weight decay.
-        best_epoch: Best value of the metric on the test images after any epoch. The toolkit reports this value.
+    `best_epoch` is the best metric on the test images after any epoch, which the toolkit reports.
     """
 
     scores: np.ndarray
@@ -52,14 +48,8 @@ def fit_elevater(
 ) -> Fit:
     """Search for the best learning rate and weight decay, then train with them on all training images.
 
-    Args:
-        features: Training features of shape `(images, dimension)`.
-        labels: Class index of each training image.
-        test: Test features.
-        test_labels: Class index of each test image. The labels affect only `best_epoch`.
-        classes: Number of classes.
-        score: Function that returns the metric of scores `(images, classes)` and labels.
-        seed: Seed of the initial weights and of the order of the images.
+    `score` returns the metric of scores `(images, classes)` and labels. The test labels affect only `best_epoch`. The
+    seed determines the initial weights and the order of the images.
     """
     held = held_out(labels)
     stay = np.setdiff1d(np.arange(len(labels)), held)
@@ -128,8 +118,7 @@ def train_heads(
 ) -> Iterator[np.ndarray]:
     """Train several heads on the same batches, one for each learning rate and weight decay.
 
-    Yields:
-        Scores of the images `judged` after each epoch, of shape `(heads, images, classes)`.
+    Yield the scores of the images `judged` after each epoch, of shape `(heads, images, classes)`.
     """
     generator = torch.Generator().manual_seed(seed)
     x, y, judged_x = torch.tensor(features).float(), torch.tensor(labels).long(), torch.tensor(judged).float()

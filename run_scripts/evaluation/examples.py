@@ -44,14 +44,7 @@ def find_examples(
 ) -> dict[str, list[Example]]:
     """Choose random pairs, and retrieve captions for their images and images for their captions.
 
-    Args:
-        embedded: The pairs among which retrieval was measured.
-        counts: Counts that `count_ranks` returned.
-        number: Number of pairs to choose. All are chosen if there are fewer.
-        seed: Random seed for the choice.
-
-    Returns:
-        The examples by direction.
+    `counts` are those of [`count_ranks`]. If there are fewer pairs than `number`, all are chosen.
     """
     texts = len(embedded.texts)
     image_of_text = torch.arange(texts) if embedded.image_of_text is None else embedded.image_of_text
@@ -96,15 +89,9 @@ def _example(
 
 
 def write_examples(examples: Mapping[str, Sequence[Example]], pairs: Any, output_dir: Path) -> list[dict[str, Any]]:
-    """Plot examples as PNG files, and remove those of an earlier run.
+    """Plot examples in the folder `examples`, remove those of an earlier run, and return entries for `results.json`.
 
-    Args:
-        examples: Examples that [`find_examples`] returned.
-        pairs: Rows with `pair_id`, `pmcid`, `image` (not decoded), `caption`, and `license` if it is known.
-        output_dir: Folder of the results. The plots are written to its folder `examples`.
-
-    Returns:
-        An entry of `results.json` for each query.
+    `pairs` are rows with `pair_id`, `pmcid`, `image` (not decoded), `caption`, and `license` if it is known.
     """
     folder = output_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,12 +28,9 @@ _Batch = tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]
 
 @dataclass(frozen=True)
 class Features:
-    """The embeddings of the rows that could be read.
+    """The embeddings `(readable rows, dimension)` in float32 on the CPU, and the numbers of these rows, ascending.
 
-    Args:
-        embeds: Of shape `(readable rows, dimension)`, float32, on the CPU.
-        rows: The numbers of these rows, in ascending order.
-        damaged: `name` and `reason` of each unreadable row.
+    `damaged` has the `name` and `reason` of each unreadable row.
     """
 
     embeds: torch.Tensor
@@ -45,16 +42,9 @@ class Features:
 class FeatureStore:
     """Compute and store the features of one model.
 
-    Features are keyed by the weights, the processor, the data and the settings. Stored features are not computed
-    again, and an interrupted run continues. The parts are the same for every number of processes.
-
-    Args:
-        encoder: The model.
-        folder: Folder for the parts.
-        batch_size: Number of images or texts in a batch. The batch size changes features only by rounding, so it is not
-            part of their key.
-        max_length: Maximum number of tokens in a text. The limit of the tokenizer if None.
-        workers: Number of threads that read and resize batches of images.
+    Features are keyed by the weights, the processor, the data and the settings. Stored features are not computed again,
+    and an interrupted run continues. The parts are the same for every number of processes. The batch size changes
+    features only by rounding, so it is not part of their key.
     """
 
     encoder: DualEncoder
@@ -64,16 +54,10 @@ class FeatureStore:
     workers: int = field(default=WORKERS, kw_only=True)
 
     def images(self, images: Sequence[Any], names: Sequence[str], data: str, *, features: str = "embeds") -> Features:
-        """Return the features of images.
+        """Return the features of images, as [`read_row_image`] takes them. An image is read only when it is needed.
 
-        Args:
-            images: Image of each row, as [`read_row_image`] takes it. It is read only when it is needed.
-            names: Name of each row, for the list of damaged rows.
-            data: Fingerprint of the images, in order.
-            features: `embeds` for normalized embeddings, or `hidden` for the state before the projection.
-
-        Raises:
-            ValueError: If no image can be read.
+        `names` are for the list of damaged rows, `data` is a fingerprint of the images in order, and `features` is that
+        of [`DualEncoder.embed_pixels`]. Raise `ValueError` if no image can be read.
         """
         parts = self._parts(len(images), {"data": data, "what": f"images, {features}"})
 
@@ -93,12 +77,7 @@ class FeatureStore:
         return _read_all(parts, len(images))
 
     def texts(self, texts: Sequence[str], data: str) -> Features:
-        """Return the normalized embeddings of texts.
-
-        Args:
-            texts: The texts.
-            data: Fingerprint of the texts, in order.
-        """
+        """Return the normalized embeddings of texts. `data` is a fingerprint of the texts, in order."""
         key = {"data": data, "what": "texts", "max_length": self.max_length}
         parts = self._parts(len(texts), key)
 

@@ -40,13 +40,7 @@ _ABSENT = -1e9  # score of a class without training images
 
 @dataclass(frozen=True)
 class LabeledFeatures:
-    """Features and labels of a split.
-
-    Args:
-        features: Array of shape `(images, dimension)`.
-        labels: Class index of each image.
-        groups: Patient or source of each image, if known.
-    """
+    """Features `(images, dimension)`, class indices, and the patient or source of each image if it is known."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -59,14 +53,10 @@ class LabeledFeatures:
 
 
 def read_probed(options: Any) -> tuple[dict[str, ClassificationBenchmark], list[str]]:
-    """Read the splits of a linear probe, all with the classes of the training split.
+    """Read the splits of a linear probe, all with the classes of the training split, and notes on them.
 
-    Returns:
-        The splits, and notes.
-
-    Raises:
-        ValueError: If there are fewer than two classes, a class has no readable training images, or a split has a class
-            that the training split lacks.
+    Raise `ValueError` if there are fewer than two classes, a class has no readable training images, or a split has a
+    class that the training split lacks.
     """
     where = f"--data {options.data}"
     splits: dict[str, Any] = {}
@@ -186,31 +176,16 @@ def probe(
     metric: str = "accuracy",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fit and evaluate a classifier for each fraction of the labels and each draw.
+    """Fit and evaluate a classifier for each fraction of the training labels and each draw.
 
     `logistic` is a logistic regression. Features are standardized on the drawn training images. The regularization is
-    the one with the best metric on the whole validation split. If several are equally good, the strongest one is
+    the one with the best `metric` on the whole validation split. If several are equally good, the strongest one is
     chosen. `elevater` is the protocol of ELEVATER's toolkit, see [`fit_elevater`]. Instead of the validation split, it
     holds out some of the drawn training images.
 
-    Args:
-        train: Split that the fractions are drawn from.
-        validation: Split for choosing the regularization. `elevater` does not use it.
-        test: Split to evaluate on.
-        classes: Labels in the order of their class indices.
-        protocol: `logistic` or `elevater`.
-        fractions: Fractions of the training labels. Each class keeps at least one.
-        draws: Number of draws of each fraction below 1. All labels are drawn once.
-        positive: Positive class for AUROC with two classes (default: the last one).
-        metric: Metric for choosing the regularization: `accuracy`, `balanced_accuracy` or `auroc`.
-        seed: Seed of the first draw and of the bootstrap.
-
-    Returns:
-        The metrics of the classifier with the largest fraction, with intervals, and `by_fraction`: mean and standard
-        deviation over the draws, and each draw with its number of images and the chosen settings.
-
-    Raises:
-        ValueError: If all training images are of one class, or if `logistic` has no validation split.
+    Each class keeps at least one label. Fractions below 1 are drawn `draws` times, starting with `seed`. The result has
+    the metrics of the largest fraction with intervals, and `by_fraction`: mean and standard deviation over the draws,
+    and each draw with its number of images and the chosen settings.
     """
     if protocol == "logistic" and validation is None:
         raise ValueError("The protocol logistic requires a validation split to choose the regularization.")

@@ -23,8 +23,7 @@ def is_open_clip_folder(folder: Path) -> bool:
 def has_biomedclip_text_tower(folder: Path) -> bool:
     """Return whether the text tower of a folder in open_clip's layout is a BiomedBERT, which our own reader can load.
 
-    Raises:
-        ValueError: If a setting is unknown.
+    Raise `ValueError` if a setting is unknown.
     """
     path = folder / OPEN_CLIP_CONFIG
     stored = read_json(path)
@@ -34,28 +33,16 @@ def has_biomedclip_text_tower(folder: Path) -> bool:
 
 
 def check_open_clip_weights(folder: Path) -> None:
-    """Check that a folder has weights. Otherwise open_clip would download those in its settings.
-
-    Raises:
-        FileNotFoundError: If there are no weights.
-    """
+    """Raise `FileNotFoundError` if a folder has no weights, which open_clip would otherwise download."""
     if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         raise FileNotFoundError(f"{folder}: no weights, such as open_clip_model.safetensors.")
 
 
 def load_with_open_clip(folder: Path) -> tuple[Any, Any, Any]:
-    """Load a folder with open_clip. Nothing in the folder is trusted.
+    """Return the model in float32, the image transform and the tokenizer of a folder, loaded with open_clip.
 
-    Args:
-        folder: Folder with `open_clip_config.json`, weights, and the tokenizer files that the settings refer to.
-
-    Returns:
-        The model in float32, the transform of images, and the tokenizer.
-
-    Raises:
-        ImportError: If open_clip is not installed.
-        FileNotFoundError: If there are no weights.
-        ValueError: If a setting is unknown or not safe, or if the folder needs its own code.
+    Nothing in the folder is trusted. Raise `ValueError` if a setting is unknown or not safe, or if the folder needs its
+    own code, `FileNotFoundError` without weights, and `ImportError` without open_clip.
     """
     open_clip = import_optional("open_clip", f"{folder} is in open_clip's layout. It", INSTALL)
     path = folder / OPEN_CLIP_CONFIG

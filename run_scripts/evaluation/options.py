@@ -222,11 +222,7 @@ def tasks_with(option: str) -> list[str]:
 
 
 def refuse_options_of_other_tasks(task: str, arguments: Sequence[str]) -> None:
-    """Check that the command line has no option that only other tasks have.
-
-    Raises:
-        UsageError: If it has such an option.
-    """
+    """Raise `UsageError` if the command line has an option that only other tasks have."""
     for argument in arguments:
         if argument.startswith("--"):
             option = argument.partition("=")[0]
@@ -236,14 +232,9 @@ def refuse_options_of_other_tasks(task: str, arguments: Sequence[str]) -> None:
 
 
 def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
-    """Check options without reading data or models.
+    """Check options without reading data or models. `runs` are the tasks and benchmarks to run.
 
-    Args:
-        options: Options of a task.
-        runs: Tasks and benchmarks to run: a single one, or those of the suite.
-
-    Raises:
-        UsageError: If an option has no effect or an invalid value, or if the benchmark is for another task.
+    Raise `UsageError` if an option has no effect or an invalid value, or if the benchmark is for another task.
     """
     for name, least in (_LEAST | {"examples": 0}).items():
         value = getattr(options, name, None)
@@ -298,11 +289,7 @@ def _is_given(options: Any, known: dataclasses.Field[Any]) -> bool:
 
 
 def check_options_of_tasks(options: SuiteOptions, tasks: Sequence[str]) -> None:
-    """Check that each option of the suite has an effect on the tasks that it runs.
-
-    Raises:
-        UsageError: If an option has no effect.
-    """
+    """Raise `UsageError` if an option of the suite has no effect on the tasks that it runs."""
     for known in dataclasses.fields(options):
         readers = [task for task in tasks_with(known.name) if task != SUITE]
         if readers and _is_given(options, known) and not set(readers) & set(tasks):

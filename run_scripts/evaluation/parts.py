@@ -30,10 +30,7 @@ Part = tuple[dict[str, torch.Tensor], Any]
 class Parts:
     """The parts of one piece of work. Each is a safetensors file with a note.
 
-    Args:
-        folder: Folder for all work. Each key gets its own subfolder.
-        key: Everything that the result depends on. It is written to `key.json`.
-        count: Number of parts.
+    Each key gets its own subfolder. It has everything that the result depends on, and is written to `key.json`.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], count: int):
@@ -48,12 +45,8 @@ class Parts:
     def complete(self, work: Callable[[int], Part], description: str) -> None:
         """Compute the parts that are missing or damaged. Each process computes a share of them.
 
-        Args:
-            work: Takes the number of a part and returns its tensors, and a note for JSON.
-            description: Label of the progress bar.
-
-        Raises:
-            FileNotFoundError: If this process cannot see the parts of other processes.
+        `work` takes the number of a part and returns its tensors, and a note for JSON. Raise `FileNotFoundError` if
+        this process cannot see the parts of other processes.
         """
         state = PartialState()
         missing = [number for number in range(self.count) if self._load(number) is None]
@@ -83,11 +76,7 @@ class Parts:
             )
 
     def read(self, number: int) -> Part:
-        """Return the tensors and the note of a finished part.
-
-        Raises:
-            OSError: If it is missing or damaged.
-        """
+        """Return the tensors and the note of a finished part. Raise `OSError` if it is missing or damaged."""
         part = self._load(number)
         if part is None:
             raise OSError(f"{self._path(number)}: missing or damaged. Run the same command again to compute it again.")

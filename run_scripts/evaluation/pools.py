@@ -11,21 +11,10 @@ TRAINING_POOL_SEED = 0
 
 
 def draw_pool(pairs: int, size: int, *, seed: int, draw: int = 0) -> list[int]:
-    """Draw a pool of pairs without replacement.
+    """Draw `size` of `pairs` rows without replacement, and return them in ascending order.
 
-    The result does not depend on the number of processes or on earlier draws.
-
-    Args:
-        pairs: Number of pairs to draw from.
-        size: Number of pairs to draw.
-        seed: Seed of all draws.
-        draw: Number of the draw, from 0.
-
-    Returns:
-        Rows of the drawn pairs, in ascending order.
-
-    Raises:
-        ValueError: If `size` is larger than `pairs`.
+    The result does not depend on the number of processes or on earlier draws. Draws are numbered from 0. Raise
+    `ValueError` if `size` is larger than `pairs`.
     """
     if size > pairs:
         raise ValueError(f"A pool of {size:,} pairs cannot be drawn from {pairs:,} pairs.")
@@ -33,19 +22,9 @@ def draw_pool(pairs: int, size: int, *, seed: int, draw: int = 0) -> list[int]:
 
 
 def number_of_draws(pairs: int, size: int | None, draws: int | None, split: str) -> int:
-    """Check `--pool-size` and `--pool-draws` against a split.
+    """Return the number of pools to draw: 1 if a pool holds all pairs, and 5 by default otherwise.
 
-    Args:
-        pairs: Number of pairs in the split.
-        size: Number of pairs in a pool, or None for all.
-        draws: Requested number of pools, or None for the default.
-        split: Name of the split for the error.
-
-    Returns:
-        The number of pools to draw: 1 if a pool holds all pairs, and 5 by default otherwise.
-
-    Raises:
-        UsageError: If the pool is larger than the split, or if several draws would give the same pool.
+    Raise `UsageError` if the pool is larger than the split, or if several draws would give the same pool.
     """
     if size is None:
         return 1

@@ -20,17 +20,9 @@ PAGE = "examples.md"
 
 
 def choose_examples(answers: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[int]:
-    """Choose questions at random, half with a correct and half with a wrong answer.
+    """Return the positions of random answers, in ascending order: half of them correct, half wrong.
 
     If there are too few of one kind, more of the other kind are chosen. A question without an answer counts as wrong.
-
-    Args:
-        answers: Rows with the field `right`.
-        count: Number of questions to choose. All are chosen if there are fewer.
-        seed: Random seed for the choice.
-
-    Returns:
-        The positions of the chosen rows, in ascending order.
     """
     right = [place for place, row in enumerate(answers) if row["right"]]
     wrong = [place for place, row in enumerate(answers) if not row["right"]]
@@ -45,15 +37,8 @@ def write_examples(
 ) -> list[dict[str, Any]]:
     """Plot each chosen question in `examples/`, and write `examples.md`. Plots of an earlier run are removed.
 
-    Args:
-        answers: Rows of `answers.jsonl`.
-        benchmark: The questions, with their images.
-        count: Number of questions to choose, see [`choose_examples`].
-        seed: Random seed for the choice.
-        output_dir: Folder of the results.
-
-    Returns:
-        For each plot: its `file` (relative to the folder of the results), the `name` of the question, and `right`.
+    `answers` are rows of `answers.jsonl`. Return an entry of `results.json` for each plot: its `file` (relative to the
+    folder of the results), the `name` of the question, and `right`.
     """
     folder = output_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,17 +19,10 @@ LARGEST_DIFFERENCE = 1e-5
 
 
 def compare_pipeline(model_folder: Path, data: Path) -> dict[str, Any]:
-    """Compare the zero-shot pipeline with the model on an image.
+    """Compare the zero-shot pipeline with the model on the first test image of a built dataset.
 
-    Args:
-        model_folder: Saved model with its processor.
-        data: Built dataset, whose first test image is classified.
-
-    Returns:
-        The scores of the pipeline, and their largest difference from those of the model.
-
-    Raises:
-        RuntimeError: If the scores differ.
+    Return the scores of the pipeline, and their largest difference from those of the model. Raise `RuntimeError` if
+    they differ.
     """
     (image,) = _test_images(data, 1)
     model, processor = _load(model_folder)
@@ -48,18 +41,10 @@ def compare_pipeline(model_folder: Path, data: Path) -> dict[str, Any]:
 
 
 def compare_adapter(adapter: Path, base: Path, data: Path) -> dict[str, Any]:
-    """Load an adapter on its base and compare its image embeddings with those of the merged model.
+    """Load an adapter on its base and compare its embeddings of the first test images with those of the merged model.
 
-    Args:
-        adapter: Output folder of `biomedclip train` with `--merge-adapter`.
-        base: Model that the adapter was trained on.
-        data: Built dataset, whose first test images are embedded.
-
-    Returns:
-        Number of steps and parameters, first and last loss, and the largest difference of the embeddings.
-
-    Raises:
-        RuntimeError: If the embeddings differ.
+    `adapter` is the output folder of `biomedclip train` with `--merge-adapter`. Return the number of steps and
+    parameters, the first and last loss, and the largest difference. Raise `RuntimeError` if the embeddings differ.
     """
     images = _test_images(data, 8)
     model, processor = _load(base)

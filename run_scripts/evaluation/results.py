@@ -31,26 +31,12 @@ def write_results(
     seconds: float,
     examples: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Write `results.json`.
+    """Write `results.json` to a folder, and return its content.
 
-    Args:
-        output_dir: Folder of the file.
-        task: `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`.
-        benchmark: Name of the benchmark for `load_benchmark`, or None for a user folder.
-        command: Arguments of `biomedclip evaluate`.
-        encoder: The model.
-        data: `path`, `split`, `fingerprint` and `rows` (the number of rows measured). Optional: `damaged` (a list of
-            `name` and `reason`), `leaks` and `notes`.
-        metrics: Fractions from 0 to 1, and counts.
-        paper: Published values of BiomedCLIP, keyed like `metrics`. Empty if they belong to other data, such as
-            another split. Then `published` is empty too. Otherwise it has the values of all published models.
-        paper_source: Publication that the values of `paper` come from.
-        settings: Everything else that the metrics depend on.
-        seconds: Duration of the task.
-        examples: Images written for `--examples`: `file`, relative to the folder, and a description.
-
-    Returns:
-        The content of the file.
+    `data` has `path`, `split`, `fingerprint` and `rows` (the number of rows measured), and optionally `damaged`,
+    `leaks` and `notes`. `metrics` are fractions from 0 to 1, and counts. `paper` has BiomedCLIP's published values,
+    keyed like `metrics`. It is empty if they belong to other data, such as another split. Then `published` is empty
+    too. Otherwise it has the values of all published models. `settings` has everything else that the metrics depend on.
     """
     published = published_models(benchmark, task, data["split"]) if benchmark and paper else []
     base = getattr(encoder.model.config, "base_weights", None)

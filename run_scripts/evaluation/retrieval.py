@@ -38,13 +38,9 @@ BLOCK = 16_384
 class EmbeddedPairs:
     """The embeddings of the pairs whose images could be read.
 
-    Args:
-        images: Normalized image embeddings, of shape `(images, dimension)`.
-        texts: Normalized text embeddings, of shape `(texts, dimension)`.
-        image_of_text: The image of each text, or None if text i belongs to image i.
-        rows: The row of the dataset for each text.
-        damaged: `name` and `reason` of each row that was left out.
-        fingerprint: Fingerprint of the dataset.
+    `images` and `texts` are normalized, of shape `(number, dimension)`. `image_of_text` is None if text i belongs to
+    image i. `rows` has the row of the dataset for each text, and `damaged` the `name` and `reason` of each row that was
+    left out.
     """
 
     images: torch.Tensor
@@ -72,12 +68,9 @@ class EmbeddedPairs:
 
 
 def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None) -> EmbeddedPairs:
-    """Embed pairs. Stored embeddings are not computed again.
+    """Embed a dataset with the columns `pair_id`, `image` (not decoded) and `caption`.
 
-    Args:
-        pairs: A dataset with the columns `pair_id`, `image` (not decoded) and `caption`.
-        store: The model with its stored features.
-        image_id: Column that identifies the image. Rows with the same value share one image with several captions.
+    Rows with the same value of the column `image_id` share one image with several captions.
     """
     names, captions = list(pairs["pair_id"]), list(pairs["caption"])
     check_captions(names, captions)

@@ -22,14 +22,8 @@ FEW = 30  # with fewer articles or images, the bootstrap intervals are too narro
 class Run:
     """One model on one task.
 
-    Args:
-        model: Name of the model.
-        data: The data of the task, read once for all models.
-        options: Options of the task.
-        output_dir: Folder of the results of this model.
-        command: Arguments of `biomedclip evaluate`.
-        encoder: The model, if it is already loaded.
-        started: Time of the start, in seconds.
+    `data` is read once for all models, `output_dir` is the folder of this model's results, `command` has the arguments
+    of `biomedclip evaluate`, and `encoder` is the model if it is already loaded.
     """
 
     model: str
@@ -65,18 +59,11 @@ class Run:
         also: str = "",
         **content: Any,
     ) -> dict[str, Any]:
-        """Write `results.json`, and print the notes and what was not measured.
+        """Write `results.json`, print the notes and what was not measured, and return the content of the file.
 
-        Args:
-            encoder: The model.
-            data: `fingerprint`, `rows`, `damaged`, `notes` and other fields.
-            settings: Settings of the task. Those of every task are added.
-            damaged: Plural noun for the entries of `damaged`.
-            also: Other files of the results, for the last line of the output.
-            content: `metrics`, `paper`, `paper_source` and `examples` for [`write_results`].
-
-        Returns:
-            The content of the file.
+        `data` has `fingerprint`, `rows`, `damaged` and `notes`. `damaged` is the plural noun for its entries. `also`
+        names other files of the results. The settings of every task are added to `settings`. The rest goes to
+        [`write_results`].
         """
         if data["damaged"]:
             names = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:SHOWN_DAMAGED])

@@ -36,17 +36,11 @@ _WITHOUT_EFFECT = {
 
 
 def evaluate_suite(options: Any, folders: Sequence[Path], command: Sequence[str]) -> None:
-    """Run `biomedclip evaluate suite`.
+    """Run `biomedclip evaluate suite`, with a results folder for each model.
 
-    Args:
-        options: `SuiteOptions`.
-        folders: Results folder of each model.
-        command: Arguments of `biomedclip evaluate`.
-
-    Raises:
-        FileNotFoundError: If there are no benchmarks, or if a benchmark listed in `--benchmarks` is missing.
-        ValueError: If a model fits none of the tasks, an output folder cannot be used, or an evaluation failed. After a
-            failed evaluation, the other results and the comparison are still written.
+    Raise `FileNotFoundError` if there are no benchmarks, or if one of `--benchmarks` is missing. Raise `ValueError` if
+    a model fits none of the tasks, an output folder cannot be used, or an evaluation failed. After a failed evaluation,
+    the other results and the comparison are still written.
     """
     outcome = Outcome()
     entries = find_entries(options, outcome)

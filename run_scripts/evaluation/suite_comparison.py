@@ -26,15 +26,9 @@ _NONE = Value(None, measured=False)
 
 @dataclass(frozen=True)
 class Line:
-    """A metric on a benchmark.
+    """A metric of [`headline`] on a benchmark, with measured and published values by model.
 
-    Args:
-        task: Name of the task.
-        name: Name of the benchmark.
-        metric: Name of the metric in [`headline`].
-        values: Measured values by model.
-        published: Published values by model.
-        from_figure: Published models whose value was read off a figure.
+    `from_figure` has the published models whose value was read off a figure.
     """
 
     task: str
@@ -76,11 +70,8 @@ def compare_suite(
 ) -> None:
     """Write `comparison.md`, `.tex`, `.json` and `.png`, and print the table.
 
-    Args:
-        measured: Task, benchmark, name of the benchmark in tables, and contents of `results.json` by model.
-        models: Names of the models, in order.
-        output_dir: Folder of the files.
-        remarks: Reasons by heading (such as `Missing`) and by subject.
+    `measured` has the task, the benchmark, its name in tables, and contents of `results.json` by model. `remarks` has
+    reasons by heading (such as `Missing`) and by subject.
     """
     lines = [line for task, benchmark, name, results in measured for line in _lines(task, benchmark, name, results)]
     mean, lacks = paper_mean(lines, models)
@@ -125,13 +116,8 @@ def compare_suite(
 def paper_mean(lines: Sequence[Line], models: Sequence[str]) -> tuple[Line | None, dict[str, list[str]]]:
     """Return the mean over the zero-shot benchmarks of the paper, each with the metric of the paper.
 
-    Args:
-        lines: All lines.
-        models: Names of the models.
-
-    Returns:
-        A line with the mean of each measured and published model that has all benchmarks, or None if no measured model
-        has all of them. Also the missing benchmarks of each model with zero-shot results.
+    The line has each measured and published model that has all benchmarks, and is None if no measured model has all of
+    them. Also return the missing benchmarks of each model with zero-shot results.
     """
     # A result without a value of the paper was measured on other images, such as another study of TCGA-TIL.
     of_five = {line.name: line for line in lines if line.task == "zero-shot" and PAPER_MODEL in line.published}

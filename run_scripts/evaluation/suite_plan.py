@@ -52,13 +52,9 @@ class Entry:
 
 @dataclass
 class Outcome:
-    """Results of the suite, and reasons for the missing ones.
+    """Results of the suite by entry and by short name of the model, and reasons for the missing ones.
 
-    Args:
-        results: Contents of `results.json` by entry and by short name of the model.
-        missing: Reason for each entry whose files are missing.
-        not_applicable: Reason for each entry that a model cannot do.
-        failed: Error of each entry that failed.
+    An entry is `missing` without its files, and `not_applicable` if a model cannot do it.
     """
 
     results: dict[Entry, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -74,11 +70,7 @@ def suite_runs() -> list[tuple[str, str]]:
 
 
 def check_suite_options(options: Any) -> None:
-    """Check the options without reading data or models.
-
-    Raises:
-        UsageError: If an option has no effect or an invalid value.
-    """
+    """Check the options without reading data or models. Raise `UsageError` as [`check_options`] does."""
     options.tasks = [ALIASES.get(task, task) for task in options.tasks]
     runs = selected_runs(options)
     if not options.data_root:
@@ -90,8 +82,7 @@ def check_suite_options(options: Any) -> None:
 def selected_runs(options: Any) -> list[tuple[str, str]]:
     """Return the tasks and benchmarks that `--tasks` and `--benchmarks` select.
 
-    Raises:
-        UsageError: If a task or benchmark is unknown, or if nothing is selected.
+    Raise `UsageError` if a task or benchmark is unknown, or if nothing is selected.
     """
     runs = suite_runs()
     tasks, benchmarks = (list(dict.fromkeys(names)) for names in zip(*runs, strict=True))
@@ -111,8 +102,7 @@ def selected_runs(options: Any) -> list[tuple[str, str]]:
 def find_entries(options: Any, outcome: Outcome) -> list[Entry]:
     """Find the benchmarks whose files are below `--data-root`. Missing ones are added to `outcome.missing`.
 
-    Raises:
-        FileNotFoundError: If there are none, or if a benchmark listed in `--benchmarks` is missing.
+    Raise `FileNotFoundError` if there are none, or if a benchmark listed in `--benchmarks` is missing.
     """
     root = Path(options.data_root)
     if not root.is_dir():
@@ -160,8 +150,7 @@ def _is_filled(folder: Path) -> bool:
 def tasks_of_models(options: Any, entries: Sequence[Entry], outcome: Outcome) -> dict[str, list[str]]:
     """Return the tasks that each model can do, from its configuration.
 
-    Raises:
-        ValueError: If a model can do none of them. The message has the reasons for all such models.
+    Raise `ValueError` with the reasons for all models that can do none of them.
     """
     tasks = list(dict.fromkeys(entry.task for entry in entries))
     found: dict[str, list[str]] = {}

@@ -15,9 +15,8 @@ from .zero_shot import evaluate_zero_shot, read_classes
 class Task:
     """A task of the evaluation.
 
-    Args:
-        read: Reads and checks the data for the options, before a model is loaded.
-        evaluate: Measures a model. Returns the results in the first process, and None in the others.
+    `read` reads and checks the data before a model is loaded. `evaluate` measures a model, and returns the results in
+    the first process and None in the others.
     """
 
     read: Callable[[Any], Any]

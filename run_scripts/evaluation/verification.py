@@ -50,20 +50,10 @@ LARGEST_DIFFERENCE = 2e-6
 def verify(source: Path, result: Path, layout: str, images: Sequence[str]) -> dict[str, Any]:
     """Run open_clip and transformers on images and on the labels of the published card, on the CPU in float32.
 
-    Args:
-        source: Folder that was converted.
-        result: Folder with the result.
-        layout: Layout of the result, `transformers` or `open_clip`.
-        images: Files or folders. Synthetic figures are used if empty.
-
-    Returns:
-        The largest difference at each stage, the number of images for which both have the same best label, and
-        `equal`: whether the embeddings differ by at most `LARGEST_DIFFERENCE`. `bert_assumed` is true if open_clip
-        could not find the configuration of its BERT. Then the heads and the epsilon of the BERT are not verified.
-
-    Raises:
-        ImportError: If open_clip is not installed.
-        FileNotFoundError: If there are no images.
+    `layout` is that of the result, `transformers` or `open_clip`. Return the largest difference at each stage, the
+    number of images for which both have the same best label, and `equal`: whether the embeddings differ by at most
+    `LARGEST_DIFFERENCE`. `bert_assumed` is true if open_clip could not find the configuration of its BERT. Then the
+    heads and the epsilon of the BERT are not verified.
     """
     import_optional("open_clip", "--verify compares with open_clip, and", INSTALL)
     pictures = pictures_to_compare(images)
@@ -163,11 +153,8 @@ def _is_within_reach(name: str) -> bool:
 def pictures_to_compare(paths: Sequence[str]) -> list[Any]:
     """Return the images of files and folders, or one synthetic figure of each kind if there are no paths.
 
-    Images that cannot be read or have more than 8 bits are skipped with a warning.
-
-    Raises:
-        FileNotFoundError: If a path does not exist, or if there are no images.
-        ValueError: If none of the images can be compared.
+    Images that cannot be read or have more than 8 bits are skipped with a warning. Raise `FileNotFoundError` if a path
+    does not exist or there are no images, and `ValueError` if none of the images can be compared.
     """
     if not paths:
         return [kind.draw(kind.combination(0), np.random.default_rng(0)) for kind in FIGURE_KINDS.values()]

@@ -53,9 +53,8 @@ Questions = tuple[VisualQuestionBenchmark, VisualQuestionBenchmark | None]
 def read_questions(name: str | None, path: str, split: str, image_folder: str | None = None) -> Questions:
     """Read the questions of a split, and those of the training split if they are available.
 
-    Raises:
-        ValueError: If it is not a visual question answering benchmark, or if no image can be read.
-        FileNotFoundError: If the benchmark or a part of it is missing.
+    Raise `ValueError` if the benchmark is of another kind or no image can be read, and `FileNotFoundError` if it is
+    missing or incomplete.
     """
     benchmark = load_questions(name, path, split, image_folder)
     check_questions_readable(benchmark.questions, f"--data {path}")
@@ -68,11 +67,7 @@ def read_questions(name: str | None, path: str, split: str, image_folder: str | 
 
 
 def evaluate_questions(run: Run) -> dict[str, Any] | None:
-    """Evaluate the accuracy and token F1 of a model, and write `results.json` and `answers.jsonl`.
-
-    Returns:
-        The content of `results.json` in the first process, and None in the others.
-    """
+    """Evaluate the accuracy and token F1 of a model, and write `results.json` and `answers.jsonl`."""
     options, output_dir = run.options, run.output_dir
     benchmark, training = run.data
     answerer = load_answerer(run.model, trust_remote_code=options.trust_remote_code)
@@ -124,9 +119,7 @@ def evaluate_questions(run: Run) -> dict[str, Any] | None:
 def load_answerer(name: str, *, trust_remote_code: bool = False) -> DualEncoder:
     """Load a model that was trained to answer questions, in float32 and evaluation mode, with its processor.
 
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If the model has no trained head for questions, or needs its own code without `trust_remote_code`.
+    Raise `ValueError` if it has no trained head for questions, or needs its own code without `trust_remote_code`.
     """
     check_model_name(name)
     check_source(name, trust_remote_code=trust_remote_code)
@@ -150,8 +143,7 @@ def answer_questions(
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Answer the questions of a benchmark. Processes share the work, and finished parts are kept in `folder`.
 
-    Returns:
-        A row of `answers.jsonl` for each question with a readable image, and `name` and `reason` of the remaining ones.
+    Return a row of `answers.jsonl` for each question with a readable image, and `name` and `reason` of the others.
     """
     model, questions = answerer.model, benchmark.questions
     label2id = {normalize_answer(answer): number for answer, number in model.config.label2id.items()}
@@ -226,10 +218,8 @@ def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, An
     """Return the accuracy on all, open, and closed questions, with 95 % bootstrap intervals over images.
 
     An accuracy is None, and `undefined` gives the reason, if there are no such questions or if the scores of an answer
-    are NaN or infinite. `attainable_accuracy` is the fraction of questions whose answer the model knows.
-
-    Raises:
-        ValueError: If there are no answers.
+    are NaN or infinite. `attainable_accuracy` is the fraction of questions whose answer the model knows. Raise
+    `ValueError` if there are no answers.
     """
     if not answers:
         raise ValueError("No image of the benchmark can be read.")
@@ -290,12 +280,8 @@ def majority_baseline(answers: Sequence[dict[str, Any]], training: Sequence[Visu
 def load_answer_tokenizer(name: str, *, trust_remote_code: bool = False) -> Callable[[Any], list[str]]:
     """Return the function that splits an answer into the tokens of token F1.
 
-    Args:
-        name: `words` for the words of SQuAD, or a folder or Hub id of a tokenizer, which gets normalized answers.
-        trust_remote_code: Whether the code of the tokenizer may run.
-
-    Raises:
-        ValueError: If the tokenizer cannot be loaded, needs its own code, or has settings that need trust.
+    `name` is `words` for the words of SQuAD, or a folder or Hub id of a tokenizer, which gets normalized answers. Raise
+    `ValueError` if it cannot be loaded or needs its own code.
     """
     if name == WORDS:
         return word_tokens

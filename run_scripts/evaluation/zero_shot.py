@@ -25,11 +25,7 @@ OF_BENCHMARK = ("image_column", "label_column", "cancer", "rsna_split", "image_f
 
 
 def read_classes(options: Any) -> ClassificationBenchmark:
-    """Read the labeled images of a split.
-
-    Raises:
-        ValueError: If there are fewer than two classes, or a class has no readable image.
-    """
+    """Read the labeled images of a split. Raise `ValueError` as [`check_classes`] does."""
     benchmark: Any = load_benchmark(
         options.benchmark or OWN_IMAGES,
         options.data,
@@ -49,11 +45,7 @@ def given_benchmark_options(options: Any) -> dict[str, Any]:
 
 
 def check_classes(images: LabeledImages, classes: Sequence[str], where: str) -> None:
-    """Check that there are at least two classes, and that each has a readable image.
-
-    Raises:
-        ValueError: If there are fewer than two classes, or a class has no readable image.
-    """
+    """Raise `ValueError` if there are fewer than two classes, or if a class has no readable image."""
     if len(classes) < 2:
         raise ValueError(f"{where}: all images are labeled {classes[0]!r}. Classification needs at least two classes.")
     check_readable(images, where)
@@ -123,22 +115,10 @@ def classify_zero_shot(
     max_length: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Classify embedded images by prompts.
+    """Classify embedded images by prompts. Return the metrics of [`classification_metrics`], and the templates.
 
-    Args:
-        encoder: The model.
-        image_embeds: Normalized embeddings of shape `(images, dimension)`.
-        labels: Label of each image.
-        classes: Labels in the order of their class indices.
-        class_names: Name of each class in prompts.
-        templates: Prompts with `{}`. A class embedding is the normalized mean of its normalized prompt embeddings.
-        positive: Positive class for AUROC with two classes (default: the last one).
-        groups: Patient or source of each image, for the bootstrap.
-        max_length: Maximum number of tokens in a prompt.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The metrics of [`classification_metrics`], and the templates.
+    `classes` are labels in the order of their class indices, and `class_names` their names in prompts. A class
+    embedding is the normalized mean of its normalized prompt embeddings.
     """
     with encoder.precise():
         classifier = ZeroShotClassifier(
@@ -162,17 +142,8 @@ def classification_metrics(
 ) -> dict[str, Any]:
     """Return the metrics of [`measure_classification`] by label, with the baselines (chance, majority class).
 
-    Args:
-        scores: Logits of shape `(images, classes)`.
-        labels: Label of each image.
-        classes: Labels in the order of their class indices.
-        positive: Positive class for AUROC with two classes (default: the last one).
-        groups: Patient or source of each image, for the bootstrap.
-        resamples: Number of bootstrap samples.
-        seed: Seed of the bootstrap.
-
-    Raises:
-        ValueError: If there are fewer than two classes.
+    `scores` are logits `(images, classes)`, and `classes` labels in the order of their class indices. With two classes,
+    the positive one is the last by default. Raise `ValueError` if there are fewer than two classes.
     """
     if len(classes) < 2:
         raise ValueError(f"All images are labeled {classes[0]!r}. Classification needs at least two classes.")
