@@ -11,8 +11,8 @@ from biomedclip.processing.images.reading import read_row_image
 from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
 
 from ..cli.plots import Answer, Query, plot_answers, plot_retrieved_images
+from .pairs import EmbeddedPairs
 from .pools import draw_pool
-from .retrieval import EmbeddedPairs
 
 
 FOLDER = "examples"

@@ -1,17 +1,18 @@
-"""Retrieval from image to caption and from caption to image, among all pairs of a split or in pools."""
+"""The `retrieval` task: match images and captions of a built dataset, among all pairs or in pools."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import PartialState
 
 from biomedclip.contrastive_trainer import LOSS_IN_BATCHES, VALIDATION_BATCH, loss_in_batches
+from biomedclip.processing import load_benchmark, load_pmc15m
+from biomedclip.processing.benchmarks import RetrievalBenchmark
+from biomedclip.processing.shard_reader import column_names
 from biomedclip.retrieval_metrics import (
     DIRECTIONS,
     RECALLS,
@@ -25,106 +26,146 @@ from biomedclip.retrieval_metrics import (
 from ..cli.reporting import UNDEFINED, format_value, say, say_undefined, show_table
 from .bootstrap import bootstrap_means, percentile_interval
 from .dual_encoders import BIOVIL, DualEncoder
-from .features import FeatureStore
+from .examples import find_examples, write_examples
+from .pairs import EmbeddedPairs, check_captions, embed_pairs
 from .parts import Part, Parts
+from .pools import draw_pool, number_of_draws
 from .results import with_interval
+from .run import Run, note_if_few
 
 
 # Images in a block. Each of the 45 blocks of 725,739 pairs takes 6 MB on disk.
 BLOCK = 16_384
 
 
-@dataclass(frozen=True)
-class EmbeddedPairs:
-    """The embeddings of the pairs whose images could be read.
+class Pool(NamedTuple):
+    """The rank counts of a pool by direction, the article of each text, and the image of each text.
 
-    `images` and `texts` are normalized, of shape `(number, dimension)`. `image_of_text` is None if text i belongs to
-    image i. `rows` has the row of the dataset for each text, and `damaged` the `name` and `reason` of each row that was
-    left out.
+    The counts are None if an embedding is not finite. The images are None if text i belongs to image i.
     """
 
-    images: torch.Tensor
-    texts: torch.Tensor
-    image_of_text: torch.Tensor | None
-    rows: torch.Tensor
-    damaged: list[dict[str, str]]
-    fingerprint: str
+    counts: Mapping[str, RankCounts] | None
+    articles: Sequence[Any]
+    image_of_text: torch.Tensor | None = None
 
-    def select(self, numbers: Sequence[int]) -> "EmbeddedPairs":
-        """Return some of the pairs with their images. Selecting all pairs makes no copy."""
-        if len(numbers) == len(self.texts):
-            return self
-        chosen = torch.tensor(numbers)
-        images, image_of_text = chosen, None
+    @property
+    def images(self) -> int:
+        """Return the number of images."""
+        return len(self.articles) if self.image_of_text is None else int(self.image_of_text.max()) + 1
+
+    def articles_of_queries(self) -> dict[str, Sequence[Any]]:
+        """Return the article of each query, by direction."""
+        of_images = self.articles
         if self.image_of_text is not None:
-            images, image_of_text = self.image_of_text[chosen].unique(return_inverse=True)
-        return replace(
-            self,
-            images=self.images[images],
-            texts=self.texts[chosen],
-            image_of_text=image_of_text,
-            rows=self.rows[chosen],
-        )
+            article_of = dict(zip(self.image_of_text.tolist(), self.articles, strict=True))
+            of_images = [article_of[image] for image in range(len(article_of))]
+        return dict(zip(DIRECTIONS, (of_images, self.articles), strict=True))
 
 
-def embed_pairs(pairs: Any, store: FeatureStore, *, image_id: str | None = None) -> EmbeddedPairs:
-    """Embed a dataset with the columns `pair_id`, `image` (not decoded) and `caption`.
+def read_pairs(options: Any) -> tuple[RetrievalBenchmark | None, Any]:
+    """Return the benchmark, if there is one, and the pairs of a split."""
+    benchmark: Any = None
+    if options.benchmark is not None:
+        benchmark = load_benchmark(options.benchmark, options.data, split=options.split)
+    columns = ["pair_id", "pmcid", "image", "caption"]
+    if options.examples and "license" in column_names(options.data, options.split):
+        columns.append("license")  # the plots reproduce figures of articles
+    if options.image_id and options.image_id not in columns:
+        columns.append(options.image_id)
+    pairs: Any = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)
+    check_captions(pairs["pair_id"], pairs["caption"])
+    number_of_draws(len(pairs), options.pool_size, options.pool_draws, options.split)
+    return benchmark, pairs
 
-    Rows with the same value of the column `image_id` share one image with several captions.
-    """
-    names, captions = list(pairs["pair_id"]), list(pairs["caption"])
-    check_captions(names, captions)
-    fingerprint = pairs_fingerprint(pairs, names, captions)
-    identities = range(len(names)) if image_id is None else pairs[image_id]
-    first_row: dict[Any, int] = {}
-    for row, identity in enumerate(identities):
-        first_row.setdefault(identity, row)
-    image_rows = list(first_row.values())
-    distinct = pairs if image_id is None else pairs.select(image_rows)
-    images = store.images(distinct["image"], [names[row] for row in image_rows], f"{fingerprint}/{image_id}")
-    texts = store.texts(captions, fingerprint)
 
-    # Images that could not be read have no number.
-    numbers = dict(zip(images.rows.tolist(), range(len(images.rows)), strict=True))
-    of_identity = {identity: numbers.get(place, -1) for place, identity in enumerate(first_row)}
-    of_row = torch.tensor([of_identity[identity] for identity in identities])
-    rows = torch.nonzero(of_row >= 0).flatten()
-    embeds = texts.embeds if len(rows) == len(captions) else texts.embeds[rows]  # a copy takes 1.5 GB at full size
-    return EmbeddedPairs(
-        images.embeds, embeds, None if image_id is None else of_row[rows], rows, images.damaged, fingerprint
+def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
+    """Evaluate retrieval. The first process writes and returns the results."""
+    options = run.options
+    benchmark, pairs = run.data
+    encoder, store = run.load()
+    embedded = embed_pairs(pairs, store, image_id=options.image_id)
+    usable = len(embedded.texts)
+    draws = number_of_draws(usable, options.pool_size, options.pool_draws, options.split)
+    size = options.pool_size or usable
+    key = {
+        "weights": encoder.weights,
+        "processor": encoder.processing,
+        "precision": encoder.precision,
+        "max_length": options.max_length,
+        "data": embedded.fingerprint,
+        "image_id": options.image_id,
+    }
+    pmcids = list(pairs["pmcid"])
+    pools, losses = [], []
+    first = embedded
+    for draw in range(draws):
+        pool = embedded.select(draw_pool(usable, size, seed=options.seed, draw=draw))
+        of_pool = key if size == usable else {**key, "pool": size, "seed": options.seed, "draw": draw}
+        counts = count_ranks(pool, store.folder, of_pool)
+        if draw == 0:
+            first = pool
+        if PartialState().is_main_process:
+            pools.append(Pool(counts, [pmcids[row] for row in pool.rows.tolist()], pool.image_of_text))
+            losses.append(validation_loss(pool, encoder))
+    if not PartialState().is_main_process:
+        return None
+    metrics = retrieval_of_pools(pools, options.seed)
+    loss = float(np.mean(losses))
+    metrics[LOSS_IN_BATCHES] = loss if math.isfinite(loss) else None
+    metrics["pool"] = {"size": size, "draws": draws, "pairs": usable, "seed": options.seed}
+    paper, notes = _published(benchmark, metrics["pool"], options.image_id)
+    if metrics["pairs"] < 10:
+        notes.append(f"Only {metrics['pairs']} pairs: recall at 10 is 1 for every model.")
+    show_retrieval(metrics, paper=paper, split=options.split)
+    examples = []
+    if options.examples and pools[0].counts is not None:
+        found = find_examples(first, pools[0].counts, options.examples, options.seed)
+        examples = write_examples(found, pairs, run.output_dir)
+        if options.examples > size:
+            notes.append(f"--examples {options.examples}: there are only {size} pairs, and all are examples.")
+        say(f"Examples in {run.output_dir}: {', '.join(dict.fromkeys(entry['file'] for entry in examples))}")
+    return run.write(
+        encoder,
+        data={
+            "fingerprint": embedded.fingerprint,
+            "rows": metrics["pairs"],
+            "damaged": embedded.damaged,
+            "notes": notes + note_if_few(metrics["articles"], "articles"),
+        },
+        metrics=metrics,
+        paper=paper,
+        paper_source=benchmark.source if benchmark and paper else "",
+        settings={"image_id": options.image_id, "pool_size": options.pool_size, "pool_draws": draws},
+        examples=examples,
     )
 
 
-def check_captions(names: Sequence[str], captions: Sequence[str]) -> None:
-    """Raise `ValueError` if a caption is empty, or if there are fewer than two pairs."""
-    empty = next((name for name, caption in zip(names, captions, strict=True) if not (caption or "").strip()), None)
-    if empty is not None:
-        raise ValueError(f"{empty} has an empty caption. Remove it from the dataset.")
-    if len(names) < 2:
-        raise ValueError(f"The split has {len(names)} pairs. Retrieval needs at least two to choose from.")
-
-
-def pairs_fingerprint(pairs: Any, names: Sequence[str], captions: Sequence[str]) -> str:
-    """Return a hash of the ids and captions, in order, and of the content of 64 evenly spaced images."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, caption in zip(names, captions, strict=True):
-        digest.update(f"{name}\0{caption}\0".encode())
-    for row in range(0, len(names), max(1, len(names) // 64)):
-        image = pairs[row]["image"]
-        digest.update(image["bytes"] or str(image["path"]).encode() if isinstance(image, dict) else str(image).encode())
-    return digest.hexdigest()
+def _published(
+    benchmark: RetrievalBenchmark | None, pool: Mapping[str, int], image_id: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the paper's values, if they were measured on as many pairs as the pool has, and notes."""
+    if benchmark is None:
+        return {}, []
+    if benchmark.paper and image_id is not None:
+        return {}, [
+            f"--image-id {image_id}: an image can have several right captions here, but has one in the paper. The "
+            "paper's values are not shown."
+        ]
+    published = benchmark.published_pairs
+    if not benchmark.paper or published is None or pool["size"] == published:
+        return dict(benchmark.paper), list(benchmark.notes)
+    remedy = f" Pass --pool-size {published} to compare." if pool["pairs"] >= published else ""
+    return {}, [
+        f"The pools differ: retrieval is among {pool['size']:,} pairs here and among {published:,} in the paper. The "
+        f"paper's values are not shown, because recall depends on the number of pairs.{remedy}"
+    ]
 
 
 def count_ranks(embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]) -> dict[str, RankCounts] | None:
-    """Count ranks in blocks of images. Processes share the blocks, and finished blocks are kept on disk.
+    """Count ranks in blocks of images. Processes share the blocks, and finished blocks are kept in a folder.
 
-    Args:
-        embedded: The pairs. Each process has all of them.
-        folder: Folder for the blocks.
-        key: Everything that identifies the embeddings.
-
-    Returns:
-        The counts by direction, or None if an embedding contains NaN or infinity.
+    Each process has all pairs. `key` has everything that identifies the embeddings. Return the counts by direction, or
+    None if an embedding contains NaN or infinity.
     """
     if not all_finite(embedded.images, embedded.texts):
         return None
@@ -142,55 +183,43 @@ def count_ranks(embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]) -
     return counter.combine(parts.read(number)[0] for number in range(parts.count))
 
 
-def retrieval_of_pools(
-    counts: Sequence[Mapping[str, RankCounts] | None],
-    articles: Sequence[Sequence[Any]],
-    seed: int,
-    images_of_texts: Sequence[torch.Tensor | None],
-) -> dict[str, Any]:
-    """Measure retrieval in both directions, as the mean over pools.
+def retrieval_of_pools(pools: Sequence[Pool], seed: int) -> dict[str, Any]:
+    """Measure retrieval in both directions, as the mean over pools. The bootstrap draws whole articles.
 
-    Args:
-        counts: The counts of each pool, as [`count_ranks`] returns them.
-        articles: The article of each text, for each pool. The bootstrap draws whole articles.
-        seed: Seed of the bootstrap.
-        images_of_texts: The image of each text, for each pool. None if text i belongs to image i.
-
-    Returns:
-        Recall at 1, 5 and 10 with 95 % intervals and the median rank, by direction, the recall at chance level, and the
-        numbers of pairs and articles (of the smallest pool). If an embedding was not finite, the metrics are None, and
-        `undefined` gives the reason. `recall_at_K_of_draws` lists the recall of several pools. Then the ends of an
-        interval are percentiles of the bootstrap samples of all pools together, as for a single pool.
+    Return recall at 1, 5 and 10 with 95 % intervals and the median rank, by direction, the recall at chance level, and
+    the numbers of pairs and articles (of the smallest pool). If an embedding was not finite, the metrics are None, and
+    `undefined` gives the reason. `recall_at_K_of_draws` lists the recall of several pools. Then the ends of an interval
+    are percentiles of the bootstrap samples of all pools together, as for a single pool.
     """
-    texts = len(articles[0])
-    images = [texts if image_of_text is None else int(image_of_text.max()) + 1 for image_of_text in images_of_texts]
+    texts = len(pools[0].articles)
+    images = [pool.images for pool in pools]
     metrics: dict[str, Any] = {
         "pairs": texts,
-        "articles": min(len(set(of_pool)) for of_pool in articles),
+        "articles": min(len(set(pool.articles)) for pool in pools),
         "chance_at_1": _mean([1 / number for number in images]),
     }
-    if images_of_texts[0] is not None:
+    if pools[0].image_of_text is not None:
         metrics |= {"images": _mean(images), "captions_of_an_image": _mean([texts / number for number in images])}
-    finite = [counted for counted in counts if counted is not None]
-    if len(finite) < len(counts):
+    counts = [pool.counts for pool in pools if pool.counts is not None]
+    if len(counts) < len(pools):
         names = [name for k in RECALLS for name in (f"recall_at_{k}", f"recall_at_{k}_interval")]
         metrics |= {direction: dict.fromkeys([*names, "median_rank"]) for direction in DIRECTIONS}
         return metrics | {"undefined": dict.fromkeys(DIRECTIONS, "the embeddings contain NaN or infinity")}
-    groups = [_articles_of_queries(*pool) for pool in zip(articles, images_of_texts, strict=True)]
+    groups = [pool.articles_of_queries() for pool in pools]
     for direction in DIRECTIONS:
-        of_pools = [summarize_ranks(counted[direction]) for counted in finite]
+        of_pools = [summarize_ranks(counted[direction]) for counted in counts]
         summary: dict[str, Any] = {name: _mean([pool[name] for pool in of_pools]) for name in of_pools[0]}
         for k in RECALLS:
             resampled = [
                 bootstrap_means(
                     recall_at(k, counted[direction]).numpy(),
                     of_pool[direction],
-                    seed=seed if len(finite) == 1 else [seed, draw],
+                    seed=seed if len(pools) == 1 else [seed, draw],
                 )
-                for draw, (counted, of_pool) in enumerate(zip(finite, groups, strict=True))
+                for draw, (counted, of_pool) in enumerate(zip(counts, groups, strict=True))
             ]
             summary[f"recall_at_{k}_interval"] = percentile_interval(np.concatenate(resampled))
-            if len(finite) > 1:
+            if len(pools) > 1:
                 summary[f"recall_at_{k}_of_draws"] = [pool[f"recall_at_{k}"] for pool in of_pools]
         metrics[direction] = summary
     return metrics
@@ -201,31 +230,15 @@ def _mean(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else float(np.mean(values))
 
 
-def _articles_of_queries(articles: Sequence[Any], image_of_text: torch.Tensor | None) -> dict[str, Sequence[Any]]:
-    """Return the article of each query, by direction."""
-    of_images = articles
-    if image_of_text is not None:
-        article_of = dict(zip(image_of_text.tolist(), articles, strict=True))
-        of_images = [article_of[image] for image in range(len(article_of))]
-    return dict(zip(DIRECTIONS, (of_images, articles), strict=True))
-
-
-def validation_loss(embedded: EmbeddedPairs, encoder: DualEncoder) -> float | None:
-    """Return the loss in batches of 4,096 pairs, or None if it is not finite or the temperature is unknown."""
+def validation_loss(embedded: EmbeddedPairs, encoder: DualEncoder) -> float:
+    """Return the loss in batches of 4,096 pairs, or NaN if the temperature is unknown."""
     if encoder.type in BIOVIL:
-        return None
+        return math.nan
     device = PartialState().device
     images = embedded.images if embedded.image_of_text is None else embedded.images[embedded.image_of_text]
-    loss = loss_in_batches(
+    return loss_in_batches(
         images.to(device), embedded.texts.to(device), torch.tensor(encoder.logit_scale, device=device)
     )
-    return loss if math.isfinite(loss) else None
-
-
-def mean_or_none(values: Sequence[float | None]) -> float | None:
-    """Return the mean, or None if a value is None or there are no values."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def show_retrieval(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None, split: str = "test") -> None:

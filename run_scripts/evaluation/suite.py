@@ -20,7 +20,7 @@ from ..cli.reporting import say, write_json
 from .checks import check_output, check_writable
 from .dual_encoders import DualEncoder, load_dual_encoder
 from .options import SUITE
-from .retrieval import pairs_fingerprint
+from .pairs import pairs_fingerprint
 from .run import Run
 from .suite_comparison import compare_suite
 from .suite_plan import Entry, Outcome, find_entries, read_entries, show_plan, tasks_of_models, text_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .linear_probe import evaluate_linear_probe, read_probed
-from .retrieval_task import evaluate_retrieval, read_pairs
+from .retrieval import evaluate_retrieval, read_pairs
 from .run import Run
 from .visual_question_answering import evaluate_questions, load_answer_tokenizer, read_questions
 from .zero_shot import evaluate_zero_shot, read_classes

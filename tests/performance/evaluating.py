@@ -31,7 +31,8 @@ from biomedclip.retrieval_metrics import RankCounter, RankCounts
 from biomedclip.run_scripts.cli.reporting import peak_memory_mib
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
 from biomedclip.run_scripts.evaluation.features import FeatureStore
-from biomedclip.run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks, retrieval_of_pools
+from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
+from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools
 
 
 PAIRS, DIMENSION = 725_739, 512
@@ -92,7 +93,7 @@ def measure_retrieval(options: Any) -> dict[str, Any]:
     embedded = EmbeddedPairs(images, texts, None, torch.arange(options.pairs), [], "random")
     seconds, counts = timed(lambda: count_ranks(embedded, options.folder, {"benchmark": "random features"}))
     articles = [str(number // 4) for number in range(options.pairs)]
-    metric_seconds, metrics = timed(lambda: retrieval_of_pools([counts], [articles], 0, [None]))
+    metric_seconds, metrics = timed(lambda: retrieval_of_pools([Pool(counts, articles)], 0))
     return {
         "pairs": options.pairs,
         "counting_seconds_of_this_run": seconds,

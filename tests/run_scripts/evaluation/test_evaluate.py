@@ -22,7 +22,7 @@ from PIL import Image
 
 from biomedclip import BiomedCLIPModel
 from biomedclip.run_scripts.evaluate import main as evaluate
-from biomedclip.run_scripts.evaluation import retrieval_task, run
+from biomedclip.run_scripts.evaluation import retrieval, run
 from biomedclip.run_scripts.evaluation.comparison import headline
 from biomedclip.run_scripts.main import main
 
@@ -479,6 +479,6 @@ def test_a_missing_package_is_reported_before_a_model_is_loaded(refused, tmp_pat
 
 
 def test_retrieval_needs_two_pairs(refused, built, no_model, monkeypatch):
-    read = retrieval_task.load_pmc15m
-    monkeypatch.setattr(retrieval_task, "load_pmc15m", lambda *args, **options: read(*args, **options).select([0]))
+    read = retrieval.load_pmc15m
+    monkeypatch.setattr(retrieval, "load_pmc15m", lambda *args, **options: read(*args, **options).select([0]))
     assert "needs at least two to choose from" in refused("retrieval", built)

@@ -15,7 +15,8 @@ from torch.nn.functional import normalize
 
 from biomedclip.run_scripts.cli import plots
 from biomedclip.run_scripts.evaluation.examples import TOP, find_examples, write_examples
-from biomedclip.run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks
+from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
+from biomedclip.run_scripts.evaluation.retrieval import count_ranks
 from biomedclip.run_scripts.main import main
 
 

@@ -156,7 +156,8 @@ from pathlib import Path
 from accelerate import PartialState
 from biomedclip.run_scripts.evaluation import features
 from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
-from biomedclip.run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks
+from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
+from biomedclip.run_scripts.evaluation.retrieval import count_ranks
 from biomedclip.run_scripts.evaluation import retrieval
 from biomedclip.run_scripts.training.runs import end_processes
 features.PART, retrieval.BLOCK = 16, 128

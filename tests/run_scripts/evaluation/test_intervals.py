@@ -14,7 +14,8 @@ from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
 from biomedclip.run_scripts.evaluation import linear_probe, zero_shot
 from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
 from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, show_probe
-from biomedclip.run_scripts.evaluation.retrieval import EmbeddedPairs, count_ranks, retrieval_of_pools, show_retrieval
+from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
+from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools, show_retrieval
 from biomedclip.run_scripts.evaluation.visual_question_answering import answer_metrics, show_answers, write_answers
 from biomedclip.run_scripts.evaluation.zero_shot import classify_zero_shot, show_zero_shot
 
@@ -106,7 +107,7 @@ def test_retrieval_draws_whole_articles(several):
     for direction, groups in zip(DIRECTIONS, (article_of_image, articles), strict=True):
         one = torch.ones(len(groups), dtype=torch.int64)
         counts[direction] = RankCounts(torch.tensor(generator.integers(0, 8, size=len(groups))), one, one)
-    metrics = retrieval_of_pools([counts], [articles], 6, [image_of_text])
+    metrics = retrieval_of_pools([Pool(counts, articles, image_of_text)], 6)
     for direction, groups in zip(DIRECTIONS, (article_of_image, articles), strict=True):
         for k in (1, 5, 10):
             hits = (counts[direction].better.numpy() < k).astype(float)
@@ -159,7 +160,7 @@ def test_nan_embeddings_make_retrieval_undefined(tmp_path, capsys):
     images, texts = torch.randn(4, 3), torch.randn(4, 3)
     texts[2, 1] = float("nan")
     assert count_ranks(EmbeddedPairs(images, texts, None, torch.arange(4), [], "0"), tmp_path, {}) is None
-    metrics = retrieval_of_pools([None], [["a", "a", "b", "b"]], 0, [None])
+    metrics = retrieval_of_pools([Pool(None, ["a", "a", "b", "b"])], 0)
     assert metrics["pairs"] == 4 and metrics["articles"] == 2 and metrics["chance_at_1"] == 0.25
     for direction in DIRECTIONS:
         assert set(metrics[direction].values()) == {None} and len(metrics[direction]) == 7

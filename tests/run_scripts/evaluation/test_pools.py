@@ -1,6 +1,7 @@
 """Retrieval among pools of pairs that are drawn out of a split."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,9 @@ from torch.nn.functional import normalize
 from biomedclip.processing.benchmarks import facts, load_benchmark
 from biomedclip.retrieval_metrics import RankCounts
 from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
+from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
 from biomedclip.run_scripts.evaluation.pools import draw_pool
-from biomedclip.run_scripts.evaluation.retrieval import (
-    EmbeddedPairs,
-    count_ranks,
-    retrieval_of_pools,
-    validation_loss,
-)
+from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools, validation_loss
 from biomedclip.run_scripts.main import main
 
 
@@ -81,10 +78,12 @@ def test_recall_in_pools_is_the_mean_of_a_plain_loop_over_the_draws(several, tmp
     embedded = embedded_pairs(60, several=several, levels=3)
     articles = [f"PMC{row // 3}" for row in range(60)]
     drawn = [draw_pool(60, 20, seed=4, draw=draw) for draw in range(3)]
-    pools = [embedded.select(rows) for rows in drawn]
-    counts = [count_ranks(pool, tmp_path, {"draw": number}) for number, pool in enumerate(pools)]
-    of_pools = [[articles[row] for row in rows] for rows in drawn]
-    metrics = retrieval_of_pools(counts, of_pools, 0, [pool.image_of_text for pool in pools])
+    chosen = [embedded.select(rows) for rows in drawn]
+    pools = [
+        Pool(count_ranks(pairs, tmp_path, {"draw": draw}), [articles[row] for row in rows], pairs.image_of_text)
+        for draw, (pairs, rows) in enumerate(zip(chosen, drawn, strict=True))
+    ]
+    metrics = retrieval_of_pools(pools, 0)
     for direction in DIRECTIONS:
         for k in (1, 5, 10):
             expected = [recall_of_a_plain_loop(embedded, rows, k, direction) for rows in drawn]
@@ -92,18 +91,17 @@ def test_recall_in_pools_is_the_mean_of_a_plain_loop_over_the_draws(several, tmp
             assert metrics[direction][f"recall_at_{k}"] == pytest.approx(np.mean(expected), abs=1e-12)
             low, high = metrics[direction][f"recall_at_{k}_interval"]
             assert low <= min(expected) and max(expected) <= high
-    assert metrics["pairs"] == 20 and metrics["articles"] == min(len(set(of_pool)) for of_pool in of_pools)
+    assert metrics["pairs"] == 20 and metrics["articles"] == min(len(set(pool.articles)) for pool in pools)
     if several:
-        assert metrics["chance_at_1"] == pytest.approx(np.mean([1 / len(pool.images) for pool in pools]))
+        assert metrics["chance_at_1"] == pytest.approx(np.mean([1 / len(pairs.images) for pairs in chosen]))
 
 
 def test_the_interval_of_draws_has_the_coverage_of_one_pool(tmp_path):
     """The mean of three equal pools has the interval of one of them, but for the seeds of the bootstrap."""
     embedded = embedded_pairs(200, several=False, levels=40)
     articles = [f"PMC{row}" for row in range(200)]
-    counts = count_ranks(embedded, tmp_path, {})
-    metrics = retrieval_of_pools([counts] * 3, [articles] * 3, 0, [None] * 3)
-    alone = retrieval_of_pools([counts], [articles], 0, [None])
+    pool = Pool(count_ranks(embedded, tmp_path, {}), articles)
+    metrics, alone = retrieval_of_pools([pool] * 3, 0), retrieval_of_pools([pool], 0)
     for direction in DIRECTIONS:
         interval = metrics[direction]["recall_at_10_interval"]
         assert interval == pytest.approx(alone[direction]["recall_at_10_interval"], abs=0.01)
@@ -115,8 +113,7 @@ def test_the_interval_holds_each_of_two_pools_that_differ():
     """One pool in which all are found, one in which none is."""
     one = torch.ones(50, dtype=torch.int64)
     counts = [{name: RankCounts(torch.full((50,), better), one, one) for name in DIRECTIONS} for better in (0, 20)]
-    articles = [f"PMC{row}" for row in range(50)]
-    metrics = retrieval_of_pools(counts, [articles] * 2, 0, [None] * 2)["text_to_image"]
+    metrics = retrieval_of_pools([Pool(counted, range(50)) for counted in counts], 0)["text_to_image"]
     assert metrics["recall_at_10_of_draws"] == [1.0, 0.0] and metrics["recall_at_10"] == 0.5
     assert metrics["recall_at_10_interval"] == [0.0, 1.0] and metrics["median_rank"] == (1 + 21) / 2
 
@@ -124,9 +121,8 @@ def test_the_interval_holds_each_of_two_pools_that_differ():
 def test_pools_that_hold_nan_are_undefined(tmp_path):
     embedded = embedded_pairs(20, several=False, levels=40)
     embedded.images[3] = float("nan")
-    pools = [embedded.select([3, 4, 5]), embedded.select([6, 7, 8])]
-    counts = [count_ranks(pool, tmp_path, {"draw": number}) for number, pool in enumerate(pools)]
-    metrics = retrieval_of_pools(counts, [["a", "b", "c"]] * 2, 0, [None] * 2)
+    counts = [count_ranks(embedded.select(rows), tmp_path, {"draw": rows[0]}) for rows in ([3, 4, 5], [6, 7, 8])]
+    metrics = retrieval_of_pools([Pool(counted, "abc") for counted in counts], 0)
     assert metrics["image_to_text"]["recall_at_1"] is None and set(metrics["undefined"]) == set(DIRECTIONS)
 
 
@@ -251,7 +247,7 @@ def test_a_model_without_a_published_temperature_has_no_loss():
         type = "biovil"
 
     embedded = embedded_pairs(4, several=False, levels=3)
-    assert validation_loss(embedded, Encoder()) is None
+    assert math.isnan(validation_loss(embedded, Encoder()))
 
 
 def test_the_loss_of_several_captions_of_an_image_is_that_of_the_pairs():

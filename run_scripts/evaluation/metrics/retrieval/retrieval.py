@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from biomedclip.retrieval_metrics import DIRECTIONS, rank_counts, retrieval_metrics
-from biomedclip.run_scripts.evaluation.retrieval import retrieval_of_pools
+from biomedclip.run_scripts.evaluation.retrieval import Pool, retrieval_of_pools
 
 
 class Retrieval(evaluate.Metric):
@@ -24,5 +24,5 @@ class Retrieval(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any, groups: Any = None, seed: int = 0) -> dict[str, Any]:
         images, texts = (torch.tensor(np.asarray(part, dtype=np.float32)) for part in (predictions, references))
-        found = retrieval_of_pools([rank_counts(images, texts)], [groups or range(len(texts))], seed, [None])
+        found = retrieval_of_pools([Pool(rank_counts(images, texts), groups or range(len(texts)))], seed)
         return {direction: found[direction] for direction in DIRECTIONS}
