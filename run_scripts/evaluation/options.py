@@ -1,4 +1,4 @@
-"""Options of `biomedclip evaluate`: one dataclass for each task."""
+"""Options of `biomedclip evaluate`, and checks of them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,9 +19,26 @@ from .zero_shot import OWN_IMAGES, given_benchmark_options
 
 
 SUITE = "suite"
-REQUIRED = dataclasses.MISSING
 ALIASES = {"vqa": "visual-question-answering"}
-_LEAST = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "seed": 0, "pool_size": 2, "pool_draws": 1}
+REQUIRED = dataclasses.MISSING
+_LEAST = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "pool_size": 2, "pool_draws": 1}
+_LEAST |= {"seed": 0, "examples": 0}
+_SINGLE = ["retrieval", "zero-shot", "linear-probe", "visual-question-answering"]
+# The tasks that have an option. All tasks have the options that are not listed.
+_TASKS = {
+    "data benchmark split": _SINGLE,
+    "workers precision features_dir": ["retrieval", "zero-shot", "linear-probe", SUITE],
+    "max_length": ["retrieval", "zero-shot", "visual-question-answering", SUITE],
+    "examples": ["retrieval", "visual-question-answering", SUITE],
+    "image_id pool_size pool_draws": ["retrieval", SUITE],
+    "cancer rsna_split": ["zero-shot", "linear-probe", SUITE],
+    "image_column label_column": ["zero-shot", "linear-probe"],
+    "prompts templates": ["zero-shot"],
+    "protocol fractions draws probe_features find_leaks": ["linear-probe", SUITE],
+    "f1_tokenizer": ["visual-question-answering", SUITE],
+    "image_folder": ["visual-question-answering"],
+    "data_root tasks benchmarks": [SUITE],
+}
 
 
 def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
@@ -33,8 +50,8 @@ def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> An
 
 
 @dataclass(kw_only=True)
-class _Options:
-    """Options shared by all tasks."""
+class AllOptions:
+    """The options of all tasks, for `biomedclip evaluate --help`."""
 
     model: list[str] = _option(
         REQUIRED,
@@ -46,10 +63,6 @@ class _Options:
     batch_size: int = _option(32, "Batch size (default: 32).")
     seed: int = _option(0, "Seed of the bootstrap, draws and splits (default: 0).")
     trust_remote_code: bool = trust_option()
-
-
-@dataclass(kw_only=True)
-class _DataOptions(_Options):
     data: str = _option(
         "",
         "Files of the benchmark, a folder that biomedclip build wrote, or labeled images: class folders, "
@@ -59,10 +72,6 @@ class _DataOptions(_Options):
         None, "Format of --data, such as pcam or rsna, with its prompts and published values."
     )
     split: str = _option("test", "Split to evaluate (default: test).")
-
-
-@dataclass(kw_only=True)
-class _FeatureOptions(_Options):
     workers: int = _option(WORKERS, f"Number of threads that read images (default: {WORKERS}).")
     precision: str = _option(
         "float32",
@@ -70,24 +79,12 @@ class _FeatureOptions(_Options):
         choices=["float32", "bfloat16"],
     )
     features_dir: str | None = _option(None, "Folder to cache embeddings in (default: OUTPUT_DIR/features).")
-
-
-@dataclass(kw_only=True)
-class _TextOptions(_Options):
     max_length: int | None = _option(None, "Maximum number of tokens in a text (default: the tokenizer's limit).")
-
-
-@dataclass(kw_only=True)
-class _ExampleOptions(_Options):
     examples: int = _option(
         0,
         "Retrieval and visual-question-answering: number of pairs or questions to plot in "
         "OUTPUT_DIR/examples, with the best candidates or answers (default: 0).",
     )
-
-
-@dataclass(kw_only=True)
-class _RetrievalOptions(_FeatureOptions, _TextOptions, _ExampleOptions):
     image_id: str | None = _option(
         None, "Retrieval: column that identifies the image, such as image_md5 (default: none)."
     )
@@ -99,26 +96,20 @@ class _RetrievalOptions(_FeatureOptions, _TextOptions, _ExampleOptions):
     pool_draws: int | None = _option(
         None, f"Retrieval: number of pools to average (default: {DRAWS}, or 1 if a pool is the whole split)."
     )
-
-
-@dataclass(kw_only=True)
-class _ImageOptions(_FeatureOptions):
     cancer: str | None = _option(None, "tcga_til: study (luad, brca, ...) or all (default: luad, as in the paper).")
     rsna_split: str | None = _option(
         None,
         "rsna: paper-test has 9,069 test patients, paper-fractions 70/15/15 %% (default: paper-test).",
         choices=RSNA_SPLITS,
     )
-
-
-@dataclass(kw_only=True)
-class _ColumnOptions(_Options):
     image_column: str | None = _option(None, "Image column of a metadata.csv or a dataset (default: image).")
     label_column: str | None = _option(None, "Label column of a metadata.csv, labels.csv or dataset (default: label).")
-
-
-@dataclass(kw_only=True)
-class _ProbeOptions(_ImageOptions):
+    prompts: str | None = _option(
+        None,
+        "Prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
+        "file with templates or class_names.",
+    )
+    templates: list[str] = _option([], "Prompts with {} for the class name (default: the benchmark's).")
     protocol: str = _option(
         "logistic",
         "Linear probe: logistic regression, or SGD with ELEVATER's search (default: logistic).",
@@ -136,67 +127,25 @@ class _ProbeOptions(_ImageOptions):
         choices=["embeds", "hidden"],
     )
     find_leaks: bool = _option(True, "Linear probe: check for test images among the training images.")
-
-
-@dataclass(kw_only=True)
-class _QuestionOptions(_TextOptions, _ExampleOptions):
     f1_tokenizer: str = _option(
         WORDS,
         "visual-question-answering: tokenizer of the token F1: words (default, as in SQuAD), or a folder or "
         "Hub id, such as openai-community/gpt2 as in the paper.",
     )
-
-
-@dataclass(kw_only=True)
-class RetrievalOptions(_RetrievalOptions, _DataOptions):
-    """Options of `biomedclip evaluate retrieval`."""
-
-
-@dataclass(kw_only=True)
-class ZeroShotOptions(_ColumnOptions, _ImageOptions, _TextOptions, _DataOptions):
-    """Options of `biomedclip evaluate zero-shot`."""
-
-    prompts: str | None = _option(
-        None,
-        "Prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
-        "file with templates or class_names.",
-    )
-    templates: list[str] = _option([], "Prompts with {} for the class name (default: the benchmark's).")
-
-
-@dataclass(kw_only=True)
-class LinearProbeOptions(_ColumnOptions, _ProbeOptions, _DataOptions):
-    """Options of `biomedclip evaluate linear-probe`."""
-
-
-@dataclass(kw_only=True)
-class VisualQuestionOptions(_QuestionOptions, _DataOptions):
-    """Options of `biomedclip evaluate visual-question-answering`."""
-
     image_folder: str | None = _option(None, "vqa_rad, slake: folder of the images (default: next to the questions).")
-
-
-@dataclass(kw_only=True)
-class SuiteOptions(_RetrievalOptions, _ProbeOptions, _QuestionOptions):
-    """Options of `biomedclip evaluate suite`: those of the tasks, except options for a single run."""
-
     data_root: str = _option("", "Suite: folder that contains the folders of the benchmarks, such as pcam and lc25000.")
     tasks: list[str] = _option([], "Suite: tasks to run (default: all).")
     benchmarks: list[str] = _option([], "Suite: benchmarks to run (default: all that are found).")
 
 
-@dataclass(kw_only=True)
-class AllOptions(SuiteOptions, ZeroShotOptions, RetrievalOptions, LinearProbeOptions, VisualQuestionOptions):
-    """All options, for `biomedclip evaluate --help`."""
+def _options_of(task: str) -> Any:
+    """Return a dataclass with the options that a task has."""
+    others = {name for names, tasks in _TASKS.items() if task not in tasks for name in names.split()}
+    known = [option for option in dataclasses.fields(AllOptions) if option.name not in others]
+    return dataclasses.make_dataclass("TaskOptions", [(option.name, option.type, option) for option in known])
 
 
-OPTIONS: dict[str, type[_Options]] = {
-    "retrieval": RetrievalOptions,
-    "zero-shot": ZeroShotOptions,
-    "linear-probe": LinearProbeOptions,
-    "visual-question-answering": VisualQuestionOptions,
-    SUITE: SuiteOptions,
-}
+OPTIONS = {task: _options_of(task) for task in (*_SINGLE, SUITE)}
 
 
 def models_together(arguments: Sequence[str]) -> list[str]:
@@ -216,9 +165,7 @@ def models_together(arguments: Sequence[str]) -> list[str]:
 
 def tasks_with(option: str) -> list[str]:
     """Return the tasks that have an option."""
-    return [
-        task for task, options in OPTIONS.items() if option in {known.name for known in dataclasses.fields(options)}
-    ]
+    return [task for task, options in OPTIONS.items() if option in options.__dataclass_fields__]
 
 
 def refuse_options_of_other_tasks(task: str, arguments: Sequence[str]) -> None:
@@ -236,7 +183,7 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
 
     Raise `UsageError` if an option has no effect or an invalid value, or if the benchmark is for another task.
     """
-    for name, least in (_LEAST | {"examples": 0}).items():
+    for name, least in _LEAST.items():
         value = getattr(options, name, None)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")
@@ -288,7 +235,7 @@ def _is_given(options: Any, known: dataclasses.Field[Any]) -> bool:
     return getattr(options, known.name) != default
 
 
-def check_options_of_tasks(options: SuiteOptions, tasks: Sequence[str]) -> None:
+def check_options_of_tasks(options: Any, tasks: Sequence[str]) -> None:
     """Raise `UsageError` if an option of the suite has no effect on the tasks that it runs."""
     for known in dataclasses.fields(options):
         readers = [task for task in tasks_with(known.name) if task != SUITE]
