@@ -84,3 +84,12 @@ def write_result(folder: Path, result: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(result))
     return folder / "results.json"
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return the content of `results.json` of a folder. NaN and infinities fail."""
+    return json.loads((folder / "results.json").read_text(), parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON.")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.benchmark_files import drawn_pixels, write_rsna
+from helpers.model_results import read_results
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -124,7 +125,7 @@ def test_rsna_is_classified_with_the_prompts_of_the_biovil_paper(downloads, tmp_
     write_rsna(tmp_path / "rsna", {f"patient-{number}": [number % 2] for number in range(12)}, size=80)
     arguments = ["zero-shot", "--benchmark", "rsna", "--data", str(tmp_path / "rsna"), "--model", "biovil"]
     assert main(["evaluate", *arguments, "--prompts", "biovil", "--output-dir", str(tmp_path / "out")]) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = read_results(tmp_path / "out")
     assert results["settings"]["template_set"] == "biovil"
     prompts = {"normal": "No evidence of pneumonia", "pneumonia": "Findings suggesting pneumonia"}
     assert results["settings"]["class_names"] == prompts

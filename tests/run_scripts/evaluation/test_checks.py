@@ -11,10 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel
 
 from biomedclip import (
-    BiomedCLIPCoAttentionConfig,
     BiomedCLIPConfig,
     BiomedCLIPForImageClassification,
-    BiomedCLIPForVisualQuestionAnswering,
     BiomedCLIPModel,
 )
 from biomedclip.run_scripts.evaluation import checks
@@ -60,17 +58,11 @@ def test_the_error_for_a_classifier_states_how_to_use_it(tmp_path, task):
         check_model(str(tmp_path), task)
 
 
-def test_the_error_for_a_model_that_answers_questions_names_its_task(tmp_path, small_processor):
-    head = BiomedCLIPCoAttentionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
-    config = BiomedCLIPConfig(**SMALL_CONFIG, co_attention_config=head.to_dict(), num_labels=3)
-    BiomedCLIPForVisualQuestionAnswering(config).save_pretrained(tmp_path)
-    small_processor.save_pretrained(tmp_path)
-    check_model(str(tmp_path), QUESTIONS)
-    with pytest.raises(
-        ValueError,
-        match="is a model for visual question answering .*. Measure it with biomedclip evaluate visual-question",
-    ):
-        check_model(str(tmp_path), "retrieval")
+def test_the_error_for_a_model_that_answers_questions_names_its_task(answerer):
+    check_model(answerer, QUESTIONS)
+    message = "is a model for visual question answering .*. Measure it with biomedclip evaluate visual-question"
+    with pytest.raises(ValueError, match=message):
+        check_model(answerer, "retrieval")
 
 
 def test_a_dual_encoder_has_no_head_for_questions(model):

@@ -8,6 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from helpers.model_results import read_results
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import save_file
@@ -71,7 +72,7 @@ def check_commands(model: Path, images: list, built: Path, embed, folder: Path) 
     def evaluate(task: str, data: Path, *options: str) -> dict:
         arguments = [task, "--model", str(model), "--data", str(data), "--output-dir", str(folder / task), *options]
         assert main(["evaluate", *arguments]) == 0
-        return json.loads((folder / task / "results.json").read_text())["metrics"]
+        return read_results(folder / task)["metrics"]
 
     template = "a photo of {}"
     zero_shot = evaluate("zero-shot", folder / "classes", "--templates", template)

@@ -1,12 +1,8 @@
 """`biomedclip evaluate` as a person runs it."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +13,13 @@ import torch
 from datasets import Dataset
 from datasets import Image as ImageColumn
 from helpers.benchmark_files import add_spots_benchmark, write_rsna, write_tcga_til
-from helpers.commands import ENVIRONMENT, ROOT
+from helpers.commands import kill_when
+from helpers.model_results import read_results
 from PIL import Image
 
 from biomedclip import BiomedCLIPModel
 from biomedclip.run_scripts.evaluate import main as evaluate
 from biomedclip.run_scripts.evaluation import retrieval, run
-from biomedclip.run_scripts.evaluation.comparison import headline
 from biomedclip.run_scripts.main import main
 
 
@@ -38,34 +34,6 @@ def draw_images(folder: Path, of_class: dict[str, int], seed: int = 0) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def two_models(small_checkpoint, tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("other") / "other"
-    shutil.copytree(small_checkpoint, folder)
-    model = BiomedCLIPModel.from_pretrained(folder)
-    with torch.no_grad():
-        for parameter in model.visual_projection.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    model.save_pretrained(folder)
-    return small_checkpoint, folder
-
-
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
-
-
-@pytest.fixture
-def measure(small_checkpoint, tmp_path):
-    """Run `biomedclip evaluate` with the small model, and return the results."""
-
-    def run(task, data, *options, out="out"):
-        arguments = [task, "--model", small_checkpoint, "--data", data, *options, "--output-dir", tmp_path / out]
-        evaluate(list(map(str, arguments)))
-        return results_of(tmp_path / out)
-
-    return run
-
-
 @pytest.fixture
 def refused(small_checkpoint, tmp_path, capsys):
     """Run `biomedclip evaluate`, and return the error."""
@@ -78,12 +46,6 @@ def refused(small_checkpoint, tmp_path, capsys):
         return error
 
     return run
-
-
-@pytest.fixture
-def no_model(monkeypatch):
-    """Fail a test that loads a model."""
-    monkeypatch.setattr(run, "load_dual_encoder", lambda *args, **kwargs: pytest.fail("a model is loaded"))
 
 
 def test_retrieval_writes_results_in_the_agreed_form(measure, built, capsys):
@@ -132,7 +94,7 @@ def test_several_models_are_compared(two_models, tmp_path, capsys):
     others = ["--data", str(data), "--output-dir", str(out)]
     evaluate(["zero-shot", *[part for model in two_models for part in ("--model", str(model))], *others])
     assert "other" in capsys.readouterr().out
-    each = [results_of(out / name) for name in ("base", "other")]
+    each = [read_results(out / name) for name in ("base", "other")]
     assert each[0]["model"]["weights"] != each[1]["model"]["weights"]
     comparison = json.loads((out / "comparison.json").read_text())["models"]
     for name, results in zip(("base", "other"), each, strict=True):
@@ -147,13 +109,6 @@ def test_several_models_are_compared(two_models, tmp_path, capsys):
     assert json.loads((out / "comparison.json").read_text())["models"] == comparison
     with pytest.raises(ValueError, match="the same model twice"):
         evaluate(["zero-shot", "--model", str(two_models[0]), str(two_models[0]), *others])
-
-
-def test_published_values_have_the_names_of_measured_ones():
-    measured = headline("zero-shot", {"accuracy": 0.7341})
-    assert {name: str(value) for name, value in measured.items()} == {"accuracy": "0.734"}
-    published = headline("retrieval", {"text_to_image": {"recall_at_1": 0.696}})
-    assert {name: value.value for name, value in published.items()} == {"text to image R@1": 0.696}
 
 
 def test_damaged_images_are_counted_and_named(measure, tmp_path, capsys):
@@ -265,82 +220,79 @@ def parts_of(folder: Path) -> Iterator[Path]:
 @pytest.mark.slow
 def test_a_killed_run_continues(small_checkpoint, tmp_path):
     data = draw_images(tmp_path / "data", {"dark": 1500, "light": 1700})
-    command = [
-        sys.executable,
-        "-m",
-        "biomedclip.run_scripts.main",
-        "evaluate",
-        "zero-shot",
-        "--model",
-        str(small_checkpoint),
-    ]
-    command += ["--data", str(data), "--output-dir"]
-    killed = subprocess.Popen(
-        [*command, str(tmp_path / "killed")],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(parts_of(tmp_path / "killed")) and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    command = ["evaluate", "zero-shot", "--model", str(small_checkpoint), "--data", str(data), "--output-dir"]
+    kill_when(lambda: any(parts_of(tmp_path / "killed")), *command, tmp_path / "killed")
     done = {path: path.stat().st_mtime_ns for path in parts_of(tmp_path / "killed")}
     assert 1 <= len(done) < 4 and not (tmp_path / "killed" / "results.json").exists()
 
     for name in ("killed", "whole"):
-        main([*command[3:], str(tmp_path / name)])
+        main([*command, str(tmp_path / name)])
     assert {path: path.stat().st_mtime_ns for path in done} == done, "what was done is not done again"
     assert len(list(parts_of(tmp_path / "killed"))) == 4
-    assert results_of(tmp_path / "killed")["metrics"] == results_of(tmp_path / "whole")["metrics"]
+    assert read_results(tmp_path / "killed")["metrics"] == read_results(tmp_path / "whole")["metrics"]
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         ("dance", "Unknown task 'dance'. Choose one of retrieval, zero-shot"),
+        ("zero-shot --data=", "zero-shot requires --data,"),
         ("zero-shot --benchmark pmc15m", "--benchmark pmc15m is not for zero-shot. Choose one of pcam"),
         ("retrieval --benchmark pcam", "--benchmark pcam is not for retrieval. Choose one of pmc15m"),
         ("vqa --benchmark pcam", "--benchmark pcam is not for visual-question-answering"),
         ("retrieval --benchmark chess", "--benchmark chess is unknown. Choose one of pmc15m"),
-        ("retrieval --templates a", "--templates has no effect on retrieval, only on zero-shot."),
-        ("zero-shot --no-find-leaks", "--no-find-leaks has no effect on zero-shot, only on linear-probe, suite."),
-        ("zero-shot --protocol elevater", "--protocol has no effect on zero-shot"),
-        ("linear-probe --max-length 5", "--max-length has no effect on linear-probe"),
-        ("retrieval --cancer luad", "--cancer has no effect on retrieval"),
-        ("vqa --precision bfloat16", "--precision has no effect on visual-question-answering"),
-        ("vqa --benchmark slake --workers 1", "--workers has no effect on visual-question-answering"),
-        ("vqa --benchmark slake --features-dir f", "--features-dir has no effect on visual-question-answering"),
-        ("vqa --benchmark slake --rsna-split paper-test", "--rsna-split has no effect on visual-question-answering"),
+        ("retrieval --templates a", "--templates applies only to zero-shot, not to retrieval."),
+        ("zero-shot --no-find-leaks", "--no-find-leaks applies only to linear-probe, suite, not to zero-shot."),
+        ("zero-shot --protocol elevater", "--protocol applies only to linear-probe, suite, not to zero-shot"),
+        ("zero-shot --pool-size 8", "--pool-size applies only to retrieval, suite, not to zero-shot"),
+        ("linear-probe --max-length 5", "--max-length applies only to retrieval, zero-shot, visual-question-answering"),
+        ("retrieval --cancer luad", "--cancer applies only to zero-shot, linear-probe, suite, not to retrieval"),
+        ("vqa --precision bfloat16", "--precision applies only to retrieval, zero-shot, linear-probe, suite"),
+        ("vqa --benchmark slake --workers 1", "--workers applies only to retrieval, zero-shot, linear-probe, suite"),
+        ("vqa --benchmark slake --features-dir f", "--features-dir applies only to retrieval, zero-shot, linear-probe"),
+        ("vqa --benchmark slake --rsna-split paper-test", "--rsna-split applies only to zero-shot, linear-probe"),
+        ("zero-shot --data-root r", "--data-root applies only to suite, not to zero-shot"),
+        ("zero-shot --tasks vqa", "--tasks applies only to suite, not to zero-shot"),
+        ("suite --split validation", "--split applies only to retrieval, zero-shot, linear-probe, visual-question"),
+        ("suite --data d", "--data applies only to retrieval, zero-shot, linear-probe, visual-question-answering"),
+        ("suite --prompts paper", "--prompts applies only to zero-shot, not to suite"),
         ("zero-shot --benchmark pcam --label-column x", "--label-column has no effect on pcam, only on imagefolder"),
         ("zero-shot --benchmark pcam --cancer luad", "--cancer has no effect on pcam, only on tcga_til"),
         ("linear-probe --cancer brca", "--cancer has no effect on imagefolder, only on tcga_til"),
-        (
-            "zero-shot --benchmark tcga_til --rsna-split paper-test",
-            "--rsna-split has no effect on tcga_til, only on rs",
-        ),
+        ("zero-shot --benchmark tcga_til --rsna-split paper-test", "--rsna-split has no effect on tcga_til, only on"),
+        ("suite --benchmarks pcam --cancer brca", "--cancer has no effect on pcam, only on tcga_til"),
+        ("suite --tasks zero-shot --draws 3", "--draws has no effect on suite --tasks zero-shot, only on linear"),
+        ("suite --benchmarks slake --image-id x", "--image-id has no effect on suite --tasks visual-question"),
+        ("suite --tasks vqa --precision bfloat16", "--precision has no effect on suite --tasks visual-question"),
+        ("suite --tasks vqa --workers 1", "--workers has no effect on suite --tasks visual-question-answering"),
+        ("suite --tasks linear-probe --max-length 5", "--max-length has no effect on suite --tasks linear-probe"),
+        ("suite", "suite requires --data-root"),
+        ("suite --tasks dance", "--tasks: 'dance' is not part of the suite. Choose from zero-shot, linear-probe, "),
+        ("suite --benchmarks imagefolder", "'imagefolder' is not part of the suite. Choose from pcam, "),
+        ("suite --tasks vqa --benchmarks pcam", "--tasks visual-question-answering cannot be measured on pcam"),
         ("zero-shot --benchmark rsna --prompts biovil --templates {}", "--prompts and --templates both choose the"),
+        ("zero-shot --templates a", "'a' has no {} for"),
         ("linear-probe --fractions 1.0 --draws 3", "--draws has no effect on --fractions 1"),
         ("linear-probe --fractions 2", "at most 1, not 2.0"),
         ("linear-probe --draws 0", "--draws must be 1 or more"),
         ("linear-probe --split train", "--split train: the probe would be tested on its training images"),
+        ("retrieval --pool-size 1", "--pool-size must be 2 or more"),
+        ("retrieval --pool-draws 3", "--pool-draws has no effect without --pool-size"),
+        ("retrieval --pool-size 5 --pool-draws 0", "--pool-draws must be 1 or more"),
+        ("retrieval --examples -1", "--examples must be 0 or more"),
         ("retrieval --batch-size 0", "--batch-size must be 1 or more"),
         ("retrieval --workers 0", "--workers must be 1 or more"),
         ("retrieval --max-length 0", "--max-length must be 1 or more"),
         ("retrieval --seed -1", "--seed must be 0 or more"),
-        ("zero-shot --templates a", "'a' has no {} for"),
-        (
-            "retrieval --split-name test",
-            "The option --split-name does not exist. Did you mean '--split'? See: biomedclip evaluate",
-        ),
+        ("retrieval --split-name test", "The option --split-name does not exist. Did you mean '--split'? See: biomed"),
         ("retrieval again", "'again' does not belong to an option."),
     ],
 )
 def test_an_invalid_command_line_is_an_error_of_one_line(command, message, capsys):
-    assert main(["evaluate", *command.split(), "--model", "m", "--data", "d", "--output-dir", "o"]) == 2
-    error = capsys.readouterr().err
+    task, *options = command.split()
+    data = ["--data-root", "r"] if task == "suite" and options else [] if task == "suite" else ["--data", "d"]
+    assert main(["evaluate", task, *data, *options, "--model", "m", "--output-dir", "o"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
     assert message in error and "Traceback" not in error
 
 

@@ -1,7 +1,6 @@
 """Examples of retrieval, as plots and as data."""
 
 import io
-import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from biomedclip.run_scripts.cli import plots
 from biomedclip.run_scripts.evaluation.examples import TOP, find_examples, write_examples
 from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
 from biomedclip.run_scripts.evaluation.retrieval import count_ranks
-from biomedclip.run_scripts.main import main
 
 
 CAPTIONS = [
@@ -121,15 +119,9 @@ def test_plots_show_any_caption_and_any_image_with_its_source(tmp_path, monkeypa
 
 
 @pytest.fixture
-def run(small_checkpoint, built, tmp_path):
+def run(measure, built):
     """Return a function that evaluates retrieval with options and returns the results."""
-
-    def run(*options: str) -> dict:
-        arguments = ["evaluate", "retrieval", "--model", str(small_checkpoint), "--data", str(built)]
-        assert main([*arguments, "--output-dir", str(tmp_path / "out"), *options]) == 0
-        return json.loads((tmp_path / "out" / "results.json").read_text())
-
-    return run
+    return lambda *options: measure("retrieval", built, *options)
 
 
 def plots_in(folder: Path) -> set[str]:
@@ -162,9 +154,3 @@ def test_there_are_no_more_examples_than_pairs_in_the_pool(run):
     assert "--examples 100: there are only 4 pairs, and all are examples." in results["data"]["notes"]
     for entry in results["examples"]:
         assert entry["rank"] <= 4 and len(entry["candidates"]) == min(4, TOP[entry["direction"]] + (entry["rank"] > 3))
-
-
-def test_a_negative_number_of_examples_is_refused(small_checkpoint, built, tmp_path, capsys):
-    arguments = ["evaluate", "retrieval", "--model", str(small_checkpoint), "--data", str(built), "--examples", "-1"]
-    assert main([*arguments, "--output-dir", str(tmp_path)]) == 2
-    assert "--examples must be 0 or more" in capsys.readouterr().err

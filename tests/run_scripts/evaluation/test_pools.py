@@ -1,26 +1,23 @@
 """Retrieval among pools of pairs that are drawn out of a split."""
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.commands import on_two_processes
+from helpers.model_results import read_results
 from torch.nn.functional import normalize
 
 from biomedclip.processing.benchmarks import facts, load_benchmark
-from biomedclip.retrieval_metrics import RankCounts
+from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
+from biomedclip.run_scripts.cli.errors import UsageError
 from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
 from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
 from biomedclip.run_scripts.evaluation.pools import draw_pool
 from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools, validation_loss
 from biomedclip.run_scripts.main import main
-
-
-DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def test_a_pool_is_drawn_without_replacement_and_depends_on_seed_and_draw_alone():
@@ -126,10 +123,6 @@ def test_pools_that_hold_nan_are_undefined(tmp_path):
     assert metrics["image_to_text"]["recall_at_1"] is None and set(metrics["undefined"]) == set(DIRECTIONS)
 
 
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
-
-
 @pytest.fixture
 def arguments(small_checkpoint, built, tmp_path):
     """The command on the test split of a built set."""
@@ -140,7 +133,7 @@ def arguments(small_checkpoint, built, tmp_path):
 
 def test_pools_are_drawn_with_the_seed_and_embeddings_are_computed_once(arguments, tmp_path, capsys, monkeypatch):
     assert main([*arguments, "--output-dir", str(tmp_path / "all")]) == 0
-    everything = results_of(tmp_path / "all")
+    everything = read_results(tmp_path / "all")
     pairs = everything["metrics"]["pool"]["pairs"]
     assert everything["metrics"]["pool"] == {"size": pairs, "draws": 1, "pairs": pairs, "seed": 0}
     assert everything["metrics"]["loss_in_batches_of_4096"] > 0
@@ -151,7 +144,7 @@ def test_pools_are_drawn_with_the_seed_and_embeddings_are_computed_once(argument
         lambda *_: pytest.fail("embedded again"),
     )
     assert main([*arguments, "--pool-size", "8", "--output-dir", str(tmp_path / "pool")]) == 0
-    found = results_of(tmp_path / "pool")
+    found = read_results(tmp_path / "pool")
     assert found["metrics"]["pool"] == {"size": 8, "draws": 5, "pairs": pairs, "seed": 0}
     assert found["data"]["rows"] == found["metrics"]["pairs"] == 8
     assert found["metrics"]["chance_at_1"] == 1 / 8
@@ -161,40 +154,19 @@ def test_pools_are_drawn_with_the_seed_and_embeddings_are_computed_once(argument
 
     again = [*arguments, "--pool-size", "8", "--pool-draws", "2", "--output-dir", str(tmp_path / "again")]
     assert main(again) == 0
-    two = results_of(tmp_path / "again")["metrics"]["image_to_text"]["recall_at_1_of_draws"]
+    two = read_results(tmp_path / "again")["metrics"]["image_to_text"]["recall_at_1_of_draws"]
     assert two == found["metrics"]["image_to_text"]["recall_at_1_of_draws"][:2]
     assert main([*arguments, "--pool-size", str(pairs), "--output-dir", str(tmp_path / "equal")]) == 0
-    assert results_of(tmp_path / "equal")["metrics"] == everything["metrics"]
+    assert read_results(tmp_path / "equal")["metrics"] == everything["metrics"]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            ["--pool-size", "100000"],
-            "--pool-size 100,000 is larger than the validation split, which has {pairs} usable",
-        ),
-        (["--pool-size", "1"], "--pool-size must be 2 or more"),
-        (["--pool-draws", "3"], "--pool-draws has no effect without --pool-size"),
-        (["--pool-size", "5", "--pool-draws", "0"], "--pool-draws must be 1 or more"),
-        (["--pool-size", "{pairs}", "--pool-draws", "2"], "--pool-draws 2 has no effect"),
-    ],
-)
-def test_pools_that_cannot_be_are_refused_before_a_model_is_loaded(
-    options, message, arguments, built, tmp_path, capsys, monkeypatch
-):
+def test_pools_that_do_not_fit_the_split_are_refused_before_a_model_is_loaded(measure, built, no_model):
     pairs = len(load_benchmark("pmc15m", built, split="validation"))
-    monkeypatch.setattr(
-        "biomedclip.run_scripts.evaluation.run.load_dual_encoder", lambda *_, **__: pytest.fail("loaded")
-    )
-    options = [option.format(pairs=pairs) for option in options]
-    assert main([*arguments, *options, "--split", "validation", "--output-dir", str(tmp_path / "out")]) > 0
-    assert message.format(pairs=pairs) in " ".join(capsys.readouterr().err.split())
-
-
-def test_pools_have_no_effect_on_other_tasks(arguments, tmp_path, capsys):
-    assert main(["evaluate", "zero-shot", *arguments[2:], "--pool-size", "8", "--output-dir", str(tmp_path)]) == 2
-    assert "--pool-size has no effect on zero-shot" in " ".join(capsys.readouterr().err.split())
+    data = ["retrieval", built, "--split", "validation", "--pool-size"]
+    with pytest.raises(UsageError, match=f"--pool-size 100,000 is larger than the validation split, .* {pairs} usable"):
+        measure(*data, 100_000)
+    with pytest.raises(UsageError, match="--pool-draws 2 has no effect"):
+        measure(*data, pairs, "--pool-draws", 2)
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
@@ -204,19 +176,19 @@ def test_the_papers_values_are_shown_only_beside_a_pool_of_their_size(split, arg
 
     arguments = [*arguments, "--benchmark", "pmc15m", "--split", split, "--output-dir"]
     assert main([*arguments, str(tmp_path / "differs"), "--pool-size", "8"]) == 0
-    results, output = results_of(tmp_path / "differs"), " ".join(capsys.readouterr().out.split())
+    results, output = read_results(tmp_path / "differs"), " ".join(capsys.readouterr().out.split())
     assert results["paper"] == {} and results["published"] == [] and "paper " not in output.split("Note:")[0]
     note = next(note for note in results["data"]["notes"] if "The pools differ" in note)
     assert "among 8 pairs here" in note and f"among {published:,} in the paper" in note and note in output
 
     monkeypatch.setitem(facts._read(facts.FILE)["benchmarks"]["pmc15m"], "images", {split: 8})
     assert main([*arguments, str(tmp_path / "captions"), "--pool-size", "8", "--image-id", "pmcid"]) == 0
-    results = results_of(tmp_path / "captions")
+    results = read_results(tmp_path / "captions")
     assert results["paper"] == {} and results["published"] == [], "several captions of an image are another task"
     assert any("--image-id pmcid: an image can have several right" in note for note in results["data"]["notes"])
     capsys.readouterr()
     assert main([*arguments, str(tmp_path / "equals"), "--pool-size", "8"]) == 0
-    results, output = results_of(tmp_path / "equals"), " ".join(capsys.readouterr().out.split())
+    results, output = read_results(tmp_path / "equals"), " ".join(capsys.readouterr().out.split())
     assert results["paper"]["image_to_text"]["recall_at_1"] == paper
     assert results["published"][0]["values"] == results["paper"] and "BiomedCLIP" in results["published"][0]["model"]
     assert not any("The pools differ" in note for note in results["data"]["notes"])
@@ -234,10 +206,10 @@ def test_the_papers_values_are_shown_only_beside_a_pool_of_their_size(split, arg
 def test_processes_share_pools_and_rows_of_one_image(arguments, tmp_path):
     options = [*arguments, "--pool-size", "10", "--pool-draws", "2", "--image-id", "pmcid", "--output-dir"]
     assert main([*options, str(tmp_path / "alone")]) == 0
-    alone = results_of(tmp_path / "alone")
+    alone = read_results(tmp_path / "alone")
     options[options.index("--features-dir") + 1] = str(tmp_path / "shared")
     on_two_processes("-m", "biomedclip.run_scripts.main", *options, tmp_path / "together")
-    together = results_of(tmp_path / "together")
+    together = read_results(tmp_path / "together")
     assert together["settings"]["processes"] == 2 and together["metrics"] == alone["metrics"]
     assert 5 <= alone["metrics"]["images"] < 10
 

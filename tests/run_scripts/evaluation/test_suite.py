@@ -2,29 +2,17 @@
 
 import io
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import SMALL_CONFIG
 from helpers.benchmark_files import write_lc25000, write_medmnist, write_pcam, write_rsna, write_tcga_til, write_vqa_rad
-from helpers.commands import ENVIRONMENT, ROOT, on_two_processes
+from helpers.commands import kill_when, on_two_processes
+from helpers.model_results import read_results
 from PIL import Image
 
-from biomedclip import (
-    BiomedCLIPCoAttentionConfig,
-    BiomedCLIPConfig,
-    BiomedCLIPForVisualQuestionAnswering,
-    BiomedCLIPModel,
-)
 from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
 from biomedclip.run_scripts.cli import plots
 from biomedclip.run_scripts.evaluation import run, suite
@@ -66,30 +54,6 @@ def write_benchmarks(root: Path, *names: str) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def two_models(small_checkpoint, tmp_path_factory) -> list[str]:
-    other = tmp_path_factory.mktemp("other") / "other"
-    shutil.copytree(small_checkpoint, other)
-    torch.manual_seed(1)
-    BiomedCLIPModel(BiomedCLIPConfig(**SMALL_CONFIG)).save_pretrained(other)
-    return [str(small_checkpoint), str(other)]
-
-
-@pytest.fixture(scope="module")
-def answerer(small_processor, tmp_path_factory) -> str:
-    """An untrained model that answers yes or no."""
-    folder = tmp_path_factory.mktemp("answerer") / "answers"
-    head = BiomedCLIPCoAttentionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
-    torch.manual_seed(0)
-    labels = {0: "yes", 1: "no"}
-    config = BiomedCLIPConfig(
-        **SMALL_CONFIG, co_attention_config=head.to_dict(), id2label=labels, label2id={"yes": 0, "no": 1}
-    )
-    BiomedCLIPForVisualQuestionAnswering(config).save_pretrained(folder)
-    small_processor.save_pretrained(folder)
-    return str(folder)
-
-
 def arguments(root: Path, out: Path, *models: str) -> list[str]:
     return ["evaluate", "suite", "--model", *models, "--data-root", str(root), "--output-dir", str(out)]
 
@@ -123,10 +87,7 @@ def test_the_mean_is_over_the_five_benchmarks_of_the_paper(measured):
     found = comparison(out)["mean_of_the_paper"]
     assert found["benchmarks"] == ["pcam", "lc25000_lung", "lc25000_colon", "tcga_til", "rsna"]
     for model in ("base", "other"):
-        values = [
-            json.loads((out / model / "zero-shot" / name / "results.json").read_text())["metrics"][METRIC[name]]
-            for name in PAPER_FIVE
-        ]
+        values = [read_results(out / model / "zero-shot" / name)["metrics"][METRIC[name]] for name in PAPER_FIVE]
         assert found["models"][model] == pytest.approx(np.mean(values), abs=1e-12)
         assert f"{np.mean(values):.3f}" in next(line for line in printed.splitlines() if "mean of" in line)
     assert METRIC["tcga_til"] == "auroc"
@@ -145,8 +106,7 @@ def test_the_plot_marks_published_values_and_those_read_off_a_figure(measured, t
 
     monkeypatch.setattr(plots, "_plot_values", keep)
     _, out, _, _ = measured
-    files = {name: out / "base" / "zero-shot" / name / "results.json" for name in PAPER_FIVE}
-    results = [("zero-shot", name, name, {"base": json.loads(file.read_text())}) for name, file in files.items()]
+    results = [("zero-shot", name, name, {"base": read_results(out / "base/zero-shot" / name)}) for name in PAPER_FIVE]
     compare_suite(results, ["base"], tmp_path, remarks={})
     assert {"base", "BiomedCLIP (published)", "GPT variant of BiomedCLIP (published, read off a figure)"} <= set(drawn)
     assert "GPT variant of BiomedCLIP (published)" not in drawn
@@ -156,12 +116,9 @@ def test_results_equal_those_of_the_single_tasks(measured, two_models, tmp_path)
     root, out, _, _ = measured
     single = ["evaluate", "linear-probe", "--benchmark", "rsna", "--data", str(root / "rsna"), *FAST]
     assert main([*single, "--model", two_models[1], "--output-dir", str(tmp_path)]) == 0
-    results = [
-        json.loads(path.read_text())
-        for path in (tmp_path / "results.json", out / "other" / "linear-probe" / "rsna" / "results.json")
-    ]
+    alone, of_suite = read_results(tmp_path), read_results(out / "other" / "linear-probe" / "rsna")
     for name in ("metrics", "paper", "model", "settings"):
-        assert results[0][name] == results[1][name]
+        assert alone[name] == of_suite[name]
 
 
 def test_the_comparison_has_every_benchmark_with_published_values_beside_ours(measured):
@@ -201,7 +158,7 @@ def test_images_are_embedded_once_for_all_tasks(measured, built):
 
 def test_the_card_takes_the_results_of_its_model(measured):
     _, out, _, _ = measured
-    weights = json.loads((out / "base" / "zero-shot" / "pcam" / "results.json").read_text())["model"]["weights"]
+    weights = read_results(out / "base" / "zero-shot" / "pcam")["model"]["weights"]
     results, left_out = select_results(weights, [str(out)])
     assert len(results) == len(left_out) == 9
     assert {result["model"]["weights"] for result in results} == {weights}
@@ -269,19 +226,8 @@ def test_a_result_written_just_before_a_kill_is_not_used_for_other_options(two_m
 def test_a_killed_run_continues_with_the_next_benchmark(two_models, tmp_path, calls, capsys):
     root, out = write_benchmarks(tmp_path / "root", "lc25000", "tcga_til", "medmnist"), tmp_path / "out"
     command = arguments(root, out, two_models[0])
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "biomedclip.run_scripts.main", *command],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     first = out / "base" / "zero-shot" / "lc25000_lung" / "measured_with.json"
-    deadline = time.monotonic() + 120
-    while not first.exists() and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL and first.exists()
+    kill_when(first.exists, *command)
     before = first.with_name("results.json").stat().st_mtime_ns
     done = len(list(out.rglob("measured_with.json")))
     assert done < 4, "killed too late"
@@ -406,45 +352,6 @@ def test_tasks_and_benchmarks_can_be_selected(two_models, tmp_path, calls, capsy
     assert "visual-question-answering on slake (expected in slake/)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--data", "d"], "--data has no effect on suite, only on retrieval"),
-        (["--split", "validation"], "--split has no effect on suite, only on retrieval"),
-        (["--prompts", "paper"], "--prompts has no effect on suite, only on zero-shot"),
-        (["--tasks", "zero-shot", "--draws", "3"], "--draws has no effect on suite --tasks zero-shot, only on linear"),
-        (
-            ["--benchmarks", "slake", "--image-id", "x"],
-            "--image-id has no effect on suite --tasks visual-question-answering",
-        ),
-        (
-            ["--tasks", "vqa", "--precision", "bfloat16"],
-            "--precision has no effect on suite --tasks visual-question-answering",
-        ),
-        (
-            ["--tasks", "vqa", "--workers", "1"],
-            "--workers has no effect on suite --tasks visual-question-answering",
-        ),
-        (["--tasks", "linear-probe", "--max-length", "5"], "--max-length has no effect on suite --tasks linear-probe"),
-        (["--benchmarks", "pcam", "--cancer", "brca"], "--cancer has no effect on pcam, only on tcga_til"),
-        (["suite"], "suite requires --data-root"),
-        (["zero-shot"], "zero-shot requires --data,"),
-        (["zero-shot", "--data", "d", "--data-root", "r"], "--data-root has no effect on zero-shot, only on suite"),
-        (["zero-shot", "--data", "d", "--tasks", "vqa"], "--tasks has no effect on zero-shot, only on suite"),
-        (["--tasks", "dance"], "--tasks: 'dance' is not part of the suite. Choose from zero-shot, linear-probe, "),
-        (["--benchmarks", "imagefolder"], "'imagefolder' is not part of the suite. Choose from pcam, "),
-        (
-            ["--tasks", "vqa", "--benchmarks", "pcam"],
-            "--tasks visual-question-answering cannot be measured on pcam",
-        ),
-    ],
-)
-def test_invalid_options_are_errors(options, message, capsys):
-    task = [] if options[0] in ("suite", "zero-shot") else ["suite", "--data-root", "r"]
-    assert main(["evaluate", *task, *options, "--model", "m", "--output-dir", "o"]) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_models_with_similar_names_have_their_own_folders(two_models, tmp_path):
     root = write_benchmarks(tmp_path / "root", "medmnist")
     models = [tmp_path / "run 1", tmp_path / "run_1"]
@@ -452,7 +359,7 @@ def test_models_with_similar_names_have_their_own_folders(two_models, tmp_path):
         shutil.copytree(source, copy)
     assert main(arguments(root, tmp_path / "out", *map(str, models))) == 0
     assert list(comparison(tmp_path / "out")["results"][0]["models"]) == ["run_1_1", "run_1_2"]
-    weights = [json.loads(path.read_text())["model"]["weights"] for path in (tmp_path / "out").rglob("results.json")]
+    weights = [read_results(path.parent)["model"]["weights"] for path in (tmp_path / "out").rglob("results.json")]
     assert len(set(weights)) == 2
 
 
@@ -503,8 +410,5 @@ def test_two_processes_give_the_results_of_one(measured, two_models, tmp_path):
         "-m", "biomedclip.run_scripts.main", *command, "--tasks", "zero-shot", "--benchmarks", "pcam", "tcga_til"
     )
     for name in ("pcam", "tcga_til"):
-        found = [
-            json.loads((folder / "other" / "zero-shot" / name / "results.json").read_text())["metrics"]
-            for folder in (out, tmp_path / "out")
-        ]
-        assert found[0] == found[1]
+        one, two = (read_results(folder / "other" / "zero-shot" / name) for folder in (out, tmp_path / "out"))
+        assert one["metrics"] == two["metrics"]
