@@ -41,6 +41,11 @@ def adapter(tmp_path, model, small_processor):
     return folder
 
 
+def refuse(folder, message, task="retrieval", error=ValueError):
+    with pytest.raises(error, match=message):
+        check_model(str(folder), task)
+
+
 def write(folder, name, content=b"{}"):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
@@ -54,21 +59,17 @@ def change(path, **settings):
 def test_the_error_for_a_classifier_states_how_to_use_it(tmp_path, task):
     BiomedCLIPForImageClassification(BiomedCLIPConfig(**SMALL_CONFIG)).save_pretrained(tmp_path)
     what = "is a classifier .BiomedCLIPForImageClassification., which has no text tower"
-    with pytest.raises(ValueError, match=f"{what}. {task} requires a dual encoder.* train_results.json"):
-        check_model(str(tmp_path), task)
+    refuse(tmp_path, f"{what}. {task} requires a dual encoder.* train_results.json", task)
 
 
 def test_the_error_for_a_model_that_answers_questions_names_its_task(answerer):
     check_model(answerer, QUESTIONS)
-    message = "is a model for visual question answering .*. Measure it with biomedclip evaluate visual-question"
-    with pytest.raises(ValueError, match=message):
-        check_model(answerer, "retrieval")
+    refuse(answerer, "is a model for visual question answering .*. Measure it with biomedclip evaluate visual-question")
 
 
 def test_a_dual_encoder_has_no_head_for_questions(model):
     check_model(str(model), "zero-shot")
-    with pytest.raises(ValueError, match="BiomedCLIPModel. has no trained head for questions. Train one"):
-        check_model(str(model), QUESTIONS)
+    refuse(model, "BiomedCLIPModel. has no trained head for questions. Train one", QUESTIONS)
 
 
 def test_a_model_of_transformers_needs_two_towers(tmp_path, small_processor):
@@ -81,26 +82,21 @@ def test_a_model_of_transformers_needs_two_towers(tmp_path, small_processor):
     small_processor.save_pretrained(tmp_path / "clip")
     check_model(str(tmp_path / "clip"), "retrieval")
     BertModel(BertConfig(vocab_size=128, **config)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match="is a BertModel, not a dual encoder: it has no get_image_features"):
-        check_model(str(tmp_path / "bert"), "retrieval")
+    refuse(tmp_path / "bert", "is a BertModel, not a dual encoder: it has no get_image_features")
 
 
 def test_the_base_of_an_adapter_must_exist(model, adapter):
     check_model(str(adapter), "retrieval")
-    with pytest.raises(ValueError, match="has no trained head for questions"):
-        check_model(str(adapter), QUESTIONS)
+    refuse(adapter, "has no trained head for questions", QUESTIONS)
     shutil.rmtree(model)
-    with pytest.raises(FileNotFoundError, match="is an adapter, and its base model cannot be used: .*model is neither"):
-        check_model(str(adapter), "retrieval")
+    refuse(adapter, "is an adapter, and its base model cannot be used: .*model is neither", error=FileNotFoundError)
     change(adapter / "adapter_config.json", base_model_name_or_path=None)
-    with pytest.raises(ValueError, match="base_model_name_or_path is None. It must name the model"):
-        check_model(str(adapter), "retrieval")
+    refuse(adapter, "base_model_name_or_path is None. It must name the model")
 
 
 def test_an_adapter_of_a_classifier_is_refused(adapter):
     change(adapter / "adapter_config.json", modules_to_save=["classifier"])
-    with pytest.raises(ValueError, match="is an adapter with a head .classifier."):
-        check_model(str(adapter), "zero-shot")
+    refuse(adapter, "is an adapter with a head .classifier.", "zero-shot")
 
 
 @pytest.mark.parametrize(
@@ -122,8 +118,7 @@ def test_an_adapter_of_a_classifier_is_refused(adapter):
 def test_the_error_for_a_folder_that_is_not_a_model_describes_the_folder(tmp_path, names, message):
     for name in names:
         write(tmp_path, name, png_bytes(0) if name.endswith(".png") else b"{}")
-    with pytest.raises(ValueError, match=f"--model .*: .*{message}"):
-        check_model(str(tmp_path), "retrieval")
+    refuse(tmp_path, f"--model .*: .*{message}")
 
 
 @pytest.mark.parametrize(
@@ -148,36 +143,30 @@ def test_the_error_for_missing_or_truncated_weights_names_the_file(model):
     weights = model / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-100])
-    with pytest.raises(ValueError, match="model.safetensors: damaged or truncated"):
-        check_model(str(model), "retrieval")
+    refuse(model, "model.safetensors: damaged or truncated")
     weights.unlink()
-    with pytest.raises(FileNotFoundError, match="no weights"):
-        check_model(str(model), "retrieval")
+    refuse(model, "no weights", error=FileNotFoundError)
     write(model, "model.safetensors.index.json", {"weight_map": {"a": "b.safetensors"}})
     write(model, "a.safetensors", content)
-    with pytest.raises(FileNotFoundError, match="index.json lists b.safetensors, which is missing"):
-        check_model(str(model), "retrieval")
+    refuse(model, "index.json lists b.safetensors, which is missing", error=FileNotFoundError)
 
 
 def test_a_model_without_its_tokenizer_is_refused(model):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (model / name).unlink()
-    with pytest.raises(FileNotFoundError, match="no tokenizer"):
-        check_model(str(model), "retrieval")
+    refuse(model, "no tokenizer", error=FileNotFoundError)
 
 
 def test_an_open_clip_folder_needs_the_package_unless_it_is_biomedclip(tmp_path, monkeypatch):
     write(tmp_path, "open_clip_config.json", {"model_cfg": {"text_cfg": {"hf_model_name": "some/bert"}}})
     write(tmp_path, "open_clip_model.safetensors")
     monkeypatch.setitem(sys.modules, "open_clip", None)  # as if it were not installed
-    with pytest.raises(ImportError, match="open_clip's layout. It requires the package open_clip"):
-        check_model(str(tmp_path), "retrieval")
+    refuse(tmp_path, "open_clip's layout. It requires the package open_clip", error=ImportError)
     ours = {"hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"}
     write(tmp_path, "open_clip_config.json", {"model_cfg": {"text_cfg": ours}})
     check_model(str(tmp_path), "retrieval")
     (tmp_path / "open_clip_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="no weights"):
-        check_model(str(tmp_path), "retrieval")
+    refuse(tmp_path, "no weights", error=FileNotFoundError)
 
 
 @pytest.mark.parametrize(
@@ -187,15 +176,13 @@ def test_a_model_of_an_unknown_type_needs_trust_remote_code(tmp_path, auto_map, 
     write(tmp_path, "config.json", {"model_type": "own", "auto_map": auto_map})
     for name in ("pytorch_model.bin", "processor_config.json", "tokenizer.json"):
         write(tmp_path, name)
-    with pytest.raises(ValueError, match=f"does not have the model_type 'own'.*{more}"):
-        check_model(str(tmp_path), "retrieval")
+    refuse(tmp_path, f"does not have the model_type 'own'.*{more}")
     check_model(str(tmp_path), "retrieval", trust_remote_code=True)
 
 
 def test_settings_that_would_run_code_are_refused(model):
     change(model / "config.json", attn_implementation="owner/kernel")
-    with pytest.raises(ValueError, match="a kernel that would be downloaded and run"):
-        check_model(str(model), "retrieval")
+    refuse(model, "a kernel that would be downloaded and run")
 
 
 def test_results_of_another_task_are_not_replaced(tmp_path):
