@@ -69,9 +69,9 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
-def published_name(entry: Mapping[str, Any]) -> str:
+def published_name(model: str, from_figure: bool) -> str:
     """Return the name of a published model, marked as published."""
-    return f"{entry['model']} (published{', read off a figure' if entry['read_from_figure'] else ''})"
+    return f"{model} (published{', read off a figure' if from_figure else ''})"
 
 
 def show_published(task: str, published: Sequence[Mapping[str, Any]]) -> None:
@@ -100,7 +100,8 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     """
     task, data = results[0]["task"], results[0]["data"]
     names = short_names([result["model"]["name"] for result in results])
-    published = {published_name(entry): entry for entry in results[0].get("published", [])}
+    entries = results[0].get("published", [])
+    published = {published_name(entry["model"], entry["read_from_figure"]): entry for entry in entries}
     names = [f"{name} (model)" if name in published else name for name in names]
     rows = {name: headline(task, result["metrics"]) for name, result in zip(names, results, strict=True)}
     rows |= {name: headline(task, entry["values"]) for name, entry in published.items()}
@@ -111,13 +112,29 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     measured = {name: cells[name] for name in names}
     benchmark = (results[0]["benchmark"] or Path(data["path"]).name) + selection_of(results[0])
     title = f"{task} on {benchmark}, {data['split']} split, {data['rows']:,} rows"
-    write_text(output_dir / "comparison.md", _markdown(title, columns, cells, published, results))
-    lines = [(name, *values) for name, values in cells.items()]
-    table_in_latex = latex_table(title, "l" + "r" * len(columns), ["model", *columns], lines, {0, len(measured)})
-    write_text(output_dir / "comparison.tex", table_in_latex)
-    write_json(
-        output_dir / "comparison.json",
-        {
+    linear_probe = task == "linear-probe"
+    spread = "± standard deviations over draws of the labels" if linear_probe else "[95 % bootstrap intervals]"
+    paragraphs = [f"Fractions; {spread}. Data {code(data['fingerprint'])}."]
+    for model, result in zip(names, results, strict=True):
+        for metric, why in (result["metrics"].get("undefined") or {}).items():
+            paragraphs.append(
+                f"Undefined for {markdown(model)}: {markdown(metric.replace('_', ' '))}: {markdown(why)}."
+            )
+    if published:
+        paragraphs.append("Rows marked as published contain values from publications. They were not measured here.")
+    write_comparison(
+        output_dir,
+        title,
+        ["model", *columns],
+        [(name, *map(Markdown, values)) for name, values in cells.items()],
+        alignment="l" + "r" * len(columns),
+        ruled={0, len(measured)},
+        paragraphs=paragraphs,
+        sections={
+            "Notes": dict.fromkeys(note for result in results for note in result["data"].get("notes", [])),
+            "Sources of published values": [f"{entry['model']}: {entry['source']}" for entry in published.values()],
+        },
+        content={
             "task": task,
             "benchmark": results[0]["benchmark"],
             "data": {name: data[name] for name in ("path", "split", "fingerprint", "rows")},
@@ -138,44 +155,33 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
         [(column, *(str(values[place]) for values in measured.values())) for place, column in enumerate(columns)],
         ["", *measured],
     )
-    show_published(task, results[0].get("published", []))
+    show_published(task, entries)
     say(f"In {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
 
 
-def _markdown(
+def write_comparison(
+    output_dir: Path,
     title: str,
     columns: Sequence[str],
-    cells: Mapping[str, Sequence[Value]],
-    published: Mapping[str, Mapping[str, Any]],
-    results: Sequence[Mapping[str, Any]],
-) -> str:
-    rows = [(name, *(Markdown(value) for value in values)) for name, values in cells.items()]
-    lines = [f"# {markdown(title)}", "", table(["model", *columns], rows)]
-    spread = (
-        "± standard deviations over draws of the labels"
-        if results[0]["task"] == "linear-probe"
-        else ("[95 % bootstrap intervals]")
-    )
-    lines += ["", f"Fractions; {spread}. Data {code(results[0]['data']['fingerprint'])}."]
-    for model, result in zip(cells, results, strict=False):  # the published models follow
-        for name, reason in (result["metrics"].get("undefined") or {}).items():
-            lines.append(f"Undefined for {markdown(model)}: {markdown(name.replace('_', ' '))}: {markdown(reason)}.")
-    if notes := dict.fromkeys(note for result in results for note in result["data"].get("notes", [])):
-        lines += ["", "Notes:", "", *(f"- {markdown(note)}" for note in notes)]
-    if published:
-        lines += [
-            "",
-            "Rows marked as published contain values from publications. They were not measured here. Sources:",
-            "",
-        ]
-        lines += [f"- {markdown(entry['model'])}: {markdown(entry['source'])}" for entry in published.values()]
-    return "\n".join([*lines, ""])
+    rows: Sequence[tuple[Any, ...]],
+    *,
+    alignment: str,
+    ruled: Collection[int],
+    paragraphs: Sequence[str],
+    sections: Mapping[str, Collection[str]],
+    content: Mapping[str, Any],
+) -> None:
+    """Write a table of models as `comparison.md` and `.tex`, and `content` as `comparison.json`.
 
-
-def latex_table(
-    title: str, alignment: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], ruled: Collection[int]
-) -> str:
-    """Return a LaTeX table that uses booktabs, with rules above some rows."""
+    `alignment` has an `l` or `r` for each column. LaTeX uses booktabs, with rules above the rows `ruled`. Markdown has
+    paragraphs (which are Markdown already) and lists below the table.
+    """
+    text_columns = len(alignment) - len(alignment.lstrip("l"))
+    lines = [f"# {markdown(title)}", "", table([*columns], [*rows], text_columns=text_columns), "", *paragraphs]
+    for heading, items in sections.items():
+        if items:
+            lines += ["", f"## {heading}", "", *(f"- {markdown(item)}" for item in items)]
+    write_text(output_dir / "comparison.md", "\n".join([*lines, ""]))
     lines = [
         rf"\begin{{table}}\centering\caption{{{latex(title)}}}",
         rf"\begin{{tabular}}{{{alignment}}}",
@@ -184,5 +190,6 @@ def latex_table(
     ]
     for number, row in enumerate(rows):
         lines += [r"\midrule"] if number in ruled else []
-        lines.append(rf"{' & '.join(latex(str(cell)) for cell in row)} \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}\end{table}", ""])
+        lines.append(rf"{' & '.join(map(latex, row))} \\")
+    write_text(output_dir / "comparison.tex", "\n".join([*lines, r"\bottomrule", r"\end{tabular}\end{table}", ""]))
+    write_json(output_dir / "comparison.json", content)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biomedclip.model_cards.escaping import Markdown, markdown, table
+from biomedclip.model_cards.escaping import Markdown, markdown
 from biomedclip.model_cards.model_card import OF_THE_PAPER
 from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
 
 from ..cli.plots import plot_suite
-from ..cli.reporting import say, show_table, write_json, write_text
-from .comparison import Value, headline, latex_table, published_name
+from ..cli.reporting import say, show_table
+from .comparison import Value, headline, published_name, write_comparison
 from .visual_question_answering import WORDS
 
 
@@ -53,10 +53,7 @@ class Line:
 
     def marked(self) -> dict[str, Value]:
         """Return the published values by names that mark them as published, and as read off a figure."""
-        return {
-            published_name({"model": name, "read_from_figure": name in self.from_figure}): value
-            for name, value in self.published.items()
-        }
+        return {published_name(name, name in self.from_figure): value for name, value in self.published.items()}
 
     def _shown(self, name: str) -> str:
         return f"{'about ' if name in self.from_figure else ''}{self.published[name].value:.4g}"
@@ -78,10 +75,10 @@ def compare_suite(
     if mean is not None:
         place = max(number for number, line in enumerate(lines) if line.task == "zero-shot")
         lines.insert(place + 1, mean)
-    why = {
-        model: f"No {MEAN} zero-shot benchmarks for {model}: {', '.join(names)} not measured as in the paper."
+    why = [
+        f"No {MEAN} zero-shot benchmarks for {model}: {', '.join(names)} not measured as in the paper."
         for model, names in lacks.items()
-    }
+    ]
     title = f"Benchmarks of {models[0] if len(models) == 1 else f'{len(models)} models'}"
     rows = [
         (line.task, line.name, line.metric)
@@ -90,11 +87,23 @@ def compare_suite(
         for line in lines
     ]
     columns = ["task", "benchmark", "metric", *models, "BiomedCLIP, published", "others, published"]
-    write_text(output_dir / "comparison.md", _markdown(title, columns, rows, measured, [*why.values()], remarks))
-    ruled = [number for number, row in enumerate(rows) if number == 0 or row[0] != rows[number - 1][0]]
-    alignment = f"lll{'r' * (len(columns) - 4)}l"
-    write_text(output_dir / "comparison.tex", latex_table(title, alignment, columns, rows, ruled))
-    write_json(output_dir / "comparison.json", _json(lines, models, lacks, measured, remarks))
+    paragraphs = ["Fractions, with 95 % bootstrap intervals, or ± the standard deviation over draws of the labels."]
+    paragraphs += ["Published values were not measured here; those marked 'about' were read off a figure."]
+    if mean is not None:
+        paragraphs += [
+            f"The {MEAN} is over the zero-shot benchmarks of the {PAPER_MODEL} paper, with the metrics it gives."
+        ]
+    write_comparison(
+        output_dir,
+        title,
+        columns,
+        rows,
+        alignment=f"lll{'r' * (len(columns) - 4)}l",
+        ruled=[number for number, row in enumerate(rows) if number == 0 or row[0] != rows[number - 1][0]],
+        paragraphs=[*paragraphs, "", *map(markdown, why)] if why else paragraphs,
+        sections=_sections(measured, remarks),
+        content=_json(lines, models, lacks, measured, remarks),
+    )
     drawn = [(f"{line.task}: {line.label}", line.values, line.marked()) for line in lines]
     plot_suite(title, drawn, output_dir / "comparison.png")
     shown: list[tuple[str, ...]] = []
@@ -108,7 +117,7 @@ def compare_suite(
     show_table(title, shown, ["", *(models if fits else map(str, range(1, len(models) + 1))), "published"])
     for number, model in enumerate([] if fits else models, 1):
         say(f"{number}: {model}")
-    for text in why.values():
+    for text in why:
         say(text)
     say(f"In {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
 
@@ -170,36 +179,18 @@ def _lines(task: str, benchmark: str, name: str, results: Mapping[str, Mapping[s
     ]
 
 
-def _markdown(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    measured: Measured,
-    sentences: Sequence[str],
-    remarks: Mapping[str, Mapping[str, str]],
-) -> str:
-    lines = [f"# {markdown(title)}", "", table(list(columns), [tuple(row) for row in rows], text_columns=3), ""]
-    lines += ["Fractions, with 95 % bootstrap intervals, or ± the standard deviation over draws of the labels."]
-    lines += ["Published values were not measured here; those marked 'about' were read off a figure."]
-    if any(MEAN in row for row in rows):
-        lines += [f"The {MEAN} is over the zero-shot benchmarks of the {PAPER_MODEL} paper, with the metrics it gives."]
-    lines += ["", *map(markdown, sentences)] if sentences else []
-    notes: dict[str, None] = {}
-    sources: dict[str, None] = {}
+def _sections(measured: Measured, remarks: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+    """Return the remarks, the notes, the reasons for undefined metrics and the sources of published values."""
+    sections = {heading: [f"{what}: {why}" for what, why in found.items()] for heading, found in remarks.items()}
+    notes: list[str] = []
+    sources: list[str] = []
     for task, _, name, results in measured:
         for model, result in results.items():
             undefined = result["metrics"].get("undefined") or {}
-            notes |= {f"{task} on {name}: {note}": None for note in result["data"].get("notes", [])}
-            notes |= {f"{task} on {name}, {model}: {what} is undefined: {why}": None for what, why in undefined.items()}
-            sources |= {f"{entry['model']}: {entry['source']}": None for entry in result.get("published") or []}
-    for heading, items in {
-        **{heading: [f"{what}: {reason}" for what, reason in found.items()] for heading, found in remarks.items()},
-        "Notes": list(notes),
-        "Sources of published values": list(sources),
-    }.items():
-        if items:
-            lines += ["", f"## {heading}", "", *(f"- {markdown(item)}" for item in items)]
-    return "\n".join([*lines, ""])
+            notes += [f"{task} on {name}: {note}" for note in result["data"].get("notes", [])]
+            notes += [f"{task} on {name}, {model}: {what} is undefined: {why}" for what, why in undefined.items()]
+            sources += [f"{entry['model']}: {entry['source']}" for entry in result.get("published") or []]
+    return sections | {"Notes": [*dict.fromkeys(notes)], "Sources of published values": [*dict.fromkeys(sources)]}
 
 
 def _json(

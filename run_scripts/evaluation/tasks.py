@@ -7,7 +7,7 @@ from typing import Any
 from .linear_probe import evaluate_linear_probe, read_probed
 from .retrieval import evaluate_retrieval, read_pairs
 from .run import Run
-from .visual_question_answering import evaluate_questions, load_answer_tokenizer, read_questions
+from .visual_question_answering import evaluate_questions, read_questions
 from .zero_shot import evaluate_zero_shot, read_classes
 
 
@@ -23,14 +23,9 @@ class Task:
     evaluate: Callable[[Run], dict[str, Any] | None]
 
 
-def _read_questions(options: Any) -> Any:
-    load_answer_tokenizer(options.f1_tokenizer, trust_remote_code=options.trust_remote_code)  # fails early
-    return read_questions(options.benchmark, options.data, options.split, options.image_folder)
-
-
 TASKS = {
     "retrieval": Task(read_pairs, evaluate_retrieval),
     "zero-shot": Task(read_classes, evaluate_zero_shot),
     "linear-probe": Task(read_probed, evaluate_linear_probe),
-    "visual-question-answering": Task(_read_questions, evaluate_questions),
+    "visual-question-answering": Task(read_questions, evaluate_questions),
 }

@@ -47,21 +47,20 @@ NO_HEAD = (
     "MODEL --train-data DATA --output-dir answers"
 )
 
-Questions = tuple[VisualQuestionBenchmark, VisualQuestionBenchmark | None]
 
-
-def read_questions(name: str | None, path: str, split: str, image_folder: str | None = None) -> Questions:
+def read_questions(options: Any) -> tuple[VisualQuestionBenchmark, VisualQuestionBenchmark | None]:
     """Read the questions of a split, and those of the training split if they are available.
 
-    Raise `ValueError` if the benchmark is of another kind or no image can be read, and `FileNotFoundError` if it is
-    missing or incomplete.
+    Raise `ValueError` if the benchmark is of another kind, no image can be read, or the tokenizer of F1 cannot be
+    loaded, and `FileNotFoundError` if the benchmark is missing or incomplete.
     """
-    benchmark = load_questions(name, path, split, image_folder)
-    check_questions_readable(benchmark.questions, f"--data {path}")
-    if split == "train":
+    load_answer_tokenizer(options.f1_tokenizer, trust_remote_code=options.trust_remote_code)  # fails early
+    benchmark = load_questions(options.benchmark, options.data, options.split, options.image_folder)
+    check_questions_readable(benchmark.questions, f"--data {options.data}")
+    if options.split == "train":
         return benchmark, None
     try:
-        return benchmark, load_questions(name, path, "train", image_folder)
+        return benchmark, load_questions(options.benchmark, options.data, "train", options.image_folder)
     except FileNotFoundError:
         return benchmark, None
 

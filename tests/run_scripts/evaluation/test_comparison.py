@@ -59,7 +59,7 @@ def test_notes_of_the_results_are_listed_once(tmp_path):
     data = zero_shot_result()["data"] | {"notes": ["12 images, *not* 32,768.", "Other images."]}
     compare(results("a", "b", data=data), tmp_path)
     text = (tmp_path / "comparison.md").read_text()
-    assert "\nNotes:\n\n- 12 images, \\*not\\* 32,768.\n- Other images.\n" in text and text.count("12 images") == 1
+    assert "\n## Notes\n\n- 12 images, \\*not\\* 32,768.\n- Other images.\n" in text and text.count("12 images") == 1
 
 
 def test_a_comparison_without_published_values_does_not_mention_them(tmp_path, capsys):
