@@ -20,14 +20,9 @@ _RULE = re.compile(r"[|\s:-]*-[|\s:-]*")
 
 
 def find_problems(card: str) -> list[str]:
-    """Find missing and invalid parts of a model card.
+    """Return a line for each placeholder, empty section, empty table cell, and invalid metadata field of a model card.
 
-    Args:
-        card: Text of the whole card, including the metadata.
-
-    Returns:
-        A line for each placeholder, empty section, empty table cell, and invalid metadata field. The list is empty if
-        the card can be published.
+    The list is empty if the card can be published.
     """
     return [*_check_metadata(card), *_check_text(card)]
 

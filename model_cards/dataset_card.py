@@ -1,6 +1,7 @@
 """Fill a dataset card from the report of a build."""
 
 import shlex
+from bisect import bisect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,14 +11,7 @@ from .escaping import Markdown, code_block, one_line
 from .formatting import public_name, render
 
 
-_SIZE_CATEGORIES = [
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-    (10_000_000, "1M<n<10M"),
-    (100_000_000, "10M<n<100M"),
-]
+_SIZE_CATEGORIES = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "n>100M"]
 
 # Name, feature type in `datasets`, and description in Markdown of each column.
 _COLUMNS = [
@@ -56,14 +50,7 @@ _OF_THE_MACHINE = """
 
 
 def fill_dataset_card(report: Mapping[str, Any]) -> str:
-    """Fill a dataset card.
-
-    Args:
-        report: Report of `biomedclip build`.
-
-    Returns:
-        Markdown with the metadata block that the Hub reads.
-    """
+    """Fill a dataset card from the report of `biomedclip build`. Return Markdown with the metadata for the Hub."""
     title = "Synthetic figure-caption pairs" if report["synthetic"] else "Figure-caption pairs from PubMed Central"
     left_out = [(f"article: {reason}", count) for reason, count in report["articles"]["dropped"].items()]
     left_out += [(f"figure: {reason}", count) for reason, count in report["figures"]["skipped"].items()]
@@ -100,7 +87,7 @@ def _metadata(title: str, report: Mapping[str, Any]) -> str:
         pretty_name=title,
         task_categories=["zero-shot-image-classification", "image-to-text"],
         tags=["biology", "medical", "pubmed-central", "biomedclip"],
-        size_categories=[next((name for limit, name in _SIZE_CATEGORIES if report["pairs"] < limit), "n>100M")],
+        size_categories=[_SIZE_CATEGORIES[bisect([10**power for power in range(3, 9)], report["pairs"])]],
         configs=[
             {
                 "config_name": "default",

@@ -37,12 +37,7 @@ class Markdown(str):
 
 
 def visible(text: Any, *, keep: str = "") -> str:
-    """Return a text with every invisible character replaced with U+FFFD.
-
-    Args:
-        text: Any object that `str` accepts.
-        keep: Control characters to keep, such as the newline.
-    """
+    """Return a text with every invisible character replaced with U+FFFD, except those in `keep`, such as newlines."""
     return "".join(
         character if character in keep or unicodedata.category(character) not in _INVISIBLE else "\ufffd"
         for character in str(text)
@@ -60,11 +55,7 @@ def lines(text: Any) -> str:
 
 
 def markdown(text: Any) -> Markdown:
-    """Return a text as one line that Markdown, HTML and math display literally, inside and outside of tables.
-
-    Args:
-        text: Any object that `str` accepts. [`Markdown`] is returned unchanged.
-    """
+    """Return a text as one line that Markdown, HTML and math display literally, inside and outside of tables."""
     if isinstance(text, Markdown):
         return text
     escaped = _MARKUP.sub(lambda match: f"\\{match[0]}", one_line(text))
@@ -91,20 +82,13 @@ def latex(text: Any) -> str:
 
 
 def table(columns: list[Any], rows: list[tuple[Any, ...]], *, text_columns: int = 1) -> str:
-    """Return a Markdown table.
+    """Return a Markdown table. The first `text_columns` columns are left-aligned, all others right-aligned.
 
-    Args:
-        columns: Headings.
-        rows: Rows of the table, as in [`table_rows`].
-        text_columns: Number of leading columns that are left-aligned. All others are right-aligned.
+    Integers get commas. Text is escaped unless it is [`Markdown`].
     """
-    rule = "|---" * text_columns + "|---:" * (len(columns) - text_columns) + "|"
-    return "\n".join([table_rows([tuple(columns)]), rule, *([table_rows(rows)] if rows else [])])
-
-
-def table_rows(rows: list[tuple[Any, ...]]) -> str:
-    """Return rows of a Markdown table. Integers get commas. Text is escaped unless it is [`Markdown`]."""
-    return "\n".join(
+    head, *body = (
         "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else markdown(cell) for cell in row) + " |"
-        for row in rows
+        for row in [columns, *rows]
     )
+    rule = "|---" * text_columns + "|---:" * (len(columns) - text_columns) + "|"
+    return "\n".join([head, rule, *body])

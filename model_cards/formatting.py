@@ -15,10 +15,6 @@ def render(template: str, /, **values: Any) -> str:
     """Fill a Jinja template of this folder.
 
     Each value is escaped with [`markdown`], and integers get commas. Only [`Markdown`] is inserted unchanged.
-
-    Args:
-        template: File name of the template.
-        values: Values by name.
     """
     import jinja2  # imported here, because the command line imports this module for every verb
 

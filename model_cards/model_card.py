@@ -64,15 +64,9 @@ _METRIC_TYPES = {"auroc": "roc_auc"}  # names on the Hub that differ from ours
 
 
 def fill_model_card(facts: Mapping[str, Any]) -> str:
-    """Fill a model card.
+    """Fill a model card from the facts of `card_facts`. Return Markdown with the metadata for the Hub.
 
-    Args:
-        facts: `title`, `name` (the repository), `model` (architecture), `license`, `conversion`, `training`, `dataset`,
-            `results`, `open_clip` (whether the repository contains a copy for open_clip), `versions`, and `paper` (the
-            published values by task and benchmark). A fact may be None. The card then states that it is missing.
-
-    Returns:
-        Markdown with the metadata block that the Hub reads.
+    If a fact is None, the card states that it is missing.
     """
     training, dataset, results = facts["training"], facts["dataset"], facts["results"]
     recipe = training and training["recipe"]

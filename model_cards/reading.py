@@ -26,19 +26,10 @@ _KINDS = {
 
 
 def find_file(folder: Path, name: str, *, allowed: Callable[[str], bool] | None = None) -> Path | None:
-    """Find a regular file in a folder.
+    """Return the path of a regular file in a folder with all links resolved, or None if it does not exist.
 
-    Args:
-        folder: The folder. It may be a link, because the user chose it.
-        name: Path of the file in the folder.
-        allowed: Function that returns whether a link may point to a path in the folder (default: to any path).
-
-    Returns:
-        The path with all links resolved, or None if the file does not exist.
-
-    Raises:
-        ValueError: If a link points outside the folder, is broken, or points to a file that is not allowed, or if the
-            path is not a regular file.
+    The folder may be a link, because the user chose it. In it, links that are broken, point outside, or point to a path
+    for which `allowed` returns False raise a `ValueError`.
     """
     path = folder / name
     try:
@@ -66,11 +57,7 @@ def _check_kind(path: Path, status: os.stat_result) -> None:
 
 
 def refuse_links_out(folder: Path, root: Path | None = None) -> None:
-    """Check that no link in a folder, at any depth, points outside `root` (default: the folder).
-
-    Raises:
-        ValueError: If a link points outside `root`.
-    """
+    """Raise `ValueError` if a link in a folder, at any depth, points outside `root` (default: the folder)."""
     root = root or folder
     inside = root.resolve()
     for place, folders, names in os.walk(folder):  # does not follow links to folders
@@ -83,12 +70,7 @@ def refuse_links_out(folder: Path, root: Path | None = None) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file in UTF-8.
-
-    Raises:
-        ValueError: If it is not a regular file, is larger than 64 MiB, or is not UTF-8.
-        OSError: If it cannot be read.
-    """
+    """Read a text file. A special file, more than 64 MiB, and text that is not UTF-8 raise a `ValueError`."""
     # Without O_NONBLOCK, opening a named pipe would wait for a writer forever.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     with open(descriptor, "rb") as file:
@@ -103,24 +85,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ValueError: If [`read_text`] rejects the file, if it is not strict JSON (without NaN and infinity), or if it has
-            more than 50 levels of nesting.
-        OSError: If it cannot be read.
-    """
+    """Read a JSON file. NaN, infinity, and more than 50 levels of nesting raise a `ValueError`."""
     return _parse(path, json.loads)
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
-
-    Raises:
-        ValueError: If [`read_text`] rejects the file, if it contains aliases or a value that JSON does not have, or if
-            it has more than 50 levels of nesting.
-        OSError: If it cannot be read.
-    """
+    """Read a YAML file. Aliases, values that JSON lacks, and more than 50 levels of nesting raise a `ValueError`."""
     return _parse(path, _load_yaml)
 
 
@@ -154,18 +124,11 @@ def _check_depth(content: Any, levels: int = DEEPEST) -> None:
 
 
 def check_shape(path: Path, content: Any, shape: Any, where: str = "") -> None:
-    """Check that the content of a file has the expected fields and types.
+    """Raise `ValueError` unless the content of a file has the expected fields and types. `where` names a part of it.
 
-    Args:
-        path: Path of the file, for error messages.
-        content: The parsed content.
-        shape: A type or a tuple of types; `[shape]` for a list; `{str: shape}` for an object with any names; or an
-            object that gives the shape of each field. A field whose name ends with `?` may be missing or null. Other
-            fields are ignored. `bool` does not count as a number.
-        where: Name of the part that is checked, for error messages.
-
-    Raises:
-        ValueError: If a field is missing or has the wrong type.
+    A shape is a type or a tuple of types; `[shape]` for a list; `{str: shape}` for an object with any names; or an
+    object that gives the shape of each field. A field whose name ends with `?` may be missing or null. Other fields are
+    ignored. `bool` does not count as a number.
     """
     kinds: Any = dict if isinstance(shape, Mapping) else list if isinstance(shape, list) else shape
     names = {dict: "an object", list: "a list", type(None): "null"}

@@ -34,12 +34,7 @@ RESULT: dict[str, Any] = {
     "paper?": {str: object},
     "paper_source?": str,
     "published?": [
-        {
-            "model": str,
-            "values": {"by_fraction?": {str: {str: object}}},
-            "source": str,
-            "read_from_figure": bool,
-        }
+        {"model": str, "values": {"by_fraction?": {str: {str: object}}}, "source": str, "read_from_figure": bool},
     ],
     "settings?": {str: object},
     "seconds?": _NUMBER,
@@ -55,30 +50,16 @@ _BASELINE = re.compile(r"chance|most_frequent")
 
 
 class Measure(NamedTuple):
-    """A number of a result.
+    """A number of a result, with its confidence interval and the value in the paper."""
 
-    Args:
-        path: Keys of the number in `metrics`.
-        value: The number. None if the metric is undefined.
-        interval: Lower and upper end of the confidence interval, if there is one.
-        paper: Value in the paper, if there is one.
-    """
-
-    path: tuple[str, ...]
-    value: float | None
+    path: tuple[str, ...]  # keys in `metrics`
+    value: float | None  # None if the metric is undefined
     interval: tuple[float, float] | None
     paper: float | None
 
 
 def find_results(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Find `results.json` files.
-
-    Args:
-        places: Folders that contain such files at any depth, or the files themselves.
-
-    Raises:
-        FileNotFoundError: If a place does not exist or contains no such file.
-    """
+    """Find `results.json` files. Places are folders that contain such files at any depth, or the files themselves."""
     found: dict[Path, None] = {}
     for name in places:
         place = Path(name)
@@ -93,11 +74,7 @@ def find_results(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read a `results.json` file and check the fields that a card uses. Names from earlier versions are replaced.
-
-    Raises:
-        ValueError: If the file is damaged, has another schema, lacks a field, or contains an impossible value.
-    """
+    """Read a `results.json` file and check the fields that a card uses. Names from earlier versions are replaced."""
     try:
         result = read_json(path)
         if not isinstance(result, Mapping) or result.get("schema") != SCHEMA:

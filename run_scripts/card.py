@@ -5,13 +5,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from biomedclip.conversion import load_any_layout
+from biomedclip.conversion.files import is_transformers_layout
 from biomedclip.model_cards.formatting import PLACEHOLDER
 from biomedclip.model_cards.model_card import BENCHMARKS, NOT_MEASURED, OF_THE_PAPER, benchmark_name, fill_model_card
 from biomedclip.model_cards.results import measures
 
 from .cli.options import parse_options
 from .cli.reporting import UNDEFINED, say, show_table, write_json, write_text
-from .hub.card_facts import CARD, CARD_FACTS, collect_facts
+from .hub.card_facts import (
+    CARD,
+    CARD_FACTS,
+    card_facts,
+    describe_model,
+    read_conversion,
+    read_dataset,
+    read_training,
+    select_results,
+)
 
 
 EXAMPLE = """biomedclip card out/model --train-run out/training --dataset out \\
@@ -49,12 +60,7 @@ class CardOptions:
 def main(arguments: Sequence[str]) -> None:
     """Run `biomedclip card`."""
     (options,) = parse_options(
-        "card",
-        [CardOptions],
-        arguments,
-        description=str(__doc__),
-        example=EXAMPLE,
-        positionals=["model"],
+        "card", [CardOptions], arguments, description=str(__doc__), example=EXAMPLE, positionals=["model"]
     )
     facts, left_out = write_card(options)
     show_facts(facts, left_out)
@@ -62,17 +68,22 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
-    """Write the card of a model and its facts. See [`collect_facts`] for the return value and the errors."""
+    """Write the card of a model and its facts. Return them, and the files with results of other weights."""
     folder = Path(options.model)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"--model {folder} is not a folder. The card of a model on the Hub is in its repository."
         )
-    facts, left_out = collect_facts(
-        folder,
-        train_run=options.train_run,
-        dataset=options.dataset,
-        results=options.results,
+    described = describe_model(*load_any_layout(folder))
+    described["layout"] = "transformers" if is_transformers_layout(folder) else "open_clip"
+    training = read_training(folder, options.train_run)
+    results, left_out = select_results(described["weights"], options.results)
+    facts = card_facts(
+        described,
+        conversion=read_conversion(folder),
+        training=training,
+        dataset=read_dataset(options.dataset, training) if options.dataset else None,
+        results=results,
         license=options.license,
         title=options.title,
         name=options.name,

@@ -77,19 +77,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def convert(options: ConvertOptions) -> dict[str, Any]:
-    """Convert a checkpoint. Write the model, its card and `conversion.json`.
-
-    Args:
-        options: Source, result and layout.
-
-    Returns:
-        The content of `conversion.json`.
-
-    Raises:
-        FileExistsError: If `output_dir` is not empty and `overwrite` is not set.
-        FileNotFoundError: If the source or one of its files is missing.
-        ValueError: If the weights or settings are not those of a BiomedCLIP model.
-    """
+    """Convert a checkpoint. Write the model, its card and `conversion.json`, and return the content of the last."""
     output_dir = Path(options.output_dir)
     refuse_filled(output_dir, overwrite=options.overwrite)
     started = time.monotonic()

@@ -77,19 +77,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def export(options: ExportOptions) -> dict[str, Any]:
-    """Export a model with its processor, and measure the error of its embeddings.
-
-    Args:
-        options: Model, result, format and precision.
-
-    Returns:
-        The content of `export_report.json`.
-
-    Raises:
-        FileExistsError: If `output_dir` is not empty and `overwrite` is not set.
-        FileNotFoundError: If the model, the images or the texts are missing.
-        ValueError: If the format does not have the precision.
-    """
+    """Export a model with its processor, measure the error of its embeddings, and return `export_report.json`."""
     check_export(options.format, options.precision)
     output_dir = Path(options.output_dir)
     refuse_filled(output_dir, overwrite=options.overwrite)

@@ -14,12 +14,7 @@ from biomedclip.model_cards.reading import check_shape, read_json, read_text
 from .cli.options import parse_options
 from .cli.reporting import say, show_table, versions, write_json
 from .hub.card_facts import CARD, CARD_FACTS, FACTS, describe_model
-from .hub.model_files import (
-    check_private_content,
-    files_from_card,
-    find_model_files,
-    load_published,
-)
+from .hub.model_files import check_private_content, files_from_card, find_model_files, load_published
 from .hub.model_upload import upload_model
 from .hub.publishing import check_card, check_write_access, create_repository
 
@@ -46,12 +41,7 @@ class PushOptions:
 def main(arguments: Sequence[str]) -> None:
     """Run `biomedclip push`."""
     (options,) = parse_options(
-        "push",
-        [PushOptions],
-        arguments,
-        description=str(__doc__),
-        example=EXAMPLE,
-        positionals=["repo_id"],
+        "push", [PushOptions], arguments, description=str(__doc__), example=EXAMPLE, positionals=["repo_id"]
     )
     report = push_model(options)
     rows: list[tuple[Any, ...]] = [(name, size(count)) for name, count in report["files"].items()]
@@ -75,13 +65,6 @@ def push_model(options: PushOptions) -> dict[str, Any]:
 
     The files are uploaded as a pull request, which is then downloaded. It is merged if it gives the same embeddings as
     the model on disk. Otherwise, it is closed and the branch does not change.
-
-    Raises:
-        PermissionError: If there is no token, or if it may not write to the namespace.
-        ValueError: If [`find_model_files`] rejects a file, the card is incomplete or describes other weights, a file
-            contains a local path or an access token, or the uploaded model gives different embeddings.
-        FileNotFoundError: If a required file is missing.
-        OSError: If the upload fails, or if the files on the Hub differ from those that were sent.
     """
     folder, repo_id = Path(options.model), options.repo_id
     api = None if options.dry_run else check_write_access(repo_id, "push")

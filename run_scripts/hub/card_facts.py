@@ -10,8 +10,6 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from biomedclip.configuration_biomedclip import BiomedCLIPTextConfig
-from biomedclip.conversion import load_any_layout
-from biomedclip.conversion.files import is_transformers_layout
 from biomedclip.conversion.open_clip import open_clip_obstacle
 from biomedclip.model_cards.formatting import PLACEHOLDER, public_name
 from biomedclip.model_cards.model_card import COSTS, OF_THE_PAPER, PUBLISHED, TASKS, public_result
@@ -69,41 +67,6 @@ FACTS = {
     "dataset?": _DATASET | {"id?": str},
     "results": [RESULT],
 }
-
-
-def collect_facts(
-    folder: Path,
-    *,
-    train_run: str | None = None,
-    dataset: str | None = None,
-    results: Sequence[str] = (),
-    **stated: Any,
-) -> tuple[dict[str, Any], list[Path]]:
-    """Collect the facts for a model card. The options are those of `biomedclip card`.
-
-    Returns:
-        The facts, and the files with results of other weights, which are not used.
-
-    Raises:
-        FileNotFoundError: If a required file is missing.
-        ValueError: If a file is damaged, all results are of other weights, two files contain the same measurement, or
-            the model was not trained on the dataset.
-    """
-    model, processor = load_any_layout(folder)
-    described = describe_model(model, processor)
-    described["layout"] = "transformers" if is_transformers_layout(folder) else "open_clip"
-    del model
-    training = _read_training(folder, train_run)
-    selected, left_out = select_results(described["weights"], results)
-    facts = card_facts(
-        described,
-        conversion=_read_part(folder, CONVERSION, _CONVERSION),
-        training=training,
-        dataset=_read_dataset(dataset, training) if dataset else None,
-        results=selected,
-        **stated,
-    )
-    return facts, left_out
 
 
 def card_facts(
@@ -204,7 +167,12 @@ def select_results(weights: str, places: Sequence[str]) -> tuple[list[dict[str, 
     return sorted((result for _, result in results.values()), key=position), left_out
 
 
-def _read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
+def read_conversion(folder: Path) -> dict[str, Any] | None:
+    """Return the report of `biomedclip convert`, or None if it did not write the folder."""
+    return _read_part(folder, CONVERSION, _CONVERSION)
+
+
+def read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
     """Return the results, last evaluation and recipe of a training run, or None if the model folder contains no run."""
     run = Path(train_run) if train_run else model
     results = _read_part(run, TRAIN_RESULTS, _TRAINING)
@@ -227,7 +195,7 @@ def _read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
     return {"results": results, "last": last, "recipe": recipe}
 
 
-def _read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any]:
+def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the fields of a dataset's report that a card uses, and the `id` if the dataset is on the Hub."""
     path, repo_id = Path(name) / BUILD_REPORT, None
     if Path(name).is_dir():

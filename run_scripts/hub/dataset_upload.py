@@ -5,7 +5,6 @@ earlier build. `HfApi.upload_folder` would delete first and upload the card with
 an incomplete dataset.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from biomedclip.model_cards.reading import check_shape, find_file, read_text, re
 from biomedclip.processing.integrity import HASHES, check_file, read_columns
 
 from ..cli.reporting import say
-from .publishing import check_card, check_write_access, commit, create_repository, list_files, verify_upload
+from .publishing import as_json, check_card, check_write_access, commit, create_repository, list_files, verify_upload
 
 
 # Files that are published with the shards. No other file of the folder is published.
@@ -46,13 +45,6 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
     """Publish the output folder of `biomedclip build` with its report, and return the URL.
 
     An interrupted upload continues when the function is called again.
-
-    Raises:
-        PermissionError: If there is no token, or if it may not write to the namespace.
-        ValueError: If `repo_id` is invalid, the repository is public and `private` is set, the license of a pair does
-            not permit redistribution, a link points outside the folder, or a shard does not belong to the build.
-        OSError: If a file is missing or damaged, the upload fails, or the files on the Hub differ from those that were
-            sent.
     """
     folder = Path(folder)
     api = check_write_access(repo_id)
@@ -64,8 +56,7 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
     check_card(card, "dataset", folder / "README.md")
     companions: dict[str, Path | bytes] = {name: found[name] for name in COMPANIONS}
     companions["README.md"] = card.replace(PLACEHOLDER, repo_id).encode()
-    public = json.dumps(public_report(report), indent=2, ensure_ascii=False, allow_nan=False)
-    companions["report.json"] = public.encode()
+    companions["report.json"] = as_json(public_report(report))
 
     create_repository(api, repo_id, "dataset", private=private)
     names = [*shards]
@@ -107,12 +98,7 @@ def _find_files(folder: Path, report: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def check_licenses(shards: Iterable[Path], *, pairs: int) -> None:
-    """Check the license of each pair, and the number of pairs, in the shards. The report is not trusted.
-
-    Raises:
-        ValueError: If a license does not permit redistribution, or the number of pairs differs.
-        OSError: If a file is damaged.
-    """
+    """Check the license of each pair, and the number of pairs, in the shards. The report is not trusted."""
     codes: Counter[str | None] = Counter()
     for path in shards:
         codes.update(read_columns(path, ["license"]).column("license").to_pylist())

@@ -25,14 +25,9 @@ def evaluated_fingerprint(model: nn.Module) -> str:
 
 
 def base_fingerprint(name: str, *, trust_remote_code: bool = False) -> str | None:
-    """Return the fingerprint in float32 of the dual encoder in a checkpoint.
+    """Return the fingerprint in float32 of the dual encoder in a folder or on the Hub.
 
-    Args:
-        name: Folder or Hub id.
-        trust_remote_code: Whether code of the checkpoint may be run.
-
-    Returns:
-        The fingerprint, or None if the checkpoint lacks weights of a dual encoder, such as the projections.
+    It is None if the checkpoint lacks weights of a dual encoder, such as the projections.
     """
     model, info = AutoModel.from_pretrained(
         name, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code

@@ -1,7 +1,6 @@
 """Select the files of a model folder to publish: files on an allow-list, and code of the installed package only."""
 
 import filecmp
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from biomedclip.model_cards.reading import find_file, read_json, refuse_links_ou
 
 from ..cli.options import WRITTEN_RECIPE
 from .card_facts import CARD, CARD_FACTS
+from .publishing import as_json
 
 
 # No other files of the folder are published.
@@ -55,14 +55,9 @@ def package_code() -> dict[str, Path]:
 def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """Find the files of a model folder to publish. Nothing is loaded and no code is run.
 
-    Returns:
-        The paths of the files by name, with links resolved and code files from the installed package, and the names of
-        all other files with the reason.
-
-    Raises:
-        FileNotFoundError: If the folder or a required file is missing.
-        ValueError: If the folder is not in transformers' layout, a link points to another file, code differs from the
-            installed package, a configuration refers to other code, or weights are not safetensors.
+    Return the paths of the files by name, with links resolved and code files from the installed package, and the names
+    of all other files with the reason. Links to other files, code that differs from the installed package,
+    configurations that refer to other code, and weights that are not safetensors raise a `ValueError`.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"--model {folder}: the folder does not exist.")
@@ -96,11 +91,7 @@ def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
 
 
 def load_published(files: Mapping[str, Path], folder: Path, scratch: Path) -> tuple[Any, Any]:
-    """Load model and processor using only the files to publish, linked into the new folder `scratch`.
-
-    Raises:
-        ValueError: If the files are not a complete BiomedCLIP model.
-    """
+    """Load model and processor using only the files to publish, linked into the new folder `scratch`."""
     scratch.mkdir()
     for name, path in files.items():
         try:
@@ -115,11 +106,11 @@ def load_published(files: Mapping[str, Path], folder: Path, scratch: Path) -> tu
 
 def files_from_card(facts: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the files that are generated from the facts of a card: the facts, each result, and the recipe."""
-    files = {CARD_FACTS: _json(facts)}
+    files = {CARD_FACTS: as_json(facts)}
     for result in facts["results"]:
         name = re.sub(r"[^\w-]+", "_", f"{result['task']}_{result['benchmark'] or 'own'}")
         number = sum(known.startswith(f"results/{name}") for known in files)
-        files[f"results/{name}{f'_{number + 1}' if number else ''}.json"] = _json(result)
+        files[f"results/{name}{f'_{number + 1}' if number else ''}.json"] = as_json(result)
     if recipe := (facts.get("training") or {}).get("recipe"):
         files[WRITTEN_RECIPE] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
     return files
@@ -135,10 +126,6 @@ def check_private_content(files: Mapping[str, Path | bytes], folder: Path) -> No
                 raise ValueError(f"{folder / name} contains {found}, a path of this machine. Remove it.")
             if _ACCESS_TOKEN.search(content):
                 raise ValueError(f"{folder / name} contains an access token of the Hub. Remove it.")
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _installed_code(path: Path, resolved: Path) -> Path:

@@ -17,7 +17,7 @@ from biomedclip.conversion import from_open_clip
 from biomedclip.conversion.files import OPEN_CLIP_CONFIG
 
 from ..evaluation.verification import LABELS, LARGEST_DIFFERENCE, TEMPLATE, pictures_to_compare
-from . import reloading
+from . import model_outputs
 from .fingerprints import evaluated_fingerprint
 from .model_files import is_from_push
 from .publishing import commit, hub_errors, list_files, verify_upload
@@ -31,10 +31,6 @@ def upload_model(
     If the process is killed before the checks end, the pull request stays open. `report` has `repo_id`, `revision` and
     `weights`. `source` is the model and processor on disk. `scratch` is a folder for the download. Return the largest
     differences, the commit and the URL.
-
-    Raises:
-        OSError: If the upload fails, or if the files on the Hub differ from those that were sent.
-        ValueError: If the outputs of the uploaded model differ from those of the original.
     """
     repo_id, branch = report["repo_id"], report["revision"]
     if branch != "main":
@@ -66,11 +62,7 @@ def upload_model(
 def compare_download(
     api: HfApi, repo_id: str, revision: str, source: tuple[Any, Any], scratch: Path
 ) -> dict[str, float]:
-    """Download a repository into an empty cache, and return the largest difference of each output of the model.
-
-    Raises:
-        ValueError: If the download cannot be loaded, its outputs differ, or open_clip's copy has different weights.
-    """
+    """Download a repository into an empty cache, and return the largest difference of each output of the model."""
     commit = api.model_info(repo_id, revision=revision).sha
     folder = Path(api.snapshot_download(repo_id, revision=commit, cache_dir=scratch / "cache"))
     weights = evaluated_fingerprint(source[0])
@@ -80,10 +72,12 @@ def compare_download(
     inputs.mkdir()
     for number, image in enumerate(pictures_to_compare([])):
         image.save(inputs / f"{number:03d}.png")
-    (inputs / reloading.TEXTS).write_text(json.dumps([TEMPLATE.format(label) for label in LABELS]), encoding="utf-8")
+    (inputs / model_outputs.TEXTS).write_text(
+        json.dumps([TEMPLATE.format(label) for label in LABELS]), encoding="utf-8"
+    )
     outputs = outputs_in_new_process(folder, inputs, scratch)
     differences = {}
-    for name, expected in reloading.outputs(*source, inputs).items():
+    for name, expected in model_outputs.outputs(*source, inputs).items():
         same_shape = outputs[name].shape == expected.shape
         differences[name] = (outputs[name].double() - expected.double()).abs().max().item() if same_shape else torch.inf
     exact = max(differences["token ids"], differences["pixels"])
@@ -95,10 +89,10 @@ def compare_download(
 
 
 def outputs_in_new_process(folder: Path, inputs: Path, scratch: Path) -> dict[str, torch.Tensor]:
-    """Run `reloading.py` in a process that has access to neither this package nor the user's token."""
+    """Run `model_outputs.py` in a process that has access to neither this package nor the user's token."""
     result = scratch / "outputs.safetensors"
     # -P keeps the folder of the script, and thereby this package, off the module path.
-    command = [sys.executable, "-P", reloading.__file__, str(folder), str(inputs), str(result)]
+    command = [sys.executable, "-P", model_outputs.__file__, str(folder), str(inputs), str(result)]
     hidden = ("PYTHONPATH", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}

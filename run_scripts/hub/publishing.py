@@ -1,8 +1,10 @@
 """Upload files to the Hugging Face Hub: checks before the upload, commits, and verification after it."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError
@@ -20,13 +22,7 @@ LOG_IN = "Log in with `hf auth login` and a token with the role 'write' from htt
 
 
 def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
-    """Return a client whose token may write to the namespace. Errors mention `option`.
-
-    Raises:
-        UsageError: If `repo_id` is not a valid id with a namespace.
-        PermissionError: If there is no token, or if it is invalid or may not write.
-        ConnectionError: If the Hub does not respond.
-    """
+    """Return a client whose token may write to the namespace. Errors mention `option`."""
     namespace, slash, _ = repo_id.partition("/")
     try:
         validate_repo_id(repo_id)
@@ -50,6 +46,11 @@ def check_write_access(repo_id: str, option: str = "--push-to") -> HfApi:
             f"{', '.join(sorted(writable))}, ask an owner for write access, or log in with another account."
         )
     return api
+
+
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """Return strict JSON for a file of a repository."""
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def check_card(card: str, repo_type: str, path: Path) -> None:
@@ -94,9 +95,6 @@ def commit(
     `files` maps paths in the repository to local files or their content. `delete` lists the paths to delete. With
     `create_pr`, a pull request for the branch `revision` is created, and the branch does not change. Return the commit,
     and the size and SHA-256 of each file for [`verify_upload`].
-
-    Raises:
-        OSError: If the Hub rejects the upload, or still fails after several attempts.
     """
 
     def send() -> tuple[CommitInfo, dict[str, UploadInfo]]:
@@ -125,11 +123,7 @@ def commit(
 
 
 def verify_upload(files: Mapping[str, RepoFile], sent: Mapping[str, UploadInfo], deleted: Sequence[str]) -> None:
-    """Check the list of files on the Hub. The Hub states the SHA-256 of LFS files only.
-
-    Raises:
-        OSError: If a file is missing, was not deleted, or differs in size or SHA-256.
-    """
+    """Check the files on the Hub: size, SHA-256 (which the Hub states for LFS files only), and deletions."""
     wrong = [name for name in deleted if name in files]
     for name, info in sent.items():
         file = files.get(name)

@@ -1,6 +1,6 @@
 """Compute the outputs of a saved model. Run as a program, it uses no code of this package except that in the folder.
 
-python reloading.py FOLDER INPUTS OUTPUTS
+python model_outputs.py FOLDER INPUTS OUTPUTS
 """
 
 import json
@@ -19,13 +19,7 @@ TEXTS = "texts.json"
 
 @torch.no_grad()
 def outputs(model: Any, processor: Any, inputs: Path) -> dict[str, torch.Tensor]:
-    """Return token ids, pixels, embeddings and logits of fixed inputs, in float32 on the CPU.
-
-    Args:
-        model: The model.
-        processor: Its processor.
-        inputs: Folder with PNG files and `texts.json`.
-    """
+    """Return token ids, pixels, embeddings and logits in float32 on the CPU, for the images and texts of a folder."""
     model = model.float().eval()
     images = [Image.open(path) for path in sorted(inputs.glob("*.png"))]
     texts = json.loads((inputs / TEXTS).read_text(encoding="utf-8"))
