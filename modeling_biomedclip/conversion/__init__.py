@@ -65,16 +65,8 @@ def from_open_clip(
 def load_any_layout(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     """Load a model and its processor from a folder in the layout of transformers, open_clip or the community port.
 
-    Args:
-        folder: Local folder.
-
-    Returns:
-        The model and its processor.
-
-    Raises:
-        FileNotFoundError: If a file of the layout is missing.
-        ValueError: If the folder contains an adapter, only a part of the model (such as an image classifier),
-            unexpected weights, or a setting that would run code or load another model.
+    Adapters, parts of the model (such as an image classifier), unexpected weights, and settings that would run code or
+    load another model raise a `ValueError`.
     """
     if not is_transformers_layout(folder):
         return from_open_clip(folder)
@@ -103,11 +95,6 @@ def save_with_processor(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, 
     """Save a model, its processor, and the original `open_clip_config.json` if the model was converted.
 
     [`to_open_clip`] can then write the original file. After `save_pretrained`, it derives the file from the model.
-
-    Args:
-        model: The model, for example from [`from_open_clip`].
-        processor: Processor of the model.
-        folder: Output folder.
     """
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

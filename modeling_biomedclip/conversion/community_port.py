@@ -9,9 +9,8 @@ from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from ..configuration_biomedclip import BiomedCLIPConfig
 from ..modeling_biomedclip import BiomedCLIPModel
 from .files import read_json, read_tokenizer, read_weights
-from .open_clip import TIMM_EPSILON
 from .tensors import fill_model, from_port_tensors
-from .vision_text import text_config_of, vision_config_of
+from .vision_text import changed_epsilon, text_config_of, vision_config_of
 
 
 logger = logging.getLogger(__name__)
@@ -25,22 +24,16 @@ def read_port(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     if not isinstance(stored.get("projection_dim"), int):
         raise ValueError(f"{folder / 'config.json'}: projection_dim is missing or not a number.")
     vit_config = ViTConfig(**stored["vision_config"])
-    if vit_config.layer_norm_eps != TIMM_EPSILON:
-        logger.warning(
-            "%s has layer_norm_eps=%s for the image tower. BiomedCLIP was trained with %s, so the converted model uses "
-            "that value. Its image embeddings differ from those of the port in the fifth digit.",
-            folder / "config.json",
-            vit_config.layer_norm_eps,
-            TIMM_EPSILON,
-        )
+    if epsilon := changed_epsilon(vit_config):
+        embeddings = "Image embeddings differ from those of the port in the fifth digit."
+        logger.warning("%s: %s %s", folder / "config.json", epsilon, embeddings)
     config = BiomedCLIPConfig(
         vision_config=vision_config_of(vit_config),
         text_config=text_config_of(BertConfig(**stored["text_config"])),
         projection_dim=stored["projection_dim"],
     )
     model = fill_model(config, from_port_tensors, read_weights(folder), folder)
-    size = vit_config.image_size
-    image_processor = BiomedCLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    image_processor = BiomedCLIPImageProcessor(size=vit_config.image_size, crop_size=vit_config.image_size)
     tokenizer = read_tokenizer(BertTokenizer, folder, CONTEXT_LENGTH)
     return model, BiomedCLIPProcessor(image_processor, tokenizer)
 

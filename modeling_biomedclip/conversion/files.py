@@ -1,6 +1,5 @@
 """Read the files of a checkpoint from a folder or the Hub. Their contents are not trusted."""
 
-import json
 import os
 import pickle
 import re
@@ -36,15 +35,7 @@ _STALE_BUFFER = re.compile(r"\.embeddings\.position_ids$")
 
 
 def find_checkpoint(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Return the local folder of a checkpoint. Download it first if `source` is a Hub id.
-
-    Args:
-        source: Folder or Hub id.
-        revision: Branch, tag or commit of a Hub id.
-
-    Raises:
-        FileNotFoundError: If `source` is neither a folder nor a reachable Hub id.
-    """
+    """Return the local folder of a checkpoint. Download it first if `source` is a Hub id."""
     if Path(source).is_dir():
         return Path(source)
     try:
@@ -73,14 +64,6 @@ def read_tokenizer(tokenizer_class: Any, folder: Path, context_length: int) -> A
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise FileNotFoundError(f"{folder} has no tokenizer, neither {' nor '.join(TOKENIZER_FILES)}.")
     return tokenizer_class.from_pretrained(folder, model_max_length=context_length, trust_remote_code=False)
-
-
-def parse_json(text: str, source: object) -> Any:
-    """Parse JSON text. Raise a `ValueError` that names `source` if it is not valid JSON."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{source} is not JSON: {error}") from error
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

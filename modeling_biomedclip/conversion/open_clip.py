@@ -1,12 +1,13 @@
 """Read and write folders in the layout of open_clip, and translate its configuration."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from ..configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
 from ..modeling_biomedclip import BiomedCLIPModel
-from .files import (
-    OPEN_CLIP_CONFIG,
-    OPEN_CLIP_WEIGHTS,
-    ORIGINAL_CONFIG,
-    parse_json,
-    read_json,
-    read_tokenizer,
-    read_weights,
-)
+from .files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, ORIGINAL_CONFIG, read_json, read_tokenizer, read_weights
 from .open_clip_settings import channel_values, check_honored, check_known, is_at_hand, is_clip_text
 from .tensors import fill_model, from_open_clip_tensors, to_open_clip_tensors
 from .vision_text import SHARED_WITH_BERT, bert_config_of, text_config_of
@@ -38,17 +31,13 @@ logger = logging.getLogger(__name__)
 # The BERT of the published checkpoint. open_clip builds the text tower from its configuration on the Hub.
 PUBLISHED_BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
 # The model was renamed on the Hub. Its configuration (BERT base) is known, so it is not downloaded.
-PUBLISHED_NAMES = (
-    PUBLISHED_BERT,
-    "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract",
-)
+PUBLISHED_NAMES = (PUBLISHED_BERT, "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract")
 # BLAKE2b hash of its 28,895 words, one per line in the order of their ids. open_clip loads tokenizers from the Hub by
 # name.
 PUBLISHED_VOCABULARY = "2444c4f523518b32"
 # The tokenizer of CLIP, and the hash of its 49,408 entries.
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 PUBLISHED_CLIP_VOCABULARY = "1099d1a7a249a922"
-TIMM_EPSILON = BiomedCLIPVisionConfig.layer_norm_eps
 # Plain image towers of timm (timm/models/vision_transformer.py) by the size in their name: width, layers, heads, and
 # pairs of patch size and image size. open_clip builds an image tower from its name.
 _TIMM_TOWERS: dict[str, tuple[int, int, int, set[tuple[int, int]]]] = {
@@ -63,6 +52,7 @@ _INTERPOLATIONS = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageRe
 _DEFAULT_CONTEXT_LENGTH = 77
 _DEFAULT_IMAGE_SIZE = 224
 _DEFAULT_TEXT_HEADS = 8
+_TRAIN_OR_KEEP = "Train a model with that value, or use this one with transformers."
 _END_OF_ARGMAX = 2  # with this `eos_token_id`, transformers pools at the largest id, like `argmax` in open_clip
 
 
@@ -80,9 +70,11 @@ def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     tokenizer = read_tokenizer(AutoTokenizer, folder, context_length)
     processor = BiomedCLIPProcessor(_image_processor_of_open_clip(stored, config.vision_config, path), tokenizer)
     # Keep the original if it contains more than the model does, so that converting back gives the same file.
-    text = path.read_text(encoding="utf-8")
-    if not _is_derivable(text, model.config, processor):
-        model.open_clip_config = text
+    original, derived = path.read_text(encoding="utf-8"), None
+    with contextlib.suppress(ValueError):
+        derived = _portable_config(model, processor)
+    if original != derived:
+        model.open_clip_config = original
     return model, processor
 
 
@@ -128,12 +120,7 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
 
 
 def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
-    """Return the reason why open_clip cannot load a model from a Hub repository, or `None` if it can.
-
-    Args:
-        model: The model.
-        processor: Processor of the model.
-    """
+    """Return the reason why open_clip cannot load a model from a Hub repository, or `None` if it can."""
     try:
         text = _portable_config(model, processor)
     except ValueError as error:
@@ -148,17 +135,11 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
         )
     text_cfg = json.loads(text)["model_cfg"]["text_cfg"] if text else {}
     if not text_cfg or os.path.isabs(text_cfg["hf_model_name"]):
-        published = BiomedCLIPTextConfig()
-        differing = (
-            f"text_config.{name} is {getattr(model.config.text_config, name)!r}, and the published BERT has "
-            f"{getattr(published, name)!r}"
-            for name in SHARED_WITH_BERT
-            if getattr(model.config.text_config, name) != getattr(published, name)
-        )
+        differences = "; ".join(_differences_from_published(model.config.text_config))
         return (
             "open_clip builds text towers from a BERT on the Hub, and none has the shape of this one: "
-            f"{'; '.join(differing) or 'its configuration names a folder'}. For local use, `biomedclip convert --to "
-            "open_clip` writes a folder with the configuration of this BERT."
+            f"{differences or 'its configuration names a folder'}. For local use, `biomedclip convert --to open_clip` "
+            "writes a folder with the configuration of this BERT."
         )
     if text_cfg.get("hf_tokenizer_name") in PUBLISHED_NAMES:
         if _vocabulary(processor.tokenizer) != PUBLISHED_VOCABULARY:
@@ -177,7 +158,15 @@ def _published_name(config: Any, tokenizer: Any) -> str | None:
     """Return the Hub id of the BERT or the CLIP tokenizer that a text tower matches, or `None` if there is none."""
     if isinstance(config, CLIPTextConfig):
         return PUBLISHED_CLIP if _vocabulary(tokenizer) == PUBLISHED_CLIP_VOCABULARY else None
-    return PUBLISHED_BERT if _is_published_text_shape(config) else None
+    return None if any(_differences_from_published(config)) else PUBLISHED_BERT
+
+
+def _differences_from_published(config: Any) -> Iterator[str]:
+    published = BiomedCLIPTextConfig()
+    for name in SHARED_WITH_BERT:
+        value, theirs = getattr(config, name), getattr(published, name)
+        if value != theirs:
+            yield f"text_config.{name} is {value!r}, and the published BERT has {theirs!r}"
 
 
 def _portable_config(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
@@ -189,7 +178,10 @@ def _portable_config(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> 
     if isinstance(config.text_config, CLIPTextConfig):
         _check_clip_text_config(config.text_config, processor.tokenizer.model_max_length)
     if stored is not None:
-        content = parse_json(stored, ORIGINAL_CONFIG)
+        try:
+            content = json.loads(stored)
+        except ValueError as error:
+            raise ValueError(f"{ORIGINAL_CONFIG} is not JSON: {error}") from error
         check_honored(content, Path(ORIGINAL_CONFIG))  # It came with the model, which is untrusted.
         if _still_describes(content, config, processor):
             return stored
@@ -248,7 +240,7 @@ def _vision_shapes(tensors: Mapping[str, torch.Tensor], heads: int) -> dict[str,
         "num_hidden_layers": _layers(tensors, "visual.trunk.blocks."),
         "num_attention_heads": heads,
         "intermediate_size": _shape(tensors, "visual.trunk.blocks.0.mlp.fc1.weight")[0],
-        "layer_norm_eps": TIMM_EPSILON,
+        "layer_norm_eps": BiomedCLIPVisionConfig.layer_norm_eps,
     }
 
 
@@ -327,8 +319,8 @@ def _image_processor_of_open_clip(stored: Any, config: BiomedCLIPVisionConfig, p
         for name, default in (("mean", OPENAI_CLIP_MEAN), ("std", OPENAI_CLIP_STD))
     }
     return BiomedCLIPImageProcessor(
-        size={"shortest_edge": config.image_size},
-        crop_size={"height": config.image_size, "width": config.image_size},
+        size=config.image_size,
+        crop_size=config.image_size,
         # `random` applies only to training. open_clip then evaluates with bicubic interpolation.
         resample=_INTERPOLATIONS.get(interpolation, PILImageResampling.BICUBIC),
         **statistics,
@@ -336,13 +328,7 @@ def _image_processor_of_open_clip(stored: Any, config: BiomedCLIPVisionConfig, p
 
 
 def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, name: str) -> str:
-    """Return open_clip's configuration of a model, in the form of the published file.
-
-    Args:
-        config: Configuration of the model.
-        processor: Processor of the model.
-        name: Name of the BERT or the tokenizer for `text_cfg`.
-    """
+    """Return open_clip's configuration of a model in the form of the published file, with the name of its tokenizer."""
     image_processor = processor.image_processor
     if isinstance(config.text_config, CLIPTextConfig):
         text_cfg = _clip_text_cfg(config.text_config, name)
@@ -377,15 +363,6 @@ def _open_clip_config_of(config: Any, processor: BiomedCLIPProcessor, name: str)
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def _is_derivable(stored: str, config: Any, processor: BiomedCLIPProcessor) -> bool:
-    """Return whether a configuration can be derived from the model and its processor."""
-    name = _published_name(config.text_config, processor.tokenizer)
-    try:
-        return name is not None and stored == _open_clip_config_of(config, processor, name)
-    except ValueError:
-        return False
-
-
 def _clip_text_cfg(config: CLIPTextConfig, tokenizer_name: str) -> dict[str, Any]:
     """Return open_clip's settings for CLIP's text tower."""
     width, inner = config.hidden_size, config.intermediate_size
@@ -405,13 +382,8 @@ def _clip_text_cfg(config: CLIPTextConfig, tokenizer_name: str) -> dict[str, Any
 
 def _check_clip_text_config(config: CLIPTextConfig, context_length: int) -> None:
     """Check the fields of CLIP's text tower that BiomedCLIP cannot read from open_clip's settings."""
-    supported = {"hidden_act": ("gelu", "quick_gelu"), "layer_norm_eps": (CLIPTextConfig.layer_norm_eps,)}
-    for name, values in supported.items():
-        if (value := getattr(config, name)) not in values:
-            raise ValueError(
-                f"text_config.{name} is {value!r}; open_clip's text towers have {' or '.join(map(repr, values))}. "
-                "Train a model with that value, or use this one with transformers."
-            )
+    _check_field("text_config", config, "hidden_act", ("gelu", "quick_gelu"), _TRAIN_OR_KEEP)
+    _check_field("text_config", config, "layer_norm_eps", (CLIPTextConfig.layer_norm_eps,), _TRAIN_OR_KEEP)
     if config.max_position_embeddings != context_length:
         raise ValueError(
             f"text_config.max_position_embeddings is {config.max_position_embeddings}, and model_max_length of the "
@@ -420,9 +392,11 @@ def _check_clip_text_config(config: CLIPTextConfig, context_length: int) -> None
         )
 
 
-def _is_published_text_shape(config: BiomedCLIPTextConfig) -> bool:
-    published = BiomedCLIPTextConfig()
-    return all(getattr(config, name) == getattr(published, name) for name in SHARED_WITH_BERT)
+def _check_field(part: str, config: Any, name: str, supported: tuple[Any, ...], remedy: str) -> None:
+    value = getattr(config, name)
+    if value not in supported:
+        supported_values = " or ".join(map(repr, supported))
+        raise ValueError(f"{part}.{name} is {value!r}; open_clip's towers have {supported_values}. {remedy}")
 
 
 def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCLIPProcessor) -> bool:
@@ -442,9 +416,7 @@ def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCL
 
 def _check_image_processor(image_processor: BiomedCLIPImageProcessor, image_size: int) -> None:
     """Raise `ValueError` unless images are processed as in open_clip: shortest side, center crop, normalize."""
-    usual = BiomedCLIPImageProcessor(
-        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
-    )
+    usual = BiomedCLIPImageProcessor(size=image_size, crop_size=image_size)
     steps = "do_resize size do_center_crop crop_size do_rescale rescale_factor do_normalize do_convert_rgb"
     for name in steps.split():
         given, wanted = getattr(image_processor, name), getattr(usual, name)
@@ -470,9 +442,7 @@ def _check_vision_config(config: BiomedCLIPVisionConfig) -> None:
         "num_channels": "Train a model on images with that number of channels.",
     }
     for name, remedy in remedies.items():
-        value, theirs = getattr(config, name), getattr(BiomedCLIPVisionConfig, name)
-        if value != theirs:
-            raise ValueError(f"vision_config.{name} is {value!r}; open_clip's image towers have {theirs!r}. {remedy}")
+        _check_field("vision_config", config, name, (getattr(BiomedCLIPVisionConfig, name),), remedy)
 
 
 def _timm_name(config: BiomedCLIPVisionConfig) -> str:
@@ -486,12 +456,8 @@ def _timm_name(config: BiomedCLIPVisionConfig) -> str:
     for size, (*known, sides) in _TIMM_TOWERS.items():
         if shape != tuple(known):
             continue
-        if config.intermediate_size != 4 * config.hidden_size:
-            raise ValueError(
-                f"vision_config.intermediate_size is {config.intermediate_size}; open_clip's image towers have 4 times "
-                f"hidden_size, {4 * config.hidden_size} here. Train a model with that value, or use this one with "
-                "transformers."
-            )
+        remedy = f"That is 4 times hidden_size. {_TRAIN_OR_KEEP}"
+        _check_field("vision_config", config, "intermediate_size", (4 * config.hidden_size,), remedy)
         if (config.patch_size, config.image_size) in sides:
             return f"vit_{size}_patch{config.patch_size}_{config.image_size}"
         raise ValueError(

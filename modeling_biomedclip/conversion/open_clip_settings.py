@@ -52,11 +52,7 @@ _HONORED: dict[str, dict[str, tuple[Any, ...]]] = {
         "timm_drop": (0,),
         "timm_drop_path": (None, 0),
     },
-    "text_cfg": {
-        "hf_proj_type": ("mlp",),
-        "hf_pooler_type": ("cls_last_hidden_state_pooler",),
-        **_HONORED_TEXT,
-    },
+    "text_cfg": {"hf_proj_type": ("mlp",), "hf_pooler_type": ("cls_last_hidden_state_pooler",), **_HONORED_TEXT},
     "preprocess_cfg": {
         "mode": ("RGB",),
         "resize_mode": ("shortest",),
@@ -91,15 +87,7 @@ _TIMM_NAME = re.compile(r"\w+(\.\w+)?")  # without "hf-hub:" or "local-dir:", wh
 
 
 def check_known(stored: Any, path: Path) -> None:
-    """Check that open_clip documents every setting.
-
-    Args:
-        stored: Content of the file.
-        path: Path of the file, for error messages.
-
-    Raises:
-        ValueError: If a section is not a mapping, or if a key is unknown. The message names it.
-    """
+    """Check that the sections of a file are mappings, and that open_clip documents every setting."""
     if not isinstance(stored, Mapping) or not isinstance(stored.get("model_cfg"), Mapping):
         raise ValueError(f"{path}: model_cfg is missing. It must contain the settings of the model.")
     for name, section in _sections(stored).items():
@@ -112,13 +100,7 @@ def check_known(stored: Any, path: Path) -> None:
 def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> None:
     """Check that open_clip can read the file without running code, downloading a model or opening a file that it names.
 
-    Args:
-        stored: Content of the file.
-        path: Path of the file, for error messages.
-        reachable: Names of text models that may be looked up on the Hub. All others must be local or cached.
-
-    Raises:
-        ValueError: If a setting is unknown or not safe. The message names it.
+    Text models in `reachable` may be looked up on the Hub. All others must be local or cached.
     """
     check_known(stored, path)
     for name, section in _sections(stored).items():
@@ -144,15 +126,7 @@ def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> N
 
 
 def check_honored(stored: Any, path: Path) -> None:
-    """Check that BiomedCLIP's model and processor support the settings of a file.
-
-    Args:
-        stored: Content of the file.
-        path: Path of the file, for error messages.
-
-    Raises:
-        ValueError: If a setting is unknown, or has a value that BiomedCLIP does not support. The message names it.
-    """
+    """Check that BiomedCLIP's model and processor support the settings of a file."""
     check_known(stored, path)
     sections = _sections(stored)
     sections["tokenizer_kwargs"] = _tokenizer_arguments(sections["text_cfg"], "text_cfg", path)
@@ -191,11 +165,7 @@ def is_at_hand(name: Any) -> bool:
 
 
 def channel_values(value: Any, name: str, path: Path, default: Any) -> list[float]:
-    """Return the mean or the standard deviation of the three channels, as open_clip reads it.
-
-    Raises:
-        ValueError: If the value does not consist of one or three numbers.
-    """
+    """Return the mean or the standard deviation of the three channels, as open_clip reads one or three numbers."""
     value = value or default
     values = list(value) if isinstance(value, list | tuple) else [value]
     numbers = all(isinstance(item, int | float) and not isinstance(item, bool) for item in values)

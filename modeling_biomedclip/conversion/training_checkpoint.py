@@ -40,20 +40,10 @@ _BIAS_OF_SIGLIP = -10  # initial value with open_clip's `--siglip`
 
 @contextmanager
 def local_checkpoint(source: str | os.PathLike[str], revision: str | None = None) -> Iterator[Path]:
-    """Yield the local folder of a checkpoint.
+    """Yield the local folder of a checkpoint: a folder, a Hub id, or a checkpoint file of open_clip's training.
 
-    Args:
-        source: Folder, Hub id, or a checkpoint file of open_clip's training. For a file, a temporary folder in
-            open_clip's layout is created, with a link to the weights.
-        revision: Branch, tag or commit of a Hub id.
-
-    Yields:
-        The folder.
-
-    Raises:
-        FileNotFoundError: If the folder, file or Hub id does not exist, or if the configuration or tokenizer is
-            missing. The message says where to put the missing files.
-        ValueError: If a file next to the checkpoint cannot be read, or if there are several configurations.
+    For a file, a temporary folder in open_clip's layout is created, with a link to the weights. Errors say where to put
+    a missing configuration or tokenizer.
     """
     if not Path(source).is_file():
         yield find_checkpoint(source, revision)
@@ -92,11 +82,11 @@ def _read_params(places: list[Path]) -> dict[str, Any]:
     return params
 
 
-def _find_config(checkpoint: Path, places: list[Path], params: Mapping[str, Any]) -> dict[str, Any]:
+def _find_config(checkpoint: Path, places: list[Path], params: Mapping[str, Any]) -> Any:
     """Return the configuration next to or above a checkpoint, or that of a named model of open_clip."""
     for place in places:
         if (place / OPEN_CLIP_CONFIG).is_file():
-            return _as_whole(read_json(place / OPEN_CLIP_CONFIG))
+            return read_json(place / OPEN_CLIP_CONFIG)
         found = {path: content for path in sorted(place.glob("*.json")) if (content := _model_config(path)) is not None}
         named = {path: content for path, content in found.items() if path.stem == params.get("model")}
         if len(named or found) > 1:
@@ -105,13 +95,13 @@ def _find_config(checkpoint: Path, places: list[Path], params: Mapping[str, Any]
                 f"right one {OPEN_CLIP_CONFIG}."
             )
         if found:
-            return _as_whole(next(iter((named or found).values())))
+            return next(iter((named or found).values()))
     name = params.get("model")
     if isinstance(name, str) and ":" not in name and find_spec("open_clip") is not None:
         from open_clip import get_model_config
 
         if (config := get_model_config(name)) is not None:
-            return _as_whole(config)
+            return config
     model = f"the model {name!r} that its {PARAMS} names" if name else "its model"
     raise FileNotFoundError(
         f"{checkpoint}: no configuration of the model in {places[0]} or {places[1]}. Copy the JSON file of {model} "
@@ -132,15 +122,10 @@ def _model_config(path: Path) -> dict[str, Any] | None:
     return content if whole else None
 
 
-def _as_whole(content: Any) -> dict[str, Any]:
-    """Return a full configuration. open_clip's own model files contain only the section `model_cfg`."""
-    if isinstance(content, dict) and "model_cfg" not in content:
-        return {"model_cfg": content, "preprocess_cfg": {}}
-    return content
-
-
 def _with_overrides(config: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration with the overrides from the options of the training run."""
+    """Return a full configuration with the overrides from the options of the training run."""
+    if isinstance(config, dict) and "model_cfg" not in config:  # open_clip's own model files contain only this section
+        config = {"model_cfg": config, "preprocess_cfg": {}}
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         return config  # it is rejected later, when the configuration is read
     config = {**config, "model_cfg": dict(config["model_cfg"])}
