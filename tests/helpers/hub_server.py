@@ -8,7 +8,10 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -98,6 +101,7 @@ class HubServer:
         repositories: By type (`model` or `dataset`) and id.
         requests: Method and path of each request.
         bytes_sent: Size of all responses.
+        damaged: Path of a file whose bytes are reversed in each commit.
     """
 
     def __init__(self, users: dict[str, dict[str, Any]] | None = None):
@@ -106,6 +110,7 @@ class HubServer:
         self.objects: dict[str, bytes] = {}  # LFS files by SHA-256
         self.requests: list[tuple[str, str]] = []
         self.bytes_sent = 0
+        self.damaged = ""
         self.lock = threading.Lock()
         self._failures: list[list[Any]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -143,15 +148,14 @@ class HubServer:
         """Add files to a repository without an upload. The repository is created if it does not exist."""
         self.repositories.setdefault((repo_type, repo_id), Repository(private)).commit("Add", files)
 
-    def environment(self, cache: Path | None = None, token: str = "") -> dict[str, str]:
-        """Return the environment variables of a process that uses this server, and optionally an empty cache."""
-        environment = {
-            "HF_ENDPOINT": self.endpoint,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-            "HF_TOKEN": token,
-        }
-        return environment | ({"HF_HOME": str(cache)} if cache else {})
+    def python(self, code: str, folder: Path) -> str:
+        """Return what a process prints that uses this server, and an empty cache in a folder."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(folder / "empty cache"), "HF_TOKEN": ""}
+        environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
 
 
 def log_in(monkeypatch: pytest.MonkeyPatch, server: HubServer, token: str = "hf_writer") -> None:
@@ -329,6 +333,8 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
             else:
                 raise RequestError(400, f"{kind} of {value['path']} is not possible")
+        if self.hub.damaged in files:
+            files[self.hub.damaged] = files[self.hub.damaged][::-1]
         repository = self.repository(type, id)
         branch, url = revision, f"{self.hub.endpoint}/{id}"
         if self.query.get("create_pr"):

@@ -7,13 +7,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import cosine_similarity
 
-from biomedclip import (
-    ExportedModel,
-    ZeroShotClassifier,
-    embed_images,
-    embed_texts,
-    export_model,
-)
+from biomedclip import ExportedModel, ZeroShotClassifier, embed_images, embed_texts, export_model
 from biomedclip import export as export_module
 
 
@@ -40,15 +34,8 @@ def test_every_batch_and_length_gives_the_embeddings_of_the_model(exported, wide
     folder, precision = exported
     model = ExportedModel(folder)
     for count in (1, 5):
-        images = (
-            embed_images(model, small_processor, PICTURES[:count]),
-            embed_images(wide_model, small_processor, PICTURES[:count]),
-        )
-        texts = (
-            embed_texts(model, small_processor, TEXTS[:count]),
-            embed_texts(wide_model, small_processor, TEXTS[:count]),
-        )
-        for ours, exact in (images, texts):
+        for embed, inputs in ((embed_images, PICTURES), (embed_texts, TEXTS)):
+            ours, exact = (embed(each, small_processor, inputs[:count]) for each in (model, wide_model))
             assert ours.shape == exact.shape
             assert cosine_similarity(ours, exact).min() > SMALLEST_COSINE[precision]
 

@@ -9,7 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from helpers.open_clip_folders import write_open_clip_folder
+from helpers.open_clip_folders import change_config, read_config
 from open_clip.coca_model import MultimodalCfg
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg
@@ -24,24 +24,6 @@ from biomedclip.run_scripts.main import main
 
 
 TEXTS = ["A Chest X-ray, of the article!", "brain mri", "chart " * 30]
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return write_open_clip_folder(tmp_path_factory.mktemp("open_clip"))
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    return Path(shutil.copytree(original, tmp_path / "folder"))
-
-
-def change(folder: Path, section: str, key: str, value) -> None:
-    path = folder / "open_clip_config.json"
-    config = json.loads(path.read_text())
-    place = config["model_cfg"] if section == "model_cfg" else config["model_cfg"].get(section, config.get(section))
-    place[key] = value
-    path.write_text(json.dumps(config))
 
 
 @torch.no_grad()
@@ -82,7 +64,7 @@ def test_the_default_of_every_setting_is_accepted(folder, section, fields):
     for field in dataclasses.fields(fields):
         if field.name not in set_by_the_folder and not field.name.startswith("hf_"):
             # open_clip's own default of this one, null, makes its tokenizer fail.
-            change(folder, section, field.name, {} if field.name == "tokenizer_kwargs" else field.default)
+            change_config(folder, section, **{field.name: {} if field.name == "tokenizer_kwargs" else field.default})
     assert_equals_open_clip(folder)
 
 
@@ -113,12 +95,12 @@ def test_the_default_of_every_setting_is_accepted(folder, section, fields):
     ],
 )
 def test_a_setting_is_applied_as_in_open_clip(folder, section, key, value):
-    change(folder, section, key, value)
+    change_config(folder, section, **{key: value})
     assert_equals_open_clip(folder)
 
 
 def test_patch_dropout_is_honored_in_training(folder):
-    change(folder, "vision_cfg", "patch_dropout", 0.25)
+    change_config(folder, "vision_cfg", patch_dropout=0.25)
     assert from_open_clip(folder)[0].config.vision_config.patch_dropout == 0.25
 
 
@@ -132,9 +114,8 @@ def test_a_temperature_with_a_dimension_is_read(folder):
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
+        *((section, "no_such_setting", 1) for section in ("model_cfg", "vision_cfg", "text_cfg", "preprocess_cfg")),
         ("model_cfg", "multimodal_cfg", {"layers": 1}),
-        ("model_cfg", "no_such_setting", 1),
-        ("vision_cfg", "no_such_setting", 1),
         ("vision_cfg", "timm_proj_bias", True),
         ("vision_cfg", "timm_proj", "mlp"),
         ("vision_cfg", "timm_pool", "avg"),
@@ -142,14 +123,14 @@ def test_a_temperature_with_a_dimension_is_read(folder):
         ("vision_cfg", "timm_drop_path", 0.1),
         ("vision_cfg", "image_size", 256),
         ("vision_cfg", "image_size", [224, 160]),
-        ("vision_cfg", "timm_model_name", 5),
-        ("text_cfg", "no_such_setting", 1),
+        *(("vision_cfg", "timm_model_name", name) for name in (5, "resnet50", "vit_base_patch16_clip_224")),
         ("text_cfg", "output_tokens", True),
         ("text_cfg", "tokenizer_mode", "clips"),
         ("text_cfg", "context_length", 600),
         ("text_cfg", "context_length", "20"),
         ("text_cfg", "hf_tokenizer_name", ""),
         ("text_cfg", "hf_proj_type", "linear"),
+        ("text_cfg", "hf_pooler_type", "mean_pooler"),
         ("text_cfg", "tokenizer_kwargs", {"clean": "canonicalize"}),
         ("text_cfg", "tokenizer_kwargs", {"clean": "lower"}),
         ("text_cfg", "tokenizer_kwargs", {"strip_sep_token": True}),
@@ -157,7 +138,6 @@ def test_a_temperature_with_a_dimension_is_read(folder):
         ("text_cfg", "tokenizer_kwargs", {"do_lower_case": False}),
         ("text_cfg", "tokenizer_kwargs", {"trust_remote_code": True}),
         ("text_cfg", "tokenizer_kwargs", ["clean"]),
-        ("preprocess_cfg", "no_such_setting", 1),
         ("preprocess_cfg", "mode", "L"),
         ("preprocess_cfg", "interpolation", "nearest"),
         ("preprocess_cfg", "resize_mode", "squash"),
@@ -168,10 +148,11 @@ def test_a_temperature_with_a_dimension_is_read(folder):
     ],
 )
 def test_an_unsupported_setting_is_refused_by_name(folder, section, key, value):
-    change(folder, section, key, value)
+    change_config(folder, section, **{key: value})
     with pytest.raises(ValueError, match=key) as error:
         from_open_clip(folder)
     assert "open_clip_config.json" in str(error.value)
+    assert not isinstance(value, str) or repr(value) in str(error.value) or not value
 
 
 @pytest.mark.parametrize("content", ["[]", '"text"', "{}", '{"model_cfg": 3}', '{"model_cfg": {"text_cfg": [1]}}'])
@@ -185,9 +166,8 @@ def test_a_file_of_another_shape_is_refused(folder, content):
 
 def test_settings_that_came_with_a_model_are_checked_before_they_are_written(folder, tmp_path):
     model, processor = from_open_clip(folder)
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
-    model.open_clip_config = json.dumps(config)
+    change_config(folder, "text_cfg", tokenizer_kwargs={"trust_remote_code": True})
+    model.open_clip_config = json.dumps(read_config(folder))
     with pytest.raises(ValueError, match="trust_remote_code"):
         to_open_clip(model, processor, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -211,7 +191,7 @@ def plant(folder: Path, marker: Path, *files: str) -> None:
 def other(tmp_path, original):
     """A folder that only open_clip can load, because of its text tower."""
     folder = Path(shutil.copytree(original, tmp_path / "other"))
-    change(folder, "text_cfg", "hf_pooler_type", "mean_pooler")
+    change_config(folder, "text_cfg", hf_pooler_type="mean_pooler")
     return folder
 
 
@@ -229,7 +209,7 @@ def test_another_model_of_open_clip_is_evaluated_by_open_clip(other):
 
 @pytest.mark.parametrize("clean", ["canonicalize", "lower", "whitespace"])
 def test_safe_arguments_of_tokenizers_reach_open_clip(other, clean):
-    change(other, "text_cfg", "tokenizer_kwargs", {"clean": clean, "strip_sep_token": True})
+    change_config(other, "text_cfg", tokenizer_kwargs={"clean": clean, "strip_sep_token": True})
     tokens = open_clip.get_tokenizer(f"local-dir:{other}")(TEXTS)
     assert load_dual_encoder(str(other)).processor(TEXTS)["input_ids"] == tokens.tolist()
 
@@ -243,18 +223,15 @@ def test_safe_arguments_of_tokenizers_reach_open_clip(other, clean):
         ("text_cfg", "tokenizer_kwargs", {"vocab_file": "/etc/passwd"}),
         ("text_cfg", "hf_model_name", "someone/else"),
         ("text_cfg", "hf_model_name", "https://example.org/model"),
-        ("text_cfg", "no_such_setting", 1),
         ("vision_cfg", "timm_model_name", "hf-hub:someone/else"),
         ("vision_cfg", "timm_model_name", "hf_hub:someone/else"),
         ("vision_cfg", "timm_model_name", "local-dir:/somewhere"),
-        ("vision_cfg", "no_such_setting", 1),
         ("model_cfg", "multimodal_cfg", {"hf_model_name": "someone/else"}),
-        ("model_cfg", "no_such_setting", 1),
-        ("preprocess_cfg", "no_such_setting", 1),
+        *((section, "no_such_setting", 1) for section in ("model_cfg", "vision_cfg", "text_cfg", "preprocess_cfg")),
     ],
 )
 def test_settings_that_are_not_safe_are_refused_before_open_clip_sees_them(other, monkeypatch, section, key, value):
-    change(other, section, key, value)
+    change_config(other, section, **{key: value})
     plant(other, other / "ran", "tokenizer_config.json")
     monkeypatch.setattr(open_clip, "create_model_from_pretrained", lambda *arguments, **options: pytest.fail("seen"))
     name = next(iter(value)) if isinstance(value, dict) else key
@@ -271,7 +248,7 @@ def test_code_of_the_folder_and_of_its_text_model_is_not_run(other, marker, tmp_
         with pytest.raises((ValueError, OSError)):
             load_dual_encoder(str(folder))
     plant(tmp_path / "text_model", marker, "config.json")
-    change(other, "text_cfg", "hf_model_name", str(tmp_path / "text_model"))
+    change_config(other, "text_cfg", hf_model_name=str(tmp_path / "text_model"))
     with pytest.raises((ValueError, OSError)):
         load_dual_encoder(str(other))
     assert not marker.exists()
@@ -282,7 +259,7 @@ def test_a_kernel_that_the_text_model_names_is_refused_before_open_clip_sees_it(
     text_model = Path(shutil.copytree(original.parent / "bert", tmp_path / "text_model"))
     settings = json.loads((text_model / "config.json").read_text())
     (text_model / "config.json").write_text(json.dumps(settings | {key: "someone/kernel"}))
-    change(other, "text_cfg", "hf_model_name", str(text_model))
+    change_config(other, "text_cfg", hf_model_name=str(text_model))
     with pytest.raises(ValueError, match=f"{key} is 'someone/kernel', a kernel"):
         load_dual_encoder(str(other))
 
@@ -297,7 +274,7 @@ def test_a_folder_without_weights_is_refused(other):
 @pytest.mark.parametrize("verb", ["evaluate", "convert", "verify"])
 def test_no_command_passes_trust_from_the_file_to_open_clip(folder, other, marker, tmp_path, capsys, verb):
     source = other if verb == "evaluate" else folder
-    change(source, "text_cfg", "tokenizer_kwargs", {"trust_remote_code": True})
+    change_config(source, "text_cfg", tokenizer_kwargs={"trust_remote_code": True})
     plant(source, marker, "tokenizer_config.json")
     command = {
         "evaluate": ["evaluate", "zero-shot", "--model", source, "--data", tmp_path / "classes", "--output-dir"],

@@ -2,22 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL_CONFIG
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-from biomedclip import (
-    BiomedCLIPConfig,
-    BiomedCLIPForImageClassification,
-    BiomedCLIPModel,
-    BiomedCLIPTextModelWithProjection,
-)
+from biomedclip import BiomedCLIPForImageClassification, BiomedCLIPModel, BiomedCLIPTextModelWithProjection
 
 
 pytestmark = pytest.mark.slow
@@ -81,23 +76,11 @@ print(json.dumps(results))
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(small_checkpoint, small_processor, tmp_path_factory):
     """Folders that users save, and the outputs of their models."""
-    from transformers import BertTokenizer
-
-    from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
-
-    root = tmp_path_factory.mktemp("saved")
-    torch.manual_seed(0)
-    model = BiomedCLIPModel(BiomedCLIPConfig(**SMALL_CONFIG)).eval()
-    tokenizer = BertTokenizer(model_max_length=64).train_new_from_iterator(
-        ["chest x-ray brain mri"] * 9, vocab_size=100, show_progress=False
-    )
-    processor = BiomedCLIPProcessor(
-        BiomedCLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}), tokenizer
-    )
-    model.save_pretrained(root / "model")
-    processor.save_pretrained(root / "model")
+    root, processor = tmp_path_factory.mktemp("saved"), small_processor
+    shutil.copytree(small_checkpoint, root / "model")
+    model = BiomedCLIPModel.from_pretrained(root / "model")
     classifier = BiomedCLIPForImageClassification.from_pretrained(root / "model", num_labels=3)
     classifier.save_pretrained(root / "classifier")
     BiomedCLIPTextModelWithProjection.from_pretrained(root / "model").save_pretrained(root / "text")

@@ -6,20 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.open_clip_folders import write_open_clip_folder
+from helpers.open_clip_folders import read_config, same_weights
 from safetensors.torch import load_file
 
 from biomedclip import from_open_clip
 from biomedclip.run_scripts.main import main
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return write_open_clip_folder(tmp_path_factory.mktemp("open_clip"))
-
-
-def config_of(original: Path) -> dict:
-    return json.loads((original / "open_clip_config.json").read_text())
 
 
 def write_checkpoint(path: Path, original: Path, prefix: str = "module.") -> None:
@@ -48,18 +39,13 @@ def run(original, tmp_path):
     (folder / "params.txt").write_text(
         "batch_size: 4096\nimage_mean: None\nmodel: biomedclip\nname: run\nsiglip: False\n"
     )
-    (folder / "biomedclip.json").write_text(json.dumps(config_of(original)["model_cfg"]))
+    (folder / "biomedclip.json").write_text(json.dumps(read_config(original)["model_cfg"]))
     shutil.copyfile(original / "tokenizer.json", folder / "tokenizer.json")
     return folder
 
 
 def checkpoint_of(run: Path) -> Path:
     return run / "checkpoints" / "epoch_32.pt"
-
-
-def same_weights(first, second) -> bool:
-    ours, theirs = first.state_dict(), second.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "", "_orig_mod.", "module._orig_mod."])
@@ -92,12 +78,12 @@ def test_the_configuration_is_found_next_to_and_above_the_checkpoint(original, r
     (run / "biomedclip.json").unlink()
     (run / "results.json").write_text('{"accuracy": 1}')  # no model's
     folder = run / "checkpoints" if place == "beside" else run
-    (folder / name).write_text(json.dumps(config_of(original)))
+    (folder / name).write_text(json.dumps(read_config(original)))
     assert same_weights(from_open_clip(checkpoint_of(run))[0], from_open_clip(original)[0])
 
 
 def test_the_configuration_of_the_training_is_used_if_there_are_several(original, run):
-    other = config_of(original)["model_cfg"] | {"embed_dim": 48}
+    other = read_config(original)["model_cfg"] | {"embed_dim": 48}
     (run / "another.json").write_text(json.dumps(other))
     assert same_weights(from_open_clip(checkpoint_of(run))[0], from_open_clip(original)[0])
     (run / "params.txt").unlink()
@@ -130,7 +116,7 @@ def test_the_error_for_a_missing_configuration_says_what_to_copy(run):
 
 def test_the_error_for_a_missing_tokenizer_says_what_to_copy(original, run):
     (run / "tokenizer.json").unlink()
-    config = config_of(original)
+    config = read_config(original)
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/else"
     (run / "biomedclip.json").write_text(json.dumps(config["model_cfg"]))
     with pytest.raises(FileNotFoundError, match=r"tokenizer.json or vocab.txt") as error:

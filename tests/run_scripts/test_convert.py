@@ -4,29 +4,13 @@ import json
 import shutil
 
 import pytest
-import torch
-from helpers.open_clip_folders import published_clip_tokenizer
+from helpers.open_clip_folders import change_config, convertible_model, published_clip_tokenizer
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, BertTokenizer
 
-from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, to_open_clip
-from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+from biomedclip import to_open_clip
 from biomedclip.run_scripts import convert
 from biomedclip.run_scripts.main import main
-
-
-TOWER = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}  # vit_tiny of timm
-
-
-def write_source(folder, tokenizer, **text_config):
-    """Write a folder in open_clip's layout with a small model."""
-    torch.manual_seed(0)
-    text_config |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = BiomedCLIPConfig(
-        projection_dim=32, vision_config=TOWER | {"num_hidden_layers": 12}, text_config=text_config
-    )
-    to_open_clip(BiomedCLIPModel(config), BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +18,9 @@ def source(tmp_path_factory):
     tokenizer = BertTokenizer(model_max_length=32).train_new_from_iterator(
         ["this is a photo of chest x-ray brain mri pie chart"] * 9, vocab_size=96, show_progress=False
     )
-    return write_source(tmp_path_factory.mktemp("source") / "checkpoint", tokenizer, vocab_size=96)
+    folder = tmp_path_factory.mktemp("source") / "checkpoint"
+    to_open_clip(*convertible_model(tokenizer, vocab_size=96), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +73,7 @@ def test_verify_compares_images_and_labels_with_open_clip(source, tmp_path, caps
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["transformers", "open_clip"])
 def test_verify_compares_a_model_with_the_text_encoder_of_clip(tmp_path, to):
-    write_source(tmp_path / "source", published_clip_tokenizer(), model_type="clip_text_model")
+    to_open_clip(*convertible_model(published_clip_tokenizer(), model_type="clip_text_model"), tmp_path / "source")
     assert main(["convert", str(tmp_path / "source"), str(tmp_path / "result"), "--to", to, "--verify"]) == 0
     verified = verification(tmp_path / "result")
     assert verified["equal"] and not verified["bert_assumed"]
@@ -134,11 +120,8 @@ def test_verify_ignores_older_files_of_another_layout_in_the_output_folder(sourc
 
 
 def test_verify_states_that_a_bert_cannot_be_reached(source, tmp_path, capsys, verify):
-    folder = tmp_path / "unreachable"
-    shutil.copytree(source, folder)
-    config = json.loads((source / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"]["hf_model_name"] = "nobody/no-such-bert"
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    folder = shutil.copytree(source, tmp_path / "unreachable")
+    change_config(folder, "text_cfg", hf_model_name="nobody/no-such-bert")
     assert main(["convert", str(folder), str(tmp_path / "result"), *verify]) == 0
     verified = verification(tmp_path / "result")
     assert verified["equal"] and verified["bert_assumed"]

@@ -4,26 +4,23 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.hub_server import Repository
 from helpers.model_results import write_result, zero_shot_result
-from helpers.open_clip_folders import published_clip_tokenizer
+from helpers.open_clip_folders import convertible_model, published_clip_tokenizer, write_open_clip_folder
 from PIL import Image
-from transformers import AutoModel, AutoProcessor, BertTokenizer
+from transformers import AutoModel, AutoProcessor
 
-from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, from_open_clip, to_open_clip
+from biomedclip import BiomedCLIPModel, from_open_clip
 from biomedclip.conversion import save_with_processor
 from biomedclip.conversion.open_clip import PUBLISHED_CLIP
-from biomedclip.conversion.vision_text import bert_config_of
-from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor
+from biomedclip.processing import BiomedCLIPProcessor
 from biomedclip.run_scripts import push
 from biomedclip.run_scripts.card import CardOptions, write_card
-from biomedclip.run_scripts.hub import model_files, model_upload, publishing, reloading
+from biomedclip.run_scripts.hub import model_files, model_outputs, model_upload, publishing
 from biomedclip.run_scripts.hub.fingerprints import evaluated_fingerprint
 from biomedclip.run_scripts.main import main
 from biomedclip.run_scripts.push import PushOptions, push_model
@@ -84,7 +81,7 @@ def outputs_here(request, monkeypatch):
 
         def outputs(folder, inputs, scratch):
             loaded = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-            return reloading.outputs(*loaded, inputs)
+            return model_outputs.outputs(*loaded, inputs)
 
         monkeypatch.setattr(model_upload, "outputs_in_new_process", outputs)
 
@@ -97,26 +94,13 @@ def repository(hub) -> Repository:
     return hub.repositories["model", "lab/model"]
 
 
-def files_of(hub) -> dict[str, bytes]:
-    return repository(hub).files
-
-
-def python(code: str, hub, cache: Path) -> str:
-    """Return what a process prints that has an empty cache and uses the local Hub."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | hub.environment(cache)
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cache.parent)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_only_the_files_of_the_model_are_uploaded_in_one_commit(hub, model, capsys):
     assert main(["push", "lab/model", "--model", str(model)]) == 0
     output = capsys.readouterr().out
     assert "model.safetensors" in output and "Downloaded and compared" in output and "Published at" in output
     assert [len(commit.files) for commit in repository(hub).commits] == [1, len(FILES) + 1]
-    files = files_of(hub)
+    files = repository(hub).files
     assert set(files) == FILES | {".gitattributes"}
     for name in FILES - {"README.md", "card.json", "results/zero-shot_pcam.json"}:
         assert files[name] == (model / name).read_bytes(), name
@@ -131,13 +115,13 @@ def test_only_the_files_of_the_model_are_uploaded_in_one_commit(hub, model, caps
 def test_the_code_of_the_card_runs_with_and_without_the_package(hub, model, tmp_path, with_package):
     run_push(model)
     Image.effect_noise((60, 50), 90).save(tmp_path / "figure.png")
-    section = files_of(hub)["README.md"].decode().split("\n## Usage\n")[1]
+    section = repository(hub).files["README.md"].decode().split("\n## Usage\n")[1]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     if not with_package:
         code = code.replace("import biomedclip", "import sys")
         code = code.replace('from_pretrained("lab/model")', 'from_pretrained("lab/model", trust_remote_code=True)')
         code += "\nassert 'biomedclip' not in sys.modules"
-    assert "'brain MRI': " in python(code, hub, tmp_path / "empty cache")
+    assert "'brain MRI': " in hub.python(code, tmp_path)
 
 
 def test_a_dry_run_lists_the_files_without_a_network(model, capsys, monkeypatch):
@@ -178,7 +162,7 @@ def test_files_of_an_earlier_push_are_deleted_and_other_files_are_kept(hub, mode
     earlier = {"results/zero-shot_rsna.json": b"{}", "model-00001-of-00002.safetensors": b"", "LICENSE": b"text"}
     hub.add("lab/model", earlier)
     run_push(model)
-    assert set(files_of(hub)) == FILES | {"LICENSE"}
+    assert set(repository(hub).files) == FILES | {"LICENSE"}
 
 
 def test_an_interrupted_upload_continues_and_a_repeated_one_changes_nothing(hub, model, monkeypatch):
@@ -188,28 +172,19 @@ def test_an_interrupted_upload_continues_and_a_repeated_one_changes_nothing(hub,
         run_push(model)
     assert len(repository(hub).commits) == 1
     run_push(model)
-    assert set(files_of(hub)) >= FILES and len(hub.uploads) == len(set(hub.uploads)) == 1
+    assert set(repository(hub).files) >= FILES and len(hub.uploads) == len(set(hub.uploads)) == 1
     report = run_push(model)
     assert len(repository(hub).commits) == 2 and report["commit"] == repository(hub).commits[-1].oid
 
 
 def assert_nothing_was_published(hub) -> None:
     """The branch has not changed, and the pull request is closed."""
-    assert set(files_of(hub)) == {".gitattributes"}
+    assert set(repository(hub).files) == {".gitattributes"}
     assert repository(hub).closed == [1] and repository(hub).targets == ["main"]
 
 
-def test_a_damaged_upload_is_not_merged(hub, model, monkeypatch):
-    commit = Repository.commit
-
-    def damaging(self, title, files, *branch):
-        if "model.safetensors" in files:
-            content = bytearray(files["model.safetensors"])
-            content[-1] ^= 1
-            files = files | {"model.safetensors": bytes(content)}
-        return commit(self, title, files, *branch)
-
-    monkeypatch.setattr(Repository, "commit", damaging)
+def test_a_damaged_upload_is_not_merged(hub, model):
+    hub.damaged = "model.safetensors"
     with pytest.raises(OSError, match=r"differ from those that were sent: model.safetensors"):
         run_push(model)
     assert_nothing_was_published(hub)
@@ -244,8 +219,8 @@ def test_links_to_published_files_are_followed_and_other_files_are_not_loaded(hu
     (model / "added_tokens.json").write_text('{"secret word": 100}')
     (model / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/nowhere"}')
     report = run_push(model)
-    assert set(files_of(hub)) == FILES | {".gitattributes", weights.name}
-    assert files_of(hub)["model.safetensors"] == weights.read_bytes()
+    assert set(repository(hub).files) == FILES | {".gitattributes", weights.name}
+    assert repository(hub).files["model.safetensors"] == weights.read_bytes()
     assert {"added_tokens.json", "adapter_config.json"} <= set(report["left_out"])
 
 
@@ -328,8 +303,7 @@ def test_a_model_that_fails_a_check_is_refused_before_anything_is_loaded(hub, mo
 
 def change_weights(model: Path) -> None:
     changed = AutoModel.from_pretrained(model)
-    with torch.no_grad():
-        changed.logit_scale.add_(0.1)
+    changed.logit_scale.data += 0.1
     changed.save_pretrained(model)
 
 
@@ -348,26 +322,14 @@ def test_private_content_and_the_card_of_other_weights_are_refused(hub, model, c
     assert not hub.repositories
 
 
-VISION = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}
-
-
 def with_bert(hub, tmp_path: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     """A model whose text encoder has the shape of a BERT on the Hub: open_clip needs the name of one."""
-    tokenizer = BertTokenizer(model_max_length=32).train_new_from_iterator(
-        ["this is a photo of chest x-ray brain mri pie chart"] * 9, vocab_size=96, show_progress=False
-    )
-    text = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    config = BiomedCLIPConfig(projection_dim=32, vision_config=VISION, text_config=text | {"num_attention_heads": 1})
-    folder = tmp_path / "theirs"
-    to_open_clip(BiomedCLIPModel(config), BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer), folder)
-    bert = {"config.json": bert_config_of(config.text_config).to_json_string().encode()}
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        bert[name] = (folder / name).read_bytes()
-    hub.add("lab/bert", bert)
-    settings = json.loads((folder / "open_clip_config.json").read_text())
-    settings["model_cfg"]["text_cfg"] |= {"hf_model_name": "lab/bert", "hf_tokenizer_name": "lab/bert"}
-    (folder / "open_clip_config.json").write_text(json.dumps(settings))
-    return from_open_clip(folder)
+    folder = write_open_clip_folder(tmp_path / "theirs")
+    bert = [folder.parent / "bert" / "config.json", folder / "tokenizer.json", folder / "tokenizer_config.json"]
+    hub.add("lab/bert", {path.name: path.read_bytes() for path in bert})
+    model, processor = from_open_clip(folder)
+    model.open_clip_config = model.open_clip_config.replace(str(folder.parent / "bert"), "lab/bert")
+    return model, processor
 
 
 def with_clips_text_encoder(hub, tmp_path: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
@@ -375,16 +337,12 @@ def with_clips_text_encoder(hub, tmp_path: Path) -> tuple[BiomedCLIPModel, Biome
     tokenizer = published_clip_tokenizer()
     tokenizer.save_pretrained(tmp_path / "clip")
     hub.add(PUBLISHED_CLIP, {path.name: path.read_bytes() for path in (tmp_path / "clip").iterdir()})
-    text = {"model_type": "clip_text_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 4, "hidden_act": "gelu"}
-    config = BiomedCLIPConfig(projection_dim=32, vision_config=VISION, text_config=text)
-    return BiomedCLIPModel(config), BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)
+    return convertible_model(tokenizer, model_type="clip_text_model", hidden_act="gelu")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [with_bert, with_clips_text_encoder])
 def test_open_clip_loads_its_copy_from_the_same_repository(hub, tmp_path, make):
-    torch.manual_seed(0)
     model, processor = make(hub, tmp_path)
     folder = tmp_path / "model"
     save_with_processor(model, processor, folder)
@@ -392,7 +350,7 @@ def test_open_clip_loads_its_copy_from_the_same_repository(hub, tmp_path, make):
     describe(folder)
     report = run_push(folder)
     assert {"open_clip_config.json", "open_clip_model.safetensors"} <= set(report["files"])
-    assert "hf-hub:lab/model" in files_of(hub)["README.md"].decode()
+    assert "hf-hub:lab/model" in repository(hub).files["README.md"].decode()
 
     code = """
 import open_clip, torch
@@ -401,7 +359,7 @@ tokens = open_clip.get_tokenizer("hf-hub:lab/model")(["chest x-ray", "brain mri"
 with torch.no_grad():
     print(model.eval().encode_text(tokens, normalize=True).double().flatten().tolist())
 """
-    printed = python(code, hub, tmp_path / "empty cache").splitlines()[-1]
+    printed = hub.python(code, tmp_path).splitlines()[-1]
     tokens = processor(text=["chest x-ray", "brain mri"], padding="max_length", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         ours = torch.nn.functional.normalize(model.get_text_features(tokens).pooler_output, dim=-1)
