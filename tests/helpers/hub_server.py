@@ -199,7 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_any(self) -> None:
         url = urlsplit(self.path)
         self.query = {key: values[-1] for key, values in parse_qs(url.query).items()}
-        self.body = self.read_body()  # always, because the rest would be read as the next request
+        # Always, because the rest would be read as the next request.
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
             if status := self.hub.failure(self.command, url.path):
                 raise RequestError(status, "a failure that a test asked for")
@@ -215,16 +216,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(error.status, error.content, error.headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_any
-
-    def read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        parts = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
 
     def answer(self, status: int, content: Any, headers: dict[str, str]) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
