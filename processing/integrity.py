@@ -50,17 +50,11 @@ def open_parquet(
     footer_sha256: str | None = None,
     **options: Any,
 ) -> pq.ParquetFile:
-    """Open a Parquet file and check its footer. Reading a damaged page from the opened file raises `OSError`.
+    """Open a local path or a seekable binary file as Parquet, and check its footer.
 
-    Args:
-        source: A local path, or a seekable binary file.
-        name: Name of the file for errors (default: the path).
-        footer_sha256: The SHA-256 that the footer must have (default: any).
-        options: Options of `pyarrow.parquet.ParquetFile`, such as `pre_buffer`.
-
-    Raises:
-        DamagedFile: If the SHA-256 of the footer differs.
-        TruncatedFile: If the end of the file is missing.
+    `name` is the name of the file in errors (default: the path). Raise `TruncatedFile` if the end of the file is
+    missing, and `DamagedFile` if the footer has another SHA-256 than `footer_sha256` (default: any). Reading a damaged
+    page from the opened file raises `OSError`.
     """
     file: Any = source
     if isinstance(source, str | os.PathLike):

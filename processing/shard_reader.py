@@ -119,15 +119,10 @@ class Shard:
 
 
 class ShardReader:
-    """Read rows of shards. Temporary errors are retried. Error messages contain the name of the shard.
+    """Read rows of the shards of a split. The arguments are those of [`load_pmc15m`].
 
-    Args:
-        urls: The shards of a split. The report next to them contains the hashes of their footers.
-        columns: Columns to return (default: all).
-        licenses: Return only rows under these licenses, as for [`load_pmc15m`].
-        text: The text to return as `caption`, as for [`load_pmc15m`].
-        seed: Seed for choosing mentions.
-        storage_options: Options of fsspec for opening the shards.
+    The report next to the shards contains the hashes of their footers. Temporary errors are retried. Error messages
+    contain the name of the shard.
     """
 
     def __init__(
@@ -288,12 +283,11 @@ class ShardReader:
             file = self._open_file(process, url, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
             batches = file.iter_batches(batch_rows, row_groups=[group], columns=stored, use_threads=False)
             tables = (pa.Table.from_batches([batch]) for batch in batches)
-        return _RowGroup(map(self._selected, check_row_group(tables, metadata, url)), batch_rows)
-
-    def _selected(self, table: pa.Table) -> pa.Table:
-        if self.licenses is None:
-            return table
-        return table.filter(pc.is_in(table.column("license"), pa.array(self.licenses, pa.string())))
+        checked = check_row_group(tables, metadata, url)
+        if self.licenses is not None:
+            codes = pa.array(self.licenses, pa.string())
+            checked = (table.filter(pc.is_in(table.column("license"), codes)) for table in checked)
+        return _RowGroup(checked, batch_rows)
 
     def _checked(self, file: pq.ParquetFile, url: str) -> pq.ParquetFile:
         names = file.schema_arrow.names

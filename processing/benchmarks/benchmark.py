@@ -109,13 +109,9 @@ class RetrievalBenchmark(Benchmark):
 
 @dataclass(frozen=True)
 class Content:
-    """The content of a split, as a reader returns it.
+    """The content of a split, as a reader returns it: labeled images, questions, or rows of pairs.
 
-    Args:
-        rows: Labeled images, questions, or rows of pairs.
-        notes: Notes on the data, in addition to those of `rows`.
-        selection: Options that chose the rows, and the numbers of rows that they chose.
-        facts: Values that replace those of `benchmarks.yaml`, such as `{"paper": {}}`.
+    `notes` are added to those of `rows`. `facts` replace values of `benchmarks.yaml`, such as `{"paper": {}}`.
     """
 
     rows: Any

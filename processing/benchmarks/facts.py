@@ -56,15 +56,10 @@ def facts_of(name: str) -> dict[str, Any]:
 
 
 def published_models(benchmark: str, task: str, split: str = "test") -> list[PublishedModel]:
-    """Return the published values for a split of a benchmark. Those of BiomedCLIP come first.
+    """Return the published values of each model for a split of a benchmark. Those of BiomedCLIP come first.
 
-    Args:
-        benchmark: Name of the benchmark.
-        task: `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`.
-        split: `train`, `validation` or `test`. Only `pmc15m` has values of a validation split.
-
-    Returns:
-        One entry for each model. Empty if no values are published.
+    `task` is `retrieval`, `zero-shot`, `linear-probe` or `visual-question-answering`. Only `pmc15m` has values of a
+    validation split.
 
     Example:
     ```python

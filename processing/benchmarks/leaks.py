@@ -59,28 +59,31 @@ def find_leaks(
 ) -> Leaks:
     """Compare two splits of a benchmark, image by image. Each image is read and decoded once."""
     are_questions = isinstance(test, VisualQuestionBenchmark)
-    of_train, of_test = _names_and_groups(train), _names_and_groups(test)
-    leaks = Leaks(len(of_train), len(of_test), same_name=0 if are_questions else None)
-    if any(of_train.values()) and any(of_test.values()):
+    train_names, train_images, train_groups = _images_of(train)
+    test_names, test_images, test_groups = _images_of(test)
+    leaks = Leaks(len(set(train_names)), len(set(test_names)), same_name=0 if are_questions else None)
+    if any(train_groups) and any(test_groups):
         leaks.same_group = 0
     # For each reason, maps the compared value to the name of the first training image that has it.
-    groups: dict[str | None, str] = {group: name for name, group in reversed(of_train.items()) if group is not None}
-    names = {name: name for name in of_train} if are_questions else {}
+    pairs = zip(reversed(train_groups), reversed(train_names), strict=True)
+    groups = {group: name for group, name in pairs if group is not None}
+    names = {name: name for name in train_names} if are_questions else {}
     files: dict[bytes, str] = {}
     pictures: dict[str, str] = {}
-    bar = tqdm(total=len(of_train) + len(of_test), desc="Leaks", unit="image", disable=not progress, dynamic_ncols=True)
-    with bar:
-        for name, digest, looks in _compared(train, leaks):
+    total = len(train_names) + len(test_names)
+    with tqdm(total=total, desc="Leaks", unit="image", disable=not progress, dynamic_ncols=True) as bar:
+        for name, digest, looks in _compared(train_names, train_images, train.split, leaks):
             bar.update()
             if digest:
                 files.setdefault(digest, name)
             if looks:
                 pictures.setdefault(looks, name)
         index = ImageIndex(pictures)
-        for name, digest, looks in _compared(test, leaks):
+        compared = _compared(test_names, test_images, test.split, leaks)
+        for group, (name, digest, looks) in zip(test_groups, compared, strict=True):
             bar.update()
             partners = {
-                "same_group": groups.get(of_test[name]),
+                "same_group": groups.get(group),
                 "same_name": names.get(name),
                 "same_bytes": files.get(digest),
                 "same_picture": pictures.get(index.nearest(looks) or ""),
@@ -95,24 +98,17 @@ def find_leaks(
     return leaks
 
 
-def _names_and_groups(benchmark: ClassificationBenchmark | VisualQuestionBenchmark) -> dict[str, str | None]:
-    if isinstance(benchmark, VisualQuestionBenchmark):
-        return {asked.image_name: None for asked in benchmark.questions}
-    images = benchmark.images
-    groups: Sequence[str | None] = images.groups or [None] * len(images)
-    return dict(zip(images.names, groups, strict=True))
-
-
-def _compared(
-    benchmark: ClassificationBenchmark | VisualQuestionBenchmark, leaks: Leaks
-) -> Iterator[tuple[str, bytes, str]]:
-    """Yield the name, the hash of the file, and the perceptual hash of each image. Hashes may be empty."""
-    images: Any
+def _images_of(benchmark: ClassificationBenchmark | VisualQuestionBenchmark) -> tuple[list[str], Any, list[str | None]]:
+    """Return the names, images and groups of the images of a split."""
     if isinstance(benchmark, VisualQuestionBenchmark):
         by_name = {asked.image_name: asked.image for asked in benchmark.questions}
-        names, images = list(by_name), list(by_name.values())
-    else:
-        names, images = benchmark.images.names, benchmark.images.images
+        return list(by_name), list(by_name.values()), [None] * len(by_name)
+    images = benchmark.images
+    return list(images.names), images.images, list(images.groups or [None] * len(images))
+
+
+def _compared(names: Sequence[str], images: Any, split: str, leaks: Leaks) -> Iterator[tuple[str, bytes, str]]:
+    """Yield the name, the hash of the file, and the perceptual hash of each image. Hashes may be empty."""
     for number, name in enumerate(names):
         image = images[number]
         content = content_of(image)
@@ -120,5 +116,5 @@ def _compared(
         try:
             looks = perceptual_hash(read_row_image(image))
         except ImageError as error:
-            leaks.unreadable.append(f"{benchmark.split}: {name} ({error})")
+            leaks.unreadable.append(f"{split}: {name} ({error})")
         yield name, digest, looks

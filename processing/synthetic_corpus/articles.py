@@ -11,16 +11,7 @@ from .figures import FIGURE_KINDS
 
 ZERO_SHOT_TEMPLATES = ("this is a photo of {}", "{} presented in image")
 _SHORT_CAPTIONS = 0.15  # fraction of captions that mention only the kind of the figure
-_LICENSE_URLS = {
-    "CC0": "publicdomain/zero/1.0/",
-    "CC BY": "licenses/by/4.0/",
-    "CC BY-SA": "licenses/by-sa/4.0/",
-    "CC BY-ND": "licenses/by-nd/4.0/",
-    "CC BY-NC": "licenses/by-nc/4.0/",
-    "CC BY-NC-SA": "licenses/by-nc-sa/4.0/",
-    "CC BY-NC-ND": "licenses/by-nc-nd/4.0/",
-}
-LICENSES = tuple(_LICENSE_URLS)
+LICENSES = ("CC0", "CC BY", "CC BY-SA", "CC BY-ND", "CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
 _ARTICLE = """\
 <!DOCTYPE article PUBLIC "-//NLM//DTD JATS (Z39.96) Journal Archiving and Interchange DTD v1.1 20151215//EN" \
 "JATS-archivearticle1.dtd">
@@ -101,10 +92,11 @@ def article_xml(article: Article, *, floats: bool) -> bytes:
             f'<fig id="{figure.figure_id}"><label>Figure {number}</label><caption>{caption}</caption>'
             f'<graphic xlink:href="{figure.file}"/></fig>'
         )
-    license_url = _LICENSE_URLS.get(article.license_code)
     permissions = "<copyright-statement>All rights reserved.</copyright-statement>"
-    if license_url:
-        permissions = f'<license xlink:href="https://creativecommons.org/{license_url}"/>'
+    if article.license_code in LICENSES:
+        terms = article.license_code.removeprefix("CC ").lower()
+        url = "publicdomain/zero/1.0/" if terms == "cc0" else f"licenses/{terms}/4.0/"
+        permissions = f'<license xlink:href="https://creativecommons.org/{url}"/>'
     inline = cited if floats else [text for pair in zip(cited, figures, strict=True) for text in pair]
     return _ARTICLE.format(
         journal=article.journal,

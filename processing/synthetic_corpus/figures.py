@@ -22,19 +22,12 @@ Trend = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class FigureKind:
-    """One kind of figure.
-
-    Args:
-        function: Function that draws a figure, given a random number generator and a value of each attribute.
-        topic: Topic of these figures, for captions and titles.
-        description: Description of a figure, with the attributes in braces.
-        attributes: The possible values of each attribute, by their names in descriptions.
-    """
+    """One kind of figure. `function` draws it, given a random number generator and a value of each attribute."""
 
     function: Callable[..., Image.Image]
-    topic: str
-    description: str
-    attributes: Mapping[str, Mapping[str, Any]]
+    topic: str  # for captions and titles
+    description: str  # with the attributes in braces
+    attributes: Mapping[str, Mapping[str, Any]]  # the values of each attribute, by their names in descriptions
 
     @property
     def combinations(self) -> int:

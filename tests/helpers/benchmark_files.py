@@ -61,9 +61,8 @@ def write_pcam(
         x = file.create_dataset("x", (images, 96, 96, 3), np.uint8, chunks=chunks, compression=compression)
         for start in range(0, images, 1024):
             numbers = np.arange(start, min(start + 1024, images))
-            rows = np.where(
-                labels[numbers, None, None, None] == 1, drawn[1][numbers % distinct], drawn[0][numbers % distinct]
-            )
+            negative, positive = (images_of_label[numbers % distinct] for images_of_label in drawn)
+            rows = np.where(labels[numbers, None, None, None] == 1, positive, negative)
             rows[:, 0, :, 0] = randomness.integers(0, 256, (len(rows), 96))
             x[start : start + len(rows)] = rows
     with h5py.File(f"{stem}_y.h5", "w") as file:
@@ -89,17 +88,10 @@ def write_lc25000(folder: Path, images: int = 5000, size: int = 768) -> None:
     """Write `lung_colon_image_set/{lung,colon}_image_sets/<class>/<name><number>.jpeg`."""
     for organ, classes in {"lung": ("lung_aca", "lung_n", "lung_scc"), "colon": ("colon_aca", "colon_n")}.items():
         for order, label in enumerate(classes):
+            of_label = folder / "lung_colon_image_set" / f"{organ}_image_sets" / label
             for number in range(1, images + 1):
-                save_drawn(
-                    folder
-                    / "lung_colon_image_set"
-                    / f"{organ}_image_sets"
-                    / label
-                    / f"{label.replace('_', '')}{number}.jpeg",
-                    [order, number],
-                    size,
-                    label.endswith(("aca", "scc")),
-                )
+                path = of_label / f"{label.replace('_', '')}{number}.jpeg"
+                save_drawn(path, [order, number], size, label.endswith(("aca", "scc")))
 
 
 def write_tcga_til(folder: Path, cancers: Sequence[str], images: dict[str, tuple[int, int]]) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import datasets
@@ -38,6 +39,11 @@ def small_set(tmp_path_factory) -> Path:
     return root / "set"
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
 @pytest.fixture
 def copy(small_set, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(shard_reader, "FIRST_PAUSE", 0.001)
@@ -56,12 +62,26 @@ def flip(path: Path, position: int, bit: int = 0) -> None:
     path.write_bytes(content)
 
 
-def damage_page(path: Path, column: str) -> None:
-    """Flip a bit at the end of the first row group's data of a column."""
+def pages_of(path: Path, column: str) -> tuple[int, int]:
+    """Return the position and the size of the first row group's data of a column."""
     group = pq.read_metadata(path).row_group(0)
     chunks = [group.column(number) for number in range(group.num_columns)]
     chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
-    flip(path, (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 5)
+    return chunk.dictionary_page_offset or chunk.data_page_offset, chunk.total_compressed_size
+
+
+def flips(path: Path, positions: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Flip each bit of a file at positions, one at a time."""
+    intact = path.read_bytes()
+    for position, bit in itertools.product(positions, range(8)):
+        path.write_bytes(intact)
+        flip(path, position, bit)
+        yield position, bit
+
+
+def damage_page(path: Path, column: str) -> None:
+    """Flip a bit at the end of the first row group's data of a column."""
+    flip(path, sum(pages_of(path, column)) - 5)
 
 
 def by_stream(folder):
@@ -109,8 +129,7 @@ def test_no_flipped_bit_changes_rows(copy):
 
 @pytest.mark.parametrize("reader", [by_stream, by_set, by_random_access])
 @pytest.mark.parametrize("column", ["image", "caption"])
-def test_a_flipped_bit_of_a_page_names_the_shard(copy, monkeypatch, tmp_path, reader, column):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_flipped_bit_of_a_page_names_the_shard(copy, reader, column):
     path = shard_of(copy)
     damage_page(path, column)
     with pytest.raises(DamagedFile, match=path.name):
@@ -127,10 +146,7 @@ def shortened_list(tmp_path_factory) -> Path:
     group = pq.read_metadata(path).row_group(0)
     chunks = [group.column(number) for number in range(group.num_columns)]
     start = next(chunk.data_page_offset for chunk in chunks if chunk.path_in_schema.startswith("mentions"))
-    intact = path.read_bytes()
-    for position, bit in itertools.product(range(start, start + 40), range(8)):
-        path.write_bytes(intact)
-        flip(path, position, bit)
+    for _ in flips(path, range(start, start + 40)):
         try:
             found = pq.ParquetFile(path, page_checksum_verification=True).read()
         except (OSError, pa.ArrowException):
@@ -152,8 +168,7 @@ def shortened_list(tmp_path_factory) -> Path:
         lambda folder: shards._OldShard(str(shard_of(folder)), None).row(0),
     ],
 )
-def test_a_flipped_bit_in_the_header_of_a_page_of_lists_is_detected(shortened_list, read, tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_flipped_bit_in_the_header_of_a_page_of_lists_is_detected(shortened_list, read):
     # The header has no checksum. A smaller number of values in it shortens the last list of the page.
     with pytest.raises(DamagedFile, match=r"column 'mentions' is damaged: values are missing"):
         read(shortened_list)
@@ -165,14 +180,8 @@ def test_a_flipped_bit_in_the_header_of_a_page_loses_no_row_of_a_large_row_group
     # With a smaller number of values, Arrow ends the batches early without an error.
     expected = by_batches(copy)
     path = shard_of(copy)
-    group = pq.read_metadata(path).row_group(0)
-    chunks = [group.column(number) for number in range(group.num_columns)]
-    chunk = next(chunk for chunk in chunks if chunk.path_in_schema == column)
-    start = chunk.dictionary_page_offset or chunk.data_page_offset
-    intact = path.read_bytes()
-    for position, bit in itertools.product(range(start, start + 20), range(8)):
-        path.write_bytes(intact)
-        flip(path, position, bit)
+    start, _ = pages_of(path, column)
+    for position, bit in flips(path, range(start, start + 20)):
         try:
             assert by_batches(copy) == expected, (position - start, bit)
         except OSError as error:
@@ -180,9 +189,8 @@ def test_a_flipped_bit_in_the_header_of_a_page_loses_no_row_of_a_large_row_group
 
 
 @pytest.mark.parametrize("reader", [by_stream, by_set, by_random_access])
-def test_a_footer_that_is_not_the_one_of_the_report_is_refused(copy, monkeypatch, tmp_path, reader):
+def test_a_footer_that_is_not_the_one_of_the_report_is_refused(copy, reader):
     # A valid Parquet file, but not the one that was built.
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     path = shard_of(copy)
     table = pq.read_table(path)
     pq.write_table(table.slice(0, table.num_rows - 1), path, write_page_checksum=True)

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from datasets.distributed import split_dataset_by_node
 from helpers.pair_shards import LICENSES, pair_row, write_shards
 from torch.utils.data import DataLoader
 
-from biomedclip.processing import ContrastiveCollator, PairStream, load_pmc15m, shard_reader
+from biomedclip.processing import PairStream, load_pmc15m, shard_reader
 from biomedclip.processing.integrity import TruncatedFile
 from biomedclip.processing.pmc.articles import COMMERCIAL_LICENSES, NONCOMMERCIAL_LICENSES
 from biomedclip.processing.shard_reader import ShardReader, column_names, shard_paths
@@ -177,14 +178,6 @@ def test_a_mention_is_chosen_by_seed_epoch_and_pair(pairs):
         assert row["caption"] in ([f"{caption} {mention}" for mention in row["mentions"] or ()] or [caption])
 
 
-def test_the_collator_uses_the_chosen_text(pairs, small_processor):
-    rows = PairStream(pairs, text="mentions").rows(0, 0, 8)
-    batch = ContrastiveCollator(small_processor)(rows)
-    expected = small_processor(text=[row["caption"] for row in rows], padding=True, return_tensors="pt")
-    assert any(row["caption"].startswith("Mention") for row in rows)
-    assert batch["input_ids"].equal(expected["input_ids"])
-
-
 @pytest.mark.parametrize("licenses", [None, "commercial"])
 def test_a_dataset_can_start_in_the_middle_of_an_epoch(pairs, licenses):
     options = {"columns": ["pair_id"], "licenses": licenses, "seed": 5, "epoch": 1}
@@ -264,23 +257,19 @@ def epochs(path):
 
 
 @pytest.mark.parametrize("view", ["set", "stream"])
-def test_a_shard_that_vanishes_is_named(copy, view):
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda path: path.rename(path.with_name("elsewhere")), FileNotFoundError, "the shard no longer exists"),
+        (lambda path: path.write_bytes(b"PAR1 nothing else"), OSError, "the shard could not be read in 5 attempts"),
+    ],
+)
+def test_a_shard_that_vanishes_or_is_damaged_is_named(copy, view, damage, error, message):
     rows = epochs(copy)[view]
     next(rows)
-    lost = shard_paths(copy, "train")[shard_order(6, 0, 0)[3]].removeprefix("file://")
-    shutil.move(lost, copy / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=f"{lost}: the shard no longer exists"):
-        list(rows)
-
-
-@pytest.mark.parametrize("view", ["set", "stream"])
-def test_a_damaged_shard_is_named(copy, view):
-    rows = epochs(copy)[view]
-    next(rows)
-    damaged = shard_paths(copy, "train")[shard_order(6, 0, 0)[2]].removeprefix("file://")
-    with open(damaged, "wb") as file:
-        file.write(b"PAR1 nothing else")
-    with pytest.raises(OSError, match=f"{damaged}: the shard could not be read in 5 attempts"):
+    path = shard_paths(copy, "train")[shard_order(6, 0, 0)[3]].removeprefix("file://")
+    damage(Path(path))
+    with pytest.raises(error, match=f"{path}: {message}"):
         list(rows)
 
 

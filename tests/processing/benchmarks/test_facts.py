@@ -31,19 +31,20 @@ def test_each_entry_states_its_source_and_has_complete_prompts(name):
 @pytest.mark.parametrize(
     ("name", "prompts", "expected"),
     [
-        ("rsna", "biovil", ["No evidence of pneumonia", "Findings suggesting pneumonia"]),
-        ("rsna", None, [f"{start}{{}}{end}" for start, end in (("a photo of ", ""), ("", " presented in image"))]),
+        ("rsna", None, ["a photo of {}", "{} presented in image"]),
         ("lc25000_lung", "rerun", ["a photo of {}", "{} presented in image"]),
         ("lc25000_lung", "paper", ["this is an image of {}", "{} presented in image"]),
     ],
 )
 def test_a_set_of_prompts_is_chosen_by_name(name, prompts, expected):
-    names, templates, _ = choose_prompts(prompts, facts_of(name))
-    if prompts == "biovil":
-        assert [template.format(name) for name in names for template in templates] == expected
-    else:
-        assert templates == expected
-        assert names == list(facts_of(name)["classes"].values())
+    facts = facts_of(name)
+    assert choose_prompts(prompts, facts)[:2] == (list(facts["classes"].values()), expected)
+
+
+def test_a_set_of_prompts_can_have_its_own_class_names():
+    names, templates, _ = choose_prompts("biovil", facts_of("rsna"))
+    prompts = [template.format(name) for name in names for template in templates]
+    assert prompts == ["No evidence of pneumonia", "Findings suggesting pneumonia"]
 
 
 def test_the_published_values_are_those_of_the_paper():

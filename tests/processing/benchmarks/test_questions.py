@@ -45,35 +45,23 @@ def test_missing_images_are_counted_and_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("content", "message"),
     [
         ({"image_name": "../../secret.png"}, "is outside the folder of images"),
         ({"image_name": "/etc/passwd"}, "is outside the folder of images"),
         ({"answer_type": "maybe"}, "question 0 is 'maybe', neither OPEN nor CLOSED"),
         ({"answer": None}, "question 0 has no answer"),
-    ],
-)
-def test_invalid_questions_are_refused(tmp_path, row, message):
-    write_vqa_rad(tmp_path, [{"phrase_type": "test_para"}])
-    file = tmp_path / "VQA_RAD Dataset Public.json"
-    (given,) = json.loads(file.read_text())
-    file.write_text(json.dumps([given | row]))
-    with pytest.raises(ValueError, match=message):
-        load_benchmark("vqa_rad", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
         ('[{"qid": 1', "not a JSON file, or a truncated one"),
         ('{"questions": []}', "not a list of questions"),
         ("[" * 100_000, "not a JSON file, or a truncated one"),
         ("[]", "no questions of this split"),
     ],
 )
-def test_a_file_with_unexpected_content_is_refused(tmp_path, content, message):
-    write_vqa_rad(tmp_path, [{}])
-    (tmp_path / "VQA_RAD Dataset Public.json").write_text(content)
+def test_invalid_questions_and_files_are_refused(tmp_path, content, message):
+    write_vqa_rad(tmp_path, [{"phrase_type": "test_para"}])
+    file = tmp_path / "VQA_RAD Dataset Public.json"
+    (given,) = json.loads(file.read_text())
+    file.write_text(content if isinstance(content, str) else json.dumps([given | content]))
     with pytest.raises(ValueError, match=message):
         load_benchmark("vqa_rad", tmp_path)
 

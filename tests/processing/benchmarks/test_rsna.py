@@ -91,13 +91,6 @@ def test_the_drawn_patients_are_pinned(rule, digests):
     assert [digest(splits[split]) for split in ("train", "validation", "test")] == digests
 
 
-def test_the_counts_of_table_1_are_fractions_of_the_patients_and_of_the_rows():
-    """Why `paper-fractions` is 70 / 15 / 15 % of the patients, and where 9,069 may come from."""
-    assert 7 * 26_684 // 10 == 18_678 and (26_684 - 18_678) // 2 == 4_003
-    assert -(-3 * 30_227 // 10) == 9_069, "30 % of the rows of the table, rounded up as scikit-learn does"
-    assert 18_678 + 4_003 + 9_069 > 26_684
-
-
 def test_the_rule_is_an_option(folder):
     splits = {
         split: load_benchmark("rsna", folder, split=split, rsna_split="paper-fractions")
