@@ -11,6 +11,7 @@ An input depends on the seed, its number and the sample files. Inputs that fail 
 """
 
 import argparse
+import contextlib
 import io
 import multiprocessing
 import resource
@@ -70,6 +71,11 @@ class Result:
     slowest: int = -1
     peak_mib: int = 0
 
+    def add(self, number: int, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+        if outcome.startswith("FAILED"):
+            self.failures.append((number, outcome))
+
 
 def make_input(target: Target, samples: Sequence[bytes], seed: int, number: int) -> bytes:
     """Return an input of a run. It does not depend on other inputs."""
@@ -86,68 +92,57 @@ def fuzz(
     peak_mib: int = PEAK_MIB,
 ) -> Result:
     """Run all inputs in another process. If an input ends the process, a new one continues after it."""
+
+    def run(sender: Any, first: int) -> None:
+        """Run inputs in the child process. An alarm ends it even in C code."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        warnings.simplefilter("ignore")
+        for number in range(first, inputs):
+            content = make_input(target, samples, seed, number)
+            signal.alarm(seconds)
+            started = time.perf_counter()
+            try:
+                target.function(content)
+                outcome = "read"
+            except target.refusal as error:
+                outcome = f"refused: {getattr(error, 'reason', type(error).__name__)}"
+            except BaseException as error:
+                outcome = f"FAILED: {type(error).__name__}: {str(error)[:200]}"
+            milliseconds = (time.perf_counter() - started) * 1000
+            signal.alarm(0)
+            peak = _peak_mib()
+            too_much = peak >= peak_mib
+            sender.send((number, f"FAILED: {peak} MiB" if too_much else outcome, milliseconds, peak))
+            if too_much:
+                return  # the peak of a process never falls, so the next input needs a new one
+
     result = Result()
     context = multiprocessing.get_context("fork")
     number = 0
     while number < inputs:
         receiver, sender = context.Pipe(duplex=False)
-        numbers = range(number, inputs)
-        child = context.Process(target=_run, args=(sender, target, samples, numbers, seed, seconds, peak_mib))
+        child = context.Process(target=run, args=(sender, number))
         child.start()
         sender.close()
-        try:
+        with contextlib.suppress(EOFError):
             while True:
                 number, outcome, milliseconds, peak = receiver.recv()
-                result.outcomes[outcome] += 1
+                result.add(number, outcome)
                 if milliseconds > result.slowest_ms:
                     result.slowest, result.slowest_ms = number, milliseconds
                 result.peak_mib = max(result.peak_mib, peak)
-                if outcome.startswith("FAILED"):
-                    result.failures.append((number, outcome))
                 number += 1
-        except EOFError:
-            child.join()
+        child.join()
         if number < inputs and child.exitcode:
-            outcome = f"FAILED: process ended by {signal.Signals(-child.exitcode).name}" if child.exitcode < 0 else ""
-            outcome = outcome.replace("SIGALRM", f"SIGALRM after {seconds} s") or f"FAILED: exit {child.exitcode}"
-            result.outcomes[outcome] += 1
-            result.failures.append((number, outcome))
+            outcome = f"exit {child.exitcode}"
+            if child.exitcode < 0:
+                after = f" after {seconds} s" if child.exitcode == -signal.SIGALRM else ""
+                outcome = f"process ended by {signal.Signals(-child.exitcode).name}{after}"
+            result.add(number, f"FAILED: {outcome}")
             number += 1
     return result
-
-
-def _run(
-    sender: Any,
-    target: Target,
-    samples: Sequence[bytes],
-    numbers: range,
-    seed: int,
-    seconds: int,
-    peak_mib: int,
-) -> None:
-    """Run inputs in the child process. An alarm ends it even in C code."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    warnings.simplefilter("ignore")
-    for number in numbers:
-        content = make_input(target, samples, seed, number)
-        signal.alarm(seconds)
-        started = time.perf_counter()
-        try:
-            target.function(content)
-            outcome = "read"
-        except target.refusal as error:
-            outcome = f"refused: {getattr(error, 'reason', type(error).__name__)}"
-        except BaseException as error:
-            outcome = f"FAILED: {type(error).__name__}: {str(error)[:200]}"
-        milliseconds = (time.perf_counter() - started) * 1000
-        signal.alarm(0)
-        peak = _peak_mib()
-        too_much = peak >= peak_mib
-        sender.send((number, f"FAILED: {peak} MiB" if too_much else outcome, milliseconds, peak))
-        if too_much:
-            return  # the peak of a process never falls, so the next input needs a new one
 
 
 def _peak_mib() -> int:

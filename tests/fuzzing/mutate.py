@@ -61,7 +61,10 @@ def damage(content: bytes, other: bytes, random: Random) -> bytes:
 def damage_picture(content: bytes, other: bytes, random: Random) -> bytes:
     """Damage an image, more often near its header. In half of the cases, PNG checksums are corrected."""
     for _ in range(random.choice((1, 1, 2, 4))):
-        content = random.choice((*_ON_BYTES, _header_extreme, _header_extreme, _header_extreme))(content, other, random)
+        if random.random() < 0.7:
+            content = random.choice(_ON_BYTES)(content, other, random)
+        else:
+            content = _extreme(content, other, random, within=random.choice((32, 64, 512)))
     return _with_png_checksums(content) if random.random() < 0.5 else content
 
 
@@ -92,17 +95,9 @@ def _overwrite_run(content: bytes, other: bytes, random: Random) -> bytes:
     return content[:start] + run + content[end:]
 
 
-def _cut_off(content: bytes, other: bytes, random: Random) -> bytes:
-    return content[: random.randrange(len(content) + 1)]
-
-
 def _leave_out(content: bytes, other: bytes, random: Random) -> bytes:
     start, end = _place(content, random, 2000)
     return content[:start] + content[end:]
-
-
-def _splice(content: bytes, other: bytes, random: Random) -> bytes:
-    return content[: random.randrange(len(content) + 1)] + other[random.randrange(len(other) + 1) :]
 
 
 def _repeat(content: bytes, other: bytes, random: Random) -> bytes:
@@ -114,10 +109,6 @@ def _extreme(content: bytes, other: bytes, random: Random, within: int | None = 
     extreme = random.choice(_EXTREMES)
     start = random.randrange(min(len(content), within or len(content)) + 1)
     return content[:start] + extreme + content[start + len(extreme) :]
-
-
-def _header_extreme(content: bytes, other: bytes, random: Random) -> bytes:
-    return _extreme(content, other, random, within=random.choice((32, 64, 512)))
 
 
 def _with_png_checksums(content: bytes) -> bytes:
@@ -179,14 +170,6 @@ def _insert(content: bytes, piece: bytes, random: Random) -> bytes:
     return content[:place] + piece + content[place:]
 
 
-def _insert_text(content: bytes, other: bytes, random: Random) -> bytes:
-    return _insert(content, random.choice(_TEXTS), random)
-
-
-def _insert_ill_formed_text(content: bytes, other: bytes, random: Random) -> bytes:
-    return _insert(content, random.choice(_ILL_FORMED_TEXTS), random)
-
-
 def _insert_nesting(content: bytes, other: bytes, random: Random) -> bytes:
     name, depth = random.choice(_NAMES), random.choice((3, 50, 200))
     return _insert(content, b"<%s>" % name * depth + b"x" + b"</%s>" % name * depth, random)
@@ -216,12 +199,22 @@ def _declare_encoding(content: bytes, other: bytes, random: Random) -> bytes:
     return b"<?xml version='1.0' encoding='" + encoding + b"'?>" + body
 
 
-_ON_BYTES: Sequence[Mutation] = (_flip_bits, _overwrite_run, _cut_off, _leave_out, _splice, _repeat, _extreme)
+_ON_BYTES: Sequence[Mutation] = (
+    _flip_bits,
+    _overwrite_run,
+    lambda content, other, random: content[: random.randrange(len(content) + 1)],
+    _leave_out,
+    lambda content, other, random: (
+        content[: random.randrange(len(content) + 1)] + other[random.randrange(len(other) + 1) :]
+    ),
+    _repeat,
+    _extreme,
+)
 _WELL_FORMED: Sequence[Mutation] = (
     _rename_element_everywhere,
     _unwrap_element_everywhere,
     _change_attribute,
-    _insert_text,
+    lambda content, other, random: _insert(content, random.choice(_TEXTS), random),
     _insert_nesting,
     _insert_figure,
 )
@@ -229,7 +222,7 @@ _ILL_FORMED: Sequence[Mutation] = (
     _change_tag(lambda tag, random: b""),
     _change_tag(lambda tag, random: tag * 2),
     _change_tag(_rename_tag),
-    _insert_ill_formed_text,
+    lambda content, other, random: _insert(content, random.choice(_ILL_FORMED_TEXTS), random),
     _insert_deep_nesting,
     _insert_doctype,
     _declare_encoding,

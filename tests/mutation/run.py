@@ -169,7 +169,7 @@ def run_mutant(mutant: MutationSpec, timeout: float) -> str | None:
     result = mutate_and_test([mutant], command_of(str(mutant.module_path)), timeout)
     if result.is_killed:
         return None
-    changed = [line for line in result.diff.splitlines() if line[:1] in "-+" and line[:3] not in ("---", "+++")]
+    changed = [line for line in result.diff.splitlines() if line[:1] in ("-", "+") and line[:3] not in ("---", "+++")]
     return "  ->  ".join(line[1:].strip() for line in changed)
 
 

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, wherever th
 
 from helpers.open_clip_training import Run, prepare, run_in_a_process, train_biomedclip
 from safetensors.torch import load_file
-from timing import SHARED, machine, median_ratio
+from timing import machine, median_ratio, parser_of
 from tqdm.auto import tqdm
 from transformers import BertTokenizer
 
@@ -42,7 +42,6 @@ from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor,
 from biomedclip.run_scripts.cli.reporting import say, show_table, versions, write_json
 
 
-PARTS = ("curve", "speed")
 STEPS, DIFFERENT_BATCHES, PAIRS = 50, 3, 8  # of the curve
 SPREAD = {"initializer_range": 0.07}  # 1 / sqrt(192); with 0.02, such a narrow model learns nothing in 50 steps
 TINY = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3} | SPREAD
@@ -52,10 +51,8 @@ SIDES = ("open_clip", "biomedclip")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=SHARED, help="folder of captions and pictures")
-    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "scale"], default=PARTS)
-    parser.add_argument("--rounds", type=int, default=3, help="of speed")
+    parser = parser_of(__doc__, rounds=3)
+    parser.add_argument("--parts", nargs="+", choices=["curve", "speed", "scale"], default=["curve", "speed"])
     parser.add_argument("--without", nargs="+", default=[], help="leave out ways that have this in their names")
     parser.add_argument("--shared-machine", action="store_true", help="in speed: one thread, processor seconds")
     parser.add_argument("--batch-size", type=int, default=16, help="of speed and scale")
@@ -65,7 +62,6 @@ def main() -> None:
     parser.add_argument("--gradient-checkpointing", action="store_true", help="in scale")
     parser.add_argument("--torch-compile", action="store_true", help="in scale")
     parser.add_argument("--small", action="store_true", help="scale and speed with the small model of the curve")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     measures = {"curve": measure_curve, "speed": measure_speed, "scale": measure_scale}
     results: dict[str, Any] = {"machine": machine(), "versions": versions()}
