@@ -66,7 +66,7 @@ def find_leaks(
         leaks.same_group = 0
     # For each reason, maps the compared value to the name of the first training image that has it.
     pairs = zip(reversed(train_groups), reversed(train_names), strict=True)
-    groups = {group: name for group, name in pairs if group is not None}
+    groups: dict[str | None, str] = {group: name for group, name in pairs if group is not None}
     names = {name: name for name in train_names} if are_questions else {}
     files: dict[bytes, str] = {}
     pictures: dict[str, str] = {}
@@ -104,7 +104,7 @@ def _images_of(benchmark: ClassificationBenchmark | VisualQuestionBenchmark) -> 
         by_name = {asked.image_name: asked.image for asked in benchmark.questions}
         return list(by_name), list(by_name.values()), [None] * len(by_name)
     images = benchmark.images
-    return list(images.names), images.images, list(images.groups or [None] * len(images))
+    return list(images.names), images.images, [*images.groups] if images.groups else [None] * len(images)
 
 
 def _compared(names: Sequence[str], images: Any, split: str, leaks: Leaks) -> Iterator[tuple[str, bytes, str]]:
