@@ -19,12 +19,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
+from .argument_rules import CONTRASTIVE, check_accelerator, check_trainer_arguments, check_training_arguments
 from .cached_gradients import RandomState, cached_backward, copy_to_device, mini_batch_rows, take_rows
 from .contrastive_loss import LOSSES, contrastive_loss, summed_loss
 from .retrieval_metrics import retrieval_metrics
 from .trainer_adaptations import AdaptedTrainer
 from .training_arguments import ContrastiveTrainingArguments
-from .training_options import CONTRASTIVE, check_accelerator, check_trainer_arguments, check_training_arguments
 
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, sort_checkpoints
 
-from .training_options import check_accelerator, check_training_arguments
+from .argument_rules import check_accelerator, check_training_arguments
 
 
 logger = logging.getLogger(__name__)

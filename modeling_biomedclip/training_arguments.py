@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from .argument_rules import CONTRASTIVE, check_before_processing, check_training_arguments
 from .contrastive_loss import LOSSES
-from .training_options import CONTRASTIVE, check_before_processing, check_training_arguments
 
 
 @dataclass
@@ -21,7 +21,7 @@ class CheckedTrainingArguments(TrainingArguments):
         ValueError: If a field has an unsupported value.
     """
 
-    training = CONTRASTIVE  # the set of rules in `training_options` that applies
+    training = CONTRASTIVE  # the set of rules in `argument_rules` that applies
     steps_from_epochs = False  # whether `max_steps` was computed from `num_train_epochs`
 
     resume_from_checkpoint: str | None = field(

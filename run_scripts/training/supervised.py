@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
+from biomedclip.argument_rules import FIELDS, LABELS
 from biomedclip.trainer_adaptations import AdaptedTrainer
 from biomedclip.training_arguments import CheckedTrainingArguments
-from biomedclip.training_options import LABELS, rule_of
 
 from ..cli.trust import trust_option
 from .adapters import refuse_adapter
@@ -94,7 +94,7 @@ class SupervisedTrainer(AdaptedTrainer):
         """
         super().check_options()
         if self.is_fsdp_enabled:
-            raise ValueError(f"accelerate is configured for FSDP, but {rule_of('fsdp', LABELS).text}.")
+            raise ValueError(f"accelerate is configured for FSDP, but {FIELDS[LABELS]['fsdp'].text}.")
 
 
 def load_with_head(

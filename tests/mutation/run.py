@@ -50,7 +50,7 @@ TARGETS = {
     "modeling_biomedclip/cached_gradients.py": [f"{MODEL}/test_cached_gradients.py"],
     "modeling_biomedclip/contrastive_trainer.py": [
         f"{MODEL}/test_contrastive_trainer.py",
-        f"{MODEL}/test_training_options.py",
+        f"{MODEL}/test_argument_rules.py",
         f"{MODEL}/test_images_in_training.py",
         "tests/run_scripts/training/test_exact_resume.py",
         "-knot again_and_again",

@@ -13,10 +13,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from helpers.pair_shards import write_shards
 from transformers import Trainer, TrainingArguments
 
-from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, training_arguments, training_options
+from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments, argument_rules, training_arguments
+from biomedclip.argument_rules import ARGUMENTS, CONTRASTIVE, FIELDS, LABELS, markdown
 from biomedclip.processing import ContrastiveCollator, PairStream
 from biomedclip.run_scripts.training.supervised import SupervisedArguments
-from biomedclip.training_options import ARGUMENTS, CONTRASTIVE, FIELDS, LABELS, markdown, rule_of
 
 
 # Fields of releases other than the lowest.
@@ -26,8 +26,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "training_arguments.md"
 
 
 def test_every_field_of_the_installed_transformers_is_in_the_table():
-    assert INSTALLED - set(FIELDS) == set(), "say in training_options.py whether they are supported"
-    assert set(FIELDS) - INSTALLED <= OF_NEWER_RELEASES
+    assert INSTALLED - set(FIELDS[CONTRASTIVE]) == set(), "say in argument_rules.py whether they are supported"
+    assert set(FIELDS[CONTRASTIVE]) - INSTALLED <= OF_NEWER_RELEASES
+    assert set(FIELDS[LABELS]) == set(FIELDS[CONTRASTIVE])
 
 
 def test_every_argument_of_the_trainer_is_in_the_table():
@@ -51,38 +52,33 @@ UNSUPPORTED = {
         """.split(),
         True,
     ),
+    **dict.fromkeys(
+        """
+        eval_steps eval_delay data_seed gradient_accumulation_steps eval_accumulation_steps local_rank
+        label_smoothing_factor neftune_noise_alpha
+        """.split(),
+        2,
+    ),
+    **dict.fromkeys(
+        """
+        optim_args optim_target_modules run_name trackio_space_id trackio_static_space_id trackio_bucket_id
+        hub_model_id hub_revision metric_for_best_model length_column_name
+        """.split(),
+        "other",
+    ),
+    **dict.fromkeys("activation_checkpointing_kwargs gradient_checkpointing_kwargs".split(), {"use_reentrant": False}),
     "optim": "galore_adamw",
-    "optim_args": "amsgrad=True",
-    "optim_target_modules": "all-linear",
-    "gradient_accumulation_steps": 2,
-    "eval_accumulation_steps": 2,
-    "label_smoothing_factor": 0.1,
-    "activation_checkpointing_kwargs": {"use_reentrant": False},
-    "gradient_checkpointing_kwargs": {"use_reentrant": False},
     "liger_kernel_config": {"rope": True},
-    "neftune_noise_alpha": 5.0,
     "include_num_input_tokens_seen": "all",
-    "run_name": "mine",
-    "trackio_space_id": "lab/space",
-    "trackio_static_space_id": "lab/space",
-    "trackio_bucket_id": "lab/bucket",
-    "eval_steps": 5,
-    "eval_delay": 5,
     "include_for_metrics": ["loss"],
     "hub_token": "secret",
-    "hub_model_id": "lab/model",
     "hub_strategy": "end",
-    "hub_revision": "main",
-    "metric_for_best_model": "loss",
-    "data_seed": 3,
     "accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}},
     "parallelism_config": object(),
     "label_names": ["labels"],
     "train_sampling_strategy": "group_by_length",
-    "length_column_name": "size",
     "fsdp_config": {"version": 2},
     "debug": "underflow_overflow",
-    "local_rank": 1,
     "deepspeed": {"zero_optimization": {"stage": 2}},
 }
 # Values that depend on other options.
@@ -102,12 +98,14 @@ OF_A_STREAM = {"data_seed", "dataloader_drop_last"}  # unsupported only for a st
 
 
 def restricted_fields(training: str, *excluded: str) -> list[str]:
-    restricted = {name for name in INSTALLED & set(FIELDS) if rule_of(name, training).accepts is not None}
-    return sorted(restricted - set(excluded))
+    restricted = {name for name, rule in FIELDS[training].items() if rule.accepts is not None}
+    return sorted(restricted & INSTALLED - set(excluded))
 
 
 def test_every_restricted_field_is_tested():
-    assert {name for name in FIELDS for rule in FIELDS[name] if rule.accepts is not None} == set(REFUSED)
+    assert {name for rules in FIELDS.values() for name, rule in rules.items() if rule.accepts is not None} == set(
+        REFUSED
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +134,7 @@ def test_settings_of_accelerate_that_change_the_batch_are_errors(arguments_class
 
 
 def test_report_to_all_requires_an_installed_tracker(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_options, "get_available_reporting_integrations", lambda: [])
+    monkeypatch.setattr(argument_rules, "get_available_reporting_integrations", lambda: [])
     with pytest.raises(ValueError, match="none is installed"):
         ContrastiveTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="all")
 
