@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_on_import
 
 
+# ruff: noqa: F401 (`__all__` is computed)
 if TYPE_CHECKING:
     from .configuration_biomedclip import (
         BiomedCLIPCoAttentionConfig,
@@ -73,35 +74,7 @@ _MODULE_OF = {
     "to_open_clip": "conversion",
 }
 
-__all__ = [
-    "BiomedCLIPCoAttentionConfig",
-    "BiomedCLIPConfig",
-    "BiomedCLIPForImageClassification",
-    "BiomedCLIPForVisualQuestionAnswering",
-    "BiomedCLIPImageProcessor",
-    "BiomedCLIPModel",
-    "BiomedCLIPProcessor",
-    "BiomedCLIPTextConfig",
-    "BiomedCLIPTextModel",
-    "BiomedCLIPTextModelWithProjection",
-    "BiomedCLIPVisionConfig",
-    "BiomedCLIPVisionModel",
-    "BiomedCLIPVisionModelWithProjection",
-    "ContrastiveCollator",
-    "ContrastiveTrainer",
-    "ContrastiveTrainingArguments",
-    "ExportedModel",
-    "VisualQuestionAnsweringPipeline",
-    "ZeroShotClassifier",
-    "embed_images",
-    "embed_texts",
-    "export_model",
-    "from_open_clip",
-    "load_benchmark",
-    "load_pmc15m",
-    "read_image",
-    "to_open_clip",
-]
+__all__ = [*_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:

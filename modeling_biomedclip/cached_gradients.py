@@ -32,21 +32,11 @@ def cached_backward(
 ) -> torch.Tensor:
     """Add the gradient of the loss of all mini-batches to `grad` of each parameter.
 
-    Even with dropout, the gradients equal those of a plain backward pass over the same mini-batches.
-
-    Args:
-        embed: Function that returns the image and text embeddings of the given rows of the batch, each of shape
-            `(rows, dimension)`. It must enter autocast on each call, because weights that autocast cached in step 1
-            have no graph.
-        mini_batches: Indices of the rows of each mini-batch.
-        loss_of: Function that returns the loss of all image and text embeddings, in the order of the mini-batches.
-        scalars: Trainable parameters that the loss uses directly, such as `logit_scale`.
-        backward: Function to call instead of `loss.backward()`.
-        no_sync: Context manager that disables gradient synchronization, used for all but the last mini-batch.
-        device: Device of the model. Its random state is stored together with that of the CPU.
-
-    Returns:
-        The loss, without a graph.
+    Even with dropout, the gradients equal those of a plain backward pass over the same mini-batches. `embed` returns
+    the image and text embeddings of the given rows of the batch. It must enter autocast on each call, because weights
+    that autocast cached in step 1 have no graph. `loss_of` gets the embeddings in the order of the mini-batches. The
+    loss also uses the trainable parameters `scalars`, such as `logit_scale`. `no_sync` disables the synchronization of
+    gradients for all but the last mini-batch. The result is the loss without a graph.
     """
     states, embeds = [], []
     with torch.no_grad():
@@ -76,18 +66,10 @@ def cached_backward(
 
 
 def mini_batch_rows(inputs: Mapping[str, Any], size: int) -> list[torch.Tensor]:
-    """Split the rows of a batch into mini-batches, longest texts first.
+    """Return the indices of the rows of each mini-batch, longest texts first.
 
     Texts of similar length share a mini-batch, so [`take_rows`] can remove most of the padding. The longest texts come
     first, so if memory is insufficient, the first mini-batch fails.
-
-    Args:
-        inputs: Batch with `pixel_values` of shape `(rows, ...)` and optionally `attention_mask` of shape
-            `(rows, length)`.
-        size: Number of rows in a mini-batch. The last one may be smaller.
-
-    Returns:
-        The indices of the rows of each mini-batch.
     """
     mask = inputs.get("attention_mask")
     if mask is None:
@@ -96,13 +78,10 @@ def mini_batch_rows(inputs: Mapping[str, Any], size: int) -> list[torch.Tensor]:
 
 
 def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool = True) -> dict[str, Any]:
-    """Select rows of a batch.
+    """Select rows of the tensors of a batch. Other values are not changed.
 
-    Args:
-        inputs: Tensors of shape `(rows, ...)`. Other values are not changed.
-        rows: Indices of the rows, in the order of the result.
-        cut_text: Remove the padding after the longest text, if there is an `attention_mask`. The embeddings then
-            change only by rounding errors, unless the model pools the last position.
+    `cut_text` removes the padding after the longest text, if there is an `attention_mask`. The embeddings then change
+    only by rounding errors, unless the model pools the last position.
     """
     taken = {
         name: value[rows.to(value.device)] if isinstance(value, torch.Tensor) else value
@@ -115,13 +94,9 @@ def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool =
 
 
 def copy_to_device(inputs: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """Copy a batch to an accelerator without waiting for its current work.
+    """Copy the tensors of a batch to an accelerator without waiting for its current work.
 
     Without pinned memory, the copy would wait for the accelerator, and the accelerator would then wait for the copy.
-
-    Args:
-        inputs: Batch. Values that are not tensors are not changed.
-        device: The accelerator.
     """
     return {
         name: value.pin_memory().to(device, non_blocking=True)
@@ -135,17 +110,13 @@ class RandomState:
     """Random state of torch on the CPU and on a device."""
 
     def __init__(self, device: torch.device | str):
-        device = torch.device(device)
-        self.generators = None if device.type == "cpu" else torch.get_device_module(device)
-        self.device = device
+        self.device = torch.device(device)
+        self.generators = None if self.device.type == "cpu" else torch.get_device_module(self.device)
         self.on_cpu = torch.get_rng_state()
-        self.on_device = None if self.generators is None else self.generators.get_rng_state(device)
+        self.on_device = None if self.generators is None else self.generators.get_rng_state(self.device)
 
     def restore(self) -> None:
         """Restore the random state that was stored at construction."""
         torch.set_rng_state(self.on_cpu)
         if self.generators is not None:
             self.generators.set_rng_state(self.on_device, device=self.device)
-
-
-__all__ = ["RandomState", "cached_backward", "copy_to_device", "mini_batch_rows", "take_rows"]

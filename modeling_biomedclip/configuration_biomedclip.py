@@ -194,14 +194,7 @@ class BiomedCLIPCoAttentionConfig(PreTrainedConfig):
 
 
 def text_config_class(fields: Mapping[str, Any]) -> type[BiomedCLIPTextConfig] | type[CLIPTextConfig]:
-    """Return the configuration class of a text tower.
-
-    Args:
-        fields: Fields of the configuration. `model_type` selects the class. The default is BERT.
-
-    Raises:
-        ValueError: If `model_type` is unknown.
-    """
+    """Return the configuration class of a text tower for the `model_type` in its fields. The default is BERT."""
     classes = {config_class.model_type: config_class for config_class in (BiomedCLIPTextConfig, CLIPTextConfig)}
     wanted = fields.get("model_type", BiomedCLIPTextConfig.model_type)
     if wanted not in classes:
@@ -279,6 +272,3 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
             for sub_config in map(self.__dict__.get, self.sub_configs):
                 if hasattr(sub_config, "projection_dim"):
                     sub_config.projection_dim = self.projection_dim
-
-
-__all__ = ["BiomedCLIPCoAttentionConfig", "BiomedCLIPConfig", "BiomedCLIPTextConfig", "BiomedCLIPVisionConfig"]

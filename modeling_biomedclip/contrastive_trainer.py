@@ -150,11 +150,7 @@ class ContrastiveTrainer(AdaptedTrainer):
             self._prepare_sharding()
 
     def check_options(self) -> None:
-        """Check the options. Some may have been changed after the trainer was created.
-
-        Raises:
-            ValueError: If an option is not supported.
-        """
+        """Raise `ValueError` if an option is not supported. Some may have changed since the trainer was created."""
         check_training_arguments(self.args, CONTRASTIVE, stream=self.pair_stream is not None)
         if self.train_dataset is not None:
             self.args.check_mini_batch_size()
@@ -181,15 +177,7 @@ class ContrastiveTrainer(AdaptedTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create the learning rate schedule. `lr_scheduler_type="cosine"` selects that of open_clip.
-
-        Args:
-            num_training_steps: Number of training steps.
-            optimizer: Optimizer (default: that of the trainer).
-
-        Returns:
-            The learning rate schedule.
-        """
+        """Create the learning rate schedule. `lr_scheduler_type="cosine"` selects that of open_clip."""
         is_new = self.lr_scheduler is None
         super().create_scheduler(num_training_steps, optimizer)
         if is_new and self.args.lr_scheduler_type == "cosine":
@@ -362,8 +350,7 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
         self.saved_step: int | None = None
         self.evaluated_step: int | None = None
 
-    def state(self) -> dict[str, Any]:
-        """Return the state that each checkpoint stores in `trainer_state.json`."""
+    def state(self) -> dict[str, Any]:  # each checkpoint stores it in `trainer_state.json`
         return {"args": {}, "attributes": {"samples_seen": self.samples_seen}}
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
@@ -426,13 +413,8 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
 def cosine_factor(step: int, *, warmup_steps: int, steps: int, num_cycles: float = 0.5) -> float:
     """Return the learning rate at a step as a fraction of the peak, as in open_clip's `cosine_lr`.
 
-    In transformers, the warmup steps are counted from zero, so the first step has a learning rate of zero.
-
-    Args:
-        step: Index of the step.
-        warmup_steps: Number of steps of the linear warmup.
-        steps: Number of steps of the training.
-        num_cycles: Number of cosine cycles, as in transformers (default: half a cycle).
+    In transformers, the warmup steps are counted from zero, so the first step has a learning rate of zero. `num_cycles`
+    is the number of cosine cycles, as in transformers.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -449,11 +431,7 @@ def decay_parameter_names(model: nn.Module) -> list[str]:
 
 
 def find_logit_scale(model: nn.Module) -> nn.Parameter:
-    """Return the log inverse temperature of a dual encoder, which may be wrapped (DDP, PEFT, compile).
-
-    Raises:
-        ValueError: If the model has no `logit_scale`.
-    """
+    """Return the log inverse temperature of a dual encoder, which may be wrapped (DDP, PEFT, compile)."""
     scale = _find_parameter(model, "logit_scale")
     if scale is None:
         raise ValueError(
@@ -470,8 +448,7 @@ def find_logit_bias(model: nn.Module) -> nn.Parameter | None:
 
 def loss_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a dual encoder outside of the towers: `logit_scale`, and `logit_bias` if it exists."""
-    bias = find_logit_bias(model)
-    return [find_logit_scale(model), *([] if bias is None else [bias])]
+    return [scalar for scalar in (find_logit_scale(model), find_logit_bias(model)) if scalar is not None]
 
 
 def _find_parameter(model: nn.Module, wanted: str) -> nn.Parameter | None:
@@ -500,15 +477,7 @@ def whole_set_loss(
     *,
     loss: str = LOSSES[0],
 ) -> float:
-    """Return the loss of a whole dataset as one batch, computed in this process only.
-
-    Args:
-        image_embeds: L2-normalized embeddings of shape `(pairs, dimension)`.
-        text_embeds: L2-normalized embeddings of shape `(pairs, dimension)`.
-        logit_scale: Inverse temperature of shape `()` or `(1,)`.
-        logit_bias: Bias of the logits of shape `()` or `(1,)`.
-        loss: `infonce` or `siglip`.
-    """
+    """Return the loss of a whole dataset as one batch, computed in this process only (see [`contrastive_loss`])."""
     directions = [(image_embeds, text_embeds), (text_embeds, image_embeds)]
     totals = [summed_loss(*direction, logit_scale, logit_bias, loss=loss).item() for direction in directions]
     return sum(totals) / (len(totals) * len(image_embeds))
@@ -526,19 +495,7 @@ def loss_in_batches(
 
     open_clip reports InfoNCE for models trained with any loss. The last batch contains the remaining pairs. If there is
     only one batch, the result equals [`whole_set_loss`].
-
-    Args:
-        image_embeds: L2-normalized embeddings of shape `(pairs, dimension)`.
-        text_embeds: L2-normalized embeddings of shape `(pairs, dimension)`.
-        logit_scale: Inverse temperature of shape `()` or `(1,)`.
-        batch_size: Number of pairs in a batch.
-
-    Returns:
-        The mean over all pairs.
     """
     batches = zip(image_embeds.split(batch_size), text_embeds.split(batch_size), strict=True)
     total = sum(whole_set_loss(images, texts, logit_scale) * len(images) for images, texts in batches)
     return total / len(image_embeds)
-
-
-__all__ = ["LOSS_IN_BATCHES", "ContrastiveTrainer", "loss_in_batches"]

@@ -113,15 +113,8 @@ def embed_prompts(
 ) -> tuple[torch.Tensor, list[int]]:
     """Embed prompts with the same padding as the forward pass of the model, so that the results are bit-identical.
 
-    Args:
-        model: A dual encoder with `get_text_features`, or an [`ExportedModel`].
-        processor: Processor of the model.
-        prompts: Prompts. They are processed in batches of 256, each padded to its longest prompt.
-        max_length: Maximum number of tokens of a prompt. The default is the limit of the tokenizer.
-
-    Returns:
-        Embeddings as returned by [`embed_texts`], and the number of tokens of each prompt before truncation. Only the
-        first `CHARACTERS_PER_TOKEN` characters per allowed token are counted.
+    The prompts are processed in batches of 256, each padded to its longest prompt. The second result is the number of
+    tokens of each prompt before truncation. Only the first `CHARACTERS_PER_TOKEN` characters per allowed token count.
     """
     prompts = _cut(model, processor, prompts, max_length)
     token_ids, fixed_length = _token_ids(model, processor, prompts, max_length)
@@ -198,6 +191,3 @@ def _prepared_ahead(prepare: Callable[[int], torch.Tensor], starts: Sequence[int
             batch = waiting.result()
             waiting = thread.submit(prepare, following) if following is not None else None
             yield batch
-
-
-__all__ = ["embed_images", "embed_prompts", "embed_texts", "image_batches", "normalize", "text_limit"]

@@ -32,24 +32,18 @@ SMALLEST_QUANTIZED = 500_000
 _EXAMPLE_LENGTH = 16
 
 
-class ImageGraph(nn.Module):
-    """Map pixels to normalized embeddings."""
-
+class _Graph(nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
+
+class _ImageGraph(_Graph):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return nn.functional.normalize(self.model.get_image_features(pixel_values).pooler_output, dim=-1)
 
 
-class TextGraph(nn.Module):
-    """Map token ids and attention mask to normalized embeddings."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-
+class _TextGraph(_Graph):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return nn.functional.normalize(self.model.get_text_features(input_ids, attention_mask).pooler_output, dim=-1)
 
@@ -135,8 +129,8 @@ def _graphs(model: Any) -> list[tuple[str, nn.Module, tuple[torch.Tensor, ...], 
     input_ids = torch.ones(2, _EXAMPLE_LENGTH, dtype=torch.long)
     text_shape = {0: batch, 1: length}
     return [
-        ("image", ImageGraph(model), (pixel_values,), ({0: batch},)),
-        ("text", TextGraph(model), (input_ids, torch.ones_like(input_ids)), (text_shape, text_shape)),
+        ("image", _ImageGraph(model), (pixel_values,), ({0: batch},)),
+        ("text", _TextGraph(model), (input_ids, torch.ones_like(input_ids)), (text_shape, text_shape)),
     ]
 
 
@@ -194,6 +188,3 @@ def _compress_weights(model: Any) -> None:
             opset.constant(scales.astype(np.float32)),
         )
         operation.input(1).replace_source_output(restored.output(0))
-
-
-__all__ = ["export_model"]

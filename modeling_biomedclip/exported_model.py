@@ -106,6 +106,3 @@ def _start_openvino(path: Path, precision: str, group: int, threads: int) -> Any
     }
     compiled = core.compile_model(path, "CPU", options)
     return lambda *inputs: compiled(inputs)[0].copy()  # the next call overwrites the buffer
-
-
-__all__ = ["ExportedModel"]

@@ -14,12 +14,17 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.clip.modeling_clip import CLIPOutput, CLIPTextModelOutput, CLIPVisionModelOutput
+from transformers.models.clip.modeling_clip import (
+    CLIPMLP,
+    CLIPOutput,
+    CLIPTextModelOutput,
+    CLIPVisionModelOutput,
+    eager_attention_forward,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, torch_int
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -51,26 +56,6 @@ class BiomedCLIPVisualQuestionAnsweringOutput(ModelOutput):
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,  # (batch, heads, queries, head_dim)
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute attention step by step. Only this implementation returns the attention probabilities."""
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
-    output = torch.matmul(probabilities, value).transpose(1, 2).contiguous()
-    return output, probabilities
 
 
 class BiomedCLIPAttention(nn.Module):
@@ -124,19 +109,6 @@ class BiomedCLIPAttention(nn.Module):
         return self.out_proj(attention_output), attention_weights
 
 
-class BiomedCLIPMLP(nn.Module):
-    """Feed-forward sub-layer."""
-
-    def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig | BiomedCLIPCoAttentionConfig):
-        super().__init__()
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
-
-
 class BiomedCLIPEncoderLayer(GradientCheckpointingLayer):
     """Modules of a transformer block. The subclasses differ in the position of LayerNorm."""
 
@@ -144,7 +116,7 @@ class BiomedCLIPEncoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = BiomedCLIPAttention(config)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = BiomedCLIPMLP(config)
+        self.mlp = CLIPMLP(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -224,9 +196,6 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
 
         This equals timm's `resample_abs_pos_embed`, which open_clip uses to change the resolution of a checkpoint.
         `interpolate_pos_encoding` follows transformers instead and uses a different bicubic kernel.
-
-        Args:
-            image_size: Side of the images in pixels. It must be a multiple of `patch_size`.
         """
         if image_size == self.image_size:
             return
@@ -335,6 +304,11 @@ def _init_like_torch(module: nn.Linear | nn.Conv2d) -> None:
         init.uniform_(module.bias, -bound, bound)
 
 
+def _other_weights(*modules: str) -> list[str]:
+    """Return patterns for the weights of the whole model that one of its parts does not have."""
+    return [*(rf"^{module}\." for module in modules), "^logit_(scale|bias)$"]
+
+
 class BiomedCLIPPreTrainedModel(PreTrainedModel):
     """Base class: loading, saving and weight initialization."""
 
@@ -402,17 +376,11 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
     """
 
     config: BiomedCLIPTextConfig
-    config_class = BiomedCLIPTextConfig
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
     input_modalities = ("text",)
     _input_embed_layer = "word_embeddings"
-    _keys_to_ignore_on_load_unexpected = [
-        r"^vision_model\.",
-        r"^visual_projection\.",
-        r"^text_projection\.",
-        "^logit_(scale|bias)$",
-    ]
+    _keys_to_ignore_on_load_unexpected = _other_weights("vision_model", "visual_projection", "text_projection")
     _can_record_outputs = {"hidden_states": BiomedCLIPTextLayer, "attentions": BiomedCLIPAttention}
 
     def __init__(self, config: BiomedCLIPTextConfig):
@@ -517,17 +485,11 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
     """
 
     config: BiomedCLIPVisionConfig
-    config_class = BiomedCLIPVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _input_embed_layer = "patch_embedding"
-    _keys_to_ignore_on_load_unexpected = [
-        r"^text_model\.",
-        r"^text_projection\.",
-        r"^visual_projection\.",
-        "^logit_(scale|bias)$",
-    ]
+    _keys_to_ignore_on_load_unexpected = _other_weights("text_model", "text_projection", "visual_projection")
     _can_record_outputs = {"hidden_states": BiomedCLIPVisionLayer, "attentions": BiomedCLIPAttention}
 
     def __init__(self, config: BiomedCLIPVisionConfig):
@@ -575,11 +537,10 @@ class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
     """The text tower with its projection, for embedding texts without loading the image tower."""
 
     config: BiomedCLIPTextConfig
-    config_class = BiomedCLIPTextConfig
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
     input_modalities = ("text",)
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", "^logit_(scale|bias)$"]
+    _keys_to_ignore_on_load_unexpected = _other_weights("vision_model", "visual_projection")
 
     def __init__(self, config: BiomedCLIPTextConfig):
         super().__init__(config)
@@ -598,14 +559,7 @@ class BiomedCLIPTextModelWithProjection(BiomedCLIPPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLIPTextModelOutput:
         """Embed texts (see [`BiomedCLIPTextModel.forward`] for the arguments). `text_embeds` are not normalized."""
-        outputs = self.text_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        outputs = self.text_model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         return CLIPTextModelOutput(
             text_embeds=self.text_projection(outputs.pooler_output),
             last_hidden_state=outputs.last_hidden_state,
@@ -618,11 +572,10 @@ class BiomedCLIPVisionModelWithProjection(BiomedCLIPPreTrainedModel):
     """The image tower with its projection, for embedding images without loading the text tower."""
 
     config: BiomedCLIPVisionConfig
-    config_class = BiomedCLIPVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", "^logit_(scale|bias)$"]
+    _keys_to_ignore_on_load_unexpected = _other_weights("text_model", "text_projection")
 
     def __init__(self, config: BiomedCLIPVisionConfig):
         super().__init__(config)
@@ -742,13 +695,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         """
         if isinstance(self.text_model, BiomedCLIPTextModel):
             kwargs |= {"token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
-        outputs = self.text_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            return_dict=True,
-            **kwargs,
-        )
+        outputs = self.text_model(input_ids, attention_mask, position_ids=position_ids, return_dict=True, **kwargs)
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
         return outputs
 
@@ -810,13 +757,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         image_outputs = self.get_image_features(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
-        text_outputs = self.get_text_features(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            **kwargs,
-        )
+        text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
         image_embeds = nn.functional.normalize(image_outputs.pooler_output, dim=-1)
         text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
 
@@ -855,12 +796,7 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
     config: BiomedCLIPConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _keys_to_ignore_on_load_unexpected = [
-        r"^text_model\.",
-        r"^text_projection\.",
-        r"^visual_projection\.",
-        "^logit_(scale|bias)$",
-    ]
+    _keys_to_ignore_on_load_unexpected = _other_weights("text_model", "text_projection", "visual_projection")
 
     def __init__(self, config: BiomedCLIPConfig):
         super().__init__(config)
@@ -910,7 +846,7 @@ class BiomedCLIPCoAttentionLayer(GradientCheckpointingLayer):
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.cross_attn = BiomedCLIPAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = BiomedCLIPMLP(config)
+        self.mlp = CLIPMLP(config)
         self.layer_norm3 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -940,7 +876,6 @@ class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
     """
 
     config: BiomedCLIPCoAttentionConfig
-    config_class = BiomedCLIPCoAttentionConfig
     base_model_prefix = "co_attention"
     main_input_name = "text_states"
 
@@ -961,18 +896,7 @@ class BiomedCLIPCoAttention(BiomedCLIPPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Combine the tokens of both towers.
-
-        Args:
-            text_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Tokens of the texts.
-            image_states (`torch.Tensor` of shape `(batch_size, patches + 1, hidden_size)`): Tokens of the images.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
-                padding.
-            kwargs: Further options of transformers, such as `output_hidden_states`.
-
-        Returns:
-            The concatenated pooled states of text and image, of shape `(batch_size, 2 * hidden_size)`.
-        """
+        """Return the concatenated pooled states of text and image, of shape `(batch_size, 2 * hidden_size)`."""
         text_type, image_type = self.token_type_embeddings(torch.arange(2, device=text_states.device))
         text, image = text_states + text_type, image_states + image_type
         # Both modalities attend to text tokens, but not to padding. All patches are attended to.
@@ -1006,7 +930,7 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
     """
 
     config: BiomedCLIPConfig
-    _keys_to_ignore_on_load_unexpected = [r"^text_projection\.", r"^visual_projection\.", "^logit_(scale|bias)$"]
+    _keys_to_ignore_on_load_unexpected = _other_weights("text_projection", "visual_projection")
 
     def __init__(self, config: BiomedCLIPConfig):
         super().__init__(config)
@@ -1071,13 +995,7 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
         if attention_mask is None and input_ids is not None and self.config.text_config.pad_token_id is not None:
             attention_mask = (input_ids != self.config.text_config.pad_token_id).long()
         text_outputs = self.text_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         text_states = self.text_transform(text_outputs.last_hidden_state)
         # With `device_map`, the towers can be on different devices. The head is on the device of the texts.
@@ -1099,13 +1017,8 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
 def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Compute the loss of METER (`compute_vqa`): binary cross-entropy, summed over answers, averaged over questions.
 
-    Args:
-        logits: Tensor of shape `(questions, answers)`.
-        labels: Index of the answer of each question (negative if it has none), or scores of all answers in [0, 1] with
-            the shape of `logits`.
-
-    Returns:
-        A scalar. It is NaN if no question has a label, as in PyTorch's cross-entropy.
+    `labels` holds the index of the answer of each question (negative if it has none), or scores of all answers in
+    [0, 1] with the shape of `logits`. The loss is NaN if no question has a label, as in PyTorch's cross-entropy.
     """
     labels = labels.to(logits.device)
     if labels.ndim == 1:

@@ -92,6 +92,3 @@ class VisualQuestionAnsweringPipeline(Pipeline):
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
-
-
-__all__ = ["VisualQuestionAnsweringPipeline"]

@@ -17,34 +17,18 @@ RECALLS = (1, 5, 10)
 
 
 class RankCounts(NamedTuple):
-    """Number of candidates that score at least as high as the best correct candidate, for each query.
+    """Number of candidates that score at least as high as the best correct candidate, int64 of shape `(queries,)`."""
 
-    Args:
-        better: Candidates with a higher score, int64 of shape `(queries,)`.
-        equal: Candidates with the same score, including the correct ones.
-        right: Correct candidates among `equal`.
-    """
-
-    better: torch.Tensor
-    equal: torch.Tensor
-    right: torch.Tensor
+    better: torch.Tensor  # candidates with a higher score
+    equal: torch.Tensor  # candidates with the same score, including the correct ones
+    right: torch.Tensor  # correct candidates among `equal`
 
 
 class RankCounter:
     """Rank the correct candidates in both directions without storing the whole similarity matrix.
 
-    Args:
-        image_embeds: L2-normalized, of shape `(images, dimension)`.
-        text_embeds: L2-normalized, of shape `(texts, dimension)`.
-        image_of_text: Index of the image that each text describes, of shape `(texts,)`. If None, text i describes
-            image i.
-
-    Attributes:
-        rows: Number of images in a tile. Blocks start at multiples of this number.
-
-    Raises:
-        ValueError: If there are no pairs, if the shapes do not match, if an image has no text, or if an embedding
-            contains NaN or infinity.
+    The embeddings are L2-normalized, of shape `(number, dimension)`. `image_of_text` of shape `(texts,)` holds
+    the index of the image that each text describes. If it is None, text i describes image i.
     """
 
     def __init__(
@@ -74,20 +58,11 @@ class RankCounter:
         self._right_scores = _padded(scores.to(self.device), self.columns, torch.inf)
 
     def count(self, first: int = 0, last: int | None = None) -> dict[str, torch.Tensor]:
-        """Count the candidates of a block of images.
+        """Return the numbers of better and of equal candidates for the images `first` to `last` (exclusive).
 
-        Args:
-            first: Index of the first image of the block, a multiple of `rows`.
-            last: End of the block (exclusive), a multiple of `rows` or the number of images. If None, the block extends
-                to the last image.
-
-        Returns:
-            For each direction, the numbers of better and of equal candidates, int64 of shape `(2, queries)` on the CPU.
-            `image_to_text` covers the images of the block. `text_to_image` covers all texts, but counts only the images
-            of the block. [`RankCounter.combine`] merges the blocks.
-
-        Raises:
-            ValueError: If the block does not start and end at tile boundaries.
+        A block starts and ends at a multiple of `rows`, or at the last image. The numbers are int64 of shape
+        `(2, queries)` on the CPU for each direction. `image_to_text` covers the images of the block. `text_to_image`
+        covers all texts, but counts only the images of the block. [`RankCounter.combine`] merges the blocks.
         """
         last = self.images if last is None else min(last, self.images)
         if first % self.rows or (last % self.rows and last != self.images):
@@ -108,11 +83,7 @@ class RankCounter:
         return dict(zip(DIRECTIONS, (of_images[:, first:last].cpu(), text_counts), strict=True))
 
     def combine(self, blocks: Iterable[dict[str, torch.Tensor]]) -> dict[str, RankCounts]:
-        """Return the counts of all queries for each direction.
-
-        Args:
-            blocks: Results of [`RankCounter.count`] for all images, in order.
-        """
+        """Return the counts of all queries from the results of [`RankCounter.count`] for all images, in order."""
         of_images, of_texts = [], torch.zeros(2, self.texts, dtype=torch.int64)
         for block in blocks:
             of_images.append(block["image_to_text"].long())
@@ -161,16 +132,7 @@ def retrieval_metrics(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> 
 
     If the correct candidate is tied with others, each of their ranks is equally likely. Recall is then the probability
     of a hit, and the rank is the mean rank. A model that maps all inputs to one point therefore scores at chance level.
-
-    Args:
-        image_embeds: L2-normalized, of shape `(pairs, dimension)`.
-        text_embeds: L2-normalized, of shape `(pairs, dimension)`.
-
-    Returns:
-        `image_to_text` and `text_to_image`, each with `recall_at_1`, `recall_at_5`, `recall_at_10` and `median_rank`.
-
-    Raises:
-        ValueError: If there are no pairs, if the shapes do not match, or if an embedding contains NaN or infinity.
+    See [`RankCounter`] for the arguments and errors.
     """
     return {name: summarize_ranks(counts) for name, counts in rank_counts(image_embeds, text_embeds).items()}
 

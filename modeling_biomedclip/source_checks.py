@@ -16,14 +16,9 @@ _REMEDY = "Remove it, or pass `trust_remote_code=True` if you trust the model."
 
 
 def check_source(name: str, *, trust_remote_code: bool) -> None:
-    """Check the JSON files of a model for settings that run code or load other models without the user's consent.
+    """Raise `ValueError` if a model, or the base model of an adapter, has such settings.
 
-    Args:
-        name: Folder or Hub id of a model or an adapter. The base model of an adapter is checked too.
-        trust_remote_code: Whether the user trusts the model. If so, nothing is checked.
-
-    Raises:
-        ValueError: If a file has such a setting.
+    `name` is a folder or a Hub id. If the user trusts the model (`trust_remote_code`), nothing is checked.
     """
     if trust_remote_code:
         return
@@ -57,11 +52,7 @@ def _find(name: str, file: str) -> Path | None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: If the file is not JSON. The message names it.
-    """
+    """Return the content of a JSON file. If it is not JSON, the `ValueError` names the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -30,12 +30,7 @@ PRIVATE_METHODS = ("_get_output_dir", "_load_rng_state", "_save", "_save_checkpo
 class AdaptedTrainer(Trainer):
     """`Trainer` with exact resuming, checkpoints that survive a kill, and evaluation on all rows.
 
-    Args:
-        eval_data_collator: Collator of the evaluation batches, without augmentation (default: `data_collator`).
-        kwargs: Further arguments of `Trainer`. `args` must be `CheckedTrainingArguments`.
-
-    Raises:
-        ValueError: If an option is not supported.
+    `args` must be `CheckedTrainingArguments`. `eval_data_collator` collates evaluation batches without augmentation.
     """
 
     def __init__(self, *args: Any, eval_data_collator: Any = None, **kwargs: Any):
@@ -45,23 +40,14 @@ class AdaptedTrainer(Trainer):
         self.check_options()
 
     def check_options(self) -> None:
-        """Check the options. Some may have been changed after the trainer was created.
-
-        Raises:
-            ValueError: If an option is not supported.
-        """
+        """Raise `ValueError` if an option is not supported. Some may have changed since the trainer was created."""
         check_training_arguments(self.args, self.args.training, stream=False)
         check_accelerator(self.accelerator)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train, or do nothing if the checkpoint to resume from has reached `max_steps`.
 
-        Args:
-            resume_from_checkpoint: Checkpoint folder, or True for the last checkpoint in `output_dir`.
-            kwargs: Further arguments of `Trainer.train`.
-
-        Raises:
-            ValueError: If an option is not supported, or if a checkpoint is set only in the training arguments.
+        `resume_from_checkpoint` is a checkpoint folder, or True for the last checkpoint in `output_dir`.
         """
         self.check_options()
         named = str(self.args.resume_from_checkpoint or "false")
@@ -128,10 +114,8 @@ class AdaptedTrainer(Trainer):
 
     @property
     def total_loss(self) -> float:
-        """Return the sum of the losses of all steps since training started or resumed.
-
-        Different releases of transformers divide `TrainOutput.training_loss` by different numbers of steps.
-        """
+        """Return the sum of the losses of all steps since training started or resumed."""
+        # Releases of transformers divide `TrainOutput.training_loss` by different numbers of steps.
         return self._total_loss_scalar
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:

@@ -13,12 +13,9 @@ from .contrastive_loss import LOSSES
 
 @dataclass
 class CheckedTrainingArguments(TrainingArguments):
-    """`TrainingArguments` that raise an error for fields that the trainers of this package would ignore.
+    """`TrainingArguments` that raise `ValueError` for fields that the trainers of this package would ignore.
 
     The fields are listed in `docs/training_arguments.md`.
-
-    Raises:
-        ValueError: If a field has an unsupported value.
     """
 
     training = CONTRASTIVE  # the set of rules in `argument_rules` that applies
@@ -117,11 +114,7 @@ class ContrastiveTrainingArguments(CheckedTrainingArguments):
             raise ValueError("`keep_activations=True` requires `mini_batch_size`.")
 
     def check_mini_batch_size(self) -> None:
-        """Check `mini_batch_size` against the batch size of the run.
-
-        Raises:
-            ValueError: If `mini_batch_size` is larger than the batch size per process.
-        """
+        """Raise `ValueError` if `mini_batch_size` is larger than the batch size per process."""
         if self.mini_batch_size is not None and self.mini_batch_size > self.train_batch_size:
             raise ValueError(
                 f"`mini_batch_size={self.mini_batch_size}` is larger than the batch of a process, "

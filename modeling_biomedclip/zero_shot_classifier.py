@@ -107,6 +107,3 @@ class ZeroShotClassifier:
     def __call__(self, images: Sequence[Any], *, batch_size: int = BATCH_SIZE) -> torch.Tensor:
         """Return class probabilities (the softmax of the logits). See [`similarities`] for arguments and shape."""
         return self.logits(images, batch_size=batch_size).softmax(dim=-1)
-
-
-__all__ = ["ZeroShotClassifier"]
