@@ -7,6 +7,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 from biomedclip.cached_gradients import cached_backward, mini_batch_rows, take_rows
@@ -35,6 +36,19 @@ def tiny_model(*, dropout: float = 0.0) -> BiomedCLIPModel:
         | {"initializer_range": 0.2},
     )
     return BiomedCLIPModel(config)
+
+
+def transformers_model(name: str, image_size: int) -> CLIPModel | SiglipModel:
+    """Return a small `CLIP` or `Siglip` model with fixed random weights."""
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = size | {"vocab_size": 128, "max_position_embeddings": 64}
+    vision = size | {"image_size": image_size, "patch_size": 8}
+    torch.manual_seed(0)
+    if name == "Siglip":
+        return SiglipModel(SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=vision))
+    # At a temperature of 1 all logits are between -1 and 1 for any random weights.
+    options = {"projection_dim": 16, "logit_scale_init_value": 0.0}
+    return CLIPModel(CLIPConfig(text_config=text | {"eos_token_id": 3}, vision_config=vision, **options))
 
 
 def some_batch(pairs: int) -> dict[str, torch.Tensor]:

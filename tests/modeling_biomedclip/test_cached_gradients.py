@@ -4,8 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from helpers.gradient_processes import assert_same_gradients, some_batch, tiny_model
-from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+from helpers.gradient_processes import assert_same_gradients, some_batch, tiny_model, transformers_model
 
 from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
 from biomedclip.cached_gradients import cached_backward, copy_to_device, mini_batch_rows, take_rows
@@ -216,16 +215,8 @@ def test_mini_batches_contain_each_row_once_in_a_stable_order():
 
 @pytest.mark.parametrize("name", ["CLIP", "Siglip"])
 def test_dual_encoders_of_transformers_have_cached_gradients(trainer_of, name):
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = size | {"vocab_size": 32, "max_position_embeddings": 16}
-    vision = size | {"image_size": 16, "patch_size": 8}
-    steps = []
-    for mini_batch_size in (3, None):
-        torch.manual_seed(0)
-        if name == "CLIP":
-            model = CLIPModel(CLIPConfig(text_config=text | {"eos_token_id": 3}, vision_config=vision))
-        else:
-            model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 16}, vision_config=vision))
-        loss = "siglip" if name == "Siglip" else "infonce"
-        steps.append(cached_step(trainer_of(model, mini_batch_size=mini_batch_size, loss=loss)))
+    loss = "siglip" if name == "Siglip" else "infonce"
+    steps = [
+        cached_step(trainer_of(transformers_model(name, 16), mini_batch_size=size, loss=loss)) for size in (3, None)
+    ]
     assert_equal_to_rounding(*steps)

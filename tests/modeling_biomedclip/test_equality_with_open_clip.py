@@ -3,44 +3,19 @@
 import open_clip
 import pytest
 import torch
+from helpers.open_clip_models import open_clip_model, with_same_weights
 
-from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 from biomedclip.conversion.tensors import from_open_clip_tensors
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """open_clip's model of the published widths with random weights, and ours with the same; three layers each."""
-    from transformers import BertConfig
-
-    folder = tmp_path_factory.mktemp("bert")
-    BertConfig(num_hidden_layers=3).save_pretrained(folder)
-    torch.manual_seed(0)
-    theirs = open_clip.CustomTextCLIP(
-        embed_dim=512,
-        vision_cfg={
-            "timm_model_name": "vit_base_patch16_224",
-            "timm_pool": "",
-            "timm_proj": "linear",
-            "image_size": 224,
-        },
-        text_cfg={
-            "hf_model_name": str(folder),
-            "hf_tokenizer_name": str(folder),
-            "hf_model_pretrained": False,
-            "hf_proj_type": "mlp",
-            "hf_pooler_type": "cls_last_hidden_state_pooler",
-            "context_length": 256,
-        },
-    ).eval()
-    del theirs.visual.trunk.blocks[3:]
+    """open_clip's model of the published widths with three layers and random weights, and ours with the same."""
+    theirs = open_clip_model(tmp_path_factory.mktemp("bert"), 3).eval()
     for parameter in theirs.parameters():  # biases and norms that are not zeros and ones
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, mean=float(parameter.mean() > 0.5), std=0.1)
-    layers = {"num_hidden_layers": 3}
-    ours = BiomedCLIPModel(BiomedCLIPConfig(text_config=layers, vision_config=layers)).eval()
-    ours.load_state_dict(from_open_clip_tensors(theirs.state_dict(), list(ours.state_dict())))
-    return theirs, ours
+    return theirs, with_same_weights(theirs, 3).eval()
 
 
 @torch.no_grad()

@@ -10,36 +10,32 @@ import torch
 from PIL import Image
 from transformers import AutoModel, BertTokenizer, pipeline
 
-from biomedclip import (
-    BiomedCLIPConfig,
-    BiomedCLIPModel,
-    ContrastiveTrainer,
-    ContrastiveTrainingArguments,
-    to_open_clip,
-)
+from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments, to_open_clip
 from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator
 
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_full_model_trains_saves_and_loads(tmp_path):
+def full_size() -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
+    """Return the model of the published size, and a processor with a small vocabulary."""
     torch.manual_seed(0)
-    model = BiomedCLIPModel(BiomedCLIPConfig())
-    tokenizer = BertTokenizer().train_new_from_iterator(
-        ["a chest x-ray and a brain mri"], vocab_size=80, show_progress=False
-    )
-    processor = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)
+    texts = ["a chest x-ray and a brain mri"]
+    tokenizer = BertTokenizer().train_new_from_iterator(texts, vocab_size=80, show_progress=False)
+    return BiomedCLIPModel(BiomedCLIPConfig()), BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)
+
+
+def test_the_full_model_trains_saves_and_loads(tmp_path):
+    model, processor = full_size()
     rows = [
         {"pair_id": str(n), "image": Image.new("RGB", (300, 250), (60 * n, 0, 0)), "caption": text}
         for n, text in enumerate(["a chest x-ray", "a brain mri"])
     ]
     before = model.vision_model.layers[11].mlp.fc1.weight.detach().clone()
+    options = {"max_steps": 1, "per_device_train_batch_size": 2, "save_strategy": "no"}
     trainer = ContrastiveTrainer(
         model,
-        ContrastiveTrainingArguments(
-            output_dir=str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=2, save_strategy="no"
-        ),
+        ContrastiveTrainingArguments(output_dir=str(tmp_path / "run"), **options),
         train_dataset=rows,
         data_collator=ContrastiveCollator(processor, training=True),
         processing_class=processor,
@@ -59,10 +55,8 @@ def test_the_full_model_trains_saves_and_loads(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak memory is read from /proc")
 def test_the_full_model_is_converted_in_less_than_3_gib(tmp_path):
-    torch.manual_seed(0)
-    model = BiomedCLIPModel(BiomedCLIPConfig())
-    tokenizer = BertTokenizer().train_new_from_iterator(["a chest x-ray"], vocab_size=80, show_progress=False)
-    to_open_clip(model, BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer), tmp_path / "open_clip")
+    model, processor = full_size()
+    to_open_clip(model, processor, tmp_path / "open_clip")
     code = (
         "import sys\n"
         "from biomedclip.run_scripts.main import main\n"

@@ -1,7 +1,5 @@
 """The model: its size, its parts, its start from other checkpoints, and its behavior in transformers."""
 
-import json
-
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -99,21 +97,11 @@ def test_other_attention_implementations_agree_with_sdpa(small_model, batch, imp
     torch.testing.assert_close(outputs.text_embeds, expected.text_embeds, rtol=0, atol=2e-6)
 
 
-def test_hidden_states_and_attentions_are_returned(small_model, batch):
-    small_model.set_attn_implementation("eager")
-    outputs = small_model(**batch, output_hidden_states=True, output_attentions=True)
-    assert len(outputs.text_model_output.hidden_states) == 3
-    assert [tuple(a.shape) for a in outputs.text_model_output.attentions] == [(3, 4, 9, 9)] * 2
-    assert [tuple(a.shape) for a in outputs.vision_model_output.attentions] == [(3, 4, 17, 17)] * 2
-    last = small_model.vision_model.post_layernorm(outputs.vision_model_output.hidden_states[-1])
-    assert same(last, outputs.vision_model_output.last_hidden_state)
-
-
 def test_gradient_checkpointing_changes_no_gradient(small_model, batch):
     def gradients() -> list[torch.Tensor]:
         small_model.zero_grad()
         small_model(**batch, return_loss=True).loss.backward()
-        return [p.grad.clone() for p in small_model.parameters() if p.grad is not None]
+        return [p.grad.clone() for p in small_model.parameters()]  # each parameter has one
 
     small_model.train()
     plain = gradients()
@@ -121,12 +109,6 @@ def test_gradient_checkpointing_changes_no_gradient(small_model, batch):
     checkpointed = gradients()
     assert small_model.vision_model.layers[0].gradient_checkpointing
     assert all(same(a, b) for a, b in zip(plain, checkpointed, strict=True))
-
-
-def test_every_parameter_gets_a_gradient(small_model, batch):
-    small_model.train()(**batch, return_loss=True).loss.backward()
-    missing = [name for name, parameter in small_model.named_parameters() if parameter.grad is None]
-    assert missing == []
 
 
 def test_images_of_another_size_need_interpolation(small_model):
@@ -147,20 +129,12 @@ def test_bad_inputs_get_a_clear_error(small_model, batch):
         small_model.text_model(torch.ones(1, 65, dtype=torch.long))
     with pytest.raises(ValueError, match="exactly one of"):
         small_model.text_model()
-    with pytest.raises(ValueError, match="pairs, not 2 images and 3 texts"):
+    with pytest.raises(ValueError, match="pairs, but there are 2 images and 3 texts"):
         small_model(batch["input_ids"], batch["pixel_values"][:2], return_loss=True)
     with pytest.raises(StrictDataclassError, match="multiple of patch_size"):
         BiomedCLIPConfig(vision_config={"image_size": 225})
     with pytest.raises(StrictDataclassError, match="multiple of"):
         BiomedCLIPTextConfig(num_attention_heads=7)
-
-
-def test_saving_and_loading_gives_the_same_bits(small_model, batch, tmp_path):
-    small_model.save_pretrained(tmp_path)
-    loaded = BiomedCLIPModel.from_pretrained(tmp_path)
-    assert same(loaded(**batch).logits_per_image, small_model(**batch).logits_per_image)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "biomedclip"
-    assert loaded.config.to_dict() == BiomedCLIPConfig.from_pretrained(tmp_path).to_dict() | loaded.config.to_dict()
 
 
 def test_parts_load_from_the_whole_model(small_model, batch, tmp_path):
@@ -209,6 +183,13 @@ def test_the_towers_start_from_saved_vit_and_bert_checkpoints(epsilon, tmp_path,
         assert same(model.vision_model(images).last_hidden_state, vit(images).last_hidden_state)
         assert same(model.text_model(texts).last_hidden_state, bert(texts).last_hidden_state)
     assert model.visual_projection.weight.shape == (16, 32)
+    one_layer = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = from_vision_text_pretrained(None, tmp_path / "bert", vision_config=one_layer)
+    assert model.config.vision_config.hidden_size == 16
+    assert same(model.text_model(texts).last_hidden_state, bert(texts).last_hidden_state)
+    model = from_vision_text_pretrained(tmp_path / "vit", None, text_config=one_layer | {"vocab_size": 99})
+    assert model.config.text_config.vocab_size == 99
+    assert same(model.vision_model(images).last_hidden_state, vit(images).last_hidden_state)
     with pytest.raises(ValueError, match="ViT checkpoint, not from a 'bert'"):
         from_vision_text_pretrained(tmp_path / "bert", tmp_path / "bert")
 
@@ -227,13 +208,3 @@ def test_one_import_registers_the_auto_classes_and_the_pipeline(small_model, sma
     classify = pipeline("zero-shot-image-classification", model=str(tmp_path), device="cpu")
     answers = classify(Image.new("RGB", (40, 30)), candidate_labels=["chest x-ray", "brain mri", "chart"])
     assert sum(answer["score"] for answer in answers) == pytest.approx(1)
-
-
-@pytest.mark.slow
-def test_bfloat16_and_compilation_work(small_model, batch):
-    compiled = torch.compile(small_model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(
-        compiled(**batch).logits_per_image, small_model(**batch).logits_per_image, rtol=1e-5, atol=1e-5
-    )
-    half = small_model.to(torch.bfloat16)(**batch)
-    assert half.image_embeds.dtype == torch.bfloat16 and torch.isfinite(half.logits_per_image).all()

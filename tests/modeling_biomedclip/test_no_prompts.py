@@ -90,11 +90,15 @@ def test_a_processor_that_names_an_audio_tokenizer_is_refused(saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "task", ["zero-shot-image-classification", "image-classification", "visual-question-answering"]
+    ("task", "name"),
+    [
+        ("zero-shot-image-classification", "model"),
+        ("image-classification", "classifier"),
+        ("visual-question-answering", "answers"),
+    ],
 )
-def test_a_tokenizer_that_names_code_does_not_ask_or_run_it(saved, tmp_path, task):
-    names = {"zero-shot-image-classification": "model", "image-classification": "classifier"}
-    folder = shutil.copytree(saved / names.get(task, "answers"), tmp_path / "model")
+def test_a_tokenizer_that_names_code_does_not_ask_or_run_it(saved, tmp_path, task, name):
+    folder = shutil.copytree(saved / name, tmp_path / "model")
     (folder / "planted.py").write_text(
         f"open({str(tmp_path / 'the_code_has_run')!r}, 'w').close()\nclass Planted: pass\n"
     )

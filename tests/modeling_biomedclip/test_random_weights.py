@@ -7,8 +7,8 @@ from collections import defaultdict
 import open_clip
 import pytest
 import torch
+from helpers.open_clip_models import VISION, open_clip_model
 from scipy.stats import kstest
-from transformers import BertConfig
 
 from biomedclip import (
     BiomedCLIPConfig,
@@ -22,25 +22,19 @@ from biomedclip.conversion.tensors import from_open_clip_tensors
 
 
 LAYERS = {"num_hidden_layers": 2}
-VISION = {"timm_model_name": "vit_base_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
 CLIP_TEXT = {"model_type": "clip_text_model", "hidden_act": "gelu", "vocab_size": 500, "eos_token_id": 499}
 ERROR = 1e-9  # probability of a false alarm for a kind of tensor
 
 
 def make_models(text: str, folder) -> tuple[open_clip.CLIP | open_clip.CustomTextCLIP, BiomedCLIPModel]:
     """Return the model of open_clip and ours with their own random weights."""
-    torch.manual_seed(0)
     if text == "bert":
-        BertConfig(**LAYERS).save_pretrained(folder)
-        text_cfg = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "hf_model_pretrained": False}
-        text_cfg |= {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 256}
-        theirs = open_clip.CustomTextCLIP(embed_dim=512, vision_cfg=VISION, text_cfg=text_cfg)
-        text_config = LAYERS
+        theirs, text_config = open_clip_model(folder, 2), LAYERS
     else:
+        torch.manual_seed(0)
         text_cfg = {"context_length": 77, "vocab_size": 500, "width": 512, "heads": 8, "layers": 2}
-        theirs = open_clip.CLIP(embed_dim=512, vision_cfg=VISION, text_cfg=text_cfg)
-        text_config = CLIP_TEXT | LAYERS
-    del theirs.visual.trunk.blocks[2:]
+        theirs, text_config = open_clip.CLIP(embed_dim=512, vision_cfg=VISION, text_cfg=text_cfg), CLIP_TEXT | LAYERS
+        del theirs.visual.trunk.blocks[2:]
     torch.manual_seed(1)
     return theirs, BiomedCLIPModel(BiomedCLIPConfig(text_config=text_config, vision_config=LAYERS))
 
@@ -57,10 +51,8 @@ def by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("text", ["bert", "gpt"])
 def test_each_kind_of_tensor_has_the_distribution_of_open_clip(text, tmp_path):
     theirs, ours = make_models(text, tmp_path)
-    found, expected = (
-        by_kind(ours.state_dict()),
-        by_kind(from_open_clip_tensors(theirs.state_dict(), list(ours.state_dict()))),
-    )
+    found = by_kind(ours.state_dict())
+    expected = by_kind(from_open_clip_tensors(theirs.state_dict(), list(ours.state_dict())))
     assert found.keys() == expected.keys() and len(found) > 30
     for kind, numbers in found.items():
         others = expected[kind]

@@ -107,11 +107,6 @@ def test_recall_equals_that_of_the_exact_index_of_faiss():
             assert np.array_equal(recall_at(k, counts[direction]).numpy() == 1, theirs)
 
 
-def test_a_perfect_model_scores_one():
-    metrics = retrieval_metrics(unit(100, 64), unit(100, 64))
-    assert metrics["image_to_text"] == {"recall_at_1": 1, "recall_at_5": 1, "recall_at_10": 1, "median_rank": 1}
-
-
 @pytest.mark.parametrize("tile", [(512, 2048), (128, 1024)])
 def test_a_model_that_maps_everything_to_one_point_scores_chance(monkeypatch, tile):
     monkeypatch.setattr(module, "TILE", tile)
@@ -128,15 +123,6 @@ def test_a_tie_of_two_counts_half():
     better, equal, _ = rank_counts(images, texts)["image_to_text"]
     assert equal.tolist() == [2, 4, 1, 1] and better.tolist() == [0, 0, 0, 0]
     assert retrieval_metrics(images, texts)["image_to_text"]["recall_at_1"] == (0.5 + 0.25 + 1 + 1) / 4
-
-
-def test_a_random_model_scores_chance():
-    recalls = [
-        retrieval_metrics(unit(500, 32, seed=seed), unit(500, 32, seed=seed + 100))["image_to_text"]["recall_at_10"]
-        for seed in range(20)
-    ]
-    # 10,000 queries at p = 0.02: three standard deviations are 0.0042.
-    assert abs(np.mean(recalls) - 0.02) < 0.0042
 
 
 @pytest.mark.parametrize("bad", [torch.full((3, 8), float("nan")), torch.zeros(0, 8), torch.zeros(2, 8)])

@@ -1,8 +1,7 @@
-"""
-transformers' own common tests, out of the source archive of the installed version: the wheel does not hold them.
+"""transformers' own common tests, from the source archive of the installed version. The wheel does not contain them.
 
-`python tests/transformers_suite/source_archive.py` fetches them, as `make test` does; `load` imports one of them.
-The pipelines' mixin is not used: its tests are not in the archive, and it loads small models from the Hub.
+`python tests/transformers_suite/source_archive.py` downloads them, as `make test-all` does. `load` imports one of them.
+The mixin of the pipelines is not used: its tests are not in the archive, and it loads models from the Hub.
 """
 
 import subprocess
@@ -21,13 +20,13 @@ VERSION = version("transformers")
 FOLDER = Path(sys.prefix) / f"transformers-{VERSION}-tests"
 PACKAGE = "transformers_own_tests"
 
-# What the common tests import from folders that the archive leaves out.
+# Modules that the common tests import from folders that are not in the archive.
 STUBS = {
-    # What can be exported is tested in `tests/modeling_biomedclip/test_citizenship.py`; nothing here generates text.
+    # `tests/modeling_biomedclip/test_export.py` tests the export. Our models do not generate text.
     f"{PACKAGE}.exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
     f"{PACKAGE}.generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
     f"{PACKAGE}.utils.test_configuration_utils": {
-        # Fields that every configuration takes, with values that are not their defaults.
+        # Common fields of all configurations, with values other than the defaults.
         "config_common_kwargs": {
             "architectures": ["BiomedCLIPModel"],
             "chunk_size_feed_forward": 5,
@@ -41,19 +40,13 @@ STUBS = {
             "return_dict": False,
         }
     },
-    # Addresses of pictures, films and sounds, which no test of our classes opens.
+    # Addresses of images, videos and sounds that no test of our classes opens.
     "fetch_hub_objects_for_ci": {"url_to_local_path": lambda url: url},
 }
 
 
 def fetch() -> None:
-    """
-    Downloads the source archive of the installed transformers and unpacks its common tests beside the environment's
-    packages. Does nothing when they are there.
-
-    Raises:
-        subprocess.CalledProcessError: pip could not download the archive.
-    """
+    """Download the source archive and unpack its common tests next to the packages, unless they exist."""
     if FOLDER.is_dir():
         return
     with tempfile.TemporaryDirectory(dir=FOLDER.parent) as scratch:
@@ -65,23 +58,18 @@ def fetch() -> None:
         with tarfile.open(archive) as files:
             for member in files:
                 if member.isfile() and member.name.startswith(f"transformers-{VERSION}/tests/test_"):
-                    # One by one: `extractall` needs a filter, which Python has since 3.11.4.
+                    # `extractall` needs a filter, which Python has since 3.11.4.
                     (tests / Path(member.name).name).write_bytes(files.extractfile(member).read())
         (tests / "__init__.py").touch()  # the configuration tests look for it
-        tests.rename(FOLDER)  # under its name only when all of it is there
+        tests.rename(FOLDER)  # after all files are complete
 
 
 def load(name: str) -> ModuleType:
-    """
-    Imports one of the common test modules.
-
-    Args:
-        name: Its file's name without `.py`, such as `test_modeling_common`.
-    """
+    """Import one of the common test modules, such as `test_modeling_common`."""
     if not FOLDER.is_dir():
         import pytest
 
-        reason = f"transformers' own tests are not at {FOLDER}: `make test` fetches them"
+        reason = f"transformers' own tests are not in {FOLDER}. `make test-all` downloads them"
         pytest.skip(reason, allow_module_level=True)
     if PACKAGE not in sys.modules:
         _add_package(PACKAGE, {"__path__": [str(FOLDER)]})

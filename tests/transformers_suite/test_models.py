@@ -1,8 +1,6 @@
-"""
-transformers' own tests of models, configurations and training, against our classes.
+"""transformers' own tests of models, configurations and training, applied to our classes.
 
-What a mixin cannot ask of our classes is overridden or skipped here, each with its reason; all other skips are the
-mixins' own (no accelerator, no flash attention, not a generating model, ...) and say so in pytest's summary.
+A test that cannot apply is overridden or skipped, with the reason. All other skips are those of the mixins.
 """
 
 import tempfile
@@ -33,21 +31,14 @@ modeling_common = load("test_modeling_common")
 ConfigTester = load("test_configuration_common").ConfigTester
 TrainingTesterMixin = load("test_training_mixin").TrainingTesterMixin
 
-TOWER = {
-    "projection_dim": 16,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-TEXT = {**TOWER, "vocab_size": 99, "max_position_embeddings": 64}
-VISION = {**TOWER, "image_size": 16, "patch_size": 4}
-HEAD = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-WHOLE = {"text_config": TEXT, "vision_config": VISION, "co_attention_config": HEAD, "projection_dim": 16}
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = TOWER | {"projection_dim": 16, "vocab_size": 99, "max_position_embeddings": 64}
+VISION = TOWER | {"projection_dim": 16, "image_size": 16, "patch_size": 4}
+WHOLE = {"text_config": TEXT, "vision_config": VISION, "co_attention_config": TOWER, "projection_dim": 16}
 
 
 class Tester:
-    """What the mixins ask of a model tester: a small configuration, inputs, and the numbers to expect of them."""
+    """The model tester of the mixins: a small configuration, inputs, and the expected sizes."""
 
     batch_size, seq_length = 3, 7
     num_hidden_layers, hidden_size, num_attention_heads = 2, 32, 4
@@ -74,8 +65,8 @@ class Tester:
 
 class ModelTesterMixin(modeling_common.ModelTesterMixin):
     def test_can_init_all_missing_weights(self):
-        # The mixin spares models older than 2023, by the year in the copyright line of the configuration's file.
-        # Ours has no such line.
+        # The mixin skips models from before 2023. It reads the year from the copyright line of the configuration's
+        # file, which ours does not have.
         with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
             file.write("# Copyright 2026\n")
             file.flush()
@@ -84,12 +75,12 @@ class ModelTesterMixin(modeling_common.ModelTesterMixin):
 
 
 class NoWordsMixin:
-    """For models of images alone."""
+    """For models without text."""
 
     test_resize_embeddings = False  # there is no vocabulary
 
     def test_model_get_set_embeddings(self):
-        # The mixin's test, less its demand that the input embedding is a table of words.
+        # As in the mixin, but the input embedding is a convolution.
         for model_class in self.all_model_classes:
             model = model_class(self.model_tester.get_config())
             self.assertIsInstance(model.get_input_embeddings(), nn.Conv2d)
@@ -100,20 +91,20 @@ class NoWordsMixin:
 
 
 class NoLossMixin:
-    """For towers alone."""
+    """For single towers."""
 
-    REASON = "a tower has no loss; it is trained in ModelTest and ImageClassificationTest"
-    test_training = unittest.skip(REASON)(lambda self: None)
-    test_training_gradient_checkpointing = unittest.skip(REASON)(lambda self: None)
-    test_training_gradient_checkpointing_use_reentrant_false = unittest.skip(REASON)(lambda self: None)
-    test_training_gradient_checkpointing_use_reentrant_true = unittest.skip(REASON)(lambda self: None)
+    skip = unittest.skip("a tower has no loss; it is trained in ModelTest and ImageClassificationTest")
+    test_training = skip(lambda self: None)
+    test_training_gradient_checkpointing = skip(lambda self: None)
+    test_training_gradient_checkpointing_use_reentrant_false = skip(lambda self: None)
+    test_training_gradient_checkpointing_use_reentrant_true = skip(lambda self: None)
 
 
 class OverfitMixin(TrainingTesterMixin):
-    """The mixin knows batches of token ids and labels alone: `overfit_batch` says what else a batch may be."""
+    """The mixin supports only batches of token ids and labels. `overfit_batch` returns other batches."""
 
     def _get_model_modality(self):
-        return "text"  # the only one that is implemented
+        return "text"  # the only modality that is implemented
 
     def _create_text_training_batch(self, batch_size, seq_length, vocab_size):
         generator = torch.Generator().manual_seed(0)
@@ -122,7 +113,7 @@ class OverfitMixin(TrainingTesterMixin):
     def test_training_overfit(self):
         get_config = self.model_tester.get_config
 
-        def with_vocab_size():  # which the mixin reads and hands to the method above
+        def with_vocab_size():  # the mixin passes it to the method above
             config = get_config()
             config.vocab_size = 99
             return config
@@ -148,10 +139,7 @@ class VisionModelTest(NoLossMixin, NoWordsMixin, ModelTesterMixin, unittest.Test
 
 
 class BothTowersMixin:
-    """
-    For models of both towers: the mixin looks for one list of hidden states and attentions at the top of the output.
-    Here each tower has its own, in `text_model_output` and `vision_model_output`.
-    """
+    """For models of both towers, which return hidden states and attentions in the output of each tower."""
 
     additional_model_inputs = ["pixel_values"]
     _is_composite = True
@@ -188,6 +176,14 @@ class BothTowersMixin:
         self.assertTrue(all(tensor.grad is not None for tensor in inner))
 
 
+class LabelsMixin:
+    """For models that are trained with labels. The mixin finds them by the lists of transformers' own classes."""
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        return inputs | {"labels": torch.zeros(3, dtype=torch.long)} if return_labels else inputs
+
+
 class ModelTest(BothTowersMixin, OverfitMixin, ModelTesterMixin, unittest.TestCase):
     all_model_classes = (BiomedCLIPModel,)
     model_tester = Tester(BiomedCLIPConfig, WHOLE, texts=True, images=True)
@@ -201,40 +197,27 @@ class ModelTest(BothTowersMixin, OverfitMixin, ModelTesterMixin, unittest.TestCa
         return {"input_ids": input_ids, "pixel_values": pixel_values, "return_loss": True}
 
     def test_config(self):
-        properties = ["projection_dim", "logit_scale_init_value"]
-        tester = ConfigTester(
-            self, config_class=BiomedCLIPConfig, has_text_modality=False, common_properties=properties
-        )
-        tester.run_common_tests()
+        options = {"has_text_modality": False, "common_properties": ["projection_dim", "logit_scale_init_value"]}
+        ConfigTester(self, config_class=BiomedCLIPConfig, **options).run_common_tests()
 
 
-class ImageClassificationTest(OverfitMixin, NoWordsMixin, ModelTesterMixin, unittest.TestCase):
+class ImageClassificationTest(LabelsMixin, OverfitMixin, NoWordsMixin, ModelTesterMixin, unittest.TestCase):
     all_model_classes = (BiomedCLIPForImageClassification,)
     model_tester = Tester(BiomedCLIPConfig, WHOLE, images=True)
     _is_composite = True
-
-    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        # The mixin looks the class up in transformers' own list of image classifiers.
-        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
-        return {**inputs, "labels": torch.zeros(3, dtype=torch.long)} if return_labels else inputs
 
     def overfit_batch(self, batch_size, pixel_values):
         return {"pixel_values": pixel_values, "labels": torch.arange(batch_size) % 2}
 
 
-class VisualQuestionAnsweringTest(BothTowersMixin, OverfitMixin, ModelTesterMixin, unittest.TestCase):
+class VisualQuestionAnsweringTest(LabelsMixin, BothTowersMixin, OverfitMixin, ModelTesterMixin, unittest.TestCase):
     all_model_classes = (BiomedCLIPForVisualQuestionAnswering,)
     model_tester = Tester(BiomedCLIPConfig, WHOLE, texts=True, images=True)
 
     def setUp(self):
         if "eager_matches_sdpa" in self._testMethodName:
-            # Of a class of this name the mixin compares the logits, of others hidden states at the top of the output.
+            # The mixin compares logits for a class of this name, otherwise hidden states at the top of the output.
             self.all_model_classes = (type("Classification", self.all_model_classes, {}),)
-
-    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        # The mixin looks the class up in transformers' own list of models that answer questions.
-        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
-        return {**inputs, "labels": torch.zeros(3, dtype=torch.long)} if return_labels else inputs
 
     def overfit_batch(self, batch_size, pixel_values):
         input_ids = torch.arange(1, 1 + 5 * batch_size).view(batch_size, 5)

@@ -24,13 +24,13 @@ SIZES = {"size": {"shortest_edge": 20}, "crop_size": {"height": 18, "width": 18}
 
 
 class Tester(image_processing_common.ImageProcessingTester):
-    """What the mixin asks of an image processor tester: images to draw, and settings that are not the defaults."""
+    """The image processor tester of the mixin: sizes of random images, and settings other than the defaults."""
 
     batch_size, num_channels, min_resolution, max_resolution = 7, 3, 30, 400
     size, crop_size = SIZES["size"], SIZES["crop_size"]
 
     def __init__(self):
-        """Without the mixin's own, which looks for image processors under the name of the test's folder."""
+        """Do not search for image processors under the name of the test's folder, as the mixin does."""
 
     def prepare_image_processor_dict(self):
         return SIZES
@@ -43,17 +43,17 @@ class ImageProcessorTest(image_processing_common.ImageProcessingTestMixin, unitt
     def setUp(self):
         self.image_processor_tester = Tester()
 
-    @unittest.skip("one backend on purpose: torchvision's resampling gives other pixels than the published transform")
+    @unittest.skip("there is one backend: torchvision's resampling gives other pixels than the published transform")
     def test_new_models_require_torchvision_backend(self):
         pass
 
     def test_call_numpy_4_channels(self):
-        # Four channels stay four only where nothing makes RGB of them, which the mixin of 5.17 does not ask for.
+        # Four channels are kept only without the conversion to RGB. The mixin of 5.17 does not disable it.
         self.image_processor_dict = {**SIZES, "do_convert_rgb": False}
         super().test_call_numpy_4_channels()
 
     def test_override_instance_attributes_does_not_affect_other_instances(self):
-        # The mixin knows a `dict` and a `list`; here sizes are a `SizeDict` and means a tuple, which cannot change.
+        # The mixin expects a `dict` and a `list`. Here sizes are a `SizeDict`, and means are a tuple.
         first, second = BiomedCLIPImageProcessor(), BiomedCLIPImageProcessor()
         first.size["shortest_edge"] = 7
         first.crop_size["height"] = 7
@@ -62,7 +62,7 @@ class ImageProcessorTest(image_processing_common.ImageProcessingTestMixin, unitt
         self.assertIsInstance(first.image_mean, tuple)
 
     def test_pil_can_run_without_torchvision(self):
-        # The mixin's script does not import this package, so its auto class would not know the image processor.
+        # The script of the mixin does not import this package, so the image processor would not be registered.
         script = (
             "import sys; sys.modules['torchvision'] = None; import biomedclip, numpy\n"
             "from transformers.models.auto.image_processing_auto import AutoImageProcessor\n"
