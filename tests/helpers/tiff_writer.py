@@ -25,37 +25,23 @@ def tiff(
     extra_samples: int = 0,
     without: tuple[int, ...] = (),
 ) -> bytes:
-    """Return the bytes of a file.
+    """Return the bytes of a file, or of a BigTIFF (`big`), without the tags `without`.
 
-    Args:
-        pixels: `(height, width)` or `(height, width, samples)`.
-        photometric: 0 white is zero, 1 black is zero, 2 RGB (default: 2 for three or four samples, else 1).
-        byteorder: `<` or `>`.
-        big: Write BigTIFF.
-        compression: One of `COMPRESSIONS`.
-        predictor: 1 none, 2 horizontal, 3 floating point.
-        planar: Store the samples in separate planes.
-        tile: Side of the tiles (default: strips).
-        rows_per_strip: Rows of a strip (default: all).
-        extra_samples: Number of samples that are not color.
-        without: Tags to leave out.
+    `pixels` have the shape `(height, width)` or `(height, width, samples)`. Photometric: 0 white is zero, 1 black is
+    zero, 2 RGB (the default for three or four samples). Predictor: 1 none, 2 horizontal, 3 floating point. The file has
+    tiles of the side `tile`, or strips of `rows_per_strip` (default: one strip).
     """
     cube = pixels if pixels.ndim == 3 else pixels[..., None]
     height, width, samples = cube.shape
-    bits = 8 * pixels.dtype.itemsize
-    if photometric is None:
-        photometric = 2 if samples > 2 else 1
-    sample_format = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
-    planes = [cube[..., [plane]] for plane in range(samples)] if planar else [cube]
-    chunks = []
-    for plane in planes:
-        if tile:
-            padded = np.pad(plane, [(0, -height % tile), (0, -width % tile), (0, 0)], mode="edge")
-            for top in range(0, height, tile):
-                chunks += [padded[top : top + tile, left : left + tile] for left in range(0, width, tile)]
-        else:
-            step = rows_per_strip or height
-            chunks += [plane[top : top + step] for top in range(0, height, step)]
+    rows, columns = (tile, tile) if tile else (rows_per_strip or height, width)
+    if tile:
+        cube = np.pad(cube, [(0, -height % tile), (0, -width % tile), (0, 0)], mode="edge")
+    chunks = [
+        plane[top : top + rows, left : left + columns]
+        for plane in (np.split(cube, samples, axis=2) if planar else [cube])
+        for top in range(0, height, rows)
+        for left in range(0, width, columns)
+    ]
     stored = [
         _compressed(_predicted(chunk, 1 if compression in WITHOUT_PREDICTOR else predictor, byteorder), compression)
         for chunk in chunks
@@ -64,26 +50,23 @@ def tiff(
     fields: dict[int, list[int]] = {
         256: [width],
         257: [height],
-        258: [bits] * samples,
+        258: [8 * pixels.dtype.itemsize] * samples,
         259: [COMPRESSIONS[compression]],
-        262: [photometric],
+        262: [(2 if samples > 2 else 1) if photometric is None else photometric],
         277: [samples],
         284: [2 if planar else 1],
         317: [predictor],
-        339: [sample_format] * samples,
+        339: [{"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]] * samples,
     }
     if extra_samples:
         fields[338] = [2] * extra_samples
     offsets, counts = (324, 325) if tile else (273, 279)
-    fields |= {322: [tile], 323: [tile]} if tile else {278: [rows_per_strip or height]}
-    position, places = 16, []
-    for chunk in stored:
-        places.append(position)
-        position += len(chunk)
-    fields |= {offsets: places, counts: [len(chunk) for chunk in stored]}
+    fields |= {322: [tile], 323: [tile]} if tile else {278: [rows]}
+    sizes = [len(chunk) for chunk in stored]
+    fields |= {offsets: np.cumsum([16, *sizes[:-1]]).tolist(), counts: sizes}
     fields = {tag: numbers for tag, numbers in fields.items() if tag not in without}
     body = b"".join(stored)
-    body += b"\0" * (position % 2)
+    body += b"\0" * (len(body) % 2)
     return _header(byteorder, big, 16 + len(body)) + body + _directory(fields, byteorder, big, 16 + len(body))
 
 

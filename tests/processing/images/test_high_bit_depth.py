@@ -24,35 +24,19 @@ DOWN = UP[::-1]
 FAULTS = Path(__file__).parents[2] / "data" / "faults"
 PROCESSOR = BiomedCLIPImageProcessor()
 
-RANGES = [
-    (np.uint16, 0, 65535),
-    (np.uint16, 0, 4095),
-    (np.uint16, 100, 163),
-    (np.uint16, 30_000, 60_000),
-    (np.int16, -32768, 32767),
-    (np.int16, -1024, 3071),
-    (np.uint32, 0, 2**32 - 1),
-    (np.uint32, 3_000_000_000, 4_000_000_000),
-    (np.uint32, 0, 1000),
-    (np.int32, -(2**31), 2**31 - 1),
-    (np.int32, -70_000, 70_000),
-    (np.int8, -128, 127),
-    (np.int8, -63, 0),
-    (np.uint64, 0, 2**64 - 1),
-    (np.uint64, 2**63, 2**63 + 6300),
-    (np.int64, -(2**62), 2**62),
-    (np.float16, 0, 1),
-    (np.float16, -100, 100),
-    (np.float32, 0, 1),
-    (np.float32, 0, 255),
-    (np.float32, -1000.5, 3000.25),
-    (np.float32, 1e-30, 3e-30),
-    (np.float32, -3e38, 3e38),
-    (np.float64, 0, 1),
-    (np.float64, 0.25, 0.75),
-    (np.float64, -1e308, 1e308),
-    (np.float64, 1e-300, 2e-300),
-]
+RANGES_OF = {
+    np.uint16: [(0, 65535), (0, 4095), (100, 163), (30_000, 60_000)],
+    np.int16: [(-32768, 32767), (-1024, 3071)],
+    np.uint32: [(0, 2**32 - 1), (3_000_000_000, 4_000_000_000), (0, 1000)],
+    np.int32: [(-(2**31), 2**31 - 1), (-70_000, 70_000)],
+    np.int8: [(-128, 127), (-63, 0)],
+    np.uint64: [(0, 2**64 - 1), (2**63, 2**63 + 6300)],
+    np.int64: [(-(2**62), 2**62)],
+    np.float16: [(0, 1), (-100, 100)],
+    np.float32: [(0, 1), (0, 255), (-1000.5, 3000.25), (1e-30, 3e-30), (-3e38, 3e38)],
+    np.float64: [(0, 1), (0.25, 0.75), (-1e308, 1e308), (1e-300, 2e-300)],
+}
+RANGES = [(dtype, *ends) for dtype, ranges in RANGES_OF.items() for ends in ranges]
 
 
 def ramp(dtype, lowest=0, highest=1, size: int = 64) -> np.ndarray:
@@ -102,12 +86,11 @@ def test_a_file_and_an_array_of_the_same_values_give_the_same_pixels(dtype, lowe
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.uint32, np.float32, np.float64, np.uint8])
 @pytest.mark.parametrize("samples", [2, 3, 4])
 def test_a_color_file_and_its_array_use_one_range_for_all_channels_and_drop_transparency(dtype, samples):
-    values = color_ramp(np.int64, 0, 4095 if dtype != np.uint8 else 255, samples).astype(dtype)
+    values = color_ramp(np.int64, 0, 4095 if dtype != np.uint8 else 255, samples)
+    expected = np.round(values[..., : 1 if samples == 2 else 3] * 255 / values.max())
+    values = values.astype(dtype)
     content = tiff(values, photometric=1 if samples == 2 else 2, extra_samples=samples % 2 == 0)
-    read = to_8_bit(read_image(content)).convert("RGB")
-    expected = color_ramp(np.int64, 0, 4095 if dtype != np.uint8 else 255, 1 if samples == 2 else 3)
-    expected = np.round(expected * 255 / expected.max()) if dtype != np.uint8 else expected
-    assert np.array_equal(read, np.broadcast_to(expected, (64, 64, 3)))
+    assert np.array_equal(to_8_bit(read_image(content)).convert("RGB"), np.broadcast_to(expected, (64, 64, 3)))
     pixels = pixel_values(read_image(content))
     assert torch.equal(pixel_values(values), pixels)
     assert torch.equal(pixel_values(values.transpose(2, 0, 1)), pixels)
@@ -165,26 +148,28 @@ def test_the_floating_point_predictor_is_undone(dtype, layout):
             assert np.array_equal(to_8_bit(read_image(content)), to_8_bit(plain))
 
 
+def with_numbers(content: bytes, numbers: dict[int, int]) -> bytes:
+    """Return a TIFF file with other values of tags."""
+    changed = bytearray(content)
+    for tag, number in numbers.items():
+        place = content.index(struct.pack("<HHL", tag, 4, 1))
+        changed[place + 8 : place + 12] = struct.pack("<L", number)
+    return bytes(changed)
+
+
 def packed_tiff(bits: int, photometric: int = 1, **layout) -> bytes:
     """Return a file of a ramp whose samples are not aligned to bytes."""
     values = ramp(np.uint16, 0, 2**bits - 1)
     packed = np.packbits((values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).reshape(64, -1), axis=1)
-    content = bytearray(tiff(packed, photometric, **layout))
-    for tag, number in ((256, 64), (258, bits)):
-        place = content.index(struct.pack("<HHL", tag, 4, 1))
-        content[place + 8 : place + 12] = struct.pack("<L", number)
-    return bytes(content)
+    return with_numbers(tiff(packed, photometric, **layout), {256: 64, 258: bits})
 
 
 @pytest.mark.parametrize("bits", [9, 10, 12, 14])
-@pytest.mark.parametrize("photometric", [0, 1])
-def test_packed_samples_are_unpacked(bits, photometric):
-    assert shades(read_image(packed_tiff(bits, photometric))).tolist() == (UP if photometric else DOWN)
-
-
-@pytest.mark.parametrize("layout", [{"tile": 16}, {"compression": "deflate", "predictor": 2}], ids=str)
-def test_packed_samples_in_tiles_or_with_a_predictor_are_left_to_pillow(layout):
-    assert find_deep_image(packed_tiff(10, **layout)) is None
+def test_packed_samples_are_unpacked_unless_they_are_in_tiles_or_have_a_predictor(bits):
+    for photometric, expected in ((1, UP), (0, DOWN)):
+        assert shades(read_image(packed_tiff(bits, photometric))).tolist() == expected
+    for layout in ({"tile": 16}, {"compression": "deflate", "predictor": 2}):
+        assert find_deep_image(packed_tiff(bits, **layout)) is None, "left to Pillow"
 
 
 @pytest.mark.parametrize(
@@ -213,12 +198,7 @@ def test_missing_tags_of_a_tiff_have_their_default_values():
 
 
 @pytest.mark.parametrize(
-    ("lowest", "highest", "mode"),
-    [
-        (-(2**31), 2**31 - 1, "I"),
-        (-(2**31) - 1, 0, "L"),
-        (0, 2**31, "L"),
-    ],
+    ("lowest", "highest", "mode"), [(-(2**31), 2**31 - 1, "I"), (-(2**31) - 1, 0, "L"), (0, 2**31, "L")]
 )
 def test_integers_keep_their_precision_if_they_fit_in_32_bits(lowest, highest, mode):
     values = ramp(np.int64, lowest, highest)
@@ -248,35 +228,28 @@ def test_nan_and_infinities_are_black_and_ignored_for_the_range(dtype):
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (np.full((4, 4), 3000, np.uint16), 0),
-        (np.full((4, 4), 200, np.uint16), 0),
-        (np.full((4, 4), 0.5, np.float32), 0),
-        (np.full((4, 4), -7.0), 0),
-        (np.full((4, 4), np.nan, np.float32), 0),
-        (np.full((4, 4), np.inf, np.float32), 0),
-        (np.full((4, 4, 3), 5000, np.uint16), 0),
-        (np.full((4, 4), 200, np.uint8), 200),
-    ],
+    ("value", "dtype"),
+    [(0.5, "f4"), (np.nan, "f4"), (np.inf, "f4"), (-7, "f8"), (200, "u2"), (3000, "u2"), (200, "u1")],
 )
-def test_a_constant_image_is_black_unless_it_has_8_bits(values, expected):
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3)])
+def test_a_constant_image_is_black_unless_it_has_8_bits(value, dtype, shape):
+    values = np.full(shape, value, dtype)
     image = read_image(tiff(values))
-    assert np.unique(np.asarray(to_8_bit(image))).tolist() == [expected]
+    assert np.unique(np.asarray(to_8_bit(image))).tolist() == [200 if dtype == "u1" else 0]
     assert torch.equal(pixel_values(values), pixel_values(image))
 
 
 def test_halves_are_rounded_to_even():
-    values = np.array([[0, 1, 3, 5, 7, 508, 509, 510]], dtype=np.uint16)
-    assert np.asarray(to_8_bit(Image.fromarray(values))).tolist() == [[0, 0, 2, 2, 4, 254, 254, 255]]
-    values = np.array([[0, 8, 9, 24, 25, 4086, 4087, 4095]], dtype=np.uint16)
-    assert np.asarray(to_8_bit(Image.fromarray(values))).tolist() == [[0, 0, 1, 1, 2, 254, 255, 255]]
+    for values, expected in (
+        ([0, 1, 3, 5, 7, 508, 509, 510], [0, 0, 2, 2, 4, 254, 254, 255]),
+        ([0, 8, 9, 24, 25, 4086, 4087, 4095], [0, 0, 1, 1, 2, 254, 255, 255]),
+    ):
+        assert np.asarray(to_8_bit(Image.fromarray(np.array([values], np.uint16)))).tolist() == [expected]
 
 
 def test_a_boolean_array_is_read_like_an_image_of_black_and_white():
     values = np.random.default_rng(0).integers(0, 2, (300, 260)).astype(bool)
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "PNG")
+    Image.fromarray(values).save(buffer := io.BytesIO(), "PNG")
     assert torch.equal(pixel_values(values), pixel_values(read_image(buffer.getvalue())))
     color = np.stack([values, ~values, values], axis=-1)
     assert torch.equal(pixel_values(color), pixel_values(color.astype(np.uint8) * np.uint8(255)))
@@ -319,13 +292,9 @@ def test_a_damaged_file_is_an_image_error(content):
 @pytest.mark.parametrize(
     "content",
     [
-        tiff(np.zeros((4, 4, 3), np.uint16)).replace(
-            struct.pack("<HHLL", 256, 4, 1, 4), struct.pack("<HHLL", 256, 4, 1, 2**20)
-        ),
+        with_numbers(tiff(np.zeros((4, 4, 3), np.uint16)), {256: 2**20}),
         png16(np.zeros((4, 4, 3), np.uint16)).replace(struct.pack(">LL", 4, 4), struct.pack(">LL", 2**20, 2**20)),
-        tiff(np.zeros((16, 16), np.float64), tile=16).replace(
-            struct.pack("<HHLL", 322, 4, 1, 16), struct.pack("<HHLL", 322, 4, 1, 2**30)
-        ),
+        with_numbers(tiff(np.zeros((16, 16), np.float64), tile=16), {322: 2**30}),
     ],
     ids=["wide TIFF", "large PNG", "large tile"],
 )
@@ -343,8 +312,7 @@ def test_images_of_more_than_8_bits_have_the_mode_pages_and_hash_of_their_conten
     deep = np.stack([picture.astype(np.uint16) * 500] * 3, axis=-1)
     pages = io.BytesIO()
     gray.save(pages, "TIFF", save_all=True, append_images=[gray, gray])
-    with_nan = deep[..., 0].astype(np.float32)
-    with_nan[picture == 0] = np.nan
+    with_nan = np.where(picture == 0, np.float32(np.nan), deep[..., 0].astype(np.float32))
     for content, mode in (
         (tiff(deep), "RGB"),
         (png16(deep), "RGB"),
