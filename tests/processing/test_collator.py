@@ -1,7 +1,6 @@
 """Collators: rows to a batch, crops, substitutes, and fast decoding."""
 
 import io
-import logging
 import time
 
 import numpy as np
@@ -17,6 +16,7 @@ from biomedclip.processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 
 
 ANSWERS = {"yes": 0, "no": 1, "3": 2}
+LABELS = {"chart": 0, "lung": 1}
 
 
 def rows(count: int) -> list[dict]:
@@ -32,6 +32,10 @@ def questions(count: int) -> list[dict]:
         {"name": f"p{n}", "image": png_bytes(n), "question": "chart " * (n + 1), "answer": answers[n % 3]}
         for n in range(count)
     ]
+
+
+def labeled(count: int) -> list[dict]:
+    return [{"name": f"p{n}", "image": png_bytes(n), "label": "lung" if n % 2 == 0 else "chart"} for n in range(count)]
 
 
 def test_a_batch_is_padded_to_its_longest_caption(small_processor):
@@ -108,41 +112,24 @@ def test_a_question_that_cannot_be_used_is_named(small_processor):
         ContrastiveCollator(small_processor)([{"image": Image.new("RGB", (9, 9)), "text": "a"}])
 
 
-def test_a_substitute_keeps_the_batch_full_and_is_counted(small_processor, caplog):
-    broken = rows(4)
-    broken[2]["image"] = {"bytes": b"nothing", "path": None}
-    collator = ContrastiveCollator(small_processor, on_error="substitute")
-    with caplog.at_level(logging.WARNING):
-        batch = collator(broken)
-    assert collator.substituted_rows == 1 and "'p2'" in caplog.text
-    assert any(torch.equal(batch["pixel_values"][2], batch["pixel_values"][other]) for other in (0, 1, 3))
-    assert torch.equal(batch["pixel_values"], collator(broken)["pixel_values"]), "chosen by the seed"
-    with pytest.raises(ValueError, match="None of the 1 rows"):
-        collator(broken[2:3])
-
-
-def test_a_substitute_for_a_question_has_its_answer(small_processor):
-    batch = questions(3)
-    batch[1]["image"] = b"no image"
-    collator = VisualQuestionCollator(small_processor, ANSWERS, training=True, on_error="substitute")
+@pytest.mark.parametrize("kind", ["pairs", "questions", "labels"])
+def test_in_training_a_row_that_cannot_be_used_is_replaced_with_another_and_counted(small_processor, caplog, kind):
+    options = {"training": True, "on_error": "substitute"}
+    collator, batch = {
+        "pairs": (ContrastiveCollator(small_processor, **options), rows(4)),
+        "questions": (VisualQuestionCollator(small_processor, ANSWERS, **options), questions(4)),
+        "labels": (LabelCollator(small_processor.image_processor, LABELS, **options), labeled(4)),
+    }[kind]
+    batch[2]["image"] = {"bytes": b"nothing", "path": None}
     found = collator(batch)
-    other = 0 if torch.equal(found["pixel_values"][1], found["pixel_values"][0]) else 2
-    for name in ("pixel_values", "input_ids", "labels"):
-        assert torch.equal(found[name][1], found[name][other]), name
-    assert collator.substituted_rows == 1
-
-
-def test_a_damaged_image_has_the_label_of_its_substitute_in_training_and_none_in_evaluation(small_processor):
-    batch = [{"image": png_bytes(number), "label": "lung", "name": str(number)} for number in range(4)]
-    batch[2] |= {"image": png_bytes(2)[:100], "label": "brain"}
-    for training, label in ((True, 1), (False, IGNORED_LABEL)):
-        options = {"training": training, "on_error": "substitute"}
-        collator = LabelCollator(small_processor.image_processor, {"brain": 0, "lung": 1}, **options)
-        tensors = collator(batch)
-        assert tensors["labels"].tolist() == [1, 1, label, 1] and collator.substituted_rows == 1
-        copies = [torch.equal(tensors["pixel_values"][2], tensors["pixel_values"][other]) for other in (0, 1, 3)]
-        assert any(copies) == training
-    assert collator(batch[2:3])["labels"].tolist() == [IGNORED_LABEL], "a batch of it alone"
+    assert collator.substituted_rows == 1 and "'p2'" in caplog.text
+    (other,) = (n for n in (0, 1, 3) if torch.equal(found["pixel_values"][2], found["pixel_values"][n]))
+    again = collator(batch)
+    for name, tensor in found.items():
+        assert torch.equal(tensor[2], tensor[other]), name
+        assert torch.equal(tensor, again[name]), "chosen by the seed"
+    with pytest.raises(ValueError, match="None of the 1 rows"):
+        collator(batch[2:3])
 
 
 def test_in_evaluation_unknown_answers_and_unusable_rows_have_labels_of_their_own(small_processor, caplog):
@@ -150,9 +137,15 @@ def test_in_evaluation_unknown_answers_and_unusable_rows_have_labels_of_their_ow
     batch[0]["answer"] = "a fracture"
     batch[1]["image"] = png_bytes(1)[:60]
     collator = VisualQuestionCollator(small_processor, ANSWERS, on_error="substitute")
-    with caplog.at_level(logging.WARNING):
-        assert collator(batch)["labels"].tolist() == [UNKNOWN_ANSWER, IGNORED_LABEL, 2]
+    assert collator(batch)["labels"].tolist() == [UNKNOWN_ANSWER, IGNORED_LABEL, 2]
     assert collator.substituted_rows == 1 and "'p1'" in caplog.text
+    batch = labeled(3)
+    batch[1]["image"] = png_bytes(1)[:60]
+    collator = LabelCollator(small_processor.image_processor, LABELS, on_error="substitute")
+    assert collator(batch)["labels"].tolist() == [1, IGNORED_LABEL, 1]
+    assert collator(batch[1:2])["labels"].tolist() == [IGNORED_LABEL], "a batch of it alone"
+    pairs = ContrastiveCollator(small_processor, on_error="substitute")([*rows(2), rows(1)[0] | {"caption": ""}])
+    assert any(torch.equal(pairs["pixel_values"][2], pairs["pixel_values"][other]) for other in (0, 1))
 
 
 def test_rows_are_counted_and_timed_across_workers(small_processor):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import socket
 import struct
 import time
@@ -46,47 +47,21 @@ def test_an_image_format_is_detected_from_the_first_bytes(tmp_path, format, name
     assert read_image(tmp_path / name).size == (20, 20)
 
 
-@pytest.mark.parametrize("byte_order", ["II*\0", "MM\0*", "II+\0", "MM\0+"])
-def test_both_byte_orders_and_big_tiff_are_detected(byte_order):
-    assert format_of(byte_order.encode()) == "TIFF"
-
-
-def dicom_bytes(preamble: bool = True, implicit: bool = False) -> bytes:
-    pydicom = pytest.importorskip("pydicom")
-    uids = pydicom.uid
-    dataset = pydicom.Dataset()
-    dataset.ImageType, dataset.SOPClassUID, dataset.Modality = ["ORIGINAL", "PRIMARY"], uids.CTImageStorage, "CT"
-    dataset.Rows = dataset.Columns = 4
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated = dataset.BitsStored = 8
-    dataset.HighBit, dataset.PixelRepresentation, dataset.PixelData = 7, 0, bytes(range(16))
-    syntax = uids.ImplicitVRLittleEndian if implicit else uids.ExplicitVRLittleEndian
-    buffer = io.BytesIO()
-    if preamble:
-        dataset.file_meta = pydicom.dataset.FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = syntax
-        dataset.file_meta.MediaStorageSOPClassUID = uids.CTImageStorage
-        dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-        pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    else:
-        pydicom.dcmwrite(buffer, dataset, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
-    return buffer.getvalue()
+def test_both_byte_orders_and_big_tiff_are_detected():
+    assert {format_of(start) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")} == {"TIFF"}
 
 
 @pytest.mark.parametrize("preamble", [True, False])
 @pytest.mark.parametrize("implicit", [True, False])
-def test_dicom_is_detected_with_and_without_a_preamble(tmp_path, preamble, implicit):
-    (tmp_path / "IM0001").write_bytes(dicom_bytes(preamble, implicit))
-    content = find_images(tmp_path)
-    assert names(content.images) == ["IM0001"] and content.dicom
+def test_dicom_is_detected_with_and_without_a_preamble_but_a_dicomdir_is_not_an_image(tmp_path, preamble, implicit):
+    pydicom = pytest.importorskip("pydicom")
+    from helpers.dicom_writer import dicom
 
-
-def test_a_dicomdir_is_not_an_image(tmp_path):
-    (tmp_path / "IM0001").write_bytes(dicom_bytes())
-    directory = Path(pytest.importorskip("pydicom").data.get_testdata_file("DICOMDIR", download=False))
-    (tmp_path / "DICOMDIR").write_bytes(directory.read_bytes())
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    (tmp_path / "IM0001").write_bytes(dicom(pixels, preamble, implicit, ImageType=["ORIGINAL", "PRIMARY"]))
+    shutil.copy(pydicom.data.get_testdata_file("DICOMDIR", download=False), tmp_path)
     content = find_images(tmp_path)
-    assert names(content.images) == ["IM0001"] and names(content.others) == ["DICOMDIR"]
+    assert names(content.images) == ["IM0001"] and content.dicom and names(content.others) == ["DICOMDIR"]
 
 
 def test_content_decides_how_a_file_with_another_formats_suffix_is_decoded(tmp_path):
@@ -95,36 +70,26 @@ def test_content_decides_how_a_file_with_another_formats_suffix_is_decoded(tmp_p
         assert read_image(tmp_path / name).format == format
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"B",
-        b"BMI,age\n22,40\n" * 50,
-        b"RIFF\0\0\0\0WAVEfmt ",
-        b"%PDF-1.7",
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        b"PK\3\4" + bytes(300),
-        b"\x5c\x01\0\0" + bytes(600),
-        b"GIF90a",
-        b"II",
-        b"\0\0\0\x18ftypheic",
-        bytes(4096),
-    ],
-    ids=["empty", "one byte", "text", "sound", "PDF", "SVG", "zip", "NIfTI", "GIF90", "cut", "HEIC", "zeros"],
-)
-def test_other_files_are_listed_and_change_nothing(tmp_path, content):
-    (tmp_path / "a.png").write_bytes(png_bytes(0))
-    (tmp_path / "other").write_bytes(content)
+def test_damaged_images_count_as_images_and_other_files_are_listed(tmp_path):
+    images = {"a.png": png_bytes(0), "cut": png_bytes(0)[:40], "cut.jpg": b"<html>not found</html>", "empty.TIFF": b""}
+    others = {
+        "HEIC": b"\0\0\0\x18ftypheic",
+        "NIfTI": b"\x5c\x01\0\0" + bytes(600),
+        "PDF": b"%PDF-1.7",
+        "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "start of a TIFF": b"II",
+        "empty": b"",
+        "future": b"GIF90a",
+        "one byte": b"B",
+        "sound": b"RIFF\0\0\0\0WAVEfmt ",
+        "text": b"BMI,age\n22,40\n" * 50,
+        "zeros": bytes(4096),
+        "zip": b"PK\3\4" + bytes(300),
+    }
+    for name, content in (images | others).items():
+        (tmp_path / name).write_bytes(content)
     found = find_images(tmp_path)
-    assert names(found.images) == ["a.png"] and names(found.others) == ["other"]
-
-
-def test_a_damaged_image_still_counts_as_an_image(tmp_path):
-    (tmp_path / "cut.jpg").write_bytes(b"<html>not found</html>")
-    (tmp_path / "cut").write_bytes(png_bytes(0)[:40])
-    (tmp_path / "empty.TIFF").write_bytes(b"")
-    assert names(find_images(tmp_path).images) == ["cut", "cut.jpg", "empty.TIFF"]
+    assert names(found.images) == sorted(images) and names(found.others) == sorted(others)
 
 
 def test_hidden_files_and_folders_of_archive_programs_are_ignored(tmp_path):
@@ -135,19 +100,16 @@ def test_hidden_files_and_folders_of_archive_programs_are_ignored(tmp_path):
     assert names(found.images) == ["e.png"] and not found.others
 
 
-def test_only_regular_files_are_opened(tmp_path):
+def test_only_regular_files_are_opened(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link to a pipe.png").symlink_to(tmp_path / "pipe")
     (tmp_path / "broken link.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "device").symlink_to("/dev/zero")
-    server = socket.socket(socket.AF_UNIX)
-    here = os.getcwd()
-    os.chdir(tmp_path)  # the path of a socket has at most 107 bytes
-    server.bind("socket.png")
-    os.chdir(here)
-    found = find_images(tmp_path)
-    server.close()
+    monkeypatch.chdir(tmp_path)  # the path of a socket has at most 107 bytes
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+        found = find_images(tmp_path)
     assert not found.images and len(found.others) == 6
     assert not is_image_file(tmp_path / "pipe.png")
     with pytest.raises(ImageError, match="pipe.png: not a regular file"):
@@ -166,12 +128,8 @@ def test_links_out_of_the_folder_are_listed_and_deep_ones_to_folders_are_not_fol
     (data / "brain").symlink_to(tmp_path / "elsewhere")
     (data / "again").symlink_to(data / "lung")
     found = find_images(data, link_depth=1)
-    assert [path.relative_to(data).as_posix() for path in found.images] == [
-        "brain/0.png",
-        "brain/1.png",
-        "brain/2.png",
-        "lung/one.png",
-    ]
+    expected = ["brain/0.png", "brain/1.png", "brain/2.png", "lung/one.png"]
+    assert [path.relative_to(data).as_posix() for path in found.images] == expected
     assert names(found.links_out) == ["brain", "one.png"]
     assert names(found.skipped_folders) == ["again", "loop", "more"]
     (data / "again").unlink()
@@ -217,10 +175,8 @@ def test_a_file_with_an_images_suffix_is_not_opened_to_be_found(tmp_path):
 def test_a_jpeg_2000_image_too_large_to_decode_is_refused_by_its_header():
     content = bytearray(encoded("JPEG2000"))
     side = int((MAX_BYTES / 28) ** 0.5) + 100
-    header = content.index(b"ihdr") + 4
-    size = content.index(b"\xff\x51") + 6
-    struct.pack_into(">II", content, header, side, side)
-    struct.pack_into(">II", content, size, side, side)
+    for place in (content.index(b"ihdr") + 4, content.index(b"\xff\x51") + 6):
+        struct.pack_into(">II", content, place, side, side)
     with pytest.raises(ImageError, match="may take more than") as raised:
         read_image(bytes(content))
     assert raised.value.reason == "image too large"

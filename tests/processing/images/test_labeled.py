@@ -53,14 +53,6 @@ def test_folders_of_splits_are_recognized_by_the_names_that_datasets_give_them(t
         read_labeled_images(tmp_path)
 
 
-def test_a_class_folder_without_images_is_named(tmp_path):
-    write_images(tmp_path / "lung", 1)
-    (tmp_path / "brain").mkdir()
-    (tmp_path / "brain" / "scan.nii").write_bytes(b"")
-    with pytest.raises(ValueError, match="brain: no images .*Add some, or remove the folder"):
-        read_labeled_images(tmp_path)
-
-
 def test_a_path_that_is_no_folder_of_class_folders_says_what_is_needed(tmp_path):
     (tmp_path / "0.png").write_bytes(png_bytes(0))
     with pytest.raises(FileNotFoundError, match="one folder of images for each class"):
@@ -132,6 +124,9 @@ def test_a_class_without_a_readable_image_is_named(tmp_path):
     for label in ("lung", "brain"):
         write_images(tmp_path / label, 3)
     images = read_labeled_images(tmp_path)["train"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no images .*Add some, or remove the folder"):
+        read_labeled_images(tmp_path)
     (tmp_path / "lung" / "0.png").write_bytes(b"")
     check_readable(images, "data")
     for number in range(3):
@@ -140,19 +135,15 @@ def test_a_class_without_a_readable_image_is_named(tmp_path):
         check_readable(images, "data")
 
 
-def test_two_folders_of_one_split_are_refused(tmp_path):
-    for split in ("val", "validation", "train"):
-        write_images(tmp_path / split / "lung", 1)
-    with pytest.raises(ValueError, match="both val and validation are folders of the validation split"):
-        read_labeled_images(tmp_path)
-
-
-def test_images_next_to_class_folders_are_reported(tmp_path, caplog):
-    for folder in ("train/lung", "train/brain", "other/lung"):
+def test_images_next_to_class_folders_are_reported_and_a_second_folder_of_a_split_is_refused(tmp_path, caplog):
+    for folder in ("train/lung", "train/brain", "val/lung", "val/brain", "other/lung"):
         write_images(tmp_path / folder, 1)
     (tmp_path / "overview.png").write_bytes(png_bytes(0))
     assert len(read_labeled_images(tmp_path)["train"]) == 2
     assert "2 images are not in a class folder and are ignored: other/lung/0.png, overview.png" in caplog.text
+    (tmp_path / "validation").mkdir()
+    with pytest.raises(ValueError, match="both val and validation are folders of the validation split"):
+        read_labeled_images(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])

@@ -3,6 +3,8 @@
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import datasets
 import fsspec
@@ -31,18 +33,11 @@ from biomedclip.run_scripts.evaluation.features import FeatureStore
 
 
 @pytest.fixture(autouse=True)
-def opened(monkeypatch, tmp_path) -> list[str]:
-    """Paths and URLs that are opened through fsspec during a test."""
+def opened(monkeypatch, tmp_path):
+    """Calls that open paths and URLs through fsspec during a test."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    names: list[str] = []
-    real = fsspec.open
-
-    def noted(urlpath, *arguments, **options):
-        names.append(str(urlpath))
-        return real(urlpath, *arguments, **options)
-
-    monkeypatch.setattr("fsspec.open", noted)
-    return names
+    with mock.patch("fsspec.open", wraps=fsspec.open) as calls:
+        yield calls.call_args_list
 
 
 @pytest.fixture
@@ -52,51 +47,38 @@ def picture(tmp_path) -> Path:
     return path
 
 
-KINDS = ["path", "url", "file url", "relative", "dict", "dict without bytes", "dict url"]
-
-
-def value_of(kind: str, picture: Path):
-    """Return the image of a row that names a readable file or a server."""
-    return {
-        "path": str(picture),
-        "url": "http://127.0.0.1:9/picture.png",
-        "file url": f"file://{picture}",
-        "relative": os.path.relpath(picture),
-        "dict": {"bytes": None, "path": str(picture)},
-        "dict without bytes": {"path": str(picture)},
-        "dict url": {"bytes": None, "path": "memory://picture.png"},
-    }[kind]
+# The image of a row that names a readable file or a server.
+KINDS = {
+    "path": str,
+    "url": lambda picture: "http://127.0.0.1:9/picture.png",
+    "file url": lambda picture: f"file://{picture}",
+    "relative": os.path.relpath,
+    "dict": lambda picture: {"bytes": None, "path": str(picture)},
+    "dict without bytes": lambda picture: {"path": str(picture)},
+    "dict url": lambda picture: {"bytes": None, "path": "memory://picture.png"},
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("which", ["contrastive", "labels", "questions"])
-def test_collators_refuse_a_path_in_a_row_and_name_the_row(small_processor, picture, opened, kind, training, which):
-    row = {"pair_id": "PMC7", "name": "scan 7", "image": value_of(kind, picture), "caption": "chest", "label": "a"}
+def test_collators_refuse_a_path_in_a_row_and_name_the_row(small_processor, picture, opened, kind, training):
+    row = {"pair_id": "PMC7", "name": "scan 7", "image": KINDS[kind](picture), "caption": "chest", "label": "a"}
     row |= {"question": "chest?", "answer": "yes"}
-    collator = {
-        "contrastive": lambda: ContrastiveCollator(small_processor, training=training),
-        "labels": lambda: LabelCollator(small_processor.image_processor, {"a": 0}, training=training),
-        "questions": lambda: VisualQuestionCollator(small_processor, {"yes": 0}, training=training),
-    }[which]()
-    name = "PMC7" if which == "contrastive" else "scan 7"
-    with pytest.raises(ValueError, match=f"Row '{name}' cannot be used: the image is given by its path"):
-        collator([row])
-    assert opened == []
-
-
-def test_a_row_with_a_path_can_be_substituted(small_processor, picture, opened):
-    good = {"pair_id": "a", "image": {"bytes": png_bytes(2), "path": None}, "caption": "brain"}
-    bad = {"pair_id": "b", "image": {"bytes": None, "path": str(picture)}, "caption": "chest"}
-    collator = ContrastiveCollator(small_processor, on_error="substitute")
-    batch = collator([good, bad])
-    assert collator.substituted_rows == 1 and opened == []
-    assert batch["pixel_values"][0].equal(batch["pixel_values"][1])
+    for collator, name in (
+        (ContrastiveCollator(small_processor, training=training), "PMC7"),
+        (LabelCollator(small_processor.image_processor, {"a": 0}, training=training), "scan 7"),
+        (VisualQuestionCollator(small_processor, {"yes": 0}, training=training), "scan 7"),
+    ):
+        with pytest.raises(ValueError, match=f"Row '{name}' cannot be used: the image is given by its path"):
+            collator([row])
+    substituting = ContrastiveCollator(small_processor, on_error="substitute", training=training)
+    substituting([row, {"pair_id": "b", "image": {"bytes": png_bytes(2), "path": None}, "caption": "brain"}])
+    assert substituting.substituted_rows == 1 and opened == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_image_of_a_row_is_not_read_from_a_path(picture, opened, kind):
-    value = value_of(kind, picture)
+    value = KINDS[kind](picture)
     with pytest.raises(ImageError, match="paths inside data rows are not opened"):
         read_row_image(value)
     if isinstance(value, dict):
@@ -108,12 +90,7 @@ def test_the_image_of_a_row_is_not_read_from_a_path(picture, opened, kind):
 
 def test_features_count_a_row_with_a_path_as_unreadable(small_processor, picture, opened, tmp_path, monkeypatch):
     store = FeatureStore.__new__(FeatureStore)
-    store.batch_size, store.workers = 8, 1
-
-    class Encoder:
-        processor = small_processor
-
-    store.encoder = Encoder()
+    store.batch_size, store.workers, store.encoder = 8, 1, SimpleNamespace(processor=small_processor)
     rows = [{"bytes": png_bytes(1), "path": None}, str(picture), {"bytes": None, "path": str(picture)}]
     ((kept, pixels, failed),) = store._prepared(rows, range(3))
     assert kept == [0] and len(pixels) == 1 and opened == []
@@ -128,10 +105,9 @@ def test_fingerprints_do_not_read_the_paths_of_rows(picture):
 
 
 def test_rows_of_a_table_with_paths_as_images_cannot_be_read(tmp_path, picture, small_processor, opened):
-    folder = tmp_path / "table"
-    folder.mkdir()
-    pq.write_table(pa.table({"image": [str(picture)] * 2, "label": ["a", "b"]}), folder / "train.parquet")
-    read = read_labeled_images(folder)["train"]
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table({"image": [str(picture)] * 2, "label": ["a", "b"]}), tmp_path / "table" / "train.parquet")
+    read = read_labeled_images(tmp_path / "table")["train"]
     collator = LabelCollator(small_processor.image_processor, {"a": 0, "b": 1})
     with pytest.raises(ValueError, match="Row 'train/0' cannot be used: the image is given by its path"):
         collator([read[0]])
@@ -155,26 +131,24 @@ def test_image_files_of_a_hub_dataset_are_only_read_from_the_cache(tmp_path, mon
     opened = datasets.load_dataset("imagefolder", data_dir=str(cache), split="train")
     monkeypatch.setattr(datasets, "load_dataset", lambda name: opened)
     read = read_labeled_images("someone/images")["train"]
-    expected = np.asarray(read_image(png_bytes(3)))
-    assert np.array_equal(read_row_image(read[0]["image"]), expected)
-    assert np.array_equal(read_row_image(read[1]["image"]), expected)
+    for row in (0, 1):
+        assert np.array_equal(read_row_image(read[row]["image"]), read_image(png_bytes(3)))
     with pytest.raises(ImageError, match="paths inside data rows are not opened"):
         read_row_image(read[2]["image"])
 
 
-def write_rows(folder: Path, image, count: int = 3) -> Path:
-    """Write a dataset whose second row has this image."""
-    rows = [pair_row(number) for number in range(count)]
-    rows[1]["image"] = image
+def write_table(folder: Path, table: pa.Table) -> Path:
+    """Write a dataset of one shard."""
     (folder / "data").mkdir(parents=True)
-    path = folder / "data" / "train-00000-of-00001.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=pair_schema()), path)
+    pq.write_table(table, folder / "data" / "train-00000-of-00001.parquet")
     return folder
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_load_pmc15m_refuses_a_path_in_a_row_and_names_the_row(tmp_path, picture, streaming, monkeypatch):
-    folder = write_rows(tmp_path / "set", {"bytes": None, "path": str(picture)})
+def test_load_pmc15m_refuses_a_path_in_a_row_and_names_the_row(tmp_path, picture, streaming):
+    rows = [pair_row(number) for number in range(3)]
+    rows[1]["image"] = {"bytes": None, "path": str(picture)}
+    folder = write_table(tmp_path / "set", pa.Table.from_pylist(rows, schema=pair_schema()))
     with pytest.raises(ValueError, match=r"(?s)PMC1\.1/F1/g1.*paths inside data are not opened"):
         list(load_pmc15m(folder, streaming=streaming))
     if streaming:
@@ -187,12 +161,10 @@ def test_load_pmc15m_refuses_a_path_in_a_row_and_names_the_row(tmp_path, picture
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_load_pmc15m_refuses_a_text_as_image(tmp_path, picture, streaming, monkeypatch, opened):
-    (tmp_path / "set" / "data").mkdir(parents=True)
-    table = pa.table({"pair_id": ["a", "b"], "image": [None, str(picture)]})
-    pq.write_table(table, tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+def test_load_pmc15m_refuses_a_text_as_image(tmp_path, picture, streaming, opened):
+    folder = write_table(tmp_path / "set", pa.table({"pair_id": ["a", "b"], "image": [None, str(picture)]}))
     with pytest.raises(ValueError, match=r"(?s)ow b has no bytes.*paths inside data are not opened"):
-        list(load_pmc15m(tmp_path / "set", streaming=streaming))
+        list(load_pmc15m(folder, streaming=streaming))
     assert opened == []
 
 
