@@ -30,8 +30,7 @@ from .examples import find_examples, write_examples
 from .pairs import EmbeddedPairs, check_captions, embed_pairs
 from .parts import Part, Parts
 from .pools import draw_pool, number_of_draws
-from .results import with_interval
-from .run import Run, note_if_few
+from .run import Run, note_if_few, with_interval
 
 
 # Images in a block. Each of the 45 blocks of 725,739 pairs takes 6 MB on disk.

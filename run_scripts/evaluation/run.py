@@ -1,5 +1,8 @@
-"""Run one model on one task."""
+"""Run one model on one task, and write `results.json`, which has the same form for every task."""
 
+import dataclasses
+import datetime
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +11,12 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..cli.reporting import say
+from biomedclip.model_cards.results import SCHEMA
+from biomedclip.processing.benchmarks.facts import published_models
+
+from ..cli.reporting import UNDEFINED, say, versions, write_json
 from .dual_encoders import DualEncoder, load_dual_encoder
 from .features import FEATURES, FeatureStore
-from .results import write_results
 
 
 SHOWN_DAMAGED = 5
@@ -54,16 +59,21 @@ class Run:
         encoder: DualEncoder,
         *,
         data: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        paper: Mapping[str, Any],
+        paper_source: str,
         settings: Mapping[str, Any],
         damaged: str = "damaged images",
         also: str = "",
-        **content: Any,
+        examples: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
         """Write `results.json`, print the notes and what was not measured, and return the content of the file.
 
-        `data` has `fingerprint`, `rows`, `damaged` and `notes`. `damaged` is the plural noun for its entries. `also`
-        names other files of the results. The settings of every task are added to `settings`. The rest goes to
-        [`write_results`].
+        `data` has `fingerprint`, `rows` (the number of rows measured), `damaged` and `notes`. `metrics` are fractions
+        from 0 to 1, and counts. `paper` has BiomedCLIP's published values, keyed like `metrics`. It is empty if they
+        belong to other data, such as another split. Then `published` is empty too. Otherwise it has the values of all
+        published models. `settings` has what the metrics depend on in this task. `damaged` is the plural noun for the
+        entries of `data["damaged"]`, and `also` names other files of the results.
         """
         if data["damaged"]:
             names = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:SHOWN_DAMAGED])
@@ -72,22 +82,38 @@ class Run:
             say(f"{len(data['damaged']):,} {damaged} are left out: {names}{more}.")
         for note in data["notes"]:
             say(f"Note: {note}")
-        options = self.options
-        results = write_results(
-            self.output_dir,
-            task=options.task,
-            benchmark=options.benchmark,
-            command=self.command,
-            encoder=encoder,
-            data={"path": options.data, "split": options.split, **data},
-            settings={
-                **{name: getattr(options, name, None) for name in ("batch_size", "max_length", "seed")},
+        task, benchmark, split = self.options.task, self.options.benchmark, self.options.split
+        published = published_models(benchmark, task, split) if benchmark and paper else []
+        base = getattr(encoder.model.config, "base_weights", None)
+        results = {
+            "schema": SCHEMA,
+            "task": task,
+            "benchmark": benchmark,
+            "command": shlex.join(["biomedclip", "evaluate", *self.command]),
+            "date": datetime.date.today().isoformat(),
+            "model": {
+                "name": encoder.name,
+                "type": encoder.type,
+                "weights": encoder.weights,
+                **({"base_weights": base} if base else {}),
+            },
+            "data": {"leaks": None, "path": self.options.data, "split": split, **data},
+            "metrics": dict(metrics),
+            "paper": dict(paper),
+            "paper_source": paper_source,
+            "published": [dataclasses.asdict(entry) for entry in published],
+            "settings": {
+                "precision": encoder.precision,
+                **{name: getattr(self.options, name, None) for name in ("batch_size", "max_length", "seed")},
                 "processes": PartialState().num_processes,
                 **settings,
             },
-            seconds=time.monotonic() - self.started,
-            **content,
-        )
+            "seconds": round(time.monotonic() - self.started, 1),
+            **({"examples": [dict(example) for example in examples]} if examples else {}),
+            "versions": versions(),
+        }
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(self.output_dir / "results.json", results)
         say(f"Results in {self.output_dir / 'results.json'}{also}")
         return results
 
@@ -95,3 +121,11 @@ class Run:
 def note_if_few(count: int, what: str) -> list[str]:
     """Return a note if there are too few articles or images for the bootstrap."""
     return [f"Only {count} {what}: the intervals are too narrow."] if count < FEW else []
+
+
+def with_interval(metrics: Mapping[str, Any], name: str) -> str:
+    """Return a metric with its 95 % interval, formatted for a table."""
+    if metrics[name] is None:
+        return UNDEFINED
+    low, high = metrics[f"{name}_interval"]
+    return f"{metrics[name]:.3f} [{low:.3f}, {high:.3f}]"

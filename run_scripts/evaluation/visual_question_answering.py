@@ -29,8 +29,7 @@ from .dual_encoders import DualEncoder
 from .features import FEATURES
 from .parts import Part, Parts
 from .question_examples import write_examples
-from .results import with_interval
-from .run import Run
+from .run import Run, with_interval
 
 
 ANSWERS = "answers.jsonl"

@@ -11,7 +11,7 @@ from PIL import Image
 from biomedclip.processing.benchmarks.facts import published_models
 from biomedclip.run_scripts.cli import plots
 from biomedclip.run_scripts.evaluation.comparison import compare, show_published
-from biomedclip.run_scripts.evaluation.results import write_results
+from biomedclip.run_scripts.evaluation.run import Run
 
 
 def results(*names: str, **other) -> list[dict]:
@@ -111,9 +111,10 @@ def test_results_contain_published_values_only_if_the_data_are_the_same(paper, m
     """The paper's values are empty for other data."""
     encoder = SimpleNamespace(name="m", type="biomedclip", weights="0", precision="float32")
     encoder.model = SimpleNamespace(config=None)
-    content = {"command": [], "encoder": encoder, "data": {"split": "test"}, "metrics": {}, "settings": {}}
-    content |= {"paper": paper, "paper_source": "", "seconds": 0.0}
-    written = write_results(tmp_path, task="zero-shot", benchmark="rsna", **content)
+    options = SimpleNamespace(task="zero-shot", benchmark="rsna", split="test", data="rsna")
+    data = {"fingerprint": "0", "rows": 1, "damaged": [], "notes": []}
+    run = Run("m", None, options, tmp_path, [])
+    written = run.write(encoder, data=data, metrics={}, paper=paper, paper_source="", settings={})
     assert len(written["published"]) == models
     assert written["published"] == json.loads((tmp_path / "results.json").read_text())["published"]
 
