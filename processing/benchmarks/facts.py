@@ -16,19 +16,12 @@ PAPER_MODEL = "BiomedCLIP"
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """Published values of a model on a benchmark. This project has not measured them.
-
-    Args:
-        model: Name of the model.
-        values: Metrics as fractions, with the names and the depth of `metrics` in `results.json`.
-        source: Publication of the values.
-        read_from_figure: Whether the values were read from a plot, so that the last digit is uncertain.
-    """
+    """Published values of a model on a benchmark. This project has not measured them."""
 
     model: str
-    values: dict[str, Any]
+    values: dict[str, Any]  # fractions, with the names and the depth of `metrics` in `results.json`
     source: str
-    read_from_figure: bool = False
+    read_from_figure: bool = False  # from a plot, so that the last digit is uncertain
 
 
 @lru_cache(maxsize=8)
