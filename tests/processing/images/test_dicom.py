@@ -1,5 +1,6 @@
 """Read DICOM files."""
 
+import contextlib
 import io
 import sys
 from pathlib import Path
@@ -36,9 +37,6 @@ def test_12_bits_without_a_window_keep_their_precision():
     [
         ("CT_small.dcm", "I;16", (128, 128)),
         ("MR_small.dcm", "L", (64, 64)),
-        ("MR_small_RLE.dcm", "L", (64, 64)),
-        ("MR_small_bigendian.dcm", "L", (64, 64)),
-        ("MR_small_jp2klossless.dcm", "L", (64, 64)),
         ("examples_overlay.dcm", "L", (484, 300)),
         ("examples_palette.dcm", "RGB", (800, 350)),
         ("examples_rgb_color.dcm", "RGB", (320, 240)),
@@ -67,11 +65,9 @@ def test_the_test_files_of_pydicom(name, mode, size):
 
 
 def test_all_encodings_of_an_image_are_equal():
-    images = [
-        np.asarray(read_image(PYDICOM_FILES / f"MR_small{encoding}.dcm"))
-        for encoding in ("", "_RLE", "_bigendian", "_implicit", "_jp2klossless")
-    ]
-    assert all(np.array_equal(image, images[0]) for image in images)
+    image = read_image(PYDICOM_FILES / "MR_small.dcm")
+    for encoding in ("RLE", "bigendian", "implicit", "jp2klossless"):
+        assert np.array_equal(read_image(PYDICOM_FILES / f"MR_small_{encoding}.dcm"), image)
 
 
 def test_a_compression_without_a_decoder_is_named(monkeypatch):
@@ -98,13 +94,11 @@ def test_damaged_files_are_read_or_are_a_clear_error():
         for position in randomness.integers(132, len(content) - 512, 3):
             changed[position] = randomness.integers(256)
         damaged.append(bytes(changed))
-    refused = 0
+    readable = []
     for file in damaged:
-        try:
-            read_image(file)
-        except ImageError:
-            refused += 1
-    assert refused > 50
+        with contextlib.suppress(ImageError):
+            readable.append(read_image(file))
+    assert len(readable) < len(damaged) - 50
 
 
 def test_real_radiographs_have_the_pixels_of_their_files(shared_data):

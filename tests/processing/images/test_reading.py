@@ -32,12 +32,6 @@ def test_a_path_bytes_a_file_a_row_and_an_image_are_all_read(tmp_path):
             assert np.array_equal(np.asarray(read_row_image(source)), expected)
 
 
-def test_16_bits_stay_16_bits():
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((5, 4), 4000, dtype=np.uint16)).save(buffer, "PNG")
-    assert np.asarray(read_image(buffer.getvalue())).max() == 4000
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [
