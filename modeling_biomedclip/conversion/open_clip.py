@@ -447,7 +447,6 @@ def _check_vision_config(config: BiomedCLIPVisionConfig) -> None:
 
 def _timm_name(config: BiomedCLIPVisionConfig) -> str:
     """Return the name of an image tower in timm."""
-    _check_vision_config(config)
     shape = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
     fields = (
         f"{config.num_hidden_layers} layers of width {config.hidden_size} with {config.num_attention_heads} heads "

@@ -193,7 +193,6 @@ def test_a_file_of_results_that_the_user_names_may_be_a_link(model, tmp_path):
         ("train_results.json", '{"steps": "3", "versions": {"biomedclip": "1"}}', "steps must be int"),
         ("train_results.json", '{"steps": 3, "versions": {"biomedclip": 1}}', "versions.biomedclip must be str"),
         ("train_results.json", '{"steps": 3, "loss": "a", "versions": {}}', "loss must be int or float"),
-        ("train_results.json", "[" * 100_000, "is damaged"),
         ("trainer_state.json", "{}", "log_history is missing"),
         ("trainer_state.json", '{"log_history": [3]}', "log_history[0] must be an object"),
         ("trainer_state.json", '{"log_history": [{"eval_loss": "x"}]}', "must be int or float"),
@@ -201,8 +200,6 @@ def test_a_file_of_results_that_the_user_names_may_be_a_link(model, tmp_path):
         ("recipe.yaml", "- a", "the file must be an object"),
         ("recipe.yaml", "a: [", "is damaged"),
         ("recipe.yaml", "base: /etc/passwd", "has a base recipe"),
-        ("recipe.yaml", "a: .nan", "is damaged"),
-        ("recipe.yaml", "a: 2026-11-24", "is damaged"),
         ("recipe.yaml", "a: !!python/name:os.system", "is damaged"),
     ],
 )
