@@ -9,7 +9,7 @@ biomedclip build --verify out
 import dataclasses
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,43 +29,8 @@ from .hub.dataset_upload import push_dataset
 from .hub.publishing import check_write_access
 
 
-@dataclass(frozen=True)
-class Documents:
-    """Write the card, the plot and the report of a finished dataset. It is pickled for the machine that runs it.
-
-    Args:
-        options: Options of the command.
-        synthetic: Whether the articles are synthetic. The card states this.
-    """
-
-    options: dict[str, Any]
-    synthetic: bool = False
-
-    def __call__(self, report: dict[str, Any], folder: Path) -> None:
-        """Write the documents to the folder of the dataset."""
-        report |= {"synthetic": self.synthetic, "options": self.options, "versions": versions()}
-        plot_report(report, folder / "report.png")
-        write_text(folder / "README.md", fill_dataset_card(report))
-        write_json(folder / REPORT_FILE, report)
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Publish a dataset on the Hub."""
-
-    repo_id: str
-    private: bool = False
-
-    def __call__(self, report: dict[str, Any], folder: Path) -> None:
-        """Publish the folder of the dataset."""
-        say(f"Published at {push_dataset(folder, self.repo_id, private=self.private, report=report)}")
-
-
 def main(arguments: Sequence[str]) -> None:
-    """Run `biomedclip build`.
-
-    Args:
-        arguments: The command line after the verb.
+    """Run `biomedclip build` with the command line after the verb.
 
     Raises:
         DamagedFile: If `--verify` finds a fault.
@@ -98,10 +63,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Verify a built dataset and print the result.
-
-    Args:
-        folder: Folder that `biomedclip build` wrote.
+    """Verify the dataset in a folder and print the result.
 
     Raises:
         DamagedFile: If there is a fault. All faults are printed.
@@ -115,16 +77,9 @@ def verify(folder: Path) -> None:
 def build(
     source: SourceOptions, output: OutputOptions, engine: EngineOptions | None = None, *, synthetic: bool = False
 ) -> dict[str, Any] | None:
-    """Build a dataset with its card and report.
+    """Build a dataset with its card and report. Return the report, or None if the work was submitted to Slurm.
 
-    Args:
-        source: Which articles and figures to use.
-        output: Where to write the dataset.
-        engine: Where and how to run the build (default: on all cores of this machine).
-        synthetic: Whether the articles are synthetic. The card states this.
-
-    Returns:
-        The report. None if the work was submitted to Slurm.
+    By default, the build runs on all cores of this machine. The card states whether the articles are synthetic.
     """
     engine = engine or EngineOptions()
     with usage_errors():
@@ -140,7 +95,21 @@ def build(
         engine=engine,
         overwrite=source.overwrite,
         update=source.update,
-        finish=Documents(options, synthetic),
-        publish=Publish(output.push_to, output.private) if output.push_to else None,
+        # Both are pickled for the machine that runs them.
+        finish=partial(write_documents, options, synthetic),
+        publish=partial(publish, output.push_to, output.private) if output.push_to else None,
         progress=True,
     )
+
+
+def write_documents(options: dict[str, Any], synthetic: bool, report: dict[str, Any], folder: Path) -> None:
+    """Write the card, the plot and the report to the folder of a finished dataset."""
+    report |= {"synthetic": synthetic, "options": options, "versions": versions()}
+    plot_report(report, folder / "report.png")
+    write_text(folder / "README.md", fill_dataset_card(report))
+    write_json(folder / REPORT_FILE, report)
+
+
+def publish(repo_id: str, private: bool, report: dict[str, Any], folder: Path) -> None:
+    """Publish the folder of a dataset on the Hub."""
+    say(f"Published at {push_dataset(folder, repo_id, private=private, report=report)}")

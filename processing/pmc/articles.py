@@ -20,13 +20,7 @@ MAX_DETAIL = 400  # characters of names and messages in skipped.jsonl, which may
 
 
 class Dropped(Exception):
-    """Raised if an article cannot be used.
-
-    Args:
-        reason: A short phrase, for counting.
-        detail: The details of this case.
-        all_versions: Whether the reason applies to all versions of the article.
-    """
+    """Raised if an article cannot be used, or a version of it unless `all_versions` is set. Reasons are counted."""
 
     def __init__(self, reason: str, detail: str = "", all_versions: bool = False):
         super().__init__(reason, detail, all_versions)
@@ -37,36 +31,21 @@ class Dropped(Exception):
 
 @dataclass
 class Article:
-    """An article and the results of the steps so far.
+    """An article and the results of the steps so far."""
 
-    Args:
-        pmcid: `PMC<id>`.
-        versions: Versions that the source contains.
-        source_etag: ETags of the metadata of all versions ([`WORK_LIST_SCHEMA`]).
-        version: The version that is used.
-        metadata: Metadata of the version.
-        xml: XML of the version. Cleared after parsing.
-        figures: Figures of the article, up to the limit per article.
-        figures_cut: Number of figures beyond the limit.
-        images: Contents of the image files by name, or the reason why a file could not be read. Cleared at the end.
-        pairs: Rows of the dataset, without the split.
-        skipped: Skipped items: item (empty for the article itself), reason, detail, and the number of items if it is
-            greater than 1.
-        outcome: `kept`, or the reason why the article was dropped. Empty until then.
-    """
-
-    pmcid: str
-    versions: Sequence[int] = ()
-    source_etag: str = ""
-    version: int | None = None
+    pmcid: str  # PMC<id>
+    versions: Sequence[int] = ()  # that the source contains
+    source_etag: str = ""  # ETags of the metadata of all versions, as in WORK_LIST_SCHEMA
+    version: int | None = None  # the version that is used
     metadata: dict[str, Any] = field(default_factory=dict)
-    xml: bytes = b""
-    figures: "list[Figure]" = field(default_factory=list)
-    figures_cut: int = 0
-    images: dict[str, bytes | Exception] = field(default_factory=dict)
-    pairs: list[dict[str, Any]] = field(default_factory=list)
+    xml: bytes = b""  # cleared after parsing
+    figures: "list[Figure]" = field(default_factory=list)  # up to the limit per article
+    figures_cut: int = 0  # number of figures beyond the limit
+    images: dict[str, bytes | Exception] = field(default_factory=dict)  # contents or errors by file name
+    pairs: list[dict[str, Any]] = field(default_factory=list)  # rows of the dataset, without the split
+    # Item (empty for the article itself), reason, detail, and the number of items if it is greater than 1.
     skipped: list[tuple[Any, ...]] = field(default_factory=list)
-    outcome: str = ""
+    outcome: str = ""  # why the article was dropped
 
     @property
     def name(self) -> str:
@@ -74,14 +53,7 @@ class Article:
         return f"{self.pmcid}.{self.version}" if self.version is not None else self.pmcid
 
     def skip(self, item: str, reason: str, detail: str = "", count: int = 1) -> None:
-        """Record a skipped item. Texts are truncated to `MAX_DETAIL` characters.
-
-        Args:
-            item: A figure, image or version. Empty for the article itself.
-            reason: A short phrase, for counting.
-            detail: The details of this case.
-            count: Number of items.
-        """
+        """Record `count` skipped items: a figure, image or version, or "" for the article. Texts are truncated."""
         row = (storable_text(item[:MAX_DETAIL]), reason, storable_text(detail[:MAX_DETAIL]))
         self.skipped.append(row if count == 1 else (*row, count))
 
@@ -100,14 +72,10 @@ def storable_text(text: str) -> str:
 
 
 def parse_licenses(choice: str | Collection[str]) -> frozenset[str] | None:
-    """Return the license codes for a choice.
+    """Return the license codes for a choice, or None if every license is allowed.
 
-    Args:
-        choice: `commercial`, `noncommercial` (every Creative Commons license), `all`, or codes such as `CC BY,CC0` as a
-            string or a list.
-
-    Returns:
-        The codes. None if every license is allowed.
+    A choice is `commercial`, `noncommercial` (every Creative Commons license), `all`, or codes such as `CC BY,CC0` as a
+    string or a list.
 
     Raises:
         ValueError: If `choice` is empty, or a code looks like a misspelled license code of PMC.
@@ -162,15 +130,7 @@ def _check_types(metadata: dict[str, Any]) -> None:
 
 
 def check_metadata(metadata: dict[str, Any], licenses: Collection[str] | None) -> None:
-    """Check the metadata of a version of an article to decide whether it can be used.
-
-    Args:
-        metadata: The metadata.
-        licenses: Codes of the allowed licenses (default: all).
-
-    Raises:
-        Dropped: If the version cannot be used.
-    """
+    """Raise `Dropped` if the metadata of a version show that it cannot be used. `licenses` None allows all."""
     _check_types(metadata)
     if metadata.get("is_retracted"):
         raise Dropped("retracted", all_versions=True)
@@ -190,15 +150,8 @@ def choose_version(
 ) -> None:
     """Set the version and metadata of an article: the newest usable published version, or else the newest manuscript.
 
-    If a version is retracted, the article is dropped.
-
-    Args:
-        article: The article.
-        read_metadata: Function that returns the metadata of `PMC<id>.<version>`, or raises `Dropped`.
-        licenses: Codes of the allowed licenses (default: all).
-
-    Raises:
-        Dropped: If no version can be used. The reason is that of the newest version.
+    `read_metadata` returns the metadata of `PMC<id>.<version>`, or raises `Dropped`. If a version is retracted, the
+    article is dropped. If no version can be used, the reason is that of the newest version.
     """
     newest: tuple[int, Dropped] | None = None
     unreadable: list[tuple[int, Dropped]] = []

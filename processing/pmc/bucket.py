@@ -75,28 +75,6 @@ class ObjectDamaged(ObjectError):
     """Raised if an object was read but its content is wrong."""
 
 
-def open_source(source: str) -> tuple[Any, str]:
-    """Open the file system of a source.
-
-    S3 is read with the user's credentials, from the environment, a profile, AWS's files or fsspec's settings. Without
-    credentials, it is read anonymously.
-
-    Args:
-        source: A folder, or a URL that fsspec can open.
-
-    Returns:
-        The file system, and the path of the root within it.
-
-    Raises:
-        ImportError: If the package for this kind of source is not installed.
-        BucketError: If the configured credentials cannot be read.
-    """
-    options = {"anon": True} if source.startswith(("s3://", "s3a://")) and not _has_credentials(source) else {}
-    # Listings are not cached, because an update in the same process must see new objects.
-    filesystem, root = fsspec.core.url_to_fs(source, use_listings_cache=False, **options)
-    return filesystem, root.rstrip("/")
-
-
 def _has_credentials(source: str) -> bool:
     if _IDENTITY_SETTINGS & set(fsspec.config.conf.get("s3", {})):
         return True
@@ -121,12 +99,16 @@ def _has_credentials(source: str) -> bool:
 class Bucket:
     """A bucket in PMC's layout.
 
+    S3 is read with the user's credentials, from the environment, a profile, AWS's files or fsspec's settings. Without
+    credentials, it is read anonymously.
+
     Args:
         source: A folder, `s3://pmc-oa-opendata`, `https://pmc-oa-opendata.s3.amazonaws.com`, or any other URL that
             fsspec can open.
 
     Raises:
-        BucketError: If the source does not exist, or fsspec lacks the package for it.
+        BucketError: If the source does not exist, fsspec lacks the package for it, or the configured credentials cannot
+            be read.
     """
 
     def __init__(self, source: str):
@@ -160,7 +142,11 @@ class Bucket:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        return open_source(self.source)
+        is_anonymous = self.source.startswith(("s3://", "s3a://")) and not _has_credentials(self.source)
+        # Listings are not cached, because an update in the same process must see new objects.
+        options = {"use_listings_cache": False, **({"anon": True} if is_anonymous else {})}
+        filesystem, root = fsspec.core.url_to_fs(self.source, **options)
+        return filesystem, root.rstrip("/")
 
     @property
     def _filesystem(self) -> Any:
@@ -181,17 +167,9 @@ class Bucket:
         return "://" in self.source and not self.source.startswith(("file://", "memory://"))
 
     def names(self, folder: str) -> dict[str, str]:
-        """List a folder.
+        """Return the ETag of each object in a folder by the last part of its key. The key "" is the root.
 
-        Args:
-            folder: Key of the folder. Empty for the root.
-
-        Returns:
-            The last part of each key, with its ETag, or with its size and modification time if it has no ETag. Empty if
-            the folder does not exist.
-
-        Raises:
-            BucketError: If listing the folder is denied, or the source does not respond.
+        Without an ETag, it is the size and modification time. The result is empty if the folder does not exist.
         """
         if not self.can_list:
             return {}
@@ -209,9 +187,6 @@ class Bucket:
         """Return the ETag of an object as in [`names`], or None if it does not exist or access is denied.
 
         S3 also denies access to missing objects if the user is not allowed to list the bucket.
-
-        Raises:
-            SourceUnavailable: If the source does not respond.
         """
         try:
             return _etag(self._request(key, self._info_once))
@@ -227,12 +202,7 @@ class Bucket:
         return f" ({self._refusal})" if self._refusal is not None else ""
 
     def read_metadata(self, name: str) -> dict[str, Any]:
-        """Read the metadata of an article version.
-
-        Raises:
-            ObjectError: If the metadata is missing, larger than `MAX_METADATA_BYTES`, or not JSON.
-            ObjectDamaged: If the JSON is not an object, or contains a duplicate name.
-        """
+        """Read the metadata of `PMC<id>.<version>`."""
         try:
             content = self.read(f"metadata/{name}.json", max_bytes=MAX_METADATA_BYTES)
         except ObjectMissing:
@@ -250,9 +220,7 @@ class Bucket:
     def read(self, url: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         """Read an object and check its MD5 if the URL contains one.
 
-        Args:
-            url: A key below the root, or a URL of the metadata (`s3://pmc-oa-opendata/<key>?md5=<32 digits>`).
-            max_bytes: Maximum size.
+        The URL is a key below the root, or one of the metadata (`s3://pmc-oa-opendata/<key>?md5=<32 digits>`).
 
         Raises:
             ObjectError: If the object is missing, unreadable or larger than `max_bytes`, if its MD5 differs, or if the
@@ -271,7 +239,7 @@ class Bucket:
         return content
 
     def _request(self, key: str, request: Callable[[str], Any]) -> Any:
-        """Return the result of `request` for the path of a key. Retry after transient errors."""
+        """Return the result of `request` for the path of a key, with retries after transient errors."""
         if key:
             _check_key(key)
         path = f"{self._root}/{key if self.can_list else quote(key)}".rstrip("/")

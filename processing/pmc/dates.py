@@ -46,31 +46,18 @@ _MONTH_NUMBERS["sept"] = 9
 
 @dataclass(frozen=True, order=True)
 class PublicationDate:
-    """A publication or release date of an article.
+    """A publication or release date of an article."""
 
-    Args:
-        last_day: The day, or the last possible day of an incomplete date.
-        stated: The stated parts of the date, such as `2022`, `2022-06` or `2022-06-15`.
-        kind: `pub-type`, `date-type` or `event-type` of its element, in lower case. Empty if the element has none of
-            them.
-    """
-
-    last_day: date
-    stated: str
-    kind: str
+    last_day: date  # the last possible day of an incomplete date
+    stated: str  # the stated parts of the date: 2022, 2022-06 or 2022-06-15
+    kind: str  # pub-type, date-type or event-type of its element, in lower case, or empty
 
     def __str__(self) -> str:
         return f"{self.stated} ({self.kind or 'pub-date'})"
 
 
 def parse_published_until(choice: str) -> date:
-    """Parse the value of `published_until`.
-
-    Args:
-        choice: A day in the form `2022-06-15`.
-
-    Returns:
-        The day.
+    """Parse the value of `published_until`, such as `2022-06-15`.
 
     Raises:
         ValueError: If `choice` is not a date in this form, or is in the future in every time zone. With a future date,
@@ -93,15 +80,7 @@ def published_after(until: date | str) -> str:
 
 
 def check_published(article: etree._Element, until: date) -> None:
-    """Check that an article was published on or before a day.
-
-    Args:
-        article: The XML of the article, as `parse_article` returns it.
-        until: The last allowed day.
-
-    Raises:
-        Dropped: If the article was published later, or its XML contains no date that counts.
-    """
+    """Raise `Dropped` if an article was published after a day, or its XML contains no date that counts."""
     published = publication_date(article)
     if published is None:
         raise Dropped(NO_DATE)
@@ -110,25 +89,14 @@ def check_published(article: etree._Element, until: date) -> None:
 
 
 def publication_date(article: etree._Element) -> PublicationDate | None:
-    """Return the publication date of an article, by the rules in the module docstring.
-
-    Args:
-        article: The XML of the article, as `parse_article` returns it.
-
-    Returns:
-        The date. None if the XML contains no date that counts.
-    """
+    """Return the publication date of an article by the rules in the module docstring, or None if no date counts."""
     dates = read_dates(article)
     released = [each for each in dates if each.kind == _PMC_RELEASE]
     return min(released or dates, default=None)
 
 
 def read_dates(article: etree._Element) -> list[PublicationDate]:
-    """Return all dates of release and publication in the `<article-meta>` of an article, in document order.
-
-    Args:
-        article: The XML of the article, as `parse_article` returns it.
-    """
+    """Return all dates of release and publication in the `<article-meta>` of an article, in document order."""
     found: list[PublicationDate] = []
     first = next((element for element in article.iter(etree.Element) if name_of(element) == "article"), None)
     for meta in _children(_children([] if first is None else [first], "front"), "article-meta"):

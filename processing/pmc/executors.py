@@ -46,23 +46,14 @@ class TasksFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps that run in sequence in each task.
-
-    Args:
-        name: Name of the stage and of its logs.
-        steps: A datatrove pipeline.
-        tasks: Number of tasks.
-        memory_gb: Memory per task, if the stage needs more than others.
-        count: Function that returns the amount of finished work, in any unit.
-        total: Function that returns the final value of `count`. If None, no progress bar is shown.
-    """
+    """Steps that run in sequence in each task."""
 
     name: str
     steps: Sequence[PipelineStep]
     tasks: int
-    memory_gb: int = 0
-    count: Callable[[], int] = lambda: 0
-    total: Callable[[], int] | None = None
+    memory_gb: int = 0  # per task, if the stage needs more than others
+    count: Callable[[], int] = lambda: 0  # the amount of finished work, in any unit
+    total: Callable[[], int] | None = None  # the final value of `count`, for a progress bar
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
@@ -101,12 +92,7 @@ class Engine:
             raise ValueError("`slurm_partition` is required on Slurm. The command sinfo lists the partitions.")
 
     def run(self, stages: Sequence[Stage], logs: Path, *, progress: bool = False) -> None:
-        """Run the stages. On Slurm, only submit them.
-
-        Args:
-            stages: The stages, in order.
-            logs: Folder for datatrove's logs and completion markers.
-            progress: Whether to show progress bars.
+        """Run the stages in order, or only submit them on Slurm. Datatrove's completion markers are in `logs`.
 
         Raises:
             TasksFailed: If tasks failed in every attempt.
@@ -135,7 +121,12 @@ class Engine:
             # A build of several days may see several outages, so only attempts without progress count.
             attempts_without_progress = 0 if stage.count() > before else attempts_without_progress + 1
             if attempts_without_progress > self.retries or not _is_transient(error):
-                raise _cause(error, stage, failed, logs) from error
+                if error is not None and not isinstance(error, BrokenProcessPool):
+                    raise error
+                raise TasksFailed(
+                    f"{stage.name}: {len(failed)} of {stage.tasks} tasks failed in every attempt, among them task "
+                    f"{failed[0]}. The logs are in {logs}. Run the same command again: it continues from here."
+                ) from error
             logger.warning("%s: %d task(s) failed and are retried. %s", stage.name, len(failed), error or "")
             time.sleep(PAUSE * (attempts_without_progress + 1))
 
@@ -182,7 +173,11 @@ class _LocalExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 self._run_copy(rank)
             return
-        _check_temporary_folder()
+        folder = tempfile.gettempdir()
+        if len(os.fsencode(folder)) + len("/pymp-xxxxxxxx/listener-xxxxxxxx") > _MAX_SOCKET_PATH:
+            raise ValueError(
+                f"The path of the temporary folder {folder} is too long for sockets. {_SHORTER.format('TMPDIR')}"
+            )
         with ProcessPoolExecutor(self.workers, get_context("forkserver"), initializer=_end_with_parent) as pool:
             errors = [future.exception() for future in [pool.submit(self._run_copy, rank) for rank in ranks]]
         for error in sorted(filter(None, errors), key=_is_transient):  # lasting errors first
@@ -254,15 +249,6 @@ def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Pat
     )
 
 
-def _check_temporary_folder() -> None:
-    """Raise an error if the socket paths of worker processes would exceed the system's limit."""
-    folder = tempfile.gettempdir()
-    if len(os.fsencode(folder)) + len("/pymp-xxxxxxxx/listener-xxxxxxxx") > _MAX_SOCKET_PATH:
-        raise ValueError(
-            f"The path of the temporary folder {folder} is too long for sockets. {_SHORTER.format('TMPDIR')}"
-        )
-
-
 def _end_with_parent() -> None:
     """End a worker when its parent dies, even by SIGKILL. Otherwise, it would continue with the queued tasks."""
     parent = parent_process()
@@ -273,15 +259,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _cause(error: Exception | None, stage: Stage, failed: Sequence[int], logs: Path) -> Exception:
-    if error is not None and not isinstance(error, BrokenProcessPool):
-        return error
-    return TasksFailed(
-        f"{stage.name}: {len(failed)} of {stage.tasks} tasks failed in every attempt, among them task {failed[0]}. The "
-        f"logs are in {logs}. Run the same command again: it continues from here."
-    )
 
 
 def _is_transient(error: BaseException | None) -> bool:
@@ -318,7 +295,9 @@ def _progress_bar(stage: Stage) -> Iterator[None]:
     )
 
     def watch() -> None:
-        while not done.wait(1):
+        is_done = False
+        while not is_done:
+            is_done = done.wait(1)
             bar.update(stage.count() - bar.n)
             bar.refresh()
 
@@ -329,5 +308,4 @@ def _progress_bar(stage: Stage) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
-        bar.update(stage.count() - bar.n)
         bar.close()

@@ -27,28 +27,17 @@ MAX_FRAMES = 500  # more pages of a TIFF are not counted, because the cost grows
 
 @dataclass(frozen=True)
 class InspectedImage:
-    """Properties of an image file.
-
-    Args:
-        width: Width in pixels.
-        height: Height in pixels.
-        mode: Pillow's mode of the file: `RGB`, `L`, `P`, `CMYK`, `I;16`, ...
-        frames: Number of frames or pages, at most `MAX_FRAMES`. The first one is used.
-        perceptual_hash: See [`perceptual_hash`].
-    """
+    """Properties of an image file. The size is in pixels."""
 
     width: int
     height: int
-    mode: str
-    frames: int
+    mode: str  # Pillow's mode of the file: RGB, L, P, CMYK, I;16, ...
+    frames: int  # frames or pages, at most MAX_FRAMES. The first one is used
     perceptual_hash: str
 
 
 def inspect_image(source: bytes | Path) -> InspectedImage:
-    """Decode an image and return its properties.
-
-    Args:
-        source: The bytes of the file, or its path.
+    """Decode an image, given as the bytes or path of its file, and return its properties.
 
     Raises:
         ImageError: If the image cannot be used. `reason` is `image too small` (a side below `MIN_SIDE`), or one of the
@@ -64,25 +53,16 @@ def inspect_image(source: bytes | Path) -> InspectedImage:
 
 
 class ImageIndex:
-    """An index of images, such as the test images of a benchmark, that finds copies of them.
-
-    Args:
-        perceptual_hashes: The hash of each image. Blank images are ignored.
-    """
+    """An index of images, such as the test images of a benchmark, that finds copies of them. Blank ones are ignored."""
 
     def __init__(self, perceptual_hashes: Iterable[str]):
         self._hashes = np.unique(_to_integers(perceptual_hashes))
 
     @classmethod
     def from_path(cls, path: str | os.PathLike[str], progress: bool = False) -> "ImageIndex":
-        """Index the images of a path.
+        """Index an image, a Parquet file with a column `image` (such as a shard), or a folder of these at any depth.
 
         Images that cannot be read and files that are not images are listed in warnings.
-
-        Args:
-            path: An image, a Parquet file with a column `image` (such as a shard of a built dataset), or a folder that
-                contains any number of both at any depth. Images are found with [`find_images`].
-            progress: Whether to show a progress bar.
 
         Raises:
             FileNotFoundError: If the path does not exist.
@@ -144,23 +124,16 @@ class ImageIndex:
 
 
 def count_duplicates(image_md5s: Iterable[str], perceptual_hashes: Iterable[str]) -> dict[str, int]:
-    """Count the pairs whose image equals that of an earlier pair.
+    """Count the images with the MD5 (first 64 bits), and with the perceptual hash, of an earlier image.
 
-    Args:
-        image_md5s: The MD5 of each image, as hex digits.
-        perceptual_hashes: The perceptual hash of each image. Empty for blank images, which are not counted.
-
-    Returns:
-        `same_bytes`: number of images whose MD5 (first 64 bits) equals that of an earlier image. `same_image`: number
-        of images whose perceptual hash equals that of an earlier image.
+    Blank images have an empty perceptual hash and are not counted.
     """
-    return {"same_bytes": _count_repeated(image_md5s), "same_image": _count_repeated(perceptual_hashes)}
-
-
-def _count_repeated(hex_digits: Iterable[str]) -> int:
-    integers = _to_integers(hex_digits)
-    integers.sort()  # in place, while np.unique would need 700 MB more
-    return int(np.count_nonzero(integers[1:] == integers[:-1]))
+    counts = {}
+    for name, hex_digits in (("same_bytes", image_md5s), ("same_image", perceptual_hashes)):
+        integers = _to_integers(hex_digits)
+        integers.sort()  # in place, while np.unique would need 700 MB more
+        counts[name] = int(np.count_nonzero(integers[1:] == integers[:-1]))
+    return counts
 
 
 def _to_integers(hex_digits: Iterable[str]) -> np.ndarray:

@@ -5,7 +5,6 @@ mirror without an inventory, it is read from the folders. For a short list of PM
 """
 
 import gzip
-import hashlib
 import json
 import re
 import zlib
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from tqdm.auto import tqdm
 
-from .bucket import Bucket, BucketError, ObjectError, SourceUnavailable
+from .bucket import Bucket, BucketError, ObjectError, SourceUnavailable, md5_of
 
 
 INVENTORY = "inventory-reports/pmc-oa-opendata/metadata"
@@ -43,15 +42,10 @@ _ROWS = pa.schema([("number", pa.int64()), ("version", pa.int32()), ("etag", pa.
 def read_work_list(
     bucket: Bucket, pmcids: Sequence[str] | None = None, *, inventory: str | None = None, progress: bool = False
 ) -> tuple[pa.Table, str | None]:
-    """Read the articles of a source, sorted by number.
+    """Read the articles (`PMC123`) or versions (`PMC123.2`) of a source, sorted by number.
 
-    Args:
-        bucket: The source.
-        pmcids: Articles (`PMC123`) or versions (`PMC123.2`) (default: all). Missing articles are returned without
-            versions.
-        inventory: Name of the inventory, such as `2026-01-18T01-00Z` (default: the newest, or none for a short list of
-            PMCIDs).
-        progress: Whether to show a progress bar.
+    Requested articles that are missing are returned without versions. By default, the newest inventory is used, or none
+    for a short list of PMCIDs.
 
     Returns:
         A table with the columns of `WORK_LIST_SCHEMA`, and the name of the inventory, or None if none was used.
@@ -73,22 +67,22 @@ def read_work_list(
             "be listed over HTTP. Pass `inventory` or `pmcids`, or use s3://."
         )
     else:
-        names = bucket.names("metadata") or _etags_of_folders(bucket, progress)
+        names = bucket.names("metadata")
+        if not names:
+            folders = [name for name in bucket.names("") if re.search(_VERSION_NAME, name)]
+            etags = _request_each(lambda name: bucket.etag(f"{name}/{name}.json") or "missing", folders, progress)
+            names = dict(zip(folders, etags, strict=True))
         rows = _rows(pa.table({"Key": pa.array(names, pa.string()), "ETag": pa.array(names.values(), pa.string())}))
     if not rows.num_rows:
         raise BucketError(
             f"{bucket.source}: no articles found. A mirror of PMC's bucket contains inventory-reports/, metadata/ or "
             "folders such as PMC10009416.1/."
         )
-    return _group_versions(rows), inventory_date(manifest)
+    return _group_versions(rows), manifest.split("/")[-2] if manifest else None
 
 
 def parse_pmcids(pmcids: Iterable[str]) -> dict[int, set[int]]:
-    """Return the requested versions of each article, by its number. An empty set requests all versions.
-
-    Raises:
-        BucketError: If a PMCID is invalid.
-    """
+    """Return the requested versions of each article, by its number. An empty set requests all versions."""
     wanted: dict[int, set[int]] = {}
     numbers = pa.array([pmcid.strip() for pmcid in pmcids], pa.string())
     for pmcid, match in zip(numbers.to_pylist(), pc.extract_regex(numbers, _PMCID).to_pylist(), strict=True):
@@ -101,15 +95,7 @@ def parse_pmcids(pmcids: Iterable[str]) -> dict[int, set[int]]:
 
 
 def find_manifest(bucket: Bucket, inventory: str | None = None) -> str | None:
-    """Return the key of the manifest of an inventory, or None if the source has no inventory.
-
-    Args:
-        bucket: The source.
-        inventory: Name of the inventory (default: the newest).
-
-    Raises:
-        BucketError: If no inventory has this name.
-    """
+    """Return the key of the manifest of an inventory (default: the newest), or None if the source has no inventory."""
     if inventory:
         key = f"{INVENTORY}/{inventory.strip('/')}/manifest.json"
         if bucket.etag(key) is None:
@@ -124,11 +110,6 @@ def find_manifest(bucket: Bucket, inventory: str | None = None) -> str | None:
         if bucket.etag(key) is not None:
             return key
     return None
-
-
-def inventory_date(manifest: str | None) -> str | None:
-    """Return the date in the key of a manifest."""
-    return manifest.split("/")[-2] if manifest else None
 
 
 def _inventory_names(bucket: Bucket) -> Iterator[str]:
@@ -163,7 +144,7 @@ def _inventory_rows(bucket: Bucket, manifest: str, progress: bool) -> pa.Table:
 def _read_table(bucket: Bucket, key: str, md5: str | None, columns: Sequence[str]) -> pa.Table:
     """Read a file of the inventory, a gzipped CSV file without a header and with percent-encoded keys."""
     content = bucket.read(key)
-    if md5 and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+    if md5 and md5_of(content) != md5:
         raise ObjectError(f"{key}: the MD5 differs from the one in the manifest, {md5}")
     with gzip.open(pa.BufferReader(content)) as stream:
         reader = pacsv.open_csv(
@@ -187,13 +168,6 @@ def _rows(table: pa.Table) -> pa.Table:
     etags = table.column("ETag").combine_chunks().filter(found)
     parts = [pc.struct_field(names.filter(found), name) for name in ("number", "version")]
     return pa.Table.from_arrays([*parts, etags], names=_ROWS.names).cast(_ROWS)
-
-
-def _etags_of_folders(bucket: Bucket, progress: bool) -> dict[str, str]:
-    """Return the ETags of the metadata in the folders of articles."""
-    names = [name for name in bucket.names("") if re.search(_VERSION_NAME, name)]
-    etags = _request_each(lambda name: bucket.etag(f"{name}/{name}.json") or "missing", names, progress)
-    return dict(zip(names, etags, strict=True))
 
 
 def _request_each(request: Callable[[Any], Any], items: Collection[Any], progress: bool) -> list[Any]:

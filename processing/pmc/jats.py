@@ -94,19 +94,12 @@ class Figure:
 
 @dataclass(eq=False)
 class _Candidate:
-    """An element that may be a figure, while the structure of the article is being resolved.
+    """An element that may be a figure, while the structure of the article is being resolved."""
 
-    Args:
-        element: The `<fig>`, `<fig-group>`, `<graphic>` or `<media>`.
-        pictures: Images of the figure: `<graphic>`, `<media>` or `<alternatives>` elements.
-        captioned: Elements inside it that contain the caption, if the element itself has none.
-        xml_ids: XML ids by which an `<xref>` can refer to the figure.
-    """
-
-    element: etree._Element
-    pictures: list[etree._Element]
-    captioned: list[etree._Element] = field(default_factory=list)
-    xml_ids: list[str] = field(default_factory=list)
+    element: etree._Element  # <fig>, <fig-group>, <graphic> or <media>
+    pictures: list[etree._Element]  # <graphic>, <media> or <alternatives>
+    captioned: list[etree._Element] = field(default_factory=list)  # inner elements with the caption, if it has none
+    xml_ids: list[str] = field(default_factory=list)  # by which an <xref> can refer to the figure
     _files: set[tuple[str, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,9 +122,7 @@ _Value = TypeVar("_Value")
 class _Inherited(Generic[_Value]):
     """A property that elements inherit from the nearest ancestor that defines it, computed in linear time.
 
-    Args:
-        read: Function that returns the value that an element defines, or None to continue with its parent.
-        otherwise: The value if no element defines one.
+    `read` returns the value that an element defines, or None to continue with its parent.
     """
 
     def __init__(self, read: Callable[[etree._Element], _Value | None], otherwise: _Value):
@@ -139,28 +130,18 @@ class _Inherited(Generic[_Value]):
         self._otherwise = otherwise
         self._known: dict[etree._Element, _Value] = {}
 
-    def around(self, element: etree._Element) -> _Value:
-        """Return the value that the ancestors of an element define, ignoring the element itself."""
-        parent = element.getparent()
-        return self._otherwise if parent is None else self.of(parent)
-
-    def of(self, element: etree._Element) -> _Value:
-        """Return the value that an element or its nearest ancestor defines."""
-        passed = []
-        value: _Value | None = None
-        asked: etree._Element | None = element
-        while asked is not None and (value := self._known.get(asked)) is None:
-            passed.append(asked)
-            if (value := self._read(asked)) is not None:
-                break
-            asked = asked.getparent()
-        found = self._otherwise if value is None else value
-        self._known.update(dict.fromkeys(passed, found))
-        return found
+    def of(self, element: etree._Element | None) -> _Value:
+        """Return the value that an element or its nearest ancestor defines. The value of None is the default."""
+        if element is None:
+            return self._otherwise
+        if element not in self._known:
+            value = self._read(element)
+            self._known[element] = self.of(element.getparent()) if value is None else value
+        return self._known[element]
 
 
-class _Surroundings:
-    """Properties of a figure that its ancestors define: group, language and article."""
+class _Context:
+    """Groups, languages and captions of elements. Each is read only once."""
 
     def __init__(self) -> None:
         self._groups = _Inherited[etree._Element | Literal[False]](_read_group, False)
@@ -169,15 +150,17 @@ class _Surroundings:
             lambda element: element if name_of(element) in _ARTICLES else None, False
         )
         self._holders = _Inherited(lambda element: name_of(element) in _HOLDERS_OF_GRAPHICS or None, False)
+        self._own: dict[etree._Element, str] = {}
+        self._around: dict[etree._Element, str] = {}
 
     def group(self, element: etree._Element) -> etree._Element | None:
         """Return the nearest group around an element, across paragraphs and lists but not across sections."""
-        group = self._groups.around(element)
+        group = self._groups.of(element.getparent())
         return None if group is False else group
 
     def is_held(self, graphic: etree._Element) -> bool:
         """Return whether a graphic is part of a figure, a table, a formula or a supplement."""
-        return self._holders.around(graphic)
+        return self._holders.of(graphic.getparent())
 
     def language(self, element: etree._Element) -> str:
         """Return the language of an element as a primary subtag such as `en`, or an empty string if undefined."""
@@ -215,6 +198,46 @@ class _Surroundings:
         left_out = set(stated).difference(self.in_one_language(stated))
         return [block for block in caption if block not in left_out] if left_out else [caption]
 
+    def caption_of(self, candidate: _Candidate) -> str:
+        """Return the caption of a figure. The module docstring lists where it is looked up."""
+        return (
+            self.own(candidate.element)
+            or self.of_pictures(candidate)
+            or " ".join(self._captions(candidate.captioned))
+            or " ".join(self._captions(_wrappers(candidate.element)))
+            or self._of_groups(candidate.element)
+        )
+
+    def own(self, element: etree._Element) -> str:
+        """Return the caption that is a child of an element."""
+        if element not in self._own:
+            caption = self.caption(element)
+            has_legend = name_of(element) in ("fig", "fig-group")
+            blocks: list[etree._Element] = []
+            for child in element:
+                if child is caption:
+                    blocks += self.caption_blocks(child)
+                elif has_legend and name_of(child) in _LEGEND:
+                    blocks.append(child)
+            self._own[element] = text_of_blocks(blocks)
+        return self._own[element]
+
+    def of_pictures(self, candidate: _Candidate) -> str:
+        """Return the unique captions inside the images of a figure."""
+        return " ".join(dict.fromkeys(self._captions(_with_alternatives(candidate.pictures))))
+
+    def _captions(self, elements: Iterable[etree._Element]) -> Iterator[str]:
+        return map(self.own, self.in_one_language([element for element in elements if self.own(element)]))
+
+    def _of_groups(self, element: etree._Element) -> str:
+        """Return the caption of the nearest group that has one."""
+        group = self.group(element)
+        if group is None:
+            return ""
+        if group not in self._around:
+            self._around[group] = self.own(group) or self._of_groups(group)
+        return self._around[group]
+
 
 def _read_group(element: etree._Element) -> etree._Element | Literal[False] | None:
     name = name_of(element)
@@ -246,15 +269,8 @@ def parse_figures(xml: bytes) -> list[Figure]:
 
 
 def find_figures(article: etree._Element) -> list[Figure]:
-    """Find all figures of a parsed article, as [`parse_figures`] returns them.
-
-    Args:
-        article: The root of the XML, as [`parse_article`] returns it. It is modified in place.
-
-    Raises:
-        JatsError: If the article exceeds one of the limits `MAX_FIGURES`, `MAX_MENTIONS`.
-    """
-    surroundings = _Surroundings()
+    """Find all figures of an article from [`parse_article`], which is modified in place, for [`parse_figures`]."""
+    context = _Context()
     candidates: _Candidates = {}
     references: list[etree._Element] = []
     figure_ids: set[str] = set()
@@ -265,36 +281,34 @@ def find_figures(article: etree._Element) -> list[Figure]:
             figure_ids.add(_xml_id(element))
         if name == "xref":
             references.append(element)
-        elif name != "supplementary-material" and (candidate := _candidate(element, name, surroundings)) is not None:
+        elif name != "supplementary-material" and (candidate := _candidate(element, name, context)) is not None:
             candidates[element] = candidate
             if len(candidates) > MAX_FIGURES:
                 raise JatsError(f"the XML contains more than {MAX_FIGURES:,} figures")
 
     figure_ids.update(xml_id for candidate in candidates.values() for xml_id in candidate.xml_ids)
     _mark_figure_references(references, figure_ids)
-    captions = _Captions(surroundings)
-    _merge_translations(candidates, captions, surroundings)
-    _join_inner_captions(candidates, captions, surroundings)
-    groups = _groups_around(candidates, surroundings)
+    _merge_translations(candidates, context)
+    _join_inner_captions(candidates, context)
+    groups = _groups_around(candidates, context)
     for group in groups:
         if group in candidates and not candidates[group].pictures:
             del candidates[group]
     mentions = _mentions(references, list(candidates.values()), groups)
-    xml_ids = [_own_id(candidate) for candidate in candidates.values()]
+    # The id and label are those of the figure itself or of its inner captions, not of its images.
+    parts = [(candidate.element, *candidate.captioned) for candidate in candidates.values()]
+    unique_ids = _distinct([_first(map(_xml_id, elements)) or "" for elements in parts])
+    labels = [_first(map(_own_label, elements)) for elements in parts]
     return [
-        Figure(figure_id, _label(candidate), captions.of(candidate), tuple(_graphics(candidate)), paragraphs)
-        for figure_id, candidate, paragraphs in zip(_distinct(xml_ids), candidates.values(), mentions, strict=True)
+        Figure(figure_id, label, context.caption_of(candidate), tuple(_graphics(candidate)), paragraphs)
+        for figure_id, label, candidate, paragraphs in zip(
+            unique_ids, labels, candidates.values(), mentions, strict=True
+        )
     ]
 
 
 def parse_article(xml: bytes) -> etree._Element:
-    """Parse the XML of an article.
-
-    Args:
-        xml: The article, in any version of JATS.
-
-    Returns:
-        The root element. It is an `<article>` or contains one.
+    """Parse the XML of an article, and return the root, which is an `<article>` or contains one.
 
     Raises:
         JatsError: If the XML is not well-formed, is not an article, or exceeds one of the limits `MAX_XML_BYTES`,
@@ -357,13 +371,13 @@ def _distinct(xml_ids: list[str]) -> list[str]:
     return list(taken)
 
 
-def _candidate(element: etree._Element, name: str, surroundings: _Surroundings) -> _Candidate | None:
+def _candidate(element: etree._Element, name: str, context: _Context) -> _Candidate | None:
     """Return the candidate that an element starts, or None."""
     if name in ("graphic", "media"):
         if (
             not text_of_blocks(child for child in element if name_of(child) == "caption")
             or not _hrefs(element)
-            or surroundings.is_held(element)
+            or context.is_held(element)
         ):
             return None
         return _Candidate(element, [element])
@@ -396,7 +410,12 @@ def _wrappers(element: etree._Element) -> Iterator[etree._Element]:
 def _graphics(candidate: _Candidate) -> Iterator[Graphic]:
     for picture in candidate.pictures:
         labels = (_own_label(rendering) for rendering in _renderings(picture) if rendering is not candidate.element)
-        yield Graphic(_hrefs(picture), next(filter(None, labels), None))
+        yield Graphic(_hrefs(picture), _first(labels))
+
+
+def _first(texts: Iterable[str | None]) -> str | None:
+    """Return the first text that is not empty."""
+    return next(filter(None, texts), None)
 
 
 def _hrefs(picture: etree._Element) -> tuple[str, ...]:
@@ -433,59 +452,48 @@ def _href(element: etree._Element) -> str:
     return href if href.strip() else ""
 
 
-def _own_id(candidate: _Candidate) -> str:
-    """Return the id of the figure element itself, not of its images, or an empty string if there is none."""
-    return next(filter(None, map(_xml_id, (candidate.element, *candidate.captioned))), "")
-
-
 def _xml_id(element: etree._Element) -> str:
     return (element.get("id") or element.get(_XML_ID) or "").strip()
 
 
-def _groups_around(candidates: _Candidates, surroundings: _Surroundings) -> dict[etree._Element, None]:
+def _groups_around(candidates: _Candidates, context: _Context) -> dict[etree._Element, None]:
     """Return all groups around the candidates that have images."""
     groups: dict[etree._Element, None] = {}
     for candidate in candidates.values():
-        group = surroundings.group(candidate.element) if candidate.pictures else None
+        group = context.group(candidate.element) if candidate.pictures else None
         while group is not None and group not in groups:
             groups[group] = None
-            group = surroundings.group(group)
+            group = context.group(group)
     return groups
 
 
-def _merge_translations(candidates: _Candidates, captions: "_Captions", surroundings: _Surroundings) -> None:
+def _merge_translations(candidates: _Candidates, context: _Context) -> None:
     """Merge the figures of a group that are translations of each other into the one in the preferred language."""
     groups: dict[etree._Element, dict[str, list[_Candidate]]] = {}
     for candidate in candidates.values():
-        group = _group_of_translations(candidate.element, surroundings)
+        group = context.group(candidate.element)
+        if group is not None and name_of(group) == "fig-group" and _read_language(group):
+            outer = context.group(group)  # a <fig-group> with a language inside a group is itself a translation
+            group = group if outer is None else outer
         if group is not None and name_of(group) in ("fig", "fig-group"):
-            language = surroundings.caption_language(candidate.element)
+            language = context.caption_language(candidate.element)
             groups.setdefault(group, {}).setdefault(language, []).append(candidate)
     for group, by_language in groups.items():
         if len(by_language) < 2:
             continue
         with_caption = [
-            language for language, figures in by_language.items() if any(captions.own(each.element) for each in figures)
+            language for language, figures in by_language.items() if any(context.own(each.element) for each in figures)
         ]
         if not with_caption:
             continue
-        kept = by_language.pop(surroundings.preferred(with_caption, group))
+        kept = by_language.pop(context.preferred(with_caption, group))
         for figures in by_language.values():
             for figure, translation in zip(kept, figures, strict=False):
                 figure.merge(translation)
                 del candidates[translation.element]
 
 
-def _group_of_translations(element: etree._Element, surroundings: _Surroundings) -> etree._Element | None:
-    """Return the group around a figure. A `<fig-group>` with a language inside a group is itself a translation."""
-    group = surroundings.group(element)
-    if group is not None and name_of(group) == "fig-group" and _read_language(group):
-        outer = surroundings.group(group)
-        return group if outer is None else outer
-    return group
-
-
-def _join_inner_captions(candidates: _Candidates, captions: "_Captions", surroundings: _Surroundings) -> None:
+def _join_inner_captions(candidates: _Candidates, context: _Context) -> None:
     """Use the captions of inner figures without images for an outer figure that has images but no caption."""
 
     def read(element: etree._Element) -> etree._Element | Literal[False] | None:
@@ -493,18 +501,18 @@ def _join_inner_captions(candidates: _Candidates, captions: "_Captions", surroun
         if group is None or group is False:
             return group
         candidate = candidates.get(element)
-        return element if captions.own(element) or (candidate and candidate.pictures) else None
+        return element if context.own(element) or (candidate and candidate.pictures) else None
 
     holders = _Inherited[etree._Element | Literal[False]](read, False)
     has_caption: dict[etree._Element, bool] = {}
     passed: set[etree._Element] = set()
     for candidate in [each for each in candidates.values() if not each.pictures]:
-        holder = holders.around(candidate.element) if captions.own(candidate.element) else False
+        holder = holders.of(candidate.element.getparent()) if context.own(candidate.element) else False
         outer = None if holder is False else candidates.get(holder)
         if holder is False or outer is None:
             continue
         if holder not in has_caption:
-            has_caption[holder] = bool(captions.own(holder) or captions.of_pictures(outer))
+            has_caption[holder] = bool(context.own(holder) or context.of_pictures(outer))
         if has_caption[holder]:
             continue
         outer.captioned.append(candidate.element)
@@ -513,70 +521,11 @@ def _join_inner_captions(candidates: _Candidates, captions: "_Captions", surroun
         while element is not None and element is not holder and element not in passed:
             passed.add(element)
             candidates.pop(element, None)
-            element = surroundings.group(element)
-
-
-class _Captions:
-    """The captions of figures and groups. The text of each element is extracted only once."""
-
-    def __init__(self, surroundings: _Surroundings):
-        self._surroundings = surroundings
-        self._own: dict[etree._Element, str] = {}
-        self._around: dict[etree._Element, str] = {}
-
-    def of(self, candidate: _Candidate) -> str:
-        """Return the caption of a figure. The module docstring lists where it is looked up."""
-        return (
-            self.own(candidate.element)
-            or self.of_pictures(candidate)
-            or " ".join(map(self.own, self._surroundings.in_one_language(candidate.captioned)))
-            or self._inside(candidate.element)
-            or self._of_groups(candidate.element)
-        )
-
-    def own(self, element: etree._Element) -> str:
-        """Return the caption that is a child of an element."""
-        if element not in self._own:
-            caption = self._surroundings.caption(element)
-            has_legend = name_of(element) in ("fig", "fig-group")
-            blocks: list[etree._Element] = []
-            for child in element:
-                if child is caption:
-                    blocks += self._surroundings.caption_blocks(child)
-                elif has_legend and name_of(child) in _LEGEND:
-                    blocks.append(child)
-            self._own[element] = text_of_blocks(blocks)
-        return self._own[element]
-
-    def of_pictures(self, candidate: _Candidate) -> str:
-        """Return the unique captions inside the images of a figure."""
-        captioned = [picture for picture in _with_alternatives(candidate.pictures) if self.own(picture)]
-        return " ".join(dict.fromkeys(map(self.own, self._surroundings.in_one_language(captioned))))
-
-    def _inside(self, element: etree._Element) -> str:
-        """Return the captions in boxes, quotes and videos inside a figure."""
-        holders = [inner for inner in _wrappers(element) if self.own(inner)]
-        return " ".join(map(self.own, self._surroundings.in_one_language(holders)))
-
-    def _of_groups(self, element: etree._Element) -> str:
-        """Return the caption of the nearest group that has one."""
-        passed = []
-        group = self._surroundings.group(element)
-        while group is not None and group not in self._around and not self.own(group):
-            passed.append(group)
-            group = self._surroundings.group(group)
-        caption = "" if group is None else self._around.get(group) or self.own(group)
-        self._around.update(dict.fromkeys(passed, caption))
-        return caption
-
-
-def _label(candidate: _Candidate) -> str | None:
-    labels = (_own_label(element) for element in (candidate.element, *candidate.captioned))
-    return next(filter(None, labels), None)
+            element = context.group(element)
 
 
 def _own_label(element: etree._Element) -> str | None:
-    return next((text for child in element if name_of(child) == "label" and (text := plain_text(child))), None)
+    return _first(plain_text(child) for child in element if name_of(child) == "label")
 
 
 def _named_ids(reference: etree._Element) -> list[str]:
@@ -625,8 +574,8 @@ def _mentions(
     count = 0
     for reference in references:
         cited = _cited(reference, targets)
-        paragraph = _paragraph(reference, places) if cited else None
-        if paragraph is not None:
+        paragraph = _place(reference.getparent(), places) if cited else None
+        if paragraph is not None and name_of(paragraph) == "p":
             count += len(cited)
             if count > MAX_MENTIONS:
                 raise JatsError(f"the XML refers to figures more than {MAX_MENTIONS:,} times")
@@ -652,19 +601,14 @@ def _cited(reference: etree._Element, targets: _Targets) -> list[int]:
     return cited
 
 
-def _paragraph(reference: etree._Element, places: dict[etree._Element, etree._Element | None]) -> etree._Element | None:
-    """Return the outermost `<p>` that contains a reference, or None in a figure or outside paragraphs.
-
-    `places` caches for each visited element whether its text belongs to a paragraph, a figure or neither.
-    """
-    path = []
-    element = reference.getparent()
-    while element is not None and element not in places:
-        path.append(element)
-        element = element.getparent()
-    place = None if element is None else places[element]
-    for element in reversed(path):
-        name = name_of(element)
+def _place(
+    element: etree._Element | None, places: dict[etree._Element, etree._Element | None]
+) -> etree._Element | None:
+    """Return the figure or else the outermost `<p>` to which the text of an element belongs. `places` is a cache."""
+    if element is None:
+        return None
+    if element not in places:
+        place, name = _place(element.getparent(), places), name_of(element)
         if name_of(place) in ("", "p"):
             if name in ("fig", "fig-group"):
                 place = element
@@ -673,4 +617,4 @@ def _paragraph(reference: etree._Element, places: dict[etree._Element, etree._El
             elif name == "p" and place is None:
                 place = element
         places[element] = place
-    return place if name_of(place) == "p" else None
+    return places[element]

@@ -140,9 +140,13 @@ def _collect_special(element: etree._Element, name: str, pieces: list[str]) -> N
         if not any(name_of(sibling) == "math" for sibling in (element.getprevious(), element.getnext())):
             source: list[str] = []
             _collect(element, source)
-            pieces.append(_tex("".join(source)))
+            before, begin, after = "".join(source).partition(r"\begin{document}")  # after a preamble
+            formula = after.partition(r"\end{document}")[0] if begin else before
+            pieces.append(re.sub(r"(?<!\\)\$", "", formula))
     elif name == "alternatives":
-        chosen = _chosen_rendering(element)
+        children = {name_of(child): child for child in reversed(element)}
+        names = (*_ALTERNATIVES, *reversed(children))
+        chosen = next((children[each] for each in names if each in children and each not in LEFT_OUT), None)
         if chosen is None:
             pieces.append(_GAP)
         elif name_of(chosen) in _SPECIAL:
@@ -214,18 +218,6 @@ def _is_no_text(pieces: list[str]) -> bool:
     return len(pieces) < 9 and any(pattern.fullmatch(text) for pattern in (_IDENTIFIER, _PLACEHOLDER))
 
 
-def _chosen_rendering(alternatives: etree._Element) -> etree._Element | None:
-    children = {name_of(child): child for child in reversed(alternatives)}
-    names = (*_ALTERNATIVES, *reversed(children))
-    return next((children[name] for name in names if name in children and name not in LEFT_OUT), None)
-
-
-def _tex(source: str) -> str:
-    """Return the formula of a `<tex-math>`, without the preamble that many publishers include."""
-    before, begin, after = source.partition(r"\begin{document}")
-    return re.sub(r"(?<!\\)\$", "", after.partition(r"\end{document}")[0] if begin else before)
-
-
 def _math(element: etree._Element) -> tuple[str, int]:
     """Return a MathML formula on one line, and its operators: none, only a sign, or an operator between its parts."""
     name = local_name(element.tag)
@@ -233,7 +225,7 @@ def _math(element: etree._Element) -> tuple[str, int]:
         return _math_token(element, name)
     if name in LEFT_OUT or name == "mphantom":
         return "", _PLAIN
-    children = [_math(child) for child in element]
+    children = [_math(each) for each in element]
     if name in _SCRIPTS and len(children) == len(_SCRIPTS[name]) + 1:
         return _scripted(name, children)
     if name == "mfrac" and len(children) == 2:
@@ -241,7 +233,12 @@ def _math(element: etree._Element) -> tuple[str, int]:
     if name == "mroot" and len(children) == 2:
         return f"√[{children[1][0]}]{_bracketed(children[0])}", _PLAIN
     if name == "mfenced":
-        return _fenced(element, children), _PLAIN
+        separators = "".join(element.get("separators", ",").split())
+        text = ""
+        for position, (child, _) in enumerate(children):
+            text += separators[min(position, len(separators)) - 1] if position and separators else ""
+            text += child
+        return element.get("open", "(") + text + element.get("close", ")"), _PLAIN
     if name in ("mtable", "mtr", "mlabeledtr"):
         return " ".join(text for text, _ in children), _COMPOUND
     row = _row(children) if children else ((element.text or "").strip(), _PLAIN)
@@ -288,15 +285,6 @@ def _bracketed(part: tuple[str, int]) -> str:
     if holds != _COMPOUND or (closing and text.endswith(closing) and closing not in text[1:-1]):
         return text
     return f"({text})"
-
-
-def _fenced(element: etree._Element, children: list[tuple[str, int]]) -> str:
-    separators = "".join(element.get("separators", ",").split())
-    text = ""
-    for position, (child, _) in enumerate(children):
-        text += separators[min(position, len(separators)) - 1] if position and separators else ""
-        text += child
-    return element.get("open", "(") + text + element.get("close", ")")
 
 
 def name_of(element: etree._Element | None) -> str:

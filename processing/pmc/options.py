@@ -1,6 +1,5 @@
 """Options that determine the contents of a dataset."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .articles import FIGURES_PER_ARTICLE, parse_licenses
+from .bucket import md5_of
 from .dates import parse_published_until
 
 
@@ -87,22 +87,15 @@ class BuildOptions:
     def identity(self) -> dict[str, Any]:
         """Return the options as recorded in the report. They are equal if the same dataset is requested."""
         pmcids = None if self.pmcids is None else sorted(self.pmcids)
-        digest = hashlib.md5(json.dumps(pmcids).encode(), usedforsecurity=False).hexdigest()
         return asdict(self) | {
-            "pmcids": None if pmcids is None else f"{len(pmcids)}, MD5 {digest}",
+            "pmcids": None if pmcids is None else f"{len(pmcids)}, MD5 {md5_of(json.dumps(pmcids).encode())}",
             "split_fractions": None if self.split_fractions is None else list(self.split_fractions),
             "max_shard_size": self.max_shard_bytes,
         }
 
 
 def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str] | None = None) -> str:
-    """Describe the options that differ between two builds. The text is empty if none do.
-
-    Args:
-        before: Options of the earlier build ([`BuildOptions.identity`]).
-        now: Options of this build.
-        names: Options to compare (default: all).
-    """
+    """Describe the options (default: all) whose values differ between two builds. The text is empty if none do."""
     return "; ".join(
         f"{name} {before.get(name)!r}, not {now.get(name)!r}"
         for name in names or dict.fromkeys((*now, *before))

@@ -79,27 +79,16 @@ _BATCH_ROWS = 10_000
 
 @dataclass
 class Plan:
-    """The plan, except for the places of the pairs. These are in a Parquet file with one row group per shard.
+    """The plan, except for the places of the pairs. These are in a Parquet file with one row group per shard."""
 
-    Args:
-        fractions: Fractions of train, validation and test.
-        moved: Splits of the articles that were moved so that no split is empty.
-        files: Files with pairs: records (`.arrows`), or shards of the updated dataset.
-        shards: Number of pairs in each shard, by split.
-        articles: Number of articles, by split.
-        counts: Counts of articles, figures and duplicates for the report.
-        footers: SHA-256 of the footers of the shards in `files`, if the report of the updated dataset contains them.
-        places_sha256: SHA-256 of the footer of the Parquet file of places.
-    """
-
-    fractions: tuple[float, ...]
-    moved: dict[str, str] = field(default_factory=dict)
-    files: list[str] = field(default_factory=list)
-    shards: dict[str, list[int]] = field(default_factory=dict)
-    articles: dict[str, int] = field(default_factory=dict)
-    counts: dict[str, Any] = field(default_factory=dict)
-    footers: dict[str, str] = field(default_factory=dict)
-    places_sha256: str | None = None
+    fractions: tuple[float, ...]  # of train, validation and test
+    moved: dict[str, str]  # splits of the articles that were moved so that no split is empty
+    files: list[str]  # with pairs: records (.arrows), or shards of the updated dataset
+    footers: dict[str, str]  # SHA-256 of the footers of the shards in `files`, if the old report contains them
+    counts: dict[str, Any]  # of articles, figures and duplicates, for the report
+    shards: dict[str, list[int]] = field(default_factory=dict)  # number of pairs in each shard, by split
+    articles: dict[str, int] = field(default_factory=dict)  # number of articles, by split
+    places_sha256: str | None = None  # of the footer of the Parquet file of places
 
     def names(self) -> list[str]:
         """Return the file names of all shards, such as `train-00000-of-00016.parquet`, in the order of the plan."""
@@ -133,14 +122,8 @@ def make_plan(
 ) -> Plan:
     """Assign articles to splits and pairs to shards, and write the plan, `articles.parquet` and `skipped.jsonl`.
 
-    A pair takes 90 bytes of memory and an article takes 280.
-
-    Args:
-        staging: Staging folder of the build. All articles must have been read.
-        seed: Seed for the order of the pairs.
-        fractions: Fractions of train, validation and test (default: [`default_fractions`]).
-        max_shard_bytes: Approximate size of a shard.
-        previous: Report of the dataset to update. Its fractions are kept, so that no article changes its split.
+    A pair takes 90 bytes of memory and an article takes 280. `previous` is the report of the dataset to update. Its
+    fractions are kept, so that no article changes its split.
 
     Raises:
         TooFewArticles: If there are fewer articles with pairs than splits.
@@ -165,13 +148,13 @@ def make_plan(
         raise TooFewArticles(f"None of the {table.num_rows:,} article(s) has a usable figure: {reasons}.{example}")
     fractions = tuple(fractions) if fractions is not None else default_fractions(len(kept))
     splits, moved = assign_splits(kept, fractions, moved_before)
-    plan = Plan(fractions, moved, [str(path) for path in (*map(records_path, journals), *shards)], footers=footers)
     hashes = (map(bytes.decode, pairs[name]) for name in ("image_md5", "perceptual_hash"))
-    plan.counts = {
+    counts = {
         "articles": {"seen": table.num_rows, "kept": outcomes.pop(KEPT, 0), "dropped": dict(outcomes.most_common())},
         "figures": {"seen": pc.sum(table.column("figures")).as_py() or 0, "skipped": dict(skipped.most_common())},
         "duplicates": count_duplicates(*hashes),
     }
+    plan = Plan(fractions, moved, [str(path) for path in (*map(records_path, journals), *shards)], footers, counts)
     numbers = np.array([int(pmcid[3:]) for pmcid in kept], dtype=np.int64)
     codes = np.array([SPLITS.index(split) for split in splits], dtype=np.int8)
     split_of_pair = codes[np.searchsorted(numbers, pairs["article"])]
@@ -187,7 +170,8 @@ def make_plan(
             plan.shards[split] = []
             for start, end in itertools.pairwise(edges):
                 plan.shards[split].append(end - start)
-                writer.write_table(_places(pairs[chosen[start:end]]), row_group_size=end - start)
+                columns = [pa.array(pairs[name][chosen[start:end]]) for name in _PLACES.names]
+                writer.write_table(pa.Table.from_arrays(columns, schema=_PLACES), row_group_size=end - start)
     plan.places_sha256 = footer_sha256(staging.plan)
     plan.save(staging)
     return plan
@@ -222,10 +206,6 @@ def _key(seed: int, pair_id: str) -> int:
     return hash_of(f"{seed}/{pair_id}")
 
 
-def _places(pairs: np.ndarray) -> pa.Table:
-    return pa.Table.from_arrays([pa.array(pairs[name].copy()) for name in _PLACES.names], schema=_PLACES)
-
-
 def _shard_edges(rows: int, split: str, shards: int) -> list[int]:
     """Return the first row of each shard, and the number of rows."""
     if split == "train":
@@ -235,15 +215,7 @@ def _shard_edges(rows: int, split: str, shards: int) -> list[int]:
 
 
 def read_articles(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read `articles.parquet` of a built dataset and check it against the report.
-
-    Args:
-        folder: Folder of the dataset.
-        columns: Names of the columns (default: all).
-
-    Raises:
-        DamagedFile: If the file is damaged.
-    """
+    """Read `articles.parquet` of a built dataset and check it against the report."""
     hashes = read_hashes(str(folder))
     footer = None if hashes is None else stated_footer(hashes, ARTICLES_FILE, folder)
     return read_columns(folder / ARTICLES_FILE, columns, footer_sha256=footer)
@@ -254,14 +226,16 @@ def _write_outcomes(
 ) -> tuple[pa.Table, Counter[str], str]:
     """Write `articles.parquet` and `skipped.jsonl`, both sorted by the number of the article.
 
-    Returns:
-        The table, the number of skipped items by reason, and a sentence with an example for the most frequent reason
-        with a detail.
+    Return the table, the number of skipped items by reason, and an example of the most frequent reason with a detail.
     """
     counts: Counter[str] = Counter()
     details: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    tables = [_previous_articles(staging.output, outdated) if update else ARTICLES_SCHEMA.empty_table()]
+    tables = [ARTICLES_SCHEMA.empty_table()]
+    if update:
+        before = read_articles(staging.output)
+        is_outdated = pc.is_in(before.column("pmcid"), pa.array(list(outdated), pa.string()))
+        tables = [before.filter(pc.invert(is_outdated)).cast(ARTICLES_SCHEMA)]
     articles: list[dict[str, Any]] = []
 
     def to_table() -> None:
@@ -303,13 +277,6 @@ def _write_outcomes(
 def _number(row: Mapping[str, Any]) -> int:
     match = re.match(r"PMC(\d+)", row["article"])
     return int(match[1]) if match else 0
-
-
-def _previous_articles(folder: Path, outdated: frozenset[str]) -> pa.Table:
-    table = read_articles(folder)
-    return table.filter(pc.invert(pc.is_in(table.column("pmcid"), pa.array(list(outdated), pa.string())))).cast(
-        ARTICLES_SCHEMA
-    )
 
 
 def _previous_skipped(folder: Path, outdated: frozenset[str]) -> Iterator[dict[str, Any]]:

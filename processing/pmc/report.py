@@ -18,10 +18,7 @@ from .update import recorded_options
 
 
 def read_report(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the report of a built dataset.
-
-    Args:
-        output_dir: Folder of the dataset.
+    """Read the report of the dataset in a folder.
 
     Raises:
         OSError: If the report does not exist or cannot be read.
@@ -41,11 +38,7 @@ def read_report(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
 def make_report(options: BuildOptions, staging: Staging, begun: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """Return the report of a build whose shards are written.
 
-    Args:
-        options: Options of the build.
-        staging: Staging folder of the build.
-        begun: The notes from the start of the build ([`Staging.find`]), and whether it was `resumed`.
-        plan: The plan of the shards.
+    `begun` contains the notes from the start of the build ([`Staging.find`]), and whether it was `resumed`.
     """
     statistics, hashes = {}, {}
     for name in plan.names():
@@ -64,6 +57,14 @@ def make_report(options: BuildOptions, staging: Staging, begun: Mapping[str, Any
         }
         for split, shards in plan.shards.items()
     }
+    snapshot = {}
+    if options.published_until is not None:
+        dropped = plan.counts["articles"]["dropped"]
+        snapshot["snapshot"] = {
+            "published_until": options.published_until,
+            "articles_published_later": dropped.get(published_after(options.published_until), 0),
+            "articles_without_date": dropped.get(NO_DATE, 0),
+        }
     return {
         "source": options.source,
         "inventory_date": begun["inventory_date"],
@@ -72,23 +73,11 @@ def make_report(options: BuildOptions, staging: Staging, begun: Mapping[str, Any
         **summarize(statistics.values(), options.caption_tokenizer),
         "splits": splits,
         "license_choice": options.license,
-        **_snapshot(options.published_until, plan.counts["articles"]["dropped"]),
+        **snapshot,
         "split_fractions": list(plan.fractions),
         "articles_moved_to_fill_a_split": plan.moved,
         "update": begun["update"],
         "built_with": recorded_options(options),
         HASHES: hashes,
         "seconds": None if begun["resumed"] else seconds,  # unknown if the build was interrupted
-    }
-
-
-def _snapshot(until: str | None, dropped: Mapping[str, int]) -> dict[str, Any]:
-    if until is None:
-        return {}
-    return {
-        "snapshot": {
-            "published_until": until,
-            "articles_published_later": dropped.get(published_after(until), 0),
-            "articles_without_date": dropped.get(NO_DATE, 0),
-        }
     }

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import cache, lru_cache
 
 import numpy as np
@@ -60,11 +60,7 @@ def pair_schema() -> pa.Schema:
 def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None = None) -> None:
     """Write one shard and its statistics atomically. At most one row group is in memory.
 
-    Args:
-        staging: Staging folder of the build.
-        plan: The plan of the shards.
-        number: Index of the shard among the shards of all splits.
-        tokenizer: Tokenizer that measures caption lengths (default: count words).
+    `number` is the index of the shard among the shards of all splits. `tokenizer` measures the lengths of captions.
     """
     name = plan.names()[number]
     target = staging.result / "data" / name
@@ -74,12 +70,10 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     statistics = ShardStatistics(tokenizer)
     licenses: list[dict[str, int]] = []
     partial = staging.partial(name)
-    reader = _PairReader(plan.files, plan.footers)
-    rows = (reader.read(**place) for place in plan.places(staging, number).to_pylist())
     # With content-defined pages, unchanged pages need not be uploaded again after an update.
     layout = {"write_page_index": True, "use_content_defined_chunking": True, **WRITE_OPTIONS}
     with pq.ParquetWriter(partial, pair_schema(), **layout) as writer:
-        for group in _row_groups(rows):
+        for group in _row_groups(_read_pairs(staging, plan, number)):
             table = pa.Table.from_batches(group, pair_schema()).combine_chunks()
             split = pa.array([name.split("-")[0]] * len(group), pa.string())
             table = table.set_column(table.schema.get_field_index("split"), pair_schema().field("split"), split)
@@ -97,7 +91,9 @@ def _row_groups(rows: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]
     group: list[pa.RecordBatch] = []
     group_bytes = 0
     for row in rows:
-        row_bytes = _bytes_of(row)
+        # The size of the image and texts does not depend on where the pair is stored.
+        texts = pc.binary_length(pa.concat_arrays([row.column("caption"), row.column("mentions").flatten()]))
+        row_bytes = row.column("file_size")[0].as_py() + (pc.sum(texts).as_py() or 0)
         if group and (len(group) == ROWS_PER_GROUP or group_bytes + row_bytes > BYTES_PER_GROUP):
             yield group
             group, group_bytes = [], 0
@@ -107,27 +103,16 @@ def _row_groups(rows: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]
         yield group
 
 
-def _bytes_of(row: pa.RecordBatch) -> int:
-    """Return the size of the image and texts of a pair, in bytes. It does not depend on where the pair is stored."""
-    texts = pc.binary_length(pa.concat_arrays([row.column("caption"), row.column("mentions").flatten()]))
-    return row.column("file_size")[0].as_py() + (pc.sum(texts).as_py() or 0)
-
-
-class _PairReader:
-    """Reads single pairs from the files of the plan, and keeps some of the files open."""
-
-    def __init__(self, files: Sequence[str], footers: Mapping[str, str]):
-        self.files = files
-        self.footers = footers
-        self._records = lru_cache(maxsize=256)(lambda path: open(path, "rb"))
-        self._shard = lru_cache(maxsize=8)(_OldShard)
-
-    def read(self, file: int, position: int, size: int) -> pa.RecordBatch:
-        """Return a pair as a batch of one row: `size` bytes of records at `position`, or row `position` of a shard."""
-        path = self.files[file]
-        if path.endswith(RECORDS_SUFFIX):
-            return read_record(self._records(path), position, size, pair_schema())
-        return self._shard(path, self.footers.get(path)).row(position)
+def _read_pairs(staging: Staging, plan: Plan, number: int) -> Iterator[pa.RecordBatch]:
+    """Yield each pair of a shard as a batch of one row. Some of the files remain open."""
+    records = lru_cache(maxsize=256)(lambda path: open(path, "rb"))
+    old_shard = lru_cache(maxsize=8)(_OldShard)
+    for place in plan.places(staging, number).to_pylist():
+        path = plan.files[place["file"]]
+        if path.endswith(RECORDS_SUFFIX):  # `size` bytes at `position`
+            yield read_record(records(path), place["position"], place["size"], pair_schema())
+        else:
+            yield old_shard(path, plan.footers.get(path)).row(place["position"])
 
 
 class _OldShard:
@@ -143,13 +128,11 @@ class _OldShard:
     def row(self, position: int) -> pa.RecordBatch:
         group = int(np.searchsorted(self._edges, position, side="right")) - 1
         if self._group[0] != group:
-            self._group = (group, self._read_group(group).cast(pair_schema()))
+            try:
+                table = self._file.read_row_group(group)
+                table = next(check_row_group([table], self._file.metadata.row_group(group), self._path))
+            except OSError as error:
+                message = f"{self._path}: damaged ({error}). Build the dataset again with `overwrite=True`."
+                raise DamagedFile(message) from error
+            self._group = (group, table.cast(pair_schema()))
         return self._group[1].slice(position - int(self._edges[group]), 1).combine_chunks().to_batches()[0]
-
-    def _read_group(self, group: int) -> pa.Table:
-        try:
-            table = self._file.read_row_group(group)
-            return next(check_row_group([table], self._file.metadata.row_group(group), self._path))
-        except OSError as error:
-            message = f"{self._path}: damaged ({error}). Build the dataset again with `overwrite=True`."
-            raise DamagedFile(message) from error

@@ -53,17 +53,10 @@ def parse_fractions(choice: str) -> tuple[float, float, float]:
 def assign_splits(
     pmcids: Sequence[str], fractions: Sequence[float], moved_before: Mapping[str, str] | None = None
 ) -> tuple[list[str], dict[str, str]]:
-    """Assign articles to splits so that no split with a positive fraction is empty.
+    """Return the split of each article, and the splits of the few that were moved to fill an empty split.
 
-    Args:
-        pmcids: Articles with at least one pair.
-        fractions: Fractions of train, validation and test.
-        moved_before: Splits of articles that were moved when the dataset was smaller. These articles stay in their
-            splits.
-
-    Returns:
-        The split of each article, and the splits of the few articles that were moved to fill an empty split. Those with
-        the smallest hashes are moved, so the result depends only on the articles.
+    Articles with the smallest hashes are moved, so the result depends only on the articles. Those in `moved_before`
+    were moved when the dataset was smaller and stay in their splits.
 
     Raises:
         TooFewArticles: If there are fewer articles than splits.

@@ -7,6 +7,7 @@ shards. `finish` checks them and writes the report.
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,8 @@ def build_stages(
 ) -> list[Stage]:
     """Return the stages of a build.
 
-    Args:
-        options: Options of the build.
-        staging: Staging folder of the build.
-        begun: The notes from the start of the build ([`Staging.find`]), and whether it was `resumed`.
-        engine: The engine that will run the stages.
-        benchmark: Images whose copies are skipped.
-        finish: Called with the report and the folder of the finished result before the result is moved.
-        publish: Called with the report and the folder of the dataset at the end. Only used on Slurm.
+    `begun` contains the notes from the start of the build ([`Staging.find`]), and whether it was `resumed`. The
+    callbacks are those of [`build_dataset`]. The stages call `publish` only on Slurm.
     """
     bucket = Bucket(options.source)
     connections = engine.connections or (REMOTE_CONNECTIONS if bucket.is_remote else 1)
@@ -72,7 +67,9 @@ def build_stages(
     ]
     tasks = begun["tasks"]
     previous = None if begun["update"] is None else read_report(staging.output)
-    last = FinishDataset(options, staging, begun, finish, publish, in_background=engine.executor == "slurm")
+    plan = partial(_plan_shards, options, staging, previous)
+    write = partial(_write_shards, staging, options.caption_tokenizer)
+    last = partial(_finish_dataset, options, staging, begun, finish, publish, engine.executor == "slurm")
     return [
         Stage(
             "articles",
@@ -81,30 +78,27 @@ def build_stages(
             count=lambda: count_articles(staging.journals),
             total=lambda: begun["articles"],
         ),
-        Stage("plan", [PlanShards(options, staging, previous)], 1, memory_gb=PLAN_MEMORY_GB),
+        Stage("plan", [BuildStep("Plan shards", plan)], 1, memory_gb=PLAN_MEMORY_GB),
         Stage(
             "shards",
-            [WriteShards(staging, options.caption_tokenizer)],
+            [BuildStep("Write shards", write)],
             min(tasks, MAX_SHARD_TASKS),
             count=lambda: sum(1 for _ in (staging.result / "data").glob("*.parquet")),
             total=lambda: len(Plan.load(staging).names()),
         ),
-        Stage("finish", [last], 1),
+        Stage("finish", [BuildStep("Finish", last)], 1),
     ]
 
 
 class BuildStep(PipelineStep):
-    """A step that works on files in the staging folder instead of on documents."""
+    """A step that works on files instead of on documents. `work` takes the rank of the task and the number of tasks."""
 
     type = "PMC"
 
-    def __init__(self, staging: Staging):
+    def __init__(self, name: str, work: Callable[[int, int], None]):
+        self.name = name
         super().__init__()
-        self.staging = staging
-
-    def work(self, rank: int, world_size: int) -> None:
-        """Do the work of one task."""
-        raise NotImplementedError
+        self.work = work
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Run a task with the interface that datatrove requires, and yield nothing."""
@@ -114,86 +108,55 @@ class BuildStep(PipelineStep):
         yield  # datatrove requires a generator
 
 
-class PlanShards(BuildStep):
+def _plan_shards(
+    options: BuildOptions, staging: Staging, previous: Mapping[str, Any] | None, rank: int, world_size: int
+) -> None:
     """Assign articles to splits and pairs to shards."""
-
-    name = "Plan shards"
-
-    def __init__(self, options: BuildOptions, staging: Staging, previous: Mapping[str, Any] | None):
-        super().__init__(staging)
-        self.options = options
-        self.previous = previous
-
-    def work(self, rank: int, world_size: int) -> None:
-        """Write the plan."""
-        options, output = self.options, self.staging.output
-        try:
-            make_plan(
-                self.staging,
-                seed=options.seed,
-                fractions=options.split_fractions,
-                max_shard_bytes=options.max_shard_bytes,
-                previous=self.previous,
-            )
-        except TooFewArticles as error:
-            reasons = output / (FAILED_FILE if (output / "data").exists() else SKIPPED_FILE)
-            os.replace(self.staging.result / SKIPPED_FILE, reasons)
-            raise TooFewArticles(f"{error} {reasons} lists all reasons.") from error
+    try:
+        make_plan(
+            staging,
+            seed=options.seed,
+            fractions=options.split_fractions,
+            max_shard_bytes=options.max_shard_bytes,
+            previous=previous,
+        )
+    except TooFewArticles as error:
+        reasons = staging.output / (FAILED_FILE if (staging.output / "data").exists() else SKIPPED_FILE)
+        os.replace(staging.result / SKIPPED_FILE, reasons)
+        raise TooFewArticles(f"{error} {reasons} lists all reasons.") from error
 
 
-class WriteShards(BuildStep):
+def _write_shards(staging: Staging, tokenizer: str | None, rank: int, world_size: int) -> None:
     """Write shards. Task n of m writes the shards n, n + m, n + 2 m, and so on."""
-
-    name = "Write shards"
-
-    def __init__(self, staging: Staging, tokenizer: str | None):
-        super().__init__(staging)
-        self.tokenizer = tokenizer
-
-    def work(self, rank: int, world_size: int) -> None:
-        """Write the shards of this task."""
-        plan = Plan.load(self.staging)
-        for number in range(rank, len(plan.names()), world_size):
-            write_shard(self.staging, plan, number, self.tokenizer)
+    plan = Plan.load(staging)
+    for number in range(rank, len(plan.names()), world_size):
+        write_shard(staging, plan, number, tokenizer)
 
 
-class FinishDataset(BuildStep):
+def _finish_dataset(
+    options: BuildOptions,
+    staging: Staging,
+    begun: Mapping[str, Any],
+    finish: Callback | None,
+    publish: Callback | None,
+    in_background: bool,
+    rank: int,
+    world_size: int,
+) -> None:
     """Check that every pair was written, and write the report. On Slurm, also move and publish the dataset."""
-
-    name = "Finish"
-
-    def __init__(
-        self,
-        options: BuildOptions,
-        staging: Staging,
-        begun: Mapping[str, Any],
-        finish: Callback | None,
-        publish: Callback | None,
-        *,
-        in_background: bool,
-    ):
-        super().__init__(staging)
-        self.options = options
-        self.begun = begun
-        self.finish = finish
-        self.publish = publish
-        self.in_background = in_background
-
-    def work(self, rank: int, world_size: int) -> None:
-        """Finish the dataset."""
-        if not self.staging.finish_move():  # an earlier attempt of this job may have moved the result
-            plan = Plan.load(self.staging)
-            check_rows(self.staging.result / "data", plan)
-            report = make_report(self.options, self.staging, self.begun, plan)
-            write_text(self.staging.result / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-            if self.finish is not None:
-                self.finish(report, self.staging.result)
-            if self.in_background:
-                self.staging.take_place()
-        if self.in_background:
-            if self.publish is not None:
-                self.publish(read_report(self.staging.output), self.staging.output)
-            self.staging.clear(keep_logs=True)
+    if not staging.finish_move():  # an earlier attempt of this job may have moved the result
+        plan = Plan.load(staging)
+        check_rows(staging.result / "data", plan)
+        report = make_report(options, staging, begun, plan)
+        write_text(staging.result / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        if finish is not None:
+            finish(report, staging.result)
+        if in_background:
+            staging.take_place()
+    if in_background:
+        if publish is not None:
+            publish(read_report(staging.output), staging.output)
+        staging.clear(keep_logs=True)
 
 
 def check_rows(folder: Path, plan: Plan) -> None:

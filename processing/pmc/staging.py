@@ -8,7 +8,6 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,19 +22,26 @@ class AtWork(OSError):
     """Raised if another build is running in the folder."""
 
 
-@dataclass(frozen=True)
 class Staging:
     """The folder of an unfinished build: `.build/<name>` in the output folder.
 
     Each build has its own name, so that processes that survive a killed build do not write into the next one.
-
-    Args:
-        output: Folder of the dataset.
-        name: Name of the build.
     """
 
-    output: Path
-    name: str
+    def __init__(self, output: Path, name: str):
+        self.output = output  # folder of the dataset
+        self.name = name
+        self.root = output / HIDDEN / name
+        self.work_list = self.root / "work_list.parquet"  # the articles to read, with one row group per task
+        self.outdated = (
+            self.root / "outdated.txt"
+        )  # PMCIDs whose rows in the updated dataset are outdated, one per line
+        self.journals = self.root / "articles"  # journals and records of the tasks that read articles
+        self.plan = self.root / "plan.parquet"  # the place of every pair, with one row group per shard
+        self.statistics = self.root / "statistics"  # of each shard
+        self.logs = self.root / "logs"  # of datatrove
+        self.result = self.root / "result"  # the finished dataset before it is moved to the output folder
+        self._complete = self.root / "complete"
 
     @classmethod
     def begin(cls, output: Path) -> "Staging":
@@ -57,50 +63,6 @@ class Staging:
     def note(self, begun: Mapping[str, Any]) -> None:
         """Write the notes with which a build can be resumed."""
         write_text(self.output / HIDDEN / "options.json", json.dumps({"name": self.name, **begun}, indent=2))
-
-    @property
-    def root(self) -> Path:
-        """The staging folder of this build."""
-        return self.output / HIDDEN / self.name
-
-    @property
-    def work_list(self) -> Path:
-        """The articles to read, with one row group per task."""
-        return self.root / "work_list.parquet"
-
-    @property
-    def outdated(self) -> Path:
-        """PMCIDs whose rows in the updated dataset are outdated, one per line."""
-        return self.root / "outdated.txt"
-
-    @property
-    def journals(self) -> Path:
-        """Journals and records of the tasks that read articles."""
-        return self.root / "articles"
-
-    @property
-    def plan(self) -> Path:
-        """The place of every pair, with one row group per shard."""
-        return self.root / "plan.parquet"
-
-    @property
-    def statistics(self) -> Path:
-        """Statistics of each shard."""
-        return self.root / "statistics"
-
-    @property
-    def logs(self) -> Path:
-        """Logs of datatrove."""
-        return self.root / "logs"
-
-    @property
-    def result(self) -> Path:
-        """The finished dataset before it is moved to the output folder."""
-        return self.root / "result"
-
-    @property
-    def _complete(self) -> Path:
-        return self.root / "complete"
 
     def partial(self, name: str) -> Path:
         """Return a path for writing a file that is renamed when it is complete. It differs between processes."""
@@ -137,10 +99,7 @@ class Staging:
         """Remove the staging folder of a build whose result has been moved.
 
         The notes and the completion marker are removed last. If the removal is interrupted, running the same command
-        again still detects that the build is complete.
-
-        Args:
-            keep_logs: Whether to keep the logs, because the executor is still writing to them.
+        again still detects that the build is complete. `keep_logs` is for an executor that is still writing to them.
         """
         for path in self.root.iterdir():
             if path != self._complete and not (keep_logs and path == self.logs):
@@ -162,14 +121,7 @@ def discard(output: Path) -> None:
 
 
 def finish_interrupted(output: Path) -> dict[str, Any] | None:
-    """Finish a build that was interrupted after the result was complete.
-
-    Args:
-        output: Folder of the dataset.
-
-    Returns:
-        The options of that build. None if no build was interrupted.
-    """
+    """Finish a build that was interrupted after the result was complete, and return its options, if there is one."""
     found = Staging.find(output)
     if found is None or not found[0].finish_move():
         return None
@@ -179,10 +131,7 @@ def finish_interrupted(output: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def only_one(output: Path) -> Iterator[bool]:
-    """Lock a folder against other builds.
-
-    Yields:
-        Whether an earlier command was killed in this folder.
+    """Lock a folder against other builds, and yield whether an earlier command was killed in it.
 
     Raises:
         AtWork: If another build is running in the folder.
@@ -204,12 +153,7 @@ def only_one(output: Path) -> Iterator[bool]:
 
 
 def lock(file: IO[Any], *, wait: bool) -> None:
-    """Lock an open file for this process until it is closed.
-
-    Raises:
-        BlockingIOError: If another process has locked the file, and `wait` is not set.
-        OSError: If the disk does not support locks.
-    """
+    """Lock an open file until it is closed. If another process has locked it, wait or raise `BlockingIOError`."""
     import fcntl  # not available on Windows, where other commands import this module
 
     try:

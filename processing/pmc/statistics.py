@@ -22,11 +22,7 @@ Counts = Mapping[str, Mapping[str, int]]
 
 
 class ShardStatistics:
-    """Counts over the rows of a shard.
-
-    Args:
-        tokenizer: Name or folder of the tokenizer that measures caption lengths (default: count words).
-    """
+    """Counts over the rows of a shard. Caption lengths are in tokens of `tokenizer`, or else in words."""
 
     def __init__(self, tokenizer: str | None = None):
         self._tokenizer = load_tokenizer(tokenizer) if tokenizer else None
@@ -85,15 +81,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def summarize(shards: Iterable[Counts], tokenizer: str | None) -> dict[str, Any]:
-    """Return the section of the report on the contents of the dataset.
-
-    Args:
-        shards: The counts of each shard ([`ShardStatistics.counts`]).
-        tokenizer: Tokenizer that measured the caption lengths.
-
-    Returns:
-        Counts, percentiles and histograms.
-    """
+    """Return counts, percentiles and histograms for the report, from the [`ShardStatistics.counts`] of all shards."""
     totals: dict[str, Counter[str]] = {}
     for counts in shards:
         for name, counter in counts.items():

@@ -1,9 +1,11 @@
 """The datatrove steps that turn articles into pairs, from the work list to the journals."""
 
+import bisect
+import itertools
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
@@ -61,8 +63,7 @@ class ReadWorkList(PipelineStep):
 class ArticleStep(PipelineStep):
     """A step that processes single articles. If an article fails, it is dropped and the run continues.
 
-    Args:
-        concurrency: Number of articles to process in parallel threads. The order of the articles does not change.
+    `concurrency` articles are processed in parallel threads. Their order does not change.
     """
 
     type = "PMC"
@@ -138,13 +139,7 @@ class ReadArticles(ArticleStep):
 
 
 class ParseFigures(ArticleStep):
-    """Parse the figures of the XML.
-
-    Args:
-        max_figures: Maximum number of figure images per article. Further images are skipped.
-        published_until: Last day of publication. Later articles and articles without a date are dropped.
-        first_image_only: Whether to use only the first image of each figure. Further images are skipped.
-    """
+    """Parse the figures of the XML, with the limits of [`BuildOptions`]."""
 
     name = "Parse figures"
 
@@ -172,27 +167,21 @@ class ParseFigures(ArticleStep):
         if not article.figures:
             raise Dropped("no figures")
         if self.first_image_only:
-            self._keep_first_images(article)
+            for figure in article.figures:
+                if figure.caption and (others := len(figure.graphics) - 1) > 0:
+                    article.skip(figure.figure_id, NOT_FIRST, "first_image_only", others)
+            article.figures = [replace(figure, graphics=figure.graphics[:1]) for figure in article.figures]
         self._limit_images(article)
 
-    def _keep_first_images(self, article: Article) -> None:
-        for figure in article.figures:
-            if figure.caption and (others := len(figure.graphics) - 1) > 0:
-                article.skip(figure.figure_id, NOT_FIRST, "first_image_only", others)
-        article.figures = [replace(figure, graphics=figure.graphics[:1]) for figure in article.figures]
-
     def _limit_images(self, article: Article) -> None:
-        figures, total = article.figures, sum(map(count_images, article.figures))
+        figures, edges = article.figures, [0, *itertools.accumulate(map(count_images, article.figures))]
+        total = edges[-1]
         if total <= self.max_figures:
             return
-        left = self.max_figures
-        first_cut = figures[0].figure_id
-        for number, figure in enumerate(figures):
-            if left < count_images(figure):
-                kept = [replace(figure, graphics=figure.graphics[:left])] if left else []
-                article.figures, first_cut = [*figures[:number], *kept], figure.figure_id
-                break
-            left -= count_images(figure)
+        number = bisect.bisect(edges, self.max_figures) - 1  # of the figure that contains the first image beyond
+        left = self.max_figures - edges[number]
+        kept = [replace(figures[number], graphics=figures[number].graphics[:left])] if left else []
+        article.figures, first_cut = [*figures[:number], *kept], figures[number].figure_id
         article.figures_cut = len(figures) - len(article.figures)
         cut = total - self.max_figures
         detail = f"{cut:,} of {total:,}, from here on: max_figures_per_article is {self.max_figures}"
@@ -231,11 +220,7 @@ class FetchImages(ArticleStep):
 
 
 class PairFigures(ArticleStep):
-    """Pair each image of a figure with its caption.
-
-    Args:
-        benchmark: Images of a benchmark. Similar images are skipped.
-    """
+    """Pair each image of a figure with its caption. Images similar to those of `benchmark` are skipped."""
 
     name = "Pair figures"
 
@@ -256,7 +241,10 @@ class PairFigures(ArticleStep):
             else:
                 for graphic in figure.graphics:
                     pairing.add(figure, graphic)
-            pairing.free(name for name in files[number] if last_uses[name] == number)
+            for name in files[number]:
+                if last_uses[name] == number:  # free its memory
+                    article.images.pop(name, None)
+                    pairing.inspected.pop(name, None)
         if not article.pairs:
             raise Dropped("no usable figure")
 
@@ -335,12 +323,6 @@ class _Pairing:
                 self.inspected[name] = error
         return self.inspected[name]
 
-    def free(self, names: Iterable[str]) -> None:
-        """Free the memory of files that no later figure uses."""
-        for name in names:
-            self.article.images.pop(name, None)
-            self.inspected.pop(name, None)
-
 
 class WriteArticles(PipelineStep):
     """Write the outcome of each article to the journal of the task."""
@@ -369,8 +351,11 @@ class Media:
     def __init__(self, article: Article):
         urls = {split_url(url)[0].rsplit("/", 1)[-1]: url for url in article.metadata.get("media_urls") or ()}
         self.urls = {name: url for name, url in urls.items() if _extension(name) in _IMAGE_EXTENSIONS}
-        self._by_stem = _grouped(self.urls, _stem)
-        self._by_lower_stem = _grouped(self.urls, lambda name: _stem(name).lower())
+        self._by_stem: dict[str, list[str]] = {}
+        self._by_lower_stem: dict[str, list[str]] = {}
+        for name in self.urls:
+            self._by_stem.setdefault(_stem(name), []).append(name)
+            self._by_lower_stem.setdefault(_stem(name).lower(), []).append(name)
 
     def files_of(self, graphic: Graphic) -> list[str]:
         """Return the names of the files that an image may refer to, by format, then by name.
@@ -378,22 +363,15 @@ class Media:
         An `xlink:href` may lack an extension. It may be a URL or an identifier with slashes. A dot does not always
         start an extension (`OXIMED2011-962025.002`). Case is ignored only if no file matches it.
         """
-        names = {name for href in graphic.hrefs for name in self._matching(_stem(href))}
+        stems = map(_stem, graphic.hrefs)
+        names = {
+            name for stem in stems for name in self._by_stem.get(stem) or self._by_lower_stem.get(stem.lower()) or ()
+        }
         return sorted(names, key=lambda name: (_IMAGE_EXTENSIONS.index(_extension(name)), name))
 
     def files_of_figure(self, figure: Figure) -> list[str]:
         """Return the names of the files that the pairs of a figure may use. The result is empty without a caption."""
         return [name for graphic in figure.graphics for name in self.files_of(graphic)] if figure.caption else []
-
-    def _matching(self, stem: str) -> list[str]:
-        return self._by_stem.get(stem) or self._by_lower_stem.get(stem.lower()) or []
-
-
-def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(key(name), []).append(name)
-    return groups
 
 
 def _extension(name: str) -> str:

@@ -25,12 +25,7 @@ _FIXED_OPTIONS = (
 
 
 def check_update(options: BuildOptions, output: Path, report: Mapping[str, Any] | None) -> None:
-    """Check that a built dataset can be updated with these options.
-
-    Args:
-        options: Options of the update.
-        output: Folder of the dataset.
-        report: The report of the dataset. None if it has none.
+    """Check that the dataset in a folder can be updated with these options.
 
     Raises:
         FileNotFoundError: If the folder contains no dataset.
@@ -70,13 +65,7 @@ def recorded_options(options: BuildOptions) -> dict[str, Any]:
 def find_changes(
     work_list: pa.Table, inventory: str | None, report: Mapping[str, Any], staging: Staging
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Compare the source with the dataset and write the list of articles whose rows are outdated.
-
-    Args:
-        work_list: All articles of the source.
-        inventory: Name of the inventory that lists them.
-        report: Report of the dataset.
-        staging: Staging folder of the update.
+    """Compare all articles of the source with the dataset and write the list of articles whose rows are outdated.
 
     Returns:
         The articles to read, and the number of new, changed, removed, retried and unchanged articles.

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
 from ..files import require_regular
 from ..integrity import REPORT_FILE, check_file, open_parquet, read_hashes, report_of_build
 from .articles import KEPT, LICENSES_KEY
+from .bucket import md5_of
 from .dates import NO_DATE, published_after
 from .plan import ARTICLES_FILE, SKIPPED_FILE, read_articles
 from .report import read_report
@@ -29,18 +29,11 @@ MAX_LISTED_FAULTS = 20  # per shard
 
 @dataclass
 class Verification:
-    """The result of verifying a built dataset.
+    """The result of verifying a built dataset."""
 
-    Args:
-        checked: Number of checked items, by kind.
-        faults: Description of each fault, with its file or row.
-        verifiable: Whether the report contains hashes. Otherwise, damage that does not affect images and counts is not
-            detected.
-    """
-
-    checked: Counter[str] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-    verifiable: bool = True
+    checked: Counter[str] = field(default_factory=Counter)  # number of checked items, by kind
+    faults: list[str] = field(default_factory=list)  # each with its file or row
+    verifiable: bool = True  # without hashes in the report, only damage to images and counts is detected
 
     def compare(self, what: str, found: Any, stated: Any) -> None:
         """Add a fault if a value found in the files differs from the report."""
@@ -76,8 +69,16 @@ def verify_dataset(folder: Path, *, progress: bool = False) -> Verification:
     if not shards:
         raise FileNotFoundError(f"{folder}: no dataset found, because it has no data/*.parquet.")
     result = Verification()
-    report = _read_report(folder, result)
-    hashes = _hashes(folder, result)
+    report: dict[str, Any] = {}
+    hashes: dict[str, dict[str, Any]] = {}
+    try:
+        report = report_of_build(read_report(folder))
+    except (OSError, ValueError, RecursionError) as error:
+        result.faults.append(f"{folder / REPORT_FILE}: cannot be read ({error})")
+    try:
+        hashes = read_hashes(str(folder)) or {}
+    except OSError as error:
+        result.faults.append(str(error))
     result.verifiable = bool(hashes)
     counts = _Counts()
     for path in tqdm(shards, desc="Verifying", unit="shard", file=sys.stderr, disable=not progress, dynamic_ncols=True):
@@ -109,22 +110,6 @@ class _Counts:
     licenses: Counter[str] = field(default_factory=Counter)
     splits_of_article: dict[str, set[str]] = field(default_factory=dict)
     pair_ids: set[bytes] = field(default_factory=set)
-
-
-def _read_report(folder: Path, result: Verification) -> dict[str, Any]:
-    try:
-        return report_of_build(read_report(folder))
-    except (OSError, ValueError, RecursionError) as error:
-        result.faults.append(f"{folder / REPORT_FILE}: cannot be read ({error})")
-        return {}
-
-
-def _hashes(folder: Path, result: Verification) -> dict[str, dict[str, Any]]:
-    try:
-        return read_hashes(str(folder)) or {}
-    except OSError as error:
-        result.faults.append(str(error))
-        return {}
 
 
 def _attempt(result: Verification, path: Path, work: Callable[[], None]) -> None:
@@ -174,7 +159,7 @@ def _faults_of_row(row: Mapping[str, Any], split: str, counts: _Counts) -> list[
     counts.pair_ids.add(digest)
     if content is None:
         return [*faults, f"row {name}: the image has no bytes"]
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != row["image_md5"]:
+    if md5_of(content) != row["image_md5"]:
         faults.append(f"row {name}: the MD5 of the image differs from image_md5")
     if len(content) != row["file_size"]:
         faults.append(f"row {name}: the image has {len(content):,} bytes, but file_size is {row['file_size']:,}")
@@ -210,8 +195,8 @@ def _verify_articles(folder: Path, report: Mapping[str, Any], counts: _Counts, r
             NO_DATE: snapshot["articles_without_date"],
         }
         result.compare(f"{ARTICLES_FILE}: snapshot", {name: outcomes.get(name, 0) for name in stated}, stated)
-    result.compare(f"{ARTICLES_FILE}: figures", _sum(table, "figures"), report["figures"]["seen"])
-    result.compare(f"{ARTICLES_FILE}: pairs", _sum(table, "pairs"), counts.pairs.total())
+    for column, stated_sum in (("figures", report["figures"]["seen"]), ("pairs", counts.pairs.total())):
+        result.compare(f"{ARTICLES_FILE}: {column}", pc.sum(table.column(column)).as_py() or 0, stated_sum)
 
 
 def _verify_skipped(folder: Path, report: Mapping[str, Any], result: Verification) -> None:
@@ -223,10 +208,6 @@ def _verify_skipped(folder: Path, report: Mapping[str, Any], result: Verificatio
             if row["item"]:
                 reasons[row["reason"]] += row.get("count", 1)
     result.compare(f"{SKIPPED_FILE}: figures", dict(reasons), report["figures"]["skipped"])
-
-
-def _sum(table: pa.Table, column: str) -> int:
-    return pc.sum(table.column(column)).as_py() or 0
 
 
 def _shown(value: Any) -> str:

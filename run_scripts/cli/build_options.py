@@ -77,11 +77,7 @@ class VerifyOptions:
 
 
 def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
-    """Convert the options of the command to those of the library.
-
-    Raises:
-        ValueError: If an option is invalid.
-    """
+    """Convert the options of the command to those of the library."""
     options = asdict(source) | {
         "pmcids": read_pmcids(source.pmcids),
         "split_fractions": parse_fractions(source.split_fractions) if source.split_fractions else None,
@@ -91,11 +87,7 @@ def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
 
 
 def read_pmcids(choice: str | list[str] | None) -> list[str] | None:
-    """Read the value of `--pmcids`.
-
-    Args:
-        choice: PMCIDs as a comma-separated string or a list, or a file with one PMCID per line. Text after a # is
-            ignored.
+    """Read `--pmcids`: a comma-separated string, a list, or a file with one PMCID per line and comments after a #.
 
     Raises:
         ValueError: If there are no PMCIDs, or the file cannot be read.

@@ -17,11 +17,7 @@ MAX_REASONS = 10  # report.json contains all of them
 
 
 def show_report(report: Mapping[str, Any]) -> None:
-    """Print the contents of a built dataset and what was skipped.
-
-    Args:
-        report: The report of the build.
-    """
+    """Print the contents of a built dataset and what was skipped."""
     inventory = f", inventory of {report['inventory_date']}" if report["inventory_date"] else ""
     took = f", in {duration(report['seconds'])}" if report["seconds"] is not None else ""
     say(f"Built from {report['source']}{inventory}{took}")
@@ -79,12 +75,7 @@ def show_report(report: Mapping[str, Any]) -> None:
 
 
 def show_verification(result: "Verification", name: str) -> None:
-    """Print what was verified in a built dataset, and every fault.
-
-    Args:
-        result: The result of [`verify_dataset`].
-        name: Name of the dataset.
-    """
+    """Print what was verified in the dataset `name`, and every fault."""
     rows: list[tuple[str, Any]] = [(f"{what} checked", count) for what, count in result.checked.items()]
     rows.append(("hashes", "checked" if result.verifiable else "not verifiable: report.json has none"))
     rows.append(("faults", len(result.faults)))
