@@ -57,9 +57,7 @@ class MirrorWriter:
             "doi": f"10.1/{number}",
             "citation": "Journal. 2020",
             "is_pmc_openaccess": True,
-            "is_manuscript": False,
-            "is_historical_ocr": False,
-            "is_retracted": False,
+            **dict.fromkeys(("is_manuscript", "is_historical_ocr", "is_retracted"), False),
             "license_code": "CC BY",
             "xml_url": url(f"{name}.xml", xml),
             "media_urls": [url(file, bytes_) for file, bytes_ in media.items()],
@@ -114,6 +112,11 @@ def build_set(source: str | Path, output: Path, *, workers: int = 1, **options: 
     return build_dataset(BuildOptions(str(source), **take(BuildOptions)), output, engine=engine, **options)
 
 
+def interrupt(*arguments: object, **options: object) -> None:
+    """Interrupt a build. Use it in place of a function."""
+    raise KeyboardInterrupt
+
+
 def rows_of(folder: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """Return the rows of all shards of a dataset."""
     shards = sorted((folder / "data").glob("*.parquet"))
@@ -127,8 +130,7 @@ def skipped_rows(folder: Path) -> list[dict[str, Any]]:
 
 def dataset_files(folder: Path) -> dict[str, bytes]:
     """Return the contents of the shards, `articles.parquet` and `skipped.jsonl`."""
-    paths = [*sorted((folder / "data").iterdir()), folder / "articles.parquet", folder / "skipped.jsonl"]
-    return {path.name: path.read_bytes() for path in paths}
+    return shards_of(folder) | {name: (folder / name).read_bytes() for name in ("articles.parquet", "skipped.jsonl")}
 
 
 def shards_of(folder: Path) -> dict[str, bytes]:

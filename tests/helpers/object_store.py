@@ -27,17 +27,11 @@ class _Fault:
 
 @dataclass
 class ObjectStore:
-    """A running server.
-
-    Args:
-        url: Its address.
-        sent: Method, path (`/bucket/key`) and size of the body of every response.
-        signers: Access keys that requests were signed with. Empty for anonymous requests.
-    """
+    """A running server."""
 
     url: str = ""
-    sent: list[tuple[str, str, int]] = field(default_factory=list)
-    signers: set[str] = field(default_factory=set)
+    sent: list[tuple[str, str, int]] = field(default_factory=list)  # method, /bucket/key and size of each response
+    signers: set[str] = field(default_factory=set)  # access keys of the requests, empty for anonymous ones
     _faults: list[_Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -49,8 +43,12 @@ class ObjectStore:
         client = self.client()
         if bucket not in [entry["Name"] for entry in client.list_buckets()["Buckets"]]:
             client.create_bucket(Bucket=bucket)
-            if public:
-                client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(_public_policy(bucket)))
+            if public:  # everybody can list and read, like the bucket of PMC
+                names = [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]
+                actions = ["s3:GetObject", "s3:HeadObject", "s3:ListBucket"]
+                statement = {"Effect": "Allow", "Principal": "*", "Action": actions, "Resource": names}
+                policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+                client.put_bucket_policy(Bucket=bucket, Policy=policy)
         # Writing to the memory of the server is ten times faster than requests.
         backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
         for path in sorted(folder.rglob("*")):
@@ -118,21 +116,6 @@ class ObjectStore:
             yield body
 
         return disturbed
-
-
-def _public_policy(bucket: str) -> dict[str, Any]:
-    """Allow everybody to list and read, like the bucket of PMC."""
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {
-                "Effect": "Allow",
-                "Principal": "*",
-                "Action": ["s3:GetObject", "s3:HeadObject", "s3:ListBucket"],
-                "Resource": [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"],
-            }
-        ],
-    }
 
 
 def _forget(s3fs: Any) -> None:

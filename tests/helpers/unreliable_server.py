@@ -13,23 +13,16 @@ from pathlib import Path
 class UnreliableServer:
     """Serve a folder. Use it as a context manager.
 
-    Args:
-        root: The folder.
-        failing: Fraction of requests that are answered with 503 or, every other time, with half of the body.
-        slow: Fraction of requests that wait for `delay` seconds.
-        delay: Seconds to wait.
-        forbidden: Names of files that are answered with 403.
-
-    Attributes:
-        failures: Number of failed requests.
-        most_at_once: Largest number of requests that waited at the same time.
+    A fraction of the requests is `failing`, with 503 or, every other time, with half of the body. Another fraction is
+    `slow` and waits for `delay` seconds. Files with `forbidden` names are answered with 403.
     """
 
     def __init__(
         self, root: Path, *, failing: float = 0, slow: float = 0, delay: float = 0.05, forbidden: Collection[str] = ()
     ):
         self.failing, self.slow, self.delay, self.forbidden = failing, slow, delay, forbidden
-        self.failures = self.most_at_once = self._waiting = 0
+        self.failures = 0  # failed requests
+        self.most_at_once = self._waiting = 0  # requests that wait at the same time
         self._random = random.Random(0)
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self, directory=str(root)))

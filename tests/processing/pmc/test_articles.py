@@ -40,49 +40,39 @@ def test_the_newest_usable_version_is_chosen_and_published_versions_before_manus
 
 
 @pytest.mark.parametrize(
-    ("newest", "skipped"),
+    ("newest", "reason", "detail"),
     [
-        (None, ("version 2", "metadata unreadable, another version used", "PMC1.2")),
+        (None, "metadata unreadable", "PMC1.2"),
         (
             metadata(license_code=["CC BY"]),
-            (
-                "version 2",
-                "metadata damaged, another version used",
-                "license_code is a list, \"['CC BY']\", and should be text",
-            ),
+            "metadata damaged",
+            "license_code is a list, \"['CC BY']\", and should be text",
         ),
     ],
 )
-def test_an_older_version_is_used_if_the_metadata_of_the_newest_cannot_be(newest, skipped):
+def test_an_older_version_is_used_if_the_metadata_of_the_newest_cannot_be(newest, reason, detail):
     article = chosen({1: metadata(), 2: newest})
     assert article.version == 1
-    assert article.skipped == [skipped]
+    assert article.skipped == [("version 2", f"{reason}, another version used", detail)]
+
+
+RETRACTED = metadata(is_retracted=True)
 
 
 @pytest.mark.parametrize(
-    "versions",
+    ("versions", "reason"),
     [
-        {1: metadata(), 2: metadata(is_retracted=True)},
-        {1: metadata(), 2: metadata(is_retracted=True), 3: metadata(is_manuscript=True)},
-        {1: metadata(is_retracted=True)},
+        ([metadata(), RETRACTED], "retracted"),
+        ([metadata(), RETRACTED, metadata(is_manuscript=True)], "retracted"),
+        ([RETRACTED], "retracted"),
+        *(([metadata(), metadata(is_retracted=value)], "metadata damaged") for value in ("true", "false", 1)),
+        ([metadata(is_pmc_openaccess=False), metadata(license_code="TDM")], "license not allowed"),
+        ([], "not in the source"),
     ],
 )
-def test_an_article_is_dropped_if_any_version_up_to_the_chosen_one_is_retracted(versions):
-    with pytest.raises(Dropped, match="retracted"):
-        chosen(versions)
-
-
-@pytest.mark.parametrize("value", ["true", "false", 1])
-def test_an_article_is_dropped_if_a_version_may_be_retracted(value):
-    with pytest.raises(Dropped, match="metadata damaged"):
-        chosen({1: metadata(), 2: metadata(is_retracted=value)})
-
-
-def test_without_a_usable_version_the_reason_is_that_of_the_newest():
-    with pytest.raises(Dropped, match="license not allowed"):
-        chosen({1: metadata(is_pmc_openaccess=False), 2: metadata(license_code="TDM")})
-    with pytest.raises(Dropped, match="not in the source"):
-        chosen({})
+def test_an_article_without_a_usable_version_or_with_a_retracted_one_is_dropped(versions, reason):
+    with pytest.raises(Dropped, match=reason):
+        chosen(dict(enumerate(versions, start=1)))
 
 
 WRONG_VALUES = {

@@ -24,9 +24,25 @@ from biomedclip.processing.pmc.bucket import (
 from biomedclip.processing.pmc.inventory import INVENTORY, read_work_list
 
 
-def with_failing(bucket: Bucket, error: BaseException | None, failures: int = 10**9, *, calls=("cat_file",)) -> Bucket:
-    """Let some calls of the file system fail."""
-    bucket.__dict__["_opened"] = (Flaky(bucket._filesystem, error, failures, calls), bucket._root)
+CALLS = {"read": "cat_file", "etag": "info", "names": "ls"}  # of the file system, for methods of a bucket
+
+
+def with_failing(source, error: BaseException, failures: int = 10**9, *, calls=("cat_file", "info", "ls")) -> Bucket:
+    """Return a bucket with a file system of which some calls fail a number of times."""
+    bucket = source if isinstance(source, Bucket) else Bucket(str(source.root))
+    filesystem, left = bucket._filesystem, [failures]
+
+    class Flaky:
+        def __getattr__(self, name: str):
+            def flaky(*arguments, **options):
+                left[0] -= 1
+                if left[0] >= 0:
+                    raise error
+                return getattr(filesystem, name)(*arguments, **options)
+
+            return flaky if name in calls else getattr(filesystem, name)
+
+    bucket.__dict__["_opened"] = (Flaky(), bucket._root)
     return bucket
 
 
@@ -45,16 +61,6 @@ def refused_by_s3(code: str, status: int | None = None) -> Exception:
     )
 
 
-def test_the_md5_is_checked(mirror):
-    mirror.plain_articles(1)
-    bucket = Bucket(str(mirror.root))
-    url = bucket.read_metadata("PMC1000.1")["media_urls"][0]
-    assert bucket.read(url).startswith(b"\x89PNG")
-    (mirror.root / "PMC1000.1" / "a1000-g0.png").write_bytes(b"other")
-    with pytest.raises(ObjectError, match="MD5"):
-        bucket.read(url)
-
-
 TRAVERSALS = [
     "../secret",
     "s3://pmc-oa-opendata/../secret",
@@ -66,10 +72,10 @@ TRAVERSALS = [
 ]
 
 
-@pytest.mark.parametrize("call", ["read", "etag", "names"])
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("key", TRAVERSALS)
 def test_a_key_that_leads_out_of_the_bucket_is_not_requested(mirror, key, call):
-    bucket = with_failing(Bucket(str(mirror.root)), AssertionError("asked for"), calls=("cat_file", "info", "ls"))
+    bucket = with_failing(mirror, AssertionError("asked for"))
     if call == "etag":
         assert bucket.etag(key) is None and "out of the bucket" in bucket.refusal
         return
@@ -89,36 +95,24 @@ def test_no_form_of_a_key_reads_files_outside_the_bucket(mirror, serve, over_htt
     secret = secret_beside(mirror)
     bucket = Bucket(serve(mirror.root).url if over_http else str(mirror.root))
     encoded = ["%2e%2e/secret", "%2E%2E%2Fsecret", "..%2fsecret", "%252e%252e/secret", "PMC1000.1/%2e%2e/%2e%2e/secret"]
-    absolute = [
-        str(secret),
-        f"/{secret}",
-        f"s3://b/{secret}",
-        f"file://{secret}",
-        f"s3://b//{secret}",
-        f"local://{secret}",
-    ]
+    absolute = [f"{start}{secret}" for start in ("", "/", "s3://b/", "file://", "s3://b//", "local://")]
     for key in (*TRAVERSALS, *encoded, *absolute, "~/secret", "C:\\secret", "\\\\host\\secret"):
         with pytest.raises(ObjectError):
             bucket.read(key)
 
 
-@pytest.mark.parametrize("target", ["file", "folder", "chain", "broken", "loop"])
-def test_a_link_that_leads_out_of_a_mirror_is_refused(mirror, target):
-    secret = secret_beside(mirror)
-    if target == "file":
-        (mirror.root / "link").symlink_to(secret)
-    elif target == "folder":
-        (mirror.root / "PMC1.1").symlink_to(mirror.root.parent)
-    elif target == "chain":
-        (mirror.root / "link").symlink_to(mirror.root / "second")
-        (mirror.root / "second").symlink_to("../secret")
-    elif target == "broken":
-        (mirror.root / "link").symlink_to(mirror.root.parent / "nowhere")
-    else:
-        (mirror.root / "link").symlink_to(mirror.root / "link")
+@pytest.mark.parametrize(
+    ("target", "key"),
+    [("../secret", "link"), ("..", "link/secret"), ("second", "link"), ("../nowhere", "link"), ("link", "link")],
+    ids=["file", "folder", "chain", "broken", "loop"],
+)
+def test_a_link_that_leads_out_of_a_mirror_is_refused(mirror, target, key):
+    secret_beside(mirror)
+    (mirror.root / "link").symlink_to(target)
+    (mirror.root / "second").symlink_to("../secret")
     with pytest.raises(ObjectError, match="cannot be read") as refusal:
-        Bucket(str(mirror.root)).read("PMC1.1/secret" if target == "folder" else "link")
-    assert target == "loop" or "a link leads out of the mirror" in str(refusal.value)
+        Bucket(str(mirror.root)).read(key)
+    assert target == "link" or "a link leads out of the mirror" in str(refusal.value)
 
 
 def test_links_within_a_mirror_and_a_link_to_a_mirror_are_followed(mirror, tmp_path):
@@ -162,24 +156,17 @@ def test_a_path_that_is_not_a_file_costs_only_its_article(mirror, tmp_path, impa
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "socket"])
-def test_an_inventory_that_is_not_a_file_is_refused(mirror, impatient, kind):
+def test_a_source_or_an_inventory_that_is_not_a_file_is_refused(mirror, tmp_path, impatient, kind):
     mirror.plain_articles(1)
     write_inventory(mirror.root, {"PMC1000.1": "etag"})
     put_in_place(mirror.root / INVENTORY / "2026-01-18T01-00Z" / "manifest.json", kind)
     with pytest.raises(BucketError, match=f"inventory .* damaged or incomplete .*it is a {kind}"):
         read_work_list(Bucket(str(mirror.root)))
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"), [("FIFO", "is not a folder"), ("file", "is not a folder"), ("", "no such")]
-)
-def test_a_source_must_be_a_folder(tmp_path, impatient, kind, message):
-    if kind == "FIFO":
-        os.mkfifo(tmp_path / "source")
-    elif kind == "file":
-        (tmp_path / "source").write_text("a file")
-    with pytest.raises(BucketError, match=message):
-        Bucket(str(tmp_path / "source"))
+    put_in_place(tmp_path / "source", kind)
+    (tmp_path / "file").write_text("a file")
+    for name, message in (("source", "is not a folder"), ("file", "is not a folder"), ("nothing", "does not exist")):
+        with pytest.raises(BucketError, match=message):
+            Bucket(str(tmp_path / name))
 
 
 def test_any_file_system_of_fsspec_can_be_used(mirror):
@@ -194,48 +181,16 @@ def test_any_file_system_of_fsspec_can_be_used(mirror):
         memory.rm("/bucket", recursive=True)
 
 
-class Flaky:
-    """A file system of which some calls fail a number of times."""
-
-    def __init__(self, filesystem, error: BaseException, failures: int, calls: tuple[str, ...]):
-        self.filesystem, self.error, self.failures, self.calls = filesystem, error, failures, calls
-
-    def __getattr__(self, name: str):
-        call = getattr(self.filesystem, name)
-
-        def flaky(*arguments, **options):
-            self.failures -= 1
-            if self.failures >= 0:
-                raise self.error
-            return call(*arguments, **options)
-
-        return flaky if name in self.calls else call
-
-
-@pytest.mark.parametrize("call", ["cat_file", "info", "ls"])
-@pytest.mark.parametrize(("failures", "works"), [(7, True), (99, False)])
-def test_a_transient_error_is_retried_and_an_outage_stops_the_run(mirror, monkeypatch, failures, works, call):
+@pytest.mark.parametrize("call", CALLS)
+def test_a_transient_error_is_retried_and_an_outage_stops_the_run_after_a_minute(mirror, monkeypatch, call):
     mirror.plain_articles(1)
-    bucket = with_failing(Bucket(str(mirror.root)), TimeoutError("no answer"), failures, calls=(call,))
-    ask, key = {
-        "cat_file": (bucket.read, "metadata/PMC1000.1.json"),
-        "info": (bucket.etag, "metadata/PMC1000.1.json"),
-        "ls": (bucket.names, "metadata"),
-    }[call]
-    if works:
-        assert ask(key)
-    else:
-        with pytest.raises(SourceUnavailable, match="no answer"):
-            ask(key)
-
-
-def test_the_retries_take_about_a_minute(mirror, monkeypatch):
+    key = "metadata" if call == "names" else "metadata/PMC1000.1.json"
+    assert getattr(with_failing(mirror, TimeoutError("no answer"), 7, calls=CALLS[call]), call)(key)
     pauses = []
     monkeypatch.undo()  # the shortened pauses of other tests
     monkeypatch.setattr(time, "sleep", pauses.append)
-    bucket = with_failing(Bucket(str(mirror.root)), TimeoutError("no answer"))
-    with pytest.raises(SourceUnavailable):
-        bucket.read("a")
+    with pytest.raises(SourceUnavailable, match="no answer"):
+        getattr(with_failing(mirror, TimeoutError("no answer"), calls=CALLS[call]), call)(key)
     assert 60 <= sum(pauses) <= 70
 
 
@@ -243,35 +198,33 @@ def test_the_retries_take_about_a_minute(mirror, monkeypatch):
     "code",
     ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed", "InvalidToken"],
 )
-@pytest.mark.parametrize("call", ["read", "etag", "names"])
+@pytest.mark.parametrize("call", CALLS)
 def test_refused_credentials_stop_the_run(mirror, code, call):
-    mirror.plain_articles(1)
-    bucket = with_failing(Bucket(str(mirror.root)), refused_by_s3(code), calls=("cat_file", "info", "ls"))
     with pytest.raises(SourceUnavailable, match=f"credentials were rejected .*about {code}.* Renew them"):
-        getattr(bucket, call)("metadata/PMC1000.1.json")
+        getattr(with_failing(mirror, refused_by_s3(code)), call)("metadata/PMC1000.1.json")
 
 
 def test_a_refused_head_is_followed_by_a_get_that_states_the_reason(mirror):
     mirror.plain_articles(1)
     key = "metadata/PMC1000.1.json"
-    bucket = with_failing(Bucket(str(mirror.root)), refused_by_s3("403"), calls=("info",))
+    bucket = with_failing(mirror, refused_by_s3("403"), calls=("info",))
     assert bucket.etag(key) is None
     bucket = with_failing(bucket, refused_by_s3("ExpiredToken"), calls=("cat_file",))
     with pytest.raises(SourceUnavailable, match="credentials were rejected"):
         bucket.etag(key)
 
 
-@pytest.mark.parametrize("code", ["AccessDenied", "NoSuchKey", "InvalidObjectState", "KeyTooLongError"])
-def test_a_denied_object_concerns_only_this_object(mirror, code):
-    mirror.plain_articles(1)
-    bucket = with_failing(Bucket(str(mirror.root)), refused_by_s3(code))
-    with pytest.raises(ObjectError, match="PMC1000.1.json: cannot be read"):
-        bucket.read("metadata/PMC1000.1.json")
-
-
-def test_a_missing_bucket_is_not_a_fault_of_the_object(mirror, monkeypatch):
-    with pytest.raises(SourceUnavailable, match="NoSuchBucket"):
-        with_failing(Bucket(str(mirror.root)), refused_by_s3("NoSuchBucket")).read("a")
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        *((code, ObjectError, "^a: cannot be read") for code in ("AccessDenied", "NoSuchKey", "InvalidObjectState")),
+        ("KeyTooLongError", ObjectError, "^a: cannot be read"),
+        ("NoSuchBucket", SourceUnavailable, "NoSuchBucket"),
+    ],
+)
+def test_a_denied_object_concerns_only_this_object_and_a_missing_bucket_all(mirror, code, error, message):
+    with pytest.raises(error, match=message):
+        with_failing(mirror, refused_by_s3(code)).read("a")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +240,7 @@ def test_a_missing_bucket_is_not_a_fault_of_the_object(mirror, monkeypatch):
 )
 def test_the_error_of_an_object_contains_no_local_path(mirror, error):
     with pytest.raises(ObjectError, match="^PMC1.1/g.png: cannot be read") as refusal:
-        with_failing(Bucket(str(mirror.root)), error).read("PMC1.1/g.png")
+        with_failing(mirror, error).read("PMC1.1/g.png")
     assert "machine" not in str(refusal.value)
 
 
@@ -298,18 +251,17 @@ def test_the_error_of_an_object_contains_no_local_path(mirror, error):
 )
 def test_an_invalid_key_is_not_requested(mirror, key):
     with pytest.raises(ObjectError, match="key (is empty|contains|has more)"):
-        with_failing(Bucket(str(mirror.root)), AssertionError("asked for")).read(key)
+        with_failing(mirror, AssertionError("asked for")).read(key)
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EFBIG", "EROFS", "EMFILE", "ENFILE"])
-@pytest.mark.parametrize("call", ["read", "etag", "names"])
+@pytest.mark.parametrize("call", CALLS)
 def test_an_error_of_this_machine_is_raised_at_once(mirror, monkeypatch, name, call):
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it is tried again"))
     wrapped = ConnectionError("cannot connect")
     wrapped.__cause__ = OSError(getattr(errno, name), "text")
-    bucket = with_failing(Bucket(str(mirror.root)), wrapped, calls=("cat_file", "info", "ls"))
     with pytest.raises(OSError) as raised:
-        getattr(bucket, call)("metadata")
+        getattr(with_failing(mirror, wrapped), call)("metadata")
     assert raised.value.errno == getattr(errno, name)
 
 
@@ -346,12 +298,6 @@ def test_missing_metadata_are_read_from_the_folder_of_the_article(mirror):
     bucket = with_failing(bucket, refused_by_s3("AccessDenied"), failures=1)
     with pytest.raises(ObjectError, match="metadata/PMC1001.1.json"):
         bucket.read_metadata("PMC1001.1")
-
-
-def test_very_large_metadata_are_refused(mirror):
-    (mirror.root / "metadata" / "PMC1.1.json").write_bytes(b'{"a": [' + b"{}," * 3_400_000 + b"{}]}")
-    with pytest.raises(ObjectError, match="more than 10,000,000 bytes"):
-        Bucket(str(mirror.root)).read_metadata("PMC1.1")
 
 
 @pytest.mark.parametrize(
@@ -397,14 +343,17 @@ def test_the_md5_of_a_large_object_covers_its_last_byte(tmp_path, serve, request
             bucket.read(f"s3://pmc-oa-opendata/{url}")
 
 
-@pytest.mark.parametrize("size", [0, 10, 11])
-def test_an_object_above_the_size_limit_is_refused(tmp_path, size):
-    (tmp_path / "object").write_bytes(b"x" * size)
-    if size <= 10:
-        assert Bucket(str(tmp_path)).read("object", max_bytes=10) == b"x" * size
-    else:
-        with pytest.raises(ObjectError, match="more than 10 bytes"):
-            Bucket(str(tmp_path)).read("object", max_bytes=10)
+def test_an_object_above_the_size_limit_is_refused(mirror):
+    bucket = Bucket(str(mirror.root))
+    for size in (0, 10):
+        (mirror.root / "object").write_bytes(b"x" * size)
+        assert bucket.read("object", max_bytes=10) == b"x" * size
+    (mirror.root / "object").write_bytes(b"x" * 11)
+    with pytest.raises(ObjectError, match="more than 10 bytes"):
+        bucket.read("object", max_bytes=10)
+    (mirror.root / "metadata" / "PMC1.1.json").write_bytes(b'{"a": [' + b"{}," * 3_400_000 + b"{}]}")
+    with pytest.raises(ObjectError, match="more than 10,000,000 bytes"):
+        bucket.read_metadata("PMC1.1")
 
 
 def test_over_http_an_interrupted_response_is_requested_again(mirror, serve, monkeypatch):
@@ -432,16 +381,6 @@ def test_over_http_a_failing_server_is_not_a_missing_object(mirror, serve, monke
         bucket.etag("metadata/PMC1000.1.json")
 
 
-def test_over_http_an_object_may_be_forbidden_or_empty(tmp_path, serve):
-    for name in ("secret.png", "empty.png"):
-        (tmp_path / name).write_bytes(b"")
-    bucket = Bucket(serve(tmp_path, forbidden=["secret.png"]).url)
-    assert bucket.read("empty.png") == b""
-    with pytest.raises(ObjectError, match=r"secret.png: cannot be read \(access is denied\)"):
-        bucket.read("secret.png")
-    assert bucket.etag("secret.png") is None
-
-
 @pytest.mark.parametrize("call", ["read", "etag"])
 def test_without_a_connection_the_run_stops_after_three_attempts(monkeypatch, call):
     with socket.socket() as server:  # no server listens at this port
@@ -461,15 +400,18 @@ def test_a_lost_connection_is_retried_if_the_source_has_responded(mirror, monkey
         pickle.loads(pickle.dumps(bucket)).read("metadata/PMC1000.1.json")
 
 
-def test_the_http_status_of_a_server_is_reported(mirror, serve):
+def test_over_http_an_object_may_be_empty_or_forbidden_and_the_status_is_reported(mirror, serve):
     mirror.plain_articles(1)
+    (mirror.root / "empty.png").touch()
     bucket = Bucket(serve(mirror.root, forbidden=["PMC1000.1.json"]).url)
+    assert bucket.read("empty.png") == b""
+    assert bucket.etag("metadata/PMC1000.1.json") is None
     with pytest.raises(ObjectError, match=r"^metadata/PMC1000.1.json: cannot be read \(access is denied\): HTTP 403$"):
         bucket.read_metadata("PMC1000.1")
     with pytest.raises(BucketError, match=r"none of the 1 PMCID\(s\) .* PMC1000 \(.*access is denied.*HTTP 403"):
         read_work_list(bucket, ["PMC1000"])
     with pytest.raises(ObjectError, match=r"access is denied\): HTTP 403, AccessDenied"):
-        with_failing(Bucket(str(mirror.root)), refused_by_s3("AccessDenied", 403)).read("metadata/PMC1000.1.json")
+        with_failing(mirror, refused_by_s3("AccessDenied", 403)).read("metadata/PMC1000.1.json")
 
 
 @pytest.mark.parametrize("name", ["fig#1.png", "fig%41.png", "fig?1.png", "fig+1 x.png", "Abb. ü.png"])

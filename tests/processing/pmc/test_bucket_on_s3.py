@@ -38,37 +38,27 @@ def test_the_work_list_comes_from_the_inventory(both, object_store):
     assert find_manifest(s3) == find_manifest(folder)
     assert names(s3, ["PMC7", "PMC1003.1"]) == names(folder, ["PMC7", "PMC1003.1"]) == ["PMC7.1", "PMC7.2", "PMC1003.1"]
     assert not [path for _, path, _ in object_store.sent if "PMC1004.1" in path], "articles are not requested"
+    requested, _ = read_work_list(s3, ["PMC1003"])  # its ETag is that of the inventory
+    assert requested == read_work_list(s3)[0].filter(pc.field("pmcid") == "PMC1003")
 
 
-def test_the_etag_of_an_object_is_that_of_the_inventory(both):
-    work_list, _ = read_work_list(both[1], ["PMC1003"])
-    assert work_list == read_work_list(both[1])[0].filter(pc.field("pmcid") == "PMC1003")
-
-
-def test_every_object_equals_the_file(both):
+def test_every_object_equals_the_file_and_its_md5_is_checked(both, object_store):
     folder, s3 = both
     for name in names(s3):
         metadata = s3.read_metadata(name)
         assert metadata == folder.read_metadata(name)
         for url in (metadata["xml_url"], *metadata["media_urls"]):
             assert s3.read(url) == folder.read(url)
-
-
-def test_the_md5_is_checked(both, object_store):
-    url = both[1].read_metadata("PMC1000.1")["media_urls"][0]
     object_store.client().put_object(Bucket=PMC, Key="PMC1000.1/a1000-g0.png", Body=b"other")
     with pytest.raises(ObjectError, match="MD5"):
-        both[1].read(url)
+        s3.read(s3.read_metadata("PMC1000.1")["media_urls"][0])
 
 
-def test_a_missing_object_is_named(both):
+def test_a_missing_object_and_a_missing_bucket_are_named(both):
     with pytest.raises(ObjectError, match="g9.png: cannot be read"):
         both[1].read("PMC1000.1/g9.png")
     with pytest.raises(BucketError, match="none of the 1 PMCID.* PMC999"):
         read_work_list(both[1], ["PMC999"])
-
-
-def test_a_missing_bucket_is_refused(object_store):
     with pytest.raises(BucketError, match="the folder or bucket does not exist"):
         Bucket("s3://no-such-bucket")
 
@@ -81,46 +71,38 @@ def without_keys(monkeypatch) -> None:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def read_with(monkeypatch, object_store, source: str, **environment: str) -> set[str]:
-    """Read an object with only these variables. Return the access keys that signed the requests."""
-    without_keys(monkeypatch)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert Bucket(source).read_metadata("PMC1000.1")["pmcid"] == "PMC1000"
-    return object_store.signers
-
-
 @pytest.mark.parametrize("name", [PMC, "a-mirror"])
-class TestCredentials:
-    """Credentials for PMC's bucket and for others."""
-
-    @pytest.fixture
-    def source(self, mirror, object_store, name) -> str:
-        mirror.plain_articles(1)
-        return object_store.upload(mirror.root, name)
-
-    def test_without_credentials_a_bucket_is_read_anonymously(self, source, object_store, monkeypatch):
-        assert read_with(monkeypatch, object_store, source) == {""}
-
-    def test_credentials_of_the_environment_are_used(self, source, object_store, monkeypatch):
-        keys = {"AWS_ACCESS_KEY_ID": "of-the-environment", "AWS_SECRET_ACCESS_KEY": "secret"}
-        assert read_with(monkeypatch, object_store, source, **keys) == {"of-the-environment"}
-
-    @pytest.mark.parametrize("profile", ["default", "lab"])
-    def test_credentials_of_a_profile_are_used(self, source, object_store, monkeypatch, tmp_path, profile):
-        (tmp_path / "keys").write_text(
-            f"[{profile}]\naws_access_key_id = of-a-profile\naws_secret_access_key = secret\n"
-        )
-        files = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "keys"), "AWS_PROFILE": profile}
-        assert read_with(monkeypatch, object_store, source, **files) == {"of-a-profile"}
-
-    def test_credentials_of_the_fsspec_settings_are_used(self, source, object_store, monkeypatch):
-        monkeypatch.setitem(fsspec.config.conf, "s3", {"key": "of-the-settings", "secret": "secret"})
-        assert read_with(monkeypatch, object_store, source) == {"of-the-settings"}
-
-    def test_a_missing_profile_is_a_clear_error(self, source, object_store, monkeypatch):
+@pytest.mark.parametrize(
+    ("environment", "signer"),
+    [
+        ({}, ""),
+        ({"AWS_ACCESS_KEY_ID": "of-the-environment", "AWS_SECRET_ACCESS_KEY": "secret"}, "of-the-environment"),
+        ({"AWS_SHARED_CREDENTIALS_FILE": "keys", "AWS_PROFILE": "default"}, "of-a-profile"),
+        ({"AWS_SHARED_CREDENTIALS_FILE": "keys", "AWS_PROFILE": "lab"}, "of-a-profile"),
+        ({}, "of-the-settings"),
+        ({"AWS_PROFILE": "nobody"}, None),
+    ],
+    ids=["anonymous", "environment", "default profile", "profile", "fsspec", "missing profile"],
+)
+def test_credentials_of_the_environment_a_profile_or_the_fsspec_settings_are_used(
+    mirror, object_store, monkeypatch, tmp_path, name, environment, signer
+):
+    mirror.plain_articles(1)
+    source = object_store.upload(mirror.root, name)
+    without_keys(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    key = "aws_access_key_id = of-a-profile\naws_secret_access_key = secret\n"
+    (tmp_path / "keys").write_text(f"[default]\n{key}[lab]\n{key}")
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    if signer == "of-the-settings":
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"key": signer, "secret": "secret"})
+    if signer is None:
         with pytest.raises(BucketError, match=f"{source}: the AWS credentials .* \\(.*nobody.*unset them"):
-            read_with(monkeypatch, object_store, source, AWS_PROFILE="nobody")
+            Bucket(source)
+    else:
+        assert Bucket(source).read_metadata("PMC1000.1")["pmcid"] == "PMC1000"
+        assert object_store.signers == {signer}
 
 
 def test_without_a_network_the_error_states_that_there_is_no_connection(object_store, monkeypatch):

@@ -20,7 +20,6 @@ from helpers.mirror_writer import (
 from PIL import Image
 
 from biomedclip.processing.pmc import journal, steps
-from biomedclip.processing.pmc.bucket import SourceUnavailable
 from biomedclip.processing.pmc.splits import SPLITS
 from biomedclip.processing.pmc.verify import verify_dataset
 
@@ -109,12 +108,10 @@ def test_the_largest_file_that_can_be_decoded_is_stored_unchanged(mirror, tmp_pa
     assert (row["width"], row["height"]) == (120, 90)
 
 
-def test_after_a_full_disk_the_same_command_continues(mirror, tmp_path, monkeypatch):
+def test_after_a_full_disk_the_same_command_continues(mirror, tmp_path, monkeypatch, watch):
     mirror.plain_articles(20)
     build_set(mirror.root, tmp_path / "undisturbed", tasks=3)
-    process, calls = steps.PairFigures.process, []
-    monkeypatch.setattr(steps.PairFigures, "process", lambda *args: (calls.append(args), process(*args))[1])
-    add = journal.TaskJournal.add
+    calls, add = watch(steps.PairFigures), journal.TaskJournal.add
 
     def full(self, article):
         if len(calls) > 10:
@@ -193,22 +190,6 @@ def test_real_articles_are_built_without_loss(shared_data, tmp_path):
     assert {row["image"]["path"] for row in rows} == files
     assert all(row["caption"] and row["pair_id"].startswith(row["pmcid"]) for row in rows)
     assert len({row["pair_id"] for row in rows}) == len(rows)
-
-
-def test_an_outage_stops_the_build_and_drops_no_article(mirror, tmp_path, monkeypatch):
-    mirror.plain_articles(6)
-    parse = steps.ParseFigures.process
-
-    def outage(self, article):
-        if article.name == "PMC1004.1":
-            raise SourceUnavailable("the source does not respond")
-        return parse(self, article)
-
-    with monkeypatch.context() as patch, pytest.raises(SourceUnavailable):
-        patch.setattr(steps.ParseFigures, "process", outage)
-        build_set(mirror.root, tmp_path / "out")
-    assert not (tmp_path / "out" / "data").exists()
-    assert build_set(mirror.root, tmp_path / "out")["pairs"] == 12
 
 
 def test_a_failed_build_lists_all_reasons_and_the_repaired_source_is_read_again(mirror, serve, tmp_path):

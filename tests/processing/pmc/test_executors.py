@@ -7,6 +7,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -122,32 +123,36 @@ def test_a_temporary_folder_with_a_path_too_long_for_ray_is_refused(monkeypatch)
         executors._ray_executor([], 2, 1, Path("logs"), 1)
 
 
-def fail_at(monkeypatch, name: str, errors: list[Exception]) -> list[str]:
-    """Let the parsing of an article fail with these errors. Return the names of all parsed articles."""
-    parse, names = steps.ParseFigures.process, []
+@pytest.fixture
+def fail_at(watch) -> Callable[[str, list[Exception]], list[str]]:
+    """Return a function that lets the parsing of an article fail, and returns the names of all parsed articles."""
 
-    def process(self, article):
-        names.append(article.name)
-        if article.name == name and errors:
-            raise errors.pop()
-        return parse(self, article)
+    def install(name: str, errors: list[Exception]) -> list[str]:
+        def fail(article):
+            if article.name == name and errors:
+                raise errors.pop()
 
-    monkeypatch.setattr(steps.ParseFigures, "process", process)
-    return names
+        return watch(steps.ParseFigures, fail)
+
+    return install
 
 
-def test_a_failed_task_is_retried_and_continues_with_the_same_article(source, tmp_path, undisturbed, monkeypatch):
-    names = fail_at(monkeypatch, "PMC1015.1", [SourceUnavailable("no response"), SourceUnavailable("no response")])
+def test_a_failed_task_is_retried_and_continues_with_the_same_article(source, tmp_path, undisturbed, fail_at):
+    names = fail_at("PMC1015.1", [SourceUnavailable("no response"), SourceUnavailable("no response")])
     build_set(source, tmp_path / "out", tasks=3, retries=2)
     assert dataset_files(tmp_path / "out") == undisturbed
     assert len(names) == ARTICLES + 2 and len(set(names)) == ARTICLES
 
 
-def test_after_the_last_retry_the_error_is_raised(source, tmp_path, monkeypatch):
-    names = fail_at(monkeypatch, "PMC1000.1", [SourceUnavailable("no response")] * 9)
+def test_after_the_last_retry_the_error_is_raised_and_no_article_is_dropped(source, tmp_path, undisturbed, fail_at):
+    errors = [SourceUnavailable("no response")] * 9
+    names = fail_at("PMC1000.1", errors)
     with pytest.raises(SourceUnavailable, match="no response"):
         build_set(source, tmp_path / "out", tasks=3, retries=2)
-    assert names == ["PMC1000.1"] * 3
+    assert names == ["PMC1000.1"] * 3 and not (tmp_path / "out" / "data").exists()
+    errors.clear()
+    build_set(source, tmp_path / "out")
+    assert dataset_files(tmp_path / "out") == undisturbed
 
 
 def test_an_error_of_the_program_is_not_retried(source, tmp_path, monkeypatch):
@@ -164,18 +169,18 @@ def test_an_error_of_the_program_is_not_retried(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EMFILE", "ENFILE"])
-def test_an_error_of_this_machine_stops_the_build_at_once(source, tmp_path, monkeypatch, name):
+def test_an_error_of_this_machine_stops_the_build_at_once(source, tmp_path, fail_at, name):
     number = getattr(errno, name)
-    names = fail_at(monkeypatch, "PMC1000.1", [OSError(number, os.strerror(number))])
+    names = fail_at("PMC1000.1", [OSError(number, os.strerror(number))])
     with pytest.raises(OSError, match=f"{os.strerror(number)}. .*out") as raised:
         build_set(source, tmp_path / "out", retries=5)
     assert len(names) == 1 and raised.value.errno == number
 
 
 @pytest.mark.parametrize("error", [CredentialsRefused("refused"), DamagedFile("damaged")], ids=str)
-def test_an_error_that_the_user_must_fix_stops_the_build_at_once(source, tmp_path, monkeypatch, error):
+def test_an_error_that_the_user_must_fix_stops_the_build_at_once(source, tmp_path, monkeypatch, fail_at, error):
     monkeypatch.setattr(steps.ArticleStep, "_process_or_drop", lambda self, article: self.process(article))
-    names = fail_at(monkeypatch, "PMC1000.1", [error])
+    names = fail_at("PMC1000.1", [error])
     with pytest.raises(type(error)):
         build_set(source, tmp_path / "out", retries=5)
     assert len(names) == 1

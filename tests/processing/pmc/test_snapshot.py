@@ -9,6 +9,7 @@ from helpers.mirror_writer import (
     build_set,
     dataset_files,
     figure_xml,
+    interrupt,
     png_bytes,
     rows_of,
     shards_of,
@@ -71,19 +72,11 @@ def test_dropped_articles_are_listed_and_verified(dated, tmp_path):
     assert "published after 2022-06-15 3" in "".join(verify_dataset(tmp_path / "out").faults)
 
 
-def test_only_the_xml_of_a_later_article_is_read(dated, tmp_path, monkeypatch):
-    names = []
-    fetch = steps.FetchImages.process
-    monkeypatch.setattr(
-        steps.FetchImages, "process", lambda self, article: (names.append(article.pmcid), fetch(self, article))[1]
-    )
-    build_set(dated.root, tmp_path / "out", **UNTIL)
-    assert sorted(names) == [f"PMC{number}" for number in range(1000, 1024)]
-
-
-def test_the_files_of_a_snapshot_do_not_depend_on_the_number_of_tasks(dated, tmp_path):
+def test_only_the_xml_of_a_later_article_is_read_and_the_tasks_do_not_change_the_files(dated, tmp_path, watch):
     for tasks in (1, 7):
+        names = watch(steps.FetchImages)
         build_set(dated.root, tmp_path / f"{tasks}", tasks=tasks, first_image_only=True, **UNTIL)
+        assert sorted(names) == [f"PMC{number}.1" for number in range(1000, 1024)]
     assert dataset_files(tmp_path / "1") == dataset_files(tmp_path / "7")
 
 
@@ -95,17 +88,9 @@ def test_slurm_builds_the_same_snapshot(dated, tmp_path, slurm):
     assert dataset_files(tmp_path / "there") == dataset_files(tmp_path / "here")
 
 
-def test_an_interrupted_snapshot_continues_only_with_the_same_options(dated, tmp_path, monkeypatch):
+def test_an_interrupted_snapshot_continues_only_with_the_same_options(dated, tmp_path, watch):
     build_set(dated.root, tmp_path / "undisturbed", **UNTIL)
-    process, left = steps.ParseFigures.process, [9]
-
-    def interrupted(self, article):
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        return process(self, article)
-
-    monkeypatch.setattr(steps.ParseFigures, "process", interrupted)
+    names = watch(steps.ParseFigures, lambda article: interrupt() if len(names) == 9 else None)
     with pytest.raises(KeyboardInterrupt):
         build_set(dated.root, tmp_path / "out", tasks=2, **UNTIL)
     for other, message in (

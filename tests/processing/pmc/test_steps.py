@@ -42,10 +42,7 @@ def files_of(hrefs: tuple[str, ...], files: list[str]) -> list[str]:
 )
 def test_an_href_finds_its_file(href, name):
     assert files_of((href,), ["other.jpg", f"{name}.xml", name, "fig-11.jpg", ".jpg", "jpg"]) == [name]
-
-
-def test_case_matters_if_a_file_matches_it():
-    assert files_of(("Fig1",), ["FIG1.jpg", "Fig1.jpg"]) == ["Fig1.jpg"]
+    assert files_of(("Fig1",), ["FIG1.jpg", "Fig1.jpg"]) == ["Fig1.jpg"], "case matters if a file matches it"
 
 
 def test_files_are_sorted_by_format_and_name():

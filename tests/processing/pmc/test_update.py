@@ -4,21 +4,16 @@ import json
 import shutil
 
 import pytest
-from helpers.mirror_writer import build_set, dataset_files, figure_xml, png_bytes, rows_of, write_inventory
+from helpers.mirror_writer import build_set, dataset_files, figure_xml, interrupt, png_bytes, rows_of, write_inventory
 
 from biomedclip.processing.pmc import stages, steps
 from biomedclip.processing.pmc.splits import split_by_hash
 
 
 @pytest.fixture
-def parsed_articles(monkeypatch) -> list[str]:
+def parsed_articles(watch) -> list[str]:
     """Names of the articles that are parsed."""
-    names: list[str] = []
-    process = steps.ParseFigures.process
-    monkeypatch.setattr(
-        steps.ParseFigures, "process", lambda self, article: (names.append(article.name), process(self, article))[1]
-    )
-    return names
+    return watch(steps.ParseFigures)
 
 
 def change(mirror) -> None:
@@ -132,9 +127,6 @@ def test_an_interrupted_update_continues(mirror, tmp_path, monkeypatch):
     build_set(mirror.root, tmp_path / "out")
     change(mirror)
     build_set(mirror.root, tmp_path / "fresh")
-
-    def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
 
     for name in ("make_plan", "write_shard", "check_rows"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
