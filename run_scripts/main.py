@@ -43,17 +43,7 @@ example:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb.
-
-    Args:
-        arguments: Arguments after `biomedclip` (default: `sys.argv[1:]`).
-
-    Returns:
-        The exit status: 0 for success, 1 if the work failed, 2 if the command line or the recipe is wrong.
-
-    Raises:
-        SystemExit: If argparse ends the command, after `--help` or an invalid option.
-    """
+    """Run a verb, and return the exit status that `--help` describes. argparse can raise `SystemExit`."""
     # OpenMP threads that spin while waiting make training many times slower next to another busy process. The
     # variables are read when torch is imported: the first by GNU's OpenMP (Linux), the second by LLVM's (macOS).
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:

@@ -7,12 +7,11 @@ biomedclip train --config biomedclip --dry-run --processes 16
 torchrun --nproc-per-node 8 --no-python biomedclip train --config quickstart --train-data out --output-dir run
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from .cli.errors import UsageError
-from .cli.options import is_true, option_value, parse_options
+from .cli.options import is_true, option_value, parse_options, suggestion
 from .cli.reporting import say
 from .training import classification, contrastive, visual_question_answering
 from .training.adapters import AdapterOptions, describe_output
@@ -43,17 +42,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def task_of(arguments: Sequence[str]) -> Any:
-    """Return the module of the task that the command line or the recipe selects.
-
-    Raises:
-        UsageError: If the task is unknown.
-    """
+    """Return the module of the task that the command line or the recipe selects."""
     name = str(option_value("train", "task", arguments) or contrastive.TASK)
-    if ALIASES.get(name, name) not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise UsageError(f"--task {name} is unknown.{hint} Choose from {', '.join(TASKS)}.")
-    return TASKS[ALIASES.get(name, name)]
+    name = ALIASES.get(name, name)
+    if name not in TASKS:
+        raise UsageError(f"--task {name} is unknown.{suggestion(name, TASKS)} Choose from {', '.join(TASKS)}.")
+    return TASKS[name]
 
 
 def parse(task: Any, arguments: Sequence[str]) -> tuple[Any, ...]:

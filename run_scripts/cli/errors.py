@@ -18,11 +18,7 @@ class UsageError(ValueError):
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Convert errors of option checks to usage errors.
-
-    Raises:
-        UsageError: If the block raises a `ValueError`.
-    """
+    """Convert errors of option checks (`ValueError`) to usage errors."""
     try:
         yield
     except UsageError:
@@ -32,11 +28,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def set_option_names(names: Iterable[str]) -> None:
-    """Set the option names that `name_options` replaces.
-
-    Args:
-        names: Names of the options of the running verb, with underscores.
-    """
+    """Set the names (with underscores) of the options of the running verb, which `name_options` replaces."""
     _option_names.clear()
     _option_names.update(names)
 
@@ -47,12 +39,6 @@ def name_options(message: str) -> str:
     Library code raises errors such as "`keep_activations=True` requires `mini_batch_size`". On the command line, these
     are `--keep-activations true` and `--mini-batch-size`. Names without an underscore can be ordinary English words, so
     they are replaced only in backticks.
-
-    Args:
-        message: Error message.
-
-    Returns:
-        The message with the names of the options.
     """
 
     def option(match: re.Match[str]) -> str:

@@ -24,9 +24,6 @@ def fonts_for(text: str) -> Iterator[None]:
     """Make matplotlib draw each character of a text with an installed font that has it.
 
     Characters that no installed font has are drawn as boxes. A warning lists them once.
-
-    Args:
-        text: The text to draw, in any script.
     """
     missing = set(text) - _characters(font_manager.findfont(DEFAULT))
     families = [DEFAULT]
@@ -45,16 +42,10 @@ def fonts_for(text: str) -> Iterator[None]:
 
 
 def wrap_text(text: str, inches: float, size: float, most_lines: int) -> list[str]:
-    """Break a text into lines at spaces. Words that are too long are broken between any two characters.
+    """Break a text into lines at spaces, in the fonts of [`fonts_for`]. The font size is in points.
 
-    Args:
-        text: One line of text.
-        inches: Maximum width of a line.
-        size: Font size in points. The fonts are those of [`fonts_for`].
-        most_lines: Maximum number of lines. A longer text is cut and ends with "...".
-
-    Returns:
-        The lines. An empty text is one empty line.
+    Words that are too long are broken between any two characters. A text of more than `most_lines` is cut and ends with
+    "...". An empty text is one empty line.
     """
     families = tuple(matplotlib.rcParams["font.family"])
 

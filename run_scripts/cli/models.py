@@ -7,16 +7,7 @@ from types import ModuleType
 
 
 def check_model_name(name: str, option: str = "--model") -> None:
-    """Check that a name is a folder, or looks like the id of a model on the Hub. Nothing is downloaded.
-
-    Args:
-        name: Value of the option.
-        option: Name of the option, for error messages.
-
-    Raises:
-        FileNotFoundError: If the name is neither a folder nor of the form `owner/name`.
-        ValueError: If the name is a file.
-    """
+    """Check that a name is a folder, or looks like the id of a model on the Hub. Nothing is downloaded."""
     if Path(name).is_file():
         raise ValueError(f"{option} {name} is a file. Pass the folder of the model.")
     if not Path(name).is_dir() and not re.fullmatch(r"(?![.~])[\w.-]+/[\w.-]+", name):
@@ -24,16 +15,7 @@ def check_model_name(name: str, option: str = "--model") -> None:
 
 
 def import_optional(module: str, needed_by: str, install: str) -> ModuleType:
-    """Import a module of an optional package.
-
-    Args:
-        module: Name of the module.
-        needed_by: Feature that needs the package, for error messages.
-        install: Command that installs the package, for error messages.
-
-    Raises:
-        ImportError: If the package is not installed.
-    """
+    """Import a module of an optional package. The error names the feature and the command that installs the package."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -23,6 +23,7 @@ from .errors import UsageError, set_option_names
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WRITTEN_RECIPE = "recipe.yaml"  # the recipe that a run writes to its folder
+_POSITIONAL = "positional_"  # prefix of an option whose value is given without its name
 _TRUE = ("true", "yes", "1", "t", "y")
 _FALSE = ("false", "no", "0", "f", "n")
 # An option, some of its values (None for any value), and the options that have no effect with these values. If the
@@ -64,26 +65,12 @@ def parse_options(
     alternatives: Sequence[Sequence[str]] = (),
     positionals: Sequence[str] = (),
 ) -> tuple[Any, ...]:
-    """Parse the options of a verb into dataclasses.
+    """Parse the options of a verb into an instance of each dataclass.
 
-    Args:
-        verb: Name of the verb.
-        option_classes: Dataclasses whose fields are the options. Each option belongs to one of them.
-        arguments: Arguments after the verb.
-        description: Description of the verb.
-        example: Example command to paste.
-        sections: Sections of the recipe to read (default: that of the verb).
-        shown: Options that `--help` lists (default: all).
-        alternatives: Groups of options that exclude each other. If the command line sets one of a group, the others
-            of the group are dropped from the recipe.
-        positionals: Options whose values may be given without their names, in this order.
-
-    Returns:
-        An instance of each class.
-
-    Raises:
-        UsageError: If the recipe cannot be read, the verb does not have an option, or options contradict each other.
-        SystemExit: If argparse rejects an option, or after `--help`.
+    `sections` are the sections of the recipe to read (default: that of the verb). `--help` lists the options `shown`
+    (default: all). `alternatives` are groups of options that exclude each other: if the command line sets one, the
+    others of the group are dropped from the recipe. The values of `positionals` may be given without their names.
+    Invalid options raise `UsageError`, or `SystemExit` if argparse rejects them.
     """
     parser = _parser(verb, option_classes, description, example, shown, positionals)
     actions = {action.dest: action for action in reversed(parser._actions)}  # `--name` before `--no-name`
@@ -97,7 +84,7 @@ def parse_options(
         raise UsageError(_describe_unknown(verb, unknown[0], actions))
     given = vars(namespace)
     for name in positionals:
-        if (value := given.pop(_word(name), None)) is not None:
+        if (value := given.pop(_POSITIONAL + name, None)) is not None:
             given[name] = _converted(parser, actions[name], value, f"biomedclip {verb}")
 
     options: dict[str, Any] = {}
@@ -106,7 +93,7 @@ def parse_options(
         dropped |= {name for group in alternatives if set(group) & given.keys() for name in group}
         for name, value in read_recipe(recipe, sections or [verb]).items():
             if name not in actions or name in ("config", "help"):
-                hint = _suggestion(name, [*actions, *VERBS]) or f" See: biomedclip {verb} --help"
+                hint = suggestion(name, [*actions, *VERBS]) or f" See: biomedclip {verb} --help"
                 raise UsageError(f"{recipe}: {name!r} is not an option of biomedclip {verb}.{hint}")
             if name not in dropped:
                 options[name] = _converted(parser, actions[name], value, recipe)
@@ -149,7 +136,7 @@ def _parser(
         elif shown is not None and len(textwrap.wrap(action.help or "", 56)) > 2:
             action.help = (action.help or "").split(". ")[0].removesuffix(".") + "."  # transformers' texts are long
     for name in positionals:
-        parser.add_argument(_word(name), nargs="?", help=argparse.SUPPRESS)
+        parser.add_argument(_POSITIONAL + name, nargs="?", help=argparse.SUPPRESS)
     return parser
 
 
@@ -164,11 +151,6 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{option} {'|'.join(map(str, action.choices)) if action.choices else value}"
 
 
-def _word(name: str) -> str:
-    """Return the name of the argument that holds the value of an option given without its name."""
-    return f"{name}_without_its_name"
-
-
 def _with_true(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Add `true` after each flag without a value. Otherwise argparse would take the next argument as its value."""
     flags = {name for action in parser._actions if action.nargs == "?" for name in action.option_strings}
@@ -180,7 +162,8 @@ def _with_true(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> lis
     return words
 
 
-def _suggestion(name: str, names: Collection[str]) -> str:
+def suggestion(name: str, names: Collection[str]) -> str:
+    """Return a question that names the most similar one of the valid names, or an empty text."""
     close = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -190,7 +173,7 @@ def _describe_unknown(verb: str, argument: str, actions: Collection[str]) -> str
     if not argument.startswith("--"):
         return f"{argument!r} does not belong to an option. See: biomedclip {verb} --help"
     name = argument.split("=")[0]
-    close = _suggestion(name, [f"--{action.replace('_', '-')}" for action in actions])
+    close = suggestion(name, [f"--{action.replace('_', '-')}" for action in actions])
     return f"The option {name} does not exist.{close} See: biomedclip {verb} --help"
 
 
@@ -222,19 +205,7 @@ def _without_effect(options: Mapping[str, Any]) -> set[str]:
 
 
 def option_value(verb: str, name: str, arguments: Sequence[str]) -> str | None:
-    """Return the value of one option, for a verb whose other options depend on it.
-
-    Args:
-        verb: Name of the verb.
-        name: Name of the option, with underscores.
-        arguments: Arguments after the verb.
-
-    Returns:
-        The value from the command line, or else from the recipe. None if neither sets it.
-
-    Raises:
-        UsageError: If the recipe cannot be read.
-    """
+    """Return one option from the command line, or else from the recipe. Other options of the verb depend on it."""
     parser = argparse.ArgumentParser(prog=f"biomedclip {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="?", const="true")
@@ -258,16 +229,7 @@ def read_recipe(name: str, sections: Sequence[str]) -> dict[str, Any]:
 
     A recipe contains either options, or a section of options for each verb. With `base: NAME` at the top level, a
     recipe extends another one and contains only the differences. `null` resets an option of the base to its default.
-
-    Args:
-        name: YAML file, or name of a shipped recipe. `recipes/NAME.yaml` is a shipped recipe in any working directory.
-        sections: Verbs whose sections are read. Later sections override earlier ones.
-
-    Returns:
-        Options by name, with underscores.
-
-    Raises:
-        UsageError: If the recipe does not exist, is not valid YAML, has no section that applies, or extends itself.
+    Later sections override earlier ones. `recipes/NAME.yaml` is a shipped recipe in any working directory.
     """
     options, found = _read_recipe(name, _recipe_path(name), sections, [])
     if found and not found & set(sections):
@@ -296,7 +258,7 @@ def _read_recipe(
     if content.keys() & VERBS.keys():
         for key, value in content.items():
             if key not in VERBS:
-                hint = _suggestion(key, VERBS) or " Move it into a section."
+                hint = suggestion(key, VERBS) or " Move it into a section."
                 raise UsageError(f"{name}: {key!r} is not a section. Sections are {', '.join(VERBS)}.{hint}")
             if not isinstance(value, Mapping | None):
                 raise UsageError(f"{name}: the section {key!r} must contain `name: value` lines, not {value!r}.")
@@ -313,18 +275,14 @@ def _read_recipe(
 
 def _recipe_path(name: str, above: Path | None = None) -> Path:
     """Return the file of a recipe. `above` is the recipe that extends it."""
-    path = Path(name) if Path(name).suffix in (".yaml", ".yml") or Path(name).is_file() else RECIPES / f"{name}.yaml"
-    if above is not None and (above.parent / name).is_file():
-        return above.parent / name
-    if not path.is_file() and path.parent.name == RECIPES.name:
-        path = RECIPES / path.name
-    if not path.is_file():
-        where = f"{above}: " if above else ""
-        reason = "It is a folder, not a file" if Path(name).is_dir() else "It is neither a file nor one of"
-        raise UsageError(
-            f"{where}the recipe {name!r} was not found. {reason}. Shipped recipes: {', '.join(recipe_names())}."
-        )
-    return path
+    shipped = Path(name).stem if Path(name).parent.name == RECIPES.name else name
+    beside = [above.parent / name] if above else []
+    for path in (*beside, Path(name), RECIPES / f"{shipped}.yaml"):
+        if path.is_file():
+            return path
+    where = f"{above}: " if above else ""
+    kind = "a folder, not a file" if Path(name).is_dir() else "neither a file nor one of the shipped recipes"
+    raise UsageError(f"{where}the recipe {name!r} was not found. It is {kind}. Choose from {', '.join(recipe_names())}.")
 
 
 def _load_yaml(name: str, path: Path) -> dict[str, Any]:
@@ -357,11 +315,8 @@ class _UniqueKeys(yaml.SafeLoader):
 def write_recipe(folder: str | Path, options: Sequence[Any], **also: Any) -> None:
     """Write the options of a run as a recipe. Pass the recipe to `--config` to repeat the run.
 
-    Args:
-        folder: Folder of the run. It is created if it does not exist.
-        options: Instances of option classes. Defaults and the paths of data and output are left out. For other local
-            paths, only the last component is written.
-        also: Options that override those in `options`. None removes an option.
+    Defaults and the paths of data and output are left out. For other local paths, only the last component is written.
+    `also` overrides `options`. None removes an option.
     """
     recipe: dict[str, Any] = {}
     for part in options:

@@ -20,11 +20,9 @@ os.umask(_UMASK)
 
 
 def apply_umask(path: Path) -> None:
-    """Set the permissions of files with mode 0600 to those that `open` would give them.
+    """Set the permissions of a file with mode 0600 to those that `open` would give it.
 
-    Args:
-        path: A file, or a folder with a saved model. In a folder, only the weights and the code files are changed.
-            Subfolders, links and files with other permissions are not changed.
+    In a folder, only the weights and the code files are changed. Subfolders and links are not.
     """
     files = [file for pattern in _WRITTEN for file in sorted(path.glob(pattern))] if path.is_dir() else [path]
     for file in files:

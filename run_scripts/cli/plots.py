@@ -29,12 +29,7 @@ _RIGHT, _WRONG, _MUTED = "tab:green", "tab:red", "0.4"
 
 @_plain_text
 def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plot the loss and the validation recall over the training steps.
-
-    Args:
-        log_history: `trainer.state.log_history`.
-        path: PNG to write.
-    """
+    """Plot the loss and the validation recall over the training steps, from `trainer.state.log_history`."""
     figure, (loss_axes, recall_axes) = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
     curves: list[tuple[Any, str, str, dict[str, str]]] = [
         (loss_axes, "loss", "training batch", {}),
@@ -58,46 +53,30 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """A candidate that a model retrieved.
+    """A candidate that a model retrieved. The correct one has the content of the query's pair."""
 
-    Args:
-        content: A caption or a Pillow image.
-        score: Cosine similarity to the query.
-        right: Whether it belongs to the query.
-        source: Article and license. Empty if they are unknown.
-        rank: Rank among all candidates, starting at 1.
-    """
-
-    content: Any
-    score: float
+    content: Any  # a caption or a Pillow image
+    score: float  # cosine similarity to the query
     right: bool
-    source: str = ""
-    rank: float = 1
+    source: str = ""  # article and license, if they are known
+    rank: float = 1  # among all candidates, starting at 1
 
 
 @dataclass(frozen=True)
 class Query:
-    """An image or a caption with the candidates that a model retrieved for it.
+    """A Pillow image or a caption with the candidates that a model retrieved for it.
 
-    Args:
-        content: A Pillow image or a caption.
-        answers: The best candidates, best first, followed by the correct one if it is not among them.
-        source: Article and license. Empty if they are unknown.
+    The best candidates are first, followed by the correct one if it is not among them.
     """
 
     content: Any
     answers: Sequence[Answer]
-    source: str = ""
+    source: str = ""  # article and license, if they are known
 
 
 @_plain_text
 def plot_answers(queries: Sequence[Query], path: Path) -> None:
-    """Plot images with their best captions. The correct caption is green.
-
-    Args:
-        queries: Images with captions.
-        path: PNG to write.
-    """
+    """Plot images with their best captions. The correct caption is green."""
     with fonts_for(_text_of(queries)):
         blocks = []
         for query in queries:
@@ -118,12 +97,7 @@ def plot_answers(queries: Sequence[Query], path: Path) -> None:
 
 @_plain_text
 def plot_retrieved_images(queries: Sequence[Query], path: Path) -> None:
-    """Plot captions with their best images. The correct image has a green frame.
-
-    Args:
-        queries: Captions with images.
-        path: PNG to write.
-    """
+    """Plot captions with their best images. The correct image has a green frame."""
     with fonts_for(_text_of(queries)):
         blocks: list[_Block] = []
         for query in queries:
@@ -151,13 +125,7 @@ def plot_question(
 ) -> None:
     """Plot a question about an image, with the correct answer and the best answers of a model.
 
-    Args:
-        image: Pillow image.
-        question: The question.
-        right_answer: The correct answer.
-        best: Text, probability and correctness of each of the best answers, best first. Empty if the model gave no
-            answer.
-        path: PNG to write.
+    `best` has the text, the probability and the correctness of each answer. It is empty if the model gave no answer.
     """
     right = bool(best) and best[0][2]
     verdict = "no answer: its scores are NaN or infinite" if not best else "correct" if right else "incorrect"
@@ -247,60 +215,25 @@ def _text_of(queries: Sequence[Query]) -> str:
 @_plain_text
 def plot_comparison(
     title: str,
-    columns: Sequence[str],
+    rows: Sequence[str],
     cells: Mapping[str, Sequence[Any]],
     chance: float | None,
     path: Path,
     *,
     published: Collection[str] = (),
 ) -> None:
-    """Plot models on one benchmark, with a point for each model and metric.
+    """Plot models on one or several benchmarks, with a point for each model (key of `cells`) and row.
 
-    Args:
-        title: Task and data.
-        columns: Names of the metrics.
-        cells: Values of each model: `value`, `interval` and `deviation`.
-        chance: Accuracy of guessing, drawn as a line. None if it differs between the metrics.
-        path: PNG to write.
-        published: Models of `cells` whose values were published, not measured. Their points are hollow and gray.
+    A value has the fields `value`, `interval` and `deviation`, or is None. `chance` is the accuracy of guessing, drawn
+    as a line if it is the same for all rows. The points of `published` models, which were not measured, are hollow and
+    gray.
     """
-    points = {name: list(enumerate(values)) for name, values in cells.items()}
-    _plot_points(title, columns, points, published, path, chance)
-
-
-@_plain_text
-def plot_suite(title: str, lines: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]], path: Path) -> None:
-    """Plot models on several benchmarks, with a point for each model and metric.
-
-    Args:
-        title: Heading.
-        lines: Label, values of our models by name, and published values by a name that marks them as published. A value
-            has `value`, `interval` and `deviation`.
-        path: PNG to write.
-    """
-    points: dict[str, list[tuple[int, Any]]] = {}
-    for part in (0, 1):  # ours first
-        for row, (_, *values) in enumerate(lines):
-            for name, value in values[part].items():
-                points.setdefault(name, []).append((row, value))
-    _plot_points(title, [label for label, *_ in lines], points, {name for *_, found in lines for name in found}, path)
-
-
-def _plot_points(
-    title: str,
-    rows: Sequence[str],
-    points: Mapping[str, Sequence[tuple[int, Any]]],
-    published: Collection[str],
-    path: Path,
-    chance: float | None = None,
-) -> None:
-    """Plot a group of points for each row, with an offset for each model."""
-    markers = dict(zip((name for name in points if name in published), itertools.cycle("Ds^vPX*h<>pHd8")))
-    height = max(0.3, 0.12 * (len(points) + 1)) * len(rows) + 0.12 * len(points) + 1.4
+    markers = dict(zip((name for name in cells if name in published), itertools.cycle("Ds^vPX*h<>pHd8")))
+    height = max(0.3, 0.12 * (len(cells) + 1)) * len(rows) + 0.12 * len(cells) + 1.4
     figure, axes = plt.subplots(figsize=(8.5, max(2.6, height)), layout="constrained")
-    for place, (name, values) in enumerate(points.items()):
-        offset = 0.8 * ((place + 0.5) / len(points) - 0.5)
-        known = [(row + offset, value) for row, value in values if value.value is not None]
+    for place, (name, values) in enumerate(cells.items()):
+        offset = 0.8 * ((place + 0.5) / len(cells) - 0.5)
+        known = [(row + offset, value) for row, value in enumerate(values) if value and value.value is not None]
         _plot_values(axes, known, name, None if name in markers else f"C{place % 10}", markers.get(name, "o"))
     if chance is not None:
         axes.axvline(chance, color="0.5", linestyle="--", linewidth=1, label="chance (accuracy)")
@@ -316,18 +249,16 @@ def _plot_points(
 
 def _plot_values(axes: Any, points: Sequence[tuple[float, Any]], name: str, color: str | None, marker: str) -> None:
     """Plot the values of a model with intervals or deviations. Without a color, the points are hollow and gray."""
-    intervals = [
-        value.interval or (value.value - (value.deviation or 0), value.value + (value.deviation or 0))
-        for _, value in points
-    ]
-    values = [value.value for _, value in points]
-    low = [max(0.0, value - interval[0]) for value, interval in zip(values, intervals, strict=True)]
-    high = [max(0.0, interval[1] - value) for value, interval in zip(values, intervals, strict=True)]
+    bars: tuple[list[float], list[float]] = ([], [])
+    for _, value in points:
+        low, high = value.interval or (value.value - (value.deviation or 0), value.value + (value.deviation or 0))
+        bars[0].append(max(0.0, value.value - low))
+        bars[1].append(max(0.0, high - value.value))
     label = one_line(name)
     axes.errorbar(
-        values,
+        [value.value for _, value in points],
         [row for row, _ in points],
-        xerr=None if color is None else [low, high],
+        xerr=None if color is None else bars,
         fmt=marker,
         color=color or "0.35",
         markerfacecolor="white" if color is None else None,
@@ -338,12 +269,7 @@ def _plot_values(axes: Any, points: Sequence[tuple[float, Any]], name: str, colo
 
 @_plain_text
 def plot_report(report: Mapping[str, Any], path: Path) -> None:
-    """Plot the contents of a build: articles and figures, licenses, caption lengths and image sizes.
-
-    Args:
-        report: The report of `biomedclip build`.
-        path: PNG to write.
-    """
+    """Plot the report of a build: articles and figures, licenses, caption lengths and image sizes."""
     figure, grid = plt.subplots(2, 2, figsize=(13, 9), height_ratios=[1.3, 1], layout="constrained")
     (counts_axes, caption_axes), (license_axes, image_axes) = grid
     articles, figures = report["articles"], report["figures"]

@@ -93,27 +93,13 @@ def format_value(value: Any) -> str:
 
 
 def refuse_filled(folder: Path, *, overwrite: bool) -> None:
-    """Check that a folder is empty or may be overwritten.
-
-    Raises:
-        FileExistsError: If the folder is a file or is not empty, and `overwrite` is not set.
-    """
+    """Check that a folder is empty or may be overwritten."""
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: pass --overwrite, or choose another folder.")
 
 
 def claim_folder(folder: Path, results: Sequence[str], *, overwrite: bool) -> None:
-    """Create an output folder, or remove the results of an earlier run from it.
-
-    Args:
-        folder: The folder.
-        results: Names of files and folders that a run writes. Nothing else is removed.
-        overwrite: Remove the results of an earlier run.
-
-    Raises:
-        FileExistsError: If the folder is a file, contains files that are not from an earlier run, or contains an
-            earlier run and `overwrite` is not set.
-    """
+    """Create an output folder, or remove the `results` of an earlier run from it, and nothing else."""
     mark = folder / ".quickstart"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not mark.exists():

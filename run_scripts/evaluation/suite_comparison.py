@@ -9,7 +9,7 @@ from biomedclip.model_cards.escaping import Markdown, markdown
 from biomedclip.model_cards.model_card import OF_THE_PAPER
 from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
 
-from ..cli.plots import plot_suite
+from ..cli.plots import plot_comparison
 from ..cli.reporting import say, show_table
 from .comparison import Value, headline, published_name, write_comparison
 from .visual_question_answering import WORDS
@@ -104,8 +104,10 @@ def compare_suite(
         sections=_sections(measured, remarks),
         content=_json(lines, models, lacks, measured, remarks),
     )
-    drawn = [(f"{line.task}: {line.label}", line.values, line.marked()) for line in lines]
-    plot_suite(title, drawn, output_dir / "comparison.png")
+    ours, theirs = [line.values for line in lines], [line.marked() for line in lines]
+    points = {name: [row.get(name) for row in part] for part in (ours, theirs) for row in part for name in row}
+    labels, published = [f"{line.task}: {line.label}" for line in lines], {name for row in theirs for name in row}
+    plot_comparison(title, labels, points, None, output_dir / "comparison.png", published=published)
     shown: list[tuple[str, ...]] = []
     for task in dict.fromkeys(line.task for line in lines):
         shown.append((task, *[""] * (len(models) + 1)))

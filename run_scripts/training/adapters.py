@@ -55,18 +55,10 @@ class AdapterOptions:
 
 
 def add_adapter(model: PreTrainedModel, options: AdapterOptions, *, trained_whole: Sequence[str] = ()) -> Any:
-    """Freeze a model and add LoRA adapters to its layers.
+    """Freeze a model and add LoRA adapters to its layers. They do not change its outputs before training.
 
-    Args:
-        model: Model that was loaded from a checkpoint. The adapter files refer to it as their base model.
-        options: LoRA options. Without a rank, the model is returned unchanged.
-        trained_whole: Modules that are trained and saved in full, such as a new head.
-
-    Returns:
-        The model with adapters. They do not change its outputs before training.
-
-    Raises:
-        ValueError: If the model lacks one of the layers, or was loaded from an adapter.
+    Without a rank, the model is returned unchanged. The modules `trained_whole`, such as a new head, are trained and
+    saved in full.
     """
     if options.lora_rank is None:
         return model
@@ -94,11 +86,7 @@ def add_adapter(model: PreTrainedModel, options: AdapterOptions, *, trained_whol
 
 
 def refuse_adapter(model: PreTrainedModel) -> None:
-    """Check that a model was not loaded from an adapter, which would be lost when the model is saved.
-
-    Raises:
-        ValueError: If the model was loaded from an adapter.
-    """
+    """Check that a model was not loaded from an adapter, which would be lost when the model is saved."""
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
             "--model-name-or-path is an adapter. Use its base model, or the folder "
@@ -107,11 +95,7 @@ def refuse_adapter(model: PreTrainedModel) -> None:
 
 
 def check_merge(trainer: Any, options: AdapterOptions) -> None:
-    """Check that each process has the whole model if adapters will be merged.
-
-    Raises:
-        ValueError: If the model is sharded.
-    """
+    """Check that each process has the whole model if adapters will be merged."""
     if options.merge_adapter and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
             "--merge-adapter does not work with sharded models. Omit it, and merge the saved adapter after training: "

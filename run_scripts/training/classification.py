@@ -68,17 +68,7 @@ OPTION_CLASSES = [LabeledData, AdapterOptions, SupervisedArguments]
 def run(
     data: LabeledData, adapter: AdapterOptions, args: SupervisedArguments
 ) -> tuple[SupervisedTrainer, dict[str, Any]]:
-    """Train and save an image classifier, and evaluate it on held-out images.
-
-    Returns:
-        The trainer, and the content of `train_results.json`.
-
-    Raises:
-        ValueError: If there are fewer than two classes or fewer images than the batch size, if another split has labels
-            that the training images lack, if a class has no readable image, or if an option has no effect.
-        FileNotFoundError: If there are no images.
-        FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
-    """
+    """Train and save an image classifier, evaluate it on held-out images, and return the trainer and the results."""
     trust = data.trust_remote_code
     check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
@@ -115,26 +105,18 @@ def run(
     return trainer, run_and_save(trainer, checkpoint, adapter, measure_splits, config)
 
 
-def with_validation(splits: Mapping[str, LabeledImages], share: float, seed: int) -> dict[str, LabeledImages]:
-    """Return the splits with a validation split. A missing one is held out from the training images.
-
-    Raises:
-        ValueError: If there is a validation split, but the fraction to hold out is not the default.
-    """
+def with_validation(splits: Mapping[str, LabeledImages], fraction: float, seed: int) -> dict[str, LabeledImages]:
+    """Return the splits with a validation split. A missing one is held out from the training images."""
     if "validation" in splits:
-        if share != LabeledData.validation_fraction:
+        if fraction != LabeledData.validation_fraction:
             raise ValueError("--validation-fraction has no effect: the dataset has a validation split. Omit it.")
         return dict(splits)
-    stay, held_out = hold_out(splits["train"].labels, share, seed)
+    stay, held_out = hold_out(splits["train"].labels, fraction, seed)
     return {**splits, "train": splits["train"].select(stay), "validation": splits["train"].select(held_out)}
 
 
 def class_names(splits: Mapping[str, LabeledImages], path: str) -> list[str]:
-    """Return the sorted classes of the training images.
-
-    Raises:
-        ValueError: If there are fewer than two classes, or if another split has other classes.
-    """
+    """Return the sorted classes of the training images, which must contain those of the other splits."""
     classes = sorted(set(splits["train"].labels))
     for note in similar_classes(classes):
         logger.warning("%s: %s", path, note)

@@ -142,11 +142,7 @@ def run(
     dry_run: DryRunOptions,
     args: ContrastiveTrainingArguments,
 ) -> tuple[ContrastiveTrainer, dict[str, Any]]:
-    """Train with the options of the command, see [`train`].
-
-    Raises:
-        UsageError: If options contradict each other.
-    """
+    """Train with the options of the command, see [`train`]."""
     if data.train_data is None:
         raise UsageError("--train-data is missing. Pass the folder that biomedclip build wrote, or --dry-run.")
     check_batch_size(data, args)
@@ -171,25 +167,7 @@ def train(
     adapter: AdapterOptions | None = None,
     zero_shot: ZeroShotOptions | None = None,
 ) -> tuple[ContrastiveTrainer, dict[str, Any]]:
-    """Train and save a model.
-
-    Args:
-        train_data: Folder written by `biomedclip build`.
-        handling: Which pairs are used, and how they are read.
-        model_options: Model to train.
-        args: Training arguments.
-        adapter: LoRA options (default: train all weights).
-        zero_shot: Labeled images to classify at each evaluation (default: none).
-
-    Returns:
-        The trainer, and the content of `train_results.json`.
-
-    Raises:
-        UsageError: If options contradict each other.
-        ValueError: If the model or the data do not support an option.
-        FileNotFoundError: If there is no dataset.
-        FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
-    """
+    """Train and save a model. Return the trainer, and the content of `train_results.json`."""
     adapter, zero_shot = adapter or AdapterOptions(), zero_shot or ZeroShotOptions()
     check_base(model_options, adapter)
     check_checkpoint(model_options.model_name_or_path, trust_remote_code=model_options.trust_remote_code)
@@ -242,11 +220,7 @@ def plan(
     args: ContrastiveTrainingArguments,
     folder: str | None,
 ) -> None:
-    """Print the plan of a run, and write it to a folder if one is given.
-
-    Raises:
-        UsageError: If options contradict each other.
-    """
+    """Print the plan of a run, and write it to a folder if one is given."""
     if data.train_data and dry_run.pairs != PUBLISHED_PAIRS:
         raise UsageError("--pairs has no effect with --train-data, whose pairs are counted. Omit one of the two.")
     check_batch_size(data, args)
@@ -283,12 +257,7 @@ def load_processor(
 ) -> ProcessorMixin:
     """Load the processor of the checkpoint, or create one whose vocabulary is given or learned from the captions.
 
-    Args:
-        options: Model options.
-        handling: Which pairs are used, and how they are read.
-        stream: Stream of the training pairs.
-        args: Training arguments. The vocabulary is saved in `output_dir`.
-        learn: Learn a vocabulary even if `output_dir` contains one, because the run is not resumed.
+    A learned vocabulary is saved in `output_dir`. `learn` replaces it, because the run is not resumed.
     """
     size, trust = options.image_size, options.trust_remote_code
     if options.model_name_or_path:
@@ -324,14 +293,9 @@ def load_processor(
 
 
 def learn_vocabulary(captions: PairStream, size: int) -> BertTokenizer:
-    """Learn a lower-case WordPiece vocabulary with the special tokens of BERT.
+    """Learn a lower-case WordPiece vocabulary with the special tokens of BERT. It depends only on the arguments.
 
-    Args:
-        captions: Stream with the column `caption`.
-        size: Maximum number of entries. It is exceeded if there are more characters.
-
-    Returns:
-        A tokenizer that depends only on the captions and the size.
+    `size` is the maximum number of entries. It is exceeded if there are more characters.
     """
 
     def lines() -> Iterator[str]:
@@ -375,11 +339,7 @@ def show_results(results: Mapping[str, Any]) -> None:
 
 
 def check_batch_size(data: TrainData, args: ContrastiveTrainingArguments) -> None:
-    """Check that the batch size is set only once.
-
-    Raises:
-        UsageError: If it is set twice.
-    """
+    """Check that the batch size is set only once."""
     if data.batch_size is not None and args.per_device_train_batch_size != DEFAULT_BATCH:
         raise UsageError(
             f"--batch-size {data.batch_size} and --per-device-train-batch-size {args.per_device_train_batch_size} both "
@@ -388,11 +348,7 @@ def check_batch_size(data: TrainData, args: ContrastiveTrainingArguments) -> Non
 
 
 def check_base(options: ModelOptions, adapter: AdapterOptions) -> None:
-    """Check that an adapter can be loaded on the checkpoint on which it is trained.
-
-    Raises:
-        UsageError: If the options change the base model.
-    """
+    """Check that an adapter can be loaded on the checkpoint on which it is trained."""
     if adapter.lora_rank is None:
         return
     if not options.model_name_or_path:

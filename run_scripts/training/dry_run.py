@@ -52,14 +52,10 @@ class DryRunOptions:
 def plan_run(
     model: Any, args: ContrastiveTrainingArguments, *, pairs: int, processes: int, text_length: int, notes: list[str]
 ) -> dict[str, Any]:
-    """Return the plan of a run, which is the content of `dry_run.json`.
-
-    Raises:
-        UsageError: If there are fewer pairs than the batch size, or `num_train_epochs` results in no steps.
-    """
-    share = args.per_device_train_batch_size
-    batch_size = share * processes
-    mini_batch_size = min(args.mini_batch_size or share, share)
+    """Return the plan of a run, which is the content of `dry_run.json`."""
+    per_device = args.per_device_train_batch_size
+    batch_size = per_device * processes
+    mini_batch_size = min(args.mini_batch_size or per_device, per_device)
     batches = pairs // batch_size
     if batches == 0:
         raise UsageError(f"There are {pairs:,} pairs, fewer than a batch of {batch_size:,}. Lower --batch-size.")
@@ -91,7 +87,7 @@ def plan_run(
             "pairs": pairs,
             "batch_size": batch_size,
             "processes": processes,
-            "per_device_batch_size": share,
+            "per_device_batch_size": per_device,
             "mini_batch_size": mini_batch_size,
             "batches_per_epoch": batches,
             "unused_pairs_per_epoch": pairs - batches * batch_size,

@@ -41,14 +41,7 @@ def estimate_memory(
 ) -> dict[str, int]:
     """Return the estimated memory of a process on its device in bytes, by category.
 
-    Args:
-        model: BiomedCLIPModel or CLIPModel, which may be on the meta device.
-        batch_size: Number of pairs in a step over all processes.
-        processes: Number of processes.
-        mini_batch_size: Number of pairs that each process keeps in memory.
-        text_length: Number of tokens in each text.
-        bf16: Whether training uses bf16 autocast.
-        checkpointing: Whether training uses gradient checkpointing.
+    `batch_size` counts the pairs of a step over all processes, `mini_batch_size` those that a process keeps in memory.
     """
     vision, text = model.config.vision_config, model.config.text_config
     patches = patches_kept((vision.image_size // vision.patch_size) ** 2, getattr(vision, "patch_dropout", 0.0))

@@ -127,14 +127,7 @@ def load_model(
 ) -> PreTrainedModel:
     """Load the model that the options specify. Encoders without a checkpoint have random weights.
 
-    Args:
-        options: Model options.
-        processor: Processor of the model.
-        loss: Contrastive loss. `siglip` needs a logit bias.
-        adapted: Whether only an adapter is trained, and saved without the model.
-
-    Raises:
-        ValueError: If the model does not support the options or the loss.
+    `adapted` means that only an adapter is trained, and saved without the model.
     """
     trust = options.trust_remote_code
     for name in filter(None, (options.model_name_or_path, options.vision_model, options.text_model)):
@@ -152,11 +145,7 @@ def load_model(
 def set_up_model(
     model: PreTrainedModel, options: ModelOptions, loss: str = LOSSES[0], *, adapted: bool = False
 ) -> PreTrainedModel:
-    """Set the image size and patch dropout, lock the image encoder, and add the logit bias that the loss needs.
-
-    Raises:
-        ValueError: If the model does not support an option or the loss.
-    """
+    """Set the image size and patch dropout, lock the image encoder, and add the logit bias that the loss needs."""
     for option, value in (("--image-size", options.image_size), ("--patch-dropout", options.patch_dropout)):
         if value is not None and not isinstance(model, BiomedCLIPModel):
             raise ValueError(f"{option} requires a BiomedCLIPModel, not a {type(model).__name__}. Omit it.")
@@ -240,11 +229,7 @@ def _has_clip_text(fields: Any) -> bool:
 
 
 def _special_tokens(options: ModelOptions, processor: ProcessorMixin) -> dict[str, int]:
-    """Return the ids of the special tokens for the configuration of CLIP's text encoder.
-
-    Raises:
-        ValueError: If the tokenizer does not mark the end of a text.
-    """
+    """Return the ids of the special tokens for the configuration of CLIP's text encoder."""
     tokenizer = processor.tokenizer
     end = tokenizer.eos_token_id
     # If the end has the id 2, transformers pools the token with the largest id.
@@ -261,13 +246,9 @@ def _special_tokens(options: ModelOptions, processor: ProcessorMixin) -> dict[st
 def outline(
     options: ModelOptions, loss: str = LOSSES[0], *, adapted: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Create the model that the options specify, without weights. Only configurations are downloaded.
+    """Create the model that the options specify on the meta device, and list assumptions.
 
-    Returns:
-        The model on the meta device, and notes on assumptions.
-
-    Raises:
-        ValueError: If a configuration cannot be loaded, or the model does not support the options or the loss.
+    Only configurations are downloaded.
     """
     notes: list[str] = []
     trust = options.trust_remote_code
@@ -315,11 +296,7 @@ def configuration(options: ModelOptions) -> Any:
 
 
 def read_fields(option: str, value: Any) -> dict[str, Any] | None:
-    """Return the fields of a configuration from JSON (command line) or a mapping (recipe).
-
-    Raises:
-        ValueError: If the value is neither.
-    """
+    """Return the fields of a configuration from JSON (command line) or a mapping (recipe)."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -331,16 +308,7 @@ def read_fields(option: str, value: Any) -> dict[str, Any] | None:
 
 
 def make_config(option: str, config_class: Any, fields: Mapping[str, Any]) -> Any:
-    """Create a configuration from an option.
-
-    Args:
-        option: Name of the option, for error messages.
-        config_class: Class of the configuration.
-        fields: Fields of the configuration. Those in `sub_configs` are mappings.
-
-    Raises:
-        ValueError: If a field is unknown, which transformers would accept, or has an invalid value.
-    """
+    """Create a configuration from the fields of an option, and reject unknown ones, which transformers would accept."""
     parts = [(config_class, fields)]
     parts += [(part_class, fields.get(name) or {}) for name, part_class in config_class.sub_configs.items()]
     for part_class, part in parts:

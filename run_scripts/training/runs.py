@@ -40,14 +40,9 @@ _COSTS = """
 def run_training(trainer: AdaptedTrainer, checkpoint: str | None) -> dict[str, Any]:
     """Train from the start or from a checkpoint, and save the model and the training curves.
 
-    If a run was killed after its last step, only the model is saved.
-
-    Returns:
-        Cost of the training. Speed and mean loss are measured since the checkpoint. Memory is the peak of this process:
-        resident memory including loading, and the memory of tensors on the accelerator, if there is one.
-
-    Raises:
-        ValueError: If the checkpoint and the model are from a finished run.
+    If a run was killed after its last step, only the model is saved. In the results, speed and mean loss are measured
+    since the checkpoint. Memory is the peak of this process: resident memory including loading, and the memory of
+    tensors on the accelerator, if there is one.
     """
     args = trainer.args
     first_step = None if checkpoint is None else _step_of(checkpoint)
@@ -100,17 +95,10 @@ def run_and_save(
     measure: Callable[[], dict[str, Any]],
     base_config: Any = None,
 ) -> dict[str, Any]:
-    """Train, and save the model, the results and the merged model.
+    """Train, and save the model, the results and the merged model. Return the content of `train_results.json`.
 
-    Args:
-        trainer: Trainer.
-        checkpoint: Checkpoint folder to resume from, if any.
-        adapter: LoRA options.
-        measure: Function that returns further results after the training.
-        base_config: Configuration to save with an adapter, if its head is not part of the base model.
-
-    Returns:
-        The content of `train_results.json`.
+    `measure` returns further results after the training. `base_config` is the configuration to save with an adapter, if
+    its head is not part of the base model.
     """
     check_merge(trainer, adapter)
     results = run_training(trainer, checkpoint)
@@ -128,11 +116,7 @@ def run_and_save(
 
 
 def saved_checkpoint(trainer: AdaptedTrainer) -> dict[str, Any]:
-    """Return which training state was saved: the checkpoint with the best validation metric, or the last step.
-
-    Returns:
-        `chosen` (`best` or `last`) and `step`. For `best`, also `metric` and `value`.
-    """
+    """Return which training state was saved: the checkpoint with the best validation metric, or the last step."""
     args, state = trainer.args, trainer.state
     if args.load_best_model_at_end and state.best_model_checkpoint is not None:
         return {
@@ -152,11 +136,7 @@ def describe_checkpoint(saved: Mapping[str, Any]) -> str:
 
 
 def set_batch_size(args: TrainingArguments, batch_size: int | None, devices: int) -> None:
-    """Divide a batch evenly among the devices of a run.
-
-    Raises:
-        UsageError: If the batch cannot be divided evenly.
-    """
+    """Divide a batch evenly among the devices of a run."""
     if batch_size is None:
         return
     if batch_size < 1 or batch_size % devices != 0:
@@ -170,27 +150,20 @@ def set_batch_size(args: TrainingArguments, batch_size: int | None, devices: int
 def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the rows of the final table of costs, without those that were not measured."""
     names = [name for name in _COSTS if results.get(name) is not None]
-    return [(name.replace("_", " ").replace("mib", "MiB"), results[name]) for name in names]
+    # The names in JSON files are fixed.
+    titles = [name.replace("_share", "_fraction").replace("_", " ").replace("mib", "MiB") for name in names]
+    return [(title, results[name]) for title, name in zip(titles, names, strict=True)]
 
 
 def check_checkpoint(name: str | None, *, trust_remote_code: bool = False) -> None:
-    """Check the model to train before anything is read.
-
-    Raises:
-        FileNotFoundError: If the name is neither a folder nor an id on the Hub.
-        ValueError: If a file of the model requires trust, see [`check_source`].
-    """
+    """Check the name and the source of the model to train before anything is read."""
     if name:
         check_model_name(name, "--model-name-or-path")
         check_source(name, trust_remote_code=trust_remote_code)
 
 
 def start_run(args: TrainingArguments, options: Sequence[Any], **also: Any) -> str | None:
-    """Write the recipe of a run into its folder, and set the random seed.
-
-    Returns:
-        The checkpoint to resume from, see [`checkpoint_to_resume`].
-    """
+    """Write the recipe of a run into its folder, set the random seed, and return the checkpoint to resume from."""
     checkpoint = checkpoint_to_resume(args)
     if args.process_index == 0:
         write_recipe(args.output_dir, [*options, args], **also)
@@ -208,16 +181,8 @@ def end_processes() -> None:
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """Return the checkpoint that `--resume-from-checkpoint` selects, and remove incomplete ones with a warning.
 
-    Args:
-        args: Training arguments. `resume_from_checkpoint` is a path, or `true` for the last complete checkpoint of
-            `output_dir`.
-
-    Returns:
-        The checkpoint folder, or None to train from the start.
-
-    Raises:
-        FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
-        FileNotFoundError: If the checkpoint does not exist or is incomplete, or if not all processes see it.
+    The option is a path, or `true` for the last complete checkpoint of `output_dir`. None means to train from the
+    start.
     """
     wanted = str(args.resume_from_checkpoint or "false")
     folders = [path for path in Path(args.output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]

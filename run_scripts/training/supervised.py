@@ -44,11 +44,7 @@ class SupervisedData:
 
 @dataclass
 class SupervisedArguments(CheckedTrainingArguments):
-    """`TrainingArguments` for training with labels.
-
-    Raises:
-        ValueError: If a field is not supported, see `docs/training_arguments.md`.
-    """
+    """`TrainingArguments` for training with labels. `docs/training_arguments.md` lists the fields it supports."""
 
     training = LABELS
 
@@ -61,13 +57,7 @@ class SupervisedArguments(CheckedTrainingArguments):
 class SupervisedTrainer(AdaptedTrainer):
     """Trainer for datasets with random access, with random crops only in training.
 
-    Args:
-        model: Model whose loss is the mean over its batch.
-        args: Training arguments.
-        kwargs: Additional arguments of [`AdaptedTrainer`].
-
-    Raises:
-        ValueError: If the training set is smaller than the batch size, or an option is not supported.
+    The loss of the model must be the mean over its batch.
     """
 
     rows = "images"  # name of the rows of the training set in errors
@@ -87,11 +77,7 @@ class SupervisedTrainer(AdaptedTrainer):
         self.model_accepts_loss_kwargs = False
 
     def check_options(self) -> None:
-        """Check the options. Some may have been changed after the trainer was created.
-
-        Raises:
-            ValueError: If an option is not supported.
-        """
+        """Check the options. Some may have been changed after the trainer was created."""
         super().check_options()
         if self.is_fsdp_enabled:
             raise ValueError(f"accelerate is configured for FSDP, but {FIELDS[LABELS]['fsdp'].text}.")
@@ -100,20 +86,9 @@ class SupervisedTrainer(AdaptedTrainer):
 def load_with_head(
     auto_class: Any, name: str, labels: Sequence[str], *, trust_remote_code: bool = False, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load the encoders of a checkpoint with a head for the given labels. A missing head is initialized randomly.
+    """Load the encoders of a checkpoint in float32 with a head for the given labels.
 
-    Args:
-        auto_class: Auto class of models with such a head.
-        name: Folder or Hub id.
-        labels: Labels in the order of their indices.
-        trust_remote_code: Whether the code of the checkpoint may run.
-        options: Additional arguments of `from_pretrained`.
-
-    Returns:
-        The model in float32, and the loading info of transformers.
-
-    Raises:
-        ValueError: If the checkpoint is an adapter.
+    A missing head is initialized randomly. The second result is the loading info of transformers.
     """
     model, info = auto_class.from_pretrained(
         name,

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback
 
 
 # If at least this fraction of the time is spent waiting for data, the loader is reported as the limit.
-NOTICEABLE_SHARE = 0.1
+NOTICEABLE_FRACTION = 0.1
 
 
 class StepClock(TrainerCallback):
@@ -17,9 +17,6 @@ class StepClock(TrainerCallback):
 
     Waiting is the time between the last event (a step, logging, saving, or evaluation) and the next step. The first
     step is excluded, because it includes the start of the workers and the compilation of the model.
-
-    Args:
-        now: Function that returns the time in seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -56,19 +53,10 @@ class StepClock(TrainerCallback):
 
 
 def throughput(trainer: Trainer, clock: StepClock, collator: Any) -> dict[str, Any]:
-    """Return the throughput of the loader and of the steps.
+    """Return the throughput of the loader and of the steps, and what limits the run. All are None in a run of one step.
 
-    All processes must call it. The process that waited longest counts, because the others wait for it.
-
-    Args:
-        trainer: Trainer after training with the clock among its callbacks.
-        clock: Measured times.
-        collator: Training collator, which measures the work of its workers.
-
-    Returns:
-        `step_samples_per_second` of the model without waiting, `loader_samples_per_second` of decoding, cropping and
-        tokenizing in all workers (without reading shards), `waiting_share` of the total time, and `limit`, a sentence.
-        All are None in a run of one step.
+    All processes must call it. The process that waited longest counts, because the others wait for it. The steps are
+    measured without waiting, and the loader without reading shards: decoding, cropping and tokenizing in all workers.
     """
     args = trainer.args
     local = [clock.waiting, clock.stepping, (collator.rows_per_second or 0.0) * max(1, args.dataloader_num_workers)]
@@ -77,17 +65,17 @@ def throughput(trainer: Trainer, clock: StepClock, collator: Any) -> dict[str, A
     if not clock.steps or stepping <= 0:
         return dict.fromkeys(("step_samples_per_second", "loader_samples_per_second", "waiting_share", "limit"))
     batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    share = waiting / (waiting + stepping)
+    waiting_fraction = waiting / (waiting + stepping)
     return {
         "step_samples_per_second": round(clock.steps * batch_size / stepping, 1),
         "loader_samples_per_second": round(sum(loader for _, _, loader in processes), 1),
-        "waiting_share": share,
-        "limit": name_limit(share, fast_decode=collator.fast_decode),
+        "waiting_share": waiting_fraction,
+        "limit": name_limit(waiting_fraction, fast_decode=collator.fast_decode),
     }
 
 
-def name_limit(waiting_share: float, *, fast_decode: bool) -> str:
+def name_limit(waiting_fraction: float, *, fast_decode: bool) -> str:
     """Return what limits a run, and how to improve it, from the fraction of time spent waiting for batches."""
-    if waiting_share < NOTICEABLE_SHARE:
+    if waiting_fraction < NOTICEABLE_FRACTION:
         return "the model limits"
     return "the loader limits: raise --dataloader-num-workers" + ("" if fast_decode else " or pass --fast-decode")

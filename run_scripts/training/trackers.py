@@ -18,13 +18,7 @@ _MODULES = {"flyte": "flytekit", "azure_ml": "azureml"}
 
 
 def check_trackers(args: TrainingArguments) -> None:
-    """Check that the trackers of `--report-to` can start, before anything is loaded.
-
-    Raises:
-        UsageError: If transformers does not know a tracker.
-        ImportError: If a tracker is not installed.
-        OSError: If Weights & Biases has no API key and is not offline.
-    """
+    """Check that the trackers of `--report-to` can start, before anything is loaded."""
     unknown = [name for name in args.report_to if name not in INTEGRATION_TO_CALLBACK]
     if unknown:
         known = ", ".join(INTEGRATION_TO_CALLBACK)
@@ -42,11 +36,7 @@ def check_trackers(args: TrainingArguments) -> None:
 
 @contextmanager
 def tracker_errors() -> Iterator[None]:
-    """Add the name of the tracker to the errors that it raises.
-
-    Raises:
-        OSError: If a tracker raises an error of any type.
-    """
+    """Convert an error of any type that a tracker raises to an `OSError` with the name of the tracker."""
     callbacks = {callback: name for name, callback in INTEGRATION_TO_CALLBACK.items()}
     try:
         yield

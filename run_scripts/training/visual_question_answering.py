@@ -111,17 +111,9 @@ OPTION_CLASSES = [QuestionData, AdapterOptions, QuestionArguments]
 def run(
     data: QuestionData, adapter: AdapterOptions, args: SupervisedArguments
 ) -> tuple["QuestionTrainer", dict[str, Any]]:
-    """Train and save a model that answers questions, and evaluate it on the validation questions, if there are any.
+    """Train and save a model that answers questions, and return the trainer and the results.
 
-    Returns:
-        The trainer, and the content of `train_results.json`.
-
-    Raises:
-        UsageError: If an option needs validation questions and none are held out.
-        ValueError: If there are fewer questions than the batch size, no image of a split can be read, or the checkpoint
-            is not a model with two encoders.
-        FileNotFoundError: If the benchmark or a part of it is missing.
-        FileExistsError: If `output_dir` contains checkpoints and `resume_from_checkpoint` is not set.
+    The model is evaluated on the validation questions, if there are any.
     """
     check_validation_options(data, args)
     trust = data.trust_remote_code
@@ -166,11 +158,7 @@ def run(
 
 
 def check_validation_options(data: QuestionData, args: SupervisedArguments) -> None:
-    """Check that no option needs validation questions if none are held out.
-
-    Raises:
-        UsageError: If an option has no effect without validation questions.
-    """
+    """Check that no option needs validation questions if none are held out."""
     if data.benchmark == "slake" or data.validation_fraction > 0:
         return
     needs = {
@@ -191,15 +179,9 @@ class QuestionTrainer(SupervisedTrainer):
     """Trainer for visual question answering, with the parameter groups of METER's `set_schedule`.
 
     The classifier and the cross-modal layers have their own learning rates. As in METER, weight decay excludes biases
-    and LayerNorms, except for the LayerNorm of the classifier, which METER's list of names does not match.
-
-    Args:
-        model: The model.
-        args: Training arguments. `learning_rate` is the rate of the encoders and of the token type embeddings.
-        head_factor: Factor of the learning rate for the classifier.
-        cross_modal_factor: Factor of the learning rate for the co-attention layers, the poolers and the two linear maps
-            before them.
-        kwargs: Additional arguments of [`SupervisedTrainer`].
+    and LayerNorms, except for the LayerNorm of the classifier, which METER's list of names does not match. The option
+    `learning_rate` is that of the encoders and of the token type embeddings. The cross-modal layers are the
+    co-attention layers, the poolers and the two linear maps before them.
     """
 
     rows = "questions"
@@ -239,12 +221,7 @@ class QuestionTrainer(SupervisedTrainer):
 
 
 def load_questions(name: str | None, path: str, split: Any, image_folder: str | None = None) -> VisualQuestionBenchmark:
-    """Load a split of a benchmark for visual question answering.
-
-    Raises:
-        UsageError: If the benchmark is not one for visual question answering.
-        FileNotFoundError: If the benchmark or a part of it is missing.
-    """
+    """Load a split of a benchmark for visual question answering."""
     if name not in VISUAL_QUESTIONS:
         raise UsageError(f"--benchmark must be {' or '.join(VISUAL_QUESTIONS)} for visual questions, not {name}.")
     benchmark = load_benchmark(name, path, split=split, image_folder=image_folder)
@@ -253,11 +230,7 @@ def load_questions(name: str | None, path: str, split: Any, image_folder: str | 
 
 
 def check_questions_readable(questions: Sequence[VisualQuestion], where: str) -> None:
-    """Check that the image of at least one question can be read.
-
-    Raises:
-        ValueError: If none of the images can be read.
-    """
+    """Check that the image of at least one question can be read."""
     images = {question.image_name: question.image for question in questions}
     check_readable(LabeledImages(list(images.values()), ["image"] * len(images), list(images)), where)
 
@@ -266,12 +239,6 @@ def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuest
     """Read the training and validation questions.
 
     VQA-RAD has no validation split. A fraction of its training images is held out, with all their questions.
-
-    Returns:
-        The questions of `train` and `validation`. The latter is empty if nothing is held out.
-
-    Raises:
-        ValueError: If there are too few images to hold one out.
     """
     where = data.image_folder
     train = load_questions(data.benchmark, data.train_data, "train", where).questions
@@ -298,12 +265,7 @@ def load_answerer(
 ) -> PreTrainedModel:
     """Load the encoders of a checkpoint with a head for the given answers. A missing head is initialized randomly.
 
-    Args:
-        name: Folder or Hub id of a BiomedCLIP model.
-        answers: Answers that the model can give.
-        co_attention_config: Fields of the configuration of the head (default: those of the checkpoint, or the
-            published ones).
-        trust_remote_code: Whether the code of the checkpoint may run.
+    `co_attention_config` has fields of the head (default: those of the checkpoint, or the published ones).
     """
     head = {} if co_attention_config is None else {"co_attention_config": co_attention_config}
     with no_warnings_of_transformers():  # the warning lists the tensors of the new head
@@ -332,11 +294,9 @@ def accuracy(evaluated: EvalPrediction) -> dict[str, float]:
 
 
 def measure(trainer: QuestionTrainer, questions: Sequence[VisualQuestion], rows: Sequence[Any]) -> dict[str, Any]:
-    """Evaluate the trained model on the validation questions.
+    """Evaluate the trained model on all, open, and closed validation questions.
 
-    Returns:
-        The accuracy and the attainable accuracy (the fraction of questions whose answer is in the vocabulary of the
-        model), for all, open, and closed questions, and counts.
+    The attainable accuracy is the fraction of questions whose answer is in the vocabulary of the model.
     """
     found = trainer.predict(rows, metric_key_prefix="validation")
     readable, right = found.label_ids != IGNORED_LABEL, found.predictions == found.label_ids

@@ -52,13 +52,7 @@ class ZeroShotOptions:
 
 
 def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> list[ClassificationBenchmark]:
-    """Read the labeled images that the options specify.
-
-    Raises:
-        FileNotFoundError: If there are no labeled images.
-        UsageError: If two datasets have the same name, or evaluation is disabled.
-        ValueError: If a dataset has only one class, or no image can be read.
-    """
+    """Read the labeled images that the options specify."""
     if options.zero_shot_data and args.eval_strategy == "no" and not args.eval_on_start:
         raise UsageError("--zero-shot-data requires evaluation. Set --eval-strategy steps and --eval-steps.")
     sets: dict[str, ClassificationBenchmark] = {}
@@ -96,13 +90,8 @@ class ZeroShotValidation:
     """Evaluator of a [`ContrastiveTrainer`] that classifies labeled images.
 
     All processes must call it. They share the images evenly and process the same number of batches, as a sharded model
-    requires. Unreadable images are excluded, with one warning.
-
-    Args:
-        benchmark: Labeled images. Its name is part of the names of the metrics.
-        processor: Processor of the model.
-        batch_size: Number of images per batch in each process.
-        max_length: Maximum number of tokens in a prompt (default: that of the tokenizer).
+    requires. Unreadable images are excluded, with one warning. The name of the benchmark is part of those of the
+    metrics. `batch_size` counts the images per batch in each process.
     """
 
     def __init__(

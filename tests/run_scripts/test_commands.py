@@ -131,7 +131,7 @@ def test_train_gives_the_same_losses_alone_on_two_processes_and_killed_and_resum
     command = ["--no-python", Path(sys.executable).parent / "biomedclip", *train]
     result = on_two_processes(*command, "--per-device-train-batch-size", "16", "--output-dir", tmp_path / "two")
     assert json.loads((tmp_path / "two" / "train_results.json").read_text())["batch_size"] == 32
-    assert result.stdout.count("trainable share") == 1, "one table, of the first process"
+    assert result.stdout.count("trainable fraction") == 1, "one table, of the first process"
     # Float32: sums over two processes in another order, and an optimizer that divides by small ones.
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=2e-3)
     assert losses(tmp_path / "two")[0] == pytest.approx(expected[0], rel=1e-5)

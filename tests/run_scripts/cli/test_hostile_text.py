@@ -28,7 +28,6 @@ from biomedclip.run_scripts.cli.plots import (
     plot_comparison,
     plot_report,
     plot_retrieved_images,
-    plot_suite,
 )
 from biomedclip.run_scripts.evaluation import comparison, suite_comparison
 from biomedclip.run_scripts.evaluation.comparison import Value, compare
@@ -204,8 +203,8 @@ def compare_as_suite(results: list[dict], output_dir: Path) -> None:
 @pytest.mark.parametrize("compare", [compare, compare_as_suite])
 @every
 def test_a_comparison_has_the_same_structure_with_any_text(text, compare, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(comparison, "plot_comparison", lambda *arguments, **options: None)
-    monkeypatch.setattr(suite_comparison, "plot_suite", lambda *arguments, **options: None)
+    for module in (comparison, suite_comparison):
+        monkeypatch.setattr(module, "plot_comparison", lambda *arguments, **options: None)
     for name, content in (("hostile", text), ("benign", BENIGN)):
         (tmp_path / name).mkdir()
         compare(results_with(content), tmp_path / name)
@@ -267,7 +266,9 @@ def test_plots_show_any_text_as_it_is(text, tmp_path, monkeypatch, no_mathematic
     monkeypatch.setattr(plots, "_save", look)
     plot_comparison(text, [text], {text: [Value(0.5, [0.4, 0.6])]}, 0.5, tmp_path / "a.png")
     assert sum(one_line(text) in found for found in shown[-1]) >= 3, "title, axis and legend"
-    plot_suite(text, [(text, {text: Value(0.5)}, {f"{text} paper": Value(0.5)})], tmp_path / "e.png")
+    published = f"{text} paper"
+    cells = {text: [Value(0.5), None], published: [None, Value(0.5)]}
+    plot_comparison(text, [text, "b"], cells, None, tmp_path / "e.png", published=[published])
     assert sum(one_line(text) in found for found in shown[-1]) >= 4, "title, axis and both entries of the legend"
     image = Image.new("RGB", (8, 8))
     plot_answers([Query(image, [Answer(text, 0.5, True, text), Answer("b", 0.1, False)], text)], tmp_path / "b.png")

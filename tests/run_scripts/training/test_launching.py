@@ -102,5 +102,5 @@ def results_of(machines: list[list[str]], folder: Path) -> dict:
     results = json.loads((folder / "train_results.json").read_text())
     assert results["processes"] == 2, "some launchers silently start one process"
     assert results["batch_size"] == 32 and results["samples"] == 96
-    assert "".join(outputs).count("trainable share") == 1, "only the first process prints a table"
+    assert "".join(outputs).count("trainable fraction") == 1, "only the first process prints a table"
     return results

@@ -135,7 +135,7 @@ def test_the_results_contain_memory_and_trainable_parameters(adapted, options, t
     assert 100 < found["peak_memory_mib"] < 100_000
     train(tmp_path / "one", **options | {"max_steps": 1})
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("trainable parameters", "trainable share", "peak memory MiB"))
+    assert all(name in printed for name in ("trainable parameters", "trainable fraction", "peak memory MiB"))
     assert max(map(len, printed.splitlines())) <= 80
 
 

@@ -41,7 +41,9 @@ def test_vqa_is_an_alias_of_the_task():
 
 def test_an_unknown_task_is_an_error(capsys, tmp_path):
     error = train_error(capsys, tmp_path, 2, task="image-clasification")
-    assert "--task image-clasification is unknown. Did you mean image-classification? Choose from contrastive" in error
+    assert (
+        "--task image-clasification is unknown. Did you mean 'image-classification'? Choose from contrastive" in error
+    )
 
 
 def test_the_batch_size_is_that_of_all_devices(plain):
