@@ -7,7 +7,7 @@ biomedclip quickstart --source ../pmc_mirror --output-dir out
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from biomedclip.model_cards.reading import read_json
 from biomedclip.processing.synthetic_corpus import write_labels, write_synthetic_corpus
 
 from .cli.errors import UsageError
+from .cli.fields import REQUIRED, option
 from .cli.options import parse_options, read_recipe
 from .cli.reporting import claim_folder, peak_memory_mib, say, show_stage, show_table, versions, write_json
 
@@ -33,19 +34,18 @@ LORA += ["--merge-adapter", "true", "--dataloader-num-workers", "0"]
 class QuickstartOptions:
     """Options of `biomedclip quickstart`."""
 
-    output_dir: str = field(metadata={"help": "Folder for the dataset, the model, the adapter and the report."})
-    config: str = field(default="quickstart", metadata={"help": "Recipe of the steps (default: quickstart)."})
-    source: str | None = field(
-        default=None,
-        metadata={"help": "Mirror of PubMed Central's bucket, or s3://pmc-oa-opendata (default: synthetic data)."},
+    output_dir: str = option(REQUIRED, "Folder for the dataset, the model, the adapter and the report.")
+    config: str = option("quickstart", "Recipe of the steps (default: quickstart).")
+    source: str | None = option(
+        None, "Mirror of PubMed Central's bucket, or s3://pmc-oa-opendata (default: synthetic data)."
     )
-    pmcids: str | None = field(default=None, metadata={"help": "Articles to use, such as PMC1,PMC2 (default: all)."})
-    license: str = field(default="all", metadata={"help": "Licenses, as for biomedclip build (default: all)."})
-    figures: int = field(default=3000, metadata={"help": "Number of synthetic figures (default: 3000)."})
-    max_steps: int | None = field(default=None, metadata={"help": "Training steps (default: as in the recipe)."})
-    lora_steps: int = field(default=10, metadata={"help": "Steps of fine-tuning with LoRA (default: 10)."})
-    seed: int = field(default=0, metadata={"help": "Seed of the data, the training and the evaluation (default: 0)."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier quickstart (default: no)."})
+    pmcids: str | None = option(None, "Articles to use, such as PMC1,PMC2 (default: all).")
+    license: str = option("all", "Licenses, as for biomedclip build (default: all).")
+    figures: int = option(3000, "Number of synthetic figures (default: 3000).")
+    max_steps: int | None = option(None, "Training steps (default: as in the recipe).")
+    lora_steps: int = option(10, "Steps of fine-tuning with LoRA (default: 10).")
+    seed: int = option(0, "Seed of the data, the training and the evaluation (default: 0).")
+    overwrite: bool = option(False, "Replace an earlier quickstart (default: no).")
 
 
 def main(arguments: Sequence[str]) -> None:

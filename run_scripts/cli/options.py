@@ -58,8 +58,8 @@ def parse_options(
     option_classes: Sequence[type],
     arguments: Sequence[str],
     *,
-    description: str,
-    example: str,
+    description: str = "",
+    example: str = "",
     sections: Sequence[str] | None = None,
     shown: Sequence[str] | None = None,
     alternatives: Sequence[Sequence[str]] = (),
@@ -81,7 +81,11 @@ def parse_options(
         action.default, action.required = argparse.SUPPRESS, False
     namespace, unknown = parser.parse_known_intermixed_args(_with_true(parser, arguments))
     if unknown:
-        raise UsageError(_describe_unknown(verb, unknown[0], actions))
+        if not unknown[0].startswith("--"):
+            raise UsageError(f"{unknown[0]!r} does not belong to an option. See: biomedclip {verb} --help")
+        name = unknown[0].split("=")[0]
+        close = suggestion(name, [f"--{action.replace('_', '-')}" for action in actions])
+        raise UsageError(f"The option {name} does not exist.{close} See: biomedclip {verb} --help")
     given = vars(namespace)
     for name in positionals:
         if (value := given.pop(_POSITIONAL + name, None)) is not None:
@@ -166,15 +170,6 @@ def suggestion(name: str, names: Collection[str]) -> str:
     """Return a question that names the most similar one of the valid names, or an empty text."""
     close = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def _describe_unknown(verb: str, argument: str, actions: Collection[str]) -> str:
-    """Return a sentence about an argument that is neither an option nor the value of one."""
-    if not argument.startswith("--"):
-        return f"{argument!r} does not belong to an option. See: biomedclip {verb} --help"
-    name = argument.split("=")[0]
-    close = suggestion(name, [f"--{action.replace('_', '-')}" for action in actions])
-    return f"The option {name} does not exist.{close} See: biomedclip {verb} --help"
 
 
 def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: Any, source: str) -> Any:
@@ -282,7 +277,8 @@ def _recipe_path(name: str, above: Path | None = None) -> Path:
             return path
     where = f"{above}: " if above else ""
     kind = "a folder, not a file" if Path(name).is_dir() else "neither a file nor one of the shipped recipes"
-    raise UsageError(f"{where}the recipe {name!r} was not found. It is {kind}. Choose from {', '.join(recipe_names())}.")
+    choices = ", ".join(recipe_names())
+    raise UsageError(f"{where}the recipe {name!r} was not found. It is {kind}. Choose from {choices}.")
 
 
 def _load_yaml(name: str, path: Path) -> dict[str, Any]:

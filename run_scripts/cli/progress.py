@@ -40,21 +40,18 @@ class TrainingBar(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Show the metrics that were logged."""
-        zero_shot = {key: key.removeprefix("eval_zero_shot_").replace("_", " ") for key in logs or {} if _is_shown(key)}
-        for key, name in (SHOWN | zero_shot).items():
-            if key in (logs or {}):
-                self.metrics[name] = f"{float((logs or {})[key]):.3f}"
+        for key, value in (logs or {}).items():
+            name = SHOWN.get(key)
+            if key.startswith("eval_zero_shot_") and key.endswith("_balanced_accuracy"):
+                name = key.removeprefix("eval_zero_shot_").replace("_", " ")
+            if name is not None:
+                self.metrics[name] = f"{float(value):.3f}"
         if hasattr(self, "bar"):
             self.bar.set_postfix(self.metrics)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""
         self.bar.close()
-
-
-def _is_shown(key: str) -> bool:
-    """Return whether a metric is the balanced accuracy of a zero-shot dataset."""
-    return key.startswith("eval_zero_shot_") and key.endswith("_balanced_accuracy")
 
 
 def show_progress(trainer: Trainer) -> None:

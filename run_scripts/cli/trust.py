@@ -2,18 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import field
-from typing import Any
 
 from transformers import dynamic_module_utils
-
-
-def trust_option() -> Any:
-    """Return the field `trust_remote_code` for the options of a command."""
-    return field(
-        default=False,
-        metadata={"help": "Run Python code from the folders of the given models (default: no)."},
-    )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from biomedclip.processing.benchmarks import benchmark_names
@@ -10,7 +10,7 @@ from biomedclip.processing.benchmarks.loading import benchmark_options
 from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
 
 from ..cli.errors import UsageError
-from ..cli.trust import trust_option
+from ..cli.fields import REQUIRED, option, trust_option
 from .features import WORKERS
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .pools import DRAWS
@@ -20,7 +20,6 @@ from .zero_shot import OWN_IMAGES, given_benchmark_options
 
 SUITE = "suite"
 ALIASES = {"vqa": "visual-question-answering"}
-REQUIRED = dataclasses.MISSING
 _LEAST = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "pool_size": 2, "pool_draws": 1}
 _LEAST |= {"seed": 0, "examples": 0}
 _SINGLE = ["retrieval", "zero-shot", "linear-probe", "visual-question-answering"]
@@ -41,101 +40,93 @@ _TASKS = {
 }
 
 
-def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
-    """Return the field of an option. Without a default, the option is required."""
-    metadata = {"help": text, **({"choices": list(choices)} if choices else {})}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(kw_only=True)
 class AllOptions:
     """The options of all tasks, for `biomedclip evaluate --help`."""
 
-    model: list[str] = _option(
+    model: list[str] = option(
         REQUIRED,
         "Folder or Hub id of BiomedCLIP, CLIP, SigLIP or another dual encoder, an adapter, an open_clip "
         "folder, biovil or biovil-t. With several models, their results are compared.",
     )
-    output_dir: str = _option(REQUIRED, "Folder for the results. With several models, each has a subfolder.")
-    task: str = _option("retrieval", "retrieval, zero-shot, linear-probe, visual-question-answering (or vqa) or suite.")
-    batch_size: int = _option(32, "Batch size (default: 32).")
-    seed: int = _option(0, "Seed of the bootstrap, draws and splits (default: 0).")
+    output_dir: str = option(REQUIRED, "Folder for the results. With several models, each has a subfolder.")
+    task: str = option("retrieval", "retrieval, zero-shot, linear-probe, visual-question-answering (or vqa) or suite.")
+    batch_size: int = option(32, "Batch size (default: 32).")
+    seed: int = option(0, "Seed of the bootstrap, draws and splits (default: 0).")
     trust_remote_code: bool = trust_option()
-    data: str = _option(
+    data: str = option(
         "",
         "Files of the benchmark, a folder that biomedclip build wrote, or labeled images: class folders, "
         "images with a metadata.csv, a saved dataset, or a built dataset with a labels.csv.",
     )
-    benchmark: str | None = _option(
+    benchmark: str | None = option(
         None, "Format of --data, such as pcam or rsna, with its prompts and published values."
     )
-    split: str = _option("test", "Split to evaluate (default: test).")
-    workers: int = _option(WORKERS, f"Number of threads that read images (default: {WORKERS}).")
-    precision: str = _option(
+    split: str = option("test", "Split to evaluate (default: test).")
+    workers: int = option(WORKERS, f"Number of threads that read images (default: {WORKERS}).")
+    precision: str = option(
         "float32",
         "Precision of the towers (default: float32). Similarities are float32.",
         choices=["float32", "bfloat16"],
     )
-    features_dir: str | None = _option(None, "Folder to cache embeddings in (default: OUTPUT_DIR/features).")
-    max_length: int | None = _option(None, "Maximum number of tokens in a text (default: the tokenizer's limit).")
-    examples: int = _option(
+    features_dir: str | None = option(None, "Folder to cache embeddings in (default: OUTPUT_DIR/features).")
+    max_length: int | None = option(None, "Maximum number of tokens in a text (default: the tokenizer's limit).")
+    examples: int = option(
         0,
         "Retrieval and visual-question-answering: number of pairs or questions to plot in "
         "OUTPUT_DIR/examples, with the best candidates or answers (default: 0).",
     )
-    image_id: str | None = _option(
+    image_id: str | None = option(
         None, "Retrieval: column that identifies the image, such as image_md5 (default: none)."
     )
-    pool_size: int | None = _option(
+    pool_size: int | None = option(
         None,
         "Retrieval: number of pairs in a pool drawn from the split with --seed (default: all). "
         "The paper uses 725739 for test and 13600 for validation.",
     )
-    pool_draws: int | None = _option(
+    pool_draws: int | None = option(
         None, f"Retrieval: number of pools to average (default: {DRAWS}, or 1 if a pool is the whole split)."
     )
-    cancer: str | None = _option(None, "tcga_til: study (luad, brca, ...) or all (default: luad, as in the paper).")
-    rsna_split: str | None = _option(
+    cancer: str | None = option(None, "tcga_til: study (luad, brca, ...) or all (default: luad, as in the paper).")
+    rsna_split: str | None = option(
         None,
         "rsna: paper-test has 9,069 test patients, paper-fractions 70/15/15 %% (default: paper-test).",
         choices=RSNA_SPLITS,
     )
-    image_column: str | None = _option(None, "Image column of a metadata.csv or a dataset (default: image).")
-    label_column: str | None = _option(None, "Label column of a metadata.csv, labels.csv or dataset (default: label).")
-    prompts: str | None = _option(
+    image_column: str | None = option(None, "Image column of a metadata.csv or a dataset (default: image).")
+    label_column: str | None = option(None, "Label column of a metadata.csv, labels.csv or dataset (default: label).")
+    prompts: str | None = option(
         None,
         "Prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
         "file with templates or class_names.",
     )
-    templates: list[str] = _option([], "Prompts with {} for the class name (default: the benchmark's).")
-    protocol: str = _option(
+    templates: list[str] = option([], "Prompts with {} for the class name (default: the benchmark's).")
+    protocol: str = option(
         "logistic",
         "Linear probe: logistic regression, or SGD with ELEVATER's search (default: logistic).",
         choices=PROTOCOLS,
     )
-    fractions: list[float] = _option(
+    fractions: list[float] = option(
         list(FRACTIONS), "Linear probe: fractions of the training labels (default: 0.01 0.1 1)."
     )
-    draws: int | None = _option(
+    draws: int | None = option(
         None, f"Linear probe: number of draws of each fraction below 1 (default: {PROBE_DRAWS})."
     )
-    probe_features: str = _option(
+    probe_features: str = option(
         "embeds",
         "Linear probe: image embeddings, or hidden states before the projection (default: embeds).",
         choices=["embeds", "hidden"],
     )
-    find_leaks: bool = _option(True, "Linear probe: check for test images among the training images.")
-    f1_tokenizer: str = _option(
+    find_leaks: bool = option(True, "Linear probe: check for test images among the training images.")
+    f1_tokenizer: str = option(
         WORDS,
         "visual-question-answering: tokenizer of the token F1: words (default, as in SQuAD), or a folder or "
         "Hub id, such as openai-community/gpt2 as in the paper.",
     )
-    image_folder: str | None = _option(None, "vqa_rad, slake: folder of the images (default: next to the questions).")
-    data_root: str = _option("", "Suite: folder that contains the folders of the benchmarks, such as pcam and lc25000.")
-    tasks: list[str] = _option([], "Suite: tasks to run (default: all).")
-    benchmarks: list[str] = _option([], "Suite: benchmarks to run (default: all that are found).")
+    image_folder: str | None = option(None, "vqa_rad, slake: folder of the images (default: next to the questions).")
+    data_root: str = option("", "Suite: folder that contains the folders of the benchmarks, such as pcam and lc25000.")
+    tasks: list[str] = option([], "Suite: tasks to run (default: all).")
+    benchmarks: list[str] = option([], "Suite: benchmarks to run (default: all that are found).")
 
 
 def _options_of(task: str) -> Any:

@@ -7,7 +7,7 @@ Both encoders use the same layer names, and so do those of CLIP. One list of tar
 import copy
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..cli.fields import option
 from ..cli.permissions import apply_umask
 
 
@@ -28,20 +29,13 @@ _ADAPTABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 class AdapterOptions:
     """Options of LoRA."""
 
-    lora_rank: int | None = field(
-        default=None, metadata={"help": "Rank of LoRA adapters (default: train all weights)."}
+    lora_rank: int | None = option(None, "Rank of LoRA adapters (default: train all weights).")
+    lora_alpha: int | None = option(None, "Adapters are scaled by lora_alpha / lora_rank (default: twice the rank).")
+    lora_dropout: float = option(0.0, "Dropout of the inputs of the adapters (default: 0).")
+    lora_targets: list[str] = option(
+        list(LORA_TARGETS), f"Names of the layers that get an adapter (default: {' '.join(LORA_TARGETS)})."
     )
-    lora_alpha: int | None = field(
-        default=None, metadata={"help": "Adapters are scaled by lora_alpha / lora_rank (default: twice the rank)."}
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the inputs of the adapters (default: 0)."})
-    lora_targets: list[str] = field(
-        default_factory=lambda: list(LORA_TARGETS),
-        metadata={"help": f"Names of the layers that get an adapter (default: {' '.join(LORA_TARGETS)})."},
-    )
-    merge_adapter: bool = field(
-        default=False, metadata={"help": f"Also save a plain model with the merged adapter in {MERGED}/."}
-    )
+    merge_adapter: bool = option(False, f"Also save a plain model with the merged adapter in {MERGED}/.")
 
     def __post_init__(self):
         if self.lora_rank is None:

@@ -5,7 +5,7 @@ biomedclip train --config lora_classification --train-data folder_of_classes --o
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from biomedclip.processing.collator import IGNORED_LABEL
 from biomedclip.processing.images.labeled import LabeledImages, check_readable, similar_classes
 from biomedclip.processing.stratified import hold_out
 
+from ..cli.fields import REQUIRED, option
 from ..cli.reporting import show_table
 from . import runs, supervised
 from .adapters import AdapterOptions, add_adapter
@@ -38,21 +39,19 @@ ALTERNATIVES = runs.ALTERNATIVES
 class LabeledData(SupervisedData):
     """Labeled images and the model to start from."""
 
-    train_data: str = field(
-        metadata={
-            "help": "Folder with one folder of images per class or with a metadata.csv (optionally under train, "
-            "validation, test), a datasets folder, or a Hub id."
-        }
+    train_data: str = option(
+        REQUIRED,
+        "Folder with one folder of images per class or with a metadata.csv (optionally under train, "
+        "validation, test), a datasets folder, or a Hub id.",
     )
-    model_name_or_path: str = field(
-        metadata={"help": "Checkpoint with the image encoder: BiomedCLIP, CLIP or an image classifier."}
+    model_name_or_path: str = option(
+        REQUIRED, "Checkpoint with the image encoder: BiomedCLIP, CLIP or an image classifier."
     )
-    task: str = field(default=TASK, metadata={"help": "Training task."})
-    image_column: str = field(default="image", metadata={"help": "Column of the images in tables (default: image)."})
-    label_column: str = field(default="label", metadata={"help": "Column of the labels in tables (default: label)."})
-    validation_fraction: float = field(
-        default=0.1,
-        metadata={"help": "Fraction of each class to hold out if there is no validation split (default: 0.1)."},
+    task: str = option(TASK, "Training task.")
+    image_column: str = option("image", "Column of the images in tables (default: image).")
+    label_column: str = option("label", "Column of the labels in tables (default: label).")
+    validation_fraction: float = option(
+        0.1, "Fraction of each class to hold out if there is no validation split (default: 0.1)."
     )
 
     def __post_init__(self):

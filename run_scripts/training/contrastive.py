@@ -7,7 +7,7 @@ torchrun --nproc-per-node 8 --no-python biomedclip train --config quickstart --t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,13 +27,14 @@ from biomedclip.processing.processing_biomedclip import CONTEXT_LENGTH
 from biomedclip.processing.shard_reader import TRAINING_COLUMNS, Text, column_names
 
 from ..cli.errors import UsageError, usage_errors
+from ..cli.fields import option
 from ..cli.reporting import say, show_table, write_json
 from ..evaluation.pools import TRAINING_POOL_SEED, draw_pool
 from . import runs
 from .adapters import AdapterOptions, add_adapter
 from .dry_run import PUBLISHED_PAIRS, DryRunOptions, plan_run, show_plan
 from .models import ModelOptions, configuration, load_model, outline
-from .runs import check_checkpoint, cost_rows, run_and_save, set_batch_size, start_run
+from .runs import check_checkpoint, cost_rows, run_and_save, start_run
 from .throughput import StepClock, throughput
 from .trackers import check_trackers
 from .zero_shot_validation import ZeroShotOptions, ZeroShotValidation, read_zero_shot_sets
@@ -63,19 +64,14 @@ ALTERNATIVES = (
 class TrainData:
     """Training data, task and batch size."""
 
-    train_data: str | None = field(
-        default=None, metadata={"help": "Folder written by biomedclip build: a local path, hf:// or s3://."}
+    train_data: str | None = option(None, "Folder written by biomedclip build: a local path, hf:// or s3://.")
+    task: str = option(
+        TASK,
+        "Training task. Each has its own options, see: biomedclip train --task TASK --help.",
+        [TASK, "image-classification", "visual-question-answering"],
     )
-    task: str = field(
-        default=TASK,
-        metadata={
-            "help": "Training task. Each has its own options, see: biomedclip train --task TASK --help.",
-            "choices": [TASK, "image-classification", "visual-question-answering"],
-        },
-    )
-    batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Number of pairs per step over all processes. Replaces --per-device-train-batch-size."},
+    batch_size: int | None = option(
+        None, "Number of pairs per step over all processes. Replaces --per-device-train-batch-size."
     )
 
 
@@ -83,37 +79,24 @@ class TrainData:
 class PairHandling:
     """Which pairs are used, and how they are read."""
 
-    licenses: str | None = field(
-        default=None,
-        metadata={
-            "help": "Licenses of the training pairs: commercial, noncommercial, all, or codes such as 'CC BY,CC0' "
-            "(default: all)."
-        },
+    licenses: str | None = option(
+        None,
+        "Licenses of the training pairs: commercial, noncommercial, all, or codes such as 'CC BY,CC0' (default: all).",
     )
-    text: Text = field(
-        default="caption",
-        metadata={
-            "help": "Text of a training pair: caption, a paragraph that mentions the figure, or both.",
-            "choices": list(get_args(Text)),
-        },
+    text: Text = option(
+        "caption",
+        "Text of a training pair: caption, a paragraph that mentions the figure, or both.",
+        list(get_args(Text)),
     )
-    on_bad_row: str = field(
-        default="substitute",
-        metadata={
-            "help": "How to handle rows that cannot be decoded: raise an error, or substitute another row (counted).",
-            "choices": ["raise", "substitute"],
-        },
+    on_bad_row: str = option(
+        "substitute",
+        "How to handle rows that cannot be decoded: raise an error, or substitute another row (counted).",
+        ["raise", "substitute"],
     )
-    fast_decode: bool = field(
-        default=False,
-        metadata={
-            "help": "Decode training JPEGs faster at a reduced size. Pixels differ by at most one level on average."
-        },
+    fast_decode: bool = option(
+        False, "Decode training JPEGs faster at a reduced size. Pixels differ by at most one level on average."
     )
-    max_eval_pairs: int = field(
-        default=2000,
-        metadata={"help": "Maximum number of validation pairs, the same ones in all runs (default: 2000)."},
-    )
+    max_eval_pairs: int = option(2000, "Maximum number of validation pairs, the same ones in all runs (default: 2000).")
 
     def __post_init__(self):
         if self.licenses is not None:
@@ -142,10 +125,9 @@ def run(
     dry_run: DryRunOptions,
     args: ContrastiveTrainingArguments,
 ) -> tuple[ContrastiveTrainer, dict[str, Any]]:
-    """Train with the options of the command, see [`train`]."""
+    """Train and save a model. Return the trainer, and the content of `train_results.json`."""
     if data.train_data is None:
         raise UsageError("--train-data is missing. Pass the folder that biomedclip build wrote, or --dry-run.")
-    check_batch_size(data, args)
     set_batch_size(args, data.batch_size, args.world_size * max(1, args.n_gpu))
     with usage_errors():
         args.check_mini_batch_size()
@@ -154,26 +136,13 @@ def run(
             "--max-eval-pairs": handling.max_eval_pairs != PairHandling.max_eval_pairs,
             "--per-device-eval-batch-size": args.per_device_eval_batch_size != DEFAULT_BATCH,
         }
-        for option in (option for option, is_set in set_anyway.items() if is_set):
-            raise UsageError(f"{option} has no effect without evaluation. Set --eval-strategy, or omit it.")
-    return train(data.train_data, handling, model_options, args, adapter, zero_shot)
-
-
-def train(
-    train_data: str,
-    handling: PairHandling,
-    model_options: ModelOptions,
-    args: ContrastiveTrainingArguments,
-    adapter: AdapterOptions | None = None,
-    zero_shot: ZeroShotOptions | None = None,
-) -> tuple[ContrastiveTrainer, dict[str, Any]]:
-    """Train and save a model. Return the trainer, and the content of `train_results.json`."""
-    adapter, zero_shot = adapter or AdapterOptions(), zero_shot or ZeroShotOptions()
+        for name in (name for name, is_set in set_anyway.items() if is_set):
+            raise UsageError(f"{name} has no effect without evaluation. Set --eval-strategy, or omit it.")
     check_base(model_options, adapter)
     check_checkpoint(model_options.model_name_or_path, trust_remote_code=model_options.trust_remote_code)
     check_trackers(args)
     zero_shot_sets = read_zero_shot_sets(zero_shot, args)
-    stream = training_pairs(train_data, handling, args.seed)
+    stream = training_pairs(data.train_data, handling, args.seed)
     checkpoint = start_run(
         args,
         [handling, model_options, adapter, zero_shot],
@@ -188,7 +157,7 @@ def train(
         add_adapter(model, adapter),
         args,
         train_dataset=stream,
-        eval_dataset=validation_pairs(train_data, handling.max_eval_pairs) if _evaluates(args) else None,
+        eval_dataset=validation_pairs(data.train_data, handling.max_eval_pairs) if _evaluates(args) else None,
         data_collator=collator,
         eval_data_collator=ContrastiveCollator(processor, **collate),
         evaluators=[
@@ -223,10 +192,9 @@ def plan(
     """Print the plan of a run, and write it to a folder if one is given."""
     if data.train_data and dry_run.pairs != PUBLISHED_PAIRS:
         raise UsageError("--pairs has no effect with --train-data, whose pairs are counted. Omit one of the two.")
-    check_batch_size(data, args)
-    check_base(model_options, adapter)
     processes = dry_run.processes or args.world_size * max(1, args.n_gpu)
     set_batch_size(args, data.batch_size, processes)
+    check_base(model_options, adapter)
     model, notes = outline(model_options, args.loss, adapted=adapter.lora_rank is not None)
     pairs = len(training_pairs(data.train_data, handling, args.seed)) if data.train_data else dry_run.pairs
     if not data.train_data:
@@ -338,13 +306,21 @@ def show_results(results: Mapping[str, Any]) -> None:
         say(f"{results['waiting_share']:.0%} of the time was spent waiting for data: {results['limit']}")
 
 
-def check_batch_size(data: TrainData, args: ContrastiveTrainingArguments) -> None:
-    """Check that the batch size is set only once."""
-    if data.batch_size is not None and args.per_device_train_batch_size != DEFAULT_BATCH:
+def set_batch_size(args: ContrastiveTrainingArguments, batch_size: int | None, devices: int) -> None:
+    """Divide the batch of `--batch-size` evenly among the devices of a run."""
+    if batch_size is None:
+        return
+    if args.per_device_train_batch_size != DEFAULT_BATCH:
         raise UsageError(
-            f"--batch-size {data.batch_size} and --per-device-train-batch-size {args.per_device_train_batch_size} both "
-            "set the batch size. Omit one of the two."
+            f"--batch-size {batch_size} and --per-device-train-batch-size {args.per_device_train_batch_size} both set "
+            "the batch size. Omit one of the two."
         )
+    if batch_size < 1 or batch_size % devices != 0:
+        raise UsageError(
+            f"--batch-size {batch_size} cannot be divided evenly among {devices} devices. Choose a multiple of "
+            f"{devices}, or another number of devices."
+        )
+    args.per_device_train_batch_size = batch_size // devices
 
 
 def check_base(options: ModelOptions, adapter: AdapterOptions) -> None:
@@ -354,8 +330,8 @@ def check_base(options: ModelOptions, adapter: AdapterOptions) -> None:
     if not options.model_name_or_path:
         raise UsageError("--lora-rank requires --model-name-or-path: an adapter is saved without its base model.")
     changes = {"--image-size": options.image_size is not None, "--lock-image-tower": options.lock_image_tower}
-    for option in (option for option, is_set in changes.items() if is_set):
-        raise UsageError(f"{option} cannot be combined with --lora-rank, which leaves the base model unchanged.")
+    for name in (name for name, is_set in changes.items() if is_set):
+        raise UsageError(f"{name} cannot be combined with --lora-rank, which leaves the base model unchanged.")
 
 
 def _evaluates(args: ContrastiveTrainingArguments) -> bool:

@@ -1,7 +1,7 @@
 """`biomedclip train --dry-run`: print the plan of a run, without weights, data or a GPU."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -10,6 +10,7 @@ from biomedclip import ContrastiveTrainingArguments
 from biomedclip.contrastive_trainer import decay_parameter_names
 
 from ..cli.errors import UsageError
+from ..cli.fields import option
 from ..cli.reporting import say, show_table, versions
 from .memory import estimate_memory
 
@@ -29,17 +30,11 @@ REST = "logit scale"  # and logit bias
 class DryRunOptions:
     """Options of a dry run."""
 
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Print the parameters, steps and memory of the run, without loading data or weights."},
+    dry_run: bool = option(False, "Print the parameters, steps and memory of the run, without loading data or weights.")
+    pairs: int = option(
+        PUBLISHED_PAIRS, "Number of training pairs for --dry-run without --train-data (default: that of PMC-15M)."
     )
-    pairs: int = field(
-        default=PUBLISHED_PAIRS,
-        metadata={"help": "Number of training pairs for --dry-run without --train-data (default: that of PMC-15M)."},
-    )
-    processes: int | None = field(
-        default=None, metadata={"help": "Number of GPUs for --dry-run (default: the current number of processes)."}
-    )
+    processes: int | None = option(None, "Number of GPUs for --dry-run (default: the current number of processes).")
 
     def __post_init__(self):
         for name, value in (("--pairs", self.pairs), ("--processes", self.processes)):

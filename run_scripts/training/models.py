@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from biomedclip.conversion.vision_text import (
 )
 from biomedclip.source_checks import check_source
 
-from ..cli.trust import trust_option
+from ..cli.fields import option, trust_option
 from .adapters import refuse_adapter
 
 
@@ -55,35 +55,24 @@ KNOWN: dict[str, PreTrainedConfig] = {
 class ModelOptions:
     """Options of the model to train: a checkpoint, or encoders from checkpoints or with random weights."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint to train further: BiomedCLIP, CLIP or another dual encoder."}
+    model_name_or_path: str | None = option(
+        None, "Checkpoint to train further: BiomedCLIP, CLIP or another dual encoder."
     )
-    vision_model: str | None = field(default=None, metadata={"help": "ViT checkpoint for the image encoder."})
-    text_model: str | None = field(default=None, metadata={"help": "BERT checkpoint for the text encoder."})
-    model_config: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Fields of BiomedCLIPConfig, as JSON, for encoders with random weights (default: the published "
-            "size). text_config.model_type=clip_text_model selects CLIP's text encoder."
-        },
+    vision_model: str | None = option(None, "ViT checkpoint for the image encoder.")
+    text_model: str | None = option(None, "BERT checkpoint for the text encoder.")
+    model_config: dict | str | None = option(
+        None,
+        "Fields of BiomedCLIPConfig, as JSON, for encoders with random weights (default: the published "
+        "size). text_config.model_type=clip_text_model selects CLIP's text encoder.",
     )
-    image_size: int | None = field(
-        default=None,
-        metadata={"help": "Image size in pixels. The position embeddings of a checkpoint are interpolated."},
+    image_size: int | None = option(
+        None, "Image size in pixels. The position embeddings of a checkpoint are interpolated."
     )
-    patch_dropout: float | None = field(
-        default=None, metadata={"help": "Fraction of the patches of each image to drop at random in training."}
-    )
-    lock_image_tower: bool = field(default=False, metadata={"help": "Freeze the image encoder, as in LiT."})
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Tokenizer (default: that of the checkpoint, or train one on the captions)."}
-    )
-    vocabulary_size: int = field(
-        default=30522, metadata={"help": "Maximum size of a vocabulary trained on the captions (default: 30522)."}
-    )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Maximum number of tokens of a caption (default: that of the tokenizer)."}
-    )
+    patch_dropout: float | None = option(None, "Fraction of the patches of each image to drop at random in training.")
+    lock_image_tower: bool = option(False, "Freeze the image encoder, as in LiT.")
+    tokenizer: str | None = option(None, "Tokenizer (default: that of the checkpoint, or train one on the captions).")
+    vocabulary_size: int = option(30522, "Maximum size of a vocabulary trained on the captions (default: 30522).")
+    max_length: int | None = option(None, "Maximum number of tokens of a caption (default: that of the tokenizer).")
     trust_remote_code: bool = trust_option()
 
     def __post_init__(self):
@@ -104,10 +93,10 @@ class ModelOptions:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
         if self.patch_dropout is not None and not 0 <= self.patch_dropout < 1:
             raise ValueError(f"--patch-dropout must be at least 0 and less than 1, not {self.patch_dropout}.")
-        for option, section in (("vision_model", "vision_config"), ("text_model", "text_config")):
-            if encoders[option] and isinstance(self.model_config, dict) and self.model_config.get(section):
+        for name, section in (("vision_model", "vision_config"), ("text_model", "text_config")):
+            if encoders[name] and isinstance(self.model_config, dict) and self.model_config.get(section):
                 raise ValueError(
-                    f"--{option.replace('_', '-')} has its own configuration. Remove {section} from --model-config."
+                    f"--{name.replace('_', '-')} has its own configuration. Remove {section} from --model-config."
                 )
         if _has_clip_text(self.model_config) and not self.tokenizer:
             raise ValueError(
@@ -146,9 +135,9 @@ def set_up_model(
     model: PreTrainedModel, options: ModelOptions, loss: str = LOSSES[0], *, adapted: bool = False
 ) -> PreTrainedModel:
     """Set the image size and patch dropout, lock the image encoder, and add the logit bias that the loss needs."""
-    for option, value in (("--image-size", options.image_size), ("--patch-dropout", options.patch_dropout)):
+    for name, value in (("--image-size", options.image_size), ("--patch-dropout", options.patch_dropout)):
         if value is not None and not isinstance(model, BiomedCLIPModel):
-            raise ValueError(f"{option} requires a BiomedCLIPModel, not a {type(model).__name__}. Omit it.")
+            raise ValueError(f"{name} requires a BiomedCLIPModel, not a {type(model).__name__}. Omit it.")
     if options.image_size is not None:
         model.resize_images(options.image_size)
     if options.patch_dropout is not None:

@@ -15,7 +15,6 @@ from transformers import TrainingArguments, set_seed
 from biomedclip.source_checks import check_source
 from biomedclip.trainer_adaptations import AdaptedTrainer
 
-from ..cli.errors import UsageError
 from ..cli.models import check_model_name
 from ..cli.options import write_recipe
 from ..cli.permissions import UmaskOnCheckpoints, apply_umask
@@ -66,6 +65,7 @@ def run_training(trainer: AdaptedTrainer, checkpoint: str | None) -> dict[str, A
     total = sum(parameter.numel() for parameter in parameters)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     steps = trainer.state.global_step - (first_step or 0)
+    on_device = args.device.type in ("cuda", "xpu")
     return {
         "steps": trainer.state.global_step,
         "samples": trainer.state.global_step * batch_size,
@@ -79,9 +79,7 @@ def run_training(trainer: AdaptedTrainer, checkpoint: str | None) -> dict[str, A
         "trainable_parameters": trainable,
         "trainable_share": trainable / total,
         "peak_memory_mib": peak_memory_mib(),
-        "peak_device_memory_mib": (
-            torch.accelerator.max_memory_allocated() // 2**20 if args.device.type in ("cuda", "xpu") else None
-        ),
+        "peak_device_memory_mib": torch.accelerator.max_memory_allocated() // 2**20 if on_device else None,
         "resumed_from_step": first_step,
         "saved_checkpoint": saved_checkpoint(trainer),
         "versions": versions(),
@@ -119,12 +117,8 @@ def saved_checkpoint(trainer: AdaptedTrainer) -> dict[str, Any]:
     """Return which training state was saved: the checkpoint with the best validation metric, or the last step."""
     args, state = trainer.args, trainer.state
     if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-        return {
-            "chosen": "best",
-            "step": state.best_global_step,
-            "metric": args.metric_for_best_model,
-            "value": state.best_metric,
-        }
+        best = {"metric": args.metric_for_best_model, "value": state.best_metric}
+        return {"chosen": "best", "step": state.best_global_step, **best}
     return {"chosen": "last", "step": state.global_step}
 
 
@@ -133,18 +127,6 @@ def describe_checkpoint(saved: Mapping[str, Any]) -> str:
     if saved["chosen"] == "last":
         return f"last, step {saved['step']:,}"
     return f"best {saved['metric']} on validation ({saved['value']:.4g}), step {saved['step']:,}"
-
-
-def set_batch_size(args: TrainingArguments, batch_size: int | None, devices: int) -> None:
-    """Divide a batch evenly among the devices of a run."""
-    if batch_size is None:
-        return
-    if batch_size < 1 or batch_size % devices != 0:
-        raise UsageError(
-            f"--batch-size {batch_size} cannot be divided evenly among {devices} devices. Choose a multiple of "
-            f"{devices}, or another number of devices."
-        )
-    args.per_device_train_batch_size = batch_size // devices
 
 
 def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from biomedclip.argument_rules import FIELDS, LABELS
 from biomedclip.trainer_adaptations import AdaptedTrainer
 from biomedclip.training_arguments import CheckedTrainingArguments
 
-from ..cli.trust import trust_option
+from ..cli.fields import option, trust_option
 from .adapters import refuse_adapter
 
 
@@ -32,12 +32,10 @@ class SupervisedData:
 
     train_data: str
     model_name_or_path: str
-    on_bad_row: str = field(
-        default="substitute",
-        metadata={
-            "help": "How to handle images that cannot be decoded: raise an error, or substitute another row (counted).",
-            "choices": ["raise", "substitute"],
-        },
+    on_bad_row: str = option(
+        "substitute",
+        "How to handle images that cannot be decoded: raise an error, or substitute another row (counted).",
+        ["raise", "substitute"],
     )
     trust_remote_code: bool = trust_option()
 

@@ -5,7 +5,7 @@ biomedclip train --config vqa_rad --model-name-or-path model --train-data VQA_RA
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from biomedclip.processing.collator import IGNORED_LABEL, UNKNOWN_ANSWER
 from biomedclip.processing.images.labeled import LabeledImages, check_readable
 
 from ..cli.errors import UsageError
+from ..cli.fields import REQUIRED, option
 from ..cli.reporting import no_warnings_of_transformers, show_table
 from ..hub.fingerprints import base_fingerprint
 from . import runs, supervised
@@ -36,13 +37,8 @@ TASK = "visual-question-answering"
 VISUAL_QUESTIONS = benchmark_names(TASK)
 EXAMPLE = """biomedclip train --config vqa_rad --model-name-or-path model \\
       --train-data VQA_RAD --output-dir answers"""
-SHOWN = (
-    """
-    task train_data benchmark image_folder validation_fraction co_attention_config max_length head_learning_rate_factor
-    cross_modal_learning_rate_factor
-""".split()
-    + supervised.SHOWN
-)
+SHOWN = "task train_data benchmark image_folder validation_fraction co_attention_config max_length".split()
+SHOWN += ["head_learning_rate_factor", "cross_modal_learning_rate_factor", *supervised.SHOWN]
 ALTERNATIVES = runs.ALTERNATIVES
 TOWERS = ("text_model", "vision_model")
 # METER's names: its `token_type_embeddings` belong to neither the head nor the cross-modal group.
@@ -54,34 +50,27 @@ NEW_PARTS = [HEAD, "co_attention", "text_transform", "image_transform"]
 class QuestionData(SupervisedData):
     """Questions, the model to start from, and the options of METER that `TrainingArguments` lacks."""
 
-    train_data: str = field(metadata={"help": "Folder of the benchmark, as downloaded."})
-    model_name_or_path: str = field(
-        metadata={"help": "BiomedCLIP checkpoint. Its head for visual questions is used if it has one."}
+    train_data: str = option(REQUIRED, "Folder of the benchmark, as downloaded.")
+    model_name_or_path: str = option(
+        REQUIRED, "BiomedCLIP checkpoint. Its head for visual questions is used if it has one."
     )
-    benchmark: str = field(metadata={"help": "Format of the folder.", "choices": VISUAL_QUESTIONS})
-    task: str = field(default=TASK, metadata={"help": "Training task."})
-    image_folder: str | None = field(
-        default=None, metadata={"help": "Folder of the images (default: beside the questions)."}
+    benchmark: str = option(REQUIRED, "Format of the folder.", VISUAL_QUESTIONS)
+    task: str = option(TASK, "Training task.")
+    image_folder: str | None = option(None, "Folder of the images (default: beside the questions).")
+    validation_fraction: float = option(
+        0.0,
+        "Fraction of training images to hold out for validation, with all their questions (default: 0). "
+        "SLAKE has its own validation split.",
     )
-    validation_fraction: float = field(
-        default=0.0,
-        metadata={
-            "help": "Fraction of training images to hold out for validation, with all their questions (default: 0). "
-            "SLAKE has its own validation split."
-        },
+    co_attention_config: dict | str | None = option(
+        None, "Fields of BiomedCLIPCoAttentionConfig, as JSON (default: the published size)."
     )
-    co_attention_config: dict | str | None = field(
-        default=None,
-        metadata={"help": "Fields of BiomedCLIPCoAttentionConfig, as JSON (default: the published size)."},
+    max_length: int | None = option(None, "Maximum number of tokens of a question (default: that of the tokenizer).")
+    head_learning_rate_factor: float = option(
+        50.0, "Factor of the learning rate for the classifier (default: 50, as in METER)."
     )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Maximum number of tokens of a question (default: that of the tokenizer)."}
-    )
-    head_learning_rate_factor: float = field(
-        default=50.0, metadata={"help": "Factor of the learning rate for the classifier (default: 50, as in METER)."}
-    )
-    cross_modal_learning_rate_factor: float = field(
-        default=5.0, metadata={"help": "Factor of the learning rate for the co-attention (default: 5, as in METER)."}
+    cross_modal_learning_rate_factor: float = option(
+        5.0, "Factor of the learning rate for the co-attention (default: 5, as in METER)."
     )
 
     def __post_init__(self):
@@ -100,9 +89,7 @@ class QuestionData(SupervisedData):
 class QuestionArguments(SupervisedArguments):
     """`SupervisedArguments` without gradient clipping, as in METER."""
 
-    max_grad_norm: float = field(
-        default=0.0, metadata={"help": "Maximum norm of the gradients (default: 0, no clipping)."}
-    )
+    max_grad_norm: float = option(0.0, "Maximum norm of the gradients (default: 0, no clipping).")
 
 
 OPTION_CLASSES = [QuestionData, AdapterOptions, QuestionArguments]
@@ -161,16 +148,16 @@ def check_validation_options(data: QuestionData, args: SupervisedArguments) -> N
     """Check that no option needs validation questions if none are held out."""
     if data.benchmark == "slake" or data.validation_fraction > 0:
         return
+    default_batch = SupervisedArguments.per_device_eval_batch_size
     needs = {
         f"--eval-strategy {args.eval_strategy.value}": args.eval_strategy != "no",
         "--eval-on-start true": args.eval_on_start,
-        "--per-device-eval-batch-size": args.per_device_eval_batch_size
-        != SupervisedArguments.per_device_eval_batch_size,
+        "--per-device-eval-batch-size": args.per_device_eval_batch_size != default_batch,
     }
-    for option, needed in needs.items():
+    for name, needed in needs.items():
         if needed:
             raise UsageError(
-                f"{option} needs validation questions, but --validation-fraction 0 trains on all questions. Omit it "
+                f"{name} needs validation questions, but --validation-fraction 0 trains on all questions. Omit it "
                 "(--eval-strategy no), or hold out images, for example with --validation-fraction 0.1."
             )
 

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from biomedclip.processing.images.labeled import LabeledImages, check_readable
 from biomedclip.processing.images.reading import read_row_image
 
 from ..cli.errors import UsageError
+from ..cli.fields import option
 
 
 logger = logging.getLogger(__name__)
@@ -30,17 +31,14 @@ logger = logging.getLogger(__name__)
 class ZeroShotOptions:
     """Options of the labeled images to classify at each evaluation."""
 
-    zero_shot_data: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Labeled images to classify at each evaluation: class folders, built datasets with a labels.csv, "
-            "BENCHMARK=FOLDER or NAME=FOLDER."
-        },
+    zero_shot_data: list[str] = option(
+        [],
+        "Labeled images to classify at each evaluation: class folders, built datasets with a labels.csv, "
+        "BENCHMARK=FOLDER or NAME=FOLDER.",
     )
-    zero_shot_split: str = field(default="test", metadata={"help": "Split of the labeled images (default: test)."})
-    zero_shot_templates: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Prompt templates, with {} for the class name (default: those of biomedclip evaluate)."},
+    zero_shot_split: str = option("test", "Split of the labeled images (default: test).")
+    zero_shot_templates: list[str] = option(
+        [], "Prompt templates, with {} for the class name (default: those of biomedclip evaluate)."
     )
 
     def __post_init__(self):
@@ -60,21 +58,17 @@ def read_zero_shot_sets(options: ZeroShotOptions, args: TrainingArguments) -> li
         name, path = _name_and_path(wanted)
         if name in sets:
             raise UsageError(f"--zero-shot-data: two datasets have the name {name!r}. Rename one: NAME={path}.")
-        sets[name] = _read_zero_shot_set(name, path, options)
-        classes = sets[name].classes
+        known = name if name in benchmark_names("zero-shot") else "imagefolder"
+        split: Any = options.zero_shot_split
+        benchmark: Any = load_benchmark(known, path, split=split)
+        sets[name] = replace(benchmark, name=name, templates=options.zero_shot_templates or benchmark.templates)
+        classes = benchmark.classes
         if len(classes) < 2:
             raise ValueError(
                 f"--zero-shot-data {path}: all images are {classes[0]!r}. At least two classes are required."
             )
-        check_readable(sets[name].images, f"--zero-shot-data {path}")
+        check_readable(benchmark.images, f"--zero-shot-data {path}")
     return list(sets.values())
-
-
-def _read_zero_shot_set(name: str, path: str, options: ZeroShotOptions) -> ClassificationBenchmark:
-    split: Any = options.zero_shot_split
-    known = name if name in benchmark_names("zero-shot") else "imagefolder"
-    benchmark: Any = load_benchmark(known, path, split=split)
-    return replace(benchmark, name=name, templates=options.zero_shot_templates or benchmark.templates)
 
 
 def _name_and_path(wanted: str) -> tuple[str, str]:
@@ -116,7 +110,12 @@ class ZeroShotValidation:
         )
         chosen = classifier.similarities(images, batch_size=self.batch_size).argmax(dim=-1).tolist()
         answers = dict(gather_object(list(zip(numbers, chosen, strict=True))))
-        self._warn_of(set(gather_object(sorted(images.unreadable))))
+        unreadable = set(gather_object(sorted(images.unreadable)))
+        if unreadable - self.unreadable and state.is_main_process:
+            what = f"{benchmark.name}: {len(unreadable)} of {total} images"
+            first = benchmark.images.names[min(unreadable)]
+            logger.warning("%s cannot be read and are excluded. The first one is %s.", what, first)
+        self.unreadable |= unreadable
         read = [number for number in sorted(answers) if number not in self.unreadable]
         if not read:
             raise ImageError(f"{benchmark.name}: none of the {total:,} images can be read.")
@@ -126,17 +125,6 @@ class ZeroShotValidation:
             f"zero_shot_{benchmark.name}_accuracy": float(accuracy_score(truth, given)),
             f"zero_shot_{benchmark.name}_balanced_accuracy": float(balanced_accuracy_score(truth, given)),
         }
-
-    def _warn_of(self, unreadable: set[int]) -> None:
-        if unreadable - self.unreadable and PartialState().is_main_process:
-            logger.warning(
-                "%s: %d of %d images cannot be read and are excluded. The first one is %s.",
-                self.benchmark.name,
-                len(unreadable),
-                len(self.benchmark.images),
-                self.benchmark.images.names[min(unreadable)],
-            )
-        self.unreadable |= unreadable
 
 
 class _Readable(Sequence[Any]):

@@ -61,9 +61,14 @@ def kill_when(condition: Callable[[], bool], *arguments) -> None:
     process.wait()
 
 
-def losses(folder: Path) -> list[float]:
+def logged(folder: Path, name: str) -> list[float]:
+    """Return the values of a metric that a run logged."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return [entry[name] for entry in history if name in entry]
+
+
+def losses(folder: Path) -> list[float]:
+    return logged(folder, "loss")
 
 
 def free_port() -> int:

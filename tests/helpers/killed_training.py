@@ -48,18 +48,11 @@ class KillableRuns:
         rank: int = 0,
         kill_after: float | None = None,
     ) -> list[int]:
-        """Train, and return when all processes have ended.
+        """Train, and return the exit statuses when all processes have ended: -9 for a killed process.
 
-        Args:
-            arguments: Arguments of the command.
-            log: Folder for the rows that each process reads (`reads.RANK`) and its output (`output.RANK`).
-            processes: Number of processes.
-            kill_at_event: Kill process `rank` at its nth event: reading rows, or accessing a file of a checkpoint.
-            rank: The process to kill. The others are killed soon after.
-            kill_after: Kill all processes this number of seconds after the first one has read rows.
-
-        Returns:
-            Exit statuses, -9 for a killed process.
+        `log` gets the rows that each process reads (`reads.RANK`) and its output (`output.RANK`). With `kill_at_event`,
+        process `rank` is killed at its nth event: reading rows, or accessing a file of a checkpoint. The others are
+        killed soon after. With `kill_after`, all are killed that many seconds after the first one has read rows.
         """
         log.mkdir(parents=True, exist_ok=True)
         request = {name: value for name, value in locals().items() if name != "self"} | {"log": str(log)}

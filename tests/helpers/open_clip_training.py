@@ -35,7 +35,6 @@ from biomedclip.conversion.files import OPEN_CLIP_CONFIG
 from biomedclip.conversion.vision_text import bert_config_of
 from biomedclip.run_scripts.cli.options import parse_options
 from biomedclip.run_scripts.training import contrastive
-from biomedclip.run_scripts.training.runs import set_batch_size
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,33 +44,19 @@ Batch = Mapping[str, torch.Tensor]
 
 @dataclass
 class Run:
-    """Options of a side.
+    """Options of a side."""
 
-    Args:
-        side: `open_clip` or `biomedclip`.
-        learning_rate: Peak learning rate of a cosine schedule to zero.
-        weight_decay: Weight decay.
-        warmup_steps: Number of warmup steps. The 2,000 of the paper are more than a test has.
-        bf16: Whether to use bfloat16 autocast.
-        gradient_checkpointing: Whether both encoders use gradient checkpointing.
-        pairs: Batches to take, and the number of pairs of each (default: all pairs of all batches).
-        device: Device.
-        processor_time: Measure the processor time of all threads instead of the wall time.
-        options: Further options of `biomedclip train` for our side.
-        save_as: File for the trained weights (default: not saved).
-    """
-
-    side: str
-    learning_rate: float | None = None
+    side: str  # `open_clip` or `biomedclip`
+    learning_rate: float | None = None  # the peak of a cosine schedule to zero
     weight_decay: float | None = None
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # the 2,000 of the paper are more than a test has
     bf16: bool = False
-    gradient_checkpointing: bool = False
-    pairs: list[list[int]] | None = None
+    gradient_checkpointing: bool = False  # of both encoders
+    pairs: list[list[int]] | None = None  # batches to take, and the number of pairs of each (default: all)
     device: str = "cpu"
-    processor_time: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-    save_as: str | None = None
+    processor_time: bool = False  # of all threads, instead of the wall time
+    options: dict[str, Any] = field(default_factory=dict)  # further options of `biomedclip train` for our side
+    save_as: str | None = None  # file for the trained weights
 
 
 def prepare(model: BiomedCLIPModel, processor: Any, batches: Sequence[Batch], folder: Path) -> None:
@@ -86,11 +71,10 @@ def prepare(model: BiomedCLIPModel, processor: Any, batches: Sequence[Batch], fo
 
 
 def run_in_a_process(folder: Path, run: Run, **environment: str) -> dict[str, Any]:
-    """Train one side.
+    """Train one side, and return `losses` and `seconds` of each step, and the names of `undecayed` parameters.
 
-    Returns:
-        `losses` and `seconds` of each step, `undecayed` (names of parameters of the side), and `mib`, the peak of the
-        resident memory, or of the tensors on an accelerator. Our side also returns the `grad_norms` before clipping.
+    `mib` is the peak of the resident memory, or of the tensors on an accelerator. Our side also returns the
+    `grad_norms` before clipping.
     """
     with tempfile.TemporaryDirectory() as scratch:
         result = subprocess.run(
@@ -248,15 +232,8 @@ def recipe_arguments(batches: Sequence[Batch], run: Run) -> ContrastiveTrainingA
         **run.options,
     }
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-    *_, args = parse_options(
-        "train",
-        contrastive.OPTION_CLASSES,
-        arguments,
-        description="",
-        example="",
-        alternatives=contrastive.ALTERNATIVES,
-    )
-    set_batch_size(args, size, 1)
+    *_, args = parse_options("train", contrastive.OPTION_CLASSES, arguments, alternatives=contrastive.ALTERNATIVES)
+    args.per_device_train_batch_size = size
     return args
 
 
@@ -281,16 +258,11 @@ def train_biomedclip(model: BiomedCLIPModel, batches: Sequence[Batch], run: Run)
     }
 
 
-def chosen(batches: Sequence[Batch], pairs: Sequence[Sequence[int]] | None) -> list[Batch]:
-    """Return the first pairs of some batches, given as `[number, pairs]`."""
-    if pairs is None:
-        return list(batches)
-    return [{name: value[:count] for name, value in batches[number].items()} for number, count in pairs]
-
-
 def main() -> None:
     folder, run = Path(sys.argv[1]), Run(**json.loads(sys.argv[2]))
-    batches = chosen(torch.load(folder / BATCHES, mmap=True), run.pairs)
+    batches = torch.load(folder / BATCHES, mmap=True)
+    if run.pairs is not None:
+        batches = [{name: value[:count] for name, value in batches[number].items()} for number, count in run.pairs]
     if run.side == "open_clip":
         result = train_open_clip(folder, batches, run)
     else:

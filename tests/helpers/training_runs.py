@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from helpers.commands import losses
+from safetensors.torch import load_file
+
 from biomedclip.run_scripts.main import main
 
 
@@ -47,7 +51,11 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "train_results.json").read_text())
 
 
-def logged(folder: Path, name: str) -> list[float]:
-    """Return the logged values of a metric."""
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry[name] for entry in history if name in entry]
+def assert_equal_runs(ours: Path, theirs: Path) -> None:
+    """Check that two runs have the same losses and saved weights, bit by bit."""
+    assert losses(ours) == losses(theirs)
+    files = [path.name for path in theirs.glob("*.safetensors")]
+    assert files
+    for name in files:
+        weights = load_file(theirs / name)
+        assert all(torch.equal(weight, weights[key]) for key, weight in load_file(ours / name).items())

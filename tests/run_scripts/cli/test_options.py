@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import yaml
@@ -28,7 +29,7 @@ class Options:
 
 
 def parse(*arguments: str) -> Options:
-    (options,) = parse_options("train", [Options], arguments, description="Does it.", example="biomedclip train")
+    (options,) = parse_options("train", [Options], arguments)
     return options
 
 
@@ -129,6 +130,7 @@ def test_one_option_can_be_read_before_the_others(recipe):
         ("train:\n  train:\n    needed: x\n", "'train' is not an option of biomedclip train"),
         ("max_steps: [1, 2]\n", "invalid int value: '1,2'"),
         ("max_steps:\n  a: 1\n", "invalid int value: '{\"a\": 1}'"),
+        ("trust-remote-code: true\n", "cannot set trust_remote_code. Pass --trust-remote-code to the command"),
     ],
 )
 def test_a_wrong_recipe_says_where_and_what_to_do(recipe, content, message):
@@ -143,24 +145,20 @@ def test_a_value_of_the_wrong_type_names_the_recipe_and_the_option(recipe, value
         parse("--config", path)
 
 
+def training_options(folder: Path, *arguments: str) -> tuple:
+    """Parse some option classes of contrastive training."""
+    classes = [TrainData, PairHandling, ModelOptions, ContrastiveTrainingArguments]
+    return parse_options("train", classes, ["--output-dir", str(folder), *arguments], alternatives=ALTERNATIVES)
+
+
 def test_an_unquoted_no_is_the_choice_no(recipe, tmp_path):
-    path = recipe("eval_strategy: no\n")
-    options = ["--config", path, "--output-dir", str(tmp_path)]
-    (args,) = parse_options("train", [ContrastiveTrainingArguments], options, description="", example="")
+    *_, args = training_options(tmp_path, "--config", recipe("eval_strategy: no\n"))
     assert args.eval_strategy == "no"
 
 
 def test_options_of_a_recipe_that_no_longer_apply_with_the_command_line_are_dropped(recipe, tmp_path):
     path = recipe("eval_strategy: steps\neval_steps: 5\nsave_steps: 7\nmax_steps: 9\n")
-    options = ["--config", path, "--output-dir", str(tmp_path), "--eval-strategy", "no", "--num-train-epochs=2"]
-    (args,) = parse_options(
-        "train",
-        [ContrastiveTrainingArguments],
-        options,
-        description="",
-        example="",
-        alternatives=ALTERNATIVES,
-    )
+    *_, args = training_options(tmp_path, "--config", path, "--eval-strategy", "no", "--num-train-epochs=2")
     assert (args.eval_strategy, args.eval_steps, args.save_steps) == ("no", None, 7)
     assert (args.max_steps, args.num_train_epochs) == (-1, 2)
 
@@ -176,7 +174,7 @@ def test_options_of_a_base_that_do_not_apply_to_the_recipe_are_dropped(recipe, v
 
 def test_flags_and_values_without_a_name_can_be_in_any_order():
     def parse_words(*words: str) -> Options:
-        return parse_options("train", [Options], words, description="", example="", positionals=["needed", "rate"])[0]
+        return parse_options("train", [Options], words, positionals=["needed", "rate"])[0]
 
     for words in (["a", "0.5", "--fast"], ["--fast", "a", "0.5"], ["a", "--fast", "true", "0.5"]):
         options = parse_words(*words, "--max-steps", "3")
@@ -217,38 +215,24 @@ def test_every_shipped_recipe_fits_its_verbs(name, tmp_path):
     assert set(sections) <= {"base", "build", "train", "evaluate", "quickstart"}
     module = train.TASKS[read_recipe(name, ["train"]).get("task", "contrastive")]
     named = ["--model-name-or-path", "x"] if module.TASK != "contrastive" else []
-    parse_options(
-        "train",
-        module.OPTION_CLASSES,
-        ["--config", name, "--train-data", "x", "--output-dir", str(tmp_path), "--bf16", "false", *named],
-        description="",
-        example="",
-    )
+    arguments = ["--config", name, "--train-data", "x", "--output-dir", str(tmp_path), "--bf16", "false", *named]
+    parse_options("train", module.OPTION_CLASSES, arguments)
 
 
-def test_a_shipped_recipe_is_found_by_its_path_too(recipe):
-    assert read_recipe("recipes/quickstart.yaml", ["train"]) == read_recipe("quickstart", ["train"])
+def test_a_shipped_recipe_is_found_by_its_name_and_path_beside_a_folder_of_the_same_name(tmp_path, monkeypatch):
+    (tmp_path / "biomedclip").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("recipes/biomedclip.yaml", ["train"]) == read_recipe("biomedclip", ["train"])
+    assert read_recipe("biomedclip", ["train"])["max_length"] == 256
     with pytest.raises(ValueError, match="the recipe 'recipes/nowhere.yaml'"):
         read_recipe("recipes/nowhere.yaml", ["train"])
 
 
-def test_a_folder_of_the_name_of_a_recipe_does_not_hide_it(tmp_path, monkeypatch):
-    (tmp_path / "biomedclip").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert read_recipe("biomedclip", ["train"])["max_length"] == 256
-
-
-def test_the_batch_of_the_command_line_replaces_that_of_the_recipe(tmp_path):
-    arguments = ["--config", "quickstart", "--train-data", "x", "--output-dir", str(tmp_path), "--batch-size", "64"]
-    data, _, args = parse_options(
-        "train",
-        [TrainData, ModelOptions, ContrastiveTrainingArguments],
-        [*arguments, "--eval-strategy", "no"],
-        description="",
-        example="",
-        alternatives=ALTERNATIVES,
-    )
+def test_the_batch_and_the_model_of_the_command_line_replace_those_of_the_recipe(tmp_path):
+    arguments = ["--config", "quickstart", "--train-data", "x", "--eval-strategy", "no"]
+    data, _, model, args = training_options(tmp_path, *arguments, "--batch-size", "64", "--model-name-or-path", "mine")
     assert data.batch_size == 64 and args.per_device_train_batch_size == 8, "transformers' default, soon replaced"
+    assert model.model_name_or_path == "mine" and model.model_config is None
 
 
 @pytest.mark.parametrize(
@@ -269,36 +253,17 @@ def test_models_that_contradict_each_other_are_refused(options, message):
         ModelOptions(**options)
 
 
-def test_a_choice_of_the_command_line_replaces_that_of_the_recipe(tmp_path):
-    options = parse_options(
-        "train",
-        [TrainData, PairHandling, ModelOptions, ContrastiveTrainingArguments],
-        ["--config", "quickstart", "--train-data", "x", "--output-dir", str(tmp_path), "--model-name-or-path", "mine"],
-        description="",
-        example="",
-        alternatives=ALTERNATIVES,
-    )
-    assert options[2].model_name_or_path == "mine" and options[2].model_config is None
-
-
 def test_a_recipe_cannot_set_a_value_that_is_not_a_choice(recipe):
     with pytest.raises(UsageError, match="on-bad-row: invalid choice: 'ignore'"):
-        parse_options(
-            "train", [PairHandling], ["--config", recipe({"on_bad_row": "ignore"})], description="", example=""
-        )
+        parse_options("train", [PairHandling], ["--config", recipe({"on_bad_row": "ignore"})])
 
 
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [("PMC1", ["PMC1"]), (",".join(f"PMC{n}" for n in range(500)), [f"PMC{n}" for n in range(500)])],
-)
-def test_pmcids_are_read_from_the_command_line(choice, expected):
-    assert read_pmcids(choice) == expected
-
-
-def test_pmcids_are_read_from_a_file(tmp_path):
-    (tmp_path / "ids.txt").write_text("PMC1\nPMC2.1\n")
-    assert read_pmcids(str(tmp_path / "ids.txt")) == ["PMC1", "PMC2.1"]
+def test_pmcids_are_read_from_the_command_line_or_a_file(tmp_path):
+    many = [f"PMC{number}" for number in range(500)]
+    assert read_pmcids("PMC1") == ["PMC1"] and read_pmcids(",".join(many)) == many
+    for content, encoding in (("PMC1\nPMC2.1\n", "utf-8"), ("PMC1\nPMC2.1 # two\n", "utf-8-sig")):
+        (tmp_path / "ids.txt").write_text(content, encoding=encoding)
+        assert read_pmcids(str(tmp_path / "ids.txt")) == ["PMC1", "PMC2.1"]
     with pytest.raises(ValueError, match="neither a list"):
         read_pmcids("ids")
 
@@ -325,8 +290,3 @@ def test_a_file_of_pmcids_that_cannot_be_read_is_a_clear_error(tmp_path, impatie
     with pytest.raises(ValueError, match="^--pmcids .*one PMCID per line") as raised:
         read_pmcids(choice)
     assert len(str(raised.value)) < 600
-
-
-def test_a_file_of_pmcids_may_start_with_a_byte_order_mark(tmp_path):
-    (tmp_path / "ids.txt").write_text("PMC1\nPMC2 # two\n", encoding="utf-8-sig")
-    assert read_pmcids(str(tmp_path / "ids.txt")) == ["PMC1", "PMC2"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import ROOT, biomedclip
+from helpers.mirror_writer import png_bytes
 from transformers import (
     BertConfig,
     VisionTextDualEncoderConfig,
@@ -22,7 +23,6 @@ from transformers import (
 
 from biomedclip.conversion import load_any_layout
 from biomedclip.processing.pmc.statistics import load_tokenizer
-from biomedclip.run_scripts.cli.options import read_recipe
 from biomedclip.run_scripts.cli.trust import questions_are_errors
 from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
 from biomedclip.run_scripts.evaluation.visual_question_answering import load_answerer
@@ -33,17 +33,12 @@ from biomedclip.run_scripts.training.models import ModelOptions, outline
 from biomedclip.source_checks import check_source
 
 
-AUTO_CLASSES = (
-    "AutoConfig",
-    "AutoModel",
-    "AutoModelForImageClassification",
-    "AutoModelForVisualQuestionAnswering",
-    "AutoProcessor",
-    "AutoImageProcessor",
-    "AutoVideoProcessor",
-    "AutoFeatureExtractor",
-)
-AUTO_MAP = dict.fromkeys(AUTO_CLASSES, "planted.Planted") | {"AutoTokenizer": ["planted.Planted", "planted.Planted"]}
+AUTO_CLASSES = """
+    Config Model ModelForImageClassification ModelForVisualQuestionAnswering Processor ImageProcessor VideoProcessor
+    FeatureExtractor
+""".split()
+AUTO_MAP = dict.fromkeys((f"Auto{name}" for name in AUTO_CLASSES), "planted.Planted")
+AUTO_MAP |= {"AutoTokenizer": ["planted.Planted", "planted.Planted"]}
 SOURCES = ("modeling_biomedclip", "processing", "run_scripts", "model_cards")
 # Loads what this process has just trained, and has no argument of this name.
 WITHOUT_ARGUMENT = {"PeftModel"}
@@ -76,23 +71,21 @@ def planted(tmp_path, marker):
     return plant(tmp_path / "planted", marker)
 
 
-def loads(source: Path) -> list:
-    """All loaders that are given a folder by the user."""
-    name = str(source)
-    return [
-        lambda: load_dual_encoder(name),
-        lambda: load_answerer(name),
-        lambda: base_fingerprint(name),
-        lambda: outline(ModelOptions(model_name_or_path=name)),
-        lambda: outline(ModelOptions(vision_model=name)),
-        lambda: outline(ModelOptions(text_model=name)),
-    ]
+# All loaders that are given a folder by the user.
+LOADERS = [
+    load_dual_encoder,
+    load_answerer,
+    base_fingerprint,
+    lambda name: outline(ModelOptions(model_name_or_path=name)),
+    lambda name: outline(ModelOptions(vision_model=name)),
+    lambda name: outline(ModelOptions(text_model=name)),
+]
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_no_loader_runs_code_or_asks(planted, marker, number):
+@pytest.mark.parametrize("load", LOADERS)
+def test_no_loader_runs_code_or_asks(planted, marker, load):
     with questions_are_errors(), pytest.raises((ValueError, OSError, AttributeError)):
-        loads(planted)[number]()
+        load(str(planted))
     assert not marker.exists()
 
 
@@ -116,11 +109,9 @@ def test_no_loader_runs_code_or_asks(planted, marker, number):
     ],
 )
 def test_no_command_runs_code_if_the_answer_would_be_yes(planted, marker, built, tmp_path, monkeypatch, capsys, verb):
-    from PIL import Image
-
     for number in range(8):
         (tmp_path / "classes" / f"class_{number % 2}").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), (number, 9, 9)).save(tmp_path / "classes" / f"class_{number % 2}" / f"{number}.png")
+        (tmp_path / "classes" / f"class_{number % 2}" / f"{number}.png").write_bytes(png_bytes(number, (32, 32)))
     places = {"planted": planted, "data": built, "classes": tmp_path / "classes", "out": tmp_path / "out"}
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 50))
     status = main([word.format(**places) for word in verb.split()])
@@ -245,10 +236,13 @@ def test_pickles_of_adapters_are_refused_and_those_of_models_only_contain_tensor
     model = shutil.copytree(small_checkpoint, tmp_path / "model")
     (model / "model.safetensors").unlink()
     torch.save({"logit_scale": RunsCode(marker)}, model / "pytorch_model.bin")
-    for load in loads(model)[:3]:
+    for load in LOADERS[:3]:
         with pytest.raises(Exception, match="[Ww]eights.only"):
-            load()
+            load(str(model))
     assert not marker.exists()
+
+
+AUDIO_TOKENIZER = {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "else/where"}
 
 
 @pytest.mark.parametrize(
@@ -260,10 +254,7 @@ def test_pickles_of_adapters_are_refused_and_those_of_models_only_contain_tensor
         ("config.json", {"experts_implementation": "someone/kernel"}),
         ("config.json", {"architecture": "hf-hub:someone/else"}),
         ("config.json", {"vision_config": {"backbone": "someone/else"}}),
-        (
-            "processor_config.json",
-            {"audio_tokenizer": {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "else/where"}},
-        ),
+        ("processor_config.json", {"audio_tokenizer": AUDIO_TOKENIZER}),
         ("audio_tokenizer_config.json", {"audio_tokenizer_class": "AutoModel"}),
     ],
 )
@@ -287,22 +278,6 @@ def test_an_adapter_next_to_a_model_is_refused_if_only_the_model_is_read(
     change(folder / "adapter_config.json", peft_type="XLORA")
     assert main(verb.format(model=folder, out=tmp_path / "out").split()) == 1
     assert "contains an adapter" in capsys.readouterr().err
-
-
-def test_a_recipe_cannot_set_trust_remote_code(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("trust-remote-code: true\n")
-    with pytest.raises(ValueError, match="--trust-remote-code"):
-        read_recipe(str(tmp_path / "recipe.yaml"), ["evaluate"])
-
-
-@pytest.mark.parametrize(
-    "verb",
-    ["train", "train --task image-classification", "train --task visual-question-answering", "evaluate"],
-)
-def test_the_help_shows_the_option(verb, capsys):
-    with pytest.raises(SystemExit):
-        main([*verb.split(), "--help"])
-    assert "--trust-remote-code" in capsys.readouterr().out
 
 
 def all_calls() -> Iterator[tuple[str, ast.Call]]:

@@ -129,10 +129,8 @@ def test_a_run_that_is_killed_many_times_equals_an_uninterrupted_one(
     starts, torn = train_through_kills(runs, arguments, killed, tmp_path / "logs", moments, processes)
     assert len(starts) > 2 and starts[-1] > 0 and torn, "choose another seed"
     # Also bitwise for two processes: the sum of two numbers has no order.
-    assert losses(killed) == losses(uninterrupted) and len(losses(killed)) == STEPS
-    weights = load_file(uninterrupted / "model.safetensors")
-    for name, weight in load_file(killed / "model.safetensors").items():
-        assert torch.equal(weight, weights[name]), name
+    training_runs.assert_equal_runs(killed, uninterrupted)
+    assert len(losses(killed)) == STEPS
     assert [path.name for path in killed.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
 
 

@@ -18,13 +18,9 @@ TEXT_LENGTH, PAIRS = 96, 16
 def wide_model(patch_dropout: float = 0.0, locked: bool = False) -> BiomedCLIPModel:
     """Return encoders of the published proportions with four layers. Without dropout, attention is fused."""
     shape = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
-    model = BiomedCLIPModel(
-        BiomedCLIPConfig(
-            projection_dim=64,
-            vision_config=shape | {"image_size": 160, "patch_dropout": patch_dropout},
-            text_config=shape | {"vocab_size": 1000, "hidden_dropout": 0.0, "attention_dropout": 0.0},
-        )
-    )
+    vision = shape | {"image_size": 160, "patch_dropout": patch_dropout}
+    text = shape | {"vocab_size": 1000, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+    model = BiomedCLIPModel(BiomedCLIPConfig(projection_dim=64, vision_config=vision, text_config=text))
     if locked:
         lock_image_tower(model)
     return model
@@ -66,16 +62,9 @@ def estimate(model, **options) -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "bf16", "checkpointing"),
-    [
-        ({}, False, False),
-        ({}, True, False),
-        ({}, False, True),
-        ({}, True, True),
-        ({"locked": True}, False, False),
-        ({"locked": True}, False, True),
-        ({"locked": True}, True, True),
-        ({"patch_dropout": 0.5}, False, False),
-    ],
+    [({}, bf16, checkpointing) for bf16 in (False, True) for checkpointing in (False, True)]
+    + [({"locked": True}, False, False), ({"locked": True}, False, True), ({"locked": True}, True, True)]
+    + [({"patch_dropout": 0.5}, False, False)],
 )
 def test_the_estimate_is_an_upper_bound_within_25_percent(model, bf16, checkpointing):
     estimated = estimate(wide_model(**model), bf16=bf16, checkpointing=checkpointing)

@@ -80,9 +80,8 @@ def image_encoders() -> dict[str, int]:
 
 
 def dry_run(name: str, folder, *options: str) -> dict:
-    assert (
-        main(["train", "--config", name, "--dry-run", "--processes", "16", "--output-dir", str(folder), *options]) == 0
-    )
+    arguments = ["train", "--config", name, "--dry-run", "--processes", "16", "--output-dir", str(folder)]
+    assert main([*arguments, *options]) == 0
     return json.loads((folder / "dry_run.json").read_text())
 
 
@@ -102,15 +101,10 @@ def test_a_recipe_has_the_values_of_its_row_in_the_paper(name, image_encoders, t
         assert value in opening(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "timm_name"),
-    [
-        ("vit_s", "vit_small_patch16_224"),
-        ("vit_m", "vit_medium_patch16_gap_256"),
-        ("vit_b", "vit_base_patch16_224"),
-    ],
-)
-def test_the_sizes_in_a_recipe_are_those_of_its_model_and_of_timm(name, timm_name, tmp_path):
+@pytest.mark.parametrize("name", ["vit_s", "vit_m", "vit_b"])
+def test_the_sizes_in_a_recipe_are_those_of_its_model_and_of_timm(name, tmp_path):
+    models = {"vit_s": "small_patch16_224", "vit_m": "medium_patch16_gap_256", "vit_b": "base_patch16_224"}
+    timm_name = f"vit_{models[name]}"
     with torch.device("meta"):
         whole, trunk = timm.create_model(timm_name), timm.create_model(timm_name, num_classes=0)
     stated = [sum(parameter.numel() for parameter in model.parameters()) for model in (whole, trunk)]
@@ -164,9 +158,8 @@ def test_the_second_part_of_the_64k_schedule_continues_the_first(tmp_path):
     assert schedule["steps"] == 32 * (13_900_000 // 65536) and schedule["warmup_steps"] == 2000
     assert plan["model"]["parameters"] == 195_902_721
     first = dry_run("batch_64k_first", tmp_path / "plan")
-    assert plan["memory_mib"]["with_checkpointing"]["activations"] == pytest.approx(
-        first["memory_mib"]["with_checkpointing"]["activations"], abs=1
-    ), "as in the first part, whose batch is one mini-batch"
+    activations = [part["memory_mib"]["with_checkpointing"]["activations"] for part in (plan, first)]
+    assert activations[0] == pytest.approx(activations[1], abs=1), "the batch of the first part is one mini-batch"
     assert "27,144" in opening("batch_64k") and first["schedule"]["steps"] == 27_144
     for value in ("87.32", "86.66"):
         assert value in opening("batch_64k")

@@ -23,6 +23,7 @@ from biomedclip import BiomedCLIPModel
 
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT = TOWER | {"vocab_size": 128, "max_position_embeddings": 64}
 VISION = TOWER | {"image_size": 32, "patch_size": 8}
 RANDOM = {"projection_dim": 16, "vision_config": VISION, "text_config": TOWER | {"max_position_embeddings": 64}}
 # Options of the recipe that need a GPU or many steps.
@@ -86,21 +87,15 @@ def test_a_bias_in_the_configuration_of_the_user_is_kept(run):
     assert BiomedCLIPModel.from_pretrained(folder).config.logit_bias_init_value == -3
 
 
-def other_model(name: str):
-    text = TOWER | {"vocab_size": 128, "max_position_embeddings": 64}
-    if name == "siglip":
-        return SiglipModel(SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=VISION))
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16))
-
-
 def test_a_checkpoint_of_siglip_needs_no_change(run, small_processor, tmp_path):
-    other_model("siglip").save_pretrained(tmp_path / "base")
+    config = SiglipConfig(text_config=TEXT | {"projection_size": 32}, vision_config=VISION)
+    SiglipModel(config).save_pretrained(tmp_path / "base")
     small_processor.save_pretrained(tmp_path / "base")
     assert AutoModel.from_pretrained(run(model_name_or_path=tmp_path / "base")).logit_bias.shape == (1,)
 
 
 def test_a_model_that_does_not_support_a_bias_is_an_error(shards, small_processor, tmp_path, capsys):
-    other_model("clip").save_pretrained(tmp_path / "clip")
+    CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)).save_pretrained(tmp_path / "clip")
     small_processor.save_pretrained(tmp_path / "clip")
     options = SMALL | {"train_data": shards, "model_name_or_path": tmp_path / "clip"}
     assert "which CLIPModel does not support" in train_error(capsys, tmp_path / "run", 1, **options)

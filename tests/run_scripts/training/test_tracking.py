@@ -197,28 +197,16 @@ def test_a_tracker_that_fails_is_named(options, tmp_path, capsys, monkeypatch):
 
 
 def test_the_recipe_of_a_run_contains_all_its_settings(tmp_path):
-    options = {
-        "report_to": ["tensorboard"],
-        "run_name": "mine",
-        "eval_strategy": "steps",
-        "eval_steps": 5,
-        "lr_scheduler_type": "constant",
-        "gradient_checkpointing": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "seed": 7,
-        "use_cpu": True,
-        "torch_compile": True,
-        "full_determinism": False,
-        "ddp_bucket_cap_mb": 3,
-        "accelerator_config": {"use_configured_state": True},
-    }
+    options = {"report_to": ["tensorboard"], "run_name": "mine", "eval_strategy": "steps", "eval_steps": 5, "seed": 7}
+    options |= {"lr_scheduler_type": "constant", "use_cpu": True, "torch_compile": True, "full_determinism": False}
+    options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    options |= {"ddp_bucket_cap_mb": 3, "accelerator_config": {"use_configured_state": True}}
     args = ContrastiveTrainingArguments(output_dir=str(tmp_path / "elsewhere"), **options)
     zero_shot = ZeroShotOptions(zero_shot_data=[f"kinds={tmp_path}/some", str(tmp_path)], zero_shot_templates=["a {}"])
     write_recipe(tmp_path / "run", [zero_shot, args])
     text = (tmp_path / "run" / "recipe.yaml").read_text()
     assert str(tmp_path) not in text and "kinds=some" in text
     arguments = ["--config", str(tmp_path / "run" / "recipe.yaml"), "--output-dir", str(tmp_path / "elsewhere")]
-    classes = [ZeroShotOptions, ContrastiveTrainingArguments]
-    same_zero_shot, same = parse_options("train", classes, arguments, description="", example="")
+    same_zero_shot, same = parse_options("train", [ZeroShotOptions, ContrastiveTrainingArguments], arguments)
     assert same.to_dict() == args.to_dict()
     assert same_zero_shot.zero_shot_templates == ["a {}"]

@@ -7,19 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import losses
+from helpers.commands import logged, losses
 from helpers.pair_shards import LICENSES, pair_row, write_shards
-from helpers.training_runs import logged, results, train, train_error
+from helpers.training_runs import results, train, train_error
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, TrainingArguments
 
 from biomedclip.run_scripts.evaluation.pools import draw_pool
 from biomedclip.run_scripts.train import task_of
 from biomedclip.run_scripts.training import contrastive, visual_question_answering
 from biomedclip.run_scripts.training.adapters import AdapterOptions, add_adapter
-from biomedclip.run_scripts.training.contrastive import PairHandling, training_pairs, validation_pairs
-from biomedclip.run_scripts.training.dry_run import part_of
+from biomedclip.run_scripts.training.contrastive import (
+    PairHandling,
+    TrainData,
+    set_batch_size,
+    training_pairs,
+    validation_pairs,
+)
+from biomedclip.run_scripts.training.dry_run import DryRunOptions, part_of
 from biomedclip.run_scripts.training.models import ModelOptions, lock_image_tower, set_up_model
-from biomedclip.run_scripts.training.runs import set_batch_size
+from biomedclip.run_scripts.training.zero_shot_validation import ZeroShotOptions
+
+
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +61,13 @@ def test_the_batch_size_is_that_of_all_devices(plain):
 
 @pytest.mark.parametrize(("devices", "share"), [(1, 48), (3, 16), (16, 3)])
 def test_the_batch_is_divided_evenly_among_the_devices(devices, share, tmp_path):
-    args = TrainingArguments(str(tmp_path), per_device_train_batch_size=5, use_cpu=True)
-    set_batch_size(args, 48, devices)
-    assert args.per_device_train_batch_size == share
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
     set_batch_size(args, None, devices)
-    assert args.per_device_train_batch_size == share
+    assert args.per_device_train_batch_size == 8, "the default of transformers"
     with pytest.raises(ValueError, match="--batch-size 50 cannot be divided evenly among 16 devices"):
         set_batch_size(args, 50, 16)
+    set_batch_size(args, 48, devices)
+    assert args.per_device_train_batch_size == share
 
 
 def test_only_pairs_with_the_given_licenses_are_used(shards):
@@ -82,7 +91,8 @@ def test_fast_decoding_applies_only_to_training(small_checkpoint, shards, tmp_pa
         str(tmp_path), max_steps=1, per_device_train_batch_size=8, use_cpu=True, save_strategy="no"
     )
     model = ModelOptions(model_name_or_path=str(small_checkpoint))
-    trainer, _ = contrastive.train(str(shards), PairHandling(fast_decode=True), model, args)
+    options = [PairHandling(fast_decode=True), model, AdapterOptions(), ZeroShotOptions(), DryRunOptions(), args]
+    trainer, _ = contrastive.run(TrainData(str(shards)), *options)
     assert trainer.data_collator.fast_decode and not trainer.eval_data_collator.fast_decode
 
 
@@ -116,8 +126,7 @@ def test_a_run_with_evaluation_each_epoch_resumes_and_keeps_the_best_checkpoint(
 
 
 def test_the_vocabulary_is_learned_from_the_training_texts(shards, tmp_path):
-    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = {"vision_config": tower | {"image_size": 32, "patch_size": 8}, "text_config": tower, "projection_dim": 8}
+    model = {"vision_config": TOWER | {"image_size": 32, "patch_size": 8}, "text_config": TOWER, "projection_dim": 8}
     words = {}
     for text in ("caption", "mentions"):
         folder = train(tmp_path / text, model_config=model, train_data=shards, text=text, max_steps=1)
@@ -183,9 +192,8 @@ def test_gradients_with_a_locked_encoder_equal_those_with_a_frozen_one(small_mod
 
 
 def small_clip() -> CLIPModel:
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = text | {"image_size": 32, "patch_size": 8}
-    return CLIPModel(CLIPConfig(text_config=text | {"vocab_size": 64}, vision_config=vision, projection_dim=16))
+    vision = TOWER | {"image_size": 32, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=TOWER | {"vocab_size": 64}, vision_config=vision, projection_dim=16))
 
 
 def test_the_image_encoder_of_clip_can_be_locked():
@@ -203,10 +211,10 @@ def test_parameters_of_an_adapter_belong_to_the_part_that_they_adapt(small_model
 # Errors
 
 
-@pytest.mark.parametrize("options", [{"image_size": 48}, {"patch_dropout": 0.5}])
-def test_options_of_our_model_are_refused_for_others(options):
-    with pytest.raises(ValueError, match="requires a BiomedCLIPModel, not a CLIPModel"):
-        set_up_model(small_clip(), ModelOptions(model_name_or_path="clip", **options))
+def test_options_of_our_model_are_refused_for_others():
+    for options in ({"image_size": 48}, {"patch_dropout": 0.5}):
+        with pytest.raises(ValueError, match="requires a BiomedCLIPModel, not a CLIPModel"):
+            set_up_model(small_clip(), ModelOptions(model_name_or_path="clip", **options))
 
 
 @pytest.mark.parametrize(

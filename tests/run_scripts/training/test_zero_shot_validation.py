@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL_CONFIG
-from helpers.commands import losses, on_two_processes
+from helpers.commands import logged, on_two_processes
 from helpers.mirror_writer import png_bytes
-from helpers.training_runs import command, logged, train, train_error
-from safetensors.torch import load_file
+from helpers.training_runs import assert_equal_runs, command, train, train_error
 
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 from biomedclip.run_scripts.main import main
@@ -66,12 +65,6 @@ def evaluated(model: Path, data: Path, folder: Path) -> dict:
     options = ["--model", str(model), "--data", str(data), "--output-dir", str(folder)]
     assert main(["evaluate", "zero-shot", *options]) == 0
     return json.loads((folder / "results.json").read_text())["metrics"]
-
-
-def assert_equal_runs(ours: Path, theirs: Path) -> None:
-    assert losses(ours) == losses(theirs)
-    weights = load_file(theirs / "model.safetensors")
-    assert all(torch.equal(weight, weights[name]) for name, weight in load_file(ours / "model.safetensors").items())
 
 
 def test_metrics_equal_the_evaluation_of_the_saved_checkpoints(watched, readable, tmp_path):
@@ -139,10 +132,8 @@ def test_the_best_checkpoint_can_be_selected_by_a_zero_shot_metric(base, readabl
 def test_invalid_options_are_errors_before_training(status, options, message, base, labeled, tmp_path, capsys):
     (tmp_path / "one" / "alone").mkdir(parents=True)
     (tmp_path / "one" / "alone" / "0.png").write_bytes(png_bytes(0, (40, 30)))
-    paths = {"{set}": str(labeled), "{one}": str(tmp_path / "one")}
-    for placeholder, path in paths.items():
-        options = options | {"zero_shot_data": [text.replace(placeholder, path) for text in options["zero_shot_data"]]}
-    if options.get("eval_strategy") != "no":
-        options = EVALUATED | options
-    assert message in train_error(capsys, tmp_path / "run", status, **base | options)
+    data = [text.format(set=labeled, one=tmp_path / "one") for text in options["zero_shot_data"]]
+    evaluated = {} if "eval_strategy" in options else EVALUATED
+    options = base | evaluated | options | {"zero_shot_data": data}
+    assert message in train_error(capsys, tmp_path / "run", status, **options)
     assert not (tmp_path / "run").exists()
