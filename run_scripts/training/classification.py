@@ -4,7 +4,7 @@ biomedclip train --config lora_classification --train-data folder_of_classes --o
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,19 +79,17 @@ def run(
     checkpoint = start_run(args, [data, adapter], task=TASK)
     processor = AutoProcessor.from_pretrained(data.model_name_or_path, trust_remote_code=trust)
     processor = getattr(processor, "image_processor", processor)
-    model, _ = load_with_head(
-        AutoModelForImageClassification, data.model_name_or_path, classes, trust_remote_code=trust
-    )
+    auto_class = AutoModelForImageClassification
+    model, _ = load_with_head(auto_class, data.model_name_or_path, classes, trust_remote_code=trust)
     config = model.config
     collate: dict[str, Any] = {"label2id": config.label2id, "seed": args.seed, "on_error": data.on_bad_row}
-    collators = [LabelCollator(processor, training=training, **collate) for training in (True, False)]
     trainer = SupervisedTrainer(
         add_adapter(model, adapter, trained_whole=[HEAD]),
         args,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
-        data_collator=collators[0],
-        eval_data_collator=collators[1],
+        data_collator=LabelCollator(processor, training=True, **collate),
+        eval_data_collator=LabelCollator(processor, **collate),
         processing_class=processor,
         compute_metrics=accuracies,
     )
@@ -157,11 +155,9 @@ def measure(trainer: SupervisedTrainer, images: LabeledImages, split: str) -> di
 
 def show_results(results: Mapping[str, Any]) -> None:
     """Print the accuracies, the chance level, and the cost of the training."""
-    rows: Sequence[tuple[str, Any]] = [
-        (f"{split} {name.replace('_', ' ')}", results[split][name])
-        for split in ("validation", "test")
-        if split in results
-        for name in ("images", "accuracy", "balanced_accuracy")
-    ]
-    rows = [*rows, ("chance", results["chance"]), *cost_rows(results)]
+    rows: list[tuple[str, Any]] = []
+    for split in ("validation", "test"):
+        for name in ("images", "accuracy", "balanced_accuracy") if split in results else ():
+            rows.append((f"{split} {name.replace('_', ' ')}", results[split][name]))
+    rows += [("chance", results["chance"]), *cost_rows(results)]
     show_table(f"Classification, {len(results['classes'])} classes", rows, ["", "value"])

@@ -133,8 +133,8 @@ def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the rows of the final table of costs, without those that were not measured."""
     names = [name for name in _COSTS if results.get(name) is not None]
     # The names in JSON files are fixed.
-    titles = [name.replace("_share", "_fraction").replace("_", " ").replace("mib", "MiB") for name in names]
-    return [(title, results[name]) for title, name in zip(titles, names, strict=True)]
+    titles = {name: name.replace("_share", "_fraction").replace("_", " ").replace("mib", "MiB") for name in names}
+    return [(titles[name], results[name]) for name in names]
 
 
 def check_checkpoint(name: str | None, *, trust_remote_code: bool = False) -> None:

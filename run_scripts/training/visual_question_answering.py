@@ -116,9 +116,6 @@ def run(
     model = load_answerer(data.model_name_or_path, answers, data.co_attention_config, trust_remote_code=trust)
     config = model.config
     collate: dict[str, Any] = {"max_length": data.max_length, "seed": args.seed, "on_error": data.on_bad_row}
-    collators = [
-        VisualQuestionCollator(processor, config.label2id, training=training, **collate) for training in (True, False)
-    ]
     validation = [vars(question) for question in splits["validation"]]
     trainer = QuestionTrainer(
         add_adapter(model, adapter, trained_whole=NEW_PARTS),
@@ -127,8 +124,8 @@ def run(
         cross_modal_factor=data.cross_modal_learning_rate_factor,
         train_dataset=[vars(question) for question in answered],
         eval_dataset=validation or None,
-        data_collator=collators[0],
-        eval_data_collator=collators[1],
+        data_collator=VisualQuestionCollator(processor, config.label2id, training=True, **collate),
+        eval_data_collator=VisualQuestionCollator(processor, config.label2id, **collate),
         processing_class=processor,
     )
 

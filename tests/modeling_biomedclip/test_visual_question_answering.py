@@ -72,9 +72,8 @@ def test_the_published_head_has_the_published_shape():
 
 def test_a_block_equals_the_cross_attention_block_of_bert():
     config = BiomedCLIPCoAttentionConfig(**HEAD, hidden_dropout=0.0, attention_dropout=0.0, attn_implementation="eager")
-    bert_config = BertConfig(
-        hidden_size=48, intermediate_size=96, num_attention_heads=4, hidden_act="gelu", hidden_dropout_prob=0.0
-    )
+    shape = {name: HEAD[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")}
+    bert_config = BertConfig(**shape, hidden_act="gelu", hidden_dropout_prob=0.0)
     bert_config.is_decoder = bert_config.add_cross_attention = True  # the only way to its cross-attention
     bert_config._attn_implementation = "eager"
     torch.manual_seed(0)
@@ -170,9 +169,7 @@ def test_the_loss_is_the_cross_entropy_of_each_answer_summed():
     soft = torch.nn.functional.one_hot(truth.clamp(min=0), 5)[truth >= 0].double()
     torch.testing.assert_close(answer_loss(scores[truth >= 0], soft), expected)
     assert answer_loss(scores, torch.full((4,), -100)).isnan(), "as torch's cross-entropy has it"
-
-
-def test_soft_labels_raise_several_answers():
+    # Soft labels raise several answers.
     scores = torch.zeros(1, 3, requires_grad=True)
     answer_loss(scores, torch.tensor([[1.0, 0.3, 0.0]])).backward()
     assert scores.grad.tolist() == [pytest.approx([-0.5, 0.2, 0.5])]
@@ -220,7 +217,7 @@ def test_a_checkpoint_without_head_gets_a_seeded_random_head(small_model, tmp_pa
     assert first.config.id2label == dict(enumerate(ANSWERS))
 
 
-def test_a_saved_model_gives_the_same_bits(model, tmp_path):
+def test_a_saved_model_gives_the_same_bits_and_takes_other_answers(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path)
     assert type(loaded) is BiomedCLIPForVisualQuestionAnswering
@@ -228,10 +225,7 @@ def test_a_saved_model_gives_the_same_bits(model, tmp_path):
     assert loaded.config.label2id == NAMES["label2id"] and loaded.config.co_attention_config.hidden_size == 48
     whole = BiomedCLIPModel.from_pretrained(tmp_path)
     assert torch.equal(whole.text_model.layers[0].mlp.fc1.weight, model.text_model.layers[0].mlp.fc1.weight)
-
-
-def test_other_answers_replace_only_the_last_layer(model, tmp_path):
-    model.save_pretrained(tmp_path)
+    # Other answers replace only the last layer.
     loaded = BiomedCLIPForVisualQuestionAnswering.from_pretrained(
         tmp_path, id2label={0: "yes", 1: "no"}, num_labels=2, ignore_mismatched_sizes=True
     )
@@ -241,9 +235,8 @@ def test_other_answers_replace_only_the_last_layer(model, tmp_path):
 
 def test_an_adapter_with_a_trained_head_is_loaded_with_peft(model, tmp_path):
     model.save_pretrained(tmp_path / "base")
-    config = LoraConfig(
-        target_modules=["q_proj", "v_proj", "fc1"], modules_to_save=["classifier"], init_lora_weights=False
-    )
+    targets = ["q_proj", "v_proj", "fc1"]
+    config = LoraConfig(target_modules=targets, modules_to_save=["classifier"], init_lora_weights=False)
     adapted = get_peft_model(model, config).eval()
     adapted.save_pretrained(tmp_path / "adapter")
     base = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path / "base")

@@ -1,12 +1,10 @@
 """`--torch-compile` through the command, and the fused optimizer."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from helpers.commands import ENVIRONMENT, ON_TWO_PROCESSES, ROOT, losses
+from helpers.commands import biomedclip, losses, on_two_processes
 from helpers.gradient_processes import some_batch, tiny_model
 from helpers.training_runs import command, train
 from safetensors.torch import load_file
@@ -34,11 +32,11 @@ def plain(options, tmp_path_factory):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_compiled_model_has_the_losses_and_weights_of_a_plain_one(options, plain, processes, tmp_path):
-    launch = ON_TWO_PROCESSES if processes == 2 else []
-    line = [sys.executable, *launch, "-m", "biomedclip.run_scripts.main"]
-    line += command(tmp_path / "run", **options, **COMPILED)
-    result = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    arguments = command(tmp_path / "run", **options, **COMPILED)
+    if processes == 2:
+        on_two_processes("-m", "biomedclip.run_scripts.main", *arguments)
+    else:
+        biomedclip(*arguments)
     steps, weights = plain
     assert len(steps) == STEPS and losses(tmp_path / "run") == pytest.approx(steps, rel=3e-6)
     compiled = load_file(tmp_path / "run" / "model.safetensors")
@@ -65,10 +63,7 @@ def test_inductor_repeats_dropout_from_the_same_random_state():
     assert (other.text_embeds - second.text_embeds).abs().max() > 0.01
 
 
-def test_the_optimizer_is_fused_by_default(tmp_path):
+def test_the_fused_optimizer_is_the_default_and_has_the_losses_of_the_plain_one(options, plain, tmp_path):
     assert ContrastiveTrainingArguments(output_dir=str(tmp_path)).optim == "adamw_torch_fused"
-
-
-def test_the_fused_optimizer_has_the_losses_of_the_plain_one(options, plain, tmp_path):
     train(tmp_path / "run", **options, optim="adamw_torch")
     assert losses(tmp_path / "run") == pytest.approx(plain[0], rel=1e-6)
