@@ -192,7 +192,7 @@ OUTSIDE = "is a link that points outside"
         (lambda made, report: os.truncate(made / TEST, 999), f"{TEST}: damaged"),
         (change_after_the_build(TEST), f"{TEST}: damaged"),
         (change_after_the_build("skipped.jsonl"), "skipped.jsonl: damaged"),
-        (rewrite(TEST, lambda table: table.slice(1)), "hold 199 pairs, but report.json says 200"),
+        (rewrite(TEST, lambda table: table.slice(1)), "contain 199 pairs, but report.json says 200"),
         *(
             (with_license(code), f"1 under {code or 'none'}.*--license noncommercial")
             for code in ("TDM", None, "", "CC BY-NC-XX", "author's own")
