@@ -45,7 +45,12 @@ def read_parquet_set(root: Path, image_column: str, label_column: str) -> dict[s
 
 
 def read_saved_set(root: Path, image_column: str, label_column: str) -> dict[str, LabeledImages]:
-    """Read a dataset that `save_to_disk` wrote. Its files must be in their original locations."""
+    """Read a dataset that `save_to_disk` wrote."""
+    return _labeled_splits(open_saved_set(root), str(root), image_column, label_column)
+
+
+def open_saved_set(root: Path) -> Any:
+    """Open a dataset that `save_to_disk` wrote. Its files must be in their original locations."""
     import datasets
 
     for state in root.rglob("state.json"):
@@ -54,7 +59,7 @@ def read_saved_set(root: Path, image_column: str, label_column: str) -> dict[str
     for file in root.glob("dataset_dict.json"):
         for name in json.loads(read_text(file)).get("splits") or []:
             _check_is_name(str(name), file, "split")
-    return _labeled_splits(datasets.load_from_disk(str(root)), str(root), image_column, label_column)
+    return datasets.load_from_disk(str(root))
 
 
 def _check_is_name(name: str, file: Path, what: str) -> None:
