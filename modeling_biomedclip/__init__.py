@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_on_import
 
 
-# ruff: noqa: F401 (`__all__` is computed)
 if TYPE_CHECKING:
     from .configuration_biomedclip import (
         BiomedCLIPCoAttentionConfig,
@@ -74,7 +73,35 @@ _MODULE_OF = {
     "to_open_clip": "conversion",
 }
 
-__all__ = [*_MODULE_OF]
+__all__ = [
+    "BiomedCLIPCoAttentionConfig",
+    "BiomedCLIPConfig",
+    "BiomedCLIPForImageClassification",
+    "BiomedCLIPForVisualQuestionAnswering",
+    "BiomedCLIPImageProcessor",
+    "BiomedCLIPModel",
+    "BiomedCLIPProcessor",
+    "BiomedCLIPTextConfig",
+    "BiomedCLIPTextModel",
+    "BiomedCLIPTextModelWithProjection",
+    "BiomedCLIPVisionConfig",
+    "BiomedCLIPVisionModel",
+    "BiomedCLIPVisionModelWithProjection",
+    "ContrastiveCollator",
+    "ContrastiveTrainer",
+    "ContrastiveTrainingArguments",
+    "ExportedModel",
+    "VisualQuestionAnsweringPipeline",
+    "ZeroShotClassifier",
+    "embed_images",
+    "embed_texts",
+    "export_model",
+    "from_open_clip",
+    "load_benchmark",
+    "load_pmc15m",
+    "read_image",
+    "to_open_clip",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,11 +32,21 @@ def cached_backward(
 ) -> torch.Tensor:
     """Add the gradient of the loss of all mini-batches to `grad` of each parameter.
 
-    Even with dropout, the gradients equal those of a plain backward pass over the same mini-batches. `embed` returns
-    the image and text embeddings of the given rows of the batch. It must enter autocast on each call, because weights
-    that autocast cached in step 1 have no graph. `loss_of` gets the embeddings in the order of the mini-batches. The
-    loss also uses the trainable parameters `scalars`, such as `logit_scale`. `no_sync` disables the synchronization of
-    gradients for all but the last mini-batch. The result is the loss without a graph.
+    Even with dropout, the gradients equal those of a plain backward pass over the same mini-batches.
+
+    Args:
+        embed: Function that returns the image and text embeddings of the given rows of the batch, each of shape
+            `(rows, dimension)`. It must enter autocast on each call, because weights that autocast cached in step 1
+            have no graph.
+        mini_batches: Indices of the rows of each mini-batch.
+        loss_of: Function that returns the loss of all image and text embeddings, in the order of the mini-batches.
+        scalars: Trainable parameters that the loss uses directly, such as `logit_scale`.
+        backward: Function to call instead of `loss.backward()`.
+        no_sync: Context manager that disables gradient synchronization, used for all but the last mini-batch.
+        device: Device of the model. Its random state is stored together with that of the CPU.
+
+    Returns:
+        The loss, without a graph.
     """
     states, embeds = [], []
     with torch.no_grad():
@@ -66,10 +76,18 @@ def cached_backward(
 
 
 def mini_batch_rows(inputs: Mapping[str, Any], size: int) -> list[torch.Tensor]:
-    """Return the indices of the rows of each mini-batch, longest texts first.
+    """Split the rows of a batch into mini-batches, longest texts first.
 
     Texts of similar length share a mini-batch, so [`take_rows`] can remove most of the padding. The longest texts come
     first, so if memory is insufficient, the first mini-batch fails.
+
+    Args:
+        inputs: Batch with `pixel_values` of shape `(rows, ...)` and optionally `attention_mask` of shape
+            `(rows, length)`.
+        size: Number of rows in a mini-batch. The last one may be smaller.
+
+    Returns:
+        The indices of the rows of each mini-batch.
     """
     mask = inputs.get("attention_mask")
     if mask is None:
@@ -78,10 +96,13 @@ def mini_batch_rows(inputs: Mapping[str, Any], size: int) -> list[torch.Tensor]:
 
 
 def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool = True) -> dict[str, Any]:
-    """Select rows of the tensors of a batch. Other values are not changed.
+    """Select rows of a batch.
 
-    `cut_text` removes the padding after the longest text, if there is an `attention_mask`. The embeddings then change
-    only by rounding errors, unless the model pools the last position.
+    Args:
+        inputs: Tensors of shape `(rows, ...)`. Other values are not changed.
+        rows: Indices of the rows, in the order of the result.
+        cut_text: Remove the padding after the longest text, if there is an `attention_mask`. The embeddings then
+            change only by rounding errors, unless the model pools the last position.
     """
     taken = {
         name: value[rows.to(value.device)] if isinstance(value, torch.Tensor) else value

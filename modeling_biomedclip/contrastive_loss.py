@@ -36,10 +36,18 @@ def contrastive_loss(
     are computed for a few rows at a time and at least in float32, even under autocast. In bfloat16, they would be
     rounded to multiples of 0.5 at the maximum logit scale of 100.
 
-    The embeddings are L2-normalized, of shape `(pairs, dimension)`, the same shape in each process. Text i belongs to
-    image i. `logit_scale` is the inverse temperature (the exponential of the model's parameter) of shape `()` or
-    `(1,)`. `logit_bias` has the same shape. InfoNCE does not depend on it, so its gradient is zero. The result is the
-    mean over the pairs of this process.
+    Args:
+        image_embeds: L2-normalized embeddings of shape `(pairs, dimension)`, the same shape in each process.
+        text_embeds: L2-normalized embeddings of shape `(pairs, dimension)`. Text i belongs to image i.
+        logit_scale: Inverse temperature (the exponential of the model's parameter) of shape `()` or `(1,)`.
+        logit_bias: Bias of the logits of shape `()` or `(1,)`. InfoNCE does not depend on it, so its gradient is zero.
+        loss: `infonce` or `siglip`.
+
+    Returns:
+        The mean over the pairs of this process, of shape `()`.
+
+    Raises:
+        ValueError: If the shapes of images and texts differ, or if `loss` is unknown.
     """
     if image_embeds.shape != text_embeds.shape:
         raise ValueError(
@@ -66,8 +74,21 @@ def summed_loss(
 ) -> torch.Tensor:
     """Return the loss of the queries against all candidates in one direction, summed over queries.
 
-    Query i belongs to candidate `first + i`. At most `logits_at_once` logits are in memory, but at least those of one
-    query.
+    Args:
+        queries: L2-normalized embeddings of shape `(queries, dimension)`.
+        candidates: L2-normalized embeddings of shape `(candidates, dimension)`. Query i belongs to candidate
+            `first + i`.
+        logit_scale: Inverse temperature of shape `()` or `(1,)`.
+        logit_bias: Bias of the logits of shape `()` or `(1,)`.
+        loss: `infonce` or `siglip`.
+        first: Index of the candidate that belongs to the first query.
+        logits_at_once: Maximum number of logits in memory. At least the logits of one query are computed at once.
+
+    Returns:
+        The sum, of shape `()`.
+
+    Raises:
+        ValueError: If `loss` is unknown.
     """
     if loss not in LOSSES:
         raise ValueError(f"`loss={loss!r}` is unknown. Choose one of {', '.join(LOSSES)}.")
