@@ -255,7 +255,7 @@ def test_commands_evaluate_plip_as_transformers_does(images, built, tmp_path):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("biovil-t", ImportError, "needs the package health_multimodal. Install it: pip install hi-ml-multimodal"),
+        ("biovil-t", ImportError, "requires the package health_multimodal. Install it: pip install hi-ml-multimodal"),
         ("nowhere", FileNotFoundError, "is neither a folder nor an id on the Hub"),
         ("{tmp}", (OSError, ValueError), "config.json|model_type"),
     ],

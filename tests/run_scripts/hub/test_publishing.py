@@ -20,8 +20,8 @@ def test_an_invalid_repository_id_is_refused(hub, repo_id):
         (None, "lab/pairs", "no token.*hf auth login"),
         ("hf_unknown", "lab/pairs", "push lab/pairs: the Hub rejects the token.*hf auth login"),
         ("hf_reader", "lab/pairs", "is read-only.*hf auth login"),
-        ("hf_writer", "strangers/pairs", "may not write to strangers.*lab, someone"),
-        ("hf_writer", "museum/pairs", "may not write to museum.*lab, someone"),
+        ("hf_writer", "strangers/pairs", "is not allowed to write to strangers.*lab, someone"),
+        ("hf_writer", "museum/pairs", "is not allowed to write to museum.*lab, someone"),
     ],
 )
 def test_missing_write_access_is_reported_without_writing(hub, monkeypatch, token, repo_id, message):
