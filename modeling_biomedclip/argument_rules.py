@@ -21,9 +21,10 @@ CONTRASTIVE, LABELS = "contrastive", "labels"
 class Rule(NamedTuple):
     """Rule for the values of an option.
 
-    `accepts` gets a value, the training arguments, and whether the training set is a stream (None if not known yet). It
-    returns whether the value is supported. If it is None, all values are supported. `text` is a note on a supported
-    option, or the reason and the alternative for an unsupported option. If `unsupported`, only the default is accepted.
+    `accepts` receives a value, the training arguments, and whether the training set is a stream (None if not known
+    yet). It returns whether the value is supported. If `accepts` is None, all values are supported. `text` is a note on
+    a supported option, or the reason and the alternative for an unsupported option. If `unsupported`, only the default
+    is accepted.
     """
 
     accepts: Callable[[Any, Any, bool | None], bool] | None
@@ -104,12 +105,12 @@ _RESTRICTED = {
     ),
     "optim_args": _requires(
         lambda args: _name(args.optim) in ("sgd", "adagrad", "rmsprop"),
-        "it requires optim=sgd, adagrad or rmsprop. The other tested optimizers do not read it",
+        "it requires optim=sgd, adagrad or rmsprop. The other tested optimizers do not use it",
     ),
     "optim_target_modules": _unsupported("GaLore and APOLLO, which use it, are not tested with this trainer"),
     "gradient_accumulation_steps": _unsupported(
         "each part of the batch would use only its own pairs as negatives. Use mini_batch_size for a large batch on "
-        "little memory: it gives the loss and the gradients of the whole batch",
+        "little memory: it computes the loss and the gradients of the whole batch",
         1,
     ),
     "average_tokens_across_devices": _unsupported("the loss does not count tokens", True),
@@ -143,7 +144,7 @@ _RESTRICTED = {
     "eval_do_concat_batches": _unsupported(_WHOLE_SET, True),
     "eval_use_gather_object": _unsupported("batches contain only tensors"),
     "eval_accumulation_steps": _unsupported("embeddings are moved to the CPU after each batch"),
-    "include_for_metrics": _unsupported("the metrics read nothing else"),
+    "include_for_metrics": _unsupported("the metrics use nothing else"),
     "batch_eval_metrics": _unsupported(_WHOLE_SET),
     "save_strategy": Rule(
         lambda value, args, stream: value != "best" or _evaluates(args), "save_strategy=best requires eval_strategy"
@@ -151,7 +152,7 @@ _RESTRICTED = {
     "save_steps": _requires(lambda args: args.save_strategy == "steps", "it requires save_strategy=steps", 500),
     "save_total_limit": _requires(lambda args: args.save_strategy != "no", "it requires save_strategy"),
     "enable_jit_checkpoint": _unsupported(
-        "it saves in the middle of a step, from which a run cannot be resumed exactly. Lower save_steps"
+        "it saves in the middle of a step, and a run cannot be resumed exactly from there. Lower save_steps"
     ),
     "push_to_hub hub_token hub_model_id hub_always_push hub_revision": _unsupported(_HUB),
     "hub_private_repo": Rule(lambda value, args, stream: value is None, _HUB, unsupported=True),
@@ -166,7 +167,7 @@ _RESTRICTED = {
     "ignore_data_skip": Rule(None, "A stream computes its position and is never read again."),
     "data_seed": Rule(
         lambda value, args, stream: not stream or value is None,
-        "a stream has its own seed: `PairStream(seed=...)`, which the command sets from seed",
+        "a stream uses the seed of `PairStream(seed=...)`. The command passes `seed` to it",
     ),
     "accelerator_config": Rule(
         _accepts_accelerator_config,
@@ -180,11 +181,11 @@ _RESTRICTED = {
         "a stream has only whole batches. False requires a training set with random access",
     ),
     "dataloader_persistent_workers": _unsupported(
-        "workers that outlive an epoch would repeat the random crops of the first one"
+        "persistent workers would repeat the random crops of the first epoch"
     ),
     "dataloader_in_order": _unsupported("a run could not be repeated exactly", True),
     "remove_unused_columns": _unsupported("the collator needs the raw columns"),
-    "label_names": _unsupported("the collator names the labels"),
+    "label_names": _unsupported("the collator sets the names of the labels"),
     "train_sampling_strategy": Rule(
         lambda value, args, stream: value == "random" or (value == "sequential" and not stream),
         f"sequential requires a training set with random access. For the other strategies {_NO_LENGTHS}",
@@ -314,8 +315,8 @@ _HEAD = """\
 # Training arguments
 
 Each field of `transformers.TrainingArguments` and each argument of `transformers.Trainer` is either supported or raises
-an error that names it. No field is ignored. The fields are checked when the training arguments are created, when the
-trainer is created, and when training starts.
+an error that contains its name. No field is ignored. The fields are checked when the training arguments are created,
+when the trainer is created, and when training starts.
 
 This page is generated by `python -m biomedclip.argument_rules > docs/training_arguments.md`. A test compares the
 tables with the installed version of transformers.

@@ -268,7 +268,7 @@ class BiomedCLIPConfig(BiomedCLIPBaseConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "projection_dim" or name in self.sub_configs:
-            # Both towers have the same value, so that a tower that is saved alone keeps the size of its projection.
+            # Both towers store the value, so that a tower that is saved alone keeps its projection size.
             for sub_config in map(self.__dict__.get, self.sub_configs):
                 if hasattr(sub_config, "projection_dim"):
                     sub_config.projection_dim = self.projection_dim

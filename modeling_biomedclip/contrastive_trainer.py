@@ -47,9 +47,9 @@ class ContrastiveTrainer(AdaptedTrainer):
 
     `train_dataset` is a stream with exact batches ([`biomedclip.processing.PairStream`], or an object that has a
     length and a method `batches(batch_size, rank, world_size)`), or any dataset that `Trainer` accepts. Training on a
-    stream resumes exactly. A checkpoint is complete if it has a `trainer_state.json`. Older checkpoints are removed
-    only when a new one is complete, so a run can be killed at any time. The number of processes can change between
-    runs.
+    stream resumes exactly. A checkpoint is complete if it contains a `trainer_state.json`. Older checkpoints are
+    removed only when a new one is complete, so a run can be killed at any time. The number of processes can change
+    between runs.
 
     `eval_dataset` needs random access. Evaluation embeds the whole dataset and reports recall at 1, 5 and 10, the
     median rank, `eval_loss` (the whole dataset as one batch) and `eval_loss_in_batches_of_4096` (open_clip's validation
@@ -65,8 +65,8 @@ class ContrastiveTrainer(AdaptedTrainer):
         eval_data_collator: Collator of the evaluation batches (default: `data_collator`).
         evaluators: Functions that take the model in evaluation mode and return metrics by name. All processes call
             them. The metrics are reported with the prefix `eval_`.
-        callbacks: Further callbacks.
-        kwargs: Further arguments of `Trainer`.
+        callbacks: Additional callbacks.
+        kwargs: Additional arguments of `Trainer`.
 
     Raises:
         ValueError: If an option is not supported, the model lacks a parameter of the loss, `eval_dataset` has no
@@ -128,8 +128,8 @@ class ContrastiveTrainer(AdaptedTrainer):
                 args.count_steps(len(self.pair_stream) // batch_size)
             if args.max_steps == 0:
                 raise ValueError(
-                    f"`num_train_epochs={args.num_train_epochs}` gives no step with {len(self.pair_stream)} pairs and "
-                    f"a batch size of {batch_size}. Lower `per_device_train_batch_size` or set `max_steps`."
+                    f"`num_train_epochs={args.num_train_epochs}` results in no step with {len(self.pair_stream)} pairs "
+                    f"and a batch size of {batch_size}. Lower `per_device_train_batch_size` or set `max_steps`."
                 )
             # The stream computes its position. Trainer would read all previous batches again.
             args.ignore_data_skip = True
@@ -365,7 +365,7 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
             if self.samples_seen != state.global_step * batches.batch_size:
                 logger.warning(
                     "The checkpoint was written with another batch size. Training continues near pair %s of its "
-                    "stream, but with other batches than an uninterrupted run.",
+                    "stream, but with different batches than in an uninterrupted run.",
                     f"{self.samples_seen:,}",
                 )
         batches.samples_seen = self.samples_seen

@@ -149,7 +149,7 @@ class BiomedCLIPTextLayer(BiomedCLIPEncoderLayer):
 class BiomedCLIPPatchDropout(nn.Module):
     """Drop a random fraction of the patches of each image during training. The class token is always kept.
 
-    As in timm and open_clip, each patch gets a normally distributed random number. The patches with the smallest
+    As in timm and open_clip, each patch is assigned a normally distributed random number. The patches with the smallest
     numbers are kept in that order. The order does not affect attention, because positions have already been added.
     """
 
@@ -417,7 +417,7 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
             position_ids (`torch.Tensor`, *optional*): Positions of the tokens. The default is 0, 1, 2, ...
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Word
                 embeddings, instead of `input_ids`.
-            kwargs: Further options of transformers, such as `output_hidden_states`.
+            kwargs: Additional options of transformers, such as `output_hidden_states`.
 
         Returns:
             `BaseModelOutputWithPooling`. `pooler_output` of shape `(batch_size, hidden_size)` is the last hidden state
@@ -514,7 +514,7 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalized pixels.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size by interpolating the
                 positions.
-            kwargs: Further options of transformers, such as `output_hidden_states`.
+            kwargs: Additional options of transformers, such as `output_hidden_states`.
 
         Returns:
             `BaseModelOutputWithPooling`. `pooler_output` of shape `(batch_size, hidden_size)` is the class token after
@@ -690,8 +690,8 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         `token_type_ids`.
 
         Returns:
-            `BaseModelOutputWithPooling`. `pooler_output` of shape `(texts, projection_dim)` holds the projected
-            features, not normalized.
+            `BaseModelOutputWithPooling`. `pooler_output` of shape `(texts, projection_dim)` contains the projected
+            features. They are not normalized.
         """
         if isinstance(self.text_model, BiomedCLIPTextModel):
             kwargs |= {"token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
@@ -711,8 +711,8 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         The arguments are those of [`BiomedCLIPVisionModel.forward`].
 
         Returns:
-            `BaseModelOutputWithPooling`. `pooler_output` of shape `(images, projection_dim)` holds the projected
-            features, not normalized.
+            `BaseModelOutputWithPooling`. `pooler_output` of shape `(images, projection_dim)` contains the projected
+            features. They are not normalized.
         """
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
@@ -744,7 +744,7 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
             return_loss (`bool`, defaults to `False`): Also return the symmetric InfoNCE loss, where text i belongs to
                 image i. Only the pairs of this process are used. [`ContrastiveTrainer`] gathers those of all processes.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
-            kwargs: Further options of transformers, such as `output_hidden_states`.
+            kwargs: Additional options of transformers, such as `output_hidden_states`.
 
         Returns:
             `CLIPOutput`. `logits_per_image` of shape `(images, texts)` are cosine similarities times
@@ -821,7 +821,7 @@ class BiomedCLIPForImageClassification(BiomedCLIPPreTrainedModel):
                 if `config.num_labels` is 1. With several labels per image: 0 or 1, of shape `(batch_size, num_labels)`.
                 `config.problem_type` overrides the choice.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
-            kwargs: Further options of transformers, such as `output_hidden_states`.
+            kwargs: Additional options of transformers, such as `output_hidden_states`.
         """
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
@@ -984,7 +984,7 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
                 negative index excludes a question from the loss. If several answers are right: scores of all answers
                 in [0, 1], of shape `(batch_size, num_labels)`.
             interpolate_pos_encoding (`bool`, defaults to `False`): Accept images of any size.
-            kwargs: Further options of transformers, such as `output_hidden_states`.
+            kwargs: Additional options of transformers, such as `output_hidden_states`.
 
         Raises:
             ValueError: If an input is missing, or if the number of images differs from the number of questions.
@@ -1017,7 +1017,7 @@ class BiomedCLIPForVisualQuestionAnswering(BiomedCLIPPreTrainedModel):
 def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Compute the loss of METER (`compute_vqa`): binary cross-entropy, summed over answers, averaged over questions.
 
-    `labels` holds the index of the answer of each question (negative if it has none), or scores of all answers in
+    `labels` contains the index of the answer of each question (negative if it has none), or scores of all answers in
     [0, 1] with the shape of `logits`. The loss is NaN if no question has a label, as in PyTorch's cross-entropy.
     """
     labels = labels.to(logits.device)

@@ -105,8 +105,8 @@ def _register_models(auto: ModuleType) -> None:
 def _register_tokenizers(auto: ModuleType) -> None:
     from transformers import BertTokenizer
 
-    # Without this entry, transformers asks whether to run code if `tokenizer_config.json` names code but no class of
-    # transformers.
+    # Without this entry, transformers asks whether to run code if `tokenizer_config.json` refers to code but to no
+    # class of transformers.
     for config_class in _configuration_classes():
         auto.AutoTokenizer.register(config_class, BertTokenizer, exist_ok=True)
 
@@ -115,7 +115,7 @@ def _register_image_processors(auto: ModuleType) -> None:
     from .configuration_biomedclip import BiomedCLIPConfig
     from .processing import BiomedCLIPImageProcessor
 
-    # Both backends use Pillow, because torchvision's resampling gives different pixels.
+    # Both backends use Pillow, because torchvision's resampling produces different pixels.
     backends = dict.fromkeys(("pil", "torchvision"), BiomedCLIPImageProcessor)
     auto.AutoImageProcessor.register(BiomedCLIPConfig, image_processor_classes=backends, exist_ok=True)
 

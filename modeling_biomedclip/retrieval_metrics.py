@@ -27,8 +27,8 @@ class RankCounts(NamedTuple):
 class RankCounter:
     """Rank the correct candidates in both directions without storing the whole similarity matrix.
 
-    The embeddings are L2-normalized, of shape `(number, dimension)`. `image_of_text` of shape `(texts,)` holds
-    the index of the image that each text describes. If it is None, text i describes image i.
+    The embeddings are L2-normalized, of shape `(number, dimension)`. `image_of_text` of shape `(texts,)` contains the
+    index of the image that each text describes. If it is None, text i describes image i.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class RankCounter:
         image_of = torch.arange(self.images) if image_of_text is None else image_of_text.cpu()
         if not self.images or len(image_of) != self.texts or image_embeds.shape[1:] != text_embeds.shape[1:]:
             shapes = f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}"
-            raise ValueError(f"Image and text embeddings of the shapes {shapes} are not pairs.")
+            raise ValueError(f"Image and text embeddings of the shapes {shapes} do not form pairs.")
         if not torch.equal(image_of.unique(), torch.arange(self.images)):
             raise ValueError("`image_of_text` must contain the index of each image at least once.")
         if not all_finite(image_embeds, text_embeds):
@@ -151,7 +151,7 @@ def recall_at(k: int, counts: RankCounts) -> torch.Tensor:
 
 def summarize_ranks(counts: RankCounts) -> dict[str, float]:
     """Return the mean recall at 1, 5 and 10, and the median of the expected ranks of the first correct candidates."""
-    # The first of r correct candidates among m candidates in random order has the mean position (m + 1) / (r + 1).
+    # The mean position of the first of r correct candidates among m candidates in random order is (m + 1) / (r + 1).
     ranks = counts.better + (counts.equal + 1) / (counts.right + 1)
     recalls = {f"recall_at_{k}": recall_at(k, counts).mean().item() for k in RECALLS}
     return {**recalls, "median_rank": float(np.median(ranks.numpy()))}

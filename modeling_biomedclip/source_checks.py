@@ -52,7 +52,7 @@ def _find(name: str, file: str) -> Path | None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. If it is not JSON, the `ValueError` names the file."""
+    """Return the content of a JSON file. Raise `ValueError` with its path if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -73,22 +73,22 @@ def _check_config(path: Path, content: Mapping[str, Any]) -> None:
 
 def _check_processor(path: Path, content: Mapping[str, Any]) -> None:
     if "audio_tokenizer" in content or path.name.startswith("audio_tokenizer"):
-        raise ValueError(f"{path}: audio_tokenizer names another model to load. {_REMEDY}")
+        raise ValueError(f"{path}: audio_tokenizer would load another model. {_REMEDY}")
 
 
 def _check_adapter(path: Path, content: Mapping[str, Any]) -> None:
-    """Accept only LoRA without Megatron. Other adapters load models or import modules that the file names."""
+    """Accept only LoRA without Megatron. Other adapters load models or import modules listed in the file."""
     if content.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type is {content.get('peft_type')!r}. Only LORA adapters are loaded.")
     if content.get("megatron_config"):
-        raise ValueError(f"{path}: megatron_config would import the module that the file names. Remove it.")
+        raise ValueError(f"{path}: megatron_config would import a module that it specifies. Remove it.")
     if (path.parent / "adapter_model.bin").is_file() and not (path.parent / "adapter_model.safetensors").is_file():
         raise ValueError(
             f"{path.parent / 'adapter_model.bin'} is a pickle. Load the adapter and save it again as safetensors."
         )
     base = content.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise ValueError(f"{path}: base_model_name_or_path is {base!r}. It must name the model that was adapted.")
+        raise ValueError(f"{path}: base_model_name_or_path is {base!r}. It must be the adapted model.")
 
 
 _CHECKS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {

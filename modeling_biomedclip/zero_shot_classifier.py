@@ -95,7 +95,8 @@ class ZeroShotClassifier:
             batch_size: Number of images per batch.
         """
         batches = image_batches(self.model, self.processor, images, batch_size)
-        # Multiply texts by images batch by batch, as in the forward pass of the model. The last bit depends on this.
+        # Multiply texts by images batch by batch, as in the forward pass of the model. The last bit of the result
+        # depends on the order.
         similarities = [(self.class_embeds @ image_embeds.t()).t() for image_embeds in batches]
         return torch.cat(similarities) if similarities else torch.empty(0, len(self.class_names))
 

@@ -1,7 +1,7 @@
 """Convert checkpoints between the layouts of open_clip and transformers, and from the layout of a community port.
 
 Weights are renamed. Fused q, k and v are split or joined, and the projection of CLIP's text tower is transposed. Values
-do not change. A missing or unexpected tensor raises an error that names the tensor.
+do not change. A missing or unexpected tensor raises an error with the name of the tensor.
 """
 
 import os

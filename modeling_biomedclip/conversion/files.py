@@ -62,7 +62,7 @@ def is_transformers_layout(folder: Path) -> bool:
 def read_tokenizer(tokenizer_class: Any, folder: Path, context_length: int) -> Any:
     """Load the tokenizer from a folder, and set it to truncate texts to `context_length` tokens."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise FileNotFoundError(f"{folder} has no tokenizer, neither {' nor '.join(TOKENIZER_FILES)}.")
+        raise FileNotFoundError(f"{folder} contains no tokenizer: neither {' nor '.join(TOKENIZER_FILES)} exists.")
     return tokenizer_class.from_pretrained(folder, model_max_length=context_length, trust_remote_code=False)
 
 

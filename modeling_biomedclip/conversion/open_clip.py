@@ -69,7 +69,7 @@ def read_open_clip(folder: Path) -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     context_length = stored["model_cfg"]["text_cfg"].get("context_length", _DEFAULT_CONTEXT_LENGTH)
     tokenizer = read_tokenizer(AutoTokenizer, folder, context_length)
     processor = BiomedCLIPProcessor(_image_processor_of_open_clip(stored, config.vision_config, path), tokenizer)
-    # Keep the original if it contains more than the model does, so that converting back gives the same file.
+    # Keep the original if it contains more than the model does, so that converting back produces the same file.
     original, derived = path.read_text(encoding="utf-8"), None
     with contextlib.suppress(ValueError):
         derived = _portable_config(model, processor)
@@ -138,8 +138,8 @@ def open_clip_obstacle(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -
         differences = "; ".join(_differences_from_published(model.config.text_config))
         return (
             "open_clip builds text towers from a BERT on the Hub, and none has the shape of this one: "
-            f"{differences or 'its configuration names a folder'}. For local use, `biomedclip convert --to open_clip` "
-            "writes a folder with the configuration of this BERT."
+            f"{differences or 'its configuration refers to a folder'}. For local use, `biomedclip convert --to "
+            "open_clip` writes a folder with the configuration of this BERT."
         )
     if text_cfg.get("hf_tokenizer_name") in PUBLISHED_NAMES:
         if _vocabulary(processor.tokenizer) != PUBLISHED_VOCABULARY:
@@ -155,7 +155,7 @@ def _vocabulary(tokenizer: Any) -> str:
 
 
 def _published_name(config: Any, tokenizer: Any) -> str | None:
-    """Return the Hub id of the BERT or the CLIP tokenizer that a text tower matches, or `None` if there is none."""
+    """Return the Hub id of the BERT or the CLIP tokenizer that matches a text tower, or `None` if none matches."""
     if isinstance(config, CLIPTextConfig):
         return PUBLISHED_CLIP if _vocabulary(tokenizer) == PUBLISHED_CLIP_VOCABULARY else None
     return None if any(_differences_from_published(config)) else PUBLISHED_BERT
@@ -166,7 +166,7 @@ def _differences_from_published(config: Any) -> Iterator[str]:
     for name in SHARED_WITH_BERT:
         value, theirs = getattr(config, name), getattr(published, name)
         if value != theirs:
-            yield f"text_config.{name} is {value!r}, and the published BERT has {theirs!r}"
+            yield f"text_config.{name} is {value!r}, but the published BERT has {theirs!r}"
 
 
 def _portable_config(model: BiomedCLIPModel, processor: BiomedCLIPProcessor) -> str | None:
@@ -396,7 +396,7 @@ def _check_field(part: str, config: Any, name: str, supported: tuple[Any, ...], 
     value = getattr(config, name)
     if value not in supported:
         supported_values = " or ".join(map(repr, supported))
-        raise ValueError(f"{part}.{name} is {value!r}; open_clip's towers have {supported_values}. {remedy}")
+        raise ValueError(f"{part}.{name} is {value!r}, but open_clip supports only {supported_values}. {remedy}")
 
 
 def _still_describes(stored: Mapping[str, Any], config: Any, processor: BiomedCLIPProcessor) -> bool:
@@ -436,8 +436,8 @@ def _interpolation(image_processor: BiomedCLIPImageProcessor) -> str:
 def _check_vision_config(config: BiomedCLIPVisionConfig) -> None:
     """Check the fields of an image tower that open_clip cannot set. They have the same value in every ViT of timm."""
     remedies = {
-        "layer_norm_eps": "Set the field to that value in config.json. The weights stay, and image embeddings change "
-        "by about as much as the two values differ.",
+        "layer_norm_eps": "Set the field to that value in config.json. The weights do not change. The image "
+        "embeddings change by about the difference between the two values.",
         "hidden_act": "Train a model with that activation. The weights of this one do not fit another activation.",
         "num_channels": "Train a model on images with that number of channels.",
     }

@@ -98,7 +98,7 @@ def check_known(stored: Any, path: Path) -> None:
 
 
 def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> None:
-    """Check that open_clip can read the file without running code, downloading a model or opening a file that it names.
+    """Check that open_clip can read the file without running code, downloading a model or opening other files.
 
     Text models in `reachable` may be looked up on the Hub. All others must be local or cached.
     """
@@ -121,7 +121,7 @@ def check_safe(stored: Any, path: Path, *, reachable: tuple[str, ...] = ()) -> N
             wanted = _SAFE_TOKENIZER_ARGUMENTS.get(key)
             if wanted is None or not isinstance(value, wanted):
                 raise ValueError(
-                    f"{path}: {name}.tokenizer_kwargs has {key!r}: {value!r}, which is not allowed. Remove it."
+                    f"{path}: {name}.tokenizer_kwargs contains {key!r}: {value!r}, which is not allowed. Remove it."
                 )
 
 
@@ -139,9 +139,9 @@ def check_honored(stored: Any, path: Path) -> None:
                 continue  # open_clip uses its default for null
             if value not in wanted:
                 setting = f"{name} has {key}={value!r}" if name == "preprocess_cfg" else f"{name}.{key} is {value!r}"
-                raise ValueError(f"{path}: {setting}; BiomedCLIP has {' or '.join(map(repr, wanted))}.")
+                raise ValueError(f"{path}: {setting}, but BiomedCLIP supports only {' or '.join(map(repr, wanted))}.")
     if unknown := sorted(set(sections["tokenizer_kwargs"]) - set(_HONORED["tokenizer_kwargs"])):
-        raise ValueError(f"{path}: text_cfg.tokenizer_kwargs has {', '.join(unknown)}, which is not supported.")
+        raise ValueError(f"{path}: text_cfg.tokenizer_kwargs contains {', '.join(unknown)}, which is not supported.")
     if not sections["text_cfg"].get("hf_tokenizer_name"):
         raise ValueError(
             f"{path}: text_cfg.hf_tokenizer_name is missing. Without it open_clip uses its own tokenizer instead of "

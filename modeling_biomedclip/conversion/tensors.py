@@ -135,7 +135,7 @@ def fill_model(
     except ValueError as mismatch:
         raise ValueError(f"{folder} does not contain the weights of BiomedCLIP: {mismatch}.") from None
     shapes = [
-        f"{name} is {tuple(renamed[name].shape)} instead of {tuple(tensor.shape)}"
+        f"{name} has shape {tuple(renamed[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if renamed[name].shape != tensor.shape
     ]

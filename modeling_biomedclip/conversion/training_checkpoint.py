@@ -102,7 +102,7 @@ def _find_config(checkpoint: Path, places: list[Path], params: Mapping[str, Any]
 
         if (config := get_model_config(name)) is not None:
             return config
-    model = f"the model {name!r} that its {PARAMS} names" if name else "its model"
+    model = f"the model {name!r} in its {PARAMS}" if name else "its model"
     raise FileNotFoundError(
         f"{checkpoint}: no configuration of the model in {places[0]} or {places[1]}. Copy the JSON file of {model} "
         f"there as {OPEN_CLIP_CONFIG}, with embed_dim, vision_cfg and text_cfg."
@@ -152,7 +152,7 @@ def _find_tokenizer(checkpoint: Path, places: list[Path], config: Any, folder: P
         wanted = config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
     except (KeyError, TypeError):
         wanted = None
-    reason = "the configuration names no tokenizer"
+    reason = "the configuration does not specify a tokenizer"
     if wanted in PUBLISHED_NAMES or is_at_hand(wanted):
         try:
             AutoTokenizer.from_pretrained(wanted, trust_remote_code=False).save_pretrained(folder)

@@ -12,8 +12,8 @@ from ..modeling_biomedclip import BiomedCLIPModel
 
 logger = logging.getLogger(__name__)
 
-# Module names in transformers' ViTModel and BertModel and in our model: (theirs, ours), applied in order. Checkpoints
-# contain other names, because transformers saves both models under older ones.
+# Module names in transformers' ViTModel and BertModel and in our model: (theirs, ours), applied in order. The names in
+# checkpoints differ, because transformers saves both models with older names.
 _VIT_NAMES = [
     ("embeddings.cls_token", "embeddings.class_embedding"),
     ("embeddings.position_embeddings", "embeddings.position_embedding"),

@@ -331,7 +331,7 @@ def test_random_states_of_another_number_of_processes_are_replaced_by_a_new_seed
     trainer.state.global_step = 5
     (checkpoint / "rng_state_1.pth").write_bytes((checkpoint / "rng_state.pth").read_bytes())
     trainer._load_rng_state(str(checkpoint))
-    assert torch.initial_seed() == 11 + 5 and "random states of 2 processes, but there are 1 now" in caplog.text
+    assert torch.initial_seed() == 11 + 5 and "random states of 2 processes, but this run has 1." in caplog.text
     for path in checkpoint.glob("rng_state*"):
         path.unlink()
     torch.manual_seed(0)
@@ -349,7 +349,7 @@ def test_random_states_of_another_number_of_processes_are_replaced_by_a_new_seed
         ({"mini_batch_size": 0}, "mini_batch_size=0"),
         ({"keep_activations": True}, "requires `mini_batch_size`"),
         ({"loss": "siglip"}, "logit_bias_init_value"),
-        ({"max_steps": -1, "per_device_train_batch_size": PAIRS + 1}, "gives no step"),
+        ({"max_steps": -1, "per_device_train_batch_size": PAIRS + 1}, "results in no step"),
     ],
 )
 def test_invalid_arguments_are_errors(train, options, message):

@@ -161,7 +161,7 @@ def test_the_reason_why_open_clip_cannot_load_a_repository_is_given(shared_data,
     assert open_clip_obstacle(started_from_vit_and_bert, processor) is None
     other = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), small_processor.tokenizer)
     assert "vocabulary of this one differs" in open_clip_obstacle(model, other)
-    assert "num_hidden_layers is 13, and the published BERT has 12" in open_clip_obstacle(deep, processor)
+    assert "num_hidden_layers is 13, but the published BERT has 12" in open_clip_obstacle(deep, processor)
     assert "vision_config.layer_norm_eps is 1e-12" in open_clip_obstacle(precise, processor)
     assert "none has the shape of this one" in open_clip_obstacle(small_model, small_processor)
     processor.image_processor.do_center_crop = False
@@ -349,7 +349,11 @@ def test_half_precision_is_kept(folder, tmp_path):
         *((name, (3,), f"unexpected {name}") for name in ("visual.trunk.norm_pre.weight", "logit_bias")),
         ("text.proj.2.weight", None, "missing text.proj.2.weight"),
         ("text.transformer.pooler.dense.bias", (3,), "unexpected text.transformer.pooler.dense.bias"),
-        ("visual.head.proj.weight", (48, 192), r"visual_projection.weight is \(48, 192\) instead of \(32, 192\)"),
+        (
+            "visual.head.proj.weight",
+            (48, 192),
+            r"visual_projection.weight has shape \(48, 192\) instead of \(32, 192\)",
+        ),
     ],
 )
 def test_a_missing_or_unexpected_tensor_or_shape_is_named(folder, name, shape, message):
@@ -446,7 +450,7 @@ def test_missing_files_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="open_clip_config.json"):
         from_open_clip(tmp_path)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match="has no tokenizer"):
+    with pytest.raises(FileNotFoundError, match="contains no tokenizer"):
         from_open_clip(folder)
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="has no weights"):

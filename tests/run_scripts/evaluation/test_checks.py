@@ -91,7 +91,7 @@ def test_the_base_of_an_adapter_must_exist(model, adapter):
     shutil.rmtree(model)
     refuse(adapter, "is an adapter, and its base model cannot be used: .*model is neither", error=FileNotFoundError)
     change(adapter / "adapter_config.json", base_model_name_or_path=None)
-    refuse(adapter, "base_model_name_or_path is None. It must name the model")
+    refuse(adapter, "base_model_name_or_path is None. It must be the adapted model")
 
 
 def test_an_adapter_of_a_classifier_is_refused(adapter):

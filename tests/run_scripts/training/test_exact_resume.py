@@ -153,7 +153,7 @@ def test_another_number_of_processes_continues_with_a_warning(runs, pairs, tmp_p
     assert runs.run(resume, tmp_path / "more", processes=after) == [0] * after, said(tmp_path / "more")[-3000:]
     for rank in range(after):
         assert reads(tmp_path / "more", rank) == expected_reads(6, rank, after)
-    warning = f"random states of {before} processes, but there are {after} now"
+    warning = f"random states of {before} processes, but this run has {after}."
     assert said(tmp_path / "more").count(warning) == 1
     # Float32 sums in another order, which AdamW propagates.
     assert losses(tmp_path / "resumed") == pytest.approx(losses(tmp_path / "uninterrupted"), rel=3e-6)
