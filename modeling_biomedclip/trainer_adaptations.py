@@ -177,8 +177,9 @@ class AdaptedTrainer(Trainer):
             logger.warning("%s contains only weights: the optimizer and the learning rate start again.", checkpoint)
         elif self.is_world_process_zero():
             logger.warning(
-                "%s contains the random states of %d processes, but this run has %d. Weights, optimizer, learning rate "
-                "and the pairs of each batch continue as before. With dropout, the run differs from an uninterrupted one.",
+                "%s contains the random states of %d processes, but this run has %d. Weights, optimizer, learning "
+                "rate and the pairs of each batch continue as before. With dropout, the run differs from an "
+                "uninterrupted one.",
                 checkpoint,
                 processes,
                 self.args.world_size,

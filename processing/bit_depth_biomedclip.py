@@ -34,7 +34,7 @@ def to_8_bit(image: Image.Image) -> Image.Image:
     """Convert an image of more than 8 bits (modes `I;16`, `I` and `F`) to 8-bit grayscale with [`scale_to_8_bit`].
 
     Pillow, and therefore open_clip, clips at 255 instead, which makes a 12-bit radiograph nearly all white. An image of
-    8 bits or fewer is returned itself.
+    8 bits or fewer is returned unchanged.
     """
     if not image.mode.startswith(("I", "F")):
         return image

@@ -32,8 +32,8 @@ class CollatorOptions(TypedDict, total=False):
             the epoch, so the pixels are the same for any number of workers and ranks.
         seed: Seed of crops and substitutes (default: 0).
         on_error: How to handle a row whose image cannot be decoded or whose text is empty. `raise` (default) raises an
-            error that names the row. `substitute` logs a warning, counts the row in `substituted_rows` and replaces it
-            with another row of the batch, chosen by the seed.
+            error with the name of the row. `substitute` logs a warning, counts the row in `substituted_rows` and
+            replaces it with another row of the batch, chosen by the seed.
         fast_decode: In training, decode JPEG files at the smallest scale (1, 1/2, 1/4 or 1/8) at which the crop has
             enough pixels (default: `False`). The crops are the same. Pixels differ by about 1 of 255 levels on average
             if the scale is below 1, and by a few thousandths of a level otherwise.
@@ -91,8 +91,8 @@ class _RowCollator:
     def _read_rows(self, rows: Sequence[Mapping[str, Any]], ignored: Any = None) -> tuple[torch.Tensor, list[Any]]:
         """Return the pixel values and targets of rows.
 
-        A row that cannot be used is replaced with another row of the batch. In evaluation, this would count a row
-        twice, so the row gets a blank image and the target `ignored` instead, if there is one.
+        A row that cannot be used is replaced with another row of the batch. In evaluation, this would count the other
+        row twice. If `ignored` is set, the row therefore gets a blank image and the target `ignored` instead.
         """
         started = time.perf_counter()
         pairs = [self._read_or_none(row, position) for position, row in enumerate(rows)]
@@ -115,7 +115,7 @@ class _RowCollator:
         name = repr(row[self.name_column]) if row.get(self.name_column) else f"{position} of the batch"
         for column in ("image", *self.target_columns):
             if column not in row:
-                raise ValueError(f"Row {name} has no {column!r}; it has {sorted(row)}.")
+                raise ValueError(f"Row {name} has no column {column!r}. Its columns are {sorted(row)}.")
         try:
             target = self._target(row)
             if not self.training:
@@ -238,7 +238,7 @@ class LabelCollator(_RowCollator):
 class VisualQuestionCollator(_RowCollator):
     r"""Collate rows with `image`, `question` and `answer` into the tensors of a batch.
 
-    Answers are normalized with [`normalize_answer`], and `label2id` has the index of each normalized answer. In
+    Answers are normalized with [`normalize_answer`], and `label2id` maps each normalized answer to its index. In
     evaluation with `on_error="substitute"`, the label of a row that cannot be used is `IGNORED_LABEL`. The other
     arguments are those of [`ContrastiveCollator`].
 

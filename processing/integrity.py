@@ -29,14 +29,14 @@ REPORT_FILE = "report.json"
 HASHES = "files"  # the section of the report
 MAGIC = b"PAR1"
 FOOTER_BYTES = 65_536  # most footers are smaller, and such a request is as fast as one for eight bytes
-# Used for every file of a build, so that the same rows always give the same bytes.
+# Used for every file of a build, so that the same rows always produce the same bytes.
 WRITE_OPTIONS = {"write_page_checksum": True}
 
 _REPORTED_AS_NOT_VERIFIABLE: set[str] = set()
 
 
 class DamagedFile(OSError):
-    """Raised if a file has changed since it was written. The message names the file."""
+    """Raised if a file has changed since it was written. The message contains its name."""
 
 
 class TruncatedFile(OSError):
@@ -53,7 +53,7 @@ def open_parquet(
     """Open a local path or a seekable binary file as Parquet, and check its footer.
 
     `name` is the name of the file in errors (default: the path). Raise `TruncatedFile` if the end of the file is
-    missing, and `DamagedFile` if the footer has another SHA-256 than `footer_sha256` (default: any). Reading a damaged
+    missing, and `DamagedFile` if the SHA-256 of the footer is not `footer_sha256` (default: any). Reading a damaged
     page from the opened file raises `OSError`.
     """
     file: Any = source
@@ -118,7 +118,7 @@ def check_file(path: Path, stated: Mapping[str, Any]) -> None:
     """Raise `DamagedFile` if the size or SHA-256 of a local file differs from its entry in the report."""
     size = path.stat().st_size
     if size != stated["bytes"]:
-        raise DamagedFile(f"{path}: damaged: it has {size:,} bytes, and {REPORT_FILE} says {stated['bytes']:,}.")
+        raise DamagedFile(f"{path}: damaged: it has {size:,} bytes, but {REPORT_FILE} states {stated['bytes']:,}.")
     if _file_sha256(path) != stated["sha256"]:
         raise DamagedFile(f"{path}: damaged: its SHA-256 is not the one in {REPORT_FILE}.")
 

@@ -23,7 +23,7 @@ except ImportError:
 logger = logging.get_logger(__name__)
 
 # Without this entry, AutoImageProcessor would ask whether to run the copy of the class in the folder. The key is never
-# used. Both backends are the same class, because torchvision gives different pixels when resizing.
+# used. Both backends are the same class, because torchvision produces different pixels when resizing.
 AutoImageProcessor.register(
     BiomedCLIPImageProcessor,
     image_processor_classes=dict.fromkeys(("pil", "torchvision"), BiomedCLIPImageProcessor),
@@ -54,8 +54,8 @@ def clean_text(text: str) -> str:
     """
     if ftfy is None:
         logger.warning_once(
-            "ftfy is not installed: typographic quotes, ligatures and broken encodings are not replaced, and give "
-            "other tokens than in the training of BiomedCLIP. Run: pip install ftfy"
+            "ftfy is not installed: typographic quotes, ligatures and broken encodings are not replaced, so "
+            "tokens differ from those in the training of BiomedCLIP. Run: pip install ftfy"
         )
     else:
         text = ftfy.fix_text(text)
@@ -103,7 +103,7 @@ class BiomedCLIPProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a model id on the Hub.
-            kwargs: Further arguments of `ProcessorMixin.from_pretrained`.
+            kwargs: Additional arguments of `ProcessorMixin.from_pretrained`.
 
         Returns:
             The processor.

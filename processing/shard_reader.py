@@ -195,7 +195,7 @@ class ShardReader:
                 codes.update(codes_of_shard)
         if self.licenses is not None and not any(shard.rows for shard in shards):
             found = ", ".join(f"{code} ({count:,} pairs)" for code, count in codes.most_common())
-            raise ValueError(f"{urls[0]}: no pair under {', '.join(self.licenses)}; the licenses are: {found}.")
+            raise ValueError(f"{urls[0]}: no pair under {', '.join(self.licenses)}. The licenses are: {found}.")
         return shards
 
     def open_shard(self, url: str) -> tuple[Shard, Counter[str]]:
@@ -292,7 +292,7 @@ class ShardReader:
     def _checked(self, file: pq.ParquetFile, url: str) -> pq.ParquetFile:
         names = file.schema_arrow.names
         if missing := [name for name in self.stored_columns or () if name not in names]:
-            raise _NotReadable(f"{url} has no column {missing[0]!r}; it has {', '.join(names)}.")
+            raise _NotReadable(f"{url} has no column {missing[0]!r}. The columns are {', '.join(names)}.")
         return file
 
     def _open_file(self, process: int, url: str, **options: Any) -> pq.ParquetFile:

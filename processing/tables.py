@@ -91,7 +91,9 @@ def read_table(
     lines = text.splitlines()
     first = next((number for number, line in enumerate(lines) if line.strip()), None)
     if first is None:
-        raise ValueError(f"{path}: the file is empty. Its first line must name the columns: {','.join(columns)}.")
+        raise ValueError(
+            f"{path}: the file is empty. Its first line must contain the column names: {','.join(columns)}."
+        )
     skipped = 0
     if declared := re.fullmatch(r"\ufeff?\"?sep=(.)\"?", lines[first].strip(" \r\n")):  # for Excel
         delimiter, skipped = declared.group(1), first + 1
@@ -105,8 +107,8 @@ def read_table(
     if None in names:
         missing = [column for column in columns if found.column(column) is None]
         raise ValueError(
-            f"{path}: no column {', '.join(missing)}; it has {', '.join(header) or 'none'}. Its first line must name "
-            f"the columns, such as {','.join(columns)}."
+            f"{path}: no column {', '.join(missing)}. The columns are {', '.join(header) or 'missing'}. Its first line "
+            f"must contain the column names, such as {','.join(columns)}."
         )
     if twice := [name for name in names if header.count(str(name)) > 1]:
         raise ValueError(f"{path}: two columns have the name {twice[0]}. Remove or rename one.")
@@ -115,7 +117,7 @@ def read_table(
         if len(cells) != len(header):
             problem = "the row ends too early" if len(cells) < len(header) else "the row has too many values"
             raise ValueError(
-                f"{path}, line {line}: {problem}: {len(cells)} values, and the header has {len(header)} columns "
+                f"{path}, line {line}: {problem}: {len(cells)} values, but the header has {len(header)} columns "
                 f"({', '.join(header)}). Put values that contain {delimiter!r} in double quotes; if the file was cut "
                 "off, download it again."
             )
@@ -127,7 +129,7 @@ def read_table(
 
 
 def _detect_delimiter(text: str, columns: Sequence[str]) -> str:
-    """Return the delimiter that gives the most requested columns or, in case of a tie, the most columns."""
+    """Return the delimiter that yields the most requested columns or, in case of a tie, the most columns."""
     wanted = {column.casefold() for column in columns}
 
     def fit(delimiter: str) -> tuple[int, int]:
@@ -174,7 +176,7 @@ def labels_by_name(table: Table, name: str, label: str) -> dict[str, Row]:
         first = rows.setdefault(row[name], row)
         if first[label] != row[label]:
             raise ValueError(
-                f"{table.path}, line {row.line}: {name} {row[name][:100]!r} is labeled {row[label]!r}, and "
+                f"{table.path}, line {row.line}: {name} {row[name][:100]!r} is labeled {row[label]!r}, but "
                 f"{first[label]!r} in line {first.line}. Keep one of the two rows."
             )
     return rows

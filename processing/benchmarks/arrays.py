@@ -51,7 +51,8 @@ class Hdf5Images(Sequence[Any]):
         array = self._open()
         if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
             raise ValueError(
-                f"{path}: {key!r} has {array.dtype} of shape {array.shape}, not uint8 of (images, height, width, 3)."
+                f"{path}: expected uint8 of shape (images, height, width, 3) in {key!r}, found {array.dtype} of shape "
+                f"{array.shape}."
             )
         chunk = int(np.prod(array.chunks or array.shape[1:], dtype=np.int64))
         if chunk > MAX_BYTES:

@@ -19,9 +19,9 @@ class PublishedModel:
     """Published values of a model on a benchmark. This project has not measured them."""
 
     model: str
-    values: dict[str, Any]  # fractions, with the names and the depth of `metrics` in `results.json`
+    values: dict[str, Any]  # fractions, with the same keys and nesting as `metrics` in `results.json`
     source: str
-    read_from_figure: bool = False  # from a plot, so that the last digit is uncertain
+    read_from_figure: bool = False  # from a plot, so the last digit is uncertain
 
 
 @lru_cache(maxsize=8)

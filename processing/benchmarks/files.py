@@ -53,7 +53,7 @@ def check_names(table: Table, column: str) -> None:
 
 
 def check_values(table: Table, column: str, allowed: Collection[str]) -> None:
-    """Raise `ValueError` if a column contains other values than the allowed ones."""
+    """Raise `ValueError` if a column contains a value that is not allowed."""
     unknown = {row[column]: row.line for row in reversed(table.rows) if row[column] not in allowed}
     if unknown:
         raise ValueError(

@@ -27,6 +27,6 @@ def read(path: Path, split: str, facts: dict[str, Any], *, held_out: float | Non
     if held_out is not None:
         notes.append(
             "The images of LC25000 are rotated and flipped copies of 1,250 originals (250 of each class). It is not "
-            "published which copies have the same original, so that any split has some on both sides."
+            "published which copies have the same original, so any split has copies of one original on both sides."
         )
     return Content(images, notes)

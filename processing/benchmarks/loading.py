@@ -30,8 +30,7 @@ def load_benchmark(
     """Load a split of a benchmark from the files that its authors publish.
 
     A benchmark is an entry in `benchmarks.yaml` and a module in the same folder with a function
-    `read(path, split, facts, **options) -> Content`. The module has the name of the entry, or the name in its field
-    `reader`.
+    `read(path, split, facts, **options) -> Content`. The module is named after the entry, or after its field `reader`.
 
     Args:
         name: Name of the benchmark, see [`benchmark_names`]. `imagefolder` is any folder of labeled images that
@@ -72,8 +71,8 @@ def load_benchmark(
     if split not in get_args(Split):
         raise ValueError(f"Unknown split {split!r}. Choose one of {', '.join(get_args(Split))}.")
     if unknown := options.keys() - set(benchmark_options(name)):
-        known = ", ".join(benchmark_options(name)) or "no options"
-        raise ValueError(f"{min(unknown)} has no effect on {name}, which has {known}. Omit it.")
+        known = ", ".join(benchmark_options(name)) or "none"
+        raise ValueError(f"{min(unknown)} has no effect on {name}. Its options: {known}. Omit it.")
     if "download" in facts and not os.path.exists(path):
         raise FileNotFoundError(f"{path}: the file or folder does not exist.")
     reader = _reader(name)

@@ -44,12 +44,12 @@ def set_name(file: Path) -> str:
 
 def _check_arrays(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise ValueError(f"{file}: images of {images.dtype} and shape {images.shape} are not 2D images of 8 bits.")
+        raise ValueError(f"{file}: expected 2D images of 8 bits, found {images.dtype} of shape {images.shape}.")
     if images.ndim == 4 and images.shape[3] != 3:
         raise ValueError(f"{file}: volumes of {images.shape[1:]} voxels. Only the 2D sets of MedMNIST are supported.")
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2):
         raise ValueError(
-            f"{file}: labels of {labels.dtype} and shape {labels.shape} are not one number for each image."
+            f"{file}: expected one integer label for each image, found {labels.dtype} of shape {labels.shape}."
         )
     if labels.size != len(labels):
         raise ValueError(

@@ -45,7 +45,9 @@ def _from_hdf5(root: Path, part: str, facts: dict[str, Any]) -> LabeledImages:
     x, y = (_find_hdf5(root, _FILE.format(part=part, what=f"{what}.h5"), facts) for what in "xy")
     images, values = Hdf5Images(x, "x"), open_array(y, "y")
     if values.dtype.kind not in "iu" or values.size != len(values):
-        raise ValueError(f"{y}: 'y' has {values.dtype} of shape {values.shape}, not one integer for each image.")
+        raise ValueError(
+            f"{y}: expected one integer for each image in 'y', found {values.dtype} of shape {values.shape}."
+        )
     if len(values) != len(images):
         raise ValueError(
             f"{y}: {len(values):,} labels for the {len(images):,} images of {x.name}. Download both again."

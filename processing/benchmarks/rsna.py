@@ -16,7 +16,7 @@ _TABLE = "stage_2_train_labels.csv"
 _FOLDER = "stage_2_train_images"
 # Kaggle's own test images have no published labels. Table 1 of the paper counts 18,678 / 4,003 / 9,069 of the 26,684
 # labeled patients, so its splits overlap, and its lists were never published. 9,069 is 30 % of the 30,227 rows of the
-# table, rounded up. Two rules give disjoint splits of these sizes.
+# table, rounded up. Two rules produce disjoint splits of these sizes.
 RsnaSplit = Literal["paper-test", "paper-fractions"]
 RSNA_SPLITS = get_args(RsnaSplit)
 
@@ -24,8 +24,8 @@ RSNA_SPLITS = get_args(RsnaSplit)
 def split_patients(patients: Iterable[str], seed: int = 0, rule: RsnaSplit = "paper-test") -> dict[str, list[str]]:
     """Split the ids of patients by the order of their hashes, and return the sorted ids of each split.
 
-    The rule `paper-test` gives the number of test patients in Table 1 of the paper (9,069 of 26,684), and 10 % for
-    validation. `paper-fractions` gives 70 % for training, 15 % for validation and 15 % for testing, which are the
+    The rule `paper-test` selects the number of test patients in Table 1 of the paper (9,069 of 26,684), and 10 % for
+    validation. `paper-fractions` selects 70 % for training, 15 % for validation and 15 % for testing, which are the
     training and validation sizes of Table 1 (18,678 and 4,003) and 4,003 test patients.
     """
     drawn = sorted(set(patients), key=lambda patient: hashlib.blake2b(f"{seed}:{patient}".encode()).digest())
@@ -69,8 +69,8 @@ def read(
     notes = [
         f"Patients split by hash, seed {seed}: {', '.join(f'{name} {size:,}' for name, size in sizes.items())} (rule "
         f"{rsna_split}). {positive / len(chosen):.1%} of {split} are positive. "
-        "Table 1 of the paper gives train 18,678, validation 4,003, test 9,069, which is more than the 26,684 patients "
-        "that have labels. Its lists were never published, so that the images differ from the paper's."
+        "Table 1 of the paper lists train 18,678, validation 4,003, test 9,069, which is more than the 26,684 patients "
+        "that have labels. Its lists were never published, so the images differ from the paper's."
     ]
     if rsna_split == "paper-fractions":
         notes.append(

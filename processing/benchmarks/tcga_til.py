@@ -28,10 +28,10 @@ def read(path: Path, split: str, facts: dict[str, Any], *, cancer: str = PAPER_C
     study = known.get(name) if studies else find_folder(path, name, name.upper())
     if study is None or not study.is_dir():
         names = ", ".join("all" if folder == _ALL else folder for folder in known) or "none"
-        raise incomplete(path, f"no folder of the cancer {cancer!r}; there are {names}", facts)
+        raise incomplete(path, f"no folder of the cancer {cancer!r}, only {names}", facts)
     splits = split_folders(study)
     if split not in splits:
-        raise incomplete(study, f"no folder of the {split} split; there are {', '.join(splits) or 'none'}", facts)
+        raise incomplete(study, f"no folder of the {split} split (found: {', '.join(splits) or 'none'})", facts)
     folders = {label: splits[split] / label for label in facts["classes"]}
     for label, folder in folders.items():
         if not folder.is_dir():
@@ -58,5 +58,7 @@ def read(path: Path, split: str, facts: dict[str, Any], *, cancer: str = PAPER_C
         notes.append(f"The paper's value is for {PAPER_CANCER} ({of_the_paper}). It is not shown.")
         return Content(images, notes, selection, facts={"paper": {}, "images": {}})
     if split == "test" and (len(images), round(fraction, 3)) != published:
-        notes.append(f"The paper's test set is {PAPER_CANCER} with {of_the_paper}. Its value is for other images.")
+        notes.append(
+            f"The paper's test set is {PAPER_CANCER} with {of_the_paper}. Its value was measured on different images."
+        )
     return Content(images, notes, selection)

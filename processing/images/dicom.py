@@ -19,7 +19,7 @@ from .errors import ImageError, check_size
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# Per pixel value: the copies that pydicom makes, the index for numpy's lookup, and the image.
+# Bytes per pixel value: the copies that pydicom makes, the index for numpy's lookup, and the image.
 _BYTES_TO_DECODE = 16
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _DEFLATED_WHOLE = "1.2.840.10008.1.2.1.99"
@@ -92,7 +92,7 @@ def _image(dataset: "Dataset", name: str) -> Image.Image:
         return _color_image(pixels, dataset, kind)
     except Exception as error:  # invalid elements raise many types
         raise ImageError(
-            f"{name}: the pixels were decoded, but the display step failed ({type(error).__name__}: {error}); check "
+            f"{name}: the pixels were decoded, but the display step failed ({type(error).__name__}: {error}). Check "
             "the elements of modality LUT, VOI LUT, window and palette",
             "image unreadable",
         ) from error

@@ -137,7 +137,7 @@ def _modality(dataset: "Dataset", stored: np.ndarray, name: str) -> _Modality:
         slope, intercept = (slopes or [1.0])[0], (intercepts or [0.0])[0]
         if slope and math.isfinite(slope) and math.isfinite(intercept):
             return _Modality(stored * slope + intercept, slope, intercept)
-        _warn(name, f"RescaleSlope {slope} with RescaleIntercept {intercept}", "gives no usable values")
+        _warn(name, f"RescaleSlope {slope} with RescaleIntercept {intercept}", "produces no usable values")
     return _Modality(stored)
 
 
@@ -187,7 +187,7 @@ def _windowed(values: np.ndarray, elements: dict[str, Any]) -> np.ndarray:
         # FD instead of DS, because a decimal string is limited to 16 characters.
         representation = "US" if isinstance(value, int) else "CS" if isinstance(value, str) else "FD"
         window.add(DataElement(keyword, representation, value))
-    # The infinite values give pydicom's output below and above the window.
+    # With the infinite values, the output below and above the window equals pydicom's.
     with np.errstate(over="ignore"):
         black, white, *shades = apply_windowing(np.concatenate([[-np.inf, np.inf], values]), window)
     return (np.asarray(shades) - black) / (white - black)

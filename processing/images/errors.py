@@ -1,7 +1,8 @@
 """The error for images that cannot be used, and the size limits of all readers.
 
 Every reader raises `ImageError` for an image that cannot be used. Code that reads many images either raises an error
-that names the image, or skips the image, counts it and logs a warning with its name. No image is skipped silently.
+with the name of the image, or skips the image, counts it and logs a warning with its name. No image is skipped
+silently.
 """
 
 MAX_PIXELS = 175_000_000  # a page scanned at 1,200 dpi has 140 million

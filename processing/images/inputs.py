@@ -1,6 +1,6 @@
-"""Find the images that a user names: files, folders, patterns, lists of paths, Parquet files and datasets.
+"""Find the images that a user specifies: files, folders, patterns, lists of paths, Parquet files and datasets.
 
-All commands that take images read them with this module, so the same arguments always give the same rows in the same
+All commands that take images read them with this module, so the same arguments always select the same rows in the same
 order: first the image files, sorted by path, then the rows of each dataset.
 """
 
@@ -31,7 +31,7 @@ ACCEPTED = (
 
 @dataclass(frozen=True)
 class InputImage:
-    """An image that the user named.
+    """An image that the user specified.
 
     Args:
         id: Path of the file, `pair_id` or `id` of the row, or the name of the dataset and the number of the row.
@@ -57,7 +57,7 @@ class _Part(Protocol):
 
 
 class ImageInputs:
-    """The images that a user named, in a fixed order. Rows are read on request.
+    """The images that a user specified, in a fixed order. Rows are read on request.
 
     Args:
         parts: The image files and the datasets.
@@ -83,10 +83,11 @@ class ImageInputs:
 
 
 def find_inputs(values: Sequence[str], *, image_column: str = IMAGE_COLUMN, stdin: TextIO | None = None) -> ImageInputs:
-    """Find the images that a user named. Images are not decoded.
+    """Find the images that a user specified. Images are not decoded.
 
     Files in folders that are not images are counted and listed in one warning for each folder, and ignored. A file that
-    is named twice is used once. Paths on stdin may be missing or unreadable: reading their images raises `ImageError`.
+    is specified twice is used once. Paths on stdin may be missing or unreadable: reading their images raises
+    `ImageError`.
 
     Args:
         values: Image files, folders, glob patterns, `-` for paths on stdin (one per line), Parquet files, datasets that
@@ -197,7 +198,9 @@ def _row(row: dict[str, Any], number: int, name: str, image_column: str) -> Inpu
 
 def _check_image_column(columns: Iterable[str], image_column: str, name: str) -> None:
     if image_column not in columns:
-        raise ValueError(f"{name}: no column {image_column!r}. It has {', '.join(columns)}. Pass image_column.")
+        raise ValueError(
+            f"{name}: no column {image_column!r}. The columns are {', '.join(columns)}. Pass image_column."
+        )
 
 
 def _matches(value: str) -> tuple[list[str], list[str]]:

@@ -1,6 +1,6 @@
 """Read labeled images from class folders, metadata files, the `datasets` library and built datasets.
 
-Evaluation and training read all labeled images with this module, so the same folder always gives the same rows.
+Evaluation and training read all labeled images with this module, so the same folder always yields the same rows.
 """
 
 import logging
@@ -131,8 +131,8 @@ def read_labeled_images(
     if "train" not in splits:
         names = [folder.name for folder in split_folders(Path(path)).values()] or list(splits)
         raise ValueError(
-            f"{path} has splits ({', '.join(names)}) but no training split. Name the folder of the training images "
-            f"{' or '.join(SPLIT_NAMES['train'])}."
+            f"{path} has splits ({', '.join(names)}) but no training split. Rename the folder of the training images "
+            f"to {' or '.join(SPLIT_NAMES['train'])}."
         )
     return splits
 
@@ -212,7 +212,7 @@ def choose_split(
         for wanted in ("test", "validation"):
             if wanted not in splits:
                 rest = splits["train"]
-                # The second split is drawn from fewer images, so its fraction is larger, to give both splits the same
+                # The second split is drawn from fewer images, so its fraction is larger. Both splits then have the same
                 # size.
                 kept, held = hold_out(rest.labels, held_out * total / len(rest), seed)
                 splits["train"] = rest.select(kept)
@@ -228,7 +228,7 @@ def choose_split(
 
 
 def check_readable(images: LabeledImages, where: str) -> None:
-    """Raise a ValueError if none of the images of a class can be decoded. `where` names the data in the message."""
+    """Raise a ValueError if none of the images of a class can be decoded. `where` describes the data."""
     rows_of: dict[str, list[int]] = {}
     for row, label in enumerate(images.labels):
         rows_of.setdefault(label, []).append(row)

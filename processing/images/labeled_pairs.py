@@ -19,7 +19,7 @@ def read_labeled_pairs(root: Path, label_column: str) -> dict[str, LabeledImages
 
     Raises:
         FileNotFoundError: If the folder contains no built dataset.
-        ValueError: If the labels cannot be read, or a row names a pair that the dataset does not have.
+        ValueError: If the labels cannot be read, or a row refers to a pair that the dataset does not contain.
     """
     row_of, label = read_labels(root / LABELS, label_column)
     splits = {}
@@ -63,8 +63,8 @@ def read_labels(path: Path, label_column: str = LABEL_COLUMN) -> tuple[dict[str,
     If the file has two columns and `label_column` is the default, the column of labels may have any name.
 
     Raises:
-        ValueError: If the table cannot be read, lacks a column or a value, or gives one pair two labels. The message
-            contains the line number.
+        ValueError: If the table cannot be read, lacks a column or a value, or contains two labels for one pair. The
+            message contains the line number.
     """
     table = read_table(path, [PAIR_ID], known=[label_column])
     others = [column for column in table.columns if column != PAIR_ID]
@@ -72,7 +72,9 @@ def read_labels(path: Path, label_column: str = LABEL_COLUMN) -> tuple[dict[str,
     if label is None and label_column == LABEL_COLUMN and len(others) == 1:
         (label,) = others
     if label is None:
-        raise ValueError(f"{path}: no column {label_column!r}. It has {', '.join(table.columns)}. Pass label_column.")
+        raise ValueError(
+            f"{path}: no column {label_column!r}. The columns are {', '.join(table.columns)}. Pass label_column."
+        )
     return labels_by_name(read_table(path, [PAIR_ID, label]), PAIR_ID, label), label
 
 

@@ -81,7 +81,7 @@ def _refuse_data_elsewhere(file: Path) -> None:
             for place in _texts_in(config.get(key) if isinstance(config, dict) else None):
                 if "://" in place or "::" in place or Path(place).is_absolute() or ".." in Path(place).parts:
                     raise ValueError(
-                        f"{file}: {key} names {place!r}, which is outside the folder. Remove it, or copy the data "
+                        f"{file}: {key} refers to {place!r}, which is outside the folder. Remove it, or copy the data "
                         "into the folder."
                     )
 
@@ -104,15 +104,15 @@ def _labeled_splits(
     found = {split: by_name[name] for split, names in SPLIT_NAMES.items() for name in names if name in by_name}
     if "train" not in found:
         if len(by_name) != 1:
-            raise ValueError(f"{path}: there is no train split. It has {', '.join(by_name)}.")
+            raise ValueError(f"{path}: there is no train split. The splits are {', '.join(by_name)}.")
         found = {"train": next(iter(by_name.values()))}
     splits = {}
     for split, rows in found.items():
         for argument, column in (("image_column", image_column), ("label_column", label_column)):
             if column not in rows.column_names:
                 raise ValueError(
-                    f"{path}: the {split} split has no column {column!r}. It has {', '.join(rows.column_names)}. Pass "
-                    f"{argument}."
+                    f"{path}: the {split} split has no column {column!r}. The columns are "
+                    f"{', '.join(rows.column_names)}. Pass {argument}."
                 )
         if isinstance(rows.features[image_column], datasets.Image):
             rows = rows.cast_column(image_column, datasets.Image(decode=False))

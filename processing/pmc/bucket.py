@@ -302,7 +302,7 @@ class Bucket:
             raise
         except OSError as error:
             if isinstance(error, PermissionError) or error.errno == errno.EINVAL:
-                self._filesystem.cat_file(path, start=0, end=1)  # S3 gives the reason in the body, which HEAD lacks
+                self._filesystem.cat_file(path, start=0, end=1)  # S3 sends the reason in the body, which HEAD lacks
             raise
 
 

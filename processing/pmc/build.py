@@ -149,8 +149,8 @@ def _build(
         if not overwrite:
             raise ValueError(
                 "A build with other options was interrupted here "
-                f"({describe_differences(found[1]['options'], identity)}). Pass the same options to continue, or "
-                f"`overwrite=True` or delete {output / HIDDEN} to start again."
+                f"({describe_differences(found[1]['options'], identity)}). Pass the same options to continue. To "
+                f"start again, pass `overwrite=True` or delete {output / HIDDEN}."
             )
         found = None
     benchmark = ImageIndex.from_path(options.decontaminate, progress=progress) if options.decontaminate else None

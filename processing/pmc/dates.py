@@ -61,7 +61,7 @@ def parse_published_until(choice: str) -> date:
 
     Raises:
         ValueError: If `choice` is not a date in this form, or is in the future in every time zone. With a future date,
-            the same command would give a different dataset later.
+            the same command would build a different dataset later.
     """
     try:
         if not re.fullmatch(r"\d{4}-\d\d-\d\d", choice, re.ASCII):

@@ -41,7 +41,7 @@ _SHORTER = "Set {} to a folder with a shorter path, such as /tmp."
 
 
 class TasksFailed(RuntimeError):
-    """Raised if tasks failed in every attempt. The message names the folder of the logs."""
+    """Raised if tasks failed in every attempt. The message contains the folder of the logs."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@
   zero-width characters are removed.
 - Nested markup is converted to text, and blocks are separated by a space. Markers of list items, footnotes, images,
   tables, nested figures, supplements, alternative texts, paragraphs that are only a DOI and PMC's "Click here for
-  additional data file." are left out.
+  additional data file." are omitted.
 - Subscripts and superscripts are plain text (H2O, Ca2+). A caret is only inserted where a number would change (10^6).
 - A formula is included once: from MathML on one line (x^2, x_i^(n+1), (a+b)/c, √x), or from TeX without its preamble.
-  An image of a formula is left out.
+  An image of a formula is omitted.
 - Numeric references to the bibliography are removed with their brackets and commas. Footnote marks are removed too.
   Named citations, years, and references to figures and tables are kept.
 """
@@ -39,7 +39,7 @@ LEFT_OUT = _FLOATS | frozenset(
     inline-media label long-desc object-id private-char
     """.split()
 )
-# The preferred renderings, best first. Renderings as an image are left out.
+# The preferred renderings, best first. Renderings as an image are omitted.
 _ALTERNATIVES = ("math", "tex-math", "textual-form", "chem-struct")
 # Elements that need special handling. The empty name represents entities.
 _SPECIAL = _BLOCKS | LEFT_OUT | {"", "alternatives", "math", "sup", "tex-math", "xref"}

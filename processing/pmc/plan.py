@@ -1,6 +1,6 @@
 """The plan of the shards: which pairs each shard contains, in which order, and where they are currently stored.
 
-The position of a pair depends only on its hash. The same articles therefore give the same files for any number of
+The position of a pair depends only on its hash. The same articles therefore result in the same files for any number of
 tasks, whether they are built at once or with updates.
 """
 

@@ -287,7 +287,7 @@ class _Pairing:
             article.pairs.append(row)
 
     def _mentions(self, item: str, figure: Figure) -> list[str]:
-        """Return the mentions within the limit. Once a mention exceeds it, the article gets no more mentions."""
+        """Return the mentions within the limit. After the first mention that exceeds it, no more mentions are added."""
         kept: list[str] = []
         for mention in figure.mentions:
             if self.mention_bytes_left >= 0:

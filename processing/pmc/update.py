@@ -13,7 +13,7 @@ from .plan import ARTICLES_FILE, read_articles
 from .staging import Staging
 
 
-DATASET_FORMAT = 3  # incremented if the same article gives different rows or columns, which an update must not mix
+DATASET_FORMAT = 3  # incremented if the rows or columns of an article change. An update must not mix them
 # If a larger fraction of the articles is missing, the source is probably incomplete.
 MAX_REMOVED_FRACTION = 0.05
 MAX_REMOVED = 20

@@ -27,7 +27,7 @@ _FORMATS = {"jpg": 0.8, "png": 0.12, "gif": 0.04, "tif": 0.04}  # probability of
 _LEFT_OUT = 0.02  # fraction of articles that a build must skip, half of them retracted and half not open access
 _README = f"""Synthetic data in the layout of the PMC Article Datasets, for tests and demonstrations.
 
-A program generated the images and the captions. No article comes from PubMed Central. {KINDS_FILE} holds the kind of
+A program generated the images and the captions. No article comes from PubMed Central. {KINDS_FILE} contains the kind of
 each figure.
 """
 
@@ -39,7 +39,7 @@ def write_synthetic_corpus(
 
     An article has two to five figures. `figures` counts those of the articles that a build keeps. All kinds are equally
     frequent. A build skips the other articles: retracted ones, those that are not open access, and an older version of
-    one article. The same seed gives the same bytes.
+    one article. The same seed produces the same bytes.
 
     Raises:
         FileExistsError: If `output_dir` is a file or is not empty.

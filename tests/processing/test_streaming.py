@@ -143,7 +143,7 @@ def test_a_license_that_the_first_shard_lacks_is_found_in_others(tmp_path):
 
 
 def test_licenses_without_pairs_are_a_clear_error(pairs):
-    with pytest.raises(ValueError, match=r"no pair under TDM; the licenses are: .*CC BY \(\d+ pairs\)"):
+    with pytest.raises(ValueError, match=r"no pair under TDM. The licenses are: .*CC BY \(\d+ pairs\)"):
         PairStream(pairs, licenses="TDM")
     with pytest.raises(ValueError, match="'CC-BY' is not a license code of PMC. Did you mean 'CC BY'"):
         PairStream(pairs, licenses="CC-BY")
@@ -224,7 +224,7 @@ def test_random_access_returns_the_rows_of_the_stream(pairs, text):
 
 def test_a_missing_column_is_named(pairs, tmp_path):
     for view in (PairStream, load_pmc15m):
-        with pytest.raises(ValueError, match=r"no column 'color'; it has pair_id, image"):
+        with pytest.raises(ValueError, match=r"no column 'color'. The columns are pair_id, image"):
             view(pairs, columns=["pair_id", "color"])
     old = tmp_path / "data" / "train-00000-of-00001.parquet"
     old.parent.mkdir()

@@ -243,5 +243,5 @@ def test_footers_of_a_built_dataset_state_the_rows_by_license(built, object_stor
         assert len(stream) == len(PairStream(built)) > 100
         sent[choice] = object_store.bytes_sent() - before
     assert sent["CC BY"] == sent[None]
-    with pytest.raises(ValueError, match=r"no pair under CC0; the licenses are: CC BY \(\d+ pairs\)"):
+    with pytest.raises(ValueError, match=r"no pair under CC0. The licenses are: CC BY \(\d+ pairs\)"):
         PairStream(s3, licenses="CC0")

@@ -51,9 +51,12 @@ def test_blank_lines_spaces_and_delimiters_do_not_change_the_rows(tmp_path, text
     [
         (b"", "the file is empty"),
         (b"\n \n", "the file is empty"),
-        (b"a,x\nb,y\n", "no column id, label; it has a, x. Its first line must name the columns, such as id,label"),
+        (
+            b"a,x\nb,y\n",
+            "no column id, label. The columns are a, x. Its first line must contain",
+        ),
         (b"a note; with semicolons;id,label\n", "no column id"),
-        (b"id,label\na\n", "line 2: the row ends too early: 1 values, and the header has 2 columns"),
+        (b"id,label\na\n", "line 2: the row ends too early: 1 values, but the header has 2 columns"),
         (b"id,label\na,x\n\nb,y,z\n", "line 4: the row has too many values: 3"),
         (b"id,label\na,\n", "line 2: label is empty"),
         (b"id,label\n ,x\n", "line 2: id is empty"),
@@ -77,7 +80,7 @@ def test_duplicate_rows_are_returned_once_and_contradictions_are_refused(tmp_pat
     table = read_table(tmp_path / "t.csv", ["id", "label"])
     assert {name: row["label"] for name, row in labels_by_name(table, "id", "label").items()} == {"a": "x", "b": "y"}
     (tmp_path / "t.csv").write_text("id,label\na,x\nb,y\na,z\n")
-    with pytest.raises(ValueError, match="line 4: id 'a' is labeled 'z', and 'x' in line 2"):
+    with pytest.raises(ValueError, match="line 4: id 'a' is labeled 'z', but 'x' in line 2"):
         labels_by_name(read_table(tmp_path / "t.csv", ["id", "label"]), "id", "label")
 
 

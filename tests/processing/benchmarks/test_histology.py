@@ -65,7 +65,7 @@ def test_tcga_til_is_read_by_cancer_and_split_and_both_are_named(tmp_path):
     assert (benchmark.metric, benchmark.paper, benchmark.positive) == ("auroc", {"auroc": 0.6704}, "til-positive")
     assert benchmark.class_names == ["none", "tumor infiltrating lymphocytes"]
     assert benchmark.notes[0] == "Cancer luad, folder test: 10 images, 20.0% positive."
-    assert "2,480 images, 5.9% of them positive. Its value is for other images" in benchmark.notes[1]
+    assert "2,480 images, 5.9% of them positive. Its value was measured on different images" in benchmark.notes[1]
     assert benchmark.selection == {
         **{"cancer": "luad", "folder": "test", "images": 10, "positive": 2, "positive_fraction": 0.2},
     }
@@ -73,10 +73,10 @@ def test_tcga_til_is_read_by_cancer_and_split_and_both_are_named(tmp_path):
     folder = tmp_path / "TCGA-TILs" / "images-tcga-tils"
     brca = load_benchmark("tcga_til", folder, split="validation", cancer="brca")
     assert len(brca) == 3 and "Cancer brca, folder val" in brca.notes[0]
-    with pytest.raises(FileNotFoundError, match="no folder of the cancer 'acc'; there are brca, luad, all.*zenodo"):
+    with pytest.raises(FileNotFoundError, match="no folder of the cancer 'acc', only brca, luad, all.*zenodo"):
         load_benchmark("tcga_til", tmp_path, cancer="acc")
     shutil.rmtree(folder / "brca" / "train")
-    with pytest.raises(FileNotFoundError, match="no folder of the train split; there are .*test"):
+    with pytest.raises(FileNotFoundError, match="no folder of the train split .found: .*test"):
         load_benchmark("tcga_til", tmp_path, cancer="brca", split="train")
     shutil.rmtree(folder / "brca" / "test" / "til-positive")
     with pytest.raises(FileNotFoundError, match="no folder til-positive"):
@@ -107,7 +107,7 @@ def test_a_test_set_of_the_papers_size_and_balance_has_no_warning(tmp_path, monk
     assert load_benchmark("tcga_til", tmp_path).notes == ["Cancer luad, folder test: 17 images, 5.9% positive."]
     entry["positive_fraction"]["test"] = 0.2
     notes = load_benchmark("tcga_til", tmp_path).notes
-    assert len(notes) == 2 and "17 images, 20.0% of them positive. Its value is for other images" in notes[1]
+    assert len(notes) == 2 and "17 images, 20.0% of them positive. Its value was measured on different" in notes[1]
 
 
 def test_the_folder_of_a_study_itself_is_read(tmp_path):

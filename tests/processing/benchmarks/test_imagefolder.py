@@ -116,11 +116,15 @@ def test_an_invalid_file_of_prompts_is_refused(folder, tmp_path, content, messag
         ("PCAM", {}, "Unknown benchmark 'PCAM'. Choose one of pcam, lc25000_lung"),
         ("imagefolder", {"split": "val"}, "Unknown split 'val'"),
         ("imagefolder", {"prompts": "paper"}, "neither a set of prompts .default, model_card. nor a YAML file"),
-        ("imagefolder", {"cancer": "brca"}, "cancer has no effect on imagefolder, which has image_column, label_col"),
+        (
+            "imagefolder",
+            {"cancer": "brca"},
+            "cancer has no effect on imagefolder. Its options: image_column, lab",
+        ),
         (
             "lc25000_lung",
             {"rsna_split": "paper-test"},
-            "rsna_split has no effect on lc25000_lung, which has no options",
+            "rsna_split has no effect on lc25000_lung. Its options: none",
         ),
     ],
 )

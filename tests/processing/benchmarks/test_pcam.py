@@ -102,8 +102,8 @@ def test_truncated_missing_and_compressed_files_are_refused_with_advice(folder):
     [
         (Y, "y", np.zeros((39, 1, 1, 1), np.uint8), "39 labels for the 40 images of .*test_x.h5"),
         (Y, "y", np.full((40, 1, 1, 1), 3, np.uint8), "labels must be 0 or 1, but there are 3"),
-        (Y, "y", np.zeros((40, 1, 1, 1)), "not one integer for each image"),
-        (Y, "y", np.zeros((40, 2), np.uint8), "not one integer for each image"),
+        (Y, "y", np.zeros((40, 1, 1, 1)), "expected one integer for each image"),
+        (Y, "y", np.zeros((40, 2), np.uint8), "expected one integer for each image"),
         (Y, "labels", np.zeros(40, np.uint8), "no array 'y', only labels"),
         (X, "x", np.zeros((40, 96, 96), np.uint8), "'x' has uint8 of shape"),
         (X, "x", np.zeros((40, 9, 9, 3), np.float32), "'x' has float32"),
@@ -171,7 +171,7 @@ def test_kaggles_files_are_read_and_have_no_published_values(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "row", "message"),
     [
-        (["name", "label"], ["a", 0], "no column id; it has name, label"),
+        (["name", "label"], ["a", 0], "no column id. The columns are name, label"),
         (["id", "label"], ["../../etc/passwd", 0], "is not a file name"),
         (["id", "label"], ["a", 7], "label must be 0 or 1, but there are 7"),
         (["id", "label"], ["a"], "line 2: the row ends too early"),

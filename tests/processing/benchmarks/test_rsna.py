@@ -121,7 +121,7 @@ def test_missing_images_are_counted_and_named(folder):
 @pytest.mark.parametrize(
     ("columns", "row", "message"),
     [
-        (["patientId", "PredictionString"], ["a", ""], "no column Target; it has patientId, PredictionString"),
+        (["patientId", "PredictionString"], ["a", ""], "no column Target. The columns are patientId, PredictionString"),
         (["patientId", "Target"], ["a", "0.5"], "Target must be 0 or 1, but there are 0.5"),
         (["patientId", "Target"], ["../a", "1"], "is not a file name"),
     ],

@@ -93,7 +93,7 @@ def test_a_dataset_with_an_image_column_is_read_in_order(tmp_path, kind):
     assert ids(inputs) == [f"{name}#{number}" for number in range(5)]
     assert [row.columns["age"] for row in inputs.rows(1, 5)] == [1, 2, 3, 4]
     assert [read_row_image(row.image).size for row in inputs.rows(4, 5)] == [read_row_image(png_bytes(4)).size]
-    with pytest.raises(ValueError, match="no column 'image'. It has scan, age. Pass image_column"):
+    with pytest.raises(ValueError, match="no column 'image'. The columns are scan, age. Pass image_column"):
         find_inputs([str(name)])
 
 

@@ -83,13 +83,13 @@ def test_a_dataset_is_read_from_its_folder(rows, layout):
 def test_the_splits_of_a_dataset_are_read_or_named(rows):
     splits = read_saved(datasets.DatasetDict({"train": rows, "valid": rows.select([0, 1])}))
     assert {split: len(images) for split, images in splits.items()} == {"train": 6, "validation": 2}
-    with pytest.raises(ValueError, match="there is no train split. It has fold 1, fold 2"):
+    with pytest.raises(ValueError, match="there is no train split. The splits are fold 1, fold 2"):
         read_saved(datasets.DatasetDict({"fold 1": rows, "fold 2": rows}))
 
 
 def test_a_column_that_is_not_there_names_those_that_are(rows):
     rows.save_to_disk("set")
-    with pytest.raises(ValueError, match="no column 'label'. It has scan, organ. Pass label_column"):
+    with pytest.raises(ValueError, match="no column 'label'. The columns are scan, organ. Pass label_column"):
         read_labeled_images("set", image_column="scan")
     with pytest.raises(ValueError, match="no column 'image'.*Pass image_column"):
         read_labeled_images("set")

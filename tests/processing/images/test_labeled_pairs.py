@@ -47,12 +47,12 @@ def test_pairs_without_a_label_are_counted_in_a_note(labeled, ids):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{0},chart\n{1},photo\n", "no column pair_id; it has {0}, chart. Its first line must name the columns"),
-        ("pair_id,label\n{0},chart\n{1},photo\n{0},photo\n", "line 4: pair_id '{0}' is labeled 'photo', and 'chart'"),
+        ("{0},chart\n{1},photo\n", "no column pair_id. The columns are {0}, chart. Its first line must contain"),
+        ("pair_id,label\n{0},chart\n{1},photo\n{0},photo\n", "line 4: pair_id '{0}' is labeled 'photo', but 'chart'"),
         ("pair_id,label\n{0},chart\nnobody,chart\n", "line 3: the dataset has no pair 'nobody' .1 such rows"),
         ("pair_id,label\n{0},\n", "line 2: label is empty"),
-        ("pair_id\n{0}\n", "no column 'label'. It has pair_id"),
-        ("pair_id,age,sex\n{0},1,m\n", "no column 'label'. It has pair_id, age, sex. Pass label_column"),
+        ("pair_id\n{0}\n", "no column 'label'. The columns are pair_id"),
+        ("pair_id,age,sex\n{0},1,m\n", "no column 'label'. The columns are pair_id, age, sex. Pass label_column"),
     ],
 )
 def test_invalid_labels_are_refused_with_their_line(labeled, ids, text, message):

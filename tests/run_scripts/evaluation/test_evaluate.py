@@ -143,12 +143,12 @@ def test_the_study_of_tcga_til_is_an_option(measure, refused, tmp_path, capsys):
     assert results["paper"] == {"auroc": 0.6704} and results["published"]
     output = " ".join(capsys.readouterr().out.split())
     assert "Note: Cancer luad, folder test: 8 images, 25.0% positive." in output
-    assert "2,480 images, 5.9% of them positive. Its value is for other images" in output
+    assert "2,480 images, 5.9% of them positive. Its value was measured on different images" in output
     for task in ("zero-shot", "linear-probe"):
         results = measure(task, *tcga_til, "--cancer", "all", out=task)
         assert results["data"]["selection"]["cancer"] == "all"
         assert results["paper"] == {} and results["published"] == []
-    assert "no folder of the cancer 'brca'; there are luad, all" in refused("zero-shot", *tcga_til, "--cancer", "brca")
+    assert "no folder of the cancer 'brca', only luad, all" in refused("zero-shot", *tcga_til, "--cancer", "brca")
 
 
 def test_the_split_of_rsna_is_an_option(measure, tmp_path, capsys):
