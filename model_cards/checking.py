@@ -34,7 +34,7 @@ def _check_metadata(card: str) -> Iterator[str]:
         yield f"metadata: cannot be read ({' '.join(str(error).split())})"
         return
     if data.get("license") in (None, "", "unknown"):
-        yield "metadata: license is not stated"
+        yield "metadata: license is missing"
     for name, value in data.to_dict().items():
         if value in (None, "", [], {}):
             yield f"metadata: {name} is empty"

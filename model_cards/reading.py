@@ -1,7 +1,7 @@
 """Read small files from untrusted folders.
 
 A link may point outside the folder. A file may be a named pipe, be larger than memory, or contain JSON with unexpected
-fields. Each of these cases raises a `ValueError` that names the file.
+fields. Each of these cases raises a `ValueError` with the path of the file.
 """
 
 import json
@@ -70,7 +70,7 @@ def refuse_links_out(folder: Path, root: Path | None = None) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file. A special file, more than 64 MiB, and text that is not UTF-8 raise a `ValueError`."""
+    """Read a text file. Raise `ValueError` for a special file, more than 64 MiB, or other text than UTF-8."""
     # Without O_NONBLOCK, opening a named pipe would wait for a writer forever.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     with open(descriptor, "rb") as file:
@@ -85,12 +85,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. NaN, infinity, and more than 50 levels of nesting raise a `ValueError`."""
+    """Read a JSON file. Raise `ValueError` for NaN, infinity, or more than 50 levels of nesting."""
     return _parse(path, json.loads)
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file. Aliases, values that JSON lacks, and more than 50 levels of nesting raise a `ValueError`."""
+    """Read a YAML file. Raise `ValueError` for aliases, values that JSON lacks, or more than 50 levels of nesting."""
     return _parse(path, _load_yaml)
 
 
@@ -124,10 +124,12 @@ def _check_depth(content: Any, levels: int = DEEPEST) -> None:
 
 
 def check_shape(path: Path, content: Any, shape: Any, where: str = "") -> None:
-    """Raise `ValueError` unless the content of a file has the expected fields and types. `where` names a part of it.
+    """Raise `ValueError` unless the content of a file has the expected fields and types.
+
+    `where` is the path of the part of the file that `content` is.
 
     A shape is a type or a tuple of types; `[shape]` for a list; `{str: shape}` for an object with any names; or an
-    object that gives the shape of each field. A field whose name ends with `?` may be missing or null. Other fields are
+    object with the shape of each field. A field whose name ends with `?` may be missing or null. Other fields are
     ignored. `bool` does not count as a number.
     """
     kinds: Any = dict if isinstance(shape, Mapping) else list if isinstance(shape, list) else shape

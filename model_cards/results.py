@@ -13,7 +13,7 @@ from .reading import check_shape, find_file, read_json
 RESULTS_FILE = "results.json"
 SCHEMA = 1
 _NUMBER = (int, float)
-# Fields of `results.json`, in the form that `check_shape` takes.
+# Fields of `results.json`, in the form that `check_shape` expects.
 RESULT: dict[str, Any] = {
     "task": str,
     "benchmark": (str, type(None)),  # null for the user's own data
@@ -30,7 +30,7 @@ RESULT: dict[str, Any] = {
         "notes?": [str],
         "selection?": {str: object},
     },
-    "metrics": {"undefined?": {str: str}, "by_fraction?": {str: {str: object}}},  # and numbers, at any depth
+    "metrics": {"undefined?": {str: str}, "by_fraction?": {str: {str: object}}},  # also contains numbers at any depth
     "paper?": {str: object},
     "paper_source?": str,
     "published?": [
@@ -43,7 +43,7 @@ RESULT: dict[str, Any] = {
 # Task names of earlier versions, which can still be read.
 _OLD_TASKS = {"vqa": "visual-question-answering"}
 _OLD_KEYS = {"by_share": "by_fraction", "positive_share": "positive_fraction"}
-# A number is a measure if one of its keys matches the first pattern and none matches the second.
+# A number is a metric if one of its keys matches the first pattern and none matches the second.
 _MEASURE = re.compile(r"accuracy|auroc|auc\b|recall|precision|f1|rank|open|closed|overall")
 _NO_MEASURE = re.compile(r"chance|attainable|oracle|threshold|regulari[sz]ation|seconds|^c$", re.IGNORECASE)
 _BASELINE = re.compile(r"chance|most_frequent")
@@ -59,7 +59,7 @@ class Measure(NamedTuple):
 
 
 def find_results(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Find `results.json` files. Places are folders that contain such files at any depth, or the files themselves."""
+    """Find `results.json` files. A place is such a file, or a folder that contains some at any depth."""
     found: dict[Path, None] = {}
     for name in places:
         place = Path(name)
@@ -68,7 +68,7 @@ def find_results(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
         else:
             files = [place.resolve()] if place.exists() else []
         if not files:
-            raise FileNotFoundError(f"--results {name} contains no {RESULTS_FILE} of biomedclip evaluate.")
+            raise FileNotFoundError(f"--results {name} contains no {RESULTS_FILE} from biomedclip evaluate.")
         found |= dict.fromkeys(file for file in files if file is not None)
     return list(found)
 
@@ -134,7 +134,7 @@ def _rename(value: Any) -> Any:
 
 
 def _check_values(path: Path, where: str, values: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if an interval, a fraction of the labels or a measure is impossible."""
+    """Raise `ValueError` if an interval, a fraction of the labels or a metric is impossible."""
     for keys, value in _named(values):
         name = f"{where}.{'.'.join(keys)}"
         if keys[-1].endswith("_interval") and value is not None:

@@ -96,7 +96,7 @@ def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
 
 
 def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
-    """Print the facts of a card, the paper's benchmarks that were not measured, and the results that were left out."""
+    """Print the facts of a card, the paper's benchmarks that were not measured, and the excluded results."""
     training, dataset = facts["training"], facts["dataset"]
     rows: list[tuple[Any, ...]] = [
         ("parameters", facts["model"]["parameters"]),

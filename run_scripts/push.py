@@ -63,8 +63,8 @@ def main(arguments: Sequence[str]) -> None:
 def push_model(options: PushOptions) -> dict[str, Any]:
     """Publish a model, and return the report that is also written to `push.json`.
 
-    The files are uploaded as a pull request, which is then downloaded. It is merged if it gives the same embeddings as
-    the model on disk. Otherwise, it is closed and the branch does not change.
+    The files are uploaded as a pull request, which is then downloaded. It is merged if it produces the same embeddings
+    as the model on disk. Otherwise, it is closed and the branch does not change.
     """
     folder, repo_id = Path(options.model), options.repo_id
     api = None if options.dry_run else check_write_access(repo_id, "push")

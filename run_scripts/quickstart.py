@@ -133,7 +133,7 @@ def main(arguments: Sequence[str]) -> None:
         ("total seconds", report["seconds"]),
     ]
     show_table("Quickstart", rows, ["", "value"])
-    say(f"In {out}: model/, adapter/, data/, results/, report.json, curves.png, answers.png")
+    say(f"Output in {out}: model/, adapter/, data/, results/, report.json, curves.png, answers.png")
 
 
 def _run(verb: Any, *arguments: Any) -> None:

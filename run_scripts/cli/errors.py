@@ -28,7 +28,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def set_option_names(names: Iterable[str]) -> None:
-    """Set the names (with underscores) of the options of the running verb, which `name_options` replaces."""
+    """Set the option names (with underscores) of the running verb, for `name_options`."""
     _option_names.clear()
     _option_names.update(names)
 

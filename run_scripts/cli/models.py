@@ -15,7 +15,7 @@ def check_model_name(name: str, option: str = "--model") -> None:
 
 
 def import_optional(module: str, needed_by: str, install: str) -> ModuleType:
-    """Import a module of an optional package. The error names the feature and the command that installs the package."""
+    """Import a module of an optional package. The error contains the feature and the install command."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

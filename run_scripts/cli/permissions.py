@@ -20,7 +20,7 @@ os.umask(_UMASK)
 
 
 def apply_umask(path: Path) -> None:
-    """Set the permissions of a file with mode 0600 to those that `open` would give it.
+    """Set the permissions of a file with mode 0600 to those that `open` would set.
 
     In a folder, only the weights and the code files are changed. Subfolders and links are not.
     """

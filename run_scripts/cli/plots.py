@@ -125,7 +125,7 @@ def plot_question(
 ) -> None:
     """Plot a question about an image, with the correct answer and the best answers of a model.
 
-    `best` has the text, the probability and the correctness of each answer. It is empty if the model gave no answer.
+    `best` contains the text, the probability and the correctness of each answer. It is empty if there is no answer.
     """
     right = bool(best) and best[0][2]
     verdict = "no answer: its scores are NaN or infinite" if not best else "correct" if right else "incorrect"
@@ -280,7 +280,7 @@ def plot_report(report: Mapping[str, Any], path: Path) -> None:
     _plot_counts(counts_axes, rows)
     counts_axes.set_title(
         f"Articles seen: {articles['seen']:,} (blue), their figures: {figures['seen']:,} (orange)\n"
-        "pale: left out, with the reason"
+        "pale: excluded, with the reason"
     )
 
     licenses = largest(report["licenses"], 10)
@@ -318,7 +318,7 @@ def _plot_histogram(axes: Any, part: Mapping[str, Any], marks: Sequence[int]) ->
     for mark in marks:
         axes.axvline(mark, color="0.3", linestyle="--", linewidth=1)
         axes.text(mark, 0.99, f" {mark}", transform=axes.get_xaxis_transform(), va="top", fontsize=8)
-    # The last bar holds all larger values and would squeeze the others.
+    # The last bar contains all larger values and would squeeze the others.
     axes.set_xlim(0, max(1.25 * part["percentiles"]["99"], 300, *(1.25 * mark for mark in marks)))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter(EngFormatter())

@@ -99,7 +99,7 @@ def refuse_filled(folder: Path, *, overwrite: bool) -> None:
 
 
 def claim_folder(folder: Path, results: Sequence[str], *, overwrite: bool) -> None:
-    """Create an output folder, or remove the `results` of an earlier run from it, and nothing else."""
+    """Create an output folder. If it exists, remove only the `results` of an earlier run."""
     mark = folder / ".quickstart"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not mark.exists():

@@ -11,8 +11,8 @@ def bootstrap_means(
 ) -> np.ndarray:
     """Return the means of bootstrap samples of whole groups, of shape `(resamples,)`.
 
-    Figures of one article are similar, so an interval over single figures would be too narrow. `groups` has the group
-    of each value, such as its article or patient.
+    Figures of one article are similar, so an interval over single figures would be too narrow. `groups` contains the
+    group of each value, such as its article or patient.
     """
     _, group_of = np.unique(np.asarray(groups), return_inverse=True)
     sums, sizes = np.bincount(group_of, weights=values), np.bincount(group_of)

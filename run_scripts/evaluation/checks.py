@@ -214,7 +214,7 @@ def _describe(folder: Path) -> str:
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: path.name.split("-")[-1].zfill(12))
     if checkpoints:
         return (
-            f"no {CONFIG}, so its training did not end. Finish it with --resume-from-checkpoint true, or name a "
+            f"no {CONFIG}, so its training did not end. Finish it with --resume-from-checkpoint true, or pass a "
             f"checkpoint, such as {checkpoints[-1]}."
         )
     for what, patterns in _CONTENTS.items():

@@ -156,7 +156,7 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
         ["", *measured],
     )
     show_published(task, entries)
-    say(f"In {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
+    say(f"Comparison in {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
 
 
 def write_comparison(
@@ -173,8 +173,8 @@ def write_comparison(
 ) -> None:
     """Write a table of models as `comparison.md` and `.tex`, and `content` as `comparison.json`.
 
-    `alignment` has an `l` or `r` for each column. LaTeX uses booktabs, with rules above the rows `ruled`. Markdown has
-    paragraphs (which are Markdown already) and lists below the table.
+    `alignment` contains an `l` or `r` for each column. LaTeX uses booktabs, with rules above the rows `ruled`. In
+    Markdown, the table is followed by `paragraphs` (which are Markdown already) and lists.
     """
     text_columns = len(alignment) - len(alignment.lstrip("l"))
     lines = [f"# {markdown(title)}", "", table([*columns], [*rows], text_columns=text_columns), "", *paragraphs]

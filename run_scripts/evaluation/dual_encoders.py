@@ -69,8 +69,8 @@ class DualEncoder:
     def embed_pixels(self, pixel_values: torch.Tensor, features: str = "embeds") -> torch.Tensor:
         """Return image features of pixels `(images, 3, height, width)`, in float32 on the CPU.
 
-        They are L2-normalized embeddings for `embeds`, and the state before the projection for `hidden`, which some
-        models do not provide (`ValueError`).
+        They are L2-normalized embeddings for `embeds`, and the state before the projection for `hidden`. Raise
+        `ValueError` if the model does not provide this state.
         """
         pixel_values = pixel_values.to(self.model.device)
         with self.precise():

@@ -30,7 +30,7 @@ _Batch = tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]
 class Features:
     """The embeddings `(readable rows, dimension)` in float32 on the CPU, and the numbers of these rows, ascending.
 
-    `damaged` has the `name` and `reason` of each unreadable row.
+    `damaged` contains the `name` and `reason` of each unreadable row.
     """
 
     embeds: torch.Tensor
@@ -54,10 +54,11 @@ class FeatureStore:
     workers: int = field(default=WORKERS, kw_only=True)
 
     def images(self, images: Sequence[Any], names: Sequence[str], data: str, *, features: str = "embeds") -> Features:
-        """Return the features of images, as [`read_row_image`] takes them. An image is read only when it is needed.
+        """Return the features of images, in any form that [`read_row_image`] accepts.
 
-        `names` are for the list of damaged rows, `data` is a fingerprint of the images in order, and `features` is that
-        of [`DualEncoder.embed_pixels`]. Raise `ValueError` if no image can be read.
+        An image is read only when it is needed. `names` are for the list of damaged rows, `data` is a
+        fingerprint of the images in order, and `features` is that of [`DualEncoder.embed_pixels`]. Raise `ValueError`
+        if no image can be read.
         """
         parts = self._parts(len(images), {"data": data, "what": f"images, {features}"})
 

@@ -188,7 +188,7 @@ def probe(
     and each draw with its number of images and the chosen settings.
     """
     if protocol == "logistic" and validation is None:
-        raise ValueError("The protocol logistic requires a validation split to choose the regularization.")
+        raise ValueError("--protocol logistic requires a validation split to choose the regularization.")
     if len(np.unique(train.labels)) < 2:
         raise ValueError(f"All {len(train.labels)} training images are of one class. There must be at least two.")
     measure = _Measure(classes, positive, metric)

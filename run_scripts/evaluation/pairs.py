@@ -15,8 +15,8 @@ class EmbeddedPairs:
     """The embeddings of the pairs whose images could be read.
 
     `images` and `texts` are normalized, of shape `(number, dimension)`. `image_of_text` is None if text i belongs to
-    image i. `rows` has the row of the dataset for each text, and `damaged` the `name` and `reason` of each row that was
-    left out.
+    image i. `rows` contains the row of the dataset for each text, and `damaged` the `name` and `reason` of each
+    excluded row.
     """
 
     images: torch.Tensor

@@ -30,7 +30,7 @@ Part = tuple[dict[str, torch.Tensor], Any]
 class Parts:
     """The parts of one piece of work. Each is a safetensors file with a note.
 
-    Each key gets its own subfolder. It has everything that the result depends on, and is written to `key.json`.
+    Each key has its own subfolder. A key contains everything that the result depends on, and is written to `key.json`.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], count: int):
@@ -45,7 +45,7 @@ class Parts:
     def complete(self, work: Callable[[int], Part], description: str) -> None:
         """Compute the parts that are missing or damaged. Each process computes a share of them.
 
-        `work` takes the number of a part and returns its tensors, and a note for JSON. Raise `FileNotFoundError` if
+        `work` receives the number of a part and returns its tensors and a note for JSON. Raise `FileNotFoundError` if
         this process cannot see the parts of other processes.
         """
         state = PartialState()

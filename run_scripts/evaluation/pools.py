@@ -22,20 +22,20 @@ def draw_pool(pairs: int, size: int, *, seed: int, draw: int = 0) -> list[int]:
 
 
 def number_of_draws(pairs: int, size: int | None, draws: int | None, split: str) -> int:
-    """Return the number of pools to draw: 1 if a pool holds all pairs, and 5 by default otherwise.
+    """Return the number of pools to draw: 1 if a pool contains all pairs, and 5 by default otherwise.
 
-    Raise `UsageError` if the pool is larger than the split, or if several draws would give the same pool.
+    Raise `UsageError` if the pool is larger than the split, or if several draws would be the same pool.
     """
     if size is None:
         return 1
     if size > pairs:
         raise UsageError(
             f"--pool-size {size:,} is larger than the {split} split, which has {pairs:,} usable pairs. Choose a "
-            "smaller pool, or leave the option out to measure among all pairs."
+            "smaller pool, or omit the option to measure among all pairs."
         )
     if size == pairs and draws not in (None, 1):
         raise UsageError(
-            f"--pool-draws {draws} has no effect: --pool-size {size:,} is the whole {split} split, so that all "
+            f"--pool-draws {draws} has no effect: --pool-size {size:,} is the whole {split} split, so all "
             "draws are the same. Omit it."
         )
     return 1 if size == pairs else draws or DRAWS

@@ -142,7 +142,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
 def _published(
     benchmark: RetrievalBenchmark | None, pool: Mapping[str, int], image_id: str | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the paper's values, if they were measured on as many pairs as the pool has, and notes."""
+    """Return the paper's values if they were measured on the same number of pairs as the pool, and notes."""
     if benchmark is None:
         return {}, []
     if benchmark.paper and image_id is not None:
@@ -163,8 +163,8 @@ def _published(
 def count_ranks(embedded: EmbeddedPairs, folder: Path, key: Mapping[str, Any]) -> dict[str, RankCounts] | None:
     """Count ranks in blocks of images. Processes share the blocks, and finished blocks are kept in a folder.
 
-    Each process has all pairs. `key` has everything that identifies the embeddings. Return the counts by direction, or
-    None if an embedding contains NaN or infinity.
+    Each process has all pairs. `key` contains everything that identifies the embeddings. Return the counts by
+    direction, or None if an embedding contains NaN or infinity.
     """
     if not all_finite(embedded.images, embedded.texts):
         return None
@@ -187,8 +187,8 @@ def retrieval_of_pools(pools: Sequence[Pool], seed: int) -> dict[str, Any]:
 
     Return recall at 1, 5 and 10 with 95 % intervals and the median rank, by direction, the recall at chance level, and
     the numbers of pairs and articles (of the smallest pool). If an embedding was not finite, the metrics are None, and
-    `undefined` gives the reason. `recall_at_K_of_draws` lists the recall of several pools. Then the ends of an interval
-    are percentiles of the bootstrap samples of all pools together, as for a single pool.
+    `undefined` contains the reason. `recall_at_K_of_draws` lists the recall of several pools. Then the ends of an
+    interval are percentiles of the bootstrap samples of all pools together, as for a single pool.
     """
     texts = len(pools[0].articles)
     images = [pool.images for pool in pools]

@@ -27,8 +27,8 @@ FEW = 30  # with fewer articles or images, the bootstrap intervals are too narro
 class Run:
     """One model on one task.
 
-    `data` is read once for all models, `output_dir` is the folder of this model's results, `command` has the arguments
-    of `biomedclip evaluate`, and `encoder` is the model if it is already loaded.
+    `data` is read once for all models, `output_dir` is the folder of this model's results, `command` contains the
+    arguments of `biomedclip evaluate`, and `encoder` is the model if it is already loaded.
     """
 
     model: str
@@ -70,16 +70,16 @@ class Run:
         """Write `results.json`, print the notes and what was not measured, and return the content of the file.
 
         `data` has `fingerprint`, `rows` (the number of rows measured), `damaged` and `notes`. `metrics` are fractions
-        from 0 to 1, and counts. `paper` has BiomedCLIP's published values, keyed like `metrics`. It is empty if they
-        belong to other data, such as another split. Then `published` is empty too. Otherwise it has the values of all
-        published models. `settings` has what the metrics depend on in this task. `damaged` is the plural noun for the
-        entries of `data["damaged"]`, and `also` names other files of the results.
+        from 0 to 1, and counts. `paper` contains BiomedCLIP's published values, keyed like `metrics`. It is empty if
+        they belong to other data, such as another split. Then `published` is empty too. Otherwise, it contains the
+        values of all published models. `settings` contains what the metrics depend on in this task. `damaged` is the
+        plural noun for the entries of `data["damaged"]`, and `also` lists other files of the results.
         """
         if data["damaged"]:
             names = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:SHOWN_DAMAGED])
             rest = len(data["damaged"]) - SHOWN_DAMAGED
             more = f", and {rest:,} more" if rest > 0 else ""
-            say(f"{len(data['damaged']):,} {damaged} are left out: {names}{more}.")
+            say(f"{len(data['damaged']):,} {damaged} are excluded: {names}{more}.")
         for note in data["notes"]:
             say(f"Note: {note}")
         task, benchmark, split = self.options.task, self.options.benchmark, self.options.split

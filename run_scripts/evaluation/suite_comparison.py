@@ -28,7 +28,7 @@ _NONE = Value(None, measured=False)
 class Line:
     """A metric of [`headline`] on a benchmark, with measured and published values by model.
 
-    `from_figure` has the published models whose value was read off a figure.
+    `from_figure` contains the published models whose value was read off a figure.
     """
 
     task: str
@@ -52,7 +52,7 @@ class Line:
         return ", ".join(f"{name} {self._shown(name)}" for name in self.published if name != PAPER_MODEL)
 
     def marked(self) -> dict[str, Value]:
-        """Return the published values by names that mark them as published, and as read off a figure."""
+        """Return the published values by model. The names mark them as published, and as read off a figure."""
         return {published_name(name, name in self.from_figure): value for name, value in self.published.items()}
 
     def _shown(self, name: str) -> str:
@@ -67,8 +67,8 @@ def compare_suite(
 ) -> None:
     """Write `comparison.md`, `.tex`, `.json` and `.png`, and print the table.
 
-    `measured` has the task, the benchmark, its name in tables, and contents of `results.json` by model. `remarks` has
-    reasons by heading (such as `Missing`) and by subject.
+    `measured` contains the task, the benchmark, its name in tables, and contents of `results.json` by model. `remarks`
+    contains reasons by heading (such as `Missing`) and by subject.
     """
     lines = [line for task, benchmark, name, results in measured for line in _lines(task, benchmark, name, results)]
     mean, lacks = paper_mean(lines, models)
@@ -91,7 +91,7 @@ def compare_suite(
     paragraphs += ["Published values were not measured here; those marked 'about' were read off a figure."]
     if mean is not None:
         paragraphs += [
-            f"The {MEAN} is over the zero-shot benchmarks of the {PAPER_MODEL} paper, with the metrics it gives."
+            f"The {MEAN} is over the zero-shot benchmarks of the {PAPER_MODEL} paper, with the metrics that it reports."
         ]
     write_comparison(
         output_dir,
@@ -121,7 +121,7 @@ def compare_suite(
         say(f"{number}: {model}")
     for text in why:
         say(text)
-    say(f"In {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
+    say(f"Comparison in {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
 
 
 def paper_mean(lines: Sequence[Line], models: Sequence[str]) -> tuple[Line | None, dict[str, list[str]]]:

@@ -215,8 +215,8 @@ def measure_answers(
 def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Return the accuracy on all, open, and closed questions, with 95 % bootstrap intervals over images.
 
-    An accuracy is None, and `undefined` gives the reason, if there are no such questions or if the scores of an answer
-    are NaN or infinite. `attainable_accuracy` is the fraction of questions whose answer the model knows. Raise
+    An accuracy is None, and `undefined` contains the reason, if there are no such questions or if the scores of an
+    answer are NaN or infinite. `attainable_accuracy` is the fraction of questions whose answer the model knows. Raise
     `ValueError` if there are no answers.
     """
     if not answers:
@@ -232,7 +232,7 @@ def answer_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, An
 
 
 def f1_metrics(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Return the mean token F1 in the form of [`answer_metrics`]. Each answer has its token F1 in `f1`."""
+    """Return the mean token F1 in the form of [`answer_metrics`]. The field `f1` of an answer is its token F1."""
     return _means(answers, "f1", "f1", seed)
 
 
@@ -290,7 +290,7 @@ def load_answer_tokenizer(name: str, *, trust_remote_code: bool = False) -> Call
     except Exception as error:  # a damaged tokenizer.json raises `Exception` itself
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"--f1-tokenizer {name}: the tokenizer cannot be loaded ({reason}). Name a folder with tokenizer files or "
+            f"--f1-tokenizer {name}: the tokenizer cannot be loaded ({reason}). Pass a folder with tokenizer files or "
             f"a model on the Hub, or omit it to count {WORDS}."
         ) from error
     return lambda answer: tokenizer.tokenize(normalize_answer(answer))

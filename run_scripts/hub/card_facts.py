@@ -30,7 +30,7 @@ TRAIN_RESULTS = "train_results.json"
 TRAINER_STATE = "trainer_state.json"
 BUILD_REPORT = "report.json"
 _NUMBER = (int, float)
-# Fields of the files that a card uses, in the form that `check_shape` takes.
+# Fields of the files that a card uses, in the form that `check_shape` expects.
 _VERSIONS = {"versions": {"biomedclip": str}}
 _CONVERSION = {
     "source": str,
@@ -80,7 +80,7 @@ def card_facts(
     title: str | None = None,
     name: str = PLACEHOLDER,
 ) -> dict[str, Any]:
-    """Return the facts that [`fill_model_card`] takes, without local paths."""
+    """Return the facts that [`fill_model_card`] requires, without local paths."""
     if license is None and conversion is not None:
         license = "mit" if conversion["source"] == PUBLISHED else "other"
     paper: dict[str, dict[str, Any]] = {task: {} for task, _ in OF_THE_PAPER}
@@ -179,7 +179,7 @@ def read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
     if results is None:
         if train_run is None:
             return None
-        raise FileNotFoundError(f"--train-run {run} contains no {TRAIN_RESULTS} of biomedclip train.")
+        raise FileNotFoundError(f"--train-run {run} contains no {TRAIN_RESULTS} from biomedclip train.")
     state = _read_part(run, TRAINER_STATE, {"log_history": [{str: object}]}) or {"log_history": []}
     evaluations = [entry for entry in state["log_history"] if any(name.startswith("eval_") for name in entry)]
     last = {
@@ -207,7 +207,7 @@ def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise FileNotFoundError(f"--dataset {name} is neither a folder nor on the Hub ({reason}).") from error
     if found is None:
-        raise FileNotFoundError(f"--dataset {name} contains no {BUILD_REPORT} of biomedclip build.")
+        raise FileNotFoundError(f"--dataset {name} contains no {BUILD_REPORT} from biomedclip build.")
     report = read_json(found)
     check_shape(path, report, {str: object})
     report = report_of_build(report)

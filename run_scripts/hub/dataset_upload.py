@@ -27,7 +27,7 @@ from .publishing import as_json, check_card, check_write_access, commit, create_
 COMPANIONS = ("articles.parquet", "skipped.jsonl", "report.json", "report.png", "README.md")
 SHARDS_PER_COMMIT = 50  # 25 GB; the full dataset takes 60 commits, and the Hub allows 128 per hour
 
-# Fields of the report that are used here, in the form that `check_shape` takes.
+# Fields of the report that are used here, in the form that `check_shape` expects.
 _REPORT = {
     "source": str,
     "pairs": int,
@@ -73,7 +73,7 @@ def push_dataset(folder: str | PathLike[str], repo_id: str, *, private: bool = F
 
 
 def _find_files(folder: Path, report: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the shards that the report counts, and the companions, by their path in the repository."""
+    """Return the shards that the report lists, and the companions, by their path in the repository."""
     for split, counts in report["splits"].items():
         if not re.fullmatch("[a-z]+", split) or not 0 <= counts["shards"] < 100_000:
             raise ValueError(f"{folder / 'report.json'}: splits.{split} with {counts['shards']:,} shards is invalid.")

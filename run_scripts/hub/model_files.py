@@ -148,12 +148,14 @@ def _check_settings(path: Path, content: Any, files: Mapping[str, Path]) -> None
     for field, name in _named_code(content):
         matched = _CLASS.fullmatch(name) if isinstance(name, str) else None
         if matched is None or f"{matched[1]}.py" not in files:
-            raise ValueError(f"{path}: {field} names {name!r}, which is not code of this folder. Save the model again.")
+            raise ValueError(
+                f"{path}: {field} refers to {name!r}, which is not code of this folder. Save the model again."
+            )
     if path.name == INDEX:
         shards = content.get("weight_map")
         for name in shards.values() if isinstance(shards, Mapping) else [shards]:
             if not (isinstance(name, str) and WEIGHTS.fullmatch(name) and name in files):
-                raise ValueError(f"{path}: weight_map names {name!r}, which is not a file of weights of this folder.")
+                raise ValueError(f"{path}: weight_map refers to {name!r}, which is not a weights file of this folder.")
 
 
 def _named_code(content: Any) -> Iterator[tuple[str, Any]]:

@@ -67,7 +67,7 @@ def compare_download(
     folder = Path(api.snapshot_download(repo_id, revision=commit, cache_dir=scratch / "cache"))
     weights = evaluated_fingerprint(source[0])
     if (folder / OPEN_CLIP_CONFIG).is_file() and evaluated_fingerprint(from_open_clip(folder)[0]) != weights:
-        raise ValueError(f"{repo_id}: the uploaded copy for open_clip has other weights. Nothing was published.")
+        raise ValueError(f"{repo_id}: the weights of the uploaded copy for open_clip differ. Nothing was published.")
     inputs = scratch / "inputs"
     inputs.mkdir()
     for number, image in enumerate(pictures_to_compare([])):
@@ -84,7 +84,7 @@ def compare_download(
     # Matrix products may round differently in another process, because memory is aligned differently.
     if exact > 0 or max(differences["image embeddings"], differences["text embeddings"]) > LARGEST_DIFFERENCE:
         named = ", ".join(f"{name} by {value:.2g}" for name, value in differences.items() if value)
-        raise ValueError(f"{repo_id}: the uploaded model gives other outputs ({named}). Nothing was published.")
+        raise ValueError(f"{repo_id}: the outputs of the uploaded model differ ({named}). Nothing was published.")
     return differences
 
 

@@ -65,7 +65,8 @@ def add_adapter(model: PreTrainedModel, options: AdapterOptions, *, trained_whol
     if unknown:
         names = sorted({layer.rsplit(".", 1)[-1] for layer in layers} - set(trained_whole))
         raise ValueError(
-            f"--lora-targets: {type(model).__name__} has no layer {', '.join(unknown)}. It has {', '.join(names)}."
+            f"--lora-targets: {type(model).__name__} has no layer {', '.join(unknown)}. Its layers are "
+            f"{', '.join(names)}."
         )
     config = LoraConfig(
         r=options.lora_rank,

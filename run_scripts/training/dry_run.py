@@ -57,7 +57,9 @@ def plan_run(
     args.count_steps(batches)
     steps = args.max_steps
     if steps == 0:
-        raise UsageError(f"--num-train-epochs {args.num_train_epochs} gives no step. Raise it, or set --max-steps.")
+        raise UsageError(
+            f"--num-train-epochs {args.num_train_epochs} results in no step. Raise it, or set --max-steps."
+        )
     memory = {
         name: estimate_memory(
             model,

@@ -41,7 +41,8 @@ def estimate_memory(
 ) -> dict[str, int]:
     """Return the estimated memory of a process on its device in bytes, by category.
 
-    `batch_size` counts the pairs of a step over all processes, `mini_batch_size` those that a process keeps in memory.
+    `batch_size` is the number of pairs in a step over all processes. `mini_batch_size` is the number of pairs that a
+    process keeps in memory.
     """
     vision, text = model.config.vision_config, model.config.text_config
     patches = patches_kept((vision.image_size // vision.patch_size) ** 2, getattr(vision, "patch_dropout", 0.0))

@@ -56,7 +56,7 @@ class ModelOptions:
     """Options of the model to train: a checkpoint, or encoders from checkpoints or with random weights."""
 
     model_name_or_path: str | None = option(
-        None, "Checkpoint to train further: BiomedCLIP, CLIP or another dual encoder."
+        None, "Checkpoint to continue training from: BiomedCLIP, CLIP or another dual encoder."
     )
     vision_model: str | None = option(None, "ViT checkpoint for the image encoder.")
     text_model: str | None = option(None, "BERT checkpoint for the text encoder.")

@@ -95,8 +95,8 @@ def run_and_save(
 ) -> dict[str, Any]:
     """Train, and save the model, the results and the merged model. Return the content of `train_results.json`.
 
-    `measure` returns further results after the training. `base_config` is the configuration to save with an adapter, if
-    its head is not part of the base model.
+    `measure` returns additional results after the training. `base_config` is the configuration to save with an adapter,
+    if its head is not part of the base model.
     """
     check_merge(trainer, adapter)
     results = run_training(trainer, checkpoint)
@@ -185,8 +185,8 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
             checkpoint = str(Path(args.output_dir) / last)
         elif any(seen_by_each):
             raise FileNotFoundError(
-                f"--resume-from-checkpoint: no checkpoint of {args.output_dir} is seen by all processes. The machines "
-                "need a shared folder, or --save-on-each-node true from the start."
+                f"--resume-from-checkpoint: no checkpoint of {args.output_dir} is visible to all processes. The "
+                "machines need a shared folder, or --save-on-each-node true from the start."
             )
         else:
             logger.warning("%s contains no checkpoint yet. Training starts from the beginning.", args.output_dir)
@@ -197,7 +197,7 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
         if _step_of(wanted) is None:
             raise FileNotFoundError(
                 f"--resume-from-checkpoint {wanted}: the checkpoint is incomplete, it has no valid trainer_state.json. "
-                "Name another one, or pass true for the last complete one."
+                "Pass another one, or true for the last complete one."
             )
     if args.should_save:
         for folder in (folder for folder, step in steps.items() if step is None):

@@ -22,7 +22,7 @@ def check_trackers(args: TrainingArguments) -> None:
     unknown = [name for name in args.report_to if name not in INTEGRATION_TO_CALLBACK]
     if unknown:
         known = ", ".join(INTEGRATION_TO_CALLBACK)
-        raise UsageError(f"--report-to {' '.join(unknown)} is unknown. Choose from {known}, or one of all and none.")
+        raise UsageError(f"--report-to {' '.join(unknown)} is unknown. Choose from {known}, or pass all or none.")
     missing = sorted(name for name in args.report_to if not _is_installed(name))
     if missing:
         how = "pip install 'biomedclip[tracking]'" if set(missing) <= set(TRACKERS) else "the package of the tracker"

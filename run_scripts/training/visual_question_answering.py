@@ -56,7 +56,7 @@ class QuestionData(SupervisedData):
     )
     benchmark: str = option(REQUIRED, "Format of the folder.", VISUAL_QUESTIONS)
     task: str = option(TASK, "Training task.")
-    image_folder: str | None = option(None, "Folder of the images (default: beside the questions).")
+    image_folder: str | None = option(None, "Folder of the images (default: next to the questions).")
     validation_fraction: float = option(
         0.0,
         "Fraction of training images to hold out for validation, with all their questions (default: 0). "
@@ -249,7 +249,7 @@ def load_answerer(
 ) -> PreTrainedModel:
     """Load the encoders of a checkpoint with a head for the given answers. A missing head is initialized randomly.
 
-    `co_attention_config` has fields of the head (default: those of the checkpoint, or the published ones).
+    `co_attention_config` contains fields of the head (default: those of the checkpoint, or the published ones).
     """
     head = {} if co_attention_config is None else {"co_attention_config": co_attention_config}
     with no_warnings_of_transformers():  # the warning lists the tensors of the new head
@@ -260,7 +260,7 @@ def load_answerer(
     drawn = {*info["missing_keys"], *(tensor for tensor, *_ in info["mismatched_keys"])}
     if of_towers := sorted(tensor for tensor in drawn if tensor.startswith(TOWERS)):
         logger.warning(f"{name} lacks {len(of_towers)} tensors of the encoders, which are random: {of_towers[0]}, ...")
-    # A model for visual questions that is trained further keeps its original base.
+    # If training continues from a model for visual questions, the original base is kept.
     model.config.base_weights = base_weights or getattr(model.config, "base_weights", None)
     return model
 

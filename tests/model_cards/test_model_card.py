@@ -136,7 +136,7 @@ def test_the_selection_of_a_benchmark_is_named(benchmark, selection, shown):
 
 def test_damaged_images_and_leaks_are_stated():
     text = section(fill_model_card(facts()), "Results")
-    assert "**Damaged images, left out: 7**: `picture|0.png` (truncated &lt;img>)" in text and "and 2 more" in text
+    assert "**Damaged images, excluded: 7**: `picture|0.png` (truncated &lt;img>)" in text and "and 2 more" in text
     assert "**Leaks: 14 of 32,768 test images are also in the training data, or are near-duplicates**: same" in text
     assert "Damaged images: none." in text and "Leaks between training and test: not checked." in text
     clean = zero_shot_result()

@@ -120,7 +120,7 @@ def test_damaged_images_are_counted_and_named(measure, tmp_path, capsys):
     assert [entry["name"] for entry in results["data"]["damaged"]] == ["a/0002.png", "b/0005.png"]
     assert results["metrics"]["images"] == results["data"]["rows"] == 10
     assert np.array(results["metrics"]["confusion_matrix"]).sum() == 10
-    assert "2 damaged images are left out: a/0002.png" in capsys.readouterr().out.replace("\n", " ")
+    assert "2 damaged images are excluded: a/0002.png" in capsys.readouterr().out.replace("\n", " ")
     assert results["data"]["fingerprint"] != whole["data"]["fingerprint"]
 
 

@@ -195,7 +195,12 @@ def test_a_damaged_upload_is_not_merged(hub, model):
     ("file", "old", "new", "message"),
     [
         ("modeling_biomedclip.py", "def forward(", "def forwards(", "cannot be loaded"),
-        ("config.json", '"hidden_act": "gelu"', '"hidden_act": "relu"', "gives other outputs .*embeddings"),
+        (
+            "config.json",
+            '"hidden_act": "gelu"',
+            '"hidden_act": "relu"',
+            "outputs of the uploaded model differ .*embeddings",
+        ),
     ],
 )
 def test_an_upload_that_gives_other_embeddings_is_not_merged(hub, model, monkeypatch, file, old, new, message):

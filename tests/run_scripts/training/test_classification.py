@@ -133,7 +133,7 @@ def test_existing_splits_are_used_and_unreadable_images_are_counted(options, ima
         (2, 2, {"validation_fraction": 0}, "greater than 0 and less than 1"),
         (1, 2, {"label_column": "diagnosis"}, "--label-column 'diagnosis' has no effect on class folders"),
         (1, 2, {"image_column": "scan"}, "--image-column 'scan' has no effect on class folders"),
-        (1, 2, {"lora_targets": "visual_projection"}, "has no layer visual_projection. It has fc1, fc2"),
+        (1, 2, {"lora_targets": "visual_projection"}, "has no layer visual_projection. Its layers are fc1, fc2"),
         (1, 2, {"model_name_or_path": "{classifier}"}, "is an adapter. Use its base model"),
         (2, 2, {"max_eval_pairs": 5}, "--max-eval-pairs"),
     ],

@@ -101,7 +101,7 @@ def test_no_memory_is_allocated_for_weights(name):
         (2, ["--config", "biomedclip", "--processes", "3"], "cannot be divided evenly among 3 devices"),
         (2, ["--config", "biomedclip", "--pairs", "4000"], "There are 4,000 pairs, fewer than a batch of 4,096"),
         (2, ["--config", "biomedclip", "--processes", "0"], "--processes must be at least 1, not 0"),
-        (2, ["--config", "biomedclip", "--num-train-epochs", "0"], "gives no step"),
+        (2, ["--config", "biomedclip", "--num-train-epochs", "0"], "results in no step"),
         (1, ["--model-name-or-path", "nobody/nothing"], "nobody/nothing: the configuration could not be loaded"),
     ],
 )

@@ -181,7 +181,11 @@ def test_pairs_of_another_source_need_only_image_and_caption(options, shards, tm
 @pytest.mark.parametrize(
     ("status", "changes", "message"),
     [
-        (1, {"lora_targets": ["q_proj", "query"]}, "BiomedCLIPModel has no layer query. It has fc1, fc2, k_proj"),
+        (
+            1,
+            {"lora_targets": ["q_proj", "query"]},
+            "BiomedCLIPModel has no layer query. Its layers are fc1, fc2, k_proj",
+        ),
         (2, {"lora_rank": 0}, "must be at least 1"),
         (1, {"model_name_or_path": "nowhere"}, "--model-name-or-path nowhere is neither a folder"),
         (1, {"model_name_or_path": "{adapted}"}, "is an adapter. Use its base model"),

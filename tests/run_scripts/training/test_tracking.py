@@ -162,7 +162,7 @@ def test_wandb_starts_with_the_key_of_an_earlier_login_to_the_same_server(no_cre
 
 @pytest.mark.parametrize("names", [["wandbb"], ["none", "tensorboard"], ["tensorboard", "all"]])
 def test_an_unknown_tracker_is_an_error(no_credentials, names):
-    with pytest.raises(UsageError, match="Choose from azure_ml, comet_ml.* or one of all and none"):
+    with pytest.raises(UsageError, match="Choose from azure_ml, comet_ml.* or pass all or none"):
         check(*names)
 
 
