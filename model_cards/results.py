@@ -59,7 +59,7 @@ class Measure(NamedTuple):
 
 
 def find_results(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Find `results.json` files. A place is such a file, or a folder that contains some at any depth."""
+    """Find `results.json` files. `places` are such files, or folders that contain them at any depth."""
     found: dict[Path, None] = {}
     for name in places:
         place = Path(name)
@@ -148,7 +148,7 @@ def _check_values(path: Path, where: str, values: Mapping[str, Any]) -> None:
         numbers = [measure.value, *(measure.interval or ())] if measure.value is not None else []
         most = math.inf if "rank" in measure.path[-1] else 1
         if not all(math.isfinite(number) and 0 <= number <= most for number in numbers):
-            raise ValueError(f"{path}: {where}.{'.'.join(measure.path)} is {numbers}, and must be between 0 and 1.")
+            raise ValueError(f"{path}: {where}.{'.'.join(measure.path)} is {numbers}, but must be between 0 and 1.")
 
 
 def _is_fraction(text: str) -> bool:

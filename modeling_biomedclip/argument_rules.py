@@ -201,7 +201,7 @@ _RESTRICTED = {
     "do_train": Rule(None, "It has no effect: `train()` trains."),
     "do_predict": _unsupported("training makes no predictions. Use `biomedclip evaluate`"),
     "resume_from_checkpoint": Rule(
-        None, "Only the command reads it. In Python use `train(resume_from_checkpoint=...)`; setting it is an error."
+        None, "Only the command uses it. In Python, call `train(resume_from_checkpoint=...)`."
     ),
     "local_rank": _unsupported("torchrun and accelerate set it in the environment", -1),
 }

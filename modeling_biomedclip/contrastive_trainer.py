@@ -275,7 +275,7 @@ class ContrastiveTrainer(AdaptedTrainer):
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
             raise ValueError(
-                "fsdp_config: logit_scale requires version 2 and cpu_ram_efficient_loading=False, the defaults."
+                "fsdp_config: logit_scale requires version 2 and cpu_ram_efficient_loading=False (the defaults)."
             )
         # Each process keeps the scalars, as with DDP.
         plugin.ignored_modules = [nn.ParameterList(loss_parameters(self.model)).to(self.args.device)]

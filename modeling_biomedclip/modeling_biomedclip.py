@@ -223,8 +223,8 @@ class BiomedCLIPVisionEmbeddings(nn.Module):
         batch_size, _, height, width = pixel_values.shape
         if not interpolate_pos_encoding and (height, width) != (self.image_size, self.image_size):
             raise ValueError(
-                f"`pixel_values` has images of {height} x {width} pixels, but the model expects {self.image_size} x "
-                f"{self.image_size}. Resize them with the processor, or pass `interpolate_pos_encoding=True`."
+                f"`pixel_values` contains images of {height} x {width} pixels, but the model expects {self.image_size} "
+                f"x {self.image_size}. Resize them with the processor, or pass `interpolate_pos_encoding=True`."
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         patches = patches.flatten(2).transpose(1, 2)  # (batch, hidden, rows, columns) -> (batch, patches, hidden)
@@ -260,7 +260,7 @@ class BiomedCLIPTextEmbeddings(nn.Module):
         if position_ids is None:
             if length > self.position_embeddings.num_embeddings:
                 raise ValueError(
-                    f"`input_ids` has texts of {length} tokens, but the model has only "
+                    f"`input_ids` contains texts of {length} tokens, but the model has only "
                     f"{self.position_embeddings.num_embeddings} positions. Let the processor truncate them "
                     "(`truncation=True`, the default)."
                 )

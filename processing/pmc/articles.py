@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 COMMERCIAL_LICENSES = frozenset({"CC0", "CC BY", "CC BY-SA", "CC BY-ND"})
 NONCOMMERCIAL_LICENSES = COMMERCIAL_LICENSES | {"CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND"}
-# Key in the footer of each shard. Its value counts the pairs of each row group by license, so that readers can skip row
-# groups.
+# Key in the footer of each shard. Its value is the number of pairs of each row group by license, so that readers can
+# skip row groups.
 LICENSES_KEY = "biomedclip.licenses"
 KEPT = "kept"
 FIGURES_PER_ARTICLE = 1000  # default maximum number of figure images per article

@@ -37,9 +37,9 @@ def write_synthetic_corpus(
 ) -> None:
     """Write synthetic articles as a mirror of PubMed Central's bucket.
 
-    An article has two to five figures. `figures` counts those of the articles that a build keeps. All kinds are equally
-    frequent. A build skips the other articles: retracted ones, those that are not open access, and an older version of
-    one article. The same seed produces the same bytes.
+    An article has two to five figures. `figures` is the number of figures in the articles that a build keeps. All kinds
+    are equally frequent. A build skips the other articles: retracted ones, those that are not open access, and an older
+    version of one article. The same seed produces the same bytes.
 
     Raises:
         FileExistsError: If `output_dir` is a file or is not empty.

@@ -15,7 +15,7 @@ def check_model_name(name: str, option: str = "--model") -> None:
 
 
 def import_optional(module: str, needed_by: str, install: str) -> ModuleType:
-    """Import a module of an optional package. The error contains the feature and the install command."""
+    """Import a module of an optional package. The error states what needs it and how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The plan of `biomedclip evaluate suite`: which benchmarks are available, and which tasks each model can do."""
+"""The plan of `biomedclip evaluate suite`: which benchmarks are available, and which tasks each model supports."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Entry:
 class Outcome:
     """Results of the suite by entry and by short name of the model, and reasons for the missing ones.
 
-    An entry is `missing` without its files, and `not_applicable` if a model cannot do it.
+    An entry is `missing` without its files, and `not_applicable` if a model does not support it.
     """
 
     results: dict[Entry, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -148,9 +148,9 @@ def _is_filled(folder: Path) -> bool:
 
 
 def tasks_of_models(options: Any, entries: Sequence[Entry], outcome: Outcome) -> dict[str, list[str]]:
-    """Return the tasks that each model can do, from its configuration.
+    """Return the tasks that each model supports, from its configuration.
 
-    Raise `ValueError` with the reasons for all models that can do none of them.
+    Raise `ValueError` with the reasons for all models that support none of them.
     """
     tasks = list(dict.fromkeys(entry.task for entry in entries))
     found: dict[str, list[str]] = {}

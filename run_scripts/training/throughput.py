@@ -77,5 +77,7 @@ def throughput(trainer: Trainer, clock: StepClock, collator: Any) -> dict[str, A
 def name_limit(waiting_fraction: float, *, fast_decode: bool) -> str:
     """Return what limits a run, and how to improve it, from the fraction of time spent waiting for batches."""
     if waiting_fraction < NOTICEABLE_FRACTION:
-        return "the model limits"
-    return "the loader limits: raise --dataloader-num-workers" + ("" if fast_decode else " or pass --fast-decode")
+        return "the model is the bottleneck"
+    return "the data loader is the bottleneck: raise --dataloader-num-workers" + (
+        "" if fast_decode else " or pass --fast-decode"
+    )

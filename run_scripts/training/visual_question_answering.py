@@ -233,8 +233,8 @@ def question_splits(data: QuestionData, seed: int) -> dict[str, list[VisualQuest
     images = sorted({question.image_name for question in train})
     if len(images) < 2:
         raise ValueError(
-            f"--validation-fraction {data.validation_fraction}: {data.train_data} has one training image, and none "
-            "can be held out. Pass --validation-fraction 0."
+            f"--validation-fraction {data.validation_fraction}: {data.train_data} has only one training image, so "
+            "none can be held out. Pass --validation-fraction 0."
         )
     wanted = min(len(images) - 1, max(1, round(data.validation_fraction * len(images))))
     held_out = set(np.random.default_rng(seed).permutation(images)[:wanted].tolist())

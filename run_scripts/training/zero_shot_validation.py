@@ -85,7 +85,7 @@ class ZeroShotValidation:
 
     All processes must call it. They share the images evenly and process the same number of batches, as a sharded model
     requires. Unreadable images are excluded, with one warning. The name of the benchmark is part of those of the
-    metrics. `batch_size` counts the images per batch in each process.
+    metrics. `batch_size` is the number of images per batch in each process.
     """
 
     def __init__(

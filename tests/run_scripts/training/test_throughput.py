@@ -38,7 +38,7 @@ def slow_down(monkeypatch, owner: type, method: str, seconds: float) -> None:
 def test_a_slow_loader_is_reported_with_remedies(run, monkeypatch, fast, remedy):
     slow_down(monkeypatch, ContrastiveCollator, "_read_or_none", SLOW / 16)
     found, printed = run(max_steps=4, fast_decode=fast)
-    assert found["limit"] == f"the loader limits: raise --dataloader-num-workers{remedy}"
+    assert found["limit"] == f"the data loader is the bottleneck: raise --dataloader-num-workers{remedy}"
     assert found["limit"] in " ".join(printed.split()) and "loader samples per second" in printed
     assert found["waiting_share"] > 0.5
     assert found["loader_samples_per_second"] < min(16 / SLOW, found["step_samples_per_second"])
@@ -48,7 +48,7 @@ def test_a_slow_loader_is_reported_with_remedies(run, monkeypatch, fast, remedy)
 def test_a_slow_model_is_reported_if_the_workers_are_fast_enough(run, monkeypatch):
     slow_down(monkeypatch, ContrastiveTrainer, "training_step", SLOW)
     found, printed = run(max_steps=4, dataloader_num_workers=2)
-    assert found["limit"] == "the model limits" and "the model limits" in printed
+    assert found["limit"] == "the model is the bottleneck" and "the model is the bottleneck" in printed
     assert found["waiting_share"] < 0.1
     assert found["step_samples_per_second"] < min(16 / SLOW, found["loader_samples_per_second"])
 
@@ -74,5 +74,5 @@ def test_only_the_time_between_the_last_event_and_a_step_counts_as_waiting():
 
 
 def test_waiting_is_reported_from_a_tenth_of_the_time():
-    assert name_limit(0.09, fast_decode=False) == "the model limits"
-    assert name_limit(0.1, fast_decode=False).startswith("the loader limits")
+    assert name_limit(0.09, fast_decode=False) == "the model is the bottleneck"
+    assert name_limit(0.1, fast_decode=False).startswith("the data loader is the bottleneck")
