@@ -69,8 +69,9 @@ def parse_options(
 
     `sections` are the sections of the recipe to read (default: that of the verb). `--help` lists the options `shown`
     (default: all). `alternatives` are groups of options that exclude each other: if the command line sets one, the
-    others of the group are dropped from the recipe. The values of `positionals` may be given without their names.
-    Invalid options raise `UsageError`, or `SystemExit` if argparse rejects them.
+    others of the group are dropped from the recipe. The values of `positionals` may be given without their names. One
+    that is a list takes all remaining values, so it must be the last. Invalid options raise `UsageError`, or
+    `SystemExit` if argparse rejects them.
     """
     parser = _parser(verb, option_classes, description, example, shown, positionals)
     actions = {action.dest: action for action in reversed(parser._actions)}  # `--name` before `--no-name`
@@ -88,7 +89,7 @@ def parse_options(
         raise UsageError(f"The option {name} does not exist.{close} See: biomedclip {verb} --help")
     given = vars(namespace)
     for name in positionals:
-        if (value := given.pop(_POSITIONAL + name, None)) is not None:
+        if (value := given.pop(_POSITIONAL + name, None)) not in (None, []):
             given[name] = _converted(parser, actions[name], value, f"biomedclip {verb}")
 
     options: dict[str, Any] = {}
@@ -125,10 +126,12 @@ def _parser(
         prog=f"biomedclip {verb}",
         description=textwrap.fill(description, 80),
         epilog=f"example:\n  {example}{rest}",
-        usage=" ".join([f"biomedclip {verb}", *(name.upper().replace("_", "-") for name in positionals), "[options]"]),
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    several = {action.dest for action in parser._actions if action.nargs in ("*", "+")} & set(positionals)
+    words = [f"{name.upper().replace('_', '-')}{' ...' if name in several else ''}" for name in positionals]
+    parser.usage = " ".join([f"biomedclip {verb}", *words, "[options]"])
     if "config" not in (action.dest for action in parser._actions):
         shipped = ", ".join(recipe_names())
         parser.add_argument("--config", metavar="RECIPE", help=f"YAML file or shipped recipe: {shipped}")
@@ -140,7 +143,7 @@ def _parser(
         elif shown is not None and len(textwrap.wrap(action.help or "", 56)) > 2:
             action.help = (action.help or "").split(". ")[0].removesuffix(".") + "."  # transformers' texts are long
     for name in positionals:
-        parser.add_argument(_POSITIONAL + name, nargs="?", help=argparse.SUPPRESS)
+        parser.add_argument(_POSITIONAL + name, nargs="*" if name in several else "?", help=argparse.SUPPRESS)
     return parser
 
 

@@ -184,6 +184,26 @@ def test_flags_and_values_without_a_name_can_be_in_any_order():
         parse_words("a", "0.5", "c")
 
 
+def test_a_list_without_a_name_takes_all_values(recipe, capsys):
+    def parse_words(*words: str) -> Options:
+        return parse_options("train", [Options], words, positionals=["needed", "names"])[0]
+
+    for words in (
+        ["a", "x", "-", "*.png", "--fast"],
+        ["a", "x", "--fast", "-", "*.png"],
+        ["--fast", "a", "x", "-", "*.png"],
+    ):
+        options = parse_words(*words)
+        assert (options.needed, options.names, options.fast) == ("a", ["x", "-", "*.png"], True)
+    assert parse_words("a").names == ["a"], "the default"
+    assert parse_words("a", "--names", "x", "y").names == ["x", "y"]
+    assert parse_words("a", "--config", recipe({"names": ["of recipe"]})).names == ["of recipe"]
+    assert parse_words("a", "b", "--config", recipe({"names": ["of recipe"]})).names == ["b"]
+    with pytest.raises(SystemExit):
+        parse_words("--help")
+    assert "usage: biomedclip train NEEDED NAMES ... [options]" in capsys.readouterr().out
+
+
 def test_an_unknown_option_is_named_with_the_likely_one():
     with pytest.raises(UsageError, match="The option --max-step does not exist. Did you mean '--max-steps'"):
         parse("--needed", "x", "--max-step", "3")
