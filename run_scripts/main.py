@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from biomedclip.model_cards.escaping import lines
 
-from .cli.errors import UsageError, name_options
+from .cli.errors import IncompleteError, UsageError, name_options
 
 
 VERBS = {
@@ -21,6 +21,7 @@ VERBS = {
     "build": "build a dataset of figure-caption pairs from PubMed Central",
     "train": "train or fine-tune a model, with all weights or with LoRA",
     "evaluate": "measure retrieval, zero-shot, linear probe, visual questions",
+    "classify": "classify images by labels, or with a fine-tuned classifier",
     "convert": "convert checkpoints between open_clip and transformers",
     "export": "export the encoders to ONNX or OpenVINO",
     "card": "write the model card from training and evaluation results",
@@ -35,7 +36,8 @@ recipe. Options on the command line override the recipe.
 No verb runs code from a model folder unless train or evaluate is called with
 {TRUST_OPTION}. A recipe cannot set this option.
 
-exit status: 0 for success, 1 if the work failed, 2 for a wrong command line
+exit status: 0 for success, 1 if the work failed or left out unreadable images,
+2 for a wrong command line
 
 example:
   biomedclip quickstart --output-dir out
@@ -64,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         message = lines(name_options(_describe(error)))
-        sys.stderr.write(f"\nbiomedclip {options.verb}: {message}\n(Set {DEBUG_VARIABLE}=1 to see the traceback.)\n")
+        hint = "" if isinstance(error, IncompleteError) else f"(Set {DEBUG_VARIABLE}=1 to see the traceback.)\n"
+        sys.stderr.write(f"\nbiomedclip {options.verb}: {message}\n{hint}")
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         sys.stderr.write(f"\nbiomedclip {options.verb}: interrupted.\n")

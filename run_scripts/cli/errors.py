@@ -16,6 +16,10 @@ class UsageError(ValueError):
     """
 
 
+class IncompleteError(ValueError):
+    """Raised at the end of work that left out some items, such as unreadable images. The exit status is 1."""
+
+
 @contextmanager
 def usage_errors() -> Iterator[None]:
     """Convert errors of option checks (`ValueError`) to usage errors."""

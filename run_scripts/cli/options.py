@@ -76,9 +76,11 @@ def parse_options(
     parser = _parser(verb, option_classes, description, example, shown, positionals)
     actions = {action.dest: action for action in reversed(parser._actions)}  # `--name` before `--no-name`
     set_option_names(actions.keys() - {"config", "help"})
-    required = [action.dest for action in parser._actions if action.required]
+    required = [action.dest for action in parser._actions if action.required and action.option_strings]
     recipe = actions["config"].default
     for action in parser._actions:  # the dataclasses have the defaults
+        if action.nargs in ("*", "+") and action.option_strings:
+            action.__class__ = argparse._ExtendAction  # a repeated option adds values
         action.default, action.required = argparse.SUPPRESS, False
     namespace, unknown = parser.parse_known_intermixed_args(_with_true(parser, arguments))
     if unknown:

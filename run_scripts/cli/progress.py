@@ -1,10 +1,14 @@
-"""A progress bar for training that shows the latest metrics in one line."""
+"""Progress on stderr: a bar for training with the latest metrics, and a count of images."""
 
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.utils import logging
 
 
 SHOWN = {
@@ -14,6 +18,46 @@ SHOWN = {
     "eval_image_to_text_recall_at_1": "image to text R@1",
     "eval_text_to_image_recall_at_1": "text to image R@1",
 }
+
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+@contextmanager
+def no_bars_without_terminal() -> Iterator[None]:
+    """Hide the bars that transformers shows while it loads weights, unless stderr is a terminal."""
+    shown = logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def counting(total: int, description: str, unit: str = "image") -> Iterator[Callable[[int], None]]:
+    """Show the progress of work on many images on stderr: a bar in a terminal, and otherwise a line every 15 seconds.
+
+    The context is a function that takes the number of images that were completed since the last call.
+    """
+    if sys.stderr.isatty():
+        with tqdm(total=total, desc=description, unit=unit, file=sys.stderr, dynamic_ncols=True) as bar:
+            yield lambda count: bar.update(count) and None
+        return
+    start = last = time.monotonic()
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            sys.stderr.write(f"{description}: {done:,} of {total:,} {unit}s, {done / (now - start):,.1f} per second\n")
+
+    yield add
 
 
 class TrainingBar(TrainerCallback):

@@ -49,7 +49,7 @@ def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> Non
     check_model_name(name)
     check_source(name, trust_remote_code=trust_remote_code)
     if not folder.is_dir():
-        config = _config_on_hub(name, where)
+        config = config_on_hub(name, where)
         return None if config is None else _check_architecture(config, where, task, trust_remote_code)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
         return _check_adapter(folder, where, task, trust_remote_code)
@@ -61,7 +61,7 @@ def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> Non
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{where}: {_describe(folder)}")
     _check_architecture(read_json(folder / CONFIG), where, task, trust_remote_code)
-    _check_weights(folder, where)
+    check_weights(folder, where)
     if not is_port(folder):
         _check_processor(folder, where)
     return None
@@ -107,7 +107,7 @@ def _check_kind(path: Path, task: str, benchmark: str | None) -> None:
         )
 
 
-def _config_on_hub(name: str, where: str) -> dict[str, Any] | None:
+def config_on_hub(name: str, where: str) -> dict[str, Any] | None:
     """Return the configuration of a model on the Hub, or None for an adapter."""
     try:
         if find_adapter_config_file(name) is not None:
@@ -121,7 +121,7 @@ def _config_on_hub(name: str, where: str) -> dict[str, Any] | None:
 
 def _check_adapter(folder: Path, where: str, task: str, trust_remote_code: bool) -> None:
     config = read_json(folder / ADAPTER_CONFIG)
-    _check_weights(folder, where)
+    check_weights(folder, where)
     whole = config.get("modules_to_save") or []
     if "classifier" in whole:
         raise ValueError(
@@ -182,7 +182,8 @@ def _check_architecture(config: Any, where: str, task: str, trust_remote_code: b
             raise ValueError(f"{where} is a {kind}, not a dual encoder: it has no {method}. {_advice(task)}")
 
 
-def _check_weights(folder: Path, where: str) -> None:
+def check_weights(folder: Path, where: str) -> None:
+    """Check that a folder has weights, and that none of their files is truncated. Only their headers are read."""
     files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
     if not files:
         names = _names_in(folder)

@@ -1,0 +1,1 @@
+"""Classify the images that a user names: labels, classifiers, predictions and metrics."""

@@ -1,0 +1,203 @@
+"""Load classifiers with a common interface: dual encoders with prompts, and fine-tuned classifiers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+from biomedclip import ZeroShotClassifier
+from biomedclip.conversion.files import read_json
+from biomedclip.embedding import normalize
+from biomedclip.source_checks import ADAPTER_CONFIG, check_source
+
+from ..cli.errors import UsageError
+from ..cli.models import check_model_name
+from ..cli.reporting import no_warnings_of_transformers
+from ..cli.trust import questions_are_errors
+from ..evaluation.checks import check_model, check_weights, config_on_hub
+from ..evaluation.dual_encoders import load_dual_encoder
+from ..hub.fingerprints import weights_fingerprint
+
+
+CONFIG = "config.json"
+_TASK = "classify with --labels"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that predicts labels of images.
+
+    Args:
+        name: Folder or Hub id.
+        type: Type of the model.
+        labels: The labels in the order of the predictions.
+        image_processor: Processor of the images.
+        weights: Fingerprint of the weights.
+        device: Device of the model.
+        predict: Takes pixels `(images, 3, height, width)` and returns probabilities and cosine similarities
+            `(images, labels)` in float32 on the CPU. A fine-tuned classifier has no similarities.
+    """
+
+    name: str
+    type: str
+    labels: list[str]
+    image_processor: Any
+    weights: str
+    device: torch.device
+    predict: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def check_classifier(name: str, *, has_labels: bool) -> list[str] | None:
+    """Check a model before it is loaded. Return the labels of a fine-tuned classifier, or None for a dual encoder.
+
+    Raises:
+        UsageError: If labels are missing for a dual encoder, or given for a fine-tuned classifier.
+        FileNotFoundError: If the model or a file of it does not exist.
+        ValueError: If the model is neither a dual encoder nor a classifier.
+    """
+    config = _config_of_classifier(name)
+    if config is None:
+        check_model(name, _TASK)
+        if not has_labels:
+            raise UsageError(
+                f"--model {name} needs --labels: values, a text file, a YAML file, or taxonomy:imagetypes. Only "
+                "fine-tuned classifiers have their own labels."
+            )
+        return None
+    labels = _labels_of(config, name)
+    if has_labels:
+        shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
+        raise UsageError(
+            f"--model {name} is a fine-tuned classifier without a text tower. It predicts its own {len(labels)} labels "
+            f"({shown}). Omit --labels and --template, or pass a dual encoder."
+        )
+    _check_files(Path(name))
+    return labels
+
+
+def _check_files(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    check_weights(folder, f"--model {folder}")
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
+        base = read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]
+        where = f"--model {folder} is an adapter, and its base model"
+        check_model_name(base, where)
+        if Path(base).is_dir():
+            check_weights(Path(base), f"{where} {base}")
+
+
+def _config_of_classifier(name: str) -> Mapping[str, Any] | None:
+    """Return the configuration of a fine-tuned classifier, or None for any other model."""
+    folder = Path(name)
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
+        if "classifier" not in (read_json(folder / ADAPTER_CONFIG).get("modules_to_save") or []):
+            return None
+        check_source(name, trust_remote_code=False)
+        if not (folder / "config" / CONFIG).is_file():
+            raise FileNotFoundError(
+                f"--model {name} is the adapter of a classifier, and config/{CONFIG} with its labels is missing. "
+                "Copy the whole folder that biomedclip train wrote."
+            )
+        return read_json(folder / "config" / CONFIG)
+    if folder.is_dir():
+        config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    elif "/" in name:
+        check_model_name(name)
+        config = config_on_hub(name, f"--model {name}")
+    else:
+        return None
+    names = (config or {}).get("architectures") or [""] if isinstance(config, dict) else [""]
+    if not str(names[0]).endswith("ForImageClassification"):
+        return None
+    check_source(name, trust_remote_code=False)
+    return config
+
+
+def _labels_of(config: Mapping[str, Any], name: str) -> list[str]:
+    labels = config.get("id2label") or {}
+    try:
+        found = [str(labels[number]) for number in sorted(labels, key=int)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--model {name}: id2label of its {CONFIG} must map class indices to labels.") from error
+    if len(found) < 2:
+        raise ValueError(f"--model {name}: id2label of its {CONFIG} has {len(found)} labels. It needs two or more.")
+    if len(set(found)) < len(found):
+        raise ValueError(f"--model {name}: id2label of its {CONFIG} has a label twice.")
+    return found
+
+
+def load_zero_shot(
+    name: str, prompts: Mapping[str, Sequence[str]], *, precision: str, device: torch.device
+) -> Classifier:
+    """Load a dual encoder that classifies by the similarity to prompts.
+
+    The embedding of a label is the normalized mean of the embeddings of its prompts. With one prompt for each label,
+    the results equal those of [`ZeroShotClassifier`].
+
+    Args:
+        name: Folder or Hub id.
+        prompts: Prompts of each label.
+        precision: `float32` or `bfloat16`.
+        device: The device.
+    """
+    encoder = load_dual_encoder(name, precision=precision)
+    encoder.model.to(device)
+    flat = [prompt for texts in prompts.values() for prompt in texts]
+    with encoder.precise():
+        embeds = ZeroShotClassifier(encoder.model, encoder.processor, flat, "{}").class_embeds
+    groups = embeds.split([len(texts) for texts in prompts.values()])
+    # Normalizing one embedding again would change its last bit.
+    of_labels = torch.stack([group[0] if len(group) == 1 else normalize(group.mean(dim=0)) for group in groups])
+    scale = encoder.logit_scale
+
+    def predict(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Texts times images, as in the forward pass of the model: the last bit of the product depends on the order.
+        similarities = (of_labels @ encoder.embed_pixels(pixels).t()).t()
+        return (similarities * scale).softmax(dim=-1), similarities
+
+    processor = encoder.processor.image_processor
+    return Classifier(name, encoder.type, list(prompts), processor, encoder.weights, encoder.model.device, predict)
+
+
+@questions_are_errors()
+def load_fine_tuned(name: str, labels: Sequence[str], *, precision: str, device: torch.device) -> Classifier:
+    """Load a fine-tuned classifier, or the adapter of one, in evaluation mode. See [`load_zero_shot`] for arguments."""
+    folder = Path(name)
+    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
+        config = AutoConfig.from_pretrained(folder / "config", trust_remote_code=False)
+        base = read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]
+        with no_warnings_of_transformers():  # the head is not in the base but in the adapter
+            model = AutoModelForImageClassification.from_pretrained(base, config=config, **options)
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+    else:
+        model = AutoModelForImageClassification.from_pretrained(name, **options)
+    # torchvision resamples differently, so Pillow is used even if torchvision is installed.
+    processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+    model = model.eval().to(device)
+    activation = torch.sigmoid if model.config.problem_type == "multi_label_classification" else _softmax
+
+    def precise() -> AbstractContextManager[Any]:
+        return nullcontext() if precision == "float32" else torch.autocast(model.device.type, dtype=torch.bfloat16)
+
+    @torch.no_grad()
+    def predict(pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        with precise():
+            logits = model(pixel_values=pixels.to(model.device)).logits
+        return activation(logits.float()).cpu(), None
+
+    kind, weights = model.config.model_type, weights_fingerprint(model)
+    return Classifier(name, kind, list(labels), processor, weights, model.device, predict)
+
+
+def _softmax(logits: torch.Tensor) -> torch.Tensor:
+    return logits.softmax(dim=-1)
+
+
+__all__ = ["Classifier", "check_classifier", "load_fine_tuned", "load_zero_shot"]

@@ -1,0 +1,147 @@
+"""Classify images with labels in words, or with a fine-tuned classifier.
+
+biomedclip classify scans --model out/model --labels "chest X-ray" "brain MRI"
+"""
+
+import datetime
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from biomedclip.processing.images.folders import first_names
+from biomedclip.processing.images.inputs import IMAGE_COLUMN, find_inputs
+
+from .classification.classifiers import check_classifier, load_fine_tuned, load_zero_shot
+from .classification.labels import DEFAULT_TEMPLATE, read_labels
+from .classification.predictions import LONG, Prediction, long_rows, predict, wide_rows, wide_schema
+from .classification.true_labels import Measurement, read_true_labels, show_metrics
+from .cli.devices import DEVICE_HELP, choose_device
+from .cli.errors import IncompleteError, UsageError
+from .cli.fields import REQUIRED, option
+from .cli.options import parse_options
+from .cli.output import FORMAT_HELP, FORMATS, check_output_file, choose_format, run_record, write_record, write_rows
+from .cli.progress import counting, no_bars_without_terminal
+from .cli.reporting import show_stage
+
+
+EXAMPLE = """biomedclip classify scans --model out/model \\
+      --labels "chest X-ray" "brain MRI" --output predictions.csv
+  biomedclip classify figures --model out/model --labels taxonomy:imagetypes
+  biomedclip classify scans --model classifier --true-labels labels.csv"""
+TOP_K = 5
+WORKERS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(kw_only=True)
+class ClassifyOptions:
+    """Options of `biomedclip classify`."""
+
+    images: list[str] = option(
+        REQUIRED,
+        "Files, folders, patterns, - for paths on stdin, or datasets. Can be given first, without --images.",
+    )
+    model: str = option(REQUIRED, "Folder or Hub id of a dual encoder or a fine-tuned classifier, or an adapter.")
+    labels: list[str] = option(
+        [], "Labels, a text file with one per line, a YAML file with prompts, or taxonomy:imagetypes."
+    )
+    template: list[str] = option(
+        [], f"Prompt with {{}} for the label; may be repeated (default: {DEFAULT_TEMPLATE!r})."
+    )
+    top_k: int | None = option(None, f"Number of labels for each image (default: {TOP_K}).")
+    wide: bool = option(False, "Write one row for each image, with one column of probabilities for each label.")
+    format: str | None = option(None, FORMAT_HELP, FORMATS)
+    output: str | None = option(None, "File for the predictions (default: stdout).")
+    true_labels: str | None = option(None, "CSV file with the columns file and label, to measure the accuracy.")
+    image_column: str = option(IMAGE_COLUMN, f"Column of the images in datasets (default: {IMAGE_COLUMN}).")
+    batch_size: int = option(32, "Batch size (default: 32).")
+    workers: int = option(WORKERS, f"Number of threads that read images (default: {WORKERS}).")
+    precision: str = option("float32", "Precision of the model (default: float32).", ["float32", "bfloat16"])
+    device: str = option("auto", DEVICE_HELP)
+
+    def __post_init__(self):
+        for name in ("top_k", "batch_size", "workers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
+        if self.wide and self.top_k is not None:
+            raise ValueError("--wide has a column for every label. Omit --top-k.")
+        if self.template and not self.labels:
+            raise ValueError("--template has no effect without --labels.")
+
+
+@dataclass
+class _Tally:
+    """Count the images while their rows are written."""
+
+    measurement: Measurement | None
+    add: Callable[[int], None]
+    predicted: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+
+    def count(self, predictions: Iterator[Prediction], labels: Sequence[str]) -> Iterator[Prediction]:
+        for prediction in predictions:
+            self.add(1)
+            if prediction.probabilities is None:
+                self.unreadable.append(prediction.id)
+            else:
+                self.predicted[labels[int(prediction.probabilities.argmax())]] += 1
+                if self.measurement is not None:
+                    self.measurement.add(prediction.id, prediction.probabilities)
+            yield prediction
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `biomedclip classify`."""
+    (options,) = parse_options(
+        "classify",
+        [ClassifyOptions],
+        arguments,
+        description=__doc__.split("\n\n")[0],
+        example=EXAMPLE,
+        positionals=["images"],
+    )
+    classify(options, arguments)
+
+
+def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
+    """Classify images and write the predictions. Raise `IncompleteError` at the end if an image cannot be read."""
+    start = datetime.datetime.now(datetime.UTC)
+    output = Path(options.output) if options.output else None
+    form = choose_format(options.format, output)
+    prompts = read_labels(options.labels, options.template) if options.labels else {}
+    device = choose_device(options.device)
+    own_labels = check_classifier(options.model, has_labels=bool(prompts))
+    labels = own_labels or list(prompts)
+    schema = wide_schema(labels) if options.wide else LONG
+    if options.wide and {"file", "error"} & set(labels):
+        raise UsageError("--wide cannot have a label named file or error, which are columns. Omit --wide.")
+    inputs = find_inputs(options.images, image_column=options.image_column)
+    ids = [image.id for image in inputs.rows(0, len(inputs))] if options.true_labels else []
+    truth = read_true_labels(Path(options.true_labels), ids, labels) if options.true_labels else {}
+    check_output_file(output)
+
+    show_stage(f"Classifying {len(inputs):,} images with {len(labels)} labels")
+    load: Any = load_fine_tuned if own_labels else load_zero_shot
+    with no_bars_without_terminal():
+        classifier = load(options.model, own_labels or prompts, precision=options.precision, device=device)
+    with counting(len(inputs), "Classified") as add:
+        tally = _Tally(Measurement(truth, labels) if truth else None, add)
+        found = predict(classifier, inputs, batch_size=options.batch_size, workers=options.workers)
+        found = tally.count(found, labels)
+        rows = wide_rows(found, labels) if options.wide else long_rows(found, labels, options.top_k or TOP_K)
+        write_rows(rows, schema, form, output)
+    metrics = tally.measurement.metrics() if tally.measurement else None
+    if metrics:
+        show_metrics(metrics)
+    if output is not None:
+        also: dict[str, Any] = {"precision": options.precision, "prompts": prompts, "labels": labels}
+        also |= {"images": len(inputs), "unreadable": len(tally.unreadable), "predicted": dict(tally.predicted)}
+        model = {"name": classifier.name, "type": classifier.type, "weights": classifier.weights}
+        record = run_record("classify", arguments, model=model, device=classifier.device, start=start, **also)
+        path = write_record(output, record | ({"metrics": metrics} if metrics else {}))
+        show_stage(f"Predictions in {output}, how they were made in {path}")
+    if tally.unreadable:
+        names, count = first_names(tally.unreadable), len(tally.unreadable)
+        raise IncompleteError(f"{count:,} of {len(inputs):,} images cannot be read (column error): {names}.")
