@@ -1,5 +1,6 @@
 """Load classifiers with a common interface: dual encoders with prompts, and fine-tuned classifiers."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -175,7 +176,9 @@ def load_fine_tuned(name: str, labels: Sequence[str], *, precision: str, device:
         base = read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]
         with no_warnings_of_transformers():  # the head is not in the base but in the adapter
             model = AutoModelForImageClassification.from_pretrained(base, config=config, **options)
-        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = PeftModel.from_pretrained(model, name).merge_and_unload()
     else:
         model = AutoModelForImageClassification.from_pretrained(name, **options)
     # torchvision resamples differently, so Pillow is used even if torchvision is installed.

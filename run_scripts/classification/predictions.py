@@ -78,16 +78,17 @@ def _prepared(image_processor: Any, inputs: ImageInputs, batch_size: int, worker
 
 
 def _prepare(image_processor: Any, batch: Sequence[InputImage]) -> _Batch:
-    pixels, errors = [], []
+    pixels: list[torch.Tensor] = []
+    errors: list[str | None] = []
     for image in batch:
         try:
             picture = read_row_image(image.image)
             pixels.append(image_processor([picture], return_tensors="pt")["pixel_values"])
             errors.append(None)
         except (ImageError, ImportError) as error:  # DICOM without pydicom
-            errors.append(str(error))
+            errors.append(str(error).removeprefix(f"{image.id}: "))
         except Exception as error:  # the processors of other models refuse some modes and sizes with many types
-            errors.append(f"{image.id}: cannot be processed ({type(error).__name__}: {error})")
+            errors.append(f"cannot be processed ({type(error).__name__}: {error})")
     return [image.id for image in batch], errors, torch.cat(pixels) if pixels else None
 
 

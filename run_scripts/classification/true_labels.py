@@ -16,7 +16,8 @@ from biomedclip.model_cards.escaping import one_line
 from biomedclip.processing.images.folders import first_names
 from biomedclip.processing.tables import labels_by_name, read_table
 
-from ..cli.reporting import UNDEFINED, format_value
+from ..cli.reporting import UNDEFINED, format_value, show_stage
+from ..evaluation.run import note_if_few
 from ..evaluation.zero_shot import classification_metrics
 from .labels import check_known
 
@@ -61,9 +62,9 @@ def read_true_labels(path: Path, ids: Sequence[str], labels: Iterable[str]) -> d
         images = f"the {len(ids):,} images, such as {first_names(ids[:2])}"
         raise ValueError(f"{path}: none of its {len(rows):,} files is one of {images}.")
     if others:
-        logger.warning("%s: %d rows name no image: %s.", path, len(others), first_names(others))
+        logger.warning("%s: rows that name no image: %s (%s).", path, f"{len(others):,}", first_names(others))
     if missing := [image for image in ids if image not in found]:
-        logger.warning("%s: %d images have no true label: %s.", path, len(missing), first_names(missing))
+        logger.warning("%s: images without a true label: %s (%s).", path, f"{len(missing):,}", first_names(missing))
     return found
 
 
@@ -107,6 +108,8 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
     for label, recall in metrics["recall_of_class"].items():
         table.add_row(Text(f"recall of {one_line(label)}"), _shown(recall), "-")
     Console(stderr=True).print(table)
+    for note in note_if_few(metrics["images"], "images"):
+        show_stage(f"Note: {note}")
 
 
 def _shown(value: float | None) -> str:
