@@ -77,17 +77,15 @@ def _file_of(value: str) -> Path:
 
 
 class _Texts(yaml.SafeLoader):
-    """Read all values as text, such as `yes` and `007`, and keep repeated keys."""
+    """Read all values as text, such as `yes` and `007`, and mappings as lists of pairs, which keeps repeated keys."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-        return [
-            (self.construct_object(key, deep=True), self.construct_object(value, deep=True))
-            for key, value in node.value
-        ]
+    yaml_implicit_resolvers = {}
+
+    def pairs(self, node: Any) -> list[tuple[Any, ...]]:
+        return [tuple(self.construct_object(part, deep=True) for part in pair) for pair in node.value]
 
 
-_Texts.yaml_implicit_resolvers = {}
-_Texts.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
+_Texts.add_constructor("tag:yaml.org,2002:map", _Texts.pairs)
 
 
 def _read_yaml(path: Path) -> list[tuple[str, list[str]]]:

@@ -101,7 +101,9 @@ def test_json_is_strict_and_has_null_for_an_unreadable_image(capsys, scans, smal
     first, second = read_json(out)
     assert status == 1
     assert first["file"] == str(scans / "0.png") and first["rank"] == 1 and first["error"] is None
-    assert second["label"] is None and second["probability"] is None and second["error"] == "Truncated File Read"
+    assert (
+        second["label"] is None and second["probability"] is None and second["error"].startswith("damaged or truncated")
+    )
 
 
 def test_a_model_with_nan_gives_null(capsys, scans, small_checkpoint, tmp_path):
