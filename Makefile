@@ -22,7 +22,7 @@ quickstart: $(VENV)/.core  ## Build, train, evaluate, save and load a small mode
 test: $(VENV)/.test  ## Run the fast tests
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-all: $(VENV)/.test  ## Run all tests
+test-all: $(VENV)/.sentence_transformers  ## Run all tests
 	$(BIN)/python tests/transformers_suite/source_archive.py
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(EXPORT_TESTS:%=--ignore=%)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(EXPORT_TESTS)
@@ -76,6 +76,12 @@ $(VENV)/.mutation: pyproject.toml | $(VENV)/.test
 
 $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -qq --editable '.[$*]'
+	@touch $@
+
+# The lowest version that loads saved models, in a folder that precedes the other packages in its tests.
+$(VENV)/.sentence_transformers: pyproject.toml | $(VENV)/.test
+	rm -rf $(VENV)/sentence_transformers_5.7
+	$(BIN)/python -m pip install -qq --no-deps --target $(VENV)/sentence_transformers_5.7 'sentence-transformers==5.7.*'
 	@touch $@
 
 # 5.17 asks for huggingface_hub below 2, and that for httpx, which the newest one does without.

@@ -5,9 +5,11 @@ They differ in the position of LayerNorm: before each sub-layer of an image bloc
 block (BERT).
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +38,30 @@ from .configuration_biomedclip import (
     BiomedCLIPTextConfig,
     BiomedCLIPVisionConfig,
 )
+
+
+# What sentence-transformers reads: the methods that embed texts and images, and L2 normalization after them. The
+# folder of `Normalize` never exists. It has no settings, and a repository cannot contain an empty folder.
+SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": {"method": "get_text_features", "method_output_name": "pooler_output"},
+            "image": {"method": "get_image_features", "method_output_name": "pooler_output"},
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "prompts": {},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    },
+}
 
 
 @dataclass
@@ -633,6 +659,28 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         bias = config.logit_bias_init_value
         self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
         self.post_init()
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the model, its code, and the files with which `SentenceTransformer(save_directory)` loads it.
+
+        The arguments are those of `PreTrainedModel.save_pretrained`. Save the processor into the same folder.
+        """
+        hub_names = ("repo_id", "commit_message", "create_pr", "private")
+        hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if not is_main_process:
+            return
+        for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+            (Path(save_directory) / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if push_to_hub:  # `PreTrainedModel.save_pretrained` would upload before these files are written
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), token=kwargs.get("token"), **hub)
 
     def resize_images(self, image_size: int) -> None:
         """Change the image size of the model and resample its positions.

@@ -14,6 +14,7 @@ import biomedclip.processing
 from biomedclip import BiomedCLIPConfig
 from biomedclip.conversion import load_any_layout
 from biomedclip.model_cards.reading import find_file, read_json, refuse_links_out
+from biomedclip.modeling_biomedclip import SENTENCE_TRANSFORMERS_FILES
 
 from ..cli.options import WRITTEN_RECIPE
 from .card_facts import CARD, CARD_FACTS
@@ -24,7 +25,8 @@ from .publishing import as_json
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 INDEX = "model.safetensors.index.json"
 JSON_FILES = ("config.json", "processor_config.json", "tokenizer_config.json", INDEX)
-DATA_FILES = (*JSON_FILES, "tokenizer.json", "vocab.txt", "original_open_clip_config.json", CARD, CARD_FACTS)
+_OTHER_FILES = ("tokenizer.json", "vocab.txt", "original_open_clip_config.json", CARD, CARD_FACTS)
+DATA_FILES = (*JSON_FILES, *SENTENCE_TRANSFORMERS_FILES, *_OTHER_FILES)
 CODE_FILES = re.compile(r".*_biomedclip\.py", re.DOTALL)
 _REQUIRED = ("config.json", "processor_config.json", "tokenizer.json", "modeling_biomedclip.py", CARD, CARD_FACTS)
 # Files that a push creates. Those of an earlier push are deleted if they are not part of the new one.
@@ -83,6 +85,12 @@ def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     settings = {name: read_json(files[name]) for name in JSON_FILES if name in files}
     for name, content in settings.items():
         _check_settings(folder / name, content, files)
+    for name in SENTENCE_TRANSFORMERS_FILES.keys() & files.keys():
+        if read_json(files[name]) != SENTENCE_TRANSFORMERS_FILES[name]:  # it can refer to other code
+            raise ValueError(
+                f"{folder / name} is not what save_pretrained of the installed biomedclip writes, so it is not "
+                "published. Remove it, or save the model again."
+            )
     if settings["config.json"].get("model_type") != BiomedCLIPConfig.model_type:
         raise ValueError(
             f"{folder} contains no BiomedCLIP model in transformers' layout. See: biomedclip convert --help"

@@ -30,11 +30,14 @@ FILES = {
     "README.md",
     "card.json",
     "config.json",
+    "config_sentence_transformers.json",
     *model_files.package_code(),
     "model.safetensors",
+    "modules.json",
     "processor_config.json",
     "recipe.yaml",
     "results/zero-shot_pcam.json",
+    "sentence_bert_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }
@@ -278,6 +281,11 @@ INDEX = "model.safetensors.index.json"
         (set_json("processor_config.json", auto_map={"AutoProcessor": "helper.P"}), "processor_config.json: auto_map"),
         (set_json("tokenizer_config.json", auto_map={"AutoTokenizer": ["helper.T", None]}), "names 'helper.T'"),
         (write(INDEX, '{"weight_map": {"a": "../../other/model.safetensors"}}'), "weight_map names '../../other/model"),
+        (
+            write("modules.json", '[{"idx": 0, "name": "0", "path": "", "type": "evil.Module"}]'),
+            "modules.json is not what",
+        ),
+        (set_json("sentence_bert_config.json", model_kwargs={"x": 1}), "sentence_bert_config.json is not what"),
         (write("pytorch_model.bin", "a pickle"), "pytorch_model.bin is not safetensors"),
         (remove("model.safetensors"), "contains no model.safetensors"),
         *(
