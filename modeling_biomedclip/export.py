@@ -1,8 +1,9 @@
 """Export both towers as graphs that run without PyTorch, in ONNX or OpenVINO format.
 
-Each graph returns L2-normalized embeddings. Batch size and text length are dynamic. With int8, weights have one scale
-per output channel, and activations are quantized at run time. ONNX Runtime uses one scale per tensor. OpenVINO uses one
-per token and group of channels, which is closer to float32.
+Each graph returns L2-normalized embeddings. Batch size and text length are dynamic. ONNX files have the names that
+transformers.js expects. With int8, weights have one scale per output channel, and activations are quantized at run
+time. ONNX Runtime uses one scale per tensor. OpenVINO uses one per token and group of channels, which is closer to
+float32.
 """
 
 import copy
@@ -10,6 +11,10 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +25,18 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-FORMATS: dict[str, tuple[str, ...]] = {"onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16", "int8")}
+FORMATS: dict[str, tuple[str, ...]] = {
+    "onnx": ("float32", "float16", "int8"),
+    "openvino": ("float32", "bfloat16", "int8"),
+}
 _PACKAGES_TO_EXPORT = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 PACKAGES_TO_RUN = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 GRAPHS = ("image", "text")
 DESCRIPTION = "export.json"
+# Names of files in transformers.js. It loads `_quantized` by default, which is the same file as `_int8` here.
+_ONNX_NAMES = {"image": "vision_model", "text": "text_model"}
+_ONNX_SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_int8"}
+_NOISY_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "nncf", "openvino", "root")
 OPSET = 20  # the first with the operators LayerNormalization and Gelu
 # Smaller matrices, such as the projections, stay in float32. They cost little time, and their error matters most.
 SMALLEST_QUANTIZED = 500_000
@@ -49,16 +60,23 @@ class _TextGraph(_Graph):
 
 
 def export_model(
-    model: Any, folder: str | os.PathLike[str], *, format: str = "onnx", precision: str = "float32"
+    model: Any,
+    folder: str | os.PathLike[str],
+    *,
+    format: str = "onnx",
+    precision: str | Sequence[str] = "float32",
 ) -> None:
     """Export the image tower and the text tower of a model as graphs. [`ExportedModel`] loads them.
 
     Args:
         model: A [`BiomedCLIPModel`] on the CPU.
-        folder: Output folder for `image` and `text` (`.onnx`, or `.xml` and `.bin`) and `export.json`.
+        folder: Output folder. ONNX graphs have the names of transformers.js: `onnx/vision_model.onnx` and
+            `onnx/text_model.onnx`, with the suffix `_fp16` for float16, and `_int8` and `_quantized` for int8.
+            OpenVINO graphs are `image` and `text` (`.xml` and `.bin`). `config.json` and `export.json` describe them.
         format: `onnx` or `openvino`.
-        precision: `float32`, `int8` or, with OpenVINO, `bfloat16`. The latter stores float32 weights and computes in
-            bfloat16 if the CPU supports it.
+        precision: `float32`, `int8`, `float16` (ONNX) or `bfloat16` (OpenVINO). With ONNX, several precisions can be
+            passed. float16 halves the size of the files. bfloat16 stores float32 weights and computes in bfloat16 if
+            the CPU supports it.
 
     Raises:
         ValueError: If the format is unknown or does not support the precision.
@@ -71,31 +89,60 @@ def export_model(
     >>> export_model(BiomedCLIPModel.from_pretrained("out/model"), "exported", format="onnx")
     ```
     """
-    check_export(format, precision)
+    precisions = [precision] if isinstance(precision, str) else list(precision)
+    check_precisions(format, precisions)
     check_packages(_PACKAGES_TO_EXPORT[format])
-    if precision == "int8" and not _largest_matrix(model) >= SMALLEST_QUANTIZED:
+    if "int8" in precisions and not _largest_matrix(model) >= SMALLEST_QUANTIZED:
         raise ValueError(
             f"`precision` is 'int8', but matrices with fewer than {SMALLEST_QUANTIZED:,} entries stay in float32, and "
             f"the largest matrix of this model has {_largest_matrix(model):,}. Export it in float32."
         )
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    model = (model if model.dtype == torch.float32 else copy.deepcopy(model).float()).eval()
-    for name, graph, inputs, shapes in _graphs(model):
-        logger.info("Exporting the %s graph.", name)
-        if format == "onnx":
-            _write_onnx(graph, inputs, shapes, path / f"{name}.onnx", f"{name}_embeds", quantize=precision == "int8")
-        else:
-            _write_openvino(graph, inputs, shapes, path / f"{name}.xml", quantize=precision == "int8")
+    exported = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+    was_training = exported.training
+    exported.eval()
+    try:
+        with _quiet():
+            for name, graph, inputs, shapes in _graphs(exported):
+                logger.info("Exporting the %s graph.", name)
+                if format == "onnx":
+                    _write_onnx(graph, inputs, shapes, path, name, precisions)
+                else:
+                    quantize = precisions == ["int8"]
+                    _write_openvino(graph, inputs, shapes, path / f"{name}.xml", quantize=quantize)
+    finally:
+        exported.train(was_training)
+    if format == "onnx":
+        _write_json(path / "config.json", _js_config(exported, precisions))
     description = {
         "format": format,
-        "precision": precision,
-        "logit_scale": model.logit_scale.item(),
-        "projection_dim": model.config.projection_dim,
-        "image_hidden_size": model.config.vision_config.hidden_size,
-        "text_hidden_size": model.config.text_config.hidden_size,
+        "precision": precisions[0],
+        "precisions": precisions,
+        "logit_scale": exported.logit_scale.item(),
+        "logit_bias": None if exported.logit_bias is None else exported.logit_bias.item(),
+        "projection_dim": exported.config.projection_dim,
+        "image_hidden_size": exported.config.vision_config.hidden_size,
+        "text_hidden_size": exported.config.text_config.hidden_size,
     }
-    (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    _write_json(path / DESCRIPTION, description)
+
+
+def graph_files(format: str, precision: str, name: str) -> list[str]:
+    """Return the files of a graph: the one that [`export_model`] writes, and the one of earlier versions."""
+    if format == "openvino":
+        return [f"{name}.xml"]
+    return [f"onnx/{_ONNX_NAMES[name]}{_ONNX_SUFFIXES[precision]}.onnx", f"{name}.onnx"]
+
+
+def check_precisions(format: str, precisions: Sequence[str]) -> None:
+    """Raise `ValueError` if [`export_model`] does not support the format or one of the precisions."""
+    if not precisions:
+        raise ValueError("`precision` is empty. Pass at least one precision.")
+    for precision in precisions:
+        check_export(format, precision)
+    if format == "openvino" and len(precisions) > 1:
+        raise ValueError("With openvino, pass one `precision`. Export each one into its own folder.")
 
 
 def check_export(format: str, precision: str) -> None:
@@ -103,9 +150,12 @@ def check_export(format: str, precision: str) -> None:
     if format not in FORMATS:
         raise ValueError(f"`format` is {format!r}. Use one of: {', '.join(FORMATS)}.")
     if precision not in FORMATS[format]:
-        remedy = " ONNX Runtime has no bfloat16 on a CPU. Use openvino." if precision == "bfloat16" else ""
+        remedy = {
+            "bfloat16": " ONNX Runtime has no bfloat16 on a CPU. Use openvino.",
+            "float16": " Use bfloat16, or onnx.",
+        }.get(precision, "")
         raise ValueError(
-            f"`precision` is {precision!r}, but {format} supports {' and '.join(FORMATS[format])} only.{remedy}"
+            f"`precision` is {precision!r}, but {format} supports {', '.join(FORMATS[format])} only.{remedy}"
         )
 
 
@@ -134,19 +184,33 @@ def _graphs(model: Any) -> list[tuple[str, nn.Module, tuple[torch.Tensor, ...], 
     ]
 
 
-def _write_onnx(graph: nn.Module, inputs: Any, shapes: Any, path: Path, output_name: str, *, quantize: bool) -> None:
+def _write_onnx(graph: nn.Module, inputs: Any, shapes: Any, folder: Path, name: str, precisions: Sequence[str]) -> None:
+    """Write a graph once for each precision."""
     program = torch.onnx.export(
         graph,
         inputs,
         dynamo=True,
         dynamic_shapes=shapes,
-        output_names=[output_name],
+        output_names=[f"{name}_embeds"],
         opset_version=OPSET,
         verbose=False,
     )
-    if not quantize:
-        program.save(str(path), external_data=False)
-        return
+    (folder / "onnx").mkdir(exist_ok=True)
+    for precision in precisions:
+        path = folder / graph_files("onnx", precision, name)[0]
+        if precision == "float32":
+            program.save(str(path), external_data=False)
+        elif precision == "float16":
+            import onnx
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            onnx.save(convert_float_to_float16(program.model_proto, keep_io_types=True), str(path))
+        else:
+            _write_quantized(program, path)
+            shutil.copyfile(path, path.with_name(f"{_ONNX_NAMES[name]}_quantized.onnx"))
+
+
+def _write_quantized(program: Any, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     names = [
@@ -159,6 +223,57 @@ def _write_onnx(graph: nn.Module, inputs: Any, shapes: Any, path: Path, output_n
     quantize_dynamic(
         program.model_proto, str(path), nodes_to_quantize=names, weight_type=QuantType.QInt8, per_channel=True
     )
+
+
+def _js_config(model: Any, precisions: Sequence[str]) -> dict[str, Any]:
+    """Return a configuration that transformers.js accepts, with a description of the graphs."""
+    size, channels = model.config.vision_config.image_size, model.config.vision_config.num_channels
+    embeds = ["batch", model.config.projection_dim]
+    return {
+        "model_type": "clip",
+        "projection_dim": model.config.projection_dim,
+        "logit_scale": model.logit_scale.item(),
+        "logit_bias": None if model.logit_bias is None else model.logit_bias.item(),
+        "logits_per_image": "exp(logit_scale) * image_embeds @ text_embeds.T + (logit_bias or 0)",
+        "vision_config": {"model_type": "clip_vision_model", "image_size": size, "num_channels": channels},
+        "text_config": {
+            "model_type": "clip_text_model",
+            "max_position_embeddings": model.config.text_config.max_position_embeddings,
+        },
+        "graphs": {
+            "vision_model": {
+                "inputs": {"pixel_values": {"type": "float32", "shape": ["batch", channels, size, size]}},
+                "outputs": {"image_embeds": {"type": "float32", "shape": embeds, "normalized": True}},
+            },
+            "text_model": {
+                "inputs": {
+                    name: {"type": "int64", "shape": ["batch", "length"]} for name in ("input_ids", "attention_mask")
+                },
+                "outputs": {"text_embeds": {"type": "float32", "shape": embeds, "normalized": True}},
+            },
+        },
+        "precisions": list(precisions),
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide warnings of exporters. They are about their own code and about steps that are not needed."""
+    loggers = [logging.getLogger(None if name == "root" else name) for name in _NOISY_LOGGERS]
+    levels = [each.level for each in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.setLevel(level)
 
 
 def _write_openvino(graph: nn.Module, inputs: Any, shapes: Any, path: Path, *, quantize: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .export import DESCRIPTION, GRAPHS, PACKAGES_TO_RUN, SUFFIXES, check_export, check_packages
+from .export import DESCRIPTION, GRAPHS, PACKAGES_TO_RUN, check_export, check_packages, graph_files
 
 
 class ExportedModel:
@@ -22,10 +22,12 @@ class ExportedModel:
 
     Args:
         folder: Output folder of [`export_model`] or `biomedclip export`.
+        precision: Precision of the graphs to run, if the folder contains several. The default is the first one.
         threads: Number of threads. The default is that of PyTorch.
 
     Raises:
         FileNotFoundError: If a file of the export is missing.
+        ValueError: If the folder does not contain graphs of this precision.
         ImportError: If the package that runs the format is not installed.
 
     Example:
@@ -40,27 +42,33 @@ class ExportedModel:
 
     device = torch.device("cpu")
 
-    def __init__(self, folder: str | os.PathLike[str], *, threads: int | None = None):
+    def __init__(self, folder: str | os.PathLike[str], *, precision: str | None = None, threads: int | None = None):
         path = Path(folder)
         if not (path / DESCRIPTION).is_file():
             raise FileNotFoundError(
                 f"{path / DESCRIPTION} is missing. Export a model with `export_model` or `biomedclip export`."
             )
         self.description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        check_export(self.description["format"], self.description["precision"])
-        check_packages(PACKAGES_TO_RUN[self.description["format"]])
+        format = self.description["format"]
+        precisions = self.description.get("precisions", [self.description["precision"]])
+        precision = precision or precisions[0]
+        check_export(format, precision)
+        if precision not in precisions:
+            raise ValueError(f"{path} contains graphs in {', '.join(precisions)}, but `precision` is {precision!r}.")
+        check_packages(PACKAGES_TO_RUN[format])
         self.config = SimpleNamespace(
             model_type="biomedclip_exported", projection_dim=self.description["projection_dim"]
         )
         self.logit_scale = torch.tensor(self.description["logit_scale"])
-        start = {"onnx": _start_onnx, "openvino": _start_openvino}[self.description["format"]]
+        start = {"onnx": _start_onnx, "openvino": _start_openvino}[format]
         self._run = {}
         for name in GRAPHS:
-            graph = path / f"{name}{SUFFIXES[self.description['format']]}"
-            if not graph.is_file():
-                raise FileNotFoundError(f"{graph} is missing. Export the model again.")
+            candidates = [path / file for file in graph_files(format, precision, name)]
+            graph = next((candidate for candidate in candidates if candidate.is_file()), None)
+            if graph is None:
+                raise FileNotFoundError(f"{candidates[0]} is missing. Export the model again.")
             group = self.description[f"{name}_hidden_size"]
-            self._run[name] = start(graph, self.description["precision"], group, threads or torch.get_num_threads())
+            self._run[name] = start(graph, precision, group, threads or torch.get_num_threads())
 
     def eval(self) -> "ExportedModel":
         """Return the model. Exported graphs have no training mode."""

@@ -1,10 +1,10 @@
 """Export the towers of a model as graphs that run without PyTorch, and measure the error of their embeddings.
 
-biomedclip export published exported
+biomedclip export published exported --precision float32 float16 int8
 biomedclip export published exported --format openvino --precision int8 --images my_scans
 """
 
-import logging
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,8 @@ import torch
 
 from biomedclip import ExportedModel, embed_images, embed_texts, export_model
 from biomedclip.conversion import load_any_layout, local_checkpoint
-from biomedclip.export import FORMATS, check_export
+from biomedclip.export import FORMATS, check_precisions, graph_files
+from biomedclip.model_cards.export_card import write_export_card
 
 from .cli.options import parse_options
 from .cli.reporting import refuse_filled, say, show_table, versions, write_json
@@ -37,11 +38,12 @@ class ExportOptions:
     format: str = field(
         default="onnx", metadata={"help": "ONNX Runtime or OpenVINO (default: onnx).", "choices": list(FORMATS)}
     )
-    precision: str = field(
-        default="float32",
+    precision: list[str] = field(
+        default_factory=lambda: ["float32"],
         metadata={
-            "help": "Precision of the graphs (default: float32). bfloat16 needs OpenVINO.",
-            "choices": ["float32", "bfloat16", "int8"],
+            "help": "Precision of the graphs (default: float32). onnx: float32, float16, int8, also several. openvino: "
+            "float32, bfloat16, int8.",
+            "choices": ["float32", "float16", "bfloat16", "int8"],
         },
     )
     images: list[str] = field(
@@ -65,20 +67,20 @@ def main(arguments: Sequence[str]) -> None:
         example=EXAMPLE,
         positionals=["model", "output_dir"],
     )
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of each step and of deprecations
     report = export(options)
     rows = [
-        (f"{name}s", f"{error['smallest_cosine']:.6f}", f"{error['mean_cosine']:.6f}", error["count"])
-        for name, error in report["error"].items()
+        (precision, f"{name}s", f"{error['smallest_cosine']:.6f}", f"{error['mean_cosine']:.6f}", error["count"])
+        for precision, errors in report["errors"].items()
+        for name, error in errors.items()
     ]
-    title = f"{options.format}, {options.precision}, {report['megabytes']:,} MB, in {report['seconds']} s"
-    show_table(f"{title}: cosine to float32", rows, ["", "smallest", "mean", "measured on"])
+    title = f"{options.format}, {report['megabytes']:,} MB, in {report['seconds']} s"
+    show_table(f"{title}: cosine to float32", rows, ["precision", "", "smallest", "mean", "measured on"])
     say(f"Graphs, processor and {REPORT} in {options.output_dir}")
 
 
 def export(options: ExportOptions) -> dict[str, Any]:
     """Export a model with its processor, measure the error of its embeddings, and return `export_report.json`."""
-    check_export(options.format, options.precision)
+    check_precisions(options.format, options.precision)
     output_dir = Path(options.output_dir)
     refuse_filled(output_dir, overwrite=options.overwrite)
     started = time.monotonic()
@@ -88,21 +90,54 @@ def export(options: ExportOptions) -> dict[str, Any]:
     model.float()
     export_model(model, output_dir, format=options.format, precision=options.precision)
     processor.save_pretrained(output_dir)
-    exported = ExportedModel(output_dir)
+    if options.format == "onnx":
+        write_files_for_others(output_dir, processor, options)
+    exact = {"image": embed_images(model, processor, pictures), "text": embed_texts(model, processor, texts)}
+    errors = {}
+    for precision in options.precision:
+        exported = ExportedModel(output_dir, precision=precision)
+        errors[precision] = {
+            "image": _error(embed_images(exported, processor, pictures), exact["image"]),
+            "text": _error(embed_texts(exported, processor, texts), exact["text"]),
+        }
+    files = [file for file in output_dir.rglob("*") if file.is_file()]
     report = {
         "model": options.model,
         "format": options.format,
-        "precision": options.precision,
-        "error": {
-            "image": _error(embed_images(exported, processor, pictures), embed_images(model, processor, pictures)),
-            "text": _error(embed_texts(exported, processor, texts), embed_texts(model, processor, texts)),
-        },
-        "megabytes": round(sum(file.stat().st_size for file in output_dir.iterdir()) / 1e6),
+        "precision": options.precision[0],
+        "error": errors[options.precision[0]],
+        "errors": errors,
+        "megabytes": round(sum(file.stat().st_size for file in files) / 1e6),
         "seconds": round(time.monotonic() - started, 1),
         "versions": versions(),
     }
     write_json(output_dir / REPORT, report)
     return report
+
+
+def write_files_for_others(folder: Path, processor: Any, options: ExportOptions) -> None:
+    """Write the card, and the settings of the image processor under the name that transformers.js reads."""
+    image_processor = processor.image_processor
+    settings = image_processor.to_dict() | {"image_processor_type": "CLIPImageProcessor"}
+    settings.pop("auto_map", None)
+    write_json(folder / "preprocessor_config.json", settings)
+    graphs = {name: [graph_files("onnx", each, name)[0] for each in options.precision] for name in ("image", "text")}
+    files = list(zip(options.precision, graphs["image"], graphs["text"], strict=True))
+    card = write_export_card(
+        json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        files,
+        {
+            "context_length": processor.tokenizer.model_max_length,
+            "pad_id": processor.tokenizer.pad_token_id,
+            "pad_token": processor.tokenizer.pad_token,
+            "mean": list(image_processor.image_mean),
+            "std": list(image_processor.image_std),
+            "shortest_edge": image_processor.size.get("shortest_edge"),
+            "resample": int(image_processor.resample),
+        },
+        options.model,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _error(embeds: torch.Tensor, exact: torch.Tensor) -> dict[str, float | int]:

@@ -13,6 +13,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from biomedclip.conversion.community_port import is_port
 from biomedclip.conversion.files import read_json
+from biomedclip.export import DESCRIPTION
 from biomedclip.processing.images.folders import find_images
 from biomedclip.source_checks import ADAPTER_CONFIG, check_source
 
@@ -28,7 +29,7 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 _CONTENTS = {
-    "exported graphs, which cannot be evaluated. Pass the model that was exported.": ("*.onnx", "*.xml"),
+    "exported graphs, which cannot be evaluated. Pass the model that was exported.": (DESCRIPTION, "*.onnx", "*.xml"),
     "a dataset, not a model. Pass it as --data.": ("**/*.parquet", "dataset_dict.json", "dataset_info.json"),
     f"a processor without a model (no {CONFIG}). Pass the folder of a model.": _PROCESSOR_FILES + _TOKENIZER_FILES,
 }
@@ -58,7 +59,7 @@ def check_model(name: str, task: str, *, trust_remote_code: bool = False) -> Non
             import_optional("open_clip", f"{where} is in open_clip's layout. It", INSTALL)
         check_open_clip_weights(folder)
         return _refuse_questions(where, task)
-    if not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).is_file() or (folder / DESCRIPTION).is_file():
         raise ValueError(f"{where}: {_describe(folder)}")
     _check_architecture(read_json(folder / CONFIG), where, task, trust_remote_code)
     check_weights(folder, where)

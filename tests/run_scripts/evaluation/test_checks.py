@@ -109,6 +109,7 @@ def test_an_adapter_of_a_classifier_is_refused(adapter):
         (["data/train-00000-of-00001.parquet"], "a dataset, not a model. Pass it as --data"),
         (["checkpoint-5/config.json", "checkpoint-20/config.json"], "its training did not end.*such as .*-20"),
         (["image_model.onnx", "processor_config.json"], "exported graphs"),
+        (["config.json", "export.json", "onnx/vision_model.onnx"], "exported graphs"),
         (["lung/0.png", "brain/0.png"], "a folder of images, not a model"),
         (["notes.txt"], "no config.json, so it is not a model. It contains notes.txt"),
         (["config.json"], "its config.json has no model_type"),
