@@ -4,7 +4,6 @@ biomedclip export published exported --precision float32 float16 int8
 biomedclip export published exported --format openvino --precision int8 --images my_scans
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,12 @@ import torch
 
 from biomedclip import ExportedModel, embed_images, embed_texts, export_model
 from biomedclip.conversion import load_any_layout, local_checkpoint
-from biomedclip.export import FORMATS, check_precisions, graph_files
-from biomedclip.model_cards.export_card import write_export_card
+from biomedclip.export import FORMATS, check_precisions
 
 from .cli.options import parse_options
 from .cli.reporting import refuse_filled, say, show_table, versions, write_json
 from .evaluation.verification import LABELS, TEMPLATE, pictures_to_compare
+from .hub.export_files import write_files_for_others
 
 
 EXAMPLE = "biomedclip export published exported --format openvino --precision int8"
@@ -91,7 +90,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     export_model(model, output_dir, format=options.format, precision=options.precision)
     processor.save_pretrained(output_dir)
     if options.format == "onnx":
-        write_files_for_others(output_dir, processor, options)
+        write_files_for_others(output_dir, processor, options.precision, options.model)
     exact = {"image": embed_images(model, processor, pictures), "text": embed_texts(model, processor, texts)}
     errors = {}
     for precision in options.precision:
@@ -113,31 +112,6 @@ def export(options: ExportOptions) -> dict[str, Any]:
     }
     write_json(output_dir / REPORT, report)
     return report
-
-
-def write_files_for_others(folder: Path, processor: Any, options: ExportOptions) -> None:
-    """Write the card, and the settings of the image processor under the name that transformers.js reads."""
-    image_processor = processor.image_processor
-    settings = image_processor.to_dict() | {"image_processor_type": "CLIPImageProcessor"}
-    settings.pop("auto_map", None)
-    write_json(folder / "preprocessor_config.json", settings)
-    graphs = {name: [graph_files("onnx", each, name)[0] for each in options.precision] for name in ("image", "text")}
-    files = list(zip(options.precision, graphs["image"], graphs["text"], strict=True))
-    card = write_export_card(
-        json.loads((folder / "config.json").read_text(encoding="utf-8")),
-        files,
-        {
-            "context_length": processor.tokenizer.model_max_length,
-            "pad_id": processor.tokenizer.pad_token_id,
-            "pad_token": processor.tokenizer.pad_token,
-            "mean": list(image_processor.image_mean),
-            "std": list(image_processor.image_std),
-            "shortest_edge": image_processor.size.get("shortest_edge"),
-            "resample": int(image_processor.resample),
-        },
-        options.model,
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _error(embeds: torch.Tensor, exact: torch.Tensor) -> dict[str, float | int]:

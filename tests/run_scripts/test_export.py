@@ -101,7 +101,7 @@ def test_graphs_and_processor_are_written_and_their_error_is_measured(source, tm
     [
         (["{source}", "{tmp}/x", "--precision", "bfloat16"], "ONNX Runtime has no bfloat16"),
         (["{source}", "{tmp}/x", "--format", "openvino", "--precision", "float16"], "Use bfloat16, or onnx"),
-        (["{source}", "{tmp}/x", "--format", "openvino", "--precision", "float32", "int8"], "pass one `precision`"),
+        (["{source}", "{tmp}/x", "--format", "openvino", "--precision", "float32", "int8"], "pass one `--precision`"),
         (["{source}", "{source}"], "is not empty"),
         (["/nowhere/at/all", "{tmp}/x"], "neither a folder nor a Hub id"),
         (["{source}", "{tmp}/x", "--texts", "/nowhere"], "--texts /nowhere: the file does not exist"),
