@@ -126,7 +126,7 @@ def _check_depth(content: Any, levels: int = DEEPEST) -> None:
 def check_shape(path: Path, content: Any, shape: Any, where: str = "") -> None:
     """Raise `ValueError` unless the content of a file has the expected fields and types.
 
-    `where` is the path of the part of the file that `content` is.
+    `where` is the position of `content` in the file, for the message.
 
     A shape is a type or a tuple of types; `[shape]` for a list; `{str: shape}` for an object with any names; or an
     object with the shape of each field. A field whose name ends with `?` may be missing or null. Other fields are

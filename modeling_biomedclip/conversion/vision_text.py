@@ -106,9 +106,7 @@ def changed_epsilon(vit_config: ViTConfig) -> str | None:
     given, used = vit_config.layer_norm_eps, BiomedCLIPVisionConfig.layer_norm_eps
     if given == used:
         return None
-    return (
-        f"its layer_norm_eps is {given}. The image tower uses {used} instead, the value of timm's ViT and of the paper."
-    )
+    return f"its layer_norm_eps is {given}. The image tower uses {used} instead, as in timm's ViT and in the paper."
 
 
 def text_config_of(bert_config: BertConfig) -> dict[str, Any]:

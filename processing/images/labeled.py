@@ -73,7 +73,7 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class LazyImages(Sequence[Any]):
-    """Images that `read` returns for the number of their row, on each access."""
+    """Images that are read on each access. `read` receives the number of the row."""
 
     rows: Sequence[int]
     read: Callable[[int], Any]

@@ -125,7 +125,7 @@ def _check_types(metadata: dict[str, Any]) -> None:
         if wrong:
             expected = " or ".join(_TYPE_NAMES[kind] for kind in types)
             found = _FOUND_NAMES.get(type(value), "null" if value is None else "a number")
-            detail = f"{name} is {found}, {str(value)[:100]!r}, and should be {expected}"
+            detail = f"{name} is {found}, {str(value)[:100]!r}, but should be {expected}"
             raise Dropped("metadata damaged", detail, all_versions=name == "is_retracted")
 
 

@@ -46,7 +46,7 @@ def test_the_newest_usable_version_is_chosen_and_published_versions_before_manus
         (
             metadata(license_code=["CC BY"]),
             "metadata damaged",
-            "license_code is a list, \"['CC BY']\", and should be text",
+            "license_code is a list, \"['CC BY']\", but should be text",
         ),
     ],
 )
