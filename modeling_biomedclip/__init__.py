@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         load_pmc15m,
         read_image,
     )
+    from .saliency import prompt_sensitivity, saliency_map
     from .training_arguments import ContrastiveTrainingArguments
     from .zero_shot_classifier import ZeroShotClassifier
 
@@ -69,7 +70,9 @@ _MODULE_OF = {
     "from_open_clip": "conversion",
     "load_benchmark": "processing",
     "load_pmc15m": "processing",
+    "prompt_sensitivity": "saliency",
     "read_image": "processing",
+    "saliency_map": "saliency",
     "to_open_clip": "conversion",
 }
 
@@ -99,7 +102,9 @@ __all__ = [
     "from_open_clip",
     "load_benchmark",
     "load_pmc15m",
+    "prompt_sensitivity",
     "read_image",
+    "saliency_map",
     "to_open_clip",
 ]
 

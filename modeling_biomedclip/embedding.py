@@ -52,7 +52,7 @@ def image_batches(model: Any, processor: Any, images: Sequence[Any], batch_size:
         return processor.image_processor(batch, return_tensors="pt")["pixel_values"]
 
     for pixel_values in _prepared_ahead(prepare, range(0, len(images), batch_size)):
-        with torch.no_grad(), _in_evaluation(model):
+        with torch.no_grad(), in_evaluation(model):
             features = model.get_image_features(pixel_values=pixel_values.to(model.device)).pooler_output
             embeds = normalize(features).cpu()
         yield embeds
@@ -165,12 +165,12 @@ def _embed_batch(model: Any, processor: Any, token_ids: list[list[int]], length:
     if "attention_mask" in processor.tokenizer.model_input_names:
         mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in token_ids])
         inputs["attention_mask"] = mask.to(model.device)
-    with _in_evaluation(model):
+    with in_evaluation(model):
         return normalize(model.get_text_features(**inputs).pooler_output).cpu()
 
 
 @contextmanager
-def _in_evaluation(model: Any) -> Iterator[None]:
+def in_evaluation(model: Any) -> Iterator[None]:
     """Put the model in evaluation mode, and restore its mode afterwards."""
     training = getattr(model, "training", False)
     model.eval()
