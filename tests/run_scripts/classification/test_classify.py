@@ -23,6 +23,9 @@ from biomedclip import (
     ZeroShotClassifier,
     read_image,
 )
+from biomedclip.processing.images.inputs import InputImage
+from biomedclip.run_scripts.classification.classifiers import Classifier
+from biomedclip.run_scripts.classification.predictions import predict
 from biomedclip.run_scripts.hub.fingerprints import weights_fingerprint
 from biomedclip.run_scripts.main import main
 
@@ -327,3 +330,41 @@ def test_an_adapter_without_its_labels_is_named(capsys, scans, fine_tuned, tmp_p
     shutil.rmtree(copy / "config")
     status, _, err = run(capsys, scans, "--model", copy)
     assert status == 1 and "config/config.json with its labels is missing" in err
+
+
+def test_bfloat16_changes_probabilities_by_little(capsys, scans, small_checkpoint, expected):
+    arguments = [scans / "0.png", "--model", small_checkpoint, "--labels", *LABELS, "--format", "json"]
+    status, out, _ = run(capsys, *arguments, "--precision", "bfloat16", "--device", "cpu")
+    found = {row["label"]: row["similarity"] for row in read_json(out)}
+    # Bfloat16 has 8 significant bits, and the model has two layers.
+    assert [found[label] for label in LABELS] == pytest.approx(expected[1][0].tolist(), abs=0.03)
+    assert [found[label] for label in LABELS] != pytest.approx(expected[1][0].tolist(), abs=1e-7)
+    assert status == 0
+
+
+def test_images_are_read_ahead_in_a_bounded_number_of_batches(scans):
+    """With a slow model, at most `workers + 1` batches wait in memory."""
+    read, done, ahead = [], [], []
+
+    class Inputs:
+        def __len__(self):
+            return 40
+
+        def rows(self, first, last):
+            for number in range(first, last):
+                read.append(number)
+                yield InputImage(str(number), scans / "0.png")
+
+    class Processor:
+        def __call__(self, images, return_tensors):
+            return {"pixel_values": torch.zeros(len(images), 3, 2, 2)}
+
+    def slow(pixels):
+        ahead.append(len(read) - len(done))
+        done.extend(range(len(pixels)))
+        return torch.full((len(pixels), 2), 0.5), None
+
+    classifier = Classifier("m", "fake", ["a", "b"], Processor(), "", torch.device("cpu"), slow)
+    found = list(predict(classifier, Inputs(), batch_size=4, workers=2))
+    assert [prediction.id for prediction in found] == [str(number) for number in range(40)]
+    assert max(ahead) <= 4 * 3
