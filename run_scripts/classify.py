@@ -5,6 +5,7 @@ biomedclip classify scans --model out/model --labels "chest X-ray" "brain MRI"
 
 import datetime
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -126,7 +127,8 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
     load: Any = load_fine_tuned if own_labels else load_zero_shot
     with no_bars_without_terminal():
         classifier = load(options.model, own_labels or prompts, precision=options.precision, device=device)
-    with counting(len(inputs), "Classified") as add:
+    rows_in_terminal = output is None and form != "table" and sys.stdout.isatty()
+    with counting(len(inputs), "Classified", bar_in_terminal=not rows_in_terminal) as add:
         tally = _Tally(Measurement(truth, labels) if truth else None, add)
         found = predict(classifier, inputs, batch_size=options.batch_size, workers=options.workers)
         found = tally.count(found, labels)

@@ -37,14 +37,24 @@ def no_bars_without_terminal() -> Iterator[None]:
 
 
 @contextmanager
-def counting(total: int, description: str, unit: str = "image") -> Iterator[Callable[[int], None]]:
+def counting(
+    total: int, description: str, unit: str = "image", *, bar_in_terminal: bool = True
+) -> Iterator[Callable[[int], None]]:
     """Show the progress of work on many images on stderr: a bar in a terminal, and otherwise a line every 15 seconds.
 
-    The context is a function that takes the number of images that were completed since the last call.
+    The context is a function that takes the number of images that were completed since the last call. The bar ends with
+    the last image. Without `bar_in_terminal`, a terminal shows nothing, because rows are printed to it.
     """
     if sys.stderr.isatty():
-        with tqdm(total=total, desc=description, unit=unit, file=sys.stderr, dynamic_ncols=True) as bar:
-            yield lambda count: bar.update(count) and None
+        hidden = not bar_in_terminal
+        with tqdm(total=total, desc=description, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=hidden) as bar:
+
+            def advance(count: int) -> None:
+                bar.update(count)
+                if not hidden and bar.n >= total:
+                    bar.close()
+
+            yield advance
         return
     start = last = time.monotonic()
     done = 0

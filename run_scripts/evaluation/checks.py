@@ -166,7 +166,7 @@ def _check_architecture(config: Any, where: str, task: str, trust_remote_code: b
     if "Classification" in architecture and "ZeroShot" not in architecture:
         raise ValueError(
             f"{where} is a classifier ({architecture}), which has no text tower. {_advice(task)} Its own accuracy is "
-            "in train_results.json, and pipeline('image-classification', model=...) returns its predictions."
+            "in train_results.json, and biomedclip classify writes its predictions."
         )
     model_type = config["model_type"]
     if model_type not in CONFIG_MAPPING:

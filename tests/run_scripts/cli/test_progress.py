@@ -29,5 +29,9 @@ def test_a_bar_counts_images_in_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with counting(40, "Classified") as add:
         add(40)
-    found = capsys.readouterr()
-    assert "40/40" in found.err and "image" in found.err and found.out == ""
+        found = capsys.readouterr()
+        assert "40/40" in found.err and "image" in found.err and found.out == ""
+        assert found.err.endswith("\n"), "a table that follows begins on its own line"
+    with counting(40, "Classified", bar_in_terminal=False) as add:
+        add(40)
+    assert capsys.readouterr().err == ""
