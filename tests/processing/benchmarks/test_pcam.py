@@ -105,8 +105,8 @@ def test_truncated_missing_and_compressed_files_are_refused_with_advice(folder):
         (Y, "y", np.zeros((40, 1, 1, 1)), "expected one integer for each image"),
         (Y, "y", np.zeros((40, 2), np.uint8), "expected one integer for each image"),
         (Y, "labels", np.zeros(40, np.uint8), "no array 'y', only labels"),
-        (X, "x", np.zeros((40, 96, 96), np.uint8), "'x' has uint8 of shape"),
-        (X, "x", np.zeros((40, 9, 9, 3), np.float32), "'x' has float32"),
+        (X, "x", np.zeros((40, 96, 96), np.uint8), "in 'x', found uint8 of shape"),
+        (X, "x", np.zeros((40, 9, 9, 3), np.float32), "in 'x', found float32"),
     ],
 )
 def test_files_with_unexpected_content_are_refused(folder, file, key, values, message):
