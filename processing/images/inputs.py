@@ -7,7 +7,7 @@ order: first the image files, sorted by path, then the rows of each dataset.
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
@@ -55,6 +55,8 @@ class _Part(Protocol):
 
     def rows(self, first: int, last: int) -> Iterator[InputImage]: ...
 
+    def ids(self) -> Iterator[str]: ...
+
 
 class ImageInputs:
     """The images that a user specified, in a fixed order. Rows are read on request.
@@ -80,6 +82,10 @@ class ImageInputs:
             start = end - len(part)
             if first < end and last > start:
                 yield from part.rows(max(first - start, 0), min(last, end) - start)
+
+    def ids(self) -> Iterator[str]:
+        """Yield the ids of all images, without reading the images."""
+        return chain.from_iterable(part.ids() for part in self._parts)
 
 
 def find_inputs(values: Sequence[str], *, image_column: str = IMAGE_COLUMN, stdin: TextIO | None = None) -> ImageInputs:
@@ -144,13 +150,16 @@ class _Files:
     def rows(self, first: int, last: int) -> Iterator[InputImage]:
         return (InputImage(path, Path(path), path) for path in self.paths[first:last])
 
+    def ids(self) -> Iterator[str]:
+        return iter(self.paths)
+
 
 class _ParquetFiles:
     """The rows of Parquet files. They are read one row group at a time."""
 
     def __init__(self, urls: Sequence[str], name: str, image_column: str):
         self._name, self._image_column = name, image_column
-        self._reader = ShardReader(urls)
+        self._urls, self._reader = urls, ShardReader(urls)
         schema = self._reader.schema(urls[0])
         _check_image_column(schema.names, image_column, name)
         self._shards = self._reader.open_shards(urls)
@@ -168,6 +177,14 @@ class _ParquetFiles:
                 for number, row in enumerate(rows, start + low):
                     yield _row(row, number, self._name, self._image_column)
             start += shard.rows
+
+    def ids(self) -> Iterator[str]:
+        columns = [column for column in _ID_COLUMNS if column in self.schema.names]
+        if not columns:
+            return (row_id({}, number, self._name) for number in range(len(self)))
+        reader = ShardReader(self._urls, columns=columns)
+        rows = chain.from_iterable(reader.rows(shard, 0, shard.rows, epoch=0) for shard in self._shards)
+        return (row_id(row, number, self._name) for number, row in enumerate(rows))
 
 
 class _SavedDataset:
@@ -189,11 +206,21 @@ class _SavedDataset:
     def rows(self, first: int, last: int) -> Iterator[InputImage]:
         return (_row(self._rows[row], row, self._name, self._image_column) for row in range(first, last))
 
+    def ids(self) -> Iterator[str]:
+        columns = [column for column in _ID_COLUMNS if column in self.schema.names]
+        rows: Iterable[Any] = self._rows.select_columns(columns) if columns else ({} for _ in range(len(self)))
+        return (row_id(row, number, self._name) for number, row in enumerate(rows))
+
 
 def _row(row: dict[str, Any], number: int, name: str, image_column: str) -> InputImage:
     columns = {column: value for column, value in row.items() if column != image_column}
+    return InputImage(row_id(row, number, name), row[image_column], columns=columns)
+
+
+def row_id(row: Mapping[str, Any], number: int, name: str) -> str:
+    """Return `pair_id` or `id` of a row, or the name of the dataset and the number of the row."""
     own_id = next((str(row[column]) for column in _ID_COLUMNS if row.get(column) not in (None, "")), None)
-    return InputImage(own_id or f"{name}#{number}", row[image_column], columns=columns)
+    return own_id or f"{name}#{number}"
 
 
 def _check_image_column(columns: Iterable[str], image_column: str, name: str) -> None:
@@ -261,4 +288,4 @@ def _remote_parquet(url: str) -> list[str]:
     return [filesystem.unstrip_protocol(name) for name in names]
 
 
-__all__ = ["ACCEPTED", "IMAGE_COLUMN", "ImageInputs", "InputImage", "find_inputs"]
+__all__ = ["ACCEPTED", "IMAGE_COLUMN", "ImageInputs", "InputImage", "find_inputs", "row_id"]

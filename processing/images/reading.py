@@ -73,6 +73,27 @@ def open_image(source: Any) -> tuple[Image.Image, str]:
     """
     if isinstance(source, Image.Image):
         return _checked(source, "image", file_bytes=0), "image"
+    content, name = _read_content(source)
+    return _open(content, name), name
+
+
+def read_row_content(value: Any) -> tuple[bytes, str]:
+    """Return the bytes of the image of a data row for [`decode_content`], and its name for errors.
+
+    Raises:
+        ImageError: If the value is a path or URL as text, or the file cannot be read.
+    """
+    if isinstance(value, str):
+        raise _path_in_row(value)
+    return _read_content(value)
+
+
+def decode_content(content: bytes, name: str) -> Image.Image:
+    """Decode the bytes of an image like [`read_image`]."""
+    return decode_image(_open(content, name), name)
+
+
+def _read_content(source: Any) -> tuple[bytes, str]:
     if isinstance(source, dict):
         if source.get("bytes") is None and source.get("path"):
             raise _path_in_row(str(source["path"]))
@@ -85,12 +106,12 @@ def open_image(source: Any) -> tuple[Image.Image, str]:
         raise ImageError("there is no image", "image missing")
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
-        return _open(_read_file(name), name), name
+        return _read_file(name), name
     if isinstance(source, bytes):
-        return _open(source, "image"), "image"
+        return source, "image"
     if not hasattr(source, "read"):
         raise ImageError(f"a value of type {type(source).__name__} is not an image", "image missing")
-    return _open(source.read(), "image"), "image"
+    return source.read(), "image"
 
 
 def _read_file(name: str) -> bytes:

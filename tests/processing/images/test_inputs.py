@@ -31,7 +31,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def ids(inputs):
-    return [row.id for row in inputs.rows(0, len(inputs))]
+    """Return the ids, which are those of the rows."""
+    found = list(inputs.ids())
+    assert found == [row.id for row in inputs.rows(0, len(inputs))]
+    return found
 
 
 def test_a_folder_is_searched_and_files_that_are_not_images_are_listed(folder, caplog):
@@ -95,6 +98,14 @@ def test_a_dataset_with_an_image_column_is_read_in_order(tmp_path, kind):
     assert [read_row_image(row.image).size for row in inputs.rows(4, 5)] == [read_row_image(png_bytes(4)).size]
     with pytest.raises(ValueError, match="no column 'image'. The columns are scan, age. Pass image_column"):
         find_inputs([str(name)])
+
+
+@pytest.mark.parametrize("names", [("id",), ("pair_id", "id")])
+def test_the_ids_of_a_saved_dataset_are_its_own(tmp_path, names):
+    rows = {"image": [{"bytes": png_bytes(n), "path": None} for n in range(3)]}
+    rows |= {name: [f"{name}-{number}" for number in range(3)] for name in names}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
+    assert ids(find_inputs([str(tmp_path / "set")])) == [f"{names[0]}-{number}" for number in range(3)]
 
 
 def test_a_path_in_a_row_is_not_opened(folder):

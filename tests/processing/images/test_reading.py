@@ -9,7 +9,7 @@ from PIL import Image
 
 from biomedclip.processing import read_image
 from biomedclip.processing.images import errors
-from biomedclip.processing.images.reading import ImageError, read_row_image
+from biomedclip.processing.images.reading import ImageError, decode_content, read_row_content, read_row_image
 
 
 def test_a_path_bytes_a_file_a_row_and_an_image_are_all_read(tmp_path):
@@ -30,6 +30,11 @@ def test_a_path_bytes_a_file_a_row_and_an_image_are_all_read(tmp_path):
         if not isinstance(source, str):
             source = io.BytesIO(content) if isinstance(source, io.BytesIO) else source
             assert np.array_equal(np.asarray(read_row_image(source)), expected)
+    for source in (tmp_path / "a.png", content, {"bytes": content, "path": "/nowhere/a.png"}):
+        found, name = read_row_content(source)
+        assert found == content and np.array_equal(np.asarray(decode_content(found, name)), expected)
+    with pytest.raises(ImageError, match="paths inside data rows are not opened"):
+        read_row_content(str(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize(
