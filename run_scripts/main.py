@@ -22,6 +22,7 @@ VERBS = {
     "train": "train or fine-tune a model, with all weights or with LoRA",
     "evaluate": "measure retrieval, zero-shot, linear probe, visual questions",
     "classify": "classify images by labels, or with a fine-tuned classifier",
+    "embed": "write the embeddings of images and texts as Parquet files",
     "convert": "convert checkpoints between open_clip and transformers",
     "export": "export the encoders to ONNX or OpenVINO",
     "card": "write the model card from training and evaluation results",

@@ -38,16 +38,27 @@ def no_bars_without_terminal() -> Iterator[None]:
 
 @contextmanager
 def counting(
-    total: int, description: str, unit: str = "image", *, bar_in_terminal: bool = True
+    total: int,
+    description: str,
+    unit: str = "image",
+    *,
+    bar_in_terminal: bool = True,
+    done: int = 0,
+    shown: bool = True,
 ) -> Iterator[Callable[[int], None]]:
     """Show the progress of work on many images on stderr: a bar in a terminal, and otherwise a line every 15 seconds.
 
     The context is a function that takes the number of images that were completed since the last call. The bar ends with
-    the last image. Without `bar_in_terminal`, a terminal shows nothing, because rows are printed to it.
+    the last image. Without `bar_in_terminal`, a terminal shows nothing, because rows are printed to it. `done` is the
+    number that an earlier run has completed. Only one of several processes should have its progress `shown`.
     """
+    if not shown:
+        yield lambda count: None
+        return
     if sys.stderr.isatty():
         hidden = not bar_in_terminal
-        with tqdm(total=total, desc=description, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=hidden) as bar:
+        options: Any = {"file": sys.stderr, "dynamic_ncols": True, "disable": hidden}
+        with tqdm(total=total, initial=done, desc=description, unit=unit, **options) as bar:
 
             def advance(count: int) -> None:
                 bar.update(count)
@@ -57,15 +68,16 @@ def counting(
             yield advance
         return
     start = last = time.monotonic()
-    done = 0
+    new = 0
 
     def add(count: int) -> None:
-        nonlocal done, last
-        done += count
+        nonlocal new, last
+        new += count
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            sys.stderr.write(f"{description}: {done:,} of {total:,} {unit}s, {done / (now - start):,.1f} per second\n")
+            rate = new / (now - start)
+            sys.stderr.write(f"{description}: {done + new:,} of {total:,} {unit}s, {rate:,.1f} per second\n")
 
     yield add
 

@@ -52,7 +52,7 @@ class DualEncoder:
 
     def __post_init__(self) -> None:
         self.weights = weights_fingerprint(self.model)
-        self.processing = _settings(self.processor)
+        self.processing = processing_fingerprint(self.processor)
 
     @property
     def logit_scale(self) -> float:
@@ -108,8 +108,8 @@ def load_dual_encoder(name: str, *, precision: str = "float32", trust_remote_cod
     return DualEncoder(name, kind, model.float().eval().to(device), processor, precision)
 
 
-def _settings(processor: Any) -> str:
-    """Return a hash of the settings that pixels and tokens depend on."""
+def processing_fingerprint(processor: Any) -> str:
+    """Return a hash of the settings of a processor that pixels and tokens depend on."""
     tokenizer = processor.tokenizer
     vocabulary = sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else repr(tokenizer)
     image_processor = processor.image_processor

@@ -1,0 +1,1 @@
+"""Embed many images and texts, and keep the embeddings in Parquet files."""

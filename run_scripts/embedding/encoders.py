@@ -1,0 +1,84 @@
+"""Load the model that embeds: a dual encoder, or exported graphs."""
+
+import hashlib
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from biomedclip import BiomedCLIPProcessor, ExportedModel
+from biomedclip.embedding import embed_texts
+from biomedclip.export import DESCRIPTION, FORMATS, PACKAGES_TO_RUN, check_packages
+
+from ..evaluation.checks import check_model
+from ..evaluation.dual_encoders import DualEncoder, load_dual_encoder, processing_fingerprint
+
+
+_OF_MODELS = ("float32", "bfloat16")
+PRECISIONS = (*dict.fromkeys([*_OF_MODELS, *(name for names in FORMATS.values() for name in names)]),)
+_BLOCK = 2**20
+
+
+class ExportedEncoder(DualEncoder):
+    """Exported graphs with the interface of [`DualEncoder`]. `weights` is a fingerprint of their files."""
+
+    def __post_init__(self) -> None:
+        digest = hashlib.blake2b(digest_size=8)
+        for path in sorted(Path(self.name).rglob("*")):
+            if path.suffix in (".onnx", ".xml", ".bin", ".data") or path.name == DESCRIPTION:
+                digest.update(path.name.encode())
+                with path.open("rb") as file:
+                    while block := file.read(_BLOCK):
+                        digest.update(block)
+        self.weights = digest.hexdigest()
+        self.processing = processing_fingerprint(self.processor)
+
+    def precise(self) -> AbstractContextManager[Any]:
+        """Return a context manager without effect, because the graphs have their own precision."""
+        return nullcontext()
+
+
+def check_encoder(name: str, precision: str | None) -> str:
+    """Check that a model can be loaded and can embed, and return its precision. The model is not loaded.
+
+    Raises:
+        FileNotFoundError: If the model does not exist.
+        ImportError: If a package that the model needs is not installed.
+        ValueError: If it is not a dual encoder, or if exported graphs have another precision than the given one.
+    """
+    description = Path(name) / DESCRIPTION
+    if not description.is_file():
+        check_model(name, "embed")
+        if precision not in (None, *_OF_MODELS):
+            raise ValueError(f"--model {name} is not exported. Its `precision` can be {' or '.join(_OF_MODELS)}.")
+        return precision or "float32"
+    exported = json.loads(description.read_text(encoding="utf-8"))
+    check_packages(PACKAGES_TO_RUN[exported["format"]])
+    precisions = exported.get("precisions", [exported.get("precision")])
+    if precision not in (None, *precisions):
+        raise ValueError(
+            f"--model {name} was exported in {', '.join(precisions)}, not in {precision}. Leave out `precision`, or "
+            "export the model again."
+        )
+    return precision or precisions[0]
+
+
+def load_encoder(name: str, precision: str) -> DualEncoder:
+    """Load a model that [`check_encoder`] has checked."""
+    if not (Path(name) / DESCRIPTION).is_file():
+        encoder = load_dual_encoder(name, precision=precision)
+        # Matrix products of small batches depend on the alignment of the weights in memory. After loading, it differs
+        # between processes. PyTorch aligns copies.
+        for tensor in [*encoder.model.parameters(), *encoder.model.buffers()]:
+            tensor.data = tensor.data.clone()
+        return encoder
+    processor = BiomedCLIPProcessor.from_pretrained(name)
+    return ExportedEncoder(name, "exported", ExportedModel(name, precision=precision), processor, precision)
+
+
+def text_embeds(encoder: DualEncoder, texts: list[str], batch_size: int) -> torch.Tensor:
+    """Return normalized embeddings of texts in the precision of the encoder, as [`embed_texts`]."""
+    with encoder.precise():
+        return embed_texts(encoder.model, encoder.processor, texts, batch_size=batch_size)

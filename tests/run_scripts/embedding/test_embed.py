@@ -1,0 +1,376 @@
+"""`biomedclip embed`: the same shards in every run, whatever the restarts and the number of processes."""
+
+import csv
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers.commands import COMMAND, ENVIRONMENT, ON_TWO_PROCESSES, ROOT
+from PIL import Image
+
+from biomedclip import BiomedCLIPModel, BiomedCLIPProcessor, embed_images, embed_texts, export_model, read_image
+from biomedclip.run_scripts import embed as verb
+from biomedclip.run_scripts.embedding.shards import read_metadata
+from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
+from biomedclip.run_scripts.main import main
+
+
+BROKEN = (3, 11)
+SMALL = ("--batch-size", "4", "--shard-size", "8")
+TEXTS = ["chest x-ray", "a photo", "brain mri", "line chart of figure 1001", "caption"]
+
+
+def draw(folder, numbers):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(256, size=(40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Return a folder of 21 images, two of them damaged, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("inputs") / "pictures"
+    draw(folder, range(21))
+    (folder / f"{BROKEN[0]:02}.png").write_bytes(b"not an image")
+    damaged = folder / f"{BROKEN[1]:02}.png"
+    damaged.write_bytes(damaged.read_bytes()[:900])
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good") / "good"
+    draw(folder, range(0, 20, 2))
+    return folder
+
+
+@pytest.fixture
+def run(small_checkpoint, tmp_path):
+    """Return a function that runs the command, and returns its exit status."""
+    return lambda *arguments: main(
+        ["embed", *map(str, arguments), "--model", str(small_checkpoint), "--output", str(tmp_path / "out"), *SMALL]
+    )
+
+
+def rows_of(folder, modality="images"):
+    return [row for path in sorted(folder.glob(f"data/{modality}-*")) for row in pq.read_table(path).to_pylist()]
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def vectors(rows):
+    return torch.tensor([row["embedding"] for row in rows])
+
+
+def library(small_checkpoint):
+    return BiomedCLIPModel.from_pretrained(small_checkpoint).eval(), BiomedCLIPProcessor.from_pretrained(
+        small_checkpoint
+    )
+
+
+def test_embeddings_are_those_of_the_library_and_unreadable_images_are_rows(
+    run, pictures, small_checkpoint, tmp_path, capsys
+):
+    assert run(pictures) == 1
+    errors = capsys.readouterr().err
+    assert "2 of 21 items could not be read" in errors and str(pictures / "03.png") in errors
+    rows = rows_of(tmp_path / "out")
+    paths = [str(pictures / f"{number:02}.png") for number in range(21)]
+    assert [row["id"] for row in rows] == [row["path"] for row in rows] == paths
+    assert {row["modality"] for row in rows} == {"image"}
+    assert [row["image_md5"] for row in rows] == [
+        hashlib.md5((pictures / path).read_bytes()).hexdigest() for path in paths
+    ]
+    assert [number for number, row in enumerate(rows) if row["embedding"] is None] == list(BROKEN)
+    assert [number for number, row in enumerate(rows) if row["error"]] == list(BROKEN)
+    readable = [row for number, row in enumerate(rows) if number not in BROKEN]
+    expected = embed_images(*library(small_checkpoint), [read_image(row["path"]) for row in readable])
+    torch.testing.assert_close(vectors(readable), expected, rtol=0, atol=2e-6)  # other batches: another order of sums
+    torch.testing.assert_close(vectors(readable).norm(dim=1), torch.ones(19), rtol=0, atol=1e-6)
+    shards = sorted((tmp_path / "out" / "data").iterdir())
+    assert [pq.read_metadata(path).num_rows for path in shards] == [8, 8, 5]
+    assert pq.read_schema(shards[0]).field("embedding").type == pa.list_(pa.float32(), 16)
+    encoder = load_dual_encoder(str(small_checkpoint))
+    assert read_metadata(shards[0]) == {
+        "model": str(small_checkpoint),
+        "weights": encoder.weights,
+        "processing": encoder.processing,
+        "precision": "float32",
+        "dimension": "16",
+    }
+
+
+def test_a_finished_run_changes_nothing_and_a_damaged_shard_is_written_again(run, pictures, tmp_path, caplog):
+    assert run(pictures) == 1
+    before = files_of(tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").iterdir()}
+    assert run(pictures) == 1
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    shard = tmp_path / "out" / "data" / "images-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    (tmp_path / "out" / "data" / "images-00002.parquet").unlink()
+    (tmp_path / "out" / "data" / "images-00002.parquet.host.1.partial").write_bytes(b"of a killed run")
+    assert run(pictures) == 1
+    assert "images-00001.parquet: damaged" in caplog.text
+    assert files_of(tmp_path / "out") == before
+
+
+def test_an_update_adds_shards_and_leaves_the_others_alone(run, good, tmp_path):
+    shutil.copytree(good, tmp_path / "good")
+    assert run(tmp_path / "good") == 0
+    before = files_of(tmp_path / "out" / "data")
+    draw(tmp_path / "good", range(1, 20, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verb, "embed_image_shards", lambda *arguments, **options: pytest.fail("nothing may be embedded"))
+        assert run(tmp_path / "good") == 1  # other inputs, without --update
+    assert run(tmp_path / "good", "--update") == 0
+    after = files_of(tmp_path / "out" / "data")
+    assert after.keys() - before.keys() == {"images-00002.parquet", "images-00003.parquet"}
+    assert {name: after[name] for name in before} == before
+    rows = rows_of(tmp_path / "out")
+    new = [str(tmp_path / "good" / f"{number:02}.png") for number in range(1, 20, 2)]
+    assert [row["id"] for row in rows[10:]] == new
+    # An update that was killed between two shards
+    (tmp_path / "out" / "data" / "images-00002.parquet").unlink()
+    assert run(tmp_path / "good", "--update") == 0
+    assert files_of(tmp_path / "out" / "data") == after
+    assert run(tmp_path / "good") == 0 and files_of(tmp_path / "out" / "data") == after
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--precision", "bfloat16"), "precision is bfloat16, and was float32"),
+        (("--dtype", "float16"), "dtype is float16, and was float32"),
+        (("--batch-size", "2"), "--batch-size is 2, and was 4"),
+        (("--shard-size", "16"), "--shard-size is 16, and was 8"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_an_error(run, good, options, message, tmp_path, monkeypatch, capsys):
+    assert run(good) == 0
+    before = files_of(tmp_path / "out")
+    monkeypatch.setattr(verb, "load_encoder", lambda *arguments: pytest.fail("the model must not be loaded"))
+    arguments = [*SMALL, *options]
+    model = json.loads((tmp_path / "out" / "embedding.json").read_text())["model"]
+    assert main(["embed", str(good), "--model", model, "--output", str(tmp_path / "out"), *arguments]) == 1
+    assert message in capsys.readouterr().err and files_of(tmp_path / "out") == before
+
+
+def test_another_model_in_the_same_folder_is_an_error_and_a_moved_one_is_not(
+    run, good, small_checkpoint, tmp_path, capsys
+):
+    assert run(good) == 0
+    before = files_of(tmp_path / "out")
+    shutil.copytree(small_checkpoint, tmp_path / "moved")
+    arguments = ["embed", str(good), "--output", str(tmp_path / "out"), *SMALL, "--model", str(tmp_path / "moved")]
+    assert main(arguments) == 0 and files_of(tmp_path / "out") == before
+    model = BiomedCLIPModel.from_pretrained(small_checkpoint)
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] += 1e-3
+    model.save_pretrained(tmp_path / "moved")
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "weights is" in capsys.readouterr().err and files_of(tmp_path / "out") == before
+
+
+def write_texts(path, texts):
+    rows = [{"pair_id": f"p{number}", "caption": text, "year": number} for number, text in enumerate(texts)]
+    if path.suffix == ".txt":
+        path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pq.write_table(pa.Table.from_pylist([row | {"image": {"bytes": b"", "path": None}} for row in rows]), path)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "parquet"])
+def test_texts_have_the_embeddings_of_the_library_and_their_own_columns(run, suffix, small_checkpoint, tmp_path):
+    path = tmp_path / f"texts.{suffix}"
+    write_texts(path, TEXTS)
+    column = () if suffix == "txt" else ("--text-column", "caption")
+    assert run("--texts", path, *column) == 0
+    rows = rows_of(tmp_path / "out", "texts")
+    torch.testing.assert_close(vectors(rows), embed_texts(*library(small_checkpoint), TEXTS), rtol=0, atol=1e-6)
+    assert {row["modality"] for row in rows} == {"text"} and {row["path"] for row in rows} == {None}
+    if suffix == "txt":
+        assert [row["id"] for row in rows] == [f"{path}#{line}" for line in (1, 3, 5, 7, 9)]
+        assert [row["text"] for row in rows] == TEXTS
+    else:
+        assert [row["id"] for row in rows] == [f"p{number}" for number in range(5)]
+        assert [row["caption"] for row in rows] == TEXTS
+        assert [str(row["year"]) for row in rows] == list("01234")
+        assert "image" not in rows[0]
+
+
+def test_images_and_texts_of_one_dataset_share_a_folder_and_keep_its_columns(run, good, small_checkpoint, tmp_path):
+    content = [path.read_bytes() for path in sorted(good.iterdir())]
+    captions = [*TEXTS, None, " ", *TEXTS[:3]]
+    rows = [
+        {"id": number, "image": {"bytes": image, "path": None}, "caption": caption, "error": "own", "tags": ["a", "b"]}
+        for number, (image, caption) in enumerate(zip(content, captions, strict=True))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    assert run(tmp_path / "pairs.parquet", "--texts", tmp_path / "pairs.parquet", "--text-column", "caption") == 1
+    images, texts = rows_of(tmp_path / "out"), rows_of(tmp_path / "out", "texts")
+    assert [row["id"] for row in images] == [row["id"] for row in texts] == [str(number) for number in range(10)]
+    for found in (images, texts):
+        assert [row["caption"] for row in found] == captions
+        assert all(row["input_error"] == "own" and row["tags"] == ["a", "b"] for row in found)
+    assert [row["image_md5"] for row in images] == [hashlib.md5(image).hexdigest() for image in content]
+    assert all(row["path"] is None for row in images)
+    assert [row["error"] for row in texts] == [None] * 5 + ["there is no text", "the text is empty"] + [None] * 3
+    expected = embed_images(*library(small_checkpoint), [read_image(path) for path in sorted(good.iterdir())])
+    torch.testing.assert_close(vectors(images), expected, rtol=0, atol=2e-6)
+
+
+def test_a_changed_text_is_another_input(run, tmp_path, capsys):
+    write_texts(tmp_path / "texts.txt", TEXTS)
+    assert run("--texts", tmp_path / "texts.txt") == 0
+    write_texts(tmp_path / "texts.txt", [*TEXTS[:4], "changed"])
+    assert run("--texts", tmp_path / "texts.txt") == 1
+    assert "pass --update" in capsys.readouterr().err
+
+
+def test_half_precision_is_stored_as_such(run, good, tmp_path):
+    assert run(good) == 0
+    exact = vectors(rows_of(tmp_path / "out"))
+    shutil.rmtree(tmp_path / "out")
+    assert run(good, "--dtype", "float16") == 0
+    shard = tmp_path / "out" / "data" / "images-00000.parquet"
+    assert pq.read_schema(shard).field("embedding").type == pa.list_(pa.float16(), 16)
+    assert torch.equal(vectors(rows_of(tmp_path / "out")), exact.half().float())
+    shutil.rmtree(tmp_path / "out")
+    assert run(good, "--precision", "bfloat16") == 0
+    low = vectors(rows_of(tmp_path / "out"))
+    assert not torch.equal(low, exact) and (low * exact).sum(dim=1).min() > 0.99
+    assert read_metadata(shard)["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_numpy_file_has_the_rows_without_errors(run, pictures, dtype, tmp_path):
+    write_texts(tmp_path / "texts.csv", TEXTS)
+    texts = ("--texts", tmp_path / "texts.csv", "--text-column", "caption")
+    assert run(pictures, *texts, "--format", "npy", "--dtype", dtype) == 1
+    rows = [row for kind in ("images", "texts") for row in rows_of(tmp_path / "out", kind) if row["error"] is None]
+    embeddings = np.load(tmp_path / "out" / "embeddings.npy")
+    assert embeddings.shape == (24, 16) and embeddings.dtype == dtype
+    assert np.array_equal(embeddings, np.array([row["embedding"] for row in rows], dtype=dtype))
+    ids = (tmp_path / "out" / "ids.txt").read_text(encoding="utf-8").splitlines()
+    metadata = pq.read_table(tmp_path / "out" / "metadata.parquet").to_pylist()
+    assert ids == [row["id"] for row in metadata] == [row["id"] for row in rows]
+    assert [row["caption"] for row in metadata] == [None] * 19 + TEXTS
+
+
+def test_an_exported_model_embeds_too(good, small_model, small_processor, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    export_model(small_model, tmp_path / "exported")
+    small_processor.save_pretrained(tmp_path / "exported")
+    arguments = ["embed", str(good), "--model", str(tmp_path / "exported"), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    expected = embed_images(small_model, small_processor, [read_image(path) for path in sorted(good.iterdir())])
+    torch.testing.assert_close(vectors(rows_of(tmp_path / "out")), expected, rtol=0, atol=1e-5)
+    capsys.readouterr()
+    assert main([*arguments, "--precision", "bfloat16"]) == 1
+    assert "was exported in float32" in capsys.readouterr().err
+
+
+def test_datasets_searches_the_shards_with_faiss(run, good, tmp_path):
+    assert run(good, "--dtype", "float16") == 0
+    shards = datasets.load_dataset(
+        "parquet",
+        data_files=str(tmp_path / "out/data/images-*.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    shards.add_faiss_index("embedding")
+    query = np.array(shards[3]["embedding"], dtype=np.float32)
+    scores, found = shards.get_nearest_examples("embedding", query, k=2)
+    assert found["id"][0] == str(good / "06.png")
+
+
+def test_problems_are_found_before_the_model_is_loaded(good, small_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(verb, "load_encoder", lambda *arguments: pytest.fail("the model must not be loaded"))
+    write_texts(tmp_path / "texts.csv", TEXTS)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    model, out = ("--model", small_checkpoint), ("--output", tmp_path / "out")
+    for arguments, status, message in (
+        ((*model, *out), 2, "Pass images, --texts, or both."),
+        ((good, *model, *out, "--text-column", "caption"), 2, "--text-column requires --texts"),
+        ((good, *model, *out, "--batch-size", "3"), 2, "--shard-size must be a multiple of --batch-size"),
+        ((good, *model, "--output", tmp_path / "other"), 1, "contains file. Choose an empty or a new folder."),
+        ((good, *out, "--model", good), 1, "a folder of images, not a model"),
+        ((tmp_path / "missing", *model, *out), 1, "missing: the file or folder does not exist"),
+        (("--texts", tmp_path / "texts.csv", *model, *out), 1, "pass --text-column"),
+        (("--texts", tmp_path / "texts.csv", "--text-column", "text", *model, *out), 1, "Its columns are pair_id, "),
+    ):
+        assert main(["embed", *map(str, arguments)]) == status
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+# Imports the command once and forks each run, which is killed at its nth event: reading an image, or completing a file.
+KILLED = """
+import json, os, signal, sys
+from biomedclip.run_scripts import embed
+from biomedclip.run_scripts.main import main
+
+arguments, statuses = json.loads(sys.argv[1]), []
+for kill_at in json.loads(sys.argv[2]):
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+        def watch(event, details):
+            global count
+            if event == "os.rename" or (event == "open" and str(details[0]).endswith(".png")):
+                count += 1
+                if count == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(watch)
+        os._exit(main(arguments))
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(json.dumps(statuses))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_several_times_gives_the_same_bytes(run, pictures, small_checkpoint, tmp_path):
+    assert run(pictures) == 1
+    out = str(tmp_path / "killed")
+    arguments = ["embed", str(pictures), "--model", str(small_checkpoint), "--output", out, *SMALL, "--workers", "2"]
+    kills = [1, 2, 7, 15, 3, 10, 0]
+    command = [sys.executable, "-c", KILLED, json.dumps(arguments), json.dumps(kills)]
+    result = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    statuses = json.loads(result.stdout.splitlines()[-1])
+    assert statuses[:4] == [-9] * 4 and statuses[-1] == 1
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_shards_of_one(run, pictures, small_checkpoint, tmp_path):
+    write_texts(tmp_path / "texts.csv", TEXTS)
+    texts = ("--texts", str(tmp_path / "texts.csv"), "--text-column", "caption")
+    assert run(pictures, *texts) == 1
+    arguments = [str(pictures), "--model", str(small_checkpoint), "--output", str(tmp_path / "two"), *SMALL, *texts]
+    command = [sys.executable, *ON_TWO_PROCESSES, *COMMAND[1:], "embed", *arguments]
+    result = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and "2 of 26 items could not be read" in result.stderr, result.stderr[-3000:]
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "out")
