@@ -1,6 +1,5 @@
 """Measure models: retrieval, zero-shot classification, linear probes, visual questions, or all benchmarks."""
 
-import datetime
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -10,15 +9,15 @@ from typing import Any
 
 from accelerate import PartialState
 
-from biomedclip.training_arguments import are_processes_on_cpu
-
-from .cli.errors import UsageError
+from .cli.devices import use_device
+from .cli.errors import UsageError, suggestion
 from .cli.options import option_value, parse_options
 from .cli.reporting import say
 from .evaluation.checks import check_model, check_output, check_writable
 from .evaluation.comparison import compare, short_names, show_published
 from .evaluation.options import (
     ALIASES,
+    GROUPS,
     OPTIONS,
     SUITE,
     AllOptions,
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         check_suite_options(options)
     else:
         check_options(options, [(options.task, options.benchmark)])
-    PartialState(cpu=are_processes_on_cpu(), timeout=datetime.timedelta(days=1))
+    use_device(options.device)
     folders = _folders(options.model, Path(options.output_dir), several=options.task == SUITE)
     if options.task == SUITE:
         evaluate_suite(options, folders, arguments)
@@ -66,7 +65,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     task = first or option_value("evaluate", "task", arguments) or "retrieval"
     task = ALIASES.get(task, task)
     if task not in OPTIONS:
-        raise UsageError(f"Unknown task {task!r}. Choose one of {', '.join(OPTIONS)}.")
+        raise UsageError(f"Unknown task {task!r}.{suggestion(task, OPTIONS)} Choose one of {', '.join(OPTIONS)}.")
     refuse_options_of_other_tasks(task, arguments)
     (options,) = parse_options(
         "evaluate",
@@ -74,6 +73,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         models_together(arguments),
         description=f"{__doc__} biomedclip evaluate TASK --help lists the options of one task.",
         example=EXAMPLE,
+        groups=GROUPS,
         positionals=["task"],
     )
     options.task = task

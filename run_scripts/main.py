@@ -8,12 +8,13 @@ import io
 import logging
 import os
 import sys
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 
 from biomedclip.model_cards.escaping import lines
 
-from .cli.errors import IncompleteError, UsageError, name_options
+from .cli.errors import IncompleteError, UsageError, name_options, suggestion
 
 
 VERBS = {
@@ -25,14 +26,22 @@ VERBS = {
     "embed": "write the embeddings of images and texts as Parquet files",
     "convert": "convert checkpoints between open_clip and transformers",
     "export": "export the encoders to ONNX or OpenVINO",
+    "recipes": "list the shipped recipes, or print one",
     "card": "write the model card from training and evaluation results",
     "push": "publish a model with its card and results on the Hub",
 }
 DEBUG_VARIABLE = "BIOMEDCLIP_DEBUG"
+# The start of warnings that other packages give about each other's code, which no user of the command can change.
+KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
+    # Recipes use the old name, which all supported versions of transformers accept.
+    ("`gradient_checkpointing` is deprecated and will be removed", FutureWarning),
+    ("`is_gradient_checkpointing` is deprecated", FutureWarning),  # PEFT reads a property that transformers renames
+)
 TRUST_OPTION = "--trust-remote-code"
 _EPILOG = f"""\
 Each verb has --help with an example, and --config for a YAML file or a shipped
-recipe. Options on the command line override the recipe.
+recipe. `biomedclip recipes` lists them. Options on the command line override
+the recipe.
 
 No verb runs code from a model folder unless train or evaluate is called with
 {TRUST_OPTION}. A recipe cannot set this option.
@@ -54,7 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot encode must not make a command fail after its work is done.
         sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    first = next((word for word in arguments if not word.startswith("-")), None)
+    if first is not None and first not in VERBS:
+        sys.stderr.write(
+            f"biomedclip: {lines(first)!r} is not a verb.{suggestion(first, VERBS)} See: biomedclip --help\n"
+        )
+        return 2
     options, rest = _parser().parse_known_args(arguments)
+    for message, category in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message, category)
     handler = logging.StreamHandler()
     handler.setFormatter(_EscapingFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -10,21 +10,24 @@ torchrun --nproc-per-node 8 --no-python biomedclip train --config quickstart --t
 from collections.abc import Sequence
 from typing import Any
 
-from .cli.errors import UsageError
-from .cli.options import is_true, option_value, parse_options, suggestion
+from .cli.devices import training_arguments
+from .cli.errors import UsageError, suggestion
+from .cli.fields import WORKERS
+from .cli.options import is_true, option_value, parse_options
 from .cli.reporting import say
 from .training import classification, contrastive, visual_question_answering
 from .training.adapters import AdapterOptions, describe_output
 from .training.runs import end_processes
 
 
-# Each task is a module with `OPTION_CLASSES`, `SHOWN`, `ALTERNATIVES`, `EXAMPLE`, `run` and `show_results`.
+# Each task is a module with `OPTION_CLASSES`, `GROUPS`, `ALTERNATIVES`, `EXAMPLE`, `run` and `show_results`.
 TASKS = {module.TASK: module for module in (contrastive, classification, visual_question_answering)}
 ALIASES = {"vqa": visual_question_answering.TASK}
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run `biomedclip train`."""
+    arguments = training_arguments(arguments)
     task = task_of(arguments)
     is_dry = task is contrastive and is_true(option_value("train", "dry_run", arguments))
     # A dry run works on any machine, even if the recipe requires a GPU, for example with bf16.
@@ -58,6 +61,7 @@ def parse(task: Any, arguments: Sequence[str]) -> tuple[Any, ...]:
         arguments,
         description=task.__doc__.split("\n\n")[0],
         example=task.EXAMPLE,
-        shown=task.SHOWN,
+        groups=task.GROUPS,
+        defaults={"dataloader_num_workers": WORKERS},
         alternatives=task.ALTERNATIVES,
     )

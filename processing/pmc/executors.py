@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from copy import copy, deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger as datatrove_logger
 from tqdm.auto import tqdm
 
+from ..fields import option
 from ..integrity import DamagedFile
 from ..retries import lasting_error, with_retries
 from .bucket import CredentialsRefused, SourceUnavailable
@@ -54,11 +55,6 @@ class Stage:
     memory_gb: int = 0  # per task, if the stage needs more than others
     count: Callable[[], int] = lambda: 0  # the amount of finished work, in any unit
     total: Callable[[], int] | None = None  # the final value of `count`, for a progress bar
-
-
-def option(default: Any, help: str, **metadata: Any) -> Any:
-    """Return a dataclass field with a help text."""
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,25 @@
 
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from biomedclip.processing.files import require_regular
 from biomedclip.processing.pmc.articles import FIGURES_PER_ARTICLE
-from biomedclip.processing.pmc.executors import Engine, option
+from biomedclip.processing.pmc.executors import Engine
 from biomedclip.processing.pmc.options import BuildOptions
 from biomedclip.processing.pmc.splits import parse_fractions
 
 from .errors import UsageError
+from .fields import REQUIRED, option
 
 
 @dataclass
 class SourceOptions:
     """Which articles and figures to use."""
 
-    source: str = field(
-        metadata={"help": "Mirror of PMC's bucket: a folder, s3://pmc-oa-opendata, or any URL that fsspec opens."}
+    source: str = option(
+        REQUIRED, "Mirror of PMC's bucket: a folder, s3://pmc-oa-opendata, or any URL that fsspec opens."
     )
     pmcids: str | None = option(None, "Articles to use: PMC1,PMC2,... or a file with one per line (default: all).")
     inventory: str | None = option(None, "Inventory to use, such as 2026-01-18T01-00Z (default: the newest).")
@@ -60,7 +61,7 @@ class EngineOptions(Engine):
 class OutputOptions:
     """Where to write the dataset."""
 
-    output_dir: str = field(metadata={"help": "Folder of the dataset. All machines of a cluster must share it."})
+    output_dir: str = option(REQUIRED, "Folder of the dataset. All machines of a cluster must share it.")
     seed: int = option(0, "Seed of the order of pairs (default: 0).")
     push_to: str | None = option(None, "Dataset on the Hub to publish to, as ORG/NAME.")
     private: bool = option(False, "Make the dataset on the Hub private.")
@@ -73,7 +74,7 @@ class OutputOptions:
 class VerifyOptions:
     """The option of `--verify`."""
 
-    verify: str = field(metadata={"help": "Folder of a built dataset."})
+    verify: str = option(REQUIRED, "Folder of a built dataset.")
 
 
 def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:

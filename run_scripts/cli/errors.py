@@ -1,7 +1,8 @@
 """Errors of the command line, and option names in the errors of the library."""
 
+import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -18,6 +19,12 @@ class UsageError(ValueError):
 
 class IncompleteError(ValueError):
     """Raised at the end of work that left out some items, such as unreadable images. The exit status is 1."""
+
+
+def suggestion(name: str, names: Collection[str]) -> str:
+    """Return a question that names the most similar one of the valid names, or an empty text."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 @contextmanager

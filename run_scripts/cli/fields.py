@@ -1,19 +1,17 @@
-"""Fields of option classes."""
+"""Fields and defaults that several option classes share."""
 
-from collections.abc import Sequence
-from dataclasses import MISSING, field
+import os
+from dataclasses import MISSING
 from typing import Any
 
+from biomedclip.processing.fields import option
+
+
+__all__ = ["REQUIRED", "WORKERS", "option", "trust_option"]
 
 REQUIRED = MISSING
-
-
-def option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
-    """Return the field of an option with a help text. Without a default, the option is required."""
-    metadata = {"help": text, **({"choices": list(choices)} if choices else {})}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+# Number of threads or processes that load data. The results do not depend on it.
+WORKERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def trust_option() -> Any:

@@ -2,11 +2,10 @@
 
 import argparse
 import dataclasses
-import difflib
 import json
 import os
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,39 @@ from biomedclip.model_cards.formatting import public_name
 from biomedclip.processing.files import write_text
 
 from ..main import TRUST_OPTION, VERBS
-from .errors import UsageError, set_option_names
+from .errors import UsageError, set_option_names, suggestion
+from .fields import WORKERS
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WRITTEN_RECIPE = "recipe.yaml"  # the recipe that a run writes to its folder
 _POSITIONAL = "positional_"  # prefix of an option whose value is given without its name
+# Help texts of fields of TrainingArguments that replace those of transformers.
+_TEXTS = {
+    "output_dir": "Folder for the model, the checkpoints and the results.",
+    "max_steps": "Number of steps. Overrides --num-train-epochs.",
+    "num_train_epochs": "Number of epochs (default: 3).",
+    "per_device_train_batch_size": "Batch size of each process for training (default: 8).",
+    "per_device_eval_batch_size": "Batch size of each process for evaluation (default: 8).",
+    "gradient_accumulation_steps": "Number of batches per step (default: 1).",
+    "warmup_steps": "Steps of linear warmup, or a fraction of all steps if below 1 (default: 0).",
+    "bf16": "Train in bfloat16 mixed precision.",
+    "torch_compile": "Compile the model with torch.compile.",
+    "seed": "Random seed (default: 42).",
+    "dataloader_num_workers": f"Number of processes that load data (default: 4, or fewer cores; here {WORKERS}).",
+    "use_cpu": "Train on the CPU, even if there is a GPU.",
+    "eval_strategy": "When to evaluate (default: no).",
+    "eval_steps": "Number of steps between evaluations, with --eval-strategy steps.",
+    "save_steps": "Number of steps between checkpoints (default: 500).",
+    "save_total_limit": "Maximum number of checkpoints to keep (default: all).",
+    "logging_steps": "Number of steps between entries of the training curves (default: 500).",
+}
+_OTHER_FIELDS = """\
+All other fields of transformers.TrainingArguments are options too. As in other
+verbs, --device cpu (here --use-cpu true) and --precision bf16 (here --bf16
+true) are accepted. Start several processes, each on its GPU, with torchrun."""
+# Other names for values of options.
+_ALIASES = {"precision": {"bf16": "bfloat16", "fp32": "float32"}}
 _TRUE = ("true", "yes", "1", "t", "y")
 _FALSE = ("false", "no", "0", "f", "n")
 # An option, some of its values (None for any value), and the options that have no effect with these values. If the
@@ -61,19 +87,21 @@ def parse_options(
     description: str = "",
     example: str = "",
     sections: Sequence[str] | None = None,
-    shown: Sequence[str] | None = None,
+    groups: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     alternatives: Sequence[Sequence[str]] = (),
     positionals: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """Parse the options of a verb into an instance of each dataclass.
 
-    `sections` are the sections of the recipe to read (default: that of the verb). `--help` lists the options `shown`
-    (default: all). `alternatives` are groups of options that exclude each other: if the command line sets one, the
-    others of the group are dropped from the recipe. The values of `positionals` may be given without their names. One
-    that is a list takes all remaining values, so it must be the last. Invalid options raise `UsageError`, or
-    `SystemExit` if argparse rejects them.
+    `sections` are the sections of the recipe to read (default: that of the verb). `--help` lists the options of
+    `groups`, which have a title and names with spaces between them (default: all options, in one group). `defaults` are
+    values of options that neither the recipe nor the command line sets. `alternatives` are groups of options that
+    exclude each other: if the command line sets one, the others of the group are dropped from the recipe. The values of
+    `positionals` may be given without their names. One that is a list takes all remaining values, so it must be the
+    last. Invalid options raise `UsageError`, or `SystemExit` if argparse rejects them.
     """
-    parser = _parser(verb, option_classes, description, example, shown, positionals)
+    parser = _parser(verb, option_classes, description, example, groups, positionals)
     actions = {action.dest: action for action in reversed(parser._actions)}  # `--name` before `--no-name`
     set_option_names(actions.keys() - {"config", "help"})
     required = [action.dest for action in parser._actions if action.required and action.option_strings]
@@ -94,7 +122,7 @@ def parse_options(
         if (value := given.pop(_POSITIONAL + name, None)) not in (None, []):
             given[name] = _converted(parser, actions[name], value, f"biomedclip {verb}")
 
-    options: dict[str, Any] = {}
+    options = dict(defaults or {})
     if recipe := given.get("config", recipe):
         dropped = _without_effect(given)
         dropped |= {name for group in alternatives if set(group) & given.keys() for name in group}
@@ -119,15 +147,14 @@ def _parser(
     option_classes: Sequence[type],
     description: str,
     example: str,
-    shown: Sequence[str] | None,
+    groups: Mapping[str, str] | None,
     positionals: Sequence[str],
 ) -> HfArgumentParser:
-    rest = "\n\nAll other fields of transformers.TrainingArguments are options too." if shown is not None else ""
     parser = HfArgumentParser(
         option_classes,
         prog=f"biomedclip {verb}",
         description=textwrap.fill(description, 80),
-        epilog=f"example:\n  {example}{rest}",
+        epilog=f"example:\n  {example}",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
@@ -135,18 +162,43 @@ def _parser(
     words = [f"{name.upper().replace('_', '-')}{' ...' if name in several else ''}" for name in positionals]
     parser.usage = " ".join([f"biomedclip {verb}", *words, "[options]"])
     if "config" not in (action.dest for action in parser._actions):
-        shipped = ", ".join(recipe_names())
-        parser.add_argument("--config", metavar="RECIPE", help=f"YAML file or shipped recipe: {shipped}")
+        parser.add_argument(
+            "--config", metavar="RECIPE", help="YAML file or shipped recipe. biomedclip recipes lists them."
+        )
+    titles = {name: title for title, names in (groups or {}).items() for name in names.split()}
+    listed = {"config", "help", *titles} if groups else {action.dest for action in parser._actions}
+    is_part = any(action.dest not in listed for action in parser._actions)
+    if is_part:
+        parser.epilog = f"{parser.epilog}\n\n{_OTHER_FIELDS}"
+        for action in parser._actions:
+            action.help = _TEXTS.get(action.dest, action.help)
+    _arrange(parser, titles)
     for action in parser._actions:
-        if shown is not None and action.dest not in (*shown, "config", "help"):
+        if action.dest in _ALIASES:
+            action.type = _with_aliases(action.type, _ALIASES[action.dest])
+        if action.dest not in listed:
             action.help = argparse.SUPPRESS
         elif action.option_strings[-1].startswith("--no-"):
             action.help = f"Opposite of --{action.option_strings[-1].removeprefix('--no-')}."
-        elif shown is not None and len(textwrap.wrap(action.help or "", 56)) > 2:
+        elif is_part and len(textwrap.wrap(action.help or "", 56)) > 2:
             action.help = (action.help or "").split(". ")[0].removesuffix(".") + "."  # transformers' texts are long
     for name in positionals:
         parser.add_argument(_POSITIONAL + name, nargs="*" if name in several else "?", help=argparse.SUPPRESS)
     return parser
+
+
+def _arrange(parser: argparse.ArgumentParser, titles: Mapping[str, str]) -> None:
+    """Move options to groups. `titles` has the group of each option, in the order of `--help`."""
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(titles.values())}
+    for name, title in titles.items():
+        for action in [action for action in parser._optionals._group_actions if action.dest == name]:
+            parser._optionals._group_actions.remove(action)
+            groups[title]._group_actions.append(action)
+
+
+def _with_aliases(read: Any, aliases: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a reader of values that accepts other names for them."""
+    return lambda text: read(aliases.get(text, text))
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -169,12 +221,6 @@ def _with_true(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> lis
         if word in flags and following.lower() not in _TRUE + _FALSE:
             words.append("true")
     return words
-
-
-def suggestion(name: str, names: Collection[str]) -> str:
-    """Return a question that names the most similar one of the valid names, or an empty text."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: Any, source: str) -> Any:
@@ -240,6 +286,17 @@ def read_recipe(name: str, sections: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
+def find_recipes(name: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the files and contents of a recipe, of its base, of the base of this one, and so on."""
+    path = _recipe_path(name)
+    _read_recipe(name, path, [], [])  # checks the bases
+    found = [(path, _load_yaml(name, path))]
+    while base := found[-1][1].get("base"):
+        path = _recipe_path(base, path)
+        found.append((path, _load_yaml(base, path)))
+    return found
+
+
 def _read_recipe(
     name: str, path: Path, sections: Sequence[str], above: Sequence[Path]
 ) -> tuple[dict[str, Any], set[str]]:
@@ -282,8 +339,8 @@ def _recipe_path(name: str, above: Path | None = None) -> Path:
             return path
     where = f"{above}: " if above else ""
     kind = "a folder, not a file" if Path(name).is_dir() else "neither a file nor one of the shipped recipes"
-    choices = ", ".join(recipe_names())
-    raise UsageError(f"{where}the recipe {name!r} was not found. It is {kind}. Choose from {choices}.")
+    close = suggestion(shipped, recipe_names())
+    raise UsageError(f"{where}the recipe {name!r} was not found. It is {kind}.{close} See: biomedclip recipes")
 
 
 def _load_yaml(name: str, path: Path) -> dict[str, Any]:
@@ -349,7 +406,9 @@ def _plain(value: Any) -> Any:
 
 
 def _depends_on_machine(part: Any, name: str) -> bool:
-    """Return whether an option was set because this machine has no accelerator."""
+    """Return whether an option has a value that depends on the accelerator and the cores of this machine."""
     if name == "use_cpu":
         return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if name == "dataloader_num_workers":
+        return getattr(part, name) == WORKERS
     return name == "dataloader_pin_memory" and part.device.type == "cpu"

@@ -1,6 +1,5 @@
 """Compute embeddings of images and texts once, and keep them on disk in numbered parts."""
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ import torch
 from biomedclip.embedding import embed_texts
 from biomedclip.processing.images.reading import ImageError, read_row_image
 
+from ..cli.fields import WORKERS
 from .dual_encoders import DualEncoder
 from .parts import Part, Parts
 
@@ -20,7 +20,6 @@ from .parts import Part, Parts
 FEATURES = "features"  # default folder, next to the results
 # Rows in a part, which are embedded again if a run is killed. 2 MB for 512 dimensions in float32.
 PART = 1024
-WORKERS = min(8, os.cpu_count() or 1)
 
 # The readable rows of a batch, their pixels, and the number and reason of each unreadable row.
 _Batch = tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]

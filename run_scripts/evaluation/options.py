@@ -9,9 +9,9 @@ from biomedclip.processing.benchmarks import benchmark_names
 from biomedclip.processing.benchmarks.loading import benchmark_options
 from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
 
+from ..cli.devices import DEVICE_HELP
 from ..cli.errors import UsageError
-from ..cli.fields import REQUIRED, option, trust_option
-from .features import WORKERS
+from ..cli.fields import REQUIRED, WORKERS, option, trust_option
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .pools import DRAWS
 from .visual_question_answering import WORDS
@@ -22,6 +22,17 @@ SUITE = "suite"
 ALIASES = {"vqa": "visual-question-answering"}
 _LEAST = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "pool_size": 2, "pool_draws": 1}
 _LEAST |= {"seed": 0, "examples": 0}
+# Options that `--help` lists, by group.
+GROUPS = {
+    "common": "model task output_dir data benchmark split precision batch_size workers max_length device "
+    "examples features_dir seed trust_remote_code",
+    "retrieval": "image_id pool_size pool_draws",
+    "zero-shot": "prompts templates",
+    "zero-shot and linear-probe": "image_column label_column cancer rsna_split",
+    "linear-probe": "protocol fractions draws probe_features find_leaks",
+    "visual-question-answering": "image_folder f1_tokenizer",
+    "suite": "data_root tasks benchmarks",
+}
 _SINGLE = ["retrieval", "zero-shot", "linear-probe", "visual-question-answering"]
 # The tasks that have an option. All tasks have the options that are not listed.
 _TASKS = {
@@ -63,12 +74,13 @@ class AllOptions:
         None, "Format of --data, such as pcam or rsna, with its prompts and published values."
     )
     split: str = option("test", "Split to evaluate (default: test).")
-    workers: int = option(WORKERS, f"Number of threads that read images (default: {WORKERS}).")
+    workers: int = option(WORKERS, f"Number of threads that read images (default: 4, or fewer cores; here {WORKERS}).")
     precision: str = option(
         "float32",
-        "Precision of the towers (default: float32). Similarities are float32.",
+        "Precision of the towers, also as fp32 or bf16 (default: float32). Similarities are float32.",
         choices=["float32", "bfloat16"],
     )
+    device: str = option("auto", DEVICE_HELP)
     features_dir: str | None = option(None, "Folder to cache embeddings in (default: OUTPUT_DIR/features).")
     max_length: int | None = option(None, "Maximum number of tokens in a text (default: the tokenizer's limit).")
     examples: int = option(
@@ -76,16 +88,14 @@ class AllOptions:
         "Retrieval and visual-question-answering: number of pairs or questions to plot in "
         "OUTPUT_DIR/examples, with the best candidates or answers (default: 0).",
     )
-    image_id: str | None = option(
-        None, "Retrieval: column that identifies the image, such as image_md5 (default: none)."
-    )
+    image_id: str | None = option(None, "Column that identifies the image, such as image_md5 (default: none).")
     pool_size: int | None = option(
         None,
-        "Retrieval: number of pairs in a pool drawn from the split with --seed (default: all). "
+        "Number of pairs in a pool drawn from the split with --seed (default: all). "
         "The paper uses 725739 for test and 13600 for validation.",
     )
     pool_draws: int | None = option(
-        None, f"Retrieval: number of pools to average (default: {DRAWS}, or 1 if a pool is the whole split)."
+        None, f"Number of pools to average (default: {DRAWS}, or 1 if a pool is the whole split)."
     )
     cancer: str | None = option(None, "tcga_til: study (luad, brca, ...) or all (default: luad, as in the paper).")
     rsna_split: str | None = option(
@@ -103,30 +113,26 @@ class AllOptions:
     templates: list[str] = option([], "Prompts with {} for the class name (default: the benchmark's).")
     protocol: str = option(
         "logistic",
-        "Linear probe: logistic regression, or SGD with ELEVATER's search (default: logistic).",
+        "Logistic regression, or SGD with ELEVATER's search (default: logistic).",
         choices=PROTOCOLS,
     )
-    fractions: list[float] = option(
-        list(FRACTIONS), "Linear probe: fractions of the training labels (default: 0.01 0.1 1)."
-    )
-    draws: int | None = option(
-        None, f"Linear probe: number of draws of each fraction below 1 (default: {PROBE_DRAWS})."
-    )
+    fractions: list[float] = option(list(FRACTIONS), "Fractions of the training labels (default: 0.01 0.1 1).")
+    draws: int | None = option(None, f"Number of draws of each fraction below 1 (default: {PROBE_DRAWS}).")
     probe_features: str = option(
         "embeds",
-        "Linear probe: image embeddings, or hidden states before the projection (default: embeds).",
+        "Image embeddings, or hidden states before the projection (default: embeds).",
         choices=["embeds", "hidden"],
     )
-    find_leaks: bool = option(True, "Linear probe: check for test images among the training images.")
+    find_leaks: bool = option(True, "Check for test images among the training images.")
     f1_tokenizer: str = option(
         WORDS,
-        "visual-question-answering: tokenizer of the token F1: words (default, as in SQuAD), or a folder or "
+        "Tokenizer of the token F1: words (default, as in SQuAD), or a folder or "
         "Hub id, such as openai-community/gpt2 as in the paper.",
     )
     image_folder: str | None = option(None, "vqa_rad, slake: folder of the images (default: next to the questions).")
-    data_root: str = option("", "Suite: folder that contains the folders of the benchmarks, such as pcam and lc25000.")
-    tasks: list[str] = option([], "Suite: tasks to run (default: all).")
-    benchmarks: list[str] = option([], "Suite: benchmarks to run (default: all that are found).")
+    data_root: str = option("", "Folder that contains the folders of the benchmarks, such as pcam and lc25000.")
+    tasks: list[str] = option([], "Tasks to run (default: all).")
+    benchmarks: list[str] = option([], "Benchmarks to run (default: all that are found).")
 
 
 def _options_of(task: str) -> Any:

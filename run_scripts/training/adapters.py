@@ -22,6 +22,7 @@ from ..cli.permissions import apply_umask
 # `fc1` and `fc2` are the feed-forward layers, and the two layers of BiomedCLIP's text projection.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 MERGED = "merged"  # folder of the merged model in the folder of the run
+LORA_OPTIONS = "lora_rank lora_alpha lora_dropout lora_targets merge_adapter"  # for `--help`
 _ADAPTABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 

@@ -31,7 +31,11 @@ logger = logging.getLogger(__name__)
 TASK = "image-classification"
 EXAMPLE = """biomedclip train --config lora_classification \\
       --train-data folder_of_classes --output-dir classifier"""
-SHOWN = ["task", "train_data", "image_column", "label_column", "validation_fraction", *supervised.SHOWN]
+GROUPS = {
+    "data": "task train_data image_column label_column validation_fraction on_bad_row dataloader_num_workers",
+    "model": "model_name_or_path trust_remote_code",
+    **supervised.GROUPS,
+}
 ALTERNATIVES = runs.ALTERNATIVES
 
 

@@ -31,7 +31,7 @@ from ..cli.fields import option
 from ..cli.reporting import say, show_table, write_json
 from ..evaluation.pools import TRAINING_POOL_SEED, draw_pool
 from . import runs
-from .adapters import AdapterOptions, add_adapter
+from .adapters import LORA_OPTIONS, AdapterOptions, add_adapter
 from .dry_run import PUBLISHED_PAIRS, DryRunOptions, plan_run, show_plan
 from .models import ModelOptions, configuration, load_model, outline
 from .runs import check_checkpoint, cost_rows, run_and_save, start_run
@@ -42,15 +42,17 @@ from .zero_shot_validation import ZeroShotOptions, ZeroShotValidation, read_zero
 
 TASK = "contrastive"
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
-# Options that `--help` lists.
-SHOWN = """
-    task train_data licenses text model_name_or_path vision_model text_model model_config image_size patch_dropout
-    lock_image_tower tokenizer vocabulary_size max_length trust_remote_code on_bad_row fast_decode max_eval_pairs
-    lora_rank lora_alpha lora_dropout lora_targets merge_adapter output_dir max_steps num_train_epochs batch_size
-    mini_batch_size loss per_device_train_batch_size per_device_eval_batch_size learning_rate warmup_steps weight_decay
-    bf16 torch_compile dataloader_num_workers eval_steps zero_shot_data save_steps logging_steps save_total_limit
-    report_to resume_from_checkpoint seed dry_run pairs processes
-""".split()
+# Options that `--help` lists, by group.
+GROUPS = {
+    "data": "task train_data licenses text max_eval_pairs zero_shot_data on_bad_row fast_decode dataloader_num_workers",
+    "model": "model_name_or_path vision_model text_model model_config image_size patch_dropout lock_image_tower "
+    "tokenizer vocabulary_size max_length trust_remote_code",
+    "LoRA": LORA_OPTIONS,
+    "optimization": "max_steps num_train_epochs batch_size per_device_train_batch_size mini_batch_size loss "
+    "learning_rate warmup_steps weight_decay bf16 torch_compile seed",
+    "run": "output_dir resume_from_checkpoint use_cpu eval_strategy eval_steps per_device_eval_batch_size save_steps "
+    "save_total_limit logging_steps report_to dry_run pairs processes",
+}
 DEFAULT_BATCH = ContrastiveTrainingArguments.per_device_train_batch_size  # for training and evaluation
 # Groups of options that exclude each other: the command line overrides all of a group in a recipe.
 ALTERNATIVES = (

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,8 @@ def run_training(trainer: AdaptedTrainer, checkpoint: str | None) -> dict[str, A
                 f"{checkpoint} has completed {first_step} of {args.max_steps} steps. Raise --max-steps to continue."
             )
         logger.warning("%s has completed all steps, but the model was not saved. Saving it now.", checkpoint)
+    # The processes that load data are forks. tokenizers would warn that it switches off its threads in them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     show_progress(trainer)
     trainer.add_callback(UmaskOnCheckpoints())
     with tracker_errors():

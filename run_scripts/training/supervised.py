@@ -13,17 +13,18 @@ from biomedclip.trainer_adaptations import AdaptedTrainer
 from biomedclip.training_arguments import CheckedTrainingArguments
 
 from ..cli.fields import option, trust_option
-from .adapters import refuse_adapter
+from .adapters import LORA_OPTIONS, refuse_adapter
 
 
 HEAD = "classifier"  # name of the head in classifiers of transformers
-# Options that `--help` lists.
-SHOWN = """
-    on_bad_row model_name_or_path trust_remote_code lora_rank lora_alpha lora_dropout lora_targets merge_adapter
-    output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size
-    gradient_accumulation_steps learning_rate warmup_steps weight_decay bf16 dataloader_num_workers eval_strategy
-    save_steps logging_steps report_to resume_from_checkpoint seed
-""".split()
+# Options that `--help` lists after those of the data and the model, by group.
+GROUPS = {
+    "LoRA": LORA_OPTIONS,
+    "optimization": "max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps learning_rate "
+    "warmup_steps weight_decay bf16 seed",
+    "run": "output_dir resume_from_checkpoint use_cpu eval_strategy per_device_eval_batch_size save_steps "
+    "save_total_limit logging_steps report_to",
+}
 
 
 @dataclass(kw_only=True)

@@ -37,8 +37,12 @@ TASK = "visual-question-answering"
 VISUAL_QUESTIONS = benchmark_names(TASK)
 EXAMPLE = """biomedclip train --config vqa_rad --model-name-or-path model \\
       --train-data VQA_RAD --output-dir answers"""
-SHOWN = "task train_data benchmark image_folder validation_fraction co_attention_config max_length".split()
-SHOWN += ["head_learning_rate_factor", "cross_modal_learning_rate_factor", *supervised.SHOWN]
+GROUPS = {
+    "data": "task train_data benchmark image_folder validation_fraction on_bad_row dataloader_num_workers",
+    "model": "model_name_or_path co_attention_config max_length trust_remote_code",
+    **supervised.GROUPS,
+}
+GROUPS["optimization"] += " head_learning_rate_factor cross_modal_learning_rate_factor"
 ALTERNATIVES = runs.ALTERNATIVES
 TOWERS = ("text_model", "vision_model")
 # METER's names: its `token_type_embeddings` belong to neither the head nor the cross-modal group.

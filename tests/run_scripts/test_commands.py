@@ -176,7 +176,10 @@ def test_a_build_that_is_killed_leaves_no_data_and_goes_on(out, tmp_path):
         (["quickstart", "--output-dir", "{built}"], "Choose another `--output-dir`"),
         (["quickstart", "--output-dir", "{tmp}/a", "--figures", "0"], "`--figures` must be between 1 and"),
         (["quickstart", "--output-dir", "{tmp}/a", "--source", "/nowhere"], "does not exist"),
-        (["dance"], "invalid choice: 'dance'"),
+        (["dance"], "'dance' is not a verb"),
+        (["evalute"], "Did you mean 'evaluate'?"),
+        (["evaluate", "zeroshot"], "Did you mean 'zero-shot'?"),
+        (["evaluate", "--model", "{tmp}/odl", "--data", "x", "--output-dir", "{tmp}/r"], "Did you mean '{tmp}/old'?"),
     ],
 )
 def test_errors_are_one_line_that_a_person_can_act_on(built, tmp_path, arguments, message, capsys):
@@ -185,7 +188,7 @@ def test_errors_are_one_line_that_a_person_can_act_on(built, tmp_path, arguments
     places = {"tmp": tmp_path, "built": built}
     assert status_of(*(argument.format(**places) for argument in arguments)) != 0
     error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    assert message.format(**places) in error and "Traceback" not in error
 
 
 def test_overwrite_removes_only_what_a_quickstart_writes(tmp_path, monkeypatch):

@@ -82,7 +82,10 @@ def test_a_recipe_of_the_user_extends_a_shipped_one(recipe):
     [
         ("other.yaml", "extends itself: recipe -> other -> recipe"),
         ("recipe.yaml", "extends itself: recipe -> recipe"),
-        ("nowhere", r"recipe.yaml: the recipe 'nowhere' was not found. It is neither a file nor one of.*quickstart"),
+        (
+            "nowhere",
+            r"recipe.yaml: the recipe 'nowhere' was not found. It is neither.*See: biomedclip recipes",
+        ),
         ("folder", "It is a folder, not a file"),
     ],
 )

@@ -179,10 +179,7 @@ def test_a_locked_image_encoder_is_not_trained(tmp_path):
     assert plan["model"]["trainable_parameters"] == 195_902_721 - image_encoder["parameters"]
 
 
-def test_each_recipe_is_listed_in_the_help_and_has_a_description(capsys):
+def test_each_recipe_has_a_description():
     assert set(recipe_names()) == set(ROWS) | OTHERS
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    listed = capsys.readouterr().out.split("shipped recipe:")[1].replace(",", " ").replace(".", " ").split()
     for name in recipe_names():
-        assert name in listed and len(opening(name)) > 40
+        assert len(opening(name)) > 40
