@@ -1,7 +1,7 @@
 """Write the card of a model from its training, its dataset and its evaluation results."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from biomedclip.model_cards.formatting import PLACEHOLDER
 from biomedclip.model_cards.model_card import BENCHMARKS, NOT_MEASURED, OF_THE_PAPER, benchmark_name, fill_model_card
 from biomedclip.model_cards.results import measures
 
+from .cli.fields import REQUIRED, option
 from .cli.options import parse_options
 from .cli.reporting import UNDEFINED, say, show_table, write_json, write_text
 from .hub.card_facts import (
@@ -33,28 +34,14 @@ EXAMPLE = """biomedclip card out/model --train-run out/training --dataset out \\
 class CardOptions:
     """Options of `biomedclip card`."""
 
-    model: str = field(metadata={"help": "Folder of a BiomedCLIP model."})
-    results: list[str] = field(
-        default_factory=list,
-        metadata={"help": "results.json files of biomedclip evaluate, or folders that contain them."},
-    )
-    train_run: str | None = field(
-        default=None, metadata={"help": "Output folder of biomedclip train (default: the model folder)."}
-    )
-    dataset: str | None = field(
-        default=None, metadata={"help": "Training data: output folder of biomedclip build, or an id on the Hub."}
-    )
-    license: str | None = field(
-        default=None, metadata={"help": "License of the weights, by its name on the Hub, such as apache-2.0."}
-    )
-    title: str | None = field(default=None, metadata={"help": "Title of the card (default: BiomedCLIP)."})
-    name: str = field(
-        default=PLACEHOLDER,
-        metadata={"help": "Repository in the code examples (default: set by biomedclip push)."},
-    )
-    output: str | None = field(
-        default=None, metadata={"help": "Folder for README.md and card.json (default: the model folder)."}
-    )
+    model: str = option(REQUIRED, "Folder of a BiomedCLIP model. Can be the first positional argument.")
+    results: list[str] = option([], "results.json files of biomedclip evaluate, or folders that contain them.")
+    train_run: str | None = option(None, "Output folder of biomedclip train (default: the model folder).")
+    dataset: str | None = option(None, "Training data: output folder of biomedclip build, or an id on the Hub.")
+    license: str | None = option(None, "License of the weights, by its name on the Hub, such as apache-2.0.")
+    title: str | None = option(None, "Title of the card (default: BiomedCLIP).")
+    name: str = option(PLACEHOLDER, "Repository in the code examples (default: set by biomedclip push).")
+    output: str | None = option(None, "Folder for README.md and card.json (default: the model folder).")
 
 
 def main(arguments: Sequence[str]) -> None:

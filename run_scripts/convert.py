@@ -6,7 +6,7 @@ biomedclip convert published open_clip_folder --to open_clip
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from biomedclip.conversion import load_any_layout, local_checkpoint, save_with_p
 from biomedclip.model_cards.formatting import public_name
 from biomedclip.model_cards.model_card import fill_model_card
 
+from .cli.fields import REQUIRED, option
 from .cli.options import parse_options
 from .cli.permissions import apply_umask
 from .cli.reporting import refuse_filled, say, show_table, versions, write_json, write_text
@@ -29,27 +30,19 @@ EXAMPLE = "biomedclip convert open_clip_folder_or_hub_id published --verify"
 class ConvertOptions:
     """Options of `biomedclip convert`."""
 
-    source: str = field(
-        metadata={
-            "help": "Folder or Hub id in the layout of open_clip, transformers or chuhac/BiomedCLIP-vit-bert-hf, or an "
-            "epoch_N.pt of open_clip's training. Can be the first positional argument."
-        }
+    source: str = option(
+        REQUIRED,
+        "Folder or Hub id in the layout of open_clip, transformers or chuhac/BiomedCLIP-vit-bert-hf, or an "
+        "epoch_N.pt of open_clip's training. Can be the first positional argument.",
     )
-    output_dir: str = field(metadata={"help": "Folder for the result. Can be the second positional argument."})
-    to: str = field(
-        default="transformers",
-        metadata={"help": "Layout of the result (default: transformers).", "choices": ["transformers", "open_clip"]},
+    output_dir: str = option(REQUIRED, "Folder for the result. Can be the second positional argument.")
+    to: str = option("transformers", "Layout of the result (default: transformers).", ["transformers", "open_clip"])
+    verify: bool = option(
+        False, "Run open_clip and transformers on the same images and labels, on the CPU, and compare them."
     )
-    verify: bool = field(
-        default=False,
-        metadata={"help": "Run open_clip and transformers on the same images and labels, and compare them."},
-    )
-    images: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Images, or folders of images, for --verify (default: synthetic figures)."},
-    )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
-    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+    images: list[str] = option([], "Images, or folders of images, for --verify (default: synthetic figures).")
+    revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
+    overwrite: bool = option(False, "Write into a folder that is not empty.")
 
 
 def main(arguments: Sequence[str]) -> None:

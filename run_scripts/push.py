@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from biomedclip.model_cards.checking import find_problems
 from biomedclip.model_cards.formatting import PLACEHOLDER, size
 from biomedclip.model_cards.reading import check_shape, read_json, read_text
 
+from .cli.fields import REQUIRED, option
 from .cli.options import parse_options
 from .cli.reporting import say, show_table, versions, write_json
 from .hub.card_facts import CARD, CARD_FACTS, FACTS, describe_model
@@ -27,15 +28,13 @@ REPORT = "push.json"
 class PushOptions:
     """Options of `biomedclip push`."""
 
-    repo_id: str = field(metadata={"help": "Repository on the Hub: ORG/NAME or USER/NAME."})
-    model: str = field(metadata={"help": "Model folder with a card written by biomedclip card."})
-    private: bool = field(default=False, metadata={"help": "Create a private repository."})
-    revision: str | None = field(
-        default=None, metadata={"help": "Branch to push to (default: main). It is created if it does not exist."}
+    repo_id: str = option(
+        REQUIRED, "Repository on the Hub: ORG/NAME or USER/NAME. Can be the first positional argument."
     )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Check the card and list the files to upload, without network access."}
-    )
+    model: str = option(REQUIRED, "Model folder with a card written by biomedclip card.")
+    private: bool = option(False, "Create a private repository.")
+    revision: str | None = option(None, "Branch to push to (default: main). It is created if it does not exist.")
+    dry_run: bool = option(False, "Check the card and list the files to upload, without network access.")
 
 
 def main(arguments: Sequence[str]) -> None:
