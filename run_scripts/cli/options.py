@@ -29,20 +29,20 @@ _TEXTS = {
     "output_dir": "Folder for the model, the checkpoints and the results.",
     "max_steps": "Number of steps. Overrides --num-train-epochs.",
     "num_train_epochs": "Number of epochs (default: 3).",
-    "per_device_train_batch_size": "Batch size of each process for training (default: 8).",
-    "per_device_eval_batch_size": "Batch size of each process for evaluation (default: 8).",
+    "per_device_train_batch_size": "Batch size of a process in training (default: 8).",
+    "per_device_eval_batch_size": "Batch size of a process in evaluation (default: 8).",
     "gradient_accumulation_steps": "Number of batches per step (default: 1).",
-    "warmup_steps": "Steps of linear warmup, or a fraction of all steps if below 1 (default: 0).",
+    "warmup_steps": "Steps of linear warmup. Below 1: fraction of all steps.",
     "bf16": "Train in bfloat16 mixed precision.",
     "torch_compile": "Compile the model with torch.compile.",
     "seed": "Random seed (default: 42).",
-    "dataloader_num_workers": f"Number of processes that load data (default: 4, or fewer cores; here {WORKERS}).",
+    "dataloader_num_workers": "Processes that load data (default: 4, or fewer cores).",
     "use_cpu": "Train on the CPU, even if there is a GPU.",
     "eval_strategy": "When to evaluate (default: no).",
-    "eval_steps": "Number of steps between evaluations, with --eval-strategy steps.",
-    "save_steps": "Number of steps between checkpoints (default: 500).",
+    "eval_steps": "Steps between evaluations (--eval-strategy steps).",
+    "save_steps": "Steps between checkpoints (default: 500).",
     "save_total_limit": "Maximum number of checkpoints to keep (default: all).",
-    "logging_steps": "Number of steps between entries of the training curves (default: 500).",
+    "logging_steps": "Steps between entries of the log (default: 500).",
 }
 _OTHER_FIELDS = """\
 All other fields of transformers.TrainingArguments are options too. As in other
@@ -162,9 +162,7 @@ def _parser(
     words = [f"{name.upper().replace('_', '-')}{' ...' if name in several else ''}" for name in positionals]
     parser.usage = " ".join([f"biomedclip {verb}", *words, "[options]"])
     if "config" not in (action.dest for action in parser._actions):
-        parser.add_argument(
-            "--config", metavar="RECIPE", help="YAML file or shipped recipe. biomedclip recipes lists them."
-        )
+        parser.add_argument("--config", metavar="RECIPE", help="YAML file, or a recipe that biomedclip recipes lists.")
     titles = {name: title for title, names in (groups or {}).items() for name in names.split()}
     listed = {"config", "help", *titles} if groups else {action.dest for action in parser._actions}
     is_part = any(action.dest not in listed for action in parser._actions)

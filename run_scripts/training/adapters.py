@@ -78,7 +78,13 @@ def add_adapter(model: PreTrainedModel, options: AdapterOptions, *, trained_whol
     )
     with warnings.catch_warnings():  # PEFT reads a property that transformers renames
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    adapted.create_or_update_model_card = _write_no_card
+    return adapted
+
+
+def _write_no_card(output_dir: str) -> None:
+    """Take the place of the method of PEFT that writes an empty template. The run writes a card at its end."""
 
 
 def refuse_adapter(model: PreTrainedModel) -> None:

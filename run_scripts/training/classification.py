@@ -103,7 +103,7 @@ def run(
         measured: dict[str, Any] = {split: measure(trainer, splits[split], split) for split in held_out}
         return {"classes": classes, "chance": 1 / len(classes), **measured}
 
-    return trainer, run_and_save(trainer, checkpoint, adapter, measure_splits, config)
+    return trainer, run_and_save(trainer, checkpoint, adapter, measure_splits, config, data=data.train_data)
 
 
 def with_validation(splits: Mapping[str, LabeledImages], fraction: float, seed: int) -> dict[str, LabeledImages]:

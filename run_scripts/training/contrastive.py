@@ -179,7 +179,7 @@ def run(
             "substituted_rows_in_evaluation": trainer.eval_data_collator.substituted_rows,
         }
 
-    return trainer, run_and_save(trainer, checkpoint, adapter, measure)
+    return trainer, run_and_save(trainer, checkpoint, adapter, measure, data=data.train_data)
 
 
 def plan(

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments, set_seed
 
+from biomedclip.model_cards.adapter_card import fill_adapter_card
 from biomedclip.source_checks import check_source
 from biomedclip.trainer_adaptations import AdaptedTrainer
 
@@ -20,7 +21,8 @@ from ..cli.models import check_model_name
 from ..cli.options import write_recipe
 from ..cli.permissions import UmaskOnCheckpoints, apply_umask
 from ..cli.progress import show_progress
-from ..cli.reporting import peak_memory_mib, versions, write_json
+from ..cli.reporting import peak_memory_mib, versions, write_json, write_text
+from ..hub.card_facts import CARD, read_training
 from .adapters import MERGED, AdapterOptions, check_merge, save_merged
 from .trackers import tracker_errors
 
@@ -95,11 +97,13 @@ def run_and_save(
     adapter: AdapterOptions,
     measure: Callable[[], dict[str, Any]],
     base_config: Any = None,
+    *,
+    data: str,
 ) -> dict[str, Any]:
     """Train, and save the model, the results and the merged model. Return the content of `train_results.json`.
 
     `measure` returns additional results after the training. `base_config` is the configuration to save with an adapter,
-    if its head is not part of the base model.
+    if its head is not part of the base model. `data` is the training data, which the card of an adapter names.
     """
     check_merge(trainer, adapter)
     results = run_training(trainer, checkpoint)
@@ -113,6 +117,11 @@ def run_and_save(
             base_config.save_pretrained(output_dir / CONFIG)
         if adapter.merge_adapter:
             save_merged(trainer.model, trainer.processing_class, output_dir / MERGED)
+        if adapter.lora_rank is not None:
+            config = trainer.model.peft_config["default"].to_dict()
+            training = read_training(output_dir, None) or {}
+            merged = MERGED if adapter.merge_adapter else None
+            write_text(output_dir / CARD, fill_adapter_card(config, **training, data=data, merged=merged))
     return results
 
 

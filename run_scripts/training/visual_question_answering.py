@@ -142,7 +142,7 @@ def run(
             "validation": measure(trainer, splits["validation"], validation) if validation else None,
         }
 
-    return trainer, run_and_save(trainer, checkpoint, adapter, measure_validation, config)
+    return trainer, run_and_save(trainer, checkpoint, adapter, measure_validation, config, data=data.train_data)
 
 
 def check_validation_options(data: QuestionData, args: SupervisedArguments) -> None:

@@ -64,6 +64,9 @@ def test_the_adapter_is_saved_alone_with_its_processor(adapted, base):
     names = {path.name for path in adapted.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "processor_config.json", "tokenizer.json"} <= names
     assert not {"model.safetensors", "config.json"} & names
+    card = (adapted / "README.md").read_text()
+    assert "| rank | 16 |" in card and "More Information Needed" not in card and str(base.parent) not in card
+    assert not list(adapted.glob("checkpoint-*/README.md")), "the template of PEFT"
     config = json.loads((adapted / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
     tensors = load_file(adapted / "adapter_model.safetensors")
