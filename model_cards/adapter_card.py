@@ -16,15 +16,15 @@ SHOWN_CLASSES = 20
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 # Name, rows, class in transformers, and tag of the Hub for each task of `biomedclip train`.
 _TASKS = {
-    "contrastive": ("contrastive training on pairs", "pairs", None, "zero-shot-image-classification"),
+    "contrastive": ("with a contrastive loss on pairs", "pairs", None, "zero-shot-image-classification"),
     "image-classification": (
-        "image classification",
+        "for image classification",
         "images",
         "AutoModelForImageClassification",
         "image-classification",
     ),
     "visual-question-answering": (
-        "visual question answering",
+        "for visual question answering",
         "questions",
         "AutoModelForVisualQuestionAnswering",
         "visual-question-answering",
