@@ -6,7 +6,7 @@ biomedclip export published exported --format openvino --precision int8 --images
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from biomedclip import ExportedModel, embed_images, embed_texts, export_model
 from biomedclip.conversion import load_any_layout, local_checkpoint
 from biomedclip.export import FORMATS, check_precisions
 
+from .cli.fields import REQUIRED, option
 from .cli.options import parse_options
 from .cli.reporting import refuse_filled, say, show_table, versions, write_json
 from .evaluation.verification import LABELS, TEMPLATE, pictures_to_compare
@@ -30,30 +31,24 @@ REPORT = "export_report.json"
 class ExportOptions:
     """Options of `biomedclip export`."""
 
-    model: str = field(
-        metadata={"help": "Folder or Hub id of a BiomedCLIP model in any layout. Can be the first positional argument."}
+    model: str = option(
+        REQUIRED, "Folder or Hub id of a BiomedCLIP model in any layout. Can be the first positional argument."
     )
-    output_dir: str = field(metadata={"help": "Folder for the graphs. Can be the second positional argument."})
-    format: str = field(
-        default="onnx", metadata={"help": "ONNX Runtime or OpenVINO (default: onnx).", "choices": list(FORMATS)}
+    output_dir: str = option(REQUIRED, "Folder for the graphs. Can be the second positional argument.")
+    format: str = option("onnx", "ONNX Runtime or OpenVINO (default: onnx).", list(FORMATS))
+    precision: list[str] = option(
+        ["float32"],
+        "Precision of the graphs (default: float32). onnx: float32, float16, int8, also several. openvino: "
+        "float32, bfloat16, int8.",
+        ["float32", "float16", "bfloat16", "int8"],
     )
-    precision: list[str] = field(
-        default_factory=lambda: ["float32"],
-        metadata={
-            "help": "Precision of the graphs (default: float32). onnx: float32, float16, int8, also several. openvino: "
-            "float32, bfloat16, int8.",
-            "choices": ["float32", "float16", "bfloat16", "int8"],
-        },
+    images: list[str] = option(
+        [], "Images, or folders of images, to measure the error on (default: synthetic figures)."
     )
-    images: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Images, or folders of images, to measure the error on (default: synthetic figures)."},
+    texts: str | None = option(
+        None, "File with one text per line to measure the error on (default: labels of the model card)."
     )
-    texts: str | None = field(
-        default=None,
-        metadata={"help": "File with one text per line to measure the error on (default: labels of the model card)."},
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+    overwrite: bool = option(False, "Write into a folder that is not empty.")
 
 
 def main(arguments: Sequence[str]) -> None:
