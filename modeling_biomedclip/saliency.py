@@ -2,9 +2,10 @@
 
 The method is LeGrad (Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via Feature Formation
 Sensitivity", ICCV 2025, arXiv 2404.03214). Let A be the attention probabilities of a layer of the image tower, and s
-the cosine similarity of the text and the output of this layer (mean over tokens, last LayerNorm, projection). The
-relevance of a patch is the positive part of ds/dA for the attention to this patch, averaged over heads and queries, and
-summed over layers. `tests/performance/saliency.py` compares it with other methods.
+the cosine similarity of the text and the class token after this layer (last LayerNorm, projection). The relevance of a
+patch is the positive part of ds/dA for the attention of the class token to this patch, averaged over heads, and summed
+over layers. The code of the authors pools the mean of all tokens instead, for which these models are not trained.
+`tests/performance/saliency.py` compares the method with others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -134,11 +135,11 @@ def patch_relevance(model: Any, pixel_values: torch.Tensor, text_embeds: torch.T
                 f"{type(model).__name__} is not."
             )
         for attention, hidden_states in zip(outputs.attentions, outputs.hidden_states[1:], strict=True):
-            pooled = model.vision_model.post_layernorm(hidden_states.mean(dim=1))
+            pooled = model.vision_model.post_layernorm(hidden_states[:, 0])
             image_embeds = nn.functional.normalize(model.visual_projection(pooled).float(), dim=-1)
             for number, similarity in enumerate(text_embeds.float() @ image_embeds[0]):
                 (gradient,) = torch.autograd.grad(similarity, attention, retain_graph=True)
-                relevance[number] += gradient[0].float().clamp(min=0).mean(dim=(0, 1))[1:].cpu()
+                relevance[number] += gradient[0, :, 0, 1:].float().clamp(min=0).mean(dim=0).cpu()
     return relevance.reshape(-1, rows, columns)
 
 

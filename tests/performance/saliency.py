@@ -134,8 +134,19 @@ def rollout(derivatives: Derivatives, layers: int = 0) -> torch.Tensor:
     return relevance[:, 0, 1:]
 
 
+def mean_of_tokens(derivatives: Derivatives) -> torch.Tensor:
+    """LeGrad as in the code of Bousselham et al. 2025: the mean of all tokens is pooled, not the class token."""
+    model, total = derivatives.model, torch.zeros(())
+    for attention, hidden_states in zip(derivatives.attentions, derivatives.hidden_states[1:], strict=True):
+        pooled = model.vision_model.post_layernorm(hidden_states.mean(dim=1))
+        similarities = (normalize(model.visual_projection(pooled), dim=-1) * derivatives.text_embeds).sum()
+        (gradient,) = torch.autograd.grad(similarities, attention, retain_graph=True)
+        total = total + gradient.clamp(min=0).mean(dim=(1, 2))[:, 1:]
+    return total
+
+
 def shipped(derivatives: Derivatives) -> torch.Tensor:
-    """The method of `saliency_map`, LeGrad."""
+    """The method of `saliency_map`: LeGrad with the class token."""
     every = derivatives.prompts
     pairs = zip(derivatives.pixel_values[::every], derivatives.text_embeds.split(every), strict=True)
     return torch.cat([patch_relevance(derivatives.model, pixels[None], embeds) for pixels, embeds in pairs]).flatten(1)
@@ -148,7 +159,8 @@ def grad_cam(derivatives: Derivatives) -> torch.Tensor:
 
 
 METHODS: list[tuple[str, Callable[[Derivatives], torch.Tensor]]] = [
-    ("saliency_map (LeGrad)", shipped),
+    ("saliency_map (LeGrad, class token)", shipped),
+    ("LeGrad, mean of tokens", mean_of_tokens),
     ("attention rollout with gradients (Chefer)", rollout),
     ("gradient x attention, last layer", lambda derivatives: rollout(derivatives, layers=1)),
     ("Grad-CAM on patch tokens", grad_cam),
