@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         BiomedCLIPProcessor,
         ContrastiveCollator,
         load_benchmark,
+        load_pairs,
         load_pmc15m,
         read_image,
     )
@@ -69,6 +70,7 @@ _MODULE_OF = {
     "export_model": "export",
     "from_open_clip": "conversion",
     "load_benchmark": "processing",
+    "load_pairs": "processing",
     "load_pmc15m": "processing",
     "prompt_sensitivity": "saliency",
     "read_image": "processing",
@@ -101,6 +103,7 @@ __all__ = [
     "export_model",
     "from_open_clip",
     "load_benchmark",
+    "load_pairs",
     "load_pmc15m",
     "prompt_sensitivity",
     "read_image",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .image_processing_biomedclip import BiomedCLIPImageProcessor
     from .images.labeled import read_labeled_images
     from .images.reading import read_image
+    from .pairs import load_pairs
     from .pmc15m import load_pmc15m
     from .processing_biomedclip import BiomedCLIPProcessor
     from .streaming import PairStream
@@ -23,6 +24,7 @@ _MODULE_OF = {
     "PairStream": "streaming",
     "VisualQuestionCollator": "collator",
     "load_benchmark": "benchmarks",
+    "load_pairs": "pairs",
     "load_pmc15m": "pmc15m",
     "read_image": "images.reading",
     "read_labeled_images": "images.labeled",
@@ -36,6 +38,7 @@ __all__ = [
     "PairStream",
     "VisualQuestionCollator",
     "load_benchmark",
+    "load_pairs",
     "load_pmc15m",
     "read_image",
     "read_labeled_images",

@@ -8,7 +8,7 @@ import fsspec
 
 from .images.reading import MAX_NAME
 from .shard_reader import Shard, ShardReader, Text, shard_paths
-from .streaming import shard_order
+from .streaming import epoch_order
 
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def load_pmc15m(
 
     urls = shard_paths(path, split, storage_options)
     if seed is not None:
-        urls = [urls[number] for number in shard_order(len(urls), seed, epoch)]
+        urls = [urls[number] for number in epoch_order(len(urls), seed, epoch)]
     reader = ShardReader(urls, columns, licenses, text, seed or 0, storage_options)
     features = datasets.Features.from_arrow_schema(reader.schema(urls[0]))
     features = datasets.Features({name: features[name] for name in columns or features})

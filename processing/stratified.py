@@ -1,5 +1,7 @@
-"""Draw random fractions of each class."""
+"""Draw random fractions of each class, and hold out whole groups."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -26,6 +28,33 @@ def hold_out(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int) -> 
         raise ValueError(f"The fraction to hold out must be between 0 and 1, not {fraction}.")
     held_out = _drawn(labels, fraction, seed, kept=1)
     return sorted(set(range(len(labels))) - set(held_out)), held_out
+
+
+def hold_out_groups(groups: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split rows into two parts, so that all rows of a group are in the same part.
+
+    The order in which groups are held out depends only on their names and the seed, so few groups change sides when
+    rows are added. Groups that would exceed the fraction are skipped. At least one group is held out, and at least one
+    is kept. The result is that of [`hold_out`].
+
+    Raises:
+        ValueError: If the fraction is not between 0 and 1, or if there is only one group.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"The fraction to hold out must be between 0 and 1, not {fraction}.")
+    sizes = Counter(groups)
+    if len(sizes) < 2:
+        raise ValueError(f"All rows belong to the group {groups[0]!r}, so no group can be held out.")
+    order = sorted(sizes, key=lambda group: hashlib.blake2b(f"{seed}/{group}".encode(), digest_size=8).digest())
+    left = round(fraction * len(groups))
+    chosen = set()
+    for group in order[:-1]:
+        if sizes[group] <= left:
+            chosen.add(group)
+            left -= sizes[group]
+    chosen = chosen or {min(order, key=lambda group: sizes[group])}
+    held_out = [row for row, group in enumerate(groups) if group in chosen]
+    return [row for row, group in enumerate(groups) if group not in chosen], held_out
 
 
 def _drawn(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int, kept: int = 0) -> list[int]:

@@ -18,7 +18,53 @@ from torch.utils.data import IterableDataset, get_worker_info
 from .shard_reader import TRAINING_COLUMNS, ShardReader, Text, shard_paths
 
 
-class PairStream:
+class BatchStream:
+    """Base class of streams of pairs: batches that depend only on the rows, the seed and the position."""
+
+    path: str
+    split: str
+    seed: int
+
+    def __len__(self) -> int:
+        """Return the number of pairs in an epoch."""
+        raise NotImplementedError
+
+    def rows(self, epoch: int, low: int, high: int) -> list[dict[str, Any]]:
+        """Return rows [low, high) of an epoch. Images are not decoded."""
+        raise NotImplementedError
+
+    def batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1, samples_seen: int = 0) -> "PairBatches":
+        """Return an infinite sequence of the batches of one rank. The last, incomplete batch of an epoch is dropped.
+
+        Args:
+            batch_size: Number of pairs per step, over all ranks.
+            rank: Index of this process.
+            world_size: Number of processes.
+            samples_seen: Number of pairs in all previous steps, over all ranks. Pass it to resume at this position.
+
+        Raises:
+            ValueError: If `batch_size` or `world_size` is not positive, `rank` or `samples_seen` is out of range,
+                `batch_size` is not a multiple of `world_size`, or a batch is larger than the split.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+        if world_size < 1:
+            raise ValueError(f"world_size must be at least 1, not {world_size}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1} for world_size={world_size}, not {rank}.")
+        if samples_seen < 0:
+            raise ValueError(f"samples_seen must not be negative, but is {samples_seen}.")
+        if batch_size % world_size != 0:
+            raise ValueError(f"batch_size={batch_size} is not a multiple of world_size={world_size}.")
+        if batch_size > len(self):
+            raise ValueError(
+                f"batch_size={batch_size} is larger than the {self.split} split of {self.path}, which has {len(self)} "
+                "pairs. Use a smaller batch or a larger dataset."
+            )
+        return PairBatches(self, batch_size, rank, world_size, samples_seen)
+
+
+class PairStream(BatchStream):
     """Stream a split of a built dataset in batches that depend only on seed and position.
 
     The footers of all shards are read when the stream is created.
@@ -70,56 +116,26 @@ class PairStream:
 
     def shards(self, epoch: int) -> list[tuple[str, int]]:
         """Return the URL and the number of pairs of each shard, in the order of an epoch."""
-        order = shard_order(len(self._shards), self.seed, epoch)
+        order = epoch_order(len(self._shards), self.seed, epoch)
         return [(self._shards[number].url, self._shards[number].rows) for number in order]
 
     def rows(self, epoch: int, low: int, high: int) -> list[dict[str, Any]]:
         """Return rows [low, high) of an epoch, with the columns of the stream and `epoch`. Images are not decoded."""
         rows: list[dict[str, Any]] = []
         start = 0
-        for shard in (self._shards[number] for number in shard_order(len(self._shards), self.seed, epoch)):
+        for shard in (self._shards[number] for number in epoch_order(len(self._shards), self.seed, epoch)):
             first, last = max(low - start, 0), min(high - start, shard.rows)
             if first < last:
                 rows += self._reader.rows(shard, first, last, epoch)
             start += shard.rows
         return [row | {"epoch": epoch} for row in rows]
 
-    def batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1, samples_seen: int = 0) -> "PairBatches":
-        """Return an infinite sequence of the batches of one rank. The last, incomplete batch of an epoch is dropped.
-
-        Args:
-            batch_size: Number of pairs per step, over all ranks.
-            rank: Index of this process.
-            world_size: Number of processes.
-            samples_seen: Number of pairs in all previous steps, over all ranks. Pass it to resume at this position.
-
-        Raises:
-            ValueError: If `batch_size` or `world_size` is not positive, `rank` or `samples_seen` is out of range,
-                `batch_size` is not a multiple of `world_size`, or a batch is larger than the split.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-        if world_size < 1:
-            raise ValueError(f"world_size must be at least 1, not {world_size}.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0..{world_size - 1} for world_size={world_size}, not {rank}.")
-        if samples_seen < 0:
-            raise ValueError(f"samples_seen must not be negative, but is {samples_seen}.")
-        if batch_size % world_size != 0:
-            raise ValueError(f"batch_size={batch_size} is not a multiple of world_size={world_size}.")
-        if batch_size > len(self):
-            raise ValueError(
-                f"batch_size={batch_size} is larger than the {self.split} split of {self.path}, which has {len(self)} "
-                "pairs. Use a smaller batch or a larger dataset."
-            )
-        return PairBatches(self, batch_size, rank, world_size, samples_seen)
-
 
 @dataclass(eq=False)
 class PairBatches(IterableDataset):
-    """The result of [`PairStream.batches`], an infinite sequence of lists of rows. Use it with `batch_size=None`."""
+    """The result of [`BatchStream.batches`], an infinite sequence of lists of rows. Use it with `batch_size=None`."""
 
-    stream: PairStream
+    stream: BatchStream
     batch_size: int
     rank: int
     world_size: int
@@ -138,6 +154,6 @@ class PairBatches(IterableDataset):
             step += stride
 
 
-def shard_order(shards: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of shards in an epoch. It must never change, because later versions resume earlier runs."""
-    return np.random.default_rng([seed, epoch]).permutation(shards)
+def epoch_order(parts: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of shards or rows in an epoch. Later versions must not change it, to resume earlier runs."""
+    return np.random.default_rng([seed, epoch]).permutation(parts)

@@ -10,14 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..stratified import hold_out
 from .errors import ImageError
 from .folders import FolderContent, find_images, first_names, is_visible, warn_of_left_out
 from .formats import DECODABLE_FORMATS
 from .reading import read_row_image
-from .tables import METADATA_FILES, ImageRow, names_images, read_image_table
+from .tables import (
+    METADATA_FILES,
+    TABLE_SUFFIXES,
+    ImageRow,
+    LabeledRow,
+    check_table,
+    embeds_images,
+    names_images,
+    read_image_table,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -29,6 +38,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+_Row = TypeVar("_Row", ImageRow, LabeledRow)
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
@@ -91,7 +101,12 @@ def labeled_files(root: Path, files: Sequence[Path], labels: list[str]) -> Label
 
 
 def read_labeled_images(
-    path: str | os.PathLike[str], *, image_column: str = IMAGE_COLUMN, label_column: str = LABEL_COLUMN
+    path: str | os.PathLike[str],
+    *,
+    image_column: str = IMAGE_COLUMN,
+    label_column: str = LABEL_COLUMN,
+    image_root: str | os.PathLike[str] | None = None,
+    group_column: str | None = None,
 ) -> dict[str, LabeledImages]:
     """Read labeled images that have a training split.
 
@@ -103,9 +118,12 @@ def read_labeled_images(
             - a folder of images with a `metadata.csv`, `metadata.jsonl` or `metadata.parquet`, in the folder itself or
               in its split folders
             - a dataset of the `datasets` library: saved with `save_to_disk`, as Parquet or Arrow files, or on the Hub
+            - a CSV, JSON Lines or Parquet file with a column of image paths and one of labels
             - a dataset that `biomedclip build` wrote, with a `labels.csv` (columns `pair_id` and `label`)
-        image_column: Column of the images in a dataset or metadata file.
-        label_column: Column of the labels in a dataset, metadata file or `labels.csv`.
+        image_column: Column of the images in a dataset, table or metadata file.
+        label_column: Column of the labels in a dataset, table, metadata file or `labels.csv`.
+        image_root: Folder to which the image paths of a table are relative (default: the folder of the table).
+        group_column: Column of a table with the patient or source of each image. It is returned as `groups`.
 
     Returns:
         The images of each split. Images without splits are returned as `train`.
@@ -126,7 +144,8 @@ def read_labeled_images(
     >>> Counter(read_labeled_images("folder_of_classes")["train"].labels)
     ```
     """
-    splits = read_splits(path, image_column=image_column, label_column=label_column)
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    splits = read_splits(path, **columns, image_root=image_root, group_column=group_column)
     splits = {split: images for split, images in splits.items() if len(images)}
     if "train" not in splits:
         names = [folder.name for folder in split_folders(Path(path)).values()] or list(splits)
@@ -138,17 +157,26 @@ def read_labeled_images(
 
 
 def read_splits(
-    path: str | os.PathLike[str], *, image_column: str = IMAGE_COLUMN, label_column: str = LABEL_COLUMN
+    path: str | os.PathLike[str],
+    *,
+    image_column: str = IMAGE_COLUMN,
+    label_column: str = LABEL_COLUMN,
+    image_root: str | os.PathLike[str] | None = None,
+    group_column: str | None = None,
 ) -> dict[str, LabeledImages]:
     """Read labeled images like [`read_labeled_images`], without requiring a training split.
 
     A split of a built dataset is empty if none of its pairs has a label.
     """
     root = Path(path)
+    if root.suffix.lower() in TABLE_SUFFIXES and (root.is_file() or not root.exists()):
+        return {"train": _read_table(root, image_column, label_column, image_root, group_column)}
+    of_tables = {"image_root": (image_root, None), "group_column": (group_column, None)}
+    refuse_columns("data that is not a CSV, JSON Lines or Parquet file", **of_tables)
     if (root / LABELS).is_file():
         from .labeled_pairs import read_labeled_pairs  # imports torch
 
-        _refuse_columns("a built dataset", image_column=(image_column, IMAGE_COLUMN))
+        refuse_columns("a built dataset", image_column=(image_column, IMAGE_COLUMN))
         return read_labeled_pairs(root, label_column)
     from .labeled_sets import read_hub_set, read_parquet_set, read_saved_set
 
@@ -172,7 +200,7 @@ def read_splits(
     else:
         splits = _from_folders(root, folders, content)
         columns = {"image_column": (image_column, IMAGE_COLUMN), "label_column": (label_column, LABEL_COLUMN)}
-        _refuse_columns(f"class folders, whose names are the labels ({path})", **columns)
+        refuse_columns(f"class folders, whose names are the labels ({path})", **columns)
     if content.dicom:
         from .dicom import require_pydicom
 
@@ -273,7 +301,8 @@ def split_folders(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
-def _refuse_columns(what: str, **columns: tuple[str, str]) -> None:
+def refuse_columns(what: str, **columns: tuple[Any, Any]) -> None:
+    """Raise `ValueError` for the first of the arguments, each with its default, that is set but has no effect."""
     for name, (value, default) in columns.items():
         if value != default:
             raise ValueError(f"{name}={value!r} has no effect on {what}. Omit it.")
@@ -316,11 +345,27 @@ def _from_tables(
     """Return the images that metadata files list, grouped by split folder."""
     if len({table.parent for table in tables}) < len(tables):
         raise ValueError(f"{root}: several of {', '.join(METADATA_FILES)} are in one folder. Keep one of them.")
-    split_of = {folder: split for split, folder in folders.items()}
     rows = [row for table in tables for row in read_image_table(table, image_column, label_column)]
     if not rows:
         raise ValueError(f"{tables[0]}: the table has no rows.")
-    found: dict[str | None, list[ImageRow]] = {}
+    found = rows_by_split(root, folders, rows)
+    named = {row.image for row in rows}
+    _warn_of_unused(root, [path for path in content.images if path not in named], "are not listed in a metadata file")
+    return {
+        split: labeled_files(root, [row.image for row in found[split]], [row.label for row in found[split]])
+        for split in SPLIT_NAMES
+        if split in found
+    }
+
+
+def rows_by_split(root: Path, folders: Mapping[str, Path], rows: Sequence[_Row]) -> dict[str, list[_Row]]:
+    """Return the rows of metadata files by the split folder of their images, or as `train` if there are none.
+
+    Raises:
+        ValueError: If only some of the images are in split folders, or a split folder has no listed images.
+    """
+    split_of = {folder: split for split, folder in folders.items()}
+    found: dict[str | None, list[_Row]] = {}
     for row in rows:
         found.setdefault(split_of.get(root / row.image.relative_to(root).parts[0]), []).append(row)
     if None in found and len(found) > 1:
@@ -329,16 +374,32 @@ def _from_tables(
             f"{row.where}: {row.image.relative_to(root)} is not in a folder of a split, but other images are."
         )
     if None in found:
-        found = {"train": rows}
-    elif without := [folder.name for split, folder in folders.items() if split not in found]:
+        return {"train": list(rows)}
+    if without := [folder.name for split, folder in folders.items() if split not in found]:
         raise ValueError(f"{root}: no metadata file lists images of {', '.join(without)}, as of the other splits.")
-    named = {row.image for row in rows}
-    _warn_of_unused(root, [path for path in content.images if path not in named], "are not listed in a metadata file")
-    return {
-        split: labeled_files(root, [row.image for row in found[split]], [row.label for row in found[split]])
-        for split in SPLIT_NAMES
-        if split in found
-    }
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def _read_table(
+    path: Path,
+    image_column: str,
+    label_column: str,
+    image_root: str | os.PathLike[str] | None,
+    group_column: str | None,
+) -> LabeledImages:
+    """Return the images that a table lists."""
+    check_table(path, image_root)
+    if embeds_images(path, image_column):
+        from .labeled_sets import read_parquet_file
+
+        refuse_columns(f"{path}, which contains the images", image_root=(image_root, None))
+        return read_parquet_file(path, image_column, label_column, group_column)
+    root = None if image_root is None else Path(image_root)
+    rows = read_image_table(path, image_column, label_column, image_root=root, group_column=group_column)
+    if not rows:
+        raise ValueError(f"{path}: the table has no rows.")
+    groups = [str(row.group) for row in rows] if group_column else None
+    return LabeledImages([row.image for row in rows], [row.label for row in rows], [row.name for row in rows], groups)
 
 
 def _warn_of_unused(root: Path, unused: Sequence[Path], why: str) -> None:

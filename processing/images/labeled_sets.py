@@ -1,5 +1,6 @@
 """Labeled images of the `datasets` library: saved on disk, as Parquet or Arrow files, or on the Hub."""
 
+import glob
 import json
 import math
 import os
@@ -19,6 +20,26 @@ from .labeled import SPLIT_NAMES, LabeledImages, LazyImages
 
 def read_hub_set(name: str, image_column: str, label_column: str) -> dict[str, LabeledImages]:
     """Read a dataset from the Hub, with the arguments and errors of [`read_labeled_images`]."""
+    return _labeled_splits(open_hub_set(name), name, image_column, label_column, downloaded=True)
+
+
+def read_parquet_set(root: Path, image_column: str, label_column: str) -> dict[str, LabeledImages]:
+    """Read a folder of Parquet or Arrow files."""
+    return _labeled_splits(open_parquet_set(root), str(root), image_column, label_column)
+
+
+def read_parquet_file(path: Path, image_column: str, label_column: str, group_column: str | None) -> LabeledImages:
+    """Read a Parquet file that contains images."""
+    return _labeled_splits(open_parquet_file(path), str(path), image_column, label_column, group_column)["train"]
+
+
+def read_saved_set(root: Path, image_column: str, label_column: str) -> dict[str, LabeledImages]:
+    """Read a dataset that `save_to_disk` wrote."""
+    return _labeled_splits(open_saved_set(root), str(root), image_column, label_column)
+
+
+def open_hub_set(name: str) -> Any:
+    """Download a dataset from the Hub, or open it in the cache."""
     import datasets
 
     if os.path.exists(name):
@@ -28,25 +49,26 @@ def read_hub_set(name: str, image_column: str, label_column: str) -> dict[str, L
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"{name}: the folder does not exist.")
     try:
-        opened = datasets.load_dataset(name)
+        return datasets.load_dataset(name)
     except OSError as error:
         raise FileNotFoundError(f"{name} is neither a folder nor a dataset on the Hub ({error}).") from error
-    return _labeled_splits(opened, name, image_column, label_column, downloaded=True)
 
 
-def read_parquet_set(root: Path, image_column: str, label_column: str) -> dict[str, LabeledImages]:
-    """Read a folder of Parquet or Arrow files."""
+def open_parquet_set(root: Path) -> Any:
+    """Open a folder of Parquet or Arrow files."""
     import datasets
 
     for file in (root / "README.md", root / ".huggingface.yaml"):
         if file.is_file():
             _refuse_data_elsewhere(file)
-    return _labeled_splits(datasets.load_dataset(str(root)), str(root), image_column, label_column)
+    return datasets.load_dataset(str(root))
 
 
-def read_saved_set(root: Path, image_column: str, label_column: str) -> dict[str, LabeledImages]:
-    """Read a dataset that `save_to_disk` wrote."""
-    return _labeled_splits(open_saved_set(root), str(root), image_column, label_column)
+def open_parquet_file(path: Path) -> Any:
+    """Open a single Parquet file. `datasets` copies it into its cache for random access."""
+    import datasets
+
+    return datasets.load_dataset("parquet", data_files={"train": glob.escape(str(path.resolve()))})
 
 
 def open_saved_set(root: Path) -> Any:
@@ -96,32 +118,56 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _labeled_splits(
-    opened: Any, path: str, image_column: str, label_column: str, *, downloaded: bool = False
+    opened: Any,
+    path: str,
+    image_column: str,
+    label_column: str,
+    group_column: str | None = None,
+    *,
+    downloaded: bool = False,
 ) -> dict[str, LabeledImages]:
-    import datasets
+    columns = {"image_column": image_column, "label_column": label_column}
+    columns |= {"group_column": group_column} if group_column else {}
+    splits = {}
+    for split, rows in sets_by_split(opened, path, columns).items():
+        labels = _labels(rows, label_column, f"{path}: the {split} split")
+        groups = _labels(rows, group_column, f"{path}: the {split} split") if group_column else None
+        images = images_of(rows, image_column, downloaded=downloaded)
+        splits[split] = LabeledImages(images, labels, [f"{split}/{row}" for row in range(len(rows))], groups)
+    return splits
 
+
+def sets_by_split(opened: Any, path: str, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return the `datasets.Dataset` of each split.
+
+    Raises:
+        ValueError: If there are several splits but no training split, or if a column is missing. `columns` has the
+            columns by the name of the argument that selects them.
+    """
     by_name: Mapping[str, Any] = opened if isinstance(opened, Mapping) else {"train": opened}
     found = {split: by_name[name] for split, names in SPLIT_NAMES.items() for name in names if name in by_name}
     if "train" not in found:
         if len(by_name) != 1:
             raise ValueError(f"{path}: there is no train split. The splits are {', '.join(by_name)}.")
         found = {"train": next(iter(by_name.values()))}
-    splits = {}
     for split, rows in found.items():
-        for argument, column in (("image_column", image_column), ("label_column", label_column)):
+        for argument, column in columns.items():
             if column not in rows.column_names:
                 raise ValueError(
                     f"{path}: the {split} split has no column {column!r}. The columns are "
                     f"{', '.join(rows.column_names)}. Pass {argument}."
                 )
-        if isinstance(rows.features[image_column], datasets.Image):
-            rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        labels = _labels(rows, label_column, f"{path}: the {split} split")
-        images: Sequence[Any] = rows[image_column]
-        if downloaded:
-            images = LazyImages(range(len(rows)), partial(_downloaded_image, images))
-        splits[split] = LabeledImages(images, labels, [f"{split}/{row}" for row in range(len(rows))])
-    return splits
+    return found
+
+
+def images_of(rows: Any, image_column: str, *, downloaded: bool = False) -> Sequence[Any]:
+    """Return the images of a `datasets.Dataset` without decoding them. They are read on access."""
+    import datasets
+
+    if isinstance(rows.features[image_column], datasets.Image):
+        rows = rows.cast_column(image_column, datasets.Image(decode=False))
+    images: Sequence[Any] = rows[image_column]
+    return LazyImages(range(len(rows)), partial(_downloaded_image, images)) if downloaded else images
 
 
 def _downloaded_image(images: Sequence[Any], row: int) -> Any:

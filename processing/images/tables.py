@@ -1,10 +1,10 @@
-"""Read metadata files that list images and their labels, like `imagefolder` in `datasets`."""
+"""Read tables that list images and their labels or texts, such as the metadata files of `imagefolder` in `datasets`."""
 
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,28 @@ from .folders import first_names, shown_name
 
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class ImageRow:
-    """A row of a table of images. `where` is its file and line, for messages."""
+    """A row of a table of images. `where` is its file and line, and `name` the path as in the table, for messages."""
 
     where: str
+    name: str
+    image: Path
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LabeledRow:
+    """A row of a table of labeled images. The group, such as the patient, is None if it is not read."""
+
+    where: str
+    name: str
     image: Path
     label: str
+    group: str | None = None
 
 
 def file_columns(image_column: str) -> list[str]:
@@ -45,58 +58,108 @@ def names_images(path: Path, image_column: str) -> bool:
     return any(name in columns or f"{name}s" in columns for name in names)
 
 
-def read_image_table(path: Path, image_column: str, label_column: str) -> list[ImageRow]:
-    """Return the images and labels that a metadata file lists, in the order of the file.
+def check_table(path: Path, image_root: str | os.PathLike[str] | None) -> None:
+    """Raise `FileNotFoundError` if a table or the folder of its images does not exist."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: the file does not exist.")
+    if image_root is not None and not os.path.isdir(image_root):
+        raise FileNotFoundError(f"image_root={os.fspath(image_root)!r}: the folder does not exist.")
 
-    Paths are relative to the folder of the file. Duplicate rows are returned once.
+
+def embeds_images(path: Path, image_column: str) -> bool:
+    """Return whether a table is a Parquet file whose image column contains images instead of paths."""
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return False
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error}).") from error
+    kind = schema.field(image_column).type if image_column in schema.names else pa.string()
+    return not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
+
+
+def read_image_table(
+    path: Path, image_column: str, label_column: str, *, image_root: Path | None = None, group_column: str | None = None
+) -> list[LabeledRow]:
+    """Return the images and labels that a table lists, in the order of the file. Duplicate rows are returned once.
 
     Raises:
         FileNotFoundError: If images are missing.
-        ValueError: If the file cannot be read, lacks a column or a value, lists an image outside its folder, or gives
-            one image two labels. The message contains the line number.
+        ValueError: For the reasons of [`read_image_rows`], if a label or group is empty, or if one image has two
+            labels. The message contains the line number.
     """
-    wanted = file_columns(image_column)
-    columns, values = _open_table(path, [*wanted, label_column])
-    file_column = next((column for column in wanted if column in columns), None)
-    if file_column is None and any(f"{name}s" in columns for name in wanted if name.endswith("file_name")):
-        raise ValueError(f"{path}: each row names several images. Labeled images have one image in each row.")
-    if file_column is None or label_column not in columns:
-        missing = " or ".join(map(repr, wanted)) if file_column is None else repr(label_column)
-        argument = "image_column" if file_column is None else "label_column"
-        raise ValueError(f"{path}: no column {missing}. It has {', '.join(columns)}. Pass {argument}.")
-    locate = _Locator(path.parent)
-    rows: dict[Path, ImageRow] = {}
-    missing_images = []
-    for line, row in values:
-        where = f"{path}, {line}"
-        image = locate(row.get(file_column), f"{where}: {file_column}")
-        label = _label(row.get(label_column), f"{where}: {label_column}")
-        first = rows.setdefault(image, ImageRow(where, image, label))
+    columns = {"label_column": label_column, **({"group_column": group_column} if group_column else {})}
+    rows: dict[Path, LabeledRow] = {}
+    for row in read_image_rows(path, image_column, columns, image_root=image_root):
+        label = value_of(row, label_column)
+        group = value_of(row, group_column) if group_column else None
+        first = rows.setdefault(row.image, LabeledRow(row.where, row.name, row.image, label, group))
         if first.label != label:
             raise ValueError(
-                f"{where}: {shown_name(str(row[file_column]))} is labeled {label!r}, but {first.label!r} in "
+                f"{row.where}: {shown_name(row.name)} is labeled {label!r}, but {first.label!r} in "
                 f"{first.where.removeprefix(f'{path}, ')}. Keep one of the two rows."
             )
-        if first.where == where and not os.path.isfile(image):
-            missing_images.append(f"{row[file_column]} ({line})")
-    if missing_images:
-        raise FileNotFoundError(
-            f"{path}: {len(missing_images):,} of its {len(rows):,} images are missing or are not files: "
-            f"{first_names(missing_images)}. {file_column} is relative to the folder of the table."
-        )
     return list(rows.values())
 
 
-class _Locator:
-    """Check the image paths of a table. Links are resolved once for each folder."""
+def read_image_rows(
+    path: Path, image_column: str, columns: Mapping[str, str], *, image_root: Path | None = None
+) -> Iterator[ImageRow]:
+    """Yield the rows of a table in the order of the file. After the last one, check that all images exist.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.root = os.path.realpath(folder)
+    Args:
+        path: A CSV, JSON Lines or Parquet file.
+        image_column: Column of the image paths. They are relative to `image_root`, or absolute and below `image_root`
+            or the folder of the table.
+        columns: Other columns that the table must have, by the name of the argument that selects them.
+        image_root: Folder of the images (default: the folder of the table).
+
+    Raises:
+        FileNotFoundError: If images are missing. The message contains their number and the first ones.
+        ValueError: If the file cannot be read, lacks a column, or lists an image outside these folders. The message
+            contains the line number.
+    """
+    wanted = file_columns(image_column)
+    found, values = _open_table(path, [*wanted, *columns.values()])
+    file_column = next((column for column in wanted if column in found), None)
+    if file_column is None and any(f"{name}s" in found for name in wanted if name.endswith("file_name")):
+        raise ValueError(f"{path}: each row names several images. Write one row for each image.")
+    missing = {} if file_column else {"image_column": " or ".join(map(repr, wanted))}
+    missing |= {argument: repr(column) for argument, column in columns.items() if column not in found}
+    for argument, column in missing.items():
+        raise ValueError(f"{path}: no column {column}. It has {', '.join(found)}. Pass {argument}.")
+    locate = _Locator(*([image_root] if image_root else []), path.parent)
+    seen: set[Path] = set()
+    absent = []
+    for line, row in values:
+        where = f"{path}, {line}"
+        image = locate(row.get(str(file_column)), f"{where}: {file_column}")
+        name = row[str(file_column)]
+        yield ImageRow(where, name, image, row)
+        if image not in seen and not os.path.isfile(image):
+            absent.append(f"{name} ({line})")
+        seen.add(image)
+    if absent:
+        raise FileNotFoundError(
+            f"{path}: {len(absent):,} of its {len(seen):,} images are missing or are not files: "
+            f"{first_names(absent)}. {file_column} is relative to "
+            f"{image_root or 'the folder of the table, or to image_root if it is set'}."
+        )
+
+
+class _Locator:
+    """Check the image paths of a table. Links are resolved once for each folder.
+
+    Relative paths are below the first folder, and absolute paths below any of them.
+    """
+
+    def __init__(self, *folders: Path):
+        self.folder = folders[0]
+        self.roots = {folder: os.path.realpath(folder) for folder in folders}
         self.checked: dict[Path, bool] = {}
 
     def __call__(self, name: Any, where: str) -> Path:
-        """Return the path of an image. A value that is not a relative path below the folder is a `ValueError`."""
+        """Return the path of an image. A value that is not a path below the folders is a `ValueError`."""
         if name is None or (isinstance(name, str) and not name.strip()):
             raise ValueError(f"{where} is empty. Fill it in, or remove the row.")
         if not isinstance(name, str):
@@ -105,14 +168,33 @@ class _Locator:
         shown = shown_name(name[:200])
         if "\0" in name or "::" in name or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
             raise ValueError(f"{where} is {shown!r}, a URL or a drive. It must be a path relative to {self.folder}.")
+        folder, parts = self._below(parts) if parts[0] == "" else (self.folder, parts)
         if parts[0] in ("", "~") or ".." in parts:
-            raise ValueError(f"{where} is {shown!r}, which may be outside {self.folder}. It must be a path below it.")
-        image = self.folder.joinpath(*(part for part in parts if part not in ("", ".")))
+            raise ValueError(
+                f"{where} is {shown!r}, which may be outside {' and '.join(map(str, self.roots))}. It must be a path "
+                "below it."
+            )
+        image = folder.joinpath(*(part for part in parts if part not in ("", ".")))
+        root = self.roots[folder]
         if image.parent not in self.checked:
-            self.checked[image.parent] = not leads_out(image.parent / "image", self.root)
-        if not self.checked[image.parent] or (os.path.islink(image) and leads_out(image, self.root)):
-            raise ValueError(f"{where} is {shown!r}, a link that leads out of {self.folder}. Copy the image there.")
+            self.checked[image.parent] = not leads_out(image.parent / "image", root)
+        if not self.checked[image.parent] or (os.path.islink(image) and leads_out(image, root)):
+            raise ValueError(f"{where} is {shown!r}, a link that leads out of {folder}. Copy the image there.")
         return image
+
+    def _below(self, parts: list[str]) -> tuple[Path, list[str]]:
+        """Return the folder that contains an absolute path, and the rest of the path."""
+        for folder, root in self.roots.items():
+            for start in (os.path.abspath(folder), root):
+                above = Path(start).as_posix().rstrip("/").split("/")
+                if parts[: len(above)] == above and len(parts) > len(above):
+                    return folder, parts[len(above) :]
+        return self.folder, parts
+
+
+def value_of(row: ImageRow, column: str) -> str:
+    """Return the value of a column as text, or raise `ValueError` if it is empty or not one value."""
+    return _label(row.values.get(column), f"{row.where}: {column}")
 
 
 def _label(value: Any, where: str) -> str:
@@ -129,10 +211,10 @@ def _open_table(path: Path, columns: Sequence[str]) -> tuple[list[str], Iterator
     """Return the columns of a table, and its rows, each with its position as text."""
     if not os.path.isfile(path):
         raise ValueError(f"{path}: not a regular file.")
-    if path.suffix == ".csv":
+    if path.suffix.lower() in (".csv", ".tsv"):
         table = read_table(path, [], known=columns)
         return table.columns, ((f"line {row.line}", row.values) for row in table.rows)
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         rows = list(_json_lines(path))
         names = dict.fromkeys(name for _, row in rows for name in row)
         return list(names), iter(rows)

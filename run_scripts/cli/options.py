@@ -74,7 +74,7 @@ _WITHOUT_EFFECT: tuple[tuple[str, Collection[str] | None, str], ...] = (
 _NOT_WRITTEN = frozenset(
     """
     train_data output_dir resume_from_checkpoint disable_tqdm hub_token local_rank do_train do_eval do_predict
-    activation_checkpointing activation_checkpointing_kwargs trust_remote_code
+    activation_checkpointing activation_checkpointing_kwargs trust_remote_code image_root
     """.split()
 )
 

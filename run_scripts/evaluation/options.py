@@ -42,7 +42,9 @@ _TASKS = {
     "examples": ["retrieval", "visual-question-answering", SUITE],
     "image_id pool_size pool_draws": ["retrieval", SUITE],
     "cancer rsna_split": ["zero-shot", "linear-probe", SUITE],
-    "image_column label_column": ["zero-shot", "linear-probe"],
+    "image_column": ["retrieval", "zero-shot", "linear-probe"],
+    "label_column": ["zero-shot", "linear-probe"],
+    "text_column image_root group_column validation_fraction": ["retrieval"],
     "prompts templates": ["zero-shot"],
     "protocol fractions draws probe_features find_leaks": ["linear-probe", SUITE],
     "f1_tokenizer": ["visual-question-answering", SUITE],
@@ -67,7 +69,8 @@ class AllOptions:
     trust_remote_code: bool = trust_option()
     data: str = option(
         "",
-        "Files of the benchmark, a folder that biomedclip build wrote, or labeled images: class folders, "
+        "Files of the benchmark, a folder that biomedclip build wrote, own pairs (a CSV, JSON Lines or Parquet "
+        "file, images with a metadata.csv, a saved dataset or a Hub id), or labeled images: class folders, "
         "images with a metadata.csv, a saved dataset, or a built dataset with a labels.csv.",
     )
     benchmark: str | None = option(
@@ -103,7 +106,17 @@ class AllOptions:
         "rsna: paper-test has 9,069 test patients, paper-fractions 70/15/15 %% (default: paper-test).",
         choices=RSNA_SPLITS,
     )
-    image_column: str | None = option(None, "Image column of a metadata.csv or a dataset (default: image).")
+    image_column: str | None = option(None, "Column of the images or their paths in own data (default: image).")
+    text_column: str | None = option(None, "Retrieval: column of the texts in own pairs (default: caption).")
+    image_root: str | None = option(
+        None, "Retrieval: folder to which image paths of a table are relative (default: its folder)."
+    )
+    group_column: str | None = option(
+        None, "Retrieval: column of the patient or source in own pairs. The bootstrap draws whole groups."
+    )
+    validation_fraction: float | None = option(
+        None, "Retrieval: fraction that biomedclip train held out from own pairs (default: 0.1)."
+    )
     label_column: str | None = option(None, "Label column of a metadata.csv, labels.csv or dataset (default: label).")
     prompts: str | None = option(
         None,

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,5 +88,7 @@ def pairs_fingerprint(pairs: Any, names: Sequence[str], captions: Sequence[str])
         digest.update(f"{name}\0{caption}\0".encode())
     for row in range(0, len(names), max(1, len(names) // 64)):
         image = pairs[row]["image"]
+        if isinstance(image, Path):
+            image = {"bytes": image.read_bytes()}
         digest.update(image["bytes"] or str(image["path"]).encode() if isinstance(image, dict) else str(image).encode())
     return digest.hexdigest()

@@ -1,7 +1,8 @@
-"""The `retrieval` task: match images and captions of a built dataset, among all pairs or in pools."""
+"""The `retrieval` task: match images and captions of a dataset, among all pairs or in pools."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from accelerate import PartialState
 from biomedclip.contrastive_trainer import LOSS_IN_BATCHES, VALIDATION_BATCH, loss_in_batches
 from biomedclip.processing import load_benchmark, load_pmc15m
 from biomedclip.processing.benchmarks import RetrievalBenchmark
+from biomedclip.processing.pairs import Pairs
 from biomedclip.processing.shard_reader import column_names
 from biomedclip.retrieval_metrics import (
     DIRECTIONS,
@@ -23,6 +25,8 @@ from biomedclip.retrieval_metrics import (
     summarize_ranks,
 )
 
+from ..cli.errors import UsageError
+from ..cli.own_pairs import COLUMNS, is_built, load_own_pairs
 from ..cli.reporting import UNDEFINED, format_value, say, say_undefined, show_table
 from .bootstrap import bootstrap_means, percentile_interval
 from .dual_encoders import BIOVIL, DualEncoder
@@ -65,7 +69,11 @@ def read_pairs(options: Any) -> tuple[RetrievalBenchmark | None, Any]:
     """Return the benchmark, if there is one, and the pairs of a split."""
     benchmark: Any = None
     if options.benchmark is not None:
+        for name in (name for name in COLUMNS if getattr(options, name, None) is not None):
+            raise UsageError(f"--{name.replace('_', '-')} has no effect on --benchmark {options.benchmark}. Omit it.")
         benchmark = load_benchmark(options.benchmark, options.data, split=options.split)
+    elif not is_built(options.data, options):
+        return None, _own_pairs(options)
     columns = ["pair_id", "pmcid", "image", "caption"]
     if options.examples and "license" in column_names(options.data, options.split):
         columns.append("license")  # the plots reproduce figures of articles
@@ -75,6 +83,26 @@ def read_pairs(options: Any) -> tuple[RetrievalBenchmark | None, Any]:
     check_captions(pairs["pair_id"], pairs["caption"])
     number_of_draws(len(pairs), options.pool_size, options.pool_draws, options.split)
     return benchmark, pairs
+
+
+def _own_pairs(options: Any) -> Pairs:
+    """Return a split of the user's own pairs. If they have no splits, all of them are the test split."""
+    if options.validation_fraction is not None and options.split == "test":
+        raise UsageError("--validation-fraction has no effect on the test split. Omit it, or pass --split validation.")
+    splits = load_own_pairs(options.data, options, columns=[options.image_id] if options.image_id else [])
+    if options.split == "test" and splits["train"].held_out:
+        numbers = np.sort(np.concatenate([pairs.numbers for pairs in splits.values()]))
+        note = (
+            "The data has no splits, so all pairs are the test split. For the pairs that biomedclip train holds out, "
+            "pass --split validation."
+        )
+        splits["test"] = replace(splits["train"], split="test", numbers=numbers, notes=[note])
+    if options.split not in splits:
+        raise ValueError(f"{options.data}: there is no {options.split} split, only {', '.join(splits)}.")
+    pairs = splits[options.split]
+    check_captions(pairs["pair_id"], pairs["caption"])
+    number_of_draws(len(pairs), options.pool_size, options.pool_draws, options.split)
+    return pairs
 
 
 def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
@@ -94,7 +122,9 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
         "data": embedded.fingerprint,
         "image_id": options.image_id,
     }
-    pmcids = list(pairs["pmcid"])
+    own = isinstance(pairs, Pairs)
+    articles = pairs.row_groups() if own else list(pairs["pmcid"])
+    sources = "articles" if not own else "groups" if options.group_column else "images"
     pools, losses = [], []
     first = embedded
     for draw in range(draws):
@@ -104,7 +134,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
         if draw == 0:
             first = pool
         if PartialState().is_main_process:
-            pools.append(Pool(counts, [pmcids[row] for row in pool.rows.tolist()], pool.image_of_text))
+            pools.append(Pool(counts, [articles[row] for row in pool.rows.tolist()], pool.image_of_text))
             losses.append(validation_loss(pool, encoder))
     if not PartialState().is_main_process:
         return None
@@ -115,7 +145,8 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
     paper, notes = _published(benchmark, metrics["pool"], options.image_id)
     if metrics["pairs"] < 10:
         notes.append(f"Only {metrics['pairs']} pairs: recall at 10 is 1 for every model.")
-    show_retrieval(metrics, paper=paper, split=options.split)
+    notes += pairs.notes if own else []
+    show_retrieval(metrics, paper=paper, split=options.split, sources=sources)
     examples = []
     if options.examples and pools[0].counts is not None:
         found = find_examples(first, pools[0].counts, options.examples, options.seed)
@@ -129,12 +160,17 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
             "fingerprint": embedded.fingerprint,
             "rows": metrics["pairs"],
             "damaged": embedded.damaged,
-            "notes": notes + note_if_few(metrics["articles"], "articles"),
+            "notes": notes + note_if_few(metrics["articles"], sources),
         },
         metrics=metrics,
         paper=paper,
         paper_source=benchmark.source if benchmark and paper else "",
-        settings={"image_id": options.image_id, "pool_size": options.pool_size, "pool_draws": draws},
+        settings={
+            "image_id": options.image_id,
+            "pool_size": options.pool_size,
+            "pool_draws": draws,
+            **({name: getattr(options, name) for name in COLUMNS if name != "image_root"} if own else {}),
+        },
         examples=examples,
     )
 
@@ -240,8 +276,13 @@ def validation_loss(embedded: EmbeddedPairs, encoder: DualEncoder) -> float:
     )
 
 
-def show_retrieval(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None, split: str = "test") -> None:
-    """Print retrieval metrics with the chance level and the paper's values."""
+def show_retrieval(
+    metrics: dict[str, Any],
+    paper: Mapping[str, Any] | None = None,
+    split: str = "test",
+    sources: str = "articles",
+) -> None:
+    """Print retrieval metrics with the chance level and the paper's values. `sources` is what the bootstrap draws."""
     rows: list[tuple[Any, ...]] = []
     paper = paper or {}
     for k in RECALLS:
@@ -254,7 +295,7 @@ def show_retrieval(metrics: dict[str, Any], paper: Mapping[str, Any] | None = No
     ranks = [metrics[direction]["median_rank"] for direction in DIRECTIONS]
     shown = [UNDEFINED if rank is None else rank for rank in ranks]
     rows.append(("median rank", *shown, (metrics["pairs"] + 1) / 2))
-    title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} articles, {split} split [95 % interval]"
+    title = f"Retrieval, {metrics['pairs']:,} pairs of {metrics['articles']:,} {sources}, {split} split [95 % interval]"
     show_table(title, rows, ["", "image to text", "text to image", "chance"])
     if pool := metrics.get("pool"):
         drawn = f"Mean of {pool['draws']} draws" if pool["draws"] > 1 else "One draw"

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification, AutoProcessor, EvalPre
 from biomedclip.processing import LabelCollator, read_labeled_images
 from biomedclip.processing.collator import IGNORED_LABEL
 from biomedclip.processing.images.labeled import LabeledImages, check_readable, similar_classes
-from biomedclip.processing.stratified import hold_out
+from biomedclip.processing.stratified import hold_out, hold_out_groups
 
 from ..cli.fields import REQUIRED, option
 from ..cli.reporting import show_table
@@ -32,7 +32,8 @@ TASK = "image-classification"
 EXAMPLE = """biomedclip train --config lora_classification \\
       --train-data folder_of_classes --output-dir classifier"""
 GROUPS = {
-    "data": "task train_data image_column label_column validation_fraction on_bad_row dataloader_num_workers",
+    "data": "task train_data image_column label_column image_root group_column validation_fraction on_bad_row "
+    "dataloader_num_workers",
     "model": "model_name_or_path trust_remote_code",
     **supervised.GROUPS,
 }
@@ -46,7 +47,7 @@ class LabeledData(SupervisedData):
     train_data: str = option(
         REQUIRED,
         "Folder with one folder of images per class or with a metadata.csv (optionally under train, "
-        "validation, test), a datasets folder, or a Hub id.",
+        "validation, test), a CSV, JSON Lines or Parquet file, a datasets folder, or a Hub id.",
     )
     model_name_or_path: str = option(
         REQUIRED, "Checkpoint with the image encoder: BiomedCLIP, CLIP or an image classifier."
@@ -54,6 +55,12 @@ class LabeledData(SupervisedData):
     task: str = option(TASK, "Training task.")
     image_column: str = option("image", "Column of the images in tables (default: image).")
     label_column: str = option("label", "Column of the labels in tables (default: label).")
+    image_root: str | None = option(
+        None, "Folder to which the image paths of a table are relative (default: the folder of the table)."
+    )
+    group_column: str | None = option(
+        None, "Column of the patient or source in a table. A group is not split into training and validation."
+    )
     validation_fraction: float = option(
         0.1, "Fraction of each class to hold out if there is no validation split (default: 0.1)."
     )
@@ -75,7 +82,13 @@ def run(
     trust = data.trust_remote_code
     check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
-    read = read_labeled_images(data.train_data, image_column=data.image_column, label_column=data.label_column)
+    read = read_labeled_images(
+        data.train_data,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        image_root=data.image_root,
+        group_column=data.group_column,
+    )
     splits = with_validation(read, data.validation_fraction, args.seed)
     classes = class_names(splits, data.train_data)
     for split, images in splits.items():
@@ -101,19 +114,27 @@ def run(
     def measure_splits() -> dict[str, Any]:
         held_out = [split for split in ("validation", "test") if split in splits]
         measured: dict[str, Any] = {split: measure(trainer, splits[split], split) for split in held_out}
-        return {"classes": classes, "chance": 1 / len(classes), **measured}
+        groups = {split: len(set(images.groups)) for split, images in splits.items() if images.groups is not None}
+        return {"classes": classes, "chance": 1 / len(classes), **({"groups": groups} if groups else {}), **measured}
 
     return trainer, run_and_save(trainer, checkpoint, adapter, measure_splits, config, data=data.train_data)
 
 
 def with_validation(splits: Mapping[str, LabeledImages], fraction: float, seed: int) -> dict[str, LabeledImages]:
-    """Return the splits with a validation split. A missing one is held out from the training images."""
+    """Return the splits with a validation split. A missing one is held out from the training images.
+
+    If the images have groups, such as patients, whole groups are held out, otherwise a fraction of each class.
+    """
     if "validation" in splits:
         if fraction != LabeledData.validation_fraction:
             raise ValueError("--validation-fraction has no effect: the dataset has a validation split. Omit it.")
         return dict(splits)
-    stay, held_out = hold_out(splits["train"].labels, fraction, seed)
-    return {**splits, "train": splits["train"].select(stay), "validation": splits["train"].select(held_out)}
+    train = splits["train"]
+    if train.groups is None:
+        stay, held_out = hold_out(train.labels, fraction, seed)
+    else:
+        stay, held_out = hold_out_groups(train.groups, fraction, seed)
+    return {**splits, "train": train.select(stay), "validation": train.select(held_out)}
 
 
 def class_names(splits: Mapping[str, LabeledImages], path: str) -> list[str]:

@@ -2,38 +2,32 @@
 
 biomedclip train --config quickstart --train-data out --output-dir run
 biomedclip train --config lora_contrastive --model-name-or-path published --train-data out --output-dir adapter
+biomedclip train --config quickstart --train-data reports.csv --image-column image_path --text-column report
 biomedclip train --config biomedclip --dry-run --processes 16
 torchrun --nproc-per-node 8 --no-python biomedclip train --config quickstart --train-data out --output-dir run
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BertTokenizer, ProcessorMixin
 
 from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
-from biomedclip.processing import (
-    BiomedCLIPImageProcessor,
-    BiomedCLIPProcessor,
-    ContrastiveCollator,
-    PairStream,
-    load_pmc15m,
-)
-from biomedclip.processing.pmc.articles import parse_licenses
+from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor, ContrastiveCollator
+from biomedclip.processing.pairs import ACCEPTED
 from biomedclip.processing.processing_biomedclip import CONTEXT_LENGTH
-from biomedclip.processing.shard_reader import TRAINING_COLUMNS, Text, column_names
 
 from ..cli.errors import UsageError, usage_errors
 from ..cli.fields import option
 from ..cli.reporting import say, show_table, write_json
-from ..evaluation.pools import TRAINING_POOL_SEED, draw_pool
 from . import runs
 from .adapters import LORA_OPTIONS, AdapterOptions, add_adapter
 from .dry_run import PUBLISHED_PAIRS, DryRunOptions, plan_run, show_plan
 from .models import ModelOptions, configuration, load_model, outline
+from .pairs import PairHandling, open_pairs, say_selection
 from .runs import check_checkpoint, cost_rows, run_and_save, start_run
 from .throughput import StepClock, throughput
 from .trackers import check_trackers
@@ -44,7 +38,8 @@ TASK = "contrastive"
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
 # Options that `--help` lists, by group.
 GROUPS = {
-    "data": "task train_data licenses text max_eval_pairs zero_shot_data on_bad_row fast_decode dataloader_num_workers",
+    "data": "task train_data image_column text_column image_root group_column validation_fraction licenses text "
+    "max_eval_pairs zero_shot_data on_bad_row fast_decode dataloader_num_workers",
     "model": "model_name_or_path vision_model text_model model_config image_size patch_dropout lock_image_tower "
     "tokenizer vocabulary_size max_length trust_remote_code",
     "LoRA": LORA_OPTIONS,
@@ -66,7 +61,11 @@ ALTERNATIVES = (
 class TrainData:
     """Training data, task and batch size."""
 
-    train_data: str | None = option(None, "Folder written by biomedclip build: a local path, hf:// or s3://.")
+    train_data: str | None = option(
+        None,
+        "Folder written by biomedclip build (also hf:// or s3://), a CSV, JSON Lines or Parquet file, a "
+        "folder with a metadata.csv, a datasets folder or a Hub id.",
+    )
     task: str = option(
         TASK,
         "Training task. Each has its own options, see: biomedclip train --task TASK --help.",
@@ -75,36 +74,6 @@ class TrainData:
     batch_size: int | None = option(
         None, "Number of pairs per step over all processes. Replaces --per-device-train-batch-size."
     )
-
-
-@dataclass
-class PairHandling:
-    """Which pairs are used, and how they are read."""
-
-    licenses: str | None = option(
-        None,
-        "Licenses of the training pairs: commercial, noncommercial, all, or codes such as 'CC BY,CC0' (default: all).",
-    )
-    text: Text = option(
-        "caption",
-        "Text of a training pair: caption, a paragraph that mentions the figure, or both.",
-        list(get_args(Text)),
-    )
-    on_bad_row: str = option(
-        "substitute",
-        "How to handle rows that cannot be decoded: raise an error, or substitute another row (counted).",
-        ["raise", "substitute"],
-    )
-    fast_decode: bool = option(
-        False, "Decode training JPEGs faster at a reduced size. Pixels differ by at most one level on average."
-    )
-    max_eval_pairs: int = option(2000, "Maximum number of validation pairs, the same ones in all runs (default: 2000).")
-
-    def __post_init__(self):
-        if self.licenses is not None:
-            parse_licenses(self.licenses)
-        if self.max_eval_pairs < 1:
-            raise ValueError(f"--max-eval-pairs must be at least 1, not {self.max_eval_pairs}.")
 
 
 OPTION_CLASSES = [
@@ -129,7 +98,7 @@ def run(
 ) -> tuple[ContrastiveTrainer, dict[str, Any]]:
     """Train and save a model. Return the trainer, and the content of `train_results.json`."""
     if data.train_data is None:
-        raise UsageError("--train-data is missing. Pass the folder that biomedclip build wrote, or --dry-run.")
+        raise UsageError(f"--train-data is missing. Pass {ACCEPTED}; or pass --dry-run.")
     set_batch_size(args, data.batch_size, args.world_size * max(1, args.n_gpu))
     with usage_errors():
         args.check_mini_batch_size()
@@ -144,22 +113,24 @@ def run(
     check_checkpoint(model_options.model_name_or_path, trust_remote_code=model_options.trust_remote_code)
     check_trackers(args)
     zero_shot_sets = read_zero_shot_sets(zero_shot, args)
-    stream = training_pairs(data.train_data, handling, args.seed)
+    pairs = open_pairs(data.train_data, handling, args.seed, evaluates=_evaluates(args))
     checkpoint = start_run(
         args,
         [handling, model_options, adapter, zero_shot],
         batch_size=args.train_batch_size * args.world_size,
         per_device_train_batch_size=None,
     )
-    processor = load_processor(model_options, handling, stream, args, learn=checkpoint is None)
+    if args.process_index == 0:
+        say_selection(pairs)
+    processor = load_processor(model_options, pairs.captions, args, learn=checkpoint is None)
     model = load_model(model_options, processor, args.loss, adapted=adapter.lora_rank is not None)
     collate = {"max_length": model_options.max_length, "seed": args.seed, "on_error": handling.on_bad_row}
     collator = ContrastiveCollator(processor, training=True, fast_decode=handling.fast_decode, **collate)
     trainer = ContrastiveTrainer(
         add_adapter(model, adapter),
         args,
-        train_dataset=stream,
-        eval_dataset=validation_pairs(data.train_data, handling.max_eval_pairs) if _evaluates(args) else None,
+        train_dataset=pairs.stream,
+        eval_dataset=pairs.validation,
         data_collator=collator,
         eval_data_collator=ContrastiveCollator(processor, **collate),
         evaluators=[
@@ -174,8 +145,9 @@ def run(
     def measure() -> dict[str, Any]:
         return {
             **throughput(trainer, clock, collator),
-            "training_pairs": len(stream),
-            "validation_pairs": 0 if trainer.eval_dataset is None else len(trainer.eval_dataset),
+            "training_pairs": len(pairs.stream),
+            "validation_pairs": 0 if pairs.validation is None else len(pairs.validation),
+            **({"own_pairs": pairs.facts} if pairs.facts is not None else {}),
             "substituted_rows_in_evaluation": trainer.eval_data_collator.substituted_rows,
         }
 
@@ -198,8 +170,10 @@ def plan(
     set_batch_size(args, data.batch_size, processes)
     check_base(model_options, adapter)
     model, notes = outline(model_options, args.loss, adapted=adapter.lora_rank is not None)
-    pairs = len(training_pairs(data.train_data, handling, args.seed)) if data.train_data else dry_run.pairs
-    if not data.train_data:
+    pairs = dry_run.pairs
+    if data.train_data:
+        pairs = len(open_pairs(data.train_data, handling, args.seed, evaluates=False).stream)
+    else:
         notes.append(f"--train-data is not set. {pairs:,} pairs are assumed.")
     planned = plan_run(
         add_adapter(model, adapter),
@@ -219,15 +193,15 @@ def plan(
 
 def load_processor(
     options: ModelOptions,
-    handling: PairHandling,
-    stream: PairStream,
+    captions: Callable[[], Iterator[str]],
     args: ContrastiveTrainingArguments,
     *,
     learn: bool,
 ) -> ProcessorMixin:
     """Load the processor of the checkpoint, or create one whose vocabulary is given or learned from the captions.
 
-    A learned vocabulary is saved in `output_dir`. `learn` replaces it, because the run is not resumed.
+    `captions` yields the texts of the training pairs. A learned vocabulary is saved in `output_dir`. `learn` replaces
+    it, because the run is not resumed.
     """
     size, trust = options.image_size, options.trust_remote_code
     if options.model_name_or_path:
@@ -256,49 +230,27 @@ def load_processor(
     # The first process learns the vocabulary, and the others read it, so that all have the same ids.
     with args.main_process_first(desc="learning the vocabulary"):
         if args.should_save and (learn or not (learned / "tokenizer.json").exists()):
-            captions = training_pairs(stream.path, handling, stream.seed, columns=["caption"])
             learn_vocabulary(captions, options.vocabulary_size).save_pretrained(learned)
     tokenizer = BertTokenizer.from_pretrained(learned, trust_remote_code=False, **limit)
     return BiomedCLIPProcessor(image_processor, tokenizer)
 
 
-def learn_vocabulary(captions: PairStream, size: int) -> BertTokenizer:
+def learn_vocabulary(captions: Callable[[], Iterator[str]], size: int) -> BertTokenizer:
     """Learn a lower-case WordPiece vocabulary with the special tokens of BERT. It depends only on the arguments.
 
     `size` is the maximum number of entries. It is exceeded if there are more characters.
     """
-
-    def lines() -> Iterator[str]:
-        for start in range(0, len(captions), 1000):
-            yield from (row["caption"] for row in captions.rows(0, start, start + 1000))
-
     tokenizer = BertTokenizer()
     backend = tokenizer.backend_tokenizer
-    characters = sorted(set().union(*map(backend.normalizer.normalize_str, lines())) - set(" "))
+    characters = sorted(set().union(*map(backend.normalizer.normalize_str, captions())) - set(" "))
     # Ties between equally frequent merges depend on the ids of continuing characters, which the trainer takes from a
     # hash table. As special tokens, they have fixed ids.
     continuing = [f"##{character}" for character in characters]
     trainer = WordPieceTrainer(
         vocab_size=size, special_tokens=[*tokenizer.get_vocab(), *continuing], show_progress=False
     )
-    backend.train_from_iterator(lines(), trainer)
+    backend.train_from_iterator(captions(), trainer)
     return BertTokenizer(vocab=backend.get_vocab())
-
-
-def training_pairs(
-    path: str, handling: PairHandling, seed: int, columns: Sequence[str] = TRAINING_COLUMNS
-) -> PairStream:
-    """Return the stream of the training pairs. A dataset from another source may lack `pair_id`."""
-    available = column_names(path, "train")
-    columns = [name for name in columns if name in available or name != "pair_id"]
-    return PairStream(path, "train", seed=seed, columns=columns, licenses=handling.licenses, text=handling.text)
-
-
-def validation_pairs(path: str, limit: int) -> Any:
-    """Return at most `limit` validation pairs, the same ones in all runs. The collator decodes the images."""
-    columns = [name for name in column_names(path, "validation") if name in TRAINING_COLUMNS]
-    pairs = load_pmc15m(path, "validation", streaming=False, columns=columns, decode=False)
-    return pairs if limit >= len(pairs) else pairs.select(draw_pool(len(pairs), limit, seed=TRAINING_POOL_SEED))
 
 
 def show_results(results: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ def quickstart(tmp_path_factory) -> Path:
     """Return the folder in which the examples run.
 
     It has a small quickstart model in `out/`, a small model in place of the published one in `published/`, an image,
-    labeled images and small benchmarks.
+    labeled images, a table of images and reports, and small benchmarks.
     """
     folder = tmp_path_factory.mktemp("documentation")
     out = str(folder / "out")
@@ -28,6 +28,11 @@ def quickstart(tmp_path_factory) -> Path:
         for label in ("cells", "tissue"):
             for number in range(count):
                 save_drawn(folder / "scans" / split / label / f"{number}.png", [number, count], 64, label == "cells")
+    rows = ["image_path,report,patient,finding"]
+    for number in range(40):
+        save_drawn(folder / "images" / f"{number}.png", [number, 9], 64, number % 2 == 0)
+        rows.append(f"images/{number}.png,Report {number} of the scan.,p{number // 2},{('mass', 'normal')[number % 2]}")
+    (folder / "reports.csv").write_text("\n".join(rows), encoding="utf-8")
     for part in ("train", "valid", "test"):
         write_pcam(folder / "benchmarks" / "pcam", part, 32, distinct=32)
     patients = {f"patient-{number}": [number % 3 // 2] for number in range(60)}

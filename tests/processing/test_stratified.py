@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from biomedclip.processing.stratified import draw_fraction, hold_out
+from biomedclip.processing.stratified import draw_fraction, hold_out, hold_out_groups
 
 
 def test_a_fraction_of_each_class_is_held_out_by_seed():
@@ -26,3 +26,28 @@ def test_a_draw_keeps_at_least_one_row_of_each_class():
     assert draw_fraction(labels, 1.0, 0) == list(range(1103))
     with pytest.raises(ValueError, match="at most 1, not 1.5"):
         draw_fraction(labels, 1.5, 0)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
+def test_groups_are_held_out_whole(fraction):
+    groups = [f"g{number * number % 37}" for number in range(200)]
+    kept, held_out = hold_out_groups(groups, fraction, 0)
+    assert sorted(kept + held_out) == list(range(200))
+    assert not {groups[row] for row in kept} & {groups[row] for row in held_out}
+    assert fraction * 200 - max(Counter(groups).values()) < len(held_out) <= fraction * 200
+
+
+@pytest.mark.parametrize(("seed", "rows"), [(0, [2, 3, 9]), (1, [0, 4, 6]), (7, [2, 6, 8])])
+def test_the_held_out_groups_are_those_of_earlier_versions_in_any_order(seed, rows):
+    groups = [f"p{number}" for number in range(10)]
+    assert hold_out_groups(groups, 0.3, seed)[1] == rows
+    assert [9 - row for row in hold_out_groups(groups[::-1], 0.3, seed)[1]][::-1] == rows
+
+
+def test_at_least_one_group_is_held_out_and_one_is_kept():
+    assert hold_out_groups(["a", "a", "a", "b", "b"], 0.1, 0) == ([0, 1, 2], [3, 4])
+    assert [len(part) for part in hold_out_groups(["a", "b"], 0.99, 0)] == [1, 1]
+    with pytest.raises(ValueError, match="All rows belong to the group 'a'"):
+        hold_out_groups(["a", "a"], 0.5, 0)
+    with pytest.raises(ValueError, match="between 0 and 1, not 0"):
+        hold_out_groups(["a", "b"], 0, 0)

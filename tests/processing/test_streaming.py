@@ -19,7 +19,7 @@ from biomedclip.processing import PairStream, load_pmc15m, shard_reader
 from biomedclip.processing.integrity import TruncatedFile
 from biomedclip.processing.pmc.articles import COMMERCIAL_LICENSES, NONCOMMERCIAL_LICENSES
 from biomedclip.processing.shard_reader import ShardReader, column_names, shard_paths
-from biomedclip.processing.streaming import shard_order
+from biomedclip.processing.streaming import epoch_order
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def epochs(path):
 def test_a_shard_that_vanishes_or_is_damaged_is_named(copy, view, damage, error, message):
     rows = epochs(copy)[view]
     next(rows)
-    path = shard_paths(copy, "train")[shard_order(6, 0, 0)[3]].removeprefix("file://")
+    path = shard_paths(copy, "train")[epoch_order(6, 0, 0)[3]].removeprefix("file://")
     damage(Path(path))
     with pytest.raises(error, match=f"{path}: {message}"):
         list(rows)
@@ -278,7 +278,7 @@ def test_a_file_is_opened_again_after_its_connection_is_lost(copy):
     expected = stream.rows(0, 0, 25)
     stream = PairStream(copy)
     stream.rows(0, 0, 1)
-    first = shard_paths(copy, "train")[shard_order(6, 0, 0)[0]]
+    first = shard_paths(copy, "train")[epoch_order(6, 0, 0)[0]]
     stream._reader._file(os.getpid(), first).close(force=True)
     assert stream.rows(0, 0, 25) == expected
 

@@ -156,3 +156,35 @@ def test_columns_and_a_metadata_file_of_something_else_are_not_for_class_folders
         read_labeled_images(tmp_path, label_column="diagnosis")
     with pytest.raises(ValueError, match="image_column='scan' has no effect on class folders"):
         read_labeled_images(tmp_path, image_column="scan")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_table_outside_the_folder_of_its_images_gives_labels_and_groups(tmp_path, kind):
+    write_images(tmp_path / "scans")
+    rows = [(name, label, f"p{number // 2}") for number, (name, label) in enumerate(ROWS)]
+    rows[2] = (str(tmp_path / "scans" / "c.png"), *rows[2][1:])
+    write_metadata(tmp_path / "tables", kind, rows, ("scan", "diagnosis", "patient"))
+    path = tmp_path / "tables" / f"metadata.{kind}"
+    options = {"image_column": "scan", "label_column": "diagnosis", "image_root": tmp_path / "scans"}
+    images = read_labeled_images(path, **options, group_column="patient")["train"]
+    assert images.labels == ["lung", "brain", "lung"] and images.groups == ["p0", "p0", "p1"]
+    assert list(images.images) == [tmp_path / "scans" / name for name, _ in ROWS]
+    with pytest.raises(FileNotFoundError, match=f"metadata.{kind}: 2 of its .* images are missing"):
+        read_labeled_images(path, **options | {"image_root": tmp_path})
+
+
+def test_a_parquet_file_with_images_and_labels_is_a_table(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    rows = {"image": [{"bytes": png_bytes(number), "path": None} for number in range(2)], "label": ["x", "y"]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "labels.parquet")
+    images = read_labeled_images(tmp_path / "labels.parquet")["train"]
+    assert images.labels == ["x", "y"]
+    assert read_image(images[1]["image"]).tobytes() == read_image(png_bytes(1)).tobytes()
+
+
+def test_options_of_tables_have_no_effect_on_folders(tmp_path):
+    for label in ("lung", "brain"):
+        write_images(tmp_path / label, ROWS[:1])
+    for options in ({"image_root": tmp_path}, {"group_column": "patient"}):
+        with pytest.raises(ValueError, match=f"{min(options)}=.* has no effect on data that is not a CSV"):
+            read_labeled_images(tmp_path, **options)

@@ -16,7 +16,8 @@ from biomedclip.run_scripts.cli.errors import UsageError, name_options
 from biomedclip.run_scripts.cli.options import RECIPES, is_true, option_value, parse_options, read_recipe, recipe_names
 from biomedclip.run_scripts.cli.reporting import say
 from biomedclip.run_scripts.main import main
-from biomedclip.run_scripts.training.contrastive import ALTERNATIVES, ModelOptions, PairHandling, TrainData
+from biomedclip.run_scripts.training.contrastive import ALTERNATIVES, ModelOptions, TrainData
+from biomedclip.run_scripts.training.pairs import PairHandling
 
 
 @dataclass

@@ -16,15 +16,10 @@ from biomedclip.run_scripts.evaluation.pools import draw_pool
 from biomedclip.run_scripts.train import task_of
 from biomedclip.run_scripts.training import contrastive, visual_question_answering
 from biomedclip.run_scripts.training.adapters import AdapterOptions, add_adapter
-from biomedclip.run_scripts.training.contrastive import (
-    PairHandling,
-    TrainData,
-    set_batch_size,
-    training_pairs,
-    validation_pairs,
-)
+from biomedclip.run_scripts.training.contrastive import TrainData, set_batch_size
 from biomedclip.run_scripts.training.dry_run import DryRunOptions, part_of
 from biomedclip.run_scripts.training.models import ModelOptions, lock_image_tower, set_up_model
+from biomedclip.run_scripts.training.pairs import PairHandling, training_pairs, validation_pairs
 from biomedclip.run_scripts.training.zero_shot_validation import ZeroShotOptions
 
 
