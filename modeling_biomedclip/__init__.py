@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .contrastive_trainer import ContrastiveTrainer
     from .conversion import from_open_clip, to_open_clip
     from .embedding import embed_images, embed_texts
+    from .embedding_index import EmbeddingIndex
     from .export import export_model
     from .exported_model import ExportedModel
     from .modeling_biomedclip import (
@@ -62,6 +63,7 @@ _MODULE_OF = {
     "ContrastiveCollator": "processing",
     "ContrastiveTrainer": "contrastive_trainer",
     "ContrastiveTrainingArguments": "training_arguments",
+    "EmbeddingIndex": "embedding_index",
     "ExportedModel": "exported_model",
     "VisualQuestionAnsweringPipeline": "pipeline_biomedclip",
     "ZeroShotClassifier": "zero_shot_classifier",
@@ -95,6 +97,7 @@ __all__ = [
     "ContrastiveCollator",
     "ContrastiveTrainer",
     "ContrastiveTrainingArguments",
+    "EmbeddingIndex",
     "ExportedModel",
     "VisualQuestionAnsweringPipeline",
     "ZeroShotClassifier",
