@@ -21,6 +21,7 @@ from .embedding_shards import MODALITIES, EmbeddingShards, modalities_in, open_m
 
 TOP_K = 10
 METHODS = ("exact", "hnsw")
+_TAKEN = ("rank", "similarity", "group")  # columns of results
 _BLOCK = 4096  # rows of a matrix product: in float32, they fit the cache of a processor
 _PAIR_BLOCK = 2048  # rows and columns of a block of similarities between embeddings
 _MOST_PAIRS = 4_000_000  # pairs of near-duplicates in memory
@@ -43,8 +44,9 @@ class EmbeddingIndex:
         weights: Fingerprint of its weights.
         processing: Fingerprint of its processor.
         dimension: Number of values of an embedding.
-        columns: Names of the columns of the input that was embedded.
-        schema: Names and types of all columns.
+        columns: Names of the columns of the input in the results.
+        schema: Names and types of the columns of the shards.
+        checksum: Checksum of the embeddings.
 
     Raises:
         FileNotFoundError: If the folder has no embeddings.
@@ -75,8 +77,10 @@ class EmbeddingIndex:
         self.weights: str = self._shards.metadata["weights"]
         self.processing: str = self._shards.metadata.get("processing", "")
         self.dimension: int = self._shards.metadata["dimension"]
-        self.columns = list(self._shards.own_columns)
+        self._names = {name: f"input_{name}" if name in _TAKEN else name for name in self._shards.own_columns}
+        self.columns = list(self._names.values())
         self.schema = self._shards.schema
+        self.checksum = self._matrix.checksum
         self._hnsw: Any = None
         if method == "hnsw":
             from .hnsw import open_hnsw  # FAISS is optional
@@ -106,8 +110,8 @@ class EmbeddingIndex:
 
         Returns:
             The results of each query, best first: `rank` (from 1), `id`, `path`, `similarity` and the own columns of
-            the row. Equal similarities (in float32) are sorted by id. An own column that is called `rank` or
-            `similarity` has the prefix `input_`.
+            the row. Equal similarities (in float32) are sorted by id. An own column that is called `rank`,
+            `similarity` or `group` has the prefix `input_`.
 
         Raises:
             ValueError: If the queries have another dimension or are not finite, or `top_k < 1`.
@@ -194,8 +198,7 @@ class EmbeddingIndex:
     def read(self, positions: Sequence[int]) -> list[dict[str, Any]]:
         """Return `id`, `path` and the own columns of positions in the matrix."""
         rows = self._shards.read_rows(self._matrix.rows[np.asarray(positions, dtype=np.int64)].tolist())
-        taken = {"rank", "similarity", "group"} & set(self.columns)
-        return [{f"input_{name}" if name in taken else name: row[name] for name in row} for row in rows]
+        return [{self._names.get(name, name): value for name, value in row.items()} for row in rows]
 
     def sample(self, count: int) -> np.ndarray:
         """Return embeddings at equal distances in the index, in float32."""

@@ -24,6 +24,7 @@ VERBS = {
     "evaluate": "measure retrieval, zero-shot, linear probe, visual questions",
     "classify": "classify images by labels, or with a fine-tuned classifier",
     "embed": "write the embeddings of images and texts as Parquet files",
+    "search": "search embeddings by text, image or id",
     "convert": "convert checkpoints between open_clip and transformers",
     "export": "export the encoders to ONNX or OpenVINO",
     "recipes": "list the shipped recipes, or print one",
