@@ -149,5 +149,5 @@ def test_a_reader_and_an_entry_make_a_benchmark(tmp_path, monkeypatch):
     benchmark = load_benchmark("spots", tmp_path, ending="png")
     assert benchmark.images.labels == ["few", "many"] and benchmark.class_names == ["few spots", "many spots"]
     assert benchmark.paper == {"accuracy": 0.5} and benchmark.metric == "accuracy"
-    with pytest.raises(ValueError, match="color has no effect on spots, which has ending"):
+    with pytest.raises(ValueError, match="color has no effect on spots. Its options: ending"):
         load_benchmark("spots", tmp_path, color=True)
