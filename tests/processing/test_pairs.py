@@ -216,7 +216,9 @@ def test_images_may_be_stored_in_the_dataset(tmp_path, form):
         number = int(row["caption"].removeprefix("Report ").removesuffix("."))
         assert read_row_image(row["image"]).tobytes() == read_image(png_bytes(number)).tobytes()
         assert row["pair_id"] == f"train/{number}"
-    with pytest.raises(ValueError, match="the train split has no column 'caption'. It has scan.*Pass text_column"):
+    with pytest.raises(
+        ValueError, match="the train split has no column 'caption'. The columns are scan.*Pass text_column"
+    ):
         load_pairs(path, image_column="scan")
 
 

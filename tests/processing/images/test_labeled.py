@@ -157,7 +157,7 @@ def test_the_dataset_card_of_a_folder_does_not_load_data_from_elsewhere(tmp_path
     (tmp_path / "rows.parquet").write_bytes(b"")
     text = f"configs:\n- config_name: default\n  {form.format(place=place)}\n"
     (tmp_path / file).write_text(f"---\n{text}---\n# Set\n" if file == "README.md" else text)
-    with pytest.raises(ValueError, match=f"{file}: data_files names") as error:
+    with pytest.raises(ValueError, match=f"{file}: data_files refers to") as error:
         read_labeled_images(tmp_path)
     assert place in str(error.value)
 
