@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
 
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="biomedclip",
         description="BiomedCLIP for transformers.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"biomedclip {version('biomedclip')}")
@@ -109,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
         # The module of the verb parses its options: `biomedclip --help` does not need torch.
         verbs.add_parser(verb, help=summary, add_help=False, allow_abbrev=False)
     return parser
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """List the verbs without indentation. argparse would not count it when it aligns their descriptions."""
+
+    def _iter_indented_subactions(self, action: argparse.Action) -> Iterator[argparse.Action]:
+        yield from getattr(action, "_get_subactions", list)()
 
 
 class _EscapingFormatter(logging.Formatter):

@@ -80,17 +80,25 @@ def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
     """
     found = list(contents)
     notes = []
-    for name, what in (
-        ("others", "files are not images and are ignored"),
-        ("skipped_folders", "folders are links or cannot be read and are ignored"),
-        ("links_out", "images or folders are links that lead out of it"),
+    for name, one, several in (
+        ("others", "file is not an image and is ignored", "files are not images and are ignored"),
+        (
+            "skipped_folders",
+            "folder is a link or cannot be read and is ignored",
+            "folders are links or cannot be read and are ignored",
+        ),
+        (
+            "links_out",
+            "image or folder is a link that leads out of it",
+            "images or folders are links that lead out of it",
+        ),
     ):
         if paths := [path for content in found for path in getattr(content, name)]:
             shown = first_names([path.relative_to(folder).as_posix() for path in paths])
             if name == "others":
                 suffixes = Counter(path.suffix.lower() or "no suffix" for path in paths).most_common(_SHOWN)
                 shown = f"{', '.join(f'{shown_name(suffix)} {count:,}' for suffix, count in suffixes)}; {shown}"
-            notes.append(f"{len(paths):,} {what} ({shown})")
+            notes.append(f"{len(paths):,} {one if len(paths) == 1 else several} ({shown})")
     if notes:
         _warn_once(f"{shown_name(str(folder))}: {'; '.join(notes)}.")
 

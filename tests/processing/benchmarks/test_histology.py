@@ -134,4 +134,4 @@ def test_benchmark_images_are_found_by_content_and_other_files_are_listed(tmp_pa
     (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     benchmark = load_benchmark("lc25000_lung", tmp_path)
     assert benchmark.images.labels.count("lung_n") == 2 and "lung_n/unnamed" in benchmark.images.names
-    assert "1 files are not images and are ignored (.db 1; lung_n/Thumbs.db)" in caplog.text
+    assert "1 file is not an image and is ignored (.db 1; lung_n/Thumbs.db)" in caplog.text
