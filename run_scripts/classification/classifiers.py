@@ -89,6 +89,7 @@ def _check_files(folder: Path) -> None:
         base = read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]
         where = f"--model {folder} is an adapter, and its base model"
         check_model_name(base, where)
+        check_source(str(folder / "config"), trust_remote_code=False)
         if Path(base).is_dir():
             check_weights(Path(base), f"{where} {base}")
 
@@ -170,17 +171,18 @@ def load_zero_shot(
 def load_fine_tuned(name: str, labels: Sequence[str], *, precision: str, device: torch.device) -> Classifier:
     """Load a fine-tuned classifier, or the adapter of one, in evaluation mode. See [`load_zero_shot`] for arguments."""
     folder = Path(name)
-    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
         config = AutoConfig.from_pretrained(folder / "config", trust_remote_code=False)
         base = read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]
         with no_warnings_of_transformers():  # the head is not in the base but in the adapter
-            model = AutoModelForImageClassification.from_pretrained(base, config=config, **options)
+            model = AutoModelForImageClassification.from_pretrained(
+                base, config=config, dtype=torch.float32, trust_remote_code=False
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             model = PeftModel.from_pretrained(model, name).merge_and_unload()
     else:
-        model = AutoModelForImageClassification.from_pretrained(name, **options)
+        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     # torchvision resamples differently, so Pillow is used even if torchvision is installed.
     processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
     model = model.eval().to(device)

@@ -74,7 +74,7 @@ def load_encoder(name: str, precision: str) -> DualEncoder:
         for tensor in [*encoder.model.parameters(), *encoder.model.buffers()]:
             tensor.data = tensor.data.clone()
         return encoder
-    processor = BiomedCLIPProcessor.from_pretrained(name)
+    processor = BiomedCLIPProcessor.from_pretrained(name, trust_remote_code=False)
     return ExportedEncoder(name, "exported", ExportedModel(name, precision=precision), processor, precision)
 
 

@@ -168,7 +168,7 @@ def test_a_build_that_is_killed_leaves_no_data_and_goes_on(out, tmp_path):
     [
         (["build", "--source", "/nowhere", "--output-dir", "{tmp}"], "does not exist"),
         (["build", "--source", "{tmp}", "--output-dir", "{tmp}"], "no articles found"),
-        (["train", "--train-data", "{tmp}", "--output-dir", "{tmp}/run"], "Build a dataset with"),
+        (["train", "--train-data", "{tmp}", "--output-dir", "{tmp}/run"], "no image-text pairs in this folder"),
         (["train", "--output-dir", "{tmp}/run"], "--train-data is missing"),
         (["train", "--config", "nowhere", "--train-data", "x", "--output-dir", "y"], "the recipe 'nowhere'"),
         (["evaluate", "zero-shot", "--model", "x", "--data", "{built}", "--output-dir", "{tmp}"], "pair_id and label"),

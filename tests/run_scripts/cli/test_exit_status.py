@@ -10,8 +10,12 @@ NEEDED = {
     "build": ["--output-dir", "out"],
     "train": ["--train-data", "x", "--output-dir", "out"],
     "evaluate": ["retrieval", "--model", "m", "--data", "d", "--output-dir", "out"],
+    "classify": ["scans", "--model", "m", "--labels", "a", "b", "--output", "out"],
+    "embed": ["scans", "--model", "m", "--output", "out"],
+    "search": ["embeddings", "--like", "id", "--output", "out"],
     "convert": ["a", "b"],
     "export": ["a", "b"],
+    "recipes": [],
     "card": ["model"],
     "push": ["lab/model", "--model", "model"],
 }

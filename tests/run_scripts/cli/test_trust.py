@@ -43,7 +43,7 @@ SOURCES = ("modeling_biomedclip", "processing", "run_scripts", "model_cards")
 # Loads what this process has just trained, and has no argument of this name.
 WITHOUT_ARGUMENT = {"PeftModel"}
 RUN_WHAT_THEY_READ = {"pickle.load", "pickle.loads", "eval", "exec"}
-SAFE_LOADERS = {"yaml.SafeLoader", "_UniqueKeys"}  # the second is a subclass of the first
+SAFE_LOADERS = {"yaml.SafeLoader", "_UniqueKeys", "_Texts"}  # the others are subclasses of the first
 # A process that answers for an upload with the code in it, after that code was found equal to the installed one.
 MAY_TRUST = {"run_scripts/hub/model_outputs.py"}
 
