@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib import import_module
 from importlib.metadata import version
 
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """List the verbs without indentation. argparse would not count it when it aligns their descriptions."""
 
-    def _iter_indented_subactions(self, action: argparse.Action) -> Iterator[argparse.Action]:
+    def _iter_indented_subactions(self, action: argparse.Action) -> Generator[argparse.Action, None, None]:
         yield from getattr(action, "_get_subactions", list)()
 
 
