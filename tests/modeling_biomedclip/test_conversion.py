@@ -475,10 +475,18 @@ def test_models_unsupported_by_open_clip_are_refused(small_model, small_processo
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("layer_norm_eps", 1e-12, "vision_config.layer_norm_eps is 1e-12; .* have 1e-06. Set the field to that value"),
-        ("hidden_act", "relu", "vision_config.hidden_act is 'relu'; .* have 'gelu'. Train"),
-        ("num_channels", 1, "vision_config.num_channels is 1; .* have 3. Train"),
-        ("intermediate_size", 100, "intermediate_size is 100; .* have 768. That is 4 times hidden_size. Train"),
+        (
+            "layer_norm_eps",
+            1e-12,
+            "vision_config.layer_norm_eps is 1e-12, .* supports only 1e-06. Set the field to that value",
+        ),
+        ("hidden_act", "relu", "vision_config.hidden_act is 'relu', .* supports only 'gelu'. Train"),
+        ("num_channels", 1, "vision_config.num_channels is 1, .* supports only 3. Train"),
+        (
+            "intermediate_size",
+            100,
+            "intermediate_size is 100, .* supports only 768. That is 4 times hidden_size. Train",
+        ),
         ("patch_size", 14, "vision_config.image_size is 224 and patch_size is 14.* 224 with patches of 16, .*Train"),
         ("num_hidden_layers", 11, "timm has none for 11 layers of width 192 with 3 heads .*tiny \\(12, 192, 3\\)"),
     ],

@@ -106,7 +106,7 @@ def test_a_question_that_cannot_be_used_is_named(small_processor):
     collator = VisualQuestionCollator(small_processor, ANSWERS)
     with pytest.raises(ValueError, match="'p0' cannot be used: its question is empty"):
         collator([questions(1)[0] | {"question": " "}])
-    with pytest.raises(ValueError, match="'p0' has no 'answer'"):
+    with pytest.raises(ValueError, match="'p0' has no column 'answer'"):
         collator([{"name": "p0", "image": png_bytes(0), "question": "a"}])
     with pytest.raises(ValueError, match="no column 'caption'. Its columns are .'image', 'text'."):
         ContrastiveCollator(small_processor)([{"image": Image.new("RGB", (9, 9)), "text": "a"}])
