@@ -1,8 +1,7 @@
 """Classify the images of an input batch by batch, and make the rows of the result."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from biomedclip.processing.images.inputs import ImageInputs, InputImage
 from biomedclip.processing.images.reading import ImageError, read_row_image
 
+from ..evaluation.threads import results_in_order
 from .classifiers import Classifier
 
 
@@ -64,15 +64,10 @@ def predict(classifier: Classifier, inputs: ImageInputs, *, batch_size: int, wor
 
 def _prepared(image_processor: Any, inputs: ImageInputs, batch_size: int, workers: int) -> Iterator[_Batch]:
     images = inputs.rows(0, len(inputs))
-    waiting: deque[Future[_Batch]] = deque()
+    batches = iter(lambda: list(islice(images, batch_size)), [])
     threads = ThreadPoolExecutor(max_workers=workers)
     try:
-        while batch := list(islice(images, batch_size)):
-            waiting.append(threads.submit(_prepare, image_processor, batch))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from results_in_order((threads.submit(_prepare, image_processor, batch) for batch in batches), workers)
     finally:
         threads.shutdown(cancel_futures=True)
 

@@ -1,7 +1,6 @@
 """Embed the items of shards. Threads read, decode and resize images ahead of the model."""
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from biomedclip.processing.images.inputs import InputImage
 from biomedclip.processing.images.reading import ImageError, decode_content, read_row_content
 
 from ..evaluation.dual_encoders import DualEncoder
+from ..evaluation.threads import results_in_order
 from .encoders import text_embeds
 from .plan import Inputs, Shard, read_items
 from .shards import EmbeddedRow, ShardWriter
@@ -103,13 +103,8 @@ def _prepared(encoder: DualEncoder, images: Inputs, batches: Iterable[Sequence[i
         return _Batch(rows, torch.cat(pixels) if pixels else None)
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(workers) as threads:
-        waiting: deque[Future[_Batch]] = deque()
         try:
-            for batch in batches:
-                waiting.append(threads.submit(prepare, reader.submit(read, batch)))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            submitted = (threads.submit(prepare, reader.submit(read, batch)) for batch in batches)
+            yield from results_in_order(submitted, workers)
         finally:
             threads.shutdown(cancel_futures=True)

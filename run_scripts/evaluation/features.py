@@ -1,8 +1,7 @@
 """Compute embeddings of images and texts once, and keep them on disk in numbered parts."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from biomedclip.processing.images.reading import ImageError, read_row_image
 from ..cli.fields import WORKERS
 from .dual_encoders import DualEncoder
 from .parts import Part, Parts
+from .threads import results_in_order
 
 
 FEATURES = "features"  # default folder, next to the results
@@ -121,13 +121,9 @@ class FeatureStore:
             return good, processor(pictures, return_tensors="pt")["pixel_values"] if good else None, failed
 
         with ThreadPoolExecutor(max_workers=self.workers) as threads:
-            waiting: deque[Future[_Batch]] = deque()
-            for start in range(0, len(rows), self.batch_size):
-                waiting.append(threads.submit(prepare, rows[start : start + self.batch_size]))
-                if len(waiting) > self.workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            starts = range(0, len(rows), self.batch_size)
+            submitted = (threads.submit(prepare, rows[start : start + self.batch_size]) for start in starts)
+            yield from results_in_order(submitted, self.workers)
 
 
 def _read_all(parts: Parts, rows: int) -> Features:
