@@ -71,22 +71,22 @@ $(VENV)/.core: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.mutation: pyproject.toml | $(VENV)/.test
-	$(BIN)/python -m pip install -qq --editable '.[mutation]'
+	$(BIN)/python -m pip install -qq --no-compile --editable '.[mutation]'
 	@touch $@
 
 $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -qq --editable '.[$*]'
+	$(BIN)/python -m pip install -qq --no-compile --editable '.[$*]'
 	@touch $@
 
 # The lowest version that loads saved models, in a folder that precedes the other packages in its tests.
 $(VENV)/.sentence_transformers: pyproject.toml | $(VENV)/.test
 	rm -rf $(VENV)/sentence_transformers_5.7
-	$(BIN)/python -m pip install -qq --no-deps --target $(VENV)/sentence_transformers_5.7 'sentence-transformers==5.7.*'
+	$(BIN)/python -m pip install -qq --no-compile --no-deps --target $(VENV)/sentence_transformers_5.7 'sentence-transformers==5.7.*'
 	@touch $@
 
 # 5.17 asks for huggingface_hub below 2, and that for httpx, which the newest one does without.
 $(VENV)/.lowest: pyproject.toml | $(VENV)/.test
 	rm -rf $(VENV)/lowest
-	$(BIN)/python -m pip install -qq --no-deps --target $(VENV)/lowest 'transformers==$(LOWEST)' \
+	$(BIN)/python -m pip install -qq --no-compile --no-deps --target $(VENV)/lowest 'transformers==$(LOWEST)' \
 		'huggingface_hub<2' httpx httpcore h11 anyio
 	@touch $@

@@ -116,6 +116,19 @@ class BiomedCLIPProcessor(ProcessorMixin):
             _refuse_audio_tokenizer(pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any:
+        """Save the processor, without the truncation and padding of its last call.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder to write.
+            kwargs: Additional arguments of `ProcessorMixin.save_pretrained`.
+
+        Returns:
+            The paths of the files.
+        """
+        forget_last_call(self.tokenizer)
+        return super().save_pretrained(save_directory, **kwargs)
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors that a call returns by default, without `token_type_ids`, which are always zero."""
@@ -149,6 +162,17 @@ class BiomedCLIPProcessor(ProcessorMixin):
         if not cuts or side != "right" or options.get("return_overflowing_tokens"):
             return sys.maxsize
         return options.get("max_length") or self.tokenizer.model_max_length
+
+
+def forget_last_call(tokenizer: Any) -> None:
+    """Remove the truncation and padding of the last call from a tokenizer.
+
+    A tokenizer of the `tokenizers` library keeps and saves them. They would become defaults of the loaded processor.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
 
 
 def _refuse_audio_tokenizer(name: Any, kwargs: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ biomedclip classify scans --model out/model --labels "chest X-ray" "brain MRI"
 """
 
 import datetime
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from .classification.predictions import LONG, Prediction, long_rows, predict, wi
 from .classification.true_labels import Measurement, read_true_labels, show_metrics
 from .cli.devices import DEVICE_HELP, choose_device
 from .cli.errors import IncompleteError, UsageError
-from .cli.fields import REQUIRED, option
+from .cli.fields import REQUIRED, WORKERS, option
 from .cli.options import parse_options
 from .cli.output import FORMAT_HELP, FORMATS, check_output_file, choose_format, run_record, write_record, write_rows
 from .cli.progress import counting, no_bars_without_terminal
@@ -33,7 +32,6 @@ EXAMPLE = """biomedclip classify scans --model out/model \\
   biomedclip classify figures --model out/model --labels taxonomy:imagetypes
   biomedclip classify scans --model classifier --true-labels labels.csv"""
 TOP_K = 5
-WORKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(kw_only=True)

@@ -35,6 +35,7 @@ def work(quickstart, tmp_path_factory):
     steps = ["--max-steps", "1", "--per-device-train-batch-size", "4", "--use-cpu", "true"]
     assert main(["train", *data, "--model-name-or-path", model, "--output-dir", answers, *steps]) == 0
     assert main(["export", model, str(folder / "exported")]) == 0
+    assert main(["embed", str(folder / "scans"), "--model", model, "--output", str(folder / "vectors")]) == 0
     return folder
 
 

@@ -19,6 +19,7 @@ DEFAULTS = {
     "save_strategy": "no",
     "eval_strategy": "no",
     "report_to": "none",
+    "dataloader_num_workers": 0,  # the processes take longer to start than these runs to load their data
 }
 
 

@@ -34,6 +34,15 @@ def test_token_ids_are_those_of_the_published_checkpoint(published):
     assert inputs["attention_mask"].sum(dim=1).tolist() == [256, 3], "truncated and padded by default"
 
 
+def test_a_saved_processor_does_not_keep_the_truncation_and_padding_of_a_call(small_processor, tmp_path):
+    texts = ["brain mri " * 400, "brain"]
+    small_processor(text=texts, padding="max_length", max_length=12)
+    small_processor.save_pretrained(tmp_path)
+    loaded = BiomedCLIPProcessor.from_pretrained(tmp_path)
+    assert len(loaded(text=texts)["input_ids"][0]) == 64
+    assert loaded(text=texts[1:])["input_ids"] == small_processor(text=texts[1:])["input_ids"]
+
+
 @pytest.fixture(scope="module")
 def open_clip_tokenizer(shared_data):
     return HFTokenizer(str(shared_data / "biomedclip_tokenizer"), context_length=CONTEXT_LENGTH)
