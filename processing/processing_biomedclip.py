@@ -126,7 +126,10 @@ class BiomedCLIPProcessor(ProcessorMixin):
         Returns:
             The paths of the files.
         """
-        forget_last_call(self.tokenizer)
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # they would become defaults of the loaded processor
+            backend.no_truncation()
+            backend.no_padding()
         return super().save_pretrained(save_directory, **kwargs)
 
     @property
@@ -162,17 +165,6 @@ class BiomedCLIPProcessor(ProcessorMixin):
         if not cuts or side != "right" or options.get("return_overflowing_tokens"):
             return sys.maxsize
         return options.get("max_length") or self.tokenizer.model_max_length
-
-
-def forget_last_call(tokenizer: Any) -> None:
-    """Remove the truncation and padding of the last call from a tokenizer.
-
-    A tokenizer of the `tokenizers` library keeps and saves them. They would become defaults of the loaded processor.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_truncation()
-        backend.no_padding()
 
 
 def _refuse_audio_tokenizer(name: Any, kwargs: dict[str, Any]) -> None:

@@ -5,9 +5,8 @@ biomedclip classify scans --model out/model --labels "chest X-ray" "brain MRI"
 
 import datetime
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ from biomedclip.processing.images.inputs import IMAGE_COLUMN, find_inputs
 
 from .classification.classifiers import check_classifier, load_fine_tuned, load_zero_shot
 from .classification.labels import DEFAULT_TEMPLATE, read_labels
-from .classification.predictions import LONG, Prediction, long_rows, predict, wide_rows, wide_schema
+from .classification.overlays import OverlayWriter
+from .classification.predictions import LONG, long_rows, predict, wide_rows, wide_schema
+from .classification.tally import Tally
 from .classification.true_labels import Measurement, read_true_labels, show_metrics
 from .cli.devices import DEVICE_HELP, choose_device
 from .cli.errors import IncompleteError, UsageError
@@ -25,11 +26,15 @@ from .cli.options import parse_options
 from .cli.output import FORMAT_HELP, FORMATS, check_output_file, choose_format, run_record, write_record, write_rows
 from .cli.progress import counting, no_bars_without_terminal
 from .cli.reporting import show_stage
+from .embedding.encoders import PRECISIONS, is_exported
+from .evaluation.checks import check_writable
 
 
 EXAMPLE = """biomedclip classify scans --model out/model \\
       --labels "chest X-ray" "brain MRI" --output predictions.csv
   biomedclip classify figures --model out/model --labels taxonomy:imagetypes
+  biomedclip classify scans --model out/model --labels "chest X-ray" "brain MRI" \\
+      --saliency overlays
   biomedclip classify scans --model classifier --true-labels labels.csv"""
 TOP_K = 5
 
@@ -57,7 +62,10 @@ class ClassifyOptions:
     image_column: str = option(IMAGE_COLUMN, f"Column of the images in datasets (default: {IMAGE_COLUMN}).")
     batch_size: int = option(32, "Batch size (default: 32).")
     workers: int = option(WORKERS, f"Number of threads that read images (default: {WORKERS}).")
-    precision: str = option("float32", "Precision of the model (default: float32).", ["float32", "bfloat16"])
+    saliency: str | None = option(None, "Folder for images that show which parts speak for the listed labels.")
+    precision: str | None = option(
+        None, "Precision of the model, also as bf16 (default: float32, or that of the export).", PRECISIONS
+    )
     device: str = option("auto", DEVICE_HELP)
 
     def __post_init__(self):
@@ -68,27 +76,6 @@ class ClassifyOptions:
             raise ValueError("--wide has a column for every label. Omit --top-k.")
         if self.template and not self.labels:
             raise ValueError("--template has no effect without --labels.")
-
-
-@dataclass
-class _Tally:
-    """Count the images while their rows are written."""
-
-    measurement: Measurement | None
-    add: Callable[[int], None]
-    predicted: Counter[str] = field(default_factory=Counter)
-    unreadable: list[str] = field(default_factory=list)
-
-    def count(self, predictions: Iterator[Prediction], labels: Sequence[str]) -> Iterator[Prediction]:
-        for prediction in predictions:
-            self.add(1)
-            if prediction.probabilities is None:
-                self.unreadable.append(prediction.id)
-            else:
-                self.predicted[labels[int(prediction.probabilities.argmax())]] += 1
-                if self.measurement is not None:
-                    self.measurement.add(prediction.id, prediction.probabilities)
-            yield prediction
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -111,7 +98,12 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
     form = choose_format(options.format, output)
     prompts = read_labels(options.labels, options.template) if options.labels else {}
     device = choose_device(options.device)
-    own_labels = check_classifier(options.model, has_labels=bool(prompts))
+    own_labels, precision = check_classifier(options.model, has_labels=bool(prompts), precision=options.precision)
+    if options.saliency and (own_labels or is_exported(options.model)):
+        kind = "a fine-tuned classifier without prompts" if own_labels else "exported and computes no gradients"
+        raise UsageError(f"--model {options.model} is {kind}. Omit --saliency, or pass a dual encoder.")
+    if options.device not in ("auto", "cpu") and is_exported(options.model):
+        raise UsageError(f"--model {options.model} is exported and runs on the CPU. Omit --device.")
     labels = own_labels or list(prompts)
     schema = wide_schema(labels) if options.wide else LONG
     if options.wide and {"file", "error"} & set(labels):
@@ -120,15 +112,20 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
     ids = [image.id for image in inputs.rows(0, len(inputs))] if options.true_labels else []
     truth = read_true_labels(Path(options.true_labels), ids, labels) if options.true_labels else {}
     check_output_file(output)
+    if options.saliency:
+        check_writable(Path(options.saliency), "--saliency")
 
     show_stage(f"Classifying {len(inputs):,} images with {len(labels)} labels")
     load: Any = load_fine_tuned if own_labels else load_zero_shot
     with no_bars_without_terminal():
-        classifier = load(options.model, own_labels or prompts, precision=options.precision, device=device)
+        classifier = load(options.model, own_labels or prompts, precision=precision, device=device)
+        overlays = OverlayWriter(Path(options.saliency), classifier.encoder, prompts) if options.saliency else None
     rows_in_terminal = output is None and form != "table" and sys.stdout.isatty()
     with counting(len(inputs), "Classified", bar_in_terminal=not rows_in_terminal) as add:
-        tally = _Tally(Measurement(truth, labels) if truth else None, add)
+        tally = Tally(Measurement(truth, labels) if truth else None, add)
         found = predict(classifier, inputs, batch_size=options.batch_size, workers=options.workers)
+        if overlays is not None:
+            found = overlays.write_all(found, labels, options.top_k or TOP_K)
         found = tally.count(found, labels)
         rows = wide_rows(found, labels) if options.wide else long_rows(found, labels, options.top_k or TOP_K)
         write_rows(rows, schema, form, output)
@@ -136,12 +133,14 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
     if metrics:
         show_metrics(metrics)
     if output is not None:
-        also: dict[str, Any] = {"precision": options.precision, "prompts": prompts, "labels": labels}
+        also: dict[str, Any] = {"precision": precision, "prompts": prompts, "labels": labels}
         also |= {"images": len(inputs), "unreadable": len(tally.unreadable), "predicted": dict(tally.predicted)}
         model = {"name": classifier.name, "type": classifier.type, "weights": classifier.weights}
         record = run_record("classify", arguments, model=model, device=classifier.device, start=start, **also)
         path = write_record(output, record | ({"metrics": metrics} if metrics else {}))
         show_stage(f"Predictions in {output}, how they were made in {path}")
+    if options.saliency:
+        show_stage(f"Saliency maps in {options.saliency}")
     if tally.unreadable:
         names, count = first_names(tally.unreadable), len(tally.unreadable)
         raise IncompleteError(f"{count:,} of {len(inputs):,} images cannot be read (column error): {names}.")

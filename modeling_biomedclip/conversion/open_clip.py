@@ -17,8 +17,6 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, BertConfig, CLIPTextConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
-from biomedclip.processing.processing_biomedclip import forget_last_call
-
 from .. import BiomedCLIPImageProcessor, BiomedCLIPProcessor
 from ..configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
 from ..modeling_biomedclip import BiomedCLIPModel
@@ -117,7 +115,6 @@ def to_open_clip(model: BiomedCLIPModel, processor: BiomedCLIPProcessor, folder:
     path.mkdir(parents=True, exist_ok=True)
     (path / OPEN_CLIP_CONFIG).write_text(open_clip_config, encoding="utf-8")
     save_file(tensors, path / OPEN_CLIP_WEIGHTS)
-    forget_last_call(processor.tokenizer)
     processor.tokenizer.save_pretrained(path)
     processor.tokenizer.backend_tokenizer.model.save(str(path))  # for programs that do not read tokenizer.json
 

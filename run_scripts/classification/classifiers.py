@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from biomedclip import ZeroShotClassifier
@@ -20,8 +21,9 @@ from ..cli.errors import UsageError
 from ..cli.models import check_model_name
 from ..cli.reporting import no_warnings_of_transformers
 from ..cli.trust import questions_are_errors
-from ..evaluation.checks import check_model, check_weights, config_on_hub
-from ..evaluation.dual_encoders import load_dual_encoder
+from ..embedding.encoders import OF_MODELS, check_encoder, load_encoder
+from ..evaluation.checks import check_weights, config_on_hub
+from ..evaluation.dual_encoders import DualEncoder
 from ..hub.fingerprints import weights_fingerprint
 
 
@@ -40,6 +42,7 @@ class Classifier:
         image_processor: Processor of the images.
         weights: Fingerprint of the weights.
         device: Device of the model.
+        encoder: The model and its processor, if it is a dual encoder.
         predict: Takes pixels `(images, 3, height, width)` and returns probabilities and cosine similarities
             `(images, labels)` in float32 on the CPU. A fine-tuned classifier has no similarities.
     """
@@ -50,11 +53,14 @@ class Classifier:
     image_processor: Any
     weights: str
     device: torch.device
+    encoder: DualEncoder | None
     predict: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 
-def check_classifier(name: str, *, has_labels: bool) -> list[str] | None:
-    """Check a model before it is loaded. Return the labels of a fine-tuned classifier, or None for a dual encoder.
+def check_classifier(name: str, *, has_labels: bool, precision: str | None) -> tuple[list[str] | None, str]:
+    """Check a model before it is loaded. Return its labels and its precision. A dual encoder has None as labels.
+
+    The default precision is float32, or that of an exported model.
 
     Raises:
         UsageError: If labels are missing for a dual encoder, or given for a fine-tuned classifier.
@@ -63,13 +69,13 @@ def check_classifier(name: str, *, has_labels: bool) -> list[str] | None:
     """
     config = _config_of_classifier(name)
     if config is None:
-        check_model(name, _TASK)
+        precision = check_encoder(name, precision, _TASK)
         if not has_labels:
             raise UsageError(
                 f"--model {name} needs --labels: values, a text file, a YAML file, or taxonomy:imagetypes. Only "
                 "fine-tuned classifiers have their own labels."
             )
-        return None
+        return None, precision
     labels = _labels_of(config, name)
     if has_labels:
         shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
@@ -77,8 +83,10 @@ def check_classifier(name: str, *, has_labels: bool) -> list[str] | None:
             f"--model {name} is a fine-tuned classifier without a text tower. It predicts its own {len(labels)} labels "
             f"({shown}). Omit --labels and --template, or pass a dual encoder."
         )
+    if precision not in (None, *OF_MODELS):
+        raise UsageError(f"--model {name} is not exported. Choose --precision {' or '.join(OF_MODELS)}.")
     _check_files(Path(name))
-    return labels
+    return labels, precision or OF_MODELS[0]
 
 
 def _check_files(folder: Path) -> None:
@@ -145,11 +153,12 @@ def load_zero_shot(
     Args:
         name: Folder or Hub id.
         prompts: Prompts of each label.
-        precision: `float32` or `bfloat16`.
-        device: The device.
+        precision: Precision of the model.
+        device: The device. Exported models always run on the CPU.
     """
-    encoder = load_dual_encoder(name, precision=precision)
-    encoder.model.to(device)
+    encoder = load_encoder(name, precision)
+    if isinstance(encoder.model, nn.Module):  # exported graphs run on the CPU
+        encoder.model.to(device)
     flat = [prompt for texts in prompts.values() for prompt in texts]
     with encoder.precise():
         embeds = ZeroShotClassifier(encoder.model, encoder.processor, flat, "{}").class_embeds
@@ -164,7 +173,8 @@ def load_zero_shot(
         return (similarities * scale).softmax(dim=-1), similarities
 
     processor = encoder.processor.image_processor
-    return Classifier(name, encoder.type, list(prompts), processor, encoder.weights, encoder.model.device, predict)
+    device = encoder.model.device
+    return Classifier(name, encoder.type, list(prompts), processor, encoder.weights, device, encoder, predict)
 
 
 @questions_are_errors()
@@ -198,7 +208,7 @@ def load_fine_tuned(name: str, labels: Sequence[str], *, precision: str, device:
         return activation(logits.float()).cpu(), None
 
     kind, weights = model.config.model_type, weights_fingerprint(model)
-    return Classifier(name, kind, list(labels), processor, weights, model.device, predict)
+    return Classifier(name, kind, list(labels), processor, weights, model.device, None, predict)
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:

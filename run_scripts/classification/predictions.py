@@ -33,32 +33,32 @@ class Prediction:
     """The prediction of an image, or the error if it cannot be read.
 
     Args:
-        id: Id of the image, such as its path.
+        image: The image. Its id is the name in the rows.
         probabilities: Probability of each label.
         similarities: Cosine similarity to each label, or None for a classifier without a text tower.
         error: The error, or None.
     """
 
-    id: str
+    image: InputImage
     probabilities: torch.Tensor | None = None
     similarities: torch.Tensor | None = None
     error: str | None = None
 
 
-# The ids of a batch, the error or None of each, and the pixels of those without an error.
-_Batch = tuple[list[str], list[str | None], torch.Tensor | None]
+# The images of a batch, the error or None of each, and the pixels of those without an error.
+_Batch = tuple[Sequence[InputImage], list[str | None], torch.Tensor | None]
 
 
 def predict(classifier: Classifier, inputs: ImageInputs, *, batch_size: int, workers: int) -> Iterator[Prediction]:
     """Yield the prediction of each image in order. Threads decode and resize images ahead of the model."""
-    for ids, errors, pixels in _prepared(classifier.image_processor, inputs, batch_size, workers):
+    for images, errors, pixels in _prepared(classifier.image_processor, inputs, batch_size, workers):
         probabilities, similarities = (None, None) if pixels is None else classifier.predict(pixels)
         row = 0
-        for name, error in zip(ids, errors, strict=True):
+        for image, error in zip(images, errors, strict=True):
             if error is not None or probabilities is None:
-                yield Prediction(name, error=error)
+                yield Prediction(image, error=error)
                 continue
-            yield Prediction(name, probabilities[row], None if similarities is None else similarities[row])
+            yield Prediction(image, probabilities[row], None if similarities is None else similarities[row])
             row += 1
 
 
@@ -84,20 +84,20 @@ def _prepare(image_processor: Any, batch: Sequence[InputImage]) -> _Batch:
             errors.append(str(error).removeprefix(f"{image.id}: "))
         except Exception as error:  # the processors of other models refuse some modes and sizes with many types
             errors.append(f"cannot be processed ({type(error).__name__}: {error})")
-    return [image.id for image in batch], errors, torch.cat(pixels) if pixels else None
+    return batch, errors, torch.cat(pixels) if pixels else None
 
 
 def long_rows(predictions: Iterable[Prediction], labels: Sequence[str], top_k: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each of the `top_k` most probable labels of an image, and one row for an unreadable image."""
     for prediction in predictions:
         if prediction.probabilities is None:
-            yield {"file": prediction.id, "error": prediction.error}
+            yield {"file": prediction.image.id, "error": prediction.error}
             continue
         order = prediction.probabilities.argsort(descending=True, stable=True).tolist()
         probabilities, similarities = _floats(prediction.probabilities), _floats(prediction.similarities)
         for rank, number in enumerate(order[:top_k], 1):
             yield {
-                "file": prediction.id,
+                "file": prediction.image.id,
                 "rank": rank,
                 "label": labels[number],
                 "probability": probabilities[number],
@@ -119,7 +119,7 @@ def wide_rows(predictions: Iterable[Prediction], labels: Sequence[str]) -> Itera
     """Yield a row for each image, with the probability of each label."""
     for prediction in predictions:
         values = dict(zip(labels, _floats(prediction.probabilities), strict=False))
-        yield {"file": prediction.id, **values, "error": prediction.error}
+        yield {"file": prediction.image.id, **values, "error": prediction.error}
 
 
 __all__ = ["LONG", "Prediction", "long_rows", "predict", "wide_rows", "wide_schema"]

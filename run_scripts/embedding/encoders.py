@@ -16,8 +16,8 @@ from ..evaluation.checks import check_model
 from ..evaluation.dual_encoders import DualEncoder, load_dual_encoder, processing_fingerprint
 
 
-_OF_MODELS = ("float32", "bfloat16")
-PRECISIONS = (*dict.fromkeys([*_OF_MODELS, *(name for names in FORMATS.values() for name in names)]),)
+OF_MODELS = ("float32", "bfloat16")
+PRECISIONS = (*dict.fromkeys([*OF_MODELS, *(name for names in FORMATS.values() for name in names)]),)
 _BLOCK = 2**20
 
 
@@ -40,21 +40,22 @@ class ExportedEncoder(DualEncoder):
         return nullcontext()
 
 
-def check_encoder(name: str, precision: str | None) -> str:
+def check_encoder(name: str, precision: str | None, task: str = "embed") -> str:
     """Check that a model can be loaded and can embed, and return its precision. The model is not loaded.
+
+    `task` names the command in messages.
 
     Raises:
         FileNotFoundError: If the model does not exist.
         ImportError: If a package that the model needs is not installed.
         ValueError: If it is not a dual encoder, or if exported graphs have another precision than the given one.
     """
-    description = Path(name) / DESCRIPTION
-    if not description.is_file():
-        check_model(name, "embed")
-        if precision not in (None, *_OF_MODELS):
-            raise ValueError(f"--model {name} is not exported. Its `precision` can be {' or '.join(_OF_MODELS)}.")
+    if not is_exported(name):
+        check_model(name, task)
+        if precision not in (None, *OF_MODELS):
+            raise ValueError(f"--model {name} is not exported. Its `precision` can be {' or '.join(OF_MODELS)}.")
         return precision or "float32"
-    exported = json.loads(description.read_text(encoding="utf-8"))
+    exported = json.loads((Path(name) / DESCRIPTION).read_text(encoding="utf-8"))
     check_packages(PACKAGES_TO_RUN[exported["format"]])
     precisions = exported.get("precisions", [exported.get("precision")])
     if precision not in (None, *precisions):
@@ -65,9 +66,14 @@ def check_encoder(name: str, precision: str | None) -> str:
     return precision or precisions[0]
 
 
+def is_exported(name: str) -> bool:
+    """Return whether a model is a folder of exported graphs, which run on the CPU and compute no gradients."""
+    return (Path(name) / DESCRIPTION).is_file()
+
+
 def load_encoder(name: str, precision: str) -> DualEncoder:
     """Load a model that [`check_encoder`] has checked."""
-    if not (Path(name) / DESCRIPTION).is_file():
+    if not is_exported(name):
         encoder = load_dual_encoder(name, precision=precision)
         # Matrix products of small batches depend on the alignment of the weights in memory. After loading, it differs
         # between processes. PyTorch aligns copies.

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.benchmark_files import drawn_pixels, save_drawn
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -22,10 +23,13 @@ from biomedclip import (
     BiomedCLIPProcessor,
     ZeroShotClassifier,
     read_image,
+    saliency_map,
 )
 from biomedclip.processing.images.inputs import InputImage
+from biomedclip.run_scripts.classification import overlays
 from biomedclip.run_scripts.classification.classifiers import Classifier
 from biomedclip.run_scripts.classification.predictions import predict
+from biomedclip.run_scripts.cli.overlays import draw_overlay
 from biomedclip.run_scripts.hub.fingerprints import weights_fingerprint
 from biomedclip.run_scripts.main import main
 
@@ -282,10 +286,62 @@ def test_the_adapter_of_a_classifier_equals_the_model_in_transformers(capsys, sc
     assert status == 0 and "newly initialized" not in err
 
 
+def test_saliency_writes_the_maps_of_the_listed_labels(capsys, scans, small_checkpoint, tmp_path):
+    arguments = [scans, "--model", small_checkpoint, "--labels", *LABELS, "--top-k", 2, "--format", "json"]
+    status, out, _ = run(capsys, *arguments, "--saliency", tmp_path / "maps")
+    assert status == 1
+    best = [row for row in read_json(out) if row["file"] == str(scans / "0.png")]
+    names = [f"000000_0_{rank}_{row['label'].replace(' ', '_')}.png" for rank, row in enumerate(best, 1)]
+    written = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert written[:2] == names and len(written) == 2 * len(READABLE)
+
+    model = BiomedCLIPModel.from_pretrained(small_checkpoint).eval()
+    processor = BiomedCLIPProcessor.from_pretrained(small_checkpoint)
+    image = read_image(scans / "0.png")
+    maps = saliency_map(model, processor, image, [f"this is a photo of {row['label']}" for row in best])
+    for name, saliency in zip(names, maps, strict=True):
+        overlay = draw_overlay(image, saliency, scale=float(maps.nan_to_num(0).max()))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "maps" / name)), np.asarray(overlay))
+
+
+def test_saliency_of_a_large_image_is_smaller_than_the_image(capsys, small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(overlays, "LARGEST", 64)
+    pixels = np.random.default_rng(0).integers(0, 65536, (90, 128), dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    status, _, _ = run(
+        capsys,
+        tmp_path / "large.png",
+        "--model",
+        small_checkpoint,
+        "--labels",
+        *LABELS,
+        "--saliency",
+        tmp_path / "maps",
+    )
+    assert status == 0
+    assert {Image.open(path).size for path in (tmp_path / "maps").iterdir()} == {(64, 45)}
+
+
+def test_an_exported_model_classifies_like_the_model(capsys, scans, small_checkpoint, tmp_path):
+    assert main(["export", str(small_checkpoint), str(tmp_path / "exported")]) == 0
+    arguments = [scans / "0.png", scans / "1.png", "--labels", *LABELS, "--format", "json"]
+    of_model, of_export = (
+        read_json(run(capsys, *arguments, "--model", name)[1]) for name in (small_checkpoint, tmp_path / "exported")
+    )
+    for ours, theirs in zip(of_export, of_model, strict=True):
+        assert [ours["file"], ours["label"]] == [theirs["file"], theirs["label"]]
+        assert ours["similarity"] == pytest.approx(theirs["similarity"], abs=1e-5)  # float32 kernels of ONNX Runtime
+    exported = [*arguments, "--model", tmp_path / "exported"]
+    status, _, err = run(capsys, *exported, "--saliency", tmp_path / "maps")
+    assert status == 2 and "computes no gradients" in err and not (tmp_path / "maps").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         (["--model", "CLASSIFIER", "--labels", "a", "b"], 2, "is a fine-tuned classifier without a text tower"),
+        (["--model", "CLASSIFIER", "--saliency", "MAPS"], 2, "Omit --saliency"),
+        (["--model", "MODEL", "--labels", "a", "b", "--precision", "int8"], 1, "float32 or bfloat16"),
         (["--model", "CLASSIFIER", "--template", "a {}"], 2, "--template has no effect without --labels"),
         (["--model", "MODEL"], 2, "needs --labels"),
         (["--model", "MODEL", "--labels", "a", "b", "--wide", "--top-k", "1"], 2, "Omit --top-k"),
@@ -312,6 +368,7 @@ def test_everything_is_checked_before_the_model_is_loaded(
         "CLASSIFIER": fine_tuned[0],
         "MODEL": small_checkpoint,
         "FOLDER": scans / "below",
+        "MAPS": tmp_path / "maps",
         "TRUTH": tmp_path / "truth.csv",
     }
     found, out, err = run(capsys, scans, *(places.get(word, word) for word in arguments))
@@ -364,7 +421,7 @@ def test_images_are_read_ahead_in_a_bounded_number_of_batches(scans):
         done.extend(range(len(pixels)))
         return torch.full((len(pixels), 2), 0.5), None
 
-    classifier = Classifier("m", "fake", ["a", "b"], Processor(), "", torch.device("cpu"), slow)
+    classifier = Classifier("m", "fake", ["a", "b"], Processor(), "", torch.device("cpu"), None, slow)
     found = list(predict(classifier, Inputs(), batch_size=4, workers=2))
     assert [prediction.id for prediction in found] == [str(number) for number in range(40)]
     assert max(ahead) <= 4 * 3
