@@ -26,6 +26,7 @@ VERBS = {
     "classify": "classify images by labels, or with a fine-tuned classifier",
     "embed": "write the embeddings of images and texts as Parquet files",
     "search": "search embeddings by text, image or id",
+    "demo": "serve a model on this machine, with an HTTP API",
     "convert": "convert checkpoints between open_clip and transformers",
     "export": "export the encoders to ONNX or OpenVINO",
     "recipes": "list the shipped recipes, or print one",

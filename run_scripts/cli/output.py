@@ -129,7 +129,7 @@ def _write_csv(rows: Iterable[Row], columns: Sequence[str], file: TextIO, title:
 
 def _field(value: Any) -> Any:
     """Return a value as the field of a CSV file."""
-    value = _plain(value)
+    value = plain_value(value)
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
@@ -149,22 +149,22 @@ def _write_json_lines(rows: Iterable[Row], columns: Sequence[str], file: TextIO,
 
 
 def _object(row: Row, columns: Sequence[str], file: TextIO) -> str:
-    values = {column: _plain(row.get(column)) for column in columns}
+    values = {column: plain_value(row.get(column)) for column in columns}
     # A terminal in another encoding would replace characters with escapes that are not those of JSON.
     escape = (file.encoding or "").lower().replace("-", "") != "utf8"
     return json.dumps(values, ensure_ascii=escape, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return a value in the types of strict JSON: NaN and infinity as None, dates as ISO text, bytes as None."""
     if hasattr(value, "tolist"):  # scalars and arrays of NumPy
         value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_value(item) for item in value]
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, bytes):
@@ -191,7 +191,7 @@ def _stored(value: Any) -> Any:
 
 
 def _write_table(rows: Iterable[Row], columns: Sequence[str], file: TextIO, title: str) -> None:
-    found = [[_plain(row.get(column)) for column in columns] for row in rows]
+    found = [[plain_value(row.get(column)) for column in columns] for row in rows]
     kept = [number for number in range(len(columns)) if not found or any(row[number] is not None for row in found)]
     table = Table(title=Text(one_line(title)) if title else None, title_justify="left")
     for number in kept:

@@ -33,15 +33,24 @@ def load_query_model(name: str, index: EmbeddingIndex) -> DualEncoder:
         ValueError: If its weights or the settings of its processor have another fingerprint.
     """
     encoder = load_encoder(name, check_encoder(name, None))
+    check_same_model(encoder, index)
+    return encoder
+
+
+def check_same_model(encoder: DualEncoder, index: EmbeddingIndex) -> None:
+    """Check that a model is the one that computed the embeddings.
+
+    Raises:
+        ValueError: If its weights or the settings of its processor have another fingerprint.
+    """
     for kind in ("weights", "processing"):
         found, expected = getattr(encoder, kind), getattr(index, kind)
         if expected and found != expected:
             what = "weights" if kind == "weights" else "settings of the processor"
             raise ValueError(
-                f"--model {name}: not the model that computed the embeddings ({index.model}). The fingerprint of its "
-                f"{what} is {found}, and that of the embeddings is {expected}. Pass that model, or embed again."
+                f"--model {encoder.name}: not the model that computed the embeddings ({index.model}). The fingerprint "
+                f"of its {what} is {found}, and that of the embeddings is {expected}. Pass that model, or embed again."
             )
-    return encoder
 
 
 def text_query(encoder: DualEncoder, text: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ from helpers.pages import PAGES, RUN, blocks_of, run_page
 
 
 SHOWN = ("text", "json", "yaml", "toml", "{figure}", "{include}", "{toctree}", "{image}")
-REASONS = {"network", "GPU", "cluster", "hours"}
+REASONS = {"network", "GPU", "cluster", "hours", "server"}
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 # OpenVINO can crash a process that forks later.
 OWN_PROCESS = {"export.md"}

@@ -13,6 +13,7 @@ NEEDED = {
     "classify": ["scans", "--model", "m", "--labels", "a", "b", "--output", "out"],
     "embed": ["scans", "--model", "m", "--output", "out"],
     "search": ["embeddings", "--like", "id", "--output", "out"],
+    "demo": ["--model", "m"],
     "convert": ["a", "b"],
     "export": ["a", "b"],
     "recipes": [],
