@@ -1,0 +1,326 @@
+"""A loaded model, and optionally an index, for the requests of many threads."""
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from biomedclip import EmbeddingIndex, saliency_map
+from biomedclip.embedding import CHARACTERS_PER_TOKEN, text_limit
+from biomedclip.model_cards.escaping import one_line
+from biomedclip.processing.bit_depth_biomedclip import to_8_bit
+from biomedclip.processing.image_processing_biomedclip import MAX_ASPECT_RATIO
+from biomedclip.processing.images.errors import ImageError
+from biomedclip.processing.images.reading import decode_content
+
+from ..classification.labels import DEFAULT_TEMPLATE
+from ..cli.devices import choose_device
+from ..cli.errors import UsageError
+from ..cli.overlays import draw_overlay
+from ..embedding.encoders import ExportedEncoder, check_encoder, load_encoder, text_embeds
+from ..embedding.filters import parse_filter
+from ..embedding.queries import check_same_model
+from ..evaluation.dual_encoders import DualEncoder
+from .batching import Batcher
+
+
+BATCH_SIZE = 32
+# Items that may wait. A prepared image of 224 pixels takes 0.6 MB.
+LIMITS = {"image": 512, "text": 8192, "saliency": 16}
+MAX_PROMPTS = 4096  # embeddings of prompts that are kept
+MAX_OVERLAY = 1024  # pixels of the longer side of an overlay
+MAX_NAME = 100
+_TRIAL = "image"  # text that is embedded to find the dimension
+
+
+class InputError(ValueError):
+    """Raised for labels, texts or conditions of a request that cannot be used."""
+
+
+class Engine:
+    """A loaded model, and optionally an index, for one process.
+
+    All methods can be called from any thread. The model runs in one thread, in batches of the images or texts of all
+    calls. The batches change only the last bits of the results.
+
+    Args:
+        encoder: Model from [`load_encoder`].
+        index: Index of embeddings that the model computed.
+        labels: Labels for requests that have none.
+        batch_size: Largest number of images or texts that the model sees at once.
+
+    Attributes:
+        name: Hub id, or name of the folder of the model.
+        device: Device of the model.
+        dimension: Number of values of an embedding.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        index: EmbeddingIndex | None = None,
+        labels: Sequence[str] = (),
+        *,
+        batch_size: int = BATCH_SIZE,
+    ):
+        self.encoder = encoder
+        self.index = index
+        self.labels = list(labels)
+        # The path of a folder is of no use to clients, and shows the names of users.
+        self.name = Path(encoder.name).resolve().name if Path(encoder.name).is_dir() else encoder.name
+        self.device: torch.device = encoder.model.device
+        self.batcher = Batcher(LIMITS, batch_size=batch_size)
+        self._logit_scale = encoder.logit_scale
+        self._prompts: OrderedDict[str, Future[np.ndarray]] = OrderedDict()
+        self._prompt_lock, self._search_lock = threading.Lock(), threading.Lock()
+        self.dimension = self.embed_texts([_TRIAL]).shape[1]
+        self.embed_images([Image.new("RGB", (64, 64))])  # so that a model that cannot run fails here
+
+    def classify(
+        self, image: Image.Image, labels: Sequence[str], template: str = DEFAULT_TEMPLATE
+    ) -> list[dict[str, Any]]:
+        """Classify an image by the similarity of its embedding to those of prompts.
+
+        Args:
+            image: Pillow image.
+            labels: Two or more different labels.
+            template: Prompt with `{}` for the label.
+
+        Returns:
+            `label`, `probability` and `similarity` of each label, sorted by probability.
+
+        Raises:
+            InputError: If there are fewer than two labels, a label is empty or occurs twice, or the template has no
+                `{}`.
+            BusyError: If too many items wait.
+        """
+        embeds = self.submit_prompts(prompts_of(labels, template))
+        (image_embed,) = self.embed_images([image])
+        return self.ranked(image_embed, labels, np.stack([embed.result() for embed in embeds]))
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Return normalized embeddings of shape `(images, dimension)`, float32. Raise `BusyError` if too many wait."""
+        pixels = [self.prepare(image) for image in images]
+        return self._stacked([embed.result() for embed in self.submit_pixels(pixels)])
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return normalized embeddings of shape `(texts, dimension)`, float32. Raise `BusyError` if too many wait."""
+        return self._stacked([embed.result() for embed in self.submit_texts(texts)])
+
+    def search(self, query: str | Image.Image, top_k: int = 10, where: str | None = None) -> list[dict[str, Any]]:
+        """Search the index.
+
+        Args:
+            query: Text or Pillow image.
+            top_k: Number of results.
+            where: Condition on the columns, such as `license = 'CC BY' and year > 2020`.
+
+        Returns:
+            The rows of [`EmbeddingIndex.search`]: `rank`, `id`, `path`, `similarity` and the columns of the input.
+
+        Raises:
+            InputError: If there is no index, `top_k < 1`, or the condition is invalid.
+            BusyError: If too many items wait.
+        """
+        expression = self._parsed(where)
+        (embed,) = self.embed_texts([query]) if isinstance(query, str) else self.embed_images([query])
+        return self._found(embed, top_k, expression)
+
+    def saliency(self, image: Image.Image, text: str) -> Image.Image:
+        """Return the image in gray, with colors where it is similar to a text.
+
+        The sides of the result are at most 1,024 pixels.
+
+        Raises:
+            TypeError: If the model cannot compute gradients, such as exported graphs.
+            ValueError: If the image tower is not a ViT with a class token.
+            BusyError: If too many items wait.
+        """
+        if isinstance(self.encoder, ExportedEncoder):
+            raise TypeError(f"{self.name} is exported and computes no gradients, which saliency needs.")
+        if max(image.size) > MAX_OVERLAY:
+            image = to_8_bit(image).convert("RGB")
+            image.thumbnail((MAX_OVERLAY, MAX_OVERLAY), Image.Resampling.BICUBIC)
+
+        def run(values: list[tuple[Image.Image, str]]) -> list[torch.Tensor]:
+            return [saliency_map(self.encoder.model, self.encoder.processor, *value) for value in values]
+
+        (values,) = self.batcher.submit("saliency", None, run, [(image, text)])
+        return draw_overlay(image, values.result())
+
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """Return the pixels of an image for the model, of shape `(3, height, width)`."""
+        return self.encoder.processor.image_processor([image], return_tensors="pt")["pixel_values"][0]
+
+    def submit_pixels(self, pixels: Sequence[torch.Tensor]) -> list[Future[np.ndarray]]:
+        """Return futures of the embeddings of images from [`prepare`]. Raise `BusyError` if too many wait."""
+        if not pixels:
+            return []
+        return self.batcher.submit("image", pixels[0].shape, self._embed_pixels, pixels)
+
+    def submit_texts(self, texts: Sequence[str]) -> list[Future[np.ndarray]]:
+        """Return futures of the embeddings of texts. Raise `BusyError` if too many wait."""
+        return self.batcher.submit("text", "embed", self._embed_texts, texts)
+
+    def submit_prompts(self, prompts: Sequence[str]) -> list[Future[np.ndarray]]:
+        """Return futures of the embeddings of prompts. The last 4,096 are kept for other requests."""
+        with self._prompt_lock:
+            new = [prompt for prompt in dict.fromkeys(prompts) if not self._is_kept(prompt)]
+            found = {prompt: self._prompts[prompt] for prompt in prompts if prompt not in new}
+            found |= dict(zip(new, self.submit_texts(new), strict=True))
+            self._prompts |= found
+            for prompt in found:
+                self._prompts.move_to_end(prompt)
+            while len(self._prompts) > MAX_PROMPTS:
+                self._prompts.popitem(last=False)
+        return [found[prompt] for prompt in prompts]
+
+    def submit_token_counts(self, texts: Sequence[str]) -> list[Future[int]]:
+        """Return futures of the numbers of tokens that the model sees of texts. Raise `BusyError` if too many wait."""
+        return self.batcher.submit("text", "count", self._count_tokens, texts)
+
+    def ranked(self, image_embed: np.ndarray, labels: Sequence[str], label_embeds: np.ndarray) -> list[dict[str, Any]]:
+        """Return the result of [`classify`] from embeddings."""
+        similarities = torch.from_numpy(label_embeds @ image_embed)
+        probabilities = (similarities * self._logit_scale).softmax(dim=-1)
+        order = probabilities.argsort(descending=True, stable=True).tolist()
+        return [
+            {"label": labels[at], "probability": float(probabilities[at]), "similarity": float(similarities[at])}
+            for at in order
+        ]
+
+    def search_embedding(self, embed: np.ndarray, top_k: int = 10, where: str | None = None) -> list[dict[str, Any]]:
+        """Search the index for an embedding. See [`search`] for the other arguments."""
+        return self._found(embed, top_k, self._parsed(where))
+
+    def close(self) -> None:
+        """Cancel the waiting calls, and end the thread of the model."""
+        self.batcher.close()
+
+    def _parsed(self, where: str | None) -> Any:
+        if self.index is None:
+            raise InputError("There is no index. Start biomedclip demo with --index.")
+        if where is None:
+            return None
+        try:
+            return parse_filter(where, self.index.schema)
+        except UsageError as error:
+            raise InputError(str(error).replace("--where", "`where`", 1)) from error
+
+    def _found(self, embed: np.ndarray, top_k: int, where: Any) -> list[dict[str, Any]]:
+        assert self.index is not None
+        try:
+            with self._search_lock:  # the files of the index have one position
+                return self.index.search(embed, top_k=top_k, where=where)[0]
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            raise InputError(f"`where` cannot be computed: {error}") from error
+
+    def _is_kept(self, prompt: str) -> bool:
+        kept = self._prompts.get(prompt)
+        return kept is not None and not kept.cancelled() and not (kept.done() and kept.exception())
+
+    @torch.no_grad()
+    def _embed_pixels(self, pixels: list[torch.Tensor]) -> np.ndarray:
+        return self.encoder.embed_pixels(torch.stack(pixels)).numpy()
+
+    def _embed_texts(self, texts: list[str]) -> np.ndarray:
+        return text_embeds(self.encoder, texts, self.batcher.batch_size).numpy()
+
+    def _count_tokens(self, texts: list[str]) -> list[int]:
+        """Return the numbers of tokens after truncation. A tokenizer cannot be used by two threads at once."""
+        model, processor = self.encoder.model, self.encoder.processor
+        limit = text_limit(model, processor)
+        cut = [text[: limit * CHARACTERS_PER_TOKEN] for text in texts]
+        return [len(ids) for ids in processor(text=cut, padding=False, truncation=True, max_length=limit)["input_ids"]]
+
+    def _stacked(self, embeds: list[np.ndarray]) -> np.ndarray:
+        return np.stack(embeds) if embeds else np.empty((0, self.dimension), dtype=np.float32)
+
+
+def load_engine(
+    model: str,
+    *,
+    index: str | Path | None = None,
+    labels: Sequence[str] = (),
+    device: str = "auto",
+    precision: str | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Engine:
+    """Load a model, and an index of embeddings that it computed. Everything is checked before the model is loaded.
+
+    Args:
+        model: Folder or Hub id of a dual encoder, or folder of an exported one.
+        index: Folder that `biomedclip embed` wrote.
+        labels: Labels for requests that have none.
+        device: Device, as in `--device`.
+        precision: Precision of the model. The default is `float32`, or that of the export.
+        batch_size: Largest number of images or texts that the model sees at once.
+
+    Raises:
+        FileNotFoundError: If the model or the index does not exist.
+        ImportError: If a package that the model needs is not installed.
+        ValueError: If the model is not a dual encoder, another model computed the embeddings, or a label is empty or
+            occurs twice.
+    """
+    precision = check_encoder(model, precision)
+    chosen = choose_device(device)
+    if labels:
+        prompts_of(labels, DEFAULT_TEMPLATE)
+    opened = EmbeddingIndex(index) if index is not None else None
+    encoder = load_encoder(model, precision)
+    if isinstance(encoder, ExportedEncoder):
+        if device != "auto" and chosen.type != "cpu":
+            raise ValueError(f"--device {device}: exported models run on the CPU. Pass --device auto or cpu.")
+    else:
+        encoder.model.to(chosen)
+    if opened is not None:
+        check_same_model(encoder, opened)
+    return Engine(encoder, opened, labels, batch_size=batch_size)
+
+
+def read_upload(content: bytes, name: str) -> Image.Image:
+    """Decode an uploaded file, with the limits of [`read_image`].
+
+    Args:
+        content: The bytes of the file.
+        name: Its name, for errors. Folders in it are ignored.
+
+    Raises:
+        ImageError: If the file is not an image, is damaged or too large, or is DICOM and pydicom is not installed.
+    """
+    shown = one_line(re.split(r"[/\\]", name)[-1])[-MAX_NAME:] or "image"
+    try:
+        image = decode_content(content, shown)
+    except ImportError as error:
+        raise ImageError(f"{shown}: this server cannot read DICOM ({error})", "image of unknown format") from error
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        # Processors of other models resize the shorter side, which would need memory for the longer one.
+        sides = f"{image.width} x {image.height} pixels"
+        raise ImageError(f"{shown}: {sides} are a strip. One side may be {MAX_ASPECT_RATIO:,} times the other.")
+    return image
+
+
+def prompts_of(labels: Sequence[str], template: str) -> list[str]:
+    """Return the prompt of each label.
+
+    Raises:
+        InputError: If there are fewer than two labels, a label is empty or occurs twice, or the template has no `{}`.
+    """
+    if "{}" not in template:
+        raise InputError(f"`template` {template!r} has no {{}} for the label.")
+    if len(labels) < 2:
+        raise InputError(f"`labels` must have at least two labels, not {len(labels)}.")
+    if not all(label.strip() for label in labels):
+        raise InputError("`labels` contains an empty label.")
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise InputError(f"`labels` contains {twice!r} twice.")
+    return [template.replace("{}", label) for label in labels]
