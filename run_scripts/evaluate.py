@@ -61,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> Any:
+    words = models_together(arguments)
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
     task = first or option_value("evaluate", "task", arguments) or "retrieval"
     task = ALIASES.get(task, task)
@@ -70,7 +71,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     (options,) = parse_options(
         "evaluate",
         [OPTIONS[task] if first or not {"-h", "--help"} & set(arguments) else AllOptions],
-        models_together(arguments),
+        words,
         description=f"{__doc__} biomedclip evaluate TASK --help lists the options of one task.",
         example=EXAMPLE,
         groups=GROUPS,

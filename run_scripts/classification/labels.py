@@ -2,15 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from biomedclip.processing.files import require_regular
 from biomedclip.processing.tables import read_text
 
 from ..cli.errors import UsageError
 from ..cli.options import suggestion
+from ..cli.yaml_files import read_yaml
 
 
 DEFAULT_TEMPLATE = "this is a photo of {}"
@@ -61,7 +58,6 @@ def _read(values: Sequence[str]) -> tuple[list[tuple[str, list[str]]], str]:
     path = _file_of(files[0])
     if not path.exists():
         raise FileNotFoundError(f"--labels {path}: the file does not exist.")
-    require_regular(path)
     if path.suffix.lower() == ".txt":
         return [(line.strip(), []) for line in read_text(path).splitlines() if line.strip()], f"--labels {path}"
     return _read_yaml(path), f"--labels {files[0]}"
@@ -76,31 +72,14 @@ def _file_of(value: str) -> Path:
     return Path(__file__).parent / f"{name}.yaml"
 
 
-class _Texts(yaml.SafeLoader):
-    """Read all values as text, such as `yes` and `007`, and mappings as lists of pairs, which keeps repeated keys."""
-
-    yaml_implicit_resolvers = {}
-
-    def pairs(self, node: Any) -> list[tuple[Any, ...]]:
-        return [tuple(self.construct_object(part, deep=True) for part in pair) for pair in node.value]
-
-
-_Texts.add_constructor("tag:yaml.org,2002:map", _Texts.pairs)
-
-
 def _read_yaml(path: Path) -> list[tuple[str, list[str]]]:
-    try:
-        content = yaml.load(read_text(path), Loader=_Texts)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{line}: invalid YAML: {getattr(error, 'problem', None) or error}.") from error
+    content = read_yaml(path, str(path), as_text=True)
     if isinstance(content, list) and all(isinstance(item, str) for item in content):
         return [(item.strip(), []) for item in content]
-    if not isinstance(content, list) or not all(isinstance(item, tuple) for item in content):
+    if not isinstance(content, dict):
         raise ValueError(f"{path}: it must contain `label: [prompt, prompt]` lines.")
     found = []
-    for label, prompts in content:
+    for label, prompts in content.items():
         texts = [prompts] if isinstance(prompts, str) else prompts
         if not isinstance(label, str) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             raise ValueError(f"{path}: the prompts of {label!r} must be a list of texts.")

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
+import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
@@ -17,13 +19,13 @@ from biomedclip.model_cards.formatting import public_name
 from biomedclip.processing.files import write_text
 
 from ..main import TRUST_OPTION, VERBS
-from .errors import UsageError, set_option_names, suggestion
+from .errors import UsageError, set_option_names, suggestion, usage_errors
 from .fields import WORKERS
+from .yaml_files import read_yaml
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WRITTEN_RECIPE = "recipe.yaml"  # the recipe that a run writes to its folder
-_POSITIONAL = "positional_"  # prefix of an option whose value is given without its name
 # Help texts of fields of TrainingArguments that replace those of transformers.
 _TEXTS = {
     "output_dir": "Folder for the model, the checkpoints and the results.",
@@ -70,7 +72,7 @@ _WITHOUT_EFFECT: tuple[tuple[str, Collection[str] | None, str], ...] = (
     ("tokenizer", None, "vocabulary_size"),
     ("fsdp", _FALSE, "fsdp_config"),
 )
-# A written recipe leaves these out: paths that every run must set, secrets, and values that transformers derives.
+# Omitted from written recipes: paths that every run must set, secrets, and values that transformers derives.
 _NOT_WRITTEN = frozenset(
     """
     train_data output_dir resume_from_checkpoint disable_tqdm hub_token local_rank do_train do_eval do_predict
@@ -110,17 +112,7 @@ def parse_options(
         if action.nargs in ("*", "+") and action.option_strings:
             action.__class__ = argparse._ExtendAction  # a repeated option adds values
         action.default, action.required = argparse.SUPPRESS, False
-    namespace, unknown = parser.parse_known_intermixed_args(_with_true(parser, arguments))
-    if unknown:
-        if not unknown[0].startswith("--"):
-            raise UsageError(f"{unknown[0]!r} does not belong to an option. See: biomedclip {verb} --help")
-        name = unknown[0].split("=")[0]
-        close = suggestion(name, [f"--{action.replace('_', '-')}" for action in actions])
-        raise UsageError(f"The option {name} does not exist.{close} See: biomedclip {verb} --help")
-    given = vars(namespace)
-    for name in positionals:
-        if (value := given.pop(_POSITIONAL + name, None)) not in (None, []):
-            given[name] = _converted(parser, actions[name], value, f"biomedclip {verb}")
+    given = _given(parser, verb, arguments, actions, positionals)
 
     options = dict(defaults or {})
     if recipe := given.get("config", recipe):
@@ -133,8 +125,13 @@ def parse_options(
             if name not in dropped:
                 options[name] = _converted(parser, actions[name], value, recipe)
     options |= given
-    if missing := [f"--{name.replace('_', '-')}" for name in required if name not in options]:
-        parser.error(f"missing {', '.join(missing)}")
+    if missing := [name for name in required if name not in options]:
+        hint = ""
+        lists = [_dashed(name) for name in given if actions[name].nargs in ("*", "+") and name not in positionals]
+        if lists and set(missing) & set(positionals):
+            first = " ".join(map(_placeholder, positionals))
+            hint = f". All words after {lists[-1]} are its values. Put {first} first, or end the list with --"
+        parser.error(f"missing {', '.join(map(_dashed, missing))}{hint}")
     try:
         return tuple(parser.parse_dict(options, allow_extra_keys=True))
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
@@ -159,7 +156,7 @@ def _parser(
         allow_abbrev=False,
     )
     several = {action.dest for action in parser._actions if action.nargs in ("*", "+")} & set(positionals)
-    words = [f"{name.upper().replace('_', '-')}{' ...' if name in several else ''}" for name in positionals]
+    words = [f"{_placeholder(name)}{' ...' if name in several else ''}" for name in positionals]
     parser.usage = " ".join([f"biomedclip {verb}", *words, "[options]"])
     if "config" not in (action.dest for action in parser._actions):
         parser.add_argument("--config", metavar="RECIPE", help="YAML file, or a recipe that biomedclip recipes lists.")
@@ -180,8 +177,6 @@ def _parser(
             action.help = f"Opposite of --{action.option_strings[-1].removeprefix('--no-')}."
         elif is_part and len(textwrap.wrap(action.help or "", 56)) > 2:
             action.help = (action.help or "").split(". ")[0].removesuffix(".") + "."  # transformers' texts are long
-    for name in positionals:
-        parser.add_argument(_POSITIONAL + name, nargs="*" if name in several else "?", help=argparse.SUPPRESS)
     return parser
 
 
@@ -210,15 +205,76 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{option} {'|'.join(map(str, action.choices)) if action.choices else value}"
 
 
-def _with_true(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """Add `true` after each flag without a value. Otherwise argparse would take the next argument as its value."""
-    flags = {name for action in parser._actions if action.nargs == "?" for name in action.option_strings}
-    words = []
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        words.append(word)
-        if word in flags and following.lower() not in _TRUE + _FALSE:
-            words.append("true")
-    return words
+def _given(
+    parser: argparse.ArgumentParser,
+    verb: str,
+    arguments: Sequence[str],
+    actions: Mapping[str, argparse.Action],
+    positionals: Sequence[str],
+) -> dict[str, Any]:
+    """Return the values of the options on the command line, and of the words without an option name."""
+    several = bool(positionals) and actions[positionals[-1]].nargs in ("*", "+")
+    words, named = _split(parser, arguments, math.inf if several else len(positionals))
+    namespace, unknown = parser.parse_known_args(named)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        close = suggestion(name, [*map(_dashed, actions)])
+        raise UsageError(f"The option {name} does not exist.{close} See: biomedclip {verb} --help")
+    given, places = vars(namespace), len(positionals)
+    values: list[Any] = [*words]
+    if several and len(words) >= places:
+        values = [*words[: places - 1], words[places - 1 :]]
+    if len(values) > places:
+        raise UsageError(f"{values[places]!r} does not belong to an option. See: biomedclip {verb} --help")
+    for name, value in zip(positionals, values, strict=False):
+        given[name] = _converted(parser, actions[name], value, f"biomedclip {verb}")
+    return given
+
+
+def _split(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], positionals: float
+) -> tuple[list[str], list[str]]:
+    """Return the words without an option name, and the options with their values.
+
+    A list takes all words up to the next option or `--`. If it has choices, other words end it, such as MODEL in
+    `--precision int8 MODEL OUT`, unless all positionals are given.
+    """
+    words: list[str] = []
+    named: list[str] = []
+    action, count = None, 0  # the option that takes the next word, and the number of its values so far
+    for number, word in enumerate(arguments):
+        if word == "--":
+            words += arguments[number + 1 :]
+            break
+        name, equals, _ = word.partition("=")
+        if name in parser._option_string_actions or re.fullmatch(r"-[^\d.\s]\S*", word):
+            action, count = None if equals else parser._option_string_actions.get(name), 0
+            named.append(word)
+        elif action is not None and _takes(action, word, count, may_end=len(words) < positionals):
+            named.append(word)
+            count += 1
+        else:
+            action = None
+            words.append(word)
+    return words, named
+
+
+def _takes(action: argparse.Action, word: str, count: int, *, may_end: bool) -> bool:
+    """Return whether a word is a value of an option that has `count` values. `may_end`: a list may end before it."""
+    if action.nargs in ("*", "+"):
+        in_choices = action.choices is None or (action.type or str)(word) in action.choices  # type: ignore[operator]
+        return in_choices or not count or not may_end
+    if action.nargs == "?":  # a flag
+        return not count and word.lower() in _TRUE + _FALSE
+    return action.nargs is None and not count
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _placeholder(name: str) -> str:
+    return name.upper().replace("_", "-")
 
 
 def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: Any, source: str) -> Any:
@@ -342,36 +398,18 @@ def _recipe_path(name: str, above: Path | None = None) -> Path:
 
 
 def _load_yaml(name: str, path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{name}{line}: invalid YAML: {error.problem or error.context}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{name}: invalid YAML: {error}") from error
+    with usage_errors():
+        content = read_yaml(path, name)
     if not isinstance(content, Mapping):
         found = "is empty" if content is None else f"contains a {type(content).__name__}"
         raise UsageError(f"{name} {found}. A recipe must contain `name: value` lines.")
     return {str(key): value for key, value in content.items()}
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Reject repeated keys. PyYAML would keep the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if str(key.value).replace("-", "_") in seen:
-                problem = f"the key {key.value!r} is repeated"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-            seen.add(str(key.value).replace("-", "_"))
-        return super().construct_mapping(node, deep=deep)
-
-
 def write_recipe(folder: str | Path, options: Sequence[Any], **also: Any) -> None:
     """Write the options of a run as a recipe. Pass the recipe to `--config` to repeat the run.
 
-    Defaults and the paths of data and output are left out. For other local paths, only the last component is written.
+    Defaults and the paths of data and output are omitted. For other local paths, only the last component is written.
     `also` overrides `options`. None removes an option.
     """
     recipe: dict[str, Any] = {}

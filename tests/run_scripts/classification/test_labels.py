@@ -52,7 +52,7 @@ def test_the_taxonomy_has_the_thirty_classes_of_imageclef():
         ("", "must contain `label:"),
         ("a: {b: c}\nd: e\n", "the prompts of 'a' must be a list of texts"),
         ("a: [[b]]\nd: e\n", "the prompts of 'a' must be a list of texts"),
-        ("a: x\na: y\n", "the label 'a' occurs twice"),
+        ("a: x\na: y\n", "line 2: invalid YAML: the key 'a' is repeated"),
         ("'': x\na: y\n", "a label is empty"),
     ],
 )
