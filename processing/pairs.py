@@ -1,4 +1,4 @@
-"""Load image-text pairs of one's own tables and datasets, for training and retrieval."""
+"""Load image-text pairs from the user's tables and datasets, for training and retrieval."""
 
 import logging
 import math
@@ -13,17 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .images.folders import find_images, first_names, warn_of_left_out
-from .images.labeled import IMAGE_COLUMN, LazyImages, refuse_columns, rows_by_split, split_folders
-from .images.tables import (
-    METADATA_FILES,
-    TABLE_SUFFIXES,
-    ImageRow,
-    check_table,
-    embeds_images,
-    read_image_rows,
-    value_of,
-)
+from .images.folders import first_names, warn_of_left_out
+from .images.sets import LazyImages, images_of, labels_of
+from .images.sources import IMAGE_COLUMN, Source, open_source, refuse_columns
+from .images.tables import TABLE_SUFFIXES, ImageRow, value_of
 from .shard_reader import TRAINING_COLUMNS
 from .stratified import hold_out_groups
 from .streaming import BatchStream, epoch_order
@@ -35,7 +28,6 @@ TEXT_COLUMN = "caption"  # default
 VALIDATION_FRACTION = 0.1  # default
 # The same pairs are held out in all runs, whatever their seed, so that their metrics can be compared.
 SPLIT_SEED = 0
-HUB = "hf://datasets/"
 ACCEPTED = (
     "a CSV, JSON Lines or Parquet file with a column of image paths (or a Parquet file with the images), a folder of "
     "images with a metadata.csv, metadata.jsonl or metadata.parquet, a folder written by save_to_disk of `datasets`, a "
@@ -58,7 +50,7 @@ class Pairs(BatchStream):
         numbers: Rows of the columns that belong to the split.
         seed: Seed for the order of the rows.
         notes: How the pairs were selected.
-        empty_texts: The rows that were left out because their text is empty.
+        empty_texts: The rows that were skipped because their text is empty.
         groups: Group of each row of the columns. Pairs of one group are in the same split.
         held_out: Whether the validation split was held out from the training pairs.
     """
@@ -80,7 +72,7 @@ class Pairs(BatchStream):
         """Return a row, or a column by its name. Images are not decoded."""
         if isinstance(key, str):
             if key not in self.columns:
-                raise ValueError(f"{self.path}: no column {key!r}. It has {', '.join(self.columns)}.")
+                raise ValueError(f"{self.path}: no column {key!r}. The columns are {', '.join(self.columns)}.")
             return LazyImages(self.numbers.tolist(), self.columns[key].__getitem__)
         return self._row(int(self.numbers[key]))
 
@@ -119,11 +111,11 @@ def load_pairs(
     seed: int = 0,
     columns: Sequence[str] = (),
 ) -> dict[str, Pairs]:
-    """Load image-text pairs of a table or dataset.
+    """Load image-text pairs from a table or dataset.
 
     Image paths of tables are relative to the folder of the table or to `image_root`. Absolute paths must be below one
     of these folders. URLs, and links that lead out of the folders, are errors. All images must exist. They are read on
-    access. Rows with an empty text are left out, and listed in a warning.
+    access. Rows with an empty text are skipped and listed in a warning.
 
     Args:
         path: One of:
@@ -165,8 +157,7 @@ def load_pairs(
     wanted = {"image_column": image_column, "text_column": text_column}
     wanted |= {"group_column": group_column} if group_column else {}
     wanted |= {f"columns[{number}]": column for number, column in enumerate(columns)}
-    read = _read_table if _is_table(name) else _read_folder if os.path.isdir(name) else _read_set
-    splits = {split: replace(pairs, seed=seed) for split, pairs in read(name, wanted, image_root).items()}
+    splits = {split: replace(pairs, seed=seed) for split, pairs in _read_splits(name, wanted, image_root).items()}
     if not all(map(len, splits.values())):
         raise ValueError(f"{name}: the {min(splits, key=lambda split: len(splits[split]))} split has no pairs.")
     if "validation" not in splits:
@@ -176,62 +167,17 @@ def load_pairs(
     return splits
 
 
-def _is_table(name: str) -> bool:
-    return "://" not in name and Path(name).suffix.lower() in TABLE_SUFFIXES and not os.path.isdir(name)
-
-
-def _read_table(name: str, wanted: Mapping[str, str], image_root: Any) -> dict[str, Pairs]:
-    path = Path(name)
-    check_table(path, image_root)
-    if embeds_images(path, wanted["image_column"]):
-        from .images.labeled_sets import open_parquet_file
-
-        refuse_columns(f"{name}, which contains the images", image_root=(image_root, None))
-        return _of_sets(open_parquet_file(path), name, wanted)
-    root = None if image_root is None else Path(image_root)
-    rows = _read_rows(path, wanted, root)
-    return {"train": _of_rows(rows, name, "train", wanted, root or path.parent)}
-
-
-def _read_folder(name: str, wanted: Mapping[str, str], image_root: Any) -> dict[str, Pairs]:
-    from .images.labeled_sets import open_parquet_set, open_saved_set
-
-    root = Path(name)
-    refuse_columns(f"{name}, a folder with its own images", image_root=(image_root, None))
-    if any((root / file).is_file() for file in ("dataset_dict.json", "dataset_info.json", "state.json")):
-        return _of_sets(open_saved_set(root), name, wanted)
-    folders = split_folders(root)
-    content = find_images(root, link_depth=2 if folders else 1)
-    tables = [file for file in content.others if file.name in METADATA_FILES]
-    if any(file.suffix in (".parquet", ".arrow") for file in content.others if file not in tables):
-        return _of_sets(open_parquet_set(root), name, wanted)
-    if not tables:
-        others = [file.name for file in content.others if file.suffix.lower() in TABLE_SUFFIXES]
-        found = f" It contains {first_names(others)}: pass the file itself." if others else ""
-        raise FileNotFoundError(f"{name}: no image-text pairs in this folder.{found} Pass {ACCEPTED}.")
-    if len({table.parent for table in tables}) < len(tables):
-        raise ValueError(f"{name}: several of {', '.join(METADATA_FILES)} are in one folder. Keep one of them.")
-    rows = [row for table in tables for row in _read_rows(table, wanted, None)]
-    content.others = [file for file in content.others if file not in tables]
-    warn_of_left_out(root, [content])
-    by_split = rows_by_split(root, folders, rows) if rows else {"train": rows}
-    return {split: _of_rows(found, name, split, wanted, root) for split, found in by_split.items()}
-
-
-def _read_set(name: str, wanted: Mapping[str, str], image_root: Any) -> dict[str, Pairs]:
-    from .images.labeled_sets import open_hub_set
-
-    hub_id = name.removeprefix(HUB)
-    if os.path.exists(name) or "://" in hub_id or hub_id.startswith((".", "/", "~")) or hub_id.count("/") != 1:
-        problem = "not a table or dataset" if os.path.exists(name) or "://" in hub_id else "the folder does not exist"
-        raise FileNotFoundError(f"{name}: {problem}. Pass {ACCEPTED}.")
-    refuse_columns(f"{name}, a dataset on the Hub", image_root=(image_root, None))
-    return _of_sets(open_hub_set(hub_id), name, wanted, downloaded=True)
-
-
-def _read_rows(path: Path, wanted: Mapping[str, str], image_root: Path | None) -> list[ImageRow]:
-    others = {argument: column for argument, column in wanted.items() if argument != "image_column"}
-    return list(read_image_rows(path, wanted["image_column"], others, image_root=image_root))
+def _read_splits(name: str, wanted: Mapping[str, str], image_root: Any) -> dict[str, Pairs]:
+    source = open_source(name, wanted, image_root, ACCEPTED)
+    if source.sets:
+        return {split: _of_set(rows, name, split, wanted, source) for split, rows in source.sets.items()}
+    if source.content is not None:
+        if not source.rows:
+            others = [file.name for file in source.content.others if file.suffix.lower() in TABLE_SUFFIXES]
+            found = f" It contains {first_names(others)}: pass the file itself." if others else ""
+            raise FileNotFoundError(f"{name}: no image-text pairs in this folder.{found} Pass {ACCEPTED}.")
+        warn_of_left_out(source.root, [source.content])
+    return {split: _of_rows(rows, name, split, wanted, source.root) for split, rows in source.rows.items()}
 
 
 def _of_rows(rows: list[ImageRow], name: str, split: str, wanted: Mapping[str, str], root: Path) -> Pairs:
@@ -252,28 +198,18 @@ def _of_rows(rows: list[ImageRow], name: str, split: str, wanted: Mapping[str, s
     return _without_empty(name, split, columns, texts, groups)
 
 
-def _of_sets(opened: Any, name: str, wanted: Mapping[str, str], *, downloaded: bool = False) -> dict[str, Pairs]:
-    """Return the pairs of the splits of a dataset of the `datasets` library."""
-    from .images.labeled_sets import images_of, sets_by_split
-
-    splits = {}
-    for split, rows in sets_by_split(opened, name, wanted).items():
-        where = f"{name}, {split} split"
-        images = images_of(rows, wanted["image_column"], downloaded=downloaded)
-        if not downloaded:
-            _check_bytes(rows, wanted["image_column"], where)
-        texts = [_text(value, f"{where}, row {row}") for row, value in enumerate(rows[wanted["text_column"]])]
-        ids = [f"{split}/{row}" for row in range(len(rows))]
-        groups = ids
-        if "group_column" in wanted:
-            groups = [str(value) for value in rows[wanted["group_column"]]]
-            for row, value in enumerate(rows[wanted["group_column"]]):
-                if value is None or value == "":
-                    raise ValueError(f"{where}, row {row}: {wanted['group_column']} is empty. Fill it in.")
-        columns: dict[str, Sequence[Any]] = {column: rows[column] for column in _others(wanted)}
-        columns |= {"pair_id": ids, "image": images, "caption": _Values(pa.array(texts, pa.large_string()))}
-        splits[split] = _without_empty(name, split, columns, texts, groups)
-    return splits
+def _of_set(rows: Any, name: str, split: str, wanted: Mapping[str, str], source: Source) -> Pairs:
+    """Return the pairs of a `datasets.Dataset`."""
+    where = f"{name}, {split} split"
+    images = images_of(rows, wanted["image_column"], downloaded=source.downloaded)
+    if not source.downloaded:
+        _check_bytes(rows, wanted["image_column"], where)
+    texts = [_text(value, f"{where}, row {row}") for row, value in enumerate(rows[wanted["text_column"]])]
+    ids = [f"{split}/{row}" for row in range(len(rows))]
+    groups = labels_of(rows, wanted["group_column"], where, "group") if "group_column" in wanted else ids
+    columns: dict[str, Sequence[Any]] = {column: rows[column] for column in _others(wanted)}
+    columns |= {"pair_id": ids, "image": images, "caption": _Values(pa.array(texts, pa.large_string()))}
+    return _without_empty(name, split, columns, texts, groups)
 
 
 def _check_bytes(rows: Any, image_column: str, where: str) -> None:
@@ -302,7 +238,7 @@ def _without_empty(
         raise ValueError(f"{name}: {'all texts are empty' if texts else 'the table has no rows'}.")
     notes = []
     if empty:
-        notes.append(f"{len(empty):,} of {len(texts):,} pairs have no text and are left out: {first_names(empty)}")
+        notes.append(f"{len(empty):,} of {len(texts):,} pairs have no text and are skipped: {first_names(empty)}")
         logger.warning("%s: %s", name, notes[0])
     return Pairs(name, split, columns, numbers, notes=notes, empty_texts=empty, groups=groups)
 

@@ -21,7 +21,7 @@ from .classification.tally import Tally
 from .classification.true_labels import Measurement, read_true_labels, show_metrics
 from .cli.devices import DEVICE_HELP, choose_device
 from .cli.errors import IncompleteError, UsageError
-from .cli.fields import REQUIRED, WORKERS, option
+from .cli.fields import REQUIRED, WORKERS, image_root_option, option
 from .cli.options import parse_options
 from .cli.output import FORMAT_HELP, FORMATS, check_output_file, choose_format, run_record, write_record, write_rows
 from .cli.progress import counting, no_bars_without_terminal
@@ -45,7 +45,7 @@ class ClassifyOptions:
 
     images: list[str] = option(
         REQUIRED,
-        "Files, folders, patterns, - for paths on stdin, or datasets. Can be given first, without --images.",
+        "Files, folders, patterns, - for paths on stdin, tables or datasets. Can be given without --images.",
     )
     model: str = option(REQUIRED, "Folder or Hub id of a dual encoder or a fine-tuned classifier, or an adapter.")
     labels: list[str] = option(
@@ -59,7 +59,8 @@ class ClassifyOptions:
     format: str | None = option(None, FORMAT_HELP, FORMATS)
     output: str | None = option(None, "File for the predictions (default: stdout).")
     true_labels: str | None = option(None, "CSV file with the columns file and label, to measure the accuracy.")
-    image_column: str = option(IMAGE_COLUMN, f"Column of the images in datasets (default: {IMAGE_COLUMN}).")
+    image_column: str = option(IMAGE_COLUMN, "Column of the images, or of their paths in a table (default: image).")
+    image_root: str | None = image_root_option()
     batch_size: int = option(32, "Batch size (default: 32).")
     workers: int = option(WORKERS, f"Number of threads that read images (default: {WORKERS}).")
     saliency: str | None = option(None, "Folder for images that show which parts speak for the listed labels.")
@@ -108,7 +109,7 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
     schema = wide_schema(labels) if options.wide else LONG
     if options.wide and {"file", "error"} & set(labels):
         raise UsageError("--wide cannot have a label named file or error, which are columns. Omit --wide.")
-    inputs = find_inputs(options.images, image_column=options.image_column)
+    inputs = find_inputs(options.images, image_column=options.image_column, image_root=options.image_root)
     ids = [image.id for image in inputs.rows(0, len(inputs))] if options.true_labels else []
     truth = read_true_labels(Path(options.true_labels), ids, labels) if options.true_labels else {}
     check_output_file(output)

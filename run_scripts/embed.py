@@ -14,7 +14,7 @@ from biomedclip.processing.images.inputs import IMAGE_COLUMN, find_inputs
 from biomedclip.training_arguments import are_processes_on_cpu
 
 from .cli.errors import IncompleteError, UsageError
-from .cli.fields import REQUIRED, option
+from .cli.fields import REQUIRED, image_root_option, option
 from .cli.options import parse_options
 from .cli.progress import counting, no_bars_without_terminal
 from .cli.reporting import say
@@ -44,16 +44,15 @@ class EmbedOptions:
     model: str = option(REQUIRED, "Folder or Hub id of a dual encoder, or folder of an exported one.")
     output: str = option(REQUIRED, "Folder for the embeddings. A run that was killed continues in the same folder.")
     images: list[str] = option(
-        [], "Images, folders, patterns, Parquet files or datasets. - reads paths from stdin. Can be given without name."
+        [], "Images, folders, patterns, tables or datasets. - reads paths from stdin. Can be given without name."
     )
     texts: str | None = option(None, "Texts: a file with one per line, or CSV, JSON lines or Parquet.")
     text_column: str | None = option(None, "Column of the texts in CSV, JSON lines or Parquet.")
-    image_column: str = option(IMAGE_COLUMN, "Column of the images in a dataset (default: image).")
+    image_column: str = option(IMAGE_COLUMN, "Column of the images, or of their paths in a table (default: image).")
+    image_root: str | None = image_root_option()
     format: str = option("parquet", "npy also writes all embeddings as one NumPy file.", ["parquet", "npy"])
     dtype: str = option("float32", "Type of the stored numbers (default: float32).", DTYPES)
-    precision: str | None = option(
-        None, "Precision of the model (default: float32, or that of the export).", PRECISIONS
-    )
+    precision: str | None = option(None, "Precision (default: float32, or that of the export).", PRECISIONS)
     batch_size: int = option(32, "Number of images per batch (default: 32).")
     shard_size: int = option(2048, "Number of items per file, a multiple of the batch size (default: 2048).")
     workers: int = option(WORKERS, "Number of threads that decode and resize images (default: cores, at most 8).")
@@ -106,7 +105,7 @@ def embed(options: EmbedOptions) -> None:
     output.check(settings)
     inputs: dict[str, Inputs] = {}
     if options.images:
-        inputs["image"] = find_inputs(options.images, image_column=options.image_column)
+        inputs["image"] = find_inputs(options.images, image_column=options.image_column, image_root=options.image_root)
     if options.texts is not None:
         inputs["text"] = find_texts(options.texts, options.text_column)
     check_writable(folder, "--output")

@@ -43,7 +43,7 @@ class ExportOptions:
         ["float32", "float16", "bfloat16", "int8"],
     )
     images: list[str] = option(
-        [], "Images, or folders of images, to measure the error on (default: synthetic figures)."
+        [], "Images to measure the error on, as for biomedclip embed (default: synthetic figures)."
     )
     texts: str | None = option(
         None, "File with one text per line to measure the error on (default: labels of the model card)."

@@ -49,7 +49,7 @@ the recipe.
 No verb runs code from a model folder unless train or evaluate is called with
 {TRUST_OPTION}. A recipe cannot set this option.
 
-exit status: 0 for success, 1 if the work failed or left out unreadable images,
+exit status: 0 for success, 1 if the work failed or skipped unreadable images,
 2 for a wrong command line
 
 example:

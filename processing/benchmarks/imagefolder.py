@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ..images.labeled import IMAGE_COLUMN, LABEL_COLUMN, choose_split, read_splits, similar_classes
+from ..images.labeled import LABEL_COLUMN, choose_split, read_splits, similar_classes
+from ..images.sources import IMAGE_COLUMN
 from .benchmark import Content
 
 
@@ -16,9 +17,12 @@ def read(
     seed: int = 0,
     image_column: str = IMAGE_COLUMN,
     label_column: str = LABEL_COLUMN,
+    image_root: str | None = None,
+    group_column: str | None = None,
 ) -> Content:
     """Read a split of labeled images. Class names are the labels, with underscores replaced by spaces."""
-    splits = read_splits(path, image_column=image_column, label_column=label_column)
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    splits = read_splits(path, **columns, image_root=image_root, group_column=group_column)
     images = choose_split(splits, path, split, held_out, seed)
     classes = {label: label.replace("_", " ") for label in sorted(set(images.labels))}
     return Content(images, similar_classes(list(classes)), facts={"classes": classes})

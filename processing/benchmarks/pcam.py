@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..images.folders import first_names
-from ..images.labeled import LabeledImages, choose_split, split_folders
+from ..images.folders import first_names, split_folders
+from ..images.labeled import LabeledImages, choose_split
 from ..tables import labels_by_name, read_table
 from .arrays import Hdf5Images, open_array
 from .benchmark import Content

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..images.labeled import split_folders
+from ..images.folders import split_folders
 from .benchmark import Content
 from .files import find_folder, incomplete, labeled_folders
 

@@ -18,6 +18,12 @@ from .formats import DICOM_SUFFIXES, HEAD_BYTES, IMAGE_SUFFIXES, format_of
 
 logger = logging.getLogger(__name__)
 
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _BAR_DELAY = 2.0  # seconds before a progress bar is shown
 _SHOWN = 5
 
@@ -61,6 +67,20 @@ def find_images(folder: Path, *, link_depth: int = 0) -> FolderContent:
     for paths in (content.images, content.others, content.skipped_folders, content.links_out):
         paths.sort()
     return content
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Return the folders that are named after splits, in upper or lower case. Each split may have one folder."""
+    found: dict[str, Path] = {}
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if folder.is_dir() and folder.name.lower() in _SPLIT_OF:
+            split = _SPLIT_OF[folder.name.lower()]
+            if split in found:
+                raise ValueError(
+                    f"{root}: both {found[split].name} and {folder.name} are folders of the {split} split. Keep one."
+                )
+            found[split] = folder
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
 def is_image_file(path: Path) -> bool:

@@ -1,11 +1,12 @@
-"""Find the images that a user specifies: files, folders, patterns, lists of paths, Parquet files and datasets.
+"""Find the images that a user specifies: files, folders, patterns, lists of paths, tables and datasets.
 
-All commands that take images read them with this module, so the same arguments always select the same rows in the same
-order: first the image files, sorted by path, then the rows of each dataset.
+All commands that take images without labels or texts read them with this module, so the same arguments always select
+the same rows in the same order: first the image files, sorted by path, then the rows of each table and dataset.
 """
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +20,18 @@ import pyarrow as pa
 from ..files import special_kind
 from ..shard_reader import Shard, ShardReader
 from .folders import FolderContent, find_images, is_image_file, shown_name, warn_of_left_out
+from .sets import is_saved_set, open_saved_set
+from .sources import IMAGE_COLUMN, refuse_columns
+from .tables import check_table, file_columns, read_image_rows
 
 
-IMAGE_COLUMN = "image"
 _ID_COLUMNS = ("pair_id", "id")
 ACCEPTED = (
-    "image files, folders, patterns such as 'scans/*.png', - for a list of paths on stdin, Parquet files, datasets "
-    "of the `datasets` library, datasets that biomedclip build wrote, and hf://datasets/OWNER/NAME"
+    "image files, folders, patterns such as 'scans/*.png', - for a list of paths on stdin, CSV or JSON Lines files "
+    "with a column of image paths, Parquet files, datasets of the `datasets` library, datasets that biomedclip build "
+    "wrote, and hf://datasets/OWNER/NAME"
 )
+_PATH_TABLES = (".csv", ".tsv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,13 @@ class ImageInputs:
         return chain.from_iterable(part.ids() for part in self._parts)
 
 
-def find_inputs(values: Sequence[str], *, image_column: str = IMAGE_COLUMN, stdin: TextIO | None = None) -> ImageInputs:
+def find_inputs(
+    values: Sequence[str],
+    *,
+    image_column: str = IMAGE_COLUMN,
+    image_root: str | None = None,
+    stdin: TextIO | None = None,
+) -> ImageInputs:
     """Find the images that a user specified. Images are not decoded.
 
     Files in folders that are not images are counted and listed in one warning for each folder, and ignored. A file that
@@ -96,15 +107,19 @@ def find_inputs(values: Sequence[str], *, image_column: str = IMAGE_COLUMN, stdi
     `ImageError`.
 
     Args:
-        values: Image files, folders, glob patterns, `-` for paths on stdin (one per line), Parquet files, datasets that
-            `save_to_disk` or `biomedclip build` wrote, and `hf://datasets/OWNER/NAME`.
-        image_column: Column of the images in a dataset.
+        values: Image files, folders, glob patterns, `-` for paths on stdin (one per line), CSV or JSON Lines files with
+            a column of image paths, Parquet files, datasets that `save_to_disk` or `biomedclip build` wrote, and
+            `hf://datasets/OWNER/NAME`.
+        image_column: Column of the images in a dataset, or of their paths in a table. For `image`, a column `file_name`
+            of a table is used if there is one.
+        image_root: Folder to which the image paths of a table are relative (default: the folder of the table).
         stdin: Where `-` reads paths (default: `sys.stdin`).
 
     Raises:
-        FileNotFoundError: If a file, folder or dataset does not exist, a pattern matches nothing, or there are no
-            images.
-        ValueError: If a file is not an image, or a dataset has no image column.
+        FileNotFoundError: If a file, folder, dataset or image of a table does not exist, a pattern matches nothing, or
+            there are no images.
+        ValueError: If a file is not an image, a dataset or table has no image column, a table lists an image outside
+            its folder and `image_root`, or `image_root` has no effect.
 
     Example:
     ```python
@@ -128,10 +143,14 @@ def find_inputs(values: Sequence[str], *, image_column: str = IMAGE_COLUMN, stdi
                 files += _images_in(Path(value))
             else:
                 datasets.append(dataset)
+        elif Path(value).suffix.lower() in _PATH_TABLES and os.path.exists(value):
+            datasets.append(_Table(Path(value), image_column, image_root))
         else:
             found, others = _matches(value)
             files += chain(found, *(_images_in(Path(other)) for other in others if Path(other).is_dir()))
             datasets += [_ParquetFiles([other], other, image_column) for other in others if _is_parquet(other)]
+    if not any(isinstance(part, _Table) for part in datasets):
+        refuse_columns("images that no CSV or JSON Lines file lists", image_root=(image_root, None))
     unique = sorted({os.path.normpath(file) for file in files})
     inputs = ImageInputs([_Files(unique), *datasets])
     if not len(inputs):
@@ -152,6 +171,41 @@ class _Files:
 
     def ids(self) -> Iterator[str]:
         return iter(self.paths)
+
+
+class _Table:
+    """The rows of a table that lists image files. Rows of the same image are used once."""
+
+    def __init__(self, path: Path, image_column: str, image_root: str | None):
+        check_table(path, image_root)
+        paths = file_columns(image_column)
+        found: dict[str, InputImage] = {}
+        for row in read_image_rows(path, image_column, {}, image_root=Path(image_root) if image_root else None):
+            columns = {column: value for column, value in row.values.items() if column not in paths}
+            file = str(row.image)
+            image = InputImage(_own_id(row.values) or file, row.image, file, columns)
+            if found.setdefault(image.id, image).image != row.image:
+                raise ValueError(
+                    f"{row.where}: another image has the id {image.id!r}. Make the ids unique, or rename the column."
+                )
+        self._images = list(found.values())
+        names = dict.fromkeys(chain.from_iterable(image.columns for image in self._images))
+        self.schema = pa.schema([(column, self._type(path, column)) for column in names])
+
+    def _type(self, path: Path, column: str) -> pa.DataType:
+        try:
+            return pa.array([image.columns.get(column) for image in self._images]).type
+        except pa.ArrowException as error:
+            raise ValueError(f"{path}: the values of {column!r} have several types ({error}).") from error
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def rows(self, first: int, last: int) -> Iterator[InputImage]:
+        return iter(self._images[first:last])
+
+    def ids(self) -> Iterator[str]:
+        return (image.id for image in self._images)
 
 
 class _ParquetFiles:
@@ -219,8 +273,11 @@ def _row(row: dict[str, Any], number: int, name: str, image_column: str) -> Inpu
 
 def row_id(row: Mapping[str, Any], number: int, name: str) -> str:
     """Return `pair_id` or `id` of a row, or the name of the dataset and the number of the row."""
-    own_id = next((str(row[column]) for column in _ID_COLUMNS if row.get(column) not in (None, "")), None)
-    return own_id or f"{name}#{number}"
+    return _own_id(row) or f"{name}#{number}"
+
+
+def _own_id(row: Mapping[str, Any]) -> str | None:
+    return next((str(row[column]) for column in _ID_COLUMNS if row.get(column) not in (None, "")), None)
 
 
 def _check_image_column(columns: Iterable[str], image_column: str, name: str) -> None:
@@ -239,7 +296,8 @@ def _matches(value: str) -> tuple[list[str], list[str]]:
         if not paths:
             raise FileNotFoundError(f"{value}: no file matches this pattern.")
     else:
-        raise FileNotFoundError(f"{value}: the file or folder does not exist.")
+        hub = f" A dataset on the Hub is hf://datasets/{value}." if re.fullmatch(r"[\w-]+/[\w-]+", value) else ""
+        raise FileNotFoundError(f"{value}: the file or folder does not exist.{hub}")
     images = [path for path in paths if is_image_file(Path(path))]
     others = [path for path in paths if path not in set(images)]
     ignored = [Path(path) for path in others if not os.path.isdir(path) and not _is_parquet(path)]
@@ -263,7 +321,7 @@ def _is_parquet(path: str) -> bool:
 
 def _dataset_in(folder: Path, image_column: str) -> _Part | None:
     """Return the dataset in a folder, or None if it is a folder of images."""
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+    if is_saved_set(folder):
         return _saved_dataset(folder, image_column)
     shards = sorted(str(path) for path in folder.glob("data/*.parquet"))
     shards = shards or sorted(str(path) for path in folder.glob("*.parquet"))
@@ -272,8 +330,6 @@ def _dataset_in(folder: Path, image_column: str) -> _Part | None:
 
 def _saved_dataset(folder: Path, image_column: str) -> _Part:
     import datasets
-
-    from .labeled_sets import open_saved_set
 
     opened = open_saved_set(folder)
     rows = datasets.concatenate_datasets(list(opened.values())) if isinstance(opened, dict) else opened

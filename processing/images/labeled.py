@@ -1,4 +1,4 @@
-"""Read labeled images from class folders, metadata files, the `datasets` library and built datasets.
+"""Read labeled images from class folders, tables, the `datasets` library and built datasets.
 
 Evaluation and training read all labeled images with this module, so the same folder always yields the same rows.
 """
@@ -6,40 +6,32 @@ Evaluation and training read all labeled images with this module, so the same fo
 import logging
 import os
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ..stratified import hold_out
+from ..stratified import hold_out, hold_out_groups
 from .errors import ImageError
-from .folders import FolderContent, find_images, first_names, is_visible, warn_of_left_out
+from .folders import SPLIT_NAMES, first_names, is_visible, shown_name, split_folders, warn_of_left_out
 from .formats import DECODABLE_FORMATS
 from .reading import read_row_image
-from .tables import (
-    METADATA_FILES,
-    TABLE_SUFFIXES,
-    ImageRow,
-    LabeledRow,
-    check_table,
-    embeds_images,
-    names_images,
-    read_image_table,
-)
+from .sets import LazyImages, images_of, labels_of
+from .sources import IMAGE_COLUMN, Source, open_source, refuse_columns
+from .tables import ImageRow, value_of
 
 
 logger = logging.getLogger(__name__)
 
-IMAGE_COLUMN, LABEL_COLUMN = "image", "label"  # defaults
+LABEL_COLUMN = "label"  # default
 LABELS = "labels.csv"  # labels of the pairs of a built dataset
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-_Row = TypeVar("_Row", ImageRow, LabeledRow)
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+ACCEPTED = (
+    "the folder of the images, with one folder of images for each class or a metadata.csv (columns file_name and "
+    "label), optionally in folders train, validation and test; a CSV, JSON Lines or Parquet file with a column of "
+    "image paths and one of labels; a dataset of the `datasets` library; or the name of a dataset on the Hub "
+    "(OWNER/NAME)"
+)
 
 
 @dataclass(frozen=True)
@@ -81,20 +73,6 @@ class LabeledImages:
         return replace(self, notes=[*self.notes, note])
 
 
-@dataclass(frozen=True)
-class LazyImages(Sequence[Any]):
-    """Images that are read on each access. `read` receives the number of the row."""
-
-    rows: Sequence[int]
-    read: Callable[[int], Any]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, position: Any) -> Any:
-        return self.read(self.rows[position])
-
-
 def labeled_files(root: Path, files: Sequence[Path], labels: list[str]) -> LabeledImages:
     """Return labeled image files. Their names are relative to the root."""
     return LabeledImages(files, labels, [file.relative_to(root).as_posix() for file in files])
@@ -123,7 +101,7 @@ def read_labeled_images(
         image_column: Column of the images in a dataset, table or metadata file.
         label_column: Column of the labels in a dataset, table, metadata file or `labels.csv`.
         image_root: Folder to which the image paths of a table are relative (default: the folder of the table).
-        group_column: Column of a table with the patient or source of each image. It is returned as `groups`.
+        group_column: Column with the patient or source of each image. It is returned as `groups`.
 
     Returns:
         The images of each split. Images without splits are returned as `train`.
@@ -169,43 +147,35 @@ def read_splits(
     A split of a built dataset is empty if none of its pairs has a label.
     """
     root = Path(path)
-    if root.suffix.lower() in TABLE_SUFFIXES and (root.is_file() or not root.exists()):
-        return {"train": _read_table(root, image_column, label_column, image_root, group_column)}
-    of_tables = {"image_root": (image_root, None), "group_column": (group_column, None)}
-    refuse_columns("data that is not a CSV, JSON Lines or Parquet file", **of_tables)
     if (root / LABELS).is_file():
         from .labeled_pairs import read_labeled_pairs  # imports torch
 
-        refuse_columns("a built dataset", image_column=(image_column, IMAGE_COLUMN))
+        without_columns = {"image_column": (image_column, IMAGE_COLUMN), "image_root": (image_root, None)}
+        refuse_columns("a built dataset", **without_columns, group_column=(group_column, None))
         return read_labeled_pairs(root, label_column)
-    from .labeled_sets import read_hub_set, read_parquet_set, read_saved_set
-
-    if not root.is_dir():
-        return read_hub_set(str(path), image_column, label_column)
-    if any((root / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        return read_saved_set(root, image_column, label_column)
     if (root / "report.json").is_file() and (root / "data").is_dir():
         raise FileNotFoundError(
             f"{path}: a built dataset without a {LABELS}. Add one with the columns pair_id and label, or pass a folder "
             "of labeled images."
         )
-    folders = split_folders(root)
-    content = find_images(root, link_depth=2 if folders else 1)
-    tables = [file for file in content.others if file.name in METADATA_FILES]
-    if any(file.suffix in (".parquet", ".arrow") for file in content.others if file not in tables):
-        return read_parquet_set(root, image_column, label_column)
-    if tables and any(names_images(table, image_column) for table in tables):
-        content = replace(content, others=[file for file in content.others if file not in tables])
-        splits = _from_tables(root, folders, tables, content, image_column, label_column)
+    columns = {"image_column": image_column, "label_column": label_column}
+    columns |= {"group_column": group_column} if group_column else {}
+    source = open_source(path, columns, image_root, ACCEPTED)
+    if source.sets:
+        return {split: _of_set(rows, split, columns, source) for split, rows in source.sets.items()}
+    if source.rows:
+        splits = {split: _of_rows(rows, label_column, group_column, source) for split, rows in source.rows.items()}
     else:
-        splits = _from_folders(root, folders, content)
-        columns = {"image_column": (image_column, IMAGE_COLUMN), "label_column": (label_column, LABEL_COLUMN)}
-        refuse_columns(f"class folders, whose names are the labels ({path})", **columns)
-    if content.dicom:
-        from .dicom import require_pydicom
-
-        require_pydicom()
-    warn_of_left_out(root, [content])
+        splits = _from_folders(root, source)
+        defaults = {"image_column": (image_column, IMAGE_COLUMN), "label_column": (label_column, LABEL_COLUMN)}
+        refuse_columns(f"class folders, whose names are the labels ({path})", **defaults)
+        of_group = {"group_column": (group_column, None)}
+        refuse_columns("data that is not a CSV, JSON Lines or Parquet file, or a dataset", **of_group)
+    if source.content is not None:
+        if named := {row.image for rows in source.rows.values() for row in rows}:
+            unlisted = [image for image in source.content.images if image not in named]
+            _warn_of_unused(root, unlisted, "are not listed in a metadata file")
+        warn_of_left_out(root, [source.content])
     return splits
 
 
@@ -218,8 +188,9 @@ def choose_split(
 ) -> LabeledImages:
     """Return one split of the result of [`read_splits`], with notes on how it was selected.
 
-    If a test or validation split does not exist, `held_out` is the fraction of the training images of each class that
-    is drawn for it. If `held_out` is None, images without splits are all test images. `path` is used in messages.
+    If a test or validation split does not exist, `held_out` is the fraction of the training images that is drawn for
+    it: from each class, or whole groups if the images have groups. If `held_out` is None, images without splits are all
+    test images. `path` is used in messages.
 
     Raises:
         ValueError: If the split does not exist, or if `held_out` is not between 0 and 0.5.
@@ -242,12 +213,15 @@ def choose_split(
                 rest = splits["train"]
                 # The second split is drawn from fewer images, so its fraction is larger. Both splits then have the same
                 # size.
-                kept, held = hold_out(rest.labels, held_out * total / len(rest), seed)
+                fraction = held_out * total / len(rest)
+                if rest.groups is None:
+                    kept, held = hold_out(rest.labels, fraction, seed)
+                    how = f"{held_out:.0%} of each class, seed {seed}. Images of one patient may be in both"
+                else:
+                    kept, held = hold_out_groups(rest.groups, fraction, seed)
+                    how = f"whole groups, seed {seed}"
                 splits["train"] = rest.select(kept)
-                note = (
-                    f"The {wanted} split was drawn from the training images: {len(held)} of {total}, {held_out:.0%} of "
-                    f"each class, seed {seed}. Images of one patient may be in both."
-                )
+                note = f"The {wanted} split was drawn from the training images: {len(held)} of {total}, {how}."
                 splits = {name: images.with_note(note) for name, images in splits.items()}
                 splits[wanted] = replace(rest.select(held), notes=splits["train"].notes)
     if split not in splits:
@@ -287,44 +261,19 @@ def similar_classes(classes: Sequence[str]) -> list[str]:
     ]
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """Return the folders that are named after splits, in upper or lower case. Each split may have one folder."""
-    found: dict[str, Path] = {}
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if folder.is_dir() and folder.name.lower() in _SPLIT_OF:
-            split = _SPLIT_OF[folder.name.lower()]
-            if split in found:
-                raise ValueError(
-                    f"{root}: both {found[split].name} and {folder.name} are folders of the {split} split. Keep one."
-                )
-            found[split] = folder
-    return {split: found[split] for split in SPLIT_NAMES if split in found}
-
-
-def refuse_columns(what: str, **columns: tuple[Any, Any]) -> None:
-    """Raise `ValueError` for the first of the arguments, each with its default, that is set but has no effect."""
-    for name, (value, default) in columns.items():
-        if value != default:
-            raise ValueError(f"{name}={value!r} has no effect on {what}. Omit it.")
-
-
-def _from_folders(root: Path, folders: Mapping[str, Path], content: FolderContent) -> dict[str, LabeledImages]:
+def _from_folders(root: Path, source: Source) -> dict[str, LabeledImages]:
     """Return images labeled with the names of their class folders."""
     splits = {}
     below: dict[Path, list[Path]] = {}
-    for path in content.images:
-        class_folder = root.joinpath(*path.relative_to(root).parts[: 2 if folders else 1])
+    for path in source.content.images if source.content else []:
+        class_folder = root.joinpath(*path.relative_to(root).parts[: 2 if source.folders else 1])
         below.setdefault(class_folder, []).append(path)
-    for split, folder in (folders or {"train": root}).items():
+    for split, folder in (source.folders or {"train": root}).items():
         classes = sorted(child for child in folder.iterdir() if child.is_dir() and is_visible(child.name))
         found = {child: below.pop(child, []) for child in classes}
         empty = [child for child, paths in found.items() if not paths]
         if len(empty) == len(found):
-            raise FileNotFoundError(
-                f"{folder}: no class folders with images. Labeled images are one folder of images for each class, "
-                "optionally in folders train, validation and test; a metadata.csv with the columns file_name and "
-                "label; or a dataset of the `datasets` library."
-            )
+            raise FileNotFoundError(f"{folder}: no class folders with images. Pass {ACCEPTED}.")
         if empty:
             formats = ", ".join((*DECODABLE_FORMATS, "DICOM"))
             raise ValueError(f"{empty[0]}: no images ({formats}) in this class folder. Add some, or remove the folder.")
@@ -334,72 +283,32 @@ def _from_folders(root: Path, folders: Mapping[str, Path], content: FolderConten
     return splits
 
 
-def _from_tables(
-    root: Path,
-    folders: Mapping[str, Path],
-    tables: Sequence[Path],
-    content: FolderContent,
-    image_column: str,
-    label_column: str,
-) -> dict[str, LabeledImages]:
-    """Return the images that metadata files list, grouped by split folder."""
-    if len({table.parent for table in tables}) < len(tables):
-        raise ValueError(f"{root}: several of {', '.join(METADATA_FILES)} are in one folder. Keep one of them.")
-    rows = [row for table in tables for row in read_image_table(table, image_column, label_column)]
-    if not rows:
-        raise ValueError(f"{tables[0]}: the table has no rows.")
-    found = rows_by_split(root, folders, rows)
-    named = {row.image for row in rows}
-    _warn_of_unused(root, [path for path in content.images if path not in named], "are not listed in a metadata file")
-    return {
-        split: labeled_files(root, [row.image for row in found[split]], [row.label for row in found[split]])
-        for split in SPLIT_NAMES
-        if split in found
-    }
-
-
-def rows_by_split(root: Path, folders: Mapping[str, Path], rows: Sequence[_Row]) -> dict[str, list[_Row]]:
-    """Return the rows of metadata files by the split folder of their images, or as `train` if there are none.
-
-    Raises:
-        ValueError: If only some of the images are in split folders, or a split folder has no listed images.
-    """
-    split_of = {folder: split for split, folder in folders.items()}
-    found: dict[str | None, list[_Row]] = {}
+def _of_rows(rows: Sequence[ImageRow], label_column: str, group_column: str | None, source: Source) -> LabeledImages:
+    """Return the images that tables list. Duplicate rows are returned once, and two labels of an image are an error."""
+    found: dict[Path, tuple[ImageRow, str]] = {}
     for row in rows:
-        found.setdefault(split_of.get(root / row.image.relative_to(root).parts[0]), []).append(row)
-    if None in found and len(found) > 1:
-        row = found[None][0]
-        raise ValueError(
-            f"{row.where}: {row.image.relative_to(root)} is not in a folder of a split, but other images are."
-        )
-    if None in found:
-        return {"train": list(rows)}
-    if without := [folder.name for split, folder in folders.items() if split not in found]:
-        raise ValueError(f"{root}: no metadata file lists images of {', '.join(without)}, as of the other splits.")
-    return {split: found[split] for split in SPLIT_NAMES if split in found}
+        label = value_of(row, label_column)
+        first, first_label = found.setdefault(row.image, (row, label))
+        if first_label != label:
+            table = row.where.rpartition(", ")[0]
+            raise ValueError(
+                f"{row.where}: {shown_name(row.name)} is labeled {label!r}, but {first_label!r} in "
+                f"{first.where.removeprefix(f'{table}, ')}. Keep one of the two rows."
+            )
+    kept = [row for row, _ in found.values()]
+    in_folder = source.content is not None
+    names = [row.image.relative_to(source.root).as_posix() if in_folder else row.name for row in kept]
+    groups = [value_of(row, group_column) for row in kept] if group_column else None
+    return LabeledImages([row.image for row in kept], [label for _, label in found.values()], names, groups)
 
 
-def _read_table(
-    path: Path,
-    image_column: str,
-    label_column: str,
-    image_root: str | os.PathLike[str] | None,
-    group_column: str | None,
-) -> LabeledImages:
-    """Return the images that a table lists."""
-    check_table(path, image_root)
-    if embeds_images(path, image_column):
-        from .labeled_sets import read_parquet_file
-
-        refuse_columns(f"{path}, which contains the images", image_root=(image_root, None))
-        return read_parquet_file(path, image_column, label_column, group_column)
-    root = None if image_root is None else Path(image_root)
-    rows = read_image_table(path, image_column, label_column, image_root=root, group_column=group_column)
-    if not rows:
-        raise ValueError(f"{path}: the table has no rows.")
-    groups = [str(row.group) for row in rows] if group_column else None
-    return LabeledImages([row.image for row in rows], [row.label for row in rows], [row.name for row in rows], groups)
+def _of_set(rows: Any, split: str, columns: Mapping[str, str], source: Source) -> LabeledImages:
+    """Return the images of a `datasets.Dataset`."""
+    images = images_of(rows, columns["image_column"], downloaded=source.downloaded)
+    where = f"{source.root}: the {split} split"
+    labels = labels_of(rows, columns["label_column"], where)
+    groups = labels_of(rows, columns["group_column"], where, "group") if "group_column" in columns else None
+    return LabeledImages(images, labels, [f"{split}/{row}" for row in range(len(rows))], groups)
 
 
 def _warn_of_unused(root: Path, unused: Sequence[Path], why: str) -> None:

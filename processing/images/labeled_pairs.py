@@ -7,8 +7,8 @@ from typing import Any
 
 from ..streaming import PairStream
 from ..tables import Row, labels_by_name, read_table
-from .folders import shown_name
-from .labeled import LABEL_COLUMN, LABELS, SPLIT_NAMES, LabeledImages
+from .folders import SPLIT_NAMES, shown_name
+from .labeled import LABEL_COLUMN, LABELS, LabeledImages
 
 
 PAIR_ID = "pair_id"

@@ -31,17 +31,6 @@ class ImageRow:
     values: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class LabeledRow:
-    """A row of a table of labeled images. The group, such as the patient, is None if it is not read."""
-
-    where: str
-    name: str
-    image: Path
-    label: str
-    group: str | None = None
-
-
 def file_columns(image_column: str) -> list[str]:
     """Return the columns that may contain the image paths. The first one that exists in the table is used.
 
@@ -78,30 +67,6 @@ def embeds_images(path: Path, image_column: str) -> bool:
     return not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
 
 
-def read_image_table(
-    path: Path, image_column: str, label_column: str, *, image_root: Path | None = None, group_column: str | None = None
-) -> list[LabeledRow]:
-    """Return the images and labels that a table lists, in the order of the file. Duplicate rows are returned once.
-
-    Raises:
-        FileNotFoundError: If images are missing.
-        ValueError: For the reasons of [`read_image_rows`], if a label or group is empty, or if one image has two
-            labels. The message contains the line number.
-    """
-    columns = {"label_column": label_column, **({"group_column": group_column} if group_column else {})}
-    rows: dict[Path, LabeledRow] = {}
-    for row in read_image_rows(path, image_column, columns, image_root=image_root):
-        label = value_of(row, label_column)
-        group = value_of(row, group_column) if group_column else None
-        first = rows.setdefault(row.image, LabeledRow(row.where, row.name, row.image, label, group))
-        if first.label != label:
-            raise ValueError(
-                f"{row.where}: {shown_name(row.name)} is labeled {label!r}, but {first.label!r} in "
-                f"{first.where.removeprefix(f'{path}, ')}. Keep one of the two rows."
-            )
-    return list(rows.values())
-
-
 def read_image_rows(
     path: Path, image_column: str, columns: Mapping[str, str], *, image_root: Path | None = None
 ) -> Iterator[ImageRow]:
@@ -123,11 +88,11 @@ def read_image_rows(
     found, values = _open_table(path, [*wanted, *columns.values()])
     file_column = next((column for column in wanted if column in found), None)
     if file_column is None and any(f"{name}s" in found for name in wanted if name.endswith("file_name")):
-        raise ValueError(f"{path}: each row names several images. Write one row for each image.")
+        raise ValueError(f"{path}: each row lists several images. Write one row for each image.")
     missing = {} if file_column else {"image_column": " or ".join(map(repr, wanted))}
     missing |= {argument: repr(column) for argument, column in columns.items() if column not in found}
     for argument, column in missing.items():
-        raise ValueError(f"{path}: no column {column}. It has {', '.join(found)}. Pass {argument}.")
+        raise ValueError(f"{path}: no column {column}. The columns are {', '.join(found)}. Pass {argument}.")
     locate = _Locator(*([image_root] if image_root else []), path.parent)
     seen: set[Path] = set()
     absent = []

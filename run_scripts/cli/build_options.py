@@ -41,7 +41,7 @@ class SourceOptions:
         "Skip articles released in PMC, otherwise published, after this day, such as 2022-06-15, and those without a "
         "date (default: none). 2022-06 counts as 2022-06-30.",
     )
-    first_image_only: bool = option(False, "Use only the first image of each figure, as PMC-15M (default: all).")
+    first_image_only: bool = option(False, "Use only the first image of each figure, as in PMC-15M (default: all).")
     max_shard_size: str = option(
         "500MB", "Approximate size of a shard (default: 500MB). Small datasets have smaller shards."
     )

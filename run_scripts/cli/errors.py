@@ -18,7 +18,7 @@ class UsageError(ValueError):
 
 
 class IncompleteError(ValueError):
-    """Raised at the end of work that left out some items, such as unreadable images. The exit status is 1."""
+    """Raised at the end of work that skipped some items, such as unreadable images. The exit status is 1."""
 
 
 def suggestion(name: str, names: Collection[str]) -> str:

@@ -38,7 +38,7 @@ Row = Mapping[str, Any]
 
 
 def choose_format(given: str | None, output: Path | None) -> str:
-    """Return the format of the rows: the given one, that of the suffix of the file, or that of stdout.
+    """Return the format of the rows: the given one, or else the one of the suffix of the file or of stdout.
 
     Raise `UsageError` if the suffix is unknown, or if Parquet would be written to stdout.
     """

@@ -8,11 +8,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from biomedclip.processing.images.labeled import SPLIT_NAMES
-from biomedclip.processing.pairs import HUB, TEXT_COLUMN, Pairs, load_pairs
+from biomedclip.processing.images.folders import SPLIT_NAMES
+from biomedclip.processing.images.sets import HUB
+from biomedclip.processing.pairs import TEXT_COLUMN, Pairs, load_pairs
 
 from .errors import UsageError
-from .fields import option
+from .fields import image_root_option, option
 
 
 COLUMNS = ("image_column", "text_column", "image_root", "group_column", "validation_fraction")
@@ -24,9 +25,7 @@ class OwnPairs:
 
     image_column: str | None = option(None, "Own pairs: column of the images or their paths (default: image).")
     text_column: str | None = option(None, f"Own pairs: column of the texts (default: {TEXT_COLUMN}).")
-    image_root: str | None = option(
-        None, "Folder to which the image paths of a table are relative (default: the folder of the table)."
-    )
+    image_root: str | None = image_root_option()
     group_column: str | None = option(
         None, "Own pairs: column of the patient or source. A group is not split into training and validation."
     )

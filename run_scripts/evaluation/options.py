@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from biomedclip.processing.benchmarks import benchmark_names
@@ -11,7 +12,7 @@ from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
 
 from ..cli.devices import DEVICE_HELP
 from ..cli.errors import UsageError
-from ..cli.fields import REQUIRED, WORKERS, option, trust_option
+from ..cli.fields import REQUIRED, WORKERS, image_root_option, option, trust_option
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .pools import DRAWS
 from .visual_question_answering import WORDS
@@ -28,7 +29,8 @@ GROUPS = {
     "examples features_dir seed trust_remote_code",
     "retrieval": "image_id pool_size pool_draws",
     "zero-shot": "prompts templates",
-    "zero-shot and linear-probe": "image_column label_column cancer rsna_split",
+    "own data": "image_column text_column label_column image_root group_column validation_fraction",
+    "zero-shot and linear-probe": "cancer rsna_split",
     "linear-probe": "protocol fractions draws probe_features find_leaks",
     "visual-question-answering": "image_folder f1_tokenizer",
     "suite": "data_root tasks benchmarks",
@@ -42,9 +44,9 @@ _TASKS = {
     "examples": ["retrieval", "visual-question-answering", SUITE],
     "image_id pool_size pool_draws": ["retrieval", SUITE],
     "cancer rsna_split": ["zero-shot", "linear-probe", SUITE],
-    "image_column": ["retrieval", "zero-shot", "linear-probe"],
+    "image_column image_root group_column": ["retrieval", "zero-shot", "linear-probe"],
     "label_column": ["zero-shot", "linear-probe"],
-    "text_column image_root group_column validation_fraction": ["retrieval"],
+    "text_column validation_fraction": ["retrieval"],
     "prompts templates": ["zero-shot"],
     "protocol fractions draws probe_features find_leaks": ["linear-probe", SUITE],
     "f1_tokenizer": ["visual-question-answering", SUITE],
@@ -70,8 +72,8 @@ class AllOptions:
     data: str = option(
         "",
         "Files of the benchmark, a folder that biomedclip build wrote, own pairs (a CSV, JSON Lines or Parquet "
-        "file, images with a metadata.csv, a saved dataset or a Hub id), or labeled images: class folders, "
-        "images with a metadata.csv, a saved dataset, or a built dataset with a labels.csv.",
+        "file, images with a metadata.csv, a dataset or a Hub id), or labeled images (class folders, or all forms "
+        "of own pairs with labels, or a built dataset with a labels.csv).",
     )
     benchmark: str | None = option(
         None, "Format of --data, such as pcam or rsna, with its prompts and published values."
@@ -108,16 +110,14 @@ class AllOptions:
     )
     image_column: str | None = option(None, "Column of the images or their paths in own data (default: image).")
     text_column: str | None = option(None, "Retrieval: column of the texts in own pairs (default: caption).")
-    image_root: str | None = option(
-        None, "Retrieval: folder to which image paths of a table are relative (default: its folder)."
-    )
+    image_root: str | None = image_root_option()
     group_column: str | None = option(
-        None, "Retrieval: column of the patient or source in own pairs. The bootstrap draws whole groups."
+        None, "Column of the patient or source in own data. Intervals and held-out splits use whole groups."
     )
     validation_fraction: float | None = option(
         None, "Retrieval: fraction that biomedclip train held out from own pairs (default: 0.1)."
     )
-    label_column: str | None = option(None, "Label column of a metadata.csv, labels.csv or dataset (default: label).")
+    label_column: str | None = option(None, "Label column of a table, labels.csv or dataset (default: label).")
     prompts: str | None = option(
         None,
         "Prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
@@ -159,7 +159,10 @@ OPTIONS = {task: _options_of(task) for task in (*_SINGLE, SUITE)}
 
 
 def models_together(arguments: Sequence[str]) -> list[str]:
-    """Rewrite `--model A --model B` and `--model A,B` as `--model A B`, which the parser accepts."""
+    """Rewrite `--model A --model B` and `--model A,B` as `--model A B`, which the parser accepts.
+
+    Raise `UsageError` if one of the models is the name of a task, which must be the first argument.
+    """
     others: list[str] = []
     models: list[str] = []
     place = others
@@ -170,6 +173,11 @@ def models_together(arguments: Sequence[str]) -> list[str]:
         elif argument.startswith("--"):
             place = others
         place += argument.split(",") if place is models and argument else [argument] if place is others else []
+    for model in models:
+        if ALIASES.get(model, model) in OPTIONS and not Path(model).exists():
+            raise UsageError(
+                f"All words after --model are models. Put the task first: biomedclip evaluate {model} --model ..."
+            )
     return [*others, "--model", *models] if models else others
 
 

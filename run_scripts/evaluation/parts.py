@@ -79,7 +79,7 @@ class Parts:
         """Return the tensors and the note of a finished part. Raise `OSError` if it is missing or damaged."""
         part = self._load(number)
         if part is None:
-            raise OSError(f"{self._path(number)}: missing or damaged. Run the same command again to compute it again.")
+            raise OSError(f"{self._path(number)}: missing or damaged. Run the same command again.")
         return part
 
     def _load(self, number: int) -> Part | None:

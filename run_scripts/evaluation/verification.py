@@ -16,9 +16,8 @@ from biomedclip.conversion import load_any_layout
 from biomedclip.conversion.open_clip import OPEN_CLIP_CONFIG, PUBLISHED_NAMES
 from biomedclip.conversion.open_clip_settings import is_at_hand, is_clip_text
 from biomedclip.conversion.vision_text import bert_config_of
-from biomedclip.processing import read_image
-from biomedclip.processing.images.folders import find_images, warn_of_left_out
-from biomedclip.processing.images.reading import ImageError
+from biomedclip.processing.images.inputs import find_inputs
+from biomedclip.processing.images.reading import ImageError, read_row_image
 from biomedclip.processing.synthetic_corpus.figures import FIGURE_KINDS
 
 from ..cli.models import import_optional
@@ -150,37 +149,26 @@ def _is_within_reach(name: str) -> bool:
     return True
 
 
-def pictures_to_compare(paths: Sequence[str]) -> list[Any]:
-    """Return the images of files and folders, or one synthetic figure of each kind if there are no paths.
+def pictures_to_compare(values: Sequence[str]) -> list[Any]:
+    """Return the images that a user specified, as for [`find_inputs`], or one synthetic figure of each kind.
 
-    Images that cannot be read or have more than 8 bits are skipped with a warning. Raise `FileNotFoundError` if a path
-    does not exist or there are no images, and `ValueError` if none of the images can be compared.
+    Images that cannot be read or have more than 8 bits are skipped with a warning. Raise `ValueError` if none is left,
+    and the errors of [`find_inputs`].
     """
-    if not paths:
+    if not values:
         return [kind.draw(kind.combination(0), np.random.default_rng(0)) for kind in FIGURE_KINDS.values()]
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"--images {path}: the file or folder does not exist.")
-        if not path.is_dir():
-            files.append(path)
-            continue
-        content = find_images(path)
-        warn_of_left_out(path, [content])
-        files += content.images
-    if not files:
-        raise FileNotFoundError(f"--images {' '.join(paths)}: no images found.")
+    inputs = find_inputs(values)
     pictures = []
-    for file in files:
+    for image in inputs.rows(0, len(inputs)):
         try:
-            picture = read_image(file)
+            picture = read_row_image(image.image)
         except ImageError as error:
             logger.warning("Skipped in the comparison: %s", error)
             continue
         if picture.mode.startswith(("I", "F")):
-            logger.warning("Skipped in the comparison: %s has more than 8 bits, which open_clip clips.", file)
+            logger.warning("Skipped in the comparison: %s has more than 8 bits, which open_clip clips.", image.id)
         else:
             pictures.append(picture)
     if not pictures:
-        raise ValueError(f"--images {' '.join(paths)}: none of the {len(files)} images can be compared.")
+        raise ValueError(f"--images {' '.join(values)}: none of the {len(inputs)} images can be compared.")
     return pictures

@@ -21,7 +21,7 @@ from .run import Run, note_if_few
 
 OWN_IMAGES = "imagefolder"  # benchmark for labeled images without --benchmark
 # Options that only some benchmarks have. They are keyword arguments of `load_benchmark`.
-OF_BENCHMARK = ("image_column", "label_column", "cancer", "rsna_split", "image_folder")
+OF_BENCHMARK = ("image_column", "label_column", "image_root", "group_column", "cancer", "rsna_split", "image_folder")
 
 
 def read_classes(options: Any) -> ClassificationBenchmark:

@@ -17,7 +17,7 @@ from biomedclip.processing.collator import IGNORED_LABEL
 from biomedclip.processing.images.labeled import LabeledImages, check_readable, similar_classes
 from biomedclip.processing.stratified import hold_out, hold_out_groups
 
-from ..cli.fields import REQUIRED, option
+from ..cli.fields import REQUIRED, image_root_option, option
 from ..cli.reporting import show_table
 from . import runs, supervised
 from .adapters import AdapterOptions, add_adapter
@@ -55,9 +55,7 @@ class LabeledData(SupervisedData):
     task: str = option(TASK, "Training task.")
     image_column: str = option("image", "Column of the images in tables (default: image).")
     label_column: str = option("label", "Column of the labels in tables (default: label).")
-    image_root: str | None = option(
-        None, "Folder to which the image paths of a table are relative (default: the folder of the table)."
-    )
+    image_root: str | None = image_root_option()
     group_column: str | None = option(
         None, "Column of the patient or source in a table. A group is not split into training and validation."
     )

@@ -40,7 +40,7 @@ class PairHandling(OwnPairs):
     fast_decode: bool = option(
         False, "Decode training JPEGs faster at a reduced size. Pixels differ by at most one level on average."
     )
-    max_eval_pairs: int = option(2000, "Maximum number of validation pairs, the same ones in all runs (default: 2000).")
+    max_eval_pairs: int = option(2000, "Maximum number of validation pairs, the same in all runs (default: 2000).")
 
     def __post_init__(self):
         if self.licenses is not None:

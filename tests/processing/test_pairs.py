@@ -124,7 +124,7 @@ def test_missing_images_are_counted_before_anything_is_trained(tmp_path):
         load_pairs(path, **COLUMNS)
 
 
-def test_rows_without_a_text_are_left_out_and_listed(tmp_path, caplog):
+def test_rows_without_a_text_are_skipped_and_listed(tmp_path, caplog):
     rows = report_rows(5)
     rows[1]["report"], rows[3]["report"] = "", "  "
     write_images(tmp_path, rows)
@@ -132,7 +132,7 @@ def test_rows_without_a_text_are_left_out_and_listed(tmp_path, caplog):
     assert texts(pairs) == ["Report 0.", "Report 2.", "Report 4."]
     assert texts(pairs.rows(0, 0, 5)) != [] and len(pairs.rows(0, 0, 5)) == 3
     assert pairs.empty_texts == ["reports.csv, line 3", "reports.csv, line 5"]
-    assert "2 of 5 pairs have no text and are left out: reports.csv, line 3" in caplog.text
+    assert "2 of 5 pairs have no text and are skipped: reports.csv, line 3" in caplog.text
     with pytest.raises(ValueError, match="all texts are empty"):
         load_pairs(write_table(tmp_path / "empty.csv", [rows[1]]), **COLUMNS)
 
@@ -141,7 +141,7 @@ def test_rows_without_a_text_are_left_out_and_listed(tmp_path, caplog):
     ("content", "arguments", "message"),
     [
         ("image_path,report\n", COLUMNS, "the table has no rows"),
-        ("image_path,text\nimages/0.png,a\n", COLUMNS, "no column 'report'. It has image_path, text. Pass text_column"),
+        ("image_path,text\nimages/0.png,a\n", COLUMNS, "'report'. The columns are image_path, text. Pass text"),
         ("a,report\nimages/0.png,a\n", COLUMNS, "no column 'image_path_file_name' or 'image_path'.*Pass image_column"),
         ("image_path,report\nimages/0.png,a\n", COLUMNS | {"group_column": "patient"}, "'patient'.*Pass group_column"),
         ("image_path,report,g\nimages/0.png,a,\n", COLUMNS | {"group_column": "g"}, "line 2: g is empty"),
@@ -162,7 +162,7 @@ def test_other_paths_name_the_accepted_forms(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "reports.csv").write_text("image_path,report\n", encoding="utf-8")
     for name in ("nowhere", "table.xlsx", "folder", "https://example.org/reports.csv"):
-        with pytest.raises(FileNotFoundError, match=f"{name}.*CSV, JSON Lines or Parquet.*metadata.csv.*on the Hub"):
+        with pytest.raises((FileNotFoundError, ValueError), match=f"{name}.*CSV, JSON Lines or Parquet.*on the Hub"):
             load_pairs(name)
     with pytest.raises(FileNotFoundError, match="contains reports.csv: pass the file itself"):
         load_pairs("folder")

@@ -144,7 +144,7 @@ def test_the_card_describes_the_conversion_without_local_paths(source, tmp_path)
         (["{tmp}", "{tmp}/x"], "open_clip_config.json"),
         (
             ["{source}", "{tmp}/x", "--verify", "--images", "/nowhere"],
-            "--images /nowhere: the file or folder does not exist",
+            "/nowhere: the file or folder does not exist",
         ),
     ],
 )

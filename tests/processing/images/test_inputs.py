@@ -108,6 +108,41 @@ def test_the_ids_of_a_saved_dataset_are_its_own(tmp_path, names):
     assert ids(find_inputs([str(tmp_path / "set")])) == [f"{names[0]}-{number}" for number in range(3)]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_table_of_image_paths_gives_its_images_and_columns(folder, kind):
+    (folder / "tables").mkdir()
+    rows = [("scans/b.png", "left", 3), ("other.png", "right", 5), ("scans/b.png", "again", 7)]
+    table = datasets.Dataset.from_list([dict(zip(("scan", "side", "age"), row, strict=True)) for row in rows])
+    (table.to_csv if kind == "csv" else table.to_json)(folder / "tables" / f"scans.{kind}")
+    found = find_inputs([f"tables/scans.{kind}", "scans/deep"], image_column="scan", image_root=str(folder))
+    assert ids(found) == ["scans/deep/no_suffix", f"{folder}/scans/b.png", f"{folder}/other.png"]
+    assert [row.columns["side"] for row in found.rows(1, 3)] == ["left", "right"]
+    assert found.schema.names == ["side", "age"]
+    assert read_row_image(next(found.rows(2, 3)).image).tobytes() == read_row_image(png_bytes(3)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("image\n../other.png\n", {}, "list.csv, line 2: image is '../other.png', which may be outside"),
+        ("image\nhttps://example.org/a.png\n", {}, "a URL or a drive"),
+        ("image\ngone.png\n", {}, "1 of its 1 images are missing or are not files: gone.png"),
+        ("scan\nb.png\n", {}, "no column 'file_name' or .*'image'.*Pass image_column"),
+        ("id,image\n1,a.PNG\n1,b.png\n", {}, "line 3: another image has the id '1'"),
+        ("image\nb.png\n", {"image_root": "nowhere"}, "image_root='nowhere': the folder does not exist"),
+    ],
+)
+def test_a_table_that_is_wrong_says_where(folder, content, arguments, message):
+    (folder / "scans" / "list.csv").write_text(content, encoding="utf-8")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        find_inputs(["scans/list.csv"], **arguments)
+
+
+def test_a_folder_for_image_paths_has_no_effect_without_a_table(folder):
+    with pytest.raises(ValueError, match="image_root='scans' has no effect on images that no CSV or JSON Lines file"):
+        find_inputs(["other.png"], image_root="scans")
+
+
 def test_a_path_in_a_row_is_not_opened(folder):
     pq.write_table(pa.table({"image": [str(folder / "other.png")]}), folder / "paths.parquet")
     (row,) = find_inputs(["paths.parquet"]).rows(0, 1)

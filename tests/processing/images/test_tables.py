@@ -65,7 +65,7 @@ def test_the_image_column_names_the_column_of_paths(tmp_path):
     write_images(tmp_path)
     write_metadata(tmp_path, "csv", [(name, label, 1) for name, label in ROWS], ("scan_file_name", "label", "age"))
     assert read_labeled_images(tmp_path, image_column="scan")["train"].labels == ["lung", "brain", "lung"]
-    with pytest.raises(ValueError, match="no column 'diagnosis'. It has scan_file_name, label, age.*Pass label_column"):
+    with pytest.raises(ValueError, match="'diagnosis'. The columns are scan_file_name, label, age.*Pass label_column"):
         read_labeled_images(tmp_path, image_column="scan", label_column="diagnosis")
 
 
@@ -123,7 +123,7 @@ def test_a_path_that_leaves_the_folder_is_refused_with_its_line(tmp_path, kind, 
         ("metadata.jsonl", '{"file_name": 3, "diagnosis": "x"}', "line 1: file_name is 3, not the path"),
         ("metadata.jsonl", '\n{"file_name": "a.png",\n', "line 2: not JSON"),
         ("metadata.jsonl", "[1]", "line 1: not a JSON object"),
-        ("metadata.jsonl", '{"file_names": ["a.png"], "diagnosis": "x"}', "names several images"),
+        ("metadata.jsonl", '{"file_names": ["a.png"], "diagnosis": "x"}', "lists several images"),
         ("metadata.parquet", "PAR1", "not a readable Parquet file"),
     ],
 )
@@ -188,3 +188,26 @@ def test_options_of_tables_have_no_effect_on_folders(tmp_path):
     for options in ({"image_root": tmp_path}, {"group_column": "patient"}):
         with pytest.raises(ValueError, match=f"{min(options)}=.* has no effect on data that is not a CSV"):
             read_labeled_images(tmp_path, **options)
+
+
+@pytest.mark.parametrize("form", ["table", "folder", "save_to_disk"])
+def test_own_data_of_every_form_have_groups(tmp_path, form):
+    rows = [(f"{number}.png", "xy"[number % 2], f"p{number // 2}") for number in range(20)]
+    write_images(tmp_path, [row[:2] for row in rows])
+    path = tmp_path
+    if form == "save_to_disk":
+        text = datasets.Value("string")
+        features = datasets.Features({"image": datasets.Image(), "label": text, "patient": text})
+        values = [{"image": {"bytes": png_bytes(0), "path": None}, "label": row[1], "patient": row[2]} for row in rows]
+        path = tmp_path / "set"
+        datasets.Dataset.from_list(values, features=features).save_to_disk(path)
+    else:
+        write_metadata(tmp_path, "csv", rows, ("file_name", "label", "patient"))
+        path = tmp_path / "metadata.csv" if form == "table" else tmp_path
+    parts = {
+        split: load_benchmark("imagefolder", path, split=split, held_out=0.2, group_column="patient").images
+        for split in ("train", "validation", "test")
+    }
+    assert sorted(len(part) for part in parts.values()) == [4, 4, 12]
+    groups = [set(part.groups) for part in parts.values()]
+    assert len(set.union(*groups)) == sum(map(len, groups)) == 10, "no patient is in two splits"

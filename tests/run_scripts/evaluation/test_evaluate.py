@@ -300,7 +300,7 @@ def test_an_invalid_command_line_is_an_error_of_one_line(command, message, capsy
     ("command", "message"),
     [
         ("retrieval --data nowhere", "nowhere: the folder does not exist"),
-        ("zero-shot --data ./nowhere", "nowhere is neither a folder nor a dataset on the Hub"),
+        ("zero-shot --data ./nowhere", "nowhere: the folder does not exist. Pass the folder of the images"),
         ("zero-shot --data {data} --label-column x", "--label-column 'x' has no effect on class folders"),
         ("zero-shot --data {data} --split validation", "there is no validation split"),
     ],

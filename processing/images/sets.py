@@ -1,4 +1,4 @@
-"""Labeled images of the `datasets` library: saved on disk, as Parquet or Arrow files, or on the Hub."""
+"""Open datasets of the `datasets` library: saved on disk, as Parquet or Arrow files, or on the Hub."""
 
 import glob
 import json
@@ -6,7 +6,8 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,42 +15,43 @@ from typing import Any
 import yaml
 
 from ..tables import read_text
-from .folders import shown_name
-from .labeled import SPLIT_NAMES, LabeledImages, LazyImages
+from .folders import SPLIT_NAMES, shown_name
 
 
-def read_hub_set(name: str, image_column: str, label_column: str) -> dict[str, LabeledImages]:
-    """Read a dataset from the Hub, with the arguments and errors of [`read_labeled_images`]."""
-    return _labeled_splits(open_hub_set(name), name, image_column, label_column, downloaded=True)
+HUB = "hf://datasets/"
 
 
-def read_parquet_set(root: Path, image_column: str, label_column: str) -> dict[str, LabeledImages]:
-    """Read a folder of Parquet or Arrow files."""
-    return _labeled_splits(open_parquet_set(root), str(root), image_column, label_column)
+@dataclass(frozen=True)
+class LazyImages(Sequence[Any]):
+    """Images that are read on each access. `read` receives the number of the row."""
+
+    rows: Sequence[int]
+    read: Callable[[int], Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self.read(self.rows[position])
 
 
-def read_parquet_file(path: Path, image_column: str, label_column: str, group_column: str | None) -> LabeledImages:
-    """Read a Parquet file that contains images."""
-    return _labeled_splits(open_parquet_file(path), str(path), image_column, label_column, group_column)["train"]
+def is_saved_set(folder: Path) -> bool:
+    """Return whether `save_to_disk` wrote a folder."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json"))
 
 
-def read_saved_set(root: Path, image_column: str, label_column: str) -> dict[str, LabeledImages]:
-    """Read a dataset that `save_to_disk` wrote."""
-    return _labeled_splits(open_saved_set(root), str(root), image_column, label_column)
-
-
-def open_hub_set(name: str) -> Any:
-    """Download a dataset from the Hub, or open it in the cache."""
+def open_hub_set(name: str, accepted: str) -> Any:
+    """Download a dataset from the Hub, or open it in the cache. `accepted` is the accepted data, for messages."""
     import datasets
 
+    hub_id = re.sub(r"^hf:/+datasets/", "", name)  # pathlib joins the slashes
     if os.path.exists(name):
-        raise ValueError(
-            f"{name} is a file. Pass the folder of the images. A metadata.csv in it is read automatically."
-        )
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"{name}: the folder does not exist.")
+        raise ValueError(f"{name} is a file. Pass {accepted}.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or hub_id.startswith((".", "~")):
+        problem = "URLs are not opened" if "://" in hub_id else "the folder does not exist"
+        raise FileNotFoundError(f"{name}: {problem}. Pass {accepted}.")
     try:
-        return datasets.load_dataset(name)
+        return datasets.load_dataset(hub_id)
     except OSError as error:
         raise FileNotFoundError(f"{name} is neither a folder nor a dataset on the Hub ({error}).") from error
 
@@ -117,26 +119,6 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield from _texts_in(item)
 
 
-def _labeled_splits(
-    opened: Any,
-    path: str,
-    image_column: str,
-    label_column: str,
-    group_column: str | None = None,
-    *,
-    downloaded: bool = False,
-) -> dict[str, LabeledImages]:
-    columns = {"image_column": image_column, "label_column": label_column}
-    columns |= {"group_column": group_column} if group_column else {}
-    splits = {}
-    for split, rows in sets_by_split(opened, path, columns).items():
-        labels = _labels(rows, label_column, f"{path}: the {split} split")
-        groups = _labels(rows, group_column, f"{path}: the {split} split") if group_column else None
-        images = images_of(rows, image_column, downloaded=downloaded)
-        splits[split] = LabeledImages(images, labels, [f"{split}/{row}" for row in range(len(rows))], groups)
-    return splits
-
-
 def sets_by_split(opened: Any, path: str, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the `datasets.Dataset` of each split.
 
@@ -184,17 +166,18 @@ def _downloaded_image(images: Sequence[Any], row: int) -> Any:
     return file if any(file.is_relative_to(Path(cache).resolve()) for cache in caches) else image
 
 
-def _labels(rows: Any, column: str, where: str) -> list[str]:
+def labels_of(rows: Any, column: str, where: str, what: str = "label") -> list[str]:
+    """Return the label of each row, or the group if `what` is `group`. A missing value is a `ValueError`."""
     feature, values = rows.features[column], list(rows[column])
     names: Any = getattr(feature, "names", None)
     unusual = Counter(type(value).__name__ for value in values if not isinstance(value, str | int | float | None))
     if unusual:
-        raise ValueError(f"{where}: {column!r} contains {', '.join(unusual)}, not one label for each image.")
+        raise ValueError(f"{where}: {column!r} contains {', '.join(unusual)}, not one {what} for each image.")
     labels = [value.strip() if isinstance(value, str) else value for value in values]
     missing = [row for row, value in enumerate(labels) if _is_missing(value, names)]
     if missing:
         raise ValueError(
-            f"{where}: {len(missing)} of {len(values)} rows have no label in {column!r}, the first is row "
+            f"{where}: {len(missing)} of {len(values)} rows have no {what} in {column!r}, the first is row "
             f"{missing[0]}. Filter them out."
         )
     return [names[value] if names is not None else str(value) for value in labels]
