@@ -97,10 +97,16 @@ def _metadata(facts: Mapping[str, Any]) -> str:
         library_name=facts["model"]["layout"],
         pipeline_tag="zero-shot-image-classification",
         datasets=[facts["dataset"]["id"]] if _HUB_ID.fullmatch((facts["dataset"] or {}).get("id") or "") else None,
-        tags=["biomedclip", "clip", "biology", "medical", *(["open_clip"] if facts["open_clip"] else [])],
+        tags=["biomedclip", "clip", "biology", "medical", *_other_libraries(facts)],
         **({"model_name": one_line(facts["title"]), "eval_results": results} if results else {}),
     )
     return data.to_yaml()
+
+
+def _other_libraries(facts: Mapping[str, Any]) -> list[str]:
+    """Return the libraries, besides transformers, that load the repository."""
+    loads = {"open_clip": facts["open_clip"], "sentence-transformers": facts["model"].get("sentence_transformers")}
+    return [name for name, is_loaded in loads.items() if is_loaded]
 
 
 def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:

@@ -70,7 +70,7 @@ def refuse_links_out(folder: Path, root: Path | None = None) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file. Raise `ValueError` for a special file, more than 64 MiB, or other text than UTF-8."""
+    """Read a text file. Raise `ValueError` if it is a special file, larger than 64 MiB, or not UTF-8."""
     # Without O_NONBLOCK, opening a named pipe would wait for a writer forever.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     with open(descriptor, "rb") as file:

@@ -198,10 +198,10 @@ _RESTRICTED = {
     "fsdp_config": _requires(lambda args: bool(args.fsdp), "it requires fsdp"),
     "deepspeed": _unsupported("it is not tested. Use DDP or fsdp"),
     "debug": _unsupported("it fails on boolean masks, or is for TPUs, which are not tested"),
-    "do_train": Rule(None, "It has no effect: `train()` trains."),
+    "do_train": Rule(None, "it has no effect, because `train()` always trains"),
     "do_predict": _unsupported("training makes no predictions. Use `biomedclip evaluate`"),
     "resume_from_checkpoint": Rule(
-        None, "Only the command uses it. In Python, call `train(resume_from_checkpoint=...)`."
+        None, "only the command uses it. In Python, call `train(resume_from_checkpoint=...)`"
     ),
     "local_rank": _unsupported("torchrun and accelerate set it in the environment", -1),
 }

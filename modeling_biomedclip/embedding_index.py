@@ -106,7 +106,7 @@ class EmbeddingIndex:
             top_k: Number of results of each query.
             where: Only rows for which this expression is true, such as `pyarrow.dataset.field("year") > 2020`. An index
                 with the method `hnsw` does not support it.
-            exclude: Ids that are left out.
+            exclude: Ids to exclude.
 
         Returns:
             The results of each query, best first: `rank` (from 1), `id`, `path`, `similarity` and the own columns of
@@ -139,7 +139,7 @@ class EmbeddingIndex:
         return results
 
     def embedding(self, name: str) -> np.ndarray:
-        """Return the embedding of an id, in float32. If several rows have the id, it is that of the first.
+        """Return the embedding of an id in float32. If several rows have the id, the first one is used.
 
         Raises:
             KeyError: If no row has the id, or the row has no embedding.
@@ -201,7 +201,7 @@ class EmbeddingIndex:
         return [{self._names.get(name, name): value for name, value in row.items()} for row in rows]
 
     def sample(self, count: int) -> np.ndarray:
-        """Return embeddings at equal distances in the index, in float32."""
+        """Return evenly spaced embeddings of the index, in float32."""
         positions = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
         return self._matrix.embeds[positions].astype(np.float32)
 

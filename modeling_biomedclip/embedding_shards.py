@@ -119,7 +119,7 @@ class EmbeddingShards:
         return [{name: found[int(row)].get(name) for name in names} for row in rows]
 
     def embeddings(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield embeddings, and their rows. Rows without an embedding are left out, also if it is not finite."""
+        """Yield embeddings, and their rows. Rows whose embedding is missing or not finite are skipped."""
         dimension = self.metadata["dimension"]
         for path, file, start in zip(self.paths, self._files, self.starts, strict=False):
             for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=[_EMBEDDING]):

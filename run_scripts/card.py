@@ -63,6 +63,7 @@ def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
         )
     described = describe_model(*load_any_layout(folder))
     described["layout"] = "transformers" if is_transformers_layout(folder) else "open_clip"
+    described["sentence_transformers"] = (folder / "modules.json").is_file()
     training = read_training(folder, options.train_run)
     results, left_out = select_results(described["weights"], options.results)
     facts = card_facts(

@@ -40,7 +40,7 @@ class ConvertOptions:
     verify: bool = option(
         False, "Run open_clip and transformers on the same images and labels, on the CPU, and compare them."
     )
-    images: list[str] = option([], "Images, or folders of images, for --verify (default: synthetic figures).")
+    images: list[str] = option([], "Images for --verify, as for biomedclip embed (default: synthetic figures).")
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
     overwrite: bool = option(False, "Write into a folder that is not empty.")
 
@@ -91,6 +91,7 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
             "versions": versions(),
         }
         described = describe_model(model, processor) | {"layout": options.to}
+        described["sentence_transformers"] = (output_dir / "modules.json").is_file()
         del model, processor  # the verification loads two models
         if options.verify:
             report["verification"] = verify(source, output_dir, options.to, options.images)
