@@ -91,6 +91,7 @@ def demo(options: DemoOptions) -> None:
             app,
             log_config=None,  # errors reach the log of the command
             access_log=False,
+            log_level="error",  # not every broken request
             server_header=False,
             ws="none",
             limit_concurrency=_CONNECTIONS,

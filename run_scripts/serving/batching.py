@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-Run = Callable[[list[Any]], Sequence[Any]]
+Run = Callable[[list[Any]], Any]
 
 
 class BusyError(RuntimeError):
@@ -58,7 +58,7 @@ class Batcher:
         Args:
             name: Name of the limit.
             kind: Items with the same name and kind can share a batch.
-            run: Function of a batch. It takes a list of values and returns one result for each.
+            run: Function of a batch. It takes a list of values, and returns a sequence of results.
             values: The items.
 
         Raises:

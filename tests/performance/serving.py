@@ -61,7 +61,10 @@ def main() -> None:
     hostile = {"statuses": statuses, "failures": failures, "slowest_seconds": slowest, "survived": survived}
     rows = [[name, load[name]] for name in load]
     attacks = [["requests", options.hostile], *([f"status {key}", statuses[key]] for key in sorted(statuses))]
-    attacks += [["status 500 or no answer to whole requests", len(failures)], ["seconds of the slowest", slowest]]
+    attacks += [
+        ["status 500 or no answer to whole requests", len(failures)],
+        [f"seconds of the slowest ({slowest[1]})", slowest[0]],
+    ]
     attacks += [["peak memory of the server in MiB", memory], ["answers as before", survived]]
     title = f"{options.clients} clients for {options.seconds:.0f} s"
     tables = [(title, rows, ["", "value"]), ("Hostile requests", attacks, ["", "value"])]
@@ -216,11 +219,11 @@ def _quantile(values: list[float], fraction: float) -> float:
     return values[min(len(values) - 1, int(fraction * len(values)))]
 
 
-def attack(port: int, count: int) -> tuple[dict[str, int], list[str], float]:
-    """Send hostile requests. Return the statuses, the failures, and the seconds of the slowest."""
+def attack(port: int, count: int) -> tuple[dict[str, int], list[str], tuple[float, str]]:
+    """Send hostile requests. Return the statuses, the failures, and the seconds and kind of the slowest."""
     statuses: Counter[str] = Counter()
     failures: list[str] = []
-    slowest = [0.0]
+    slowest = [(0.0, "")]
 
     def work(number: int) -> None:
         chance = random.Random(number)
@@ -231,7 +234,7 @@ def attack(port: int, count: int) -> tuple[dict[str, int], list[str], float]:
         except Exception as error:
             status = f"{type(error).__name__}"
             failures.append(f"{kind.__name__}: {error!r}")
-        slowest[0] = max(slowest[0], time.perf_counter() - began)
+        slowest[0] = max(slowest[0], (time.perf_counter() - began, kind.__name__))
         statuses[status] += 1
         if status.startswith("5") and status != "503":
             failures.append(f"{kind.__name__}: {status}")
