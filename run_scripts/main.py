@@ -46,8 +46,8 @@ Each verb has --help with an example, and --config for a YAML file or a shipped
 recipe. `biomedclip recipes` lists them. Options on the command line override
 the recipe.
 
-No verb runs code from a model folder unless train or evaluate is called with
-{TRUST_OPTION}. A recipe cannot set this option.
+No verb runs code from a model folder unless train, evaluate, embed or search
+is called with {TRUST_OPTION}. A recipe cannot set this option.
 
 exit status: 0 for success, 1 if the work failed or skipped unreadable images,
 2 for a wrong command line
@@ -131,7 +131,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     # transformers mentions its argument even if the verb does not have the option.
-    text = str(error).replace("`trust_remote_code=True`", f"`{TRUST_OPTION}` (train and evaluate only)")
+    text = str(error).replace("`trust_remote_code=True`", f"`{TRUST_OPTION}` (train, evaluate, embed and search only)")
     return text or type(error).__name__
 
 

@@ -4,23 +4,22 @@ biomedclip search embeddings "pleural effusion" --where "license = 'CC BY' and y
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from biomedclip import EmbeddingIndex
-from biomedclip.embedding_index import METHODS, TOP_K
+from biomedclip.embedding_index import TOP_K
 from biomedclip.embedding_shards import MODALITIES
 
-from .cli.fields import REQUIRED, option
+from .cli.devices import use_device
 from .cli.options import parse_options
-from .cli.output import FORMAT_HELP, FORMATS, check_output_file, choose_format, write_rows
+from .cli.output import check_output_file, choose_format, write_rows
 from .cli.reporting import show_stage
-from .embedding.filters import EXAMPLE as FILTER
 from .embedding.filters import parse_filter
 from .embedding.pages import write_page
 from .embedding.queries import check_query_model, image_query, known_query, load_query_model, text_query
 from .embedding.recall import measured_recall
+from .embedding.search_options import SearchOptions
 from .embedding.thumbnails import Thumbnails
 
 
@@ -31,47 +30,6 @@ EXAMPLE = """biomedclip search embeddings "pleural effusion"
 RESULT = ("rank", "id", "path", "similarity")
 _FEW, _CAPTIONS, _LONGEST = 2, ("caption", "text", "report", "title"), 100  # of a table
 GROUP = ("group", "id", "path", "similarity")
-
-
-@dataclass(kw_only=True)
-class SearchOptions:
-    """Options of `biomedclip search`."""
-
-    embeddings: str = option(REQUIRED, "Folder that biomedclip embed wrote. Can be the first positional argument.")
-    text: str | None = option(None, "Text to search for. Can be the second positional argument.")
-    image: str | None = option(None, "Image file to search for.")
-    like: str | None = option(None, "Id whose embedding is searched for. The id itself is not listed.")
-    duplicates: float | None = option(None, "List groups of near-duplicates with at least this similarity, e.g. 0.97.")
-    top_k: int | None = option(None, f"Number of results (default: {TOP_K}).")
-    where: str | None = option(None, f'Condition on the columns, such as "{FILTER}".')
-    modality: str | None = option(None, "Embeddings to search (default: image if there are any).", list(MODALITIES))
-    model: str | None = option(None, "Folder or Hub id of the model (default: the one that computed the embeddings).")
-    format: str | None = option(None, FORMAT_HELP, FORMATS)
-    output: str | None = option(None, "File for the results (default: stdout).")
-    html: str | None = option(None, "Also write a page with thumbnails to this file.")
-    images: list[str] = option(
-        [], "Images or datasets that were embedded, for --html (default: paths below this folder and EMBEDDINGS)."
-    )
-    index: str = option("exact", "hnsw is approximate, and states its recall (default: exact).", METHODS)
-
-    def __post_init__(self):
-        given = [name for name in ("text", "image", "like", "duplicates") if getattr(self, name) is not None]
-        if len(given) != 1:
-            passed = f", not {' and '.join(given)}" if given else ""
-            raise ValueError(f"Pass one of a text, --image, --like and --duplicates{passed}.")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"--top-k must be at least 1, not {self.top_k}.")
-        if self.text is not None and not self.text.strip():
-            raise ValueError("The text is empty.")
-        if self.duplicates is not None:
-            if not 0 < self.duplicates <= 1:
-                raise ValueError(f"--duplicates must be above 0 and at most 1, not {self.duplicates}.")
-            if self.top_k is not None or self.index != "exact":
-                raise ValueError("--duplicates lists all groups exactly. Omit --top-k and --index.")
-        if self.index == "hnsw" and self.where is not None:
-            raise ValueError("--index hnsw does not support --where. Omit --index: the exact search supports it.")
-        if self.images and self.html is None:
-            raise ValueError("--images has no effect without --html.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -132,13 +90,15 @@ def _short(value: Any) -> Any:
 def _query(options: SearchOptions, index: EmbeddingIndex) -> tuple[Any, str]:
     """Return the embedding of the query, and its name. The model is loaded only if it is needed."""
     model: Any = None
-    if options.like is None or options.index == "hnsw":
+    if options.needs_model:
         name = options.model or index.model
-        check_query_model(name, options.model is not None)
+        settings: Any = {"precision": options.precision, "trust_remote_code": options.trust_remote_code}
+        check_query_model(name, options.model is not None, device=options.device, **settings)
     if options.image is not None and not Path(options.image).exists():
         raise FileNotFoundError(f"--image {options.image}: the file does not exist.")
-    if options.like is None or options.index == "hnsw":
-        model = load_query_model(name, index)
+    if options.needs_model:
+        use_device(options.device)
+        model = load_query_model(name, index, **settings)
     if options.index == "hnsw":
         show_stage(measured_recall(index, model))
     if options.like is not None:

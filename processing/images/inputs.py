@@ -8,7 +8,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
@@ -18,14 +18,13 @@ import fsspec
 import pyarrow as pa
 
 from ..files import special_kind
-from ..shard_reader import Shard, ShardReader
+from ..parquet_rows import ID_COLUMNS, ParquetRows, own_id, row_id
 from .folders import FolderContent, find_images, is_image_file, shown_name, warn_of_left_out
 from .sets import is_saved_set, open_saved_set
 from .sources import IMAGE_COLUMN, refuse_columns
 from .tables import check_table, file_columns, read_image_rows
 
 
-_ID_COLUMNS = ("pair_id", "id")
 ACCEPTED = (
     "image files, folders, patterns such as 'scans/*.png', - for a list of paths on stdin, CSV or JSON Lines files "
     "with a column of image paths, Parquet files, datasets of the `datasets` library, datasets that biomedclip build "
@@ -183,7 +182,7 @@ class _Table:
         for row in read_image_rows(path, image_column, {}, image_root=Path(image_root) if image_root else None):
             columns = {column: value for column, value in row.values.items() if column not in paths}
             file = str(row.image)
-            image = InputImage(_own_id(row.values) or file, row.image, file, columns)
+            image = InputImage(own_id(row.values) or file, row.image, file, columns)
             if found.setdefault(image.id, image).image != row.image:
                 raise ValueError(
                     f"{row.where}: another image has the id {image.id!r}. Make the ids unique, or rename the column."
@@ -209,36 +208,19 @@ class _Table:
 
 
 class _ParquetFiles:
-    """The rows of Parquet files. They are read one row group at a time."""
+    """The rows of Parquet files."""
 
     def __init__(self, urls: Sequence[str], name: str, image_column: str):
-        self._name, self._image_column = name, image_column
-        self._urls, self._reader = urls, ShardReader(urls)
-        schema = self._reader.schema(urls[0])
-        _check_image_column(schema.names, image_column, name)
-        self._shards = self._reader.open_shards(urls)
-        self.schema = pa.schema([entry for entry in schema if entry.name != image_column])
+        self._image_column, self._rows = image_column, ParquetRows(urls, name)
+        _check_image_column(self._rows.schema.names, image_column, name)
+        self.schema = pa.schema([entry for entry in self._rows.schema if entry.name != image_column])
+        self.ids = self._rows.ids
 
     def __len__(self) -> int:
-        return sum(shard.rows for shard in self._shards)
+        return len(self._rows)
 
     def rows(self, first: int, last: int) -> Iterator[InputImage]:
-        start = 0
-        for shard in self._shards:
-            low, high = max(first - start, 0), min(last - start, shard.rows)
-            if low < high:
-                rows = self._reader.rows(Shard(shard.url, shard.group_rows), low, high, epoch=0)
-                for number, row in enumerate(rows, start + low):
-                    yield _row(row, number, self._name, self._image_column)
-            start += shard.rows
-
-    def ids(self) -> Iterator[str]:
-        columns = [column for column in _ID_COLUMNS if column in self.schema.names]
-        if not columns:
-            return (row_id({}, number, self._name) for number in range(len(self)))
-        reader = ShardReader(self._urls, columns=columns)
-        rows = chain.from_iterable(reader.rows(shard, 0, shard.rows, epoch=0) for shard in self._shards)
-        return (row_id(row, number, self._name) for number, row in enumerate(rows))
+        return (_image_of(row, name, self._image_column) for name, row in self._rows.rows(first, last))
 
 
 class _SavedDataset:
@@ -258,26 +240,19 @@ class _SavedDataset:
         return len(self._rows)
 
     def rows(self, first: int, last: int) -> Iterator[InputImage]:
-        return (_row(self._rows[row], row, self._name, self._image_column) for row in range(first, last))
+        for number in range(first, last):
+            row = self._rows[number]
+            yield _image_of(row, row_id(row, number, self._name), self._image_column)
 
     def ids(self) -> Iterator[str]:
-        columns = [column for column in _ID_COLUMNS if column in self.schema.names]
+        columns = [column for column in ID_COLUMNS if column in self.schema.names]
         rows: Iterable[Any] = self._rows.select_columns(columns) if columns else ({} for _ in range(len(self)))
         return (row_id(row, number, self._name) for number, row in enumerate(rows))
 
 
-def _row(row: dict[str, Any], number: int, name: str, image_column: str) -> InputImage:
+def _image_of(row: dict[str, Any], name: str, image_column: str) -> InputImage:
     columns = {column: value for column, value in row.items() if column != image_column}
-    return InputImage(row_id(row, number, name), row[image_column], columns=columns)
-
-
-def row_id(row: Mapping[str, Any], number: int, name: str) -> str:
-    """Return `pair_id` or `id` of a row, or the name of the dataset and the number of the row."""
-    return _own_id(row) or f"{name}#{number}"
-
-
-def _own_id(row: Mapping[str, Any]) -> str | None:
-    return next((str(row[column]) for column in _ID_COLUMNS if row.get(column) not in (None, "")), None)
+    return InputImage(name, row[image_column], columns=columns)
 
 
 def _check_image_column(columns: Iterable[str], image_column: str, name: str) -> None:
@@ -344,4 +319,4 @@ def _remote_parquet(url: str) -> list[str]:
     return [filesystem.unstrip_protocol(name) for name in names]
 
 
-__all__ = ["ACCEPTED", "IMAGE_COLUMN", "ImageInputs", "InputImage", "find_inputs", "row_id"]
+__all__ = ["ACCEPTED", "IMAGE_COLUMN", "ImageInputs", "InputImage", "find_inputs"]

@@ -53,6 +53,8 @@ class Stage:
     steps: Sequence[PipelineStep]
     tasks: int
     memory_gb: int = 0  # per task, if the stage needs more than others
+    cpus: int = 1  # cores to reserve for a task
+    gpus: int = 0  # GPUs to reserve for a task
     count: Callable[[], int] = lambda: 0  # the amount of finished work, in any unit
     total: Callable[[], int] | None = None  # the final value of `count`, for a progress bar
 
@@ -128,8 +130,9 @@ class Engine:
 
     def _executor(self, stage: Stage, logs: Path) -> Any:
         steps = list(stage.steps)
-        if self.executor == "ray" and stage.tasks > 1:
-            return _ray_executor(steps, stage.tasks, self.workers, logs, self.memory_gb)
+        if self.executor == "ray" and (stage.tasks > 1 or stage.gpus):
+            reserved = {"cpus": stage.cpus, "gpus": stage.gpus}
+            return _ray_executor(steps, stage.tasks, self.workers, logs, self.memory_gb, **reserved)
         return _LocalExecutor(steps, tasks=stage.tasks, workers=min(self.workers, stage.tasks), logging_dir=str(logs))
 
     def _submit(self, stages: Sequence[Stage], logs: Path) -> None:
@@ -143,7 +146,9 @@ class Engine:
                 workers=self.workers if self.workers < stage.tasks else -1,
                 job_name=f"biomedclip-{stage.name}",
                 logging_dir=str(logs / stage.name),
-                mem_per_cpu_gb=max(self.memory_gb, stage.memory_gb),
+                cpus_per_task=stage.cpus,
+                gpus_per_task=stage.gpus,
+                mem_per_cpu_gb=-(-max(self.memory_gb, stage.memory_gb) // stage.cpus),
                 depends=last,
                 partition=self.slurm_partition,
                 time=self.slurm_time,
@@ -227,7 +232,9 @@ class _RayExecutor(RayPipelineExecutor):
     _run_for_rank = PipelineExecutor._run_for_rank
 
 
-def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Path, memory_gb: int) -> Any:
+def _ray_executor(
+    steps: list[PipelineStep], tasks: int, workers: int, logs: Path, memory_gb: int, cpus: int = 1, gpus: int = 0
+) -> Any:
     try:
         import ray
     except ImportError as error:
@@ -241,7 +248,13 @@ def _ray_executor(steps: list[PipelineStep], tasks: int, workers: int, logs: Pat
                 raise
             raise ValueError(f"Ray cannot be started: {error}. {_SHORTER.format('RAY_TMPDIR')}") from error
     return _RayExecutor(
-        steps, tasks=tasks, workers=workers, logging_dir=str(logs), cpus_per_task=1, mem_per_cpu_gb=memory_gb
+        steps,
+        tasks=tasks,
+        workers=workers,
+        logging_dir=str(logs),
+        cpus_per_task=cpus,
+        gpus_per_task=gpus,
+        mem_per_cpu_gb=memory_gb / cpus,
     )
 
 

@@ -13,7 +13,8 @@ from biomedclip.processing.images.reading import ImageError, decode_content, rea
 from ..evaluation.dual_encoders import DualEncoder
 from ..evaluation.threads import results_in_order
 from .encoders import text_embeds
-from .plan import Inputs, Shard, read_items
+from .inputs import Inputs
+from .plan import Shard, read_items
 from .shards import EmbeddedRow, ShardWriter
 
 

@@ -40,7 +40,14 @@ class ExportedEncoder(DualEncoder):
         return nullcontext()
 
 
-def check_encoder(name: str, precision: str | None, task: str = "embed") -> str:
+def check_encoder(
+    name: str,
+    precision: str | None,
+    task: str = "embed",
+    *,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> str:
     """Check that a model can be loaded and can embed, and return its precision. The model is not loaded.
 
     `task` names the command in messages.
@@ -48,15 +55,18 @@ def check_encoder(name: str, precision: str | None, task: str = "embed") -> str:
     Raises:
         FileNotFoundError: If the model does not exist.
         ImportError: If a package that the model needs is not installed.
-        ValueError: If it is not a dual encoder, or if exported graphs have another precision than the given one.
+        ValueError: If it is not a dual encoder, or if exported graphs have another precision than the given one or
+            cannot run on the device.
     """
     if not is_exported(name):
-        check_model(name, task)
+        check_model(name, task, trust_remote_code=trust_remote_code)
         if precision not in (None, *OF_MODELS):
             raise ValueError(f"--model {name} is not exported. Its `precision` can be {' or '.join(OF_MODELS)}.")
         return precision or "float32"
     exported = json.loads((Path(name) / DESCRIPTION).read_text(encoding="utf-8"))
     check_packages(PACKAGES_TO_RUN[exported["format"]])
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"--model {name} is exported, and runs only on the CPU. Omit --device.")
     precisions = exported.get("precisions", [exported.get("precision")])
     if precision not in (None, *precisions):
         raise ValueError(
@@ -71,10 +81,10 @@ def is_exported(name: str) -> bool:
     return (Path(name) / DESCRIPTION).is_file()
 
 
-def load_encoder(name: str, precision: str) -> DualEncoder:
+def load_encoder(name: str, precision: str, *, trust_remote_code: bool = False) -> DualEncoder:
     """Load a model that [`check_encoder`] has checked."""
     if not is_exported(name):
-        encoder = load_dual_encoder(name, precision=precision)
+        encoder = load_dual_encoder(name, precision=precision, trust_remote_code=trust_remote_code)
         # Matrix products of small batches depend on the alignment of the weights in memory. After loading, it differs
         # between processes. PyTorch aligns copies.
         for tensor in [*encoder.model.parameters(), *encoder.model.buffers()]:

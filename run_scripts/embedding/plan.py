@@ -1,7 +1,7 @@
 """Decide which shards are still to be written, and keep the settings of an output folder in `embedding.json`.
 
 Shard k has items [kS, (k+1)S) of the inputs. The shards of an update are numbered after the existing ones: they have
-the inputs whose ids are in no shard, in order.
+the inputs whose ids are in no shard, in order. An update also writes those shards again whose inputs have changed.
 """
 
 import hashlib
@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..cli.reporting import write_json
+from .changes import changed_images, changed_texts
+from .inputs import Inputs
 from .shards import DATA, ShardWriter, shard_numbers, storable
 
 
@@ -27,25 +28,16 @@ _INPUTS = "inputs"
 _EARLIER = "The same command continues a run. For other settings, choose another --output."
 
 
-class Inputs(Protocol):
-    """Images or texts in a fixed order."""
-
-    @property
-    def schema(self) -> pa.Schema: ...  # noqa: D102
-
-    def __len__(self) -> int: ...
-
-    def rows(self, first: int, last: int) -> Iterator[Any]: ...  # noqa: D102
-
-    def ids(self) -> Iterator[str]: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class Shard:
-    """A shard to write: its number, and the numbers of its items in the inputs, ascending."""
+    """A shard to write: its number, and the numbers of its items in the inputs.
+
+    `replaces` is whether it replaces a complete shard whose inputs have changed.
+    """
 
     number: int
     items: Sequence[int]
+    replaces: bool = False
 
     def batches(self, size: int) -> Iterator[Sequence[int]]:
         """Yield the numbers of the items of each batch."""
@@ -88,13 +80,24 @@ class OutputFolder:
             changes = "; ".join(f"{name} is {settings[name]}, and was {before[name]}" for name in different)
             raise ValueError(f"--output {self.folder} was written with other settings: {changes}. {_EARLIER}")
 
-    def plan(self, inputs: Inputs, writer: ShardWriter, *, modality: str, shard_size: int, update: bool) -> list[Shard]:
+    def plan(
+        self,
+        inputs: Inputs,
+        writer: ShardWriter,
+        *,
+        modality: str,
+        shard_size: int,
+        update: bool,
+        text_column: str = "text",
+    ) -> list[Shard]:
         """Return the shards that are missing or damaged. Nothing is written before [`begin`].
 
+        With `update`, these are also shards of new inputs, and shards whose inputs have changed.
+
         Raises:
-            ValueError: If the inputs are not those of the folder and `update` is not set.
+            ValueError: If the inputs are not those of the folder, or images have changed, and `update` is not set.
         """
-        found = _fingerprint(inputs, modality)
+        found = fingerprint(inputs, modality)
         entries = self.content.setdefault(_INPUTS, {})
         before = entries.get(modality)
         if before is None or before["fingerprint"] == found:
@@ -112,11 +115,28 @@ class OutputFolder:
         if damaged := [number for number in existing if number not in set(complete)]:
             others = f" and {len(damaged) - 1} other(s)" if len(damaged) > 1 else ""
             logger.warning("%s%s: damaged. It is written again.", writer.path(damaged[0]), others)
+        paths = {number: writer.path(number) for number in complete}
+        if modality == "image":
+            changed = changed_images(inputs, paths, None if updates else shard_size)
+            if changed and not update:
+                raise ValueError(
+                    f"--output {self.folder}: {len(changed):,} image(s) have changed since they were embedded, such as "
+                    f"{next(iter(changed))}. To embed them again, pass --update. Otherwise choose another --output."
+                )
+        else:
+            # A changed text changes the fingerprint.
+            changed = changed_texts(inputs, paths, text_column) if updates else {}
+        again = _replacing_shards(inputs, {number: paths[number] for number in sorted(set(changed.values()))})
         if updates:
-            return list(_shards_of_new(inputs, [writer.path(number) for number in complete], complete, shard_size))
-        total = -(-len(inputs) // shard_size)
-        missing = sorted(set(range(total)) - set(complete))
-        return [Shard(n, range(n * shard_size, min((n + 1) * shard_size, len(inputs)))) for n in missing]
+            new = list(_shards_of_new(inputs, list(paths.values()), complete, shard_size))
+        else:
+            missing = sorted(set(range(-(-len(inputs) // shard_size))) - set(complete))
+            new = [Shard(n, range(n * shard_size, min((n + 1) * shard_size, len(inputs)))) for n in missing]
+        return sorted([*again, *new], key=lambda shard: shard.number)
+
+    def fingerprint(self, modality: str) -> str:
+        """Return the fingerprint of the inputs that [`plan`] was called with."""
+        return str(self.content[_INPUTS][modality]["fingerprint"])
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Write the settings, and remove the incomplete files of a killed run."""
@@ -127,7 +147,7 @@ class OutputFolder:
         (self.folder / DATA).mkdir(exist_ok=True)
 
 
-def _fingerprint(inputs: Inputs, modality: str) -> str:
+def fingerprint(inputs: Inputs, modality: str) -> str:
     """Return a hash of the ids of all items, and of the names and types of their columns. Texts are part of it."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr([(entry.name, str(entry.type)) for entry in inputs.schema]).encode())
@@ -135,6 +155,32 @@ def _fingerprint(inputs: Inputs, modality: str) -> str:
     for name in texts or inputs.ids():
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()
+
+
+def _replacing_shards(inputs: Inputs, paths: Mapping[int, Path]) -> list[Shard]:
+    """Return shards with the items of complete shards, to replace these.
+
+    Raises:
+        ValueError: If an item of a shard is not among the inputs.
+    """
+    if not paths:
+        return []
+    ids = {number: pq.read_table(path, columns=["id"])["id"].to_pylist() for number, path in paths.items()}
+    items: dict[str, int | None] = {name: None for names in ids.values() for name in names}
+    for item, name in enumerate(inputs.ids()):
+        if (stored := str(storable(name))) in items:
+            items[stored] = item
+    shards = []
+    for number, names in ids.items():
+        numbers = [item for name in names if (item := items[name]) is not None]
+        if len(numbers) < len(names):
+            lost = next(name for name in names if items[name] is None)
+            raise ValueError(
+                f"{paths[number]} has changed inputs, and {len(names) - len(numbers):,} inputs that are not among the "
+                f"given ones, such as {lost}. Pass all inputs of the folder, or choose another --output."
+            )
+        shards.append(Shard(number, numbers, replaces=True))
+    return shards
 
 
 def _shards_of_new(inputs: Inputs, written: Sequence[Path], numbers: Sequence[int], shard_size: int) -> Iterator[Shard]:

@@ -1,6 +1,7 @@
 """Embed the query of a search with the model that computed the embeddings."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from ..evaluation.dual_encoders import DualEncoder
 from .encoders import check_encoder, load_encoder, text_embeds
 
 
-def check_query_model(name: str, given: bool) -> None:
+def check_query_model(name: str, given: bool, **options: Any) -> None:
     """Check that the model of a search can be loaded. `given` is whether the user named it.
+
+    `options` are `precision`, `device` and `trust_remote_code`, as for [`check_encoder`].
 
     Raises:
         FileNotFoundError: If the model does not exist.
@@ -23,16 +26,19 @@ def check_query_model(name: str, given: bool) -> None:
         raise FileNotFoundError(
             f"The embeddings were computed with {name}, which is not a folder here. Pass --model with its new place."
         )
-    check_encoder(name, None)
+    check_encoder(name, **{"precision": None, **options})
 
 
-def load_query_model(name: str, index: EmbeddingIndex) -> DualEncoder:
+def load_query_model(
+    name: str, index: EmbeddingIndex, *, precision: str | None = None, trust_remote_code: bool = False
+) -> DualEncoder:
     """Load a model, and check that it is the one that computed the embeddings.
 
     Raises:
         ValueError: If its weights or the settings of its processor have another fingerprint.
     """
-    encoder = load_encoder(name, check_encoder(name, None))
+    trust = {"trust_remote_code": trust_remote_code}
+    encoder = load_encoder(name, check_encoder(name, precision, **trust), **trust)
     check_same_model(encoder, index)
     return encoder
 
@@ -60,7 +66,8 @@ def text_query(encoder: DualEncoder, text: str) -> torch.Tensor:
 
 def image_query(encoder: DualEncoder, path: str) -> torch.Tensor:
     """Return the embedding of an image file. Raise `ImageError` if it cannot be read."""
-    return embed_images(encoder.model, encoder.processor, [read_image(path)])[0]
+    with encoder.precise():
+        return embed_images(encoder.model, encoder.processor, [read_image(path)])[0]
 
 
 def known_query(index: EmbeddingIndex, name: str) -> np.ndarray:

@@ -51,7 +51,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, modality: str, columns: pa.Schema, dtype: str, metadata: Mapping[str, Any]):
-        self._folder, self._modality, self._dtype = folder / DATA, modality, dtype
+        self._folder, self._modality, self._dtype = folder, modality, dtype
         self._dimension = int(metadata["dimension"])
         self._names = stored_names(columns)
         embedding = pa.list_(pa.float16() if dtype == "float16" else pa.float32(), self._dimension)
@@ -62,7 +62,7 @@ class ShardWriter:
 
     def path(self, number: int) -> Path:
         """Return the path of a shard."""
-        return self._folder / f"{MODALITIES[self._modality]}-{number:05}.parquet"
+        return shard_path(self._folder, self._modality, number)
 
     def is_complete(self, number: int) -> bool:
         """Return whether a shard exists, can be read, and was written with the same model and settings."""
@@ -98,13 +98,12 @@ class ShardWriter:
             repeated = [entry.name for entry in self.schema if entry.name != "embedding"]
             pq.write_table(pa.table(arrays, self.schema), partial, compression="zstd", use_dictionary=repeated)
 
-    def check_written(self, numbers: Iterable[int]) -> None:
-        """Raise `FileNotFoundError` if this process cannot see a shard that another process has written."""
-        for path in map(self.path, numbers):
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{path} is missing here. Processes on several machines need a shared --output."
-                )
+
+def check_written(folder: Path, modality: str, numbers: Iterable[int]) -> None:
+    """Raise `FileNotFoundError` if this process cannot see a shard that another process has written."""
+    for number in numbers:
+        if not (path := shard_path(folder, modality, number)).is_file():
+            raise FileNotFoundError(f"{path} is missing here. Processes on several machines need a shared --output.")
 
 
 def stored_names(columns: pa.Schema) -> dict[str, str]:
@@ -120,6 +119,11 @@ def storable(text: str | None) -> str | None:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def shard_path(folder: Path, modality: str, number: int) -> Path:
+    """Return the path of a shard in an output folder."""
+    return folder / DATA / f"{MODALITIES[modality]}-{number:05}.parquet"
+
+
 def shard_numbers(folder: Path, modality: str) -> list[int]:
     """Return the numbers of the shards of a modality, ascending."""
     paths = (folder / DATA).glob(f"{MODALITIES[modality]}-*.parquet")
@@ -129,7 +133,7 @@ def shard_numbers(folder: Path, modality: str) -> list[int]:
 def shard_paths(folder: Path, modality: str | None = None) -> list[Path]:
     """Return the paths of the shards: those of images, then those of texts, or those of one modality."""
     return [
-        folder / DATA / f"{MODALITIES[kind]}-{number:05}.parquet"
+        shard_path(folder, kind, number)
         for kind in ([modality] if modality else MODALITIES)
         for number in shard_numbers(folder, kind)
     ]

@@ -3,17 +3,16 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from biomedclip.processing.images.inputs import IMAGE_COLUMN, row_id
-from biomedclip.processing.shard_reader import ShardReader
+from biomedclip.processing.images.inputs import IMAGE_COLUMN
+from biomedclip.processing.parquet_rows import ParquetRows, row_id
 from biomedclip.processing.tables import read_table, read_text
 
-from .plan import Inputs
+from .inputs import Inputs
 
 
 TEXT = "text"  # column of the lines of a text file
@@ -90,7 +89,7 @@ class _TableTexts:
 
 
 class _ParquetTexts:
-    """Texts of Parquet files. They are read one row group at a time, without the column `image`."""
+    """Texts of Parquet files. The column `image` is not read."""
 
     def __init__(self, path: str, column: str):
         folder = Path(path)
@@ -99,29 +98,16 @@ class _ParquetTexts:
             urls = [str(file) for file in sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet"))]
             if not urls:
                 raise ValueError(f"--texts {path}: the folder has no Parquet files.")
-        schema = ShardReader(urls).schema(urls[0])
-        _check_column(path, column, schema.names)
-        self.schema = pa.schema([entry for entry in schema if entry.name != IMAGE_COLUMN])
-        self._name, self._column = path, column
-        self._reader = ShardReader(urls, columns=self.schema.names)
-        self._shards = self._reader.open_shards(urls)
+        self._column, self._rows = column, ParquetRows(urls, path, without=[IMAGE_COLUMN])
+        self.schema = self._rows.schema
+        _check_column(path, column, self.schema.names)
+        self.ids = self._rows.ids
 
     def __len__(self) -> int:
-        return sum(shard.rows for shard in self._shards)
+        return len(self._rows)
 
     def rows(self, first: int, last: int) -> Iterator[InputText]:
-        start = 0
-        for shard in self._shards:
-            low, high = max(first - start, 0), min(last - start, shard.rows)
-            if low < high:
-                for number, row in enumerate(self._reader.rows(shard, low, high, epoch=0), start + low):
-                    yield InputText(row_id(row, number, self._name), row[self._column], row)
-            start += shard.rows
-
-    def ids(self) -> Iterator[str]:
-        return chain.from_iterable(
-            (text.id for text in self.rows(row, row + 1024)) for row in range(0, len(self), 1024)
-        )
+        return (InputText(name, row[self._column], row) for name, row in self._rows.rows(first, last))
 
 
 def _check_column(path: str, column: str, names: list[str]) -> None:

@@ -1,18 +1,23 @@
 """Measure `biomedclip embed`: its rate beside that of the image encoder alone, and its memory.
 
-python tests/performance/embedding.py --images 20000
-python tests/performance/embedding.py --model out/model --images 512 --precision bfloat16
+python tests/performance/embedding.py --part rate --precision bfloat16
+python tests/performance/embedding.py --part memory
+python tests/performance/embedding.py --part padding
 
-rate: the command and the encoder alone, on pixels that are already prepared, take turns.
-memory: peak of a process for N and for 4N images.
-The images are synthetic JPEG files of 512 pixels. Without --model, the model has the published size and random weights.
+rate: the command and the encoder alone, on pixels that are already prepared, take turns. Without --model, the model has
+the published size and random weights. `biomedclip export` writes graphs for --model.
+memory: peak of a process for each number of --memory-images, with a model of 2 narrow layers.
+padding: fraction of the tokens that are padding, for captions of articles in files of 2,048 texts.
+The images are synthetic JPEG files of 512 pixels.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,13 +27,17 @@ from PIL import Image
 from timing import median_ratio, parser_of, report, take_turns
 from tqdm.auto import tqdm
 
+import biomedclip.embedding
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, BiomedCLIPProcessor
 from biomedclip.processing import BiomedCLIPImageProcessor, read_image
 from biomedclip.run_scripts.embed import EmbedOptions, embed
-from biomedclip.run_scripts.embedding.encoders import check_encoder, load_encoder
+from biomedclip.run_scripts.embedding.encoders import check_encoder, load_encoder, text_embeds
 
 
 SIDE = 512
+_TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+NARROW = {"vision_config": _TOWER | {"patch_size": 32}, "text_config": _TOWER}
+SHARD = 2048  # texts, the default of the command
 MEMORY = """
 import json, sys
 from biomedclip.run_scripts.cli.reporting import peak_memory_mib
@@ -41,27 +50,32 @@ print(peak_memory_mib())
 def main() -> None:
     parser = parser_of(__doc__, rounds=3)
     parser.add_argument("--model", type=Path, help="folder of a model, also an exported one")
-    parser.add_argument("--images", type=int, default=256, help="images of a round, and N for the memory")
+    parser.add_argument("--images", type=int, default=256, help="images of a round")
+    parser.add_argument("--memory-images", type=int, nargs="+", default=[2000, 20000])
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--precision", choices=["float32", "bfloat16"])
-    parser.add_argument("--part", choices=["rate", "memory"], help="default: both")
+    parser.add_argument("--precision", help="precision of the model or of the export")
+    parser.add_argument("--part", choices=["rate", "memory", "padding"], help="default: all")
     options = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        options.model = options.model or save_random_model(folder / "model", options.data)
-        if options.part != "memory":
+        if options.part in ("rate", None):
+            options.model = options.model or save_random_model(folder / "model", options.data)
             results |= measure_rate(options, folder)
-        if options.part != "rate":
+        if options.part in ("memory", None):
+            options.model = save_random_model(folder / "narrow", options.data, NARROW)
             results |= measure_memory(options, folder)
+        if options.part in ("padding", None):
+            options.model = save_random_model(folder / "padded", options.data, NARROW)
+            results |= measure_padding(options)
     rows = [(name.replace("_", " "), value) for name, value in results.items()]
     report({"embedding": results}, [("embed", rows, ["", "value"])], options.output)
 
 
-def save_random_model(folder: Path, data: Path) -> Path:
+def save_random_model(folder: Path, data: Path, size: dict[str, Any] | None = None) -> Path:
     from transformers import AutoTokenizer
 
-    BiomedCLIPModel(BiomedCLIPConfig()).save_pretrained(folder)
+    BiomedCLIPModel(BiomedCLIPConfig(**(size or {}))).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(data / "biomedclip_tokenizer")
     BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer).save_pretrained(folder)
     return folder
@@ -120,16 +134,53 @@ def measure_rate(options: Any, folder: Path) -> dict[str, Any]:
 
 
 def measure_memory(options: Any, folder: Path) -> dict[str, Any]:
-    """Return the peak memory of processes that embed N and 4N images."""
-    peaks = {}
-    for times in (1, 4):
-        images = write_images(folder / f"memory-{times}", options.images * times)
-        arguments = json.dumps(embed_options(options, images, folder / f"memory-out-{times}"))
+    """Return the peak memory of processes that embed different numbers of images, and their rate."""
+    results: dict[str, Any] = {}
+    images = write_images(folder / "memory", max(options.memory_images))
+    for number in options.memory_images:
+        first = folder / f"memory-{number}"
+        first.mkdir()
+        for path in sorted(images.iterdir())[:number]:
+            os.link(path, first / path.name)
+        arguments = json.dumps(embed_options(options, first, folder / f"memory-out-{number}"))
+        started = time.perf_counter()
         result = subprocess.run(
             [sys.executable, "-c", MEMORY, arguments], stdout=subprocess.PIPE, text=True, check=True
         )
-        peaks[f"peak_mib_for_{options.images * times}_images"] = int(result.stdout.splitlines()[-1])
-    return peaks
+        results[f"seconds_for_{number}_images"] = round(time.perf_counter() - started, 1)
+        results[f"peak_mib_for_{number}_images"] = int(result.stdout.splitlines()[-1])
+    return results
+
+
+def measure_padding(options: Any) -> dict[str, Any]:
+    """Return the fraction of padding in the batches of captions, sorted by length within a file and in their order."""
+    encoder = load_encoder(str(options.model), "float32")
+    captions = [
+        json.loads(line)["caption"] for line in (options.data / "captions.jsonl").read_text("utf-8").splitlines()
+    ]
+    lengths = [len(ids) for ids in encoder.processor(text=captions, truncation=True, max_length=256)["input_ids"]]
+    tokens = used = 0
+    plain = biomedclip.embedding._embed_batch
+
+    def count(model: Any, processor: Any, token_ids: list[list[int]], length: int) -> Any:
+        nonlocal tokens, used
+        tokens, used = tokens + length * len(token_ids), used + sum(map(len, token_ids))
+        return plain(model, processor, token_ids, length)
+
+    biomedclip.embedding._embed_batch = count
+    try:
+        for start in range(0, len(captions), SHARD):
+            text_embeds(encoder, captions[start : start + SHARD], options.batch_size)
+    finally:
+        biomedclip.embedding._embed_batch = plain
+    in_order = [lengths[start : start + options.batch_size] for start in range(0, len(lengths), options.batch_size)]
+    unsorted = sum(max(batch) * len(batch) for batch in in_order)
+    return {
+        "captions": len(captions),
+        "tokens_per_caption": statistics.mean(lengths),
+        "padding_sorted_within_a_file": 1 - used / tokens,
+        "padding_in_order": 1 - sum(lengths) / unsorted,
+    }
 
 
 if __name__ == "__main__":

@@ -84,6 +84,17 @@ def test_an_image_file_and_the_id_of_an_image_find_the_same(place, capsys):
     assert [hit["id"] for hit in by_id] == [hit["id"] for hit in by_image[1:]]
 
 
+def test_the_query_model_can_run_in_lower_precision(place, capsys):
+    exact = found(capsys, TEXT, "--top-k", "11", "--device", "cpu", "--precision", "fp32")
+    low = found(capsys, TEXT, "--top-k", "11", "--device", "cpu", "--precision", "bf16")
+    assert exact == found(capsys, TEXT, "--top-k", "11")
+    by_id = {hit["id"]: hit["similarity"] for hit in exact}
+    differences = [abs(hit["similarity"] - by_id[hit["id"]]) for hit in low]
+    assert 0 < max(differences) < 0.05
+    by_image = found(capsys, "--image", "scans/03.png", "--top-k", "1", "--precision", "bf16")
+    assert by_image[0]["id"] == "scans/03.png" and by_image[0]["similarity"] != 1
+
+
 def test_an_id_of_a_text_finds_images_and_an_id_of_an_image_finds_texts(place, capsys):
     embedding = np.array(pq.read_table(place / "vectors/data/texts-00000.parquet")["embedding"][3].as_py())
     assert [hit["id"] for hit in found(capsys, "--like", "text-3")] == expected(place, embedding)[:10]
@@ -177,6 +188,12 @@ def test_hnsw_states_its_recall_for_images_and_texts(capsys):
         ([TEXT, "--model", "nowhere"], 1, "--model nowhere is neither a folder"),
         ([TEXT, "--output", "hits.xyz"], 2, "pass --format, or a file name"),
         ([TEXT, "--images", "scans"], 2, "--images has no effect without --html"),
+        (["--like", "scans/03.png", "--device", "cpu"], 2, "--device has no effect with --like"),
+        (["--duplicates", "0.9", "--precision", "bf16"], 2, "--precision has no effect with --duplicates"),
+        (["--like", "scans/03.png", "--model", "model"], 2, "--model has no effect with --like"),
+        ([TEXT, "--trust-remote-code"], 2, "--trust-remote-code requires --model"),
+        ([TEXT, "--device", "gpu"], 2, "must be auto, cpu, cuda"),
+        ([TEXT, "--precision", "int8"], 1, "is not exported"),
     ],
 )
 def test_an_error_is_one_message(capsys, arguments, status, message):

@@ -104,6 +104,7 @@ def test_no_loader_runs_code_or_asks(planted, marker, load):
         "convert {planted} {out}",
         "convert {planted} {out} --to open_clip",
         "export {planted} {out}",
+        "embed {classes} --model {planted} --output {out}",
         "card {planted}",
         "push lab/model --model {planted} --dry-run",
     ],

@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.commands import COMMAND, ENVIRONMENT, ON_TWO_PROCESSES, ROOT
+from helpers.fake_slurm import install_fake_slurm
 from PIL import Image
 
 from biomedclip import BiomedCLIPModel, BiomedCLIPProcessor, embed_images, embed_texts, export_model, read_image
-from biomedclip.run_scripts import embed as verb
+from biomedclip.run_scripts.embedding import job
+from biomedclip.run_scripts.embedding import run as running
+from biomedclip.run_scripts.embedding.encoders import check_encoder
 from biomedclip.run_scripts.embedding.shards import read_metadata
 from biomedclip.run_scripts.evaluation.dual_encoders import load_dual_encoder
 from biomedclip.run_scripts.main import main
@@ -67,11 +70,21 @@ def rows_of(folder, modality="images"):
 
 
 def files_of(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the content of all files, except the record, which has times."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "embedding.run.json"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def runs_of(folder):
+    return json.loads((folder / "embedding.run.json").read_text(encoding="utf-8"))["runs"]
 
 
 def vectors(rows):
     return torch.tensor([row["embedding"] for row in rows])
+
+
+def refuse_to_load(monkeypatch):
+    monkeypatch.setattr(running, "load_encoder", lambda *names, **options: pytest.fail("the model must not be loaded"))
 
 
 def library(small_checkpoint):
@@ -133,7 +146,7 @@ def test_an_update_adds_shards_and_leaves_the_others_alone(run, good, tmp_path):
     before = files_of(tmp_path / "out" / "data")
     draw(tmp_path / "good", range(1, 20, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verb, "embed_image_shards", lambda *arguments, **options: pytest.fail("nothing may be embedded"))
+        patch.setattr(job, "embed_image_shards", lambda *arguments, **options: pytest.fail("nothing may be embedded"))
         assert run(tmp_path / "good") == 1  # other inputs, without --update
     assert run(tmp_path / "good", "--update") == 0
     after = files_of(tmp_path / "out" / "data")
@@ -161,7 +174,7 @@ def test_an_update_adds_shards_and_leaves_the_others_alone(run, good, tmp_path):
 def test_other_settings_in_the_same_folder_are_an_error(run, good, options, message, tmp_path, monkeypatch, capsys):
     assert run(good) == 0
     before = files_of(tmp_path / "out")
-    monkeypatch.setattr(verb, "load_encoder", lambda *arguments: pytest.fail("the model must not be loaded"))
+    refuse_to_load(monkeypatch)
     arguments = [*SMALL, *options]
     model = json.loads((tmp_path / "out" / "embedding.json").read_text())["model"]
     assert main(["embed", str(good), "--model", model, "--output", str(tmp_path / "out"), *arguments]) == 1
@@ -185,6 +198,37 @@ def test_another_model_in_the_same_folder_is_an_error_and_a_moved_one_is_not(
     assert "weights is" in capsys.readouterr().err and files_of(tmp_path / "out") == before
 
 
+def test_the_record_lists_the_runs_that_wrote_files(run, pictures, small_checkpoint, tmp_path):
+    assert run(pictures, "--device", "cpu") == 1
+    (first,) = runs_of(tmp_path / "out")
+    assert first["command"].startswith(f"biomedclip embed {pictures} --device cpu --model ")
+    assert first["model"]["weights"] == load_dual_encoder(str(small_checkpoint)).weights
+    assert (first["device"], first["embedded"], first["files_written"]) == ("cpu", {"images": 21}, 3)
+    assert (first["rows"], first["errors"]) == (21, 2)
+    assert first["start"] <= first["end"] and torch.__version__.startswith(first["versions"]["torch"])
+    assert run(pictures, "--device", "cpu") == 1
+    assert runs_of(tmp_path / "out") == [first]  # it wrote nothing
+    (tmp_path / "out" / "data" / "images-00001.parquet").unlink()
+    assert run(pictures) == 1
+    again, second = runs_of(tmp_path / "out")
+    assert again == first and (second["embedded"], second["rows"]) == ({"images": 8}, 21)
+
+
+def test_a_model_with_its_own_code_embeds_only_with_the_flag(good, small_checkpoint, tmp_path, capsys):
+    folder = shutil.copytree(small_checkpoint, tmp_path / "model")
+    for name in ("config.json", "configuration_biomedclip.py"):
+        text = (folder / name).read_text(encoding="utf-8")
+        for mark in ('"model_type": "biomedclip"', 'model_type = "biomedclip"\n'):
+            text = text.replace(mark, mark.replace('biomedclip"', 'someones_clip"'))
+        (folder / name).write_text(text, encoding="utf-8")
+    arguments = ["embed", str(good), "--model", str(folder), "--output", str(tmp_path / "out"), *SMALL]
+    assert main(arguments) == 1
+    assert "needs --trust-remote-code" in capsys.readouterr().err
+    assert main([*arguments, "--trust-remote-code"]) == 0
+    expected = embed_images(*library(small_checkpoint), [read_image(path) for path in sorted(good.iterdir())])
+    torch.testing.assert_close(vectors(rows_of(tmp_path / "out")), expected, rtol=0, atol=2e-6)
+
+
 def write_texts(path, texts):
     rows = [{"pair_id": f"p{number}", "caption": text, "year": number} for number, text in enumerate(texts)]
     if path.suffix == ".txt":
@@ -198,6 +242,49 @@ def write_texts(path, texts):
             writer.writerows(rows)
     else:
         pq.write_table(pa.Table.from_pylist([row | {"image": {"bytes": b"", "path": None}} for row in rows]), path)
+
+
+def test_images_that_changed_under_the_same_name_are_embedded_again_with_their_file(run, good, tmp_path, capsys):
+    folder = shutil.copytree(good, tmp_path / "good")
+    (folder / "02.png").write_bytes(b"not an image")
+    assert run(folder) == 1
+    before = files_of(tmp_path / "out")
+    (folder / "04.png").write_bytes((folder / "04.png").read_bytes())  # newer, with the same content
+    assert run(folder) == 1 and files_of(tmp_path / "out") == before
+    shutil.copy2(good / "02.png", folder)  # repaired, with an old date
+    capsys.readouterr()
+    assert run(folder) == 1
+    errors = capsys.readouterr().err
+    assert "1 image(s) have changed" in errors and f"{folder / '02.png'}. To embed them again, pass --update" in errors
+    assert files_of(tmp_path / "out") == before
+    draw(folder, [1])
+    assert run(folder, "--update") == 0
+    after = files_of(tmp_path / "out" / "data")
+    # The file of the changed image is that of a new run, and the new image is in a file of its own.
+    assert (
+        main(
+            [
+                "embed",
+                str(good),
+                "--model",
+                runs_of(tmp_path / "out")[0]["model"]["model"],
+                *SMALL,
+                "--output",
+                str(tmp_path / "expected"),
+            ]
+        )
+        == 0
+    )
+    found, expected = rows_of(tmp_path / "out"), rows_of(tmp_path / "expected")
+    assert [row["embedding"] for row in found[:10]] == [row["embedding"] for row in expected]
+    assert found[10]["id"] == str(folder / "01.png") and len(found) == 11
+    assert after["images-00001.parquet"] == before["data/images-00001.parquet"]
+    # Images of the same file that are not among the inputs would be lost.
+    shutil.copy(good / "06.png", folder / "00.png")
+    capsys.readouterr()
+    assert run(folder / "00.png", "--update") == 1
+    assert "7 inputs that are not among the given ones" in " ".join(capsys.readouterr().err.split())
+    assert files_of(tmp_path / "out" / "data") == after
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "parquet"])
@@ -246,6 +333,11 @@ def test_a_changed_text_is_another_input(run, tmp_path, capsys):
     write_texts(tmp_path / "texts.txt", [*TEXTS[:4], "changed"])
     assert run("--texts", tmp_path / "texts.txt") == 1
     assert "pass --update" in capsys.readouterr().err
+    assert run("--texts", tmp_path / "texts.txt", "--update") == 0
+    rows = rows_of(tmp_path / "out", "texts")
+    assert [row["text"] for row in rows] == [*TEXTS[:4], "changed"]
+    expected = embed_texts(*library(runs_of(tmp_path / "out")[0]["model"]["model"]), ["changed"])
+    torch.testing.assert_close(vectors(rows)[4:], expected, rtol=0, atol=1e-6)
 
 
 def test_half_precision_is_stored_as_such(run, good, tmp_path):
@@ -257,7 +349,7 @@ def test_half_precision_is_stored_as_such(run, good, tmp_path):
     assert pq.read_schema(shard).field("embedding").type == pa.list_(pa.float16(), 16)
     assert torch.equal(vectors(rows_of(tmp_path / "out")), exact.half().float())
     shutil.rmtree(tmp_path / "out")
-    assert run(good, "--precision", "bfloat16") == 0
+    assert run(good, "--precision", "bf16") == 0
     low = vectors(rows_of(tmp_path / "out"))
     assert not torch.equal(low, exact) and (low * exact).sum(dim=1).min() > 0.99
     assert read_metadata(shard)["precision"] == "bfloat16"
@@ -289,6 +381,8 @@ def test_an_exported_model_embeds_too(good, small_model, small_processor, tmp_pa
     capsys.readouterr()
     assert main([*arguments, "--precision", "bfloat16"]) == 1
     assert "was exported in float32" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="runs only on the CPU. Omit --device"):
+        check_encoder(str(tmp_path / "exported"), None, device="cuda")
 
 
 def test_datasets_searches_the_shards_with_faiss(run, good, tmp_path):
@@ -306,7 +400,7 @@ def test_datasets_searches_the_shards_with_faiss(run, good, tmp_path):
 
 
 def test_problems_are_found_before_the_model_is_loaded(good, small_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(verb, "load_encoder", lambda *arguments: pytest.fail("the model must not be loaded"))
+    refuse_to_load(monkeypatch)
     write_texts(tmp_path / "texts.csv", TEXTS)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
@@ -315,6 +409,11 @@ def test_problems_are_found_before_the_model_is_loaded(good, small_checkpoint, t
         ((*model, *out), 2, "Pass images, --texts, or both."),
         ((good, *model, *out, "--text-column", "caption"), 2, "--text-column requires --texts"),
         ((good, *model, *out, "--batch-size", "3"), 2, "--shard-size must be a multiple of --batch-size"),
+        ((good, *model, *out, "--tasks", "3"), 2, "--tasks has no effect with --executor local"),
+        ((good, *model, *out, "--executor", "ray", "--slurm-partition", "gpu"), 2, "--slurm-partition has no effect"),
+        ((good, *model, *out, "--executor", "slurm"), 2, "--executor slurm requires --slurm-partition"),
+        (("-", *model, *out, "--executor", "ray"), 2, "Paths on stdin reach only one process"),
+        ((good, *model, *out, "--precision", "int8"), 1, "is not exported"),
         ((good, *model, "--output", tmp_path / "other"), 1, "contains file. Choose an empty or a new folder."),
         ((good, *out, "--model", good), 1, "a folder of images, not a model"),
         ((tmp_path / "missing", *model, *out), 1, "missing: the file or folder does not exist"),
@@ -374,3 +473,48 @@ def test_two_processes_give_the_shards_of_one(run, pictures, small_checkpoint, t
     result = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and "2 of 26 items could not be read" in result.stderr, result.stderr[-3000:]
     assert files_of(tmp_path / "two") == files_of(tmp_path / "out")
+
+
+@pytest.fixture
+def tasks(run, pictures, small_checkpoint, tmp_path, monkeypatch):
+    """Return a function that embeds images and texts in another process, and returns the result and the folder.
+
+    The shards of this process are in `out`.
+    """
+    write_texts(tmp_path / "texts.csv", TEXTS)
+    monkeypatch.chdir(tmp_path)
+    assert run(pictures, "--texts", "texts.csv", "--text-column", "caption") == 1
+
+    def start(name, *options, environment=None):
+        arguments = [str(pictures), "--texts", "texts.csv", "--text-column", "caption", *SMALL, *options]
+        command = [*COMMAND, "embed", *arguments, "--model", str(small_checkpoint), "--output", name]
+        variables = ENVIRONMENT | (environment or {})
+        result = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        return result, tmp_path / name
+
+    return start
+
+
+@pytest.mark.slow
+def test_ray_gives_the_shards_of_one_process(tasks):
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
+    options = ("--executor", "ray", "--tasks", "3", "--workers", "1", "--memory-gb", "1")
+    result, folder = tasks("ray", *options, environment=environment)
+    assert result.returncode == 1 and "2 of 26 items could not be read" in result.stderr, result.stderr[-3000:]
+    assert files_of(folder) == files_of(folder.parent / "out")
+    assert [run["executor"] for run in runs_of(folder)] == ["ray"]
+
+
+@pytest.mark.slow
+def test_slurm_gives_the_shards_of_one_process(tasks, tmp_path):
+    environment = install_fake_slurm(tmp_path / "slurm")
+    options = ("--executor", "slurm", "--slurm-partition", "cpu", "--tasks", "2", "--workers", "2")
+    result, folder = tasks("slurm_run", *options, environment=environment)
+    assert result.returncode == 0 and "Submitted." in result.stdout, result.stderr[-3000:]
+    logs = {name: content for name, content in files_of(folder).items() if name.startswith(".embed/")}
+    assert logs and {n: c for n, c in files_of(folder).items() if n not in logs} == files_of(tmp_path / "out")
+    script = (tmp_path / "slurm" / "job-1.sh").read_text()
+    for line in ("--array=0-1\n", "--cpus-per-task=2", "--mem-per-cpu=2G", "--job-name=biomedclip-shards"):
+        assert f"#SBATCH {line}" in script
+    assert (runs_of(folder)[0]["rows"], runs_of(folder)[0]["errors"]) == (26, 2)

@@ -1,0 +1,107 @@
+"""Embed shards in tasks on Slurm or Ray, with the executors of `biomedclip build`.
+
+All machines must share the output folder, the inputs and the model. A task loads the model and finds the inputs again,
+and compares their fingerprints with those of the command. Task r of n embeds the shards r, r + n, r + 2n, and so on.
+"""
+
+import contextlib
+import datetime
+import os
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from biomedclip.processing.pmc.executors import Engine, Stage, TasksFailed
+from biomedclip.processing.pmc.stages import BuildStep
+
+from ..cli.devices import use_device
+from .encoders import load_encoder
+from .job import Job, find_all
+from .options import MOST_TASKS
+from .plan import Shard, fingerprint
+from .shards import shard_path
+
+
+LOGS = ".embed"  # hidden, so that `datasets` does not read its files
+
+
+def run_tasks(job: Job) -> bool:
+    """Embed the shards of a job in tasks, or submit the tasks to Slurm. Return whether they have finished.
+
+    Raises:
+        ChildProcessError: If tasks failed in every attempt. The message has the folder of the logs.
+    """
+    options = job.options
+    shards = [(name, shard) for name, planned in job.shards.items() for shard in planned]
+    if not shards:
+        job.finish(options.device)
+        return True
+    tasks = max(1, min(options.tasks or MOST_TASKS, len(shards)))
+    engine = Engine(
+        executor=options.executor,
+        workers=tasks,
+        retries=options.retries,
+        memory_gb=options.memory_gb,
+        slurm_partition=options.slurm_partition,
+        slurm_time=options.slurm_time,
+        slurm_args=options.slurm_args,
+    )
+    work = _Share(job, shards, os.getcwd())
+    paths = [shard_path(job.folder, name, shard.number) for name, shard in shards]
+    stages = [
+        Stage(
+            "shards",
+            [BuildStep("Embed shards", work)],
+            tasks,
+            cpus=options.workers,
+            gpus=1 if options.device.startswith("cuda") else 0,
+            count=lambda: sum(path.exists() for path in paths),
+            total=lambda: len(paths),
+        )
+    ]
+    if options.executor == "slurm":
+        stages.append(Stage("finish", [BuildStep("Finish", partial(_finish, job, os.getcwd()))], 1))
+    # Each run has other shards, so it must not see which tasks of an earlier run are complete.
+    logs = job.folder.absolute() / LOGS / datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
+    try:
+        engine.run(stages, logs, progress=True)
+    except TasksFailed as error:
+        raise ChildProcessError(str(error)) from error
+    if options.executor == "slurm":
+        return False
+    job.finish(options.device)
+    shutil.rmtree(job.folder / LOGS)
+    return True
+
+
+@dataclass
+class _Share:
+    """Embed the share of a task. Relative paths belong to the working directory of the command."""
+
+    job: Job
+    shards: list[tuple[str, Shard]]
+    directory: str
+
+    def __call__(self, rank: int, tasks: int) -> None:
+        job, options = self.job, self.job.options
+        with contextlib.chdir(self.directory):
+            use_device(options.device)
+            encoder = load_encoder(options.model, job.model["precision"], trust_remote_code=options.trust_remote_code)
+            for kind in ("weights", "processing"):
+                if getattr(encoder, kind) != job.model[kind]:
+                    raise ValueError(f"--model {options.model}: other {kind} here than where the command was started.")
+            inputs = find_all(options)
+            for name, found in inputs.items():
+                if fingerprint(found, name) != job.fingerprints[name]:
+                    raise ValueError(f"The {name}s here differ from those where the command was started.")
+            for name, found in inputs.items():
+                mine = [shard for modality, shard in self.shards[rank::tasks] if modality == name]
+                writer = job.writer(name, found)  # an earlier attempt of the task may have written shards
+                missing = [shard for shard in mine if shard.replaces or not writer.is_complete(shard.number)]
+                job.embed(encoder, name, found, missing, lambda count: None)
+
+
+def _finish(job: Job, directory: str, *task: Any) -> None:
+    with contextlib.chdir(directory):
+        job.finish(job.options.device)
