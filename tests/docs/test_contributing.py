@@ -3,13 +3,11 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.benchmark_files import save_drawn
-from helpers.commands import ENVIRONMENT, ROOT
+from helpers.commands import ROOT, run_python
 from helpers.pages import blocks_of
 
 
@@ -53,7 +51,7 @@ def test_a_recipe_a_verb_and_a_benchmark_are_added_as_described(quickstart, tmp_
     for label in ("neutrophil", "lymphocyte"):
         for number in range(2):
             save_drawn(work / "blood_cells" / "test" / label / f"{number}.png", number, 64, label == "neutrophil")
-    environment = ENVIRONMENT | {"PYTHONPATH": str(importable)}
+    environment = {"PYTHONPATH": str(importable)}
     output, edits = "", 0
     for block in blocks_of(PAGE):
         if block.language in ("python", "yaml"):
@@ -63,13 +61,8 @@ def test_a_recipe_a_verb_and_a_benchmark_are_added_as_described(quickstart, tmp_
             for command in block.commands:
                 words = f"{command} {block.test_options}".split()
                 assert words.pop(0) == "biomedclip"
-                result = subprocess.run(
-                    [sys.executable, "-m", "biomedclip.run_scripts.main", *words],
-                    cwd=work,
-                    env=environment,
-                    capture_output=True,
-                    text=True,
-                )
+                module = ["-m", "biomedclip.run_scripts.main"]
+                result = run_python(*module, *words, environment=environment, folder=work)
                 assert result.returncode == 0, f"{command}\n{result.stderr[-3000:]}"
                 output += result.stdout
     assert edits == 5

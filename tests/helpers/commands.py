@@ -10,55 +10,62 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from helpers import forked_processes
+from helpers.forked_processes import ENVIRONMENT
+
 
 ROOT = Path(__file__).resolve().parents[2]
-# One thread: the tests share their cores, and the order of sums must not depend on the number of threads.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
-COMMAND = [sys.executable, "-m", "biomedclip.run_scripts.main"]
+_MODULE = ["-m", "biomedclip.run_scripts.main"]
+COMMAND = [sys.executable, *_MODULE]
 QUESTION = "[y/N]"  # the end of transformers' question whether to run the code of a folder
-ON_TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def _run(command: list, check: bool = True, answers: str = "", **options) -> subprocess.CompletedProcess:
-    options = {"env": ENVIRONMENT, "cwd": ROOT, "capture_output": True, "text": True, "input": answers} | options
-    result = subprocess.run(list(map(str, command)), **options)
+def _checked(result: subprocess.CompletedProcess, check: bool = True) -> subprocess.CompletedProcess:
     assert QUESTION not in result.stdout + result.stderr
     assert not check or result.returncode == 0, result.stderr[-3000:]
     return result
 
 
+def run_python(
+    *command: str | Path,
+    processes: int = 1,
+    environment: dict[str, str] | None = None,
+    folder: Path = ROOT,
+    answers: str = "",
+) -> subprocess.CompletedProcess:
+    """Run the arguments of `python`: a file, `-m` and a module, or `-c` and code.
+
+    Libraries are already imported, see [`forked_processes`]. `environment` has further variables.
+    """
+    variables = ENVIRONMENT | (environment or {})
+    port = free_port() if processes > 1 else 0
+    words = list(map(str, command))
+    return forked_processes.run(words, variables, folder, processes=processes, port=port, answers=answers)
+
+
 def biomedclip(
-    *arguments, check: bool = True, environment: dict[str, str] | None = None, answers: str = ""
+    *arguments, check: bool = True, environment: dict[str, str] | None = None, answers: str = "", processes: int = 1
 ) -> subprocess.CompletedProcess:
     """Run a command with `answers` on stdin."""
-    return _run([*COMMAND, *arguments], check, answers, env=ENVIRONMENT | (environment or {}))
-
-
-def on_two_processes(*command: str | Path) -> subprocess.CompletedProcess:
-    """Run the arguments of `python` (a file, or `-m` and a module) on two processes."""
-    return _run([sys.executable, *ON_TWO_PROCESSES, *command], timeout=300)
+    words = [*_MODULE, *arguments]
+    return _checked(run_python(*words, environment=environment, answers=answers, processes=processes), check)
 
 
 def python(code: str) -> str:
-    """Return what some code prints."""
-    return _run([sys.executable, "-c", code]).stdout
+    """Return what some code prints in a new interpreter."""
+    options = {"env": ENVIRONMENT, "cwd": ROOT, "capture_output": True, "text": True, "input": ""}
+    return _checked(subprocess.run([sys.executable, "-c", code], **options)).stdout
 
 
 def kill_when(condition: Callable[[], bool], *arguments) -> None:
     """Start a command, and kill it and its processes as soon as a condition holds."""
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    nothing = Path(os.devnull)
+    process = forked_processes.start([*_MODULE, *map(str, arguments)], ENVIRONMENT, ROOT, [nothing] * 3)
     while not condition():
-        assert process.poll() is None, "the command ended before it could be killed"
+        assert process.exitcode is None, "the command ended before it could be killed"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
 
 
 def logged(folder: Path, name: str) -> list[float]:

@@ -8,10 +8,7 @@ import base64
 import hashlib
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +20,7 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import yaml
+from helpers.commands import run_python
 
 
 REGULAR_BYTES = 10_000_000  # larger files, and binary files, are sent by LFS
@@ -150,10 +148,9 @@ class HubServer:
 
     def python(self, code: str, folder: Path) -> str:
         """Return what a process prints that uses this server, and an empty cache in a folder."""
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(folder / "empty cache"), "HF_TOKEN": ""}
+        environment = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(folder / "empty cache"), "HF_TOKEN": ""}
         environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=folder)
+        done = run_python("-c", code, environment=environment, folder=folder)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 

@@ -9,6 +9,7 @@ import torch
 import torch.multiprocessing
 from helpers.commands import free_port
 from helpers.evaluation_processes import evaluate_in_a_process
+from helpers.forked_processes import spawn
 from helpers.gradient_processes import assert_same_gradients, gradients_of_a_process, unit
 
 from biomedclip import contrastive_trainer
@@ -81,7 +82,7 @@ def test_the_loss_in_batches_is_the_validation_loss_of_open_clip(pairs, monkeypa
 def test_the_loss_in_batches_does_not_depend_on_processes_or_their_batch_size(tmp_path, monkeypatch):
     monkeypatch.setattr(contrastive_trainer, "loss_in_batches", loss_in_batches)  # the function replaces it
     evaluate_in_a_process(0, 1, str(tmp_path), 0, 100)
-    torch.multiprocessing.spawn(evaluate_in_a_process, (2, str(tmp_path), int(free_port()), 3), nprocs=2)
+    spawn(evaluate_in_a_process, (2, str(tmp_path), int(free_port()), 3), 2)
     alone, together = (json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2))
     assert alone["eval_loss_in_batches_of_4096"] != pytest.approx(alone["eval_loss"], rel=0.01)
     for name in ("eval_loss_in_batches_of_4096", "eval_loss", "eval_image_to_text_recall_at_5"):
@@ -167,7 +168,7 @@ def gradients(tmp_path_factory):
     pytest.importorskip("open_clip")
     folder = tmp_path_factory.mktemp("gradients")
     for world_size in (1, 2, 4):
-        torch.multiprocessing.spawn(gradients_of_a_process, (world_size, str(folder)), nprocs=world_size)
+        spawn(gradients_of_a_process, (world_size, str(folder)), world_size)
     return {world_size: torch.load(folder / f"{world_size}.pt") for world_size in (1, 2, 4)}
 
 

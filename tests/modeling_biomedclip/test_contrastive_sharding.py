@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from helpers.commands import free_port
+from helpers.forked_processes import spawn
 from helpers.gradient_processes import tiny_model
 from helpers.sharded_training import training_of_a_process
 
@@ -17,7 +18,7 @@ RUNS = {"fsdp": "ddp", "fsdp cached": "ddp", "fsdp siglip": "ddp siglip", "fsdp 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    torch.multiprocessing.spawn(training_of_a_process, (2, free_port(), str(folder)), nprocs=2)
+    spawn(training_of_a_process, (2, free_port(), str(folder)), 2)
     return folder
 
 

@@ -1,11 +1,8 @@
 """A batch of 64 pairs has the same losses in each step, however it is divided among processes and mini-batches."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from helpers.commands import ENVIRONMENT, ON_TWO_PROCESSES, ROOT, losses
+from helpers.commands import biomedclip, losses
 from helpers.training_runs import command
 from safetensors.torch import load_file
 
@@ -35,11 +32,8 @@ def trajectory(built, folder, loss, processes, pairs, mini_batch, others):
     """Return the losses of each step and the final weights of a run."""
     options = {"train_data": built, "model_config": MODEL, "loss": loss, "max_steps": STEPS, "learning_rate": 1e-3}
     options |= {"batch_size": None, "per_device_train_batch_size": pairs, "mini_batch_size": mini_batch}
-    launch = ON_TWO_PROCESSES if processes == 2 else []
     arguments = command(folder, **options, use_cpu="true", **others)
-    line = [sys.executable, *launch, "-m", "biomedclip.run_scripts.main", *arguments]
-    result = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-    assert result.returncode == 0, result.stderr[-3000:]
+    biomedclip(*arguments, processes=processes)
     return losses(folder), load_file(folder / "model.safetensors")
 
 

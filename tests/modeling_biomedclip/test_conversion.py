@@ -7,8 +7,6 @@ import pickle
 import re
 import shutil
 import string
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from helpers.commands import run_python
 from helpers.open_clip_folders import (
     TRAINED_LOGIT_SCALE,
     WORDS,
@@ -513,8 +512,7 @@ def test_a_hub_id_is_read_from_the_cache(folder, tmp_path):
         "try: from_open_clip('org/other')\n"
         "except FileNotFoundError as error: print(error)\n"
     )
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    run = run_python("-c", code, environment={"HF_HUB_CACHE": str(tmp_path / "hub")})
     parameters, error = run.stdout.splitlines()
     assert int(parameters) == from_open_clip(folder)[0].num_parameters()
     assert error.startswith("org/other is neither a folder nor a Hub id that can be reached")

@@ -1,14 +1,12 @@
 """A saved folder contains the code: four kinds of processes load, use and save it."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import run_python
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
@@ -105,9 +103,8 @@ def saved(small_checkpoint, small_processor, tmp_path_factory):
 def run(root: Path, folder: Path, process: str, again: Path) -> dict:
     before, *flag = PROCESSES[process]
     folders = [folder, root / "classifier", root / "adapter", root / "text", root / "picture.png", again]
-    command = [sys.executable, "-c", SCRIPT, before, *map(str, folders), *flag]
-    environment = os.environ | {"HF_MODULES_CACHE": f"{again}_modules", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, env=environment, cwd=again.parent, capture_output=True, text=True)
+    environment = {"HF_MODULES_CACHE": f"{again}_modules"}
+    result = run_python("-c", SCRIPT, before, *folders, *flag, environment=environment, folder=again.parent)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
 
@@ -132,11 +129,7 @@ def test_every_process_loads_uses_and_saves_the_folder_of_the_last(saved, tmp_pa
 
 def test_without_import_and_flag_the_error_names_the_flag(saved, tmp_path):
     code = "import sys; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, str(saved[0] / "model")]
-    result = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    result = run_python("-c", code, saved[0] / "model", folder=tmp_path)
     assert result.returncode != 0 and "trust_remote_code=True" in result.stderr
 
 

@@ -3,13 +3,13 @@
 import copy
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SMALL_CONFIG
+from helpers.commands import run_python
 from helpers.hub_server import HubServer, log_in
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -68,15 +68,13 @@ def saved(small_processor, tmp_path_factory) -> tuple[Path, Path, dict[str, np.n
 @pytest.mark.parametrize("version", ["6.", "5.7."])
 def test_sentence_transformers_gives_our_embeddings(saved, tmp_path, version, flag):
     folder, images, expected = saved
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
     if version == "5.7.":
         if not VERSION_5_7.is_dir():
             pytest.skip(f"{VERSION_5_7} does not exist; make test-all installs it")
         environment["PYTHONPATH"] = os.pathsep.join([str(VERSION_5_7), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(images), version, str(tmp_path / "x.npz"), *flag]
-    result = subprocess.run(
-        command, env=environment, cwd=tmp_path, input=json.dumps(TEXTS), capture_output=True, text=True
-    )
+    command = ["-c", SCRIPT, folder, images, version, tmp_path / "x.npz", *flag]
+    result = run_python(*command, environment=environment, folder=tmp_path, answers=json.dumps(TEXTS))
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads(result.stdout.splitlines()[-1]) == [256, "cosine"]
     assert "Warning" not in result.stderr, result.stderr

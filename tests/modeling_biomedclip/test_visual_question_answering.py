@@ -1,14 +1,12 @@
 """The head for visual question answering, the co-attention of METER."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL_CONFIG
+from helpers.commands import run_python
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers import AutoModelForVisualQuestionAnswering, BertConfig, pipeline
@@ -329,9 +327,8 @@ print(json.dumps(found))
 def test_a_saved_folder_works_without_the_package(model, small_processor, saved, tmp_path):
     expected = expected_scores(model, small_processor, "brain mri chart", Image.open(saved / "picture.png"))
     again = tmp_path / "again"
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", REMOTE, str(saved), str(again)]
-    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    result = run_python("-c", REMOTE, saved, again, environment=environment, folder=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("[")))
     # Another process rounds products of float32 another way, as memory happens to be aligned.

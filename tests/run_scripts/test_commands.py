@@ -4,11 +4,10 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers.commands import biomedclip, kill_when, losses, on_two_processes, python
+from helpers.commands import biomedclip, kill_when, losses, python
 from helpers.training_runs import assert_losses_of_one
 
 from biomedclip.processing import load_pmc15m
@@ -123,8 +122,8 @@ def test_train_gives_the_same_losses_alone_on_two_processes_and_killed_and_resum
     expected = losses(tmp_path / "alone")
     assert len(expected) == 8
 
-    command = ["--no-python", Path(sys.executable).parent / "biomedclip", *train]
-    result = on_two_processes(*command, "--per-device-train-batch-size", "16", "--output-dir", tmp_path / "two")
+    options = ["--per-device-train-batch-size", "16", "--output-dir", tmp_path / "two"]
+    result = biomedclip(*train, *options, processes=2)
     assert json.loads((tmp_path / "two" / "train_results.json").read_text())["batch_size"] == 32
     assert result.stdout.count("trainable fraction") == 1, "one table, of the first process"
     assert_losses_of_one(losses(tmp_path / "two"), expected)

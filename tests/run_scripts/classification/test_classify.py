@@ -423,5 +423,5 @@ def test_images_are_read_ahead_in_a_bounded_number_of_batches(scans):
 
     classifier = Classifier("m", "fake", ["a", "b"], Processor(), "", torch.device("cpu"), None, slow)
     found = list(predict(classifier, Inputs(), batch_size=4, workers=2))
-    assert [prediction.id for prediction in found] == [str(number) for number in range(40)]
+    assert [prediction.image.id for prediction in found] == [str(number) for number in range(40)]
     assert max(ahead) <= 4 * 3

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.commands import COMMAND, ENVIRONMENT, ON_TWO_PROCESSES, ROOT
+from helpers.commands import ENVIRONMENT, ROOT, biomedclip, run_python
 from helpers.fake_slurm import install_fake_slurm
 from PIL import Image
 
@@ -469,8 +469,7 @@ def test_two_processes_give_the_shards_of_one(run, pictures, small_checkpoint, t
     texts = ("--texts", str(tmp_path / "texts.csv"), "--text-column", "caption")
     assert run(pictures, *texts) == 1
     arguments = [str(pictures), "--model", str(small_checkpoint), "--output", str(tmp_path / "two"), *SMALL, *texts]
-    command = [sys.executable, *ON_TWO_PROCESSES, *COMMAND[1:], "embed", *arguments]
-    result = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    result = biomedclip("embed", *arguments, processes=2, check=False)
     assert result.returncode == 1 and "2 of 26 items could not be read" in result.stderr, result.stderr[-3000:]
     assert files_of(tmp_path / "two") == files_of(tmp_path / "out")
 
@@ -487,10 +486,9 @@ def tasks(run, pictures, small_checkpoint, tmp_path, monkeypatch):
 
     def start(name, *options, environment=None):
         arguments = [str(pictures), "--texts", "texts.csv", "--text-column", "caption", *SMALL, *options]
-        command = [*COMMAND, "embed", *arguments, "--model", str(small_checkpoint), "--output", name]
-        variables = ENVIRONMENT | (environment or {})
-        result = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=900)
-        return result, tmp_path / name
+        command = ["embed", *arguments, "--model", small_checkpoint, "--output", name]
+        module = ["-m", "biomedclip.run_scripts.main"]
+        return run_python(*module, *command, environment=environment, folder=tmp_path), tmp_path / name
 
     return start
 

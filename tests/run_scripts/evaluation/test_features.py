@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers.commands import ENVIRONMENT, ON_TWO_PROCESSES, ROOT
+from helpers.commands import run_python
 from PIL import Image
 
 from biomedclip import embed_images, embed_texts
@@ -180,11 +178,9 @@ def test_two_processes_share_the_parts_and_give_the_result_of_one(small_checkpoi
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     outputs, parts = [], []
-    for name, start in (("one", ()), ("two", ON_TWO_PROCESSES)):
+    for processes, name in enumerate(("one", "two"), 1):
         arguments = [program, small_checkpoint, pictures[0].parent, tmp_path / name, tmp_path / f"{name}.pt"]
-        result = subprocess.run(
-            [sys.executable, *start, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT
-        )
+        result = run_python(*arguments, processes=processes)
         assert result.returncode == 0, result.stderr[-3000:]
         outputs.append(torch.load(tmp_path / f"{name}.pt"))
         parts.append(sorted(path.name for path in (tmp_path / name).rglob("part-*")))

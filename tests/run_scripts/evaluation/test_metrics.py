@@ -1,14 +1,12 @@
 """Classification metrics against scikit-learn and plain loops, and the modules that `evaluate` loads."""
 
 import json
-import subprocess
-import sys
 import warnings
 
 import evaluate
 import numpy as np
 import pytest
-from helpers.commands import ENVIRONMENT, ROOT
+from helpers.commands import ROOT, run_python
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score, roc_auc_score
 
 from biomedclip.run_scripts.evaluation.classification import measure_classification
@@ -200,7 +198,7 @@ import evaluate
 for name in ("classification", "retrieval", "visual_question_answering"):
     print(evaluate.load(r"{METRICS}/" + name, keep_in_memory=True).name)
 """
-    environment = ENVIRONMENT | {"HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "0"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    environment = {"HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "0"}
+    result = run_python("-c", code, environment=environment, folder=tmp_path)
     names = ["classification", "retrieval", "visual_question_answering"]
     assert result.stdout.split() == names, result.stderr[-2000:]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.commands import on_two_processes
+from helpers.commands import biomedclip
 from helpers.model_results import read_results
 from torch.nn.functional import normalize
 
@@ -194,7 +194,7 @@ def test_processes_share_pools_and_rows_of_one_image(retrieve, small_checkpoint,
     options = ["--pool-size", "10", "--pool-draws", "2", "--image-id", "pmcid"]
     alone = retrieve(*options)["metrics"]
     command = ["evaluate", "retrieval", "--model", small_checkpoint, "--data", built, "--output-dir", tmp_path / "two"]
-    on_two_processes("-m", "biomedclip.run_scripts.main", *command, *options)
+    biomedclip(*command, *options, processes=2)
     together = read_results(tmp_path / "two")
     assert together["settings"]["processes"] == 2 and together["metrics"] == alone
     assert 5 <= alone["images"] < 10

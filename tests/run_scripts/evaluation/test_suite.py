@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.benchmark_files import write_lc25000, write_medmnist, write_pcam, write_rsna, write_tcga_til, write_vqa_rad
-from helpers.commands import kill_when, on_two_processes
+from helpers.commands import biomedclip, kill_when
 from helpers.model_results import read_results
 from PIL import Image
 
@@ -406,9 +406,7 @@ def test_long_names_of_models_are_listed_below_the_table(two_models, tmp_path, c
 def test_two_processes_give_the_results_of_one(measured, two_models, tmp_path):
     root, out, _, _ = measured
     command = arguments(root, tmp_path / "out", two_models[1])
-    on_two_processes(
-        "-m", "biomedclip.run_scripts.main", *command, "--tasks", "zero-shot", "--benchmarks", "pcam", "tcga_til"
-    )
+    biomedclip(*command, "--tasks", "zero-shot", "--benchmarks", "pcam", "tcga_til", processes=2)
     for name in ("pcam", "tcga_til"):
         one, two = (read_results(folder / "other" / "zero-shot" / name) for folder in (out, tmp_path / "out"))
         assert one["metrics"] == two["metrics"]

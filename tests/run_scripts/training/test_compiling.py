@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.commands import biomedclip, losses, on_two_processes
+from helpers.commands import biomedclip, losses
 from helpers.gradient_processes import some_batch, tiny_model
 from helpers.training_runs import command, train
 from safetensors.torch import load_file
@@ -33,10 +33,7 @@ def plain(options, tmp_path_factory):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_compiled_model_has_the_losses_and_weights_of_a_plain_one(options, plain, processes, tmp_path):
     arguments = command(tmp_path / "run", **options, **COMPILED)
-    if processes == 2:
-        on_two_processes("-m", "biomedclip.run_scripts.main", *arguments)
-    else:
-        biomedclip(*arguments)
+    biomedclip(*arguments, processes=processes)
     steps, weights = plain
     assert len(steps) == STEPS and losses(tmp_path / "run") == pytest.approx(steps, rel=3e-6)
     compiled = load_file(tmp_path / "run" / "model.safetensors")

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from helpers.commands import losses, on_two_processes
+from helpers.commands import biomedclip, losses
 from helpers.training_runs import assert_equal_runs, assert_losses_of_one, command, results, train, train_error
 from peft import PeftModel
 from PIL import Image
@@ -158,7 +158,7 @@ def test_gradient_checkpointing_does_not_change_the_losses(options, without_drop
 @pytest.mark.slow
 def test_two_processes_train_one_adapter(options, without_dropout, tmp_path):
     arguments = command(tmp_path / "two", **options | {"lora_dropout": 0, "merge_adapter": "true"})
-    on_two_processes("-m", "biomedclip.run_scripts.main", *arguments)
+    biomedclip(*arguments, processes=2)
     assert_losses_of_one(losses(tmp_path / "two"), losses(without_dropout))
     assert (tmp_path / "two" / "merged" / "model.safetensors").exists()
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import SMALL_CONFIG
 from helpers.benchmark_files import draw_slake_images
-from helpers.commands import losses, on_two_processes
+from helpers.commands import biomedclip, losses, run_python
 from helpers.training_runs import command, results, train, train_error
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -310,7 +310,7 @@ def test_accumulated_batches_have_the_losses_of_one_batch(options, short_run, tm
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(options, short_run, tmp_path):
     arguments = command(tmp_path / "two", **options | SHORT | {"per_device_train_batch_size": 8})
-    on_two_processes("-m", "biomedclip.run_scripts.main", *arguments)
+    biomedclip(*arguments, processes=2)
     found = results(tmp_path / "two")
     assert (found["processes"], found["batch_size"], found["validation"]["questions"]) == (2, 16, 6)
     # accelerate gives each process every second batch of 8. Float32: gradients are summed in two parts.
@@ -459,7 +459,8 @@ def test_two_processes_share_the_questions(measured, found, answerer, questions,
         "visual_question_answering.PART = 8\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    on_two_processes(tmp_path / "in_small_parts.py", *evaluation_command(answerer, questions, tmp_path / "two"))
+    command = [tmp_path / "in_small_parts.py", *evaluation_command(answerer, questions, tmp_path / "two")]
+    assert run_python(*command, processes=2).returncode == 0
     assert answers_in(tmp_path / "two") == answers_in(measured)
     two = json.loads((tmp_path / "two" / "results.json").read_text())
     assert two["metrics"] == found["metrics"] and two["data"] == found["data"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL_CONFIG
-from helpers.commands import logged, on_two_processes
+from helpers.commands import biomedclip, logged
 from helpers.mirror_writer import png_bytes
 from helpers.training_runs import assert_equal_runs, command, train, train_error
 
@@ -104,7 +104,7 @@ def test_a_resumed_run_has_the_metrics_and_weights_of_an_uninterrupted_one(base,
 def test_two_processes_share_the_images(base, labeled, readable, tmp_path):
     options = EVALUATED | {"zero_shot_data": labeled, "mini_batch_size": 4}
     arguments = command(tmp_path / "run", **base, **options)
-    result = on_two_processes("-m", "biomedclip.run_scripts.main", *arguments)
+    result = biomedclip(*arguments, processes=2)
     assert result.stderr.count("cannot be read") == 1
     expected = evaluated(tmp_path / "run", readable, tmp_path / "results")
     for metric in METRICS:
