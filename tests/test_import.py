@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.commands import run_python
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,14 +79,15 @@ print("registered")
     ],
 )
 def test_the_model_is_registered_in_every_order_of_imports(first):
-    assert run(f"{first}\n{REGISTERED}") == "registered"
+    result = run_python("-c", f"{first}\n{REGISTERED}", transformers=False)
+    assert result.stdout.strip() == "registered", result.stderr[-3000:]
 
 
 @pytest.mark.slow
 def test_registration_stops_watching_imports_when_it_is_complete():
     count = "len([finder for finder in sys.meta_path if type(finder).__module__ == 'biomedclip.registration'])"
     code = f"import sys, biomedclip; print({count}); from transformers import AutoVideoProcessor, pipeline"
-    assert run(f"{code}; print({count})").split() == ["1", "0"]
+    assert run_python("-c", f"{code}; print({count})", transformers=False).stdout.split() == ["1", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,9 @@ def test_the_working_directory_does_not_shadow_the_package(request, tmp_path, in
         "from biomedclip import BiomedCLIPConfig, read_image\n"
         "print(biomedclip.__file__)"
     )
-    found = Path(run(code, ROOT if place == "clone" else tmp_path, **environment)).resolve()
+    folder = ROOT if place == "clone" else tmp_path
+    result = run_python("-c", code, environment=environment, folder=folder, transformers=False)
+    found = Path(result.stdout.strip()).resolve()
     if installed == "editable":
         assert found.parent == ROOT / "modeling_biomedclip"
     else:

@@ -1,13 +1,11 @@
 """The examples of the README and the documentation run."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
-from helpers.commands import ENVIRONMENT, ROOT
+from helpers.commands import ROOT, run_python
 from helpers.pages import PAGES, RUN, blocks_of, run_page
 
 
@@ -79,9 +77,7 @@ def test_the_examples_of_a_page_run(page, quickstart, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "work")
     if page.name in OWN_PROCESS:
         code = f"from helpers.pages import PAGES, run_page; run_page(PAGES[{PAGES.index(page)}])"
-        path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-        environment = ENVIRONMENT | {"PYTHONPATH": path}
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        result = run_python("-c", code, environment={"PYTHONPATH": str(ROOT / "tests")}, folder=Path.cwd())
         assert result.returncode == 0, result.stderr[-3000:]
     else:
         run_page(page)

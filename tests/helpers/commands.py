@@ -32,15 +32,18 @@ def run_python(
     environment: dict[str, str] | None = None,
     folder: Path = ROOT,
     answers: str = "",
+    transformers: bool = True,
 ) -> subprocess.CompletedProcess:
     """Run the arguments of `python`: a file, `-m` and a module, or `-c` and code.
 
-    Libraries are already imported, see [`forked_processes`]. `environment` has further variables.
+    Libraries are already imported, also `transformers` unless excluded, see [`forked_processes`]. `environment` has
+    further variables.
     """
     variables = ENVIRONMENT | (environment or {})
     port = free_port() if processes > 1 else 0
     words = list(map(str, command))
-    return forked_processes.run(words, variables, folder, processes=processes, port=port, answers=answers)
+    options = {"processes": processes, "port": port, "answers": answers, "transformers": transformers}
+    return forked_processes.run(words, variables, folder, **options)
 
 
 def biomedclip(
@@ -52,7 +55,12 @@ def biomedclip(
 
 
 def python(code: str) -> str:
-    """Return what some code prints in a new interpreter."""
+    """Return what some code prints."""
+    return _checked(run_python("-c", code)).stdout
+
+
+def new_python(code: str) -> str:
+    """Return what some code prints in a new interpreter, which has imported nothing."""
     options = {"env": ENVIRONMENT, "cwd": ROOT, "capture_output": True, "text": True, "input": ""}
     return _checked(subprocess.run([sys.executable, "-c", code], **options)).stdout
 

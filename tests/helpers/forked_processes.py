@@ -42,11 +42,14 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFF
 
 
 @contextmanager
-def _server(environment: Mapping[str, str]) -> Iterator[None]:
-    """Use the server whose libraries fit the environment variables. Start it if it is not running."""
+def _server(environment: Mapping[str, str], transformers: bool = True) -> Iterator[None]:
+    """Use the server whose libraries fit the environment variables. Start it if it is not running.
+
+    Without `transformers`, the server has not imported the libraries of Hugging Face.
+    """
     names = {name for name in environment.keys() | ENVIRONMENT.keys() if environment.get(name) != ENVIRONMENT.get(name)}
     replaced = any(name.startswith(("HF_", "TRANSFORMERS_")) for name in names)
-    server = _WITHOUT_HUGGING_FACE if replaced else forkserver._forkserver
+    server = _WITHOUT_HUGGING_FACE if replaced or not transformers else forkserver._forkserver
     before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
     try:
@@ -65,7 +68,12 @@ def spawn(function: Callable[..., None], arguments: tuple[Any, ...], processes: 
 
 
 def start(
-    command: Sequence[str], environment: Mapping[str, str], folder: Path, files: Sequence[Path]
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    transformers: bool = True,
 ) -> multiprocessing.Process:
     """Start a command in a session of its own.
 
@@ -74,10 +82,11 @@ def start(
         environment: All environment variables.
         folder: Working directory.
         files: Files for stdin, stdout and stderr. The command appends to the last two.
+        transformers: Whether transformers may be imported already.
     """
     arguments: Any = (list(map(str, command)), dict(environment), str(folder), list(map(str, files)))
     process = _CONTEXT.Process(target=_run, args=arguments)
-    with _server(environment):
+    with _server(environment, transformers):
         process.start()
     return process
 
@@ -91,6 +100,7 @@ def run(
     port: int = 0,
     answers: str = "",
     timeout: float = 300,
+    transformers: bool = True,
 ) -> subprocess.CompletedProcess:
     """Run a command on one or several processes. If one of them fails, the others are killed.
 
@@ -106,7 +116,7 @@ def run(
             if processes > 1:
                 variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
                 variables |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            running.append(start(command, variables, folder, files))
+            running.append(start(command, variables, folder, files, transformers=transformers))
         _wait(running, time.monotonic() + timeout)
         status = next((process.exitcode for process in running if process.exitcode), 0)
         output, error = (file.read_text(encoding="utf-8", errors="replace") for file in files[1:])

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.commands import ENVIRONMENT, ROOT
+from helpers.commands import ENVIRONMENT, ROOT, run_python
 
 from biomedclip.run_scripts.main import main
 
@@ -85,6 +85,10 @@ def run_command(block: Block, command: str) -> None:
     words = shlex.split(command)
     if words[0] == "biomedclip" and words[-1] not in ("--version", "--help"):
         assert main([*words[1:], *shlex.split(block.test_options)]) == 0, where
+        return
+    if words[0] == "python":
+        result = run_python(*words[1:], *shlex.split(block.test_options), folder=Path.cwd())
+        assert result.returncode == 0, f"{where}\n{result.stderr[-3000:]}"
         return
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     shell = ["bash", "-c", f"{command} {block.test_options}"]

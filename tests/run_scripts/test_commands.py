@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers.commands import biomedclip, kill_when, losses, python
+from helpers.commands import biomedclip, kill_when, losses, new_python, python
 from helpers.training_runs import assert_losses_of_one
 
 from biomedclip.processing import load_pmc15m
@@ -263,7 +263,7 @@ def test_all_verbs_except_build_are_imported_without_modules_of_unix():
 
 def test_help_imports_neither_torch_nor_transformers():
     code = "import sys, biomedclip.run_scripts.main as main\ntry: main.main(['--help'])\nexcept SystemExit: pass\n"
-    assert python(f"{code}print({{'torch', 'transformers', 'numpy'}} & sys.modules.keys())").endswith("set()\n")
+    assert new_python(f"{code}print({{'torch', 'transformers', 'numpy'}} & sys.modules.keys())").endswith("set()\n")
 
 
 @pytest.mark.parametrize(
