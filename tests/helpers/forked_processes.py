@@ -5,6 +5,7 @@ imported them, by the fork server of `multiprocessing`. Several processes of a r
 torchrun sets.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -146,14 +147,17 @@ def _run(command: list[str], environment: dict[str, str], folder: str, files: li
         os.dup2(os.open(file, os.O_RDWR | os.O_APPEND), number)
     sys.stdin = open(0, closefd=False)
     sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if command[0] == "-m":
-        sys.argv = command[1:]
-        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-    elif command[0] == "-c":
-        sys.argv = ["-c", *command[2:]]
-        sys.path.insert(0, folder)
-        exec(compile(command[1], "<string>", "exec"), {"__name__": "__main__"})
-    else:
-        sys.argv = command
-        sys.path.insert(0, str(Path(command[0]).parent))
-        runpy.run_path(command[0], run_name="__main__")
+    try:
+        if command[0] == "-m":
+            sys.argv = command[1:]
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        elif command[0] == "-c":
+            sys.argv = ["-c", *command[2:]]
+            sys.path.insert(0, folder)
+            exec(compile(command[1], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv = command
+            sys.path.insert(0, str(Path(command[0]).parent))
+            runpy.run_path(command[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # a forked process ends without them
