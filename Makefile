@@ -22,7 +22,7 @@ quickstart: $(VENV)/.core  ## Build, train, evaluate, save and load a small mode
 test: $(VENV)/.test  ## Run the fast tests
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-all: $(VENV)/.sentence_transformers  ## Run all tests
+test-all: $(VENV)/.sentence_transformers $(VENV)/.gradio  ## Run all tests
 	$(BIN)/python tests/transformers_suite/source_archive.py
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(EXPORT_TESTS:%=--ignore=%)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(EXPORT_TESTS)
@@ -82,6 +82,12 @@ $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(BIN)/py
 $(VENV)/.sentence_transformers: pyproject.toml | $(VENV)/.test
 	rm -rf $(VENV)/sentence_transformers_5.7
 	$(BIN)/python -m pip install -qq --no-compile --no-deps --target $(VENV)/sentence_transformers_5.7 'sentence-transformers==5.7.*'
+	@touch $@
+
+# Gradio asks for a Pillow below 13, and works with the newest one.
+$(VENV)/.gradio: pyproject.toml | $(VENV)/.test
+	$(BIN)/python -m pip install -qq --no-compile --no-deps 'gradio==6.31.*' 'gradio_client==2.7.2' brotli groovy hf-gradio \
+		orjson pydub safehttpx semantic-version 'tomlkit<0.15' 'audioop-lts; python_version >= "3.13"'
 	@touch $@
 
 # 5.17 asks for huggingface_hub below 2, and that for httpx, which the newest one does without.

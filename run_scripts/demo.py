@@ -1,4 +1,4 @@
-"""Serve a model on this machine: classification, embeddings and search over HTTP.
+"""Serve a model on this machine: a web page, and classification, embeddings and search over HTTP.
 
 biomedclip demo --model out/model --index vectors
 """
@@ -7,6 +7,8 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 from .classification.labels import read_labels
 from .cli.devices import DEVICE_HELP
@@ -17,6 +19,7 @@ from .cli.options import parse_options
 from .cli.progress import no_bars_without_terminal
 from .cli.reporting import show_stage
 from .embedding.encoders import PRECISIONS
+from .embedding.thumbnails import Thumbnails
 
 
 EXAMPLE = """biomedclip demo --model out/model
@@ -26,6 +29,7 @@ EXAMPLE = """biomedclip demo --model out/model
 INSTALL = "pip install 'biomedclip[demo]'"
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart")
 _CONNECTIONS = 512
+_FORM = 10_000  # bytes of a form around its file
 _SHUTDOWN_SECONDS = 3
 
 
@@ -36,6 +40,9 @@ class DemoOptions:
     model: str = option(REQUIRED, "Folder or Hub id of a dual encoder, or folder of an exported one.")
     index: str | None = option(None, "Folder that biomedclip embed wrote with this model, to search it.")
     labels: list[str] = option([], "Labels of the requests that have none, as in biomedclip classify.")
+    images: list[str] = option(
+        [], "Images or datasets that were embedded, for thumbnails (default: paths below this folder and INDEX)."
+    )
     host: str = option("127.0.0.1", "Address to listen on (default: 127.0.0.1, only this machine).")
     port: int = option(7860, "Port to listen on. 0 chooses a free port (default: 7860).")
     max_request_mb: int = option(32, "Largest size of a request in MB (default: 32).")
@@ -46,6 +53,8 @@ class DemoOptions:
     device: str = option("auto", DEVICE_HELP)
 
     def __post_init__(self):
+        if self.images and self.index is None:
+            raise ValueError("--images has no effect without --index.")
         if not 0 <= self.port < 2**16:
             raise ValueError(f"--port must be between 0 and {2**16 - 1}, not {self.port}.")
         if self.batch_size < 1:
@@ -76,6 +85,7 @@ def demo(options: DemoOptions) -> None:
     from .serving.engine import load_engine
 
     labels = list(read_labels(options.labels)) if options.labels else []
+    thumbnails = Thumbnails(options.images, [Path(folder) for folder in (".", options.index) if folder is not None])
     with _listening(options.host, options.port) as listener:
         with no_bars_without_terminal():
             engine = load_engine(
@@ -87,6 +97,12 @@ def demo(options: DemoOptions) -> None:
                 batch_size=options.batch_size,
             )
         app = create_app(engine, max_request_mb=options.max_request_mb, host=options.host)
+        if find_spec("gradio"):
+            from .serving.page import mount_page
+
+            mount_page(app, engine, thumbnails, max_file_size=options.max_request_mb * 1_000_000 - _FORM)
+        else:
+            show_stage(f"There is no web page, because Gradio is not installed. Install it: {INSTALL}")
         config = uvicorn.Config(
             app,
             log_config=None,  # errors reach the log of the command

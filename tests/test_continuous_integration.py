@@ -40,6 +40,9 @@ def run_ci(tmp_path):
             python = make.with_name(f"python{version}")
             python.write_text(f"#!/bin/sh\nexit {0 if version in pythons else 1}\n")
             python.chmod(0o755)
+        apt_get = make.with_name("apt-get")  # the script installs Chromium where it is missing
+        apt_get.write_text("#!/bin/sh\nexit 1\n")
+        apt_get.chmod(0o755)
         calls.touch()
         calls.chmod(0o666)
         environment = os.environ | {"CALLS": str(calls), "FAILING": failing, "LC_ALL": "C.UTF-8"}

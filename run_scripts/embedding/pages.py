@@ -49,7 +49,7 @@ def write_page(
         if row.get("group") != group:
             parts.append(f'{"</div>" if group is not None else ""}<h2>Group {row["group"]}</h2><div class="hits">')
             group = row["group"]
-        parts.append(_article(row, columns, image))
+        parts.append(article(row, columns, image))
     body = "\n".join(parts)
     body = f"{body}</div>" if group is not None else f'<div class="hits">\n{body}</div>'
     content = f"""<!DOCTYPE html>
@@ -58,11 +58,11 @@ def write_page(
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{_text(title)}</title>
+<title>{literal(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<h1>{_text(title)}</h1>
+<h1>{literal(title)}</h1>
 {body if rows else "<p>No results.</p>"}
 <footer>Similarity is the dot product of normalized embeddings. Not for clinical use.</footer>
 </body>
@@ -72,21 +72,35 @@ def write_page(
     return sum(image is not None for image in images)
 
 
-def _article(row: Mapping[str, Any], columns: Collection[str], image: bytes | None) -> str:
+def article(
+    row: Mapping[str, Any], columns: Collection[str], image: bytes | None, *, folded: Collection[str] = ()
+) -> str:
+    """Return a result as HTML.
+
+    Args:
+        row: The result.
+        columns: Columns of the search. The others belong to the input.
+        image: Thumbnail as JPEG, or None.
+        folded: Columns of the input that a click shows.
+    """
     shown = f'<img src="{data_url(image)}" alt="">' if image is not None else "<span>no image</span>"
     rank = f"{row['rank']}. " if "rank" in row else ""
-    own = "".join(
-        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>"
+    own = {
+        name: f"<dt>{literal(name)}</dt><dd>{literal(value)}</dd>"
         for name, value in row.items()
         if name not in columns and value not in (None, "") and not isinstance(value, bytes)
-    )
+    }
+    more = "".join(text for name, text in own.items() if name in folded)
     return (
         f'<article><div class="image">{shown}</div>'
-        f'<p class="id">{rank}{_text(row["id"])}</p>'
-        f"<dl><dt>similarity</dt><dd>{row['similarity']:.4f}</dd>{own}</dl></article>"
+        f'<p class="id">{rank}{literal(row["id"])}</p>'
+        f"<dl><dt>similarity</dt><dd>{row['similarity']:.4f}</dd>"
+        f"{''.join(text for name, text in own.items() if name not in folded)}</dl>"
+        f"{f'<details><summary>more</summary><dl>{more}</dl></details>' if more else ''}</article>"
     )
 
 
-def _text(value: Any) -> str:
+def literal(value: Any) -> str:
+    """Return a value as HTML that shows it literally on one line. Long values are cut."""
     text = one_line(lines(value))
     return escape(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")

@@ -38,6 +38,7 @@ class Thumbnails:
 
     def of_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[bytes | None]:
         """Return a JPEG of each row, or None where there is no image or it cannot be read."""
+        self._outside = self._missing = self._unreadable = 0
         named = self._named({str(row["id"]) for row in rows})
         return [self._thumbnail(row, named.get(str(row["id"]))) for row in rows]
 
@@ -57,6 +58,8 @@ class Thumbnails:
         found: dict[str, InputImage] = {}
         if self._inputs is not None:
             for number, name in enumerate(self._inputs.ids()):
+                if len(found) == len(ids):
+                    break
                 if name in ids and name not in found:
                     found[name] = next(iter(self._inputs.rows(number, number + 1)))
         return found
@@ -70,13 +73,14 @@ class Thumbnails:
             if named is None and all(leads_out(str(path), folder) for folder in self._folders):
                 self._outside += 1
                 return None
-            return _jpeg(read_row_image(Path(str(path)) if named is None else named.image))
+            return jpeg(read_row_image(Path(str(path)) if named is None else named.image))
         except (ValueError, OSError, ImportError):  # also a path that contains a null byte
             self._unreadable += 1
             return None
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def jpeg(image: Image.Image, side: int = SIDE) -> bytes:
+    """Return an image as JPEG, with at most `side` pixels in width and height."""
     image = to_8_bit(image)
     image = image.convert("RGBA") if image.mode in ("P", "PA", "LA", "La") else image
     if image.mode in ("RGBA", "RGBa"):
@@ -84,7 +88,7 @@ def _jpeg(image: Image.Image) -> bytes:
         background.alpha_composite(image.convert("RGBA"))
         image = background
     image = image.convert("RGB")
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((side, side))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
