@@ -116,8 +116,9 @@ def demo(options: DemoOptions) -> None:
         show_stage(_announcement(options, listener))
         try:
             uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:  # the server has stopped
-            show_stage("Stopped.")
+        except KeyboardInterrupt:
+            pass  # the server has stopped, and raises the signal again
+        show_stage("Stopped.")
 
 
 def _listening(host: str, port: int) -> socket.socket:
