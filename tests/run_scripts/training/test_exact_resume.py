@@ -107,7 +107,8 @@ def random_moments(seed: int, kills: int, processes: int, seconds: float) -> lis
         # All but the first process write one file of a checkpoint.
         event = {"kill_at_event": draw.randint(1, 8) if rank else draw.randint(5, 80), "rank": rank}
         moments.append({"kill_after": draw.uniform(0, 0.25 * seconds)} if kill % 2 else event)
-    return moments
+    # Late enough for a checkpoint, however long the processes took to start.
+    return [*moments[:-1], {"kill_at_event": draw.randint(40, 80), "rank": 0}]
 
 
 def said(log: Path) -> str:
