@@ -14,12 +14,6 @@ from transformers.utils import cached_file, logging
 from .image_processing_biomedclip import BiomedCLIPImageProcessor
 
 
-# Optional here, because this file is saved with checkpoints and may be loaded on machines without ftfy.
-try:
-    import ftfy
-except ImportError:
-    ftfy = None
-
 logger = logging.get_logger(__name__)
 
 # Without this entry, AutoImageProcessor would ask whether to run the copy of the class in the folder. The key is never
@@ -52,7 +46,10 @@ def clean_text(text: str) -> str:
     ftfy repairs encodings and replaces typographic quotes, ligatures and full-width letters. HTML entities are
     unescaped twice, and whitespace is collapsed. If ftfy is not installed, its step is skipped with one warning.
     """
-    if ftfy is None:
+    try:
+        # Here, because it takes half a second. It is optional: this file is saved with checkpoints.
+        import ftfy
+    except ImportError:
         logger.warning_once(
             "ftfy is not installed: typographic quotes, ligatures and broken encodings are not replaced, so "
             "tokens differ from those in the training of BiomedCLIP. Run: pip install ftfy"

@@ -26,7 +26,7 @@ import torch
 
 
 _LIBRARIES = """
-lxml.etree matplotlib.pyplot pandas pyarrow.dataset pyarrow.parquet scipy.linalg scipy.optimize scipy.stats
+ftfy lxml.etree matplotlib.pyplot pandas pyarrow.dataset pyarrow.parquet scipy.linalg scipy.optimize scipy.stats
 sklearn.linear_model sklearn.metrics sympy torch torch._dynamo torch.distributed.tensor torchvision.transforms
 """.split()
 # They read some environment variables when they are imported.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_token_ids_of_unusual_texts_equal_open_clip(published, open_clip_tokeniz
 
 
 def test_without_ftfy_texts_are_prepared_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(processing_biomedclip, "ftfy", None)
+    monkeypatch.setitem(sys.modules, "ftfy", None)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     assert clean_text("a  &lt;\nb") == "a < b"
     assert "pip install ftfy" in caplog.text
