@@ -234,14 +234,19 @@ class Api:
         try:
             pixels = await asyncio.gather(*decoded)
         finally:
-            for one in decoded:
-                one.cancel()  # those that have not begun, if another one failed
+            while decoded:
+                decoded.pop().cancel()  # if another one failed. Nothing keeps the results of a request in memory.
         return await _results(self.engine.submit_pixels(pixels))
 
     def _decode(self, image: str | Upload, name: str) -> torch.Tensor:
         if isinstance(image, str):
             image = Upload(_from_base64(image, name), name)
-        return self.engine.prepare(read_upload(image.content, image.name))
+        try:
+            return self.engine.prepare(read_upload(image.content, image.name))
+        except ImageError as error:
+            problem = (str(error), error.reason)
+        # Another error, because the traceback of the first one keeps the decoded image in memory.
+        raise ImageError(*problem)
 
 
 def create_app(engine: Engine, *, max_request_mb: int = 32, host: str = "127.0.0.1") -> FastAPI:
@@ -283,8 +288,8 @@ def _in_json(answer: Callable[[Request], Coroutine[Any, Any, dict[str, Any]]]) -
     async def route(request: Request) -> JSONResponse:
         try:
             return await run_in_threadpool(JSONResponse, await answer(request))  # many embeddings take a second
-        except RefusedError as error:
-            refusal = error
+        except RefusedError as error:  # copied, because its traceback keeps the request in memory
+            refusal = RefusedError(error.status, error.kind, error.message)
         except BusyError as error:
             refusal = RefusedError(503, "busy", str(error))
         except ImageError as error:

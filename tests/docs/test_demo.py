@@ -19,7 +19,7 @@ pytest.importorskip("fastapi")
 def test_the_commands_of_the_page_get_answers(quickstart, tmp_path, monkeypatch):
     commands = [c for block in blocks_of(ROOT / "docs" / "demo.md") if block.language == "bash" for c in block.commands]
     requests = [command for command in commands if command.startswith("curl ")]
-    (serve,) = (command for command in commands if command.startswith("biomedclip demo "))
+    serve = next(command for command in commands if command.startswith("biomedclip demo "))
     monkeypatch.chdir(quickstart)
     assert main(["embed", "out", "--model", "out/model", "--output", str(tmp_path / "vectors")]) == 0
     port = "47860"
