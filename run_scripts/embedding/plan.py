@@ -167,9 +167,9 @@ def _replacing_shards(inputs: Inputs, paths: Mapping[int, Path]) -> list[Shard]:
         return []
     ids = {number: pq.read_table(path, columns=["id"])["id"].to_pylist() for number, path in paths.items()}
     items: dict[str, int | None] = {name: None for names in ids.values() for name in names}
-    for item, name in enumerate(inputs.ids()):
+    for position, name in enumerate(inputs.ids()):
         if (stored := str(storable(name))) in items:
-            items[stored] = item
+            items[stored] = position
     shards = []
     for number, names in ids.items():
         numbers = [item for name in names if (item := items[name]) is not None]

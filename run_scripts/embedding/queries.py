@@ -37,8 +37,8 @@ def load_query_model(
     Raises:
         ValueError: If its weights or the settings of its processor have another fingerprint.
     """
-    trust = {"trust_remote_code": trust_remote_code}
-    encoder = load_encoder(name, check_encoder(name, precision, **trust), **trust)
+    precision = check_encoder(name, precision, trust_remote_code=trust_remote_code)
+    encoder = load_encoder(name, precision, trust_remote_code=trust_remote_code)
     check_same_model(encoder, index)
     return encoder
 
