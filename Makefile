@@ -87,7 +87,7 @@ $(VENV)/.sentence_transformers: pyproject.toml | $(VENV)/.test
 # Gradio asks for a Pillow below 13, and works with the newest one.
 $(VENV)/.gradio: pyproject.toml | $(VENV)/.test
 	$(BIN)/python -m pip install -qq --no-compile --no-deps 'gradio==6.31.*' 'gradio_client==2.7.2' brotli groovy hf-gradio \
-		orjson pydub safehttpx semantic-version 'tomlkit<0.15' 'audioop-lts; python_version >= "3.13"'
+		orjson pydub pytz safehttpx semantic-version 'tomlkit<0.15' 'audioop-lts; python_version >= "3.13"'
 	@touch $@
 
 # 5.17 asks for huggingface_hub below 2, and that for httpx, which the newest one does without.

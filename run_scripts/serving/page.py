@@ -8,7 +8,7 @@ escaped, because captions come from other people.
 import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.responses import RedirectResponse, Response
 
+from biomedclip.processing.files import leads_out
 from biomedclip.processing.images.errors import ImageError
 
 from ..classification.labels import DEFAULT_TEMPLATE
@@ -150,9 +151,11 @@ def mount_page(app: FastAPI, engine: Engine, thumbnails: Thumbnails, *, max_file
     app.add_api_route("/", lambda: RedirectResponse(f"{PATH}/"), include_in_schema=False)
     app.add_api_route("/favicon.ico", lambda: Response(status_code=204), include_in_schema=False)
     app.add_middleware(_Policy)
+    page = create_page(engine, thumbnails)
+    _accept_only_uploads(page)
     gr.mount_gradio_app(
         app,
-        create_page(engine, thumbnails),
+        page,
         PATH,
         allowed_paths=[],
         max_file_size=max_file_size,
@@ -175,6 +178,28 @@ def mount_page(app: FastAPI, engine: Engine, thumbnails: Thumbnails, *, max_file
                 yield state
 
     app.router.lifespan_context = with_uploads
+
+
+def _accept_only_uploads(page: gr.Blocks) -> None:
+    """Refuse paths and URLs in requests.
+
+    The value of any component can name a file. Gradio copies it to where it can be read, or downloads it. It checks
+    paths only if it has started the server itself, and never refuses URLs.
+    """
+    page.has_launched = True
+    for component in page.blocks.values():
+        move = component.async_move_resource_to_block_cache
+
+        async def move_upload(path: Any, move: Callable[[str], Awaitable[str]] = move) -> str:
+            return await move(_uploaded(path))
+
+        component.async_move_resource_to_block_cache = move_upload
+
+
+def _uploaded(path: Any) -> str:
+    if leads_out(path, os.environ["GRADIO_TEMP_DIR"]):
+        raise InputError("The file was not uploaded.")
+    return str(path)
 
 
 class _Policy:
@@ -223,7 +248,8 @@ def _answering(function: Callable[..., str]) -> Callable[..., str]:
 def _read(path: str | None) -> Image.Image:
     if path is None:
         raise _RequestError("Upload an image first.")
-    return read_upload(Path(path).read_bytes(), Path(path).name)
+    file = Path(_uploaded(path))
+    return read_upload(file.read_bytes(), file.name)
 
 
 def _preview(path: str | None) -> str:

@@ -1,10 +1,12 @@
 """The page of `biomedclip demo`, used in Chromium."""
 
+import json
 import os
 import shutil
 import socket
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +91,6 @@ def address(small_checkpoint, index):
     engine = load_engine(str(small_checkpoint), index=index.folder, labels=LABELS, device="cpu")
     app = create_app(engine)
     mount_page(app, engine, Thumbnails([], [index.folder]), max_file_size=MAX_FILE)
-    uploads = Path(os.environ.pop("GRADIO_TEMP_DIR"))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -100,7 +101,7 @@ def address(small_checkpoint, index):
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join()
-    assert not uploads.exists()
+    assert not Path(os.environ.pop("GRADIO_TEMP_DIR")).exists()
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +247,21 @@ def test_a_narrow_window_shows_everything_without_scrolling_sideways(page, place
     page.click("#by-text")
     page.wait_for_selector("#hits article")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("part", [{}, {"is_stream": True}, {"path": "https://example.org/secret.png"}])
+@pytest.mark.parametrize("function, place_of_file", [(0, 0), (1, 1), (3, 0)])  # files and texts
+def test_a_request_cannot_name_a_file_that_was_not_uploaded(address, place, function, place_of_file, part):
+    secret = place / "secret.png"
+    shutil.copy(place / "vectors" / "scans" / "0.png", secret)
+    values = [None, "brain mri", 5]
+    values[place_of_file] = {"path": str(secret), "meta": {"_type": "gradio.FileData"}, **part}
+    body = {"data": values, "fn_index": function, "session_hash": f"{function}{len(part)}", "trigger_id": 1}
+    request = urllib.request.Request(
+        f"{address}/page/gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request).read()
+    events = urllib.request.urlopen(f"{address}/page/gradio_api/queue/data?session_hash={body['session_hash']}").read()
+    assert b"data:image" not in events and b"file=" not in events
+    assert b'"success":false' in events or b"was not uploaded" in events
+    assert not list(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("secret*"))
