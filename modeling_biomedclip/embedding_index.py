@@ -260,9 +260,12 @@ def _candidates(
     margin = torch.from_numpy(_margin(queries, largest_norm)).float()[:, None]
     best = torch.full((len(queries), 1), -torch.inf)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    # New memory for each block would not be reused, because the results that are kept lie between the blocks.
+    memory = torch.empty(min(_BLOCK, count), embeds.shape[1])
     for start in range(0, count, _BLOCK):
         block = embeds[start : start + _BLOCK] if chosen is None else embeds[chosen[start : start + _BLOCK]]
-        similarities = torch.from_numpy(queries @ torch.from_numpy(block).float().numpy().T)
+        values = memory[: len(block)].copy_(torch.from_numpy(block)).numpy()
+        similarities = torch.from_numpy(queries @ values.T)
         floor = best[:, -1:] - margin if best.shape[1] >= top_k else torch.full_like(margin, -torch.inf)
         if not bool((similarities.amax(dim=1, keepdim=True) >= floor).any()):
             continue

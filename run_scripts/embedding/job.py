@@ -99,7 +99,8 @@ class Job:
             "rows": count_rows(self.folder),
             "errors": sum(1 for _ in read_errors(self.folder)),
         }
-        run = run_record("embed", self.arguments, model=self.model, device=device, start=self.start, **also)
+        model = {"name": self.model["model"]} | {name: self.model[name] for name in self.model if name != "model"}
+        run = run_record("embed", self.arguments, model=model, device=device, start=self.start, **also)
         write_json(path, {"runs": [*runs, run]})
 
 

@@ -77,7 +77,7 @@ def embed(options: EmbedOptions, arguments: Sequence[str] = ()) -> bool:
             say(f"Submitted. The embeddings will be in {folder / DATA}, and the logs are in {folder / LOGS}.")
             return False
     items = " and ".join(f"{len(found):,} {MODALITIES[name]}" for name, found in inputs.items())
-    say(f"Embeddings of {items} in {len(shard_paths(folder)):,} files in {folder / DATA}")
+    say(f"Embeddings of {items} in {len(shard_paths(folder)):,} file(s) in {folder / DATA}")
     if options.format == "npy":
         say(f"All embeddings in {folder / EMBEDDINGS}")
     return True

@@ -34,7 +34,7 @@ from biomedclip.run_scripts.embed import EmbedOptions, embed
 from biomedclip.run_scripts.embedding.encoders import check_encoder, load_encoder, text_embeds
 
 
-SIDE = 512
+SIDE, DISTINCT = 512, 512
 _TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 NARROW = {"vision_config": _TOWER | {"patch_size": 32}, "text_config": _TOWER}
 SHARD = 2048  # texts, the default of the command
@@ -82,10 +82,12 @@ def save_random_model(folder: Path, data: Path, size: dict[str, Any] | None = No
 
 
 def write_images(folder: Path, number: int) -> Path:
-    """Write JPEG files with smooth random content, whose size is that of photographs."""
+    """Write JPEG files with smooth random content, whose size is that of photographs. At most 512 are different."""
     folder.mkdir()
     generator = np.random.default_rng(0)
-    for image in tqdm(range(number), desc="images"):
+    for image in range(DISTINCT, number):
+        os.symlink(folder / f"{image % DISTINCT:06}.jpg", folder / f"{image:06}.jpg")
+    for image in tqdm(range(min(number, DISTINCT)), desc="images"):
         coarse = generator.integers(256, size=(32, 32, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{image:06}.jpg")
     return folder
@@ -141,7 +143,7 @@ def measure_memory(options: Any, folder: Path) -> dict[str, Any]:
         first = folder / f"memory-{number}"
         first.mkdir()
         for path in sorted(images.iterdir())[:number]:
-            os.link(path, first / path.name)
+            os.symlink(path, first / path.name)
         arguments = json.dumps(embed_options(options, first, folder / f"memory-out-{number}"))
         started = time.perf_counter()
         result = subprocess.run(
@@ -156,7 +158,8 @@ def measure_padding(options: Any) -> dict[str, Any]:
     """Return the fraction of padding in the batches of captions, sorted by length within a file and in their order."""
     encoder = load_encoder(str(options.model), "float32")
     captions = [
-        json.loads(line)["caption"] for line in (options.data / "captions.jsonl").read_text("utf-8").splitlines()
+        json.loads(line)["caption"]
+        for line in (options.data / "captions" / "captions.jsonl").read_text("utf-8").splitlines()
     ]
     lengths = [len(ids) for ids in encoder.processor(text=captions, truncation=True, max_length=256)["input_ids"]]
     tokens = used = 0

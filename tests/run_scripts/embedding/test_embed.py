@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -251,7 +252,8 @@ def test_images_that_changed_under_the_same_name_are_embedded_again_with_their_f
     before = files_of(tmp_path / "out")
     (folder / "04.png").write_bytes((folder / "04.png").read_bytes())  # newer, with the same content
     assert run(folder) == 1 and files_of(tmp_path / "out") == before
-    shutil.copy2(good / "02.png", folder)  # repaired, with an old date
+    shutil.copy(good / "02.png", folder)
+    os.utime(folder / "02.png", (0, 0))  # repaired, with an old date
     capsys.readouterr()
     assert run(folder) == 1
     errors = capsys.readouterr().err
@@ -267,7 +269,7 @@ def test_images_that_changed_under_the_same_name_are_embedded_again_with_their_f
                 "embed",
                 str(good),
                 "--model",
-                runs_of(tmp_path / "out")[0]["model"]["model"],
+                runs_of(tmp_path / "out")[0]["model"]["name"],
                 *SMALL,
                 "--output",
                 str(tmp_path / "expected"),
@@ -336,7 +338,7 @@ def test_a_changed_text_is_another_input(run, tmp_path, capsys):
     assert run("--texts", tmp_path / "texts.txt", "--update") == 0
     rows = rows_of(tmp_path / "out", "texts")
     assert [row["text"] for row in rows] == [*TEXTS[:4], "changed"]
-    expected = embed_texts(*library(runs_of(tmp_path / "out")[0]["model"]["model"]), ["changed"])
+    expected = embed_texts(*library(runs_of(tmp_path / "out")[0]["model"]["name"]), ["changed"])
     torch.testing.assert_close(vectors(rows)[4:], expected, rtol=0, atol=1e-6)
 
 
