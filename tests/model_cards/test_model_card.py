@@ -250,3 +250,10 @@ def test_a_dataset_of_medmnist_has_the_name_of_its_file():
     assert benchmark_name(result) == "MedMNIST"
     result["data"] = {**result["data"], "path": "/data/medmnist/pathmnist_224.npz"}
     assert benchmark_name(result) == "MedMNIST, pathmnist_224"
+
+
+def test_a_folder_that_sentence_transformers_loads_has_an_example():
+    card = fill_model_card(facts(model=MODEL | {"sentence_transformers": True}))
+    assert 'SentenceTransformer("lab/model")' in card and "sentence-transformers" in ModelCard(card).data.tags
+    without = fill_model_card(facts())
+    assert "SentenceTransformer" not in without and "sentence-transformers" not in ModelCard(without).data.tags
