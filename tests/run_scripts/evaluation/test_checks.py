@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import fields
 
 import pytest
 from conftest import SMALL_CONFIG
@@ -17,6 +18,7 @@ from biomedclip import (
 )
 from biomedclip.run_scripts.evaluation import checks
 from biomedclip.run_scripts.evaluation.checks import QUESTIONS, check_model, check_output
+from biomedclip.run_scripts.evaluation.options import GROUPS, AllOptions
 
 
 @pytest.fixture(autouse=True)
@@ -212,3 +214,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match="cannot be written .Permission denied"):
         check_output([tmp_path], "zero-shot", None)
+
+
+def test_the_help_lists_every_option():
+    listed = [name for names in GROUPS.values() for name in names.split()]
+    assert sorted(listed) == sorted(option.name for option in fields(AllOptions))
