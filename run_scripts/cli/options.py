@@ -49,7 +49,7 @@ _TEXTS = {
 _OTHER_FIELDS = """\
 All other fields of transformers.TrainingArguments are options too. As in other
 verbs, --device cpu (here --use-cpu true) and --precision bf16 (here --bf16
-true) are accepted. Start several processes, each on its GPU, with torchrun."""
+true) are accepted. Start one process for each GPU with torchrun."""
 # Other names for values of options.
 _ALIASES = {"precision": {"bf16": "bfloat16", "fp32": "float32"}}
 _TRUE = ("true", "yes", "1", "t", "y")
