@@ -35,7 +35,8 @@ def read_yaml(path: Path, name: str, *, as_text: bool = False) -> Any:
         ValueError: If the file is not valid YAML. The message contains the line number.
     """
     try:
-        return yaml.load(read_text(path), Loader=_Texts if as_text else _UniqueKeys)
+        text = read_text(path)
+        return yaml.load(text, Loader=_Texts) if as_text else yaml.load(text, Loader=_UniqueKeys)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{name}{line}: invalid YAML: {error.problem or error.context}.") from error
