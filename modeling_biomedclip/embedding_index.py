@@ -261,11 +261,13 @@ def _candidates(
     best = torch.full((len(queries), 1), -torch.inf)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     # New memory for each block would not be reused, because the results that are kept lie between the blocks.
-    memory = torch.empty(min(_BLOCK, count), embeds.shape[1])
+    memory, vectors = torch.empty(min(_BLOCK, count), embeds.shape[1]), torch.from_numpy(queries)
+    # The threads of NumPy would compete with those of PyTorch. They are used if a setting lets PyTorch round to bfloat16.
+    is_exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
     for start in range(0, count, _BLOCK):
         block = embeds[start : start + _BLOCK] if chosen is None else embeds[chosen[start : start + _BLOCK]]
-        values = memory[: len(block)].copy_(torch.from_numpy(block)).numpy()
-        similarities = torch.from_numpy(queries @ values.T)
+        values = memory[: len(block)].copy_(torch.from_numpy(block))
+        similarities = vectors @ values.T if is_exact else torch.from_numpy(queries @ values.numpy().T)
         floor = best[:, -1:] - margin if best.shape[1] >= top_k else torch.full_like(margin, -torch.inf)
         if not bool((similarities.amax(dim=1, keepdim=True) >= floor).any()):
             continue
