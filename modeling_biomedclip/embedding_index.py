@@ -262,7 +262,8 @@ def _candidates(
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     # New memory for each block would not be reused, because the results that are kept lie between the blocks.
     memory, vectors = torch.empty(min(_BLOCK, count), embeds.shape[1]), torch.from_numpy(queries)
-    # The threads of NumPy would compete with those of PyTorch. They are used if a setting lets PyTorch round to bfloat16.
+    # The threads of NumPy would compete with those of PyTorch. NumPy is used only if a setting lets PyTorch round to
+    # bfloat16.
     is_exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
     for start in range(0, count, _BLOCK):
         block = embeds[start : start + _BLOCK] if chosen is None else embeds[chosen[start : start + _BLOCK]]
