@@ -114,7 +114,9 @@ def create_page(engine: Engine, thumbnails: Thumbnails) -> gr.Blocks:
                             by_image = gr.Button("Search by image", elem_id="by-image")
                         hits = gr.HTML(elem_id="hits")
 
-        def on(triggers: Any, function: Callable[..., str], inputs: Any, output: Any) -> None:
+        def on(
+            triggers: Any, function: Callable[..., str], inputs: Any, output: Any, trigger_mode: str = "once"
+        ) -> None:
             # The limit is shared, so that only one image of the page is decoded at a time.
             gr.on(
                 triggers,
@@ -125,9 +127,11 @@ def create_page(engine: Engine, thumbnails: Thumbnails) -> gr.Blocks:
                 concurrency_id="engine",
                 api_visibility="private",
                 show_progress="minimal",
+                trigger_mode=trigger_mode,
             )
 
-        on([file.upload, file.clear], _preview, file, preview)
+        # A file may be replaced while it is read.
+        on([file.upload, file.clear], _preview, file, preview, trigger_mode="always_last")
         on([classify.click, template.submit], _classifying(engine), [file, labels, template], predictions)
         on([explain.click, prompt.submit], _explaining(engine), [file, prompt], overlay)
         if engine.index is not None:
