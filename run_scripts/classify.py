@@ -33,8 +33,8 @@ from .evaluation.checks import check_writable
 EXAMPLE = """biomedclip classify scans --model out/model \\
       --labels "chest X-ray" "brain MRI" --output predictions.csv
   biomedclip classify figures --model out/model --labels taxonomy:imagetypes
-  biomedclip classify scans --model out/model --labels "chest X-ray" "brain MRI" \\
-      --saliency overlays
+  biomedclip classify scans --model out/model --saliency overlays \\
+      --labels "chest X-ray" "brain MRI"
   biomedclip classify scans --model classifier --true-labels labels.csv"""
 TOP_K = 5
 

@@ -17,7 +17,7 @@ from .training.runs import end_processes
 
 EXAMPLE = """biomedclip embed scans --model run --output embeddings
   biomedclip embed scans --model run --output embeddings --update
-  biomedclip embed scans --model run --output embeddings --executor ray --tasks 8
+  biomedclip embed scans --model run --output vectors --executor ray --tasks 8
   torchrun --nproc-per-node 8 --no-python biomedclip embed scans --model run \\
       --output embeddings"""
 _SHOWN = 5
