@@ -11,7 +11,7 @@ ON_LOWEST := PYTHONPATH="$(abspath $(VENV))/lowest" $(BIN)/python
 EXPORT_TESTS := tests/modeling_biomedclip/test_export.py tests/run_scripts/test_export.py
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all test-lowest lint types docs format clean mutation
+.PHONY: help quickstart test test-all test-lowest install-all lint types docs format clean mutation
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ test-lowest: $(VENV)/.lowest  ## Run tests of model and processor on the lowest 
 
 mutation: $(VENV)/.mutation  ## Measure how many small faults in core modules the tests notice (one to two hours)
 	$(BIN)/python tests/mutation/run.py
+
+install-all: $(VENV)/.dev $(VENV)/.docs $(VENV)/.sentence_transformers $(VENV)/.gradio $(VENV)/.lowest
+install-all:  ## Install all that the checks need
 
 lint: $(VENV)/.dev types  ## Check style and types
 	$(BIN)/ruff check .
