@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from timing import median_ratio, parser_of, report, take_turns
 from tqdm.auto import tqdm
@@ -161,14 +162,18 @@ def measure_padding(options: Any) -> dict[str, Any]:
         json.loads(line)["caption"]
         for line in (options.data / "captions" / "captions.jsonl").read_text("utf-8").splitlines()
     ]
-    lengths = [len(ids) for ids in encoder.processor(text=captions, truncation=True, max_length=256)["input_ids"]]
+    captions = captions[: 2 * SHARD]
+    lengths = [
+        len(ids)
+        for ids in encoder.processor(text=captions, padding=False, truncation=True, max_length=256)["input_ids"]
+    ]
     tokens = used = 0
     plain = biomedclip.embedding._embed_batch
 
     def count(model: Any, processor: Any, token_ids: list[list[int]], length: int) -> Any:
         nonlocal tokens, used
         tokens, used = tokens + length * len(token_ids), used + sum(map(len, token_ids))
-        return plain(model, processor, token_ids, length)
+        return torch.zeros(len(token_ids), 1)  # the model does not have to run
 
     biomedclip.embedding._embed_batch = count
     try:
