@@ -90,11 +90,17 @@ class _Share:
             encoder = load_encoder(options.model, job.model["precision"], trust_remote_code=options.trust_remote_code)
             for kind in ("weights", "processing"):
                 if getattr(encoder, kind) != job.model[kind]:
-                    raise ValueError(f"--model {options.model}: other {kind} here than where the command was started.")
+                    raise ValueError(
+                        f"--model {options.model}: its {kind} differs from that where the command was started. Use "
+                        "a folder that all machines share."
+                    )
             inputs = find_all(options)
             for name, found in inputs.items():
                 if fingerprint(found, name) != job.fingerprints[name]:
-                    raise ValueError(f"The {name}s here differ from those where the command was started.")
+                    raise ValueError(
+                        f"The {name}s differ from those where the command was started. Use a folder that all machines "
+                        "share, and do not change it during the run."
+                    )
             for name, found in inputs.items():
                 mine = [shard for modality, shard in self.shards[rank::tasks] if modality == name]
                 writer = job.writer(name, found)  # an earlier attempt of the task may have written shards
