@@ -93,7 +93,7 @@ $(VENV)/.gradio: pyproject.toml | $(VENV)/.test
 		orjson pydub pytz safehttpx semantic-version 'tomlkit<0.15' 'audioop-lts; python_version >= "3.13"'
 	@touch $@
 
-# 5.17 asks for huggingface_hub below 2, and that for httpx, which the newest one does without.
+# It needs an older huggingface_hub, which needs httpx.
 $(VENV)/.lowest: pyproject.toml | $(VENV)/.test
 	rm -rf $(VENV)/lowest
 	$(BIN)/python -m pip install -qq --no-compile --no-deps --target $(VENV)/lowest 'transformers==$(LOWEST)' \

@@ -258,10 +258,11 @@ def _candidates(
     """Return the positions of all embeddings that can be among the best `top_k` of each query."""
     count = len(embeds) if chosen is None else len(chosen)
     margin = torch.from_numpy(_margin(queries, largest_norm)).float()[:, None]
-    best = torch.full((len(queries), 1), -torch.inf)
+    on_cpu: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults of the caller are
+    best = torch.full((len(queries), 1), -torch.inf, **on_cpu)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     # New memory for each block would not be reused, because the results that are kept lie between the blocks.
-    memory, vectors = torch.empty(min(_BLOCK, count), embeds.shape[1]), torch.from_numpy(queries)
+    memory, vectors = torch.empty(min(_BLOCK, count), embeds.shape[1], **on_cpu), torch.from_numpy(queries)
     # The threads of NumPy would compete with those of PyTorch. NumPy is used only if a setting lets PyTorch round to
     # bfloat16.
     is_exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")

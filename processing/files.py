@@ -30,8 +30,10 @@ def require_regular(path: str | os.PathLike[str]) -> None:
 
 def leads_out(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
     """Return whether a path is outside a folder once all links are resolved."""
-    inside = os.path.realpath(root)
-    return os.path.commonpath([inside, os.path.realpath(path)]) != inside
+    inside, found = os.path.realpath(root), os.path.realpath(path)
+    if os.path.splitdrive(inside)[0] != os.path.splitdrive(found)[0]:
+        return True  # `commonpath` does not compare two drives
+    return os.path.commonpath([inside, found]) != inside
 
 
 @contextlib.contextmanager

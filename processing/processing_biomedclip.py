@@ -3,6 +3,7 @@
 import html
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,24 @@ def cut_text(text: str, max_tokens: int) -> str:
     return text[: max_tokens * CHARACTERS_PER_TOKEN]
 
 
+@cache
+def _ftfy() -> Any:
+    """Return ftfy, or None. It is optional, because this file is saved with checkpoints. It takes half a second."""
+    try:
+        import ftfy
+    except ImportError:
+        return None
+    return ftfy
+
+
 def clean_text(text: str) -> str:
     """Clean a text before tokenization, like open_clip and the training of BiomedCLIP.
 
     ftfy repairs encodings and replaces typographic quotes, ligatures and full-width letters. HTML entities are
     unescaped twice, and whitespace is collapsed. If ftfy is not installed, its step is skipped with one warning.
     """
-    try:
-        # Here, because it takes half a second. It is optional: this file is saved with checkpoints.
-        import ftfy
-    except ImportError:
+    ftfy = _ftfy()
+    if ftfy is None:
         logger.warning_once(
             "ftfy is not installed: typographic quotes, ligatures and broken encodings are not replaced, so "
             "tokens differ from those in the training of BiomedCLIP. Run: pip install ftfy"

@@ -15,7 +15,7 @@ from biomedclip.processing.images.inputs import IMAGE_COLUMN, find_inputs
 
 from .classification.classifiers import check_classifier, load_fine_tuned, load_zero_shot
 from .classification.labels import DEFAULT_TEMPLATE, read_labels
-from .classification.overlays import OverlayWriter
+from .classification.overlays import OverlayWriter, check_overlay_folder
 from .classification.predictions import LONG, long_rows, predict, wide_rows, wide_schema
 from .classification.tally import Tally
 from .classification.true_labels import Measurement, read_true_labels, show_metrics
@@ -27,7 +27,6 @@ from .cli.output import FORMAT_HELP, FORMATS, check_output_file, choose_format, 
 from .cli.progress import counting, no_bars_without_terminal
 from .cli.reporting import show_stage
 from .embedding.encoders import PRECISIONS, is_exported
-from .evaluation.checks import check_writable
 
 
 EXAMPLE = """biomedclip classify scans --model out/model \\
@@ -110,11 +109,11 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
     if options.wide and {"file", "error"} & set(labels):
         raise UsageError("--wide cannot have a label named file or error, which are columns. Omit --wide.")
     inputs = find_inputs(options.images, image_column=options.image_column, image_root=options.image_root)
-    ids = [image.id for image in inputs.rows(0, len(inputs))] if options.true_labels else []
+    ids = list(inputs.ids()) if options.true_labels else []
     truth = read_true_labels(Path(options.true_labels), ids, labels) if options.true_labels else {}
     check_output_file(output)
     if options.saliency:
-        check_writable(Path(options.saliency), "--saliency")
+        check_overlay_folder(Path(options.saliency))
 
     show_stage(f"Classifying {len(inputs):,} images with {len(labels)} labels")
     load: Any = load_fine_tuned if own_labels else load_zero_shot

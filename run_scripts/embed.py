@@ -6,7 +6,7 @@ from pathlib import Path
 
 from biomedclip.model_cards.escaping import one_line
 
-from .cli.devices import use_device
+from .cli.devices import check_device_name, use_device
 from .cli.errors import IncompleteError
 from .cli.options import parse_options
 from .embedding.options import GROUPS, EmbedOptions, check_processes
@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> None:
         groups=GROUPS,
         positionals=["images"],
     )
-    state = use_device(options.device)
+    check_device_name(options.device)
+    # Tasks of Slurm and Ray run on other machines, which may have other devices.
+    state = use_device(options.device if options.executor == "local" else "auto")
     check_processes(options, state.num_processes)
     if not state.is_main_process:
         logging.getLogger().setLevel(logging.ERROR)  # each process finds the same inputs

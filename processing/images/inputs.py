@@ -22,7 +22,7 @@ from ..parquet_rows import ID_COLUMNS, ParquetRows, own_id, row_id
 from .folders import FolderContent, find_images, is_image_file, shown_name, warn_of_left_out
 from .sets import is_saved_set, open_saved_set
 from .sources import IMAGE_COLUMN, refuse_columns
-from .tables import check_table, file_columns, read_image_rows
+from .tables import METADATA_FILES, check_table, file_columns, read_image_rows
 
 
 ACCEPTED = (
@@ -291,7 +291,7 @@ def _images_in(folder: Path) -> list[str]:
 
 
 def _is_parquet(path: str) -> bool:
-    return path.endswith(".parquet") and os.path.isfile(path)
+    return path.lower().endswith(".parquet") and os.path.isfile(path)
 
 
 def _dataset_in(folder: Path, image_column: str) -> _Part | None:
@@ -299,7 +299,8 @@ def _dataset_in(folder: Path, image_column: str) -> _Part | None:
     if is_saved_set(folder):
         return _saved_dataset(folder, image_column)
     shards = sorted(str(path) for path in folder.glob("data/*.parquet"))
-    shards = shards or sorted(str(path) for path in folder.glob("*.parquet"))
+    # `metadata.parquet` is the table of a folder of images.
+    shards = shards or sorted(str(path) for path in folder.glob("*.parquet") if path.name not in METADATA_FILES)
     return _ParquetFiles(shards, str(folder), image_column) if shards else None
 
 

@@ -1,5 +1,6 @@
 """Write saliency maps of the predicted labels over the images."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,17 +9,27 @@ import torch
 from PIL import Image
 
 from biomedclip import saliency_map
+from biomedclip.model_cards.escaping import one_line
 from biomedclip.processing.bit_depth_biomedclip import to_8_bit
-from biomedclip.processing.images.reading import read_row_image
+from biomedclip.processing.images.reading import ImageError, read_row_image
 
 from ..cli.errors import UsageError
 from ..cli.overlays import save_overlay
+from ..evaluation.checks import check_writable
 from ..evaluation.dual_encoders import DualEncoder
 from .predictions import Prediction
 
 
 LARGEST = 2048  # width and height of an overlay. Maps of larger images would need gigabytes.
 _LABEL_CHARACTERS = 40
+logger = logging.getLogger(__name__)
+
+
+def check_overlay_folder(folder: Path) -> None:
+    """Create the folder. Raise `ValueError` if it is not writable, or has files, which overlays could be mixed with."""
+    check_writable(folder, "--saliency")
+    if any(folder.iterdir()):
+        raise ValueError(f"--saliency {folder} contains files. Choose a new or empty folder.")
 
 
 class OverlayWriter:
@@ -42,14 +53,16 @@ class OverlayWriter:
             self._maps(Image.new("L", (32, 32)), list(prompts)[:1])
         except (AttributeError, TypeError, ValueError) as error:
             raise UsageError(f"--saliency: {error} Omit --saliency.") from error
-        folder.mkdir(parents=True, exist_ok=True)
 
     def write_all(self, predictions: Iterator[Prediction], labels: Sequence[str], top_k: int) -> Iterator[Prediction]:
         """Yield the predictions, and write the overlays of the `top_k` most probable labels of each image."""
         for number, prediction in enumerate(predictions):
             if prediction.probabilities is not None:
                 best = prediction.probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
-                self._write(number, prediction, [labels[place] for place in best])
+                try:
+                    self._write(number, prediction, [labels[place] for place in best])
+                except (ImageError, OSError) as error:  # the file was changed after it was classified
+                    logger.warning("%s: no saliency map: %s", one_line(prediction.image.id), error)
             yield prediction
 
     def _write(self, number: int, prediction: Prediction, labels: Sequence[str]) -> None:
@@ -75,4 +88,4 @@ def _safe(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text)[:_LABEL_CHARACTERS].strip("_.") or "image"
 
 
-__all__ = ["LARGEST", "OverlayWriter"]
+__all__ = ["LARGEST", "OverlayWriter", "check_overlay_folder"]

@@ -22,6 +22,12 @@ _TRAINING = {
 }
 
 
+def check_device_name(name: str) -> None:
+    """Raise `UsageError` if the name is not that of a device. The device need not exist on this machine."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
+        raise UsageError(f"--device {name!r} must be auto, cpu, cuda, cuda:N or mps.")
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device with a name, or the default one for `auto`.
 
@@ -29,10 +35,9 @@ def choose_device(name: str) -> torch.device:
         UsageError: If the name is not that of a device.
         ValueError: If this machine or the installed PyTorch does not have the device.
     """
+    check_device_name(name)
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
-        raise UsageError(f"--device {name!r} must be auto, cpu, cuda, cuda:N or mps.")
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

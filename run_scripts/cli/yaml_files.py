@@ -11,13 +11,16 @@ from biomedclip.processing.tables import read_text
 class _UniqueKeys(yaml.SafeLoader):
     """Reject repeated keys. In recipes, `max-steps` and `max_steps` are the same key."""
 
+    same_as_underscore = "-"
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if str(key.value).replace("-", "_") in seen:
+            name = str(key.value).replace(self.same_as_underscore, "_")
+            if name in seen:
                 problem = f"the key {key.value!r} is repeated"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-            seen.add(str(key.value).replace("-", "_"))
+            seen.add(name)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -25,6 +28,7 @@ class _Texts(_UniqueKeys):
     """Read all values as text, such as `yes` and `007`."""
 
     yaml_implicit_resolvers = {}
+    same_as_underscore = "_"
 
 
 def read_yaml(path: Path, name: str, *, as_text: bool = False) -> Any:

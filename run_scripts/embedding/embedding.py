@@ -98,7 +98,7 @@ def _prepared(encoder: DualEncoder, images: Inputs, batches: Iterable[Sequence[i
                 # One by one: a batch of decoded images can be large.
                 decoded = [decode_content(content, name)]
                 pixels.append(encoder.processor.image_processor(decoded, return_tensors="pt")["pixel_values"])
-            except ImageError as error:
+            except (ImageError, ImportError) as error:  # DICOM without pydicom
                 row.error = str(error)
             rows.append(row)
         return _Batch(rows, torch.cat(pixels) if pixels else None)

@@ -6,6 +6,7 @@ torchrun sets.
 """
 
 import atexit
+import json
 import multiprocessing
 import os
 import runpy
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -85,7 +87,7 @@ def start(
         files: Files for stdin, stdout and stderr. The command appends to the last two.
         transformers: Whether transformers may be imported already.
     """
-    arguments: Any = (list(map(str, command)), dict(environment), str(folder), list(map(str, files)))
+    arguments: Any = (list(map(str, command)), dict(environment), _search_path(), str(folder), list(map(str, files)))
     process = _CONTEXT.Process(target=_run, args=arguments)
     with _server(environment, transformers):
         process.start()
@@ -137,7 +139,16 @@ def _wait(running: Sequence[multiprocessing.Process], deadline: float) -> None:
         raise TimeoutError("the processes did not end in time")
 
 
-def _run(command: list[str], environment: dict[str, str], folder: str, files: list[str]) -> None:
+@cache
+def _search_path() -> list[str]:
+    """Return `sys.path` of a new interpreter. That of this process has more entries, which a server would inherit."""
+    code = "import json, sys; print(json.dumps(sys.path[1:]))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def _run(command: list[str], environment: dict[str, str], path: list[str], folder: str, files: list[str]) -> None:
     """Become the process of a command."""
     os.setsid()
     os.environ.clear()
@@ -146,7 +157,7 @@ def _run(command: list[str], environment: dict[str, str], folder: str, files: li
     for number, file in enumerate(files):
         os.dup2(os.open(file, os.O_RDWR | os.O_APPEND), number)
     sys.stdin = open(0, closefd=False)
-    sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:] = [*filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *path]
     try:
         if command[0] == "-m":
             sys.argv = command[1:]

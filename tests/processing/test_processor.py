@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 
 import pytest
 import torch
@@ -87,7 +86,7 @@ def test_token_ids_of_unusual_texts_equal_open_clip(published, open_clip_tokeniz
 
 
 def test_without_ftfy_texts_are_prepared_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "ftfy", None)
+    monkeypatch.setattr(processing_biomedclip, "_ftfy", lambda: None)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     assert clean_text("a  &lt;\nb") == "a < b"
     assert "pip install ftfy" in caplog.text

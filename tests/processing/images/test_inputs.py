@@ -43,6 +43,11 @@ def test_a_folder_is_searched_and_files_that_are_not_images_are_listed(folder, c
     assert "2 files are not images and are ignored" in caplog.text and "notes.txt" in caplog.text
 
 
+def test_the_metadata_of_a_folder_of_images_is_no_dataset(folder):
+    pq.write_table(pa.table({"file_name": ["b.png"], "text": ["a"]}), folder / "scans" / "metadata.parquet")
+    assert len(find_inputs(["scans"])) == 4
+
+
 def test_files_folders_patterns_and_stdin_give_each_file_once_in_sorted_order(folder):
     stdin = io.StringIO("other.png\n\n./scans/b.png\r\nmissing.png\n")
     found = find_inputs(["scans/deep", "scans/*.png", "other.png", "scans/b.png", "-"], stdin=stdin)

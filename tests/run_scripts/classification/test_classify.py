@@ -25,6 +25,7 @@ from biomedclip import (
     read_image,
     saliency_map,
 )
+from biomedclip.processing.images.errors import ImageError
 from biomedclip.processing.images.inputs import InputImage
 from biomedclip.run_scripts.classification import overlays
 from biomedclip.run_scripts.classification.classifiers import Classifier
@@ -304,6 +305,19 @@ def test_saliency_writes_the_maps_of_the_listed_labels(capsys, scans, small_chec
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "maps" / name)), np.asarray(overlay))
 
 
+def test_an_image_that_disappears_before_its_saliency_map_keeps_its_prediction(
+    capsys, caplog, scans, small_checkpoint, tmp_path, monkeypatch
+):
+    def disappeared(image):
+        raise ImageError("0.png: the file does not exist")
+
+    monkeypatch.setattr(overlays, "read_row_image", disappeared)
+    arguments = [scans / "0.png", "--model", small_checkpoint, "--labels", *LABELS, "--format", "json"]
+    status, out, _ = run(capsys, *arguments, "--saliency", tmp_path / "maps")
+    assert status == 0 and len(read_json(out)) == len(LABELS)
+    assert "no saliency map: 0.png" in caplog.text
+
+
 def test_saliency_of_a_large_image_is_smaller_than_the_image(capsys, small_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(overlays, "LARGEST", 64)
     pixels = np.random.default_rng(0).integers(0, 65536, (90, 128), dtype=np.uint16)
@@ -341,6 +355,7 @@ def test_an_exported_model_classifies_like_the_model(capsys, scans, small_checkp
     [
         (["--model", "CLASSIFIER", "--labels", "a", "b"], 2, "is a fine-tuned classifier without a text tower"),
         (["--model", "CLASSIFIER", "--saliency", "MAPS"], 2, "Omit --saliency"),
+        (["--model", "MODEL", "--labels", "a", "b", "--saliency", "FOLDER"], 1, "contains files"),
         (["--model", "MODEL", "--labels", "a", "b", "--precision", "int8"], 1, "float32 or bfloat16"),
         (["--model", "CLASSIFIER", "--template", "a {}"], 2, "--template has no effect without --labels"),
         (["--model", "MODEL"], 2, "needs --labels"),

@@ -37,6 +37,11 @@ def test_a_yaml_file_has_prompts_that_are_used_as_they_are(tmp_path):
     assert read_labels([str(path)], ["{}"]) == {"left": ["left"], "right": ["right"]}
 
 
+def test_labels_that_differ_in_a_hyphen_are_different(tmp_path):
+    (tmp_path / "labels.yaml").write_text("X-ray: a\nX_ray: b\n", encoding="utf-8")
+    assert list(read_labels([str(tmp_path / "labels.yaml")])) == ["X-ray", "X_ray"]
+
+
 def test_the_taxonomy_has_the_thirty_classes_of_imageclef():
     labels = read_labels(["taxonomy:imagetypes"])
     assert len(labels) == 30
