@@ -42,6 +42,8 @@ _COMPARISONS = {
 _WORDS = {"and", "or", "not", "in", "like", "is", "null", "true", "false"}
 _HIDDEN = "embedding"
 _MOST_NESTED = 50
+_MOST_TERMS = 200  # because the depth of the expression grows with their number
+_MOST_CHARACTERS = 10_000
 _SHOWN = 20  # columns in an error
 _LONGEST = 200  # characters of the condition in an error
 
@@ -60,8 +62,8 @@ def parse_filter(text: str, schema: pa.Schema) -> ds.Expression:
         schema: Names and types of the columns.
 
     Raises:
-        UsageError: If the condition cannot be read, names an unknown column, or compares a column with a value of
-            another type. The message has the position.
+        UsageError: If the condition is too long or cannot be read, names an unknown column, or compares a column with
+            a value of another type. The message has the position.
     """
     return _Parser(text, schema).parse()
 
@@ -72,9 +74,14 @@ class _Parser:
     def __init__(self, text: str, schema: pa.Schema):
         self._text, self._schema = text, schema
         self._where = f"--where {text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'}"
+        if len(text) > _MOST_CHARACTERS:
+            raise UsageError(
+                f"{self._where}: {len(text):,} characters, and {_MOST_CHARACTERS:,} are allowed. Shorten the condition."
+            )
         self._tokens = self._split()
         self._next = 0
         self._depth = 0
+        self._terms = 0
 
     def parse(self) -> ds.Expression:
         result = self._any()
@@ -84,10 +91,11 @@ class _Parser:
 
     def _split(self) -> list[_Token]:
         tokens, place = [], 0
-        while self._text[place:].strip():
+        end = len(self._text.rstrip())
+        while place < end:
             match = _TOKEN.match(self._text, place)
             if match is None or match.lastgroup is None:
-                start = place + len(self._text[place:]) - len(self._text[place:].lstrip())
+                start = end - len(self._text[place:end].lstrip())
                 what = "a quote is not closed" if self._text[start] in "'\"" else f"{self._text[start]!r} is unknown"
                 raise UsageError(f"{self._where}: {what} at character {start + 1}. Example: {EXAMPLE}")
             kind = match.lastgroup
@@ -121,7 +129,13 @@ class _Parser:
         self._depth -= 1
         return result
 
+    def _count_term(self) -> None:
+        self._terms += 1
+        if self._terms > _MOST_TERMS:
+            raise self._error(f"more than {_MOST_TERMS} comparisons and values of 'in'")
+
     def _comparison(self) -> ds.Expression:
+        self._count_term()
         name, kind = self._column()
         column = ds.field(name)
         if self._take("is"):
@@ -153,6 +167,7 @@ class _Parser:
         self._expect("(")
         values = [self._value(name, kind)]
         while self._take(","):
+            self._count_term()
             values.append(self._value(name, kind))
         self._expect(")")
         result = pc.equal(column, values[0])

@@ -111,6 +111,9 @@ def test_dictionaries_are_compared_like_their_values():
         ("and year > 3", "expected a column"),
         ("not " * 80 + "open", "more than 50 levels"),
         ("(" * 5000 + "open", "more than 50 levels"),
+        ("open or " * 200 + "open", "more than 200 comparisons"),
+        (f"year in ({'1, ' * 200}1)", "more than 200 comparisons and values of 'in'"),
+        ("open or " * 2000, "16,000 characters, and 10,000 are allowed"),
     ],
 )
 def test_an_error_says_what_is_wrong_and_where(text, message):
