@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,20 @@ class Thumbnails:
             parts.append(f"{self._unreadable:,} unreadable")
         return f"Without thumbnail: {', '.join(parts)}."
 
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Return the number of each id of the inputs. A dataset can be large, so its ids are read only once."""
+        numbers: dict[str, int] = {}
+        for number, name in enumerate(self._inputs.ids() if self._inputs is not None else ()):
+            numbers.setdefault(name, number)
+        return numbers
+
     def _named(self, ids: set[str]) -> dict[str, InputImage]:
         """Return the inputs with these ids."""
-        found: dict[str, InputImage] = {}
-        if self._inputs is not None:
-            for number, name in enumerate(self._inputs.ids()):
-                if len(found) == len(ids):
-                    break
-                if name in ids and name not in found:
-                    found[name] = next(iter(self._inputs.rows(number, number + 1)))
-        return found
+        if self._inputs is None:
+            return {}
+        found = {name: self._numbers[name] for name in ids if name in self._numbers}
+        return {name: next(iter(self._inputs.rows(number, number + 1))) for name, number in found.items()}
 
     def _thumbnail(self, row: Mapping[str, Any], named: InputImage | None) -> bytes | None:
         path = row.get("path")
