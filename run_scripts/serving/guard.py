@@ -12,8 +12,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-_HELD = 16  # bodies of the largest size that may be in memory at the same time
-_BODY_SECONDS = 30
+_MAX_HELD_BYTES = 500_000_000  # of all bodies that are in memory at the same time. One body may always be larger.
+_BODY_SECONDS = 30  # and another second for each MB that has arrived, so that a large body is not refused
+_BYTES_PER_SECOND = 1_000_000
 _DRAIN_SECONDS = 3
 
 
@@ -60,7 +61,7 @@ class Guard:
         self._app = app
         self._max_bytes = max_bytes
         self._hosts = None if hosts is None else frozenset(hosts)
-        self._held = 0
+        self._held_bytes = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
@@ -81,7 +82,7 @@ class Guard:
                 return
             await self._app(scope, _replay(bytes(body), receive), send)
         finally:
-            self._held -= len(body)
+            self._held_bytes -= len(body)
 
     def _check_source(self, scope: Message) -> None:
         headers = _headers(scope)
@@ -109,7 +110,8 @@ class Guard:
             "with a larger --max-request-mb.",
         )
         try:
-            async with asyncio.timeout(_BODY_SECONDS):
+            end = asyncio.get_running_loop().time() + _BODY_SECONDS
+            async with asyncio.timeout_at(end) as timeout:
                 if declared.isdecimal() and int(declared) > self._max_bytes:
                     await _drain(receive, self._max_bytes)
                     raise too_large
@@ -119,16 +121,22 @@ class Guard:
                         return False
                     chunk = message.get("body", b"")
                     body += chunk
-                    self._held += len(chunk)
+                    self._held_bytes += len(chunk)
+                    timeout.reschedule(end + len(body) / _BYTES_PER_SECOND)
                     if len(body) > self._max_bytes:
                         await _drain(receive, self._max_bytes)
                         raise too_large
-                    if self._held > _HELD * self._max_bytes:
+                    if self._held_bytes > max(_MAX_HELD_BYTES, self._max_bytes):
                         raise RefusedError(503, "busy", "The server is busy. Try again later.")
                     if not message.get("more_body", False):
                         return True
         except TimeoutError:
-            raise RefusedError(408, "timeout", f"The body took more than {_BODY_SECONDS} seconds.") from None
+            raise RefusedError(
+                408,
+                "timeout",
+                f"The body took more than {_BODY_SECONDS} seconds and one second for each MB. Send fewer or smaller "
+                "images in a request, or use a faster connection.",
+            ) from None
 
 
 def hosts_of(host: str) -> tuple[str, ...] | None:
