@@ -1,4 +1,4 @@
-"""Join the items of concurrent requests to batches. One thread runs the model."""
+"""Combine the items of concurrent requests into batches. One thread runs them."""
 
 import threading
 import time
@@ -44,7 +44,7 @@ class Batcher:
         self._items: deque[tuple[str, _Item]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
 
     @property
@@ -118,7 +118,7 @@ class Batcher:
 
 def _run(batch: list[_Item]) -> None:
     try:
-        results = batch[0].run([item.value for item in batch])
+        results = list(zip(batch, batch[0].run([item.value for item in batch]), strict=True))
     except Exception as error:  # the thread must survive every error, and the caller gets it
         if len(batch) == 1:
             batch[0].result.set_exception(error)
@@ -126,5 +126,5 @@ def _run(batch: list[_Item]) -> None:
             for item in batch:
                 _run([item])
         return
-    for item, result in zip(batch, results, strict=True):
+    for item, result in results:
         item.result.set_result(result)
