@@ -4,6 +4,7 @@ biomedclip demo --model out/model --index vectors
 """
 
 import ipaddress
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,14 +85,14 @@ def demo(options: DemoOptions) -> None:
     from .serving.api import create_app
     from .serving.engine import load_engine
 
-    labels = list(read_labels(options.labels)) if options.labels else []
+    prompts = read_labels(options.labels) if options.labels else None
     thumbnails = Thumbnails(options.images, [Path(folder) for folder in (".", options.index) if folder is not None])
     with _listening(options.host, options.port) as listener:
         with no_bars_without_terminal():
             engine = load_engine(
                 options.model,
                 index=options.index,
-                labels=labels,
+                prompts=prompts,
                 device=options.device,
                 precision=options.precision,
                 batch_size=options.batch_size,
@@ -122,13 +123,15 @@ def demo(options: DemoOptions) -> None:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the address, before the model is loaded."""
+    """Return a socket that listens on the address, before the model is loaded."""
     address = "127.0.0.1" if host == "localhost" else host
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name == "posix":  # on Windows, this option lets another program take the port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address, port))
+        listener.listen(_CONNECTIONS)  # until then, another program can take the port
     except OSError as error:
         listener.close()
         raise UsageError(f"--host {host} --port {port}: {error.strerror}. Choose another port or address.") from error

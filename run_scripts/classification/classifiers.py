@@ -14,14 +14,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from biomedclip import ZeroShotClassifier
 from biomedclip.conversion.files import read_json
-from biomedclip.embedding import normalize
 from biomedclip.source_checks import ADAPTER_CONFIG, check_source
 
 from ..cli.errors import UsageError
 from ..cli.models import check_model_name
 from ..cli.reporting import no_warnings_of_transformers
 from ..cli.trust import questions_are_errors
-from ..embedding.encoders import OF_MODELS, check_encoder, load_encoder
+from ..embedding.encoders import OF_MODELS, check_encoder, label_embeds, load_encoder
 from ..evaluation.checks import check_weights, config_on_hub
 from ..evaluation.dual_encoders import DualEncoder
 from ..hub.fingerprints import weights_fingerprint
@@ -162,9 +161,7 @@ def load_zero_shot(
     flat = [prompt for texts in prompts.values() for prompt in texts]
     with encoder.precise():
         embeds = ZeroShotClassifier(encoder.model, encoder.processor, flat, "{}").class_embeds
-    groups = embeds.split([len(texts) for texts in prompts.values()])
-    # Normalizing one embedding again would change its last bit.
-    of_labels = torch.stack([group[0] if len(group) == 1 else normalize(group.mean(dim=0)) for group in groups])
+    of_labels = label_embeds(embeds, prompts.values())
     scale = encoder.logit_scale
 
     def predict(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Read labels and their prompts: values of an option, text files, YAML files and shipped taxonomies."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def _check(found: Iterable[tuple[str, list[str]]], where: str) -> None:
     labels = [label for label, _ in found]
     if not all(labels):
         raise ValueError(f"{where}: a label is empty.")
-    if twice := [label for label in labels if labels.count(label) > 1]:
+    if twice := [label for label, count in Counter(labels).items() if count > 1]:
         raise ValueError(f"{where}: the label {twice[0]!r} occurs twice.")
     if len(labels) < 2:
         hint = " Separate labels with spaces, and quote each one." if labels and "," in labels[0] else ""

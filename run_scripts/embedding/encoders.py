@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from biomedclip import BiomedCLIPProcessor, ExportedModel
-from biomedclip.embedding import embed_texts
+from biomedclip.embedding import embed_texts, normalize
 from biomedclip.export import DESCRIPTION, FORMATS, PACKAGES_TO_RUN, check_packages
 
 from ..evaluation.checks import check_model
@@ -92,6 +93,18 @@ def load_encoder(name: str, precision: str, *, trust_remote_code: bool = False) 
         return encoder
     processor = BiomedCLIPProcessor.from_pretrained(name, trust_remote_code=False)
     return ExportedEncoder(name, "exported", ExportedModel(name, precision=precision), processor, precision)
+
+
+def label_embeds(embeds: torch.Tensor, prompts: Iterable[Sequence[str]]) -> torch.Tensor:
+    """Return the normalized mean of the embeddings of the prompts of each label.
+
+    Args:
+        embeds: Embeddings of all prompts, of shape `(prompts, dimension)`.
+        prompts: Prompts of each label, in the order of the embeddings.
+    """
+    groups = embeds.split([len(texts) for texts in prompts])
+    # Normalizing one embedding again would change its last bit.
+    return torch.stack([group[0] if len(group) == 1 else normalize(group.mean(dim=0)) for group in groups])
 
 
 def text_embeds(encoder: DualEncoder, texts: list[str], batch_size: int) -> torch.Tensor:

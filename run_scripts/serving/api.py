@@ -33,11 +33,10 @@ from starlette.exceptions import HTTPException
 from biomedclip.model_cards.escaping import one_line
 from biomedclip.processing.images.errors import ImageError
 
-from ..classification.labels import DEFAULT_TEMPLATE
 from ..cli.fields import WORKERS
 from ..cli.output import plain_value
 from .batching import BusyError
-from .engine import Engine, InputError, prompts_of, read_upload
+from .engine import MAX_CHARACTERS, MAX_LABELS, Engine, InputError, prompts_of, read_upload
 from .guard import Guard, RefusedError, hosts_of
 
 
@@ -45,9 +44,7 @@ logger = logging.getLogger(__name__)
 
 MAX_IMAGES = 64
 MAX_TEXTS = 2048  # as in the API of OpenAI
-MAX_LABELS = 1000
 MAX_TOP_K = 1000
-MAX_CHARACTERS = 10_000  # of a text
 MAX_LABEL_CHARACTERS = 1000  # of a label, a template or a condition
 MAX_FORM_FIELD = 50_000_000  # bytes of a field without a file, such as an image in base64
 _SHOWN = 500  # characters of an error
@@ -65,7 +62,7 @@ class Upload:
 
 
 def _is_data_url(text: str) -> bool:
-    return text.startswith("data:")
+    return _DATA_URL.match(text) is not None
 
 
 def _input(text: str) -> str:
@@ -95,7 +92,7 @@ class ClassifyBody(_Body):
 
     images: Images
     labels: Labels = []
-    template: ShortText = DEFAULT_TEMPLATE
+    template: ShortText | None = None
     top_k: TopK | None = None
 
 
@@ -179,10 +176,11 @@ class Api:
         labels = body.labels or self.engine.labels
         if not labels:
             raise _invalid("`labels` is missing. Pass it, or start the server with --labels.")
-        prompts = prompts_of(labels, body.template)
+        prompts = prompts_of(labels, body.template, self.engine.prompts)
         image_embeds = await self._embed_images(body.images)
-        label_embeds = np.stack(await _results(self.engine.submit_prompts(prompts)))
-        results = [self.engine.ranked(embed, labels, label_embeds)[: body.top_k] for embed in image_embeds]
+        flat = [prompt for texts in prompts.values() for prompt in texts]
+        prompt_embeds = await _results(self.engine.submit_prompts(flat))
+        results = await run_in_threadpool(self.engine.ranked, image_embeds, prompts, prompt_embeds, body.top_k)
         return {"model": self.engine.name, "results": [{"predictions": found} for found in results]}
 
     async def embed(self, request: Request) -> dict[str, Any]:
@@ -192,19 +190,21 @@ class Api:
             embeds = await self._embed_images(body.images)
         else:
             embeds = await _results(self.engine.submit_texts(body.texts or []))
-        return {"model": self.engine.name, "dimension": self.engine.dimension, "embeddings": _floats(embeds)}
+        values = await run_in_threadpool(_floats, embeds)
+        return {"model": self.engine.name, "dimension": self.engine.dimension, "embeddings": values}
 
     async def search(self, request: Request) -> dict[str, Any]:
         """Return the rows of the index that are the most similar to a text or an image."""
         body = await _read(request, SearchBody)
         if self.engine.index is None:
             raise RefusedError(404, "not_found", "There is no index. Start biomedclip demo with --index.")
+        condition = self.engine.condition(body.where)
         if body.image is not None:
             (embed,) = await self._embed_images([body.image])
         else:
             (embed,) = await _results(self.engine.submit_texts([body.text or ""]))
-        found = await run_in_threadpool(self.engine.search_embedding, embed, body.top_k, body.where)
-        return {"model": self.engine.name, "results": [plain_value(row) for row in found]}
+        (found,) = await _results([self.engine.submit_search(embed, body.top_k, condition)])
+        return {"model": self.engine.name, "results": await run_in_threadpool(plain_value, found)}
 
     async def embeddings(self, request: Request) -> dict[str, Any]:
         """Return embeddings in the form of the embeddings API of OpenAI."""
@@ -220,7 +220,7 @@ class Api:
         of_texts = iter(await _results(self.engine.submit_texts(texts)))
         embeds = [next(of_images if _is_data_url(value) else of_texts) for value in body.input]
         tokens = sum(await _results(self.engine.submit_token_counts(texts)))
-        values: list[Any] = _base64(embeds) if body.encoding_format == "base64" else _floats(embeds)
+        values: list[Any] = await run_in_threadpool(_base64 if body.encoding_format == "base64" else _floats, embeds)
         data = [{"object": "embedding", "index": at, "embedding": value} for at, value in enumerate(values)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": self.engine.name, "usage": usage}
@@ -235,14 +235,16 @@ class Api:
             pixels = await asyncio.gather(*decoded)
         finally:
             while decoded:
-                decoded.pop().cancel()  # if another one failed. Nothing keeps the results of a request in memory.
+                # If one image fails, the others need not be decoded. Popped, because a finished future keeps its
+                # result in memory as long as it is in a list.
+                decoded.pop().cancel()
         return await _results(self.engine.submit_pixels(pixels))
 
     def _decode(self, image: str | Upload, name: str) -> torch.Tensor:
         if isinstance(image, str):
             image = Upload(_from_base64(image, name), name)
         try:
-            return self.engine.prepare(read_upload(image.content, image.name))
+            return self.engine.prepare(read_upload(image.content, image.name), name)
         except ImageError as error:
             problem = (str(error), error.reason)
         # Another error, because the traceback of the first one keeps the decoded image in memory.
@@ -250,7 +252,7 @@ class Api:
 
 
 def create_app(engine: Engine, *, max_request_mb: int = 32, host: str = "127.0.0.1") -> FastAPI:
-    """Return the application of the API. Its lifespan ends with the engine.
+    """Return the application of the API. The engine is closed when the application stops.
 
     Args:
         engine: The engine.
@@ -351,16 +353,19 @@ async def _read_form(request: Request, kind: type[Body]) -> dict[str, Any]:
         problem = error.detail if isinstance(error, HTTPException) else "the form is damaged"
         raise RefusedError(400, "invalid_form", f"multipart/form-data: {_shown(problem)}") from error
     found: dict[str, Any] = {}
-    for name in form:
-        values: list[Any] = []
-        for value in form.getlist(name):
-            if isinstance(value, UploadFile):
-                values.append(Upload(await value.read(), value.filename or "image"))
-            else:
-                values.append(int(value) if name == "top_k" and re.fullmatch(r"\d{1,9}", value) else value)
-        if name not in lists and len(values) > 1:
-            raise _invalid(f"`{_shown(name)}` is given {len(values)} times.")
-        found[name] = values if name in lists else values[0]
+    try:
+        for name in form:
+            values: list[Any] = []
+            for value in form.getlist(name):
+                if isinstance(value, UploadFile):
+                    values.append(Upload(await value.read(), value.filename or "image"))
+                else:
+                    values.append(int(value) if name == "top_k" and re.fullmatch(r"\d{1,9}", value) else value)
+            if name not in lists and len(values) > 1:
+                raise _invalid(f"`{_shown(name)}` is given {len(values)} times.")
+            found[name] = values if name in lists else values[0]
+    finally:
+        await form.close()  # large files are on disk
     return found
 
 

@@ -26,16 +26,15 @@ from ..embedding.filters import EXAMPLE as FILTER
 from ..embedding.pages import article, literal
 from ..embedding.thumbnails import Thumbnails, data_url, jpeg
 from .batching import BusyError
-from .engine import Engine, InputError, read_upload
+from .engine import MAX_CHARACTERS, Engine, InputError, read_upload
 
 
 logger = logging.getLogger(__name__)
 
 PATH = "/page"
 LABELS = ("chest X-ray", "brain MRI", "histology", "photograph of skin", "bar chart")
-MAX_LABELS = 1000
 MAX_RESULTS = 50
-MAX_CHARACTERS = 10_000  # of a field
+_LABELS_CHARACTERS = 100_000  # of all labels
 _SIDE = 640  # pixels of the longer side of a preview
 _COLUMNS = ("rank", "id", "path", "similarity")  # of results, without those of the input
 _FIRST = ("caption", "text", "report", "title", "license", "citation")  # of many columns of the input
@@ -96,8 +95,11 @@ def create_page(engine: Engine, thumbnails: Thumbnails) -> gr.Blocks:
                 preview = gr.HTML(elem_id="preview")
             with gr.Column(scale=3, min_width=280):
                 with gr.Tab("Classify"):
-                    labels = _textbox("Labels, one per line", "labels", "\n".join(engine.labels or LABELS), lines=5)
-                    template = _textbox("Prompt with {} for the label", "template", DEFAULT_TEMPLATE)
+                    names = "\n".join(engine.labels or LABELS)
+                    labels = _textbox("Labels, one per line", "labels", names, limit=_LABELS_CHARACTERS, lines=5)
+                    template = _textbox(
+                        "Prompt with {} for the label (optional)", "template", placeholder=DEFAULT_TEMPLATE
+                    )
                     classify = gr.Button("Classify", variant="primary", elem_id="classify")
                     predictions = gr.HTML(elem_id="predictions")
                 with gr.Tab("Saliency"):
@@ -115,12 +117,16 @@ def create_page(engine: Engine, thumbnails: Thumbnails) -> gr.Blocks:
                         hits = gr.HTML(elem_id="hits")
 
         def on(
-            triggers: Any, function: Callable[..., str], inputs: Any, output: Any, trigger_mode: str = "once"
+            triggers: Any,
+            function: Callable[..., str],
+            inputs: list[gr.components.Component],
+            output: Any,
+            trigger_mode: str = "once",
         ) -> None:
             # The limit is shared, so that only one image of the page is decoded at a time.
             gr.on(
                 triggers,
-                _answering(function),
+                _answering(function, inputs),
                 inputs,
                 output,
                 concurrency_limit=1,
@@ -131,7 +137,7 @@ def create_page(engine: Engine, thumbnails: Thumbnails) -> gr.Blocks:
             )
 
         # A file may be replaced while it is read.
-        on([file.upload, file.clear], _preview, file, preview, trigger_mode="always_last")
+        on([file.upload, file.clear], _preview, [file], preview, trigger_mode="always_last")
         on([classify.click, template.submit], _classifying(engine), [file, labels, template], predictions)
         on([explain.click, prompt.submit], _explaining(engine), [file, prompt], overlay)
         if engine.index is not None:
@@ -229,15 +235,24 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def _textbox(label: str, name: str, value: str = "", **options: Any) -> gr.Textbox:
-    return gr.Textbox(value, label=label, elem_id=name, max_length=MAX_CHARACTERS, **options)
+def _textbox(label: str, name: str, value: str = "", *, limit: int = MAX_CHARACTERS, **options: Any) -> gr.Textbox:
+    return gr.Textbox(value, label=label, elem_id=name, max_length=max(limit, len(value)), **options)
 
 
-def _answering(function: Callable[..., str]) -> Callable[..., str]:
+def _check_lengths(inputs: Sequence[gr.components.Component], values: Sequence[Any]) -> None:
+    """Check the lengths of texts. The limits of text fields hold only in the browser."""
+    for field, value in zip(inputs, values, strict=True):
+        if isinstance(field, gr.Textbox) and (limit := field.max_length) and len(value or "") > limit:
+            found = f"{len(value):,} characters, and {limit:,} are allowed"
+            raise _RequestError(f"{field.label}: {found}. Shorten the text.")
+
+
+def _answering(function: Callable[..., str], inputs: Sequence[gr.components.Component]) -> Callable[..., str]:
     """Return a function that answers with a message instead of raising an error."""
 
     def answer(*values: Any) -> str:
         try:
+            _check_lengths(inputs, values)
             return function(*values)
         except (_RequestError, InputError, ImageError, BusyError) as error:
             message = str(error)
@@ -272,9 +287,7 @@ def _classifying(engine: Engine) -> Callable[..., str]:
     def classify(path: str | None, labels: str, template: str) -> str:
         image = _read(path)
         names = list(dict.fromkeys(line.strip() for line in labels.splitlines() if line.strip()))
-        if len(names) > MAX_LABELS:
-            raise _RequestError(f"There are {len(names):,} labels, and {MAX_LABELS:,} are allowed.")
-        return _bars(engine.classify(image, names, template))
+        return _bars(engine.classify(image, names, template.strip() or None))
 
     return classify
 

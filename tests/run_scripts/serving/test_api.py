@@ -1,5 +1,6 @@
 """The HTTP API gives the results of the engine, and refuses bad requests with a reason."""
 
+import asyncio
 import base64
 import io
 import json
@@ -17,6 +18,8 @@ from helpers.embedding_shards import random_embeddings, write_embedding_shards
 from PIL import Image
 
 from biomedclip import BiomedCLIPModel, BiomedCLIPProcessor, ZeroShotClassifier, embed_images, embed_texts
+from biomedclip.run_scripts.classification.labels import read_labels
+from biomedclip.run_scripts.cli.errors import UsageError
 from biomedclip.run_scripts.embedding.encoders import load_encoder
 from biomedclip.run_scripts.serving.engine import load_engine
 
@@ -24,6 +27,8 @@ from biomedclip.run_scripts.serving.engine import load_engine
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
+from biomedclip.run_scripts.demo import _listening
+from biomedclip.run_scripts.serving import guard
 from biomedclip.run_scripts.serving.api import create_app
 
 
@@ -58,7 +63,7 @@ def engine(small_checkpoint, tmp_path_factory):
     folder = write_embedding_shards(
         tmp_path_factory.mktemp("vectors"), random_embeddings(9), names, columns=years, **fingerprints
     )
-    engine = load_engine(str(small_checkpoint), index=folder, labels=LABELS, device="cpu")
+    engine = load_engine(str(small_checkpoint), index=folder, prompts=read_labels(LABELS), device="cpu")
     yield engine
     engine.close()
 
@@ -116,6 +121,11 @@ def test_the_openai_shape_has_texts_images_and_token_counts(client, loaded):
     body = {"input": "line chart", "model": "base", "encoding_format": "base64"}
     (row,) = answer(client.post("/v1/embeddings", json=body))["data"]
     np.testing.assert_allclose(np.frombuffer(base64.b64decode(row["embedding"]), "<f4"), values[0], rtol=0, atol=1e-6)
+
+
+def test_a_text_that_starts_as_a_data_url_is_embedded_as_text(client, loaded):
+    (row,) = answer(client.post("/v1/embeddings", json={"input": "data: 5 patients"}))["data"]
+    np.testing.assert_allclose(row["embedding"], embed_texts(*loaded, ["data: 5 patients"])[0], rtol=0, atol=1e-6)
 
 
 def test_a_search_equals_that_of_the_index(client, engine):
@@ -201,16 +211,68 @@ def test_a_body_over_the_limit_is_refused_whether_or_not_its_size_is_declared(cl
     assert "1,000,000 bytes" in answer(response, 413)["error"]["message"]
 
 
-def test_a_full_queue_is_an_error_to_try_again_after(client, engine, monkeypatch):
-    monkeypatch.setitem(engine.batcher._limits, "image", 0)
-    response = client.post("/embed", json=IMAGE)
+@pytest.mark.parametrize("name", ["image", "search"])
+def test_a_full_queue_is_an_error_to_try_again_after(client, engine, monkeypatch, name):
+    batcher = engine.batcher if name == "image" else engine._searches
+    monkeypatch.setitem(batcher._limits, name, 0)
+    response = client.post("/embed", json=IMAGE) if name == "image" else client.post("/search", json={"text": "a"})
     assert answer(response, 503)["error"]["type"] == "busy" and response.headers["retry-after"] == "1"
 
 
 def test_a_failure_of_the_server_shows_no_details(client, engine, monkeypatch):
-    monkeypatch.setattr(engine, "prepare", lambda image: 1 / 0)
+    monkeypatch.setattr(engine, "prepare", lambda *_: 1 / 0)
     error = answer(client.post("/embed", json=IMAGE), 500)["error"]
     assert error == {"message": "The server failed. Its log has the details.", "type": "internal_error"}
+
+
+def test_an_image_that_the_processor_cannot_use_is_an_invalid_image(client, engine, monkeypatch):
+    monkeypatch.setattr(engine.encoder.processor, "image_processor", lambda *_, **__: 1 / 0)
+    error = answer(client.post("/embed", json=IMAGE), 422)["error"]
+    assert error["type"] == "invalid_image" and "image 1: the processor of the model cannot use" in error["message"]
+
+
+def statuses_of(bodies: list[list[bytes]], seconds: float) -> list[int]:
+    """Send bodies at the same time, with a pause before each chunk, to a guarded application that takes a while."""
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(0.3)
+        await send({"type": "http.response.start", "status": 200})
+
+    guarded = guard.Guard(app, max_bytes=1000, hosts=None)
+
+    async def post(chunks: list[bytes]) -> int:
+        waiting, statuses = list(chunks), []
+
+        async def receive():
+            await asyncio.sleep(seconds)
+            return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        await guarded({"type": "http", "method": "POST", "headers": []}, receive, send)
+        return statuses[0]
+
+    async def post_all() -> list[int]:
+        return await asyncio.gather(*map(post, bodies))
+
+    return asyncio.run(post_all())
+
+
+def test_a_body_may_take_longer_the_more_of_it_arrives(monkeypatch):
+    monkeypatch.setattr(guard, "_BODY_SECONDS", 0.6)
+    monkeypatch.setattr(guard, "_BYTES_PER_SECOND", 200)
+    assert statuses_of([[b"x" * 100] * 5, [b"x"] * 5], 0.2) == [200, 408]
+
+
+def test_bodies_that_are_held_at_the_same_time_have_a_limit(monkeypatch):
+    monkeypatch.setattr(guard, "_MAX_HELD_BYTES", 2500)
+    assert sorted(statuses_of([[b"x" * 900]] * 3, 0)) == [200, 200, 503]
+
+
+def test_a_port_is_taken_before_the_model_is_loaded():
+    with _listening("127.0.0.1", 0) as listener, pytest.raises(UsageError, match="Choose another port"):
+        _listening("127.0.0.1", listener.getsockname()[1])
 
 
 @pytest.mark.slow

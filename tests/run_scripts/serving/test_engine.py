@@ -22,6 +22,8 @@ from biomedclip import (
     saliency_map,
 )
 from biomedclip.processing.images.errors import ImageError
+from biomedclip.run_scripts.classification.classifiers import load_zero_shot
+from biomedclip.run_scripts.classification.labels import read_labels
 from biomedclip.run_scripts.cli.overlays import draw_overlay
 from biomedclip.run_scripts.embedding.encoders import load_encoder
 from biomedclip.run_scripts.serving.batching import Batcher, BusyError
@@ -57,7 +59,8 @@ def vectors(small_checkpoint, loaded, scans, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(small_checkpoint, vectors):
-    engine = load_engine(str(small_checkpoint), index=vectors, labels=LABELS, device="cpu", batch_size=5)
+    prompts = read_labels(["taxonomy:imagetypes"])
+    engine = load_engine(str(small_checkpoint), index=vectors, prompts=prompts, device="cpu", batch_size=5)
     yield engine
     engine.close()
 
@@ -67,6 +70,13 @@ def test_classification_equals_that_of_the_zero_shot_classifier(engine, loaded, 
     found = engine.classify(scans[3], LABELS)
     assert [row["label"] for row in found] == [LABELS[at] for at in expected.argsort(descending=True)]
     assert [row["probability"] for row in found] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-6)
+
+
+def test_classification_with_listed_prompts_equals_that_of_the_command(engine, small_checkpoint, scans):
+    classifier = load_zero_shot(str(small_checkpoint), engine.prompts, precision="float32", device=torch.device("cpu"))
+    probabilities, _ = classifier.predict(classifier.image_processor([scans[3]], return_tensors="pt")["pixel_values"])
+    found = {row["label"]: row["probability"] for row in engine.classify(scans[3], engine.labels)}
+    assert [found[label] for label in classifier.labels] == pytest.approx(probabilities[0].tolist(), abs=1e-6)
 
 
 def test_embeddings_of_many_threads_equal_those_of_single_calls(engine, loaded, scans):
@@ -118,6 +128,8 @@ def test_an_exported_model_serves_all_but_saliency(loaded, scans, tmp_path):
         (["scan", " "], "{}", "empty label"),
         (["scan", "scan"], "{}", "'scan' twice"),
         (["scan", "chart"], "a photo", "has no {}"),
+        (["a" * 1000, "b"], "{}" * 500, "500,000 characters, and 10,000 are allowed"),
+        ([str(number) for number in range(1001)], "{}", "at most 1,000 labels"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused(engine, scans, labels, template, message):
@@ -125,11 +137,19 @@ def test_labels_that_cannot_be_used_are_refused(engine, scans, labels, template,
         engine.classify(scans[0], labels, template)
 
 
+def test_kept_prompts_have_a_limited_number_of_characters(engine, monkeypatch):
+    monkeypatch.setattr("biomedclip.run_scripts.serving.engine.MAX_KEPT_CHARACTERS", 50)
+    prompts = [f"a prompt of 20 chars{number}"[1:] for number in range(4)]
+    assert len(engine.submit_prompts(prompts)) == 4
+    assert list(engine._kept) == prompts[2:]
+
+
 def test_everything_is_checked_before_the_model_is_loaded(small_checkpoint, vectors, tmp_path, monkeypatch):
     monkeypatch.setattr("biomedclip.run_scripts.serving.engine.load_encoder", lambda *_: pytest.fail("loaded"))
     for arguments, message in (
         ({"index": tmp_path}, "no shards"),
-        ({"labels": ["scan"]}, "at least two"),
+        ({"prompts": {"scan": ["a scan"]}}, "at least two"),
+        ({"prompts": {"scan": ["a"] * 4096, "chart": ["b"]}}, "4,097 prompts"),
         ({"device": "cuda:99"}, "CUDA devices"),
         ({"precision": "int8"}, "float32 or bfloat16"),
     ):
@@ -179,3 +199,11 @@ def test_a_batch_is_shared_and_an_item_that_fails_does_not_fail_the_others():
     batcher.close()
     with pytest.raises(BusyError, match="stopping"):
         batcher.submit("x", None, run, [1])
+
+
+def test_a_wrong_number_of_results_is_an_error_of_its_items_only():
+    batcher = Batcher({"x": 5}, batch_size=4)
+    futures = batcher.submit("x", None, lambda values: [], [1, 2])
+    assert [type(future.exception(10)) for future in futures] == [ValueError, ValueError]
+    assert batcher.submit("x", None, lambda values: values, [3])[0].result(10) == 3
+    batcher.close()

@@ -24,6 +24,7 @@ from biomedclip import (
     embed_texts,
     read_image,
 )
+from biomedclip.run_scripts.classification.labels import read_labels
 from biomedclip.run_scripts.embedding.encoders import load_encoder
 
 
@@ -88,7 +89,7 @@ def index(place, loaded, small_checkpoint):
 @pytest.fixture(scope="module")
 def address(small_checkpoint, index):
     """Serve the page, and return its address."""
-    engine = load_engine(str(small_checkpoint), index=index.folder, labels=LABELS, device="cpu")
+    engine = load_engine(str(small_checkpoint), index=index.folder, prompts=read_labels(LABELS), device="cpu")
     app = create_app(engine)
     mount_page(app, engine, Thumbnails([], [index.folder]), max_file_size=MAX_FILE)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -249,6 +250,21 @@ def test_a_narrow_window_shows_everything_without_scrolling_sideways(page, place
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def events_of(address, function, values, session):
+    """Return what the page is told if a function is called without a browser."""
+    body = {"data": values, "fn_index": function, "session_hash": session, "trigger_id": 1}
+    request = urllib.request.Request(
+        f"{address}/page/gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request).read()
+    return urllib.request.urlopen(f"{address}/page/gradio_api/queue/data?session_hash={session}").read()
+
+
+def test_a_text_over_the_limit_of_its_field_is_refused_by_the_server(address):
+    events = events_of(address, 1, [None, "a\nb", "{}" * 5001], "long")
+    assert b"(optional): 10,002 characters, and 10,000 are allowed" in events
+
+
 @pytest.mark.parametrize("part", [{}, {"is_stream": True}, {"path": "https://example.org/secret.png"}])
 @pytest.mark.parametrize("function, place_of_file", [(0, 0), (1, 1), (3, 0)])  # files and texts
 def test_a_request_cannot_name_a_file_that_was_not_uploaded(address, place, function, place_of_file, part):
@@ -256,12 +272,7 @@ def test_a_request_cannot_name_a_file_that_was_not_uploaded(address, place, func
     shutil.copy(place / "vectors" / "scans" / "0.png", secret)
     values = [None, "brain mri", 5]
     values[place_of_file] = {"path": str(secret), "meta": {"_type": "gradio.FileData"}, **part}
-    body = {"data": values, "fn_index": function, "session_hash": f"{function}{len(part)}", "trigger_id": 1}
-    request = urllib.request.Request(
-        f"{address}/page/gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    urllib.request.urlopen(request).read()
-    events = urllib.request.urlopen(f"{address}/page/gradio_api/queue/data?session_hash={body['session_hash']}").read()
+    events = events_of(address, function, values, f"{function}{len(part)}")
     assert b"data:image" not in events and b"file=" not in events
     assert b'"success":false' in events or b"was not uploaded" in events
     assert not list(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("secret*"))
