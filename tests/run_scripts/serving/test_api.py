@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import subprocess
+import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,9 @@ from biomedclip.run_scripts.serving.engine import load_engine
 
 
 pytest.importorskip("fastapi")
+import httpx
 from fastapi.testclient import TestClient
+from starlette.datastructures import FormData
 
 from biomedclip.run_scripts.demo import _listening
 from biomedclip.run_scripts.serving import guard
@@ -217,6 +220,37 @@ def test_a_full_queue_is_an_error_to_try_again_after(client, engine, monkeypatch
     monkeypatch.setitem(batcher._limits, name, 0)
     response = client.post("/embed", json=IMAGE) if name == "image" else client.post("/search", json={"text": "a"})
     assert answer(response, 503)["error"]["type"] == "busy" and response.headers["retry-after"] == "1"
+
+
+def test_health_is_answered_while_many_searches_wait(engine, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr(engine.index, "search", lambda *_, **__: [[]] if go_on.wait(20) else None)
+
+    async def status_of_health() -> int:
+        transport = httpx.ASGITransport(create_app(engine))
+        async with httpx.AsyncClient(transport=transport, base_url=ADDRESS) as client:
+            searches = [asyncio.create_task(client.post("/search", json={"text": "a"})) for _ in range(50)]
+            await asyncio.sleep(1)
+            try:
+                return (await asyncio.wait_for(client.get("/health"), 5)).status_code
+            finally:
+                go_on.set()
+                assert {search.status_code for search in await asyncio.gather(*searches)} == {200}
+
+    assert asyncio.run(status_of_health()) == 200
+
+
+def test_a_form_is_closed(client, monkeypatch):
+    closed = []
+    close = FormData.close
+
+    async def count(self):
+        closed.append(self)
+        await close(self)
+
+    monkeypatch.setattr(FormData, "close", count)
+    answer(client.post("/embed", files=[("images", ("a.png", png(3)))]))
+    assert len(closed) == 1
 
 
 def test_a_failure_of_the_server_shows_no_details(client, engine, monkeypatch):
