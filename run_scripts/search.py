@@ -50,8 +50,8 @@ def search(options: SearchOptions) -> None:
     output = Path(options.output) if options.output else None
     page = Path(options.html) if options.html else None
     form = choose_format(options.format, output)
-    for file in (output, page):
-        check_output_file(file)
+    for option, file in (("--output", output), ("--html", page)):
+        check_output_file(file, option)
     index = EmbeddingIndex(options.embeddings, modality=options.modality, method=options.index)
     where = parse_filter(options.where, index.schema) if options.where is not None else None
     thumbnails = Thumbnails(options.images, [Path.cwd(), index.folder]) if page else None

@@ -53,21 +53,22 @@ def choose_format(given: str | None, output: Path | None) -> str:
     return found
 
 
-def check_output_file(output: Path | None) -> None:
+def check_output_file(output: Path | None, option: str = "--output") -> None:
     """Check that a file can be written, and create its folder. An existing file is not changed.
 
-    Raise `ValueError` if the path is a folder, a device or another special file, or if its folder is not writable.
+    Raise `ValueError` if the path is a folder, a device or another special file, or if its folder is not writable. The
+    message names `option`.
     """
     if output is None:
         return
     if output.exists() and (kind := special_kind(output)) is not None:
-        raise ValueError(f"--output {output} is {kind}. Pass the name of a file.")
+        raise ValueError(f"{option} {output} is {kind}. Pass the name of a file.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
-        raise ValueError(f"--output {output}: cannot be written ({error.strerror}). Choose another file.") from error
+        raise ValueError(f"{option} {output}: cannot be written ({error.strerror}). Choose another file.") from error
 
 
 def write_rows(

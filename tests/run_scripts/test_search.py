@@ -188,6 +188,7 @@ def test_hnsw_states_its_recall_for_images_and_texts(capsys):
         ([TEXT, "--model", "nowhere"], 1, "--model nowhere is neither a folder"),
         ([TEXT, "--output", "hits.xyz"], 2, "pass --format, or a file name"),
         ([TEXT, "--images", "scans"], 2, "--images has no effect without --html"),
+        ([TEXT, "--html", "model"], 1, "--html model is a folder. Pass the name of a file"),
         (["--like", "scans/03.png", "--device", "cpu"], 2, "--device has no effect with --like"),
         (["--duplicates", "0.9", "--precision", "bf16"], 2, "--precision has no effect with --duplicates"),
         (["--like", "scans/03.png", "--model", "model"], 2, "--model has no effect with --like"),
