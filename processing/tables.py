@@ -1,12 +1,16 @@
-"""Read CSV files in the encodings and with the delimiters that spreadsheet programs use."""
+"""Read JSON lines, and CSV files in the encodings and with the delimiters that spreadsheet programs use."""
 
 import codecs
 import csv
 import io
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from .files import require_regular
 
@@ -126,6 +130,53 @@ def read_table(
             raise ValueError(f"{path}, line {line}: {', '.join(empty)} is empty. Fill it in, or remove the row.")
         table.rows.append(row)
     return table
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line number and the object of each line of a JSON lines file, without blank lines.
+
+    Raises:
+        OSError: If the file cannot be read or is not a regular file.
+        ValueError: If the file is not text, or a line is not a JSON object. The message contains the line number.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: not a JSON object.")
+        yield number, row
+
+
+def arrow_column(path: Path, column: str, values: Sequence[Any], places: Sequence[str]) -> pa.Array:
+    """Return the values of a column as an Arrow array. `places` are their file and line, for messages.
+
+    Raises:
+        ValueError: If the values have several types, or text that UTF-8 cannot represent.
+    """
+    try:
+        column.encode()
+        return pa.array(values)
+    except UnicodeEncodeError as error:
+        # Only JSON can have it, because text files are decoded from UTF-8.
+        bad = (place for place, value in zip(places, values, strict=True) if not _is_unicode(value))
+        raise ValueError(
+            f"{next(bad, path)}: {column!r} has half of a surrogate pair such as \\ud83d, which is not a character. "
+            "Correct it, or remove the row."
+        ) from error
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: the values of {column!r} have several types ({error}).") from error
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _detect_delimiter(text: str, columns: Sequence[str]) -> str:

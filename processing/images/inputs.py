@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from ..files import special_kind
 from ..parquet_rows import ID_COLUMNS, ParquetRows, own_id, row_id
+from ..tables import arrow_column
 from .folders import FolderContent, find_images, is_image_file, shown_name, warn_of_left_out
 from .sets import is_saved_set, open_saved_set
 from .sources import IMAGE_COLUMN, refuse_columns
@@ -179,23 +180,22 @@ class _Table:
         check_table(path, image_root)
         paths = file_columns(image_column)
         found: dict[str, InputImage] = {}
+        places: dict[str, str] = {}
         for row in read_image_rows(path, image_column, {}, image_root=Path(image_root) if image_root else None):
             columns = {column: value for column, value in row.values.items() if column not in paths}
             file = str(row.image)
             image = InputImage(own_id(row.values) or file, row.image, file, columns)
+            places.setdefault(image.id, row.where)
             if found.setdefault(image.id, image).image != row.image:
                 raise ValueError(
                     f"{row.where}: another image has the id {image.id!r}. Make the ids unique, or rename the column."
                 )
         self._images = list(found.values())
         names = dict.fromkeys(chain.from_iterable(image.columns for image in self._images))
-        self.schema = pa.schema([(column, self._type(path, column)) for column in names])
-
-    def _type(self, path: Path, column: str) -> pa.DataType:
-        try:
-            return pa.array([image.columns.get(column) for image in self._images]).type
-        except pa.ArrowException as error:
-            raise ValueError(f"{path}: the values of {column!r} have several types ({error}).") from error
+        values = {column: [image.columns.get(column) for image in self._images] for column in names}
+        self.schema = pa.schema(
+            [(column, arrow_column(path, column, values[column], list(places.values())).type) for column in names]
+        )
 
     def __len__(self) -> int:
         return len(self._images)

@@ -1,6 +1,5 @@
 """Read tables that list images and their labels or texts, such as the metadata files of `imagefolder` in `datasets`."""
 
-import json
 import math
 import os
 import re
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import leads_out
-from ..tables import read_table, read_text
+from ..tables import read_json_lines, read_table
 from .folders import first_names, shown_name
 
 
@@ -180,7 +179,7 @@ def _open_table(path: Path, columns: Sequence[str]) -> tuple[list[str], Iterator
         table = read_table(path, [], known=columns)
         return table.columns, ((f"line {row.line}", row.values) for row in table.rows)
     if path.suffix.lower() == ".jsonl":
-        rows = list(_json_lines(path))
+        rows = [(f"line {number}", row) for number, row in read_json_lines(path)]
         names = dict.fromkeys(name for _, row in rows for name in row)
         return list(names), iter(rows)
     try:
@@ -190,16 +189,3 @@ def _open_table(path: Path, columns: Sequence[str]) -> tuple[list[str], Iterator
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}).") from error
     return list(names), ((f"row {number}", row) for number, row in enumerate(found))
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object.")
-        yield f"line {number}", row

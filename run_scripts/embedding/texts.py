@@ -1,6 +1,5 @@
 """Read the texts to embed: a text file, CSV, JSON lines, Parquet, or a dataset that `biomedclip build` wrote."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ import pyarrow as pa
 
 from biomedclip.processing.images.inputs import IMAGE_COLUMN
 from biomedclip.processing.parquet_rows import ParquetRows, row_id
-from biomedclip.processing.tables import read_table, read_text
+from biomedclip.processing.tables import arrow_column, read_json_lines, read_table, read_text
 
 from .inputs import Inputs
 
@@ -129,26 +128,12 @@ def _read_csv(path: Path, column: str) -> tuple[pa.Table, list[int]]:
 
 
 def _read_json_lines(path: Path, column: str) -> tuple[pa.Table, list[int]]:
-    rows, lines = [], []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
-        if not isinstance(rows[-1], dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object.")
-        lines.append(number)
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    found = list(read_json_lines(path))
+    names = list(dict.fromkeys(name for _, row in found for name in row))
     _check_column(str(path), column, names)
-    columns = {}
-    for name in names:
-        try:
-            columns[name] = pa.array([row.get(name) for row in rows])
-        except pa.ArrowException as error:
-            raise ValueError(f"{path}: the values of {name!r} have several types ({error}).") from error
-    return pa.table(columns), lines
+    places = [f"{path}, line {number}" for number, _ in found]
+    columns = {name: arrow_column(path, name, [row.get(name) for _, row in found], places) for name in names}
+    return pa.table(columns), [number for number, _ in found]
 
 
 __all__ = ["InputText", "find_texts"]
