@@ -17,6 +17,7 @@ EXECUTORS = ("local", "slurm", "ray")
 MOST_TASKS = 16  # default
 _OF_SLURM = ("slurm_partition", "slurm_time", "slurm_args")
 _OF_TASKS = ("tasks", "retries", "memory_gb", *_OF_SLURM)
+_OF_IMAGES = ("image_column", "image_root", "workers")
 GROUPS = {
     "common": "model output images texts text_column image_column image_root update format dtype precision batch_size "
     "shard_size workers device trust_remote_code",
@@ -49,8 +50,10 @@ class EmbedOptions:
     batch_size: int = option(32, "Number of images per batch (default: 32).")
     shard_size: int = option(2048, "Number of items per file, a multiple of the batch size (default: 2048).")
     workers: int = option(WORKERS, f"Number of threads that read images (default: 4, or fewer cores; here {WORKERS}).")
-    device: str = option("auto", DEVICE_HELP)
-    update: bool = option(False, "Add files for new inputs, and write files with changed inputs again.")
+    device: str = option("auto", f"{DEVICE_HELP} On Slurm and Ray, only cuda reserves GPUs.")
+    update: bool = option(
+        False, "Add files for new inputs, and write files with changed image files or texts (not other columns) again."
+    )
     trust_remote_code: bool = trust_option()
     executor: str = option("local", "Where to embed: this machine (local, the default), slurm or ray.", EXECUTORS)
     tasks: int | None = option(
@@ -77,6 +80,14 @@ class EmbedOptions:
         without_effect = {"local": _OF_TASKS, "ray": _OF_SLURM, "slurm": ()}[self.executor]
         if given := [name for name in without_effect if getattr(self, name) != defaults[name]]:
             raise ValueError(f"--{given[0].replace('_', '-')} has no effect with --executor {self.executor}. Omit it.")
+        # A task reserves as many cores as there are workers, also for texts.
+        of_images = [name for name in _OF_IMAGES if name != "workers" or self.executor == "local"]
+        if not self.images and (given := [name for name in of_images if getattr(self, name) != defaults[name]]):
+            raise ValueError(f"--{given[0].replace('_', '-')} has no effect on texts. Omit it, or pass images.")
+        if self.executor != "local" and self.device.startswith("cuda:"):
+            raise ValueError(
+                f"--device {self.device}: a task of --executor {self.executor} sees one GPU. Pass --device cuda."
+            )
         if self.executor == "slurm" and self.slurm_partition is None:
             raise ValueError("--executor slurm requires --slurm-partition. The command sinfo lists the partitions.")
 
