@@ -69,10 +69,11 @@ class Job:
         embed = embed_image_shards if modality == "image" else embed_text_shards
         embed(encoder, inputs, shards, self.writer(modality, inputs), **work)
 
-    def finish(self, device: Any) -> None:
+    def finish(self, device: Any, processes: int | None = None) -> None:
         """Check that all shards were written, write the NumPy file if it was requested, and record the run.
 
-        A run that wrote no shard has no record.
+        `processes` is the number of processes that embedded (default: those of torchrun). A run that wrote no shard has
+        no record.
 
         Raises:
             FileNotFoundError: If this process cannot see a shard that another one has written.
@@ -90,7 +91,7 @@ class Job:
             runs = []
         also = {
             "executor": self.options.executor,
-            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "processes": processes or int(os.environ.get("WORLD_SIZE", "1")),
             "embedded": {
                 MODALITIES[modality]: sum(len(shard.items) for shard in planned)
                 for modality, planned in self.shards.items()
@@ -112,3 +113,13 @@ def find_all(options: EmbedOptions) -> dict[str, Inputs]:
     if options.texts is not None:
         inputs["text"] = find_texts(options.texts, options.text_column)
     return inputs
+
+
+def check_same(*fingerprints: Mapping[str, str]) -> None:
+    """Raise `ValueError` if processes found other inputs. Each mapping has the fingerprints of a process."""
+    for name in fingerprints[0]:
+        if len({found[name] for found in fingerprints}) > 1:
+            raise ValueError(
+                f"The {name}s differ between the processes. Use a folder that all machines share, and do not change it "
+                "during the run."
+            )

@@ -4,10 +4,13 @@ Shard k has items [kS, (k+1)S) of the inputs. The shards of an update are number
 the inputs whose ids are in no shard, in order. An update also writes those shards again whose inputs have changed.
 """
 
+import contextlib
+import datetime
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby, islice
 from pathlib import Path
@@ -16,15 +19,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ..cli.reporting import write_json
-from .changes import changed_images, changed_texts
+from .changes import Rows, changed_images, changed_texts, match_rows
 from .inputs import Inputs
-from .shards import DATA, ShardWriter, shard_numbers, storable
+from .shards import DATA, ShardWriter, shard_numbers
 
 
 logger = logging.getLogger(__name__)
 
 SETTINGS = "embedding.json"
 _INPUTS = "inputs"
+_DAY = 24 * 3600  # seconds
 _EARLIER = "The same command continues a run. For other settings, choose another --output."
 
 
@@ -65,7 +69,11 @@ class OutputFolder:
         if self._path.is_file():
             try:
                 self.content = json.loads(self._path.read_text(encoding="utf-8"))
-                self.content[_INPUTS].items()
+                entries = self.content[_INPUTS]
+                entries.items()
+                # Older folders have it among the settings.
+                if (column := self.content.pop("image_column", None)) is not None and "image" in entries:
+                    entries["image"].setdefault("column", column)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{self._path}: not settings of biomedclip embed. Choose another --output.") from error
         elif folder.is_dir() and (others := [path.name for path in folder.iterdir() if path.suffix != ".partial"]):
@@ -73,9 +81,17 @@ class OutputFolder:
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise `ValueError` if the folder was written with other settings. The message lists the differences."""
-        if not self.content:
-            return
-        before = {name: self.content.get(name) for name in settings}
+        if self.content:
+            self._compare(settings, {name: self.content.get(name) for name in settings})
+
+    def check_columns(self, columns: Mapping[str, str]) -> None:
+        """Raise `ValueError` if the folder has embeddings of another column. `columns` has that of each modality."""
+        entries = self.content.get(_INPUTS, {})
+        # The entries of older folders have no column.
+        before = {name: entries.get(name, {}).get("column", column) for name, column in columns.items()}
+        self._compare(*({f"{name}_column": value for name, value in found.items()} for found in (columns, before)))
+
+    def _compare(self, settings: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         if different := [name for name in settings if before[name] != settings[name]]:
             changes = "; ".join(f"{name} is {settings[name]}, and was {before[name]}" for name in different)
             raise ValueError(f"--output {self.folder} was written with other settings: {changes}. {_EARLIER}")
@@ -86,52 +102,61 @@ class OutputFolder:
         writer: ShardWriter,
         *,
         modality: str,
+        column: str,
         shard_size: int,
         update: bool,
-        text_column: str = "text",
+        start: datetime.datetime,
     ) -> list[Shard]:
         """Return the shards that are missing or damaged. Nothing is written before [`begin`].
 
-        With `update`, these are also shards of new inputs, and shards whose inputs have changed.
+        With `update`, these are also shards of new inputs, and shards whose inputs have changed. `column` is the column
+        of the inputs, and `start` the time in UTC at which the run started.
 
         Raises:
             ValueError: If the inputs are not those of the folder, or images have changed, and `update` is not set.
         """
         found = fingerprint(inputs, modality)
+        existing = shard_numbers(self.folder, modality)
         entries = self.content.setdefault(_INPUTS, {})
         before = entries.get(modality)
-        if before is None or before["fingerprint"] == found:
-            updates = 0 if before is None else before["updates"]
-        elif update:
-            updates = before["updates"] + 1
-        else:
-            raise ValueError(
-                f"--output {self.folder} has embeddings of {before['items']:,} other {modality}s (now "
-                f"{len(inputs):,}). To add those that are new, pass --update. Otherwise choose another --output."
-            )
-        entries[modality] = {"items": len(inputs), "fingerprint": found, "updates": updates}
-        existing = shard_numbers(self.folder, modality)
+        updates = 0 if before is None else before["updates"]
+        starts = {} if before is None else before.get("starts", {})
+        if before is None or before["fingerprint"] != found:
+            if before is not None:
+                if not update:
+                    raise ValueError(
+                        f"--output {self.folder} has embeddings of {before['items']:,} other {modality}s (now "
+                        f"{len(inputs):,}). To add those that are new, pass --update. Otherwise choose another "
+                        "--output."
+                    )
+                updates += 1
+            starts = {**starts, str(max(existing, default=-1) + 1): start.isoformat(timespec="seconds")}
+        entries[modality] = {"items": len(inputs), "fingerprint": found, "updates": updates, "column": column}
+        entries[modality]["starts"] = starts
         complete = [number for number in existing if writer.is_complete(number)]
         if damaged := [number for number in existing if number not in set(complete)]:
             others = f" and {len(damaged) - 1} other(s)" if len(damaged) > 1 else ""
             logger.warning("%s%s: damaged. It is written again.", writer.path(damaged[0]), others)
         paths = {number: writer.path(number) for number in complete}
+        rows: Rows
+        if updates:
+            rows, items = match_rows(inputs, paths, modality)
+            new = list(_shards_of_new(items, complete, shard_size))
+        else:
+            ranges = [range(k, min(k + shard_size, len(inputs))) for k in range(0, len(inputs), shard_size)]
+            rows = {number: ranges[number] for number in complete}
+            new = [Shard(number, items) for number, items in enumerate(ranges) if number not in rows]
         if modality == "image":
-            changed = changed_images(inputs, paths, None if updates else shard_size)
+            changed = changed_images(inputs, rows, paths, starts)
             if changed and not update:
                 raise ValueError(
                     f"--output {self.folder}: {len(changed):,} image(s) have changed since they were embedded, such as "
-                    f"{next(iter(changed))}. To embed them again, pass --update. Otherwise choose another --output."
+                    f"{changed[0][0]}. To embed them again, pass --update. Otherwise choose another --output."
                 )
         else:
             # A changed text changes the fingerprint.
-            changed = changed_texts(inputs, paths, text_column) if updates else {}
-        again = _replacing_shards(inputs, {number: paths[number] for number in sorted(set(changed.values()))})
-        if updates:
-            new = list(_shards_of_new(inputs, list(paths.values()), complete, shard_size))
-        else:
-            missing = sorted(set(range(-(-len(inputs) // shard_size))) - set(complete))
-            new = [Shard(n, range(n * shard_size, min((n + 1) * shard_size, len(inputs)))) for n in missing]
+            changed = changed_texts(inputs, rows, paths, column) if updates else []
+        again = [_replacing_shard(number, rows[number], paths[number]) for number in {number for _, number in changed}]
         return sorted([*again, *new], key=lambda shard: shard.number)
 
     def fingerprint(self, modality: str) -> str:
@@ -139,9 +164,14 @@ class OutputFolder:
         return str(self.content[_INPUTS][modality]["fingerprint"])
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings, and remove the incomplete files of a killed run."""
+        """Write the settings, and remove the incomplete files of killed runs.
+
+        Tasks of another run may be writing files, so only files that are older than a day are removed.
+        """
         for path in [*self.folder.glob("*.partial"), *self.folder.glob(f"{DATA}/*.partial")]:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if path.lstat().st_mtime < time.time() - _DAY:
+                    path.unlink()
         self.content = {**settings, _INPUTS: self.content[_INPUTS]}
         write_json(self._path, self.content)  # first, because it marks the folder as ours
         (self.folder / DATA).mkdir(exist_ok=True)
@@ -157,44 +187,28 @@ def fingerprint(inputs: Inputs, modality: str) -> str:
     return digest.hexdigest()
 
 
-def _replacing_shards(inputs: Inputs, paths: Mapping[int, Path]) -> list[Shard]:
-    """Return shards with the items of complete shards, to replace these.
+def _replacing_shard(number: int, items: Sequence[int | None], path: Path) -> Shard:
+    """Return a shard that replaces a complete one.
 
     Raises:
-        ValueError: If an item of a shard is not among the inputs.
+        ValueError: If an item of the shard is not among the inputs.
     """
-    if not paths:
-        return []
-    ids = {number: pq.read_table(path, columns=["id"])["id"].to_pylist() for number, path in paths.items()}
-    items: dict[str, int | None] = {name: None for names in ids.values() for name in names}
-    for position, name in enumerate(inputs.ids()):
-        if (stored := str(storable(name))) in items:
-            items[stored] = position
-    shards = []
-    for number, names in ids.items():
-        numbers = [item for name in names if (item := items[name]) is not None]
-        if len(numbers) < len(names):
-            lost = next(name for name in names if items[name] is None)
-            raise ValueError(
-                f"{paths[number]} has changed inputs, and {len(names) - len(numbers):,} inputs that are not among the "
-                f"given ones, such as {lost}. Pass all inputs of the folder, or choose another --output."
-            )
-        shards.append(Shard(number, numbers, replaces=True))
-    return shards
+    found = [item for item in items if item is not None]
+    if len(found) < len(items):
+        names = pq.read_table(path, columns=["id"])["id"].to_pylist()
+        raise ValueError(
+            f"{path} has changed inputs, and {len(items) - len(found):,} inputs that are not among the given ones, "
+            f"such as {names[items.index(None)]}. Pass all inputs of the folder, or choose another --output."
+        )
+    return Shard(number, found, replaces=True)
 
 
-def _shards_of_new(inputs: Inputs, written: Sequence[Path], numbers: Sequence[int], shard_size: int) -> Iterator[Shard]:
-    """Yield shards of the items whose ids are in no shard, with the first numbers that are free.
+def _shards_of_new(new: Iterable[int], numbers: Sequence[int], shard_size: int) -> Iterator[Shard]:
+    """Yield shards of the items that are in no shard, with the first numbers that are free.
 
     An interrupted update gets the same shards again: its complete shards are full, except the last one, so the other
     items are divided as before.
     """
-    known = {name for path in written for name in pq.read_table(path, columns=["id"])["id"].to_pylist()}
-    new = []
-    for item, name in enumerate(inputs.ids()):
-        if (stored := str(storable(name))) not in known:
-            known.add(stored)
-            new.append(item)
     taken = set(numbers)
     free = (number for number in count() if number not in taken)
     items = iter(new)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from ..cli.progress import counting, no_bars_without_terminal
 from ..cli.reporting import say
@@ -13,7 +14,7 @@ from ..evaluation.checks import check_writable
 from ..evaluation.dual_encoders import DualEncoder
 from .encoders import check_encoder, load_encoder, text_embeds
 from .inputs import Inputs
-from .job import Job, find_all
+from .job import Job, check_same, find_all
 from .npy import EMBEDDINGS
 from .options import EmbedOptions
 from .plan import OutputFolder
@@ -22,7 +23,7 @@ from .texts import TEXT
 
 
 _TRIAL = "image"  # text that is embedded to find the dimension
-_SETTINGS = ("image_column", "dtype", "batch_size", "shard_size")
+_SETTINGS = ("dtype", "batch_size", "shard_size")
 
 
 def embed(options: EmbedOptions, arguments: Sequence[str] = ()) -> bool:
@@ -39,6 +40,8 @@ def embed(options: EmbedOptions, arguments: Sequence[str] = ()) -> bool:
     settings = {name: getattr(options, name) for name in _SETTINGS} | {"precision": precision}
     output.check(settings)
     inputs = find_all(options)
+    columns = {"image": options.image_column, "text": options.text_column or TEXT}
+    output.check_columns({name: columns[name] for name in inputs})
     check_writable(folder, "--output")
     with no_bars_without_terminal():
         encoder = load_encoder(options.model, precision, trust_remote_code=trust)
@@ -52,14 +55,16 @@ def embed(options: EmbedOptions, arguments: Sequence[str] = ()) -> bool:
             found,
             job.writer(name, found),
             modality=name,
+            column=columns[name],
             shard_size=options.shard_size,
             update=options.update,
-            text_column=options.text_column or TEXT,
+            start=start,
         )
         for name, found in inputs.items()
     }
     job.fingerprints = {name: output.fingerprint(name) for name in inputs}
-    state.wait_for_everyone()  # all processes list the missing shards before the first one is written
+    # This also waits: all processes list the missing shards before the first one is written.
+    check_same(*gather_object([job.fingerprints]))
     if state.is_main_process:
         output.begin(settings | model)
     state.wait_for_everyone()

@@ -10,20 +10,23 @@ import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from biomedclip.processing.files import write_text
 from biomedclip.processing.pmc.executors import Engine, Stage, TasksFailed
 from biomedclip.processing.pmc.stages import BuildStep
 
 from ..cli.devices import use_device
 from .encoders import load_encoder
-from .job import Job, find_all
+from .job import Job, check_same, find_all
 from .options import MOST_TASKS
 from .plan import Shard, fingerprint
 from .shards import shard_path
 
 
 LOGS = ".embed"  # hidden, so that `datasets` does not read its files
+_DEVICE = "device-"  # prefix of a file of each task, with the device on which it ran
 
 
 def run_tasks(job: Job) -> bool:
@@ -47,7 +50,9 @@ def run_tasks(job: Job) -> bool:
         slurm_time=options.slurm_time,
         slurm_args=options.slurm_args,
     )
-    work = _Share(job, shards, os.getcwd())
+    # Each run has other shards, so it must not see which tasks of an earlier run are complete.
+    logs = job.folder.absolute() / LOGS / datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
+    work = _Share(job, shards, os.getcwd(), logs)
     paths = [shard_path(job.folder, name, shard.number) for name, shard in shards]
     stages = [
         Stage(
@@ -61,17 +66,17 @@ def run_tasks(job: Job) -> bool:
         )
     ]
     if options.executor == "slurm":
-        stages.append(Stage("finish", [BuildStep("Finish", partial(_finish, job, os.getcwd()))], 1))
-    # Each run has other shards, so it must not see which tasks of an earlier run are complete.
-    logs = job.folder.absolute() / LOGS / datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
+        stages.append(Stage("finish", [BuildStep("Finish", partial(_finish, job, os.getcwd(), logs, tasks))], 1))
     try:
         engine.run(stages, logs, progress=True)
     except TasksFailed as error:
         raise ChildProcessError(str(error)) from error
     if options.executor == "slurm":
         return False
-    job.finish(options.device)
-    shutil.rmtree(job.folder / LOGS)
+    job.finish(_devices(logs), tasks)
+    shutil.rmtree(logs)
+    with contextlib.suppress(OSError):
+        logs.parent.rmdir()  # unless it has the logs of another run
     return True
 
 
@@ -82,12 +87,15 @@ class _Share:
     job: Job
     shards: list[tuple[str, Shard]]
     directory: str
+    logs: Path
 
     def __call__(self, rank: int, tasks: int) -> None:
         job, options = self.job, self.job.options
         with contextlib.chdir(self.directory):
             use_device(options.device)
             encoder = load_encoder(options.model, job.model["precision"], trust_remote_code=options.trust_remote_code)
+            self.logs.mkdir(parents=True, exist_ok=True)
+            write_text(self.logs / f"{_DEVICE}{rank}", str(encoder.model.device))
             for kind in ("weights", "processing"):
                 if getattr(encoder, kind) != job.model[kind]:
                     raise ValueError(
@@ -95,12 +103,7 @@ class _Share:
                         "a folder that all machines share."
                     )
             inputs = find_all(options)
-            for name, found in inputs.items():
-                if fingerprint(found, name) != job.fingerprints[name]:
-                    raise ValueError(
-                        f"The {name}s differ from those where the command was started. Use a folder that all machines "
-                        "share, and do not change it during the run."
-                    )
+            check_same(job.fingerprints, {name: fingerprint(found, name) for name, found in inputs.items()})
             for name, found in inputs.items():
                 mine = [shard for modality, shard in self.shards[rank::tasks] if modality == name]
                 writer = job.writer(name, found)  # an earlier attempt of the task may have written shards
@@ -108,6 +111,11 @@ class _Share:
                 job.embed(encoder, name, found, missing, lambda count: None)
 
 
-def _finish(job: Job, directory: str, *task: Any) -> None:
+def _devices(logs: Path) -> str:
+    """Return the devices on which the tasks of a run have embedded."""
+    return ", ".join(sorted({path.read_text(encoding="utf-8") for path in logs.glob(f"{_DEVICE}*[0-9]")}))
+
+
+def _finish(job: Job, directory: str, logs: Path, tasks: int, *task: Any) -> None:
     with contextlib.chdir(directory):
-        job.finish(job.options.device)
+        job.finish(_devices(logs), tasks)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import PartialState
 from helpers.commands import ENVIRONMENT, ROOT, biomedclip, run_python
 from helpers.fake_slurm import install_fake_slurm
 from PIL import Image
@@ -71,9 +72,16 @@ def rows_of(folder, modality="images"):
 
 
 def files_of(folder):
-    """Return the content of all files, except the record, which has times."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "embedding.run.json"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    """Return the content of all files, except times, and the incomplete files of killed runs."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".partial"]
+    content = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    content.pop("embedding.run.json", None)
+    if "embedding.json" in content:
+        settings = json.loads(content["embedding.json"])
+        for entry in settings["inputs"].values():
+            del entry["starts"]
+        content["embedding.json"] = settings
+    return content
 
 
 def runs_of(folder):
@@ -135,7 +143,6 @@ def test_a_finished_run_changes_nothing_and_a_damaged_shard_is_written_again(run
     shard = tmp_path / "out" / "data" / "images-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-10])
     (tmp_path / "out" / "data" / "images-00002.parquet").unlink()
-    (tmp_path / "out" / "data" / "images-00002.parquet.host.1.partial").write_bytes(b"of a killed run")
     assert run(pictures) == 1
     assert "images-00001.parquet: damaged" in caplog.text
     assert files_of(tmp_path / "out") == before
@@ -415,6 +422,13 @@ def test_problems_are_found_before_the_model_is_loaded(good, small_checkpoint, t
         ((good, *model, *out, "--executor", "ray", "--slurm-partition", "gpu"), 2, "--slurm-partition has no effect"),
         ((good, *model, *out, "--executor", "slurm"), 2, "--executor slurm requires --slurm-partition"),
         (("-", *model, *out, "--executor", "ray"), 2, "Paths on stdin reach only one process"),
+        (
+            ("--texts", tmp_path / "texts.csv", *model, *out, "--image-column", "scan"),
+            2,
+            "--image-column has no effect",
+        ),
+        (("--texts", tmp_path / "texts.csv", *model, *out, "--workers", "99"), 2, "--workers has no effect on texts"),
+        ((good, *model, *out, "--executor", "ray", "--device", "cuda:1"), 2, "sees one GPU. Pass --device cuda."),
         ((good, *model, *out, "--precision", "int8"), 1, "is not exported"),
         ((good, *model, "--output", tmp_path / "other"), 1, "contains file. Choose an empty or a new folder."),
         ((good, *out, "--model", good), 1, "a folder of images, not a model"),
@@ -425,6 +439,129 @@ def test_problems_are_found_before_the_model_is_loaded(good, small_checkpoint, t
         assert main(["embed", *map(str, arguments)]) == status
         assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_another_column_in_the_same_folder_is_an_error(run, good, tmp_path, capsys):
+    rows = [{"id": number, "caption": text, "report": "a report"} for number, text in enumerate(TEXTS)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "texts.parquet")
+    texts = ("--texts", tmp_path / "texts.parquet", "--text-column")
+    assert run(good, *texts, "caption") == 0
+    assert run(*texts, "report", "--update") == 1
+    assert "--text-column is report, and was caption" in capsys.readouterr().err
+    assert run(good, "--image-column", "scan") == 1
+    assert "--image-column is scan, and was image" in capsys.readouterr().err
+    # Older folders have the column of the images among the settings, and do not have that of the texts.
+    path = tmp_path / "out" / "embedding.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"image_column": "image"}
+    for entry in settings["inputs"].values():
+        del entry["column"], entry["starts"]
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    assert run(good, "--image-column", "scan") == 1
+    assert run(good, *texts, "caption") == 0
+    assert {name: entry["column"] for name, entry in json.loads(path.read_text())["inputs"].items()} == {
+        "image": "image",
+        "text": "caption",
+    }
+
+
+def test_texts_with_the_same_id_keep_their_own_embeddings(run, small_checkpoint, tmp_path):
+    path = tmp_path / "texts.jsonl"
+
+    def write(*texts):
+        ids = ["a", "a", *"bcdefg", "a", "h"]
+        rows = [{"id": name, "caption": text} for name, text in zip(ids, texts, strict=True)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    texts = [f"{text} {number}" for number in (1, 2) for text in TEXTS]
+    write(*texts)
+    assert run("--texts", path, "--text-column", "caption") == 0
+    texts[1], texts[8] = "a changed text", "another changed text"
+    write(*texts)
+    assert run("--texts", path, "--text-column", "caption", "--update") == 0
+    rows = rows_of(tmp_path / "out", "texts")
+    assert [row["caption"] for row in rows] == texts
+    torch.testing.assert_close(vectors(rows), embed_texts(*library(small_checkpoint), texts), rtol=0, atol=1e-6)
+
+
+def test_images_with_the_same_id_cannot_be_added_to_a_folder(run, good, tmp_path, capsys):
+    content = [path.read_bytes() for path in sorted(good.iterdir())]
+
+    def write(ids):
+        rows = [
+            {"id": name, "image": {"bytes": image, "path": None}} for name, image in zip(ids, content, strict=False)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "images.parquet")
+
+    write("aabc")
+    assert run(tmp_path / "images.parquet") == 0
+    write("aabcd")
+    assert run(tmp_path / "images.parquet", "--update") == 0
+    assert len({row["image_md5"] for row in rows_of(tmp_path / "out")}) == 5
+    for ids in ("aabcda", "abcd"):
+        write(ids)
+        assert run(tmp_path / "images.parquet", "--update") == 1
+        assert "The id 'a' occurs several times" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_change_before_the_folder_was_copied_is_noticed(run, good, tmp_path, capsys):
+    folder = shutil.copytree(good, tmp_path / "good")
+    assert run(folder) == 0
+    shutil.copy(folder / "00.png", folder / "02.png")
+    for path in (tmp_path / "out" / "data").iterdir():
+        later = path.stat().st_mtime + 7200  # of a copy that was made in two hours
+        os.utime(path, (later, later))
+    assert run(folder) == 1
+    assert "1 image(s) have changed" in capsys.readouterr().err
+
+
+def test_files_that_another_run_is_writing_are_kept(run, good, tmp_path):
+    assert run(good) == 0
+    old, new = (tmp_path / "out" / "data" / f"images-00000.parquet.{name}.1.partial" for name in ("old", "new"))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    assert run(good) == 0
+    assert new.exists() and not old.exists()
+
+
+def test_a_finished_run_keeps_the_logs_of_others_and_records_its_tasks(run, good, tmp_path, monkeypatch):
+    def run_here(engine, stages, logs, *, progress):
+        for stage in stages:
+            for rank in range(stage.tasks):
+                list(stage.steps[0].run(rank=rank, world_size=stage.tasks))
+
+    monkeypatch.setattr("biomedclip.run_scripts.embedding.tasks.Engine.run", run_here)
+    ray = ("--executor", "ray", "--tasks", "2")
+    assert run(good, *ray) == 0
+    assert not (tmp_path / "out" / ".embed").exists()
+    (tmp_path / "out" / "data" / "images-00001.parquet").unlink()
+    (tmp_path / "out" / ".embed" / "other").mkdir(parents=True)
+    assert run(good, *ray) == 0
+    assert [path.name for path in (tmp_path / "out" / ".embed").iterdir()] == ["other"]
+    device = str(PartialState().device)
+    assert [(record["processes"], record["device"]) for record in runs_of(tmp_path / "out")] == [
+        (2, device),
+        (1, device),
+    ]
+
+
+def test_processes_with_other_inputs_are_an_error(run, good, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(running, "gather_object", lambda found: [*found, {"image": "of another folder"}])
+    assert run(good) == 1
+    assert "The images differ between the processes" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out" / "data").exists()
+
+
+def test_half_of_a_surrogate_pair_is_an_error_with_its_line(run, good, tmp_path, capsys):
+    path = tmp_path / "table.jsonl"
+    rows = [{"file_name": f"good/{number:02}.png", "caption": "fine \ud83d\ude00"} for number in (0, 2)]
+    rows[1]["caption"] = "broken \ud83d"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shutil.copytree(good, tmp_path / "good")
+    for arguments in ([path], ["--texts", path, "--text-column", "caption"]):
+        assert run(*arguments) == 1
+        error = "".join(capsys.readouterr().err.split())
+        assert f"{path},line2:'caption'hashalfofasurrogatepair" in error
 
 
 # Imports the command once and forks each run, which is killed at its nth event: reading an image, or completing a file.
@@ -503,7 +640,9 @@ def test_ray_gives_the_shards_of_one_process(tasks):
     result, folder = tasks("ray", *options, environment=environment)
     assert result.returncode == 1 and "2 of 26 items could not be read" in result.stderr, result.stderr[-3000:]
     assert files_of(folder) == files_of(folder.parent / "out")
-    assert [run["executor"] for run in runs_of(folder)] == ["ray"]
+    (record,) = runs_of(folder)
+    assert (record["executor"], record["processes"]) == ("ray", 3)
+    assert record["device"] == runs_of(folder.parent / "out")[0]["device"]
 
 
 @pytest.mark.slow
@@ -517,4 +656,6 @@ def test_slurm_gives_the_shards_of_one_process(tasks, tmp_path):
     script = (tmp_path / "slurm" / "job-1.sh").read_text()
     for line in ("--array=0-1\n", "--cpus-per-task=2", "--mem-per-cpu=2G", "--job-name=biomedclip-shards"):
         assert f"#SBATCH {line}" in script
-    assert (runs_of(folder)[0]["rows"], runs_of(folder)[0]["errors"]) == (26, 2)
+    (record,) = runs_of(folder)
+    assert (record["rows"], record["errors"], record["processes"]) == (26, 2, 2)
+    assert record["device"] == runs_of(tmp_path / "out")[0]["device"]
