@@ -98,12 +98,12 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
     form = choose_format(options.format, output)
     prompts = read_labels(options.labels, options.template) if options.labels else {}
     device = choose_device(options.device)
-    own_labels, precision = check_classifier(options.model, has_labels=bool(prompts), precision=options.precision)
+    own_labels, precision = check_classifier(
+        options.model, has_labels=bool(prompts), precision=options.precision, device=options.device
+    )
     if options.saliency and (own_labels or is_exported(options.model)):
         kind = "a fine-tuned classifier without prompts" if own_labels else "exported and computes no gradients"
         raise UsageError(f"--model {options.model} is {kind}. Omit --saliency, or pass a dual encoder.")
-    if options.device not in ("auto", "cpu") and is_exported(options.model):
-        raise UsageError(f"--model {options.model} is exported and runs on the CPU. Omit --device.")
     labels = own_labels or list(prompts)
     schema = wide_schema(labels) if options.wide else LONG
     if options.wide and {"file", "error"} & set(labels):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from biomedclip import ZeroShotClassifier
@@ -56,7 +55,9 @@ class Classifier:
     predict: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 
-def check_classifier(name: str, *, has_labels: bool, precision: str | None) -> tuple[list[str] | None, str]:
+def check_classifier(
+    name: str, *, has_labels: bool, precision: str | None, device: str
+) -> tuple[list[str] | None, str]:
     """Check a model before it is loaded. Return its labels and its precision. A dual encoder has None as labels.
 
     The default precision is float32, or that of an exported model.
@@ -68,7 +69,7 @@ def check_classifier(name: str, *, has_labels: bool, precision: str | None) -> t
     """
     config = _config_of_classifier(name)
     if config is None:
-        precision = check_encoder(name, precision, _TASK)
+        precision = check_encoder(name, precision, _TASK, device=device)
         if not has_labels:
             raise UsageError(
                 f"--model {name} needs --labels: values, a text file, a YAML file, or taxonomy:imagetypes. Only "
@@ -155,9 +156,7 @@ def load_zero_shot(
         precision: Precision of the model.
         device: The device. Exported models always run on the CPU.
     """
-    encoder = load_encoder(name, precision)
-    if isinstance(encoder.model, nn.Module):  # exported graphs run on the CPU
-        encoder.model.to(device)
+    encoder = load_encoder(name, precision, device=device)
     flat = [prompt for texts in prompts.values() for prompt in texts]
     with encoder.precise():
         embeds = ZeroShotClassifier(encoder.model, encoder.processor, flat, "{}").class_embeds

@@ -57,8 +57,7 @@ class OverlayWriter:
     def write_all(self, predictions: Iterator[Prediction], labels: Sequence[str], top_k: int) -> Iterator[Prediction]:
         """Yield the predictions, and write the overlays of the `top_k` most probable labels of each image."""
         for number, prediction in enumerate(predictions):
-            if prediction.probabilities is not None:
-                best = prediction.probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
+            if best := prediction.best(top_k):
                 try:
                     self._write(number, prediction, [labels[place] for place in best])
                 except (ImageError, OSError) as error:  # the file was changed after it was classified

@@ -44,6 +44,12 @@ class Prediction:
     similarities: torch.Tensor | None = None
     error: str | None = None
 
+    def best(self, top_k: int) -> list[int]:
+        """Return the numbers of the most probable labels, or none for an unreadable image."""
+        if self.probabilities is None:
+            return []
+        return self.probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
+
 
 # The images of a batch, the error or None of each, and the pixels of those without an error.
 _Batch = tuple[Sequence[InputImage], list[str | None], torch.Tensor | None]
@@ -93,9 +99,8 @@ def long_rows(predictions: Iterable[Prediction], labels: Sequence[str], top_k: i
         if prediction.probabilities is None:
             yield {"file": prediction.image.id, "error": prediction.error}
             continue
-        order = prediction.probabilities.argsort(descending=True, stable=True).tolist()
         probabilities, similarities = _floats(prediction.probabilities), _floats(prediction.similarities)
-        for rank, number in enumerate(order[:top_k], 1):
+        for rank, number in enumerate(prediction.best(top_k), 1):
             yield {
                 "file": prediction.image.id,
                 "rank": rank,

@@ -82,7 +82,9 @@ def is_exported(name: str) -> bool:
     return (Path(name) / DESCRIPTION).is_file()
 
 
-def load_encoder(name: str, precision: str, *, trust_remote_code: bool = False) -> DualEncoder:
+def load_encoder(
+    name: str, precision: str, *, device: torch.device | None = None, trust_remote_code: bool = False
+) -> DualEncoder:
     """Load a model that [`check_encoder`] has checked."""
     if not is_exported(name):
         encoder = load_dual_encoder(name, precision=precision, trust_remote_code=trust_remote_code)
@@ -90,6 +92,8 @@ def load_encoder(name: str, precision: str, *, trust_remote_code: bool = False) 
         # between processes. PyTorch aligns copies.
         for tensor in [*encoder.model.parameters(), *encoder.model.buffers()]:
             tensor.data = tensor.data.clone()
+        if device is not None:
+            encoder.model.to(device)
         return encoder
     processor = BiomedCLIPProcessor.from_pretrained(name, trust_remote_code=False)
     return ExportedEncoder(name, "exported", ExportedModel(name, precision=precision), processor, precision)

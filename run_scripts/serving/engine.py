@@ -315,17 +315,12 @@ def load_engine(
         ValueError: If the model is not a dual encoder, another model computed the embeddings, or the labels cannot be
             used.
     """
-    precision = check_encoder(model, precision)
+    precision = check_encoder(model, precision, device=device)
     chosen = choose_device(device)
     if prompts:
         prompts_of(list(prompts), None, prompts)
     opened = EmbeddingIndex(index) if index is not None else None
-    encoder = load_encoder(model, precision)
-    if isinstance(encoder, ExportedEncoder):
-        if device != "auto" and chosen.type != "cpu":
-            raise ValueError(f"--device {device}: exported models run on the CPU. Pass --device auto or cpu.")
-    else:
-        encoder.model.to(chosen)
+    encoder = load_encoder(model, precision, device=chosen)
     if opened is not None:
         check_same_model(encoder, opened)
     return Engine(encoder, opened, prompts, batch_size=batch_size)
