@@ -1,11 +1,14 @@
 """The commands of docs/demo.md work while the server runs."""
 
 import json
+import os
 import shlex
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
+from helpers import forked_processes
 from helpers.commands import COMMAND, ENVIRONMENT, ROOT
 from helpers.pages import blocks_of
 
@@ -24,13 +27,14 @@ def test_the_commands_of_the_page_get_answers(quickstart, tmp_path, monkeypatch)
     assert main(["embed", "out", "--model", "out/model", "--output", str(tmp_path / "vectors")]) == 0
     port = "47860"
     arguments = [str(tmp_path / "vectors") if word == "vectors" else word for word in shlex.split(serve)[1:]]
-    with (tmp_path / "log").open("w", encoding="utf-8") as log:
-        server = subprocess.Popen([*COMMAND, *arguments, "--port", port], cwd=quickstart, env=ENVIRONMENT, stderr=log)
+    log = tmp_path / "log"
+    log.touch()
+    command = [*COMMAND[1:], *arguments, "--port", port]
+    server = forked_processes.start(command, ENVIRONMENT, quickstart, [Path(os.devnull), Path(os.devnull), log])
+    deadline = time.monotonic() + 300
     try:
-        for _ in range(600):
-            if subprocess.run(["curl", "-sf", f"http://127.0.0.1:{port}/health"], capture_output=True).returncode == 0:
-                break
-            assert server.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
+        while subprocess.run(["curl", "-sf", f"http://127.0.0.1:{port}/health"], capture_output=True).returncode:
+            assert server.exitcode is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.1)
         assert len(requests) >= 6
         for request in requests:
@@ -40,4 +44,4 @@ def test_the_commands_of_the_page_get_answers(quickstart, tmp_path, monkeypatch)
             assert "error" not in content and content["model"] == "model", (request, answer.stdout[:500])
     finally:
         server.terminate()
-        server.wait()
+        server.join()

@@ -33,6 +33,7 @@ def work(quickstart, tmp_path_factory):
     model, answers = str(folder / "out" / "model"), str(folder / "answers")
     data = ["--config", "vqa_rad", "--train-data", str(folder / "VQA_RAD"), "--co-attention-config", HEAD]
     steps = ["--max-steps", "1", "--per-device-train-batch-size", "4", "--use-cpu", "true"]
+    steps += ["--dataloader-num-workers", "0"]
     assert main(["train", *data, "--model-name-or-path", model, "--output-dir", answers, *steps]) == 0
     assert main(["export", model, str(folder / "exported")]) == 0
     assert main(["embed", str(folder / "scans"), "--model", model, "--output", str(folder / "vectors")]) == 0

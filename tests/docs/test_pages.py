@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from helpers.commands import ROOT, run_python
 from helpers.pages import PAGES, RUN, blocks_of, run_page
+from PIL import Image
+
+from biomedclip.processing import load_pmc15m
 
 
 SHOWN = ("text", "json", "yaml", "toml", "{figure}", "{include}", "{toctree}", "{image}")
@@ -68,6 +71,15 @@ def test_files_that_a_page_mentions_exist(page):
         page.read_text(encoding="utf-8"),
     )
     assert [name for name in mentioned if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_examples_use_real_images_where_they_exist(shared_data, quickstart):
+    originals = {Image.open(file).tobytes() for file in (shared_data / "mednist" / "CXR").iterdir()}
+    assert all(Image.open(file).tobytes() in originals for file in quickstart.glob("scans/*/chest/*.png"))
+    articles = {path.stem for path in (shared_data / "pmc_mirror" / "metadata").iterdir()}
+    used = {f"{row['pmcid']}.1" for row in load_pmc15m(quickstart / "out", split="test", columns=["pmcid"])}
+    assert used and used <= articles
 
 
 @pytest.mark.slow

@@ -41,17 +41,19 @@ def write_pcam(
     chunk_rows: int | None = 16,
     compression: str | None = None,
     slides: Sequence[str] | None = None,
+    patches: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Write `camelyonpatch_level_2_split_{part}_{x,y}.h5`, and return the labels.
 
-    After `distinct` images, they repeat with a few different pixels. With `slides`, write their table too.
+    After `distinct` images, they repeat with a few different pixels. `patches` are the negative and the positive
+    images, and replace the drawn ones. With `slides`, write their table too.
     """
     import h5py
 
     folder.mkdir(parents=True, exist_ok=True)
     randomness = np.random.default_rng(list(part.encode()))
     labels = randomness.integers(0, 2, images).astype(np.uint8)
-    drawn = [
+    patches = patches or [
         np.stack([drawn_pixels([*part.encode(), number, label], 96, bool(label)) for number in range(distinct)])
         for label in (0, 1)
     ]
@@ -61,7 +63,7 @@ def write_pcam(
         x = file.create_dataset("x", (images, 96, 96, 3), np.uint8, chunks=chunks, compression=compression)
         for start in range(0, images, 1024):
             numbers = np.arange(start, min(start + 1024, images))
-            negative, positive = (images_of_label[numbers % distinct] for images_of_label in drawn)
+            negative, positive = (images_of_label[numbers % len(images_of_label)] for images_of_label in patches)
             rows = np.where(labels[numbers, None, None, None] == 1, positive, negative)
             rows[:, 0, :, 0] = randomness.integers(0, 256, (len(rows), 96))
             x[start : start + len(rows)] = rows
