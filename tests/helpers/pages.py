@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.commands import ENVIRONMENT, ROOT, run_python
+from helpers.commands import COMMAND, ENVIRONMENT, ROOT, run_python
 
 from biomedclip.run_scripts.main import main
 
@@ -90,8 +90,13 @@ def run_command(block: Block, command: str) -> None:
             status = end.code
         assert status == 0, where
         return
+    first, pipe, second = command.partition(" | biomedclip ")
+    answers = ""
+    if pipe:
+        answers = subprocess.run(["bash", "-c", first], capture_output=True, text=True, check=True).stdout
+        words = ["python", *COMMAND[1:], *shlex.split(second)]
     if words[0] == "python":
-        result = run_python(*words[1:], *shlex.split(block.test_options), folder=Path.cwd())
+        result = run_python(*words[1:], *shlex.split(block.test_options), folder=Path.cwd(), answers=answers)
         assert result.returncode == 0, f"{where}\n{result.stderr[-3000:]}"
         return
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
