@@ -28,8 +28,8 @@ def parser_of(description: str | None, **defaults: Any) -> argparse.ArgumentPars
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    ways: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], Any] = time.perf_counter
+) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Run every way once per round. Return the seconds of each way and round, and the last results."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results = {}
