@@ -1,15 +1,10 @@
 """A fake Slurm for tests: `sbatch` runs the tasks of a job at once, one after the other."""
 
-import json
 import os
 import shlex
-import socket
 import stat
 import sys
-import threading
 from pathlib import Path
-
-from helpers import forked_processes
 
 
 _SBATCH = """import os, re, shlex, subprocess, sys
@@ -46,18 +41,7 @@ print(f"Submitted batch job {number}")
 """
 # The path of an interpreter may contain spaces or be too long for the first line of a script.
 _START = '#!/bin/bash\nexec {python} {program} "$@"\n'
-_SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done\nexec {python} -IS {program} "$@"\n'
-# A new interpreter would import libraries for several seconds, so the test's fork server runs the task.
-_TASK = """import json, os, socket, sys
-
-with socket.create_connection(("127.0.0.1", {port})) as connection, connection.makefile("rw") as stream:
-    stream.write(json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]) + "\\n")
-    stream.flush()
-    status, output, errors = json.loads(stream.readline())
-sys.stdout.write(output)
-sys.stderr.write(errors)
-sys.exit(status)
-"""
+_SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done\nexec "$@"\n'
 _SCONTROL = "#!/bin/bash\necho localhost\n"
 
 
@@ -67,24 +51,11 @@ def install_fake_slurm(folder: Path) -> dict[str, str]:
     The folder will also contain `job-N.sh` and `job-N-TASK.out` of each job.
     """
     folder.mkdir(parents=True)
-    server = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=_run_tasks, args=(server,), daemon=True).start()
-    (folder / "sbatch.py").write_text(_SBATCH)
-    (folder / "task.py").write_text(_TASK.format(port=server.getsockname()[1]))
-    python = shlex.quote(sys.executable)
-    start = _START.format(python=python, program=shlex.quote(str(folder / "sbatch.py")))
-    run = _SRUN.format(python=python, program=shlex.quote(str(folder / "task.py")))
-    for name, content in (("sbatch", start), ("srun", run), ("scontrol", _SCONTROL)):
+    program = folder / "sbatch.py"
+    program.write_text(_SBATCH)
+    start = _START.format(python=shlex.quote(sys.executable), program=shlex.quote(str(program)))
+    for name, content in (("sbatch", start), ("srun", _SRUN), ("scontrol", _SCONTROL)):
         path = folder / name
         path.write_text(content)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-
-
-def _run_tasks(server: socket.socket) -> None:
-    while True:
-        with server.accept()[0] as connection, connection.makefile("rw") as stream:
-            (python, *words), environment, folder = json.loads(stream.readline())
-            assert (python, words[0]) == (sys.executable, "-P"), "a folder of the user may hide a library"
-            result = forked_processes.run(words[1:], forked_processes.ENVIRONMENT | environment, folder)
-            stream.write(json.dumps([abs(result.returncode), result.stdout, result.stderr]) + "\n")

@@ -33,9 +33,8 @@ sklearn.linear_model sklearn.metrics sympy torch torch._dynamo torch.distributed
 """.split()
 # They read some environment variables when they are imported.
 _HUGGING_FACE = """
-accelerate datasets datatrove.executor.slurm evaluate peft transformers.modeling_layers
-transformers.models.auto.modeling_auto transformers.models.auto.processing_auto transformers.pipelines
-transformers.trainer
+accelerate datasets evaluate peft transformers.modeling_layers transformers.models.auto.modeling_auto
+transformers.models.auto.processing_auto transformers.pipelines transformers.trainer
 """.split()
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__, *_LIBRARIES, *_HUGGING_FACE])

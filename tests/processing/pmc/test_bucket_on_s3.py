@@ -143,3 +143,11 @@ def test_a_build_from_s3_gives_the_same_files_as_from_a_folder(both, tmp_path, w
     ]
     assert reports[0]["pairs"] == reports[1]["pairs"] == 61
     assert shards_of(tmp_path / "s3") == shards_of(tmp_path / "folder")
+
+
+def test_real_articles_from_s3_give_the_same_files(shared_data, object_store, tmp_path):
+    source = object_store.upload(shared_data / "pmc_mirror", PMC)
+    report = build_set(source, tmp_path / "s3", workers=2, license="all")
+    build_set(shared_data / "pmc_mirror", tmp_path / "folder", workers=2, license="all")
+    assert report["articles"]["seen"] == 140 and report["inventory_date"] is not None
+    assert shards_of(tmp_path / "s3") == shards_of(tmp_path / "folder")

@@ -182,6 +182,16 @@ def test_invalid_options_are_refused_before_anything_is_written(mirror, tmp_path
 
 
 @pytest.mark.slow
+def test_real_articles_are_built_without_loss(shared_data, tmp_path):
+    texts = (".xml", ".json", ".txt")
+    files = {path.name for path in (shared_data / "pmc_mirror").glob("PMC*/*") if path.suffix not in texts}
+    build_set(shared_data / "pmc_mirror", tmp_path / "out", workers=2, license="all")
+    rows = rows_of(tmp_path / "out")
+    assert {row["image"]["path"] for row in rows} == files
+    assert all(row["caption"] and row["pair_id"].startswith(row["pmcid"]) for row in rows)
+    assert len({row["pair_id"] for row in rows}) == len(rows)
+
+
 def test_a_failed_build_lists_all_reasons_and_the_repaired_source_is_read_again(mirror, serve, tmp_path):
     mirror.plain_articles(12)
     names = [f"PMC{1000 + number}.1.json" for number in range(12)]

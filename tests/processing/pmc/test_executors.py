@@ -59,7 +59,7 @@ def test_ray_gives_the_same_files(source, tmp_path, undisturbed):
         "from biomedclip.processing.pmc.build import build_dataset\n"
         "from biomedclip.processing.pmc.executors import Engine\n"
         "from biomedclip.processing.pmc.options import BuildOptions\n"
-        "engine = Engine(executor='ray', workers=2, tasks=2, memory_gb=1)\n"
+        "engine = Engine(executor='ray', workers=2, tasks=3, memory_gb=1)\n"
         f"build_dataset(BuildOptions({str(source)!r}), {str(tmp_path / 'out')!r}, engine=engine)\n"
         "import ray\n"
         "assert ray.is_initialized()\n"
@@ -70,7 +70,7 @@ def test_ray_gives_the_same_files(source, tmp_path, undisturbed):
     assert dataset_files(tmp_path / "out") == undisturbed
 
 
-SLURM = {"executor": "slurm", "workers": 2, "tasks": 3, "slurm_partition": "cpu", "slurm_time": "02:00:00"}
+SLURM = {"executor": "slurm", "workers": 3, "tasks": 5, "slurm_partition": "cpu", "slurm_time": "02:00:00"}
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_slurm_gives_the_same_files_with_four_dependent_jobs(source, tmp_path, u
     scripts = [(slurm / f"job-{number}.sh").read_text() for number in range(1, 5)]
     names = [re.search(r"--job-name=(\S+)", script)[1] for script in scripts]
     assert names == [f"biomedclip-{stage}" for stage in ("articles", "plan", "shards", "finish")]
-    assert "#SBATCH --array=0-2%2" in scripts[0] and "#SBATCH --array=0-0\n" in scripts[1]
+    assert "#SBATCH --array=0-4%3" in scripts[0] and "#SBATCH --array=0-0\n" in scripts[1]
     for script in scripts:
         for line in ("--partition=cpu", "--time=02:00:00", "--account=lab", "--comment='two words'", "--requeue"):
             assert f"#SBATCH {line}\n" in script
@@ -96,7 +96,7 @@ def test_slurm_gives_the_same_files_with_four_dependent_jobs(source, tmp_path, u
 @pytest.mark.slow
 def test_on_slurm_the_same_command_continues_after_a_failed_job(source, tmp_path, undisturbed, slurm):
     srun = (slurm / "srun").read_text()
-    (slurm / "srun").write_text(srun.replace("exec", "[[ $SLURM_ARRAY_TASK_ID == 1 ]] && exit 1\nexec"))
+    (slurm / "srun").write_text(srun.replace("exec", "[[ $SLURM_ARRAY_TASK_ID == 2 ]] && exit 1\nexec"))
     with pytest.raises(Exception, match="sbatch"):
         build_set(source, tmp_path / "out", **SLURM)
     assert not (tmp_path / "out" / "data").exists()

@@ -89,7 +89,7 @@ def test_a_build_killed_at_ten_random_moments_gives_the_same_files(large_mirror,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wait", [0.3, 1.2])
+@pytest.mark.parametrize("wait", [0.2, 0.5, 1.5])
 def test_workers_end_after_their_parent_was_killed_and_do_no_harm(large_mirror, tmp_path, wait):
     output = tmp_path / "out"
     first = start(large_mirror.root, output, workers=2)

@@ -1,0 +1,138 @@
+"""Captions of compound figures are split by panels, and others are not."""
+
+import json
+import random
+import re
+
+import pytest
+
+from biomedclip.processing.panels import split_caption
+
+
+@pytest.mark.parametrize(
+    ("caption", "panels"),
+    [
+        ("(A) CT. (B) MRI.", {"A": "CT.", "B": "MRI."}),
+        ("A, CT. B, MRI.", {"A": "CT.", "B": "MRI."}),
+        ("A: CT; B: MRI", {"A": "CT", "B": "MRI"}),
+        ("A. CT of the chest. B. MRI.", {"A": "CT of the chest.", "B": "MRI."}),
+        ("a) CT b) MRI", {"A": "CT", "B": "MRI"}),
+        ("[a] CT, [b] MRI", {"A": "CT", "B": "MRI"}),
+        ("(A-C) Stains. (D) A plot.", {"A": "Stains.", "B": "Stains.", "C": "Stains.", "D": "A plot."}),
+        ("(A and B) Stains. (C) A plot.", {"A": "Stains.", "B": "Stains.", "C": "A plot."}),
+        ("((a) and (b)) Stains. (c) A plot.", {"A": "Stains.", "B": "Stains.", "C": "A plot."}),
+        ("(a, c) Before. (b, d) After.", {"A": "Before.", "B": "After.", "C": "Before.", "D": "After."}),
+        ("(i) CT, (ii) MRI, (iii) PET", {"I": "CT", "II": "MRI", "III": "PET"}),
+        ("(1) CT, (2) MRI, (3) PET", {"1": "CT", "2": "MRI", "3": "PET"}),
+        ("(A1) CT. (A2) MRI. (B) PET.", {"A1": "CT.", "A2": "MRI.", "B": "PET."}),
+        ("(Panel a) CT, (panel b) MRI", {"A": "CT", "B": "MRI"}),
+        ("Left: CT. Right: MRI.", {"left": "CT.", "right": "MRI."}),
+        ("Top row: CT. Bottom row: MRI.", {"top": "CT.", "bottom": "MRI."}),
+        ("Upper panel, CT; lower panel, MRI.", {"upper": "CT", "lower": "MRI."}),
+        ("Images at temperatures a 30 °C, b 50 °C, and c 70 °C.", {"A": "30 °C", "B": "50 °C", "C": "70 °C."}),
+        ("ATP (A), ADP (B), and NADP (C).", {"A": "ATP", "B": "ADP", "C": "NADP"}),
+        ("CT (left) and MRI (right).", {"left": "CT", "right": "MRI"}),
+        ("Signs at high magnification.A) CT b. B) MRI.", {"A": "CT b.", "B": "MRI."}),
+        ("(a-c) Sections of liver, lung and skin, respectively.", {"A": "liver", "B": "lung", "C": "skin"}),
+        ("(A) A blot. (B, C) Levels of AAT (B) and Akt (C).", {"A": "A blot.", "B": "AAT", "C": "Akt"}),
+    ],
+)
+def test_every_form_of_markers_is_read(caption, panels):
+    split = split_caption(caption)
+    assert split.panels == panels and list(split.panels) == list(panels)
+    assert split.match == "caption"
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "A chest radiograph.",
+        "Group A received a drug, group B a placebo.",
+        "Serum vitamin D (C) and vitamin A in patients.",
+        "Sections (B) and (C) of the liver.",
+        "Stains (A, C).",
+        "Type A, type B and type C lesions.",
+        "Expression of CD4 (arrow) and CD8 (A).",
+        "Numbers denote (1) control and (2) samples.",
+        "Hepatitis B, hepatitis C.",
+    ],
+)
+def test_other_letters_are_no_markers(caption):
+    split = split_caption(caption)
+    assert split.match == "none" and not split.panels and split.opening == split.context == caption
+
+
+def test_text_before_and_after_the_panels_is_shared():
+    split = split_caption("Findings. (a) A lesion and (b) fat tissue. Scale bars: 10 μm.")
+    assert (split.opening, split.closing) == ("Findings.", "Scale bars: 10 μm.")
+    assert split.panels == {"A": "A lesion", "B": "fat tissue."}
+    assert split.context == "Findings. Scale bars: 10 μm."
+    assert split.with_context("A") == "Findings. A lesion Scale bars: 10 μm."
+
+
+def test_an_opening_phrase_before_the_first_text_is_shared():
+    split = split_caption("Micrographs of particles made with tulsi extract (a), quercetin (b) and glucose (c).")
+    assert split.opening == "Micrographs of particles made with"
+    assert split.panels == {"A": "tulsi extract", "B": "quercetin", "C": "glucose"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (["b", "a"], "labels"),
+        (["A", "B", "C"], "some labels"),
+        (["C", "D"], "none"),
+        (["A", "B", "C", "D", "E"], "none"),
+        ([], "none"),
+    ],
+)
+def test_labels_that_were_read_confirm_or_reject_the_markers(labels, match):
+    split = split_caption("CT (a) and MRI (b).", labels)
+    assert split.match == match and bool(split.panels) == (match != "none")
+
+
+def test_labels_tell_where_the_sequence_begins():
+    caption = "Micrographs of the control (D-G)."
+    assert split_caption(caption).match == "none"
+    assert list(split_caption(caption, "DEFG").panels) == ["D", "E", "F", "G"]
+
+
+def test_a_caption_that_is_no_string_is_refused():
+    with pytest.raises(TypeError, match="`caption` is NoneType"):
+        split_caption(None)
+
+
+def test_damaged_captions_of_real_articles_are_split_without_an_error(shared_data):
+    lines = (shared_data / "captions" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    captions = [json.loads(line)["caption"] for line in lines[::16]]
+    choose = random.Random(0)
+    pieces = [
+        "(A",
+        "B)",
+        "(",
+        ")))",
+        "(A-",
+        "(a,b",
+        "\x00",
+        "\ud800",
+        "and (",
+        "A. B. C.",
+        "(i)",
+        ", ",
+        "(z-a)",
+        "Left:",
+    ]
+    for caption in captions:
+        words = re.split(r"(\s)", caption)
+        for _ in range(3):
+            words.insert(choose.randrange(len(words) + 1), choose.choice(pieces))
+        damaged = "".join(words)
+        split = split_caption(damaged)
+        assert all(isinstance(text, str) for text in split.panels.values())
+        assert split.panels or split.opening == damaged.strip()
+
+
+def test_the_time_for_long_captions_grows_with_their_length():
+    for text in ("(A) " * 12_000, "A, " * 16_000, "(" * 50_000, "a b " * 12_000, "(A-" * 16_000, "x. " * 16_000):
+        split_caption(text)
