@@ -36,10 +36,13 @@ _HUGGING_FACE = """
 accelerate datasets evaluate peft transformers.modeling_layers transformers.models.auto.modeling_auto
 transformers.models.auto.processing_auto transformers.pipelines transformers.trainer
 """.split()
+_LAST = "helpers.frozen_objects"
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__, *_LIBRARIES, *_HUGGING_FACE])
+_CONTEXT.set_forkserver_preload([__name__, *_LIBRARIES, *_HUGGING_FACE, _LAST])
 _WITHOUT_HUGGING_FACE = forkserver.ForkServer()
-_WITHOUT_HUGGING_FACE.set_forkserver_preload([__name__, *_LIBRARIES])
+_WITHOUT_HUGGING_FACE.set_forkserver_preload([__name__, *_LIBRARIES, _LAST])
+# transformers also reads this one when it is imported, but its folder can be changed later.
+_CODE_CACHE = "HF_MODULES_CACHE"
 # One thread: the tests share their cores, and the order of sums must not depend on the number of threads.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
 
@@ -51,7 +54,7 @@ def _server(environment: Mapping[str, str], transformers: bool = True) -> Iterat
     Without `transformers`, the server has not imported the libraries of Hugging Face.
     """
     names = {name for name in environment.keys() | ENVIRONMENT.keys() if environment.get(name) != ENVIRONMENT.get(name)}
-    replaced = any(name.startswith(("HF_", "TRANSFORMERS_")) for name in names)
+    replaced = any(name.startswith(("HF_", "TRANSFORMERS_")) for name in names - {_CODE_CACHE})
     server = _WITHOUT_HUGGING_FACE if replaced or not transformers else forkserver._forkserver
     before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
@@ -157,6 +160,8 @@ def _run(command: list[str], environment: dict[str, str], path: list[str], folde
     for number, file in enumerate(files):
         os.dup2(os.open(file, os.O_RDWR | os.O_APPEND), number)
     sys.stdin = open(0, closefd=False)
+    if _CODE_CACHE in environment and "transformers.dynamic_module_utils" in sys.modules:
+        sys.modules["transformers.dynamic_module_utils"].HF_MODULES_CACHE = environment[_CODE_CACHE]
     sys.path[:] = [*filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *path]
     try:
         if command[0] == "-m":

@@ -1,7 +1,9 @@
 """Gradients of losses in several processes, which import this module by its name."""
 
+import importlib.util
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -75,18 +77,26 @@ def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch
         torch.testing.assert_close(gradient / largest, theirs[name] / largest, rtol=0, atol=1e-5, msg=name)
 
 
+def _losses_of_open_clip() -> ModuleType:
+    """Return the module `open_clip.loss` without importing the package, which takes seconds in each process."""
+    (folder,) = importlib.util.find_spec("open_clip").submodule_search_locations
+    spec = importlib.util.spec_from_file_location("open_clip_loss", Path(folder, "loss.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def gradients_of_a_process(rank: int, world_size: int, folder: str) -> None:
     """Save the DDP gradients of each loss over a divided batch: ours, cached, and those of open_clip."""
-    from open_clip.loss import ClipLoss, SigLipLoss
-
+    open_clip = _losses_of_open_clip()
     meeting_point = f"file://{folder}/meeting_point_{world_size}"
     torch.distributed.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=world_size)
     share = slice(rank * PAIRS // world_size, (rank + 1) * PAIRS // world_size)
     inputs = {name: value[share] for name, value in some_batch(PAIRS).items()}
     processes = {"rank": rank, "world_size": world_size}
     theirs = {
-        "infonce": ClipLoss(local_loss=True, gather_with_grad=True, **processes),
-        "siglip": SigLipLoss(**processes),
+        "infonce": open_clip.ClipLoss(local_loss=True, gather_with_grad=True, **processes),
+        "siglip": open_clip.SigLipLoss(**processes),
     }
     gradients = {}
     for name in LOSSES:

@@ -1,18 +1,21 @@
 """Run `biomedclip train` in processes that can be killed at a chosen moment.
 
 As a program, it imports the command once and forks each run. It reads requests from its input and answers with exit
-statuses, as lines of JSON.
+statuses, as lines of JSON, until it is asked to end.
 """
 
+import gc
 import json
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from helpers import forked_processes
 from helpers.commands import ENVIRONMENT, ROOT, free_port
 
 
@@ -25,18 +28,26 @@ class KillableRuns:
     """Client of the program."""
 
     def __enter__(self) -> "KillableRuns":
-        self.program = subprocess.Popen(
-            [sys.executable, __file__],
-            env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
-            cwd=ROOT,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        self.folder = tempfile.TemporaryDirectory()
+        requests, answers, errors = (Path(self.folder.name) / name for name in ("requests", "answers", "errors"))
+        os.mkfifo(requests)
+        os.mkfifo(answers)
+        errors.touch()
+        environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        self.program = forked_processes.start([__file__], environment, ROOT, [requests, answers, errors])
+        # Opened for both directions, neither end waits for the other.
+        self.requests, self.answers = (open(os.open(pipe, os.O_RDWR), "r+b", 0) for pipe in (requests, answers))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.program.communicate()
+        self._ask({})
+        self.program.join()
+        self.requests.close()
+        self.answers.close()
+        self.folder.cleanup()
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        self.requests.write(json.dumps(request).encode() + b"\n")
 
     def run(
         self,
@@ -56,9 +67,10 @@ class KillableRuns:
         """
         log.mkdir(parents=True, exist_ok=True)
         request = {name: value for name, value in locals().items() if name != "self"} | {"log": str(log)}
-        self.program.stdin.write(json.dumps(request) + "\n")
-        self.program.stdin.flush()
-        return json.loads(self.program.stdout.readline())
+        self._ask(request)
+        if self.answers not in wait([self.answers, self.program.sentinel]):
+            raise RuntimeError((Path(self.folder.name) / "errors").read_text())
+        return json.loads(self.answers.readline())
 
 
 def reads(log: Path, rank: int = 0) -> list[list[int]]:
@@ -107,8 +119,8 @@ def train(arguments: list[str], log: Path, process: int, processes: int, kill_at
 def serve() -> None:
     import biomedclip.run_scripts.train  # noqa: F401
 
-    for line in sys.stdin:
-        request = json.loads(line)
+    gc.freeze()  # as `helpers.frozen_objects`
+    while request := json.loads(sys.stdin.readline()):
         log, processes, kill_after = Path(request["log"]), request["processes"], request["kill_after"]
         port = free_port()
         running = {}

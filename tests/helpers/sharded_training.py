@@ -16,7 +16,7 @@ from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
 # Runs without FSDP come first, because the environment variable of FSDP stays set.
 WHOLE = {"ddp": {}, "ddp siglip": {"loss": "siglip"}}
 SHARDED = {
-    "fsdp": {"fsdp": True},
+    "fsdp": {"fsdp": True, "save_strategy": "steps"},
     "fsdp cached": {"fsdp": True, "mini_batch_size": 3},
     "fsdp siglip": {"fsdp": True, "mini_batch_size": 3, "loss": "siglip"},
 }
@@ -33,7 +33,7 @@ def training_of_a_process(rank: int, world_size: int, port: int, folder: str) ->
         results["refused"] = str(error)
     let_accelerate_shard_on_the_cpu()
     results |= {name: _train(Path(folder) / name, **options) for name, options in SHARDED.items()}
-    shutil.rmtree(Path(folder) / "fsdp" / "checkpoint-6", ignore_errors=True)
+    shutil.rmtree(Path(folder) / "fsdp" / "checkpoint-4", ignore_errors=True)
     results["fsdp resumed"] = _train(Path(folder) / "fsdp", resume=True, fsdp=True)
     # Last, because its environment variable stays set. Without a code generator, which would take a minute.
     compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
@@ -48,13 +48,13 @@ def _train(folder: Path, resume: bool = False, **options) -> dict:
     args = ContrastiveTrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=8,
-        max_steps=6,
-        save_steps=3,
+        max_steps=4,
+        save_steps=2,
         logging_steps=1,
         learning_rate=1e-3,
         report_to="none",
         disable_tqdm=True,
-        **options,
+        **{"save_strategy": "no"} | options,
     )
     train_dataset = [{name: value[number] for name, value in rows.items()} for number in range(64)]
     trainer = ContrastiveTrainer(
@@ -64,8 +64,9 @@ def _train(folder: Path, resume: bool = False, **options) -> dict:
         eval_dataset=train_dataset[:11],
         evaluators=[_similarities_of_features],
     )
-    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resume else None)
-    trainer.save_model(str(folder / "model"))
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2") if resume else None)
+    if "mini_batch_size" in options:
+        trainer.save_model(str(folder / "model"))
     # Compilation adds a prefix to the names.
     parameters = {name.removeprefix("_orig_mod."): value for name, value in trainer.model.named_parameters()}
     return {

@@ -31,6 +31,8 @@ def train(shards, small_model, small_processor, tmp_path):
 
     def run(model=None, *, folder="run", resume=None, callbacks=None, train_dataset=None, **options):
         options = {"max_steps": 6, "per_device_train_batch_size": 16, "logging_steps": 1} | options
+        if "save_steps" not in options:
+            options = {"save_strategy": "no"} | options
         args = ContrastiveTrainingArguments(output_dir=str(tmp_path / folder), disable_tqdm=True, **options)
         trainer = ContrastiveTrainer(
             model or copy.deepcopy(small_model),
@@ -249,9 +251,8 @@ class Interrupt(TrainerCallback):
         control.should_training_stop = state.global_step == 4
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(train, small_model, tmp_path, dropout):
-    small_model.config.text_config.hidden_dropout = dropout
+def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(train, small_model, tmp_path):
+    small_model.config.text_config.hidden_dropout = 0.1  # its random states are those of the checkpoint
     model = BiomedCLIPModel(small_model.config)
     model.load_state_dict(small_model.state_dict())
     uninterrupted = train(copy.deepcopy(model), folder="whole")

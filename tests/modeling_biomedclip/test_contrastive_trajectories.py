@@ -3,14 +3,14 @@
 import pytest
 import torch
 from helpers.commands import biomedclip, losses
-from helpers.training_runs import command
+from helpers.training_runs import command, train
 from safetensors.torch import load_file
 
 from biomedclip.contrastive_loss import LOSSES
 
 
 pytestmark = pytest.mark.slow
-STEPS = 8
+STEPS = 5
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 MODEL = {
     "projection_dim": 16,
@@ -32,8 +32,10 @@ def trajectory(built, folder, loss, processes, pairs, mini_batch, others):
     """Return the losses of each step and the final weights of a run."""
     options = {"train_data": built, "model_config": MODEL, "loss": loss, "max_steps": STEPS, "learning_rate": 1e-3}
     options |= {"batch_size": None, "per_device_train_batch_size": pairs, "mini_batch_size": mini_batch}
-    arguments = command(folder, **options, use_cpu="true", **others)
-    biomedclip(*arguments, processes=processes)
+    if processes == 1:
+        train(folder, **options, use_cpu="true", **others)
+    else:
+        biomedclip(*command(folder, **options, use_cpu="true", **others), processes=processes)
     return losses(folder), load_file(folder / "model.safetensors")
 
 

@@ -1,12 +1,11 @@
 """The model of the published size is trained for a step, saved, loaded, used in a pipeline, and converted."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import run_python
 from PIL import Image
 from transformers import AutoModel, BertTokenizer, pipeline
 
@@ -17,6 +16,10 @@ from biomedclip.processing import BiomedCLIPImageProcessor, BiomedCLIPProcessor,
 pytestmark = pytest.mark.slow
 
 
+PARAMETERS = 195_902_721
+
+
+@pytest.fixture(scope="module")
 def full_size() -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     """Return the model of the published size, and a processor with a small vocabulary."""
     torch.manual_seed(0)
@@ -25,8 +28,12 @@ def full_size() -> tuple[BiomedCLIPModel, BiomedCLIPProcessor]:
     return BiomedCLIPModel(BiomedCLIPConfig()), BiomedCLIPProcessor(BiomedCLIPImageProcessor(), tokenizer)
 
 
-def test_the_full_model_trains_saves_and_loads(tmp_path):
-    model, processor = full_size()
+def equal_parameters(ours: BiomedCLIPModel, theirs: BiomedCLIPModel) -> bool:
+    return all(torch.equal(our, their) for our, their in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_the_full_model_trains_saves_and_loads(full_size, tmp_path):
+    model, processor = full_size
     rows = [
         {"pair_id": str(n), "image": Image.new("RGB", (300, 250), (60 * n, 0, 0)), "caption": text}
         for n, text in enumerate(["a chest x-ray", "a brain mri"])
@@ -45,17 +52,15 @@ def test_the_full_model_trains_saves_and_loads(tmp_path):
     assert not torch.equal(before, model.vision_model.layers[11].mlp.fc1.weight)
 
     trainer.save_model(str(tmp_path / "model"))
-    loaded = AutoModel.from_pretrained(tmp_path / "model")
-    assert loaded.num_parameters() == 195_902_721
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), loaded.parameters(), strict=True))
     classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "model"), device="cpu")
+    assert classify.model.num_parameters() == PARAMETERS and equal_parameters(model, classify.model)
     answers = classify(rows[0]["image"], candidate_labels=["chest x-ray", "brain mri"])
     assert {answer["label"] for answer in answers} == {"chest x-ray", "brain mri"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak memory is read from /proc")
-def test_the_full_model_is_converted_in_less_than_3_gib(tmp_path):
-    model, processor = full_size()
+def test_the_full_model_is_converted_in_less_than_3_gib(full_size, tmp_path):
+    model, processor = full_size
     to_open_clip(model, processor, tmp_path / "open_clip")
     code = (
         "import sys\n"
@@ -64,11 +69,8 @@ def test_the_full_model_is_converted_in_less_than_3_gib(tmp_path):
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
         "sys.exit(status)\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "open_clip"), str(tmp_path / "converted")]
-    root = Path(__file__).resolve().parents[2]
-    run = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    run = run_python("-c", code, tmp_path / "open_clip", tmp_path / "converted")
     assert run.returncode == 0, run.stderr
     assert int(run.stdout.splitlines()[-1]) < 3 * 2**20, "peak in KiB"
-    assert json.loads((tmp_path / "converted" / "conversion.json").read_text())["parameters"] == 195_902_721
-    loaded = AutoModel.from_pretrained(tmp_path / "converted")
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert json.loads((tmp_path / "converted" / "conversion.json").read_text())["parameters"] == PARAMETERS
+    assert equal_parameters(model, AutoModel.from_pretrained(tmp_path / "converted"))

@@ -31,7 +31,9 @@ class Hidden:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.names: raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-def hide(*names): sys.meta_path.insert(0, Hidden(names))
+def hide(*names):
+    sys.meta_path.insert(0, Hidden(names))
+    for loaded in [name for name in sys.modules if name.split(".")[0] in names]: del sys.modules[loaded]
 
 before, folder, classifier, adapter, text_tower, image, again = sys.argv[1:8]
 flag = {"trust_remote_code": True} if len(sys.argv) > 8 else {}

@@ -1,10 +1,14 @@
 """The shipped recipe has the losses and weights of open_clip's training program on the same batches."""
 
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
-from helpers.open_clip_training import Run, prepare, run_in_a_process
+from helpers import open_clip_training
+from helpers.commands import run_python
+from helpers.open_clip_training import Run, prepare
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
@@ -46,17 +50,24 @@ def folder(tmp_path_factory):
     return path
 
 
+def trained(folder, run: Run) -> dict:
+    """Train one side in a process of its own, and return its results."""
+    done = run_python(open_clip_training.__file__, folder, json.dumps(asdict(run)), folder=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def theirs(folder):
     """open_clip's program with the options of the paper."""
     pytest.importorskip("webdataset", reason="open_clip's training program needs webdataset: pip install webdataset")
-    return run_in_a_process(folder, Run("open_clip", save_as=str(folder / "theirs"), **SHORTENED))
+    return trained(folder, Run("open_clip", save_as=str(folder / "theirs"), **SHORTENED))
 
 
 @pytest.fixture(scope="module")
 def ours(folder):
     """Our trainer with the shipped recipe."""
-    return run_in_a_process(folder, Run("biomedclip", save_as=str(folder / "ours"), **SHORTENED))
+    return trained(folder, Run("biomedclip", save_as=str(folder / "ours"), **SHORTENED))
 
 
 def weight_differences(folder, name: str) -> dict[str, float]:
@@ -81,7 +92,7 @@ def test_the_trained_weights_of_the_shipped_recipe_are_those_of_open_clip(folder
 
 def test_clipping_at_the_default_of_transformers_would_be_noticed(folder, theirs):
     clipped = Run("biomedclip", save_as=str(folder / "clipped"), options={"max_grad_norm": 1.0}, **SHORTENED)
-    result = run_in_a_process(folder, clipped)
+    result = trained(folder, clipped)
     assert min(result["grad_norms"]) > 100, "so large that clipping at 1 changes what AdamW averages"
     assert max(weight_differences(folder, "clipped").values()) > PEAK
     assert result["losses"] != pytest.approx(theirs["losses"], rel=5e-3)

@@ -4,24 +4,31 @@ import shutil
 
 import pytest
 import torch
+from conftest import SMALL_CONFIG
 from helpers.commands import biomedclip, losses
 from helpers.gradient_processes import some_batch, tiny_model
 from helpers.training_runs import command, train
 from safetensors.torch import load_file
 
-from biomedclip import ContrastiveTrainingArguments
+from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, ContrastiveTrainingArguments
 from biomedclip.cached_gradients import RandomState
 
 
 pytestmark = pytest.mark.slow
-STEPS = 3
+STEPS = 2
 # Without a code generator, which would take a minute.
 COMPILED = {"torch_compile": "true", "torch_compile_backend": "aot_eager", "mini_batch_size": 4}
 
 
 @pytest.fixture(scope="module")
-def options(small_checkpoint, shards) -> dict:
-    return {"model_name_or_path": small_checkpoint, "train_data": shards, "max_steps": STEPS}
+def options(small_processor, shards, tmp_path_factory) -> dict:
+    """A small model with one layer in each tower. Each layer is traced, in each process."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    towers = {name: SMALL_CONFIG[name] | {"num_hidden_layers": 1} for name in ("vision_config", "text_config")}
+    torch.manual_seed(0)
+    BiomedCLIPModel(BiomedCLIPConfig(**SMALL_CONFIG | towers)).save_pretrained(folder)
+    small_processor.save_pretrained(folder)
+    return {"model_name_or_path": folder, "train_data": shards, "max_steps": STEPS}
 
 
 @pytest.fixture(scope="module")
