@@ -93,6 +93,7 @@ def test_the_model_is_registered_in_every_order_of_imports(first):
     assert_registered(first, transformers=False)
 
 
+@pytest.mark.slow
 def test_the_model_is_registered_when_all_auto_classes_and_pipelines_are_loaded_already():
     loaded = "'transformers.models.auto.processing_auto', 'transformers.pipelines'"
     assert_registered(f"assert {{{loaded}}} <= sys.modules.keys(); import biomedclip")
