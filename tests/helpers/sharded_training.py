@@ -16,7 +16,7 @@ from biomedclip import ContrastiveTrainer, ContrastiveTrainingArguments
 # Runs without FSDP come first, because the environment variable of FSDP stays set.
 WHOLE = {"ddp": {}, "ddp siglip": {"loss": "siglip"}}
 SHARDED = {
-    "fsdp": {"fsdp": True, "save_strategy": "steps"},
+    "fsdp": {"fsdp": True, "save_steps": 2},
     "fsdp cached": {"fsdp": True, "mini_batch_size": 3},
     "fsdp siglip": {"fsdp": True, "mini_batch_size": 3, "loss": "siglip"},
 }
@@ -49,12 +49,11 @@ def _train(folder: Path, resume: bool = False, **options) -> dict:
         output_dir=str(folder),
         per_device_train_batch_size=8,
         max_steps=4,
-        save_steps=2,
         logging_steps=1,
         learning_rate=1e-3,
         report_to="none",
         disable_tqdm=True,
-        **{"save_strategy": "no"} | options,
+        **options if "save_steps" in options else {"save_strategy": "no"} | options,
     )
     train_dataset = [{name: value[number] for name, value in rows.items()} for number in range(64)]
     trainer = ContrastiveTrainer(
