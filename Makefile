@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
 SOURCE ?=
+# Images of containers often set it. Without bytecode on disk, each process compiles thousands of modules of its libraries.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := $(VENV)/bin
 # The lowest version of transformers that pyproject.toml allows, in a folder that precedes the other packages.
 LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
