@@ -175,15 +175,14 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_processor) 
     return folder
 
 
-@pytest.fixture(scope="session")
-def wide_model():
-    """Wide enough for matrices to be quantised, 256 by 2,048; otherwise as small."""
+def _wide_model(layers: int):
+    """Return a model with matrices of 256 by 2,048, which are large enough for 8 bits, and otherwise small."""
     import torch
 
     from biomedclip import BiomedCLIPConfig, BiomedCLIPModel
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": layers, "num_attention_heads": 4}
     return BiomedCLIPModel(
         BiomedCLIPConfig(
             projection_dim=16,
@@ -191,3 +190,15 @@ def wide_model():
             text_config=shape | {"vocab_size": 128, "max_position_embeddings": 64, "initializer_range": 0.06},
         )
     ).eval()
+
+
+@pytest.fixture(scope="session")
+def wide_model():
+    """A model of two layers with matrices that are large enough for 8 bits."""
+    return _wide_model(2)
+
+
+@pytest.fixture(scope="session")
+def shallow_model():
+    """A model of one layer with matrices that are large enough for 8 bits, for exports."""
+    return _wide_model(1)
