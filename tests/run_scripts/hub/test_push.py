@@ -4,10 +4,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import forked_processes
 from helpers.hub_server import Repository
 from helpers.model_results import write_result, zero_shot_result
 from helpers.open_clip_folders import convertible_model, published_clip_tokenizer, write_open_clip_folder
@@ -78,15 +81,28 @@ def model(carded, tmp_path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def outputs_here(request, monkeypatch):
-    """Load the download in this process, except in slow tests: a new process takes seconds to start."""
-    if "slow" not in request.keywords:
+def outputs_here() -> Iterator[pytest.MonkeyPatch]:
+    """Load the download in this process: another one takes seconds. `undo` loads it in a new process again."""
+    patch = pytest.MonkeyPatch()
 
-        def outputs(folder, inputs, scratch):
-            loaded = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-            return model_outputs.outputs(*loaded, inputs)
+    def outputs(folder, inputs, scratch):
+        loaded = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+        return model_outputs.outputs(*loaded, inputs)
 
-        monkeypatch.setattr(model_upload, "outputs_in_new_process", outputs)
+    patch.setattr(model_upload, "outputs_in_new_process", outputs)
+    yield patch
+    patch.undo()
+
+
+@pytest.fixture
+def outputs_in_forked_process(outputs_here, monkeypatch) -> None:
+    """Run the program in a process that has imported libraries, but not the package."""
+    outputs_here.undo()
+
+    def run(command, *, cwd, env, **options):
+        return forked_processes.run(command[2:], env, cwd, transformers=False)
+
+    monkeypatch.setattr(model_upload, "subprocess", SimpleNamespace(run=run))
 
 
 def run_push(model: Path, repo_id: str = "lab/model", **options) -> dict:
@@ -98,7 +114,8 @@ def repository(hub) -> Repository:
 
 
 @pytest.mark.slow
-def test_only_the_files_of_the_model_are_uploaded_in_one_commit(hub, model, capsys):
+def test_only_the_files_of_the_model_are_uploaded_in_one_commit(hub, model, capsys, outputs_here):
+    outputs_here.undo()
     assert main(["push", "lab/model", "--model", str(model)]) == 0
     output = capsys.readouterr().out
     assert "model.safetensors" in output and "Downloaded and compared" in output and "Published at" in output
@@ -114,16 +131,15 @@ def test_only_the_files_of_the_model_are_uploaded_in_one_commit(hub, model, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_package", [True, False])
-def test_the_code_of_the_card_runs_with_and_without_the_package(hub, model, tmp_path, with_package):
+def test_the_code_of_the_card_runs_with_and_without_the_package(hub, model, tmp_path):
     run_push(model)
     Image.effect_noise((60, 50), 90).save(tmp_path / "figure.png")
     section = repository(hub).files["README.md"].decode().split("\n## Usage\n")[1]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
-    if not with_package:
-        code = code.replace("import biomedclip", "import sys")
-        code = code.replace('from_pretrained("lab/model")', 'from_pretrained("lab/model", trust_remote_code=True)')
-        code += "\nassert 'biomedclip' not in sys.modules"
+    assert "'brain MRI': " in hub.python(code, tmp_path)
+    code = code.replace("import biomedclip", "import sys")
+    code = code.replace('from_pretrained("lab/model")', 'from_pretrained("lab/model", trust_remote_code=True)')
+    code += "\nassert 'biomedclip' not in sys.modules"
     assert "'brain MRI': " in hub.python(code, tmp_path)
 
 
@@ -206,7 +222,9 @@ def test_a_damaged_upload_is_not_merged(hub, model):
         ),
     ],
 )
-def test_an_upload_that_gives_other_embeddings_is_not_merged(hub, model, monkeypatch, file, old, new, message):
+def test_an_upload_that_gives_other_embeddings_is_not_merged(
+    hub, model, outputs_in_forked_process, monkeypatch, file, old, new, message
+):
     """As if the package on disk was changed after this process had imported it."""
     kept = model_files.load_any_layout(model)
     text = (model / file).read_text()
@@ -357,27 +375,33 @@ def with_clips_text_encoder(hub, tmp_path: Path) -> tuple[BiomedCLIPModel, Biome
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [with_bert, with_clips_text_encoder])
-def test_open_clip_loads_its_copy_from_the_same_repository(hub, tmp_path, make):
-    model, processor = make(hub, tmp_path)
-    folder = tmp_path / "model"
-    save_with_processor(model, processor, folder)
-    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    describe(folder)
-    report = run_push(folder)
-    assert {"open_clip_config.json", "open_clip_model.safetensors"} <= set(report["files"])
-    assert "hf-hub:lab/model" in repository(hub).files["README.md"].decode()
+def test_open_clip_loads_its_copy_from_the_same_repository(hub, tmp_path):
+    made = {"lab/bert-model": with_bert(hub, tmp_path), "lab/clip-model": with_clips_text_encoder(hub, tmp_path)}
+    expected = {}
+    for repo_id, (model, processor) in made.items():
+        folder = tmp_path / repo_id / "model"
+        save_with_processor(model, processor, folder)
+        model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+        describe(folder)
+        report = run_push(folder, repo_id)
+        assert {"open_clip_config.json", "open_clip_model.safetensors"} <= set(report["files"])
+        assert f"hf-hub:{repo_id}" in hub.repositories["model", repo_id].files["README.md"].decode()
+        tokens = processor(text=["chest x-ray", "brain mri"], padding="max_length", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            embeds = model.get_text_features(tokens).pooler_output
+        expected[repo_id] = torch.nn.functional.normalize(embeds, dim=-1).flatten()
 
-    code = """
-import open_clip, torch
-model, preprocess = open_clip.create_model_from_pretrained("hf-hub:lab/model")
-tokens = open_clip.get_tokenizer("hf-hub:lab/model")(["chest x-ray", "brain mri"])
-with torch.no_grad():
-    print(model.eval().encode_text(tokens, normalize=True).double().flatten().tolist())
-"""
-    printed = hub.python(code, tmp_path).splitlines()[-1]
-    tokens = processor(text=["chest x-ray", "brain mri"], padding="max_length", return_tensors="pt")["input_ids"]
+    code = f"""
+import json, open_clip, torch
+embeds = {{}}
+for repo_id in {[*made]}:
+    model, preprocess = open_clip.create_model_from_pretrained(f"hf-hub:{{repo_id}}")
+    tokens = open_clip.get_tokenizer(f"hf-hub:{{repo_id}}")(["chest x-ray", "brain mri"])
     with torch.no_grad():
-        ours = torch.nn.functional.normalize(model.get_text_features(tokens).pooler_output, dim=-1)
-    # Matrix products may round differently in another process.
-    torch.testing.assert_close(torch.tensor(json.loads(printed)), ours.flatten(), rtol=0, atol=2e-6)
+        embeds[repo_id] = model.eval().encode_text(tokens, normalize=True).double().flatten().tolist()
+print(json.dumps(embeds))
+"""
+    printed = json.loads(hub.python(code, tmp_path).splitlines()[-1])
+    for repo_id, ours in expected.items():
+        # Matrix products may round differently in another process.
+        torch.testing.assert_close(torch.tensor(printed[repo_id]), ours, rtol=0, atol=2e-6)
