@@ -1,11 +1,11 @@
 """The command `biomedclip build`."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
-from helpers.commands import biomedclip
 from helpers.fake_slurm import install_fake_slurm
-from helpers.hub_server import HubServer
+from helpers.hub_server import HubServer, log_in
 from helpers.mirror_writer import figure_xml, png_bytes
 
 from biomedclip.run_scripts.build import EngineOptions, SourceOptions, read_build_options
@@ -37,52 +37,50 @@ def test_a_build_writes_the_dataset_the_card_the_report_and_the_plot(articles, t
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-HUB = {"HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+def run(articles, output, *options) -> int:
+    return main(["build", "--source", str(articles.root), "--output-dir", str(output), "--workers", "1", *options])
 
 
-@pytest.mark.slow
-def test_the_same_command_updates_and_publishes(articles, tmp_path):
-    command = ["build", "--source", articles.root, "--output-dir", tmp_path / "out"]
-    biomedclip(*command)
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[HubServer]:
+    """A Hub to which this process and the processes that it starts publish."""
+    with HubServer() as server:
+        log_in(monkeypatch, server)
+        for name, value in {"HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def test_the_same_command_updates_and_publishes(articles, hub, tmp_path, capsys):
+    assert run(articles, tmp_path / "out") == 0
     articles.plain_articles(3, first=2000)
-    with HubServer() as hub:
-        environment = HUB | {"HF_ENDPOINT": hub.endpoint}
-        result = biomedclip(*command, "--update", "--push-to", "lab/pairs", environment=environment)
-        files = hub.repositories["dataset", "lab/pairs"].files
-    assert "lab/pairs" in result.stdout
+    assert run(articles, tmp_path / "out", "--update", "--push-to", "lab/pairs") == 0
+    files = hub.repositories["dataset", "lab/pairs"].files
+    assert "lab/pairs" in capsys.readouterr().out
     assert {name.split("/")[0] for name in files} - {".gitattributes"} == RESULTS
     counts = {"new": 3, "changed": 0, "retried": 0, "removed": 0, "unchanged": 12}
     assert json.loads(files["report.json"])["update"] == counts
     assert str(tmp_path).encode() not in files["report.json"] + files["README.md"]
 
 
-@pytest.mark.slow
-def test_without_a_token_nothing_is_built(articles, tmp_path):
-    result = biomedclip(
-        *["build", "--source", articles.root, "--output-dir", tmp_path / "out", "--push-to", "lab/pairs"],
-        environment={"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""},
-        check=False,
-    )
-    assert result.returncode == 1 and "hf auth login" in result.stderr
+def test_without_a_token_nothing_is_built(articles, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
+    assert run(articles, tmp_path / "out", "--push-to", "lab/pairs") == 1
+    assert "hf auth login" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_on_slurm_the_last_job_writes_the_card_and_publishes(articles, tmp_path):
-    with HubServer() as hub:
-        result = biomedclip(
-            *["build", "--source", articles.root, "--output-dir", tmp_path / "out", "--tasks", "2"],
-            *["--executor", "slurm", "--slurm-partition", "cpu", "--push-to", "lab/pairs"],
-            environment=install_fake_slurm(tmp_path / "slurm") | HUB | {"HF_ENDPOINT": hub.endpoint},
-        )
-        assert "Submitted" in result.stdout
-        logs = "".join(path.read_text() for path in (tmp_path / "slurm").glob("*.out"))
-        assert RESULTS <= {path.name for path in (tmp_path / "out").iterdir()}, logs
-        assert "README.md" in hub.repositories["dataset", "lab/pairs"].files
-
-
-def run(articles, output, *options) -> int:
-    return main(["build", "--source", str(articles.root), "--output-dir", str(output), "--workers", "1", *options])
+def test_on_slurm_the_last_job_writes_the_card_and_publishes(articles, hub, tmp_path, monkeypatch, capsys):
+    for name, value in (install_fake_slurm(tmp_path / "slurm") | {"OMP_NUM_THREADS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    slurm = ["--tasks", "1", "--executor", "slurm", "--slurm-partition", "cpu", "--push-to", "lab/pairs"]
+    assert run(articles, tmp_path / "out", *slurm) == 0
+    assert "Submitted" in capsys.readouterr().out
+    logs = "".join(path.read_text() for path in (tmp_path / "slurm").glob("*.out"))
+    assert RESULTS <= {path.name for path in (tmp_path / "out").iterdir()}, logs
+    assert "README.md" in hub.repositories["dataset", "lab/pairs"].files
 
 
 def test_options_are_read_from_a_recipe(articles, tmp_path):
