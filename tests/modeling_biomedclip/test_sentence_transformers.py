@@ -21,20 +21,26 @@ from biomedclip.modeling_biomedclip import SENTENCE_TRANSFORMERS_FILES
 # `make test-all` installs this version here.
 VERSION_5_7 = Path(sys.prefix) / "sentence_transformers_5.7"
 TEXTS = ["chest x-ray", "“brain” mri &amp; chart", "brain mri " * 400, "", "figure of a chart"]
+# The folder is loaded without the package, with the code in the folder, and then with the package.
 SCRIPT = """
 import sys
-folder, images, expected_version, result, *flag = sys.argv[1:]
-if not flag:
-    import biomedclip
+folder, images, expected_version, result = sys.argv[1:]
 import json, numpy, pathlib, sentence_transformers
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 assert sentence_transformers.__version__.startswith(expected_version), sentence_transformers.__version__
-model = SentenceTransformer(folder, device="cpu", trust_remote_code=bool(flag))
-assert bool(flag) != ("biomedclip" in sys.modules)
-pictures = [Image.open(path) for path in sorted(pathlib.Path(images).iterdir())]
-numpy.savez(result, texts=model.encode(json.loads(sys.stdin.read())), images=model.encode(pictures))
-print(json.dumps([model.max_seq_length, model.similarity_fn_name]))
+pictures, texts = [Image.open(path) for path in sorted(pathlib.Path(images).iterdir())], json.loads(sys.stdin.read())
+embeds = {}
+for imported in (False, True):
+    if imported:
+        import biomedclip
+    assert imported == ("biomedclip" in sys.modules)
+    model = SentenceTransformer(folder, device="cpu", trust_remote_code=not imported)
+    (code,) = {type(module).__module__ for module in model.modules() if type(module).__name__ == "BiomedCLIPModel"}
+    assert code.startswith("biomedclip." if imported else "transformers_modules."), code
+    embeds |= {f"texts {imported}": model.encode(texts), f"images {imported}": model.encode(pictures)}
+    print(json.dumps([model.max_seq_length, model.similarity_fn_name]))
+numpy.savez(result, **embeds)
 """
 
 
@@ -64,23 +70,23 @@ def saved(small_processor, tmp_path_factory) -> tuple[Path, Path, dict[str, np.n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flag", [[], ["trust_remote_code"]], ids=["imported", "remote code"])
 @pytest.mark.parametrize("version", ["6.", "5.7."])
-def test_sentence_transformers_gives_our_embeddings(saved, tmp_path, version, flag):
+def test_sentence_transformers_gives_our_embeddings_with_remote_code_and_with_the_package(saved, tmp_path, version):
     folder, images, expected = saved
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
     if version == "5.7.":
         if not VERSION_5_7.is_dir():
             pytest.skip(f"{VERSION_5_7} does not exist; make test-all installs it")
         environment["PYTHONPATH"] = os.pathsep.join([str(VERSION_5_7), os.environ.get("PYTHONPATH", "")])
-    command = ["-c", SCRIPT, folder, images, version, tmp_path / "x.npz", *flag]
+    command = ["-c", SCRIPT, folder, images, version, tmp_path / "x.npz"]
     result = run_python(*command, environment=environment, folder=tmp_path, answers=json.dumps(TEXTS))
     assert result.returncode == 0, result.stderr[-3000:]
-    assert json.loads(result.stdout.splitlines()[-1]) == [256, "cosine"]
+    assert [json.loads(line) for line in result.stdout.splitlines()[-2:]] == [[256, "cosine"]] * 2
     assert "Warning" not in result.stderr, result.stderr
     embeds = np.load(tmp_path / "x.npz")
     for name, ours in expected.items():
-        np.testing.assert_allclose(embeds[name], ours, rtol=0, atol=1e-6)
+        for imported in (False, True):
+            np.testing.assert_allclose(embeds[f"{name} {imported}"], ours, rtol=0, atol=1e-6)
 
 
 def test_a_saved_folder_contains_the_files_and_no_folder(saved):

@@ -4,8 +4,8 @@ import asyncio
 import base64
 import io
 import json
+import os
 import signal
-import subprocess
 import threading
 import time
 import urllib.request
@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers import forked_processes
 from helpers.benchmark_files import drawn_pixels
-from helpers.commands import COMMAND, ENVIRONMENT, ROOT, free_port
+from helpers.commands import ENVIRONMENT, ROOT, free_port
 from helpers.embedding_shards import random_embeddings, write_embedding_shards
 from PIL import Image
 
@@ -310,16 +311,13 @@ def test_a_port_is_taken_before_the_model_is_loaded():
 
 
 @pytest.mark.slow
-def test_the_command_serves_until_it_is_interrupted(small_checkpoint):
+def test_the_command_serves_until_it_is_interrupted(small_checkpoint, tmp_path):
     port = free_port()
-    process = subprocess.Popen(
-        [*COMMAND, "demo", "--model", str(small_checkpoint), "--port", str(port), "--device", "cpu"],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    files = [tmp_path / name for name in ("stdin", "stdout", "stderr")]
+    for file in files:
+        file.touch()
+    command = ["-m", "biomedclip.run_scripts.main", "demo", "--model", str(small_checkpoint), "--port", str(port)]
+    process = forked_processes.start([*command, "--device", "cpu"], ENVIRONMENT, ROOT, files)
     address = f"http://127.0.0.1:{port}"
     for _ in range(600):
         try:
@@ -327,9 +325,10 @@ def test_the_command_serves_until_it_is_interrupted(small_checkpoint):
                 assert json.load(response)["model"] == "base"
             break
         except OSError:
-            assert process.poll() is None, process.communicate()[1]
+            assert process.exitcode is None, files[2].read_text()
             time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
-    assert process.returncode == 0 and output == ""
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    output, errors = (file.read_text() for file in files[1:])
+    assert process.exitcode == 0 and output == ""
     assert f"on {address}. Stop it with Ctrl-C" in errors and "Traceback" not in errors
