@@ -1,6 +1,7 @@
 """Panels of compound figures."""
 
 from .captions import SplitCaption, split_caption
+from .cutting import cut_panels
 
 
-__all__ = ["SplitCaption", "split_caption"]
+__all__ = ["SplitCaption", "cut_panels", "split_caption"]

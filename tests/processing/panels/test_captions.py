@@ -5,6 +5,7 @@ import random
 import re
 
 import pytest
+from helpers.rouge import rouge_l
 
 from biomedclip.processing.panels import split_caption
 
@@ -101,6 +102,39 @@ def test_labels_tell_where_the_sequence_begins():
 def test_a_caption_that_is_no_string_is_refused():
     with pytest.raises(TypeError, match="`caption` is NoneType"):
         split_caption(None)
+
+
+def hand_split(folder, name):
+    """Yield captions with the text of each panel, for the prostate captions together with the shared text."""
+    for line in (folder / "panels" / name).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if name == "gold.jsonl":
+            yield row["caption"], row["sub_captions"] or {}
+        else:
+            yield row["caption"], {each["label"].upper(): each["sub_caption_with_context"] for each in row["panels"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "with_context", "panels", "f1", "rouge"),
+    [("sub_captions_prostate.jsonl", True, 849, 0.988, 0.878), ("gold.jsonl", False, 154, 0.983, 0.912)],
+)
+def test_captions_that_were_split_by_hand_are_split_as_the_documentation_says(
+    shared_data, name, with_context, panels, f1, rouge
+):
+    right = found = 0
+    scores = []
+    for caption, truth in hand_split(shared_data, name):
+        if not truth:
+            continue
+        split = split_caption(caption)
+        right += len(truth.keys() & split.panels.keys())
+        found += len(split.panels)
+        for label, text in truth.items():
+            ours = split.panels.get(label, "")
+            scores.append(rouge_l(split.with_context(label) if ours and with_context else ours, text))
+    assert len(scores) == panels
+    assert round(2 * right / (found + panels), 3) == f1
+    assert round(sum(scores) / panels, 3) == rouge
 
 
 def test_damaged_captions_of_real_articles_are_split_without_an_error(shared_data):
