@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         BiomedCLIPTextConfig,
         BiomedCLIPVisionConfig,
     )
+    from .configuration_panel_detection import PanelDetectionConfig
     from .contrastive_trainer import ContrastiveTrainer
     from .conversion import from_open_clip, to_open_clip
     from .embedding import embed_images, embed_texts
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
         BiomedCLIPVisionModel,
         BiomedCLIPVisionModelWithProjection,
     )
+    from .modeling_panel_detection import PanelDetectionModel
     from .pipeline_biomedclip import VisualQuestionAnsweringPipeline
     from .processing import (
         BiomedCLIPImageProcessor,
         BiomedCLIPProcessor,
         ContrastiveCollator,
+        PanelDetectionImageProcessor,
         load_benchmark,
         load_pairs,
         load_pmc15m,
@@ -65,6 +68,9 @@ _MODULE_OF = {
     "ContrastiveTrainingArguments": "training_arguments",
     "EmbeddingIndex": "embedding_index",
     "ExportedModel": "exported_model",
+    "PanelDetectionConfig": "configuration_panel_detection",
+    "PanelDetectionImageProcessor": "processing",
+    "PanelDetectionModel": "modeling_panel_detection",
     "VisualQuestionAnsweringPipeline": "pipeline_biomedclip",
     "ZeroShotClassifier": "zero_shot_classifier",
     "embed_images": "embedding",
@@ -99,6 +105,9 @@ __all__ = [
     "ContrastiveTrainingArguments",
     "EmbeddingIndex",
     "ExportedModel",
+    "PanelDetectionConfig",
+    "PanelDetectionImageProcessor",
+    "PanelDetectionModel",
     "VisualQuestionAnsweringPipeline",
     "ZeroShotClassifier",
     "embed_images",

@@ -83,22 +83,28 @@ def _configuration_classes() -> list[Any]:
 
 
 def _register_configurations(auto: ModuleType) -> None:
-    for config_class in _configuration_classes():
+    from .configuration_panel_detection import PanelDetectionConfig
+
+    for config_class in [*_configuration_classes(), PanelDetectionConfig]:
         auto.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
 
 def _register_models(auto: ModuleType) -> None:
     from . import modeling_biomedclip as ours
     from .configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
+    from .configuration_panel_detection import PanelDetectionConfig
+    from .modeling_panel_detection import PanelDetectionModel
 
-    for auto_class, config_class, model_class in [
+    models: list[tuple[Any, Any, Any]] = [
         (auto.AutoModel, BiomedCLIPConfig, ours.BiomedCLIPModel),
         (auto.AutoModel, BiomedCLIPTextConfig, ours.BiomedCLIPTextModel),
         (auto.AutoModel, BiomedCLIPVisionConfig, ours.BiomedCLIPVisionModel),
         (auto.AutoModelForZeroShotImageClassification, BiomedCLIPConfig, ours.BiomedCLIPModel),
         (auto.AutoModelForImageClassification, BiomedCLIPConfig, ours.BiomedCLIPForImageClassification),
         (auto.AutoModelForVisualQuestionAnswering, BiomedCLIPConfig, ours.BiomedCLIPForVisualQuestionAnswering),
-    ]:
+        (auto.AutoModelForObjectDetection, PanelDetectionConfig, PanelDetectionModel),
+    ]
+    for auto_class, config_class, model_class in models:
         auto_class.register(config_class, model_class, exist_ok=True)
 
 
@@ -113,11 +119,16 @@ def _register_tokenizers(auto: ModuleType) -> None:
 
 def _register_image_processors(auto: ModuleType) -> None:
     from .configuration_biomedclip import BiomedCLIPConfig
-    from .processing import BiomedCLIPImageProcessor
+    from .configuration_panel_detection import PanelDetectionConfig
+    from .processing import BiomedCLIPImageProcessor, PanelDetectionImageProcessor
 
-    # Both backends use Pillow, because torchvision's resampling produces different pixels.
-    backends = dict.fromkeys(("pil", "torchvision"), BiomedCLIPImageProcessor)
-    auto.AutoImageProcessor.register(BiomedCLIPConfig, image_processor_classes=backends, exist_ok=True)
+    for config_class, processor_class in [
+        (BiomedCLIPConfig, BiomedCLIPImageProcessor),
+        (PanelDetectionConfig, PanelDetectionImageProcessor),
+    ]:
+        # Both backends use Pillow, because torchvision's resampling produces different pixels.
+        backends = dict.fromkeys(("pil", "torchvision"), processor_class)
+        auto.AutoImageProcessor.register(config_class, image_processor_classes=backends, exist_ok=True)
 
 
 def _register_video_processors(auto: ModuleType) -> None:

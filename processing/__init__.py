@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .benchmarks import load_benchmark
     from .collator import ContrastiveCollator, LabelCollator, VisualQuestionCollator
     from .image_processing_biomedclip import BiomedCLIPImageProcessor
+    from .image_processing_panel_detection import PanelDetectionImageProcessor
     from .images.labeled import read_labeled_images
     from .images.reading import read_image
     from .pairs import load_pairs
@@ -22,6 +23,7 @@ _MODULE_OF = {
     "ContrastiveCollator": "collator",
     "LabelCollator": "collator",
     "PairStream": "streaming",
+    "PanelDetectionImageProcessor": "image_processing_panel_detection",
     "VisualQuestionCollator": "collator",
     "load_benchmark": "benchmarks",
     "load_pairs": "pairs",
@@ -36,6 +38,7 @@ __all__ = [
     "ContrastiveCollator",
     "LabelCollator",
     "PairStream",
+    "PanelDetectionImageProcessor",
     "VisualQuestionCollator",
     "load_benchmark",
     "load_pairs",
