@@ -1,0 +1,92 @@
+"""Single figures for the synthesis of compound ones: from built datasets, and from folders of photographs."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ..bit_depth_biomedclip import to_8_bit
+from ..images.errors import ImageError
+from ..images.folders import find_images
+from ..images.reading import read_image
+from .captions import split_caption
+from .cutting import cut_panels
+from .image_types import GROUP_OF, type_in_caption
+
+
+HELD_OUT = 10  # one of ten articles and photographs is held out
+PHOTOGRAPHS = ("radiology", "visible light photo", "microscopy")
+_PARTS = re.compile(r"\b(?:left|right|panels?|upper|lower|top|bottom|respectively)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SingleFigure:
+    """A figure with one panel.
+
+    Attributes:
+        content: File of the image, or its bytes.
+        kind: Name of images that look alike: an article, or a folder of photographs.
+        image_type: Name of its type in ImageCLEF 2015, if it is known.
+        is_photograph: Whether a part of it looks like the whole, as in photographs and scans.
+        held_out: Whether it is kept for validation, as all figures of its article.
+    """
+
+    content: Path | bytes
+    kind: str
+    image_type: str | None
+    is_photograph: bool
+    held_out: bool
+
+    def open(self) -> Image.Image:
+        """Return the image in RGB."""
+        return to_8_bit(read_image(self.content)).convert("RGB")
+
+
+def singles_of_dataset(folder: Path, without: Sequence[str] = ()) -> Iterator[SingleFigure]:
+    """Yield the figures of a dataset that `biomedclip build` wrote, if caption and picture suggest a single panel.
+
+    Args:
+        folder: The dataset.
+        without: Names of figure files to leave out, `PMCID/FILE`, for example those of a test set.
+    """
+    shards = sorted((folder / "data").glob("*.parquet"))
+    if not shards:
+        raise FileNotFoundError(f"{folder}: it has no data/*.parquet. Pass a folder that biomedclip build wrote.")
+    excluded = set(without)
+    for shard in shards:
+        for batch in pq.ParquetFile(shard).iter_batches(64, columns=["image", "caption", "pmcid"]):
+            for row in batch.to_pylist():
+                if f"{row['pmcid']}/{row['image']['path']}" not in excluded:
+                    figure = _single(row)
+                    if figure is not None:
+                        yield figure
+
+
+def _single(row: dict) -> SingleFigure | None:
+    caption = row["caption"]
+    if split_caption(caption).match != "none" or _PARTS.search(caption):
+        return None
+    image_type = type_in_caption(caption)
+    is_photograph = image_type is not None and GROUP_OF[image_type] in PHOTOGRAPHS
+    figure = SingleFigure(row["image"]["bytes"], row["pmcid"], image_type, is_photograph, _held_out(row["pmcid"]))
+    try:
+        return figure if len(cut_panels(figure.open())) == 1 else None
+    except ImageError:
+        return None
+
+
+def singles_of_folder(folder: Path, image_type: str | None = None) -> Iterator[SingleFigure]:
+    """Yield the photographs or scans of a folder, all of one type if it is known."""
+    files = find_images(folder).images
+    if not files:
+        raise FileNotFoundError(f"{folder}: it contains no images")
+    for file in files:
+        yield SingleFigure(file, folder.name, image_type, True, _held_out(file.name))
+
+
+def _held_out(name: str) -> bool:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % HELD_OUT == 0

@@ -1,0 +1,1 @@
+"""Compound figures with known panels, drawn from single figures and plots."""

@@ -1,0 +1,118 @@
+"""Training examples of the panel detector: drawn figures as tensors, each determined by its index and a seed."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ...image_processing_panel_detection import letterbox
+from ..image_types import IMAGE_TYPES
+from ..singles import SingleFigure
+from .compounds import DrawnFigure, Single, draw_figure
+from .labels import label_class
+from .plots import draw_plot
+
+
+Rng = np.random.Generator
+UNKNOWN = -1
+
+
+class DrawnFigures(Dataset[dict[str, torch.Tensor]]):
+    """Figures that are drawn when they are read.
+
+    Args:
+        singles: Figures with one panel.
+        count: Number of figures.
+        plots: Number of different plots, from which figures choose. Each is drawn when it is first used.
+        seed: Figure `n` is determined by the seed, `n`, and the singles.
+        side: Width and height of the tensors.
+        plot_share: Part of single figures that are plots.
+    """
+
+    def __init__(
+        self,
+        singles: Sequence[SingleFigure],
+        count: int,
+        *,
+        plots: int = 1500,
+        seed: int = 0,
+        side: int = 512,
+        plot_share: float = 0.5,
+    ):
+        self.kinds: dict[str, list[SingleFigure]] = defaultdict(list)
+        for single in singles:
+            self.kinds[single.kind].append(single)
+        self.count = count
+        self.plots = plots
+        self.seed = seed
+        self.side = side
+        self.plot_share = plot_share if self.kinds else 1.0
+        # Collections of many images are chosen more often than an article with one, but not in proportion.
+        weights = np.sqrt([len(files) for files in self.kinds.values()])
+        self._chances = weights / weights.sum() if len(weights) else weights
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return example_of(self.figure(index), self.side)
+
+    def figure(self, index: int) -> DrawnFigure:
+        """Draw the figure with an index."""
+        return draw_figure(np.random.default_rng([self.seed, index]), self._single)
+
+    def _single(self, rng: Rng, kind: str | None) -> Single:
+        if kind is None:
+            is_plot = rng.random() < self.plot_share
+            kind = "plot" if is_plot else list(self.kinds)[rng.choice(len(self.kinds), p=self._chances)]
+        if kind == "plot":
+            image, image_type = _plot(self.seed, int(rng.integers(self.plots)))
+            return Single(image, image_type, "plot", False)
+        files = self.kinds[kind]
+        single = files[rng.integers(len(files))]
+        return Single(_read(single), single.image_type, kind, single.is_photograph)
+
+
+@lru_cache(maxsize=4096)
+def _plot(seed: int, number: int) -> tuple[Image.Image, str]:
+    return draw_plot(np.random.default_rng([seed, number, 1]))
+
+
+@lru_cache(maxsize=4096)
+def _read(single: SingleFigure) -> Image.Image:
+    image = single.open()
+    image.thumbnail((900, 900))
+    return image
+
+
+def example_of(figure: DrawnFigure, side: int) -> dict[str, torch.Tensor]:
+    """Return the input and the labels of [`PanelDetectionModel`] for a drawn figure."""
+    longest = max(figure.image.size)
+    printed = [panel for panel in figure.panels if panel.label is not None and panel.label_box is not None]
+    return {
+        "pixel_values": torch.from_numpy(letterbox(figure.image, side)).permute(2, 0, 1),
+        "boxes": _boxes([panel.box for panel in figure.panels], longest),
+        "types": torch.tensor([_type_of(panel.image_type) for panel in figure.panels], dtype=torch.long),
+        "label_boxes": _boxes([panel.label_box for panel in printed], longest),
+        "letters": torch.tensor([label_class(str(panel.label)) for panel in printed], dtype=torch.long),
+        "compound": torch.tensor(int(figure.is_compound)),
+    }
+
+
+def _boxes(boxes: Sequence[object], longest: int) -> torch.Tensor:
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) / longest
+
+
+def _type_of(name: str | None) -> int:
+    return IMAGE_TYPES.index(name) if name else UNKNOWN
+
+
+def collate(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, object]:
+    """Return a batch of [`DrawnFigures`] for [`PanelDetectionModel`]."""
+    pixels = torch.stack([example["pixel_values"] for example in examples])
+    labels = [{name: value for name, value in example.items() if name != "pixel_values"} for example in examples]
+    return {"pixel_values": pixels.float() / 127.5 - 1, "labels": labels}

@@ -1,0 +1,155 @@
+"""Drawn compound figures: the same for the same seed, with panels and labels where they say."""
+
+import hashlib
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from biomedclip.processing.panels.image_types import IMAGE_TYPES
+from biomedclip.processing.panels.singles import SingleFigure
+from biomedclip.processing.panels.synthesis.compounds import Single, draw_figure
+from biomedclip.processing.panels.synthesis.examples import DrawnFigures, collate, example_of
+from biomedclip.processing.panels.synthesis.labels import CLASSES, label_class, random_style
+from biomedclip.processing.panels.synthesis.layouts import GRIDS, random_layout
+from biomedclip.processing.panels.synthesis.plots import KINDS, draw_plot
+
+
+def colored(rng, kind):
+    """Return a picture of one color, which no other thing in a figure has."""
+    color = (int(rng.integers(60, 200)), int(rng.integers(60, 200)), 30)
+    return Single(Image.new("RGB", (120, 90), color), "Endoscopy", "color", True)
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return [draw_figure(np.random.default_rng([5, number]), colored) for number in range(120)]
+
+
+def inside(box, size, slack=1):
+    return box[0] >= -slack and box[1] >= -slack and box[2] <= size[0] + slack and box[3] <= size[1] + slack
+
+
+def test_a_quarter_of_figures_has_one_panel_and_others_have_several(figures):
+    singles = sum(not figure.is_compound for figure in figures)
+    assert 13 <= singles <= 47, "30 are expected"  # 3.5 standard deviations of a binomial distribution
+    for figure in figures:
+        if not figure.is_compound:
+            assert figure.panels[0].box == pytest.approx((0, 0, *figure.image.size)) and figure.panels[0].label is None
+    assert len({len(figure.panels) for figure in figures}) > 5
+
+
+def test_boxes_lie_in_the_figure_and_panels_do_not_overlap(figures):
+    for figure in figures:
+        for number, panel in enumerate(figure.panels):
+            assert inside(panel.box, figure.image.size)
+            assert panel.box[2] - panel.box[0] > 3 and panel.box[3] - panel.box[1] > 3
+            for other in figure.panels[:number]:
+                common_x = min(panel.box[2], other.box[2]) - max(panel.box[0], other.box[0])
+                common_y = min(panel.box[3], other.box[3]) - max(panel.box[1], other.box[1])
+                assert min(common_x, common_y) <= 1.5
+
+
+def test_pictures_reach_each_edge_of_their_panel_and_not_beyond(figures):
+    checked = 0
+    for figure in figures:
+        blue = np.asarray(figure.image).astype(int)[..., 2]
+        for panel in figure.panels if figure.is_compound else ():
+            left, top, right, bottom = (round(edge) for edge in panel.box)
+            if min(right - left, bottom - top) < 16:
+                continue
+            content = blue[max(0, top) : bottom, max(0, left) : right]
+            # Blue is 30 in pictures, and after compression still far from white. Letters and arrows cover some of it.
+            for strip in (content[:4], content[-4:], content[:, :4], content[:, -4:]):
+                checked += 1
+                assert (strip < 100).mean() > 0.1
+    assert checked > 800
+
+
+def test_labels_differ_within_a_figure_and_have_boxes_at_their_panel(figures):
+    labeled = 0
+    for figure in figures:
+        names = [panel.label for panel in figure.panels if panel.label is not None]
+        assert len(set(names)) == len(names)
+        for panel in figure.panels:
+            assert (panel.label is None) == (panel.label_box is None)
+            if panel.label_box is not None:
+                labeled += 1
+                assert inside(panel.label_box, figure.image.size, 3) and label_class(panel.label) < len(CLASSES)
+                x = (panel.label_box[0] + panel.label_box[2]) / 2
+                y = (panel.label_box[1] + panel.label_box[3]) / 2
+                assert panel.box[0] - 60 < x < panel.box[2] + 60 and panel.box[1] - 60 < y < panel.box[3] + 60
+    assert labeled > 150
+
+
+def test_layouts_cover_grids_up_to_five_by_five_and_their_cells_do_not_overlap():
+    rng = np.random.default_rng(0)
+    layouts = [random_layout(rng) for _ in range(600)]
+    grids = Counter((layout.rows, layout.columns) for layout in layouts)
+    assert grids[1, 2] > grids[3, 3] > 0 and max(rows for rows, _ in GRIDS) == max(columns for _, columns in GRIDS) == 5
+    for layout in layouts:
+        area = sum((right - left) * (bottom - top) for left, top, right, bottom in layout.cells)
+        assert 0.5 < area <= 1 + 1e-9 and len(layout.cells) > 1
+
+
+def test_labels_are_of_four_kinds_in_six_or_more_fonts_and_8_to_40_pixels_high():
+    rng = np.random.default_rng(0)
+    styles = [random_style(rng) for _ in range(2000)]
+    drawn = [style for style in styles if style is not None]
+    assert 100 < len(styles) - len(drawn) < 500, "some figures have no labels"
+    assert {style.kind for style in drawn} == {"upper", "lower", "number", "roman"}
+    assert len({style.font for style in drawn}) >= 6
+    assert {style.place for style in drawn} == {"inside", "above", "below", "left"}
+    assert min(style.size for style in drawn) >= 8 and max(style.size for style in drawn) <= 40
+    assert [label_class(name) for name in ("A", "a", "12", "iv", "I")] == [0, 0, 37, 48, 8]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_plots_of_each_kind_are_drawn_and_have_a_type(number):
+    rng = np.random.default_rng(number)
+    for _ in range(len(KINDS)):
+        image, image_type = draw_plot(rng)
+        assert image.mode == "RGB" and min(image.size) > 30 and image_type in IMAGE_TYPES
+
+
+@pytest.fixture
+def singles():
+    pictures = [Image.new("RGB", (90, 60), (40 * number, 90, 30)) for number in range(4)]
+    contents = []
+    for picture in pictures:
+        file = io.BytesIO()
+        picture.save(file, format="PNG")
+        contents.append(file.getvalue())
+    return [SingleFigure(content, f"PMC{n // 2}", "Ultrasound", True, False) for n, content in enumerate(contents)]
+
+
+def test_a_figure_is_determined_by_seed_and_index(singles):
+    first, second = (DrawnFigures(singles, 10, plots=2, seed=3) for _ in range(2))
+    for index in (7, 0):
+        one, other = first[index], second[index]
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(first[0]["pixel_values"], first[1]["pixel_values"])
+    changed = DrawnFigures(singles, 10, plots=2, seed=4)
+    assert not torch.equal(first[0]["pixel_values"], changed[0]["pixel_values"])
+
+
+def test_layouts_and_labels_of_a_seed_never_change():
+    rng = np.random.default_rng([0, 0])
+    drawn = repr([(random_layout(rng), random_style(rng)) for _ in range(20)])
+    assert hashlib.sha256(drawn.encode()).hexdigest()[:16] == "190667a57e643a43"
+
+
+def test_examples_are_tensors_in_parts_of_the_longer_side(figures):
+    figure = next(figure for figure in figures if figure.is_compound and figure.panels[0].label_box)
+    example = example_of(figure, 64)
+    assert example["pixel_values"].shape == (3, 64, 64) and example["pixel_values"].dtype == torch.uint8
+    expected = torch.tensor([panel.box for panel in figure.panels]) / max(figure.image.size)
+    torch.testing.assert_close(example["boxes"], expected.float())
+    assert example["types"].tolist() == [IMAGE_TYPES.index("Endoscopy")] * len(figure.panels)
+    assert len(example["letters"]) == len(example["label_boxes"]) and example["compound"] == 1
+    batch = collate([example, example])
+    assert batch["pixel_values"].shape == (2, 3, 64, 64) and batch["pixel_values"].abs().max() <= 1
+    assert len(batch["labels"]) == 2 and "pixel_values" not in batch["labels"][0]
