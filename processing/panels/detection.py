@@ -1,0 +1,229 @@
+"""From the output of a detector to the panels of a figure, with their labels in reading order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+
+from ..image_processing_panel_detection import suppressed
+from .cutting import background_level, cut_panels
+
+
+Box = tuple[float, float, float, float]
+SCORE = 0.3  # least score of a panel
+LABEL_SCORE = 0.25  # least score of a printed label
+COMPOUND = 0.5  # from this probability on, a figure has several panels
+OVERLAP = 0.4  # largest intersection over union of two panels
+SNAP = 0.02  # how far an edge moves to the border of the content, in parts of the longer side
+SIDE = 800  # pixels of the longer side of the figure in which edges move
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel of a figure.
+
+    Attributes:
+        box: Left, top, right and bottom in pixels of the original figure.
+        score: Between 0 and 1.
+        label: Printed label. Letters are upper case. None if there is none.
+        image_type: Type of the image, None if the detector knows no types.
+        type_score: Probability of the type.
+    """
+
+    box: Box
+    score: float
+    label: str | None = None
+    image_type: str | None = None
+    type_score: float | None = None
+
+
+@dataclass(frozen=True)
+class FigurePanels:
+    """The panels of a figure in reading order. A single figure has one panel: the whole figure, without a label."""
+
+    compound: bool
+    compound_score: float
+    panels: tuple[Panel, ...] = field(default_factory=tuple)
+
+
+class PanelDetector:
+    """Finds the panels of figures.
+
+    Args:
+        model: [`PanelDetectionModel`] or another object detector of transformers. Others tell no labels and no types.
+        image_processor: Image processor of the model.
+    """
+
+    def __init__(self, model: Any, image_processor: Any):
+        self.model = model.eval()
+        self.image_processor = image_processor
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Image.Image]) -> list[FigurePanels]:
+        """Return the panels of each figure."""
+        inputs = self.image_processor(images=list(images), return_tensors="pt").to(self.model.device)
+        outputs = self.model(**inputs)
+        if not hasattr(outputs, "compound_logits"):
+            return self._of_other_detector(outputs, images)
+        types = list(self.model.config.image_types)
+        letters = list(self.model.config.printed_labels)
+        found = _Outputs(outputs)
+        return [_figure(found.of(number), image, letters, types) for number, image in enumerate(images)]
+
+    def _of_other_detector(self, outputs: Any, images: Sequence[Image.Image]) -> list[FigurePanels]:
+        sizes = torch.tensor([(image.height, image.width) for image in images])
+        answers = self.image_processor.post_process_object_detection(outputs, threshold=SCORE, target_sizes=sizes)
+        figures = []
+        for answer, image in zip(answers, images, strict=True):
+            boxes, scores = answer["boxes"].float().cpu(), answer["scores"].float().cpu()
+            kept = suppressed(boxes, scores, OVERLAP)
+            panels = [Panel(tuple(boxes[number].tolist()), float(scores[number])) for number in kept.tolist()]
+            if len(panels) < 2:
+                figures.append(FigurePanels(False, 0.0, (Panel((0, 0, *image.size), 1.0),)))
+            else:
+                figures.append(FigurePanels(True, 1.0, _in_reading_order(panels)))
+        return figures
+
+
+class _Outputs:
+    """Outputs of [`PanelDetectionModel`] as arrays of single figures."""
+
+    names = "logits pred_boxes type_logits label_logits label_boxes letter_logits compound_logits".split()
+
+    def __init__(self, outputs: Any):
+        self.arrays = {name: getattr(outputs, name).float().cpu() for name in self.names}
+
+    def of(self, number: int) -> dict[str, torch.Tensor]:
+        return {name: values[number] for name, values in self.arrays.items()}
+
+
+def _figure(
+    output: dict[str, torch.Tensor], image: Image.Image, letters: Sequence[str], types: Sequence[str]
+) -> FigurePanels:
+    probability = float(output["compound_logits"].sigmoid())
+    whole = (0.0, 0.0, float(image.width), float(image.height))
+    longest = max(image.size)
+    boxes, scores, cells = _peaks(output["logits"], output["pred_boxes"], SCORE, OVERLAP)
+    chances = output["type_logits"].softmax(-1)
+    if probability >= COMPOUND and len(boxes) < 2:
+        # The detector sees several panels but not where they are.
+        cut = cut_panels(image)
+        if len(cut) > 1:
+            return FigurePanels(True, probability, _in_reading_order([Panel(box, 0.0) for box in cut]))
+    if probability < COMPOUND or len(boxes) < 2:
+        weights = output["logits"][:, 0].sigmoid()
+        chance = (chances * weights[:, None]).sum(0) / weights.sum()
+        kind, score = _best(chance, types)
+        return FigurePanels(False, probability, (Panel(whole, 1.0 - probability, None, kind, score),))
+    pixels = np.clip(boxes.numpy() * longest, 0, np.array(whole[2:] * 2))
+    pixels = _snapped(pixels, image)
+    read = _labels(output, letters, pixels / longest)
+    panels = []
+    for number, (box, score) in enumerate(zip(pixels.tolist(), scores.tolist(), strict=True)):
+        kind, type_score = _best(chances[cells[number]], types)
+        panels.append(Panel(tuple(box), score, read.get(number), kind, type_score))
+    return FigurePanels(True, probability, _in_reading_order(panels))
+
+
+def _best(chances: torch.Tensor, types: Sequence[str]) -> tuple[str | None, float | None]:
+    if not types:
+        return None, None
+    number = int(chances.argmax())
+    return types[number], float(chances[number])
+
+
+def _peaks(
+    logits: torch.Tensor, boxes: torch.Tensor, threshold: float, overlap: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return boxes (left, top, right, bottom), scores and cells of the local maxima that remain after suppression."""
+    scores = logits[:, 0].sigmoid()
+    side = round(len(scores) ** 0.5)
+    highest = torch.nn.functional.max_pool2d(scores.reshape(1, 1, side, side), 3, 1, 1).flatten()
+    cells = torch.nonzero((scores == highest) & (scores >= threshold))[:, 0]
+    corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)[cells]
+    kept = suppressed(corners, scores[cells], overlap)
+    return corners[kept], scores[cells][kept], cells[kept]
+
+
+def _snapped(boxes: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Move edges of boxes to the nearest border between content and background."""
+    scale = min(1.0, SIDE / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    levels = np.asarray(image.convert("L").resize(size, Image.Resampling.BOX), dtype=np.int16)
+    content = np.abs(levels - background_level(levels)) > 20
+    reach = max(2, round(SNAP * max(size)))
+    result = boxes * scale
+    for number, (left, top, right, bottom) in enumerate(result.round().astype(int)):
+        rows, columns = slice(max(0, top), max(top + 1, bottom)), slice(max(0, left), max(left + 1, right))
+        across, down = content[rows].mean(0) > 0.004, content[:, columns].mean(1) > 0.004
+        result[number] = (
+            _edge(across, result[number][0], reach, begins=True),
+            _edge(down, result[number][1], reach, begins=True),
+            _edge(across, result[number][2], reach, begins=False),
+            _edge(down, result[number][3], reach, begins=False),
+        )
+    return result / scale
+
+
+def _edge(filled: np.ndarray, at: float, reach: int, *, begins: bool) -> float:
+    """Return the nearest place where content begins or ends, or the place itself if there is none in reach."""
+    changes = np.diff(np.concatenate([[False], filled, [False]]).astype(np.int8))
+    places = np.flatnonzero(changes == (1 if begins else -1))
+    places = places[np.abs(places - at) <= reach]
+    return float(places[np.argmin(np.abs(places - at))]) if len(places) else at
+
+
+def _labels(output: dict[str, torch.Tensor], letters: Sequence[str], panels: np.ndarray) -> dict[int, str]:
+    """Return the label of each panel that has one. A printed label belongs to the nearest panel, and a panel has one.
+
+    Labels of a figure differ, so letters are chosen together: the sum of their log probabilities is the largest.
+    """
+    if not letters:
+        return {}
+    boxes, scores, cells = _peaks(output["label_logits"], output["label_boxes"], LABEL_SCORE, 0.3)
+    if not len(boxes):
+        return {}
+    centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).numpy()
+    distance = _distances(centers, panels)
+    cost = distance - 0.05 * scores.numpy()[:, None]
+    marks, owners = linear_sum_assignment(cost)
+    near = [(int(mark), int(owner)) for mark, owner in zip(marks, owners, strict=True) if distance[mark, owner] < 0.12]
+    if not near:
+        return {}
+    chances = output["letter_logits"][cells[[mark for mark, _ in near]]].log_softmax(-1).numpy()
+    rows, chosen = linear_sum_assignment(-chances)
+    names = {int(row): letters[int(column)] for row, column in zip(rows, chosen, strict=True)}
+    return {owner: _written(names[row]) for row, (_, owner) in enumerate(near) if row in names}
+
+
+def _written(name: str) -> str:
+    return name.upper()
+
+
+def _distances(points: np.ndarray, panels: np.ndarray) -> np.ndarray:
+    """Return the distance of each point to each panel: to its nearest corner, and more if the point is outside."""
+    x, y = points[:, :1], points[:, 1:]
+    outside_x = np.maximum(np.maximum(panels[:, 0] - x, x - panels[:, 2]), 0)
+    outside_y = np.maximum(np.maximum(panels[:, 1] - y, y - panels[:, 3]), 0)
+    inside_x = np.minimum(np.abs(x - panels[:, 0]), np.abs(x - panels[:, 2]))
+    inside_y = np.minimum(np.abs(y - panels[:, 1]), np.abs(y - panels[:, 3]))
+    return np.hypot(outside_x, outside_y) + 0.1 * np.minimum(inside_x, inside_y)
+
+
+def _in_reading_order(panels: Sequence[Panel]) -> tuple[Panel, ...]:
+    """Sort by labels if all panels have one, otherwise by rows: a panel below the middle of another is in the next."""
+    names = [panel.label for panel in panels]
+    if all(names) and len(set(names)) == len(names):
+        return tuple(sorted(panels, key=lambda panel: (len(str(panel.label)), str(panel.label))))
+    rest = sorted(panels, key=lambda panel: panel.box[1])
+    ordered: list[Panel] = []
+    while rest:
+        middle = (rest[0].box[1] + rest[0].box[3]) / 2
+        row = [panel for panel in rest if panel.box[1] < middle]
+        ordered += sorted(row, key=lambda panel: panel.box[0])
+        rest = [panel for panel in rest if panel.box[1] >= middle]
+    return tuple(ordered)
