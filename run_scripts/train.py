@@ -1,4 +1,4 @@
-"""Train a model. The task is contrastive training, image classification or visual question answering.
+"""Train a model: contrastive training, image classification, panel detection or visual question answering.
 
 biomedclip train --config quickstart --train-data out --output-dir run
 biomedclip train --config lora_classification --train-data folder_of_classes --output-dir classifier
@@ -15,13 +15,13 @@ from .cli.errors import UsageError, suggestion
 from .cli.fields import WORKERS
 from .cli.options import is_true, option_value, parse_options
 from .cli.reporting import say
-from .training import classification, contrastive, visual_question_answering
+from .training import classification, contrastive, panel_detection, visual_question_answering
 from .training.adapters import AdapterOptions, describe_output
 from .training.runs import end_processes
 
 
 # Each task is a module with `OPTION_CLASSES`, `GROUPS`, `ALTERNATIVES`, `EXAMPLE`, `run` and `show_results`.
-TASKS = {module.TASK: module for module in (contrastive, classification, visual_question_answering)}
+TASKS = {module.TASK: module for module in (contrastive, classification, panel_detection, visual_question_answering)}
 ALIASES = {"vqa": visual_question_answering.TASK}
 
 

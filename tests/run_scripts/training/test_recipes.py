@@ -50,7 +50,16 @@ ROWS = {
     "patch_dropout": Row(32),
     "locked_image_tower": Row(32),
 }
-OTHERS = {"batch_64k", "quickstart", "lora_contrastive", "lora_classification", "lora_merged", "vqa_rad", "vqa_slake"}
+OTHERS = {
+    "batch_64k",
+    "quickstart",
+    "lora_contrastive",
+    "lora_classification",
+    "lora_merged",
+    "panel_detector",
+    "vqa_rad",
+    "vqa_slake",
+}
 
 
 def opening(name: str) -> str:

@@ -1,0 +1,167 @@
+"""Train the network that finds the panels of compound figures, on figures that are drawn during training.
+
+biomedclip train --config panel_detector --train-data out --output-dir detector
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoModelForObjectDetection
+
+from biomedclip import PanelDetectionConfig, PanelDetectionModel
+from biomedclip.processing import PanelDetectionImageProcessor
+from biomedclip.processing.panels.detection import PanelDetector
+from biomedclip.processing.panels.image_types import IMAGE_TYPES
+from biomedclip.processing.panels.scores import average_precision
+from biomedclip.processing.panels.singles import SingleFigure, singles_of_dataset, singles_of_folder
+from biomedclip.processing.panels.synthesis.examples import DrawnFigures, collate
+from biomedclip.processing.panels.synthesis.labels import CLASSES
+
+from ..cli.fields import REQUIRED, option
+from ..cli.progress import counting
+from ..cli.reporting import show_table
+from . import runs, supervised
+from .adapters import AdapterOptions
+from .runs import check_checkpoint, cost_rows, run_and_save, start_run
+from .supervised import SupervisedArguments, SupervisedData, SupervisedTrainer
+from .trackers import check_trackers
+
+
+logger = logging.getLogger(__name__)
+
+TASK = "panel-detection"
+EXAMPLE = """biomedclip train --config panel_detector --train-data out \\
+      --photographs scans --output-dir detector"""
+GROUPS = {
+    "data": "task train_data photographs leave_out figures plots validation_figures dataloader_num_workers",
+    "model": "model_name_or_path trust_remote_code",
+    **supervised.GROUPS,
+}
+ALTERNATIVES = runs.ALTERNATIVES
+
+
+@dataclass(kw_only=True)
+class PanelData(SupervisedData):
+    """Single figures to draw compound ones from, and the network to start from."""
+
+    train_data: str = option(REQUIRED, "Dataset that biomedclip build wrote. Its single figures are used.")
+    model_name_or_path: str = option("", "Panel detector to continue with (default: a new one).")
+    task: str = option(TASK, "Training task.")
+    photographs: list[str] = option(
+        [], "Folders of photographs or scans to draw panels from. 'FOLDER=TYPE' names the type of all its images."
+    )
+    leave_out: str | None = option(
+        None, "Text file with one PMCID/FILE per line: figures of the dataset that are not used, such as a test set."
+    )
+    figures: int = option(60_000, "Number of figures to draw for an epoch (default: 60000).")
+    plots: int = option(2000, "Number of different plots to draw panels from (default: 2000).")
+    validation_figures: int = option(200, "Number of drawn figures of held-out articles to evaluate (default: 200).")
+
+    def __post_init__(self):
+        for name in ("figures", "plots"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}.")
+        if self.validation_figures < 0:
+            raise ValueError(f"--validation-figures must be at least 0, not {self.validation_figures}.")
+
+
+OPTION_CLASSES = [PanelData, AdapterOptions, SupervisedArguments]
+
+
+def run(
+    data: PanelData, adapter: AdapterOptions, args: SupervisedArguments
+) -> tuple[SupervisedTrainer, dict[str, Any]]:
+    """Train and save a panel detector, evaluate it on drawn figures of held-out articles, and return both."""
+    if adapter.lora_rank is not None:
+        raise ValueError("--lora-rank has no effect: the panel detector is small and trained as a whole. Omit it.")
+    trust = data.trust_remote_code
+    check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
+    check_trackers(args)
+    singles = read_singles(data)
+    checkpoint = start_run(args, [data, adapter], task=TASK)
+    if not data.model_name_or_path:
+        config = PanelDetectionConfig(printed_labels=list(CLASSES), image_types=list(IMAGE_TYPES))
+        model = PanelDetectionModel(config)
+    else:
+        model = AutoModelForObjectDetection.from_pretrained(data.model_name_or_path, trust_remote_code=trust)
+    training = [single for single in singles if not single.held_out]
+    options: dict[str, Any] = {"plots": data.plots, "side": model.config.image_size}
+    trainer = SupervisedTrainer(
+        model,
+        args,
+        train_dataset=DrawnFigures(training, data.figures, seed=args.seed, **options),
+        data_collator=_Collator(),
+        processing_class=PanelDetectionImageProcessor(size=dict.fromkeys(("height", "width"), model.config.image_size)),
+    )
+
+    def measure() -> dict[str, Any]:
+        held_out = [single for single in singles if single.held_out]
+        numbers = {"single_figures": len(training), "held_out_single_figures": len(held_out)}
+        if not data.validation_figures:
+            return numbers
+        # Figures and plots that training has not seen have another seed.
+        drawn = DrawnFigures(held_out, data.validation_figures, seed=args.seed + 1_000_003, **options)
+        return {**numbers, "validation": measure_drawn(trainer, drawn)}
+
+    return trainer, run_and_save(trainer, checkpoint, adapter, measure, data=data.train_data)
+
+
+class _Collator:
+    """[`collate`] with the attributes that the trainer reads. Drawn figures have no bad rows and no other crops."""
+
+    substituted_rows = 0
+
+    def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
+        return collate(examples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing."""
+
+
+def read_singles(data: PanelData) -> list[SingleFigure]:
+    """Return the single figures of the dataset and the folders."""
+    leave_out = Path(data.leave_out).read_text(encoding="utf-8").split() if data.leave_out else []
+    singles = list(singles_of_dataset(Path(data.train_data), leave_out))
+    for wanted in data.photographs:
+        folder, _, image_type = wanted.partition("=")
+        if image_type and image_type not in IMAGE_TYPES:
+            raise ValueError(f"--photographs {wanted}: {image_type!r} is no type of {', '.join(IMAGE_TYPES)}.")
+        singles += singles_of_folder(Path(folder), image_type or None)
+    if not any(not single.held_out for single in singles):
+        raise ValueError(f"--train-data {data.train_data}: no figure seems to have a single panel.")
+    return singles
+
+
+def measure_drawn(trainer: SupervisedTrainer, drawn: DrawnFigures) -> dict[str, Any]:
+    """Return the scores on drawn figures: average precision of panels, compound figures, letters and types."""
+    detect = PanelDetector(trainer.model, trainer.processing_class)
+    boxes, scores, truth, compound = [], [], [], []
+    with counting(len(drawn), "Validation", "figure") as advance:
+        for number in range(len(drawn)):
+            figure = drawn.figure(number)
+            (found,) = detect([figure.image])
+            boxes.append([panel.box for panel in found.panels])
+            scores.append([panel.score for panel in found.panels])
+            truth.append([panel.box for panel in figure.panels])
+            compound.append(found.compound == figure.is_compound)
+            advance(1)
+    return {
+        "figures": len(drawn),
+        "average_precision": average_precision(boxes, scores, truth),
+        "compound_accuracy": float(np.mean(compound)),
+    }
+
+
+def show_results(results: Mapping[str, Any]) -> None:
+    """Print the scores on drawn figures, and the cost of the training."""
+    names = ("figures", "average_precision", "compound_accuracy")
+    rows = [
+        (f"validation {name.replace('_', ' ')}", results["validation"][name])
+        for name in names
+        if "validation" in results
+    ]
+    show_table("Panel detection", [*rows, *cost_rows(results)], ["", "value"])

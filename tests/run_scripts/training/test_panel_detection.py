@@ -1,0 +1,110 @@
+"""Training of the panel detector through the command."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.commands import losses
+from helpers.training_runs import assert_equal_runs, results, train, train_error
+from PIL import Image
+from transformers import AutoModelForObjectDetection
+
+from biomedclip import PanelDetectionConfig, PanelDetectionModel
+from biomedclip.processing.panels.image_types import IMAGE_TYPES
+from biomedclip.processing.panels.singles import singles_of_dataset, singles_of_folder
+from biomedclip.processing.panels.synthesis.labels import CLASSES
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 200, (60, 80, 3), dtype=np.uint8))
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A dataset of 12 single figures of 12 articles, and three others."""
+    rows = [(png(noise(n)), f"g{n}.png", "Radiograph of the chest.", f"PMC{n}") for n in range(5, 17)]
+    rows.append((png(noise(90)), "a.png", "(A) Radiograph. (B) MRI.", "PMC90"))
+    rows.append((png(noise(91)), "b.png", "Radiograph, left, and MRI, right.", "PMC91"))
+    grid = Image.new("RGB", (400, 200), "white")
+    grid.paste(noise(92).resize((180, 190)), (0, 0))
+    grid.paste(noise(93).resize((180, 190)), (220, 0))
+    rows.append((png(grid), "c.png", "Radiographs.", "PMC92"))
+    folder = tmp_path_factory.mktemp("figures")
+    (folder / "data").mkdir()
+    images = [{"bytes": content, "path": name} for content, name, _, _ in rows]
+    columns = {"image": images, "caption": [row[2] for row in rows], "pmcid": [row[3] for row in rows]}
+    pq.write_table(pa.table(columns), folder / "data" / "train-00000.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_detector(tmp_path_factory):
+    small = {"image_size": 64, "widths": [4, 8, 8, 8, 8, 8], "depths": [0] * 6, "neck_width": 8}
+    folder = tmp_path_factory.mktemp("detector")
+    config = PanelDetectionConfig(printed_labels=list(CLASSES), image_types=list(IMAGE_TYPES), **small)
+    PanelDetectionModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def options(dataset, small_detector):
+    options = {"config": "panel_detector", "train_data": dataset, "model_name_or_path": small_detector, "figures": 64}
+    options |= {"plots": 2, "validation_figures": 4, "per_device_train_batch_size": 4, "num_train_epochs": None}
+    return options | {"batch_size": None, "max_steps": 4, "use_cpu": "true"}
+
+
+def test_single_figures_are_told_by_caption_and_picture(dataset):
+    figures = list(singles_of_dataset(dataset))
+    assert [figure.kind for figure in figures] == [f"PMC{n}" for n in range(5, 17)]
+    assert {figure.image_type for figure in figures} == {"X-Ray 2D Radiography"}
+    assert all(figure.is_photograph for figure in figures)
+    assert [figure.kind for figure in figures if figure.held_out] == ["PMC14"], "by the name of the article, for good"
+    rest = list(singles_of_dataset(dataset, ["PMC5/g5.png", "PMC6/g5.png"]))
+    assert [figure.kind for figure in rest] == [f"PMC{n}" for n in range(6, 17)]
+
+
+def test_photographs_of_a_folder_have_its_name_and_type(tmp_path):
+    for number in range(3):
+        noise(number).save(tmp_path / f"{number}.png")
+    figures = list(singles_of_folder(tmp_path, "Endoscopy"))
+    assert [(figure.kind, figure.image_type) for figure in figures] == [(tmp_path.name, "Endoscopy")] * 3
+    assert figures[0].open().getpixel((5, 5)) == noise(0).getpixel((5, 5))
+
+
+def test_a_run_saves_a_detector_and_its_scores_on_drawn_figures(options, tmp_path, capsys):
+    run = train(tmp_path / "run", **options)
+    assert len(losses(run)) == 4 and all(np.isfinite(losses(run)))
+    found = results(run)
+    assert (found["single_figures"], found["held_out_single_figures"]) == (11, 1)
+    assert found["validation"]["figures"] == 4 and 0 <= found["validation"]["average_precision"] <= 1
+    assert isinstance(AutoModelForObjectDetection.from_pretrained(run), PanelDetectionModel)
+    assert "Panel detection" in capsys.readouterr().out
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path):
+    options |= {"validation_figures": 0, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    whole = train(tmp_path / "whole", **options)
+    train(tmp_path / "parts", **options | {"max_steps": 2})
+    train(tmp_path / "parts", **options, resume_from_checkpoint="true")
+    assert_equal_runs(tmp_path / "parts", whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message"),
+    [
+        ({"train_data": "/nowhere"}, 1, "/nowhere: it has no data/*.parquet"),
+        ({"photographs": "/tmp=Endoskopie"}, 1, "'Endoskopie' is no type"),
+        ({"figures": 0}, 2, "--figures must be at least 1"),
+        ({"lora_rank": 4}, 1, "--lora-rank has no effect"),
+    ],
+)
+def test_impossible_options_are_refused(options, tmp_path, capsys, changes, status, message):
+    assert message in train_error(capsys, tmp_path / "run", status, **options | changes)
