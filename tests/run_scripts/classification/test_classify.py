@@ -302,7 +302,9 @@ def test_saliency_writes_the_maps_of_the_listed_labels(capsys, scans, small_chec
     maps = saliency_map(model, processor, image, [f"this is a photo of {row['label']}" for row in best])
     for name, saliency in zip(names, maps, strict=True):
         overlay = draw_overlay(image, saliency, scale=float(maps.nan_to_num(0).max()))
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "maps" / name)), np.asarray(overlay))
+        # The command computes the maps of other prompts in the same batch, so sums may differ in the last bit.
+        written = np.asarray(Image.open(tmp_path / "maps" / name), dtype=int)
+        np.testing.assert_allclose(written, np.asarray(overlay, dtype=int), rtol=0, atol=1)
 
 
 def test_an_image_that_disappears_before_its_saliency_map_keeps_its_prediction(
