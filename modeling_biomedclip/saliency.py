@@ -1,10 +1,17 @@
 """Saliency maps: which parts of an image raise its similarity to a text.
 
-The method is LeGrad (Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via Feature Formation
-Sensitivity", ICCV 2025, arXiv 2404.03214). Let A be the attention probabilities of a layer of the image tower, and s
-the cosine similarity of the text and the class token after this layer (last LayerNorm, projection). The relevance of a
-patch is the positive part of ds/dA for the attention of the class token to this patch, averaged over heads, and summed
-over layers. The code of the authors pools the mean of all tokens instead, for which these models are not trained.
+The relevance of a patch is its attention times the gradient of the similarity with respect to this attention. Let A be
+the attention probabilities of the class token in a layer of the image tower, and S the cosine similarity of the text
+and the class token after this layer (last LayerNorm, projection). The relevance is A * dS/dA, averaged over heads and
+summed over layers.
+
+- The similarity after each layer is that of LeGrad (Bousselham et al., "LeGrad: An Explainability Method for Vision
+  Transformers via Feature Formation Sensitivity", arXiv 2404.03214), which sums the positive parts of dS/dA.
+- Attention times gradient is that of Grad-SAM (Barkan et al. 2021, arXiv 2204.11073) and of Chefer et al. 2021 (arXiv
+  2103.15679). It estimates how much the similarity falls if the class token ignores the patch. Both papers discard
+  negative values. They are kept here: a patch that speaks against the text lowers the sum over heads and layers.
+- The values of single patches are noisy, so a map is smoothed by the mean of 3 x 3 patches.
+
 `tests/performance/saliency.py` compares the method with others.
 """
 
@@ -19,22 +26,17 @@ from torch import nn
 from .embedding import embed_texts, in_evaluation
 
 
-# Prompts that name no content. Their mean map shows what attracts attention whatever the prompt is.
-NEUTRAL_PROMPTS = ("an image", "a figure", "a photo", "this is a photo of", "a medical image")
-
-
 def saliency_map(
     model: Any,
     processor: Any,
     image: Image.Image,
     text: str | Sequence[str],
     *,
-    neutral_prompts: Sequence[str] = NEUTRAL_PROMPTS,
+    neutral_prompts: Sequence[str] = (),
 ) -> torch.Tensor:
     """Return a map of how much each part of an image raises its similarity to a text.
 
-    The map of a prompt minus the mean map of prompts without content shows what is specific to the prompt. Maps of
-    medical dual encoders otherwise look the same for any prompt. Check this with [`prompt_sensitivity`]. A map does
+    Maps of medical dual encoders can look the same for any prompt. Check this with [`prompt_sensitivity`]. A map does
     not show whether the model is right, and must not be used for clinical decisions.
 
     Args:
@@ -42,12 +44,12 @@ def saliency_map(
         processor: Processor of the model.
         image: Pillow image.
         text: One prompt, or several prompts for the same image.
-        neutral_prompts: Prompts without content. Their mean map is subtracted. Pass `()` to subtract nothing.
+        neutral_prompts: Prompts without content, such as "an image". Their mean map is subtracted (default: nothing).
 
     Returns:
         Map of shape `(height, width)` of the image, or `(texts, height, width)` for several prompts. float32, on the
-        CPU. Positive where the image is more similar to the text than to the neutral prompts, negative where less.
-        NaN outside the center crop that the model sees.
+        CPU. Positive where attention to the image raises the similarity, negative where it lowers the similarity. NaN
+        outside the center crop that the model sees.
 
     Raises:
         TypeError: If the model cannot compute gradients, such as an [`ExportedModel`].
@@ -75,7 +77,7 @@ def saliency_map(
     maps, neutral_maps = relevance[: len(texts)], relevance[len(texts) :]
     if len(neutral_maps):
         maps = maps - neutral_maps.mean(dim=0)
-    maps = to_image_resolution(maps, processor.image_processor, image.size, pixel_values.shape[-2:])
+    maps = to_image_resolution(smoothed(maps), processor.image_processor, image.size, pixel_values.shape[-2:])
     return maps[0] if isinstance(text, str) else maps
 
 
@@ -139,8 +141,13 @@ def patch_relevance(model: Any, pixel_values: torch.Tensor, text_embeds: torch.T
             image_embeds = nn.functional.normalize(model.visual_projection(pooled).float(), dim=-1)
             for number, similarity in enumerate(text_embeds.float() @ image_embeds[0]):
                 (gradient,) = torch.autograd.grad(similarity, attention, retain_graph=True)
-                relevance[number] += gradient[0, :, 0, 1:].float().clamp(min=0).mean(dim=0).cpu()
+                relevance[number] += (attention.detach() * gradient)[0, :, 0, 1:].float().mean(dim=0).cpu()
     return relevance.reshape(-1, rows, columns)
+
+
+def smoothed(maps: torch.Tensor) -> torch.Tensor:
+    """Return the mean of 3 x 3 patches around each patch, with repeated borders. Shape `(texts, rows, columns)`."""
+    return nn.functional.avg_pool2d(nn.functional.pad(maps, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 
 
 def to_image_resolution(

@@ -83,7 +83,8 @@ def test_relevance_equals_the_method_with_finite_differences_in_float64(pair, mo
     single = step * torch.eye(heads * tokens * tokens, dtype=torch.float64).unflatten(-1, (heads, tokens, tokens))
     expected = torch.zeros(2, 16, dtype=torch.float64)
     model.set_attn_implementation({"vision_config": "eager"})
-    for number, attention in enumerate(layers, 1):
+    probabilities = model.get_image_features(pixel_values, output_attentions=True).attentions
+    for number, (attention, probability) in enumerate(zip(layers, probabilities, strict=True), 1):
         similarities = []
         for sign in (1, -1):
             changes = {attention: sign * single}
@@ -94,7 +95,8 @@ def test_relevance_equals_the_method_with_finite_differences_in_float64(pair, mo
                 pooled = tower.post_layernorm(outputs.hidden_states[number][:, 0])
                 similarities.append(text_embeds @ normalize(model.visual_projection(pooled), dim=-1).t())
         gradients = (similarities[0] - similarities[1]).unflatten(1, (heads, tokens, tokens)) / (2 * step)
-        expected += gradients.clamp(min=0).sum(dim=2).mean(dim=1)[:, 1:]
+        expected += (probability.detach() * gradients).sum(dim=2).mean(dim=1)[:, 1:]
+    assert (expected < 0).any() and (expected > 0).any()
     torch.testing.assert_close(relevance.flatten(1), expected.float(), rtol=1e-4, atol=1e-7)
 
 
@@ -159,11 +161,18 @@ def test_the_mean_map_of_the_neutral_prompts_is_subtracted(small_model, small_pr
     chest, brain, chart = maps(PROMPTS, ())
     torch.testing.assert_close(maps(PROMPTS[0], PROMPTS[1:]), chest - (brain + chart) / 2, equal_nan=True)
     assert torch.nan_to_num(maps("figure", ["figure"])).abs().max() < 1e-6
-    torch.testing.assert_close(
-        maps(PROMPTS[0], ("an image", "a figure", "a photo", "this is a photo of", "a medical image")),
-        saliency_map(small_model, small_processor, image, PROMPTS[0]),
-        equal_nan=True,
-    )
+    torch.testing.assert_close(saliency_map(small_model, small_processor, image, PROMPTS[0]), chest, equal_nan=True)
+
+
+def test_a_map_is_smoothed_by_the_mean_of_neighbors_and_a_repeated_border(
+    small_model, small_processor, image, monkeypatch
+):
+    patches = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("biomedclip.saliency.patch_relevance", lambda *arguments: patches)
+    padded = np.pad(patches[0].numpy(), 1, mode="edge")
+    means = [[padded[row : row + 3, column : column + 3].mean() for column in range(4)] for row in range(4)]
+    expected = to_image_resolution(torch.tensor([means]), small_processor.image_processor, image.size, (32, 32))
+    torch.testing.assert_close(saliency_map(small_model, small_processor, image, "chest"), expected[0], equal_nan=True)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
