@@ -21,6 +21,7 @@ from .cli.errors import IncompleteError, UsageError, name_options, suggestion
 VERBS = {
     "quickstart": "run all steps on synthetic data in a few minutes",
     "build": "build a dataset of figure-caption pairs from PubMed Central",
+    "panels": "find the panels of compound figures, and split captions",
     "train": "train or fine-tune a model, with all weights or with LoRA",
     "evaluate": "measure retrieval, zero-shot, linear probe, visual questions",
     "classify": "classify images by labels, or with a fine-tuned classifier",
@@ -46,8 +47,8 @@ Each verb has --help with an example, and --config for a YAML file or a shipped
 recipe. `biomedclip recipes` lists them. Options on the command line override
 the recipe.
 
-No verb runs code from a model folder unless train, evaluate, embed or search
-is called with {TRUST_OPTION}. A recipe cannot set this option.
+No verb runs code from a model folder unless train, evaluate, embed, search or
+panels is called with {TRUST_OPTION}. A recipe cannot set this option.
 
 exit status: 0 for success, 1 if the work failed or skipped unreadable images,
 2 for a wrong command line

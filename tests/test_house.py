@@ -119,7 +119,7 @@ def test_verbs_are_short_and_what_they_share_lies_in_packages():
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in verbs}
     assert {name: lines for name, lines in lengths.items() if lines > 150} == {}
     folders = [path for path in (ROOT / "run_scripts").iterdir() if path.is_dir() and (path / "__init__.py").exists()]
-    allowed = {"classification", "cli", "training", "embedding", "evaluation", "hub", "serving"}
+    allowed = {"classification", "cli", "training", "embedding", "evaluation", "hub", "panel_rows", "serving"}
     assert {path.name for path in folders} <= allowed
     assert {path.stem for path in verbs} == {"main", *VERBS}
 

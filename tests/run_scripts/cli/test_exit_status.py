@@ -9,6 +9,7 @@ NEEDED = {
     "quickstart": ["--output-dir", "out"],
     "build": ["--output-dir", "out"],
     "train": ["--train-data", "x", "--output-dir", "out"],
+    "panels": ["figures", "--output", "out"],
     "evaluate": ["retrieval", "--model", "m", "--data", "d", "--output-dir", "out"],
     "classify": ["scans", "--model", "m", "--labels", "a", "b", "--output", "out"],
     "embed": ["scans", "--model", "m", "--output", "out"],

@@ -1,0 +1,1 @@
+"""Rows, captions and overlays of `biomedclip panels`."""

@@ -1,0 +1,79 @@
+"""Find the panels of the figures of an input, batch by batch, and make the rows of the result."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from PIL import Image
+
+from biomedclip.processing.images.inputs import ImageInputs, InputImage
+from biomedclip.processing.images.reading import ImageError, read_row_image
+from biomedclip.processing.panels.detection import FigurePanels, Panel
+
+from ..evaluation.threads import results_in_order
+from .captions import caption_of, split_for
+from .detectors import Detector
+
+
+COLUMNS = ("file", "compound", "compound_score", "panels", "context", "caption_match", "error")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A figure and its panels, or the error if it cannot be read."""
+
+    input: InputImage
+    image: Image.Image | None = None
+    figure: FigurePanels | None = None
+    error: str | None = None
+
+
+def find_panels(detect: Detector, inputs: ImageInputs, *, batch_size: int, workers: int) -> Iterator[Found]:
+    """Yield the panels of each figure in order. Threads decode figures ahead of the detector."""
+    images = inputs.rows(0, len(inputs))
+    batches = iter(lambda: list(islice(images, batch_size)), [])
+    threads = ThreadPoolExecutor(max_workers=workers)
+    try:
+        read = results_in_order((threads.submit(lambda part: [*map(_read, part)], batch) for batch in batches), workers)
+        for batch in read:
+            pictures = [found.image for found in batch if found.image is not None]
+            figures = iter(detect(pictures) if pictures else [])
+            for found in batch:
+                yield found if found.image is None else Found(found.input, found.image, next(figures))
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _read(image: InputImage) -> Found:
+    try:
+        return Found(image, read_row_image(image.image))
+    except (ImageError, ImportError) as error:  # DICOM without pydicom
+        return Found(image, error=str(error).removeprefix(f"{image.id}: "))
+
+
+def row_of(found: Found, captions: Mapping[str, str]) -> dict[str, Any]:
+    """Return the row of a figure. Boxes are whole pixels of the original figure."""
+    if found.figure is None:
+        return {"file": found.input.id, "error": found.error}
+    figure = found.figure
+    row: dict[str, Any] = {"file": found.input.id, "compound": figure.compound, "compound_score": figure.compound_score}
+    caption = caption_of(captions, found.input.id, found.input.columns)
+    texts: Sequence[str | None] = [None] * len(figure.panels)
+    if caption is not None:
+        split, texts = split_for(figure, caption)
+        row |= {"context": split.context, "caption_match": split.match}
+    row["panels"] = [_panel(panel, text) for panel, text in zip(figure.panels, texts, strict=True)]
+    return row
+
+
+def _panel(panel: Panel, sub_caption: str | None) -> dict[str, Any]:
+    return {
+        "box": [round(edge) for edge in panel.box],
+        "label": panel.label,
+        "score": panel.score,
+        "type": panel.image_type,
+        "type_score": panel.type_score,
+        "sub_caption": sub_caption,
+    }

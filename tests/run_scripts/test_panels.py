@@ -1,0 +1,151 @@
+"""`biomedclip panels`: one row for each figure, with its panels, their labels and captions."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from biomedclip import PanelDetectionConfig, PanelDetectionImageProcessor, PanelDetectionModel
+from biomedclip.processing.panels.detection import FigurePanels, Panel
+from biomedclip.run_scripts.main import main
+from biomedclip.run_scripts.panel_rows.captions import split_for
+
+
+BOXES = [(0, 0, 180, 190), (220, 0, 400, 190)]
+
+
+def noise(size, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 200, (*size[::-1], 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def figures(tmp_path):
+    """A compound figure, a single one, a damaged one, and a file that is no image."""
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    compound = Image.new("RGB", (400, 190), "white")
+    for number, box in enumerate(BOXES):
+        compound.paste(noise((180, 190), number), box)
+    compound.save(folder / "a.png")
+    noise((120, 80)).save(folder / "b.png")
+    (folder / "c.png").write_bytes((folder / "b.png").read_bytes()[:200])
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def captions(tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_text("file,caption\na.png,Scans. (A) Before. (B) After treatment.\nb.png,A scan.\n", encoding="utf-8")
+    return path
+
+
+def run(capsys, *arguments):
+    capsys.readouterr()
+    status = main(["panels", *map(str, arguments)])
+    output = capsys.readouterr()
+    return status, [json.loads(line) for line in output.out.splitlines() if line.startswith("{")], output.err
+
+
+def test_each_figure_has_a_row_and_a_damaged_one_an_error(figures, capsys, caplog):
+    status, rows, error = run(capsys, figures)
+    assert status == 1 and "1 of 3 images cannot be read" in error and "notes.txt" in caplog.text
+    compound, single, damaged = rows
+    assert [row["file"] for row in rows] == [str(figures / name) for name in ("a.png", "b.png", "c.png")]
+    assert compound["compound"] and [tuple(panel["box"]) for panel in compound["panels"]] == BOXES
+    assert not single["compound"] and [panel["box"] for panel in single["panels"]] == [[0, 0, 120, 80]]
+    assert set(single["panels"][0]) == {"box", "label", "score", "type", "type_score", "sub_caption"}
+    assert single["panels"][0]["label"] is None and single["error"] is None
+    assert damaged["panels"] is None and damaged["error"]
+
+
+def test_captions_are_split_by_panels(figures, captions, capsys):
+    _, (compound, single, _), _ = run(capsys, figures, "--captions", captions)
+    assert [panel["sub_caption"] for panel in compound["panels"]] == ["Before.", "After treatment."]
+    assert (compound["context"], compound["caption_match"]) == ("Scans.", "caption")
+    assert (single["context"], single["caption_match"]) == ("A scan.", "none")
+    assert single["panels"][0]["sub_caption"] is None
+
+
+def test_json_lines_of_captions_give_the_same_rows(figures, captions, tmp_path, capsys):
+    lines = [
+        '{"file": "a.png", "caption": "Scans. (A) Before. (B) After treatment."}',
+        '{"file": "b.png", "caption": "A scan."}',
+    ]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert (
+        run(capsys, figures, "--captions", captions)[1]
+        == run(capsys, figures, "--captions", tmp_path / "captions.jsonl")[1]
+    )
+
+
+def test_rows_of_a_dataset_bring_their_captions(figures, tmp_path, capsys):
+    image = {"bytes": (figures / "a.png").read_bytes(), "path": "a.png"}
+    table = pa.table({"pair_id": ["PMC1/F1/a"], "image": [image], "caption": ["(a) Before. (b) After."]})
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    status, (row,), _ = run(capsys, tmp_path / "pairs.parquet")
+    assert status == 0 and row["file"] == "PMC1/F1/a"
+    assert [panel["sub_caption"] for panel in row["panels"]] == ["Before.", "After."]
+
+
+def test_a_file_a_record_and_pictures_are_written(figures, tmp_path, capsys):
+    output, overlay = tmp_path / "panels.jsonl", tmp_path / "overlay"
+    assert run(capsys, figures, "--output", output, "--overlay", overlay)[0] == 1
+    assert len(output.read_text(encoding="utf-8").splitlines()) == 3
+    record = json.loads((tmp_path / "panels.jsonl.run.json").read_text(encoding="utf-8"))
+    assert (record["figures"], record["unreadable"], record["model"]["name"]) == (3, 1, "X-Y cut")
+    assert sorted(path.name for path in overlay.iterdir()) == ["000000_a.png", "000001_b.png"]
+    drawn = np.asarray(Image.open(overlay / "000000_a.png").convert("RGB"))
+    assert drawn.shape == (190, 400, 3) and tuple(drawn[95, 0]) == (0xD6, 0x27, 0x28), "the first box is red"
+
+
+def test_a_detector_of_transformers_is_used(figures, tmp_path, capsys):
+    small = {"image_size": 64, "widths": [4, 8, 8, 8, 8, 8], "depths": [0] * 6, "neck_width": 8}
+    PanelDetectionModel(PanelDetectionConfig(printed_labels=["A"], image_types=["x"], **small)).save_pretrained(
+        tmp_path / "d"
+    )
+    PanelDetectionImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "d")
+    status, rows, _ = run(capsys, figures / "a.png", figures / "b.png", "--detector", tmp_path / "d", "--device", "cpu")
+    assert status == 0 and all(row["panels"][0]["type"] == "x" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["{figures}", "--captions", "/nowhere.csv"], 1, "--captions /nowhere.csv: the file does not exist"),
+        (["{figures}", "--captions", "{other}"], 1, "none of its 1 files is one of the images"),
+        (["{figures}", "--detector", "/nowhere/at/all"], 1, "/nowhere/at/all"),
+        (["{figures}", "--overlay", "{figures}"], 1, "contains files"),
+        (["{figures}", "--device", "cpu"], 2, "no effect without --detector"),
+        (["{figures}", "--batch-size", "0"], 2, "--batch-size must be at least 1"),
+        (["/nowhere"], 1, "/nowhere: the file or folder does not exist"),
+    ],
+)
+def test_an_error_is_a_message_before_any_work(figures, tmp_path, capsys, arguments, status, message):
+    (tmp_path / "other.csv").write_text("file,caption\nz.png,x\n", encoding="utf-8")
+    filled = [each.format(figures=figures, other=tmp_path / "other.csv") for each in arguments]
+    found, rows, error = run(capsys, *filled)
+    assert found == status and not rows and message in " ".join(error.split()) and "Traceback" not in error
+
+
+def compound(*labels):
+    return FigurePanels(True, 1.0, tuple(Panel((0, 0, 1, 1), 1.0, label) for label in labels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "texts", "match"),
+    [
+        (("A", "B"), ["CT", "MRI."], "labels"),
+        (("B", "A"), ["MRI.", "CT"], "labels"),
+        (("A", "B", None), ["CT", "MRI.", None], "labels"),
+        (("C", "D"), [None, None], "none"),
+        ((None, None), ["CT", "MRI."], "caption"),
+        ((None, None, None), [None] * 3, "none"),
+    ],
+)
+def test_labels_that_were_read_decide_which_text_belongs_to_a_panel(labels, texts, match):
+    split, found = split_for(compound(*labels), "(A) CT, (B) MRI.")
+    assert found == texts and split.match == match
