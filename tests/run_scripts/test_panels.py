@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from biomedclip import PanelDetectionConfig, PanelDetectionImageProcessor, PanelDetectionModel
@@ -104,12 +105,13 @@ def test_a_file_a_record_and_pictures_are_written(figures, tmp_path, capsys):
 
 def test_a_detector_of_transformers_is_used(figures, tmp_path, capsys):
     small = {"image_size": 64, "widths": [4, 8, 8, 8, 8, 8], "depths": [0] * 6, "neck_width": 8}
-    PanelDetectionModel(PanelDetectionConfig(printed_labels=["A"], image_types=["x"], **small)).save_pretrained(
-        tmp_path / "d"
-    )
+    model = PanelDetectionModel(PanelDetectionConfig(printed_labels=["A"], image_types=["x"], **small))
+    torch.nn.init.constant_(model.compound_head.bias, -20.0)  # all figures are single
+    model.save_pretrained(tmp_path / "d")
     PanelDetectionImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "d")
     status, rows, _ = run(capsys, figures / "a.png", figures / "b.png", "--detector", tmp_path / "d", "--device", "cpu")
     assert status == 0 and all(row["panels"][0]["type"] == "x" for row in rows)
+    assert not any(row["compound"] for row in rows), "the cut finds two panels in the first"
 
 
 @pytest.mark.parametrize(
