@@ -15,7 +15,7 @@ from biomedclip.processing.images.inputs import IMAGE_COLUMN, find_inputs
 
 from .classification.classifiers import check_classifier, load_fine_tuned, load_zero_shot
 from .classification.labels import DEFAULT_TEMPLATE, read_labels
-from .classification.overlays import OverlayWriter, check_overlay_folder
+from .classification.overlays import OverlayWriter
 from .classification.predictions import LONG, long_rows, predict, wide_rows, wide_schema
 from .classification.tally import Tally
 from .classification.true_labels import Measurement, read_true_labels, show_metrics
@@ -27,6 +27,7 @@ from .cli.output import FORMAT_HELP, FORMATS, check_output_file, choose_format, 
 from .cli.progress import counting, no_bars_without_terminal
 from .cli.reporting import show_stage
 from .embedding.encoders import PRECISIONS, is_exported
+from .evaluation.checks import check_empty_folder
 
 
 EXAMPLE = """biomedclip classify scans --model out/model \\
@@ -113,7 +114,7 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
     truth = read_true_labels(Path(options.true_labels), ids, labels) if options.true_labels else {}
     check_output_file(output)
     if options.saliency:
-        check_overlay_folder(Path(options.saliency))
+        check_empty_folder(Path(options.saliency), "--saliency")
 
     show_stage(f"Classifying {len(inputs):,} images with {len(labels)} labels")
     load: Any = load_fine_tuned if own_labels else load_zero_shot

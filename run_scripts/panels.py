@@ -19,9 +19,10 @@ from .cli.options import parse_options
 from .cli.output import check_output_file, run_record, write_record, write_rows
 from .cli.progress import counting, no_bars_without_terminal
 from .cli.reporting import show_stage
+from .evaluation.checks import check_empty_folder
 from .panel_rows.captions import read_captions
 from .panel_rows.detectors import check_detector, load_detector
-from .panel_rows.overlays import check_overlay_folder, save_overlay
+from .panel_rows.overlays import save_overlay
 from .panel_rows.rows import COLUMNS, Found, find_panels, row_of
 
 
@@ -83,7 +84,7 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
     check_output_file(output)
     overlay = Path(options.overlay) if options.overlay else None
     if overlay is not None:
-        check_overlay_folder(overlay)
+        check_empty_folder(overlay, "--overlay")
 
     show_stage(f"Finding the panels of {len(inputs):,} figures")
     with no_bars_without_terminal():

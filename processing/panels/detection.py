@@ -197,11 +197,7 @@ def _labels(output: dict[str, torch.Tensor], letters: Sequence[str], panels: np.
     chances = output["letter_logits"][cells[[mark for mark, _ in near]]].log_softmax(-1).numpy()
     rows, chosen = linear_sum_assignment(-chances)
     names = {int(row): letters[int(column)] for row, column in zip(rows, chosen, strict=True)}
-    return {owner: _written(names[row]) for row, (_, owner) in enumerate(near) if row in names}
-
-
-def _written(name: str) -> str:
-    return name.upper()
+    return {owner: names[row].upper() for row, (_, owner) in enumerate(near) if row in names}
 
 
 def _distances(points: np.ndarray, panels: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ from biomedclip.processing.images.reading import ImageError, read_row_image
 
 from ..cli.errors import UsageError
 from ..cli.overlays import save_overlay
-from ..evaluation.checks import check_writable
 from ..evaluation.dual_encoders import DualEncoder
 from .predictions import Prediction
 
@@ -23,13 +22,6 @@ from .predictions import Prediction
 LARGEST = 2048  # width and height of an overlay. Maps of larger images would need gigabytes.
 _LABEL_CHARACTERS = 40
 logger = logging.getLogger(__name__)
-
-
-def check_overlay_folder(folder: Path) -> None:
-    """Create the folder. Raise `ValueError` if it is not writable, or has files, which overlays could be mixed with."""
-    check_writable(folder, "--saliency")
-    if any(folder.iterdir()):
-        raise ValueError(f"--saliency {folder} contains files. Choose a new or empty folder.")
 
 
 class OverlayWriter:
@@ -87,4 +79,4 @@ def _safe(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text)[:_LABEL_CHARACTERS].strip("_.") or "image"
 
 
-__all__ = ["LARGEST", "OverlayWriter", "check_overlay_folder"]
+__all__ = ["LARGEST", "OverlayWriter"]

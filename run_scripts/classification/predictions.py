@@ -1,9 +1,8 @@
 """Classify the images of an input batch by batch, and make the rows of the result."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ import torch
 from biomedclip.processing.images.inputs import ImageInputs, InputImage
 from biomedclip.processing.images.reading import ImageError, read_row_image
 
-from ..evaluation.threads import results_in_order
+from ..evaluation.threads import prepared_batches
 from .classifiers import Classifier
 
 
@@ -57,7 +56,9 @@ _Batch = tuple[Sequence[InputImage], list[str | None], torch.Tensor | None]
 
 def predict(classifier: Classifier, inputs: ImageInputs, *, batch_size: int, workers: int) -> Iterator[Prediction]:
     """Yield the prediction of each image in order. Threads decode and resize images ahead of the model."""
-    for images, errors, pixels in _prepared(classifier.image_processor, inputs, batch_size, workers):
+    prepare = partial(_prepare, classifier.image_processor)
+    batches = prepared_batches(prepare, inputs.rows(0, len(inputs)), batch_size, workers)
+    for images, errors, pixels in batches:
         probabilities, similarities = (None, None) if pixels is None else classifier.predict(pixels)
         row = 0
         for image, error in zip(images, errors, strict=True):
@@ -66,16 +67,6 @@ def predict(classifier: Classifier, inputs: ImageInputs, *, batch_size: int, wor
                 continue
             yield Prediction(image, probabilities[row], None if similarities is None else similarities[row])
             row += 1
-
-
-def _prepared(image_processor: Any, inputs: ImageInputs, batch_size: int, workers: int) -> Iterator[_Batch]:
-    images = inputs.rows(0, len(inputs))
-    batches = iter(lambda: list(islice(images, batch_size)), [])
-    threads = ThreadPoolExecutor(max_workers=workers)
-    try:
-        yield from results_in_order((threads.submit(_prepare, image_processor, batch) for batch in batches), workers)
-    finally:
-        threads.shutdown(cancel_futures=True)
 
 
 def _prepare(image_processor: Any, batch: Sequence[InputImage]) -> _Batch:

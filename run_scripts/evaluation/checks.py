@@ -93,6 +93,13 @@ def check_writable(folder: Path, option: str) -> None:
         raise ValueError(f"{option} {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
 
 
+def check_empty_folder(folder: Path, option: str) -> None:
+    """Create a folder. Raise `ValueError` if it is not writable, or has files, which new ones could be mixed with."""
+    check_writable(folder, option)
+    if any(folder.iterdir()):
+        raise ValueError(f"{option} {folder} contains files. Choose a new or empty folder.")
+
+
 def _check_kind(path: Path, task: str, benchmark: str | None) -> None:
     if not path.is_file():
         return

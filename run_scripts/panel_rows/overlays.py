@@ -8,18 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 from biomedclip.processing.bit_depth_biomedclip import to_8_bit
 from biomedclip.processing.panels.detection import FigurePanels
 
-from ..evaluation.checks import check_writable
-
 
 LARGEST = 2048  # pixels of the longer side of an overlay
 COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b")
-
-
-def check_overlay_folder(folder: Path) -> None:
-    """Create the folder. Raise `ValueError` if it is not writable, or has files, which overlays could be mixed with."""
-    check_writable(folder, "--overlay")
-    if any(folder.iterdir()):
-        raise ValueError(f"--overlay {folder} contains files. Choose a new or empty folder.")
 
 
 def save_overlay(image: Image.Image, figure: FigurePanels, folder: Path, number: int, name: str) -> None:

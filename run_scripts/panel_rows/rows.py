@@ -1,9 +1,7 @@
 """Find the panels of the figures of an input, batch by batch, and make the rows of the result."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from PIL import Image
@@ -12,7 +10,7 @@ from biomedclip.processing.images.inputs import ImageInputs, InputImage
 from biomedclip.processing.images.reading import ImageError, read_row_image
 from biomedclip.processing.panels.detection import FigurePanels, Panel
 
-from ..evaluation.threads import results_in_order
+from ..evaluation.threads import prepared_batches
 from .captions import caption_of, split_for
 from .detectors import Detector
 
@@ -32,18 +30,15 @@ class Found:
 
 def find_panels(detect: Detector, inputs: ImageInputs, *, batch_size: int, workers: int) -> Iterator[Found]:
     """Yield the panels of each figure in order. Threads decode figures ahead of the detector."""
-    images = inputs.rows(0, len(inputs))
-    batches = iter(lambda: list(islice(images, batch_size)), [])
-    threads = ThreadPoolExecutor(max_workers=workers)
-    try:
-        read = results_in_order((threads.submit(lambda part: [*map(_read, part)], batch) for batch in batches), workers)
-        for batch in read:
-            pictures = [found.image for found in batch if found.image is not None]
-            figures = iter(detect(pictures) if pictures else [])
-            for found in batch:
-                yield found if found.image is None else Found(found.input, found.image, next(figures))
-    finally:
-        threads.shutdown(cancel_futures=True)
+    for batch in prepared_batches(_read_all, inputs.rows(0, len(inputs)), batch_size, workers):
+        pictures = [found.image for found in batch if found.image is not None]
+        figures = iter(detect(pictures) if pictures else [])
+        for found in batch:
+            yield found if found.image is None else Found(found.input, found.image, next(figures))
+
+
+def _read_all(images: Sequence[InputImage]) -> list[Found]:
+    return [_read(image) for image in images]
 
 
 def _read(image: InputImage) -> Found:
