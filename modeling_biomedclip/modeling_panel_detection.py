@@ -178,7 +178,8 @@ class PanelDetectionModel(PanelDetectionPreTrainedModel):
         Returns:
             Predictions of all cells, and the loss if there are labels.
         """
-        features, maps = pixel_values, []
+        # Channels last is several times as fast on CPUs with bfloat16.
+        features, maps = pixel_values.contiguous(memory_format=torch.channels_last), []
         for stage in self.stages:
             features = stage(features)
             maps.append(features)
