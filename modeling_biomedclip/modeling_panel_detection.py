@@ -172,7 +172,8 @@ class PanelDetectionModel(PanelDetectionPreTrainedModel):
         Args:
             pixel_values: Shape (batch, 3, image_size, image_size), from [`PanelDetectionImageProcessor`].
             labels: What each figure contains: `boxes` (n, 4) and `label_boxes` (m, 4) with left, top, right and bottom
-                in parts of the input, `types` (n,), `letters` (m,) and `compound` (); -1 is unknown.
+                in parts of the input, `types` (n,), `letters` (m,) and `compound` (); -1 is unknown. Without
+                `label_boxes`, it is unknown where labels are printed.
             **kwargs: Ignored, as transformers' pipelines pass the mask of images of several sizes.
 
         Returns:
@@ -214,12 +215,17 @@ def detection_losses(output: Any, labels: Sequence[dict[str, Tensor]]) -> dict[s
     """
     side = round(output.logits.shape[1] ** 0.5)
     panels = [_targets(each["boxes"], each["types"], side, spread=0.12) for each in labels]
-    printed = [_targets(each["label_boxes"], each["letters"], side, spread=0.3) for each in labels]
+    with_labels = [number for number, each in enumerate(labels) if "label_boxes" in each]
+    printed = [_targets(labels[n]["label_boxes"], labels[n]["letters"], side, spread=0.3) for n in with_labels]
+    read = [part[with_labels] for part in (output.label_logits, output.label_boxes, output.letter_logits)]
     losses = {}
     for names, targets, scores, boxes, classes in (
         (("panels", "boxes", "types"), panels, output.logits, output.pred_boxes, output.type_logits),
-        (("labels", "label_boxes", "letters"), printed, output.label_logits, output.label_boxes, output.letter_logits),
+        (("labels", "label_boxes", "letters"), printed, *read),
     ):
+        if not targets:
+            losses |= dict.fromkeys(names, scores.sum() * 0)
+            continue
         heat, gold_boxes, gold_classes, weights = (torch.stack(part) for part in zip(*targets, strict=True))
         losses[names[0]] = _focal_loss(scores[..., 0].float(), heat)
         inside = weights > 0

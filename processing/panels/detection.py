@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ..image_processing_panel_detection import suppressed
 from .cutting import background_level, cut_panels
+from .image_types import TypeScore, most_probable_type
 
 
 Box = tuple[float, float, float, float]
@@ -30,15 +31,13 @@ class Panel:
         box: Left, top, right and bottom in pixels of the original figure.
         score: Between 0 and 1.
         label: Printed label. Letters are upper case. None if there is none.
-        image_type: Type of the image, None if the detector knows no types.
-        type_score: Probability of the type.
+        image_type: Type of the image and its group, without names if the detector knows no types.
     """
 
     box: Box
     score: float
     label: str | None = None
-    image_type: str | None = None
-    type_score: float | None = None
+    image_type: TypeScore = TypeScore()
 
 
 @dataclass(frozen=True)
@@ -117,23 +116,16 @@ def _figure(
     if probability < COMPOUND or len(boxes) < 2:
         weights = output["logits"][:, 0].sigmoid()
         chance = (chances * weights[:, None]).sum(0) / weights.sum()
-        kind, score = _best(chance, types)
-        return FigurePanels(False, probability, (Panel(whole, 1.0 - probability, None, kind, score),))
+        image_type = most_probable_type(chance.tolist() if types else [], types)
+        return FigurePanels(False, probability, (Panel(whole, 1.0 - probability, None, image_type),))
     pixels = np.clip(boxes.numpy() * longest, 0, np.array(whole[2:] * 2))
     pixels = _snapped(pixels, image)
     read = _labels(output, letters, pixels / longest)
     panels = []
     for number, (box, score) in enumerate(zip(pixels.tolist(), scores.tolist(), strict=True)):
-        kind, type_score = _best(chances[cells[number]], types)
-        panels.append(Panel(tuple(box), score, read.get(number), kind, type_score))
+        image_type = most_probable_type(chances[cells[number]].tolist() if types else [], types)
+        panels.append(Panel(tuple(box), score, read.get(number), image_type))
     return FigurePanels(True, probability, _in_reading_order(panels))
-
-
-def _best(chances: torch.Tensor, types: Sequence[str]) -> tuple[str | None, float | None]:
-    if not types:
-        return None, None
-    number = int(chances.argmax())
-    return types[number], float(chances[number])
 
 
 def _peaks(

@@ -3,6 +3,8 @@
 Garcia Seco de Herrera et al. 2015, "Overview of the ImageCLEF 2015 medical classification task".
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -20,6 +22,43 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 _WORDS: dict[str, tuple[str, ...]] = {
     name: tuple(entry["words"]) for types in _DATA["groups"].values() for name, entry in types.items()
 }
+
+
+@dataclass(frozen=True)
+class TypeScore:
+    """Type and group of an image, each with its probability. A name is None if it is unknown."""
+
+    name: str | None = None
+    score: float | None = None
+    group: str | None = None
+    group_score: float | None = None
+
+
+def most_probable_type(probabilities: Sequence[float], names: Sequence[str] = IMAGE_TYPES) -> TypeScore:
+    """Return the most probable group, and the most probable type in it.
+
+    Args:
+        probabilities: One for each name.
+        names: Names of types. Each that is not one of `IMAGE_TYPES` is a group of its own.
+
+    Example:
+        >>> from biomedclip.processing.panels.image_types import most_probable_type
+        >>> most_probable_type([0.4, 0.35, 0.25], ["Endoscopy", "PET", "Ultrasound"])
+        TypeScore(name='PET', score=0.35, group='radiology', group_score=0.6)
+    """
+    if not len(names):
+        return TypeScore()
+    groups: dict[str, float] = {}
+    for name, probability in zip(names, probabilities, strict=True):
+        group = GROUP_OF.get(name, name)
+        groups[group] = groups.get(group, 0.0) + float(probability)
+    group = max(groups, key=groups.__getitem__)
+    score, name = max(
+        (float(probability), name)
+        for name, probability in zip(names, probabilities, strict=True)
+        if GROUP_OF.get(name, name) == group
+    )
+    return TypeScore(name, score, group, groups[group])
 
 
 def type_in_caption(caption: str) -> str | None:

@@ -25,7 +25,7 @@ def save_overlay(image: Image.Image, figure: FigurePanels, folder: Path, number:
         color = COLORS[place % len(COLORS)]
         box = tuple(edge * scale for edge in panel.box)
         pen.rectangle(box, outline=color, width=thickness)
-        parts = [panel.label or "-", panel.image_type or "", f"{panel.score:.2f}"]
+        parts = [panel.label or "-", panel.image_type.name or "", f"{panel.score:.2f}"]
         text = "  ".join(filter(None, parts))
         corner = (box[0] + thickness, box[1] + thickness)
         pen.rectangle(pen.textbbox(corner, text, font=font), fill="white")

@@ -68,7 +68,9 @@ def _panel(panel: Panel, sub_caption: str | None) -> dict[str, Any]:
         "box": [round(edge) for edge in panel.box],
         "label": panel.label,
         "score": panel.score,
-        "type": panel.image_type,
-        "type_score": panel.type_score,
+        "type": panel.image_type.name,
+        "type_score": panel.image_type.score,
+        "group": panel.image_type.group,
+        "group_score": panel.image_type.group_score,
         "sub_caption": sub_caption,
     }

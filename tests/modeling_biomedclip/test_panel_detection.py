@@ -103,6 +103,19 @@ def test_unknown_labels_and_figures_without_panels_have_a_finite_loss(model):
     output.loss.backward()
 
 
+def test_figures_whose_labels_are_unknown_teach_panels_only(model):
+    known, unknown = labels(), labels()
+    del unknown["label_boxes"], unknown["letters"]
+    figures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    both = model(figures, labels=[known, unknown]).losses
+    alone = model(figures[:1], labels=[known]).losses
+    for name in ("labels", "label_boxes", "letters"):
+        torch.testing.assert_close(both[name], alone[name])
+    none = model(figures[1:], labels=[unknown])
+    assert none.losses["labels"] == none.losses["letters"] == 0 and none.losses["panels"] > 0
+    none.loss.backward()
+
+
 def test_a_small_network_learns_two_figures(model):
     torch.manual_seed(0)
     figures = torch.ones(2, 3, 64, 64)

@@ -58,7 +58,16 @@ def test_each_figure_has_a_row_and_a_damaged_one_an_error(figures, capsys, caplo
     assert [row["file"] for row in rows] == [str(figures / name) for name in ("a.png", "b.png", "c.png")]
     assert compound["compound"] and [tuple(panel["box"]) for panel in compound["panels"]] == BOXES
     assert not single["compound"] and [panel["box"] for panel in single["panels"]] == [[0, 0, 120, 80]]
-    assert set(single["panels"][0]) == {"box", "label", "score", "type", "type_score", "sub_caption"}
+    assert set(single["panels"][0]) == {
+        "box",
+        "label",
+        "score",
+        "type",
+        "type_score",
+        "group",
+        "group_score",
+        "sub_caption",
+    }
     assert single["panels"][0]["label"] is None and single["error"] is None
     assert damaged["panels"] is None and damaged["error"]
 

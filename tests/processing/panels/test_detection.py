@@ -66,15 +66,15 @@ def test_a_compound_figure_has_its_panels_in_pixels_with_labels_and_types():
     assert figure.compound and figure.compound_score > 0.99
     assert [panel.label for panel in figure.panels] == ["A", "B", "C", "D"]
     assert [panel.box for panel in figure.panels] == [pytest.approx(tuple(400 * edge for edge in box)) for box in GRID]
-    assert [panel.image_type for panel in figure.panels] == ["plot", "scan"] * 2
-    assert all(0.9 < panel.type_score < 1 and 0.9 < panel.score < 1 for panel in figure.panels)
+    assert [panel.image_type.name for panel in figure.panels] == ["plot", "scan"] * 2
+    assert all(0.9 < panel.image_type.score < 1 and 0.9 < panel.score < 1 for panel in figure.panels)
 
 
 def test_a_single_figure_has_one_panel_without_a_label():
     figure = detect(Network([(GRID[0], 1)], marks("A"), compound=-5.0), Image.new("RGB", (300, 200)))
     (panel,) = figure.panels
     assert not figure.compound and panel.box == (0, 0, 300, 200) and panel.label is None
-    assert panel.image_type == "scan"
+    assert panel.image_type.name == "scan"
 
 
 def test_without_labels_panels_are_in_reading_order():
@@ -145,5 +145,5 @@ def test_another_detector_of_transformers_tells_boxes_only():
 
     (figure,) = PanelDetector(Other(), OtherProcessor())([Image.new("RGB", (400, 300))])
     assert figure.compound and [panel.box[0] for panel in figure.panels] == [0, 200]
-    assert all(panel.label is panel.image_type is None for panel in figure.panels)
+    assert all(panel.label is panel.image_type.name is None for panel in figure.panels)
     assert json.dumps([panel.box for panel in figure.panels])

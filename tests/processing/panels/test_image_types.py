@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from biomedclip.processing.panels.image_types import GROUP_OF, GROUPS, IMAGE_TYPES, PROMPTS, TEMPLATES, type_in_caption
+from biomedclip.processing.panels.image_types import (
+    GROUP_OF,
+    GROUPS,
+    IMAGE_TYPES,
+    PROMPTS,
+    TEMPLATES,
+    TypeScore,
+    most_probable_type,
+    type_in_caption,
+)
 
 
 def test_there_are_thirty_types_in_groups_each_with_prompts():
@@ -36,3 +45,11 @@ def test_types_and_groups_are_spelled_as_in_the_gold_standard(shared_data):
 )
 def test_a_caption_names_the_type_that_comes_first(caption, image_type):
     assert type_in_caption(caption) == image_type
+
+
+def test_the_type_belongs_to_the_most_probable_group():
+    found = most_probable_type([0.4, 0.35, 0.25], ["Endoscopy", "PET", "Ultrasound"])
+    assert found == TypeScore("PET", 0.35, "radiology", 0.6), "although Endoscopy is the most probable type"
+    assert most_probable_type([0.3, 0.7], ["mine", "Endoscopy"]).group == "visible light photo"
+    assert most_probable_type([1.0], ["mine"]) == TypeScore("mine", 1.0, "mine", 1.0)
+    assert most_probable_type([], []) == TypeScore()
