@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from biomedclip.processing.images.folders import first_names
-from biomedclip.processing.panels import SplitCaption, split_caption
-from biomedclip.processing.panels.detection import FigurePanels
 from biomedclip.processing.tables import read_json_lines, read_table
 
 
@@ -58,19 +56,3 @@ def caption_of(captions: Mapping[str, str], name: str, columns: Mapping[str, Any
     """Return the caption of a figure from the file of captions, or from the column `caption` of its row."""
     own = columns.get("caption")
     return captions.get(name, own if isinstance(own, str) else None)
-
-
-def split_for(figure: FigurePanels, caption: str) -> tuple[SplitCaption, list[str | None]]:
-    """Return the split caption of a figure, and the text of each panel, None if there is none.
-
-    Labels that were read in the figure confirm the split. Without any, a caption of as many panels is split, in reading
-    order. Otherwise the caption is not split.
-    """
-    labels = [panel.label for panel in figure.panels]
-    read = [label for label in labels if label is not None]
-    split = split_caption(caption, read or None) if figure.compound else SplitCaption(caption.strip())
-    if read:
-        return split, [None if label is None else split.panels.get(label) for label in labels]
-    if len(split.panels) != len(labels):
-        return SplitCaption(caption.strip()), [None] * len(labels)
-    return split, list(split.panels.values())

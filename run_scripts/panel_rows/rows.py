@@ -9,9 +9,10 @@ from PIL import Image
 from biomedclip.processing.images.inputs import ImageInputs, InputImage
 from biomedclip.processing.images.reading import ImageError, read_row_image
 from biomedclip.processing.panels.detection import FigurePanels, Panel
+from biomedclip.processing.panels.pairing import split_for
 
 from ..evaluation.threads import prepared_batches
-from .captions import caption_of, split_for
+from .captions import caption_of
 from .detectors import Detector
 
 

@@ -10,9 +10,7 @@ import torch
 from PIL import Image
 
 from biomedclip import PanelDetectionConfig, PanelDetectionImageProcessor, PanelDetectionModel
-from biomedclip.processing.panels.detection import FigurePanels, Panel
 from biomedclip.run_scripts.main import main
-from biomedclip.run_scripts.panel_rows.captions import split_for
 
 
 BOXES = [(0, 0, 180, 190), (220, 0, 400, 190)]
@@ -140,23 +138,3 @@ def test_an_error_is_a_message_before_any_work(figures, tmp_path, capsys, argume
     filled = [each.format(figures=figures, other=tmp_path / "other.csv") for each in arguments]
     found, rows, error = run(capsys, *filled)
     assert found == status and not rows and message in " ".join(error.split()) and "Traceback" not in error
-
-
-def compound(*labels):
-    return FigurePanels(True, 1.0, tuple(Panel((0, 0, 1, 1), 1.0, label) for label in labels))
-
-
-@pytest.mark.parametrize(
-    ("labels", "texts", "match"),
-    [
-        (("A", "B"), ["CT", "MRI."], "labels"),
-        (("B", "A"), ["MRI.", "CT"], "labels"),
-        (("A", "B", None), ["CT", "MRI.", None], "labels"),
-        (("C", "D"), [None, None], "none"),
-        ((None, None), ["CT", "MRI."], "caption"),
-        ((None, None, None), [None] * 3, "none"),
-    ],
-)
-def test_labels_that_were_read_decide_which_text_belongs_to_a_panel(labels, texts, match):
-    split, found = split_for(compound(*labels), "(A) CT, (B) MRI.")
-    assert found == texts and split.match == match
