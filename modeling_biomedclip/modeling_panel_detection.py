@@ -218,7 +218,7 @@ def detection_losses(output: Any, labels: Sequence[dict[str, Tensor]]) -> dict[s
     with_labels = [number for number, each in enumerate(labels) if "label_boxes" in each]
     printed = [_targets(labels[n]["label_boxes"], labels[n]["letters"], side, spread=0.3) for n in with_labels]
     read = [part[with_labels] for part in (output.label_logits, output.label_boxes, output.letter_logits)]
-    losses = {}
+    losses: dict[str, Tensor] = {}
     for names, targets, scores, boxes, classes in (
         (("panels", "boxes", "types"), panels, output.logits, output.pred_boxes, output.type_logits),
         (("labels", "label_boxes", "letters"), printed, *read),
