@@ -90,18 +90,23 @@ class PanelDetectionImageProcessor(PilBackend):
 
 def letterbox(image: Image.Image, side: int) -> np.ndarray:
     """Return a figure as RGB array of shape (side, side, 3)."""
-    figure = to_8_bit(image)
-    if figure.mode in ("RGBA", "LA", "PA") or "transparency" in figure.info:
-        figure = figure.convert("RGBA")
-        white = Image.new("RGBA", figure.size, (WHITE,) * 4)
-        figure = Image.alpha_composite(white, figure)
-    figure = figure.convert("RGB")
+    figure = on_white(image)
     scale = side / max(figure.size)
     width, height = (max(1, round(length * scale)) for length in figure.size)
     resized = figure.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     square = np.full((side, side, 3), WHITE, dtype=np.uint8)
     square[:height, :width] = np.asarray(resized)
     return square
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return a figure of any mode in RGB. Transparent parts become white."""
+    figure = to_8_bit(image)
+    if figure.mode in ("RGBA", "LA", "PA") or "transparency" in figure.info:
+        figure = figure.convert("RGBA")
+        white = Image.new("RGBA", figure.size, (WHITE,) * 4)
+        figure = Image.alpha_composite(white, figure)
+    return figure.convert("RGB")
 
 
 def suppressed(boxes: torch.Tensor, scores: torch.Tensor, overlap: float, most: int = 300) -> torch.Tensor:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from biomedclip.processing.images.folders import first_names
 from biomedclip.processing.images.inputs import IMAGE_COLUMN, find_inputs
 
 from .cli.devices import DEVICE_HELP, choose_device
-from .cli.errors import IncompleteError
+from .cli.errors import IncompleteError, UsageError
 from .cli.fields import REQUIRED, WORKERS, image_root_option, option, trust_option
 from .cli.options import parse_options
 from .cli.output import check_output_file, run_record, write_record, write_rows
@@ -21,13 +23,15 @@ from .cli.progress import counting, no_bars_without_terminal
 from .cli.reporting import show_stage
 from .evaluation.checks import check_empty_folder
 from .panel_rows.captions import read_captions
-from .panel_rows.detectors import check_detector, load_detector
+from .panel_rows.detectors import Detector, check_detector, load_detector
 from .panel_rows.overlays import save_overlay
 from .panel_rows.rows import COLUMNS, Found, find_panels, row_of
+from .panel_rows.types import check_type_model, load_type_model, with_unknown_types, with_zero_shot_types
 
 
 EXAMPLE = """biomedclip panels figures --output panels.jsonl
-  biomedclip panels figures --captions captions.csv --overlay overlays"""
+  biomedclip panels figures --captions captions.csv --overlay overlays
+  biomedclip panels figures --model out/model --unknown-below 0.5"""
 
 
 @dataclass(kw_only=True)
@@ -44,6 +48,8 @@ class PanelOptions:
     detector: str | None = option(
         None, "Folder or Hub id of an object detector of transformers (default: cuts at empty stripes)."
     )
+    model: str | None = option(None, "Folder or Hub id of a dual encoder that tells the types of images by prompts.")
+    unknown_below: float | None = option(None, "Least probability of a type or group; below, it is 'unknown'.")
     image_column: str = option(IMAGE_COLUMN, "Column of the images, or of their paths in a table (default: image).")
     image_root: str | None = image_root_option()
     batch_size: int = option(8, "Batch size (default: 8).")
@@ -55,8 +61,14 @@ class PanelOptions:
         for name in ("batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
-        if self.detector is None and (self.trust_remote_code or self.device != "auto"):
-            raise ValueError("--trust-remote-code and --device have no effect without --detector.")
+        if self.detector is None and self.trust_remote_code:
+            raise ValueError("--trust-remote-code has no effect without --detector.")
+        if self.detector is None and self.model is None:
+            for name in ("device", "unknown_below"):
+                if getattr(self, name) not in ("auto", None):
+                    raise ValueError(f"--{name.replace('_', '-')} has no effect without --detector or --model.")
+        if self.unknown_below is not None and not 0 < self.unknown_below <= 1:
+            raise ValueError(f"--unknown-below is {self.unknown_below}. It must be above 0 and at most 1.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -77,7 +89,8 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
     start = datetime.datetime.now(datetime.UTC)
     trust = options.trust_remote_code
     check_detector(options.detector, trust_remote_code=trust)
-    device = choose_device(options.device) if options.detector else "cpu"
+    precision = check_type_model(options.model, device=options.device) if options.model else ""
+    device = choose_device(options.device if options.detector or options.model else "cpu")
     inputs = find_inputs(options.images, image_column=options.image_column, image_root=options.image_root)
     captions = read_captions(Path(options.captions), list(inputs.ids())) if options.captions else {}
     output = Path(options.output) if options.output else None
@@ -89,6 +102,7 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
     show_stage(f"Finding the panels of {len(inputs):,} figures")
     with no_bars_without_terminal():
         detect = load_detector(options.detector, device=device, trust_remote_code=trust)
+        detect, types = _tell_types(detect, options, precision, device)
     unreadable: list[str] = []
     with counting(len(inputs), "Searched", "figure", bar_in_terminal=output is not None) as add:
 
@@ -107,7 +121,7 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
         write_rows(rows(), COLUMNS, "jsonl", output)
     if output is not None:
         model = {"name": options.detector or "X-Y cut"}
-        also = {"figures": len(inputs), "unreadable": len(unreadable)}
+        also = {"image_types": types, "figures": len(inputs), "unreadable": len(unreadable)}
         path = write_record(output, run_record("panels", arguments, model=model, device=device, start=start, **also))
         show_stage(f"Panels in {output}, how they were found in {path}")
     if overlay is not None:
@@ -115,3 +129,17 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
     if unreadable:
         names, count = first_names(unreadable), len(unreadable)
         raise IncompleteError(f"{count:,} of {len(inputs):,} images cannot be read (column error): {names}.")
+
+
+def _tell_types(
+    detect: Detector, options: PanelOptions, precision: str, device: torch.device
+) -> tuple[Detector, dict[str, Any]]:
+    """Return the detector with the types of images that the options ask for, and their description for the record."""
+    record: dict[str, Any] = {"unknown_below": options.unknown_below}
+    if options.model:
+        classifier = load_type_model(options.model, precision, device=device)
+        detect = with_zero_shot_types(detect, classifier, batch_size=options.batch_size)
+        record |= {"model": classifier.name, "weights": classifier.weights, "precision": precision}
+    elif options.unknown_below is not None and not getattr(detect, "image_types", ()):
+        raise UsageError(f"--detector {options.detector} tells no image types. Omit --unknown-below, or pass --model.")
+    return detect if options.unknown_below is None else with_unknown_types(detect, options.unknown_below), record

@@ -49,6 +49,16 @@ class FigurePanels:
     panels: tuple[Panel, ...] = field(default_factory=tuple)
 
 
+def pixel_box(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Round a box to whole pixels in an image of this width and height, at least one pixel wide and high."""
+    spans = []
+    for low, high, length in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        start = min(max(round(low), 0), length - 1)
+        spans.append((start, min(max(round(high), start + 1), length)))
+    (left, right), (top, bottom) = spans
+    return left, top, right, bottom
+
+
 class PanelDetector:
     """Finds the panels of figures.
 
@@ -60,6 +70,11 @@ class PanelDetector:
     def __init__(self, model: Any, image_processor: Any):
         self.model = model.eval()
         self.image_processor = image_processor
+
+    @property
+    def image_types(self) -> tuple[str, ...]:
+        """Return the types of images that the model tells."""
+        return tuple(getattr(self.model.config, "image_types", ()))
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> list[FigurePanels]:

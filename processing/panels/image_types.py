@@ -3,11 +3,13 @@
 Garcia Seco de Herrera et al. 2015, "Overview of the ImageCLEF 2015 medical classification task".
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 import yaml
 
 
@@ -22,16 +24,21 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 _WORDS: dict[str, tuple[str, ...]] = {
     name: tuple(entry["words"]) for types in _DATA["groups"].values() for name, entry in types.items()
 }
+UNKNOWN = "unknown"  # type or group of an image whose probability is below a threshold
 
 
 @dataclass(frozen=True)
 class TypeScore:
-    """Type and group of an image, each with its probability. A name is None if it is unknown."""
+    """Type and group of an image, each with its probability. Names are None if nothing predicts types.
+
+    `margin` is the difference between the probabilities of the two most probable types.
+    """
 
     name: str | None = None
     score: float | None = None
     group: str | None = None
     group_score: float | None = None
+    margin: float | None = None
 
 
 def most_probable_type(probabilities: Sequence[float], names: Sequence[str] = IMAGE_TYPES) -> TypeScore:
@@ -43,8 +50,8 @@ def most_probable_type(probabilities: Sequence[float], names: Sequence[str] = IM
 
     Example:
         >>> from biomedclip.processing.panels.image_types import most_probable_type
-        >>> most_probable_type([0.4, 0.35, 0.25], ["Endoscopy", "PET", "Ultrasound"])
-        TypeScore(name='PET', score=0.35, group='radiology', group_score=0.6)
+        >>> most_probable_type([0.5, 0.5, 0.0], ["PET", "Ultrasound", "Endoscopy"])
+        TypeScore(name='Ultrasound', score=0.5, group='radiology', group_score=1.0, margin=0.0)
     """
     if not len(names):
         return TypeScore()
@@ -58,7 +65,68 @@ def most_probable_type(probabilities: Sequence[float], names: Sequence[str] = IM
         for name, probability in zip(names, probabilities, strict=True)
         if GROUP_OF.get(name, name) == group
     )
-    return TypeScore(name, score, group, groups[group])
+    best, second = sorted([0.0, *map(float, probabilities)], reverse=True)[:2]
+    return TypeScore(name, score, group, groups[group], best - second)
+
+
+def unknown_below(image_type: TypeScore, threshold: float) -> TypeScore:
+    """Name a type, and a group, `unknown` if its probability is below the threshold or not a number.
+
+    Example:
+        >>> from biomedclip.processing.panels.image_types import TypeScore, unknown_below
+        >>> unknown_below(TypeScore("PET", 0.35, "radiology", 0.6, 0.1), 0.5)
+        TypeScore(name='unknown', score=0.35, group='radiology', group_score=0.6, margin=0.1)
+    """
+    if image_type.score is None or image_type.group_score is None:
+        return image_type
+    name = image_type.name if image_type.score >= threshold else UNKNOWN
+    return replace(image_type, name=name, group=image_type.group if image_type.group_score >= threshold else UNKNOWN)
+
+
+@dataclass(frozen=True)
+class FittedThreshold:
+    """Threshold of [`fit_unknown_threshold`], with the accepted fraction of the validation set and its accuracy.
+
+    `threshold` and `accuracy` are None if no threshold reaches the required accuracy.
+    """
+
+    threshold: float | None
+    accepted: float
+    accuracy: float | None
+
+
+def fit_unknown_threshold(scores: Sequence[float], correct: Sequence[bool], accuracy: float = 0.95) -> FittedThreshold:
+    """Return the smallest threshold at which the accepted predictions of a validation set are accurate enough.
+
+    Args:
+        scores: Score of each prediction. It is accepted if its score is at least the threshold.
+        correct: Whether each prediction is correct.
+        accuracy: Required accuracy of the accepted predictions.
+
+    Raises:
+        ValueError: If the lengths differ, a score is not finite, or `accuracy` is not above 0 and at most 1.
+
+    Example:
+        >>> from biomedclip.processing.panels.image_types import fit_unknown_threshold
+        >>> fit_unknown_threshold([0.9, 0.8, 0.4, 0.3], [True, True, False, True], accuracy=0.9)
+        FittedThreshold(threshold=0.8, accepted=0.5, accuracy=1.0)
+    """
+    if len(scores) != len(correct):
+        raise ValueError(f"`scores` has {len(scores)} entries, but `correct` has {len(correct)}.")
+    if not all(map(math.isfinite, scores)):
+        raise ValueError("`scores` contains a value that is not finite. Leave out such predictions.")
+    if not 0 < accuracy <= 1:
+        raise ValueError(f"`accuracy` is {accuracy}. It must be above 0 and at most 1.")
+    values = np.asarray(scores, dtype=float)
+    order = np.argsort(-values, kind="stable")
+    values, right = values[order], np.asarray(correct, dtype=bool)[order]
+    accuracies = np.cumsum(right) / np.arange(1, len(right) + 1)
+    ends_tie = np.append(values[1:] < values[:-1], True)[: len(values)]  # equal scores are accepted together
+    reached = np.flatnonzero(ends_tie & (accuracies >= accuracy))
+    if not len(reached):
+        return FittedThreshold(None, 0.0, None)
+    last = int(reached[-1])
+    return FittedThreshold(float(values[last]), (last + 1) / len(values), float(accuracies[last]))
 
 
 def type_in_caption(caption: str) -> str | None:

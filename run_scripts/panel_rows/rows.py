@@ -8,7 +8,7 @@ from PIL import Image
 
 from biomedclip.processing.images.inputs import ImageInputs, InputImage
 from biomedclip.processing.images.reading import ImageError, read_row_image
-from biomedclip.processing.panels.detection import FigurePanels, Panel
+from biomedclip.processing.panels.detection import FigurePanels, Panel, pixel_box
 from biomedclip.processing.panels.pairing import split_for
 
 from ..evaluation.threads import prepared_batches
@@ -51,26 +51,27 @@ def _read(image: InputImage) -> Found:
 
 def row_of(found: Found, captions: Mapping[str, str]) -> dict[str, Any]:
     """Return the row of a figure. Boxes are whole pixels of the original figure."""
-    if found.figure is None:
+    if found.figure is None or found.image is None:
         return {"file": found.input.id, "error": found.error}
-    figure = found.figure
+    figure, size = found.figure, found.image.size
     row: dict[str, Any] = {"file": found.input.id, "compound": figure.compound, "compound_score": figure.compound_score}
     caption = caption_of(captions, found.input.id, found.input.columns)
     texts: Sequence[str | None] = [None] * len(figure.panels)
     if caption is not None:
         split, texts = split_for(figure, caption)
         row |= {"context": split.context, "caption_match": split.match}
-    row["panels"] = [_panel(panel, text) for panel, text in zip(figure.panels, texts, strict=True)]
+    row["panels"] = [_panel(panel, size, text) for panel, text in zip(figure.panels, texts, strict=True)]
     return row
 
 
-def _panel(panel: Panel, sub_caption: str | None) -> dict[str, Any]:
+def _panel(panel: Panel, size: tuple[int, int], sub_caption: str | None) -> dict[str, Any]:
     return {
-        "box": [round(edge) for edge in panel.box],
+        "box": list(pixel_box(panel.box, size)),
         "label": panel.label,
         "score": panel.score,
         "type": panel.image_type.name,
         "type_score": panel.image_type.score,
+        "type_margin": panel.image_type.margin,
         "group": panel.image_type.group,
         "group_score": panel.image_type.group_score,
         "sub_caption": sub_caption,

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from biomedclip import PanelDetectionConfig, PanelDetectionImageProcessor, PanelDetectionModel
+from biomedclip.processing.panels.image_types import GROUPS, PROMPTS
 from biomedclip.run_scripts.main import main
 
 
@@ -62,6 +63,7 @@ def test_each_figure_has_a_row_and_a_damaged_one_an_error(figures, capsys, caplo
         "score",
         "type",
         "type_score",
+        "type_margin",
         "group",
         "group_score",
         "sub_caption",
@@ -110,15 +112,99 @@ def test_a_file_a_record_and_pictures_are_written(figures, tmp_path, capsys):
     assert drawn.shape == (190, 400, 3) and tuple(drawn[95, 0]) == (0xD6, 0x27, 0x28), "the first box is red"
 
 
-def test_a_detector_of_transformers_is_used(figures, tmp_path, capsys):
+@pytest.fixture
+def detector(tmp_path):
+    """A detector with random weights, for which all figures are single, and types are about equally probable."""
     small = {"image_size": 64, "widths": [4, 8, 8, 8, 8, 8], "depths": [0] * 6, "neck_width": 8}
-    model = PanelDetectionModel(PanelDetectionConfig(printed_labels=["A"], image_types=["x"], **small))
-    torch.nn.init.constant_(model.compound_head.bias, -20.0)  # all figures are single
-    model.save_pretrained(tmp_path / "d")
-    PanelDetectionImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "d")
-    status, rows, _ = run(capsys, figures / "a.png", figures / "b.png", "--detector", tmp_path / "d", "--device", "cpu")
-    assert status == 0 and all(row["panels"][0]["type"] == "x" for row in rows)
+    model = PanelDetectionModel(PanelDetectionConfig(printed_labels=["A"], image_types=["x", "y"], **small))
+    torch.nn.init.constant_(model.compound_head.bias, -20.0)
+    model.save_pretrained(tmp_path / "detector")
+    PanelDetectionImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "detector")
+    return tmp_path / "detector"
+
+
+def test_a_detector_of_transformers_is_used(figures, detector, capsys):
+    arguments = ["--detector", detector, "--device", "cpu"]
+    status, rows, _ = run(capsys, figures / "a.png", figures / "b.png", *arguments)
+    assert status == 0 and all(row["panels"][0]["type"] in ("x", "y") for row in rows)
     assert not any(row["compound"] for row in rows), "the cut finds two panels in the first"
+
+
+def test_a_model_tells_the_type_of_each_crop_as_classify_does(figures, small_checkpoint, tmp_path, capsys):
+    status, (compound, single), _ = run(capsys, figures / "a.png", figures / "b.png", "--model", small_checkpoint)
+    assert status == 0 and compound["compound"]
+    whole = Image.open(figures / "a.png")
+    for number, box in enumerate(BOXES):
+        whole.crop(box).save(tmp_path / f"{number}.png")
+    prompts = {
+        name: [text for prompt in own for text in (prompt, f"the figure shows {prompt}")]
+        for name, own in PROMPTS.items()
+    }
+    (tmp_path / "labels.yaml").write_text(json.dumps(prompts), encoding="utf-8")
+    crops = [tmp_path / "0.png", tmp_path / "1.png", figures / "b.png"]
+    labels = ["--labels", tmp_path / "labels.yaml", "--format", "json", "--top-k", "30"]
+    assert main(["classify", *map(str, [*crops, "--model", small_checkpoint, *labels])]) == 0
+    classified = json.loads(capsys.readouterr().out)
+    for panel, crop in zip([*compound["panels"], *single["panels"]], crops, strict=True):
+        of_crop = {row["label"]: row["probability"] for row in classified if row["file"] == str(crop)}
+        of_group = {group: sum(of_crop[name] for name in names) for group, names in GROUPS.items()}
+        best = max(of_group, key=of_group.get)
+        assert (panel["group"], panel["group_score"]) == (best, pytest.approx(of_group[best], abs=1e-5))
+        assert panel["type"] == max(GROUPS[best], key=of_crop.get)
+        assert panel["type_score"] == pytest.approx(of_crop[panel["type"]], abs=1e-5)
+        first, second = sorted(of_crop.values())[:-3:-1]
+        assert panel["type_margin"] == pytest.approx(first - second, abs=1e-5)
+
+
+def test_a_model_replaces_the_types_of_the_detector(figures, detector, small_checkpoint, tmp_path, capsys):
+    output = tmp_path / "panels.jsonl"
+    arguments = ["--detector", detector, "--device", "cpu", "--output", output]
+    assert run(capsys, figures / "b.png", *arguments, "--model", small_checkpoint)[0] == 0
+    (panel,) = json.loads(output.read_text(encoding="utf-8"))["panels"]
+    assert panel["type"] in PROMPTS
+    record = json.loads((tmp_path / "panels.jsonl.run.json").read_text(encoding="utf-8"))
+    assert record["image_types"]["model"] == str(small_checkpoint) and len(record["image_types"]["weights"]) == 16
+
+
+def test_types_below_the_threshold_are_unknown(figures, detector, small_checkpoint, capsys):
+    by_model = ["--model", small_checkpoint, "--unknown-below"]
+    _, ((panel,),), _ = panels_of(run(capsys, figures / "b.png", *by_model, "0.999"))
+    assert panel["type"] == panel["group"] == "unknown" and panel["type_score"] < 0.999
+    _, ((panel,),), _ = panels_of(run(capsys, figures / "b.png", *by_model, "0.001"))
+    assert panel["type"] in PROMPTS
+    by_detector = ["--detector", detector, "--device", "cpu", "--unknown-below"]
+    _, ((panel,),), _ = panels_of(run(capsys, figures / "b.png", *by_detector, "0.6"))
+    assert (panel["type"], panel["group"]) == ("unknown", "unknown") and 0.4 < panel["type_score"] < 0.6
+    _, ((panel,),), _ = panels_of(run(capsys, figures / "b.png", *by_detector, "0.4"))
+    assert panel["type"] in ("x", "y")
+
+
+def test_a_threshold_is_refused_for_a_detector_that_tells_no_types(figures, detector, capsys):
+    config = json.loads((detector / "config.json").read_text(encoding="utf-8"))
+    del config["image_types"]
+    (detector / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (detector / "model.safetensors").unlink()
+    PanelDetectionModel(PanelDetectionConfig.from_dict(config)).save_pretrained(detector)
+    status, rows, error = run(capsys, figures / "b.png", "--detector", detector, "--unknown-below", "0.5")
+    assert status == 2 and not rows and "Omit --unknown-below, or pass --model" in " ".join(error.split())
+
+
+def panels_of(result):
+    status, rows, error = result
+    return status, [row["panels"] for row in rows], error
+
+
+def test_transparent_parts_of_crops_are_white(figures, small_checkpoint, tmp_path, capsys):
+    opaque = Image.open(figures / "b.png").convert("RGBA")
+    opaque.paste((255, 255, 255, 255), (0, 0, 60, 80))
+    hidden = opaque.copy()
+    hidden.paste((0, 0, 0, 0), (0, 0, 60, 80))
+    opaque.save(tmp_path / "opaque.png")
+    hidden.save(tmp_path / "hidden.png")
+    _, (first, second), _ = panels_of(
+        run(capsys, tmp_path / "opaque.png", tmp_path / "hidden.png", "--model", small_checkpoint)
+    )
+    assert first == second
 
 
 @pytest.mark.parametrize(
@@ -128,13 +214,18 @@ def test_a_detector_of_transformers_is_used(figures, tmp_path, capsys):
         (["{figures}", "--captions", "{other}"], 1, "none of its 1 files is one of the images"),
         (["{figures}", "--detector", "/nowhere/at/all"], 1, "/nowhere/at/all"),
         (["{figures}", "--overlay", "{figures}"], 1, "contains files"),
-        (["{figures}", "--device", "cpu"], 2, "no effect without --detector"),
+        (["{figures}", "--device", "cpu"], 2, "--device has no effect without --detector or --model"),
+        (["{figures}", "--unknown-below", "0.5"], 2, "--unknown-below has no effect without --detector or --model"),
+        (["{figures}", "--model", "{figures}", "--unknown-below", "1.5"], 2, "must be above 0 and at most 1"),
+        (["{figures}", "--model", "{figures}", "--trust-remote-code"], 2, "no effect without --detector"),
+        (["{figures}", "--model", "{figures}"], 1, "a folder of images, not a model"),
+        (["{figures}", "--model", "{detector}"], 1, "panels requires a dual encoder"),
         (["{figures}", "--batch-size", "0"], 2, "--batch-size must be at least 1"),
         (["/nowhere"], 1, "/nowhere: the file or folder does not exist"),
     ],
 )
-def test_an_error_is_a_message_before_any_work(figures, tmp_path, capsys, arguments, status, message):
+def test_an_error_is_a_message_before_any_work(figures, detector, tmp_path, capsys, arguments, status, message):
     (tmp_path / "other.csv").write_text("file,caption\nz.png,x\n", encoding="utf-8")
-    filled = [each.format(figures=figures, other=tmp_path / "other.csv") for each in arguments]
+    filled = [each.format(figures=figures, other=tmp_path / "other.csv", detector=detector) for each in arguments]
     found, rows, error = run(capsys, *filled)
     assert found == status and not rows and message in " ".join(error.split()) and "Traceback" not in error

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from biomedclip.processing import PanelDetectionImageProcessor
-from biomedclip.processing.panels.detection import Panel, PanelDetector, _in_reading_order, _snapped
+from biomedclip.processing.panels.detection import Panel, PanelDetector, _in_reading_order, _snapped, pixel_box
 
 
 SIDE = 16  # cells of a row
@@ -120,6 +120,20 @@ def test_reading_order_follows_complete_labels_and_otherwise_rows():
     assert [panel.label for panel in _in_reading_order(named)] == ["A", "B", "C"]
     partly = [Panel(boxes[2], 1.0), Panel(boxes[1], 1.0, "A"), Panel(boxes[0], 1.0, "B")]
     assert [panel.box for panel in _in_reading_order(partly)] == boxes
+
+
+@pytest.mark.parametrize(
+    ("box", "pixels"),
+    [
+        ((0.4, 1.6, 9.6, 5.5), (0, 2, 10, 6)),
+        ((-3, -3, 99, 99), (0, 0, 20, 10)),
+        ((4.0, 4.0, 4.0, 4.0), (4, 4, 5, 5)),
+        ((20.0, 10.0, 20.0, 10.0), (19, 9, 20, 10)),
+        ((7.0, 3.0, 5.0, 1.0), (7, 3, 8, 4)),
+    ],
+)
+def test_a_box_has_whole_pixels_inside_the_figure_and_at_least_one(box, pixels):
+    assert pixel_box(box, (20, 10)) == pixels
 
 
 class OtherProcessor:

@@ -1,7 +1,10 @@
 """The 30 types of ImageCLEF 2015 and the words that name them."""
 
 import json
+import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from biomedclip.processing.panels.image_types import (
@@ -10,9 +13,12 @@ from biomedclip.processing.panels.image_types import (
     IMAGE_TYPES,
     PROMPTS,
     TEMPLATES,
+    FittedThreshold,
     TypeScore,
+    fit_unknown_threshold,
     most_probable_type,
     type_in_caption,
+    unknown_below,
 )
 
 
@@ -49,7 +55,44 @@ def test_a_caption_names_the_type_that_comes_first(caption, image_type):
 
 def test_the_type_belongs_to_the_most_probable_group():
     found = most_probable_type([0.4, 0.35, 0.25], ["Endoscopy", "PET", "Ultrasound"])
-    assert found == TypeScore("PET", 0.35, "radiology", 0.6), "although Endoscopy is the most probable type"
+    expected = TypeScore("PET", 0.35, "radiology", 0.6, pytest.approx(0.05))
+    assert found == expected, "although Endoscopy is the most probable type"
     assert most_probable_type([0.3, 0.7], ["mine", "Endoscopy"]).group == "visible light photo"
-    assert most_probable_type([1.0], ["mine"]) == TypeScore("mine", 1.0, "mine", 1.0)
+    assert most_probable_type([1.0], ["mine"]) == TypeScore("mine", 1.0, "mine", 1.0, 1.0)
     assert most_probable_type([], []) == TypeScore()
+
+
+def test_below_a_threshold_type_and_group_are_unknown_each_by_its_own_score():
+    found = TypeScore("PET", 0.35, "radiology", 0.6, 0.05)
+    assert unknown_below(found, 0.35) == found
+    assert unknown_below(found, 0.36) == replace(found, name="unknown")
+    assert unknown_below(found, 0.61) == replace(found, name="unknown", group="unknown")
+    assert unknown_below(replace(found, score=math.nan), 0.1).name == "unknown"
+    assert unknown_below(TypeScore(), 0.5) == TypeScore(), "nothing predicts types"
+
+
+def test_the_fitted_threshold_is_the_smallest_that_is_accurate_enough():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        scores = rng.integers(1, 12, rng.integers(1, 30)) / 12  # many are equal
+        correct = rng.random(len(scores)) < scores
+        accuracy = rng.choice([0.5, 0.8, 0.95, 1.0])
+        accurate = [score for score in scores if correct[scores >= score].mean() >= accuracy]
+        found = fit_unknown_threshold(scores.tolist(), correct.tolist(), accuracy)
+        if not accurate:
+            assert found == FittedThreshold(None, 0.0, None)
+            continue
+        accepted = scores >= min(accurate)
+        assert found == FittedThreshold(min(accurate), accepted.mean(), correct[accepted].mean())
+
+
+def test_a_threshold_is_fitted_to_an_exact_fraction_and_not_to_impossible_input():
+    assert fit_unknown_threshold([0.5] * 20, [True] * 19 + [False]) == FittedThreshold(0.5, 1.0, 0.95)
+    assert fit_unknown_threshold([], []) == FittedThreshold(None, 0.0, None)
+    for arguments, message in (
+        (([0.5], []), "`correct` has 0"),
+        (([math.nan], [True]), "not finite"),
+        (([0.5], [True], 0.0), "above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_unknown_threshold(*arguments)
