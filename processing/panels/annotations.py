@@ -8,8 +8,8 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -27,6 +27,7 @@ from .image_types import IMAGE_TYPES
 logger = logging.getLogger(__name__)
 
 Box = tuple[float, float, float, float]
+Row = Mapping[str, Any]
 EDGES = ("x0", "y0", "x1", "y1")
 SLACK = 0.02  # how far a box may lie outside the picture, in parts of the longer side
 LONGEST_LABEL = 12  # characters
@@ -50,6 +51,25 @@ class AnnotatedPanel:
 
 
 @dataclass(frozen=True)
+class AnnotatedCaption:
+    """A caption that was split by hand.
+
+    Attributes:
+        text: The whole caption.
+        labels: Labels that are printed in the figure, in upper case.
+        panels: Part about each panel by its label. Empty if it is known only together with the text for all panels.
+        with_context: The part about each panel together with the text for all panels.
+        article: Its article, or the name of the figure if the article is unknown.
+    """
+
+    text: str
+    labels: tuple[str, ...]
+    panels: Mapping[str, str] = field(hash=False)
+    with_context: Mapping[str, str] = field(hash=False)
+    article: str
+
+
+@dataclass(frozen=True)
 class AnnotatedFigure:
     """A figure whose panels were annotated.
 
@@ -60,9 +80,8 @@ class AnnotatedFigure:
         article: Its article, or its own name if the article is unknown.
         name: Name of the picture in the table.
         has_labels: Whether printed labels were annotated. Otherwise, panels without a label may have one.
-        caption: Caption, None if it was not annotated.
-        sub_captions: Part of the caption about each panel by its label, None if it was not annotated.
-        context: Parts of the caption about all panels: before and after those of the panels.
+        caption: Caption, None if it is unknown.
+        split_caption: Caption that was split by hand, None if it was not.
     """
 
     file: Path | bytes
@@ -72,8 +91,7 @@ class AnnotatedFigure:
     name: str = ""
     has_labels: bool = True
     caption: str | None = None
-    sub_captions: Mapping[str, str] | None = None
-    context: tuple[str, str] = ("", "")
+    split_caption: AnnotatedCaption | None = None
 
     @property
     def has_label_boxes(self) -> bool:
@@ -113,39 +131,75 @@ def read_annotations(table: Path, images: Path, *, strict: bool = False) -> list
         FileNotFoundError: If the table or the folder does not exist, or, with `strict`, a picture.
         ValueError: If the table is damaged or has no usable figure, or, with `strict`, any row is faulty.
     """
-    if not table.exists():
-        raise FileNotFoundError(f"{table}: the file does not exist.")
     if not images.is_dir():
         raise FileNotFoundError(f"{images}: the folder does not exist.")
     pictures = _Pictures(images)
+    found: dict[Path | bytes, AnnotatedFigure] = {}
+
+    def read(row: Row) -> None:
+        figure = _figure(row, pictures)
+        if figure.file in found:
+            raise ValueError("another row has the same picture")
+        found[figure.file] = figure
+
+    _read_rows(table, read, strict=strict, missing=f"pictures are not in {images}")
+    return list(found.values())
+
+
+def read_split_captions(table: Path) -> list[AnnotatedCaption]:
+    """Return the captions of a table that were split by hand. Rows whose caption was not split are left out.
+
+    Args:
+        table: JSON lines with `caption` and `panels` or `sub_captions`, as [`read_annotations`] describes them. Instead
+            of a `sub_caption`, panels may have a `sub_caption_with_context`. The name of the figure is `file` or
+            `figure`, and boxes are not read.
+
+    Raises:
+        FileNotFoundError: If the table does not exist.
+        ValueError: If the table is damaged, any row is faulty, or no caption was split.
+    """
+    captions = []
+
+    def read(row: Row) -> None:
+        name = row.get("file", row.get("figure"))
+        if not isinstance(name, str):
+            raise ValueError(f"file is {str(name)[:50]!r}, not the name of a figure")
+        caption = _split_caption(row, _panels(row), _article(row, name))
+        captions.extend([caption] if caption else [])
+
+    _read_rows(table, read, strict=True)
+    if not captions:
+        raise ValueError(f"{table}: no caption was split by panels. Pass captions with sub_captions.")
+    return captions
+
+
+def _read_rows(table: Path, read: Callable[[Row], None], *, strict: bool, missing: str = "") -> None:
+    """Read all rows. Raise an error, or log a warning, if rows are faulty or their pictures are missing."""
+    if not table.exists():
+        raise FileNotFoundError(f"{table}: the file does not exist.")
     rows = _panelseg_rows(table) if table.suffix.lower() == ".csv" else _json_rows(table)
-    figures: dict[Path, AnnotatedFigure] = {}
-    missing, faults = [], []
+    total, absent, faults = 0, [], []
     for where, row in rows:
+        total += 1
         try:
-            figure = _figure(row, pictures)
-            if figure.file in figures:
-                raise ValueError("another row has the same picture")
-            figures[Path(str(figure.file))] = figure
+            read(row)
         except FileNotFoundError as error:
-            missing.append(str(error))
+            absent.append(str(error))
         except ValueError as error:
             faults.append(f"{where}: {error}")
-    total = len(figures) + len(missing) + len(faults)
     problems = []
-    if missing:
-        problems.append(f"{len(missing):,} of {total:,} pictures are not in {images}: {first_names(missing)}")
+    if absent:
+        problems.append(f"{len(absent):,} of {total:,} {missing}: {first_names(absent)}")
     if faults:
         problems.append(f"{len(faults):,} of {total:,} figures have faults: {first_names(faults)}")
-    if strict and missing:
+    if strict and absent:
         raise FileNotFoundError(f"{table}: {problems[0]}. Add them, or pass the folder that contains them.")
     if strict and faults:
         raise ValueError(f"{table}: {problems[0]}. Correct these rows, or remove them.")
-    if not figures:
+    if total == len(absent) + len(faults):
         raise ValueError(f"{table}: no usable figures: {'; '.join(problems) or 'the table is empty'}.")
     if problems:
         logger.warning("%s: left out are: %s.", table, "; ".join(problems))
-    return list(figures.values())
 
 
 class _Pictures:
@@ -175,9 +229,6 @@ class _Pictures:
                     raise ValueError(f"file is {name[:200]!r}, a link that leads out of {self.folder}")
                 return path
         raise FileNotFoundError(name[:200])
-
-
-Row = Mapping[str, Any]
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -245,13 +296,9 @@ def _figure(row: Row, pictures: _Pictures) -> AnnotatedFigure:
     name = row.get("file")
     if not isinstance(name, str):
         raise ValueError(f"file is {str(name)[:50]!r}, not the name of a picture")
-    article = _text(row, "pmcid")
-    if article is None and (found := re.search(r"PMC\d+", name)):
-        article = found[0]
+    article = _article(row, name)
     file = pictures.find(name, article)
-    panels = row.get("panels")
-    if not isinstance(panels, list) or not panels or not all(isinstance(panel, dict) for panel in panels):
-        raise ValueError("panels is empty or not a list of panels")
+    panels = _panels(row)
     compound = row.get("compound")
     if not isinstance(compound, bool | None):
         raise ValueError(f"compound is {str(compound)[:50]!r}, not true or false")
@@ -262,13 +309,25 @@ def _figure(row: Row, pictures: _Pictures) -> AnnotatedFigure:
         file,
         tuple(_panel(panel, number, size, scale) for number, panel in enumerate(panels, start=1)),
         compound,
-        article or Path(name).name,
+        article,
         name,
         has_labels=row.get("has_labels", True) is not False,
         caption=_text(row, "caption"),
-        sub_captions=_sub_captions(row, panels),
-        context=(_text(row, "context") or "", " ".join(_texts(row.get("context_extra"), "context_extra"))),
+        split_caption=_split_caption(row, panels, article),
     )
+
+
+def _article(row: Row, name: str) -> str:
+    """Return the article of a figure, or its own name if the article is unknown."""
+    found = re.search(r"PMC\d+", name)
+    return _text(row, "pmcid") or (found[0] if found else Path(name).name)
+
+
+def _panels(row: Row) -> list[Row]:
+    panels = row.get("panels")
+    if not isinstance(panels, list) or not panels or not all(isinstance(panel, dict) for panel in panels):
+        raise ValueError("panels is empty or not a list of panels")
+    return panels
 
 
 def _size_and_scale(file: Path, row: Row) -> tuple[tuple[int, int], tuple[float, float]]:
@@ -289,9 +348,7 @@ def _size_and_scale(file: Path, row: Row) -> tuple[tuple[int, int], tuple[float,
 
 
 def _panel(panel: Row, number: int, size: tuple[int, int], scale: tuple[float, float]) -> AnnotatedPanel:
-    label, image_type = (_text(panel, name) for name in ("label", "type"))
-    if label and len(label) > LONGEST_LABEL:
-        raise ValueError(f"label of panel {number} has more than {LONGEST_LABEL} characters")
+    label, image_type = _label(panel), _text(panel, "type")
     if image_type is not None and image_type not in IMAGE_TYPES:
         raise ValueError(f"type of panel {number} is {image_type[:50]!r}, no type of {', '.join(IMAGE_TYPES)}")
     box = _box(panel.get("box"), f"box of panel {number}", size, scale)
@@ -300,7 +357,14 @@ def _panel(panel: Row, number: int, size: tuple[int, int], scale: tuple[float, f
         if not label:
             raise ValueError(f"panel {number} has a label_box without a label")
         label_box = _box(label_box, f"label_box of panel {number}", size, scale)
-    return AnnotatedPanel(box, label.upper() if label else None, label_box, image_type)
+    return AnnotatedPanel(box, label, label_box, image_type)
+
+
+def _label(panel: Row) -> str | None:
+    label = _text(panel, "label")
+    if label and len(label) > LONGEST_LABEL:
+        raise ValueError(f"a label has more than {LONGEST_LABEL} characters: {label[:50]!r}")
+    return label.upper() if label else None
 
 
 def _box(value: Any, name: str, size: tuple[int, int], scale: tuple[float, float]) -> Box:
@@ -317,18 +381,29 @@ def _box(value: Any, name: str, size: tuple[int, int], scale: tuple[float, float
     return box
 
 
-def _sub_captions(row: Row, panels: Sequence[Row]) -> dict[str, str] | None:
+def _split_caption(row: Row, panels: Sequence[Row], article: str) -> AnnotatedCaption | None:
+    """Return the caption of a figure with its parts, or None if it was not split."""
+    text = _text(row, "caption")
     given = row.get("sub_captions")
-    if given is None:
-        given = {str(panel["label"]): panel["sub_caption"] for panel in panels if _has_text(panel)}
-    if not isinstance(given, dict):
+    own = _parts(panels, "sub_caption") if given is None else given
+    if not isinstance(own, dict) or not all(isinstance(part, str) for part in own.values()):
         raise ValueError("sub_captions is not an object with a text for each label")
-    texts = _texts(list(given.values()), "sub_captions")
-    return {label.strip().upper(): text for label, text in zip(given, texts, strict=True)} or None
+    own = {label.strip().upper(): part for label, part in own.items()}
+    extra = row.get("context_extra") or []
+    if not isinstance(extra, list) or not all(isinstance(part, str) for part in extra):
+        raise ValueError("context_extra is not a list of texts")
+    context = _text(row, "context") or ""
+    joined = {label: " ".join(filter(None, (context, part, *extra))) for label, part in own.items()}
+    joined = joined or _parts(panels, "sub_caption_with_context")
+    if text is None or not joined:
+        return None
+    labels = [label for panel in panels if (label := _label(panel))]
+    return AnnotatedCaption(text, tuple(dict.fromkeys(labels)), own, joined, article)
 
 
-def _has_text(panel: Row) -> bool:
-    return panel.get("label") is not None and panel.get("sub_caption") is not None
+def _parts(panels: Sequence[Row], name: str) -> dict[str, str]:
+    """Return a text of each panel that has it and a label."""
+    return {label: part for panel in panels if (label := _label(panel)) and (part := _text(panel, name))}
 
 
 def _text(row: Row, name: str) -> str | None:
@@ -336,11 +411,3 @@ def _text(row: Row, name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{name} is {str(value)[:50]!r}, not a text")
     return (value or "").strip() or None
-
-
-def _texts(values: Any, name: str) -> list[str]:
-    if values is None:
-        return []
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{name} contains a value that is no text")
-    return values

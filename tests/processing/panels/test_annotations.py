@@ -6,7 +6,12 @@ import logging
 import pytest
 from PIL import Image
 
-from biomedclip.processing.panels.annotations import AnnotatedPanel, read_annotations
+from biomedclip.processing.panels.annotations import (
+    AnnotatedCaption,
+    AnnotatedPanel,
+    read_annotations,
+    read_split_captions,
+)
 
 
 COLUMNS = "figure,panel_x0,panel_y0,panel_x1,panel_y1,label_x0,label_y0,label_x1,label_y1,label"
@@ -71,18 +76,27 @@ def test_a_table_of_medicat_has_panels_around_the_corners_and_no_labels(tmp_path
 
 def test_lines_in_our_format_have_types_and_the_parts_of_the_caption(tmp_path, images):
     panels = [{"box": LEFT, "label": "a", "type": "Ultrasound", "label_box": [1, 1, 9, 9]}, {"box": RIGHT}]
-    texts = {"caption": "Heart. (a) Atrium.", "sub_captions": {"a": "Atrium."}, "context": "Heart."}
+    texts = {
+        "caption": "Heart. (a) Atrium.",
+        "sub_captions": {"a": "Atrium."},
+        "context": "Heart.",
+        "context_extra": ["Bars."],
+    }
     table = write_lines(
         tmp_path, {"file": "c.png", "pmcid": "PMC7", "compound": True, "panels": panels, **texts}, row("b.png")
     )
     first, second = read_annotations(table, images, strict=True)
     assert first.panels[0] == AnnotatedPanel(tuple(LEFT), "A", (1, 1, 9, 9), "Ultrasound")
-    assert (first.caption, first.sub_captions, first.context) == (
-        "Heart. (a) Atrium.",
-        {"A": "Atrium."},
-        ("Heart.", ""),
+    assert first.split_caption == AnnotatedCaption(
+        "Heart. (a) Atrium.", ("A",), {"A": "Atrium."}, {"A": "Heart. Atrium. Bars."}, "PMC7"
     )
-    assert (second.compound, second.sub_captions, second.caption) == (None, None, None)
+    assert len({first, second}) == 2, "figures can be keys of a cache"
+    assert (first.caption, second.compound, second.split_caption, second.caption) == (
+        texts["caption"],
+        None,
+        None,
+        None,
+    )
 
 
 def test_rows_of_the_command_panels_can_be_annotations(tmp_path, images):
@@ -90,9 +104,16 @@ def test_rows_of_the_command_panels_can_be_annotations(tmp_path, images):
         {"box": LEFT, "label": "A", "score": 0.9, "type": None, "type_score": None, "sub_caption": "CT."},
         {"box": RIGHT, "label": None, "score": 0.9, "type": "Endoscopy", "type_score": 0.4, "sub_caption": None},
     ]
-    written = {"file": "scans/a.png", "compound": True, "compound_score": 1.0, "panels": panels, "error": None}
+    written = {
+        "file": "scans/a.png",
+        "caption": "(A) CT.",
+        "compound": True,
+        "compound_score": 1.0,
+        "panels": panels,
+        "error": None,
+    }
     (figure,) = read_annotations(write_lines(tmp_path, written), images, strict=True)
-    assert figure.file == images / "a.png" and figure.sub_captions == {"A": "CT."}
+    assert figure.file == images / "a.png" and figure.split_caption.panels == {"A": "CT."}
     assert [panel.image_type for panel in figure.panels] == [None, "Endoscopy"]
 
 
@@ -127,9 +148,9 @@ FAULTS = [
     (row("a.png", width=200), "not two sizes"),
     (row("a.png", width=100, height=100), "200 x 100 pixels, not 100 x 100"),
     (row("a.png", sub_captions=["CT"]), "sub_captions is not an object"),
-    (row("a.png", sub_captions={"A": 1}), "sub_captions contains"),
+    (row("a.png", sub_captions={"A": 1}), "sub_captions is not an object"),
     (row("a.png", caption=5), "caption is '5', not a text"),
-    (row("a.png", context_extra="Bars."), "context_extra contains"),
+    (row("a.png", context_extra="Bars."), "context_extra is not a list of texts"),
     ({"file": "a.png", "panels": []}, "panels is empty"),
     ({"file": "a.png", "error": "damaged"}, "panels is empty"),
     ({"file": "a.png", "panels": [{"box": LEFT, "type": "Painting"}]}, "type of panel 1 is 'Painting'"),
@@ -214,4 +235,37 @@ def test_all_figures_of_the_gold_standard_are_read(shared_data):
     figures = read_annotations(shared_data / "panels" / "gold.jsonl", shared_data / "pmc_mirror", strict=True)
     assert len(figures) == 150 and sum(len(figure.panels) for figure in figures) == 280
     assert sum(figure.compound for figure in figures) == 52 and len({figure.article for figure in figures}) == 87
-    assert sum(len(figure.sub_captions or {}) for figure in figures) == 154
+    assert sum(len(figure.split_caption.panels) for figure in figures if figure.split_caption) == 154
+
+
+def test_captions_that_were_split_by_hand_are_read_without_pictures(tmp_path):
+    with_context = {"label": "b", "box": None, "sub_caption_with_context": "Heart. Atrium."}
+    table = write_lines(
+        tmp_path,
+        {"figure": "1.jpg", "caption": "Heart. (b) Atrium.", "panels": [with_context]},
+        {"file": "PMC5/2.jpg", "caption": "A heart.", "panels": [{"box": LEFT}]},
+        {"file": "PMC5/3.jpg", "caption": "(c) CT.", "panels": [{"label": "C"}], "sub_captions": {"C": "CT."}},
+    )
+    assert read_split_captions(table) == [
+        AnnotatedCaption("Heart. (b) Atrium.", ("B",), {}, {"B": "Heart. Atrium."}, "1.jpg"),
+        AnnotatedCaption("(c) CT.", ("C",), {"C": "CT."}, {"C": "CT."}, "PMC5"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("faulty", "problem"),
+    [
+        ({"figure": "1.jpg", "caption": "A.", "panels": [{"label": 3, "sub_caption": "A."}]}, "line 1: label is '3'"),
+        ({"figure": "1.jpg", "caption": "A.", "panels": [{"label": "A"}]}, "no caption was split"),
+        ({"caption": "A.", "panels": [{"label": "A", "sub_caption": "A."}]}, "line 1: file is 'None'"),
+    ],
+)
+def test_a_table_without_split_captions_or_with_faulty_rows_is_an_error(tmp_path, faulty, problem):
+    with pytest.raises(ValueError, match=problem):
+        read_split_captions(write_lines(tmp_path, faulty))
+
+
+def test_all_captions_of_the_prostate_are_read(shared_data):
+    captions = read_split_captions(shared_data / "panels" / "sub_captions_prostate.jsonl")
+    assert len(captions) == 196 and sum(len(caption.with_context) for caption in captions) == 849
+    assert not any(caption.panels for caption in captions)
