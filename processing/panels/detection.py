@@ -19,6 +19,8 @@ SCORE = 0.3  # least score of a panel
 LABEL_SCORE = 0.25  # least score of a printed label
 COMPOUND = 0.5  # from this probability on, a figure has several panels
 OVERLAP = 0.4  # largest intersection over union of two panels
+MOST = 100  # panels or labels of a figure
+SMALLEST = 4  # pixels of the shorter side of a panel
 SNAP = 0.02  # how far an edge moves to the border of the content, in parts of the longer side
 SIDE = 800  # pixels of the longer side of the figure in which edges move
 
@@ -122,20 +124,22 @@ def _figure(
     whole = (0.0, 0.0, float(image.width), float(image.height))
     longest = max(image.size)
     boxes, scores, cells = _peaks(output["logits"], output["pred_boxes"], SCORE, OVERLAP)
+    marks = _peaks(output["label_logits"], output["label_boxes"], LABEL_SCORE, 0.3)
+    pixels = _snapped(np.clip(boxes.numpy() * longest, 0, np.array(whole[2:] * 2)), image, marks[0].numpy() * longest)
+    large = (pixels[:, 2:] - pixels[:, :2]).min(1) >= SMALLEST
+    pixels, scores, cells = pixels[large], scores[large], cells[large]
     chances = output["type_logits"].softmax(-1)
-    if probability >= COMPOUND and len(boxes) < 2:
+    if probability >= COMPOUND and len(pixels) < 2:
         # The detector sees several panels but not where they are.
         cut = cut_panels(image)
         if len(cut) > 1:
             return FigurePanels(True, probability, _in_reading_order([Panel(box, 0.0) for box in cut]))
-    if probability < COMPOUND or len(boxes) < 2:
+    if probability < COMPOUND or len(pixels) < 2:
         weights = output["logits"][:, 0].sigmoid()
         chance = (chances * weights[:, None]).sum(0) / weights.sum()
         image_type = most_probable_type(chance.tolist() if types else [], types)
         return FigurePanels(False, probability, (Panel(whole, 1.0 - probability, None, image_type),))
-    pixels = np.clip(boxes.numpy() * longest, 0, np.array(whole[2:] * 2))
-    pixels = _snapped(pixels, image)
-    read = _labels(output, letters, pixels / longest)
+    read = _labels(output["letter_logits"], marks, letters, pixels / longest)
     panels = []
     for number, (box, score) in enumerate(zip(pixels.tolist(), scores.tolist(), strict=True)):
         image_type = most_probable_type(chances[cells[number]].tolist() if types else [], types)
@@ -151,21 +155,28 @@ def _peaks(
     side = round(len(scores) ** 0.5)
     highest = torch.nn.functional.max_pool2d(scores.reshape(1, 1, side, side), 3, 1, 1).flatten()
     cells = torch.nonzero((scores == highest) & (scores >= threshold))[:, 0]
+    cells = cells[torch.argsort(scores[cells], descending=True, stable=True)[:MOST]]
     corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)[cells]
     kept = suppressed(corners, scores[cells], overlap)
     return corners[kept], scores[cells][kept], cells[kept]
 
 
-def _snapped(boxes: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Move edges of boxes to the nearest border between content and background."""
+def _snapped(boxes: np.ndarray, image: Image.Image, marks: np.ndarray) -> np.ndarray:
+    """Move edges of boxes to the nearest border between content and background.
+
+    Printed labels, whose boxes are `marks`, are no content.
+    """
     scale = min(1.0, SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     levels = np.asarray(image.convert("L").resize(size, Image.Resampling.BOX), dtype=np.int16)
     content = np.abs(levels - background_level(levels)) > 20
+    for left, top, right, bottom in (marks * scale).round().astype(int).clip(0):
+        content[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2] = False
     reach = max(2, round(SNAP * max(size)))
     result = boxes * scale
-    for number, (left, top, right, bottom) in enumerate(result.round().astype(int)):
-        rows, columns = slice(max(0, top), max(top + 1, bottom)), slice(max(0, left), max(left + 1, right))
+    for number, (left, top, right, bottom) in enumerate(result.round().astype(int).clip(0)):
+        top, left = min(top, size[1] - 1), min(left, size[0] - 1)
+        rows, columns = slice(top, max(top + 1, bottom)), slice(left, max(left + 1, right))
         across, down = content[rows].mean(0) > 0.004, content[:, columns].mean(1) > 0.004
         result[number] = (
             _edge(across, result[number][0], reach, begins=True),
@@ -184,24 +195,26 @@ def _edge(filled: np.ndarray, at: float, reach: int, *, begins: bool) -> float:
     return float(places[np.argmin(np.abs(places - at))]) if len(places) else at
 
 
-def _labels(output: dict[str, torch.Tensor], letters: Sequence[str], panels: np.ndarray) -> dict[int, str]:
+def _labels(
+    logits: torch.Tensor, marks: tuple[torch.Tensor, ...], letters: Sequence[str], panels: np.ndarray
+) -> dict[int, str]:
     """Return the label of each panel that has one. A printed label belongs to the nearest panel, and a panel has one.
 
     Labels of a figure differ, so letters are chosen together: the sum of their log probabilities is the largest.
     """
     if not letters:
         return {}
-    boxes, scores, cells = _peaks(output["label_logits"], output["label_boxes"], LABEL_SCORE, 0.3)
-    if not len(boxes):
+    boxes, scores, cells = marks
+    if not len(boxes) or not len(panels):
         return {}
     centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).numpy()
     distance = _distances(centers, panels)
     cost = distance - 0.05 * scores.numpy()[:, None]
-    marks, owners = linear_sum_assignment(cost)
-    near = [(int(mark), int(owner)) for mark, owner in zip(marks, owners, strict=True) if distance[mark, owner] < 0.12]
+    pairs = zip(*linear_sum_assignment(cost), strict=True)
+    near = [(int(mark), int(owner)) for mark, owner in pairs if distance[mark, owner] < 0.12]
     if not near:
         return {}
-    chances = output["letter_logits"][cells[[mark for mark, _ in near]]].log_softmax(-1).numpy()
+    chances = logits[cells[[mark for mark, _ in near]]].log_softmax(-1).numpy()
     rows, chosen = linear_sum_assignment(-chances)
     names = {int(row): letters[int(column)] for row, column in zip(rows, chosen, strict=True)}
     return {owner: names[row].upper() for row, (_, owner) in enumerate(near) if row in names}
@@ -226,7 +239,7 @@ def _in_reading_order(panels: Sequence[Panel]) -> tuple[Panel, ...]:
     ordered: list[Panel] = []
     while rest:
         middle = (rest[0].box[1] + rest[0].box[3]) / 2
-        row = [panel for panel in rest if panel.box[1] < middle]
+        row = [panel for panel in rest if panel.box[1] < middle] or rest[:1]
         ordered += sorted(row, key=lambda panel: panel.box[0])
-        rest = [panel for panel in rest if panel.box[1] >= middle]
+        rest = [panel for panel in rest if panel not in row]
     return tuple(ordered)

@@ -13,6 +13,7 @@ from ..bit_depth_biomedclip import to_8_bit
 from ..images.errors import ImageError
 from ..images.folders import find_images
 from ..images.reading import read_image
+from .annotations import AnnotatedFigure
 from .captions import split_caption
 from .cutting import cut_panels
 from .image_types import GROUP_OF, type_in_caption
@@ -72,11 +73,18 @@ def _single(row: dict) -> SingleFigure | None:
         return None
     image_type = type_in_caption(caption)
     is_photograph = image_type is not None and GROUP_OF[image_type] in PHOTOGRAPHS
-    figure = SingleFigure(row["image"]["bytes"], row["pmcid"], image_type, is_photograph, _held_out(row["pmcid"]))
+    figure = SingleFigure(row["image"]["bytes"], row["pmcid"], image_type, is_photograph, is_held_out(row["pmcid"]))
     try:
         return figure if len(cut_panels(figure.open())) == 1 else None
     except ImageError:
         return None
+
+
+def single_of_annotation(figure: AnnotatedFigure) -> SingleFigure:
+    """Return an annotated figure with one panel."""
+    (panel,) = figure.panels
+    is_photograph = panel.image_type is not None and GROUP_OF[panel.image_type] in PHOTOGRAPHS
+    return SingleFigure(figure.file, figure.article, panel.image_type, is_photograph, is_held_out(figure.article))
 
 
 def singles_of_folder(folder: Path, image_type: str | None = None) -> Iterator[SingleFigure]:
@@ -85,8 +93,9 @@ def singles_of_folder(folder: Path, image_type: str | None = None) -> Iterator[S
     if not files:
         raise FileNotFoundError(f"{folder}: it contains no images")
     for file in files:
-        yield SingleFigure(file, folder.name, image_type, True, _held_out(file.name))
+        yield SingleFigure(file, folder.name, image_type, True, is_held_out(file.name))
 
 
-def _held_out(name: str) -> bool:
+def is_held_out(name: str) -> bool:
+    """Return whether an article or photograph is kept for validation, by the hash of its name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % HELD_OUT == 0

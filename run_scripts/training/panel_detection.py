@@ -15,10 +15,17 @@ from transformers import AutoModelForObjectDetection
 
 from biomedclip import PanelDetectionConfig, PanelDetectionModel
 from biomedclip.processing import PanelDetectionImageProcessor
+from biomedclip.processing.panels.annotations import AnnotatedFigure, read_annotations
 from biomedclip.processing.panels.detection import PanelDetector
 from biomedclip.processing.panels.image_types import IMAGE_TYPES
 from biomedclip.processing.panels.scores import average_precision
-from biomedclip.processing.panels.singles import SingleFigure, singles_of_dataset, singles_of_folder
+from biomedclip.processing.panels.singles import (
+    SingleFigure,
+    is_held_out,
+    single_of_annotation,
+    singles_of_dataset,
+    singles_of_folder,
+)
 from biomedclip.processing.panels.synthesis.examples import DrawnFigures, collate
 from biomedclip.processing.panels.synthesis.labels import CLASSES
 
@@ -38,7 +45,7 @@ TASK = "panel-detection"
 EXAMPLE = """biomedclip train --config panel_detector --train-data out \\
       --photographs scans --output-dir detector"""
 GROUPS = {
-    "data": "task train_data photographs leave_out figures plots validation_figures dataloader_num_workers",
+    "data": "task train_data photographs annotations leave_out figures plots validation_figures dataloader_num_workers",
     "model": "model_name_or_path trust_remote_code",
     **supervised.GROUPS,
 }
@@ -54,6 +61,9 @@ class PanelData(SupervisedData):
     task: str = option(TASK, "Training task.")
     photographs: list[str] = option(
         [], "Folders of photographs or scans to draw panels from. 'FOLDER=TYPE' names the type of all its images."
+    )
+    annotations: list[str] = option(
+        [], "Real figures with their panels, as 'TABLE=FOLDER': a table of boxes and the folder of its pictures."
     )
     leave_out: str | None = option(
         None, "Text file with one PMCID/FILE per line: figures of the dataset that are not used, such as a test set."
@@ -82,7 +92,8 @@ def run(
     trust = data.trust_remote_code
     check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
-    singles = read_singles(data)
+    annotated = read_annotated(data)
+    singles = read_singles(data, annotated)
     checkpoint = start_run(args, [data, adapter], task=TASK)
     if not data.model_name_or_path:
         config = PanelDetectionConfig(printed_labels=list(CLASSES), image_types=list(IMAGE_TYPES))
@@ -91,18 +102,20 @@ def run(
         model = AutoModelForObjectDetection.from_pretrained(data.model_name_or_path, trust_remote_code=trust)
     model.to(memory_format=torch.channels_last)  # with bfloat16, four times as fast on CPUs
     training = [single for single in singles if not single.held_out]
+    compound = [figure for figure in annotated if figure.compound and not is_held_out(figure.article)]
     options: dict[str, Any] = {"plots": data.plots, "side": model.config.image_size}
     trainer = SupervisedTrainer(
         model,
         args,
-        train_dataset=DrawnFigures(training, data.figures, seed=args.seed, **options),
+        train_dataset=DrawnFigures(training, data.figures, seed=args.seed, annotated=compound, **options),
         data_collator=_Collator(),
         processing_class=PanelDetectionImageProcessor(size=dict.fromkeys(("height", "width"), model.config.image_size)),
     )
 
     def measure() -> dict[str, Any]:
         held_out = [single for single in singles if single.held_out]
-        numbers = {"single_figures": len(training), "held_out_single_figures": len(held_out)}
+        numbers: dict[str, Any] = {"single_figures": len(training), "annotated_compound_figures": len(compound)}
+        numbers["held_out_single_figures"] = len(held_out)
         if not data.validation_figures:
             return numbers
         # Figures and plots that training has not seen have another seed.
@@ -124,10 +137,25 @@ class _Collator:
         """Do nothing."""
 
 
-def read_singles(data: PanelData) -> list[SingleFigure]:
-    """Return the single figures of the dataset and the folders."""
+def read_annotated(data: PanelData) -> list[AnnotatedFigure]:
+    """Return the annotated figures of all tables."""
+    figures = []
+    for wanted in data.annotations:
+        table, equals, folder = wanted.rpartition("=")
+        if not equals:
+            raise ValueError(
+                f"--annotations {wanted}: it must be a table and the folder of its pictures, TABLE=FOLDER."
+            )
+        figures += read_annotations(Path(table), Path(folder))
+    return figures
+
+
+def read_singles(data: PanelData, annotated: Sequence[AnnotatedFigure]) -> list[SingleFigure]:
+    """Return the single figures of the dataset, the annotations and the folders. Annotations replace the dataset's."""
     leave_out = Path(data.leave_out).read_text(encoding="utf-8").split() if data.leave_out else []
+    leave_out += [f"{figure.article}/{Path(figure.name).name}" for figure in annotated]
     singles = list(singles_of_dataset(Path(data.train_data), leave_out))
+    singles += [single_of_annotation(figure) for figure in annotated if figure.compound is False]
     for wanted in data.photographs:
         folder, _, image_type = wanted.partition("=")
         if image_type and image_type not in IMAGE_TYPES:

@@ -48,10 +48,14 @@ class DrawnPanel:
 
 @dataclass(frozen=True)
 class DrawnFigure:
-    """A drawn figure and its panels in reading order. A single figure has one panel."""
+    """A figure and its panels in reading order. A single figure has one panel.
+
+    `labels_known` tells whether the boxes of all printed labels are known.
+    """
 
     image: Image.Image
     panels: tuple[DrawnPanel, ...]
+    labels_known: bool = True
 
     @property
     def is_compound(self) -> bool:
@@ -67,7 +71,7 @@ def draw_figure(rng: Rng, source: Source) -> DrawnFigure:
         source: Returns a single figure, of the kind that is passed if it is not None.
     """
     figure = _single(rng, source) if rng.random() < SINGLES else _compound(rng, source)
-    return _degrade(rng, figure)
+    return degrade(rng, figure)
 
 
 # Singles
@@ -356,25 +360,36 @@ def _with_boxes(image: Image.Image, figure: DrawnFigure, change: Callable[[Box],
         label_box = panel.label_box and change(panel.label_box)
         label = panel.label if label_box else None
         panels.append(replace(panel, box=change(panel.box) or panel.box, label=label, label_box=label_box))
-    return DrawnFigure(image, tuple(panels))
+    return replace(figure, image=image, panels=tuple(panels))
 
 
 # Damage
 
 
-def _degrade(rng: Rng, figure: DrawnFigure) -> DrawnFigure:
-    """Add a strip, cut the border, reduce the size, and compress, each with some probability."""
-    if figure.is_compound and rng.random() < 0.15:
+def degrade(rng: Rng, figure: DrawnFigure, strip: float = 0.15) -> DrawnFigure:
+    """Add a strip (with this probability), cut the border, reduce the size, change colors, compress: each at random."""
+    if figure.is_compound and rng.random() < strip:
         figure = _with_strip(rng, figure)
     if rng.random() < 0.3:
         figure = _cut_border(rng, figure)
     if rng.random() < 0.35:
         figure = _scaled(figure, rng.uniform(0.55, 0.95))
+    if rng.random() < 0.2:
+        figure = replace(figure, image=_recolored(rng, figure.image))
     if rng.random() < 0.6:
         file = BytesIO()
         figure.image.save(file, format="JPEG", quality=int(rng.integers(40, 96)))
         figure = replace(figure, image=Image.open(file).convert("RGB"))
     return figure
+
+
+def _recolored(rng: Rng, image: Image.Image) -> Image.Image:
+    """Change brightness and contrast, and sometimes drop the colors. White stays white."""
+    if rng.random() < 0.3:
+        image = image.convert("L").convert("RGB")
+    gamma = float(np.exp(rng.uniform(-0.4, 0.4)))
+    table = [round(255 * (level / 255) ** gamma) for level in range(256)]
+    return image.point(table * 3)
 
 
 def _cut_border(rng: Rng, figure: DrawnFigure) -> DrawnFigure:

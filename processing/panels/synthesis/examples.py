@@ -1,4 +1,4 @@
-"""Training examples of the panel detector: drawn figures as tensors, each determined by its index and a seed."""
+"""Training examples of the panel detector: drawn and annotated figures as tensors, determined by index and seed."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ...image_processing_panel_detection import letterbox
+from ..annotations import AnnotatedFigure
 from ..image_types import IMAGE_TYPES
 from ..singles import SingleFigure
-from .compounds import DrawnFigure, Single, draw_figure
-from .labels import label_class
+from .compounds import DrawnFigure, DrawnPanel, Single, degrade, draw_figure
+from .labels import UNKNOWN, label_class
 from .plots import draw_plot
 
 
 Rng = np.random.Generator
-UNKNOWN = -1
 
 
 class DrawnFigures(Dataset[dict[str, torch.Tensor]]):
@@ -31,6 +31,8 @@ class DrawnFigures(Dataset[dict[str, torch.Tensor]]):
         seed: Figure `n` is determined by the seed, `n`, and the singles.
         side: Width and height of the tensors.
         plot_share: Part of single figures that are plots.
+        annotated: Real compound figures, which are changed a little each time.
+        annotated_share: Part of the figures that are chosen from them.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class DrawnFigures(Dataset[dict[str, torch.Tensor]]):
         seed: int = 0,
         side: int = 512,
         plot_share: float = 0.5,
+        annotated: Sequence[AnnotatedFigure] = (),
+        annotated_share: float = 0.2,
     ):
         self.kinds: dict[str, list[SingleFigure]] = defaultdict(list)
         for single in singles:
@@ -51,6 +55,8 @@ class DrawnFigures(Dataset[dict[str, torch.Tensor]]):
         self.seed = seed
         self.side = side
         self.plot_share = plot_share if self.kinds else 1.0
+        self.annotated = list(annotated)
+        self.annotated_share = annotated_share if self.annotated else 0.0
         # Collections of many images are chosen more often than an article with one, but not in proportion.
         weights = np.sqrt([len(files) for files in self.kinds.values()])
         self._chances = weights / weights.sum() if len(weights) else weights
@@ -62,8 +68,11 @@ class DrawnFigures(Dataset[dict[str, torch.Tensor]]):
         return example_of(self.figure(index), self.side)
 
     def figure(self, index: int) -> DrawnFigure:
-        """Draw the figure with an index."""
-        return draw_figure(np.random.default_rng([self.seed, index]), self._single)
+        """Draw the figure with an index, or choose an annotated one."""
+        rng = np.random.default_rng([self.seed, index])
+        if self.annotated_share and rng.random() < self.annotated_share:
+            return degrade(rng, _annotated(self.annotated[rng.integers(len(self.annotated))]), strip=0.0)
+        return draw_figure(rng, self._single)
 
     def _single(self, rng: Rng, kind: str | None) -> Single:
         if kind is None:
@@ -89,18 +98,43 @@ def _read(single: SingleFigure) -> Image.Image:
     return image
 
 
+@lru_cache(maxsize=1024)
+def _annotated(figure: AnnotatedFigure) -> DrawnFigure:
+    image = figure.open()
+    across = image.width
+    image.thumbnail((1200, 1200))
+    scale = image.width / across
+    panels = [
+        DrawnPanel(
+            _scaled_box(panel.box, scale),
+            panel.image_type,
+            panel.label if panel.label_box else None,
+            _scaled_box(panel.label_box, scale) if panel.label_box else None,
+        )
+        for panel in figure.panels
+    ]
+    return DrawnFigure(image, tuple(panels), labels_known=figure.has_label_boxes)
+
+
+def _scaled_box(box: Sequence[float], scale: float) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (edge * scale for edge in box)
+    return (left, top, right, bottom)
+
+
 def example_of(figure: DrawnFigure, side: int) -> dict[str, torch.Tensor]:
     """Return the input and the labels of [`PanelDetectionModel`] for a drawn figure."""
     longest = max(figure.image.size)
     printed = [panel for panel in figure.panels if panel.label is not None and panel.label_box is not None]
-    return {
+    example = {
         "pixel_values": torch.from_numpy(letterbox(figure.image, side)).permute(2, 0, 1),
         "boxes": _boxes([panel.box for panel in figure.panels], longest),
         "types": torch.tensor([_type_of(panel.image_type) for panel in figure.panels], dtype=torch.long),
-        "label_boxes": _boxes([panel.label_box for panel in printed], longest),
-        "letters": torch.tensor([label_class(str(panel.label)) for panel in printed], dtype=torch.long),
         "compound": torch.tensor(int(figure.is_compound)),
     }
+    if figure.labels_known:
+        example["label_boxes"] = _boxes([panel.label_box for panel in printed], longest)
+        example["letters"] = torch.tensor([label_class(str(panel.label)) for panel in printed], dtype=torch.long)
+    return example
 
 
 def _boxes(boxes: Sequence[object], longest: int) -> torch.Tensor:

@@ -22,6 +22,9 @@ CLASSES = (
 )
 
 
+UNKNOWN = -1  # class of labels that are none of these
+
+
 @dataclass(frozen=True)
 class LabelStyle:
     """How the labels of a figure look."""
@@ -49,8 +52,8 @@ class LabelStyle:
 
 
 def label_class(name: str) -> int:
-    """Return the class of a label as printed: the case of letters is no part of it."""
-    return CLASSES.index(name if name in CLASSES else name.upper())
+    """Return the class of a label, -1 if it has none. The case of letters is no part of it."""
+    return next((CLASSES.index(form) for form in (name, name.upper(), name.lower()) if form in CLASSES), UNKNOWN)
 
 
 def random_style(rng: Rng) -> LabelStyle | None:

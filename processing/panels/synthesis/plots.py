@@ -283,6 +283,7 @@ def _blot(rng: Rng, figure: Any) -> None:
     """Draw the bands of a gel or a Western blot, with names beside them."""
     axes = figure.add_subplot()
     lanes, rows = int(rng.integers(3, 12)), int(rng.integers(1, 7))
+    gap = int(rng.choice([1, 1, 3, 6]))  # between strips of different gels
     dark_on_light = rng.random() < 0.85
     height, width = 26 * rows, 30 * lanes
     y, x = np.mgrid[:height, :width]
@@ -295,7 +296,7 @@ def _blot(rng: Rng, figure: Any) -> None:
                 -(((y - center[0]) / rng.uniform(2, 4)) ** 4) - ((x - center[1]) / rng.uniform(9, 12)) ** 4
             )
         if rows > 1:
-            level[26 * row, :] = 1.0
+            level[26 * row : 26 * row + gap, :] = 1.0
     level = np.clip(level, 0, 1)
     axes.imshow(level if dark_on_light else 1 - level, cmap="gray", vmin=0, vmax=1, aspect="auto")
     names = [_words(rng, 1) for _ in range(rows)]
@@ -449,6 +450,152 @@ def _micrograph(rng: Rng, figure: Any) -> None:
     axes.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1)
 
 
+def _chromatogram(rng: Rng, figure: Any) -> None:
+    axes = figure.add_subplot()
+    x = np.linspace(0, rng.uniform(10, 60), 1500)
+    y = np.abs(rng.normal(0, 0.004, len(x)))
+    for _ in range(int(rng.integers(2, 40))):
+        height, center = rng.exponential(0.3), rng.uniform(0.05, 0.95) * x[-1]
+        y += height * np.exp(-(((x - center) / rng.uniform(0.002, 0.006) / x[-1]) ** 2))
+        if rng.random() < 0.4:
+            name = f"{center:.2f}" if rng.random() < 0.6 else _words(rng, 1)
+            axes.text(center, height, name, rotation=float(rng.choice([0, 90])), ha="center", va="bottom", fontsize=6)
+    axes.plot(x, y, color=_colors(rng, 1)[0] if rng.random() < 0.3 else "black", linewidth=0.6)
+    axes.set_xlabel("Time (min)")
+    if rng.random() < 0.2:
+        inset = axes.inset_axes([0.55, 0.5, 0.42, 0.45])
+        inset.plot(x[:400], y[:400], color="black", linewidth=0.6)
+
+
+def _bias(rng: Rng, figure: Any) -> None:
+    """Draw the summary of the risk of bias of a review: a column for each item, a row for each study."""
+    axes = figure.add_subplot()
+    rows, columns = int(rng.integers(4, 16)), int(rng.integers(5, 8))
+    for row in range(rows):
+        for column in range(columns):
+            number = int(rng.choice(3, p=[0.6, 0.3, 0.1]))
+            color, mark = (("limegreen", "+"), ("yellow", "?"), ("firebrick", "-"))[number]
+            axes.scatter(column, row, s=90, color=color, edgecolors="0.4")
+            axes.text(column, row, mark, ha="center", va="center")
+    axes.set_aspect("equal")
+    axes.set_xticks(range(columns), [_words(rng, 4) for _ in range(columns)], rotation=90)
+    axes.set_yticks(range(rows), [f"{_words(rng, 1)} {1995 + int(rng.integers(25))}" for _ in range(rows)])
+    axes.xaxis.tick_top()
+    axes.set_xticks(np.arange(columns) + 0.5, minor=True)
+    axes.set_yticks(np.arange(rows) + 0.5, minor=True)
+    axes.grid(which="minor", color="0.4", linewidth=0.7)
+    axes.tick_params(length=0, which="both")
+
+
+def _shares(rng: Rng, figure: Any) -> None:
+    """Draw horizontal bars that add up to 100 percent, as in summaries of the risk of bias."""
+    axes = figure.add_subplot()
+    rows = int(rng.integers(3, 9))
+    parts = rng.dirichlet((3, 2, 1), rows) * 100
+    colors = ("limegreen", "yellow", "firebrick") if rng.random() < 0.6 else _colors(rng, 3)
+    names = ("Low risk of bias", "Unclear risk of bias", "High risk of bias")
+    for number, color in enumerate(colors):
+        left = parts[:, :number].sum(1)
+        axes.barh(range(rows), parts[:, number], left=left, color=color, edgecolor="black", label=names[number])
+    axes.set_yticks(range(rows), [_words(rng, 5) for _ in range(rows)])
+    axes.set_xlim(0, 100)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=3, frameon=bool(rng.random() < 0.6))
+
+
+def _effects(rng: Rng, figure: Any) -> None:
+    """Draw a forest plot between columns of text."""
+    axes = figure.add_axes((0.45, 0.1, 0.3, 0.8))
+    rows = int(rng.integers(4, 18))
+    effects, errors = rng.normal(1, 0.4, rows), rng.uniform(0.1, 0.8, rows)
+    axes.errorbar(effects, range(rows), xerr=errors, fmt="s", color="black", markersize=3, linewidth=0.8)
+    axes.axvline(1, color="black", linewidth=0.7)
+    axes.fill([0.8, 1, 1.2, 1], [-1, -0.7, -1, -1.3], color=str(rng.choice(["black", "white", "navy"])), ec="black")
+    axes.set_yticks([])
+    for side in ("left", "right", "top"):
+        axes.spines[side].set_visible(False)
+    for row in range(rows):
+        height = 0.12 + 0.76 * (row + 0.8) / (rows + 1)
+        figure.text(0.02, height, f"{_words(rng, 1)} et al. {1990 + int(rng.integers(30))}", fontsize=6)
+        figure.text(0.78, height, f"{effects[row]:.2f} ({effects[row] - errors[row]:.2f}, 2.1)", fontsize=6)
+    figure.text(0.02, 0.94, "Study or subgroup", fontsize=6)
+    figure.text(0.78, 0.94, "RR (95% CI)", fontsize=6)
+
+
+def _pathway(rng: Rng, figure: Any) -> None:
+    """Draw colored shapes with names, joined by arrows."""
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    if rng.random() < 0.4:
+        figure.set_facecolor(tuple(rng.uniform(0.85, 1, 3)))
+    count = int(rng.integers(4, 14))
+    side = int(np.ceil(np.sqrt(count)))
+    places = [(x + rng.uniform(-0.25, 0.25), y + rng.uniform(-0.25, 0.25)) for x in range(side) for y in range(side)]
+    if rng.random() < 0.4:
+        axes.scatter(side / 2 - 0.5, side / 2 - 0.5, s=rng.uniform(3000, 30000), color=tuple(rng.uniform(0.7, 1, 3)))
+    for number in range(count):
+        style = str(rng.choice(["round", "square", "circle", "round4", "rarrow", "larrow"]))
+        box = {"boxstyle": style, "facecolor": tuple(rng.uniform(0.3, 1, 3)), "edgecolor": str(rng.choice(["k", "w"]))}
+        axes.text(*places[number], _words(rng, 2), ha="center", va="center", bbox=box if rng.random() < 0.75 else None)
+        if number and rng.random() < 0.8:
+            arrow = {"arrowstyle": str(rng.choice(["->", "-|>", "<->", "simple"])), "color": _colors(rng, 1)[0]}
+            arrow |= {"shrinkA": 16, "shrinkB": 16, "connectionstyle": f"arc3,rad={rng.uniform(-0.4, 0.4):.2f}"}
+            axes.annotate("", places[number], places[number - 1], arrowprops=arrow)
+    axes.set_xlim(-0.7, side - 0.3)
+    axes.set_ylim(-0.7, side - 0.3)
+
+
+def _heartbeats(rng: Rng, figure: Any) -> None:
+    """Draw an electrocardiogram on its grid."""
+    axes = figure.add_axes((0, 0, 1, 1))
+    rows = int(rng.integers(1, 7))
+    x = np.linspace(0, 10, 1200)
+    for row in range(rows):
+        y = rng.normal(0, 0.01, len(x))
+        for beat in np.arange(rng.uniform(0, 0.8), 10, rng.uniform(0.6, 1.1)):
+            for offset, height, width in (
+                (-0.16, 0.1, 0.03),
+                (-0.02, 1.0, 0.012),
+                (0.02, -0.3, 0.012),
+                (0.22, 0.2, 0.05),
+            ):
+                y += rng.choice([1, 1, -0.6]) * height * np.exp(-(((x - beat - offset) / width) ** 2))
+        axes.plot(x, y * 0.5 + row, color="black", linewidth=0.7)
+        axes.text(0, row + 0.25, str(rng.choice(["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V5"])))
+    axes.set_xticks(np.arange(0, 10, 0.2))
+    axes.set_yticks(np.arange(-0.6, rows, 0.2))
+    axes.tick_params(labelbottom=False, labelleft=False, length=0)
+    axes.grid(visible=bool(rng.random() < 0.8), color="#f3a6a6" if rng.random() < 0.6 else "0.8", linewidth=0.5)
+
+
+def _formula(rng: Rng, figure: Any) -> None:
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    terms = (
+        r"\frac{a_i}{b+c^2}",
+        r"\sum_{i=1}^{n} x_i",
+        r"\sqrt{x^2+y^2}",
+        r"e^{-\lambda t}",
+        r"\int_0^T f(t)\,dt",
+        r"\mu",
+    )
+    for row in range(int(rng.integers(1, 6))):
+        parts = [terms[number] for number in rng.integers(0, len(terms), int(rng.integers(2, 5)))]
+        text = "$" + "f(x) = " * int(rng.integers(2)) + " + ".join(parts) + "$"
+        axes.text(0, -row, text, fontsize=float(rng.uniform(10, 20)))
+    axes.set_ylim(-5, 1)
+
+
+def _listing(rng: Rng, figure: Any) -> None:
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    forms = ("for {} in {}:", "    {} = {} + 1", "if {} > {}:", "    return {}({})", "# {} {}", "{}({}, 0.5);", "end")
+    lines = []
+    for _ in range(int(rng.integers(5, 25))):
+        form = str(rng.choice(forms))
+        lines.append(form.format(*(_words(rng, 1).lower() for _ in range(form.count("{}")))))
+    axes.text(0, 1, "\n".join(lines), family="DejaVu Sans Mono", va="top", transform=axes.transAxes)
+
+
 # How a kind is drawn, its type, and how often.
 KINDS: dict[str, tuple[Callable[[Rng, Any], None], str, float]] = {
     "curves": (_curves, STATISTICS, 5),
@@ -462,6 +609,14 @@ KINDS: dict[str, tuple[Callable[[Rng, Any], None], str, float]] = {
     "surface": (_surface, STATISTICS, 0.6),
     "pie": (_pie, STATISTICS, 0.4),
     "tree": (_tree, STATISTICS, 0.6),
+    "chromatogram": (_chromatogram, STATISTICS, 1.2),
+    "shares": (_shares, STATISTICS, 0.4),
+    "effects": (_effects, STATISTICS, 0.8),
+    "bias": (_bias, "Tables and forms", 0.5),
+    "pathway": (_pathway, "System overviews", 1.6),
+    "heartbeats": (_heartbeats, "Electrocardiography", 0.4),
+    "formula": (_formula, "Mathematics formula", 0.2),
+    "listing": (_listing, "Program listing", 0.2),
     "network": (_network, "System overviews", 0.6),
     "blot": (_blot, "Chromatography Gel", 2.5),
     "flow": (_flow, "Flowcharts", 1),

@@ -16,6 +16,7 @@ SIDE = 16  # cells of a row
 GRID = [(0, 0, 0.45, 0.45), (0.5, 0, 1, 0.45), (0, 0.5, 0.45, 1), (0.5, 0.5, 1, 1)]
 LETTERS = ["A", "B", "C", "D", "ii"]
 TYPES = ["plot", "scan"]
+NO_MARKS = np.zeros((0, 4))
 
 
 class Network:
@@ -109,9 +110,23 @@ def test_edges_move_to_the_nearest_content_and_stay_without_it():
     image = Image.new("RGB", (400, 300), "white")
     image.paste("gray", (50, 60, 200, 160))
     near = np.array([[46.0, 63.0, 204.0, 157.0]])
-    assert _snapped(near, image).round().tolist() == [[50, 60, 200, 160]]
+    assert _snapped(near, image, NO_MARKS).round().tolist() == [[50, 60, 200, 160]]
     far = np.array([[20.0, 20.0, 300.0, 250.0]])
-    assert _snapped(far, image).tolist() == far.tolist()
+    assert _snapped(far, image, NO_MARKS).tolist() == far.tolist()
+
+
+def test_printed_labels_beside_a_panel_are_no_part_of_it():
+    image = Image.new("RGB", (400, 300), "white")
+    image.paste("gray", (50, 60, 200, 160))
+    image.paste("black", (120, 163, 126, 169))
+    with_label = np.array([[52.0, 61.0, 199.0, 168.0]])
+    assert _snapped(with_label, image, NO_MARKS)[0, 3] == 169
+    assert _snapped(with_label, image, np.array([[120.0, 163.0, 126.0, 169.0]]))[0, 3] == 160
+
+
+def test_reading_order_ends_for_boxes_without_height():
+    flat = [Panel((0, 5, 10, 5), 1.0), Panel((0, 5, 10, 4), 1.0), Panel((0, 0, 10, 10), 1.0)]
+    assert len(_in_reading_order(flat)) == 3
 
 
 def test_reading_order_follows_complete_labels_and_otherwise_rows():
