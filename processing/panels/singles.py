@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from ..images.reading import read_image
 from .annotations import AnnotatedFigure
 from .captions import split_caption
 from .cutting import cut_panels
+from .detection import pixel_box
 from .image_types import GROUP_OF, type_in_caption
 
 
@@ -72,19 +74,35 @@ def _single(row: dict) -> SingleFigure | None:
     if split_caption(caption).match != "none" or _PARTS.search(caption):
         return None
     image_type = type_in_caption(caption)
-    is_photograph = image_type is not None and GROUP_OF[image_type] in PHOTOGRAPHS
-    figure = SingleFigure(row["image"]["bytes"], row["pmcid"], image_type, is_photograph, is_held_out(row["pmcid"]))
+    figure = _of_type(row["image"]["bytes"], row["pmcid"], image_type, is_held_out(row["pmcid"]))
     try:
         return figure if len(cut_panels(figure.open())) == 1 else None
     except ImageError:
         return None
 
 
-def single_of_annotation(figure: AnnotatedFigure) -> SingleFigure:
-    """Return an annotated figure with one panel."""
-    (panel,) = figure.panels
-    is_photograph = panel.image_type is not None and GROUP_OF[panel.image_type] in PHOTOGRAPHS
-    return SingleFigure(figure.file, figure.article, panel.image_type, is_photograph, is_held_out(figure.article))
+def singles_of_annotation(figure: AnnotatedFigure) -> Iterator[SingleFigure]:
+    """Yield an annotated figure with one panel, or the panels of a compound one, unless a label is printed on them."""
+    held_out = is_held_out(figure.article)
+    if figure.compound is False:
+        yield _of_type(figure.file, figure.article, figure.panels[0].image_type, held_out)
+    elif figure.has_label_boxes and figure.compound:
+        picture = figure.open()
+        labels = [panel.label_box for panel in figure.panels if panel.label_box is not None]
+        for panel in figure.panels:
+            if not any(_overlap(panel.box, label) for label in labels):
+                file = BytesIO()
+                picture.crop(pixel_box(panel.box, picture.size)).save(file, format="PNG")
+                yield _of_type(file.getvalue(), figure.article, panel.image_type, held_out)
+
+
+def _of_type(content: Path | bytes, kind: str, image_type: str | None, held_out: bool) -> SingleFigure:
+    is_photograph = image_type is not None and GROUP_OF[image_type] in PHOTOGRAPHS
+    return SingleFigure(content, kind, image_type, is_photograph, held_out)
+
+
+def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
+    return all(max(first[i], second[i]) < min(first[i + 2], second[i + 2]) for i in (0, 1))
 
 
 def singles_of_folder(folder: Path, image_type: str | None = None) -> Iterator[SingleFigure]:

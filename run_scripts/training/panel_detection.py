@@ -22,7 +22,7 @@ from biomedclip.processing.panels.scores import average_precision
 from biomedclip.processing.panels.singles import (
     SingleFigure,
     is_held_out,
-    single_of_annotation,
+    singles_of_annotation,
     singles_of_dataset,
     singles_of_folder,
 )
@@ -155,7 +155,7 @@ def read_singles(data: PanelData, annotated: Sequence[AnnotatedFigure]) -> list[
     leave_out = Path(data.leave_out).read_text(encoding="utf-8").split() if data.leave_out else []
     leave_out += [f"{figure.article}/{Path(figure.name).name}" for figure in annotated]
     singles = list(singles_of_dataset(Path(data.train_data), leave_out))
-    singles += [single_of_annotation(figure) for figure in annotated if figure.compound is False]
+    singles += [single for figure in annotated for single in singles_of_annotation(figure)]
     for wanted in data.photographs:
         folder, _, image_type = wanted.partition("=")
         if image_type and image_type not in IMAGE_TYPES:
