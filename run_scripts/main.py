@@ -47,8 +47,8 @@ Each verb has --help with an example, and --config for a YAML file or a shipped
 recipe. `biomedclip recipes` lists them. Options on the command line override
 the recipe.
 
-No verb runs code from a model folder unless train, evaluate, embed, search or
-panels is called with {TRUST_OPTION}. A recipe cannot set this option.
+No verb runs code from a model folder unless train, evaluate, embed, search,
+panels or build is called with {TRUST_OPTION}. A recipe cannot set it.
 
 exit status: 0 for success, 1 if the work failed or skipped unreadable images,
 2 for a wrong command line

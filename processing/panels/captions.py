@@ -221,12 +221,12 @@ def _between(first: str, last: str, kind: str) -> list[str]:
     (start, begin), (stop, end) = _place(first, kind), _place(last, kind)
     if start == stop:
         return [f"{first[0]}{number}" for number in range(begin + 1, end + 1)]
-    names = {"number": [str(number) for number in range(21)], "roman": ["", *_ROMAN], "Roman": ["", *_ROMAN]}
+    names = {"number": [str(number) for number in range(21)], "roman": ["", *ROMAN], "Roman": ["", *ROMAN]}
     return names.get(kind, ["", *_LETTERS])[start + 1 : stop + 1]
 
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_ROMAN = "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII".split()
+ROMAN = "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII".split()
 
 
 def _place(label: str, kind: str) -> tuple[int, int]:
@@ -234,7 +234,7 @@ def _place(label: str, kind: str) -> tuple[int, int]:
     if kind == "number":
         return int(label), 0
     if kind in ("roman", "Roman"):
-        return _ROMAN.index(label) + 1 if label in _ROMAN else 0, 0
+        return ROMAN.index(label) + 1 if label in ROMAN else 0, 0
     return _LETTERS.index(label[0]) + 1, int(label[1:]) if label[1:].isdigit() else len(label) - 1
 
 
@@ -317,8 +317,8 @@ def _cut(caption: str, markers: Sequence[_Marker]) -> tuple[str, dict[str, str],
 
 def _order(label: str) -> tuple[int, str]:
     """Sort numerals by value and others by letter. Positions are in order already."""
-    if label in _ROMAN and label not in "CDILMVX":
-        return _ROMAN.index(label), ""
+    if label in ROMAN and label not in "CDILMVX":
+        return ROMAN.index(label), ""
     return (int(label), "") if label.isdigit() else (0, label if label.isupper() else "")
 
 

@@ -3,8 +3,9 @@
 Garcia Seco de Herrera et al. 2015, "Overview of the ImageCLEF 2015 medical classification task".
 """
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
@@ -127,6 +128,37 @@ def fit_unknown_threshold(scores: Sequence[float], correct: Sequence[bool], accu
         return FittedThreshold(None, 0.0, None)
     last = int(reached[-1])
     return FittedThreshold(float(values[last]), (last + 1) / len(values), float(accuracies[last]))
+
+
+def parse_image_types(choice: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the types that are chosen, in the order of `IMAGE_TYPES`.
+
+    Args:
+        choice: Types and groups, as a list or separated by commas. Case is ignored.
+
+    Raises:
+        ValueError: If a name is neither a type nor a group, or there is none.
+
+    Example:
+        >>> from biomedclip.processing.panels.image_types import parse_image_types
+        >>> parse_image_types("signals and waves, PET")
+        ('PET', 'Electroencephalography', 'Electrocardiography', 'Electromyography')
+    """
+    known = {name.lower(): (name,) for name in IMAGE_TYPES} | {name.lower(): types for name, types in GROUPS.items()}
+    names = [name.strip() for name in (choice.split(",") if isinstance(choice, str) else choice)]
+    chosen: set[str] = set()
+    for name in filter(None, names):
+        if name.lower() not in known:
+            close = difflib.get_close_matches(name.lower(), known, n=1)
+            meant = [each for each in (*GROUPS, *IMAGE_TYPES) if each.lower() in close]
+            hint = f" Did you mean {meant[0]!r}?" if meant else ""
+            raise ValueError(
+                f"{name!r} is neither a type nor a group of images.{hint} The groups are {', '.join(GROUPS)}."
+            )
+        chosen.update(known[name.lower()])
+    if not chosen:
+        raise ValueError(f"No type of image is selected. Pass types or groups, such as {next(iter(GROUPS))!r}.")
+    return tuple(name for name in IMAGE_TYPES if name in chosen)
 
 
 def type_in_caption(caption: str) -> str | None:

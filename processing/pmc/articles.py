@@ -16,6 +16,9 @@ NONCOMMERCIAL_LICENSES = COMMERCIAL_LICENSES | {"CC BY-NC", "CC BY-NC-SA", "CC B
 LICENSES_KEY = "biomedclip.licenses"
 KEPT = "kept"
 FIGURES_PER_ARTICLE = 1000  # default maximum number of figure images per article
+# Columns of articles.parquet if the dataset has panels: figures that the detector read, those with several panels,
+# those whose caption was split, and those on which the detector failed.
+PANEL_COUNTS = ("examined_figures", "compound_figures", "split_captions", "failed_figures")
 MAX_DETAIL = 400  # characters of names and messages in skipped.jsonl, which may contain text of an untrusted article
 
 
@@ -43,6 +46,7 @@ class Article:
     figures_cut: int = 0  # number of figures beyond the limit
     images: dict[str, bytes | Exception] = field(default_factory=dict)  # contents or errors by file name
     pairs: list[dict[str, Any]] = field(default_factory=list)  # rows of the dataset, without the split
+    panel_counts: dict[str, int] | None = None  # PANEL_COUNTS, if a detector looked for panels
     # Item (empty for the article itself), reason, detail, and the number of items if it is greater than 1.
     skipped: list[tuple[Any, ...]] = field(default_factory=list)
     outcome: str = ""  # why the article was dropped

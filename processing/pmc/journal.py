@@ -98,6 +98,7 @@ class TaskJournal:
             "outcome": article.outcome or KEPT,
             "figures": len(article.figures) + article.figures_cut,
             "skipped": article.skipped,
+            **(article.panel_counts or {}),
             "pairs": [
                 (row["pair_id"], size, row["file_size"], row["image_md5"], row["perceptual_hash"])
                 for row, size in zip(article.pairs, sizes, strict=True)

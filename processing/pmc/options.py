@@ -6,9 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..panels.detector import Detector
+from ..panels.image_types import parse_image_types
 from .articles import FIGURES_PER_ARTICLE, parse_licenses
 from .bucket import md5_of
 from .dates import parse_published_until
+
+
+PANEL_MODES = ("also", "only")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class BuildOptions:
         published_until: Last day of publication, such as `2022-06-15`. Later articles, and articles whose XML contains
             no date, are skipped. The module `dates` defines which date counts.
         first_image_only: Whether to use only the first image of each figure, as PMC-15M does.
+        panels: `also` adds a row for each panel of a compound figure, `only` replaces the row of the figure by them
+            (default: figures only).
+        keep_types: Types and groups of images to keep, such as `["radiology", "Light microscopy"]` (default: all).
+            Requires `panels`, and a detector that tells types.
+        detector: Finds the panels. Required with `panels`.
 
     Raises:
         ValueError: If an option is invalid.
@@ -48,6 +58,9 @@ class BuildOptions:
     max_figures_per_article: int = FIGURES_PER_ARTICLE
     published_until: str | None = None
     first_image_only: bool = False
+    panels: str | None = None
+    keep_types: Sequence[str] | None = None
+    detector: Detector | None = None
 
     def __post_init__(self) -> None:
         parse_licenses(self.license)
@@ -57,6 +70,27 @@ class BuildOptions:
             raise ValueError(f"`max_figures_per_article` must be at least 1, not {self.max_figures_per_article}.")
         if self.max_shard_bytes < 1:
             raise ValueError(f"`max_shard_size` must be positive, not {self.max_shard_size!r}.")
+        self._check_panels()
+
+    def _check_panels(self) -> None:
+        if self.panels is None:
+            for name in ("keep_types", "detector"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` has no effect without `panels`. Pass `panels`, or omit it.")
+            return
+        if self.panels not in PANEL_MODES:
+            raise ValueError(f"`panels` must be one of {', '.join(PANEL_MODES)}, not {self.panels!r}.")
+        if self.detector is None:
+            raise ValueError("`panels` requires a `detector`.")
+        if self.kept_types() is not None and not self.detector.image_types:
+            raise ValueError(
+                f"`keep_types`: the detector {self.detector.fingerprint} tells no types of images. Pass another "
+                "`detector`, or omit `keep_types`."
+            )
+
+    def kept_types(self) -> tuple[str, ...] | None:
+        """Return the types of images to keep, or None for all."""
+        return None if self.keep_types is None else parse_image_types(self.keep_types)
 
     @property
     def max_shard_bytes(self) -> int:
@@ -87,7 +121,14 @@ class BuildOptions:
     def identity(self) -> dict[str, Any]:
         """Return the options as recorded in the report. They are equal if the same dataset is requested."""
         pmcids = None if self.pmcids is None else sorted(self.pmcids)
-        return asdict(self) | {
+        own = asdict(replace(self, panels=None, keep_types=None, detector=None))
+        for name in ("panels", "keep_types", "detector"):
+            del own[name]
+        if self.panels is not None and self.detector is not None:
+            kept = self.kept_types()
+            own |= {"panels": self.panels, "keep_types": None if kept is None else list(kept)}
+            own["detector"] = self.detector.fingerprint
+        return own | {
             "pmcids": None if pmcids is None else f"{len(pmcids)}, MD5 {md5_of(json.dumps(pmcids).encode())}",
             "split_fractions": None if self.split_fractions is None else list(self.split_fractions),
             "max_shard_size": self.max_shard_bytes,

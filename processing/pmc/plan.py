@@ -30,7 +30,7 @@ from ..integrity import (
     read_hashes,
     stated_footer,
 )
-from .articles import KEPT
+from .articles import KEPT, PANEL_COUNTS
 from .images import count_duplicates
 from .journal import read_journal, records_path
 from .splits import SPLITS, TooFewArticles, assign_splits, default_fractions, hash_of
@@ -119,11 +119,12 @@ def make_plan(
     fractions: Sequence[float] | None,
     max_shard_bytes: int,
     previous: Mapping[str, Any] | None = None,
+    panels: bool = False,
 ) -> Plan:
     """Assign articles to splits and pairs to shards, and write the plan, `articles.parquet` and `skipped.jsonl`.
 
     A pair takes 90 bytes of memory and an article takes 280. `previous` is the report of the dataset to update. Its
-    fractions are kept, so that no article changes its split.
+    fractions are kept, so that no article changes its split. `panels` states whether a detector looked for panels.
 
     Raises:
         TooFewArticles: If there are fewer articles with pairs than splits.
@@ -137,7 +138,8 @@ def make_plan(
         outdated = frozenset(staging.outdated.read_text(encoding="utf-8").split())
         shards = sorted((staging.output / "data").glob("*.parquet"))
         fractions, moved_before = previous["split_fractions"], previous["articles_moved_to_fill_a_split"]
-    table, skipped, example = _write_outcomes(staging, journals, outdated, update=previous is not None)
+    schema = articles_schema(panels=panels)
+    table, skipped, example = _write_outcomes(staging, journals, outdated, schema, update=previous is not None)
     footers = footers_of([str(path) for path in shards]) if shards else {}
     pairs = _read_pairs(seed, journals, shards, outdated, footers)
 
@@ -154,6 +156,8 @@ def make_plan(
         "figures": {"seen": pc.sum(table.column("figures")).as_py() or 0, "skipped": dict(skipped.most_common())},
         "duplicates": count_duplicates(*hashes),
     }
+    if panels:
+        counts["panel_detection"] = {name: pc.sum(table.column(name)).as_py() or 0 for name in PANEL_COUNTS}
     plan = Plan(fractions, moved, [str(path) for path in (*map(records_path, journals), *shards)], footers, counts)
     numbers = np.array([int(pmcid[3:]) for pmcid in kept], dtype=np.int64)
     codes = np.array([SPLITS.index(split) for split in splits], dtype=np.int8)
@@ -221,8 +225,14 @@ def read_articles(folder: Path, columns: Sequence[str] | None = None) -> pa.Tabl
     return read_columns(folder / ARTICLES_FILE, columns, footer_sha256=footer)
 
 
+def articles_schema(*, panels: bool = False) -> pa.Schema:
+    """Return the columns of `articles.parquet`. `panels` adds the counts of a detector of panels."""
+    counts = [pa.field(name, pa.int32()) for name in PANEL_COUNTS if panels]
+    return pa.schema([*ARTICLES_SCHEMA, *counts])
+
+
 def _write_outcomes(
-    staging: Staging, journals: Sequence[Path], outdated: frozenset[str], *, update: bool
+    staging: Staging, journals: Sequence[Path], outdated: frozenset[str], schema: pa.Schema, *, update: bool
 ) -> tuple[pa.Table, Counter[str], str]:
     """Write `articles.parquet` and `skipped.jsonl`, both sorted by the number of the article.
 
@@ -231,23 +241,22 @@ def _write_outcomes(
     counts: Counter[str] = Counter()
     details: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    tables = [ARTICLES_SCHEMA.empty_table()]
+    tables = [schema.empty_table()]
     if update:
         before = read_articles(staging.output)
         is_outdated = pc.is_in(before.column("pmcid"), pa.array(list(outdated), pa.string()))
-        tables = [before.filter(pc.invert(is_outdated)).cast(ARTICLES_SCHEMA)]
+        tables = [before.filter(pc.invert(is_outdated)).cast(schema)]
     articles: list[dict[str, Any]] = []
 
     def to_table() -> None:
-        tables.append(pa.Table.from_pylist(articles, schema=ARTICLES_SCHEMA))
+        tables.append(pa.Table.from_pylist(articles, schema=schema))
         articles.clear()
 
     def new_skipped() -> Iterator[dict[str, Any]]:
         for entry in itertools.chain.from_iterable(map(read_journal, journals)):
             retry = any(reason.startswith(RETRIED) for _, reason, *_ in entry["skipped"])
             articles.append(
-                {name: entry.get(name) for name in ARTICLES_SCHEMA.names}
-                | {"pairs": len(entry["pairs"]), "retry": retry}
+                {name: entry.get(name) for name in schema.names} | {"pairs": len(entry["pairs"]), "retry": retry}
             )
             if len(articles) == _BATCH_ROWS:
                 to_table()

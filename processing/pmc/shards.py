@@ -25,11 +25,24 @@ BYTES_PER_GROUP = 250_000_000  # of images and texts, because a reader keeps a r
 
 
 @cache
-def pair_schema() -> pa.Schema:
-    """Return the columns of the dataset, with the metadata that `datasets` and the Hub's viewer read."""
+def pair_schema(*, panels: bool = False) -> pa.Schema:
+    """Return the columns of the dataset, with the metadata that `datasets` and the Hub's viewer read.
+
+    `panels` adds the columns of a dataset whose figures were split into panels.
+    """
     from datasets import Features, Image, List, Value
 
-    text, integer = Value("string"), Value("int32")
+    text, integer, number = Value("string"), Value("int32"), Value("float64")
+    of_panels = {
+        "figure_pair_id": text,
+        "compound": Value("bool"),
+        "panel_box": List(integer),
+        "panel_score": number,
+        "context": text,
+        "caption_match": text,
+        "image_type": text,
+        "image_type_score": number,
+    }
     return Features(
         {
             "pair_id": text,
@@ -53,15 +66,20 @@ def pair_schema() -> pa.Schema:
             "image_md5": text,
             "perceptual_hash": text,
             "split": text,
+            **(of_panels if panels else {}),
         }
     ).arrow_schema
 
 
-def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None = None) -> None:
+def write_shard(
+    staging: Staging, plan: Plan, number: int, tokenizer: str | None = None, *, panels: bool = False
+) -> None:
     """Write one shard and its statistics atomically. At most one row group is in memory.
 
     `number` is the index of the shard among the shards of all splits. `tokenizer` measures the lengths of captions.
+    `panels` states whether the dataset has the columns of panels.
     """
+    schema = pair_schema(panels=panels)
     name = plan.names()[number]
     target = staging.result / "data" / name
     if target.exists():
@@ -72,11 +90,11 @@ def write_shard(staging: Staging, plan: Plan, number: int, tokenizer: str | None
     partial = staging.partial(name)
     # With content-defined pages, unchanged pages need not be uploaded again after an update.
     layout = {"write_page_index": True, "use_content_defined_chunking": True, **WRITE_OPTIONS}
-    with pq.ParquetWriter(partial, pair_schema(), **layout) as writer:
-        for group in _row_groups(_read_pairs(staging, plan, number)):
-            table = pa.Table.from_batches(group, pair_schema()).combine_chunks()
+    with pq.ParquetWriter(partial, schema, **layout) as writer:
+        for group in _row_groups(_read_pairs(staging, plan, number, schema)):
+            table = pa.Table.from_batches(group, schema).combine_chunks()
             split = pa.array([name.split("-")[0]] * len(group), pa.string())
-            table = table.set_column(table.schema.get_field_index("split"), pair_schema().field("split"), split)
+            table = table.set_column(schema.get_field_index("split"), schema.field("split"), split)
             statistics.add(table)
             licenses.append(dict(sorted(Counter(map(str, table.column("license").to_pylist())).items())))
             writer.write_table(table, row_group_size=ROWS_PER_GROUP)
@@ -103,23 +121,24 @@ def _row_groups(rows: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]
         yield group
 
 
-def _read_pairs(staging: Staging, plan: Plan, number: int) -> Iterator[pa.RecordBatch]:
+def _read_pairs(staging: Staging, plan: Plan, number: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yield each pair of a shard as a batch of one row. Some of the files remain open."""
     records = lru_cache(maxsize=256)(lambda path: open(path, "rb"))
     old_shard = lru_cache(maxsize=8)(_OldShard)
     for place in plan.places(staging, number).to_pylist():
         path = plan.files[place["file"]]
         if path.endswith(RECORDS_SUFFIX):  # `size` bytes at `position`
-            yield read_record(records(path), place["position"], place["size"], pair_schema())
+            yield read_record(records(path), place["position"], place["size"], schema)
         else:
-            yield old_shard(path, plan.footers.get(path)).row(place["position"])
+            yield old_shard(path, plan.footers.get(path), schema).row(place["position"])
 
 
 class _OldShard:
     """A shard of the dataset to update. Its rows are read in order, so each row group is read once."""
 
-    def __init__(self, path: str, footer_sha256: str | None):
+    def __init__(self, path: str, footer_sha256: str | None, schema: pa.Schema):
         self._path = path
+        self._schema = schema
         self._file = open_parquet(path, footer_sha256=footer_sha256)
         metadata = self._file.metadata
         self._edges = np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))])
@@ -134,5 +153,5 @@ class _OldShard:
             except OSError as error:
                 message = f"{self._path}: damaged ({error}). Build the dataset again with `overwrite=True`."
                 raise DamagedFile(message) from error
-            self._group = (group, table.cast(pair_schema()))
+            self._group = (group, table.cast(self._schema))
         return self._group[1].slice(position - int(self._edges[group]), 1).combine_chunks().to_batches()[0]

@@ -23,6 +23,7 @@ from .executors import Engine, Stage
 from .images import ImageIndex
 from .journal import count_articles
 from .options import BuildOptions
+from .panels import FindPanels
 from .plan import SKIPPED_FILE, Plan, make_plan
 from .report import make_report, read_report
 from .shards import write_shard
@@ -57,18 +58,21 @@ def build_stages(
     bucket = Bucket(options.source)
     connections = engine.connections or (REMOTE_CONNECTIONS if bucket.is_remote else 1)
     until = None if options.published_until is None else parse_published_until(options.published_until)
-    article_steps = [
+    has_panels = options.panels is not None
+    article_steps: list[PipelineStep] = [
         ReadWorkList(str(staging.work_list), str(staging.journals)),
         ReadArticles(bucket, parse_licenses(options.license), connections),
         ParseFigures(options.max_figures_per_article, until, options.first_image_only),
         FetchImages(bucket, connections),
         PairFigures(benchmark),
-        WriteArticles(str(staging.journals)),
     ]
+    if options.panels is not None and options.detector is not None:
+        article_steps.append(FindPanels(options.detector, options.panels, options.kept_types(), benchmark))
+    article_steps.append(WriteArticles(str(staging.journals), panels=has_panels))
     tasks = begun["tasks"]
     previous = None if begun["update"] is None else read_report(staging.output)
     plan = partial(_plan_shards, options, staging, previous)
-    write = partial(_write_shards, staging, options.caption_tokenizer)
+    write = partial(_write_shards, staging, options.caption_tokenizer, has_panels)
     last = partial(_finish_dataset, options, staging, begun, finish, publish, engine.executor == "slurm")
     return [
         Stage(
@@ -119,6 +123,7 @@ def _plan_shards(
             fractions=options.split_fractions,
             max_shard_bytes=options.max_shard_bytes,
             previous=previous,
+            panels=options.panels is not None,
         )
     except TooFewArticles as error:
         reasons = staging.output / (FAILED_FILE if (staging.output / "data").exists() else SKIPPED_FILE)
@@ -126,11 +131,11 @@ def _plan_shards(
         raise TooFewArticles(f"{error} {reasons} lists all reasons.") from error
 
 
-def _write_shards(staging: Staging, tokenizer: str | None, rank: int, world_size: int) -> None:
+def _write_shards(staging: Staging, tokenizer: str | None, panels: bool, rank: int, world_size: int) -> None:
     """Write shards. Task n of m writes the shards n, n + m, n + 2 m, and so on."""
     plan = Plan.load(staging)
     for number in range(rank, len(plan.names()), world_size):
-        write_shard(staging, plan, number, tokenizer)
+        write_shard(staging, plan, number, tokenizer, panels=panels)
 
 
 def _finish_dataset(

@@ -5,7 +5,7 @@ import itertools
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
@@ -208,7 +208,7 @@ class FetchImages(ArticleStep):
         fetched = 0
         for name in dict.fromkeys(name for figure in article.figures for name in media.files_of_figure(figure)):
             if fetched >= MAX_ARTICLE_BYTES:
-                article.images[name] = _article_too_large()
+                article.images[name] = article_too_large()
                 continue
             try:
                 content = self.bucket.read(media.urls[name], max_bytes=MAX_IMAGE_BYTES)
@@ -259,7 +259,7 @@ class _Pairing:
         self.pair_ids: set[str] = set()
         self.inspected: dict[str, dict[str, Any] | Exception] = {}
         self.bytes_left = MAX_ARTICLE_BYTES
-        self.mention_bytes_left = MAX_MENTION_BYTES
+        self.mentions = MentionLimit(article)
 
     def add(self, figure: Figure, graphic: Graphic) -> None:
         """Add the pair of an image, or record why the image is skipped."""
@@ -279,25 +279,13 @@ class _Pairing:
         if self.benchmark is not None and self.benchmark.contains(image["perceptual_hash"]):
             article.skip(item, "similar to a benchmark image")
         elif size > self.bytes_left:
-            article.skip(item, "article too large", str(_article_too_large()))
+            article.skip(item, "article too large", str(article_too_large()))
         else:
-            row = {**_columns(article, figure, graphic), **image, "mentions": self._mentions(item, figure)}
+            mentions = self.mentions.kept(item, figure.mentions)
+            row = {**_columns(article, figure, graphic), **image, "mentions": mentions}
             self.bytes_left -= size
             self.pair_ids.add(row["pair_id"])
             article.pairs.append(row)
-
-    def _mentions(self, item: str, figure: Figure) -> list[str]:
-        """Return the mentions within the limit. After the first mention that exceeds it, no more mentions are added."""
-        kept: list[str] = []
-        for mention in figure.mentions:
-            if self.mention_bytes_left >= 0:
-                self.mention_bytes_left -= len(mention.encode())
-            if self.mention_bytes_left < 0:
-                omitted = len(figure.mentions) - len(kept)
-                self.article.skip(item, "mentions omitted", f"{omitted} of {len(figure.mentions)}")
-                break
-            kept.append(mention)
-        return kept
 
     def _best_image(self, item: str, names: list[str]) -> dict[str, Any] | None:
         """Return the columns of the largest file that can be decoded, and record the errors of the others."""
@@ -324,19 +312,40 @@ class _Pairing:
         return self.inspected[name]
 
 
+class MentionLimit:
+    """Limits the mentions of all rows of an article. After the first that exceeds the limit, no more are added."""
+
+    def __init__(self, article: Article):
+        self.article = article
+        self.bytes_left = MAX_MENTION_BYTES
+
+    def kept(self, item: str, mentions: Sequence[str]) -> list[str]:
+        """Return the mentions within the limit, and record those of `item` that are omitted."""
+        kept: list[str] = []
+        for mention in mentions:
+            if self.bytes_left >= 0:
+                self.bytes_left -= len(mention.encode())
+            if self.bytes_left < 0:
+                self.article.skip(item, "mentions omitted", f"{len(mentions) - len(kept)} of {len(mentions)}")
+                break
+            kept.append(mention)
+        return kept
+
+
 class WriteArticles(PipelineStep):
     """Write the outcome of each article to the journal of the task."""
 
     name = "Write articles"
     type = "PMC"
 
-    def __init__(self, journals: str):
+    def __init__(self, journals: str, *, panels: bool = False):
         super().__init__()
         self.journals = journals
+        self.panels = panels
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Write the articles and yield them."""
-        with TaskJournal(Path(self.journals), rank, pair_schema()) as journal:
+        with TaskJournal(Path(self.journals), rank, pair_schema(panels=self.panels)) as journal:
             for document in data:
                 article = document.metadata["article"]
                 journal.add(article)
@@ -384,7 +393,8 @@ def _stem(href: str) -> str:
     return os.path.splitext(name)[0] if _extension(name) in _IMAGE_EXTENSIONS else name
 
 
-def _article_too_large() -> ImageError:
+def article_too_large() -> ImageError:
+    """Return the error for images beyond the limit of an article."""
     return ImageError(f"the images of the article have more than {MAX_ARTICLE_BYTES:,} bytes", "article too large")
 
 

@@ -20,7 +20,7 @@ MAX_REMOVED = 20
 # Options that determine rows and splits.
 _FIXED_OPTIONS = (
     *("format", "source", "pmcids", "license", "decontaminate"),
-    *("max_figures_per_article", "published_until", "first_image_only"),
+    *("max_figures_per_article", "published_until", "first_image_only", "panels", "keep_types", "detector"),
 )
 
 

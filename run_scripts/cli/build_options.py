@@ -2,17 +2,18 @@
 
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from biomedclip.processing.files import require_regular
+from biomedclip.processing.panels.image_types import parse_image_types
 from biomedclip.processing.pmc.articles import FIGURES_PER_ARTICLE
 from biomedclip.processing.pmc.executors import Engine
-from biomedclip.processing.pmc.options import BuildOptions
+from biomedclip.processing.pmc.options import PANEL_MODES, BuildOptions
 from biomedclip.processing.pmc.splits import parse_fractions
 
 from .errors import UsageError
-from .fields import REQUIRED, option
+from .fields import REQUIRED, option, trust_option
 
 
 @dataclass
@@ -42,6 +43,21 @@ class SourceOptions:
         "date (default: none). 2022-06 counts as 2022-06-30.",
     )
     first_image_only: bool = option(False, "Use only the first image of each figure, as in PMC-15M (default: all).")
+    panels: str | None = option(
+        None,
+        "Split compound figures: rows of panels also, or only rows of panels (--panels alone: also; default: no).",
+        PANEL_MODES,
+        alone="also",
+    )
+    keep_types: list[str] | None = option(
+        None,
+        "Types or groups of images to keep, such as radiology 'Light microscopy' (default: all). See docs/panels.md.",
+    )
+    detector: str | None = option(
+        None,
+        "Folder or Hub id of an object detector of transformers for --panels (default: that of biomedclip panels).",
+    )
+    trust_remote_code: bool = trust_option()
     max_shard_size: str = option(
         "500MB", "Approximate size of a shard (default: 500MB). Small datasets have smaller shards."
     )
@@ -78,13 +94,29 @@ class VerifyOptions:
 
 
 def read_build_options(source: SourceOptions, *, seed: int) -> BuildOptions:
-    """Convert the options of the command to those of the library."""
+    """Convert the options of the command to those of the library, and load the detector of panels."""
+    if source.panels is None:
+        for name in ("keep_types", "detector", "trust_remote_code"):
+            if getattr(source, name):
+                raise UsageError(f"`{name}` has no effect without `panels`. Pass `panels`, or omit it.")
+    if source.trust_remote_code and source.detector is None:
+        raise UsageError("`trust_remote_code` has no effect without `detector`. Omit it.")
     options = asdict(source) | {
         "pmcids": read_pmcids(source.pmcids),
         "split_fractions": parse_fractions(source.split_fractions) if source.split_fractions else None,
         "seed": seed,
     }
-    return BuildOptions(**{name: value for name, value in options.items() if name not in ("overwrite", "update")})
+    for name in ("overwrite", "update", "panels", "keep_types", "detector", "trust_remote_code"):
+        del options[name]
+    checked = BuildOptions(**options)
+    if source.panels is None:
+        return checked
+    if source.keep_types is not None:
+        parse_image_types(source.keep_types)  # an error before the detector is loaded
+    from ..panel_rows.lazy_detector import load_lazy_detector  # imports torch, which other builds do not need
+
+    detector = load_lazy_detector(source.detector, trust_remote_code=source.trust_remote_code)
+    return replace(checked, panels=source.panels, keep_types=source.keep_types, detector=detector)
 
 
 def read_pmcids(choice: str | list[str] | None) -> list[str] | None:

@@ -199,10 +199,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         option = action.option_strings[-1]
+        choices = "|".join(map(str, action.choices)) if action.choices else None
         if action.nargs in (0, "?"):
-            return option
-        value = str(action.metavar or action.dest.split("_")[-1]).upper()
-        return f"{option} {'|'.join(map(str, action.choices)) if action.choices else value}"
+            return f"{option} [{choices}]" if choices else option
+        return f"{option} {choices or str(action.metavar or action.dest.split('_')[-1]).upper()}"
 
 
 def _given(
@@ -264,7 +264,9 @@ def _takes(action: argparse.Action, word: str, count: int, *, may_end: bool) -> 
     if action.nargs in ("*", "+"):
         in_choices = action.choices is None or (action.type or str)(word) in action.choices  # type: ignore[operator]
         return in_choices or not count or not may_end
-    if action.nargs == "?":  # a flag
+    if action.nargs == "?":  # a flag, or an option whose value can be left out
+        if action.choices:
+            return not count and (word in action.choices or not may_end)
         return not count and word.lower() in _TRUE + _FALSE
     return action.nargs is None and not count
 

@@ -1,15 +1,21 @@
 """The command `biomedclip build`."""
 
+import io
 import json
+import shutil
 from collections.abc import Iterator
 
 import pytest
+import torch
 from helpers.fake_slurm import install_fake_slurm
 from helpers.hub_server import HubServer, log_in
-from helpers.mirror_writer import figure_xml, png_bytes
+from helpers.mirror_writer import figure_xml, png_bytes, rows_of
+from PIL import Image
 
+from biomedclip import PanelDetectionConfig, PanelDetectionImageProcessor, PanelDetectionModel
 from biomedclip.run_scripts.build import EngineOptions, SourceOptions, read_build_options
 from biomedclip.run_scripts.main import main
+from biomedclip.run_scripts.panel_rows import detectors, lazy_detector
 
 
 RESULTS = {"README.md", "articles.parquet", "data", "report.json", "report.png", "skipped.jsonl"}
@@ -122,6 +128,15 @@ def test_the_recipe_of_the_paper_skips_later_articles_and_reports_their_number(a
         (["--split-fractions", "0.5"], 2, "--split-fractions must be three numbers"),
         (["--pmcids", "nowhere"], 2, "--pmcids 'nowhere' is neither a list"),
         (["--update"], 1, "no dataset to update"),
+        (["--keep-types", "PET"], 2, "--keep-types has no effect without --panels"),
+        (["--detector", "x"], 2, "--detector has no effect without --panels"),
+        (["--panels", "--trust-remote-code"], 2, "--trust-remote-code has no effect without --detector"),
+        (
+            ["--panels", "--keep-types", "pets"],
+            2,
+            "'pets' is neither a type nor a group of images. Did you mean 'PET'?",
+        ),
+        (["--panels", "--detector", "/nowhere/at/all"], 1, "/nowhere/at/all"),
         (["--caption-tokenizer", "/nowhere"], 1, "--caption-tokenizer: the folder /nowhere does not exist"),
     ],
 )
@@ -133,6 +148,106 @@ def test_invalid_options_are_refused_before_anything_is_written(
     assert main(command) == status
     assert message in capsys.readouterr().err.replace("`", "")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(autouse=True)
+def no_loaded_detector():
+    """Detectors that other tests have loaded are not reused."""
+    lazy_detector._load.cache_clear()
+    yield
+    lazy_detector._load.cache_clear()
+
+
+@pytest.fixture
+def compounds(mirror):
+    """A mirror of four articles, each with a figure of two squares and a single one."""
+    for number in range(1, 5):
+        figure = Image.new("RGB", (220, 100), "white")
+        for left in (0, 120):
+            figure.paste(Image.open(io.BytesIO(png_bytes(number + left, (100, 100)))), (left, 0))
+        buffer = io.BytesIO()
+        figure.save(buffer, "PNG")
+        figures = figure_xml("F1", "Scans. (A) Before. (B) After.", "wide") + figure_xml("F2", "Cells.", "small")
+        mirror.article(number, figures=figures, media={"wide.png": buffer.getvalue(), "small.png": png_bytes(number)})
+    return mirror
+
+
+def test_an_unknown_choice_of_panels_is_an_error(articles, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(articles, tmp_path / "out", "--panels", "both")
+    assert "--panels: invalid choice: 'both'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"), [(["--panels"], 16), (["--panels", "also"], 16), (["--panels", "only"], 12)]
+)
+def test_panels_become_rows(compounds, tmp_path, options, rows):
+    assert run(compounds, tmp_path / "out", "--detector", str(detector(tmp_path, compound=True)), *options) == 0
+    report = report_of(tmp_path / "out")
+    assert report["panel_detection"]["compound_figures"] == 4 and report["pairs"] == rows
+    assert [report["built_with"]["panels"], report["options"]["panels"]] == (options[1:] or ["also"]) * 2
+    assert {row["caption"] for row in rows_of(tmp_path / "out")} >= {"Before.", "After.", "Cells."}
+    assert main(["build", "--verify", str(tmp_path / "out")]) == 0
+    command = ["--detector", str(tmp_path / "detector"), *options]
+    assert run(compounds, tmp_path / "out", "--update", *command) == 0
+
+
+def detector(folder, *, compound: bool, seed: int = 0):
+    """Save a small detector. If it calls all figures compound and finds no panels, they are cut at empty stripes."""
+    torch.manual_seed(seed)
+    small = {"image_size": 64, "widths": [4, 8, 8, 8, 8, 8], "depths": [0] * 6, "neck_width": 8}
+    model = PanelDetectionModel(PanelDetectionConfig(printed_labels=["a"], image_types=["PET", "Ultrasound"], **small))
+    torch.nn.init.constant_(model.compound_head.bias, 20.0 if compound else -20.0)
+    model.save_pretrained(folder / "detector")
+    PanelDetectionImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "detector")
+    return folder / "detector"
+
+
+def test_a_dataset_of_panels_states_its_detector_and_is_not_updated_with_another(compounds, tmp_path, capfd):
+    options = ["--panels", "only", "--keep-types", "PET", "Ultrasound", "--detector"]
+    assert run(compounds, tmp_path / "out", *options, str(detector(tmp_path, compound=False))) == 0
+    report = report_of(tmp_path / "out")
+    assert report["pairs"] == 8 and report["panel_detection"]["compound_figures"] == 0
+    before = report["built_with"]["detector"]
+    assert before.startswith("biomedclip_panel_detection ") and str(tmp_path) not in before
+    assert {row["image_type"] for row in rows_of(tmp_path / "out")} <= {"PET", "Ultrasound"}
+    shutil.move(tmp_path / "detector", tmp_path / "moved")
+    compounds.plain_articles(1)
+    assert run(compounds, tmp_path / "out", *options, str(tmp_path / "moved"), "--update") == 0
+    capfd.readouterr()
+    other = detector(tmp_path, compound=False, seed=1)
+    assert run(compounds, tmp_path / "out", *options, str(other), "--update") == 1
+    assert f"detector '{before}', not 'biomedclip_panel_detection " in capfd.readouterr().err
+
+
+def test_a_detector_without_types_cannot_keep_some_types(compounds, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(lazy_detector, "load_detector", lambda name, **options: detectors.cut_figures)
+    assert run(compounds, tmp_path / "out", "--panels", "--keep-types", "PET") == 2
+    assert "--keep-types`: the detector X-Y cut tells no types of images" in capfd.readouterr().err
+    assert run(compounds, tmp_path / "out", "--panels") == 0
+    assert report_of(tmp_path / "out")["built_with"]["detector"] == "X-Y cut"
+
+
+def test_weights_that_changed_during_a_build_are_an_error(tmp_path):
+    loaded = lazy_detector.load_lazy_detector(str(detector(tmp_path, compound=False)))
+    loaded.prepare()
+    detector(tmp_path, compound=False, seed=1)
+    lazy_detector._load.cache_clear()  # as in another process
+    with pytest.raises(ValueError, match="the weights have changed since the build started.*--overwrite"):
+        loaded.prepare()
+
+
+def test_a_detector_reads_each_figure_alone_and_with_one_thread(tmp_path, monkeypatch):
+    batches = []
+
+    def watched(images):
+        batches.append((len(images), torch.get_num_threads()))
+        return detectors.cut_figures(images)
+
+    monkeypatch.setattr(lazy_detector, "load_detector", lambda name, **options: watched)
+    threads = torch.get_num_threads()
+    assert len(lazy_detector.load_lazy_detector(None)([Image.new("L", (40, 40))] * 3)) == 3
+    assert batches == [(1, 1)] * 3 and torch.get_num_threads() == threads
 
 
 def test_the_options_of_the_command_are_those_of_the_library():

@@ -17,6 +17,7 @@ from biomedclip.processing.panels.image_types import (
     TypeScore,
     fit_unknown_threshold,
     most_probable_type,
+    parse_image_types,
     type_in_caption,
     unknown_below,
 )
@@ -96,3 +97,31 @@ def test_a_threshold_is_fitted_to_an_exact_fraction_and_not_to_impossible_input(
     ):
         with pytest.raises(ValueError, match=message):
             fit_unknown_threshold(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("choice", "types"),
+    [
+        ("PET", ["PET"]),
+        ("pet, ultrasound", ["Ultrasound", "PET"]),
+        (["Light microscopy", "reconstructions"], ["Light microscopy", "3D reconstructions"]),
+        (["radiology", "PET"], list(GROUPS["radiology"])),
+        ([*GROUPS], list(IMAGE_TYPES)),
+    ],
+)
+def test_types_and_groups_are_chosen_by_name(choice, types):
+    assert list(parse_image_types(choice)) == types
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("radiologie", "'radiologie' is neither a type nor a group.*Did you mean 'radiology'.*visible light photo"),
+        (["PET", "zzz"], r"'zzz' is neither a type nor a group of images\. The groups"),
+        ([], "No type of image is selected"),
+        (" , ", "No type of image is selected"),
+    ],
+)
+def test_an_unknown_type_is_an_error_that_names_the_groups(choice, message):
+    with pytest.raises(ValueError, match=message):
+        parse_image_types(choice)

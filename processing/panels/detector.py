@@ -1,0 +1,35 @@
+"""The interface of a detector of panels that a build sends to its workers."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from PIL import Image
+
+
+if TYPE_CHECKING:
+    from .detection import FigurePanels  # imports torch, which build workers without a detector do not need
+
+
+class Detector(Protocol):
+    """Finds the panels of figures. It is pickled for each worker, so it should load its weights in `prepare`.
+
+    The result for a figure must depend only on the figure and the detector: not on other figures, the number of
+    threads, or the process.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the detector and its weights."""
+        ...
+
+    @property
+    def image_types(self) -> Sequence[str]:
+        """Names of the types of images that it tells, empty if it tells none."""
+        ...
+
+    def prepare(self) -> None:
+        """Load the weights in this process. Called before the first figure of each task."""
+
+    def __call__(self, images: Sequence[Image.Image]) -> "list[FigurePanels]":
+        """Return the panels of each figure."""
+        ...
