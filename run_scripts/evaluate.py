@@ -1,4 +1,4 @@
-"""Measure models: retrieval, zero-shot classification, linear probes, visual questions, or all benchmarks."""
+"""Measure models: retrieval, zero-shot classification, linear probes, visual questions, panels, or all benchmarks."""
 
 import logging
 import re
@@ -25,6 +25,7 @@ from .evaluation.options import (
     models_together,
     refuse_options_of_other_tasks,
 )
+from .evaluation.panels import PANELS
 from .evaluation.run import Run
 from .evaluation.suite import evaluate_suite
 from .evaluation.suite_plan import check_suite_options
@@ -40,6 +41,8 @@ EXAMPLE = """biomedclip evaluate retrieval --model run --data out --output-dir r
       --output-dir results
   biomedclip evaluate visual-question-answering --model answers \\
       --benchmark vqa_rad --data VQA_RAD --output-dir results
+  biomedclip evaluate panels --detector detector --data gold.jsonl \\
+      --images figures --output-dir results
   biomedclip evaluate suite --model run another --data-root benchmarks \\
       --output-dir results"""
 
@@ -52,11 +55,12 @@ def main(arguments: Sequence[str]) -> None:
     else:
         check_options(options, [(options.task, options.benchmark)])
     use_device(options.device)
-    folders = _folders(options.model, Path(options.output_dir), several=options.task == SUITE)
+    models = options.model if options.task != PANELS else [options.detector or ""]  # one detector
+    folders = _folders(models, Path(options.output_dir), several=options.task == SUITE)
     if options.task == SUITE:
         evaluate_suite(options, folders, arguments)
     else:
-        _evaluate_models(options, folders, arguments)
+        _evaluate_models(options, models, folders, arguments)
     end_processes()
 
 
@@ -77,14 +81,14 @@ def _parse(arguments: Sequence[str]) -> Any:
         groups=GROUPS,
         positionals=["task"],
     )
-    options.task = task
+    options.task, options.benchmark = task, getattr(options, "benchmark", None)
     return options
 
 
-def _evaluate_models(options: Any, folders: Sequence[Path], arguments: Sequence[str]) -> None:
+def _evaluate_models(options: Any, models: Sequence[str], folders: Sequence[Path], arguments: Sequence[str]) -> None:
     data = _checked_data(options, folders)
     results, failed = [], {}
-    for model, folder in zip(options.model, folders, strict=True):
+    for model, folder in zip(models, folders, strict=True):
         if len(folders) > 1 and PartialState().is_main_process:
             say(model)
         try:
@@ -114,11 +118,9 @@ def _checked_data(options: Any, folders: Sequence[Path]) -> Any:
     """
     problems: list[Exception] = []
     data = None
+    models = options.model if options.task != PANELS else []  # it checks its own
     checks: list[Callable[[], Any]] = [
-        *(
-            partial(check_model, model, options.task, trust_remote_code=options.trust_remote_code)
-            for model in options.model
-        ),
+        *(partial(check_model, name, options.task, trust_remote_code=options.trust_remote_code) for name in models),
         partial(TASKS[options.task].read, options),
     ]
     for check in checks:

@@ -23,7 +23,7 @@ from .cli.progress import counting, no_bars_without_terminal
 from .cli.reporting import show_stage
 from .evaluation.checks import check_empty_folder
 from .panel_rows.captions import read_captions
-from .panel_rows.detectors import Detector, check_detector, load_detector
+from .panel_rows.detectors import CUT, Detector, check_detector, load_detector
 from .panel_rows.overlays import save_overlay
 from .panel_rows.rows import COLUMNS, Found, find_panels, row_of
 from .panel_rows.types import check_type_model, load_type_model, with_unknown_types, with_zero_shot_types
@@ -109,7 +109,7 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
         def rows() -> Iterator[dict[str, Any]]:
             found: Found
             for number, found in enumerate(
-                find_panels(detect, inputs, batch_size=options.batch_size, workers=options.workers)
+                find_panels(detect, inputs.rows(0, len(inputs)), batch_size=options.batch_size, workers=options.workers)
             ):
                 add(1)
                 if found.figure is None or found.image is None:
@@ -120,7 +120,7 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
 
         write_rows(rows(), COLUMNS, "jsonl", output)
     if output is not None:
-        model = {"name": options.detector or "X-Y cut"}
+        model = {"name": options.detector or CUT}
         also = {"image_types": types, "figures": len(inputs), "unreadable": len(unreadable)}
         path = write_record(output, run_record("panels", arguments, model=model, device=device, start=start, **also))
         show_stage(f"Panels in {output}, how they were found in {path}")

@@ -75,13 +75,44 @@ def imageclef_accuracy(predicted: Sequence[Box], gold: Sequence[Box]) -> float:
     return right / max(len(predicted), len(gold))
 
 
-def average_precision(
+@dataclass(frozen=True)
+class Detections:
+    """The predicted panels of several figures, from the highest score to the lowest.
+
+    Attributes:
+        found: Whether each is a true panel that no other one has taken.
+        figures: Number of the figure of each.
+        gold: Number of true panels of each figure.
+    """
+
+    found: np.ndarray
+    figures: np.ndarray
+    gold: np.ndarray
+
+    def average_precision(self, weights: np.ndarray | None = None) -> float:
+        """Return the area under the curve of precision over recall, as in COCO: the mean over 101 recalls.
+
+        Args:
+            weights: How often each figure is counted (default: once).
+        """
+        weights = np.ones(len(self.gold)) if weights is None else weights
+        total, counted = float(weights @ self.gold), np.cumsum(weights[self.figures])
+        if not total or not len(counted) or not counted[-1]:
+            return 0.0
+        right = np.cumsum(weights[self.figures] * self.found)
+        precision = right / np.maximum(counted, 1e-9)
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        places = np.searchsorted(right / total, np.linspace(0, 1, 101), side="left")
+        return float(np.append(envelope, 0.0)[places].mean())
+
+
+def judge(
     predicted: Sequence[Sequence[Box]],
     scores: Sequence[Sequence[float]],
     gold: Sequence[Sequence[Box]],
     least: float = IOU,
-) -> float:
-    """Return the area under the curve of precision over recall for the panels of several figures, as in COCO.
+) -> Detections:
+    """Return which predicted panels are found, in the order of their scores, as in COCO.
 
     Args:
         predicted: Boxes of each figure.
@@ -89,8 +120,8 @@ def average_precision(
         gold: True boxes of each figure.
         least: Intersection over union from which a panel is found.
     """
-    found: list[tuple[float, bool]] = []
-    for boxes, values, truth in zip(predicted, scores, gold, strict=True):
+    found: list[tuple[float, bool, int]] = []
+    for figure, (boxes, values, truth) in enumerate(zip(predicted, scores, gold, strict=True)):
         iou, _ = overlaps(boxes, truth)
         taken: set[int] = set()
         for number in np.argsort(-np.asarray(values, dtype=float), kind="stable"):
@@ -98,14 +129,20 @@ def average_precision(
             best = max(free, default=(0.0, 0))
             if best[0] >= least:
                 taken.add(-best[1])
-            found.append((float(values[number]), bool(best[0] >= least)))
-    total = sum(map(len, gold))
-    if not total or not found:
-        return 0.0
-    right = np.array([hit for _, hit in sorted(found, key=lambda item: -item[0])])
-    recall = np.cumsum(right) / total
-    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    # The mean of the best precision at 101 recalls.
-    places = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
-    return float(np.mean([envelope[place] if place < len(envelope) else 0.0 for place in places]))
+            found.append((float(values[number]), bool(best[0] >= least), figure))
+    found.sort(key=lambda item: -item[0])
+    return Detections(
+        np.array([hit for _, hit, _ in found], dtype=bool),
+        np.array([figure for _, _, figure in found], dtype=int),
+        np.array([len(truth) for truth in gold], dtype=float),
+    )
+
+
+def average_precision(
+    predicted: Sequence[Sequence[Box]],
+    scores: Sequence[Sequence[float]],
+    gold: Sequence[Sequence[Box]],
+    least: float = IOU,
+) -> float:
+    """Return the average precision of predicted panels. See [`judge`] and [`Detections`]."""
+    return judge(predicted, scores, gold, least).average_precision()

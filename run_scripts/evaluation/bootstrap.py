@@ -1,9 +1,15 @@
-"""Percentile bootstrap intervals of means, over whole groups."""
+"""Percentile bootstrap intervals of means and other metrics, over whole groups."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+
+# A metric of values that count as often as their weights say, or None if it is undefined.
+Metric = Callable[[np.ndarray], float | None]
+# Minimum fraction of bootstrap samples in which a metric is defined. Otherwise it has no interval.
+MIN_USABLE = 0.1
 
 
 def bootstrap_means(
@@ -35,3 +41,48 @@ def bootstrap_interval(
 ) -> list[float]:
     """Return the ends of the 95 % interval of a mean. See [`bootstrap_means`] for the arguments."""
     return percentile_interval(bootstrap_means(values, groups, seed=seed, resamples=resamples))
+
+
+def bootstrap_weights(
+    groups: Sequence[Any] | np.ndarray, *, seed: int = 0, resamples: int = 1000
+) -> Iterator[np.ndarray]:
+    """Yield how often each value is drawn, for each bootstrap sample of whole groups."""
+    _, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    generator, drawable = np.random.default_rng(seed), group_of.max() + 1
+    for _ in range(resamples):
+        drawn = generator.integers(drawable, size=drawable)
+        yield np.bincount(drawn, minlength=drawable)[group_of].astype(float)
+
+
+def metrics_with_intervals(
+    metrics: Mapping[str, Metric], groups: Sequence[Any], *, seed: int = 0, resamples: int = 1000
+) -> dict[str, Any]:
+    """Return the value `NAME` and the 95 % interval `NAME_interval` of each metric.
+
+    An interval is None if the metric is undefined in more than 90 % of the bootstrap samples.
+    """
+    samples = list(bootstrap_weights(groups, seed=seed, resamples=resamples))
+    result: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        values = [value for weights in samples if (value := metric(weights)) is not None]
+        usable = values and len(values) >= MIN_USABLE * resamples
+        result[name] = metric(np.ones(len(groups)))
+        result[f"{name}_interval"] = percentile_interval(values) if usable else None
+    return result
+
+
+def ratio(parts: Sequence[float] | np.ndarray, of: Sequence[float] | np.ndarray) -> Metric:
+    """Return the metric that is the sum of `parts` by the sum of `of`, and None if that is 0."""
+    above, below = np.asarray(parts, dtype=float), np.asarray(of, dtype=float)
+
+    def value(weights: np.ndarray) -> float | None:
+        total = float(weights @ below)
+        return float(weights @ above) / total if total else None
+
+    return value
+
+
+def undefined_metrics(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the reason for each metric of [`metrics_with_intervals`] that is None."""
+    names = [name for name, value in metrics.items() if value is None and not name.endswith("_interval")]
+    return dict.fromkeys(names, "there is nothing to count")

@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import bootstrap_interval, percentile_interval
+from .bootstrap import MIN_USABLE, bootstrap_interval, bootstrap_weights, percentile_interval
 
 
 _METRICS = ("accuracy", "balanced_accuracy", "auroc")
-# Minimum fraction of bootstrap samples that contain every class. Otherwise there is no interval.
-_MIN_USABLE = 0.1
 
 
 def measure_classification(
@@ -77,17 +75,14 @@ def measure_classification(
     _, group_of = np.unique(np.arange(len(truth)) if groups is None else groups, return_inverse=True)
     result["accuracy_interval"] = bootstrap_interval(hits, group_of, seed=seed, resamples=resamples)
     balanced, areas = [], []
-    generator, drawable = np.random.default_rng(seed), group_of.max() + 1
-    for _ in range(resamples):
-        drawn = generator.integers(drawable, size=drawable)
-        weights = np.bincount(drawn, minlength=drawable)[group_of].astype(float)
+    for weights in bootstrap_weights(group_of, seed=seed, resamples=resamples):
         if np.count_nonzero(np.bincount(truth, weights)) < np.count_nonzero(images):
             continue  # both metrics are undefined if a class is not drawn
         balanced.append(_balanced_accuracy(truth, hits, weights))
         if curves:
             areas.append(_mean_area(curves, weights))
     for name, values in (("balanced_accuracy", balanced), ("auroc", areas)):
-        usable = values and len(values) >= _MIN_USABLE * resamples
+        usable = values and len(values) >= MIN_USABLE * resamples
         result[f"{name}_interval"] = percentile_interval(values) if usable else None
     return result
 

@@ -14,6 +14,7 @@ from ..cli.devices import DEVICE_HELP
 from ..cli.errors import UsageError
 from ..cli.fields import REQUIRED, WORKERS, image_root_option, option, trust_option
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
+from .panels import PANELS, check_panel_options
 from .pools import DRAWS
 from .visual_question_answering import WORDS
 from .zero_shot import OWN_IMAGES, given_benchmark_options
@@ -33,13 +34,16 @@ GROUPS = {
     "zero-shot and linear-probe": "cancer rsna_split",
     "linear-probe": "protocol fractions draws probe_features find_leaks",
     "visual-question-answering": "image_folder f1_tokenizer",
+    "panels": "images detector",
     "suite": "data_root tasks benchmarks",
 }
 _SINGLE = ["retrieval", "zero-shot", "linear-probe", "visual-question-answering"]
 # The tasks that have an option. All tasks have the options that are not listed.
 _TASKS = {
-    "data benchmark split": _SINGLE,
-    "workers precision features_dir": ["retrieval", "zero-shot", "linear-probe", SUITE],
+    "data": [*_SINGLE, PANELS],
+    "benchmark split": _SINGLE,
+    "workers": ["retrieval", "zero-shot", "linear-probe", PANELS, SUITE],
+    "precision features_dir": ["retrieval", "zero-shot", "linear-probe", SUITE],
     "max_length": ["retrieval", "zero-shot", "visual-question-answering", SUITE],
     "examples": ["retrieval", "visual-question-answering", SUITE],
     "image_id pool_size pool_draws": ["retrieval", SUITE],
@@ -51,6 +55,7 @@ _TASKS = {
     "protocol fractions draws probe_features find_leaks": ["linear-probe", SUITE],
     "f1_tokenizer": ["visual-question-answering", SUITE],
     "image_folder": ["visual-question-answering"],
+    "images detector": [PANELS],
     "data_root tasks benchmarks": [SUITE],
 }
 
@@ -65,15 +70,17 @@ class AllOptions:
         "folder, biovil or biovil-t. With several models, their results are compared.",
     )
     output_dir: str = option(REQUIRED, "Folder for the results. With several models, each has a subfolder.")
-    task: str = option("retrieval", "retrieval, zero-shot, linear-probe, visual-question-answering (or vqa) or suite.")
+    task: str = option(
+        "retrieval", "retrieval, zero-shot, linear-probe, visual-question-answering (or vqa), panels or suite."
+    )
     batch_size: int = option(32, "Batch size (default: 32).")
     seed: int = option(0, "Seed of the bootstrap, draws and splits (default: 0).")
     trust_remote_code: bool = trust_option()
     data: str = option(
         "",
         "Files of the benchmark, a folder that biomedclip build wrote, own pairs (a CSV, JSON Lines or Parquet "
-        "file, images with a metadata.csv, a dataset or a Hub id), or labeled images (class folders, or all forms "
-        "of own pairs with labels, or a built dataset with a labels.csv).",
+        "file, images with a metadata.csv, a dataset or a Hub id), labeled images (class folders, or all forms "
+        "of own pairs with labels, or a built dataset with a labels.csv), or a table of annotated panels.",
     )
     benchmark: str | None = option(
         None, "Format of --data, such as pcam or rsna, with its prompts and published values."
@@ -143,19 +150,30 @@ class AllOptions:
         "Hub id, such as openai-community/gpt2 as in the paper.",
     )
     image_folder: str | None = option(None, "vqa_rad, slake: folder of the images (default: next to the questions).")
+    images: str | None = option(None, "panels: folder of the figures (default: none, only captions are evaluated).")
+    detector: str | None = option(
+        None, "panels: folder or Hub id of an object detector of transformers (default: cuts at empty stripes)."
+    )
     data_root: str = option("", "Folder that contains the folders of the benchmarks, such as pcam and lc25000.")
     tasks: list[str] = option([], "Tasks to run (default: all).")
     benchmarks: list[str] = option([], "Benchmarks to run (default: all that are found).")
 
 
+_TYPE_MODEL = option(
+    [], "Folder or Hub id of a dual encoder that tells image types by prompts (default: the detector)."
+)
+
+
 def _options_of(task: str) -> Any:
-    """Return a dataclass with the options that a task has."""
+    """Return a dataclass with the options that a task has. The task `panels` needs no model."""
     others = {name for names, tasks in _TASKS.items() if task not in tasks for name in names.split()}
     known = [option for option in dataclasses.fields(AllOptions) if option.name not in others]
-    return dataclasses.make_dataclass("TaskOptions", [(option.name, option.type, option) for option in known])
+    fields = {option.name: option for option in known} | ({"model": _TYPE_MODEL} if task == PANELS else {})
+    types = {option.name: option.type for option in known}
+    return dataclasses.make_dataclass("TaskOptions", [(name, types[name], fields[name]) for name in types])
 
 
-OPTIONS = {task: _options_of(task) for task in (*_SINGLE, SUITE)}
+OPTIONS = {task: _options_of(task) for task in (*_SINGLE, PANELS, SUITE)}
 
 
 def models_together(arguments: Sequence[str]) -> list[str]:
@@ -205,10 +223,12 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
         value = getattr(options, name, None)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")
-    if options.task != SUITE:
+    given = {known.name for known in dataclasses.fields(options) if _is_given(options, known)}
+    if options.task == PANELS:
+        check_panel_options(options, given)
+    elif options.task != SUITE:
         _check_benchmark(options)
     _check_options_of_benchmarks(options, runs)
-    given = {known.name for known in dataclasses.fields(options) if _is_given(options, known)}
     if "pool_draws" in given and options.pool_size is None:
         raise UsageError("--pool-draws has no effect without --pool-size. Omit it, or set --pool-size too.")
     if {"prompts", "templates"} <= given:

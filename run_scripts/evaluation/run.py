@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import PartialState
 
@@ -21,6 +21,30 @@ from .features import FEATURES, FeatureStore
 
 SHOWN_DAMAGED = 5
 FEW = 30  # with fewer articles or images, the bootstrap intervals are too narrow
+
+
+class Measured(Protocol):
+    """What `results.json` states about a model, such as a [`DualEncoder`]."""
+
+    @property
+    def name(self) -> str:
+        """Folder or Hub id."""
+
+    @property
+    def type(self) -> str:
+        """Its kind."""
+
+    @property
+    def weights(self) -> str:
+        """Fingerprint of its weights."""
+
+    @property
+    def precision(self) -> str:
+        """Name of the precision."""
+
+    @property
+    def model(self) -> Any:
+        """The model, or None."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +80,7 @@ class Run:
 
     def write(
         self,
-        encoder: DualEncoder,
+        encoder: Measured,
         *,
         data: Mapping[str, Any],
         metrics: Mapping[str, Any],
@@ -82,9 +106,9 @@ class Run:
             say(f"{len(data['damaged']):,} {damaged} are excluded: {names}{more}.")
         for note in data["notes"]:
             say(f"Note: {note}")
-        task, benchmark, split = self.options.task, self.options.benchmark, self.options.split
-        published = published_models(benchmark, task, split) if benchmark and paper else []
-        base = getattr(encoder.model.config, "base_weights", None)
+        task, benchmark, split = self.options.task, self.options.benchmark, getattr(self.options, "split", None)
+        published = published_models(benchmark, task, split) if benchmark and split and paper else []
+        base = getattr(getattr(encoder.model, "config", None), "base_weights", None)
         results = {
             "schema": SCHEMA,
             "task": task,
@@ -124,8 +148,8 @@ def note_if_few(count: int, what: str) -> list[str]:
 
 
 def with_interval(metrics: Mapping[str, Any], name: str) -> str:
-    """Return a metric with its 95 % interval, formatted for a table."""
+    """Return a metric with its 95 % interval, if it has one, formatted for a table."""
     if metrics[name] is None:
         return UNDEFINED
-    low, high = metrics[f"{name}_interval"]
-    return f"{metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
+    interval = metrics[f"{name}_interval"]
+    return f"{metrics[name]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")

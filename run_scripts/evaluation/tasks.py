@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .linear_probe import evaluate_linear_probe, read_probed
+from .panels import PANELS, evaluate_panels, read_annotated
 from .retrieval import evaluate_retrieval, read_pairs
 from .run import Run
 from .visual_question_answering import evaluate_questions, read_questions
@@ -28,4 +29,5 @@ TASKS = {
     "zero-shot": Task(read_classes, evaluate_zero_shot),
     "linear-probe": Task(read_probed, evaluate_linear_probe),
     "visual-question-answering": Task(read_questions, evaluate_questions),
+    PANELS: Task(read_annotated, evaluate_panels),
 }

@@ -14,6 +14,7 @@ from ..cli.models import check_model_name
 
 
 Detector = Callable[[Sequence[Image.Image]], list[FigurePanels]]
+CUT = "X-Y cut"  # name of the detector without a model
 
 
 def load_detector(name: str | None, *, device: Any = "cpu", trust_remote_code: bool = False) -> Detector:

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from biomedclip.processing.images.inputs import ImageInputs, InputImage
+from biomedclip.processing.images.inputs import InputImage
 from biomedclip.processing.images.reading import ImageError, read_row_image
 from biomedclip.processing.panels.detection import FigurePanels, Panel, pixel_box
 from biomedclip.processing.panels.pairing import split_for
@@ -29,9 +29,9 @@ class Found:
     error: str | None = None
 
 
-def find_panels(detect: Detector, inputs: ImageInputs, *, batch_size: int, workers: int) -> Iterator[Found]:
+def find_panels(detect: Detector, images: Iterator[InputImage], *, batch_size: int, workers: int) -> Iterator[Found]:
     """Yield the panels of each figure in order. Threads decode figures ahead of the detector."""
-    for batch in prepared_batches(_read_all, inputs.rows(0, len(inputs)), batch_size, workers):
+    for batch in prepared_batches(_read_all, images, batch_size, workers):
         pictures = [found.image for found in batch if found.image is not None]
         figures = iter(detect(pictures) if pictures else [])
         for found in batch:

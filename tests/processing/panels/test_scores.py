@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from biomedclip.processing.panels.scores import PanelCounts, average_precision, imageclef_accuracy, matches, overlaps
+from biomedclip.processing.panels.scores import (
+    PanelCounts,
+    average_precision,
+    imageclef_accuracy,
+    judge,
+    matches,
+    overlaps,
+)
 
 
 LEFT, RIGHT, WHOLE = (0, 0, 50, 100), (50, 0, 100, 100), (0, 0, 100, 100)
@@ -73,3 +80,16 @@ def test_average_precision_equals_a_plain_loop_over_all_recalls():
 def test_average_precision_is_one_for_the_truth_and_zero_without_panels():
     assert average_precision([[LEFT, RIGHT]], [[0.9, 0.1]], [[LEFT, RIGHT]]) == 1.0
     assert average_precision([[]], [[]], [[LEFT]]) == 0.0
+
+
+def test_a_figure_that_is_counted_twice_is_like_two_figures():
+    rng = np.random.default_rng(1)
+    gold = [[LEFT, RIGHT], [WHOLE], [LEFT]]
+    predicted = [[tuple(np.array(box) + rng.integers(-30, 31, 4)) for box in boxes + [WHOLE]] for boxes in gold]
+    scores = [rng.random(len(boxes)).tolist() for boxes in predicted]
+    weights = [2, 0, 1]
+    again = [number for number, weight in enumerate(weights) for _ in range(weight)]
+    expected = average_precision(*([each[number] for number in again] for each in (predicted, scores, gold)))
+    judged = judge(predicted, scores, gold)
+    assert judged.average_precision(np.array(weights, dtype=float)) == pytest.approx(expected) and 0 < expected < 1
+    assert judged.average_precision(np.zeros(3)) == 0.0

@@ -248,7 +248,7 @@ def test_a_killed_run_continues(small_checkpoint, tmp_path):
         ("linear-probe --max-length 5", "--max-length applies only to retrieval, zero-shot, visual-question-answering"),
         ("retrieval --cancer luad", "--cancer applies only to zero-shot, linear-probe, suite, not to retrieval"),
         ("vqa --precision bfloat16", "--precision applies only to retrieval, zero-shot, linear-probe, suite"),
-        ("vqa --benchmark slake --workers 1", "--workers applies only to retrieval, zero-shot, linear-probe, suite"),
+        ("vqa --benchmark slake --workers 1", "--workers applies only to retrieval, zero-shot, linear-probe, panels"),
         ("vqa --benchmark slake --features-dir f", "--features-dir applies only to retrieval, zero-shot, linear-probe"),
         ("vqa --benchmark slake --rsna-split paper-test", "--rsna-split applies only to zero-shot, linear-probe"),
         ("zero-shot --data-root r", "--data-root applies only to suite, not to zero-shot"),

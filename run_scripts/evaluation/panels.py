@@ -1,0 +1,256 @@
+"""Evaluate a detector of panels on annotated figures, and how captions are split by panels."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from biomedclip.processing.benchmarks.fingerprint import fingerprint_of
+from biomedclip.processing.images.inputs import InputImage
+from biomedclip.processing.panels import split_caption
+from biomedclip.processing.panels.annotations import (
+    AnnotatedCaption,
+    AnnotatedFigure,
+    read_annotations,
+    read_split_captions,
+)
+from biomedclip.processing.panels.pairing import split_for
+from biomedclip.processing.tables import read_text
+
+from ..cli.errors import UsageError
+from ..cli.output import write_rows
+from ..cli.progress import counting, no_bars_without_terminal
+from ..cli.reporting import say_undefined, show_table
+from ..hub.fingerprints import weights_fingerprint
+from ..panel_rows.detectors import CUT, Detector, check_detector, load_detector
+from ..panel_rows.rows import COLUMNS, find_panels, row_of
+from ..panel_rows.types import check_type_model, load_type_model, with_zero_shot_types
+from .bootstrap import undefined_metrics
+from .caption_metrics import Similarity, caption_metrics, load_rouge_l
+from .panel_metrics import MeasuredFigure, panel_metrics
+from .run import Run, note_if_few, with_interval
+
+
+PANELS = "panels"
+NO_DETECTOR = "captions alone"
+PREDICTIONS = "panels.jsonl"
+OF_IMAGES = ("model", "detector", "device", "batch_size", "workers")  # options that have an effect with --images only
+# How captions are split: without labels, with those of the annotation, and with those that the detector read.
+MODES = {"caption_alone": "caption alone", "gold_labels": "gold labels", "read_labels": "read labels"}
+SHOWN = {
+    "label_f1": "F1 of labels",
+    "label_f1_of_captions": "mean F1 of captions",
+    "rouge_l": "ROUGE-L",
+    "rouge_l_with_context": "ROUGE-L with context",
+    "word_similarity": "word similarity",
+    "word_similarity_with_context": "word similarity with context",
+}
+
+
+@dataclass(frozen=True)
+class PanelData:
+    """Annotated figures, or captions alone, with a fingerprint, and ROUGE-L if there are captions."""
+
+    figures: Sequence[AnnotatedFigure]
+    captions: Sequence[AnnotatedCaption]
+    fingerprint: str
+    rouge_l: Similarity | None
+
+
+@dataclass(frozen=True)
+class MeasuredDetector:
+    """What `results.json` states about the detector, and about the model of image types."""
+
+    name: str
+    type: str
+    weights: str = "none"
+    model: Any = None
+    precision: str = "float32"
+    types: Mapping[str, str] | None = None
+
+
+def check_panel_options(options: Any, given: set[str]) -> None:
+    """Raise `UsageError` if `--data` is missing, or if an option has no effect without `--images`."""
+    if not options.data:
+        raise UsageError("panels requires --data, a table of annotated figures.")
+    if options.images is None and (vain := [name for name in OF_IMAGES if name in given]):
+        option = vain[0].replace("_", "-")
+        raise UsageError(f"--{option} has no effect without --images: only captions are evaluated. Omit it.")
+    if options.detector is None and "trust_remote_code" in given:
+        raise UsageError("--trust-remote-code has no effect without --detector. Omit it.")
+    if len(options.model) > 1:
+        raise UsageError(f"--model: panels takes one model that tells image types, not {len(options.model)}.")
+
+
+def read_annotated(options: Any) -> PanelData:
+    """Read the annotated figures, or the captions if there is no folder of pictures. Check the models.
+
+    Raise `FileNotFoundError` if pictures or models are missing, `ValueError` if a row is faulty, and `ImportError` if
+    there are captions and `rouge-score` is not installed.
+    """
+    check_detector(options.detector, trust_remote_code=options.trust_remote_code)
+    for model in options.model:
+        check_type_model(model, device=options.device)
+    table = Path(options.data)
+    figures = read_annotations(table, Path(options.images), strict=True) if options.images is not None else []
+    captions = split_captions_of(figures) if figures else read_split_captions(table)
+    fingerprint = fingerprint_of([[read_text(table)]], [figure.file for figure in figures])
+    return PanelData(figures, captions, fingerprint, load_rouge_l() if captions else None)
+
+
+def split_captions_of(figures: Sequence[AnnotatedFigure]) -> list[AnnotatedCaption]:
+    """Return the captions of figures that were split by hand."""
+    return [figure.split_caption for figure in figures if figure.split_caption is not None]
+
+
+def evaluate_panels(run: Run) -> dict[str, Any] | None:
+    """Evaluate panels, labels, types and captions. The first process writes and returns the results."""
+    if not PartialState().is_main_process:
+        return None
+    data: PanelData = run.data
+    captions, splits = data.captions, {}
+    detector = MeasuredDetector(NO_DETECTOR, "grammar")
+    metrics: dict[str, Any] = {}
+    damaged: list[dict[str, str]] = []
+    if data.figures:
+        detector, measured, damaged = find_all(data.figures, run.options, run.output_dir)
+        if not measured:
+            raise ValueError(f"--images {run.options.images}: no picture can be read.")
+        metrics = panel_metrics(measured, seed=run.options.seed)
+        show_panels(metrics, detector.name)
+        captions = split_captions_of([figure.gold for figure in measured])
+        splits["read_labels"] = [
+            split_for(figure.found, figure.gold.split_caption.text)[0]
+            for figure in measured
+            if figure.gold.split_caption is not None
+        ]
+    if captions and data.rouge_l is not None:
+        splits["caption_alone"] = [split_caption(caption.text) for caption in captions]
+        splits["gold_labels"] = [split_caption(caption.text, caption.labels or None) for caption in captions]
+        of_modes = {
+            mode: caption_metrics(captions, splits[mode], data.rouge_l, seed=run.options.seed)
+            for mode in MODES
+            if mode in splits
+        }
+        metrics["sub_captions"] = {"captions": len(captions), **of_modes}
+        reasons = {
+            f"sub_captions {mode} {name}": reason
+            for mode, found in of_modes.items()
+            for name, reason in undefined_metrics(found).items()
+        }
+        if reasons:
+            metrics["undefined"] = metrics.get("undefined", {}) | reasons
+        show_captions(metrics["sub_captions"])
+    articles = {each.article for each in (data.figures or captions)}
+    return run.write(
+        detector,
+        data={
+            "split": "all",
+            "fingerprint": data.fingerprint,
+            "rows": len(data.figures or captions) - len(damaged),
+            "damaged": damaged,
+            "notes": note_if_few(len(articles), "articles"),
+        },
+        metrics=metrics,
+        paper={},
+        paper_source="",
+        settings={"images": run.options.images, **({"type_model": detector.types} if detector.types else {})},
+        also=f", the panels of each figure in {run.output_dir / PREDICTIONS}" if data.figures else "",
+    )
+
+
+def find_all(
+    figures: Sequence[AnnotatedFigure], options: Any, folder: Path
+) -> tuple[MeasuredDetector, list[MeasuredFigure], list[dict[str, str]]]:
+    """Find the panels of all figures, and write `panels.jsonl`. Return the figures that can be read, and the others."""
+    detect, detector = _load(options)
+    measured: list[MeasuredFigure] = []
+    damaged: list[dict[str, str]] = []
+    captions = {figure.name: figure.caption for figure in figures if figure.caption is not None}
+    images = (InputImage(figure.name, figure.file) for figure in figures)
+
+    def rows(add: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+        results = find_panels(detect, images, batch_size=options.batch_size, workers=options.workers)
+        for figure, found in zip(figures, results, strict=True):
+            add(1)
+            if found.figure is None:
+                damaged.append({"name": figure.name, "reason": str(found.error)})
+            else:
+                measured.append(MeasuredFigure(figure, found.figure))
+            yield row_of(found, captions)
+
+    with counting(len(figures), "Searched", "figure") as add:
+        write_rows(rows(add), COLUMNS, "jsonl", folder / PREDICTIONS)
+    return detector, measured, damaged
+
+
+def _load(options: Any) -> tuple[Detector, MeasuredDetector]:
+    device = PartialState().device
+    with no_bars_without_terminal():
+        detect = load_detector(options.detector, device=device, trust_remote_code=options.trust_remote_code)
+        model = getattr(detect, "model", None)
+        detector = MeasuredDetector(CUT, "recursive X-Y cut")
+        if model is not None:
+            detector = MeasuredDetector(options.detector, model.config.model_type, weights_fingerprint(model), model)
+        for name in options.model:
+            classifier = load_type_model(name, "float32", device=device)
+            detect = with_zero_shot_types(detect, classifier, batch_size=options.batch_size)
+            detector = replace(detector, types={"name": classifier.name, "weights": classifier.weights})
+    return detect, detector
+
+
+def show_panels(metrics: dict[str, Any], detector: str) -> None:
+    """Print the metrics of figures with their intervals, and those of the groups of image types."""
+    compound, everything = metrics["panels_of_compound_figures"], metrics["panels_of_all_figures"]
+    rows: list[tuple[Any, ...]] = [
+        (f"{name} at IoU 0.5" if name != "ImageCLEF accuracy" else name, *(with_interval(part, key) for part in parts))
+        for parts in [(compound, everything)]
+        for name, key in (
+            ("ImageCLEF accuracy", "imageclef_accuracy"),
+            ("recall", "recall"),
+            ("precision", "precision"),
+            ("mAP", "average_precision"),
+        )
+    ]
+    title = f"Panels of {metrics['figures']:,} figures of {metrics['articles']:,} articles, {detector}"
+    show_table(
+        f"{title} [95 % interval]",
+        rows,
+        ["", f"{metrics['compound_figures']:,} compound figures", "all figures"],
+    )
+    kinds, labels, types = (metrics[name] for name in ("single_or_compound", "printed_labels", "image_types"))
+    rows = [
+        *((f"compound: {name}".replace("f1", "F1"), with_interval(kinds, name)) for name in ("f1", "precision")),
+        *((f"compound: {name}", with_interval(kinds, name)) for name in ("recall", "accuracy")),
+        ("printed labels: right", with_interval(labels, "recall")),
+        ("  among found panels", with_interval(labels, "accuracy_of_found_panels")),
+        ("  of those that were read", with_interval(labels, "precision")),
+        ("image group of found panels", with_interval(types, "group_accuracy")),
+        ("image type of found panels", with_interval(types, "accuracy")),
+        ("  macro F1", with_interval(types, "macro_f1")),
+    ]
+    show_table("Figures, labels and types [95 % interval]", rows, ["", "value"])
+    if types["accuracy"] is not None:
+        groups = [
+            (name, each["panels"], each["precision"], each["recall"], each["f1"])
+            for name, each in types["of_group"].items()
+            if each["panels"]
+        ]
+        show_table("Groups of image types", groups, ["", "panels", "precision", "recall", "F1"])
+    say_undefined(metrics)
+
+
+def show_captions(metrics: dict[str, Any]) -> None:
+    """Print how captions are split, without labels, with those of the annotation, and with those that were read."""
+    modes = [mode for mode in MODES if mode in metrics]
+    rows = [(label, *(metrics[mode][name] for mode in modes)) for name, label in SHOWN.items()]
+    show_table(
+        f"Sub-captions of {metrics['captions']:,} captions (intervals are in results.json)",
+        rows,
+        ["", *(MODES[mode] for mode in modes)],
+    )
+
+
+__all__ = ["PANELS", "check_panel_options", "evaluate_panels", "read_annotated"]
