@@ -42,6 +42,35 @@ _COLUMNS = [
     ("split", "string", "`train`, `validation` or `test`"),
 ]
 
+# Columns of a dataset with panels, and other meanings of columns in it.
+_PANEL_COLUMNS = [
+    ("figure_pair_id", "string", "`pair_id` of the figure that a panel belongs to; null for a figure"),
+    ("compound", "bool", "whether the image has several panels; null if the detector failed"),
+    ("panel_box", ["int32"], "left, top, right and bottom of a panel in pixels of its figure"),
+    ("panel_score", "float64", "score of a panel, between 0 and 1"),
+    ("context", "string", "text of the caption for all panels; null if the caption was not split"),
+    (
+        "caption_match",
+        "string",
+        "how the caption was split: by `labels` or `some labels` in the figure, by the `caption` alone, or `none`",
+    ),
+    (
+        "image_type",
+        "string",
+        "type of the image after ImageCLEF 2015, or null; of a compound figure that of most of its area",
+    ),
+    ("image_type_score", "float64", "probability of the type"),
+]
+_WITH_PANELS = {
+    "pair_id": "`PMCID.version/figure/graphic`, of a panel with `/panel-1` and so on; the same in every build",
+    "image": "of a figure the bytes of the image file, unchanged; of a panel its part of the figure, as JPEG of "
+    "quality 95 without color subsampling if the figure is a JPEG file, otherwise as PNG",
+    "caption": "plain text of the caption; of a panel its part of the caption, or the whole if it was not split",
+    "panel": "label of the panel that the image shows, or null",
+    "mentions": "paragraphs that cite the figure; of a panel those that cite it, such as `Fig. 2B`",
+    "image_md5": "MD5 of the image file",
+}
+
 # Options that do not change the pairs.
 _OF_THE_MACHINE = """
     output_dir overwrite update executor tasks workers retries connections memory_gb
@@ -54,15 +83,24 @@ def fill_dataset_card(report: Mapping[str, Any]) -> str:
     title = "Synthetic figure-caption pairs" if report["synthetic"] else "Figure-caption pairs from PubMed Central"
     left_out = [(f"article: {reason}", count) for reason, count in report["articles"]["dropped"].items()]
     left_out += [(f"figure: {reason}", count) for reason, count in report["figures"]["skipped"].items()]
+    columns = columns_of(report)
     return render(
         "dataset_card.md",
         title=title,
         metadata=Markdown(_metadata(title, report)),
         report=public_report(report),
-        columns=[(Markdown(f"`{name}`"), Markdown(meaning)) for name, _, meaning in _COLUMNS],
+        columns=[(Markdown(f"`{name}`"), Markdown(meaning)) for name, _, meaning in columns],
+        has_types=bool((report.get("composition") or {}).get("image_types", {}).keys() - {"unknown"}),
         left_out=sorted(left_out, key=lambda row: -row[1]),
         command=code_block(_command(report["options"]), "bash"),
     )
+
+
+def columns_of(report: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    """Return name, feature type in `datasets`, and description in Markdown of each column of a dataset."""
+    if not report.get("composition"):
+        return _COLUMNS
+    return [(name, kind, _WITH_PANELS.get(name, meaning)) for name, kind, meaning in _COLUMNS] + _PANEL_COLUMNS
 
 
 def public_report(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +137,7 @@ def _metadata(title: str, report: Mapping[str, Any]) -> str:
         dataset_info={
             "features": [
                 {"name": name, "list": kind[0]} if isinstance(kind, list) else {"name": name, "dtype": kind}
-                for name, kind, _ in _COLUMNS
+                for name, kind, _ in columns_of(report)
             ],
             "splits": [
                 {"name": one_line(split), "num_bytes": counts["bytes"], "num_examples": counts["pairs"]}
@@ -121,6 +159,11 @@ def _command(options: Mapping[str, Any]) -> str:
     words = ["biomedclip build"]
     for name, value in options.items():
         if value is None or value is False or name in _OF_THE_MACHINE:
+            continue
+        if isinstance(value, list):
+            words.append(
+                " ".join([f"--{name.replace('_', '-')}", *(shlex.quote(public_name(str(item))) for item in value)])
+            )
             continue
         text = public_name(str(value))
         text = text if len(text) < 100 else f"{text[:80]}..."

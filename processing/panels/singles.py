@@ -23,6 +23,7 @@ from .image_types import GROUP_OF, type_in_caption
 
 HELD_OUT = 10  # one of ten articles and photographs is held out
 PHOTOGRAPHS = ("radiology", "visible light photo", "microscopy")
+_COLUMNS = ("image", "caption", "pmcid")
 _PARTS = re.compile(r"\b(?:left|right|panels?|upper|lower|top|bottom|respectively)\b", re.IGNORECASE)
 
 
@@ -52,6 +53,8 @@ class SingleFigure:
 def singles_of_dataset(folder: Path, without: Sequence[str] = ()) -> Iterator[SingleFigure]:
     """Yield the figures of a dataset that `biomedclip build` wrote, if caption and picture suggest a single panel.
 
+    Rows of panels are left out: their files have other names, so that `without` would not exclude them.
+
     Args:
         folder: The dataset.
         without: Names of figure files to leave out, `PMCID/FILE`, for example those of a test set.
@@ -61,9 +64,12 @@ def singles_of_dataset(folder: Path, without: Sequence[str] = ()) -> Iterator[Si
         raise FileNotFoundError(f"{folder}: it has no data/*.parquet. Pass a folder that biomedclip build wrote.")
     excluded = set(without)
     for shard in shards:
-        for batch in pq.ParquetFile(shard).iter_batches(64, columns=["image", "caption", "pmcid"]):
+        file = pq.ParquetFile(shard)
+        columns = [*_COLUMNS, *(name for name in ("pair_id", "figure_pair_id") if name in file.schema_arrow.names)]
+        for batch in file.iter_batches(64, columns=columns):
             for row in batch.to_pylist():
-                if f"{row['pmcid']}/{row['image']['path']}" not in excluded:
+                is_panel = row.get("figure_pair_id") not in (None, row.get("pair_id"))
+                if not is_panel and f"{row['pmcid']}/{row['image']['path']}" not in excluded:
                     figure = _single(row)
                     if figure is not None:
                         yield figure

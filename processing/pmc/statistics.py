@@ -10,10 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..files import require_regular
+from ..panels.image_types import GROUP_OF, UNKNOWN
 
 
 CONTEXT_LENGTH = 256  # tokens that the model reads
 LARGE_SIDE = 336  # pixels. The paper counts images above this size
+# Kinds of rows of a dataset with panels.
+COMPOUND, SINGLE, PANEL, NOT_EXAMINED = "compound figures", "single figures", "panels", "figures not examined"
 _FORMATS = {"JPG": "JPEG", "TIF": "TIFF"}
 _PERCENTILES = (5, 50, 90, 95, 99)
 _BINS = 50
@@ -35,6 +38,7 @@ class ShardStatistics:
         paths = pc.struct_field(table.column("image"), "path").to_pylist()
         sides = pc.min_element_wise(table.column("width"), table.column("height")).to_pylist()
         mentions = pc.fill_null(pc.list_value_length(table.column("mentions")), 0)
+        kinds = self._add_panels(table) if "compound" in table.column_names else [None] * table.num_rows
         self._counters["licenses"].update(str(code) for code in text["license"])
         self._counters["modes"].update(text["mode"])
         self._counters["formats"].update(map(_format, paths))
@@ -44,9 +48,24 @@ class ShardStatistics:
             pairs=table.num_rows,
             with_mentions=pc.sum(pc.greater(mentions, 0)).as_py(),
             mentions=pc.sum(mentions).as_py(),
-            panels=sum(panel is not None for panel in text["panel"]),
+            panels=sum(kind == PANEL or panel is not None for kind, panel in zip(kinds, text["panel"], strict=True)),
             animated=pc.sum(pc.greater(table.column("frames"), 1)).as_py(),
         )
+
+    def _add_panels(self, table: pa.Table) -> list[str]:
+        """Count the rows by kind, and the images that are not compound by type. Return the kind of each row."""
+        names = ("compound", "pair_id", "figure_pair_id", "image_type", "caption_match")
+        columns = {name: table.column(name).to_pylist() for name in names}
+        kinds = list(map(kind_of_row, *(columns[name] for name in names[:3])))
+        for name in ("kinds", "image_types", "caption_matches"):
+            self._counters.setdefault(name, Counter())
+        for kind, image_type, match in zip(kinds, columns["image_type"], columns["caption_match"], strict=True):
+            self._counters["kinds"][kind] += 1
+            if kind in (SINGLE, PANEL):
+                self._counters["image_types"][image_type or UNKNOWN] += 1
+            if kind == PANEL:
+                self._counters["caption_matches"][match] += 1
+        return kinds
 
     def counts(self) -> Counts:
         """Return all counts, ready for JSON."""
@@ -56,6 +75,15 @@ class ShardStatistics:
         if self._tokenizer is None:
             return [len(caption.split()) for caption in captions]
         return [len(ids) for ids in self._tokenizer(captions, verbose=False)["input_ids"]]
+
+
+def kind_of_row(compound: bool | None, pair_id: str, figure_pair_id: str | None) -> str:
+    """Return the kind of a row of a dataset with panels."""
+    if compound is None:
+        return NOT_EXAMINED
+    if compound:
+        return COMPOUND
+    return SINGLE if figure_pair_id in (None, pair_id) else PANEL
 
 
 def load_tokenizer(name: str) -> Any:
@@ -104,6 +132,19 @@ def summarize(shards: Iterable[Counts], tokenizer: str | None) -> dict[str, Any]
             f"above_{LARGE_SIDE}": _fraction(sides, lambda values: values > LARGE_SIDE),
             **_distribution(sides),
         },
+        **({"composition": _composition(totals)} if "kinds" in totals else {}),
+    }
+
+
+def _composition(totals: Mapping[str, Counter[str]]) -> dict[str, Any]:
+    groups: Counter[str] = Counter()
+    for name, count in totals["image_types"].items():
+        groups[GROUP_OF.get(name, name)] += count
+    return {
+        "rows": dict(totals["kinds"].most_common()),
+        "image_types": dict(totals["image_types"].most_common()),
+        "image_groups": dict(groups.most_common()),
+        "caption_match_of_panels": dict(totals["caption_matches"].most_common()),
     }
 
 

@@ -15,11 +15,13 @@ from tqdm.auto import tqdm
 
 from ..files import require_regular
 from ..integrity import REPORT_FILE, check_file, open_parquet, read_hashes, report_of_build
-from .articles import KEPT, LICENSES_KEY
+from ..panels.image_types import UNKNOWN
+from .articles import KEPT, LICENSES_KEY, PANEL_COUNTS
 from .bucket import md5_of
 from .dates import NO_DATE, published_after
 from .plan import ARTICLES_FILE, SKIPPED_FILE, read_articles
 from .report import read_report
+from .statistics import PANEL, SINGLE, kind_of_row
 
 
 BATCH_ROWS = 16
@@ -108,6 +110,8 @@ class _Counts:
     shards: Counter[str] = field(default_factory=Counter)
     file_bytes: Counter[str] = field(default_factory=Counter)
     licenses: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)  # of rows, in a dataset with panels
+    image_types: Counter[str] = field(default_factory=Counter)  # of images that are not compound
     splits_of_article: dict[str, set[str]] = field(default_factory=dict)
     pair_ids: set[bytes] = field(default_factory=set)
 
@@ -157,6 +161,10 @@ def _faults_of_row(row: Mapping[str, Any], split: str, counts: _Counts) -> list[
     digest = hashlib.blake2b(str(name).encode(), digest_size=12).digest()
     faults = [f"row {name}: the pair_id occurs twice"] if digest in counts.pair_ids else []
     counts.pair_ids.add(digest)
+    if "compound" in row:
+        kind = kind_of_row(row["compound"], name, row["figure_pair_id"])
+        counts.kinds[kind] += 1
+        counts.image_types[row["image_type"] or UNKNOWN] += kind in (SINGLE, PANEL)
     if content is None:
         return [*faults, f"row {name}: the image has no bytes"]
     if md5_of(content) != row["image_md5"]:
@@ -171,6 +179,9 @@ def _faults_of_row(row: Mapping[str, Any], split: str, counts: _Counts) -> list[
 def _compare_counts(report: Mapping[str, Any], counts: _Counts, result: Verification) -> None:
     result.compare("pairs", counts.pairs.total(), report["pairs"])
     result.compare("pairs by license", dict(counts.licenses), report["licenses"])
+    if composition := report.get("composition"):
+        result.compare("rows by kind", dict(counts.kinds), composition["rows"])
+        result.compare("images by type", dict(+counts.image_types), composition["image_types"])
     for split in sorted({*report["splits"], *counts.shards}):
         stated = report["splits"].get(split, {})
         result.compare(f"{split}: pairs", counts.pairs[split], stated.get("pairs"))
@@ -195,7 +206,10 @@ def _verify_articles(folder: Path, report: Mapping[str, Any], counts: _Counts, r
             NO_DATE: snapshot["articles_without_date"],
         }
         result.compare(f"{ARTICLES_FILE}: snapshot", {name: outcomes.get(name, 0) for name in stated}, stated)
-    for column, stated_sum in (("figures", report["figures"]["seen"]), ("pairs", counts.pairs.total())):
+    sums = {"figures": report["figures"]["seen"], "pairs": counts.pairs.total()}
+    if found := report.get("panel_detection"):
+        sums |= {name: found[name] for name in PANEL_COUNTS}
+    for column, stated_sum in sums.items():
         result.compare(f"{ARTICLES_FILE}: {column}", pc.sum(table.column(column)).as_py() or 0, stated_sum)
 
 

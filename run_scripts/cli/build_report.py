@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from biomedclip.model_cards.formatting import percent, size
+from biomedclip.processing.panels.image_types import UNKNOWN
 
 from .reporting import say, show_table
 
@@ -46,6 +47,8 @@ def show_report(report: Mapping[str, Any]) -> None:
             rows += [(f"pairs {name}", count, share(count, pairs))]
     show_table("Figures and pairs", rows, ["", "count", "fraction"])
 
+    if "composition" in report:
+        _show_panels(report["composition"], report["panel_detection"], pairs)
     split_rows = [
         (split, count["articles"], count["pairs"], share(count["pairs"], pairs), count["shards"], size(count["bytes"]))
         for split, count in report["splits"].items()
@@ -72,6 +75,25 @@ def show_report(report: Mapping[str, Any]) -> None:
         say(f"Articles moved to fill an empty split: {len(report['articles_moved_to_fill_a_split'])}")
     if report["update"]:
         say("Since the last build: " + ", ".join(f"{count:,} {name}" for name, count in report["update"].items()))
+
+
+def _show_panels(composition: Mapping[str, Any], found: Mapping[str, int], pairs: int) -> None:
+    figures, compound = found["examined_figures"], found["compound_figures"]
+    rows = [
+        ("figures examined", figures, ""),
+        ("compound figures", compound, share(compound, figures)),
+        ("captions of these that were split", found["split_captions"], share(found["split_captions"], compound)),
+        ("figures on which the detector failed", found["failed_figures"], share(found["failed_figures"], figures)),
+        *((f"rows: {kind}", count, share(count, pairs)) for kind, count in composition["rows"].items()),
+    ]
+    show_table("Panels", rows, ["", "count", "fraction"])
+    types = composition["image_types"]
+    if types.keys() - {UNKNOWN}:
+        total = sum(types.values())
+        rows = [(name, count, share(count, total)) for name, count in composition["image_groups"].items()]
+        show_table("Panels and single figures by group", rows, ["", "images", "fraction"])
+        rows = [(name, count, share(count, total)) for name, count in largest(types, MAX_REASONS)]
+        show_table("Panels and single figures by type", rows, ["", "images", "fraction"])
 
 
 def show_verification(result: "Verification", name: str) -> None:

@@ -269,9 +269,12 @@ def _plot_values(axes: Any, points: Sequence[tuple[float, Any]], name: str, colo
 
 @_plain_text
 def plot_report(report: Mapping[str, Any], path: Path) -> None:
-    """Plot the report of a build: articles and figures, licenses, caption lengths and image sizes."""
-    figure, grid = plt.subplots(2, 2, figsize=(13, 9), height_ratios=[1.3, 1], layout="constrained")
-    (counts_axes, caption_axes), (license_axes, image_axes) = grid
+    """Plot the report of a build: articles and figures, licenses, caption lengths, image sizes and types of images."""
+    composition = report.get("composition")
+    rows_of_axes = 3 if composition else 2
+    size, ratios = (13, 4.5 * rows_of_axes), [1.3, 1, 1.3][:rows_of_axes]
+    figure, grid = plt.subplots(rows_of_axes, 2, figsize=size, height_ratios=ratios, layout="constrained")
+    (counts_axes, caption_axes), (license_axes, image_axes) = grid[:2]
     articles, figures = report["articles"], report["figures"]
     rows = [("articles kept", articles["kept"], articles["seen"], "tab:blue")]
     rows += [(reason, n, articles["seen"], "lightsteelblue") for reason, n in largest(articles["dropped"], 7)]
@@ -295,6 +298,16 @@ def plot_report(report: Mapping[str, Any], path: Path) -> None:
     _plot_histogram(image_axes, images, [224, 336])
     image_axes.set(xlabel=one_line(images["unit"]), ylabel="images")
     image_axes.set_title(f"Images: {percent(images['above_336'])} are larger than 336 pixels")
+    if composition:
+        found, (kind_axes, type_axes) = report["panel_detection"], grid[2]
+        kinds = [(kind, count, report["pairs"], "tab:purple") for kind, count in composition["rows"].items()]
+        _plot_counts(kind_axes, kinds)
+        compound, split = share(found["compound_figures"], found["examined_figures"]), found["split_captions"]
+        kind_axes.set_title(f"Rows. Compound: {compound} of the figures, captions split: {split:,}")
+        total = sum(composition["image_types"].values())
+        types = largest(composition["image_types"], 12)
+        _plot_counts(type_axes, [(name, count, total, "tab:olive") for name, count in types])
+        type_axes.set_title("Panels and single figures by type")
     figure.suptitle(f"Pairs: {report['pairs']:,}, built on {one_line(report['built'])}")
     _save(figure, path)
 

@@ -99,6 +99,28 @@ def full_scale_report() -> dict[str, Any]:
     }
 
 
+def report_with_panels(panels: str = "also") -> dict[str, Any]:
+    """Return a report of a build with panels."""
+    rows = {"panels": 5_102, "compound figures": 1_001, "single figures": 1_203, "figures not examined": 7}
+    if panels == "only":
+        del rows["compound figures"]
+    composition = {
+        "rows": rows,
+        "image_types": {"PET": 4_111, "Light microscopy": 1_190, "unknown": 1_004},
+        "image_groups": {"radiology": 4_111, "microscopy": 1_190, "unknown": 1_004},
+        "caption_match_of_panels": {"labels": 3_601, "none": 1_501},
+    }
+    counts = {"examined_figures": 2_211, "compound_figures": 1_001, "split_captions": 777, "failed_figures": 7}
+    report = full_scale_report() | {"pairs": sum(rows.values()), "composition": composition, "panel_detection": counts}
+    report["built_with"] |= {"panels": panels, "keep_types": None, "detector": "X-Y cut"}
+    report["options"] |= {
+        "panels": panels,
+        "keep_types": ["PET", "Light microscopy"],
+        "detector": "/home/someone/thing",
+    }
+    return report
+
+
 def smallest_report() -> dict[str, Any]:
     """Return a report of one article with one pair."""
     counts = {

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from helpers.build_reports import full_scale_report, smallest_report
+from helpers.build_reports import full_scale_report, report_with_panels, smallest_report
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from biomedclip.model_cards.dataset_card import fill_dataset_card, public_report
@@ -12,12 +12,13 @@ from biomedclip.model_cards.formatting import percent, size
 from biomedclip.processing.pmc.shards import pair_schema
 
 
-@pytest.fixture(params=["full scale", "smallest", "synthetic"])
+@pytest.fixture(params=["full scale", "smallest", "synthetic", "panels"])
 def report(request):
     return {
         "full scale": full_scale_report(),
         "smallest": smallest_report(),
         "synthetic": smallest_report() | {"synthetic": True},
+        "panels": report_with_panels(),
     }[request.param]
 
 
@@ -43,16 +44,38 @@ def test_datasets_reads_features_and_splits_from_the_metadata(report):
 
     metadata = DatasetCard(fill_dataset_card(report)).data
     info = DatasetInfosDict.from_dataset_card_data(metadata)["default"]
-    assert info.features.arrow_schema == pair_schema()
+    assert info.features.arrow_schema == pair_schema(panels="composition" in report)
     assert {name: split.num_examples for name, split in info.splits.items()} == {
         name: counts["pairs"] for name, counts in report["splits"].items()
     }
 
 
-def test_every_column_is_explained():
-    rows = table_rows(section(fill_dataset_card(full_scale_report()), "Columns"))
-    assert [row[0].strip("`") for row in rows[1:]] == pair_schema().names
+def test_every_column_is_explained(report):
+    rows = table_rows(section(fill_dataset_card(report), "Columns"))
+    assert [row[0].strip("`") for row in rows[1:]] == pair_schema(panels="composition" in report).names
     assert all(len(row) == 2 and row[1] for row in rows)
+
+
+@pytest.mark.parametrize("panels", ["also", "only"])
+def test_the_composition_contains_panels_and_types(panels):
+    report = report_with_panels(panels)
+    card = fill_dataset_card(report)
+    composition = section(card, "Composition")
+    assert "read 2,211 figures. 1,001 of them (45.3 %) have several panels" in composition
+    assert "The captions of 777 of these (77.6 %) were split" in composition and "failed on 7 figures" in composition
+    rows = {row[0]: row[1] for row in table_rows(composition)}
+    for part in ("rows", "image_types"):
+        assert {name: f"{count:,}" for name, count in report["composition"][part].items()}.items() <= rows.items()
+    assert rows["group radiology"] == "4,111" and rows["panels with `caption_match` labels"] == "3,601"
+    assert ("compound figure has no row" in composition) == (panels == "only")
+    assert f"--panels {panels} \\\n  --keep-types PET 'Light microscopy' \\\n  --detector thing" in card
+
+
+def test_a_detector_without_types_is_stated():
+    report = report_with_panels()
+    report["composition"] |= {"image_types": {"unknown": 6_305}, "image_groups": {"unknown": 6_305}}
+    assert "The detector tells no types of images." in fill_dataset_card(report)
+    assert "tells no types" not in fill_dataset_card(full_scale_report())
 
 
 def test_the_composition_contains_all_counts():

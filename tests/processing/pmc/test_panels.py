@@ -210,6 +210,42 @@ def test_a_figure_on_which_the_detector_fails_is_kept_counted_and_listed(mirror,
         }
 
 
+@pytest.mark.parametrize(("mode", "compound"), [("also", 3), ("only", 0)])
+def test_the_report_states_kinds_types_and_matches(mirror, tmp_path, mode, compound):
+    add_articles(mirror, 3)
+    mirror.article(9, figures=figure_xml("F1", "Whole.", "g"), media={"g.png": png_bytes(99, WIDE)})
+    mirror.article(10, figures=figure_xml("F1", "Broken.", "g"), media={"g.png": png_bytes(9, (77, 40))})
+    report = build(mirror, tmp_path / "out", mode, detector=Halves(fails_at=77))
+    kinds = {"panels": 8, "compound figures": compound and 4, "single figures": 3, "figures not examined": 1}
+    assert report["composition"] == {
+        "rows": {name: count for name, count in kinds.items() if count},
+        "image_types": {"X-Ray 2D Radiography": 4, "PET": 4, "Light microscopy": 3},
+        "image_groups": {"radiology": 8, "microscopy": 3},
+        "caption_match_of_panels": {"labels": 6, "none": 2},
+    }
+    assert report["panels"] == 8 and report["panel_detection"]["split_captions"] == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "fault"),
+    [
+        (("composition", "rows"), {"panels": 4}, "rows by kind: report.json states panels 4"),
+        (("composition", "image_types"), {"PET": 6}, "images by type: report.json states PET 6, but there are"),
+        (("panel_detection", "compound_figures"), 1, "articles.parquet: compound_figures: report.json states 1"),
+    ],
+)
+def test_verification_compares_the_counts_of_panels(mirror, tmp_path, keys, value, fault):
+    add_articles(mirror, 2)
+    build(mirror, tmp_path / "out")
+    assert verify_dataset(tmp_path / "out").faults == []
+    path = tmp_path / "out" / "report.json"
+    report = json.loads(path.read_text())
+    report[keys[0]][keys[1]] = value
+    path.write_text(json.dumps(report))
+    (found,) = verify_dataset(tmp_path / "out").faults
+    assert fault in found
+
+
 class Wrong(Halves):
     """Returns what `answers` contains."""
 

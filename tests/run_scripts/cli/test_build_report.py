@@ -1,7 +1,7 @@
 """Tables and plot of a build."""
 
 import pytest
-from helpers.build_reports import full_scale_report, smallest_report
+from helpers.build_reports import full_scale_report, report_with_panels, smallest_report
 from PIL import Image
 
 from biomedclip.run_scripts.cli.build_report import duration, largest, show_report
@@ -18,7 +18,7 @@ def empty_report():
     return report
 
 
-@pytest.fixture(params=[full_scale_report, smallest_report, empty_report])
+@pytest.fixture(params=[full_scale_report, smallest_report, empty_report, report_with_panels])
 def report(request):
     return request.param()
 
@@ -51,6 +51,25 @@ def test_every_split_and_license_is_shown(capsys, monkeypatch):
 def test_the_counts_of_an_update_are_shown(capsys, monkeypatch):
     assert "20,114 new" in shown(full_scale_report(), capsys, monkeypatch)
     assert "last build" not in shown(smallest_report(), capsys, monkeypatch)
+
+
+def test_panels_and_types_are_shown(capsys, monkeypatch):
+    report = report_with_panels()
+    lines = shown(report, capsys, monkeypatch).splitlines()
+    for name, cells in (
+        ("compound figures", ["1,001", "45.3 %"]),
+        ("captions of these that were split", ["777", "77.6 %"]),
+        ("rows: panels", ["5,102", "69.8 %"]),
+        ("radiology", ["4,111", "65.2 %"]),
+        ("Light microscopy", ["1,190", "18.9 %"]),
+    ):
+        assert any(
+            line.split("│")[1:2] and line.split("│")[1].strip() == name and all(cell in line for cell in cells)
+            for line in lines
+        ), name
+    report["composition"] |= {"image_types": {"unknown": 6_305}, "image_groups": {"unknown": 6_305}}
+    assert "by type" not in shown(report, capsys, monkeypatch)
+    assert "compound" not in shown(full_scale_report(), capsys, monkeypatch)
 
 
 def test_counts_beyond_the_limit_are_summed():
@@ -95,6 +114,14 @@ def test_the_bars_have_the_lengths_of_the_counts(tmp_path, monkeypatch):
     widths = [bar.get_width() for bar in axes["Articles seen"].patches]
     assert widths[0] == report["articles"]["kept"] and report["pairs"] in widths
     assert sum(widths[1:8]) == sum(report["articles"]["dropped"].values())
+
+
+def test_kinds_of_rows_and_types_are_plotted(tmp_path, monkeypatch):
+    report = report_with_panels()
+    axes = axes_of(report, tmp_path, monkeypatch)
+    for title, part in (("Rows. Compound", "rows"), ("Panels and single figures by type", "image_types")):
+        assert [bar.get_width() for bar in axes[title].patches] == [*report["composition"][part].values()]
+    assert "Rows. Compound" not in axes_of(full_scale_report(), tmp_path, monkeypatch)
 
 
 def test_the_limit_of_256_is_only_drawn_for_tokens(tmp_path, monkeypatch):

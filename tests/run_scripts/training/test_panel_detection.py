@@ -71,6 +71,19 @@ def test_single_figures_are_told_by_caption_and_picture(dataset):
     assert [figure.kind for figure in rest] == [f"PMC{n}" for n in range(6, 17)]
 
 
+def test_rows_of_panels_are_no_single_figures(dataset, tmp_path):
+    table = pq.read_table(dataset / "data" / "train-00000.parquet")
+    ids = [f"id{number}" for number in range(table.num_rows)]
+    figures = [ids[number] if number % 3 == 0 else f"{ids[number]}/whole" for number in range(table.num_rows)]
+    figures[1::3] = [None] * len(figures[1::3])
+    (tmp_path / "data").mkdir()
+    table = table.append_column("pair_id", pa.array(ids)).append_column("figure_pair_id", pa.array(figures))
+    pq.write_table(table, tmp_path / "data" / "train-00000.parquet")
+    panels = {f"PMC{pmcid}" for pmcid in range(7, 17, 3)}
+    everything = {figure.kind for figure in singles_of_dataset(dataset)}
+    assert {figure.kind for figure in singles_of_dataset(tmp_path)} == everything - panels != everything
+
+
 def test_photographs_of_a_folder_have_its_name_and_type(tmp_path):
     for number in range(3):
         noise(number).save(tmp_path / f"{number}.png")
