@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from .images.reading import MAX_NAME
+from .row_selection import Panels, RowSelection
 from .shard_reader import Shard, ShardReader, Text, shard_paths
 from .streaming import epoch_order
 
@@ -23,6 +24,8 @@ def load_pmc15m(
     columns: Sequence[str] | None = None,
     decode: bool = True,
     licenses: str | Collection[str] | None = None,
+    image_types: str | Collection[str] | None = None,
+    panels: Panels | None = None,
     text: Text = "caption",
     seed: int | None = None,
     epoch: int = 0,
@@ -48,6 +51,10 @@ def load_pmc15m(
         decode: Decode images with [`read_image`]. If `False`, `image` contains the bytes of the file.
         licenses: Read only pairs under these licenses: `commercial`, `noncommercial` (all Creative Commons licenses),
             `all`, codes such as `"CC BY,CC0"`, or a list of codes (default: `all`).
+        image_types: Read only images of these types or groups, such as `"radiology"` or `["PET", "microscopy"]`. The
+            type of a compound figure is that of most of its area. Requires a dataset with panels.
+        panels: `only` reads panels and single figures, `none` reads figures, `also` reads both. All require a dataset
+            with panels, which `biomedclip build --panels also` builds (default: all rows of any dataset).
         text: The text to return as `caption`. `caption` returns the caption. `mentions` returns a paragraph of the
             article that cites the figure, chosen by seed, epoch and `pair_id`, or the caption if there is none.
             `caption_and_mentions` returns the caption followed by that paragraph.
@@ -61,7 +68,7 @@ def load_pmc15m(
 
     Raises:
         FileNotFoundError: If the split does not exist or is incomplete.
-        ValueError: If a column does not exist, no pair has one of the licenses, or an option is invalid.
+        ValueError: If a column does not exist, no pair is selected, or an option is invalid.
 
     Example:
     ```python
@@ -71,6 +78,7 @@ def load_pmc15m(
     ...     print(row["caption"], row["image"].size)
 
     >>> captions = load_pmc15m("out", columns=["pair_id", "caption"], licenses="commercial", seed=0, epoch=2)
+    >>> scans = load_pmc15m("with_panels", panels="only", image_types=["radiology", "Light microscopy"])
     ```
     """
     import datasets
@@ -80,14 +88,15 @@ def load_pmc15m(
     urls = shard_paths(path, split, storage_options)
     if seed is not None:
         urls = [urls[number] for number in epoch_order(len(urls), seed, epoch)]
-    reader = ShardReader(urls, columns, licenses, text, seed or 0, storage_options)
+    selection = RowSelection.of(licenses, image_types, panels)
+    reader = ShardReader(urls, columns, selection, text, seed or 0, storage_options)
     features = datasets.Features.from_arrow_schema(reader.schema(urls[0]))
     features = datasets.Features({name: features[name] for name in columns or features})
     if "image" in features:
         features["image"] = PairImage(decode=decode)
     shards = [Shard(url) for url in urls]
-    if start or not streaming or (reader.licenses is not None and not reader.open_shard(urls[0])[0].rows):
-        shards = reader.open_shards(urls)  # raises an error if no pair has one of the licenses
+    if start or not streaming or (selection and not reader.open_shard(urls[0])[0].rows):
+        shards = reader.open_shards(urls)  # raises an error if no pair is selected
     pairs = sum(shard.rows for shard in shards)
     if start and not 0 <= start <= pairs:
         raise ValueError(f"start must be in 0..{pairs}, the number of pairs of the split, but is {start}.")

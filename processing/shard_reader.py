@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 
 from .files import require_regular
 from .integrity import DamagedFile, TruncatedFile, check_row_group, footers_of, open_parquet
-from .pmc.articles import LICENSES_KEY, parse_licenses
+from .pmc.articles import LICENSES_KEY
 from .retries import is_unreachable, lasting_error, with_retries
+from .row_selection import COLUMNS_OF_PANELS, RowSelection
 
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class ShardReader:
         self,
         urls: Sequence[str],
         columns: Sequence[str] | None = None,
-        licenses: str | Collection[str] | None = None,
+        selection: RowSelection | None = None,
         text: Text = "caption",
         seed: int = 0,
         storage_options: Mapping[str, Any] | None = None,
@@ -139,9 +140,7 @@ class ShardReader:
         if text != "caption" and columns is not None and "caption" not in columns:
             raise ValueError(f"text={text!r} is returned as 'caption', which is not in columns={list(columns)}.")
         self.columns = None if columns is None else tuple(columns)
-        codes = None if licenses is None else parse_licenses(licenses)
-        # Sorted, so that `datasets` finds the same entry in its cache in every process.
-        self.licenses = None if codes is None else sorted(codes)
+        self.selection = RowSelection() if selection is None else selection
         self.text = text
         self.seed = seed
         self.storage_options = dict(storage_options or {})
@@ -165,9 +164,7 @@ class ShardReader:
         """The columns to read: those to return and those that select rows and texts. None for all columns."""
         if self.columns is None:
             return None
-        needed = [*self.columns]
-        if self.licenses is not None:
-            needed.append("license")
+        needed = [*self.columns, *self.selection.columns]
         if self.text != "caption":
             needed += ["mentions", "pair_id"]
         return list(dict.fromkeys(needed))
@@ -178,42 +175,46 @@ class ShardReader:
 
     def open_shards(self, urls: Sequence[str]) -> list[Shard]:
         """Count the selected rows of shards, in parallel. Raise `ValueError` if there are none."""
-        codes: Counter[str] = Counter()
+        found: Counter[tuple[str, str]] = Counter()
         shards = []
         with ThreadPoolExecutor(READERS) as pool:
             bar = tqdm(
                 pool.map(self.open_shard, urls),
                 total=len(urls),
-                desc="Opening shards" if self.licenses is None else "Reading licenses",
+                desc="Selecting pairs" if self.selection else "Opening shards",
                 unit="shard",
                 delay=BAR_DELAY,
                 disable=None,
                 dynamic_ncols=True,
             )
-            for shard, codes_of_shard in bar:
+            for shard, found_in_shard in bar:
                 shards.append(shard)
-                codes.update(codes_of_shard)
-        if self.licenses is not None and not any(shard.rows for shard in shards):
-            found = ", ".join(f"{code} ({count:,} pairs)" for code, count in codes.most_common())
-            raise ValueError(f"{urls[0]}: no pair under {', '.join(self.licenses)}. The licenses are: {found}.")
+                found.update(found_in_shard)
+        if self.selection and not any(shard.rows for shard in shards):
+            raise ValueError(f"{urls[0]}: {self.selection.nothing_found(found)}")
         return shards
 
-    def open_shard(self, url: str) -> tuple[Shard, Counter[str]]:
-        """Count the selected rows of a shard and, if `licenses` is set, its rows by license."""
+    def open_shard(self, url: str) -> tuple[Shard, Counter[tuple[str, str]]]:
+        """Count the selected rows of a shard and, for an error message, the values by which they are selected."""
         return self._retry(url, lambda: self._count_rows(self._checked(self._open_file(os.getpid(), url), url), url))
 
-    def _count_rows(self, file: pq.ParquetFile, url: str) -> tuple[Shard, Counter[str]]:
+    def _count_rows(self, file: pq.ParquetFile, url: str) -> tuple[Shard, Counter[tuple[str, str]]]:
         groups = range(file.num_row_groups)
-        if self.licenses is None:
+        if not self.selection:
             return Shard(url, tuple(file.metadata.row_group(group).num_rows for group in groups)), Counter()
+        columns = self.selection.columns
         stated = (file.metadata.metadata or {}).get(LICENSES_KEY.encode())
-        if stated is not None:
+        if columns == ["license"] and stated is not None:
             counts = [Counter(group) for group in json.loads(stated)]
-        else:
-            columns = (file.read_row_group(group, columns=["license"]).column("license") for group in groups)
-            counts = [Counter(map(str, column.to_pylist())) for column in columns]
-        wanted = tuple(sum(group[code] for code in self.licenses) for group in counts)
-        return Shard(url, wanted), sum(counts, Counter())
+            wanted = tuple(sum(group[code] for code in self.selection.licenses or ()) for group in counts)
+            return Shard(url, wanted), Counter({("license", code): n for code, n in sum(counts, Counter()).items()})
+        found: Counter[tuple[str, str]] = Counter()
+        selected = []
+        for group in groups:
+            table = file.read_row_group(group, columns=columns)
+            selected.append(pc.sum(self.selection.mask(table)).as_py() or 0)
+            found.update(self.selection.values(table))
+        return Shard(url, tuple(selected)), found
 
     def rows(self, shard: Shard, first: int, last: int, epoch: int) -> Iterator[dict[str, Any]]:
         """Yield the selected rows [first, last) of an opened shard."""
@@ -284,13 +285,16 @@ class ShardReader:
             batches = file.iter_batches(batch_rows, row_groups=[group], columns=stored, use_threads=False)
             tables = (pa.Table.from_batches([batch]) for batch in batches)
         checked = check_row_group(tables, metadata, url)
-        if self.licenses is not None:
-            codes = pa.array(self.licenses, pa.string())
-            checked = (table.filter(pc.is_in(table.column("license"), codes)) for table in checked)
+        if self.selection:
+            checked = (table.filter(self.selection.mask(table)) for table in checked)
         return _RowGroup(checked, batch_rows)
 
     def _checked(self, file: pq.ParquetFile, url: str) -> pq.ParquetFile:
         names = file.schema_arrow.names
+        if missing := [name for name in self.selection.required if name not in names]:
+            of_panels = missing[0] in COLUMNS_OF_PANELS
+            remedy = " Build the dataset with panels: biomedclip build --panels also." if of_panels else ""
+            raise _NotReadable(f"{url} has no column {missing[0]!r}, by which rows are selected.{remedy}")
         if missing := [name for name in self.stored_columns or () if name not in names]:
             raise _NotReadable(f"{url} has no column {missing[0]!r}. The columns are {', '.join(names)}.")
         return file

@@ -3,7 +3,7 @@
 An epoch is the concatenation of all shards in an order that depends on seed and epoch. With batch size B, batch k of an
 epoch consists of the rows [k B, (k + 1) B). Each rank takes a contiguous slice of each batch. Loader worker w reads the
 batches w, w + workers, ... The pairs of a step are therefore the same for every number of ranks and workers, and the
-position for resuming is one integer. If `licenses` is set, only the rows under these licenses are used, in the same
+position for resuming is one integer. If rows are selected, for example by license, only these are used, in the same
 order.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from .row_selection import Panels, RowSelection
 from .shard_reader import TRAINING_COLUMNS, ShardReader, Text, shard_paths
 
 
@@ -75,12 +76,14 @@ class PairStream(BatchStream):
         seed: Seed for the order of shards and the choice of mentions.
         columns: Columns to read.
         licenses: Read only pairs under these licenses, as for [`load_pmc15m`].
+        image_types: Read only images of these types or groups, as for [`load_pmc15m`].
+        panels: `only` reads panels and single figures, `none` figures, `also` both, as for [`load_pmc15m`].
         text: The text to return as `caption`, as for [`load_pmc15m`].
         storage_options: Options of fsspec for opening `path`, such as `{"anon": True}`.
 
     Raises:
         FileNotFoundError: If the split does not exist or is incomplete.
-        ValueError: If a column does not exist, no pair has one of the licenses, or an option is invalid.
+        ValueError: If a column does not exist, no pair is selected, or an option is invalid.
 
     Example:
     ```python
@@ -99,6 +102,8 @@ class PairStream(BatchStream):
         seed: int = 0,
         columns: Sequence[str] = TRAINING_COLUMNS,
         licenses: str | Collection[str] | None = None,
+        image_types: str | Collection[str] | None = None,
+        panels: Panels | None = None,
         text: Text = "caption",
         storage_options: Mapping[str, Any] | None = None,
     ):
@@ -107,7 +112,8 @@ class PairStream(BatchStream):
         self.seed = seed
         self.columns = tuple(columns)
         urls = shard_paths(path, split, storage_options)
-        self._reader = ShardReader(urls, columns, licenses, text, seed, storage_options)
+        selection = RowSelection.of(licenses, image_types, panels)
+        self._reader = ShardReader(urls, columns, selection, text, seed, storage_options)
         self._shards = self._reader.open_shards(urls)
 
     def __len__(self) -> int:

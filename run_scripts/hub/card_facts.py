@@ -214,7 +214,8 @@ def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any
     report = {"synthetic": report.get("drawn"), **report}  # the name in version 0.1
     check_shape(path, report, _DATASET)
     trained, available = training and training["results"].get("training_pairs"), report["splits"]["train"]["pairs"]
-    selected = training and (training["recipe"] or {}).get("licenses")
+    recipe = (training and training["recipe"]) or {}
+    selected = any(recipe.get(name) for name in ("licenses", "image_types", "panels"))
     if trained is not None and not selected and trained != available:
         raise ValueError(
             f"--dataset {name} has {available:,} training pairs, but the model was trained on {trained:,}. Pass the "

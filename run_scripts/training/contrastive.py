@@ -38,8 +38,8 @@ TASK = "contrastive"
 EXAMPLE = "biomedclip train --config quickstart --train-data out --output-dir run"
 # Options that `--help` lists, by group.
 GROUPS = {
-    "data": "task train_data image_column text_column image_root group_column validation_fraction licenses text "
-    "max_eval_pairs zero_shot_data on_bad_row fast_decode dataloader_num_workers",
+    "data": "task train_data image_column text_column image_root group_column validation_fraction licenses image_types "
+    "panels text max_eval_pairs zero_shot_data on_bad_row fast_decode dataloader_num_workers",
     "model": "model_name_or_path vision_model text_model model_config image_size patch_dropout lock_image_tower "
     "tokenizer vocabulary_size max_length trust_remote_code",
     "LoRA": LORA_OPTIONS,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from biomedclip.processing import PairStream, load_pmc15m
-from biomedclip.processing.pmc.articles import parse_licenses
+from biomedclip.processing.row_selection import PANEL_CHOICES, RowSelection
 from biomedclip.processing.shard_reader import TRAINING_COLUMNS, Text, column_names
 from biomedclip.processing.streaming import BatchStream
 
@@ -27,6 +27,14 @@ class PairHandling(OwnPairs):
         None,
         "Licenses of the training pairs: commercial, noncommercial, all, or codes such as 'CC BY,CC0' (default: all).",
     )
+    image_types: list[str] | None = option(
+        None, "Types or groups of training images, such as radiology PET (default: all). Needs a dataset of panels."
+    )
+    panels: str | None = option(
+        None,
+        "Training pairs of a dataset of panels: figures and panels, only panels and single figures, or no panels.",
+        PANEL_CHOICES,
+    )
     text: Text = option(
         "caption",
         "Text of a training pair: caption, a paragraph that mentions the figure, or both.",
@@ -43,8 +51,7 @@ class PairHandling(OwnPairs):
     max_eval_pairs: int = option(2000, "Maximum number of validation pairs, the same in all runs (default: 2000).")
 
     def __post_init__(self):
-        if self.licenses is not None:
-            parse_licenses(self.licenses)
+        RowSelection.of(self.licenses, self.image_types, self.panels)
         if self.max_eval_pairs < 1:
             raise ValueError(f"--max-eval-pairs must be at least 1, not {self.max_eval_pairs}.")
         if self.validation_fraction is not None and not 0 <= self.validation_fraction < 1:
@@ -86,7 +93,7 @@ def open_pairs(path: str, handling: PairHandling, seed: int, *, evaluates: bool)
         pairs = TrainingPairs(path, handling, training_pairs(path, handling, seed))
         pairs.validation = validation_pairs(path, handling.max_eval_pairs) if evaluates else None
         return pairs
-    splits = load_own_pairs(path, handling, seed=seed, refused=("licenses", "text"))
+    splits = load_own_pairs(path, handling, seed=seed, refused=("licenses", "image_types", "panels", "text"))
     train, validation = splits["train"], splits.get("validation")
     if evaluates and validation is None:
         raise ValueError(
@@ -113,7 +120,8 @@ def training_pairs(
     """Return the stream of the training pairs. A dataset from another source may lack `pair_id`."""
     available = column_names(path, "train")
     columns = [name for name in columns if name in available or name != "pair_id"]
-    return PairStream(path, "train", seed=seed, columns=columns, licenses=handling.licenses, text=handling.text)
+    selected = {name: getattr(handling, name) for name in ("licenses", "image_types", "panels", "text")}
+    return PairStream(path, "train", seed=seed, columns=columns, **selected)
 
 
 def validation_pairs(path: str, limit: int) -> Any:

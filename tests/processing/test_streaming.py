@@ -297,7 +297,7 @@ def test_errors_about_content_are_damage_and_errors_of_the_system_are_not(error,
     assert shard_reader._is_damage(error) == expected
 
 
-@pytest.mark.parametrize(("licenses", "shown"), [(None, "Opening shards"), ("commercial", "Reading licenses")])
+@pytest.mark.parametrize(("licenses", "shown"), [(None, "Opening shards"), ("commercial", "Selecting pairs")])
 def test_the_progress_bar_states_what_is_read_of_the_shards(pairs, monkeypatch, licenses, shown):
     bars = []
     monkeypatch.setattr(shard_reader, "tqdm", lambda items, *, desc, **options: bars.append(desc) or items)

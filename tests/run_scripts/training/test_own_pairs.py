@@ -92,6 +92,8 @@ def test_the_trainer_takes_loaded_pairs(reports, small_checkpoint, whole, tmp_pa
     [
         ({"licenses": "commercial"}, "--licenses has no effect on .*reports.csv"),
         ({"text": "mentions"}, "--text has no effect on .*reports.csv"),
+        ({"panels": "only"}, "--panels has no effect on .*reports.csv"),
+        ({"image_types": "PET"}, "--image-types has no effect on .*reports.csv"),
         ({"validation_fraction": 0}, "--group-column has no effect, because no pairs are held out"),
         ({"validation_fraction": 1}, "--validation-fraction 1.0 must be"),
     ],

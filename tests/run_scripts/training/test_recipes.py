@@ -47,6 +47,9 @@ ROWS = {
     "mentions": Row(32),
     "caption_and_mentions": Row(32),
     "commercial": Row(32),
+    "panels": Row(32),
+    "panels_and_figures": Row(32),
+    "medical_only": Row(32),
     "patch_dropout": Row(32),
     "locked_image_tower": Row(32),
 }

@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.commands import logged, losses
@@ -12,6 +14,7 @@ from helpers.pair_shards import LICENSES, pair_row, write_shards
 from helpers.training_runs import results, train, train_error
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, TrainingArguments
 
+from biomedclip.processing.pmc.shards import pair_schema
 from biomedclip.run_scripts.evaluation.pools import draw_pool
 from biomedclip.run_scripts.train import task_of
 from biomedclip.run_scripts.training import contrastive, visual_question_answering
@@ -70,6 +73,25 @@ def test_only_pairs_with_the_given_licenses_are_used(shards):
     ids = {row["pair_id"] for row in stream.rows(0, 0, len(stream))}
     assert {"CC BY", "CC0"} <= set(LICENSES)
     assert ids == {row["pair_id"] for row in map(pair_row, range(150)) if row["license"] in ("CC BY", "CC0")}
+
+
+def test_only_panels_of_the_given_types_are_used(tmp_path):
+    rows = [
+        pair_row(number)
+        | {"image_type": ("PET", "Ultrasound")[number % 2], "compound": number % 3 == 0}
+        | {"figure_pair_id": f"figure {number}" if number % 3 == 1 else None}
+        for number in range(30)
+    ]
+    (tmp_path / "data").mkdir()
+    table = pa.Table.from_pylist(rows, schema=pair_schema(panels=True))
+    pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
+    for options, numbers in (
+        ({"panels": "only"}, [n for n in range(30) if n % 3]),
+        ({"panels": "none", "image_types": ["PET"]}, [n for n in range(30) if n % 3 != 1 and n % 2 == 0]),
+        ({"panels": "also"}, range(30)),
+    ):
+        stream = training_pairs(str(tmp_path), PairHandling(**options), seed=0)
+        assert {row["pair_id"] for row in stream.rows(0, 0, 30)} == {rows[number]["pair_id"] for number in numbers}
 
 
 @pytest.mark.parametrize("text", ["mentions", "caption_and_mentions"])
@@ -224,6 +246,8 @@ def test_options_of_our_model_are_refused_for_others():
         (2, {"train_data": None}, "--train-data is missing"),
         (1, {"image_size": 50}, "must be a multiple of patch_size"),
         (1, {"licenses": "CC BY-ND"}, "no pair under CC BY-ND"),
+        (1, {"panels": "only"}, "has no column 'compound', by which rows are selected. Build the dataset with panels"),
+        (2, {"image_types": "pets"}, "'pets' is neither a type nor a group of images"),
     ],
 )
 def test_invalid_options_are_errors(status, options, message, base, tmp_path, capsys):
