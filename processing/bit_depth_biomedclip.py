@@ -1,4 +1,7 @@
-"""Scale pixels of more than 8 bits to 8 bits. This file is saved with the image processor and imports only numpy."""
+"""Scale pixels of more than 8 bits to 8 bits, and put transparent images on white.
+
+This file is saved with the image processor and imports only numpy and Pillow.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +46,15 @@ def to_8_bit(image: Image.Image) -> Image.Image:
     for box, values in row_blocks(image):
         result[box[1] : box[3]] = scale_to_8_bit(values, lowest, highest)
     return Image.fromarray(result)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return an image of any mode in RGB. Transparent parts become white."""
+    image = to_8_bit(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def row_blocks(image: Image.Image) -> Iterator[tuple[tuple[int, int, int, int], np.ndarray]]:

@@ -10,7 +10,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput
 
-from .bit_depth_biomedclip import to_8_bit
+from .bit_depth_biomedclip import on_white
 
 
 WHITE = 255
@@ -97,16 +97,6 @@ def letterbox(image: Image.Image, side: int) -> np.ndarray:
     square = np.full((side, side, 3), WHITE, dtype=np.uint8)
     square[:height, :width] = np.asarray(resized)
     return square
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """Return a figure of any mode in RGB. Transparent parts become white."""
-    figure = to_8_bit(image)
-    if figure.mode in ("RGBA", "LA", "PA") or "transparency" in figure.info:
-        figure = figure.convert("RGBA")
-        white = Image.new("RGBA", figure.size, (WHITE,) * 4)
-        figure = Image.alpha_composite(white, figure)
-    return figure.convert("RGB")
 
 
 def suppressed(boxes: torch.Tensor, scores: torch.Tensor, overlap: float, most: int = 300) -> torch.Tensor:

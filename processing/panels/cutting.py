@@ -7,6 +7,8 @@ scanned documents"). Panels that touch are not separated.
 import numpy as np
 from PIL import Image
 
+from ..bit_depth_biomedclip import on_white
+
 
 Box = tuple[int, int, int, int]
 WHITE = 255
@@ -30,7 +32,7 @@ def cut_panels(image: Image.Image) -> list[Box]:
         >>> cut_panels(figure)
         [(0, 0, 200, 200), (220, 0, 420, 200)]
     """
-    gray = image.convert("L")
+    gray = on_white(image).convert("L")
     scale = min(1.0, SIDE / max(gray.size))
     size = (max(1, round(gray.width * scale)), max(1, round(gray.height * scale)))
     levels = np.asarray(gray.resize(size, Image.Resampling.BOX) if scale < 1 else gray, dtype=np.int16)

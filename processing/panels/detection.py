@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
+from ..bit_depth_biomedclip import on_white
 from ..image_processing_panel_detection import suppressed
 from .cutting import background_level, cut_panels
 from .image_types import TypeScore, most_probable_type
@@ -168,7 +169,7 @@ def _snapped(boxes: np.ndarray, image: Image.Image, marks: np.ndarray) -> np.nda
     """
     scale = min(1.0, SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    levels = np.asarray(image.convert("L").resize(size, Image.Resampling.BOX), dtype=np.int16)
+    levels = np.asarray(on_white(image).convert("L").resize(size, Image.Resampling.BOX), dtype=np.int16)
     content = np.abs(levels - background_level(levels)) > 20
     for left, top, right, bottom in (marks * scale).round().astype(int).clip(0):
         content[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2] = False

@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from PIL import Image
 
-from biomedclip.processing.image_processing_panel_detection import on_white
+from biomedclip.processing.bit_depth_biomedclip import on_white
 from biomedclip.processing.panels.detection import FigurePanels, pixel_box
 from biomedclip.processing.panels.image_types import (
     IMAGE_TYPES,

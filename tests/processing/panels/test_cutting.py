@@ -1,7 +1,7 @@
 """Recursive X-Y cut on drawn figures, whose panels are known."""
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from biomedclip.processing.panels import cut_panels
 
@@ -21,6 +21,24 @@ NESTED = [(10, 10, 290, 390), (310, 10, 590, 190), (310, 210, 590, 390)]
 @pytest.mark.parametrize(("background", "ink"), [("white", "black"), ("black", "white"), ("#808080", "black")])
 def test_panels_between_empty_stripes_are_found(boxes, background, ink):
     assert sorted(cut_panels(figure(boxes, background=background, ink=ink))) == sorted(boxes)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "YCbCr", "LAB", "1", "I;16", "F"])
+def test_figures_of_any_mode_are_cut(mode):
+    image = figure(GRID)
+    if mode in ("I;16", "F"):
+        image = image.convert("L").convert("I").point(lambda value: value * 250).convert(mode)
+    if mode == "LAB":
+        lab = ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
+    assert sorted(cut_panels(image.convert(mode) if image.mode == "RGB" else image)) == sorted(GRID)
+
+
+def test_the_background_of_a_transparent_figure_is_white():
+    image = Image.new("RGBA", (600, 400))  # transparent black
+    for box in GRID:
+        image.paste((0, 0, 0, 255), box)
+    assert sorted(cut_panels(image)) == sorted(GRID)
 
 
 @pytest.mark.parametrize("scale", [3, 10])
