@@ -77,9 +77,9 @@ def split_caption(caption: str, labels: Iterable[str] | None = None) -> SplitCap
     if not isinstance(caption, str):
         raise TypeError(f"`caption` is {type(caption).__name__}, and must be a string")
     text = caption[:MAX_LENGTH]
-    read = None if labels is None else {label.strip().upper() for label in labels}
+    read = None if labels is None else {_as_found(label) for label in labels} - {""}
     best: tuple[tuple[float, ...], list[_Marker], Match] | None = None
-    first = min(read, key=lambda label: (len(label), label)) if read and not read & {"A", "I", "1"} else None
+    first = min(read, key=lambda label: (len(label), label)) if read and not any(map(_is_first, read)) else None
     for rank, markers in enumerate(_sequences(text, first)):
         names = {label for marker in markers for label in marker.labels}
         match = _agreement(names, read)
@@ -90,6 +90,16 @@ def split_caption(caption: str, labels: Iterable[str] | None = None) -> SplitCap
         return SplitCaption(caption.strip())
     opening, panels, closing = _cut(caption, best[1])
     return SplitCaption(opening, panels, closing, best[2])
+
+
+def _as_found(label: str) -> str:
+    """Return a label as [`SplitCaption`] has it: letters and numerals in upper case, positions in lower case."""
+    label = label.strip()
+    return label.lower() if label.lower() in _POSITION_NAMES else label.upper()
+
+
+def _is_first(label: str) -> bool:
+    return label.startswith("A") or label in ("I", "1") or label in _POSITION_NAMES
 
 
 def _agreement(found: set[str], read: set[str] | None) -> Match:
@@ -122,6 +132,7 @@ _POSITIONS = (
     ("upper", "middle", "lower"),
     ("upper", "lower"),
 )
+_POSITION_NAMES = {name for names in _POSITIONS for name in names}
 _BEGIN = r"(?:(?<=^)|(?<=[.;:,)\]\u201d]\s)|(?<=[.;:)])|(?<=\band\s))"
 _PANEL = r"(?:(?:[Pp]anels?|[Ii]mages?|[Pp]arts?|[Ff]igs?\.?|[Ff]igures?)\s+)?"
 
@@ -238,9 +249,28 @@ def _place(label: str, kind: str) -> tuple[int, int]:
     return _LETTERS.index(label[0]) + 1, int(label[1:]) if label[1:].isdigit() else len(label) - 1
 
 
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Return labels in the order of their sequence: by value, by letter, or as they are if they are positions.
+
+    Example:
+        >>> from biomedclip.processing.panels.captions import in_order
+        >>> in_order(["IV", "V", "I", "III", "II"]), in_order(["B", "A10", "A2"]), in_order(["10", "9"])
+        (['I', 'II', 'III', 'IV', 'V'], ['A2', 'A10', 'B'], ['9', '10'])
+    """
+    names = list(labels)
+    if set(names) <= _POSITION_NAMES:
+        return names
+    if set(names) <= set(ROMAN) and any(len(name) > 1 for name in names):  # otherwise they are letters
+        return sorted(names, key=ROMAN.index)
+    for kind in ("number", "upper"):
+        if all(re.fullmatch(_KINDS[kind], name, re.ASCII) for name in names):
+            return sorted(names, key=lambda name: _place(name, kind))
+    return sorted(names, key=lambda name: (len(name), name))
+
+
 def _longest(markers: Sequence[_Marker], kind: str, first: str | None) -> list[_Marker]:
     """Return the longest sequence of markers that name all labels from the first one on, each once."""
-    begin = _place(first, kind)[0] if first and re.fullmatch(_KINDS[kind], first, re.IGNORECASE) else 1
+    begin = _place(first, kind)[0] if first and re.fullmatch(_KINDS[kind], first, re.IGNORECASE | re.ASCII) else 1
     best: list[_Marker] = []
     best_size = 0
     for start in range(min(len(markers), MAX_STARTS)):
@@ -312,14 +342,7 @@ def _cut(caption: str, markers: Sequence[_Marker]) -> tuple[str, dict[str, str],
         for label in marker.labels:
             panels[label] = parts[label] if parts else text
     opening, closing = (" ".join(filter(None, part)) for part in (before, after))
-    return opening, dict(sorted(panels.items(), key=lambda item: _order(item[0]))), closing
-
-
-def _order(label: str) -> tuple[int, str]:
-    """Sort numerals by value and others by letter. Positions are in order already."""
-    if label in ROMAN and label not in "CDILMVX":
-        return ROMAN.index(label), ""
-    return (int(label), "") if label.isdigit() else (0, label if label.isupper() else "")
+    return opening, {label: panels[label] for label in in_order(panels)}, closing
 
 
 def _parts_of_a_range(text: str, labels: tuple[str, ...]) -> dict[str, str] | None:

@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ..bit_depth_biomedclip import on_white
 from ..image_processing_panel_detection import suppressed
+from .captions import in_order
 from .cutting import background_level, cut_panels
 from .image_types import TypeScore, most_probable_type
 
@@ -235,7 +236,8 @@ def _in_reading_order(panels: Sequence[Panel]) -> tuple[Panel, ...]:
     """Sort by labels if all panels have one, otherwise by rows: a panel below the middle of another is in the next."""
     names = [panel.label for panel in panels]
     if all(names) and len(set(names)) == len(names):
-        return tuple(sorted(panels, key=lambda panel: (len(str(panel.label)), str(panel.label))))
+        place = {name: number for number, name in enumerate(in_order(map(str, names)))}
+        return tuple(sorted(panels, key=lambda panel: place[str(panel.label)]))
     rest = sorted(panels, key=lambda panel: panel.box[1])
     ordered: list[Panel] = []
     while rest:

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,32 @@ def test_labels_tell_where_the_sequence_begins():
     caption = "Micrographs of the control (D-G)."
     assert split_caption(caption).match == "none"
     assert list(split_caption(caption, "DEFG").panels) == ["D", "E", "F", "G"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "labels"),
+    [
+        ("(i) CT, (ii) MRI, (iii) PET, (iv) US, (v) A plot", ["I", "II", "III", "IV", "V"]),
+        ("(A1) CT. (B) PET.", ["A1", "B"]),
+        ("(A1) CT. (A2) PET. (A10) A gel.", ["A1", "A2"]),
+        ("CT (left) and MRI (right).", ["left", "right"]),
+        ("Top: CT. Bottom: MRI.", ["top", "bottom"]),
+    ],
+)
+def test_labels_that_a_caption_has_are_accepted_for_it_in_their_order(caption, labels):
+    split = split_caption(caption)
+    assert list(split.panels) == labels
+    for written in (labels, [label.lower() for label in labels], [label.upper() for label in labels][::-1]):
+        assert split_caption(caption, written) == replace(split, match="labels")
+
+
+@pytest.mark.parametrize("label", ["\u212a", "\u017f", "\u0663", "", " ", "AA", "(a)", "100"])
+def test_labels_that_are_no_labels_do_not_match(label):
+    assert split_caption("CT (a) and MRI (b).", [label, "C"]).match == "none"
+
+
+def test_empty_labels_are_ignored():
+    assert split_caption("CT (a) and MRI (b).", ["A", "", "B", " "]).match == "labels"
 
 
 def test_a_caption_that_is_no_string_is_refused():

@@ -133,6 +133,8 @@ def test_reading_order_follows_complete_labels_and_otherwise_rows():
     boxes = [(0, 0, 10, 10), (20, 1, 30, 12), (0, 20, 10, 30)]
     named = [Panel(box, 1.0, label) for box, label in zip(boxes, "CAB", strict=True)]
     assert [panel.label for panel in _in_reading_order(named)] == ["A", "B", "C"]
+    roman = [Panel(boxes[0], 0.5, name) for name in ("X", "IV", "V", "I", "II", "III", "VI", "VII", "VIII", "IX")]
+    assert [panel.label for panel in _in_reading_order(roman)] == "I II III IV V VI VII VIII IX X".split()
     partly = [Panel(boxes[2], 1.0), Panel(boxes[1], 1.0, "A"), Panel(boxes[0], 1.0, "B")]
     assert [panel.box for panel in _in_reading_order(partly)] == boxes
 
