@@ -5,6 +5,7 @@ the first label without gaps. Their text follows or precedes them. A caption wit
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -14,6 +15,8 @@ from typing import Literal
 Match = Literal["labels", "some labels", "caption", "none"]
 MAX_LENGTH = 50_000  # characters; the longest caption among 15,616 of PMC has fewer than 10,000
 MAX_STARTS = 40  # markers at which a sequence may begin
+MOST_WORK = 100_000  # characters in which the text of each marker may be split again
+_SPACES = re.compile(r"\s{10,}")  # patterns with `\s` would take quadratic time for them
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def split_caption(caption: str, labels: Iterable[str] | None = None) -> SplitCap
     """
     if not isinstance(caption, str):
         raise TypeError(f"`caption` is {type(caption).__name__}, and must be a string")
-    text = caption[:MAX_LENGTH]
+    whole = _SPACES.sub(" ", caption)
+    text = whole[:MAX_LENGTH]
     read = None if labels is None else {_as_found(label) for label in labels} - {""}
     best: tuple[tuple[float, ...], list[_Marker], Match] | None = None
     first = min(read, key=lambda label: (len(label), label)) if read and not any(map(_is_first, read)) else None
@@ -88,7 +92,7 @@ def split_caption(caption: str, labels: Iterable[str] | None = None) -> SplitCap
             best = quality, markers, match
     if best is None:
         return SplitCaption(caption.strip())
-    opening, panels, closing = _cut(caption, best[1])
+    opening, panels, closing = _cut(whole, best[1])
     return SplitCaption(opening, panels, closing, best[2])
 
 
@@ -276,6 +280,7 @@ def _longest(markers: Sequence[_Marker], kind: str, first: str | None) -> list[_
     for start in range(min(len(markers), MAX_STARTS)):
         chain: list[_Marker] = []
         taken: set[tuple[int, int]] = set()
+        used: set[int] = set()
         missing = begin  # the first place that is not taken
         for marker in markers[start:]:
             places = [_place(label, kind) for label in marker.labels]
@@ -284,7 +289,7 @@ def _longest(markers: Sequence[_Marker], kind: str, first: str | None) -> list[_
             if continues and not taken.intersection(places):
                 chain.append(marker)
                 taken.update(places)
-                used = {place for place, _ in taken}
+                used.update(place for place, _ in places)
                 while missing in used:
                     missing += 1
             elif not chain:
@@ -337,7 +342,7 @@ def _cut(caption: str, markers: Sequence[_Marker]) -> tuple[str, dict[str, str],
     before, texts, after = (_texts_before if behind else _texts_after)(caption, markers)
     panels: dict[str, str] = {}
     for marker, text in zip(markers, texts, strict=True):
-        several = len(marker.labels) > 1
+        several = len(marker.labels) > 1 and len(markers) * len(text) < MOST_WORK
         parts = several and (_parts_of_a_range(text, marker.labels) or _respectively(text, marker.labels))
         for label in marker.labels:
             panels[label] = parts[label] if parts else text
@@ -414,9 +419,7 @@ def _texts_before(caption: str, markers: Sequence[_Marker]) -> tuple[list[str], 
         # What follows a marker without a separator ends the sentence before it.
         if not re.match(r"\s*(?:[,;.:)]|and\b|or\b)", text):
             sentences = _sentences(text)
-            parts = (
-                [sentences[0], " ".join(sentences[1:])] if len(sentences) > 1 else re.split(r"[;,]\s(?!.*[;,]\s)", text)
-            )
+            parts = [sentences[0], " ".join(sentences[1:])] if len(sentences) > 1 else _at_last_separator(text)
             if len(parts) == 2:
                 shared.append(parts[0].strip())
                 texts[number] = parts[1]
@@ -424,6 +427,12 @@ def _texts_before(caption: str, markers: Sequence[_Marker]) -> tuple[list[str], 
     head, cleaned[0] = _head(cleaned)
     rest = caption[markers[-1].end :].lstrip(" .;,").strip()
     return [*context, head], cleaned, [*shared, rest]
+
+
+def _at_last_separator(text: str) -> list[str]:
+    """Split a text at the last comma or semicolon before a space."""
+    places = list(re.finditer(r"[;,]\s", text))
+    return [text[: places[-1].start()], text[places[-1].end() :]] if places else [text]
 
 
 def _head(texts: Sequence[str]) -> tuple[str, str]:
@@ -444,16 +453,17 @@ def _head(texts: Sequence[str]) -> tuple[str, str]:
     places = [place.end() for place in _PREPOSITION.finditer(first) if place.end() < len(first)]
     if not places:
         return "", first
-    cut = min(reversed(places), key=lambda place: abs(len(first[place:].split()) - usual))
+    words = [word.start() for word in re.finditer(r"\S+", first)]
+    cut = min(reversed(places), key=lambda place: abs(len(words) - bisect_left(words, place) - usual))
     return first[:cut].strip(), first[cut:].strip()
 
 
 def _respectively(text: str, labels: tuple[str, ...]) -> dict[str, str] | None:
     """Return the part of each panel of a text such as `liver, lung and skin, respectively`."""
-    listed = re.match(r"(.*?),?\s+respectively\b", text)
+    listed = re.search(r",?\s+respectively\b", text)
     if not listed:
         return None
-    items = re.split(r",\s+and\s+|\s+and\s+|,\s+", listed[1])[-len(labels) :]
+    items = re.split(r",\s+and\s+|\s+and\s+|,\s+", text[: listed.start()])[-len(labels) :]
     if len(items) < len(labels):
         return None
     items[0] = _PREPOSITION.split(items[0])[-1].strip()
@@ -463,7 +473,7 @@ def _respectively(text: str, labels: tuple[str, ...]) -> dict[str, str] | None:
 def _sentences(text: str) -> list[str]:
     parts: list[str] = []
     for part in _STOP.split(text.strip()):
-        if parts and _NO_STOP.search(parts[-1]):
+        if parts and _NO_STOP.search(parts[-1][-20:]):
             parts[-1] = f"{parts[-1]} {part}"
         elif part:
             parts.append(part)
@@ -474,5 +484,18 @@ def _clean(text: str) -> str:
     """Remove separators and conjunctions at both ends."""
     text = re.sub(r"^[\s,;:.)\]]+", "", text)
     text = re.sub(r"^(?:and|or)\s+", "", text)
-    text = re.sub(r"[\s,;(\[]+$", "", text)
-    return re.sub(r"[\s,;]+(?:and|or|with)$", "", text).strip()
+    text = _without_end(text, ",;([")
+    for word in ("and", "or", "with"):
+        rest = text.removesuffix(word)
+        if rest != text and _without_end(rest, ",;") != rest:
+            text = _without_end(rest, ",;")
+            break
+    return text.strip()
+
+
+def _without_end(text: str, characters: str) -> str:
+    """Remove spaces and other characters from the end of a text. A pattern would take quadratic time."""
+    end = len(text)
+    while end and (text[end - 1].isspace() or text[end - 1] in characters):
+        end -= 1
+    return text[:end]

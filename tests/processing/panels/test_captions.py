@@ -35,6 +35,7 @@ from biomedclip.processing.panels import split_caption
         ("CT (left) and MRI (right).", {"left": "CT", "right": "MRI"}),
         ("Signs at high magnification.A) CT b. B) MRI.", {"A": "CT b.", "B": "MRI."}),
         ("(a-c) Sections of liver, lung and skin, respectively.", {"A": "liver", "B": "lung", "C": "skin"}),
+        ("(A) CT, and (B) MRI, with (C) PET.", {"A": "CT", "B": "MRI", "C": "PET."}),
         ("(A) A blot. (B, C) Levels of AAT (B) and Akt (C).", {"A": "A blot.", "B": "AAT", "C": "Akt"}),
     ],
 )
@@ -196,6 +197,33 @@ def test_damaged_captions_of_real_articles_are_split_without_an_error(shared_dat
         assert split.panels or split.opening == damaged.strip()
 
 
-def test_the_time_for_long_captions_grows_with_their_length():
-    for text in ("(A) " * 12_000, "A, " * 16_000, "(" * 50_000, "a b " * 12_000, "(A-" * 16_000, "x. " * 16_000):
-        split_caption(text)
+LONG = {
+    "markers": "(A) " * 12_000,
+    "letters": "A, " * 16_000,
+    "parentheses": "(" * 50_000,
+    "words": "a b " * 12_000,
+    "ranges": "(A-" * 16_000,
+    "sentences": "x. " * 16_000,
+    "separators": "(A) CT" + ", " * 24_000 + "x (B) MRI",
+    "open parentheses": "(A) CT" + "(" * 49_000 + "x (B) MRI",
+    "spaces": "(A) CT" + " " * 24_000 + "and" + " " * 24_000 + "x (B) MRI",
+    "spaces in a list": "(A-C) liver" + " " * 24_000 + "and" + " " * 24_000 + "lung, respectively",
+    "prepositions": "Spectra " + "of " * 16_000 + "A (a), B (b)",
+    "abbreviations": "(A) " + "Fig. " * 9900 + "(B) MRI",
+    "clauses": "one (a) two; " + "x, " * 16_000 + " three (b)",
+    "shared texts": "".join(f"(A{n}, A{n + 1})" for n in range(1, 98, 2)) + " text A1 (A1) " * 2500,
+    "numbers": "".join(f"({letter}{n})" for letter in "ABCDEFGHIJ" for n in range(1, 100)) * 8,
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_the_time_for_long_captions_grows_with_their_length(text):
+    """Quadratic time would take minutes."""
+    split_caption(text)
+
+
+def test_long_spaces_count_as_one():
+    split = split_caption("Scans." + " " * 40 + "(A) CT" + "\n" * 40 + "of the chest. (B) MRI.")
+    assert split.panels == {"A": "CT of the chest.", "B": "MRI."}
+    unsplit = "A scan" + " " * 40 + "of the chest."
+    assert split_caption(unsplit).opening == unsplit
