@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .embedding_index import EmbeddingIndex
     from .export import export_model
     from .exported_model import ExportedModel
+    from .exported_panel_detector import ExportedPanelDetector
     from .modeling_biomedclip import (
         BiomedCLIPForImageClassification,
         BiomedCLIPForVisualQuestionAnswering,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         BiomedCLIPVisionModelWithProjection,
     )
     from .modeling_panel_detection import PanelDetectionModel
+    from .panel_detector_export import export_panel_detector
     from .pipeline_biomedclip import VisualQuestionAnsweringPipeline
     from .processing import (
         BiomedCLIPImageProcessor,
@@ -68,6 +70,7 @@ _MODULE_OF = {
     "ContrastiveTrainingArguments": "training_arguments",
     "EmbeddingIndex": "embedding_index",
     "ExportedModel": "exported_model",
+    "ExportedPanelDetector": "exported_panel_detector",
     "PanelDetectionConfig": "configuration_panel_detection",
     "PanelDetectionImageProcessor": "processing",
     "PanelDetectionModel": "modeling_panel_detection",
@@ -76,6 +79,7 @@ _MODULE_OF = {
     "embed_images": "embedding",
     "embed_texts": "embedding",
     "export_model": "export",
+    "export_panel_detector": "panel_detector_export",
     "from_open_clip": "conversion",
     "load_benchmark": "processing",
     "load_pairs": "processing",
@@ -105,6 +109,7 @@ __all__ = [
     "ContrastiveTrainingArguments",
     "EmbeddingIndex",
     "ExportedModel",
+    "ExportedPanelDetector",
     "PanelDetectionConfig",
     "PanelDetectionImageProcessor",
     "PanelDetectionModel",
@@ -113,6 +118,7 @@ __all__ = [
     "embed_images",
     "embed_texts",
     "export_model",
+    "export_panel_detector",
     "from_open_clip",
     "load_benchmark",
     "load_pairs",

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .source_checks import read_json
+
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +31,13 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "onnx": ("float32", "float16", "int8"),
     "openvino": ("float32", "bfloat16", "int8"),
 }
-_PACKAGES_TO_EXPORT = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+PACKAGES_TO_EXPORT = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 PACKAGES_TO_RUN = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}
 GRAPHS = ("image", "text")
 DESCRIPTION = "export.json"
 # Names of files in transformers.js. It loads `_quantized` by default, which is the same file as `_int8` here.
 _ONNX_NAMES = {"image": "vision_model", "text": "text_model"}
-_ONNX_SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_int8"}
+ONNX_SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_int8"}
 _NOISY_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "nncf", "openvino", "root")
 OPSET = 20  # the first with the operators LayerNormalization and Gelu
 # Smaller matrices, such as the projections, stay in float32. They cost little time, and their error matters most.
@@ -91,7 +93,7 @@ def export_model(
     """
     precisions = [precision] if isinstance(precision, str) else list(precision)
     check_precisions(format, precisions)
-    check_packages(_PACKAGES_TO_EXPORT[format])
+    check_packages(PACKAGES_TO_EXPORT[format])
     if "int8" in precisions and not _largest_matrix(model) >= SMALLEST_QUANTIZED:
         raise ValueError(
             f"`precision` is 'int8', but matrices with fewer than {SMALLEST_QUANTIZED:,} entries stay in float32, and "
@@ -103,7 +105,7 @@ def export_model(
     was_training = exported.training
     exported.eval()
     try:
-        with _quiet():
+        with quiet_exporters():
             for name, graph, inputs, shapes in _graphs(exported):
                 logger.info("Exporting the %s graph.", name)
                 if format == "onnx":
@@ -114,7 +116,7 @@ def export_model(
     finally:
         exported.train(was_training)
     if format == "onnx":
-        _write_json(path / "config.json", _js_config(exported, precisions))
+        write_json(path / "config.json", _js_config(exported, precisions))
     description = {
         "format": format,
         "precision": precisions[0],
@@ -125,14 +127,14 @@ def export_model(
         "image_hidden_size": exported.config.vision_config.hidden_size,
         "text_hidden_size": exported.config.text_config.hidden_size,
     }
-    _write_json(path / DESCRIPTION, description)
+    write_json(path / DESCRIPTION, description)
 
 
 def graph_files(format: str, precision: str, name: str) -> list[str]:
     """Return the files of a graph: the one that [`export_model`] writes, and the one of earlier versions."""
     if format == "openvino":
         return [f"{name}.xml"]
-    return [f"onnx/{_ONNX_NAMES[name]}{_ONNX_SUFFIXES[precision]}.onnx", f"{name}.onnx"]
+    return [f"onnx/{_ONNX_NAMES[name]}{ONNX_SUFFIXES[precision]}.onnx", f"{name}.onnx"]
 
 
 def check_precisions(format: str, precisions: Sequence[str]) -> None:
@@ -195,6 +197,7 @@ def _write_onnx(graph: nn.Module, inputs: Any, shapes: Any, folder: Path, name: 
         opset_version=OPSET,
         verbose=False,
     )
+    strip_metadata(program)
     (folder / "onnx").mkdir(exist_ok=True)
     for precision in precisions:
         path = folder / graph_files("onnx", precision, name)[0]
@@ -256,12 +259,50 @@ def _js_config(model: Any, precisions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: Any) -> None:
+def strip_metadata(program: Any) -> None:
+    """Remove the metadata of an ONNX program. It names files of this machine."""
+    for node in program.model.graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def read_description(folder: Path, model_type: str | None = None) -> dict[str, Any]:
+    """Return the description of an export, with its `precisions`.
+
+    Args:
+        folder: Output folder of an export.
+        model_type: Model type of a panel detector, or None for a dual encoder.
+
+    Raises:
+        FileNotFoundError: If the folder has no description.
+        ValueError: If it is damaged, or describes another kind of model.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Export the model with `biomedclip export`.")
+    description = read_json(path)
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} does not describe an export. Export the model again.")
+    found, wanted = description.get("model_type") or "dual encoder", model_type or "dual encoder"
+    if found != wanted:
+        raise ValueError(f"{folder} contains an exported {found}. Pass an exported {wanted} instead.")
+    precisions = description.setdefault("precisions", [description.get("precision")])
+    texts = [description.get("format"), *(precisions if isinstance(precisions, list) else [None])]
+    if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{path}: format or precisions is missing. Export the model again.")
+    for precision in precisions:
+        check_export(description["format"], precision)
+    return description
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporters() -> Iterator[None]:
     """Hide warnings of exporters. They are about their own code and about steps that are not needed."""
     loggers = [logging.getLogger(None if name == "root" else name) for name in _NOISY_LOGGERS]
     levels = [each.level for each in loggers]

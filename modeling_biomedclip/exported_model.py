@@ -1,6 +1,5 @@
 """Run exported graphs with the interface of the model."""
 
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .export import DESCRIPTION, GRAPHS, PACKAGES_TO_RUN, check_export, check_packages, graph_files
+from .export import GRAPHS, PACKAGES_TO_RUN, check_export, check_packages, graph_files, read_description
 
 
 class ExportedModel:
@@ -44,13 +43,8 @@ class ExportedModel:
 
     def __init__(self, folder: str | os.PathLike[str], *, precision: str | None = None, threads: int | None = None):
         path = Path(folder)
-        if not (path / DESCRIPTION).is_file():
-            raise FileNotFoundError(
-                f"{path / DESCRIPTION} is missing. Export a model with `export_model` or `biomedclip export`."
-            )
-        self.description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        format = self.description["format"]
-        precisions = self.description.get("precisions", [self.description["precision"]])
+        self.description = read_description(path)
+        format, precisions = self.description["format"], self.description["precisions"]
         precision = precision or precisions[0]
         check_export(format, precision)
         if precision not in precisions:

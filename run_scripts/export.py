@@ -1,7 +1,8 @@
-"""Export the towers of a model as graphs that run without PyTorch, and measure the error of their embeddings.
+"""Export a model as graphs that run without PyTorch, and measure their error.
 
 biomedclip export published exported --precision float32 float16 int8
 biomedclip export published exported --format openvino --precision int8 --images my_scans
+biomedclip export detector exported --precision int8 --images my_figures
 """
 
 import time
@@ -16,15 +17,17 @@ from biomedclip import ExportedModel, embed_images, embed_texts, export_model
 from biomedclip.conversion import load_any_layout, local_checkpoint
 from biomedclip.export import FORMATS, check_precisions
 
+from .cli.errors import UsageError
 from .cli.fields import REQUIRED, option
 from .cli.options import parse_options
 from .cli.reporting import refuse_filled, say, show_table, versions, write_json
 from .evaluation.verification import LABELS, TEMPLATE, pictures_to_compare
 from .hub.export_files import write_files_for_others
+from .panel_rows.exports import REPORT, export_detector, is_panel_detector, show_errors
 
 
-EXAMPLE = "biomedclip export published exported --format openvino --precision int8"
-REPORT = "export_report.json"
+EXAMPLE = """biomedclip export published exported --format openvino --precision int8
+  biomedclip export detector exported --precision int8 --images figures"""
 
 
 @dataclass
@@ -32,18 +35,22 @@ class ExportOptions:
     """Options of `biomedclip export`."""
 
     model: str = option(
-        REQUIRED, "Folder or Hub id of a BiomedCLIP model in any layout. Can be the first positional argument."
+        REQUIRED,
+        "Folder or Hub id of a BiomedCLIP model in any layout, or of a panel detector. Can be the first positional "
+        "argument.",
     )
     output_dir: str = option(REQUIRED, "Folder for the graphs. Can be the second positional argument.")
     format: str = option("onnx", "ONNX Runtime or OpenVINO (default: onnx).", list(FORMATS))
     precision: list[str] = option(
         ["float32"],
         "Precision of the graphs (default: float32). onnx: float32, float16, int8, also several. openvino: "
-        "float32, bfloat16, int8.",
+        "float32, bfloat16, int8. Panel detectors: float32, int8.",
         ["float32", "float16", "bfloat16", "int8"],
     )
     images: list[str] = option(
-        [], "Images to measure the error on, as for biomedclip embed (default: synthetic figures)."
+        [],
+        "Images to measure the error on, as for biomedclip embed (default: synthetic figures). Every second one "
+        "calibrates int8 of a panel detector.",
     )
     texts: str | None = option(
         None, "File with one text per line to measure the error on (default: labels of the model card)."
@@ -61,6 +68,10 @@ def main(arguments: Sequence[str]) -> None:
         example=EXAMPLE,
         positionals=["model", "output_dir"],
     )
+    if is_panel_detector(options.model):
+        show_errors(_export_detector(options))
+        say(f"Graphs, processor and {REPORT} in {options.output_dir}")
+        return
     report = export(options)
     rows = [
         (precision, f"{name}s", f"{error['smallest_cosine']:.6f}", f"{error['mean_cosine']:.6f}", error["count"])
@@ -70,6 +81,19 @@ def main(arguments: Sequence[str]) -> None:
     title = f"{options.format}, {report['megabytes']:,} MB, in {report['seconds']} s"
     show_table(f"{title}: cosine to float32", rows, ["precision", "", "smallest", "mean", "measured on"])
     say(f"Graphs, processor and {REPORT} in {options.output_dir}")
+
+
+def _export_detector(options: ExportOptions) -> dict[str, Any]:
+    if options.texts is not None:
+        raise UsageError(f"--model {options.model} is a panel detector, for which --texts has no effect. Omit it.")
+    return export_detector(
+        options.model,
+        Path(options.output_dir),
+        format=options.format,
+        precisions=options.precision,
+        images=options.images,
+        overwrite=options.overwrite,
+    )
 
 
 def export(options: ExportOptions) -> dict[str, Any]:

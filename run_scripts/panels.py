@@ -88,7 +88,7 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
     """Write the panels of figures. Raise `IncompleteError` at the end if an image cannot be read."""
     start = datetime.datetime.now(datetime.UTC)
     trust = options.trust_remote_code
-    check_detector(options.detector, trust_remote_code=trust)
+    check_detector(options.detector, device=options.device, trust_remote_code=trust)
     precision = check_type_model(options.model, device=options.device) if options.model else ""
     device = choose_device(options.device if options.detector or options.model else "cpu")
     inputs = find_inputs(options.images, image_column=options.image_column, image_root=options.image_root)

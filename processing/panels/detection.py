@@ -84,7 +84,10 @@ class PanelDetector:
     def __call__(self, images: Sequence[Image.Image]) -> list[FigurePanels]:
         """Return the panels of each figure."""
         inputs = self.image_processor(images=list(images), return_tensors="pt").to(self.model.device)
-        outputs = self.model(**inputs)
+        return self.figures_of(self.model(**inputs), images)
+
+    def figures_of(self, outputs: Any, images: Sequence[Image.Image]) -> list[FigurePanels]:
+        """Return the panels of figures for which the model had these outputs."""
         if not hasattr(outputs, "compound_logits"):
             return self._of_other_detector(outputs, images)
         types = list(self.model.config.image_types)

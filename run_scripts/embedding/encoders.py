@@ -1,7 +1,6 @@
 """Load the model that embeds: a dual encoder, or exported graphs."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from biomedclip import BiomedCLIPProcessor, ExportedModel
 from biomedclip.embedding import embed_texts, normalize
-from biomedclip.export import DESCRIPTION, FORMATS, PACKAGES_TO_RUN, check_packages
+from biomedclip.export import DESCRIPTION, FORMATS, PACKAGES_TO_RUN, check_packages, read_description
 
 from ..evaluation.checks import check_model
 from ..evaluation.dual_encoders import DualEncoder, load_dual_encoder, processing_fingerprint
@@ -64,11 +63,11 @@ def check_encoder(
         if precision not in (None, *OF_MODELS):
             raise ValueError(f"--model {name} is not exported. Its `precision` can be {' or '.join(OF_MODELS)}.")
         return precision or "float32"
-    exported = json.loads((Path(name) / DESCRIPTION).read_text(encoding="utf-8"))
+    exported = read_description(Path(name))
     check_packages(PACKAGES_TO_RUN[exported["format"]])
     if device not in ("auto", "cpu"):
         raise ValueError(f"--model {name} is exported, and runs only on the CPU. Omit --device.")
-    precisions = exported.get("precisions", [exported.get("precision")])
+    precisions = exported["precisions"]
     if precision not in (None, *precisions):
         raise ValueError(
             f"--model {name} was exported in {', '.join(precisions)}, not in {precision}. Leave out `precision`, or "

@@ -6,11 +6,15 @@ from typing import Any
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
+from biomedclip import ExportedPanelDetector
+from biomedclip.processing import PanelDetectionImageProcessor
 from biomedclip.processing.panels import cut_panels
 from biomedclip.processing.panels.detection import FigurePanels, Panel, PanelDetector
 from biomedclip.source_checks import check_source
 
+from ..cli.errors import UsageError
 from ..cli.models import check_model_name
+from ..embedding.encoders import is_exported
 
 
 Detector = Callable[[Sequence[Image.Image]], list[FigurePanels]]
@@ -18,19 +22,47 @@ CUT = "X-Y cut"  # name of the detector without a model
 
 
 def load_detector(name: str | None, *, device: Any = "cpu", trust_remote_code: bool = False) -> Detector:
-    """Return the detector in a folder or on the Hub, or the recursive X-Y cut without a name."""
+    """Return the detector in a folder or on the Hub, or the recursive X-Y cut without a name.
+
+    An exported detector runs on the CPU with as many threads as PyTorch.
+    """
     trust = trust_remote_code
     if name is None:
         return cut_figures
+    if is_exported(name):
+        model, processor = _load_exported(name)
+        return PanelDetector(model, processor)
     model = AutoModelForObjectDetection.from_pretrained(name, trust_remote_code=trust)
     return PanelDetector(model.to(device), AutoImageProcessor.from_pretrained(name, trust_remote_code=trust))
 
 
-def check_detector(name: str | None, *, trust_remote_code: bool = False) -> None:
-    """Check the name and the source of a detector before anything is read."""
+def _load_exported(name: str) -> tuple[ExportedPanelDetector, PanelDetectionImageProcessor]:
+    model = ExportedPanelDetector(name)
+    try:
+        processor = PanelDetectionImageProcessor.from_pretrained(name, trust_remote_code=False)
+        side = processor.size["height"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--detector {name}: its image processor cannot be loaded ({error}). Export again.") from error
+    if side != model.config.image_size:
+        raise ValueError(
+            f"--detector {name}: preprocessor_config.json makes figures of {side} pixels, but the graph reads "
+            f"{model.config.image_size}. Export the detector again."
+        )
+    return model, processor
+
+
+def check_detector(name: str | None, *, device: str = "auto", trust_remote_code: bool = False) -> None:
+    """Check the name and the source of a detector before anything is read.
+
+    Raise `UsageError` if the detector is exported, and an option has no effect on it.
+    """
     if name is not None:
         check_model_name(name, "--detector")
         check_source(name, trust_remote_code=trust_remote_code)
+        if is_exported(name) and trust_remote_code:
+            raise UsageError(f"--detector {name} is exported, and contains no code. Omit --trust-remote-code.")
+        if is_exported(name) and device not in ("auto", "cpu"):
+            raise UsageError(f"--detector {name} is exported, and runs only on the CPU. Omit --device.")
 
 
 def cut_figures(images: Sequence[Image.Image]) -> list[FigurePanels]:
