@@ -1,5 +1,6 @@
 """Run the exported graph of a panel detector with the interface of the model."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ class ExportedPanelDetector:
         folder: Output folder of [`export_panel_detector`] or `biomedclip export`.
         precision: Precision of the graph to run, if the folder contains several. The default is the first one.
         threads: Number of threads. The default is that of PyTorch.
+
+    Attributes:
+        precision: Precision of the graph.
+        fingerprint: Hash of the file of the graph, 16 hexadecimal digits.
 
     Raises:
         FileNotFoundError: If a file of the export is missing.
@@ -46,13 +51,15 @@ class ExportedPanelDetector:
         description = read_description(path, PanelDetectionConfig.model_type)
         precisions = description["precisions"]
         check_detector_precisions(description["format"], precisions)
-        precision = precision or precisions[0]
-        if precision not in precisions:
+        self.precision = precision or precisions[0]
+        if self.precision not in precisions:
             raise ValueError(f"{path} contains graphs in {', '.join(precisions)}, but `precision` is {precision!r}.")
         check_packages(PACKAGES_TO_RUN["onnx"])
         self.config = _read_config(path / "config.json")
-        self._path = path / detector_graph(precision)
-        self._session = _start(self._path, threads or torch.get_num_threads())
+        self._path = path / detector_graph(self.precision)
+        content = _read_graph(self._path)
+        self.fingerprint = hashlib.blake2b(content, digest_size=8).hexdigest()
+        self._session = _start(self._path, content, threads or torch.get_num_threads())
         self._shapes = _shapes(self.config)
         side = self.config.image_size
         nodes = [*self._session.get_inputs(), *self._session.get_outputs()]
@@ -89,15 +96,19 @@ def _read_config(path: Path) -> PanelDetectionConfig:
         raise ValueError(f"{path} is not the configuration of a panel detector ({error}). Export it again.") from error
 
 
-def _start(path: Path, threads: int) -> Any:
-    import onnxruntime
-
+def _read_graph(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. Export the detector again.")
     content = path.read_bytes()
     # The key of the name of another file, from which the graph would read its weights.
     if b"location" in content:
         raise ValueError(f"{path} refers to other files, which are not read. Export the detector again.")
+    return content
+
+
+def _start(path: Path, content: bytes, threads: int) -> Any:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -21,7 +21,7 @@ from ..images.errors import ImageError
 from ..images.folders import first_names
 from ..images.reading import open_image, read_image
 from ..tables import read_json_lines, read_table
-from .image_types import IMAGE_TYPES
+from .image_types import IMAGE_TYPES, UNKNOWN
 
 
 logger = logging.getLogger(__name__)
@@ -349,7 +349,9 @@ def _size_and_scale(file: Path, row: Row) -> tuple[tuple[int, int], tuple[float,
 
 def _panel(panel: Row, number: int, size: tuple[int, int], scale: tuple[float, float]) -> AnnotatedPanel:
     label, image_type = _label(panel), _text(panel, "type")
-    if image_type is not None and image_type not in IMAGE_TYPES:
+    if image_type == UNKNOWN:
+        image_type = None
+    elif image_type is not None and image_type not in IMAGE_TYPES:
         raise ValueError(f"type of panel {number} is {image_type[:50]!r}, no type of {', '.join(IMAGE_TYPES)}")
     box = _box(panel.get("box"), f"box of panel {number}", size, scale)
     label_box = panel.get("label_box")

@@ -1,20 +1,22 @@
 """Metrics of detected panels against annotated figures, with bootstrap intervals over articles."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from biomedclip.processing.panels.annotations import AnnotatedFigure, AnnotatedPanel
 from biomedclip.processing.panels.detection import FigurePanels, Panel
-from biomedclip.processing.panels.image_types import GROUP_OF, GROUPS, IMAGE_TYPES, TypeScore
+from biomedclip.processing.panels.image_types import GROUP_OF, GROUPS, IMAGE_TYPES, TypeScore, fit_unknown_threshold
 from biomedclip.processing.panels.scores import imageclef_accuracy, judge, matches
 
 from .bootstrap import Metric, metrics_with_intervals, ratio, undefined_metrics
 
 
 NO_TYPES = "the detector tells no types"
+ACCURACY = 0.95  # of the types and groups that are not named unknown, for which thresholds are fitted
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,20 @@ def _types_in_detail(figures: Sequence[MeasuredFigure]) -> dict[str, Any]:
     types = [(ours.name, true) for ours, true in pairs]
     return {
         "found_panels": len(pairs),
+        "unknown_below": {
+            "required_accuracy": ACCURACY,
+            "type": _fitted([(ours.score, ours.name == true) for ours, true in pairs]),
+            "group": _fitted([(ours.group_score, ours.group == GROUP_OF[true]) for ours, true in pairs]),
+        },
         "of_group": {name: _of_class(groups, name) for name in GROUPS},
         "of_type": {name: _of_class(types, name) for name in IMAGE_TYPES if any(true == name for _, true in types)},
     }
+
+
+def _fitted(predictions: Sequence[tuple[float | None, bool]]) -> dict[str, Any]:
+    """Return the fitted threshold of predictions, each with its score and whether it is right."""
+    scored = [(score, right) for score, right in predictions if score is not None and math.isfinite(score)]
+    return asdict(fit_unknown_threshold([score for score, _ in scored], [right for _, right in scored], ACCURACY))
 
 
 def _of_class(pairs: Sequence[tuple[str | None, str]], name: str) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from ..cli.errors import UsageError
 from ..cli.output import write_rows
 from ..cli.progress import counting, no_bars_without_terminal
 from ..cli.reporting import say_undefined, show_table
-from ..hub.fingerprints import weights_fingerprint
-from ..panel_rows.detectors import CUT, Detector, check_detector, load_detector
+from ..panel_rows.detectors import CUT, Detector, check_detector, load_detector, weights_of
 from ..panel_rows.rows import COLUMNS, find_panels, row_of
 from ..panel_rows.types import check_type_model, load_type_model, with_zero_shot_types
 from .bootstrap import undefined_metrics
@@ -90,7 +89,7 @@ def read_annotated(options: Any) -> PanelData:
     Raise `FileNotFoundError` if pictures or models are missing, `ValueError` if a row is faulty, and `ImportError` if
     there are captions and `rouge-score` is not installed.
     """
-    check_detector(options.detector, trust_remote_code=options.trust_remote_code)
+    check_detector(options.detector, device=options.device, trust_remote_code=options.trust_remote_code)
     for model in options.model:
         check_type_model(model, device=options.device)
     table = Path(options.data)
@@ -193,9 +192,12 @@ def _load(options: Any) -> tuple[Detector, MeasuredDetector]:
         model = getattr(detect, "model", None)
         detector = MeasuredDetector(CUT, "recursive X-Y cut")
         if model is not None:
-            detector = MeasuredDetector(options.detector, model.config.model_type, weights_fingerprint(model), model)
+            precision = getattr(model, "precision", "float32")  # of an exported detector
+            kind, weights = model.config.model_type, weights_of(model)
+            detector = MeasuredDetector(options.detector, kind, weights, model, precision)
         for name in options.model:
-            classifier = load_type_model(name, "float32", device=device)
+            precision = check_type_model(name, device=options.device)
+            classifier = load_type_model(name, precision, device=device)
             detect = with_zero_shot_types(detect, classifier, batch_size=options.batch_size)
             detector = replace(detector, types={"name": classifier.name, "weights": classifier.weights})
     return detect, detector
@@ -239,6 +241,12 @@ def show_panels(metrics: dict[str, Any], detector: str) -> None:
             if each["panels"]
         ]
         show_table("Groups of image types", groups, ["", "panels", "precision", "recall", "F1"])
+        thresholds = [
+            (name, *(types["unknown_below"][name][value] for value in ("threshold", "accepted", "accuracy")))
+            for name in ("type", "group")
+        ]
+        title = f"Smallest --unknown-below with an accuracy of {types['unknown_below']['required_accuracy']}"
+        show_table(title, thresholds, ["", "threshold", "accepted", "accuracy"])
     say_undefined(metrics)
 
 

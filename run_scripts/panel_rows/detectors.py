@@ -15,29 +15,32 @@ from biomedclip.source_checks import check_source
 from ..cli.errors import UsageError
 from ..cli.models import check_model_name
 from ..embedding.encoders import is_exported
+from ..hub.fingerprints import weights_fingerprint
 
 
 Detector = Callable[[Sequence[Image.Image]], list[FigurePanels]]
 CUT = "X-Y cut"  # name of the detector without a model
 
 
-def load_detector(name: str | None, *, device: Any = "cpu", trust_remote_code: bool = False) -> Detector:
+def load_detector(
+    name: str | None, *, device: Any = "cpu", threads: int | None = None, trust_remote_code: bool = False
+) -> Detector:
     """Return the detector in a folder or on the Hub, or the recursive X-Y cut without a name.
 
-    An exported detector runs on the CPU with as many threads as PyTorch.
+    `threads` is the number of threads of an exported detector, by default that of PyTorch. It runs on the CPU.
     """
     trust = trust_remote_code
     if name is None:
         return cut_figures
     if is_exported(name):
-        model, processor = _load_exported(name)
+        model, processor = _load_exported(name, threads)
         return PanelDetector(model, processor)
     model = AutoModelForObjectDetection.from_pretrained(name, trust_remote_code=trust)
     return PanelDetector(model.to(device), AutoImageProcessor.from_pretrained(name, trust_remote_code=trust))
 
 
-def _load_exported(name: str) -> tuple[ExportedPanelDetector, PanelDetectionImageProcessor]:
-    model = ExportedPanelDetector(name)
+def _load_exported(name: str, threads: int | None) -> tuple[ExportedPanelDetector, PanelDetectionImageProcessor]:
+    model = ExportedPanelDetector(name, threads=threads)
     try:
         processor = PanelDetectionImageProcessor.from_pretrained(name, trust_remote_code=False)
         side = processor.size["height"]
@@ -49,6 +52,11 @@ def _load_exported(name: str) -> tuple[ExportedPanelDetector, PanelDetectionImag
             f"{model.config.image_size}. Export the detector again."
         )
     return model, processor
+
+
+def weights_of(model: Any) -> str:
+    """Return a fingerprint of the weights of a detector, or of its exported graph."""
+    return model.fingerprint if isinstance(model, ExportedPanelDetector) else weights_fingerprint(model)
 
 
 def check_detector(name: str | None, *, device: str = "auto", trust_remote_code: bool = False) -> None:

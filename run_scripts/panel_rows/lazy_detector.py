@@ -15,8 +15,7 @@ from PIL import Image
 from biomedclip.processing.panels.detection import FigurePanels
 
 from ..cli.progress import no_bars_without_terminal
-from ..hub.fingerprints import weights_fingerprint
-from .detectors import Detector, check_detector, load_detector
+from .detectors import Detector, check_detector, load_detector, weights_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def fingerprint_of(detector: Detector) -> str:
     if model is None:
         return "X-Y cut"
     names = ("printed_labels", "image_types", "id2label")
-    settings = [weights_fingerprint(model), *(getattr(model.config, name, None) for name in names)]
+    settings = [weights_of(model), *(getattr(model.config, name, None) for name in names)]
     settings.append(getattr(getattr(detector, "image_processor", None), "size", None))
     digest = hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=8).hexdigest()
     return f"{model.config.model_type} {digest}"
@@ -81,7 +80,7 @@ def fingerprint_of(detector: Detector) -> str:
 
 @lru_cache(maxsize=1)
 def _load(name: str | None, trust_remote_code: bool) -> Detector:
-    return load_detector(name, trust_remote_code=trust_remote_code)
+    return load_detector(name, threads=1, trust_remote_code=trust_remote_code)
 
 
 @contextmanager

@@ -220,6 +220,27 @@ def test_a_dataset_of_panels_states_its_detector_and_is_not_updated_with_another
     assert f"detector '{before}', not 'biomedclip_panel_detection " in capfd.readouterr().err
 
 
+@pytest.mark.slow
+def test_an_exported_detector_builds_the_same_rows_with_every_number_of_workers(compounds, tmp_path):
+    folder = detector(tmp_path, compound=True)
+    figure = tmp_path / "figure.png"
+    figure.write_bytes(png_bytes(1))
+    assert main(["export", str(folder), str(tmp_path / "exported"), "--images", str(figure)]) == 0
+    assert run(compounds, tmp_path / "torch", "--panels", "--detector", str(folder)) == 0
+    options = ["--panels", "--detector", str(tmp_path / "exported")]
+    assert run(compounds, tmp_path / "one", *options) == 0
+    assert run(compounds, tmp_path / "two", *options, "--workers", "2") == 0
+    one, two = (sorted((tmp_path / name / "data").iterdir()) for name in ("one", "two"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    ours, theirs = ({row["pair_id"]: row for row in rows_of(tmp_path / name)} for name in ("one", "torch"))
+    assert len(ours) == 16 and ours.keys() == theirs.keys()
+    for name, row in ours.items():
+        same = ("image", "caption", "panel", "panel_box", "image_type", "compound")
+        assert {key: row[key] for key in same} == {key: theirs[name][key] for key in same}
+    detectors_of = [report_of(tmp_path / name)["built_with"]["detector"] for name in ("one", "two", "torch")]
+    assert detectors_of[0] == detectors_of[1] != detectors_of[2]
+
+
 def test_a_detector_without_types_cannot_keep_some_types(compounds, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(lazy_detector, "load_detector", lambda name, **options: detectors.cut_figures)
     assert run(compounds, tmp_path / "out", "--panels", "--keep-types", "PET") == 2

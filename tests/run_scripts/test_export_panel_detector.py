@@ -87,6 +87,16 @@ def test_panels_are_those_of_the_detector(exported, detector, figures, capsys):
 
 
 @pytest.mark.slow
+def test_it_is_evaluated_like_the_detector(exported, figures, tmp_path, capsys):
+    rows = [{"file": f"{number}.png", "panels": [{"box": [0, 0, 60, 40 + number]}]} for number in range(6)]
+    (tmp_path / "gold.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    gold = ["evaluate", "panels", "--data", tmp_path / "gold.jsonl", "--images", figures]
+    status, _, _ = run(capsys, *gold, "--detector", exported, "--output-dir", tmp_path / "results")
+    model = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))["model"]
+    assert status == 0 and model["type"] == "biomedclip_panel_detection" and len(model["weights"]) == 16
+
+
+@pytest.mark.slow
 def test_figures_are_drawn_without_images_and_none_for_float32_are_calibrated(detector, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(exports, "CALIBRATION", 2)
     monkeypatch.setattr(exports, "MEASUREMENT", 1)

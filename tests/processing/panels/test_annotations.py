@@ -101,7 +101,7 @@ def test_lines_in_our_format_have_types_and_the_parts_of_the_caption(tmp_path, i
 
 def test_rows_of_the_command_panels_can_be_annotations(tmp_path, images):
     panels = [
-        {"box": LEFT, "label": "A", "score": 0.9, "type": None, "type_score": None, "sub_caption": "CT."},
+        {"box": LEFT, "label": "A", "score": 0.9, "type": "unknown", "type_score": 0.1, "sub_caption": "CT."},
         {"box": RIGHT, "label": None, "score": 0.9, "type": "Endoscopy", "type_score": 0.4, "sub_caption": None},
     ]
     written = {

@@ -1,6 +1,7 @@
 """`biomedclip evaluate panels`: metrics of panels, labels, types and captions, with values that are counted by hand."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -105,6 +106,21 @@ def test_a_detector_without_types_has_no_metrics_of_types():
     metrics = panel_metrics([MeasuredFigure(TRUTH[0], found((LEFT, "A", None), (RIGHT, "B", None)))], resamples=20)
     assert metrics["image_types"]["accuracy"] is metrics["image_types"]["macro_f1_interval"] is None
     assert metrics["undefined"]["image_types accuracy"] == NO_TYPES
+
+
+def test_the_threshold_of_unknown_types_is_fitted_to_the_found_panels():
+    answer = found((LEFT, "A", MRI), (RIGHT, "B", GEL))
+    scores = [TypeScore(MRI, 0.4, "radiology", 0.9), TypeScore(GEL, 0.7, "generic", 0.8)]
+    typed = [replace(panel, image_type=score) for panel, score in zip(answer.panels, scores, strict=True)]
+    metrics = panel_metrics([MeasuredFigure(TRUTH[0], replace(answer, panels=tuple(typed)))], resamples=20)
+    assert metrics["image_types"]["unknown_below"] == {
+        "required_accuracy": 0.95,
+        "type": {"threshold": 0.7, "accepted": 0.5, "accuracy": 1.0},
+        "group": {"threshold": 0.8, "accepted": 1.0, "accuracy": 1.0},
+    }, "the type of the first panel is wrong, its group is right"
+    undefined = [replace(panel, image_type=replace(panel.image_type, score=math.nan)) for panel in typed]
+    metrics = panel_metrics([MeasuredFigure(TRUTH[0], replace(answer, panels=tuple(undefined)))], resamples=20)
+    assert metrics["image_types"]["unknown_below"]["type"]["threshold"] is None
 
 
 def test_f1_is_that_of_scikit_learn():
@@ -282,6 +298,7 @@ def test_labels_types_and_captions_of_a_detector_are_measured(figures, evaluate,
     metrics = read_results(tmp_path / "out")["metrics"]
     assert metrics["printed_labels"]["recall"] == 3 / 4
     assert (metrics["image_types"]["accuracy"], metrics["image_types"]["group_accuracy"]) == (4 / 5, 1.0)
+    assert "Smallest --unknown-below with an accuracy of 0.95" in output
     modes = metrics["sub_captions"]
     assert all(value == 1.0 for name, value in modes["gold_labels"].items() if not name.endswith("_interval"))
     assert modes["caption_alone"]["label_f1"] == 1.0
