@@ -38,8 +38,8 @@ class ExportedPanelDetector:
     >>> from biomedclip import ExportedPanelDetector, PanelDetectionImageProcessor, read_image
     >>> from biomedclip.processing.panels.detection import PanelDetector
 
-    >>> model = ExportedPanelDetector("exported")
-    >>> detect = PanelDetector(model, PanelDetectionImageProcessor.from_pretrained("exported"))
+    >>> model = ExportedPanelDetector("exported_detector")
+    >>> detect = PanelDetector(model, PanelDetectionImageProcessor.from_pretrained("exported_detector"))
     >>> (figure,) = detect([read_image("figure.png")])
     ```
     """

@@ -80,7 +80,7 @@ def export_panel_detector(
     ```python
     >>> from biomedclip import PanelDetectionModel, export_panel_detector
 
-    >>> export_panel_detector(PanelDetectionModel.from_pretrained("detector"), "exported")
+    >>> export_panel_detector(PanelDetectionModel.from_pretrained("detector"), "exported_detector")
     ```
     """
     precisions = [precision] if isinstance(precision, str) else list(precision)

@@ -37,6 +37,12 @@ def work(quickstart, tmp_path_factory):
     assert main(["train", *data, "--model-name-or-path", model, "--output-dir", answers, *steps]) == 0
     assert main(["export", model, str(folder / "exported")]) == 0
     assert main(["embed", str(folder / "scans"), "--model", model, "--output", str(folder / "vectors")]) == 0
+    small = {"image_size": 64, "widths": [8] * 6, "depths": [0] * 6, "neck_width": 8}
+    detector = folder / "detector"
+    biomedclip.PanelDetectionModel(biomedclip.PanelDetectionConfig(**small)).save_pretrained(detector)
+    biomedclip.PanelDetectionImageProcessor(size={"height": 64, "width": 64}).save_pretrained(detector)
+    images = ["--images", str(folder / "figure.png")]
+    assert main(["export", str(detector), str(folder / "exported_detector"), *images]) == 0
     return folder
 
 
