@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .images.labeled import read_labeled_images
     from .images.reading import read_image
     from .pairs import load_pairs
+    from .panels.detection import PanelDetector
     from .pmc15m import load_pmc15m
     from .processing_biomedclip import BiomedCLIPProcessor
     from .streaming import PairStream
@@ -24,6 +25,7 @@ _MODULE_OF = {
     "LabelCollator": "collator",
     "PairStream": "streaming",
     "PanelDetectionImageProcessor": "image_processing_panel_detection",
+    "PanelDetector": "panels.detection",
     "VisualQuestionCollator": "collator",
     "load_benchmark": "benchmarks",
     "load_pairs": "pairs",
@@ -39,6 +41,7 @@ __all__ = [
     "LabelCollator",
     "PairStream",
     "PanelDetectionImageProcessor",
+    "PanelDetector",
     "VisualQuestionCollator",
     "load_benchmark",
     "load_pairs",

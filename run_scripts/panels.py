@@ -23,7 +23,7 @@ from .cli.progress import counting, no_bars_without_terminal
 from .cli.reporting import show_stage
 from .evaluation.checks import check_empty_folder
 from .panel_rows.captions import read_captions
-from .panel_rows.detectors import CUT, Detector, check_detector, load_detector
+from .panel_rows.detectors import DETECTOR_HELP, PACKAGED, X_Y_CUT, Detector, check_detector, load_detector
 from .panel_rows.overlays import save_overlay
 from .panel_rows.rows import COLUMNS, Found, find_panels, row_of
 from .panel_rows.types import check_type_model, load_type_model, with_unknown_types, with_zero_shot_types
@@ -45,9 +45,7 @@ class PanelOptions:
     output: str | None = option(None, "File for one JSON object per figure and line (default: stdout).")
     captions: str | None = option(None, "CSV or JSON Lines file with the columns file and caption.")
     overlay: str | None = option(None, "Folder for pictures that show the panels.")
-    detector: str | None = option(
-        None, "Folder or Hub id of an object detector of transformers (default: cuts at empty stripes)."
-    )
+    detector: str | None = option(None, DETECTOR_HELP)
     model: str | None = option(None, "Folder or Hub id of a dual encoder that tells the types of images by prompts.")
     unknown_below: float | None = option(None, "Least probability of a type or group; below, it is 'unknown'.")
     image_column: str = option(IMAGE_COLUMN, "Column of the images, or of their paths in a table (default: image).")
@@ -61,12 +59,12 @@ class PanelOptions:
         for name in ("batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
-        if self.detector is None and self.trust_remote_code:
-            raise ValueError("--trust-remote-code has no effect without --detector.")
-        if self.detector is None and self.model is None:
+        if self.detector in (None, X_Y_CUT) and self.trust_remote_code:
+            raise ValueError("--trust-remote-code has no effect without the folder or Hub id of a --detector.")
+        if self.detector == X_Y_CUT and self.model is None:
             for name in ("device", "unknown_below"):
                 if getattr(self, name) not in ("auto", None):
-                    raise ValueError(f"--{name.replace('_', '-')} has no effect without --detector or --model.")
+                    raise ValueError(f"--{name.replace('_', '-')} has no effect with --detector {X_Y_CUT}.")
         if self.unknown_below is not None and not 0 < self.unknown_below <= 1:
             raise ValueError(f"--unknown-below is {self.unknown_below}. It must be above 0 and at most 1.")
 
@@ -90,7 +88,7 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
     trust = options.trust_remote_code
     check_detector(options.detector, device=options.device, trust_remote_code=trust)
     precision = check_type_model(options.model, device=options.device) if options.model else ""
-    device = choose_device(options.device if options.detector or options.model else "cpu")
+    device = choose_device("cpu" if options.detector == X_Y_CUT and not options.model else options.device)
     inputs = find_inputs(options.images, image_column=options.image_column, image_root=options.image_root)
     captions = read_captions(Path(options.captions), list(inputs.ids())) if options.captions else {}
     output = Path(options.output) if options.output else None
@@ -120,7 +118,7 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
 
         write_rows(rows(), COLUMNS, "jsonl", output)
     if output is not None:
-        model = {"name": options.detector or CUT}
+        model = {"name": options.detector or PACKAGED}
         also = {"image_types": types, "figures": len(inputs), "unreadable": len(unreadable)}
         path = write_record(output, run_record("panels", arguments, model=model, device=device, start=start, **also))
         show_stage(f"Panels in {output}, how they were found in {path}")

@@ -1,25 +1,30 @@
 """From the output of a detector to the panels of a figure, with their labels in reading order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from ..bit_depth_biomedclip import on_white
 from ..image_processing_panel_detection import suppressed
 from .captions import in_order
 from .cutting import background_level, cut_panels
 from .image_types import TypeScore, most_probable_type
+from .label_reading import Marks, read_labels, reading_order
+from .letter_level import images_of_letters, joined
 
 
 Box = tuple[float, float, float, float]
-SCORE = 0.3  # least score of a panel
+OURS = Path(__file__).parent / "packaged_detector"  # weights that are part of the package
+SCORE = 0.25  # least score of a panel
 LABEL_SCORE = 0.25  # least score of a printed label
 COMPOUND = 0.5  # from this probability on, a figure has several panels
+PERHAPS = 0.1  # the same, if several panels were found
 OVERLAP = 0.4  # largest intersection over union of two panels
 MOST = 100  # panels or labels of a figure
 SMALLEST = 4  # pixels of the shorter side of a panel
@@ -69,11 +74,36 @@ class PanelDetector:
     Args:
         model: [`PanelDetectionModel`] or another object detector of transformers. Others tell no labels and no types.
         image_processor: Image processor of the model.
+
+    Example:
+        >>> from biomedclip import PanelDetector
+        >>> from PIL import Image
+        >>> detect = PanelDetector.from_pretrained()
+        >>> [figure] = detect([Image.new("RGB", (300, 200), "white")])
+        >>> figure.compound
+        False
     """
 
     def __init__(self, model: Any, image_processor: Any):
         self.model = model.eval()
         self.image_processor = image_processor
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path | None = None, *, device: Any = "cpu", trust_remote_code: bool = False
+    ) -> "PanelDetector":
+        """Load a detector.
+
+        Args:
+            name: Folder or Hub id of an object detector of transformers (default: the detector of this package).
+            device: Where it computes.
+            trust_remote_code: Whether code of the folder may run.
+        """
+        source = OURS if name is None else name
+        model = AutoModelForObjectDetection.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+        return cls(model.to(device), AutoImageProcessor.from_pretrained(source, trust_remote_code=trust_remote_code))
 
     @property
     def image_types(self) -> tuple[str, ...]:
@@ -133,23 +163,34 @@ def _figure(
     pixels = _snapped(np.clip(boxes.numpy() * longest, 0, np.array(whole[2:] * 2)), image, marks[0].numpy() * longest)
     large = (pixels[:, 2:] - pixels[:, :2]).min(1) >= SMALLEST
     pixels, scores, cells = pixels[large], scores[large], cells[large]
+    is_compound = probability >= (PERHAPS if len(pixels) > 1 else COMPOUND)
     chances = output["type_logits"].softmax(-1)
-    if probability >= COMPOUND and len(pixels) < 2:
+    if is_compound and len(pixels) < 2:
         # The detector sees several panels but not where they are.
         cut = cut_panels(image)
         if len(cut) > 1:
             return FigurePanels(True, probability, _in_reading_order([Panel(box, 0.0) for box in cut]))
-    if probability < COMPOUND or len(pixels) < 2:
+    if not is_compound or len(pixels) < 2:
         weights = output["logits"][:, 0].sigmoid()
         chance = (chances * weights[:, None]).sum(0) / weights.sum()
         image_type = most_probable_type(chance.tolist() if types else [], types)
         return FigurePanels(False, probability, (Panel(whole, 1.0 - probability, None, image_type),))
-    read = _labels(output["letter_logits"], marks, letters, pixels / longest)
+    found = Marks(marks[0].numpy(), marks[1].numpy(), output["letter_logits"][marks[2]].log_softmax(-1).numpy())
+    read = read_labels(found, letters, pixels / longest)
     panels = []
     for number, (box, score) in enumerate(zip(pixels.tolist(), scores.tolist(), strict=True)):
         image_type = most_probable_type(chances[cells[number]].tolist() if types else [], types)
         panels.append(Panel(tuple(box), score, read.get(number), image_type))
-    return FigurePanels(True, probability, _in_reading_order(panels))
+    return FigurePanels(True, probability, _in_reading_order(_at_letters(panels)))
+
+
+def _at_letters(panels: Sequence[Panel]) -> Sequence[Panel]:
+    """Join images under one printed letter."""
+    groups = images_of_letters([panel.box for panel in panels], [panel.label for panel in panels])
+    if groups is None:
+        return panels
+    boxes = np.array([panel.box for panel in panels])
+    return [replace(panels[group[0]], box=joined(boxes[group])) for group in groups]
 
 
 def _peaks(
@@ -200,52 +241,10 @@ def _edge(filled: np.ndarray, at: float, reach: int, *, begins: bool) -> float:
     return float(places[np.argmin(np.abs(places - at))]) if len(places) else at
 
 
-def _labels(
-    logits: torch.Tensor, marks: tuple[torch.Tensor, ...], letters: Sequence[str], panels: np.ndarray
-) -> dict[int, str]:
-    """Return the label of each panel that has one. A printed label belongs to the nearest panel, and a panel has one.
-
-    Labels of a figure differ, so letters are chosen together: the sum of their log probabilities is the largest.
-    """
-    if not letters:
-        return {}
-    boxes, scores, cells = marks
-    if not len(boxes) or not len(panels):
-        return {}
-    centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).numpy()
-    distance = _distances(centers, panels)
-    cost = distance - 0.05 * scores.numpy()[:, None]
-    pairs = zip(*linear_sum_assignment(cost), strict=True)
-    near = [(int(mark), int(owner)) for mark, owner in pairs if distance[mark, owner] < 0.12]
-    if not near:
-        return {}
-    chances = logits[cells[[mark for mark, _ in near]]].log_softmax(-1).numpy()
-    rows, chosen = linear_sum_assignment(-chances)
-    names = {int(row): letters[int(column)] for row, column in zip(rows, chosen, strict=True)}
-    return {owner: names[row].upper() for row, (_, owner) in enumerate(near) if row in names}
-
-
-def _distances(points: np.ndarray, panels: np.ndarray) -> np.ndarray:
-    """Return the distance of each point to each panel: to its nearest corner, and more if the point is outside."""
-    x, y = points[:, :1], points[:, 1:]
-    outside_x = np.maximum(np.maximum(panels[:, 0] - x, x - panels[:, 2]), 0)
-    outside_y = np.maximum(np.maximum(panels[:, 1] - y, y - panels[:, 3]), 0)
-    inside_x = np.minimum(np.abs(x - panels[:, 0]), np.abs(x - panels[:, 2]))
-    inside_y = np.minimum(np.abs(y - panels[:, 1]), np.abs(y - panels[:, 3]))
-    return np.hypot(outside_x, outside_y) + 0.1 * np.minimum(inside_x, inside_y)
-
-
 def _in_reading_order(panels: Sequence[Panel]) -> tuple[Panel, ...]:
     """Sort by labels if all panels have one, otherwise by rows: a panel below the middle of another is in the next."""
     names = [panel.label for panel in panels]
     if all(names) and len(set(names)) == len(names):
         place = {name: number for number, name in enumerate(in_order(map(str, names)))}
         return tuple(sorted(panels, key=lambda panel: place[str(panel.label)]))
-    rest = sorted(panels, key=lambda panel: panel.box[1])
-    ordered: list[Panel] = []
-    while rest:
-        middle = (rest[0].box[1] + rest[0].box[3]) / 2
-        row = [panel for panel in rest if panel.box[1] < middle] or rest[:1]
-        ordered += sorted(row, key=lambda panel: panel.box[0])
-        rest = [panel for panel in rest if panel not in row]
-    return tuple(ordered)
+    return tuple(panels[number] for number in reading_order(np.array([panel.box for panel in panels])))

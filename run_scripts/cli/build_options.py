@@ -55,7 +55,8 @@ class SourceOptions:
     )
     detector: str | None = option(
         None,
-        "Folder or Hub id of an object detector of transformers for --panels (default: that of biomedclip panels).",
+        "Folder or Hub id of an object detector of transformers for --panels, or x-y-cut for cuts at empty stripes "
+        "(default: the detector of this package).",
     )
     trust_remote_code: bool = trust_option()
     max_shard_size: str = option(

@@ -13,6 +13,7 @@ from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
 from ..cli.devices import DEVICE_HELP
 from ..cli.errors import UsageError
 from ..cli.fields import REQUIRED, WORKERS, image_root_option, option, trust_option
+from ..panel_rows.detectors import DETECTOR_HELP
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .panels import PANELS, check_panel_options
 from .pools import DRAWS
@@ -151,9 +152,7 @@ class AllOptions:
     )
     image_folder: str | None = option(None, "vqa_rad, slake: folder of the images (default: next to the questions).")
     images: str | None = option(None, "panels: folder of the figures (default: none, only captions are evaluated).")
-    detector: str | None = option(
-        None, "panels: folder or Hub id of an object detector of transformers (default: cuts at empty stripes)."
-    )
+    detector: str | None = option(None, f"panels: {DETECTOR_HELP[0].lower()}{DETECTOR_HELP[1:]}")
     data_root: str = option("", "Folder that contains the folders of the benchmarks, such as pcam and lc25000.")
     tasks: list[str] = option([], "Tasks to run (default: all).")
     benchmarks: list[str] = option([], "Benchmarks to run (default: all that are found).")

@@ -23,7 +23,7 @@ from ..cli.errors import UsageError
 from ..cli.output import write_rows
 from ..cli.progress import counting, no_bars_without_terminal
 from ..cli.reporting import say_undefined, show_table
-from ..panel_rows.detectors import CUT, Detector, check_detector, load_detector, weights_of
+from ..panel_rows.detectors import PACKAGED, X_Y_CUT, Detector, check_detector, load_detector, weights_of
 from ..panel_rows.rows import COLUMNS, find_panels, row_of
 from ..panel_rows.types import check_type_model, load_type_model, with_zero_shot_types
 from .bootstrap import undefined_metrics
@@ -77,8 +77,8 @@ def check_panel_options(options: Any, given: set[str]) -> None:
     if options.images is None and (vain := [name for name in OF_IMAGES if name in given]):
         option = vain[0].replace("_", "-")
         raise UsageError(f"--{option} has no effect without --images: only captions are evaluated. Omit it.")
-    if options.detector is None and "trust_remote_code" in given:
-        raise UsageError("--trust-remote-code has no effect without --detector. Omit it.")
+    if options.detector in (None, X_Y_CUT) and "trust_remote_code" in given:
+        raise UsageError("--trust-remote-code has no effect without the folder or Hub id of a --detector. Omit it.")
     if len(options.model) > 1:
         raise UsageError(f"--model: panels takes one model that tells image types, not {len(options.model)}.")
 
@@ -190,11 +190,11 @@ def _load(options: Any) -> tuple[Detector, MeasuredDetector]:
     with no_bars_without_terminal():
         detect = load_detector(options.detector, device=device, trust_remote_code=options.trust_remote_code)
         model = getattr(detect, "model", None)
-        detector = MeasuredDetector(CUT, "recursive X-Y cut")
+        detector = MeasuredDetector(X_Y_CUT, "recursive X-Y cut")
         if model is not None:
             precision = getattr(model, "precision", "float32")  # of an exported detector
             kind, weights = model.config.model_type, weights_of(model)
-            detector = MeasuredDetector(options.detector, kind, weights, model, precision)
+            detector = MeasuredDetector(options.detector or PACKAGED, kind, weights, model, precision)
         for name in options.model:
             precision = check_type_model(name, device=options.device)
             classifier = load_type_model(name, precision, device=device)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from biomedclip import ExportedPanelDetector
 from biomedclip.processing import PanelDetectionImageProcessor
@@ -18,25 +17,28 @@ from ..embedding.encoders import is_exported
 from ..hub.fingerprints import weights_fingerprint
 
 
+X_Y_CUT = "x-y-cut"
+PACKAGED = "detector of the package"  # its name in records
+DETECTOR_HELP = (
+    "Folder or Hub id of an object detector of transformers, or x-y-cut for cuts at empty stripes (default: the "
+    "detector of this package)."
+)
 Detector = Callable[[Sequence[Image.Image]], list[FigurePanels]]
-CUT = "X-Y cut"  # name of the detector without a model
 
 
 def load_detector(
     name: str | None, *, device: Any = "cpu", threads: int | None = None, trust_remote_code: bool = False
 ) -> Detector:
-    """Return the detector in a folder or on the Hub, or the recursive X-Y cut without a name.
+    """Return the detector in a folder or on the Hub, the recursive X-Y cut, or the detector of this package.
 
     `threads` is the number of threads of an exported detector, by default that of PyTorch. It runs on the CPU.
     """
-    trust = trust_remote_code
-    if name is None:
+    if name == X_Y_CUT:
         return cut_figures
-    if is_exported(name):
+    if name is not None and is_exported(name):
         model, processor = _load_exported(name, threads)
         return PanelDetector(model, processor)
-    model = AutoModelForObjectDetection.from_pretrained(name, trust_remote_code=trust)
-    return PanelDetector(model.to(device), AutoImageProcessor.from_pretrained(name, trust_remote_code=trust))
+    return PanelDetector.from_pretrained(name, device=device, trust_remote_code=trust_remote_code)
 
 
 def _load_exported(name: str, threads: int | None) -> tuple[ExportedPanelDetector, PanelDetectionImageProcessor]:
@@ -64,7 +66,7 @@ def check_detector(name: str | None, *, device: str = "auto", trust_remote_code:
 
     Raise `UsageError` if the detector is exported, and an option has no effect on it.
     """
-    if name is not None:
+    if name is not None and name != X_Y_CUT:
         check_model_name(name, "--detector")
         check_source(name, trust_remote_code=trust_remote_code)
         if is_exported(name) and trust_remote_code:

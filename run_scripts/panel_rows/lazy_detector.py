@@ -15,7 +15,7 @@ from PIL import Image
 from biomedclip.processing.panels.detection import FigurePanels
 
 from ..cli.progress import no_bars_without_terminal
-from .detectors import Detector, check_detector, load_detector, weights_of
+from .detectors import X_Y_CUT, Detector, check_detector, load_detector, weights_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def fingerprint_of(detector: Detector) -> str:
     """Return a text that identifies a detector: its weights, and the settings that change its results."""
     model: Any = getattr(detector, "model", None)
     if model is None:
-        return "X-Y cut"
+        return X_Y_CUT
     names = ("printed_labels", "image_types", "id2label")
     settings = [weights_of(model), *(getattr(model.config, name, None) for name in names)]
     settings.append(getattr(getattr(detector, "image_processor", None), "size", None))

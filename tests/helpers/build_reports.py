@@ -112,7 +112,7 @@ def report_with_panels(panels: str = "also") -> dict[str, Any]:
     }
     counts = {"examined_figures": 2_211, "compound_figures": 1_001, "split_captions": 777, "failed_figures": 7}
     report = full_scale_report() | {"pairs": sum(rows.values()), "composition": composition, "panel_detection": counts}
-    report["built_with"] |= {"panels": panels, "keep_types": None, "detector": "X-Y cut"}
+    report["built_with"] |= {"panels": panels, "keep_types": None, "detector": "x-y-cut"}
     report["options"] |= {
         "panels": panels,
         "keep_types": ["PET", "Light microscopy"],

@@ -44,10 +44,22 @@ def captions(tmp_path):
 
 
 def run(capsys, *arguments):
+    """Run the command, with the recursive X-Y cut unless there is another detector."""
     capsys.readouterr()
-    status = main(["panels", *map(str, arguments)])
+    detector = [] if "--detector" in arguments else ["--detector", "x-y-cut"]
+    status = main(["panels", *map(str, arguments), *detector])
     output = capsys.readouterr()
     return status, [json.loads(line) for line in output.out.splitlines() if line.startswith("{")], output.err
+
+
+def test_the_detector_of_the_package_is_the_default(figures, tmp_path):
+    output = tmp_path / "panels.jsonl"
+    assert main(["panels", str(figures / "a.png"), "--output", str(output)]) == 0
+    (row,) = map(json.loads, output.read_text(encoding="utf-8").splitlines())
+    assert all(panel["type"] in PROMPTS and 0 < panel["type_score"] <= 1 for panel in row["panels"])
+    assert json.loads(output.with_name("panels.jsonl.run.json").read_text())["model"] == {
+        "name": "detector of the package"
+    }
 
 
 def test_each_figure_has_a_row_and_a_damaged_one_an_error(figures, capsys, caplog):
@@ -106,7 +118,7 @@ def test_a_file_a_record_and_pictures_are_written(figures, tmp_path, capsys):
     assert run(capsys, figures, "--output", output, "--overlay", overlay)[0] == 1
     assert len(output.read_text(encoding="utf-8").splitlines()) == 3
     record = json.loads((tmp_path / "panels.jsonl.run.json").read_text(encoding="utf-8"))
-    assert (record["figures"], record["unreadable"], record["model"]["name"]) == (3, 1, "X-Y cut")
+    assert (record["figures"], record["unreadable"], record["model"]["name"]) == (3, 1, "x-y-cut")
     assert sorted(path.name for path in overlay.iterdir()) == ["000000_a.png", "000001_b.png"]
     drawn = np.asarray(Image.open(overlay / "000000_a.png").convert("RGB"))
     assert drawn.shape == (190, 400, 3) and tuple(drawn[95, 0]) == (0xD6, 0x27, 0x28), "the first box is red"
@@ -214,10 +226,10 @@ def test_transparent_parts_of_crops_are_white(figures, small_checkpoint, tmp_pat
         (["{figures}", "--captions", "{other}"], 1, "none of its 1 files is one of the images"),
         (["{figures}", "--detector", "/nowhere/at/all"], 1, "/nowhere/at/all"),
         (["{figures}", "--overlay", "{figures}"], 1, "contains files"),
-        (["{figures}", "--device", "cpu"], 2, "--device has no effect without --detector or --model"),
-        (["{figures}", "--unknown-below", "0.5"], 2, "--unknown-below has no effect without --detector or --model"),
+        (["{figures}", "--device", "cpu"], 2, "--device has no effect with --detector x-y-cut"),
+        (["{figures}", "--unknown-below", "0.5"], 2, "--unknown-below has no effect with --detector x-y-cut"),
         (["{figures}", "--model", "{figures}", "--unknown-below", "1.5"], 2, "must be above 0 and at most 1"),
-        (["{figures}", "--model", "{figures}", "--trust-remote-code"], 2, "no effect without --detector"),
+        (["{figures}", "--model", "{figures}", "--trust-remote-code"], 2, "no effect without the folder or Hub id"),
         (["{figures}", "--model", "{figures}"], 1, "a folder of images, not a model"),
         (["{figures}", "--model", "{detector}"], 1, "panels requires a dual encoder"),
         (["{figures}", "--batch-size", "0"], 2, "--batch-size must be at least 1"),

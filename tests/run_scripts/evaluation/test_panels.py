@@ -251,6 +251,8 @@ def evaluate(figures, tmp_path, capsys):
         table = tmp_path / "gold.jsonl"
         table.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
         arguments = ["panels", "--data", table, "--output-dir", tmp_path / out, *options]
+        if images and not any(str(option).startswith("--detector") for option in options):
+            arguments += ["--detector", "x-y-cut"]
         capsys.readouterr()
         status = main(["evaluate", *map(str, [*arguments, *(["--images", images] if images else [])])])
         output = capsys.readouterr()
@@ -261,11 +263,11 @@ def evaluate(figures, tmp_path, capsys):
 
 def test_the_command_writes_results_and_the_panels_of_each_figure(figures, evaluate, tmp_path):
     status, output = evaluate()
-    assert status == 0 and "Panels of 3 figures of 2 articles, X-Y cut" in output and "too narrow" in output
+    assert status == 0 and "Panels of 3 figures of 2 articles, x-y-cut" in output and "too narrow" in output
     results = read_results(tmp_path / "out")
     assert (results["task"], results["benchmark"], results["schema"]) == ("panels", None, 1)
     assert (results["data"]["rows"], results["data"]["split"], results["data"]["damaged"]) == (3, "all", [])
-    assert results["model"] == {"name": "X-Y cut", "type": "recursive X-Y cut", "weights": "none"}
+    assert results["model"] == {"name": "x-y-cut", "type": "recursive X-Y cut", "weights": "none"}
     metrics = results["metrics"]
     for part in ("single_or_compound", "panels_of_compound_figures", "panels_of_all_figures"):
         assert all(value in (1.0, [1.0, 1.0]) for value in metrics[part].values()), part
@@ -374,7 +376,7 @@ def test_results_are_the_same_for_any_batch_size_and_number_of_threads(evaluate,
         (["--detector", "/nowhere/at/all"], 1, "/nowhere/at/all"),
         (["--model", "/nowhere/at/all"], 1, "/nowhere/at/all"),
         (["--model", "a", "b"], 2, "panels takes one model that tells image types, not 2"),
-        (["--trust-remote-code"], 2, "--trust-remote-code has no effect without --detector"),
+        (["--trust-remote-code"], 2, "--trust-remote-code has no effect without the folder or Hub id"),
         (["--benchmark", "pcam"], 2, "--benchmark applies only to retrieval"),
         (["--precision", "bfloat16"], 2, "--precision applies only to"),
         (["--batch-size", "0"], 2, "--batch-size must be 1 or more"),

@@ -1,6 +1,7 @@
 """Training of the panel detector through the command."""
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,9 @@ from PIL import Image
 from transformers import AutoModelForObjectDetection
 
 from biomedclip import PanelDetectionConfig, PanelDetectionModel
+from biomedclip.processing.panels.annotations import read_annotations
 from biomedclip.processing.panels.image_types import IMAGE_TYPES
-from biomedclip.processing.panels.singles import singles_of_dataset, singles_of_folder
+from biomedclip.processing.panels.singles import singles_of_annotation, singles_of_dataset, singles_of_folder
 from biomedclip.processing.panels.synthesis.labels import CLASSES
 
 
@@ -92,6 +94,49 @@ def test_photographs_of_a_folder_have_its_name_and_type(tmp_path):
     assert figures[0].open().getpixel((5, 5)) == noise(0).getpixel((5, 5))
 
 
+def row(file, boxes, labels=None, **more):
+    """Return a row of annotated panels."""
+    names = labels or [None] * len(boxes)
+    panels = [{"box": box, "label": name, "type": "Endoscopy"} for box, name in zip(boxes, names, strict=True)]
+    return {"pmcid": "PMC71", "file": file, "compound": len(boxes) > 1, "panels": panels, **more}
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    """A table of a single figure, a compound one without labels, and one whose right panel has a label in it."""
+    noise(1).save(tmp_path / "single.png")
+    for name in ("compound.png", "labeled.png"):
+        noise(2).save(tmp_path / name)
+    boxes = [[0, 0, 38, 60], [42, 0, 80, 60]]
+    labeled = row("labeled.png", boxes, ["A", "B"])
+    labeled["panels"][0]["label_box"], labeled["panels"][1]["label_box"] = [38, 2, 42, 8], [44, 2, 50, 8]
+    rows = [row("single.png", [[0, 0, 80, 60]]), row("compound.png", boxes), labeled]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    return tmp_path / "table.jsonl"
+
+
+def test_annotated_figures_give_singles_and_panels_without_labels_in_them(annotations):
+    figures = read_annotations(annotations, annotations.parent)
+    singles = [single for figure in figures for single in singles_of_annotation(figure)]
+    assert [single.open().size for single in singles] == [(80, 60), (38, 60), (38, 60), (38, 60)]
+    assert {(single.kind, single.image_type, single.is_photograph) for single in singles} == {
+        ("PMC71", "Endoscopy", True)
+    }
+    left, right = (singles[number].open() for number in (1, 2))
+    assert left.tobytes() == noise(2).crop((0, 0, 38, 60)).tobytes()
+    assert right.tobytes() == noise(2).crop((42, 0, 80, 60)).tobytes()
+
+
+def test_annotated_compound_figures_are_examples_and_replace_those_of_the_dataset(options, annotations, tmp_path):
+    options |= {"annotations": f"{annotations}={annotations.parent}", "max_steps": 1, "validation_figures": 0}
+    found = results(train(tmp_path / "run", **options))
+    assert (found["single_figures"], found["annotated_compound_figures"]) == (15, 2)
+    table = annotations.read_text(encoding="utf-8").replace("PMC71", "PMC5").replace("single.png", "g5.png")
+    annotations.write_text(table, encoding="utf-8")
+    (annotations.parent / "single.png").rename(annotations.parent / "g5.png")
+    assert results(train(tmp_path / "again", **options))["single_figures"] == 14, "one was in both"
+
+
 def test_a_run_saves_a_detector_and_its_scores_on_drawn_figures(options, tmp_path, capsys):
     run = train(tmp_path / "run", **options)
     assert len(losses(run)) == 4 and all(np.isfinite(losses(run)))
@@ -115,6 +160,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path):
     [
         ({"train_data": "/nowhere"}, 1, "/nowhere: it has no data/*.parquet"),
         ({"photographs": "/tmp=Endoskopie"}, 1, "'Endoskopie' is no type"),
+        ({"annotations": "table.jsonl"}, 1, "it must be a table and the folder of its pictures, TABLE=FOLDER"),
+        ({"annotations": "/nowhere.jsonl=/tmp"}, 1, "/nowhere.jsonl: the file does not exist"),
         ({"figures": 0}, 2, "--figures must be at least 1"),
         ({"lora_rank": 4}, 1, "--lora-rank has no effect"),
     ],

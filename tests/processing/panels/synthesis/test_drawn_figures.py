@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from biomedclip.processing.panels.annotations import AnnotatedFigure, AnnotatedPanel
 from biomedclip.processing.panels.image_types import IMAGE_TYPES
 from biomedclip.processing.panels.singles import SingleFigure
 from biomedclip.processing.panels.synthesis.compounds import Single, draw_figure
@@ -57,6 +58,8 @@ def test_pictures_reach_each_edge_of_their_panel_and_not_beyond(figures):
     checked = 0
     for figure in figures:
         blue = np.asarray(figure.image).astype(int)[..., 2]
+        if (np.abs(blue - 30) < 15).mean() < 0.01:
+            continue  # the colors of the figure were changed
         for panel in figure.panels if figure.is_compound else ():
             left, top, right, bottom = (round(edge) for edge in panel.box)
             if min(right - left, bottom - top) < 16:
@@ -66,7 +69,7 @@ def test_pictures_reach_each_edge_of_their_panel_and_not_beyond(figures):
             for strip in (content[:4], content[-4:], content[:, :4], content[:, -4:]):
                 checked += 1
                 assert (strip < 100).mean() > 0.1
-    assert checked > 800
+    assert checked > 500
 
 
 def test_labels_differ_within_a_figure_and_have_boxes_at_their_panel(figures):
@@ -104,7 +107,7 @@ def test_labels_are_of_four_kinds_in_six_or_more_fonts_and_8_to_40_pixels_high()
     assert len({style.font for style in drawn}) >= 6
     assert {style.place for style in drawn} == {"inside", "above", "below", "left"}
     assert min(style.size for style in drawn) >= 8 and max(style.size for style in drawn) <= 40
-    assert [label_class(name) for name in ("A", "a", "12", "iv", "I")] == [0, 0, 37, 48, 8]
+    assert [label_class(name) for name in ("A", "a", "12", "iv", "IV", "I", "21")] == [0, 0, 37, 48, 48, 8, -1]
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -153,3 +156,24 @@ def test_examples_are_tensors_in_parts_of_the_longer_side(figures):
     batch = collate([example, example])
     assert batch["pixel_values"].shape == (2, 3, 64, 64) and batch["pixel_values"].abs().max() <= 1
     assert len(batch["labels"]) == 2 and "pixel_values" not in batch["labels"][0]
+
+
+def test_annotated_figures_are_a_part_of_the_examples_with_the_labels_that_are_known(singles):
+    picture = Image.new("RGB", (400, 200), "white")
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    boxes = [(10.0, 10.0, 190.0, 190.0), (210.0, 10.0, 390.0, 190.0)]
+    unknown = AnnotatedFigure(file.getvalue(), tuple(AnnotatedPanel(box, "A") for box in boxes), True, "PMC1")
+    label = (12.0, 12.0, 30.0, 30.0)
+    known = tuple(AnnotatedPanel(box, name, label, "PET") for box, name in zip(boxes, "AB", strict=True))
+    options = {"plots": 2, "annotated_share": 1.0}
+    example = DrawnFigures(singles, 1, annotated=[unknown], **options)[0]
+    assert "label_boxes" not in example and example["compound"] == 1 and (example["types"] == -1).all()
+    drawn = DrawnFigures(singles, 40, annotated=[AnnotatedFigure(file.getvalue(), known, True, "PMC1")], **options)
+    figure = next(figure for figure in map(drawn.figure, range(40)) if figure.image.size == (400, 200))
+    assert [panel.box for panel in figure.panels] == boxes and figure.panels[0].label_box == label
+    assert drawn[0]["letters"].tolist() == [0, 1] and len(drawn[0]["label_boxes"]) == 2
+    assert len({figure.image.size for figure in map(drawn.figure, range(40))}) > 10, "cut and scaled at random"
+    mixed = DrawnFigures(singles, 400, annotated=[unknown], plots=2, annotated_share=0.25)
+    share = np.mean(["label_boxes" not in example_of(mixed.figure(number), 64) for number in range(100)])
+    assert 0.1 < share < 0.4
