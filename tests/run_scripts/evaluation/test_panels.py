@@ -406,7 +406,8 @@ def test_missing_pictures_and_faulty_rows_are_errors(figures, evaluate):
 def test_the_x_y_cut_on_the_gold_standard_has_the_documented_scores(shared_data, tmp_path):
     pytest.importorskip("rouge_score", reason=MISSING)
     data = [str(shared_data / "panels" / "gold.jsonl"), "--images", str(shared_data / "pmc_mirror")]
-    assert main(["evaluate", "panels", "--data", *data, "--output-dir", str(tmp_path / "out")]) == 0
+    options = ["--detector", "x-y-cut", "--output-dir", str(tmp_path / "out")]
+    assert main(["evaluate", "panels", "--data", *data, *options]) == 0
     metrics = read_results(tmp_path / "out")["metrics"]
     assert (metrics["figures"], metrics["compound_figures"], metrics["panels"]) == (150, 52, 280)
     assert round(metrics["single_or_compound"]["f1"], 3) == 0.827
