@@ -277,13 +277,13 @@ def _longest(markers: Sequence[_Marker], kind: str, first: str | None) -> list[_
     begin = _place(first, kind)[0] if first and re.fullmatch(_KINDS[kind], first, re.IGNORECASE | re.ASCII) else 1
     best: list[_Marker] = []
     best_size = 0
+    places_of = [[_place(label, kind) for label in marker.labels] for marker in markers]
     for start in range(min(len(markers), MAX_STARTS)):
         chain: list[_Marker] = []
         taken: set[tuple[int, int]] = set()
         used: set[int] = set()
         missing = begin  # the first place that is not taken
-        for marker in markers[start:]:
-            places = [_place(label, kind) for label in marker.labels]
+        for marker, places in zip(markers[start:], places_of[start:], strict=True):
             place, number = places[0]
             continues = (place == missing and number <= 1) or (number > 0 and (place, number - 1) in taken)
             if continues and not taken.intersection(places):
