@@ -1,4 +1,4 @@
-"""Seeded damage to articles and images, like that of transmission errors, faulty software and attackers."""
+"""Seeded damage to articles, images and captions, like that of transmission errors, faulty software and attackers."""
 
 import re
 import struct
@@ -49,6 +49,71 @@ _DOCTYPES = [
     b"<!DOCTYPE article [<!ATTLIST fig id CDATA 'same'>]>",
     b"<!DOCTYPE article [<!ENTITY e '%s'>]>" % (b"x" * 100_000),
 ]
+
+
+_MARKERS = """
+    (A)|(B)|(C)|(a)|(b)|(c)|A,|B,|A:|B.|a)|b)|(i)|(ii)|(iii)|(1)|(2)|(3)|(A-C)|(B, C)|(a and b)|(A1)|(A2)|[a]|Left:|
+    Right:|(left)|(right)|Top row|Lower panel,|(panel a)|((a) and (b))|(A–D)|(z-a)|(A-|B)|(A|and (|, respectively|
+    group A|vitamin D (C)
+""".split("|")
+_MARKERS = [marker.strip() for marker in _MARKERS]
+_PIECES = [
+    "(",
+    ")",
+    "[",
+    "]",
+    ".",
+    ";",
+    ",",
+    ":",
+    "and",
+    "-",
+    "–",
+    "to",
+    "\n",
+    "\t",
+    "\u00a0",
+    "\u2028",
+    "\x00",
+    "\u212a",
+]
+_PIECES += ["\u0130", "ß", "\u0301", "\U0001f600", "e.g.", "Fig. 1A", "Scale bars: 10 μm.", "P < 0.05", "n = 3;", "II"]
+
+
+def damage_caption(content: bytes, other: bytes, random: Random) -> bytes:
+    """Change words and markers of a caption in one to eight places. One of ten gets damaged bytes, too."""
+    text = content.decode("utf-8", "replace")
+    for _ in range(random.choice((1, 2, 4, 8))):
+        text = random.choice(_ON_WORDS)(text, other.decode("utf-8", "replace"), random)
+    content = text[:60_000].encode("utf-8", "surrogateescape")
+    return random.choice(_ON_BYTES)(content, other, random) if random.random() < 0.1 else content
+
+
+def _insert_word(text: str, other: str, random: Random) -> str:
+    words = re.split(r"(\s+)", text)
+    words.insert(random.randrange(len(words) + 1), random.choice((*_MARKERS, *_PIECES)))
+    return random.choice(("", " ")).join(words)
+
+
+def _repeat_pieces(text: str, other: str, random: Random) -> str:
+    pieces = "".join(random.choices((*_MARKERS, *_PIECES), k=random.randint(1, 4))) + random.choice(("", " "))
+    start = random.randrange(len(text) + 1)
+    return text[:start] + pieces * random.choice((3, 3, 30, 30, 300, 3000)) + text[start:]
+
+
+def _change_words(change: Callable[[list[str], Random], list[str]]) -> Callable[[str, str, Random], str]:
+    return lambda text, other, random: " ".join(change(text.split(), random))
+
+
+def _move_word(words: list[str], random: Random) -> list[str]:
+    first, *rest = words or [""]
+    place = random.randrange(len(rest) + 1)
+    return [*rest[:place], first, *rest[place:]]
+
+
+def _leave_out_words(words: list[str], random: Random) -> list[str]:
+    start = random.randrange(len(words) + 1)
+    return words[:start] + words[start + random.randint(1, 8) :]
 
 
 def damage(content: bytes, other: bytes, random: Random) -> bytes:
@@ -209,6 +274,17 @@ _ON_BYTES: Sequence[Mutation] = (
     ),
     _repeat,
     _extreme,
+)
+_ON_WORDS: Sequence[Callable[[str, str, Random], str]] = (
+    _insert_word,
+    _insert_word,
+    _repeat_pieces,
+    _change_words(_move_word),
+    _change_words(_leave_out_words),
+    lambda text, other, random: text[: random.randrange(len(text) + 1)] + other[random.randrange(len(other) + 1) :],
+    lambda text, other, random: f"{text} {other}",
+    lambda text, other, random: random.choice((str.upper, str.lower, str.title))(text),
+    lambda text, other, random: text.replace(random.choice(" ().,:"), random.choice(("", " ", "\n", "((", "."))),
 )
 _WELL_FORMED: Sequence[Mutation] = (
     _rename_element_everywhere,

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-from fuzzing import faults
+from fuzzing import faults, panels
 from fuzzing.fuzz import TARGETS, Target, main, make_input, picture_samples
 from fuzzing.mutate import damage
 from helpers.commands import ENVIRONMENT, ROOT
 
+from biomedclip.processing.panels import SplitCaption
 from biomedclip.processing.pmc.images import inspect_image
 
 
@@ -21,14 +22,43 @@ pytestmark = [
 ]
 
 
-def test_damaged_inputs_are_read_or_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("target", "inputs"), [("articles", 1000), ("pictures", 1000), ("panels", 200), ("captions", 2000)]
+)
+def test_damaged_inputs_are_read_or_refused(target, inputs, tmp_path):
     # A new interpreter, because children may inherit the peak memory of their parent.
-    command = [sys.executable, "tests/fuzzing/fuzz.py", "--inputs", "1000", "--failures", str(tmp_path)]
+    script = [sys.executable, "tests/fuzzing/fuzz.py", "--target", target, "--inputs", str(inputs)]
+    command = [*script, "--failures", str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
-    read = [int(line.split()[0]) for line in result.stdout.splitlines() if line.endswith("  read")]
-    assert len(read) == len(TARGETS)
-    assert all(200 < count < 800 for count in read), "the damage is too light or too heavy"
+    (read,) = [int(line.split()[0]) for line in result.stdout.splitlines() if line.endswith("  read")]
+    assert 0.2 < read / inputs < 0.8, "the damage is too light or too heavy"
+
+
+def test_every_target_is_tested():
+    assert {target.name for target in TARGETS} == {"articles", "pictures", "panels", "captions"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        (SplitCaption("A CT.", {"A": "CT."}, "", "caption"), "labels"),
+        (SplitCaption("CT (a), MRI (b).", {"A": "CT", "C": "MRI"}, "", "caption"), "labels"),
+        (SplitCaption("CT (a), MRI (b).", {"A": "CT", "B": "PET"}, "", "caption"), "is not part of the caption"),
+        (SplitCaption("PET.", {"A": "CT", "B": "MRI"}, "", "caption"), "is not from the caption"),
+    ],
+)
+def test_wrong_splits_of_captions_are_found(monkeypatch, fault, problem):
+    monkeypatch.setattr(panels, "split_caption", lambda text, labels=None: fault)
+    with pytest.raises(AssertionError, match=problem):
+        panels.split_and_check(b"CT (a), MRI (b).")
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 9), (0, 0, 900, 9), (-1, 0, 5, 9), (5, 9, 0, 0)])
+def test_wrong_boxes_of_panels_are_found(monkeypatch, tmp_path, box):
+    monkeypatch.setattr(panels, "cut_panels", lambda image: [box])
+    with pytest.raises(AssertionError):
+        panels.find_and_check(picture_samples(tmp_path)[-1])
 
 
 @pytest.fixture(scope="module")
