@@ -2,10 +2,13 @@
 
 python tests/performance/building.py --output building.json
 python tests/performance/building.py --parts memory --articles 100000
+python tests/performance/building.py --parts panels --rounds 3 --detector detector
 python tests/performance/building.py --assume picture_bytes=200000 --assume milliseconds_per_request=100
 
 line: `build_dataset` with one worker over the articles of `pmc_mirror`, in turns with decoding the same pictures. No
     build that decodes its pictures can be faster than the decoder. Seconds are processor time.
+panels: the build with `--panels also` in turns with the build without, each with one worker and one thread. The steps
+    show what the detector takes.
 memory: resident memory while one task builds many articles. The bucket repeats some hundred synthetic articles, with
     pictures of 32 pixels, under new numbers.
 costs: core-hours, requests, bytes and disk for all article versions, from the measured line and from assumptions that
@@ -45,17 +48,21 @@ from biomedclip.processing.pmc.inventory import INVENTORY
 from biomedclip.processing.pmc.journal import count_articles
 from biomedclip.processing.pmc.staging import Staging
 from biomedclip.processing.synthetic_corpus.bucket import write_synthetic_corpus
+from biomedclip.run_scripts.panel_rows.lazy_detector import load_lazy_detector
 
 
 DECODE, LINE = "Pillow, decoding", "the whole build"
+WITHOUT, WITH = "the build without panels", "the build with panels"
 SMALL_SIDE = 32
 FIRST_NUMBER = 1_000_000
 
 
 def main() -> None:
     parser = parser_of(__doc__, rounds=7)
-    parser.add_argument("--parts", nargs="+", choices=["line", "memory", "costs"], default=["line", "costs"])
+    parser.add_argument("--parts", nargs="+", choices=["line", "panels", "memory", "costs"], default=["line", "costs"])
     parser.add_argument("--articles", type=int, default=100_000, help="articles of the part `memory`")
+    parser.add_argument("--detector", help="detector of the part `panels` (default: that of biomedclip build)")
+    parser.add_argument("--limit", type=int, help="articles of the part `panels` (default: all of pmc_mirror)")
     parser.add_argument("--assume", action="append", default=[], metavar="NAME=NUMBER", help="see the table of costs")
     options = parser.parse_args()
     names = [each.name for each in fields(Assumptions)]
@@ -71,6 +78,9 @@ def main() -> None:
         if "line" in options.parts:
             results["line"] = measure_line(options.data / "pmc_mirror", Path(folder), options.rounds)
             tables += line_tables(results["line"])
+        if "panels" in options.parts:
+            results["panels"] = measure_panels(options, Path(folder))
+            tables += panel_tables(results["panels"])
         if "memory" in options.parts:
             results["memory"] = measure_memory(Path(folder), options.articles)
             rows = [(name, *(f"{value / 2**20:.1f}" for value in found)) for name, found in results["memory"].items()]
@@ -123,7 +133,7 @@ def measure_line(mirror: Path, folder: Path, rounds: int) -> dict[str, Any]:
 
 def build(source: str, output: Path, engine: Engine, **options: Any) -> dict[str, Any]:
     shutil.rmtree(output, ignore_errors=True)
-    built = build_dataset(BuildOptions(source), output, engine=engine, **options)
+    built = build_dataset(BuildOptions(source, **options), output, engine=engine)
     assert built is not None
     return built
 
@@ -201,6 +211,49 @@ def line_tables(line: dict[str, Any]) -> list[tuple[str, list[Any], list[str]]]:
         (title, rows, ["", "figures/s", "ms per figure"]),
         ("Steps of the build", steps, ["step", "ms per article", "ms per figure", "of the build"]),
     ]
+
+
+# Panels.
+
+
+def measure_panels(options: Any, folder: Path) -> dict[str, Any]:
+    """Measure the build with and without panels over the same articles."""
+    mirror = options.data / "pmc_mirror"
+    pmcids = [path.name for path in sorted(mirror.glob("PMC*"))][: options.limit] if options.limit else None
+    detector = load_lazy_detector(options.detector)
+    steps: list[dict[str, float]] = []
+
+    def build_once(**given: Any) -> dict[str, Any]:
+        _SPENT.clear()
+        output = folder / ("with_panels" if given else "without")
+        built = build(str(mirror), output, MeasuredEngine(connections=1), pmcids=pmcids, **given)
+        if given:
+            steps.append(dict(_SPENT))
+        return built
+
+    ways = {WITHOUT: build_once, WITH: lambda: build_once(panels="also", detector=detector)}
+    seconds, last = take_turns(ways, options.rounds, time.process_time)
+    found = last[WITH]["panel_detection"]
+    return {
+        "detector": detector.fingerprint,
+        "figures": found["examined_figures"],
+        "compound_figures": found["compound_figures"],
+        "panels": last[WITH]["composition"]["rows"].get("panels", 0),
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "detector_step": statistics.median(step["Find panels"] for step in steps[1:]),
+        "throughput_ratio": median_ratio(seconds[WITHOUT], seconds[WITH]),
+    }
+
+
+def panel_tables(part: dict[str, Any]) -> list[tuple[str, list[Any], list[str]]]:
+    figures = part["figures"]
+    title = (
+        f"{figures} figures, {part['compound_figures']} compound, {part['panels']} panels, by {part['detector']}; "
+        f"with panels, the build has {part['throughput_ratio']:.0%} of its throughput"
+    )
+    rows = {**part["seconds"], "the step that finds panels": part["detector_step"]}
+    table = [(name, figures / seconds, seconds / figures * 1000) for name, seconds in rows.items()]
+    return [(title, table, ["", "figures/s", "ms per figure"])]
 
 
 # Memory.
