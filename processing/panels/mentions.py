@@ -85,7 +85,7 @@ def _labels_after(text: str, number: str) -> set[str]:
         alone = position > 0 and text[position - 1].isspace()
         position = token.end()
         if token["number"]:
-            current, last = token["number"], last if through else ""
+            current = token["number"]
         elif token["label"]:
             label = token["label"].upper().replace("\u2032", "'")
             of_words = label in ("A", "I") or (len(label) > 1 and label.isalpha() and label not in ROMAN)

@@ -267,8 +267,10 @@ def test_a_detector_reads_each_figure_alone_and_with_one_thread(tmp_path, monkey
 
     monkeypatch.setattr(lazy_detector, "load_detector", lambda name, **options: watched)
     threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     assert len(lazy_detector.load_lazy_detector(None)([Image.new("L", (40, 40))] * 3)) == 3
-    assert batches == [(1, 1)] * 3 and torch.get_num_threads() == threads
+    assert batches == [(1, 1)] * 3 and torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
 
 
 def test_the_options_of_the_command_are_those_of_the_library():

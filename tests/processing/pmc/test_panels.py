@@ -2,14 +2,18 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+from helpers.commands import ROOT
 from helpers.fake_detectors import Halves
 from helpers.mirror_writer import build_set, dataset_files, figure_xml, interrupt, png_bytes, rows_of, skipped_rows
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from biomedclip.processing.images.reading import read_image
 from biomedclip.processing.panels.detection import FigurePanels, Panel
@@ -161,6 +165,7 @@ def test_panels_of_jpeg_files_are_stored_as_jpeg(mode):
     again = read_image(content)
     assert (suffix, again.format, again.mode) == (".jpg", "JPEG", mode)
     assert b"secret" not in content
+    assert mode != "RGB" or JpegImagePlugin.get_sampling(again) == 0, "colors are not subsampled"
     difference = np.asarray(again, dtype=int) - np.asarray(read.crop((8, 8, 88, 56)), dtype=int)
     assert np.abs(difference).mean() < 1
 
@@ -352,13 +357,29 @@ def test_the_files_do_not_depend_on_tasks_and_workers(undisturbed, tmp_path, tas
 
 @pytest.mark.slow
 def test_slurm_gives_the_same_files(undisturbed, tmp_path, slurm, monkeypatch):
-    from helpers.commands import ROOT
-
     mirror, files = undisturbed
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))  # where the fake detector is
     options = {"executor": "slurm", "workers": 2, "tasks": 3, "slurm_partition": "cpu"}
     assert build_set(mirror.root, tmp_path / "out", detector=Halves(), panels="also", **options) is None
     assert dataset_files(tmp_path / "out") == files, "\n".join(path.read_text() for path in slurm.glob("*.out"))
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_files(undisturbed, tmp_path):
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    mirror, files = undisturbed
+    # A separate process, so that Ray's workers do not import the tests.
+    code = (
+        "from helpers.fake_detectors import Halves\n"
+        "from helpers.mirror_writer import build_set\n"
+        "from pathlib import Path\n"
+        "options = {'executor': 'ray', 'workers': 2, 'tasks': 3, 'memory_gb': 1}\n"
+        "options |= {'detector': Halves(), 'panels': 'also'}\n"
+        f"build_set({str(mirror.root)!r}, Path({str(tmp_path / 'out')!r}), **options)\n"
+    )
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp", "PYTHONPATH": str(ROOT / "tests")}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=900)
+    assert dataset_files(tmp_path / "out") == files
 
 
 def test_an_interrupted_build_continues_with_the_next_article(undisturbed, tmp_path, monkeypatch, watch):
