@@ -5,6 +5,8 @@ import inspect
 import shutil
 
 import pytest
+from helpers.fake_detectors import Halves
+from helpers.mirror_writer import MirrorWriter, build_set
 
 import biomedclip
 from biomedclip.run_scripts.main import main
@@ -30,6 +32,8 @@ def work(quickstart, tmp_path_factory):
     shutil.copytree(quickstart, folder, symlinks=True)
     shutil.copy(folder / "figure.png", folder / "scan.png")
     shutil.copytree(folder / "scans" / "test", folder / "folder_of_classes")
+    MirrorWriter(folder / "mirror").plain_articles(20)
+    build_set(folder / "mirror", folder / "with_panels", detector=Halves(), panels="also")
     model, answers = str(folder / "out" / "model"), str(folder / "answers")
     data = ["--config", "vqa_rad", "--train-data", str(folder / "VQA_RAD"), "--co-attention-config", HEAD]
     steps = ["--max-steps", "1", "--per-device-train-batch-size", "4", "--use-cpu", "true"]

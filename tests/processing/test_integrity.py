@@ -165,7 +165,7 @@ def shortened_list(tmp_path_factory) -> Path:
         by_random_access,
         lambda folder: list(load_pmc15m(folder, columns=COLUMNS, decode=False, streaming=False, licenses="all")),
         lambda folder: read_columns(shard_of(folder)),
-        lambda folder: shards._OldShard(str(shard_of(folder)), None).row(0),
+        lambda folder: shards._OldShard(str(shard_of(folder)), None, shards.pair_schema()).row(0),
     ],
 )
 def test_a_flipped_bit_in_the_header_of_a_page_of_lists_is_detected(shortened_list, read):

@@ -8,6 +8,8 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from helpers.fake_detectors import Halves
+from helpers.mirror_writer import MirrorWriter, build_set
 from PIL import Image
 from transformers import (
     AutoModel,
@@ -67,6 +69,15 @@ def checkpoints(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def with_panels(tmp_path_factory) -> Path:
+    """A built dataset of 20 figures, half of them compound, with their panels."""
+    root = tmp_path_factory.mktemp("with_panels")
+    MirrorWriter(root / "mirror").plain_articles(20)
+    build_set(root / "mirror", root / "set", detector=Halves(), panels="also")
+    return root / "set"
+
+
 def train_one_step(name: str, checkpoints: Path, built: Path, folder: Path) -> Path:
     """Run a recipe as shipped, except for its checkpoints, the shape of a random image tower, and its length."""
     options = read_recipe(name, ["train"])
@@ -93,8 +104,11 @@ def train_one_step(name: str, checkpoints: Path, built: Path, folder: Path) -> P
 
 
 @pytest.mark.parametrize("name", recipes_of_biomedclip())
-def test_a_recipe_trains_a_model_that_open_clip_runs_with_equal_embeddings(name, checkpoints, built, tmp_path):
-    trained = train_one_step(name, checkpoints, built, tmp_path / "run")
+def test_a_recipe_trains_a_model_that_open_clip_runs_with_equal_embeddings(
+    name, checkpoints, built, with_panels, tmp_path
+):
+    data = with_panels if read_recipe(name, ["train"]).get("panels") else built
+    trained = train_one_step(name, checkpoints, data, tmp_path / "run")
     model, processor = AutoModel.from_pretrained(trained).eval(), AutoProcessor.from_pretrained(trained)
     assert model.config.vision_config.layer_norm_eps == 1e-6
     is_clip = model.config.text_config.model_type == "clip_text_model"
