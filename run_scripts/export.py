@@ -2,7 +2,7 @@
 
 biomedclip export published exported --precision float32 float16 int8
 biomedclip export published exported --format openvino --precision int8 --images my_scans
-biomedclip export detector exported --precision int8 --images my_figures
+biomedclip export panel-detector exported --precision int8 --images my_figures
 """
 
 import time
@@ -27,7 +27,7 @@ from .panel_rows.exports import REPORT, export_detector, is_panel_detector, show
 
 
 EXAMPLE = """biomedclip export published exported --format openvino --precision int8
-  biomedclip export detector exported --precision int8 --images figures"""
+  biomedclip export panel-detector exported --precision int8 --images figures"""
 
 
 @dataclass
@@ -36,8 +36,8 @@ class ExportOptions:
 
     model: str = option(
         REQUIRED,
-        "Folder or Hub id of a BiomedCLIP model in any layout, or of a panel detector. Can be the first positional "
-        "argument.",
+        "Folder or Hub id of a BiomedCLIP model in any layout, or of a panel detector; panel-detector "
+        "names the one of this package. Can be the first positional argument.",
     )
     output_dir: str = option(REQUIRED, "Folder for the graphs. Can be the second positional argument.")
     format: str = option("onnx", "ONNX Runtime or OpenVINO (default: onnx).", list(FORMATS))

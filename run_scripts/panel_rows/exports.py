@@ -16,7 +16,7 @@ from biomedclip.processing import PanelDetectionImageProcessor
 from biomedclip.processing.images.errors import ImageError
 from biomedclip.processing.images.inputs import find_inputs
 from biomedclip.processing.images.reading import read_row_image
-from biomedclip.processing.panels.detection import LABEL_SCORE, SCORE, PanelDetector
+from biomedclip.processing.panels.detection import LABEL_SCORE, OURS, SCORE, PanelDetector
 from biomedclip.processing.panels.synthesis.drawn_singles import figures_without_data
 from biomedclip.source_checks import check_source
 
@@ -27,13 +27,14 @@ from ..evaluation.checks import config_on_hub
 logger = logging.getLogger(__name__)
 
 REPORT = "export_report.json"
+PACKAGED = "panel-detector"  # names the detector of the package, unless a folder has this name
 # Numbers of drawn figures without --images.
 CALIBRATION, MEASUREMENT = 64, 32
 
 
 def is_panel_detector(name: str) -> bool:
     """Return whether the configuration in a folder or on the Hub is that of a [`PanelDetectionModel`]."""
-    folder = Path(name)
+    folder = _source(name)
     if folder.exists():
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
     else:
@@ -44,6 +45,10 @@ def is_panel_detector(name: str) -> bool:
     return isinstance(config, dict) and config.get("model_type") == PanelDetectionModel.config_class.model_type
 
 
+def _source(name: str) -> Path:
+    return OURS if name == PACKAGED and not Path(name).exists() else Path(name)
+
+
 def export_detector(
     name: str, output_dir: Path, *, format: str, precisions: Sequence[str], images: Sequence[str], overwrite: bool
 ) -> dict[str, Any]:
@@ -52,11 +57,12 @@ def export_detector(
     With int8, every second image is for the calibration, and the error is measured on the others.
     """
     check_detector_precisions(format, precisions)
-    check_source(name, trust_remote_code=False)
+    source = str(_source(name))
+    check_source(source, trust_remote_code=False)
     refuse_filled(output_dir, overwrite=overwrite)
     started = time.monotonic()
-    model = PanelDetectionModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False).eval()
-    processor = PanelDetectionImageProcessor.from_pretrained(name, trust_remote_code=False)
+    model = PanelDetectionModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False).eval()
+    processor = PanelDetectionImageProcessor.from_pretrained(source, trust_remote_code=False)
     quantizes = "int8" in precisions
     calibration, measurement = _read_figures(images, quantizes) if images else _drawn_figures(quantizes)
     inputs = (processor(figure, return_tensors="pt")["pixel_values"] for figure in calibration)

@@ -7,7 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from biomedclip import PanelDetectionConfig, PanelDetectionImageProcessor, PanelDetectionModel
+from biomedclip import (
+    ExportedPanelDetector,
+    PanelDetectionConfig,
+    PanelDetectionImageProcessor,
+    PanelDetectionModel,
+)
 from biomedclip.processing.panels.detection import PanelDetector
 from biomedclip.processing.panels.synthesis.drawn_singles import figures_without_data
 from biomedclip.run_scripts.main import main
@@ -107,6 +112,20 @@ def test_figures_are_drawn_without_images_and_none_for_float32_are_calibrated(de
     status, _, _ = run(capsys, "export", detector, tmp_path / "out", "--precision", "int8", "--overwrite")
     report = json.loads((tmp_path / "out" / "export_report.json").read_text(encoding="utf-8"))
     assert status == 0 and report["calibration_figures"] == 2 and report["precision"] == "int8"
+
+
+@pytest.mark.slow
+def test_the_detector_of_the_package_is_exported_by_its_name(figures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, _ = run(capsys, "export", exports.PACKAGED, tmp_path / "out", "--images", figures / "0.png")
+    assert status == 0
+    model, packaged = ExportedPanelDetector(tmp_path / "out"), PanelDetector.from_pretrained()
+    pixels = packaged.image_processor(Image.open(figures / "0.png"), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        torch.testing.assert_close(model(pixels).logits, packaged.model(pixels).logits, rtol=0, atol=1e-3)
+    (tmp_path / exports.PACKAGED).mkdir()
+    status, _, error = run(capsys, "export", exports.PACKAGED, tmp_path / "other")
+    assert status == 1 and "Traceback" not in error, "a folder of this name comes first"
 
 
 def test_drawn_figures_are_determined_by_the_seed():
