@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -50,7 +50,7 @@ class SingleFigure:
         return to_8_bit(read_image(self.content)).convert("RGB")
 
 
-def singles_of_dataset(folder: Path, without: Sequence[str] = ()) -> Iterator[SingleFigure]:
+def singles_of_dataset(folder: Path, without: Collection[str] = ()) -> Iterator[SingleFigure]:
     """Yield the figures of a dataset that `biomedclip build` wrote, if caption and picture suggest a single panel.
 
     Rows of panels are left out: their files have other names, so that `without` would not exclude them.

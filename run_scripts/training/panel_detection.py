@@ -66,7 +66,9 @@ class PanelData(SupervisedData):
         [], "Real figures with their panels, as 'TABLE=FOLDER': a table of boxes and the folder of its pictures."
     )
     leave_out: str | None = option(
-        None, "Text file with one PMCID/FILE per line: figures of the dataset that are not used, such as a test set."
+        None,
+        "Text file with one PMCID/FILE per line: figures of the dataset and of tables that are not used, such as a "
+        "test set.",
     )
     figures: int = option(60_000, "Number of figures to draw for an epoch (default: 60000).")
     plots: int = option(2000, "Number of different plots to draw panels from (default: 2000).")
@@ -138,7 +140,7 @@ class _Collator:
 
 
 def read_annotated(data: PanelData) -> list[AnnotatedFigure]:
-    """Return the annotated figures of all tables."""
+    """Return the annotated figures of all tables, except those to leave out."""
     figures = []
     for wanted in data.annotations:
         table, equals, folder = wanted.rpartition("=")
@@ -147,13 +149,35 @@ def read_annotated(data: PanelData) -> list[AnnotatedFigure]:
                 f"--annotations {wanted}: it must be a table and the folder of its pictures, TABLE=FOLDER."
             )
         figures += read_annotations(Path(table), Path(folder))
-    return figures
+    without = left_out(data)
+    kept = [figure for figure in figures if _name_of(figure) not in without]
+    if len(kept) < len(figures):
+        logger.info("--leave-out %s: %d annotated figures are left out", data.leave_out, len(figures) - len(kept))
+    return kept
+
+
+def left_out(data: PanelData) -> set[str]:
+    """Return the names of the figures that must not be seen, `PMCID/FILE` or only `FILE` if the article is unknown."""
+    if data.leave_out is None:
+        return set()
+    path = Path(data.leave_out)
+    if not path.is_file():
+        raise FileNotFoundError(f"--leave-out {path}: the file does not exist.")
+    names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    if not names:
+        raise ValueError(f"--leave-out {path}: the file is empty. Each line must be PMCID/FILE, or omit the option.")
+    return names
+
+
+def _name_of(figure: AnnotatedFigure) -> str:
+    name = Path(figure.name).name
+    # An unknown article has the name of the figure. PanelSeg puts a known one before the name.
+    return name if figure.article == name else f"{figure.article}/{name.removeprefix(f'{figure.article}_')}"
 
 
 def read_singles(data: PanelData, annotated: Sequence[AnnotatedFigure]) -> list[SingleFigure]:
     """Return the single figures of the dataset, the annotations and the folders. Annotations replace the dataset's."""
-    leave_out = Path(data.leave_out).read_text(encoding="utf-8").split() if data.leave_out else []
-    leave_out += [f"{figure.article}/{Path(figure.name).name}" for figure in annotated]
+    leave_out = left_out(data) | {_name_of(figure) for figure in annotated}
     singles = list(singles_of_dataset(Path(data.train_data), leave_out))
     singles += [single for figure in annotated for single in singles_of_annotation(figure)]
     for wanted in data.photographs:

@@ -137,6 +137,24 @@ def test_annotated_compound_figures_are_examples_and_replace_those_of_the_datase
     assert results(train(tmp_path / "again", **options))["single_figures"] == 14, "one was in both"
 
 
+def test_figures_to_leave_out_are_used_neither_from_the_dataset_nor_from_tables(options, annotations, tmp_path, capsys):
+    table = annotations.read_text(encoding="utf-8")
+    unknown = row("unknown.png", [[0, 0, 38, 60], [42, 0, 80, 60]]) | {"pmcid": None}
+    panelseg = row("PMC72_scan.png", [[0, 0, 38, 60], [42, 0, 80, 60]]) | {"pmcid": "PMC72"}
+    annotations.write_text(table + "".join(json.dumps(each) + "\n" for each in (unknown, panelseg)), encoding="utf-8")
+    for name in ("unknown.png", "PMC72_scan.png"):
+        noise(3).save(annotations.parent / name)
+    options |= {"annotations": f"{annotations}={annotations.parent}", "max_steps": 1, "validation_figures": 0}
+    found = results(train(tmp_path / "all", **options))
+    assert (found["single_figures"], found["annotated_compound_figures"]) == (19, 4)
+    options["leave_out"] = tmp_path / "left_out.txt"
+    options["leave_out"].write_text("PMC5/g5.png\nPMC71/labeled.png\n\nunknown.png\nPMC72/scan.png\n", encoding="utf-8")
+    found = results(train(tmp_path / "left_out", **options))
+    assert (found["single_figures"], found["annotated_compound_figures"]) == (13, 1)
+    options["leave_out"].write_text("\n", encoding="utf-8")
+    assert "left_out.txt: the file is empty" in train_error(capsys, tmp_path / "run", 1, **options)
+
+
 def test_a_run_saves_a_detector_and_its_scores_on_drawn_figures(options, tmp_path, capsys):
     run = train(tmp_path / "run", **options)
     assert len(losses(run)) == 4 and all(np.isfinite(losses(run)))
@@ -162,6 +180,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path):
         ({"photographs": "/tmp=Endoskopie"}, 1, "'Endoskopie' is no type"),
         ({"annotations": "table.jsonl"}, 1, "it must be a table and the folder of its pictures, TABLE=FOLDER"),
         ({"annotations": "/nowhere.jsonl=/tmp"}, 1, "/nowhere.jsonl: the file does not exist"),
+        ({"leave_out": "/nowhere.txt"}, 1, "--leave-out /nowhere.txt: the file does not exist"),
         ({"figures": 0}, 2, "--figures must be at least 1"),
         ({"lora_rank": 4}, 1, "--lora-rank has no effect"),
     ],
