@@ -19,6 +19,7 @@ from .configuration_panel_detection import PanelDetectionConfig
 
 
 STRIDE = 8
+TYPE_SMOOTHING = 0.05  # part of the probability that the loss spreads over all types, as many are hard to tell
 IGNORED = -1  # class of a panel or label, or state of a figure, that is unknown
 # Weights of the parts of the loss. Sums over a batch are divided by its number of panels or labels.
 LOSS_WEIGHTS = {
@@ -27,7 +28,7 @@ LOSS_WEIGHTS = {
     "labels": 1.0,
     "label_boxes": 1.0,
     "letters": 1.0,
-    "types": 0.5,
+    "types": 1.0,
     "compound": 0.5,
 }
 
@@ -233,7 +234,12 @@ def detection_losses(output: Any, labels: Sequence[dict[str, Tensor]]) -> dict[s
         overlap = _generalized_iou(_corners(boxes[inside].float()), gold_boxes[inside])
         losses[names[1]] = ((1 - overlap) * weights[inside]).sum() / total
         known = inside & (gold_classes != IGNORED)
-        entropy = functional.cross_entropy(classes[known].float(), gold_classes[known], reduction="none")
+        entropy = functional.cross_entropy(
+            classes[known].float(),
+            gold_classes[known],
+            reduction="none",
+            label_smoothing=TYPE_SMOOTHING if names[2] == "types" else 0.0,
+        )
         losses[names[2]] = (entropy * weights[known]).sum() / weights[known].sum().clamp(min=1)
     compound = torch.stack([each["compound"] for each in labels])
     known = compound != IGNORED

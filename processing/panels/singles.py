@@ -17,12 +17,13 @@ from ..images.reading import read_image
 from .annotations import AnnotatedFigure
 from .captions import split_caption
 from .cutting import cut_panels
-from .detection import pixel_box
+from .detection import Box, pixel_box
 from .image_types import GROUP_OF, type_in_caption
 
 
 HELD_OUT = 10  # one of ten articles and photographs is held out
 PHOTOGRAPHS = ("radiology", "visible light photo", "microscopy")
+LEAST_PHOTOGRAPH, LEAST_PLOT = 0.5, 0.85  # part of an annotated panel that must be left without its label
 _COLUMNS = ("image", "caption", "pmcid")
 _PARTS = re.compile(r"\b(?:left|right|panels?|upper|lower|top|bottom|respectively)\b", re.IGNORECASE)
 
@@ -88,7 +89,10 @@ def _single(row: dict) -> SingleFigure | None:
 
 
 def singles_of_annotation(figure: AnnotatedFigure) -> Iterator[SingleFigure]:
-    """Yield an annotated figure with one panel, or the panels of a compound one, unless a label is printed on them."""
+    """Yield an annotated figure with one panel, or the panels of a compound one, without labels printed on them.
+
+    A label is cut off with the strip of the panel beside it. If most of the panel is lost, it is left out.
+    """
     held_out = is_held_out(figure.article)
     if figure.compound is False:
         yield _of_type(figure.file, figure.article, figure.panels[0].image_type, held_out)
@@ -96,15 +100,39 @@ def singles_of_annotation(figure: AnnotatedFigure) -> Iterator[SingleFigure]:
         picture = figure.open()
         labels = [panel.label_box for panel in figure.panels if panel.label_box is not None]
         for panel in figure.panels:
-            if not any(_overlap(panel.box, label) for label in labels):
+            box = _without_labels(panel.box, labels)
+            least = LEAST_PHOTOGRAPH if _shows_itself_in_parts(panel.image_type) else LEAST_PLOT
+            if _area(box) >= least * _area(panel.box):
                 file = BytesIO()
-                picture.crop(pixel_box(panel.box, picture.size)).save(file, format="PNG")
+                picture.crop(pixel_box(box, picture.size)).save(file, format="PNG")
                 yield _of_type(file.getvalue(), figure.article, panel.image_type, held_out)
 
 
+def _without_labels(box: Box, labels: Sequence[Box]) -> Box:
+    """Return the largest part of a box beside the labels, each time above, below, left or right of one."""
+    for label in labels:
+        if _overlap(box, label):
+            (left, top, right, bottom), (x0, y0, x1, y1) = box, label
+            parts = [
+                (left, top, x0, bottom),
+                (left, top, right, y0),
+                (x1, top, right, bottom),
+                (left, y1, right, bottom),
+            ]
+            box = max(parts, key=_area)
+    return box
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
 def _of_type(content: Path | bytes, kind: str, image_type: str | None, held_out: bool) -> SingleFigure:
-    is_photograph = image_type is not None and GROUP_OF[image_type] in PHOTOGRAPHS
-    return SingleFigure(content, kind, image_type, is_photograph, held_out)
+    return SingleFigure(content, kind, image_type, _shows_itself_in_parts(image_type), held_out)
+
+
+def _shows_itself_in_parts(image_type: str | None) -> bool:
+    return image_type is not None and GROUP_OF[image_type] in PHOTOGRAPHS
 
 
 def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:

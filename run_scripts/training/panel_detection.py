@@ -45,7 +45,8 @@ TASK = "panel-detection"
 EXAMPLE = """biomedclip train --config panel_detector --train-data out \\
       --photographs scans --output-dir detector"""
 GROUPS = {
-    "data": "task train_data photographs annotations leave_out figures plots validation_figures dataloader_num_workers",
+    "data": "task train_data photographs annotations annotated_share type_balance leave_out figures plots "
+    "validation_figures dataloader_num_workers",
     "model": "model_name_or_path trust_remote_code",
     **supervised.GROUPS,
 }
@@ -70,6 +71,12 @@ class PanelData(SupervisedData):
         "Text file with one PMCID/FILE per line: figures of the dataset and of tables that are not used, such as a "
         "test set.",
     )
+    annotated_share: float = option(0.2, "Part of the figures that are annotated compound ones (default: 0.2).")
+    type_balance: float = option(
+        0.75,
+        "How often single figures of rare types are chosen (default: 0.75). With 0, each single figure is as probable "
+        "as any other; with 1, each type.",
+    )
     figures: int = option(60_000, "Number of figures to draw for an epoch (default: 60000).")
     plots: int = option(2000, "Number of different plots to draw panels from (default: 2000).")
     validation_figures: int = option(200, "Number of drawn figures of held-out articles to evaluate (default: 200).")
@@ -78,6 +85,10 @@ class PanelData(SupervisedData):
         for name in ("figures", "plots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("annotated_share", "type_balance"):
+            if not 0 <= getattr(self, name) <= 1:
+                option_name = name.replace("_", "-")
+                raise ValueError(f"--{option_name} must be between 0 and 1, not {getattr(self, name)}.")
         if self.validation_figures < 0:
             raise ValueError(f"--validation-figures must be at least 0, not {self.validation_figures}.")
 
@@ -101,15 +112,25 @@ def run(
         config = PanelDetectionConfig(printed_labels=list(CLASSES), image_types=list(IMAGE_TYPES))
         model = PanelDetectionModel(config)
     else:
-        model = AutoModelForObjectDetection.from_pretrained(data.model_name_or_path, trust_remote_code=trust)
+        # Weights of the package have float16, in which training would soon fail.
+        model = AutoModelForObjectDetection.from_pretrained(
+            data.model_name_or_path, dtype=torch.float32, trust_remote_code=trust
+        )
     model.to(memory_format=torch.channels_last)  # with bfloat16, four times as fast on CPUs
     training = [single for single in singles if not single.held_out]
     compound = [figure for figure in annotated if figure.compound and not is_held_out(figure.article)]
-    options: dict[str, Any] = {"plots": data.plots, "side": model.config.image_size}
+    options: dict[str, Any] = {"plots": data.plots, "side": model.config.image_size, "balance": data.type_balance}
     trainer = SupervisedTrainer(
         model,
         args,
-        train_dataset=DrawnFigures(training, data.figures, seed=args.seed, annotated=compound, **options),
+        train_dataset=DrawnFigures(
+            training,
+            data.figures,
+            seed=args.seed,
+            annotated=compound,
+            annotated_share=data.annotated_share,
+            **options,
+        ),
         data_collator=_Collator(),
         processing_class=PanelDetectionImageProcessor(size=dict.fromkeys(("height", "width"), model.config.image_size)),
     )

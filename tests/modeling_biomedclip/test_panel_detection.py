@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
-from biomedclip import PanelDetectionConfig, PanelDetectionImageProcessor, PanelDetectionModel
+from biomedclip import PanelDetectionConfig, PanelDetectionImageProcessor, PanelDetectionModel, modeling_panel_detection
 from biomedclip.modeling_panel_detection import _boxes, _generalized_iou, _targets, detection_losses
 
 
@@ -78,7 +78,7 @@ def test_targets_are_one_at_centers_and_belong_to_the_smallest_box():
     assert weights[classes == 5].sum() == pytest.approx(1) and weights[classes == -1].sum() == 0
 
 
-def test_the_loss_of_the_truth_is_almost_zero_and_larger_otherwise(model):
+def test_the_loss_of_the_truth_is_almost_zero_and_larger_otherwise(model, monkeypatch):
     truth = labels()
     output = model(torch.zeros(1, 3, 64, 64))
     for scores, boxes, kinds, gold, gold_kinds, spread in (
@@ -90,6 +90,11 @@ def test_the_loss_of_the_truth_is_almost_zero_and_larger_otherwise(model):
         output[boxes] = torch.cat([(targets[:, :2] + targets[:, 2:]) / 2, targets[:, 2:] - targets[:, :2]], 1)[None]
         output[kinds] = 50 * torch.nn.functional.one_hot(classes.clamp(min=0), output[kinds].shape[-1])[None].float()
     output.compound_logits = torch.tensor([50.0])
+    certain = detection_losses(output, [truth])["types"]
+    output["type_logits"] = output["type_logits"] * 0.08
+    assert detection_losses(output, [truth])["types"] < 0.5 < certain, "a type should not be certain"
+    output["type_logits"] = output["type_logits"] / 0.08
+    monkeypatch.setattr(modeling_panel_detection, "TYPE_SMOOTHING", 0.0)
     right = detection_losses(output, [truth])
     assert all(value < 0.05 for value in right.values()), right
     output.compound_logits, output.pred_boxes = torch.tensor([-50.0]), output.pred_boxes.flip(-1)

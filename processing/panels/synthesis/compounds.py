@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..image_types import GROUP_OF
 from .labels import LabelStyle, font, random_style
 from .layouts import Layout, random_layout
 
@@ -17,6 +18,12 @@ Box = tuple[float, float, float, float]  # left, top, right and bottom in pixels
 Color = tuple[int, int, int]
 Source = Callable[[Rng, str | None], "Single"]
 SINGLES = 0.25  # part of figures that have one panel
+MOSAICS = 0.15  # part of compound figures whose panels are photographs or scans that look alike and nearly touch
+SEVERAL = 0.3  # part of compound figures with labels in which some panels have several images
+
+
+TURNED = frozenset(name for name, group in GROUP_OF.items() if group in ("microscopy", "visible light photo"))
+MORE_IMAGES = (0.3, 0.17, 0.22, 0.05, 0.14, 0.08, 0.04)  # how often a panel has 1, 2, 3, 4, 5, 8 or 11 further images
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,10 @@ def _compound(rng: Rng, source: Source) -> DrawnFigure:
     sheet = _sheet(rng, layout, style)
     alike = rng.random() < 0.6
     first = source(rng, None)
+    if rng.random() < MOSAICS:
+        return _mosaic(rng, sheet, layout, _photograph(rng, source), source)
     fills = first.is_photograph and rng.random() < 0.75
-    several = style is not None and rng.random() < 0.2  # panels with several images under one letter
+    several = style is not None and rng.random() < SEVERAL  # panels with several images under one letter
     panels = []
     for number, cell in enumerate(layout.cells):
         single = first if number == 0 else source(rng, first.kind if alike else None)
@@ -124,18 +133,61 @@ def _compound(rng: Rng, source: Source) -> DrawnFigure:
         place, space = _space_for_label(rng, sheet, number, place)
         images = [single]
         if several and rng.random() < 0.5:
-            images += [source(rng, single.kind) for _ in range(int(rng.integers(1, 6)))]
+            images += [source(rng, single.kind) for _ in range(int(rng.choice([1, 2, 3, 4, 5, 8, 11], p=MORE_IMAGES)))]
         box = _draw_images(rng, sheet, images, place, fills and alike)
         label_box = None
         if sheet.style is not None:
             label_box = (
-                _label_inside(rng, sheet, number, box) if space is None else _label_outside(sheet, number, box, space)
+                _label_inside(rng, sheet, number, box)
+                if space is None
+                else _label_outside(rng, sheet, number, box, space)
             )
         if rng.random() < 0.1:
             _write_on(rng, sheet.pen, box)
         name = sheet.style.name(number) if sheet.style and label_box else None
-        panels.append(DrawnPanel(box, single.image_type, name, label_box))
+        image_types = {image.image_type for image in images}
+        panels.append(DrawnPanel(box, single.image_type if len(image_types) == 1 else None, name, label_box))
+    if layout.rows * layout.columns == len(layout.cells) + 1 and rng.random() < 0.6:
+        _, top, right, bottom = layout.cells[-1]
+        _draw_legend(rng, sheet, (right, top, 1, 1) if layout.columns > 1 else (0, bottom, 1, 1))
     _decorate(rng, sheet, panels)
+    return DrawnFigure(sheet.image, tuple(panels))
+
+
+def _photograph(rng: Rng, source: Source) -> Single:
+    """Return a single figure that is a photograph, if one of a few is."""
+    single = source(rng, None)
+    for _ in range(9):
+        if single.is_photograph:
+            break
+        single = source(rng, None)
+    return single
+
+
+def _mosaic(rng: Rng, sheet: _Sheet, layout: Layout, first: Single, source: Source) -> DrawnFigure:
+    """Draw images of one kind with at most four pixels between them, such as scans side by side."""
+    sheet.background = (255, 255, 255) if rng.random() < 0.6 else (0, 0, 0)
+    sheet.image.paste(sheet.background, (0, 0, *sheet.image.size))
+    if rng.random() < 0.4:
+        sheet.style = None
+    elif sheet.style is not None:
+        sheet.style = replace(sheet.style, place="inside")
+    sheet.gap = int(rng.integers(0 if sheet.style else 1, 5))
+    parts = rng.random() < 0.5  # of one image
+    panels = []
+    for number, cell in enumerate(layout.cells):
+        place = _place(sheet, cell)
+        if min(place[2] - place[0], place[3] - place[1]) < 24:
+            continue
+        single = first if number == 0 or parts else source(rng, first.kind)
+        if single.image_type != first.image_type:
+            single = first
+        box = _draw_image(rng, sheet, replace(single, is_photograph=True), place, fill=True)
+        label_box = _label_inside(rng, sheet, number, box) if sheet.style else None
+        if rng.random() < 0.15:
+            _write_on(rng, sheet.pen, box)
+        name = sheet.style.name(number) if sheet.style and label_box else None
+        panels.append(DrawnPanel(box, single.image_type, name, label_box))
     return DrawnFigure(sheet.image, tuple(panels))
 
 
@@ -191,6 +243,8 @@ def _draw_image(rng: Rng, sheet: _Sheet, single: Single, cell: Box, fill: bool) 
     image = single.image
     if single.is_photograph and rng.random() < 0.5:
         image = _random_part(rng, image)
+    if single.image_type in TURNED and rng.random() < 0.6:
+        image = _turned(rng, image)
     if fill and single.is_photograph:
         image = _crop_to(image, width / height)
         size = (width, height)
@@ -216,6 +270,17 @@ def _random_part(rng: Rng, image: Image.Image) -> Image.Image:
     left, top = int(rng.integers(0, image.width - width + 1)), int(rng.integers(0, image.height - height + 1))
     part = image.crop((left, top, left + width, top + height))
     return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.3 else part
+
+
+def _turned(rng: Rng, image: Image.Image) -> Image.Image:
+    """Turn or mirror an image, and change its colors a little."""
+    image = image.transpose(Image.Transpose(int(rng.integers(7))))
+    scale, shift = rng.uniform(0.85, 1.15, (3, 1)), rng.uniform(-12, 12, (3, 1))
+    table = np.clip(np.arange(256) * scale + shift, 0, 255).astype(int)
+    red, green, blue = (np.asarray(channel) for channel in image.split())
+    if (red == green).all() and (green == blue).all():
+        table[1:] = table[0]  # gray stays gray
+    return image.point(table.ravel().tolist())
 
 
 def _crop_to(image: Image.Image, aspect: float) -> Image.Image:
@@ -266,7 +331,7 @@ def _space_for_label(rng: Rng, sheet: _Sheet, number: int, place: Box) -> tuple[
     return (left + width + space, top, right, bottom), space
 
 
-def _label_outside(sheet: _Sheet, number: int, box: Box, space: int) -> Box:
+def _label_outside(rng: Rng, sheet: _Sheet, number: int, box: Box, space: int) -> Box:
     """Print a label beside the content of a panel."""
     style = sheet.style
     assert style is not None
@@ -275,7 +340,12 @@ def _label_outside(sheet: _Sheet, number: int, box: Box, space: int) -> Box:
     color = (0, 0, 0) if sum(sheet.background) > 380 else (255, 255, 255)
     x = box[0] + (box[2] - box[0] - width) * style.corner[0]
     if style.place == "above":
-        return _write(sheet, style, number, x, box[1] - height - space, color)
+        written = _write(sheet, style, number, x, box[1] - height - space, color)
+        if style.corner[0] == 0 and rng.random() < 0.2:
+            title = str(rng.choice(["Control", "Treated (24 h)", "Day 7", "Overall survival", "IL-6", "Women, n = 12"]))
+            small = font("DejaVuSans.ttf", max(7, round(0.75 * style.size)))
+            sheet.pen.text((written[2] + style.size, written[3]), title, fill=color, font=small, anchor="ls")
+        return written
     if style.place == "below":
         return _write(sheet, style, number, x, box[3] + space, color)
     return _write(sheet, style, number, box[0] - width - space, box[1], color)
@@ -317,6 +387,25 @@ def _write_on(rng: Rng, pen: ImageDraw.ImageDraw, box: Box) -> None:
             pen.polygon([tip, *sides], fill=color)
     if rng.random() < 0.4:
         pen.line((box[2] - 0.3 * width, box[3] - 8, box[2] - 8, box[3] - 8), fill=color, width=3)
+
+
+def _draw_legend(rng: Rng, sheet: _Sheet, cell: Sequence[float]) -> None:
+    """Draw a legend for all panels where the last one would be."""
+    left, top, right, bottom = _place(sheet, cell)
+    size = int(rng.integers(9, 20))
+    left += (right - left) * rng.uniform(0.05, 0.4)
+    top += (bottom - top) * rng.uniform(0.05, 0.3)
+    color = (0, 0, 0) if sum(sheet.background) > 380 else (255, 255, 255)
+    lines = min(int(rng.integers(2, 9)), int((bottom - top) / (1.6 * size)))
+    for line in range(lines):
+        y = top + 1.5 * size * line
+        fill = tuple(int(level) for level in rng.integers(0, 256, 3))
+        sheet.pen.rectangle((left, y, left + 1.4 * size, y + size), fill=fill, outline=color)
+        text = str(rng.choice(["Control", "Vector control", "WT", "Treated + M", "Day 7", "n = 12", "GFP", "Placebo"]))
+        sheet.pen.text((left + 2 * size, y), text, fill=color, font=font("DejaVuSans.ttf", size))
+    if lines and rng.random() < 0.3:
+        frame = (left - 5, top - 5, min(left + 11 * size, right - 1), top + 1.5 * size * lines + 3)
+        sheet.pen.rectangle(frame, outline=color)
 
 
 def _decorate(rng: Rng, sheet: _Sheet, panels: Sequence[DrawnPanel]) -> None:
@@ -366,6 +455,12 @@ def _with_boxes(image: Image.Image, figure: DrawnFigure, change: Callable[[Box],
 # Damage
 
 
+def stretched(rng: Rng, figure: DrawnFigure) -> DrawnFigure:
+    """Change width and height by up to a fifth each."""
+    across, down = rng.uniform(0.8, 1.2, 2)
+    return _scaled(figure, across, down)
+
+
 def degrade(rng: Rng, figure: DrawnFigure, strip: float = 0.15) -> DrawnFigure:
     """Add a strip (with this probability), cut the border, reduce the size, change colors, compress: each at random."""
     if figure.is_compound and rng.random() < strip:
@@ -373,7 +468,8 @@ def degrade(rng: Rng, figure: DrawnFigure, strip: float = 0.15) -> DrawnFigure:
     if rng.random() < 0.3:
         figure = _cut_border(rng, figure)
     if rng.random() < 0.35:
-        figure = _scaled(figure, rng.uniform(0.55, 0.95))
+        scale = rng.uniform(0.55, 0.95)
+        figure = _scaled(figure, scale, scale)
     if rng.random() < 0.2:
         figure = replace(figure, image=_recolored(rng, figure.image))
     if rng.random() < 0.6:
@@ -415,8 +511,8 @@ def _cut(box: Box, window: Sequence[float]) -> Box | None:
     return (left, top, right, bottom) if right - left > 3 and bottom - top > 3 else None
 
 
-def _scaled(figure: DrawnFigure, scale: float) -> DrawnFigure:
-    size = (max(32, round(figure.image.width * scale)), max(32, round(figure.image.height * scale)))
+def _scaled(figure: DrawnFigure, wide: float, high: float) -> DrawnFigure:
+    size = (max(32, round(figure.image.width * wide)), max(32, round(figure.image.height * high)))
     across, down = size[0] / figure.image.width, size[1] / figure.image.height
     resized = figure.image.resize(size, Image.Resampling.LANCZOS)
     return _with_boxes(resized, figure, lambda box: (box[0] * across, box[1] * down, box[2] * across, box[3] * down))

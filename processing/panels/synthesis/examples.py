@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from ...image_processing_panel_detection import letterbox
 from ..annotations import AnnotatedFigure
-from ..image_types import IMAGE_TYPES
-from ..singles import SingleFigure
-from .compounds import DrawnFigure, DrawnPanel, Single, degrade, draw_figure
+from ..image_types import GROUP_OF, IMAGE_TYPES
+from ..singles import PHOTOGRAPHS, SingleFigure
+from .compounds import DrawnFigure, DrawnPanel, Single, degrade, draw_figure, stretched
 from .labels import UNKNOWN, label_class
 from .plots import draw_plot
 
@@ -33,6 +33,8 @@ class DrawnFigures(Dataset[dict[str, torch.Tensor]]):
         plot_share: Part of single figures that are plots.
         annotated: Real compound figures, which are changed a little each time.
         annotated_share: Part of the figures that are chosen from them.
+        balance: How often single figures of rare types are chosen. With 0, each single figure is as probable as any
+            other, with 1 each type.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class DrawnFigures(Dataset[dict[str, torch.Tensor]]):
         plot_share: float = 0.5,
         annotated: Sequence[AnnotatedFigure] = (),
         annotated_share: float = 0.2,
+        balance: float = 0.75,
     ):
         self.kinds: dict[str, list[SingleFigure]] = defaultdict(list)
         for single in singles:
             self.kinds[single.kind].append(single)
+        self.types = _by_type(singles)
         self.count = count
         self.plots = plots
         self.seed = seed
@@ -57,9 +61,8 @@ class DrawnFigures(Dataset[dict[str, torch.Tensor]]):
         self.plot_share = plot_share if self.kinds else 1.0
         self.annotated = list(annotated)
         self.annotated_share = annotated_share if self.annotated else 0.0
-        # Collections of many images are chosen more often than an article with one, but not in proportion.
-        weights = np.sqrt([len(files) for files in self.kinds.values()])
-        self._chances = weights / weights.sum() if len(weights) else weights
+        weights = np.array([sum(map(len, kinds)) for kinds in self.types], dtype=float) ** (1 - balance)
+        self._chances = weights / weights.sum()
 
     def __len__(self) -> int:
         return self.count
@@ -71,19 +74,32 @@ class DrawnFigures(Dataset[dict[str, torch.Tensor]]):
         """Draw the figure with an index, or choose an annotated one."""
         rng = np.random.default_rng([self.seed, index])
         if self.annotated_share and rng.random() < self.annotated_share:
-            return degrade(rng, _annotated(self.annotated[rng.integers(len(self.annotated))]), strip=0.0)
+            figure = _annotated(self.annotated[rng.integers(len(self.annotated))])
+            return degrade(rng, stretched(rng, figure) if rng.random() < 0.5 else figure, strip=0.0)
         return draw_figure(rng, self._single)
 
     def _single(self, rng: Rng, kind: str | None) -> Single:
-        if kind is None:
-            is_plot = rng.random() < self.plot_share
-            kind = "plot" if is_plot else list(self.kinds)[rng.choice(len(self.kinds), p=self._chances)]
-        if kind == "plot":
+        if kind == "plot" or (kind is None and rng.random() < self.plot_share):
             image, image_type = _plot(self.seed, int(rng.integers(self.plots)))
-            return Single(image, image_type, "plot", False)
-        files = self.kinds[kind]
+            return Single(image, image_type, "plot", GROUP_OF[image_type] in PHOTOGRAPHS)
+        files = self.kinds[kind] if kind is not None else self._of_random_type(rng)
+        kind = files[0].kind
         single = files[rng.integers(len(files))]
         return Single(_read(single), single.image_type, kind, single.is_photograph)
+
+    def _of_random_type(self, rng: Rng) -> list[SingleFigure]:
+        kinds = self.types[rng.choice(len(self.types), p=self._chances)]
+        # Collections of many images are chosen more often than an article with one, but not in proportion.
+        weights = np.sqrt([len(files) for files in kinds])
+        return kinds[rng.choice(len(kinds), p=weights / weights.sum())]
+
+
+def _by_type(singles: Sequence[SingleFigure]) -> list[list[list[SingleFigure]]]:
+    """Return the single figures of each type and kind. An unknown type is one, too."""
+    found: dict[str | None, dict[str, list[SingleFigure]]] = defaultdict(lambda: defaultdict(list))
+    for single in singles:
+        found[single.image_type][single.kind].append(single)
+    return [list(kinds.values()) for kinds in found.values()]
 
 
 @lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""Plots, diagrams, gels and tables that look like those of articles, drawn with matplotlib.
+"""Plots, diagrams, gels, tables and some scans and photographs like those of articles, drawn with matplotlib.
 
 They take the place of single figures, of which few may be used freely. Each has the name of its type in ImageCLEF 2015.
 """
@@ -450,6 +450,203 @@ def _micrograph(rng: Rng, figure: Any) -> None:
     axes.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1)
 
 
+def _clouds(rng: Rng, side: int, *sizes: int) -> np.ndarray:
+    """Return smooth noise between 0 and 1, the sum of maps of these sizes. Each next one is half as strong."""
+    total = np.zeros((side, side))
+    for number, size in enumerate(sizes):
+        noise = Image.fromarray(rng.random((size, size)).astype(np.float32))
+        total += np.asarray(noise.resize((side, side), Image.Resampling.BICUBIC)) / 2**number
+    return (total - total.min()) / (total.max() - total.min())
+
+
+def _picture(figure: Any, picture: np.ndarray) -> Any:
+    """Fill the figure with a picture in gray or RGB with values from 0 to 1, and return the axes."""
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    colors = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+    axes.imshow(np.clip(colors, 0, 1), aspect="auto", extent=(0, 1, 0, 1))
+    return axes
+
+
+def _relief(rng: Rng, figure: Any) -> None:
+    """Draw a rough surface in a scanning electron microscope, often with a strip of settings below."""
+    height = _clouds(rng, 240, *(int(size) for size in rng.choice([6, 12, 25, 50, 90], 3, replace=False)))
+    if rng.random() < 0.4:
+        height = np.abs(height - 0.5) ** rng.uniform(0.4, 1)  # ridges
+    slope = np.gradient(height)[int(rng.integers(2))]
+    picture = rng.uniform(0.35, 0.7) + slope / (3 * slope.std()) * rng.uniform(0.3, 0.8)
+    axes = _picture(figure, picture + rng.normal(0, 0.03, picture.shape))
+    if rng.random() < 0.6:
+        axes.add_patch(_rectangle((0, 0), 1, 0.1, "black"))
+        text = f"{rng.integers(5, 30)}.0kV x{rng.integers(1, 80)}00 {rng.integers(1, 50)} μm"
+        axes.text(0.05, 0.05, text, color="white", va="center")
+
+
+def _membranes(rng: Rng, figure: Any) -> None:
+    """Draw cut cells and vesicles in a transmission electron microscope."""
+    side = 240
+    y, x = np.mgrid[:side, :side] / side
+    picture = rng.uniform(0.55, 0.85) + 0.25 * (_clouds(rng, side, 8, 40, 100) - 0.5)
+    bend = 0.3 * _clouds(rng, side, 5, 12)
+    for _ in range(int(rng.integers(3, 40))):
+        center, radius, angle = rng.uniform(0, 1, 2), rng.uniform(0.02, 0.3), rng.uniform(0, np.pi)
+        u = (x - center[0]) * np.cos(angle) + (y - center[1]) * np.sin(angle)
+        v = (y - center[1]) * np.cos(angle) - (x - center[0]) * np.sin(angle)
+        distance = np.hypot(u, v * rng.uniform(1, 3)) / radius + bend
+        picture = np.where(distance < 1, picture + rng.uniform(-0.35, 0.1), picture)
+        picture = np.where(np.abs(distance - 1) < rng.uniform(0.003, 0.012) / radius, 0.12, picture)
+    _picture(figure, picture + rng.normal(0, 0.05, picture.shape))
+
+
+def _lumen(rng: Rng, figure: Any) -> None:
+    """Draw moist red tissue through an endoscope, mostly within a black surrounding."""
+    side = 240
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    base = np.array([rng.uniform(0.6, 0.95), rng.uniform(0.3, 0.6), rng.uniform(0.2, 0.45)])
+    shade = 0.55 + 0.6 * _clouds(rng, side, 4, 9, 30)
+    center, reach = rng.uniform(-0.4, 0.4, 2), rng.uniform(0.2, 0.7)
+    shade *= 1 - 0.85 * np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / reach**2)  # the dark lumen
+    picture = base * shade[..., None]
+    if rng.random() < 0.5:
+        picture = picture * (1 - 0.35 * (_clouds(rng, side, 20, 60) > 0.62)[..., None] * np.array([0.2, 1, 1]))
+    picture += 0.9 * (_clouds(rng, side, 25, 50) > rng.uniform(0.86, 0.95))[..., None]  # reflections
+    if rng.random() < 0.75:
+        corner = rng.uniform(1.0, 1.5)
+        outside = (np.abs(x) + np.abs(y) > corner) | (np.hypot(x, y) > rng.uniform(0.92, 1.2))
+        picture[outside] = 0.02
+    _picture(figure, picture)
+
+
+def _skin_tone(rng: Rng) -> np.ndarray:
+    light, dark = np.array([0.95, 0.78, 0.68]), np.array([0.42, 0.27, 0.2])
+    return light + (dark - light) * rng.uniform(0, 1) ** 1.5 + rng.normal(0, 0.02, 3)
+
+
+def _skin(rng: Rng, figure: Any) -> None:
+    """Draw skin with lesions."""
+    side = 240
+    y, x = np.mgrid[:side, :side] / side
+    shade = 0.75 + 0.3 * _clouds(rng, side, 3, 6) + 0.08 * (_clouds(rng, side, 60, 120) - 0.5)
+    picture = _skin_tone(rng) * shade[..., None]
+    bend = 0.6 * _clouds(rng, side, 8, 20)
+    color = np.array([rng.uniform(0.35, 0.9), rng.uniform(0.1, 0.4), rng.uniform(0.1, 0.4)])
+    for _ in range(int(rng.integers(1, 14))):
+        center, radius = rng.uniform(0.1, 0.9, 2), rng.uniform(0.02, 0.22)
+        near = np.exp(-((np.hypot(x - center[0], y - center[1]) / radius + bend - 0.3) ** 4))
+        mixed = (near * rng.uniform(0.4, 0.9))[..., None]
+        picture = picture * (1 - mixed) + color * (0.7 + 0.4 * shade[..., None]) * mixed
+    if rng.random() < 0.4:  # the background of a limb
+        edge = y + 0.12 * _clouds(rng, side, 3) < rng.uniform(0.15, 0.35)
+        picture[edge] = rng.uniform(0, 1) * np.array([0.5, 0.8, 1.0]) if rng.random() < 0.6 else 0.05
+    _picture(figure, picture)
+
+
+def _specimen(rng: Rng, figure: Any) -> None:
+    """Draw an organ on a drape, an open wound, or the back of an eye."""
+    side = 240
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    kind = rng.random()
+    bend = _clouds(rng, side, 4, 9)
+    tissue = np.array([rng.uniform(0.55, 0.95), rng.uniform(0.15, 0.55), rng.uniform(0.1, 0.4)])
+    surface = tissue * (0.45 + 0.7 * _clouds(rng, side, 6, 14, 40))[..., None]
+    surface += 0.7 * (_clouds(rng, side, 30, 60) > 0.9)[..., None]
+    if kind < 0.25:  # the back of an eye
+        glow = 1 - 0.5 * np.hypot(x, y)
+        picture = np.array([0.85, 0.4, 0.15]) * (glow * (0.8 + 0.2 * bend))[..., None]
+        spot = np.exp(-((x - 0.35) ** 2 + y**2) / 0.02)
+        picture += spot[..., None] * np.array([0.4, 0.5, 0.4])
+        axes = _picture(figure, np.where((np.hypot(x, y) < 0.95)[..., None], picture, 0))
+        for _ in range(int(rng.integers(6, 14))):
+            _vessel(rng, axes, (0.675, 0.5), rng.uniform(0, 2 * np.pi), (0.4, 0.05, 0.02), 2.0)
+        return
+    cloth = [(0.1, 0.45, 0.4), (0.1, 0.3, 0.6), (0.3, 0.6, 0.8), (0.9, 0.9, 0.88), (0.75, 0.6, 0.5), (0.05, 0.05, 0.06)]
+    drape = np.array(cloth[int(rng.integers(len(cloth)))]) * (0.75 + 0.35 * _clouds(rng, side, 5, 12))[..., None]
+    around = drape if kind < 0.7 else _skin_tone(rng) * (0.8 + 0.25 * _clouds(rng, side, 3, 8))[..., None]
+    size = rng.uniform(0.45, 0.95) if rng.random() < 0.8 else 2.0
+    shape = np.hypot(x - rng.uniform(-0.2, 0.2), (y - rng.uniform(-0.2, 0.2)) * rng.uniform(0.8, 1.8)) + 0.5 * bend
+    axes = _picture(figure, np.where((shape < size)[..., None], surface, around))
+    if rng.random() < 0.25:  # a ruler
+        axes.add_patch(_rectangle((0.1, 0.03), 0.8, 0.1, "white"))
+        axes.vlines(np.linspace(0.12, 0.88, 30), 0.08, 0.13, colors="black", linewidth=0.7)
+
+
+def _dish(rng: Rng, figure: Any) -> None:
+    """Draw bacteria on agar in a dish."""
+    side = 240
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    table = rng.uniform(0, 0.9, 3) * (0.8 + 0.3 * _clouds(rng, side, 2, 40, 90))[..., None]
+    agar = np.array([rng.uniform(0.6, 0.9), rng.uniform(0.55, 0.85), rng.uniform(0.35, 0.8)])
+    dish = agar * (0.8 + 0.25 * _clouds(rng, side, 3, 6))[..., None]
+    for _ in range(int(rng.integers(2, 9))):
+        center, radius = rng.uniform(-0.6, 0.6, 2), rng.uniform(0.06, 0.3)
+        distance = np.hypot(x - center[0], y - center[1])
+        dish[distance < radius] *= rng.uniform(0.55, 0.9)
+        dish[distance < min(radius, 0.06)] = rng.choice([0.1, 0.95])
+    picture = np.where((np.hypot(x, y) < 0.93)[..., None], dish, table)
+    picture[np.abs(np.hypot(x, y) - 0.93) < 0.025] = rng.uniform(0.7, 1.0)
+    _picture(figure, picture)
+
+
+def _vessel(rng: Rng, axes: Any, start: tuple[float, float], angle: float, color: Any, width: float) -> None:
+    """Draw a winding vessel and its branches."""
+    points = [start]
+    for step in range(int(rng.integers(8, 22))):
+        angle += rng.normal(0, 0.28)
+        points.append((points[-1][0] + 0.035 * np.cos(angle), points[-1][1] + 0.035 * np.sin(angle)))
+        if width > 0.8 and step > 2 and rng.random() < 0.18:
+            _vessel(rng, axes, points[-1], angle + rng.choice([-0.7, 0.7]), color, width * 0.6)
+    axes.plot(*zip(*points, strict=True), color=color, linewidth=width, alpha=0.85, solid_capstyle="round")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+
+
+def _angiogram(rng: Rng, figure: Any) -> None:
+    """Draw vessels full of contrast medium: dark on gray, or light if bones are subtracted."""
+    side = 240
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    inverted = rng.random() < 0.15
+    level = rng.uniform(0.1, 0.3) if inverted else rng.uniform(0.5, 0.8)
+    picture = level + rng.uniform(0.1, 0.5) * (_clouds(rng, side, 3, 6, 12) - 0.5) + rng.normal(0, 0.02, (side, side))
+    if rng.random() < 0.4:
+        picture[np.hypot(x, y) > rng.uniform(0.95, 1.1)] = 0
+    color = (0.9, 0.9, 0.9) if inverted else (0.12, 0.12, 0.12)
+    axes = _picture(figure, picture)
+    for _ in range(int(rng.integers(1, 4))):
+        place = (float(rng.uniform(0.2, 0.8)), float(rng.uniform(0.3, 1.0)))
+        _vessel(rng, axes, place, -rng.uniform(0.3, 2.8), color, float(rng.uniform(2.5, 8)))
+
+
+def _sonogram(rng: Rng, figure: Any) -> None:
+    """Draw the grainy sector of an ultrasound scan, with settings at its side."""
+    side = 240
+    y, x = np.mgrid[0 : 1 : side * 1j, -0.5 : 0.5 : side * 1j]
+    echo = _clouds(rng, side, 4, 8, 20) ** rng.uniform(1, 2.5) * rng.gamma(2, 0.5, (side, side))
+    sector = (np.abs(np.arctan2(x, y + 0.05)) < rng.uniform(0.4, 0.75)) & (np.hypot(x, y) < 0.98)
+    axes = _picture(figure, np.where(sector if rng.random() < 0.8 else np.abs(x) < 0.42, echo, 0.02))
+    for line in range(int(rng.integers(0, 6))):
+        axes.text(0.02, 0.95 - 0.07 * line, f"{_words(rng, 1)} {rng.uniform(0, 30):.1f}", color="white", fontsize=6)
+
+
+def _uptake(rng: Rng, figure: Any) -> None:
+    """Draw the uptake of a tracer in a body, dark on white or in hot colors."""
+    from matplotlib import colormaps
+
+    side = 240
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    body = 1 / (1 + np.exp((np.hypot(x / rng.uniform(0.4, 0.9), y / 0.9) - 1) * 14))
+    level = 0.25 * body * (0.5 + _clouds(rng, side, 5, 10))
+    for _ in range(int(rng.integers(2, 9))):
+        center, spread = rng.uniform(-0.5, 0.5, 2), rng.uniform(0.03, 0.2)
+        level += rng.uniform(0.2, 1) * np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / spread**2)
+    name = str(rng.choice(["gray_r", "gray_r", "gray_r", "hot", "jet", "gray"]))
+    _picture(figure, colormaps[name](np.clip(level, 0, 1))[..., :3])
+
+
+def _rectangle(corner: tuple[float, float], width: float, height: float, color: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, height, color=color)
+
+
 def _chromatogram(rng: Rng, figure: Any) -> None:
     axes = figure.add_subplot()
     x = np.linspace(0, rng.uniform(10, 60), 1500)
@@ -624,5 +821,14 @@ KINDS: dict[str, tuple[Callable[[Rng, Any], None], str, float]] = {
     "sequence": (_sequence, "Gene sequence", 0.6),
     "molecule": (_molecule, "Chemical structure", 0.5),
     "cells": (_cells, "Fluorescence microscopy", 1.2),
-    "micrograph": (_micrograph, "Electron microscopy", 0.8),
+    "micrograph": (_micrograph, "Electron microscopy", 0.5),
+    "relief": (_relief, "Electron microscopy", 1),
+    "membranes": (_membranes, "Transmission microscopy", 1.2),
+    "lumen": (_lumen, "Endoscopy", 1.2),
+    "skin": (_skin, "Dermatology skin", 1.2),
+    "specimen": (_specimen, "Other organs", 1.2),
+    "dish": (_dish, "Non-clinical photos", 0.8),
+    "angiogram": (_angiogram, "Angiography", 1),
+    "sonogram": (_sonogram, "Ultrasound", 0.8),
+    "uptake": (_uptake, "PET", 0.8),
 }

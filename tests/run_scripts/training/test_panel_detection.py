@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from helpers.commands import losses
 from helpers.training_runs import assert_equal_runs, results, train, train_error
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection
 
 from biomedclip import PanelDetectionConfig, PanelDetectionModel
@@ -115,26 +117,36 @@ def annotations(tmp_path):
     return tmp_path / "table.jsonl"
 
 
-def test_annotated_figures_give_singles_and_panels_without_labels_in_them(annotations):
+def test_annotated_figures_give_singles_and_panels_without_the_strip_of_their_label(annotations):
     figures = read_annotations(annotations, annotations.parent)
     singles = [single for figure in figures for single in singles_of_annotation(figure)]
-    assert [single.open().size for single in singles] == [(80, 60), (38, 60), (38, 60), (38, 60)]
+    sizes = [single.open().size for single in singles]
+    assert sizes == [(80, 60), (38, 60), (38, 60), (38, 60), (38, 52)]
     assert {(single.kind, single.image_type, single.is_photograph) for single in singles} == {
         ("PMC71", "Endoscopy", True)
     }
     left, right = (singles[number].open() for number in (1, 2))
     assert left.tobytes() == noise(2).crop((0, 0, 38, 60)).tobytes()
     assert right.tobytes() == noise(2).crop((42, 0, 80, 60)).tobytes()
+    assert singles[4].open().tobytes() == noise(2).crop((42, 8, 80, 60)).tobytes()
+
+
+@pytest.mark.parametrize(("image_type", "count"), [("Endoscopy", 5), ("Flowcharts", 4), ("unknown", 4)])
+def test_plots_lose_less_to_a_label_than_photographs(annotations, image_type, count):
+    table = annotations.read_text(encoding="utf-8").replace("[44, 2, 50, 8]", "[44, 12, 50, 16]")
+    annotations.write_text(table.replace("Endoscopy", image_type), encoding="utf-8")
+    figures = read_annotations(annotations, annotations.parent)
+    assert sum(len(list(singles_of_annotation(figure))) for figure in figures) == count
 
 
 def test_annotated_compound_figures_are_examples_and_replace_those_of_the_dataset(options, annotations, tmp_path):
     options |= {"annotations": f"{annotations}={annotations.parent}", "max_steps": 1, "validation_figures": 0}
     found = results(train(tmp_path / "run", **options))
-    assert (found["single_figures"], found["annotated_compound_figures"]) == (15, 2)
+    assert (found["single_figures"], found["annotated_compound_figures"]) == (16, 2)
     table = annotations.read_text(encoding="utf-8").replace("PMC71", "PMC5").replace("single.png", "g5.png")
     annotations.write_text(table, encoding="utf-8")
     (annotations.parent / "single.png").rename(annotations.parent / "g5.png")
-    assert results(train(tmp_path / "again", **options))["single_figures"] == 14, "one was in both"
+    assert results(train(tmp_path / "again", **options))["single_figures"] == 15, "one was in both"
 
 
 def test_figures_to_leave_out_are_used_neither_from_the_dataset_nor_from_tables(options, annotations, tmp_path, capsys):
@@ -146,7 +158,7 @@ def test_figures_to_leave_out_are_used_neither_from_the_dataset_nor_from_tables(
         noise(3).save(annotations.parent / name)
     options |= {"annotations": f"{annotations}={annotations.parent}", "max_steps": 1, "validation_figures": 0}
     found = results(train(tmp_path / "all", **options))
-    assert (found["single_figures"], found["annotated_compound_figures"]) == (19, 4)
+    assert (found["single_figures"], found["annotated_compound_figures"]) == (20, 4)
     options["leave_out"] = tmp_path / "left_out.txt"
     options["leave_out"].write_text("PMC5/g5.png\nPMC71/labeled.png\n\nunknown.png\nPMC72/scan.png\n", encoding="utf-8")
     found = results(train(tmp_path / "left_out", **options))
@@ -165,6 +177,13 @@ def test_a_run_saves_a_detector_and_its_scores_on_drawn_figures(options, tmp_pat
     assert "Panel detection" in capsys.readouterr().out
 
 
+def test_training_continues_from_float16_in_float32(options, small_detector, tmp_path):
+    PanelDetectionModel.from_pretrained(small_detector).half().save_pretrained(tmp_path / "half")
+    options |= {"model_name_or_path": tmp_path / "half", "max_steps": 1, "validation_figures": 0}
+    saved = load_file(train(tmp_path / "run", **options) / "model.safetensors")
+    assert {value.dtype for name, value in saved.items() if "num_batches" not in name} == {torch.float32}
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path):
     options |= {"validation_figures": 0, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
     whole = train(tmp_path / "whole", **options)
@@ -181,6 +200,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path):
         ({"annotations": "table.jsonl"}, 1, "it must be a table and the folder of its pictures, TABLE=FOLDER"),
         ({"annotations": "/nowhere.jsonl=/tmp"}, 1, "/nowhere.jsonl: the file does not exist"),
         ({"leave_out": "/nowhere.txt"}, 1, "--leave-out /nowhere.txt: the file does not exist"),
+        ({"annotated_share": 1.5}, 2, "--annotated-share must be between 0 and 1, not 1.5"),
+        ({"type_balance": -1}, 2, "--type-balance must be between 0 and 1, not -1.0"),
         ({"figures": 0}, 2, "--figures must be at least 1"),
         ({"lora_rank": 4}, 1, "--lora-rank has no effect"),
     ],

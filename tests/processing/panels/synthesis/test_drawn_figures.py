@@ -12,6 +12,7 @@ from PIL import Image
 from biomedclip.processing.panels.annotations import AnnotatedFigure, AnnotatedPanel
 from biomedclip.processing.panels.image_types import IMAGE_TYPES
 from biomedclip.processing.panels.singles import SingleFigure
+from biomedclip.processing.panels.synthesis import compounds, plots
 from biomedclip.processing.panels.synthesis.compounds import Single, draw_figure
 from biomedclip.processing.panels.synthesis.examples import DrawnFigures, collate, example_of
 from biomedclip.processing.panels.synthesis.labels import CLASSES, label_class, random_style
@@ -57,8 +58,9 @@ def test_boxes_lie_in_the_figure_and_panels_do_not_overlap(figures):
 def test_pictures_reach_each_edge_of_their_panel_and_not_beyond(figures):
     checked = 0
     for figure in figures:
-        blue = np.asarray(figure.image).astype(int)[..., 2]
-        if (np.abs(blue - 30) < 15).mean() < 0.01:
+        colors = np.asarray(figure.image).astype(int)
+        blue = colors[..., 2]
+        if (np.abs(blue - 30) < 15).mean() < 0.01 or np.ptp(colors, axis=2).max() < 20:
             continue  # the colors of the figure were changed
         for panel in figure.panels if figure.is_compound else ():
             left, top, right, bottom = (round(edge) for edge in panel.box)
@@ -70,6 +72,23 @@ def test_pictures_reach_each_edge_of_their_panel_and_not_beyond(figures):
                 checked += 1
                 assert (strip < 100).mean() > 0.1
     assert checked > 500
+
+
+def test_some_figures_have_images_of_one_kind_that_nearly_touch(monkeypatch):
+    monkeypatch.setattr(compounds, "MOSAICS", 1.0)
+    figures = [draw_figure(np.random.default_rng([6, number]), colored) for number in range(60)]
+    distances = []
+    for figure in figures:
+        for panel in figure.panels if figure.is_compound else ():
+            right = [
+                other.box[0] - panel.box[2]
+                for other in figure.panels
+                if other.box[0] >= panel.box[2] - 1
+                and min(other.box[3], panel.box[3]) > max(other.box[1], panel.box[1])
+            ]
+            distances += [min(right)] if right else []
+    assert len(distances) > 30 and max(distances) <= 7  # gaps of 4 pixels, widened by a fifth or by rounding
+    assert min(distances) < 1
 
 
 def test_labels_differ_within_a_figure_and_have_boxes_at_their_panel(figures):
@@ -110,12 +129,13 @@ def test_labels_are_of_four_kinds_in_six_or_more_fonts_and_8_to_40_pixels_high()
     assert [label_class(name) for name in ("A", "a", "12", "iv", "IV", "I", "21")] == [0, 0, 37, 48, 48, 8, -1]
 
 
-@pytest.mark.parametrize("number", range(3))
-def test_plots_of_each_kind_are_drawn_and_have_a_type(number):
-    rng = np.random.default_rng(number)
-    for _ in range(len(KINDS)):
-        image, image_type = draw_plot(rng)
+@pytest.mark.parametrize("kind", KINDS)
+def test_plots_of_each_kind_are_drawn_and_have_a_type(kind, monkeypatch):
+    monkeypatch.setattr(plots, "KINDS", {kind: KINDS[kind]})
+    for number in range(3):
+        image, image_type = draw_plot(np.random.default_rng(number))
         assert image.mode == "RGB" and min(image.size) > 30 and image_type in IMAGE_TYPES
+        assert np.asarray(image).std() > 5
 
 
 @pytest.fixture
@@ -127,6 +147,18 @@ def singles():
         picture.save(file, format="PNG")
         contents.append(file.getvalue())
     return [SingleFigure(content, f"PMC{n // 2}", "Ultrasound", True, False) for n, content in enumerate(contents)]
+
+
+def test_rare_types_are_chosen_more_often_than_they_occur(singles):
+    rare = SingleFigure(singles[0].content, "PMC9", "PET", True, False)
+    many = [SingleFigure(single.content, f"PMC{n}", "Ultrasound", True, False) for n, single in enumerate(singles * 12)]
+    shares = {}
+    for balance in (0.0, 0.5, 1.0):
+        figures = DrawnFigures([*many, rare], 10, plots=1, plot_share=0.0, balance=balance)
+        rng = np.random.default_rng(0)
+        chosen = [figures._single(rng, None).image_type for _ in range(400)]
+        shares[balance] = np.mean([image_type == "PET" for image_type in chosen])
+    assert shares[0.0] < 0.06 < shares[0.5] < 0.25 < 0.4 < shares[1.0] < 0.6
 
 
 def test_a_figure_is_determined_by_seed_and_index(singles):
