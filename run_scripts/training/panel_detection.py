@@ -112,7 +112,7 @@ def run(
         config = PanelDetectionConfig(printed_labels=list(CLASSES), image_types=list(IMAGE_TYPES))
         model = PanelDetectionModel(config)
     else:
-        # Weights of the package have float16, in which training would soon fail.
+        # Weights may be saved in float16, in which training would soon fail.
         model = AutoModelForObjectDetection.from_pretrained(
             data.model_name_or_path, dtype=torch.float32, trust_remote_code=trust
         )
