@@ -22,7 +22,7 @@ from .letter_level import images_of_letters, joined
 Box = tuple[float, float, float, float]
 OURS = Path(__file__).parent / "packaged_detector"  # weights that are part of the package
 SCORE = 0.25  # least score of a panel
-LABEL_SCORE = 0.25  # least score of a printed label
+LABEL_SCORE = 0.35  # least score of a printed label
 COMPOUND = 0.5  # from this probability on, a figure has several panels
 PERHAPS = 0.1  # the same, if several panels were found
 OVERLAP = 0.4  # largest intersection over union of two panels
