@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         BiomedCLIPVisionModelWithProjection,
     )
     from .modeling_panel_detection import PanelDetectionModel
+    from .packed_texts import pack_texts
     from .panel_detector_export import export_panel_detector
     from .pipeline_biomedclip import VisualQuestionAnsweringPipeline
     from .processing import (
@@ -86,6 +87,7 @@ _MODULE_OF = {
     "load_benchmark": "processing",
     "load_pairs": "processing",
     "load_pmc15m": "processing",
+    "pack_texts": "packed_texts",
     "prompt_sensitivity": "saliency",
     "read_image": "processing",
     "saliency_map": "saliency",
@@ -126,6 +128,7 @@ __all__ = [
     "load_benchmark",
     "load_pairs",
     "load_pmc15m",
+    "pack_texts",
     "prompt_sensitivity",
     "read_image",
     "saliency_map",

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .packed_texts import OF_TOKENS, take_packed_texts
 
-_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+_TEXT_INPUTS = (*OF_TOKENS, "attention_mask")
 
 
 def cached_backward(
@@ -79,7 +81,7 @@ def mini_batch_rows(inputs: Mapping[str, Any], size: int) -> list[torch.Tensor]:
     """Split the rows of a batch into mini-batches, longest texts first.
 
     Texts of similar length share a mini-batch, so [`take_rows`] can remove most of the padding. The longest texts come
-    first, so if memory is insufficient, the first mini-batch fails.
+    first, so if memory is insufficient, the first mini-batch fails. Packed texts have no padding and keep their order.
 
     Args:
         inputs: Batch with `pixel_values` of shape `(rows, ...)` and optionally `attention_mask` of shape
@@ -99,14 +101,16 @@ def take_rows(inputs: Mapping[str, Any], rows: torch.Tensor, *, cut_text: bool =
     """Select rows of a batch.
 
     Args:
-        inputs: Tensors of shape `(rows, ...)`. Other values are not changed.
+        inputs: Tensors of shape `(rows, ...)`, and packed texts. Other values are not changed.
         rows: Indices of the rows, in the order of the result.
         cut_text: Remove the padding after the longest text, if there is an `attention_mask`. The embeddings then
             change only by rounding errors, unless the model pools the last position.
     """
-    taken = {
+    packed = take_packed_texts(inputs, rows) if "cu_seq_lens_q" in inputs else {}
+    taken = packed | {
         name: value[rows.to(value.device)] if isinstance(value, torch.Tensor) else value
         for name, value in inputs.items()
+        if name not in packed
     }
     if cut_text and (mask := taken.get("attention_mask")) is not None:
         length = int(mask.any(dim=0).nonzero().max()) + 1

@@ -22,6 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from .argument_rules import CONTRASTIVE, check_accelerator, check_trainer_arguments, check_training_arguments
 from .cached_gradients import RandomState, cached_backward, copy_to_device, mini_batch_rows, take_rows
 from .contrastive_loss import LOSSES, contrastive_loss, summed_loss
+from .packed_texts import PackingCollator
 from .retrieval_metrics import retrieval_metrics
 from .trainer_adaptations import AdaptedTrainer
 from .training_arguments import ContrastiveTrainingArguments
@@ -41,9 +42,11 @@ class ContrastiveTrainer(AdaptedTrainer):
     `logit_scale` and, for the SigLIP loss, a parameter `logit_bias`. Examples are [`BiomedCLIPModel`], `CLIPModel`,
     `SiglipModel` and PEFT models of them. `logit_scale` is clamped to [0, ln 100] unless it is frozen.
 
+    The texts of a [`BiomedCLIPModel`] with a BERT tower are packed ([`pack_texts`]): no padding is computed. Other dual
+    encoders get the batches of the collator.
+
     With `mini_batch_size`, each process embeds at most that many pairs at a time, and [`cached_backward`] computes the
-    gradients of the whole batch. Texts of similar length share a mini-batch, which reduces padding. With
-    `keep_activations`, the mini-batches only reduce padding, and each pair is embedded once.
+    gradients of the whole batch. Padded texts of similar length share a mini-batch, which reduces padding.
 
     `train_dataset` is a stream with exact batches ([`biomedclip.processing.PairStream`], or an object that has a
     length and a method `batches(batch_size, rank, world_size)`), or any dataset that `Trainer` accepts. Training on a
@@ -134,6 +137,9 @@ class ContrastiveTrainer(AdaptedTrainer):
             # The stream computes its position. Trainer would read all previous batches again.
             args.ignore_data_skip = True
             train_dataset = self.pair_stream.batches(batch_size, rank=args.process_index, world_size=args.world_size)
+        if data_collator is not None and getattr(model, "supports_packed_texts", False):
+            data_collator = PackingCollator(data_collator)
+            eval_data_collator = eval_data_collator and PackingCollator(eval_data_collator)
         super().__init__(
             model,
             args,
@@ -197,14 +203,7 @@ class ContrastiveTrainer(AdaptedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Return the loss of a batch. The batch is embedded in mini-batches if `keep_activations` is set."""
-        size = self.args.mini_batch_size
-        if model.training and size is not None and size < len(inputs["pixel_values"]) and not return_outputs:
-            # One context for all mini-batches, so that autocast casts the weights once.
-            with self.accelerator.autocast():
-                parts = [model(**self._select_rows(inputs, rows)) for rows in mini_batch_rows(inputs, size)]
-            embeds = (torch.cat([part[name] for part in parts]) for name in ("image_embeds", "text_embeds"))
-            return self._contrastive_loss(model, *embeds)
+        """Return the loss of a batch that is embedded at once."""
         outputs = model(**inputs)
         loss = self._contrastive_loss(model, outputs.image_embeds, outputs.text_embeds)
         return (loss, outputs) if return_outputs else loss
@@ -217,7 +216,7 @@ class ContrastiveTrainer(AdaptedTrainer):
     ) -> torch.Tensor:
         """Compute the gradients of a batch, in mini-batches if `mini_batch_size` is set."""
         size = self.args.mini_batch_size
-        if size is None or size >= len(inputs["pixel_values"]) or self.args.keep_activations:
+        if size is None or size >= len(inputs["pixel_values"]):
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self._cached_step(model, inputs, size)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .packed_texts import pack_token_ids
+
 
 BATCH_SIZE = 32
-PROMPTS_AT_A_TIME = 256
 LARGEST_LIMIT = 1_000_000  # transformers uses 10^30 for a tokenizer without a limit
 # Maximum number of characters per token, as in `BiomedCLIPProcessor`. Longer text is cut before tokenization.
 CHARACTERS_PER_TOKEN = 128
@@ -64,7 +65,8 @@ def embed_texts(
 ) -> torch.Tensor:
     """Embed texts.
 
-    Texts of similar length are batched together to reduce padding.
+    A [`BiomedCLIPModel`] computes real tokens only (see [`pack_texts`]). For other models, texts of similar length are
+    batched together to reduce padding.
 
     Args:
         model: A dual encoder with `get_text_features`, or an [`ExportedModel`].
@@ -92,11 +94,12 @@ def embed_texts(
     token_ids, fixed_length = _token_ids(model, processor, texts, max_length)
     longest_first = sorted(range(len(texts)), key=lambda index: -len(token_ids[index]))
     budget = batch_size * (fixed_length or len(token_ids[longest_first[0]]))
+    packs = getattr(model, "supports_packed_texts", False)
     embeds: torch.Tensor | None = None
     start = 0
     while start < len(texts):
         longest = fixed_length or len(token_ids[longest_first[start]])
-        shortest = longest * (1 - MOST_PADDING) if fixed_length is None else 0
+        shortest = 0 if fixed_length or packs else longest * (1 - MOST_PADDING)
         at_most = longest_first[start : start + max(1, budget // longest)]
         chosen = [index for index in at_most if len(token_ids[index]) >= shortest]
         rows = _embed_batch(model, processor, [token_ids[index] for index in chosen], longest)
@@ -107,23 +110,13 @@ def embed_texts(
     return embeds
 
 
-@torch.no_grad()
-def embed_prompts(
-    model: Any, processor: Any, prompts: Sequence[str], *, max_length: int | None = None
-) -> tuple[torch.Tensor, list[int]]:
-    """Embed prompts with the same padding as the forward pass of the model, so that the results are bit-identical.
+def count_tokens(model: Any, processor: Any, texts: Sequence[str], *, max_length: int | None = None) -> list[int]:
+    """Return the number of tokens of each text before truncation.
 
-    The prompts are processed in batches of 256, each padded to its longest prompt. The second result is the number of
-    tokens of each prompt before truncation. Only the first `CHARACTERS_PER_TOKEN` characters per allowed token count.
+    Only the first `CHARACTERS_PER_TOKEN` characters per allowed token count.
     """
-    prompts = _cut(model, processor, prompts, max_length)
-    token_ids, fixed_length = _token_ids(model, processor, prompts, max_length)
-    whole = processor(text=list(prompts), padding=False, truncation=False, verbose=False)["input_ids"]
-    embeds = []
-    for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
-        batch = token_ids[start : start + PROMPTS_AT_A_TIME]
-        embeds.append(_embed_batch(model, processor, batch, fixed_length or max(map(len, batch))))
-    return torch.cat(embeds), [len(ids) for ids in whole]
+    texts = _cut(model, processor, texts, max_length)
+    return [len(ids) for ids in processor(text=texts, padding=False, truncation=False, verbose=False)["input_ids"]]
 
 
 def text_limit(model: Any, processor: Any) -> int:
@@ -159,14 +152,21 @@ def _cut(model: Any, processor: Any, texts: Sequence[str], max_length: int | Non
 
 
 def _embed_batch(model: Any, processor: Any, token_ids: list[list[int]], length: int) -> torch.Tensor:
-    pad = processor.tokenizer.pad_token_id or 0
-    input_ids = torch.tensor([ids + [pad] * (length - len(ids)) for ids in token_ids])
-    inputs = {"input_ids": input_ids.to(model.device)}
-    if "attention_mask" in processor.tokenizer.model_input_names:
-        mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in token_ids])
-        inputs["attention_mask"] = mask.to(model.device)
+    if getattr(model, "supports_packed_texts", False):
+        inputs = pack_token_ids(token_ids)
+    else:
+        inputs = _padded(processor, token_ids, length)
+    inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     with in_evaluation(model):
         return normalize(model.get_text_features(**inputs).pooler_output).cpu()
+
+
+def _padded(processor: Any, token_ids: list[list[int]], length: int) -> dict[str, Any]:
+    pad = processor.tokenizer.pad_token_id or 0
+    inputs = {"input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids in token_ids])}
+    if "attention_mask" in processor.tokenizer.model_input_names:
+        inputs["attention_mask"] = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in token_ids])
+    return inputs
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from .configuration_biomedclip import (
     BiomedCLIPTextConfig,
     BiomedCLIPVisionConfig,
 )
+from .packed_attention_biomedclip import BOUNDARIES, check_packed, packed_attention
 
 
 # What sentence-transformers reads: the methods that embed texts and images, and L2 normalization after them. The
@@ -121,16 +122,15 @@ class BiomedCLIPAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        attention_output, attention_weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
+        options = {"scaling": self.scaling, "dropout": self.attention_dropout if self.training else 0.0, **kwargs}
+        if kwargs.get("cu_seq_lens_q") is None:
+            attention_output, attention_weights = attention_interface(
+                self, query, key, value, attention_mask, **options
+            )
+        else:
+            attention_output, attention_weights = packed_attention(
+                self, query, key, value, attention_interface, **options
+            )
         attention_output = attention_output.reshape(*input_shape, -1).contiguous()
         return self.out_proj(attention_output), attention_weights
 
@@ -443,29 +443,35 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
             position_ids (`torch.Tensor`, *optional*): Positions of the tokens. The default is 0, 1, 2, ...
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Word
                 embeddings, instead of `input_ids`.
-            kwargs: Additional options of transformers, such as `output_hidden_states`.
+            kwargs: Additional options of transformers, such as `output_hidden_states`. With `cu_seq_lens_q`, the texts
+                are packed into one row without padding (see [`pack_texts`]), and no attention weights are returned.
 
         Returns:
             `BaseModelOutputWithPooling`. `pooler_output` of shape `(batch_size, hidden_size)` is the last hidden state
             of `[CLS]`.
 
         Raises:
-            ValueError: If not exactly one of `input_ids` and `inputs_embeds` is passed, or if a text has more tokens
-                than the model has positions.
+            ValueError: If not exactly one of `input_ids` and `inputs_embeds` is passed, if a text has more tokens
+                than the model has positions, or if packed texts are incomplete.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
-        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+        edges = kwargs.get("cu_seq_lens_q")
+        if edges is not None:
+            check_packed((inputs_embeds if input_ids is None else input_ids).shape, attention_mask, position_ids)
+        elif attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             attention_mask = (input_ids != self.config.pad_token_id).long()
 
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-        )
+        if edges is None:
+            attention_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+            )
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
 
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+        pooled = hidden_states[:, 0] if edges is None else hidden_states[0].index_select(0, edges[:-1])
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
 
 class BiomedCLIPCausalTextModel(CLIPTextModel):
@@ -682,6 +688,11 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         if push_to_hub:  # `PreTrainedModel.save_pretrained` would upload before these files are written
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), token=kwargs.get("token"), **hub)
 
+    @property
+    def supports_packed_texts(self) -> bool:
+        """Whether the text tower reads texts without padding (see [`pack_texts`]). CLIP's does not."""
+        return isinstance(self.text_model, BiomedCLIPTextModel)
+
     def resize_images(self, image_size: int) -> None:
         """Change the image size of the model and resample its positions.
 
@@ -734,15 +745,17 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Embed texts.
 
-        The arguments are those of [`BiomedCLIPTextModel.forward`]. A CLIP text tower needs `input_ids` and ignores
-        `token_type_ids`.
+        The arguments are those of [`BiomedCLIPTextModel.forward`]. A CLIP text tower needs padded `input_ids` and
+        ignores `token_type_ids`.
 
         Returns:
             `BaseModelOutputWithPooling`. `pooler_output` of shape `(texts, projection_dim)` contains the projected
             features. They are not normalized.
         """
-        if isinstance(self.text_model, BiomedCLIPTextModel):
+        if self.supports_packed_texts:
             kwargs |= {"token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
+        elif kwargs.get("cu_seq_lens_q") is not None:
+            raise ValueError("CLIP's text tower needs padded texts, not packed ones (`cu_seq_lens_q`).")
         outputs = self.text_model(input_ids, attention_mask, position_ids=position_ids, return_dict=True, **kwargs)
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
         return outputs
@@ -802,10 +815,13 @@ class BiomedCLIPModel(BiomedCLIPPreTrainedModel):
         Raises:
             ValueError: If an input is missing, or if `return_loss` is set and the numbers of images and texts differ.
         """
+        boundaries = {name: kwargs.pop(name) for name in BOUNDARIES if name in kwargs}  # of texts, not of images
         image_outputs = self.get_image_features(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
-        text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+        text_outputs = self.get_text_features(
+            input_ids, attention_mask, token_type_ids, position_ids, **boundaries, **kwargs
+        )
         image_embeds = nn.functional.normalize(image_outputs.pooler_output, dim=-1)
         text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
 

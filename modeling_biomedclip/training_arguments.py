@@ -62,8 +62,7 @@ class ContrastiveTrainingArguments(CheckedTrainingArguments):
     `docs/training_arguments.md` lists the fields that are not supported.
 
     Raises:
-        ValueError: If a field is not supported, `loss` is unknown, `mini_batch_size < 1`, or `keep_activations` is set
-            without `mini_batch_size`.
+        ValueError: If a field is not supported, `loss` is unknown, or `mini_batch_size < 1`.
     """
 
     loss: str = field(
@@ -76,13 +75,6 @@ class ContrastiveTrainingArguments(CheckedTrainingArguments):
     mini_batch_size: int | None = field(
         default=None,
         metadata={"help": "Number of pairs to embed at a time (default: all). The loss is that of the whole batch."},
-    )
-    keep_activations: bool = field(
-        default=False,
-        metadata={
-            "help": "Keep the activations of all mini-batches instead of computing them twice. Mini-batches then only "
-            "reduce padding."
-        },
     )
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate (default: 5e-4)."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW (default: 0.98)."})
@@ -110,8 +102,6 @@ class ContrastiveTrainingArguments(CheckedTrainingArguments):
             raise ValueError(f"`loss={self.loss!r}` is unknown. Choose one of {', '.join(LOSSES)}.")
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
             raise ValueError(f"`mini_batch_size={self.mini_batch_size}` must be at least 1.")
-        if self.keep_activations and self.mini_batch_size is None:
-            raise ValueError("`keep_activations=True` requires `mini_batch_size`.")
 
     def check_mini_batch_size(self) -> None:
         """Raise `ValueError` if `mini_batch_size` is larger than the batch size per process."""

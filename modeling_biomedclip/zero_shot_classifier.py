@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .embedding import BATCH_SIZE, embed_prompts, image_batches, normalize, text_limit
+from .embedding import BATCH_SIZE, count_tokens, embed_texts, image_batches, normalize, text_limit
 
 
 logger = logging.getLogger(__name__)
@@ -69,9 +69,9 @@ class ZeroShotClassifier:
         of_templates = []
         for template in self.templates:
             prompts = [template.replace("{}", name) for name in self.class_names]
-            embeds, lengths = embed_prompts(self.model, self.processor, prompts, max_length=max_length)
+            lengths = count_tokens(self.model, self.processor, prompts, max_length=max_length)
             self._warn_of_long(prompts, lengths, max_length or text_limit(self.model, self.processor))
-            of_templates.append(embeds)
+            of_templates.append(embed_texts(self.model, self.processor, prompts, max_length=max_length))
         if len(of_templates) == 1:  # normalizing the mean of one embedding again would change the last bit
             return of_templates[0]
         return normalize(torch.stack(of_templates).mean(dim=0))

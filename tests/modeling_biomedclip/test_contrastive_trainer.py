@@ -100,14 +100,13 @@ def test_logit_scale_is_clamped_unless_it_is_frozen(train, small_model, start, f
     assert train(small_model, max_steps=1).model.logit_scale.item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("keep_activations", [False, True])
-def test_at_most_a_mini_batch_of_pairs_is_embedded_at_a_time(train, small_model, keep_activations):
+def test_at_most_a_mini_batch_of_pairs_is_embedded_at_a_time(train, small_model):
     embedded = []
     small_model.vision_model.register_forward_pre_hook(
         lambda module, args, kwargs: embedded.append(len(kwargs["pixel_values"] if kwargs else args[0])),
         with_kwargs=True,
     )
-    train(small_model, max_steps=1, mini_batch_size=6, keep_activations=keep_activations)
+    train(small_model, max_steps=1, mini_batch_size=6)
     assert max(embedded) == 6 and sum(embedded) >= 16
 
 
@@ -348,7 +347,6 @@ def test_random_states_of_another_number_of_processes_are_replaced_by_a_new_seed
     [
         ({"loss": "triplet"}, "infonce, siglip"),
         ({"mini_batch_size": 0}, "mini_batch_size=0"),
-        ({"keep_activations": True}, "requires `mini_batch_size`"),
         ({"loss": "siglip"}, "logit_bias_init_value"),
         ({"max_steps": -1, "per_device_train_batch_size": PAIRS + 1}, "results in no step"),
     ],

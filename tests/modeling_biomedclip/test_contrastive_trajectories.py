@@ -19,30 +19,29 @@ MODEL = {
     "text_config": TOWER
     | {"max_position_embeddings": 64, "hidden_dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.2},
 }
-# (processes, pairs of each process, pairs of a mini-batch, other options)
+# (processes, pairs of each process, pairs of a mini-batch)
 WAYS = {
-    "cached 4 x 16": (1, 64, 16, {}),
-    "2 processes x 32": (2, 32, None, {}),
-    "2 processes x 32, cached 2 x 16": (2, 32, 16, {}),
-    "2 processes x 32, keeping activations of 2 x 16": (2, 32, 16, {"keep_activations": "true"}),
+    "cached 4 x 16": (1, 64, 16),
+    "2 processes x 32": (2, 32, None),
+    "2 processes x 32, cached 2 x 16": (2, 32, 16),
 }
 
 
-def trajectory(built, folder, loss, processes, pairs, mini_batch, others):
+def trajectory(built, folder, loss, processes, pairs, mini_batch):
     """Return the losses of each step and the final weights of a run."""
     options = {"train_data": built, "model_config": MODEL, "loss": loss, "max_steps": STEPS, "learning_rate": 1e-3}
     options |= {"batch_size": None, "per_device_train_batch_size": pairs, "mini_batch_size": mini_batch}
     if processes == 1:
-        train(folder, **options, use_cpu="true", **others)
+        train(folder, **options, use_cpu="true")
     else:
-        biomedclip(*command(folder, **options, use_cpu="true", **others), processes=processes)
+        biomedclip(*command(folder, **options, use_cpu="true"), processes=processes)
     return losses(folder), load_file(folder / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
 def whole(built, tmp_path_factory):
     """Losses and weights with the undivided batch."""
-    return {loss: trajectory(built, tmp_path_factory.mktemp(loss), loss, 1, 64, None, {}) for loss in LOSSES}
+    return {loss: trajectory(built, tmp_path_factory.mktemp(loss), loss, 1, 64, None) for loss in LOSSES}
 
 
 @pytest.mark.parametrize(("loss", "way"), [*(("infonce", way) for way in WAYS), ("siglip", list(WAYS)[-1])])

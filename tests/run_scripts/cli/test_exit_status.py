@@ -60,7 +60,6 @@ def test_a_usage_error_exits_with_2(verb, options, tmp_path, capsys):
         "train --output-dir out",
         "train --train-data x --output-dir out --max-steps ten",
         "train --train-data x --output-dir out --loss triplet",
-        "train --train-data x --output-dir out --keep-activations true",
         "train --train-data x --output-dir out --mini-batch-size 0",
         "train --train-data x --output-dir out --gradient-accumulation-steps 2",
         "train --train-data x --output-dir out --batch-size 0",
