@@ -27,7 +27,7 @@ def test_one_template_gives_the_logits_of_the_model_bit_for_bit(small_model, sma
     torch.testing.assert_close(classifier.similarities(images), cosines.detach())
 
 
-def test_the_stock_pipeline_gives_the_same_scores_for_the_same_batches(small_model, small_processor, images):
+def test_the_stock_pipeline_gives_the_same_scores(small_model, small_processor, images):
     names = ["chest x-ray", "brain mri", "line chart", "figure"]
     stock = pipeline(
         "zero-shot-image-classification",
@@ -39,7 +39,9 @@ def test_the_stock_pipeline_gives_the_same_scores_for_the_same_batches(small_mod
     scores = ZeroShotClassifier(small_model, small_processor, names, "a photo of {}")(images, batch_size=1)
     for image, row in zip(images, scores, strict=True):
         answers = stock(image, candidate_labels=names, hypothesis_template="a photo of {}")
-        assert {answer["label"]: answer["score"] for answer in answers} == dict(zip(names, row.tolist(), strict=True))
+        found = dict(zip(names, row.tolist(), strict=True))
+        # The pipeline pads the labels. Products of other shapes round differently.
+        assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(found, rel=2e-6)
 
 
 def test_labels_are_embedded_once(small_model, small_processor, images, monkeypatch):

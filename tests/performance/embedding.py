@@ -2,13 +2,11 @@
 
 OMP_WAIT_POLICY=PASSIVE python tests/performance/embedding.py --part rate --encoders "torch bfloat16" "onnx int8"
 python tests/performance/embedding.py --part memory
-python tests/performance/embedding.py --part padding
 
 rate: three ways take turns for each of --encoders: the encoder alone on prepared pixels, the preparation alone
 (reading, decoding, resizing), and both with writing, as the command does. Without --model, the model has the published
 size and random weights. The commands set OMP_WAIT_POLICY themselves.
 memory: peak of a process for each number of --memory-images, with a model of 2 narrow layers.
-padding: fraction of the tokens that are padding, for captions of articles in files of 2,048 texts.
 The images are synthetic JPEG files of 512 pixels.
 """
 
@@ -29,13 +27,12 @@ from PIL import Image
 from timing import median_ratio, parser_of, report, take_turns
 from tqdm.auto import tqdm
 
-import biomedclip.embedding
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, BiomedCLIPProcessor, export_model
 from biomedclip.processing import BiomedCLIPImageProcessor
 from biomedclip.processing.images.inputs import find_inputs
 from biomedclip.run_scripts.cli.fields import WORKERS
 from biomedclip.run_scripts.embedding.embedding import _prepared, embed_image_shards
-from biomedclip.run_scripts.embedding.encoders import load_encoder, text_embeds
+from biomedclip.run_scripts.embedding.encoders import load_encoder
 from biomedclip.run_scripts.embedding.plan import Shard
 from biomedclip.run_scripts.embedding.shards import DATA, ShardWriter
 
@@ -45,7 +42,6 @@ TORCH = ("torch float32", "torch bfloat16")
 EXPORTS = ("onnx float32", "onnx int8", "openvino float32", "openvino bfloat16", "openvino int8")
 _TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 NARROW = {"vision_config": _TOWER | {"patch_size": 32}, "text_config": _TOWER}
-SHARD = 2048  # texts, the default of the command
 MEMORY = """
 import json, sys
 from biomedclip.run_scripts.cli.reporting import peak_memory_mib
@@ -63,7 +59,7 @@ def main() -> None:
     parser.add_argument("--memory-images", type=int, nargs="+", default=[2000, 20000])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=WORKERS)
-    parser.add_argument("--part", choices=["rate", "memory", "padding"], help="default: all")
+    parser.add_argument("--part", choices=["rate", "memory"], help="default: both")
     options = parser.parse_args()
     results: dict[str, Any] = {}
     tables: list[Any] = []
@@ -79,9 +75,6 @@ def main() -> None:
         if options.part in ("memory", None):
             options.model = save_random_model(folder / "narrow", options.data, NARROW)
             results |= measure_memory(options, folder)
-        if options.part in ("padding", None):
-            options.model = save_random_model(folder / "padded", options.data, NARROW)
-            results |= measure_padding(options)
     if rows := [(name.replace("_", " "), value) for name, value in results.items() if name != "rate"]:
         tables.append(("embed", rows, ["", "value"]))
     report({"embedding": results}, tables, options.output)
@@ -181,42 +174,6 @@ def measure_memory(options: Any, folder: Path) -> dict[str, Any]:
         results[f"seconds_for_{number}_images"] = round(time.perf_counter() - started, 1)
         results[f"peak_mib_for_{number}_images"] = int(result.stdout.splitlines()[-1])
     return results
-
-
-def measure_padding(options: Any) -> dict[str, Any]:
-    """Return the fraction of padding in the batches of captions, sorted by length within a file and in their order."""
-    encoder = load_encoder(str(options.model), "float32")
-    captions = [
-        json.loads(line)["caption"]
-        for line in (options.data / "captions" / "captions.jsonl").read_text("utf-8").splitlines()
-    ]
-    captions = captions[: 2 * SHARD]
-    lengths = [
-        len(ids)
-        for ids in encoder.processor(text=captions, padding=False, truncation=True, max_length=256)["input_ids"]
-    ]
-    tokens = used = 0
-    plain = biomedclip.embedding._embed_batch
-
-    def count(model: Any, processor: Any, token_ids: list[list[int]], length: int) -> Any:
-        nonlocal tokens, used
-        tokens, used = tokens + length * len(token_ids), used + sum(map(len, token_ids))
-        return torch.zeros(len(token_ids), 1)  # the model does not have to run
-
-    biomedclip.embedding._embed_batch = count
-    try:
-        for start in range(0, len(captions), SHARD):
-            text_embeds(encoder, captions[start : start + SHARD], options.batch_size)
-    finally:
-        biomedclip.embedding._embed_batch = plain
-    in_order = [lengths[start : start + options.batch_size] for start in range(0, len(lengths), options.batch_size)]
-    unsorted = sum(max(batch) * len(batch) for batch in in_order)
-    return {
-        "captions": len(captions),
-        "tokens_per_caption": statistics.mean(lengths),
-        "padding_sorted_within_a_file": 1 - used / tokens,
-        "padding_in_order": 1 - sum(lengths) / unsorted,
-    }
 
 
 if __name__ == "__main__":

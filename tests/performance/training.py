@@ -9,8 +9,8 @@ curve: fifty steps from the same weights on the same batches, in float32 without
 speed: the published size with random weights and the published dropout, `--batch-size` real captions and images, in
     float32 and bfloat16 autocast. Each way runs in a process of its own, in turns. Every round has its own batch,
     after a step of two pairs that warms up. Seconds are wall time on an idle machine or, with --shared-machine,
-    processor time with one thread. open_clip pads texts to 256 tokens, biomedclip computes real tokens only. The bound is the
-    matrix products of the model without padding.
+    processor time with one thread. open_clip pads texts to 256 tokens, biomedclip computes real tokens only. The bound
+    is the matrix products of the model without padding.
 scale: our trainer alone on one device: samples per second, model FLOPs utilization, memory, and hours for the 445
     million samples of the paper. Images are random, captions have real lengths.
 """
