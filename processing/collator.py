@@ -35,8 +35,9 @@ class CollatorOptions(TypedDict, total=False):
             error with the name of the row. `substitute` logs a warning, counts the row in `substituted_rows` and
             replaces it with another row of the batch, chosen by the seed.
         fast_decode: In training, decode JPEG files at the smallest scale (1, 1/2, 1/4 or 1/8) at which the crop has
-            enough pixels (default: `False`). The crops are the same. Pixels differ by about 1 of 255 levels on average
-            if the scale is below 1, and by a few thousandths of a level otherwise.
+            enough pixels (default: `True` in [`ContrastiveCollator`], otherwise `False`). The crops are the same.
+            Pixels differ by about 1 of 255 levels on average if the scale is below 1, and by a few thousandths of a
+            level otherwise.
     """
 
     training: bool
@@ -155,7 +156,8 @@ class _RowCollator:
 class ContrastiveCollator(_RowCollator):
     r"""Collate rows with `image` and `caption` into `input_ids`, `attention_mask` and `pixel_values`.
 
-    In training, images are cropped as in open_clip (RandomResizedCrop with 90 to 100 % of the area, no flips).
+    In training, images are cropped as in open_clip (RandomResizedCrop with 90 to 100 % of the area, no flips). With
+    `fast_decode=False`, their pixels are those of open_clip, too.
 
     Args:
         processor: A processor with `image_processor` and `tokenizer`, such as [`BiomedCLIPProcessor`].
@@ -175,7 +177,7 @@ class ContrastiveCollator(_RowCollator):
     name_column = "pair_id"
 
     def __init__(self, processor: Any, *, max_length: int | None = None, **options: Unpack[CollatorOptions]):
-        super().__init__(processor.image_processor, **options)
+        super().__init__(processor.image_processor, **{"fast_decode": True, **options})
         self.processor = processor
         self.max_length = max_length
 

@@ -79,5 +79,5 @@ def name_limit(waiting_fraction: float, *, fast_decode: bool) -> str:
     if waiting_fraction < NOTICEABLE_FRACTION:
         return "the model is the bottleneck"
     return "the data loader is the bottleneck: raise --dataloader-num-workers" + (
-        "" if fast_decode else " or pass --fast-decode"
+        "" if fast_decode else " or omit --fast-decode false"
     )

@@ -34,7 +34,7 @@ def slow_down(monkeypatch, owner: type, method: str, seconds: float) -> None:
     monkeypatch.setattr(owner, method, slowly)
 
 
-@pytest.mark.parametrize(("fast", "remedy"), [("false", " or pass --fast-decode"), ("true", "")])
+@pytest.mark.parametrize(("fast", "remedy"), [("false", " or omit --fast-decode false"), ("true", "")])
 def test_a_slow_loader_is_reported_with_remedies(run, monkeypatch, fast, remedy):
     slow_down(monkeypatch, ContrastiveCollator, "_read_or_none", SLOW / 16)
     found, printed = run(max_steps=4, fast_decode=fast, dataloader_num_workers=0)

@@ -103,14 +103,17 @@ def test_the_text_option_selects_caption_or_mentions(shards, text):
         assert "Mention" in row["caption"] and ("Caption" in row["caption"]) == (text == "caption_and_mentions")
 
 
-def test_fast_decoding_applies_only_to_training(small_checkpoint, shards, tmp_path):
+@pytest.mark.parametrize("fast", [True, False])
+def test_fast_decoding_is_the_default_of_training_only(small_checkpoint, shards, tmp_path, fast):
     args = contrastive.ContrastiveTrainingArguments(
         str(tmp_path), max_steps=1, per_device_train_batch_size=8, use_cpu=True, save_strategy="no"
     )
     model = ModelOptions(model_name_or_path=str(small_checkpoint))
-    options = [PairHandling(fast_decode=True), model, AdapterOptions(), ZeroShotOptions(), DryRunOptions(), args]
+    handling = PairHandling() if fast else PairHandling(fast_decode=False)
+    options = [handling, model, AdapterOptions(), ZeroShotOptions(), DryRunOptions(), args]
     trainer, _ = contrastive.run(TrainData(str(shards)), *options)
-    assert trainer.data_collator.fast_decode and not trainer.eval_data_collator.fast_decode
+    assert trainer.data_collator.fast_decode == fast and trainer.data_collator.training
+    assert not trainer.eval_data_collator.training, "evaluation always decodes exactly"
 
 
 def test_the_sample_of_a_large_validation_split_is_the_same_in_all_runs(tmp_path):
