@@ -1,7 +1,8 @@
 """Detect damaged files of a built dataset.
 
 Page checksums cover the data of Parquet pages. Footers (schema, row groups, metadata) have no checksum, so
-`report.json` contains the SHA-256 of each file and of its footer. See docs/building_a_dataset.md.
+`report.json` contains the SHA-256 of each file and of its footer. It also contains the rows of each row group, so that
+a stream need not read all footers before it starts. See docs/building_a_dataset.md.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -109,9 +111,16 @@ def footer_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def hashes_of(path: Path, *, parquet: bool) -> dict[str, Any]:
-    """Return the entry of a local file in the report: size, SHA-256 and, for Parquet files, SHA-256 of the footer."""
+    """Return the entry of a local file in the report: its size and its SHA-256.
+
+    For Parquet files, it also contains the SHA-256 of the footer, and the number of rows of each row group.
+    """
     hashes: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": _file_sha256(path)}
-    return hashes | ({"footer_sha256": footer_sha256(path)} if parquet else {})
+    if parquet:
+        metadata = pq.read_metadata(path)
+        rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        hashes |= {"footer_sha256": footer_sha256(path), "rows": rows}
+    return hashes
 
 
 def check_file(path: Path, stated: Mapping[str, Any]) -> None:
@@ -172,8 +181,23 @@ def report_of_build(report: dict[str, Any]) -> dict[str, Any]:
     return build if isinstance(build, dict) else report
 
 
-def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Return the SHA-256 of the footer of each shard of one folder, from the report of the dataset.
+@dataclass(frozen=True)
+class StatedShard:
+    """What the report of a dataset states about a shard.
+
+    Attributes:
+        footer_sha256: SHA-256 of the footer.
+        bytes: Size of the file.
+        rows: Number of rows of each row group, None if the report is older.
+    """
+
+    footer_sha256: str
+    bytes: int
+    rows: tuple[int, ...] | None
+
+
+def stated_shards(shards: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> dict[str, StatedShard]:
+    """Return what the report of a dataset states about each shard of its folder.
 
     The result is empty if the dataset is not verifiable. Raise `DamagedFile` if the report cannot be read or does not
     list a shard.
@@ -185,7 +209,13 @@ def footers_of(shards: Sequence[str], storage_options: Mapping[str, Any] | None 
     hashes = read_hashes(root, filesystem)
     if hashes is None:
         return {}
-    return {shard: stated_footer(hashes, f"{prefix}{posixpath.basename(shard)}", root) for shard in shards}
+    stated = {}
+    for shard in shards:
+        name = f"{prefix}{posixpath.basename(shard)}"
+        footer = stated_footer(hashes, name, root)
+        rows = hashes[name].get("rows")
+        stated[shard] = StatedShard(footer, hashes[name]["bytes"], None if rows is None else tuple(map(int, rows)))
+    return stated
 
 
 def stated_footer(hashes: Mapping[str, Mapping[str, Any]], name: str, root: str | os.PathLike[str]) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import posixpath
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .files import require_regular
-from .integrity import DamagedFile, TruncatedFile, check_row_group, footers_of, open_parquet
+from .integrity import REPORT_FILE, DamagedFile, TruncatedFile, check_row_group, open_parquet, stated_shards
 from .pmc.articles import LICENSES_KEY
 from .retries import is_unreachable, lasting_error, with_retries
 from .row_selection import COLUMNS_OF_PANELS, RowSelection
@@ -144,7 +145,7 @@ class ShardReader:
         self.text = text
         self.seed = seed
         self.storage_options = dict(storage_options or {})
-        self.footers = footers_of(urls, self.storage_options) if urls else {}
+        self.stated = stated_shards(urls, self.storage_options) if urls else {}
         self._create_caches()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,7 +175,15 @@ class ShardReader:
         return self._retry(url, lambda: self._checked(self._file(os.getpid(), url), url).schema_arrow)
 
     def open_shards(self, urls: Sequence[str]) -> list[Shard]:
-        """Count the selected rows of shards, in parallel. Raise `ValueError` if there are none."""
+        """Count the selected rows of shards, in parallel. Raise `ValueError` if there are none.
+
+        If all rows are selected, the report of the dataset states their numbers, and only the first shard is opened.
+        The footers of the others are checked when they are read, but their sizes now.
+        """
+        if not self.selection and all(url in self.stated and self.stated[url].rows is not None for url in urls):
+            self.schema(urls[0])
+            self._check_sizes(urls)
+            return [Shard(url, self.stated[url].rows) for url in urls]
         found: Counter[tuple[str, str]] = Counter()
         shards = []
         with ThreadPoolExecutor(READERS) as pool:
@@ -193,6 +202,18 @@ class ShardReader:
         if self.selection and not any(shard.rows for shard in shards):
             raise ValueError(f"{urls[0]}: {self.selection.nothing_found(found)}")
         return shards
+
+    def _check_sizes(self, urls: Sequence[str]) -> None:
+        filesystem, first = fsspec.core.url_to_fs(urls[0], **self.storage_options)
+        entries = self._retry(urls[0], lambda: filesystem.ls(posixpath.dirname(first), detail=True))
+        sizes = {posixpath.basename(entry["name"]): entry["size"] for entry in entries}
+        for url in urls:
+            size, stated = sizes.get(posixpath.basename(url)), self.stated[url].bytes
+            if size is not None and size != stated:
+                raise DamagedFile(
+                    f"{url}: the shard is damaged: it has {size:,} bytes, but {REPORT_FILE} states {stated:,}. Restore "
+                    "or build it again."
+                )
 
     def open_shard(self, url: str) -> tuple[Shard, Counter[tuple[str, str]]]:
         """Count the selected rows of a shard and, for an error message, the values by which they are selected."""
@@ -306,7 +327,13 @@ class ShardReader:
         # Arrow requests exactly the ranges that it needs. A read-ahead cache would also fetch the images between
         # captions.
         file = filesystem.open(path, "rb", cache_type="none")
-        return open_parquet(file, url, footer_sha256=self.footers.get(url), **{"pre_buffer": True, **options})
+        stated = self.stated.get(url)
+        footer = None if stated is None else stated.footer_sha256
+        opened = open_parquet(file, url, footer_sha256=footer, **{"pre_buffer": True, **options})
+        rows = tuple(opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups))
+        if stated is not None and stated.rows not in (None, rows):
+            raise DamagedFile(f"{url}: its row groups are not those in {REPORT_FILE}. One of the two is damaged.")
+        return opened
 
     def _retry(self, url: str, read: Callable[[], _T]) -> _T:
         return with_retries(read, check=partial(self._check_error, url), pause=FIRST_PAUSE)

@@ -68,7 +68,8 @@ class BatchStream:
 class PairStream(BatchStream):
     """Stream a split of a built dataset in batches that depend only on seed and position.
 
-    The footers of all shards are read when the stream is created.
+    The numbers of rows are those in the report of the dataset. If rows are selected or the report is older, the footers
+    of all shards are read when the stream is created.
 
     Args:
         path: The folder that `biomedclip build` wrote: local, `hf://datasets/org/name` or `s3://...`.
@@ -115,6 +116,7 @@ class PairStream(BatchStream):
         selection = RowSelection.of(licenses, image_types, panels)
         self._reader = ShardReader(urls, columns, selection, text, seed, storage_options)
         self._shards = self._reader.open_shards(urls)
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Return the number of pairs in an epoch."""
@@ -127,14 +129,23 @@ class PairStream(BatchStream):
 
     def rows(self, epoch: int, low: int, high: int) -> list[dict[str, Any]]:
         """Return rows [low, high) of an epoch, with the columns of the stream and `epoch`. Images are not decoded."""
+        order, edges = self._places(epoch)
         rows: list[dict[str, Any]] = []
-        start = 0
-        for shard in (self._shards[number] for number in epoch_order(len(self._shards), self.seed, epoch)):
-            first, last = max(low - start, 0), min(high - start, shard.rows)
-            if first < last:
-                rows += self._reader.rows(shard, first, last, epoch)
-            start += shard.rows
+        for place in range(int(np.searchsorted(edges, low, side="right")) - 1, len(order)):
+            start, end = int(edges[place]), int(edges[place + 1])
+            if start >= high:
+                break
+            if max(low, start) < min(high, end):
+                shard = self._shards[order[place]]
+                rows += self._reader.rows(shard, max(low, start) - start, min(high, end) - start, epoch)
         return [row | {"epoch": epoch} for row in rows]
+
+    def _places(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the order of the shards in an epoch, and the row at which each of them begins."""
+        if self._epoch is None or self._epoch[0] != epoch:  # a dataset can have thousands of shards
+            order = epoch_order(len(self._shards), self.seed, epoch)
+            self._epoch = (epoch, order, np.cumsum([0, *(self._shards[number].rows for number in order)]))
+        return self._epoch[1:]
 
 
 @dataclass(eq=False)

@@ -24,11 +24,11 @@ from ..integrity import (
     WRITE_OPTIONS,
     check_file,
     footer_sha256,
-    footers_of,
     open_parquet,
     read_columns,
     read_hashes,
     stated_footer,
+    stated_shards,
 )
 from .articles import KEPT, PANEL_COUNTS
 from .images import count_duplicates
@@ -140,7 +140,8 @@ def make_plan(
         fractions, moved_before = previous["split_fractions"], previous["articles_moved_to_fill_a_split"]
     schema = articles_schema(panels=panels)
     table, skipped, example = _write_outcomes(staging, journals, outdated, schema, update=previous is not None)
-    footers = footers_of([str(path) for path in shards]) if shards else {}
+    stated = stated_shards([str(path) for path in shards]) if shards else {}
+    footers = {path: shard.footer_sha256 for path, shard in stated.items()}
     pairs = _read_pairs(seed, journals, shards, outdated, footers)
 
     kept = table.filter(pc.greater(table.column("pairs"), 0)).column("pmcid").to_pylist()

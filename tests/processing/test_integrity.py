@@ -22,6 +22,7 @@ from biomedclip.processing.pmc import shards
 from biomedclip.processing.pmc.images import ImageIndex
 from biomedclip.processing.pmc.plan import read_articles
 from biomedclip.processing.pmc.shards import pair_schema
+from biomedclip.processing.shard_reader import ShardReader
 
 
 FLIPS = 240
@@ -194,8 +195,44 @@ def test_a_footer_that_is_not_the_one_of_the_report_is_refused(copy, reader):
     path = shard_of(copy)
     table = pq.read_table(path)
     pq.write_table(table.slice(0, table.num_rows - 1), path, write_page_checksum=True)
-    with pytest.raises(OSError, match=rf"{path.name}: .*footer is damaged: its SHA-256 is not the one in report.json"):
+    # A stream compares the sizes of all shards before it reads the first.
+    why = "it has .* bytes, but" if reader in (by_stream, by_random_access) else "its SHA-256 is not the one in"
+    with pytest.raises(OSError, match=rf"{path.name}: .* damaged: {why} report.json"):
         reader(copy)
+
+
+def test_a_footer_of_the_same_size_that_is_not_the_one_of_the_report_is_refused(copy):
+    flip(shard_of(copy), -30)
+    with pytest.raises(OSError, match=rf"{shard_of(copy).name}: .*footer is damaged: its SHA-256 is not the one in"):
+        by_stream(copy)
+
+
+def test_rows_that_the_report_states_wrongly_are_detected(copy):
+    path = copy / "report.json"
+    report = json.loads(path.read_text())
+    name = f"data/{shard_of(copy).name}"
+    report["files"][name]["rows"][0] -= 1
+    path.write_text(json.dumps(report))
+    with pytest.raises(DamagedFile, match=r"its row groups are not those in report.json"):
+        by_stream(copy)
+
+
+def test_a_stream_opens_no_shard_before_it_reads_it_unless_the_report_is_older(copy, monkeypatch):
+    opened = []
+    plain = ShardReader._open_file
+    monkeypatch.setattr(ShardReader, "_open_file", lambda self, *a, **o: opened.append(a[1]) or plain(self, *a, **o))
+    stream = PairStream(copy)
+    rows = stream.rows(0, 0, len(stream))
+    assert len(opened) == 1 + len(stream.shards(0)), "the first one for its columns"
+    path = copy / "report.json"
+    report = json.loads(path.read_text())
+    for stated in report["files"].values():
+        stated.pop("rows", None)
+    path.write_text(json.dumps(report))
+    opened.clear()
+    older = PairStream(copy)
+    assert len(set(opened)) == len(older.shards(0)) > 2
+    assert older.rows(0, 0, len(older)) == rows
 
 
 def test_the_report_has_the_hashes_of_all_files_and_footers(small_set):
@@ -242,7 +279,7 @@ def test_a_dataset_without_hashes_is_read_and_reported_once(tmp_path, caplog, re
 def test_the_report_is_found_from_the_folder_of_shards(copy):
     path = shard_of(copy)
     pq.write_table(pq.read_table(path), path)
-    with pytest.raises(OSError, match="its SHA-256 is not the one in report.json"):
+    with pytest.raises(OSError, match="bytes, but report.json states"):
         PairStream(copy / "data")
 
 

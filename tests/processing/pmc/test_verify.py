@@ -142,7 +142,7 @@ def test_the_report_of_a_quickstart_contains_that_of_the_build(copy):
     (copy / "report.json").write_text(json.dumps({"build": report, "training": {"steps": 3}}))
     result = verify_dataset(copy)
     assert result.verifiable and result.faults == []
-    assert len(integrity.footers_of([str(path) for path in sorted((copy / "data").iterdir())])) > 0
+    assert len(integrity.stated_shards([str(path) for path in sorted((copy / "data").iterdir())])) > 0
 
 
 def test_only_some_faults_of_a_shard_are_listed(copy, monkeypatch):
