@@ -13,7 +13,7 @@ from typing import Literal
 
 
 Match = Literal["labels", "some labels", "caption", "none"]
-MAX_LENGTH = 50_000  # characters; the longest caption among 15,616 of PMC has fewer than 10,000
+MAX_LENGTH = 20_000  # characters; the longest caption among 15,616 of PMC has fewer than 10,000
 MAX_STARTS = 40  # markers at which a sequence may begin
 MOST_WORK = 100_000  # characters in which the text of each marker may be split again
 _SPACES = re.compile(r"\s{10,}")  # patterns with `\s` would take quadratic time for them
