@@ -159,10 +159,20 @@ def check_checkpoint(name: str | None, *, trust_remote_code: bool = False) -> No
 def start_run(args: TrainingArguments, options: Sequence[Any], **also: Any) -> str | None:
     """Write the recipe of a run into its folder, set the random seed, and return the checkpoint to resume from."""
     checkpoint = checkpoint_to_resume(args)
+    if args.bf16 and args.device.type == "cpu" and not cpu_has_bfloat16():
+        logger.warning(
+            "This CPU has no instructions for bfloat16, which it multiplies tens of times more slowly than float32. "
+            "Pass --bf16 false."
+        )
     if args.process_index == 0:
         write_recipe(args.output_dir, [*options, args], **also)
     set_seed(args.seed)
     return checkpoint
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether PyTorch multiplies bfloat16 matrices with instructions of this CPU."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def end_processes() -> None:

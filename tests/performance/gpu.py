@@ -5,6 +5,7 @@ python tests/performance/gpu.py results --small --device cpu
 
 Every measurement is written to results/results.json as soon as it is made, and is not repeated by a second run, which
 makes those that are missing. results/table.md contains the tables. --small measures a small model for a moment.
+On a CPU, everything is in float32.
 
 products: operations per second of the matrix products of the model's shapes in bfloat16, the bound of all others.
 training: samples per second and utilization (operations of real tokens and patches, of the measured bound) of training
@@ -126,7 +127,8 @@ class Setup:
     """What several measurements share."""
 
     def __init__(self, options: Any):
-        self.data, self.device, self.small, self.rounds = options.data, options.device, options.small, options.rounds
+        self.data, self.device, self.small = options.data, options.device, options.small
+        self.rounds = 1 if options.small else options.rounds
         self.folder = options.folder
         self.config = self.model().config
         self.tokenizer = BertTokenizer.from_pretrained(options.data / "biomedclip_tokenizer", model_max_length=CONTEXT)
@@ -137,7 +139,7 @@ class Setup:
 
     def size(self, pairs: int) -> int:
         """Return a number of pairs, or a small one with the same order."""
-        return max(2, pairs // 128) if self.small else pairs
+        return max(2, pairs // 512) if self.small else pairs
 
     def batch(self, pairs: int, *, packed: bool = True) -> dict[str, Any]:
         """Return real captions, with one random image for all of them, which is on the device."""
@@ -161,7 +163,8 @@ def measure_products(setup: Setup, results: dict[str, Any]) -> Measurements:
         pairs = setup.size(images)
 
         def measure(pairs: int = pairs) -> dict[str, Any]:
-            return {"teraflops": product_rate(setup.config.vision_config, pairs, torch.bfloat16, setup.device) / 1e12}
+            dtype = torch.float32 if setup.device == "cpu" else torch.bfloat16
+            return {"teraflops": product_rate(setup.config.vision_config, pairs, dtype, setup.device) / 1e12}
 
         yield f"{pairs} images", measure
 
@@ -211,10 +214,13 @@ def time_steps(
     if mini_batch_size is None:  # otherwise, mini-batches of texts are taken on the host
         batch = {name: value.to(setup.device) if torch.is_tensor(value) else value for name, value in batch.items()}
     options: dict[str, Any] = {"torch_compile": torch_compile, "dataloader_pin_memory": False}
+    if torch_compile and setup.small:
+        options["torch_compile_backend"] = "eager"  # a minute less
     if mini_batch_size is not None:
         options["mini_batch_size"] = min(setup.size(mini_batch_size), setup.size(pairs) // 2)
     steps = steps or setup.rounds
     torch.backends.cuda.matmul.allow_tf32 = True
+    bf16 = bf16 and setup.device != "cpu"  # not every CPU has instructions for it
     run = Run("biomedclip", bf16=bf16, gradient_checkpointing=checkpointing, device=setup.device, options=options)
     with tempfile.TemporaryDirectory() as scratch, packing(packed):
         run.options["output_dir"] = scratch
@@ -249,7 +255,7 @@ def measure_open_clip(setup: Setup, results: dict[str, Any]) -> Measurements:
 def time_open_clip(setup: Setup, pairs: int, checkpointing: bool) -> dict[str, Any]:
     pairs = setup.size(pairs)
     batch = setup.batch(pairs, packed=False)
-    run = Run("open_clip", bf16=True, gradient_checkpointing=checkpointing, device=setup.device)
+    run = Run("open_clip", bf16=setup.device != "cpu", gradient_checkpointing=checkpointing, device=setup.device)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepare(setup.model(), setup.processor, [], folder)
@@ -273,14 +279,14 @@ def measure_loader(setup: Setup, results: dict[str, Any]) -> Measurements:
 
 
 def time_loader(setup: Setup, results: dict[str, Any]) -> dict[str, Any]:
-    seconds, pairs = (6 if setup.small else 120), setup.size(512)
+    seconds, pairs = (2 if setup.small else 120), setup.size(512)
     workers = 1 if setup.small else max(1, (os.cpu_count() or 2) - 1)
     with tempfile.TemporaryDirectory() as scratch:
         source = BuildOptions(str(setup.data / "pmc_mirror"), license="all", split_fractions=[1, 0, 0])
         build_dataset(source, Path(scratch) / "set", engine=Engine(connections=1))
         stream = PairStream(Path(scratch) / "set", columns=["image", "caption", "pair_id"])
         options = {"dataloader_num_workers": workers, "output_dir": scratch, "max_steps": 10**6, "batch_size": pairs}
-        run = Run("biomedclip", bf16=True, device=setup.device, options=options)
+        run = Run("biomedclip", bf16=setup.device != "cpu", device=setup.device, options=options)
         args = recipe_arguments([setup.batch(2)], run)
         args.per_device_train_batch_size = pairs
         trainer = ContrastiveTrainer(
@@ -312,7 +318,7 @@ def time_loader(setup: Setup, results: dict[str, Any]) -> dict[str, Any]:
 
 def measure_embedding(setup: Setup, results: dict[str, Any]) -> Measurements:
     """Measure both towers without gradients, and the ranks of a large pool."""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16)[: 1 if setup.device == "cpu" else 2]:
         name = str(dtype).removeprefix("torch.")
         yield f"images, {name}", lambda dtype=dtype: time_images(setup, dtype)
         yield f"texts, {name}", lambda dtype=dtype: time_texts(setup, dtype)
@@ -366,7 +372,7 @@ def measure_correctness(setup: Setup, results: dict[str, Any]) -> Measurements:
 
 def compare_losses(setup: Setup) -> dict[str, Any]:
     """Train the small model, with products in full float32, and return the largest relative differences."""
-    steps = 4 if setup.small else STEPS
+    steps = 2 if setup.small else STEPS
     _, batches = real_batches(setup, 3, PAIRS)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     losses = {}
@@ -401,7 +407,8 @@ def resume(setup: Setup) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for given, checkpoint in ((batches, None), (batches[2:], f"{scratch}/checkpoint-2")):
             options = {"output_dir": scratch, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
-            run = Run("biomedclip", bf16=True, device=setup.device, options={**options, "max_steps": 4})
+            options |= {"max_steps": 4}
+            run = Run("biomedclip", bf16=setup.device != "cpu", device=setup.device, options=options)
             trainer = ContrastiveTrainer(
                 make_model(small=True),
                 recipe_arguments(batches, run),

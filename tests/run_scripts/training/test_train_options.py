@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, Traini
 from biomedclip.processing.pmc.shards import pair_schema
 from biomedclip.run_scripts.evaluation.pools import draw_pool
 from biomedclip.run_scripts.train import task_of
-from biomedclip.run_scripts.training import contrastive, visual_question_answering
+from biomedclip.run_scripts.training import contrastive, runs, visual_question_answering
 from biomedclip.run_scripts.training.adapters import AdapterOptions, add_adapter
 from biomedclip.run_scripts.training.contrastive import TrainData, set_batch_size
 from biomedclip.run_scripts.training.dry_run import DryRunOptions, part_of
@@ -114,6 +114,18 @@ def test_fast_decoding_is_the_default_of_training_only(small_checkpoint, shards,
     trainer, _ = contrastive.run(TrainData(str(shards)), *options)
     assert trainer.data_collator.fast_decode == fast and trainer.data_collator.training
     assert not trainer.eval_data_collator.training, "evaluation always decodes exactly"
+
+
+@pytest.mark.parametrize(
+    ("supported", "bf16", "warns"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_bfloat16_on_a_cpu_without_it_is_slow_and_warned_of(
+    shards, tmp_path, caplog, monkeypatch, supported, bf16, warns
+):
+    monkeypatch.setattr(runs, "cpu_has_bfloat16", lambda: supported)
+    args = contrastive.ContrastiveTrainingArguments(str(tmp_path / "run"), use_cpu=True, bf16=bf16)
+    runs.start_run(args, [])
+    assert ("Pass --bf16 false" in caplog.text) == warns
 
 
 def test_the_sample_of_a_large_validation_split_is_the_same_in_all_runs(tmp_path):
