@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
@@ -166,7 +167,7 @@ class ContrastiveTrainer(AdaptedTrainer):
         """Return the training batches of this process. accelerate would split the batches of a stream again."""
         if self.pair_stream is None or self.is_finished:
             return super().get_train_dataloader()
-        return DataLoader(
+        loader = DataLoader(
             self.train_dataset,
             batch_size=None,
             collate_fn=self.data_collator,
@@ -175,6 +176,9 @@ class ContrastiveTrainer(AdaptedTrainer):
             generator=torch.Generator().manual_seed(self.args.seed),
             **self.loader_options(),
         )
+        # In mini-batches, the batch stays in the memory of the host.
+        in_mini_batches = (self.args.mini_batch_size or math.inf) < self.args.train_batch_size
+        return loader if in_mini_batches else copied_ahead(loader, self.args.device)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the names of the parameters with weight decay (see [`decay_parameter_names`])."""
@@ -306,12 +310,12 @@ class ContrastiveTrainer(AdaptedTrainer):
             for inputs in dataloader:
                 outputs = model(**send_to_device(inputs, self.args.device))
                 gathered = self.accelerator.gather_for_metrics((outputs.image_embeds, outputs.text_embeds))
-                images.append(gathered[0].float().cpu())
-                texts.append(gathered[1].float().cpu())
+                images.append(gathered[0].float())
+                texts.append(gathered[1].float())
                 self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         image_embeds, text_embeds = torch.cat(images), torch.cat(texts)
-        scale, bias = find_logit_scale(model).exp().float().cpu(), find_logit_bias(model)
-        bias = None if bias is None else bias.float().cpu()
+        scale, bias = find_logit_scale(model).exp().float(), find_logit_bias(model)
+        bias = None if bias is None else bias.float()
         metrics = {
             "loss": whole_set_loss(image_embeds, text_embeds, scale, bias, loss=self.args.loss),
             LOSS_IN_BATCHES: loss_in_batches(image_embeds, text_embeds, scale),
@@ -321,7 +325,7 @@ class ContrastiveTrainer(AdaptedTrainer):
         metrics |= self.run_evaluators(model)
         random_state.restore()
         return EvalLoopOutput(
-            predictions=(image_embeds.numpy(), text_embeds.numpy()),
+            predictions=(image_embeds.cpu().numpy(), text_embeds.cpu().numpy()),
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=len(image_embeds),
@@ -407,6 +411,18 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
         if scale.requires_grad:
             with torch.no_grad():
                 scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+def copied_ahead(loader: DataLoader, device: torch.device) -> DataLoader:
+    """Return a loader whose batches are on an accelerator, copied while it computes. On the CPU, it is unchanged.
+
+    `Trainer` would copy a batch when the accelerator has finished the last step, and wait for the copy.
+    """
+    if device.type == "cpu":
+        return loader
+    return prepare_data_loader(
+        loader, device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False, non_blocking=True
+    )
 
 
 def cosine_factor(step: int, *, warmup_steps: int, steps: int, num_cycles: float = 0.5) -> float:

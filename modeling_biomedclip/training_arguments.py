@@ -29,6 +29,13 @@ class CheckedTrainingArguments(TrainingArguments):
         default_factory=lambda: ["none"],
         metadata={"help": "Trackers of the metrics: tensorboard, trackio, wandb, or several (default: none)."},
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Hide losses that are NaN or infinite. Each step then waits for its loss on an accelerator "
+            "(default: false)."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Not supported: the collator needs the columns."}
     )

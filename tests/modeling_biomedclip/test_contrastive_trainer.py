@@ -12,7 +12,7 @@ from open_clip_train.scheduler import cosine_lr
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup, get_scheduler
 
 from biomedclip import BiomedCLIPModel, ContrastiveTrainer, ContrastiveTrainingArguments
-from biomedclip.contrastive_trainer import cosine_factor
+from biomedclip.contrastive_trainer import copied_ahead, cosine_factor
 from biomedclip.processing import ContrastiveCollator, PairStream
 
 
@@ -359,3 +359,21 @@ def test_invalid_arguments_are_errors(train, options, message):
 def test_a_model_without_logit_scale_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no parameter `logit_scale`"):
         ContrastiveTrainer(torch.nn.Linear(2, 2), ContrastiveTrainingArguments(output_dir=str(tmp_path)))
+
+
+def test_batches_are_copied_to_an_accelerator_without_waiting(monkeypatch):
+    waits = []
+    copy = torch.Tensor.to
+
+    def to(self, *args, non_blocking=False, **options):
+        waits.append(not non_blocking)
+        return copy(self, *args, non_blocking=non_blocking, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batches = [{"pixel_values": torch.ones(2, 3), "max_length_q": 7} for _ in range(2)]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    assert copied_ahead(loader, torch.device("cpu")) is loader
+    # The meta device is one that has no memory.
+    found = list(copied_ahead(loader, torch.device("meta")))
+    assert [batch["pixel_values"].device.type for batch in found] == ["meta", "meta"]
+    assert found[0]["max_length_q"] == 7 and waits == [False, False]
