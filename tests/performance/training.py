@@ -1,7 +1,6 @@
-"""Training compared with open_clip's own program: losses, samples per second and memory; and the speed on a GPU.
+"""Training compared with open_clip's own program: losses, samples per second and memory.
 
 python tests/performance/training.py --output training.json
-python tests/performance/training.py --parts scale --device cuda --batch-size 4096 --mini-batch-size 256
 
 curve: fifty steps from the same weights on the same batches, in float32 without dropout and clipping, with ViT-Ti/16
     and a BERT of two layers. open_clip runs a second time with the pairs of each batch in another order. This changes
@@ -11,8 +10,6 @@ speed: the published size with random weights and the published dropout, `--batc
     after a step of two pairs that warms up. Seconds are wall time on an idle machine or, with --shared-machine,
     processor time with one thread. open_clip pads texts to 256 tokens, biomedclip computes real tokens only. The bound
     is the matrix products of the model without padding.
-scale: our trainer alone on one device: samples per second, model FLOPs utilization, memory, and hours for the 445
-    million samples of the paper. Images are random, captions have real lengths.
 """
 
 import argparse
@@ -30,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, wherever the script is started from
 
-from helpers.open_clip_training import Run, prepare, run_in_a_process, train_biomedclip
+from helpers.open_clip_training import Run, prepare, run_in_a_process
 from safetensors.torch import load_file
 from timing import machine, median_ratio, parser_of
 from tqdm.auto import tqdm
@@ -46,24 +43,19 @@ STEPS, DIFFERENT_BATCHES, PAIRS = 50, 3, 8  # of the curve
 SPREAD = {"initializer_range": 0.07}  # 1 / sqrt(192); with 0.02, such a narrow model learns nothing in 50 steps
 TINY = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3} | SPREAD
 CONTEXT = 256
-SAMPLES = 445e6  # of the published run: 32 epochs of 13.9 million pairs
 SIDES = ("open_clip", "biomedclip")
 
 
 def main() -> None:
     parser = parser_of(__doc__, rounds=3)
-    parser.add_argument("--parts", nargs="+", choices=["curve", "speed", "scale"], default=["curve", "speed"])
+    parser.add_argument("--parts", nargs="+", choices=["curve", "speed"], default=["curve", "speed"])
     parser.add_argument("--without", nargs="+", default=[], help="leave out ways that have this in their names")
     parser.add_argument("--shared-machine", action="store_true", help="in speed: one thread, processor seconds")
-    parser.add_argument("--batch-size", type=int, default=16, help="of speed and scale")
-    parser.add_argument("--mini-batch-size", type=int, help="of scale, and of one way of speed; 4 there if left out")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of scale")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of scale")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="in scale")
-    parser.add_argument("--torch-compile", action="store_true", help="in scale")
-    parser.add_argument("--small", action="store_true", help="scale and speed with the small model of the curve")
+    parser.add_argument("--batch-size", type=int, default=16, help="of speed")
+    parser.add_argument("--mini-batch-size", type=int, default=4, help="of cached gradients in speed")
+    parser.add_argument("--small", action="store_true", help="speed with the small model of the curve")
     options = parser.parse_args()
-    measures = {"curve": measure_curve, "speed": measure_speed, "scale": measure_scale}
+    measures = {"curve": measure_curve, "speed": measure_speed}
     results: dict[str, Any] = {"machine": machine(), "versions": versions()}
     for part in options.parts:
         results[part] = measures[part](options)
@@ -155,7 +147,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
     """Measure samples per second and memory of each way in each round."""
     model = make_model(small=options.small)
     processor, batches = real_batches(options, options.rounds, options.batch_size)
-    config, mini = model.config, options.mini_batch_size or 4
+    config, mini = model.config, options.mini_batch_size
     ways: dict[str, Run] = {}
     for bf16 in (False, True):
         precision = "bfloat16" if bf16 else "float32"
@@ -256,44 +248,6 @@ def product_rate(config: Any, images: int, dtype: torch.dtype, device: str, *, p
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def measure_scale(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure our trainer on one device under bfloat16 autocast, after one step that warms up."""
-    model = make_model(small=options.small)
-    size, mini = options.batch_size, options.mini_batch_size or options.batch_size
-    tokenizer = BertTokenizer.from_pretrained(options.data / "biomedclip_tokenizer", model_max_length=CONTEXT)
-    texts = tokenizer(real_captions(options.data, size), padding=True, truncation=True, return_tensors="pt")
-    side = model.config.vision_config.image_size
-    # One image for all pairs: 65,536 images would take 39 GB.
-    pixels = torch.randn(1, 3, side, side).expand(size, -1, -1, -1)
-    batch = {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"], "pixel_values": pixels}
-    run = Run(
-        "biomedclip",
-        bf16=True,
-        gradient_checkpointing=options.gradient_checkpointing,
-        device=options.device,
-        options={"mini_batch_size": options.mini_batch_size, "torch_compile": options.torch_compile},
-    )
-    rate = product_rate(model.config.vision_config, min(mini, 256), torch.bfloat16, options.device)
-    with tempfile.TemporaryDirectory() as scratch:
-        run.options["output_dir"] = scratch
-        found = train_biomedclip(model, [batch] * (1 + options.steps), run)
-    samples_per_second = size / statistics.median(found["seconds"][1:])
-    lengths = texts["attention_mask"].sum(dim=1).tolist()
-    operations = statistics.mean(operations_of_pair(model.config, length) for length in lengths)
-    results = {
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else machine(),
-        "batch_size": size,
-        "mini_batch_size": mini,
-        "samples_per_second": samples_per_second,
-        "teraflops_of_products": rate / 1e12,
-        "model_flops_utilization": samples_per_second * operations / rate,
-        "peak_mib": found["mib"],
-        "hours_of_445_million_samples": SAMPLES / samples_per_second / 3600,
-    }
-    show_table("One device", [(name.replace("_", " "), value) for name, value in results.items()], ["", "value"])
-    return results
 
 
 if __name__ == "__main__":
