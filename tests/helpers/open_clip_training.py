@@ -212,7 +212,7 @@ class _Clock(TrainerCallback):
 
 def recipe_arguments(batches: Sequence[Batch], run: Run) -> ContrastiveTrainingArguments:
     """Return the training arguments of the recipe without those that only a full run needs."""
-    size = len(batches[0]["input_ids"])
+    size = len(batches[0]["pixel_values"])
     options: dict[str, Any] = {
         "config": "biomedclip",
         "output_dir": "run",

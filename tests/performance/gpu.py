@@ -138,8 +138,8 @@ class Setup:
         return make_model(small=self.small, **options)
 
     def size(self, pairs: int) -> int:
-        """Return a number of pairs, or a small one with the same order."""
-        return max(2, pairs // 512) if self.small else pairs
+        """Return a number of pairs, or a small one."""
+        return max(2, min(16, pairs // 512)) if self.small else pairs
 
     def batch(self, pairs: int, *, packed: bool = True) -> dict[str, Any]:
         """Return real captions, with one random image for all of them, which is on the device."""
