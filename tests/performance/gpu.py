@@ -51,7 +51,14 @@ from training import (
 )
 from transformers import BertTokenizer
 
-from biomedclip import BiomedCLIPModel, BiomedCLIPProcessor, ContrastiveTrainer, embed_texts, pack_texts
+from biomedclip import (
+    BiomedCLIPConfig,
+    BiomedCLIPModel,
+    BiomedCLIPProcessor,
+    ContrastiveTrainer,
+    embed_texts,
+    pack_texts,
+)
 from biomedclip.processing import BiomedCLIPImageProcessor, ContrastiveCollator, PairStream
 from biomedclip.processing.pmc.build import BuildOptions, build_dataset
 from biomedclip.processing.pmc.executors import Engine
@@ -64,6 +71,7 @@ OUT_OF_MEMORY = "out of memory"
 SAMPLES = 445e6  # of the published run: 32 epochs of 13.9 million pairs
 # Bytes per second of one GPU in one direction: NVLink 4 within a node, InfiniBand NDR between nodes.
 LINKS = {8: ("NVLink", 450e9), 64: ("InfiniBand", 50e9)}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 1}
 Measurements = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
 
@@ -134,8 +142,12 @@ class Setup:
         self.tokenizer = BertTokenizer.from_pretrained(options.data / "biomedclip_tokenizer", model_max_length=CONTEXT)
         self.processor = BiomedCLIPProcessor(BiomedCLIPImageProcessor(), self.tokenizer)
 
-    def model(self, **options: Any) -> BiomedCLIPModel:
-        return make_model(small=self.small, **options)
+    def model(self) -> BiomedCLIPModel:
+        """Return a model of the published size, or one of three narrow layers, with random weights."""
+        if not self.small:
+            return make_model(small=False)
+        torch.manual_seed(0)
+        return BiomedCLIPModel(BiomedCLIPConfig(vision_config=SMALL | {"num_hidden_layers": 2}, text_config=SMALL))
 
     def size(self, pairs: int) -> int:
         """Return a number of pairs, or a small one."""
@@ -258,7 +270,7 @@ def time_open_clip(setup: Setup, pairs: int, checkpointing: bool) -> dict[str, A
     run = Run("open_clip", bf16=setup.device != "cpu", gradient_checkpointing=checkpointing, device=setup.device)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        prepare(setup.model(), setup.processor, [], folder)
+        prepare(make_model(small=setup.small), setup.processor, [], folder)  # open_clip has a name for its shape
         batches = [{name: batch[name].to(setup.device) for name in ("input_ids", "pixel_values")}] * (2 + setup.rounds)
         with contextlib.chdir(scratch):
             found = train_open_clip(folder, batches, run)
