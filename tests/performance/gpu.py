@@ -146,14 +146,14 @@ class Setup:
         """Return a model of the published size, or one of three narrow layers, with random weights."""
         if not self.small:
             return make_model(small=False)
-        return self.model_without_dropout()
+        return self.small_model()
 
-    def model_without_dropout(self) -> BiomedCLIPModel:
-        """Return a small model."""
+    def small_model(self, *, dropout: bool = True) -> BiomedCLIPModel:
+        """Return the small model whose training is compared, or one of three narrow layers."""
         if not self.small:
-            return make_model(small=True, dropout=False)
+            return make_model(small=True, dropout=dropout)
         torch.manual_seed(0)
-        text = SMALL | {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+        text = SMALL | ({} if dropout else {"hidden_dropout": 0.0, "attention_dropout": 0.0})
         return BiomedCLIPModel(BiomedCLIPConfig(vision_config=SMALL | {"num_hidden_layers": 2}, text_config=text))
 
     def size(self, pairs: int) -> int:
@@ -404,7 +404,7 @@ def compare_losses(setup: Setup) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             run.options["output_dir"] = scratch
             given = [batches[step % 3] for step in range(steps)]
-            losses[name] = train_biomedclip(setup.model_without_dropout(), given, run)["losses"]
+            losses[name] = train_biomedclip(setup.small_model(dropout=False), given, run)["losses"]
     reference = losses["cpu"]
 
     def difference(name: str) -> float:
@@ -429,7 +429,7 @@ def resume(setup: Setup) -> dict[str, Any]:
             options |= {"max_steps": 4}
             run = Run("biomedclip", bf16=setup.device != "cpu", device=setup.device, options=options)
             trainer = ContrastiveTrainer(
-                setup.model_without_dropout(),
+                setup.small_model(),
                 recipe_arguments(batches, run),
                 train_dataset=OurBatches(given),
                 data_collator=dict,
@@ -451,7 +451,7 @@ def shard(setup: Setup) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch, mock.patch.dict(os.environ, alone if fsdp else {}):
             run = Run("biomedclip", learning_rate=1e-4, device=setup.device)
             run.options |= {"output_dir": scratch, **({"fsdp": True} if fsdp else {})}
-            losses.append(train_biomedclip(setup.model_without_dropout(), batches, run)["losses"])
+            losses.append(train_biomedclip(setup.small_model(dropout=False), batches, run)["losses"])
     difference = max(abs(ours - theirs) / theirs for ours, theirs in zip(*losses, strict=True))
     return {"largest_relative_difference": difference}
 
