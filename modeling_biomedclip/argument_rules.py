@@ -81,11 +81,11 @@ _UNRESTRICTED = """
     output_dir per_device_train_batch_size max_steps learning_rate lr_scheduler_kwargs warmup_steps weight_decay
     adam_beta1 adam_beta2 adam_epsilon bf16 tf32 activation_checkpointing gradient_checkpointing torch_compile
     torch_compile_backend torch_compile_mode torch_empty_cache_steps logging_strategy logging_first_step
-    log_on_each_node logging_nan_inf_filter log_level log_level_replica disable_tqdm report_to eval_strategy
+    log_on_each_node log_level log_level_replica disable_tqdm report_to eval_strategy
     per_device_eval_batch_size eval_on_start save_only_model save_on_each_node restore_callback_states_from_checkpoint
     full_determinism seed use_cpu dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
     dataloader_multiprocessing_context ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend
-    ddp_timeout skip_memory_metrics neftune_noise_alpha fsdp
+    ddp_timeout skip_memory_metrics fsdp
 """
 # Rules for all other fields. A key contains one or more field names, separated by spaces.
 _RESTRICTED = {
@@ -116,6 +116,7 @@ _RESTRICTED = {
     "average_tokens_across_devices": _unsupported("the loss does not count tokens", True),
     "max_grad_norm": Rule(None, "The default is 0: gradients are not clipped, as in the paper and in open_clip."),
     "label_smoothing_factor": _unsupported("a contrastive batch has no labels"),
+    "neftune_noise_alpha": _unsupported("its noise depends on the number of tokens of a row, and texts are packed"),
     "fp16": _unsupported("the loss scaling that it needs is not tested. Use bf16"),
     "bf16_full_eval fp16_full_eval": _unsupported("evaluation uses the precision of training. Use bf16"),
     "gradient_checkpointing_kwargs activation_checkpointing_kwargs": _requires(
@@ -131,6 +132,9 @@ _RESTRICTED = {
     "logging_steps": _requires(
         lambda args: args.logging_strategy == "steps", "it requires logging_strategy=steps", 500
     ),
+    "logging_nan_inf_filter": Rule(
+        None, "The default is false: a loss that is NaN is shown, and no step waits for its loss."
+    ),
     "include_num_input_tokens_seen": _unsupported(
         "it would count pixels. The number of pairs seen is the number of steps times the batch size"
     ),
@@ -143,7 +147,7 @@ _RESTRICTED = {
     "prediction_loss_only": _unsupported("the metrics need the embeddings"),
     "eval_do_concat_batches": _unsupported(_WHOLE_SET, True),
     "eval_use_gather_object": _unsupported("batches contain only tensors"),
-    "eval_accumulation_steps": _unsupported("embeddings are moved to the CPU after each batch"),
+    "eval_accumulation_steps": _unsupported("the metrics need all embeddings, which are small"),
     "include_for_metrics": _unsupported("the metrics use nothing else"),
     "batch_eval_metrics": _unsupported(_WHOLE_SET),
     "save_strategy": Rule(

@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from .argument_rules import CONTRASTIVE, check_accelerator, check_trainer_arguments, check_training_arguments
 from .cached_gradients import RandomState, cached_backward, copy_to_device, mini_batch_rows, take_rows
 from .contrastive_loss import LOSSES, contrastive_loss, summed_loss
-from .packed_texts import PackingCollator
+from .packed_texts import PackingCollator, packs_texts
 from .retrieval_metrics import retrieval_metrics
 from .trainer_adaptations import AdaptedTrainer
 from .training_arguments import ContrastiveTrainingArguments
@@ -138,7 +138,13 @@ class ContrastiveTrainer(AdaptedTrainer):
             # The stream computes its position. Trainer would read all previous batches again.
             args.ignore_data_skip = True
             train_dataset = self.pair_stream.batches(batch_size, rank=args.process_index, world_size=args.world_size)
-        if data_collator is not None and getattr(model, "supports_packed_texts", False):
+        if args.n_gpu > 1:
+            logger.warning(
+                "One process uses %d GPUs, which is slow, and texts are padded. Start one process for each with "
+                "torchrun.",
+                args.n_gpu,
+            )
+        elif data_collator is not None and packs_texts(model, args.device):
             data_collator = PackingCollator(data_collator)
             eval_data_collator = eval_data_collator and PackingCollator(eval_data_collator)
         super().__init__(
@@ -316,12 +322,13 @@ class ContrastiveTrainer(AdaptedTrainer):
         image_embeds, text_embeds = torch.cat(images), torch.cat(texts)
         scale, bias = find_logit_scale(model).exp().float(), find_logit_bias(model)
         bias = None if bias is None else bias.float()
-        metrics = {
-            "loss": whole_set_loss(image_embeds, text_embeds, scale, bias, loss=self.args.loss),
-            LOSS_IN_BATCHES: loss_in_batches(image_embeds, text_embeds, scale),
-        }
-        for direction, values in retrieval_metrics(image_embeds, text_embeds).items():
-            metrics |= {f"{direction}_{name}": value for name, value in values.items()}
+        with _full_float32():
+            metrics = {
+                "loss": whole_set_loss(image_embeds, text_embeds, scale, bias, loss=self.args.loss),
+                LOSS_IN_BATCHES: loss_in_batches(image_embeds, text_embeds, scale),
+            }
+            for direction, values in retrieval_metrics(image_embeds, text_embeds).items():
+                metrics |= {f"{direction}_{name}": value for name, value in values.items()}
         metrics |= self.run_evaluators(model)
         random_state.restore()
         return EvalLoopOutput(
@@ -413,10 +420,22 @@ class _ContrastiveCallback(TrainerCallback, ExportableState):
                 scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
-def copied_ahead(loader: DataLoader, device: torch.device) -> DataLoader:
-    """Return a loader whose batches are on an accelerator, copied while it computes. On the CPU, it is unchanged.
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Multiply in full float32, even if training uses TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
-    `Trainer` would copy a batch when the accelerator has finished the last step, and wait for the copy.
+
+def copied_ahead(loader: DataLoader, device: torch.device) -> DataLoader:
+    """Return a loader whose batches are on an accelerator. The host does not wait for the copies.
+
+    `Trainer` would wait for each copy, which starts when the accelerator has finished the last step. On the CPU, the
+    loader is unchanged.
     """
     if device.type == "cpu":
         return loader

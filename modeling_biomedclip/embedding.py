@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .packed_texts import pack_token_ids
+from .packed_texts import pack_token_ids, packs_texts
 
 
 BATCH_SIZE = 32
@@ -94,7 +94,7 @@ def embed_texts(
     token_ids, fixed_length = _token_ids(model, processor, texts, max_length)
     longest_first = sorted(range(len(texts)), key=lambda index: -len(token_ids[index]))
     budget = batch_size * (fixed_length or len(token_ids[longest_first[0]]))
-    packs = getattr(model, "supports_packed_texts", False)
+    packs = _packs(model)
     embeds: torch.Tensor | None = None
     start = 0
     while start < len(texts):
@@ -152,13 +152,17 @@ def _cut(model: Any, processor: Any, texts: Sequence[str], max_length: int | Non
 
 
 def _embed_batch(model: Any, processor: Any, token_ids: list[list[int]], length: int) -> torch.Tensor:
-    if getattr(model, "supports_packed_texts", False):
+    if _packs(model):
         inputs = pack_token_ids(token_ids)
     else:
         inputs = _padded(processor, token_ids, length)
     inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     with in_evaluation(model):
         return normalize(model.get_text_features(**inputs).pooler_output).cpu()
+
+
+def _packs(model: Any) -> bool:
+    return packs_texts(model, torch.device(model.device))
 
 
 def _padded(processor: Any, token_ids: list[list[int]], length: int) -> dict[str, Any]:

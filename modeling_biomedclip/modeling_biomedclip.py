@@ -284,12 +284,7 @@ class BiomedCLIPTextEmbeddings(nn.Module):
             inputs_embeds = self.word_embeddings(input_ids)
         batch_size, length, _ = inputs_embeds.shape
         if position_ids is None:
-            if length > self.position_embeddings.num_embeddings:
-                raise ValueError(
-                    f"`input_ids` contains texts of {length} tokens, but the model has only "
-                    f"{self.position_embeddings.num_embeddings} positions. Let the processor truncate them "
-                    "(`truncation=True`, the default)."
-                )
+            self.check_length(length)
             # Not a buffer: a buffer that is not saved stays empty if a model is created on the meta device and filled
             # with `load_state_dict`.
             position_ids = torch.arange(length, device=inputs_embeds.device)[None]
@@ -299,6 +294,15 @@ class BiomedCLIPTextEmbeddings(nn.Module):
         embeddings = inputs_embeds + self.token_type_embeddings(token_type_ids)
         embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.layer_norm(embeddings))
+
+    def check_length(self, length: int) -> None:
+        """Raise `ValueError` if texts have more tokens than the model has positions."""
+        if length > self.position_embeddings.num_embeddings:
+            raise ValueError(
+                f"`input_ids` contains texts of {length} tokens, but the model has only "
+                f"{self.position_embeddings.num_embeddings} positions. Let the processor truncate them "
+                "(`truncation=True`, the default)."
+            )
 
 
 class BiomedCLIPProjection(nn.Linear):
@@ -458,7 +462,10 @@ class BiomedCLIPTextModel(BiomedCLIPPreTrainedModel):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         edges = kwargs.get("cu_seq_lens_q")
         if edges is not None:
-            check_packed((inputs_embeds if input_ids is None else input_ids).shape, attention_mask, position_ids)
+            longest = kwargs.get("max_length_q")
+            shape = (inputs_embeds if input_ids is None else input_ids).shape
+            check_packed(shape, attention_mask, position_ids, longest)
+            self.embeddings.check_length(longest)
         elif attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             attention_mask = (input_ids != self.config.pad_token_id).long()
 
@@ -557,6 +564,8 @@ class BiomedCLIPVisionModel(BiomedCLIPPreTrainedModel):
         """
         if pixel_values is None:
             raise ValueError("Pass `pixel_values`.")
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise ValueError("Only texts can be packed. Do not pass `cu_seq_lens_q` with images.")
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)

@@ -12,13 +12,17 @@ BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 def check_packed(
-    input_shape: torch.Size, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+    input_shape: torch.Size,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    max_length: int | None,
 ) -> None:
     """Raise `ValueError` unless inputs with `cu_seq_lens_q` are one row of tokens with positions and without a mask."""
-    if input_shape[0] != 1 or attention_mask is not None or position_ids is None:
+    if input_shape[0] != 1 or attention_mask is not None or position_ids is None or max_length is None:
         raise ValueError(
             "Packed texts (`cu_seq_lens_q`) are one row of tokens with `position_ids` that restart at each text, and "
-            "without `attention_mask`. `biomedclip.pack_texts` makes such a batch from a padded one."
+            "with `max_length_q`, without `attention_mask`. `biomedclip.pack_texts` makes such a batch from a padded "
+            "one."
         )
 
 

@@ -12,6 +12,12 @@ from torch.nn.functional import pad
 
 
 OF_TOKENS = ("input_ids", "token_type_ids", "position_ids")
+DEVICES = ("cpu", "cuda")  # with fast attention for packed texts
+
+
+def packs_texts(model: Any, device: torch.device) -> bool:
+    """Return whether a model on a device gets packed texts."""
+    return bool(getattr(model, "supports_packed_texts", False)) and device.type in DEVICES
 
 
 def pack_texts(batch: Mapping[str, Any]) -> dict[str, Any]:

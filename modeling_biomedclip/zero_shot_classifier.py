@@ -11,13 +11,15 @@ from .embedding import BATCH_SIZE, count_tokens, embed_texts, image_batches, nor
 
 logger = logging.getLogger(__name__)
 
+PROMPTS_AT_A_TIME = 256
+
 
 class ZeroShotClassifier:
     """Classify images by the similarity of their embeddings to the embeddings of class names.
 
     The embedding of a class is the normalized mean of its prompt embeddings over all templates, as in CLIP and in the
-    paper (suppl. table 10). With one template and the same batches, the logits are bit-identical to `logits_per_image`
-    of the model.
+    paper (suppl. table 10). With one template, the logits equal `logits_per_image` of the model to rounding, because no
+    padding is computed.
 
     Args:
         model: A dual encoder with `get_image_features`, `get_text_features` and `logit_scale`, or an [`ExportedModel`].
@@ -71,7 +73,9 @@ class ZeroShotClassifier:
             prompts = [template.replace("{}", name) for name in self.class_names]
             lengths = count_tokens(self.model, self.processor, prompts, max_length=max_length)
             self._warn_of_long(prompts, lengths, max_length or text_limit(self.model, self.processor))
-            of_templates.append(embed_texts(self.model, self.processor, prompts, max_length=max_length))
+            of_templates.append(
+                embed_texts(self.model, self.processor, prompts, batch_size=PROMPTS_AT_A_TIME, max_length=max_length)
+            )
         if len(of_templates) == 1:  # normalizing the mean of one embedding again would change the last bit
             return of_templates[0]
         return normalize(torch.stack(of_templates).mean(dim=0))

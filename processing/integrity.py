@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import fsspec
 import pyarrow as pa
@@ -213,9 +213,15 @@ def stated_shards(shards: Sequence[str], storage_options: Mapping[str, Any] | No
     for shard in shards:
         name = f"{prefix}{posixpath.basename(shard)}"
         footer = stated_footer(hashes, name, root)
-        rows = hashes[name].get("rows")
-        stated[shard] = StatedShard(footer, hashes[name]["bytes"], None if rows is None else tuple(map(int, rows)))
+        size, rows = hashes[name].get("bytes"), hashes[name].get("rows")
+        if not _is_count(size) or not (rows is None or (isinstance(rows, list) and rows and all(map(_is_count, rows)))):
+            raise DamagedFile(f"{root}: the entry of {name} in {REPORT_FILE} is damaged. Build the dataset again.")
+        stated[shard] = StatedShard(footer, size, None if rows is None else tuple(rows))
     return stated
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**50
 
 
 def stated_footer(hashes: Mapping[str, Mapping[str, Any]], name: str, root: str | os.PathLike[str]) -> str:

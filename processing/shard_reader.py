@@ -205,6 +205,7 @@ class ShardReader:
 
     def _check_sizes(self, urls: Sequence[str]) -> None:
         filesystem, first = fsspec.core.url_to_fs(urls[0], **self.storage_options)
+        filesystem.invalidate_cache()  # the report may be newer than a listing that is kept
         entries = self._retry(urls[0], lambda: filesystem.ls(posixpath.dirname(first), detail=True))
         sizes = {posixpath.basename(entry["name"]): entry["size"] for entry in entries}
         for url in urls:

@@ -137,6 +137,9 @@ def _verify_shard(path: Path, stated: Mapping[str, Any] | None, counts: _Counts,
     footer = None if stated is None else stated["footer_sha256"]
     # With a buffer, a row group is not loaded into memory as a whole.
     file = open_parquet(path, footer_sha256=footer, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
+    rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    if stated is not None and stated.get("rows", rows) != rows:
+        result.faults.append(f"{path}: its row groups are not those in {REPORT_FILE}")
     stated_licenses = json.loads((file.metadata.metadata or {}).get(LICENSES_KEY.encode(), b"[]"))
     faults: list[str] = []
     for group in range(file.num_row_groups):

@@ -172,7 +172,7 @@ def start_run(args: TrainingArguments, options: Sequence[Any], **also: Any) -> s
 
 def cpu_has_bfloat16() -> bool:
     """Return whether PyTorch multiplies bfloat16 matrices with instructions of this CPU."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def end_processes() -> None:

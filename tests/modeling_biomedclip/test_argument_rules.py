@@ -345,7 +345,6 @@ def test_the_best_checkpoint_is_kept_and_loaded(trainer, rows, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"neftune_noise_alpha": 5.0},
         {"full_determinism": True},
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
     ],

@@ -22,6 +22,7 @@ from biomedclip.processing.pmc import shards
 from biomedclip.processing.pmc.images import ImageIndex
 from biomedclip.processing.pmc.plan import read_articles
 from biomedclip.processing.pmc.shards import pair_schema
+from biomedclip.processing.pmc.verify import verify_dataset
 from biomedclip.processing.shard_reader import ShardReader
 
 
@@ -215,6 +216,34 @@ def test_rows_that_the_report_states_wrongly_are_detected(copy):
     path.write_text(json.dumps(report))
     with pytest.raises(DamagedFile, match=r"its row groups are not those in report.json"):
         by_stream(copy)
+    assert any("its row groups are not those in report.json" in fault for fault in verify_dataset(copy).faults)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": []},
+        {"rows": [0]},
+        {"rows": [-4]},
+        {"rows": "4"},
+        {"rows": 4},
+        {"rows": [None]},
+        {"rows": [4.0]},
+        {"rows": [True]},
+        {"rows": [10**30]},
+        {"bytes": "x"},
+        {"bytes": None},
+    ],
+    ids=str,
+)
+def test_entries_of_the_report_that_are_no_counts_are_refused(copy, change):
+    path = copy / "report.json"
+    report = json.loads(path.read_text())
+    name = f"data/{shard_of(copy).name}"
+    report["files"][name] |= change
+    path.write_text(json.dumps(report))
+    with pytest.raises(DamagedFile, match=rf"the entry of {name} in report.json is damaged"):
+        PairStream(copy)
 
 
 def test_a_stream_opens_no_shard_before_it_reads_it_unless_the_report_is_older(copy, monkeypatch):
