@@ -250,8 +250,8 @@ def without_dropout(model):
         ({"mini_batch_size": 5}, 1e-5),
         ({"gradient_checkpointing": True}, 1e-5),
         ({"mini_batch_size": 5, "gradient_checkpointing": True, "loss": "siglip"}, 1e-5),
-        # Eight bits of a number: the products of padded and packed texts are split differently.
-        ({"bf16": True}, 3e-3),
+        # Eight bits of a number: products of other shapes round differently, which AdamW makes larger in each step.
+        ({"bf16": True}, 1e-2),
         pytest.param({"torch_compile": True}, 1e-5, marks=pytest.mark.slow),
         ({"lora": True}, 1e-5),
     ],

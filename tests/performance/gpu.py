@@ -1,10 +1,10 @@
-"""What one GPU does with the published model: one command, less than eight minutes.
+"""Measure training, embedding and correctness of the published model on one GPU, with one command.
 
 python tests/performance/gpu.py results
 python tests/performance/gpu.py results --small --device cpu
 
 Every measurement is written to results/results.json as soon as it is made, and is not repeated by a second run, which
-makes those that are missing. results/table.md contains the tables. --small measures a small model for a moment.
+makes those that are missing. No measurement begins after eight minutes. results/table.md contains the tables. --small measures a small model for a moment.
 On a CPU, everything is in float32.
 
 products: operations per second of the matrix products of the model's shapes in bfloat16, the bound of all others.
@@ -87,12 +87,17 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results |= {"machine": machine(), "device": device_facts(options.device), "versions": versions()}
+    facts = device_facts(options.device)
+    if results and results["device"]["name"] != facts["name"]:
+        raise SystemExit(
+            f"{path} is from {results['device']['name']}, and this is {facts['name']}. Use another folder."
+        )
+    results |= {"machine": machine(), "device": facts, "versions": versions()}
     setup = Setup(options)
     for part in options.parts:
         entries = results.setdefault(part, {})
         for name, measure in PARTS[part](setup, results):
-            if entries.get(name, {"error": ""}).get("error") in (None, OUT_OF_MEMORY):
+            if part != "communication" and entries.get(name, {"error": ""}).get("error") in (None, OUT_OF_MEMORY):
                 continue
             if time.monotonic() - started > 60 * options.minutes:
                 say(f"{options.minutes:g} minutes are over. Run the command again for what is missing.")
@@ -107,6 +112,7 @@ def main() -> None:
 def measured(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the numbers of a measurement, or why there are none."""
     started = time.perf_counter()
+    torch.set_float32_matmul_precision("highest")
     try:
         with contextlib.redirect_stdout(sys.stderr):
             found = measure()
@@ -238,7 +244,7 @@ def time_steps(
     if mini_batch_size is not None:
         options["mini_batch_size"] = min(setup.size(mini_batch_size), setup.size(pairs) // 2)
     steps = steps or setup.rounds
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")  # of what autocast leaves in float32
     bf16 = bf16 and setup.device != "cpu"  # not every CPU has instructions for it
     run = Run("biomedclip", bf16=bf16, gradient_checkpointing=checkpointing, device=setup.device, options=options)
     with tempfile.TemporaryDirectory() as scratch, packing(packed):
@@ -393,7 +399,6 @@ def compare_losses(setup: Setup) -> dict[str, Any]:
     """Train the small model, with products in full float32, and return the largest relative differences."""
     steps = 2 if setup.small else STEPS
     _, batches = real_batches(setup, 3, PAIRS)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     losses = {}
     for name, device, bf16 in (
         ("cpu", "cpu", False),
