@@ -4,8 +4,8 @@ python tests/performance/gpu.py results
 python tests/performance/gpu.py results --small --device cpu
 
 Every measurement is written to results/results.json as soon as it is made, and is not repeated by a second run, which
-makes those that are missing. No measurement begins after eight minutes. results/table.md contains the tables. --small measures a small model for a moment.
-On a CPU, everything is in float32.
+makes those that are missing. No measurement begins after eight minutes. results/table.md contains the tables. --small
+measures a small model for a moment. On a CPU, everything is in float32.
 
 products: operations per second of the matrix products of the model's shapes in bfloat16, the bound of all others.
 training: samples per second and utilization (operations of real tokens and patches, of the measured bound) of training
