@@ -113,5 +113,5 @@ def test_a_setting_that_differs_from_the_file_or_is_not_in_it_is_found(tmp_path)
     found, defaults = settings_of("context_77", "train", tmp_path)
     for setting, value in (("max_grad_norm", 1.0), ("learning_rate", 1e-3), ("save_steps", 7), ("patch_dropout", 0.1)):
         assert len(faults("context_77", "train", found | {setting: value}, defaults)) == 1
-    (fault,) = faults("context_77", "train", found | {"group_by_length": True}, defaults)
-    assert "group_by_length is True, and not in the file" in fault
+    (fault,) = faults("context_77", "train", found | {"torch_compile": True}, defaults)
+    assert "torch_compile is True, and not in the file" in fault
