@@ -93,6 +93,9 @@ def _attention_by_text(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, edges: torch.Tensor, dropout: float, scaling: float
 ) -> torch.Tensor:
     lengths = edges.diff().tolist()
-    of_texts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    outputs = [scaled_dot_product_attention(*states, dropout_p=dropout, scale=scaling) for states in of_texts]
+    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+    outputs = [
+        scaled_dot_product_attention(own_query, own_key, own_value, dropout_p=dropout, scale=scaling)
+        for own_query, own_key, own_value in zip(queries, keys, values, strict=True)
+    ]
     return torch.cat(outputs, dim=2).transpose(1, 2)

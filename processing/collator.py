@@ -177,7 +177,8 @@ class ContrastiveCollator(_RowCollator):
     name_column = "pair_id"
 
     def __init__(self, processor: Any, *, max_length: int | None = None, **options: Unpack[CollatorOptions]):
-        super().__init__(processor.image_processor, **{"fast_decode": True, **options})
+        options.setdefault("fast_decode", True)
+        super().__init__(processor.image_processor, **options)
         self.processor = processor
         self.max_length = max_length
 
