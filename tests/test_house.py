@@ -103,6 +103,16 @@ def test_tests_and_scripts_import_the_installed_package():
     assert [path for path in files if pattern.search(path.read_text(encoding="utf-8"))] == []
 
 
+@pytest.mark.parametrize("script", sorted((ROOT / "tests" / "performance").glob("*.py")), ids=lambda path: path.name)
+def test_scripts_import_only_names_that_exist(script):
+    # No other test runs most of them.
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "biomedclip":
+            module = import_module(str(node.module))
+            for name in node.names:
+                assert hasattr(module, name.name) or import_module(f"{node.module}.{name.name}"), name.name
+
+
 def test_the_package_list_agrees_with_the_folders():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert project["package-dir"] == {name: folder for folder, name in FOLDERS.items()}

@@ -35,7 +35,7 @@ from biomedclip.processing.panels.image_types import IMAGE_TYPES
 from biomedclip.processing.panels.synthesis.drawn_singles import figures_without_data
 from biomedclip.processing.panels.synthesis.labels import CLASSES
 from biomedclip.run_scripts.cli.fields import WORKERS
-from biomedclip.run_scripts.panel_rows.detectors import CUT, cut_figures
+from biomedclip.run_scripts.panel_rows.detectors import X_Y_CUT, cut_figures
 from biomedclip.run_scripts.panel_rows.exports import measure_errors
 from biomedclip.run_scripts.panel_rows.rows import find_panels
 
@@ -124,7 +124,7 @@ def measure(detectors: dict[str, PanelDetector], files: Sequence[str], options: 
     clock = lambda: np.array([time.perf_counter(), time.process_time()])  # noqa: E731
     everything: dict[str, Callable[[], Any]] = {
         name: lambda detect=detect: read_and_find(detect, files, options)
-        for name, detect in {**detectors, CUT: cut_figures}.items()
+        for name, detect in {**detectors, X_Y_CUT: cut_figures}.items()
     }
     seconds, _ = take_turns(everything, options.rounds, clock)
     images = [read_image(file) for file in files]
