@@ -47,9 +47,9 @@ def set_option_names(names: Iterable[str]) -> None:
 def name_options(message: str) -> str:
     """Replace the names of Python arguments with the options of the running verb.
 
-    Library code raises errors such as "`push_to_hub=True` requires `output_dir`". On the command line, these are
-    `--push-to-hub true` and `--output-dir`. Names without an underscore can be ordinary English words, so they are
-    replaced only in backticks.
+    Library code raises errors such as "`mini_batch_size=0` must be at least 1". On the command line, this option is
+    `--mini-batch-size 0`. Names without an underscore can be ordinary English words, so they are replaced only in
+    backticks.
     """
 
     def option(match: re.Match[str]) -> str:

@@ -4,7 +4,7 @@ biomedclip train --config panel_detector --train-data out --output-dir detector
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,9 @@ def run(
     trust = data.trust_remote_code
     check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
-    annotated = read_annotated(data)
-    singles = read_singles(data, annotated)
+    without = left_out(data)
+    annotated = read_annotated(data, without)
+    singles = read_singles(data, annotated, without)
     checkpoint = start_run(args, [data, adapter], task=TASK)
     if not data.model_name_or_path:
         config = PanelDetectionConfig(printed_labels=list(CLASSES), image_types=list(IMAGE_TYPES))
@@ -160,8 +161,8 @@ class _Collator:
         """Do nothing."""
 
 
-def read_annotated(data: PanelData) -> list[AnnotatedFigure]:
-    """Return the annotated figures of all tables, except those to leave out."""
+def read_annotated(data: PanelData, without: Collection[str]) -> list[AnnotatedFigure]:
+    """Return the annotated figures of all tables, except those with the names `without`."""
     figures = []
     for wanted in data.annotations:
         table, equals, folder = wanted.rpartition("=")
@@ -170,7 +171,6 @@ def read_annotated(data: PanelData) -> list[AnnotatedFigure]:
                 f"--annotations {wanted}: it must be a table and the folder of its pictures, TABLE=FOLDER."
             )
         figures += read_annotations(Path(table), Path(folder))
-    without = left_out(data)
     kept = [figure for figure in figures if _name_of(figure) not in without]
     if len(kept) < len(figures):
         logger.info("--leave-out %s: %d annotated figures are left out", data.leave_out, len(figures) - len(kept))
@@ -196,10 +196,13 @@ def _name_of(figure: AnnotatedFigure) -> str:
     return name if figure.article == name else f"{figure.article}/{name.removeprefix(f'{figure.article}_')}"
 
 
-def read_singles(data: PanelData, annotated: Sequence[AnnotatedFigure]) -> list[SingleFigure]:
-    """Return the single figures of the dataset, the annotations and the folders. Annotations replace the dataset's."""
-    leave_out = left_out(data) | {_name_of(figure) for figure in annotated}
-    singles = list(singles_of_dataset(Path(data.train_data), leave_out))
+def read_singles(data: PanelData, annotated: Sequence[AnnotatedFigure], without: Collection[str]) -> list[SingleFigure]:
+    """Return the single figures of the dataset, the annotations and the folders. Annotations replace the dataset's.
+
+    Figures of the dataset with the names `without` are left out.
+    """
+    names = {*without, *map(_name_of, annotated)}
+    singles = list(singles_of_dataset(Path(data.train_data), names))
     singles += [single for figure in annotated for single in singles_of_annotation(figure)]
     for wanted in data.photographs:
         folder, _, image_type = wanted.partition("=")
