@@ -35,6 +35,7 @@ from biomedclip.conversion.files import OPEN_CLIP_CONFIG
 from biomedclip.conversion.vision_text import bert_config_of
 from biomedclip.run_scripts.cli.options import parse_options
 from biomedclip.run_scripts.training import contrastive
+from biomedclip.run_scripts.training.adapters import AdapterOptions, add_adapter
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,8 +211,8 @@ class _Clock(TrainerCallback):
         self.watch.ended.append(self.watch.now())
 
 
-def recipe_arguments(batches: Sequence[Batch], run: Run) -> ContrastiveTrainingArguments:
-    """Return the training arguments of the recipe without those that only a full run needs."""
+def recipe_options(batches: Sequence[Batch], run: Run) -> tuple[AdapterOptions, ContrastiveTrainingArguments]:
+    """Return the adapter and the training arguments of the recipe without those that only a full run needs."""
     size = len(batches[0]["pixel_values"])
     options: dict[str, Any] = {
         "config": "biomedclip",
@@ -232,15 +233,18 @@ def recipe_arguments(batches: Sequence[Batch], run: Run) -> ContrastiveTrainingA
         **run.options,
     }
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-    *_, args = parse_options("train", contrastive.OPTION_CLASSES, arguments, alternatives=contrastive.ALTERNATIVES)
+    parsed = parse_options("train", contrastive.OPTION_CLASSES, arguments, alternatives=contrastive.ALTERNATIVES)
+    adapter = next(options for options in parsed if isinstance(options, AdapterOptions))
+    args = parsed[-1]
     args.per_device_train_batch_size = size
-    return args
+    return adapter, args
 
 
 def train_biomedclip(model: BiomedCLIPModel, batches: Sequence[Batch], run: Run) -> dict[str, Any]:
     """Run our trainer in this process."""
     watch = Watch(run.device, processor_time=run.processor_time)
-    args = recipe_arguments(batches, run)
+    adapter, args = recipe_options(batches, run)
+    model = add_adapter(model, adapter)
     trainer = ContrastiveTrainer(
         model, args, train_dataset=OurBatches(batches), data_collator=lambda batch: batch, callbacks=[_Clock(watch)]
     )

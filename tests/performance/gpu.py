@@ -36,7 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, wherever the script is started from
 
-from helpers.open_clip_training import OurBatches, Run, prepare, recipe_arguments, train_biomedclip, train_open_clip
+from helpers.open_clip_training import OurBatches, Run, prepare, recipe_options, train_biomedclip, train_open_clip
 from timing import machine, parser_of
 from training import (
     CONTEXT,
@@ -312,7 +312,7 @@ def time_loader(setup: Setup, results: dict[str, Any]) -> dict[str, Any]:
         stream = PairStream(Path(scratch) / "set", columns=["image", "caption", "pair_id"])
         options = {"dataloader_num_workers": workers, "output_dir": scratch, "max_steps": 10**6, "batch_size": pairs}
         run = Run("biomedclip", bf16=setup.device != "cpu", device=setup.device, options=options)
-        args = recipe_arguments([setup.batch(2)], run)
+        _, args = recipe_options([setup.batch(2)], run)
         args.per_device_train_batch_size = pairs
         trainer = ContrastiveTrainer(
             setup.model(),
@@ -435,7 +435,7 @@ def resume(setup: Setup) -> dict[str, Any]:
             run = Run("biomedclip", bf16=setup.device != "cpu", device=setup.device, options=options)
             trainer = ContrastiveTrainer(
                 setup.small_model(),
-                recipe_arguments(batches, run),
+                recipe_options(batches, run)[1],
                 train_dataset=OurBatches(given),
                 data_collator=dict,
             )

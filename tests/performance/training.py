@@ -7,9 +7,9 @@ curve: fifty steps from the same weights on the same batches, in float32 without
     only the order of its sums, and shows by how much two equal runs can differ.
 speed: the published size with random weights and the published dropout, `--batch-size` real captions and images, in
     float32 and bfloat16 autocast. Each way runs in a process of its own, in turns. Every round has its own batch,
-    after a step of two pairs that warms up. Seconds are wall time on an idle machine or, with --shared-machine,
+    after a step of a few pairs that warms up. Seconds are wall time on an idle machine or, with --shared-machine,
     processor time with one thread. open_clip pads texts to 256 tokens, biomedclip computes real tokens only. The bound
-    is the matrix products of the model without padding.
+    is the matrix products of the model without padding. LoRA is compared with open_clip's training of all weights.
 """
 
 import argparse
@@ -155,6 +155,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
             ways[f"{side}, {precision}"] = Run(side, bf16=bf16)
         cached = Run("biomedclip", bf16=bf16, options={"mini_batch_size": mini})
         ways[f"biomedclip, {precision}, cached mini-batches of {mini}"] = cached
+        ways[f"biomedclip, {precision}, LoRA"] = Run("biomedclip", bf16=bf16, options={"lora_rank": 16})
         for side in SIDES:
             name = f"{side}, {precision}, gradient checkpointing"
             ways[name] = Run(side, bf16=bf16, gradient_checkpointing=True)
@@ -176,7 +177,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
         del model
         for turn in tqdm(range(options.rounds), desc="rounds"):
             for name, run in ways.items():
-                run.pairs = [[turn, 2], [turn, options.batch_size]]
+                run.pairs = [[turn, max(2, mini)], [turn, options.batch_size]]  # the first one warms up
                 run.processor_time = options.shared_machine
                 found = run_in_a_process(folder, run, **threads)
                 results["ways"][name]["samples_per_second"].append(options.batch_size / found["seconds"][-1])
