@@ -149,12 +149,16 @@ def recall_at(k: int, counts: RankCounts) -> torch.Tensor:
     return 1 - missed
 
 
+def expected_ranks(counts: RankCounts) -> torch.Tensor:
+    """Return the expected rank of the first correct candidate, from 1, of shape `(queries,)`."""
+    # The mean position of the first of r correct candidates among m candidates in random order is (m + 1) / (r + 1).
+    return counts.better + (counts.equal + 1) / (counts.right + 1)
+
+
 def summarize_ranks(counts: RankCounts) -> dict[str, float]:
     """Return the mean recall at 1, 5 and 10, and the median of the expected ranks of the first correct candidates."""
-    # The mean position of the first of r correct candidates among m candidates in random order is (m + 1) / (r + 1).
-    ranks = counts.better + (counts.equal + 1) / (counts.right + 1)
     recalls = {f"recall_at_{k}": recall_at(k, counts).mean().item() for k in RECALLS}
-    return {**recalls, "median_rank": float(np.median(ranks.numpy()))}
+    return {**recalls, "median_rank": float(np.median(expected_ranks(counts).numpy()))}
 
 
 def all_finite(*embeds: torch.Tensor) -> bool:

@@ -23,7 +23,14 @@ from .classification import measure_classification
 from .elevater import fit_elevater
 from .features import Features
 from .run import Run, note_if_few
-from .zero_shot import OWN_IMAGES, check_classes, classification_metrics, data_of, given_benchmark_options
+from .zero_shot import (
+    OWN_IMAGES,
+    check_classes,
+    classification_metrics,
+    data_of,
+    given_benchmark_options,
+    predictions_of,
+)
 
 
 FRACTIONS, PROBE_DRAWS = (0.01, 0.1, 1.0), 5
@@ -119,7 +126,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         labeled["train"], labeled["validation"] = whole.select(kept), whole.select(held)
         notes.append(f"No validation split: the regularization was chosen on {HELD_OUT:.0%} of the training images.")
     draws = options.draws or PROBE_DRAWS
-    metrics = probe(
+    metrics, scores = probe_with_scores(
         labeled["train"],
         labeled.get("validation") if options.protocol == "logistic" else None,
         labeled[options.split],
@@ -137,6 +144,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         leaks = find_leaks(splits["train"], test, progress=True).as_dict()
         if leaks["leaked"]:
             say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images.")
+    usable = test.images.select(features[options.split].rows.tolist())
     damaged = [entry for split in splits for entry in features[split].damaged]
     notes += note_if_few(metrics["images"], "images")
     return run.write(
@@ -152,6 +160,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
             "draws": draws,
             "chosen_by": test.metric,
         },
+        predictions=predictions_of(usable, scores, test.classes).table(),
     )
 
 
@@ -163,7 +172,12 @@ def _labeled(benchmark: ClassificationBenchmark, features: Features, classes: Se
     return LabeledFeatures(features.embeds.numpy(), labels, kept.groups)
 
 
-def probe(
+def probe(*splits: Any, **options: Any) -> dict[str, Any]:
+    """Return the metrics of [`probe_with_scores`]."""
+    return probe_with_scores(*splits, **options)[0]
+
+
+def probe_with_scores(
     train: LabeledFeatures,
     validation: LabeledFeatures | None,
     test: LabeledFeatures,
@@ -175,7 +189,7 @@ def probe(
     positive: str | None = None,
     metric: str = "accuracy",
     seed: int = 0,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Fit and evaluate a classifier for each fraction of the training labels and each draw.
 
     `logistic` is a logistic regression. Features are standardized on the drawn training images. The regularization is
@@ -185,7 +199,8 @@ def probe(
 
     Each class keeps at least one label. Fractions below 1 are drawn `draws` times, starting with `seed`. The result has
     the metrics of the largest fraction with intervals, and `by_fraction`: mean and standard deviation over the draws,
-    and each draw with its number of images and the chosen settings.
+    and each draw with its number of images and the chosen settings. The second result is the scores of the test images,
+    of shape `(images, classes)`, by the last classifier of the largest fraction.
     """
     if protocol == "logistic" and validation is None:
         raise ValueError("--protocol logistic requires a validation split to choose the regularization.")
@@ -213,11 +228,12 @@ def probe(
             values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
             summary[name] = float(np.mean(values)) if values else None
             summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return measure.metrics(scores, test, seed=seed) | {
+    metrics = measure.metrics(scores, test, seed=seed) | {
         "training_images": len(train.labels),
         "validation_images": len(validation.labels) if validation is not None else None,
         "by_fraction": by_fraction,
     }
+    return metrics, scores
 
 
 def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from accelerate import PartialState
 
 from biomedclip.processing.benchmarks.fingerprint import fingerprint_of
@@ -29,6 +30,7 @@ from ..panel_rows.types import check_type_model, load_type_model, with_zero_shot
 from .bootstrap import undefined_metrics
 from .caption_metrics import Similarity, caption_metrics, load_rouge_l
 from .panel_metrics import MeasuredFigure, panel_metrics
+from .predictions import PredictionTable
 from .run import Run, note_if_few, with_interval
 
 
@@ -36,6 +38,15 @@ PANELS = "panels"
 NO_DETECTOR = "captions alone"
 PREDICTIONS = "panels.jsonl"
 OF_IMAGES = ("model", "detector", "device", "batch_size", "workers")  # options that have an effect with --images only
+PREDICTED = pa.schema(
+    [
+        ("file", pa.string()),
+        *((name, pa.int64()) for name in ("true", "predicted")),
+        *((name, pa.bool_()) for name in ("true_compound", "predicted_compound")),
+        ("compound_score", pa.float64()),
+        ("group", pa.string()),
+    ]
+)
 # How captions are split: without labels, with those of the annotation, and with those that the detector read.
 MODES = {"caption_alone": "caption alone", "gold_labels": "gold labels", "read_labels": "read labels"}
 SHOWN = {
@@ -112,6 +123,7 @@ def evaluate_panels(run: Run) -> dict[str, Any] | None:
     captions, splits = data.captions, {}
     detector = MeasuredDetector(NO_DETECTOR, "grammar")
     metrics: dict[str, Any] = {}
+    measured: list[MeasuredFigure] = []
     damaged: list[dict[str, str]] = []
     if data.figures:
         detector, measured, damaged = find_all(data.figures, run.options, run.output_dir)
@@ -156,8 +168,22 @@ def evaluate_panels(run: Run) -> dict[str, Any] | None:
         paper={},
         paper_source="",
         settings={"images": run.options.images, **({"type_model": detector.types} if detector.types else {})},
+        predictions=PredictionTable([_prediction(figure) for figure in measured], PREDICTED) if measured else None,
         also=f", the panels of each figure in {run.output_dir / PREDICTIONS}" if data.figures else "",
     )
+
+
+def _prediction(figure: MeasuredFigure) -> dict[str, Any]:
+    """Return a figure as a row of `predictions.parquet`. Its boxes are in `panels.jsonl`."""
+    return {
+        "file": figure.gold.name,
+        "true": len(figure.gold.panels),
+        "predicted": len(figure.found.panels),
+        "true_compound": figure.is_compound,
+        "predicted_compound": figure.found.compound,
+        "compound_score": figure.found.compound_score,
+        "group": figure.gold.article,
+    }
 
 
 def find_all(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 
@@ -21,6 +22,7 @@ from biomedclip.retrieval_metrics import (
     RankCounter,
     RankCounts,
     all_finite,
+    expected_ranks,
     recall_at,
     summarize_ranks,
 )
@@ -34,11 +36,21 @@ from .examples import find_examples, write_examples
 from .pairs import EmbeddedPairs, check_captions, embed_pairs
 from .parts import Part, Parts
 from .pools import draw_pool, number_of_draws
+from .predictions import PredictionTable
 from .run import Run, note_if_few, with_interval
 
 
 # Images in a block. Each of the 45 blocks of 725,739 pairs takes 6 MB on disk.
 BLOCK = 16_384
+RANKS = pa.schema(
+    [
+        ("direction", pa.string()),
+        ("query", pa.string()),
+        ("rank", pa.float64()),
+        ("candidates", pa.int64()),
+        ("group", pa.string()),
+    ]
+)
 
 
 class Pool(NamedTuple):
@@ -122,6 +134,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
         "data": embedded.fingerprint,
         "image_id": options.image_id,
     }
+    names = list(pairs["pair_id"])
     own = isinstance(pairs, Pairs)
     articles = pairs.row_groups() if own else list(pairs["pmcid"])
     sources = "articles" if not own else "groups" if options.group_column else "images"
@@ -171,8 +184,30 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
             "pool_draws": draws,
             **({name: getattr(options, name) for name in COLUMNS if name != "image_root"} if own else {}),
         },
+        predictions=ranks_of_queries(pools[0], [names[row] for row in first.rows.tolist()]),
         examples=examples,
     )
+
+
+def ranks_of_queries(pool: Pool, names: Sequence[str]) -> PredictionTable:
+    """Return the rank of the correct candidate for each query of a pool. `names` are the ids of its pairs.
+
+    The name of an image with several captions is that of its first pair. An undefined rank is None.
+    """
+    of_images = list(names)
+    if pool.image_of_text is not None:
+        first = dict(zip(reversed(pool.image_of_text.tolist()), reversed(names), strict=True))
+        of_images = [first[image] for image in range(len(first))]
+    rows = []
+    for direction, queries in zip(DIRECTIONS, (of_images, list(names)), strict=True):
+        ranks = [None] * len(queries) if pool.counts is None else expected_ranks(pool.counts[direction]).tolist()
+        groups = pool.articles_of_queries()[direction]
+        rows += [
+            {"direction": direction, "query": query, "rank": rank, "candidates": candidates, "group": str(group)}
+            for query, rank, group in zip(queries, ranks, groups, strict=True)
+            for candidates in [len(names) if direction == DIRECTIONS[0] else len(of_images)]
+        ]
+    return PredictionTable(rows, RANKS)
 
 
 def _published(

@@ -17,6 +17,7 @@ from biomedclip.processing.benchmarks.facts import published_models
 from ..cli.reporting import UNDEFINED, say, versions, write_json
 from .dual_encoders import DualEncoder, load_dual_encoder
 from .features import FEATURES, FeatureStore
+from .predictions import CSV, PARQUET, PredictionTable, write_predictions
 
 
 SHOWN_DAMAGED = 5
@@ -87,17 +88,19 @@ class Run:
         paper: Mapping[str, Any],
         paper_source: str,
         settings: Mapping[str, Any],
+        predictions: PredictionTable | None,
         damaged: str = "damaged images",
         also: str = "",
         examples: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
-        """Write `results.json`, print the notes and what was not measured, and return the content of the file.
+        """Write `results.json` and the predictions, print the notes, and return the content of `results.json`.
 
         `data` has `fingerprint`, `rows` (the number of rows measured), `damaged` and `notes`. `metrics` are fractions
         from 0 to 1, and counts. `paper` contains BiomedCLIP's published values, keyed like `metrics`. It is empty if
         they belong to other data, such as another split. Then `published` is empty too. Otherwise, it contains the
-        values of all published models. `settings` contains what the metrics depend on in this task. `damaged` is the
-        plural noun for the entries of `data["damaged"]`, and `also` lists other files of the results.
+        values of all published models. `settings` contains what the metrics depend on in this task. `predictions` has a
+        row for each image, query or question. `damaged` is the plural noun for the entries of `data["damaged"]`, and
+        `also` lists other files of the results.
         """
         if data["damaged"]:
             names = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:SHOWN_DAMAGED])
@@ -137,8 +140,10 @@ class Run:
             "versions": versions(),
         }
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        if predictions is not None:
+            write_predictions(self.output_dir, predictions)
         write_json(self.output_dir / "results.json", results)
-        say(f"Results in {self.output_dir / 'results.json'}{also}")
+        say(f"Results in {self.output_dir / 'results.json'}{f', {PARQUET} and {CSV}' if predictions else ''}{also}")
         return results
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor, AutoTokenizer
@@ -28,6 +29,7 @@ from .bootstrap import bootstrap_interval
 from .dual_encoders import DualEncoder
 from .features import FEATURES
 from .parts import Part, Parts
+from .predictions import PredictionTable
 from .question_examples import write_examples
 from .run import Run, with_interval
 
@@ -40,6 +42,14 @@ WORDS = "words"  # the tokens of SQuAD's F1
 WORDS_INSTEAD = (
     "Token F1 counts words as in SQuAD. The published value counts GPT-2 tokens: pass a folder or Hub id of GPT-2's "
     "tokenizer to --f1-tokenizer."
+)
+PREDICTED = pa.schema(
+    [
+        *((name, pa.string()) for name in ("name", "file", "question", "answer_type", "true", "predicted")),
+        *((name, pa.bool_()) for name in ("right", "can_be_given")),
+        *((name, pa.float64()) for name in ("probability", "f1")),
+        ("group", pa.string()),
+    ]
 )
 NO_HEAD = (
     "{where} has no trained head for questions. Train one: biomedclip train --config vqa_rad --model-name-or-path "
@@ -107,6 +117,7 @@ def evaluate_questions(run: Run) -> dict[str, Any] | None:
         paper=benchmark.paper,
         paper_source=benchmark.source,
         settings={"f1_tokenizer": options.f1_tokenizer},
+        predictions=PredictionTable([_prediction(row) for row in answers], PREDICTED),
         damaged="questions",
         also=f", each answer in {output_dir / ANSWERS}",
         examples=examples,
@@ -322,6 +333,12 @@ def show_answers(metrics: dict[str, Any], benchmark: VisualQuestionBenchmark, to
         title = f"Token F1 (tokens: {tokens}{of_paper}) [95 % interval]"
         show_table(title, f1_rows, ["questions", "token F1", "paper"])
     say_undefined(metrics)
+
+
+def _prediction(row: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer as a row of `predictions.parquet`."""
+    renamed = {"file": row["image"], "true": row["answer"], "predicted": row["given"], "probability": row["score"]}
+    return row | renamed | {"group": row["image"]}
 
 
 def _answered(question: VisualQuestion, top: Sequence[tuple[str, float]], can_be_given: bool) -> dict[str, Any]:

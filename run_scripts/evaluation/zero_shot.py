@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -16,6 +17,7 @@ from biomedclip.processing.images.labeled import LabeledImages, check_readable
 from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .classification import measure_classification
 from .dual_encoders import DualEncoder
+from .predictions import Predictions, softmax_predictions
 from .run import Run, note_if_few
 
 
@@ -60,18 +62,18 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
     if not PartialState().is_main_process:
         return None
     usable = images.select(features.rows.tolist())
-    metrics = classify_zero_shot(
-        encoder,
-        features.embeds,
+    scores = zero_shot_scores(
+        encoder, features.embeds, benchmark.class_names, benchmark.templates, max_length=options.max_length
+    )
+    metrics = classification_metrics(
+        scores,
         usable.labels,
         benchmark.classes,
-        benchmark.class_names,
-        benchmark.templates,
         positive=benchmark.positive,
         groups=usable.groups,
-        max_length=options.max_length,
         seed=options.seed,
     )
+    metrics["templates"] = list(benchmark.templates)
     show_zero_shot(metrics, benchmark.paper)
     sets = [name for name, templates in benchmark.template_sets.items() if templates == benchmark.templates]
     return run.write(
@@ -86,7 +88,14 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
             "class_names": dict(zip(benchmark.classes, benchmark.class_names, strict=True)),
             "positive": benchmark.positive,
         },
+        predictions=predictions_of(usable, scores.numpy(), benchmark.classes).table(),
     )
+
+
+def predictions_of(images: LabeledImages, scores: np.ndarray, classes: Sequence[str]) -> Predictions:
+    """Return the predictions of labeled images by their logits, of shape `(images, classes)`."""
+    of_images: dict[str, Any] = {"files": images.names, "groups": images.groups, "images": images.images}
+    return softmax_predictions(scores, images.labels, classes, **of_images)
 
 
 def data_of(
@@ -102,32 +111,24 @@ def data_of(
     }
 
 
-def classify_zero_shot(
+def zero_shot_scores(
     encoder: DualEncoder,
     image_embeds: torch.Tensor,
-    labels: Sequence[str],
-    classes: Sequence[str],
     class_names: Sequence[str],
     templates: Sequence[str],
     *,
-    positive: str | None = None,
-    groups: Sequence[str] | None = None,
     max_length: int | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Classify embedded images by prompts. Return the metrics of [`classification_metrics`], and the templates.
+) -> torch.Tensor:
+    """Return the logits of embedded images by prompts, of shape `(images, classes)`.
 
-    `classes` are labels in the order of their class indices, and `class_names` their names in prompts. A class
-    embedding is the normalized mean of its normalized prompt embeddings.
+    A class embedding is the normalized mean of its normalized prompt embeddings.
     """
     with encoder.precise():
         classifier = ZeroShotClassifier(
             encoder.model, encoder.processor, class_names, list(templates), max_length=max_length
         )
     # Texts before images, like the forward method of the model: the last bit of the product depends on the order.
-    scores = (classifier.class_embeds @ image_embeds.t()).t() * encoder.logit_scale
-    metrics = classification_metrics(scores, labels, classes, positive=positive, groups=groups, seed=seed)
-    return {**metrics, "templates": list(templates)}
+    return (classifier.class_embeds @ image_embeds.t()).t() * encoder.logit_scale
 
 
 def classification_metrics(

@@ -32,6 +32,17 @@ def save_drawn(path: Path, seed: int | Sequence[int], size: int, positive: bool 
     Image.fromarray(drawn_pixels(seed, size, positive)).convert(mode).save(path)
 
 
+def draw_images(folder: Path, of_class: dict[str, int], seed: int = 0) -> Path:
+    """Class folders of noise, darker in some classes than in others."""
+    generator = np.random.default_rng(seed)
+    for darkest, (name, count) in zip((0, 120, 150), of_class.items(), strict=False):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(darkest, darkest + 100, size=(16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:04}.png")
+    return folder
+
+
 def write_pcam(
     folder: Path,
     part: str = "test",

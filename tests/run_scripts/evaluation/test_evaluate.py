@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from datasets import Image as ImageColumn
-from helpers.benchmark_files import add_spots_benchmark, write_rsna, write_tcga_til
+from helpers.benchmark_files import add_spots_benchmark, draw_images, write_rsna, write_tcga_til
 from helpers.commands import kill_when
 from helpers.model_results import read_results
 from PIL import Image
@@ -21,17 +21,6 @@ from biomedclip import BiomedCLIPModel
 from biomedclip.run_scripts.evaluate import main as evaluate
 from biomedclip.run_scripts.evaluation import retrieval, run
 from biomedclip.run_scripts.main import main
-
-
-def draw_images(folder: Path, of_class: dict[str, int], seed: int = 0) -> Path:
-    """Class folders of noise, darker in some classes than in others."""
-    generator = np.random.default_rng(seed)
-    for place, (name, count) in enumerate(of_class.items()):
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = generator.integers(120 * place, 120 * place + 100, size=(16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{number:04}.png")
-    return folder
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, prob
 from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
 from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools, show_retrieval
 from biomedclip.run_scripts.evaluation.visual_question_answering import answer_metrics, show_answers, write_answers
-from biomedclip.run_scripts.evaluation.zero_shot import classify_zero_shot, show_zero_shot
+from biomedclip.run_scripts.evaluation.zero_shot import classification_metrics, show_zero_shot, zero_shot_scores
 
 
 def test_an_interval_contains_the_mean_and_widens_with_groups():
@@ -66,9 +66,8 @@ def test_zero_shot_classification_draws_whole_patients(monkeypatch):
     monkeypatch.setattr(zero_shot, "ZeroShotClassifier", lambda *arguments, **options: classifier)
     encoder = SimpleNamespace(precise=contextlib.nullcontext, model=None, processor=None, logit_scale=1.0)
     labels = [("a", "b")[number] for number in truth]
-    metrics = classify_zero_shot(
-        encoder, embeds, labels, ["a", "b"], ["a", "b"], ["{}"], groups=[f"{group:02}" for group in groups], seed=4
-    )
+    scores = zero_shot_scores(encoder, embeds, ["a", "b"], ["{}"])
+    metrics = classification_metrics(scores, labels, ["a", "b"], groups=[f"{group:02}" for group in groups], seed=4)
     hits = (embeds.argmax(dim=1).numpy() == truth).astype(float)
     assert metrics["accuracy"] == accuracy_score(truth, embeds.argmax(dim=1))
     assert metrics["accuracy_interval"] == pytest.approx(scipy_interval(hits, groups, 4))
