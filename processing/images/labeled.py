@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..stratified import hold_out, hold_out_groups
 from .errors import ImageError
+from .findings import FindingImages
 from .folders import SPLIT_NAMES, first_names, is_visible, shown_name, split_folders, warn_of_left_out
 from .formats import DECODABLE_FORMATS
 from .reading import read_row_image
@@ -24,6 +25,7 @@ from .tables import ImageRow, value_of
 
 logger = logging.getLogger(__name__)
 
+Labeled = TypeVar("Labeled", "LabeledImages", FindingImages)
 LABEL_COLUMN = "label"  # default
 LABELS = "labels.csv"  # labels of the pairs of a built dataset
 ACCEPTED = (
@@ -57,6 +59,11 @@ class LabeledImages:
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {"image": self.images[row], "label": self.labels[row], "name": self.names[row]}
+
+    @property
+    def strata(self) -> list[str]:
+        """Return the class of each image. A held-out split has a fraction of each."""
+        return self.labels
 
     def select(self, rows: Sequence[int]) -> "LabeledImages":
         """Return the images of the given rows, in this order."""
@@ -180,13 +187,13 @@ def read_splits(
 
 
 def choose_split(
-    splits: Mapping[str, LabeledImages],
+    splits: Mapping[str, Labeled],
     path: str | os.PathLike[str],
     split: str,
     held_out: float | None = None,
     seed: int = 0,
-) -> LabeledImages:
-    """Return one split of the result of [`read_splits`], with notes on how it was selected.
+) -> Labeled:
+    """Return one split of the result of [`read_splits`] or `read_finding_splits`, with notes on how it was selected.
 
     If a test or validation split does not exist, `held_out` is the fraction of the training images that is drawn for
     it: from each class, or whole groups if the images have groups. If `held_out` is None, images without splits are all
@@ -215,8 +222,9 @@ def choose_split(
                 # size.
                 fraction = held_out * total / len(rest)
                 if rest.groups is None:
-                    kept, held = hold_out(rest.labels, fraction, seed)
-                    how = f"{held_out:.0%} of each class, seed {seed}. Images of one patient may be in both"
+                    kept, held = hold_out(rest.strata, fraction, seed)
+                    of = "each class" if isinstance(rest, LabeledImages) else "the images"
+                    how = f"{held_out:.0%} of {of}, seed {seed}. Images of one patient may be in both"
                 else:
                     kept, held = hold_out_groups(rest.groups, fraction, seed)
                     how = f"whole groups, seed {seed}"
@@ -246,6 +254,19 @@ def check_readable(images: LabeledImages, where: str) -> None:
             raise ValueError(
                 f"{where}: none of the {len(rows):,} images of the class {label!r} can be read. The first: {reason}"
             )
+
+
+def shared_groups(splits: Mapping[str, LabeledImages | FindingImages]) -> list[str]:
+    """Return a note for each other split that has groups of the training split, such as the same patients."""
+    notes = []
+    train = set(splits["train"].groups or []) if "train" in splits else set()
+    for split, images in splits.items():
+        if split != "train" and (shared := sorted(train & set(images.groups or []))):
+            notes.append(
+                f"Leak: {len(shared):,} groups, such as {first_names(shared)}, have images in both the training and "
+                f"the {split} split."
+            )
+    return notes
 
 
 def similar_classes(classes: Sequence[str]) -> list[str]:

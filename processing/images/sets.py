@@ -16,6 +16,7 @@ import yaml
 
 from ..tables import read_text
 from .folders import SPLIT_NAMES, shown_name
+from .tables import named_columns
 
 
 HUB = "hf://datasets/"
@@ -119,7 +120,7 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield from _texts_in(item)
 
 
-def sets_by_split(opened: Any, path: str, columns: Mapping[str, str]) -> dict[str, Any]:
+def sets_by_split(opened: Any, path: str, columns: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `datasets.Dataset` of each split.
 
     Raises:
@@ -133,7 +134,7 @@ def sets_by_split(opened: Any, path: str, columns: Mapping[str, str]) -> dict[st
             raise ValueError(f"{path}: there is no train split. The splits are {', '.join(by_name)}.")
         found = {"train": next(iter(by_name.values()))}
     for split, rows in found.items():
-        for argument, column in columns.items():
+        for argument, column in named_columns(columns):
             if column not in rows.column_names:
                 raise ValueError(
                     f"{path}: the {split} split has no column {column!r}. The columns are "

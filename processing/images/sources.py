@@ -15,6 +15,8 @@ from .tables import METADATA_FILES, TABLE_SUFFIXES, ImageRow, check_table, embed
 
 
 IMAGE_COLUMN = "image"  # default
+# Columns by the name of the argument that selects them.
+Columns = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Source:
 
 def open_source(
     path: str | os.PathLike[str],
-    columns: Mapping[str, str],
+    columns: Columns,
     image_root: str | os.PathLike[str] | None,
     accepted: str,
 ) -> Source:
@@ -88,7 +90,7 @@ def is_table(name: str) -> bool:
     return "://" not in name and Path(name).suffix.lower() in TABLE_SUFFIXES and not os.path.isdir(name)
 
 
-def _open_table(path: Path, columns: Mapping[str, str], image_root: Path | None) -> Source:
+def _open_table(path: Path, columns: Columns, image_root: Path | None) -> Source:
     check_table(path, image_root)
     if embeds_images(path, columns["image_column"]):
         refuse_columns(f"{path}, which contains the images", image_root=(image_root, None))
@@ -97,14 +99,14 @@ def _open_table(path: Path, columns: Mapping[str, str], image_root: Path | None)
 
 
 def _read_metadata(
-    root: Path, folders: Mapping[str, Path], tables: Sequence[Path], columns: Mapping[str, str]
+    root: Path, folders: Mapping[str, Path], tables: Sequence[Path], columns: Columns
 ) -> dict[str, list[ImageRow]]:
     if len({table.parent for table in tables}) < len(tables):
         raise ValueError(f"{root}: several of {', '.join(METADATA_FILES)} are in one folder. Keep one of them.")
     return _rows_by_split(root, folders, [row for table in tables for row in _read_rows(table, columns, None)])
 
 
-def _read_rows(path: Path, columns: Mapping[str, str], image_root: Path | None) -> list[ImageRow]:
+def _read_rows(path: Path, columns: Columns, image_root: Path | None) -> list[ImageRow]:
     others = {argument: column for argument, column in columns.items() if argument != "image_column"}
     rows = list(read_image_rows(path, columns["image_column"], others, image_root=image_root))
     if not rows:

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,19 @@ def embeds_images(path: Path, image_column: str) -> bool:
     return not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
 
 
+def named_columns(columns: Mapping[str, str | Sequence[str]]) -> list[tuple[str, str]]:
+    """Return each column with the name of the argument that selects it. An argument may select several columns."""
+    lists = ((argument, [names] if isinstance(names, str) else names) for argument, names in columns.items())
+    return [(argument, column) for argument, names in lists for column in names]
+
+
 def read_image_rows(
-    path: Path, image_column: str, columns: Mapping[str, str], *, image_root: Path | None = None
+    path: Path,
+    image_column: str,
+    columns: Mapping[str, str | Sequence[str]],
+    *,
+    image_root: Path | None = None,
+    rename: Callable[[Any], Any] | None = None,
 ) -> Iterator[ImageRow]:
     """Yield the rows of a table in the order of the file. After the last one, check that all images exist.
 
@@ -77,29 +88,30 @@ def read_image_rows(
             or the folder of the table.
         columns: Other columns that the table must have, by the name of the argument that selects them.
         image_root: Folder of the images (default: the folder of the table).
+        rename: Function that turns the path in the table into the path of the image (default: the same path).
 
     Raises:
         FileNotFoundError: If images are missing. The message contains their number and the first ones.
         ValueError: If the file cannot be read, lacks a column, or lists an image outside these folders. The message
             contains the line number.
     """
-    wanted = file_columns(image_column)
-    found, values = _open_table(path, [*wanted, *columns.values()])
+    wanted, others = file_columns(image_column), named_columns(columns)
+    found, values = _open_table(path, [*wanted, *(column for _, column in others)])
     file_column = next((column for column in wanted if column in found), None)
     if file_column is None and any(f"{name}s" in found for name in wanted if name.endswith("file_name")):
         raise ValueError(f"{path}: each row lists several images. Write one row for each image.")
-    missing = {} if file_column else {"image_column": " or ".join(map(repr, wanted))}
-    missing |= {argument: repr(column) for argument, column in columns.items() if column not in found}
-    for argument, column in missing.items():
+    missing = [] if file_column else [("image_column", " or ".join(map(repr, wanted)))]
+    missing += [(argument, repr(column)) for argument, column in others if column not in found]
+    for argument, column in missing:
         raise ValueError(f"{path}: no column {column}. The columns are {', '.join(found)}. Pass {argument}.")
     locate = _Locator(*([image_root] if image_root else []), path.parent)
     seen: set[Path] = set()
     absent = []
     for line, row in values:
         where = f"{path}, {line}"
-        image = locate(row.get(str(file_column)), f"{where}: {file_column}")
-        name = row[str(file_column)]
-        yield ImageRow(where, name, image, row)
+        name = row.get(str(file_column))
+        image = locate(name if rename is None else rename(name), f"{where}: {file_column}")
+        yield ImageRow(where, str(name), image, row)
         if image not in seen and not os.path.isfile(image):
             absent.append(f"{name} ({line})")
         seen.add(image)

@@ -98,8 +98,8 @@ def _undefined(scores: np.ndarray, images: np.ndarray) -> dict[str, str]:
     return {"auroc": f"{empty:,} of {len(images):,} classes have no images"} if empty else {}
 
 
-class _Curve:
-    """The area under a ROC curve for any image weights. The images are sorted only once."""
+class Curve:
+    """The area under a ROC curve and the average precision for any image weights. The images are sorted only once."""
 
     def __init__(self, margins: np.ndarray, is_positive: np.ndarray):
         distinct, self.place = np.unique(margins, return_inverse=True)
@@ -113,8 +113,15 @@ class _Curve:
         below = np.cumsum(negative) - negative / 2
         return float((positive * below).sum() / (positive.sum() * negative.sum()))
 
+    def average_precision(self, weights: np.ndarray) -> float:
+        """Return the mean precision over the positive images, at the score of each. Ties share one threshold."""
+        positive = np.bincount(self.place, weights * self.is_positive, self.places)[::-1]
+        every = np.bincount(self.place, weights, self.places)[::-1]
+        precision = np.cumsum(positive) / np.maximum(np.cumsum(every), 1e-12)
+        return float((positive * precision).sum() / positive.sum())
 
-def _curves(scores: np.ndarray, truth: np.ndarray, positive: int) -> list[_Curve]:
+
+def _curves(scores: np.ndarray, truth: np.ndarray, positive: int) -> list[Curve]:
     """Return the curve of each class that AUROC covers.
 
     The curves use log-odds, because probabilities of scores that are far apart all round to 1.0.
@@ -124,11 +131,11 @@ def _curves(scores: np.ndarray, truth: np.ndarray, positive: int) -> list[_Curve
         rest = np.delete(scores, number, axis=1)
         largest = rest.max(axis=1, keepdims=True)
         others = largest[:, 0] + np.log(np.exp(rest - largest).sum(axis=1))
-        curves.append(_Curve(scores[:, number] - others, truth == number))
+        curves.append(Curve(scores[:, number] - others, truth == number))
     return curves
 
 
-def _mean_area(curves: Sequence[_Curve], weights: np.ndarray) -> float:
+def _mean_area(curves: Sequence[Curve], weights: np.ndarray) -> float:
     return float(np.mean([curve.area(weights) for curve in curves]))
 
 

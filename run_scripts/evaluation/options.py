@@ -1,7 +1,7 @@
 """Options of `biomedclip evaluate`, and checks of them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,13 @@ from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
 from ..cli.devices import DEVICE_HELP
 from ..cli.errors import UsageError
 from ..cli.fields import REQUIRED, WORKERS, image_root_option, option, trust_option
+from ..cli.finding_fields import (
+    blank_option,
+    check_finding_columns,
+    label_columns_option,
+    label_separator_option,
+    uncertain_option,
+)
 from ..panel_rows.detectors import DETECTOR_HELP
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .panels import PANELS, check_panel_options
@@ -32,6 +39,7 @@ GROUPS = {
     "retrieval": "image_id pool_size pool_draws",
     "zero-shot": "prompts templates",
     "own data": "image_column text_column label_column image_root group_column validation_fraction",
+    "several findings": "label_columns label_separator uncertain blank",
     "zero-shot and linear-probe": "cancer rsna_split",
     "linear-probe": "protocol fractions draws probe_features find_leaks",
     "visual-question-answering": "image_folder f1_tokenizer",
@@ -50,7 +58,7 @@ _TASKS = {
     "image_id pool_size pool_draws": ["retrieval", SUITE],
     "cancer rsna_split": ["zero-shot", "linear-probe", SUITE],
     "image_column image_root group_column": ["retrieval", "zero-shot", "linear-probe"],
-    "label_column": ["zero-shot", "linear-probe"],
+    "label_column label_columns label_separator uncertain blank": ["zero-shot", "linear-probe"],
     "text_column validation_fraction": ["retrieval"],
     "prompts templates": ["zero-shot"],
     "protocol fractions draws probe_features find_leaks": ["linear-probe", SUITE],
@@ -126,10 +134,14 @@ class AllOptions:
         None, "Retrieval: fraction that biomedclip train held out from own pairs (default: 0.1)."
     )
     label_column: str | None = option(None, "Label column of a table, labels.csv or dataset (default: label).")
+    label_columns: list[str] = label_columns_option()
+    label_separator: str | None = label_separator_option()
+    uncertain: str | None = uncertain_option()
+    blank: str | None = blank_option()
     prompts: str | None = option(
         None,
-        "Prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil), or a YAML "
-        "file with templates or class_names.",
+        "Prompts of the benchmark (default: paper; lc25000_lung: rerun; rsna: biovil; several findings: chexzero), or "
+        "a YAML file with templates or class_names.",
     )
     templates: list[str] = option([], "Prompts with {} for the class name (default: the benchmark's).")
     protocol: str = option(
@@ -223,6 +235,9 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")
     given = {known.name for known in dataclasses.fields(options) if _is_given(options, known)}
+    check_finding_columns(given)
+    if "label_columns" in given:
+        _check_findings(options, given)
     if options.task == PANELS:
         check_panel_options(options, given)
     elif options.task != SUITE:
@@ -244,6 +259,15 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
             raise UsageError(f"--fractions: a fraction must be above 0 and at most 1, not {fraction}.")
     if "draws" in given and min(options.fractions) == 1:
         raise UsageError("--draws has no effect on --fractions 1, which has only one draw. Omit it.")
+
+
+def _check_findings(options: Any, given: Collection[str]) -> None:
+    """Refuse options that have no effect on data with several findings."""
+    for name, instead in (("benchmark", "which has one label for each image"), ("templates", "use --prompts FILE")):
+        if name in given:
+            raise UsageError(f"--{name} has no effect with --label-columns: {instead}. Omit one of them.")
+    if getattr(options, "protocol", "logistic") != "logistic":
+        raise UsageError("--protocol elevater has one label for each image. With --label-columns, use logistic.")
 
 
 def _check_benchmark(options: Any) -> None:

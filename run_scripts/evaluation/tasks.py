@@ -4,6 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from biomedclip.processing.benchmarks.findings import FindingsBenchmark
+
+from .findings import evaluate_findings, read_findings
+from .findings_probe import evaluate_findings_probe, read_probed_findings
 from .linear_probe import evaluate_linear_probe, read_probed
 from .panels import PANELS, evaluate_panels, read_annotated
 from .retrieval import evaluate_retrieval, read_pairs
@@ -24,10 +28,26 @@ class Task:
     evaluate: Callable[[Run], dict[str, Any] | None]
 
 
+def _read_zero_shot(options: Any) -> Any:
+    return read_findings(options) if options.label_columns else read_classes(options)
+
+
+def _evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
+    return evaluate_findings(run) if isinstance(run.data, FindingsBenchmark) else evaluate_zero_shot(run)
+
+
+def _read_probed(options: Any) -> Any:
+    return read_probed_findings(options) if options.label_columns else read_probed(options)
+
+
+def _evaluate_probe(run: Run) -> dict[str, Any] | None:
+    return evaluate_findings_probe(run) if isinstance(run.data, dict) else evaluate_linear_probe(run)
+
+
 TASKS = {
     "retrieval": Task(read_pairs, evaluate_retrieval),
-    "zero-shot": Task(read_classes, evaluate_zero_shot),
-    "linear-probe": Task(read_probed, evaluate_linear_probe),
+    "zero-shot": Task(_read_zero_shot, _evaluate_zero_shot),
+    "linear-probe": Task(_read_probed, _evaluate_probe),
     "visual-question-answering": Task(read_questions, evaluate_questions),
     PANELS: Task(read_annotated, evaluate_panels),
 }

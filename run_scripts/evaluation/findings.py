@@ -1,0 +1,94 @@
+"""Zero-shot classification of images with several findings, by pairs of a positive and a negative prompt."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from biomedclip import ZeroShotClassifier
+from biomedclip.processing.benchmarks.findings import FindingsBenchmark, load_findings
+from biomedclip.processing.images.findings import check_some_readable
+
+from ..embedding.encoders import label_embeds
+from .dual_encoders import DualEncoder
+from .finding_metrics import measure_findings, show_findings
+from .run import Run, note_if_few
+from .zero_shot import data_of
+
+
+# Options of data with several findings. They are keyword arguments of `read_finding_splits`.
+OF_FINDINGS = ("label_columns", "label_separator", "uncertain", "blank", "image_column", "image_root", "group_column")
+
+
+def given_finding_options(options: Any) -> dict[str, Any]:
+    """Return the options of data with several findings that have a value."""
+    values = {name: getattr(options, name, None) for name in OF_FINDINGS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def read_findings(options: Any) -> FindingsBenchmark:
+    """Read the images of a split with their findings. Raise `ValueError` if no image can be read."""
+    columns = given_finding_options(options)
+    benchmark = load_findings(
+        options.data, splits=[options.split], prompts=options.prompts, seed=options.seed, **columns
+    )
+    check_some_readable(benchmark[options.split].images, f"--data {options.data}")
+    return benchmark[options.split]
+
+
+def evaluate_findings(run: Run) -> dict[str, Any] | None:
+    """Evaluate zero-shot classification of findings. The first process writes and returns the results."""
+    options, benchmark = run.options, run.data
+    encoder, store = run.load()
+    images = benchmark.images
+    features = store.images(images.images, images.names, benchmark.fingerprint)
+    if not PartialState().is_main_process:
+        return None
+    usable = images.select(features.rows.tolist())
+    scores = score_pairs(encoder, features.embeds, benchmark, max_length=options.max_length)
+    metrics = measure_findings(scores, usable.targets, usable.findings, groups=usable.groups, seed=options.seed)
+    show_findings(f"Zero-shot classification of findings, {len(usable):,} images", metrics)
+    return run.write(
+        encoder,
+        data=data_of(benchmark, len(usable), features.damaged, notes_of(benchmark, usable.groups)),
+        metrics=metrics,
+        paper={},
+        paper_source="",
+        settings=settings_of(options)
+        | {
+            "prompt_set": benchmark.prompt_set,
+            "prompts": {name: {"positive": pair[0], "negative": pair[1]} for name, pair in benchmark.prompts.items()},
+        },
+    )
+
+
+def notes_of(benchmark: FindingsBenchmark, groups: list[str] | None) -> list[str]:
+    """Return notes on the number of groups or images that the intervals are based on."""
+    if groups is None:
+        note = (
+            "Without group_column, the intervals draw single images. Several images of a patient make them too narrow."
+        )
+        return [*note_if_few(len(benchmark.images), "images"), note.replace("group_column", "--group-column")]
+    return note_if_few(len(set(groups)), "groups")
+
+
+def settings_of(options: Any) -> dict[str, Any]:
+    """Return the settings of `results.json` that choose the labels."""
+    return given_finding_options(options)
+
+
+def score_pairs(
+    encoder: DualEncoder, image_embeds: torch.Tensor, benchmark: FindingsBenchmark, *, max_length: int | None = None
+) -> np.ndarray:
+    """Return the log-odds of each finding, `(images, findings)`.
+
+    They are the difference between the logits of the positive and of the negative prompts, so that the sigmoid is the
+    softmax over the pair. The embedding of several prompts is their normalized mean.
+    """
+    sides = [texts for pair in benchmark.prompts.values() for texts in pair]
+    with encoder.precise():
+        flat = [text for texts in sides for text in texts]
+        embeds = ZeroShotClassifier(encoder.model, encoder.processor, flat, "{}", max_length=max_length).class_embeds
+    logits = (label_embeds(embeds, sides) @ image_embeds.t()).t() * encoder.logit_scale
+    return (logits[:, 0::2] - logits[:, 1::2]).double().numpy()

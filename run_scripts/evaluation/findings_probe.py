@@ -1,0 +1,207 @@
+"""The linear probe of images with several findings: one logistic regression for each finding."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from tqdm.auto import tqdm
+
+from biomedclip.processing.benchmarks.findings import FindingsBenchmark, load_findings
+from biomedclip.processing.benchmarks.leaks import find_leaks
+from biomedclip.processing.images.findings import check_some_readable
+from biomedclip.processing.stratified import draw_fraction
+
+from ..cli.reporting import UNDEFINED, say, show_table
+from .classification import Curve
+from .finding_metrics import METRICS, measure_findings, show_findings
+from .findings import given_finding_options, notes_of, settings_of
+from .linear_probe import FRACTIONS, HELD_OUT, ITERATIONS, PROBE_DRAWS, STRENGTHS, LabeledFeatures
+from .run import Run
+from .zero_shot import data_of
+
+
+def read_probed_findings(options: Any) -> dict[str, FindingsBenchmark]:
+    """Read the training, validation and test split. Missing ones are held out, with whole groups if there are any."""
+    wanted = list(dict.fromkeys(["train", "validation", options.split]))
+    columns = given_finding_options(options)
+    splits = load_findings(options.data, splits=wanted, held_out=HELD_OUT, seed=options.seed, **columns)
+    for split, benchmark in splits.items():
+        check_some_readable(benchmark.images, f"--data {options.data}, {split} split")
+    return splits
+
+
+def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
+    """Evaluate a linear probe of findings. The first process writes and returns the results."""
+    options, splits = run.options, run.data
+    test = splits[options.split]
+    encoder, store = run.load()
+    features = {
+        split: store.images(read.images.images, read.images.names, read.fingerprint, features=options.probe_features)
+        for split, read in splits.items()
+    }
+    if not PartialState().is_main_process:
+        return None
+    labeled = {}
+    for split, read in splits.items():
+        kept = read.images.select(features[split].rows.tolist())
+        labeled[split] = LabeledFeatures(features[split].embeds.numpy(), kept.targets, kept.groups)
+    draws = options.draws or PROBE_DRAWS
+    metrics = probe_findings(
+        labeled["train"],
+        labeled["validation"],
+        labeled[options.split],
+        test.images.findings,
+        fractions=options.fractions,
+        draws=draws,
+        seed=options.seed,
+    )
+    show_findings_probe(metrics)
+    notes = notes_of(test, labeled[options.split].groups)
+    if options.split == "validation":
+        notes.append("The regularization was chosen on the measured split.")
+    leaks = None
+    if options.find_leaks:
+        leaks = find_leaks(splits["train"], test, progress=True).as_dict()
+        if leaks["leaked"]:
+            say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images.")
+    damaged = [entry for split in splits for entry in features[split].damaged]
+    return run.write(
+        encoder,
+        data=data_of(test, metrics["images"], damaged, notes) | {"leaks": leaks},
+        metrics=metrics,
+        paper={},
+        paper_source="",
+        settings=settings_of(options)
+        | {
+            "protocol": options.protocol,
+            "features": options.probe_features,
+            "fractions": options.fractions,
+            "draws": draws,
+            "chosen_by": "auroc",
+        },
+    )
+
+
+def probe_findings(
+    train: LabeledFeatures,
+    validation: LabeledFeatures,
+    test: LabeledFeatures,
+    findings: Sequence[str],
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    draws: int = PROBE_DRAWS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Fit and evaluate a logistic regression of each finding, for each fraction of the training images and each draw.
+
+    The labels are targets `(images, findings)`, and NaN is ignored. Features are standardized on the drawn images. The
+    regularization of a finding is the one with the best AUROC on the validation split. If its validation labels are of
+    one class, it is the one that is best on average for the other findings. A finding whose drawn labels are of one
+    class has no classifier and no metrics.
+
+    The result has the metrics of [`measure_findings`] of the largest fraction, and `by_fraction`: mean and standard
+    deviation of their means over the draws, and each draw with the chosen regularization.
+    """
+    by_fraction: dict[str, Any] = {}
+    scores = np.empty(0)
+    missing: dict[str, str] = {}
+    seeds = [
+        (fraction, number)
+        for fraction in sorted(fractions)
+        for number in range(seed, seed + (draws if fraction < 1 else 1))
+    ]
+    for fraction, number in tqdm(seeds, desc="Classifiers", unit="fit"):
+        drawn = train.select(draw_fraction(np.zeros(len(train.labels)), fraction, number))
+        scores, chosen, missing = _fit(drawn, validation, test, findings)
+        measured = measure_findings(scores, test.labels, findings, resamples=0)
+        fit = {"seed": number, "images": len(drawn.labels), "C": chosen} | {name: measured[name] for name in METRICS}
+        fit["findings"] = sum(values["auroc"] is not None for values in measured["findings"].values())
+        by_fraction.setdefault(f"{fraction:g}", {"runs": []})["runs"].append(fit)
+    for summary in by_fraction.values():
+        for name in METRICS:
+            values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
+            summary[name] = float(np.mean(values)) if values else None
+            summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    metrics = measure_findings(scores, test.labels, findings, groups=test.groups, seed=seed)
+    for name, why in missing.items():
+        metrics["undefined"][f"AUROC and average precision of {name}"] = why
+    return metrics | {
+        "training_images": len(train.labels),
+        "validation_images": len(validation.labels),
+        "by_fraction": by_fraction,
+    }
+
+
+def _fit(
+    train: LabeledFeatures, validation: LabeledFeatures, test: LabeledFeatures, findings: Sequence[str]
+) -> tuple[np.ndarray, dict[str, float | None], dict[str, str]]:
+    """Return the test scores, the regularization of each finding, and why a finding has no classifier.
+
+    The scores of a finding without a classifier are NaN.
+    """
+    scores = np.full((len(test.labels), len(findings)), np.nan)
+    chosen: dict[str, float | None] = dict.fromkeys(findings)
+    if not all(np.isfinite(split.features).all() for split in (train, validation, test)):
+        return scores, chosen, dict.fromkeys(findings, "the features of some images are NaN or infinite")
+    mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
+    deviation[deviation == 0] = 1  # constant features
+    used, choosing, measured = ((split.features - mean) / deviation for split in (train, validation, test))
+    missing: dict[str, str] = {}
+    areas = np.full((len(STRENGTHS), len(findings)), np.nan)
+    of_strength = np.full((len(STRENGTHS), *scores.shape), np.nan)
+    for number, name in enumerate(findings):
+        known = np.flatnonzero(~np.isnan(train.labels[:, number]))
+        labels = train.labels[known, number]
+        if len(np.unique(labels)) < 2:
+            missing[name] = (
+                f"all {len(known):,} drawn training labels are {labels[0]:.0f}" if len(known) else "no labels"
+            )
+            continue
+        judged = np.flatnonzero(~np.isnan(validation.labels[:, number]))
+        is_positive = validation.labels[judged, number] == 1
+        classifier = LogisticRegression(max_iter=ITERATIONS, warm_start=True)
+        for place, strength in enumerate(STRENGTHS):
+            classifier.set_params(C=strength)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                classifier.fit(used[known], labels)
+            of_strength[place, :, number] = classifier.decision_function(measured)
+            if 0 < is_positive.sum() < len(is_positive):
+                curve = Curve(classifier.decision_function(choosing[judged]), is_positive)
+                areas[place, number] = curve.area(np.ones(len(judged)))
+    for number, name in enumerate(findings):
+        if name in missing:
+            continue
+        known_areas = areas[:, number] if np.isfinite(areas[:, number]).all() else _means(areas)
+        best = int(np.argmax(known_areas))
+        chosen[name], scores[:, number] = STRENGTHS[best], of_strength[best, :, number]
+    return scores, chosen, missing
+
+
+def _means(areas: np.ndarray) -> np.ndarray:
+    """Return the mean over the findings that have an AUROC, for each strength."""
+    return areas[:, np.isfinite(areas).all(axis=0)].sum(axis=1)
+
+
+def show_findings_probe(metrics: Mapping[str, Any]) -> None:
+    """Print the metrics of each finding with all labels, and the means by fraction of the training images."""
+    show_findings(f"Linear probe of findings, {metrics['images']:,} test images, largest fraction", metrics)
+    rows = []
+    for fraction, summary in metrics["by_fraction"].items():
+        cells = []
+        for name in METRICS:
+            value, deviation = summary[name], summary[f"{name}_sd"]
+            spread = f" ± {deviation:.3f}" if deviation is not None else ""
+            cells.append(UNDEFINED if value is None else f"{value:.3f}{spread}")
+        found = {run["findings"] for run in summary["runs"]}
+        count = "-".join(map(str, sorted({min(found), max(found)})))
+        rows.append((f"{float(fraction):.0%} ({summary['runs'][0]['images']:,})", count, *cells))
+    show_table(
+        "Means over findings; mean and standard deviation over draws",
+        rows,
+        ["training images", "findings", "AUROC", "average precision"],
+    )
