@@ -138,15 +138,15 @@ def _findings(splits: Mapping[str, FindingImages]) -> list[str]:
 def _columns(
     label_columns: Sequence[str], separator: str | None, image_column: str | None, group_column: str | None
 ) -> Columns:
-    given = {"image_column": image_column, "group_column": group_column}
-    given = {name: value for name, value in given.items() if value is not None}
+    columns = {"image_column": image_column, "group_column": group_column}
+    given: dict[str, Any] = {name: value for name, value in columns.items() if value is not None}
     if twice := [name for name in label_columns if list(label_columns).count(name) > 1]:
         raise ValueError(f"label_columns has {twice[0]!r} twice. Remove one.")
     layout = layouts().get(label_columns[0]) if len(label_columns) == 1 else None
     if layout is not None:
         if separator is not None:
             raise ValueError(f"label_separator={separator!r} has no effect on the layout {label_columns[0]}. Omit it.")
-        return Columns(**{**vars(layout), **given})
+        return replace(layout, **given)
     if separator is not None and len(label_columns) > 1:
         raise ValueError(
             f"label_separator={separator!r} is for one column with lists of findings, but label_columns has "

@@ -8,11 +8,12 @@ from accelerate import PartialState
 
 from biomedclip import ZeroShotClassifier
 from biomedclip.processing.benchmarks.findings import FindingsBenchmark, load_findings
-from biomedclip.processing.images.findings import check_some_readable
+from biomedclip.processing.images.findings import FindingImages, check_some_readable
 
 from ..embedding.encoders import label_embeds
 from .dual_encoders import DualEncoder
 from .finding_metrics import measure_findings, show_findings
+from .predictions import Predictions
 from .run import Run, note_if_few
 from .zero_shot import data_of
 
@@ -55,11 +56,35 @@ def evaluate_findings(run: Run) -> dict[str, Any] | None:
         metrics=metrics,
         paper={},
         paper_source="",
-        settings=settings_of(options)
+        settings=given_finding_options(options)
         | {
             "prompt_set": benchmark.prompt_set,
             "prompts": {name: {"positive": pair[0], "negative": pair[1]} for name, pair in benchmark.prompts.items()},
         },
+        predictions=finding_predictions(usable, scores).table(),
+    )
+
+
+def finding_predictions(images: FindingImages, scores: np.ndarray) -> Predictions:
+    """Return the predictions of images with several findings by their log-odds, of shape `(images, findings)`.
+
+    Findings with a probability of 0.5 or more are predicted. The column `ignored` has the findings whose label is
+    ignored, separated by `|`.
+    """
+    with np.errstate(over="ignore"):
+        probabilities = 1 / (1 + np.exp(-scores))
+    names = np.array(images.findings, dtype=object)
+    finite = np.isfinite(scores).any(axis=1)
+    predicted = [names[row >= 0].tolist() if known else None for row, known in zip(scores, finite, strict=True)]
+    return Predictions(
+        files=images.names,
+        true=[names[row == 1].tolist() for row in images.targets],
+        predicted=predicted,
+        probabilities=probabilities,
+        classes=images.findings,
+        groups=images.groups,
+        columns={"ignored": ["|".join(names[np.isnan(row)]) for row in images.targets]},
+        images=images.images,
     )
 
 
@@ -71,11 +96,6 @@ def notes_of(benchmark: FindingsBenchmark, groups: list[str] | None) -> list[str
         )
         return [*note_if_few(len(benchmark.images), "images"), note.replace("group_column", "--group-column")]
     return note_if_few(len(set(groups)), "groups")
-
-
-def settings_of(options: Any) -> dict[str, Any]:
-    """Return the settings of `results.json` that choose the labels."""
-    return given_finding_options(options)
 
 
 def score_pairs(

@@ -18,7 +18,7 @@ from biomedclip.processing.stratified import draw_fraction
 from ..cli.reporting import UNDEFINED, say, show_table
 from .classification import Curve
 from .finding_metrics import METRICS, measure_findings, show_findings
-from .findings import given_finding_options, notes_of, settings_of
+from .findings import finding_predictions, given_finding_options, notes_of
 from .linear_probe import FRACTIONS, HELD_OUT, ITERATIONS, PROBE_DRAWS, STRENGTHS, LabeledFeatures
 from .run import Run
 from .zero_shot import data_of
@@ -45,12 +45,13 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
     }
     if not PartialState().is_main_process:
         return None
-    labeled = {}
-    for split, read in splits.items():
-        kept = read.images.select(features[split].rows.tolist())
-        labeled[split] = LabeledFeatures(features[split].embeds.numpy(), kept.targets, kept.groups)
+    kept = {split: read.images.select(features[split].rows.tolist()) for split, read in splits.items()}
+    labeled = {
+        split: LabeledFeatures(features[split].embeds.numpy(), images.targets, images.groups)
+        for split, images in kept.items()
+    }
     draws = options.draws or PROBE_DRAWS
-    metrics = probe_findings(
+    metrics, scores = probe_findings(
         labeled["train"],
         labeled["validation"],
         labeled[options.split],
@@ -75,7 +76,7 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
         metrics=metrics,
         paper={},
         paper_source="",
-        settings=settings_of(options)
+        settings=given_finding_options(options)
         | {
             "protocol": options.protocol,
             "features": options.probe_features,
@@ -83,6 +84,7 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
             "draws": draws,
             "chosen_by": "auroc",
         },
+        predictions=finding_predictions(kept[options.split], scores).table(),
     )
 
 
@@ -95,7 +97,7 @@ def probe_findings(
     fractions: Sequence[float] = FRACTIONS,
     draws: int = PROBE_DRAWS,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Fit and evaluate a logistic regression of each finding, for each fraction of the training images and each draw.
 
     The labels are targets `(images, findings)`, and NaN is ignored. Features are standardized on the drawn images. The
@@ -103,8 +105,9 @@ def probe_findings(
     one class, it is the one that is best on average for the other findings. A finding whose drawn labels are of one
     class has no classifier and no metrics.
 
-    The result has the metrics of [`measure_findings`] of the largest fraction, and `by_fraction`: mean and standard
-    deviation of their means over the draws, and each draw with the chosen regularization.
+    The first result has the metrics of [`measure_findings`] of the largest fraction, and `by_fraction`: mean and
+    standard deviation of their means over the draws, and each draw with the chosen regularization. The second one is
+    the log-odds of the test images, `(images, findings)`, NaN for a finding without a classifier.
     """
     by_fraction: dict[str, Any] = {}
     scores = np.empty(0)
@@ -129,11 +132,12 @@ def probe_findings(
     metrics = measure_findings(scores, test.labels, findings, groups=test.groups, seed=seed)
     for name, why in missing.items():
         metrics["undefined"][f"AUROC and average precision of {name}"] = why
-    return metrics | {
+    metrics |= {
         "training_images": len(train.labels),
         "validation_images": len(validation.labels),
         "by_fraction": by_fraction,
     }
+    return metrics, scores
 
 
 def _fit(

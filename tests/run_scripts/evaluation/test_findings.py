@@ -1,6 +1,7 @@
 """Several findings for each image: metrics against scikit-learn, prompt pairs, linear probes, and the command."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -134,7 +135,7 @@ def probed(images: int, seed: int, ignored: float) -> LabeledFeatures:
 
 def test_the_probe_of_a_finding_is_a_logistic_regression_on_its_labels():
     train, validation, test = probed(200, 0, 0.3), probed(100, 1, 0.1), probed(120, 2, 0.1)
-    found = probe_findings(train, validation, test, ["a", "b"], fractions=[1.0])
+    found, _ = probe_findings(train, validation, test, ["a", "b"], fractions=[1.0])
     mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
     (run,) = found["by_fraction"]["1"]["runs"]
     for number, name in enumerate("ab"):
@@ -159,15 +160,15 @@ def test_the_probe_of_a_finding_is_a_logistic_regression_on_its_labels():
 def test_a_finding_that_cannot_be_learned_is_left_out_and_one_without_validation_takes_the_others_strength():
     train, validation, test = probed(120, 0, 0), probed(60, 1, 0), probed(60, 2, 0)
     train.labels[:, 1] = 0
-    found = probe_findings(train, validation, test, ["a", "b"], fractions=[1.0])
+    found, _ = probe_findings(train, validation, test, ["a", "b"], fractions=[1.0])
     assert found["undefined"] == {"AUROC and average precision of b": "all 120 drawn training labels are 0"}
     assert found["auroc"] == found["findings"]["a"]["auroc"] and found["findings"]["b"]["auroc"] is None
     train = probed(120, 0, 0)
     validation.labels[:, 1] = np.nan
-    chosen = probe_findings(train, validation, test, ["a", "b"], fractions=[1.0])["by_fraction"]["1"]["runs"][0]["C"]
+    chosen = probe_findings(train, validation, test, ["a", "b"], fractions=[1.0])[0]["by_fraction"]["1"]["runs"][0]["C"]
     assert chosen["a"] == chosen["b"]
     broken = LabeledFeatures(np.full((60, 6), np.nan), test.labels)
-    found = probe_findings(train, validation, broken, ["a", "b"], fractions=[1.0])
+    found, _ = probe_findings(train, validation, broken, ["a", "b"], fractions=[1.0])
     assert found["auroc"] is None and "NaN" in found["undefined"]["AUROC and average precision of a"]
 
 
@@ -192,11 +193,15 @@ def table(tmp_path) -> str:
 COLUMNS = ["--label-columns", "left", "right", "--group-column", "patient"]
 
 
-def test_prompt_pairs_give_the_softmax_over_the_pair(measure, table, small_checkpoint, capsys):
+def test_prompt_pairs_give_the_softmax_over_the_pair(measure, table, small_checkpoint, tmp_path, capsys):
     results = measure("zero-shot", table, *COLUMNS, "--blank", "ignore")
     assert results["settings"]["prompts"]["left"] == {"positive": ["left"], "negative": ["no left"]}
     assert any("labels are blank. They are ignored" in note for note in results["data"]["notes"])
     assert "Only 20 groups: the intervals are too narrow." in results["data"]["notes"]
+    rows = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert rows[0]["file"] == "0.png" and rows[0]["ignored"] == "right" and rows[0]["group"] == "p0"
+    assert rows[0].keys() >= {"probability_left", "probability_right"} and set(rows[0]["true"]) <= {"left"}
+    assert all((row["probability_left"] >= 0.5) == ("left" in row["predicted"]) for row in rows)
     counts = results["metrics"]["findings"]["right"]
     assert counts["ignored"] == 9 and results["metrics"]["findings"]["left"]["ignored"] == 0
     model, processor = (kind.from_pretrained(small_checkpoint) for kind in (BiomedCLIPModel, BiomedCLIPProcessor))
@@ -207,6 +212,7 @@ def test_prompt_pairs_give_the_softmax_over_the_pair(measure, table, small_check
         with torch.no_grad():
             chances = model(**inputs).logits_per_image.softmax(dim=1)[:, 0].tolist()
         kept = [(int(line[number]), chance) for line, chance in zip(lines, chances, strict=True) if line[number]]
+        assert [row[f"probability_{name}"] for row in rows] == pytest.approx(chances, abs=1e-5)
         area = roc_auc_score(*zip(*kept, strict=True))
         # Texts without padding differ by rounding, which may order two images differently.
         assert results["metrics"]["findings"][name]["auroc"] == pytest.approx(area, abs=2e-3)
