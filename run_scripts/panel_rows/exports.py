@@ -27,7 +27,7 @@ from ..evaluation.checks import config_on_hub
 logger = logging.getLogger(__name__)
 
 REPORT = "export_report.json"
-PACKAGED = "panel-detector"  # names the detector of the package, unless a folder has this name
+OWN_DETECTOR = "panel-detector"  # names the detector of the package, unless a folder has this name
 # Numbers of drawn figures without --images.
 CALIBRATION, MEASUREMENT = 64, 32
 
@@ -46,7 +46,7 @@ def is_panel_detector(name: str) -> bool:
 
 
 def _source(name: str) -> Path:
-    return OURS if name == PACKAGED and not Path(name).exists() else Path(name)
+    return OURS if name == OWN_DETECTOR and not Path(name).exists() else Path(name)
 
 
 def export_detector(

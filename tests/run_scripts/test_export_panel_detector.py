@@ -117,14 +117,14 @@ def test_figures_are_drawn_without_images_and_none_for_float32_are_calibrated(de
 @pytest.mark.slow
 def test_the_detector_of_the_package_is_exported_by_its_name(figures, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, _, _ = run(capsys, "export", exports.PACKAGED, tmp_path / "out", "--images", figures / "0.png")
+    status, _, _ = run(capsys, "export", exports.OWN_DETECTOR, tmp_path / "out", "--images", figures / "0.png")
     assert status == 0
     model, packaged = ExportedPanelDetector(tmp_path / "out"), PanelDetector.from_pretrained()
     pixels = packaged.image_processor(Image.open(figures / "0.png"), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         torch.testing.assert_close(model(pixels).logits, packaged.model(pixels).logits, rtol=0, atol=1e-3)
-    (tmp_path / exports.PACKAGED).mkdir()
-    status, _, error = run(capsys, "export", exports.PACKAGED, tmp_path / "other")
+    (tmp_path / exports.OWN_DETECTOR).mkdir()
+    status, _, error = run(capsys, "export", exports.OWN_DETECTOR, tmp_path / "other")
     assert status == 1 and "Traceback" not in error, "a folder of this name comes first"
 
 
