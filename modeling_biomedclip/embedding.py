@@ -91,7 +91,7 @@ def embed_texts(
     """
     if not texts:
         return torch.empty(0, model.config.projection_dim)
-    token_ids, fixed_length = _token_ids(model, processor, texts, max_length)
+    token_ids, fixed_length = tokenize(model, processor, texts, max_length)
     longest_first = sorted(range(len(texts)), key=lambda index: -len(token_ids[index]))
     budget = batch_size * (fixed_length or len(token_ids[longest_first[0]]))
     packs = _packs(model)
@@ -132,7 +132,7 @@ def normalize(features: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
 
 
-def _token_ids(
+def tokenize(
     model: Any, processor: Any, texts: Sequence[str], max_length: int | None
 ) -> tuple[list[list[int]], int | None]:
     """Return the truncated token ids of each text and, if all texts must have the same length, that length."""
@@ -155,7 +155,7 @@ def _embed_batch(model: Any, processor: Any, token_ids: list[list[int]], length:
     if _packs(model):
         inputs = pack_token_ids(token_ids)
     else:
-        inputs = _padded(processor, token_ids, length)
+        inputs = padded_texts(processor, token_ids, length)
     inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     with in_evaluation(model):
         return normalize(model.get_text_features(**inputs).pooler_output).cpu()
@@ -165,7 +165,8 @@ def _packs(model: Any) -> bool:
     return packs_texts(model, torch.device(model.device))
 
 
-def _padded(processor: Any, token_ids: list[list[int]], length: int) -> dict[str, Any]:
+def padded_texts(processor: Any, token_ids: list[list[int]], length: int) -> dict[str, Any]:
+    """Return the inputs of the model for texts, padded to a number of tokens."""
     pad = processor.tokenizer.pad_token_id or 0
     inputs = {"input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids in token_ids])}
     if "attention_mask" in processor.tokenizer.model_input_names:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,17 @@ def draw_fraction(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"The fraction to draw must be above 0 and at most 1, not {fraction}.")
-    return _drawn(labels, fraction, seed)
+    return _drawn(labels, lambda rows: min(max(1, round(fraction * rows)), rows), seed)
+
+
+def draw_count(labels: Sequence[Any] | np.ndarray, count: int, seed: int) -> list[int]:
+    """Draw `count` rows of each class at random, and return their positions in ascending order.
+
+    A class with fewer rows is drawn as a whole. With the same seed, a larger draw contains a smaller one.
+    """
+    if count < 1:
+        raise ValueError(f"The number of rows to draw must be 1 or more, not {count}.")
+    return _drawn(labels, lambda rows: min(count, rows), seed)
 
 
 def hold_out(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -26,7 +36,7 @@ def hold_out(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int) -> 
     """
     if not 0 < fraction < 1:
         raise ValueError(f"The fraction to hold out must be between 0 and 1, not {fraction}.")
-    held_out = _drawn(labels, fraction, seed, kept=1)
+    held_out = _drawn(labels, lambda rows: min(max(1, round(fraction * rows)), rows - 1), seed)
     return sorted(set(range(len(labels))) - set(held_out)), held_out
 
 
@@ -57,13 +67,12 @@ def hold_out_groups(groups: Sequence[str], fraction: float, seed: int) -> tuple[
     return [row for row, group in enumerate(groups) if group not in chosen], held_out
 
 
-def _drawn(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int, kept: int = 0) -> list[int]:
-    """Return the sorted positions of the drawn rows. At least `kept` rows of each class are not drawn."""
+def _drawn(labels: Sequence[Any] | np.ndarray, count_of: Callable[[int], int], seed: int) -> list[int]:
+    """Return the sorted positions of the drawn rows. `count_of` returns how many rows of a class are drawn."""
     members: dict[Hashable, list[int]] = {label: [] for label in sorted(set(labels))}
     for row, label in enumerate(labels):
         members[label].append(row)
     drawn: list[int] = []
     for order, rows in enumerate(members.values()):
-        count = min(max(1, round(fraction * len(rows))), len(rows) - kept)
-        drawn += np.random.default_rng([seed, order]).permutation(rows)[:count].tolist()
+        drawn += np.random.default_rng([seed, order]).permutation(rows)[: count_of(len(rows))].tolist()
     return sorted(drawn)

@@ -36,7 +36,7 @@ def facts_version() -> int:
 
 def benchmark_names(task: str | None = None) -> list[str]:
     """Return the names of the benchmarks of a task, such as `retrieval` (default: of all tasks)."""
-    task = "zero-shot" if task == "linear-probe" else task  # both use labeled images
+    task = "zero-shot" if task in ("linear-probe", "few-shot") else task  # all use labeled images
     return [name for name, facts in _read(FILE)["benchmarks"].items() if task in (None, facts["task"])]
 
 
@@ -72,6 +72,18 @@ def published_models(benchmark: str, task: str, split: str = "test") -> list[Pub
         source = "; ".join(filter(None, [f"{PAPER_MODEL} paper (arXiv 2303.00915)", facts.get("paper_note")]))
         entries.insert(0, PublishedModel(PAPER_MODEL, own, source, read_from_figure))
     return entries
+
+
+def published_few_shot(benchmark: str | None, *, base_to_novel: bool = False) -> list[PublishedModel]:
+    """Return published means over several benchmarks, if the benchmark is one of them.
+
+    The values are keyed like `metrics` of `biomedclip evaluate few-shot`. They are not those of the benchmark itself.
+    """
+    facts = _read(FILE)["few_shot"]
+    if benchmark not in facts["benchmarks"]:
+        return []
+    values = {"by_method": facts["base_to_novel" if base_to_novel else "by_method"]}
+    return [PublishedModel(f"{facts['model']}, mean of BiomedCoOp's sets", values, facts["source"])]
 
 
 def choose_prompts(

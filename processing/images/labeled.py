@@ -46,6 +46,7 @@ class LabeledImages:
         names: Name of each image, used in messages and as a seed for its random crops.
         groups: Patient, slide or source of each image, if known. Images of one group belong in the same split.
         notes: Notes for the user on how the images were selected.
+        drawn: Whether they were drawn from the training images, because the data has no such split.
     """
 
     images: Sequence[Any]
@@ -53,6 +54,7 @@ class LabeledImages:
     names: list[str]
     groups: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    drawn: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -231,7 +233,7 @@ def choose_split(
                 splits["train"] = rest.select(kept)
                 note = f"The {wanted} split was drawn from the training images: {len(held)} of {total}, {how}."
                 splits = {name: images.with_note(note) for name, images in splits.items()}
-                splits[wanted] = replace(rest.select(held), notes=splits["train"].notes)
+                splits[wanted] = replace(rest.select(held), notes=splits["train"].notes, drawn=True)
     if split not in splits:
         raise ValueError(f"{path}: there is no {split} split with labeled images, only {', '.join(splits)}. Add it.")
     return splits[split]

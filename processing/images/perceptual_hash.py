@@ -18,7 +18,7 @@ _THUMBNAIL = 32  # pixels per side
 _FREQUENCIES = 8  # number of lowest frequencies in each direction
 _COSINES = np.cos(np.pi / (2 * _THUMBNAIL) * np.outer(np.arange(_FREQUENCIES), 2 * np.arange(_THUMBNAIL) + 1))
 # With a smaller standard deviation of the thumbnail, the bits are noise.
-_BLANK_DEVIATION = 2.0
+BLANK_DEVIATION = 2.0
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -29,15 +29,16 @@ def perceptual_hash(image: Image.Image) -> str:
     and transparency is dropped. The 8 x 8 lowest frequencies of the discrete cosine transform are compared with their
     median. The hash of a blank image is an empty string.
     """
-    thumbnail = _grayscale_thumbnail(image)
-    if not thumbnail.std() >= _BLANK_DEVIATION:
+    thumbnail = grayscale_thumbnail(image)
+    if not thumbnail.std() >= BLANK_DEVIATION:
         return ""
     # Coefficients that are 0 by symmetry would otherwise depend on rounding errors of the machine.
     coefficients = np.round(_COSINES @ thumbnail @ _COSINES.T, 3)
     return np.packbits(coefficients > np.median(coefficients)).tobytes().hex()
 
 
-def _grayscale_thumbnail(image: Image.Image) -> np.ndarray:
+def grayscale_thumbnail(image: Image.Image) -> np.ndarray:
+    """Return the 32 x 32 gray values from 0 to 255 that [`perceptual_hash`] compares."""
     deep = image.mode.startswith(("I", "F"))
     darkest, brightest = finite_range(image) if deep else (0, 255)
     if image.mode in ("1", "P", "PA", "LA", "RGBA"):

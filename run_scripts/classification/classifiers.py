@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from biomedclip import ZeroShotClassifier
 from biomedclip.conversion.files import read_json
 from biomedclip.source_checks import ADAPTER_CONFIG, check_source
+from biomedclip.weights_fingerprint import weights_fingerprint
 
 from ..cli.errors import UsageError
 from ..cli.models import check_model_name
@@ -22,7 +23,6 @@ from ..cli.trust import questions_are_errors
 from ..embedding.encoders import OF_MODELS, check_encoder, label_embeds, load_encoder
 from ..evaluation.checks import check_weights, config_on_hub
 from ..evaluation.dual_encoders import DualEncoder
-from ..hub.fingerprints import weights_fingerprint
 
 
 CONFIG = "config.json"

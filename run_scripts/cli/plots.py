@@ -268,6 +268,48 @@ def _plot_values(axes: Any, points: Sequence[tuple[float, Any]], name: str, colo
 
 
 @_plain_text
+def plot_few_shot(metrics: Mapping[str, Any], path: Path) -> None:
+    """Plot the accuracy of few-shot methods over the number of training images, with their intervals.
+
+    `metrics` are those of `biomedclip evaluate few-shot`. With base and novel classes, there is a plot for each metric.
+    """
+    panels = {"accuracy": "accuracy"}
+    if "base_classes" in metrics:
+        panels = {f"{name}_accuracy": name.replace("_", " ") for name in ("base", "novel", "harmonic_mean")}
+    by_method = metrics["by_method"]
+    counts = sorted({int(shots) for by_shots in by_method.values() for shots in by_shots} - {0}) or [0]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(2.2 + 4.2 * len(panels), 3.8), layout="constrained", sharey=True, squeeze=False
+    )
+    for place, (name, title) in enumerate(panels.items()):
+        axis = axes[0, place]
+        for color, (method, by_shots) in enumerate(by_method.items()):
+            # The methods are side by side, so that their intervals do not overlap.
+            shift = 0.06 * (color - (len(by_method) - 1) / 2)
+            known = [(shots, by_shots[str(shots)]) for shots in counts if str(shots) in by_shots]
+            known = [(shots, summary) for shots, summary in known if summary[name] is not None]
+            if constant := by_shots.get("0"):
+                axis.axhline(constant[name], color=f"C{color}", linestyle="--", linewidth=1.2, label=method)
+            elif known:
+                ends = [summary[f"{name}_interval"] or [summary[name]] * 2 for _, summary in known]
+                values = [summary[name] for _, summary in known]
+                bars = [
+                    [value - low for value, (low, _) in zip(values, ends, strict=True)],
+                    [high - value for value, (_, high) in zip(values, ends, strict=True)],
+                ]
+                where = [counts.index(shots) + shift for shots, _ in known]
+                axis.errorbar(where, values, bars, color=f"C{color}", marker="o", markersize=4, capsize=2, label=method)
+        if "chance" in metrics:
+            axis.axhline(metrics["chance"], color="0.5", linestyle=":", linewidth=1, label="chance")
+        axis.set_xticks(range(len(counts)), list(map(str, counts)))
+        axis.set(xlabel="training images of a class", ylim=(0, 1.02), title=title if len(panels) > 1 else "")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel(f"accuracy, {metrics['images']:,} test images")
+    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+@_plain_text
 def plot_report(report: Mapping[str, Any], path: Path) -> None:
     """Plot the report of a build: articles and figures, licenses, caption lengths, image sizes and types of images."""
     composition = report.get("composition")

@@ -12,6 +12,15 @@ from ..cli.plots import plot_comparison
 from ..cli.reporting import UNDEFINED, say, show_table, write_json, write_text
 
 
+_SPREADS = {
+    "linear-probe": "± standard deviations over draws of the labels",
+    "few-shot": "[95 % intervals of the mean over draws of the training and validation images]",
+}
+# Metrics of few-shot learning and their labels behind the method.
+_OF_FEW_SHOTS = {"accuracy": "", "base_accuracy": ", base", "novel_accuracy": ", novel"}
+_OF_FEW_SHOTS |= {"harmonic_mean_accuracy": ", harmonic mean"}
+
+
 class Value(NamedTuple):
     """A metric with its 95 % interval, or a mean with its standard deviation.
 
@@ -48,6 +57,16 @@ def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
             f"{label} {float(fraction):.0%}": Value(summary[name], None, summary.get(f"{name}_sd"))
             for name, label in (("accuracy", "accuracy"), ("auroc", "AUROC"))
             for fraction, summary in metrics["by_fraction"].items()
+            if name in summary
+        }
+    if "by_method" in metrics:
+        return {
+            f"{method}{f', {shots} shots' if shots != '0' else ''}{label}": Value(
+                summary[name], summary.get(f"{name}_interval")
+            )
+            for method, by_shots in metrics["by_method"].items()
+            for shots, summary in by_shots.items()
+            for name, label in _OF_FEW_SHOTS.items()
             if name in summary
         }
     names = ["accuracy", "balanced_accuracy", "auroc", "open_accuracy", "closed_accuracy", "f1", "open_f1", "closed_f1"]
@@ -112,8 +131,7 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     measured = {name: cells[name] for name in names}
     benchmark = (results[0]["benchmark"] or Path(data["path"]).name) + selection_of(results[0])
     title = f"{task} on {benchmark}, {data['split']} split, {data['rows']:,} rows"
-    linear_probe = task == "linear-probe"
-    spread = "± standard deviations over draws of the labels" if linear_probe else "[95 % bootstrap intervals]"
+    spread = _SPREADS.get(task, "[95 % bootstrap intervals]")
     paragraphs = [f"Fractions; {spread}. Data {code(data['fingerprint'])}."]
     for model, result in zip(names, results, strict=True):
         for metric, why in (result["metrics"].get("undefined") or {}).items():

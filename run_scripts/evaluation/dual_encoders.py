@@ -22,10 +22,10 @@ from biomedclip.conversion.files import read_json
 from biomedclip.embedding import normalize
 from biomedclip.source_checks import ADAPTER_CONFIG, check_source
 from biomedclip.training_arguments import are_processes_on_cpu
+from biomedclip.weights_fingerprint import weights_fingerprint
 
 from ..cli.models import check_model_name, import_optional
 from ..cli.trust import questions_are_errors
-from ..hub.fingerprints import weights_fingerprint
 from .open_clip_folders import has_biomedclip_text_tower, is_open_clip_folder, load_with_open_clip
 
 

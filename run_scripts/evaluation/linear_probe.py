@@ -60,19 +60,30 @@ class LabeledFeatures:
 
 
 def read_probed(options: Any) -> tuple[dict[str, ClassificationBenchmark], list[str]]:
-    """Read the splits of a linear probe, all with the classes of the training split, and notes on them.
+    """Read the splits of a linear probe. See [`read_learned`]."""
+    splits, notes = read_learned(options, with_validation=options.protocol == "logistic")
+    if options.split == "validation" and options.protocol == "logistic":
+        notes.insert(0, "The regularization was chosen on the measured split.")
+    return splits, notes
+
+
+def read_learned(
+    options: Any, *, with_validation: bool, prompts: str | None = None
+) -> tuple[dict[str, ClassificationBenchmark], list[str]]:
+    """Read the training, validation and measured split, all with the classes of the training split, and notes on them.
 
     Raise `ValueError` if there are fewer than two classes, a class has no readable training images, or a split has a
     class that the training split lacks.
     """
     where = f"--data {options.data}"
     splits: dict[str, Any] = {}
-    for split in ["train", *(["validation"] if options.protocol == "logistic" else []), options.split]:
+    for split in ["train", *(["validation"] if with_validation else []), options.split]:
         try:
             splits[split] = load_benchmark(
                 options.benchmark or OWN_IMAGES,
                 options.data,
                 split=split,  # type: ignore[arg-type]
+                prompts=prompts,
                 held_out=HELD_OUT,
                 seed=options.seed,
                 **given_benchmark_options(options),
@@ -90,13 +101,12 @@ def read_probed(options: Any) -> tuple[dict[str, ClassificationBenchmark], list[
             )
     check_readable(test.images, f"{where}, {options.split} split")
     notes = []
-    if options.split == "validation" and options.protocol == "logistic":
-        notes.append("The regularization was chosen on the measured split.")
     if absent := sorted(set(learned) - set(test.images.labels)):
         notes.append(f"No image of the {options.split} split is of the class {', '.join(map(repr, absent))}.")
     # A split of user images has only the classes of its images.
-    classes = test.classes if set(learned) <= set(test.classes) else learned
-    return {split: replace(benchmark, classes=classes) for split, benchmark in splits.items()}, notes
+    named = test if set(learned) <= set(test.classes) else splits["train"]
+    same = {"classes": named.classes, "class_names": named.class_names}
+    return {split: replace(benchmark, **same) for split, benchmark in splits.items()}, notes
 
 
 def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from biomedclip.few_shot_head import METHODS
 from biomedclip.processing.benchmarks import benchmark_names
 from biomedclip.processing.benchmarks.loading import benchmark_options
 from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
@@ -21,6 +22,7 @@ from ..cli.finding_fields import (
     uncertain_option,
 )
 from ..panel_rows.detectors import DETECTOR_HELP
+from .few_shot.task import SHOTS, check_few_shot_options
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .panels import PANELS, check_panel_options
 from .pools import DRAWS
@@ -37,31 +39,37 @@ GROUPS = {
     "common": "model task output_dir data benchmark split precision batch_size workers max_length device "
     "examples features_dir seed trust_remote_code",
     "retrieval": "image_id pool_size pool_draws",
-    "zero-shot": "prompts templates",
+    "zero-shot and few-shot": "prompts templates",
     "own data": "image_column text_column label_column image_root group_column validation_fraction",
     "several findings": "label_columns label_separator uncertain blank",
-    "zero-shot and linear-probe": "cancer rsna_split",
-    "linear-probe": "protocol fractions draws probe_features find_leaks",
+    "labeled images": "cancer rsna_split",
+    "linear-probe and few-shot": "draws find_leaks",
+    "linear-probe": "protocol fractions probe_features",
+    "few-shot": "shots methods base_to_novel",
     "visual-question-answering": "image_folder f1_tokenizer",
     "panels": "images detector",
     "suite": "data_root tasks benchmarks",
 }
-_SINGLE = ["retrieval", "zero-shot", "linear-probe", "visual-question-answering"]
+_LABELED = ["zero-shot", "linear-probe", "few-shot"]
+_SINGLE = ["retrieval", *_LABELED, "visual-question-answering"]
 # The tasks that have an option. All tasks have the options that are not listed.
 _TASKS = {
     "data": [*_SINGLE, PANELS],
     "benchmark split": _SINGLE,
-    "workers": ["retrieval", "zero-shot", "linear-probe", PANELS, SUITE],
-    "precision features_dir": ["retrieval", "zero-shot", "linear-probe", SUITE],
-    "max_length": ["retrieval", "zero-shot", "visual-question-answering", SUITE],
+    "workers": ["retrieval", *_LABELED, PANELS, SUITE],
+    "precision features_dir": ["retrieval", *_LABELED, SUITE],
+    "max_length": ["retrieval", "zero-shot", "few-shot", "visual-question-answering", SUITE],
     "examples": ["retrieval", "visual-question-answering", SUITE],
     "image_id pool_size pool_draws": ["retrieval", SUITE],
-    "cancer rsna_split": ["zero-shot", "linear-probe", SUITE],
-    "image_column image_root group_column": ["retrieval", "zero-shot", "linear-probe"],
-    "label_column label_columns label_separator uncertain blank": ["zero-shot", "linear-probe"],
+    "cancer rsna_split": [*_LABELED, SUITE],
+    "image_column image_root group_column": ["retrieval", *_LABELED],
+    "label_column": _LABELED,
+    "label_columns label_separator uncertain blank": ["zero-shot", "linear-probe"],
     "text_column validation_fraction": ["retrieval"],
-    "prompts templates": ["zero-shot"],
-    "protocol fractions draws probe_features find_leaks": ["linear-probe", SUITE],
+    "prompts templates": ["zero-shot", "few-shot"],
+    "draws find_leaks": ["linear-probe", "few-shot", SUITE],
+    "protocol fractions probe_features": ["linear-probe", SUITE],
+    "shots methods base_to_novel": ["few-shot"],
     "f1_tokenizer": ["visual-question-answering", SUITE],
     "image_folder": ["visual-question-answering"],
     "images detector": [PANELS],
@@ -80,7 +88,8 @@ class AllOptions:
     )
     output_dir: str = option(REQUIRED, "Folder for the results. With several models, each has a subfolder.")
     task: str = option(
-        "retrieval", "retrieval, zero-shot, linear-probe, visual-question-answering (or vqa), panels or suite."
+        "retrieval",
+        "retrieval, zero-shot, linear-probe, few-shot, visual-question-answering (or vqa), panels or suite.",
     )
     batch_size: int = option(32, "Batch size (default: 32).")
     seed: int = option(0, "Seed of the bootstrap, draws and splits (default: 0).")
@@ -150,13 +159,22 @@ class AllOptions:
         choices=PROTOCOLS,
     )
     fractions: list[float] = option(list(FRACTIONS), "Fractions of the training labels (default: 0.01 0.1 1).")
-    draws: int | None = option(None, f"Number of draws of each fraction below 1 (default: {PROBE_DRAWS}).")
+    draws: int | None = option(
+        None, f"Number of draws of each fraction below 1, or number of shots (default: {PROBE_DRAWS})."
+    )
+    shots: list[int] = option(list(SHOTS), "Numbers of training images of a class (default: 1 2 4 8 16).")
+    methods: list[str] = option(list(METHODS), f"Methods to compare (default: {' '.join(METHODS)}).")
+    base_to_novel: bool = option(
+        False, "Train on the first half of the classes, and also measure the accuracy on the other half."
+    )
     probe_features: str = option(
         "embeds",
         "Image embeddings, or hidden states before the projection (default: embeds).",
         choices=["embeds", "hidden"],
     )
-    find_leaks: bool = option(True, "Check for test images among the training images.")
+    find_leaks: bool = option(
+        True, "Check for test images among the training images. few-shot refuses copies among the drawn images."
+    )
     f1_tokenizer: str = option(
         WORDS,
         "Tokenizer of the token F1: words (default, as in SQuAD), or a folder or "
@@ -249,6 +267,8 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
         raise UsageError("--prompts and --templates both choose the prompts. Pass one of them.")
     if options.task == "linear-probe" and options.split == "train":
         raise UsageError("--split train: the probe would be tested on its training images. Pass --split test.")
+    if options.task == "few-shot":
+        check_few_shot_options(options, given)
     for template in getattr(options, "templates", []):
         if "{}" not in template:
             raise UsageError(f"--templates: {template!r} has no {{}} for the class name.")
@@ -257,7 +277,7 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
     for fraction in getattr(options, "fractions", []):
         if not 0 < fraction <= 1:
             raise UsageError(f"--fractions: a fraction must be above 0 and at most 1, not {fraction}.")
-    if "draws" in given and min(options.fractions) == 1:
+    if "draws" in given and options.task != "few-shot" and min(options.fractions) == 1:
         raise UsageError("--draws has no effect on --fractions 1, which has only one draw. Omit it.")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from accelerate import PartialState
 
 from biomedclip.model_cards.results import SCHEMA
-from biomedclip.processing.benchmarks.facts import published_models
+from biomedclip.processing.benchmarks.facts import PublishedModel, published_models
 
 from ..cli.reporting import UNDEFINED, say, versions, write_json
 from .dual_encoders import DualEncoder, load_dual_encoder
@@ -92,15 +92,16 @@ class Run:
         damaged: str = "damaged images",
         also: str = "",
         examples: Sequence[Mapping[str, Any]] = (),
+        published: Sequence[PublishedModel] | None = None,
     ) -> dict[str, Any]:
         """Write `results.json` and the predictions, print the notes, and return the content of `results.json`.
 
         `data` has `fingerprint`, `rows` (the number of rows measured), `damaged` and `notes`. `metrics` are fractions
         from 0 to 1, and counts. `paper` contains BiomedCLIP's published values, keyed like `metrics`. It is empty if
-        they belong to other data, such as another split. Then `published` is empty too. Otherwise, it contains the
-        values of all published models. `settings` contains what the metrics depend on in this task. `predictions` has a
-        row for each image, query or question. `damaged` is the plural noun for the entries of `data["damaged"]`, and
-        `also` lists other files of the results.
+        they belong to other data, such as another split. Then `published` of the file is empty too. Otherwise, it
+        contains the values of all published models. The argument `published` replaces them. `settings` contains what
+        the metrics depend on in this task. `predictions` has a row for each image, query or question. `damaged` is the
+        plural noun for the entries of `data["damaged"]`, and `also` lists other files of the results.
         """
         if data["damaged"]:
             names = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:SHOWN_DAMAGED])
@@ -110,7 +111,8 @@ class Run:
         for note in data["notes"]:
             say(f"Note: {note}")
         task, benchmark, split = self.options.task, self.options.benchmark, getattr(self.options, "split", None)
-        published = published_models(benchmark, task, split) if benchmark and split and paper else []
+        if published is None:
+            published = published_models(benchmark, task, split) if benchmark and split and paper else []
         base = getattr(getattr(encoder.model, "config", None), "base_weights", None)
         results = {
             "schema": SCHEMA,

@@ -6,6 +6,7 @@ from typing import Any
 
 from biomedclip.processing.benchmarks.findings import FindingsBenchmark
 
+from .few_shot.task import evaluate_few_shot, read_few_shot
 from .findings import evaluate_findings, read_findings
 from .findings_probe import evaluate_findings_probe, read_probed_findings
 from .linear_probe import evaluate_linear_probe, read_probed
@@ -48,6 +49,7 @@ TASKS = {
     "retrieval": Task(read_pairs, evaluate_retrieval),
     "zero-shot": Task(_read_zero_shot, _evaluate_zero_shot),
     "linear-probe": Task(_read_probed, _evaluate_probe),
+    "few-shot": Task(read_few_shot, evaluate_few_shot),
     "visual-question-answering": Task(read_questions, evaluate_questions),
     PANELS: Task(read_annotated, evaluate_panels),
 }

@@ -10,11 +10,11 @@ from biomedclip.processing import PanelDetectionImageProcessor
 from biomedclip.processing.panels import cut_panels
 from biomedclip.processing.panels.detection import FigurePanels, Panel, PanelDetector
 from biomedclip.source_checks import check_source
+from biomedclip.weights_fingerprint import weights_fingerprint
 
 from ..cli.errors import UsageError
 from ..cli.models import check_model_name
 from ..embedding.encoders import is_exported
-from ..hub.fingerprints import weights_fingerprint
 
 
 X_Y_CUT = "x-y-cut"

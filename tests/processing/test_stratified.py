@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from biomedclip.processing.stratified import draw_fraction, hold_out, hold_out_groups
+from biomedclip.processing.stratified import draw_count, draw_fraction, hold_out, hold_out_groups
 
 
 def test_a_fraction_of_each_class_is_held_out_by_seed():
@@ -26,6 +26,15 @@ def test_a_draw_keeps_at_least_one_row_of_each_class():
     assert draw_fraction(labels, 1.0, 0) == list(range(1103))
     with pytest.raises(ValueError, match="at most 1, not 1.5"):
         draw_fraction(labels, 1.5, 0)
+
+
+def test_a_number_of_each_class_is_drawn_and_a_larger_draw_contains_a_smaller_one():
+    labels = np.array([0] * 50 + [1] * 3)
+    draws = [set(draw_count(labels, count, 0)) for count in (1, 2, 4)]
+    assert [np.bincount(labels[list(draw)]).tolist() for draw in draws] == [[1, 1], [2, 2], [4, 3]]
+    assert draws[0] < draws[1] < draws[2] and draw_count(labels, 4, 0) != draw_count(labels, 4, 1)
+    with pytest.raises(ValueError, match="must be 1 or more, not 0"):
+        draw_count(labels, 0, 0)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])

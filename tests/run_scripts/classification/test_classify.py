@@ -31,8 +31,8 @@ from biomedclip.run_scripts.classification import overlays
 from biomedclip.run_scripts.classification.classifiers import Classifier
 from biomedclip.run_scripts.classification.predictions import predict
 from biomedclip.run_scripts.cli.overlays import draw_overlay
-from biomedclip.run_scripts.hub.fingerprints import weights_fingerprint
 from biomedclip.run_scripts.main import main
+from biomedclip.weights_fingerprint import weights_fingerprint
 
 
 LABELS = ["chest x-ray", "brain mri", "line chart"]

@@ -13,7 +13,7 @@ from biomedclip import embed_images, embed_texts
 from biomedclip.run_scripts.evaluation import features as module
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder, load_dual_encoder
 from biomedclip.run_scripts.evaluation.features import FeatureStore
-from biomedclip.run_scripts.hub.fingerprints import weights_fingerprint
+from biomedclip.weights_fingerprint import weights_fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from biomedclip.run_scripts.hub.fingerprints import evaluated_fingerprint, weights_fingerprint
+from biomedclip.run_scripts.hub.fingerprints import evaluated_fingerprint
+from biomedclip.weights_fingerprint import weights_fingerprint
 
 
 TENSORS = {

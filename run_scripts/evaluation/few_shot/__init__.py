@@ -1,0 +1,1 @@
+"""Few-shot learning: draws, methods, the task of `biomedclip evaluate`, and its table and plot."""

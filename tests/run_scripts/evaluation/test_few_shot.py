@@ -1,0 +1,263 @@
+"""`biomedclip evaluate few-shot` on drawn images."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.benchmark_files import save_drawn, write_table
+
+from biomedclip.run_scripts.cli.errors import UsageError
+from biomedclip.run_scripts.evaluate import main as evaluate
+from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
+from biomedclip.run_scripts.evaluation.few_shot import methods
+from biomedclip.run_scripts.evaluation.few_shot import task as module
+from biomedclip.run_scripts.evaluation.few_shot.finished import FITS, FinishedFits
+from biomedclip.run_scripts.evaluation.few_shot.summary import harmonic_mean, show_few_shot, summarize
+
+
+FAST = ["--methods", "zero-shot", "linear-probe", "tip-adapter", "--shots", "1", "2", "--draws", "2"]
+SPLITS = {"train": 4, "validation": 2, "test": 3}
+
+
+def write_classes(folder: Path, classes=("few spots", "many spots"), splits=SPLITS) -> Path:
+    for order, label in enumerate(classes):
+        for place, (split, images) in enumerate(splits.items()):
+            for number in range(images):
+                path = folder / split / label / f"{order}{place}{number}.png"
+                save_drawn(path, [order, place, number], 32, positive=order % 2 == 1)
+    return folder
+
+
+@pytest.fixture
+def classes(tmp_path) -> Path:
+    return write_classes(tmp_path / "scans")
+
+
+def fits_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / FITS).read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def test_methods_shots_and_draws_are_measured_and_plotted(measure, classes, tmp_path, capsys):
+    results = measure("few-shot", classes, *FAST)
+    by_method = results["metrics"]["by_method"]
+    assert {method: [*by_shots] for method, by_shots in by_method.items()} == {
+        "zero-shot": ["0"],
+        "linear-probe": ["1", "2"],
+        "tip-adapter": ["1", "2"],
+    }
+    summary = by_method["tip-adapter"]["2"]
+    assert [run["seed"] for run in summary["runs"]] == [0, 1] and summary["runs"][0]["images"] == 4
+    assert summary["accuracy"] == pytest.approx(sum(run["accuracy"] for run in summary["runs"]) / 2)
+    assert results["settings"]["shots"] == [1, 2] and results["published"] == []
+    assert (tmp_path / "out" / "few_shot.png").stat().st_size > 5000
+    output = capsys.readouterr().out
+    assert "majority class" in output and max(map(len, output.splitlines())) <= 80
+
+
+def test_the_choices_do_not_depend_on_the_labels_of_the_test_images(measure, classes, tmp_path, monkeypatch):
+    options = ["--methods", "linear-probe", "tip-adapter", "tip-adapter-f", "clip-adapter", "coop"]
+    options += ["--shots", "2", "--draws", "2"]
+    monkeypatch.setattr(methods, "STEPS", dict.fromkeys(methods.STEPS, 20))
+    measure("few-shot", classes, *options, out="before")
+    first, second = (classes / "test" / label for label in ("few spots", "many spots"))
+    for file in [*first.iterdir()][:2]:
+        shutil.move(file, second / file.name)
+    shutil.move(second / "120.png", first / "120.png")
+    measure("few-shot", classes, *options, out="after")
+    measured = {"accuracy", "balanced_accuracy", "auroc"}
+    chosen = [
+        [{name: value for name, value in fit.items() if name not in measured} for fit in fits_of(tmp_path / out)]
+        for out in ("before", "after")
+    ]
+    assert chosen[0] == chosen[1] and {"alpha", "learning_rate", "C"} <= {name for fit in chosen[0] for name in fit}
+
+
+def test_an_interrupted_evaluation_continues_and_other_settings_are_refused(measure, classes, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    done: list[tuple] = []
+    first = module._Learner.measure
+
+    def killed(self, method, shots, seed, draw):
+        if len(done) == 3:
+            raise Killed
+        done.append((method, shots, seed))
+        return first(self, method, shots, seed, draw)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(module._Learner, "measure", killed)
+        measure("few-shot", classes, *FAST)
+    with (tmp_path / "out" / FITS).open("a", encoding="utf-8") as file:
+        file.write('{"method": "tip-ad')
+    again: list[tuple] = []
+    monkeypatch.setattr(
+        module._Learner,
+        "measure",
+        lambda self, *key: again.append(key[:3]) or first(self, *key),
+    )
+    results = measure("few-shot", classes, *FAST)
+    assert len(again) == 9 - 3 and not set(again) & set(done)
+    assert results["metrics"] == measure("few-shot", classes, *FAST, out="whole")["metrics"]
+    again.clear()
+    measure("few-shot", classes, *FAST[:-1], "3")
+    assert {seed for _, _, seed in again} == {2}, "more draws of the same settings"
+    with pytest.raises(ValueError, match="has fits with another prompts, which would be mixed"):
+        measure("few-shot", classes, *FAST, "--templates", "a photo of {}")
+
+
+def test_a_file_that_has_no_fits_is_not_replaced(tmp_path):
+    (tmp_path / FITS).write_text("notes\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="not fits of biomedclip evaluate few-shot. Remove the file"):
+        FinishedFits(tmp_path / FITS, {"model": "1"})
+    assert (tmp_path / FITS).read_text(encoding="utf-8") == "notes\n"
+
+
+def test_test_images_among_the_shots_are_refused_by_name(measure, classes):
+    shutil.copy(classes / "train/few spots/000.png", classes / "test/few spots/renamed <b>.png")
+    with pytest.raises(ValueError, match=r"test/few spots/renamed <b>.png is train/few spots/000.png \(the same file"):
+        measure("few-shot", classes, "--methods", "tip-adapter", "--shots", "4", "--draws", "1")
+    measure("few-shot", classes, "--methods", "tip-adapter", "--shots", "4", "--draws", "1", "--no-find-leaks")
+
+
+def test_copies_among_splits_that_were_drawn_from_one_folder_are_not_drawn(measure, tmp_path):
+    folder = write_classes(tmp_path / "scans", splits={"": 10})
+    for label in ("few spots", "many spots"):
+        for file in list((folder / label).iterdir())[:5]:
+            shutil.copy(file, file.with_name(f"copy {file.name}"))
+    results = measure("few-shot", folder, "--methods", "linear-probe", "--shots", "2", "--draws", "5")
+    (note,) = [note for note in results["data"]["notes"] if "copies of test images" in note]
+    assert "copy " in note
+
+
+def test_base_to_novel_measures_both_halves_of_the_classes(measure, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(methods, "STEPS", dict.fromkeys(methods.STEPS, 10))
+    folder = write_classes(tmp_path / "scans", ("a", "b", "c", "d", "e"))
+    options = ["--methods", "zero-shot", "clip-adapter", "coop", "--shots", "2", "--draws", "2", "--base-to-novel"]
+    metrics = measure("few-shot", folder, *options)["metrics"]
+    assert (metrics["base_classes"], metrics["novel_classes"]) == (["a", "b", "c"], ["d", "e"])
+    for by_shots in metrics["by_method"].values():
+        for run in next(iter(by_shots.values()))["runs"]:
+            expected = harmonic_mean(run["base_accuracy"], run["novel_accuracy"])
+            assert run["harmonic_mean_accuracy"] == pytest.approx(expected)
+    assert metrics["by_method"]["coop"]["2"]["runs"][0]["images"] == 6
+    assert "harmonic mean" in capsys.readouterr().out
+    assert harmonic_mean(0.5, 1.0) == pytest.approx(2 / 3) and harmonic_mean(0.0, 0.0) == 0
+    with pytest.raises(UsageError, match="linear-probe cannot classify images of classes without training images"):
+        measure("few-shot", folder, "--base-to-novel", "--methods", "linear-probe")
+    with pytest.raises(ValueError, match="needs two base and two novel classes, but there are 2"):
+        measure("few-shot", write_classes(tmp_path / "two"), *options, out="two")
+
+
+def test_one_image_of_a_class_is_not_enough(measure, tmp_path, no_model):
+    folder = write_classes(tmp_path / "scans", splits={"": 1})
+    with pytest.raises(ValueError, match="no image could be held out for the test split.*Add images, or a folder test"):
+        measure("few-shot", folder, *FAST)
+
+
+def test_one_training_image_of_a_class_leaves_none_for_validation(measure, tmp_path, no_model):
+    folder = write_classes(tmp_path / "scans", splits={"train": 1, "test": 2})
+    with pytest.raises(ValueError, match="there are no validation images.*or a folder validation"):
+        measure("few-shot", folder, "--shots", "1", "--methods", "tip-adapter")
+
+
+def test_more_shots_than_images_are_refused_unless_a_class_has_as_many(measure, classes, no_model, tmp_path):
+    with pytest.raises(ValueError, match="--shots 8 16: no class has as many.*'few spots', has 4. Omit these"):
+        measure("few-shot", classes, "--shots", "4", "8", "16")
+
+
+def test_a_class_with_fewer_images_is_drawn_as_a_whole(measure, classes):
+    for number in range(4, 9):
+        save_drawn(classes / "train" / "few spots" / f"{number}.png", [7, number], 32)
+    results = measure("few-shot", classes, "--shots", "8", "--draws", "1", "--methods", "tip-adapter")
+    (run,) = results["metrics"]["by_method"]["tip-adapter"]["8"]["runs"]
+    assert run["images"] == 8 + 4
+    notes = "\n".join(results["data"]["notes"])
+    assert "fewer training images than shots: many spots has 4 of 8" in notes
+    assert "fewer validation images than shots: few spots has 2 of 8" in notes
+
+
+def test_on_the_validation_split_the_settings_are_chosen_on_training_images(measure, classes):
+    results = measure("few-shot", classes, *FAST[:-2], "--draws", "1", "--split", "validation")
+    assert results["metrics"]["images"] == 4
+    assert "The data has no validation split: settings are chosen on other training images." in results["data"]["notes"]
+
+
+def test_a_class_without_test_images_is_noted(measure, classes):
+    shutil.rmtree(classes / "test" / "many spots")
+    results = measure("few-shot", classes, "--shots", "1", "--draws", "1", "--methods", "tip-adapter")
+    assert "No image of the test split is of the class 'many spots'." in results["data"]["notes"]
+    assert results["metrics"]["by_method"]["tip-adapter"]["1"]["accuracy"] is not None
+    assert results["metrics"]["by_method"]["tip-adapter"]["1"]["auroc"] is None
+
+
+def test_labels_may_be_numbers(measure, tmp_path):
+    write_classes(tmp_path / "images")
+    rows = [
+        (path.relative_to(tmp_path / "images" / split).as_posix(), 10 if "many" in path.parent.name else 2)
+        for split in SPLITS
+        for path in sorted((tmp_path / "images" / split).rglob("*.png"))
+    ]
+    for split in SPLITS:
+        mine = [row for row in rows if (tmp_path / "images" / split / row[0]).is_file()]
+        write_table(tmp_path / "images" / split / "metadata.csv", ["file_name", "label"], mine)
+    results = measure("few-shot", tmp_path / "images", *FAST)
+    assert results["metrics"]["classes"] == ["10", "2"]
+
+
+def test_embeddings_that_are_not_finite_are_an_error_with_the_image(measure, classes, monkeypatch):
+    embed = DualEncoder.embed_pixels
+    monkeypatch.setattr(
+        DualEncoder, "embed_pixels", lambda *args: embed(*args).index_fill(0, torch.tensor(1), torch.nan)
+    )
+    with pytest.raises(
+        ValueError, match="of 1 of 8 train images are NaN or infinite, the first of train/few spots/001"
+    ):
+        measure("few-shot", classes, *FAST)
+
+
+def test_damaged_images_are_excluded_and_listed(measure, classes):
+    damaged = classes / "train" / "few spots" / "000.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    results = measure("few-shot", classes, "--shots", "2", "--draws", "3", "--methods", "tip-adapter")
+    assert [entry["name"] for entry in results["data"]["damaged"]] == ["train/few spots/000.png"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--methods", "tip-adaptor"], "'tip-adaptor' is unknown. Did you mean 'tip-adapter'"),
+        (["--methods", "coop", "coop"], "one or more different values, not coop coop"),
+        (["--shots", "0", "1"], "--shots must be 1 or more, not 0"),
+        (["--methods", "zero-shot", "--draws", "3"], "no effect on --methods zero-shot"),
+        (["--split", "train"], "tested on their training images"),
+        (["--fractions", "0.1"], "applies only to linear-probe"),
+    ],
+)
+def test_options_without_effect_are_refused(options, message, classes, tmp_path, no_model):
+    arguments = ["few-shot", "--model", "m", "--data", str(classes), "--output-dir", str(tmp_path / "out")]
+    with pytest.raises(UsageError, match=message):
+        evaluate([*arguments, *options])
+
+
+def test_two_models_are_compared(two_models, classes, tmp_path):
+    arguments = ["few-shot", "--model", *two_models, "--data", str(classes), "--output-dir", str(tmp_path / "out")]
+    evaluate([*arguments, *FAST])
+    text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "tip-adapter, 2 shots" in text and "95 % intervals of the mean over draws" in text
+
+
+def test_intervals_are_those_of_student_over_the_draws(capsys):
+    values = [0.6, 0.7, 0.8]
+    runs = [{"method": "coop", "shots": 4, "seed": seed, "accuracy": value} for seed, value in enumerate(values)]
+    by_method = summarize(runs, ["accuracy"])
+    summary = by_method["coop"]["4"]
+    # 4.30265 is the 97.5 % quantile of Student's t distribution with two degrees of freedom.
+    half = 4.30265 * 0.1 / 3**0.5
+    assert summary["accuracy"] == pytest.approx(0.7) and summary["accuracy_sd"] == pytest.approx(0.1)
+    assert summary["accuracy_interval"] == pytest.approx([0.7 - half, 0.7 + half], abs=1e-5)
+    assert summarize(runs[:1], ["accuracy"])["coop"]["4"]["accuracy_interval"] is None
+    show_few_shot({"by_method": by_method, "images": 9, "chance": 0.5, "most_frequent_class": 0.5})
+    assert "0.45-0.95" in capsys.readouterr().out
