@@ -26,6 +26,7 @@ TASKS = {
     "retrieval": ("Retrieval", "image-text-retrieval"),
     "zero-shot": ("Zero-shot classification", "zero-shot-image-classification"),
     "linear-probe": ("Linear probe", "image-classification"),
+    "few-shot": ("Few-shot classification", "image-classification"),
     "visual-question-answering": ("Visual question answering", "visual-question-answering"),
 }
 BENCHMARKS = {
@@ -38,6 +39,17 @@ BENCHMARKS = {
     "vqa_rad": "VQA-RAD",
     "slake": "SLAKE",
     "medmnist": "MedMNIST",
+    "btmri": "BTMRI",
+    "busi": "BUSI",
+    "chmnist": "CHMNIST",
+    "covid_qu_ex": "COVID-QU-Ex",
+    "ctkidney": "CTKidney",
+    "dermamnist": "DermaMNIST",
+    "kneexray": "KneeXray",
+    "kvasir": "Kvasir",
+    "lungcolon": "LungColon",
+    "octmnist": "OCTMNIST",
+    "retina": "RETINA",
     "imagefolder": "a folder of images",
 }
 # The measurements of the paper (arXiv 2303.00915, sections 4 and 5). The card lists those that are missing.

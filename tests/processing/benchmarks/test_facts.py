@@ -11,7 +11,7 @@ from biomedclip.processing.benchmarks.facts import (
 )
 
 
-PUBLISHED = sorted(set(benchmark_names()) - {"medmnist", "imagefolder"})
+PUBLISHED = sorted(name for name in benchmark_names() if facts_of(name)["paper"])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
