@@ -32,6 +32,7 @@ class FindingImages:
         names: Name of each image, used in messages and as a seed for its random crops.
         groups: Patient or source of each image, if known. Images of one group belong in the same split.
         notes: Notes for the user on how the images were selected and which labels were replaced.
+        drawn: Whether they were drawn from the training images, because the data has no such split.
     """
 
     images: Sequence[Any]
@@ -40,6 +41,7 @@ class FindingImages:
     names: list[str]
     groups: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    drawn: bool = False
 
     def __len__(self) -> int:
         return len(self.names)

@@ -41,7 +41,7 @@ class ContextEncoder:
     def __init__(
         self, encoder: DualEncoder, class_names: Sequence[str], templates: Sequence[str], max_length: int | None = None
     ):
-        tower = getattr(encoder.model, "text_model", None)
+        tower: Any = getattr(encoder.model, "text_model", None)
         if not hasattr(tower, "get_input_embeddings"):
             raise ValueError(
                 f"{encoder.name} is of the type {encoder.type}, whose text encoder takes no learned tokens. Omit coop "

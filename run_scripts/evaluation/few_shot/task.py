@@ -163,7 +163,8 @@ def evaluate_few_shot(run: Run) -> dict[str, Any] | None:
     ]
     for key in tqdm(wanted, desc="Fits", unit="fit", dynamic_ncols=True):
         if fits.get(*key) is None:
-            fits.add(learner.measure(*key, drawn.get(key[1:])))
+            method, shots, seed = key
+            fits.add(learner.measure(method, shots, seed, drawn.get((shots, seed))))
     found = [fits.get(*key) for key in wanted]
     test = embedded[data.split]
     metrics = {
