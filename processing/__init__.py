@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmarks import load_benchmark
-    from .collator import ContrastiveCollator, LabelCollator, VisualQuestionCollator
+    from .collator import ContrastiveCollator, FindingCollator, LabelCollator, VisualQuestionCollator
     from .image_processing_biomedclip import BiomedCLIPImageProcessor
     from .image_processing_panel_detection import PanelDetectionImageProcessor
     from .images.labeled import read_labeled_images
@@ -22,6 +22,7 @@ _MODULE_OF = {
     "BiomedCLIPImageProcessor": "image_processing_biomedclip",
     "BiomedCLIPProcessor": "processing_biomedclip",
     "ContrastiveCollator": "collator",
+    "FindingCollator": "collator",
     "LabelCollator": "collator",
     "PairStream": "streaming",
     "PanelDetectionImageProcessor": "image_processing_panel_detection",
@@ -38,6 +39,7 @@ __all__ = [
     "BiomedCLIPImageProcessor",
     "BiomedCLIPProcessor",
     "ContrastiveCollator",
+    "FindingCollator",
     "LabelCollator",
     "PairStream",
     "PanelDetectionImageProcessor",

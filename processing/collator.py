@@ -238,6 +238,35 @@ class LabelCollator(_RowCollator):
         return self.label2id[_text(row, "label")]
 
 
+class FindingCollator(_RowCollator):
+    r"""Collate rows with `image` and `label`, the targets of all findings, into `pixel_values` and `labels`.
+
+    Targets are 1 or 0, or NaN if they are ignored. In evaluation with `on_error="substitute"`, all targets of an image
+    that cannot be decoded are NaN. For the options, see [`CollatorOptions`].
+
+    Example:
+    ```python
+    >>> from biomedclip.processing import BiomedCLIPImageProcessor, FindingCollator
+    >>> from biomedclip.processing.images.finding_tables import read_finding_splits
+
+    >>> images = read_finding_splits("findings.csv", label_columns=["effusion", "nodule"])["train"]
+    >>> collator = FindingCollator(BiomedCLIPImageProcessor.from_pretrained("out/model"), training=True)
+    >>> collator([images[number] for number in range(8)])["labels"].shape
+    torch.Size([8, 2])
+    ```
+    """
+
+    target_columns = ("label",)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return `pixel_values` of shape `(rows, 3, height, width)` and `labels` of shape `(rows, findings)`."""
+        pixels, targets = self._read_rows(rows, ignored=np.full(len(rows[0]["label"]), np.nan))
+        return {"pixel_values": pixels, "labels": torch.tensor(np.stack(targets), dtype=torch.float32)}
+
+    def _target(self, row: Mapping[str, Any]) -> np.ndarray:
+        return row["label"]
+
+
 class VisualQuestionCollator(_RowCollator):
     r"""Collate rows with `image`, `question` and `answer` into the tensors of a batch.
 

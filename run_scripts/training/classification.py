@@ -1,29 +1,58 @@
 """Train an image classifier on the image encoder of a checkpoint.
 
 biomedclip train --config lora_classification --train-data folder_of_classes --output-dir classifier
+biomedclip train --config lora_classification --train-data findings.csv --label-columns effusion nodule \\
+    --output-dir classifier
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from transformers import AutoModelForImageClassification, AutoProcessor, EvalPrediction
 
-from biomedclip.processing import LabelCollator, read_labeled_images
+from biomedclip.processing import FindingCollator, LabelCollator, read_labeled_images
 from biomedclip.processing.collator import IGNORED_LABEL
-from biomedclip.processing.images.labeled import LabeledImages, check_readable, similar_classes
+from biomedclip.processing.images.findings import BLANK_DEFAULT, UNCERTAIN_DEFAULT, FindingImages
+from biomedclip.processing.images.labeled import (
+    LABEL_COLUMN,
+    Labeled,
+    LabeledImages,
+    check_readable,
+    shared_groups,
+    similar_classes,
+)
+from biomedclip.processing.images.sources import IMAGE_COLUMN
 from biomedclip.processing.stratified import hold_out, hold_out_groups
 
 from ..cli.fields import REQUIRED, image_root_option, option
+from ..cli.finding_fields import (
+    blank_option,
+    check_finding_columns,
+    label_columns_option,
+    label_separator_option,
+    uncertain_option,
+)
 from ..cli.reporting import show_table
 from . import runs, supervised
 from .adapters import AdapterOptions, add_adapter
+from .findings import MULTI_LABEL, finding_metrics, measure_split, read_findings, show_splits
 from .runs import check_checkpoint, cost_rows, run_and_save, start_run
 from .supervised import HEAD, SupervisedArguments, SupervisedData, SupervisedTrainer, load_with_head
 from .trackers import check_trackers
+from .weighted_losses import (
+    CLASS_WEIGHTS,
+    Loss,
+    WeightedTrainer,
+    balanced_class_weights,
+    masked_cross_entropy,
+    positive_weights,
+    weighted_cross_entropy,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -32,8 +61,9 @@ TASK = "image-classification"
 EXAMPLE = """biomedclip train --config lora_classification \\
       --train-data folder_of_classes --output-dir classifier"""
 GROUPS = {
-    "data": "task train_data image_column label_column image_root group_column validation_fraction on_bad_row "
-    "dataloader_num_workers",
+    "data": "task train_data image_column label_column image_root group_column validation_fraction class_weights "
+    "on_bad_row dataloader_num_workers",
+    "several findings": "label_columns label_separator uncertain blank",
     "model": "model_name_or_path trust_remote_code",
     **supervised.GROUPS,
 }
@@ -62,8 +92,20 @@ class LabeledData(SupervisedData):
     validation_fraction: float = option(
         0.1, "Fraction of each class to hold out if there is no validation split (default: 0.1)."
     )
+    class_weights: str = option(
+        "none",
+        "balanced weighs classes by the inverse of their number of images, and positive labels of findings by "
+        "negative / positive labels (default: none).",
+        CLASS_WEIGHTS,
+    )
+    label_columns: list[str] = label_columns_option()
+    label_separator: str | None = label_separator_option()
+    uncertain: str | None = uncertain_option()
+    blank: str | None = blank_option()
 
     def __post_init__(self):
+        given = {name for name in ("label_columns", "label_separator", "uncertain", "blank") if getattr(self, name)}
+        check_finding_columns(given | ({"label_column"} if self.label_column != LABEL_COLUMN else set()))
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"--validation-fraction {self.validation_fraction} must be greater than 0 and less than 1."
@@ -80,48 +122,78 @@ def run(
     trust = data.trust_remote_code
     check_checkpoint(data.model_name_or_path, trust_remote_code=trust)
     check_trackers(args)
-    read = read_labeled_images(
-        data.train_data,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        image_root=data.image_root,
-        group_column=data.group_column,
-    )
-    splits = with_validation(read, data.validation_fraction, args.seed)
-    classes = class_names(splits, data.train_data)
-    for split, images in splits.items():
-        check_readable(images, f"{data.train_data}, {split} split")
+    splits, classes = read_splits(data, args.seed)
+    several = isinstance(splits["train"], FindingImages)
+    if several and args.metric_for_best_model == "accuracy":  # the default for images with one label
+        args.metric_for_best_model = "auroc"
     checkpoint = start_run(args, [data, adapter], task=TASK)
     processor = AutoProcessor.from_pretrained(data.model_name_or_path, trust_remote_code=trust)
     processor = getattr(processor, "image_processor", processor)
     auto_class = AutoModelForImageClassification
-    model, _ = load_with_head(auto_class, data.model_name_or_path, classes, trust_remote_code=trust)
+    problem = {"problem_type": MULTI_LABEL} if several else {}
+    model, _ = load_with_head(auto_class, data.model_name_or_path, classes, trust_remote_code=trust, **problem)
     config = model.config
-    collate: dict[str, Any] = {"label2id": config.label2id, "seed": args.seed, "on_error": data.on_bad_row}
-    trainer = SupervisedTrainer(
+    collator: Any = FindingCollator if several else partial(LabelCollator, label2id=config.label2id)
+    collate: dict[str, Any] = {"seed": args.seed, "on_error": data.on_bad_row}
+    trainer = WeightedTrainer(
         add_adapter(model, adapter, trained_whole=[HEAD]),
         args,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
-        data_collator=LabelCollator(processor, training=True, **collate),
-        eval_data_collator=LabelCollator(processor, **collate),
+        data_collator=collator(processor, training=True, **collate),
+        eval_data_collator=collator(processor, **collate),
         processing_class=processor,
-        compute_metrics=accuracies,
+        compute_metrics=finding_metrics(classes) if several else accuracies,
+        loss=loss_of(splits["train"], classes, balanced=data.class_weights == "balanced"),
     )
 
     def measure_splits() -> dict[str, Any]:
         held_out = [split for split in ("validation", "test") if split in splits]
-        measured: dict[str, Any] = {split: measure(trainer, splits[split], split) for split in held_out}
         groups = {split: len(set(images.groups)) for split, images in splits.items() if images.groups is not None}
-        return {"classes": classes, "chance": 1 / len(classes), **({"groups": groups} if groups else {}), **measured}
+        facts: dict[str, Any] = {"classes": classes, **({"groups": groups} if groups else {})}
+        if several:
+            policies = {"uncertain": data.uncertain or UNCERTAIN_DEFAULT, "blank": data.blank or BLANK_DEFAULT}
+            facts |= {"problem_type": MULTI_LABEL, **policies, "notes": splits["train"].notes}
+            return facts | {split: measure_split(trainer, splits[split], split, args.seed) for split in held_out}
+        measured = {split: measure(trainer, splits[split], split) for split in held_out}
+        return {**facts, "chance": 1 / len(classes), **measured}
 
     return trainer, run_and_save(trainer, checkpoint, adapter, measure_splits, config, data=data.train_data)
 
 
-def with_validation(splits: Mapping[str, LabeledImages], fraction: float, seed: int) -> dict[str, LabeledImages]:
+def read_splits(data: LabeledData, seed: int) -> tuple[dict[str, Any], list[str]]:
+    """Return the splits with a validation split, and the classes or findings. Each split has readable images."""
+    columns: dict[str, Any] = {"image_root": data.image_root, "group_column": data.group_column}
+    if data.label_columns:
+        if data.image_column != IMAGE_COLUMN:
+            columns["image_column"] = data.image_column
+        given = {name: getattr(data, name) for name in ("label_separator", "uncertain", "blank")}
+        columns |= {name: value for name, value in given.items() if value is not None}
+        findings = read_findings(data.train_data, label_columns=data.label_columns, **columns)
+        return with_validation(findings, data.validation_fraction, seed), findings["train"].findings
+    columns |= {"image_column": data.image_column, "label_column": data.label_column}
+    read = read_labeled_images(data.train_data, **columns)
+    for note in shared_groups(read):
+        logger.warning("%s: %s", data.train_data, note)
+    splits = with_validation(read, data.validation_fraction, seed)
+    classes = class_names(splits, data.train_data)
+    for split, images in splits.items():
+        check_readable(images, f"{data.train_data}, {split} split")
+    return splits, classes
+
+
+def loss_of(images: LabeledImages | FindingImages, classes: Sequence[str], *, balanced: bool) -> Loss | None:
+    """Return the loss for the training images, or None for that of the model."""
+    if isinstance(images, FindingImages):
+        return masked_cross_entropy(positive_weights(images.targets) if balanced else None)
+    return weighted_cross_entropy(balanced_class_weights(images.labels, classes)) if balanced else None
+
+
+def with_validation(splits: Mapping[str, Labeled], fraction: float, seed: int) -> dict[str, Labeled]:
     """Return the splits with a validation split. A missing one is held out from the training images.
 
-    If the images have groups, such as patients, whole groups are held out, otherwise a fraction of each class.
+    If the images have groups, such as patients, whole groups are held out, otherwise a fraction of each class. Images
+    with several findings are not stratified.
     """
     if "validation" in splits:
         if fraction != LabeledData.validation_fraction:
@@ -129,7 +201,7 @@ def with_validation(splits: Mapping[str, LabeledImages], fraction: float, seed: 
         return dict(splits)
     train = splits["train"]
     if train.groups is None:
-        stay, held_out = hold_out(train.labels, fraction, seed)
+        stay, held_out = hold_out(train.strata, fraction, seed)
     else:
         stay, held_out = hold_out_groups(train.groups, fraction, seed)
     return {**splits, "train": train.select(stay), "validation": train.select(held_out)}
@@ -178,9 +250,12 @@ def measure(trainer: SupervisedTrainer, images: LabeledImages, split: str) -> di
 
 def show_results(results: Mapping[str, Any]) -> None:
     """Print the accuracies, the chance level, and the cost of the training."""
+    if results.get("problem_type") == MULTI_LABEL:
+        show_splits(results)
+        return show_table(f"Training, {len(results['classes'])} findings", cost_rows(results), ["", "value"])
     rows: list[tuple[str, Any]] = []
     for split in ("validation", "test"):
         for name in ("images", "accuracy", "balanced_accuracy") if split in results else ():
             rows.append((f"{split} {name.replace('_', ' ')}", results[split][name]))
     rows += [("chance", results["chance"]), *cost_rows(results)]
-    show_table(f"Classification, {len(results['classes'])} classes", rows, ["", "value"])
+    return show_table(f"Classification, {len(results['classes'])} classes", rows, ["", "value"])
