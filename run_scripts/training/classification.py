@@ -1,8 +1,7 @@
 """Train an image classifier on the image encoder of a checkpoint.
 
 biomedclip train --config lora_classification --train-data folder_of_classes --output-dir classifier
-biomedclip train --config lora_classification --train-data findings.csv --label-columns effusion nodule \\
-    --output-dir classifier
+biomedclip train --config lora_classification --train-data findings.csv --label-columns chexpert --output-dir classifier
 """
 
 import logging
@@ -155,8 +154,8 @@ def run(
             policies = {"uncertain": data.uncertain or UNCERTAIN_DEFAULT, "blank": data.blank or BLANK_DEFAULT}
             facts |= {"problem_type": MULTI_LABEL, **policies, "notes": splits["train"].notes}
             return facts | {split: measure_split(trainer, splits[split], split, args.seed) for split in held_out}
-        measured = {split: measure(trainer, splits[split], split) for split in held_out}
-        return {**facts, "chance": 1 / len(classes), **measured}
+        facts |= {"chance": 1 / len(classes)}
+        return facts | {split: measure(trainer, splits[split], split) for split in held_out}
 
     return trainer, run_and_save(trainer, checkpoint, adapter, measure_splits, config, data=data.train_data)
 
