@@ -116,6 +116,7 @@ class _Candidate:
 
 
 _Candidates = dict[etree._Element, _Candidate]
+_Reference = tuple[etree._Element, list[str]]  # an <xref>, and the XML ids that it names
 _Value = TypeVar("_Value")
 
 
@@ -144,9 +145,9 @@ class _Context:
     """Groups, languages and captions of elements. Each is read only once."""
 
     def __init__(self) -> None:
-        self._groups = _Inherited[etree._Element | Literal[False]](_read_group, False)
+        self._groups: _Inherited[etree._Element | Literal[False]] = _Inherited(_read_group, False)
         self._languages = _Inherited(_read_language, "")
-        self._articles = _Inherited[etree._Element | Literal[False]](
+        self._articles: _Inherited[etree._Element | Literal[False]] = _Inherited(
             lambda element: element if name_of(element) in _ARTICLES else None, False
         )
         self._holders = _Inherited(lambda element: name_of(element) in _HOLDERS_OF_GRAPHICS or None, False)
@@ -247,7 +248,10 @@ def _read_group(element: etree._Element) -> etree._Element | Literal[False] | No
 
 
 def _read_language(element: etree._Element) -> str | None:
-    language = re.split("[-_]", element.get(_XML_LANG) or "")[0].strip().lower()
+    code = element.get(_XML_LANG)
+    if not code:
+        return None
+    language = re.split("[-_]", code)[0].strip().lower()
     return _SHORT_LANGUAGES.get(language, language) or None
 
 
@@ -272,16 +276,21 @@ def find_figures(article: etree._Element) -> list[Figure]:
     """Find all figures of an article from [`parse_article`], which is modified in place, for [`parse_figures`]."""
     context = _Context()
     candidates: _Candidates = {}
-    references: list[etree._Element] = []
+    references: list[_Reference] = []
+    named_ids: dict[str | None, list[str]] = {}  # by `rid`, because articles cite a reference several times
     figure_ids: set[str] = set()
     # Only one pass over the tree, because iterating takes as long as all other steps together.
     for element in article.iter(*(f"{{*}}{name}" for name in ("xref", "graphic", "media", *_GROUPS))):
         name = local_name(element.tag)
+        if name == "xref":
+            rid = element.get("rid")
+            if rid not in named_ids:
+                named_ids[rid] = _named_ids(element)
+            references.append((element, named_ids[rid]))
+            continue
         if name in _GROUPS:
             figure_ids.add(_xml_id(element))
-        if name == "xref":
-            references.append(element)
-        elif name != "supplementary-material" and (candidate := _candidate(element, name, context)) is not None:
+        if name != "supplementary-material" and (candidate := _candidate(element, name, context)) is not None:
             candidates[element] = candidate
             if len(candidates) > MAX_FIGURES:
                 raise JatsError(f"the XML contains more than {MAX_FIGURES:,} figures")
@@ -316,7 +325,7 @@ def parse_article(xml: bytes) -> etree._Element:
     """
     if len(xml) > MAX_XML_BYTES:
         raise JatsError(f"the XML has {len(xml):,} bytes, more than {MAX_XML_BYTES:,}")
-    if sum(map(xml.count, (b"<", b"=", b"&"))) > MAX_MARKS:
+    if len(xml) > MAX_MARKS and sum(map(xml.count, (b"<", b"=", b"&"))) > MAX_MARKS:
         raise JatsError(f"the XML has more than {MAX_MARKS:,} tags, attributes and entities")
     parser = _parser()
     try:
@@ -325,7 +334,8 @@ def parse_article(xml: bytes) -> etree._Element:
         if {entry.type_name for entry in parser.error_log} != {"NS_ERR_UNDEFINED_NAMESPACE"}:
             raise JatsError(f"the XML is not well-formed ({error})") from error
         root = etree.fromstring(xml, _parser(recover=True))  # only undeclared prefixes need recovery
-    if next(root.iter("{*}article"), None) is None:
+    # The root is checked first, because an iterator looks for the next element before it returns the first.
+    if root.tag.rpartition("}")[2] != "article" and next(root.iter("{*}article"), None) is None:
         _normalize_names(root)
         if next(root.iter("article"), None) is None:
             raise JatsError(f"the XML has no <article> element; its root is <{local_name(root.tag)}>")
@@ -503,7 +513,7 @@ def _join_inner_captions(candidates: _Candidates, context: _Context) -> None:
         candidate = candidates.get(element)
         return element if context.own(element) or (candidate and candidate.pictures) else None
 
-    holders = _Inherited[etree._Element | Literal[False]](read, False)
+    holders: _Inherited[etree._Element | Literal[False]] = _Inherited(read, False)
     has_caption: dict[etree._Element, bool] = {}
     passed: set[etree._Element] = set()
     for candidate in [each for each in candidates.values() if not each.pictures]:
@@ -531,13 +541,16 @@ def _own_label(element: etree._Element) -> str | None:
 def _named_ids(reference: etree._Element) -> list[str]:
     """Return the XML ids in an `<xref>`: the whole `rid`, because an id may contain a space, and its parts."""
     rid = (reference.get("rid") or "").strip()
-    return [xml_id for xml_id in dict.fromkeys((rid, *_BETWEEN_IDS.split(rid))) if xml_id]
+    parts = _BETWEEN_IDS.split(rid)
+    if len(parts) == 1:
+        return parts if rid else []
+    return [xml_id for xml_id in dict.fromkeys((rid, *parts)) if xml_id]
 
 
-def _mark_figure_references(references: Iterable[etree._Element], figure_ids: set[str]) -> None:
+def _mark_figure_references(references: Iterable[_Reference], figure_ids: set[str]) -> None:
     """Set the type of references to figures to `fig`, because numeric references to the bibliography are removed."""
-    for reference in references:
-        if not figure_ids.isdisjoint(_named_ids(reference)):
+    for reference, ids in references:
+        if not figure_ids.isdisjoint(ids):
             reference.set("ref-type", "fig")
 
 
@@ -549,12 +562,14 @@ class _Targets:
         self._groups = {xml_id: group for group in groups if (xml_id := _xml_id(group))}
         self._by_id: dict[str, list[int]] = {}
         for position, candidate in enumerate(candidates):
-            for xml_id in candidate.xml_ids:
+            for xml_id in dict.fromkeys(candidate.xml_ids):
                 self._by_id.setdefault(xml_id, []).append(position)
 
-    def named_by(self, reference: etree._Element) -> list[int]:
-        """Return the figures that an element refers to. The result is empty if it does not refer to a figure."""
-        return list(dict.fromkeys(position for xml_id in _named_ids(reference) for position in self._named(xml_id)))
+    def named_by(self, ids: list[str]) -> list[int]:
+        """Return the figures that the ids of a reference name. The result is empty if none of them names a figure."""
+        if len(ids) == 1:
+            return self._named(ids[0])
+        return list(dict.fromkeys(position for xml_id in ids for position in self._named(xml_id)))
 
     def _named(self, xml_id: str) -> list[int]:
         if (group := self._groups.pop(xml_id, None)) is not None:
@@ -565,16 +580,19 @@ class _Targets:
 
 
 def _mentions(
-    references: list[etree._Element], candidates: list[_Candidate], groups: Iterable[etree._Element]
+    references: list[_Reference], candidates: list[_Candidate], groups: Iterable[etree._Element]
 ) -> list[tuple[str, ...]]:
     """Return the texts of the paragraphs that refer to each figure."""
     targets = _Targets(candidates, groups)
     places: dict[etree._Element, etree._Element | None] = {}
     citing: list[dict[etree._Element, None]] = [{} for _ in candidates]
     count = 0
-    for reference in references:
-        cited = _cited(reference, targets)
-        paragraph = _place(reference.getparent(), places) if cited else None
+    for reference, ids in references:
+        cited = targets.named_by(ids)
+        if not cited:
+            continue
+        cited = _with_range(cited, reference, targets)
+        paragraph = _place(reference.getparent(), places)
         if paragraph is not None and name_of(paragraph) == "p":
             count += len(cited)
             if count > MAX_MENTIONS:
@@ -585,13 +603,12 @@ def _mentions(
     return [tuple(text for paragraph in paragraphs if (text := texts[paragraph])) for paragraphs in citing]
 
 
-def _cited(reference: etree._Element, targets: _Targets) -> list[int]:
+def _with_range(cited: list[int], reference: etree._Element, targets: _Targets) -> list[int]:
     """Return the figures of a reference, and of the range to the next reference if only a dash separates them."""
-    cited = targets.named_by(reference)
-    if cited and (reference.tail or "").strip() in _RANGE:
+    if (reference.tail or "").strip() in _RANGE:
         following = reference.getnext()
         if following is not None and name_of(following) == "xref":
-            upto = targets.named_by(following)
+            upto = targets.named_by(_named_ids(following))
             start = cited[0] + 1
             while start in cited:
                 start += 1

@@ -53,6 +53,7 @@ _SIGNED_NUMBER = re.compile(rf"[+±{DASHES}]?\s?\d")
 _IDENTIFIER = re.compile(r"(?:doi ?:? ?)?(?:https?://(?:dx\.)?doi\.org/)?10\.\d{4,9}/\S+", re.IGNORECASE)
 # PMC's own sentence, and similar sentences with which publishers refer to a file.
 _FILE_SENTENCE = re.compile(r" ?\bclick here for additional data files?\b(?: ?\(.{0,40}?\))?[.:]?", re.IGNORECASE)
+_IN_FILE_SENTENCE = "here for add"  # a part of it, in letters of which Unicode has no other case
 _PLACEHOLDER = re.compile(
     r"(?:please )?click here (?:to (?:view|see|open|access|download)|for (?:the |an? )?"
     r"(?:(?:additional|supplement(?:al|ary)|supporting) )?(?:data |information |material )?"
@@ -71,6 +72,7 @@ _CLOSING = (".", ",", ";", ":", ")", "]")
 _TOKENS = frozenset(("mi", "mn", "mo", "ms", "mtext"))
 _SCRIPTS = {"msub": "_", "munder": "_", "msup": "^", "mover": "^", "msubsup": "_^", "munderover": "_^"}
 _PLAIN, _SIGNED, _COMPOUND = range(3)
+_SHORT_SYMBOL = 8  # characters of the symbols that are kept in memory
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "|": "|", "⟨": "⟩"}
 _PRIMES = frozenset("'′″‴")
 _NO_OPERATORS = _PRIMES | frozenset("()[]{}|‖⟨⟩⌈⌉⌊⌋")
@@ -88,7 +90,8 @@ def text_of_blocks(blocks: Iterable[etree._Element]) -> str:
     pieces: list[str] = []
     for block in blocks:
         _collect_special(block, local_name(block.tag), pieces)
-    return _FILE_SENTENCE.sub("", _one_line(pieces)).strip()
+    text = _one_line(pieces)
+    return _FILE_SENTENCE.sub("", text).strip() if _IN_FILE_SENTENCE in text.lower() else text
 
 
 @lru_cache(maxsize=4096)
@@ -119,14 +122,16 @@ def _collect_special(element: etree._Element, name: str, pieces: list[str]) -> N
     if name == "xref":
         _collect(element, pieces)
         kind = element.get("ref-type")
-        if (kind in _BIBLIOGRAPHY or kind in _FOOTNOTES) and _is_noise(kind, pieces[start : start + 41]):
-            pieces[start:] = [_CITATION]
+        if (kind in _BIBLIOGRAPHY or kind in _FOOTNOTES) and len(pieces) - start <= 40:
+            if _is_noise(kind, "".join(pieces[start:])):
+                pieces[start:] = [_CITATION]
     elif name in _BLOCKS:
         pieces.append(" ")
         _collect(element, pieces)
-        if name in ("p", "title") and _is_no_text(pieces[start : start + 9]):
+        if name in ("p", "title") and len(pieces) - start < 9 and _is_no_text("".join(pieces[start:])):
             del pieces[start:]
-        pieces.append(_GAP if (element.tail or "").lstrip().startswith(_CLOSING) else " ")
+        tail = element.tail
+        pieces.append(_GAP if tail and tail.lstrip().startswith(_CLOSING) else " ")
     elif name in LEFT_OUT:
         pieces.append(f"{_GAP} " if name in _FLOATS else _GAP)
     elif name == "sup":
@@ -159,10 +164,14 @@ def _collect_special(element: etree._Element, name: str, pieces: list[str]) -> N
 
 def _one_line(pieces: list[str]) -> str:
     """Join the collected text, with single spaces and without placeholders."""
-    text = " ".join("".join(pieces).split())
-    if _GAP in text:
+    text = "".join(pieces)
+    has_gaps = _GAP in text
+    # Printable text has no zero-width characters, and no whitespace other than spaces. This check is faster than both.
+    is_plain = (text.replace(_GAP, "").replace(_CITATION[1:], "") if has_gaps else text).isprintable()
+    text = text.strip() if is_plain and "  " not in text else " ".join(text.split())
+    if has_gaps:
         text = _close_gaps(text).strip()
-    if not text.isprintable():  # faster than searching for each zero-width character
+    if not is_plain and not text.isprintable():
         text = " ".join(_INVISIBLE.sub("", text).split())
     return text
 
@@ -202,27 +211,31 @@ def _close_gaps(text: str) -> str:
     return "".join(kept) + left
 
 
-def _is_noise(kind: str, pieces: list[str]) -> bool:
+def _is_noise(kind: str, text: str) -> bool:
     """Return whether an element is a numeric reference to the bibliography, such as «[12]», or a footnote mark."""
-    text = "".join(pieces)
-    if len(pieces) > 40:
-        return False
     if kind in _FOOTNOTES:
         return len(text.strip()) <= 2
     return _BARE_NUMBERS.fullmatch(text) is not None and not _YEAR.search(text)
 
 
-def _is_no_text(pieces: list[str]) -> bool:
+def _is_no_text(text: str) -> bool:
     """Return whether a paragraph contains only a DOI or the text that PMC inserts for a file."""
-    text = " ".join("".join(pieces).split())
-    return len(pieces) < 9 and any(pattern.fullmatch(text) for pattern in (_IDENTIFIER, _PLACEHOLDER))
+    text = " ".join(text.split())
+    return bool(_IDENTIFIER.fullmatch(text) or _PLACEHOLDER.fullmatch(text))
 
 
 def _math(element: etree._Element) -> tuple[str, int]:
     """Return a MathML formula on one line, and its operators: none, only a sign, or an operator between its parts."""
     name = local_name(element.tag)
     if name in _TOKENS:
-        return _math_token(element, name)
+        text = element.text or ""
+        if len(element):
+            pieces: list[str] = []
+            _collect(element, pieces)
+            text = "".join(pieces)
+        if text.isalnum():
+            return text, _PLAIN
+        return _symbol(name, text) if len(text) <= _SHORT_SYMBOL else _symbol.__wrapped__(name, text)
     if name in LEFT_OUT or name == "mphantom":
         return "", _PLAIN
     children = [_math(each) for each in element]
@@ -245,15 +258,11 @@ def _math(element: etree._Element) -> tuple[str, int]:
     return (f"√{_bracketed(row)}", _PLAIN) if name == "msqrt" else row
 
 
-def _math_token(element: etree._Element, name: str) -> tuple[str, int]:
-    text = element.text or ""
-    if len(element):
-        pieces: list[str] = []
-        _collect(element, pieces)
-        text = "".join(pieces)
-    if text.isalnum():
-        return text, _PLAIN
-    text = _INVISIBLE.sub("", text)
+@lru_cache(maxsize=4096)
+def _symbol(name: str, text: str) -> tuple[str, int]:
+    """Return the text of a `<mo>` or another token that is not one name or number."""
+    if not text.isprintable():
+        text = _INVISIBLE.sub("", text)
     # Letters in a formula are joined. Only an <mtext> keeps its leading and trailing spaces.
     text = re.sub(r"\s+", " ", text) if name == "mtext" else " ".join(text.split())
     is_operator = name == "mo" and text and not text.isalnum() and _NO_OPERATORS.isdisjoint(text)
@@ -261,6 +270,8 @@ def _math_token(element: etree._Element, name: str) -> tuple[str, int]:
 
 
 def _row(parts: list[tuple[str, int]]) -> tuple[str, int]:
+    if len(parts) == 1 and parts[0][0]:
+        return parts[0]
     row, holds = "", _PLAIN
     for text, operator in parts:
         if operator and text:
