@@ -34,7 +34,9 @@ def perceptual_hash(image: Image.Image) -> str:
         return ""
     # Coefficients that are 0 by symmetry would otherwise depend on rounding errors of the machine.
     coefficients = np.round(_COSINES @ thumbnail @ _COSINES.T, 3)
-    return np.packbits(coefficients > np.median(coefficients)).tobytes().hex()
+    middle = coefficients.size // 2
+    median = np.sort(coefficients, axis=None)[middle - 1 : middle + 1].mean()  # np.median takes five times as long
+    return np.packbits(coefficients > median).tobytes().hex()
 
 
 def grayscale_thumbnail(image: Image.Image) -> np.ndarray:

@@ -8,10 +8,11 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 from urllib.parse import quote
 
@@ -42,6 +43,7 @@ _CREDENTIALS_REFUSED = frozenset({"InvalidToken", "TokenRefreshRequired", "Autho
 _RETRIED = frozenset({401, 407, 408, 425, 429})  # among the HTTP statuses from 400 to 499
 
 _BUCKET_URL = re.compile(r"^s3://[^/]+/|^/+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _PMC_BUCKET = "pmc-oa-opendata"
 # Settings of fsspec (its files and FSSPEC_S3_* variables) that configure credentials.
@@ -243,11 +245,20 @@ class Bucket:
         if key:
             _check_key(key)
         path = f"{self._root}/{key if self.can_list else quote(key)}".rstrip("/")
-        if isinstance(self._filesystem, LocalFileSystem) and leads_out(path, self._root or "/"):
+        if isinstance(self._filesystem, LocalFileSystem) and self._leads_out(path):
             raise ObjectError(f"{key}: cannot be read (a link leads out of the mirror)")
         result = with_retries(lambda: request(path), check=partial(self._check_error, key), pause=FIRST_PAUSE)
         self._responded = True
         return result
+
+    def _leads_out(self, path: str) -> bool:
+        if path == self._root or os.path.islink(path):
+            return leads_out(path, self._root or "/")
+        return self._folder_leads_out(os.path.dirname(path))
+
+    @cached_property
+    def _folder_leads_out(self) -> Callable[[str], bool]:
+        return lru_cache(maxsize=64)(lambda folder: leads_out(folder, self._root or "/"))
 
     def _check_error(self, key: str, error: Exception, attempt: int) -> None:
         """Raise an error unless a retry might succeed."""
@@ -335,7 +346,7 @@ def _check_key(key: str) -> None:
         sizes = [len(part.encode()) for part in parts]
     except UnicodeEncodeError as error:
         raise ObjectError(f"{key!a}: the key contains a surrogate") from error
-    if any(ord(character) < 32 or ord(character) == 127 for character in key):
+    if _CONTROL.search(key):
         raise ObjectError(f"{key!a}: the key contains control characters")
     if sum(sizes) + len(sizes) - 1 > _MAX_KEY_BYTES or max(sizes) > _MAX_PART_BYTES:
         raise ObjectError(

@@ -180,15 +180,18 @@ class _LocalExecutor(LocalPipelineExecutor):
                 f"The path of the temporary folder {folder} is too long for sockets. {_SHORTER.format('TMPDIR')}"
             )
         with ProcessPoolExecutor(self.workers, get_context("forkserver"), initializer=_end_with_parent) as pool:
-            errors = [future.exception() for future in [pool.submit(self._run_copy, rank) for rank in ranks]]
+            errors = [future.exception() for future in [pool.submit(self._run_in_worker, rank) for rank in ranks]]
         for error in sorted(filter(None, errors), key=_is_transient):  # lasting errors first
             raise error
 
     def _run_copy(self, rank: int) -> None:
         executor = copy(self)
         executor.pipeline = deepcopy(self.pipeline)  # because steps keep statistics
+        executor._run_for_rank(rank)
+
+    def _run_in_worker(self, rank: int) -> None:
         with _quiet():
-            executor._run_for_rank(rank)
+            self._run_copy(rank)
 
 
 class _SlurmExecutor(SlurmPipelineExecutor):
