@@ -27,6 +27,7 @@ TASKS = {
     "zero-shot": ("Zero-shot classification", "zero-shot-image-classification"),
     "linear-probe": ("Linear probe", "image-classification"),
     "few-shot": ("Few-shot classification", "image-classification"),
+    "image-classification": ("Image classification", "image-classification"),
     "visual-question-answering": ("Visual question answering", "visual-question-answering"),
 }
 BENCHMARKS = {

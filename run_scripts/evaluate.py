@@ -1,4 +1,4 @@
-"""Measure models: retrieval, zero-shot classification, linear probes, visual questions, panels, or all benchmarks."""
+"""Measure models: retrieval, classification, linear probes, visual questions, panels, or all benchmarks."""
 
 import logging
 import re
@@ -37,12 +37,12 @@ logger = logging.getLogger(__name__)
 
 EXAMPLE = """biomedclip evaluate retrieval --model run --data out --output-dir results
   biomedclip evaluate zero-shot --model run --data classes --output-dir results
-  biomedclip evaluate linear-probe --model run --benchmark rsna --data rsna \\
+  biomedclip evaluate linear-probe --model run --data classes --output-dir out
+  biomedclip evaluate image-classification --model classifier --data classes \\
       --output-dir results
   biomedclip evaluate visual-question-answering --model answers \\
       --benchmark vqa_rad --data VQA_RAD --output-dir results
-  biomedclip evaluate panels --detector detector --data gold.jsonl \\
-      --images figures --output-dir results
+  biomedclip evaluate panels --data gold.jsonl --images figures --output-dir out
   biomedclip evaluate suite --model run another --data-root benchmarks \\
       --output-dir results"""
 
@@ -87,12 +87,12 @@ def _parse(arguments: Sequence[str]) -> Any:
 
 def _evaluate_models(options: Any, models: Sequence[str], folders: Sequence[Path], arguments: Sequence[str]) -> None:
     data = _checked_data(options, folders)
-    results, failed = [], {}
+    results, failed = {}, {}
     for model, folder in zip(models, folders, strict=True):
         if len(folders) > 1 and PartialState().is_main_process:
             say(model)
         try:
-            results.append(TASKS[options.task].evaluate(Run(model, data, options, folder, arguments)))
+            results[folder] = TASKS[options.task].evaluate(Run(model, data, options, folder, arguments))
         except Exception as error:
             if len(folders) == 1:
                 raise
@@ -101,9 +101,9 @@ def _evaluate_models(options: Any, models: Sequence[str], folders: Sequence[Path
             logger.error("%s: %s", model, failed[model])
             if PartialState().num_processes > 1:
                 break  # other processes may have failed elsewhere, and may be waiting
-    measured = [result for result in results if result is not None]
+    measured = [result for result in results.values() if result is not None]
     if len(folders) > 1 and measured:
-        compare(measured, Path(options.output_dir))
+        compare(measured, Path(options.output_dir), [*results])
     elif measured:
         show_published(options.task, measured[0]["published"])
     if failed:
@@ -118,7 +118,7 @@ def _checked_data(options: Any, folders: Sequence[Path]) -> Any:
     """
     problems: list[Exception] = []
     data = None
-    models = options.model if options.task != PANELS else []  # it checks its own
+    models = [] if TASKS[options.task].checks_models else options.model
     checks: list[Callable[[], Any]] = [
         *(partial(check_model, name, options.task, trust_remote_code=options.trust_remote_code) for name in models),
         partial(TASKS[options.task].read, options),

@@ -202,3 +202,27 @@ def wide_model():
 def shallow_model():
     """A model of one layer with matrices that are large enough for 8 bits, for exports."""
     return _wide_model(1)
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(tmp_path_factory: pytest.TempPathFactory, small_checkpoint) -> tuple[Path, Path]:
+    """A fine-tuned classifier with random weights, and the adapter of another one."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from biomedclip import BiomedCLIPForImageClassification, BiomedCLIPProcessor
+
+    folder = tmp_path_factory.mktemp("fine-tuned")
+    labels = dict(enumerate(["benign", "malignant", "other"]))
+    names = {"id2label": labels, "label2id": {label: number for number, label in labels.items()}, "num_labels": 3}
+    processor = BiomedCLIPProcessor.from_pretrained(small_checkpoint).image_processor
+    torch.manual_seed(1)
+    model = BiomedCLIPForImageClassification.from_pretrained(small_checkpoint, **names)
+    model.save_pretrained(folder / "whole")
+    lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"], init_lora_weights=False)
+    adapted = get_peft_model(model, lora)
+    adapted.save_pretrained(folder / "adapter")
+    model.config.save_pretrained(folder / "adapter" / "config")
+    for name in ("whole", "adapter"):
+        processor.save_pretrained(folder / name)
+    return folder / "whole", folder / "adapter"

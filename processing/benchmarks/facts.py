@@ -36,7 +36,8 @@ def facts_version() -> int:
 
 def benchmark_names(task: str | None = None) -> list[str]:
     """Return the names of the benchmarks of a task, such as `retrieval` (default: of all tasks)."""
-    task = "zero-shot" if task in ("linear-probe", "few-shot") else task  # all use labeled images
+    labeled = ("linear-probe", "few-shot", "image-classification")
+    task = "zero-shot" if task in labeled else task  # all use labeled images
     return [name for name, facts in _read(FILE)["benchmarks"].items() if task in (None, facts["task"])]
 
 

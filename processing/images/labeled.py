@@ -4,6 +4,7 @@ Evaluation and training read all labeled images with this module, so the same fo
 """
 
 import logging
+import math
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 Labeled = TypeVar("Labeled", "LabeledImages", FindingImages)
 LABEL_COLUMN = "label"  # default
+MISSING = "(missing)"  # subgroup of images without a value
+_SUBGROUP = "subgroup_column"  # start of the arguments that select columns of subgroups
 LABELS = "labels.csv"  # labels of the pairs of a built dataset
 ACCEPTED = (
     "the folder of the images, with one folder of images for each class or a metadata.csv (columns file_name and "
@@ -47,6 +50,7 @@ class LabeledImages:
         groups: Patient, slide or source of each image, if known. Images of one group belong in the same split.
         notes: Notes for the user on how the images were selected.
         drawn: Whether they were drawn from the training images, because the data has no such split.
+        columns: Further columns, such as the sex of the patient, with a value for each image.
     """
 
     images: Sequence[Any]
@@ -55,6 +59,7 @@ class LabeledImages:
     groups: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     drawn: bool = False
+    columns: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,6 +80,7 @@ class LabeledImages:
             labels=[self.labels[row] for row in rows],
             names=[self.names[row] for row in rows],
             groups=[self.groups[row] for row in rows] if self.groups is not None else None,
+            columns={name: [values[row] for row in rows] for name, values in self.columns.items()},
         )
 
     def with_note(self, note: str) -> "LabeledImages":
@@ -150,8 +156,11 @@ def read_splits(
     label_column: str = LABEL_COLUMN,
     image_root: str | os.PathLike[str] | None = None,
     group_column: str | None = None,
+    subgroup_column: Sequence[str] = (),
 ) -> dict[str, LabeledImages]:
     """Read labeled images like [`read_labeled_images`], without requiring a training split.
+
+    `subgroup_column` lists further columns to read. An empty value is read as `(missing)`.
 
     A split of a built dataset is empty if none of its pairs has a label.
     """
@@ -159,8 +168,12 @@ def read_splits(
     if (root / LABELS).is_file():
         from .labeled_pairs import read_labeled_pairs  # imports torch
 
-        without_columns = {"image_column": (image_column, IMAGE_COLUMN), "image_root": (image_root, None)}
-        refuse_columns("a built dataset", **without_columns, group_column=(group_column, None))
+        without_columns: dict[str, tuple[Any, Any]] = {
+            "image_column": (image_column, IMAGE_COLUMN),
+            "image_root": (image_root, None),
+        }
+        without_columns |= {"group_column": (group_column, None), "subgroup_column": (tuple(subgroup_column), ())}
+        refuse_columns("a built dataset", **without_columns)
         return read_labeled_pairs(root, label_column)
     if (root / "report.json").is_file() and (root / "data").is_dir():
         raise FileNotFoundError(
@@ -169,16 +182,18 @@ def read_splits(
         )
     columns = {"image_column": image_column, "label_column": label_column}
     columns |= {"group_column": group_column} if group_column else {}
+    columns |= {f"{_SUBGROUP} {name}": name for name in subgroup_column}
     source = open_source(path, columns, image_root, ACCEPTED)
     if source.sets:
         return {split: _of_set(rows, split, columns, source) for split, rows in source.sets.items()}
     if source.rows:
-        splits = {split: _of_rows(rows, label_column, group_column, source) for split, rows in source.rows.items()}
+        splits = {split: _of_rows(rows, columns, source) for split, rows in source.rows.items()}
     else:
         splits = _from_folders(root, source)
         defaults = {"image_column": (image_column, IMAGE_COLUMN), "label_column": (label_column, LABEL_COLUMN)}
         refuse_columns(f"class folders, whose names are the labels ({path})", **defaults)
-        of_group = {"group_column": (group_column, None)}
+        of_group: dict[str, Any] = {"group_column": (group_column, None)}
+        of_group |= {"subgroup_column": (tuple(subgroup_column), ())}
         refuse_columns("data that is not a CSV, JSON Lines or Parquet file, or a dataset", **of_group)
     if source.content is not None:
         if named := {row.image for rows in source.rows.values() for row in rows}:
@@ -306,11 +321,11 @@ def _from_folders(root: Path, source: Source) -> dict[str, LabeledImages]:
     return splits
 
 
-def _of_rows(rows: Sequence[ImageRow], label_column: str, group_column: str | None, source: Source) -> LabeledImages:
+def _of_rows(rows: Sequence[ImageRow], columns: Mapping[str, str], source: Source) -> LabeledImages:
     """Return the images that tables list. Duplicate rows are returned once, and two labels of an image are an error."""
     found: dict[Path, tuple[ImageRow, str]] = {}
     for row in rows:
-        label = value_of(row, label_column)
+        label = value_of(row, columns["label_column"])
         first, first_label = found.setdefault(row.image, (row, label))
         if first_label != label:
             table = row.where.rpartition(", ")[0]
@@ -321,8 +336,20 @@ def _of_rows(rows: Sequence[ImageRow], label_column: str, group_column: str | No
     kept = [row for row, _ in found.values()]
     in_folder = source.content is not None
     names = [row.image.relative_to(source.root).as_posix() if in_folder else row.name for row in kept]
-    groups = [value_of(row, group_column) for row in kept] if group_column else None
-    return LabeledImages([row.image for row in kept], [label for _, label in found.values()], names, groups)
+    groups = [value_of(row, columns["group_column"]) for row in kept] if "group_column" in columns else None
+    subgroups = {name: [_subgroup(row.values.get(name)) for row in kept] for name in _subgroup_columns(columns)}
+    labels = [label for _, label in found.values()]
+    return LabeledImages([row.image for row in kept], labels, names, groups, columns=subgroups)
+
+
+def _subgroup_columns(columns: Mapping[str, str]) -> list[str]:
+    return [column for argument, column in columns.items() if argument.startswith(_SUBGROUP)]
+
+
+def _subgroup(value: Any) -> str:
+    """Return a value as the name of a subgroup."""
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
+    return MISSING if is_missing else str(value).strip()
 
 
 def _of_set(rows: Any, split: str, columns: Mapping[str, str], source: Source) -> LabeledImages:
@@ -331,7 +358,9 @@ def _of_set(rows: Any, split: str, columns: Mapping[str, str], source: Source) -
     where = f"{source.root}: the {split} split"
     labels = labels_of(rows, columns["label_column"], where)
     groups = labels_of(rows, columns["group_column"], where, "group") if "group_column" in columns else None
-    return LabeledImages(images, labels, [f"{split}/{row}" for row in range(len(rows))], groups)
+    subgroups = {name: [_subgroup(value) for value in rows[name]] for name in _subgroup_columns(columns)}
+    names = [f"{split}/{row}" for row in range(len(rows))]
+    return LabeledImages(images, labels, names, groups, columns=subgroups)
 
 
 def _warn_of_unused(root: Path, unused: Sequence[Path], why: str) -> None:

@@ -89,6 +89,24 @@ def check_classifier(
     return labels, precision or OF_MODELS[0]
 
 
+def check_fine_tuned(name: str) -> list[str]:
+    """Check a fine-tuned classifier, or the adapter of one, before it is loaded, and return its labels.
+
+    Raises:
+        FileNotFoundError: If the model or a file of it does not exist.
+        ValueError: If the model is not a classifier with two or more labels.
+    """
+    check_model_name(name)
+    config = _config_of_classifier(name)
+    if config is None:
+        raise ValueError(
+            f"--model {name} is not a fine-tuned image classifier. Train one with biomedclip train --task "
+            "image-classification, or measure a dual encoder with biomedclip evaluate zero-shot."
+        )
+    _check_files(Path(name))
+    return _labels_of(config, name)
+
+
 def _check_files(folder: Path) -> None:
     if not folder.is_dir():
         return
@@ -143,7 +161,12 @@ def _labels_of(config: Mapping[str, Any], name: str) -> list[str]:
 
 
 def load_zero_shot(
-    name: str, prompts: Mapping[str, Sequence[str]], *, precision: str, device: torch.device
+    name: str,
+    prompts: Mapping[str, Sequence[str]],
+    *,
+    precision: str,
+    device: torch.device,
+    temperature: float = 1.0,
 ) -> Classifier:
     """Load a dual encoder that classifies by the similarity to prompts.
 
@@ -155,13 +178,14 @@ def load_zero_shot(
         prompts: Prompts of each label.
         precision: Precision of the model.
         device: The device. Exported models always run on the CPU.
+        temperature: Number by which the logits are divided.
     """
     encoder = load_encoder(name, precision, device=device)
     flat = [prompt for texts in prompts.values() for prompt in texts]
     with encoder.precise():
         embeds = ZeroShotClassifier(encoder.model, encoder.processor, flat, "{}").class_embeds
     of_labels = label_embeds(embeds, prompts.values())
-    scale = encoder.logit_scale
+    scale = encoder.logit_scale / temperature
 
     def predict(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Texts times images, as in the forward pass of the model: the last bit of the product depends on the order.
@@ -174,8 +198,8 @@ def load_zero_shot(
 
 
 @questions_are_errors()
-def load_fine_tuned(name: str, labels: Sequence[str], *, precision: str, device: torch.device) -> Classifier:
-    """Load a fine-tuned classifier, or the adapter of one, in evaluation mode. See [`load_zero_shot`] for arguments."""
+def load_classifier_model(name: str) -> tuple[Any, Any]:
+    """Return the model of a fine-tuned classifier, or of the adapter of one, in evaluation mode, and its processor."""
     folder = Path(name)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
         config = AutoConfig.from_pretrained(folder / "config", trust_remote_code=False)
@@ -191,7 +215,15 @@ def load_fine_tuned(name: str, labels: Sequence[str], *, precision: str, device:
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     # torchvision resamples differently, so Pillow is used even if torchvision is installed.
     processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
-    model = model.eval().to(device)
+    return model.eval(), processor
+
+
+def load_fine_tuned(
+    name: str, labels: Sequence[str], *, precision: str, device: torch.device, temperature: float = 1.0
+) -> Classifier:
+    """Load a fine-tuned classifier, or the adapter of one, in evaluation mode. See [`load_zero_shot`] for arguments."""
+    model, processor = load_classifier_model(name)
+    model = model.to(device)
     activation = torch.sigmoid if model.config.problem_type == "multi_label_classification" else _softmax
 
     def precise() -> AbstractContextManager[Any]:
@@ -201,7 +233,7 @@ def load_fine_tuned(name: str, labels: Sequence[str], *, precision: str, device:
     def predict(pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
         with precise():
             logits = model(pixel_values=pixels.to(model.device)).logits
-        return activation(logits.float()).cpu(), None
+        return activation(logits.float() / temperature).cpu(), None
 
     kind, weights = model.config.model_type, weights_fingerprint(model)
     return Classifier(name, kind, list(labels), processor, weights, model.device, None, predict)
@@ -211,4 +243,11 @@ def _softmax(logits: torch.Tensor) -> torch.Tensor:
     return logits.softmax(dim=-1)
 
 
-__all__ = ["Classifier", "check_classifier", "load_fine_tuned", "load_zero_shot"]
+__all__ = [
+    "Classifier",
+    "check_classifier",
+    "check_fine_tuned",
+    "load_classifier_model",
+    "load_fine_tuned",
+    "load_zero_shot",
+]

@@ -1,18 +1,15 @@
 """Write search results as one HTML page with thumbnails. It loads nothing from other files or servers."""
 
 from collections.abc import Collection, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from biomedclip.model_cards.escaping import lines, one_line
 from biomedclip.processing.files import write_text
 
+from ..cli.html import document, literal
 from .thumbnails import Thumbnails, data_url
 
 
-_LONGEST = 500  # characters of a column
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #1c1c1c; background: #fff; }
 h1 { font-size: 1.2rem; overflow-wrap: anywhere; }
@@ -52,22 +49,13 @@ def write_page(
         parts.append(article(row, columns, image))
     body = "\n".join(parts)
     body = f"{body}</div>" if group is not None else f'<div class="hits">\n{body}</div>'
-    content = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{literal(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{literal(title)}</h1>
+    content = document(
+        title,
+        f"""<h1>{literal(title)}</h1>
 {body if rows else "<p>No results.</p>"}
-<footer>Similarity is the dot product of normalized embeddings. Not for clinical use.</footer>
-</body>
-</html>
-"""
+<footer>Similarity is the dot product of normalized embeddings. Not for clinical use.</footer>""",
+        _STYLE,
+    )
     write_text(path, content)
     return sum(image is not None for image in images)
 
@@ -98,9 +86,3 @@ def article(
         f"{''.join(text for name, text in own.items() if name not in folded)}</dl>"
         f"{f'<details><summary>more</summary><dl>{more}</dl></details>' if more else ''}</article>"
     )
-
-
-def literal(value: Any) -> str:
-    """Return a value as HTML that shows it literally on one line. Long values are cut."""
-    text = one_line(lines(value))
-    return escape(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")

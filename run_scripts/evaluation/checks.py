@@ -172,8 +172,8 @@ def _check_architecture(config: Any, where: str, task: str, trust_remote_code: b
         raise ValueError(f"{where} is a model for visual question answering ({architecture}). {remedy}")
     if "Classification" in architecture and "ZeroShot" not in architecture:
         raise ValueError(
-            f"{where} is a classifier ({architecture}), which has no text tower. {_advice(task)} Its own accuracy is "
-            "in train_results.json, and biomedclip classify writes its predictions."
+            f"{where} is a classifier ({architecture}), which has no text tower. Measure it with biomedclip evaluate "
+            f"image-classification. {_advice(task)}"
         )
     model_type = config["model_type"]
     if model_type not in CONFIG_MAPPING:

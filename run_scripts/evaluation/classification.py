@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import MIN_USABLE, bootstrap_interval, bootstrap_weights, percentile_interval
+from .bootstrap import MIN_USABLE, Metric, bootstrap_interval, bootstrap_weights, percentile_interval, ratio
 
 
 _METRICS = ("accuracy", "balanced_accuracy", "auroc")
@@ -85,6 +85,28 @@ def measure_classification(
         usable = values and len(values) >= MIN_USABLE * resamples
         result[f"{name}_interval"] = percentile_interval(values) if usable else None
     return result
+
+
+def weighted_metrics(scores: np.ndarray, truth: np.ndarray, positive: int) -> dict[str, Metric]:
+    """Return the metrics as functions of the number of times that each image counts, without those that are undefined.
+
+    A value is None if a class has no weight. See [`measure_classification`] for the arguments.
+    """
+    images = np.bincount(truth, minlength=scores.shape[1])
+    undefined = _undefined(scores, images)
+    hits = (scores.argmax(axis=1) == truth).astype(float)
+    curves = [] if "auroc" in undefined else _curves(scores, truth, positive)
+
+    def of_classes(metric: Metric) -> Metric:
+        present = np.count_nonzero(images)
+        return lambda weights: metric(weights) if np.count_nonzero(np.bincount(truth, weights)) == present else None
+
+    metrics: dict[str, Metric] = {
+        "accuracy": ratio(hits, np.ones(len(hits))),
+        "balanced_accuracy": of_classes(lambda weights: _balanced_accuracy(truth, hits, weights)),
+        "auroc": of_classes(lambda weights: _mean_area(curves, weights)),
+    }
+    return {name: metric for name, metric in metrics.items() if name not in undefined}
 
 
 def _undefined(scores: np.ndarray, images: np.ndarray) -> dict[str, str]:

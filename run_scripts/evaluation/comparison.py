@@ -10,6 +10,7 @@ from biomedclip.retrieval_metrics import DIRECTIONS, RECALLS
 
 from ..cli.plots import plot_comparison
 from ..cli.reporting import UNDEFINED, say, show_table, write_json, write_text
+from .model_differences import compare_predictions, difference_lines, show_differences
 
 
 _SPREADS = {
@@ -112,10 +113,11 @@ def show_published(task: str, published: Sequence[Mapping[str, Any]]) -> None:
         show_table(title, list(zip(columns, *cells, strict=True)), ["", *rows])
 
 
-def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
+def compare(results: Sequence[Mapping[str, Any]], output_dir: Path, folders: Sequence[Path] = ()) -> None:
     """Write `comparison.md`, `.tex`, `.json` and `.png` of several `results.json`, and print the table.
 
     All results are of the same task and data. The published values of other models follow, marked as published.
+    `folders` are those of the results. Predictions in them are compared with those of the first model.
     """
     task, data = results[0]["task"], results[0]["data"]
     names = short_names([result["model"]["name"] for result in results])
@@ -140,6 +142,10 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
             )
     if published:
         paragraphs.append("Rows marked as published contain values from publications. They were not measured here.")
+    settings = results[0].get("settings", {})
+    compared = {"positive": settings.get("positive"), "seed": settings.get("seed") or 0}
+    differences = compare_predictions(folders, names, **compared) if folders else []
+    paired = "Differences on the same images, with 95 % intervals of a paired bootstrap over patients or images"
     write_comparison(
         output_dir,
         title,
@@ -149,6 +155,7 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
         ruled={0, len(measured)},
         paragraphs=paragraphs,
         sections={
+            paired: difference_lines(differences),
             "Notes": dict.fromkeys(note for result in results for note in result["data"].get("notes", [])),
             "Sources of published values": [f"{entry['model']}: {entry['source']}" for entry in published.values()],
         },
@@ -156,6 +163,7 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
             "task": task,
             "benchmark": results[0]["benchmark"],
             "data": {name: data[name] for name in ("path", "split", "fingerprint", "rows")},
+            **({"differences": differences} if differences else {}),
             "models": {name: {column: value.as_dict() for column, value in rows[name].items()} for name in names},
             "published": [
                 {
@@ -173,6 +181,7 @@ def compare(results: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
         [(column, *(str(values[place]) for values in measured.values())) for place, column in enumerate(columns)],
         ["", *measured],
     )
+    show_differences(differences)
     show_published(task, entries)
     say(f"Comparison in {output_dir}: comparison.md, comparison.tex, comparison.json, comparison.png")
 

@@ -30,6 +30,7 @@ from .zero_shot import (
     data_of,
     given_benchmark_options,
     predictions_of,
+    subgroups_of,
 )
 
 
@@ -169,8 +170,10 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
             "fractions": options.fractions,
             "draws": draws,
             "chosen_by": test.metric,
+            "positive": test.positive,
         },
-        predictions=predictions_of(usable, scores, test.classes).table(),
+        predictions=predictions_of(usable, scores, test.classes),
+        subgroups=subgroups_of(usable, torch.from_numpy(scores), test.classes, test.positive, options.seed),
     )
 
 

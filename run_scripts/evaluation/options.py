@@ -22,6 +22,7 @@ from ..cli.finding_fields import (
     uncertain_option,
 )
 from ..panel_rows.detectors import DETECTOR_HELP
+from .decision_options import OF_VALIDATION, DecisionOptions, check_decisions
 from .few_shot.task import SHOTS, check_few_shot_options
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .panels import PANELS, check_panel_options
@@ -42,15 +43,17 @@ GROUPS = {
     "zero-shot and few-shot": "prompts templates",
     "own data": "image_column text_column label_column image_root group_column validation_fraction",
     "several findings": "label_columns label_separator uncertain blank",
-    "labeled images": "cancer rsna_split",
-    "linear-probe and few-shot": "draws find_leaks",
+    "labeled images": "cancer rsna_split find_leaks",
+    "linear-probe and few-shot": "draws",
     "linear-probe": "protocol fractions probe_features",
     "few-shot": "shots methods base_to_novel",
+    "reports": "report subgroup_column",
+    "calibration and decisions": "calibrate sensitivity specificity coverage",
     "visual-question-answering": "image_folder f1_tokenizer",
     "panels": "images detector",
     "suite": "data_root tasks benchmarks",
 }
-_LABELED = ["zero-shot", "linear-probe", "few-shot"]
+_LABELED = ["zero-shot", "linear-probe", "few-shot", "image-classification"]
 _SINGLE = ["retrieval", *_LABELED, "visual-question-answering"]
 # The tasks that have an option. All tasks have the options that are not listed.
 _TASKS = {
@@ -65,11 +68,15 @@ _TASKS = {
     "image_column image_root group_column": ["retrieval", *_LABELED],
     "label_column": _LABELED,
     "label_columns label_separator uncertain blank": ["zero-shot", "linear-probe"],
+    "report subgroup_column": ["zero-shot", "linear-probe", "image-classification"],
+    "calibrate sensitivity specificity coverage": ["zero-shot", "image-classification"],
     "text_column validation_fraction": ["retrieval"],
     "prompts templates": ["zero-shot", "few-shot"],
-    "draws find_leaks": ["linear-probe", "few-shot", SUITE],
+    "draws": ["linear-probe", "few-shot", SUITE],
+    "find_leaks": ["linear-probe", "few-shot", "image-classification", SUITE],
     "protocol fractions probe_features": ["linear-probe", SUITE],
     "shots methods base_to_novel": ["few-shot"],
+    "trust_remote_code": [*(task for task in _SINGLE if task != "image-classification"), PANELS, SUITE],
     "f1_tokenizer": ["visual-question-answering", SUITE],
     "image_folder": ["visual-question-answering"],
     "images detector": [PANELS],
@@ -78,18 +85,19 @@ _TASKS = {
 
 
 @dataclass(kw_only=True)
-class AllOptions:
+class AllOptions(DecisionOptions):
     """The options of all tasks, for `biomedclip evaluate --help`."""
 
     model: list[str] = option(
         REQUIRED,
-        "Folder or Hub id of BiomedCLIP, CLIP, SigLIP or another dual encoder, an adapter, an open_clip "
-        "folder, biovil or biovil-t. With several models, their results are compared.",
+        "Folder or Hub id of a dual encoder (BiomedCLIP, CLIP, SigLIP, ...), an adapter, an open_clip folder, biovil, "
+        "biovil-t, or (image-classification) a fine-tuned classifier. The results of several models are compared.",
     )
     output_dir: str = option(REQUIRED, "Folder for the results. With several models, each has a subfolder.")
     task: str = option(
         "retrieval",
-        "retrieval, zero-shot, linear-probe, few-shot, visual-question-answering (or vqa), panels or suite.",
+        "retrieval, zero-shot, linear-probe, few-shot, image-classification, visual-question-answering (or vqa), "
+        "panels or suite.",
     )
     batch_size: int = option(32, "Batch size (default: 32).")
     seed: int = option(0, "Seed of the bootstrap, draws and splits (default: 0).")
@@ -261,6 +269,7 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
     elif options.task != SUITE:
         _check_benchmark(options)
     _check_options_of_benchmarks(options, runs)
+    check_decisions(options)
     if "pool_draws" in given and options.pool_size is None:
         raise UsageError("--pool-draws has no effect without --pool-size. Omit it, or set --pool-size too.")
     if {"prompts", "templates"} <= given:
@@ -283,9 +292,17 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
 
 def _check_findings(options: Any, given: Collection[str]) -> None:
     """Refuse options that have no effect on data with several findings."""
-    for name, instead in (("benchmark", "which has one label for each image"), ("templates", "use --prompts FILE")):
+    in_vain = ("report", "subgroup_column", *OF_VALIDATION)
+    one_label = "which needs one label for each image"
+    for name, instead in (
+        *((name, one_label) for name in in_vain),
+        ("benchmark", "which has one label for each image"),
+        ("templates", "use --prompts FILE"),
+    ):
         if name in given:
-            raise UsageError(f"--{name} has no effect with --label-columns: {instead}. Omit one of them.")
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect with --label-columns: {instead}. Omit one of them."
+            )
     if getattr(options, "protocol", "logistic") != "logistic":
         raise UsageError("--protocol elevater has one label for each image. With --label-columns, use logistic.")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..cli.output import write_rows
+from .calibration import softmax
 
 
 PARQUET, CSV = "predictions.parquet", "predictions.csv"
@@ -39,6 +40,7 @@ class Predictions:
             a sigmoid do not.
         classes: The classes in the order of the probabilities.
         groups: Patient or source of each image, if known.
+        sets: Prediction sets of each image, by the name of their column.
         columns: Further columns of the data, such as the sex of the patient, with a value for each image.
         images: The images, in any form that [`read_row_image`] accepts. They are read on access.
     """
@@ -49,6 +51,7 @@ class Predictions:
     probabilities: np.ndarray
     classes: Sequence[str]
     groups: Sequence[str] | None = None
+    sets: Mapping[str, Sequence[list[str]]] = field(default_factory=dict)
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     images: Sequence[Any] = ()
 
@@ -64,12 +67,14 @@ class Predictions:
         names = [f"{PROBABILITY}{name}".encode("utf-8", "backslashreplace").decode() for name in self.classes]
         fields = [("file", pa.string()), ("true", label), ("predicted", label)]
         fields += [(name, pa.float64()) for name in names]
+        fields += [(name, pa.list_(pa.string())) for name in self.sets]
         fields += [("group", pa.string())] if self.groups is not None else []
         fields += [(name, pa.string()) for name in self.columns]
         rows = []
         for number, (file, true, predicted) in enumerate(zip(self.files, self.true, self.predicted, strict=True)):
             row = {"file": file, "true": true, "predicted": predicted}
             row |= zip(names, self.probabilities[number].tolist(), strict=True)
+            row |= {name: values[number] for name, values in self.sets.items()}
             row |= {"group": self.groups[number]} if self.groups is not None else {}
             rows.append(row | {name: values[number] for name, values in self.columns.items()})
         return PredictionTable(rows, pa.schema(fields))
@@ -87,13 +92,10 @@ def softmax_predictions(scores: Any, true: Sequence[str], classes: Sequence[str]
         classes: The classes in the order of the logits.
         also: Other arguments of [`Predictions`], of which `files` is required.
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    finite = np.isfinite(scores).all(axis=1)
-    with np.errstate(invalid="ignore"):
-        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-        probabilities = np.where(finite[:, None], powers / powers.sum(axis=1, keepdims=True), np.nan)
-    best = scores.argmax(axis=1)
-    predicted = [classes[number] if known else None for number, known in zip(best, finite, strict=True)]
+    probabilities = softmax(scores)
+    known = np.isfinite(probabilities).all(axis=1)
+    best = np.asarray(scores).argmax(axis=1)
+    predicted = [classes[number] if is_known else None for number, is_known in zip(best, known, strict=True)]
     return Predictions(true=list(true), predicted=predicted, probabilities=probabilities, classes=classes, **also)
 
 

@@ -17,7 +17,7 @@ from biomedclip.processing.benchmarks.facts import PublishedModel, published_mod
 from ..cli.reporting import UNDEFINED, say, versions, write_json
 from .dual_encoders import DualEncoder, load_dual_encoder
 from .features import FEATURES, FeatureStore
-from .predictions import CSV, PARQUET, PredictionTable, write_predictions
+from .predictions import CSV, PARQUET, Predictions, PredictionTable, write_predictions
 
 
 SHOWN_DAMAGED = 5
@@ -88,7 +88,9 @@ class Run:
         paper: Mapping[str, Any],
         paper_source: str,
         settings: Mapping[str, Any],
-        predictions: PredictionTable | None,
+        predictions: PredictionTable | Predictions | None = None,
+        subgroups: Mapping[str, Any] | None = None,
+        decisions: Mapping[str, Any] | None = None,
         damaged: str = "damaged images",
         also: str = "",
         examples: Sequence[Mapping[str, Any]] = (),
@@ -100,8 +102,9 @@ class Run:
         from 0 to 1, and counts. `paper` contains BiomedCLIP's published values, keyed like `metrics`. It is empty if
         they belong to other data, such as another split. Then `published` of the file is empty too. Otherwise, it
         contains the values of all published models. The argument `published` replaces them. `settings` contains what
-        the metrics depend on in this task. `predictions` has a row for each image, query or question. `damaged` is the
-        plural noun for the entries of `data["damaged"]`, and `also` lists other files of the results.
+        the metrics depend on in this task. `predictions` has a row for each image, query or question. `decisions` are
+        the results of [`decide`], and `subgroups` those of [`measure_subgroups`]. `damaged` is the plural noun for the
+        entries of `data["damaged"]`, and `also` lists other files of the results.
         """
         if data["damaged"]:
             names = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:SHOWN_DAMAGED])
@@ -128,6 +131,8 @@ class Run:
             },
             "data": {"leaks": None, "path": self.options.data, "split": split, **data},
             "metrics": dict(metrics),
+            **({"decisions": dict(decisions)} if decisions else {}),
+            **({"subgroups": dict(subgroups)} if subgroups else {}),
             "paper": dict(paper),
             "paper_source": paper_source,
             "published": [dataclasses.asdict(entry) for entry in published],
@@ -143,8 +148,14 @@ class Run:
         }
         self.output_dir.mkdir(parents=True, exist_ok=True)
         if predictions is not None:
-            write_predictions(self.output_dir, predictions)
+            table = predictions.table() if isinstance(predictions, Predictions) else predictions
+            write_predictions(self.output_dir, table)
         write_json(self.output_dir / "results.json", results)
+        if getattr(self.options, "report", False) and isinstance(predictions, Predictions):
+            from .report_page import FILE, write_report  # imports this module and matplotlib
+
+            write_report(self.output_dir / FILE, results, predictions)
+            also = f", {FILE}{also}"
         say(f"Results in {self.output_dir / 'results.json'}{f', {PARQUET} and {CSV}' if predictions else ''}{also}")
         return results
 

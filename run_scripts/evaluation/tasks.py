@@ -9,6 +9,8 @@ from biomedclip.processing.benchmarks.findings import FindingsBenchmark
 from .few_shot.task import evaluate_few_shot, read_few_shot
 from .findings import evaluate_findings, read_findings
 from .findings_probe import evaluate_findings_probe, read_probed_findings
+from .image_classification import TASK as IMAGE_CLASSIFICATION
+from .image_classification import evaluate_image_classification, read_classified
 from .linear_probe import evaluate_linear_probe, read_probed
 from .panels import PANELS, evaluate_panels, read_annotated
 from .retrieval import evaluate_retrieval, read_pairs
@@ -22,11 +24,12 @@ class Task:
     """A task of the evaluation.
 
     `read` reads and checks the data before a model is loaded. `evaluate` measures a model, and returns the results in
-    the first process and None in the others.
+    the first process and None in the others. With `checks_models`, `read` checks the models too.
     """
 
     read: Callable[[Any], Any]
     evaluate: Callable[[Run], dict[str, Any] | None]
+    checks_models: bool = False
 
 
 def _read_zero_shot(options: Any) -> Any:
@@ -50,6 +53,7 @@ TASKS = {
     "zero-shot": Task(_read_zero_shot, _evaluate_zero_shot),
     "linear-probe": Task(_read_probed, _evaluate_probe),
     "few-shot": Task(read_few_shot, evaluate_few_shot),
+    IMAGE_CLASSIFICATION: Task(read_classified, evaluate_image_classification, checks_models=True),
     "visual-question-answering": Task(read_questions, evaluate_questions),
-    PANELS: Task(read_annotated, evaluate_panels),
+    PANELS: Task(read_annotated, evaluate_panels, checks_models=True),
 }

@@ -16,34 +16,77 @@ from biomedclip.processing.images.labeled import LabeledImages, check_readable
 
 from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .classification import measure_classification
+from .decision_options import given_decisions
 from .dual_encoders import DualEncoder
 from .predictions import Predictions, softmax_predictions
+from .reliability import Scored, decide, notes_on, scored, show_decisions, write_calibration
 from .run import Run, note_if_few
+from .subgroups import measure_subgroups, show_subgroups
 
 
 OWN_IMAGES = "imagefolder"  # benchmark for labeled images without --benchmark
 # Options that only some benchmarks have. They are keyword arguments of `load_benchmark`.
-OF_BENCHMARK = ("image_column", "label_column", "image_root", "group_column", "cancer", "rsna_split", "image_folder")
+OF_BENCHMARK = (
+    "image_column",
+    "label_column",
+    "image_root",
+    "group_column",
+    "subgroup_column",
+    "cancer",
+    "rsna_split",
+    "image_folder",
+)
 
 
-def read_classes(options: Any) -> ClassificationBenchmark:
-    """Read the labeled images of a split. Raise `ValueError` as [`check_classes`] does."""
-    benchmark: Any = load_benchmark(
-        options.benchmark or OWN_IMAGES,
-        options.data,
-        split=options.split,
-        prompts=options.prompts,
-        seed=options.seed,
-        **given_benchmark_options(options),
-    )
+def read_classes(options: Any) -> tuple[ClassificationBenchmark, ClassificationBenchmark | None]:
+    """Read the labeled images of a split, and those of the validation split if an option needs them.
+
+    Raise `ValueError` as [`check_classes`] and [`read_validation`] do.
+    """
+    benchmark = read_labeled(options, options.split, prompts=options.prompts)
     check_classes(benchmark.images, benchmark.classes, f"--data {options.data}")
-    return replace(benchmark, templates=list(options.templates)) if options.templates else benchmark
+    benchmark = replace(benchmark, templates=list(options.templates)) if options.templates else benchmark
+    return benchmark, read_validation(options, benchmark.classes)
+
+
+def read_labeled(options: Any, split: str, **also: Any) -> ClassificationBenchmark:
+    """Read the labeled images of a split. `also` are other arguments of [`load_benchmark`]."""
+    name, given = options.benchmark or OWN_IMAGES, given_benchmark_options(options)
+    benchmark: Any = load_benchmark(
+        name,
+        options.data,
+        split=split,  # type: ignore[arg-type]
+        seed=options.seed,
+        **also,
+        **given,
+    )
+    return benchmark
+
+
+def read_validation(options: Any, classes: Sequence[str]) -> ClassificationBenchmark | None:
+    """Read the validation split if an option of [`DecisionOptions`] needs it.
+
+    Raise `ValueError` if it does not exist or has other classes.
+    """
+    if not (given := given_decisions(options)):
+        return None
+    try:
+        validation = read_labeled(options, "validation")
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"--{given[0]} needs a validation split. {error}") from error
+    if others := sorted(set(validation.images.labels) - set(classes)):
+        raise ValueError(
+            f"--data {options.data}: the validation split has images of {', '.join(map(repr, others))}, but the "
+            f"classes are {', '.join(classes)}."
+        )
+    check_readable(validation.images, f"--data {options.data}, validation split")
+    return validation
 
 
 def given_benchmark_options(options: Any) -> dict[str, Any]:
     """Return the benchmark-specific options that the user has set."""
     values = {name: getattr(options, name, None) for name in OF_BENCHMARK}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value not in (None, [])}
 
 
 def check_classes(images: LabeledImages, classes: Sequence[str], where: str) -> None:
@@ -55,16 +98,30 @@ def check_classes(images: LabeledImages, classes: Sequence[str], where: str) -> 
 
 def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
     """Evaluate zero-shot classification. The first process writes and returns the results."""
-    options, benchmark = run.options, run.data
+    options, (benchmark, validation) = run.options, run.data
     encoder, store = run.load()
     images = benchmark.images
     features = store.images(images.images, images.names, benchmark.fingerprint)
+    of_validation = None
+    if validation is not None:
+        own = validation.images
+        of_validation = store.images(own.images, own.names, validation.fingerprint)
     if not PartialState().is_main_process:
         return None
     usable = images.select(features.rows.tolist())
-    scores = zero_shot_scores(
-        encoder, features.embeds, benchmark.class_names, benchmark.templates, max_length=options.max_length
-    )
+
+    def scores_of(embeds: torch.Tensor) -> np.ndarray:
+        names, templates = benchmark.class_names, benchmark.templates
+        return zero_shot_scores(encoder, embeds, names, templates, max_length=options.max_length).double().numpy()
+
+    classes = benchmark.classes
+    test = scored(scores_of(features.embeds), usable.labels, classes, usable.groups)
+    fitted_on = None
+    if validation is not None and of_validation is not None:
+        own = validation.images.select(of_validation.rows.tolist())
+        fitted_on = scored(scores_of(of_validation.embeds), own.labels, classes, own.groups)
+    decided = decide(test, fitted_on, classes, options, positive=benchmark.positive)
+    scores = torch.from_numpy(test.logits / decided.temperature)
     metrics = classification_metrics(
         scores,
         usable.labels,
@@ -74,11 +131,24 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
         seed=options.seed,
     )
     metrics["templates"] = list(benchmark.templates)
-    show_zero_shot(metrics, benchmark.paper)
+    show_classification(metrics, paper=benchmark.paper)
+    show_decisions(decided.results)
+    if validation is not None and fitted_on is not None:
+        prompts = {
+            label: [template.replace("{}", name) for template in benchmark.templates]
+            for label, name in zip(classes, benchmark.class_names, strict=True)
+        }
+        source = fitted_source(validation, fitted_on)
+        write_calibration(decided, [run.output_dir], classes, encoder.weights, source, prompts)
     sets = [name for name, templates in benchmark.template_sets.items() if templates == benchmark.templates]
     return run.write(
         encoder,
-        data=data_of(benchmark, len(usable), features.damaged, note_if_few(len(usable), "images")),
+        data=data_of(
+            benchmark,
+            len(usable),
+            features.damaged + (of_validation.damaged if of_validation else []),
+            note_if_few(len(usable), "images") + notes_on(fitted_on, options, decided, zero_shot=True),
+        ),
         metrics=metrics,
         paper=benchmark.paper,
         paper_source=benchmark.source,
@@ -88,14 +158,37 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
             "class_names": dict(zip(benchmark.classes, benchmark.class_names, strict=True)),
             "positive": benchmark.positive,
         },
-        predictions=predictions_of(usable, scores.numpy(), benchmark.classes).table(),
+        predictions=predictions_of(usable, scores.numpy(), classes, sets=decided.sets),
+        subgroups=subgroups_of(usable, scores, classes, benchmark.positive, options.seed),
+        decisions=decided.results,
     )
 
 
-def predictions_of(images: LabeledImages, scores: np.ndarray, classes: Sequence[str]) -> Predictions:
+def subgroups_of(
+    images: LabeledImages, scores: torch.Tensor, classes: Sequence[str], positive: str | None, seed: int
+) -> dict[str, Any]:
+    """Measure and print the subgroups of `--subgroup-column`. `scores` are logits `(images, classes)`."""
+
+    def measure(rows: list[int]) -> dict[str, Any]:
+        chosen = images.select(rows)
+        options: dict[str, Any] = {"positive": positive, "groups": chosen.groups, "seed": seed}
+        return classification_metrics(scores[rows], chosen.labels, classes, **options)
+
+    found = measure_subgroups(images.columns, images.labels, measure)
+    show_subgroups(found)
+    return found
+
+
+def fitted_source(validation: ClassificationBenchmark, fitted_on: Scored) -> dict[str, Any]:
+    """Return `fitted_on` of `calibration.json`."""
+    return {"data": validation.path, "fingerprint": validation.fingerprint, "images": len(fitted_on.truth)}
+
+
+def predictions_of(images: LabeledImages, scores: np.ndarray, classes: Sequence[str], **also: Any) -> Predictions:
     """Return the predictions of labeled images by their logits, of shape `(images, classes)`."""
     of_images: dict[str, Any] = {"files": images.names, "groups": images.groups, "images": images.images}
-    return softmax_predictions(scores, images.labels, classes, **of_images)
+    of_images["columns"] = images.columns
+    return softmax_predictions(scores, images.labels, classes, **of_images, **also)
 
 
 def data_of(
@@ -172,7 +265,9 @@ def classification_metrics(
     }
 
 
-def show_zero_shot(metrics: Mapping[str, Any], paper: Mapping[str, float] | None = None) -> None:
+def show_classification(
+    metrics: Mapping[str, Any], task: str = "Zero-shot classification", paper: Mapping[str, float] | None = None
+) -> None:
     """Print the metrics with their intervals, the baselines, the recall of each class, and the paper's values."""
     rows: list[tuple[Any, ...]] = []
     for name in ("accuracy", "balanced_accuracy", "auroc"):
@@ -187,6 +282,6 @@ def show_zero_shot(metrics: Mapping[str, Any], paper: Mapping[str, float] | None
     for name, recall in metrics["recall_of_class"].items():
         rows.append((f"  {name}", UNDEFINED if recall is None else recall, None, None))
     columns = ["", "value", "95 % interval", "paper"][: 4 if paper else 3]
-    title = f"Zero-shot classification, {metrics['images']:,} images"
+    title = f"{task}, {metrics['images']:,} images"
     show_table(title, [row[: len(columns)] for row in rows], columns)
     say_undefined(metrics)

@@ -22,8 +22,9 @@ from biomedclip.processing.files import leads_out
 from biomedclip.processing.images.errors import ImageError
 
 from ..classification.labels import DEFAULT_TEMPLATE
+from ..cli.html import literal
 from ..embedding.filters import EXAMPLE as FILTER
-from ..embedding.pages import article, literal
+from ..embedding.pages import article
 from ..embedding.thumbnails import Thumbnails, data_url, jpeg
 from .batching import BusyError
 from .engine import MAX_CHARACTERS, Engine, InputError, read_upload

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.benchmark_files import drawn_pixels, save_drawn
-from peft import LoraConfig, get_peft_model
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 from transformers import AutoModelForImageClassification, pipeline
@@ -242,24 +241,6 @@ def test_true_labels_may_be_relative_to_their_table(capsys, scans, small_checkpo
     arguments = ["copy", "--model", small_checkpoint, "--labels", *LABELS, "--output", "rows.csv"]
     run(capsys, *arguments, "--true-labels", table)
     assert read_json((tmp_path / "rows.csv.run.json").read_text(encoding="utf-8"))["metrics"]["images"] == 2
-
-
-@pytest.fixture(scope="module")
-def fine_tuned(tmp_path_factory, small_checkpoint) -> tuple[Path, Path]:
-    """A fine-tuned classifier with random weights, and the adapter of another one."""
-    folder = tmp_path_factory.mktemp("fine-tuned")
-    names = {"id2label": {0: "benign", 1: "malignant", 2: "other"}, "num_labels": 3}
-    processor = BiomedCLIPProcessor.from_pretrained(small_checkpoint).image_processor
-    torch.manual_seed(1)
-    model = BiomedCLIPForImageClassification.from_pretrained(small_checkpoint, **names)
-    model.save_pretrained(folder / "whole")
-    lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"], init_lora_weights=False)
-    adapted = get_peft_model(model, lora)
-    adapted.save_pretrained(folder / "adapter")
-    model.config.save_pretrained(folder / "adapter" / "config")
-    for name in ("whole", "adapter"):
-        processor.save_pretrained(folder / name)
-    return folder / "whole", folder / "adapter"
 
 
 def test_a_fine_tuned_classifier_equals_the_pipeline_of_transformers(capsys, scans, fine_tuned):

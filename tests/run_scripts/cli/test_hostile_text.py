@@ -32,7 +32,7 @@ from biomedclip.run_scripts.cli.plots import (
 from biomedclip.run_scripts.evaluation import comparison, suite_comparison
 from biomedclip.run_scripts.evaluation.comparison import Value, compare
 from biomedclip.run_scripts.evaluation.suite_comparison import compare_suite
-from biomedclip.run_scripts.evaluation.zero_shot import show_zero_shot
+from biomedclip.run_scripts.evaluation.zero_shot import show_classification
 from biomedclip.run_scripts.hub.card_facts import card_facts
 from biomedclip.run_scripts.main import main
 
@@ -232,7 +232,9 @@ def test_a_terminal_shows_any_text_as_it_is(text, capsys, monkeypatch):
     assert_visible(shown)
     assert shown.count(one_line(text)) >= 3
     assert len([line for line in shown.splitlines() if line.startswith(("┃", "│"))]) == 2
-    show_zero_shot(results_with(text)[0]["metrics"] | {"most_frequent_class": 0.5, "recall_of_class": {text: None}})
+    show_classification(
+        results_with(text)[0]["metrics"] | {"most_frequent_class": 0.5, "recall_of_class": {text: None}}
+    )
     assert_visible(capsys.readouterr().out)
 
 

@@ -233,19 +233,19 @@ def test_a_killed_run_continues(small_checkpoint, tmp_path):
         ("retrieval --templates a", "--templates applies only to zero-shot, few-shot, not to retrieval."),
         (
             "zero-shot --no-find-leaks",
-            "--no-find-leaks applies only to linear-probe, few-shot, suite, not to zero-shot.",
+            "--no-find-leaks applies only to linear-probe, few-shot, image-classification, suite, not to",
         ),
         ("zero-shot --protocol elevater", "--protocol applies only to linear-probe, suite, not to zero-shot"),
         ("zero-shot --pool-size 8", "--pool-size applies only to retrieval, suite, not to zero-shot"),
         ("linear-probe --max-length 5", "--max-length applies only to retrieval, zero-shot, few-shot, visual-question"),
         (
             "retrieval --cancer luad",
-            "--cancer applies only to zero-shot, linear-probe, few-shot, suite, not to retrieval",
+            "--cancer applies only to zero-shot, linear-probe, few-shot, image-classification, suite, not to",
         ),
-        ("vqa --precision bfloat16", "--precision applies only to retrieval, zero-shot, linear-probe, few-shot, suite"),
+        ("vqa --precision bfloat16", "--precision applies only to retrieval, zero-shot, linear-probe, few-shot, image"),
         (
             "vqa --benchmark slake --workers 1",
-            "--workers applies only to retrieval, zero-shot, linear-probe, few-shot, panels",
+            "--workers applies only to retrieval, zero-shot, linear-probe, few-shot, image",
         ),
         (
             "vqa --benchmark slake --features-dir f",
@@ -259,11 +259,11 @@ def test_a_killed_run_continues(small_checkpoint, tmp_path):
         ("zero-shot --tasks vqa", "--tasks applies only to suite, not to zero-shot"),
         (
             "suite --split validation",
-            "--split applies only to retrieval, zero-shot, linear-probe, few-shot, visual-question",
+            "--split applies only to retrieval, zero-shot, linear-probe, few-shot, image-class",
         ),
         (
             "suite --data d",
-            "--data applies only to retrieval, zero-shot, linear-probe, few-shot, visual-question-answering",
+            "--data applies only to retrieval, zero-shot, linear-probe, few-shot, image-classification",
         ),
         ("suite --prompts paper", "--prompts applies only to zero-shot, few-shot, not to suite"),
         ("zero-shot --benchmark pcam --label-column x", "--label-column has no effect on pcam, only on imagefolder"),

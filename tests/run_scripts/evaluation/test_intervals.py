@@ -17,7 +17,7 @@ from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, prob
 from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
 from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools, show_retrieval
 from biomedclip.run_scripts.evaluation.visual_question_answering import answer_metrics, show_answers, write_answers
-from biomedclip.run_scripts.evaluation.zero_shot import classification_metrics, show_zero_shot, zero_shot_scores
+from biomedclip.run_scripts.evaluation.zero_shot import classification_metrics, show_classification, zero_shot_scores
 
 
 def test_an_interval_contains_the_mean_and_widens_with_groups():
@@ -184,7 +184,7 @@ def test_nan_features_make_the_linear_probe_undefined(which, value, capsys):
     assert metrics["undefined"]["accuracy"].endswith("images are NaN or infinite")
     json.dumps(metrics, allow_nan=False)
     show_probe(metrics)
-    show_zero_shot(metrics)
+    show_classification(metrics)
     assert capsys.readouterr().out.count("undefined") >= 6
 
 

@@ -1,0 +1,47 @@
+"""Options of `biomedclip evaluate` for calibration, decisions and reports."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..cli.errors import UsageError
+from ..cli.fields import option
+
+
+# Options that need a validation split.
+OF_VALIDATION = ("calibrate", "sensitivity", "specificity", "coverage")
+
+
+@dataclass(kw_only=True)
+class DecisionOptions:
+    """Options of the report, and of what is fitted on the validation split and measured on another one."""
+
+    report: bool = option(False, "Write report.html: metrics, plots, errors and subgroups on one page (default: no).")
+    subgroup_column: list[str] = option(
+        [], "Columns of own data, such as sex or device. The metrics of each of their values are reported."
+    )
+    calibrate: bool = option(
+        False, "Fit a temperature on the validation split, and write it to calibration.json (default: no)."
+    )
+    sensitivity: list[float] = option([], "Choose thresholds with these sensitivities on the validation split.")
+    specificity: list[float] = option([], "Choose thresholds with these specificities on the validation split.")
+    coverage: list[float] = option(
+        [], "Prediction sets that contain the true class with these probabilities, such as 0.9."
+    )
+
+
+def given_decisions(options: Any) -> list[str]:
+    """Return the given options that need a validation split."""
+    return [name for name in OF_VALIDATION if getattr(options, name, None)]
+
+
+def check_decisions(options: Any) -> None:
+    """Raise `UsageError` if a value is impossible, or if the validation split itself would be measured."""
+    for name in ("sensitivity", "specificity", "coverage"):
+        for value in getattr(options, name, []):
+            if not 0 < value < 1 + (name != "coverage") * 1e-12:
+                least = "below 1" if name == "coverage" else "at most 1"
+                raise UsageError(f"--{name} must be above 0 and {least}, not {value}.")
+    if (given := given_decisions(options)) and options.split == "validation":
+        raise UsageError(
+            f"--{given[0]} is fitted on the validation split and must be measured on another one. Omit --split."
+        )

@@ -1,0 +1,150 @@
+"""Evaluate image classifiers that `biomedclip train --task image-classification` wrote, or others of transformers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from biomedclip.processing.benchmarks import ClassificationBenchmark
+from biomedclip.processing.benchmarks.leaks import find_leaks
+from biomedclip.processing.images.labeled import check_readable
+
+from ..classification.classifiers import check_fine_tuned, load_classifier_model
+from ..classification.labels import check_known
+from ..cli.reporting import say
+from .dual_encoders import DualEncoder
+from .features import FEATURES, FeatureStore
+from .reliability import decide, notes_on, scored, show_decisions, write_calibration
+from .run import Run, note_if_few
+from .zero_shot import (
+    classification_metrics,
+    data_of,
+    fitted_source,
+    predictions_of,
+    read_labeled,
+    read_validation,
+    show_classification,
+    subgroups_of,
+)
+
+
+TASK = "image-classification"
+
+
+@dataclass(frozen=True)
+class LabeledTest:
+    """A split of labeled images, and the labels of each classifier by its name.
+
+    `validation` is the validation split if an option needs it, and `train` the training split if there is one.
+    """
+
+    test: ClassificationBenchmark
+    validation: ClassificationBenchmark | None
+    train: ClassificationBenchmark | None
+    labels: Mapping[str, list[str]]
+
+
+class FineTunedClassifier(DualEncoder):
+    """A classifier whose features are its logits, so that a [`FeatureStore`] computes and keeps them."""
+
+    @torch.no_grad()
+    def embed_pixels(self, pixel_values: torch.Tensor, features: str = "logits") -> torch.Tensor:
+        """Return the logits of pixels `(images, 3, height, width)`, in float32 on the CPU."""
+        with self.precise():
+            return self.model(pixel_values=pixel_values.to(self.model.device)).logits.float().cpu()
+
+
+def read_classified(options: Any) -> LabeledTest:
+    """Check the classifiers, and read the images of a split.
+
+    Raises:
+        FileNotFoundError: If the images, a model or a file of it do not exist.
+        ValueError: If a model is not an image classifier, or the label of an image is not one of its labels.
+    """
+    labels = {name: check_fine_tuned(name) for name in options.model}
+    test = read_labeled(options, options.split)
+    where = f"--data {options.data}"
+    for name, known in labels.items():
+        for label in sorted(set(test.images.labels)):
+            check_known(label, known, f"{where}, {options.split} split, labels of --model {name}")
+    check_readable(test.images, where)
+    train = None
+    if options.find_leaks and options.split != "train":
+        try:
+            train = read_labeled(options, "train")
+        except (FileNotFoundError, ValueError):
+            pass  # leaks are unknown without training images
+    known_to_all = [label for label in next(iter(labels.values())) if all(label in known for known in labels.values())]
+    return LabeledTest(test, read_validation(options, known_to_all), train, labels)
+
+
+def load_fine_tuned_classifier(name: str, precision: str) -> FineTunedClassifier:
+    """Load a classifier, or the adapter of one, on the device of this process."""
+    model, image_processor = load_classifier_model(name)
+    processor = SimpleNamespace(image_processor=image_processor, tokenizer=None)
+    return FineTunedClassifier(
+        name, model.config.model_type, model.to(PartialState().device), processor, precision=precision
+    )
+
+
+def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
+    """Evaluate a fine-tuned classifier. The first process writes and returns the results."""
+    options, test = run.options, run.data.test
+    labels: list[str] = run.data.labels[run.model]
+    classifier = load_fine_tuned_classifier(run.model, options.precision)
+    store = FeatureStore(
+        classifier,
+        Path(options.features_dir or Path(options.output_dir) / FEATURES),
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
+    logits = store.images(test.images.images, test.images.names, test.fingerprint, features="logits")
+    validation, of_validation = run.data.validation, None
+    if validation is not None:
+        own = validation.images
+        of_validation = store.images(own.images, own.names, validation.fingerprint, features="logits")
+    if not PartialState().is_main_process:
+        return None
+    usable = test.images.select(logits.rows.tolist())
+    of_test, fitted_on = scored(logits.embeds, usable.labels, labels, usable.groups), None
+    if of_validation is not None:
+        own = validation.images.select(of_validation.rows.tolist())
+        fitted_on = scored(of_validation.embeds, own.labels, labels, own.groups)
+    decided = decide(of_test, fitted_on, labels, options, positive=test.positive)
+    scores = torch.from_numpy(of_test.logits / decided.temperature)
+    metrics = classification_metrics(
+        scores, usable.labels, labels, positive=test.positive, groups=usable.groups, seed=options.seed
+    )
+    show_classification(metrics, "Image classification")
+    show_decisions(decided.results)
+    if fitted_on is not None:
+        folders = [run.output_dir, *([Path(run.model)] if Path(run.model).is_dir() else [])]
+        write_calibration(decided, folders, labels, classifier.weights, fitted_source(validation, fitted_on))
+    leaks = None
+    if run.data.train is not None:
+        leaks = find_leaks(run.data.train, test, progress=True).as_dict()
+        if leaks["leaked"]:
+            say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images.")
+    notes = [*_absent(labels, usable.labels, options.split), *note_if_few(len(usable), "images")]
+    notes += notes_on(fitted_on, options, decided)
+    damaged = logits.damaged + (of_validation.damaged if of_validation else [])
+    return run.write(
+        classifier,
+        data=data_of(test, len(usable), damaged, notes) | {"leaks": leaks},
+        metrics=metrics,
+        paper={},
+        paper_source="",
+        settings={"labels": labels, "positive": test.positive},
+        predictions=predictions_of(usable, scores.numpy(), labels, sets=decided.sets),
+        subgroups=subgroups_of(usable, scores, labels, test.positive, options.seed),
+        decisions=decided.results,
+    )
+
+
+def _absent(labels: Sequence[str], found: Sequence[str], split: str) -> list[str]:
+    absent = sorted(set(labels) - set(found))
+    return [f"No image of the {split} split is of the class {', '.join(map(repr, absent))}."] if absent else []

@@ -1,0 +1,224 @@
+"""Calibrate a classifier on validation images, and measure its probabilities and decisions on others."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..classification.calibrations import FILE, Calibration
+from ..cli.reporting import say, show_table
+from .calibration import TEMPERATURES, fit_temperature, measure_calibration, softmax
+from .decision_options import given_decisions
+from .decisions import (
+    conformal_threshold,
+    fewest_images,
+    measure_abstention,
+    measure_sets,
+    measure_threshold,
+    threshold_for_sensitivity,
+    threshold_for_specificity,
+)
+from .run import with_interval
+
+
+FEW_VALIDATION = 100  # with fewer validation images, a note states that the fitted values are uncertain
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The logits `(images, classes)` of images, their class indices, and the patient or source of each if known."""
+
+    logits: np.ndarray
+    truth: np.ndarray
+    groups: Sequence[str] | None = None
+
+
+def scored(logits: Any, labels: Sequence[str], classes: Sequence[str], groups: Sequence[str] | None) -> Scored:
+    """Return the logits of images with labels."""
+    number_of = {label: number for number, label in enumerate(classes)}
+    truth = np.array([number_of[label] for label in labels], dtype=np.int64)
+    return Scored(np.asarray(logits, dtype=np.float64), truth, groups)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The measured decisions.
+
+    Args:
+        temperature: Number by which the logits are divided, 1 if it was not fitted.
+        results: `decisions` of `results.json`.
+        sets: Prediction set of each test image by column name.
+    """
+
+    temperature: float
+    results: dict[str, Any]
+    sets: dict[str, list[list[str]]]
+
+
+def decide(
+    test: Scored, validation: Scored | None, classes: Sequence[str], options: Any, *, positive: str | None = None
+) -> Decided:
+    """Fit what the options ask for on the validation images, and measure it on the test images.
+
+    Calibration and abstention are always measured. With two classes, a threshold is that of the positive one (default:
+    the last). Otherwise each class has one.
+
+    Raises:
+        ValueError: If something cannot be fitted. The message names the option.
+    """
+    results: dict[str, Any] = {"temperature": None}
+    uncalibrated = softmax(test.logits)
+    if not np.isfinite(uncalibrated).all():
+        reason = "the scores contain NaN or infinity"
+        if given := given_decisions(options):
+            raise ValueError(f"--{given[0]}: {reason}.")
+        return Decided(1.0, results | {"undefined": reason}, {})
+    measured: dict[str, Any] = {"groups": test.groups, "seed": options.seed}
+    temperature = 1.0
+    if validation is not None and options.calibrate:
+        try:
+            temperature = fit_temperature(validation.logits, validation.truth)
+        except ValueError as error:  # a smaller temperature would be dangerous
+            results["not_calibrated"] = str(error)
+        results["temperature"] = temperature
+        results["before_calibration"] = measure_calibration(uncalibrated, test.truth, **measured)
+    probabilities = softmax(test.logits / temperature)
+    results["calibration"] = measure_calibration(probabilities, test.truth, **measured)
+    right = probabilities.argmax(axis=1) == test.truth
+    results["abstention"] = measure_abstention(probabilities.max(axis=1), right)
+    sets: dict[str, list[list[str]]] = {}
+    if validation is not None:
+        if not np.isfinite(validation.logits).all():
+            raise ValueError(f"--{given_decisions(options)[0]}: scores of the validation images are NaN or infinite.")
+        results["validation_images"] = len(validation.truth)
+        of_validation = softmax(validation.logits / temperature)
+        numbers = [classes.index(positive or classes[-1])] if len(classes) == 2 else range(len(classes))
+        results["operating_points"] = [
+            _operating_point(goal, wanted, number, classes, of_validation, validation, probabilities, test, measured)
+            for goal in ("sensitivity", "specificity")
+            for wanted in getattr(options, goal)
+            for number in numbers
+        ]
+        results["prediction_sets"] = []
+        for coverage in options.coverage:
+            # The temperature was fitted on the same images, and the guarantee holds only without it.
+            threshold = conformal_threshold(softmax(validation.logits), validation.truth, coverage)
+            chosen = uncalibrated >= threshold
+            entry = {"coverage": coverage, "threshold": threshold if math.isfinite(threshold) else None}
+            results["prediction_sets"].append(entry | measure_sets(chosen, test.truth, **measured))
+            sets[f"set_{coverage:g}"] = [[classes[number] for number in np.flatnonzero(row).tolist()] for row in chosen]
+    return Decided(temperature, results, sets)
+
+
+def _option(name: str, function: Any, *arguments: Any) -> float:
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ValueError(f"--{name}: {error}") from error
+
+
+def _operating_point(
+    goal: str,
+    wanted: float,
+    number: int,
+    classes: Sequence[str],
+    of_validation: np.ndarray,
+    validation: Scored,
+    probabilities: np.ndarray,
+    test: Scored,
+    measured: dict[str, Any],
+) -> dict[str, Any]:
+    choose = threshold_for_sensitivity if goal == "sensitivity" else threshold_for_specificity
+    positive = validation.truth == number
+    threshold = _option(f"{goal} ({classes[number]})", choose, of_validation[:, number], positive, wanted)
+    called = of_validation[:, number] >= threshold
+    on_validation = called[positive].mean() if goal == "sensitivity" else (~called[~positive]).mean()
+    found = measure_threshold(probabilities[:, number], test.truth == number, threshold, **measured)
+    point = {"class": classes[number], "goal": goal, "wanted": wanted, "threshold": threshold}
+    return point | {"on_validation": float(on_validation), **found}
+
+
+def notes_on(validation: Scored | None, options: Any, decided: Decided, *, zero_shot: bool = False) -> list[str]:
+    """Return notes on what was fitted."""
+    if validation is None:
+        return []
+    images = len(validation.truth)
+    notes = [f"{', '.join(f'--{name}' for name in given_decisions(options))}: fitted on {images:,} validation images."]
+    if zero_shot:
+        notes.append("The labels of the validation images were used, so decisions are not zero-shot.")
+    if images < FEW_VALIDATION:
+        notes.append(f"Only {images:,} validation images: the fitted values are uncertain.")
+    if reason := decided.results.get("not_calibrated"):
+        notes.append(f"The temperature stays 1, because {reason}")
+    if decided.temperature == TEMPERATURES[1]:
+        notes.append(
+            f"The temperature is the largest one, {decided.temperature:g}: the scores say nothing about the classes of "
+            "the validation images. Check their labels."
+        )
+    for coverage in options.coverage:
+        if images < fewest_images(coverage):
+            notes.append(
+                f"--coverage {coverage:g} needs {fewest_images(coverage):,} validation images or more. The sets "
+                "contain all classes."
+            )
+    return notes
+
+
+def write_calibration(
+    decided: Decided,
+    folders: Sequence[Path],
+    labels: Sequence[str],
+    weights: str,
+    fitted_on: dict[str, Any],
+    prompts: dict[str, list[str]] | None = None,
+) -> None:
+    """Write `calibration.json` to folders, if a temperature was fitted."""
+    if decided.results["temperature"] is None:
+        return
+    calibration = Calibration(decided.temperature, list(labels), weights, prompts, fitted_on)
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            calibration.write(folder / FILE)
+        except OSError as error:
+            say(f"Note: {folder / FILE} cannot be written ({error.strerror}). Pass --calibration to classify instead.")
+
+
+def show_decisions(results: dict[str, Any]) -> None:
+    """Print calibration, abstention, operating points and prediction sets."""
+    after, before = results.get("calibration"), results.get("before_calibration")
+    if after is None:
+        return
+    parts = [before, after] if before else [after]
+    rows: list[tuple[Any, ...]] = [
+        ("expected calibration error", *(part["ece"] for part in parts)),
+        ("  if it were calibrated", *(part["ece_if_calibrated"]["mean"] for part in parts)),
+        ("  adaptive bins", *(part["adaptive_ece"] for part in parts)),
+        ("Brier score", *(with_interval(part, "brier") for part in parts)),
+        ("negative log-likelihood", *(with_interval(part, "nll") for part in parts)),
+    ]
+    title = f"Calibration, temperature {results['temperature']:.3f}" if before else "Calibration of the probabilities"
+    show_table(f"{title} [95 % interval]", rows, ["", *(["before", "after"] if before else ["value"])])
+    abstention = results["abstention"]
+    rows = [(f"{float(part):.0%} most confident", value) for part, value in abstention["accuracy_at_coverage"].items()]
+    show_table("Accuracy if the model abstains from the others", rows, ["images", "accuracy"])
+    if points := results.get("operating_points"):
+        rows = [
+            (
+                f"{point['class']}: {point['goal']} {point['wanted']:g}",
+                point["threshold"],
+                with_interval(point, "sensitivity"),
+                with_interval(point, "specificity"),
+            )
+            for point in points
+        ]
+        columns = ["class: wanted", "threshold", "sensitivity", "specificity"]
+        show_table("Thresholds chosen on the validation split [95 % interval]", rows, columns)
+    if sets := results.get("prediction_sets"):
+        rows = [
+            (f"{entry['coverage']:g}", with_interval(entry, "measured_coverage"), entry["mean_size"]) for entry in sets
+        ]
+        show_table("Prediction sets [95 % interval]", rows, ["stated coverage", "measured coverage", "mean size"])

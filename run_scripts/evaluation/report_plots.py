@@ -1,0 +1,110 @@
+"""Plots of the report of a classification, as PNG images: curves, reliability and abstention."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+from biomedclip.model_cards.escaping import one_line
+
+from ..cli.fonts import fonts_for
+
+
+MOST_CURVES = 10
+_LONGEST = 24  # characters of a label in a legend
+_plain_text = matplotlib.rc_context({"text.parse_math": False, "text.usetex": False})
+
+
+def curves_of(probabilities: np.ndarray, truth: np.ndarray, positive: int) -> list[tuple[int, np.ndarray]]:
+    """Return the classes to plot, and a score of each image for them: the log-odds of the class.
+
+    With two classes it is the positive one. Classes without positive or negative images are left out. Of more than ten,
+    those with the lowest AUROC remain.
+    """
+    numbers = [positive] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    found = []
+    for number in numbers:
+        is_class = truth == number
+        if is_class.any() and not is_class.all():
+            others = np.delete(probabilities, number, axis=1).sum(axis=1)
+            with np.errstate(divide="ignore"):
+                scores = np.log(probabilities[:, number]) - np.log(others)
+            scores = np.clip(scores, -1e9, 1e9)
+            found.append((roc_auc_score(is_class, scores), number, scores))
+    worst = sorted(found, key=lambda entry: entry[:2])[:MOST_CURVES]
+    return [(number, scores) for _, number, scores in sorted(worst, key=lambda entry: entry[1])]
+
+
+@_plain_text
+def plot_curves(probabilities: np.ndarray, truth: np.ndarray, classes: Sequence[str], positive: int) -> bytes | None:
+    """Plot ROC and precision-recall curves. Return None if no class has a curve."""
+    curves = curves_of(probabilities, truth, positive)
+    if not curves:
+        return None
+    with fonts_for("".join(map(one_line, classes))):
+        figure, (roc, recall) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+        for number, scores in curves:
+            is_class = truth == number
+            name = _short(classes[number])
+            false_rate, true_rate, _ = roc_curve(is_class, scores)
+            (line,) = roc.plot(false_rate, true_rate, label=f" {name}: {roc_auc_score(is_class, scores):.3f}")
+            precision, recalled, _ = precision_recall_curve(is_class, scores)
+            average = average_precision_score(is_class, scores)
+            recall.step(recalled, precision, where="post", color=line.get_color(), label=f" {name}: {average:.3f}")
+            if len(curves) == 1:
+                recall.axhline(is_class.mean(), color="0.5", linestyle="--", linewidth=1, label=" prevalence")
+        roc.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label=" chance")
+        roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, with AUROC")
+        recall.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall, with average precision")
+        for axes in (roc, recall):
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)
+        return _png(figure)
+
+
+@_plain_text
+def plot_reliability(decisions: Mapping[str, Any]) -> bytes | None:
+    """Plot accuracy by confidence, before and after calibration, and accuracy by coverage."""
+    if "abstention" not in decisions:
+        return None
+    figure, (reliability, coverage) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    calibrated = "before_calibration" in decisions
+    parts = [("before_calibration", "before", "tab:orange")] if calibrated else []
+    parts.append(("calibration", "after" if calibrated else "adaptive bins", "tab:blue"))
+    for key, name, color in parts:
+        bins = decisions[key]["adaptive_bins"]
+        label = f"{name}, error {decisions[key]['adaptive_ece']:.3f}"
+        reliability.plot(bins["confidence"], bins["accuracy"], "o-", color=color, label=label, markersize=4)
+    reliability.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="perfect")
+    reliability.set(xlabel="mean confidence of a bin", ylabel="accuracy", title="Reliability (bins of equal size)")
+    curve = decisions["abstention"]["curve"]
+    coverage.plot(curve["coverage"], curve["accuracy"], label="the most confident images")
+    accuracy = 1 - decisions["abstention"]["aurc_of_random_order"]
+    coverage.axhline(accuracy, color="0.5", linestyle="--", linewidth=1, label="all images")
+    coverage.set(xlabel="fraction of the images that are answered", ylabel="accuracy", title="Abstention")
+    for axes in (reliability, coverage):
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def _short(label: str) -> str:
+    text = one_line(label)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+    return file.getvalue()

@@ -1,0 +1,183 @@
+"""`report.html`, as text and in headless Chromium."""
+
+import html
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.benchmark_files import drawn_pixels
+from helpers.model_results import read_results
+from PIL import Image
+
+from biomedclip.run_scripts.evaluation.predictions import softmax_predictions
+from biomedclip.run_scripts.evaluation.report_page import MOST_CLASSES, write_report
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = "<script>window.hacked = 1</script>"
+QUOTED = "\"it's\" <b onload='window.hacked=1'>"
+
+
+@pytest.fixture
+def hostile_data(tmp_path) -> Path:
+    """Images with hostile names, in a table with hostile labels and subgroups."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = ["image,label,sex,device"]
+    for number in range(40):
+        name = f"{HOSTILE.replace('/', '_')}{number}.png"
+        Image.fromarray(drawn_pixels(number, 48, number % 2 == 0)).save(folder / name)
+        label = (QUOTED, "normal")[number % 2].replace('"', '""')
+        lines.append(f'"{name}","{label}",{"" if number == 5 else "FM"[number % 2 == number % 3]},"{HOSTILE}"')
+    (folder / "table.csv").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "table.csv"
+
+
+@pytest.fixture
+def report(measure, hostile_data, tmp_path) -> str:
+    measure(
+        "zero-shot", hostile_data, "--report", "--subgroup-column", "sex", "device", "--templates", f"{HOSTILE} {{}}"
+    )
+    return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_all_texts_are_escaped_and_nothing_is_loaded(report, tmp_path):
+    assert "<script" not in report and "<b onload" not in report
+    assert html.escape(HOSTILE) in report and html.escape(QUOTED) in report
+    assert "default-src &#x27;none&#x27;" in report or "default-src 'none'" in report
+    assert not re.findall(r"""(?:src|href)=["'](?!data:image/)""", report)
+    assert "https://" not in report.replace(html.escape(HOSTILE), "") and len(report) < 3_000_000
+    images = re.findall(r"<img[^>]*>", report)
+    assert len(images) >= 25 and all(re.search(r' alt="[^"]+"', image) for image in images)
+
+
+def test_the_page_has_the_numbers_of_the_results(report, tmp_path):
+    results = read_results(tmp_path / "out")
+    metrics = results["metrics"]
+    for name in ("accuracy", "auroc"):
+        low, high = metrics[f"{name}_interval"]
+        assert f"[{low:.3f}, {high:.3f}]" in report
+    assert f"{results['decisions']['calibration']['ece']:.4g}" in report
+    assert results["model"]["weights"] in report and results["versions"]["torch"] in report
+    assert (
+        report.count("<figure>")
+        == 25
+        + sum(sum(row) for row in metrics["confusion_matrix"])
+        - sum(metrics["confusion_matrix"][number][number] for number in range(2))
+        or report.count("<figure>") == 50
+    )
+    assert "Leaks between training and test images were not looked for." in report
+
+
+def test_subgroups_have_their_own_metrics_and_a_warning_if_they_are_small(report, tmp_path):
+    found = read_results(tmp_path / "out")["subgroups"]
+    assert list(found) == ["sex", "device"] and list(found["sex"]) == ["(missing)", "F", "M"]
+    assert sum(value["images"] for value in found["sex"].values()) == 40
+    assert found["sex"]["(missing)"]["images"] == 1 and found["sex"]["(missing)"]["auroc"] is None
+    (all_images,) = found["device"].values()
+    metrics = read_results(tmp_path / "out")["metrics"]
+    assert all_images["accuracy"] == metrics["accuracy"] and all_images["auroc"] == metrics["auroc"]
+    assert not all_images["few"] and found["sex"]["F"]["few"]
+    assert "Do not compare these subgroups." in report
+
+
+def test_galleries_are_ordered_and_unreadable_images_are_named(tmp_path):
+    scores = np.array([[3.0, 0.0], [5.0, 0.0], [0.1, 0.0], [0.0, 4.0]])
+    files = ["wrong a bit.png", "wrong a lot.png", "uncertain.png", "certain.png"]
+    images = [Image.new("L", (20, 10)), Image.new("RGBA", (10, 300)), tmp_path / "gone.png", Image.new("I;16", (9, 9))]
+    found = softmax_predictions(scores, ["b", "b", "a", "b"], ["a", "b"], files=files, images=images)
+    write_report(tmp_path / "report.html", results_of(found), found)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    worst, uncertain = text.split("<h2>The least certain images</h2>")
+    worst = worst.split("<h2>The worst errors</h2>")[1]
+    assert re.findall(r"<figcaption>([^<]*)<br>", worst) == ["wrong a lot.png", "wrong a bit.png"]
+    assert re.findall(r"<figcaption>([^<]*)<br>", uncertain)[0] == "uncertain.png"
+    assert text.count("no image") == 1
+
+
+def results_of(predictions, **also):
+    """Results with the fields that a report needs."""
+    classes = list(predictions.classes)
+    size = range(len(classes))
+    counts = [
+        [
+            sum(
+                true == classes[i] and given == classes[j]
+                for true, given in zip(predictions.true, predictions.predicted, strict=True)
+            )
+            for j in size
+        ]
+        for i in size
+    ]
+    return {
+        "task": "zero-shot",
+        "benchmark": None,
+        "command": "biomedclip evaluate",
+        "date": "2026-01-01",
+        "model": {"name": "m", "type": "biomedclip", "weights": "00"},
+        "data": {"path": "d", "split": "test", "fingerprint": "0", "damaged": [], "notes": [], "leaks": None},
+        "metrics": {
+            "accuracy": 0.5,
+            "accuracy_interval": [0.1, 0.9],
+            "balanced_accuracy": None,
+            "auroc": None,
+            "most_frequent_class": 0.5,
+            "chance": 0.5,
+            "images": len(predictions.true),
+            "recall_of_class": dict.fromkeys(classes),
+            "confusion_matrix": counts,
+        },
+        "paper": {},
+        "settings": {},
+        "versions": {},
+        **also,
+    }
+
+
+def test_many_classes_and_missing_scores_give_a_page_of_bounded_size(tmp_path):
+    generator = np.random.default_rng(0)
+    classes = [f"class {number} {'x' * 600}" for number in range(400)]
+    scores = generator.normal(size=(800, 400))
+    truth = [classes[number % 400] for number in range(800)]
+    found = softmax_predictions(scores, truth, classes, files=["f" * 5000] * 800)
+    write_report(tmp_path / "report.html", results_of(found), found)
+    assert (tmp_path / "report.html").stat().st_size < 1_500_000
+    assert (
+        "The most frequent confusions" in (tmp_path / "report.html").read_text(encoding="utf-8") and MOST_CLASSES < 400
+    )
+    scores[3] = np.nan
+    found = softmax_predictions(scores, truth, classes, files=["f"] * 800)
+    results = results_of(found)
+    results["metrics"] |= {"confusion_matrix": None, "undefined": {"accuracy": "the scores are NaN"}}
+    write_report(tmp_path / "report.html", results, found)
+    assert "Undefined: accuracy: the scores are NaN." in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (on Debian: apt-get install chromium)")
+def test_chromium_shows_the_page_offline_on_a_phone_and_as_pdf(report, tmp_path):
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    with sync_playwright() as driver:
+        environment = os.environ | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], env=environment
+        )
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        requests, problems = [], []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto((tmp_path / "out" / "report.html").as_uri())
+        assert all(url.startswith(("file:", "data:")) for url in requests) and problems == []
+        assert page.evaluate("window.hacked") is None
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        assert page.evaluate(
+            "document.querySelectorAll('table').length === document.querySelectorAll('caption').length"
+        )
+        pdf = page.pdf(format="A4")
+        assert pdf.startswith(b"%PDF") and 2 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 40
+        browser.close()
