@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         BiomedCLIPTextConfig,
         BiomedCLIPVisionConfig,
     )
+    from .configuration_few_shot import FewShotConfig
     from .configuration_panel_detection import PanelDetectionConfig
     from .contrastive_trainer import ContrastiveTrainer
     from .conversion import from_open_clip, to_open_clip
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         BiomedCLIPVisionModel,
         BiomedCLIPVisionModelWithProjection,
     )
+    from .modeling_few_shot import FewShotForImageClassification
     from .modeling_panel_detection import PanelDetectionModel
     from .packed_texts import pack_texts
     from .panel_detector_export import export_panel_detector
@@ -73,6 +75,8 @@ _MODULE_OF = {
     "EmbeddingIndex": "embedding_index",
     "ExportedModel": "exported_model",
     "ExportedPanelDetector": "exported_panel_detector",
+    "FewShotConfig": "configuration_few_shot",
+    "FewShotForImageClassification": "modeling_few_shot",
     "PanelDetectionConfig": "configuration_panel_detection",
     "PanelDetectionImageProcessor": "processing",
     "PanelDetectionModel": "modeling_panel_detection",
@@ -114,6 +118,8 @@ __all__ = [
     "EmbeddingIndex",
     "ExportedModel",
     "ExportedPanelDetector",
+    "FewShotConfig",
+    "FewShotForImageClassification",
     "PanelDetectionConfig",
     "PanelDetectionImageProcessor",
     "PanelDetectionModel",

@@ -83,16 +83,19 @@ def _configuration_classes() -> list[Any]:
 
 
 def _register_configurations(auto: ModuleType) -> None:
+    from .configuration_few_shot import FewShotConfig
     from .configuration_panel_detection import PanelDetectionConfig
 
-    for config_class in [*_configuration_classes(), PanelDetectionConfig]:
+    for config_class in [*_configuration_classes(), FewShotConfig, PanelDetectionConfig]:
         auto.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
 
 def _register_models(auto: ModuleType) -> None:
     from . import modeling_biomedclip as ours
     from .configuration_biomedclip import BiomedCLIPConfig, BiomedCLIPTextConfig, BiomedCLIPVisionConfig
+    from .configuration_few_shot import FewShotConfig
     from .configuration_panel_detection import PanelDetectionConfig
+    from .modeling_few_shot import FewShotForImageClassification
     from .modeling_panel_detection import PanelDetectionModel
 
     models: list[tuple[Any, Any, Any]] = [
@@ -102,6 +105,8 @@ def _register_models(auto: ModuleType) -> None:
         (auto.AutoModelForZeroShotImageClassification, BiomedCLIPConfig, ours.BiomedCLIPModel),
         (auto.AutoModelForImageClassification, BiomedCLIPConfig, ours.BiomedCLIPForImageClassification),
         (auto.AutoModelForVisualQuestionAnswering, BiomedCLIPConfig, ours.BiomedCLIPForVisualQuestionAnswering),
+        (auto.AutoModelForZeroShotImageClassification, FewShotConfig, FewShotForImageClassification),
+        (auto.AutoModelForImageClassification, FewShotConfig, FewShotForImageClassification),
         (auto.AutoModelForObjectDetection, PanelDetectionConfig, PanelDetectionModel),
     ]
     for auto_class, config_class, model_class in models:

@@ -9,6 +9,7 @@ from transformers.utils import cached_file
 
 
 ADAPTER_CONFIG = "adapter_config.json"
+FEW_SHOT = "biomedclip_few_shot"  # model type of heads, which are saved without their dual encoder
 # A kernel `owner/name` is downloaded and run. A backbone `owner/name` or a timm model `hf-hub:...` is downloaded.
 _KERNELS = ("attn_implementation", "experts_implementation")
 _OTHER_MODELS = ("architecture", "backbone")
@@ -16,7 +17,7 @@ _REMEDY = "Remove it, or pass `trust_remote_code=True` if you trust the model."
 
 
 def check_source(name: str, *, trust_remote_code: bool) -> None:
-    """Raise `ValueError` if a model, or the base model of an adapter, has such settings.
+    """Raise `ValueError` if a model, or the base model of an adapter or a few-shot head, has such settings.
 
     `name` is a folder or a Hub id. If the user trusts the model (`trust_remote_code`), nothing is checked.
     """
@@ -32,7 +33,7 @@ def check_source(name: str, *, trust_remote_code: bool) -> None:
             content = read_json(path) if path is not None else None
             if path is not None and isinstance(content, dict):
                 check(path, content)
-                if file == ADAPTER_CONFIG:
+                if file == ADAPTER_CONFIG or content.get("model_type") == FEW_SHOT:
                     waiting = content.get("base_model_name_or_path")
 
 

@@ -1,4 +1,4 @@
-"""Train a model: contrastive training, image classification, panel detection or visual question answering.
+"""Train a model: contrastive training, classification, few-shot heads, panel detection or visual questions.
 
 biomedclip train --config quickstart --train-data out --output-dir run
 biomedclip train --config lora_classification --train-data folder_of_classes --output-dir classifier
@@ -15,13 +15,14 @@ from .cli.errors import UsageError, suggestion
 from .cli.fields import WORKERS
 from .cli.options import is_true, option_value, parse_options
 from .cli.reporting import say
-from .training import classification, contrastive, panel_detection, visual_question_answering
+from .training import classification, contrastive, few_shot_head, panel_detection, visual_question_answering
 from .training.adapters import AdapterOptions, describe_output
 from .training.runs import end_processes
 
 
 # Each task is a module with `OPTION_CLASSES`, `GROUPS`, `ALTERNATIVES`, `EXAMPLE`, `run` and `show_results`.
-TASKS = {module.TASK: module for module in (contrastive, classification, panel_detection, visual_question_answering)}
+_MODULES = (contrastive, classification, few_shot_head, panel_detection, visual_question_answering)
+TASKS = {module.TASK: module for module in _MODULES}
 ALIASES = {"vqa": visual_question_answering.TASK}
 
 
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str]) -> None:
         data, handling, model, adapter, _, dry_run, args = options
         folder = args.output_dir if option_value("train", "output_dir", arguments) else None
         return contrastive.plan(data, handling, model, adapter, dry_run, args, folder)
+    if task is few_shot_head:  # has no steps and no checkpoints
+        (head,) = options
+        return few_shot_head.show_results(few_shot_head.run(head), head.output_dir)
     trainer, results = task.run(*options)
     if trainer.is_world_process_zero():
         task.show_results(results)

@@ -107,4 +107,8 @@ def write_benchmarks(folder: Path) -> None:
         write_pcam(folder / "pcam", part, 32, distinct=32, patches=patches)
     patients = {f"patient-{number}": [number % 3 // 2] for number in range(60)}
     write_rsna(folder / "rsna", patients)
+    for split, numbers in SCANS.items():
+        for order, label in enumerate(("Cyst", "Normal", "Stone", "Tumor")):
+            for number in numbers:
+                save_drawn(folder.parent / "organs" / split / label / f"{number}.png", [order, number], 48, order < 2)
     write_tcga_til(folder / "tcga_til", ["luad", "brca"], {"train": (4, 2), "val": (2, 1), "test": (8, 2)})

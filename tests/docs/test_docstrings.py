@@ -39,6 +39,8 @@ def work(quickstart, tmp_path_factory):
     steps = ["--max-steps", "1", "--per-device-train-batch-size", "4", "--use-cpu", "true"]
     steps += ["--dataloader-num-workers", "0"]
     assert main(["train", *data, "--model-name-or-path", model, "--output-dir", answers, *steps]) == 0
+    few = ["--task", "few-shot-head", "--train-data", str(folder / "scans"), "--output-dir", str(folder / "head")]
+    assert main(["train", *few, "--model-name-or-path", model]) == 0
     assert main(["export", model, str(folder / "exported")]) == 0
     assert main(["embed", str(folder / "scans"), "--model", model, "--output", str(folder / "vectors")]) == 0
     small = {"image_size": 64, "widths": [8] * 6, "depths": [0] * 6, "neck_width": 8}
