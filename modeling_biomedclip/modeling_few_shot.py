@@ -157,7 +157,7 @@ class FewShotForImageClassification(PreTrainedModel):
 
     def classes_of(self, token_ids: Sequence[Sequence[int]]) -> list[int]:
         """Return the index of the class that each text names: the one with the longest name in the text."""
-        found = []
+        found: list[int] = []
         for text in token_ids:
             lengths: dict[int, int] = {}
             for number, names in enumerate(self.config.class_token_ids):
