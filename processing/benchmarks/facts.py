@@ -1,7 +1,7 @@
 """Names, prompts and published values of benchmarks, from `benchmarks.yaml`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,15 +75,23 @@ def published_models(benchmark: str, task: str, split: str = "test") -> list[Pub
     return entries
 
 
-def published_few_shot(benchmark: str | None, *, base_to_novel: bool = False) -> list[PublishedModel]:
+def published_few_shot(
+    benchmark: str | None, shots: Sequence[int], *, base_to_novel: bool = False
+) -> list[PublishedModel]:
     """Return published means over several benchmarks, if the benchmark is one of them.
 
     The values are keyed like `metrics` of `biomedclip evaluate few-shot`. They are not those of the benchmark itself.
+    `shots` are the numbers of training images of a class whose values are returned, in addition to zero-shot values.
     """
     facts = _read(FILE)["few_shot"]
     if benchmark not in facts["benchmarks"]:
         return []
-    values = {"by_method": facts["base_to_novel" if base_to_novel else "by_method"]}
+    wanted = {"0", *map(str, shots)}
+    by_method = {
+        method: {count: values for count, values in by_shots.items() if count in wanted}
+        for method, by_shots in facts["base_to_novel" if base_to_novel else "by_method"].items()
+    }
+    values = {"by_method": {method: by_shots for method, by_shots in by_method.items() if by_shots}}
     return [PublishedModel(f"{facts['model']}, mean of BiomedCoOp's sets", values, facts["source"])]
 
 

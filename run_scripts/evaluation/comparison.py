@@ -62,9 +62,7 @@ def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
         }
     if "by_method" in metrics:
         return {
-            f"{method}{f', {shots} shots' if shots != '0' else ''}{label}": Value(
-                summary[name], summary.get(f"{name}_interval")
-            )
+            f"{method}{_shots(shots)}{label}": Value(summary[name], summary.get(f"{name}_interval"))
             for method, by_shots in metrics["by_method"].items()
             for shots, summary in by_shots.items()
             for name, label in _OF_FEW_SHOTS.items()
@@ -77,6 +75,10 @@ def headline(task: str, metrics: Mapping[str, Any]) -> dict[str, Value]:
         for name, label in labels.items()
         if name in metrics
     }
+
+
+def _shots(count: str) -> str:
+    return {"0": "", "1": ", 1 shot"}.get(count, f", {count} shots")
 
 
 def short_names(names: Sequence[str]) -> list[str]:

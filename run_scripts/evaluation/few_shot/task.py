@@ -181,7 +181,7 @@ def evaluate_few_shot(run: Run) -> dict[str, Any] | None:
         del metrics["chance"], metrics["most_frequent_class"]
     show_few_shot(metrics)
     plot_few_shot(metrics, run.output_dir / PLOT)
-    published = published_few_shot(options.benchmark, base_to_novel=options.base_to_novel)
+    published = published_few_shot(options.benchmark, options.shots, base_to_novel=options.base_to_novel)
     damaged = [entry for split in data.splits for entry in features[split].damaged]
     return run.write(
         encoder,
