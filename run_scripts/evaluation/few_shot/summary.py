@@ -47,7 +47,7 @@ def show_few_shot(metrics: Mapping[str, Any]) -> None:
     by_method = metrics["by_method"]
     shots = sorted({int(count) for by_shots in by_method.values() for count in by_shots} - {0})
     if "base_classes" in metrics:
-        return _show_base_to_novel(metrics, shots)
+        return _show_base_to_novel(metrics)
     rows: list[tuple[Any, ...]] = []
     for method, by_shots in by_method.items():
         columns = [by_shots.get(str(count), by_shots.get("0")) for count in shots or [0]]
@@ -62,15 +62,16 @@ def show_few_shot(metrics: Mapping[str, Any]) -> None:
     return None
 
 
-def _show_base_to_novel(metrics: Mapping[str, Any], shots: Sequence[int]) -> None:
-    rows = [
-        (f"{method}, {count} shots" if count != "0" else method, *(_with_interval(summary, name) for name in PARTS))
-        for method, by_shots in metrics["by_method"].items()
-        for count, summary in by_shots.items()
-    ]
+def _show_base_to_novel(metrics: Mapping[str, Any]) -> None:
+    rows: list[tuple[Any, ...]] = []
+    for method, by_shots in metrics["by_method"].items():
+        for count, summary in by_shots.items():
+            rows.append((method if count == "0" else f"{method}, {count}", *(_mean(summary, name) for name in PARTS)))
+            if intervals := [_interval(summary, name) for name in PARTS if summary[f"{name}_interval"]]:
+                rows.append(("  95 % interval", *intervals))
     base, novel = len(metrics["base_classes"]), len(metrics["novel_classes"])
-    title = f"Accuracy on {base} base and {novel} novel classes [95 % interval]"
-    show_table(title, rows, ["", "base", "novel", "harmonic mean"])
+    title = f"Accuracy on {base} base and {novel} novel classes"
+    show_table(title, rows, ["shots of a class", "base", "novel", "harmonic mean"])
 
 
 def _mean(summary: Mapping[str, Any] | None, name: str) -> str | None:
@@ -82,8 +83,3 @@ def _mean(summary: Mapping[str, Any] | None, name: str) -> str | None:
 def _interval(summary: Mapping[str, Any] | None, name: str) -> str | None:
     interval = summary[f"{name}_interval"] if summary else None
     return f"{interval[0]:.2f}-{interval[1]:.2f}" if interval else None
-
-
-def _with_interval(summary: Mapping[str, Any], name: str) -> str:
-    interval = _interval(summary, name)
-    return f"{_mean(summary, name)}" + (f" [{interval.replace('-', ', ')}]" if interval else "")
