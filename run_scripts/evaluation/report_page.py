@@ -34,7 +34,8 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max
   background: #fff; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #d0d0d0; }
-p, li, td, th, code { overflow-wrap: anywhere; }
+p, li { overflow-wrap: anywhere; }
+td, th { overflow-wrap: break-word; max-width: 24rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .5rem 0 1rem; }
 caption { text-align: left; font-weight: 600; padding: .2rem 0; }
@@ -42,12 +43,13 @@ th, td { border: 1px solid #d0d0d0; padding: .25rem .5rem; text-align: left; ver
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .matrix td { text-align: center; min-width: 2.2rem; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .notes { background: #fff6e0; border: 1px solid #e2c275; padding: .3rem 1rem; border-radius: 6px; }
+.notes ul { padding-left: 1rem; }
 .warning { color: #9a3412; font-weight: 600; }
 img.plot { max-width: 100%; height: auto; }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .8rem; }
 figure { margin: 0; border: 1px solid #d0d0d0; border-radius: 6px; padding: .5rem; break-inside: avoid; min-width: 0; }
 figure .image { height: 9rem; display: flex; align-items: center; justify-content: center; background: #f3f3f3; }
-figure img { max-width: 100%; max-height: 9rem; }
+figure img { width: 100%; height: 9rem; object-fit: contain; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 figcaption ol { margin: .2rem 0 0; padding-left: 1.3rem; }
 .right { color: #166534; }
@@ -263,18 +265,18 @@ def _subgroups(found: Mapping[str, Mapping[str, Any]]) -> str:
     html = "<h2>Subgroups</h2>"
     names = ("accuracy", "balanced_accuracy", "auroc")
     for column, values in found.items():
+        few = any(entry["few"] for entry in values.values())
         rows = [
             (
                 value,
                 entry["images"],
                 *(with_interval(entry, name) for name in names),
-                "few images" if entry["few"] else "",
+                *(["few images" if entry["few"] else ""] if few else []),
             )
             for value, entry in values.items()
         ]
-        few = any(entry["few"] for entry in values.values())
         warning = _paragraph("Intervals of few images are unreliable. Do not compare these subgroups.", "warning")
-        columns = [column, "images", *map(_words, names), "warning"]
+        columns = [column, "images", *map(_words, names), *(["warning"] if few else [])]
         html += _table(f"By {column}, with 95 % intervals", columns, rows, warning if few else "")
     return html
 
@@ -339,4 +341,4 @@ def _environment(results: Mapping[str, Any]) -> str:
         ("precision", str(results["settings"].get("precision"))),
         *((name, str(value)) for name, value in results["versions"].items()),
     ]
-    return f"<h2>Environment</h2>{_table('How this page was made', ['', ''], rows)}"
+    return f"<h2>Environment</h2>{_table('How this page was made', ['item', 'value'], rows)}"
