@@ -310,6 +310,22 @@ def plot_few_shot(metrics: Mapping[str, Any], path: Path) -> None:
 
 
 @_plain_text
+def plot_robustness(found: Mapping[str, Any], path: Path) -> None:
+    """Plot a metric by the strength of each corruption, from `metrics.robustness` of `results.json`."""
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    markers = itertools.cycle("osv^D<>pX")
+    for (name, entries), marker in zip(found["corruptions"].items(), markers, strict=False):
+        points = [(0, found["clean"]), *((entry["strength"], entry[found["metric"]]) for entry in entries)]
+        known = [(strength, value) for strength, value in points if value is not None]
+        axes.plot(*zip(*known, strict=True), label=name, marker=marker, markersize=4) if known else None
+    label = "mean AUROC" if found["metric"] == "auroc" else found["metric"]
+    axes.set(xlabel="strength (0: without corruption)", ylabel=label, ylim=(0, 1.02), title="Corrupted images")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+@_plain_text
 def plot_report(report: Mapping[str, Any], path: Path) -> None:
     """Plot the report of a build: articles and figures, licenses, caption lengths, image sizes and types of images."""
     composition = report.get("composition")

@@ -86,6 +86,23 @@ def _values(curves: Mapping[str, tuple[Curve, np.ndarray]], weights: np.ndarray)
     return values
 
 
+def finding_curves(scores: np.ndarray, targets: np.ndarray) -> dict[str, tuple[Curve, np.ndarray]]:
+    """Return the curve and the rows of each finding (by its number) whose labels are of both classes."""
+    curves = {}
+    for number, column in enumerate(targets.T):
+        rows = np.flatnonzero(~np.isnan(column))
+        positive = column[rows] == 1
+        if 0 < positive.sum() < len(rows):
+            curves[str(number)] = Curve(scores[rows, number], positive), rows
+    return curves
+
+
+def mean_auroc(curves: Mapping[str, tuple[Curve, np.ndarray]], weights: np.ndarray) -> float | None:
+    """Return the weighted mean AUROC of findings, or None if it is undefined for one of them."""
+    values = _values(curves, weights)
+    return _mean(values, "auroc") if len(values) == len(curves) else None
+
+
 def _mean(values: Mapping[str, Mapping[str, float]], metric: str) -> float | None:
     return float(np.mean([of_finding[metric] for of_finding in values.values()])) if values else None
 

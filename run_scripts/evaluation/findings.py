@@ -1,5 +1,6 @@
 """Zero-shot classification of images with several findings, by pairs of a positive and a negative prompt."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,13 +8,21 @@ import torch
 from accelerate import PartialState
 
 from biomedclip import ZeroShotClassifier
-from biomedclip.processing.benchmarks.findings import FindingsBenchmark, load_findings
+from biomedclip.processing.benchmarks.findings import FindingsBenchmark, Pair, load_findings
 from biomedclip.processing.images.findings import FindingImages, check_some_readable
 
 from ..embedding.encoders import label_embeds
 from .dual_encoders import DualEncoder
 from .finding_metrics import measure_findings, show_findings
 from .predictions import Predictions
+from .robustness import (
+    CorruptedFeatures,
+    measure_robustness,
+    paraphrases,
+    show_paraphrases,
+    show_robustness,
+    summarize_paraphrases,
+)
 from .run import Run, note_if_few
 from .zero_shot import data_of
 
@@ -44,12 +53,30 @@ def evaluate_findings(run: Run) -> dict[str, Any] | None:
     encoder, store = run.load()
     images = benchmark.images
     features = store.images(images.images, images.names, benchmark.fingerprint)
+    corrupted = CorruptedFeatures.of(store, images, benchmark.fingerprint, options)
     if not PartialState().is_main_process:
         return None
     usable = images.select(features.rows.tolist())
-    scores = score_pairs(encoder, features.embeds, benchmark, max_length=options.max_length)
+
+    def score(embeds: torch.Tensor, prompts: Mapping[str, Pair] = benchmark.prompts) -> np.ndarray:
+        return score_pairs(encoder, embeds, prompts, max_length=options.max_length)
+
+    scores = score(features.embeds)
     metrics = measure_findings(scores, usable.targets, usable.findings, groups=usable.groups, seed=options.seed)
     show_findings(f"Zero-shot classification of findings, {len(usable):,} images", metrics)
+    if corrupted.features:
+        clean = (scores, features.rows.tolist())
+        robustness = measure_robustness(images, images.findings, clean, corrupted.scored(score), seed=options.seed)
+        metrics["robustness"] = robustness
+        show_robustness(robustness, run.output_dir)
+    if options.prompt_sensitivity:
+        values = {}
+        for positive, negative in paraphrases()["pairs"]:
+            found = score(features.embeds, with_templates(benchmark.prompts, positive, negative))
+            measured = measure_findings(found, usable.targets, usable.findings, resamples=0)
+            values[f"{positive} / {negative}"] = measured["auroc"]
+        metrics["prompt_sensitivity"] = summarize_paraphrases("auroc", values)
+        show_paraphrases(metrics["prompt_sensitivity"])
     return run.write(
         encoder,
         data=data_of(benchmark, len(usable), features.damaged, notes_of(benchmark, usable.groups)),
@@ -98,15 +125,23 @@ def notes_of(benchmark: FindingsBenchmark, groups: list[str] | None) -> list[str
     return note_if_few(len(set(groups)), "groups")
 
 
+def with_templates(prompts: Mapping[str, Pair], positive: str, negative: str) -> dict[str, Pair]:
+    """Return prompts of the same findings from one positive and one negative template. Names have spaces."""
+    names = {finding: finding.replace("_", " ") for finding in prompts}
+    return {
+        finding: ([positive.replace("{}", name)], [negative.replace("{}", name)]) for finding, name in names.items()
+    }
+
+
 def score_pairs(
-    encoder: DualEncoder, image_embeds: torch.Tensor, benchmark: FindingsBenchmark, *, max_length: int | None = None
+    encoder: DualEncoder, image_embeds: torch.Tensor, prompts: Mapping[str, Pair], *, max_length: int | None = None
 ) -> np.ndarray:
     """Return the log-odds of each finding, `(images, findings)`.
 
     They are the difference between the logits of the positive and of the negative prompts, so that the sigmoid is the
     softmax over the pair. The embedding of several prompts is their normalized mean.
     """
-    sides = [texts for pair in benchmark.prompts.values() for texts in pair]
+    sides = [texts for pair in prompts.values() for texts in pair]
     with encoder.precise():
         flat = [text for texts in sides for text in texts]
         embeds = ZeroShotClassifier(encoder.model, encoder.processor, flat, "{}", max_length=max_length).class_embeds

@@ -20,6 +20,7 @@ from .classification import Curve
 from .finding_metrics import METRICS, measure_findings, show_findings
 from .findings import finding_predictions, given_finding_options, notes_of
 from .linear_probe import FRACTIONS, HELD_OUT, ITERATIONS, PROBE_DRAWS, STRENGTHS, LabeledFeatures
+from .robustness import CorruptedFeatures, measure_robustness, show_robustness
 from .run import Run
 from .zero_shot import data_of
 
@@ -43,6 +44,7 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
         split: store.images(read.images.images, read.images.names, read.fingerprint, features=options.probe_features)
         for split, read in splits.items()
     }
+    corrupted = CorruptedFeatures.of(store, test.images, test.fingerprint, options, features=options.probe_features)
     if not PartialState().is_main_process:
         return None
     kept = {split: read.images.select(features[split].rows.tolist()) for split, read in splits.items()}
@@ -59,8 +61,16 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
         fractions=options.fractions,
         draws=draws,
         seed=options.seed,
+        more=corrupted.stacked(),
     )
     show_findings_probe(metrics)
+    scores, of_corrupted = scores[: metrics["images"]], scores[metrics["images"] :]
+    if corrupted.features:
+        clean = (scores, features[options.split].rows.tolist())
+        found = corrupted.split(of_corrupted)
+        robustness = measure_robustness(test.images, test.images.findings, clean, found, seed=options.seed)
+        metrics["robustness"] = robustness
+        show_robustness(robustness, run.output_dir)
     notes = notes_of(test, labeled[options.split].groups)
     if options.split == "validation":
         notes.append("The regularization was chosen on the measured split.")
@@ -97,6 +107,7 @@ def probe_findings(
     fractions: Sequence[float] = FRACTIONS,
     draws: int = PROBE_DRAWS,
     seed: int = 0,
+    more: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Fit and evaluate a logistic regression of each finding, for each fraction of the training images and each draw.
 
@@ -107,7 +118,8 @@ def probe_findings(
 
     The first result has the metrics of [`measure_findings`] of the largest fraction, and `by_fraction`: mean and
     standard deviation of their means over the draws, and each draw with the chosen regularization. The second one is
-    the log-odds of the test images, `(images, findings)`, NaN for a finding without a classifier.
+    the log-odds of the test images, `(images, findings)`, NaN for a finding without a classifier. Those of the features
+    `more` follow.
     """
     by_fraction: dict[str, Any] = {}
     scores = np.empty(0)
@@ -119,8 +131,11 @@ def probe_findings(
     ]
     for fraction, number in tqdm(seeds, desc="Classifiers", unit="fit"):
         drawn = train.select(draw_fraction(np.zeros(len(train.labels)), fraction, number))
-        scores, chosen, missing = _fit(drawn, validation, test, findings)
-        measured = measure_findings(scores, test.labels, findings, resamples=0)
+        judged = test.features
+        if more is not None and (fraction, number) == seeds[-1]:
+            judged = np.concatenate([judged, more])
+        scores, chosen, missing = _fit(drawn, validation, judged, findings)
+        measured = measure_findings(scores[: len(test.labels)], test.labels, findings, resamples=0)
         fit = {"seed": number, "images": len(drawn.labels), "C": chosen} | {name: measured[name] for name in METRICS}
         fit["findings"] = sum(values["auroc"] is not None for values in measured["findings"].values())
         by_fraction.setdefault(f"{fraction:g}", {"runs": []})["runs"].append(fit)
@@ -129,7 +144,8 @@ def probe_findings(
             values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
             summary[name] = float(np.mean(values)) if values else None
             summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    metrics = measure_findings(scores, test.labels, findings, groups=test.groups, seed=seed)
+    of_test = scores[: len(test.labels)]
+    metrics = measure_findings(of_test, test.labels, findings, groups=test.groups, seed=seed)
     for name, why in missing.items():
         metrics["undefined"][f"AUROC and average precision of {name}"] = why
     metrics |= {
@@ -141,19 +157,20 @@ def probe_findings(
 
 
 def _fit(
-    train: LabeledFeatures, validation: LabeledFeatures, test: LabeledFeatures, findings: Sequence[str]
+    train: LabeledFeatures, validation: LabeledFeatures, test: np.ndarray, findings: Sequence[str]
 ) -> tuple[np.ndarray, dict[str, float | None], dict[str, str]]:
     """Return the test scores, the regularization of each finding, and why a finding has no classifier.
 
     The scores of a finding without a classifier are NaN.
     """
-    scores = np.full((len(test.labels), len(findings)), np.nan)
+    scores = np.full((len(test), len(findings)), np.nan)
     chosen: dict[str, float | None] = dict.fromkeys(findings)
-    if not all(np.isfinite(split.features).all() for split in (train, validation, test)):
+    parts = (train.features, validation.features, test)
+    if not all(np.isfinite(part).all() for part in parts):
         return scores, chosen, dict.fromkeys(findings, "the features of some images are NaN or infinite")
     mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
     deviation[deviation == 0] = 1  # constant features
-    used, choosing, measured = ((split.features - mean) / deviation for split in (train, validation, test))
+    used, choosing, measured = ((part - mean) / deviation for part in parts)
     missing: dict[str, str] = {}
     areas = np.full((len(STRENGTHS), len(findings)), np.nan)
     of_strength = np.full((len(STRENGTHS), *scores.shape), np.nan)

@@ -19,6 +19,7 @@ from ..cli.reporting import say
 from .dual_encoders import DualEncoder
 from .features import FEATURES, FeatureStore
 from .reliability import decide, notes_on, scored, show_decisions, write_calibration
+from .robustness import CorruptedFeatures, measure_robustness, show_robustness
 from .run import Run, note_if_few
 from .zero_shot import (
     classification_metrics,
@@ -107,6 +108,7 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     if validation is not None:
         own = validation.images
         of_validation = store.images(own.images, own.names, validation.fingerprint, features="logits")
+    corrupted = CorruptedFeatures.of(store, test.images, test.fingerprint, options, features="logits")
     if not PartialState().is_main_process:
         return None
     usable = test.images.select(logits.rows.tolist())
@@ -121,6 +123,11 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     )
     show_classification(metrics, "Image classification")
     show_decisions(decided.results)
+    if corrupted.features:
+        clean = (of_test.logits, logits.rows.tolist())
+        found = corrupted.scored(lambda embeds: embeds.numpy())
+        metrics["robustness"] = measure_robustness(test.images, labels, clean, found, seed=options.seed)
+        show_robustness(metrics["robustness"], run.output_dir)
     if fitted_on is not None:
         folders = [run.output_dir, *([Path(run.model)] if Path(run.model).is_dir() else [])]
         write_calibration(decided, folders, labels, classifier.weights, fitted_source(validation, fitted_on))

@@ -22,6 +22,7 @@ from ..cli.reporting import UNDEFINED, say, say_undefined, show_table
 from .classification import measure_classification
 from .elevater import fit_elevater
 from .features import Features
+from .robustness import CorruptedFeatures, measure_robustness, show_robustness
 from .run import Run, note_if_few
 from .zero_shot import (
     OWN_IMAGES,
@@ -120,6 +121,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         split: store.images(read.images.images, read.images.names, read.fingerprint, features=options.probe_features)
         for split, read in splits.items()
     }
+    corrupted = CorruptedFeatures.of(store, test.images, test.fingerprint, options, features=options.probe_features)
     if not PartialState().is_main_process:
         return None
     labeled = {split: _labeled(read, features[split], test.classes) for split, read in splits.items()}
@@ -148,8 +150,15 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         positive=test.positive,
         metric=test.metric,
         seed=options.seed,
+        more=corrupted.stacked(),
     )
     show_probe(metrics, test.paper_of_linear_probe)
+    if corrupted.features:
+        clean = (scores[: metrics["images"]], features[options.split].rows.tolist())
+        found = corrupted.split(scores[metrics["images"] :])
+        metrics["robustness"] = measure_robustness(test.images, test.classes, clean, found, seed=options.seed)
+        show_robustness(metrics["robustness"], run.output_dir)
+        scores = clean[0]
     leaks = None
     if options.find_leaks:
         leaks = find_leaks(splits["train"], test, progress=True).as_dict()
@@ -202,6 +211,7 @@ def probe_with_scores(
     positive: str | None = None,
     metric: str = "accuracy",
     seed: int = 0,
+    more: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Fit and evaluate a classifier for each fraction of the training labels and each draw.
 
@@ -213,7 +223,8 @@ def probe_with_scores(
     Each class keeps at least one label. Fractions below 1 are drawn `draws` times, starting with `seed`. The result has
     the metrics of the largest fraction with intervals, and `by_fraction`: mean and standard deviation over the draws,
     and each draw with its number of images and the chosen settings. The second result is the scores of the test images,
-    of shape `(images, classes)`, by the last classifier of the largest fraction.
+    of shape `(images, classes)`, by the last classifier of the largest fraction. With `logistic`, those of the features
+    `more` follow.
     """
     if protocol == "logistic" and validation is None:
         raise ValueError("--protocol logistic requires a validation split to choose the regularization.")
@@ -230,10 +241,11 @@ def probe_with_scores(
     for fraction, number in tqdm(seeds, desc="Classifiers", unit="fit"):
         drawn = train.select(draw_fraction(train.labels, fraction, number))
         if validation is not None and protocol == "logistic":
-            scores, chosen = _fit_logistic(drawn, validation, test, measure)
+            is_last = more is not None and (fraction, number) == seeds[-1]
+            scores, chosen = _fit_logistic(drawn, validation, test, measure, more if is_last else None)
         else:
             scores, chosen = _fit_elevater(drawn, test, measure, number)
-        measured = measure.metrics(scores, test, resamples=0)
+        measured = measure.metrics(scores[: len(test.labels)], test, resamples=0)
         fit = {"seed": number, "images": len(drawn.labels), **chosen} | {name: measured[name] for name in MEASURED}
         by_fraction.setdefault(f"{fraction:g}", {"runs": []})["runs"].append(fit)
     for summary in by_fraction.values():
@@ -241,7 +253,7 @@ def probe_with_scores(
             values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
             summary[name] = float(np.mean(values)) if values else None
             summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    metrics = measure.metrics(scores, test, seed=seed) | {
+    metrics = measure.metrics(scores[: len(test.labels)], test, seed=seed) | {
         "training_images": len(train.labels),
         "validation_images": len(validation.labels) if validation is not None else None,
         "by_fraction": by_fraction,
@@ -299,14 +311,19 @@ class _Measure:
 
 
 def _fit_logistic(
-    train: LabeledFeatures, validation: LabeledFeatures, test: LabeledFeatures, measure: _Measure
+    train: LabeledFeatures,
+    validation: LabeledFeatures,
+    test: LabeledFeatures,
+    measure: _Measure,
+    more: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the test scores with the regularization that is best on the validation split, and the settings."""
-    if not all(np.isfinite(split.features).all() for split in (train, validation, test)):
-        return measure.undefined(test), {"C": None, "converged": False}
+    judged = test.features if more is None else np.concatenate([test.features, more])
+    if not all(np.isfinite(part).all() for part in (train.features, validation.features, judged)):
+        return np.full((len(judged), len(measure.classes)), np.nan), {"C": None, "converged": False}
     mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
     deviation[deviation == 0] = 1  # constant features
-    used, choosing, measured = ((split.features - mean) / deviation for split in (train, validation, test))
+    used, choosing, measured = ((part - mean) / deviation for part in (train.features, validation.features, judged))
     classifier = LogisticRegression(max_iter=ITERATIONS, warm_start=True)
     best: tuple[float, np.ndarray, dict[str, Any]] | None = None
     for strength in STRENGTHS:

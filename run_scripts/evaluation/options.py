@@ -12,7 +12,7 @@ from biomedclip.processing.benchmarks.loading import benchmark_options
 from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
 
 from ..cli.devices import DEVICE_HELP
-from ..cli.errors import UsageError
+from ..cli.errors import UsageError, usage_errors
 from ..cli.fields import REQUIRED, WORKERS, image_root_option, option, trust_option
 from ..cli.finding_fields import (
     blank_option,
@@ -27,6 +27,7 @@ from .few_shot.task import SHOTS, check_few_shot_options
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .panels import PANELS, check_panel_options
 from .pools import DRAWS
+from .robustness import ALL, chosen_corruptions
 from .visual_question_answering import WORDS
 from .zero_shot import OWN_IMAGES, given_benchmark_options
 
@@ -42,6 +43,7 @@ GROUPS = {
     "retrieval": "image_id pool_size pool_draws",
     "zero-shot and few-shot": "prompts templates",
     "own data": "image_column text_column label_column image_root group_column validation_fraction",
+    "robustness": "corruptions prompt_sensitivity",
     "several findings": "label_columns label_separator uncertain blank",
     "labeled images": "cancer rsna_split find_leaks",
     "linear-probe and few-shot": "draws",
@@ -71,6 +73,8 @@ _TASKS = {
     "report subgroup_column": ["zero-shot", "linear-probe", "image-classification"],
     "calibrate sensitivity specificity coverage": ["zero-shot", "image-classification"],
     "text_column validation_fraction": ["retrieval"],
+    "corruptions": ["zero-shot", "linear-probe", "image-classification"],
+    "prompt_sensitivity": ["zero-shot"],
     "prompts templates": ["zero-shot", "few-shot"],
     "draws": ["linear-probe", "few-shot", SUITE],
     "find_leaks": ["linear-probe", "few-shot", "image-classification", SUITE],
@@ -151,6 +155,10 @@ class AllOptions(DecisionOptions):
         None, "Retrieval: fraction that biomedclip train held out from own pairs (default: 0.1)."
     )
     label_column: str | None = option(None, "Label column of a table, labels.csv or dataset (default: label).")
+    corruptions: list[str] = option(
+        [], "Measure on corrupted images too, such as noise blur (default: none; all without a value)."
+    )
+    prompt_sensitivity: bool = option(False, "Measure paraphrased prompts too (default: no).")
     label_columns: list[str] = label_columns_option()
     label_separator: str | None = label_separator_option()
     uncertain: str | None = uncertain_option()
@@ -236,6 +244,16 @@ def models_together(arguments: Sequence[str]) -> list[str]:
     return [*others, "--model", *models] if models else others
 
 
+def all_corruptions(arguments: Sequence[str]) -> list[str]:
+    """Add the value `all` to `--corruptions` without a value, because the parser expects one."""
+    following = [*arguments[1:], "--"]
+    return [
+        word
+        for argument, after in zip(arguments, following, strict=True)
+        for word in ([argument, ALL] if argument == "--corruptions" and after.startswith("--") else [argument])
+    ]
+
+
 def tasks_with(option: str) -> list[str]:
     """Return the tasks that have an option."""
     return [task for task, options in OPTIONS.items() if option in options.__dataclass_fields__]
@@ -262,6 +280,11 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}.")
     given = {known.name for known in dataclasses.fields(options) if _is_given(options, known)}
     check_finding_columns(given)
+    if "corruptions" in given:
+        with usage_errors():
+            chosen_corruptions(options.corruptions)
+        if getattr(options, "protocol", "logistic") != "logistic":
+            raise UsageError("--corruptions needs --protocol logistic, whose classifier does not see the test images.")
     if "label_columns" in given:
         _check_findings(options, given)
     if options.task == PANELS:

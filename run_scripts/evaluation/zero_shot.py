@@ -20,6 +20,14 @@ from .decision_options import given_decisions
 from .dual_encoders import DualEncoder
 from .predictions import Predictions, softmax_predictions
 from .reliability import Scored, decide, notes_on, scored, show_decisions, write_calibration
+from .robustness import (
+    CorruptedFeatures,
+    measure_robustness,
+    paraphrases,
+    show_paraphrases,
+    show_robustness,
+    summarize_paraphrases,
+)
 from .run import Run, note_if_few
 from .subgroups import measure_subgroups, show_subgroups
 
@@ -106,12 +114,13 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
     if validation is not None:
         own = validation.images
         of_validation = store.images(own.images, own.names, validation.fingerprint)
+    corrupted = CorruptedFeatures.of(store, images, benchmark.fingerprint, options)
     if not PartialState().is_main_process:
         return None
     usable = images.select(features.rows.tolist())
 
-    def scores_of(embeds: torch.Tensor) -> np.ndarray:
-        names, templates = benchmark.class_names, benchmark.templates
+    def scores_of(embeds: torch.Tensor, templates: Sequence[str] = benchmark.templates) -> np.ndarray:
+        names = benchmark.class_names
         return zero_shot_scores(encoder, embeds, names, templates, max_length=options.max_length).double().numpy()
 
     classes = benchmark.classes
@@ -140,6 +149,18 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
         }
         source = fitted_source(validation, fitted_on)
         write_calibration(decided, [run.output_dir], classes, encoder.weights, source, prompts)
+    if corrupted.features:
+        clean = (test.logits, features.rows.tolist())
+        robustness = measure_robustness(images, classes, clean, corrupted.scored(scores_of), seed=options.seed)
+        metrics["robustness"] = robustness
+        show_robustness(robustness, run.output_dir)
+    if options.prompt_sensitivity:
+        values = {}
+        for template in paraphrases()["templates"]:
+            found = torch.from_numpy(scores_of(features.embeds, [template]))
+            values[template] = classification_metrics(found, usable.labels, classes, resamples=0)["accuracy"]
+        metrics["prompt_sensitivity"] = summarize_paraphrases("accuracy", values)
+        show_paraphrases(metrics["prompt_sensitivity"])
     sets = [name for name, templates in benchmark.template_sets.items() if templates == benchmark.templates]
     return run.write(
         encoder,

@@ -25,7 +25,8 @@ def quickstart(tmp_path_factory) -> Path:
     """Return the folder in which the examples run. All processes of pytest-xdist share it, so tests must copy it.
 
     It has a small quickstart model in `out/`, a small model in place of the published one in `published/`, an image,
-    labeled images, a table of images and reports, and small benchmarks. Images, articles and questions are real where
+    labeled images, tables of images with reports and with findings, and small benchmarks.
+    Images, articles and questions are real where
     `../shared/data` exists, except those of RSNA and TCGA-TIL.
     """
     base = tmp_path_factory.getbasetemp()
@@ -42,6 +43,7 @@ def quickstart(tmp_path_factory) -> Path:
                 write_real_images(folder)
             else:
                 write_drawn_images(folder)
+            write_findings(folder)
             done.touch()
     return folder
 
@@ -99,6 +101,15 @@ def write_drawn_images(folder: Path) -> None:
         for number in range(count)
     ]
     write_vqa_rad(folder / "VQA_RAD", questions)
+
+
+def write_findings(folder: Path) -> None:
+    """Write a table with two findings for each image of `reports.csv`. They are invented."""
+    rows = []
+    for number in range(40):
+        effusion, nodule = [1, 0, 0, -1][number % 4], ["0", "1", ""][number % 3]
+        rows.append((f"images/{number}.png", f"p{number // 2}", effusion, nodule))
+    write_table(folder / "findings.csv", ["image", "patient", "effusion", "nodule"], rows)
 
 
 def write_benchmarks(folder: Path) -> None:
