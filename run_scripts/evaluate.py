@@ -21,7 +21,6 @@ from .evaluation.options import (
     OPTIONS,
     SUITE,
     AllOptions,
-    all_corruptions,
     check_options,
     models_together,
     refuse_options_of_other_tasks,
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> Any:
-    words = all_corruptions(models_together(arguments))
+    words = models_together(arguments)
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
     task = first or option_value("evaluate", "task", arguments) or "retrieval"
     task = ALIASES.get(task, task)

@@ -224,12 +224,14 @@ OPTIONS = {task: _options_of(task) for task in (*_SINGLE, PANELS, SUITE)}
 def models_together(arguments: Sequence[str]) -> list[str]:
     """Rewrite `--model A --model B` and `--model A,B` as `--model A B`, which the parser accepts.
 
+    `--corruptions` without a value gets one, see [`all_corruptions`].
+
     Raise `UsageError` if one of the models is the name of a task, which must be the first argument.
     """
     others: list[str] = []
     models: list[str] = []
     place = others
-    for argument in arguments:
+    for argument in all_corruptions(arguments):
         if argument == "--model" or argument.startswith("--model="):
             place = models
             argument = argument.removeprefix("--model").removeprefix("=")
