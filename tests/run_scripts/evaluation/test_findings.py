@@ -253,7 +253,7 @@ def test_the_probe_learns_findings_and_reports_leaks_of_patients(measure, table,
         ([*COLUMNS, "--label-column", "left"], 2, "--label-column is for one label, and --label-columns for several"),
         ([*COLUMNS, "--templates", "{}"], 2, "--templates has no effect with --label-columns: use --prompts FILE"),
         ([*COLUMNS, "--benchmark", "pcam"], 2, "--benchmark has no effect with --label-columns"),
-        ([*COLUMNS, "--report"], 2, "--report is for one label in each image, not for --label-columns"),
+        ([*COLUMNS, "--report"], 2, "--report has no effect with --label-columns"),
         (
             ["--label-columns", "left", "both"],
             1,
