@@ -4,7 +4,7 @@ python tests/performance/inference.py --output inference.json
 
 Weights are random unless --model is given. All ways take turns. The bound is the feed-forward products of the image
 tower alone, which are two thirds of its work, in the same precision. Texts are real captions: open_clip pads them to
-256 tokens, `embed_texts` to the longest of a batch.
+256 tokens, and `embed_texts` computes real tokens only.
 """
 
 import statistics
