@@ -1,5 +1,6 @@
 """Load classifiers with a common interface: dual encoders with prompts, and fine-tuned classifiers."""
 
+import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,7 @@ from ..evaluation.dual_encoders import DualEncoder
 
 
 CONFIG = "config.json"
+_MULTI_LABEL = "multi_label_classification"  # `problem_type` of classifiers of several findings
 _TASK = "classify with --labels"
 
 
@@ -89,12 +91,17 @@ def check_classifier(
     return labels, precision or OF_MODELS[0]
 
 
-def check_fine_tuned(name: str) -> list[str]:
+def check_fine_tuned(name: str, *, several: bool) -> list[str]:
     """Check a fine-tuned classifier, or the adapter of one, before it is loaded, and return its labels.
+
+    Args:
+        name: Folder or Hub id.
+        several: Whether the images of the data have several findings each.
 
     Raises:
         FileNotFoundError: If the model or a file of it does not exist.
-        ValueError: If the model is not a classifier with two or more labels.
+        ValueError: If the model is not a classifier with two or more labels, or not one of several findings if the data
+            has them.
     """
     check_model_name(name)
     config = _config_of_classifier(name)
@@ -104,7 +111,18 @@ def check_fine_tuned(name: str) -> list[str]:
             "image-classification, or measure a dual encoder with biomedclip evaluate zero-shot."
         )
     _check_files(Path(name))
-    return _labels_of(config, name)
+    labels = _labels_of(config, name)
+    if several and config.get("problem_type") != _MULTI_LABEL:
+        raise ValueError(
+            f"--model {name} predicts one label for each image. Omit --label-columns, or train a classifier of several "
+            "findings with biomedclip train --task image-classification --label-columns."
+        )
+    if not several and config.get("problem_type") == _MULTI_LABEL:
+        raise ValueError(
+            f"--model {name} predicts several findings for each image. Pass the column of each one: --label-columns "
+            f"{shlex.join(labels)}."
+        )
+    return labels
 
 
 def _check_files(folder: Path) -> None:
@@ -224,7 +242,7 @@ def load_fine_tuned(
     """Load a fine-tuned classifier, or the adapter of one, in evaluation mode. See [`load_zero_shot`] for arguments."""
     model, processor = load_classifier_model(name)
     model = model.to(device)
-    activation = torch.sigmoid if model.config.problem_type == "multi_label_classification" else _softmax
+    activation = torch.sigmoid if model.config.problem_type == _MULTI_LABEL else _softmax
 
     def precise() -> AbstractContextManager[Any]:
         return nullcontext() if precision == "float32" else torch.autocast(model.device.type, dtype=torch.bfloat16)

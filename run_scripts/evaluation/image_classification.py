@@ -66,7 +66,7 @@ def read_classified(options: Any) -> LabeledTest:
         FileNotFoundError: If the images, a model or a file of it do not exist.
         ValueError: If a model is not an image classifier, or the label of an image is not one of its labels.
     """
-    labels = {name: check_fine_tuned(name) for name in options.model}
+    labels = {name: check_fine_tuned(name, several=False) for name in options.model}
     test = read_labeled(options, options.split)
     where = f"--data {options.data}"
     for name, known in labels.items():
@@ -92,17 +92,29 @@ def load_fine_tuned_classifier(name: str, precision: str) -> FineTunedClassifier
     )
 
 
+def load_classifier(run: Run) -> tuple[FineTunedClassifier, FeatureStore]:
+    """Return the classifier of a run and the store of its logits."""
+    options = run.options
+    classifier = load_fine_tuned_classifier(run.model, options.precision)
+    folder = Path(options.features_dir or Path(options.output_dir) / FEATURES)
+    return classifier, FeatureStore(classifier, folder, batch_size=options.batch_size, workers=options.workers)
+
+
+def leaks_of(train: Any, test: Any) -> dict[str, Any] | None:
+    """Find and print the test images that are training images. None without a training split."""
+    if train is None:
+        return None
+    leaks = find_leaks(train, test, progress=True).as_dict()
+    if leaks["leaked"]:
+        say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images.")
+    return leaks
+
+
 def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     """Evaluate a fine-tuned classifier. The first process writes and returns the results."""
     options, test = run.options, run.data.test
     labels: list[str] = run.data.labels[run.model]
-    classifier = load_fine_tuned_classifier(run.model, options.precision)
-    store = FeatureStore(
-        classifier,
-        Path(options.features_dir or Path(options.output_dir) / FEATURES),
-        batch_size=options.batch_size,
-        workers=options.workers,
-    )
+    classifier, store = load_classifier(run)
     logits = store.images(test.images.images, test.images.names, test.fingerprint, features="logits")
     validation, of_validation = run.data.validation, None
     if validation is not None:
@@ -131,11 +143,7 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     if fitted_on is not None:
         folders = [run.output_dir, *([Path(run.model)] if Path(run.model).is_dir() else [])]
         write_calibration(decided, folders, labels, classifier.weights, fitted_source(validation, fitted_on))
-    leaks = None
-    if run.data.train is not None:
-        leaks = find_leaks(run.data.train, test, progress=True).as_dict()
-        if leaks["leaked"]:
-            say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images.")
+    leaks = leaks_of(run.data.train, test)
     notes = [*_absent(labels, usable.labels, options.split), *note_if_few(len(usable), "images")]
     notes += notes_on(fitted_on, options, decided)
     damaged = logits.damaged + (of_validation.damaged if of_validation else [])

@@ -69,7 +69,7 @@ _TASKS = {
     "cancer rsna_split": [*_LABELED, SUITE],
     "image_column image_root group_column": ["retrieval", *_LABELED],
     "label_column": _LABELED,
-    "label_columns label_separator uncertain blank": ["zero-shot", "linear-probe"],
+    "label_columns label_separator uncertain blank": ["zero-shot", "linear-probe", "image-classification"],
     "report subgroup_column": ["zero-shot", "linear-probe", "image-classification"],
     "calibrate sensitivity specificity coverage": ["zero-shot", "image-classification"],
     "text_column validation_fraction": ["retrieval"],

@@ -8,6 +8,7 @@ from biomedclip.processing.benchmarks.findings import FindingsBenchmark
 
 from .few_shot.task import evaluate_few_shot, read_few_shot
 from .findings import evaluate_findings, read_findings
+from .findings_classifier import FindingsTest, evaluate_classified_findings, read_classified_findings
 from .findings_probe import evaluate_findings_probe, read_probed_findings
 from .image_classification import TASK as IMAGE_CLASSIFICATION
 from .image_classification import evaluate_image_classification, read_classified
@@ -48,12 +49,21 @@ def _evaluate_probe(run: Run) -> dict[str, Any] | None:
     return evaluate_findings_probe(run) if isinstance(run.data, dict) else evaluate_linear_probe(run)
 
 
+def _read_classified(options: Any) -> Any:
+    return read_classified_findings(options) if options.label_columns else read_classified(options)
+
+
+def _evaluate_classified(run: Run) -> dict[str, Any] | None:
+    several = isinstance(run.data, FindingsTest)
+    return evaluate_classified_findings(run) if several else evaluate_image_classification(run)
+
+
 TASKS = {
     "retrieval": Task(read_pairs, evaluate_retrieval),
     "zero-shot": Task(_read_zero_shot, _evaluate_zero_shot),
     "linear-probe": Task(_read_probed, _evaluate_probe),
     "few-shot": Task(read_few_shot, evaluate_few_shot),
-    IMAGE_CLASSIFICATION: Task(read_classified, evaluate_image_classification, checks_models=True),
+    IMAGE_CLASSIFICATION: Task(_read_classified, _evaluate_classified, checks_models=True),
     "visual-question-answering": Task(read_questions, evaluate_questions),
     PANELS: Task(read_annotated, evaluate_panels, checks_models=True),
 }

@@ -1,0 +1,108 @@
+"""Evaluate fine-tuned classifiers of images with several findings, which `biomedclip train --label-columns` wrote."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from biomedclip.processing.benchmarks.findings import FindingsBenchmark, load_findings
+from biomedclip.processing.images.findings import check_some_readable
+
+from ..classification.classifiers import check_fine_tuned
+from .finding_metrics import measure_findings, show_findings
+from .findings import finding_predictions, given_finding_options, notes_of
+from .image_classification import leaks_of, load_classifier
+from .robustness import CorruptedFeatures, measure_robustness, show_robustness
+from .run import Run
+from .zero_shot import data_of
+
+
+@dataclass(frozen=True)
+class FindingsTest:
+    """A split of images with several findings, and the labels of each classifier by its name.
+
+    `train` is the training split if there is one and leaks are looked for.
+    """
+
+    test: FindingsBenchmark
+    train: FindingsBenchmark | None
+    labels: Mapping[str, list[str]]
+
+
+def read_classified_findings(options: Any) -> FindingsTest:
+    """Check the classifiers, and read the images of a split with their findings.
+
+    Raises:
+        FileNotFoundError: If the images, a model or a file of it do not exist.
+        ValueError: If a model is not a classifier of several findings, or the data has other findings.
+    """
+    labels = {name: check_fine_tuned(name, several=True) for name in options.model}
+    splits = _read(options)
+    test = splits[options.split]
+    for name, known in labels.items():
+        _check_same_findings(test.images.findings, known, f"--data {options.data}", f"--model {name}")
+    check_some_readable(test.images, f"--data {options.data}, {options.split} split")
+    return FindingsTest(test, splits.get("train") if options.split != "train" else None, labels)
+
+
+def _read(options: Any) -> dict[str, FindingsBenchmark]:
+    """Read the split, and the training split if there is one and leaks are looked for."""
+    columns = given_finding_options(options)
+    if options.find_leaks and options.split != "train":
+        try:
+            return load_findings(options.data, splits=["train", options.split], **columns)
+        except ValueError:
+            pass  # leaks are unknown without training images
+    return load_findings(options.data, splits=[options.split], **columns)
+
+
+def _check_same_findings(findings: Sequence[str], labels: Sequence[str], data: str, model: str) -> None:
+    """Raise `ValueError` if the data and the classifier do not have the same findings. The order does not matter."""
+    missing = [name for name in labels if name not in findings]
+    unknown = [name for name in findings if name not in labels]
+    parts = {"has no labels of": missing, "has findings that the model does not predict:": unknown}
+    problems = [f"{what} {', '.join(map(repr, names))}" for what, names in parts.items() if names]
+    if problems:
+        raise ValueError(
+            f"{data} {', and '.join(problems)}. {model} predicts all of its findings and no others. Pass data with "
+            f"these findings, such as --label-columns {shlex.join(labels)}."
+        )
+
+
+def evaluate_classified_findings(run: Run) -> dict[str, Any] | None:
+    """Evaluate a fine-tuned classifier of findings. The first process writes and returns the results."""
+    options, test = run.options, run.data.test
+    images, labels = test.images, run.data.labels[run.model]
+    classifier, store = load_classifier(run)
+    logits = store.images(images.images, images.names, test.fingerprint, features="logits")
+    corrupted = CorruptedFeatures.of(store, images, test.fingerprint, options, features="logits")
+    if not PartialState().is_main_process:
+        return None
+    usable = images.select(logits.rows.tolist())
+    order = [labels.index(name) for name in images.findings]
+
+    def scores_of(embeds: torch.Tensor) -> np.ndarray:
+        """Return the log-odds in the order of the findings of the data."""
+        return embeds[:, order].double().numpy()
+
+    scores = scores_of(logits.embeds)
+    metrics = measure_findings(scores, usable.targets, usable.findings, groups=usable.groups, seed=options.seed)
+    show_findings(f"Classification of findings, {len(usable):,} images", metrics)
+    if corrupted.features:
+        clean, found = (scores, logits.rows.tolist()), corrupted.scored(scores_of)
+        metrics["robustness"] = measure_robustness(images, images.findings, clean, found, seed=options.seed)
+        show_robustness(metrics["robustness"], run.output_dir)
+    leaks = leaks_of(run.data.train, test)
+    return run.write(
+        classifier,
+        data=data_of(test, len(usable), logits.damaged, notes_of(test, usable.groups)) | {"leaks": leaks},
+        metrics=metrics,
+        paper={},
+        paper_source="",
+        settings=given_finding_options(options) | {"labels": labels},
+        predictions=finding_predictions(usable, scores).table(),
+    )
