@@ -78,6 +78,8 @@ def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         )
     if not any(WEIGHTS.fullmatch(name) for name in files):
         raise FileNotFoundError(f"{folder} contains no model.safetensors.")
+    if "config.json" in files:
+        _refuse_classifier(folder, read_json(files["config.json"]))
     for name in _REQUIRED:
         if name not in files:
             remedy = "Run biomedclip card" if name in (CARD, CARD_FACTS) else "Save model and processor again"
@@ -134,6 +136,16 @@ def check_private_content(files: Mapping[str, Path | bytes], folder: Path) -> No
                 raise ValueError(f"{folder / name} contains {found}, a path of this machine. Remove it.")
             if _ACCESS_TOKEN.search(content):
                 raise ValueError(f"{folder / name} contains an access token of the Hub. Remove it.")
+
+
+def _refuse_classifier(folder: Path, config: Any) -> None:
+    """Raise an error for a fine-tuned classifier, which has no text encoder."""
+    names = config.get("architectures") if isinstance(config, Mapping) else None
+    if isinstance(names, list) and names and str(names[0]).endswith("ForImageClassification"):
+        raise ValueError(
+            f"{folder} contains a fine-tuned classifier, not a complete BiomedCLIPModel. biomedclip push does not "
+            "publish classifiers. To share it, copy the whole folder: biomedclip classify also uses its calibration.json."
+        )
 
 
 def _installed_code(path: Path, resolved: Path) -> Path:

@@ -114,6 +114,9 @@ def test_classify_uses_the_calibration_of_a_classifier_and_states_it(case, tmp_p
     assert "calibrated" not in message
     ratios = (plain[:, :1] - plain[:, 1:]) / (calibrated[:, :1] - calibrated[:, 1:])
     np.testing.assert_allclose(ratios, temperature, rtol=1e-3)
+    command[3] = shutil.copytree(model, tmp_path / "shared")
+    np.testing.assert_array_equal(classified()[0], calibrated)
+    command[3] = model
     (model / "calibration.json").unlink()
     np.testing.assert_array_equal(classified("--calibration", tmp_path / "out")[0], calibrated)
     assert main([*map(str, command), "--calibration", "none"]) == 2
