@@ -144,7 +144,7 @@ def _refuse_classifier(folder: Path, config: Any) -> None:
     if isinstance(names, list) and names and str(names[0]).endswith("ForImageClassification"):
         raise ValueError(
             f"{folder} contains a fine-tuned classifier, not a complete BiomedCLIPModel. biomedclip push does not "
-            "publish classifiers. To share it, copy the whole folder: biomedclip classify also uses its calibration.json."
+            "publish classifiers. To share it, copy the whole folder: biomedclip classify uses its calibration.json."
         )
 
 
