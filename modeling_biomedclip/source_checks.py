@@ -29,7 +29,7 @@ def check_source(name: str, *, trust_remote_code: bool) -> None:
         checked.add(waiting)
         name, waiting = waiting, None
         for file, check in _CHECKS.items():
-            path = _find(name, file)
+            path = find_file(name, file)
             content = read_json(path) if path is not None else None
             if path is not None and isinstance(content, dict):
                 check(path, content)
@@ -37,8 +37,8 @@ def check_source(name: str, *, trust_remote_code: bool) -> None:
                     waiting = content.get("base_model_name_or_path")
 
 
-def _find(name: str, file: str) -> Path | None:
-    """Return the path of a file, or `None` if it is missing. The loader then raises a more helpful error."""
+def find_file(name: str, file: str) -> Path | None:
+    """Return the path of a file in a folder or of a model on the Hub, or None if it is missing or unreachable."""
     try:
         found = cached_file(
             name,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedclip.processing.tables import read_text
+from biomedclip.source_checks import find_file
 
 from ..cli.errors import UsageError
 from ..cli.reporting import show_stage, write_json
@@ -106,20 +107,20 @@ def _are_texts(values: Any) -> bool:
 
 
 def load_calibration(given: str | None, model: str) -> Calibration:
-    """Return the calibration of `--calibration`, or else that of the model's folder, or one that changes nothing.
+    """Return the calibration of `--calibration`, or that of the model, or one that changes nothing.
 
     Raises:
         FileNotFoundError: If the given file does not exist.
         UsageError: If `--calibration none` is given, but the model has no calibration.
         ValueError: If the file is not a calibration.
     """
-    own = Path(model) / FILE
-    if given == NONE and not own.is_file():
+    own = find_file(model, FILE) if Path(model).is_dir() or "/" in model else None
+    if given == NONE and own is None:
         raise UsageError(f"--calibration {NONE} has no effect: {model} has no {FILE}. Omit it.")
     if given not in (None, NONE):
         path = Path(str(given))
         return read_calibration(path / FILE if path.is_dir() else path)
-    return read_calibration(own) if own.is_file() and given is None else Calibration(1.0, [], "")
+    return read_calibration(own) if own is not None and given is None else Calibration(1.0, [], "")
 
 
 __all__ = ["FILE", "NONE", "Calibration", "load_calibration", "read_calibration"]
