@@ -148,12 +148,23 @@ def _curves(scores: np.ndarray, truth: np.ndarray, positive: int) -> list[Curve]
 
     The curves use log-odds, because probabilities of scores that are far apart all round to 1.0.
     """
+    if scores.shape[1] == 2:
+        return [Curve(scores[:, positive] - scores[:, 1 - positive], truth == positive)]
+    rows, best = np.arange(len(scores)), scores.argmax(axis=1)
+    largest = scores[rows, best]
+    relative = scores - largest[:, None]  # of scores that differ by a constant, the log-odds are exactly equal
+    powers = np.exp(relative)
+    sums = np.sort(powers, axis=1).sum(axis=1)  # sorted, so that the order of the classes changes nothing
+    relative[rows, best] = -np.inf
+    second = relative.max(axis=1)
+    beside_best = -second - np.log(np.sort(np.exp(relative - second[:, None]), axis=1).sum(axis=1))
     curves = []
-    for number in [positive] if scores.shape[1] == 2 else range(scores.shape[1]):
-        rest = np.delete(scores, number, axis=1)
-        largest = rest.max(axis=1, keepdims=True)
-        others = largest[:, 0] + np.log(np.exp(rest - largest).sum(axis=1))
-        curves.append(Curve(scores[:, number] - others, truth == number))
+    for number in range(scores.shape[1]):
+        # The sum without a class is a difference, unless the class has the highest score and little would remain.
+        is_best = scores[:, number] == largest
+        others = np.log(np.where(is_best, 1, sums - powers[:, number]))
+        margins = np.where(is_best, beside_best, scores[:, number] - largest - others)
+        curves.append(Curve(margins, truth == number))
     return curves
 
 

@@ -52,6 +52,18 @@ def test_auroc_equals_a_plain_loop_over_pairs_of_images():
     assert measure_classification(scores, truth, resamples=0)["auroc"] == pytest.approx(np.mean(wins), abs=1e-12)
 
 
+@pytest.mark.parametrize("classes", [3, 20])
+def test_images_with_equal_log_odds_tie_for_every_class(classes):
+    scores = np.round(2 * np.random.default_rng(0).normal(size=(300, classes)))
+    truth = np.arange(300) % classes
+    areas = []
+    for number in range(classes):
+        rest = np.exp(np.delete(scores, number, axis=1)).sum(axis=1)
+        margins = np.round(scores[:, number] - np.log(rest), 9)  # equal in all digits that are not rounding errors
+        areas.append(roc_auc_score(truth == number, margins))
+    assert measure_classification(scores, truth, resamples=0)["auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
+
+
 def test_scores_whose_probabilities_all_round_to_one_are_still_ordered():
     scores = np.stack([np.zeros(4), [100.0, 200.0, 300.0, 400.0]], axis=1)
     assert measure_classification(scores, [0, 0, 1, 1], resamples=0)["auroc"] == 1
