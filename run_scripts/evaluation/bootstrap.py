@@ -38,18 +38,23 @@ def percentile_interval(resampled: np.ndarray | Sequence[float]) -> list[float]:
 
 def bootstrap_interval(
     values: np.ndarray, groups: Sequence[Any] | np.ndarray, *, seed: int = 0, resamples: int = 1000
-) -> list[float]:
-    """Return the ends of the 95 % interval of a mean. See [`bootstrap_means`] for the arguments."""
+) -> list[float] | None:
+    """Return the ends of the 95 % interval of a mean, or None if there is only one group.
+
+    See [`bootstrap_means`] for the arguments.
+    """
+    if len(np.unique(np.asarray(groups))) < 2:
+        return None
     return percentile_interval(bootstrap_means(values, groups, seed=seed, resamples=resamples))
 
 
 def bootstrap_weights(
     groups: Sequence[Any] | np.ndarray, *, seed: int = 0, resamples: int = 1000
 ) -> Iterator[np.ndarray]:
-    """Yield how often each value is drawn, for each bootstrap sample of whole groups."""
+    """Yield how often each value is drawn, for each bootstrap sample of whole groups. A single group has no samples."""
     _, group_of = np.unique(np.asarray(groups), return_inverse=True)
     generator, drawable = np.random.default_rng(seed), group_of.max() + 1
-    for _ in range(resamples):
+    for _ in range(resamples if drawable > 1 else 0):
         drawn = generator.integers(drawable, size=drawable)
         yield np.bincount(drawn, minlength=drawable)[group_of].astype(float)
 

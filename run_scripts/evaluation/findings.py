@@ -23,7 +23,7 @@ from .robustness import (
     show_robustness,
     summarize_paraphrases,
 )
-from .run import Run, note_if_few
+from .run import Run, note_if_few_drawn
 from .zero_shot import data_of
 
 
@@ -121,8 +121,8 @@ def notes_of(benchmark: FindingsBenchmark, groups: list[str] | None) -> list[str
         note = (
             "Without group_column, the intervals draw single images. Several images of a patient make them too narrow."
         )
-        return [*note_if_few(len(benchmark.images), "images"), note.replace("group_column", "--group-column")]
-    return note_if_few(len(set(groups)), "groups")
+        return [*note_if_few_drawn(len(benchmark.images), None), note.replace("group_column", "--group-column")]
+    return note_if_few_drawn(len(groups), groups)
 
 
 def with_templates(prompts: Mapping[str, Pair], positive: str, negative: str) -> dict[str, Pair]:

@@ -20,7 +20,7 @@ from .dual_encoders import DualEncoder
 from .features import FEATURES, FeatureStore
 from .reliability import decide, notes_on, scored, show_decisions, write_calibration
 from .robustness import CorruptedFeatures, measure_robustness, show_robustness
-from .run import Run, note_if_few
+from .run import Run, note_if_few_drawn
 from .zero_shot import (
     classification_metrics,
     data_of,
@@ -144,7 +144,7 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
         folders = [run.output_dir, *([Path(run.model)] if Path(run.model).is_dir() else [])]
         write_calibration(decided, folders, labels, classifier.weights, fitted_source(validation, fitted_on))
     leaks = leaks_of(run.data.train, test)
-    notes = [*_absent(labels, usable.labels, options.split), *note_if_few(len(usable), "images")]
+    notes = [*_absent(labels, usable.labels, options.split), *note_if_few_drawn(len(usable), usable.groups)]
     notes += notes_on(fitted_on, options, decided)
     damaged = logits.damaged + (of_validation.damaged if of_validation else [])
     return run.write(

@@ -23,7 +23,7 @@ from .classification import measure_classification
 from .elevater import fit_elevater
 from .features import Features
 from .robustness import CorruptedFeatures, measure_robustness, show_robustness
-from .run import Run, note_if_few
+from .run import Run, note_if_few_drawn
 from .zero_shot import (
     OWN_IMAGES,
     check_classes,
@@ -166,7 +166,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
             say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images.")
     usable = test.images.select(features[options.split].rows.tolist())
     damaged = [entry for split in splits for entry in features[split].damaged]
-    notes += note_if_few(metrics["images"], "images")
+    notes += note_if_few_drawn(len(usable), usable.groups)
     return run.write(
         encoder,
         data=data_of(test, metrics["images"], damaged, notes) | {"leaks": leaks},

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..cli.reporting import show_table
+from ..cli.reporting import say, show_table
 from .classification import weighted_metrics
 from .paired import delong, mcnemar, paired_interval
 from .predictions import PARQUET, PROBABILITY
+from .run import metric_words
 
 
 class Stored(NamedTuple):
@@ -51,7 +52,8 @@ def compare_predictions(
 
     Returns:
         For each other model `first`, `second`, `metrics` (`first`, `second`, `difference` and its 95 % `interval` by
-        name), `mcnemar` and, with two classes, `delong`. Models with other classes or images are left out.
+        name), `mcnemar` and, with two classes, `delong`. Both tests need independent images. If a group has several
+        images, `not_tested` is the reason instead. Models with other classes or images are left out.
     """
     stored = [read_predictions(folder) for folder in folders]
     base = stored[0]
@@ -88,6 +90,9 @@ def _difference(first: Stored, second: Stored, positive: str | None, seed: int) 
             "interval": paired_interval(gain, drawn, seed=seed),
         }
     result: dict[str, Any] = {"metrics": metrics}
+    if len(set(drawn)) < len(truth):
+        reason = f"the {len(truth):,} images are of {len(set(drawn)):,} groups, and both tests need independent images"
+        return result | {"not_tested": f"No test of McNemar or DeLong: {reason}. Use the intervals."}
     if "accuracy" in metrics:
         rights = [model.scores.argmax(axis=1) == truth for model in (first, second)]
         result["mcnemar"] = mcnemar(*rights)._asdict()
@@ -104,9 +109,11 @@ def show_differences(differences: Sequence[Mapping[str, Any]]) -> None:
         for name, found in entry["metrics"].items():
             interval = found["interval"]
             shown = f"[{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else None
-            rows.append((_words(name), f"{found['difference']:+.3f}", shown, p_value_of(entry, name)))
+            rows.append((metric_words(name), f"{found['difference']:+.3f}", shown, p_value_of(entry, name)))
         columns = ["", "difference", "95 % interval", "p-value"]
         show_table(f"{entry['second']} minus {entry['first']}, paired", rows, columns)
+    for reason in dict.fromkeys(entry["not_tested"] for entry in differences if "not_tested" in entry):
+        say(reason)
 
 
 def p_value_of(entry: Mapping[str, Any], metric: str) -> str | None:
@@ -120,7 +127,7 @@ def p_value_of(entry: Mapping[str, Any], metric: str) -> str | None:
 
 
 def difference_lines(differences: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for each difference, for `comparison.md`."""
+    """Return a sentence for each difference and for each omitted test, for `comparison.md`."""
     lines = []
     for entry in differences:
         for name, found in entry["metrics"].items():
@@ -129,10 +136,7 @@ def difference_lines(differences: Sequence[Mapping[str, Any]]) -> list[str]:
             p_value = p_value_of(entry, name)
             tested = f", p = {p_value}" if p_value else ""
             lines.append(
-                f"{_words(name)}, {entry['second']} minus {entry['first']}: {found['difference']:+.3f}{shown}{tested}"
+                f"{metric_words(name)}, {entry['second']} minus {entry['first']}: {found['difference']:+.3f}{shown}"
+                f"{tested}"
             )
-    return lines
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("auroc", "AUROC")
+    return [*lines, *dict.fromkeys(entry["not_tested"] for entry in differences if "not_tested" in entry)]

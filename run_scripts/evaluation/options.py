@@ -248,7 +248,7 @@ def models_together(arguments: Sequence[str]) -> list[str]:
 
 def all_corruptions(arguments: Sequence[str]) -> list[str]:
     """Add the value `all` to `--corruptions` without a value, because the parser expects one."""
-    following = [*arguments[1:], "--"]
+    following = [*arguments, "--"][1:]
     return [
         word
         for argument, after in zip(arguments, following, strict=True)

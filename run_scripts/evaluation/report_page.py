@@ -19,7 +19,7 @@ from ..cli.reporting import UNDEFINED, format_value
 from ..embedding.thumbnails import data_url, jpeg
 from .predictions import Predictions
 from .report_plots import plot_curves, plot_reliability
-from .run import with_interval
+from .run import metric_words, with_interval
 
 
 FILE = "report.html"
@@ -142,20 +142,18 @@ def _notes(results: Mapping[str, Any]) -> str:
 
 def _metrics(results: Mapping[str, Any]) -> str:
     metrics, paper = results["metrics"], results["paper"]
-    baselines = {"accuracy": metrics["most_frequent_class"], "balanced_accuracy": metrics["chance"], "auroc": 0.5}
+    present = sum(recall is not None for recall in metrics["recall_of_class"].values())
+    balanced = 1 / present if present else None  # balanced accuracy averages the classes that have images
+    baselines = {"accuracy": metrics["most_frequent_class"], "balanced_accuracy": balanced, "auroc": 0.5}
     columns = ["metric", "value", "95 % interval", "always the most frequent class", *(["paper"] if paper else [])]
     rows = []
     for name, baseline in baselines.items():
         interval = metrics.get(f"{name}_interval")
         shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "-"
         value = UNDEFINED if metrics[name] is None else metrics[name]
-        rows.append((_words(name), value, shown, baseline, *([paper.get(name)] if paper else [])))
+        rows.append((metric_words(name), value, shown, baseline, *([paper.get(name)] if paper else [])))
     chance = _paragraph(f"The accuracy of chance is {format_value(metrics['chance'])}.", "muted")
     return _table("Metrics, with bootstrap intervals over patients or images", columns, rows, chance)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("auroc", "AUROC")
 
 
 def _classes(results: Mapping[str, Any], predictions: Predictions, truth: np.ndarray) -> str:
@@ -276,7 +274,7 @@ def _subgroups(found: Mapping[str, Mapping[str, Any]]) -> str:
             for value, entry in values.items()
         ]
         warning = _paragraph("Intervals of few images are unreliable. Do not compare these subgroups.", "warning")
-        columns = [column, "images", *map(_words, names), *(["warning"] if few else [])]
+        columns = [column, "images", *map(metric_words, names), *(["warning"] if few else [])]
         html += _table(f"By {column}, with 95 % intervals", columns, rows, warning if few else "")
     return html
 

@@ -288,7 +288,9 @@ def retrieval_of_pools(pools: Sequence[Pool], seed: int) -> dict[str, Any]:
                 )
                 for draw, (counted, of_pool) in enumerate(zip(counts, groups, strict=True))
             ]
-            summary[f"recall_at_{k}_interval"] = percentile_interval(np.concatenate(resampled))
+            summary[f"recall_at_{k}_interval"] = (
+                percentile_interval(np.concatenate(resampled)) if metrics["articles"] > 1 else None
+            )
             if len(pools) > 1:
                 summary[f"recall_at_{k}_of_draws"] = [pool[f"recall_at_{k}"] for pool in of_pools]
         metrics[direction] = summary

@@ -165,6 +165,16 @@ def note_if_few(count: int, what: str) -> list[str]:
     return [f"Only {count} {what}: the intervals are too narrow."] if count < FEW else []
 
 
+def note_if_few_drawn(images: int, groups: Sequence[str] | None) -> list[str]:
+    """Return a note if there are too few groups for the bootstrap, or too few images without groups."""
+    return note_if_few(images, "images") if groups is None else note_if_few(len(set(groups)), "groups")
+
+
+def metric_words(name: str) -> str:
+    """Return the name of a metric as words."""
+    return name.replace("_", " ").replace("auroc", "AUROC")
+
+
 def with_interval(metrics: Mapping[str, Any], name: str) -> str:
     """Return a metric with its 95 % interval, if it has one, formatted for a table."""
     if metrics[name] is None:

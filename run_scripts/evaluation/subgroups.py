@@ -14,7 +14,10 @@ _MEASURED = ("accuracy", "balanced_accuracy", "auroc")
 
 
 def measure_subgroups(
-    columns: Mapping[str, Sequence[str]], labels: Sequence[str], measure: Callable[[list[int]], Mapping[str, Any]]
+    columns: Mapping[str, Sequence[str]],
+    labels: Sequence[str],
+    measure: Callable[[list[int]], Mapping[str, Any]],
+    groups: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the metrics of the images with each value of each column.
 
@@ -22,11 +25,12 @@ def measure_subgroups(
         columns: Value of each image, by the name of the column.
         labels: Label of each image.
         measure: Function of the numbers of images that returns their metrics.
+        groups: Patient or source of each image, if known.
 
     Returns:
         By column and value `images`, `of_class` and the metrics with their intervals. `few` is True if the subgroup
-        has fewer than 30 images, or at most 5 of one of its classes. Of more than 20 values, the most frequent ones are
-        measured.
+        has fewer than 30 groups (or images without groups), or at most 5 images of one of its classes. Of more than 20
+        values, the most frequent ones are measured.
     """
     found: dict[str, dict[str, Any]] = {}
     for column, values in columns.items():
@@ -34,12 +38,13 @@ def measure_subgroups(
         for value, _ in sorted(Counter(values).most_common(MOST)):
             rows = [row for row, own in enumerate(values) if own == value]
             metrics, counts = measure(rows), Counter(labels[row] for row in rows)
+            drawn = rows if groups is None else {groups[row] for row in rows}
             found[column][value] = {
                 "images": len(rows),
                 "of_class": dict(sorted(counts.items())),
                 **{name: metrics[name] for name in _MEASURED},
                 **{f"{name}_interval": metrics.get(f"{name}_interval") for name in _MEASURED},
-                "few": len(rows) < FEW or min(counts.values()) <= FEW_OF_CLASS,
+                "few": len(drawn) < FEW or min(counts.values()) <= FEW_OF_CLASS,
             }
     return found
 
@@ -57,4 +62,4 @@ def show_subgroups(found: Mapping[str, Mapping[str, Any]]) -> None:
         ]
         show_table(f"By {column} [95 % interval]", rows, ["", "images", "accuracy", "AUROC"])
         if any(of_value["few"] for of_value in values.values()):
-            say("* few images: do not compare this subgroup with others.")
+            say("* few images or groups: do not compare this subgroup with others.")

@@ -28,7 +28,7 @@ from .robustness import (
     show_robustness,
     summarize_paraphrases,
 )
-from .run import Run, note_if_few
+from .run import Run, metric_words, note_if_few_drawn
 from .subgroups import measure_subgroups, show_subgroups
 
 
@@ -168,7 +168,7 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
             benchmark,
             len(usable),
             features.damaged + (of_validation.damaged if of_validation else []),
-            note_if_few(len(usable), "images") + notes_on(fitted_on, options, decided, zero_shot=True),
+            note_if_few_drawn(len(usable), usable.groups) + notes_on(fitted_on, options, decided, zero_shot=True),
         ),
         metrics=metrics,
         paper=benchmark.paper,
@@ -195,7 +195,7 @@ def subgroups_of(
         options: dict[str, Any] = {"positive": positive, "groups": chosen.groups, "seed": seed}
         return classification_metrics(scores[rows], chosen.labels, classes, **options)
 
-    found = measure_subgroups(images.columns, images.labels, measure)
+    found = measure_subgroups(images.columns, images.labels, measure, images.groups)
     show_subgroups(found)
     return found
 
@@ -295,8 +295,7 @@ def show_classification(
         interval = metrics.get(f"{name}_interval")
         shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else None
         value = UNDEFINED if metrics[name] is None else metrics[name]
-        label = name.replace("_", " ").replace("auroc", "AUROC")
-        rows.append((label, value, shown, (paper or {}).get(name)))
+        rows.append((metric_words(name), value, shown, (paper or {}).get(name)))
     rows.append(("chance", metrics["chance"], None, None))
     rows.append(("majority class", metrics["most_frequent_class"], None, None))
     rows.append(("recall of", "", "", ""))

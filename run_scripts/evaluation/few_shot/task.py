@@ -23,7 +23,7 @@ from ...cli.plots import plot_few_shot
 from ..dual_encoders import DualEncoder
 from ..features import Features
 from ..linear_probe import read_learned
-from ..run import Run, note_if_few
+from ..run import Run, note_if_few_drawn
 from ..zero_shot import classification_metrics, data_of
 from .context import ContextEncoder
 from .draws import Draw, draw_shots, halves, selected_images
@@ -185,7 +185,9 @@ def evaluate_few_shot(run: Run) -> dict[str, Any] | None:
     damaged = [entry for split in data.splits for entry in features[split].damaged]
     return run.write(
         encoder,
-        data=data_of(data.test, len(test.labels), damaged, [*notes, *note_if_few(len(test.labels), "images")]),
+        data=data_of(
+            data.test, len(test.labels), damaged, [*notes, *note_if_few_drawn(len(test.labels), test.images.groups)]
+        ),
         metrics=metrics,
         paper={},
         paper_source="",

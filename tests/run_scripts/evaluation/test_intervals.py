@@ -13,9 +13,12 @@ from sklearn.metrics import accuracy_score
 from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
 from biomedclip.run_scripts.evaluation import linear_probe, zero_shot
 from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
+from biomedclip.run_scripts.evaluation.classification import measure_classification
 from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, show_probe
 from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
 from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools, show_retrieval
+from biomedclip.run_scripts.evaluation.run import note_if_few_drawn
+from biomedclip.run_scripts.evaluation.subgroups import measure_subgroups
 from biomedclip.run_scripts.evaluation.visual_question_answering import answer_metrics, show_answers, write_answers
 from biomedclip.run_scripts.evaluation.zero_shot import classification_metrics, show_classification, zero_shot_scores
 
@@ -40,6 +43,31 @@ def test_an_interval_has_these_ends(groups, resamples, interval):
     """Published results must stay reproducible."""
     hits = np.array([0.0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1, 1])
     assert bootstrap_interval(hits, list(groups), resamples=resamples) == pytest.approx(interval, abs=1e-15)
+
+
+def test_a_single_patient_has_no_interval():
+    values, truth, groups = np.arange(40.0) % 2, np.arange(40) % 2, ["p"] * 40
+    assert bootstrap_interval(values, groups) is None
+    scores = np.random.default_rng(0).normal(size=(40, 2))
+    found = measure_classification(scores, truth, groups=groups)
+    assert found["auroc"] is not None
+    assert {value for name, value in found.items() if name.endswith("_interval")} == {None}
+
+
+def test_the_note_on_few_counts_patients_if_they_are_known():
+    assert note_if_few_drawn(40, None) == []
+    assert note_if_few_drawn(40, ["a", "b"] * 20) == ["Only 2 groups: the intervals are too narrow."]
+    assert note_if_few_drawn(29, None) == ["Only 29 images: the intervals are too narrow."]
+
+
+def test_a_subgroup_of_few_patients_is_marked():
+    groups, labels = [f"p{number % 29}" for number in range(60)], ["a", "b"] * 30
+    measured = dict.fromkeys(("accuracy", "balanced_accuracy", "auroc"), 0.5)
+    columns = {"device": ["old"] * 60}
+    (found,) = measure_subgroups(columns, labels, lambda rows: measured, groups)["device"].values()
+    assert found["few"]
+    (found,) = measure_subgroups(columns, labels, lambda rows: measured)["device"].values()
+    assert not found["few"]
 
 
 @pytest.mark.parametrize("seed", [0, 7])

@@ -11,7 +11,11 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from biomedclip.run_scripts.evaluate import main as evaluate
-from biomedclip.run_scripts.evaluation.model_differences import compare_predictions
+from biomedclip.run_scripts.evaluation.model_differences import (
+    compare_predictions,
+    difference_lines,
+    show_differences,
+)
 from biomedclip.run_scripts.evaluation.predictions import softmax_predictions, write_predictions
 
 
@@ -60,7 +64,7 @@ def test_classes_are_matched_by_name_and_the_bootstrap_draws_whole_patients(tmp_
     second = written(tmp_path / "b", scores[:, order], np.argsort(order)[truth], ["z", "x", "y"], groups=groups)
     (found,) = compare_predictions([first, second], ["a", "b"])
     assert {of["difference"] for of in found["metrics"].values()} == {0.0}
-    assert found["mcnemar"] == {"only_first": 0, "only_second": 0, "p_value": 1.0} and "delong" not in found
+    assert "mcnemar" not in found and "delong" not in found
     worse = scores.copy()
     worse[:27] = -9 * np.eye(3)[truth[:27]]  # errors of three whole patients
     third = written(tmp_path / "c", worse, truth, ["x", "y", "z"], groups=groups)
@@ -73,6 +77,24 @@ def test_classes_are_matched_by_name_and_the_bootstrap_draws_whole_patients(tmp_
         low, high = found["metrics"]["accuracy"]["interval"]
         widths.append(high - low)
     assert widths[0] > 1.2 * widths[1]
+
+
+def test_tests_of_independent_images_are_omitted_if_patients_have_several_images(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    truth = np.repeat(generator.integers(2, size=40), 10)
+    groups = [f"p{number // 10}" for number in range(400)]
+    models = [generator.normal(size=(400, 2)) + np.eye(2)[truth] for _ in range(2)]
+    for name, patients, omitted in (("several", groups, True), ("one", list(map(str, range(400))), False)):
+        folders = [
+            written(tmp_path / f"{name} {number}", scores, truth, ["x", "y"], groups=patients)
+            for number, scores in enumerate(models)
+        ]
+        (found,) = compare_predictions(folders, ["a", "b"])
+        assert ("mcnemar" in found, "delong" in found) == (not omitted, not omitted)
+        show_differences([found])
+        reason = "400 images are of 40 groups"
+        assert (reason in " ".join(capsys.readouterr().out.split())) == omitted
+        assert any(reason in line for line in difference_lines([found])) == omitted
 
 
 def test_models_with_other_classes_or_images_are_left_out(tmp_path):

@@ -156,6 +156,17 @@ def test_many_classes_and_missing_scores_give_a_page_of_bounded_size(tmp_path):
     assert "Undefined: accuracy: the scores are NaN." in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_baseline_of_balanced_accuracy_is_that_of_the_classes_with_images(tmp_path):
+    classes = ["a", "b", "c", "d", "e"]
+    found = softmax_predictions(np.eye(5)[:2], ["a", "b"], classes, files=["f", "g"])
+    results = results_of(found)
+    results["metrics"] |= {"chance": 0.2, "recall_of_class": dict.fromkeys(classes) | {"a": 1.0, "b": 1.0}}
+    write_report(tmp_path / "report.html", results, found)
+    text = re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    (row,) = re.findall(r"balanced accuracy\s+\S+\s+-\s+(\S+)", text)
+    assert float(row) == 0.5
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (on Debian: apt-get install chromium)")
 def test_chromium_shows_the_page_offline_on_a_phone_and_as_pdf(report, tmp_path):

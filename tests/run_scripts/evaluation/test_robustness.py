@@ -96,6 +96,7 @@ def test_names_of_corruptions_are_checked():
     assert len(chosen_corruptions(["all"])) == 9
     with pytest.raises(ValueError, match="Unknown corruption 'fog'"):
         chosen_corruptions(["noise", "fog"])
+    assert all_corruptions([]) == []
     assert all_corruptions(["a", "--corruptions"]) == ["a", "--corruptions", "all"]
     assert all_corruptions(["--corruptions", "--b", "c"]) == ["--corruptions", "all", "--b", "c"]
     assert all_corruptions(["--corruptions", "blur", "--b"]) == ["--corruptions", "blur", "--b"]
