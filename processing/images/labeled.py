@@ -250,7 +250,10 @@ def choose_split(
                 splits = {name: images.with_note(note) for name, images in splits.items()}
                 splits[wanted] = replace(rest.select(held), notes=splits["train"].notes, drawn=True)
     if split not in splits:
-        raise ValueError(f"{path}: there is no {split} split with labeled images, only {', '.join(splits)}. Add it.")
+        raise ValueError(
+            f"{path}: there is no {split} split with labeled images, only {', '.join(splits)}. Add it, or choose "
+            "another split."
+        )
     return splits[split]
 
 

@@ -147,8 +147,9 @@ class _Locator:
         folder, parts = self._below(parts) if parts[0] == "" else (self.folder, parts)
         if parts[0] in ("", "~") or ".." in parts:
             raise ValueError(
-                f"{where} is {shown!r}, which may be outside {' and '.join(map(str, self.roots))}. Paths must stay "
-                "below the folder of the table or image_root."
+                f"{where} is {shown!r}, which may be outside {' and '.join(repr(str(root)) for root in self.roots)}. "
+                "Paths must stay below the folder of the table. If the images are elsewhere, pass their folder as "
+                "image_root."
             )
         image = folder.joinpath(*(part for part in parts if part not in ("", ".")))
         root = self.roots[folder]

@@ -175,7 +175,19 @@ def read_splits(data: LabeledData, seed: int) -> tuple[dict[str, Any], list[str]
     for note in shared_groups(read):
         logger.warning("%s: %s", data.train_data, note)
     splits = with_validation(read, data.validation_fraction, seed)
+    if not len(splits["validation"]):
+        raise ValueError(
+            f"{data.train_data}: each class has a single image, so none can be held out for validation. Add images, or "
+            "a validation split."
+        )
     classes = class_names(splits, data.train_data)
+    if absent := sorted(set(classes) - set(splits["validation"].labels)):
+        logger.warning(
+            "%s: no image of the validation split (%d images) is of the class %s, so its metrics do not cover it.",
+            data.train_data,
+            len(splits["validation"]),
+            ", ".join(map(repr, absent)),
+        )
     for split, images in splits.items():
         check_readable(images, f"{data.train_data}, {split} split")
     return splits, classes

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from biomedclip.processing import read_image
+from biomedclip.run_scripts.training.classification import LabeledData, read_splits
 
 
 KINDS = ["AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT"]
@@ -147,3 +148,30 @@ def test_invalid_options_are_errors(status, kinds, changes, message, options, im
         changes = {"model_name_or_path": classifier}
     options = options | {"train_data": tmp_path / "set", "per_device_train_batch_size": 8} | changes
     assert message in train_error(capsys, tmp_path / "run", status, **options)
+
+
+def test_one_image_for_each_class_is_an_error_before_training(options, images, tmp_path, capsys):
+    for kind in KINDS[:2]:
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        shutil.copy(next((images / kind).iterdir()), tmp_path / "set" / kind)
+    options = options | {"train_data": tmp_path / "set", "per_device_train_batch_size": 1}
+    assert "each class has a single image" in train_error(capsys, tmp_path / "run", 1, **options)
+
+
+def test_classes_without_validation_images_are_named(images, tmp_path, caplog):
+    rows = ["image,label,patient"]
+    for kind in KINDS[:2]:
+        shutil.copytree(images / kind, tmp_path / kind)
+        files = sorted((tmp_path / kind).iterdir())[:6]
+        rows += [f"{kind}/{path.name},{kind},{kind} {number % 2}" for number, path in enumerate(files)]
+    (tmp_path / "set.csv").write_text("\n".join([*rows, ""]))
+    data = LabeledData(
+        train_data=str(tmp_path / "set.csv"),
+        model_name_or_path="",
+        group_column="patient",
+        validation_fraction=0.25,
+    )
+    splits, _ = read_splits(data, 0)
+    (held_out,) = set(splits["validation"].labels)
+    (other,) = {*KINDS[:2]} - {held_out}
+    assert f"no image of the validation split (3 images) is of the class {other!r}" in caplog.text
