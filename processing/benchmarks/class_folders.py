@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..images.folders import shown_name
+from ..files import leads_out
+from ..images.folders import first_names, shown_name
 from ..images.labeled import LabeledImages, choose_split
 from . import medmnist
 from .benchmark import Content
@@ -30,11 +31,11 @@ def read(path: Path, split: str, facts: dict[str, Any], *, held_out: float | Non
 
     Raises:
         FileNotFoundError: If a folder, an image of a split file, or a split is missing.
-        ValueError: If a split file is damaged, or lists images outside its folder.
+        ValueError: If a split file is damaged, is of another benchmark, or lists images outside its folder, or if there
+            are several.
     """
-    found = [file for folder in folders_in(path) for file in sorted(folder.glob("split_*.json"))]
-    if found:
-        return _read_split_file(found[0], split, facts)
+    if file := _find_split_file(path, facts):
+        return _read_split_file(file, split, facts)
     if "sets" in facts:  # files of MedMNIST
         return medmnist.read(path, split, facts)
     parts = {name: find_folder(path, folder) for name, folder in facts.get("split_folders", {}).items()}
@@ -64,6 +65,26 @@ def _images_in(folder: Path, root: Path, facts: Mapping[str, Any]) -> LabeledIma
     return images.select([row for row, name in enumerate(images.names) if not MASK.search(PurePosixPath(name).stem)])
 
 
+def _find_split_file(path: Path, facts: Mapping[str, Any]) -> Path | None:
+    """Return the split file. Of several files, it is the one named like the benchmark."""
+    found = [file for folder in folders_in(path) for file in sorted(folder.glob("split_*.json"))]
+    if len(found) < 2:
+        return found[0] if found else None
+    named = [file for file in found if _is_named(file, facts)]
+    if len(named) != 1:
+        raise ValueError(
+            f"{path}: {len(found)} split files, and {len(named) or 'none'} named like {facts['title']}: "
+            f"{first_names([str(file.relative_to(path)) for file in named or found])}. Pass the folder of one set."
+        )
+    return named[0]
+
+
+def _is_named(file: Path, facts: Mapping[str, Any]) -> bool:
+    names = [file.stem.removeprefix("split_"), facts["name"], *facts.get("split_names", [])]
+    found, *known = [re.sub(r"[\W_]", "", name.casefold()) for name in names]
+    return found in known
+
+
 def _read_split_file(file: Path, split: str, facts: Mapping[str, Any]) -> Content:
     if file.stat().st_size > MAX_SPLIT_BYTES:
         raise ValueError(f"{file}: {file.stat().st_size:,} bytes, more than {MAX_SPLIT_BYTES:,}. Is it a split file?")
@@ -85,11 +106,26 @@ def _read_split_file(file: Path, split: str, facts: Mapping[str, Any]) -> Conten
     classes = facts["classes"] or next(iter(facts["sets"].values()))
     if len(names) != len(classes) or len(set(names.values())) < len(names):
         raise ValueError(f"{file}: {len(names)} classes, but {facts['title']} has {len(classes)}.")
+    labels_of_entry = {label.replace(" ", "_") for label in classes}
+    if not _is_named(file, facts) and {name.replace(" ", "_") for name in names.values()} != labels_of_entry:
+        raise ValueError(
+            f"{file}: not the split file of {facts['title']}. Its classes are {shown_name(', '.join(names.values()))}, "
+            f"not {', '.join(classes)}. Choose the benchmark of this file, or pass another folder."
+        )
     root = _folder_of_images(file, rows[split])
+    links: dict[Path, bool] = {}  # whether a folder leads out of that of the split file
     for image, _ in rows[split]:
         inside = PurePosixPath(image)
         if inside.is_absolute() or ".." in inside.parts or "\\" in image or ":" in image:
             raise ValueError(f"{file}: the image {shown_name(image[:200])!r} is not in the folder of the set.")
+        place = root / image
+        if place.parent not in links:
+            links[place.parent] = leads_out(place.parent, file.parent)
+        if links[place.parent] or (place.is_symlink() and leads_out(place, file.parent)):
+            raise ValueError(
+                f"{file}: the image {shown_name(image[:200])!r} is a link that leads out of {file.parent}. Copy the "
+                "image there."
+            )
     paths = [root / image for image, _ in rows[split]]
     if missing := [path for path in paths if not path.is_file()]:
         what = f"{len(missing):,} of {len(paths):,} images of {file.name} are missing: {shown_name(str(missing[0]))}"

@@ -104,6 +104,31 @@ def test_the_splits_of_biomedcoop_are_read(name, folder, tmp_path):
         assert f"The splits and the class names are those of split_{folder}.json." in benchmark.notes
 
 
+def test_of_several_split_files_the_one_of_the_benchmark_is_read(tmp_path):
+    for name, folder in (("btmri", "BTMRI"), ("ctkidney", "CTKidney")):
+        write_split(tmp_path, folder, list(facts_of(name)["classes"].values()))
+    assert load_benchmark("ctkidney", tmp_path).classes == list(facts_of("ctkidney")["classes"])
+    with pytest.raises(ValueError, match="2 split files, and none named like RETINA.*BTMRI/split_BTMRI.json, CTKidney"):
+        load_benchmark("retina", tmp_path)
+    with pytest.raises(
+        ValueError, match="split_BTMRI.json: not the split file of CTKidney. Its classes are glioma tum"
+    ):
+        load_benchmark("ctkidney", tmp_path / "BTMRI")
+    write_split(tmp_path / "other name", "mine", list(facts_of("btmri")["classes"].values()))
+    assert len(load_benchmark("btmri", tmp_path / "other name")) == 4
+
+
+@pytest.mark.parametrize("linked", ["x", "x/secret.png"])
+def test_a_split_file_reads_no_images_through_links_that_lead_out(linked, tmp_path):
+    save_drawn(tmp_path / "other" / "secret.png", 1, 32)
+    file = write_split(tmp_path, "BUSI", BUSI, test=[["x/secret.png", 0, "benign tumor"]])
+    link = file.parent / "BUSI" / linked
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "other" / ("secret.png" if "/" in linked else ""))
+    with pytest.raises(ValueError, match="the image 'x/secret.png' is a link that leads out of"):
+        load_benchmark("busi", tmp_path / "BUSI")
+
+
 def test_segmentations_next_to_the_images_are_left_out(tmp_path):
     for label in ("benign", "malignant", "normal"):
         for name in ("(1)", "(1)_mask", "(1)_mask_1", "(2)"):
