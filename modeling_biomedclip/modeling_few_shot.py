@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, cached_file
 
 from .configuration_few_shot import FewShotConfig
 from .few_shot_head import FewShotHead
-from .source_checks import check_source
+from .source_checks import FEW_SHOT, check_source, find_file, read_json
 from .weights_fingerprint import weights_fingerprint
 
 
@@ -102,7 +102,7 @@ class FewShotForImageClassification(PreTrainedModel):
         hub = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
         config = FewShotConfig.from_pretrained(name, **hub) if config is None else config
         place = kwargs.pop("base_model_name_or_path", None) or config.base_model_name_or_path
-        base = _load_base(str(place), name)
+        base = _load_base(place, name)
         found = weights_fingerprint(base)
         if found != config.base_weights:
             raise ValueError(
@@ -178,12 +178,21 @@ def _contains(text: Sequence[int], name: Sequence[int]) -> bool:
     return len(name) > 0 and any(list(text[place : place + len(name)]) == list(name) for place in places)
 
 
-def _load_base(place: str, head: str) -> PreTrainedModel:
+def _load_base(place: Any, head: str) -> PreTrainedModel:
+    if not isinstance(place, str | Path) or not str(place).strip():
+        raise ValueError(f"{head}: base_model_name_or_path is {place!r}. It must be the dual encoder of the head.")
+    place = str(place)
+    check_source(place, trust_remote_code=False)  # `from_pretrained` may have checked another revision or folder
+    file = find_file(place, "config.json")
+    content = None if file is None else read_json(file)
+    if isinstance(content, dict) and content.get("model_type") == FEW_SHOT:
+        raise ValueError(f"{head}: the dual encoder {place} is itself a few-shot head. Pass the model of that head.")
     try:
         model = AutoModel.from_pretrained(place, dtype=torch.float32, trust_remote_code=False)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
+        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        raise kind(
             f"{head}: the dual encoder {place} cannot be loaded ({reason}). If it was moved, correct "
             "base_model_name_or_path in config.json, or pass it to from_pretrained."
         ) from error
@@ -196,7 +205,7 @@ def _load_head(name: str, config: FewShotConfig, hub: dict[str, Any]) -> FewShot
     file = cached_file(name, WEIGHTS, **hub)
     try:
         head = FewShotHead(config.method, load_file(str(file)), config.head_settings or {})
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
         raise ValueError(f"{file}: damaged, or not a few-shot head of its config.json ({error}).") from error
     if head.num_classes != config.num_labels:
         raise ValueError(

@@ -35,6 +35,8 @@ def check_source(name: str, *, trust_remote_code: bool) -> None:
                 check(path, content)
                 if file == ADAPTER_CONFIG or content.get("model_type") == FEW_SHOT:
                     waiting = content.get("base_model_name_or_path")
+                    if not isinstance(waiting, str):
+                        raise ValueError(f"{path}: base_model_name_or_path is {waiting!r}. It must be a folder or id.")
 
 
 def find_file(name: str, file: str) -> Path | None:

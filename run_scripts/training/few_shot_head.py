@@ -20,9 +20,9 @@ from biomedclip.processing import read_labeled_images
 from biomedclip.processing.benchmarks.facts import choose_prompts, facts_of
 from biomedclip.processing.benchmarks.fingerprint import fingerprint_of
 from biomedclip.processing.images.labeled import LabeledImages, check_readable
-from biomedclip.processing.stratified import hold_out, hold_out_groups
 
 from ..cli.devices import use_device
+from ..cli.errors import UsageError
 from ..cli.fields import REQUIRED, WORKERS, image_root_option, option
 from ..cli.permissions import apply_umask
 from ..cli.reporting import say, show_table, versions, write_json
@@ -33,7 +33,7 @@ from ..evaluation.few_shot.context import ContextEncoder
 from ..evaluation.few_shot.draws import draw_shots
 from ..evaluation.few_shot.methods import Images, Shots, fit
 from ..evaluation.zero_shot import OWN_IMAGES
-from .classification import class_names
+from .classification import class_names, with_validation
 
 
 TASK = "few-shot-head"
@@ -90,6 +90,9 @@ class HeadOptions:
             raise ValueError("--prompts and --templates both choose the prompts. Pass one of them.")
         if self.method == "zero-shot" and self.shots is not None:
             raise ValueError("--shots has no effect on --method zero-shot. Omit it.")
+        for name in ("templates", "max_length"):  # --prompts may name the classes, by which pipelines choose them
+            if self.method == "linear-probe" and getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} has no effect on --method linear-probe. Omit it.")
         for template in self.templates:
             if "{}" not in template:
                 raise ValueError(f"--templates: {template!r} has no {{}} for the class name.")
@@ -100,6 +103,9 @@ OPTION_CLASSES = [HeadOptions]
 
 def run(options: HeadOptions) -> dict[str, Any]:
     """Fit and save a head, and return the content of `train_results.json`."""
+    processes = use_device("cpu" if options.use_cpu else "auto").num_processes
+    if processes > 1:
+        raise UsageError(f"--task {TASK} runs in one process, not {processes}. Run it without torchrun or accelerate.")
     splits = _read(options)
     classes = class_names(splits, options.train_data)
     names, templates = _prompts(options, classes)
@@ -108,7 +114,6 @@ def run(options: HeadOptions) -> dict[str, Any]:
         check_readable(images, f"{options.train_data}, {split} split")
     folder = Path(options.output_dir)
     check_empty_folder(folder, "--output-dir")
-    use_device("cpu" if options.use_cpu else "auto")
     encoder = load_dual_encoder(options.model_name_or_path)
     with tempfile.TemporaryDirectory() as features:
         embedded = [_embed(encoder, images, classes, options, features) for images in splits.values()]
@@ -182,16 +187,11 @@ def _read(options: HeadOptions) -> dict[str, LabeledImages]:
         image_root=options.image_root,
         group_column=options.group_column,
     )
-    train, validation = read["train"], read.get("validation")
-    if validation is None:
-        fraction = options.validation_fraction or VALIDATION_FRACTION
-        if train.groups is None:
-            kept, held = hold_out(train.labels, fraction, options.seed)
-        else:
-            kept, held = hold_out_groups(train.groups, fraction, options.seed)
-        train, validation = train.select(kept), train.select(held)
+    if "validation" not in read:
+        read = with_validation(read, options.validation_fraction or VALIDATION_FRACTION, options.seed)
     elif options.validation_fraction is not None:
         raise ValueError("--validation-fraction has no effect: the dataset has a validation split. Omit it.")
+    train, validation = read["train"], read["validation"]
     if not len(validation):
         raise ValueError(
             f"{options.train_data}: there are no validation images, on which the settings are chosen. Each class has a "

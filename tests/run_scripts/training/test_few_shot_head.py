@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +18,12 @@ from transformers import (
 )
 
 from biomedclip import BiomedCLIPConfig, BiomedCLIPModel, embed_images
+from biomedclip.configuration_few_shot import FewShotConfig
 from biomedclip.few_shot_head import METHODS
+from biomedclip.modeling_few_shot import FewShotForImageClassification
 from biomedclip.run_scripts.evaluation.few_shot import methods
 from biomedclip.run_scripts.main import main
+from biomedclip.run_scripts.training import few_shot_head
 
 
 CLASSES = ("brain mri", "chest x-ray", "line_chart")
@@ -133,6 +137,31 @@ def test_a_base_whose_settings_would_run_code_is_refused(train, base):
         AutoModelForZeroShotImageClassification.from_pretrained(folder)
 
 
+def test_a_base_that_is_passed_is_checked_too(train, base):
+    folder = train("--method", "zero-shot")
+    moved = shutil.copytree(base, base.with_name("moved"))
+    config = json.loads((moved / "config.json").read_text(encoding="utf-8"))
+    (moved / "config.json").write_text(json.dumps(config | {"attn_implementation": "owner/kernel"}), encoding="utf-8")
+    with pytest.raises(ValueError, match="a kernel that would be downloaded"):
+        FewShotForImageClassification.from_pretrained(folder, base_model_name_or_path=str(moved))
+    own = FewShotConfig.from_pretrained(folder)
+    own.base_model_name_or_path = str(moved)
+    with pytest.raises(ValueError, match="a kernel that would be downloaded"):
+        FewShotForImageClassification.from_pretrained(folder, config=own)
+    with pytest.raises(ValueError, match="head: the dual encoder .*head is itself a few-shot head"):
+        FewShotForImageClassification.from_pretrained(folder, base_model_name_or_path=str(folder))
+
+
+@pytest.mark.parametrize("place", [5, ["base"], None, ""])
+def test_a_base_that_is_no_name_is_an_error_with_the_head(place, train):
+    folder = train("--method", "zero-shot")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = place
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match="head.*: base_model_name_or_path is .*must be"):
+        FewShotForImageClassification.from_pretrained(folder)
+
+
 def test_damaged_heads_are_errors_with_the_file(train):
     folder = train("--method", "zero-shot")
     file = folder / "model.safetensors"
@@ -143,6 +172,10 @@ def test_damaged_heads_are_errors_with_the_file(train):
     file.write_bytes(whole)
     save_file({"class_embeds": load_file(file)["class_embeds"][:2].clone()}, file, {"format": "pt"})
     with pytest.raises(ValueError, match="the head has 2 classes, but config.json has 3 labels"):
+        AutoModelForZeroShotImageClassification.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"head_settings": {"logit_scale": None}}), encoding="utf-8")
+    with pytest.raises(ValueError, match="model.safetensors: damaged, or not a few-shot head of its config.json"):
         AutoModelForZeroShotImageClassification.from_pretrained(folder)
 
 
@@ -165,6 +198,8 @@ def test_shots_prompts_and_the_accuracy_are_recorded(train, tmp_path):
         (["--shots", "6"], "--shots 6: no class of"),
         (["--shots", "0"], "--shots must be at least 1, not 0"),
         (["--method", "zero-shot", "--shots", "1"], "--shots has no effect on --method zero-shot"),
+        (["--method", "linear-probe", "--templates", "a {}"], "--templates has no effect on --method linear-probe"),
+        (["--method", "linear-probe", "--max-length", "9"], "--max-length has no effect on --method linear-probe"),
         (["--templates", "a photo"], "has no {} for the class name"),
         (["--max-steps", "3"], "--max-steps does not exist"),
         (["--model-name-or-path", "nowhere"], "--model-name-or-path nowhere"),
@@ -174,6 +209,14 @@ def test_options_without_effect_and_missing_models_are_errors(options, message, 
     command = ["train", "--task", "few-shot-head", "--model-name-or-path", str(base), "--train-data", str(scans)]
     assert main([*command, "--output-dir", str(tmp_path / "head"), *options]) != 0
     assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "head").exists()
+
+
+def test_several_processes_are_refused(base, scans, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(few_shot_head, "use_device", lambda name: SimpleNamespace(num_processes=2))
+    command = ["train", "--task", "few-shot-head", "--model-name-or-path", str(base), "--train-data", str(scans)]
+    assert main([*command, "--output-dir", str(tmp_path / "head")]) == 2
+    assert "runs in one process, not 2. Run it without torchrun" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "head").exists()
 
 
