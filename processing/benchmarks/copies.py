@@ -22,6 +22,7 @@ from .fingerprint import content_of
 # limits, and none of the 75 pairs of similar slices is.
 MOST_DECORRELATION = 0.0055  # 1 - the correlation of two thumbnails
 MOST_DIFFERENCE = 2.3  # mean absolute difference of two thumbnails, in gray levels
+Looks = tuple[bytes, np.ndarray | None]  # the hash of the content of an image, and its thumbnail
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,17 @@ class Copy:
     row: int
 
 
-def find_copies(train: LabeledImages, test: LabeledImages, *, progress: bool = False) -> list[Copy]:
+def find_copies(
+    train: LabeledImages, test: LabeledImages, *, progress: bool = False, known: list[Looks] | None = None
+) -> list[Copy]:
     """Return the test images that are among the training images, each with one reason.
 
     The reasons are the same patient or source (if both have groups), the same file or pixels, or the same picture,
     possibly resized or saved in another format. Mirrored, rotated and cropped copies are not found. Images that cannot
-    be read are skipped.
+    be read are skipped. `known` is an empty list that is filled with the looks of the test images, or the list of an
+    earlier call with the same ones, which are not read again.
     """
+    looks = known if known is not None else []
     groups: dict[str, int] = {}
     files: dict[bytes, int] = {}
     rows, thumbnails = [], []
@@ -57,13 +62,15 @@ def find_copies(train: LabeledImages, test: LabeledImages, *, progress: bool = F
                 rows.append(row)
                 thumbnails.append(thumbnail)
             bar.update()
-        known = np.stack(thumbnails) if thumbnails else np.empty((0, 1), np.float32)
-        standardized = _standardized(known)
+        pictures = np.stack(thumbnails) if thumbnails else np.empty((0, 1), np.float32)
+        standardized = _standardized(pictures)
         found = []
         for row in range(len(test)):
-            digest, thumbnail = _looks(test.images[row])
+            if row == len(looks):
+                looks.append(_looks(test.images[row]))
+            digest, thumbnail = looks[row]
             group = test.groups[row] if test.groups else None
-            place = None if thumbnail is None else _same(thumbnail, known, standardized)
+            place = None if thumbnail is None else _same(thumbnail, pictures, standardized)
             for partner, reason in (
                 (groups.get(group) if group is not None else None, f"both are of {group!r}"),
                 (files.get(digest) if digest else None, "the same file"),
@@ -76,7 +83,7 @@ def find_copies(train: LabeledImages, test: LabeledImages, *, progress: bool = F
     return found
 
 
-def _looks(image: object) -> tuple[bytes, np.ndarray | None]:
+def _looks(image: object) -> Looks:
     """Return a hash of the content of an image, and its thumbnail, or None if it is blank or cannot be read."""
     content = content_of(image)
     digest = hashlib.blake2b(content, digest_size=16).digest() if content else b""

@@ -20,7 +20,7 @@ class FinishedFits:
 
     Args:
         path: The file. It is created if it does not exist.
-        settings: Everything that a fit depends on, except its method, shots and seed.
+        settings: Everything that a fit depends on, except its method, shots, seed and images.
 
     Raises:
         ValueError: If the file has fits with other settings, or is not such a file.
@@ -56,12 +56,13 @@ class FinishedFits:
             except (ValueError, KeyError, TypeError):
                 continue  # interrupted while it was written
 
-    def get(self, method: str, shots: int, seed: int) -> dict[str, Any] | None:
-        """Return a finished fit, or None."""
-        return self._fits.get((method, shots, seed))
+    def get(self, method: str, shots: int, seed: int, drawn: str | None) -> dict[str, Any] | None:
+        """Return a finished fit on the images with the hash `drawn`, or None."""
+        fit = self._fits.get((method, shots, seed))
+        return fit if fit and fit.get("drawn") == drawn else None
 
     def add(self, fit: dict[str, Any]) -> None:
-        """Add a finished fit, with its `method`, `shots` and `seed`."""
+        """Add a finished fit, with its `method`, `shots`, `seed` and `drawn`."""
         self._fits[fit["method"], fit["shots"], fit["seed"]] = fit
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(fit) + "\n")

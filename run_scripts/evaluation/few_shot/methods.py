@@ -78,8 +78,19 @@ class Fit:
 
 
 def fit(method: str, shots: Shots) -> Fit:
-    """Fit a head with one of `METHODS`."""
+    """Fit a head with one of `METHODS`. Raise `ValueError` as [`check_shots`] does."""
+    if method != "zero-shot":
+        check_shots(shots.train, shots.validation, f"--seed {shots.seed}")
     return _FITS[method](shots)
+
+
+def check_shots(train: Images, validation: Images, where: str) -> None:
+    """Raise `ValueError` if the training images are of fewer than two classes, or if there are no validation images."""
+    what = "no validation images of these classes, on which the settings are chosen" if not len(validation) else ""
+    if (classes := len(set(train.labels.tolist()))) < 2:
+        what = f"training images of {('no class', 'a single class')[classes]}"
+    if what:
+        raise ValueError(f"{where}: there are {what}. Add images of each class, or pass another --seed.")
 
 
 def _zero_shot(shots: Shots) -> Fit:

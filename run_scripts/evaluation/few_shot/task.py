@@ -1,5 +1,7 @@
 """Few-shot learning: classify test images with heads that are fitted on a few images of each class."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from tqdm.auto import tqdm
 from biomedclip import ZeroShotClassifier
 from biomedclip.few_shot_head import METHODS
 from biomedclip.processing.benchmarks import ClassificationBenchmark
-from biomedclip.processing.benchmarks.copies import Copy, find_copies
+from biomedclip.processing.benchmarks.copies import Copy, Looks, find_copies
 from biomedclip.processing.benchmarks.facts import published_few_shot
 from biomedclip.processing.images.labeled import LabeledImages
 
@@ -28,7 +30,7 @@ from ..zero_shot import classification_metrics, data_of
 from .context import ContextEncoder
 from .draws import Draw, draw_shots, halves, selected_images
 from .finished import FITS, FinishedFits
-from .methods import TEXT_METHODS, TRANSFERABLE, Fit, Images, Shots, fit
+from .methods import TEXT_METHODS, TRANSFERABLE, Fit, Images, Shots, check_shots, fit
 from .summary import PARTS, harmonic_mean, show_few_shot, summarize
 
 
@@ -91,6 +93,11 @@ def check_few_shot_options(options: Any, given: set[str]) -> None:
         raise UsageError(f"--shots must be 1 or more, not {min(options.shots)}.")
     if options.methods == [ZERO_SHOT] and given & {"shots", "draws"}:
         raise UsageError("--shots and --draws have no effect on --methods zero-shot. Omit them, or add a method.")
+    texts = sorted(given & {"templates", "prompts", "max_length"})
+    for method, in_vain in ((ZERO_SHOT, sorted(given & {"find_leaks"})), ("linear-probe", texts)):
+        if options.methods == [method] and in_vain:
+            name = "no-find-leaks" if in_vain[0] == "find_leaks" else in_vain[0].replace("_", "-")
+            raise UsageError(f"--{name} has no effect on --methods {method}. Omit it, or add a method.")
     if options.split == "train":
         raise UsageError("--split train: the methods would be tested on their training images. Pass --split test.")
     fixed = [method for method in options.methods if method not in TRANSFERABLE]
@@ -123,6 +130,13 @@ def read_few_shot(options: Any) -> FewShotData:
         raise ValueError(
             f"{where}: --base-to-novel needs two base and two novel classes, but there are {len(test.classes)} classes."
         )
+    if options.base_to_novel:
+        for half in _halves_of(test.classes):
+            if not set(half) & set(test.images.labels):
+                raise ValueError(
+                    f"{where}: --base-to-novel needs test images of both halves of the classes, but there is none of "
+                    f"{', '.join(half)}. Add images, or omit --base-to-novel."
+                )
     counts = Counter(train.images.labels)
     if options.methods != [ZERO_SHOT]:
         label, largest = counts.most_common(1)[0]
@@ -146,6 +160,8 @@ def evaluate_few_shot(run: Run) -> dict[str, Any] | None:
         raise ValueError(
             f"{encoder.name} has no text tower, which {', '.join(TEXT_METHODS)} need. Omit them from --methods."
         )
+    if "coop" in options.methods:  # raises `ValueError` for encoders and prompts that it cannot learn
+        ContextEncoder(encoder, data.test.class_names, data.test.templates, getattr(options, "max_length", None))
     features = {split: store.images(b.images.images, b.images.names, b.fingerprint) for split, b in data.splits.items()}
     if not PartialState().is_main_process:
         return None
@@ -161,11 +177,12 @@ def evaluate_few_shot(run: Run) -> dict[str, Any] | None:
         for method in options.methods
         for shots, seed in ([(0, options.seed)] if method == ZERO_SHOT else drawn)
     ]
-    for key in tqdm(wanted, desc="Fits", unit="fit", dynamic_ncols=True):
-        if fits.get(*key) is None:
-            method, shots, seed = key
-            fits.add(learner.measure(method, shots, seed, drawn.get((shots, seed))))
-    found = [fits.get(*key) for key in wanted]
+    images = {key: learner.digest(draw) for key, draw in drawn.items()}
+    for method, shots, seed in tqdm(wanted, desc="Fits", unit="fit", dynamic_ncols=True):
+        digest = images.get((shots, seed))
+        if fits.get(method, shots, seed, digest) is None:
+            fits.add(learner.measure(method, shots, seed, drawn.get((shots, seed))) | {"drawn": digest})
+    found = [fits.get(method, shots, seed, images.get((shots, seed))) for method, shots, seed in wanted]
     test = embedded[data.split]
     metrics = {
         "by_method": summarize([entry for entry in found if entry], PARTS if options.base_to_novel else MEASURED),
@@ -204,6 +221,12 @@ def evaluate_few_shot(run: Run) -> dict[str, Any] | None:
     )
 
 
+def _halves_of(classes: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Return the base and the novel classes: the first half, rounded up, and the others."""
+    middle = -(-len(classes) // 2)
+    return list(classes[:middle]), list(classes[middle:])
+
+
 def _embedded(benchmark: ClassificationBenchmark, features: Features, split: str) -> Embedded:
     """Return the embedded images of a split. Raise `ValueError` if an embedding is not finite."""
     images = benchmark.images.select(features.rows.tolist())
@@ -228,6 +251,7 @@ class _Learner:
         self.own_validation = "validation" in embedded and run.data.split != "validation"
         self.validation = embedded["validation"] if self.own_validation else self.train
         self.copies: dict[str, str] = {}  # training or validation images that are not drawn, with the test image
+        self._looks: list[Looks] = []  # of the test images
         self._texts: dict[tuple[int, ...], torch.Tensor] = {}
         self._contexts: dict[tuple[int, ...], ContextEncoder] = {}
 
@@ -270,27 +294,29 @@ class _Learner:
         train = sorted({row for draw in drawn.values() for row in draw.train})
         validation = sorted({row for draw in drawn.values() for row in draw.validation})
         shots = selected_images([(self.train.images, train), (self.validation.images, validation)])
-        return find_copies(shots, self.test.images, progress=True)
+        return find_copies(shots, self.test.images, progress=True, known=self._looks)
 
     def notes(self, drawn: Mapping[tuple[int, int], Draw]) -> list[str]:
-        """Return notes on draws with too few images. Raise `ValueError` if there are no validation images."""
+        """Return notes on draws with too few images. Raise `ValueError` if a draw cannot be learned."""
         notes = []
+        classes = self._learned_classes()
+        for (shots, seed), draw in drawn.items():
+            train, validation = self.train.of(draw.train, classes), self.validation.of(draw.validation, classes)
+            check_shots(train, validation, f"--shots {shots}, draw with seed {seed}")
         if self.copies:
             shown = ", ".join(f"{train} ({test})" for train, test in list(self.copies.items())[:SHOWN])
-            more = ", ..." if len(self.copies) > SHOWN else ""
+            more = f", and {len(self.copies) - SHOWN} more" if len(self.copies) > SHOWN else ""
             notes.append(
                 f"{len(self.copies):,} images are not drawn, as they are copies of test images: {shown}{more}."
             )
         if drawn and not self.own_validation:
             notes.append("The data has no validation split: settings are chosen on other training images.")
-        classes = len(set(self.train.labels.tolist()))
+        count = len(set(self.train.labels.tolist()))
         for name, labels in (("training", self.train.labels), ("validation", self.validation.labels)):
             short = []
             for (shots, _), draw in drawn.items():
                 rows = draw.train if name == "training" else draw.validation
-                if not rows:
-                    raise ValueError(NO_VALIDATION)
-                if len(rows) < shots * classes:
+                if len(rows) < shots * count:
                     counts = Counter(labels[rows].tolist())
                     short += [
                         f"{self.benchmark.classes[number]} has {counts[number]} of {shots}"
@@ -298,12 +324,18 @@ class _Learner:
                         if counts[number] < shots
                     ]
             if short := list(dict.fromkeys(short)):
-                shown = ", ".join(short[:SHOWN]) + (", ..." if len(short) > SHOWN else "")
+                shown = ", ".join(short[:SHOWN]) + (f", and {len(short) - SHOWN} more" if len(short) > SHOWN else "")
                 notes.append(f"Some classes have fewer {name} images than shots: {shown}.")
         return notes
 
+    def digest(self, draw: Draw) -> str:
+        """Return a hash of the names of the images of a draw. Copies that are not drawn change it."""
+        rows = ((self.train, draw.train), (self.validation, draw.validation))
+        names = [[split.images.names[row] for row in drawn] for split, drawn in rows]
+        return hashlib.blake2b(json.dumps(names).encode(), digest_size=8).hexdigest()
+
     def settings(self) -> dict[str, Any]:
-        """Return everything that a fit depends on, except its method, shots and seed."""
+        """Return everything that a fit depends on, except its method, shots, seed and images."""
         options, data = self.run.options, self.run.data
         return {
             "model": self.encoder.weights,
@@ -319,17 +351,16 @@ class _Learner:
         }
 
     def halves_of_classes(self) -> tuple[list[int], list[int]]:
-        """Return the base and the novel classes: the first half, rounded up, and the others."""
-        numbers = list(range(len(self.benchmark.classes)))
-        middle = -(-len(numbers) // 2)
-        return numbers[:middle], numbers[middle:]
+        """Return the numbers of the base and the novel classes."""
+        return _halves_of(range(len(self.benchmark.classes)))
+
+    def _learned_classes(self) -> list[int]:
+        return self.halves_of_classes()[0] if self.run.options.base_to_novel else [*range(len(self.benchmark.classes))]
 
     def measure(self, method: str, shots: int, seed: int, draw: Draw | None) -> dict[str, Any]:
         """Fit a head and measure it on the test images."""
-        classes = list(range(len(self.benchmark.classes)))
-        novel: list[int] = []
-        if self.run.options.base_to_novel:
-            classes, novel = self.halves_of_classes()
+        classes = self._learned_classes()
+        novel = self.halves_of_classes()[1] if self.run.options.base_to_novel else []
         draw = draw or Draw([], [])
         seen = Shots(
             train=self.train.of(draw.train, classes),

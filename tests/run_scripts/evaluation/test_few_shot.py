@@ -122,14 +122,24 @@ def test_test_images_among_the_shots_are_refused_by_name(measure, classes):
     measure("few-shot", classes, "--methods", "tip-adapter", "--shots", "4", "--draws", "1", "--no-find-leaks")
 
 
-def test_copies_among_splits_that_were_drawn_from_one_folder_are_not_drawn(measure, tmp_path):
+def test_copies_among_splits_that_were_drawn_from_one_folder_are_not_drawn(measure, tmp_path, monkeypatch):
     folder = write_classes(tmp_path / "scans", splits={"": 10})
     for label in ("few spots", "many spots"):
         for file in list((folder / label).iterdir())[:5]:
             shutil.copy(file, file.with_name(f"copy {file.name}"))
-    results = measure("few-shot", folder, "--methods", "linear-probe", "--shots", "2", "--draws", "5")
+    options = [folder, "--methods", "linear-probe", "--shots", "2", "--draws", "5"]
+    leaked = measure("few-shot", *options, "--no-find-leaks")
+    known: list[int] = []
+    find = module.find_copies
+    monkeypatch.setattr(
+        module, "find_copies", lambda *args, **kwargs: known.append(len(kwargs["known"])) or find(*args, **kwargs)
+    )
+    results = measure("few-shot", *options)
+    assert known == [0, *[results["metrics"]["images"]] * (len(known) - 1)] and len(known) > 1, "test images read once"
     (note,) = [note for note in results["data"]["notes"] if "copies of test images" in note]
     assert "copy " in note
+    assert results["metrics"] != leaked["metrics"], "fits on other images are not reused"
+    assert results["metrics"] == measure("few-shot", *options, out="whole")["metrics"]
 
 
 def test_base_to_novel_measures_both_halves_of_the_classes(measure, tmp_path, capsys, monkeypatch):
@@ -149,6 +159,27 @@ def test_base_to_novel_measures_both_halves_of_the_classes(measure, tmp_path, ca
         measure("few-shot", folder, "--base-to-novel", "--methods", "linear-probe")
     with pytest.raises(ValueError, match="needs two base and two novel classes, but there are 2"):
         measure("few-shot", write_classes(tmp_path / "two"), *options, out="two")
+
+
+def test_base_to_novel_needs_validation_and_test_images_of_its_classes(measure, tmp_path):
+    folder = write_classes(tmp_path / "scans", ("a", "b", "c", "d"))
+    options = ["--methods", "clip-adapter", "--shots", "2", "--draws", "1", "--base-to-novel"]
+    for label in ("a", "b"):
+        shutil.rmtree(folder / "validation" / label)
+    with pytest.raises(
+        ValueError, match="--shots 2, draw with seed 0: there are no validation images of these classes"
+    ):
+        measure("few-shot", folder, *options)
+    for label in ("c", "d"):
+        shutil.rmtree(folder / "test" / label)
+    with pytest.raises(ValueError, match="needs test images of both halves of the classes, but there is none of c, d"):
+        measure("few-shot", folder, *options)
+
+
+def test_prompts_that_coop_cannot_learn_are_an_error_before_all_fits(measure, classes, tmp_path):
+    with pytest.raises(ValueError, match="leave no room for the class name within 4 tokens"):
+        measure("few-shot", classes, "--methods", "linear-probe", "coop", "--shots", "1", "--max-length", "4")
+    assert not (tmp_path / "out" / FITS).exists()
 
 
 def test_one_image_of_a_class_is_not_enough(measure, tmp_path, no_model):
@@ -177,6 +208,12 @@ def test_a_class_with_fewer_images_is_drawn_as_a_whole(measure, classes):
     notes = "\n".join(results["data"]["notes"])
     assert "fewer training images than shots: many spots has 4 of 8" in notes
     assert "fewer validation images than shots: few spots has 2 of 8" in notes
+
+
+def test_a_note_on_many_small_classes_counts_those_that_it_omits(measure, tmp_path):
+    folder = write_classes(tmp_path / "scans", [*"abcdefg"], splits={"train": 2, "validation": 1, "test": 1})
+    results = measure("few-shot", folder, "--shots", "2", "--draws", "1", "--methods", "linear-probe")
+    assert any(note.endswith("d has 1 of 2, e has 1 of 2, and 2 more.") for note in results["data"]["notes"])
 
 
 def test_on_the_validation_split_the_settings_are_chosen_on_training_images(measure, classes):
@@ -232,6 +269,9 @@ def test_damaged_images_are_excluded_and_listed(measure, classes):
         (["--methods", "coop", "coop"], "one or more different values, not coop coop"),
         (["--shots", "0", "1"], "--shots must be 1 or more, not 0"),
         (["--methods", "zero-shot", "--draws", "3"], "no effect on --methods zero-shot"),
+        (["--methods", "zero-shot", "--no-find-leaks"], "--no-find-leaks has no effect on --methods zero-shot"),
+        (["--methods", "linear-probe", "--max-length", "9"], "--max-length has no effect on --methods linear-probe"),
+        (["--methods", "linear-probe", "--templates", "a {}"], "--templates has no effect on --methods linear-probe"),
         (["--split", "train"], "tested on their training images"),
         (["--fractions", "0.1"], "applies only to linear-probe"),
     ],

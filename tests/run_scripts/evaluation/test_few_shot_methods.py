@@ -72,6 +72,16 @@ def test_methods_learn_from_a_few_images(encoder):
     assert accuracy["coop"] > accuracy["zero-shot"], "two words of context turn the texts toward the images"
 
 
+@pytest.mark.parametrize("method", ["linear-probe", "tip-adapter", "clip-adapter"])
+def test_one_class_or_no_validation_images_are_errors_with_the_seed(method):
+    shots = shots_of(2, 2, seed=7)
+    nothing = Images(torch.zeros(0, 16), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="--seed 7: there are training images of a single class. Add images of each"):
+        fit(method, replace(shots, train=Images(shots.train.embeds[:2], shots.train.labels[:2])))
+    with pytest.raises(ValueError, match="--seed 7: there are no validation images of these classes.*another --seed"):
+        fit(method, replace(shots, validation=nothing))
+
+
 def test_settings_are_chosen_by_accuracy_then_by_cross_entropy():
     images = Images(torch.zeros(2, 1), torch.tensor([0, 1]))
     sure, unsure = torch.tensor([[3.0, 0], [0, 3]]), torch.tensor([[1.0, 0], [0, 1]])
