@@ -50,8 +50,8 @@ the recipe.
 No verb runs code from a model folder unless train, evaluate, embed, search,
 panels or build is called with {TRUST_OPTION}. A recipe cannot set it.
 
-exit status: 0 for success, 1 if the work failed or skipped unreadable images,
-2 for a wrong command line
+exit status: 0 for success, 1 if the work failed or if classify, embed or panels
+skipped unreadable images, 2 for a wrong command line
 
 example:
   biomedclip quickstart --output-dir out
