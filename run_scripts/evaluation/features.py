@@ -1,8 +1,9 @@
 """Compute embeddings of images and texts once, and keep them on disk in numbered parts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ class FeatureStore:
         fingerprint of the images in order, and `features` is that of [`DualEncoder.embed_pixels`]. Raise `ValueError`
         if no image can be read.
         """
+        return self.stored_images(images, names, data, features=features)()
+
+    def stored_images(
+        self, images: Sequence[Any], names: Sequence[str], data: str, *, features: str = "embeds"
+    ) -> Callable[[], Features]:
+        """Compute and store the features of images like [`images`], and return a function that reads them."""
         parts = self._parts(len(images), {"data": data, "what": f"images, {features}"})
 
         def work(part: int) -> Part:
@@ -74,7 +81,7 @@ class FeatureStore:
             return {"embeds": joined, "rows": torch.tensor(good, dtype=torch.int64)}, damaged
 
         parts.complete(work, "Images")
-        return _read_all(parts, len(images))
+        return partial(_read_all, parts, len(images))
 
     def texts(self, texts: Sequence[str], data: str) -> Features:
         """Return the normalized embeddings of texts. `data` is a fingerprint of the texts, in order."""

@@ -19,7 +19,16 @@ from ..cli.reporting import UNDEFINED, say, show_table
 from .classification import Curve
 from .finding_metrics import METRICS, measure_findings, show_findings
 from .findings import finding_predictions, given_finding_options, notes_of
-from .linear_probe import FRACTIONS, HELD_OUT, ITERATIONS, PROBE_DRAWS, STRENGTHS, LabeledFeatures
+from .linear_probe import (
+    FRACTIONS,
+    HELD_OUT,
+    ITERATIONS,
+    PROBE_DRAWS,
+    STRENGTHS,
+    LabeledFeatures,
+    LinearClassifier,
+    standardization,
+)
 from .robustness import CorruptedFeatures, measure_robustness, show_robustness
 from .run import Run
 from .zero_shot import data_of
@@ -53,7 +62,7 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
         for split, images in kept.items()
     }
     draws = options.draws or PROBE_DRAWS
-    metrics, scores = probe_findings(
+    metrics, classifier = probe_findings(
         labeled["train"],
         labeled["validation"],
         labeled[options.split],
@@ -61,13 +70,12 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
         fractions=options.fractions,
         draws=draws,
         seed=options.seed,
-        more=corrupted.stacked(),
     )
     show_findings_probe(metrics)
-    scores, of_corrupted = scores[: metrics["images"]], scores[metrics["images"] :]
+    scores = classifier(labeled[options.split].features)
     if corrupted.features:
         clean = (scores, features[options.split].rows.tolist())
-        found = corrupted.split(of_corrupted)
+        found = corrupted.scored(classifier)
         robustness = measure_robustness(test.images, test.images.findings, clean, found, seed=options.seed)
         metrics["robustness"] = robustness
         show_robustness(robustness, run.output_dir)
@@ -107,8 +115,7 @@ def probe_findings(
     fractions: Sequence[float] = FRACTIONS,
     draws: int = PROBE_DRAWS,
     seed: int = 0,
-    more: np.ndarray | None = None,
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[dict[str, Any], LinearClassifier]:
     """Fit and evaluate a logistic regression of each finding, for each fraction of the training images and each draw.
 
     The labels are targets `(images, findings)`, and NaN is ignored. Features are standardized on the drawn images. The
@@ -118,11 +125,10 @@ def probe_findings(
 
     The first result has the metrics of [`measure_findings`] of the largest fraction, and `by_fraction`: mean and
     standard deviation of their means over the draws, and each draw with the chosen regularization. The second one is
-    the log-odds of the test images, `(images, findings)`, NaN for a finding without a classifier. Those of the features
-    `more` follow.
+    the last classifier of the largest fraction. Its scores are log-odds `(images, findings)`, NaN for a finding without
+    a classifier.
     """
     by_fraction: dict[str, Any] = {}
-    scores = np.empty(0)
     missing: dict[str, str] = {}
     seeds = [
         (fraction, number)
@@ -131,11 +137,9 @@ def probe_findings(
     ]
     for fraction, number in tqdm(seeds, desc="Classifiers", unit="fit"):
         drawn = train.select(draw_fraction(np.zeros(len(train.labels)), fraction, number))
-        judged = test.features
-        if more is not None and (fraction, number) == seeds[-1]:
-            judged = np.concatenate([judged, more])
-        scores, chosen, missing = _fit(drawn, validation, judged, findings)
-        measured = measure_findings(scores[: len(test.labels)], test.labels, findings, resamples=0)
+        classifier, chosen, missing = _fit(drawn, validation, test, findings)
+        scores = classifier(test.features)
+        measured = measure_findings(scores, test.labels, findings, resamples=0)
         fit = {"seed": number, "images": len(drawn.labels), "C": chosen} | {name: measured[name] for name in METRICS}
         fit["findings"] = sum(values["auroc"] is not None for values in measured["findings"].values())
         by_fraction.setdefault(f"{fraction:g}", {"runs": []})["runs"].append(fit)
@@ -144,8 +148,7 @@ def probe_findings(
             values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
             summary[name] = float(np.mean(values)) if values else None
             summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    of_test = scores[: len(test.labels)]
-    metrics = measure_findings(of_test, test.labels, findings, groups=test.groups, seed=seed)
+    metrics = measure_findings(scores, test.labels, findings, groups=test.groups, seed=seed)
     for name, why in missing.items():
         metrics["undefined"][f"AUROC and average precision of {name}"] = why
     metrics |= {
@@ -153,27 +156,26 @@ def probe_findings(
         "validation_images": len(validation.labels),
         "by_fraction": by_fraction,
     }
-    return metrics, scores
+    return metrics, classifier
 
 
 def _fit(
-    train: LabeledFeatures, validation: LabeledFeatures, test: np.ndarray, findings: Sequence[str]
-) -> tuple[np.ndarray, dict[str, float | None], dict[str, str]]:
-    """Return the test scores, the regularization of each finding, and why a finding has no classifier.
+    train: LabeledFeatures, validation: LabeledFeatures, test: LabeledFeatures, findings: Sequence[str]
+) -> tuple[LinearClassifier, dict[str, float | None], dict[str, str]]:
+    """Return the classifier, the regularization of each finding, and why a finding has no classifier.
 
-    The scores of a finding without a classifier are NaN.
+    The coefficients and scores of a finding without a classifier are NaN.
     """
-    scores = np.full((len(test), len(findings)), np.nan)
+    mean, deviation = standardization(train.features)
+    coefficients = np.full((len(STRENGTHS), len(findings), len(mean)), np.nan, train.features.dtype)
+    intercepts = np.full(coefficients.shape[:2], np.nan, train.features.dtype)
+    fitted = LinearClassifier(mean, deviation, coefficients[0].copy(), intercepts[0].copy())
     chosen: dict[str, float | None] = dict.fromkeys(findings)
-    parts = (train.features, validation.features, test)
-    if not all(np.isfinite(part).all() for part in parts):
-        return scores, chosen, dict.fromkeys(findings, "the features of some images are NaN or infinite")
-    mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
-    deviation[deviation == 0] = 1  # constant features
-    used, choosing, measured = ((part - mean) / deviation for part in parts)
+    if not all(np.isfinite(split.features).all() for split in (train, validation, test)):
+        return fitted, chosen, dict.fromkeys(findings, "the features of some images are NaN or infinite")
+    used, choosing = ((split.features - mean) / deviation for split in (train, validation))
     missing: dict[str, str] = {}
     areas = np.full((len(STRENGTHS), len(findings)), np.nan)
-    of_strength = np.full((len(STRENGTHS), *scores.shape), np.nan)
     for number, name in enumerate(findings):
         known = np.flatnonzero(~np.isnan(train.labels[:, number]))
         labels = train.labels[known, number]
@@ -190,7 +192,7 @@ def _fit(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 classifier.fit(used[known], labels)
-            of_strength[place, :, number] = classifier.decision_function(measured)
+            coefficients[place, number], intercepts[place, number] = classifier.coef_[0], classifier.intercept_[0]
             if 0 < is_positive.sum() < len(is_positive):
                 curve = Curve(classifier.decision_function(choosing[judged]), is_positive)
                 areas[place, number] = curve.area(np.ones(len(judged)))
@@ -199,8 +201,9 @@ def _fit(
             continue
         known_areas = areas[:, number] if np.isfinite(areas[:, number]).all() else _means(areas)
         best = int(np.argmax(known_areas))
-        chosen[name], scores[:, number] = STRENGTHS[best], of_strength[best, :, number]
-    return scores, chosen, missing
+        chosen[name] = STRENGTHS[best]
+        fitted.coefficients[number], fitted.intercepts[number] = coefficients[best, number], intercepts[best, number]
+    return fitted, chosen, missing
 
 
 def _means(areas: np.ndarray) -> np.ndarray:

@@ -61,6 +61,24 @@ class LabeledFeatures:
         return LabeledFeatures(self.features[rows], self.labels[rows], groups)
 
 
+@dataclass(frozen=True)
+class LinearClassifier:
+    """A linear classifier of standardized features, with coefficients `(classes or findings, dimension)`."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    coefficients: np.ndarray
+    intercepts: np.ndarray
+
+    def __call__(self, features: np.ndarray | torch.Tensor) -> np.ndarray:
+        """Return the scores of features, in float64. All are NaN if a feature is NaN or infinite."""
+        features = np.asarray(features)
+        if not np.isfinite(features).all():
+            return np.full((len(features), len(self.intercepts)), np.nan)
+        scores = (features - self.mean) / self.deviation @ self.coefficients.T + self.intercepts
+        return scores.astype(np.float64)
+
+
 def read_probed(options: Any) -> tuple[dict[str, ClassificationBenchmark], list[str]]:
     """Read the splits of a linear probe. See [`read_learned`]."""
     splits, notes = read_learned(options, with_validation=options.protocol == "logistic")
@@ -139,7 +157,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         labeled["train"], labeled["validation"] = whole.select(kept), whole.select(held)
         notes.append(f"No validation split: the regularization was chosen on {HELD_OUT:.0%} of the training images.")
     draws = options.draws or PROBE_DRAWS
-    metrics, scores = probe_with_scores(
+    metrics, scores, classifier = probe_with_scores(
         labeled["train"],
         labeled.get("validation") if options.protocol == "logistic" else None,
         labeled[options.split],
@@ -150,15 +168,13 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         positive=test.positive,
         metric=test.metric,
         seed=options.seed,
-        more=corrupted.stacked(),
     )
     show_probe(metrics, test.paper_of_linear_probe)
-    if corrupted.features:
-        clean = (scores[: metrics["images"]], features[options.split].rows.tolist())
-        found = corrupted.split(scores[metrics["images"] :])
+    if corrupted.features and classifier is not None:
+        clean = (scores, features[options.split].rows.tolist())
+        found = corrupted.scored(classifier)
         metrics["robustness"] = measure_robustness(test.images, test.classes, clean, found, seed=options.seed)
         show_robustness(metrics["robustness"], run.output_dir)
-        scores = clean[0]
     leaks = None
     if options.find_leaks:
         leaks = find_leaks(splits["train"], test, progress=True).as_dict()
@@ -211,8 +227,7 @@ def probe_with_scores(
     positive: str | None = None,
     metric: str = "accuracy",
     seed: int = 0,
-    more: np.ndarray | None = None,
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[dict[str, Any], np.ndarray, LinearClassifier | None]:
     """Fit and evaluate a classifier for each fraction of the training labels and each draw.
 
     `logistic` is a logistic regression. Features are standardized on the drawn training images. The regularization is
@@ -223,8 +238,8 @@ def probe_with_scores(
     Each class keeps at least one label. Fractions below 1 are drawn `draws` times, starting with `seed`. The result has
     the metrics of the largest fraction with intervals, and `by_fraction`: mean and standard deviation over the draws,
     and each draw with its number of images and the chosen settings. The second result is the scores of the test images,
-    of shape `(images, classes)`, by the last classifier of the largest fraction. With `logistic`, those of the features
-    `more` follow.
+    of shape `(images, classes)`, by the last classifier of the largest fraction. The third one is this classifier, or
+    None with `elevater`.
     """
     if protocol == "logistic" and validation is None:
         raise ValueError("--protocol logistic requires a validation split to choose the regularization.")
@@ -232,7 +247,7 @@ def probe_with_scores(
         raise ValueError(f"All {len(train.labels)} training images are of one class. There must be at least two.")
     measure = _Measure(classes, positive, metric)
     by_fraction: dict[str, Any] = {}
-    scores = np.empty(0)
+    scores, classifier = np.empty(0), None
     seeds = [
         (fraction, number)
         for fraction in sorted(fractions)
@@ -241,11 +256,11 @@ def probe_with_scores(
     for fraction, number in tqdm(seeds, desc="Classifiers", unit="fit"):
         drawn = train.select(draw_fraction(train.labels, fraction, number))
         if validation is not None and protocol == "logistic":
-            is_last = more is not None and (fraction, number) == seeds[-1]
-            scores, chosen = _fit_logistic(drawn, validation, test, measure, more if is_last else None)
+            classifier, chosen = _fit_logistic(drawn, validation, test, measure)
+            scores = classifier(test.features)
         else:
             scores, chosen = _fit_elevater(drawn, test, measure, number)
-        measured = measure.metrics(scores[: len(test.labels)], test, resamples=0)
+        measured = measure.metrics(scores, test, resamples=0)
         fit = {"seed": number, "images": len(drawn.labels), **chosen} | {name: measured[name] for name in MEASURED}
         by_fraction.setdefault(f"{fraction:g}", {"runs": []})["runs"].append(fit)
     for summary in by_fraction.values():
@@ -253,12 +268,12 @@ def probe_with_scores(
             values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
             summary[name] = float(np.mean(values)) if values else None
             summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    metrics = measure.metrics(scores[: len(test.labels)], test, seed=seed) | {
+    metrics = measure.metrics(scores, test, seed=seed) | {
         "training_images": len(train.labels),
         "validation_images": len(validation.labels) if validation is not None else None,
         "by_fraction": by_fraction,
     }
-    return metrics, scores
+    return metrics, scores, classifier
 
 
 def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:
@@ -310,32 +325,38 @@ class _Measure:
         return np.full((len(split.labels), len(self.classes)), np.nan)
 
 
+def standardization(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of features, which is 1 for constant features."""
+    with np.errstate(invalid="ignore"):  # infinite features
+        mean, deviation = features.mean(axis=0), features.std(axis=0)
+    deviation[deviation == 0] = 1
+    return mean, deviation
+
+
 def _fit_logistic(
-    train: LabeledFeatures,
-    validation: LabeledFeatures,
-    test: LabeledFeatures,
-    measure: _Measure,
-    more: np.ndarray | None = None,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the test scores with the regularization that is best on the validation split, and the settings."""
-    judged = test.features if more is None else np.concatenate([test.features, more])
-    if not all(np.isfinite(part).all() for part in (train.features, validation.features, judged)):
-        return np.full((len(judged), len(measure.classes)), np.nan), {"C": None, "converged": False}
-    mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
-    deviation[deviation == 0] = 1  # constant features
-    used, choosing, measured = ((part - mean) / deviation for part in (train.features, validation.features, judged))
+    train: LabeledFeatures, validation: LabeledFeatures, test: LabeledFeatures, measure: _Measure
+) -> tuple[LinearClassifier, dict[str, Any]]:
+    """Return the classifier with the regularization that is best on the validation split, and the settings.
+
+    If features of any of the splits are NaN or infinite, all scores of the classifier are NaN.
+    """
+    mean, deviation = standardization(train.features)
+    if not all(np.isfinite(split.features).all() for split in (train, validation, test)):
+        undefined = np.full((len(measure.classes), len(mean)), np.nan)
+        return LinearClassifier(mean, deviation, undefined, undefined[:, 0]), {"C": None, "converged": False}
+    used = (train.features - mean) / deviation
     classifier = LogisticRegression(max_iter=ITERATIONS, warm_start=True)
-    best: tuple[float, np.ndarray, dict[str, Any]] | None = None
+    best: tuple[float, LinearClassifier, dict[str, Any]] | None = None
     for strength in STRENGTHS:
         classifier.set_params(C=strength)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             classifier.fit(used, train.labels)
         converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-        value = measure.value(_scores(classifier, choosing, len(measure.classes)), validation.labels)
+        fitted = LinearClassifier(mean, deviation, *_coefficients(classifier, len(measure.classes)))
+        value = measure.value(fitted(validation.features), validation.labels)
         if best is None or value > best[0]:
-            scores = _scores(classifier, measured, len(measure.classes))
-            best = value, scores, {"C": strength, "converged": converged}
+            best = value, fitted, {"C": strength, "converged": converged}
     assert best is not None
     return best[1:]
 
@@ -355,10 +376,12 @@ def _fit_elevater(
     }
 
 
-def _scores(classifier: LogisticRegression, features: np.ndarray, classes: int) -> np.ndarray:
-    decided = classifier.decision_function(features)
-    if decided.ndim == 1:
-        decided = np.stack([np.zeros_like(decided), decided], axis=1)
-    scores = np.full((len(features), classes), _ABSENT)
-    scores[:, classifier.classes_] = decided
-    return scores
+def _coefficients(classifier: LogisticRegression, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coefficients and intercepts of all classes. Those of the first one of two are 0."""
+    fitted, intercepts = classifier.coef_, classifier.intercept_
+    if len(fitted) == 1:
+        fitted, intercepts = (np.concatenate([np.zeros_like(part), part]) for part in (fitted, intercepts))
+    coefficients = np.zeros((classes, fitted.shape[1]), fitted.dtype)
+    of_all = np.full(classes, _ABSENT, intercepts.dtype)
+    coefficients[classifier.classes_], of_all[classifier.classes_] = fitted, intercepts
+    return coefficients, of_all

@@ -44,9 +44,12 @@ def chosen_corruptions(names: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class CorruptedFeatures:
-    """The features of corrupted images, by corruption and strength."""
+    """Functions that read the stored features of corrupted images, by corruption and strength.
 
-    features: Mapping[tuple[str, int], Features]
+    They are read one at a time, because those of all corruptions together take a lot of memory.
+    """
+
+    features: Mapping[tuple[str, int], Callable[[], Features]]
 
     @classmethod
     def of(
@@ -58,23 +61,16 @@ class CorruptedFeatures:
             for strength in range(1, STRENGTHS + 1):
                 corrupted = CorruptedImages(images.images, images.names, name, strength, options.seed)
                 key = f"{fingerprint}, {name} {strength}, corruptions {corruptions_version()}, seed {options.seed}"
-                found[name, strength] = store.images(corrupted, images.names, key, features=features)
+                found[name, strength] = store.stored_images(corrupted, images.names, key, features=features)
         return cls(found)
 
     def scored(self, score: Score) -> dict[tuple[str, int], Scored]:
         """Return the scores of all images, and their rows."""
-        return {key: (score(features.embeds), features.rows.tolist()) for key, features in self.features.items()}
+        return {key: _scored(read(), score) for key, read in self.features.items()}
 
-    def stacked(self) -> np.ndarray | None:
-        """Return the features of all images as one array, or None if there are none."""
-        embeds = [features.embeds.numpy() for features in self.features.values()]
-        return np.concatenate(embeds) if embeds else None
 
-    def split(self, scores: np.ndarray) -> dict[tuple[str, int], Scored]:
-        """Return the scores of [`stacked`] features by corruption and strength, and their rows."""
-        ends = np.cumsum([len(features.rows) for features in self.features.values()])[:-1]
-        parts = zip(self.features.items(), np.split(scores, ends), strict=True)
-        return {key: (part, features.rows.tolist()) for (key, features), part in parts}
+def _scored(features: Features, score: Score) -> Scored:
+    return score(features.embeds), features.rows.tolist()
 
 
 def measure_robustness(

@@ -135,11 +135,12 @@ def probed(images: int, seed: int, ignored: float) -> LabeledFeatures:
 
 def test_the_probe_of_a_finding_is_a_logistic_regression_on_its_labels():
     train, validation, test = probed(200, 0, 0.3), probed(100, 1, 0.1), probed(120, 2, 0.1)
-    found, _ = probe_findings(train, validation, test, ["a", "b"], fractions=[1.0])
+    found, classifier = probe_findings(train, validation, test, ["a", "b"], fractions=[1.0])
+    scores = classifier(test.features)
     mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
     (run,) = found["by_fraction"]["1"]["runs"]
     for number, name in enumerate("ab"):
-        best = (0, None, None)
+        best, log_odds = (0, None, None), {}
         for strength in STRENGTHS:
             known = ~np.isnan(train.labels[:, number])
             fitted = LogisticRegression(C=strength, max_iter=1000)
@@ -149,10 +150,11 @@ def test_the_probe_of_a_finding_is_a_logistic_regression_on_its_labels():
                 kept = ~np.isnan(split.labels[:, number])
                 judged = fitted.decision_function((split.features - mean) / deviation)
                 areas.append(roc_auc_score(split.labels[kept, number], judged[kept]))
-            best = max(best, (areas[0], -strength, areas[1]))
+            best, log_odds[strength] = max(best, (areas[0], -strength, areas[1])), judged
         # Fits that start elsewhere end within lbfgs' tolerance of each other.
         assert run["C"][name] == -best[1]
         assert found["findings"][name]["auroc"] == pytest.approx(best[2], abs=1e-3)
+        assert scores[:, number] == pytest.approx(log_odds[-best[1]], abs=0.02)
     assert found["auroc"] == pytest.approx(np.mean([found["findings"][name]["auroc"] for name in "ab"]))
     assert found["training_images"] == 200 and run["images"] == 200 and run["findings"] == 2
 
@@ -160,7 +162,8 @@ def test_the_probe_of_a_finding_is_a_logistic_regression_on_its_labels():
 def test_a_finding_that_cannot_be_learned_is_left_out_and_one_without_validation_takes_the_others_strength():
     train, validation, test = probed(120, 0, 0), probed(60, 1, 0), probed(60, 2, 0)
     train.labels[:, 1] = 0
-    found, _ = probe_findings(train, validation, test, ["a", "b"], fractions=[1.0])
+    found, classifier = probe_findings(train, validation, test, ["a", "b"], fractions=[1.0])
+    assert np.isnan(classifier(test.features)).tolist() == [[False, True]] * 60
     assert found["undefined"] == {"AUROC and average precision of b": "all 120 drawn training labels are 0"}
     assert found["auroc"] == found["findings"]["a"]["auroc"] and found["findings"]["b"]["auroc"] is None
     train = probed(120, 0, 0)

@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from biomedclip.processing.benchmarks.facts import facts_of
 from biomedclip.run_scripts.evaluation import linear_probe as module
 from biomedclip.run_scripts.evaluation.comparison import headline
-from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, show_probe
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, probe_with_scores, show_probe
 
 
 def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabeledFeatures:
@@ -22,7 +22,7 @@ def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabeledFe
 def test_all_labels_give_what_scikit_learn_gives_by_hand(classes):
     train, validation, test = (split(200, classes, seed) for seed in range(3))
     names = [f"class {number}" for number in range(classes)]
-    metrics = probe(train, validation, test, names, fractions=[1.0])
+    metrics, scores, classifier = probe_with_scores(train, validation, test, names, fractions=[1.0])
     (run,) = metrics["by_fraction"]["1"]["runs"]
     mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
     best = None
@@ -39,6 +39,12 @@ def test_all_labels_give_what_scikit_learn_gives_by_hand(classes):
     area = roc_auc_score(test.labels, chances[:, 1] if classes == 2 else chances, multi_class="ovr")
     assert metrics["auroc"] == pytest.approx(area, abs=1e-3)
     assert metrics["accuracy_interval"][0] < metrics["accuracy"] < metrics["accuracy_interval"][1]
+    decided = best[2].decision_function(judged)
+    differences = scores - scores[:, :1] if classes == 2 else scores - scores.mean(axis=1, keepdims=True)
+    assert differences[:, -1] == pytest.approx(decided if classes == 2 else decided[:, -1], abs=0.02)
+    np.testing.assert_array_equal(classifier(test.features), scores)
+    test.features[0, 0] = np.inf
+    assert np.isnan(classifier(test.features)).all()
 
 
 def test_shares_are_drawn_by_seed_and_summed_up():

@@ -1,6 +1,7 @@
 """Metrics on corrupted images and with paraphrased prompts, against plain loops, and the command."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from biomedclip.processing.images.findings import FindingImages
 from biomedclip.processing.images.labeled import LabeledImages
+from biomedclip.run_scripts.evaluation import features as features_module
 from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_weights
 from biomedclip.run_scripts.evaluation.options import all_corruptions
 from biomedclip.run_scripts.evaluation.robustness import (
@@ -124,7 +126,24 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def test_the_command_writes_the_drops_and_reuses_the_features_of_each_corruption(measure, data, tmp_path, capsys):
+@pytest.fixture
+def in_memory(monkeypatch) -> list[int]:
+    """Return the number of sets of features that are in memory at the start of each reading."""
+    read, known, counts = features_module._read_all, [], []
+
+    def reading(*arguments):
+        counts.append(sum(features() is not None for features in known))
+        found = read(*arguments)
+        known.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(features_module, "_read_all", reading)
+    return counts
+
+
+def test_the_command_writes_the_drops_and_reuses_the_features_of_each_corruption(
+    measure, data, in_memory, tmp_path, capsys
+):
     options = ["--corruptions", "contrast", "mark", "--features-dir", tmp_path / "features"]
     results = measure("zero-shot", data, *options, "--prompt-sensitivity")
     robustness = results["metrics"]["robustness"]
@@ -136,7 +155,10 @@ def test_the_command_writes_the_drops_and_reuses_the_features_of_each_corruption
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
     keys = [json.loads(path.read_text(encoding="utf-8"))["data"] for path in (tmp_path / "features").glob("*/key.json")]
     assert len(keys) == len(set(keys)) == 11, "one without and ten with corruptions"
+    assert len(in_memory) == 11 and max(in_memory) == 1, "only those without corruption stay in memory"
+    in_memory.clear()
     probe = measure("linear-probe", data, *options, "--fractions", "1", out="probe")
+    assert len(in_memory) == 13 and max(in_memory) == 3
     metrics = probe["metrics"]
     assert metrics["robustness"]["clean"] == metrics["accuracy"] > 0.9 and metrics["images"] == 40
     drops = [entry["drop"] for entry in metrics["robustness"]["corruptions"]["contrast"]]
