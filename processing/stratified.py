@@ -40,12 +40,14 @@ def hold_out(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int) -> 
     return sorted(set(range(len(labels))) - set(held_out)), held_out
 
 
-def hold_out_groups(groups: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out_groups(
+    groups: Sequence[str], fraction: float, seed: int, *, where: str = "The data"
+) -> tuple[list[int], list[int]]:
     """Split rows into two parts, so that all rows of a group are in the same part.
 
     The order in which groups are held out depends only on their names and the seed, so few groups change sides when
     rows are added. Groups that would exceed the fraction are skipped. At least one group is held out, and at least one
-    is kept. The result is that of [`hold_out`].
+    is kept. The result is that of [`hold_out`]. `where` names the data in messages.
 
     Raises:
         ValueError: If the fraction is not between 0 and 1, or if there is only one group.
@@ -54,7 +56,10 @@ def hold_out_groups(groups: Sequence[str], fraction: float, seed: int) -> tuple[
         raise ValueError(f"The fraction to hold out must be between 0 and 1, not {fraction}.")
     sizes = Counter(groups)
     if len(sizes) < 2:
-        raise ValueError(f"All rows belong to the group {groups[0]!r}, so no group can be held out.")
+        raise ValueError(
+            f"{where}: all {len(groups):,} images belong to the group {groups[0]!r} of group_column, so no group can "
+            "be held out. Choose another column, omit group_column, or add a validation split."
+        )
     order = sorted(sizes, key=lambda group: hashlib.blake2b(f"{seed}/{group}".encode(), digest_size=8).digest())
     left = round(fraction * len(groups))
     chosen = set()

@@ -125,7 +125,7 @@ def read_finding_splits(
             images,
             targets=apply_policies(images.targets[:, kept], uncertain, blank),
             findings=[images.findings[number] for number in kept],
-            notes=[*left_out, *policy_notes(images.targets[:, kept], uncertain, blank)],
+            notes=[*images.notes, *left_out, *policy_notes(images.targets[:, kept], uncertain, blank)],
         )
         for split, images in raw.items()
     }
@@ -164,8 +164,9 @@ def _read(
     path: Path, name: str, columns: Columns, image_root: str | os.PathLike[str] | None
 ) -> Iterator[tuple[str, FindingImages]]:
     """Yield the images of each split. Their targets are the labels of [`label_value`]."""
+    notes: list[str] = []
     if columns.tables:
-        rows = _rows_of_layout(path, columns, None if image_root is None else Path(image_root))
+        rows, notes = _rows_of_layout(path, columns, None if image_root is None else Path(image_root))
         root = None
     else:
         source = open_source(name, columns.by_argument, image_root, ACCEPTED)
@@ -177,7 +178,7 @@ def _read(
         rows, root = dict(source.rows), source.root if source.content is not None else None
     findings = _findings_of([row.values for found in rows.values() for row in found], columns)
     for split, found in rows.items():
-        yield split, _of_rows(found, columns, findings, root)
+        yield split, replace(_of_rows(found, columns, findings, root), notes=notes)
 
 
 def _of_sets(source: Source, columns: Columns) -> Iterator[tuple[str, FindingImages]]:
@@ -262,8 +263,10 @@ def _group_of(row: ImageRow, columns: Columns) -> str:
     return match[0]
 
 
-def _rows_of_layout(path: Path, columns: Columns, image_root: Path | None) -> dict[str, list[ImageRow]]:
-    """Return the rows of the tables of a published layout, by split."""
+def _rows_of_layout(
+    path: Path, columns: Columns, image_root: Path | None
+) -> tuple[dict[str, list[ImageRow]], list[str]]:
+    """Return the rows of the tables of a published layout, by split, and notes on rows that are left out."""
     assert columns.tables is not None
     if path.is_dir():
         tables = {split: sorted(path.glob(pattern)) for split, pattern in columns.tables.items()}
@@ -286,8 +289,8 @@ def _rows_of_layout(path: Path, columns: Columns, image_root: Path | None) -> di
         if not rows[split]:
             raise ValueError(f"{table}: the table has no rows.")
     if not columns.lists or not path.is_dir():
-        return rows
-    return _by_lists(rows["train"], path, columns.lists)
+        return rows, []
+    return _by_lists(rows["train"], path, tables["train"][0].name, columns.lists)
 
 
 def _renamer(root: Path, columns: Columns) -> Callable[[Any], Any]:
@@ -310,11 +313,16 @@ def _renamer(root: Path, columns: Columns) -> Callable[[Any], Any]:
     return rename
 
 
-def _by_lists(rows: Sequence[ImageRow], folder: Path, lists: Mapping[str, str]) -> dict[str, list[ImageRow]]:
-    """Return rows by the lists of image names of each split, or all as `train` if there are no lists."""
+def _by_lists(
+    rows: Sequence[ImageRow], folder: Path, table: str, lists: Mapping[str, str]
+) -> tuple[dict[str, list[ImageRow]], list[str]]:
+    """Return rows by the lists of image names of each split, or all as `train` if there are no lists.
+
+    The notes count the rows that are in no list, and the names that have no row.
+    """
     files = {split: folder / name for split, name in lists.items() if (folder / name).is_file()}
     if not files:
-        return {"train": list(rows)}
+        return {"train": list(rows)}, []
     if missing := sorted(set(lists) - set(files)):
         raise FileNotFoundError(f"{folder}: {lists[missing[0]]} is missing, but there are lists of other splits.")
     split_of: dict[str, str] = {}
@@ -323,4 +331,25 @@ def _by_lists(rows: Sequence[ImageRow], folder: Path, lists: Mapping[str, str]) 
             if split_of.setdefault(name, split) != split:
                 raise ValueError(f"{file}: {shown_name(name)} is also in {files[split_of[name]].name}. Keep one.")
     found = {split: [row for row in rows if split_of.get(row.name) == split] for split in SPLIT_NAMES}
-    return {split: part for split, part in found.items() if part}
+    if not any(found.values()):
+        first = {split: name for name, split in reversed(split_of.items())}
+        listed = ", ".join(f"that in {files[split].name} is {shown_name(name)!r}" for split, name in first.items())
+        raise ValueError(
+            f"{folder}: no image of {table} is in {', '.join(file.name for file in files.values())}. The first name in "
+            f"{table} is {shown_name(rows[0].name)!r}, {listed or 'and the lists are empty'}. Write the names in the "
+            "same way in all files."
+        )
+    names = {row.name for row in rows}
+    unlisted, absent = names - set(split_of), set(split_of) - names
+    notes = []
+    if unlisted:
+        notes.append(
+            f"Left out, because they are in no list of a split: {len(unlisted):,} of {len(names):,} images of {table}, "
+            f"such as {shown_name(min(unlisted))}."
+        )
+    if absent:
+        notes.append(
+            f"{len(absent):,} of {len(split_of):,} names in the lists of the splits have no row in {table}, such as "
+            f"{shown_name(min(absent))}."
+        )
+    return {split: part for split, part in found.items() if part}, notes

@@ -243,7 +243,7 @@ def choose_split(
                     of = "each class" if isinstance(rest, LabeledImages) else "the images"
                     how = f"{held_out:.0%} of {of}, seed {seed}. Images of one patient may be in both"
                 else:
-                    kept, held = hold_out_groups(rest.groups, fraction, seed)
+                    kept, held = hold_out_groups(rest.groups, fraction, seed, where=os.fspath(path))
                     how = f"whole groups, seed {seed}"
                 splits["train"] = rest.select(kept)
                 note = f"The {wanted} split was drawn from the training images: {len(held)} of {total}, {how}."

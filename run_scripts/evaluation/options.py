@@ -318,16 +318,14 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
 def _check_findings(options: Any, given: Collection[str]) -> None:
     """Refuse options that have no effect on data with several findings."""
     in_vain = ("report", "subgroup_column", *OF_VALIDATION)
-    one_label = "which needs one label for each image"
-    for name, instead in (
-        *((name, one_label) for name in in_vain),
-        ("benchmark", "which has one label for each image"),
-        ("templates", "use --prompts FILE"),
+    needs_one_label = "It needs data with one label for each image. Omit one of the two options."
+    for name, remedy in (
+        *((name, needs_one_label) for name in in_vain),
+        ("benchmark", "The images of benchmarks have one label each. Omit one of the two options."),
+        ("templates", "Pass --prompts FILE with positive and negative templates instead."),
     ):
         if name in given:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no effect with --label-columns: {instead}. Omit one of them."
-            )
+            raise UsageError(f"--{name.replace('_', '-')} has no effect with --label-columns. {remedy}")
     if getattr(options, "protocol", "logistic") != "logistic":
         raise UsageError("--protocol elevater has one label for each image. With --label-columns, use logistic.")
 

@@ -169,12 +169,12 @@ def read_splits(data: LabeledData, seed: int) -> tuple[dict[str, Any], list[str]
         given = {name: getattr(data, name) for name in ("label_separator", "uncertain", "blank")}
         columns |= {name: value for name, value in given.items() if value is not None}
         findings = read_findings(data.train_data, label_columns=data.label_columns, **columns)
-        return with_validation(findings, data.validation_fraction, seed), findings["train"].findings
+        return with_validation(findings, data.validation_fraction, seed, data.train_data), findings["train"].findings
     columns |= {"image_column": data.image_column, "label_column": data.label_column}
     read = read_labeled_images(data.train_data, **columns)
     for note in shared_groups(read):
         logger.warning("%s: %s", data.train_data, note)
-    splits = with_validation(read, data.validation_fraction, seed)
+    splits = with_validation(read, data.validation_fraction, seed, data.train_data)
     if not len(splits["validation"]):
         raise ValueError(
             f"{data.train_data}: each class has a single image, so none can be held out for validation. Add images, or "
@@ -200,11 +200,11 @@ def loss_of(images: LabeledImages | FindingImages, classes: Sequence[str], *, ba
     return weighted_cross_entropy(balanced_class_weights(images.labels, classes)) if balanced else None
 
 
-def with_validation(splits: Mapping[str, Labeled], fraction: float, seed: int) -> dict[str, Labeled]:
+def with_validation(splits: Mapping[str, Labeled], fraction: float, seed: int, path: str) -> dict[str, Labeled]:
     """Return the splits with a validation split. A missing one is held out from the training images.
 
     If the images have groups, such as patients, whole groups are held out, otherwise a fraction of each class. Images
-    with several findings are not stratified.
+    with several findings are not stratified. `path` is used in messages.
     """
     if "validation" in splits:
         if fraction != LabeledData.validation_fraction:
@@ -214,7 +214,7 @@ def with_validation(splits: Mapping[str, Labeled], fraction: float, seed: int) -
     if train.groups is None:
         stay, held_out = hold_out(train.strata, fraction, seed)
     else:
-        stay, held_out = hold_out_groups(train.groups, fraction, seed)
+        stay, held_out = hold_out_groups(train.groups, fraction, seed, where=path)
     return {**splits, "train": train.select(stay), "validation": train.select(held_out)}
 
 

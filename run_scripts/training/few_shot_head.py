@@ -188,7 +188,8 @@ def _read(options: HeadOptions) -> dict[str, LabeledImages]:
         group_column=options.group_column,
     )
     if "validation" not in read:
-        read = with_validation(read, options.validation_fraction or VALIDATION_FRACTION, options.seed)
+        fraction = options.validation_fraction or VALIDATION_FRACTION
+        read = with_validation(read, fraction, options.seed, options.train_data)
     elif options.validation_fraction is not None:
         raise ValueError("--validation-fraction has no effect: the dataset has a validation split. Omit it.")
     train, validation = read["train"], read["validation"]

@@ -37,7 +37,10 @@ class WeightedTrainer(SupervisedTrainer):
 
 
 def balanced_class_weights(labels: Sequence[str], classes: Sequence[str]) -> torch.Tensor:
-    """Return images / (classes * images of the class) for each class, as in scikit-learn. Their mean is 1."""
+    """Return images / (classes * images of the class) for each class, as in scikit-learn.
+
+    Their mean over the images is 1, but not their mean over the classes.
+    """
     counts = np.array([list(labels).count(name) for name in classes])
     return torch.tensor(len(labels) / (len(classes) * counts), dtype=torch.float32)
 

@@ -56,7 +56,7 @@ def test_the_held_out_groups_are_those_of_earlier_versions_in_any_order(seed, ro
 def test_at_least_one_group_is_held_out_and_one_is_kept():
     assert hold_out_groups(["a", "a", "a", "b", "b"], 0.1, 0) == ([0, 1, 2], [3, 4])
     assert [len(part) for part in hold_out_groups(["a", "b"], 0.99, 0)] == [1, 1]
-    with pytest.raises(ValueError, match="All rows belong to the group 'a'"):
-        hold_out_groups(["a", "a"], 0.5, 0)
+    with pytest.raises(ValueError, match="scans: all 2 images belong to the group 'a' of group_column"):
+        hold_out_groups(["a", "a"], 0.5, 0, where="scans")
     with pytest.raises(ValueError, match="between 0 and 1, not 0"):
         hold_out_groups(["a", "b"], 0, 0)

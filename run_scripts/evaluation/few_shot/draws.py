@@ -18,9 +18,12 @@ class Draw:
     validation: list[int]
 
 
-def halves(labels: np.ndarray, groups: Sequence[str] | None, seed: int) -> tuple[list[int], list[int]]:
-    """Split rows for data without a validation split: half of each class, or half of the groups, for each purpose."""
-    return hold_out(labels, 0.5, seed) if groups is None else hold_out_groups(groups, 0.5, seed)
+def halves(labels: np.ndarray, groups: Sequence[str] | None, seed: int, where: str) -> tuple[list[int], list[int]]:
+    """Split rows for data without a validation split: half of each class, or half of the groups, for each purpose.
+
+    `where` names the data in messages.
+    """
+    return hold_out(labels, 0.5, seed) if groups is None else hold_out_groups(groups, 0.5, seed, where=where)
 
 
 def draw_shots(labels: np.ndarray, shots: int, seed: int, rows: Sequence[int]) -> list[int]:

@@ -283,7 +283,8 @@ class _Learner:
         )
         if not self.own_validation:
             groups = self.train.images.groups
-            halved = halves(self.train.labels[train], groups and [groups[row] for row in train], seed)
+            of_rows = groups and [groups[row] for row in train]
+            halved = halves(self.train.labels[train], of_rows, seed, f"--data {self.run.options.data}, train split")
             train, validation = ([train[place] for place in half] for half in halved)
         return Draw(
             draw_shots(self.train.labels, shots, seed, train),

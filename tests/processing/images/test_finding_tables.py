@@ -105,6 +105,27 @@ def test_nih_is_read_with_its_lists_of_splits_and_patients(tmp_path, place):
         read_finding_splits(tmp_path, label_columns=["nih"])
 
 
+def test_images_in_no_list_and_names_without_a_row_are_counted(tmp_path):
+    draw(tmp_path / "images", "0.png", "1.png", "2.png", "3.png")
+    rows = [f"{number}.png,Mass,{number}" for number in range(4)]
+    write(tmp_path / "Data_Entry_2017.csv", "Image Index,Finding Labels,Patient ID", *rows)
+    write(tmp_path / "train_val_list.txt", "1.png", "8.png")
+    write(tmp_path / "test_list.txt", "2.png")
+    splits = read_finding_splits(tmp_path, label_columns=["nih"])
+    assert [images.names for images in splits.values()] == [["1.png"], ["2.png"]]
+    for images in splits.values():
+        assert images.notes == [
+            "Left out, because they are in no list of a split: 2 of 4 images of Data_Entry_2017.csv, such as 0.png.",
+            "1 of 3 names in the lists of the splits have no row in Data_Entry_2017.csv, such as 8.png.",
+        ]
+    write(tmp_path / "train_val_list.txt", "images/1.png")
+    write(tmp_path / "test_list.txt", "")
+    with pytest.raises(ValueError) as error:
+        read_finding_splits(tmp_path, label_columns=["nih"])
+    assert str(tmp_path) in str(error.value)
+    assert "Data_Entry_2017.csv is '0.png', that in train_val_list.txt is 'images/1.png'." in str(error.value)
+
+
 def test_a_column_with_lists_has_the_findings_that_occur(tmp_path):
     draw(tmp_path, "a.png", "b.png", "c.png")
     table = write(

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.benchmark_files import save_drawn, write_table
@@ -13,6 +14,7 @@ from biomedclip.run_scripts.evaluate import main as evaluate
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
 from biomedclip.run_scripts.evaluation.few_shot import methods
 from biomedclip.run_scripts.evaluation.few_shot import task as module
+from biomedclip.run_scripts.evaluation.few_shot.draws import halves
 from biomedclip.run_scripts.evaluation.few_shot.finished import FITS, FinishedFits
 from biomedclip.run_scripts.evaluation.few_shot.summary import harmonic_mean, show_few_shot, summarize
 
@@ -140,6 +142,11 @@ def test_copies_among_splits_that_were_drawn_from_one_folder_are_not_drawn(measu
     assert "copy " in note
     assert results["metrics"] != leaked["metrics"], "fits on other images are not reused"
     assert results["metrics"] == measure("few-shot", *options, out="whole")["metrics"]
+
+
+def test_a_single_group_that_cannot_be_halved_is_an_error_that_names_the_data():
+    with pytest.raises(ValueError, match="^scans, train split: all 2 images belong to the group 'p1' of group_column"):
+        halves(np.array([0, 1]), ["p1", "p1"], 0, "scans, train split")
 
 
 def test_base_to_novel_measures_both_halves_of_the_classes(measure, tmp_path, capsys, monkeypatch):

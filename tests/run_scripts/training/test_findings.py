@@ -24,6 +24,7 @@ def test_balanced_weights_are_those_of_scikit_learn_and_the_loss_is_a_plain_weig
     assert weights.tolist() == pytest.approx(
         compute_class_weight("balanced", classes=np.array(["a", "b", "c"]), y=labels)
     )
+    assert np.mean([weights["abc".index(label)] for label in labels]) == pytest.approx(1)
     logits = torch.tensor(np.random.default_rng(0).normal(size=(4, 3)))
     numbers = [1, 0, IGNORED_LABEL, 2]
     plain = 0.0
