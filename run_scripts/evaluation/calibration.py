@@ -159,7 +159,7 @@ def softmax(logits: Any) -> np.ndarray:
 def fit_temperature(logits: Any, truth: np.ndarray) -> float:
     """Return the temperature by which logits are divided so that the negative log-likelihood is smallest.
 
-    It is at most 100, for logits that say nothing about the classes.
+    It is at most 100, for logits that are no better than equal probabilities.
 
     The loss is convex in the inverse temperature, so that its minimum is found by bisection of its derivative.
 
@@ -182,11 +182,11 @@ def fit_temperature(logits: Any, truth: np.ndarray) -> float:
 
     low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
     if slope(low) >= 0:
-        return TEMPERATURES[1]  # the scores say nothing, so that equal probabilities are best
+        return TEMPERATURES[1]  # equal probabilities are best
     if slope(high) <= 0:
         raise ValueError(
-            f"the scores of the {len(truth):,} validation images leave no doubt about their classes, so that the "
-            f"temperature would be below {TEMPERATURES[0]}. Use more validation images."
+            f"all {len(truth):,} validation images are classified right, so that each smaller temperature fits them "
+            f"better, even below {TEMPERATURES[0]}. Use more validation images."
         )
     return 1 / _root(slope, low, high)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..cli.errors import UsageError
 from ..cli.fields import option
+from .predictions import PROBABILITY, RESERVED, SET
 
 
 # Options that need a validation split.
@@ -35,13 +36,25 @@ def given_decisions(options: Any) -> list[str]:
 
 
 def check_decisions(options: Any) -> None:
-    """Raise `UsageError` if a value is impossible, or if the validation split itself would be measured."""
+    """Raise `UsageError` if a value is impossible or repeated, or if the validation split itself would be measured.
+
+    A subgroup column must not have the name of another column of the predictions.
+    """
+    for column in getattr(options, "subgroup_column", []):
+        if column in RESERVED or column.startswith((PROBABILITY, SET)):
+            raise UsageError(
+                f"--subgroup-column {column}: the predictions have another column of this name. Rename it in the table."
+            )
+    for name in ("subgroup_column", "sensitivity", "specificity", "coverage"):
+        given = [value if isinstance(value, str) else f"{value:g}" for value in getattr(options, name, [])]
+        if repeated := [value for value in given if given.count(value) > 1]:
+            raise UsageError(f"--{name.replace('_', '-')} has {repeated[0]} more than once. Pass it once.")
     for name in ("sensitivity", "specificity", "coverage"):
         for value in getattr(options, name, []):
             if not 0 < value < 1 + (name != "coverage") * 1e-12:
                 least = "below 1" if name == "coverage" else "at most 1"
                 raise UsageError(f"--{name} must be above 0 and {least}, not {value}.")
-    if (given := given_decisions(options)) and options.split == "validation":
+    if (fitted := given_decisions(options)) and options.split == "validation":
         raise UsageError(
-            f"--{given[0]} is fitted on the validation split and must be measured on another one. Omit --split."
+            f"--{fitted[0]} is fitted on the validation split and must be measured on another one. Omit --split."
         )

@@ -15,6 +15,7 @@ from .calibration import softmax
 PARQUET, CSV = "predictions.parquet", "predictions.csv"
 RESERVED = ("file", "true", "predicted", "group")  # columns of every classification
 PROBABILITY = "probability_"  # prefix of the columns of the classes, which may be named like other columns
+SET = "set_"  # prefix of the columns of prediction sets
 _DIGITS = 6  # of numbers in the CSV file, which people read
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets compute cells that begin with one of these
 

@@ -21,6 +21,7 @@ from .decisions import (
     threshold_for_sensitivity,
     threshold_for_specificity,
 )
+from .predictions import SET
 from .run import with_interval
 
 
@@ -96,12 +97,21 @@ def decide(
         results["validation_images"] = len(validation.truth)
         of_validation = softmax(validation.logits / temperature)
         numbers = [classes.index(positive or classes[-1])] if len(classes) == 2 else range(len(classes))
+        images = np.bincount(validation.truth, minlength=len(classes))
+        # A sensitivity needs validation images of the class, and a specificity others.
+        lacking = {"sensitivity": images == 0, "specificity": images == len(validation.truth)}
         results["operating_points"] = [
             _operating_point(goal, wanted, number, classes, of_validation, validation, probabilities, test, measured)
-            for goal in ("sensitivity", "specificity")
+            for goal in lacking
             for wanted in getattr(options, goal)
             for number in numbers
+            if not lacking[goal][number]
         ]
+        results["without_threshold"] = {
+            goal: left_out
+            for goal, is_lacking in lacking.items()
+            if getattr(options, goal) and (left_out := [classes[number] for number in numbers if is_lacking[number]])
+        }
         results["prediction_sets"] = []
         for coverage in options.coverage:
             # The temperature was fitted on the same images, and the guarantee holds only without it.
@@ -109,15 +119,10 @@ def decide(
             chosen = uncalibrated >= threshold
             entry = {"coverage": coverage, "threshold": threshold if math.isfinite(threshold) else None}
             results["prediction_sets"].append(entry | measure_sets(chosen, test.truth, **measured))
-            sets[f"set_{coverage:g}"] = [[classes[number] for number in np.flatnonzero(row).tolist()] for row in chosen]
+            sets[f"{SET}{coverage:g}"] = [
+                [classes[number] for number in np.flatnonzero(row).tolist()] for row in chosen
+            ]
     return Decided(temperature, results, sets)
-
-
-def _option(name: str, function: Any, *arguments: Any) -> float:
-    try:
-        return function(*arguments)
-    except ValueError as error:
-        raise ValueError(f"--{name}: {error}") from error
 
 
 def _operating_point(
@@ -133,7 +138,7 @@ def _operating_point(
 ) -> dict[str, Any]:
     choose = threshold_for_sensitivity if goal == "sensitivity" else threshold_for_specificity
     positive = validation.truth == number
-    threshold = _option(f"{goal} ({classes[number]})", choose, of_validation[:, number], positive, wanted)
+    threshold = choose(of_validation[:, number], positive, wanted)
     called = of_validation[:, number] >= threshold
     on_validation = called[positive].mean() if goal == "sensitivity" else (~called[~positive]).mean()
     found = measure_threshold(probabilities[:, number], test.truth == number, threshold, **measured)
@@ -155,8 +160,14 @@ def notes_on(validation: Scored | None, options: Any, decided: Decided, *, zero_
         notes.append(f"The temperature stays 1, because {reason}")
     if decided.temperature == TEMPERATURES[1]:
         notes.append(
-            f"The temperature is the largest one, {decided.temperature:g}: the scores say nothing about the classes of "
-            "the validation images. Check their labels."
+            f"The temperature is the largest one, {decided.temperature:g}: equal probabilities fit the validation "
+            "images better than the scores. Check the labels of these images."
+        )
+    for goal, left_out in decided.results.get("without_threshold", {}).items():
+        which = "this class" if goal == "sensitivity" else "other classes"
+        notes.append(
+            f"--{goal}: no threshold for {', '.join(map(repr, left_out))}, because the validation split has no images "
+            f"of {which}. Add some to it."
         )
     for coverage in options.coverage:
         if images < fewest_images(coverage):

@@ -22,7 +22,6 @@ from .report_plots import plot_curves, plot_reliability
 from .run import metric_words, with_interval
 
 
-FILE = "report.html"
 SHOWN = 25  # images in each gallery
 MOST_ROWS = 100  # of a table
 MOST_CLASSES = 15  # of the confusion matrix

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ from accelerate import PartialState
 from biomedclip.model_cards.results import SCHEMA
 from biomedclip.processing.benchmarks.facts import PublishedModel, published_models
 
+from ..classification.calibrations import FILE as CALIBRATION
 from ..cli.reporting import UNDEFINED, say, versions, write_json
 from .dual_encoders import DualEncoder, load_dual_encoder
 from .features import FEATURES, FeatureStore
 from .predictions import CSV, PARQUET, Predictions, PredictionTable, write_predictions
 
 
+REPORT = "report.html"
 SHOWN_DAMAGED = 5
 FEW = 30  # with fewer articles or images, the bootstrap intervals are too narrow
 
@@ -147,17 +150,32 @@ class Run:
             "versions": versions(),
         }
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        self._remove_outdated(results)
         if predictions is not None:
             table = predictions.table() if isinstance(predictions, Predictions) else predictions
             write_predictions(self.output_dir, table)
         write_json(self.output_dir / "results.json", results)
         if getattr(self.options, "report", False) and isinstance(predictions, Predictions):
-            from .report_page import FILE, write_report  # imports this module and matplotlib
+            from .report_page import write_report  # imports this module and matplotlib
 
-            write_report(self.output_dir / FILE, results, predictions)
-            also = f", {FILE}{also}"
+            write_report(self.output_dir / REPORT, results, predictions)
+            also = f", {REPORT}{also}"
         say(f"Results in {self.output_dir / 'results.json'}{f', {PARQUET} and {CSV}' if predictions else ''}{also}")
         return results
+
+    def _remove_outdated(self, results: Mapping[str, Any]) -> None:
+        """Remove the report and the calibration that an earlier run wrote into this folder and this run does not."""
+        try:
+            earlier = json.loads((self.output_dir / "results.json").read_text(encoding="utf-8"))
+            had_report = "--report" in shlex.split(earlier["command"])
+            had_calibration = (earlier.get("decisions") or {}).get("temperature") is not None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # there was no earlier run
+        is_calibrated = (results.get("decisions") or {}).get("temperature") is not None
+        if had_calibration and not is_calibrated and Path(self.model).resolve() != self.output_dir.resolve():
+            (self.output_dir / CALIBRATION).unlink(missing_ok=True)
+        if had_report:
+            (self.output_dir / REPORT).unlink(missing_ok=True)
 
 
 def note_if_few(count: int, what: str) -> list[str]:

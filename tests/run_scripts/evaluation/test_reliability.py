@@ -243,6 +243,12 @@ def test_a_calibration_of_other_weights_is_refused(case, fine_tuned, tmp_path, c
         (["--calibrate", "--split", "validation"], "must be measured on another one"),
         (["--coverage", "1"], "--coverage must be above 0 and below 1, not 1.0"),
         (["--sensitivity", "0"], "--sensitivity must be above 0 and at most 1, not 0.0"),
+        (["--coverage", "0.9", "0.8", "0.9"], "--coverage has 0.9 more than once"),
+        (["--coverage", "0.9", "0.90000001"], "--coverage has 0.9 more than once"),
+        (["--subgroup-column", "group"], "--subgroup-column group: the predictions have another column"),
+        (["--subgroup-column", "set_0.9"], "--subgroup-column set_0.9: the predictions have another column"),
+        (["--subgroup-column", "probability_x"], "--subgroup-column probability_x: the predictions have another"),
+        (["--subgroup-column", "sex", "sex"], "--subgroup-column has sex more than once"),
     ],
 )
 def test_impossible_options_are_refused(case, tmp_path, capsys, options, message):
@@ -250,6 +256,31 @@ def test_impossible_options_are_refused(case, tmp_path, capsys, options, message
     command = ["evaluate", "image-classification", "--model", model, "--data", data, "--output-dir", tmp_path / "out"]
     assert main([*map(str, command), *options]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_class_without_validation_images_has_no_threshold_and_a_note_names_it(case, tmp_path):
+    model, data, _ = case
+    fewer = Path(shutil.copytree(data, tmp_path / "fewer"))
+    shutil.rmtree(fewer / "validation" / "other")
+    results = run(model, fewer, tmp_path / "out", "--sensitivity", 0.9, "--specificity", 0.9)
+    found = [(point["goal"], point["class"]) for point in results["decisions"]["operating_points"]]
+    assert found == [("sensitivity", name) for name in CLASSES[:2]] + [("specificity", name) for name in CLASSES]
+    wanted = "--sensitivity: no threshold for 'other', because the validation split has no images of this class."
+    assert any(wanted in note for note in results["data"]["notes"])
+
+
+def test_a_rerun_leaves_no_files_of_options_that_it_does_not_have(case, tmp_path):
+    model, data, _ = case
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.html").write_text("of a person")
+    run(model, data, out)
+    assert (out / "report.html").exists(), "biomedclip did not write it"
+    run(model, data, out, "--calibrate", "--report")
+    assert (out / "calibration.json").exists() and "<h1>" in (out / "report.html").read_text(encoding="utf-8")
+    run(model, data, out)
+    assert not (out / "calibration.json").exists() and not (out / "report.html").exists()
+    assert (model / "calibration.json").exists(), "classify uses it"
 
 
 def test_images_without_a_validation_split_are_named(case, tmp_path, capsys):
