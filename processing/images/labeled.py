@@ -31,6 +31,7 @@ LABEL_COLUMN = "label"  # default
 MISSING = "(missing)"  # subgroup of images without a value
 _SUBGROUP = "subgroup_column"  # start of the arguments that select columns of subgroups
 LABELS = "labels.csv"  # labels of the pairs of a built dataset
+ALL_ARE_TEST = "The images have no splits, so all of them are the test split."  # note
 ACCEPTED = (
     "the folder of the images, with one folder of images for each class or a metadata.csv (columns file_name and "
     "label), optionally in folders train, validation and test; a CSV, JSON Lines or Parquet file with a column of "
@@ -228,7 +229,7 @@ def choose_split(
                 f"{path}: the images have no splits, so all of them are the test split, and there is no {split} "
                 "split. Put them into folders train, validation and test."
             )
-        return splits["train"].with_note("The images have no splits, so all of them are the test split.")
+        return splits["train"].with_note(ALL_ARE_TEST)
     splits = {name: images for name, images in splits.items() if len(images)}
     if held_out is not None and "train" in splits:
         total = len(splits["train"])

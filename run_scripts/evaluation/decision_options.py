@@ -54,6 +54,8 @@ def check_decisions(options: Any) -> None:
             if not 0 < value < 1 + (name != "coverage") * 1e-12:
                 least = "below 1" if name == "coverage" else "at most 1"
                 raise UsageError(f"--{name} must be above 0 and {least}, not {value}.")
+    if (fitted := given_decisions(options)) and options.task == "image-classification" and options.split == "train":
+        raise UsageError(f"--{fitted[0]} cannot be measured on the training images. Omit --split.")
     if (fitted := given_decisions(options)) and options.split == "validation":
         raise UsageError(
             f"--{fitted[0]} is fitted on the validation split and must be measured on another one. Omit --split."

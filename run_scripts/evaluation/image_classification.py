@@ -1,5 +1,6 @@
 """Evaluate image classifiers that `biomedclip train --task image-classification` wrote, or others of transformers."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from accelerate import PartialState
 
 from biomedclip.processing.benchmarks import ClassificationBenchmark
 from biomedclip.processing.benchmarks.leaks import find_leaks
-from biomedclip.processing.images.labeled import check_readable
+from biomedclip.processing.images.labeled import ALL_ARE_TEST, check_readable
 
 from ..classification.classifiers import check_fine_tuned, load_classifier_model
 from ..classification.labels import check_known
@@ -41,12 +42,14 @@ class LabeledTest:
     """A split of labeled images, and the labels of each classifier by its name.
 
     `validation` is the validation split if an option needs it, and `train` the training split if there is one.
+    `notes` state why there is no training split.
     """
 
     test: ClassificationBenchmark
     validation: ClassificationBenchmark | None
     train: ClassificationBenchmark | None
     labels: Mapping[str, list[str]]
+    notes: Sequence[str] = ()
 
 
 class FineTunedClassifier(DualEncoder):
@@ -73,14 +76,15 @@ def read_classified(options: Any) -> LabeledTest:
         for label in sorted(set(test.images.labels)):
             check_known(label, known, f"{where}, {options.split} split, labels of --model {name}")
     check_readable(test.images, where)
-    train = None
+    train, notes = None, []
     if options.find_leaks and options.split != "train":
         try:
             train = read_labeled(options, "train")
-        except (FileNotFoundError, ValueError):
-            pass  # leaks are unknown without training images
+        except (FileNotFoundError, ValueError) as error:
+            if ALL_ARE_TEST not in test.notes:
+                notes.append(f"Leaks are unknown without training images. {error}")
     known_to_all = [label for label in next(iter(labels.values())) if all(label in known for known in labels.values())]
-    return LabeledTest(test, read_validation(options, known_to_all), train, labels)
+    return LabeledTest(test, read_validation(options, known_to_all), train, labels, notes)
 
 
 def load_fine_tuned_classifier(name: str, precision: str) -> FineTunedClassifier:
@@ -145,7 +149,9 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
         write_calibration(decided, folders, labels, classifier.weights, fitted_source(validation, fitted_on))
     leaks = leaks_of(run.data.train, test)
     notes = [*_absent(labels, usable.labels, options.split), *note_if_few_drawn(len(usable), usable.groups)]
-    notes += notes_on(fitted_on, options, decided)
+    notes += [*run.data.notes, *notes_on(fitted_on, options, decided)]
+    if _was_trained_on(run.model, options.data) and ALL_ARE_TEST in test.notes:
+        notes.append(f"{run.model} was trained on images of {options.data}. Its metrics on them are too good.")
     damaged = logits.damaged + (of_validation.damaged if of_validation else [])
     return run.write(
         classifier,
@@ -158,6 +164,15 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
         subgroups=subgroups_of(usable, scores, labels, test.positive, options.seed),
         decisions=decided.results,
     )
+
+
+def _was_trained_on(model: str, data: str) -> bool:
+    """Return whether a folder of a model states that it was trained on this data."""
+    try:
+        trained = json.loads((Path(model) / "train_results.json").read_text(encoding="utf-8"))["data"]
+        return Path(trained).resolve() == Path(data).resolve()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _absent(labels: Sequence[str], found: Sequence[str], split: str) -> list[str]:

@@ -108,7 +108,7 @@ def run_and_save(
     check_merge(trainer, adapter)
     results = run_training(trainer, checkpoint)
     results["substituted_rows"] = trainer.data_collator.substituted_rows
-    results |= measure()
+    results |= {"data": data} | measure()
     if trainer.is_world_process_zero():
         output_dir = Path(trainer.args.output_dir)
         write_json(output_dir / "train_results.json", results)

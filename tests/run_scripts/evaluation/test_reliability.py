@@ -241,6 +241,7 @@ def test_a_calibration_of_other_weights_is_refused(case, fine_tuned, tmp_path, c
     "options, message",
     [
         (["--calibrate", "--split", "validation"], "must be measured on another one"),
+        (["--calibrate", "--split", "train"], "--calibrate cannot be measured on the training images"),
         (["--coverage", "1"], "--coverage must be above 0 and below 1, not 1.0"),
         (["--sensitivity", "0"], "--sensitivity must be above 0 and at most 1, not 0.0"),
         (["--coverage", "0.9", "0.8", "0.9"], "--coverage has 0.9 more than once"),
