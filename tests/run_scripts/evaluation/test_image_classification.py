@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.benchmark_files import draw_images
 from helpers.model_results import read_results
+from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, roc_auc_score
 
+from biomedclip.processing.images.corruptions import corrupt
 from biomedclip.run_scripts.evaluate import main as evaluate
 from biomedclip.run_scripts.main import main
 
@@ -55,6 +57,24 @@ def test_the_metrics_are_those_of_scikit_learn_on_the_output_of_classify(fine_tu
     found = np.array([[row[f"probability_{label}"] for label in CLASSES] for row in predicted])
     np.testing.assert_allclose(found, probabilities, atol=1e-6)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_the_accuracy_on_corrupted_images_is_that_of_the_images_alone(fine_tuned, scans, tmp_path, capsys):
+    results = run([fine_tuned[0]], scans, tmp_path / "out", "--corruptions", "border", "noise", "--seed", "3")
+    robustness = results["metrics"]["robustness"]
+    assert robustness["metric"] == "accuracy" and robustness["clean"] == results["metrics"]["accuracy"]
+    assert {name: len(entries) for name, entries in robustness["corruptions"].items()} == {"border": 5, "noise": 5}
+    assert (tmp_path / "out" / "robustness.png").exists()
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    files = [row["file"] for row in pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()]
+    for file in files:
+        with Image.open(scans / file) as image:
+            path = tmp_path / "noisy" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            corrupt(image, "noise", 5, image_name=file, seed=3).save(path)
+    (entry,) = [entry for entry in robustness["corruptions"]["noise"] if entry["strength"] == 5]
+    noisy = run([fine_tuned[0]], tmp_path / "noisy", tmp_path / "alone")["metrics"]["accuracy"]
+    assert entry["accuracy"] == noisy and entry["drop"] == pytest.approx(robustness["clean"] - noisy) != 0
 
 
 def test_the_classes_of_the_images_may_be_some_of_the_labels(fine_tuned, scans, tmp_path):
