@@ -1,6 +1,6 @@
 """Write what a model predicted for each image, query or question: `predictions.parquet` and `predictions.csv`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +22,20 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets compute cells that b
 Labels = list[str] | list[list[str]]
 
 
-class PredictionTable(NamedTuple):
-    """Rows of predictions, and their columns."""
+@dataclass(frozen=True)
+class Rows:
+    """Rows that a function makes each time they are read, because those of many classes need gigabytes."""
 
-    rows: Sequence[Mapping[str, Any]]
+    make: Callable[[], Iterator[Mapping[str, Any]]]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return self.make()
+
+
+class PredictionTable(NamedTuple):
+    """Rows of predictions, which are read several times, and their columns."""
+
+    rows: Iterable[Mapping[str, Any]]
     schema: pa.Schema
 
 
@@ -71,14 +81,16 @@ class Predictions:
         fields += [(name, pa.list_(pa.string())) for name in self.sets]
         fields += [("group", pa.string())] if self.groups is not None else []
         fields += [(name, pa.string()) for name in self.columns]
-        rows = []
+        return PredictionTable(Rows(lambda: self._rows(names)), pa.schema(fields))
+
+    def _rows(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield a row for each image. `names` are the columns of the classes."""
         for number, (file, true, predicted) in enumerate(zip(self.files, self.true, self.predicted, strict=True)):
-            row = {"file": file, "true": true, "predicted": predicted}
+            row: dict[str, Any] = {"file": file, "true": true, "predicted": predicted}
             row |= zip(names, self.probabilities[number].tolist(), strict=True)
             row |= {name: values[number] for name, values in self.sets.items()}
             row |= {"group": self.groups[number]} if self.groups is not None else {}
-            rows.append(row | {name: values[number] for name, values in self.columns.items()})
-        return PredictionTable(rows, pa.schema(fields))
+            yield row | {name: values[number] for name, values in self.columns.items()}
 
 
 def softmax_predictions(scores: Any, true: Sequence[str], classes: Sequence[str], **also: Any) -> Predictions:
@@ -110,7 +122,7 @@ def write_predictions(folder: Path, table: PredictionTable) -> None:
     write_rows(_cells(table.rows), columns, "csv", folder / CSV)
 
 
-def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
         yield {_cell(name): _cell(value) for name, value in row.items()}
 

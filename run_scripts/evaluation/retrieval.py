@@ -1,7 +1,7 @@
 """The `retrieval` task: match images and captions of a dataset, among all pairs or in pools."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from .examples import find_examples, write_examples
 from .pairs import EmbeddedPairs, check_captions, embed_pairs
 from .parts import Part, Parts
 from .pools import draw_pool, number_of_draws
-from .predictions import PredictionTable
+from .predictions import PredictionTable, Rows
 from .run import Run, note_if_few, with_interval
 
 
@@ -198,16 +198,15 @@ def ranks_of_queries(pool: Pool, names: Sequence[str]) -> PredictionTable:
     if pool.image_of_text is not None:
         first = dict(zip(reversed(pool.image_of_text.tolist()), reversed(names), strict=True))
         of_images = [first[image] for image in range(len(first))]
-    rows = []
-    for direction, queries in zip(DIRECTIONS, (of_images, list(names)), strict=True):
-        ranks = [None] * len(queries) if pool.counts is None else expected_ranks(pool.counts[direction]).tolist()
-        groups = pool.articles_of_queries()[direction]
-        rows += [
-            {"direction": direction, "query": query, "rank": rank, "candidates": candidates, "group": str(group)}
-            for query, rank, group in zip(queries, ranks, groups, strict=True)
-            for candidates in [len(names) if direction == DIRECTIONS[0] else len(of_images)]
-        ]
-    return PredictionTable(rows, RANKS)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for direction, queries, others in zip(DIRECTIONS, (of_images, names), (names, of_images), strict=True):
+            ranks = [None] * len(queries) if pool.counts is None else expected_ranks(pool.counts[direction]).tolist()
+            row = {"direction": direction, "candidates": len(others)}
+            for query, rank, group in zip(queries, ranks, pool.articles_of_queries()[direction], strict=True):
+                yield row | {"query": query, "rank": rank, "group": str(group)}
+
+    return PredictionTable(Rows(rows), RANKS)
 
 
 def _published(

@@ -1,6 +1,7 @@
 """`predictions.parquet` and `predictions.csv`."""
 
 import csv
+import tracemalloc
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -79,6 +80,17 @@ def test_an_image_can_have_several_labels(tmp_path):
         "sex": "F",
     }
     assert [row["true"] for row in read_csv(tmp_path / "predictions.csv")] == ['["edema", "mass"]', "[]"]
+
+
+def test_rows_are_made_when_they_are_read_and_do_not_stay_in_memory():
+    scores = np.random.default_rng(0).normal(size=(500, 300))
+    found = softmax_predictions(scores, ["c0"] * 500, [f"c{n}" for n in range(300)], files=list(map(str, range(500))))
+    tracemalloc.start()
+    rows = found.table().rows
+    assert [sum(1 for _ in rows) for _ in range(2)] == [500, 500]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000, "a list of all rows has 10 MB"
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
