@@ -9,6 +9,7 @@ from contextlib import redirect_stdout, suppress
 from importlib.metadata import version as installed_version
 
 import biomedclip
+from biomedclip.run_scripts.evaluation.options import OPTIONS
 from biomedclip.run_scripts.main import VERBS, main
 
 
@@ -47,6 +48,8 @@ def command_reference() -> str:
             for task in tasks[1].split("|"):
                 if (of_task := help_of(verb, "--task", task)) != shown:
                     sections.append(f"### {verb} --task {task}\n\n```text\n{of_task}```\n")
+        for task in OPTIONS if verb == "evaluate" else ():
+            sections.append(f"### {verb} {task}\n\n```text\n{help_of(verb, task)}```\n")
     return "\n".join(sections)
 
 

@@ -17,6 +17,7 @@ from .evaluation.checks import check_model, check_output, check_writable
 from .evaluation.comparison import compare, short_names, show_published
 from .evaluation.options import (
     ALIASES,
+    GENERAL,
     GROUPS,
     OPTIONS,
     SUITE,
@@ -78,7 +79,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         words,
         description=f"{__doc__} biomedclip evaluate TASK --help lists the options of one task.",
         example=EXAMPLE,
-        groups=GROUPS,
+        groups=GROUPS if first else GENERAL,
         positionals=["task"],
     )
     options.task, options.benchmark = task, getattr(options, "benchmark", None)

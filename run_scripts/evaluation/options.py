@@ -36,7 +36,7 @@ SUITE = "suite"
 ALIASES = {"vqa": "visual-question-answering"}
 _LEAST = {"batch_size": 1, "workers": 1, "draws": 1, "max_length": 1, "pool_size": 2, "pool_draws": 1}
 _LEAST |= {"seed": 0, "examples": 0}
-# Options that `--help` lists, by group.
+# Options that `--help` of a task lists, by group.
 GROUPS = {
     "common": "model task output_dir data benchmark split precision batch_size workers max_length device "
     "examples features_dir seed trust_remote_code",
@@ -55,6 +55,8 @@ GROUPS = {
     "panels": "images detector",
     "suite": "data_root tasks benchmarks",
 }
+# Groups that `biomedclip evaluate --help` lists. Those of a task follow after its name.
+GENERAL = {title: GROUPS[title] for title in ("common", "own data", "reports")}
 _LABELED = ["zero-shot", "linear-probe", "few-shot", "image-classification"]
 _SINGLE = ["retrieval", *_LABELED, "visual-question-answering"]
 # The tasks that have an option. All tasks have the options that are not listed.
