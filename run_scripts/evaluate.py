@@ -17,12 +17,11 @@ from .evaluation.checks import check_model, check_output, check_writable
 from .evaluation.comparison import compare, short_names, show_published
 from .evaluation.options import (
     ALIASES,
-    GENERAL,
-    GROUPS,
     OPTIONS,
     SUITE,
     AllOptions,
     check_options,
+    help_groups,
     models_together,
     refuse_options_of_other_tasks,
 )
@@ -79,7 +78,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         words,
         description=f"{__doc__} biomedclip evaluate TASK --help lists the options of one task.",
         example=EXAMPLE,
-        groups=GROUPS if first else GENERAL,
+        groups=help_groups(first),
         positionals=["task"],
     )
     options.task, options.benchmark = task, getattr(options, "benchmark", None)

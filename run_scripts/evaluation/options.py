@@ -55,8 +55,6 @@ GROUPS = {
     "panels": "images detector",
     "suite": "data_root tasks benchmarks",
 }
-# Groups that `biomedclip evaluate --help` lists. Those of a task follow after its name.
-GENERAL = {title: GROUPS[title] for title in ("common", "own data", "reports")}
 _LABELED = ["zero-shot", "linear-probe", "few-shot", "image-classification"]
 _SINGLE = ["retrieval", *_LABELED, "visual-question-answering"]
 # The tasks that have an option. All tasks have the options that are not listed.
@@ -221,6 +219,11 @@ def _options_of(task: str) -> Any:
 
 
 OPTIONS = {task: _options_of(task) for task in (*_SINGLE, PANELS, SUITE)}
+
+
+def help_groups(task: str | None) -> dict[str, str]:
+    """Return the groups that `--help` lists: all that a task has, or without a task those that most tasks have."""
+    return GROUPS if task else {title: GROUPS[title] for title in ("common", "own data", "reports")}
 
 
 def models_together(arguments: Sequence[str]) -> list[str]:
