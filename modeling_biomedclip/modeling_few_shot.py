@@ -100,7 +100,7 @@ class FewShotForImageClassification(PreTrainedModel):
         name = str(pretrained_model_name_or_path)
         check_source(name, trust_remote_code=False)
         hub = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
-        config = FewShotConfig.from_pretrained(name, **hub) if config is None else config
+        config = FewShotConfig.from_pretrained(name, trust_remote_code=False, **hub) if config is None else config
         place = kwargs.pop("base_model_name_or_path", None) or config.base_model_name_or_path
         base = _load_base(place, name)
         found = weights_fingerprint(base)

@@ -191,9 +191,11 @@ def write_calibration(
         return
     calibration = Calibration(decided.temperature, list(labels), weights, prompts, fitted_on)
     for folder in folders:
+        earlier = " (replaces an earlier one)" if (folder / FILE).is_file() else ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             calibration.write(folder / FILE)
+            say(f"Calibration in {folder / FILE}{earlier}")
         except OSError as error:
             say(f"Note: {folder / FILE} cannot be written ({error.strerror}). Pass --calibration to classify instead.")
 

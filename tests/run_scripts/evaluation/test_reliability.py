@@ -96,6 +96,9 @@ def test_a_fitted_temperature_calibrates_the_test_images(case, tmp_path, capsys)
 def test_classify_uses_the_calibration_of_a_classifier_and_states_it(case, tmp_path, capsys):
     model, data, _ = case
     results = run(model, data, tmp_path / "out", "--calibrate")
+    assert "Calibration in" in capsys.readouterr().out
+    run(model, data, tmp_path / "again", "--calibrate")
+    assert "(replaces an earlier one)" in " ".join(capsys.readouterr().out.split())
     temperature = results["decisions"]["temperature"]
     assert (model / "calibration.json").read_bytes() == (tmp_path / "out" / "calibration.json").read_bytes()
     images, output = data / "test" / "other", tmp_path / "rows.json"
