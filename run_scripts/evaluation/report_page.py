@@ -25,6 +25,12 @@ from .run import metric_words, with_interval
 SHOWN = 25  # images in each gallery
 MOST_ROWS = 100  # of a table
 MOST_CLASSES = 15  # of the confusion matrix
+LEAKS = {
+    "same_group": "same patient or source",
+    "same_name": "same name",
+    "same_bytes": "same file",
+    "same_picture": "look alike, please check",
+}
 _SIDE = 180  # pixels of a thumbnail
 _TOP = 3  # labels of an image
 _STYLE = """
@@ -129,7 +135,11 @@ def _notes(results: Mapping[str, Any]) -> str:
     if (leaks := data["leaks"]) is None:
         notes.append("Leaks between training and test images were not looked for.")
     elif leaks["leaked"]:
-        examples = [f"{pair['test']} = {pair['train']}" for pairs in leaks["examples"].values() for pair in pairs]
+        examples = [
+            f"{pair['test']} and {pair['train']} ({LEAKS[reason]})"
+            for reason, pairs in leaks["examples"].items()
+            for pair in pairs
+        ]
         notes.append(
             f"Leaks: {leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images: "
             f"{', '.join(examples[:5])}."

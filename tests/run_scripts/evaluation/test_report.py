@@ -4,6 +4,7 @@ import html
 import os
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from helpers.benchmark_files import drawn_pixels
 from helpers.model_results import read_results
 from PIL import Image
 
+from biomedclip.processing.benchmarks.leaks import Leaks
 from biomedclip.run_scripts.evaluation.predictions import softmax_predictions
-from biomedclip.run_scripts.evaluation.report_page import MOST_CLASSES, write_report
+from biomedclip.run_scripts.evaluation.report_page import LEAKS, MOST_CLASSES, write_report
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -192,3 +194,14 @@ def test_chromium_shows_the_page_offline_on_a_phone_and_as_pdf(report, tmp_path)
         pdf = page.pdf(format="A4")
         assert pdf.startswith(b"%PDF") and 2 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 40
         browser.close()
+
+
+def test_leaks_are_listed_with_the_reason(tmp_path):
+    found = softmax_predictions(np.eye(2), ["a", "b"], ["a", "b"], files=["0.png", "1.png"])
+    results = results_of(found)
+    pair = [{"test": "<0>.png", "train": "7.png"}]
+    examples = {reason.name: pair for reason in fields(Leaks) if reason.name.startswith("same_")}
+    results["data"]["leaks"] = Leaks(9, 2, leaked=1, examples=examples).as_dict()
+    write_report(tmp_path / "report.html", results, found)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(f"&lt;0&gt;.png and 7.png ({reason})" in page for reason in LEAKS.values()) and len(LEAKS) == 4
