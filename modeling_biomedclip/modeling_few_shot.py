@@ -187,15 +187,15 @@ def _load_base(place: Any, head: str) -> PreTrainedModel:
     content = None if file is None else read_json(file)
     if isinstance(content, dict) and content.get("model_type") == FEW_SHOT:
         raise ValueError(f"{head}: the dual encoder {place} is itself a few-shot head. Pass the model of that head.")
+    remedy = f"If it was moved, correct base_model_name_or_path in {head}/config.json, or pass it to from_pretrained."
+    if not Path(place).is_dir() and (Path(place).is_absolute() or place.count("/") != 1):
+        raise FileNotFoundError(f"{head}: the folder {place} of its dual encoder does not exist. {remedy}")
     try:
         model = AutoModel.from_pretrained(place, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         kind = FileNotFoundError if isinstance(error, OSError) else ValueError
-        raise kind(
-            f"{head}: the dual encoder {place} cannot be loaded ({reason}). If it was moved, correct "
-            "base_model_name_or_path in config.json, or pass it to from_pretrained."
-        ) from error
+        raise kind(f"{head}: the dual encoder {place} cannot be loaded ({reason}). {remedy}") from error
     if not hasattr(model, "get_image_features"):
         raise ValueError(f"{head}: the model {place} is a {type(model).__name__}, not a dual encoder.")
     return model.eval()

@@ -138,7 +138,7 @@ def sets_by_split(opened: Any, path: str, columns: Mapping[str, Any]) -> dict[st
             if column not in rows.column_names:
                 raise ValueError(
                     f"{path}: the {split} split has no column {column!r}. The columns are "
-                    f"{', '.join(rows.column_names)}. Pass {argument}."
+                    f"{', '.join(rows.column_names)}. Pass {argument.split()[0]}."
                 )
     return found
 

@@ -103,7 +103,7 @@ def read_image_rows(
     missing = [] if file_column else [("image_column", " or ".join(map(repr, wanted)))]
     missing += [(argument, repr(column)) for argument, column in others if column not in found]
     for argument, column in missing:
-        raise ValueError(f"{path}: no column {column}. The columns are {', '.join(found)}. Pass {argument}.")
+        raise ValueError(f"{path}: no column {column}. The columns are {', '.join(found)}. Pass {argument.split()[0]}.")
     locate = _Locator(*([image_root] if image_root else []), path.parent)
     seen: set[Path] = set()
     absent = []
