@@ -17,10 +17,8 @@ from .finding_metrics import measure_findings, show_findings
 from .predictions import Predictions
 from .robustness import (
     CorruptedFeatures,
-    measure_robustness,
     paraphrases,
     show_paraphrases,
-    show_robustness,
     summarize_paraphrases,
 )
 from .run import Run, note_if_few_drawn
@@ -64,11 +62,7 @@ def evaluate_findings(run: Run) -> dict[str, Any] | None:
     scores = score(features.embeds)
     metrics = measure_findings(scores, usable.targets, usable.findings, groups=usable.groups, seed=options.seed)
     show_findings(f"Zero-shot classification of findings, {len(usable):,} images", metrics)
-    if corrupted.features:
-        clean = (scores, features.rows.tolist())
-        robustness = measure_robustness(images, images.findings, clean, corrupted.scored(score), seed=options.seed)
-        metrics["robustness"] = robustness
-        show_robustness(robustness, run.output_dir)
+    metrics |= corrupted.measure(run, images, images.findings, (scores, features.rows.tolist()), score)
     if options.prompt_sensitivity:
         values = {}
         for positive, negative in paraphrases()["pairs"]:

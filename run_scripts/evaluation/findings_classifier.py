@@ -15,8 +15,9 @@ from biomedclip.processing.images.findings import check_some_readable
 from ..classification.classifiers import check_fine_tuned
 from .finding_metrics import measure_findings, show_findings
 from .findings import finding_predictions, given_finding_options, notes_of
-from .image_classification import leaks_of, load_classifier
-from .robustness import CorruptedFeatures, measure_robustness, show_robustness
+from .image_classification import load_classifier
+from .leaks import report_leaks
+from .robustness import CorruptedFeatures
 from .run import Run
 from .zero_shot import data_of
 
@@ -92,11 +93,8 @@ def evaluate_classified_findings(run: Run) -> dict[str, Any] | None:
     scores = scores_of(logits.embeds)
     metrics = measure_findings(scores, usable.targets, usable.findings, groups=usable.groups, seed=options.seed)
     show_findings(f"Classification of findings, {len(usable):,} images", metrics)
-    if corrupted.features:
-        clean, found = (scores, logits.rows.tolist()), corrupted.scored(scores_of)
-        metrics["robustness"] = measure_robustness(images, images.findings, clean, found, seed=options.seed)
-        show_robustness(metrics["robustness"], run.output_dir)
-    leaks = leaks_of(run.data.train, test)
+    metrics |= corrupted.measure(run, images, images.findings, (scores, logits.rows.tolist()), scores_of)
+    leaks = report_leaks(run.data.train, test)
     return run.write(
         classifier,
         data=data_of(test, len(usable), logits.damaged, notes_of(test, usable.groups)) | {"leaks": leaks},

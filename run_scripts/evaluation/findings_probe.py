@@ -8,17 +8,16 @@ import numpy as np
 from accelerate import PartialState
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from tqdm.auto import tqdm
 
 from biomedclip.processing.benchmarks.findings import FindingsBenchmark, load_findings
-from biomedclip.processing.benchmarks.leaks import find_leaks
 from biomedclip.processing.images.findings import check_some_readable
 from biomedclip.processing.stratified import draw_fraction
 
-from ..cli.reporting import UNDEFINED, say, show_table
+from ..cli.reporting import show_table
 from .classification import Curve
 from .finding_metrics import METRICS, measure_findings, show_findings
 from .findings import finding_predictions, given_finding_options, notes_of
+from .leaks import report_leaks
 from .linear_probe import (
     FRACTIONS,
     HELD_OUT,
@@ -27,9 +26,12 @@ from .linear_probe import (
     STRENGTHS,
     LabeledFeatures,
     LinearClassifier,
+    drawn_fractions,
     standardization,
+    summarize_draws,
+    summary_cells,
 )
-from .robustness import CorruptedFeatures, measure_robustness, show_robustness
+from .robustness import CorruptedFeatures
 from .run import Run
 from .zero_shot import data_of
 
@@ -73,20 +75,12 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
     )
     show_findings_probe(metrics)
     scores = classifier(labeled[options.split].features)
-    if corrupted.features:
-        clean = (scores, features[options.split].rows.tolist())
-        found = corrupted.scored(classifier)
-        robustness = measure_robustness(test.images, test.images.findings, clean, found, seed=options.seed)
-        metrics["robustness"] = robustness
-        show_robustness(robustness, run.output_dir)
+    clean = scores, features[options.split].rows.tolist()
+    metrics |= corrupted.measure(run, test.images, test.images.findings, clean, classifier)
     notes = notes_of(test, labeled[options.split].groups)
     if options.split == "validation":
         notes.append("The regularization was chosen on the measured split.")
-    leaks = None
-    if options.find_leaks:
-        leaks = find_leaks(splits["train"], test, progress=True).as_dict()
-        if leaks["leaked"]:
-            say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images.")
+    leaks = report_leaks(splits["train"] if options.find_leaks else None, test)
     damaged = [entry for split in splits for entry in features[split].damaged]
     return run.write(
         encoder,
@@ -130,12 +124,7 @@ def probe_findings(
     """
     by_fraction: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    seeds = [
-        (fraction, number)
-        for fraction in sorted(fractions)
-        for number in range(seed, seed + (draws if fraction < 1 else 1))
-    ]
-    for fraction, number in tqdm(seeds, desc="Classifiers", unit="fit"):
+    for fraction, number in drawn_fractions(fractions, draws, seed):
         drawn = train.select(draw_fraction(np.zeros(len(train.labels)), fraction, number))
         classifier, chosen, missing = _fit(drawn, validation, test, findings)
         scores = classifier(test.features)
@@ -143,11 +132,7 @@ def probe_findings(
         fit = {"seed": number, "images": len(drawn.labels), "C": chosen} | {name: measured[name] for name in METRICS}
         fit["findings"] = sum(values["auroc"] is not None for values in measured["findings"].values())
         by_fraction.setdefault(f"{fraction:g}", {"runs": []})["runs"].append(fit)
-    for summary in by_fraction.values():
-        for name in METRICS:
-            values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
-            summary[name] = float(np.mean(values)) if values else None
-            summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    summarize_draws(by_fraction, METRICS)
     metrics = measure_findings(scores, test.labels, findings, groups=test.groups, seed=seed)
     for name, why in missing.items():
         metrics["undefined"][f"AUROC and average precision of {name}"] = why
@@ -216,11 +201,7 @@ def show_findings_probe(metrics: Mapping[str, Any]) -> None:
     show_findings(f"Linear probe of findings, {metrics['images']:,} test images, largest fraction", metrics)
     rows = []
     for fraction, summary in metrics["by_fraction"].items():
-        cells = []
-        for name in METRICS:
-            value, deviation = summary[name], summary[f"{name}_sd"]
-            spread = f" ± {deviation:.3f}" if deviation is not None else ""
-            cells.append(UNDEFINED if value is None else f"{value:.3f}{spread}")
+        cells = summary_cells(summary, METRICS)
         found = {run["findings"] for run in summary["runs"]}
         count = "-".join(map(str, sorted({min(found), max(found)})))
         rows.append((f"{float(fraction):.0%} ({summary['runs'][0]['images']:,})", count, *cells))

@@ -11,16 +11,15 @@ import torch
 from accelerate import PartialState
 
 from biomedclip.processing.benchmarks import ClassificationBenchmark
-from biomedclip.processing.benchmarks.leaks import find_leaks
 from biomedclip.processing.images.labeled import ALL_ARE_TEST, check_readable
 
 from ..classification.classifiers import check_fine_tuned, load_classifier_model
 from ..classification.labels import check_known
-from ..cli.reporting import say
 from .dual_encoders import DualEncoder
 from .features import FEATURES, FeatureStore
+from .leaks import report_leaks
 from .reliability import decide, notes_on, scored, show_decisions, write_calibration
-from .robustness import CorruptedFeatures, measure_robustness, show_robustness
+from .robustness import CorruptedFeatures
 from .run import Run, note_if_few_drawn
 from .zero_shot import (
     classification_metrics,
@@ -104,16 +103,6 @@ def load_classifier(run: Run) -> tuple[FineTunedClassifier, FeatureStore]:
     return classifier, FeatureStore(classifier, folder, batch_size=options.batch_size, workers=options.workers)
 
 
-def leaks_of(train: Any, test: Any) -> dict[str, Any] | None:
-    """Find and print the test images that are training images. None without a training split."""
-    if train is None:
-        return None
-    leaks = find_leaks(train, test, progress=True).as_dict()
-    if leaks["leaked"]:
-        say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images.")
-    return leaks
-
-
 def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     """Evaluate a fine-tuned classifier. The first process writes and returns the results."""
     options, test = run.options, run.data.test
@@ -139,15 +128,12 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     )
     show_classification(metrics, "Image classification")
     show_decisions(decided.results)
-    if corrupted.features:
-        clean = (of_test.logits, logits.rows.tolist())
-        found = corrupted.scored(lambda embeds: embeds.numpy())
-        metrics["robustness"] = measure_robustness(test.images, labels, clean, found, seed=options.seed)
-        show_robustness(metrics["robustness"], run.output_dir)
+    clean = of_test.logits, logits.rows.tolist()
+    metrics |= corrupted.measure(run, test.images, labels, clean, lambda embeds: embeds.numpy())
     if fitted_on is not None:
         folders = [run.output_dir, *([Path(run.model)] if Path(run.model).is_dir() else [])]
         write_calibration(decided, folders, labels, classifier.weights, fitted_source(validation, fitted_on))
-    leaks = leaks_of(run.data.train, test)
+    leaks = report_leaks(run.data.train, test)
     notes = [*_absent(labels, usable.labels, options.split), *note_if_few_drawn(len(usable), usable.groups)]
     notes += [*run.data.notes, *notes_on(fitted_on, options, decided)]
     if _was_trained_on(run.model, options.data) and ALL_ARE_TEST in test.notes:

@@ -1,7 +1,7 @@
 """The linear probe: a linear classifier on frozen image features, trained on fractions of the labels."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -14,15 +14,15 @@ from tqdm.auto import tqdm
 
 from biomedclip.processing import load_benchmark
 from biomedclip.processing.benchmarks import ClassificationBenchmark
-from biomedclip.processing.benchmarks.leaks import find_leaks
 from biomedclip.processing.images.labeled import check_readable
 from biomedclip.processing.stratified import draw_fraction, hold_out
 
-from ..cli.reporting import UNDEFINED, say, say_undefined, show_table
+from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .classification import measure_classification
 from .elevater import fit_elevater
 from .features import Features
-from .robustness import CorruptedFeatures, measure_robustness, show_robustness
+from .leaks import report_leaks
+from .robustness import CorruptedFeatures
 from .run import Run, note_if_few_drawn
 from .zero_shot import (
     OWN_IMAGES,
@@ -170,16 +170,10 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         seed=options.seed,
     )
     show_probe(metrics, test.paper_of_linear_probe)
-    if corrupted.features and classifier is not None:
-        clean = (scores, features[options.split].rows.tolist())
-        found = corrupted.scored(classifier)
-        metrics["robustness"] = measure_robustness(test.images, test.classes, clean, found, seed=options.seed)
-        show_robustness(metrics["robustness"], run.output_dir)
-    leaks = None
-    if options.find_leaks:
-        leaks = find_leaks(splits["train"], test, progress=True).as_dict()
-        if leaks["leaked"]:
-            say(f"{leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images.")
+    if classifier is not None:
+        clean = scores, features[options.split].rows.tolist()
+        metrics |= corrupted.measure(run, test.images, test.classes, clean, classifier)
+    leaks = report_leaks(splits["train"] if options.find_leaks else None, test)
     usable = test.images.select(features[options.split].rows.tolist())
     damaged = [entry for split in splits for entry in features[split].damaged]
     notes += note_if_few_drawn(len(usable), usable.groups)
@@ -248,12 +242,7 @@ def probe_with_scores(
     measure = _Measure(classes, positive, metric)
     by_fraction: dict[str, Any] = {}
     scores, classifier = np.empty(0), None
-    seeds = [
-        (fraction, number)
-        for fraction in sorted(fractions)
-        for number in range(seed, seed + (draws if fraction < 1 else 1))
-    ]
-    for fraction, number in tqdm(seeds, desc="Classifiers", unit="fit"):
+    for fraction, number in drawn_fractions(fractions, draws, seed):
         drawn = train.select(draw_fraction(train.labels, fraction, number))
         if validation is not None and protocol == "logistic":
             classifier, chosen = _fit_logistic(drawn, validation, test, measure)
@@ -263,11 +252,7 @@ def probe_with_scores(
         measured = measure.metrics(scores, test, resamples=0)
         fit = {"seed": number, "images": len(drawn.labels), **chosen} | {name: measured[name] for name in MEASURED}
         by_fraction.setdefault(f"{fraction:g}", {"runs": []})["runs"].append(fit)
-    for summary in by_fraction.values():
-        for name in MEASURED:
-            values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
-            summary[name] = float(np.mean(values)) if values else None
-            summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    summarize_draws(by_fraction, MEASURED)
     metrics = measure.metrics(scores, test, seed=seed) | {
         "training_images": len(train.labels),
         "validation_images": len(validation.labels) if validation is not None else None,
@@ -276,17 +261,42 @@ def probe_with_scores(
     return metrics, scores, classifier
 
 
+def drawn_fractions(fractions: Sequence[float], draws: int, seed: int) -> Iterable[tuple[float, int]]:
+    """Return each fraction of the labels with the seed of each of its draws, and show the progress."""
+    seeds = [
+        (fraction, number)
+        for fraction in sorted(fractions)
+        for number in range(seed, seed + (draws if fraction < 1 else 1))
+    ]
+    return tqdm(seeds, desc="Classifiers", unit="fit")
+
+
+def summarize_draws(by_fraction: Mapping[str, dict[str, Any]], names: Sequence[str]) -> None:
+    """Add the mean `NAME` and the standard deviation `NAME_sd` over the draws of each fraction."""
+    for summary in by_fraction.values():
+        for name in names:
+            values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
+            summary[name] = float(np.mean(values)) if values else None
+            summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def summary_cells(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the means of [`summarize_draws`] with their standard deviations, formatted for a table."""
+    cells = []
+    for name in names:
+        value, deviation = summary[name], summary[f"{name}_sd"]
+        spread = f" ± {deviation:.3f}" if deviation is not None else ""
+        cells.append(UNDEFINED if value is None else f"{value:.3f}{spread}")
+    return cells
+
+
 def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:
     """Print the metrics by fraction of the labels, the baselines, and the paper's values."""
     published = (paper or {}).get("by_fraction", {})
     largest = [*metrics["by_fraction"]][-1]
     rows: list[tuple[Any, ...]] = []
     for fraction, summary in metrics["by_fraction"].items():
-        cells = []
-        for name in MEASURED:
-            value, sd = summary[name], summary[f"{name}_sd"]
-            cells.append(UNDEFINED if value is None else f"{value:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
-        rows.append((f"{float(fraction):.0%} ({summary['runs'][0]['images']:,})", *cells))
+        rows.append((f"{float(fraction):.0%} ({summary['runs'][0]['images']:,})", *summary_cells(summary, MEASURED)))
         if fraction == largest and len(summary["runs"]) == 1:  # several draws have a standard deviation instead
             intervals = [metrics[f"{name}_interval"] for name in MEASURED]
             shown = [f"[{ends[0]:.3f}, {ends[1]:.3f}]" if ends else None for ends in intervals]

@@ -64,10 +64,7 @@ def plot_curves(probabilities: np.ndarray, truth: np.ndarray, classes: Sequence[
         roc.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label=" chance")
         roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, with AUROC")
         recall.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall, with average precision")
-        for axes in (roc, recall):
-            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize=8)
+        _fractions_on_both_axes(roc, recall)
         return _png(figure)
 
 
@@ -91,11 +88,15 @@ def plot_reliability(decisions: Mapping[str, Any]) -> bytes | None:
     accuracy = 1 - decisions["abstention"]["aurc_of_random_order"]
     coverage.axhline(accuracy, color="0.5", linestyle="--", linewidth=1, label="all images")
     coverage.set(xlabel="fraction of the images that are answered", ylabel="accuracy", title="Abstention")
-    for axes in (reliability, coverage):
+    _fractions_on_both_axes(reliability, coverage)
+    return _png(figure)
+
+
+def _fractions_on_both_axes(*plots: Any) -> None:
+    for axes in plots:
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    return _png(figure)
 
 
 def _short(label: str) -> str:

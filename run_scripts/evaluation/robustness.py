@@ -26,6 +26,7 @@ from ..cli.reporting import UNDEFINED, say, show_table
 from .bootstrap import MIN_USABLE, bootstrap_interval, bootstrap_weights, percentile_interval
 from .features import Features, FeatureStore
 from .finding_metrics import finding_curves, mean_auroc
+from .run import Run
 
 
 ALL = "all"  # all corruptions
@@ -67,6 +68,19 @@ class CorruptedFeatures:
     def scored(self, score: Score) -> dict[tuple[str, int], Scored]:
         """Return the scores of all images, and their rows."""
         return {key: _scored(read(), score) for key, read in self.features.items()}
+
+    def measure(
+        self, run: Run, images: LabeledImages | FindingImages, classes: Sequence[str], clean: Scored, score: Score
+    ) -> dict[str, Any]:
+        """Return the entry `robustness` of the metrics and show it, or nothing without corruptions.
+
+        For the other arguments, see [`measure_robustness`].
+        """
+        if not self.features:
+            return {}
+        found = measure_robustness(images, classes, clean, self.scored(score), seed=run.options.seed)
+        show_robustness(found, run.output_dir)
+        return {"robustness": found}
 
 
 def _scored(features: Features, score: Score) -> Scored:

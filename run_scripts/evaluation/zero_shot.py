@@ -22,10 +22,8 @@ from .predictions import Predictions, softmax_predictions
 from .reliability import Scored, decide, notes_on, scored, show_decisions, write_calibration
 from .robustness import (
     CorruptedFeatures,
-    measure_robustness,
     paraphrases,
     show_paraphrases,
-    show_robustness,
     summarize_paraphrases,
 )
 from .run import Run, metric_words, note_if_few_drawn
@@ -149,11 +147,7 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
         }
         source = fitted_source(validation, fitted_on)
         write_calibration(decided, [run.output_dir], classes, encoder.weights, source, prompts)
-    if corrupted.features:
-        clean = (test.logits, features.rows.tolist())
-        robustness = measure_robustness(images, classes, clean, corrupted.scored(scores_of), seed=options.seed)
-        metrics["robustness"] = robustness
-        show_robustness(robustness, run.output_dir)
+    metrics |= corrupted.measure(run, images, classes, (test.logits, features.rows.tolist()), scores_of)
     if options.prompt_sensitivity:
         values = {}
         for template in paraphrases()["templates"]:
