@@ -15,7 +15,7 @@ from importlib.metadata import version
 
 from biomedclip.model_cards.escaping import lines
 
-from .cli.errors import IncompleteError, UsageError, name_options, suggestion
+from .cli.errors import IncompleteError, UsageError, name_options, suggestion, wrap_for
 
 
 VERBS = {
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         message = lines(name_options(_describe(error)))
         hint = "" if isinstance(error, IncompleteError) else f"(Set {DEBUG_VARIABLE}=1 to see the traceback.)\n"
-        sys.stderr.write(f"\nbiomedclip {options.verb}: {message}\n{hint}")
+        sys.stderr.write(f"\n{wrap_for(sys.stderr, f'biomedclip {options.verb}: {message}')}\n{hint}")
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         sys.stderr.write(f"\nbiomedclip {options.verb}: interrupted.\n")
@@ -122,10 +122,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _EscapingFormatter(logging.Formatter):
-    """Escape control characters in names, which the terminal would interpret as commands."""
+    """Escape control characters in names, which the terminal would interpret as commands, and wrap long lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return lines(super().format(record))
+        return wrap_for(sys.stderr, lines(super().format(record)))
 
 
 def _describe(error: Exception) -> str:

@@ -117,9 +117,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not name.startswith("tests/") and (ROOT / name).exists():
             (root / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             (root / "copy" / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-build-isolation"]
     result = subprocess.run([*command, "--wheel-dir", root, root / "copy"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert "absent from" not in result.stdout + result.stderr, "setuptools takes a folder of data for a package"
     with zipfile.ZipFile(next(root.glob("*.whl"))) as archive:
         archive.extractall(root / "site")
     return root / "site"
@@ -131,7 +132,7 @@ def test_the_wheel_contains_one_package_with_all_its_files(wheel):
     assert {name for name in top if not name.endswith(".dist-info")} == {"biomedclip"}
     folders = {name: name for name in ("processing", "run_scripts", "model_cards")} | {"modeling_biomedclip": ""}
     for folder, place in folders.items():
-        for suffix in ("*.py", "*.yaml", "*.md"):
+        for suffix in ("*.py", "*.yaml", "*.md", "*.json", "*.jsonl", "*.safetensors"):
             expected = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob(suffix)}
             missing = {path for path in expected if not (wheel / "biomedclip" / place / path).is_file()}
             assert not missing, folder

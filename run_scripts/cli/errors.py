@@ -1,9 +1,12 @@
-"""Errors of the command line, and option names in the errors of the library."""
+"""Errors of the command line, option names in the errors of the library, and their lines in a terminal."""
 
 import difflib
 import re
+import shutil
+import textwrap
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 
 _option_names: set[str] = set()  # of the verb that is running, with underscores
@@ -62,3 +65,27 @@ def name_options(message: str) -> str:
     return re.sub(
         r"(?<![\w./\\'\"-])(?P<tick>`)?(?P<name>[a-z_0-9]+)\b(?![/.]\w)(?:=(?P<value>'[^']*'|[\w.]+))?", option, message
     )
+
+
+def wrap_for(stream: TextIO, message: str) -> str:
+    """Break long lines of a message between words if the stream is a terminal. Otherwise, return it unchanged.
+
+    Words and texts in quotes, such as file names, are never broken, even if they are longer than a line. The width is
+    that of the terminal. A line keeps its indentation.
+    """
+    if not stream.isatty():
+        return message
+    width = shutil.get_terminal_size().columns
+    return "\n".join(_wrapped(line, width) for line in message.split("\n"))
+
+
+def _wrapped(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    indent = line[: len(line) - len(line.lstrip(" "))]
+    # textwrap breaks at spaces, so those in quoted texts are replaced with a character that no message has.
+    joined = re.sub(r"(?<!\w)'[^']*'(?!\w)", lambda match: match[0].replace(" ", "\0"), line)
+    wrapped = textwrap.wrap(
+        joined, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent, tabsize=4
+    )
+    return "\n".join(wrapped).replace("\0", " ")

@@ -11,12 +11,13 @@ from accelerate import PartialState
 
 from biomedclip.processing.benchmarks.findings import FindingsBenchmark, load_findings
 from biomedclip.processing.images.findings import check_some_readable
+from biomedclip.processing.images.labeled import ALL_ARE_TEST
 
 from ..classification.classifiers import check_fine_tuned
 from .finding_metrics import measure_findings, show_findings
 from .findings import finding_predictions, given_finding_options, notes_of
 from .image_classification import load_classifier
-from .leaks import report_leaks
+from .leaks import LEAKS_UNKNOWN, report_leaks
 from .robustness import CorruptedFeatures
 from .run import Run
 from .zero_shot import data_of
@@ -26,12 +27,13 @@ from .zero_shot import data_of
 class FindingsTest:
     """A split of images with several findings, and the labels of each classifier by its name.
 
-    `train` is the training split if there is one and leaks are looked for.
+    `train` is the training split if there is one and leaks are looked for. `notes` state why there is none.
     """
 
     test: FindingsBenchmark
     train: FindingsBenchmark | None
     labels: Mapping[str, list[str]]
+    notes: Sequence[str] = ()
 
 
 def read_classified_findings(options: Any) -> FindingsTest:
@@ -42,23 +44,28 @@ def read_classified_findings(options: Any) -> FindingsTest:
         ValueError: If a model is not a classifier of several findings, or the data has other findings.
     """
     labels = {name: check_fine_tuned(name, several=True) for name in options.model}
-    splits = _read(options)
+    splits, notes = _read(options)
     test = splits[options.split]
     for name, known in labels.items():
         _check_same_findings(test.images.findings, known, f"--data {options.data}", f"--model {name}")
     check_some_readable(test.images, f"--data {options.data}, {options.split} split")
-    return FindingsTest(test, splits.get("train") if options.split != "train" else None, labels)
+    return FindingsTest(test, splits.get("train") if options.split != "train" else None, labels, notes)
 
 
-def _read(options: Any) -> dict[str, FindingsBenchmark]:
-    """Read the split, and the training split if there is one and leaks are looked for."""
+def _read(options: Any) -> tuple[dict[str, FindingsBenchmark], list[str]]:
+    """Read the split, and the training split if there is one and leaks are looked for.
+
+    The second result states why there is no training split.
+    """
     columns = given_finding_options(options)
+    notes = []
     if options.find_leaks and options.split != "train":
         try:
-            return load_findings(options.data, splits=["train", options.split], **columns)
-        except ValueError:
-            pass  # leaks are unknown without training images
-    return load_findings(options.data, splits=[options.split], **columns)
+            return load_findings(options.data, splits=["train", options.split], **columns), []
+        except ValueError as error:
+            notes.append(f"{LEAKS_UNKNOWN} {error}")
+    found = load_findings(options.data, splits=[options.split], **columns)
+    return found, [] if ALL_ARE_TEST in found[options.split].notes else notes
 
 
 def _check_same_findings(findings: Sequence[str], labels: Sequence[str], data: str, model: str) -> None:
@@ -97,7 +104,8 @@ def evaluate_classified_findings(run: Run) -> dict[str, Any] | None:
     leaks = report_leaks(run.data.train, test)
     return run.write(
         classifier,
-        data=data_of(test, len(usable), logits.damaged, notes_of(test, usable.groups)) | {"leaks": leaks},
+        data=data_of(test, len(usable), logits.damaged, [*notes_of(test, usable.groups), *run.data.notes])
+        | {"leaks": leaks},
         metrics=metrics,
         paper={},
         paper_source="",

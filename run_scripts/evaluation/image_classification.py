@@ -17,7 +17,7 @@ from ..classification.classifiers import check_fine_tuned, load_classifier_model
 from ..classification.labels import check_known
 from .dual_encoders import DualEncoder
 from .features import FEATURES, FeatureStore
-from .leaks import report_leaks
+from .leaks import LEAKS_UNKNOWN, report_leaks
 from .reliability import decide, notes_on, scored, show_decisions, write_calibration
 from .robustness import CorruptedFeatures
 from .run import Run, note_if_few_drawn
@@ -81,7 +81,7 @@ def read_classified(options: Any) -> LabeledTest:
             train = read_labeled(options, "train")
         except (FileNotFoundError, ValueError) as error:
             if ALL_ARE_TEST not in test.notes:
-                notes.append(f"Leaks are unknown without training images. {error}")
+                notes.append(f"{LEAKS_UNKNOWN} {error}")
     known_to_all = [label for label in next(iter(labels.values())) if all(label in known for known in labels.values())]
     return LabeledTest(test, read_validation(options, known_to_all), train, labels, notes)
 

@@ -7,6 +7,9 @@ from biomedclip.processing.benchmarks.leaks import find_leaks
 from ..cli.reporting import say
 
 
+LEAKS_UNKNOWN = "Leaks are unknown without training images."  # note, followed by the reason
+
+
 def report_leaks(train: Any, test: Any) -> dict[str, Any] | None:
     """Find and print the test images that are training images. None without a training split."""
     if train is None:

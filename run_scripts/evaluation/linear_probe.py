@@ -204,11 +204,6 @@ def _labeled(benchmark: ClassificationBenchmark, features: Features, classes: Se
     return LabeledFeatures(features.embeds.numpy(), labels, kept.groups)
 
 
-def probe(*splits: Any, **options: Any) -> dict[str, Any]:
-    """Return the metrics of [`probe_with_scores`]."""
-    return probe_with_scores(*splits, **options)[0]
-
-
 def probe_with_scores(
     train: LabeledFeatures,
     validation: LabeledFeatures | None,

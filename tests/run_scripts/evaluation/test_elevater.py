@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score
 
 from biomedclip.run_scripts.evaluation import elevater
 from biomedclip.run_scripts.evaluation.elevater import DECAYS, RATES, fit_elevater, held_out, search, train_heads
-from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe_with_scores
 
 
 def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabeledFeatures:
@@ -124,7 +124,9 @@ def test_the_first_fifth_of_each_class_is_held_out_and_one_image_stays():
 
 def test_separable_classes_are_learned_as_scikit_learn_learns_them():
     train, test = split(120, 3, 0, 6.0), split(90, 3, 1, 6.0)
-    metrics = probe(train, None, test, ["a", "b", "c"], protocol="elevater", fractions=[0.2, 1.0], draws=2)
+    metrics = probe_with_scores(train, None, test, ["a", "b", "c"], protocol="elevater", fractions=[0.2, 1.0], draws=2)[
+        0
+    ]
     fitted = LogisticRegression(max_iter=1000).fit(train.features, train.labels)
     assert metrics["accuracy"] == 1.0 == accuracy_score(test.labels, fitted.predict(test.features))
     few, (whole,) = metrics["by_fraction"]["0.2"], metrics["by_fraction"]["1"]["runs"]
@@ -136,7 +138,7 @@ def test_separable_classes_are_learned_as_scikit_learn_learns_them():
 
 def test_classes_that_overlap_are_told_apart_about_as_well_as_by_scikit_learn():
     train, test = split(400, 2, 0, 0.5), split(1000, 2, 1, 0.5)
-    metrics = probe(train, None, test, ["a", "b"], protocol="elevater", fractions=[1.0])
+    metrics = probe_with_scores(train, None, test, ["a", "b"], protocol="elevater", fractions=[1.0])[0]
     fitted = LogisticRegression(max_iter=1000).fit(train.features, train.labels)
     assert metrics["accuracy"] == pytest.approx(accuracy_score(test.labels, fitted.predict(test.features)), abs=0.03)
 
@@ -154,7 +156,7 @@ def test_the_test_labels_decide_nothing():
 def test_features_that_are_not_finite_have_no_settings_and_no_metrics():
     train, test = split(40, 2, 0), split(20, 2, 1)
     test.features[0, 0] = np.nan
-    metrics = probe(train, None, test, ["a", "b"], protocol="elevater", fractions=[1.0])
+    metrics = probe_with_scores(train, None, test, ["a", "b"], protocol="elevater", fractions=[1.0])[0]
     assert metrics["accuracy"] is None and metrics["by_fraction"]["1"]["runs"][0]["learning_rate"] is None
 
 
@@ -173,4 +175,4 @@ def test_a_training_that_diverges_is_not_chosen(monkeypatch):
 def test_logistic_regression_needs_a_validation_split():
     train = split(40, 2, 0)
     with pytest.raises(ValueError, match="logistic requires a validation split"):
-        probe(train, None, train, ["a", "b"])
+        probe_with_scores(train, None, train, ["a", "b"])

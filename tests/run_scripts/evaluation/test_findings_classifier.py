@@ -109,6 +109,11 @@ def test_corrupted_images_leaks_and_policies_are_measured(classifiers, table, tm
     robustness = metrics["robustness"]
     assert robustness["metric"] == "auroc" and robustness["clean"] == pytest.approx(metrics["auroc"], abs=1e-12)
     assert len(robustness["corruptions"]["noise"]) == 5
+    shutil.rmtree(tmp_path / "splits" / "train")
+    assert evaluate(classifiers[:1], str(tmp_path / "splits"), tmp_path / "only test", *COLUMNS) == 0
+    data = read_results(tmp_path / "only test")["data"]
+    assert data["leaks"] is None
+    assert any(note.startswith("Leaks are unknown") and "no train split" in note for note in data["notes"])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
 from biomedclip.run_scripts.evaluation import linear_probe, zero_shot
 from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
 from biomedclip.run_scripts.evaluation.classification import measure_classification
-from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, show_probe
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe_with_scores, show_probe
 from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
 from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools, show_retrieval
 from biomedclip.run_scripts.evaluation.run import note_if_few_drawn
@@ -117,7 +117,7 @@ def test_the_linear_probe_draws_whole_patients_of_the_test_images(monkeypatch):
         "classification_metrics",
         lambda scores, *arguments, **options: judged.append(scores) or measure(scores, *arguments, **options),
     )
-    metrics = probe(train, validation, test, ["a", "b"], fractions=[1.0], seed=9)
+    metrics = probe_with_scores(train, validation, test, ["a", "b"], fractions=[1.0], seed=9)[0]
     hits = (judged[-1].argmax(dim=1).numpy() == test.labels).astype(float)
     assert metrics["accuracy"] == hits.mean()
     assert metrics["accuracy_interval"] == pytest.approx(scipy_interval(hits, test.groups, 9))
@@ -206,7 +206,7 @@ def test_nan_features_make_the_linear_probe_undefined(which, value, capsys):
         labels = np.arange(20) % 2
         splits[name] = LabeledFeatures(generator.normal(size=(20, 3)) + labels[:, None], labels)
     splits[which].features[4, 1] = value
-    metrics = probe(*splits.values(), ["a", "b"], fractions=[0.5, 1.0], draws=2)
+    metrics = probe_with_scores(*splits.values(), ["a", "b"], fractions=[0.5, 1.0], draws=2)[0]
     for name in ("accuracy", "balanced_accuracy", "auroc"):
         assert metrics[name] is None and metrics["by_fraction"]["1"][name] is None
     assert metrics["undefined"]["accuracy"].endswith("images are NaN or infinite")
@@ -226,7 +226,7 @@ def test_accuracy_chooses_the_strength_if_validation_lacks_a_class():
 
     train, validation, test = split(60, 3), split(40, 2), split(60, 3)
     by_auroc, by_accuracy = (
-        probe(train, validation, test, ["a", "b", "c"], fractions=[1.0], metric=metric)
+        probe_with_scores(train, validation, test, ["a", "b", "c"], fractions=[1.0], metric=metric)
         for metric in ("auroc", "accuracy")
     )
     assert by_auroc == by_accuracy

@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from biomedclip.processing.benchmarks.facts import facts_of
 from biomedclip.run_scripts.evaluation import linear_probe as module
 from biomedclip.run_scripts.evaluation.comparison import headline
-from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe, probe_with_scores, show_probe
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe_with_scores, show_probe
 
 
 def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabeledFeatures:
@@ -49,7 +49,7 @@ def test_all_labels_give_what_scikit_learn_gives_by_hand(classes):
 
 def test_shares_are_drawn_by_seed_and_summed_up():
     train, validation, test = split(300, 2, 0, 0.3), split(100, 2, 1, 0.3), split(200, 2, 2, 0.3)
-    metrics = probe(train, validation, test, ["a", "b"], fractions=[1.0, 0.1], draws=3, seed=7)
+    metrics = probe_with_scores(train, validation, test, ["a", "b"], fractions=[1.0, 0.1], draws=3, seed=7)[0]
     small, whole = metrics["by_fraction"]["0.1"], metrics["by_fraction"]["1"]
     assert [run["seed"] for run in small["runs"]] == [7, 8, 9] and len(whole["runs"]) == 1
     accuracies = [run["accuracy"] for run in small["runs"]]
@@ -57,13 +57,13 @@ def test_shares_are_drawn_by_seed_and_summed_up():
     assert small["accuracy"] == pytest.approx(np.mean(accuracies))
     assert small["accuracy_sd"] == pytest.approx(np.std(accuracies, ddof=1)) and whole["accuracy_sd"] is None
     assert metrics["accuracy"] == whole["accuracy"]
-    again = probe(train, validation, test, ["a", "b"], fractions=[0.1, 1.0], draws=3, seed=7)
+    again = probe_with_scores(train, validation, test, ["a", "b"], fractions=[0.1, 1.0], draws=3, seed=7)[0]
     assert again == metrics
 
 
 def test_the_papers_value_stands_below_the_share_it_is_of(capsys):
     train, validation, test = split(300, 2, 0), split(100, 2, 1), split(200, 2, 2)
-    metrics = probe(train, validation, test, ["a", "b"], fractions=[0.1, 1.0], draws=2)
+    metrics = probe_with_scores(train, validation, test, ["a", "b"], fractions=[0.1, 1.0], draws=2)[0]
     show_probe(metrics, facts_of("rsna")["paper_of_linear_probe"])
     lines = capsys.readouterr().out.splitlines()
     below = next(number for number, line in enumerate(lines) if "10%" in line)
@@ -79,7 +79,7 @@ def test_the_papers_value_stands_below_the_share_it_is_of(capsys):
 def test_the_table_has_the_interval_of_all_labels_and_the_most_frequent_class(capsys):
     train, validation, test = split(300, 2, 0, 0.3), split(100, 2, 1, 0.3), split(200, 2, 2, 0.3)
     test = test.select([*np.flatnonzero(test.labels == 0), *np.flatnonzero(test.labels == 1)[:20]])
-    metrics = probe(train, validation, test, ["a", "b"], fractions=[1.0, 0.1], draws=2)
+    metrics = probe_with_scores(train, validation, test, ["a", "b"], fractions=[1.0, 0.1], draws=2)[0]
     assert metrics["most_frequent_class"] == np.mean(test.labels == 0) > 0.8
     show_probe(metrics)
     output = capsys.readouterr().out
@@ -91,17 +91,19 @@ def test_the_table_has_the_interval_of_all_labels_and_the_most_frequent_class(ca
 def test_separable_features_are_learned_and_noise_is_not():
     names = ["a", "b"]
     apart = [split(200, 2, seed, apart=20) for seed in range(3)]
-    assert probe(*apart, names, fractions=[0.01, 1.0], draws=2)["by_fraction"]["0.01"]["accuracy"] == 1
+    assert probe_with_scores(*apart, names, fractions=[0.01, 1.0], draws=2)[0]["by_fraction"]["0.01"]["accuracy"] == 1
     noise = [split(1000, 2, seed, apart=0) for seed in range(3)]
     # Three standard deviations of a share of 1,000 at a half are 0.047.
-    assert abs(probe(*noise, names, fractions=[1.0])["accuracy"] - 0.5) < 0.05
+    assert abs(probe_with_scores(*noise, names, fractions=[1.0])[0]["accuracy"] - 0.5) < 0.05
 
 
 def test_classes_that_training_lacks_are_never_answered():
     train = split(60, 3, 0, 20)
     present = np.flatnonzero(train.labels != 1)
-    metrics = probe(train.select(present), split(60, 3, 1, 20), split(60, 3, 2, 20), ["a", "b", "c"], fractions=[1.0])
+    metrics = probe_with_scores(
+        train.select(present), split(60, 3, 1, 20), split(60, 3, 2, 20), ["a", "b", "c"], fractions=[1.0]
+    )[0]
     assert metrics["recall_of_class"]["b"] == 0 and metrics["recall_of_class"]["a"] == 1
     with pytest.raises(ValueError, match="of one class"):
         only = train.select(np.flatnonzero(train.labels == 0))
-        probe(only, only, only, ["a", "b", "c"])
+        probe_with_scores(only, only, only, ["a", "b", "c"])
