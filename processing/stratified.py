@@ -50,11 +50,13 @@ def hold_out_groups(
     is kept. The result is that of [`hold_out`]. `where` names the data in messages.
 
     Raises:
-        ValueError: If the fraction is not between 0 and 1, or if there is only one group.
+        ValueError: If the fraction is not between 0 and 1, or if there are no rows or only one group.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"The fraction to hold out must be between 0 and 1, not {fraction}.")
     sizes = Counter(groups)
+    if not sizes:
+        raise ValueError(f"{where}: there are no images, so no group can be held out. Check the folder or the table.")
     if len(sizes) < 2:
         raise ValueError(
             f"{where}: all {len(groups):,} images belong to the group {groups[0]!r} of group_column, so no group can "

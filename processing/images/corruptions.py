@@ -27,6 +27,8 @@ _MODEL_SIDE = 224  # pixels of the shorter side that most models see
 # Larger images are reduced first. Models see a fraction of this size.
 _SHORTER_SIDE, _LONGER_SIDE = 1024, 8192
 _MARGIN = 0.03  # between text and the edge, as a fraction of the shorter side
+_LEGIBLE = 4.5  # height in pixels from which capital letters can be read
+_SMALLEST = 0.09  # largest height that letters get on small images for this reason, as a fraction of the shorter side
 _TEXT = ("ID {id:07d}", "{day:02d}.{month:02d}.19{year}", "PORTABLE", "ACC {accession:06d}")
 
 Generator = np.random.Generator
@@ -146,11 +148,20 @@ def _blur(image: Image.Image, value: float, generator: Generator) -> Image.Image
 
 
 def _jpeg(image: Image.Image, value: float, generator: Generator) -> Image.Image:
+    # The blocks have 8 pixels. On large images, models would not see the artifacts.
+    scale = min(1, _MODEL_SIDE / min(image.size))
+    seen = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=int(value))
-    result = Image.open(file, formats=["JPEG"])
-    result.load()
-    return result.convert(image.mode)
+    seen.save(file, "JPEG", quality=int(value))
+    compressed = Image.open(file, formats=["JPEG"]).convert(image.mode)
+    artifacts = np.asarray(compressed, dtype=np.float32) - np.asarray(seen, dtype=np.float32)
+    channels = artifacts[..., None] if image.mode == "L" else artifacts
+    resized = [
+        np.asarray(Image.fromarray(channel).resize(image.size, Image.Resampling.BILINEAR))
+        for channel in np.moveaxis(channels, -1, 0)
+    ]
+    added = resized[0] if image.mode == "L" else np.stack(resized, axis=-1)
+    return _from_floats(np.asarray(image, dtype=np.float32) + added)
 
 
 def _contrast(image: Image.Image, value: float, generator: Generator) -> Image.Image:
@@ -174,7 +185,8 @@ def _text(image: Image.Image, value: float, generator: Generator) -> Image.Image
     drawn = {name: int(generator.integers(largest // 10 + 1, largest)) for name, largest in numbers.items()}
     lines = [text.format(**drawn) for text in _TEXT]
     left, top, side = _central_square(image)
-    margin, height = _MARGIN * side, value * side
+    # On small images, the letters of weak strengths would be a gray smear. Stronger is still larger.
+    margin, height = _MARGIN * side, np.hypot(value * side, min(_LEGIBLE, _SMALLEST * side))
     for number, line in enumerate(lines):
         row = number % 2
         if number < 2:
@@ -235,6 +247,6 @@ def _write(image: Image.Image, text: str, place: tuple[float, float], height: fl
     black, white = (0, 255) if image.mode == "L" else ("black", "white")
     # Capital letters are about 0.7 of the size of the font.
     font = ImageFont.load_default(max(1.0, height / 0.7))
-    outline = round(height / 16)
+    outline = max(1, round(height / 16))  # without it, letters on a bright image would be invisible
     ImageDraw.Draw(image).text(place, text, white, font, anchor, stroke_width=outline, stroke_fill=black)
     return image

@@ -58,5 +58,7 @@ def test_at_least_one_group_is_held_out_and_one_is_kept():
     assert [len(part) for part in hold_out_groups(["a", "b"], 0.99, 0)] == [1, 1]
     with pytest.raises(ValueError, match="scans: all 2 images belong to the group 'a' of group_column"):
         hold_out_groups(["a", "a"], 0.5, 0, where="scans")
+    with pytest.raises(ValueError, match="scans: there are no images, so no group can be held out"):
+        hold_out_groups([], 0.5, 0, where="scans")
     with pytest.raises(ValueError, match="between 0 and 1, not 0"):
         hold_out_groups(["a", "b"], 0, 0)

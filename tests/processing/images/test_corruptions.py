@@ -106,6 +106,34 @@ def test_marks_and_text_are_in_the_square_that_models_see():
         assert 150 <= columns.min() and columns.max() < 250, name
 
 
+@pytest.mark.parametrize("background", [0, 128, 255])
+@pytest.mark.parametrize("size", [48, 64, 224, 1024])
+def test_text_and_marks_can_be_seen_at_each_strength_and_size(size, background):
+    image = Image.new("L", (size, size), background)
+    for name, least in (("text", 4), ("mark", 2)):
+        heights = []
+        for strength in range(1, STRENGTHS + 1):
+            pixels = np.asarray(corrupt(image, name, strength, image_name="a"), dtype=int)[: size // 2]
+            rows = np.flatnonzero((np.abs(pixels - background) > 100).any(axis=1))
+            heights.append(rows.max() - rows.min() + 1)
+        assert heights[0] >= least and heights == sorted(heights), (name, heights)
+        assert heights[-1] <= size // 3, name
+
+
+def test_artifacts_of_jpeg_are_as_large_on_large_images_as_where_models_see_them():
+    generator = np.random.default_rng(0)
+    small = Image.fromarray(generator.integers(0, 256, size=(224, 224), dtype=np.uint8))
+    small = small.resize((28, 28), Image.Resampling.BOX).resize((224, 224), Image.Resampling.BICUBIC)
+    large = small.resize((1024, 1024), Image.Resampling.BICUBIC)
+    added = []
+    for image in (small, large):
+        difference = np.asarray(corrupt(image, "jpeg", 5), dtype=float) - np.asarray(image, dtype=float)
+        seen = Image.fromarray(difference.astype(np.float32)).resize((224, 224), Image.Resampling.BOX)
+        added.append(np.asarray(seen))
+    assert np.abs(added[1]).mean() == pytest.approx(np.abs(added[0]).mean(), rel=0.25)
+    assert np.corrcoef(added[0].ravel(), added[1].ravel())[0, 1] > 0.9
+
+
 def test_unknown_names_and_strengths_are_errors():
     with pytest.raises(ValueError, match="Unknown corruption 'nois'. Did you mean 'noise'. Choose from noise, blur"):
         corrupt(drawn(), "nois", 1)
