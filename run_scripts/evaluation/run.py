@@ -156,7 +156,7 @@ class Run:
             write_predictions(self.output_dir, table)
         write_json(self.output_dir / "results.json", results)
         if getattr(self.options, "report", False) and isinstance(predictions, Predictions):
-            from .report_page import write_report  # imports this module and matplotlib
+            from .report.classification import write_report  # imports this module and matplotlib
 
             write_report(self.output_dir / REPORT, results, predictions)
             also = f", {REPORT}{also}"

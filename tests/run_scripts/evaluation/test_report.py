@@ -15,7 +15,8 @@ from PIL import Image
 
 from biomedclip.processing.benchmarks.leaks import Leaks
 from biomedclip.run_scripts.evaluation.predictions import softmax_predictions
-from biomedclip.run_scripts.evaluation.report_page import LEAKS, MOST_CLASSES, write_report
+from biomedclip.run_scripts.evaluation.report.classification import MOST_CLASSES, write_report
+from biomedclip.run_scripts.evaluation.report.sections import LEAKS
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -1,4 +1,4 @@
-"""Plots of the report of a classification, as PNG images: curves, reliability and abstention."""
+"""Plots of the reports, as PNG images: curves, reliability and abstention."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 from biomedclip.model_cards.escaping import one_line
 
-from ..cli.fonts import fonts_for
+from ...cli.fonts import fonts_for
 
 
 MOST_CURVES = 10

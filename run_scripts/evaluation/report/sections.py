@@ -1,0 +1,129 @@
+"""Sections that the pages of several tasks have, by the content of `results.json`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from biomedclip.model_cards.model_card import TASKS
+
+from ...cli.reporting import UNDEFINED
+from ..run import metric_words, with_interval
+from .page import MOST_ROWS, bullets, heading, paragraph, table
+
+
+LEAKS = {
+    "same_group": "same patient or source",
+    "same_name": "same name",
+    "same_bytes": "same file",
+    "same_picture": "look alike, please check",
+}
+
+
+def title_of(results: Mapping[str, Any]) -> str:
+    """Return the title of a page: the task and the data."""
+    task = TASKS.get(results["task"], (results["task"],))[0]
+    return f"{task} on {results['benchmark'] or Path(results['data']['path']).name}"
+
+
+def introduction(results: Mapping[str, Any], counted: str) -> str:
+    """Return the model, what was measured (such as `40 images`), and the date."""
+    return paragraph(f"Model {results['model']['name']}, {counted}, {results['date']}.")
+
+
+def notes(results: Mapping[str, Any], damaged: str = "images") -> str:
+    """Return the notes, undefined metrics, what could not be read, and leaks. `damaged` is a plural noun."""
+    data = results["data"]
+    found = list(data["notes"])
+    undefined = results["metrics"].get("undefined") or {}
+    found += [f"Undefined: {name.replace('_', ' ')}: {reason}." for name, reason in undefined.items()]
+    if data["damaged"]:
+        first = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:5])
+        found.append(f"{len(data['damaged']):,} {damaged} cannot be read and are excluded, such as {first}.")
+    return f'<div class="notes">{bullets([*found, _leaks(data["leaks"])])}</div>'
+
+
+def _leaks(leaks: Mapping[str, Any] | None) -> str:
+    if leaks is None:
+        return "Leaks between training and test images were not looked for."
+    if not leaks["leaked"]:
+        return f"No leaks: none of {leaks['test_images']:,} test images looks like a training image."
+    examples = [
+        f"{pair['test']} and {pair['train']} ({LEAKS[reason]})"
+        for reason, pairs in leaks["examples"].items()
+        for pair in pairs
+    ]
+    return (
+        f"Leaks: {leaks['leaked']:,} of {leaks['test_images']:,} test images are, or look like, training images: "
+        f"{', '.join(examples[:5])}."
+    )
+
+
+def metrics_table(
+    metrics: Mapping[str, Any],
+    baselines: Mapping[str, float | None],
+    baseline: str,
+    paper: Mapping[str, Any],
+    caption: str = "Metrics, with bootstrap intervals over patients or images",
+) -> str:
+    """Return a table of metrics with 95 % intervals, a baseline, and published values if there are any.
+
+    Args:
+        metrics: Metrics, with the interval of `name` as `name_interval`.
+        baselines: The metrics to show, each with the value of the baseline.
+        baseline: What the baseline is, such as `always the most frequent class`.
+        paper: Published values, keyed like `metrics`.
+        caption: Caption of the table.
+    """
+    rows = []
+    for name, of_baseline in baselines.items():
+        interval = metrics.get(f"{name}_interval")
+        shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "-"
+        value = UNDEFINED if metrics[name] is None else metrics[name]
+        rows.append((metric_words(name), value, shown, of_baseline, *([paper.get(name)] if paper else [])))
+    columns = ["metric", "value", "95 % interval", baseline, *(["paper"] if paper else [])]
+    return table(caption, columns, rows)
+
+
+def subgroups(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Return a table for each column of subgroups, as [`measure_subgroups`] returns them, with the metrics `names`."""
+    if not found:
+        return ""
+    html = heading("Subgroups")
+    for column, values in found.items():
+        few = any(entry["few"] for entry in values.values())
+        rows = [
+            (
+                value,
+                entry["images"],
+                *(with_interval(entry, name) for name in names),
+                *(["few images" if entry["few"] else ""] if few else []),
+            )
+            for value, entry in values.items()
+        ]
+        columns = [column, "images", *map(metric_words, names), *(["warning"] if few else [])]
+        html += table(f"By {column}, with 95 % intervals", columns, rows)
+        if few:
+            html += paragraph("Intervals of few images are unreliable. Do not compare these subgroups.", "warning")
+    return html
+
+
+def prompts(settings: Mapping[str, Any]) -> str:
+    """Return the templates of the prompts and the names of the classes, if there are any."""
+    if not settings.get("templates"):
+        return ""
+    names = table("Names in prompts", ["class", "name"], list(settings["class_names"].items()))
+    return f"{heading('Prompts')}<p>Templates:</p>{bullets(settings['templates'][:MOST_ROWS])}{names}"
+
+
+def environment(results: Mapping[str, Any]) -> str:
+    """Return the command, the weights, the data and the versions."""
+    model, data = results["model"], results["data"]
+    rows = [
+        ("command", results["command"]),
+        ("model", f"{model['name']} ({model['type']}, weights {model['weights']})"),
+        ("data", f"{data['path']}, {data['split']} split, fingerprint {data['fingerprint']}"),
+        ("seed", str(results["settings"].get("seed"))),
+        ("precision", str(results["settings"].get("precision"))),
+        *((name, str(value)) for name, value in results["versions"].items()),
+    ]
+    return heading("Environment") + table("How this page was made", ["item", "value"], rows)
