@@ -199,7 +199,8 @@ def _published_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the details of a measurement that the card states."""
     data, leaks = result["data"], result["data"].get("leaks")
-    counts = {name: value for name, value in (leaks or {}).items() if name.startswith("same_") and value is not None}
+    names = [name for name in leaks or {} if name.startswith("same_") or name == "similar"]
+    counts = {name: leaks[name] for name in names if leaks[name] is not None}
     damaged = data.get("damaged")
     settings = result.get("settings")
     optional = {name: result.get(name) for name in ("seconds", "paper_source")} | {"notes": data.get("notes") or []}

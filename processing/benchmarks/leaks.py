@@ -1,17 +1,18 @@
-"""Find images of a test split that are also in the training split."""
+"""Find images of a test split that are also in the training split.
 
-import hashlib
+[`find_leaks`] counts them for a report. [`find_copies`] names them, so that an evaluation can refuse them. Both compare
+images as `same_images.py` does.
+"""
+
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..images.perceptual_hash import perceptual_hash
-from ..images.reading import ImageError, read_row_image
-from ..pmc.images import ImageIndex
+from ..images.labeled import LabeledImages
 from .benchmark import ClassificationBenchmark, VisualQuestionBenchmark
-from .fingerprint import content_of
+from .same_images import SAME, KnownImages, Looks, looks_of
 
 
 EXAMPLES_SHOWN = 10
@@ -29,10 +30,11 @@ class Leaks:
         same_name: Test images with the name of a training image. None for classification, where names are only unique
             within a split.
         same_bytes: Test images whose file or array is identical to that of a training image.
-        same_picture: Test images that look like a training image, by perceptual hash. This includes renamed, resized or
-            converted images, and similar images such as slices of one volume.
+        same_pixels: Test images whose pixels are identical to those of a training image.
+        same_picture: Test images that are the picture of a training image, possibly resized or converted.
+        similar: Test images that only look like a training image, by perceptual hash, such as slices of one volume.
         leaked: Test images to which any of these reasons applies.
-        unreadable: Names of images that cannot be read. Their perceptual hashes were not compared.
+        unreadable: Names of images that cannot be read. Only their files were compared.
         examples: For each reason, up to `EXAMPLES_SHOWN` pairs of a test and a training image.
     """
 
@@ -41,7 +43,9 @@ class Leaks:
     same_group: int | None = None
     same_name: int | None = None
     same_bytes: int = 0
+    same_pixels: int = 0
     same_picture: int = 0
+    similar: int = 0
     leaked: int = 0
     unreadable: list[str] = field(default_factory=list)
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
@@ -49,6 +53,19 @@ class Leaks:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A test image that is also a training image, with their names.
+
+    `reason` states how the two images agree, and `row` is the row of the training image.
+    """
+
+    test: str
+    train: str
+    reason: str
+    row: int
 
 
 def find_leaks(
@@ -64,38 +81,59 @@ def find_leaks(
     leaks = Leaks(len(set(train_names)), len(set(test_names)), same_name=0 if are_questions else None)
     if any(train_groups) and any(test_groups):
         leaks.same_group = 0
-    # For each reason, maps the compared value to the name of the first training image that has it.
-    pairs = zip(reversed(train_groups), reversed(train_names), strict=True)
-    groups: dict[str | None, str] = {group: name for group, name in pairs if group is not None}
-    names = {name: name for name in train_names} if are_questions else {}
-    files: dict[bytes, str] = {}
-    pictures: dict[str, str] = {}
+    groups = _first_rows(train_groups)
+    names = _first_rows(train_names) if are_questions else {}
     total = len(train_names) + len(test_names)
     with tqdm(total=total, desc="Leaks", unit="image", disable=not progress, dynamic_ncols=True) as bar:
-        for name, digest, looks in _compared(train_names, train_images, train.split, leaks):
-            bar.update()
-            if digest:
-                files.setdefault(digest, name)
-            if looks:
-                pictures.setdefault(looks, name)
-        index = ImageIndex(pictures)
-        compared = _compared(test_names, test_images, test.split, leaks)
-        for group, (name, digest, looks) in zip(test_groups, compared, strict=True):
-            bar.update()
-            partners = {
-                "same_group": groups.get(group),
-                "same_name": names.get(name),
-                "same_bytes": files.get(digest),
-                "same_picture": pictures.get(index.nearest(looks) or ""),
-            }
-            found = {reason: partner for reason, partner in partners.items() if partner is not None}
+        known = KnownImages(_read(train_names, train_images, train.split, leaks, bar))
+        compared = _read(test_names, test_images, test.split, leaks, bar)
+        for name, group, looks in zip(test_names, test_groups, compared, strict=True):
+            partners = {"same_group": groups.get(group), "same_name": names.get(name)}
+            found = {reason: row for reason, row in partners.items() if row is not None} | known.find(looks)
             leaks.leaked += bool(found)
-            for reason, partner in found.items():
+            for reason, row in found.items():
                 setattr(leaks, reason, getattr(leaks, reason) + 1)
                 examples = leaks.examples.setdefault(reason, [])
                 if len(examples) < EXAMPLES_SHOWN:
-                    examples.append({"test": name, "train": partner})
+                    examples.append({"test": name, "train": train_names[row]})
     return leaks
+
+
+def find_copies(
+    train: LabeledImages, test: LabeledImages, *, progress: bool = False, known: list[Looks] | None = None
+) -> list[Copy]:
+    """Return the test images that are among the training images, each with one reason.
+
+    The reasons are the same patient or source (if both have groups), the same file, the same pixels, or the same
+    picture. Images that only look alike are no copies. Images that cannot be read are skipped. `known` is an empty list
+    that is filled with the looks of the test images, or the list of an earlier call with the same ones, which are not
+    read again.
+    """
+    looks = known if known is not None else []
+    groups = _first_rows(train.groups or [])
+    copies = []
+    with tqdm(total=len(train) + len(test), desc="Copies", unit="image", disable=not progress) as bar:
+
+        def read(images: LabeledImages, row: int) -> Looks:
+            bar.update()
+            return looks_of(images.images[row])
+
+        index = KnownImages(read(train, row) for row in range(len(train)))
+        looks += [read(test, row) for row in range(len(looks), len(test))]
+    for row, of_row in enumerate(looks):
+        found = index.find(of_row)
+        reasons = {reason: (found[reason], words) for reason, words in SAME.items() if reason in found}
+        group = test.groups[row] if test.groups else None
+        if group is not None and group in groups:
+            reasons = {"same_group": (groups[group], f"both are of {group!r}")} | reasons
+        for partner, words in list(reasons.values())[:1]:
+            copies.append(Copy(test.names[row], train.names[partner], words, partner))
+    return copies
+
+
+def _first_rows(values: Sequence[Any]) -> dict[Any, int]:
+    """Return the first row of each value that is not None."""
+    return {value: row for row, value in reversed([*enumerate(values)]) if value is not None}
 
 
 def _images_of(benchmark: ClassificationBenchmark | VisualQuestionBenchmark) -> tuple[list[str], Any, list[str | None]]:
@@ -107,14 +145,11 @@ def _images_of(benchmark: ClassificationBenchmark | VisualQuestionBenchmark) -> 
     return list(images.names), images.images, [*images.groups] if images.groups else [None] * len(images)
 
 
-def _compared(names: Sequence[str], images: Any, split: str, leaks: Leaks) -> Iterator[tuple[str, bytes, str]]:
-    """Yield the name, the hash of the file, and the perceptual hash of each image. Hashes may be empty."""
-    for number, name in enumerate(names):
-        image = images[number]
-        content = content_of(image)
-        digest, looks = hashlib.blake2b(content, digest_size=16).digest() if content else b"", ""
-        try:
-            looks = perceptual_hash(read_row_image(image))
-        except ImageError as error:
-            leaks.unreadable.append(f"{split}: {name} ({error})")
-        yield name, digest, looks
+def _read(names: Sequence[str], images: Any, split: str, leaks: Leaks, bar: Any) -> Iterator[Looks]:
+    """Yield what each image is compared by, and list those that cannot be read."""
+    for row, name in enumerate(names):
+        looks = looks_of(images[row])
+        if looks.error:
+            leaks.unreadable.append(f"{split}: {name} ({looks.error})")
+        bar.update()
+        yield looks

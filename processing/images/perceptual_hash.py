@@ -29,7 +29,11 @@ def perceptual_hash(image: Image.Image) -> str:
     and transparency is dropped. The 8 x 8 lowest frequencies of the discrete cosine transform are compared with their
     median. The hash of a blank image is an empty string.
     """
-    thumbnail = grayscale_thumbnail(image)
+    return hash_of_thumbnail(grayscale_thumbnail(image))
+
+
+def hash_of_thumbnail(thumbnail: np.ndarray) -> str:
+    """Return the [`perceptual_hash`] of an image with this [`grayscale_thumbnail`]."""
     if not thumbnail.std() >= BLANK_DEVIATION:
         return ""
     # Coefficients that are 0 by symmetry would otherwise depend on rounding errors of the machine.
@@ -39,6 +43,7 @@ def perceptual_hash(image: Image.Image) -> str:
     return np.packbits(coefficients > median).tobytes().hex()
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def grayscale_thumbnail(image: Image.Image) -> np.ndarray:
     """Return the 32 x 32 gray values from 0 to 255 that [`perceptual_hash`] compares."""
     deep = image.mode.startswith(("I", "F"))

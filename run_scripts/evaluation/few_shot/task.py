@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 from biomedclip import ZeroShotClassifier
 from biomedclip.few_shot_head import METHODS
 from biomedclip.processing.benchmarks import ClassificationBenchmark
-from biomedclip.processing.benchmarks.copies import Copy, Looks, find_copies
 from biomedclip.processing.benchmarks.facts import published_few_shot
+from biomedclip.processing.benchmarks.leaks import Copy, find_copies
+from biomedclip.processing.benchmarks.same_images import Looks
 from biomedclip.processing.images.labeled import LabeledImages
 
 from ...cli.errors import UsageError, suggestion

@@ -15,7 +15,9 @@ LEAKS = {
     "same_group": "same patient or source",
     "same_name": "same name",
     "same_bytes": "same file",
-    "same_picture": "look alike, please check",
+    "same_pixels": "same pixels",
+    "same_picture": "same picture",
+    "similar": "look alike, please check",
 }
 
 
