@@ -9,11 +9,10 @@ from huggingface_hub import ModelCardData
 
 from .escaping import Markdown, code_block
 from .formatting import public_name, render
-from .model_card import COSTS
+from .model_card import COSTS, is_hub_id
 
 
 SHOWN_CLASSES = 20
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 # Name, rows, class in transformers, and tag of the Hub for each task of `biomedclip train`.
 _TASKS = {
     "contrastive": ("with a contrastive loss on pairs", "pairs", None, "zero-shot-image-classification"),
@@ -55,7 +54,7 @@ def fill_adapter_card(
     metadata = ModelCardData(
         language=["en"],
         library_name="peft",
-        base_model=base if _HUB_ID.fullmatch(base) else None,
+        base_model=base if is_hub_id(base) else None,
         pipeline_tag=tag,
         tags=["biomedclip", "lora", "medical"],
     )

@@ -93,14 +93,14 @@ def fill_model_card(facts: Mapping[str, Any]) -> str:
         dataset_link=_dataset_link(dataset["id"]) if dataset and dataset.get("id") else None,
         costs=[*_costs(training)] if training else [],
         recipe=recipe and code_block(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip(), "yaml"),
-        rows=[row for result in results for row in _measured_rows(result)] + _missing_rows(results, facts["paper"]),
+        rows=[row for result in results for row in measured_rows(result)] + _missing_rows(results, facts["paper"]),
         published_rows=[*dict.fromkeys(row for result in results for row in _published_rows(result))],
         measurements=[_measurement(result) for result in results],
     )
 
 
 def _metadata(facts: Mapping[str, Any]) -> str:
-    results = [entry for result in facts["results"] for entry in _eval_results(result)]
+    results = [entry for result in facts["results"] for entry in eval_results(result)]
     license = one_line(facts["license"] or "unknown")
     data = ModelCardData(
         language=["en"],
@@ -109,7 +109,7 @@ def _metadata(facts: Mapping[str, Any]) -> str:
         license_link="#license" if license == "other" else None,
         library_name=facts["model"]["layout"],
         pipeline_tag="zero-shot-image-classification",
-        datasets=[facts["dataset"]["id"]] if _HUB_ID.fullmatch((facts["dataset"] or {}).get("id") or "") else None,
+        datasets=[facts["dataset"]["id"]] if is_hub_id((facts["dataset"] or {}).get("id")) else None,
         tags=["biomedclip", "clip", "biology", "medical", *_other_libraries(facts)],
         **({"model_name": one_line(facts["title"]), "eval_results": results} if results else {}),
     )
@@ -122,7 +122,7 @@ def _other_libraries(facts: Mapping[str, Any]) -> list[str]:
     return [name for name, is_loaded in loads.items() if is_loaded]
 
 
-def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
+def eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
     """Return the entries of the Hub's `model-index` for a result."""
     words, task_type = TASKS.get(result["task"], (result["task"], result["task"]))
     return [
@@ -152,7 +152,7 @@ def _costs(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield name, f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def _measured_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def measured_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of a result in the results table."""
     found = measures(result)
     deviations = {measure.path: measure.value for measure in found if _is_deviation(measure)}
@@ -160,15 +160,15 @@ def _measured_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         if _is_deviation(measure):
             continue
         deviation = deviations.get((*measure.path[:-1], f"{measure.path[-1]}_sd"))
-        spread = "not given" if deviation is None else f"± {_number(deviation)}"
+        spread = "not given" if deviation is None else f"± {number(deviation)}"
         yield (
             _task(result),
             f"{benchmark_name(result)}, {result['data']['split']}",
             f"{result['data']['rows']:,}",
             _words(measure),
-            _number(measure.value),
-            " to ".join(map(_number, measure.interval)) if measure.interval else spread,
-            "not given" if measure.paper is None else _number(measure.paper),
+            number(measure.value),
+            " to ".join(map(number, measure.interval)) if measure.interval else spread,
+            "not given" if measure.paper is None else number(measure.paper),
         )
 
 
@@ -180,7 +180,7 @@ def _missing_rows(
     rows = []
     for task, benchmark in OF_THE_PAPER:
         if (task, benchmark) not in measured:
-            values = [(_words(value), _number(value.value)) for value in measures({"metrics": paper[task][benchmark]})]
+            values = [(_words(value), number(value.value)) for value in measures({"metrics": paper[task][benchmark]})]
             for metric, value in values or [("all", "see the paper")]:
                 rows.append((TASKS[task][0], BENCHMARKS[benchmark], "none", metric, *[NOT_MEASURED] * 2, value))
     return rows
@@ -190,7 +190,7 @@ def _published_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yield the rows with published values of other models on the benchmark of a result."""
     for entry in result.get("published") or []:
         values = "; ".join(
-            f"{_words(value)}: {_number(value.value)}" for value in measures({"metrics": entry["values"]})
+            f"{_words(value)}: {number(value.value)}" for value in measures({"metrics": entry["values"]})
         )
         source = entry["source"] + ("; read off a figure" if entry["read_from_figure"] else "")
         yield _task(result), benchmark_name(result), entry["model"], values, source
@@ -208,12 +208,12 @@ def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:
         "title": f"{_task(result)}, {benchmark_name(result)}",
         "command": code_block(one_line(public_command(result["command"])), "bash"),
         "result": result,
-        "chances": [(_spaced(name), _number(value)) for name, value in chances(result)],
-        "reasons": [(_spaced(name).capitalize(), why) for name, why in reasons(result)],
+        "chances": [(metric_name(name), number(value)) for name, value in chances(result)],
+        "reasons": [(metric_name(name).capitalize(), why) for name, why in reasons(result)],
         "damaged": damaged,
         "named_damaged": [(row["name"], row["reason"]) for row in (damaged or [])[:NAMED]],
         "leaks": leaks,
-        "leak_counts": ", ".join(f"{_spaced(name)} {count:,}" for name, count in counts.items()),
+        "leak_counts": ", ".join(f"{metric_name(name)} {count:,}" for name, count in counts.items()),
         "leaked": any(counts.values()),
         "settings": settings and code(json.dumps(settings, ensure_ascii=False)),
     }
@@ -258,22 +258,29 @@ def _is_deviation(measure: Measure) -> bool:
 def _words(measure: Measure) -> str:
     if measure.path[0] == "by_fraction" and len(measure.path) == 3:
         _, fraction, name = measure.path
-        return f"{_spaced(name)}, {100 * float(fraction):g} % of the labels"
-    return ", ".join(map(_spaced, measure.path))
+        return f"{metric_name(name)}, {100 * float(fraction):g} % of the labels"
+    return ", ".join(map(metric_name, measure.path))
 
 
-def _spaced(name: str) -> str:
+def metric_name(name: str) -> str:
+    """Return the name of a metric as words."""
     return re.sub(r"\bf1$", "token F1", name.replace("_", " ").replace("auroc", "AUROC"))
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Return whether a name has the form of an id on the Hub, `OWNER/NAME`."""
+    return _HUB_ID.fullmatch(name or "") is not None
 
 
 def _dataset_link(repo_id: str) -> Markdown:
     """Return a link to a dataset on the Hub, or the text if it is not a Hub id."""
-    if not _HUB_ID.fullmatch(repo_id):
+    if not is_hub_id(repo_id):
         return code(repo_id)
     return Markdown(f"[{markdown(repo_id)}](https://huggingface.co/datasets/{repo_id})")
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a metric with four digits, a rank with one, and None as undefined."""
     if value is None:
         return UNDEFINED
     return f"{value:.4f}" if value <= 1 else f"{value:,.1f}"

@@ -1,4 +1,4 @@
-"""Write the card of a model from its training, its dataset and its evaluation results."""
+"""Write the card of a model or a classifier from its training, its dataset and its evaluation results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ from typing import Any
 
 from biomedclip.conversion import load_any_layout
 from biomedclip.conversion.files import is_transformers_layout
+from biomedclip.model_cards.classifier_card import fill_classifier_card
 from biomedclip.model_cards.formatting import PLACEHOLDER
 from biomedclip.model_cards.model_card import BENCHMARKS, NOT_MEASURED, OF_THE_PAPER, benchmark_name, fill_model_card
 from biomedclip.model_cards.results import measures
 
+from .cli.errors import UsageError
 from .cli.fields import REQUIRED, option
 from .cli.options import parse_options
 from .cli.reporting import UNDEFINED, say, show_table, write_json, write_text
@@ -24,6 +26,7 @@ from .hub.card_facts import (
     read_training,
     select_results,
 )
+from .hub.classifier_facts import classifier_facts, is_classifier, show_classifier
 
 
 EXAMPLE = """biomedclip card out/model --train-run out/training --dataset out \\
@@ -34,12 +37,17 @@ EXAMPLE = """biomedclip card out/model --train-run out/training --dataset out \\
 class CardOptions:
     """Options of `biomedclip card`."""
 
-    model: str = option(REQUIRED, "Folder of a BiomedCLIP model. Can be the first positional argument.")
+    model: str = option(REQUIRED, "Folder of a model or a classifier. Can be the first positional argument.")
     results: list[str] = option([], "results.json files of biomedclip evaluate, or folders that contain them.")
     train_run: str | None = option(None, "Output folder of biomedclip train (default: the model folder).")
-    dataset: str | None = option(None, "Training data: output folder of biomedclip build, or an id on the Hub.")
+    dataset: str | None = option(
+        None, "Training data: output folder of biomedclip build, or an id on the Hub (classifiers: only an id)."
+    )
+    base_model: str | None = option(
+        None, "Classifiers: id of the base model on the Hub (default: that of the training). Few-shot heads need it."
+    )
     license: str | None = option(None, "License of the weights, by its name on the Hub, such as apache-2.0.")
-    title: str | None = option(None, "Title of the card (default: BiomedCLIP).")
+    title: str | None = option(None, "Title of the card (default: BiomedCLIP, or the number of classes).")
     name: str = option(PLACEHOLDER, "Repository in the code examples (default: set by biomedclip push).")
     output: str | None = option(None, "Folder for README.md and card.json (default: the model folder).")
 
@@ -50,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         "card", [CardOptions], arguments, description=str(__doc__), example=EXAMPLE, positionals=["model"]
     )
     facts, left_out = write_card(options)
-    show_facts(facts, left_out)
+    (show_classifier if facts.get("classifier") else show_facts)(facts, left_out)
     say(f"Card: {Path(options.output or options.model) / CARD}, with its facts in {CARD_FACTS}")
 
 
@@ -61,6 +69,20 @@ def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
         raise FileNotFoundError(
             f"--model {folder} is not a folder. The card of a model on the Hub is in its repository."
         )
+    if is_classifier(folder):
+        facts, left_out = classifier_facts(
+            folder,
+            train_run=options.train_run,
+            results=options.results,
+            license=options.license,
+            base_model=options.base_model,
+            dataset=options.dataset,
+            title=options.title,
+            name=options.name,
+        )
+        return _write(options, fill_classifier_card(facts), facts), left_out
+    if options.base_model is not None:
+        raise UsageError(f"--base-model has no effect on {folder}, which is not a classifier. Omit it.")
     described = describe_model(*load_any_layout(folder))
     described["layout"] = "transformers" if is_transformers_layout(folder) else "open_clip"
     described["sentence_transformers"] = (folder / "modules.json").is_file()
@@ -76,11 +98,16 @@ def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
         title=options.title,
         name=options.name,
     )
-    output = Path(options.output or folder)
+    return _write(options, fill_model_card(facts), facts), left_out
+
+
+def _write(options: CardOptions, card: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write a card and its facts, and return the facts."""
+    output = Path(options.output or options.model)
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / CARD, fill_model_card(facts))
+    write_text(output / CARD, card)
     write_json(output / CARD_FACTS, facts)
-    return facts, left_out
+    return facts
 
 
 def show_facts(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:

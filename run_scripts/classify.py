@@ -84,6 +84,7 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
             options.model, own_labels or prompts, precision=precision, device=device, temperature=temperature
         )
         calibration.check(labels, prompts, classifier.weights)
+        calibration.show()
         overlays = OverlayWriter(Path(options.saliency), classifier.encoder, prompts) if options.saliency else None
     rows_in_terminal = output is None and form != "table" and sys.stdout.isatty()
     with counting(len(inputs), "Classified", bar_in_terminal=not rows_in_terminal) as add:

@@ -40,17 +40,20 @@ class Calibration:
     fitted_on: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
+    def content(self) -> dict[str, Any]:
+        """Return the content of the file."""
+        return {"schema": _SCHEMA, **{name: value for name, value in asdict(self).items() if name != "path"}}
+
     def write(self, path: Path) -> None:
         """Write the file."""
-        content = asdict(self)
-        write_json(path, {"schema": _SCHEMA, **{name: content[name] for name in content if name != "path"}})
+        write_json(path, self.content())
 
     def as_record(self) -> dict[str, Any] | None:
         """Return what the record of a run states, None without a file."""
         return None if self.path is None else {"file": str(self.path), "temperature": self.temperature}
 
     def check(self, labels: Sequence[str], prompts: Mapping[str, Sequence[str]], weights: str) -> None:
-        """Print the temperature. Raise `ValueError` if the file belongs to other weights, labels or prompts."""
+        """Raise `ValueError` if the file belongs to other weights, labels or prompts."""
         if self.path is None:
             return
         own_prompts = {label: list(of_label) for label, of_label in prompts.items()} or None
@@ -64,7 +67,11 @@ class Calibration:
                     f"{self.path} was fitted for other {what}. Fit it again with biomedclip evaluate --calibrate, or "
                     f"pass --calibration {NONE}."
                 )
-        show_stage(f"The probabilities are calibrated: temperature {self.temperature:.4g} of {self.path}")
+
+    def show(self) -> None:
+        """Print the temperature, if there is one."""
+        if self.path is not None:
+            show_stage(f"The probabilities are calibrated: temperature {self.temperature:.4g} of {self.path}")
 
 
 def read_calibration(path: Path) -> Calibration:

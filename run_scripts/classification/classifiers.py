@@ -69,7 +69,7 @@ def check_classifier(
         FileNotFoundError: If the model or a file of it does not exist.
         ValueError: If the model is neither a dual encoder nor a classifier.
     """
-    config = _config_of_classifier(name)
+    config = config_of_classifier(name)
     if config is None:
         precision = check_encoder(name, precision, _TASK, device=device)
         if not has_labels:
@@ -104,7 +104,7 @@ def check_fine_tuned(name: str, *, several: bool) -> list[str]:
             has them.
     """
     check_model_name(name)
-    config = _config_of_classifier(name)
+    config = config_of_classifier(name)
     if config is None:
         raise ValueError(
             f"--model {name} is not a fine-tuned image classifier. Train one with biomedclip train --task "
@@ -138,7 +138,7 @@ def _check_files(folder: Path) -> None:
             check_weights(Path(base), f"{where} {base}")
 
 
-def _config_of_classifier(name: str) -> Mapping[str, Any] | None:
+def config_of_classifier(name: str) -> Mapping[str, Any] | None:
     """Return the configuration of a fine-tuned classifier, or None for any other model."""
     folder = Path(name)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
@@ -265,6 +265,7 @@ __all__ = [
     "Classifier",
     "check_classifier",
     "check_fine_tuned",
+    "config_of_classifier",
     "load_classifier_model",
     "load_fine_tuned",
     "load_zero_shot",

@@ -169,18 +169,18 @@ def select_results(weights: str, places: Sequence[str]) -> tuple[list[dict[str, 
 
 def read_conversion(folder: Path) -> dict[str, Any] | None:
     """Return the report of `biomedclip convert`, or None if it did not write the folder."""
-    return _read_part(folder, CONVERSION, _CONVERSION)
+    return read_part(folder, CONVERSION, _CONVERSION)
 
 
 def read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
     """Return the results, last evaluation and recipe of a training run, or None if the model folder contains no run."""
     run = Path(train_run) if train_run else model
-    results = _read_part(run, TRAIN_RESULTS, _TRAINING)
+    results = read_part(run, TRAIN_RESULTS, _TRAINING)
     if results is None:
         if train_run is None:
             return None
         raise FileNotFoundError(f"--train-run {run} contains no {TRAIN_RESULTS} from biomedclip train.")
-    state = _read_part(run, TRAINER_STATE, {"log_history": [{str: object}]}) or {"log_history": []}
+    state = read_part(run, TRAINER_STATE, {"log_history": [{str: object}]}) or {"log_history": []}
     evaluations = [entry for entry in state["log_history"] if any(name.startswith("eval_") for name in entry)]
     last = {
         name.removeprefix("eval_").replace("_", " "): value
@@ -188,7 +188,7 @@ def read_training(model: Path, train_run: str | None) -> dict[str, Any] | None:
         if name.startswith("eval_") and not name.endswith(("runtime", "per_second"))
     }
     check_shape(run / TRAINER_STATE, last, {str: _NUMBER}, "the last evaluation")
-    recipe = _read_part(run, WRITTEN_RECIPE, {str: object}, read_yaml)
+    recipe = read_part(run, WRITTEN_RECIPE, {str: object}, read_yaml)
     if recipe is not None and "base" in recipe:
         raise ValueError(f"{run / WRITTEN_RECIPE} has a base recipe, so biomedclip train did not write it.")
     recipe = recipe and {name: value for name, value in recipe.items() if value is not None}
@@ -224,7 +224,7 @@ def read_dataset(name: str, training: Mapping[str, Any] | None) -> dict[str, Any
     return {key.removesuffix("?"): report.get(key.removesuffix("?")) for key in _DATASET} | {"id": repo_id}
 
 
-def _read_part(folder: Path, name: str, shape: Mapping[Any, Any], read: Callable[[Path], Any] = read_json) -> Any:
+def read_part(folder: Path, name: str, shape: Mapping[Any, Any], read: Callable[[Path], Any] = read_json) -> Any:
     """Return the content of a file of a folder, or None if the file does not exist."""
     path = find_file(folder, name)
     if path is None:

@@ -30,7 +30,7 @@ DATA_FILES = (*JSON_FILES, *SENTENCE_TRANSFORMERS_FILES, *_OTHER_FILES)
 CODE_FILES = re.compile(r".*_biomedclip\.py", re.DOTALL)
 _REQUIRED = ("config.json", "processor_config.json", "tokenizer.json", "modeling_biomedclip.py", CARD, CARD_FACTS)
 # Files that a push creates. Those of an earlier push are deleted if they are not part of the new one.
-_CREATED = ("open_clip_*", "results/*.json", WRITTEN_RECIPE)
+_CREATED = ("open_clip_*", "results/*.json", WRITTEN_RECIPE, "calibration.json", "preprocessor_config.json")
 _UNSAFE_WEIGHTS = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|h5|msgpack|npz)", re.DOTALL)
 _TRAINING_STATE = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt")
 _CLASS = re.compile(r"(\w+_biomedclip)\.\w+")
@@ -78,8 +78,6 @@ def find_model_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         )
     if not any(WEIGHTS.fullmatch(name) for name in files):
         raise FileNotFoundError(f"{folder} contains no model.safetensors.")
-    if "config.json" in files:
-        _refuse_classifier(folder, read_json(files["config.json"]))
     for name in _REQUIRED:
         if name not in files:
             remedy = "Run biomedclip card" if name in (CARD, CARD_FACTS) else "Save model and processor again"
@@ -121,7 +119,8 @@ def files_from_card(facts: Mapping[str, Any]) -> dict[str, bytes]:
         name = re.sub(r"[^\w-]+", "_", f"{result['task']}_{result['benchmark'] or 'own'}")
         number = sum(known.startswith(f"results/{name}") for known in files)
         files[f"results/{name}{f'_{number + 1}' if number else ''}.json"] = as_json(result)
-    if recipe := (facts.get("training") or {}).get("recipe"):
+    # The facts of a classifier have the recipe beside the training.
+    if recipe := facts.get("recipe") or (facts.get("training") or {}).get("recipe"):
         files[WRITTEN_RECIPE] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
     return files
 
@@ -136,16 +135,6 @@ def check_private_content(files: Mapping[str, Path | bytes], folder: Path) -> No
                 raise ValueError(f"{folder / name} contains {found}, a path of this machine. Remove it.")
             if _ACCESS_TOKEN.search(content):
                 raise ValueError(f"{folder / name} contains an access token of the Hub. Remove it.")
-
-
-def _refuse_classifier(folder: Path, config: Any) -> None:
-    """Raise an error for a fine-tuned classifier, which has no text encoder."""
-    names = config.get("architectures") if isinstance(config, Mapping) else None
-    if isinstance(names, list) and names and str(names[0]).endswith("ForImageClassification"):
-        raise ValueError(
-            f"{folder} contains a fine-tuned classifier, not a complete BiomedCLIPModel. biomedclip push does not "
-            "publish classifiers. To share it, copy the whole folder: biomedclip classify uses its calibration.json."
-        )
 
 
 def _installed_code(path: Path, resolved: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoProcessor
 
 
 TEXTS = "texts.json"
@@ -21,9 +21,8 @@ TEXTS = "texts.json"
 def outputs(model: Any, processor: Any, inputs: Path) -> dict[str, torch.Tensor]:
     """Return token ids, pixels, embeddings and logits in float32 on the CPU, for the images and texts of a folder."""
     model = model.float().eval()
-    images = [Image.open(path) for path in sorted(inputs.glob("*.png"))]
     texts = json.loads((inputs / TEXTS).read_text(encoding="utf-8"))
-    batch = processor(text=texts, images=images, return_tensors="pt")
+    batch = processor(text=texts, images=_images(inputs), return_tensors="pt")
     output = model(**batch)
     return {
         "token ids": batch["input_ids"],
@@ -34,10 +33,27 @@ def outputs(model: Any, processor: Any, inputs: Path) -> dict[str, torch.Tensor]
     }
 
 
+@torch.no_grad()
+def classifier_outputs(model: Any, processor: Any, inputs: Path) -> dict[str, torch.Tensor]:
+    """Return the pixels and the logits of a classifier in float32 on the CPU, for the images of a folder."""
+    pixels = processor([image.convert("RGB") for image in _images(inputs)], return_tensors="pt")["pixel_values"]
+    return {"pixels": pixels, "logits": model.float().eval()(pixel_values=pixels).logits.contiguous()}
+
+
+def _images(inputs: Path) -> list[Any]:
+    return [Image.open(path) for path in sorted(inputs.glob("*.png"))]
+
+
+def _load(auto_class: Any, folder: str, **options: Any) -> Any:
+    return auto_class.from_pretrained(folder, local_files_only=True, trust_remote_code=True, **options)
+
+
 if __name__ == "__main__":
     folder, inputs, result = sys.argv[1:]
-    loaded = (
-        AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=True),
-        AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=True),
-    )
-    save_file(outputs(*loaded, Path(inputs)), result)
+    names = _load(AutoConfig, folder).architectures or [""]
+    if names[0].endswith("ForImageClassification"):
+        classifier = _load(AutoModelForImageClassification, folder, dtype=torch.float32)
+        found = classifier_outputs(classifier, _load(AutoImageProcessor, folder, backend="pil"), Path(inputs))
+    else:
+        found = outputs(_load(AutoModel, folder, dtype=torch.float32), _load(AutoProcessor, folder), Path(inputs))
+    save_file(found, result)

@@ -6,7 +6,7 @@ biomedclip train --config lora_classification --train-data findings.csv --label-
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,7 @@ from . import runs, supervised
 from .adapters import AdapterOptions, add_adapter
 from .findings import MULTI_LABEL, finding_metrics, measure_split, read_findings, show_splits
 from .runs import check_checkpoint, cost_rows, run_and_save, start_run
+from .split_facts import split_facts
 from .supervised import HEAD, SupervisedArguments, SupervisedData, SupervisedTrainer, load_with_head
 from .trackers import check_trackers
 from .weighted_losses import (
@@ -148,8 +149,7 @@ def run(
 
     def measure_splits() -> dict[str, Any]:
         held_out = [split for split in ("validation", "test") if split in splits]
-        groups = {split: len(set(images.groups)) for split, images in splits.items() if images.groups is not None}
-        facts: dict[str, Any] = {"classes": classes, **({"groups": groups} if groups else {})}
+        facts: dict[str, Any] = {"classes": classes, **split_facts(splits)}
         if several:
             policies = {"uncertain": data.uncertain or UNCERTAIN_DEFAULT, "blank": data.blank or BLANK_DEFAULT}
             facts |= {"problem_type": MULTI_LABEL, **policies, "notes": splits["train"].notes}
@@ -215,7 +215,7 @@ def with_validation(splits: Mapping[str, Labeled], fraction: float, seed: int, p
         stay, held_out = hold_out(train.strata, fraction, seed)
     else:
         stay, held_out = hold_out_groups(train.groups, fraction, seed, where=path)
-    return {**splits, "train": train.select(stay), "validation": train.select(held_out)}
+    return {**splits, "train": train.select(stay), "validation": replace(train.select(held_out), drawn=True)}
 
 
 def class_names(splits: Mapping[str, LabeledImages], path: str) -> list[str]:

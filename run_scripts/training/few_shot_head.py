@@ -34,6 +34,7 @@ from ..evaluation.few_shot.draws import draw_shots
 from ..evaluation.few_shot.methods import Images, Shots, fit
 from ..evaluation.zero_shot import OWN_IMAGES
 from .classification import class_names, with_validation
+from .split_facts import split_facts
 
 
 TASK = "few-shot-head"
@@ -135,6 +136,7 @@ def run(options: HeadOptions) -> dict[str, Any]:
         "shots": options.shots,
         "seed": options.seed,
         "images": {label: counts[label] for label in classes},
+        **{name: value for name, value in split_facts(splits).items() if name != "images"},
         "validation_images": len(validation),
         "validation_accuracy": float((answers == validation.labels).double().mean()),
         "chosen": dict(fitted.chosen),

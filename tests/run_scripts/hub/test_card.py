@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import stat
 from pathlib import Path
@@ -234,11 +233,3 @@ def test_missing_folders_are_reported(run, capsys, monkeypatch, arguments, messa
     assert card(*[str(run) if argument == "{model}" else argument for argument in arguments]) == 1
     error = error_of(capsys)
     assert message in error and "Traceback" not in error
-
-
-def test_the_folder_of_a_classifier_is_refused(small_checkpoint, tmp_path, capsys):
-    from biomedclip import BiomedCLIPForImageClassification
-
-    BiomedCLIPForImageClassification.from_pretrained(small_checkpoint, num_labels=3).save_pretrained(tmp_path / "c")
-    assert card(tmp_path / "c") == 1
-    assert re.search("contains BiomedCLIPForImageClassification, not a complete", error_of(capsys))

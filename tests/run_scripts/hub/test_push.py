@@ -335,12 +335,6 @@ def test_a_model_that_fails_a_check_is_refused_before_anything_is_loaded(hub, mo
     assert not hub.repositories and not (model.parent / "it ran").exists()
 
 
-def test_a_fine_tuned_classifier_is_refused_with_the_way_to_share_it(hub, fine_tuned):
-    with pytest.raises(ValueError, match=r"contains a fine-tuned classifier.* copy the whole folder"):
-        run_push(fine_tuned[0])
-    assert not hub.repositories
-
-
 def change_weights(model: Path) -> None:
     changed = AutoModel.from_pretrained(model)
     changed.logit_scale.data += 0.1

@@ -1,0 +1,143 @@
+"""Select what may be published of the training and the results of a classifier.
+
+The data of a classifier is often private. Everything published is selected from allow-lists: numbers, class names and
+settings. Names of files, folders, tables, patients and rare subgroups stay on the machine.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+# Options of `train` that the recipe of a card may contain. Others name files, columns or this machine.
+RECIPE = frozenset(
+    """
+    task method shots validation_fraction class_weights uncertain blank label_columns
+    lora_rank lora_alpha lora_dropout lora_targets
+    learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
+    warmup_steps weight_decay lr_scheduler_type max_grad_norm optim adam_beta1 adam_beta2 adam_epsilon
+    seed data_seed bf16 fp16 tf32 load_best_model_at_end metric_for_best_model label_smoothing_factor
+    """.split()
+)
+# Fields of `train_results.json`.
+TRAINING = (
+    *("task", "method", "shots", "seed", "problem_type", "uncertain", "blank", "chosen"),
+    *("split_images", "validation_split", "groups", "images", "labels", "validation", "test", "saved_checkpoint"),
+    *("steps", "samples", "batch_size", "processes", "loss", "seconds", "peak_memory_mib", "peak_device_memory_mib"),
+    *("substituted_rows", "validation_images", "validation_accuracy", "versions"),
+)
+_SETTINGS = ("precision", "batch_size", "seed", "labels", "positive", "label_columns", "uncertain", "blank")
+_DATA = ("split", "fingerprint", "rows", "selection")
+_LEAKS = ("train_images", "test_images", "same_group", "same_name", "same_bytes", "same_picture", "leaked")
+_KEPT = ("schema", "task", "benchmark", "date", "metrics", "decisions", "paper", "seconds", "versions")
+# Options of `evaluate` whose values name files or columns, and the word that a command has instead.
+_HIDDEN = {
+    "model": "MODEL",
+    "data": "DATA",
+    "output-dir": "RESULTS",
+    **dict.fromkeys(("image-root", "image-folder", "features-dir"), "FOLDER"),
+    **dict.fromkeys(("config", "prompts"), "FILE"),
+    **dict.fromkeys(("image-column", "label-column", "group-column", "split-column"), "COLUMN"),
+    "subgroup-column": "COLUMN",
+}
+# Notes that state numbers only, and the part of others that does. The rest of the notes can name files and patients.
+_NOTES = [
+    re.compile(pattern)
+    for pattern in (
+        r"The images have no splits, so all of them are the test split\.",
+        r"The \w+ split was drawn from the training images: [\d,]+ of [\d,]+, [^,]*, seed \d+"
+        r"(\. Images of one patient may be in both\.?)?",
+        r"Leak: [\d,]+ groups",
+        r"Leaks are unknown without training images\.",
+        r"[\d,]+ of [\d,]+ labels are (uncertain|blank)\. They [a-z0-9 ]+ \(\w+='\w+'\)\.",
+        r"Only [\d,]+ [a-z ]+: the (intervals are too narrow|fitted values are uncertain)\.",
+        r"No image of the \w+ split is of the class .*",
+        r"(--[a-z]+(, )?)+: fitted on [\d,]+ validation images\.",
+        r"The temperature stays 1, because all [\d,]+ validation images are classified right",
+        r"The temperature is the largest one, [\d.]+",
+        r"--\w+: no threshold for .*, because the validation split has no images of [a-z ]+",
+        r"--coverage [\d.]+ needs [\d,]+ validation images or more\. The sets contain all classes\.",
+    )
+]
+
+
+def public_training(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may be published of `train_results.json`."""
+    public = {name: results[name] for name in TRAINING if results.get(name) is not None}
+    if "damaged" in results:
+        public["damaged_images"] = len(results["damaged"])
+    return public
+
+
+def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may be published of the recipe of a training."""
+    return {name: value for name, value in recipe.items() if name in RECIPE and value is not None}
+
+
+def public_measurement(result: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """Return what may be published of a `results.json` of `evaluate image-classification`.
+
+    Subgroups of few images or groups are left out, because their names can identify a patient. `classes` are the labels
+    of the classifier.
+    """
+    data = result["data"]
+    damaged, leaks = data.get("damaged"), data.get("leaks")
+    subgroups, left_out = _subgroups(result.get("subgroups") or {})
+    weights = {name: result["model"][name] for name in ("weights", "base_weights") if name in result["model"]}
+    return {
+        **{name: result[name] for name in _KEPT if result.get(name) is not None},
+        "benchmark": result["benchmark"],
+        "command": public_evaluation(result["command"]),
+        "model": weights,
+        "data": {
+            **{name: data[name] for name in _DATA if data.get(name) is not None},
+            "damaged_images": None if damaged is None else len(damaged),
+            "leaks": leaks and {name: leaks[name] for name in _LEAKS if leaks.get(name) is not None},
+            "notes": public_notes(data.get("notes") or [], classes),
+        },
+        "subgroups": subgroups,
+        "subgroups_left_out": left_out,
+        "settings": {
+            name: value for name, value in (result.get("settings") or {}).items() if name in _SETTINGS and value
+        },
+    }
+
+
+def public_notes(notes: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Return the notes that state only numbers and classes, without the part that can name files or patients."""
+    found = []
+    for note in notes:
+        matched = next((match for pattern in _NOTES if (match := pattern.match(note))), None)
+        quoted = re.findall(r"'([^']*)'", matched[0]) if matched else []
+        if matched and all(name in classes or name in ("ignore", "zero", "one") for name in quoted):
+            found.append(matched[0].rstrip(".") + ".")
+    return found
+
+
+def public_evaluation(command: str) -> str:
+    """Return a command of `evaluate` with capital words in place of the names of folders, files and columns."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return "biomedclip evaluate image-classification"
+    public: list[str] = []
+    hidden: str | None = None
+    for word in words:
+        if word.startswith("--"):
+            name = word.removeprefix("--").partition("=")[0].replace("_", "-")
+            hidden = _HIDDEN.get(name)
+            public += [word] if hidden is None else [f"--{name}", hidden]
+        elif hidden is None:
+            public.append(word)
+    return shlex.join(public)
+
+
+def _subgroups(subgroups: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return the subgroups with enough images, and the number of the others."""
+    kept = {
+        column: {value: found for value, found in values.items() if not found.get("few", True)}
+        for column, values in subgroups.items()
+    }
+    left_out = sum(len(values) for values in subgroups.values()) - sum(len(values) for values in kept.values())
+    return {column: values for column, values in kept.items() if values}, left_out

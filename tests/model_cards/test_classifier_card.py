@@ -1,0 +1,139 @@
+"""Cards of classifiers: what of the results of private data they state, and how they are filled."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.model_results import zero_shot_result
+from huggingface_hub import ModelCard
+
+from biomedclip.model_cards.checking import find_problems
+from biomedclip.model_cards.classifier_card import fill_classifier_card
+from biomedclip.model_cards.classifier_results import (
+    public_evaluation,
+    public_measurement,
+    public_notes,
+    public_recipe,
+    public_training,
+)
+from biomedclip.processing.images.findings import policy_notes
+from biomedclip.processing.images.labeled import ALL_ARE_TEST, LabeledImages, choose_split, shared_groups
+from biomedclip.run_scripts.evaluation.reliability import Decided, Scored, notes_on
+from biomedclip.run_scripts.evaluation.run import note_if_few_drawn
+
+
+CLASSES = ["benign", "malignant"]
+
+
+def images(groups: list[str] | None) -> LabeledImages:
+    labels = [CLASSES[number % 2] for number in range(20)]
+    return LabeledImages([None] * 20, labels, [f"mustermann_{number}.png" for number in range(20)], groups)
+
+
+def test_notes_of_the_evaluation_are_published_without_names():
+    patients = [f"Mustermann {number}" for number in range(20)]
+    split = {"train": images(patients), "test": images(patients)}
+    drawn = [
+        choose_split({"train": images(groups)}, "/home/mustermann", "test", 0.2).notes for groups in (None, patients)
+    ]
+    labels = np.array([[1.0, -1.0], [np.nan, 0.0]])
+    options = SimpleNamespace(calibrate=True, sensitivity=[0.9], specificity=[], coverage=[0.99])
+    decided = Decided(100.0, {"without_threshold": {"sensitivity": ["malignant"]}}, {})
+    fitted = notes_on(Scored(np.zeros((3, 2)), np.array([0, 0, 0])), options, decided)
+    notes = [ALL_ARE_TEST, *drawn[0], *drawn[1], *shared_groups(split), *policy_notes(labels, "one", "ignore")]
+    notes += [*note_if_few_drawn(7, None), *note_if_few_drawn(7, patients[:7]), *fitted]
+    public = public_notes(notes, CLASSES)
+    assert len(public) == len(notes), "each note has a public form"
+    assert not any("ustermann" in note for note in public)
+    assert any(note.startswith("--sensitivity: no threshold for 'malignant'") for note in public)
+    assert "Leak: 20 groups." in public
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "/home/mustermann/scans: a file is odd.",
+        "Left out, because they are in no list of a split: 3 of 9 images of a.csv, such as mustermann.png.",
+        "No image of the test split is of the class 'mustermann'.",
+    ],
+)
+def test_other_notes_are_not_published(note):
+    assert public_notes([note], CLASSES) == []
+
+
+def test_reasons_with_paths_are_cut_off():
+    note = "Leaks are unknown without training images. /home/mustermann: there is no train split."
+    assert public_notes([note], CLASSES) == ["Leaks are unknown without training images."]
+
+
+@pytest.mark.parametrize(
+    ("command", "public"),
+    [
+        (
+            "biomedclip evaluate image-classification --model '/home/mustermann/a b' x --data=a.csv --calibrate",
+            "biomedclip evaluate image-classification --model MODEL --data DATA --calibrate",
+        ),
+        (
+            "biomedclip evaluate image-classification --group_column case --label-columns a b --output-dir r/s",
+            "biomedclip evaluate image-classification --group-column COLUMN --label-columns a b --output-dir RESULTS",
+        ),
+        ("an 'open quote", "biomedclip evaluate image-classification"),
+    ],
+)
+def test_a_command_names_no_files_and_columns(command, public):
+    assert public_evaluation(command) == public
+
+
+def test_only_listed_fields_are_published():
+    result = zero_shot_result(task="image-classification", benchmark=None)
+    result["subgroups"] = {"id": {"mustermann": {"few": True}, "F": {"few": False, "images": 90}}}
+    result["secret"] = result["data"]["secret"] = "mustermann"
+    public = public_measurement(result, CLASSES)
+    assert "mustermann" not in str(public) and "picture|" not in str(public) and "/data" not in str(public)
+    assert public["data"]["damaged_images"] == 7 and public["data"]["leaks"]["same_picture"] == 3
+    assert public["metrics"] == result["metrics"]
+    assert public["subgroups"] == {"id": {"F": {"few": False, "images": 90}}} and public["subgroups_left_out"] == 1
+    training = {"steps": 3, "data": "/home/mustermann", "damaged": [{"name": "mustermann.png"}], "images": {"a": 2}}
+    assert public_training(training) == {"steps": 3, "images": {"a": 2}, "damaged_images": 1}
+    assert public_recipe({"learning_rate": 1, "group_column": "case", "train_data": "x"}) == {"learning_rate": 1}
+
+
+def facts(**other) -> dict:
+    labels = other.pop("labels", CLASSES)
+    result = zero_shot_result(task="image-classification", benchmark=None)
+    model = {"weights": "0123", "labels": labels, "several": False, "type": "biomedclip", "method": None}
+    return {
+        "title": "Classifier",
+        "name": "lab/c",
+        "license": "mit",
+        "model": model | {"needs_package": True, "parameters": 10},
+        "base": {"name": "lab/base", "license": "mit", "weights": None},
+        "dataset": None,
+        "training": {"images": dict.fromkeys(labels, 3), "versions": {"biomedclip": "0.1.0"}},
+        "recipe": {},
+        "calibration": None,
+        "results": [public_measurement(result, labels)],
+        "date": "2026-12-01",
+        "versions": {"biomedclip": "0.1.0"},
+    } | other
+
+
+def test_a_filled_card_is_complete_and_a_missing_fact_is_a_problem():
+    assert find_problems(fill_classifier_card(facts())) == []
+    assert find_problems(fill_classifier_card(facts(results=[]))) == []
+    for name in ("license", "training"):
+        assert any("Not stated" in problem for problem in find_problems(fill_classifier_card(facts(**{name: None}))))
+
+
+def test_class_names_cannot_add_markup_or_metadata():
+    labels = ["<img src=x>", "a|b", "---\nlicense: gpl", "{{ title }}"]
+    card = fill_classifier_card(facts(labels=labels, title="<b>x</b>\n---"))
+    assert "<img" not in card and "<b>" not in card.split("---", 2)[2] and "| a&#124;b | 3 |" in card
+    assert ModelCard(card).data.license == "mit"
+
+
+def test_a_data_set_and_a_base_model_on_the_hub_are_in_the_metadata():
+    data = ModelCard(fill_classifier_card(facts(dataset="lab/scans"))).data
+    assert data.datasets == ["lab/scans"] and data.base_model == "lab/base"
+    local = {"name": "base", "license": None, "weights": None}
+    assert ModelCard(fill_classifier_card(facts(base=local))).data.base_model is None
