@@ -56,6 +56,24 @@ class Calibration:
         """Raise `ValueError` if the file belongs to other weights, labels or prompts."""
         if self.path is None:
             return
+        if what := self.differs(labels, prompts, weights):
+            raise ValueError(
+                f"{self.path} was fitted for other {what}. Fit it again with biomedclip evaluate --calibrate, or pass "
+                f"--calibration {NONE}."
+            )
+
+    def show(self) -> None:
+        """Print the temperature, if there is one."""
+        if self.path is not None:
+            show_stage(f"The probabilities are calibrated: {self.shown} of {self.path}")
+
+    @property
+    def shown(self) -> str:
+        """Return the temperature in words."""
+        return f"temperature {self.temperature:.4g}"
+
+    def differs(self, labels: Sequence[str], prompts: Mapping[str, Sequence[str]], weights: str) -> str | None:
+        """Return in what a model differs from the one that the file was fitted for: labels, prompts or weights."""
         own_prompts = {label: list(of_label) for label, of_label in prompts.items()} or None
         for what, mine, given in (
             ("labels", self.labels, list(labels)),
@@ -63,15 +81,8 @@ class Calibration:
             ("weights", self.weights, weights),
         ):
             if mine != given:
-                raise ValueError(
-                    f"{self.path} was fitted for other {what}. Fit it again with biomedclip evaluate --calibrate, or "
-                    f"pass --calibration {NONE}."
-                )
-
-    def show(self) -> None:
-        """Print the temperature, if there is one."""
-        if self.path is not None:
-            show_stage(f"The probabilities are calibrated: temperature {self.temperature:.4g} of {self.path}")
+                return what
+        return None
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -1,9 +1,12 @@
 """Percentile bootstrap intervals of means and other metrics, over whole groups."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from .exact_intervals import exact_interval
 
 
 # A metric of values that count as often as their weights say, or None if it is undefined.
@@ -48,6 +51,25 @@ def bootstrap_interval(
     return percentile_interval(bootstrap_means(values, groups, seed=seed, resamples=resamples))
 
 
+def fraction_interval(
+    values: np.ndarray, groups: Sequence[Any] | np.ndarray, *, seed: int = 0, resamples: int = 1000
+) -> list[float] | None:
+    """Return the ends of the 95 % interval of a mean of values from 0 to 1, such as an accuracy.
+
+    If all values are 0 or all are 1, the bootstrap knows nothing, and the interval is that of [`exact_interval`]. See
+    [`bootstrap_means`] for the arguments. The interval is None if there is only one group.
+    """
+    interval = bootstrap_interval(values, groups, seed=seed, resamples=resamples)
+    if interval is not None and is_constant(values):
+        return exact_interval(float(values[0]), len(np.unique(np.asarray(groups))))
+    return interval
+
+
+def is_constant(values: np.ndarray) -> bool:
+    """Return whether all values are 0 or all are 1."""
+    return bool(np.all(values == 0) or np.all(values == 1))
+
+
 def bootstrap_weights(
     groups: Sequence[Any] | np.ndarray, *, seed: int = 0, resamples: int = 1000
 ) -> Iterator[np.ndarray]:
@@ -64,7 +86,8 @@ def metrics_with_intervals(
 ) -> dict[str, Any]:
     """Return the value `NAME` and the 95 % interval `NAME_interval` of each metric.
 
-    An interval is None if the metric is undefined in more than 90 % of the bootstrap samples.
+    An interval is None if the metric is undefined in more than 90 % of the bootstrap samples. A [`Ratio`] of 0 or 1 has
+    the interval of [`exact_interval`], because all samples have the same value.
     """
     samples = list(bootstrap_weights(groups, seed=seed, resamples=resamples))
     result: dict[str, Any] = {}
@@ -73,18 +96,31 @@ def metrics_with_intervals(
         usable = values and len(values) >= MIN_USABLE * resamples
         result[name] = metric(np.ones(len(groups)))
         result[f"{name}_interval"] = percentile_interval(values) if usable else None
+        if usable and isinstance(metric, Ratio) and result[name] in (0, 1):
+            result[f"{name}_interval"] = exact_interval(result[name], metric.units(groups))
     return result
 
 
-def ratio(parts: Sequence[float] | np.ndarray, of: Sequence[float] | np.ndarray) -> Metric:
-    """Return the metric that is the sum of `parts` by the sum of `of`, and None if that is 0."""
-    above, below = np.asarray(parts, dtype=float), np.asarray(of, dtype=float)
+@dataclass(frozen=True)
+class Ratio:
+    """The metric that is the sum of `parts` by the sum of `of`, and None if that is 0. It is from 0 to 1."""
 
-    def value(weights: np.ndarray) -> float | None:
-        total = float(weights @ below)
-        return float(weights @ above) / total if total else None
+    parts: np.ndarray
+    of: np.ndarray
 
-    return value
+    def __call__(self, weights: np.ndarray) -> float | None:
+        """Return the ratio of values that count as often as their weights say."""
+        total = float(weights @ self.of)
+        return float(weights @ self.parts) / total if total else None
+
+    def units(self, groups: Sequence[Any] | np.ndarray) -> int:
+        """Return the number of groups that the ratio is of."""
+        return len(np.unique(np.asarray(groups)[self.of > 0]))
+
+
+def ratio(parts: Sequence[float] | np.ndarray, of: Sequence[float] | np.ndarray) -> Ratio:
+    """Return the metric of two sums. See [`Ratio`]."""
+    return Ratio(np.asarray(parts, dtype=float), np.asarray(of, dtype=float))
 
 
 def undefined_metrics(metrics: Mapping[str, Any]) -> dict[str, str]:

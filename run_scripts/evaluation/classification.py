@@ -5,7 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import MIN_USABLE, Metric, bootstrap_interval, bootstrap_weights, percentile_interval, ratio
+from .bootstrap import (
+    MIN_USABLE,
+    Metric,
+    bootstrap_weights,
+    fraction_interval,
+    is_constant,
+    percentile_interval,
+    ratio,
+)
+from .exact_intervals import exact_mean_interval
 
 
 _METRICS = ("accuracy", "balanced_accuracy", "auroc")
@@ -73,7 +82,7 @@ def measure_classification(
     if not resamples:
         return result
     _, group_of = np.unique(np.arange(len(truth)) if groups is None else groups, return_inverse=True)
-    result["accuracy_interval"] = bootstrap_interval(hits, group_of, seed=seed, resamples=resamples)
+    result["accuracy_interval"] = fraction_interval(hits, group_of, seed=seed, resamples=resamples)
     balanced, areas = [], []
     for weights in bootstrap_weights(group_of, seed=seed, resamples=resamples):
         if np.count_nonzero(np.bincount(truth, weights)) < np.count_nonzero(images):
@@ -84,6 +93,9 @@ def measure_classification(
     for name, values in (("balanced_accuracy", balanced), ("auroc", areas)):
         usable = values and len(values) >= MIN_USABLE * resamples
         result[f"{name}_interval"] = percentile_interval(values) if usable else None
+    if result["balanced_accuracy_interval"] and is_constant(hits):
+        units = [len(np.unique(group_of[truth == number])) for number in np.flatnonzero(images)]
+        result["balanced_accuracy_interval"] = exact_mean_interval(hits[0], units)
     return result
 
 

@@ -21,7 +21,9 @@ class DecisionOptions:
         [], "Columns of own data, such as sex or device. The metrics of each of their values are reported."
     )
     calibrate: bool = option(
-        False, "Fit a temperature on the validation split, and write it to calibration.json (default: no)."
+        False,
+        "Fit a temperature on the validation split, and write it to calibration.json for classify (default: no). The "
+        "temperature of a linear probe is only in results.json.",
     )
     sensitivity: list[float] = option([], "Choose thresholds with these sensitivities on the validation split.")
     specificity: list[float] = option([], "Choose thresholds with these specificities on the validation split.")

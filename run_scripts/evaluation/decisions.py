@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import bootstrap_interval, metrics_with_intervals, ratio
+from .bootstrap import fraction_interval, metrics_with_intervals, ratio
 
 
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)  # fractions of the images for which the accuracy is reported
@@ -161,7 +161,7 @@ def measure_sets(
     of_class = np.bincount(truth, covered, sets.shape[1])
     return {
         "measured_coverage": float(covered.mean()),
-        "measured_coverage_interval": bootstrap_interval(covered, drawn, seed=seed, resamples=resamples),
+        "measured_coverage_interval": fraction_interval(covered, drawn, seed=seed, resamples=resamples),
         "mean_size": float(sizes.mean()),
         "images_of_size": np.bincount(sizes, minlength=sets.shape[1] + 1).tolist(),
         "coverage_of_class": [

@@ -17,6 +17,7 @@ from ..cli.reporting import show_table
 from .classification import Curve
 from .finding_metrics import METRICS, measure_findings, show_findings
 from .findings import finding_predictions, given_finding_options, notes_of
+from .fractions import drawn_fractions, summarize_draws, summary_cells
 from .leaks import report_leaks
 from .linear_probe import (
     FRACTIONS,
@@ -26,10 +27,7 @@ from .linear_probe import (
     STRENGTHS,
     LabeledFeatures,
     LinearClassifier,
-    drawn_fractions,
     standardization,
-    summarize_draws,
-    summary_cells,
 )
 from .robustness import CorruptedFeatures
 from .run import Run

@@ -13,12 +13,13 @@ from accelerate import PartialState
 from biomedclip.processing.benchmarks import ClassificationBenchmark
 from biomedclip.processing.images.labeled import ALL_ARE_TEST, check_readable
 
+from ..classification.calibrations import load_calibration
 from ..classification.classifiers import check_fine_tuned, load_classifier_model
 from ..classification.labels import check_known
 from .dual_encoders import DualEncoder
 from .features import FEATURES, FeatureStore
 from .leaks import LEAKS_UNKNOWN, report_leaks
-from .reliability import decide, notes_on, scored, show_decisions, write_calibration
+from .reliability import decide, notes_on, own_calibration, scored, show_decisions, write_calibration
 from .robustness import CorruptedFeatures
 from .run import Run, note_if_few_drawn
 from .zero_shot import (
@@ -69,6 +70,7 @@ def read_classified(options: Any) -> LabeledTest:
         ValueError: If a model is not an image classifier, or the label of an image is not one of its labels.
     """
     labels = {name: check_fine_tuned(name, several=False) for name in options.model}
+    check_calibrations(options)
     test = read_labeled(options, options.split)
     where = f"--data {options.data}"
     for name, known in labels.items():
@@ -84,6 +86,13 @@ def read_classified(options: Any) -> LabeledTest:
                 notes.append(f"{LEAKS_UNKNOWN} {error}")
     known_to_all = [label for label in next(iter(labels.values())) if all(label in known for known in labels.values())]
     return LabeledTest(test, read_validation(options, known_to_all), train, labels, notes)
+
+
+def check_calibrations(options: Any) -> None:
+    """Raise `ValueError` if the calibration of a model is needed and faulty."""
+    for name in options.model:
+        if not options.calibrate:
+            load_calibration(None, name)
 
 
 def load_fine_tuned_classifier(name: str, precision: str) -> FineTunedClassifier:
@@ -121,7 +130,10 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     if of_validation is not None:
         own = validation.images.select(of_validation.rows.tolist())
         fitted_on = scored(of_validation.embeds, own.labels, labels, own.groups)
-    decided = decide(of_test, fitted_on, labels, options, positive=test.positive)
+    applied, applied_notes = None, list[str]()
+    if not options.calibrate:
+        applied, applied_notes = own_calibration(run.model, labels, classifier.weights, test.fingerprint)
+    decided = decide(of_test, fitted_on, labels, options, positive=test.positive, applied=applied)
     scores = torch.from_numpy(of_test.logits / decided.temperature)
     metrics = classification_metrics(
         scores, usable.labels, labels, positive=test.positive, groups=usable.groups, seed=options.seed
@@ -135,7 +147,7 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
         write_calibration(decided, folders, labels, classifier.weights, fitted_source(validation, fitted_on))
     leaks = report_leaks(run.data.train, test)
     notes = [*_absent(labels, usable.labels, options.split), *note_if_few_drawn(len(usable), usable.groups)]
-    notes += [*run.data.notes, *notes_on(fitted_on, options, decided)]
+    notes += [*run.data.notes, *applied_notes, *notes_on(fitted_on, options, decided)]
     if _was_trained_on(run.model, options.data) and ALL_ARE_TEST in test.notes:
         notes.append(f"{run.model} was trained on images of {options.data}. Its metrics on them are too good.")
     damaged = logits.damaged + (of_validation.damaged if of_validation else [])

@@ -1,7 +1,7 @@
 """The linear probe: a linear classifier on frozen image features, trained on fractions of the labels."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -10,18 +10,19 @@ import torch
 from accelerate import PartialState
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from tqdm.auto import tqdm
 
 from biomedclip.processing import load_benchmark
 from biomedclip.processing.benchmarks import ClassificationBenchmark
 from biomedclip.processing.images.labeled import check_readable
 from biomedclip.processing.stratified import draw_fraction, hold_out
 
-from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .classification import measure_classification
+from .decision_options import given_decisions
 from .elevater import fit_elevater
 from .features import Features
+from .fractions import MEASURED, drawn_fractions, show_probe, summarize_draws
 from .leaks import report_leaks
+from .reliability import Scored, decide, notes_on, show_decisions
 from .robustness import CorruptedFeatures
 from .run import Run, note_if_few_drawn
 from .zero_shot import (
@@ -43,7 +44,11 @@ STRENGTHS = tuple(10.0**power for power in range(-6, 3))
 ITERATIONS = 1000
 Protocol = Literal["logistic", "elevater"]
 PROTOCOLS = get_args(Protocol)
-MEASURED = ("accuracy", "balanced_accuracy", "auroc")
+# A note on what is fitted on validation images that have chosen the regularization.
+SAME_VALIDATION = (
+    "The regularization was chosen on the same validation images, so that probabilities and decisions look a little "
+    "better on them than on other images."
+)
 _ABSENT = -1e9  # score of a class without training images
 
 
@@ -170,13 +175,34 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         seed=options.seed,
     )
     show_probe(metrics, test.paper_of_linear_probe)
+    usable = test.images.select(features[options.split].rows.tolist())
+    measured = labeled[options.split]
+    fitted_on = None
+    if classifier is not None and given_decisions(options):
+        of_validation = labeled["validation"]
+        fitted_on = Scored(classifier(of_validation.features), of_validation.labels, of_validation.groups)
+    of_test = Scored(scores, measured.labels, measured.groups)
+    decided = decide(of_test, fitted_on, test.classes, options, positive=test.positive)
+    show_decisions(decided.results)
+    calibrated = scores / decided.temperature
+    if decided.temperature != 1:
+        metrics |= classification_metrics(
+            torch.from_numpy(calibrated),
+            usable.labels,
+            test.classes,
+            positive=test.positive,
+            groups=usable.groups,
+            seed=options.seed,
+        )
     if classifier is not None:
         clean = scores, features[options.split].rows.tolist()
         metrics |= corrupted.measure(run, test.images, test.classes, clean, classifier)
     leaks = report_leaks(splits["train"] if options.find_leaks else None, test)
-    usable = test.images.select(features[options.split].rows.tolist())
     damaged = [entry for split in splits for entry in features[split].damaged]
-    notes += note_if_few_drawn(len(usable), usable.groups)
+    notes += [*note_if_few_drawn(len(usable), usable.groups), *notes_on_fit(metrics["by_fraction"])]
+    notes += notes_on(fitted_on, options, decided)
+    if fitted_on is not None:
+        notes.append(SAME_VALIDATION)
     return run.write(
         encoder,
         data=data_of(test, metrics["images"], damaged, notes) | {"leaks": leaks},
@@ -191,9 +217,23 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
             "chosen_by": test.metric,
             "positive": test.positive,
         },
-        predictions=predictions_of(usable, scores, test.classes),
-        subgroups=subgroups_of(usable, torch.from_numpy(scores), test.classes, test.positive, options.seed),
+        predictions=predictions_of(usable, calibrated, test.classes, sets=decided.sets),
+        subgroups=subgroups_of(usable, torch.from_numpy(calibrated), test.classes, test.positive, options.seed),
+        decisions=decided.results,
     )
+
+
+def notes_on_fit(by_fraction: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a note that states to which of several fits the predictions belong."""
+    largest = [*by_fraction][-1]
+    draws = len(by_fraction[largest]["runs"])
+    if len(by_fraction) == draws == 1:
+        return []
+    which = f", draw {draws} of {draws}" if draws > 1 else ""
+    return [
+        f"Predictions, intervals, subgroups and decisions are those of the classifier on {float(largest):.0%} of the "
+        f"training labels{which}."
+    ]
 
 
 def _labeled(benchmark: ClassificationBenchmark, features: Features, classes: Sequence[str]) -> LabeledFeatures:
@@ -254,55 +294,6 @@ def probe_with_scores(
         "by_fraction": by_fraction,
     }
     return metrics, scores, classifier
-
-
-def drawn_fractions(fractions: Sequence[float], draws: int, seed: int) -> Iterable[tuple[float, int]]:
-    """Return each fraction of the labels with the seed of each of its draws, and show the progress."""
-    seeds = [
-        (fraction, number)
-        for fraction in sorted(fractions)
-        for number in range(seed, seed + (draws if fraction < 1 else 1))
-    ]
-    return tqdm(seeds, desc="Classifiers", unit="fit")
-
-
-def summarize_draws(by_fraction: Mapping[str, dict[str, Any]], names: Sequence[str]) -> None:
-    """Add the mean `NAME` and the standard deviation `NAME_sd` over the draws of each fraction."""
-    for summary in by_fraction.values():
-        for name in names:
-            values = [fit[name] for fit in summary["runs"] if fit[name] is not None]
-            summary[name] = float(np.mean(values)) if values else None
-            summary[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def summary_cells(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Return the means of [`summarize_draws`] with their standard deviations, formatted for a table."""
-    cells = []
-    for name in names:
-        value, deviation = summary[name], summary[f"{name}_sd"]
-        spread = f" ± {deviation:.3f}" if deviation is not None else ""
-        cells.append(UNDEFINED if value is None else f"{value:.3f}{spread}")
-    return cells
-
-
-def show_probe(metrics: dict[str, Any], paper: Mapping[str, Any] | None = None) -> None:
-    """Print the metrics by fraction of the labels, the baselines, and the paper's values."""
-    published = (paper or {}).get("by_fraction", {})
-    largest = [*metrics["by_fraction"]][-1]
-    rows: list[tuple[Any, ...]] = []
-    for fraction, summary in metrics["by_fraction"].items():
-        rows.append((f"{float(fraction):.0%} ({summary['runs'][0]['images']:,})", *summary_cells(summary, MEASURED)))
-        if fraction == largest and len(summary["runs"]) == 1:  # several draws have a standard deviation instead
-            intervals = [metrics[f"{name}_interval"] for name in MEASURED]
-            shown = [f"[{ends[0]:.3f}, {ends[1]:.3f}]" if ends else None for ends in intervals]
-            rows.append(("  95 % interval", *shown))
-        if fraction in published:
-            rows.append(("  paper", *(published[fraction].get(name) for name in MEASURED)))
-    rows.append(("chance", metrics["chance"], metrics["chance"], 0.5))
-    rows.append(("majority class", metrics["most_frequent_class"], metrics["chance"], 0.5))
-    title = f"Linear probe, {metrics['images']:,} test images; mean and standard deviation over draws"
-    show_table(title, rows, ["labels", "accuracy", "balanced", "AUROC"])
-    say_undefined(metrics)
 
 
 @dataclass(frozen=True)

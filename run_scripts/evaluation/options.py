@@ -22,7 +22,7 @@ from ..cli.finding_fields import (
     uncertain_option,
 )
 from ..panel_rows.detectors import DETECTOR_HELP
-from .decision_options import OF_VALIDATION, DecisionOptions, check_decisions
+from .decision_options import OF_VALIDATION, DecisionOptions, check_decisions, given_decisions
 from .few_shot.task import SHOTS, check_few_shot_options
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .panels import PANELS, check_panel_options
@@ -71,7 +71,7 @@ _TASKS = {
     "label_column": _LABELED,
     "label_columns label_separator uncertain blank": ["zero-shot", "linear-probe", "image-classification"],
     "report subgroup_column": ["zero-shot", "linear-probe", "image-classification"],
-    "calibrate sensitivity specificity coverage": ["zero-shot", "image-classification"],
+    "calibrate sensitivity specificity coverage": ["zero-shot", "linear-probe", "image-classification"],
     "text_column validation_fraction": ["retrieval"],
     "corruptions": ["zero-shot", "linear-probe", "image-classification"],
     "prompt_sensitivity": ["zero-shot"],
@@ -292,6 +292,8 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
             chosen_corruptions(options.corruptions)
         if getattr(options, "protocol", "logistic") != "logistic":
             raise UsageError("--corruptions needs --protocol logistic, whose classifier does not see the test images.")
+    if getattr(options, "protocol", "logistic") != "logistic" and (fitted := given_decisions(options)):
+        raise UsageError(f"--{fitted[0]} needs --protocol logistic, which has a validation split.")
     if "label_columns" in given:
         _check_findings(options, given)
     if options.task == PANELS:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..classification.calibrations import FILE, Calibration
+from ..classification.calibrations import FILE, Calibration, load_calibration
 from ..cli.reporting import say, show_table
 from .calibration import TEMPERATURES, fit_temperature, measure_calibration, softmax
 from .decision_options import given_decisions
@@ -49,7 +49,7 @@ class Decided:
     """The measured decisions.
 
     Args:
-        temperature: Number by which the logits are divided, 1 if it was not fitted.
+        temperature: Number by which the logits are divided, 1 if it was neither fitted nor read.
         results: `decisions` of `results.json`.
         sets: Prediction set of each test image by column name.
     """
@@ -60,12 +60,18 @@ class Decided:
 
 
 def decide(
-    test: Scored, validation: Scored | None, classes: Sequence[str], options: Any, *, positive: str | None = None
+    test: Scored,
+    validation: Scored | None,
+    classes: Sequence[str],
+    options: Any,
+    *,
+    positive: str | None = None,
+    applied: Calibration | None = None,
 ) -> Decided:
     """Fit what the options ask for on the validation images, and measure it on the test images.
 
     Calibration and abstention are always measured. With two classes, a threshold is that of the positive one (default:
-    the last). Otherwise each class has one.
+    the last). Otherwise each class has one. `applied` is an earlier calibration, for a run without `--calibrate`.
 
     Raises:
         ValueError: If something cannot be fitted. The message names the option.
@@ -85,6 +91,10 @@ def decide(
         except ValueError as error:  # a smaller temperature would be dangerous
             results["not_calibrated"] = str(error)
         results["temperature"] = temperature
+    elif applied is not None:
+        temperature = applied.temperature
+        results |= {"temperature": temperature, "calibration_file": str(applied.path)}
+    if results["temperature"] is not None:
         results["before_calibration"] = measure_calibration(uncalibrated, test.truth, **measured)
     probabilities = softmax(test.logits / temperature)
     results["calibration"] = measure_calibration(probabilities, test.truth, **measured)
@@ -147,11 +157,12 @@ def _operating_point(
 
 
 def notes_on(validation: Scored | None, options: Any, decided: Decided, *, zero_shot: bool = False) -> list[str]:
-    """Return notes on what was fitted."""
+    """Return notes on what was fitted or read."""
+    notes = notes_on_worse(decided.results)
     if validation is None:
-        return []
+        return notes
     images = len(validation.truth)
-    notes = [f"{', '.join(f'--{name}' for name in given_decisions(options))}: fitted on {images:,} validation images."]
+    notes += [f"{', '.join(f'--{name}' for name in given_decisions(options))}: fitted on {images:,} validation images."]
     if zero_shot:
         notes.append("The labels of the validation images were used, so decisions are not zero-shot.")
     if images < FEW_VALIDATION:
@@ -178,6 +189,53 @@ def notes_on(validation: Scored | None, options: Any, decided: Decided, *, zero_
     return notes
 
 
+def notes_on_worse(results: dict[str, Any], of: str = "") -> list[str]:
+    """Return a note if the temperature makes the probabilities of the test images worse. `of` names a finding."""
+    before, after = results.get("before_calibration"), results.get("calibration")
+    if not before or not after:
+        return []
+    names = {"nll": "negative log-likelihood", "ece": "expected calibration error"}
+    worse = [
+        f"{words} {before[name]:.3f} before, {after[name]:.3f} after"
+        for name, words in names.items()
+        if round(after[name], 3) > round(before[name], 3)
+    ]
+    if not worse:
+        return []
+    return [
+        f"The calibration{of} makes the probabilities of the measured images worse: {'; '.join(worse)}. The images may "
+        "differ from the validation images, or these are too few."
+    ]
+
+
+def own_calibration(
+    model: str, labels: Sequence[str], weights: str, fingerprint: str
+) -> tuple[Calibration | None, list[str]]:
+    """Return the calibration in the folder of a fine-tuned classifier, as `biomedclip classify` uses it, and notes.
+
+    Args:
+        model: Folder or Hub id.
+        labels: The labels in the order of the logits.
+        weights: Fingerprint of the weights.
+        fingerprint: Fingerprint of the measured images.
+    """
+    calibration = load_calibration(None, model)
+    if calibration.path is None:
+        return None, []
+    if what := calibration.differs(labels, {}, weights):
+        return None, [
+            f"{calibration.path} was fitted for other {what} and is not applied. biomedclip classify refuses it. Fit "
+            "it again with --calibrate, or remove it."
+        ]
+    notes = [
+        f"The probabilities are calibrated, as in biomedclip classify: {calibration.shown} of {calibration.path}. "
+        "decisions has the calibration error before and after."
+    ]
+    if calibration.fitted_on.get("fingerprint") == fingerprint:
+        notes.append("This calibration was fitted on the measured images, so that its errors are too small.")
+    return calibration, notes
+
+
 def write_calibration(
     decided: Decided,
     folders: Sequence[Path],
@@ -187,7 +245,7 @@ def write_calibration(
     prompts: dict[str, list[str]] | None = None,
 ) -> None:
     """Write `calibration.json` to folders, if a temperature was fitted."""
-    if decided.results["temperature"] is None:
+    if decided.results["temperature"] is None or "calibration_file" in decided.results:
         return
     calibration = Calibration(decided.temperature, list(labels), weights, prompts, fitted_on)
     for folder in folders:

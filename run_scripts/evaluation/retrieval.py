@@ -30,8 +30,9 @@ from biomedclip.retrieval_metrics import (
 from ..cli.errors import UsageError
 from ..cli.own_pairs import COLUMNS, is_built, load_own_pairs
 from ..cli.reporting import UNDEFINED, format_value, say, say_undefined, show_table
-from .bootstrap import bootstrap_means, percentile_interval
+from .bootstrap import bootstrap_means, is_constant, percentile_interval
 from .dual_encoders import BIOVIL, DualEncoder
+from .exact_intervals import exact_interval
 from .examples import find_examples, write_examples
 from .pairs import EmbeddedPairs, check_captions, embed_pairs
 from .parts import Part, Parts
@@ -258,7 +259,8 @@ def retrieval_of_pools(pools: Sequence[Pool], seed: int) -> dict[str, Any]:
     Return recall at 1, 5 and 10 with 95 % intervals and the median rank, by direction, the recall at chance level, and
     the numbers of pairs and articles (of the smallest pool). If an embedding was not finite, the metrics are None, and
     `undefined` contains the reason. `recall_at_K_of_draws` lists the recall of several pools. Then the ends of an
-    interval are percentiles of the bootstrap samples of all pools together, as for a single pool.
+    interval are percentiles of the bootstrap samples of all pools together, as for a single pool. A recall of 0 or 1
+    has the interval of [`exact_interval`] over articles.
     """
     texts = len(pools[0].articles)
     images = [pool.images for pool in pools]
@@ -279,17 +281,18 @@ def retrieval_of_pools(pools: Sequence[Pool], seed: int) -> dict[str, Any]:
         of_pools = [summarize_ranks(counted[direction]) for counted in counts]
         summary: dict[str, Any] = {name: _mean([pool[name] for pool in of_pools]) for name in of_pools[0]}
         for k in RECALLS:
-            resampled = [
-                bootstrap_means(
-                    recall_at(k, counted[direction]).numpy(),
-                    of_pool[direction],
-                    seed=seed if len(pools) == 1 else [seed, draw],
-                )
-                for draw, (counted, of_pool) in enumerate(zip(counts, groups, strict=True))
-            ]
-            summary[f"recall_at_{k}_interval"] = (
-                percentile_interval(np.concatenate(resampled)) if metrics["articles"] > 1 else None
-            )
+            hits = [recall_at(k, counted[direction]).numpy() for counted in counts]
+            if metrics["articles"] < 2:
+                interval = None
+            elif is_constant(np.concatenate(hits)):
+                interval = exact_interval(float(hits[0][0]), metrics["articles"])
+            else:
+                resampled = [
+                    bootstrap_means(of_pool, groups[draw][direction], seed=seed if len(pools) == 1 else [seed, draw])
+                    for draw, of_pool in enumerate(hits)
+                ]
+                interval = percentile_interval(np.concatenate(resampled))
+            summary[f"recall_at_{k}_interval"] = interval
             if len(pools) > 1:
                 summary[f"recall_at_{k}_of_draws"] = [pool[f"recall_at_{k}"] for pool in of_pools]
         metrics[direction] = summary

@@ -24,6 +24,7 @@ from biomedclip.processing.images.labeled import LabeledImages
 from ..cli.plots import plot_robustness
 from ..cli.reporting import UNDEFINED, say, show_table
 from .bootstrap import MIN_USABLE, bootstrap_interval, bootstrap_weights, percentile_interval
+from .exact_intervals import exact_interval
 from .features import Features, FeatureStore
 from .finding_metrics import finding_curves, mean_auroc
 from .run import Run
@@ -149,7 +150,11 @@ def _compare_accuracy(
     truth = np.array([number_of[label] for label in images.labels])
     hits = [(scores.argmax(axis=1) == truth).astype(float) for scores in (before, after)]
     groups = images.groups if images.groups is not None else np.arange(len(truth))
-    interval = bootstrap_interval(hits[0] - hits[1], groups, seed=seed, resamples=resamples) if resamples else None
+    change = hits[0] - hits[1]
+    interval = bootstrap_interval(change, groups, seed=seed, resamples=resamples) if resamples else None
+    if interval is not None and not change.any():  # no answer changes in any bootstrap sample
+        most = exact_interval(0, len(np.unique(np.asarray(groups))))[1]
+        interval = [-most, most]
     return float(hits[0].mean()), float(hits[1].mean()), interval
 
 

@@ -168,14 +168,19 @@ class Run:
         try:
             earlier = json.loads((self.output_dir / "results.json").read_text(encoding="utf-8"))
             had_report = "--report" in shlex.split(earlier["command"])
-            had_calibration = (earlier.get("decisions") or {}).get("temperature") is not None
+            had_calibration = _is_fitted(earlier)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # there was no earlier run
-        is_calibrated = (results.get("decisions") or {}).get("temperature") is not None
-        if had_calibration and not is_calibrated and Path(self.model).resolve() != self.output_dir.resolve():
+        if had_calibration and not _is_fitted(results) and Path(self.model).resolve() != self.output_dir.resolve():
             (self.output_dir / CALIBRATION).unlink(missing_ok=True)
         if had_report:
             (self.output_dir / REPORT).unlink(missing_ok=True)
+
+
+def _is_fitted(results: Mapping[str, Any]) -> bool:
+    """Return whether a run fitted a temperature, and did not read it from a file."""
+    decisions = results.get("decisions") or {}
+    return decisions.get("temperature") is not None and "calibration_file" not in decisions
 
 
 def note_if_few(count: int, what: str) -> list[str]:

@@ -25,7 +25,7 @@ from ..cli.models import check_model_name
 from ..cli.reporting import no_warnings_of_transformers, say, say_undefined, show_table, write_text
 from ..cli.trust import questions_are_errors
 from ..training.visual_question_answering import check_questions_readable, load_questions
-from .bootstrap import bootstrap_interval
+from .bootstrap import fraction_interval
 from .dual_encoders import DualEncoder
 from .features import FEATURES
 from .parts import Part, Parts
@@ -268,7 +268,7 @@ def _means(answers: Sequence[dict[str, Any]], key: str, metric: str, seed: int) 
         else:
             values = np.array([row[key] for row in of_type], dtype=float)
             metrics[name] = float(values.mean())
-            metrics[f"{name}_interval"] = bootstrap_interval(values, [row["image"] for row in of_type], seed=seed)
+            metrics[f"{name}_interval"] = fraction_interval(values, [row["image"] for row in of_type], seed=seed)
     return metrics | ({"undefined": undefined} if undefined else {})
 
 

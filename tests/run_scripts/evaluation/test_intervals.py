@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from helpers.bootstrap import scipy_interval
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score
 
 from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
 from biomedclip.run_scripts.evaluation import linear_probe, zero_shot
 from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
 from biomedclip.run_scripts.evaluation.classification import measure_classification
-from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe_with_scores, show_probe
+from biomedclip.run_scripts.evaluation.fractions import show_probe
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe_with_scores
 from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
 from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools, show_retrieval
 from biomedclip.run_scripts.evaluation.run import note_if_few_drawn
@@ -142,7 +144,9 @@ def test_retrieval_draws_whole_articles(several):
             if hits.std():  # scipy has no interval of constants
                 assert interval == pytest.approx(scipy_interval(hits, groups, 6)), (direction, k)
             else:
-                assert interval == [hits[0], hits[0]]
+                number = len(set(groups))
+                expected = binomtest(int(hits[0]) * number, number).proportion_ci(method="exact")
+                assert interval == pytest.approx([expected.low, expected.high])
 
 
 def answers(right: np.ndarray, images: np.ndarray) -> list[dict]:
@@ -169,7 +173,9 @@ def test_nan_scores_of_answers_make_the_accuracy_undefined(tmp_path, capsys):
     rows[2] |= {"right": None, "given": None, "score": None}
     metrics = answer_metrics(rows, seed=0)
     assert metrics["accuracy"] is None and metrics["open_accuracy"] is None and metrics["closed_accuracy"] == 1
-    assert metrics["accuracy_interval"] is None and metrics["closed_accuracy_interval"] == [1, 1]
+    assert metrics["accuracy_interval"] is None and metrics["closed_accuracy_interval"] == pytest.approx(
+        [0.025 ** (1 / 3), 1]
+    )
     assert metrics["undefined"] == {
         "accuracy": "the scores of 1 of 6 answers are NaN or infinite",
         "open_accuracy": "the scores of 1 of 3 answers are NaN or infinite",
@@ -226,7 +232,7 @@ def test_accuracy_chooses_the_strength_if_validation_lacks_a_class():
 
     train, validation, test = split(60, 3), split(40, 2), split(60, 3)
     by_auroc, by_accuracy = (
-        probe_with_scores(train, validation, test, ["a", "b", "c"], fractions=[1.0], metric=metric)
+        probe_with_scores(train, validation, test, ["a", "b", "c"], fractions=[1.0], metric=metric)[0]
         for metric in ("auroc", "accuracy")
     )
     assert by_auroc == by_accuracy

@@ -1,14 +1,22 @@
 """The linear probe against scikit-learn used by hand, and its draws of the labels."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, recall_score, roc_auc_score
 
 from biomedclip.processing.benchmarks.facts import facts_of
+from biomedclip.run_scripts.cli.errors import UsageError
 from biomedclip.run_scripts.evaluation import linear_probe as module
 from biomedclip.run_scripts.evaluation.comparison import headline
-from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe_with_scores, show_probe
+from biomedclip.run_scripts.evaluation.fractions import show_probe
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe_with_scores
+from biomedclip.run_scripts.evaluation.reliability import Scored, decide
 
 
 def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabeledFeatures:
@@ -107,3 +115,70 @@ def test_classes_that_training_lacks_are_never_answered():
     with pytest.raises(ValueError, match="of one class"):
         only = train.select(np.flatnonzero(train.labels == 0))
         probe_with_scores(only, only, only, ["a", "b", "c"])
+
+
+@pytest.fixture
+def patients(tmp_path) -> str:
+    """A table of 240 images of 120 patients in two classes that look alike, with the device of each image."""
+    generator = np.random.default_rng(0)
+    lines = ["image,label,patient,device"]
+    (tmp_path / "data").mkdir()
+    for number in range(240):
+        light = int(generator.integers(2))
+        pixels = generator.integers(0, 150, size=(32, 32), dtype=np.uint8) + np.uint8(20 * light + number % 7)
+        Image.fromarray(pixels).save(tmp_path / "data" / f"{number}.png")
+        label = ("dark", "light")[light if generator.random() < 0.8 else 1 - light]
+        lines.append(f"{number}.png,{label},p{number // 2},{'ab'[number % 3 == 0]}")
+    path = tmp_path / "data" / "table.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def test_the_probe_is_calibrated_and_decides_on_its_validation_images(measure, patients, tmp_path, capsys):
+    options = ["--group-column", "patient", "--subgroup-column", "device", "--fractions", "0.2", "1", "--draws", "2"]
+    plain = measure("linear-probe", patients, *options, out="plain")
+    fitted = ["--calibrate", "--sensitivity", "0.9", "--coverage", "0.8", "--report"]
+    results = measure("linear-probe", patients, *options, *fitted)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    found, rows = results["decisions"], pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    before = pq.read_table(tmp_path / "plain" / "predictions.parquet").to_pylist()
+    truth = np.array([row["true"] == "light" for row in rows])
+    scores, chances = (np.array([row["probability_light"] for row in table]) for table in (before, rows))
+    log_odds = np.log(scores / (1 - scores))
+    assert found["temperature"] != 1 and plain["decisions"]["temperature"] is None
+    np.testing.assert_allclose(chances, expit(log_odds / found["temperature"]), rtol=1e-9)
+    for name, probabilities in (("before_calibration", scores), ("calibration", chances)):
+        assert found[name]["nll"] == pytest.approx(log_loss(truth, probabilities))
+        assert found[name]["brier"] == pytest.approx(2 * brier_score_loss(truth, probabilities))
+    assert plain["decisions"]["calibration"] == found["before_calibration"]
+    (point,) = found["operating_points"]
+    assert point["class"] == "light" and point["on_validation"] >= 0.9
+    assert point["sensitivity"] == recall_score(truth, chances >= point["threshold"])
+    (sets,) = found["prediction_sets"]
+    assert sets["measured_coverage"] == np.mean([row["true"] in row["set_0.8"] for row in rows])
+    assert results["metrics"]["accuracy"] == plain["metrics"]["accuracy"] and set(results["subgroups"]) == {"device"}
+    notes = " ".join(results["data"]["notes"])
+    assert "decisions are those of the classifier on 100% of the training labels." in notes
+    assert "The regularization was chosen on the same validation images" in notes
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Calibration, temperature" in page and "Prediction sets" in page and "By device" in page
+    assert not (tmp_path / "out" / "calibration.json").exists(), "the probe is not saved, so classify cannot use it"
+
+
+def test_the_temperature_of_a_probe_is_fitted_on_validation_images(monkeypatch):
+    """Against a plain loop over many temperatures, on the scores of the classifier that the probe returns."""
+    train, validation, test = split(300, 3, 0, 0.2), split(200, 3, 1, 0.2), split(200, 3, 2, 0.2)
+    _, scores, classifier = probe_with_scores(train, validation, test, ["a", "b", "c"], fractions=[1.0])
+    own = Scored(classifier(validation.features), validation.labels)
+    options = SimpleNamespace(calibrate=True, sensitivity=[], specificity=[], coverage=[], seed=0)
+    decided = decide(Scored(scores, test.labels), own, ["a", "b", "c"], options)
+    losses = {}
+    for temperature in np.geomspace(0.5, 2, 100):
+        chances = [softmax(row / temperature) for row in own.logits]
+        losses[temperature] = -np.mean([np.log(row[label]) for row, label in zip(chances, own.truth, strict=True)])
+    assert decided.temperature == pytest.approx(min(losses, key=losses.get), rel=1.5e-2)
+
+
+def test_decisions_of_the_protocol_without_validation_images_are_refused(measure, patients, capsys, no_model):
+    with pytest.raises(UsageError, match="--calibrate needs --protocol logistic, which has a validation split"):
+        measure("linear-probe", patients, "--protocol", "elevater", "--calibrate")

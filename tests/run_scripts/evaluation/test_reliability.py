@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from biomedclip.run_scripts.classification.calibrations import read_calibration
 from biomedclip.run_scripts.evaluate import main as evaluate
 from biomedclip.run_scripts.evaluation.calibration import fit_temperature
 from biomedclip.run_scripts.evaluation.decisions import conformal_threshold
+from biomedclip.run_scripts.evaluation.reliability import Scored, decide, notes_on
 from biomedclip.run_scripts.main import main
 
 
@@ -124,6 +126,54 @@ def test_classify_uses_the_calibration_of_a_classifier_and_states_it(case, tmp_p
     np.testing.assert_array_equal(classified("--calibration", tmp_path / "out")[0], calibrated)
     assert main([*map(str, command), "--calibration", "none"]) == 2
     assert "has no effect" in capsys.readouterr().err
+
+
+def test_evaluate_applies_the_calibration_of_a_classifier_as_classify_does(case, tmp_path, capsys):
+    model, data, _ = case
+    calibrated = run(model, data, tmp_path / "out", "--calibrate")
+    results = run(model, data, tmp_path / "again")
+    found = results["decisions"]
+    assert found["calibration_file"] == str(model / "calibration.json")
+    for name in ("temperature", "before_calibration", "calibration"):
+        assert found[name] == calibrated["decisions"][name]
+    assert any(
+        "The probabilities are calibrated, as in biomedclip classify" in note for note in results["data"]["notes"]
+    )
+    output = tmp_path / "rows.json"
+    assert main(["classify", str(data / "test"), "--model", str(model), "--wide", "--output", str(output)]) == 0
+    rows = json.loads(output.read_text())
+    predicted = pq.read_table(tmp_path / "again" / "predictions.parquet").to_pylist()
+    classified = [[row[label] for label in CLASSES] for row in rows]
+    np.testing.assert_allclose(
+        [[row[f"probability_{label}"] for label in CLASSES] for row in predicted], classified, atol=1e-5
+    )
+    same = run(model, data, tmp_path / "same", "--split", "validation")
+    assert any("fitted on the measured images" in note for note in same["data"]["notes"])
+    content = json.loads((model / "calibration.json").read_text())
+    (model / "calibration.json").write_text(json.dumps(content | {"weights": "other"}))
+    results = run(model, data, tmp_path / "other")
+    assert results["decisions"]["temperature"] is None
+    assert any("was fitted for other weights and is not applied" in note for note in results["data"]["notes"])
+    (model / "calibration.json").write_text(json.dumps(content | {"temperature": -1}))
+    command = ["evaluate", "image-classification", "--model", model, "--data", data, "--output-dir", tmp_path / "bad"]
+    assert main(list(map(str, command))) == 1
+    assert "the field temperature is missing or wrong" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_calibration_that_makes_the_test_images_worse_is_noted():
+    """The labels of the validation images are drawn at a higher temperature than those of the test images."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(scale=4, size=(400, 3))
+    labels = [[generator.choice(3, p=softmax(row / scale)) for row in logits] for scale in (4, 1)]
+    validation, test = (Scored(logits, np.array(truth)) for truth in labels)
+    options = SimpleNamespace(calibrate=True, sensitivity=[], specificity=[], coverage=[], seed=0)
+    decided = decide(test, validation, CLASSES, options)
+    before, after = (log_loss(labels[1], softmax(logits / scale, axis=1)) for scale in (1, decided.temperature))
+    (note,) = [note for note in notes_on(validation, options, decided) if "worse" in note]
+    assert f"negative log-likelihood {before:.3f} before, {after:.3f} after" in note
+    assert f"expected calibration error {decided.results['before_calibration']['ece']:.3f} before" in note
+    right = decide(validation, validation, CLASSES, options)
+    assert not any("worse" in note for note in notes_on(validation, options, right))
 
 
 def test_thresholds_and_sets_are_chosen_on_validation_and_measured_on_test(case, tmp_path, capsys):
